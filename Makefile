@@ -1,0 +1,37 @@
+# make demo: the environment, then the main job on the trained example. make test: lint, types and the whole test suite.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+FASHION := examples/fashion
+
+.PHONY: demo test lint types suite clean
+
+demo: $(VENV)/.installed
+	$(BIN)/convrewrite optimize $(FASHION)/fashion.pt --factory $(FASHION)/model.py:fashion_resnet \
+		--rule separable --calib $(FASHION)/calibration.npz -o demo-out
+	$(BIN)/python $(FASHION)/evaluate.py $(FASHION)/fashion.pt demo-out/model.onnx
+
+test: lint types suite
+
+lint: $(VENV)/.tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.tested
+	$(BIN)/mypy
+
+suite: $(VENV)/.tested
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo-out build dist .mypy_cache .ruff_cache .hypothesis
