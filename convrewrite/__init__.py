@@ -1,0 +1,46 @@
+"""convrewrite: a trained PyTorch CNN in, a smaller and faster one that still computes the same out.
+
+The public names are these; they are imported when first used, so that ``import convrewrite`` stays light.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from convrewrite.errors import ConvRewriteError
+    from convrewrite.exporting import export
+    from convrewrite.pipeline import Result, RewriteConvolutions, analyze, optimize
+    from convrewrite.storing import load
+    from convrewrite.verifying import verify
+
+__all__ = [
+    "ConvRewriteError",
+    "Result",
+    "RewriteConvolutions",
+    "analyze",
+    "export",
+    "load",
+    "optimize",
+    "verify",
+]
+
+_HOMES = {
+    "ConvRewriteError": "convrewrite.errors",
+    "Result": "convrewrite.pipeline",
+    "RewriteConvolutions": "convrewrite.pipeline",
+    "analyze": "convrewrite.pipeline",
+    "export": "convrewrite.exporting",
+    "load": "convrewrite.storing",
+    "optimize": "convrewrite.pipeline",
+    "verify": "convrewrite.verifying",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'convrewrite' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

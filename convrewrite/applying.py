@@ -1,0 +1,102 @@
+"""Surgery on a copy of the model: build the modules a site becomes, fold BatchNorm, put them in place.
+
+Replacing through the parent needs no graph and keeps the user's own class, its other names and its state-dict keys.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from convrewrite.conv import ConvSpec, canonical_kernel, module_weight
+from convrewrite.errors import TraceError
+from convrewrite.layers.branches import SumOfBranches
+from convrewrite.sites import Conv, Site
+from convrewrite.structure import Option, Stage, branch_kernels, branch_specs
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """A deep copy in eval mode. Raises TraceError for a model that cannot be copied."""
+    try:
+        return copy.deepcopy(model).eval()
+    except Exception as error:
+        raise TraceError(
+            f"{type(model).__name__}: the model cannot be copied ({error}); "
+            "a model that holds open files, locks or non-leaf tensors must let go of them first"
+        ) from error
+
+
+def folded_kernel(model: nn.Module, site: Site) -> tuple[Tensor, Tensor]:
+    """Canonical kernel and bias ``(O,)`` in float64, with the BatchNorm that follows the site folded in."""
+    conv = model.get_submodule(site.name)
+    assert isinstance(conv, Conv)
+    kernel = canonical_kernel(conv.weight.detach(), site.spec).double()
+    bias = kernel.new_zeros(len(kernel)) if conv.bias is None else conv.bias.detach().double()
+    if site.batch_norm is None:
+        return kernel, bias
+    norm = model.get_submodule(site.batch_norm)
+    assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    shift = -norm.running_mean.double() * scale
+    if norm.affine:
+        weight, offset = norm.weight.detach().double(), norm.bias.detach().double()
+        scale, shift = scale * weight, shift * weight + offset
+    return kernel * scale[:, None, None, None], bias * scale + shift
+
+
+def build_conv(spec: ConvSpec, kernel: Tensor, bias: Tensor | None, like: Tensor) -> nn.Module:
+    """A convolution module with this canonical kernel, in the dtype and on the device of ``like``."""
+    module = spec.build(like.dtype, like.device)
+    with torch.no_grad():
+        module.weight.copy_(module_weight(kernel, spec))
+        if module.bias is not None:
+            assert bias is not None, "the geometry asks for a bias"
+            module.bias.copy_(bias)
+    return module.eval()
+
+
+def build_option(
+    spec: ConvSpec,
+    stages: Sequence[Stage],
+    option: Option,
+    kernels: Sequence[Tensor],
+    bias: Tensor | None,
+    like: Tensor,
+) -> nn.Module:
+    """The module that computes ``option`` in place of ``spec``, with the given canonical stage kernels."""
+    specs = branch_specs(spec, stages, option.lowering)
+    parts = branch_kernels(kernels, stages, option.lowering)
+    chains = [
+        nn.Sequential(*(build_conv(s, k, bias, like) for s, k in zip(chain, part, strict=True)))
+        for chain, part in zip(specs, parts, strict=True)
+    ]
+    return (chains[0] if len(chains) == 1 else SumOfBranches(chains)).eval()
+
+
+def empty_option(spec: ConvSpec, stages: Sequence[Stage], option: Option, like: Tensor) -> nn.Module:
+    """As :func:`build_option`, before its weights are loaded."""
+    chains = [
+        nn.Sequential(*(s.build(like.dtype, like.device) for s in chain))
+        for chain in branch_specs(spec, stages, option.lowering)
+    ]
+    return (chains[0] if len(chains) == 1 else SumOfBranches(chains)).eval()
+
+
+def replace_site(model: nn.Module, site: Site, module: nn.Module) -> None:
+    """Put ``module`` in the site's place, wherever the model holds it; a folded BatchNorm becomes an identity."""
+    original = model.get_submodule(site.name)
+    module.train(original.training)
+    for parameter in module.parameters():
+        parameter.requires_grad_(any(p.requires_grad for p in original.parameters()))
+    replacements: dict[int, nn.Module] = {id(original): module}
+    if site.batch_norm is not None:
+        replacements[id(model.get_submodule(site.batch_norm))] = nn.Identity()
+    _replace(model, replacements)
+
+
+def _replace(model: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None and id(child) in replacements:
+                setattr(parent, name, replacements[id(child)])

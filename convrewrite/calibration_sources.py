@@ -1,0 +1,279 @@
+"""Where calibration inputs come from: files, folders, tensors, loaders. Each source becomes raw tensors, not yet checked.
+
+Nothing here runs code from a file: arrays are read without pickle, ``.pt`` files with ``weights_only=True``. Only an object
+the caller names himself (``FILE.py:NAME``) is imported, through the function he passes.
+"""
+
+import itertools
+import pickle
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from convrewrite.errors import CalibrationError
+from convrewrite.image_folder import list_images, read_images
+
+_INPUT_NAMES = ("image", "images", "input", "inputs", "x", "pixel_values")
+_LABEL_NAMES = frozenset({"label", "labels", "target", "targets", "y"})
+_SUFFIXES = ".npy, .npz, .pt, .pth, a folder of images, or FILE.py:NAME"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is wanted of a source: how the model's inputs look, how many examples at most, and what to ask of images."""
+
+    example: tuple[Tensor, ...]
+    limit: int
+    seed: int
+    resize: tuple[int, int] | None
+    import_object: Callable[[str], object] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some examples as they were found: one tensor for each model input, and where in the source each example stood."""
+
+    tensors: tuple[Tensor, ...]
+    positions: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A readable source. ``total`` is the number of examples it has, None when only reading it to its end could tell."""
+
+    name: str
+    chunks: Iterable[Chunk]
+    total: int | None = None
+
+
+@runtime_checkable
+class _MapDataset(Protocol):
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+def open_source(source: object, request: Request) -> Source:
+    """Find out what ``source`` is; raises CalibrationError when it is missing, unreadable or of no known kind."""
+    match source:
+        case str() | Path():
+            return _read_path(source, request)
+        case Tensor():
+            return _read_arrays((source,), "a tensor", request)
+        case np.ndarray():
+            return _read_arrays((source,), "an array", request)
+        case tuple():
+            return _read_arrays(source, "a tuple of tensors", request)
+        case Mapping():
+            return _read_arrays(_pick(source, len(request.example), "a mapping", strict=True), "a mapping", request)
+        case list():
+            return _read_stream(source, "a list of batches", request)
+        case _MapDataset() if isinstance(source, Dataset) or not isinstance(source, Iterable):
+            return _read_dataset(source, request)
+        case Iterable():
+            return _read_stream(source, type(source).__name__, request)
+    if callable(source):
+        made = source()
+        if not callable(made) or isinstance(made, Iterable):
+            return open_source(made, request)
+    raise CalibrationError(
+        f"calibration source: expected a path, a tensor, an array or an iterable of batches, found {type(source).__name__}"
+    )
+
+
+def _read_path(source: str | Path, request: Request) -> Source:
+    path = Path(source)
+    if not path.exists() and isinstance(source, str) and ":" in source:
+        return _read_object(source, request)
+    if not path.exists():
+        raise CalibrationError(f"{path}: expected calibration inputs ({_SUFFIXES}), found no such file")
+    if path.is_dir():
+        return _read_folder(path, request)
+    suffix = path.suffix.lower()
+    readers = {".npy": _read_npy, ".npz": _read_npz, ".pt": _read_pt, ".pth": _read_pt}
+    if suffix not in readers:
+        raise CalibrationError(f"{path}: expected {_SUFFIXES}, found a file of type {suffix or 'without a suffix'!r}")
+    return readers[suffix](path, request)
+
+
+def _read_object(target: str, request: Request) -> Source:
+    if request.import_object is None:
+        raise CalibrationError(f"{target}: expected a file, found none; objects cannot be named here: pass the object itself")
+    found = open_source(request.import_object(target), request)
+    return Source(target, found.chunks, found.total)
+
+
+def _read_npy(path: Path, request: Request) -> Source:
+    with _reading(path, "a NumPy array"):
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        return _read_arrays((array,), str(path), request)
+
+
+def _read_npz(path: Path, request: Request) -> Source:
+    with _reading(path, "a NumPy archive"), np.load(path, allow_pickle=False) as archive:
+        return _read_arrays(_pick(archive, len(request.example), str(path), strict=True), str(path), request)
+
+
+def _read_pt(path: Path, request: Request) -> Source:
+    with _reading(path, "tensors alone, saved with torch.save"):
+        found = torch.load(path, weights_only=True, map_location="cpu")
+    if not isinstance(found, (Tensor, tuple, list, Mapping)):
+        raise CalibrationError(f"{path}: expected a tensor, or a tuple, list or dict of them, found {type(found).__name__}")
+    source = open_source(found, request)
+    return Source(str(path), source.chunks, source.total)
+
+
+@contextmanager
+def _reading(path: Path, expected: str) -> Iterator[None]:
+    """Turns what a truncated, foreign or pickled file raises into a CalibrationError that names it and what it should hold."""
+    try:
+        yield
+    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CalibrationError(f"{path}: expected {expected}, but it cannot be read: {reason}") from error
+
+
+def _read_folder(folder: Path, request: Request) -> Source:
+    paths = list_images(folder)
+    if len(request.example) != 1:
+        raise CalibrationError(f"{folder}: a folder gives one input, the model takes {len(request.example)}; use an .npz")
+    chosen = _choose(len(paths), request)
+    images = read_images([paths[i] for i in chosen], request.example[0].shape[1:], request.resize)
+    return Source(str(folder), [Chunk((images,), chosen)], len(paths))
+
+
+def _read_dataset(dataset: _MapDataset, request: Request) -> Source:
+    total = len(dataset)
+    chosen = _choose(total, request)
+    batches = (_positional(dataset[i], request) for i in chosen)
+    chunks = (Chunk(tuple(t[None] for t in tensors), [i]) for tensors, i in zip(batches, chosen, strict=True))
+    return Source(type(dataset).__name__, _guarded(chunks, type(dataset).__name__), total)
+
+
+def _read_stream(batches: Iterable[Any], name: str, request: Request) -> Source:
+    return Source(name, _guarded(_stream(batches, request), name))
+
+
+def _stream(batches: Iterable[Any], request: Request) -> Iterator[Chunk]:
+    """One chunk for every batch; an item without a batch axis is a batch of one."""
+    count = 0
+    for batch in batches:
+        tensors = _positional(batch, request)
+        if tensors[0].dim() == request.example[0].dim() - 1 and not _lacks_channels(tensors[0], request.example[0]):
+            tensors = tuple(tensor[None] for tensor in tensors)
+        size = len(tensors[0]) if tensors[0].dim() else 0
+        yield Chunk(tensors, range(count, count + size))
+        count += size
+
+
+def _lacks_channels(tensor: Tensor, example: Tensor) -> bool:
+    """Whether a tensor of one axis too few is a batch ``(N, H, W)`` of grey images, not one image ``(1, H, W)``."""
+    return example.dim() == 4 and example.shape[1] == 1 and len(tensor) != 1 and tensor.shape[1:] == example.shape[2:]
+
+
+def _guarded(chunks: Iterator[Chunk], name: str) -> Iterator[Chunk]:
+    """The same chunks; what the caller's loader raises becomes a CalibrationError that names it."""
+    for number in itertools.count():
+        try:
+            chunk = next(chunks)
+        except StopIteration:
+            return
+        except CalibrationError:
+            raise
+        except Exception as error:  # the caller's own code may raise anything
+            raise CalibrationError(f"{name}: batch {number}: reading it raised {type(error).__name__}: {error}") from error
+        yield chunk
+
+
+def _positional(batch: object, request: Request) -> tuple[Tensor, ...]:
+    """The tensors of a batch that are model inputs: the first ones, or in a mapping those with the names of inputs."""
+    count = len(request.example)
+    if isinstance(batch, (Tensor, np.ndarray)):
+        values: Sequence[Any] = (batch,)
+    elif isinstance(batch, Mapping):
+        values = _pick(batch, count, "a batch", strict=False)
+    elif isinstance(batch, (tuple, list)):
+        values = batch
+    else:
+        raise CalibrationError(
+            f"a batch: expected a tensor, a tuple or a dict of tensors, found {type(batch).__name__}; "
+            "convert it, for images with a ToTensor transform"
+        )
+    return _tensors(values, count, "a batch")
+
+
+def _pick(named: Mapping[str, Any], count: int, where: str, *, strict: bool) -> list[Any]:
+    """The values of ``named`` that are the model's ``count`` inputs. ``strict`` refuses to guess among several."""
+    names = [str(name) for name in named]
+    if count == 1:
+        known = [name for name in names if name.lower() in _INPUT_NAMES]
+        if known:
+            return [named[known[0]]]
+    numbered = [f"input.{i}" for i in range(count)]
+    if all(name in names for name in numbered):
+        return [named[name] for name in numbered]
+    rest = [name for name in names if name.lower() not in _LABEL_NAMES]
+    if len(rest) < count or (strict and len(rest) > count):
+        expected = "one array, or one named images" if count == 1 else f"{count} arrays, named input.0 to input.{count - 1}"
+        raise CalibrationError(f"{where}: expected {expected}, found {_listed(names)}")
+    return [named[name] for name in rest[:count]]
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:6]) or "nothing"
+    return f"{shown} and {len(names) - 6} more" if len(names) > 6 else shown
+
+
+def _read_arrays(values: Sequence[Any], name: str, request: Request) -> Source:
+    """Whole inputs of known length: more than ``limit`` examples are thinned at random, as they may be sorted by class."""
+    count = len(request.example)
+    if len(values) < count:
+        raise CalibrationError(f"{name}: expected {count} tensors, one for each model input, found {len(values)}")
+    wanted = values[:count]
+    sizes = {_length(value, name) for value in wanted}
+    if len(sizes) != 1:
+        raise CalibrationError(f"{name}: expected as many examples in every input, found {sorted(sizes)}")
+    total = sizes.pop()
+    chosen = _choose(total, request)
+    thinned = wanted if len(chosen) == total else [value[chosen] for value in wanted]
+    return Source(name, [Chunk(_tensors(thinned, count, name), chosen)], total)
+
+
+def _length(value: object, name: str) -> int:
+    if not isinstance(value, (Tensor, np.ndarray)):
+        raise CalibrationError(f"{name}: expected tensors or arrays, found {type(value).__name__}")
+    return value.shape[0] if value.ndim else 0
+
+
+def _choose(total: int, request: Request) -> list[int]:
+    """The indices to use, in order: all, or ``limit`` of them drawn at random."""
+    if total <= request.limit:
+        return list(range(total))
+    drawn = torch.randperm(total, generator=torch.Generator().manual_seed(request.seed))[: request.limit]
+    return sorted(drawn.tolist())
+
+
+def _tensors(values: Sequence[Any], count: int, where: str) -> tuple[Tensor, ...]:
+    if len(values) < count:
+        raise CalibrationError(f"{where}: expected {count} tensors, one for each model input, found {len(values)}")
+    return tuple(_tensor(value, where) for value in values[:count])
+
+
+def _tensor(value: object, where: str) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if not isinstance(value, np.ndarray):
+        raise CalibrationError(f"{where}: expected tensors or arrays, found {type(value).__name__}")
+    if value.dtype.kind not in "fuib":
+        raise CalibrationError(f"{where}: expected numbers, floating-point or uint8, found an array of {value.dtype}")
+    # torch knows only the machine's own byte order and writable memory.
+    native = value.dtype.newbyteorder("=")
+    return torch.from_numpy(np.array(value, dtype=np.float64 if native.itemsize > 8 else native))

@@ -1,0 +1,426 @@
+"""The command line. A thin layer: it reads arguments, shows progress and results, and turns errors into exit codes."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from convrewrite.errors import ConvRewriteError, UsageError, VerificationError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from convrewrite.loading import Loaded
+    from convrewrite.rewriting import Progress
+    from convrewrite.verifying import OnnxModel
+
+app = typer.Typer(
+    name="convrewrite",
+    help="Rewrite the convolutions of a trained PyTorch CNN into smaller, faster ones that still compute the same.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+rules_app = typer.Typer(help="The rules that say which convolutions become what.", no_args_is_help=True)
+app.add_typer(rules_app, name="rules")
+
+MODEL_HELP = "A .pt/.pth file (a whole module, or a state dict with --factory), or pkg.mod:callable."
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+Rules = Annotated[
+    list[str] | None, typer.Option("--rule", help="A built-in rule or a rule file; repeat to let them compete.")
+]
+Input = Annotated[
+    list[str] | None, typer.Option("--input", help="Shape of an input, as 1x3x224x224; repeat for several inputs.")
+]
+Factory = Annotated[
+    str | None, typer.Option("--factory", help="FILE.py:NAME or pkg.mod:NAME that builds the model of a state dict.")
+]
+Calib = Annotated[
+    str | None,
+    typer.Option("--calib", help="Inputs to fit to: .npy, .npz, .pt, a folder of images, FILE.py:NAME; or 'weights'."),
+]
+Mean = Annotated[
+    str | None, typer.Option("--mean", help="Mean per channel of normalised images, as 0.485,0.456,0.406.")
+]
+Std = Annotated[str | None, typer.Option("--std", help="Standard deviation per channel.")]
+Resize = Annotated[
+    str | None, typer.Option("--resize", help="Resize images of a folder to HxW before they are cropped.")
+]
+Budget = Annotated[
+    list[str] | None, typer.Option("--budget", help="Part of the whole model's cost, as macs=0.5 or params=0.5.")
+]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads at which latency is measured.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Execute the code in a model file that is not safe to load.")]
+Memory = Annotated[
+    float, typer.Option("--memory", min=0.001, help="GB of activations held at once; the rest waits on disk.")
+]
+
+
+@app.command()
+def optimize(
+    model: Model,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")],
+    rule: Rules = None,
+    input_: Input = None,
+    factory: Factory = None,
+    calib: Calib = None,
+    mean: Mean = None,
+    std: Std = None,
+    resize: Resize = None,
+    budget: Budget = None,
+    threads: Threads = 1,
+    seed: Seed = 0,
+    memory: Memory = 4.0,
+    trust: Trust = False,
+) -> None:
+    """Rewrite MODEL by the rules, export and verify the result, and report what was saved."""
+    from convrewrite import pipeline, storing
+    from convrewrite.reporting import render_text
+    from convrewrite.rules import resolve
+
+    storing.check_writable(out)
+    chosen = resolve(rule or ["separable"])
+    asked = _budget(budget or [])
+    loaded = _load(model, factory, trust)
+    inputs, notes = _example(loaded, input_, calib)
+    data = _calibration(calib, inputs, seed, mean, std, resize)
+    with _progress() as progress:
+        result = pipeline.optimize(
+            loaded.model, inputs, chosen, data, asked, seed,
+            threads=threads, memory=int(memory * 2**30), name=model, notes=(*loaded.notes, *notes), progress=progress,
+        )  # fmt: skip
+        result.save(out)
+    typer.echo(render_text(result.report))
+    typer.echo(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+
+
+@app.command()
+def analyze(
+    model: Model,
+    rule: Rules = None,
+    input_: Input = None,
+    factory: Factory = None,
+    trust: Trust = False,
+) -> None:
+    """Show every convolution of MODEL: kind, geometry, parameters, MACs, and which rules would take it or why not."""
+    from convrewrite import pipeline
+    from convrewrite.reporting import render_sites
+
+    loaded = _load(model, factory, trust)
+    inputs, notes = _example(loaded, input_, None)
+    rows = pipeline.analyze(loaded.model, inputs, rule)
+    typer.echo(render_sites(rows))
+    for note in (*loaded.notes, *notes):
+        typer.echo(f"Note: {note}")
+
+
+@app.command()
+def verify(
+    a: Annotated[str, typer.Argument(metavar="A", help="The original: .pt, .onnx, or a result folder.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
+    input_: Input = None,
+    factory: Factory = None,
+    calib: Calib = None,
+    expect: Annotated[
+        str | None,
+        typer.Option(
+            "--expect", help="'parity' (the same numbers) or 'fidelity'; by default parity of torch with ONNX."
+        ),
+    ] = None,
+    agreement: Annotated[float | None, typer.Option("--agreement", help="Least top-1 agreement, as 0.98.")] = None,
+    error: Annotated[float | None, typer.Option("--error", help="Largest relative output error, as 0.05.")] = None,
+    seed: Seed = 0,
+    trust: Trust = False,
+) -> None:
+    """Compare the outputs of A and B: parity where they must be the same model, fidelity where one approximates."""
+    from convrewrite import verifying
+
+    if expect not in (None, "parity", "fidelity"):
+        raise UsageError(f"--expect: expected parity or fidelity, found {expect}")
+    first, second = _runner(a, factory, trust), _runner(b, factory, trust)
+    inputs = _common_inputs(first, second, input_, calib, seed)
+    outcome = verifying.verify(first, second, inputs)
+    by_default = (
+        "parity" if isinstance(first, verifying.OnnxModel) != isinstance(second, verifying.OnnxModel) else "fidelity"
+    )
+    wanted = expect or ("fidelity" if agreement is not None or error is not None else by_default)
+    _show_verification(outcome, inputs[0].shape[0], "the calibration inputs" if calib else "random inputs")
+    if wanted == "parity":
+        verifying.require_parity(outcome.parity)
+        typer.echo("Parity holds.")
+    _require_fidelity(outcome.fidelity, agreement, error)
+
+
+@app.command()
+def bench(
+    a: Annotated[str, typer.Argument(metavar="A", help="The reference: .pt, .onnx, or a result folder.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
+    input_: Input = None,
+    factory: Factory = None,
+    threads: Threads = 1,
+    rounds: Annotated[int, typer.Option("--rounds", min=3, help="Interleaved rounds.")] = 25,
+    trust: Trust = False,
+) -> None:
+    """Time A and B side by side, interleaved; the ratio is the median over rounds of paired ratios."""
+    import tempfile
+
+    from tabulate import tabulate
+
+    from convrewrite import exporting, latency, verifying
+    from convrewrite.reporting import figures
+
+    first, second = _runner(a, factory, trust), _runner(b, factory, trust)
+    inputs = _common_inputs(first, second, input_, None, 0)
+    inputs = tuple(tensor[:1] for tensor in inputs)
+    comparisons = []
+    with tempfile.TemporaryDirectory(prefix="convrewrite-") as folder, _progress() as progress:
+        paths = []
+        for index, (source, runner) in enumerate(((a, first), (b, second))):
+            is_onnx = isinstance(runner, verifying.OnnxModel)
+            progress("bench", index, 4, f"export {source}")
+            paths.append(
+                Path(source) if is_onnx else exporting.export(runner, inputs, Path(folder) / f"{index}.onnx").path
+            )
+        progress("bench", 2, 4, "onnxruntime")
+        comparisons.append(latency.compare_onnx(paths[0], paths[1], inputs, threads=threads, rounds=rounds))
+        if not isinstance(first, verifying.OnnxModel) and not isinstance(second, verifying.OnnxModel):
+            progress("bench", 3, 4, "torch")
+            comparisons.append(latency.compare_torch(first, second, inputs, threads=threads, rounds=rounds))
+    rows = [
+        (c.runtime, figures.duration(c.seconds_a), figures.duration(c.seconds_b), f"{c.ratio:.3f}",
+         f"{c.ratio_low:.3f} to {c.ratio_high:.3f}", f"{c.speedup:.2f}x")
+        for c in comparisons
+    ]  # fmt: skip
+    typer.echo(tabulate(rows, ("runtime", "A", "B", "B / A", "quartiles", "speed-up")))
+    shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
+    typer.echo(f"input {shapes}, {threads} thread(s), median of {rounds} interleaved rounds")
+
+
+@rules_app.command("list")
+def rules_list() -> None:
+    """The built-in rules."""
+    from tabulate import tabulate
+
+    from convrewrite.rules import builtin_rules, load_rule_file
+
+    rows = [(name, load_rule_file(path).description) for name, path in builtin_rules().items()]
+    typer.echo(tabulate(rows, ("rule", "what it does"), maxcolwidths=[None, 85]))
+
+
+@rules_app.command("show")
+def rules_show(name: Annotated[str, typer.Argument(help="A built-in rule or a rule file.")]) -> None:
+    """A rule file as it stands, comments and examples included."""
+    from convrewrite.rules import builtin_rules, load_rule_file
+
+    path = builtin_rules().get(name, Path(name))
+    load_rule_file(path)
+    typer.echo(path.read_text(encoding="utf-8"))
+
+
+@rules_app.command("check")
+def rules_check(file: Annotated[Path, typer.Argument(help="A rule file.")]) -> None:
+    """Check a rule file: its keys, its values, and the examples it carries."""
+    from convrewrite.rules import check, load_rule_file
+    from convrewrite.structures import discover
+
+    structures = discover()
+    findings = check(load_rule_file(file), lambda name, spec: structures[name].reject(spec.per_group))
+    for finding in findings:
+        typer.echo(f"{'ok  ' if finding.passed else 'FAIL'} {finding.rule}: {finding.example}: {finding.text}")
+    failed = [finding for finding in findings if not finding.passed]
+    if failed:
+        raise VerificationError(f"{file}: {len(failed)} of {len(findings)} examples fail")
+    typer.echo(f"{file}: valid; {len(findings)} examples hold")
+
+
+def _load(source: str, factory: str | None, trust: bool) -> "Loaded":
+    from convrewrite.loading import load_model
+
+    return load_model(source, factory=factory, trust=trust)
+
+
+def _example(
+    loaded: "Loaded", shapes: list[str] | None, calib: str | None
+) -> "tuple[tuple[Tensor, ...], tuple[str, ...]]":
+    """Example inputs of the given shapes, of the calibration inputs' shape, or of one that is found and stated."""
+    from convrewrite.calibration import peek_shape
+    from convrewrite.loading import find_input_shape, parse_shape
+
+    if shapes:
+        return _random([parse_shape(text) for text in shapes], loaded.model), ()
+    if calib is not None and calib != "weights" and (peeked := peek_shape(calib)) is not None:
+        text = "x".join(map(str, (1, *peeked)))
+        return _random([(1, *peeked)], loaded.model), (f"input size {text} taken from {calib}",)
+    shape, note = find_input_shape(loaded.model)
+    return _random([shape], loaded.model), (note,)
+
+
+def _random(shapes: list[tuple[int, ...]], model: Any) -> "tuple[Tensor, ...]":
+    import torch
+
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(shape, generator=generator).to(first.dtype) for shape in shapes)
+
+
+def _calibration(
+    calib: str | None, inputs: "tuple[Tensor, ...]", seed: int, mean: str | None, std: str | None, resize: str | None
+) -> object:
+    from convrewrite.calibration import read_calibration
+    from convrewrite.loading import import_object, parse_shape
+
+    if calib is None or calib == "weights":
+        return calib
+    size = parse_shape(resize) if resize else None
+    if size is not None and len(size) != 2:
+        raise UsageError(f"--resize: expected HxW, as 256x256, found {resize}")
+    return read_calibration(
+        calib, inputs, seed=seed, mean=_numbers("--mean", mean), std=_numbers("--std", std),
+        resize=(size[0], size[1]) if size else None, import_object=import_object,
+    )  # fmt: skip
+
+
+def _numbers(option: str, text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option}: expected numbers separated by commas, found {text!r}") from None
+
+
+def _budget(entries: list[str]) -> dict[str, float]:
+    budget: dict[str, float] = {}
+    for entry in (part for text in entries for part in text.split(",")):
+        name, _, value = entry.partition("=")
+        try:
+            budget[name.strip()] = float(value)
+        except ValueError:
+            raise UsageError(f"--budget: expected NAME=PART as macs=0.5, found {entry!r}") from None
+    return budget
+
+
+def _runner(source: str, factory: str | None, trust: bool) -> Any:
+    """A module, or an ONNX file as a callable. A result folder gives its model."""
+    from convrewrite import storing
+    from convrewrite.verifying import OnnxModel
+
+    path = Path(source)
+    if path.suffix == ".onnx":
+        if not path.is_file():
+            raise UsageError(f"{source}: expected an ONNX file, found nothing there")
+        return OnnxModel(path)
+    if (path / storing.PLAN).is_file() and factory is not None:
+        return storing.load(path, _load(factory, None, trust).model)
+    return _load(str(path / "model.pt") if path.is_dir() else source, factory, trust).model
+
+
+def _common_inputs(
+    first: "Any | OnnxModel", second: "Any | OnnxModel", shapes: list[str] | None, calib: str | None, seed: int
+) -> "tuple[Tensor, ...]":
+    """Inputs both take: the given ones, or noise of a shape that one of them states or is found for."""
+    import torch
+
+    from convrewrite.calibration import peek_shape, read_calibration
+    from convrewrite.loading import find_input_shape, import_object, parse_shape
+    from convrewrite.verifying import OnnxModel
+
+    stated = [model for model in (first, second) if isinstance(model, OnnxModel)]
+    sizes: list[tuple[int, ...]]
+    if shapes:
+        sizes = [parse_shape(text) for text in shapes]
+    elif calib is not None and (peeked := peek_shape(calib)) is not None:
+        sizes = [(1, *peeked)]
+    elif stated and all(isinstance(n, int) for shape in stated[0].input_shapes for n in shape[1:]):
+        sizes = [(stated[0].batch or 8, *(int(n or 1) for n in shape[1:])) for shape in stated[0].input_shapes]
+    else:
+        sizes = [(8, *find_input_shape(second if stated and first is stated[0] else first)[0][1:])]
+    generator = torch.Generator().manual_seed(seed)
+    inputs = tuple(torch.randn(size, generator=generator) for size in sizes)
+    if calib is None:
+        return inputs
+    data = read_calibration(calib, inputs, seed=seed, import_object=import_object)
+    batches = (*data.fit, *data.held_out)
+    return tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
+
+
+def _show_verification(outcome: Any, examples: int, source: str) -> None:
+    from tabulate import tabulate
+
+    fidelity = {output.name: output for output in outcome.fidelity.outputs}
+    rows = [
+        (p.name, f"{p.max_abs_difference:.2g}", f"{p.relative_error:.2g}", f"{p.tolerance:.0e}",
+         "yes" if p.passed else "no", f"{fidelity[p.name].relative_error:.3%}", _share(fidelity[p.name].top1_agreement),
+         "" if fidelity[p.name].kl is None else f"{fidelity[p.name].kl:.3g}")
+        for p in outcome.parity.outputs
+    ]  # fmt: skip
+    headers = ("output", "max. diff.", "max. / max.", "tolerance", "the same", "rel. error", "top-1 agreement", "KL")
+    typer.echo(tabulate(rows, headers, disable_numparse=True))
+    typer.echo(f"on {examples} of {source}")
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}"
+
+
+def _require_fidelity(fidelity: Any, agreement: float | None, error: float | None) -> None:
+    for output in fidelity.outputs:
+        if error is not None and output.relative_error > error:
+            raise VerificationError(f"{output.name}: relative error {output.relative_error:.4f} exceeds {error:g}")
+        if agreement is not None and (output.top1_agreement is None or output.top1_agreement < agreement):
+            raise VerificationError(f"{output.name}: top-1 agreement {output.top1_agreement} is below {agreement:g}")
+
+
+@contextmanager
+def _progress() -> "Iterator[Progress]":
+    """A bar per stage on the error stream, so that the report can be piped."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.fields[stage]:<18}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(stage: str, done: int, total: int, text: str) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(text, total=total, stage=stage)
+            bars.update(tasks[stage], completed=done, total=total, description=text)
+
+        yield show
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code. Every error this package raises on purpose is caught here and only here."""
+    try:
+        app(arguments, standalone_mode=False)
+    except ConvRewriteError as error:
+        print(f"convrewrite: {error}", file=sys.stderr)
+        return error.exit_code
+    except typer.Exit as stop:
+        return int(stop.exit_code)
+    except typer.Abort:
+        return 130
+    except KeyboardInterrupt:
+        print("convrewrite: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # click's usage errors have it; typer re-exports no common base
+            raise
+        print(f"convrewrite: {error.format_message()}; see --help", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run() -> None:
+    """The entry point of the installed command."""
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""The geometry of a convolution under PyTorch's own names, its kind, and its cost.
+
+One :class:`ConvSpec` describes ``nn.Conv2d`` and ``nn.ConvTranspose2d`` alike. Kernels are handled in one *canonical*
+layout, ``(out_channels, in_channels / groups, kh, kw)``, also for transposed convolutions, whose modules store
+``(in_channels, out_channels / groups, kh, kw)``: :func:`canonical_kernel` and :func:`module_weight` go between them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Size = tuple[int, int]
+"""Height and width."""
+
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+
+
+class Kind(StrEnum):
+    """What a convolution is. ``separable`` marks both halves of a depthwise convolution directly followed by its pointwise."""
+
+    STANDARD = "standard"
+    POINTWISE = "pointwise"
+    ASYMMETRIC = "asymmetric"
+    DILATED = "dilated"
+    DEPTHWISE = "depthwise"
+    GROUPED = "grouped"
+    SEPARABLE = "separable"
+    TRANSPOSED = "transposed"
+    DYNAMIC = "dynamic"
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Parameters, and MACs for one example (one MAC = one multiply-accumulate; the bias adds parameters, no MACs)."""
+
+    parameters: int = 0
+    macs: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.parameters + other.parameters, self.macs + other.macs)
+
+
+@dataclass(frozen=True, slots=True)
+class ConvSpec:
+    """The geometry of one two-dimensional convolution, as ``nn.Conv2d`` and ``nn.ConvTranspose2d`` name it."""
+
+    in_channels: int
+    out_channels: int
+    kernel_size: Size
+    stride: Size = (1, 1)
+    padding: Size | str = (0, 0)
+    dilation: Size = (1, 1)
+    groups: int = 1
+    bias: bool = True
+    padding_mode: PaddingMode = "zeros"
+    transposed: bool = False
+    output_padding: Size = (0, 0)
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d | nn.ConvTranspose2d) -> "ConvSpec":
+        """The geometry of an existing module."""
+        padding = conv.padding if isinstance(conv.padding, str) else _pair(conv.padding)
+        return cls(
+            in_channels=conv.in_channels,
+            out_channels=conv.out_channels,
+            kernel_size=_pair(conv.kernel_size),
+            stride=_pair(conv.stride),
+            padding=padding,
+            dilation=_pair(conv.dilation),
+            groups=conv.groups,
+            bias=conv.bias is not None,
+            padding_mode=conv.padding_mode,
+            transposed=isinstance(conv, nn.ConvTranspose2d),
+            output_padding=_pair(conv.output_padding),
+        )
+
+    @property
+    def kernel_shape(self) -> tuple[int, int, int, int]:
+        """The canonical shape: (out_channels, in_channels / groups, kh, kw)."""
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """The shape of the module's ``weight``."""
+        if self.transposed:
+            return (self.in_channels, self.out_channels // self.groups, *self.kernel_size)
+        return self.kernel_shape
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in weight and bias."""
+        o, c, kh, kw = self.kernel_shape
+        return o * c * kh * kw + (o if self.bias else 0)
+
+    @property
+    def per_group(self) -> "ConvSpec":
+        """The convolution that each group is by itself."""
+        return replace(
+            self,
+            in_channels=self.in_channels // self.groups,
+            out_channels=self.out_channels // self.groups,
+            groups=1,
+        )
+
+    def padding_pairs(self) -> tuple[Size, Size]:
+        """((top, bottom), (left, right)) zeros or mirrored pixels added around a non-transposed input."""
+        if self.padding == "valid":
+            return ((0, 0), (0, 0))
+        if self.padding == "same":
+            totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            top, left = (total // 2 for total in totals)
+            return ((top, totals[0] - top), (left, totals[1] - left))
+        assert not isinstance(self.padding, str)
+        return ((self.padding[0],) * 2, (self.padding[1],) * 2)
+
+    def output_size(self, input_size: Size) -> Size:
+        """Height and width of the output for an input of this height and width."""
+        spans = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        pads = [sum(pair) for pair in self.padding_pairs()]
+        if self.transposed:
+            sizes = [
+                (n - 1) * s - p + span + extra
+                for n, s, p, span, extra in zip(input_size, self.stride, pads, spans, self.output_padding, strict=True)
+            ]
+        else:
+            sizes = [
+                (n + p - span) // s + 1 for n, p, span, s in zip(input_size, pads, spans, self.stride, strict=True)
+            ]
+        return (sizes[0], sizes[1])
+
+    def macs(self, input_size: Size) -> int:
+        """Multiply-accumulates of one example; a transposed convolution multiplies once per *input* position."""
+        height, width = input_size if self.transposed else self.output_size(input_size)
+        o, c, kh, kw = self.kernel_shape
+        return height * width * o * c * kh * kw
+
+    def cost(self, input_sizes: Sequence[Size]) -> Cost:
+        """Parameters once, MACs for every call."""
+        return Cost(self.parameters, sum(self.macs(size) for size in input_sizes))
+
+    def build(
+        self, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> nn.Conv2d | nn.ConvTranspose2d:
+        """A module of this geometry; its weights are not yet meaningful."""
+        if self.transposed:
+            assert not isinstance(self.padding, str)
+            return nn.ConvTranspose2d(
+                self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding,
+                self.output_padding, self.groups, self.bias, self.dilation, device=device, dtype=dtype,
+            )  # fmt: skip
+        return nn.Conv2d(
+            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding,
+            self.dilation, self.groups, self.bias, self.padding_mode, device=device, dtype=dtype,
+        )  # fmt: skip
+
+    def describe(self) -> str:
+        """One short line: ``64->128 3x3 s2 p1 d2 g4 reflect``; what is at its default is left out."""
+        parts = [f"{self.in_channels}->{self.out_channels} {_times(self.kernel_size)}"]
+        if self.stride != (1, 1):
+            parts.append("s" + _times(self.stride))
+        if self.padding != (0, 0):
+            parts.append(self.padding if isinstance(self.padding, str) else "p" + _times(self.padding))
+        if self.dilation != (1, 1):
+            parts.append("d" + _times(self.dilation))
+        if self.groups != 1:
+            parts.append(f"g{self.groups}")
+        if self.padding_mode != "zeros":
+            parts.append(self.padding_mode)
+        if self.transposed:
+            parts.append("transposed")
+        return " ".join(parts)
+
+
+def classify(spec: ConvSpec) -> Kind:
+    """The kind a geometry has by itself; ``separable`` and ``dynamic`` depend on what surrounds it (see sites.py)."""
+    if spec.transposed:
+        return Kind.TRANSPOSED
+    if spec.groups == spec.in_channels and spec.groups > 1:
+        return Kind.DEPTHWISE
+    if spec.groups > 1:
+        return Kind.GROUPED
+    if spec.kernel_size == (1, 1):
+        return Kind.POINTWISE
+    if any(d > 1 and k > 1 for d, k in zip(spec.dilation, spec.kernel_size, strict=True)):
+        return Kind.DILATED
+    if spec.kernel_size[0] != spec.kernel_size[1] and 1 in spec.kernel_size:
+        return Kind.ASYMMETRIC
+    return Kind.STANDARD
+
+
+def canonical_kernel(weight: Tensor, spec: ConvSpec) -> Tensor:
+    """A module's weight -> ``(out_channels, in_channels / groups, kh, kw)``."""
+    if not spec.transposed:
+        return weight
+    g, (kh, kw) = spec.groups, spec.kernel_size
+    grouped = weight.reshape(g, spec.in_channels // g, spec.out_channels // g, kh, kw)
+    return grouped.transpose(1, 2).reshape(spec.kernel_shape)
+
+
+def module_weight(kernel: Tensor, spec: ConvSpec) -> Tensor:
+    """``(out_channels, in_channels / groups, kh, kw)`` -> the layout in which the module stores its weight."""
+    if not spec.transposed:
+        return kernel
+    g, (kh, kw) = spec.groups, spec.kernel_size
+    grouped = kernel.reshape(g, spec.out_channels // g, spec.in_channels // g, kh, kw)
+    return grouped.transpose(1, 2).reshape(spec.weight_shape)
+
+
+def _pair(value: Sequence[int] | int) -> Size:
+    if isinstance(value, int):
+        return (value, value)
+    return (value[0], value[1])
+
+
+def _times(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"

@@ -1,0 +1,64 @@
+"""What can go wrong, as types a caller can catch.
+
+    ConvRewriteError
+    |-- UsageError            a value given by the caller is wrong: exit code 2
+    |   |-- RuleFileError     a rule file is not valid
+    |   |-- CalibrationError  the calibration inputs cannot be used
+    |   `-- PlanError         a budget cannot be met, or a plan belongs to another model
+    |-- ModelError            the model itself stands in the way: exit code 3
+    |   |-- ModelLoadError    the file or factory gives no model
+    |   |-- TraceError        the model cannot be run or followed
+    |   `-- ExportError       the model has no ONNX form
+    `-- VerificationError     the result is not what it must be: exit code 1
+
+Every message says where, what was expected, what was found and what to do. "This site was left alone" is no error:
+it is data with a reason and stands in the report.
+"""
+
+from typing import ClassVar
+
+
+class ConvRewriteError(Exception):
+    """The root of all errors this package raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(ConvRewriteError):
+    """A value given by the caller is wrong."""
+
+    exit_code = 2
+
+
+class RuleFileError(UsageError):
+    """A rule file is not valid; the message names file, key, expectation and finding."""
+
+
+class CalibrationError(UsageError):
+    """The calibration inputs cannot be read, or do not fit the model."""
+
+
+class PlanError(UsageError):
+    """A budget cannot be met, or a plan does not belong to this model."""
+
+
+class ModelError(ConvRewriteError):
+    """The model itself stands in the way."""
+
+    exit_code = 3
+
+
+class ModelLoadError(ModelError):
+    """The file or the factory gives no usable model."""
+
+
+class TraceError(ModelError):
+    """The model cannot be run on the example input, or not be followed."""
+
+
+class ExportError(ModelError):
+    """The model has no ONNX form."""
+
+
+class VerificationError(ConvRewriteError):
+    """onnxruntime and torch disagree, or a gate was missed."""

@@ -1,0 +1,215 @@
+"""From a torch model to one ONNX file that takes any batch size and that onnxruntime can run.
+
+The file's inputs are called ``input`` (or ``input.0``, ``input.1``, ...), its outputs as
+:func:`convrewrite.outputs.named_outputs` calls them.
+"""
+
+import io
+import logging
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from convrewrite.errors import ExportError, TraceError
+from convrewrite.latency import open_session
+from convrewrite.outputs import ROOT, eval_mode, named_outputs
+
+BATCH = "batch"
+PROTOBUF_LIMIT = 2**31
+"""Bytes one ONNX file may have; weights beyond it must stand in a second file."""
+GRAPH_ALLOWANCE = 2**26
+"""Bytes kept free below the limit for the graph itself."""
+NOISY_LOGGERS = (
+    "torch.onnx._internal.exporter._registration",  # torchvision is not installed
+    "torch.onnx._internal.exporter",
+    "torch.fx.experimental.symbolic_shapes",
+    "torch.export",
+    "onnxscript",
+    "onnx_ir",
+)
+CAUSE_LENGTH = 300
+TERMINAL_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """An ONNX file; ``note`` says what is not as one would wish: a fixed batch size, weights in a second file."""
+
+    path: Path
+    dynamic_batch: bool
+    note: str | None = None
+
+
+def export(model: nn.Module, inputs: tuple[Tensor, ...], path: Path, *, opset: int | None = None) -> Exported:
+    """Write the model, in eval mode, as ONNX to ``path``; its training flags stay as they are.
+
+    ``inputs`` are example inputs, the batch as first axis of each. The file takes any batch size if the model allows
+    it, else only that of the example, and then the note gives the reason. The file has been checked with onnx's
+    checker and opened in onnxruntime; it appears only when complete.
+
+    Raises TraceError if the model does not run on the inputs or returns no tensor, ExportError if it has no ONNX form,
+    or one for which onnxruntime lacks an operator.
+    """
+    if not path.parent.is_dir():
+        raise ExportError(f"{path}: the folder does not exist; create it first")
+    external = _needs_external_data(model)
+    notes = [f"weights stand in {path.name}.data, as one ONNX file holds at most 2 GB"] if external else []
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder, ExitStack() as stack:
+        stack.enter_context(eval_mode(model))
+        stack.enter_context(torch.no_grad())
+        names = _output_names(model, inputs)
+        draft = _Draft(model, names, Path(folder) / path.name, external, opset)
+        dynamic, reason = _write(draft, inputs)
+        _check(draft.path, model)
+        for file in Path(folder).iterdir():
+            os.replace(file, path.parent / file.name)
+    if reason is not None:
+        notes.append(f"batch size fixed at {inputs[0].shape[0]}: {reason}")
+    return Exported(path, dynamic, "; ".join(notes) or None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """What is the same in both attempts, with a dynamic and with a fixed batch."""
+
+    model: nn.Module
+    names: list[str]
+    path: Path
+    external: bool
+    opset: int | None
+
+
+class _FlatOutputs(nn.Module):
+    """Returns a model's tensors in the order of their names, whatever container the model uses."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(named_outputs(self.model(*inputs)).values())
+
+
+def _output_names(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
+    try:
+        with _silence():
+            output = model(*(tensor.clone() for tensor in inputs))
+    except Exception as error:
+        raise TraceError(
+            f"{type(model).__name__}: does not run on inputs of shapes {_shapes(inputs)}: {innermost_cause(error)}; "
+            "give example inputs that its forward takes"
+        ) from error
+    return list(named_outputs(output))
+
+
+def _write(draft: _Draft, inputs: tuple[Tensor, ...]) -> tuple[bool, str | None]:
+    """Write the draft; whether its batch is dynamic, and if not, why."""
+    batches = {tensor.shape[0] if tensor.ndim else None for tensor in inputs}
+    if len(batches) != 1 or None in batches:
+        reason = f"the inputs' shapes {_shapes(inputs)} have no common first axis"
+    else:
+        try:
+            _torch_export(draft, _at_least_two(inputs), dynamic=True)
+            if _has_dynamic_batch(draft.path):
+                return True, None
+            reason = "the exported graph holds on to the batch size of the example"
+        except Exception as error:
+            reason = innermost_cause(error)
+    try:
+        _torch_export(draft, inputs, dynamic=False)
+    except Exception as error:
+        raise ExportError(
+            f"{type(draft.model).__name__}: no ONNX form: {innermost_cause(error)}; "
+            "change the part of the model's forward that this names, or do without the ONNX file"
+        ) from error
+    return False, reason
+
+
+def _torch_export(draft: _Draft, inputs: tuple[Tensor, ...], *, dynamic: bool) -> None:
+    # A model with a single plain output keeps its own parameter names in the file; others are wrapped.
+    wrapped = draft.names != [ROOT]
+    shapes = tuple({0: BATCH} for _ in inputs)
+    with _silence():
+        torch.onnx.export(
+            _FlatOutputs(draft.model) if wrapped else draft.model,
+            inputs,
+            draft.path,
+            input_names=input_names(len(inputs)),
+            output_names=draft.names,
+            opset_version=draft.opset,
+            dynamic_shapes=((shapes,) if wrapped else shapes) if dynamic else None,
+            dynamo=True,
+            external_data=draft.external,
+            verbose=False,
+        )
+
+
+def input_names(count: int) -> list[str]:
+    """The names under which an exported file takes its inputs."""
+    return ["input"] if count == 1 else [f"input.{index}" for index in range(count)]
+
+
+def innermost_cause(error: BaseException) -> str:
+    """The exception at the start of a chain of ``raise ... from ...``, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(TERMINAL_COLOUR.sub("", str(error)).split())
+    line = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return line if len(line) <= CAUSE_LENGTH else line[: CAUSE_LENGTH - 3] + "..."
+
+
+def _check(path: Path, model: nn.Module) -> None:
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+        open_session(path)
+    except Exception as error:
+        raise ExportError(
+            f"{type(model).__name__}: its ONNX form cannot be used: {innermost_cause(error)}; onnxruntime runs float32 "
+            "throughout, and has no convolution in float64 or bfloat16: convert the model with model.float()"
+        ) from error
+
+
+def _has_dynamic_batch(path: Path) -> bool:
+    graph = onnx.load(str(path), load_external_data=False).graph
+    return all(entry.type.tensor_type.shape.dim[0].dim_param for entry in graph.input)
+
+
+def _at_least_two(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    # torch.export takes an axis of length 1 for a constant, so a batch of one would be exported as fixed.
+    return tuple(torch.cat([tensor, tensor]) if tensor.shape[0] == 1 else tensor for tensor in inputs)
+
+
+def _needs_external_data(model: nn.Module) -> bool:
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return total > PROTOBUF_LIMIT - GRAPH_ALLOWANCE
+
+
+def _shapes(inputs: tuple[Tensor, ...]) -> str:
+    return ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the exporter's progress, warnings and log lines from the caller, whose screen it is."""
+    loggers = [logging.getLogger(name) for name in NOISY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,303 @@
+"""Fit the stages of any structure to a convolution's real inputs, in closed form and without labels.
+
+The objective is ``E = tr[(W* - W') S (W* - W')^T]`` with S the covariance of the input patches and ``W*`` the kernel that
+best reproduces the original output *from the inputs this site really gets*, ridged towards W. It is quadratic in each
+stage. Nothing here knows a particular structure: stages are applied to S through their shapes.
+
+- ``reduced``: the last stage is a dense linear map, so it is eliminated in closed form and E is minimised over the others
+  (variable projection, Golub and Pereyra 1973). Only the covariance of the last stage's input is needed.
+- ``full``: otherwise all stages are refined jointly, then the last is solved for, each of its groups by itself.
+
+Both use L-BFGS in float64 on a first stage whose inputs were whitened, and start from several initial values.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from convrewrite.conv import ConvSpec
+from convrewrite.moments import Moments
+from convrewrite.structure import Setting, Stage, Structure, compose, join_groups, split_groups, through
+
+RIDGE = 1e-3
+"""Of the mean variance of a patch: the pull of the target towards the original kernel."""
+
+JITTER = 1e-9
+"""Of the mean diagonal: keeps Cholesky factors of singular covariances finite."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Stage kernels and bias of one site (float64, groups joined), and their relative output errors."""
+
+    kernels: tuple[Tensor, ...]
+    bias: Tensor
+    error: float
+    held_out_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What one group is fitted to: kernel ``(O, d)``, covariance ``(d, d)`` with its ridge, and the kernel's shape."""
+
+    kernel: Tensor
+    covariance: Tensor
+    shape: tuple[int, int, int, int]
+
+    @classmethod
+    def from_moments(cls, kernel: Tensor, moments: Moments, ridge: float = RIDGE) -> "Target":
+        """``W* = W + (B - W S)(S + lam I)^-1``, MATH: the data's answer, ridged towards the original kernel."""
+        flat = kernel.double().flatten(1)
+        covariance = _shrunk(moments)
+        scale = covariance.diagonal().mean()
+        covariance.diagonal().add_(ridge * scale + torch.finfo(torch.float64).tiny)
+        residual = moments.cov_yp - flat @ moments.cov_p
+        solved = torch.cholesky_solve(residual.T, torch.linalg.cholesky(covariance)).T
+        shape = (kernel.shape[0], kernel.shape[1], kernel.shape[2], kernel.shape[3])
+        return cls(flat + solved, covariance, shape)
+
+    def error(self, kernel: Tensor) -> float:
+        """E of a composed kernel."""
+        difference = self.kernel - kernel.flatten(1)
+        return float(((difference @ self.covariance) * difference).sum())
+
+
+def _shrunk(moments: Moments) -> Tensor:
+    """The covariance, drawn towards its diagonal where there are fewer than five positions per unknown."""
+    d = moments.cov_p.shape[0]
+    lack = max(0.0, 1 - moments.count / (5 * d))
+    diagonal = moments.cov_p.diagonal().clone()
+    shrunk = moments.cov_p * (1 - 0.05 * lack)
+    shrunk.diagonal().copy_(diagonal)
+    return shrunk
+
+
+def fit(
+    structure: Structure,
+    spec: ConvSpec,
+    setting: Setting,
+    kernel: Tensor,
+    moments: Sequence[Moments],
+    held_out: Sequence[Moments],
+    iterations: int = 40,
+    targets: Sequence[Target] | None = None,
+) -> Fit:
+    """Fit one option at one site; ``kernel`` is canonical, ``moments`` and ``held_out`` have one entry per group."""
+    parts = split_groups(kernel.double(), spec.groups)
+    targets = targets or [Target.from_moments(part, m) for part, m in zip(parts, moments, strict=True)]
+    stages = structure.stages(spec.per_group, setting)
+    fitted = []
+    for target, unseen in zip(targets, held_out, strict=True):
+        starts = _starts(structure, spec.per_group, setting, target, stages)
+        refined = [_refine(start, stages, target, iterations) for start in starts]
+        # The start is chosen on the held-out inputs; of equals the first stays.
+        fitted.append(min(refined, key=lambda kernels: unseen.relative_error(compose(kernels, stages))))
+        assert all(torch.isfinite(k).all() for k in fitted[-1]), "a fit must be finite"
+    composed = [compose(kernels, stages) for kernels in fitted]
+    return Fit(
+        kernels=join_groups(fitted),
+        bias=torch.cat([m.bias(k) for m, k in zip(moments, composed, strict=True)]),
+        error=_pooled(moments, composed),
+        held_out_error=_pooled(held_out, composed),
+    )
+
+
+def _pooled(moments: Sequence[Moments], kernels: Sequence[Tensor]) -> float:
+    """The relative error over all groups: each counts by its output's variance."""
+    weights = [float(m.var_y.sum()) for m in moments]
+    errors = [m.relative_error(k) for m, k in zip(moments, kernels, strict=True)]
+    total = sum(weights)
+    return sum(w * e for w, e in zip(weights, errors, strict=True)) / total if total > 0 else 0.0
+
+
+def _starts(
+    structure: Structure, spec: ConvSpec, setting: Setting, target: Target, stages: Sequence[Stage]
+) -> list[tuple[Tensor, ...]]:
+    """Initial stage kernels: the decomposition of the target, and that of the target with whitened first-stage inputs.
+
+    For the structure ``channel`` the whitened one is the closed-form optimum (reduced-rank regression).
+    """
+    wanted = target.kernel.reshape(target.shape)
+    root = first_stage_root(stages[0], target)
+    whitened = structure.weights(colour(wanted, stages[0], root), spec, setting)
+    plain = structure.weights(wanted, spec, setting)
+    return [plain, (_uncolour(whitened[0], root), *whitened[1:])]
+
+
+def first_stage_root(first: Stage, target: Target) -> Tensor:
+    """Cholesky factors ``(groups, n, n)`` of the covariance of the first stage's own patches, averaged over free axes."""
+    _, channels, kh, kw = target.shape
+    g = first.groups
+    blocks = target.covariance.reshape(g, channels // g, kh, kw, g, channels // g, kh, kw)
+    blocks = blocks.diagonal(dim1=0, dim2=4).movedim(-1, 0)  # (g, c, kh, kw, c, kh, kw)
+    if "w" not in first.axes:
+        blocks = blocks.diagonal(dim1=3, dim2=6).mean(-1)[:, :, :, None, :, :, None]
+    if "h" not in first.axes:
+        blocks = blocks.diagonal(dim1=2, dim2=5).mean(-1)[:, :, None, :, :, None, :]
+    size = blocks.shape[1] * blocks.shape[2] * blocks.shape[3]
+    square = blocks.reshape(g, size, size).clone()
+    diagonal = square.diagonal(dim1=1, dim2=2)
+    diagonal.add_(JITTER * diagonal.mean(1, keepdim=True) + torch.finfo(torch.float64).tiny)
+    return torch.linalg.cholesky(square)
+
+
+def colour(kernel: Tensor, first: Stage, root: Tensor) -> Tensor:
+    """The kernel as it acts on whitened first-stage inputs: its columns times the Cholesky factor."""
+    outputs, channels, kh, kw = kernel.shape
+    a, b = (kh if "h" in first.axes else 1), (kw if "w" in first.axes else 1)
+    k = kernel.reshape(outputs, first.groups, channels // first.groups, a, kh // a, b, kw // b)
+    k = k.permute(1, 0, 4, 6, 2, 3, 5)  # (g, O, free h, free w, c, a, b)
+    shape = k.shape
+    product = k.flatten(4).flatten(1, 3) @ root
+    recoloured: Tensor = product.reshape(shape).permute(1, 0, 4, 5, 2, 6, 3).reshape(kernel.shape)
+    return recoloured
+
+
+def _uncolour(kernel: Tensor, root: Tensor) -> Tensor:
+    """A first-stage kernel for whitened inputs -> the one for the real inputs."""
+    rows = kernel.reshape(root.shape[0], -1, root.shape[1])
+    return torch.linalg.solve_triangular(root, rows, upper=False, left=False).reshape(kernel.shape)
+
+
+def _refine(start: tuple[Tensor, ...], stages: Sequence[Stage], target: Target, iterations: int) -> tuple[Tensor, ...]:
+    """Lower E from ``start``: the last stage in closed form, the others by L-BFGS. Never returns a higher E."""
+    begun = target.error(compose(start, stages))
+    root = first_stage_root(stages[0], target)
+    reduced = stages[-1].groups == 1
+    kernels = _solve_last(start, stages, target)
+    before = _descended(begun, target.error(compose(kernels, stages)), target)
+    free = len(stages) - 1 if reduced else len(stages)
+    variables = [
+        (kernels[0].reshape(root.shape[0], -1, root.shape[1]) @ root).reshape(kernels[0].shape),
+        *kernels[1:free],
+    ]
+
+    def assemble(values: Sequence[Tensor]) -> list[Tensor]:
+        return [_uncolour(values[0], root), *values[1:]]
+
+    loss = _reduced_loss(stages, target) if reduced else _full_loss(stages, target)
+    refined = assemble(_minimise(loss, assemble, variables, iterations))
+    candidate = _solve_last((*refined, kernels[-1]) if reduced else tuple(refined), stages, target)
+    after = target.error(compose(candidate, stages))
+    if not after <= before:  # L-BFGS lost by rounding what it had: the start stands
+        return kernels
+    _descended(before, after, target)
+    return candidate
+
+
+def _descended(before: float, after: float, target: Target) -> float:
+    """``after``, once it is certain that E did not rise beyond rounding."""
+    scale = float(((target.kernel @ target.covariance) * target.kernel).sum())
+    assert after <= before + 1e-9 * scale, f"E rose from {before} to {after}"
+    return after
+
+
+Loss = Callable[[list[Tensor]], Tensor]
+
+
+def _reduced_loss(stages: Sequence[Stage], target: Target) -> Loss:
+    """E after the last stage's optimum, up to a constant: ``-tr[M H^-1 M^T]``, H the covariance of its input."""
+    d = target.covariance.shape[0]
+    covariance = target.covariance.reshape(d, *target.shape[1:])
+    wanted = (target.kernel @ target.covariance).reshape(target.shape)
+    scale = float(((target.kernel @ target.covariance) * target.kernel).sum()) + torch.finfo(torch.float64).tiny
+
+    def loss(kernels: list[Tensor]) -> Tensor:
+        inner, cross = _last_input(kernels, stages, covariance, wanted)
+        factor = torch.linalg.cholesky(inner)
+        half = torch.linalg.solve_triangular(factor, cross.T, upper=False)
+        return 1 - (half * half).sum() / scale
+
+    return loss
+
+
+def _last_input(
+    kernels: Sequence[Tensor], stages: Sequence[Stage], covariance: Tensor, wanted: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Covariance ``H (q, q)`` of the last stage's input patches and ``M (O, q)`` with the wanted output."""
+    q_by_d = _through_all(kernels, stages, covariance).T.unflatten(1, covariance.shape[1:])
+    inner = _through_all(kernels, stages, q_by_d)
+    inner = (inner + inner.T) / 2
+    jitter = JITTER * inner.diagonal().mean() + torch.finfo(torch.float64).tiny
+    inner = inner + jitter * torch.eye(len(inner), dtype=inner.dtype)
+    return inner, _through_all(kernels, stages, wanted)
+
+
+def _through_all(kernels: Sequence[Tensor], stages: Sequence[Stage], patches: Tensor) -> Tensor:
+    """Rows of patches through all stages but the last, flattened."""
+    for stage, kernel in zip(stages[:-1], kernels, strict=False):
+        patches = through(stage, kernel, patches)
+    return patches.flatten(1)
+
+
+def _full_loss(stages: Sequence[Stage], target: Target) -> Loss:
+    """E over the scale of the target, with one product by S for value and gradient together."""
+    scale = float(((target.kernel @ target.covariance) * target.kernel).sum()) + torch.finfo(torch.float64).tiny
+
+    def loss(kernels: list[Tensor]) -> Tensor:
+        difference = compose(kernels, stages).flatten(1) - target.kernel
+        slope = difference.detach() @ target.covariance
+        # The value of <D, S D> with the gradient 2 S D: the second factor is a constant here.
+        value = (difference * slope).sum()
+        return (2 * value - value.detach()) / scale
+
+    return loss
+
+
+def _minimise(
+    loss: Loss, assemble: Callable[[Sequence[Tensor]], list[Tensor]], start: Sequence[Tensor], iterations: int
+) -> list[Tensor]:
+    """L-BFGS with a strong Wolfe line search."""
+    if iterations == 0:
+        return list(start)
+    variables = [value.clone().requires_grad_() for value in start]
+    optimizer = torch.optim.LBFGS(
+        variables,
+        max_iter=iterations,
+        history_size=20,
+        tolerance_grad=1e-12,
+        tolerance_change=1e-9,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss(assemble(variables))
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    return [value.detach() for value in variables]
+
+
+def _solve_last(kernels: tuple[Tensor, ...], stages: Sequence[Stage], target: Target) -> tuple[Tensor, ...]:
+    """The last stage's optimum given the others: least squares on its own inputs, each of its groups by itself."""
+    last = stages[-1]
+    if last.groups == 1:
+        d = target.covariance.shape[0]
+        wanted = (target.kernel @ target.covariance).reshape(target.shape)
+        covariance = target.covariance.reshape(d, *target.shape[1:])
+        inner, cross = _last_input(kernels[:-1], stages, covariance, wanted)
+        solved = torch.cholesky_solve(cross.T, torch.linalg.cholesky(inner)).T
+    else:
+        solved = _solve_groups(kernels, stages, target)
+    candidate = (*kernels[:-1], solved.reshape(kernels[-1].shape))
+    worse = target.error(compose(candidate, stages)) > target.error(compose(kernels, stages))
+    return kernels if worse else candidate
+
+
+def _solve_groups(kernels: tuple[Tensor, ...], stages: Sequence[Stage], target: Target) -> Tensor:
+    """As above for a grouped last stage: every group has its own inputs, which only the stage before gives it."""
+    last, before = stages[-1], stages[-2]
+    assert len(stages) == 2 and before.groups == 1, "a grouped last stage follows one dense stage"
+    d = target.covariance.shape[0]
+    covariance = target.covariance.reshape(d, *target.shape[1:])
+    wanted = (target.kernel @ target.covariance).reshape(last.groups, -1, *target.shape[1:])
+    narrow = Stage(before.in_channels, before.out_channels // last.groups, before.axes)
+    solved = []
+    for group, kernel in enumerate(kernels[0].chunk(last.groups)):
+        inner, cross = _last_input((kernel,), (narrow, last), covariance, wanted[group])
+        solved.append(torch.cholesky_solve(cross.T, torch.linalg.cholesky(inner)).T)
+    return torch.cat(solved)

@@ -1,0 +1,75 @@
+"""A folder of images as tensors of the size and the channels a model expects."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing
+import torch
+from torch import Tensor
+
+from convrewrite.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+_MODES = {1: "L", 3: "RGB"}
+
+
+def list_images(folder: Path) -> list[Path]:
+    """All images under ``folder``, at any depth, sorted by path. Raises CalibrationError when there is none."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not found:
+        raise CalibrationError(f"{folder}: expected images ({', '.join(sorted(SUFFIXES))}), found none in the folder")
+    return found
+
+
+def read_images(paths: Sequence[Path], shape: torch.Size, resize: tuple[int, int] | None) -> Tensor:
+    """The images as uint8 ``(N, C, H, W)``, where ``shape`` is the model's ``(C, H, W)``.
+
+    Each image is scaled until it covers ``resize`` (without it: H x W), then H x W are cut from its centre.
+    Raises CalibrationError for a file that is no image, a channel count other than 1 or 3, or a ``resize`` below H x W.
+    """
+    if len(shape) != 3 or shape[0] not in _MODES:
+        raise CalibrationError(
+            f"a folder of images gives inputs (1 or 3, height, width), the model expects {tuple(shape)}; "
+            "give the calibration inputs as .npy, .npz or a tensor"
+        )
+    channels, height, width = shape
+    cover = resize or (height, width)
+    if cover[0] < height or cover[1] < width:
+        raise CalibrationError(f"resize: expected at least the model's {height}x{width}, found {cover[0]}x{cover[1]}")
+    pixels = np.empty((len(paths), height, width, channels), np.uint8)
+    for row, path in zip(pixels, paths, strict=True):
+        row[:] = _read_image(path, _MODES[channels], cover, (height, width)).reshape(height, width, channels)
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+
+def _read_image(path: Path, mode: str, cover: tuple[int, int], size: tuple[int, int]) -> "np.typing.NDArray[np.uint8]":
+    image_type = _pillow()
+    try:
+        with image_type.open(path) as image:
+            return np.asarray(_fit(image.convert(mode), cover, size))
+    except (OSError, SyntaxError, ValueError, image_type.DecompressionBombError) as error:
+        raise CalibrationError(f"{path}: expected an image, but it cannot be read: {error}; remove or replace it") from error
+
+
+def _fit(image: "Image", cover: tuple[int, int], size: tuple[int, int]) -> "Image":
+    """Scaled to cover ``cover``, then ``size`` (both height, width) cut from the centre."""
+    scale = max(cover[0] / image.height, cover[1] / image.width)
+    scaled = (max(cover[1], round(image.width * scale)), max(cover[0], round(image.height * scale)))
+    if scaled != image.size:
+        image = image.resize(scaled)
+    left, top = (scaled[0] - size[1]) // 2, (scaled[1] - size[0]) // 2
+    return image.crop((left, top, left + size[1], top + size[0]))
+
+
+def _pillow() -> ModuleType:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise CalibrationError("reading a folder of images needs Pillow: pip install pillow") from error
+    return Image

@@ -1,0 +1,23 @@
+"""A sum of parallel chains: how a multiplier above one runs fast.
+
+``groups=C, out=r*C`` and r separate depthwise convolutions compute the same numbers, but runtimes have fast kernels for the
+latter only.
+"""
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+
+class SumOfBranches(nn.ModuleList):
+    """``(N, C, H, W)`` -> the sum of what every branch makes of it. One branch carries the bias of all."""
+
+    def __init__(self, branches: Iterable[nn.Module]) -> None:
+        super().__init__(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *others = self
+        total: Tensor = first(x)
+        for branch in others:
+            total = total + branch(x)
+        return total

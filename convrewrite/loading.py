@@ -1,0 +1,394 @@
+"""Files, factories and programs -> an ``nn.Module`` in eval mode, without running code the user did not name.
+
+What a file may contain is decided in :mod:`convrewrite.checkpoints`; here user code is imported, weights are loaded,
+and the model is checked. The shape of an example input is guessed here too.
+"""
+
+import copy
+import hashlib
+import importlib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convrewrite.checkpoints import (
+    fault_of,
+    find_weights,
+    is_lazy,
+    read_checkpoint,
+    read_safetensors,
+    runs_no_stored_code,
+    shown,
+    summary,
+)
+from convrewrite.errors import ModelLoadError, TraceError, UsageError
+
+_PREFIXES = ("module.", "model.", "_orig_mod.")
+_ZOOS = ("torchvision", "timm")
+_INPUT_SIZES = (224, 32, 28, 64, 128, 256, 299, 512)
+_NEED_FACTORY = (
+    "found weights without their network; pass --factory FILE.py:NAME (or pkg.mod:NAME, torchvision:NAME, "
+    "timm:NAME), a callable without arguments that returns the network"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model in eval mode, the source the user named, and what was assumed or chosen on the way, a sentence each."""
+
+    model: nn.Module
+    source: str
+    notes: tuple[str, ...]
+
+
+def load_model(source: str | Path, *, factory: str | None = None, trust: bool = False) -> Loaded:
+    """Load a model from a file (.pt, .pth, .bin, .ckpt, .safetensors, .pt2) or a program.
+
+    A program is ``FILE.py:NAME``, ``pkg.mod:NAME``, ``torchvision:NAME`` or ``timm:NAME``; ``factory`` takes the same
+    forms and gives the network for a file of weights. ``trust`` executes the code a file holds where it is refused
+    otherwise. Raises :class:`ModelLoadError`, and :class:`UsageError` for arguments that cannot be meant.
+    """
+    path = Path(source)
+    if path.exists():
+        model, notes = _load_file(path, factory, trust)
+    elif _is_target(str(source)):
+        if factory is not None:
+            raise UsageError(f"--factory {factory}: expected with a file of weights, but {source} is a program already")
+        model = _build(str(source))
+        notes = (f"{source} was called without arguments: random weights unless the callable loads its own",)
+    else:
+        raise ModelLoadError(f"{source}: no such file; expected a model file, FILE.py:NAME or pkg.mod:NAME")
+    try:
+        _check(model, str(source))
+        notes = (*notes, *_put_in_eval_mode(model))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a file can leave out a module's state
+        raise ModelLoadError(
+            f"{source}: expected a complete module, found one without a usable state ({summary(error)}); save it again"
+        ) from error
+    return Loaded(model, str(source), notes)
+
+
+def import_object(target: str) -> Any:
+    """What ``FILE.py:NAME`` or ``pkg.mod:NAME`` names; raises ModelLoadError, listing the names that do exist."""
+    where, name = _split_target(target)
+    module = _import_module(where)
+    if not hasattr(module, name):
+        existing = sorted(n for n, v in vars(module).items() if not n.startswith("_") and not isinstance(v, ModuleType))
+        raise ModelLoadError(f"{target}: expected {name} in {where}, found only {', '.join(existing) or 'nothing'}")
+    return getattr(module, name)
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """``1x3x224x224`` -> ``(1, 3, 224, 224)``; raises UsageError otherwise."""
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", text, re.ASCII):
+        raise UsageError(f"input shape {text!r}: expected positive integers joined by x, such as 1x3x224x224")
+    return tuple(int(part) for part in text.split("x"))
+
+
+def initial_input_shapes(model: nn.Module) -> list[tuple[int, ...]]:
+    """Likely input shapes, ``(1, channels, size, size)``, after the first Conv2d; empty if the model has none."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    return [] if first is None else [(1, first.in_channels, size, size) for size in _INPUT_SIZES]
+
+
+def find_input_shape(model: nn.Module) -> tuple[tuple[int, ...], str]:
+    """The first likely input shape the model accepts, and a sentence that states the assumption; raises TraceError."""
+    candidates = initial_input_shapes(model)
+    if not candidates:
+        raise TraceError("input shape: expected a Conv2d to take it from, found none in the model; pass --input SHAPE")
+    first_error: Exception | None = None
+    with _eval_mode(model), torch.no_grad():
+        for shape in candidates:
+            try:
+                model(_example(model, shape))
+            except Exception as error:  # any model may fail on a wrong shape in any way
+                first_error = first_error or error
+            else:
+                return shape, f"input size assumed {_times(shape)}; pass --input to change it"
+    tried = ", ".join(_times(shape) for shape in candidates)
+    raise TraceError(
+        f"input shape: none of {tried} runs through the model; pass --input SHAPE. The first failed with "
+        f"{summary(first_error)}"
+    ) from first_error
+
+
+def _load_file(path: Path, factory: str | None, trust: bool) -> tuple[nn.Module, tuple[str, ...]]:
+    _reject_by_name(path)
+    if path.suffix.lower() == ".safetensors":
+        content: object = read_safetensors(path)
+        how: tuple[str, ...] = ()
+    else:
+        classes = {} if factory is None else _factory_classes(factory)
+        content, how = read_checkpoint(path, classes=classes, trust=trust)
+    found, where = find_weights(content)
+    notes = (*how, *where)
+    if isinstance(found, nn.Module):
+        unused = () if factory is None else ("the file holds the network itself, so the factory was not called",)
+        return found, (*notes, *unused)
+    if found is None:
+        raise ModelLoadError(
+            f"{path}: expected an nn.Module or a state dict, found {_kind_of(content)}; "
+            "save the model with torch.save(model.state_dict(), FILE)"
+        )
+    if factory is None:
+        raise ModelLoadError(f"{path}: expected a whole model, {_NEED_FACTORY}")
+    model = _build(factory)
+    return model, (*notes, *_load_weights(model, found, path, factory))
+
+
+def _reject_by_name(path: Path) -> None:
+    if path.is_dir():
+        raise ModelLoadError(f"{path}: expected a model file, found a directory; name the file inside it")
+    if not path.is_file() or not os.access(path, os.R_OK):
+        raise ModelLoadError(f"{path}: expected a readable, regular file; copy the model into one")
+    if path.suffix == ".py":
+        raise ModelLoadError(f"{path}: expected FILE.py:NAME, found no NAME; name the callable that returns the model")
+    if path.suffix.lower() == ".onnx":
+        raise ModelLoadError(
+            f"{path}: expected a PyTorch model, found an ONNX file, which has no modules to rewrite; "
+            "give the PyTorch model it was exported from"
+        )
+    if path.stat().st_size == 0:
+        raise ModelLoadError(f"{path}: expected a model file, found an empty file; save or download it again")
+
+
+def _load_weights(model: nn.Module, state: dict[str, Tensor], path: Path, factory: str) -> tuple[str, ...]:
+    expected = model.state_dict()
+    state, removed = _without_prefixes(state, expected)
+    tied = _fill_tied(state, expected)
+    try:
+        model.load_state_dict(state, strict=True)
+    except Exception as error:  # values of any type can stand in a checkpoint
+        raise ModelLoadError(
+            f"{path}: expected the weights of {factory} ({type(model).__name__}), found "
+            f"{_mismatch(state, expected) or summary(error)}; pass the factory these weights were trained with"
+        ) from error
+    notes = [f"prefix {prefix!r} removed from the names of the weights" for prefix in removed]
+    if tied:
+        notes.append(f"tied weights not stored twice were taken from their partner: {shown(tied)}")
+    return tuple(notes)
+
+
+def _without_prefixes(state: dict[str, Tensor], expected: Mapping[str, object]) -> tuple[dict[str, Tensor], list[str]]:
+    """Remove what wrappers put before every name, unless the network has that prefix itself."""
+    removed: list[str] = []
+    while True:
+        prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None)
+        if prefix is None or not state or any(key.startswith(prefix) for key in expected):
+            return state, removed
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+        removed.append(prefix)
+
+
+def _fill_tied(state: dict[str, Tensor], expected: Mapping[str, Any]) -> list[str]:
+    """Give names missing from the file the value of the stored name that is the same tensor in the network."""
+
+    def place(tensor: Any) -> object:
+        if not isinstance(tensor, Tensor) or tensor.is_meta or tensor.numel() == 0:
+            return None
+        return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+    stored = {place(expected[key]): key for key in state if key in expected}
+    stored.pop(None, None)
+    partners = {key: stored[place(t)] for key, t in expected.items() if key not in state and place(t) in stored}
+    state.update({key: state[partner] for key, partner in partners.items()})
+    return sorted(partners)
+
+
+def _mismatch(state: Mapping[str, object], expected: Mapping[str, object]) -> str:
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
+    shapes = [
+        f"{key} ({_shape(state[key])} stored, {_shape(expected[key])} expected)"
+        for key in expected
+        if key in state and _shape(state[key]) != _shape(expected[key])
+    ]
+    found = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+    return "; ".join(f"{len(keys)} {what}: {shown(keys)}" for what, keys in found if keys)
+
+
+def _check(model: nn.Module, source: str) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelLoadError(
+            f"{source}: expected a Python nn.Module, found a TorchScript module, which cannot be rewritten; "
+            "load its state dict into the Python class"
+        )
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    packed = any("quantized" in type(module).__module__.split(".") for module in model.modules())
+    if packed or any(tensor.is_quantized for _, tensor in tensors if not is_lazy(tensor)):
+        raise ModelLoadError(
+            f"{source}: expected a floating-point model, found a quantized one; "
+            "optimise the float model, then quantize the result"
+        )
+    for name, tensor in tensors:
+        fault = fault_of(tensor)
+        if fault:
+            raise ModelLoadError(f"{source}: expected finite, stored weights, found {name} {fault}")
+
+
+def _put_in_eval_mode(model: nn.Module) -> tuple[str, ...]:
+    if not any(module.training for module in model.modules()):
+        return ()
+    try:
+        model.eval()
+    except NotImplementedError:  # an exported program keeps the mode it was exported in
+        for module in model.modules():
+            module.training = False
+        return ("an exported program cannot change its mode: it is used as it was exported",)
+    return ("the model was in train mode and was put in eval mode",)
+
+
+def _build(target: str) -> nn.Module:
+    """The network a program gives: a module, which is copied, or what a callable returns without arguments."""
+    where, name = _split_target(target)
+    if where == "timm":
+        timm = _import_module("timm")
+        with _user_code(where, target):
+            made = timm.create_model(name, pretrained=False)
+    else:
+        found = import_object(f"torchvision.models:{name}" if where == "torchvision" else target)
+        with _user_code(where, target):
+            made = copy.deepcopy(found) if isinstance(found, nn.Module) else found() if callable(found) else found
+    if not isinstance(made, nn.Module):
+        raise ModelLoadError(
+            f"{target}: expected an nn.Module or a callable without arguments that returns one, found {_kind_of(made)}"
+        )
+    return made
+
+
+def _factory_classes(factory: str) -> dict[str, type]:
+    """The classes a file may name because the user named the code: those of its module, and networks it imports.
+
+    A class of the module itself is also known as one of ``__main__``, where a training script defined it.
+    """
+    where, _ = _split_target(factory)
+    if where in _ZOOS:
+        return {}  # their classes are allowed as it is
+    module = _import_module(where)
+    classes: dict[str, type] = {}
+    for value in filter(runs_no_stored_code, vars(module).values()):
+        if value.__module__ == module.__name__:
+            names = {module.__name__, Path(where).stem, "__main__"}
+            classes |= {f"{home}.{value.__qualname__}": value for home in names}
+        elif issubclass(value, nn.Module) and value.__module__.partition(".")[0] != "torch":
+            classes[f"{value.__module__}.{value.__qualname__}"] = value
+    return classes
+
+
+def _is_target(text: str) -> bool:
+    where, _, name = text.rpartition(":")
+    return bool(where) and name.isidentifier()
+
+
+def _split_target(target: str) -> tuple[str, str]:
+    where, _, name = target.rpartition(":")
+    if not _is_target(target):
+        raise UsageError(f"{target}: expected FILE.py:NAME or pkg.mod:NAME")
+    return where, name
+
+
+def _import_module(where: str) -> ModuleType:
+    with _user_code(where, where):
+        if where.endswith(".py"):
+            return _import_file(Path(where).resolve())
+        try:
+            return importlib.import_module(where)
+        except ModuleNotFoundError as error:
+            if error.name is None or not (where + ".").startswith(error.name + "."):
+                raise
+            package = where.partition(".")[0]
+            advice = f"pip install {package}" if package in _ZOOS else "check the name"
+            raise ModelLoadError(f"{where}: cannot be imported, {error.name} is not installed; {advice}") from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Import a file once, under its stem if that is free, so that what pickles name by it can be found."""
+    if not path.is_file():
+        raise ModelLoadError(f"{path}: no such file; expected FILE.py:NAME")
+    name = path.stem
+    if name in sys.stdlib_module_names or not _is_free(name, path):
+        name = f"{name}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None, path  # noqa: PT018 - one fact: a .py file has a loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _is_free(name: str, path: Path) -> bool:
+    """Whether no other file is imported under this name."""
+    if name not in sys.modules:
+        return True
+    file = getattr(sys.modules[name], "__file__", None)
+    return file is not None and Path(file).resolve() == path
+
+
+@contextmanager
+def _user_code(where: str, what: str) -> Iterator[None]:
+    """Run code the user named, its neighbours importable, and tell its failures as ours."""
+    is_file = where.endswith(".py")
+    entry = str(Path(where).resolve().parent if is_file else Path.cwd())
+    # A file's own folder comes first, as for a script; the working folder comes last, lest it hide what is installed.
+    added = is_file or (entry not in sys.path and where.partition(".")[0] not in _ZOOS)
+    if added:
+        importlib.invalidate_caches()
+        sys.path.insert(0 if is_file else len(sys.path), entry)
+    try:
+        yield
+    except ModelLoadError:
+        raise
+    except (Exception, SystemExit) as error:  # user code can fail in any way, and scripts without a guard exit
+        raise ModelLoadError(
+            f"{what}: expected code that imports and runs without arguments, found {summary(error)}; "
+            "correct it, or name a callable that takes no arguments"
+        ) from error
+    finally:
+        if added:
+            with suppress(ValueError):
+                sys.path.remove(entry)
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _example(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+
+
+def _kind_of(value: object) -> str:
+    return f"an object of type {type(value).__name__}"
+
+
+def _shape(value: object) -> str:
+    return _times(tuple(value.shape)) or "scalar" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,149 @@
+"""Means and covariances of a convolution's input patches and outputs, gathered batch by batch.
+
+A patch is what one output position sees, ``d = C * kh * kw`` numbers in the order of the canonical kernel's columns, so that
+``y = W p + b`` holds for every kind: padding of every mode, stride, dilation, and transposed convolutions, whose patch is
+cut from the input with zeros inserted. Products run in float32, sums in float64; positions are sub-sampled when there are
+many more than the covariance needs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from convrewrite.conv import ConvSpec, Size
+
+CHUNK = 1 << 23
+"""Numbers in one block of gathered patches: 32 MB in float32."""
+
+PADDING_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """First and second moments of one group: ``mean_p (d,)``, ``mean_y (O,)``, centred ``cov_p (d, d)``,
+    ``cov_yp (O, d)`` and ``var_y (O,)``, all float64, over ``count`` positions."""
+
+    count: int
+    mean_p: Tensor
+    mean_y: Tensor
+    cov_p: Tensor
+    cov_yp: Tensor
+    var_y: Tensor
+
+    def relative_error(self, kernel: Tensor) -> float:
+        """``E |y - W' p - b'|^2 / E |y - E y|^2`` for the kernel ``W' (O, C, kh, kw)`` with its best bias ``b'``."""
+        flat = kernel.double().flatten(1)
+        total = self.var_y.sum()
+        residual = total - 2 * (flat * self.cov_yp).sum() + ((flat @ self.cov_p) * flat).sum()
+        return float(residual.clamp_min(0) / total.clamp_min(torch.finfo(total.dtype).tiny))
+
+    def bias(self, kernel: Tensor) -> Tensor:
+        """``b' = E y - W' E p``."""
+        return self.mean_y - kernel.double().flatten(1) @ self.mean_p
+
+
+def position_limit(d: int) -> int:
+    """How many positions are gathered at most: ten per unknown of a filter, and as many more as stay cheap."""
+    return max(10 * d, 20_000_000_000 // (d * d))
+
+
+class Accumulator:
+    """Adds up the moments of one convolution, every group by itself."""
+
+    def __init__(self, spec: ConvSpec, expected_positions: int, seed: int) -> None:
+        """``expected_positions`` over all batches decides which share of them is gathered."""
+        self._spec = spec
+        outputs, channels, kh, kw = spec.kernel_shape
+        self._d = channels * kh * kw
+        self._share = min(1.0, position_limit(self._d) / max(1, expected_positions))
+        self._generator = torch.Generator().manual_seed(seed)
+        groups, size = spec.groups, (self._d, outputs // spec.groups)
+        self._count = 0
+        self._shift: tuple[Tensor, Tensor] | None = None
+        self._sum_p = torch.zeros(groups, size[0], dtype=torch.float64)
+        self._sum_y = torch.zeros(groups, size[1], dtype=torch.float64)
+        self._sum_pp = torch.zeros(groups, size[0], size[0], dtype=torch.float64)
+        self._sum_yp = torch.zeros(groups, size[1], size[0], dtype=torch.float64)
+        self._sum_yy = torch.zeros(groups, size[1], dtype=torch.float64)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """One batch: input ``(N, C, H, W)`` and the wanted output ``(N, O, H', W')``."""
+        padded, stride = _patch_source(x, self._spec)
+        pixels = padded.permute(0, 2, 3, 1).contiguous()
+        outputs = y.permute(0, 2, 3, 1).reshape(-1, y.shape[1])
+        chosen = self._choose(outputs.shape[0])
+        for part in chosen.split(max(1, CHUNK // (self._d * self._spec.groups))):
+            patches = _gather(pixels, part, (y.shape[2], y.shape[3]), stride, self._spec)
+            self._add(patches, outputs[part].unflatten(1, (self._spec.groups, -1)).transpose(0, 1))
+
+    def _choose(self, total: int) -> Tensor:
+        if self._share >= 1:
+            return torch.arange(total)
+        count = max(1, round(total * self._share))
+        return torch.randint(total, (count,), generator=self._generator).sort().values
+
+    def _add(self, patches: Tensor, outputs: Tensor) -> None:
+        """Patches ``(g, P, d)`` and outputs ``(g, P, O/g)``, shifted by the first means so that float32 products suffice."""
+        if self._shift is None:
+            self._shift = (patches.mean(1, keepdim=True), outputs.mean(1, keepdim=True))
+        p, y = patches - self._shift[0], outputs - self._shift[1]
+        self._count += p.shape[1]
+        self._sum_p += p.sum(1, dtype=torch.float64)
+        self._sum_y += y.sum(1, dtype=torch.float64)
+        self._sum_yy += (y * y).sum(1, dtype=torch.float64)
+        for group in range(p.shape[0]):
+            self._sum_pp[group] += p[group].T @ p[group]
+            self._sum_yp[group] += y[group].T @ p[group]
+
+    def result(self) -> tuple[Moments, ...]:
+        """The moments of every group. The accumulator gives up its sums: each is turned into a covariance in place."""
+        assert self._shift is not None, "no batch was added"
+        return tuple(self._group(group) for group in range(self._spec.groups))
+
+    def _group(self, group: int) -> Moments:
+        assert self._shift is not None
+        n = self._count
+        mean_p, mean_y = self._sum_p[group] / n, self._sum_y[group] / n
+        cov_p = self._sum_pp[group].div_(n).sub_(torch.outer(mean_p, mean_p))
+        cov_yp = self._sum_yp[group].div_(n).sub_(torch.outer(mean_y, mean_p))
+        var_y = (self._sum_yy[group] / n - mean_y**2).clamp_min(0)
+        shift_p, shift_y = (shift[group, 0].double() for shift in self._shift)
+        return Moments(n, mean_p + shift_p, mean_y + shift_y, cov_p, cov_yp, var_y)
+
+
+def _patch_source(x: Tensor, spec: ConvSpec) -> tuple[Tensor, Size]:
+    """The padded tensor that patches are cut from, and the step between them."""
+    x = x.float() if x.dtype != torch.float64 else x
+    if spec.transposed:
+        return _upsampled(x, spec), (1, 1)
+    (top, bottom), (left, right) = spec.padding_pairs()
+    if not any((top, bottom, left, right)):
+        return x, spec.stride
+    return F.pad(x, (left, right, top, bottom), mode=PADDING_MODES[spec.padding_mode]), spec.stride
+
+
+def _upsampled(x: Tensor, spec: ConvSpec) -> Tensor:
+    """A transposed convolution is an ordinary one, its kernel turned round, over the input with zeros between and around."""
+    assert not isinstance(spec.padding, str)
+    n, c, height, width = x.shape
+    spread = x.new_zeros(n, c, (height - 1) * spec.stride[0] + 1, (width - 1) * spec.stride[1] + 1)
+    spread[:, :, :: spec.stride[0], :: spec.stride[1]] = x
+    around = [d * (k - 1) - p for d, k, p in zip(spec.dilation, spec.kernel_size, spec.padding, strict=True)]
+    extra = spec.output_padding
+    return F.pad(spread, (around[1], around[1] + extra[1], around[0], around[0] + extra[0]))
+
+
+def _gather(pixels: Tensor, positions: Tensor, output_size: Size, stride: Size, spec: ConvSpec) -> Tensor:
+    """Patches ``(groups, P, d)`` at flat output positions of a padded batch ``(N, H, W, C)``."""
+    height, width = output_size
+    image = positions // (height * width)
+    row = positions // width % height * stride[0]
+    column = positions % width * stride[1]
+    kh, kw = spec.kernel_size
+    taps = [(a * spec.dilation[0], b * spec.dilation[1]) for a in range(kh) for b in range(kw)]
+    if spec.transposed:
+        taps.reverse()
+    columns = torch.stack([pixels[image, row + a, column + b] for a, b in taps], dim=-1)  # (P, C, taps)
+    return columns.unflatten(1, (spec.groups, -1)).flatten(2).transpose(0, 1)

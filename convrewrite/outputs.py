@@ -1,0 +1,71 @@
+"""What a model gives when it is run: its outputs under stable names.
+
+A forward may return a tensor, a tuple, a list, a dictionary, a dataclass, or any nesting of these. Everything that
+compares or exports outputs first makes them a flat ``name -> tensor`` dictionary in one deterministic order.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+
+from torch import Tensor, nn
+
+from convrewrite.errors import TraceError
+
+ROOT = "output"
+
+
+def named_outputs(output: object) -> dict[str, Tensor]:
+    """Flatten what a forward returned into ``name -> tensor``, in the order in which the model wrote it.
+
+    One tensor is called ``output``; parts are named after their index, key or field: ``output.0``, ``output.logits``,
+    ``output.aux.1``. ``None`` and everything else that is no tensor is skipped.
+
+    Raises TraceError if there is no tensor at all, or if two outputs get the same name.
+    """
+    named: dict[str, Tensor] = {}
+    for name, tensor in _leaves(ROOT, output):
+        if name in named:
+            raise TraceError(f"model output: two tensors are both named {name!r}; give them distinct keys")
+        named[name] = tensor
+    if not named:
+        raise TraceError(
+            f"model output: expected at least one tensor, found {type(output).__name__} without any; "
+            "return tensors, or tuples, lists, dictionaries or dataclasses of tensors"
+        )
+    return named
+
+
+@contextmanager
+def eval_mode(*models: object) -> Iterator[None]:
+    """Put modules in eval mode and give every submodule its own flag back afterwards; other objects are left alone."""
+    modules = [module for model in models if isinstance(model, nn.Module) for module in model.modules()]
+    flags = [(module, module.training) for module in modules]
+    try:
+        for module, _ in flags:
+            module.training = False
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def _leaves(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+        return
+    for key, part in _parts(value):
+        yield from _leaves(f"{name}.{key}", part)
+
+
+def _parts(value: object) -> list[tuple[str, object]]:
+    # Mapping comes first: the ModelOutput classes of the transformers family are dictionaries and dataclasses at once.
+    if isinstance(value, Mapping):
+        return [(str(key), part) for key, part in value.items()]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [(field.name, getattr(value, field.name)) for field in fields(value)]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return [(str(key), part) for key, part in zip(value._fields, value, strict=True)]
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [(str(index), part) for index, part in enumerate(value)]
+    return []

@@ -1,0 +1,301 @@
+"""The inputs of every site, front to back: in the original network and behind the prefix that is already rewritten.
+
+With a graph of the whole model, activations are kept from site to site, so each layer runs once per stream however many
+sites there are. Without one, or for a site with several calls, the model is run again for that site. Activations beyond a
+memory limit wait on disk.
+"""
+
+import operator
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from convrewrite.applying import copy_model, replace_site
+from convrewrite.sites import Site
+from convrewrite.tracing import Traced
+
+Inputs = tuple[Tensor, ...]
+ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one batch shows at one call of a site: its input in the original and in the rewritten network, and what the
+    sum that follows lacks (original skip - rewritten skip), or None."""
+
+    batch: int
+    original: Tensor
+    rewritten: Tensor
+    lacking: Tensor | None = None
+
+
+class Propagation:
+    """Walks all batches through both networks, site by site. ``rewritten`` is the copy under the knife."""
+
+    def __init__(
+        self, model: nn.Module, traced: Traced, sites: Sequence[Site], batches: Sequence[Inputs], memory: int
+    ) -> None:
+        """``memory`` in bytes bounds the activations that are kept."""
+        self.model = model
+        self.rewritten = copy_model(model)
+        self._batches = batches
+        self.batches = len(batches)
+        self._streams: _Streams | None = None
+        if traced.whole is not None:
+            self._streams = _Streams(traced.whole, sites, batches, memory)
+
+    def samples(self, site: Site) -> Iterator[Sample]:
+        """One sample per batch and call; all of them before :meth:`replace` is called for this site."""
+        if self._streams is not None and self._streams.advance(site.name):
+            return self._streams.samples(site)
+        return self._rerun(site)
+
+    def replace(self, site: Site, module: nn.Module) -> None:
+        """From here on the rewritten network has ``module`` at this site."""
+        replace_site(self.rewritten, site, module)
+        if self._streams is not None:
+            self._streams.replace(site, module)
+
+    def close(self) -> None:
+        """Let go of the activations, on disk too."""
+        if self._streams is not None:
+            self._streams.store.close()
+
+    def _rerun(self, site: Site) -> Iterator[Sample]:
+        for index, inputs in enumerate(self._batches):
+            before = _inputs_of(self.model, site.name, inputs)
+            after = _inputs_of(self.rewritten, site.name, inputs)
+            for original, rewritten in zip(before, after, strict=False):
+                yield Sample(index, original, rewritten)
+
+
+class _Stop(Exception):
+    """Ends a forward that has shown what was wanted."""
+
+
+def _inputs_of(model: nn.Module, name: str, inputs: Inputs) -> list[Tensor]:
+    """The inputs of a module at each of its calls in one forward."""
+    seen: list[Tensor] = []
+
+    def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else kwargs["input"]
+        seen.append((x if x.dim() == 4 else x[None]).detach().clone())
+
+    handle = model.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    finally:
+        handle.remove()
+    return seen
+
+
+class _Store:
+    """Tensors in memory up to a limit, the others in files of a temporary folder."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._count = 0
+
+    def put(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        size = value.numel() * value.element_size()
+        if self._used + size <= self._limit:
+            self._used += size
+            return value
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="convrewrite-")
+        path = Path(self._folder.name) / f"{self._count}.npy"
+        self._count += 1
+        np.save(path, value.numpy())
+        return path
+
+    def get(self, value: Any) -> Any:
+        return torch.from_numpy(np.load(value)) if isinstance(value, Path) else value
+
+    def drop(self, value: Any) -> None:
+        if isinstance(value, Path):
+            value.unlink()
+        elif isinstance(value, Tensor):
+            self._used -= value.numel() * value.element_size()
+
+    def close(self) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
+
+
+class _Streams:
+    """Runs the graph from site to site. The rewritten stream holds only what differs from the original one."""
+
+    def __init__(self, graph: fx.GraphModule, sites: Sequence[Site], batches: Sequence[Inputs], memory: int) -> None:
+        self.store = _Store(memory)
+        self._modules = dict(graph.named_modules(remove_duplicate=False))
+        self._replaced: dict[str, nn.Module] = {}
+        self._batches = batches
+        self._nodes = skips_first(graph, {site.name for site in sites})
+        self._order = {node: i for i, node in enumerate(self._nodes)}
+        self._last_use = _last_uses(self._nodes)
+        self._calls = {site.name: _calls(self._nodes, self._modules, site.name) for site in sites}
+        self._position = 0
+        self._original: list[dict[fx.Node, Any]] = [{} for _ in batches]
+        self._rewritten: list[dict[fx.Node, Any]] = [{} for _ in batches]
+
+    def advance(self, name: str) -> bool:
+        """Run up to the site's call; False when it is called more than once, or lies behind."""
+        calls = self._calls[name]
+        if len(calls) != 1 or calls[0] < self._position:
+            return False
+        segment = self._nodes[self._position : calls[0]]
+        for index in range(len(self._batches)):
+            self._run(index, segment, calls[0])
+        self._position = calls[0]
+        return True
+
+    def samples(self, site: Site) -> Iterator[Sample]:
+        node = self._nodes[self._position]
+        source = node.all_input_nodes[0]
+        skip = self._skip(node, site)
+        for index, (original, rewritten) in enumerate(zip(self._original, self._rewritten, strict=True)):
+            before = self.store.get(original[source])
+            after = self.store.get(rewritten[source]) if source in rewritten else before
+            lacking = None
+            if skip is not None and skip in rewritten:
+                lacking = self.store.get(original[skip]) - self.store.get(rewritten[skip])
+            yield Sample(index, before, after, lacking)
+
+    def replace(self, site: Site, module: nn.Module) -> None:
+        for name, old in self._modules.items():
+            if old is self._modules.get(site.name):
+                self._replaced[name] = module
+        if site.batch_norm is not None:
+            self._replaced[site.batch_norm] = nn.Identity()
+
+    def _skip(self, node: fx.Node, site: Site) -> fx.Node | None:
+        """The other summand of the addition that alone uses this site's output, where both networks have it already."""
+        if site.batch_norm is not None:
+            node = next(iter(node.users))
+        join = next(iter(node.users)) if len(node.users) == 1 else None
+        if join is None or join.target not in ADDITIONS or len(join.args) != 2:
+            return None
+        other = join.args[1] if join.args[0] is node else join.args[0]
+        if not isinstance(other, fx.Node) or other is node:
+            return None
+        return other if isinstance(self._original[0].get(other), Tensor | Path) else None
+
+    def _run(self, index: int, segment: Sequence[fx.Node], end: int) -> None:
+        """One batch through a stretch of nodes that ends before position ``end``; only what is used later stays."""
+        used = set(segment) | {source for node in segment for source in node.all_input_nodes}
+        original = self._fetch(self._original[index], used)
+        rewritten = self._fetch(self._rewritten[index], used)
+        inputs = iter(self._batches[index])
+        for node in segment:
+            if node.op == "placeholder":
+                original[node] = next(inputs)
+            elif node.op != "output":
+                self._step(node, original, rewritten)
+            for source in (*node.all_input_nodes, node):
+                if self._last_use[source] <= self._order[node]:
+                    original.pop(source, None)
+                    rewritten.pop(source, None)
+        for kept, values in ((self._original, original), (self._rewritten, rewritten)):
+            kept[index].update({n: self.store.put(v) for n, v in values.items() if self._last_use[n] >= end})
+
+    def _fetch(self, kept: dict[fx.Node, Any], wanted: set[fx.Node]) -> dict[fx.Node, Any]:
+        """Take the wanted values out of the store."""
+        values: dict[fx.Node, Any] = {}
+        for node in wanted & kept.keys():
+            handle = kept.pop(node)
+            values[node] = self.store.get(handle)
+            self.store.drop(handle)
+        return values
+
+    def _step(self, node: fx.Node, original: dict[fx.Node, Any], rewritten: dict[fx.Node, Any]) -> None:
+        """One node in both streams; once when nothing before it differs."""
+        differs = node.op == "call_module" and str(node.target) in self._replaced
+        differs = differs or any(source in rewritten for source in node.all_input_nodes)
+        if differs and _works_in_place(node, self._modules) and node.all_input_nodes[0] not in rewritten:
+            first = node.all_input_nodes[0]
+            rewritten[first] = original[first].clone()
+        both = {source: rewritten.get(source, original.get(source)) for source in node.all_input_nodes}
+        original[node] = execute(node, self._modules, original)
+        if differs:
+            rewritten[node] = execute(node, self._modules | self._replaced, both)
+
+
+def execute(node: fx.Node, modules: dict[str, nn.Module], values: dict[fx.Node, Any]) -> Any:
+    """The value of one node of a graph."""
+    args = fx.map_arg(node.args, lambda n: values[n])
+    kwargs = fx.map_arg(node.kwargs, lambda n: values[n])
+    with torch.no_grad():
+        if node.op == "call_module":
+            return modules[str(node.target)](*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(modules[""])
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+
+def _works_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(modules[str(node.target)], "inplace", False))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name.endswith("_") or name in ("iadd", "imul", "isub") or bool(node.kwargs.get("inplace"))
+
+
+def _calls(nodes: Sequence[fx.Node], modules: dict[str, nn.Module], name: str) -> list[int]:
+    """Positions at which a module is called, under whichever of its names."""
+    module = modules.get(name)
+    return [i for i, n in enumerate(nodes) if n.op == "call_module" and modules[str(n.target)] is module]
+
+
+def _last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, int]:
+    order = {node: i for i, node in enumerate(nodes)}
+    return {node: max((order[user] for user in node.users), default=order[node]) for node in nodes}
+
+
+def skips_first(graph: fx.GraphModule, sites: set[str]) -> list[fx.Node]:
+    """The nodes in an order that computes a skip connection before the branch it is added to, where it holds no site.
+
+    So the last convolution of the branch can be fitted to the sum. Only nodes of the skip itself move, and none when any
+    of them works in place.
+    """
+    modules = dict(graph.named_modules(remove_duplicate=False))
+    nodes = list(graph.graph.nodes)
+    for join in [n for n in nodes if n.target in ADDITIONS and len(n.args) == 2]:
+        for skip in join.all_input_nodes:
+            moved = _skip_nodes(skip, sites, modules)
+            others = [n for n in join.all_input_nodes if n is not skip]
+            if moved and others and all(n not in moved for n in others):
+                _move_up(nodes, moved)
+    return nodes
+
+
+def _skip_nodes(end: fx.Node, sites: set[str], modules: dict[str, nn.Module]) -> list[fx.Node]:
+    """The chain of single-use nodes that ends in ``end``, first to last; empty when it holds a site or works in place."""
+    chain: list[fx.Node] = []
+    node = end
+    while node.op != "placeholder" and len(node.users) == 1 and len(node.all_input_nodes) == 1:
+        if str(node.target) in sites or _works_in_place(node, modules):
+            return []
+        chain.insert(0, node)
+        node = node.all_input_nodes[0]
+    return chain if node.op == "placeholder" or len(node.users) > 1 else []
+
+
+def _move_up(nodes: list[fx.Node], moved: list[fx.Node]) -> None:
+    """Put a chain directly behind the node it starts from, in place."""
+    for node in moved:
+        nodes.remove(node)
+    start = nodes.index(moved[0].all_input_nodes[0]) + 1
+    nodes[start:start] = moved

@@ -1,0 +1,243 @@
+"""Numbers as a person reads them, and the rows and sentences that every form of the report shares."""
+
+from collections.abc import Sequence
+
+from convrewrite.reporting.model import Change, LatencyChange, Report, SiteRow
+
+NOT_MEASURED = "not measured"
+
+TOTALS_HEADERS = ("", "before", "after", "after / before")
+FIDELITY_HEADERS = ("output", "relative error", "top-1 agreement", "KL (nats)")
+PARITY_HEADERS = ("output", "max. abs. difference", "relative error", "tolerance", "")
+ASKED_HEADERS = ("", "asked", "reached")
+SITE_HEADERS = (
+    "site", "kind", "geometry", "decision", "parameters before", "after", "MACs before", "after", "ratio",
+    "output error", "measured on",
+)  # fmt: skip
+
+
+def count(number: float) -> str:
+    """Three significant digits: ``950``, ``45.6 k``, ``1.23 M``, ``1.82 G``."""
+    if number < 1000:
+        return f"{number:.0f}"
+    scaled = float(number)
+    for unit in ("k", "M", "G"):
+        scaled /= 1000
+        if scaled < 999.5:
+            return f"{_three_digits(scaled)} {unit}"
+    return f"{_three_digits(scaled / 1000)} T"
+
+
+def size(number: int) -> str:
+    """Bytes in decimal units: ``950 B``, ``4.56 MB``."""
+    return count(number) + ("B" if number >= 1000 else " B")
+
+
+def duration(seconds: float) -> str:
+    """``45.0 us``, ``3.90 ms`` or ``1.20 s``."""
+    for unit, factor in (("us", 1e6), ("ms", 1e3)):
+        if seconds * factor < 999.5:
+            return f"{_three_digits(seconds * factor)} {unit}"
+    return f"{_three_digits(seconds)} s"
+
+
+def times(ratio: float) -> str:
+    """A ratio, after over before: ``0.38x``."""
+    return f"{ratio:.2f}x" if ratio >= 0.095 or ratio == 0 else f"{ratio:.3f}x"
+
+
+def percent(part: float) -> str:
+    """A part of one: ``98.2 %``, ``3.2 %``, ``0.012 %``."""
+    if abs(part) >= 10:
+        return f"{100 * part:.0f} %"
+    if abs(part) >= 0.095:
+        return f"{100 * part:.1f} %"
+    return f"{100 * part:.2g} %"
+
+
+def change(ratio: float) -> str:
+    """A ratio and what it means: ``0.38x (-62 %)``."""
+    return f"{times(ratio)} ({100 * (ratio - 1):+.0f} %)"
+
+
+def _three_digits(number: float) -> str:
+    if number < 9.995:
+        return f"{number:.2f}"
+    return f"{number:.1f}" if number < 99.95 else f"{number:.0f}"
+
+
+def shapes(report: Report) -> str:
+    """The shapes of the model's inputs: ``1x3x224x224``."""
+    return ", ".join("x".join(map(str, shape)) for shape in report.input_shapes) or "no inputs"
+
+
+def decision(site: SiteRow) -> str:
+    """The option that was applied, or why the site was kept."""
+    return str(site.option) if site.action == "rewritten" else f"kept: {site.reason}"
+
+
+def site_cells(site: SiteRow) -> tuple[str, ...]:
+    """One site under :data:`SITE_HEADERS`."""
+    rewritten = site.action == "rewritten"
+    measured = None if site.output_error is None else percent(site.output_error)
+    return (
+        site.name,
+        site.kind,
+        site.geometry + calls(site.calls),
+        decision(site),
+        count(site.parameters_before),
+        count(site.parameters_after),
+        count(site.macs_before),
+        count(site.macs_after),
+        times(site.macs_after / site.macs_before) if rewritten and site.macs_before else "",
+        measured or (NOT_MEASURED if rewritten else ""),
+        site.error_basis or "",
+    )
+
+
+def totals_rows(report: Report) -> list[tuple[str, str, str, str]]:
+    """Parameters, MACs, file size and latencies; a prediction has a row of its own that says so."""
+    totals = report.totals
+    rows = [
+        _count_row("parameters", totals.parameters),
+        _count_row("MACs of one example", totals.macs),
+        _file_row(totals.file_bytes),
+        _latency_row("ONNX latency", totals.onnx_latency_seconds),
+    ]
+    if totals.predicted_onnx_latency_seconds is not None:
+        predicted = duration(totals.predicted_onnx_latency_seconds)
+        rows.append(("ONNX latency, predicted", "", predicted, "a prediction"))
+    return [*rows, _latency_row("torch latency", totals.torch_latency_seconds)]
+
+
+def _count_row(name: str, counts: Change[int]) -> tuple[str, str, str, str]:
+    return (name, count(counts.before), count(counts.after), change(counts.ratio))
+
+
+def _file_row(bytes_: Change[int] | None) -> tuple[str, str, str, str]:
+    if bytes_ is None:
+        return ("ONNX file", *(NOT_MEASURED,) * 3)
+    return ("ONNX file", size(bytes_.before), size(bytes_.after), change(bytes_.ratio))
+
+
+def _latency_row(name: str, latency: LatencyChange | None) -> tuple[str, str, str, str]:
+    if latency is None:
+        return (name, *(NOT_MEASURED,) * 3)
+    low, high = map(times, latency.quartiles)
+    ratio = f"{change(latency.ratio)}, quartiles {low} to {high}"
+    return (name, duration(latency.before), duration(latency.after), ratio)
+
+
+def fidelity_rows(report: Report) -> list[tuple[str, str, str, str]]:
+    """One row for every output of the model."""
+    return [
+        (
+            row.name,
+            percent(row.relative_error),
+            NOT_MEASURED if row.top1_agreement is None else percent(row.top1_agreement),
+            NOT_MEASURED if row.kl is None else f"{row.kl:.2g}",
+        )
+        for row in report.fidelity
+    ]
+
+
+def parity_rows(report: Report) -> list[tuple[str, str, str, str, str]]:
+    """One row for every output of the model."""
+    return [
+        (
+            row.name,
+            f"{row.max_abs_difference:.1e}",
+            f"{row.relative_error:.1e}",
+            f"{row.tolerance:.0e}",
+            "passed" if row.passed else "FAILED",
+        )
+        for row in report.parity
+    ]
+
+
+def asked_rows(report: Report) -> list[tuple[str, str, str]]:
+    """What was asked for beside what was reached; empty when nothing was asked for."""
+    rows = []
+    for key, asked in report.asked.budget.items():
+        reached = report.reached.budget[key]
+        rows.append((key, times(asked), NOT_MEASURED if reached is None else times(reached)))
+    if report.asked.keep is not None:
+        rows.append(("keep", report.asked.keep, report.reached.keep or NOT_MEASURED))
+    return rows
+
+
+def headline(report: Report) -> str:
+    """What was done and what it saved, in one or two sentences; only measured numbers."""
+    rewritten = sum(site.action == "rewritten" for site in report.sites)
+    if not rewritten:
+        return f"{report.model} was left as it is: none of its {len(report.sites)} convolution sites was rewritten."
+    totals = report.totals
+    saved = f"{times(totals.macs.ratio)} of its MACs and {times(totals.parameters.ratio)} of its parameters"
+    latency = totals.onnx_latency_seconds
+    speed = f"{times(latency.ratio)} of its ONNX latency" if latency else f"its ONNX latency was {NOT_MEASURED}"
+    sites = f"{rewritten} of {len(report.sites)} convolution sites rewritten"
+    return f"{report.model}, {sites}: {saved}; {speed}. {_fidelity_sentence(report)}"
+
+
+def _fidelity_sentence(report: Report) -> str:
+    if not report.fidelity:
+        return f"Fidelity was {NOT_MEASURED}."
+    error = percent(max(row.relative_error for row in report.fidelity))
+    agreements = [row.top1_agreement for row in report.fidelity if row.top1_agreement is not None]
+    agreement = f", top-1 agreement {percent(min(agreements))}" if agreements else ""
+    return f"Relative output error {error}{agreement}, {fidelity_basis(report)}."
+
+
+def fidelity_basis(report: Report) -> str:
+    """What fidelity was measured on, with the number of examples."""
+    basis, number = str(report.fidelity_basis), _counted(report.fidelity_examples, "example")
+    return basis if str(report.fidelity_examples) in basis.split() else f"{basis} ({number})"
+
+
+def calibration_sentence(report: Report) -> str:
+    """Which inputs the factors were fitted on."""
+    calibration = report.calibration
+    if calibration.kind == "weights only":
+        return f"Not calibrated: fitted to the weights alone, without inputs ({calibration.source})."
+    kind = "synthetic inputs" if calibration.kind == "synthetic" else "inputs"
+    used = f"fitted on {calibration.fitted_on}, {calibration.held_out} held out"
+    return f"Calibrated on {kind} from {calibration.source}: {used}."
+
+
+def stages_sentence(report: Report) -> str:
+    """Wall time of every stage; empty when none was recorded."""
+    return ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in report.seconds.items())
+
+
+def environment_sentence(report: Report) -> str:
+    """Versions and machine."""
+    environment = report.environment
+    versions = [f"convrewrite {report.tool_version}", f"Python {environment.python}", f"torch {environment.torch}"]
+    for name, version in (("onnx", environment.onnx), ("onnxruntime", environment.onnxruntime)):
+        versions += [f"{name} {version}"] if version else []
+    machine = f"{environment.platform}, {environment.cpu}, {_counted(environment.cores, 'core')}"
+    return f"{', '.join(versions)}; {machine}; {_counted(report.threads, 'thread')}, seed {report.seed}"
+
+
+def latency_sentence(report: Report) -> str:
+    """How the latencies were measured; empty when none was."""
+    if report.totals.onnx_latency_seconds is None and report.totals.torch_latency_seconds is None:
+        return ""
+    return (
+        f"Latencies are of one input with {_counted(report.threads, 'thread')}. Their ratio is the median over paired, "
+        "interleaved rounds, not the quotient of the two columns before it."
+    )
+
+
+def calls(number: int) -> str:
+    """Nothing for one call, else `` (2 calls)``."""
+    return "" if number == 1 else f" ({number} calls)"
+
+
+def joined(names: Sequence[str]) -> str:
+    """Names in a row, or ``none``."""
+    return ", ".join(names) or "none"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,77 @@
+"""The report as a Markdown page that can be read without knowing the run."""
+
+from collections.abc import Sequence
+
+from tabulate import tabulate
+
+from convrewrite.reporting import figures
+from convrewrite.reporting.model import Report
+
+
+def render_markdown(report: Report) -> str:
+    """The whole page, ending in a newline."""
+    totals = _table(figures.TOTALS_HEADERS, figures.totals_rows(report), "lrrl")
+    sections = [
+        f"# {_plain(report.model)}: convolutions rewritten",
+        _plain(figures.headline(report)),
+        f"Input {figures.shapes(report)}; rules: {_plain(figures.joined(report.rules))}.",
+        _section("What was saved", totals, figures.latency_sentence(report)),
+        _asked(report),
+        _section("Fidelity: rewritten against original", *_fidelity(report)),
+        _section("Parity: onnxruntime against torch", _parity(report)),
+        _section("Sites", *_sites(report)),
+        _section("Calibration", _plain(figures.calibration_sentence(report))),
+        _section("Notes", "\n".join(f"- {_plain(note)}" for note in report.notes)) if report.notes else "",
+        _section("Environment", *_environment(report)),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _asked(report: Report) -> str:
+    rows = figures.asked_rows(report)
+    return _section("Asked and reached", _table(figures.ASKED_HEADERS, rows, "lll")) if rows else ""
+
+
+def _fidelity(report: Report) -> tuple[str, ...]:
+    if not report.fidelity:
+        return (f"Fidelity was {figures.NOT_MEASURED}.",)
+    basis = f"Fidelity was {figures.fidelity_basis(report)}."
+    return (_plain(basis), _table(figures.FIDELITY_HEADERS, figures.fidelity_rows(report), "lrrr"))
+
+
+def _parity(report: Report) -> str:
+    if not report.parity:
+        return f"Parity was {figures.NOT_MEASURED}."
+    return _table(figures.PARITY_HEADERS, figures.parity_rows(report), "lrrrl")
+
+
+def _sites(report: Report) -> tuple[str, ...]:
+    if not report.sites:
+        return ("No convolutions were found.",)
+    rewritten = sum(site.action == "rewritten" for site in report.sites)
+    summary = f"{rewritten} of {len(report.sites)} rewritten. MACs are of one example, summed over a site's calls."
+    rows = [figures.site_cells(site) for site in report.sites]
+    return (summary, _table(figures.SITE_HEADERS, rows, "llllrrrrrrl"))
+
+
+def _environment(report: Report) -> tuple[str, ...]:
+    seconds = figures.stages_sentence(report)
+    return (f"{_plain(figures.environment_sentence(report))}.", f"Wall time: {_plain(seconds)}." if seconds else "")
+
+
+def _section(title: str, *parts: str) -> str:
+    return "\n\n".join(part for part in (f"## {title}", *parts) if part)
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], alignment: str) -> str:
+    names = ["right" if letter == "r" else "left" for letter in alignment]
+    cells = [[_plain(cell) for cell in row] for row in rows]
+    table: str = tabulate(cells, headers, tablefmt="pipe", disable_numparse=True, colalign=names)
+    return table
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it stands, on one line and inside a table cell as well."""
+    for character in "\\`*_|<[":
+        text = text.replace(character, f"\\{character}")
+    return " ".join(text.split())

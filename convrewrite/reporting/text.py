@@ -1,0 +1,149 @@
+"""The report for a terminal: plain tables, at most 110 columns wide."""
+
+import textwrap
+from collections.abc import Sequence
+
+from tabulate import tabulate
+
+from convrewrite.reporting import figures
+from convrewrite.reporting.model import AnalysisRow, Report, SiteRow
+
+WIDTH = 110
+_BASIS_MARKS = {"held-out inputs": "", "synthetic inputs": " s", "weights": " w"}
+_BASIS_LEGEND = {
+    "held-out inputs": "on held-out inputs",
+    "synthetic inputs": "s: on synthetic inputs",
+    "weights": "w: of the weights alone, without inputs",
+}
+
+
+def render_text(report: Report) -> str:
+    """The whole report, ending in a newline."""
+    intro = [
+        figures.headline(report),
+        f"Input {figures.shapes(report)}; rules: {figures.joined(report.rules)}.",
+        figures.calibration_sentence(report),
+    ]
+    sections = [
+        "\n".join(map(_filled, intro)),
+        _sites(report.sites),
+        _titled("Totals", _table(figures.TOTALS_HEADERS, figures.totals_rows(report), (24, 14, 14, 50), "lrrl")),
+        _asked(report),
+        _fidelity(report),
+        _parity(report),
+        _titled("Notes", "\n".join(_filled(f"- {note}", "  ") for note in report.notes)),
+        _titled("Stages", _filled(figures.stages_sentence(report))),
+        _filled(figures.environment_sentence(report)),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def render_sites(rows: Sequence[AnalysisRow]) -> str:
+    """The sites of a model with their costs, and which rules would take them; the reasons stand below the table."""
+    reasons: dict[str, int] = {}
+    cells = [
+        (
+            row.name,
+            row.kind,
+            row.geometry + figures.calls(row.calls),
+            figures.count(row.parameters),
+            figures.count(row.macs),
+            figures.percent(row.mac_share),
+            _verdicts(row, reasons),
+        )
+        for row in rows
+    ]
+    if not cells:
+        return "No convolutions were found.\n"
+    headers = ("site", "kind", "geometry", "param.", "MACs", "share", "rules")
+    table = _table(headers, cells, (22, 10, 18, 8, 7, 8, 23), "lllrrrl")
+    notes = "\n".join(_filled(f"[{number}] {reason}", "    ") for reason, number in reasons.items())
+    return "\n\n".join(part for part in (table, notes) if part) + "\n"
+
+
+def _verdicts(row: AnalysisRow, reasons: dict[str, int]) -> str:
+    """``yes: a, b; no: c [1]``; a reason that is new gets the next number."""
+    taken = [rule for rule, verdict in row.applies.items() if verdict == "yes"]
+    refused = [
+        f"{rule} [{reasons.setdefault(verdict, len(reasons) + 1)}]"
+        for rule, verdict in row.applies.items()
+        if verdict != "yes"
+    ]
+    parts = [f"{word}: {', '.join(rules)}" for word, rules in (("yes", taken), ("no", refused)) if rules]
+    return "; ".join(parts)
+
+
+def _sites(sites: Sequence[SiteRow]) -> str:
+    if not sites:
+        return "No convolutions were found."
+    headers = ("site", "kind", "geometry", "decision", "MACs\nbefore", "MACs\nratio", "param.\nratio", "output\nerror")
+    rows = [_site_cells(site) for site in sites]
+    table = _table(headers, rows, (19, 10, 16, 20, 7, 6, 6, 8), "llllrrrr")
+    bases = [text for basis, text in _BASIS_LEGEND.items() if any(site.error_basis == basis for site in sites)]
+    legend = _filled(f"output error: relative, {'; '.join(bases)}") if bases else ""
+    return _titled("Sites", "\n".join(part for part in (table, legend) if part))
+
+
+def _site_cells(site: SiteRow) -> tuple[str, ...]:
+    rewritten = site.action == "rewritten"
+    return (
+        site.name,
+        site.kind,
+        site.geometry + figures.calls(site.calls),
+        figures.decision(site),
+        figures.count(site.macs_before),
+        _ratio(site.macs_before, site.macs_after) if rewritten else "",
+        _ratio(site.parameters_before, site.parameters_after) if rewritten else "",
+        _error(site),
+    )
+
+
+def _ratio(before: int, after: int) -> str:
+    return figures.times(after / before) if before else "-"
+
+
+def _error(site: SiteRow) -> str:
+    if site.output_error is None or site.error_basis is None:
+        return figures.NOT_MEASURED if site.action == "rewritten" else ""
+    return figures.percent(site.output_error) + _BASIS_MARKS[site.error_basis]
+
+
+def _asked(report: Report) -> str:
+    rows = figures.asked_rows(report)
+    return _titled("Asked and reached", _table(figures.ASKED_HEADERS, rows, (20, 40, 40), "lll")) if rows else ""
+
+
+def _fidelity(report: Report) -> str:
+    title = "Fidelity: rewritten against original"
+    if not report.fidelity:
+        return _titled(title, figures.NOT_MEASURED)
+    basis = _filled(figures.fidelity_basis(report))
+    table = _table(figures.FIDELITY_HEADERS, figures.fidelity_rows(report), (50, 14, 15, 12), "lrrr")
+    return _titled(title, f"{table}\n{basis}")
+
+
+def _parity(report: Report) -> str:
+    title = "Parity: onnxruntime against torch"
+    if not report.parity:
+        return _titled(title, figures.NOT_MEASURED)
+    return _titled(title, _table(figures.PARITY_HEADERS, figures.parity_rows(report), (40, 20, 14, 9, 6), "lrrrl"))
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int], alignment: str) -> str:
+    """A table whose cells are wrapped to the widths; the alignment has one of ``l`` and ``r`` for every column."""
+    wrapped = [[_wrapped(cell, width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    names = ["right" if letter == "r" else "left" for letter in alignment]
+    table: str = tabulate(wrapped, headers, tablefmt="simple", disable_numparse=True, colalign=names)
+    return table
+
+
+def _wrapped(cell: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(cell, width, break_on_hyphens=False))
+
+
+def _filled(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def _titled(title: str, body: str) -> str:
+    return f"{title}\n{body}" if body else ""

@@ -1,0 +1,253 @@
+"""Find the convolutions of a model: one site per convolution with all its call places.
+
+Sites are found by *running* the model, which works for any control flow; the graph adds what runs cannot show: the
+BatchNorm that directly follows, and depthwise convolutions directly followed by their pointwise.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+
+from convrewrite.conv import ConvSpec, Cost, Kind, Size, classify
+from convrewrite.tracing import Traced, module_calls, run
+
+Conv = nn.Conv2d | nn.ConvTranspose2d
+CONV_TYPES = (nn.Conv2d, nn.ConvTranspose2d)
+FUNCTIONS = {torch.conv2d: False, torch.nn.functional.conv2d: False, torch.conv_transpose2d: True}
+FUNCTIONS[torch.nn.functional.conv_transpose2d] = True
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One convolution of a model.
+
+    ``input_sizes`` has one entry per call of one example; ``batch_norm`` names the BatchNorm that directly and only follows;
+    ``refusal`` says why this site cannot be rewritten at all, whatever the rules say.
+    """
+
+    name: str
+    kind: Kind
+    spec: ConvSpec
+    input_sizes: tuple[Size, ...]
+    batch_norm: str | None = None
+    refusal: str | None = None
+    is_stem: bool = False
+
+    @property
+    def folded_spec(self) -> ConvSpec:
+        """The geometry once the BatchNorm is folded: it always has a bias then."""
+        return replace(self.spec, bias=self.spec.bias or self.batch_norm is not None)
+
+    @property
+    def cost(self) -> Cost:
+        """Parameters (those of the BatchNorm that would be folded included) and MACs of one example."""
+        cost = self.spec.cost(self.input_sizes)
+        return cost + Cost(parameters=2 * self.spec.out_channels if self.batch_norm else 0)
+
+
+@dataclass(slots=True)
+class _Call:
+    """What one run showed of one convolution."""
+
+    owner: str
+    module: nn.Module | None
+    spec: ConvSpec
+    sizes: list[Size] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)
+
+
+def find_sites(model: nn.Module, inputs: tuple[Tensor, ...], traced: Traced) -> tuple[Site, ...]:
+    """Every convolution that a run on ``inputs`` calls, in order of its first call, then those never called."""
+    calls = observe(model, inputs)
+    followers = _batch_norms(model, traced)
+    separable = _separable_pairs(model, traced)
+    shared = _shared_parameters(model)
+    sites: list[Site] = []
+    for name, call in calls.items():
+        kind = Kind.SEPARABLE if name in separable else classify(call.spec)
+        if call.module is None:
+            sites.append(_functional_site(model, inputs, name, call))
+            continue
+        refusal = _refusal(name, call.module, shared)
+        follower = followers.get(name) if refusal is None else None
+        sites.append(Site(name, kind, call.spec, tuple(call.sizes), follower, refusal))
+    if sites:
+        sites[0] = replace(sites[0], is_stem=True)
+    return (*sites, *_never_called(model, calls))
+
+
+def observe(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, _Call]:
+    """Run the model once and note each convolution's calls. A functional call has the name ``module#index``."""
+    names = {id(module): name for name, module in model.named_modules()}
+    stack: list[nn.Module] = []
+    calls: dict[str, _Call] = {}
+    batch = inputs[0].shape[0]
+
+    def note(name: str, call: _Call, x: Tensor) -> None:
+        entry = calls.setdefault(name, call)
+        height, width = x.shape[-2:]
+        entry.sizes += [(int(height), int(width))] * max(1, (x.shape[0] if x.dim() == 4 else 1) // batch)
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        stack.append(module)
+        if isinstance(module, CONV_TYPES):
+            x = args[0] if args else kwargs["input"]
+            note(names[id(module)], _Call(names[id(module)], module, ConvSpec.of(module)), x)
+
+    def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
+        stack.pop()
+
+    class Functional(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            inside_conv = bool(stack) and isinstance(stack[-1], CONV_TYPES)
+            if func in FUNCTIONS and not inside_conv:
+                owner = names.get(id(stack[-1]), "") if stack else ""
+                values = dict(zip(_ARGUMENTS[FUNCTIONS[func]], args, strict=False)) | (kwargs or {})
+                index = sum(1 for call in calls.values() if call.module is None and call.owner == owner)
+                spec = _functional_spec(values, FUNCTIONS[func])
+                note(f"{owner}#{index}", _Call(owner, None, spec, weights=[values["weight"]]), values["input"])
+            return func(*args, **(kwargs or {}))
+
+    with _hooked(model, enter, leave), Functional():
+        run(model, inputs)
+    return calls
+
+
+_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+_ARGUMENTS = {False: _CONV, True: _TRANSPOSED}
+
+
+def _functional_spec(values: dict[str, Any], transposed: bool) -> ConvSpec:
+    """The geometry of a functional call; a kernel per example counts its examples as groups, as the call itself does."""
+    weight, groups = values["weight"], int(values.get("groups", 1))
+    first, second, kh, kw = (int(n) for n in weight.shape)
+    outputs, inputs = (second * groups, first) if transposed else (first, second * groups)
+    padding = values.get("padding", 0)
+
+    def pair(name: str, default: int) -> Size:
+        value = values.get(name, default)
+        pair = (value, value) if isinstance(value, int) else tuple(value)
+        return (int(pair[0]), int(pair[-1]))
+
+    return ConvSpec(
+        inputs, outputs, (kh, kw), pair("stride", 1), padding if isinstance(padding, str) else pair("padding", 0),
+        pair("dilation", 1), groups, values.get("bias") is not None, "zeros", transposed, pair("output_padding", 0),
+    )  # fmt: skip
+
+
+def _functional_site(model: nn.Module, inputs: tuple[Tensor, ...], name: str, call: _Call) -> Site:
+    """A convolution called as a function: on a parameter or buffer, or with a kernel computed on the way."""
+    owned = {id(tensor): key for key, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    key = owned.get(id(call.weights[0]))
+    kind = classify(call.spec)
+    if key is not None:
+        reason = f"a functional call on {key}: only convolution modules are rewritten"
+    elif _depends_on_input(model, inputs, name, call.weights[0]):
+        kind, reason = Kind.DYNAMIC, "the kernel is computed from the input"
+    else:
+        reason = "the kernel is computed from parameters at every call"
+    return Site(name, kind, call.spec, tuple(call.sizes), refusal=reason)
+
+
+def _depends_on_input(model: nn.Module, inputs: tuple[Tensor, ...], name: str, weight: Tensor) -> bool:
+    other = tuple(tensor.flip(-1) * 0.5 + 0.25 if tensor.is_floating_point() else tensor for tensor in inputs)
+    again = observe(model, other).get(name)
+    return again is None or not torch.equal(again.weights[0], weight)
+
+
+@contextmanager
+def _hooked(model: nn.Module, enter: Any, leave: Any) -> Iterator[None]:
+    handles = []
+    for module in model.modules():
+        handles.append(module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True))
+        handles.append(module.register_forward_hook(leave, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _refusal(name: str, module: nn.Module, shared: dict[int, list[str]]) -> str | None:
+    """Why a module cannot be replaced at all."""
+    if type(module) not in CONV_TYPES:
+        return f"{type(module).__name__} is a subclass of a convolution and may have a forward of its own"
+    if "forward" in vars(module):
+        return "the module's forward is replaced on the instance"
+    others = [owner for owner in shared.get(id(module.weight), []) if owner != name]
+    if others:
+        return f"shares its weight with {', '.join(others)}"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "has forward hooks, which a replacement would lose"
+    weight = module.weight
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        return f"its weight is {getattr(weight, 'dtype', 'missing')}, not a floating point number"
+    if not bool(torch.isfinite(weight).all()):
+        return "its weight holds NaN or infinity"
+    return None
+
+
+def _shared_parameters(model: nn.Module) -> dict[int, list[str]]:
+    owners: dict[int, list[str]] = defaultdict(list)
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners[id(parameter)].append(name)
+    return owners
+
+
+def _batch_norms(model: nn.Module, traced: Traced) -> dict[str, str]:
+    """Convolution -> the BatchNorm that can be folded into it: it follows every call, and nothing else sees either.
+
+    A convolution called from two places with a BatchNorm after only one of them is not folded: folding would change the
+    other place as well.
+    """
+    calls = Counter(name for name, _ in module_calls(traced))
+    modules = dict(model.named_modules(remove_duplicate=False))
+    pairs: dict[str, str] = {}
+    for name, node, follower, _ in _sole_followers(traced):
+        conv, norm = modules[name], modules[follower]
+        foldable = type(conv) in CONV_TYPES and type(norm) is nn.BatchNorm2d and node.args[1:] == ()
+        if foldable and norm.running_mean is not None and not norm.training and calls[name] == calls[follower] == 1:
+            pairs[name] = follower
+    return pairs
+
+
+def _separable_pairs(model: nn.Module, traced: Traced) -> set[str]:
+    """Names of depthwise convolutions directly followed by a pointwise one, and of these pointwise ones."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    followers = {name: follower for name, _, follower, _ in _sole_followers(traced)}
+    found: set[str] = set()
+    for name, follower in followers.items():
+        after = followers.get(follower) if type(modules[follower]) is nn.BatchNorm2d else follower
+        conv, pointwise = modules[name], modules[after] if after else None
+        if type(conv) is not nn.Conv2d or type(pointwise) is not nn.Conv2d:
+            continue
+        if classify(ConvSpec.of(conv)) is Kind.DEPTHWISE and classify(ConvSpec.of(pointwise)) is Kind.POINTWISE:
+            found |= {name, str(after)}
+    return found
+
+
+def _sole_followers(traced: Traced) -> Iterator[tuple[str, fx.Node, str, fx.Node]]:
+    """(module, its node, module that alone uses its output, that one's node)."""
+    by_node = {node: name for name, node in module_calls(traced)}
+    for node, name in by_node.items():
+        users = list(node.users)
+        if len(users) == 1 and users[0] in by_node and users[0].args[:1] == (node,):
+            yield name, node, by_node[users[0]], users[0]
+
+
+def _never_called(model: nn.Module, calls: dict[str, _Call]) -> list[Site]:
+    reason = "a run on the example input never calls it"
+    return [
+        Site(name, classify(ConvSpec.of(module)), ConvSpec.of(module), (), refusal=reason)
+        for name, module in model.named_modules()
+        if isinstance(module, CONV_TYPES) and name not in calls
+    ]

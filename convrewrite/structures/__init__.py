@@ -1,0 +1,32 @@
+"""The structures, discovered: every module of this package, and every entry point in the group below, holds one.
+
+A module offers its structure as the attribute ``STRUCTURE``. Another package adds one without touching this one:
+
+    [project.entry-points."convrewrite.structures"]
+    butterfly = "my_package.butterfly:STRUCTURE"
+"""
+
+import importlib
+import pkgutil
+from importlib.metadata import entry_points
+
+from convrewrite.errors import UsageError
+from convrewrite.structure import Structure
+
+ENTRY_POINTS = "convrewrite.structures"
+
+
+def discover() -> dict[str, Structure]:
+    """All structures by name, those of this package first."""
+    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
+    found: list[Structure] = [module.STRUCTURE for module in modules]
+    found += [point.load() for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)]
+    return {structure.name: structure for structure in found}
+
+
+def named(name: str, extra: tuple[Structure, ...] = ()) -> Structure:
+    """One structure by its name; ``extra`` are structures handed over in Python. Raises UsageError for an unknown one."""
+    known = discover() | {structure.name: structure for structure in extra}
+    if name not in known:
+        raise UsageError(f"structure {name!r} is not known; known are {', '.join(sorted(known))}")
+    return known[name]

@@ -1,0 +1,144 @@
+"""torch.fx graphs of any module: whole where that works, otherwise part by part.
+
+A graph gives what running a model cannot: which module's output goes where, and into nothing else. Rewriting does not need
+it (submodules are replaced through their parents), so a model without a graph loses only what is said in ``lost``.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from convrewrite.errors import TraceError
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """The graphs of a model: one under the name ``""`` when it could be followed whole, else those of its parts."""
+
+    parts: dict[str, fx.GraphModule]
+    lost: tuple[str, ...]
+
+    @property
+    def whole(self) -> fx.GraphModule | None:
+        """The graph of the whole model, every convolution a node of it; None when it could not be followed whole."""
+        return self.parts.get("") if not self.lost else None
+
+
+def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+    """The model's output without gradients. Raises TraceError that names the input shapes when the model cannot run."""
+    shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
+    try:
+        with torch.no_grad():
+            return model(*inputs)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TraceError(
+            f"{type(model).__name__}: the model does not run on input {shapes}: {reason}; "
+            "give the shape it expects (--input, or example_input in Python)"
+        ) from error
+
+
+def trace(model: nn.Module) -> Traced:
+    """Follow ``model`` whole if possible; otherwise leave out the innermost modules that fail and follow those inside.
+
+    Optional arguments of ``forward`` take their defaults, as a call with the example input alone would.
+    """
+    parts: dict[str, fx.GraphModule] = {}
+    lost: list[str] = []
+    waiting = [("", model)]
+    while waiting:
+        name, module = waiting.pop(0)
+        graph, opaque = _follow(module)
+        if graph is not None:
+            parts[name] = graph
+        for inner in opaque:
+            path = _join(name, inner)
+            lost.append(path)
+            child = module.get_submodule(inner)
+            waiting += [(_join(path, key), sub) for key, sub in child.named_children() if _has_children(sub)]
+    return Traced(parts, tuple(lost))
+
+
+def qualified(part: str, target: object) -> str:
+    """The name in the whole model of what a part's graph calls ``target``."""
+    return _join(part, str(target))
+
+
+def _follow(module: nn.Module) -> tuple[fx.GraphModule | None, list[str]]:
+    """A graph of ``module`` and the names of the submodules that had to be left opaque in it (``""``: itself)."""
+    opaque: list[str] = []
+    while True:
+        tracer = _Tracer(frozenset(opaque))
+        try:
+            graph = tracer.trace(module, concrete_args=_defaults(module))
+            _drop_defaults(graph)
+            return fx.GraphModule(module, graph), opaque
+        except Exception:  # a forward may fail in any way while it is being followed
+            failed = tracer.failed or ""
+            if failed == "" or failed in opaque:
+                return None, [""]
+            opaque.append(failed)
+
+
+class _Tracer(fx.Tracer):
+    """Remembers the innermost module in which following failed, and takes those already known as leaves."""
+
+    def __init__(self, opaque: frozenset[str]) -> None:
+        super().__init__()
+        self.opaque = opaque
+        self.failed: str | None = None
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        own_layer = type(m).__module__.startswith("convrewrite.layers")
+        return own_layer or module_qualified_name in self.opaque or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            if self.failed is None:
+                self.failed = self.path_of_module(m)
+            raise
+
+
+def _defaults(module: nn.Module) -> dict[str, Any]:
+    """The arguments of ``forward`` that have a default, with it: as Proxies they would bake ``if x is None`` to False."""
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    optional = {p.name: p.default for p in parameters if p.default is not p.empty}
+    # A first argument with a default is still the input.
+    first = parameters[0].name if parameters else ""
+    return {name: value for name, value in optional.items() if name != first}
+
+
+def _drop_defaults(graph: fx.Graph) -> None:
+    """Remove the placeholders of concrete arguments, and the assertions that tracing put on them."""
+    for node in list(graph.nodes):
+        if node.op == "call_function" and node.name.startswith("_assert"):
+            graph.erase_node(node)
+    for node in reversed(list(graph.nodes)):
+        computes_nothing = node.op in ("placeholder", "call_function") and not node.users
+        if computes_nothing and (node.op == "placeholder" or node.target.__name__ in ("eq", "is_")):
+            graph.erase_node(node)
+    graph.set_codegen(fx.graph.CodeGen())
+
+
+def _has_children(module: nn.Module) -> bool:
+    return next(module.children(), None) is not None
+
+
+def _join(first: str, second: str) -> str:
+    return f"{first}.{second}" if first and second else first or second
+
+
+def module_calls(traced: Traced) -> Iterator[tuple[str, fx.Node]]:
+    """Every ``call_module`` node of every part, with the module's name in the whole model."""
+    for part, graph_module in traced.parts.items():
+        for node in graph_module.graph.nodes:
+            if node.op == "call_module":
+                yield qualified(part, node.target), node
