@@ -91,7 +91,8 @@ def replace_site(model: nn.Module, site: Site, module: nn.Module) -> None:
         parameter.requires_grad_(any(p.requires_grad for p in original.parameters()))
     replacements: dict[int, nn.Module] = {id(original): module}
     if site.batch_norm is not None:
-        replacements[id(model.get_submodule(site.batch_norm))] = nn.Identity()
+        norm = model.get_submodule(site.batch_norm)
+        replacements[id(norm)] = nn.Identity().train(norm.training)
     _replace(model, replacements)
 
 

@@ -6,6 +6,7 @@ permutation (a data set may be sorted by class). Labels are never needed and alw
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -58,12 +59,13 @@ def read_calibration(
     resize: Size | None = None,
     import_object: Callable[[str], object] | None = None,
 ) -> Calibration:
-    """Read at most ``limit`` examples from ``source``, checked against and converted to the shape and dtype of ``example``.
+    """At most ``limit`` examples from ``source``, checked against and converted to the shape and dtype of ``example``.
 
-    ``source`` is a path (``.npy``, ``.npz``, ``.pt``, a folder of images, ``FILE.py:NAME`` resolved by ``import_object``),
-    a tensor or array, a tuple of them (one for each model input), or an iterable of batches, whose first tensors count.
+    ``source`` is a path (``.npy``, ``.npz``, ``.pt``, a folder of images, ``FILE.py:NAME`` that ``import_object``
+    resolves), a tensor or array, a tuple of them (one for each model input), a data set, or an iterable of batches,
+    whose first tensors count. Of a source of known length ``limit`` examples are drawn at random, of others the first.
     uint8 is taken for pixels and scaled to [0, 1]; then ``mean`` and ``std`` (one number, or one for each channel)
-    normalise the first input. ``resize`` scales the images of a folder before the model's size is cut from their centre.
+    normalise the first input. ``resize`` scales the images of a folder before the model's size is cut from the centre.
     Raises CalibrationError when the source cannot be read or does not fit the model.
     """
     if limit < 1 or batch < 1:
@@ -75,6 +77,20 @@ def read_calibration(
         inputs = ((inputs[0] - scale[0]) / scale[1], *inputs[1:])
     fit, held_out = split_inputs(inputs, batch=batch, seed=seed)
     return Calibration(fit, held_out, "data", opened.name, (*notes, *_few(len(inputs[0]))))
+
+
+def peek_shape(source: str) -> tuple[int, ...] | None:
+    """The shape of one example in a ``.npy``, ``.npz`` or ``.pt`` file, without its batch axis; None for other sources.
+
+    Images with the channels last, ``(H, W, 1)`` or ``(H, W, 3)``, count as channels first, as reading will move them.
+    """
+    if Path(source).suffix.lower() not in (".npy", ".npz", ".pt", ".pth") or not Path(source).is_file():
+        return None
+    opened = open_source(Path(source), Request((torch.empty(0),), 1, 0, None, None))
+    shape = tuple(next(iter(opened.chunks)).tensors[0].shape[1:])
+    if len(shape) == 3 and shape[2] in (1, 3) and shape[0] not in (1, 3):
+        return (shape[2], shape[0], shape[1])
+    return shape
 
 
 def split_inputs(inputs: Inputs, *, batch: int, seed: int) -> tuple[tuple[Inputs, ...], tuple[Inputs, ...]]:
@@ -94,8 +110,8 @@ def _few(count: int) -> tuple[str, ...]:
     if count >= FEW_INPUTS:
         return ()
     return (
-        f"only {count} calibration inputs, {FEW_INPUTS} or more are advised: a fit then has fewer samples than unknowns "
-        "and is shrunk towards the weights",
+        f"only {count} calibration inputs, {FEW_INPUTS} or more are advised: a fit then has fewer samples than "
+        "unknowns and is shrunk towards the weights",
     )
 
 
@@ -168,7 +184,9 @@ def _with_dtype(found: Tensor, wanted: Tensor, where: str, notes: dict[str, None
 def _refuse_non_finite(tensor: Tensor, positions: Sequence[int], where: str) -> None:
     if not bool(tensor.isfinite().all()):
         row = int(tensor.isfinite().logical_not().nonzero()[0, 0])
-        raise CalibrationError(f"{where}: expected finite numbers, found NaN or infinity in example {positions[row]}; remove it")
+        raise CalibrationError(
+            f"{where}: expected finite numbers, found NaN or infinity in example {positions[row]}; remove it"
+        )
 
 
 def _normalisation(
@@ -182,7 +200,7 @@ def _normalisation(
     values = []
     for name, numbers in (("mean", mean or (0.0,)), ("std", std or (1.0,))):
         if len(numbers) not in (1, channels):
-            raise CalibrationError(f"{name}: expected 1 or {channels} numbers, one for each channel, found {len(numbers)}")
+            raise CalibrationError(f"{name}: expected 1 or {channels} numbers, one a channel, found {len(numbers)}")
         values.append(torch.tensor(list(numbers), dtype=example.dtype, device=example.device).reshape(shape))
     if not bool((values[1] > 0).all()):
         raise CalibrationError(f"std: expected positive numbers, found {list(std or ())}")

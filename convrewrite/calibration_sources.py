@@ -1,7 +1,7 @@
-"""Where calibration inputs come from: files, folders, tensors, loaders. Each source becomes raw tensors, not yet checked.
+"""Where calibration inputs come from: files, folders, tensors, loaders; each becomes raw tensors, not yet checked.
 
-Nothing here runs code from a file: arrays are read without pickle, ``.pt`` files with ``weights_only=True``. Only an object
-the caller names himself (``FILE.py:NAME``) is imported, through the function he passes.
+Nothing here runs code from a file: arrays are read without pickle, ``.pt`` files with ``weights_only=True``. Only an
+object that the caller names (``FILE.py:NAME``) is imported, through the function passed for it.
 """
 
 import itertools
@@ -48,7 +48,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A readable source. ``total`` is the number of examples it has, None when only reading it to its end could tell."""
+    """A readable source. ``total`` is the number of examples, None when only reading to the end could tell it."""
 
     name: str
     chunks: Iterable[Chunk]
@@ -85,7 +85,8 @@ def open_source(source: object, request: Request) -> Source:
         if not callable(made) or isinstance(made, Iterable):
             return open_source(made, request)
     raise CalibrationError(
-        f"calibration source: expected a path, a tensor, an array or an iterable of batches, found {type(source).__name__}"
+        "calibration source: expected a path, a tensor, an array or an iterable of batches, "
+        f"found {type(source).__name__}"
     )
 
 
@@ -106,19 +107,20 @@ def _read_path(source: str | Path, request: Request) -> Source:
 
 def _read_object(target: str, request: Request) -> Source:
     if request.import_object is None:
-        raise CalibrationError(f"{target}: expected a file, found none; objects cannot be named here: pass the object itself")
+        raise CalibrationError(f"{target}: expected a file, found none; objects cannot be named here: pass it itself")
     found = open_source(request.import_object(target), request)
     return Source(target, found.chunks, found.total)
 
 
 def _read_npy(path: Path, request: Request) -> Source:
     with _reading(path, "a NumPy array"):
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.lib.format.open_memmap(path, mode="r")
         return _read_arrays((array,), str(path), request)
 
 
 def _read_npz(path: Path, request: Request) -> Source:
-    with _reading(path, "a NumPy archive"), np.load(path, allow_pickle=False) as archive:
+    # numpy leaves a file open when it is no archive, so it is opened here.
+    with _reading(path, "a NumPy archive"), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         return _read_arrays(_pick(archive, len(request.example), str(path), strict=True), str(path), request)
 
 
@@ -126,17 +128,19 @@ def _read_pt(path: Path, request: Request) -> Source:
     with _reading(path, "tensors alone, saved with torch.save"):
         found = torch.load(path, weights_only=True, map_location="cpu")
     if not isinstance(found, (Tensor, tuple, list, Mapping)):
-        raise CalibrationError(f"{path}: expected a tensor, or a tuple, list or dict of them, found {type(found).__name__}")
+        kind = type(found).__name__
+        raise CalibrationError(f"{path}: expected a tensor, or a tuple, list or dict of them, found {kind}")
     source = open_source(found, request)
     return Source(str(path), source.chunks, source.total)
 
 
 @contextmanager
 def _reading(path: Path, expected: str) -> Iterator[None]:
-    """Turns what a truncated, foreign or pickled file raises into a CalibrationError that names it and what it should hold."""
+    """Turns what a truncated, foreign or pickled file raises into a CalibrationError that says what it should hold."""
+    bad_file = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError)
     try:
         yield
-    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError) as error:
+    except bad_file as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CalibrationError(f"{path}: expected {expected}, but it cannot be read: {reason}") from error
 
@@ -144,7 +148,8 @@ def _reading(path: Path, expected: str) -> Iterator[None]:
 def _read_folder(folder: Path, request: Request) -> Source:
     paths = list_images(folder)
     if len(request.example) != 1:
-        raise CalibrationError(f"{folder}: a folder gives one input, the model takes {len(request.example)}; use an .npz")
+        inputs = len(request.example)
+        raise CalibrationError(f"{folder}: a folder gives one input, the model takes {inputs}; give an .npz")
     chosen = _choose(len(paths), request)
     images = read_images([paths[i] for i in chosen], request.example[0].shape[1:], request.resize)
     return Source(str(folder), [Chunk((images,), chosen)], len(paths))
@@ -189,7 +194,8 @@ def _guarded(chunks: Iterator[Chunk], name: str) -> Iterator[Chunk]:
         except CalibrationError:
             raise
         except Exception as error:  # the caller's own code may raise anything
-            raise CalibrationError(f"{name}: batch {number}: reading it raised {type(error).__name__}: {error}") from error
+            reason = f"{type(error).__name__}: {error}"
+            raise CalibrationError(f"{name}: batch {number}: reading it raised {reason}") from error
         yield chunk
 
 
@@ -222,7 +228,7 @@ def _pick(named: Mapping[str, Any], count: int, where: str, *, strict: bool) -> 
         return [named[name] for name in numbered]
     rest = [name for name in names if name.lower() not in _LABEL_NAMES]
     if len(rest) < count or (strict and len(rest) > count):
-        expected = "one array, or one named images" if count == 1 else f"{count} arrays, named input.0 to input.{count - 1}"
+        expected = f"{count} arrays, named input.0 to input.{count - 1}" if count > 1 else "one array, or images"
         raise CalibrationError(f"{where}: expected {expected}, found {_listed(names)}")
     return [named[name] for name in rest[:count]]
 
@@ -233,7 +239,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _read_arrays(values: Sequence[Any], name: str, request: Request) -> Source:
-    """Whole inputs of known length: more than ``limit`` examples are thinned at random, as they may be sorted by class."""
+    """Whole inputs of known length, thinned at random to ``limit`` examples, as they may be sorted by class."""
     count = len(request.example)
     if len(values) < count:
         raise CalibrationError(f"{name}: expected {count} tensors, one for each model input, found {len(values)}")

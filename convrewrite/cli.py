@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convrewrite.errors import ConvRewriteError, UsageError, VerificationError
+from convrewrite import arguments
+from convrewrite.errors import ConvRewriteError, ModelLoadError, UsageError, VerificationError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from convrewrite.loading import Loaded
     from convrewrite.rewriting import Progress
-    from convrewrite.verifying import OnnxModel
 
 app = typer.Typer(
     name="convrewrite",
@@ -26,6 +26,9 @@ app = typer.Typer(
 )
 rules_app = typer.Typer(help="The rules that say which convolutions become what.", no_args_is_help=True)
 app.add_typer(rules_app, name="rules")
+
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as shells have it."""
 
 MODEL_HELP = "A .pt/.pth file (a whole module, or a state dict with --factory), or pkg.mod:callable."
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
@@ -84,7 +87,7 @@ def optimize(
 
     storing.check_writable(out)
     chosen = resolve(rule or ["separable"])
-    asked = _budget(budget or [])
+    asked = arguments.budget(budget or [])
     loaded = _load(model, factory, trust)
     inputs, notes = _example(loaded, input_, calib)
     data = _calibration(calib, inputs, seed, mean, std, resize)
@@ -214,10 +217,10 @@ def rules_list() -> None:
 @rules_app.command("show")
 def rules_show(name: Annotated[str, typer.Argument(help="A built-in rule or a rule file.")]) -> None:
     """A rule file as it stands, comments and examples included."""
-    from convrewrite.rules import builtin_rules, load_rule_file
+    from convrewrite.rules import builtin_rules, resolve
 
+    resolve([name])
     path = builtin_rules().get(name, Path(name))
-    load_rule_file(path)
     typer.echo(path.read_text(encoding="utf-8"))
 
 
@@ -271,37 +274,14 @@ def _calibration(
     calib: str | None, inputs: "tuple[Tensor, ...]", seed: int, mean: str | None, std: str | None, resize: str | None
 ) -> object:
     from convrewrite.calibration import read_calibration
-    from convrewrite.loading import import_object, parse_shape
+    from convrewrite.loading import import_object
 
     if calib is None or calib == "weights":
         return calib
-    size = parse_shape(resize) if resize else None
-    if size is not None and len(size) != 2:
-        raise UsageError(f"--resize: expected HxW, as 256x256, found {resize}")
     return read_calibration(
-        calib, inputs, seed=seed, mean=_numbers("--mean", mean), std=_numbers("--std", std),
-        resize=(size[0], size[1]) if size else None, import_object=import_object,
+        calib, inputs, seed=seed, mean=arguments.numbers("--mean", mean), std=arguments.numbers("--std", std),
+        resize=arguments.size("--resize", resize), import_object=import_object,
     )  # fmt: skip
-
-
-def _numbers(option: str, text: str | None) -> list[float] | None:
-    if text is None:
-        return None
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"{option}: expected numbers separated by commas, found {text!r}") from None
-
-
-def _budget(entries: list[str]) -> dict[str, float]:
-    budget: dict[str, float] = {}
-    for entry in (part for text in entries for part in text.split(",")):
-        name, _, value = entry.partition("=")
-        try:
-            budget[name.strip()] = float(value)
-        except ValueError:
-            raise UsageError(f"--budget: expected NAME=PART as macs=0.5, found {entry!r}") from None
-    return budget
 
 
 def _runner(source: str, factory: str | None, trust: bool) -> Any:
@@ -312,33 +292,26 @@ def _runner(source: str, factory: str | None, trust: bool) -> Any:
     path = Path(source)
     if path.suffix == ".onnx":
         if not path.is_file():
-            raise UsageError(f"{source}: expected an ONNX file, found nothing there")
-        return OnnxModel(path)
+            raise ModelLoadError(f"{source}: no such file; expected an ONNX file, a PyTorch model or a result folder")
+        try:
+            return OnnxModel(path)
+        except VerificationError as error:  # exit code 1 says that two models differ, and this is none
+            raise ModelLoadError(f"{error}; export it again") from error
     if (path / storing.PLAN).is_file() and factory is not None:
         return storing.load(path, _load(factory, None, trust).model)
     return _load(str(path / "model.pt") if path.is_dir() else source, factory, trust).model
 
 
 def _common_inputs(
-    first: "Any | OnnxModel", second: "Any | OnnxModel", shapes: list[str] | None, calib: str | None, seed: int
+    first: Any, second: Any, shapes: list[str] | None, calib: str | None, seed: int
 ) -> "tuple[Tensor, ...]":
     """Inputs both take: the given ones, or noise of a shape that one of them states or is found for."""
     import torch
 
-    from convrewrite.calibration import peek_shape, read_calibration
-    from convrewrite.loading import find_input_shape, import_object, parse_shape
-    from convrewrite.verifying import OnnxModel
+    from convrewrite.calibration import read_calibration
+    from convrewrite.loading import import_object, parse_shape
 
-    stated = [model for model in (first, second) if isinstance(model, OnnxModel)]
-    sizes: list[tuple[int, ...]]
-    if shapes:
-        sizes = [parse_shape(text) for text in shapes]
-    elif calib is not None and (peeked := peek_shape(calib)) is not None:
-        sizes = [(1, *peeked)]
-    elif stated and all(isinstance(n, int) for shape in stated[0].input_shapes for n in shape[1:]):
-        sizes = [(stated[0].batch or 8, *(int(n or 1) for n in shape[1:])) for shape in stated[0].input_shapes]
-    else:
-        sizes = [(8, *find_input_shape(second if stated and first is stated[0] else first)[0][1:])]
+    sizes = [parse_shape(text) for text in shapes] if shapes else _common_shapes(first, second, calib)
     generator = torch.Generator().manual_seed(seed)
     inputs = tuple(torch.randn(size, generator=generator) for size in sizes)
     if calib is None:
@@ -348,15 +321,31 @@ def _common_inputs(
     return tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
 
 
+def _common_shapes(first: Any, second: Any, calib: str | None) -> list[tuple[int, ...]]:
+    """Shapes of eight examples: of the calibration file, as an ONNX file states them, or found by running the module."""
+    from convrewrite.calibration import peek_shape
+    from convrewrite.loading import find_input_shape
+    from convrewrite.verifying import OnnxModel
+
+    if calib is not None and (peeked := peek_shape(calib)) is not None:
+        return [(1, *peeked)]
+    for model in (first, second):
+        if isinstance(model, OnnxModel) and all(isinstance(n, int) for shape in model.input_shapes for n in shape[1:]):
+            return [(model.batch or 8, *(int(n or 1) for n in shape[1:])) for shape in model.input_shapes]
+    module = second if isinstance(first, OnnxModel) else first
+    if isinstance(module, OnnxModel):
+        raise UsageError("neither ONNX file states its input shape; give it with --input")
+    return [(8, *find_input_shape(module)[0][1:])]
+
+
 def _show_verification(outcome: Any, examples: int, source: str) -> None:
     from tabulate import tabulate
 
-    fidelity = {output.name: output for output in outcome.fidelity.outputs}
     rows = [
         (p.name, f"{p.max_abs_difference:.2g}", f"{p.relative_error:.2g}", f"{p.tolerance:.0e}",
-         "yes" if p.passed else "no", f"{fidelity[p.name].relative_error:.3%}", _share(fidelity[p.name].top1_agreement),
-         "" if fidelity[p.name].kl is None else f"{fidelity[p.name].kl:.3g}")
-        for p in outcome.parity.outputs
+         "yes" if p.passed else "no", f"{f.relative_error:.3%}", _share(f.top1_agreement),
+         "" if f.kl is None else f"{f.kl:.3g}")
+        for p, f in zip(outcome.parity.outputs, outcome.fidelity.outputs, strict=True)
     ]  # fmt: skip
     headers = ("output", "max. diff.", "max. / max.", "tolerance", "the same", "rel. error", "top-1 agreement", "KL")
     typer.echo(tabulate(rows, headers, disable_numparse=True))
@@ -388,37 +377,42 @@ def _progress() -> "Iterator[Progress]":
         TimeElapsedColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, TaskID] = {}
+    bars = Progress(*columns, console=Console(stderr=True))
+    tasks: dict[str, TaskID] = {}
 
-        def show(stage: str, done: int, total: int, text: str) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(text, total=total, stage=stage)
-            bars.update(tasks[stage], completed=done, total=total, description=text)
+    def show(stage: str, done: int, total: int, text: str) -> None:
+        if not tasks:
+            bars.start()
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(text, total=total, stage=stage)
+        bars.update(tasks[stage], completed=done, total=total, description=text)
 
+    try:
         yield show
+    finally:
+        if tasks:  # bars that were never started would leave an empty line above the error
+            bars.stop()
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code. Every error this package raises on purpose is caught here and only here."""
     try:
-        app(arguments, standalone_mode=False)
+        # A command returns nothing; a number is the code of typer.Exit, into which typer turns an interrupt as well.
+        code = int(app(argv, standalone_mode=False) or 0)
     except ConvRewriteError as error:
         print(f"convrewrite: {error}", file=sys.stderr)
         return error.exit_code
-    except typer.Exit as stop:
-        return int(stop.exit_code)
-    except typer.Abort:
-        return 130
-    except KeyboardInterrupt:
-        print("convrewrite: interrupted; nothing was written", file=sys.stderr)
-        return 130
+    except (typer.Abort, KeyboardInterrupt):
+        code = INTERRUPTED
     except Exception as error:
         if not hasattr(error, "format_message"):  # click's usage errors have it; typer re-exports no common base
             raise
-        print(f"convrewrite: {error.format_message()}; see --help", file=sys.stderr)
+        if message := error.format_message().rstrip("."):  # without arguments the help is shown, and that is all
+            print(f"convrewrite: {message}; see --help", file=sys.stderr)
         return 2
-    return 0
+    if code == INTERRUPTED:
+        print("convrewrite: interrupted; nothing was written", file=sys.stderr)
+    return code
 
 
 def run() -> None:

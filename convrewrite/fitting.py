@@ -95,6 +95,37 @@ def fit(
         # The start is chosen on the held-out inputs; of equals the first stays.
         fitted.append(min(refined, key=lambda kernels: unseen.relative_error(compose(kernels, stages))))
         assert all(torch.isfinite(k).all() for k in fitted[-1]), "a fit must be finite"
+    return _result(fitted, stages, moments, held_out)
+
+
+def refit(
+    structure: Structure,
+    spec: ConvSpec,
+    setting: Setting,
+    kernel: Tensor,
+    found: Fit,
+    moments: Sequence[Moments],
+    held_out: Sequence[Moments],
+    iterations: int,
+) -> Fit:
+    """Go on from a fit towards other wanted outputs; ``moments`` has them, ``held_out`` the ones the error is told of."""
+    stages = structure.stages(spec.per_group, setting)
+    parts = split_groups(kernel.double(), spec.groups)
+    starts = zip(*(stage.chunk(spec.groups) for stage in found.kernels), strict=True)
+    refined = [
+        _refine(start, stages, Target.from_moments(part, m), iterations)
+        for start, part, m in zip(starts, parts, moments, strict=True)
+    ]
+    return _result(refined, stages, moments, held_out)
+
+
+def _result(
+    fitted: Sequence[tuple[Tensor, ...]],
+    stages: Sequence[Stage],
+    moments: Sequence[Moments],
+    held_out: Sequence[Moments],
+) -> Fit:
+    """The groups' kernels joined, with the bias that goes with them, and their errors."""
     composed = [compose(kernels, stages) for kernels in fitted]
     return Fit(
         kernels=join_groups(fitted),

@@ -51,10 +51,12 @@ def read_images(paths: Sequence[Path], shape: torch.Size, resize: tuple[int, int
 def _read_image(path: Path, mode: str, cover: tuple[int, int], size: tuple[int, int]) -> "np.typing.NDArray[np.uint8]":
     image_type = _pillow()
     try:
-        with image_type.open(path) as image:
+        with path.open("rb") as file, image_type.open(file) as image:
             return np.asarray(_fit(image.convert(mode), cover, size))
     except (OSError, SyntaxError, ValueError, image_type.DecompressionBombError) as error:
-        raise CalibrationError(f"{path}: expected an image, but it cannot be read: {error}; remove or replace it") from error
+        raise CalibrationError(
+            f"{path}: expected an image, but it cannot be read: {error}; remove or replace it"
+        ) from error
 
 
 def _fit(image: "Image", cover: tuple[int, int], size: tuple[int, int]) -> "Image":

@@ -6,7 +6,8 @@ cut from the input with zeros inserted. Products run in float32, sums in float64
 many more than the covariance needs.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,16 +46,29 @@ class Moments:
 
 
 def position_limit(d: int) -> int:
-    """How many positions are gathered at most: ten per unknown of a filter, and as many more as stay cheap."""
-    return max(10 * d, 20_000_000_000 // (d * d))
+    """How many positions are gathered at most: twenty per unknown of a filter or what a gigabyte holds, more if cheap."""
+    return max(min(20 * d, (1 << 28) // d), 4_000_000_000 // (d * d))
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Gathered positions of every group: patches ``(g, P, d)``, wanted outputs and skips ``(g, P, O / g)``, float32."""
+
+    patches: Tensor
+    outputs: Tensor
+    skips: Tensor | None
 
 
 class Accumulator:
     """Adds up the moments of one convolution, every group by itself."""
 
-    def __init__(self, spec: ConvSpec, expected_positions: int, seed: int) -> None:
-        """``expected_positions`` over all batches decides which share of them is gathered."""
+    def __init__(self, spec: ConvSpec, expected_positions: int, seed: int, *, keep: bool = False) -> None:
+        """``expected_positions`` over all batches decides which share of them is gathered.
+
+        With ``keep`` the gathered blocks stay in ``kept``, for other outputs at the same positions.
+        """
         self._spec = spec
+        self.kept: list[Block] | None = [] if keep else None
         outputs, channels, kh, kw = spec.kernel_shape
         self._d = channels * kh * kw
         self._share = min(1.0, position_limit(self._d) / max(1, expected_positions))
@@ -68,15 +82,21 @@ class Accumulator:
         self._sum_yp = torch.zeros(groups, size[1], size[0], dtype=torch.float64)
         self._sum_yy = torch.zeros(groups, size[1], dtype=torch.float64)
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """One batch: input ``(N, C, H, W)`` and the wanted output ``(N, O, H', W')``."""
+    def add(self, x: Tensor, y: Tensor, skip: Tensor | None = None) -> None:
+        """One batch: input ``(N, C, H, W)`` and the wanted output ``(N, O, H', W')``; a skip is only kept beside them."""
         padded, stride = _patch_source(x, self._spec)
         pixels = padded.permute(0, 2, 3, 1).contiguous()
-        outputs = y.permute(0, 2, 3, 1).reshape(-1, y.shape[1])
+        outputs, skips = _rows(y), None if skip is None else _rows(skip)
         chosen = self._choose(outputs.shape[0])
         for part in chosen.split(max(1, CHUNK // (self._d * self._spec.groups))):
             patches = _gather(pixels, part, (y.shape[2], y.shape[3]), stride, self._spec)
-            self._add(patches, outputs[part].unflatten(1, (self._spec.groups, -1)).transpose(0, 1))
+            block = Block(patches, self._grouped(outputs[part]), None if skips is None else self._grouped(skips[part]))
+            self._add(block.patches, block.outputs)
+            if self.kept is not None:
+                self.kept.append(block)
+
+    def _grouped(self, rows: Tensor) -> Tensor:
+        return rows.unflatten(1, (self._spec.groups, -1)).transpose(0, 1)
 
     def _choose(self, total: int) -> Tensor:
         if self._share >= 1:
@@ -111,6 +131,30 @@ class Accumulator:
         var_y = (self._sum_yy[group] / n - mean_y**2).clamp_min(0)
         shift_p, shift_y = (shift[group, 0].double() for shift in self._shift)
         return Moments(n, mean_p + shift_p, mean_y + shift_y, cov_p, cov_yp, var_y)
+
+
+def with_outputs(moments: Sequence[Moments], blocks: Sequence[Block], outputs: Sequence[Tensor]) -> tuple[Moments, ...]:
+    """The same patches with other wanted outputs ``(g, P, O / g)``, one tensor for each block."""
+    return tuple(
+        _with_outputs(m, [(block.patches[g], y[g]) for block, y in zip(blocks, outputs, strict=True)])
+        for g, m in enumerate(moments)
+    )
+
+
+def _with_outputs(moments: Moments, rows: Sequence[tuple[Tensor, Tensor]]) -> Moments:
+    count = sum(len(y) for _, y in rows)
+    mean_y = torch.stack([y.sum(0, dtype=torch.float64) for _, y in rows]).sum(0) / count
+    cov_yp, var_y = torch.zeros_like(moments.cov_yp), torch.zeros_like(moments.var_y)
+    for p, y in rows:
+        centred = y - mean_y.to(y.dtype)
+        cov_yp += centred.T @ (p - moments.mean_p.to(p.dtype))
+        var_y += (centred * centred).sum(0, dtype=torch.float64)
+    return replace(moments, mean_y=mean_y, cov_yp=cov_yp / count, var_y=var_y / count)
+
+
+def _rows(y: Tensor) -> Tensor:
+    """``(N, O, H, W)`` -> one row per position."""
+    return y.permute(0, 2, 3, 1).reshape(-1, y.shape[1])
 
 
 def _patch_source(x: Tensor, spec: ConvSpec) -> tuple[Tensor, Size]:

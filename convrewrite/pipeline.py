@@ -1,7 +1,9 @@
 """The whole way, stage after stage: trace, find sites, propose, calibrate, fit and apply, export, verify, report."""
 
+import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +15,7 @@ from torch import Tensor, fx, nn
 from convrewrite import storing
 from convrewrite.calibration import Calibration, Inputs, read_calibration
 from convrewrite.conv import Cost
-from convrewrite.errors import PlanError, TraceError
+from convrewrite.errors import ExportError, TraceError
 from convrewrite.exporting import export
 from convrewrite.latency import compare_onnx, compare_torch
 from convrewrite.loading import import_object
@@ -45,7 +47,7 @@ class Result:
     plan: Plan
     report: Report
     _onnx: Path | None = field(repr=False)
-    _folder: "tempfile.TemporaryDirectory[str]" = field(repr=False)
+    _folder: "_Scratch" = field(repr=False)
 
     def save(self, folder: str | Path) -> Path:
         """Write model.pt, model.onnx, plan.json, weights.safetensors, report.json, report.md and report.html.
@@ -54,6 +56,14 @@ class Result:
         other things.
         """
         return storing.save(Path(folder), self.model, self.plan, self.report, self._onnx)
+
+
+class _Scratch:
+    """A folder that lasts as long as this object; a TemporaryDirectory would warn when it is collected."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="convrewrite-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 @dataclass(slots=True)
@@ -112,6 +122,8 @@ def optimize(
     check_budget(asked)
     chosen = resolve(rules)
     known = discover() | {structure.name: structure for structure in structures}
+    if measure:
+        _require_runtime_dtype(model)
     stages = _Stages()
     with _evaluating(model), torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -124,10 +136,10 @@ def optimize(
         with stages.timed("fit"):
             rewritten = rewrite(model, traced, offers, data, known, seed=seed, memory=memory, progress=report_progress)
         plan = _plan(model, [rule.name for rule in chosen], asked, seed, rewritten.outcomes)
-        folder = tempfile.TemporaryDirectory(prefix="convrewrite-")
+        folder = _Scratch()
         with stages.timed("verify"):
             measured, onnx, more = _measure(
-                model, rewritten.model, inputs, data, Path(folder.name), threads, measure, report_progress
+                model, rewritten.model, inputs, data, folder.path, threads, measure, report_progress
             )
     after = _cost_after(totals, rewritten.outcomes)
     report = build_report(
@@ -202,6 +214,17 @@ class RewriteConvolutions:
         assert isinstance(result.model, fx.GraphModule)
         result.model.recompile()
         return result.model
+
+
+def _require_runtime_dtype(model: nn.Module) -> None:
+    """Raise ExportError for what onnxruntime cannot run: before the long work, not after it."""
+    for name, parameter in model.named_parameters():
+        if parameter.dtype in (torch.float64, torch.bfloat16):
+            raise ExportError(
+                f"{type(model).__name__}: expected float32 weights, found {name} in {str(parameter.dtype)[6:]}, for which "
+                "onnxruntime has no convolution; convert the model with model.float(), or leave out export and "
+                "measurement (measure=False in Python)"
+            )
 
 
 def whole_cost(model: nn.Module, inputs: Inputs, sites: Sequence[Site]) -> Cost:
@@ -373,10 +396,3 @@ def _nothing_done(outcomes: Sequence[Outcome]) -> list[str]:
     if any(outcome.proposal is not None for outcome in outcomes):
         return []
     return ["no site was rewritten; each row says why, and `convrewrite analyze` shows what other rules would take"]
-
-
-def require_known_sites(plan: Plan, names: Sequence[str]) -> None:
-    """Raise PlanError when the plan names a site the model does not have."""
-    missing = [site.name for site in plan.sites if site.option is not None and site.name not in names]
-    if missing:
-        raise PlanError(f"the plan names {', '.join(missing)}, which this model does not have")

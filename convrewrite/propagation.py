@@ -21,18 +21,28 @@ from convrewrite.sites import Site
 from convrewrite.tracing import Traced
 
 Inputs = tuple[Tensor, ...]
+RECTIFIERS = (torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_, "relu", "relu_")
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one batch shows at one call of a site: its input in the original and in the rewritten network, and what the
-    sum that follows lacks (original skip - rewritten skip), or None."""
+    """What one batch shows at one call of a site: its input in the original and in the rewritten network, and where its
+    output is only added to a skip connection that both already have, that skip in each."""
 
     batch: int
     original: Tensor
     rewritten: Tensor
-    lacking: Tensor | None = None
+    original_skip: Tensor | None = None
+    rewritten_skip: Tensor | None = None
+
+    def total(self, output: Tensor) -> Tensor:
+        """The original sum, given the original's output."""
+        return output if self.original_skip is None else output + self.original_skip
+
+    def rest(self, total: Tensor) -> Tensor:
+        """What the site must give so that the rewritten sum is ``total``."""
+        return total if self.rewritten_skip is None else total - self.rewritten_skip
 
 
 class Propagation:
@@ -46,15 +56,20 @@ class Propagation:
         self.rewritten = copy_model(model)
         self._batches = batches
         self.batches = len(batches)
+        self.examples = [len(inputs[0]) for inputs in batches]
         self._streams: _Streams | None = None
         if traced.whole is not None:
             self._streams = _Streams(traced.whole, sites, batches, memory)
 
     def samples(self, site: Site) -> Iterator[Sample]:
-        """One sample per batch and call; all of them before :meth:`replace` is called for this site."""
+        """One sample per batch and call, as often as wanted until :meth:`replace` is called for this site."""
         if self._streams is not None and self._streams.advance(site.name):
             return self._streams.samples(site)
         return self._rerun(site)
+
+    def rectified(self, site: Site) -> bool:
+        """Whether nothing but a ReLU sees the output of this site, or of the sum its samples' skips belong to."""
+        return self._streams is not None and self._streams.at(site.name) and self._streams.rectified(site)
 
     def replace(self, site: Site, module: nn.Module) -> None:
         """From here on the rewritten network has ``module`` at this site."""
@@ -163,14 +178,33 @@ class _Streams:
     def samples(self, site: Site) -> Iterator[Sample]:
         node = self._nodes[self._position]
         source = node.all_input_nodes[0]
-        skip = self._skip(node, site)
-        for index, (original, rewritten) in enumerate(zip(self._original, self._rewritten, strict=True)):
-            before = self.store.get(original[source])
-            after = self.store.get(rewritten[source]) if source in rewritten else before
-            lacking = None
-            if skip is not None and skip in rewritten:
-                lacking = self.store.get(original[skip]) - self.store.get(rewritten[skip])
-            yield Sample(index, before, after, lacking)
+        skip = self._skip(self._end(site))
+        for index in range(len(self._batches)):
+            before, after = self._both(index, source)
+            skips = (None, None) if skip is None else self._both(index, skip)
+            yield Sample(index, before, after, *skips)
+
+    def _both(self, index: int, node: fx.Node) -> tuple[Tensor, Tensor]:
+        """A value in the original and in the rewritten network."""
+        original, rewritten = self._original[index], self._rewritten[index]
+        before = self.store.get(original[node])
+        return before, self.store.get(rewritten[node]) if node in rewritten else before
+
+    def at(self, name: str) -> bool:
+        """Whether the streams stand at this site's only call."""
+        return self._calls[name] == [self._position]
+
+    def rectified(self, site: Site) -> bool:
+        """See :meth:`Propagation.rectified`."""
+        end = self._end(site)
+        user = _only_user(end)
+        if user is not None and self._skip(end) is not None:
+            user = _only_user(user)
+        if user is None:
+            return False
+        if user.op == "call_module":
+            return type(self._modules[str(user.target)]) is nn.ReLU
+        return user.target in RECTIFIERS
 
     def replace(self, site: Site, module: nn.Module) -> None:
         for name, old in self._modules.items():
@@ -179,11 +213,14 @@ class _Streams:
         if site.batch_norm is not None:
             self._replaced[site.batch_norm] = nn.Identity()
 
-    def _skip(self, node: fx.Node, site: Site) -> fx.Node | None:
-        """The other summand of the addition that alone uses this site's output, where both networks have it already."""
-        if site.batch_norm is not None:
-            node = next(iter(node.users))
-        join = next(iter(node.users)) if len(node.users) == 1 else None
+    def _end(self, site: Site) -> fx.Node:
+        """The node that gives the site's output, with the BatchNorm that is folded into it."""
+        node = self._nodes[self._position]
+        return node if site.batch_norm is None else next(iter(node.users))
+
+    def _skip(self, node: fx.Node) -> fx.Node | None:
+        """The other summand of the addition that alone uses this output, where both networks have it already."""
+        join = _only_user(node)
         if join is None or join.target not in ADDITIONS or len(join.args) != 2:
             return None
         other = join.args[1] if join.args[0] is node else join.args[0]
@@ -251,6 +288,10 @@ def _works_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         return bool(getattr(modules[str(node.target)], "inplace", False))
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return name.endswith("_") or name in ("iadd", "imul", "isub") or bool(node.kwargs.get("inplace"))
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def _calls(nodes: Sequence[fx.Node], modules: dict[str, nn.Module], name: str) -> list[int]:

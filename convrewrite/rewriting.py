@@ -1,27 +1,33 @@
 """Fit and replace, site by site, front to back.
 
 At each site the proposed options are fitted to the inputs that the already rewritten prefix gives, and the one with the
-least error on held-out inputs is put in place. Without inputs the stages keep their weights-only initial values.
+least error on held-out inputs is put in place. Where only a ReLU sees the output, that one is refitted to what the ReLU
+lets through. Without inputs the stages keep their weights-only initial values.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from convrewrite.applying import build_conv, build_option, folded_kernel
 from convrewrite.calibration import Calibration
-from convrewrite.fitting import Fit, Target, fit
-from convrewrite.moments import Accumulator, Moments
+from convrewrite.fitting import Fit, Target, fit, refit
+from convrewrite.moments import Accumulator, Block, Moments, with_outputs
 from convrewrite.propagation import Propagation
 from convrewrite.proposing import Offer, Proposal
 from convrewrite.sites import Site
-from convrewrite.structure import Option, Structure, compose, initial_kernels, split_groups
+from convrewrite.structure import Option, Stage, Structure, compose, initial_kernels, split_groups
 from convrewrite.tracing import Traced
 
 Progress = Callable[[str, int, int, str], None]
 """Called with a stage's name, how many of its steps are done, how many there are, and what is being done."""
+
+ROUNDS = 3
+"""Refits to what a ReLU lets through, at most; the first one brings most of the gain."""
+
+REFIT_ITERATIONS = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,82 +88,148 @@ def _rewrite_site(
     walk: Propagation, offer: Offer, calibration: Calibration, structures: dict[str, Structure], seed: int
 ) -> Outcome:
     """Fit every proposal, put the best in place. A site whose best breaks its rule's error limit is kept."""
-    site = offer.site
-    kernel, bias = folded_kernel(walk.model, site)
-    fits = _fit_all(walk, offer, kernel, bias, calibration, structures, seed)
+    site = _SiteAtWork.of(walk, offer.site, calibration, seed)
+    fits = [site.fit(structures[proposal.option.structure], proposal.option) for proposal in offer.proposals]
     within = [
         (found, proposal)
         for found, proposal in zip(fits, offer.proposals, strict=True)
-        if proposal.rule.require.max_output_error is None
-        or found.held_out_error**0.5 <= proposal.rule.require.max_output_error
+        if found.held_out_error**0.5 <= (proposal.rule.require.max_output_error or float("inf"))
     ]
     if not within:
         least = min(found.held_out_error for found in fits) ** 0.5
-        return Outcome(
-            site, None, reason=f"every option's output error exceeds the rule's limit; the least is {least:.3g}"
-        )
+        reason = f"every option's output error exceeds the rule's limit; the least is {least:.3g}"
+        return Outcome(offer.site, None, reason=reason)
     best, proposal = min(within, key=lambda pair: pair[0].held_out_error)
     structure = structures[proposal.option.structure]
-    stages = structure.stages(site.spec.per_group, proposal.option.parameters)
-    like = walk.model.get_submodule(site.name).weight
-    assert isinstance(like, Tensor)
-    module = build_option(site.folded_spec, stages, proposal.option, best.kernels, best.bias, like)
-    walk.replace(site, module)
-    return Outcome(site, proposal, best.held_out_error**0.5)
+    best = site.rectify(structure, proposal.option, best)
+    walk.replace(offer.site, site.build(structure, proposal.option, best))
+    return Outcome(offer.site, proposal, best.held_out_error**0.5)
 
 
-def _fit_all(
-    walk: Propagation,
-    offer: Offer,
-    kernel: Tensor,
-    bias: Tensor,
-    calibration: Calibration,
-    structures: dict[str, Structure],
-    seed: int,
-) -> list[Fit]:
-    site, options = offer.site, [proposal.option for proposal in offer.proposals]
-    if calibration.kind == "weights only":
-        return [weights_only(structures[option.structure], site, option, kernel, bias) for option in options]
-    seen, unseen = gather(walk, site, kernel, bias, len(calibration.fit), seed)
-    parts = split_groups(kernel, site.spec.groups)
-    targets = [Target.from_moments(part, moments) for part, moments in zip(parts, seen, strict=True)]
-    return [
-        fit(structures[o.structure], site.folded_spec, o.parameters, kernel, seen, unseen, targets=targets)
-        for o in options
-    ]
+@dataclass(frozen=True, slots=True)
+class _SiteAtWork:
+    """One site with its folded kernel ``(O, C / g, kh, kw)``, its bias, and the moments of its inputs where there are any."""
+
+    walk: Propagation
+    site: Site
+    kernel: Tensor
+    bias: Tensor
+    like: Tensor
+    fitted_batches: int
+    seed: int
+    seen: tuple[Moments, ...] = ()
+    unseen: tuple[Moments, ...] = ()
+    fitted: tuple[Block, ...] = ()
+    held_out: tuple[Block, ...] = ()
+
+    @classmethod
+    def of(cls, walk: Propagation, site: Site, calibration: Calibration, seed: int) -> "_SiteAtWork":
+        kernel, bias = folded_kernel(walk.model, site)
+        like = walk.model.get_submodule(site.name).weight
+        assert isinstance(like, Tensor)
+        bare = cls(walk, site, kernel, bias, like, len(calibration.fit), seed)
+        return bare if calibration.kind == "weights only" else bare._with_moments()
+
+    def fit(self, structure: Structure, option: Option) -> Fit:
+        """Stage kernels for an option: fitted to the inputs, or without any the initial values."""
+        if not self.seen:
+            return weights_only(structure, self.site, option, self.kernel, self.bias)
+        parts = split_groups(self.kernel, self.site.spec.groups)
+        targets = [Target.from_moments(part, moments) for part, moments in zip(parts, self.seen, strict=True)]
+        spec = self.site.folded_spec
+        return fit(structure, spec, option.parameters, self.kernel, self.seen, self.unseen, targets=targets)
+
+    def build(self, structure: Structure, option: Option, found: Fit) -> nn.Module:
+        """The module that takes the site's place."""
+        stages = structure.stages(self.site.spec.per_group, option.parameters)
+        return build_option(self.site.folded_spec, stages, option, found.kernels, found.bias, self.like)
+
+    def rectify(self, structure: Structure, option: Option, found: Fit) -> Fit:
+        """Refit to what the ReLU lets through, where it alone sees the output: below zero any value is as good.
+
+        Where the original is negative, the wanted output becomes what the rewritten site gives, if that is negative too,
+        else zero; a fit to these targets never raises the error behind the ReLU, since each bounds it from above and
+        touches it at the present fit (majorisation; the relaxation of Zhang et al. 2016, section 2.2). Rounds go on
+        while the error behind the ReLU falls on the held-out inputs.
+        """
+        if not self.fitted:
+            return found
+        best, least = found, float("inf")
+        stages = structure.stages(self.site.spec.per_group, option.parameters)
+        for index in range(ROUNDS + 1):
+            error, moments = self._behind_relu(stages, found)
+            if not error < least:
+                break
+            best, least = found, error
+            if index < ROUNDS:
+                spec, setting = self.site.folded_spec, option.parameters
+                found = refit(structure, spec, setting, self.kernel, best, moments, self.unseen, REFIT_ITERATIONS)
+        return best
+
+    def _with_moments(self) -> "_SiteAtWork":
+        """Add the moments over the batches to fit on and over those held out; and where a ReLU follows, the positions.
+
+        The wanted output is the original's at the original's input, plus what the sum that follows lacks.
+        """
+        original = build_conv(self.site.folded_spec, self.kernel, self.bias, self.like)
+        keep = self.walk.rectified(self.site)
+        fitted, held_out = self._accumulator(True, keep), self._accumulator(False, keep)
+        for sample in self.walk.samples(self.site):
+            with torch.no_grad():
+                wanted = sample.rest(sample.total(original(sample.original)))
+            chosen = fitted if sample.batch < self.fitted_batches else held_out
+            chosen.add(sample.rewritten, wanted, sample.rewritten_skip)
+        if self.walk.batches == self.fitted_batches:
+            held_out = fitted
+        seen = fitted.result()
+        unseen = seen if held_out is fitted else held_out.result()
+        blocks = tuple(tuple(accumulator.kept or ()) for accumulator in (fitted, held_out))
+        return replace(self, seen=seen, unseen=unseen, fitted=blocks[0], held_out=blocks[1])
+
+    def _accumulator(self, fitted: bool, keep: bool) -> Accumulator:
+        examples = self.walk.examples[: self.fitted_batches] if fitted else self.walk.examples[self.fitted_batches :]
+        sizes = [self.site.folded_spec.output_size(size) for size in self.site.input_sizes]
+        positions = sum(examples) * sum(height * width for height, width in sizes)
+        return Accumulator(self.site.folded_spec, positions, self.seed + int(not fitted), keep=keep)
+
+    def _behind_relu(self, stages: Sequence[Stage], found: Fit) -> tuple[float, tuple[Moments, ...]]:
+        """The squared error behind the ReLU on held-out positions, and the moments with relaxed outputs."""
+        error = sum(_squared_error(block, outputs) for block, outputs in self._outputs(stages, found, self.held_out))
+        relaxed = [_relaxed(block, outputs) for block, outputs in self._outputs(stages, found, self.fitted)]
+        return error, with_outputs(self.seen, self.fitted, relaxed)
+
+    def _outputs(self, stages: Sequence[Stage], found: Fit, blocks: Sequence[Block]) -> Iterator[tuple[Block, Tensor]]:
+        """What a fit gives at every position of the blocks."""
+        kernel = composed_kernel(found.kernels, stages, self.site.spec.groups).float()
+        weights = kernel.flatten(1).unflatten(0, (self.site.spec.groups, -1))
+        bias = found.bias.float().reshape(self.site.spec.groups, 1, -1)
+        for block in blocks:
+            yield block, block.patches @ weights.transpose(1, 2) + bias
+
+
+def _squared_error(block: Block, outputs: Tensor) -> float:
+    skip = 0.0 if block.skips is None else block.skips
+    difference = (block.outputs + skip).relu() - (outputs + skip).relu()
+    return float(difference.square().sum(dtype=torch.float64))
+
+
+def _relaxed(block: Block, outputs: Tensor) -> Tensor:
+    """The wanted outputs; where the original sum is negative, those nearest to the given ones that the ReLU still stops."""
+    skip = 0.0 if block.skips is None else block.skips
+    wanted = block.outputs + skip
+    return torch.where(wanted > 0, wanted, (outputs + skip).clamp_max(0)) - skip
 
 
 def weights_only(structure: Structure, site: Site, option: Option, kernel: Tensor, bias: Tensor) -> Fit:
     """The initial values as they are; the error is that of the kernel, relative to its norm."""
     kernels = initial_kernels(structure, kernel, site.folded_spec, option.parameters)
     stages = structure.stages(site.spec.per_group, option.parameters)
-    groups = zip(*(stage.chunk(site.spec.groups) for stage in kernels), strict=True)
-    composed = torch.cat([compose(parts, stages) for parts in groups])
+    composed = composed_kernel(kernels, stages, site.spec.groups)
     error = float(((composed - kernel).norm() / kernel.norm().clamp_min(torch.finfo(kernel.dtype).tiny)) ** 2)
     return Fit(kernels, bias, error, error)
 
 
-def gather(
-    walk: Propagation, site: Site, kernel: Tensor, bias: Tensor, fitted_batches: int, seed: int
-) -> tuple[tuple[Moments, ...], tuple[Moments, ...]]:
-    """Moments of a site over the batches to fit on, and over those held out.
-
-    The wanted output is the original's at the original's input, plus what the sum that follows lacks.
-    """
-    like = walk.model.get_submodule(site.name).weight
-    assert isinstance(like, Tensor)
-    original = build_conv(site.folded_spec, kernel, bias, like)
-    accumulators: dict[bool, Accumulator] = {}
-    for sample in walk.samples(site):
-        with torch.no_grad():
-            wanted = original(sample.original)
-        if sample.lacking is not None:
-            wanted = wanted + sample.lacking
-        fitted = sample.batch < fitted_batches
-        if fitted not in accumulators:
-            batches = fitted_batches if fitted else walk.batches - fitted_batches
-            positions = wanted.shape[0] * wanted.shape[2] * wanted.shape[3] * batches * len(site.input_sizes)
-            accumulators[fitted] = Accumulator(site.folded_spec, positions, seed + (0 if fitted else 1))
-        accumulators[fitted].add(sample.rewritten, wanted)
-    seen = accumulators[True].result()
-    return seen, accumulators[False].result() if False in accumulators else seen
+def composed_kernel(kernels: Sequence[Tensor], stages: Sequence[Stage], groups: int) -> Tensor:
+    """The canonical kernel that the stages of a site amount to, all groups of the original joined."""
+    per_group = zip(*(stage.chunk(groups) for stage in kernels), strict=True)
+    return torch.cat([compose(parts, stages) for parts in per_group])

@@ -64,10 +64,13 @@ class _Call:
 
 def find_sites(model: nn.Module, inputs: tuple[Tensor, ...], traced: Traced) -> tuple[Site, ...]:
     """Every convolution that a run on ``inputs`` calls, in order of its first call, then those never called."""
-    calls = observe(model, inputs)
-    followers = _batch_norms(model, traced)
-    separable = _separable_pairs(model, traced)
+    runs: Counter[int] = Counter()
+    calls = observe(model, inputs, runs)
+    executed = _executed(model, traced, runs)
+    followers = _batch_norms(model, executed, runs)
+    separable = _separable_pairs(model, executed)
     shared = _shared_parameters(model)
+    in_functions = {id(weight) for call in calls.values() for weight in call.weights}
     sites: list[Site] = []
     for name, call in calls.items():
         kind = Kind.SEPARABLE if name in separable else classify(call.spec)
@@ -75,6 +78,8 @@ def find_sites(model: nn.Module, inputs: tuple[Tensor, ...], traced: Traced) -> 
             sites.append(_functional_site(model, inputs, name, call))
             continue
         refusal = _refusal(name, call.module, shared)
+        if refusal is None and id(call.module.weight) in in_functions:
+            refusal = "a functional call uses its weight too, which a replacement would not have"
         follower = followers.get(name) if refusal is None else None
         sites.append(Site(name, kind, call.spec, tuple(call.sizes), follower, refusal))
     if sites:
@@ -82,8 +87,11 @@ def find_sites(model: nn.Module, inputs: tuple[Tensor, ...], traced: Traced) -> 
     return (*sites, *_never_called(model, calls))
 
 
-def observe(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, _Call]:
-    """Run the model once and note each convolution's calls. A functional call has the name ``module#index``."""
+def observe(model: nn.Module, inputs: tuple[Tensor, ...], runs: Counter[int] | None = None) -> dict[str, _Call]:
+    """Run the model once and note each convolution's calls. A functional call has the name ``module#index``.
+
+    ``runs`` is given how often each module was called, by its id.
+    """
     names = {id(module): name for name, module in model.named_modules()}
     stack: list[nn.Module] = []
     calls: dict[str, _Call] = {}
@@ -96,6 +104,8 @@ def observe(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, _Call]:
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         stack.append(module)
+        if runs is not None:
+            runs[id(module)] += 1
         if isinstance(module, CONV_TYPES):
             x = args[0] if args else kwargs["input"]
             note(names[id(module)], _Call(names[id(module)], module, ConvSpec.of(module)), x)
@@ -203,19 +213,26 @@ def _shared_parameters(model: nn.Module) -> dict[int, list[str]]:
     return owners
 
 
-def _batch_norms(model: nn.Module, traced: Traced) -> dict[str, str]:
-    """Convolution -> the BatchNorm that can be folded into it: it follows every call, and nothing else sees either.
+def _executed(model: nn.Module, traced: Traced, runs: Counter[int]) -> Traced:
+    """The graphs of modules that the run called: of any other the run may use the submodules in another way."""
+    parts = {name: graph for name, graph in traced.parts.items() if runs[id(model.get_submodule(name))]}
+    return replace(traced, parts=parts)
+
+
+def _batch_norms(model: nn.Module, traced: Traced, runs: Counter[int]) -> dict[str, str]:
+    """Convolution -> the BatchNorm that can be folded into it: it follows the only call, and nothing else sees either.
 
     A convolution called from two places with a BatchNorm after only one of them is not folded: folding would change the
     other place as well.
     """
-    calls = Counter(name for name, _ in module_calls(traced))
     modules = dict(model.named_modules(remove_duplicate=False))
     pairs: dict[str, str] = {}
     for name, node, follower, _ in _sole_followers(traced):
         conv, norm = modules[name], modules[follower]
         foldable = type(conv) in CONV_TYPES and type(norm) is nn.BatchNorm2d and node.args[1:] == ()
-        if foldable and norm.running_mean is not None and not norm.training and calls[name] == calls[follower] == 1:
+        foldable = foldable and norm.running_mean is not None and not norm.training
+        hooked = norm._forward_hooks or norm._forward_pre_hooks
+        if foldable and not hooked and runs[id(conv)] == runs[id(norm)] == 1:
             pairs[name] = follower
     return pairs
 

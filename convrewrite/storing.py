@@ -55,6 +55,7 @@ def save(folder: Path, model: nn.Module, plan: Plan, report: Report, onnx: Path 
         aside.chmod(0o755)
         _save_module(model, aside / "model.pt")
         save_model(model, str(aside / WEIGHTS))
+        (aside / WEIGHTS).chmod(0o644)  # safetensors writes a file that only its owner can read
         if onnx is not None:
             for file in onnx.parent.glob(f"{onnx.name}*"):
                 shutil.copy(file, aside / file.name)
@@ -117,9 +118,10 @@ def _put_empty(model: nn.Module, planned: PlannedSite, known: dict[str, Structur
     assert planned.option is not None
     if planned.option.structure not in known:
         raise PlanError(f"{planned.name}: structure {planned.option.structure!r} is not known; install or pass it")
-    conv = model.get_submodule(planned.name)
+    conv = dict(model.named_modules()).get(planned.name)
     if not isinstance(conv, Conv):
-        raise PlanError(f"{planned.name}: expected a convolution, found {type(conv).__name__}")
+        found = "nothing of this name" if conv is None else type(conv).__name__
+        raise PlanError(f"{planned.name}: expected a convolution where the plan rewrites one, found {found}")
     site = Site(planned.name, Kind(planned.kind), ConvSpec.of(conv), (), planned.batch_norm)
     option = planned.option.option()
     stages = known[option.structure].stages(site.spec.per_group, option.parameters)

@@ -11,7 +11,7 @@ dilation and output padding. Two stages that both padded, or a bias before a pad
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -50,8 +50,15 @@ class Structure(Protocol):
     ``spec`` is always ungrouped: the framework splits a grouped convolution and joins the results.
     """
 
-    name: ClassVar[str]
-    reference: ClassVar[str]
+    @property
+    def name(self) -> str:
+        """The name that rules use."""
+        ...
+
+    @property
+    def reference(self) -> str:
+        """Where it comes from."""
+        ...
 
     def reject(self, spec: ConvSpec) -> str | None:
         """Why this geometry has no such replacement, or None."""

@@ -27,7 +27,7 @@ OnStep = Callable[[int, int, float], None]
 _PIXEL_RANGES = ((0.0, 1.0), (-1.0, 1.0), (-2.1, 2.6), (0.0, 255.0))
 # Of the start, in parts of the range: about what photographs have.
 _CONTRAST = 0.25
-_STEPS = 200
+_STEPS = 150
 _FEWEST_STEPS = 40
 _FEWEST_INPUTS = 8
 # In parts of the range, at the first step; it falls to zero along a cosine.
@@ -130,9 +130,11 @@ def _working_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _frozen_copy(model: nn.Module) -> nn.Module:
     """A copy to run backwards through, so that the original's flags, gradients and buffers stay as they are."""
-    frozen = copy.deepcopy(model).eval().requires_grad_(False)
-    narrow = any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in frozen.parameters())
-    return frozen.float() if narrow else frozen
+    # Tensors made in inference mode could not be run backwards through.
+    with torch.inference_mode(False):
+        frozen = copy.deepcopy(model).eval().requires_grad_(False)
+        narrow = any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in frozen.parameters())
+        return frozen.float() if narrow else frozen
 
 
 @contextmanager
@@ -231,7 +233,8 @@ def _natural_noise(image: Tensor, size: int, generator: torch.Generator) -> Tens
     frequency = torch.fft.fftfreq(height)[:, None].square() + torch.fft.rfftfreq(width).square()
     amplitude = frequency.sqrt().clamp_min(1 / max(height, width)).reciprocal()
     noise = torch.fft.irfft2(torch.fft.rfft2(white) * amplitude, s=(height, width))
-    return ((noise - noise.mean()) / noise.std()).to(image)
+    standard: Tensor = (noise - noise.mean()) / noise.std()
+    return standard.to(image)
 
 
 def _match(

@@ -1,0 +1,38 @@
+"""The values of options that are more than a word or a number, read from text. A UsageError names the option."""
+
+import re
+from collections.abc import Sequence
+
+from convrewrite.errors import UsageError
+
+
+def budget(entries: Sequence[str]) -> dict[str, float]:
+    """``["macs=0.5,params=0.6"]`` -> ``{"macs": 0.5, "params": 0.6}``; which names there are is for the plan to say."""
+    found: dict[str, float] = {}
+    for entry in (part for text in entries for part in text.split(",")):
+        name, _, value = entry.partition("=")
+        try:
+            found[name.strip()] = float(value)
+        except ValueError:
+            raise UsageError(f"--budget: expected NAME=PART as macs=0.5, found {entry!r}") from None
+    return found
+
+
+def numbers(option: str, text: str | None) -> list[float] | None:
+    """``0.485,0.456,0.406`` -> its numbers."""
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option}: expected numbers separated by commas, found {text!r}") from None
+
+
+def size(option: str, text: str | None) -> tuple[int, int] | None:
+    """``256x192`` -> height and width."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text, re.ASCII)
+    if match is None:
+        raise UsageError(f"{option}: expected HxW, as 256x256, found {text!r}")
+    return int(match[1]), int(match[2])

@@ -1,0 +1,108 @@
+"""What ``from_conv`` starts from: the stage kernels of a structure, from the weights alone or fitted on real inputs."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from convrewrite.conv import ConvSpec
+from convrewrite.fitting import fit
+from convrewrite.moments import Accumulator, Moments
+from convrewrite.structure import Setting, Structure, initial_kernels
+
+HELD_OUT = 5
+"""Every fifth example judges the fit and has no part in it."""
+
+Inputs = Tensor | Iterable[Tensor]
+"""Real inputs of a convolution: one batch ``(N, C, H, W)`` or several, which may differ in size."""
+
+
+def require_structure(owner: str, structure: Structure, spec: ConvSpec) -> None:
+    """Raise ValueError if this geometry has no such replacement."""
+    if reason := structure.reject(spec.per_group):
+        raise ValueError(f"{owner}: {spec.describe()}: {reason}; use another layer")
+
+
+def require_rank(owner: str, name: str, structure: Structure, spec: ConvSpec, setting: Setting) -> None:
+    """Raise ValueError unless the setting's rank is at most the one that is exact already."""
+    top = structure.full_rank(spec.per_group, setting)
+    if not 1 <= int(setting["rank"]) <= top:
+        raise ValueError(
+            f"{owner}: {name}: expected 1 to {top}, which reproduces this convolution exactly, found {setting['rank']}"
+        )
+
+
+def replacement(
+    owner: str, structure: Structure, conv: nn.Conv2d, setting: Setting, inputs: Inputs | None
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """Stage kernels and bias, float64, of the replacement of ``conv``; fitted if there are ``inputs``.
+
+    Raises ValueError for inputs the convolution does not take.
+    """
+    spec = ConvSpec.of(conv)
+    kernel = conv.weight.detach().double()
+    bias = None if conv.bias is None else conv.bias.detach().double()
+    if inputs is None:
+        return initial_kernels(structure, kernel, spec, setting), bias
+    batches = _checked(owner, conv, [inputs] if isinstance(inputs, Tensor) else list(inputs))
+    seen, unseen = _split(batches)
+    moments, held_out = (_moments(conv, spec, part) for part in (seen, unseen))
+    found = fit(structure, spec, setting, kernel.cpu(), moments, held_out)
+    return found.kernels, None if bias is None else found.bias
+
+
+def _checked(owner: str, conv: nn.Conv2d, batches: Sequence[Tensor]) -> Sequence[Tensor]:
+    wanted = f"batches (N, {conv.in_channels}, H, W) of floating point numbers with at least one example"
+    for batch in batches:
+        if batch.dim() != 4 or batch.shape[1] != conv.in_channels or not batch.is_floating_point():
+            raise ValueError(f"{owner}: inputs: expected {wanted}, found {batch.dtype} {tuple(batch.shape)}")
+    if not any(len(batch) for batch in batches):
+        raise ValueError(f"{owner}: inputs: expected {wanted}, found none")
+    return batches
+
+
+def _split(batches: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Examples to fit on, and held-out ones: every fifth, of fewer the last. A single example has to serve as both."""
+    total = sum(len(batch) for batch in batches)
+    if total == 1:
+        single = [batch for batch in batches if len(batch)]
+        return single, single
+    held_out = torch.arange(total) % HELD_OUT == HELD_OUT - 1
+    held_out[-1] |= total < HELD_OUT
+    parts = list(zip(batches, held_out.split([len(batch) for batch in batches]), strict=True))
+    seen = [batch[~chosen.to(batch.device)] for batch, chosen in parts]
+    unseen = [batch[chosen.to(batch.device)] for batch, chosen in parts]
+    return [part for part in seen if len(part)], [part for part in unseen if len(part)]
+
+
+def _moments(conv: nn.Conv2d, spec: ConvSpec, batches: Sequence[Tensor]) -> tuple[Moments, ...]:
+    sizes = [spec.output_size((batch.shape[2], batch.shape[3])) for batch in batches]
+    positions = sum(len(batch) * h * w for batch, (h, w) in zip(batches, sizes, strict=True))
+    accumulator = Accumulator(spec, positions, seed=0)
+    for x, y in _run(conv, batches):
+        accumulator.add(x, y)
+    moments = accumulator.result()
+    return moments if spec.bias else tuple(_uncentred(part) for part in moments)
+
+
+def _run(conv: nn.Conv2d, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and wanted outputs on the CPU, in a precision that moments can be summed in."""
+    exact = torch.float64 if conv.weight.dtype == torch.float64 else torch.float32
+    for batch in batches:
+        x = batch.detach().to(conv.weight.device, conv.weight.dtype)
+        with torch.no_grad():
+            y = conv(x)
+        yield x.to("cpu", exact), y.to("cpu", exact)
+
+
+def _uncentred(m: Moments) -> Moments:
+    """Moments about zero: without a bias to make up for it, an error of the mean counts like any other."""
+    return replace(
+        m,
+        mean_p=torch.zeros_like(m.mean_p),
+        mean_y=torch.zeros_like(m.mean_y),
+        cov_p=m.cov_p + torch.outer(m.mean_p, m.mean_p),
+        cov_yp=m.cov_yp + torch.outer(m.mean_y, m.mean_p),
+        var_y=m.var_y + m.mean_y**2,
+    )

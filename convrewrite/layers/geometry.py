@@ -1,0 +1,138 @@
+"""The arguments all layers share: checked, made pairs, and taken over from an existing convolution.
+
+What a constructor or ``from_conv`` refuses is a ``ValueError``, as in ``torch.nn``.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypedDict
+
+import torch
+from torch import nn
+
+from convrewrite.conv import ConvSpec, PaddingMode, Size
+
+Pair = int | Size
+"""One number for both axes, or (height, width)."""
+
+Padding = int | Size | str
+"""``"same"``, ``"valid"``, or the pixels added on both sides of each axis."""
+
+Device = torch.device | str | None
+
+PADDING_MODES: dict[PaddingMode, str] = {
+    "zeros": "constant",
+    "reflect": "reflect",
+    "replicate": "replicate",
+    "circular": "circular",
+}
+"""Names of ``nn.Conv2d`` -> names of ``F.pad``."""
+
+
+class Geometry(TypedDict):
+    """The constructor arguments that every layer has in common."""
+
+    in_channels: int
+    out_channels: int
+    kernel_size: Pair
+    stride: Pair
+    padding: Padding
+    dilation: Pair
+    groups: int
+    bias: bool
+    padding_mode: PaddingMode
+    device: Device
+    dtype: torch.dtype | None
+
+
+def checked_spec(
+    owner: str,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Pair,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+    bias: bool,
+    padding_mode: PaddingMode,
+) -> ConvSpec:
+    """The geometry these arguments describe. ``padding="same"`` stays a word, and is meant for every stride.
+
+    Raises ValueError, naming ``owner`` and the argument.
+    """
+    for name, number in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
+        require_count(owner, name, number)
+    for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+        if channels % groups:
+            raise ValueError(f"{owner}: {name}: expected a multiple of groups={groups}, found {channels}")
+    if padding_mode not in PADDING_MODES:
+        known = ", ".join(PADDING_MODES)
+        raise ValueError(f"{owner}: padding_mode: expected one of {known}, found {padding_mode!r}")
+    return ConvSpec(
+        in_channels, out_channels, checked_pair(owner, "kernel_size", kernel_size),
+        checked_pair(owner, "stride", stride), _padding(owner, padding), checked_pair(owner, "dilation", dilation),
+        groups, bias, padding_mode,
+    )  # fmt: skip
+
+
+def require_count(owner: str, name: str, number: int) -> None:
+    """Raise ValueError unless this is a whole number from 1."""
+    if not isinstance(number, int) or number < 1:
+        raise ValueError(f"{owner}: {name}: expected a whole number from 1, found {number!r}")
+
+
+def _padding(owner: str, padding: Padding) -> Size | str:
+    if not isinstance(padding, str):
+        return checked_pair(owner, "padding", padding, smallest=0)
+    if padding not in ("same", "valid"):
+        raise ValueError(f"{owner}: padding: expected 'same', 'valid' or numbers, found {padding!r}")
+    return padding if padding == "same" else (0, 0)
+
+
+def checked_pair(owner: str, name: str, value: Pair, smallest: int = 1) -> Size:
+    """One or two whole numbers as (height, width); raises ValueError for anything else."""
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(number, int) and number >= smallest for number in pair):
+        raise ValueError(f"{owner}: {name}: expected one or two whole numbers from {smallest}, found {value!r}")
+    return (pair[0], pair[1])
+
+
+def reversed_margins(spec: ConvSpec) -> list[int]:
+    """The padding in the order of ``F.pad``: left, right, top, bottom."""
+    (top, bottom), (left, right) = spec.padding_pairs()
+    return [left, right, top, bottom]
+
+
+def require_conv2d(owner: str, conv: nn.Module) -> nn.Conv2d:
+    """``conv`` itself, once it is certain that it computes what ``nn.Conv2d`` computes; raises ValueError."""
+    if isinstance(conv, nn.ConvTranspose2d):
+        raise ValueError(f"{owner}: expected an nn.Conv2d, found an nn.ConvTranspose2d; TransposedConv2d takes these")
+    if not isinstance(conv, nn.Conv2d):
+        raise ValueError(f"{owner}: expected an nn.Conv2d, found {type(conv).__name__}")
+    require_own_forward(owner, conv, "convrewrite.layers", nn.Conv2d.forward, nn.Conv2d._conv_forward)
+    return conv
+
+
+def require_own_forward(owner: str, conv: nn.Module, home: str, *originals: Callable[..., Any]) -> None:
+    """Raise ValueError for a subclass from outside ``home`` that overrides one of torch's methods."""
+    changed = [f.__name__ for f in originals if getattr(type(conv), f.__name__) is not f]
+    if changed and not type(conv).__module__.startswith(home):
+        raise ValueError(
+            f"{owner}: expected a plain convolution, found {type(conv).__name__}, which has its own {changed[0]}; "
+            "build the layer with its constructor and set its weights"
+        )
+
+
+def geometry_of(conv: nn.Conv2d) -> Geometry:
+    """Everything of a convolution but its numbers."""
+    spec = ConvSpec.of(conv)
+    return Geometry(
+        in_channels=spec.in_channels, out_channels=spec.out_channels, kernel_size=spec.kernel_size, stride=spec.stride,
+        padding=spec.padding, dilation=spec.dilation, groups=spec.groups, bias=spec.bias,
+        padding_mode=spec.padding_mode, device=conv.weight.device, dtype=conv.weight.dtype,
+    )  # fmt: skip
+
+
+def is_dilated(spec: ConvSpec) -> bool:
+    """Whether the dilation moves any tap; that of an extent of one does not."""
+    return any(d > 1 and k > 1 for d, k in zip(spec.dilation, spec.kernel_size, strict=True))

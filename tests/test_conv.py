@@ -1,0 +1,99 @@
+"""Geometry, kinds and costs."""
+
+import itertools
+
+import pytest
+import torch
+from networks import SPECS
+from torch import nn
+from torch.nn import functional as F
+
+from convrewrite.conv import ConvSpec, Cost, Kind, canonical_kernel, classify, module_weight
+
+named_specs = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
+
+
+@named_specs
+def test_a_module_built_from_a_spec_has_that_spec(spec: ConvSpec) -> None:
+    module = spec.build(torch.float64)
+    assert ConvSpec.of(module) == spec
+    assert (module.weight.shape, module.weight.dtype) == (spec.weight_shape, torch.float64)
+    assert sum(p.numel() for p in module.parameters()) == spec.parameters
+
+
+@named_specs
+def test_output_size_and_macs_are_those_of_the_module(spec: ConvSpec) -> None:
+    module = spec.build()
+    for size in [(9, 11), (12, 10)]:
+        output = module(torch.zeros(1, spec.in_channels, *size)).shape[-2:]
+        assert spec.output_size(size) == tuple(output)
+        positions = size if spec.transposed else output
+        assert spec.macs(size) == module.weight.numel() * positions[0] * positions[1]
+
+
+def test_cost_counts_parameters_once_and_macs_per_call() -> None:
+    spec = ConvSpec(2, 3, (3, 3), padding=(1, 1))
+    assert spec.cost([(4, 4), (2, 2)]) == Cost(3 * 2 * 9 + 3, 3 * 2 * 9 * (16 + 4))
+    assert spec.cost([]) == Cost(57, 0)
+    assert Cost(1, 2) + Cost(3, 4) == Cost(4, 6)
+
+
+@named_specs
+def test_canonical_kernel_and_module_weight_are_inverse(spec: ConvSpec) -> None:
+    weight = spec.build().weight.detach()
+    kernel = canonical_kernel(weight, spec)
+    assert kernel.shape == spec.kernel_shape
+    assert torch.equal(module_weight(kernel, spec), weight)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_canonical_kernel_of_a_transposed_convolution_is_its_convolution_turned_round(groups: int) -> None:
+    spec = ConvSpec(4, 6, (3, 2), groups=groups, transposed=True, bias=False)
+    module = spec.build(torch.float64)
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    kernel = canonical_kernel(module.weight, spec).flip(2, 3)
+    torch.testing.assert_close(F.conv2d(F.pad(x, (1, 1, 2, 2)), kernel, groups=groups), module(x))
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind"),
+    [
+        (ConvSpec(4, 4, (3, 3)), Kind.STANDARD),
+        (ConvSpec(4, 4, (2, 3)), Kind.STANDARD),
+        (ConvSpec(4, 8, (1, 1), stride=(2, 2)), Kind.POINTWISE),
+        (ConvSpec(4, 8, (1, 1), dilation=(2, 2)), Kind.POINTWISE),
+        (ConvSpec(4, 8, (1, 3)), Kind.ASYMMETRIC),
+        (ConvSpec(4, 8, (5, 1), dilation=(1, 2)), Kind.ASYMMETRIC),
+        (ConvSpec(4, 8, (3, 3), dilation=(2, 1)), Kind.DILATED),
+        (ConvSpec(4, 4, (3, 3), groups=4), Kind.DEPTHWISE),
+        (ConvSpec(4, 8, (3, 3), groups=4), Kind.DEPTHWISE),
+        (ConvSpec(4, 8, (3, 3), groups=2, dilation=(2, 2)), Kind.GROUPED),
+        (ConvSpec(1, 8, (3, 3)), Kind.STANDARD),
+        (ConvSpec(4, 4, (3, 3), groups=4, transposed=True), Kind.TRANSPOSED),
+    ],
+)
+def test_kinds(spec: ConvSpec, kind: Kind) -> None:
+    assert classify(spec) is kind
+
+
+def test_padding_pairs_give_the_surplus_of_same_to_the_far_side() -> None:
+    assert ConvSpec(1, 1, (2, 4), padding="same", dilation=(1, 3)).padding_pairs() == ((0, 1), (4, 5))
+    assert ConvSpec(1, 1, (3, 3), padding="valid").padding_pairs() == ((0, 0), (0, 0))
+    assert ConvSpec(1, 1, (3, 3), padding=(1, 2)).padding_pairs() == ((1, 1), (2, 2))
+
+
+def test_of_reads_modules_made_with_single_numbers() -> None:
+    spec = ConvSpec.of(nn.Conv2d(2, 4, 3, 2, 1, 2, 2, bias=False, padding_mode="circular"))
+    assert spec == ConvSpec(2, 4, (3, 3), (2, 2), (1, 1), (2, 2), 2, False, "circular")
+
+
+def test_per_group_is_the_convolution_of_one_group() -> None:
+    assert ConvSpec(8, 12, (3, 3), groups=4).per_group == ConvSpec(2, 3, (3, 3))
+
+
+def test_describe_leaves_out_defaults_and_tells_geometries_apart() -> None:
+    assert ConvSpec(64, 128, (3, 3)).describe() == "64->128 3x3"
+    spec = ConvSpec(64, 128, (3, 1), (2, 1), (1, 0), (2, 1), 4, padding_mode="reflect")
+    assert spec.describe() == "64->128 3x1 s2x1 p1x0 d2x1 g4 reflect"
+    texts = [s.describe() for s in SPECS.values() if s.output_padding == (0, 0)]
+    assert all(first != second for first, second in itertools.combinations(texts, 2))

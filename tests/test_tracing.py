@@ -1,0 +1,109 @@
+"""Graphs of whole models, and of the parts of those that cannot be followed whole."""
+
+import operator
+
+import pytest
+import torch
+from networks import Branching, CalledTwice, Calls, Chain, NineKinds, Residual, settled
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convrewrite.errors import TraceError
+from convrewrite.layers.branches import SumOfBranches
+from convrewrite.tracing import module_calls, qualified, run, trace
+
+X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+class Optional(nn.Module):
+    """An argument that is only used when it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 2.0) -> Tensor:
+        x = self.conv(x)
+        if mask is not None:
+            x = x * mask
+        return x * scale
+
+
+@pytest.mark.parametrize("model", [Chain(), Residual(), CalledTwice(), NineKinds(), Optional()], ids=lambda m: type(m).__name__)
+@torch.no_grad()
+def test_a_whole_graph_computes_what_the_model_computes(model: nn.Module) -> None:
+    settled(model)
+    traced = trace(model)
+    assert traced.whole is not None
+    assert (traced.lost, list(traced.parts)) == ((), [""])
+    assert torch.equal(traced.whole(X.clone()), model(X.clone()))
+
+
+def test_defaults_are_taken_as_a_call_with_the_input_alone_takes_them() -> None:
+    model = Optional().eval()
+    whole = trace(model).whole
+    assert whole is not None
+    assert [node.name for node in whole.graph.nodes if node.op == "placeholder"] == ["x"]
+    assert operator.mul in [node.target for node in whole.graph.nodes]
+
+
+@torch.no_grad()
+def test_a_model_that_cannot_be_followed_is_followed_in_parts() -> None:
+    model = settled(Branching())
+    traced = trace(model)
+    assert traced.whole is None
+    assert traced.lost == ("",)
+    assert set(traced.parts) == {"stem", "block"}
+    x = torch.randn(1, 8, 6, 6)
+    assert torch.equal(traced.parts["block"](x.clone()), model.block(x.clone()))
+    names = [name for name, _ in module_calls(traced)]
+    assert names == ["stem.0", "stem.1", "stem.2", *[f"block.{n}" for n in ("conv1", "bn1", "relu", "conv2", "bn2", "relu")]]
+
+
+@torch.no_grad()
+def test_an_innermost_part_that_fails_is_left_opaque_in_the_graph_around_it() -> None:
+    inner = Branching()
+    inner.stem = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1))
+    model = settled(Calls(lambda m, x: m.after(m.inner(m.before(x))), before=nn.Conv2d(3, 4, 1), inner=inner, after=nn.ReLU()))
+    traced = trace(model)
+    assert traced.whole is None, "the convolutions of the opaque part are no nodes"
+    assert traced.lost == ("inner",)
+    assert set(traced.parts) == {"", "inner.stem", "inner.block"}
+    assert torch.equal(traced.parts[""](X), model(X))
+    assert "inner.block.conv1" in [name for name, _ in module_calls(traced)]
+
+
+def test_the_forward_of_a_sum_of_branches_is_one_node() -> None:
+    whole = trace(nn.Sequential(SumOfBranches([nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)]), nn.ReLU())).whole
+    assert whole is not None
+    assert [str(n.target) for n in whole.graph.nodes if n.op == "call_module"] == ["0", "1"]
+
+
+def test_tracing_leaves_the_model_as_it_was() -> None:
+    model = settled(Branching())
+    before = model(X)
+    trace(model)
+    assert torch.equal(model(X), before)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_qualified_names() -> None:
+    assert [qualified("", "a.b"), qualified("p", "a.b"), qualified("p", "")] == ["a.b", "p.a.b", "p"]
+
+
+def test_a_model_that_does_not_run_says_on_which_input() -> None:
+    with pytest.raises(TraceError, match=r"Chain: the model does not run on input 1x4x8x8: .*--input"):
+        run(Chain(), (torch.zeros(1, 4, 8, 8),))
+
+
+def test_an_error_without_a_message_is_named() -> None:
+    def refuse(_model: Calls, _x: Tensor) -> Tensor:
+        raise KeyError
+
+    with pytest.raises(TraceError, match="KeyError"):
+        run(Calls(refuse), (X,))
+
+
+def test_running_takes_no_gradients() -> None:
+    output = run(Calls(lambda m, x: F.relu(m.conv(x)), conv=nn.Conv2d(3, 4, 3)), (X,))
+    assert not output.requires_grad
