@@ -6,6 +6,7 @@ object that the caller names (``FILE.py:NAME``) is imported, through the functio
 
 import itertools
 import pickle
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from torch.utils.data import Dataset
 from convrewrite.errors import CalibrationError
 from convrewrite.image_folder import list_images, read_images
 
+TERMINAL_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _INPUT_NAMES = ("image", "images", "input", "inputs", "x", "pixel_values")
 _LABEL_NAMES = frozenset({"label", "labels", "target", "targets", "y"})
 _SUFFIXES = ".npy, .npz, .pt, .pth, a folder of images, or FILE.py:NAME"
@@ -137,11 +139,13 @@ def _read_pt(path: Path, request: Request) -> Source:
 @contextmanager
 def _reading(path: Path, expected: str) -> Iterator[None]:
     """Turns what a truncated, foreign or pickled file raises into a CalibrationError that says what it should hold."""
-    bad_file = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError)
+    bad_archive = (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError)
+    bad_file = (OSError, EOFError, ValueError, RuntimeError, LookupError, *bad_archive)
     try:
         yield
     except bad_file as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        text = TERMINAL_COLOUR.sub("", str(error)).strip()
+        reason = text.splitlines()[0] if text else type(error).__name__
         raise CalibrationError(f"{path}: expected {expected}, but it cannot be read: {reason}") from error
 
 

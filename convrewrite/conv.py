@@ -159,7 +159,7 @@ class ConvSpec:
 
     def describe(self) -> str:
         """One short line: ``64->128 3x3 s2 p1 d2 g4 reflect``; what is at its default is left out."""
-        parts = [f"{self.in_channels}->{self.out_channels} {_times(self.kernel_size)}"]
+        parts = [f"{self.in_channels}->{self.out_channels} {self.kernel_size[0]}x{self.kernel_size[1]}"]
         if self.stride != (1, 1):
             parts.append("s" + _times(self.stride))
         if self.padding != (0, 0):
@@ -217,4 +217,4 @@ def _pair(value: Sequence[int] | int) -> Size:
 
 
 def _times(size: Size) -> str:
-    return f"{size[0]}x{size[1]}"
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"

@@ -27,6 +27,9 @@ RIDGE = 1e-3
 JITTER = 1e-9
 """Of the mean diagonal: keeps Cholesky factors of singular covariances finite."""
 
+FLOOR = 1e-30
+"""Added to the variance of every patch element: inputs that are always zero leave factors that float32 can hold."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fit:
@@ -52,9 +55,9 @@ class Target:
         flat = kernel.double().flatten(1)
         covariance = _shrunk(moments)
         scale = covariance.diagonal().mean()
-        covariance.diagonal().add_(ridge * scale + torch.finfo(torch.float64).tiny)
+        covariance.diagonal().add_(ridge * scale + FLOOR)
         residual = moments.cov_yp - flat @ moments.cov_p
-        solved = torch.cholesky_solve(residual.T, torch.linalg.cholesky(covariance)).T
+        solved = torch.cholesky_solve(residual.T, cholesky(covariance)).T
         shape = (kernel.shape[0], kernel.shape[1], kernel.shape[2], kernel.shape[3])
         return cls(flat + solved, covariance, shape)
 
@@ -170,8 +173,8 @@ def first_stage_root(first: Stage, target: Target) -> Tensor:
     size = blocks.shape[1] * blocks.shape[2] * blocks.shape[3]
     square = blocks.reshape(g, size, size).clone()
     diagonal = square.diagonal(dim1=1, dim2=2)
-    diagonal.add_(JITTER * diagonal.mean(1, keepdim=True) + torch.finfo(torch.float64).tiny)
-    return torch.linalg.cholesky(square)
+    diagonal.add_(JITTER * diagonal.mean(1, keepdim=True) + FLOOR)
+    return cholesky(square)
 
 
 def colour(kernel: Tensor, first: Stage, root: Tensor) -> Tensor:
@@ -225,6 +228,17 @@ def _descended(before: float, after: float, target: Target) -> float:
     return after
 
 
+def cholesky(matrix: Tensor) -> Tensor:
+    """The Cholesky factor of a covariance, or of a batch of them; singular ones get a growing share of their diagonal."""
+    for jitter in (0.0, 1e-8, 1e-6, 1e-4, 1e-2):
+        diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+        extra = jitter * diagonal.mean(-1, keepdim=True).expand_as(diagonal)
+        factor, failed = torch.linalg.cholesky_ex(matrix + torch.diag_embed(extra) if jitter else matrix)
+        if not bool(failed.any()):
+            return factor
+    raise ArithmeticError("a covariance is not positive semidefinite beyond rounding")
+
+
 Loss = Callable[[list[Tensor]], Tensor]
 
 
@@ -237,7 +251,7 @@ def _reduced_loss(stages: Sequence[Stage], target: Target) -> Loss:
 
     def loss(kernels: list[Tensor]) -> Tensor:
         inner, cross = _last_input(kernels, stages, covariance, wanted)
-        factor = torch.linalg.cholesky(inner)
+        factor = cholesky(inner)
         half = torch.linalg.solve_triangular(factor, cross.T, upper=False)
         return 1 - (half * half).sum() / scale
 
@@ -251,7 +265,7 @@ def _last_input(
     q_by_d = _through_all(kernels, stages, covariance).T.unflatten(1, covariance.shape[1:])
     inner = _through_all(kernels, stages, q_by_d)
     inner = (inner + inner.T) / 2
-    jitter = JITTER * inner.diagonal().mean() + torch.finfo(torch.float64).tiny
+    jitter = JITTER * inner.diagonal().mean() + FLOOR**2
     inner = inner + jitter * torch.eye(len(inner), dtype=inner.dtype)
     return inner, _through_all(kernels, stages, wanted)
 
@@ -283,7 +297,7 @@ def _minimise(
     """L-BFGS with a strong Wolfe line search."""
     if iterations == 0:
         return list(start)
-    variables = [value.clone().requires_grad_() for value in start]
+    variables = [value.clone(memory_format=torch.contiguous_format).requires_grad_() for value in start]
     optimizer = torch.optim.LBFGS(
         variables,
         max_iter=iterations,
@@ -311,7 +325,7 @@ def _solve_last(kernels: tuple[Tensor, ...], stages: Sequence[Stage], target: Ta
         wanted = (target.kernel @ target.covariance).reshape(target.shape)
         covariance = target.covariance.reshape(d, *target.shape[1:])
         inner, cross = _last_input(kernels[:-1], stages, covariance, wanted)
-        solved = torch.cholesky_solve(cross.T, torch.linalg.cholesky(inner)).T
+        solved = torch.cholesky_solve(cross.T, cholesky(inner)).T
     else:
         solved = _solve_groups(kernels, stages, target)
     candidate = (*kernels[:-1], solved.reshape(kernels[-1].shape))
@@ -330,5 +344,5 @@ def _solve_groups(kernels: tuple[Tensor, ...], stages: Sequence[Stage], target: 
     solved = []
     for group, kernel in enumerate(kernels[0].chunk(last.groups)):
         inner, cross = _last_input((kernel,), (narrow, last), covariance, wanted[group])
-        solved.append(torch.cholesky_solve(cross.T, torch.linalg.cholesky(inner)).T)
+        solved.append(torch.cholesky_solve(cross.T, cholesky(inner)).T)
     return torch.cat(solved)

@@ -61,16 +61,18 @@ def load_model(source: str | Path, *, factory: str | None = None, trust: bool = 
     path = Path(source)
     if path.exists():
         model, notes = _load_file(path, factory, trust)
+        told = factory is None  # a factory's model is new: its mode says nothing
     elif _is_target(str(source)):
         if factory is not None:
             raise UsageError(f"--factory {factory}: expected with a file of weights, but {source} is a program already")
-        model = _build(str(source))
+        model, told = _build(str(source)), False
         notes = (f"{source} was called without arguments: random weights unless the callable loads its own",)
     else:
         raise ModelLoadError(f"{source}: no such file; expected a model file, FILE.py:NAME or pkg.mod:NAME")
     try:
         _check(model, str(source))
-        notes = (*notes, *_put_in_eval_mode(model))
+        switched = _put_in_eval_mode(model)
+        notes = (*notes, *switched) if told else notes
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # a file can leave out a module's state
         raise ModelLoadError(
             f"{source}: expected a complete module, found one without a usable state ({summary(error)}); save it again"
@@ -321,7 +323,7 @@ def _import_file(path: Path) -> ModuleType:
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None, path  # noqa: PT018 - one fact: a .py file has a loader
+    assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

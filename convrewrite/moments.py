@@ -32,6 +32,7 @@ class Moments:
     cov_p: Tensor
     cov_yp: Tensor
     var_y: Tensor
+    centred: bool = True
 
     def relative_error(self, kernel: Tensor) -> float:
         """``E |y - W' p - b'|^2 / E |y - E y|^2`` for the kernel ``W' (O, C, kh, kw)`` with its best bias ``b'``."""
@@ -43,6 +44,18 @@ class Moments:
     def bias(self, kernel: Tensor) -> Tensor:
         """``b' = E y - W' E p``."""
         return self.mean_y - kernel.double().flatten(1) @ self.mean_p
+
+    def about_zero(self) -> "Moments":
+        """The moments without centring: where no bias can make up for it, an error of the mean counts like any other."""
+        return replace(
+            self,
+            mean_p=torch.zeros_like(self.mean_p),
+            mean_y=torch.zeros_like(self.mean_y),
+            cov_p=self.cov_p + torch.outer(self.mean_p, self.mean_p),
+            cov_yp=self.cov_yp + torch.outer(self.mean_y, self.mean_p),
+            var_y=self.var_y + self.mean_y**2,
+            centred=False,
+        )
 
 
 def position_limit(d: int) -> int:
@@ -86,7 +99,8 @@ class Accumulator:
         """One batch: input ``(N, C, H, W)`` and the wanted output ``(N, O, H', W')``; a skip is only kept beside them."""
         padded, stride = _patch_source(x, self._spec)
         pixels = padded.permute(0, 2, 3, 1).contiguous()
-        outputs, skips = _rows(y), None if skip is None else _rows(skip)
+        outputs = _rows(y).to(pixels.dtype)
+        skips = None if skip is None else _rows(skip).to(pixels.dtype)
         chosen = self._choose(outputs.shape[0])
         for part in chosen.split(max(1, CHUNK // (self._d * self._spec.groups))):
             patches = _gather(pixels, part, (y.shape[2], y.shape[3]), stride, self._spec)
@@ -144,6 +158,8 @@ def with_outputs(moments: Sequence[Moments], blocks: Sequence[Block], outputs: S
 def _with_outputs(moments: Moments, rows: Sequence[tuple[Tensor, Tensor]]) -> Moments:
     count = sum(len(y) for _, y in rows)
     mean_y = torch.stack([y.sum(0, dtype=torch.float64) for _, y in rows]).sum(0) / count
+    if not moments.centred:
+        mean_y = torch.zeros_like(mean_y)
     cov_yp, var_y = torch.zeros_like(moments.cov_yp), torch.zeros_like(moments.var_y)
     for p, y in rows:
         centred = y - mean_y.to(y.dtype)

@@ -2,7 +2,6 @@
 
 import shutil
 import tempfile
-import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from convrewrite.reporting.model import AnalysisRow, Report
 from convrewrite.rewriting import Outcome, Progress, rewrite
 from convrewrite.rules import Rule, RuleFile, resolve
 from convrewrite.sites import Site, find_sites
+from convrewrite.stopwatch import Stopwatch
 from convrewrite.structure import Structure
 from convrewrite.structures import discover
 from convrewrite.synthetic import synthesise
@@ -64,21 +64,6 @@ class _Scratch:
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="convrewrite-"))
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
-
-
-@dataclass(slots=True)
-class _Stages:
-    """Wall time of each stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
 def optimize(
@@ -124,7 +109,7 @@ def optimize(
     known = discover() | {structure.name: structure for structure in structures}
     if measure:
         _require_runtime_dtype(model)
-    stages = _Stages()
+    stages = Stopwatch()
     with _evaluating(model), torch.random.fork_rng():
         torch.manual_seed(seed)
         with stages.timed("find sites"):
@@ -133,8 +118,9 @@ def optimize(
             offers = offers_within(menus(sites, chosen, known), asked, totals)
         with stages.timed("calibrate"):
             data = _calibrate(model, inputs, calibration, seed, report_progress)
-        with stages.timed("fit"):
-            rewritten = rewrite(model, traced, offers, data, known, seed=seed, memory=memory, progress=report_progress)
+        rewritten = rewrite(
+            model, traced, offers, data, known, seed=seed, memory=memory, progress=report_progress, stopwatch=stages
+        )
         plan = _plan(model, [rule.name for rule in chosen], asked, seed, rewritten.outcomes)
         folder = _Scratch()
         with stages.timed("verify"):

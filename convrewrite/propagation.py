@@ -7,12 +7,12 @@ memory limit wait on disk.
 
 import operator
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -22,6 +22,9 @@ from convrewrite.tracing import Traced
 
 Inputs = tuple[Tensor, ...]
 RECTIFIERS = (torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_, "relu", "relu_")
+MAKE_THEIR_OWN = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d)
+"""Layers whose output is never a view of their input, unless they work in place."""
+
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
@@ -69,7 +72,7 @@ class Propagation:
 
     def rectified(self, site: Site) -> bool:
         """Whether nothing but a ReLU sees the output of this site, or of the sum its samples' skips belong to."""
-        return self._streams is not None and self._streams.at(site.name) and self._streams.rectified(site)
+        return self._streams is not None and self._streams.advance(site.name) and self._streams.rectified(site)
 
     def replace(self, site: Site, module: nn.Module) -> None:
         """From here on the rewritten network has ``module`` at this site."""
@@ -105,7 +108,7 @@ def _inputs_of(model: nn.Module, name: str, inputs: Inputs) -> list[Tensor]:
     handle = model.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True)
     try:
         with torch.no_grad():
-            model(*inputs)
+            model(*(tensor.clone() for tensor in inputs))  # it may work on them in place
     finally:
         handle.remove()
     return seen
@@ -120,22 +123,23 @@ class _Store:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._count = 0
 
-    def put(self, value: Any) -> Any:
+    def put(self, value: Any, *, shared: bool) -> Any:
+        """What :meth:`get` makes the value of again; ``shared`` memory stays where it is, or it would not be shared."""
         if not isinstance(value, Tensor):
             return value
         size = value.numel() * value.element_size()
-        if self._used + size <= self._limit:
+        if shared or self._used + size <= self._limit:
             self._used += size
             return value
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="convrewrite-")
-        path = Path(self._folder.name) / f"{self._count}.npy"
+        path = Path(self._folder.name) / f"{self._count}.pt"
         self._count += 1
-        np.save(path, value.numpy())
+        torch.save(value.clone(), path)
         return path
 
     def get(self, value: Any) -> Any:
-        return torch.from_numpy(np.load(value)) if isinstance(value, Path) else value
+        return torch.load(value, weights_only=True) if isinstance(value, Path) else value
 
     def drop(self, value: Any) -> None:
         if isinstance(value, Path):
@@ -176,9 +180,8 @@ class _Streams:
         return True
 
     def samples(self, site: Site) -> Iterator[Sample]:
-        node = self._nodes[self._position]
-        source = node.all_input_nodes[0]
-        skip = self._skip(self._end(site))
+        source = self._source()
+        skip = self._skip(site)
         for index in range(len(self._batches)):
             before, after = self._both(index, source)
             skips = (None, None) if skip is None else self._both(index, skip)
@@ -190,15 +193,11 @@ class _Streams:
         before = self.store.get(original[node])
         return before, self.store.get(rewritten[node]) if node in rewritten else before
 
-    def at(self, name: str) -> bool:
-        """Whether the streams stand at this site's only call."""
-        return self._calls[name] == [self._position]
-
     def rectified(self, site: Site) -> bool:
         """See :meth:`Propagation.rectified`."""
         end = self._end(site)
         user = _only_user(end)
-        if user is not None and self._skip(end) is not None:
+        if user is not None and self._skip(site) is not None:
             user = _only_user(user)
         if user is None:
             return False
@@ -218,15 +217,23 @@ class _Streams:
         node = self._nodes[self._position]
         return node if site.batch_norm is None else next(iter(node.users))
 
-    def _skip(self, node: fx.Node) -> fx.Node | None:
-        """The other summand of the addition that alone uses this output, where both networks have it already."""
+    def _skip(self, site: Site) -> fx.Node | None:
+        """The other summand of the addition that alone uses this site's output, where both networks have it already."""
+        node = self._end(site)
         join = _only_user(node)
-        if join is None or join.target not in ADDITIONS or len(join.args) != 2:
+        if join is None or join.target not in ADDITIONS or len(join.args) != 2 or join.kwargs:
             return None
         other = join.args[1] if join.args[0] is node else join.args[0]
         if not isinstance(other, fx.Node) or other is node:
             return None
-        return other if isinstance(self._original[0].get(other), Tensor | Path) else None
+        skip, x = (self.store.get(self._original[0].get(n)) for n in (other, self._source()))
+        # A skip of another shape would broadcast: the sum is then no output of this site.
+        wanted = (site.spec.out_channels, *site.spec.output_size(x.shape[-2:]))
+        return other if isinstance(skip, Tensor) and skip.shape[1:] == wanted else None
+
+    def _source(self) -> fx.Node:
+        """The node that gives the input of the site where the streams stand."""
+        return self._nodes[self._position].all_input_nodes[0]
 
     def _run(self, index: int, segment: Sequence[fx.Node], end: int) -> None:
         """One batch through a stretch of nodes that ends before position ``end``; only what is used later stays."""
@@ -236,7 +243,7 @@ class _Streams:
         inputs = iter(self._batches[index])
         for node in segment:
             if node.op == "placeholder":
-                original[node] = next(inputs)
+                original[node] = next(inputs).clone()  # the network may work on it in place
             elif node.op != "output":
                 self._step(node, original, rewritten)
             for source in (*node.all_input_nodes, node):
@@ -244,7 +251,9 @@ class _Streams:
                     original.pop(source, None)
                     rewritten.pop(source, None)
         for kept, values in ((self._original, original), (self._rewritten, rewritten)):
-            kept[index].update({n: self.store.put(v) for n, v in values.items() if self._last_use[n] >= end})
+            later = {n: value for n, value in values.items() if self._last_use[n] >= end}
+            shared = _shared(later)
+            kept[index].update({n: self.store.put(value, shared=n in shared) for n, value in later.items()})
 
     def _fetch(self, kept: dict[fx.Node, Any], wanted: set[fx.Node]) -> dict[fx.Node, Any]:
         """Take the wanted values out of the store."""
@@ -290,6 +299,15 @@ def _works_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     return name.endswith("_") or name in ("iadd", "imul", "isub") or bool(node.kwargs.get("inplace"))
 
 
+def _shared(values: dict[fx.Node, Any]) -> set[fx.Node]:
+    """Those whose memory another one holds too, as a view or after work in place."""
+    owners: dict[int, list[fx.Node]] = defaultdict(list)
+    for node, value in values.items():
+        if isinstance(value, Tensor):
+            owners[value.untyped_storage().data_ptr()].append(node)
+    return {node for nodes in owners.values() if len(nodes) > 1 for node in nodes}
+
+
 def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
@@ -309,7 +327,7 @@ def skips_first(graph: fx.GraphModule, sites: set[str]) -> list[fx.Node]:
     """The nodes in an order that computes a skip connection before the branch it is added to, where it holds no site.
 
     So the last convolution of the branch can be fitted to the sum. Only nodes of the skip itself move, and none when any
-    of them works in place.
+    of them works in place, or anything on the way does so on what the skip starts from.
     """
     modules = dict(graph.named_modules(remove_duplicate=False))
     nodes = list(graph.graph.nodes)
@@ -317,7 +335,12 @@ def skips_first(graph: fx.GraphModule, sites: set[str]) -> list[fx.Node]:
         for skip in join.all_input_nodes:
             moved = _skip_nodes(skip, sites, modules)
             others = [n for n in join.all_input_nodes if n is not skip]
-            if moved and others and all(n not in moved for n in others):
+            if (
+                moved
+                and others
+                and all(n not in moved for n in others)
+                and not _overtakes_change(nodes, moved, modules)
+            ):
                 _move_up(nodes, moved)
     return nodes
 
@@ -332,6 +355,25 @@ def _skip_nodes(end: fx.Node, sites: set[str], modules: dict[str, nn.Module]) ->
         chain.insert(0, node)
         node = node.all_input_nodes[0]
     return chain if node.op == "placeholder" or len(node.users) > 1 else []
+
+
+def _overtakes_change(nodes: list[fx.Node], moved: list[fx.Node], modules: dict[str, nn.Module]) -> bool:
+    """Whether a node that the chain would overtake changes, in place, the memory the chain reads."""
+    start = moved[0].all_input_nodes[0]
+    overtaken = nodes[nodes.index(start) + 1 : nodes.index(moved[-1])]
+    changed = [_memory_of(n.all_input_nodes[0], modules) for n in overtaken if _works_in_place(n, modules)]
+    return _memory_of(start, modules) in changed
+
+
+def _memory_of(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node:
+    """The node that made the memory ``node`` may lie in: back through work in place, and all that may give a view."""
+    while node.all_input_nodes:
+        module = modules[str(node.target)] if node.op == "call_module" else None
+        makes_its_own = type(module) in MAKE_THEIR_OWN or node.target in (operator.add, torch.add)
+        if makes_its_own and not _works_in_place(node, modules):
+            return node
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _move_up(nodes: list[fx.Node], moved: list[fx.Node]) -> None:

@@ -18,6 +18,7 @@ from convrewrite.moments import Accumulator, Block, Moments, with_outputs
 from convrewrite.propagation import Propagation
 from convrewrite.proposing import Offer, Proposal
 from convrewrite.sites import Site
+from convrewrite.stopwatch import Stopwatch
 from convrewrite.structure import Option, Stage, Structure, compose, initial_kernels, split_groups
 from convrewrite.tracing import Traced
 
@@ -58,11 +59,16 @@ def rewrite(
     seed: int,
     memory: int,
     progress: Progress,
+    stopwatch: Stopwatch | None = None,
 ) -> Rewritten:
-    """Rewrite a copy of ``model``; ``memory`` in bytes bounds the activations that are held at once."""
+    """Rewrite a copy of ``model``; ``memory`` in bytes bounds the activations that are held at once.
+
+    ``stopwatch`` is told the seconds of forward passes, moments and solves.
+    """
     active = [offer.site for offer in offers if offer.proposals]
     batches = (*calibration.fit, *calibration.held_out)
     walk = Propagation(model, traced, active, batches, memory)
+    watch = stopwatch or Stopwatch()
     outcomes: list[Outcome] = []
     try:
         for offer in offers:
@@ -71,7 +77,7 @@ def rewrite(
                 continue
             done = sum(1 for outcome in outcomes if outcome.site in active)
             progress("fit", done, len(active), offer.site.name)
-            outcomes.append(_rewrite_site(walk, offer, calibration, structures, seed))
+            outcomes.append(_rewrite_site(walk, offer, calibration, structures, seed, watch))
             progress("fit", done + 1, len(active), _summary(outcomes[-1]))
     finally:
         walk.close()
@@ -85,11 +91,17 @@ def _summary(outcome: Outcome) -> str:
 
 
 def _rewrite_site(
-    walk: Propagation, offer: Offer, calibration: Calibration, structures: dict[str, Structure], seed: int
+    walk: Propagation,
+    offer: Offer,
+    calibration: Calibration,
+    structures: dict[str, Structure],
+    seed: int,
+    watch: Stopwatch,
 ) -> Outcome:
     """Fit every proposal, put the best in place. A site whose best breaks its rule's error limit is kept."""
-    site = _SiteAtWork.of(walk, offer.site, calibration, seed)
-    fits = [site.fit(structures[proposal.option.structure], proposal.option) for proposal in offer.proposals]
+    site = _SiteAtWork.of(walk, offer.site, calibration, seed, watch)
+    with watch.timed("solves"):
+        fits = [site.fit(structures[proposal.option.structure], proposal.option) for proposal in offer.proposals]
     within = [
         (found, proposal)
         for found, proposal in zip(fits, offer.proposals, strict=True)
@@ -101,7 +113,8 @@ def _rewrite_site(
         return Outcome(offer.site, None, reason=reason)
     best, proposal = min(within, key=lambda pair: pair[0].held_out_error)
     structure = structures[proposal.option.structure]
-    best = site.rectify(structure, proposal.option, best)
+    with watch.timed("solves"):
+        best = site.rectify(structure, proposal.option, best)
     walk.replace(offer.site, site.build(structure, proposal.option, best))
     return Outcome(offer.site, proposal, best.held_out_error**0.5)
 
@@ -123,12 +136,12 @@ class _SiteAtWork:
     held_out: tuple[Block, ...] = ()
 
     @classmethod
-    def of(cls, walk: Propagation, site: Site, calibration: Calibration, seed: int) -> "_SiteAtWork":
+    def of(cls, walk: Propagation, site: Site, calibration: Calibration, seed: int, watch: Stopwatch) -> "_SiteAtWork":
         kernel, bias = folded_kernel(walk.model, site)
         like = walk.model.get_submodule(site.name).weight
         assert isinstance(like, Tensor)
         bare = cls(walk, site, kernel, bias, like, len(calibration.fit), seed)
-        return bare if calibration.kind == "weights only" else bare._with_moments()
+        return bare if calibration.kind == "weights only" else bare._with_moments(watch)
 
     def fit(self, structure: Structure, option: Option) -> Fit:
         """Stage kernels for an option: fitted to the inputs, or without any the initial values."""
@@ -166,25 +179,31 @@ class _SiteAtWork:
                 found = refit(structure, spec, setting, self.kernel, best, moments, self.unseen, REFIT_ITERATIONS)
         return best
 
-    def _with_moments(self) -> "_SiteAtWork":
+    def _with_moments(self, watch: Stopwatch) -> "_SiteAtWork":
         """Add the moments over the batches to fit on and over those held out; and where a ReLU follows, the positions.
 
         The wanted output is the original's at the original's input, plus what the sum that follows lacks.
         """
         original = build_conv(self.site.folded_spec, self.kernel, self.bias, self.like)
-        keep = self.walk.rectified(self.site)
+        with watch.timed("forward passes"):
+            keep = self.walk.rectified(self.site)
         fitted, held_out = self._accumulator(True, keep), self._accumulator(False, keep)
         for sample in self.walk.samples(self.site):
-            with torch.no_grad():
+            with watch.timed("forward passes"), torch.no_grad():
                 wanted = sample.rest(sample.total(original(sample.original)))
             chosen = fitted if sample.batch < self.fitted_batches else held_out
-            chosen.add(sample.rewritten, wanted, sample.rewritten_skip)
+            with watch.timed("moments"):
+                chosen.add(sample.rewritten, wanted, sample.rewritten_skip)
         if self.walk.batches == self.fitted_batches:
             held_out = fitted
-        seen = fitted.result()
-        unseen = seen if held_out is fitted else held_out.result()
+        seen = self._moments(fitted)
+        unseen = seen if held_out is fitted else self._moments(held_out)
         blocks = tuple(tuple(accumulator.kept or ()) for accumulator in (fitted, held_out))
         return replace(self, seen=seen, unseen=unseen, fitted=blocks[0], held_out=blocks[1])
+
+    def _moments(self, accumulator: Accumulator) -> tuple[Moments, ...]:
+        found = accumulator.result()
+        return found if self.site.folded_spec.bias else tuple(moments.about_zero() for moments in found)
 
     def _accumulator(self, fitted: bool, keep: bool) -> Accumulator:
         examples = self.walk.examples[: self.fitted_batches] if fitted else self.walk.examples[self.fitted_batches :]
@@ -200,9 +219,10 @@ class _SiteAtWork:
 
     def _outputs(self, stages: Sequence[Stage], found: Fit, blocks: Sequence[Block]) -> Iterator[tuple[Block, Tensor]]:
         """What a fit gives at every position of the blocks."""
-        kernel = composed_kernel(found.kernels, stages, self.site.spec.groups).float()
+        dtype = blocks[0].patches.dtype if blocks else torch.float32
+        kernel = composed_kernel(found.kernels, stages, self.site.spec.groups).to(dtype)
         weights = kernel.flatten(1).unflatten(0, (self.site.spec.groups, -1))
-        bias = found.bias.float().reshape(self.site.spec.groups, 1, -1)
+        bias = found.bias.to(dtype).reshape(self.site.spec.groups, 1, -1)
         for block in blocks:
             yield block, block.patches @ weights.transpose(1, 2) + bias
 

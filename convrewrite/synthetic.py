@@ -159,7 +159,7 @@ def _has_statistics(module: nn.Module) -> bool:
     return bool((module.running_mean != 0).any() or (module.running_var != 1).any())
 
 
-def _record_moments(watch: _Watch, name: str, norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+def _record_moments(watch: _Watch, name: str, _norm: nn.Module, args: tuple[Tensor, ...]) -> None:
     variance, mean = torch.var_mean(args[0], (0, 2, 3), unbiased=False)
     watch.moments.setdefault(name, []).append((mean, variance))
     watch.elements += args[0].numel()

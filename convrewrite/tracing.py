@@ -33,7 +33,7 @@ def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
     try:
         with torch.no_grad():
-            return model(*inputs)
+            return model(*(tensor.clone() for tensor in inputs))  # it may work on them in place
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TraceError(

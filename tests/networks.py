@@ -47,8 +47,8 @@ def natural(count: int, channels: int, height: int, width: int, dtype: torch.dty
 
 def relative(found: Tensor, expected: Tensor) -> float:
     """|found - expected| / |expected|, in float64."""
-    difference = (found.double() - expected.double()).norm()
-    return float(difference / expected.double().norm().clamp_min(1e-300))
+    difference = (found.detach().double() - expected.detach().double()).norm()
+    return float(difference / expected.detach().double().norm().clamp_min(1e-300))
 
 
 def macs_by_hooks(module: nn.Module, x: Tensor) -> int:

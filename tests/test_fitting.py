@@ -138,7 +138,9 @@ def test_more_iterations_never_hurt(structure: Structure) -> None:
     given = problem(same=True)
     target = given.target()
     setting = {**structure.variants(given.spec)[-1], "rank": 2}
-    errors = [target.error(given.composed(structure, setting, given.fit(structure, setting, n).kernels)) for n in (0, 3, 40)]
+    errors = [
+        target.error(given.composed(structure, setting, given.fit(structure, setting, n).kernels)) for n in (0, 3, 40)
+    ]
     assert errors[2] <= errors[1] * (1 + 1e-6) <= errors[0] * (1 + 2e-6)
 
 
@@ -292,7 +294,11 @@ def test_dead_channels_stay_finite(structure: Structure) -> None:
 def test_the_scale_of_the_inputs_does_not_matter(structure: Structure, scale: float) -> None:
     given = problem(count=6)
     (m,) = given.moments
-    scaled = (Moments(m.count, scale * m.mean_p, scale * m.mean_y, scale**2 * m.cov_p, scale**2 * m.cov_yp, scale**2 * m.var_y),)
+    scaled = (
+        Moments(
+            m.count, scale * m.mean_p, scale * m.mean_y, scale**2 * m.cov_p, scale**2 * m.cov_yp, scale**2 * m.var_y
+        ),
+    )
     setting = {**structure.variants(SMALL)[0], "rank": 2}
     found = fit(structure, SMALL, setting, given.kernel, scaled, scaled)
     expected = fit(structure, SMALL, setting, given.kernel, given.moments, given.moments)

@@ -210,3 +210,15 @@ def test_a_grouped_layer_mixes_only_when_told_to() -> None:
         changed[:, :2] += 1
         differs = (layer(changed) != layer(x)).any(dim=3).any(dim=2).any(dim=0)
         assert differs.tolist() == [True] * (OUTPUTS if mix else OUTPUTS // 4) + [False] * (0 if mix else 12)
+
+
+def test_a_stage_that_was_replaced_still_takes_part() -> None:
+    layer: Any = build("separable")
+    x = images()
+    expected = 2 * layer(x)
+    layer.pointwise = nn.Sequential(layer.pointwise, layers.PointwiseConv2d(OUTPUTS, OUTPUTS, bias=False))
+    with torch.no_grad():
+        layer.pointwise[1].weight.copy_(2 * torch.eye(OUTPUTS)[:, :, None, None])
+    torch.testing.assert_close(layer(x), expected)
+    with pytest.raises(TypeError, match=r"SeparableConv2d: pointwise: expected an nn\.Conv2d, found Sequential"):
+        layer.cost(SIZE)

@@ -154,19 +154,20 @@ def test_fitted_at_full_rank_it_is_still_the_convolution(name: str, bias: bool) 
     assert relative(layer(x).detach(), source(x).detach()) < 1e-3
 
 
-@pytest.mark.parametrize("geometry", [{}, {"bias": False}, {"stride": 2, "groups": 2}, {"dtype": torch.float32}])
 @pytest.mark.parametrize(
-    "make",
+    ("make", "geometry"),
     [
-        lambda c, i: SeparableConv2d.from_conv(c, inputs=i),
-        lambda c, i: SeparableConv2d.from_conv(c, order="pointwise-first", inputs=i),
-        lambda c, i: AsymmetricConv2d.from_conv(c, rank=3, inputs=i),
+        (lambda c, i: SeparableConv2d.from_conv(c, inputs=i), {"bias": False}),
+        (lambda c, i: SeparableConv2d.from_conv(c, inputs=i), {"stride": 2, "groups": 2}),
+        (lambda c, i: SeparableConv2d.from_conv(c, order="pointwise-first", inputs=i), {"groups": 2}),
+        (lambda c, i: AsymmetricConv2d.from_conv(c, rank=2, inputs=i), {"dtype": torch.float32}),
+        (lambda c, i: GroupedConv2d.from_conv(c, groups=2, rank=2, inputs=i), {}),
     ],
-    ids=["depthwise first", "pointwise first", "asymmetric"],
+    ids=["depthwise first", "strided, in groups", "pointwise first", "asymmetric", "grouped"],
 )
 def test_fitting_on_real_inputs_lowers_the_error_on_new_ones(make: Any, geometry: dict[str, Any]) -> None:
-    source = conv(padding=1, **geometry)
-    known, new = natural(14, 8, 12, 12, source.weight.dtype).split([10, 4])
+    source = conv(4, 6, padding=1, **geometry)
+    known, new = natural(14, 4, 12, 12, source.weight.dtype).split([10, 4])
     plain, fitted = make(source, None), make(source, known)
     before, after = (relative(layer(new).detach(), source(new).detach()) for layer in (plain, fitted))
     assert after < 0.8 * before
@@ -175,22 +176,22 @@ def test_fitting_on_real_inputs_lowers_the_error_on_new_ones(make: Any, geometry
 
 
 def test_without_a_bias_the_mean_of_the_output_is_fitted_too() -> None:
-    source = conv(padding=1, bias=False)
-    x = natural(10, 8, 12, 12) + 3
+    source = conv(4, 6, padding=1, bias=False)
+    x = natural(10, 4, 12, 12) + 3
     fitted = SeparableConv2d.from_conv(source, inputs=x)
     shift = (fitted(x) - source(x)).mean((0, 2, 3)).detach()
     assert relative(source(x).mean((0, 2, 3)).detach() + shift, source(x).mean((0, 2, 3)).detach()) < 0.02
 
 
 def test_inputs_may_come_in_batches_of_any_size() -> None:
-    source = conv(padding=1, dtype=torch.float32)
-    x = natural(7, 8, 12, 12, torch.float32)
-    whole = GroupedConv2d.from_conv(source, rank=2, inputs=x)
-    parts = GroupedConv2d.from_conv(source, rank=2, inputs=iter(x.split([3, 0, 4])))
+    source = conv(4, 4, padding=1, dtype=torch.float32)
+    x = natural(7, 4, 9, 9, torch.float32)
+    whole = SeparableConv2d.from_conv(source, inputs=x)
+    parts = SeparableConv2d.from_conv(source, inputs=iter(x.split([3, 0, 4])))
     torch.testing.assert_close(parts(x), whole(x), rtol=1e-2, atol=1e-2)
-    mixed = GroupedConv2d.from_conv(source, rank=2, inputs=[x[:3], x[3:, :, :9, :7]])
-    single = GroupedConv2d.from_conv(source, rank=2, inputs=x[:1])
-    assert all(parameter.isfinite().all() for layer in (mixed, single) for parameter in layer.parameters())
+    mixed = SeparableConv2d.from_conv(source, inputs=[x[:3], x[3:, :, :7, :6]])
+    single, few = (SeparableConv2d.from_conv(source, inputs=x[:count]) for count in (1, 3))
+    assert all(parameter.isfinite().all() for layer in (mixed, single, few) for parameter in layer.parameters())
 
 
 @pytest.mark.parametrize(

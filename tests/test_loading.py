@@ -446,9 +446,7 @@ def test_a_file_that_cannot_be_imported(tmp_path: Path, body: str) -> None:
     assert sys.path == before
 
 
-def test_the_zoos_are_programs_when_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marker: Path
-) -> None:
+def test_the_zoos_are_programs_when_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marker: Path) -> None:
     for zoo in ("torchvision", "timm"):
         with pytest.raises(ModelLoadError, match=rf"{zoo} is not installed; pip install {zoo}"):
             load_model(f"{zoo}:net")

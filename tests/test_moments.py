@@ -21,7 +21,9 @@ def convolution(spec: ConvSpec, dtype: torch.dtype = torch.float64) -> tuple[nn.
     return original, kernel + 0.3 * kernel.std() * torch.randn_like(kernel)
 
 
-def gathered(spec: ConvSpec, batches: list[tuple[Tensor, Tensor]], expected: int = 0, seed: int = 0) -> tuple[Moments, ...]:
+def gathered(
+    spec: ConvSpec, batches: list[tuple[Tensor, Tensor]], expected: int = 0, seed: int = 0
+) -> tuple[Moments, ...]:
     accumulator = Accumulator(spec, expected, seed)
     for x, y in batches:
         accumulator.add(x, y)
@@ -128,9 +130,8 @@ def test_the_seed_alone_decides_which_positions_are_taken() -> None:
 
 
 def test_the_limit_leaves_several_positions_per_unknown() -> None:
-    limits = [position_limit(d) for d in (9, 100, 576, 4608, 20_000)]
-    assert limits == sorted(limits, reverse=True) or limits[-1] >= 10 * 20_000
-    assert all(position_limit(d) >= 10 * d for d in (9, 100, 576, 4608, 20_000))
+    assert all(position_limit(d) >= 10 * d for d in (9, 100, 576, 4608))
+    assert position_limit(9) > 10_000
 
 
 @torch.no_grad()

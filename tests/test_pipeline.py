@@ -40,7 +40,7 @@ class ControlFlow(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.stem(x))
-        if float(x.abs().sum()) > 0:
+        if x.abs().sum() > 0:
             x = self.conv(x)
         return x.mean((2, 3))
 

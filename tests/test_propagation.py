@@ -7,7 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import Block, Branching, CalledTwice, Calls, Chain, NineKinds, Residual, TwoNames, natural, relative, settled
+from networks import (
+    Block,
+    Branching,
+    CalledTwice,
+    Calls,
+    Chain,
+    NineKinds,
+    Residual,
+    TwoNames,
+    natural,
+    relative,
+    settled,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -106,7 +118,12 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "block called twice": lambda: Calls(lambda m, x: m.block(m.block(m.stem(x))), stem=conv(3, 8), block=Block(8, 8)),
     "dense": lambda: Calls(dense, stem=conv(3, 4), side=conv(4, 4), last=conv(8, 4), wide=conv(8, 4, 1)),
     "pre-activation": lambda: Calls(
-        pre_activation, stem=conv(3, 8), first=conv(8, 8), second=conv(8, 8), pool=nn.AvgPool2d(3, 1, 1), last=conv(8, 4)
+        pre_activation,
+        stem=conv(3, 8),
+        first=conv(8, 8),
+        second=conv(8, 8),
+        pool=nn.AvgPool2d(3, 1, 1),
+        last=conv(8, 4),
     ),
     "parts in place": lambda: Calls(parts_in_place, stem=conv(3, 8), side=conv(8, 8), last=conv(8, 4)),
     "changes its input": lambda: Calls(changes_its_input, stem=conv(3, 8), last=conv(8, 4)),
@@ -165,7 +182,14 @@ def test_a_convolution_in_a_skip_connection_under_two_names() -> None:
         return model.last(out + model.b_skip(x))
 
     skip = conv(8, 8, 1)
-    layers = {"a_skip": skip, "stem": conv(3, 8), "first": conv(8, 8), "second": conv(8, 8), "b_skip": skip, "last": conv(8, 4)}
+    layers = {
+        "a_skip": skip,
+        "stem": conv(3, 8),
+        "first": conv(8, 8),
+        "second": conv(8, 8),
+        "b_skip": skip,
+        "last": conv(8, 4),
+    }
     model = settled(Calls(forward, **layers).double())
     data = batches()
     sites = active_sites(model, data[0])

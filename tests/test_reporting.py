@@ -297,9 +297,7 @@ def reports(draw: st.DrawFn) -> Report:
         error = draw(st.floats(0, 1e3)) if basis else None
         words = {key: draw(NAMES) for key in ("name", "option", "geometry")}
         calls = draw(st.integers(1, 99))
-        sites.append(
-            rewritten(**words, **costs, kind="asymmetric", calls=calls, output_error=error, error_basis=basis)
-        )
+        sites.append(rewritten(**words, **costs, kind="asymmetric", calls=calls, output_error=error, error_basis=basis))
     sums = [sum(getattr(site, f"{what}_{when}") for site in sites)
             for what in ("parameters", "macs") for when in ("before", "after")]  # fmt: skip
     counts = Totals(parameters=Change(before=sums[0], after=sums[1]), macs=Change(before=sums[2], after=sums[3]))
@@ -331,7 +329,7 @@ def test_the_html_page_escapes_names_and_needs_nothing_from_outside() -> None:
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "cost$in$dollars$" in page
-    assert not any(f"{attribute}=\"http" in page for attribute in ("src", "href"))
+    assert not any(f'{attribute}="http' in page for attribute in ("src", "href"))
     assert page == render_html(full().model_copy(update={"sites": sites}))
 
 

@@ -113,9 +113,7 @@ def test_a_name_has_to_match_as_a_whole() -> None:
 )
 def test_protection_covers_the_stem_and_small_sites_and_can_be_lifted(look: Candidate, key: str) -> None:
     protected = Rule(name="a", structures=("separable",))
-    open_rule = Rule(
-        name="a", structures=("separable",), protect=Protect(stem=False, min_channels=0, min_mac_share=0)
-    )
+    open_rule = Rule(name="a", structures=("separable",), protect=Protect(stem=False, min_channels=0, min_mac_share=0))
     refusal = protected.refuse(look)
     assert refusal is not None
     assert refusal.key == key

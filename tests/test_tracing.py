@@ -29,7 +29,9 @@ class Optional(nn.Module):
         return x * scale
 
 
-@pytest.mark.parametrize("model", [Chain(), Residual(), CalledTwice(), NineKinds(), Optional()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "model", [Chain(), Residual(), CalledTwice(), NineKinds(), Optional()], ids=lambda m: type(m).__name__
+)
 @torch.no_grad()
 def test_a_whole_graph_computes_what_the_model_computes(model: nn.Module) -> None:
     settled(model)
@@ -57,14 +59,21 @@ def test_a_model_that_cannot_be_followed_is_followed_in_parts() -> None:
     x = torch.randn(1, 8, 6, 6)
     assert torch.equal(traced.parts["block"](x.clone()), model.block(x.clone()))
     names = [name for name, _ in module_calls(traced)]
-    assert names == ["stem.0", "stem.1", "stem.2", *[f"block.{n}" for n in ("conv1", "bn1", "relu", "conv2", "bn2", "relu")]]
+    assert names == [
+        "stem.0",
+        "stem.1",
+        "stem.2",
+        *[f"block.{n}" for n in ("conv1", "bn1", "relu", "conv2", "bn2", "relu")],
+    ]
 
 
 @torch.no_grad()
 def test_an_innermost_part_that_fails_is_left_opaque_in_the_graph_around_it() -> None:
     inner = Branching()
     inner.stem = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1))
-    model = settled(Calls(lambda m, x: m.after(m.inner(m.before(x))), before=nn.Conv2d(3, 4, 1), inner=inner, after=nn.ReLU()))
+    model = settled(
+        Calls(lambda m, x: m.after(m.inner(m.before(x))), before=nn.Conv2d(3, 4, 1), inner=inner, after=nn.ReLU())
+    )
     traced = trace(model)
     assert traced.whole is None, "the convolutions of the opaque part are no nodes"
     assert traced.lost == ("inner",)
@@ -107,3 +116,9 @@ def test_an_error_without_a_message_is_named() -> None:
 def test_running_takes_no_gradients() -> None:
     output = run(Calls(lambda m, x: F.relu(m.conv(x)), conv=nn.Conv2d(3, 4, 3)), (X,))
     assert not output.requires_grad
+
+
+def test_running_leaves_the_inputs_as_they_were() -> None:
+    x = X.clone()
+    run(Calls(lambda m, x: x.mul_(2)), (x,))
+    assert torch.equal(x, X)

@@ -16,6 +16,7 @@ class SumOfBranches(nn.ModuleList):
         super().__init__(branches)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The sum, in the order of the branches."""
         first, *others = self
         total: Tensor = first(x)
         for branch in others:

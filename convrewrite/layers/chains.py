@@ -31,12 +31,17 @@ class ConvChain(nn.Module):
 
     @property
     def stages(self) -> tuple[nn.Conv2d, ...]:
-        """The convolutions, first to last."""
-        return tuple(stage for stage in self.children() if isinstance(stage, nn.Conv2d))
+        """The convolutions, first to last. Raises TypeError once another module stands in the place of one."""
+        found: list[nn.Conv2d] = []
+        for name, stage in self.named_children():
+            if not isinstance(stage, nn.Conv2d):
+                raise TypeError(f"{type(self).__name__}: {name}: expected an nn.Conv2d, found {type(stage).__name__}")
+            found.append(stage)
+        return tuple(found)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The stages in order."""
-        for stage in self.stages:
+        """The stages in order, whatever modules have been put in their places."""
+        for stage in self.children():
             x = stage(x)
         return x
 
@@ -59,9 +64,7 @@ class ConvChain(nn.Module):
                 last.bias.copy_(bias)
 
 
-def named_stages(
-    names: Sequence[str], structure: Structure, spec: ConvSpec, setting: Setting
-) -> dict[str, ConvSpec]:
+def named_stages(names: Sequence[str], structure: Structure, spec: ConvSpec, setting: Setting) -> dict[str, ConvSpec]:
     """The geometry of a structure's stages, by the names of the submodules they become."""
     return dict(zip(names, stage_specs(spec, structure.stages(spec.per_group, setting)), strict=True))
 

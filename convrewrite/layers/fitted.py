@@ -1,7 +1,6 @@
 """What ``from_conv`` starts from: the stage kernels of a structure, from the weights alone or fitted on real inputs."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +82,7 @@ def _moments(conv: nn.Conv2d, spec: ConvSpec, batches: Sequence[Tensor]) -> tupl
     for x, y in _run(conv, batches):
         accumulator.add(x, y)
     moments = accumulator.result()
-    return moments if spec.bias else tuple(_uncentred(part) for part in moments)
+    return moments if spec.bias else tuple(part.about_zero() for part in moments)
 
 
 def _run(conv: nn.Conv2d, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -94,15 +93,3 @@ def _run(conv: nn.Conv2d, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, T
         with torch.no_grad():
             y = conv(x)
         yield x.to("cpu", exact), y.to("cpu", exact)
-
-
-def _uncentred(m: Moments) -> Moments:
-    """Moments about zero: without a bias to make up for it, an error of the mean counts like any other."""
-    return replace(
-        m,
-        mean_p=torch.zeros_like(m.mean_p),
-        mean_y=torch.zeros_like(m.mean_y),
-        cov_p=m.cov_p + torch.outer(m.mean_p, m.mean_p),
-        cov_yp=m.cov_yp + torch.outer(m.mean_y, m.mean_p),
-        var_y=m.var_y + m.mean_y**2,
-    )

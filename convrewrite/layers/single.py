@@ -184,9 +184,7 @@ class PointwiseConv2d(SingleConv2d):
         dtype: torch.dtype | None = None,
     ) -> None:
         """As the other layers, without ``kernel_size`` and ``dilation``, which a single tap has no use for."""
-        super().__init__(
-            in_channels, out_channels, 1, stride, padding, 1, groups, bias, padding_mode, device, dtype
-        )
+        super().__init__(in_channels, out_channels, 1, stride, padding, 1, groups, bias, padding_mode, device, dtype)
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d) -> Self:

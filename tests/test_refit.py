@@ -1,0 +1,82 @@
+"""What the wanted output is: with and without a bias, and behind a ReLU."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import convrewrite
+from convrewrite import rewriting
+from convrewrite.rules import Protect, Rule
+
+
+def rule(structure: str, ratio: float = 0.4) -> Rule:
+    return Rule(name="r", structures=(structure,), ratio=ratio, protect=Protect(stem=False, min_channels=1))
+
+
+def images(count: int = 96, channels: int = 8) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return nn.functional.avg_pool2d(torch.randn(count, channels, 14, 14, generator=generator), 3, 1) * 3
+
+
+def rewritten_output(model: nn.Module, inputs: Tensor, structure: str) -> tuple[Tensor, Tensor]:
+    result = convrewrite.optimize(model, inputs[:1], [rule(structure)], inputs, measure=False)
+    assert result.report.sites[0].action == "rewritten"
+    with torch.no_grad():
+        return model(inputs), result.model(inputs)
+
+
+def test_without_a_bias_the_kernel_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False)).eval()
+    wanted, found = rewritten_output(model, images() + 2, "channel")
+    assert float((found - wanted).mean().abs()) < 0.05 * float((found - wanted).std())
+
+
+def test_the_bias_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1)).eval()
+    wanted, found = rewritten_output(model, images() + 2, "separable")
+    assert float((found - wanted).mean().abs()) < 0.05 * float((found - wanted).std())
+
+
+class Rectified(nn.Module):
+    """One convolution behind a ReLU, or the sum with a skip before it."""
+
+    def __init__(self, skip: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.skip = skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.conv(x) + x) if self.skip else torch.relu(self.conv(x))
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("structure", ["separable", "asymmetric", "cp", "channel"])
+def test_the_refit_lowers_the_error_behind_the_relu(
+    structure: str, skip: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    model = Rectified(skip).eval()
+    wanted, found = rewritten_output(model, images(), structure)
+    monkeypatch.setattr(rewriting, "ROUNDS", 0)
+    _, plain = rewritten_output(model, images(), structure)
+    assert float((found - wanted).square().sum()) < float((plain - wanted).square().sum())
+
+
+def test_no_refit_where_something_else_sees_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Seen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return torch.relu(y) + 0.1 * y
+
+    torch.manual_seed(1)
+    model = Seen().eval()
+    _, found = rewritten_output(model, images(), "channel")
+    monkeypatch.setattr(rewriting, "ROUNDS", 0)
+    _, plain = rewritten_output(model, images(), "channel")
+    assert torch.equal(found, plain)
