@@ -6,6 +6,7 @@ lets through. Without inputs the stages keep their weights-only initial values.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,6 +30,9 @@ ROUNDS = 3
 """Refits to what a ReLU lets through, at most; the first one brings most of the gain."""
 
 REFIT_ITERATIONS = 15
+
+ONE_THREAD_BELOW = 1000
+"""Numbers in a patch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,7 @@ def _rewrite_site(
 ) -> Outcome:
     """Fit every proposal, put the best in place. A site whose best breaks its rule's error limit is kept."""
     site = _SiteAtWork.of(walk, offer.site, calibration, seed, watch)
-    with watch.timed("solves"):
+    with watch.timed("solves"), site.solving_threads():
         fits = [site.fit(structures[proposal.option.structure], proposal.option) for proposal in offer.proposals]
     within = [
         (found, proposal)
@@ -113,7 +117,7 @@ def _rewrite_site(
         return Outcome(offer.site, None, reason=reason)
     best, proposal = min(within, key=lambda pair: pair[0].held_out_error)
     structure = structures[proposal.option.structure]
-    with watch.timed("solves"):
+    with watch.timed("solves"), site.solving_threads():
         best = site.rectify(structure, proposal.option, best)
     walk.replace(offer.site, site.build(structure, proposal.option, best))
     return Outcome(offer.site, proposal, best.held_out_error**0.5)
@@ -142,6 +146,18 @@ class _SiteAtWork:
         assert isinstance(like, Tensor)
         bare = cls(walk, site, kernel, bias, like, len(calibration.fit), seed)
         return bare if calibration.kind == "weights only" else bare._with_moments(watch)
+
+    @contextmanager
+    def solving_threads(self) -> Iterator[None]:
+        """One thread for small problems, on which several only wait for each other; more where matrices are large."""
+        _, channels, kh, kw = self.kernel.shape
+        before = torch.get_num_threads()
+        if channels * kh * kw < ONE_THREAD_BELOW:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def fit(self, structure: Structure, option: Option) -> Fit:
         """Stage kernels for an option: fitted to the inputs, or without any the initial values."""

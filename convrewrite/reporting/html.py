@@ -25,9 +25,11 @@ _TEMPLATE = """<!DOCTYPE html>
 <meta charset="utf-8">
 <title>{{ report.model }}: convolutions rewritten</title>
 <style>
-  body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+  body { font: 15px/1.5 system-ui, sans-serif; max-width: 84rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
   table { border-collapse: collapse; margin: 0.5rem 0; }
   th, td { padding: 0.2rem 0.8rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
+  td { white-space: nowrap; }
+  td:nth-child(4) { white-space: normal; min-width: 12rem; }
   .kept td { color: #767676; }
   svg { max-width: 100%; height: auto; }
 </style>

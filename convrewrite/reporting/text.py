@@ -62,13 +62,17 @@ def render_sites(rows: Sequence[AnalysisRow]) -> str:
 
 
 def _verdicts(row: AnalysisRow, reasons: dict[str, int]) -> str:
-    """``yes: a, b; no: c [1]``; a reason that is new gets the next number."""
+    """``yes: a, b; no: c [1]``, or ``yes: all``; a reason that is new gets the next number."""
     taken = [rule for rule, verdict in row.applies.items() if verdict == "yes"]
     refused = [
         f"{rule} [{reasons.setdefault(verdict, len(reasons) + 1)}]"
         for rule, verdict in row.applies.items()
         if verdict != "yes"
     ]
+    if len(taken) == len(row.applies) > 1:
+        return "yes: all"
+    if len(refused) == len(row.applies) > 1 and len(set(row.applies.values())) == 1:
+        return f"no: all [{reasons[row.applies[next(iter(row.applies))]]}]"
     parts = [f"{word}: {', '.join(rules)}" for word, rules in (("yes", taken), ("no", refused)) if rules]
     return "; ".join(parts)
 
