@@ -27,6 +27,17 @@ RIDGE = 1e-3
 JITTER = 1e-9
 """Of the mean diagonal: keeps Cholesky factors of singular covariances finite."""
 
+ITERATIONS = 40
+"""Of L-BFGS, for patches of up to ``EASY`` numbers; beyond, fewer, as an iteration's cost grows with their square."""
+
+MIN_ITERATIONS = 4
+
+EASY, LARGE = 600, 1000
+"""Numbers in a patch: up to the first every iteration is cheap, from the second on only the best start is refined."""
+
+SOLVE_CHUNK = 1 << 25
+"""Numbers in one block of intermediate products: 256 MB in float64."""
+
 FLOOR = 1e-30
 """Added to the variance of every patch element: inputs that are always zero leave factors that float32 can hold."""
 
@@ -84,21 +95,33 @@ def fit(
     kernel: Tensor,
     moments: Sequence[Moments],
     held_out: Sequence[Moments],
-    iterations: int = 40,
+    iterations: int | None = None,
     targets: Sequence[Target] | None = None,
 ) -> Fit:
-    """Fit one option at one site; ``kernel`` is canonical, ``moments`` and ``held_out`` have one entry per group."""
+    """Fit one option at one site; ``kernel`` is canonical, ``moments`` and ``held_out`` have one entry per group.
+
+    ``iterations`` of L-BFGS; None: as many as the size of the problem allows.
+    """
     parts = split_groups(kernel.double(), spec.groups)
     targets = targets or [Target.from_moments(part, m) for part, m in zip(parts, moments, strict=True)]
     stages = structure.stages(spec.per_group, setting)
     fitted = []
     for target, unseen in zip(targets, held_out, strict=True):
         starts = _starts(structure, spec.per_group, setting, target, stages)
-        refined = [_refine(start, stages, target, iterations) for start in starts]
+        effort = effort_for(len(target.covariance)) if iterations is None else iterations
+        if len(target.covariance) >= LARGE and effort > 0:
+            solved = [_solve_last(start, stages, target) for start in starts]
+            starts = [min(solved, key=lambda kernels: target.error(compose(kernels, stages)))]
+        refined = [_refine(start, stages, target, effort) for start in starts]
         # The start is chosen on the held-out inputs; of equals the first stays.
         fitted.append(min(refined, key=lambda kernels: unseen.relative_error(compose(kernels, stages))))
         assert all(torch.isfinite(k).all() for k in fitted[-1]), "a fit must be finite"
     return _result(fitted, stages, moments, held_out)
+
+
+def effort_for(d: int, most: int = ITERATIONS) -> int:
+    """Iterations of L-BFGS for patches of ``d`` numbers."""
+    return max(MIN_ITERATIONS, min(most, round(most * (EASY / d) ** 2)))
 
 
 def refit(
@@ -211,6 +234,8 @@ def _refine(start: tuple[Tensor, ...], stages: Sequence[Stage], target: Target, 
     def assemble(values: Sequence[Tensor]) -> list[Tensor]:
         return [_uncolour(values[0], root), *values[1:]]
 
+    if iterations == 0:
+        return kernels
     loss = _reduced_loss(stages, target) if reduced else _full_loss(stages, target)
     refined = assemble(_minimise(loss, assemble, variables, iterations))
     candidate = _solve_last((*refined, kernels[-1]) if reduced else tuple(refined), stages, target)
@@ -264,10 +289,14 @@ def _last_input(
     """Covariance ``H (q, q)`` of the last stage's input patches and ``M (O, q)`` with the wanted output."""
     q_by_d = _through_all(kernels, stages, covariance).T.unflatten(1, covariance.shape[1:])
     inner = _through_all(kernels, stages, q_by_d)
-    inner = (inner + inner.T) / 2
-    jitter = JITTER * inner.diagonal().mean() + FLOOR**2
-    inner = inner + jitter * torch.eye(len(inner), dtype=inner.dtype)
-    return inner, _through_all(kernels, stages, wanted)
+    return _jittered(inner), _through_all(kernels, stages, wanted)
+
+
+def _jittered(covariance: Tensor) -> Tensor:
+    """Covariances ``(..., q, q)`` made symmetric, with a trace of their mean diagonal added."""
+    symmetric = (covariance + covariance.mT) / 2
+    jitter = JITTER * symmetric.diagonal(dim1=-2, dim2=-1).mean(-1) + FLOOR**2
+    return symmetric + jitter[..., None, None] * torch.eye(symmetric.shape[-1], dtype=symmetric.dtype)
 
 
 def _through_all(kernels: Sequence[Tensor], stages: Sequence[Stage], patches: Tensor) -> Tensor:
@@ -295,8 +324,6 @@ def _minimise(
     loss: Loss, assemble: Callable[[Sequence[Tensor]], list[Tensor]], start: Sequence[Tensor], iterations: int
 ) -> list[Tensor]:
     """L-BFGS with a strong Wolfe line search."""
-    if iterations == 0:
-        return list(start)
     variables = [value.clone(memory_format=torch.contiguous_format).requires_grad_() for value in start]
     optimizer = torch.optim.LBFGS(
         variables,
@@ -336,13 +363,17 @@ def _solve_last(kernels: tuple[Tensor, ...], stages: Sequence[Stage], target: Ta
 def _solve_groups(kernels: tuple[Tensor, ...], stages: Sequence[Stage], target: Target) -> Tensor:
     """As above for a grouped last stage: every group has its own inputs, which only the stage before gives it."""
     last, before = stages[-1], stages[-2]
-    assert len(stages) == 2 and before.groups == 1, "a grouped last stage follows one dense stage"
-    d = target.covariance.shape[0]
+    assert len(stages) == 2 and before.groups == 1 and before.axes == "", "a grouped last stage follows a pointwise one"
+    d, groups = target.covariance.shape[0], last.groups
     covariance = target.covariance.reshape(d, *target.shape[1:])
-    wanted = (target.kernel @ target.covariance).reshape(last.groups, -1, *target.shape[1:])
-    narrow = Stage(before.in_channels, before.out_channels // last.groups, before.axes)
+    wanted = (target.kernel @ target.covariance).reshape(groups, -1, *target.shape[1:])
+    first = kernels[0][:, :, 0, 0].unflatten(0, (groups, -1))  # (g, r, C)
+    patch = first.shape[1] * target.shape[2] * target.shape[3]
     solved = []
-    for group, kernel in enumerate(kernels[0].chunk(last.groups)):
-        inner, cross = _last_input((kernel,), (narrow, last), covariance, wanted[group])
-        solved.append(torch.cholesky_solve(cross.T, cholesky(inner)).T)
+    for part in torch.arange(groups).split(max(1, SOLVE_CHUNK // (d * patch))):
+        a = first[part]
+        half = torch.einsum("dchw,grc->dgrhw", covariance, a).reshape(*target.shape[1:], len(part), patch)
+        inner = torch.einsum("grc,chwgq->grhwq", a, half).reshape(len(part), patch, patch)
+        cross = torch.einsum("grc,gochw->gorhw", a, wanted[part]).flatten(2)
+        solved.append(torch.cholesky_solve(cross.mT, cholesky(_jittered(inner))).mT.flatten(0, 1))
     return torch.cat(solved)

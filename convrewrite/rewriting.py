@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from convrewrite.applying import build_conv, build_option, folded_kernel
 from convrewrite.calibration import Calibration
-from convrewrite.fitting import Fit, Target, fit, refit
+from convrewrite.fitting import LARGE, Fit, Target, effort_for, fit, refit
 from convrewrite.moments import Accumulator, Block, Moments, with_outputs
 from convrewrite.propagation import Propagation
 from convrewrite.proposing import Offer, Proposal
@@ -30,9 +30,6 @@ ROUNDS = 3
 """Refits to what a ReLU lets through, at most; the first one brings most of the gain."""
 
 REFIT_ITERATIONS = 15
-
-ONE_THREAD_BELOW = 1000
-"""Numbers in a patch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +102,14 @@ def _rewrite_site(
     """Fit every proposal, put the best in place. A site whose best breaks its rule's error limit is kept."""
     site = _SiteAtWork.of(walk, offer.site, calibration, seed, watch)
     with watch.timed("solves"), site.solving_threads():
-        fits = [site.fit(structures[proposal.option.structure], proposal.option) for proposal in offer.proposals]
+        fits = site.fit_all(offer.proposals, structures)
     within = [
         (found, proposal)
-        for found, proposal in zip(fits, offer.proposals, strict=True)
+        for proposal, found in fits
         if found.held_out_error**0.5 <= (proposal.rule.require.max_output_error or float("inf"))
     ]
     if not within:
-        least = min(found.held_out_error for found in fits) ** 0.5
+        least = min(found.held_out_error for _, found in fits) ** 0.5
         reason = f"every option's output error exceeds the rule's limit; the least is {least:.3g}"
         return Outcome(offer.site, None, reason=reason)
     best, proposal = min(within, key=lambda pair: pair[0].held_out_error)
@@ -150,23 +147,40 @@ class _SiteAtWork:
     @contextmanager
     def solving_threads(self) -> Iterator[None]:
         """One thread for small problems, on which several only wait for each other; more where matrices are large."""
-        _, channels, kh, kw = self.kernel.shape
         before = torch.get_num_threads()
-        if channels * kh * kw < ONE_THREAD_BELOW:
+        if self.patch < LARGE:
             torch.set_num_threads(1)
         try:
             yield
         finally:
             torch.set_num_threads(before)
 
-    def fit(self, structure: Structure, option: Option) -> Fit:
-        """Stage kernels for an option: fitted to the inputs, or without any the initial values."""
+    def fit_all(self, proposals: Sequence[Proposal], structures: dict[str, Structure]) -> list[tuple[Proposal, Fit]]:
+        """Every proposal with its stage kernels: fitted to the inputs, or without any the initial values.
+
+        Of large problems only the proposal that is best before refinement is refined, and alone returned.
+        """
         if not self.seen:
-            return weights_only(structure, self.site, option, self.kernel, self.bias)
+            return [
+                (p, weights_only(structures[p.option.structure], self.site, p.option, self.kernel, self.bias))
+                for p in proposals
+            ]
         parts = split_groups(self.kernel, self.site.spec.groups)
         targets = [Target.from_moments(part, moments) for part, moments in zip(parts, self.seen, strict=True)]
-        spec = self.site.folded_spec
-        return fit(structure, spec, option.parameters, self.kernel, self.seen, self.unseen, targets=targets)
+
+        def fitted(proposal: Proposal, iterations: int | None) -> Fit:
+            structure, setting = structures[proposal.option.structure], proposal.option.parameters
+            spec = self.site.folded_spec
+            return fit(structure, spec, setting, self.kernel, self.seen, self.unseen, iterations, targets)
+
+        if self.patch >= LARGE and len(proposals) > 1:
+            proposals = [min(proposals, key=lambda proposal: fitted(proposal, 0).held_out_error)]
+        return [(proposal, fitted(proposal, None)) for proposal in proposals]
+
+    @property
+    def patch(self) -> int:
+        """Numbers in a patch of one group."""
+        return self.kernel[0].numel()
 
     def build(self, structure: Structure, option: Option, found: Fit) -> nn.Module:
         """The module that takes the site's place."""
@@ -185,14 +199,16 @@ class _SiteAtWork:
             return found
         best, least = found, float("inf")
         stages = structure.stages(self.site.spec.per_group, option.parameters)
-        for index in range(ROUNDS + 1):
+        rounds = ROUNDS if self.patch < LARGE else min(ROUNDS, 1)
+        effort = effort_for(self.patch, REFIT_ITERATIONS)
+        for index in range(rounds + 1):
             error, moments = self._behind_relu(stages, found)
             if not error < least:
                 break
             best, least = found, error
-            if index < ROUNDS:
+            if index < rounds:
                 spec, setting = self.site.folded_spec, option.parameters
-                found = refit(structure, spec, setting, self.kernel, best, moments, self.unseen, REFIT_ITERATIONS)
+                found = refit(structure, spec, setting, self.kernel, best, moments, self.unseen, effort)
         return best
 
     def _with_moments(self, watch: Stopwatch) -> "_SiteAtWork":

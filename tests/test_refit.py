@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import convrewrite
-from convrewrite import rewriting
+from convrewrite import fitting, rewriting
 from convrewrite.rules import Protect, Rule
 
 
@@ -80,3 +80,30 @@ def test_no_refit_where_something_else_sees_the_output(monkeypatch: pytest.Monke
     monkeypatch.setattr(rewriting, "ROUNDS", 0)
     _, plain = rewritten_output(model, images(), "channel")
     assert torch.equal(found, plain)
+
+
+def test_large_problems_refine_only_the_best_start_and_proposal(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    refine = fitting._refine
+
+    def counted(start: object, stages: object, target: object, iterations: int) -> object:
+        calls.append(iterations)
+        return refine(start, stages, target, iterations)  # type: ignore[arg-type]
+
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1)).eval()
+    wanted, thorough = rewritten_output(model, images(), "separable")
+    monkeypatch.setattr(fitting, "_refine", counted)
+    monkeypatch.setattr(fitting, "LARGE", 1)
+    monkeypatch.setattr(rewriting, "LARGE", 1)
+    _, quick = rewritten_output(model, images(), "separable")
+    assert sum(iterations > 0 for iterations in calls) == 1
+    assert sum(iterations == 0 for iterations in calls) == 4  # two orders, two starts each
+    errors = [float((found - wanted).square().sum()) for found in (thorough, quick)]
+    assert errors[1] < 1.2 * errors[0]
+
+
+def test_the_effort_falls_with_the_size_of_a_patch() -> None:
+    efforts = [fitting.effort_for(d) for d in (9, 600, 1200, 4608)]
+    assert efforts[0] == efforts[1] == fitting.ITERATIONS
+    assert efforts[1] > efforts[2] > efforts[3] == fitting.MIN_ITERATIONS
