@@ -54,11 +54,16 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What one group is fitted to: kernel ``(O, d)``, covariance ``(d, d)`` with its ridge, and the kernel's shape."""
+    """What one group is fitted to: kernel ``(O, d)``, covariance ``(d, d)`` with its ridge, and the kernel's shape.
+
+    ``response (O, d)`` is the kernel times the covariance, ``scale`` is E of a kernel of zeros.
+    """
 
     kernel: Tensor
     covariance: Tensor
     shape: tuple[int, int, int, int]
+    response: Tensor
+    scale: float
 
     @classmethod
     def from_moments(cls, kernel: Tensor, moments: Moments, ridge: float = RIDGE) -> "Target":
@@ -70,7 +75,9 @@ class Target:
         residual = moments.cov_yp - flat @ moments.cov_p
         solved = torch.cholesky_solve(residual.T, cholesky(covariance)).T
         shape = (kernel.shape[0], kernel.shape[1], kernel.shape[2], kernel.shape[3])
-        return cls(flat + solved, covariance, shape)
+        wanted = flat + solved
+        response = wanted @ covariance
+        return cls(wanted, covariance, shape, response, float((response * wanted).sum()))
 
     def error(self, kernel: Tensor) -> float:
         """E of a composed kernel."""
@@ -248,8 +255,7 @@ def _refine(start: tuple[Tensor, ...], stages: Sequence[Stage], target: Target, 
 
 def _descended(before: float, after: float, target: Target) -> float:
     """``after``, once it is certain that E did not rise beyond rounding."""
-    scale = float(((target.kernel @ target.covariance) * target.kernel).sum())
-    assert after <= before + 1e-9 * scale, f"E rose from {before} to {after}"
+    assert after <= before + 1e-9 * target.scale, f"E rose from {before} to {after}"
     return after
 
 
@@ -271,8 +277,8 @@ def _reduced_loss(stages: Sequence[Stage], target: Target) -> Loss:
     """E after the last stage's optimum, up to a constant: ``-tr[M H^-1 M^T]``, H the covariance of its input."""
     d = target.covariance.shape[0]
     covariance = target.covariance.reshape(d, *target.shape[1:])
-    wanted = (target.kernel @ target.covariance).reshape(target.shape)
-    scale = float(((target.kernel @ target.covariance) * target.kernel).sum()) + torch.finfo(torch.float64).tiny
+    wanted = target.response.reshape(target.shape)
+    scale = target.scale + torch.finfo(torch.float64).tiny
 
     def loss(kernels: list[Tensor]) -> Tensor:
         inner, cross = _last_input(kernels, stages, covariance, wanted)
@@ -308,7 +314,7 @@ def _through_all(kernels: Sequence[Tensor], stages: Sequence[Stage], patches: Te
 
 def _full_loss(stages: Sequence[Stage], target: Target) -> Loss:
     """E over the scale of the target, with one product by S for value and gradient together."""
-    scale = float(((target.kernel @ target.covariance) * target.kernel).sum()) + torch.finfo(torch.float64).tiny
+    scale = target.scale + torch.finfo(torch.float64).tiny
 
     def loss(kernels: list[Tensor]) -> Tensor:
         difference = compose(kernels, stages).flatten(1) - target.kernel
@@ -349,7 +355,7 @@ def _solve_last(kernels: tuple[Tensor, ...], stages: Sequence[Stage], target: Ta
     last = stages[-1]
     if last.groups == 1:
         d = target.covariance.shape[0]
-        wanted = (target.kernel @ target.covariance).reshape(target.shape)
+        wanted = target.response.reshape(target.shape)
         covariance = target.covariance.reshape(d, *target.shape[1:])
         inner, cross = _last_input(kernels[:-1], stages, covariance, wanted)
         solved = torch.cholesky_solve(cross.T, cholesky(inner)).T
@@ -366,7 +372,7 @@ def _solve_groups(kernels: tuple[Tensor, ...], stages: Sequence[Stage], target: 
     assert len(stages) == 2 and before.groups == 1 and before.axes == "", "a grouped last stage follows a pointwise one"
     d, groups = target.covariance.shape[0], last.groups
     covariance = target.covariance.reshape(d, *target.shape[1:])
-    wanted = (target.kernel @ target.covariance).reshape(groups, -1, *target.shape[1:])
+    wanted = target.response.reshape(groups, -1, *target.shape[1:])
     first = kernels[0][:, :, 0, 0].unflatten(0, (groups, -1))  # (g, r, C)
     patch = first.shape[1] * target.shape[2] * target.shape[3]
     solved = []
