@@ -198,7 +198,7 @@ def calibration_sentence(report: Report) -> str:
     """Which inputs the factors were fitted on."""
     calibration = report.calibration
     if calibration.kind == "weights only":
-        return f"Not calibrated: fitted to the weights alone, without inputs ({calibration.source})."
+        return "Not calibrated: the factors are those of the weights alone, without inputs."
     kind = "synthetic inputs" if calibration.kind == "synthetic" else "inputs"
     used = f"fitted on {calibration.fitted_on}, {calibration.held_out} held out"
     return f"Calibrated on {kind} from {calibration.source}: {used}."
