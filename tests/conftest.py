@@ -8,6 +8,8 @@ import torch
 from convrewrite.structure import Structure
 from convrewrite.structures import discover
 
+pytest_plugins = ["model_files"]
+
 
 @pytest.fixture(autouse=True)
 def seeded() -> Iterator[None]:
