@@ -32,6 +32,7 @@ from convrewrite.checkpoints import (
     summary,
 )
 from convrewrite.errors import ModelLoadError, TraceError, UsageError
+from convrewrite.outputs import eval_mode
 
 _PREFIXES = ("module.", "model.", "_orig_mod.")
 _ZOOS = ("torchvision", "timm")
@@ -109,7 +110,7 @@ def find_input_shape(model: nn.Module) -> tuple[tuple[int, ...], str]:
     if not candidates:
         raise TraceError("input shape: expected a Conv2d to take it from, found none in the model; pass --input SHAPE")
     first_error: Exception | None = None
-    with _eval_mode(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         for shape in candidates:
             try:
                 model(_example(model, shape))
@@ -365,18 +366,6 @@ def _user_code(where: str, what: str) -> Iterator[None]:
         if added:
             with suppress(ValueError):
                 sys.path.remove(entry)
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _example(model: nn.Module, shape: tuple[int, ...]) -> Tensor:

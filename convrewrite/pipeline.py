@@ -3,8 +3,7 @@
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from convrewrite.errors import ExportError, TraceError
 from convrewrite.exporting import export
 from convrewrite.latency import compare_onnx, compare_torch
 from convrewrite.loading import import_object
+from convrewrite.outputs import eval_mode
 from convrewrite.planning import Fingerprint, Plan, PlannedOption, PlannedSite, check_budget, offers_within
 from convrewrite.proposing import candidates, menus, refusal
 from convrewrite.reporting.building import Measured, build_report, tool_version
@@ -110,7 +110,7 @@ def optimize(
     if measure:
         _require_runtime_dtype(model)
     stages = Stopwatch()
-    with _evaluating(model), torch.random.fork_rng():
+    with eval_mode(model), torch.random.fork_rng():
         torch.manual_seed(seed)
         with stages.timed("find sites"):
             traced, sites = _find(model, inputs)
@@ -158,7 +158,7 @@ def analyze(
     inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
     known = discover() | {structure.name: structure for structure in structures}
     chosen = resolve(list(builtin_rules()) if rules is None else rules)
-    with _evaluating(model):
+    with eval_mode(model):
         _, sites = _find(model, inputs)
     seen = candidates(sites)
     total = sum(site.cost.macs for site in sites) or 1
@@ -239,18 +239,6 @@ def _linear_macs(model: nn.Module, inputs: Inputs) -> int:
 
 def _silent(stage: str, done: int, total: int, text: str) -> None:
     """No progress is shown."""
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, every flag as it was afterwards."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
 
 
 def _find(model: nn.Module, inputs: Inputs) -> tuple[Traced, tuple[Site, ...]]:
