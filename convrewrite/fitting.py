@@ -282,9 +282,12 @@ def _reduced_loss(stages: Sequence[Stage], target: Target) -> Loss:
 
     def loss(kernels: list[Tensor]) -> Tensor:
         inner, cross = _last_input(kernels, stages, covariance, wanted)
-        factor = cholesky(inner)
-        half = torch.linalg.solve_triangular(factor, cross.T, upper=False)
-        return 1 - (half * half).sum() / scale
+        with torch.no_grad():
+            last = torch.cholesky_solve(cross.T, cholesky(inner)).T
+            square = last.T @ last
+        # With the optimal last stage P held fixed, <P^T P, H> - 2 <P, M> has the value and the gradient of E (the
+        # envelope theorem), and nothing has to be differentiated through the factorisation.
+        return 1 + ((square * inner).sum() - 2 * (last * cross).sum()) / scale
 
     return loss
 
