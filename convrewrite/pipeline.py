@@ -15,6 +15,7 @@ from convrewrite.calibration import Calibration, Inputs, read_calibration
 from convrewrite.conv import Cost
 from convrewrite.errors import ExportError, TraceError
 from convrewrite.exporting import export
+from convrewrite.gating import fast_enough
 from convrewrite.latency import compare_onnx, compare_torch
 from convrewrite.loading import import_object
 from convrewrite.outputs import eval_mode
@@ -116,6 +117,7 @@ def optimize(
             traced, sites = _find(model, inputs)
             totals = whole_cost(model, inputs, sites)
             offers = offers_within(menus(sites, chosen, known), asked, totals)
+            offers = fast_enough(offers, known, threads)
         with stages.timed("calibrate"):
             data = _calibrate(model, inputs, calibration, seed, report_progress)
         rewritten = rewrite(

@@ -21,7 +21,7 @@ LEVELS = [
     ["layers.asymmetric", "layers.grouped", "layers.separable"],
     ["layers"],
     ["applying", "exporting", "proposing", "synthetic", "verifying"],
-    ["planning", "propagation"],
+    ["gating", "planning", "propagation"],
     ["rewriting"],
     ["reporting.model"],
     ["reporting.figures"],
