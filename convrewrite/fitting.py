@@ -20,12 +20,7 @@ from torch import Tensor
 from convrewrite.conv import ConvSpec
 from convrewrite.moments import Moments
 from convrewrite.structure import Setting, Stage, Structure, compose, join_groups, split_groups, through
-
-RIDGE = 1e-3
-"""Of the mean variance of a patch: the pull of the target towards the original kernel."""
-
-JITTER = 1e-9
-"""Of the mean diagonal: keeps Cholesky factors of singular covariances finite."""
+from convrewrite.targets import FLOOR, JITTER, Target, cholesky, colour, first_stage_root, uncolour
 
 ITERATIONS = 40
 """Of L-BFGS, for patches of up to ``EASY`` numbers; beyond, fewer, as an iteration's cost grows with their square."""
@@ -38,9 +33,6 @@ EASY, LARGE = 600, 1000
 SOLVE_CHUNK = 1 << 25
 """Numbers in one block of intermediate products: 256 MB in float64."""
 
-FLOOR = 1e-30
-"""Added to the variance of every patch element: inputs that are always zero leave factors that float32 can hold."""
-
 
 @dataclass(frozen=True, slots=True)
 class Fit:
@@ -50,49 +42,6 @@ class Fit:
     bias: Tensor
     error: float
     held_out_error: float
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What one group is fitted to: kernel ``(O, d)``, covariance ``(d, d)`` with its ridge, and the kernel's shape.
-
-    ``response (O, d)`` is the kernel times the covariance, ``scale`` is E of a kernel of zeros.
-    """
-
-    kernel: Tensor
-    covariance: Tensor
-    shape: tuple[int, int, int, int]
-    response: Tensor
-    scale: float
-
-    @classmethod
-    def from_moments(cls, kernel: Tensor, moments: Moments, ridge: float = RIDGE) -> "Target":
-        """``W* = W + (B - W S)(S + lam I)^-1``, MATH: the data's answer, ridged towards the original kernel."""
-        flat = kernel.double().flatten(1)
-        covariance = _shrunk(moments)
-        scale = covariance.diagonal().mean()
-        covariance.diagonal().add_(ridge * scale + FLOOR)
-        residual = moments.cov_yp - flat @ moments.cov_p
-        solved = torch.cholesky_solve(residual.T, cholesky(covariance)).T
-        shape = (kernel.shape[0], kernel.shape[1], kernel.shape[2], kernel.shape[3])
-        wanted = flat + solved
-        response = wanted @ covariance
-        return cls(wanted, covariance, shape, response, float((response * wanted).sum()))
-
-    def error(self, kernel: Tensor) -> float:
-        """E of a composed kernel."""
-        difference = self.kernel - kernel.flatten(1)
-        return float(((difference @ self.covariance) * difference).sum())
-
-
-def _shrunk(moments: Moments) -> Tensor:
-    """The covariance, drawn towards its diagonal where there are fewer than five positions per unknown."""
-    d = moments.cov_p.shape[0]
-    lack = max(0.0, 1 - moments.count / (5 * d))
-    diagonal = moments.cov_p.diagonal().clone()
-    shrunk = moments.cov_p * (1 - 0.05 * lack)
-    shrunk.diagonal().copy_(diagonal)
-    return shrunk
 
 
 def fit(
@@ -109,21 +58,32 @@ def fit(
 
     ``iterations`` of L-BFGS; None: as many as the size of the problem allows.
     """
-    parts = split_groups(kernel.double(), spec.groups)
-    targets = targets or [Target.from_moments(part, m) for part, m in zip(parts, moments, strict=True)]
+    targets = targets or targets_of(kernel, spec, moments)
     stages = structure.stages(spec.per_group, setting)
     fitted = []
     for target, unseen in zip(targets, held_out, strict=True):
-        starts = _starts(structure, spec.per_group, setting, target, stages)
         effort = effort_for(len(target.covariance)) if iterations is None else iterations
-        if len(target.covariance) >= LARGE and effort > 0:
-            solved = [_solve_last(start, stages, target) for start in starts]
-            starts = [min(solved, key=lambda kernels: target.error(compose(kernels, stages)))]
-        refined = [_refine(start, stages, target, effort) for start in starts]
-        # The start is chosen on the held-out inputs; of equals the first stays.
-        fitted.append(min(refined, key=lambda kernels: unseen.relative_error(compose(kernels, stages))))
+        root = first_stage_root(stages[0], target)
+        begun = [_begin(start, stages, target) for start in _starts(structure, spec.per_group, setting, target, root)]
+        if len(target.covariance) >= LARGE:
+            begun = [min(begun, key=lambda point: point.error)]
+        refined = [_refine(point, stages, target, root, effort).kernels for point in begun]
+        fitted.append(_best(refined, stages, unseen))
         assert all(torch.isfinite(k).all() for k in fitted[-1]), "a fit must be finite"
     return _result(fitted, stages, moments, held_out)
+
+
+def targets_of(kernel: Tensor, spec: ConvSpec, moments: Sequence[Moments]) -> list[Target]:
+    """The target of every group of a canonical kernel."""
+    parts = split_groups(kernel.double(), spec.groups)
+    return [Target.from_moments(part, m) for part, m in zip(parts, moments, strict=True)]
+
+
+def _best(fits: Sequence[tuple[Tensor, ...]], stages: Sequence[Stage], unseen: Moments) -> tuple[Tensor, ...]:
+    """The start is chosen on the held-out inputs; of equals the first stays."""
+    if len(fits) == 1:
+        return fits[0]
+    return min(fits, key=lambda kernels: unseen.relative_error(compose(kernels, stages)))
 
 
 def effort_for(d: int, most: int = ITERATIONS) -> int:
@@ -135,20 +95,19 @@ def refit(
     structure: Structure,
     spec: ConvSpec,
     setting: Setting,
-    kernel: Tensor,
     found: Fit,
+    targets: Sequence[Target],
     moments: Sequence[Moments],
     held_out: Sequence[Moments],
     iterations: int,
 ) -> Fit:
-    """Go on from a fit towards other wanted outputs; ``moments`` has them, ``held_out`` the ones the error is told of."""
+    """Go on from a fit, to other wanted outputs if ``targets`` and ``moments`` have them; ``held_out`` has the original's."""
     stages = structure.stages(spec.per_group, setting)
-    parts = split_groups(kernel.double(), spec.groups)
     starts = zip(*(stage.chunk(spec.groups) for stage in found.kernels), strict=True)
-    refined = [
-        _refine(start, stages, Target.from_moments(part, m), iterations)
-        for start, part, m in zip(starts, parts, moments, strict=True)
-    ]
+    refined = []
+    for start, target in zip(starts, targets, strict=True):
+        root = first_stage_root(stages[0], target)
+        refined.append(_refine(_begin(start, stages, target), stages, target, root, iterations).kernels)
     return _result(refined, stages, moments, held_out)
 
 
@@ -177,80 +136,56 @@ def _pooled(moments: Sequence[Moments], kernels: Sequence[Tensor]) -> float:
 
 
 def _starts(
-    structure: Structure, spec: ConvSpec, setting: Setting, target: Target, stages: Sequence[Stage]
+    structure: Structure, spec: ConvSpec, setting: Setting, target: Target, root: Tensor
 ) -> list[tuple[Tensor, ...]]:
     """Initial stage kernels: the decomposition of the target, and that of the target with whitened first-stage inputs.
 
     For the structure ``channel`` the whitened one is the closed-form optimum (reduced-rank regression).
     """
     wanted = target.kernel.reshape(target.shape)
-    root = first_stage_root(stages[0], target)
-    whitened = structure.weights(colour(wanted, stages[0], root), spec, setting)
+    first = structure.stages(spec, setting)[0]
+    whitened = structure.weights(colour(wanted, first, root), spec, setting)
     plain = structure.weights(wanted, spec, setting)
-    return [plain, (_uncolour(whitened[0], root), *whitened[1:])]
+    return [plain, (uncolour(whitened[0], root), *whitened[1:])]
 
 
-def first_stage_root(first: Stage, target: Target) -> Tensor:
-    """Cholesky factors ``(groups, n, n)`` of the covariance of the first stage's own patches, averaged over free axes."""
-    _, channels, kh, kw = target.shape
-    g = first.groups
-    blocks = target.covariance.reshape(g, channels // g, kh, kw, g, channels // g, kh, kw)
-    blocks = blocks.diagonal(dim1=0, dim2=4).movedim(-1, 0)  # (g, c, kh, kw, c, kh, kw)
-    if "w" not in first.axes:
-        blocks = blocks.diagonal(dim1=3, dim2=6).mean(-1)[:, :, :, None, :, :, None]
-    if "h" not in first.axes:
-        blocks = blocks.diagonal(dim1=2, dim2=5).mean(-1)[:, :, None, :, :, None, :]
-    size = blocks.shape[1] * blocks.shape[2] * blocks.shape[3]
-    square = blocks.reshape(g, size, size).clone()
-    diagonal = square.diagonal(dim1=1, dim2=2)
-    diagonal.add_(JITTER * diagonal.mean(1, keepdim=True) + FLOOR)
-    return cholesky(square)
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """Stage kernels on the way, and their E."""
+
+    kernels: tuple[Tensor, ...]
+    error: float
 
 
-def colour(kernel: Tensor, first: Stage, root: Tensor) -> Tensor:
-    """The kernel as it acts on whitened first-stage inputs: its columns times the Cholesky factor."""
-    outputs, channels, kh, kw = kernel.shape
-    a, b = (kh if "h" in first.axes else 1), (kw if "w" in first.axes else 1)
-    k = kernel.reshape(outputs, first.groups, channels // first.groups, a, kh // a, b, kw // b)
-    k = k.permute(1, 0, 4, 6, 2, 3, 5)  # (g, O, free h, free w, c, a, b)
-    shape = k.shape
-    product = k.flatten(4).flatten(1, 3) @ root
-    recoloured: Tensor = product.reshape(shape).permute(1, 0, 4, 5, 2, 6, 3).reshape(kernel.shape)
-    return recoloured
+def _begin(start: tuple[Tensor, ...], stages: Sequence[Stage], target: Target) -> _Point:
+    """``start`` with the last stage's optimum, unless rounding made that one worse."""
+    seen = _LastInput.of(start[:-1], stages, target)
+    point = _Point(start, seen.error(start[-1], target))
+    solved = seen.optimum().reshape(start[-1].shape)
+    error = _descended(point.error, seen.error(solved, target), target)
+    return point if error > point.error else _Point((*start[:-1], solved), error)
 
 
-def _uncolour(kernel: Tensor, root: Tensor) -> Tensor:
-    """A first-stage kernel for whitened inputs -> the one for the real inputs."""
-    rows = kernel.reshape(root.shape[0], -1, root.shape[1])
-    return torch.linalg.solve_triangular(root, rows, upper=False, left=False).reshape(kernel.shape)
-
-
-def _refine(start: tuple[Tensor, ...], stages: Sequence[Stage], target: Target, iterations: int) -> tuple[Tensor, ...]:
+def _refine(start: _Point, stages: Sequence[Stage], target: Target, root: Tensor, iterations: int) -> _Point:
     """Lower E from ``start``: the last stage in closed form, the others by L-BFGS. Never returns a higher E."""
-    begun = target.error(compose(start, stages))
-    root = first_stage_root(stages[0], target)
+    if iterations == 0:
+        return start
     reduced = stages[-1].groups == 1
-    kernels = _solve_last(start, stages, target)
-    before = _descended(begun, target.error(compose(kernels, stages)), target)
-    free = len(stages) - 1 if reduced else len(stages)
+    kernels = start.kernels[:-1] if reduced else start.kernels
     variables = [
         (kernels[0].reshape(root.shape[0], -1, root.shape[1]) @ root).reshape(kernels[0].shape),
-        *kernels[1:free],
+        *kernels[1:],
     ]
 
     def assemble(values: Sequence[Tensor]) -> list[Tensor]:
-        return [_uncolour(values[0], root), *values[1:]]
+        return [uncolour(values[0], root), *values[1:]]
 
-    if iterations == 0:
-        return kernels
     loss = _reduced_loss(stages, target) if reduced else _full_loss(stages, target)
     refined = assemble(_minimise(loss, assemble, variables, iterations))
-    candidate = _solve_last((*refined, kernels[-1]) if reduced else tuple(refined), stages, target)
-    after = target.error(compose(candidate, stages))
-    if not after <= before:  # L-BFGS lost by rounding what it had: the start stands
-        return kernels
-    _descended(before, after, target)
-    return candidate
+    end = _begin((*refined, start.kernels[-1]) if reduced else tuple(refined), stages, target)
+    if not end.error <= start.error:  # L-BFGS lost by rounding what it had: the start stands
+        return start
+    return end
 
 
 def _descended(before: float, after: float, target: Target) -> float:
@@ -259,53 +194,79 @@ def _descended(before: float, after: float, target: Target) -> float:
     return after
 
 
-def cholesky(matrix: Tensor) -> Tensor:
-    """The Cholesky factor of a covariance, or of a batch of them; singular ones get a growing share of their diagonal."""
-    for jitter in (0.0, 1e-8, 1e-6, 1e-4, 1e-2):
-        diagonal = matrix.diagonal(dim1=-2, dim2=-1)
-        extra = jitter * diagonal.mean(-1, keepdim=True).expand_as(diagonal)
-        factor, failed = torch.linalg.cholesky_ex(matrix + torch.diag_embed(extra) if jitter else matrix)
-        if not bool(failed.any()):
-            return factor
-    raise ArithmeticError("a covariance is not positive semidefinite beyond rounding")
-
-
 Loss = Callable[[list[Tensor]], Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class _LastInput:
+    """What the last stage is solved from, each of its ``g`` groups by itself: the covariance ``inner (g, q, q)`` of its
+    input patches, and ``cross (g, O / g, q)`` of them with the wanted output.
+
+    ``inner`` is quadratic in the kernels before; what autograd sees of it is one factor, so half of its gradient.
+    """
+
+    inner: Tensor
+    cross: Tensor
+
+    @classmethod
+    def of(cls, kernels: Sequence[Tensor], stages: Sequence[Stage], target: Target) -> "_LastInput":
+        """With the kernels of all stages but the last."""
+        d = target.covariance.shape[0]
+        covariance = target.covariance.reshape(d, *target.shape[1:])
+        wanted = target.response.reshape(target.shape)
+        if stages[-1].groups > 1:
+            return _grouped_input(kernels, stages, covariance, wanted)
+        with torch.no_grad():
+            rows = _through_all(kernels, stages, covariance)
+        inner = _through_all(kernels, stages, rows.T.unflatten(1, covariance.shape[1:]))
+        return cls(((inner + inner.T) / 2)[None], _through_all(kernels, stages, wanted)[None])
+
+    def optimum(self) -> Tensor:
+        """The least-squares kernels ``(g, O / g, q)``."""
+        diagonal = self.inner.diagonal(dim1=-2, dim2=-1)
+        jitter = (JITTER * diagonal.mean(-1, keepdim=True) + FLOOR**2).expand_as(diagonal)
+        return torch.cholesky_solve(self.cross.mT, cholesky(self.inner + torch.diag_embed(jitter))).mT
+
+    def error(self, last: Tensor, target: Target) -> float:
+        """E with this kernel as the last stage, from these moments alone: no product as large as the covariance."""
+        kernel = last.reshape(self.cross.shape)
+        return target.scale + float(((kernel @ self.inner - 2 * self.cross) * kernel).sum())
+
+
+def _grouped_input(
+    kernels: Sequence[Tensor], stages: Sequence[Stage], covariance: Tensor, wanted: Tensor
+) -> _LastInput:
+    """As above for a grouped last stage: every group has its own inputs, which only the stage before gives it."""
+    last, before = stages[-1], stages[-2]
+    assert len(stages) == 2 and before.groups == 1 and before.axes == "", "a grouped last stage follows a pointwise one"
+    d, shape = covariance.shape[0], covariance.shape[1:]
+    first = kernels[0][:, :, 0, 0].unflatten(0, (last.groups, -1))  # (g, r, C)
+    patch = first.shape[1] * shape[1] * shape[2]
+    inner, cross = [], []
+    for part in torch.arange(last.groups).split(max(1, SOLVE_CHUNK // (d * patch))):
+        a = first[part]
+        half = torch.einsum("dchw,grc->dgrhw", covariance, a).reshape(*shape, len(part), patch)
+        square = torch.einsum("grc,chwgq->grhwq", a, half).reshape(len(part), patch, patch)
+        inner.append((square + square.mT) / 2)
+        cross.append(torch.einsum("grc,gochw->gorhw", a, wanted.unflatten(0, (last.groups, -1))[part]).flatten(2))
+    return _LastInput(torch.cat(inner), torch.cat(cross))
+
+
 def _reduced_loss(stages: Sequence[Stage], target: Target) -> Loss:
-    """E after the last stage's optimum, up to a constant: ``-tr[M H^-1 M^T]``, H the covariance of its input."""
-    d = target.covariance.shape[0]
-    covariance = target.covariance.reshape(d, *target.shape[1:])
-    wanted = target.response.reshape(target.shape)
+    """E after the last stage's optimum, over the target's scale: ``-tr[M H^-1 M^T]``, H the covariance of its input."""
     scale = target.scale + torch.finfo(torch.float64).tiny
 
     def loss(kernels: list[Tensor]) -> Tensor:
-        inner, cross = _last_input(kernels, stages, covariance, wanted)
+        seen = _LastInput.of(kernels, stages, target)
         with torch.no_grad():
-            last = torch.cholesky_solve(cross.T, cholesky(inner)).T
-            square = last.T @ last
+            last = seen.optimum()
+            square = last.mT @ last
         # With the optimal last stage P held fixed, <P^T P, H> - 2 <P, M> has the value and the gradient of E (the
         # envelope theorem), and nothing has to be differentiated through the factorisation.
-        return 1 + ((square * inner).sum() - 2 * (last * cross).sum()) / scale
+        quadratic = (square * seen.inner).sum()
+        return 1 + (2 * quadratic - quadratic.detach() - 2 * (last * seen.cross).sum()) / scale
 
     return loss
-
-
-def _last_input(
-    kernels: Sequence[Tensor], stages: Sequence[Stage], covariance: Tensor, wanted: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Covariance ``H (q, q)`` of the last stage's input patches and ``M (O, q)`` with the wanted output."""
-    q_by_d = _through_all(kernels, stages, covariance).T.unflatten(1, covariance.shape[1:])
-    inner = _through_all(kernels, stages, q_by_d)
-    return _jittered(inner), _through_all(kernels, stages, wanted)
-
-
-def _jittered(covariance: Tensor) -> Tensor:
-    """Covariances ``(..., q, q)`` made symmetric, with a trace of their mean diagonal added."""
-    symmetric = (covariance + covariance.mT) / 2
-    jitter = JITTER * symmetric.diagonal(dim1=-2, dim2=-1).mean(-1) + FLOOR**2
-    return symmetric + jitter[..., None, None] * torch.eye(symmetric.shape[-1], dtype=symmetric.dtype)
 
 
 def _through_all(kernels: Sequence[Tensor], stages: Sequence[Stage], patches: Tensor) -> Tensor:
@@ -320,11 +281,14 @@ def _full_loss(stages: Sequence[Stage], target: Target) -> Loss:
     scale = target.scale + torch.finfo(torch.float64).tiny
 
     def loss(kernels: list[Tensor]) -> Tensor:
-        difference = compose(kernels, stages).flatten(1) - target.kernel
-        slope = difference.detach() @ target.covariance
-        # The value of <D, S D> with the gradient 2 S D: the second factor is a constant here.
-        value = (difference * slope).sum()
-        return (2 * value - value.detach()) / scale
+        kernel = compose(kernels, stages).flatten(1)
+        with torch.no_grad():
+            square = kernel @ target.covariance
+            slope = square - target.response
+            value = ((slope - target.response) * kernel).sum()
+        # <W, S W> - 2 <W, R> has the gradient 2 (W S - R): the second factor is a constant here.
+        product = 2 * (kernel * slope).sum()
+        return 1 + (product - product.detach() + value) / scale
 
     return loss
 
@@ -351,38 +315,3 @@ def _minimise(
 
     optimizer.step(closure)
     return [value.detach() for value in variables]
-
-
-def _solve_last(kernels: tuple[Tensor, ...], stages: Sequence[Stage], target: Target) -> tuple[Tensor, ...]:
-    """The last stage's optimum given the others: least squares on its own inputs, each of its groups by itself."""
-    last = stages[-1]
-    if last.groups == 1:
-        d = target.covariance.shape[0]
-        wanted = target.response.reshape(target.shape)
-        covariance = target.covariance.reshape(d, *target.shape[1:])
-        inner, cross = _last_input(kernels[:-1], stages, covariance, wanted)
-        solved = torch.cholesky_solve(cross.T, cholesky(inner)).T
-    else:
-        solved = _solve_groups(kernels, stages, target)
-    candidate = (*kernels[:-1], solved.reshape(kernels[-1].shape))
-    worse = target.error(compose(candidate, stages)) > target.error(compose(kernels, stages))
-    return kernels if worse else candidate
-
-
-def _solve_groups(kernels: tuple[Tensor, ...], stages: Sequence[Stage], target: Target) -> Tensor:
-    """As above for a grouped last stage: every group has its own inputs, which only the stage before gives it."""
-    last, before = stages[-1], stages[-2]
-    assert len(stages) == 2 and before.groups == 1 and before.axes == "", "a grouped last stage follows a pointwise one"
-    d, groups = target.covariance.shape[0], last.groups
-    covariance = target.covariance.reshape(d, *target.shape[1:])
-    wanted = target.response.reshape(groups, -1, *target.shape[1:])
-    first = kernels[0][:, :, 0, 0].unflatten(0, (groups, -1))  # (g, r, C)
-    patch = first.shape[1] * target.shape[2] * target.shape[3]
-    solved = []
-    for part in torch.arange(groups).split(max(1, SOLVE_CHUNK // (d * patch))):
-        a = first[part]
-        half = torch.einsum("dchw,grc->dgrhw", covariance, a).reshape(*target.shape[1:], len(part), patch)
-        inner = torch.einsum("grc,chwgq->grhwq", a, half).reshape(len(part), patch, patch)
-        cross = torch.einsum("grc,gochw->gorhw", a, wanted[part]).flatten(2)
-        solved.append(torch.cholesky_solve(cross.mT, cholesky(_jittered(inner))).mT.flatten(0, 1))
-    return torch.cat(solved)

@@ -6,7 +6,7 @@ cut from the input with zeros inserted. Products run in float32, sums in float64
 many more than the covariance needs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +17,9 @@ from convrewrite.conv import ConvSpec, Size
 
 CHUNK = 1 << 23
 """Numbers in one block of gathered patches: 32 MB in float32."""
+
+STRIP = 512
+"""Rows of a covariance that are summed up at a time; what lies left of the diagonal is the mirror of what lies above it."""
 
 PADDING_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
@@ -128,7 +131,8 @@ class Accumulator:
         self._sum_y += y.sum(1, dtype=torch.float64)
         self._sum_yy += (y * y).sum(1, dtype=torch.float64)
         for group in range(p.shape[0]):
-            self._sum_pp[group] += p[group].T @ p[group]
+            for start, strip in _strips(self._sum_pp[group]):
+                strip += p[group][:, start : start + STRIP].T @ p[group][:, start:]
             self._sum_yp[group] += y[group].T @ p[group]
 
     def result(self) -> tuple[Moments, ...]:
@@ -140,11 +144,20 @@ class Accumulator:
         assert self._shift is not None
         n = self._count
         mean_p, mean_y = self._sum_p[group] / n, self._sum_y[group] / n
-        cov_p = self._sum_pp[group].div_(n).sub_(torch.outer(mean_p, mean_p))
+        cov_p = self._sum_pp[group].div_(n)
+        for start, strip in _strips(cov_p):
+            cov_p[start + STRIP :, start : start + STRIP] = strip[:, STRIP:].T
+        cov_p.sub_(torch.outer(mean_p, mean_p))
         cov_yp = self._sum_yp[group].div_(n).sub_(torch.outer(mean_y, mean_p))
         var_y = (self._sum_yy[group] / n - mean_y**2).clamp_min(0)
         shift_p, shift_y = (shift[group, 0].double() for shift in self._shift)
         return Moments(n, mean_p + shift_p, mean_y + shift_y, cov_p, cov_yp, var_y)
+
+
+def _strips(square: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The rows of a symmetric matrix, some at a time, from the diagonal on; and which is the first of them."""
+    for start in range(0, len(square), STRIP):
+        yield start, square[start : start + STRIP, start:]
 
 
 def with_outputs(moments: Sequence[Moments], blocks: Sequence[Block], outputs: Sequence[Tensor]) -> tuple[Moments, ...]:

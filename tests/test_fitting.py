@@ -1,20 +1,21 @@
 """The fit against closed forms, and what must hold for every structure and kind."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from networks import SPECS, natural, relative
 from torch import Tensor
 
-from convrewrite import fitting
+from convrewrite import fitting, targets
 from convrewrite.applying import build_conv, build_option
 from convrewrite.conv import ConvSpec
-from convrewrite.fitting import Fit, Target, fit
+from convrewrite.fitting import Fit, fit
 from convrewrite.moments import Accumulator, Moments
 from convrewrite.structure import Setting, Structure, compose, initial_kernels, make_option
 from convrewrite.structures import discover
+from convrewrite.targets import Target
 
 every_structure = pytest.mark.parametrize("structure", discover().values(), ids=discover().keys())
 named_specs = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
@@ -180,6 +181,31 @@ def test_the_target_is_the_ridge_solution_towards_the_original() -> None:
     torch.testing.assert_close(far.kernel, given.kernel.flatten(1), rtol=1e-6, atol=1e-6)
 
 
+def test_the_response_is_the_target_times_the_covariance_where_samples_are_few_too() -> None:
+    given = problem(disturb=0.5)
+    (m,) = given.moments
+    for count in (m.count, 20):
+        target = Target.from_moments(given.kernel, replace(m, count=count))
+        torch.testing.assert_close(target.response, target.kernel @ target.covariance)
+        zero = torch.zeros_like(target.kernel)
+        assert target.scale == pytest.approx(target.error(zero))
+        other = replace(m, cov_yp=2 * m.cov_yp)
+        torch.testing.assert_close(target.towards(other).response - target.response, m.cov_yp)
+
+
+@every_structure
+def test_the_error_told_on_the_way_is_that_of_the_composed_kernel(structure: Structure) -> None:
+    given = problem(disturb=0.5)
+    target = given.target()
+    for variant in structure.variants(given.spec):
+        setting = {**variant, "rank": 2}
+        stages = structure.stages(given.spec, setting)
+        start = structure.weights(given.kernel, given.spec, setting)
+        point = fitting._begin(start, stages, target)
+        assert point.error == pytest.approx(target.error(compose(point.kernels, stages)), rel=1e-9)
+        assert point.error < target.error(compose(start, stages))
+
+
 def test_undisturbed_inputs_leave_the_target_at_the_original() -> None:
     given = problem()
     torch.testing.assert_close(given.target().kernel, given.kernel.flatten(1), rtol=1e-9, atol=1e-9)
@@ -230,8 +256,8 @@ def test_every_fit_passes_the_guard_with_its_errors(structure: Structure, monkey
 
 @every_structure
 def test_a_broken_last_stage_is_noticed(structure: Structure, monkeypatch: pytest.MonkeyPatch) -> None:
-    solve = fitting._solve_last
-    monkeypatch.setattr(fitting, "_solve_last", lambda *args: tuple(10 * kernel for kernel in solve(*args)))
+    solve = fitting._LastInput.optimum
+    monkeypatch.setattr(fitting._LastInput, "optimum", lambda seen: 10 * solve(seen))
     given = problem(count=4)
     with pytest.raises(AssertionError, match="E rose"):
         given.fit(structure, {**structure.variants(given.spec)[0], "rank": 1})
@@ -326,7 +352,7 @@ def test_a_coloured_kernel_is_the_kernel_on_whitened_inputs(axes: str, groups: i
     """Colouring with the identity changes nothing, and is undone by its inverse for the first stage."""
     given = problem(count=4)
     first = fitting.Stage(4, 4, axes, groups)
-    root = fitting.first_stage_root(first, given.target())
+    root = targets.first_stage_root(first, given.target())
     eye = torch.eye(root.shape[1], dtype=torch.float64).expand_as(root)
     torch.testing.assert_close(fitting.colour(given.kernel, first, eye), given.kernel)
     coloured = fitting.colour(given.kernel, first, root)

@@ -173,3 +173,14 @@ def test_constant_inputs_have_no_variance_and_a_finite_error() -> None:
 def test_a_result_needs_a_batch() -> None:
     with pytest.raises(AssertionError, match="no batch"):
         Accumulator(POINTWISE, 10, 0).result()
+
+
+@torch.no_grad()
+def test_a_covariance_summed_strip_by_strip_is_the_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, _ = convolution(SPECS["standard"])
+    x = natural(4, SPECS["standard"].in_channels, 9, 11, torch.float64)
+    (whole,) = gathered(SPECS["standard"], [(x, original(x))])
+    monkeypatch.setattr(module, "STRIP", 7)
+    (strips,) = gathered(SPECS["standard"], [(x, original(x))])
+    torch.testing.assert_close(strips.cov_p, whole.cov_p)
+    assert torch.equal(strips.cov_p, strips.cov_p.T)

@@ -1,0 +1,215 @@
+"""One site at work: its kernel, the moments of its inputs, and the fits of options to them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from convrewrite.applying import build_conv, build_option, folded_kernel
+from convrewrite.calibration import Calibration
+from convrewrite.fitting import LARGE, Fit, effort_for, fit, refit, targets_of
+from convrewrite.moments import Accumulator, Block, Moments, with_outputs
+from convrewrite.propagation import Propagation
+from convrewrite.proposing import Proposal
+from convrewrite.sites import Site
+from convrewrite.stopwatch import Stopwatch
+from convrewrite.structure import Option, Stage, Structure, compose, initial_kernels
+from convrewrite.targets import Target
+
+ROUNDS = 3
+"""Refits to what a ReLU lets through, at most; the first one brings most of the gain."""
+
+REFIT_ITERATIONS = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Workpiece:
+    """One site with its folded kernel ``(O, C / g, kh, kw)``, its bias, and the moments of its inputs where there are any."""
+
+    walk: Propagation
+    site: Site
+    kernel: Tensor
+    bias: Tensor
+    like: Tensor
+    fitted_batches: int
+    seed: int
+    seen: tuple[Moments, ...] = ()
+    unseen: tuple[Moments, ...] = ()
+    targets: tuple[Target, ...] = ()
+    fitted: tuple[Block, ...] = ()
+    held_out: tuple[Block, ...] = ()
+
+    @classmethod
+    def of(cls, walk: Propagation, site: Site, calibration: Calibration, seed: int, watch: Stopwatch) -> "Workpiece":
+        """The site where ``walk`` stands before it; its inputs are gathered unless there is no calibration."""
+        kernel, bias = folded_kernel(walk.model, site)
+        like = walk.model.get_submodule(site.name).weight
+        assert isinstance(like, Tensor)
+        bare = cls(walk, site, kernel, bias, like, len(calibration.fit), seed)
+        return bare if calibration.kind == "weights only" else bare._with_moments(watch)
+
+    @contextmanager
+    def solving_threads(self) -> Iterator[None]:
+        """One thread for small problems, on which several only wait for each other; more where matrices are large."""
+        before = torch.get_num_threads()
+        if self.patch < LARGE:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    def fit_all(self, proposals: Sequence[Proposal], structures: dict[str, Structure]) -> list[tuple[Proposal, Fit]]:
+        """Every proposal with its stage kernels: fitted to the inputs, or without any the initial values.
+
+        Of large problems only the proposal that is best before refinement is refined, and alone returned.
+        """
+        if not self.seen:
+            return [
+                (p, weights_only(structures[p.option.structure], self.site, p.option, self.kernel, self.bias))
+                for p in proposals
+            ]
+        if self.patch < LARGE:
+            return [(p, self.fit(structures[p.option.structure], p.option)) for p in proposals]
+        begun = [(p, self.fit(structures[p.option.structure], p.option, iterations=0)) for p in proposals]
+        best, found = min(begun, key=lambda pair: pair[1].held_out_error)
+        effort = effort_for(self.patch)
+        return [
+            (best, self._refit(structures[best.option.structure], best.option, found, self.targets, self.seen, effort))
+        ]
+
+    def fit(self, structure: Structure, option: Option, iterations: int | None = None) -> Fit:
+        """One option fitted to the inputs; ``iterations`` None: as many as the size of the problem allows."""
+        return fit(
+            structure, self.site.folded_spec, option.parameters, self.kernel, self.seen, self.unseen, iterations,
+            self.targets,
+        )  # fmt: skip
+
+    def _refit(
+        self,
+        structure: Structure,
+        option: Option,
+        found: Fit,
+        targets: Sequence[Target],
+        moments: Sequence[Moments],
+        iterations: int,
+    ) -> Fit:
+        spec = self.site.folded_spec
+        return refit(structure, spec, option.parameters, found, targets, moments, self.unseen, iterations)
+
+    @property
+    def patch(self) -> int:
+        """Numbers in a patch of one group."""
+        return self.kernel[0].numel()
+
+    def build(self, structure: Structure, option: Option, found: Fit) -> nn.Module:
+        """The module that takes the site's place."""
+        stages = structure.stages(self.site.spec.per_group, option.parameters)
+        return build_option(self.site.folded_spec, stages, option, found.kernels, found.bias, self.like)
+
+    def rectify(self, structure: Structure, option: Option, found: Fit) -> Fit:
+        """Refit to what the ReLU lets through, where it alone sees the output: below zero any value is as good.
+
+        Where the original is negative, the wanted output becomes what the rewritten site gives, if that is negative too,
+        else zero; a fit to these targets never raises the error behind the ReLU, since each bounds it from above and
+        touches it at the present fit (majorisation; the relaxation of Zhang et al. 2016, section 2.2). Rounds go on
+        while the error behind the ReLU falls on the held-out inputs.
+        """
+        if not self.fitted:
+            return found
+        best, least = found, float("inf")
+        stages = structure.stages(self.site.spec.per_group, option.parameters)
+        rounds = ROUNDS if self.patch < LARGE else min(ROUNDS, 1)
+        effort = effort_for(self.patch, REFIT_ITERATIONS)
+        for index in range(rounds + 1):
+            error = self._error_behind_relu(stages, found)
+            if not error < least:
+                break
+            best, least = found, error
+            if index < rounds:
+                moments = self._relaxed_moments(stages, best)
+                targets = [target.towards(m) for target, m in zip(self.targets, moments, strict=True)]
+                found = self._refit(structure, option, best, targets, moments, effort)
+        return best
+
+    def _with_moments(self, watch: Stopwatch) -> "Workpiece":
+        """Add the moments over the batches to fit on and over those held out; and where a ReLU follows, the positions.
+
+        The wanted output is the original's at the original's input, plus what the sum that follows lacks.
+        """
+        original = build_conv(self.site.folded_spec, self.kernel, self.bias, self.like)
+        with watch.timed("forward passes"):
+            keep = self.walk.rectified(self.site)
+        fitted, held_out = self._accumulator(True, keep), self._accumulator(False, keep)
+        for sample in self.walk.samples(self.site):
+            with watch.timed("forward passes"), torch.no_grad():
+                wanted = sample.rest(sample.total(original(sample.original)))
+            chosen = fitted if sample.batch < self.fitted_batches else held_out
+            with watch.timed("moments"):
+                chosen.add(sample.rewritten, wanted, sample.rewritten_skip)
+        if self.walk.batches == self.fitted_batches:
+            held_out = fitted
+        seen = self._moments(fitted)
+        unseen = seen if held_out is fitted else self._moments(held_out)
+        blocks = tuple(tuple(accumulator.kept or ()) for accumulator in (fitted, held_out))
+        with watch.timed("solves"):
+            targets = tuple(targets_of(self.kernel, self.site.spec, seen))
+        return replace(self, seen=seen, unseen=unseen, targets=targets, fitted=blocks[0], held_out=blocks[1])
+
+    def _moments(self, accumulator: Accumulator) -> tuple[Moments, ...]:
+        found = accumulator.result()
+        return found if self.site.folded_spec.bias else tuple(moments.about_zero() for moments in found)
+
+    def _accumulator(self, fitted: bool, keep: bool) -> Accumulator:
+        examples = self.walk.examples[: self.fitted_batches] if fitted else self.walk.examples[self.fitted_batches :]
+        sizes = [self.site.folded_spec.output_size(size) for size in self.site.input_sizes]
+        positions = sum(examples) * sum(height * width for height, width in sizes)
+        return Accumulator(self.site.folded_spec, positions, self.seed + int(not fitted), keep=keep)
+
+    def _error_behind_relu(self, stages: Sequence[Stage], found: Fit) -> float:
+        """The squared error behind the ReLU on held-out positions."""
+        return sum(_squared_error(block, outputs) for block, outputs in self._outputs(stages, found, self.held_out))
+
+    def _relaxed_moments(self, stages: Sequence[Stage], found: Fit) -> tuple[Moments, ...]:
+        """The moments with the outputs that are wanted once the ReLU is taken into account."""
+        relaxed = [_relaxed(block, outputs) for block, outputs in self._outputs(stages, found, self.fitted)]
+        return with_outputs(self.seen, self.fitted, relaxed)
+
+    def _outputs(self, stages: Sequence[Stage], found: Fit, blocks: Sequence[Block]) -> Iterator[tuple[Block, Tensor]]:
+        """What a fit gives at every position of the blocks."""
+        dtype = blocks[0].patches.dtype if blocks else torch.float32
+        kernel = composed_kernel(found.kernels, stages, self.site.spec.groups).to(dtype)
+        weights = kernel.flatten(1).unflatten(0, (self.site.spec.groups, -1))
+        bias = found.bias.to(dtype).reshape(self.site.spec.groups, 1, -1)
+        for block in blocks:
+            yield block, block.patches @ weights.transpose(1, 2) + bias
+
+
+def _squared_error(block: Block, outputs: Tensor) -> float:
+    skip = 0.0 if block.skips is None else block.skips
+    difference = (block.outputs + skip).relu() - (outputs + skip).relu()
+    return float(difference.square().sum(dtype=torch.float64))
+
+
+def _relaxed(block: Block, outputs: Tensor) -> Tensor:
+    """The wanted outputs; where the original sum is negative, those nearest to the given ones that the ReLU still stops."""
+    skip = 0.0 if block.skips is None else block.skips
+    wanted = block.outputs + skip
+    return torch.where(wanted > 0, wanted, (outputs + skip).clamp_max(0)) - skip
+
+
+def weights_only(structure: Structure, site: Site, option: Option, kernel: Tensor, bias: Tensor) -> Fit:
+    """The initial values as they are; the error is that of the kernel, relative to its norm."""
+    kernels = initial_kernels(structure, kernel, site.folded_spec, option.parameters)
+    stages = structure.stages(site.spec.per_group, option.parameters)
+    composed = composed_kernel(kernels, stages, site.spec.groups)
+    error = float(((composed - kernel).norm() / kernel.norm().clamp_min(torch.finfo(kernel.dtype).tiny)) ** 2)
+    return Fit(kernels, bias, error, error)
+
+
+def composed_kernel(kernels: Sequence[Tensor], stages: Sequence[Stage], groups: int) -> Tensor:
+    """The canonical kernel that the stages of a site amount to, all groups of the original joined."""
+    per_group = zip(*(stage.chunk(groups) for stage in kernels), strict=True)
+    return torch.cat([compose(parts, stages) for parts in per_group])
