@@ -36,3 +36,15 @@ def size(option: str, text: str | None) -> tuple[int, int] | None:
     if match is None:
         raise UsageError(f"{option}: expected HxW, as 256x256, found {text!r}")
     return int(match[1]), int(match[2])
+
+
+def example_target(entries: Sequence[str]) -> str | None:
+    """The one ``FILE.py:NAME`` or ``pkg.mod:NAME`` among the values of ``--input``; None where all of them are shapes."""
+    targets = [entry for entry in entries if ":" in entry]
+    if not targets:
+        return None
+    if len(entries) > 1:
+        raise UsageError(
+            f"--input: expected shapes, as 1x3x64x64, or one FILE.py:NAME that gives all inputs, found {' '.join(entries)}"
+        )
+    return targets[0]

@@ -15,9 +15,7 @@ from torch import Tensor
 from convrewrite.calibration_sources import Chunk, Request, Source, open_source
 from convrewrite.conv import Size
 from convrewrite.errors import CalibrationError
-
-Inputs = tuple[Tensor, ...]
-"""The positional inputs of a model; the batch is the first axis of each."""
+from convrewrite.inputs import Inputs
 
 FEW_INPUTS = 64
 _HELD_OUT = 0.2
@@ -58,12 +56,15 @@ def read_calibration(
     std: Sequence[float] | None = None,
     resize: Size | None = None,
     import_object: Callable[[str], object] | None = None,
+    names: Sequence[str] = (),
 ) -> Calibration:
     """At most ``limit`` examples from ``source``, checked against and converted to the shape and dtype of ``example``.
 
     ``source`` is a path (``.npy``, ``.npz``, ``.pt``, a folder of images, ``FILE.py:NAME`` that ``import_object``
     resolves), a tensor or array, a tuple of them (one for each model input), a data set, or an iterable of batches,
-    whose first tensors count. Of a source of known length ``limit`` examples are drawn at random, of others the first.
+    whose first tensors count. A dictionary, or a batch that is one, gives the inputs by ``names``, those of ``forward``'s
+    parameters; or else the values that are not called like labels, in their order. Of a source of known length ``limit``
+    examples are drawn at random, of others the first.
     uint8 is taken for pixels and scaled to [0, 1]; then ``mean`` and ``std`` (one number, or one for each channel)
     normalise the first input. ``resize`` scales the images of a folder before the model's size is cut from the centre.
     Raises CalibrationError when the source cannot be read or does not fit the model.
@@ -71,7 +72,7 @@ def read_calibration(
     if limit < 1 or batch < 1:
         raise CalibrationError(f"limit and batch: expected at least 1, found {limit} and {batch}")
     scale = _normalisation(mean, std, example[0])
-    opened = open_source(source, Request(example, limit, seed, resize, import_object))
+    opened = open_source(source, Request(example, limit, seed, resize, import_object, tuple(names)))
     inputs, notes = _collect(opened, example, limit)
     if scale is not None:
         inputs = ((inputs[0] - scale[0]) / scale[1], *inputs[1:])
@@ -79,18 +80,23 @@ def read_calibration(
     return Calibration(fit, held_out, "data", opened.name, (*notes, *_few(len(inputs[0]))))
 
 
-def peek_shape(source: str) -> tuple[int, ...] | None:
-    """The shape of one example in a ``.npy``, ``.npz`` or ``.pt`` file, without its batch axis; None for other sources.
+def peek_example(source: str, names: Sequence[str] = ("input",)) -> Inputs | None:
+    """The first example in a ``.npy``, ``.npz`` or ``.pt`` file, one tensor for each of the model's inputs ``names``.
 
-    Images with the channels last, ``(H, W, 1)`` or ``(H, W, 3)``, count as channels first, as reading will move them.
+    The numbers are those of the file, not yet converted. Images with the channels last, ``(H, W, 1)`` or ``(H, W, 3)``, are
+    given channels first, as reading will move them. None for other sources.
     """
     if Path(source).suffix.lower() not in (".npy", ".npz", ".pt", ".pth") or not Path(source).is_file():
         return None
-    opened = open_source(Path(source), Request((torch.empty(0),), 1, 0, None, None))
-    shape = tuple(next(iter(opened.chunks)).tensors[0].shape[1:])
-    if len(shape) == 3 and shape[2] in (1, 3) and shape[0] not in (1, 3):
-        return (shape[2], shape[0], shape[1])
-    return shape
+    example = tuple(torch.empty(0) for _ in names)
+    opened = open_source(Path(source), Request(example, 1, 0, None, None, tuple(names)))
+    return tuple(_channels_first(tensor[:1]) for tensor in next(iter(opened.chunks)).tensors)
+
+
+def _channels_first(tensor: Tensor) -> Tensor:
+    shape = tensor.shape[1:]
+    last = len(shape) == 3 and shape[2] in (1, 3) and shape[0] not in (1, 3)
+    return tensor.movedim(-1, 1) if last else tensor
 
 
 def split_inputs(inputs: Inputs, *, batch: int, seed: int) -> tuple[tuple[Inputs, ...], tuple[Inputs, ...]]:

@@ -31,13 +31,17 @@ _SUFFIXES = ".npy, .npz, .pt, .pth, a folder of images, or FILE.py:NAME"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is wanted of a source: how the model's inputs look, how many examples at most, and what to ask of images."""
+    """What is wanted of a source: how the model's inputs look, how many examples at most, and what to ask of images.
+
+    ``names`` are those of the inputs as parameters of ``forward``, in its order; empty where they are not known.
+    """
 
     example: tuple[Tensor, ...]
     limit: int
     seed: int
     resize: tuple[int, int] | None
     import_object: Callable[[str], object] | None
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ def open_source(source: object, request: Request) -> Source:
         case tuple():
             return _read_arrays(source, "a tuple of tensors", request)
         case Mapping():
-            return _read_arrays(_pick(source, len(request.example), "a mapping", strict=True), "a mapping", request)
+            return _read_arrays(_pick(source, request, "a mapping", strict=True), "a mapping", request)
         case list():
             return _read_stream(source, "a list of batches", request)
         case _MapDataset() if isinstance(source, Dataset) or not isinstance(source, Iterable):
@@ -123,7 +127,7 @@ def _read_npy(path: Path, request: Request) -> Source:
 def _read_npz(path: Path, request: Request) -> Source:
     # numpy leaves a file open when it is no archive, so it is opened here.
     with _reading(path, "a NumPy archive"), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        return _read_arrays(_pick(archive, len(request.example), str(path), strict=True), str(path), request)
+        return _read_arrays(_pick(archive, request, str(path), strict=True), str(path), request)
 
 
 def _read_pt(path: Path, request: Request) -> Source:
@@ -209,7 +213,9 @@ def _positional(batch: object, request: Request) -> tuple[Tensor, ...]:
     if isinstance(batch, (Tensor, np.ndarray)):
         values: Sequence[Any] = (batch,)
     elif isinstance(batch, Mapping):
-        values = _pick(batch, count, "a batch", strict=False)
+        values = _pick(batch, request, "a batch", strict=False)
+    elif isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], (Mapping, tuple, list)):
+        return _positional(batch[0], request)  # the inputs together, and labels beside them
     elif isinstance(batch, (tuple, list)):
         values = batch
     else:
@@ -220,9 +226,12 @@ def _positional(batch: object, request: Request) -> tuple[Tensor, ...]:
     return _tensors(values, count, "a batch")
 
 
-def _pick(named: Mapping[str, Any], count: int, where: str, *, strict: bool) -> list[Any]:
-    """The values of ``named`` that are the model's ``count`` inputs. ``strict`` refuses to guess among several."""
-    names = [str(name) for name in named]
+def _pick(named: Mapping[str, Any], request: Request, where: str, *, strict: bool) -> list[Any]:
+    """The values of ``named`` that are the model's inputs. ``strict`` refuses to guess among several."""
+    count, names = len(request.example), [str(name) for name in named]
+    wanted = request.names[:count]
+    if len(wanted) == count and all(name in names for name in wanted):
+        return [named[name] for name in wanted]
     if count == 1:
         known = [name for name in names if name.lower() in _INPUT_NAMES]
         if known:
@@ -231,8 +240,10 @@ def _pick(named: Mapping[str, Any], count: int, where: str, *, strict: bool) -> 
     if all(name in names for name in numbered):
         return [named[name] for name in numbered]
     rest = [name for name in names if name.lower() not in _LABEL_NAMES]
-    if len(rest) < count or (strict and len(rest) > count):
-        expected = f"{count} arrays, named input.0 to input.{count - 1}" if count > 1 else "one array, or images"
+    mixed = count > 1 and any(name in names for name in wanted)  # to take the others by their place would be a guess
+    if mixed or len(rest) < count or (strict and len(rest) > count):
+        several = f"{count} arrays, named {', '.join(wanted)} or " if wanted else f"{count} arrays, named "
+        expected = f"{several}input.0 to input.{count - 1}" if count > 1 else "one array, or images"
         raise CalibrationError(f"{where}: expected {expected}, found {_listed(names)}")
     return [named[name] for name in rest[:count]]
 

@@ -12,8 +12,7 @@ from convrewrite import arguments
 from convrewrite.errors import ConvRewriteError, ModelLoadError, UsageError, VerificationError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from convrewrite.inputs import Inputs
     from convrewrite.loading import Loaded
     from convrewrite.rewriting import Progress
 
@@ -36,7 +35,8 @@ Rules = Annotated[
     list[str] | None, typer.Option("--rule", help="A built-in rule or a rule file; repeat to let them compete.")
 ]
 Input = Annotated[
-    list[str] | None, typer.Option("--input", help="Shape of an input, as 1x3x224x224; repeat for several inputs.")
+    list[str] | None,
+    typer.Option("--input", help="Shape of an input, as 1x3x224x224; repeat for several. Or FILE.py:NAME, an example."),
 ]
 Factory = Annotated[
     str | None, typer.Option("--factory", help="FILE.py:NAME or pkg.mod:NAME that builds the model of a state dict.")
@@ -81,7 +81,7 @@ def optimize(
     trust: Trust = False,
 ) -> None:
     """Rewrite MODEL by the rules, export and verify the result, and report what was saved."""
-    from convrewrite import pipeline, storing
+    from convrewrite import example_inputs, pipeline, storing
     from convrewrite.reporting import render_text
     from convrewrite.rules import resolve
 
@@ -89,8 +89,8 @@ def optimize(
     chosen = resolve(rule or ["separable"])
     asked = arguments.budget(budget or [])
     loaded = _load(model, factory, trust)
-    inputs, notes = _example(loaded, input_, calib)
-    data = _calibration(calib, inputs, seed, mean, std, resize)
+    inputs, notes = example_inputs.for_model(loaded, input_ or (), calib)
+    data = _calibration(calib, loaded.model, inputs, seed, mean, std, resize)
     with _progress() as progress:
         result = pipeline.optimize(
             loaded.model, inputs, chosen, data, asked, seed,
@@ -110,11 +110,11 @@ def analyze(
     trust: Trust = False,
 ) -> None:
     """Show every convolution of MODEL: kind, geometry, parameters, MACs, and which rules would take it or why not."""
-    from convrewrite import pipeline
+    from convrewrite import example_inputs, pipeline
     from convrewrite.reporting import render_sites
 
     loaded = _load(model, factory, trust)
-    inputs, notes = _example(loaded, input_, None)
+    inputs, notes = example_inputs.for_model(loaded, input_ or (), None)
     rows = pipeline.analyze(loaded.model, inputs, rule)
     typer.echo(render_sites(rows))
     for note in (*loaded.notes, *notes):
@@ -140,12 +140,12 @@ def verify(
     trust: Trust = False,
 ) -> None:
     """Compare the outputs of A and B: parity where they must be the same model, fidelity where one approximates."""
-    from convrewrite import verifying
+    from convrewrite import example_inputs, verifying
 
     if expect not in (None, "parity", "fidelity"):
         raise UsageError(f"--expect: expected parity or fidelity, found {expect}")
     first, second = _runner(a, factory, trust), _runner(b, factory, trust)
-    inputs = _common_inputs(first, second, input_, calib, seed)
+    inputs = example_inputs.for_both(first, second, input_ or (), calib, seed)
     outcome = verifying.verify(first, second, inputs)
     by_default = (
         "parity" if isinstance(first, verifying.OnnxModel) != isinstance(second, verifying.OnnxModel) else "fidelity"
@@ -173,11 +173,11 @@ def bench(
 
     from tabulate import tabulate
 
-    from convrewrite import exporting, latency, verifying
+    from convrewrite import example_inputs, exporting, latency, verifying
     from convrewrite.reporting import figures
 
     first, second = _runner(a, factory, trust), _runner(b, factory, trust)
-    inputs = _common_inputs(first, second, input_, None, 0)
+    inputs = example_inputs.for_both(first, second, input_ or (), None, 0)
     inputs = tuple(tensor[:1] for tensor in inputs)
     comparisons = []
     with tempfile.TemporaryDirectory(prefix="convrewrite-") as folder, _progress() as progress:
@@ -246,34 +246,11 @@ def _load(source: str, factory: str | None, trust: bool) -> "Loaded":
     return load_model(source, factory=factory, trust=trust)
 
 
-def _example(
-    loaded: "Loaded", shapes: list[str] | None, calib: str | None
-) -> "tuple[tuple[Tensor, ...], tuple[str, ...]]":
-    """Example inputs of the given shapes, of the calibration inputs' shape, or of one that is found and stated."""
-    from convrewrite.calibration import peek_shape
-    from convrewrite.loading import find_input_shape, parse_shape
-
-    if shapes:
-        return _random([parse_shape(text) for text in shapes], loaded.model), ()
-    if calib is not None and calib != "weights" and (peeked := peek_shape(calib)) is not None:
-        text = "x".join(map(str, (1, *peeked)))
-        return _random([(1, *peeked)], loaded.model), (f"input size {text} taken from {calib}",)
-    shape, note = find_input_shape(loaded.model)
-    return _random([shape], loaded.model), (note,)
-
-
-def _random(shapes: list[tuple[int, ...]], model: Any) -> "tuple[Tensor, ...]":
-    import torch
-
-    first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(shape, generator=generator).to(first.dtype) for shape in shapes)
-
-
 def _calibration(
-    calib: str | None, inputs: "tuple[Tensor, ...]", seed: int, mean: str | None, std: str | None, resize: str | None
+    calib: str | None, model: Any, inputs: "Inputs", seed: int, mean: str | None, std: str | None, resize: str | None
 ) -> object:
     from convrewrite.calibration import read_calibration
+    from convrewrite.inputs import parameter_names
     from convrewrite.loading import import_object
 
     if calib is None or calib == "weights":
@@ -281,6 +258,7 @@ def _calibration(
     return read_calibration(
         calib, inputs, seed=seed, mean=arguments.numbers("--mean", mean), std=arguments.numbers("--std", std),
         resize=arguments.size("--resize", resize), import_object=import_object,
+        names=parameter_names(model)[: len(inputs)],
     )  # fmt: skip
 
 
@@ -300,42 +278,6 @@ def _runner(source: str, factory: str | None, trust: bool) -> Any:
     if (path / storing.PLAN).is_file() and factory is not None:
         return storing.load(path, _load(factory, None, trust).model)
     return _load(str(path / "model.pt") if path.is_dir() else source, factory, trust).model
-
-
-def _common_inputs(
-    first: Any, second: Any, shapes: list[str] | None, calib: str | None, seed: int
-) -> "tuple[Tensor, ...]":
-    """Inputs both take: the given ones, or noise of a shape that one of them states or is found for."""
-    import torch
-
-    from convrewrite.calibration import read_calibration
-    from convrewrite.loading import import_object, parse_shape
-
-    sizes = [parse_shape(text) for text in shapes] if shapes else _common_shapes(first, second, calib)
-    generator = torch.Generator().manual_seed(seed)
-    inputs = tuple(torch.randn(size, generator=generator) for size in sizes)
-    if calib is None:
-        return inputs
-    data = read_calibration(calib, inputs, seed=seed, import_object=import_object)
-    batches = (*data.fit, *data.held_out)
-    return tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
-
-
-def _common_shapes(first: Any, second: Any, calib: str | None) -> list[tuple[int, ...]]:
-    """Shapes of eight examples: of the calibration file, as an ONNX file states them, or found by running the module."""
-    from convrewrite.calibration import peek_shape
-    from convrewrite.loading import find_input_shape
-    from convrewrite.verifying import OnnxModel
-
-    if calib is not None and (peeked := peek_shape(calib)) is not None:
-        return [(1, *peeked)]
-    for model in (first, second):
-        if isinstance(model, OnnxModel) and all(isinstance(n, int) for shape in model.input_shapes for n in shape[1:]):
-            return [(model.batch or 8, *(int(n or 1) for n in shape[1:])) for shape in model.input_shapes]
-    module = second if isinstance(first, OnnxModel) else first
-    if isinstance(module, OnnxModel):
-        raise UsageError("neither ONNX file states its input shape; give it with --input")
-    return [(8, *find_input_shape(module)[0][1:])]
 
 
 def _show_verification(outcome: Any, examples: int, source: str) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.errors import ExportError, TraceError
+from convrewrite.inputs import ExampleInput, Inputs, bind_inputs
 from convrewrite.latency import open_session
 from convrewrite.outputs import ROOT, eval_mode, named_outputs
 
@@ -49,16 +50,18 @@ class Exported:
     note: str | None = None
 
 
-def export(model: nn.Module, inputs: tuple[Tensor, ...], path: Path, *, opset: int | None = None) -> Exported:
+def export(model: nn.Module, inputs: ExampleInput, path: Path, *, opset: int | None = None) -> Exported:
     """Write the model, in eval mode, as ONNX to ``path``; its training flags stay as they are.
 
-    ``inputs`` are example inputs, the batch as first axis of each. The file takes any batch size if the model allows
+    ``inputs`` are example inputs, the batch as first axis of each: a tensor, a tuple of positional inputs, a dictionary by the
+    names of ``forward``'s parameters, or ``(args, kwargs)``. The file takes any batch size if the model allows
     it, else only that of the example, and then the note gives the reason. The file has been checked with onnx's
     checker and opened in onnxruntime; it appears only when complete.
 
     Raises TraceError if the model does not run on the inputs or returns no tensor, ExportError if it has no ONNX form,
     or one for which onnxruntime lacks an operator.
     """
+    example = bind_inputs(model, inputs)
     if not path.parent.is_dir():
         raise ExportError(f"{path}: the folder does not exist; create it first")
     external = _needs_external_data(model)
@@ -66,14 +69,14 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], path: Path, *, opset: i
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder, ExitStack() as stack:
         stack.enter_context(eval_mode(model))
         stack.enter_context(torch.no_grad())
-        names = _output_names(model, inputs)
+        names = _output_names(model, example)
         draft = _Draft(model, names, Path(folder) / path.name, external, opset)
-        dynamic, reason = _write(draft, inputs)
+        dynamic, reason = _write(draft, example)
         _check(draft.path, model)
         for file in Path(folder).iterdir():
             os.replace(file, path.parent / file.name)
     if reason is not None:
-        notes.append(f"batch size fixed at {inputs[0].shape[0]}: {reason}")
+        notes.append(f"batch size fixed at {example[0].shape[0]}: {reason}")
     return Exported(path, dynamic, "; ".join(notes) or None)
 
 
@@ -100,7 +103,7 @@ class _FlatOutputs(nn.Module):
         return tuple(named_outputs(self.model(*inputs)).values())
 
 
-def _output_names(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
+def _output_names(model: nn.Module, inputs: Inputs) -> list[str]:
     try:
         with _silence():
             output = model(*(tensor.clone() for tensor in inputs))
@@ -112,7 +115,7 @@ def _output_names(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
     return list(named_outputs(output))
 
 
-def _write(draft: _Draft, inputs: tuple[Tensor, ...]) -> tuple[bool, str | None]:
+def _write(draft: _Draft, inputs: Inputs) -> tuple[bool, str | None]:
     """Write the draft; whether its batch is dynamic, and if not, why."""
     batches = {tensor.shape[0] if tensor.ndim else None for tensor in inputs}
     if len(batches) != 1 or None in batches:
@@ -135,7 +138,7 @@ def _write(draft: _Draft, inputs: tuple[Tensor, ...]) -> tuple[bool, str | None]
     return False, reason
 
 
-def _torch_export(draft: _Draft, inputs: tuple[Tensor, ...], *, dynamic: bool) -> None:
+def _torch_export(draft: _Draft, inputs: Inputs, *, dynamic: bool) -> None:
     # A model with a single plain output keeps its own parameter names in the file; others are wrapped.
     wrapped = draft.names != [ROOT]
     shapes = tuple({0: BATCH} for _ in inputs)
@@ -184,7 +187,7 @@ def _has_dynamic_batch(path: Path) -> bool:
     return all(entry.type.tensor_type.shape.dim[0].dim_param for entry in graph.input)
 
 
-def _at_least_two(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _at_least_two(inputs: Inputs) -> Inputs:
     # torch.export takes an axis of length 1 for a constant, so a batch of one would be exported as fixed.
     return tuple(torch.cat([tensor, tensor]) if tensor.shape[0] == 1 else tensor for tensor in inputs)
 
@@ -195,7 +198,7 @@ def _needs_external_data(model: nn.Module) -> bool:
     return total > PROTOBUF_LIMIT - GRAPH_ALLOWANCE
 
 
-def _shapes(inputs: tuple[Tensor, ...]) -> str:
+def _shapes(inputs: Inputs) -> str:
     return ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
 
 

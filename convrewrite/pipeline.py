@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from convrewrite import storing
-from convrewrite.calibration import Calibration, Inputs, read_calibration
+from convrewrite.calibration import Calibration, read_calibration
 from convrewrite.conv import Cost
 from convrewrite.errors import ExportError, TraceError
 from convrewrite.exporting import export
 from convrewrite.gating import fast_enough
+from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, parameter_names, require_common_batch
 from convrewrite.latency import compare_onnx, compare_torch
 from convrewrite.loading import import_object
 from convrewrite.outputs import eval_mode
@@ -69,7 +70,7 @@ class _Scratch:
 
 def optimize(
     model: nn.Module,
-    example_input: Tensor | Inputs,
+    example_input: ExampleInput,
     rules: Sequence[RuleSource] = ("separable",),
     calibration: object = None,
     budget: Mapping[str, float] | None = None,
@@ -87,7 +88,8 @@ def optimize(
 
     Args:
         model: any module with convolutions; it is used in eval mode.
-        example_input: one input ``(N, C, H, W)``, or the tuple of positional inputs.
+        example_input: one input ``(N, C, H, W)``, a tuple of positional inputs, a dictionary by the names of ``forward``'s
+            parameters, or ``(args, kwargs)``.
         rules: names of built-in rules, paths of rule files, or Rule objects; several compete at each site.
         calibration: real inputs, in any form that :func:`convrewrite.calibration.read_calibration` takes, or a
             Calibration. None: inputs are synthesised from BatchNorm statistics, where there are any. "weights": no
@@ -103,7 +105,7 @@ def optimize(
         UsageError, ModelError or VerificationError, each saying what to do (see :mod:`convrewrite.errors`).
     """
     report_progress = progress or _silent
-    inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
+    inputs = _inputs(model, example_input)
     asked = dict(budget or {})
     check_budget(asked)
     chosen = resolve(rules)
@@ -147,7 +149,7 @@ def optimize(
 
 def analyze(
     model: nn.Module,
-    example_input: Tensor | Inputs,
+    example_input: ExampleInput,
     rules: Sequence[RuleSource] | None = None,
     structures: Sequence[Structure] = (),
 ) -> tuple[AnalysisRow, ...]:
@@ -157,7 +159,7 @@ def analyze(
     """
     from convrewrite.rules import builtin_rules
 
-    inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
+    inputs = _inputs(model, example_input)
     known = discover() | {structure.name: structure for structure in structures}
     chosen = resolve(list(builtin_rules()) if rules is None else rules)
     with eval_mode(model):
@@ -186,7 +188,7 @@ class RewriteConvolutions:
     Its fields are the options, as in :func:`optimize`; nothing is exported or timed.
     """
 
-    example_input: Tensor | Inputs
+    example_input: ExampleInput
     rules: Sequence[RuleSource] = ("separable",)
     calibration: object = None
     budget: Mapping[str, float] | None = None
@@ -239,12 +241,18 @@ def _linear_macs(model: nn.Module, inputs: Inputs) -> int:
     return total // max(1, inputs[0].shape[0])
 
 
+def _inputs(model: nn.Module, example_input: ExampleInput) -> Inputs:
+    inputs = bind_inputs(model, example_input)
+    require_common_batch(inputs)
+    return inputs
+
+
 def _silent(stage: str, done: int, total: int, text: str) -> None:
     """No progress is shown."""
 
 
 def _find(model: nn.Module, inputs: Inputs) -> tuple[Traced, tuple[Site, ...]]:
-    traced = trace(model)
+    traced = trace(model, len(inputs))
     sites = find_sites(model, inputs, traced)
     if not sites:
         raise TraceError(
@@ -260,14 +268,14 @@ def _calibrate(model: nn.Module, inputs: Inputs, source: object, seed: int, prog
         made = synthesise(model, inputs, seed=seed, on_step=_steps(progress))
         if made is not None:
             return made
-        loud = (
-            "no calibration inputs were given and the model has no BatchNorm statistics to make any from: the factors "
-        )
-        loud += "are those of the weights alone, which loses far more accuracy; give real inputs (--calib)"
+        why = "takes several inputs" if len(inputs) > 1 else "has no BatchNorm statistics to make any from"
+        loud = f"no calibration inputs were given and the model {why}: the factors are those of the weights alone, "
+        loud += "which loses far more accuracy; give real inputs (--calib)"
         return Calibration((), (), "weights only", "none", (loud,))
     if isinstance(source, str) and source == "weights":
         return Calibration((), (), "weights only", "none", ())
-    return read_calibration(source, inputs, seed=seed, import_object=import_object)
+    names = parameter_names(model)[: len(inputs)]
+    return read_calibration(source, inputs, seed=seed, import_object=import_object, names=names)
 
 
 def _steps(progress: Progress) -> Callable[[int, int, float], None]:

@@ -243,7 +243,7 @@ class _Streams:
         inputs = iter(self._batches[index])
         for node in segment:
             if node.op == "placeholder":
-                original[node] = next(inputs).clone()  # the network may work on it in place
+                original[node] = _given(node, inputs)
             elif node.op != "output":
                 self._step(node, original, rewritten)
             for source in (*node.all_input_nodes, node):
@@ -290,6 +290,15 @@ def execute(node: fx.Node, modules: dict[str, nn.Module], values: dict[fx.Node, 
             return operator.attrgetter(str(node.target))(modules[""])
         assert callable(node.target)
         return node.target(*args, **kwargs)
+
+
+def _given(node: fx.Node, inputs: Iterator[Tensor]) -> Any:
+    """What a placeholder stands for: the next input, or with ``*args`` all that are left. The network may change it."""
+    if str(node.target).startswith("**"):
+        return {}
+    if str(node.target).startswith("*"):
+        return tuple(tensor.clone() for tensor in inputs)
+    return next(inputs).clone()
 
 
 def _works_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:

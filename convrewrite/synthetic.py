@@ -16,8 +16,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from convrewrite.calibration import FEW_INPUTS, Calibration, Inputs, split_inputs
+from convrewrite.calibration import FEW_INPUTS, Calibration, split_inputs
 from convrewrite.conv import ConvSpec
+from convrewrite.inputs import Inputs
 from convrewrite.tracing import run
 
 OnStep = Callable[[int, int, float], None]

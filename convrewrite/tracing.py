@@ -42,17 +42,17 @@ def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
         ) from error
 
 
-def trace(model: nn.Module) -> Traced:
+def trace(model: nn.Module, inputs: int = 1) -> Traced:
     """Follow ``model`` whole if possible; otherwise leave out the innermost modules that fail and follow those inside.
 
-    Optional arguments of ``forward`` take their defaults, as a call with the example input alone would.
+    The first ``inputs`` arguments of its ``forward`` are given; optional ones behind them take their defaults.
     """
     parts: dict[str, fx.GraphModule] = {}
     lost: list[str] = []
     waiting = [("", model)]
     while waiting:
         name, module = waiting.pop(0)
-        graph, opaque = _follow(module)
+        graph, opaque = _follow(module, 1 if name else inputs)
         if graph is not None:
             parts[name] = graph
         for inner in opaque:
@@ -68,13 +68,13 @@ def qualified(part: str, target: object) -> str:
     return _join(part, str(target))
 
 
-def _follow(module: nn.Module) -> tuple[fx.GraphModule | None, list[str]]:
+def _follow(module: nn.Module, given: int) -> tuple[fx.GraphModule | None, list[str]]:
     """A graph of ``module`` and the names of the submodules that had to be left opaque in it (``""``: itself)."""
     opaque: list[str] = []
     while True:
         tracer = _Tracer(frozenset(opaque))
         try:
-            graph = tracer.trace(module, concrete_args=_defaults(module))
+            graph = tracer.trace(module, concrete_args=_defaults(module, given))
             _drop_defaults(graph)
             return fx.GraphModule(module, graph), opaque
         except Exception:  # a forward may fail in any way while it is being followed
@@ -107,13 +107,10 @@ class _Tracer(fx.Tracer):
             raise
 
 
-def _defaults(module: nn.Module) -> dict[str, Any]:
-    """The arguments of ``forward`` that have a default, with it: as Proxies they would bake ``if x is None`` to False."""
+def _defaults(module: nn.Module, given: int) -> dict[str, Any]:
+    """The arguments behind the ``given`` ones, with their defaults: as Proxies they would bake ``if x is None`` to False."""
     parameters = list(inspect.signature(module.forward).parameters.values())
-    optional = {p.name: p.default for p in parameters if p.default is not p.empty}
-    # A first argument with a default is still the input.
-    first = parameters[0].name if parameters else ""
-    return {name: value for name, value in optional.items() if name != first}
+    return {p.name: p.default for p in parameters[given:] if p.default is not p.empty}
 
 
 def _drop_defaults(graph: fx.Graph) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.errors import VerificationError
+from convrewrite.inputs import ExampleInput, bind_inputs
 from convrewrite.latency import open_session
 from convrewrite.outputs import eval_mode, named_outputs
 
@@ -234,14 +235,15 @@ class Verification:
     fidelity: Fidelity
 
 
-def verify(a: Runner | str | Path, b: Runner | str | Path, inputs: tuple[Tensor, ...] | Tensor) -> Verification:
+def verify(a: Runner | str | Path, b: Runner | str | Path, inputs: ExampleInput) -> Verification:
     """Compare any two models, each a module or the path of an ONNX file; ``a`` counts as the original.
 
+    ``inputs`` are a tensor or a tuple of positional inputs; keyword inputs are bound by the forward of a module among the two.
     Nothing is required: :func:`require_parity` raises where the two must be the same. Raises VerificationError if the
     outputs differ in names, number or shapes.
     """
     runner_a, runner_b = (OnnxModel(Path(x)) if isinstance(x, str | Path) else x for x in (a, b))
-    batch = (inputs,) if isinstance(inputs, Tensor) else inputs
+    batch = bind_inputs(next((x for x in (runner_a, runner_b) if isinstance(x, nn.Module)), nn.Identity()), inputs)
     with eval_mode(runner_a, runner_b):
         expected, found = _run(runner_a, batch), _run(runner_b, batch)
     if len(expected) == len(found):  # another exporter may have given the outputs other names

@@ -1,0 +1,128 @@
+"""What a model is called with: tensors in the order of its forward's parameters, however the caller names them.
+
+A caller gives one tensor, a tuple of them, a dictionary by the names of ``forward``'s parameters, or both. They are bound to
+positions once, here: every stage behind works with a plain tuple, and an ONNX file takes its inputs in the same order.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from convrewrite.errors import UsageError
+
+Inputs = tuple[Tensor, ...]
+"""The positional inputs of a model; the batch is the first axis of each."""
+
+ExampleInput = Tensor | Sequence[Any] | Mapping[str, Tensor]
+"""A tensor, a tuple of tensors, a dictionary of keyword tensors, or ``(args, kwargs)``."""
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_EXPECTED = "a tensor, a tuple of tensors, a dictionary of keyword tensors, or (args, kwargs)"
+
+
+def bind_inputs(model: nn.Module, example: ExampleInput) -> Inputs:
+    """The tensors of ``example`` in the order in which ``forward`` takes them.
+
+    Raises UsageError for anything but tensors, for names that ``forward`` does not have or takes by keyword only, and
+    where an optional parameter before a given one was left out: a tuple cannot say that.
+    """
+    positional, named = _parts(example)
+    where = type(model).__name__
+    for name, value in (*enumerate(positional), *named.items()):
+        if not isinstance(value, Tensor):
+            found = type(value).__name__
+            raise UsageError(f"example input {name!r}: expected a tensor, found {found}; {_wrap(where)}")
+    if not positional and not named:
+        raise UsageError(f"example input: expected {_EXPECTED}, found none")
+    return (*positional, *_keywords(model, len(positional), named))
+
+
+def parameter_names(model: nn.Module) -> tuple[str, ...]:
+    """The names of the parameters that ``forward`` takes by position, optional ones too; without ``*args``."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    return tuple(parameter.name for parameter in parameters if parameter.kind in _POSITIONAL)
+
+
+def required_names(model: nn.Module) -> tuple[str, ...]:
+    """The names of the parameters of ``forward`` without a default; the first one always counts as an input."""
+    parameters = inspect.signature(model.forward).parameters
+    return tuple(
+        name
+        for index, name in enumerate(parameter_names(model))
+        if index == 0 or parameters[name].default is inspect.Parameter.empty
+    )
+
+
+def require_common_batch(inputs: Inputs) -> None:
+    """Raise UsageError unless every input has the batch as its first axis, of one size."""
+    if len(inputs) == 1:
+        return
+    if any(tensor.ndim == 0 for tensor in inputs) or len({tensor.shape[0] for tensor in inputs}) > 1:
+        shapes = ", ".join("x".join(map(str, tensor.shape)) or "a scalar" for tensor in inputs)
+        raise UsageError(
+            f"example input: expected the batch as first axis of every input, of one size, found {shapes}; "
+            "give every input a batch axis, or let a wrapping module hold what is the same for all examples as a buffer"
+        )
+
+
+def example_of(source: object, where: str) -> ExampleInput:
+    """The example that an object is, or that a callable without arguments returns; raises UsageError naming ``where``."""
+    if isinstance(source, Tensor | Mapping | tuple | list):
+        return source
+    if not callable(source):
+        raise UsageError(f"{where}: expected {_EXPECTED}, or a callable giving one, found {type(source).__name__}")
+    try:
+        made = source()
+    except Exception as error:  # the caller's own code may raise anything
+        raise UsageError(f"{where}: calling it without arguments raised {type(error).__name__}: {error}") from error
+    if not isinstance(made, Tensor | Mapping | tuple | list):
+        raise UsageError(f"{where}: expected {_EXPECTED} from calling it, found {type(made).__name__}")
+    return made
+
+
+def _parts(example: object) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Positional and keyword inputs. A dictionary at the end of a tuple holds keywords, as in ``(args, kwargs)``."""
+    if isinstance(example, Tensor):
+        return (example,), {}
+    if isinstance(example, Mapping):
+        return (), example
+    if not isinstance(example, tuple | list):
+        raise UsageError(f"example input: expected {_EXPECTED}, found {type(example).__name__}")
+    if not example or not isinstance(example[-1], Mapping):
+        return tuple(example), {}
+    before = example[:-1]
+    nested = len(before) == 1 and isinstance(before[0], tuple | list)
+    return tuple(before[0] if nested else before), example[-1]
+
+
+def _keywords(model: nn.Module, positional: int, named: Mapping[str, Tensor]) -> Inputs:
+    """The keyword inputs in the order of ``forward``'s parameters behind the first ``positional`` ones."""
+    if not named:
+        return ()
+    where, names = type(model).__name__, parameter_names(model)
+    parameters = inspect.signature(model.forward).parameters
+    only = [name for name in named if name in parameters and name not in names]
+    if only:
+        raise UsageError(f"{where}: forward takes {', '.join(only)} by keyword only; {_wrap(where)}")
+    strangers = [str(name) for name in named if name not in names]
+    if strangers:
+        has = ", ".join(names) or "none by position"
+        raise UsageError(f"{where}: expected names of forward's parameters ({has}), found {', '.join(strangers)}")
+    twice = [name for name in names[:positional] if name in named]
+    if twice:
+        raise UsageError(f"{where}: {', '.join(twice)} was given by position and by keyword; give it once")
+    wanted = names[positional : positional + len(named)]
+    missing = [name for name in wanted if name not in named]
+    if missing:
+        behind = next(name for name in reversed(names) if name in named)
+        raise UsageError(
+            f"{where}: forward takes {', '.join(missing)} before {behind}, and no value was given; "
+            f"give one, or {_wrap(where)}"
+        )
+    return tuple(named[name] for name in wanted)
+
+
+def _wrap(where: str) -> str:
+    return f"wrap the model in a module whose forward takes tensors by position and calls {where} with them as it needs"
