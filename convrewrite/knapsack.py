@@ -1,0 +1,95 @@
+"""The multiple-choice knapsack: of every group one option, the least total effect within limits on several costs.
+
+Solved exactly, as a mixed-integer linear programme with one binary variable per option (HiGHS, through scipy).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import block_diag, csr_matrix
+
+SLACK = 1e-9
+"""Of a limit: by so much rounding may overstep it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One option of a group: what it does to the outputs, and what it costs of each resource."""
+
+    effect: float
+    costs: tuple[float, ...]
+
+
+def choose(groups: Sequence[Sequence[Item]], limits: Sequence[float]) -> tuple[int, ...] | None:
+    """The index of the chosen item in every group, or None when nothing keeps within ``limits``.
+
+    ``limits`` has one entry per resource, as have the items' costs; all are at least zero.
+    """
+    if not groups:
+        return ()
+    efficient = [undominated(group) for group in groups]
+    chosen = _solve([[group[i] for i in indices] for group, indices in zip(groups, efficient, strict=True)], limits)
+    if chosen is None:
+        return None
+    return tuple(indices[i] for indices, i in zip(efficient, chosen, strict=True))
+
+
+def undominated(group: Sequence[Item]) -> list[int]:
+    """Indices of the items that no other beats or equals in effect and in every cost; of equals the first."""
+    order = sorted(range(len(group)), key=lambda i: (group[i].effect, group[i].costs, i))
+    kept: list[int] = []
+    for i in order:
+        beaten = (all(a <= b for a, b in zip(group[j].costs, group[i].costs, strict=True)) for j in kept)
+        if not any(beaten):
+            kept.append(i)
+    return sorted(kept)
+
+
+def least(groups: Sequence[Sequence[Item]]) -> tuple[float, ...]:
+    """The least that can be spent of each resource, looked at alone."""
+    if not groups:
+        return ()
+    resources = len(groups[0][0].costs)
+    return tuple(sum(min(item.costs[r] for item in group) for group in groups) for r in range(resources))
+
+
+def _solve(groups: Sequence[Sequence[Item]], limits: Sequence[float]) -> tuple[int, ...] | None:
+    """As :func:`choose`. HiGHS keeps a constraint to about 1e-7 only: limits are drawn in until the sum really fits."""
+    if any(spent > limit * (1 + SLACK) for spent, limit in zip(least(groups), limits, strict=True)):
+        return None
+    effects = np.array([item.effect for group in groups for item in group])
+    # A cost of the size of its limit is 1; a limit of zero can only be met by costs of zero.
+    costs = np.array(
+        [[c / limit if limit else c for c, limit in zip(i.costs, limits, strict=True)] for g in groups for i in g]
+    )
+    bounds = np.array([1.0 if limit else 0.0 for limit in limits])
+    for drawn_in in (0.0, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5):
+        taken = _programme(effects, costs, bounds * (1 - drawn_in), [len(group) for group in groups])
+        if taken is None:
+            return None
+        if (taken @ costs <= bounds * (1 + SLACK) + SLACK).all():
+            break
+    starts = np.cumsum([0, *(len(group) for group in groups[:-1])])
+    return tuple(int(taken[start : start + len(group)].argmax()) for start, group in zip(starts, groups, strict=True))
+
+
+def _programme(
+    effects: NDArray[np.float64], costs: NDArray[np.float64], bounds: NDArray[np.float64], sizes: Sequence[int]
+) -> NDArray[np.float64] | None:
+    """The optimal 0-1 vector over all items; None when there is none."""
+    one_each = csr_matrix(block_diag([np.ones((1, size)) for size in sizes]))
+    constraints = [LinearConstraint(one_each, 1, 1)]
+    if len(bounds):
+        constraints.append(LinearConstraint(costs.T, -np.inf, bounds))
+    scale = float(np.abs(effects).max()) or 1.0
+    found = milp(
+        effects / scale,
+        constraints=constraints,
+        integrality=np.ones(len(effects)),
+        bounds=Bounds(0, 1),
+        options={"mip_rel_gap": 0.0},
+    )
+    return None if found.x is None else np.round(found.x)
