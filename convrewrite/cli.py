@@ -285,13 +285,19 @@ def _show_verification(outcome: Any, examples: int, source: str) -> None:
 
     rows = [
         (p.name, f"{p.max_abs_difference:.2g}", f"{p.relative_error:.2g}", f"{p.tolerance:.0e}",
-         "yes" if p.passed else "no", f"{f.relative_error:.3%}", _share(f.top1_agreement),
-         "" if f.kl is None else f"{f.kl:.3g}")
+         "yes" if p.passed else "no", f"{f.relative_error:.3%}" if f.equal_share is None else "",
+         _share(f.top1_agreement), "" if f.kl is None else f"{f.kl:.3g}", _share(f.equal_share))
         for p, f in zip(outcome.parity.outputs, outcome.fidelity.outputs, strict=True)
     ]  # fmt: skip
-    headers = ("output", "max. diff.", "max. / max.", "tolerance", "the same", "rel. error", "top-1 agreement", "KL")
-    typer.echo(tabulate(rows, headers, disable_numparse=True))
+    headers = (
+        "output", "max. diff.", "max. / max.", "tolerance", "the same", "rel. error", "top-1 agreement", "KL",
+        "equal entries",
+    )  # fmt: skip
+    shown = len(headers) - all(f.equal_share is None for f in outcome.fidelity.outputs)
+    typer.echo(tabulate([row[:shown] for row in rows], headers[:shown], disable_numparse=True))
     typer.echo(f"on {examples} of {source}")
+    if outcome.fidelity.left_out:
+        typer.echo(f"not compared, as they are no tensors: {', '.join(outcome.fidelity.left_out)}")
 
 
 def _share(value: float | None) -> str:
@@ -302,7 +308,15 @@ def _require_fidelity(fidelity: Any, agreement: float | None, error: float | Non
     for output in fidelity.outputs:
         if error is not None and output.relative_error > error:
             raise VerificationError(f"{output.name}: relative error {output.relative_error:.4f} exceeds {error:g}")
-        if agreement is not None and (output.top1_agreement is None or output.top1_agreement < agreement):
+    if agreement is None:
+        return
+    scored = [output for output in fidelity.outputs if output.top1_agreement is not None]
+    if not scored:
+        raise VerificationError(
+            "--agreement: expected an output of class scores, (N, K), found none; gate with --error"
+        )
+    for output in scored:
+        if output.top1_agreement < agreement:
             raise VerificationError(f"{output.name}: top-1 agreement {output.top1_agreement} is below {agreement:g}")
 
 

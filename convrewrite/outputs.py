@@ -19,12 +19,14 @@ def named_outputs(output: object) -> dict[str, Tensor]:
     """Flatten what a forward returned into ``name -> tensor``, in the order in which the model wrote it.
 
     One tensor is called ``output``; parts are named after their index, key or field: ``output.0``, ``output.logits``,
-    ``output.aux.1``. ``None`` and everything else that is no tensor is skipped.
+    ``output.aux.1``. ``None`` is skipped, and so is everything else that is no tensor: see :func:`left_out`.
 
     Raises TraceError if there is no tensor at all, or if two outputs get the same name.
     """
     named: dict[str, Tensor] = {}
     for name, tensor in _leaves(ROOT, output):
+        if not isinstance(tensor, Tensor):
+            continue
         if name in named:
             raise TraceError(f"model output: two tensors are both named {name!r}; give them distinct keys")
         named[name] = tensor
@@ -34,6 +36,16 @@ def named_outputs(output: object) -> dict[str, Tensor]:
             "return tensors, or tuples, lists, dictionaries or dataclasses of tensors"
         )
     return named
+
+
+def left_out(output: object) -> tuple[str, ...]:
+    """What :func:`named_outputs` skips, ``None`` aside, with its type: ``output.loss (float)``."""
+    leaves = _leaves(ROOT, output)
+    return tuple(
+        f"{name} ({type(value).__name__})"
+        for name, value in leaves
+        if value is not None and not isinstance(value, Tensor)
+    )
 
 
 @contextmanager
@@ -50,15 +62,18 @@ def eval_mode(*models: object) -> Iterator[None]:
             module.training = training
 
 
-def _leaves(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
+def _leaves(name: str, value: object) -> Iterator[tuple[str, object]]:
+    """Everything that is no container, under its name."""
+    parts = None if isinstance(value, Tensor) else _parts(value)
+    if parts is None:
         yield name, value
         return
-    for key, part in _parts(value):
+    for key, part in parts:
         yield from _leaves(f"{name}.{key}", part)
 
 
-def _parts(value: object) -> list[tuple[str, object]]:
+def _parts(value: object) -> list[tuple[str, object]] | None:
+    """The parts of a container under their keys; None for what is none."""
     # Mapping comes first: the ModelOutput classes of the transformers family are dictionaries and dataclasses at once.
     if isinstance(value, Mapping):
         return [(str(key), part) for key, part in value.items()]
@@ -68,4 +83,4 @@ def _parts(value: object) -> list[tuple[str, object]]:
         return [(str(key), part) for key, part in zip(value._fields, value, strict=True)]
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [(str(index), part) for index, part in enumerate(value)]
-    return []
+    return None

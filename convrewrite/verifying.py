@@ -13,12 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.errors import VerificationError
-from convrewrite.inputs import ExampleInput, bind_inputs
+from convrewrite.inputs import ExampleInput, Inputs, bind_inputs
 from convrewrite.latency import open_session
-from convrewrite.outputs import eval_mode, named_outputs
+from convrewrite.outputs import eval_mode, left_out, named_outputs
 
 Runner = Callable[..., object]
 """A model, an OnnxModel, or anything else that maps input tensors to outputs."""
+
+FLIPPED = 1e-3
+"""The part of the entries of an integer or boolean output that may differ from torch's."""
 
 ELEMENT_TYPES = {
     torch.float32: "tensor(float)", torch.float64: "tensor(double)", torch.float16: "tensor(float16)",
@@ -57,7 +60,7 @@ class OnnxModel:
         arrays = self._session.run(None, feed)
         return {name: torch.as_tensor(array) for name, array in zip(self.output_names, arrays, strict=True)}
 
-    def _check_inputs(self, inputs: tuple[Tensor, ...]) -> None:
+    def _check_inputs(self, inputs: Inputs) -> None:
         if len(inputs) != len(self.input_names):
             expected = ", ".join(self.input_names)
             raise VerificationError(
@@ -77,13 +80,17 @@ class OnnxModel:
 
 @dataclass(frozen=True, slots=True)
 class OutputParity:
-    """One output, torch against onnxruntime; ``relative_error`` is max |a - b| / max |a|, the worst over all inputs."""
+    """One output, torch against onnxruntime, the worst over all inputs; ``relative_error`` is max |a - b| / max |a|.
+
+    Of integers and booleans it is the share of entries that differ, and ``equal_share`` that of the equal ones.
+    """
 
     name: str
     max_abs_difference: float
     relative_error: float
     tolerance: float
     passed: bool
+    equal_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +113,11 @@ def tolerance_for(dtype: torch.dtype) -> float:
     sums of thousands of terms: 2**12 units cover deep networks (5e-4 in float32, where up to 2e-4 was met on correct
     exports of 100 layers, and a wrong weight or attribute shows as 1e-2 and more). For float64 the bound is a round
     1e-9, as scalar functions are approximated there; for half precision 2e-2, since the runtime may keep float32
-    between layers while torch rounds each. Integers and booleans must be equal: 0.
+    between layers while torch rounds each. Integers and booleans must be equal but for one entry in a thousand: where they
+    come from comparing real numbers, as the largest class of each pixel does, rounding decides a tie.
     """
     if not dtype.is_floating_point:
-        return 0.0
+        return FLIPPED
     if dtype == torch.float64:
         return 1e-9
     if dtype == torch.float32:
@@ -117,7 +125,7 @@ def tolerance_for(dtype: torch.dtype) -> float:
     return 2e-2
 
 
-def check_parity(model: nn.Module, onnx_path: Path, inputs: tuple[Tensor, ...], *, threads: int = 1) -> Parity:
+def check_parity(model: nn.Module, onnx_path: Path, inputs: Inputs, *, threads: int = 1) -> Parity:
     """Run torch and onnxruntime on the same inputs and compare every output.
 
     A file with a dynamic batch is run at a second batch size as well: 1, or 2 where the inputs hold one example. A
@@ -130,8 +138,8 @@ def check_parity(model: nn.Module, onnx_path: Path, inputs: tuple[Tensor, ...], 
     batches = _parity_batches(inputs, runtime.batch)
     with eval_mode(model):
         for batch in batches:
-            expected = _run(model, batch)
-            found = _run(runtime, batch)
+            expected, _ = _run(model, batch)
+            found, _ = _run(runtime, batch)
             _require_same_outputs(expected, found, str(onnx_path))
             for name, tensor in expected.items():
                 parity = _output_parity(name, tensor, found[name])
@@ -158,42 +166,52 @@ class OutputFidelity:
 
     ``relative_error`` is ||a - b||_F / ||a||_F. Outputs that look like class scores, floating and (N, K >= 2), also
     have ``top1_agreement``, the share of examples with the same largest class, and ``kl``, the mean of
-    KL(softmax a || softmax b) in nats.
+    KL(softmax a || softmax b) in nats. Integers and booleans have ``equal_share``, the share of their entries that are
+    equal; their ``relative_error`` is the share that differ, as the distance of two indices means nothing.
     """
 
     name: str
     relative_error: float
     top1_agreement: float | None = None
     kl: float | None = None
+    equal_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Fidelity:
-    """Every output's fidelity, over ``examples`` examples."""
+    """Every output's fidelity, over ``examples`` examples; ``left_out`` names what the original returns besides tensors."""
 
     outputs: tuple[OutputFidelity, ...]
     examples: int
+    left_out: tuple[str, ...] = ()
 
 
-def measure_fidelity(original: Runner, rewritten: Runner, batches: Iterable[tuple[Tensor, ...]]) -> Fidelity:
+def measure_fidelity(original: Runner, rewritten: Runner, batches: Iterable[Inputs]) -> Fidelity:
     """Run both on every batch and compare their outputs by name; sums are kept in float64, tensors are not kept.
 
     A value that is not a number counts as an infinite error. Raises VerificationError if the outputs differ in names
     or shapes, or if there is no batch.
     """
     sums: dict[str, _Sums] = {}
+    others: dict[str, None] = {}
     examples = 0
     with eval_mode(original, rewritten):
         for batch in batches:
-            expected = _run(original, batch)
-            found = _run(rewritten, batch)
+            expected, skipped = _run(original, batch)
+            found, _ = _run(rewritten, batch)
             _require_same_outputs(expected, found, "the rewritten model")
+            others |= dict.fromkeys(skipped)
             for name, tensor in expected.items():
                 sums.setdefault(name, _Sums()).add(tensor, found[name])
             examples += batch[0].shape[0]
     if not sums:
         raise VerificationError("fidelity: expected at least one batch of inputs, found none")
-    return Fidelity(tuple(total.fidelity(name) for name, total in sums.items()), examples)
+    return Fidelity(tuple(total.fidelity(name) for name, total in sums.items()), examples, tuple(others))
+
+
+def is_class_scores(output: Tensor) -> bool:
+    """Whether an output looks like class scores: floating, ``(N, K)`` with at least two classes."""
+    return output.is_floating_point() and output.ndim == 2 and output.shape[1] >= 2
 
 
 @dataclass(slots=True)
@@ -205,12 +223,21 @@ class _Sums:
     kl: float = 0.0
     agreed: int = 0
     scored: int = 0
+    equal: int = 0
+    entries: int = 0
+    discrete: bool = False
 
     def add(self, original: Tensor, rewritten: Tensor) -> None:
+        if not original.is_floating_point():
+            self.discrete = True
+            self.equal += int((original.cpu() == rewritten.cpu()).sum())
+            self.entries += original.numel()
+            return
         a, b = original.double(), rewritten.double()
-        self.squared_difference += float((a - b).square().sum())
-        self.squared_original += float(a.square().sum())
-        if original.is_floating_point() and a.ndim == 2 and a.shape[1] >= 2:
+        # Equal infinities, as masks have them, are equal, though their difference is not a number.
+        self.squared_difference += float(torch.where(a == b, 0.0, a - b).square().sum())
+        self.squared_original += float(a[a.isfinite()].square().sum())
+        if a.ndim == 2 and a.shape[1] >= 2:
             self.scored += a.shape[0]
             self.agreed += int((a.argmax(1) == b.argmax(1)).sum())
             log_p, log_q = a.log_softmax(1), b.log_softmax(1)
@@ -218,6 +245,9 @@ class _Sums:
             self.kl += float(terms.sum())
 
     def fidelity(self, name: str) -> OutputFidelity:
+        if self.discrete:
+            share = self.equal / self.entries if self.entries else 1.0
+            return OutputFidelity(name, 1 - share, equal_share=share)
         error = math.sqrt(self.squared_difference)
         relative = error / math.sqrt(self.squared_original) if self.squared_original else math.inf if error else 0.0
         if not self.scored:
@@ -245,7 +275,7 @@ def verify(a: Runner | str | Path, b: Runner | str | Path, inputs: ExampleInput)
     runner_a, runner_b = (OnnxModel(Path(x)) if isinstance(x, str | Path) else x for x in (a, b))
     batch = bind_inputs(next((x for x in (runner_a, runner_b) if isinstance(x, nn.Module)), nn.Identity()), inputs)
     with eval_mode(runner_a, runner_b):
-        expected, found = _run(runner_a, batch), _run(runner_b, batch)
+        (expected, skipped), (found, _) = _run(runner_a, batch), _run(runner_b, batch)
     if len(expected) == len(found):  # another exporter may have given the outputs other names
         found = dict(zip(expected, found.values(), strict=True))
     _require_same_outputs(expected, found, "the second model")
@@ -255,15 +285,17 @@ def verify(a: Runner | str | Path, b: Runner | str | Path, inputs: ExampleInput)
         sums.add(tensor, found[name])
         outputs.append(sums.fidelity(name))
     parity = Parity(tuple(_output_parity(name, expected[name], found[name]) for name in expected), 1)
-    return Verification(parity, Fidelity(tuple(outputs), batch[0].shape[0]))
+    return Verification(parity, Fidelity(tuple(outputs), batch[0].shape[0], skipped))
 
 
-def _run(runner: Runner, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+def _run(runner: Runner, inputs: Inputs) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors a model gives, and what else it gives."""
     if isinstance(runner, OnnxModel):
-        return runner(*inputs)
+        return runner(*inputs), ()
     with torch.inference_mode():
         # A model may work in place on what it is given, and the next runner needs the same inputs.
-        return named_outputs(runner(*(tensor.clone() for tensor in inputs)))
+        output = runner(*(tensor.clone() for tensor in inputs))
+        return named_outputs(output), left_out(output)
 
 
 def _require_same_outputs(expected: dict[str, Tensor], found: dict[str, Tensor], where: str) -> None:
@@ -276,6 +308,8 @@ def _require_same_outputs(expected: dict[str, Tensor], found: dict[str, Tensor],
 
 
 def _output_parity(name: str, expected: Tensor, found: Tensor) -> OutputParity:
+    if not expected.is_floating_point():
+        return _discrete_parity(name, expected.detach().cpu(), found)
     tolerance = tolerance_for(expected.dtype)
     a, b = expected.detach().cpu().double(), found.double()
     # Equal infinities are equal, though their difference is not a number; a NaN equals nothing, not even itself.
@@ -287,7 +321,14 @@ def _output_parity(name: str, expected: Tensor, found: Tensor) -> OutputParity:
     return OutputParity(name, largest, relative, tolerance, relative <= tolerance)
 
 
-def _parity_batches(inputs: tuple[Tensor, ...], fixed: int | None) -> list[tuple[Tensor, ...]]:
+def _discrete_parity(name: str, expected: Tensor, found: Tensor) -> OutputParity:
+    differ = expected != found
+    largest = float((expected.double() - found.double()).abs().max()) if expected.numel() else 0.0
+    share = float(differ.double().mean()) if expected.numel() else 0.0
+    return OutputParity(name, largest, share, FLIPPED, share <= FLIPPED, 1 - share)
+
+
+def _parity_batches(inputs: Inputs, fixed: int | None) -> list[Inputs]:
     if fixed is not None:
         return [inputs if any(x.shape[:1] < (fixed,) for x in inputs) else tuple(x[:fixed] for x in inputs)]
     if inputs[0].shape[0] == 1:

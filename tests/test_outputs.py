@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.errors import TraceError
-from convrewrite.outputs import eval_mode, named_outputs
+from convrewrite.outputs import eval_mode, left_out, named_outputs
 
 A, B, C = torch.zeros(1), torch.ones(2), torch.full((3,), 2.0)
 
@@ -50,6 +50,12 @@ def test_names_and_order(output: object, expected: dict[str, Tensor]) -> None:
 def test_no_tensor_is_an_error(output: object) -> None:
     with pytest.raises(TraceError, match="at least one tensor"):
         named_outputs(output)
+
+
+def test_what_is_no_tensor_is_left_out_with_its_type() -> None:
+    output = {"a": A, "loss": 0.5, "aux": [None, "text", (B, 3)], "more": {}, "scores": Scores(A, loss=None)}
+    assert left_out(output) == ("output.loss (float)", "output.aux.1 (str)", "output.aux.2.1 (int)")
+    assert left_out(A) == left_out(None) == ()
 
 
 def test_equal_names_are_an_error() -> None:

@@ -131,14 +131,20 @@ def build_report(
         sites=tuple(site_row(outcome, ERROR_BASES[calibration.kind]) for outcome in outcomes),
         totals=_totals(before, after, measured),
         fidelity=tuple(
-            OutputFidelityRow(name=o.name, relative_error=o.relative_error, top1_agreement=o.top1_agreement, kl=o.kl)
+            OutputFidelityRow(
+                name=o.name,
+                relative_error=o.relative_error,
+                top1_agreement=o.top1_agreement,
+                kl=o.kl,
+                equal_share=o.equal_share,
+            )
             for o in measured.fidelity.outputs
         ),
         fidelity_examples=measured.fidelity.examples,
         fidelity_basis=measured.fidelity_basis,
         parity=_parity_rows(measured.parity),
         environment=environment(),
-        notes=tuple(notes),
+        notes=(*notes, *_left_out(measured.fidelity)),
         seconds=seconds,
     )
 
@@ -164,6 +170,12 @@ def _latency(comparison: Comparison | None) -> LatencyChange | None:
     )
 
 
+def _left_out(fidelity: Fidelity) -> tuple[str, ...]:
+    if not fidelity.left_out:
+        return ()
+    return (f"outputs that are no tensors are neither exported nor compared: {', '.join(fidelity.left_out)}",)
+
+
 def _parity_rows(parity: Parity | None) -> tuple[ParityRow, ...]:
     if parity is None:
         return ()
@@ -174,6 +186,7 @@ def _parity_rows(parity: Parity | None) -> tuple[ParityRow, ...]:
             relative_error=o.relative_error,
             tolerance=o.tolerance,
             passed=o.passed,
+            equal_share=o.equal_share,
         )
         for o in parity.outputs
     )

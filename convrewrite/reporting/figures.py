@@ -1,19 +1,28 @@
 """Numbers as a person reads them, and the rows and sentences that every form of the report shares."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from convrewrite.reporting.model import Change, LatencyChange, Report, SiteRow
+from convrewrite.reporting.model import Change, LatencyChange, OutputFidelityRow, ParityRow, Report, SiteRow
 
 NOT_MEASURED = "not measured"
+DOES_NOT_APPLY = "-"
 
 TOTALS_HEADERS = ("", "before", "after", "after / before")
-FIDELITY_HEADERS = ("output", "relative error", "top-1 agreement", "KL (nats)")
-PARITY_HEADERS = ("output", "max. abs. difference", "relative error", "tolerance", "")
+FIDELITY_HEADERS = ("output", "relative error", "top-1 agreement", "KL (nats)", "equal entries")
+PARITY_HEADERS = ("output", "max. abs. difference", "relative error", "equal entries", "tolerance", "")
 ASKED_HEADERS = ("", "asked", "reached")
 SITE_HEADERS = (
     "site", "kind", "geometry", "decision", "parameters before", "after", "MACs before", "after", "ratio",
     "output error", "measured on",
 )  # fmt: skip
+
+
+class Table(NamedTuple):
+    """Headers, and rows of as many cells."""
+
+    headers: tuple[str, ...]
+    rows: list[tuple[str, ...]]
 
 
 def count(number: float) -> str:
@@ -128,31 +137,54 @@ def _latency_row(name: str, latency: LatencyChange | None) -> tuple[str, str, st
     return (name, duration(latency.before), duration(latency.after), ratio)
 
 
-def fidelity_rows(report: Report) -> list[tuple[str, str, str, str]]:
-    """One row for every output of the model."""
-    return [
+def fidelity_table(report: Report) -> Table:
+    """One row for every output of the model; equal entries are a column where an output is of integers or booleans."""
+    rows = [
         (
             row.name,
-            percent(row.relative_error),
-            NOT_MEASURED if row.top1_agreement is None else percent(row.top1_agreement),
-            NOT_MEASURED if row.kl is None else f"{row.kl:.2g}",
+            _relative(row),
+            DOES_NOT_APPLY if row.top1_agreement is None else percent(row.top1_agreement),
+            DOES_NOT_APPLY if row.kl is None else f"{row.kl:.2g}",
+            _equal(row),
         )
         for row in report.fidelity
     ]
+    return _without_equal(FIDELITY_HEADERS, rows, report.fidelity)
 
 
-def parity_rows(report: Report) -> list[tuple[str, str, str, str, str]]:
-    """One row for every output of the model."""
-    return [
+def parity_table(report: Report) -> Table:
+    """One row for every output of the model, with equal entries as in :func:`fidelity_table`."""
+    rows = [
         (
             row.name,
             f"{row.max_abs_difference:.1e}",
-            f"{row.relative_error:.1e}",
+            DOES_NOT_APPLY if row.equal_share is not None else f"{row.relative_error:.1e}",
+            _equal(row),
             f"{row.tolerance:.0e}",
             "passed" if row.passed else "FAILED",
         )
         for row in report.parity
     ]
+    return _without_equal(PARITY_HEADERS, rows, report.parity)
+
+
+def _relative(row: OutputFidelityRow) -> str:
+    return DOES_NOT_APPLY if row.equal_share is not None else percent(row.relative_error)
+
+
+def _equal(row: OutputFidelityRow | ParityRow) -> str:
+    return DOES_NOT_APPLY if row.equal_share is None else percent(row.equal_share)
+
+
+def _without_equal(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], outputs: Sequence[OutputFidelityRow | ParityRow]
+) -> Table:
+    """The table as it is, or without a column that would be empty."""
+    if any(output.equal_share is not None for output in outputs):
+        return Table(tuple(headers), [tuple(row) for row in rows])
+    place = headers.index("equal entries")
+    kept = [tuple(cell for index, cell in enumerate(row) if index != place) for row in (headers, *rows)]
+    return Table(kept[0], kept[1:])
 
 
 def asked_rows(report: Report) -> list[tuple[str, str, str]]:
@@ -182,10 +214,15 @@ def headline(report: Report) -> str:
 def _fidelity_sentence(report: Report) -> str:
     if not report.fidelity:
         return f"Fidelity was {NOT_MEASURED}."
-    error = percent(max(row.relative_error for row in report.fidelity))
+    errors = [row.relative_error for row in report.fidelity if row.equal_share is None]
     agreements = [row.top1_agreement for row in report.fidelity if row.top1_agreement is not None]
-    agreement = f", top-1 agreement {percent(min(agreements))}" if agreements else ""
-    return f"Relative output error {error}{agreement}, {fidelity_basis(report)}."
+    equal = [row.equal_share for row in report.fidelity if row.equal_share is not None]
+    of = f" of the worst of {len(errors)} outputs" if len(errors) > 1 else ""
+    parts = [f"relative output error {percent(max(errors))}{of}"] if errors else []
+    parts += [f"top-1 agreement {percent(min(agreements))}"] if agreements else []
+    parts += [f"equal entries {percent(min(equal))}"] if equal else []
+    sentence = f"{', '.join(parts)}, {fidelity_basis(report)}."
+    return sentence[0].upper() + sentence[1:]
 
 
 def fidelity_basis(report: Report) -> str:

@@ -56,13 +56,13 @@ _TEMPLATE = """<!DOCTYPE html>
 <h2>Fidelity: rewritten against original</h2>
 {%- if report.fidelity %}
 <p>Fidelity was {{ figures.fidelity_basis(report) }}.</p>
-{{ table(figures.FIDELITY_HEADERS, figures.fidelity_rows(report)) }}
+{{ table(*figures.fidelity_table(report)) }}
 {%- else %}
 <p>Fidelity was {{ figures.NOT_MEASURED }}.</p>
 {%- endif %}
 <h2>Parity: onnxruntime against torch</h2>
 {%- if report.parity %}
-{{ table(figures.PARITY_HEADERS, figures.parity_rows(report)) }}
+{{ table(*figures.parity_table(report)) }}
 {%- else %}
 <p>Parity was {{ figures.NOT_MEASURED }}.</p>
 {%- endif %}

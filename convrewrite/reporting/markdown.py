@@ -36,13 +36,15 @@ def _fidelity(report: Report) -> tuple[str, ...]:
     if not report.fidelity:
         return (f"Fidelity was {figures.NOT_MEASURED}.",)
     basis = f"Fidelity was {figures.fidelity_basis(report)}."
-    return (_plain(basis), _table(figures.FIDELITY_HEADERS, figures.fidelity_rows(report), "lrrr"))
+    headers, rows = figures.fidelity_table(report)
+    return (_plain(basis), _table(headers, rows, "l" + "r" * (len(headers) - 1)))
 
 
 def _parity(report: Report) -> str:
     if not report.parity:
         return f"Parity was {figures.NOT_MEASURED}."
-    return _table(figures.PARITY_HEADERS, figures.parity_rows(report), "lrrrl")
+    headers, rows = figures.parity_table(report)
+    return _table(headers, rows, "l" + "r" * (len(headers) - 2) + "l")
 
 
 def _sites(report: Report) -> tuple[str, ...]:

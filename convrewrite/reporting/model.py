@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Number = TypeVar("Number", int, float)
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 ErrorBasis = Literal["held-out inputs", "synthetic inputs", "weights"]
 
 
@@ -138,23 +139,26 @@ class OutputFidelityRow(_Part):
     """How close one output of the rewritten model is to the original's.
 
     ``top1_agreement`` is the part of the examples with the same class on top, ``kl`` the divergence of the softmax in
-    nats; both only for outputs that are logits.
+    nats; both only for outputs that are logits. ``equal_share`` is the part of the entries of an integer or boolean output
+    that are equal, and ``relative_error`` there the part that differs.
     """
 
     name: str
     relative_error: float
-    top1_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
+    top1_agreement: Share | None = None
     kl: float | None = None
+    equal_share: Share | None = None
 
 
 class ParityRow(_Part):
-    """onnxruntime against torch for one output of the rewritten model."""
+    """onnxruntime against torch for one output of the rewritten model; ``equal_share`` as in :class:`OutputFidelityRow`."""
 
     name: str
     max_abs_difference: float
     relative_error: float
     tolerance: float
     passed: bool
+    equal_share: Share | None = None
 
 
 class Environment(_Part):

@@ -122,7 +122,9 @@ def _fidelity(report: Report) -> str:
     if not report.fidelity:
         return _titled(title, figures.NOT_MEASURED)
     basis = _filled(figures.fidelity_basis(report))
-    table = _table(figures.FIDELITY_HEADERS, figures.fidelity_rows(report), (50, 14, 15, 12), "lrrr")
+    headers, rows = figures.fidelity_table(report)
+    widths = (50, 14, 15, 12) if len(headers) == 4 else (38, 14, 15, 12, 13)
+    table = _table(headers, rows, widths, "l" + "r" * (len(headers) - 1))
     return _titled(title, f"{table}\n{basis}")
 
 
@@ -130,7 +132,9 @@ def _parity(report: Report) -> str:
     title = "Parity: onnxruntime against torch"
     if not report.parity:
         return _titled(title, figures.NOT_MEASURED)
-    return _titled(title, _table(figures.PARITY_HEADERS, figures.parity_rows(report), (40, 20, 14, 9, 6), "lrrrl"))
+    headers, rows = figures.parity_table(report)
+    widths = (40, 20, 14, 9, 6) if len(headers) == 5 else (31, 20, 14, 13, 9, 6)
+    return _titled(title, _table(headers, rows, widths, "l" + "r" * (len(headers) - 2) + "l"))
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int], alignment: str) -> str:
