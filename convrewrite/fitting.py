@@ -34,6 +34,10 @@ SOLVE_CHUNK = 1 << 25
 """Numbers in one block of intermediate products: 256 MB in float64."""
 
 
+Roots = Sequence[Tensor | None]
+"""For every group R ``(O, O)``, upper triangular, with ``R^T R`` the weights of its outputs; None: all alike."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fit:
     """Stage kernels and bias of one site (float64, groups joined), and their relative output errors."""
@@ -53,21 +57,24 @@ def fit(
     held_out: Sequence[Moments],
     iterations: int | None = None,
     targets: Sequence[Target] | None = None,
+    roots: Roots | None = None,
 ) -> Fit:
     """Fit one option at one site; ``kernel`` is canonical, ``moments`` and ``held_out`` have one entry per group.
 
-    ``iterations`` of L-BFGS; None: as many as the size of the problem allows.
+    ``iterations`` of L-BFGS; None: as many as the size of the problem allows. ``roots`` weigh the outputs of each group, see
+    :meth:`Target.weighted`.
     """
     targets = targets or targets_of(kernel, spec, moments)
     stages = structure.stages(spec.per_group, setting)
     fitted = []
-    for target, unseen in zip(targets, held_out, strict=True):
+    for plain, root_y, unseen in zip(targets, _usable(roots, stages, spec), held_out, strict=True):
+        target = plain if root_y is None else plain.weighted(root_y)
         effort = effort_for(len(target.covariance)) if iterations is None else iterations
         root = first_stage_root(stages[0], target)
         begun = [_begin(start, stages, target) for start in _starts(structure, spec.per_group, setting, target, root)]
         if len(target.covariance) >= LARGE:
             begun = [min(begun, key=lambda point: point.error)]
-        refined = [_refine(point, stages, target, root, effort).kernels for point in begun]
+        refined = [_plain(_refine(point, stages, target, root, effort).kernels, root_y) for point in begun]
         fitted.append(_best(refined, stages, unseen))
         assert all(torch.isfinite(k).all() for k in fitted[-1]), "a fit must be finite"
     return _result(fitted, stages, moments, held_out)
@@ -77,6 +84,26 @@ def targets_of(kernel: Tensor, spec: ConvSpec, moments: Sequence[Moments]) -> li
     """The target of every group of a canonical kernel."""
     parts = split_groups(kernel.double(), spec.groups)
     return [Target.from_moments(part, m) for part, m in zip(parts, moments, strict=True)]
+
+
+def _usable(roots: Roots | None, stages: Sequence[Stage], spec: ConvSpec) -> Roots:
+    """The weights of the outputs, where the last stage mixes them: one that does not, fits each output by itself."""
+    return (None,) * spec.groups if roots is None or stages[-1].groups > 1 else roots
+
+
+def _plain(kernels: tuple[Tensor, ...], root: Tensor | None) -> tuple[Tensor, ...]:
+    """Stage kernels of the weighted problem -> of the plain one."""
+    if root is None:
+        return kernels
+    last = torch.linalg.solve_triangular(root, kernels[-1].flatten(1), upper=True)
+    return (*kernels[:-1], last.reshape(kernels[-1].shape))
+
+
+def _weighted(kernels: tuple[Tensor, ...], root: Tensor | None) -> tuple[Tensor, ...]:
+    """The inverse of :func:`_plain`."""
+    if root is None:
+        return kernels
+    return (*kernels[:-1], (root @ kernels[-1].flatten(1)).reshape(kernels[-1].shape))
 
 
 def _best(fits: Sequence[tuple[Tensor, ...]], stages: Sequence[Stage], unseen: Moments) -> tuple[Tensor, ...]:
@@ -100,14 +127,17 @@ def refit(
     moments: Sequence[Moments],
     held_out: Sequence[Moments],
     iterations: int,
+    roots: Roots | None = None,
 ) -> Fit:
     """Go on from a fit, to other wanted outputs if ``targets`` and ``moments`` have them; ``held_out`` has the original's."""
     stages = structure.stages(spec.per_group, setting)
     starts = zip(*(stage.chunk(spec.groups) for stage in found.kernels), strict=True)
     refined = []
-    for start, target in zip(starts, targets, strict=True):
+    for start, plain, root_y in zip(starts, targets, _usable(roots, stages, spec), strict=True):
+        target = plain if root_y is None else plain.weighted(root_y)
         root = first_stage_root(stages[0], target)
-        refined.append(_refine(_begin(start, stages, target), stages, target, root, iterations).kernels)
+        begun = _begin(_weighted(start, root_y), stages, target)
+        refined.append(_plain(_refine(begun, stages, target, root, iterations).kernels, root_y))
     return _result(refined, stages, moments, held_out)
 
 

@@ -66,12 +66,14 @@ def _solve(groups: Sequence[Sequence[Item]], limits: Sequence[float]) -> tuple[i
         [[c / limit if limit else c for c, limit in zip(i.costs, limits, strict=True)] for g in groups for i in g]
     )
     bounds = np.array([1.0 if limit else 0.0 for limit in limits])
-    for drawn_in in (0.0, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5):
-        taken = _programme(effects, costs, bounds * (1 - drawn_in), [len(group) for group in groups])
-        if taken is None:
-            return None
-        if (taken @ costs <= bounds * (1 + SLACK) + SLACK).all():
+    sizes = [len(group) for group in groups]
+    taken = _programme(effects, costs, bounds, sizes)
+    for drawn_in in (1e-9, 1e-8, 1e-7, 1e-6, 1e-5):
+        if taken is None or (taken @ costs <= bounds * (1 + SLACK) + SLACK).all():
             break
+        taken = _programme(effects, costs, bounds * (1 - drawn_in), sizes)
+    if taken is None:
+        return None
     starts = np.cumsum([0, *(len(group) for group in groups[:-1])])
     return tuple(int(taken[start : start + len(group)].argmax()) for start, group in zip(starts, groups, strict=True))
 
@@ -80,7 +82,7 @@ def _programme(
     effects: NDArray[np.float64], costs: NDArray[np.float64], bounds: NDArray[np.float64], sizes: Sequence[int]
 ) -> NDArray[np.float64] | None:
     """The optimal 0-1 vector over all items; None when there is none."""
-    one_each = csr_matrix(block_diag([np.ones((1, size)) for size in sizes]))
+    one_each: csr_matrix[np.float64] = csr_matrix(block_diag([np.ones((1, size)) for size in sizes]))
     constraints = [LinearConstraint(one_each, 1, 1)]
     if len(bounds):
         constraints.append(LinearConstraint(costs.T, -np.inf, bounds))
@@ -88,7 +90,7 @@ def _programme(
     found = milp(
         effects / scale,
         constraints=constraints,
-        integrality=np.ones(len(effects)),
+        integrality=np.ones(len(effects), dtype=np.int64),
         bounds=Bounds(0, 1),
         options={"mip_rel_gap": 0.0},
     )

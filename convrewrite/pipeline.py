@@ -33,6 +33,7 @@ from convrewrite.structures import discover
 from convrewrite.synthetic import synthesise
 from convrewrite.tracing import Traced, run, trace
 from convrewrite.verifying import check_parity, measure_fidelity, require_parity
+from convrewrite.weighting import output_weights
 
 RuleSource = str | Path | Rule | RuleFile
 MEMORY = 4 << 30
@@ -79,6 +80,7 @@ def optimize(
     threads: int = 1,
     memory: int = MEMORY,
     structures: Sequence[Structure] = (),
+    output_weighting: bool = True,
     measure: bool = True,
     name: str | None = None,
     notes: Sequence[str] = (),
@@ -99,6 +101,8 @@ def optimize(
         threads: at which latency is measured.
         memory: bytes of activations held at once; what is more waits on disk.
         structures: further structures that rules may name, besides the discovered ones.
+        output_weighting: weigh the errors of a site's output channels by what the model's outputs feel of them, which
+            takes gradients of the original model. False: all count alike.
         measure: False leaves out export, parity and latency.
 
     Raises:
@@ -122,9 +126,13 @@ def optimize(
             offers = fast_enough(offers, known, threads)
         with stages.timed("calibrate"):
             data = _calibrate(model, inputs, calibration, seed, report_progress)
+        with stages.timed("output weights"):
+            active = [offer.site for offer in offers if offer.proposals]
+            weights = output_weights(model, active, data.fit, seed) if output_weighting else {}
         rewritten = rewrite(
-            model, traced, offers, data, known, seed=seed, memory=memory, progress=report_progress, stopwatch=stages
-        )
+            model, traced, offers, data, known, seed=seed, memory=memory, weights=weights, progress=report_progress,
+            stopwatch=stages,
+        )  # fmt: skip
         plan = _plan(model, [rule.name for rule in chosen], asked, seed, rewritten.outcomes)
         folder = _Scratch()
         with stages.timed("verify"):

@@ -5,10 +5,11 @@ least error on held-out inputs is put in place. Where only a ReLU sees the outpu
 lets through. Without inputs the stages keep their weights-only initial values.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from torch import nn
+from torch import Tensor, nn
 
 from convrewrite.calibration import Calibration
 from convrewrite.propagation import Propagation
@@ -50,10 +51,12 @@ def rewrite(
     *,
     seed: int,
     memory: int,
+    weights: Mapping[str, Tensor] = MappingProxyType({}),
     progress: Progress,
     stopwatch: Stopwatch | None = None,
 ) -> Rewritten:
-    """Rewrite a copy of ``model``; ``memory`` in bytes bounds the activations that are held at once.
+    """Rewrite a copy of ``model``; ``memory`` in bytes bounds the activations that are held at once,
+    ``weights`` are those of the sites' outputs (:func:`convrewrite.weighting.output_weights`).
 
     ``stopwatch`` is told the seconds of forward passes, moments and solves.
     """
@@ -69,7 +72,7 @@ def rewrite(
                 continue
             done = sum(1 for outcome in outcomes if outcome.site in active)
             progress("fit", done, len(active), offer.site.name)
-            outcomes.append(_rewrite_site(walk, offer, calibration, structures, seed, watch))
+            outcomes.append(_rewrite_site(walk, offer, calibration, structures, weights, seed, watch))
             progress("fit", done + 1, len(active), _summary(outcomes[-1]))
     finally:
         walk.close()
@@ -87,11 +90,12 @@ def _rewrite_site(
     offer: Offer,
     calibration: Calibration,
     structures: dict[str, Structure],
+    weights: Mapping[str, Tensor],
     seed: int,
     watch: Stopwatch,
 ) -> Outcome:
     """Fit every proposal, put the best in place. A site whose best breaks its rule's error limit is kept."""
-    piece = Workpiece.of(walk, offer.site, calibration, seed, watch)
+    piece = Workpiece.of(walk, offer.site, calibration, weights, seed, watch)
     with watch.timed("solves"), piece.solving_threads():
         fits = piece.fit_all(offer.proposals, structures)
     within = [

@@ -56,6 +56,12 @@ class Target:
         """The same patches with other wanted outputs. ``kernel`` and ``scale`` stay: E is then known up to a constant."""
         return replace(self, response=moments.cov_yp + self.pull)
 
+    def weighted(self, root: Tensor) -> "Target":
+        """The same problem for outputs multiplied by ``root (O, O)``, ``R``: there E weighs output errors by ``R^T R``."""
+        kernel, response = root @ self.kernel, root @ self.response
+        scale = float((response * kernel).sum())
+        return replace(self, kernel=kernel, response=response, pull=root @ self.pull, scale=scale)
+
     def error(self, kernel: Tensor) -> float:
         """E of a composed kernel."""
         difference = self.kernel - kernel.flatten(1)

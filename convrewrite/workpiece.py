@@ -1,6 +1,6 @@
 """One site at work: its kernel, the moments of its inputs, and the fits of options to them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from convrewrite.applying import build_conv, build_option, folded_kernel
 from convrewrite.calibration import Calibration
-from convrewrite.fitting import LARGE, Fit, effort_for, fit, refit, targets_of
+from convrewrite.fitting import LARGE, Fit, Roots, effort_for, fit, refit, targets_of
 from convrewrite.moments import Accumulator, Block, Moments, with_outputs
 from convrewrite.propagation import Propagation
 from convrewrite.proposing import Proposal
@@ -17,6 +17,7 @@ from convrewrite.sites import Site
 from convrewrite.stopwatch import Stopwatch
 from convrewrite.structure import Option, Stage, Structure, compose, initial_kernels
 from convrewrite.targets import Target
+from convrewrite.weighting import roots_of
 
 ROUNDS = 3
 """Refits to what a ReLU lets through, at most; the first one brings most of the gain."""
@@ -35,6 +36,7 @@ class Workpiece:
     like: Tensor
     fitted_batches: int
     seed: int
+    roots: Roots
     seen: tuple[Moments, ...] = ()
     unseen: tuple[Moments, ...] = ()
     targets: tuple[Target, ...] = ()
@@ -42,12 +44,23 @@ class Workpiece:
     held_out: tuple[Block, ...] = ()
 
     @classmethod
-    def of(cls, walk: Propagation, site: Site, calibration: Calibration, seed: int, watch: Stopwatch) -> "Workpiece":
-        """The site where ``walk`` stands before it; its inputs are gathered unless there is no calibration."""
+    def of(
+        cls,
+        walk: Propagation,
+        site: Site,
+        calibration: Calibration,
+        weights: Mapping[str, Tensor],
+        seed: int,
+        watch: Stopwatch,
+    ) -> "Workpiece":
+        """The site where ``walk`` stands before it; its inputs are gathered unless there is no calibration.
+
+        ``weights`` are those of the outputs, by site: see :mod:`convrewrite.weighting`.
+        """
         kernel, bias = folded_kernel(walk.model, site)
         like = walk.model.get_submodule(site.name).weight
         assert isinstance(like, Tensor)
-        bare = cls(walk, site, kernel, bias, like, len(calibration.fit), seed)
+        bare = cls(walk, site, kernel, bias, like, len(calibration.fit), seed, roots_of(weights, site))
         return bare if calibration.kind == "weights only" else bare._with_moments(watch)
 
     @contextmanager
@@ -84,7 +97,7 @@ class Workpiece:
         """One option fitted to the inputs; ``iterations`` None: as many as the size of the problem allows."""
         return fit(
             structure, self.site.folded_spec, option.parameters, self.kernel, self.seen, self.unseen, iterations,
-            self.targets,
+            self.targets, self.roots,
         )  # fmt: skip
 
     def _refit(
@@ -97,7 +110,7 @@ class Workpiece:
         iterations: int,
     ) -> Fit:
         spec = self.site.folded_spec
-        return refit(structure, spec, option.parameters, found, targets, moments, self.unseen, iterations)
+        return refit(structure, spec, option.parameters, found, targets, moments, self.unseen, iterations, self.roots)
 
     @property
     def patch(self) -> int:
@@ -170,7 +183,8 @@ class Workpiece:
 
     def _error_behind_relu(self, stages: Sequence[Stage], found: Fit) -> float:
         """The squared error behind the ReLU on held-out positions."""
-        return sum(_squared_error(block, outputs) for block, outputs in self._outputs(stages, found, self.held_out))
+        outputs = self._outputs(stages, found, self.held_out)
+        return sum(_squared_error(block, given, self.roots) for block, given in outputs)
 
     def _relaxed_moments(self, stages: Sequence[Stage], found: Fit) -> tuple[Moments, ...]:
         """The moments with the outputs that are wanted once the ReLU is taken into account."""
@@ -187,10 +201,11 @@ class Workpiece:
             yield block, block.patches @ weights.transpose(1, 2) + bias
 
 
-def _squared_error(block: Block, outputs: Tensor) -> float:
+def _squared_error(block: Block, outputs: Tensor, roots: Roots) -> float:
     skip = 0.0 if block.skips is None else block.skips
     difference = (block.outputs + skip).relu() - (outputs + skip).relu()
-    return float(difference.square().sum(dtype=torch.float64))
+    weighted = (rows if root is None else rows @ root.T.to(rows) for rows, root in zip(difference, roots, strict=True))
+    return sum(float(rows.square().sum(dtype=torch.float64)) for rows in weighted)
 
 
 def _relaxed(block: Block, outputs: Tensor) -> Tensor:

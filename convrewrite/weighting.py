@@ -1,0 +1,126 @@
+"""How much each output channel of a site matters to what the model gives in the end.
+
+An error ``e`` of a site's output changes the loss by about ``e^T F e / 2``, F the second moment of the loss gradient there.
+The loss is taken against a label *sampled from the model's own softmax* (the Fisher information: no labels are needed), and
+for outputs that are no class scores against a random direction (Gauss-Newton). BRECQ (Li et al. 2021) uses the diagonal
+of F; here F is whole, over channels, and mixed with the identity, since it is estimated from few inputs.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from convrewrite.outputs import named_outputs
+from convrewrite.sites import Site
+from convrewrite.verifying import is_class_scores
+
+SHARE = 0.4
+"""Of F in the weights; the rest is the identity."""
+
+EXAMPLES = 256
+"""Inputs that F is estimated from, at most."""
+
+CHUNK = 1 << 21
+"""Numbers of input in one backward pass: 13 images of 3 x 224 x 224."""
+
+Inputs = tuple[Tensor, ...]
+
+
+def output_weights(
+    model: nn.Module, sites: Sequence[Site], batches: Sequence[Inputs], seed: int, share: float = SHARE
+) -> dict[str, Tensor]:
+    """For every site ``G = (1 - share) mean(diag F) I + share F``, ``(O, O)`` in float64, scaled to a mean diagonal of one.
+
+    Sites that no gradient reaches have no entry; a model that cannot be differentiated has none at all.
+    """
+    sums: dict[str, Tensor] = {}
+    generator = torch.Generator().manual_seed(seed)
+    with _gradients_noted(model, sites, sums):
+        try:
+            for inputs in _chunks(batches):
+                _backward(model, inputs, generator)
+        except RuntimeError:  # an operator without a derivative, or one that changes what a derivative needs
+            return {}
+    return {name: _mixed(total, share) for name, total in sums.items() if bool(total.any()) and _finite(total)}
+
+
+def _finite(total: Tensor) -> bool:
+    return bool(torch.isfinite(total).all())
+
+
+def _mixed(second_moment: Tensor, share: float) -> Tensor:
+    outputs = len(second_moment)
+    normal = second_moment / second_moment.diagonal().mean()
+    return share * normal + (1 - share) * torch.eye(outputs, dtype=normal.dtype)
+
+
+def _chunks(batches: Sequence[Inputs]) -> Iterator[Inputs]:
+    """At most ``EXAMPLES`` inputs, in parts that a backward pass has room for."""
+    left = EXAMPLES
+    for batch in batches:
+        size = max(1, CHUNK // max(1, batch[0][0].numel()))
+        for start in range(0, min(left, len(batch[0])), size):
+            yield tuple(tensor[start : min(start + size, left)] for tensor in batch)
+        left -= len(batch[0])
+        if left <= 0:
+            return
+
+
+def _backward(model: nn.Module, inputs: Inputs, generator: torch.Generator) -> None:
+    with torch.enable_grad():
+        # Inputs that need a gradient give one to every site even where the parameters are frozen.
+        ready = tuple(t.clone().requires_grad_() if t.is_floating_point() else t.clone() for t in inputs)
+        outputs = named_outputs(model(*(t * 1 if t.requires_grad else t for t in ready)))
+        losses = [_loss(tensor, generator) for tensor in outputs.values() if tensor.requires_grad]
+        if losses:
+            torch.autograd.grad(torch.stack(losses).sum(), [t for t in ready if t.requires_grad], allow_unused=True)
+
+
+def _loss(output: Tensor, generator: torch.Generator) -> Tensor:
+    """Its gradient has the second moment that F is made of."""
+    if is_class_scores(output):
+        scores = output.log_softmax(1)
+        labels = torch.multinomial(scores.detach().exp(), 1, generator=generator)
+        return -scores.gather(1, labels).sum()
+    direction = torch.randn(output.shape, generator=generator, dtype=output.dtype)
+    scale = output.detach().square().mean().sqrt().clamp_min(torch.finfo(output.dtype).tiny)
+    return (output * direction).sum() / scale / output[0].numel() ** 0.5
+
+
+@contextmanager
+def _gradients_noted(model: nn.Module, sites: Sequence[Site], sums: dict[str, Tensor]) -> Iterator[None]:
+    """Add up ``sum g g^T`` over all positions of the gradient ``g`` at every site's output, its BatchNorm included."""
+    handles = []
+    for site in sites:
+        module = model.get_submodule(site.batch_norm or site.name)
+        handles.append(module.register_forward_hook(_noting(site.name, sums)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _noting(name: str, sums: dict[str, Tensor]) -> Callable[[nn.Module, object, Tensor], None]:
+    def add(gradient: Tensor) -> None:
+        rows = gradient.transpose(0, 1).flatten(1).float()
+        total = (rows @ rows.T).double()
+        sums[name] = sums[name] + total if name in sums else total
+
+    def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(add)
+
+    return hook
+
+
+def roots_of(weights: Mapping[str, Tensor], site: Site) -> tuple[Tensor | None, ...]:
+    """For every group of a site the upper triangular R with ``R^T R = G``; None where all outputs count alike."""
+    groups = site.spec.groups
+    if site.name not in weights:
+        return (None,) * groups
+    size = site.spec.out_channels // groups
+    blocks = weights[site.name].unflatten(0, (groups, size)).unflatten(2, (groups, size))
+    return tuple(torch.linalg.cholesky(blocks[g, :, g]).mT.contiguous() for g in range(groups))
