@@ -86,7 +86,8 @@ def _loss(output: Tensor, generator: torch.Generator) -> Tensor:
         return -scores.gather(1, labels).sum()
     direction = torch.randn(output.shape, generator=generator, dtype=output.dtype)
     scale = output.detach().square().mean().sqrt().clamp_min(torch.finfo(output.dtype).tiny)
-    return (output * direction).sum() / scale / output[0].numel() ** 0.5
+    size = output[0].numel() if output.ndim else 1  # a mean over the batch has no axis
+    return (output * direction).sum() / scale / size**0.5
 
 
 @contextmanager

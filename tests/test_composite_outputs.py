@@ -66,11 +66,11 @@ class Net(nn.Module):
 def everything(mask: Tensor, features: Tensor) -> dict[str, object]:
     return {
         "mask": mask, "classes": mask.argmax(1), "on": mask[:, 1] > 0, "scores": mask.mean((2, 3)),
-        "aux": [features, (None, features * 2)], "name": "net", "threshold": 0.5,
+        "aux": [features, (None, features * 2)], "level": mask.mean(), "name": "net", "threshold": 0.5,
     }  # fmt: skip
 
 
-EVERYTHING = ["mask", "classes", "on", "scores", "aux.0", "aux.1.1"]
+EVERYTHING = ["mask", "classes", "on", "scores", "aux.0", "aux.1.1", "level"]
 
 
 def images(count: int) -> Tensor:
