@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from convrewrite.applying import copy_model, replace_site
 from convrewrite.sites import Site
-from convrewrite.tracing import Traced
+from convrewrite.tracing import Traced, run
 
 Inputs = tuple[Tensor, ...]
 RECTIFIERS = (torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_, "relu", "relu_")
@@ -73,6 +73,20 @@ class Propagation:
     def rectified(self, site: Site) -> bool:
         """Whether nothing but a ReLU sees the output of this site, or of the sum its samples' skips belong to."""
         return self._streams is not None and self._streams.advance(site.name) and self._streams.rectified(site)
+
+    def outputs(self, site: Site, module: nn.Module, batches: Sequence[int]) -> Iterator[Any]:
+        """What the rewritten network gives for these batches with ``module`` at the site, which it does not keep.
+
+        Only what lies behind the site is run, where the graph of the whole model shows what that is.
+        """
+        if self._streams is not None and self._streams.advance(site.name):
+            for index in batches:
+                yield self._streams.finish(index, site, module)
+            return
+        trial = copy_model(self.rewritten)
+        replace_site(trial, site, module)
+        for index in batches:
+            yield run(trial, self._batches[index])
 
     def replace(self, site: Site, module: nn.Module) -> None:
         """From here on the rewritten network has ``module`` at this site."""
@@ -205,12 +219,32 @@ class _Streams:
             return type(self._modules[str(user.target)]) is nn.ReLU
         return user.target in RECTIFIERS
 
+    def finish(self, index: int, site: Site, module: nn.Module) -> Any:
+        """See :meth:`Propagation.outputs`; what the streams hold stays as it is."""
+        modules = self._modules | self._replaced | self._replacements(site, module)
+        kept = self._original[index] | self._rewritten[index]
+        rest = self._nodes[self._position :]
+        in_place = any(_works_in_place(node, modules) for node in rest if node.op != "output")
+        values = {node: self.store.get(value) for node, value in kept.items()}
+        if in_place:
+            values = {node: v.clone() if isinstance(v, Tensor) else v for node, v in values.items()}
+        for node in rest:
+            if node.op == "output":
+                return fx.map_arg(node.args[0], lambda n: values[n])
+            values[node] = execute(node, modules, values)
+            for source in (*node.all_input_nodes, node):
+                if self._last_use[source] <= self._order[node]:
+                    values.pop(source, None)
+        raise AssertionError("a graph ends in its output")
+
     def replace(self, site: Site, module: nn.Module) -> None:
-        for name, old in self._modules.items():
-            if old is self._modules.get(site.name):
-                self._replaced[name] = module
-        if site.batch_norm is not None:
-            self._replaced[site.batch_norm] = nn.Identity()
+        self._replaced |= self._replacements(site, module)
+
+    def _replacements(self, site: Site, module: nn.Module) -> dict[str, nn.Module]:
+        """What the site's names, and that of the BatchNorm folded into it, stand for once ``module`` is there."""
+        original = self._modules.get(site.name)
+        found: dict[str, nn.Module] = {name: module for name, old in self._modules.items() if old is original}
+        return found if site.batch_norm is None else found | {site.batch_norm: nn.Identity()}
 
     def _end(self, site: Site) -> fx.Node:
         """The node that gives the site's output, with the BatchNorm that is folded into it."""

@@ -5,7 +5,7 @@
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -212,6 +212,18 @@ def measure_fidelity(original: Runner, rewritten: Runner, batches: Iterable[Inpu
 def is_class_scores(output: Tensor) -> bool:
     """Whether an output looks like class scores: floating, ``(N, K)`` with at least two classes."""
     return output.is_floating_point() and output.ndim == 2 and output.shape[1] >= 2
+
+
+def effect_of(pairs: Iterable[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]) -> float:
+    """How far outputs are from the original's, one number: the KL of class scores, else the squared relative error, and
+    the mean over the outputs where there are several. ``pairs`` are (original, found), batch by batch."""
+    sums: dict[str, _Sums] = {}
+    for original, found in pairs:
+        for name, tensor in original.items():
+            sums.setdefault(name, _Sums()).add(tensor, found[name])
+    parts = [total.fidelity(name) for name, total in sums.items()]
+    effects = [part.relative_error**2 if part.kl is None else part.kl for part in parts]
+    return sum(effects) / len(effects)
 
 
 @dataclass(slots=True)

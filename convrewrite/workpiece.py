@@ -79,12 +79,7 @@ class Workpiece:
 
         Of large problems only the proposal that is best before refinement is refined, and alone returned.
         """
-        if not self.seen:
-            return [
-                (p, weights_only(structures[p.option.structure], self.site, p.option, self.kernel, self.bias))
-                for p in proposals
-            ]
-        if self.patch < LARGE:
+        if self.patch < LARGE or not self.seen:
             return [(p, self.fit(structures[p.option.structure], p.option)) for p in proposals]
         begun = [(p, self.fit(structures[p.option.structure], p.option, iterations=0)) for p in proposals]
         best, found = min(begun, key=lambda pair: pair[1].held_out_error)
@@ -94,7 +89,12 @@ class Workpiece:
         ]
 
     def fit(self, structure: Structure, option: Option, iterations: int | None = None) -> Fit:
-        """One option fitted to the inputs; ``iterations`` None: as many as the size of the problem allows."""
+        """One option fitted to the inputs, or without any its initial values.
+
+        ``iterations`` None: as many as the size of the problem allows.
+        """
+        if not self.seen:
+            return weights_only(structure, self.site, option, self.kernel, self.bias)
         return fit(
             structure, self.site.folded_spec, option.parameters, self.kernel, self.seen, self.unseen, iterations,
             self.targets, self.roots,

@@ -1,0 +1,102 @@
+"""What options cost: counted MACs and parameters, and seconds measured at the site's real input shape.
+
+Several lowerings of one option compute the same numbers; the faster one, measured, is taken.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from convrewrite.conv import ConvSpec, Size
+from convrewrite.latency import Clock, Graph, channel_block, time_options
+from convrewrite.proposing import Proposal, cost_of
+from convrewrite.sites import Site
+from convrewrite.structure import Option, Stage, Structure, branch_specs, lowerings
+from convrewrite.timing_cache import TimingCache
+
+MIN_GAIN = 0.05
+"""Of a site's measured time: an option that gains less is not worth its error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """A proposal, in the lowering that runs fastest, and the seconds it takes for one example; and the original's."""
+
+    proposal: Proposal
+    seconds: float
+    original: float
+
+    @property
+    def gain(self) -> float:
+        """The part of the original's time that is saved; negative for an option that is slower."""
+        return 1 - self.seconds / self.original
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Asks for measured times: one thread count, one cache, one clock."""
+
+    structures: Mapping[str, Structure]
+    threads: int = 1
+    rounds: int = 15
+    cache: TimingCache = field(default_factory=TimingCache)
+    clock: Clock | None = None
+
+    def of(self, site: Site, proposals: Sequence[Proposal]) -> tuple[Price, ...]:
+        """The price of every proposal at a site, all calls of it together."""
+        variants = [(p, lowering) for p in proposals for lowering in self._lowerings(site.folded_spec, p.option)]
+        graphs = [self._graph(site.folded_spec, p.option, lowering) for p, lowering in variants]
+        before, after = self._seconds(site, graphs)
+        fastest: dict[Option, tuple[float, str]] = {}
+        for (proposal, lowering), seconds in zip(variants, after, strict=True):
+            fastest[proposal.option] = min(fastest.get(proposal.option, (seconds, lowering)), (seconds, lowering))
+        return tuple(self._price(site, p, *fastest[p.option], before) for p in proposals)
+
+    def original(self, site: Site) -> float:
+        """Seconds of the site as it is, all calls together."""
+        return self._seconds(site, [])[0]
+
+    def _price(self, site: Site, proposal: Proposal, seconds: float, lowering: str, before: float) -> Price:
+        option = replace(proposal.option, lowering=lowering)
+        cost = cost_of(site, option, self.structures[option.structure])
+        return Price(replace(proposal, option=option, cost=cost), seconds, before)
+
+    def _seconds(self, site: Site, graphs: Sequence[Graph]) -> tuple[float, list[float]]:
+        before, after = 0.0, [0.0] * len(graphs)
+        for size, calls in _calls(site).items():
+            once, options = time_options(
+                site.folded_spec, graphs, size, threads=self.threads, rounds=self.rounds, cache=self.cache,
+                clock=self.clock,
+            )  # fmt: skip
+            before += calls * once
+            after = [total + calls * seconds for total, seconds in zip(after, options, strict=True)]
+        return before, after
+
+    def _lowerings(self, spec: ConvSpec, option: Option) -> tuple[str, ...]:
+        return lowerings(self._stages(spec, option))
+
+    def _graph(self, spec: ConvSpec, option: Option, lowering: str) -> Graph:
+        return branch_specs(spec, self._stages(spec, option), lowering)
+
+    def _stages(self, spec: ConvSpec, option: Option) -> tuple[Stage, ...]:
+        return self.structures[option.structure].stages(spec.per_group, option.parameters)
+
+
+def _calls(site: Site) -> dict[Size, int]:
+    counted: dict[Size, int] = {}
+    for size in site.input_sizes:
+        counted[size] = counted.get(size, 0) + 1
+    return counted
+
+
+def aligned(stages: Sequence[Stage], block: int | None = None) -> bool:
+    """Whether the chain fills this processor's channel blocks: what lies between its stages is a multiple of a block,
+    and so is each group of a stage, unless it is a depthwise one."""
+    size = block or channel_block()
+    between = all(stage.out_channels % size == 0 for stage in stages[:-1])
+    return between and all(_fills(stage, size) for stage in stages)
+
+
+def _fills(stage: Stage, block: int) -> bool:
+    if stage.groups == 1 or stage.groups in (stage.in_channels, stage.out_channels):
+        return True
+    return stage.in_channels // stage.groups % block == 0 and stage.out_channels // stage.groups % block == 0
