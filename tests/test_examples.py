@@ -8,6 +8,8 @@ import onnxruntime
 import pytest
 import torch
 
+from convrewrite.reporting.model import Report
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -57,6 +59,32 @@ def test_the_passes(tmp_path: Path) -> None:
     assert "stage3.0.conv1.0.weight" in state
 
 
+def test_the_segmentation_network_keeps_both_outputs(tmp_path: Path) -> None:
+    found = numbers(run("segmentation/run.py", "results", folder=tmp_path))
+    assert found["macs"] < 0.55
+    assert found["iou_before"] > 0.6
+    assert found["iou_after"] > found["iou_before"] - 0.05
+    assert found["pixels_after"] > found["pixels_before"] - 0.01
+    assert found["output.mask:error"] < 0.1
+    assert found["output.largest:agreement"] > 0.9
+    assert max(found["output.mask:onnx"], found["output.largest:onnx"]) < 5e-4
+    report = Report.model_validate_json((tmp_path / "results" / "report.json").read_text())
+    assert {"dilated", "transposed"} <= {site.kind for site in report.sites if site.action == "rewritten"}
+    session = onnxruntime.InferenceSession(tmp_path / "results" / "model.onnx", providers=["CPUExecutionProvider"])
+    mask, largest = session.run(["output.mask", "output.largest"], {"input": torch.zeros(3, 1, 32, 32).numpy()})
+    assert (mask.shape, largest.shape) == ((3, 4, 32, 32), (3, 3))
+
+
+def test_the_super_resolution_network_keeps_its_decibels(tmp_path: Path) -> None:
+    found = numbers(run("super_resolution/run.py", folder=tmp_path))
+    assert found["macs"] < 0.6
+    assert found["psnr_before"] > found["psnr_bilinear"] + 1
+    assert found["psnr_after"] > found["psnr_before"] - 0.3
+    assert found["output:error"] < 0.05
+    assert found["output:onnx"] < 5e-4
+    assert list(tmp_path.iterdir()) == [], "the script wrote to the working folder"
+
+
 def test_the_structure_is_exact_at_full_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
     from own_rule_and_structure import InputChannel
@@ -78,4 +106,5 @@ def test_the_structure_is_exact_at_full_rank(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_readme_names_every_example() -> None:
     text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    assert [path.name for path in EXAMPLES.glob("*.*") if path.name not in text and path.name != "README.md"] == []
+    own = {"README.md", "__pycache__"}
+    assert [path.name for path in EXAMPLES.iterdir() if path.name not in text and path.name not in own] == []
