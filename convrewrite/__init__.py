@@ -9,29 +9,37 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from convrewrite.errors import ConvRewriteError
     from convrewrite.exporting import export
-    from convrewrite.pipeline import Result, RewriteConvolutions, analyze, optimize
+    from convrewrite.pipeline import RewriteConvolutions, analyze, apply, optimize, plan
+    from convrewrite.planning import Plan
+    from convrewrite.running import Result
     from convrewrite.storing import load
     from convrewrite.verifying import verify
 
 __all__ = [
     "ConvRewriteError",
+    "Plan",
     "Result",
     "RewriteConvolutions",
     "analyze",
+    "apply",
     "export",
     "load",
     "optimize",
+    "plan",
     "verify",
 ]
 
 _HOMES = {
     "ConvRewriteError": "convrewrite.errors",
-    "Result": "convrewrite.pipeline",
+    "Plan": "convrewrite.planning",
+    "Result": "convrewrite.running",
     "RewriteConvolutions": "convrewrite.pipeline",
     "analyze": "convrewrite.pipeline",
+    "apply": "convrewrite.pipeline",
     "export": "convrewrite.exporting",
     "load": "convrewrite.storing",
     "optimize": "convrewrite.pipeline",
+    "plan": "convrewrite.pipeline",
     "verify": "convrewrite.verifying",
 }
 

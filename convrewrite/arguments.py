@@ -18,6 +18,17 @@ def budget(entries: Sequence[str]) -> dict[str, float]:
     return found
 
 
+def keep(text: str | None) -> dict[str, float] | None:
+    """``0.98`` or ``error=0.02``; which measures there are is for the plan to say."""
+    if text is None:
+        return None
+    name, _, value = text.rpartition("=")
+    try:
+        return {name.strip() or "agreement": float(value)}
+    except ValueError:
+        raise UsageError(f"--keep: expected a number as 0.98, or error=0.02, found {text!r}") from None
+
+
 def numbers(option: str, text: str | None) -> list[float] | None:
     """``0.485,0.456,0.406`` -> its numbers."""
     if text is None:

@@ -1,20 +1,36 @@
 """The command line. A thin layer: it reads arguments, shows progress and results, and turns errors into exit codes."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from convrewrite import arguments
+from convrewrite.cli_options import (
+    Budget,
+    Calib,
+    Factory,
+    Fast,
+    Input,
+    Keep,
+    Mean,
+    Memory,
+    Model,
+    Resize,
+    Rules,
+    Seed,
+    Std,
+    Threads,
+    Trust,
+    calibration_of,
+    load,
+    progress_bars,
+)  # fmt: skip
 from convrewrite.errors import ConvRewriteError, ModelLoadError, UsageError, VerificationError
 
 if TYPE_CHECKING:
-    from convrewrite.inputs import Inputs
-    from convrewrite.loading import Loaded
-    from convrewrite.rewriting import Progress
+    from convrewrite.reporting.model import Report
 
 app = typer.Typer(
     name="convrewrite",
@@ -29,39 +45,6 @@ app.add_typer(rules_app, name="rules")
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells have it."""
 
-MODEL_HELP = "A .pt/.pth file (a whole module, or a state dict with --factory), or pkg.mod:callable."
-Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
-Rules = Annotated[
-    list[str] | None, typer.Option("--rule", help="A built-in rule or a rule file; repeat to let them compete.")
-]
-Input = Annotated[
-    list[str] | None,
-    typer.Option("--input", help="Shape of an input, as 1x3x224x224; repeat for several. Or FILE.py:NAME, an example."),
-]
-Factory = Annotated[
-    str | None, typer.Option("--factory", help="FILE.py:NAME or pkg.mod:NAME that builds the model of a state dict.")
-]
-Calib = Annotated[
-    str | None,
-    typer.Option("--calib", help="Inputs to fit to: .npy, .npz, .pt, a folder of images, FILE.py:NAME; or 'weights'."),
-]
-Mean = Annotated[
-    str | None, typer.Option("--mean", help="Mean per channel of normalised images, as 0.485,0.456,0.406.")
-]
-Std = Annotated[str | None, typer.Option("--std", help="Standard deviation per channel.")]
-Resize = Annotated[
-    str | None, typer.Option("--resize", help="Resize images of a folder to HxW before they are cropped.")
-]
-Budget = Annotated[
-    list[str] | None, typer.Option("--budget", help="Part of the whole model's cost, as macs=0.5 or params=0.5.")
-]
-Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads at which latency is measured.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
-Trust = Annotated[bool, typer.Option("--trust", help="Execute the code in a model file that is not safe to load.")]
-Memory = Annotated[
-    float, typer.Option("--memory", min=0.001, help="GB of activations held at once; the rest waits on disk.")
-]
-
 
 @app.command()
 def optimize(
@@ -75,6 +58,8 @@ def optimize(
     std: Std = None,
     resize: Resize = None,
     budget: Budget = None,
+    keep: Keep = None,
+    fast: Fast = False,
     threads: Threads = 1,
     seed: Seed = 0,
     memory: Memory = 4.0,
@@ -82,23 +67,110 @@ def optimize(
 ) -> None:
     """Rewrite MODEL by the rules, export and verify the result, and report what was saved."""
     from convrewrite import example_inputs, pipeline, storing
-    from convrewrite.reporting import render_text
     from convrewrite.rules import resolve
 
     storing.check_writable(out)
     chosen = resolve(rule or ["separable"])
     asked = arguments.budget(budget or [])
-    loaded = _load(model, factory, trust)
+    loaded = load(model, factory, trust)
     inputs, notes = example_inputs.for_model(loaded, input_ or (), calib)
-    data = _calibration(calib, loaded.model, inputs, seed, mean, std, resize)
-    with _progress() as progress:
+    data = calibration_of(calib, loaded.model, inputs, seed, mean, std, resize)
+    with progress_bars() as progress:
         result = pipeline.optimize(
-            loaded.model, inputs, chosen, data, asked, seed,
+            loaded.model, inputs, chosen, data, asked, seed, keep=arguments.keep(keep), fast=fast,
             threads=threads, memory=int(memory * 2**30), name=model, notes=(*loaded.notes, *notes), progress=progress,
         )  # fmt: skip
         result.save(out)
-    typer.echo(render_text(result.report))
-    typer.echo(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    show_result(result.report, out)
+
+
+@app.command()
+def plan(
+    model: Model,
+    out: Annotated[Path, typer.Option("-o", "--out", help="File for the plan, as plan.json.")],
+    rule: Rules = None,
+    input_: Input = None,
+    factory: Factory = None,
+    calib: Calib = None,
+    mean: Mean = None,
+    std: Std = None,
+    resize: Resize = None,
+    budget: Budget = None,
+    keep: Keep = None,
+    fast: Fast = False,
+    threads: Threads = 1,
+    seed: Seed = 0,
+    memory: Memory = 4.0,
+    trust: Trust = False,
+) -> None:
+    """Only choose what each convolution of MODEL becomes, and write it down; `apply` carries it out."""
+    from convrewrite import example_inputs, pipeline, storing
+    from convrewrite.reporting.plans import render_plan
+    from convrewrite.rules import resolve
+
+    storing.check_file(out)
+    chosen = resolve(rule or ["balanced"])
+    asked = arguments.budget(budget or [])
+    loaded = load(model, factory, trust)
+    inputs, notes = example_inputs.for_model(loaded, input_ or (), calib)
+    data = calibration_of(calib, loaded.model, inputs, seed, mean, std, resize)
+    with progress_bars() as progress:
+        made = pipeline.plan(
+            loaded.model, inputs, chosen, data, asked, seed, keep=arguments.keep(keep), fast=fast,
+            threads=threads, memory=int(memory * 2**30), progress=progress,
+        )  # fmt: skip
+    storing.save_plan(made, out)
+    typer.echo(render_plan(made))
+    for note in (*loaded.notes, *notes):
+        typer.echo(f"Note: {note}")
+    typer.echo(f"Written to {out}")
+
+
+@app.command()
+def apply(
+    model: Model,
+    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan of this model, as `plan` writes it.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")],
+    input_: Input = None,
+    factory: Factory = None,
+    calib: Calib = None,
+    mean: Mean = None,
+    std: Std = None,
+    resize: Resize = None,
+    threads: Threads = 1,
+    memory: Memory = 4.0,
+    trust: Trust = False,
+) -> None:
+    """Carry out PLAN on MODEL: fit its options, export and verify the result, and report what was saved."""
+    from convrewrite import example_inputs, pipeline, storing
+
+    storing.check_writable(out)
+    followed = storing.read_plan(plan_file)
+    loaded = load(model, factory, trust)
+    inputs, notes = example_inputs.for_model(loaded, input_ or (), calib)
+    data = calibration_of(calib, loaded.model, inputs, followed.seed, mean, std, resize)
+    with progress_bars() as progress:
+        result = pipeline.apply(
+            loaded.model, inputs, followed, data, threads=threads, memory=int(memory * 2**30), name=model,
+            notes=(*loaded.notes, *notes), progress=progress,
+        )  # fmt: skip
+        result.save(out)
+    show_result(result.report, out)
+
+
+@app.command()
+def explain(
+    source: Annotated[Path, typer.Argument(metavar="OUT", help="A result folder, or a plan.")],
+    site: Annotated[
+        str | None, typer.Argument(metavar="SITE", help="The name of a site; without it, all of them.")
+    ] = None,
+) -> None:
+    """Tell why a site became what it is: the options that were measured, their cost, their effect."""
+    from convrewrite import storing
+    from convrewrite.reporting.plans import render_plan, render_site
+
+    found = storing.read_plan(source / storing.PLAN if source.is_dir() else source)
+    typer.echo(render_plan(found) if site is None else render_site(found.site(site)))
 
 
 @app.command()
@@ -113,7 +185,7 @@ def analyze(
     from convrewrite import example_inputs, pipeline
     from convrewrite.reporting import render_sites
 
-    loaded = _load(model, factory, trust)
+    loaded = load(model, factory, trust)
     inputs, notes = example_inputs.for_model(loaded, input_ or (), None)
     rows = pipeline.analyze(loaded.model, inputs, rule)
     typer.echo(render_sites(rows))
@@ -180,7 +252,7 @@ def bench(
     inputs = example_inputs.for_both(first, second, input_ or (), None, 0)
     inputs = tuple(tensor[:1] for tensor in inputs)
     comparisons = []
-    with tempfile.TemporaryDirectory(prefix="convrewrite-") as folder, _progress() as progress:
+    with tempfile.TemporaryDirectory(prefix="convrewrite-") as folder, progress_bars() as progress:
         paths = []
         for index, (source, runner) in enumerate(((a, first), (b, second))):
             is_onnx = isinstance(runner, verifying.OnnxModel)
@@ -240,26 +312,14 @@ def rules_check(file: Annotated[Path, typer.Argument(help="A rule file.")]) -> N
     typer.echo(f"{file}: valid; {len(findings)} examples hold")
 
 
-def _load(source: str, factory: str | None, trust: bool) -> "Loaded":
-    from convrewrite.loading import load_model
+def show_result(report: "Report", out: Path) -> None:
+    """The report and where it is written. Raises VerificationError for a result that is no success."""
+    from convrewrite.reporting import render_text
 
-    return load_model(source, factory=factory, trust=trust)
-
-
-def _calibration(
-    calib: str | None, model: Any, inputs: "Inputs", seed: int, mean: str | None, std: str | None, resize: str | None
-) -> object:
-    from convrewrite.calibration import read_calibration
-    from convrewrite.inputs import parameter_names
-    from convrewrite.loading import import_object
-
-    if calib is None or calib == "weights":
-        return calib
-    return read_calibration(
-        calib, inputs, seed=seed, mean=arguments.numbers("--mean", mean), std=arguments.numbers("--std", std),
-        resize=arguments.size("--resize", resize), import_object=import_object,
-        names=parameter_names(model)[: len(inputs)],
-    )  # fmt: skip
+    typer.echo(render_text(report))
+    typer.echo(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    if report.refused is not None:
+        raise VerificationError(report.refused)
 
 
 def _runner(source: str, factory: str | None, trust: bool) -> Any:
@@ -276,8 +336,8 @@ def _runner(source: str, factory: str | None, trust: bool) -> Any:
         except VerificationError as error:  # exit code 1 says that two models differ, and this is none
             raise ModelLoadError(f"{error}; export it again") from error
     if (path / storing.PLAN).is_file() and factory is not None:
-        return storing.load(path, _load(factory, None, trust).model)
-    return _load(str(path / "model.pt") if path.is_dir() else source, factory, trust).model
+        return storing.load(path, load(factory, None, trust).model)
+    return load(str(path / "model.pt") if path.is_dir() else source, factory, trust).model
 
 
 def _show_verification(outcome: Any, examples: int, source: str) -> None:
@@ -318,36 +378,6 @@ def _require_fidelity(fidelity: Any, agreement: float | None, error: float | Non
     for output in scored:
         if output.top1_agreement < agreement:
             raise VerificationError(f"{output.name}: top-1 agreement {output.top1_agreement} is below {agreement:g}")
-
-
-@contextmanager
-def _progress() -> "Iterator[Progress]":
-    """A bar per stage on the error stream, so that the report can be piped."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.fields[stage]:<18}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    bars = Progress(*columns, console=Console(stderr=True))
-    tasks: dict[str, TaskID] = {}
-
-    def show(stage: str, done: int, total: int, text: str) -> None:
-        if not tasks:
-            bars.start()
-        if stage not in tasks:
-            tasks[stage] = bars.add_task(text, total=total, stage=stage)
-        bars.update(tasks[stage], completed=done, total=total, description=text)
-
-    try:
-        yield show
-    finally:
-        if tasks:  # bars that were never started would leave an empty line above the error
-            bars.stop()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,37 +1,33 @@
-"""The latency gate of a rule: options that do not run enough faster, measured at the site's real shape, are not offered."""
+"""Where speed counts: options in the lowering that runs fastest, and none that misses its rule's ``min_latency_gain``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-from convrewrite.conv import ConvSpec
-from convrewrite.latency import Graph, time_options
-from convrewrite.proposing import Offer, Proposal
-from convrewrite.structure import Structure, branch_specs
-from convrewrite.timing_cache import TimingCache
+from convrewrite.pricing import Price, Prices
+from convrewrite.proposing import Offer
 
 
-def fast_enough(offers: Sequence[Offer], structures: Mapping[str, Structure], threads: int) -> tuple[Offer, ...]:
-    """The offers without the proposals that miss their rule's ``min_latency_gain``; rules without one are not timed."""
-    cache = TimingCache()
-    return tuple(_gated(offer, structures, threads, cache) for offer in offers)
+def in_fastest_lowering(offers: Sequence[Offer], prices: Prices) -> tuple[Offer, ...]:
+    """The same options, each lowered as it runs fastest at its site."""
+    return tuple(_offered(offer, _priced(offer, prices)) for offer in offers)
 
 
-def _gated(offer: Offer, structures: Mapping[str, Structure], threads: int, cache: TimingCache) -> Offer:
-    timed = [proposal for proposal in offer.proposals if proposal.rule.require.min_latency_gain is not None]
-    if not timed:
-        return offer
-    spec, site = offer.site.folded_spec, offer.site
-    graphs = [_graph(proposal, spec, structures) for proposal in timed]
-    before, after = time_options(spec, graphs, site.input_sizes[0], threads=threads, cache=cache)
-    gains = {proposal.option: 1 - seconds / before for proposal, seconds in zip(timed, after, strict=True)}
-    kept = tuple(p for p in offer.proposals if gains.get(p.option, 1.0) >= (p.rule.require.min_latency_gain or 0.0))
-    if kept:
-        return replace(offer, proposals=kept)
-    best = max(gains.values())
-    return Offer(site, (), f"no option is fast enough: the best changes the measured time by {-best:+.0%}")
+def fast_enough(offers: Sequence[Offer], prices: Prices) -> tuple[Offer, ...]:
+    """As above, without the options that miss their rule's ``min_latency_gain``."""
+    return tuple(_gated(offer, _priced(offer, prices)) for offer in offers)
 
 
-def _graph(proposal: Proposal, spec: ConvSpec, structures: Mapping[str, Structure]) -> Graph:
-    """The convolutions an option is built from."""
-    stages = structures[proposal.option.structure].stages(spec.per_group, proposal.option.parameters)
-    return branch_specs(spec, stages, proposal.option.lowering)
+def _priced(offer: Offer, prices: Prices) -> tuple[Price, ...]:
+    return prices.of(offer.site, offer.proposals) if offer.proposals else ()
+
+
+def _offered(offer: Offer, prices: Sequence[Price]) -> Offer:
+    return replace(offer, proposals=tuple(price.proposal for price in prices))
+
+
+def _gated(offer: Offer, prices: Sequence[Price]) -> Offer:
+    kept = [price for price in prices if price.gain >= (price.proposal.rule.require.min_latency_gain or -1e9)]
+    if kept or not prices:
+        return _offered(offer, kept)
+    best = max(prices, key=lambda price: price.gain)
+    return Offer(offer.site, (), f"no option is fast enough: the best changes the measured time by {-best.gain:+.0%}")

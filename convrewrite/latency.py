@@ -111,6 +111,15 @@ def compare_onnx(
     return compare(run_a, run_b, runtime="onnxruntime", threads=threads, rounds=rounds, on_round=on_round)
 
 
+def time_onnx(
+    path: Path, inputs: tuple[Tensor, ...], *, threads: int = 1, rounds: int = 15, min_seconds: float = 0.01
+) -> float:
+    """Seconds of one call of an ONNX file in onnxruntime: the median over the rounds."""
+    run = _session_run(open_session(path, threads), inputs)
+    (samples,) = _interleaved([run], rounds, min_seconds, clock_for(threads))
+    return statistics.median(samples)
+
+
 def compare_torch(
     model_a: nn.Module, model_b: nn.Module, inputs: tuple[Tensor, ...], *,
     threads: int = 1, rounds: int = 25, on_round: Callable[[int], None] | None = None,

@@ -1,24 +1,52 @@
-"""The plan: one option per site, as a value that can be read, compared, kept and applied again; and budgets.
-
-A budget is a part of the whole model's cost. It is met by one uniform ratio for all sites, the largest that fits.
-"""
+"""The plan: one option per site, as a value that can be read, compared, kept and applied again; and what is asked of it."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
-from convrewrite.conv import Cost
 from convrewrite.errors import PlanError
-from convrewrite.proposing import Menu, Offer, offer_at
 from convrewrite.structure import Option
 
-BUDGETS = ("macs", "params")
-STEPS = 400
-"""Uniform ratios that are tried, evenly spaced in (0, 1)."""
+BUDGETS = ("macs", "params", "latency")
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """The fidelity that must be kept on held-out inputs: the share of examples with the same top class, or at most so much
+    relative error of every output."""
+
+    measure: Literal["agreement", "error"]
+    limit: float
+
+    def __str__(self) -> str:
+        """As in a report."""
+        if self.measure == "agreement":
+            return f"top-1 agreement of at least {self.limit:g}"
+        return f"relative output error of at most {self.limit:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a plan is made for: parts of the whole model's costs that may be left, the fidelity to keep, or neither: then
+    every rule's own ratio holds."""
+
+    budget: Mapping[str, float]
+    keep: Keep | None = None
+
+    @property
+    def by_ratio(self) -> bool:
+        """Whether nothing was asked."""
+        return not self.budget and self.keep is None
+
+    @property
+    def for_speed(self) -> bool:
+        """Whether the result must not be slower: unless only MACs or parameters were asked for."""
+        return not self.budget or "latency" in self.budget
 
 
 class _Part(BaseModel):
@@ -60,8 +88,24 @@ class PlannedOption(_Part):
         return Option(self.structure, tuple(sorted(self.parameters.items())), self.lowering)
 
 
+class Considered(_Part):
+    """An option that was measured at a site: its cost there, its relative output error with only this site rewritten, the
+    effect of that on the model's outputs, and why it was out of the question, if it was."""
+
+    option: PlannedOption
+    macs: int
+    parameters: int
+    seconds: float | None = None
+    error: float
+    effect: float | None = None
+    reason: str | None = None
+
+
 class PlannedSite(_Part):
-    """One site: its option, or the reason why it is kept. ``batch_norm`` names the BatchNorm folded into it."""
+    """One site: its option, or the reason why it is kept. ``batch_norm`` names the BatchNorm folded into it.
+
+    ``macs``, ``parameters`` and ``seconds`` are those of the site as it was.
+    """
 
     name: str
     kind: str
@@ -69,6 +113,19 @@ class PlannedSite(_Part):
     option: PlannedOption | None
     reason: str | None = None
     batch_norm: str | None = None
+    macs: int | None = None
+    parameters: int | None = None
+    seconds: float | None = None
+    considered: tuple[Considered, ...] = ()
+
+
+class Predicted(_Part):
+    """What a plan promises: the sum of the effects of its sites, and the parts of the whole model's costs that are left."""
+
+    effect: float
+    macs: float
+    params: float
+    latency: float | None = None
 
 
 class Plan(_Part):
@@ -79,8 +136,17 @@ class Plan(_Part):
     model: Fingerprint
     rules: tuple[str, ...]
     budget: dict[str, float]
+    keep: str | None = None
     seed: int
+    predicted: Predicted | None = None
     sites: tuple[PlannedSite, ...]
+
+    def site(self, name: str) -> PlannedSite:
+        """One site; raises PlanError that lists the names when there is no such site."""
+        for site in self.sites:
+            if site.name == name:
+                return site
+        raise PlanError(f"the plan has no site {name!r}; its sites are {', '.join(site.name for site in self.sites)}")
 
     def to_json(self) -> str:
         """The text of ``plan.json``."""
@@ -108,6 +174,21 @@ class Plan(_Part):
             raise PlanError("the plan was made for this architecture with other weights; make a new plan for these")
 
 
+def keep_of(value: "float | Mapping[str, float] | Keep | None") -> Keep | None:
+    """``0.98`` or ``{"error": 0.02}`` as a Keep. Raises PlanError for another key or a value outside (0, 1)."""
+    if value is None or isinstance(value, Keep):
+        return value
+    entries = dict(value) if isinstance(value, Mapping) else {"agreement": value}
+    name, limit = next(iter(entries.items()), ("", 0.0))
+    if len(entries) != 1 or name not in ("agreement", "error"):
+        raise PlanError(f"keep: expected a number such as 0.98, or error=0.02, found {', '.join(entries) or 'nothing'}")
+    if not 0 < limit < 1:
+        raise PlanError(
+            f"keep: expected {name} in (0, 1), as in {'0.98' if name == 'agreement' else 'error=0.02'}, found {limit:g}"
+        )
+    return Keep("agreement" if name == "agreement" else "error", float(limit))
+
+
 def check_budget(budget: Mapping[str, float]) -> None:
     """Raise PlanError for an unknown budget or a value outside (0, 1)."""
     for name, value in budget.items():
@@ -115,40 +196,3 @@ def check_budget(budget: Mapping[str, float]) -> None:
             raise PlanError(f"budget {name!r}: expected one of {', '.join(BUDGETS)}, as in macs=0.5")
         if not 0 < value < 1:
             raise PlanError(f"budget {name}={value:g}: expected a part of the original's in (0, 1), as in {name}=0.5")
-
-
-def offers_within(menus: Sequence[Menu], budget: Mapping[str, float], totals: Cost) -> tuple[Offer, ...]:
-    """The options of every site: at the rules' own ratios, or at the largest uniform ratio that meets the budget.
-
-    ``totals`` is the whole model's cost. Raises PlanError that says what can be reached.
-    """
-    if not budget:
-        return tuple(offer_at(menu, None) for menu in menus)
-    reachable = dict.fromkeys(budget, 1.0)
-    for step in range(STEPS - 1, 0, -1):
-        offers = tuple(offer_at(menu, step / STEPS) for menu in menus)
-        parts = {name: _part_left(offers, name, totals) for name in budget}
-        if all(parts[name] <= limit for name, limit in budget.items()):
-            return offers
-        reachable = {name: min(part, parts[name]) for name, part in reachable.items()}
-    asked = ", ".join(f"{name}={part:g}" for name, part in budget.items())
-    found = ", ".join(f"{name}={part:.3f}" for name, part in reachable.items())
-    raise PlanError(
-        f"budget {asked} cannot be met by these rules on this model: they reach {found} at the least; "
-        "ask for more than that, or add rules (--rule balanced)"
-    )
-
-
-def _part_left(offers: Sequence[Offer], name: str, totals: Cost) -> float:
-    """The part of the whole model's cost that is left with the most expensive proposal of every site."""
-    total = _amount(totals, name)
-    saved = sum(
-        _amount(offer.site.cost, name) - max(_amount(proposal.cost, name) for proposal in offer.proposals)
-        for offer in offers
-        if offer.proposals
-    )
-    return (total - saved) / total if total else 1.0
-
-
-def _amount(cost: Cost, budget: str) -> int:
-    return cost.macs if budget == "macs" else cost.parameters

@@ -55,6 +55,12 @@ class Prices:
         """Seconds of the site as it is, all calls together."""
         return self._seconds(site, [])[0]
 
+    def saving(self, site: Site, proposal: Proposal) -> float:
+        """Seconds saved at a site by a proposal in the very lowering it has; below zero when it is slower."""
+        graph = self._graph(site.folded_spec, proposal.option, proposal.option.lowering)
+        before, after = self._seconds(site, [graph])
+        return before - after[0]
+
     def _price(self, site: Site, proposal: Proposal, seconds: float, lowering: str, before: float) -> Price:
         option = replace(proposal.option, lowering=lowering)
         cost = cost_of(site, option, self.structures[option.structure])

@@ -70,11 +70,22 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
+class Dropped:
+    """A proposal that was fitted, and the reason why it is none of the options."""
+
+    proposal: Proposal
+    error: float
+    reason: str
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Surveyed:
     """All that a site could become; ``seconds`` are those of the site as it is. ``reason`` says why there is nothing."""
 
     site: Site
     options: tuple[Scored, ...]
+    dropped: tuple[Dropped, ...] = ()
     seconds: float | None = None
     reason: str | None = None
 
@@ -178,6 +189,22 @@ class _Sample:
     def log_error(self) -> float:
         return math.log(max(LEAST_ERROR, self.fit.held_out_error))
 
+    def dropped(self, reason: str) -> Dropped:
+        return Dropped(self.proposal, self.fit.held_out_error, reason, self.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    """A ladder with its samples, from cheap to dear."""
+
+    ladder: Ladder
+    samples: tuple[_Sample, ...]
+
+    @property
+    def points(self) -> list[tuple[float, float]]:
+        """Error over cost, both as logarithms."""
+        return sorted((sample.log_cost, sample.log_error) for sample in self.samples)
+
 
 @dataclass(frozen=True, slots=True)
 class _Bench:
@@ -193,22 +220,36 @@ class _Bench:
 
     def survey(self, ladders: Sequence[Ladder]) -> Surveyed:
         with self.stopwatch.timed("solves"), self.piece.solving_threads():
-            rough = [(ladder, [self._fit(p, 0) for p in self._ranks(ladder)]) for ladder in ladders]
-            rough = [(ladder, samples) for ladder, samples in rough if samples]
-            fitted = [(ladder, self._refined(samples)) for ladder, samples in _competitive(rough)]
+            rough = [_Curve(ladder, tuple(self._fit(p, 0) for p in self._ranks(ladder))) for ladder in ladders]
+            rough = [curve for curve in rough if curve.samples]
+            near, far = _competitive(rough)
+            curves = [replace(curve, samples=self._refined(curve.samples)) for curve in near]
+        dropped = [
+            sample.dropped("far behind others of the same cost in a first fit") for c in far for sample in c.samples
+        ]
         before = None
         if self.prices is not None:
             with self.stopwatch.timed("latency"):
                 before = self.prices.original(self.site)
-                fitted = [(ladder, self._priced(samples)) for ladder, samples in fitted]
-                fitted = [(ladder, samples) for ladder, samples in fitted if samples]
-            if not fitted:
-                return Surveyed(self.site, (), before, f"no option gains {MIN_GAIN:.0%} of its measured time")
-        if not fitted:
-            return Surveyed(self.site, (), before, "no option costs less than the original")
+                priced = [replace(curve, samples=self._priced(curve.samples)) for curve in curves]
+            curves, slow = self._fast_enough(priced, before)
+            dropped += slow
+        curves, wrong = _faithful_enough(curves)
         with self.stopwatch.timed("effects"):
-            options = [scored for ladder, samples in fitted for scored in self._scored(ladder, samples)]
-        return Surveyed(self.site, tuple(options), before)
+            options = [scored for curve in curves for scored in self._scored(curve)]
+        reason = None if options else _nothing_left(dropped)
+        return Surveyed(self.site, tuple(options), (*dropped, *wrong), before, reason)
+
+    def _fast_enough(self, curves: Sequence["_Curve"], before: float) -> tuple[list["_Curve"], list[Dropped]]:
+        """Without the options that gain too little measured time."""
+        kept: list[_Curve] = []
+        dropped: list[Dropped] = []
+        for curve in curves:
+            least = curve.ladder.rule.require.min_latency_gain or MIN_GAIN
+            fast = [sample for sample in curve.samples if 1 - (sample.seconds or 0.0) / before >= least]
+            kept += [replace(curve, samples=tuple(fast))] if fast else []
+            dropped += [s.dropped(_too_slow(s, before, least)) for s in curve.samples if s not in fast]
+        return kept, dropped
 
     def _ranks(self, ladder: Ladder) -> list[Proposal]:
         """The sampled ranks of a ladder, from cheap to dear, about evenly spaced in the logarithm of the cost."""
@@ -234,28 +275,26 @@ class _Bench:
         structure = self.structures[proposal.option.structure]
         return _Sample(proposal, self.piece.fit(structure, proposal.option, iterations=iterations))
 
-    def _refined(self, samples: Sequence[_Sample]) -> list[_Sample]:
+    def _refined(self, samples: tuple["_Sample", ...]) -> tuple["_Sample", ...]:
         iterations = self.effort.iterations if self.piece.patch < LARGE else self.effort.large_iterations
         if iterations == 0 or not self.piece.seen:
-            return list(samples)
-        return [self._fit(sample.proposal, iterations) for sample in samples]
+            return samples
+        return tuple(self._fit(sample.proposal, iterations) for sample in samples)
 
-    def _priced(self, samples: Sequence[_Sample]) -> list[_Sample]:
+    def _priced(self, samples: tuple["_Sample", ...]) -> tuple["_Sample", ...]:
         assert self.prices is not None
         prices = self.prices.of(self.site, [sample.proposal for sample in samples])
-        return [
-            replace(sample, proposal=price.proposal, seconds=price.seconds)
-            for sample, price in zip(samples, prices, strict=True)
-            if price.gain >= (price.proposal.rule.require.min_latency_gain or MIN_GAIN)
-        ]
+        pairs = zip(samples, prices, strict=True)
+        return tuple(replace(sample, proposal=price.proposal, seconds=price.seconds) for sample, price in pairs)
 
-    def _scored(self, ladder: Ladder, samples: Sequence[_Sample]) -> list[Scored]:
+    def _scored(self, curve: "_Curve") -> list[Scored]:
         """The effects of a ladder's options: of all its ranks, or of the timed ones where time matters."""
+        ladder, samples = curve.ladder, curve.samples
         count = min(self.effort.measured, len(samples))
         picked = sorted({round(i * (len(samples) - 1) / max(1, count - 1)) for i in range(count)}) if count > 1 else []
         picked = picked or [len(samples) // 2]
         known = {index: max(LEAST_EFFECT, self._effect(samples[index])) for index in picked}
-        curve = sorted((samples[i].log_error, math.log(effect)) for i, effect in known.items())
+        effects = sorted((samples[i].log_error, math.log(effect)) for i, effect in known.items())
         measured = {samples[i].proposal.option: effect for i, effect in known.items()}
         if self.prices is not None:
             rows = [(sample.proposal, sample.log_error, sample.seconds) for sample in samples]
@@ -267,7 +306,7 @@ class _Bench:
             Scored(
                 proposal,
                 math.exp(error),
-                measured.get(proposal.option, math.exp(_interpolated(curve, error, 1.0))),
+                measured.get(proposal.option, math.exp(_interpolated(effects, error, 1.0))),
                 proposal.option in measured,
                 seconds,
             )
@@ -302,18 +341,41 @@ def _interpolated(points: Sequence[tuple[float, float]], x: float, slope: float)
     return y0 + (y1 - y0) * (x - x0) / (x1 - x0) if x1 > x0 else y1
 
 
-def _competitive(
-    ladders: Sequence[tuple[Ladder, list[_Sample]]],
-) -> list[tuple[Ladder, list[_Sample]]]:
-    """Those that come near the best one at some cost."""
-    curves = [sorted((s.log_cost, s.log_error) for s in samples) for _, samples in ladders]
-    kept = []
-    for index, entry in enumerate(ladders):
-        others = [curve for i, curve in enumerate(curves) if i != index]
-        near = (
-            all(log_error <= _interpolated(other, log_cost, -1.0) + math.log(FAR_BEHIND) for other in others)
-            for log_cost, log_error in curves[index]
+def _competitive(curves: Sequence[_Curve]) -> tuple[list[_Curve], list[_Curve]]:
+    """Those that come near the best one at some cost, and the others."""
+    near: list[_Curve] = []
+    far: list[_Curve] = []
+    for curve in curves:
+        others = [other.points for other in curves if other is not curve]
+        good = (
+            all(error <= _interpolated(other, cost, -1.0) + math.log(FAR_BEHIND) for other in others)
+            for cost, error in curve.points
         )
-        if any(near):
-            kept.append(entry)
-    return kept
+        (near if any(good) else far).append(curve)
+    return near, far
+
+
+def _faithful_enough(curves: Sequence[_Curve]) -> tuple[list[_Curve], list[Dropped]]:
+    """Without the options whose output error their rule does not allow."""
+    kept: list[_Curve] = []
+    dropped: list[Dropped] = []
+    for curve in curves:
+        most = curve.ladder.rule.require.max_output_error or math.inf
+        good = [sample for sample in curve.samples if sample.fit.held_out_error**0.5 <= most]
+        kept += [replace(curve, samples=tuple(good))] if good else []
+        reason = f"its output error exceeds {most:.3g}, the rule's limit"
+        dropped += [sample.dropped(reason) for sample in curve.samples if sample not in good]
+    return kept, dropped
+
+
+def _too_slow(sample: _Sample, before: float, least: float) -> str:
+    assert sample.seconds is not None
+    change = sample.seconds / before - 1
+    return f"changes the measured time by {change:+.0%}, less than the {least:.0%} it must gain"
+
+
+def _nothing_left(dropped: Sequence[Dropped]) -> str:
+    if not dropped:
+        return "no option costs less than the original"
+    best = min(dropped, key=lambda entry: entry.seconds or math.inf)
+    return f"no option is left; the best, {best.proposal.option.describe()}, {best.reason}"

@@ -15,13 +15,13 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from convrewrite.applying import copy_model, empty_option, replace_site
-from convrewrite.conv import ConvSpec, Kind
+from convrewrite.conv import Conv, ConvSpec, Kind
 from convrewrite.errors import ModelLoadError, PlanError, UsageError
 from convrewrite.planning import Plan, PlannedSite
 from convrewrite.reporting import render_markdown
 from convrewrite.reporting.html import render_html
 from convrewrite.reporting.model import Report
-from convrewrite.sites import Conv, Site
+from convrewrite.sites import Site
 from convrewrite.structure import Structure
 from convrewrite.structures import discover
 
@@ -44,6 +44,39 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written ({error.strerror}); name another folder with -o") from error
+
+
+def check_file(path: Path) -> None:
+    """Raise UsageError unless a plan can be written to ``path``: called before any long work."""
+    if path.is_dir():
+        raise UsageError(f"{path}: expected a file for the plan, found a folder; name one in it, as {path / PLAN}")
+    parent = next(p for p in path.absolute().parents if p.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=parent):
+            pass
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror}); name another file with -o") from error
+
+
+def save_plan(plan: Plan, path: Path) -> None:
+    """Write a plan aside and rename it. Raises UsageError when that fails."""
+    aside = path.with_name(f".{path.name}.tmp")
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(plan.to_json(), encoding="utf-8")
+        os.replace(aside, path)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror}); name another file with -o") from error
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a file. Raises PlanError for a file that is missing or holds something else."""
+    try:
+        return Plan.from_json(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(
+            f"{path}: cannot be read as a plan ({error}); expected a file that `convrewrite plan` wrote"
+        ) from error
 
 
 def save(folder: Path, model: nn.Module, plan: Plan, report: Report, onnx: Path | None) -> Path:

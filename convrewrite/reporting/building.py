@@ -3,13 +3,13 @@
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from convrewrite.calibration import Calibration
 from convrewrite.conv import Cost
 from convrewrite.latency import Comparison
-from convrewrite.planning import Plan
+from convrewrite.measuring import Measured
+from convrewrite.planning import Ask, Plan
 from convrewrite.reporting.model import (
     Asked,
     CalibrationSummary,
@@ -33,18 +33,6 @@ ERROR_BASES: dict[str, ErrorBasis] = {
     "synthetic": "synthetic inputs",
     "weights only": "weights",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What was measured on the finished model; None where nothing was."""
-
-    fidelity: Fidelity
-    fidelity_basis: str
-    parity: Parity | None = None
-    file_bytes: tuple[int, int] | None = None
-    onnx_latency: Comparison | None = None
-    torch_latency: Comparison | None = None
 
 
 def tool_version() -> str:
@@ -102,24 +90,33 @@ def build_report(
     model: str,
     input_shapes: Sequence[tuple[int, ...]],
     plan: Plan,
+    ask: Ask,
     threads: int,
     calibration: Calibration,
     outcomes: Sequence[Outcome],
     costs: tuple[Cost, Cost],
     measured: Measured,
+    predicted_saving: float | None,
     notes: Sequence[str],
     seconds: dict[str, float],
 ) -> Report:
-    """Put everything together; ``costs`` are those of the whole model, before and after."""
+    """Put everything together; ``costs`` are those of the whole model before and after, ``predicted_saving`` the seconds
+    that the options of the plan save according to their own times."""
     before, after = costs
-    parts = {"macs": after.macs / max(1, before.macs), "params": after.parameters / max(1, before.parameters)}
+    latency = measured.onnx_latency
+    parts: dict[str, float | None] = {
+        "macs": after.macs / max(1, before.macs),
+        "params": after.parameters / max(1, before.parameters),
+        "latency": None if latency is None else latency.ratio,
+    }
     return Report(
         tool_version=tool_version(),
         model=model,
         input_shapes=tuple(input_shapes),
         rules=plan.rules,
-        asked=Asked(budget=plan.budget),
-        reached=Reached(budget={name: parts[name] for name in plan.budget}),
+        asked=Asked(budget=plan.budget, keep=plan.keep),
+        reached=Reached(budget={name: parts[name] for name in plan.budget}, keep=_kept(plan, measured.fidelity)),
+        refused=_refused(ask, measured),
         seed=plan.seed,
         threads=threads,
         calibration=CalibrationSummary(
@@ -129,7 +126,7 @@ def build_report(
             held_out=calibration.held_out_count,
         ),
         sites=tuple(site_row(outcome, ERROR_BASES[calibration.kind]) for outcome in outcomes),
-        totals=_totals(before, after, measured),
+        totals=_totals(before, after, measured, predicted_saving),
         fidelity=tuple(
             OutputFidelityRow(
                 name=o.name,
@@ -149,13 +146,45 @@ def build_report(
     )
 
 
-def _totals(before: Cost, after: Cost, measured: Measured) -> Totals:
+def _kept(plan: Plan, fidelity: Fidelity) -> str | None:
+    """What was kept of what was asked to be kept, in the same words."""
+    if plan.keep is None:
+        return None
+    agreements = [output.top1_agreement for output in fidelity.outputs if output.top1_agreement is not None]
+    if "agreement" in plan.keep and agreements:
+        return f"top-1 agreement of {min(agreements):.4g}"
+    return f"relative output error of {max(output.relative_error for output in fidelity.outputs):.3g}"
+
+
+def _refused(ask: Ask, measured: Measured) -> str | None:
+    """Why the result is no success, though everything ran."""
+    latency, keep = measured.onnx_latency, ask.keep
+    if ask.for_speed and latency is not None and measured.slower:
+        return (
+            f"the rewritten model is slower than the original: {latency.ratio:.2f} of its time in onnxruntime; "
+            "use --rule balanced --budget latency=0.6, or ask for --budget macs or params alone if time does not matter"
+        )
+    fidelity = measured.fidelity.outputs
+    agreements = [output.top1_agreement for output in fidelity if output.top1_agreement is not None]
+    if keep is not None and keep.measure == "agreement" and agreements and min(agreements) < keep.limit:
+        return f"asked to keep a {keep}, measured {min(agreements):.4g}; give the budget more room"
+    if keep is not None and keep.measure == "error" and max(o.relative_error for o in fidelity) > keep.limit:
+        return (
+            f"asked to keep a {keep}, measured {max(o.relative_error for o in fidelity):.3g}; give the budget more room"
+        )
+    return None
+
+
+def _totals(before: Cost, after: Cost, measured: Measured, predicted_saving: float | None) -> Totals:
+    latency = measured.onnx_latency
+    predicted = None if latency is None or predicted_saving is None else max(0.0, latency.seconds_a - predicted_saving)
     return Totals(
         parameters=Change[int](before=before.parameters, after=after.parameters),
         macs=Change[int](before=before.macs, after=after.macs),
         file_bytes=measured.file_bytes and Change[int](before=measured.file_bytes[0], after=measured.file_bytes[1]),
         onnx_latency_seconds=_latency(measured.onnx_latency),
         torch_latency_seconds=_latency(measured.torch_latency),
+        predicted_onnx_latency_seconds=predicted,
     )
 
 

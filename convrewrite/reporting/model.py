@@ -174,7 +174,8 @@ class Environment(_Part):
 
 
 class Report(_Part):
-    """Everything one run did and measured. ``seconds`` is the wall time of each stage.
+    """Everything one run did and measured. ``seconds`` is the wall time of each stage, ``refused`` why the result is no
+    success though everything ran: it is slower than the original, or loses more than was to be kept.
 
     ``fidelity_basis`` is a sentence: ``measured on 205 held-out calibration inputs``.
     """
@@ -186,6 +187,7 @@ class Report(_Part):
     rules: tuple[str, ...]
     asked: Asked = Asked()
     reached: Reached = Reached()
+    refused: str | None = None
     seed: int
     threads: Annotated[int, Field(ge=1)]
     calibration: CalibrationSummary

@@ -1,0 +1,107 @@
+"""What the commands of the command line share: their options, loading, calibration, and the progress bars."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from convrewrite import arguments
+
+if TYPE_CHECKING:
+    from convrewrite.inputs import Inputs
+    from convrewrite.loading import Loaded
+    from convrewrite.preparing import Progress
+
+MODEL_HELP = "A .pt/.pth file (a whole module, or a state dict with --factory), or pkg.mod:callable."
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+Rules = Annotated[
+    list[str] | None, typer.Option("--rule", help="A built-in rule or a rule file; repeat to let them compete.")
+]
+Input = Annotated[
+    list[str] | None,
+    typer.Option("--input", help="Shape of an input, as 1x3x224x224; repeat for several. Or FILE.py:NAME, an example."),
+]
+Factory = Annotated[
+    str | None, typer.Option("--factory", help="FILE.py:NAME or pkg.mod:NAME that builds the model of a state dict.")
+]
+Calib = Annotated[
+    str | None,
+    typer.Option("--calib", help="Inputs to fit to: .npy, .npz, .pt, a folder of images, FILE.py:NAME; or 'weights'."),
+]
+Mean = Annotated[
+    str | None, typer.Option("--mean", help="Mean per channel of normalised images, as 0.485,0.456,0.406.")
+]
+Std = Annotated[str | None, typer.Option("--std", help="Standard deviation per channel.")]
+Resize = Annotated[
+    str | None, typer.Option("--resize", help="Resize images of a folder to HxW before they are cropped.")
+]
+Budget = Annotated[
+    list[str] | None,
+    typer.Option("--budget", help="Part of the model that may be left, as macs=0.5, params=0.5, latency=0.6."),
+]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads at which latency is measured.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Execute the code in a model file that is not safe to load.")]
+Memory = Annotated[
+    float, typer.Option("--memory", min=0.001, help="GB of activations held at once; the rest waits on disk.")
+]
+Keep = Annotated[
+    str | None,
+    typer.Option("--keep", help="The fidelity to keep on held-out inputs: 0.98 of the top classes, or error=0.02."),
+]
+Fast = Annotated[bool, typer.Option("--fast", help="Measure less while planning.")]
+
+
+def load(source: str, factory: str | None, trust: bool) -> "Loaded":
+    """The model that was named on the command line."""
+    from convrewrite.loading import load_model
+
+    return load_model(source, factory=factory, trust=trust)
+
+
+def calibration_of(
+    calib: str | None, model: Any, inputs: "Inputs", seed: int, mean: str | None, std: str | None, resize: str | None
+) -> object:
+    """The calibration that was named on the command line; None and "weights" are left to the pipeline."""
+    from convrewrite.calibration import read_calibration
+    from convrewrite.inputs import parameter_names
+    from convrewrite.loading import import_object
+
+    if calib is None or calib == "weights":
+        return calib
+    return read_calibration(
+        calib, inputs, seed=seed, mean=arguments.numbers("--mean", mean), std=arguments.numbers("--std", std),
+        resize=arguments.size("--resize", resize), import_object=import_object,
+        names=parameter_names(model)[: len(inputs)],
+    )  # fmt: skip
+
+
+@contextmanager
+def progress_bars() -> "Iterator[Progress]":
+    """A bar per stage on the error stream, so that the report can be piped."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.fields[stage]:<18}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    bars = Progress(*columns, console=Console(stderr=True))
+    tasks: dict[str, TaskID] = {}
+
+    def show(stage: str, done: int, total: int, text: str) -> None:
+        if not tasks:
+            bars.start()
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(text, total=total, stage=stage)
+        bars.update(tasks[stage], completed=done, total=total, description=text)
+
+    try:
+        yield show
+    finally:
+        if tasks:  # bars that were never started would leave an empty line above the error
+            bars.stop()

@@ -1,0 +1,90 @@
+"""What a plan tells of the choice it made: every option that was measured, and what the plan as a whole promises."""
+
+from collections.abc import Mapping, Sequence
+
+from convrewrite.allocation import Allocation
+from convrewrite.planning import Ask, Considered, Fingerprint, Plan, PlannedOption, PlannedSite, Predicted
+from convrewrite.preparing import Prepared, Settings
+from convrewrite.proposing import Proposal
+from convrewrite.sensitivities import Dropped, Scored, Surveyed
+from convrewrite.sites import Site
+
+
+def make_plan(
+    prepared: Prepared,
+    ask: Ask,
+    settings: Settings,
+    tool_version: str,
+    chosen: Sequence[tuple[Site, Proposal | None, str | None]],
+    allocation: Allocation | None,
+) -> Plan:
+    """The plan of a choice: site, proposal, and the reason where there is none. ``allocation``: how it was come by."""
+    surveyed = {entry.site.name: entry for entry in allocation.surveyed} if allocation else {}
+    return Plan(
+        tool_version=tool_version,
+        model=Fingerprint.of(prepared.model),
+        rules=tuple(rule.name for rule in prepared.rules),
+        budget=dict(ask.budget),
+        keep=None if ask.keep is None else str(ask.keep),
+        seed=settings.seed,
+        predicted=None if allocation is None else _predicted(allocation),
+        sites=tuple(_planned(site, proposal, reason, surveyed) for site, proposal, reason in chosen),
+    )
+
+
+def _planned(
+    site: Site, proposal: Proposal | None, reason: str | None, surveyed: Mapping[str, Surveyed]
+) -> PlannedSite:
+    entry = surveyed.get(site.name)
+    return PlannedSite(
+        name=site.name,
+        kind=site.kind,
+        geometry=site.spec.describe(),
+        option=PlannedOption.of(proposal.option) if proposal else None,
+        reason=reason if proposal is None else None,
+        batch_norm=site.batch_norm if proposal else None,
+        macs=site.cost.macs,
+        parameters=site.cost.parameters,
+        seconds=entry.seconds if entry else None,
+        considered=_considered(entry, proposal) if entry else (),
+    )
+
+
+def _considered(entry: Surveyed, proposal: Proposal | None) -> tuple[Considered, ...]:
+    """The measured options and the chosen one, from cheap to dear, then those that were dropped."""
+    told = [s for s in entry.options if s.measured or (proposal and s.proposal.option == proposal.option)]
+    told.sort(key=lambda scored: scored.proposal.cost.macs)
+    return (*map(_option, told), *map(_dropped, entry.dropped))
+
+
+def _option(scored: Scored) -> Considered:
+    proposal = scored.proposal
+    return Considered(
+        option=PlannedOption.of(proposal.option),
+        macs=proposal.cost.macs,
+        parameters=proposal.cost.parameters,
+        seconds=scored.seconds,
+        error=scored.error**0.5,
+        effect=scored.effect,
+    )
+
+
+def _dropped(entry: Dropped) -> Considered:
+    return Considered(
+        option=PlannedOption.of(entry.proposal.option),
+        macs=entry.proposal.cost.macs,
+        parameters=entry.proposal.cost.parameters,
+        seconds=entry.seconds,
+        error=entry.error**0.5,
+        reason=entry.reason,
+    )
+
+
+def _predicted(allocation: Allocation) -> Predicted:
+    timed = allocation.totals.seconds is not None
+    return Predicted(
+        effect=allocation.effect,
+        macs=allocation.part("macs"),
+        params=allocation.part("params"),
+        latency=allocation.part("latency") if timed else None,
+    )

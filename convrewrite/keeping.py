@@ -1,0 +1,150 @@
+"""The most saving whose *measured* fidelity stays at what was asked: a search over plans that are really fitted.
+
+A few hundred held-out inputs measure an agreement to about a point only. So beside the measured one stands an estimate of
+lower variance: the changes of the gap between the two highest classes are taken from the held-out inputs, the gaps
+themselves from all calibration inputs, whose number is several times larger. Both must hold.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from convrewrite.allocation import Allocation, Totals, allocate
+from convrewrite.calibration import Calibration
+from convrewrite.errors import PlanError
+from convrewrite.outputs import named_outputs
+from convrewrite.planning import Keep
+from convrewrite.rewriting import Rewritten
+from convrewrite.sensitivities import Surveyed
+from convrewrite.tracing import run
+from convrewrite.verifying import is_class_scores, measure_fidelity
+
+TRIALS = 6
+"""Plans that are fitted, at most."""
+
+NEAR = 0.03
+"""The search ends when the saving is known to so much of the cost that is left."""
+
+FIRST_GUESS = {"agreement": 0.2, "error": 1.0}
+"""How the shortfall follows from the square root of the predicted effect, before anything was measured: disagreement from
+KL on a classifier, relative error from squared relative error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A plan that was fitted: the part of the MACs it leaves, and how much of the fidelity it loses."""
+
+    allocation: Allocation
+    rewritten: Rewritten
+    part: float
+    shortfall: float
+
+
+def search(
+    surveyed: Sequence[Surveyed],
+    totals: Totals,
+    keep: Keep,
+    attempt: Callable[[Allocation], Rewritten],
+    shortfall_of: Callable[[nn.Module], float],
+) -> Trial:
+    """The trial with the fewest MACs whose shortfall is allowed. Raises PlanError when none of them is."""
+    allowed = keep.limit if keep.measure == "error" else 1 - keep.limit
+    factor = FIRST_GUESS[keep.measure]
+    low, high = _least_part(surveyed, totals), 1.0
+    best: Trial | None = None
+    last: Trial | None = None
+    part = _cheapest(surveyed, totals, low, high, allowed / factor)
+    for _ in range(TRIALS):
+        allocation = allocate(surveyed, {"macs": part}, totals)
+        rewritten = attempt(allocation)
+        last = Trial(allocation, rewritten, allocation.part("macs"), shortfall_of(rewritten.model))
+        if last.shortfall <= allowed:
+            best, high = last, part
+        else:
+            low = part
+        if last.shortfall > 0 and allocation.effect > 0:
+            factor = last.shortfall / allocation.effect**0.5
+        if high - low <= NEAR * high:
+            break
+        part = _cheapest(surveyed, totals, low, high, allowed / factor)
+    if best is None:
+        assert last is not None
+        raise PlanError(
+            f"no plan that was tried keeps a {keep}: at {last.part:.2f} of the MACs the shortfall is "
+            f"{last.shortfall:.3g}, allowed is {allowed:.3g}; ask for less, give more calibration inputs, or use other rules"
+        )
+    return best
+
+
+def _least_part(surveyed: Sequence[Surveyed], totals: Totals) -> float:
+    saved = (max((entry.site.cost.macs - s.proposal.cost.macs for s in entry.options), default=0) for entry in surveyed)
+    return 1 - sum(max(0, amount) for amount in saved) / totals.of("macs")
+
+
+def _cheapest(surveyed: Sequence[Surveyed], totals: Totals, low: float, high: float, root_effect: float) -> float:
+    """The part of the MACs between ``low`` and ``high`` at which the square root of the predicted effect is ``root_effect``;
+    well inside the bracket, so that every trial narrows it."""
+    margin = 0.1 * (high - low)
+    inner_low, inner_high = low + margin, high - margin
+    lower, upper = inner_low, inner_high
+    for _ in range(8):
+        middle = (lower + upper) / 2
+        if allocate(surveyed, {"macs": middle}, totals).effect ** 0.5 > root_effect:
+            lower = middle
+        else:
+            upper = middle
+    return upper
+
+
+def shortfall(original: nn.Module, rewritten: nn.Module, data: Calibration, keep: Keep) -> float:
+    """How far the rewritten model falls short of the original on held-out inputs: the part of examples on which the top
+    classes differ, or the relative error, of the worst output. Raises PlanError for agreement without class scores."""
+    batches = data.held_out or data.fit
+    fidelity = measure_fidelity(original, rewritten, batches)
+    if keep.measure == "error":
+        return max(output.relative_error for output in fidelity.outputs)
+    agreements = [output.top1_agreement for output in fidelity.outputs if output.top1_agreement is not None]
+    if not agreements:
+        raise PlanError("keep: no output of this model looks like class scores; ask for --keep error=0.02 instead")
+    return max(1 - min(agreements), _estimate(original, rewritten, data))
+
+
+def require_judge(original: nn.Module, data: Calibration, keep: Keep) -> None:
+    """Raise PlanError for what can be known before any long work: no inputs to measure on, or no class scores."""
+    batches = data.held_out or data.fit
+    if not batches:
+        raise PlanError("keep: needs inputs to measure on, and there are none; give real inputs (--calib)")
+    if keep.measure == "agreement" and not _scores(original, batches[0]):
+        raise PlanError("keep: no output of this model looks like class scores; ask for --keep error=0.02 instead")
+
+
+def _estimate(original: nn.Module, rewritten: nn.Module, data: Calibration) -> float:
+    """The part of all calibration inputs whose top class would change, if the gap to the next changed as it does on the
+    held-out ones; of the worst output."""
+    held = [(_scores(original, batch), _scores(rewritten, batch)) for batch in (data.held_out or data.fit)]
+    others = [_scores(original, batch) for batch in data.fit] if data.held_out else []
+    return max(
+        _flips([(a[name], b[name]) for a, b in held], [scores[name] for scores in others]) for name in held[0][0]
+    )
+
+
+def _flips(held: Sequence[tuple[Tensor, Tensor]], others: Sequence[Tensor]) -> float:
+    gaps, changes = [], []
+    for before, after in held:
+        top = before.topk(2, dim=1).indices
+        first, second = (before.gather(1, top), after.gather(1, top))
+        gaps.append(first[:, 0] - first[:, 1])
+        changes.append(second[:, 0] - second[:, 1] - gaps[-1])
+    for scores in others:
+        values = scores.topk(2, dim=1).values
+        gaps.append(values[:, 0] - values[:, 1])
+    falls = (-torch.cat(changes)).sort().values
+    lost = len(falls) - torch.searchsorted(falls, torch.cat(gaps), right=True)
+    return float(lost.double().mean()) / len(falls)
+
+
+def _scores(model: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    outputs = named_outputs(run(model, batch))
+    return {name: tensor.double() for name, tensor in outputs.items() if is_class_scores(tensor)}

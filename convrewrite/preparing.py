@@ -1,0 +1,161 @@
+"""What every run starts from: the traced model with its sites and what the rules allow there, and the calibration."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from convrewrite.calibration import Calibration, read_calibration
+from convrewrite.conv import Cost
+from convrewrite.errors import ExportError, TraceError
+from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, parameter_names, require_common_batch
+from convrewrite.loading import import_object
+from convrewrite.proposing import Menu, menus
+from convrewrite.rules import Rule
+from convrewrite.sites import Site, find_sites
+from convrewrite.structure import Structure
+from convrewrite.structures import discover
+from convrewrite.synthetic import synthesise
+from convrewrite.tracing import Traced, run, trace
+
+Progress = Callable[[str, int, int, str], None]
+"""Called with a stage's name, how many of its steps are done, how many there are, and what is being done."""
+
+NOISE_EXAMPLES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a run works, whatever it is asked for; see :func:`convrewrite.optimize`."""
+
+    seed: int = 0
+    threads: int = 1
+    memory: int = 4 << 30
+    output_weighting: bool = True
+    measure: bool = True
+    fast: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A model in eval mode with its sites, what the rules allow at each, and the whole model's cost."""
+
+    model: nn.Module
+    inputs: Inputs
+    traced: Traced
+    sites: tuple[Site, ...]
+    totals: Cost
+    rules: tuple[Rule, ...]
+    structures: dict[str, Structure]
+    menus: tuple[Menu, ...]
+
+    @property
+    def active(self) -> list[Site]:
+        """The sites that some rule takes."""
+        return [menu.site for menu in self.menus if menu.ladders]
+
+
+def prepare(model: nn.Module, inputs: Inputs, rules: Sequence[Rule], structures: Sequence[Structure] = ()) -> Prepared:
+    """Trace the model, find its sites, and ask the rules. Raises TraceError, RuleFileError."""
+    known = discover() | {structure.name: structure for structure in structures}
+    traced, sites = find(model, inputs)
+    totals = whole_cost(model, inputs, sites)
+    return Prepared(model, inputs, traced, sites, totals, tuple(rules), known, menus(sites, rules, known))
+
+
+def bound_inputs(model: nn.Module, example_input: ExampleInput) -> Inputs:
+    """The example as the tuple of positional inputs. Raises UsageError."""
+    inputs = bind_inputs(model, example_input)
+    require_common_batch(inputs)
+    return inputs
+
+
+def find(model: nn.Module, inputs: Inputs) -> tuple[Traced, tuple[Site, ...]]:
+    """The graphs and the sites of a model; raises TraceError when it has no convolution."""
+    traced = trace(model, len(inputs))
+    sites = find_sites(model, inputs, traced)
+    if not sites:
+        raise TraceError(
+            f"{type(model).__name__}: the model has no two-dimensional convolution; there is nothing to rewrite"
+        )
+    return traced, sites
+
+
+def require_runtime_dtype(model: nn.Module) -> None:
+    """Raise ExportError for what onnxruntime cannot run: before the long work, not after it."""
+    for name, parameter in model.named_parameters():
+        if parameter.dtype in (torch.float64, torch.bfloat16):
+            raise ExportError(
+                f"{type(model).__name__}: expected float32 weights, found {name} in {str(parameter.dtype)[6:]}, for which "
+                "onnxruntime has no convolution; convert the model with model.float(), or leave out export and "
+                "measurement (measure=False in Python)"
+            )
+
+
+def whole_cost(model: nn.Module, inputs: Inputs, sites: Sequence[Site]) -> Cost:
+    """Parameters of the whole model; MACs of its convolutions and linear layers for one example."""
+    linear = _linear_macs(model, inputs)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Cost(parameters, linear + sum(site.cost.macs for site in sites))
+
+
+def _linear_macs(model: nn.Module, inputs: Inputs) -> int:
+    total = 0
+
+    def count(module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        assert isinstance(module, nn.Linear)
+        total += output.numel() * module.in_features
+
+    handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Linear)]
+    try:
+        run(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return total // max(1, inputs[0].shape[0])
+
+
+def calibrate(model: nn.Module, inputs: Inputs, source: object, seed: int, progress: Progress) -> Calibration:
+    """Real inputs where there are any, else synthesised ones, else none, with a loud note."""
+    if isinstance(source, Calibration):
+        return source
+    if source is None:
+        made = synthesise(model, inputs, seed=seed, on_step=_steps(progress))
+        if made is not None:
+            return made
+        why = "takes several inputs" if len(inputs) > 1 else "has no BatchNorm statistics to make any from"
+        loud = f"no calibration inputs were given and the model {why}: the factors are those of the weights alone, "
+        loud += "which loses far more accuracy; give real inputs (--calib)"
+        return Calibration((), (), "weights only", "none", (loud,))
+    if isinstance(source, str) and source == "weights":
+        return Calibration((), (), "weights only", "none", ())
+    names = parameter_names(model)[: len(inputs)]
+    return read_calibration(source, inputs, seed=seed, import_object=import_object, names=names)
+
+
+def _steps(progress: Progress) -> Callable[[int, int, float], None]:
+    return lambda done, total, loss: progress("synthesise inputs", done, total, f"mismatch {loss:.3g}")
+
+
+def judging_inputs(inputs: Inputs, data: Calibration) -> tuple[tuple[Inputs, ...], str]:
+    """What effects and fidelity are measured on, and the sentence that says so."""
+    if data.held_out:
+        kind = "calibration" if data.kind == "data" else "synthetic"
+        return data.held_out, f"measured on {data.held_out_count} held-out {kind} inputs"
+    if data.fit:
+        return data.fit, f"measured on the {data.fitted_on} inputs that the factors were fitted on"
+    noise = tuple(_noise_like(tensor) for tensor in inputs)
+    return (noise,), f"measured on {NOISE_EXAMPLES} random noise inputs: says little about real ones"
+
+
+def _noise_like(tensor: Tensor) -> Tensor:
+    shape = (NOISE_EXAMPLES, *tensor.shape[1:])
+    if tensor.is_floating_point():
+        return torch.randn(shape, dtype=tensor.dtype)
+    return tensor[:1].expand(shape)
+
+
+def silent(stage: str, done: int, total: int, text: str) -> None:
+    """No progress is shown."""

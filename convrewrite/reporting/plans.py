@@ -1,0 +1,65 @@
+"""A plan for the terminal: as a whole, and one site with everything that was measured there."""
+
+from tabulate import tabulate
+
+from convrewrite.planning import Considered, Plan, PlannedOption, PlannedSite
+from convrewrite.reporting import figures
+
+
+def render_plan(plan: Plan) -> str:
+    """What was asked, what the plan promises, and every site."""
+    rows = [(site.name, site.kind, site.geometry, _ratio(site), _what(site)) for site in plan.sites]
+    asked = [f"{name}={part:g}" for name, part in plan.budget.items()] + ([f"keep {plan.keep}"] if plan.keep else [])
+    lines = [f"asked: {', '.join(asked) or 'the ratio of each rule'}"]
+    if plan.predicted is not None:
+        p = plan.predicted
+        latency = "" if p.latency is None else f", latency {p.latency:.3f}"
+        lines.append(
+            f"promised: macs {p.macs:.3f}, params {p.params:.3f}{latency}; effect on the outputs {p.effect:.2g}"
+        )
+    return "\n".join((*lines, "", tabulate(rows, ("site", "kind", "geometry", "MACs", "becomes"))))
+
+
+def render_site(site: PlannedSite) -> str:
+    """Why a site became what it is."""
+    head = f"{site.name}: {site.kind} {site.geometry}\n{_what(site)}"
+    if not site.considered:
+        return head
+    rows = [_row(site, entry) for entry in site.considered]
+    headers = ("", "option", "MACs", "parameters", "time", "output error", "effect", "")
+    text = tabulate(rows, headers, disable_numparse=True, maxcolwidths=[None] * 7 + [60])
+    note = "Errors and effects are those with only this site rewritten. The effect is the KL of the model's outputs, or their "
+    note += "squared relative error."
+    return f"{head}\n\n{text}\n{note}"
+
+
+def _row(site: PlannedSite, entry: Considered) -> tuple[str, ...]:
+    return (
+        ">" if entry.option == site.option else "",
+        _describe(entry.option),
+        _part(entry.macs, site.macs),
+        _part(entry.parameters, site.parameters),
+        ""
+        if entry.seconds is None
+        else f"{figures.duration(entry.seconds)} {_part(entry.seconds, site.seconds)}".strip(),
+        figures.percent(entry.error),
+        "" if entry.effect is None else f"{entry.effect:.2g}",
+        entry.reason or "",
+    )
+
+
+def _part(value: float, whole: float | None) -> str:
+    return "" if not whole else f"x{value / whole:.2f}"
+
+
+def _what(site: PlannedSite) -> str:
+    return f"kept: {site.reason}" if site.option is None else _describe(site.option)
+
+
+def _ratio(site: PlannedSite) -> str:
+    chosen = [entry.macs for entry in site.considered if entry.option == site.option]
+    return _part(chosen[0], site.macs) if chosen else ""
+
+
+def _describe(option: PlannedOption) -> str:
+    return option.option().describe()

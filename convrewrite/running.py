@@ -1,0 +1,238 @@
+"""One run: its choice of options, and everything after it. The entry points are in :mod:`convrewrite.pipeline`."""
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from convrewrite import storing
+from convrewrite.allocation import Allocation, Totals, allocate
+from convrewrite.conv import Cost
+from convrewrite.drafting import Work, offers_by_ratio, prices_of, survey_sites
+from convrewrite.evidence import make_plan
+from convrewrite.exporting import Exported, export
+from convrewrite.gating import in_fastest_lowering
+from convrewrite.keeping import require_judge, search, shortfall
+from convrewrite.latency import time_onnx
+from convrewrite.measuring import Measured, measure_everything, measure_outputs
+from convrewrite.planning import Ask, Plan
+from convrewrite.preparing import Prepared, Progress, Settings, calibrate, require_runtime_dtype
+from convrewrite.proposing import Offer
+from convrewrite.reporting.building import build_report, tool_version
+from convrewrite.reporting.model import Report
+from convrewrite.rewriting import Outcome, Rewritten, rewrite
+from convrewrite.sensitivities import Surveyed
+from convrewrite.stopwatch import Stopwatch
+from convrewrite.tracing import Traced
+from convrewrite.weighting import output_weights
+
+
+class Scratch:
+    """A folder that lasts as long as this object; a TemporaryDirectory would warn when it is collected."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="convrewrite-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The rewritten model, the plan it followed, and the report."""
+
+    model: nn.Module
+    plan: Plan
+    report: Report
+    _onnx: Path | None = field(repr=False)
+    _folder: "Scratch" = field(repr=False)
+
+    @property
+    def refused(self) -> str | None:
+        """Why this result is no success, though everything ran: it is slower, or loses more than was to be kept."""
+        return self.report.refused
+
+    def save(self, folder: str | Path) -> Path:
+        """Write model.pt, model.onnx, plan.json, weights.safetensors, report.json, report.md and report.html.
+
+        They are written aside and renamed together. Raises UsageError when the folder cannot be written or holds
+        other things.
+        """
+        return storing.save(Path(folder), self.model, self.plan, self.report, self._onnx)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is to be fitted, how it was come by, and the rewritten model where the choice took fitting it."""
+
+    offers: tuple[Offer, ...]
+    allocation: Allocation | None = None
+    rewritten: Rewritten | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run: what was asked, what is shared by its stages, and the original's ONNX file where anything is measured."""
+
+    ask: Ask
+    work: Work
+    scratch: Scratch
+    baseline: Exported | None
+
+    @classmethod
+    def begin(
+        cls,
+        prepared: Prepared,
+        calibration: object,
+        ask: Ask,
+        settings: Settings,
+        progress: Progress,
+        watch: Stopwatch,
+    ) -> "Run":
+        """Everything that comes before a choice; what cannot be exported is refused before the long work."""
+        model, inputs, scratch = prepared.model, prepared.inputs, Scratch()
+        baseline = None
+        if settings.measure:
+            require_runtime_dtype(model)
+            with watch.timed("export the original"):
+                baseline = export(model, inputs, scratch.path / "original.onnx")
+        with watch.timed("calibrate"):
+            data = calibrate(model, inputs, calibration, settings.seed, progress)
+        if ask.keep is not None:
+            require_judge(model, data, ask.keep)
+        with watch.timed("output weights"):
+            weighted = settings.output_weighting and bool(data.fit)
+            weights = output_weights(model, prepared.active, data.fit, settings.seed) if weighted else {}
+        return cls(ask, Work(prepared, data, weights, settings, progress, watch), scratch, baseline)
+
+    def choose(self) -> Choice:
+        """By the rules' ratios, within the budget, or by the fidelity that is to be kept."""
+        prepared, settings = self.work.prepared, self.work.settings
+        if self.ask.by_ratio:
+            with self.work.watch.timed("latency"):
+                return Choice(offers_by_ratio(prepared, settings))
+        surveyed = survey_sites(self.work, self.ask)
+        if not self.ask.budget:
+            return self._choose_by_fidelity(surveyed)
+        with self.work.watch.timed("latency"):
+            seconds = self._whole_seconds() if "latency" in self.ask.budget else None
+        allocation = allocate(surveyed, self.ask.budget, Totals(prepared.totals, seconds))
+        return Choice(self._lowered(allocation), allocation)
+
+    def _choose_by_fidelity(self, surveyed: tuple[Surveyed, ...]) -> Choice:
+        keep, work = self.ask.keep, self.work
+        assert keep is not None
+        trial = search(
+            surveyed,
+            Totals(work.prepared.totals),
+            keep,
+            lambda allocation: self._rewrite(self._lowered(allocation)),
+            lambda rewritten: shortfall(work.prepared.model, rewritten, work.data, keep),
+        )
+        return Choice(self._lowered(trial.allocation), trial.allocation, trial.rewritten)
+
+    def _whole_seconds(self) -> float:
+        assert self.baseline is not None
+        inputs = self.work.prepared.inputs
+        one = tuple(tensor[:1] for tensor in inputs) if self.baseline.dynamic_batch else inputs
+        return time_onnx(self.baseline.path, one, threads=self.work.settings.threads) / len(one[0])
+
+    def _lowered(self, allocation: Allocation) -> tuple[Offer, ...]:
+        """The chosen options in their fastest lowering; where the survey measured time, they are in it already."""
+        offers, settings = allocation.offers(), self.work.settings
+        timed = any(entry.seconds is not None for entry in allocation.surveyed)
+        if timed or not settings.measure:
+            return offers
+        with self.work.watch.timed("latency"):
+            return in_fastest_lowering(offers, prices_of(self.work.prepared, settings))
+
+    def _rewrite(self, offers: Sequence[Offer]) -> Rewritten:
+        work, prepared = self.work, self.work.prepared
+        return rewrite(
+            prepared.model, prepared.traced, offers, work.data, prepared.structures, seed=work.settings.seed,
+            memory=work.settings.memory, weights=work.weights, progress=work.progress, stopwatch=work.watch,
+        )  # fmt: skip
+
+    def plan(self, choice: Choice) -> Plan:
+        """The plan of a choice that was not fitted; where a rule offers several options, the cheapest."""
+        chosen = [
+            (o.site, min(o.proposals, key=lambda p: p.cost.macs) if o.proposals else None, o.reason)
+            for o in choice.offers
+        ]
+        return make_plan(self.work.prepared, self.ask, self.work.settings, tool_version(), chosen, choice.allocation)
+
+    def finish(self, choice: Choice, name: str, notes: Sequence[str], plan: Plan | None = None) -> Result:
+        """Fit and apply, measure, report. ``plan``: the one that is carried out, else one is made of the choice."""
+        work, prepared, settings = self.work, self.work.prepared, self.work.settings
+        rewritten = choice.rewritten or self._rewrite(choice.offers)
+        chosen = [(o.site, o.proposal, o.reason) for o in rewritten.outcomes]
+        followed = plan or make_plan(prepared, self.ask, settings, tool_version(), chosen, choice.allocation)
+        onnx = self.scratch.path / "model.onnx" if self.baseline is not None else None
+        with work.watch.timed("verify"):
+            measured = self._measured(rewritten.model, onnx)
+            saved = self._predicted_saving(rewritten.outcomes) if onnx is not None else None
+        report = build_report(
+            model=name,
+            input_shapes=[tuple(tensor.shape) for tensor in prepared.inputs],
+            plan=followed,
+            ask=self.ask,
+            threads=settings.threads,
+            calibration=work.data,
+            outcomes=rewritten.outcomes,
+            costs=(prepared.totals, _cost_after(prepared.totals, rewritten.outcomes)),
+            measured=measured,
+            predicted_saving=saved,
+            notes=[
+                *notes, *work.data.notes, *_lost(prepared.traced), *measured.notes, *_nothing_done(rewritten.outcomes),
+            ],
+            seconds=work.watch.seconds,
+        )  # fmt: skip
+        return Result(rewritten.model, followed, report, onnx, self.scratch)
+
+    def _measured(self, rewritten: nn.Module, onnx: Path | None) -> Measured:
+        prepared, work = self.work.prepared, self.work
+        if onnx is None or self.baseline is None:
+            return measure_outputs(prepared.model, rewritten, prepared.inputs, work.data)
+        return measure_everything(
+            prepared.model,
+            rewritten,
+            prepared.inputs,
+            work.data,
+            self.baseline,
+            onnx,
+            work.settings.threads,
+            work.progress,
+        )
+
+    def _predicted_saving(self, outcomes: Sequence[Outcome]) -> float:
+        """Seconds that the rewritten sites save, from the times of their options alone."""
+        prices = prices_of(self.work.prepared, self.work.settings)
+        changed = [(o.site, o.proposal) for o in outcomes if o.proposal is not None]
+        return sum(prices.saving(site, proposal) for site, proposal in changed)
+
+
+def _cost_after(totals: Cost, outcomes: Sequence[Outcome]) -> Cost:
+    changed = [(o.site.cost, o.proposal.cost) for o in outcomes if o.proposal is not None]
+    return Cost(
+        totals.parameters - sum(before.parameters - after.parameters for before, after in changed),
+        totals.macs - sum(before.macs - after.macs for before, after in changed),
+    )
+
+
+def _lost(traced: Traced) -> list[str]:
+    if not traced.lost:
+        return []
+    names = ", ".join(name or "the model itself" for name in traced.lost[:5])
+    more = f" and {len(traced.lost) - 5} more" if len(traced.lost) > 5 else ""
+    return [
+        f"{names}{more} could not be followed as a graph: convolutions there are rewritten, "
+        "but a BatchNorm that follows one is not folded into it"
+    ]
+
+
+def _nothing_done(outcomes: Sequence[Outcome]) -> list[str]:
+    if any(outcome.proposal is not None for outcome in outcomes):
+        return []
+    return ["no site was rewritten; each row says why, and `convrewrite analyze` shows what other rules would take"]
