@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from convrewrite.conv import ConvSpec, canonical_kernel, module_weight
+from convrewrite.conv import Conv, ConvSpec, canonical_kernel, module_weight
 from convrewrite.errors import TraceError
 from convrewrite.layers.branches import SumOfBranches
-from convrewrite.sites import Conv, Site
+from convrewrite.sites import Site
 from convrewrite.structure import Option, Stage, branch_kernels, branch_specs
 
 
@@ -93,10 +93,11 @@ def replace_site(model: nn.Module, site: Site, module: nn.Module) -> None:
     if site.batch_norm is not None:
         norm = model.get_submodule(site.batch_norm)
         replacements[id(norm)] = nn.Identity().train(norm.training)
-    _replace(model, replacements)
+    replace_modules(model, replacements)
 
 
-def _replace(model: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
+def replace_modules(model: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
+    """Put other modules in the places of submodules, given by their id, under all their names."""
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if child is not None and id(child) in replacements:

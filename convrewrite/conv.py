@@ -16,6 +16,9 @@ from torch import Tensor, nn
 Size = tuple[int, int]
 """Height and width."""
 
+Conv = nn.Conv2d | nn.ConvTranspose2d
+CONV_TYPES = (nn.Conv2d, nn.ConvTranspose2d)
+
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 

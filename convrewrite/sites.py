@@ -5,22 +5,16 @@ BatchNorm that directly follows, and depthwise convolutions directly followed by
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, fx, nn
-from torch.overrides import TorchFunctionMode
 
-from convrewrite.conv import ConvSpec, Cost, Kind, Size, classify
-from convrewrite.tracing import Traced, module_calls, run
-
-Conv = nn.Conv2d | nn.ConvTranspose2d
-CONV_TYPES = (nn.Conv2d, nn.ConvTranspose2d)
-FUNCTIONS = {torch.conv2d: False, torch.nn.functional.conv2d: False, torch.conv_transpose2d: True}
-FUNCTIONS[torch.nn.functional.conv_transpose2d] = True
+from convrewrite.conv import CONV_TYPES, ConvSpec, Cost, Kind, Size, classify
+from convrewrite.observing import Call, observe
+from convrewrite.tracing import Traced, module_calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,114 +45,48 @@ class Site:
         return cost + Cost(parameters=2 * self.spec.out_channels if self.batch_norm else 0)
 
 
-@dataclass(slots=True)
-class _Call:
-    """What one run showed of one convolution."""
+def find_sites(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    traced: Traced,
+    unlifted: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[Site, ...]:
+    """Every convolution that a run on ``inputs`` calls, in order of its first call, then those never called.
 
-    owner: str
-    module: nn.Module | None
-    spec: ConvSpec
-    sizes: list[Size] = field(default_factory=list)
-    weights: list[Tensor] = field(default_factory=list)
-
-
-def find_sites(model: nn.Module, inputs: tuple[Tensor, ...], traced: Traced) -> tuple[Site, ...]:
-    """Every convolution that a run on ``inputs`` calls, in order of its first call, then those never called."""
-    runs: Counter[int] = Counter()
-    calls = observe(model, inputs, runs)
-    executed = _executed(model, traced, runs)
-    followers = _batch_norms(model, executed, runs)
+    ``unlifted`` says of weights, by name, why a functional call on them stays one (:mod:`convrewrite.lifting`).
+    """
+    seen = observe(model, inputs)
+    executed = _executed(model, traced, seen.runs)
+    followers = _batch_norms(model, executed, seen.runs)
     separable = _separable_pairs(model, executed)
     shared = _shared_parameters(model)
-    in_functions = {id(weight) for call in calls.values() for weight in call.weights}
+    in_functions = {id(weight) for call in seen.calls.values() for weight in call.weights}
     sites: list[Site] = []
-    for name, call in calls.items():
+    for name, call in seen.calls.items():
         kind = Kind.SEPARABLE if name in separable else classify(call.spec)
         if call.module is None:
-            sites.append(_functional_site(model, inputs, name, call))
+            if not isinstance(model.get_submodule(call.owner), CONV_TYPES):  # the site is the module then
+                sites.append(_functional_site(model, inputs, name, call, unlifted))
             continue
-        refusal = _refusal(name, call.module, shared)
+        refusal = _refusal(name, call.module, shared, unlifted)
         if refusal is None and id(call.module.weight) in in_functions:
             refusal = "a functional call uses its weight too, which a replacement would not have"
         follower = followers.get(name) if refusal is None else None
         sites.append(Site(name, kind, call.spec, tuple(call.sizes), follower, refusal))
     if sites:
         sites[0] = replace(sites[0], is_stem=True)
-    return (*sites, *_never_called(model, calls))
+    return (*sites, *_never_called(model, seen.calls))
 
 
-def observe(model: nn.Module, inputs: tuple[Tensor, ...], runs: Counter[int] | None = None) -> dict[str, _Call]:
-    """Run the model once and note each convolution's calls. A functional call has the name ``module#index``.
-
-    ``runs`` is given how often each module was called, by its id.
-    """
-    names = {id(module): name for name, module in model.named_modules()}
-    stack: list[nn.Module] = []
-    calls: dict[str, _Call] = {}
-    batch = inputs[0].shape[0]
-
-    def note(name: str, call: _Call, x: Tensor) -> None:
-        entry = calls.setdefault(name, call)
-        height, width = x.shape[-2:]
-        entry.sizes += [(int(height), int(width))] * max(1, (x.shape[0] if x.dim() == 4 else 1) // batch)
-
-    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        stack.append(module)
-        if runs is not None:
-            runs[id(module)] += 1
-        if isinstance(module, CONV_TYPES):
-            x = args[0] if args else kwargs["input"]
-            note(names[id(module)], _Call(names[id(module)], module, ConvSpec.of(module)), x)
-
-    def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
-        stack.pop()
-
-    class Functional(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            inside_conv = bool(stack) and isinstance(stack[-1], CONV_TYPES)
-            if func in FUNCTIONS and not inside_conv:
-                owner = names.get(id(stack[-1]), "") if stack else ""
-                values = dict(zip(_ARGUMENTS[FUNCTIONS[func]], args, strict=False)) | (kwargs or {})
-                index = sum(1 for call in calls.values() if call.module is None and call.owner == owner)
-                spec = _functional_spec(values, FUNCTIONS[func])
-                note(f"{owner}#{index}", _Call(owner, None, spec, weights=[values["weight"]]), values["input"])
-            return func(*args, **(kwargs or {}))
-
-    with _hooked(model, enter, leave), Functional():
-        run(model, inputs)
-    return calls
-
-
-_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
-_ARGUMENTS = {False: _CONV, True: _TRANSPOSED}
-
-
-def _functional_spec(values: dict[str, Any], transposed: bool) -> ConvSpec:
-    """The geometry of a functional call; a kernel per example counts its examples as groups, as the call itself does."""
-    weight, groups = values["weight"], int(values.get("groups", 1))
-    first, second, kh, kw = (int(n) for n in weight.shape)
-    outputs, inputs = (second * groups, first) if transposed else (first, second * groups)
-    padding = values.get("padding", 0)
-
-    def pair(name: str, default: int) -> Size:
-        value = values.get(name, default)
-        pair = (value, value) if isinstance(value, int) else tuple(value)
-        return (int(pair[0]), int(pair[-1]))
-
-    return ConvSpec(
-        inputs, outputs, (kh, kw), pair("stride", 1), padding if isinstance(padding, str) else pair("padding", 0),
-        pair("dilation", 1), groups, values.get("bias") is not None, "zeros", transposed, pair("output_padding", 0),
-    )  # fmt: skip
-
-
-def _functional_site(model: nn.Module, inputs: tuple[Tensor, ...], name: str, call: _Call) -> Site:
+def _functional_site(
+    model: nn.Module, inputs: tuple[Tensor, ...], name: str, call: Call, unlifted: Mapping[str, str]
+) -> Site:
     """A convolution called as a function: on a parameter or buffer, or with a kernel computed on the way."""
     owned = {id(tensor): key for key, tensor in [*model.named_parameters(), *model.named_buffers()]}
     key = owned.get(id(call.weights[0]))
     kind = classify(call.spec)
     if key is not None:
-        reason = f"a functional call on {key}: only convolution modules are rewritten"
+        reason = f"a functional call on {key}: {unlifted.get(key, 'only convolution modules are rewritten')}"
     elif _depends_on_input(model, inputs, name, call.weights[0]):
         kind, reason = Kind.DYNAMIC, "the kernel is computed from the input"
     else:
@@ -168,27 +96,17 @@ def _functional_site(model: nn.Module, inputs: tuple[Tensor, ...], name: str, ca
 
 def _depends_on_input(model: nn.Module, inputs: tuple[Tensor, ...], name: str, weight: Tensor) -> bool:
     other = tuple(tensor.flip(-1) * 0.5 + 0.25 if tensor.is_floating_point() else tensor for tensor in inputs)
-    again = observe(model, other).get(name)
+    again = observe(model, other).calls.get(name)
     return again is None or not torch.equal(again.weights[0], weight)
 
 
-@contextmanager
-def _hooked(model: nn.Module, enter: Any, leave: Any) -> Iterator[None]:
-    handles = []
-    for module in model.modules():
-        handles.append(module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True))
-        handles.append(module.register_forward_hook(leave, always_call=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _refusal(name: str, module: nn.Module, shared: dict[int, list[str]]) -> str | None:
+def _refusal(name: str, module: nn.Module, shared: dict[int, list[str]], unlifted: Mapping[str, str]) -> str | None:
     """Why a module cannot be replaced at all."""
     if type(module) not in CONV_TYPES:
-        return f"{type(module).__name__} is a subclass of a convolution and may have a forward of its own"
+        why = unlifted.get(f"{name}.weight", "")
+        return f"{type(module).__name__} is a subclass of a convolution and may have a forward of its own" + (
+            f": {why}" if why else ""
+        )
     if "forward" in vars(module):
         return "the module's forward is replaced on the instance"
     others = [owner for owner in shared.get(id(module.weight), []) if owner != name]
@@ -261,7 +179,7 @@ def _sole_followers(traced: Traced) -> Iterator[tuple[str, fx.Node, str, fx.Node
             yield name, node, by_node[users[0]], users[0]
 
 
-def _never_called(model: nn.Module, calls: dict[str, _Call]) -> list[Site]:
+def _never_called(model: nn.Module, calls: Mapping[str, Call]) -> list[Site]:
     reason = "a run on the example input never calls it"
     return [
         Site(name, classify(ConvSpec.of(module)), ConvSpec.of(module), (), refusal=reason)

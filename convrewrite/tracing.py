@@ -5,7 +5,8 @@ it (submodules are replaced through their parents), so a model without a graph l
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,17 +72,51 @@ def qualified(part: str, target: object) -> str:
 def _follow(module: nn.Module, given: int) -> tuple[fx.GraphModule | None, list[str]]:
     """A graph of ``module`` and the names of the submodules that had to be left opaque in it (``""``: itself)."""
     opaque: list[str] = []
+    names = list(inspect.signature(module.forward).parameters)[:given]
     while True:
         tracer = _Tracer(frozenset(opaque))
         try:
-            graph = tracer.trace(module, concrete_args=_defaults(module, given))
-            _drop_defaults(graph)
-            return fx.GraphModule(module, graph), opaque
+            with _unchanged(module):
+                graph = tracer.trace(module, concrete_args=_defaults(module, names))
+                _drop_defaults(graph, module)
+                return fx.GraphModule(module, graph), opaque
         except Exception:  # a forward may fail in any way while it is being followed
             failed = tracer.failed or ""
             if failed == "" or failed in opaque:
                 return None, [""]
             opaque.append(failed)
+
+
+def follow_forward(module: nn.Module, given: Collection[str]) -> fx.GraphModule:
+    """The graph of this module's own forward, its submodules being single nodes of it.
+
+    The parameters of the forward that are not ``given`` take their defaults. What following it raises is passed on; the
+    module itself stays as it is.
+    """
+    with _unchanged(module):
+        traced = _OwnForward(param_shapes_constant=True).trace(module, concrete_args=_defaults(module, given))
+        _drop_defaults(traced, module)
+        graph = fx.Graph()  # a copy does not know the tracer, which a pickle would name
+        graph.output(graph.graph_copy(traced, {}))
+        return fx.GraphModule(module, graph, type(module).__name__)
+
+
+@contextmanager
+def _unchanged(module: nn.Module) -> Iterator[None]:
+    """Following a forward leaves the tensors it makes on the module, as attributes: they are taken away again."""
+    before = set(vars(module))
+    try:
+        yield
+    finally:
+        for name in set(vars(module)) - before:
+            delattr(module, name)
+
+
+class _OwnForward(fx.Tracer):
+    """Follows one forward and enters no other."""
+
+    def is_leaf_module(self, _module: nn.Module, _name: str) -> bool:
+        return True
 
 
 class _Tracer(fx.Tracer):
@@ -107,20 +142,22 @@ class _Tracer(fx.Tracer):
             raise
 
 
-def _defaults(module: nn.Module, given: int) -> dict[str, Any]:
-    """The arguments behind the ``given`` ones, with their defaults: as Proxies they would bake ``if x is None`` to False."""
-    parameters = list(inspect.signature(module.forward).parameters.values())
-    return {p.name: p.default for p in parameters[given:] if p.default is not p.empty}
+def _defaults(module: nn.Module, given: Collection[str]) -> dict[str, Any]:
+    """The arguments that are not ``given``, with their defaults: as Proxies they would bake ``if x is None`` to False."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    return {p.name: p.default for p in parameters if p.name not in given and p.default is not p.empty}
 
 
-def _drop_defaults(graph: fx.Graph) -> None:
-    """Remove the placeholders of concrete arguments, and the assertions that tracing put on them."""
+def _drop_defaults(graph: fx.Graph, module: nn.Module) -> None:
+    """Remove the placeholders of concrete arguments, which tracing numbers, and the assertions it put on them."""
+    names = inspect.signature(module.forward).parameters
     for node in list(graph.nodes):
         if node.op == "call_function" and node.name.startswith("_assert"):
             graph.erase_node(node)
     for node in reversed(list(graph.nodes)):
-        computes_nothing = node.op in ("placeholder", "call_function") and not node.users
-        if computes_nothing and (node.op == "placeholder" or node.target.__name__ in ("eq", "is_")):
+        compares = node.op == "call_function" and node.target.__name__ in ("eq", "is_")
+        stands_in = node.op == "placeholder" and node.target.lstrip("*") not in names
+        if (compares or stands_in) and not node.users:
             graph.erase_node(node)
     graph.set_codegen(fx.graph.CodeGen())
 

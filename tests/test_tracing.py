@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from convrewrite.errors import TraceError
 from convrewrite.layers.branches import SumOfBranches
-from convrewrite.tracing import module_calls, qualified, run, trace
+from convrewrite.tracing import follow_forward, module_calls, qualified, run, trace
 
 X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -122,3 +122,48 @@ def test_running_leaves_the_inputs_as_they_were() -> None:
     x = X.clone()
     run(Calls(lambda m, x: x.mul_(2)), (x,))
     assert torch.equal(x, X)
+
+
+def test_tensors_made_on_the_way_are_not_left_on_the_model() -> None:
+    model = Calls(lambda m, x: m.conv(x) * torch.ones(4, 1, 1), conv=nn.Conv2d(3, 4, 3))
+    before = set(vars(model))
+    whole = trace(model).whole
+    assert whole is not None and torch.equal(whole(X), model(X))
+    assert set(vars(model)) == before
+
+
+def test_an_input_that_is_not_used_stays_an_input() -> None:
+    class Second(nn.Module):
+        def forward(self, x: Tensor, y: Tensor, scale: float = 2.0) -> Tensor:
+            return y * scale
+
+    whole = trace(Second(), 2).whole
+    assert whole is not None and torch.equal(whole(X, X + 1), (X + 1) * 2)
+
+
+def test_the_graph_of_a_forward_alone_has_its_submodules_as_nodes() -> None:
+    model = settled(Residual())
+    graph_module = follow_forward(model, ["x"])
+    calls = [str(node.target) for node in graph_module.graph.nodes if node.op == "call_module"]
+    assert calls == ["stem", "bn", "relu", "blocks", "head"]
+    assert torch.equal(graph_module(X), model(X))
+
+
+def test_arguments_that_are_not_given_take_their_defaults() -> None:
+    model = Optional().eval()
+    assert torch.equal(follow_forward(model, ["x"])(X), model(X))
+    given = follow_forward(model, ["x", "scale"])
+    assert torch.equal(given(X, 3.0), model(X, scale=3.0))
+
+
+def test_shapes_of_parameters_are_constants_of_a_forward() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel = nn.Parameter(torch.randn(3, 3, 5, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, self.kernel, padding=self.kernel.shape[-1] // 2)
+
+    (call,) = [n for n in follow_forward(Padded(), ["x"]).graph.nodes if n.op == "call_function"]
+    assert call.kwargs == {"padding": 2}

@@ -1,0 +1,262 @@
+"""Functional convolutions become modules, so that they are sites like any other.
+
+A call such as ``F.conv2d(x, self.weight)`` stands in a forward, where no submodule can be replaced. A run shows which calls
+there are and of what geometry; the graph of the forward shows that a call is always the same and that nothing else needs its
+tensors. What is then done is in :mod:`convrewrite.lifts`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from convrewrite.applying import copy_model
+from convrewrite.errors import ConvRewriteError
+from convrewrite.functional_calls import GEOMETRY
+from convrewrite.inputs import Inputs
+from convrewrite.lifts import Lift, LiftedConv, apply_lifts, arguments_of, calls_in, changed_keys, tensor_name
+from convrewrite.observing import Call, Observation, observe
+from convrewrite.outputs import named_outputs
+from convrewrite.tracing import follow_forward, qualified, run
+
+SHOWN = 6
+"""Names in a note, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lifted:
+    """The model, a copy if anything was lifted; what was; and of other weights, by name, why a call on them was not.
+
+    ``notes`` say what was lifted and which state-dict keys are others now, a sentence each.
+    """
+
+    model: nn.Module
+    lifts: tuple[Lift, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def lift(model: nn.Module, inputs: Inputs) -> Lifted:
+    """Turn every functional convolution on a parameter or buffer into a module, where that changes nothing else.
+
+    The model is not touched; without such a call it is returned as it is. Raises TraceError when it does not run.
+    """
+    if not _functional(model, observe(model, inputs)):
+        return Lifted(model)
+    plain = copy_model(model)
+    seen = observe(plain, inputs)
+    reasons: dict[str, str] = {}
+    lifts: list[Lift] = []
+    for owner in dict.fromkeys(call.owner for call in _functional(plain, seen)):
+        found = _Forward(plain, owner, seen).lift(reasons)
+        if found is not None:
+            lifts.append(found)
+    if not _same_outputs(plain, lifts, inputs):
+        lifts = _harmless(plain, lifts, inputs, reasons)
+    if not lifts:
+        return Lifted(model, reasons=reasons)
+    lifted = apply_lifts(plain, lifts)
+    return Lifted(lifted, tuple(lifts), reasons, _notes(plain, lifted, lifts))
+
+
+def _notes(plain: nn.Module, lifted: nn.Module, lifts: Sequence[Lift]) -> tuple[str, ...]:
+    convs = [(one, conv) for one in lifts for conv in one.convs]
+    names = _some([qualified(one.module, conv.name) for one, conv in convs])
+    pairs = [pair for one, conv in convs for pair in changed_keys(one, conv)]
+    keys = [f"{old} is {new}" for old, new in pairs]
+    added = lifted.state_dict().keys() - plain.state_dict().keys() - {new for _, new in pairs}
+    keys += [f"{key} is new" for key in sorted(added)]
+    notes = [f"functional convolutions became modules: {names}"]
+    return (*notes, f"state-dict keys are others now: {_some(keys)}") if keys else tuple(notes)
+
+
+def _functional(model: nn.Module, seen: Observation) -> list[Call]:
+    """Functional calls on a tensor that the model holds."""
+    held = set(_places(model))
+    calls = (call for call in seen.calls.values() if call.module is None)
+    return [call for call in calls if any(id(weight) in held for weight in call.weights)]
+
+
+def _places(model: nn.Module) -> dict[int, list[str]]:
+    """The id of every parameter and buffer -> its names."""
+    found: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                found.setdefault(id(tensor), []).append(qualified(name, key))
+    return found
+
+
+class _Forward:
+    """The forward of one module, as a graph, with the functional convolutions that a run saw in it."""
+
+    def __init__(self, model: nn.Module, owner: str, seen: Observation) -> None:
+        self._model = model
+        self._owner = owner
+        self._seen = seen
+        self._module = model.get_submodule(owner)
+        self._places = _places(model)
+        self._tensors = dict([*self._module.named_parameters(), *self._module.named_buffers()])
+        self._calls = [call for call in _functional(model, seen) if call.owner == owner]
+        self._graph: fx.Graph | None = None
+
+    def lift(self, reasons: dict[str, str]) -> Lift | None:
+        """What can be lifted here; ``reasons`` is told of the weights that cannot."""
+        weights = {id(w): w for call in self._calls for w in call.weights if id(w) in self._places}
+        obstacle = self._obstacle()
+        convs: list[LiftedConv] = []
+        for weight in weights.values():
+            found = obstacle or self._conv(weight, {conv.name for conv in convs})
+            if isinstance(found, LiftedConv):
+                convs.append(found)
+            else:
+                reasons[self._places[id(weight)][0]] = found
+        return Lift(self._owner, self._calls[0].given[0], tuple(convs)) if convs else None
+
+    def _obstacle(self) -> str | None:
+        """Why no call here can be lifted."""
+        where = self._owner or "the model"
+        if self._module._forward_hooks or self._module._forward_pre_hooks:
+            return f"{where} has forward hooks, which a graph would lose"
+        if len({given for call in self._calls for given in call.given}) > 1:
+            return f"{where} is called with different arguments"
+        try:
+            self._graph = follow_forward(self._module, self._calls[0].given[0]).graph
+        except Exception:  # a forward may fail in any way while it is being followed
+            return f"the forward of {where} cannot be followed as a graph"
+        return None
+
+    def _conv(self, weight: Tensor, taken: set[str]) -> LiftedConv | str:
+        """The convolution with this weight, or why it cannot be lifted."""
+        assert self._graph is not None
+        key = next((name for name, tensor in self._tensors.items() if tensor is weight), None)
+        nodes = [] if key is None else [n for n in calls_in(self._graph) if tensor_name(n, "weight") == key]
+        if key is None or not nodes:
+            return "it is computed anew before the call"
+        for name in GEOMETRY:
+            if any(_depends_on_nodes(arguments_of(node).get(name)) for node in nodes):
+                return f"the {name.replace('_', ' ')} is computed at every call"
+        specs = {call.spec for call in self._calls if any(w is weight for w in call.weights)}
+        if len(specs) > 1:
+            return "it is called with different geometries"
+        spec = specs.pop()
+        biases = {tensor_name(node, "bias") for node in nodes}
+        bias = biases.pop()
+        if biases or (bias in self._tensors) != spec.bias:
+            return "the bias is computed at every call"
+        other = self._other_use(key, "weight", nodes)
+        if other is None and bias is not None:
+            other = self._other_use(bias, "bias", nodes)
+        return other or LiftedConv(key, bias, self._name(key, bias, nodes, taken), spec)
+
+    def _other_use(self, key: str, role: str, nodes: Sequence[fx.Node]) -> str | None:
+        """Who else needs a tensor that would belong to the convolution alone."""
+        assert self._graph is not None
+        tensor = self._tensors[key]
+        if len(self._places[id(tensor)]) > 1:
+            return f"{key} is shared under the names {', '.join(self._places[id(tensor)])}"
+        users = set(self._seen.users.get(id(tensor), ()))
+        calls = [call for call in self._seen.calls.values() if call.owner != self._owner]
+        users |= {call.owner for call in calls if any(t is tensor for t in (*call.weights, *call.biases))}
+        in_graph = {user for node in self._graph.nodes if _is_tensor(node, key) for user in node.users}
+        elsewhere = any(tensor_name(n, role) != key or _uses(n, key) > 1 for n in in_graph)
+        if users or elsewhere or in_graph - set(nodes):
+            where = ", ".join(sorted(name or "the model" for name in users)) or self._owner or "the model"
+            return f"{where} uses {key} for something else too"
+        return None
+
+    def _name(self, key: str, bias: str | None, nodes: Sequence[fx.Node], taken: set[str]) -> str:
+        """Where the convolution is put: in place of the module that only holds its tensors, else of the weight."""
+        assert self._graph is not None
+        own = {name for name in ("weight", "bias") if name == "weight" or bias is not None}
+        if self._owner and len(nodes) == 1 and _is_all(self._graph, nodes[0]) and _holds_only(self._module, own):
+            return ""
+        path, _, last = key.rpartition(".")
+        holder = self._module.get_submodule(path)
+        in_place = path and last == "weight" and bias == (f"{path}.bias" if bias is not None else None)
+        if in_place and _holds_only(holder, own) and not self._seen.runs[id(holder)]:
+            return path
+        if not isinstance(holder, nn.ParameterList | nn.ParameterDict):
+            return key
+        name = f"{path}_{last}"
+        while name in taken or _has(self._module, name):
+            name += "_conv"
+        return name
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    path, _, last = name.rpartition(".")
+    return hasattr(module.get_submodule(path), last)
+
+
+def _is_tensor(node: fx.Node, key: str) -> bool:
+    return node.op == "get_attr" and str(node.target) == key
+
+
+def _uses(node: fx.Node, key: str) -> int:
+    """How many arguments of a node are the tensor of this name."""
+    return sum(
+        1 for value in (*node.args, *node.kwargs.values()) if isinstance(value, fx.Node) and _is_tensor(value, key)
+    )
+
+
+def _depends_on_nodes(value: Any) -> bool:
+    found: list[fx.Node] = []
+    fx.map_arg((value,), found.append)
+    return bool(found)
+
+
+def _is_all(graph: fx.Graph, call: fx.Node) -> bool:
+    """Whether a graph does nothing but call this one function on its one input."""
+    rest = [n for n in graph.nodes if n.op not in ("placeholder", "get_attr", "output") and n is not call]
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    output = next(node for node in graph.nodes if node.op == "output")
+    return not rest and len(inputs) == 1 and output.args == (call,) and arguments_of(call)["input"] is inputs[0]
+
+
+def _holds_only(module: nn.Module, names: set[str]) -> bool:
+    return (
+        not module._modules and {n for n, t in (module._parameters | module._buffers).items() if t is not None} == names
+    )
+
+
+def _same_outputs(model: nn.Module, lifts: Sequence[Lift], inputs: Inputs) -> bool:
+    """Whether the model computes the same with these convolutions as modules; one that draws numbers, from the same seed."""
+    try:
+        before, after = (_outputs(one, inputs) for one in (model, apply_lifts(model, lifts)))
+    except ConvRewriteError:
+        return False
+    return before.keys() == after.keys() and all(_close(before[name], after[name]) for name in before)
+
+
+def _outputs(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return named_outputs(run(model, inputs))
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype or not a.is_floating_point():
+        return torch.equal(a, b)
+    within = 1e3 * torch.finfo(a.dtype).eps
+    scale = float(a.abs().nan_to_num().max()) if a.numel() else 0.0
+    return torch.allclose(a, b, rtol=0, atol=within * scale, equal_nan=True)
+
+
+def _harmless(plain: nn.Module, lifts: Sequence[Lift], inputs: Inputs, reasons: dict[str, str]) -> list[Lift]:
+    """The lifts, tried one after another, that leave the outputs as they are; ``reasons`` is told of the others."""
+    kept: list[Lift] = []
+    for one in lifts:
+        if _same_outputs(plain, [*kept, one], inputs):
+            kept.append(one)
+            continue
+        where = one.module or "the model"
+        reasons |= {qualified(one.module, c.weight): f"{where} does not compute the same as a graph" for c in one.convs}
+    return kept
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
