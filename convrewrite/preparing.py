@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from convrewrite.calibration import Calibration, read_calibration
 from convrewrite.conv import Cost
 from convrewrite.errors import ExportError, TraceError
+from convrewrite.following import follow
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, parameter_names, require_common_batch
+from convrewrite.lifting import Lifted, lift
 from convrewrite.loading import import_object
 from convrewrite.proposing import Menu, menus
 from convrewrite.rules import Rule
@@ -17,7 +19,7 @@ from convrewrite.sites import Site, find_sites
 from convrewrite.structure import Structure
 from convrewrite.structures import discover
 from convrewrite.synthetic import synthesise
-from convrewrite.tracing import Traced, run, trace
+from convrewrite.tracing import Traced, run
 
 Progress = Callable[[str, int, int, str], None]
 """Called with a stage's name, how many of its steps are done, how many there are, and what is being done."""
@@ -39,9 +41,13 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A model in eval mode with its sites, what the rules allow at each, and the whole model's cost."""
+    """A model in eval mode with its sites, what the rules allow at each, and the whole model's cost.
 
-    model: nn.Module
+    ``model`` is ``original``, or the copy of it in which functional convolutions were ``lifted``.
+    """
+
+    original: nn.Module
+    lifted: Lifted
     inputs: Inputs
     traced: Traced
     sites: tuple[Site, ...]
@@ -49,6 +55,11 @@ class Prepared:
     rules: tuple[Rule, ...]
     structures: dict[str, Structure]
     menus: tuple[Menu, ...]
+
+    @property
+    def model(self) -> nn.Module:
+        """What is rewritten."""
+        return self.lifted.model
 
     @property
     def active(self) -> list[Site]:
@@ -59,9 +70,9 @@ class Prepared:
 def prepare(model: nn.Module, inputs: Inputs, rules: Sequence[Rule], structures: Sequence[Structure] = ()) -> Prepared:
     """Trace the model, find its sites, and ask the rules. Raises TraceError, RuleFileError."""
     known = discover() | {structure.name: structure for structure in structures}
-    traced, sites = find(model, inputs)
-    totals = whole_cost(model, inputs, sites)
-    return Prepared(model, inputs, traced, sites, totals, tuple(rules), known, menus(sites, rules, known))
+    lifted, traced, sites = find(model, inputs)
+    totals = whole_cost(lifted.model, inputs, sites)
+    return Prepared(model, lifted, inputs, traced, sites, totals, tuple(rules), known, menus(sites, rules, known))
 
 
 def bound_inputs(model: nn.Module, example_input: ExampleInput) -> Inputs:
@@ -71,15 +82,16 @@ def bound_inputs(model: nn.Module, example_input: ExampleInput) -> Inputs:
     return inputs
 
 
-def find(model: nn.Module, inputs: Inputs) -> tuple[Traced, tuple[Site, ...]]:
-    """The graphs and the sites of a model; raises TraceError when it has no convolution."""
-    traced = trace(model, len(inputs))
-    sites = find_sites(model, inputs, traced)
+def find(model: nn.Module, inputs: Inputs) -> tuple[Lifted, Traced, tuple[Site, ...]]:
+    """The model with its functional convolutions lifted, its graphs and its sites; raises TraceError when it has none."""
+    lifted = lift(model, inputs)
+    traced = follow(lifted.model, inputs)
+    sites = find_sites(lifted.model, inputs, traced, lifted.reasons)
     if not sites:
         raise TraceError(
             f"{type(model).__name__}: the model has no two-dimensional convolution; there is nothing to rewrite"
         )
-    return traced, sites
+    return lifted, traced, sites
 
 
 def require_runtime_dtype(model: nn.Module) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convrewrite import analyze, optimize, pipeline, verify
+from convrewrite import analyze, optimize, preparing, verify
 from convrewrite.errors import UsageError
 from convrewrite.inputs import bind_inputs, example_of, parameter_names, require_common_batch, required_names
 from convrewrite.tracing import Traced
@@ -142,7 +142,7 @@ def error_of_conv(model: nn.Module, example: Any, calibration: object) -> float:
 
 def lose_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without one, the inputs of every site are those of the model as it runs."""
-    monkeypatch.setattr(pipeline, "trace", lambda *_: Traced({}, ("",)))
+    monkeypatch.setattr(preparing, "follow", lambda *_: Traced({}, ("",)))
 
 
 @pytest.mark.parametrize("given", [("image", "vector"), ("image", "vector", "scale")])

@@ -13,7 +13,7 @@ LEVELS = [
     ["errors"],
     ["arguments", "checkpoints", "conv", "image_folder", "inputs", "outputs", "stopwatch", "tracing"],
     ["calibration_sources", "functional_calls", "layers.geometry", "loading", "moments", "rule_schema", "structure"],
-    ["observing", "timing_cache", "structures.asymmetric", "structures.channel", "structures.cp"],
+    ["following", "observing", "timing_cache", "structures.asymmetric", "structures.channel", "structures.cp"],
     ["structures.grouped", "structures.separable", "structures.tucker"],
     ["knapsack", "targets"],
     ["calibration", "fitting", "latency", "rules", "sites", "structures"],

@@ -1,0 +1,102 @@
+"""Graphs that are known to compute what the modules compute.
+
+Following a forward can go wrong in silence: ``isinstance(x, Tensor)`` is false for what a tracer passes for a tensor, and the
+graph then has the other branch. So each graph is run once beside its module, and one that gives something else is dropped.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from convrewrite.errors import TraceError
+from convrewrite.inputs import Inputs
+from convrewrite.outputs import named_outputs
+from convrewrite.tracing import Traced, run, trace
+
+ROUNDING = 2**12
+"""Units of rounding in which two ways of computing the same may differ, relative to the largest number."""
+
+
+def follow(model: nn.Module, inputs: Inputs) -> Traced:
+    """:func:`convrewrite.tracing.trace` without the graphs that compute something else on ``inputs`` than their modules.
+
+    What is inside of a module whose graph is dropped is followed part by part, as where there is none. The model is used
+    in the mode it is in. Raises TraceError when it does not run on ``inputs``.
+    """
+    traced = trace(model, len(inputs))
+    parts: dict[str, fx.GraphModule] = {}
+    lost = list(traced.lost)
+    waiting = list(traced.parts.items())
+    while waiting:
+        name, graph = waiting.pop(0)
+        if _computes_the_same(model, name, graph, inputs):
+            parts[name] = graph
+            continue
+        lost.append(name)
+        for key, child in model.get_submodule(name).named_children():
+            if next(child.children(), None) is None:
+                continue
+            path = f"{name}.{key}" if name else key
+            inner = trace(child)
+            lost += [f"{path}.{part}" if part else path for part in inner.lost]
+            waiting += [(f"{path}.{part}" if part else path, graph) for part, graph in inner.parts.items()]
+    return Traced(parts, tuple(lost))
+
+
+def _computes_the_same(model: nn.Module, name: str, graph: fx.GraphModule, inputs: Inputs) -> bool:
+    """Whether a part's graph gives what the part gives at its first call; a part that is never called is not asked."""
+    with torch.random.fork_rng(), torch.no_grad():
+        call = _first_call(model, name, inputs)
+        if call is None:
+            return True
+        args, kwargs, random, expected = call
+        torch.set_rng_state(random)
+        try:
+            found = named_outputs(graph(*args, **kwargs))
+        except Exception:  # a graph that was followed wrongly may fail in any way
+            return False
+    return expected.keys() == found.keys() and all(_alike(tensor, found[key]) for key, tensor in expected.items())
+
+
+def _first_call(
+    model: nn.Module, name: str, inputs: Inputs
+) -> tuple[tuple[Any, ...], dict[str, Any], Tensor, dict[str, Tensor]] | None:
+    """Copies of what a part is given at its first call, the random state then, and what it returns."""
+    part = model.get_submodule(name)
+    given: list[tuple[tuple[Any, ...], dict[str, Any], Tensor]] = []
+    returned: list[dict[str, Tensor]] = []
+
+    def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not given:
+            given.append((copy.deepcopy(args), copy.deepcopy(kwargs), torch.get_rng_state()))
+
+    def leave(_module: nn.Module, _args: object, output: object) -> None:
+        if not returned:
+            returned.append({key: tensor.clone() for key, tensor in _outputs(output).items()})
+
+    handles = (part.register_forward_pre_hook(enter, with_kwargs=True), part.register_forward_hook(leave))
+    try:
+        run(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return (*given[0], returned[0]) if given and returned else None
+
+
+def _outputs(output: object) -> dict[str, Tensor]:
+    try:
+        return named_outputs(output)
+    except TraceError:  # a part may return anything
+        return {}
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    finite = a[a.isfinite()].abs()
+    scale = float(finite.max()) if finite.numel() else 0.0
+    return torch.allclose(a, b, rtol=0.0, atol=ROUNDING * torch.finfo(a.dtype).eps * scale, equal_nan=True)
