@@ -22,12 +22,13 @@ def make_plan(
     surveyed = {entry.site.name: entry for entry in allocation.surveyed} if allocation else {}
     return Plan(
         tool_version=tool_version,
-        model=Fingerprint.of(prepared.model),
+        model=Fingerprint.of(prepared.original),
         rules=tuple(rule.name for rule in prepared.rules),
         budget=dict(ask.budget),
         keep=None if ask.keep is None else str(ask.keep),
         seed=settings.seed,
         predicted=None if allocation is None else _predicted(allocation),
+        lifted=prepared.lifted.lifts,
         sites=tuple(_planned(site, proposal, reason, surveyed) for site, proposal, reason in chosen),
     )
 

@@ -167,7 +167,7 @@ def analyze(
     known = discover() | {structure.name: structure for structure in structures}
     chosen = resolve(list(builtin_rules()) if rules is None else rules)
     with eval_mode(model):
-        _, sites = find(model, inputs)
+        _, _, sites = find(model, inputs)
     seen = candidates(sites)
     total = sum(site.cost.macs for site in sites) or 1
     return tuple(

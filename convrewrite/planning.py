@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from convrewrite.errors import PlanError
+from convrewrite.lifts import Lift
 from convrewrite.structure import Option
 
 BUDGETS = ("macs", "params", "latency")
@@ -129,7 +130,10 @@ class Predicted(_Part):
 
 
 class Plan(_Part):
-    """One option per site of one model. Plans are written as JSON, one site after another in the order they run."""
+    """One option per site of one model. Plans are written as JSON, one site after another in the order they run.
+
+    ``lifted`` are the functional convolutions that were made modules before there were sites.
+    """
 
     schema_version: Literal[1] = 1
     tool_version: str
@@ -139,6 +143,7 @@ class Plan(_Part):
     keep: str | None = None
     seed: int
     predicted: Predicted | None = None
+    lifted: tuple[Lift, ...] = ()
     sites: tuple[PlannedSite, ...]
 
     def site(self, name: str) -> PlannedSite:

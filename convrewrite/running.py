@@ -22,6 +22,7 @@ from convrewrite.measuring import Measured, measure_everything, measure_outputs
 from convrewrite.planning import Ask, Plan
 from convrewrite.preparing import Prepared, Progress, Settings, calibrate, require_runtime_dtype
 from convrewrite.proposing import Offer
+from convrewrite.rehearsing import allocate_measured
 from convrewrite.reporting.building import build_report, tool_version
 from convrewrite.reporting.model import Report
 from convrewrite.rewriting import Outcome, Rewritten, rewrite
@@ -116,10 +117,22 @@ class Run:
         surveyed = survey_sites(self.work, self.ask)
         if not self.ask.budget:
             return self._choose_by_fidelity(surveyed)
-        with self.work.watch.timed("latency"):
-            seconds = self._whole_seconds() if "latency" in self.ask.budget else None
-        allocation = allocate(surveyed, self.ask.budget, Totals(prepared.totals, seconds))
+        if "latency" in self.ask.budget:
+            with self.work.watch.timed("latency"):
+                return self._choose_by_latency(surveyed)
+        allocation = allocate(surveyed, self.ask.budget, Totals(prepared.totals))
         return Choice(self._lowered(allocation), allocation)
+
+    def _choose_by_latency(self, surveyed: tuple[Surveyed, ...]) -> Choice:
+        prepared, settings = self.work.prepared, self.work.settings
+        assert self.baseline is not None, "a latency budget asks for measurement"
+        self.work.progress("latency", 0, 1, "the plan as a whole, before it is fitted")
+        allocation = allocate_measured(
+            prepared, surveyed, self.ask.budget, Totals(prepared.totals, self._whole_seconds()), self.baseline,
+            self.scratch.path, settings.threads,
+        )  # fmt: skip
+        self.work.progress("latency", 1, 1, f"predicted {allocation.part('latency'):.2f} of the original's")
+        return Choice(allocation.offers(), allocation)
 
     def _choose_by_fidelity(self, surveyed: tuple[Surveyed, ...]) -> Choice:
         keep, work = self.ask.keep, self.work
@@ -185,7 +198,8 @@ class Run:
             measured=measured,
             predicted_saving=saved,
             notes=[
-                *notes, *work.data.notes, *_lost(prepared.traced), *measured.notes, *_nothing_done(rewritten.outcomes),
+                *notes, *prepared.lifted.notes, *work.data.notes, *_lost(prepared.traced), *measured.notes,
+                *_nothing_done(rewritten.outcomes),
             ],
             seconds=work.watch.seconds,
         )  # fmt: skip

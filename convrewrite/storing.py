@@ -17,6 +17,7 @@ from torch import nn
 from convrewrite.applying import copy_model, empty_option, replace_site
 from convrewrite.conv import Conv, ConvSpec, Kind
 from convrewrite.errors import ModelLoadError, PlanError, UsageError
+from convrewrite.lifts import apply_lifts
 from convrewrite.planning import Plan, PlannedSite
 from convrewrite.reporting import render_markdown
 from convrewrite.reporting.html import render_html
@@ -136,7 +137,7 @@ def load(folder: str | Path, original_model: nn.Module, structures: tuple[Struct
     plan = Plan.from_json((folder / PLAN).read_text(encoding="utf-8"), str(folder / PLAN))
     plan.require_model(original_model, weights=False)
     known = discover() | {structure.name: structure for structure in structures}
-    model = copy_model(original_model)
+    model = apply_lifts(original_model, plan.lifted) if plan.lifted else copy_model(original_model)
     for planned in plan.sites:
         if planned.option is not None:
             _put_empty(model, planned, known)
