@@ -69,6 +69,46 @@ def test_every_kind_of_site_comes_back(rule: str, tmp_path: Path) -> None:
     assert torch.equal(model(images(2)), made.model(images(2)))
 
 
+class Functional(nn.Module):
+    """Convolutions as functions: on a parameter, twice, and on a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.kernel = nn.Parameter(torch.randn(16, 16, 3, 3) / 12)
+        self.register_buffer("blur", torch.rand(16, 1, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        for _ in range(2):
+            x = torch.relu(nn.functional.conv2d(x, self.kernel, padding=1))
+        return nn.functional.conv2d(x, self.blur, groups=x.shape[1])
+
+
+def test_functional_convolutions_are_rewritten_and_come_back(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made = rewritten(Functional().eval())
+    rows = {row.name: (row.action, row.calls) for row in made.report.sites}
+    assert rows == {"stem": ("kept", 1), "kernel": ("rewritten", 2), "blur": ("kept", 1)}
+    assert "functional convolutions became modules: kernel, blur" in made.report.notes
+    other = Functional().eval()
+    model = load(made.save(tmp_path / "out"), other)
+    assert torch.equal(model(images(2)), made.model(images(2)))
+    assert set(other.state_dict()) == {"stem.weight", "stem.bias", "kernel", "blur"}
+
+
+def test_a_plan_that_lifts_what_the_model_does_not_have_is_refused(tmp_path: Path) -> None:
+    class Silent(Functional):
+        """The same tensors, used in another way."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.stem(x))
+
+    folder = rewritten(Functional().eval()).save(tmp_path / "out")
+    with pytest.raises(PlanError, match="expected a forward that calls kernel as a convolution, found none"):
+        load(folder, Silent())
+
+
 def test_the_pickled_model_is_a_whole_module(result: Result, folder: Path) -> None:
     model = torch.load(folder / "model.pt", weights_only=False)
     assert torch.equal(model(images(2)), result.model(images(2)))
