@@ -44,7 +44,7 @@ class Allocation:
     def part(self, resource: str) -> float:
         """What is left of a resource, as a part of the whole model's."""
         pairs = zip(self.surveyed, self.chosen, strict=True)
-        saved = sum(_amount_kept(s, resource) - _amount(c, resource) for s, c in pairs if c is not None)
+        saved = sum(_amount_kept(s, resource) - c.amount(resource) for s, c in pairs if c is not None)
         return 1 - saved / self.totals.of(resource)
 
     def offers(self) -> tuple[Offer, ...]:
@@ -61,7 +61,7 @@ class Allocation:
 def allocate(surveyed: Sequence[Surveyed], budget: Mapping[str, float], totals: Totals) -> Allocation:
     """The exact optimum. Raises PlanError that says what these options can reach, when they cannot meet the budget."""
     resources = list(budget)
-    groups = [[_kept(entry, resources), *(_item(s, resources) for s in entry.options)] for entry in surveyed]
+    groups = [_items(entry, resources) for entry in surveyed]
     rest = [totals.of(r) - sum(_amount_kept(entry, r) for entry in surveyed) for r in resources]
     limits = [budget[r] * totals.of(r) - other for r, other in zip(resources, rest, strict=True)]
     chosen = choose(groups, limits) if all(limit >= 0 for limit in limits) else None
@@ -69,7 +69,7 @@ def allocate(surveyed: Sequence[Surveyed], budget: Mapping[str, float], totals: 
         spent = least(groups)
         reach = {r: (s + o) / totals.of(r) for r, s, o in zip(resources, spent, rest, strict=True)}
         raise PlanError(unreachable(budget, reach))
-    picked = tuple(None if i == 0 else entry.options[i - 1] for entry, i in zip(surveyed, chosen, strict=True))
+    picked = tuple(_picked(entry, index) for entry, index in zip(surveyed, chosen, strict=True))
     return Allocation(tuple(surveyed), picked, totals)
 
 
@@ -101,22 +101,26 @@ def _saving(site: Site, cost: Cost, resource: str) -> float:
     return max(0.0, Totals(site.cost).of(resource) - Totals(cost).of(resource))
 
 
+def _items(entry: Surveyed, resources: Sequence[str]) -> list[Item]:
+    options = [_item(scored, resources) for scored in entry.options]
+    return options if entry.must_change else [_kept(entry, resources), *options]
+
+
+def _picked(entry: Surveyed, index: int) -> Scored | None:
+    if entry.must_change:
+        return entry.options[index]
+    return None if index == 0 else entry.options[index - 1]
+
+
 def _kept(entry: Surveyed, resources: Sequence[str]) -> Item:
     return Item(0.0, tuple(_amount_kept(entry, r) for r in resources))
 
 
 def _item(scored: Scored, resources: Sequence[str]) -> Item:
-    return Item(scored.effect, tuple(_amount(scored, r) for r in resources))
+    return Item(scored.effect, tuple(scored.amount(r) for r in resources))
 
 
 def _amount_kept(entry: Surveyed, resource: str) -> float:
     if resource == "latency":
         return entry.seconds or 0.0
     return Totals(entry.site.cost).of(resource)
-
-
-def _amount(scored: Scored, resource: str) -> float:
-    if resource == "latency":
-        assert scored.seconds is not None, "a latency budget needs measured times"
-        return scored.seconds
-    return Totals(scored.proposal.cost).of(resource)

@@ -5,64 +5,42 @@ sites there are. Without one, or for a site with several calls, the model is run
 memory limit wait on disk.
 """
 
-import operator
-import tempfile
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from convrewrite.applying import copy_model, replace_site
 from convrewrite.sites import Site
+from convrewrite.streams import Inputs, Sample, Streams
 from convrewrite.tracing import Traced, run
-
-Inputs = tuple[Tensor, ...]
-RECTIFIERS = (torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_, "relu", "relu_")
-MAKE_THEIR_OWN = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d)
-"""Layers whose output is never a view of their input, unless they work in place."""
-
-ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """What one batch shows at one call of a site: its input in the original and in the rewritten network, and where its
-    output is only added to a skip connection that both already have, that skip in each."""
-
-    batch: int
-    original: Tensor
-    rewritten: Tensor
-    original_skip: Tensor | None = None
-    rewritten_skip: Tensor | None = None
-
-    def total(self, output: Tensor) -> Tensor:
-        """The original sum, given the original's output."""
-        return output if self.original_skip is None else output + self.original_skip
-
-    def rest(self, total: Tensor) -> Tensor:
-        """What the site must give so that the rewritten sum is ``total``."""
-        return total if self.rewritten_skip is None else total - self.rewritten_skip
 
 
 class Propagation:
     """Walks all batches through both networks, site by site. ``rewritten`` is the copy under the knife."""
 
     def __init__(
-        self, model: nn.Module, traced: Traced, sites: Sequence[Site], batches: Sequence[Inputs], memory: int
+        self,
+        model: nn.Module,
+        traced: Traced,
+        sites: Sequence[Site],
+        batches: Sequence[Inputs],
+        memory: int,
+        start: nn.Module | None = None,
     ) -> None:
-        """``memory`` in bytes bounds the activations that are kept."""
+        """``memory`` in bytes bounds the activations that are kept. ``start``: a copy of the model in which all ``sites``
+        are rewritten already, to go through once more."""
         self.model = model
-        self.rewritten = copy_model(model)
+        self.rewritten = copy_model(start or model)
         self._batches = batches
         self.batches = len(batches)
         self.examples = [len(inputs[0]) for inputs in batches]
-        self._streams: _Streams | None = None
+        self._streams: Streams | None = None
         if traced.whole is not None:
-            self._streams = _Streams(traced.whole, sites, batches, memory)
+            self._streams = Streams(traced.whole, sites, batches, memory)
+            for site in sites if start is not None else ():
+                self._streams.foresee(site, self.rewritten.get_submodule(site.name))
 
     def samples(self, site: Site) -> Iterator[Sample]:
         """One sample per batch and call, as often as wanted until :meth:`replace` is called for this site."""
@@ -126,302 +104,3 @@ def _inputs_of(model: nn.Module, name: str, inputs: Inputs) -> list[Tensor]:
     finally:
         handle.remove()
     return seen
-
-
-class _Store:
-    """Tensors in memory up to a limit, the others in files of a temporary folder."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._used = 0
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._count = 0
-
-    def put(self, value: Any, *, shared: bool) -> Any:
-        """What :meth:`get` makes the value of again; ``shared`` memory stays where it is, or it would not be shared."""
-        if not isinstance(value, Tensor):
-            return value
-        size = value.numel() * value.element_size()
-        if shared or self._used + size <= self._limit:
-            self._used += size
-            return value
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="convrewrite-")
-        path = Path(self._folder.name) / f"{self._count}.pt"
-        self._count += 1
-        torch.save(value.clone(), path)
-        return path
-
-    def get(self, value: Any) -> Any:
-        return torch.load(value, weights_only=True) if isinstance(value, Path) else value
-
-    def drop(self, value: Any) -> None:
-        if isinstance(value, Path):
-            value.unlink()
-        elif isinstance(value, Tensor):
-            self._used -= value.numel() * value.element_size()
-
-    def close(self) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()
-
-
-class _Streams:
-    """Runs the graph from site to site. The rewritten stream holds only what differs from the original one."""
-
-    def __init__(self, graph: fx.GraphModule, sites: Sequence[Site], batches: Sequence[Inputs], memory: int) -> None:
-        self.store = _Store(memory)
-        self._modules = dict(graph.named_modules(remove_duplicate=False))
-        self._replaced: dict[str, nn.Module] = {}
-        self._batches = batches
-        self._nodes = skips_first(graph, {site.name for site in sites})
-        self._order = {node: i for i, node in enumerate(self._nodes)}
-        self._last_use = _last_uses(self._nodes)
-        self._calls = {site.name: _calls(self._nodes, self._modules, site.name) for site in sites}
-        self._position = 0
-        self._original: list[dict[fx.Node, Any]] = [{} for _ in batches]
-        self._rewritten: list[dict[fx.Node, Any]] = [{} for _ in batches]
-
-    def advance(self, name: str) -> bool:
-        """Run up to the site's call; False when it is called more than once, or lies behind."""
-        calls = self._calls[name]
-        if len(calls) != 1 or calls[0] < self._position:
-            return False
-        segment = self._nodes[self._position : calls[0]]
-        for index in range(len(self._batches)):
-            self._run(index, segment, calls[0])
-        self._position = calls[0]
-        return True
-
-    def samples(self, site: Site) -> Iterator[Sample]:
-        source = self._source()
-        skip = self._skip(site)
-        for index in range(len(self._batches)):
-            before, after = self._both(index, source)
-            skips = (None, None) if skip is None else self._both(index, skip)
-            yield Sample(index, before, after, *skips)
-
-    def _both(self, index: int, node: fx.Node) -> tuple[Tensor, Tensor]:
-        """A value in the original and in the rewritten network."""
-        original, rewritten = self._original[index], self._rewritten[index]
-        before = self.store.get(original[node])
-        return before, self.store.get(rewritten[node]) if node in rewritten else before
-
-    def rectified(self, site: Site) -> bool:
-        """See :meth:`Propagation.rectified`."""
-        end = self._end(site)
-        user = _only_user(end)
-        if user is not None and self._skip(site) is not None:
-            user = _only_user(user)
-        if user is None:
-            return False
-        if user.op == "call_module":
-            return type(self._modules[str(user.target)]) is nn.ReLU
-        return user.target in RECTIFIERS
-
-    def finish(self, index: int, site: Site, module: nn.Module) -> Any:
-        """See :meth:`Propagation.outputs`; what the streams hold stays as it is."""
-        modules = self._modules | self._replaced | self._replacements(site, module)
-        kept = self._original[index] | self._rewritten[index]
-        rest = self._nodes[self._position :]
-        in_place = any(_works_in_place(node, modules) for node in rest if node.op != "output")
-        values = {node: self.store.get(value) for node, value in kept.items()}
-        if in_place:
-            values = {node: v.clone() if isinstance(v, Tensor) else v for node, v in values.items()}
-        for node in rest:
-            if node.op == "output":
-                return fx.map_arg(node.args[0], lambda n: values[n])
-            values[node] = execute(node, modules, values)
-            for source in (*node.all_input_nodes, node):
-                if self._last_use[source] <= self._order[node]:
-                    values.pop(source, None)
-        raise AssertionError("a graph ends in its output")
-
-    def replace(self, site: Site, module: nn.Module) -> None:
-        self._replaced |= self._replacements(site, module)
-
-    def _replacements(self, site: Site, module: nn.Module) -> dict[str, nn.Module]:
-        """What the site's names, and that of the BatchNorm folded into it, stand for once ``module`` is there."""
-        original = self._modules.get(site.name)
-        found: dict[str, nn.Module] = {name: module for name, old in self._modules.items() if old is original}
-        return found if site.batch_norm is None else found | {site.batch_norm: nn.Identity()}
-
-    def _end(self, site: Site) -> fx.Node:
-        """The node that gives the site's output, with the BatchNorm that is folded into it."""
-        node = self._nodes[self._position]
-        return node if site.batch_norm is None else next(iter(node.users))
-
-    def _skip(self, site: Site) -> fx.Node | None:
-        """The other summand of the addition that alone uses this site's output, where both networks have it already."""
-        node = self._end(site)
-        join = _only_user(node)
-        if join is None or join.target not in ADDITIONS or len(join.args) != 2 or join.kwargs:
-            return None
-        other = join.args[1] if join.args[0] is node else join.args[0]
-        if not isinstance(other, fx.Node) or other is node:
-            return None
-        skip, x = (self.store.get(self._original[0].get(n)) for n in (other, self._source()))
-        # A skip of another shape would broadcast: the sum is then no output of this site.
-        wanted = (site.spec.out_channels, *site.spec.output_size(x.shape[-2:]))
-        return other if isinstance(skip, Tensor) and skip.shape[1:] == wanted else None
-
-    def _source(self) -> fx.Node:
-        """The node that gives the input of the site where the streams stand."""
-        return self._nodes[self._position].all_input_nodes[0]
-
-    def _run(self, index: int, segment: Sequence[fx.Node], end: int) -> None:
-        """One batch through a stretch of nodes that ends before position ``end``; only what is used later stays."""
-        used = set(segment) | {source for node in segment for source in node.all_input_nodes}
-        original = self._fetch(self._original[index], used)
-        rewritten = self._fetch(self._rewritten[index], used)
-        inputs = iter(self._batches[index])
-        for node in segment:
-            if node.op == "placeholder":
-                original[node] = _given(node, inputs)
-            elif node.op != "output":
-                self._step(node, original, rewritten)
-            for source in (*node.all_input_nodes, node):
-                if self._last_use[source] <= self._order[node]:
-                    original.pop(source, None)
-                    rewritten.pop(source, None)
-        for kept, values in ((self._original, original), (self._rewritten, rewritten)):
-            later = {n: value for n, value in values.items() if self._last_use[n] >= end}
-            shared = _shared(later)
-            kept[index].update({n: self.store.put(value, shared=n in shared) for n, value in later.items()})
-
-    def _fetch(self, kept: dict[fx.Node, Any], wanted: set[fx.Node]) -> dict[fx.Node, Any]:
-        """Take the wanted values out of the store."""
-        values: dict[fx.Node, Any] = {}
-        for node in wanted & kept.keys():
-            handle = kept.pop(node)
-            values[node] = self.store.get(handle)
-            self.store.drop(handle)
-        return values
-
-    def _step(self, node: fx.Node, original: dict[fx.Node, Any], rewritten: dict[fx.Node, Any]) -> None:
-        """One node in both streams; once when nothing before it differs."""
-        differs = node.op == "call_module" and str(node.target) in self._replaced
-        differs = differs or any(source in rewritten for source in node.all_input_nodes)
-        if differs and _works_in_place(node, self._modules) and node.all_input_nodes[0] not in rewritten:
-            first = node.all_input_nodes[0]
-            rewritten[first] = original[first].clone()
-        both = {source: rewritten.get(source, original.get(source)) for source in node.all_input_nodes}
-        original[node] = execute(node, self._modules, original)
-        if differs:
-            rewritten[node] = execute(node, self._modules | self._replaced, both)
-
-
-def execute(node: fx.Node, modules: dict[str, nn.Module], values: dict[fx.Node, Any]) -> Any:
-    """The value of one node of a graph."""
-    args = fx.map_arg(node.args, lambda n: values[n])
-    kwargs = fx.map_arg(node.kwargs, lambda n: values[n])
-    with torch.no_grad():
-        if node.op == "call_module":
-            return modules[str(node.target)](*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        if node.op == "get_attr":
-            return operator.attrgetter(str(node.target))(modules[""])
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
-
-
-def _given(node: fx.Node, inputs: Iterator[Tensor]) -> Any:
-    """What a placeholder stands for: the next input, or with ``*args`` all that are left. The network may change it."""
-    if str(node.target).startswith("**"):
-        return {}
-    if str(node.target).startswith("*"):
-        return tuple(tensor.clone() for tensor in inputs)
-    return next(inputs).clone()
-
-
-def _works_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    if node.op == "call_module":
-        return bool(getattr(modules[str(node.target)], "inplace", False))
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name.endswith("_") or name in ("iadd", "imul", "isub") or bool(node.kwargs.get("inplace"))
-
-
-def _shared(values: dict[fx.Node, Any]) -> set[fx.Node]:
-    """Those whose memory another one holds too, as a view or after work in place."""
-    owners: dict[int, list[fx.Node]] = defaultdict(list)
-    for node, value in values.items():
-        if isinstance(value, Tensor):
-            owners[value.untyped_storage().data_ptr()].append(node)
-    return {node for nodes in owners.values() if len(nodes) > 1 for node in nodes}
-
-
-def _only_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _calls(nodes: Sequence[fx.Node], modules: dict[str, nn.Module], name: str) -> list[int]:
-    """Positions at which a module is called, under whichever of its names."""
-    module = modules.get(name)
-    return [i for i, n in enumerate(nodes) if n.op == "call_module" and modules[str(n.target)] is module]
-
-
-def _last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, int]:
-    order = {node: i for i, node in enumerate(nodes)}
-    return {node: max((order[user] for user in node.users), default=order[node]) for node in nodes}
-
-
-def skips_first(graph: fx.GraphModule, sites: set[str]) -> list[fx.Node]:
-    """The nodes in an order that computes a skip connection before the branch it is added to, where it holds no site.
-
-    So the last convolution of the branch can be fitted to the sum. Only nodes of the skip itself move, and none when any
-    of them works in place, or anything on the way does so on what the skip starts from.
-    """
-    modules = dict(graph.named_modules(remove_duplicate=False))
-    nodes = list(graph.graph.nodes)
-    for join in [n for n in nodes if n.target in ADDITIONS and len(n.args) == 2]:
-        for skip in join.all_input_nodes:
-            moved = _skip_nodes(skip, sites, modules)
-            others = [n for n in join.all_input_nodes if n is not skip]
-            if (
-                moved
-                and others
-                and all(n not in moved for n in others)
-                and not _overtakes_change(nodes, moved, modules)
-            ):
-                _move_up(nodes, moved)
-    return nodes
-
-
-def _skip_nodes(end: fx.Node, sites: set[str], modules: dict[str, nn.Module]) -> list[fx.Node]:
-    """The chain of single-use nodes that ends in ``end``, first to last; empty when it holds a site or works in place."""
-    chain: list[fx.Node] = []
-    node = end
-    while node.op != "placeholder" and len(node.users) == 1 and len(node.all_input_nodes) == 1:
-        if str(node.target) in sites or _works_in_place(node, modules):
-            return []
-        chain.insert(0, node)
-        node = node.all_input_nodes[0]
-    return chain if node.op == "placeholder" or len(node.users) > 1 else []
-
-
-def _overtakes_change(nodes: list[fx.Node], moved: list[fx.Node], modules: dict[str, nn.Module]) -> bool:
-    """Whether a node that the chain would overtake changes, in place, the memory the chain reads."""
-    start = moved[0].all_input_nodes[0]
-    overtaken = nodes[nodes.index(start) + 1 : nodes.index(moved[-1])]
-    changed = [_memory_of(n.all_input_nodes[0], modules) for n in overtaken if _works_in_place(n, modules)]
-    return _memory_of(start, modules) in changed
-
-
-def _memory_of(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node:
-    """The node that made the memory ``node`` may lie in: back through work in place, and all that may give a view."""
-    while node.all_input_nodes:
-        module = modules[str(node.target)] if node.op == "call_module" else None
-        makes_its_own = type(module) in MAKE_THEIR_OWN or node.target in (operator.add, torch.add)
-        if makes_its_own and not _works_in_place(node, modules):
-            return node
-        node = node.all_input_nodes[0]
-    return node
-
-
-def _move_up(nodes: list[fx.Node], moved: list[fx.Node]) -> None:
-    """Put a chain directly behind the node it starts from, in place."""
-    for node in moved:
-        nodes.remove(node)
-    start = nodes.index(moved[0].all_input_nodes[0]) + 1
-    nodes[start:start] = moved

@@ -4,7 +4,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import nn
@@ -28,6 +28,7 @@ from convrewrite.reporting.model import Report
 from convrewrite.rewriting import Outcome, Rewritten, rewrite
 from convrewrite.sensitivities import Surveyed
 from convrewrite.stopwatch import Stopwatch
+from convrewrite.swapping import check, swap
 from convrewrite.tracing import Traced
 from convrewrite.weighting import output_weights
 
@@ -71,6 +72,7 @@ class Choice:
     offers: tuple[Offer, ...]
     allocation: Allocation | None = None
     rewritten: Rewritten | None = None
+    effect: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,18 @@ class Run:
             memory=work.settings.memory, weights=work.weights, progress=work.progress, stopwatch=work.watch,
         )  # fmt: skip
 
+    def _fitted(self, choice: Choice) -> Choice:
+        """The choice fitted; one that came from an allocation is checked as a whole, and bettered by swaps."""
+        if choice.rewritten is not None:
+            return choice
+        rewritten = self._rewrite(choice.offers)
+        if choice.allocation is None or self.work.settings.fast or not self.work.data.fit:
+            return replace(choice, rewritten=rewritten)
+        checked = check(self.work, choice.allocation, rewritten)
+        attempt = lambda allocation: self._rewrite(self._lowered(allocation))  # noqa: E731
+        best = swap(self.work, checked, self.ask.budget, attempt)
+        return Choice(self._lowered(best.allocation), best.allocation, best.rewritten, best.effect)
+
     def plan(self, choice: Choice) -> Plan:
         """The plan of a choice that was not fitted; where a rule offers several options, the cheapest."""
         chosen = [
@@ -179,7 +193,9 @@ class Run:
     def finish(self, choice: Choice, name: str, notes: Sequence[str], plan: Plan | None = None) -> Result:
         """Fit and apply, measure, report. ``plan``: the one that is carried out, else one is made of the choice."""
         work, prepared, settings = self.work, self.work.prepared, self.work.settings
-        rewritten = choice.rewritten or self._rewrite(choice.offers)
+        choice = self._fitted(choice)
+        rewritten = choice.rewritten
+        assert rewritten is not None
         chosen = [(o.site, o.proposal, o.reason) for o in rewritten.outcomes]
         followed = plan or make_plan(prepared, self.ask, settings, tool_version(), chosen, choice.allocation)
         onnx = self.scratch.path / "model.onnx" if self.baseline is not None else None

@@ -20,10 +20,11 @@ from convrewrite.calibration import Calibration
 from convrewrite.fitting import LARGE, Fit
 from convrewrite.outputs import named_outputs
 from convrewrite.pricing import MIN_GAIN, Prices, aligned
-from convrewrite.propagation import Inputs, Propagation
+from convrewrite.propagation import Propagation
 from convrewrite.proposing import Ladder, Menu, Proposal
 from convrewrite.sites import Site
 from convrewrite.stopwatch import Stopwatch
+from convrewrite.streams import Inputs
 from convrewrite.structure import Structure
 from convrewrite.tracing import Traced, run
 from convrewrite.verifying import effect_of
@@ -68,6 +69,13 @@ class Scored:
     measured: bool
     seconds: float | None = None
 
+    def amount(self, resource: str) -> float:
+        """What it costs of "macs", "params" or "latency"."""
+        if resource == "latency":
+            assert self.seconds is not None, "a latency budget needs measured times"
+            return self.seconds
+        return self.proposal.cost.macs if resource == "macs" else self.proposal.cost.parameters
+
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
@@ -81,13 +89,17 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Surveyed:
-    """All that a site could become; ``seconds`` are those of the site as it is. ``reason`` says why there is nothing."""
+    """All that a site could become; ``seconds`` are those of the site as it is. ``reason`` says why there is nothing.
+
+    ``must_change``: to keep it as it is, is not among the options.
+    """
 
     site: Site
     options: tuple[Scored, ...]
     dropped: tuple[Dropped, ...] = ()
     seconds: float | None = None
     reason: str | None = None
+    must_change: bool = False
 
 
 Progress = Callable[[str, int, int, str], None]
@@ -112,7 +124,7 @@ def survey(
     active = [menu.site for menu in menus if menu.ladders]
     chosen = _fewer(calibration, effort)
     walk = Propagation(model, traced, active, (*chosen.fit, *chosen.held_out), memory)
-    judge = _Judge.of(model, walk, chosen, effort)
+    judge = Judge.of(model, walk, chosen, effort)
     found: list[Surveyed] = []
     try:
         for menu in menus:
@@ -148,7 +160,7 @@ def _first(batches: Sequence[Inputs], count: int) -> tuple[Inputs, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Judge:
+class Judge:
     """The original's outputs on the batches that effects are measured on."""
 
     walk: Propagation
@@ -156,7 +168,8 @@ class _Judge:
     originals: tuple[dict[str, Tensor], ...]
 
     @classmethod
-    def of(cls, model: nn.Module, walk: Propagation, calibration: Calibration, effort: Effort) -> "_Judge":
+    def of(cls, model: nn.Module, walk: Propagation, calibration: Calibration, effort: Effort) -> "Judge":
+        """On held-out inputs, where there are any."""
         all_batches = (*calibration.fit, *calibration.held_out)
         first = len(calibration.fit) if calibration.held_out else 0
         batches, examples = [], 0
@@ -213,7 +226,7 @@ class _Bench:
     site: Site
     piece: Workpiece
     structures: Mapping[str, Structure]
-    judge: _Judge
+    judge: Judge
     effort: Effort
     prices: Prices | None
     stopwatch: Stopwatch

@@ -27,8 +27,9 @@ from convrewrite.applying import build_conv, build_option, folded_kernel
 from convrewrite.conv import Kind
 from convrewrite.fitting import fit
 from convrewrite.moments import Accumulator
-from convrewrite.propagation import Inputs, Propagation, Sample
+from convrewrite.propagation import Propagation
 from convrewrite.sites import Site, find_sites
+from convrewrite.streams import Inputs, Sample
 from convrewrite.structure import make_option
 from convrewrite.structures import discover
 from convrewrite.tracing import Traced, trace

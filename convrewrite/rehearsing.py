@@ -1,0 +1,76 @@
+"""The latency of a plan as a whole, measured before anything is fitted: time does not depend on the weights.
+
+The times of single options add up to that of the model to some percent only. So the whole plan is built with the weights
+it starts with, exported and timed against the original, and the budget is corrected by what was found.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from convrewrite.allocation import Allocation, Totals, allocate
+from convrewrite.applying import copy_model, empty_option, replace_site
+from convrewrite.errors import PlanError
+from convrewrite.exporting import Exported, export
+from convrewrite.latency import compare_onnx
+from convrewrite.preparing import Prepared
+from convrewrite.proposing import Offer
+from convrewrite.sensitivities import Surveyed
+
+REHEARSALS = 3
+CLOSE = 0.97
+"""Of the budget: a plan that measures between this part of it and all of it is taken."""
+
+
+def allocate_measured(
+    prepared: Prepared,
+    surveyed: Sequence[Surveyed],
+    budget: Mapping[str, float],
+    totals: Totals,
+    baseline: Exported,
+    folder: Path,
+    threads: int,
+) -> Allocation:
+    """The allocation of least effect whose latency *measures* within the budget, of a few that are tried.
+
+    Where none of them does, the one that comes nearest. Raises PlanError when the options' own times already say no.
+    """
+    asked = aim = budget["latency"]
+    tried: list[tuple[float, Allocation]] = []
+    for _ in range(REHEARSALS):
+        try:
+            allocation = allocate(surveyed, {**budget, "latency": aim}, totals)
+        except PlanError:
+            if not tried:
+                raise
+            break
+        measured = rehearse(prepared, allocation.offers(), baseline, folder, threads)
+        tried.append((measured, allocation))
+        if CLOSE * asked <= measured <= asked:
+            break
+        aim = min(aim * asked / measured, 0.999)
+    within = [allocation for measured, allocation in tried if measured <= asked]
+    chosen = min(within, key=lambda a: a.effect) if within else min(tried, key=lambda pair: pair[0])[1]
+    return replace(chosen, totals=totals)
+
+
+def rehearse(prepared: Prepared, offers: Sequence[Offer], baseline: Exported, folder: Path, threads: int) -> float:
+    """The time of the model with these options, unfitted, as a part of the original's: the median of paired ratios."""
+    trial = export(_unfitted(prepared, offers), prepared.inputs, folder / "rehearsal.onnx")
+    inputs = prepared.inputs
+    if baseline.dynamic_batch and trial.dynamic_batch:
+        inputs = tuple(tensor[:1] for tensor in inputs)
+    return compare_onnx(baseline.path, trial.path, inputs, threads=threads).ratio
+
+
+def _unfitted(prepared: Prepared, offers: Sequence[Offer]) -> nn.Module:
+    model = copy_model(prepared.model)
+    for offer in offers:
+        for proposal in offer.proposals[:1]:
+            option, spec = proposal.option, offer.site.folded_spec
+            stages = prepared.structures[option.structure].stages(spec.per_group, option.parameters)
+            like = prepared.model.get_submodule(offer.site.name).weight
+            replace_site(model, offer.site, empty_option(spec, stages, option, like))  # type: ignore[arg-type]
+    return model
