@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from convrewrite.applying import copy_model
 from convrewrite.outputs import named_outputs
 from convrewrite.sites import Site
 from convrewrite.verifying import is_class_scores
@@ -36,6 +37,9 @@ def output_weights(
     Sites that no gradient reaches have no entry; a model that cannot be differentiated has none at all.
     """
     sums: dict[str, Tensor] = {}
+    model = copy_model(
+        model
+    )  # what a forward leaves on its modules would hold on to gradients, and could not be copied
     generator = torch.Generator().manual_seed(seed)
     with _gradients_noted(model, sites, sums):
         try:

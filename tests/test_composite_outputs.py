@@ -11,7 +11,8 @@ import torch
 from commands import call
 from torch import Tensor, nn
 
-from convrewrite import optimize, pipeline
+from convrewrite import measuring, optimize
+from convrewrite.calibration import read_calibration
 from convrewrite.exporting import export
 from convrewrite.pipeline import Result
 from convrewrite.reporting import render_markdown, render_text
@@ -101,11 +102,24 @@ def test_every_container_is_followed_and_exported_with_parity(
     assert [output.name for output in parity.outputs] == [f"output.{name}" for name in names]
 
 
+class Keeping(Net):
+    """Keeps what it gave last, as a list that is no buffer."""
+
+    def forward(self, x: Tensor) -> object:
+        self.kept = [super().forward(x)]
+        return self.kept[0]
+
+
+def test_a_model_that_keeps_what_it_gave_can_still_be_copied() -> None:
+    report = optimize(Keeping(lambda mask, _: mask), images(1), calibration=images(24), measure=False).report
+    assert report.sites[1].action == "rewritten"
+
+
 @pytest.fixture(scope="module")
 def result() -> Result:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "compare_onnx", lambda *_args, **_options: None)
-        patch.setattr(pipeline, "compare_torch", lambda *_args, **_options: None)
+        patch.setattr(measuring, "compare_onnx", lambda *_args, **_options: None)
+        patch.setattr(measuring, "compare_torch", lambda *_args, **_options: None)
         return optimize(Net(everything), images(1), calibration=images(24))
 
 
@@ -117,7 +131,7 @@ def test_fidelity_and_parity_of_every_output(result: Result) -> None:
     by_name = dict(zip(EVERYTHING, report.fidelity, strict=True))
     with torch.no_grad():
         original, rewritten = Net(everything), result.model
-        held_out = torch.cat([x for (x,) in pipeline.read_calibration(images(24), (images(1),)).held_out])
+        held_out = torch.cat([x for (x,) in read_calibration(images(24), (images(1),)).held_out])
         before, after = original(held_out), rewritten(held_out)
     assert isinstance(before, dict)
     equal = float((before["classes"] == after["classes"]).double().mean())
