@@ -37,9 +37,8 @@ def output_weights(
     Sites that no gradient reaches have no entry; a model that cannot be differentiated has none at all.
     """
     sums: dict[str, Tensor] = {}
-    model = copy_model(
-        model
-    )  # what a forward leaves on its modules would hold on to gradients, and could not be copied
+    # What a forward leaves on its modules would hold on to gradients, and such a model cannot be copied any more.
+    model = copy_model(model)
     generator = torch.Generator().manual_seed(seed)
     with _gradients_noted(model, sites, sums):
         try:
