@@ -266,6 +266,7 @@ def _works_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_module":
         return bool(getattr(modules[str(node.target)], "inplace", False))
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = name.partition(".")[0]  # an operator of aten has its overload behind a dot: add_.Tensor
     return name.endswith("_") or name in ("iadd", "imul", "isub") or bool(node.kwargs.get("inplace"))
 
 

@@ -98,6 +98,14 @@ def parts_in_place(model: Calls, x: Tensor) -> Tensor:
     return model.last(x + other)
 
 
+def parts_in_place_by_operators(model: Calls, x: Tensor) -> Tensor:
+    x = model.stem(x)
+    left = x[:, :4]
+    other = model.side(x)
+    left = torch.ops.aten.mul_.Tensor(left, 0.5)
+    return model.last(x + other)
+
+
 def changes_its_input(model: Calls, x: Tensor) -> Tensor:
     return model.last(model.stem(x.sub_(0.5)))
 
@@ -127,6 +135,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         last=conv(8, 4),
     ),
     "parts in place": lambda: Calls(parts_in_place, stem=conv(3, 8), side=conv(8, 8), last=conv(8, 4)),
+    "parts in place by operators": lambda: Calls(
+        parts_in_place_by_operators, stem=conv(3, 8), side=conv(8, 8), last=conv(8, 4)
+    ),
     "changes its input": lambda: Calls(changes_its_input, stem=conv(3, 8), last=conv(8, 4)),
 }
 every_network = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS.keys())
