@@ -98,12 +98,11 @@ def parts_in_place(model: Calls, x: Tensor) -> Tensor:
     return model.last(x + other)
 
 
-def parts_in_place_by_operators(model: Calls, x: Tensor) -> Tensor:
+def pre_activation_by_operators(model: Calls, x: Tensor) -> Tensor:
+    relu = torch.ops.aten.relu_.default
     x = model.stem(x)
-    left = x[:, :4]
-    other = model.side(x)
-    left = torch.ops.aten.mul_.Tensor(left, 0.5)
-    return model.last(x + other)
+    out = model.second(relu(model.first(relu(x))))
+    return model.last(out + model.pool(x))
 
 
 def changes_its_input(model: Calls, x: Tensor) -> Tensor:
@@ -135,8 +134,13 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         last=conv(8, 4),
     ),
     "parts in place": lambda: Calls(parts_in_place, stem=conv(3, 8), side=conv(8, 8), last=conv(8, 4)),
-    "parts in place by operators": lambda: Calls(
-        parts_in_place_by_operators, stem=conv(3, 8), side=conv(8, 8), last=conv(8, 4)
+    "pre-activation by operators": lambda: Calls(
+        pre_activation_by_operators,
+        stem=conv(3, 8),
+        first=conv(8, 8),
+        second=conv(8, 8),
+        pool=nn.AvgPool2d(3, 1, 1),
+        last=conv(8, 4),
     ),
     "changes its input": lambda: Calls(changes_its_input, stem=conv(3, 8), last=conv(8, 4)),
 }
