@@ -93,8 +93,11 @@ def unreachable(budget: Mapping[str, float], reach: Mapping[str, float]) -> str:
 
 
 def _most_saved(menus: Sequence[Menu], resource: str) -> float:
-    return sum(max((_saving(menu.site, ladder.at(ladder.ranks[0]).cost, resource) for ladder in menu.ladders), default=0.0)
-               for menu in menus)  # fmt: skip
+    found = 0.0
+    for menu in menus:
+        cheapest = (ladder.at(ladder.ranks[0]) for ladder in menu.ladders if ladder.ranks)
+        found += max((_saving(menu.site, proposal.cost, resource) for proposal in cheapest), default=0.0)
+    return found
 
 
 def _saving(site: Site, cost: Cost, resource: str) -> float:

@@ -25,7 +25,7 @@ def make_plan(
         model=Fingerprint.of(prepared.original),
         rules=tuple(rule.name for rule in prepared.rules),
         budget=dict(ask.budget),
-        keep=None if ask.keep is None else str(ask.keep),
+        keep=None if ask.keep is None else {ask.keep.measure: ask.keep.limit},
         seed=settings.seed,
         predicted=None if allocation is None else _predicted(allocation),
         lifted=prepared.lifted.lifts,

@@ -141,6 +141,7 @@ def apply(
     """
     settings = Settings(plan.seed, threads, memory, output_weighting, measure)
     inputs = bound_inputs(model, example_input)
+    ask = plan.asked()
     plan.require_model(model, weights=True)
     with _at_work(model, plan.seed):
         watch = Stopwatch()
@@ -148,7 +149,7 @@ def apply(
             prepared = prepare(model, inputs, (), structures)
             offers = offers_of(plan, prepared)
         rewritten = [offer.site for offer in offers if offer.proposals]
-        run = Run.begin(prepared, rewritten, calibration, Ask(plan.budget), settings, progress or silent, watch)
+        run = Run.begin(prepared, rewritten, calibration, ask, settings, progress or silent, watch)
         return run.finish(Choice(offers), name or type(model).__name__, notes, plan)
 
 

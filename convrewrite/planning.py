@@ -132,7 +132,8 @@ class Predicted(_Part):
 class Plan(_Part):
     """One option per site of one model. Plans are written as JSON, one site after another in the order they run.
 
-    ``lifted`` are the functional convolutions that were made modules before there were sites.
+    ``keep`` is as :func:`keep_of` takes it. ``lifted`` are the functional convolutions that were made modules before there
+    were sites.
     """
 
     schema_version: Literal[1] = 1
@@ -140,7 +141,7 @@ class Plan(_Part):
     model: Fingerprint
     rules: tuple[str, ...]
     budget: dict[str, float]
-    keep: str | None = None
+    keep: dict[str, float] | None = None
     seed: int
     predicted: Predicted | None = None
     lifted: tuple[Lift, ...] = ()
@@ -153,6 +154,11 @@ class Plan(_Part):
                 return site
         raise PlanError(f"the plan has no site {name!r}; its sites are {', '.join(site.name for site in self.sites)}")
 
+    def asked(self) -> Ask:
+        """What the plan was made for; raises PlanError for a budget or a fidelity that there is not."""
+        check_budget(self.budget)
+        return Ask(self.budget, keep_of(self.keep))
+
     def to_json(self) -> str:
         """The text of ``plan.json``."""
         return self.model_dump_json(indent=2) + "\n"
@@ -161,11 +167,15 @@ class Plan(_Part):
     def from_json(cls, text: str, source: str) -> "Plan":
         """Read a plan; raises PlanError that names the first wrong entry."""
         try:
-            return cls.model_validate_json(text)
+            plan = cls.model_validate_json(text)
+            plan.asked()
+        except PlanError as error:
+            raise PlanError(f"{source}: {error}") from error
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the file"
             raise PlanError(f"{source}: {where}: {first['msg']}; expected a plan written by this tool") from error
+        return plan
 
     def require_model(self, model: nn.Module, *, weights: bool) -> None:
         """Raise PlanError unless the plan was made for this model; ``weights``: for these very weights."""

@@ -6,6 +6,7 @@ from convrewrite.preparing import Prepared
 from convrewrite.proposing import Offer, Proposal, cost_of
 from convrewrite.rules import Rule
 from convrewrite.sites import Site
+from convrewrite.structure import lowerings
 
 
 def offers_of(plan: Plan, prepared: Prepared) -> tuple[Offer, ...]:
@@ -35,7 +36,7 @@ def _offer(site: Site, planned: PlannedSite, prepared: Prepared) -> Offer:
 
 
 def _require_setting(site: Site, planned: PlannedSite, prepared: Prepared) -> None:
-    """Raise PlanError for parameters that the structure does not have here, or a rank that is out of its range."""
+    """Raise PlanError for parameters or a lowering that the structure does not have here, or a rank out of its range."""
     assert planned.option is not None
     structure, spec = prepared.structures[planned.option.structure], site.folded_spec.per_group
     rank = planned.option.parameters.get("rank")
@@ -45,3 +46,8 @@ def _require_setting(site: Site, planned: PlannedSite, prepared: Prepared) -> No
     top = structure.full_rank(spec, variant)
     if not isinstance(rank, int) or not 1 <= rank <= top:
         raise PlanError(f"{site.name}: {structure.name}: expected a rank from 1 to {top}, found {rank}")
+    known = lowerings(structure.stages(spec, planned.option.parameters))
+    if planned.option.lowering not in known:
+        raise PlanError(
+            f"{site.name}: {structure.name}: expected the lowering {' or '.join(known)}, found {planned.option.lowering!r}"
+        )

@@ -56,9 +56,10 @@ def swap(
         better = allocate(nearby, budget, checked.allocation.totals)
     except PlanError:  # the plan itself oversteps the budget a little, as one that was corrected by measurement may
         return checked
-    if better.chosen == checked.allocation.chosen:
+    chosen = _told_alone(better, checked.allocation)
+    if chosen == checked.allocation.chosen:
         return checked
-    moved = Allocation(checked.allocation.surveyed, _told_alone(better, checked.allocation), better.totals)
+    moved = Allocation(checked.allocation.surveyed, chosen, better.totals)
     found = check(work, moved, attempt(moved))
     return found if found.effect < checked.effect else checked
 

@@ -114,8 +114,8 @@ def build_report(
         model=model,
         input_shapes=tuple(input_shapes),
         rules=plan.rules,
-        asked=Asked(budget=plan.budget, keep=plan.keep),
-        reached=Reached(budget={name: parts[name] for name in plan.budget}, keep=_kept(plan, measured.fidelity)),
+        asked=Asked(budget=dict(ask.budget), keep=None if ask.keep is None else str(ask.keep)),
+        reached=Reached(budget={name: parts[name] for name in ask.budget}, keep=_kept(ask, measured.fidelity)),
         refused=_refused(ask, measured),
         seed=plan.seed,
         threads=threads,
@@ -146,12 +146,12 @@ def build_report(
     )
 
 
-def _kept(plan: Plan, fidelity: Fidelity) -> str | None:
+def _kept(ask: Ask, fidelity: Fidelity) -> str | None:
     """What was kept of what was asked to be kept, in the same words."""
-    if plan.keep is None:
+    if ask.keep is None:
         return None
     agreements = [output.top1_agreement for output in fidelity.outputs if output.top1_agreement is not None]
-    if "agreement" in plan.keep and agreements:
+    if ask.keep.measure == "agreement" and agreements:
         return f"top-1 agreement of {min(agreements):.4g}"
     return f"relative output error of {max(output.relative_error for output in fidelity.outputs):.3g}"
 

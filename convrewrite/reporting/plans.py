@@ -9,8 +9,9 @@ from convrewrite.reporting import figures
 def render_plan(plan: Plan) -> str:
     """What was asked, what the plan promises, and every site."""
     rows = [(site.name, site.kind, site.geometry, _ratio(site), _what(site)) for site in plan.sites]
-    asked = [f"{name}={part:g}" for name, part in plan.budget.items()] + ([f"keep {plan.keep}"] if plan.keep else [])
-    lines = [f"asked: {', '.join(asked) or 'the ratio of each rule'}"]
+    ask = plan.asked()
+    parts = [f"{name}={part:g}" for name, part in ask.budget.items()] + ([f"keep {ask.keep}"] if ask.keep else [])
+    lines = [f"asked: {', '.join(parts) or 'the ratio of each rule'}"]
     if plan.predicted is not None:
         p = plan.predicted
         latency = "" if p.latency is None else f", latency {p.latency:.3f}"
