@@ -62,7 +62,7 @@ _NEVER = (torch.fx.GraphModule, torch.jit.ScriptModule)
 
 
 def read_checkpoint(path: Path, *, classes: Mapping[str, type], trust: bool) -> tuple[object, tuple[str, ...]]:
-    """The object a ``torch.save`` file holds, on the CPU, and notes on how it was read.
+    """The object a ``torch.save`` file holds, on the CPU, or an exported program; and notes on how it was read.
 
     ``classes`` maps names a file may ask for to classes the user vouches for. With ``trust`` a file that is refused
     otherwise is loaded by executing its code; an exported ``.pt2`` program needs it always. Raises
@@ -174,8 +174,7 @@ def _read_program(path: Path, trust: bool) -> tuple[object, tuple[str, ...]]:
             "or give a state dict and --factory"
         )
     try:
-        program = torch.export.load(path)
-        return program.module(), (TRUST_NOTE,)
+        return torch.export.load(path), (TRUST_NOTE,)
     except Exception as error:  # a foreign file can make the reader fail in any way
         raise _unreadable(path, error) from error
 

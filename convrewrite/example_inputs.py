@@ -10,6 +10,7 @@ from convrewrite.calibration import peek_example, read_calibration
 from convrewrite.errors import UsageError
 from convrewrite.inputs import Inputs, bind_inputs, example_of, parameter_names, required_names
 from convrewrite.loading import Loaded, find_input_shape, import_object, parse_shape
+from convrewrite.programs import stated_input_shapes
 from convrewrite.verifying import OnnxModel
 
 Network = nn.Module | OnnxModel
@@ -28,6 +29,10 @@ def for_model(loaded: Loaded, given: Sequence[str], calib: str | None) -> tuple[
     if calib is not None and calib != "weights" and (peeked := peek_example(calib, names)) is not None:
         text = ", ".join("x".join(map(str, tensor.shape)) for tensor in peeked)
         return tuple(_like(tensor, model) for tensor in peeked), (f"input size {text} taken from {calib}",)
+    if stated := stated_input_shapes(model):
+        text = ", ".join("x".join(map(str, shape)) for shape in stated)
+        made = tuple(_noise(shape, index, model) for index, shape in enumerate(stated))
+        return made, (f"input size {text} is that of the exported program",)
     _require_one(names, loaded.source)
     shape, note = find_input_shape(model)
     return (_noise(shape, 0, model),), (note,)
@@ -71,6 +76,8 @@ def _common_shapes(first: Network, second: Network, calib: str | None) -> list[t
             return [(file.batch or 8, *(int(n or 1) for n in shape[1:])) for shape in file.input_shapes]
     if not modules:
         raise UsageError("neither ONNX file states its input shape; give it with --input")
+    if stated := stated_input_shapes(modules[0]):
+        return [(8, *shape[1:]) for shape in stated]
     _require_one(names, type(modules[0]).__name__)
     return [(8, *find_input_shape(modules[0])[0][1:])]
 

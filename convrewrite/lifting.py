@@ -5,7 +5,9 @@ there are and of what geometry; the graph of the forward shows that a call is al
 tensors. What is then done is in :mod:`convrewrite.lifts`.
 """
 
+import io
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -232,7 +234,7 @@ def _same_outputs(model: nn.Module, lifts: Sequence[Lift], inputs: Inputs) -> bo
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), redirect_stderr(io.StringIO()):  # a graph module prints where it fails
         torch.manual_seed(0)
         return named_outputs(run(model, inputs))
 

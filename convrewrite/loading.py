@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from convrewrite.checkpoints import (
     fault_of,
@@ -33,6 +34,7 @@ from convrewrite.checkpoints import (
 )
 from convrewrite.errors import ModelLoadError, TraceError, UsageError
 from convrewrite.outputs import eval_mode
+from convrewrite.programs import rebuild
 
 _PREFIXES = ("module.", "model.", "_orig_mod.")
 _ZOOS = ("torchvision", "timm")
@@ -72,7 +74,7 @@ def load_model(source: str | Path, *, factory: str | None = None, trust: bool = 
         raise ModelLoadError(f"{source}: no such file; expected a model file, FILE.py:NAME or pkg.mod:NAME")
     try:
         _check(model, str(source))
-        switched = _put_in_eval_mode(model)
+        switched = _put_in_eval_mode(model, str(source))
         notes = (*notes, *switched) if told else notes
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # a file can leave out a module's state
         raise ModelLoadError(
@@ -133,11 +135,13 @@ def _load_file(path: Path, factory: str | None, trust: bool) -> tuple[nn.Module,
     else:
         classes = {} if factory is None else _factory_classes(factory)
         content, how = read_checkpoint(path, classes=classes, trust=trust)
+    if isinstance(content, ExportedProgram):
+        rebuilt = rebuild(content, str(path))
+        return rebuilt.model, (*how, *rebuilt.notes, *_unused(factory))
     found, where = find_weights(content)
     notes = (*how, *where)
     if isinstance(found, nn.Module):
-        unused = () if factory is None else ("the file holds the network itself, so the factory was not called",)
-        return found, (*notes, *unused)
+        return found, (*notes, *_unused(factory))
     if found is None:
         raise ModelLoadError(
             f"{path}: expected an nn.Module or a state dict, found {_kind_of(content)}; "
@@ -147,6 +151,10 @@ def _load_file(path: Path, factory: str | None, trust: bool) -> tuple[nn.Module,
         raise ModelLoadError(f"{path}: expected a whole model, {_NEED_FACTORY}")
     model = _build(factory)
     return model, (*notes, *_load_weights(model, found, path, factory))
+
+
+def _unused(factory: str | None) -> tuple[str, ...]:
+    return () if factory is None else ("the file holds the network itself, so the factory was not called",)
 
 
 def _reject_by_name(path: Path) -> None:
@@ -239,15 +247,16 @@ def _check(model: nn.Module, source: str) -> None:
             raise ModelLoadError(f"{source}: expected finite, stored weights, found {name} {fault}")
 
 
-def _put_in_eval_mode(model: nn.Module) -> tuple[str, ...]:
+def _put_in_eval_mode(model: nn.Module, source: str) -> tuple[str, ...]:
     if not any(module.training for module in model.modules()):
         return ()
     try:
         model.eval()
-    except NotImplementedError:  # an exported program keeps the mode it was exported in
-        for module in model.modules():
-            module.training = False
-        return ("an exported program cannot change its mode: it is used as it was exported",)
+    except NotImplementedError as error:
+        raise ModelLoadError(
+            f"{source}: expected a module that can change its mode, found what ExportedProgram.module() gives; "
+            "give the program itself, or its .pt2 file"
+        ) from error
     return ("the model was in train mode and was put in eval mode",)
 
 
@@ -262,6 +271,8 @@ def _build(target: str) -> nn.Module:
         found = import_object(f"torchvision.models:{name}" if where == "torchvision" else target)
         with _user_code(where, target):
             made = copy.deepcopy(found) if isinstance(found, nn.Module) else found() if callable(found) else found
+    if isinstance(made, ExportedProgram):
+        return rebuild(made, target).model
     if not isinstance(made, nn.Module):
         raise ModelLoadError(
             f"{target}: expected an nn.Module or a callable without arguments that returns one, found {_kind_of(made)}"

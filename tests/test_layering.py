@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "convrewrite"
 LEVELS = [
     ["errors"],
     ["arguments", "checkpoints", "conv", "image_folder", "inputs", "outputs", "stopwatch", "tracing"],
-    ["calibration_sources", "functional_calls", "layers.geometry", "loading", "moments", "rule_schema", "structure"],
+    ["calibration_sources", "functional_calls", "layers.geometry", "moments", "rule_schema", "structure"],
     ["following", "observing", "timing_cache", "structures.asymmetric", "structures.channel", "structures.cp"],
     ["structures.grouped", "structures.separable", "structures.tucker"],
     ["knapsack", "targets"],
@@ -24,6 +24,9 @@ LEVELS = [
     ["applying", "exporting", "proposing", "synthetic", "verifying"],
     ["lifts"],
     ["lifting"],
+    ["batch_axis"],
+    ["programs"],
+    ["loading"],
     ["example_inputs", "planning", "preparing", "pricing", "streams", "weighting"],
     ["propagation"],
     ["gating", "measuring", "replaying", "workpiece"],

@@ -213,9 +213,19 @@ def test_an_exported_program_loads_with_trust(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="--trust"):
         load_model(tmp_path / "m.pt2")
     loaded = load_model(tmp_path / "m.pt2", trust=True)
+    assert [type(layer) for layer in loaded.model.children()][:2] == [nn.Conv2d, nn.BatchNorm2d]
     torch.testing.assert_close(loaded.model(x), model(x))
     assert not loaded.model.training
     assert "executing the code" in loaded.notes[0]
+
+
+def test_a_factory_may_return_a_program_but_not_its_module(tmp_path: Path, isolated: None) -> None:
+    code = "import torch\nmodel = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)).eval()\n"
+    code += "def program():\n    return torch.export.export(model, (torch.zeros(2, 3, 8, 8),))\n"
+    (tmp_path / "made.py").write_text(code + "def module():\n    return program().module()\n")
+    assert load_model(f"{tmp_path / 'made.py'}:program").model(torch.zeros(3, 3, 8, 8)).shape == (3, 4, 6, 6)
+    with pytest.raises(ModelLoadError, match=r"ExportedProgram\.module\(\) gives; give the program itself"):
+        load_model(f"{tmp_path / 'made.py'}:module")
 
 
 def test_torchscript_is_refused(tmp_path: Path) -> None:
