@@ -71,13 +71,13 @@ def optimize(
 
     storing.check_writable(out)
     chosen = resolve(rule or ["separable"])
-    asked = arguments.budget(budget or [])
+    asked, kept = arguments.budget(budget or []), arguments.keep(keep)
     loaded = load(model, factory, trust)
     inputs, notes = example_inputs.for_model(loaded, input_ or (), calib)
     data = calibration_of(calib, loaded.model, inputs, seed, mean, std, resize)
     with progress_bars() as progress:
         result = pipeline.optimize(
-            loaded.model, inputs, chosen, data, asked, seed, keep=arguments.keep(keep), fast=fast,
+            loaded.model, inputs, chosen, data, asked, seed, keep=kept, fast=fast,
             threads=threads, memory=int(memory * 2**30), name=model, notes=(*loaded.notes, *notes), progress=progress,
         )  # fmt: skip
         result.save(out)
@@ -110,13 +110,13 @@ def plan(
 
     storing.check_file(out)
     chosen = resolve(rule or ["balanced"])
-    asked = arguments.budget(budget or [])
+    asked, kept = arguments.budget(budget or []), arguments.keep(keep)
     loaded = load(model, factory, trust)
     inputs, notes = example_inputs.for_model(loaded, input_ or (), calib)
     data = calibration_of(calib, loaded.model, inputs, seed, mean, std, resize)
     with progress_bars() as progress:
         made = pipeline.plan(
-            loaded.model, inputs, chosen, data, asked, seed, keep=arguments.keep(keep), fast=fast,
+            loaded.model, inputs, chosen, data, asked, seed, keep=kept, fast=fast,
             threads=threads, memory=int(memory * 2**30), progress=progress,
         )  # fmt: skip
     storing.save_plan(made, out)

@@ -107,10 +107,12 @@ def plan(
     memory: int = MEMORY,
     structures: Sequence[Structure] = (),
     output_weighting: bool = True,
+    measure: bool = True,
     progress: Progress | None = None,
 ) -> Plan:
-    """Only choose: one option per site, as a value for :func:`apply`. The arguments are those of :func:`optimize`."""
-    settings = Settings(seed, threads, memory, output_weighting, True, fast)
+    """Only choose: one option per site, as a value for :func:`apply`. The arguments are those of :func:`optimize`;
+    ``measure=False`` leaves out the times of options."""
+    settings = Settings(seed, threads, memory, output_weighting, measure, fast)
     ask = _asked(budget, keep, settings)
     chosen, inputs = resolve(rules), bound_inputs(model, example_input)
     with _at_work(model, seed):
