@@ -2,61 +2,122 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from clocks import compared, lie
 from torch import nn
 
 import convrewrite
-from convrewrite import gating
+from convrewrite import measuring
+from convrewrite.gating import fast_enough, in_fastest_lowering
+from convrewrite.latency import Graph
+from convrewrite.pricing import Prices
+from convrewrite.proposing import Offer, menus, offer_at
 from convrewrite.rules import Protect, Require, Rule
+from convrewrite.sites import find_sites
+from convrewrite.structure import Structure
+from convrewrite.timing_cache import TimingCache
+from convrewrite.tracing import trace
+
+MODEL = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1)).eval()
+X = torch.zeros(1, 16, 8, 8)
 
 
-def rule(gain: float | None) -> Rule:
+def rule(gain: float | None, *names: str) -> Rule:
     require = Require(min_latency_gain=gain)
-    return Rule(name="r", structures=("channel", "asymmetric"), protect=Protect(stem=False), require=require)
+    return Rule(name="r", structures=names or ("channel", "asymmetric"), protect=Protect(stem=False), require=require)
 
 
-def decisions(gain: float | None) -> list[tuple[str | None, str | None]]:
-    model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1)).eval()
-    result = convrewrite.optimize(model, torch.randn(1, 16, 8, 8), [rule(gain)], "weights", measure=False)
-    return [(site.option, site.reason) for site in result.report.sites]
+def offer(structures: dict[str, Structure], gain: float | None, *names: str) -> Offer:
+    sites = find_sites(MODEL, (X,), trace(MODEL))
+    return offer_at(menus(sites, [rule(gain, *names)], structures)[0], None)
 
 
-def lie(monkeypatch: pytest.MonkeyPatch, seconds: Sequence[float]) -> list[int]:
+def in_order(monkeypatch: pytest.MonkeyPatch, seconds: Sequence[float]) -> list[Graph]:
     """Every option takes the given times, in the order channel, vertical-first, horizontal-first; the original one."""
-    asked: list[int] = []
+    options: dict[Graph, float] = {}
 
-    def time_options(_original: Any, options: Sequence[Any], *_args: Any, **_named: Any) -> tuple[float, list[float]]:
-        asked.append(len(options))
-        return 1.0, list(seconds[: len(options)])
+    def of(graph: Graph, _size: object) -> float:
+        if len(graph) == 1 and len(graph[0]) == 1:
+            return 1.0
+        return options.setdefault(graph, seconds[len(options)])
 
-    monkeypatch.setattr(gating, "time_options", time_options)
-    return asked
-
-
-def test_slow_options_are_refused_with_the_measured_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    lie(monkeypatch, [1.2, 1.1, 1.3])
-    [(option, reason)] = decisions(0.05)
-    assert option is None
-    assert reason == "no option is fast enough: the best changes the measured time by +10%"
+    return lie(monkeypatch, of)
 
 
-def test_the_fast_option_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    lie(monkeypatch, [0.5, 1.1, 1.3])
-    [(option, _)] = decisions(0.05)
-    assert option is not None
-    assert option.startswith("channel")
+def describe(found: Offer) -> list[str]:
+    return [proposal.option.describe() for proposal in found.proposals]
 
 
-def test_nothing_is_timed_without_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = lie(monkeypatch, [])
-    assert decisions(None)[0][0] is not None
+def test_slow_options_are_refused_with_the_measured_change(
+    monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure]
+) -> None:
+    in_order(monkeypatch, [1.2, 1.1, 1.3])
+    [found] = fast_enough([offer(structures, 0.05)], Prices(structures))
+    assert found.proposals == ()
+    assert found.reason == "no option is fast enough: the best changes the measured time by +10%"
+
+
+def test_the_fast_option_stays(monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure]) -> None:
+    in_order(monkeypatch, [0.5, 1.1, 1.3])
+    [found] = fast_enough([offer(structures, 0.05)], Prices(structures))
+    assert found.reason is None
+    assert [name.partition(",")[0] for name in describe(found)] == ["channel"]
+
+
+def test_the_limit_is_the_rules_own(monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure]) -> None:
+    in_order(monkeypatch, [0.5, 0.79, 0.81])
+    [found] = fast_enough([offer(structures, 0.2)], Prices(structures))
+    assert [name.split(", ")[-1] for name in describe(found)] == ["rank 7", "vertical-first"]
+
+
+def test_without_the_limit_slow_options_stay(monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure]) -> None:
+    in_order(monkeypatch, [1.2, 1.1, 1.3])
+    before = offer(structures, None)
+    assert fast_enough([before], Prices(structures)) == (before,)
+
+
+@pytest.mark.parametrize("fastest", ["branches", "chain"])
+def test_options_are_lowered_as_they_run_fastest(
+    monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure], fastest: str
+) -> None:
+    lie(monkeypatch, lambda graph, _size: 1.0 + (len(graph) == 1) * (0.5 if fastest == "branches" else -0.5))
+    before = offer(structures, None, "separable")
+    for found in (in_fastest_lowering([before], Prices(structures)), fast_enough([before], Prices(structures))):
+        assert [p.option.setting for p in found[0].proposals] == [p.option.setting for p in before.proposals]
+        assert {p.option.lowering for p in found[0].proposals} == {fastest}
+
+
+def test_a_site_without_options_keeps_its_reason(
+    monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure]
+) -> None:
+    asked = lie(monkeypatch)
+    nothing = Offer(offer(structures, None).site, (), "it is the stem")
+    assert (
+        fast_enough([nothing], Prices(structures)) == in_fastest_lowering([nothing], Prices(structures)) == (nothing,)
+    )
     assert asked == []
 
 
-def test_a_real_timer_is_asked_and_its_answers_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("CONVREWRITE_CACHE", str(tmp_path))
-    decisions(0.001)
+def test_a_refused_site_is_told_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "compare_onnx", compared(1.0))
+    monkeypatch.setattr(measuring, "compare_torch", compared(1.0, "torch"))
+    in_order(monkeypatch, [1.2, 1.1, 1.3])
+    result = convrewrite.optimize(MODEL, X, [rule(0.05)], "weights")
+    [site] = result.report.sites
+    assert site.option is None
+    assert site.reason == "no option is fast enough: the best changes the measured time by +10%"
+
+
+def test_nothing_is_timed_where_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = in_order(monkeypatch, [])
+    result = convrewrite.optimize(MODEL, X, [rule(None)], "weights", measure=False)
+    assert result.report.sites[0].option is not None
+    assert asked == []
+
+
+def test_a_real_timer_is_asked_and_its_answers_are_kept(tmp_path: Path, structures: dict[str, Structure]) -> None:
+    prices = Prices(structures, rounds=3, cache=TimingCache(tmp_path))
+    fast_enough([offer(structures, 0.001)], prices)
     assert len(list(tmp_path.rglob("*.json"))) == 4  # the original and three options

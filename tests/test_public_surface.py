@@ -9,12 +9,15 @@ from convrewrite import errors
 def test_the_public_names_are_pinned() -> None:
     assert convrewrite.__all__ == [
         "ConvRewriteError",
+        "Plan",
         "Result",
         "RewriteConvolutions",
         "analyze",
+        "apply",
         "export",
         "load",
         "optimize",
+        "plan",
         "verify",
     ]
     assert dir(convrewrite) == sorted(convrewrite.__all__)
@@ -28,7 +31,7 @@ def test_every_public_name_is_there_and_documented(name: str) -> None:
     assert len(inspect.getdoc(found) or "") > 20
 
 
-@pytest.mark.parametrize("name", ["analyze", "export", "load", "optimize", "verify"])
+@pytest.mark.parametrize("name", ["analyze", "apply", "export", "load", "optimize", "plan", "verify"])
 def test_public_functions_have_no_open_keyword_arguments(name: str) -> None:
     kinds = {parameter.kind for parameter in inspect.signature(getattr(convrewrite, name)).parameters.values()}
     assert inspect.Parameter.VAR_KEYWORD not in kinds
