@@ -32,7 +32,6 @@ TRUST_NOTE = "the file was loaded by executing the code it holds, as --trust all
 
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # what torch.save wrote first before PyTorch 1.6
 _NAMES_SHOWN = 4
-_WEIGHT_KEYS = ("model", "state_dict", "model_state_dict", "ema", "model_ema", "net", "weights", "params")
 
 # Modules whose classes may be built. A file can make us import modules below these, so nothing else may stand here.
 _CLASS_HOMES = (
@@ -98,30 +97,6 @@ def read_safetensors(path: Path) -> object:
             f"{path}: expected a safetensors file, found a damaged or truncated one ({summary(error)}); "
             "save or download it again"
         ) from error
-
-
-def find_weights(content: object, depth: int = 0) -> tuple[nn.Module | dict[str, Tensor] | None, tuple[str, ...]]:
-    """The module or state dict in a checkpoint, looked for under the usual keys, and a note on where it was."""
-    if isinstance(content, nn.DataParallel):
-        return content.module, ("the DataParallel wrapper was removed",)
-    if isinstance(content, nn.Module):
-        return content, ()
-    if not isinstance(content, Mapping) or depth > 2 or not all(isinstance(key, str) for key in content):
-        return None, ()
-    if content and all(isinstance(value, Tensor) for value in content.values()):
-        return dict(content), ()
-    for key in _WEIGHT_KEYS:
-        found, notes = find_weights(content.get(key), depth + 1)
-        if found is not None:
-            return found, (_where_found(key, content), *notes)
-    is_mixed = any(isinstance(value, Tensor) for value in content.values())
-    return (dict(content), ()) if is_mixed else (None, ())
-
-
-def _where_found(key: str, content: Mapping[str, object]) -> str:
-    others = [k for k in _WEIGHT_KEYS if k != key and isinstance(content.get(k), Mapping | nn.Module)]
-    passed_over = f"; {', '.join(repr(k) for k in others)} not used" if others else ""
-    return f"weights found under the key {key!r}{passed_over}"
 
 
 def fault_of(tensor: Tensor) -> str:

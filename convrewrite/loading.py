@@ -24,7 +24,6 @@ from torch.export import ExportedProgram
 
 from convrewrite.checkpoints import (
     fault_of,
-    find_weights,
     is_lazy,
     read_checkpoint,
     read_safetensors,
@@ -35,8 +34,8 @@ from convrewrite.checkpoints import (
 from convrewrite.errors import ModelLoadError, TraceError, UsageError
 from convrewrite.outputs import eval_mode
 from convrewrite.programs import rebuild
+from convrewrite.state_dicts import find_weights, load_weights
 
-_PREFIXES = ("module.", "model.", "_orig_mod.")
 _ZOOS = ("torchvision", "timm")
 _INPUT_SIZES = (224, 32, 28, 64, 128, 256, 299, 512)
 _NEED_FACTORY = (
@@ -144,13 +143,13 @@ def _load_file(path: Path, factory: str | None, trust: bool) -> tuple[nn.Module,
         return found, (*notes, *_unused(factory))
     if found is None:
         raise ModelLoadError(
-            f"{path}: expected an nn.Module or a state dict, found {_kind_of(content)}; "
+            f"{path}: expected an nn.Module or a state dict, found {_content_of(content)}; "
             "save the model with torch.save(model.state_dict(), FILE)"
         )
     if factory is None:
         raise ModelLoadError(f"{path}: expected a whole model, {_NEED_FACTORY}")
     model = _build(factory)
-    return model, (*notes, *_load_weights(model, found, path, factory))
+    return model, (*notes, *load_weights(model, found, str(path), factory))
 
 
 def _unused(factory: str | None) -> tuple[str, ...]:
@@ -171,61 +170,6 @@ def _reject_by_name(path: Path) -> None:
         )
     if path.stat().st_size == 0:
         raise ModelLoadError(f"{path}: expected a model file, found an empty file; save or download it again")
-
-
-def _load_weights(model: nn.Module, state: dict[str, Tensor], path: Path, factory: str) -> tuple[str, ...]:
-    expected = model.state_dict()
-    state, removed = _without_prefixes(state, expected)
-    tied = _fill_tied(state, expected)
-    try:
-        model.load_state_dict(state, strict=True)
-    except Exception as error:  # values of any type can stand in a checkpoint
-        raise ModelLoadError(
-            f"{path}: expected the weights of {factory} ({type(model).__name__}), found "
-            f"{_mismatch(state, expected) or summary(error)}; pass the factory these weights were trained with"
-        ) from error
-    notes = [f"prefix {prefix!r} removed from the names of the weights" for prefix in removed]
-    if tied:
-        notes.append(f"tied weights not stored twice were taken from their partner: {shown(tied)}")
-    return tuple(notes)
-
-
-def _without_prefixes(state: dict[str, Tensor], expected: Mapping[str, object]) -> tuple[dict[str, Tensor], list[str]]:
-    """Remove what wrappers put before every name, unless the network has that prefix itself."""
-    removed: list[str] = []
-    while True:
-        prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None)
-        if prefix is None or not state or any(key.startswith(prefix) for key in expected):
-            return state, removed
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-        removed.append(prefix)
-
-
-def _fill_tied(state: dict[str, Tensor], expected: Mapping[str, Any]) -> list[str]:
-    """Give names missing from the file the value of the stored name that is the same tensor in the network."""
-
-    def place(tensor: Any) -> object:
-        if not isinstance(tensor, Tensor) or tensor.is_meta or tensor.numel() == 0:
-            return None
-        return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
-
-    stored = {place(expected[key]): key for key in state if key in expected}
-    stored.pop(None, None)
-    partners = {key: stored[place(t)] for key, t in expected.items() if key not in state and place(t) in stored}
-    state.update({key: state[partner] for key, partner in partners.items()})
-    return sorted(partners)
-
-
-def _mismatch(state: Mapping[str, object], expected: Mapping[str, object]) -> str:
-    missing = [key for key in expected if key not in state]
-    unexpected = [key for key in state if key not in expected]
-    shapes = [
-        f"{key} ({_shape(state[key])} stored, {_shape(expected[key])} expected)"
-        for key in expected
-        if key in state and _shape(state[key]) != _shape(expected[key])
-    ]
-    found = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-    return "; ".join(f"{len(keys)} {what}: {shown(keys)}" for what, keys in found if keys)
 
 
 def _check(model: nn.Module, source: str) -> None:
@@ -384,12 +328,15 @@ def _example(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
     return torch.zeros(shape, dtype=weight.dtype, device=weight.device)
 
 
+def _content_of(value: object) -> str:
+    if not isinstance(value, Mapping) or not value:
+        return _kind_of(value)
+    keys = shown([str(key) for key in value])
+    return f"{_kind_of(value)} with the keys {keys}, under which there is none or several to choose from"
+
+
 def _kind_of(value: object) -> str:
     return f"an object of type {type(value).__name__}"
-
-
-def _shape(value: object) -> str:
-    return _times(tuple(value.shape)) or "scalar" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _times(shape: tuple[int, ...]) -> str:

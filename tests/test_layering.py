@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "convrewrite"
 LEVELS = [
     ["errors"],
     ["arguments", "checkpoints", "conv", "image_folder", "inputs", "outputs", "stopwatch", "tracing"],
-    ["calibration_sources", "functional_calls", "layers.geometry", "moments", "rule_schema", "structure"],
+    ["calibration_sources", "functional_calls", "layers.geometry", "moments", "rule_schema", "state_dicts"],
+    ["structure"],
     ["following", "observing", "timing_cache", "structures.asymmetric", "structures.channel", "structures.cp"],
     ["structures.grouped", "structures.separable", "structures.tucker"],
     ["knapsack", "targets"],

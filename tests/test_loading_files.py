@@ -228,6 +228,14 @@ def test_a_factory_may_return_a_program_but_not_its_module(tmp_path: Path, isola
         load_model(f"{tmp_path / 'made.py'}:module")
 
 
+def test_a_checkpoint_without_weights_names_its_keys(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "student": {"a": torch.ones(1)}, "teacher": {"a": torch.ones(1)}}, tmp_path / "m.pt")
+    with pytest.raises(
+        ModelLoadError, match="with the keys epoch, student, teacher, under which there is none or several"
+    ):
+        load_model(tmp_path / "m.pt")
+
+
 def test_torchscript_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
         for name in ("m/data.pkl", "m/constants.pkl", "m/code/__torch__/Net.py"):
