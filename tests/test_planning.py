@@ -1,4 +1,4 @@
-"""Plans as values, and budgets."""
+"""Plans as values, and what is asked of them."""
 
 import copy
 import json
@@ -8,101 +8,78 @@ import torch
 from networks import Chain, Residual, settled
 from torch import nn
 
-from convrewrite.conv import Cost
 from convrewrite.errors import PlanError
-from convrewrite.planning import STEPS, Fingerprint, Plan, PlannedOption, PlannedSite, check_budget, offers_within
-from convrewrite.proposing import Menu, Offer, menus, offer_at
-from convrewrite.rules import Protect, Rule
-from convrewrite.sites import find_sites
-from convrewrite.structure import Option, Structure
-from convrewrite.tracing import trace
+from convrewrite.planning import Ask, Fingerprint, Keep, Plan, PlannedOption, PlannedSite, check_budget, keep_of
+from convrewrite.structure import Option
 
-X = torch.zeros(1, 3, 16, 16)
-
-
-@pytest.fixture
-def priced(structures: dict[str, Structure]) -> tuple[tuple[Menu, ...], Cost]:
-    """Menus of a small network with a rich choice, and what the whole network costs."""
-    model = settled(Residual(16))
-    sites = find_sites(model, (X,), trace(model))
-    protect = Protect(stem=True, min_channels=0, min_mac_share=0)
-    rule = Rule(name="all", structures=("separable", "asymmetric", "channel"), protect=protect, ratio=0.5)
-    total = Cost(sum(p.numel() for p in model.parameters()), sum(site.cost.macs for site in sites) + 160)
-    return menus(sites, [rule], structures), total
-
-
-def left(offers: tuple[Offer, ...], totals: Cost, name: str) -> list[float]:
-    """Parts of the whole cost that may be left: with the cheapest, and with the most expensive proposals."""
-    found = []
-    for choose in (min, max):
-        before = totals.macs if name == "macs" else totals.parameters
-        after = before
-        for offer in offers:
-            costs = [p.cost.macs if name == "macs" else p.cost.parameters for p in offer.proposals]
-            own = offer.site.cost.macs if name == "macs" else offer.site.cost.parameters
-            after += (choose(costs) - own) if costs else 0
-        found.append(after / before)
-    return found
-
-
-@pytest.mark.parametrize(
-    "budget",
-    [{"macs": 0.3}, {"macs": 0.5}, {"macs": 0.77}, {"params": 0.4}, {"macs": 0.6, "params": 0.35}, {"macs": 0.95}],
-    ids=str,
-)
-def test_a_budget_is_met_by_the_largest_uniform_ratio(
-    priced: tuple[tuple[Menu, ...], Cost], budget: dict[str, float]
-) -> None:
-    menu_list, totals = priced
-    offers = offers_within(menu_list, budget, totals)
-
-    def meets(candidate: tuple[Offer, ...]) -> bool:
-        return all(left(candidate, totals, name)[1] <= limit for name, limit in budget.items())
-
-    assert meets(offers), "whichever proposal is chosen at each site"
-    every = [tuple(offer_at(menu, step / STEPS) for menu in menu_list) for step in range(1, STEPS)]
-    assert offers == [candidate for candidate in every if meets(candidate)][-1]
-
-
-def test_a_larger_budget_leaves_more(priced: tuple[tuple[Menu, ...], Cost]) -> None:
-    menu_list, totals = priced
-    parts = [left(offers_within(menu_list, {"macs": b}, totals), totals, "macs")[1] for b in (0.2, 0.4, 0.6, 0.8)]
-    assert parts == sorted(parts)
-    assert parts[0] < 0.2 < 0.5 < parts[-1]
-
-
-def test_without_a_budget_the_rules_ratios_hold(priced: tuple[tuple[Menu, ...], Cost]) -> None:
-    menu_list, totals = priced
-    assert offers_within(menu_list, {}, totals) == tuple(offer_at(menu, None) for menu in menu_list)
-
-
-def test_an_impossible_budget_says_what_can_be_reached(priced: tuple[tuple[Menu, ...], Cost]) -> None:
-    menu_list, totals = priced
-    with pytest.raises(PlanError, match=r"macs=0\.01 cannot be met .* they reach macs=0\.\d+ at the least") as caught:
-        offers_within(menu_list, {"macs": 0.01}, totals)
-    reached = float(str(caught.value).partition("they reach macs=")[2].split()[0])
-    offers = offers_within(menu_list, {"macs": reached + 0.001}, totals)
-    assert left(offers, totals, "macs")[1] == pytest.approx(reached, abs=0.001)
-
-
-def test_a_budget_without_any_option_is_impossible(priced: tuple[tuple[Menu, ...], Cost]) -> None:
-    _, totals = priced
-    with pytest.raises(PlanError, match=r"they reach macs=1\.000"):
-        offers_within([], {"macs": 0.9}, totals)
+# --- what is asked
 
 
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        ({"flops": 0.5}, "'flops': expected one of macs, params"),
+        ({"flops": 0.5}, "'flops': expected one of macs, params, latency"),
         ({"macs": 1.0}, r"macs=1: .*\(0, 1\)"),
         ({"params": 0}, "params=0"),
+        ({"macs": 0.5, "latency": float("nan")}, "latency=nan"),
     ],
 )
 def test_a_wrong_budget_is_an_error(budget: dict[str, float], message: str) -> None:
     with pytest.raises(PlanError, match=message):
         check_budget(budget)
-    check_budget({"macs": 0.5, "params": 0.999})
+    check_budget({"macs": 0.5, "params": 0.999, "latency": 0.01})
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, None),
+        (0.98, Keep("agreement", 0.98)),
+        ({"agreement": 0.9}, Keep("agreement", 0.9)),
+        ({"error": 0.02}, Keep("error", 0.02)),
+        (Keep("error", 0.5), Keep("error", 0.5)),
+    ],
+)
+def test_what_is_to_be_kept(value: "float | dict[str, float] | Keep | None", expected: Keep | None) -> None:
+    assert keep_of(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"accuracy": 0.9}, "expected a number such as 0.98, or error=0.02, found accuracy"),
+        ({"error": 0.1, "agreement": 0.9}, "found error, agreement"),
+        ({}, "found nothing"),
+        (1.0, r"expected agreement in \(0, 1\), as in 0.98, found 1"),
+        (98, "found 98"),
+        (0, "found 0"),
+        (float("nan"), "found nan"),
+        ({"error": 1.5}, r"expected error in \(0, 1\), as in error=0.02, found 1.5"),
+    ],
+)
+def test_what_cannot_be_kept(value: "float | dict[str, float]", message: str) -> None:
+    with pytest.raises(PlanError, match=f"keep: .*{message}"):
+        keep_of(value)
+
+
+@pytest.mark.parametrize(
+    ("ask", "by_ratio", "for_speed"),
+    [
+        (Ask({}), True, True),
+        (Ask({"macs": 0.5}), False, False),
+        (Ask({"macs": 0.5, "params": 0.5}), False, False),
+        (Ask({"macs": 0.5, "latency": 0.5}), False, True),
+        (Ask({}, Keep("agreement", 0.98)), False, True),
+        (Ask({"params": 0.5}, Keep("error", 0.1)), False, False),
+    ],
+)
+def test_whether_the_result_must_not_be_slower(ask: Ask, by_ratio: bool, for_speed: bool) -> None:
+    assert (ask.by_ratio, ask.for_speed) == (by_ratio, for_speed)
+
+
+def test_what_is_to_be_kept_is_told_in_words() -> None:
+    assert str(Keep("agreement", 0.98)) == "top-1 agreement of at least 0.98"
+    assert str(Keep("error", 0.02)) == "relative output error of at most 0.02"
 
 
 # --- fingerprints
@@ -154,6 +131,7 @@ def plan(model: nn.Module) -> Plan:
         model=Fingerprint.of(model),
         rules=("late",),
         budget={"macs": 0.5},
+        keep={"agreement": 0.98},
         seed=3,
         sites=(
             PlannedSite(name="0", kind="standard", geometry="3->8 3x3", option=None, reason="it is the stem"),
@@ -174,6 +152,13 @@ def test_a_plan_survives_its_file() -> None:
         "separable", (("order", "depthwise-first"), ("rank", 2)), "branches"
     )
     assert [site["name"] for site in json.loads(first.to_json())["sites"]] == ["0", "3"]
+    assert again.asked() == Ask({"macs": 0.5}, Keep("agreement", 0.98))
+
+
+def test_a_plan_knows_its_sites() -> None:
+    assert plan(Chain()).site("0").reason == "it is the stem"
+    with pytest.raises(PlanError, match="the plan has no site '1'; its sites are 0, 3"):
+        plan(Chain()).site("1")
 
 
 @pytest.mark.parametrize(
@@ -189,6 +174,21 @@ def test_a_plan_survives_its_file() -> None:
 def test_a_wrong_plan_names_the_file_and_the_entry(change: dict[str, object], where: str) -> None:
     text = json.dumps({**json.loads(plan(Chain()).to_json()), **change})
     with pytest.raises(PlanError, match=rf"p\.json: {where}: .*expected a plan written by this tool"):
+        Plan.from_json(text, "p.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budget": {"flops": 0.5}}, "budget 'flops': expected one of macs"),
+        ({"budget": {"macs": 2}}, "budget macs=2: "),
+        ({"keep": {"accuracy": 0.5}}, "keep: expected a number"),
+        ({"keep": {"agreement": 98}}, "keep: expected agreement in"),
+    ],
+)
+def test_a_plan_that_asks_for_what_there_is_not_names_the_file(change: dict[str, object], message: str) -> None:
+    text = json.dumps({**json.loads(plan(Chain()).to_json()), **change})
+    with pytest.raises(PlanError, match=rf"^p\.json: {message}"):
         Plan.from_json(text, "p.json")
 
 
