@@ -7,7 +7,7 @@ from convrewrite.conv import Cost
 from convrewrite.errors import PlanError
 from convrewrite.knapsack import Item, choose, least
 from convrewrite.proposing import Menu, Offer
-from convrewrite.sensitivities import Scored, Surveyed
+from convrewrite.scoring import Scored, Surveyed
 from convrewrite.sites import Site
 
 NOT_NEEDED = "the budget is met with less harm elsewhere"

@@ -12,7 +12,8 @@ from convrewrite.planning import Ask
 from convrewrite.preparing import Prepared, Progress, Settings, judging_inputs
 from convrewrite.pricing import Prices
 from convrewrite.proposing import Offer, offer_at
-from convrewrite.sensitivities import FAST, THOROUGH, Surveyed, survey
+from convrewrite.scoring import Surveyed
+from convrewrite.sensitivities import FAST, THOROUGH, survey
 from convrewrite.stopwatch import Stopwatch
 
 

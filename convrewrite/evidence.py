@@ -6,7 +6,7 @@ from convrewrite.allocation import Allocation
 from convrewrite.planning import Ask, Considered, Fingerprint, Plan, PlannedOption, PlannedSite, Predicted
 from convrewrite.preparing import Prepared, Settings
 from convrewrite.proposing import Proposal
-from convrewrite.sensitivities import Dropped, Scored, Surveyed
+from convrewrite.scoring import Dropped, Scored, Surveyed
 from convrewrite.sites import Site
 
 
@@ -76,7 +76,7 @@ def _dropped(entry: Dropped) -> Considered:
         macs=entry.proposal.cost.macs,
         parameters=entry.proposal.cost.parameters,
         seconds=entry.seconds,
-        error=entry.error**0.5,
+        error=None if entry.error is None else entry.error**0.5,
         reason=entry.reason,
     )
 

@@ -113,6 +113,40 @@ def _best(fits: Sequence[tuple[Tensor, ...]], stages: Sequence[Stage], unseen: M
     return min(fits, key=lambda kernels: unseen.relative_error(compose(kernels, stages)))
 
 
+def rough_fit(
+    structure: Structure,
+    spec: ConvSpec,
+    setting: Setting,
+    moments: Sequence[Moments],
+    targets: Sequence[Target],
+    roots: Roots | None = None,
+) -> Fit:
+    """One start with the last stage's optimum, in the precision of ``targets``: to compare options of large sites by.
+
+    The errors are those of the objective, relative to a kernel of zeros; nothing is looked at but the moments.
+    """
+    stages = structure.stages(spec.per_group, setting)
+    points, scale = [], 0.0
+    for plain, root_y in zip(targets, _usable(roots, stages, spec), strict=True):
+        target = plain if root_y is None else plain.weighted(root_y.to(plain.kernel))
+        scale += target.scale
+        wanted = target.kernel.reshape(target.shape)
+        if stages[0].axes == "hw" and stages[0].groups == 1:  # there the whitened start is the optimum
+            root = first_stage_root(stages[0], target)
+            first, *others = structure.weights(colour(wanted, stages[0], root), spec.per_group, setting)
+            start = (uncolour(first, root), *others)
+        else:
+            start = structure.weights(wanted, spec.per_group, setting)
+        points.append((_begin(start, stages, target), root_y))
+    kernels = [
+        tuple(k.double() for k in _plain(p.kernels, None if r is None else r.to(p.kernels[0]))) for p, r in points
+    ]
+    composed = [compose(stage_kernels, stages) for stage_kernels in kernels]
+    error = max(0.0, sum(point.error for point, _ in points)) / max(scale, FLOOR)
+    bias = torch.cat([m.bias(kernel) for m, kernel in zip(moments, composed, strict=True)])
+    return Fit(join_groups(kernels), bias, error, error)
+
+
 def effort_for(d: int, most: int = ITERATIONS) -> int:
     """Iterations of L-BFGS for patches of ``d`` numbers."""
     return max(MIN_ITERATIONS, min(most, round(most * (EASY / d) ** 2)))
@@ -220,7 +254,8 @@ def _refine(start: _Point, stages: Sequence[Stage], target: Target, root: Tensor
 
 def _descended(before: float, after: float, target: Target) -> float:
     """``after``, once it is certain that E did not rise beyond rounding."""
-    assert after <= before + 1e-9 * target.scale, f"E rose from {before} to {after}"
+    rounding = 1e-9 if target.kernel.dtype == torch.float64 else 1e-3
+    assert after <= before + rounding * target.scale, f"E rose from {before} to {after}"
     return after
 
 
@@ -254,13 +289,17 @@ class _LastInput:
     def optimum(self) -> Tensor:
         """The least-squares kernels ``(g, O / g, q)``."""
         diagonal = self.inner.diagonal(dim1=-2, dim2=-1)
-        jitter = (JITTER * diagonal.mean(-1, keepdim=True) + FLOOR**2).expand_as(diagonal)
+        jitter = (_jitter(diagonal.dtype) * diagonal.mean(-1, keepdim=True) + FLOOR).expand_as(diagonal)
         return torch.cholesky_solve(self.cross.mT, cholesky(self.inner + torch.diag_embed(jitter))).mT
 
     def error(self, last: Tensor, target: Target) -> float:
         """E with this kernel as the last stage, from these moments alone: no product as large as the covariance."""
         kernel = last.reshape(self.cross.shape)
         return target.scale + float(((kernel @ self.inner - 2 * self.cross) * kernel).sum())
+
+
+def _jitter(dtype: torch.dtype) -> float:
+    return JITTER if dtype == torch.float64 else 1e-6
 
 
 def _grouped_input(

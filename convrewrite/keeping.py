@@ -17,7 +17,7 @@ from convrewrite.errors import PlanError
 from convrewrite.outputs import named_outputs
 from convrewrite.planning import Keep
 from convrewrite.rewriting import Rewritten
-from convrewrite.sensitivities import Surveyed
+from convrewrite.scoring import Surveyed
 from convrewrite.tracing import run
 from convrewrite.verifying import is_class_scores, measure_fidelity
 

@@ -97,7 +97,7 @@ class Considered(_Part):
     macs: int
     parameters: int
     seconds: float | None = None
-    error: float
+    error: float | None = None
     effect: float | None = None
     reason: str | None = None
 

@@ -17,7 +17,7 @@ from convrewrite.exporting import Exported, export
 from convrewrite.latency import compare_onnx
 from convrewrite.preparing import Prepared
 from convrewrite.proposing import Offer
-from convrewrite.sensitivities import Surveyed
+from convrewrite.scoring import Surveyed
 
 REHEARSALS = 3
 CLOSE = 0.97

@@ -26,7 +26,7 @@ from convrewrite.rehearsing import allocate_measured
 from convrewrite.reporting.building import build_report, tool_version
 from convrewrite.reporting.model import Report
 from convrewrite.rewriting import Outcome, Rewritten, rewrite
-from convrewrite.sensitivities import Surveyed
+from convrewrite.scoring import Surveyed
 from convrewrite.sites import Site
 from convrewrite.stopwatch import Stopwatch
 from convrewrite.swapping import check, swap
@@ -176,13 +176,16 @@ class Run:
         )  # fmt: skip
 
     def _fitted(self, choice: Choice) -> Choice:
-        """The choice fitted; one that came from an allocation is checked as a whole, and bettered by swaps."""
+        """The choice fitted; one that came from an allocation is checked as a whole, and bettered by swaps where it does more
+        harm than its parts promised."""
         if choice.rewritten is not None:
             return choice
         rewritten = self._rewrite(choice.offers)
         if choice.allocation is None or self.work.settings.fast or not self.work.data.fit:
             return replace(choice, rewritten=rewritten)
         checked = check(self.work, choice.allocation, rewritten)
+        if checked.effect <= choice.allocation.effect:  # no more harm than that of the parts: nothing to gain
+            return replace(choice, rewritten=rewritten, effect=checked.effect)
         attempt = lambda allocation: self._rewrite(self._lowered(allocation))  # noqa: E731
         best = swap(self.work, checked, self.ask.budget, attempt)
         return Choice(self._lowered(best.allocation), best.allocation, best.rewritten, best.effect)

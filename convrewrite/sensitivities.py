@@ -10,8 +10,9 @@ far behind another in a first, cheap fit are dropped before the dear ones.
 
 import bisect
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +23,11 @@ from convrewrite.outputs import named_outputs
 from convrewrite.pricing import MIN_GAIN, Prices, aligned
 from convrewrite.propagation import Propagation
 from convrewrite.proposing import Ladder, Menu, Proposal
+from convrewrite.scoring import Curve, Dropped, Sample, Surveyed, competitive, faithful_enough, spread
 from convrewrite.sites import Site
 from convrewrite.stopwatch import Stopwatch
 from convrewrite.streams import Inputs
-from convrewrite.structure import Structure
+from convrewrite.structure import Option, Structure
 from convrewrite.tracing import Traced, run
 from convrewrite.verifying import effect_of
 from convrewrite.workpiece import Workpiece
@@ -33,73 +35,34 @@ from convrewrite.workpiece import Workpiece
 LEAST_RATIO = 0.03
 """Of a site's own MACs: cheaper options are not sampled."""
 
-FAR_BEHIND = 1.5
-"""A ladder whose cheap fits have so many times the error of others at equal cost, everywhere, is dropped."""
+LEAST_EXAMPLES = 32
+ENOUGH = 1 << 22
+"""Numbers of input that effects are measured on, where that is more than ``LEAST_EXAMPLES``: 27 images of 3 x 224 x 224."""
 
-LEAST_ERROR = 1e-12
-LEAST_EFFECT = 1e-12
+LARGE_VARIANTS = 3
+"""Of a structure at a large site, where fits take seconds, at most so many variants are fitted, spread over all of them."""
+
+PRICED = 6
+"""Ranks of a ladder that are timed where speed counts; fewer of them are fitted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is measured: ``ranks`` fitted per ladder, ``measured`` of them through the rest of the model, on at most
-    ``examples`` held-out inputs; ``iterations`` of refinement for each fit; ``inputs`` to fit on, None for all."""
+    """How much is measured: ``ranks`` fitted per ladder (``large_ranks`` at large sites, where fits are rough), ``measured``
+    of them through the rest of the model, on at most ``examples`` held-out inputs; ``iterations`` of refinement for each
+    fit; ``inputs`` to fit on, None for all."""
 
     ranks: int = 4
+    large_ranks: int = 2
     measured: int = 3
-    iterations: int = 12
-    large_iterations: int = 2
+    iterations: int = 10
     examples: int = 512
     inputs: int | None = None
     rounds: int = 15
 
 
 THOROUGH = Effort()
-FAST = Effort(ranks=3, measured=1, iterations=4, large_iterations=0, examples=32, inputs=64, rounds=7)
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """A proposal with its relative squared output error, its effect on the model's outputs (KL in nats, or relative squared
-    error), whether that effect was measured or interpolated, and its seconds where they were measured."""
-
-    proposal: Proposal
-    error: float
-    effect: float
-    measured: bool
-    seconds: float | None = None
-
-    def amount(self, resource: str) -> float:
-        """What it costs of "macs", "params" or "latency"."""
-        if resource == "latency":
-            assert self.seconds is not None, "a latency budget needs measured times"
-            return self.seconds
-        return self.proposal.cost.macs if resource == "macs" else self.proposal.cost.parameters
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """A proposal that was fitted, and the reason why it is none of the options."""
-
-    proposal: Proposal
-    error: float
-    reason: str
-    seconds: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Surveyed:
-    """All that a site could become; ``seconds`` are those of the site as it is. ``reason`` says why there is nothing.
-
-    ``must_change``: to keep it as it is, is not among the options.
-    """
-
-    site: Site
-    options: tuple[Scored, ...]
-    dropped: tuple[Dropped, ...] = ()
-    seconds: float | None = None
-    reason: str | None = None
-    must_change: bool = False
+FAST = Effort(ranks=2, measured=1, iterations=0, examples=32, inputs=64, rounds=7)
 
 
 Progress = Callable[[str, int, int, str], None]
@@ -125,6 +88,7 @@ def survey(
     chosen = _fewer(calibration, effort)
     walk = Propagation(model, traced, active, (*chosen.fit, *chosen.held_out), memory)
     judge = Judge.of(model, walk, chosen, effort)
+    gains = _Gains()
     found: list[Surveyed] = []
     try:
         for menu in menus:
@@ -134,7 +98,7 @@ def survey(
             done = sum(1 for entry in found if entry.site in active)
             progress("survey", done, len(active), menu.site.name)
             piece = Workpiece.of(walk, menu.site, chosen, weights, seed, stopwatch)
-            bench = _Bench(menu.site, piece, structures, judge, effort, prices, stopwatch)
+            bench = _Bench(menu.site, piece, structures, judge, effort, prices, gains, stopwatch)
             found.append(bench.survey(menu.ladders))
             progress("survey", done + 1, len(active), f"{menu.site.name}: {len(found[-1].options)} options")
     finally:
@@ -173,8 +137,9 @@ class Judge:
         all_batches = (*calibration.fit, *calibration.held_out)
         first = len(calibration.fit) if calibration.held_out else 0
         batches, examples = [], 0
+        enough = min(effort.examples, max(LEAST_EXAMPLES, ENOUGH // all_batches[first][0][0].numel()))
         for index in range(first, len(all_batches)):
-            if examples < effort.examples:
+            if examples < enough:
                 batches.append(index)
                 examples += len(all_batches[index][0])
         originals = tuple(named_outputs(run(model, all_batches[index])) for index in batches)
@@ -186,37 +151,17 @@ class Judge:
         return effect_of(zip(self.originals, map(named_outputs, outputs), strict=True))
 
 
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    """A sampled rank of a ladder and its fit."""
+@dataclass(slots=True)
+class _Gains:
+    """What refinement left of the error of first fits, by structure: learned where it is cheap, expected where it is dear."""
 
-    proposal: Proposal
-    fit: Fit
-    seconds: float | None = None
+    known: dict[str, list[float]] = field(default_factory=dict)
 
-    @property
-    def log_cost(self) -> float:
-        return math.log(max(1, self.proposal.cost.macs))
+    def learn(self, structure: str, ratio: float) -> None:
+        self.known.setdefault(structure, []).append(min(1.0, ratio))
 
-    @property
-    def log_error(self) -> float:
-        return math.log(max(LEAST_ERROR, self.fit.held_out_error))
-
-    def dropped(self, reason: str) -> Dropped:
-        return Dropped(self.proposal, self.fit.held_out_error, reason, self.seconds)
-
-
-@dataclass(frozen=True, slots=True)
-class _Curve:
-    """A ladder with its samples, from cheap to dear."""
-
-    ladder: Ladder
-    samples: tuple[_Sample, ...]
-
-    @property
-    def points(self) -> list[tuple[float, float]]:
-        """Error over cost, both as logarithms."""
-        return sorted((sample.log_cost, sample.log_error) for sample in self.samples)
+    def expected(self, structure: str) -> float:
+        return statistics.median(self.known[structure]) if structure in self.known else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,54 +174,53 @@ class _Bench:
     judge: Judge
     effort: Effort
     prices: Prices | None
+    gains: _Gains
     stopwatch: Stopwatch
 
     def survey(self, ladders: Sequence[Ladder]) -> Surveyed:
-        with self.stopwatch.timed("solves"), self.piece.solving_threads():
-            rough = [_Curve(ladder, tuple(self._fit(p, 0) for p in self._ranks(ladder))) for ladder in ladders]
-            rough = [curve for curve in rough if curve.samples]
-            near, far = _competitive(rough)
-            curves = [replace(curve, samples=self._refined(curve.samples)) for curve in near]
-        dropped = [
-            sample.dropped("far behind others of the same cost in a first fit") for c in far for sample in c.samples
-        ]
-        before = None
+        curves = [Curve(ladder, tuple(self._usable(ladder))) for ladder in self._few(ladders)]
+        curves = [curve for curve in curves if curve.proposals]
+        before: float | None = None
+        dropped: list[Dropped] = []
         if self.prices is not None:
             with self.stopwatch.timed("latency"):
                 before = self.prices.original(self.site)
-                priced = [replace(curve, samples=self._priced(curve.samples)) for curve in curves]
-            curves, slow = self._fast_enough(priced, before)
-            dropped += slow
-        curves, wrong = _faithful_enough(curves)
+                curves, dropped = self._fast_enough([self._priced(curve) for curve in curves], before)
+        with self.stopwatch.timed("solves"), self.piece.solving_threads():
+            near, far = competitive(self._first_fits(curves))
+            near = near if self._large else [self._refined(curve) for curve in near]
+        dropped += [entry for c in far for entry in c.dropped("far behind others of the same cost in a first fit")]
+        kept, wrong = faithful_enough(near)
         with self.stopwatch.timed("effects"):
-            options = [scored for curve in curves for scored in self._scored(curve)]
-        reason = None if options else _nothing_left(dropped)
-        return Surveyed(self.site, tuple(options), (*dropped, *wrong), before, reason)
+            options = [scored for curve in kept for scored in curve.scored(self._effects(curve))]
+        told = (*dropped, *wrong)
+        return Surveyed(self.site, tuple(options), told, before, None if options else _nothing_left(told))
 
-    def _fast_enough(self, curves: Sequence["_Curve"], before: float) -> tuple[list["_Curve"], list[Dropped]]:
-        """Without the options that gain too little measured time."""
-        kept: list[_Curve] = []
-        dropped: list[Dropped] = []
-        for curve in curves:
-            least = curve.ladder.rule.require.min_latency_gain or MIN_GAIN
-            fast = [sample for sample in curve.samples if 1 - (sample.seconds or 0.0) / before >= least]
-            kept += [replace(curve, samples=tuple(fast))] if fast else []
-            dropped += [s.dropped(_too_slow(s, before, least)) for s in curve.samples if s not in fast]
-        return kept, dropped
+    @property
+    def _large(self) -> bool:
+        return self.piece.patch >= LARGE
 
-    def _ranks(self, ladder: Ladder) -> list[Proposal]:
-        """The sampled ranks of a ladder, from cheap to dear, about evenly spaced in the logarithm of the cost."""
+    def _few(self, ladders: Sequence[Ladder]) -> list[Ladder]:
+        """All ladders; at large sites not every variant of a structure that has many."""
+        if not self._large:
+            return list(ladders)
+        by_structure: dict[tuple[str, str], list[Ladder]] = {}
+        for ladder in ladders:
+            by_structure.setdefault((ladder.rule.name, ladder.structure.name), []).append(ladder)
+        return [
+            group[i - 1] for group in by_structure.values() for i in spread(range(1, len(group) + 1), LARGE_VARIANTS)
+        ]
+
+    def _usable(self, ladder: Ladder) -> list[Proposal]:
+        """The ranks that may be chosen: all that save enough; where speed counts, a few that fill channel blocks."""
         limit = (1 - ladder.rule.require.min_mac_saving) * self.site.cost.macs
         ranks = self._aligned(ladder) if self.prices is not None else ladder.ranks
         last = bisect.bisect_right(ranks, limit, key=lambda rank: ladder.at(rank).cost.macs)
         lowest = LEAST_RATIO * self.site.cost.macs
         first = bisect.bisect_left(ranks, lowest, hi=last, key=lambda rank: ladder.at(rank).cost.macs)
         usable = ranks[min(first, max(0, last - 1)) : last]
-        if len(usable) <= self.effort.ranks:
-            return [ladder.at(rank) for rank in usable]
-        share = [i / (self.effort.ranks - 1) for i in range(self.effort.ranks)]
-        wanted = [usable[0] * (usable[-1] / usable[0]) ** s for s in share]
-        return [ladder.at(rank) for rank in dict.fromkeys(_nearest(usable, rank) for rank in wanted)]
+        chosen = spread(usable, PRICED) if self.prices is not None else usable
+        return [ladder.at(rank) for rank in chosen]
 
     def _aligned(self, ladder: Ladder) -> Sequence[int]:
         """The ranks that fill the processor's channel blocks; all of them where none does."""
@@ -284,107 +228,65 @@ class _Bench:
         stages = {rank: ladder.structure.stages(spec, {**ladder.variant, "rank": rank}) for rank in ladder.ranks}
         return [rank for rank in ladder.ranks if aligned(stages[rank])] or ladder.ranks
 
-    def _fit(self, proposal: Proposal, iterations: int) -> _Sample:
-        structure = self.structures[proposal.option.structure]
-        return _Sample(proposal, self.piece.fit(structure, proposal.option, iterations=iterations))
-
-    def _refined(self, samples: tuple["_Sample", ...]) -> tuple["_Sample", ...]:
-        iterations = self.effort.iterations if self.piece.patch < LARGE else self.effort.large_iterations
-        if iterations == 0 or not self.piece.seen:
-            return samples
-        return tuple(self._fit(sample.proposal, iterations) for sample in samples)
-
-    def _priced(self, samples: tuple["_Sample", ...]) -> tuple["_Sample", ...]:
+    def _priced(self, curve: Curve) -> Curve:
         assert self.prices is not None
-        prices = self.prices.of(self.site, [sample.proposal for sample in samples])
-        pairs = zip(samples, prices, strict=True)
-        return tuple(replace(sample, proposal=price.proposal, seconds=price.seconds) for sample, price in pairs)
+        prices = self.prices.of(self.site, curve.proposals)
+        return replace(curve, proposals=tuple(p.proposal for p in prices), seconds=tuple(p.seconds for p in prices))
 
-    def _scored(self, curve: "_Curve") -> list[Scored]:
-        """The effects of a ladder's options: of all its ranks, or of the timed ones where time matters."""
-        ladder, samples = curve.ladder, curve.samples
-        count = min(self.effort.measured, len(samples))
-        picked = sorted({round(i * (len(samples) - 1) / max(1, count - 1)) for i in range(count)}) if count > 1 else []
-        picked = picked or [len(samples) // 2]
-        known = {index: max(LEAST_EFFECT, self._effect(samples[index])) for index in picked}
-        effects = sorted((samples[i].log_error, math.log(effect)) for i, effect in known.items())
-        measured = {samples[i].proposal.option: effect for i, effect in known.items()}
-        if self.prices is not None:
-            rows = [(sample.proposal, sample.log_error, sample.seconds) for sample in samples]
-        else:
-            errors = [(sample.log_cost, sample.log_error) for sample in samples]
-            ranks = [rank for rank in ladder.ranks if self._between(samples, ladder.at(rank))]
-            rows = [(p, _interpolated(errors, _log_macs(p), -1.0), None) for p in map(ladder.at, ranks)]
-        return [
-            Scored(
-                proposal,
-                math.exp(error),
-                measured.get(proposal.option, math.exp(_interpolated(effects, error, 1.0))),
-                proposal.option in measured,
-                seconds,
-            )
-            for proposal, error, seconds in rows
-        ]
+    def _fast_enough(self, curves: Sequence[Curve], before: float) -> tuple[list[Curve], list[Dropped]]:
+        """Without the options that gain too little measured time."""
+        kept: list[Curve] = []
+        dropped: list[Dropped] = []
+        for curve in curves:
+            least = curve.ladder.rule.require.min_latency_gain or MIN_GAIN
+            pairs = list(zip(curve.proposals, curve.seconds, strict=True))
+            fast = [proposal for proposal, seconds in pairs if 1 - seconds / before >= least]
+            kept += [curve.only(fast)] if fast else []
+            dropped += [
+                Dropped(p, None, _too_slow(seconds, before, least), seconds) for p, seconds in pairs if p not in fast
+            ]
+        return kept, dropped
 
-    def _between(self, samples: Sequence[_Sample], proposal: Proposal) -> bool:
-        return samples[0].proposal.cost.macs <= proposal.cost.macs <= samples[-1].proposal.cost.macs
+    def _first_fits(self, curves: Sequence[Curve]) -> list[Curve]:
+        if self._large and self.piece.seen:
+            targets = [target.to(torch.float32) for target in self.piece.targets]
+            return [
+                self._sampled(c, self.effort.large_ranks, lambda s, o: self.piece.rough(s, o, targets)) for c in curves
+            ]
+        return [self._sampled(c, self.effort.ranks, lambda s, o: self.piece.fit(s, o, iterations=0)) for c in curves]
 
-    def _effect(self, sample: _Sample) -> float:
+    def _sampled(self, curve: Curve, count: int, fit: Callable[[Structure, Option], Fit]) -> Curve:
+        """With so many of its ranks fitted."""
+        structure = self.structures[curve.ladder.structure.name]
+        gain = self.gains.expected(structure.name) if self._large else 1.0
+        ranks = {int(p.option.parameters["rank"]): p for p in curve.proposals}
+        chosen = [ranks[rank] for rank in spread(sorted(ranks), count)]
+        return replace(curve, samples=tuple(Sample(p, fit(structure, p.option), gain) for p in chosen))
+
+    def _refined(self, curve: Curve) -> Curve:
+        if self.effort.iterations == 0 or not self.piece.seen:
+            return curve
+        structure = self.structures[curve.ladder.structure.name]
+        fits = [self.piece.fit(structure, s.proposal.option, iterations=self.effort.iterations) for s in curve.samples]
+        for sample, found in zip(curve.samples, fits, strict=True):
+            if sample.fit.held_out_error > 0:
+                self.gains.learn(structure.name, found.held_out_error / sample.fit.held_out_error)
+        pairs = zip(curve.samples, fits, strict=True)
+        return replace(curve, samples=tuple(Sample(sample.proposal, found) for sample, found in pairs))
+
+    def _effects(self, curve: Curve) -> list[tuple[Sample, float]]:
+        """Some of the samples with their effects, the ends first among them."""
+        picked = spread(range(1, len(curve.samples) + 1), self.effort.measured)
+        return [(curve.samples[i - 1], self._effect(curve.samples[i - 1])) for i in picked]
+
+    def _effect(self, sample: Sample) -> float:
         structure = self.structures[sample.proposal.option.structure]
         with torch.no_grad():
             return self.judge.effect(self.site, self.piece.build(structure, sample.proposal.option, sample.fit))
 
 
-def _log_macs(proposal: Proposal) -> float:
-    return math.log(max(1, proposal.cost.macs))
-
-
-def _nearest(values: Sequence[int], wanted: float) -> int:
-    return min(values, key=lambda value: (abs(value - wanted), value))
-
-
-def _interpolated(points: Sequence[tuple[float, float]], x: float, slope: float) -> float:
-    """Piecewise linear through points sorted by x, with this slope beyond the ends; never against the slope between."""
-    if x <= points[0][0]:
-        return points[0][1] + slope * (x - points[0][0])
-    if x >= points[-1][0]:
-        return points[-1][1] + slope * (x - points[-1][0])
-    index = bisect.bisect_right([p[0] for p in points], x)
-    (x0, y0), (x1, y1) = points[index - 1], points[index]
-    return y0 + (y1 - y0) * (x - x0) / (x1 - x0) if x1 > x0 else y1
-
-
-def _competitive(curves: Sequence[_Curve]) -> tuple[list[_Curve], list[_Curve]]:
-    """Those that come near the best one at some cost, and the others."""
-    near: list[_Curve] = []
-    far: list[_Curve] = []
-    for curve in curves:
-        others = [other.points for other in curves if other is not curve]
-        good = (
-            all(error <= _interpolated(other, cost, -1.0) + math.log(FAR_BEHIND) for other in others)
-            for cost, error in curve.points
-        )
-        (near if any(good) else far).append(curve)
-    return near, far
-
-
-def _faithful_enough(curves: Sequence[_Curve]) -> tuple[list[_Curve], list[Dropped]]:
-    """Without the options whose output error their rule does not allow."""
-    kept: list[_Curve] = []
-    dropped: list[Dropped] = []
-    for curve in curves:
-        most = curve.ladder.rule.require.max_output_error or math.inf
-        good = [sample for sample in curve.samples if sample.fit.held_out_error**0.5 <= most]
-        kept += [replace(curve, samples=tuple(good))] if good else []
-        reason = f"its output error exceeds {most:.3g}, the rule's limit"
-        dropped += [sample.dropped(reason) for sample in curve.samples if sample not in good]
-    return kept, dropped
-
-
-def _too_slow(sample: _Sample, before: float, least: float) -> str:
-    assert sample.seconds is not None
-    change = sample.seconds / before - 1
-    return f"changes the measured time by {change:+.0%}, less than the {least:.0%} it must gain"
+def _too_slow(seconds: float, before: float, least: float) -> str:
+    return f"changes the measured time by {seconds / before - 1:+.0%}, less than the {least:.0%} it must gain"
 
 
 def _nothing_left(dropped: Sequence[Dropped]) -> str:

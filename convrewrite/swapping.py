@@ -19,7 +19,8 @@ from convrewrite.outputs import named_outputs
 from convrewrite.preparing import judging_inputs
 from convrewrite.propagation import Propagation
 from convrewrite.rewriting import Rewritten
-from convrewrite.sensitivities import THOROUGH, Judge, Scored, Surveyed
+from convrewrite.scoring import Scored, Surveyed
+from convrewrite.sensitivities import THOROUGH, Judge
 from convrewrite.tracing import run
 from convrewrite.verifying import effect_of
 from convrewrite.workpiece import Workpiece

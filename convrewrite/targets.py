@@ -62,6 +62,12 @@ class Target:
         scale = float((response * kernel).sum())
         return replace(self, kernel=kernel, response=response, pull=root @ self.pull, scale=scale)
 
+    def to(self, dtype: torch.dtype) -> "Target":
+        """The same in another precision."""
+        parts = (self.kernel, self.covariance, self.response, self.pull)
+        kernel, covariance, response, pull = (part.to(dtype) for part in parts)
+        return Target(kernel, covariance, self.shape, response, pull, self.scale)
+
     def error(self, kernel: Tensor) -> float:
         """E of a composed kernel."""
         difference = self.kernel - kernel.flatten(1)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from convrewrite.applying import build_conv, build_option, folded_kernel
+from convrewrite.applying import build_conv, build_option, folded_kernel, in_place_of
 from convrewrite.calibration import Calibration
-from convrewrite.fitting import LARGE, Fit, Roots, effort_for, fit, refit, targets_of
+from convrewrite.fitting import LARGE, Fit, Roots, effort_for, fit, refit, rough_fit, targets_of
 from convrewrite.moments import Accumulator, Block, Moments, with_outputs
 from convrewrite.propagation import Propagation
 from convrewrite.proposing import Proposal
@@ -100,6 +100,12 @@ class Workpiece:
             self.targets, self.roots,
         )  # fmt: skip
 
+    def rough(self, structure: Structure, option: Option, targets: Sequence[Target]) -> Fit:
+        """A quick fit, to compare options by; ``targets`` are the site's own, in any precision."""
+        if not self.seen:
+            return weights_only(structure, self.site, option, self.kernel, self.bias)
+        return rough_fit(structure, self.site.folded_spec, option.parameters, self.seen, targets, self.roots)
+
     def _refit(
         self,
         structure: Structure,
@@ -120,7 +126,8 @@ class Workpiece:
     def build(self, structure: Structure, option: Option, found: Fit) -> nn.Module:
         """The module that takes the site's place."""
         stages = structure.stages(self.site.spec.per_group, option.parameters)
-        return build_option(self.site.folded_spec, stages, option, found.kernels, found.bias, self.like)
+        chain = build_option(self.site.folded_spec, stages, option, found.kernels, found.bias, self.like)
+        return in_place_of(self.walk.model.get_submodule(self.site.name), chain)
 
     def rectify(self, structure: Structure, option: Option, found: Fit) -> Fit:
         """Refit to what the ReLU lets through, where it alone sees the output: below zero any value is as good.

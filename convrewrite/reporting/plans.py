@@ -43,7 +43,7 @@ def _row(site: PlannedSite, entry: Considered) -> tuple[str, ...]:
         ""
         if entry.seconds is None
         else f"{figures.duration(entry.seconds)} {_part(entry.seconds, site.seconds)}".strip(),
-        figures.percent(entry.error),
+        "" if entry.error is None else figures.percent(entry.error),
         "" if entry.effect is None else f"{entry.effect:.2g}",
         entry.reason or "",
     )
