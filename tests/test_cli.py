@@ -7,13 +7,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from clocks import lie
 from commands import INPUT, Ran, call, images, listing, small_network
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import convrewrite
-from convrewrite import pipeline, storing
+from convrewrite import measuring, preparing, running, storing
 from convrewrite.reporting.model import Report
 from convrewrite.storing import FILES
 
@@ -42,8 +43,9 @@ def out(place: Path, optimized: Ran) -> Path:
 @pytest.fixture
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the measuring of latency, which takes seconds."""
-    monkeypatch.setattr(pipeline, "compare_onnx", lambda *_args, **_options: None)
-    monkeypatch.setattr(pipeline, "compare_torch", lambda *_args, **_options: None)
+    monkeypatch.setattr(measuring, "compare_onnx", lambda *_args, **_options: None)
+    monkeypatch.setattr(measuring, "compare_torch", lambda *_args, **_options: None)
+    lie(monkeypatch)
 
 
 def test_optimize_writes_every_file_and_prints_the_report(place: Path, optimized: Ran, out: Path) -> None:
@@ -89,7 +91,7 @@ def test_optimize_replaces_an_earlier_result(place: Path, out: Path) -> None:
 @pytest.mark.usefixtures("untimed")
 @pytest.mark.parametrize(
     ("module", "stage"),
-    [(pipeline, "find_sites"), (pipeline, "rewrite"), (pipeline, "check_parity"), (storing, "render_html")],
+    [(preparing, "find_sites"), (running, "rewrite"), (measuring, "check_parity"), (storing, "render_html")],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_an_interrupted_run_leaves_nothing(
@@ -120,7 +122,7 @@ def test_a_failed_replacement_keeps_the_earlier_result(place: Path, out: Path, m
 def test_a_model_that_asks_for_float64_is_refused_before_the_long_work(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "rewrite", lambda *_args, **_options: pytest.fail("the model was fitted"))
+    monkeypatch.setattr(running, "rewrite", lambda *_args, **_options: pytest.fail("the model was fitted"))
     torch.save(small_network().double(), place / "double.pt")
     ran = call("optimize", place / "double.pt", "-o", place / "double", *INPUT, "--calib", "weights")
     (place / "double.pt").unlink()

@@ -128,7 +128,9 @@ def test_two_budgets_hold_together() -> None:
 def test_budgets_that_cannot_be() -> None:
     with pytest.raises(PlanError, match=r"macs=0\.01 cannot be met .* at the least"):
         rewrite(small_network(), budget={"macs": 0.01})
-    with pytest.raises(PlanError, match="expected one of macs, params"):
+    with pytest.raises(PlanError, match="expected one of macs, params, latency"):
+        rewrite(small_network(), budget={"flops": 0.5})
+    with pytest.raises(PlanError, match="budget latency: needs measured times; leave measure on"):
         rewrite(small_network(), budget={"latency": 0.5})
 
 
