@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from convrewrite.conv import Conv, ConvSpec, canonical_kernel, module_weight
 from convrewrite.errors import TraceError
 from convrewrite.layers.branches import SumOfBranches
+from convrewrite.layers.dynamic import DynamicConv2d, stack
+from convrewrite.layers.dynamic_chain import DynamicChain
 from convrewrite.sites import Site
 from convrewrite.structure import Option, Stage, branch_kernels, branch_specs
 
@@ -30,9 +32,12 @@ def copy_model(model: nn.Module) -> nn.Module:
 def folded_kernel(model: nn.Module, site: Site) -> tuple[Tensor, Tensor]:
     """Canonical kernel and bias ``(O,)`` in float64, with the BatchNorm that follows the site folded in."""
     conv = model.get_submodule(site.name)
-    assert isinstance(conv, Conv)
-    kernel = canonical_kernel(conv.weight.detach(), site.spec).double()
-    bias = kernel.new_zeros(len(kernel)) if conv.bias is None else conv.bias.detach().double()
+    assert isinstance(conv, Conv | DynamicConv2d)
+    weight, bias = conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
+    if isinstance(conv, DynamicConv2d):
+        weight, bias = stack(weight, conv.groups), None if bias is None else stack(bias, conv.groups)
+    kernel = canonical_kernel(weight, site.spec).double()
+    bias = kernel.new_zeros(len(kernel)) if bias is None else bias.double()
     if site.batch_norm is None:
         return kernel, bias
     norm = model.get_submodule(site.batch_norm)
@@ -83,9 +88,17 @@ def empty_option(spec: ConvSpec, stages: Sequence[Stage], option: Option, like: 
     return (chains[0] if len(chains) == 1 else SumOfBranches(chains)).eval()
 
 
+def in_place_of(original: nn.Module, module: nn.Module) -> nn.Module:
+    """What can stand where ``original`` stood: a chain for the stacked kernels of a dynamic convolution mixes its last."""
+    if isinstance(original, DynamicConv2d) and not isinstance(module, DynamicChain):
+        return DynamicChain.of(original, module)
+    return module
+
+
 def replace_site(model: nn.Module, site: Site, module: nn.Module) -> None:
     """Put ``module`` in the site's place, wherever the model holds it; a folded BatchNorm becomes an identity."""
     original = model.get_submodule(site.name)
+    module = in_place_of(original, module)
     module.train(original.training)
     for parameter in module.parameters():
         parameter.requires_grad_(any(p.requires_grad for p in original.parameters()))

@@ -49,7 +49,11 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class ConvSpec:
-    """The geometry of one two-dimensional convolution, as ``nn.Conv2d`` and ``nn.ConvTranspose2d`` name it."""
+    """The geometry of one two-dimensional convolution, as ``nn.Conv2d`` and ``nn.ConvTranspose2d`` name it.
+
+    A dynamic convolution has several ``kernels``, of which each example goes through a mixture; ``out_channels`` are then
+    those of all kernels, stacked within each group.
+    """
 
     in_channels: int
     out_channels: int
@@ -62,6 +66,7 @@ class ConvSpec:
     padding_mode: PaddingMode = "zeros"
     transposed: bool = False
     output_padding: Size = (0, 0)
+    kernels: int = 1
 
     @classmethod
     def of(cls, conv: nn.Conv2d | nn.ConvTranspose2d) -> "ConvSpec":
@@ -100,6 +105,11 @@ class ConvSpec:
         return o * c * kh * kw + (o if self.bias else 0)
 
     @property
+    def mixed(self) -> "ConvSpec":
+        """The convolution that one example goes through."""
+        return replace(self, out_channels=self.out_channels // self.kernels, kernels=1)
+
+    @property
     def per_group(self) -> "ConvSpec":
         """The convolution that each group is by itself."""
         return replace(
@@ -136,10 +146,14 @@ class ConvSpec:
         return (sizes[0], sizes[1])
 
     def macs(self, input_size: Size) -> int:
-        """Multiply-accumulates of one example; a transposed convolution multiplies once per *input* position."""
+        """Multiply-accumulates of one example; a transposed convolution multiplies once per *input* position.
+
+        Several kernels, and their biases, are mixed once per example.
+        """
         height, width = input_size if self.transposed else self.output_size(input_size)
-        o, c, kh, kw = self.kernel_shape
-        return height * width * o * c * kh * kw
+        o, c, kh, kw = self.mixed.kernel_shape
+        mixing = self.parameters if self.kernels > 1 else 0
+        return height * width * o * c * kh * kw + mixing
 
     def cost(self, input_sizes: Sequence[Size]) -> Cost:
         """Parameters once, MACs for every call."""
@@ -162,7 +176,7 @@ class ConvSpec:
 
     def describe(self) -> str:
         """One short line: ``64->128 3x3 s2 p1 d2 g4 reflect``; what is at its default is left out."""
-        parts = [f"{self.in_channels}->{self.out_channels} {self.kernel_size[0]}x{self.kernel_size[1]}"]
+        parts = [f"{self.in_channels}->{self.mixed.out_channels} {self.kernel_size[0]}x{self.kernel_size[1]}"]
         if self.stride != (1, 1):
             parts.append("s" + _times(self.stride))
         if self.padding != (0, 0):
@@ -175,11 +189,15 @@ class ConvSpec:
             parts.append(self.padding_mode)
         if self.transposed:
             parts.append("transposed")
+        if self.kernels != 1:
+            parts.append(f"{self.kernels} kernels")
         return " ".join(parts)
 
 
 def classify(spec: ConvSpec) -> Kind:
-    """The kind a geometry has by itself; ``separable`` and ``dynamic`` depend on what surrounds it (see sites.py)."""
+    """The kind a geometry has by itself; ``separable`` depends on what surrounds it (see sites.py)."""
+    if spec.kernels > 1:
+        return Kind.DYNAMIC
     if spec.transposed:
         return Kind.TRANSPOSED
     if spec.groups == spec.in_channels and spec.groups > 1:

@@ -13,9 +13,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from convrewrite.conv import CONV_TYPES, ConvSpec, Size
+from convrewrite.conv import CONV_TYPES, Conv, ConvSpec, Size
 from convrewrite.functional_calls import ARGUMENTS, is_planar, named_arguments, spec_of_call
+from convrewrite.layers.dynamic import DynamicConv2d
 from convrewrite.tracing import run
+
+SITE_TYPES = (*CONV_TYPES, DynamicConv2d)
+"""Modules that are convolutions; a subclass of one may have a forward of its own."""
 
 
 @dataclass(slots=True)
@@ -58,7 +62,12 @@ class _Frame:
     @property
     def convolves(self) -> bool:
         """Whether this is a plain convolution module, whose forward is known."""
-        return type(self.module) in CONV_TYPES
+        return type(self.module) in SITE_TYPES
+
+
+def spec_of(module: Conv | DynamicConv2d) -> ConvSpec:
+    """The geometry of a convolution module; that of a dynamic one has its kernels stacked."""
+    return module.stacked_spec if isinstance(module, DynamicConv2d) else ConvSpec.of(module)
 
 
 def observe(model: nn.Module, inputs: tuple[Tensor, ...]) -> Observation:
@@ -99,9 +108,9 @@ class _Watch(TorchFunctionMode):
         name = self._names[id(module)]
         self._stack.append(_Frame(module, name, args, kwargs))
         self.runs[id(module)] += 1
-        if isinstance(module, CONV_TYPES):
-            x = args[0] if args else kwargs["input"]
-            self._note(name, Call(name, module, ConvSpec.of(module)), x)
+        if isinstance(module, SITE_TYPES):
+            x = args[0] if args else next(iter(kwargs.values()))
+            self._note(name, Call(name, module, spec_of(module)), x)
 
     def _leave(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         self._stack.pop()

@@ -94,7 +94,7 @@ def _inputs_of(model: nn.Module, name: str, inputs: Inputs) -> list[Tensor]:
     seen: list[Tensor] = []
 
     def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = args[0] if args else kwargs["input"]
+        x = args[0] if args else next(iter(kwargs.values()))
         seen.append((x if x.dim() == 4 else x[None]).detach().clone())
 
     handle = model.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True)

@@ -174,7 +174,7 @@ class Match(_Table):
                 yield _not_taken(key, _times(size), ", ".join(map(_times, sizes)))
         for key, number, bounds in (
             ("in_channels", spec.in_channels, self.in_channels),
-            ("out_channels", spec.out_channels, self.out_channels),
+            ("out_channels", spec.mixed.out_channels, self.out_channels),
             ("groups", spec.groups, self.groups),
         ):
             if bounds is not None and number not in bounds:
@@ -192,7 +192,7 @@ class Protect(_Table):
 
     def refusals(self, candidate: Candidate) -> Iterator[Refusal]:
         """Every protection that covers the candidate."""
-        channels = min(candidate.spec.in_channels, candidate.spec.out_channels)
+        channels = min(candidate.spec.in_channels, candidate.spec.mixed.out_channels)
         if self.stem and candidate.is_stem:
             yield Refusal("protect.stem", "it is the stem, the first convolution the network runs")
         if channels < self.min_channels:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from convrewrite.conv import CONV_TYPES, ConvSpec, Cost, Kind, Size, classify
-from convrewrite.observing import Call, observe
+from convrewrite.observing import SITE_TYPES, Call, observe, spec_of
 from convrewrite.tracing import Traced, module_calls
 
 
@@ -65,7 +65,7 @@ def find_sites(
     for name, call in seen.calls.items():
         kind = Kind.SEPARABLE if name in separable else classify(call.spec)
         if call.module is None:
-            if not isinstance(model.get_submodule(call.owner), CONV_TYPES):  # the site is the module then
+            if not isinstance(model.get_submodule(call.owner), SITE_TYPES):  # the site is the module then
                 sites.append(_functional_site(model, inputs, name, call, unlifted))
             continue
         refusal = _refusal(name, call.module, shared, unlifted)
@@ -102,7 +102,7 @@ def _depends_on_input(model: nn.Module, inputs: tuple[Tensor, ...], name: str, w
 
 def _refusal(name: str, module: nn.Module, shared: dict[int, list[str]], unlifted: Mapping[str, str]) -> str | None:
     """Why a module cannot be replaced at all."""
-    if type(module) not in CONV_TYPES:
+    if type(module) not in SITE_TYPES:
         why = unlifted.get(f"{name}.weight", "")
         return f"{type(module).__name__} is a subclass of a convolution and may have a forward of its own" + (
             f": {why}" if why else ""
@@ -119,6 +119,10 @@ def _refusal(name: str, module: nn.Module, shared: dict[int, list[str]], unlifte
         return f"its weight is {getattr(weight, 'dtype', 'missing')}, not a floating point number"
     if not bool(torch.isfinite(weight).all()):
         return "its weight holds NaN or infinity"
+    assert isinstance(module, SITE_TYPES)
+    spec = spec_of(module)
+    if spec.padding == "same" and spec.stride != (1, 1):
+        return "it strides over an uneven padding, which no static convolution can do"
     return None
 
 
@@ -182,7 +186,7 @@ def _sole_followers(traced: Traced) -> Iterator[tuple[str, fx.Node, str, fx.Node
 def _never_called(model: nn.Module, calls: Mapping[str, Call]) -> list[Site]:
     reason = "a run on the example input never calls it"
     return [
-        Site(name, classify(ConvSpec.of(module)), ConvSpec.of(module), (), refusal=reason)
+        Site(name, classify(spec_of(module)), spec_of(module), (), refusal=reason)
         for name, module in model.named_modules()
-        if isinstance(module, CONV_TYPES) and name not in calls
+        if isinstance(module, SITE_TYPES) and name not in calls
     ]

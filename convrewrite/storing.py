@@ -15,9 +15,10 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from convrewrite.applying import copy_model, empty_option, replace_site
-from convrewrite.conv import Conv, ConvSpec, Kind
+from convrewrite.conv import Kind
 from convrewrite.errors import ModelLoadError, PlanError, UsageError
 from convrewrite.lifts import apply_lifts
+from convrewrite.observing import SITE_TYPES, spec_of
 from convrewrite.planning import Plan, PlannedSite
 from convrewrite.reporting import render_markdown
 from convrewrite.reporting.html import render_html
@@ -153,10 +154,10 @@ def _put_empty(model: nn.Module, planned: PlannedSite, known: dict[str, Structur
     if planned.option.structure not in known:
         raise PlanError(f"{planned.name}: structure {planned.option.structure!r} is not known; install or pass it")
     conv = dict(model.named_modules()).get(planned.name)
-    if not isinstance(conv, Conv):
+    if not isinstance(conv, SITE_TYPES):
         found = "nothing of this name" if conv is None else type(conv).__name__
         raise PlanError(f"{planned.name}: expected a convolution where the plan rewrites one, found {found}")
-    site = Site(planned.name, Kind(planned.kind), ConvSpec.of(conv), (), planned.batch_norm)
+    site = Site(planned.name, Kind(planned.kind), spec_of(conv), (), planned.batch_norm)
     option = planned.option.option()
     stages = known[option.structure].stages(site.spec.per_group, option.parameters)
     replace_site(model, site, empty_option(site.folded_spec, stages, option, conv.weight))

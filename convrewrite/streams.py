@@ -130,7 +130,9 @@ class Streams:
         return before, self.store.get(rewritten[node]) if node in rewritten else before
 
     def rectified(self, site: Site) -> bool:
-        """See :meth:`Propagation.rectified`."""
+        """See :meth:`Propagation.rectified`. A ReLU behind a dynamic convolution sees the mixture of what is fitted."""
+        if site.spec.kernels > 1:
+            return False
         end = self._end(site)
         user = _only_user(end)
         if user is not None and self._skip(site) is not None:

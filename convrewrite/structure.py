@@ -135,11 +135,14 @@ def _multiplier(stages: Sequence[Stage]) -> int:
 
 def stage_specs(spec: ConvSpec, stages: Sequence[Stage]) -> tuple[ConvSpec, ...]:
     """The geometry of every stage of the replacement of ``spec`` (grouped or not), by the axis rule."""
-    last = len(stages) - 1
-    return tuple(_stage_spec(spec, stage, bias=spec.bias and i == last) for i, stage in enumerate(stages))
+    *first, last = stages
+    return (
+        *(_stage_spec(spec, stage, bias=False, kernels=1) for stage in first),
+        _stage_spec(spec, last, bias=spec.bias, kernels=spec.kernels),
+    )
 
 
-def _stage_spec(spec: ConvSpec, stage: Stage, bias: bool) -> ConvSpec:
+def _stage_spec(spec: ConvSpec, stage: Stage, bias: bool, kernels: int) -> ConvSpec:
     owned = ("h" in stage.axes, "w" in stage.axes)
     plain = replace(
         spec,
@@ -147,9 +150,10 @@ def _stage_spec(spec: ConvSpec, stage: Stage, bias: bool) -> ConvSpec:
         out_channels=stage.out_channels * spec.groups,
         groups=stage.groups * spec.groups,
         bias=bias,
+        kernels=kernels,
     )
     if not any(owned):
-        return ConvSpec(plain.in_channels, plain.out_channels, (1, 1), groups=plain.groups, bias=bias)
+        return ConvSpec(plain.in_channels, plain.out_channels, (1, 1), groups=plain.groups, bias=bias, kernels=kernels)
     padding = spec.padding if isinstance(spec.padding, str) else _own(spec.padding, owned, 0)
     return replace(
         plain,
@@ -258,8 +262,13 @@ Allowed = Mapping[str, Sequence[int | float | str]]
 
 def allowed_variants(structure: Structure, spec: ConvSpec, allowed: Allowed) -> list[Setting]:
     """The structure's variants at this geometry whose every parameter has an allowed value."""
-    variants = structure.variants(spec.per_group)
+    variants = [v for v in structure.variants(spec.per_group) if spec.kernels == 1 or _mixes(structure, spec, v)]
     return [v for v in variants if all(v[name] in values for name, values in allowed.items() if name in v)]
+
+
+def _mixes(structure: Structure, spec: ConvSpec, variant: Setting) -> bool:
+    """Whether the last stage is a dense one, of which each of several kernels can have its own."""
+    return structure.stages(spec.per_group, {**variant, "rank": 1})[-1].groups == 1
 
 
 def allowed_ranks(structure: Structure, spec: ConvSpec, variant: Setting, allowed: Allowed) -> Sequence[int]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.applying import copy_model
+from convrewrite.layers.dynamic import DynamicConv2d
 from convrewrite.outputs import named_outputs
 from convrewrite.sites import Site
 from convrewrite.verifying import is_class_scores
@@ -107,14 +108,19 @@ def _gradients_noted(model: nn.Module, sites: Sequence[Site], sums: dict[str, Te
             handle.remove()
 
 
-def _noting(name: str, sums: dict[str, Tensor]) -> Callable[[nn.Module, object, Tensor], None]:
+def _noting(name: str, sums: dict[str, Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     def add(gradient: Tensor) -> None:
         rows = gradient.transpose(0, 1).flatten(1).float()
         total = (rows @ rows.T).double()
         sums[name] = sums[name] + total if name in sums else total
 
-    def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
-        if output.requires_grad:
+    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        if not output.requires_grad or not args:
+            return
+        if isinstance(module, DynamicConv2d):  # what is fitted are its kernels, before they are mixed
+            x = args[0].detach()
+            output.register_hook(lambda gradient: add(module.stacked_gradient(gradient, x)))
+        else:
             output.register_hook(add)
 
     return hook

@@ -5,6 +5,7 @@ the softmax of a small network on the channels' means. A batch is one convolutio
 """
 
 import math
+from dataclasses import replace
 from typing import Self
 
 import torch
@@ -118,6 +119,24 @@ class DynamicConv2d(nn.Module):
             self.groups, self.bias is not None, self.padding_mode,
         )  # fmt: skip
 
+    @property
+    def stacked_spec(self) -> ConvSpec:
+        """The geometry of all kernels as one static convolution, whose outputs this layer mixes."""
+        spec = self.spec
+        (top, bottom), (left, right) = spec.padding_pairs()
+        even = top == bottom and left == right
+        return replace(
+            spec,
+            out_channels=self.out_channels * self.kernels,
+            padding=(top, left) if even else spec.padding,
+            kernels=self.kernels,
+        )
+
+    def stacked_gradient(self, gradient: Tensor, x: Tensor) -> Tensor:
+        """The gradient ``(N, O, H', W')`` at the output for the input ``x`` -> that at the outputs of all kernels, stacked."""
+        each = torch.einsum("nk,nohw->nkohw", self.attention(x), gradient)
+        return stack(each.transpose(0, 1).transpose(1, 2), self.groups).transpose(0, 1)
+
     @classmethod
     def from_conv(
         cls,
@@ -171,6 +190,16 @@ class DynamicConv2d(nn.Module):
     def extra_repr(self) -> str:
         """The geometry and the number of kernels."""
         return f"{self.spec.describe()}, kernels={self.kernels}, bias={self.bias is not None}"
+
+
+def stack(numbers: Tensor, groups: int) -> Tensor:
+    """``(K, O, ...)`` of K kernels -> ``(K * O, ...)``, all kernels of a group side by side."""
+    return numbers.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def unstack(numbers: Tensor, kernels: int, groups: int) -> Tensor:
+    """The inverse of :func:`stack`."""
+    return numbers.unflatten(0, (groups, kernels, -1)).transpose(0, 1).flatten(1, 2)
 
 
 def convolve_mixture(

@@ -1,0 +1,91 @@
+"""What a dynamic convolution is rewritten to: static stages that all its kernels share, and a last one that stays a mixture.
+
+With ``W_k = P_k A``, ``sum_k a_k(x) W_k x = (sum_k a_k(x) P_k) A x``: the stages in A run once, whatever the number of
+kernels, and only the small kernels of the last stage are mixed. The attention is the original's, and sees the original input.
+"""
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convrewrite.conv import ConvSpec
+from convrewrite.layers.branches import SumOfBranches
+from convrewrite.layers.dynamic import DynamicConv2d, KernelAttention, convolve_mixture, unstack
+from convrewrite.layers.geometry import PADDING_MODES, reversed_margins
+
+
+class ConcatenatedBranches(nn.ModuleList):
+    """``(N, C, H, W)`` -> what every branch makes of it, side by side within each of ``groups`` groups of channels."""
+
+    def __init__(self, branches: Iterable[nn.Module], groups: int) -> None:
+        super().__init__(branches)
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The channels of the first group of all branches, then those of the second, and so on."""
+        return torch.cat([branch(x).unflatten(1, (self.groups, -1)) for branch in self], 2).flatten(1, 2)
+
+
+class DynamicChain(nn.Module):
+    """``(N, C, H, W)`` -> ``(N, O, H', W')``: static ``features``, then a convolution whose kernel is a mixture of K.
+
+    ``weight`` is ``(K, O, R / groups, kh, kw)`` for R channels of features, ``bias`` ``(K, O)`` or None.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(
+        self, attention: KernelAttention, features: nn.Module, spec: ConvSpec, weight: Tensor, bias: Tensor | None
+    ) -> None:
+        """``spec`` is the last stage, its kernels stacked."""
+        super().__init__()
+        self.attention = attention
+        self.features = features
+        self.spec = spec
+        self.weight = nn.Parameter(weight)
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+
+    @classmethod
+    def of(cls, dynamic: DynamicConv2d, chain: nn.Module) -> "DynamicChain":
+        """From the static replacement of the stacked kernels: a chain of convolutions, or a sum of such chains.
+
+        Raises TypeError for anything else.
+        """
+        chains = list(chain) if isinstance(chain, SumOfBranches) else [chain]
+        stages = [list(one) for one in chains if isinstance(one, nn.Sequential)]
+        lasts = [stage for *_, stage in stages if isinstance(stage, nn.Conv2d)]
+        if len(lasts) != len(chains):
+            raise TypeError(f"{cls.__name__}: expected chains of convolutions, found {type(chain).__name__}")
+        groups, count = dynamic.groups, dynamic.kernels
+        first = [nn.Sequential(*parts[:-1]) for parts in stages]
+        # Each branch has its part of the channels of every group.
+        weight = torch.cat([unstack(last.weight.detach(), count, groups) for last in lasts], dim=2)
+        bias = next((last.bias.detach() for last in lasts if last.bias is not None), None)
+        features = first[0] if len(first) == 1 else ConcatenatedBranches(first, groups)
+        spec = ConvSpec.of(lasts[0])
+        return cls(
+            copy.deepcopy(dynamic.attention),
+            features,
+            spec,
+            weight,
+            None if bias is None else unstack(bias, count, groups),
+        ).train(dynamic.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Every example with its own kernel in the last stage."""
+        shares = self.attention(x)
+        x = self.features(x)
+        margins = reversed_margins(self.spec)
+        if any(margins):
+            x = F.pad(x, margins, mode=PADDING_MODES[self.spec.padding_mode])
+        return convolve_mixture(
+            x, shares, self.weight, self.bias, self.spec.stride, self.spec.dilation, self.spec.groups
+        )
+
+    def extra_repr(self) -> str:
+        """The geometry of the last stage and the number of its kernels."""
+        return f"{self.spec.describe()}, kernels={len(self.weight)}, bias={self.bias is not None}"
