@@ -1,9 +1,11 @@
 """What each structure keeps on the trained example: top-1 lost, agreement with the original and KL on the test images.
 
     python benchmarks/fidelity.py [--calibration data|none|weights ...] [--rows separable asymmetric ...]
+           [--output-weighting]
 
 Every 3x3 convolution but the stem is rewritten at one uniform ratio of its own MACs, with the 1,024 unlabelled images of
 the example ("data"), with inputs synthesised from BatchNorm statistics ("none"), or from the weights alone ("weights").
+No labels, and no gradient through the network: the weighting of outputs is off (``--output-weighting`` turns it on).
 Measured on all 10,000 test images of Fashion-MNIST (Debian: dataset-fashion-mnist).
 """
 
@@ -23,6 +25,8 @@ from data import load_split  # noqa: E402
 from model import fashion_resnet  # noqa: E402
 
 import convrewrite  # noqa: E402
+from convrewrite.calibration import Calibration  # noqa: E402
+from convrewrite.preparing import calibrate, silent  # noqa: E402
 from convrewrite.rules import Match, Rule  # noqa: E402
 
 SOURCES = {"data": str(FASHION / "calibration.npz"), "none": None, "weights": "weights"}
@@ -70,9 +74,18 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def measure(
-    row: Row, source: str, model: nn.Module, images: Tensor, labels: Tensor, original: Tensor
+    row: Row,
+    source: str,
+    calibration: Calibration,
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    original: Tensor,
+    output_weighting: bool = False,
 ) -> tuple[str, ...]:
-    result = convrewrite.optimize(model, images[:1], [row.rule()], SOURCES[source], measure=False)
+    result = convrewrite.optimize(
+        model, images[:1], [row.rule()], calibration, output_weighting=output_weighting, measure=False
+    )
     found = logits(result.model, images)
     rewritten = [site for site in result.report.sites if site.action == "rewritten"]
     ratio = sum(site.macs_after for site in rewritten) / max(1, sum(site.macs_before for site in rewritten))
@@ -89,18 +102,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calibration", nargs="+", choices=list(SOURCES), default=["data"])
     parser.add_argument("--rows", nargs="+", default=None, help="structures; all of them by default")
+    parser.add_argument("--output-weighting", action="store_true", help="weigh outputs by gradients of the original")
+    parser.add_argument("--checkpoint", type=Path, default=FASHION / "fashion.pt", help="another state dict")
     arguments = parser.parse_args()
     images, labels = load_split("t10k")
     model = fashion_resnet().eval()
-    model.load_state_dict(torch.load(FASHION / "fashion.pt", weights_only=True))
+    model.load_state_dict(torch.load(arguments.checkpoint, weights_only=True))
     original = logits(model, images)
     right = float((original.argmax(1) == labels).float().mean())
     print(f"original: {right:.2%} of {len(labels):,} test images", flush=True)
+    inputs = (images[:1],)
+    calibrations = {name: calibrate(model, inputs, SOURCES[name], 0, silent) for name in arguments.calibration}
     table = []
     for row in ROWS:
-        for source in arguments.calibration:
+        for source, calibration in calibrations.items():
             if arguments.rows is None or row.structure in arguments.rows:
-                table.append(measure(row, source, model, images, labels, original))
+                weighting = arguments.output_weighting
+                table.append(measure(row, source, calibration, model, images, labels, original, weighting))
                 print(" ".join(table[-1]), file=sys.stderr, flush=True)
     headers = ("structure", "inputs", "sites", "asked", "ratio", "top-1", "lost", "agreement", "KL", "seconds")
     print(tabulate(table, headers, disable_numparse=True))

@@ -40,12 +40,12 @@ def choose(groups: Sequence[Sequence[Item]], limits: Sequence[float]) -> tuple[i
 def undominated(group: Sequence[Item]) -> list[int]:
     """Indices of the items that no other beats or equals in effect and in every cost; of equals the first."""
     order = sorted(range(len(group)), key=lambda i: (group[i].effect, group[i].costs, i))
-    kept: list[int] = []
-    for i in order:
-        beaten = (all(a <= b for a, b in zip(group[j].costs, group[i].costs, strict=True)) for j in kept)
-        if not any(beaten):
-            kept.append(i)
-    return sorted(kept)
+    costs = np.array([group[i].costs for i in order], dtype=np.float64).reshape(len(order), -1)
+    kept: list[int] = []  # positions in the order: whatever comes earlier has no larger effect
+    for position in range(len(order)):
+        if not (costs[kept] <= costs[position]).all(axis=1).any():
+            kept.append(position)
+    return sorted(order[position] for position in kept)
 
 
 def least(groups: Sequence[Sequence[Item]]) -> tuple[float, ...]:

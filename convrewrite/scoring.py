@@ -174,6 +174,14 @@ def spread(values: Sequence[int], count: int) -> list[int]:
     return list(dict.fromkeys(min(values, key=lambda value: (abs(value - w), value)) for w in wanted))
 
 
+def between(values: Sequence[int], count: int) -> list[int]:
+    """As :func:`spread`, without the ends: the middles of so many equal stretches of the logarithm."""
+    if len(values) <= count:
+        return list(values)
+    wanted = (values[0] * (values[-1] / values[0]) ** ((i + 0.5) / count) for i in range(count))
+    return list(dict.fromkeys(min(values, key=lambda value: (abs(value - w), value)) for w in wanted))
+
+
 def interpolated(points: Sequence[tuple[float, float]], x: float, slope: float) -> float:
     """Piecewise linear through points sorted by x, with this slope beyond the ends."""
     if x <= points[0][0]:

@@ -23,7 +23,7 @@ from convrewrite.outputs import named_outputs
 from convrewrite.pricing import MIN_GAIN, Prices, aligned
 from convrewrite.propagation import Propagation
 from convrewrite.proposing import Ladder, Menu, Proposal
-from convrewrite.scoring import Curve, Dropped, Sample, Surveyed, competitive, faithful_enough, spread
+from convrewrite.scoring import Curve, Dropped, Sample, Surveyed, between, competitive, faithful_enough, spread
 from convrewrite.sites import Site
 from convrewrite.stopwatch import Stopwatch
 from convrewrite.streams import Inputs
@@ -39,8 +39,8 @@ LEAST_EXAMPLES = 32
 ENOUGH = 1 << 22
 """Numbers of input that effects are measured on, where that is more than ``LEAST_EXAMPLES``: 27 images of 3 x 224 x 224."""
 
-LARGE_VARIANTS = 3
-"""Of a structure at a large site, where fits take seconds, at most so many variants are fitted, spread over all of them."""
+RANKS = 256
+"""Of a ladder that may be chosen from, at most: neighbours differ by two percent of their cost then."""
 
 PRICED = 6
 """Ranks of a ladder that are timed where speed counts; fewer of them are fitted."""
@@ -48,12 +48,15 @@ PRICED = 6
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is measured: ``ranks`` fitted per ladder (``large_ranks`` at large sites, where fits are rough), ``measured``
-    of them through the rest of the model, on at most ``examples`` held-out inputs; ``iterations`` of refinement for each
-    fit; ``inputs`` to fit on, None for all."""
+    """How much is measured: ``ranks`` fitted per ladder, ``measured`` of them through the rest of the model, on at most
+    ``examples`` held-out inputs; ``iterations`` of refinement for each fit; ``inputs`` to fit on, None for all.
+
+    At large sites, where a fit takes seconds, rough fits of ``large_ranks`` of at most ``large_variants`` of a structure.
+    """
 
     ranks: int = 4
     large_ranks: int = 2
+    large_variants: int = 3
     measured: int = 3
     iterations: int = 10
     examples: int = 512
@@ -62,7 +65,7 @@ class Effort:
 
 
 THOROUGH = Effort()
-FAST = Effort(ranks=2, measured=1, iterations=0, examples=32, inputs=64, rounds=7)
+FAST = Effort(ranks=2, large_ranks=1, large_variants=1, measured=1, iterations=0, examples=16, inputs=64, rounds=7)
 
 
 Progress = Callable[[str, int, int, str], None]
@@ -87,7 +90,7 @@ def survey(
     active = [menu.site for menu in menus if menu.ladders]
     chosen = _fewer(calibration, effort)
     walk = Propagation(model, traced, active, (*chosen.fit, *chosen.held_out), memory)
-    judge = Judge.of(model, walk, chosen, effort)
+    judge = Judge.of(model, walk, chosen)
     gains = _Gains()
     found: list[Surveyed] = []
     try:
@@ -107,10 +110,12 @@ def survey(
 
 
 def _fewer(calibration: Calibration, effort: Effort) -> Calibration:
-    """The calibration with as many inputs to fit on as the effort allows."""
-    if effort.inputs is None:
-        return calibration
-    return replace(calibration, fit=_first(calibration.fit, effort.inputs))
+    """The calibration with as many inputs as the effort allows, to fit on and to measure effects on."""
+    fit = calibration.fit if effort.inputs is None else _first(calibration.fit, effort.inputs)
+    if not calibration.held_out:
+        return replace(calibration, fit=fit)
+    enough = max(LEAST_EXAMPLES, ENOUGH // calibration.held_out[0][0][0].numel())
+    return replace(calibration, fit=fit, held_out=_first(calibration.held_out, min(effort.examples, enough)))
 
 
 def _first(batches: Sequence[Inputs], count: int) -> tuple[Inputs, ...]:
@@ -132,16 +137,11 @@ class Judge:
     originals: tuple[dict[str, Tensor], ...]
 
     @classmethod
-    def of(cls, model: nn.Module, walk: Propagation, calibration: Calibration, effort: Effort) -> "Judge":
+    def of(cls, model: nn.Module, walk: Propagation, calibration: Calibration) -> "Judge":
         """On held-out inputs, where there are any."""
         all_batches = (*calibration.fit, *calibration.held_out)
         first = len(calibration.fit) if calibration.held_out else 0
-        batches, examples = [], 0
-        enough = min(effort.examples, max(LEAST_EXAMPLES, ENOUGH // all_batches[first][0][0].numel()))
-        for index in range(first, len(all_batches)):
-            if examples < enough:
-                batches.append(index)
-                examples += len(all_batches[index][0])
+        batches = range(first, len(all_batches))
         originals = tuple(named_outputs(run(model, all_batches[index])) for index in batches)
         return cls(walk, tuple(batches), originals)
 
@@ -208,7 +208,9 @@ class _Bench:
         for ladder in ladders:
             by_structure.setdefault((ladder.rule.name, ladder.structure.name), []).append(ladder)
         return [
-            group[i - 1] for group in by_structure.values() for i in spread(range(1, len(group) + 1), LARGE_VARIANTS)
+            group[i - 1]
+            for group in by_structure.values()
+            for i in between(range(1, len(group) + 1), self.effort.large_variants)
         ]
 
     def _usable(self, ladder: Ladder) -> list[Proposal]:
@@ -219,7 +221,7 @@ class _Bench:
         lowest = LEAST_RATIO * self.site.cost.macs
         first = bisect.bisect_left(ranks, lowest, hi=last, key=lambda rank: ladder.at(rank).cost.macs)
         usable = ranks[min(first, max(0, last - 1)) : last]
-        chosen = spread(usable, PRICED) if self.prices is not None else usable
+        chosen = spread(usable, RANKS if self.prices is None else PRICED)
         return [ladder.at(rank) for rank in chosen]
 
     def _aligned(self, ladder: Ladder) -> Sequence[int]:
@@ -260,7 +262,8 @@ class _Bench:
         structure = self.structures[curve.ladder.structure.name]
         gain = self.gains.expected(structure.name) if self._large else 1.0
         ranks = {int(p.option.parameters["rank"]): p for p in curve.proposals}
-        chosen = [ranks[rank] for rank in spread(sorted(ranks), count)]
+        pick = between if self._large else spread
+        chosen = [ranks[rank] for rank in pick(sorted(ranks), count)]
         return replace(curve, samples=tuple(Sample(p, fit(structure, p.option), gain) for p in chosen))
 
     def _refined(self, curve: Curve) -> Curve:

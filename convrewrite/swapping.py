@@ -80,7 +80,7 @@ def _survey_nearby(work: Work, checked: Checked, resources: Sequence[str]) -> tu
     rewritten = [entry.site for entry, scored in zip(allocation.surveyed, allocation.chosen, strict=True) if scored]
     batches = (*data.fit, *data.held_out)
     walk = Propagation(prepared.model, prepared.traced, rewritten, batches, settings.memory, checked.rewritten.model)
-    judge = Judge.of(prepared.model, walk, data, THOROUGH)
+    judge = Judge.of(prepared.model, walk, data)
     found: list[Surveyed] = []
     try:
         for entry, scored in zip(allocation.surveyed, allocation.chosen, strict=True):

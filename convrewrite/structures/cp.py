@@ -15,7 +15,7 @@ SWEEPS = 40
 Factors = tuple[Tensor, Tensor, Tensor]
 """``(O, R)``, ``(C, R)`` and ``(k^2, R)``."""
 
-LARGE, LARGE_SWEEPS = 1 << 20, 12
+LARGE, LARGE_SWEEPS = 1 << 20, 6
 """Kernels of so many numbers get fewer sweeps: each takes seconds, and most of the gain comes first."""
 
 
@@ -64,8 +64,8 @@ def _exact(tensor: Tensor, rank: int) -> Factors:
 
 
 def _alternate(tensor: Tensor, rank: int) -> Factors:
-    """Alternating least squares, in float64."""
-    target = tensor.double()
+    """Alternating least squares; in float64, unless the kernel is large and comes in less."""
+    target = tensor if tensor.numel() >= LARGE else tensor.double()
     o, c, t = (_start(target, mode, rank) for mode in range(3))
     for _ in range(SWEEPS if target.numel() < LARGE else LARGE_SWEEPS):
         t = _solve(torch.einsum("oct,or,cr->tr", target, o, c), o, c)
@@ -87,7 +87,7 @@ def _start(target: Tensor, mode: int, rank: int) -> Tensor:
 def _solve(right: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """The least-squares factor, given the other two; a little ridge, because CP factors may become collinear."""
     gram = (first.T @ first) * (second.T @ second)
-    gram.diagonal().add_(1e-9 * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny)
+    gram.diagonal().add_(max(1e-9, 10 * torch.finfo(gram.dtype).eps) * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny)
     return torch.linalg.solve(gram, right.T).T
 
 
