@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convrewrite.conv import ConvSpec, Cost, Kind
+from convrewrite.layers import DynamicConv2d
 from convrewrite.sites import Site, find_sites
 from convrewrite.tracing import trace
 
@@ -230,6 +231,35 @@ def test_a_kernel_per_example_counts_its_examples_as_groups() -> None:
 
     site = sites_of(Calls(forward, make=nn.Linear(3, 12)))["#0"]
     assert (site.kind, site.spec.groups, site.input_sizes) == (Kind.DYNAMIC, 2, ((12, 12),))
+
+
+# --- dynamic convolutions
+
+
+def test_a_dynamic_convolution_is_one_site_with_its_kernels_stacked() -> None:
+    dynamic = DynamicConv2d(3, 4, 3, kernels=2, groups=1)
+    model = Calls(lambda m, x: m.dynamic(F.max_pool2d(m.dynamic(x)[:, :3], 2)), dynamic=dynamic).eval()
+    site = sites_of(model)["dynamic"]
+    assert (site.kind, site.refusal, site.input_sizes) == (Kind.DYNAMIC, None, ((12, 12), (6, 6)))
+    assert site.spec == ConvSpec(3, 8, (3, 3), padding=(1, 1), kernels=2)
+    assert site.cost == Cost(2 * (4 * 3 * 9 + 4), 4 * 3 * 9 * (144 + 36) + 2 * 2 * (4 * 3 * 9 + 4))
+
+
+def test_dynamic_convolutions_that_cannot_be_rewritten() -> None:
+    class Twice(DynamicConv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    uneven = DynamicConv2d(3, 4, 4, stride=2)
+    model = Calls(lambda m, x: m.own(x) + m.uneven(x).mean() + m.even(x).mean(), own=Twice(3, 4), uneven=uneven)
+    model.even = DynamicConv2d(3, 4, 4)
+    model.unused = DynamicConv2d(3, 4)
+    sites = sites_of(model.eval())
+    assert "subclass" in str(sites["own"].refusal)
+    assert sites["uneven"].refusal == "it strides over an uneven padding, which no static convolution can do"
+    assert sites["even"].refusal is None
+    assert "never calls it" in str(sites["unused"].refusal)
+    assert len(sites) == 4
 
 
 # --- BatchNorm
