@@ -115,7 +115,7 @@ def test_accuracy_stays_and_onnx_decides_as_torch_does(
     images, labels = examples
     before, after = classes(original, images), classes(rewritten, images)
     top1 = [float((decided == labels).float().mean()) for decided in (before, after)]
-    assert top1[0] > 0.93
+    assert top1[0] > 0.925
     assert top1[1] >= top1[0] - 0.02
     in_onnx = classes(OnnxModel(out / "model.onnx"), images)
     assert int((in_onnx != after).sum()) <= 2  # near-ties
