@@ -41,7 +41,11 @@ def folded_kernel(model: nn.Module, site: Site) -> tuple[Tensor, Tensor]:
     if site.batch_norm is None:
         return kernel, bias
     norm = model.get_submodule(site.batch_norm)
-    assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
+    assert (
+        isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d)
+        and norm.running_mean is not None
+        and norm.running_var is not None
+    )
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     shift = -norm.running_mean.double() * scale
     if norm.affine:

@@ -8,7 +8,7 @@ layout, ``(out_channels, in_channels / groups, kh, kw)``, also for transposed co
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 Size = tuple[int, int]
 """Height and width."""
 
-Conv = nn.Conv2d | nn.ConvTranspose2d
-CONV_TYPES = (nn.Conv2d, nn.ConvTranspose2d)
+Conv = nn.Conv2d | nn.ConvTranspose2d | nn.Conv1d | nn.ConvTranspose1d
+CONV_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.Conv1d, nn.ConvTranspose1d)
+TRANSPOSED_TYPES = (nn.ConvTranspose2d, nn.ConvTranspose1d)
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
@@ -49,7 +50,9 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class ConvSpec:
-    """The geometry of one two-dimensional convolution, as ``nn.Conv2d`` and ``nn.ConvTranspose2d`` name it.
+    """The geometry of one convolution, as ``nn.Conv2d`` and ``nn.ConvTranspose2d`` name it.
+
+    One of one dimension, ``dims`` 1, is described as a two-dimensional one on inputs of height 1: its kernel is 1 x k.
 
     A dynamic convolution has several ``kernels``, of which each example goes through a mixture; ``out_channels`` are then
     those of all kernels, stacked within each group.
@@ -67,23 +70,25 @@ class ConvSpec:
     transposed: bool = False
     output_padding: Size = (0, 0)
     kernels: int = 1
+    dims: int = 2
 
     @classmethod
-    def of(cls, conv: nn.Conv2d | nn.ConvTranspose2d) -> "ConvSpec":
+    def of(cls, conv: Conv) -> "ConvSpec":
         """The geometry of an existing module."""
-        padding = conv.padding if isinstance(conv.padding, str) else _pair(conv.padding)
+        padding = conv.padding if isinstance(conv.padding, str) else as_size(conv.padding, 0)
         return cls(
             in_channels=conv.in_channels,
             out_channels=conv.out_channels,
-            kernel_size=_pair(conv.kernel_size),
-            stride=_pair(conv.stride),
+            kernel_size=as_size(conv.kernel_size, 1),
+            stride=as_size(conv.stride, 1),
             padding=padding,
-            dilation=_pair(conv.dilation),
+            dilation=as_size(conv.dilation, 1),
             groups=conv.groups,
             bias=conv.bias is not None,
             padding_mode=conv.padding_mode,
-            transposed=isinstance(conv, nn.ConvTranspose2d),
-            output_padding=_pair(conv.output_padding),
+            transposed=isinstance(conv, TRANSPOSED_TYPES),
+            output_padding=as_size(conv.output_padding, 0),
+            dims=len(conv.kernel_size),
         )
 
     @property
@@ -92,17 +97,23 @@ class ConvSpec:
         return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
     @property
-    def weight_shape(self) -> tuple[int, int, int, int]:
+    def weight_shape(self) -> tuple[int, ...]:
         """The shape of the module's ``weight``."""
+        extents = self.kernel_size[2 - self.dims :]
         if self.transposed:
-            return (self.in_channels, self.out_channels // self.groups, *self.kernel_size)
-        return self.kernel_shape
+            return (self.in_channels, self.out_channels // self.groups, *extents)
+        return (self.out_channels, self.in_channels // self.groups, *extents)
 
     @property
     def parameters(self) -> int:
         """Numbers in weight and bias."""
         o, c, kh, kw = self.kernel_shape
         return o * c * kh * kw + (o if self.bias else 0)
+
+    @property
+    def planar(self) -> "ConvSpec":
+        """The same convolution on ``(N, C, H, W)``, whatever its number of dimensions."""
+        return replace(self, dims=2)
 
     @property
     def mixed(self) -> "ConvSpec":
@@ -159,30 +170,40 @@ class ConvSpec:
         """Parameters once, MACs for every call."""
         return Cost(self.parameters, sum(self.macs(size) for size in input_sizes))
 
-    def build(
-        self, dtype: torch.dtype | None = None, device: torch.device | str | None = None
-    ) -> nn.Conv2d | nn.ConvTranspose2d:
+    def build(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Conv:
         """A module of this geometry; its weights are not yet meaningful."""
+
+        def own(values: Size) -> Any:
+            return values[2 - self.dims :]
+
         if self.transposed:
             assert not isinstance(self.padding, str)
-            return nn.ConvTranspose2d(
-                self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding,
-                self.output_padding, self.groups, self.bias, self.dilation, device=device, dtype=dtype,
+            kind: Any = nn.ConvTranspose1d if self.dims == 1 else nn.ConvTranspose2d
+            return kind(
+                self.in_channels, self.out_channels, own(self.kernel_size), own(self.stride), own(self.padding),
+                own(self.output_padding), self.groups, self.bias, own(self.dilation), device=device, dtype=dtype,
             )  # fmt: skip
-        return nn.Conv2d(
-            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding,
-            self.dilation, self.groups, self.bias, self.padding_mode, device=device, dtype=dtype,
+        kind = nn.Conv1d if self.dims == 1 else nn.Conv2d
+        padding = self.padding if isinstance(self.padding, str) else own(self.padding)
+        return kind(
+            self.in_channels, self.out_channels, own(self.kernel_size), own(self.stride), padding,
+            own(self.dilation), self.groups, self.bias, self.padding_mode, device=device, dtype=dtype,
         )  # fmt: skip
 
     def describe(self) -> str:
         """One short line: ``64->128 3x3 s2 p1 d2 g4 reflect``; what is at its default is left out."""
-        parts = [f"{self.in_channels}->{self.mixed.out_channels} {self.kernel_size[0]}x{self.kernel_size[1]}"]
+
+        def text(size: Size) -> str:
+            return str(size[1]) if self.dims == 1 or size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+        kernel = text(self.kernel_size) if self.dims == 1 else f"{self.kernel_size[0]}x{self.kernel_size[1]}"
+        parts = [f"{self.in_channels}->{self.mixed.out_channels} {kernel}"]
         if self.stride != (1, 1):
-            parts.append("s" + _times(self.stride))
+            parts.append("s" + text(self.stride))
         if self.padding != (0, 0):
-            parts.append(self.padding if isinstance(self.padding, str) else "p" + _times(self.padding))
+            parts.append(self.padding if isinstance(self.padding, str) else "p" + text(self.padding))
         if self.dilation != (1, 1):
-            parts.append("d" + _times(self.dilation))
+            parts.append("d" + text(self.dilation))
         if self.groups != 1:
             parts.append(f"g{self.groups}")
         if self.padding_mode != "zeros":
@@ -208,13 +229,14 @@ def classify(spec: ConvSpec) -> Kind:
         return Kind.POINTWISE
     if any(d > 1 and k > 1 for d, k in zip(spec.dilation, spec.kernel_size, strict=True)):
         return Kind.DILATED
-    if spec.kernel_size[0] != spec.kernel_size[1] and 1 in spec.kernel_size:
+    if spec.dims == 2 and spec.kernel_size[0] != spec.kernel_size[1] and 1 in spec.kernel_size:
         return Kind.ASYMMETRIC
     return Kind.STANDARD
 
 
 def canonical_kernel(weight: Tensor, spec: ConvSpec) -> Tensor:
     """A module's weight -> ``(out_channels, in_channels / groups, kh, kw)``."""
+    weight = planar(weight, spec)
     if not spec.transposed:
         return weight
     g, (kh, kw) = spec.groups, spec.kernel_size
@@ -225,17 +247,19 @@ def canonical_kernel(weight: Tensor, spec: ConvSpec) -> Tensor:
 def module_weight(kernel: Tensor, spec: ConvSpec) -> Tensor:
     """``(out_channels, in_channels / groups, kh, kw)`` -> the layout in which the module stores its weight."""
     if not spec.transposed:
-        return kernel
+        return kernel.reshape(spec.weight_shape)
     g, (kh, kw) = spec.groups, spec.kernel_size
     grouped = kernel.reshape(g, spec.out_channels // g, spec.in_channels // g, kh, kw)
     return grouped.transpose(1, 2).reshape(spec.weight_shape)
 
 
-def _pair(value: Sequence[int] | int) -> Size:
-    if isinstance(value, int):
-        return (value, value)
-    return (value[0], value[1])
+def planar(values: Tensor, spec: ConvSpec) -> Tensor:
+    """``(N, C, L)`` of a one-dimensional convolution -> ``(N, C, 1, L)``; what has two dimensions stays."""
+    return values.unsqueeze(-2) if spec.dims == 1 else values
 
 
-def _times(size: Size) -> str:
-    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+def as_size(values: Sequence[int] | int, flat: int) -> Size:
+    """One or two numbers as height and width; a single one in a sequence is a width, and the height then ``flat``."""
+    if isinstance(values, int):
+        return (values, values)
+    return (int(values[0]), int(values[1])) if len(values) == 2 else (flat, int(values[0]))

@@ -156,6 +156,7 @@ def conv_graph(
     input_size: Size,
     *,
     channels: int | None = None,
+    dims: int = 2,
     batch: int = 1,
     framed: bool = True,
     weights: Weights | None = None,
@@ -163,22 +164,23 @@ def conv_graph(
     """A serialised ONNX model that computes the sum of the branches, input ``x``, output ``y``.
 
     ``framed`` puts it between the cheap neighbours that the module's docstring draws; otherwise x is
-    (batch, C, H, W) and y the sum itself. ``branches=()`` with ``channels`` is the empty frame. Weights are random
+    (batch, C, H, W) and y the sum itself. ``branches=()`` with ``channels`` and ``dims`` is the empty frame. Weights are random
     with a fixed seed unless given; all is float32.
     """
     graph = _GraphBuilder(weights)
     channels = branches[0][0].in_channels if branches else channels
     if channels is None:
         raise UsageError("conv_graph: expected branches, or channels for an empty frame; found neither")
+    dims = branches[0][0].dims if branches else dims
     headed = framed and channels > IMAGE_CHANNELS
-    name = graph.head(channels, input_size) if headed else "x"
-    shape = [batch, 1, 1, 1] if headed else [batch, channels, *input_size]
+    name = graph.head(channels, input_size[2 - dims :]) if headed else "x"
+    shape = [batch, 1, *[1] * dims] if headed else [batch, channels, *input_size[2 - dims :]]
     size = input_size
     if branches:
         name, size = graph.branches(branches, name, input_size)
     if framed:
         name = graph.node("Relu", [name]) if branches else name
-        name = graph.node("MaxPool", [name], kernel_shape=[1, 1], strides=list(size))
+        name = graph.node("MaxPool", [name], kernel_shape=[1] * dims, strides=list(size[2 - dims :]))
     return graph.serialised(shape, name)
 
 
@@ -203,7 +205,7 @@ def time_graphs(
     clock = clock or clock_for(threads)
 
     def run_of(graph: Graph) -> Run:
-        model = conv_graph(graph, input_size, channels=min(channels), batch=batch)
+        model = conv_graph(graph, input_size, channels=min(channels), dims=graphs[0][0][0].dims, batch=batch)
         session = open_session(model, threads)
         return _session_run(session, (torch.ones(session.get_inputs()[0].shape),))
 
@@ -352,12 +354,13 @@ class _GraphBuilder:
         self._initialisers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
-    def head(self, channels: int, size: Size) -> str:
-        kernel = self.constant(np.full((channels, 1, 1, 1), 0.5, np.float32))
+    def head(self, channels: int, size: Sequence[int]) -> str:
+        point = [1] * len(size)
+        kernel = self.constant(np.full((channels, 1, *point), 0.5, np.float32))
         scales = self.constant(np.array([1, 1, *size], np.float32))
-        point = self.node("Conv", ["x", kernel], kernel_shape=[1, 1])
+        pixel = self.node("Conv", ["x", kernel], kernel_shape=point)
         return self.node(
-            "Resize", [point, "", scales], mode="nearest",
+            "Resize", [pixel, "", scales], mode="nearest",
             coordinate_transformation_mode="asymmetric", nearest_mode="floor",
         )  # fmt: skip
 
@@ -374,19 +377,21 @@ class _GraphBuilder:
     def conv(self, spec: ConvSpec, source: str, given: tuple[Tensor, Tensor | None] | None) -> str:
         spec = spec.mixed  # the mixing itself is left out: it takes as long in the original as in its replacements
         weight, bias = given if given is not None else self._random_weights(spec)
-        (top, bottom), (left, right) = spec.padding_pairs()
-        pads = [top, left, bottom, right]
+        axes = slice(2 - spec.dims, 2)
+        margins = list(spec.padding_pairs())[axes]
+        before, after = [pair[0] for pair in margins], [pair[1] for pair in margins]
+        pads = [*before, *after]
         if spec.padding_mode != "zeros":
-            amounts = self.constant(np.array([0, 0, top, left, 0, 0, bottom, right], np.int64))
+            amounts = self.constant(np.array([0, 0, *before, 0, 0, *after], np.int64))
             source = self.node("Pad", [source, amounts], mode=ONNX_PAD_MODE[spec.padding_mode])
-            pads = [0, 0, 0, 0]
+            pads = [0] * len(pads)
         inputs = [source, *(self.constant(t.detach().cpu().numpy()) for t in (weight, bias) if t is not None)]
         geometry = {
-            "kernel_shape": spec.kernel_size, "strides": spec.stride, "dilations": spec.dilation, "pads": pads,
-            "group": spec.groups,
+            "kernel_shape": spec.kernel_size[axes], "strides": spec.stride[axes], "dilations": spec.dilation[axes],
+            "pads": pads, "group": spec.groups,
         }  # fmt: skip
         if spec.transposed:
-            return self.node("ConvTranspose", inputs, output_padding=spec.output_padding, **geometry)
+            return self.node("ConvTranspose", inputs, output_padding=spec.output_padding[axes], **geometry)
         return self.node("Conv", inputs, **geometry)
 
     def _random_weights(self, spec: ConvSpec) -> tuple[Tensor, Tensor | None]:

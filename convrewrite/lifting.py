@@ -22,6 +22,7 @@ from convrewrite.lifts import Lift, LiftedConv, apply_lifts, arguments_of, calls
 from convrewrite.observing import Call, Observation, observe
 from convrewrite.outputs import named_outputs
 from convrewrite.tracing import follow_forward, qualified, run
+from convrewrite.volumetric import VolumeSpec
 
 SHOWN = 6
 """Names in a note, at most."""
@@ -77,7 +78,7 @@ def _notes(plain: nn.Module, lifted: nn.Module, lifts: Sequence[Lift]) -> tuple[
 def _functional(model: nn.Module, seen: Observation) -> list[Call]:
     """Functional calls on a tensor that the model holds."""
     held = set(_places(model))
-    calls = (call for call in seen.calls.values() if call.module is None)
+    calls = (call for call in seen.calls.values() if call.module is None and not isinstance(call.spec, VolumeSpec))
     return [call for call in calls if any(id(weight) in held for weight in call.weights)]
 
 

@@ -38,6 +38,7 @@ from convrewrite.state_dicts import find_weights, load_weights
 
 _ZOOS = ("torchvision", "timm")
 _INPUT_SIZES = (224, 32, 28, 64, 128, 256, 299, 512)
+_INPUT_LENGTHS = (1024, 128, 256, 512, 4096, 16000)
 _NEED_FACTORY = (
     "found weights without their network; pass --factory FILE.py:NAME (or pkg.mod:NAME, torchvision:NAME, "
     "timm:NAME), a callable without arguments that returns the network"
@@ -100,8 +101,11 @@ def parse_shape(text: str) -> tuple[int, ...]:
 
 
 def initial_input_shapes(model: nn.Module) -> list[tuple[int, ...]]:
-    """Likely input shapes, ``(1, channels, size, size)``, after the first Conv2d; empty if the model has none."""
-    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    """Likely input shapes after the first Conv2d or Conv1d, ``(1, channels, size, size)`` or ``(1, channels, length)``;
+    empty if the model has none."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Conv1d)), None)
+    if isinstance(first, nn.Conv1d):
+        return [(1, first.in_channels, length) for length in _INPUT_LENGTHS]
     return [] if first is None else [(1, first.in_channels, size, size) for size in _INPUT_SIZES]
 
 
@@ -109,7 +113,9 @@ def find_input_shape(model: nn.Module) -> tuple[tuple[int, ...], str]:
     """The first likely input shape the model accepts, and a sentence that states the assumption; raises TraceError."""
     candidates = initial_input_shapes(model)
     if not candidates:
-        raise TraceError("input shape: expected a Conv2d to take it from, found none in the model; pass --input SHAPE")
+        raise TraceError(
+            "input shape: expected a Conv2d or Conv1d to take it from, found none in the model; pass --input SHAPE"
+        )
     first_error: Exception | None = None
     with eval_mode(model), torch.no_grad():
         for shape in candidates:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from convrewrite.conv import CONV_TYPES, Conv, ConvSpec, Size
-from convrewrite.functional_calls import ARGUMENTS, is_planar, named_arguments, spec_of_call
+from convrewrite.functional_calls import ARGUMENTS, geometry_of_call, named_arguments
 from convrewrite.layers.dynamic import DynamicConv2d
 from convrewrite.tracing import run
+from convrewrite.volumetric import VOLUME_TYPES, Volume
 
 SITE_TYPES = (*CONV_TYPES, DynamicConv2d)
 """Modules that are convolutions; a subclass of one may have a forward of its own."""
@@ -62,7 +63,7 @@ class _Frame:
     @property
     def convolves(self) -> bool:
         """Whether this is a plain convolution module, whose forward is known."""
-        return type(self.module) in SITE_TYPES
+        return type(self.module) in (*SITE_TYPES, *VOLUME_TYPES)
 
 
 def spec_of(module: Conv | DynamicConv2d) -> ConvSpec:
@@ -108,9 +109,10 @@ class _Watch(TorchFunctionMode):
         name = self._names[id(module)]
         self._stack.append(_Frame(module, name, args, kwargs))
         self.runs[id(module)] += 1
-        if isinstance(module, SITE_TYPES):
+        if isinstance(module, (*SITE_TYPES, *VOLUME_TYPES)):
             x = args[0] if args else next(iter(kwargs.values()))
-            self._note(name, Call(name, module, spec_of(module)), x)
+            geometry = Volume.of(module) if isinstance(module, VOLUME_TYPES) else spec_of(module)
+            self._note(name, name, module, geometry, x)
 
     def _leave(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         self._stack.pop()
@@ -125,25 +127,27 @@ class _Watch(TorchFunctionMode):
 
     def _convolved(self, frame: _Frame, named: dict[str, Any]) -> None:
         self._used(frame, named["input"])
-        if not is_planar(named):
-            self._used(frame, named)
-            return
-        spec = spec_of_call(named)
+        geometry = geometry_of_call(named)
+        spec = geometry.spec() if isinstance(geometry, Volume) else geometry
         name = f"{frame.name}#{frame.functional}"
         while name in self.calls and self.calls[name].spec != spec:  # another way through the same forward
             frame.functional += 1
             name = f"{frame.name}#{frame.functional}"
         frame.functional += 1
-        call = self._note(name, Call(frame.name, None, spec), named["input"])
+        call = self._note(name, frame.name, None, geometry, named["input"])
         call.weights.append(named["weight"])
         call.biases.append(named.get("bias"))
         call.given.append(_names_given(frame))
 
-    def _note(self, name: str, call: Call, x: Tensor) -> Call:
-        entry = self.calls.setdefault(name, call)
-        height, width = x.shape[-2:]
-        times = max(1, (x.shape[0] if x.dim() == 4 else 1) // self._batch)
-        entry.sizes += [(int(height), int(width))] * times
+    def _note(self, name: str, owner: str, module: nn.Module | None, geometry: ConvSpec | Volume, x: Tensor) -> Call:
+        if isinstance(geometry, Volume):
+            spec: ConvSpec = geometry.spec()
+            axes, size = 3, geometry.input_size(x.shape)
+        else:
+            spec, axes = geometry, geometry.dims
+            size = (int(x.shape[-2]) if axes == 2 else 1, int(x.shape[-1]))
+        entry = self.calls.setdefault(name, Call(owner, module, spec))
+        entry.sizes += [size] * max(1, (x.shape[0] if x.dim() == axes + 2 else 1) // self._batch)
         return entry
 
     def _used(self, frame: _Frame, values: Any) -> None:

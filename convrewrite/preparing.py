@@ -88,9 +88,7 @@ def find(model: nn.Module, inputs: Inputs) -> tuple[Lifted, Traced, tuple[Site, 
     traced = follow(lifted.model, inputs)
     sites = find_sites(lifted.model, inputs, traced, lifted.reasons)
     if not sites:
-        raise TraceError(
-            f"{type(model).__name__}: the model has no two-dimensional convolution; there is nothing to rewrite"
-        )
+        raise TraceError(f"{type(model).__name__}: the model has no convolution; there is nothing to rewrite")
     return lifted, traced, sites
 
 
@@ -137,7 +135,9 @@ def calibrate(model: nn.Module, inputs: Inputs, source: object, seed: int, progr
         made = synthesise(model, inputs, seed=seed, on_step=_steps(progress))
         if made is not None:
             return made
-        why = "takes several inputs" if len(inputs) > 1 else "has no BatchNorm statistics to make any from"
+        why = "has no BatchNorm statistics to make any from"
+        if len(inputs) > 1 or inputs[0].dim() != 4:
+            why = "takes several inputs" if len(inputs) > 1 else "takes no images, which alone could be made"
         loud = f"no calibration inputs were given and the model {why}: the factors are those of the weights alone, "
         loud += "which loses far more accuracy; give real inputs (--calib)"
         return Calibration((), (), "weights only", "none", (loud,))

@@ -79,8 +79,8 @@ class Propagation:
 
     def _rerun(self, site: Site) -> Iterator[Sample]:
         for index, inputs in enumerate(self._batches):
-            before = _inputs_of(self.model, site.name, inputs)
-            after = _inputs_of(self.rewritten, site.name, inputs)
+            before = _inputs_of(self.model, site, inputs)
+            after = _inputs_of(self.rewritten, site, inputs)
             for original, rewritten in zip(before, after, strict=False):
                 yield Sample(index, original, rewritten)
 
@@ -89,15 +89,15 @@ class _Stop(Exception):
     """Ends a forward that has shown what was wanted."""
 
 
-def _inputs_of(model: nn.Module, name: str, inputs: Inputs) -> list[Tensor]:
+def _inputs_of(model: nn.Module, site: Site, inputs: Inputs) -> list[Tensor]:
     """The inputs of a module at each of its calls in one forward."""
     seen: list[Tensor] = []
 
     def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = args[0] if args else next(iter(kwargs.values()))
-        seen.append((x if x.dim() == 4 else x[None]).detach().clone())
+        seen.append((x if x.dim() == site.spec.dims + 2 else x[None]).detach().clone())
 
-    handle = model.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True)
+    handle = model.get_submodule(site.name).register_forward_pre_hook(note, with_kwargs=True)
     try:
         with torch.no_grad():
             model(*(tensor.clone() for tensor in inputs))  # it may work on them in place

@@ -15,6 +15,10 @@ from torch import Tensor, fx, nn
 from convrewrite.conv import CONV_TYPES, ConvSpec, Cost, Kind, Size, classify
 from convrewrite.observing import SITE_TYPES, Call, observe, spec_of
 from convrewrite.tracing import Traced, module_calls
+from convrewrite.volumetric import REFUSAL, VOLUME_TYPES, Volume, VolumeSpec
+
+BATCH_NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
+"""By the number of dimensions of the convolution it follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,9 @@ def find_sites(
     for name, call in seen.calls.items():
         kind = Kind.SEPARABLE if name in separable else classify(call.spec)
         if call.module is None:
-            if not isinstance(model.get_submodule(call.owner), SITE_TYPES):  # the site is the module then
+            if not isinstance(
+                model.get_submodule(call.owner), (*SITE_TYPES, *VOLUME_TYPES)
+            ):  # the site is the module then
                 sites.append(_functional_site(model, inputs, name, call, unlifted))
             continue
         refusal = _refusal(name, call.module, shared, unlifted)
@@ -85,7 +91,9 @@ def _functional_site(
     owned = {id(tensor): key for key, tensor in [*model.named_parameters(), *model.named_buffers()]}
     key = owned.get(id(call.weights[0]))
     kind = classify(call.spec)
-    if key is not None:
+    if isinstance(call.spec, VolumeSpec):
+        reason = REFUSAL
+    elif key is not None:
         reason = f"a functional call on {key}: {unlifted.get(key, 'only convolution modules are rewritten')}"
     elif _depends_on_input(model, inputs, name, call.weights[0]):
         kind, reason = Kind.DYNAMIC, "the kernel is computed from the input"
@@ -102,6 +110,8 @@ def _depends_on_input(model: nn.Module, inputs: tuple[Tensor, ...], name: str, w
 
 def _refusal(name: str, module: nn.Module, shared: dict[int, list[str]], unlifted: Mapping[str, str]) -> str | None:
     """Why a module cannot be replaced at all."""
+    if isinstance(module, VOLUME_TYPES):
+        return REFUSAL
     if type(module) not in SITE_TYPES:
         why = unlifted.get(f"{name}.weight", "")
         return f"{type(module).__name__} is a subclass of a convolution and may have a forward of its own" + (
@@ -151,7 +161,8 @@ def _batch_norms(model: nn.Module, traced: Traced, runs: Counter[int]) -> dict[s
     pairs: dict[str, str] = {}
     for name, node, follower, _ in _sole_followers(traced):
         conv, norm = modules[name], modules[follower]
-        foldable = type(conv) in CONV_TYPES and type(norm) is nn.BatchNorm2d and node.args[1:] == ()
+        wanted = BATCH_NORMS.get(ConvSpec.of(conv).dims) if type(conv) in CONV_TYPES else None
+        foldable = wanted is not None and type(norm) is wanted and node.args[1:] == ()
         foldable = foldable and norm.running_mean is not None and not norm.training
         hooked = norm._forward_hooks or norm._forward_pre_hooks
         if foldable and not hooked and runs[id(conv)] == runs[id(norm)] == 1:
@@ -165,9 +176,9 @@ def _separable_pairs(model: nn.Module, traced: Traced) -> set[str]:
     followers = {name: follower for name, _, follower, _ in _sole_followers(traced)}
     found: set[str] = set()
     for name, follower in followers.items():
-        after = followers.get(follower) if type(modules[follower]) is nn.BatchNorm2d else follower
+        after = followers.get(follower) if type(modules[follower]) in BATCH_NORMS.values() else follower
         conv, pointwise = modules[name], modules[after] if after else None
-        if type(conv) is not nn.Conv2d or type(pointwise) is not nn.Conv2d:
+        if not (type(conv) is type(pointwise) is nn.Conv2d or type(conv) is type(pointwise) is nn.Conv1d):
             continue
         if classify(ConvSpec.of(conv)) is Kind.DEPTHWISE and classify(ConvSpec.of(pointwise)) is Kind.POINTWISE:
             found |= {name, str(after)}
@@ -185,8 +196,9 @@ def _sole_followers(traced: Traced) -> Iterator[tuple[str, fx.Node, str, fx.Node
 
 def _never_called(model: nn.Module, calls: Mapping[str, Call]) -> list[Site]:
     reason = "a run on the example input never calls it"
-    return [
-        Site(name, classify(spec_of(module)), spec_of(module), (), refusal=reason)
-        for name, module in model.named_modules()
-        if isinstance(module, SITE_TYPES) and name not in calls
-    ]
+    found: list[Site] = []
+    for name, module in model.named_modules():
+        if isinstance(module, (*SITE_TYPES, *VOLUME_TYPES)) and name not in calls:
+            spec = Volume.of(module).spec() if isinstance(module, VOLUME_TYPES) else spec_of(module)
+            found.append(Site(name, classify(spec), spec, (), refusal=reason))
+    return found

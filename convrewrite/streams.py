@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from convrewrite.conv import ConvSpec, Size, planar
 from convrewrite.sites import Site
 
 Inputs = tuple[Tensor, ...]
@@ -35,6 +36,11 @@ class Sample:
     rewritten: Tensor
     original_skip: Tensor | None = None
     rewritten_skip: Tensor | None = None
+
+    def planar(self, spec: ConvSpec) -> "Sample":
+        """The same with a height, for a one-dimensional convolution."""
+        tensors = (self.original, self.rewritten, self.original_skip, self.rewritten_skip)
+        return Sample(self.batch, *(None if t is None else planar(t, spec) for t in tensors))  # type: ignore[arg-type]
 
     def total(self, output: Tensor) -> Tensor:
         """The original sum, given the original's output."""
@@ -190,9 +196,11 @@ class Streams:
         if not isinstance(other, fx.Node) or other is node:
             return None
         skip, x = (self.store.get(self._original[0].get(n)) for n in (other, self._source()))
+        if not isinstance(skip, Tensor) or skip.dim() != site.spec.dims + 2:
+            return None
         # A skip of another shape would broadcast: the sum is then no output of this site.
-        wanted = (site.spec.out_channels, *site.spec.output_size(x.shape[-2:]))
-        return other if isinstance(skip, Tensor) and skip.shape[1:] == wanted else None
+        wanted = (site.spec.out_channels, *site.spec.output_size(_plane(planar(x, site.spec))))
+        return other if planar(skip, site.spec).shape[1:] == wanted else None
 
     def _source(self) -> fx.Node:
         """The node that gives the input of the site where the streams stand."""
@@ -253,6 +261,10 @@ def execute(node: fx.Node, modules: dict[str, nn.Module], values: dict[fx.Node, 
             return operator.attrgetter(str(node.target))(modules[""])
         assert callable(node.target)
         return node.target(*args, **kwargs)
+
+
+def _plane(x: Tensor) -> Size:
+    return (int(x.shape[-2]), int(x.shape[-1]))
 
 
 def _given(node: fx.Node, inputs: Iterator[Tensor]) -> Any:

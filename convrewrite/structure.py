@@ -153,7 +153,15 @@ def _stage_spec(spec: ConvSpec, stage: Stage, bias: bool, kernels: int) -> ConvS
         kernels=kernels,
     )
     if not any(owned):
-        return ConvSpec(plain.in_channels, plain.out_channels, (1, 1), groups=plain.groups, bias=bias, kernels=kernels)
+        return ConvSpec(
+            plain.in_channels,
+            plain.out_channels,
+            (1, 1),
+            groups=plain.groups,
+            bias=bias,
+            kernels=kernels,
+            dims=spec.dims,
+        )
     padding = spec.padding if isinstance(spec.padding, str) else _own(spec.padding, owned, 0)
     return replace(
         plain,

@@ -159,11 +159,11 @@ class Workpiece:
 
         The wanted output is the original's at the original's input, plus what the sum that follows lacks.
         """
-        original = build_conv(self.site.folded_spec, self.kernel, self.bias, self.like)
+        original = build_conv(self.site.folded_spec.planar, self.kernel, self.bias, self.like)
         with watch.timed("forward passes"):
             keep = self.walk.rectified(self.site)
         fitted, held_out = self._accumulator(True, keep), self._accumulator(False, keep)
-        for sample in self.walk.samples(self.site):
+        for sample in (sample.planar(self.site.spec) for sample in self.walk.samples(self.site)):
             with watch.timed("forward passes"), torch.no_grad():
                 wanted = sample.rest(sample.total(original(sample.original)))
             chosen = fitted if sample.batch < self.fitted_batches else held_out

@@ -8,7 +8,7 @@ from networks import SPECS
 from torch.nn import functional as F
 
 from convrewrite.conv import ConvSpec
-from convrewrite.functional_calls import ARGUMENTS, named_arguments, spec_of_call
+from convrewrite.functional_calls import ARGUMENTS, geometry_of_call, named_arguments
 
 aten = torch.ops.aten
 WEIGHT, BIAS = torch.randn(6, 2, 3, 3), torch.randn(6)
@@ -29,7 +29,7 @@ X = torch.randn(1, 4, 7, 7)
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_every_function_gives_the_same_geometry(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    spec = spec_of_call(named_arguments(function, args, kwargs))
+    spec = geometry_of_call(named_arguments(function, args, kwargs))
     assert spec == SPEC
     assert spec.output_size((7, 7)) == function(*args, **kwargs).shape[-2:]
 
@@ -40,15 +40,15 @@ def test_geometries_come_back(spec: ConvSpec) -> None:
     x = torch.zeros(1, spec.in_channels, 9, 9)
     if spec.transposed:
         args = (x, weight, bias, spec.stride, spec.padding, spec.output_padding, spec.groups, spec.dilation)
-        assert spec_of_call(named_arguments(F.conv_transpose2d, args, {})) == spec
+        assert geometry_of_call(named_arguments(F.conv_transpose2d, args, {})) == spec
     else:
         args = (x, weight, bias, spec.stride, spec.padding, spec.dilation, spec.groups)
-        assert spec_of_call(named_arguments(F.conv2d, args, {})) == spec
+        assert geometry_of_call(named_arguments(F.conv2d, args, {})) == spec
 
 
 def test_a_word_for_padding_stays_one() -> None:
     named = named_arguments(aten.conv2d.padding, (X, WEIGHT, None, [1, 1], "same", [1, 1], 2), {})
-    assert spec_of_call(named).padding == "same"
+    assert geometry_of_call(named).padding == "same"
 
 
 def test_the_functions_take_their_arguments_in_this_order() -> None:
@@ -56,3 +56,18 @@ def test_the_functions_take_their_arguments_in_this_order() -> None:
         schema = getattr(function, "_schema", None)
         if schema is not None:
             assert tuple(argument.name for argument in schema.arguments) == names
+
+
+@pytest.mark.parametrize(
+    ("function", "spec"),
+    [
+        (F.conv1d, ConvSpec(4, 6, (1, 3), (1, 2), (0, 1), (1, 2), 2, dims=1)),
+        (F.conv_transpose1d, ConvSpec(4, 6, (1, 3), (1, 2), (0, 1), groups=2, transposed=True, dims=1)),
+    ],
+)
+def test_one_dimension(function: Any, spec: ConvSpec) -> None:
+    weight, x = torch.zeros(spec.weight_shape), torch.zeros(1, 4, 9)
+    named = {"bias": torch.zeros(6), "stride": 2, "padding": [1], "groups": 2}
+    named |= {} if spec.transposed else {"dilation": (2,)}
+    assert geometry_of_call(named_arguments(function, (x, weight), named)) == spec
+    assert spec.output_size((1, 9)) == (1, function(x, weight, **named).shape[-1])

@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "convrewrite"
 LEVELS = [
     ["errors"],
     ["arguments", "checkpoints", "conv", "image_folder", "inputs", "outputs", "stopwatch", "tracing"],
-    ["calibration_sources", "functional_calls", "layers.geometry", "moments", "rule_schema", "state_dicts"],
-    ["layers.branches", "layers.dynamic", "structure"],
+    ["calibration_sources", "layers.geometry", "moments", "rule_schema", "state_dicts", "volumetric"],
+    ["functional_calls", "layers.branches", "layers.dynamic", "structure"],
     ["following", "layers.dynamic_chain", "observing", "timing_cache", "structures.asymmetric", "structures.channel"],
     ["structures.cp", "structures.grouped", "structures.separable", "structures.tucker"],
     ["knapsack", "targets"],

@@ -6,6 +6,7 @@ from networks import Calls
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convrewrite.conv import Cost
 from convrewrite.observing import observe
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -75,13 +76,18 @@ def test_a_subclass_of_a_convolution_is_a_module_whose_forward_calls_a_function(
     assert list(observe(nn.Sequential(Scaled(3, 4, 3)), (X,)).calls) == ["0", "0#0"]
 
 
-def test_three_dimensional_convolutions_by_the_general_function_are_passed_over() -> None:
+def test_sizes_are_those_of_the_convolutions_own_dimensions() -> None:
+    """Of one example: a row for one dimension, and for three a plane that costs as much."""
     weight = torch.randn(2, 3, 3, 3, 3)
 
     def forward(model: Calls, x: Tensor) -> Tensor:
-        return torch.convolution(x[:, :, None], weight, None, [1] * 3, [1] * 3, [1] * 3, False, [0] * 3, 1)
+        y = torch.convolution(x[:, :, None], weight, None, [1] * 3, [1] * 3, [1] * 3, False, [0] * 3, 1)
+        return model.row(x.flatten(2)).mean() + y.mean()
 
-    assert observe(Calls(forward), (X,)).calls == {}
+    calls = observe(Calls(forward, row=nn.Conv1d(3, 4, 5)), (X,)).calls
+    assert calls["row"].sizes == [(1, 64)]
+    assert calls["#0"].spec.describe() == "3->2 3x3x3 p1"
+    assert calls["#0"].spec.cost(calls["#0"].sizes) == Cost(2 * 3 * 27, 8 * 8 * 2 * 3 * 27)
 
 
 def test_nothing_stays_behind_when_the_model_fails() -> None:

@@ -263,7 +263,7 @@ def test_a_model_with_nothing_to_take_is_returned_as_it_is() -> None:
 
 
 def test_a_model_without_convolutions_is_an_error() -> None:
-    with pytest.raises(TraceError, match="no two-dimensional convolution"):
+    with pytest.raises(TraceError, match="the model has no convolution"):
         optimize(nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), EXAMPLE)
 
 

@@ -139,6 +139,16 @@ def test_a_batch_norm_of_flat_inputs() -> None:
     assert torch.equal(made(X), model(X))
 
 
+def test_a_program_of_one_dimensional_convolutions() -> None:
+    model = settled(
+        nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.ConvTranspose1d(4, 2, 4, stride=2))
+    )
+    x = X.flatten(2)
+    made = rebuild(export(model, x)).model
+    assert torch.equal(made(x), model(x))
+    assert [site.batch_norm for site in find(made, (x,))[2]] == ["1", None]
+
+
 def test_a_tensor_that_is_needed_elsewhere_keeps_the_operator() -> None:
     model = settled(
         Calls(lambda m, x: m.norm(m.conv(x)) * m.norm.weight.mean(), conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4))

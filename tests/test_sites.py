@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convrewrite.conv import ConvSpec, Cost, Kind
+from convrewrite.errors import TraceError
 from convrewrite.layers import DynamicConv2d
 from convrewrite.sites import Site, find_sites
 from convrewrite.tracing import trace
@@ -260,6 +261,51 @@ def test_dynamic_convolutions_that_cannot_be_rewritten() -> None:
     assert sites["even"].refusal is None
     assert "never calls it" in str(sites["unused"].refusal)
     assert len(sites) == 4
+
+
+# --- one and three dimensions
+
+ROWS = torch.randn(2, 3, 30, generator=torch.Generator().manual_seed(0))
+
+
+def test_one_dimensional_convolutions_are_sites_with_their_batch_norm() -> None:
+    model = nn.Sequential(
+        nn.Conv1d(3, 4, 5, stride=2), nn.BatchNorm1d(4), nn.ReLU(),
+        nn.Conv1d(4, 4, 3, groups=4), nn.Conv1d(4, 6, 1), nn.ConvTranspose1d(6, 2, 4, stride=2),
+    ).eval()  # fmt: skip
+    sites = sites_of(model, ROWS)
+    assert [site.kind for site in sites.values()] == [
+        Kind.STANDARD, Kind.SEPARABLE, Kind.SEPARABLE, Kind.TRANSPOSED,
+    ]  # fmt: skip
+    assert [site.refusal for site in sites.values()] == [None] * 4
+    assert [site.batch_norm for site in sites.values()] == ["1", None, None, None]
+    assert sites["0"].input_sizes == ((1, 30),)
+    assert sites["0"].spec.describe() == "3->4 5 s2"
+    assert sites["0"].cost == Cost(3 * 4 * 5 + 4 + 8, 13 * 3 * 4 * 5)
+
+
+def test_a_batch_norm_of_another_dimension_is_not_folded() -> None:
+    model = Calls(lambda m, x: m.norm(m.conv(x)), conv=conv(), norm=nn.BatchNorm1d(3)).eval()
+    with pytest.raises(TraceError):
+        sites_of(model)
+
+
+def test_three_dimensional_convolutions_are_shown_with_a_reason() -> None:
+    def forward(model: Calls, x: Tensor) -> Tensor:
+        volume = model.up(model.conv(x[:, :, None].expand(-1, -1, 4, -1, -1)))
+        return F.conv3d(volume, model.conv.weight[:, :2]).mean()
+
+    model = Calls(forward, conv=nn.Conv3d(3, 4, 3, padding=1, groups=1), up=nn.ConvTranspose3d(4, 2, 2, stride=2))
+    model.unused = nn.Conv3d(1, 2, (3, 1, 1))
+    sites = sites_of(model.eval())
+    assert {name: site.spec.describe() for name, site in sites.items()} == {
+        "conv": "3->4 3x3x3 p1", "up": "4->2 2x2x2 s2 transposed", "#0": "2->4 3x3x3", "unused": "1->2 3x1x1",
+    }  # fmt: skip
+    reasons = [site.refusal for site in sites.values()]
+    assert reasons[:3] == ["three-dimensional convolutions are not rewritten"] * 3
+    assert "never calls it" in str(reasons[3])
+    assert sites["conv"].cost == Cost(3 * 4 * 27 + 4, 4 * 12 * 12 * 3 * 4 * 27)
+    assert sites["up"].cost.macs == 4 * 12 * 12 * 4 * 2 * 8
 
 
 # --- BatchNorm
