@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from convrewrite.allocation import Allocation
+from convrewrite.lifting import needed_lifts
 from convrewrite.planning import Ask, Considered, Fingerprint, Plan, PlannedOption, PlannedSite, Predicted
 from convrewrite.preparing import Prepared, Settings
 from convrewrite.proposing import Proposal
@@ -28,7 +29,7 @@ def make_plan(
         keep=None if ask.keep is None else {ask.keep.measure: ask.keep.limit},
         seed=settings.seed,
         predicted=None if allocation is None else _predicted(allocation),
-        lifted=prepared.lifted.lifts,
+        lifted=needed_lifts(prepared.lifted.lifts, {site.name for site, proposal, _ in chosen if proposal}),
         sites=tuple(_planned(site, proposal, reason, surveyed) for site, proposal, reason in chosen),
     )
 

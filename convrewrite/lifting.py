@@ -6,21 +6,22 @@ tensors. What is then done is in :mod:`convrewrite.lifts`.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from convrewrite.applying import copy_model
+from convrewrite.applying import copy_model, replace_site
 from convrewrite.errors import ConvRewriteError
 from convrewrite.functional_calls import GEOMETRY
 from convrewrite.inputs import Inputs
 from convrewrite.lifts import Lift, LiftedConv, apply_lifts, arguments_of, calls_in, changed_keys, tensor_name
 from convrewrite.observing import Call, Observation, observe
 from convrewrite.outputs import named_outputs
+from convrewrite.sites import Site
 from convrewrite.tracing import follow_forward, qualified, run
 from convrewrite.volumetric import VolumeSpec
 
@@ -62,6 +63,27 @@ def lift(model: nn.Module, inputs: Inputs) -> Lifted:
         return Lifted(model, reasons=reasons)
     lifted = apply_lifts(plain, lifts)
     return Lifted(lifted, tuple(lifts), reasons, _notes(plain, lifted, lifts))
+
+
+def needed_lifts(lifts: Sequence[Lift], rewritten: Collection[str]) -> tuple[Lift, ...]:
+    """The lifts without which these sites, given by their names, would not be there."""
+    needed = [(one, [conv for conv in one.convs if qualified(one.module, conv.name) in rewritten]) for one in lifts]
+    return tuple(replace(one, convs=tuple(convs)) for one, convs in needed if convs)
+
+
+def settle(original: nn.Module, lifted: Lifted, rewritten: nn.Module, sites: Sequence[Site]) -> Lifted:
+    """What is left of the lifts once ``sites`` of the lifted model were rewritten, and the model with these alone.
+
+    Convolutions that were kept stay functions, and a module without any other stays as it was written.
+    """
+    needed = needed_lifts(lifted.lifts, {site.name for site in sites})
+    if needed == lifted.lifts:
+        return replace(lifted, model=rewritten)
+    model = apply_lifts(original, needed) if needed else copy_model(original)
+    notes = _notes(original, model, needed) if needed else ()
+    for site in sites:
+        replace_site(model, site, rewritten.get_submodule(site.name))
+    return Lifted(model, needed, lifted.reasons, notes)
 
 
 def _notes(plain: nn.Module, lifted: nn.Module, lifts: Sequence[Lift]) -> tuple[str, ...]:

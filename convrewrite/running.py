@@ -18,6 +18,7 @@ from convrewrite.exporting import Exported, export
 from convrewrite.gating import in_fastest_lowering
 from convrewrite.keeping import require_judge, search, shortfall
 from convrewrite.latency import time_onnx
+from convrewrite.lifting import settle
 from convrewrite.measuring import Measured, measure_everything, measure_outputs
 from convrewrite.planning import Ask, Plan
 from convrewrite.preparing import Prepared, Progress, Settings, calibrate, require_runtime_dtype
@@ -206,9 +207,11 @@ class Run:
         assert rewritten is not None
         chosen = [(o.site, o.proposal, o.reason) for o in rewritten.outcomes]
         followed = plan or make_plan(prepared, self.ask, settings, tool_version(), chosen, choice.allocation)
+        changed = [outcome.site for outcome in rewritten.outcomes if outcome.proposal is not None]
+        settled = settle(prepared.original, prepared.lifted, rewritten.model, changed)
         onnx = self.scratch.path / "model.onnx" if self.baseline is not None else None
         with work.watch.timed("verify"):
-            measured = self._measured(rewritten.model, onnx)
+            measured = self._measured(settled.model, onnx)
             saved = self._predicted_saving(rewritten.outcomes) if onnx is not None else None
         report = build_report(
             model=name,
@@ -222,12 +225,12 @@ class Run:
             measured=measured,
             predicted_saving=saved,
             notes=[
-                *notes, *prepared.lifted.notes, *work.data.notes, *_lost(prepared.traced), *measured.notes,
+                *notes, *settled.notes, *work.data.notes, *_lost(prepared.traced), *measured.notes,
                 *_nothing_done(rewritten.outcomes),
             ],
             seconds=work.watch.seconds,
         )  # fmt: skip
-        return Result(rewritten.model, followed, report, onnx, self.scratch)
+        return Result(settled.model, followed, report, onnx, self.scratch)
 
     def _measured(self, rewritten: nn.Module, onnx: Path | None) -> Measured:
         prepared, work = self.work.prepared, self.work

@@ -9,8 +9,9 @@ from networks import Calls, settled, state_bytes
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from convrewrite.applying import replace_site
 from convrewrite.conv import ConvSpec, Kind
-from convrewrite.lifting import lift
+from convrewrite.lifting import lift, settle
 from convrewrite.sites import Site, find_sites
 from convrewrite.tracing import trace
 
@@ -216,6 +217,31 @@ def test_copies_of_a_lifted_model_have_the_same_state() -> None:
 def test_random_numbers_do_not_hide_that_a_graph_computes_the_same() -> None:
     model = Calls(lambda m, x: F.conv2d(x + torch.randn_like(x), m.held.kernel), held=kernel(3, 3, 3, 3))
     assert list(lift(model, (X,)).model.state_dict()) == ["held.kernel.weight"]
+
+
+# --- what stays once sites are rewritten
+
+
+@torch.no_grad()
+def test_only_what_was_rewritten_stays_lifted() -> None:
+    model = settled(nn.Sequential(Mixed(), Padded(2, 4, 3)))
+    lifted = lift(model, (X,))
+    copied = copy.deepcopy(lifted.model)
+    found = find_sites(copied, (X,), trace(copied), lifted.reasons)
+    site = next(site for site in found if site.name == "0.conv")
+    replace_site(copied, site, nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1)))
+    left = settle(model, lifted, copied, [site])
+    assert [(one.module, [conv.name for conv in one.convs]) for one in left.lifts] == [("0", ["conv"])]
+    assert left.notes == ("functional convolutions became modules: 0.conv",)
+    assert type(left.model[1]) is Padded
+    assert torch.equal(left.model(X), copied(X))
+    state = left.model.state_dict()
+    assert {"0.kernel", "0.blur", "0.up", "0.conv.0.weight", "0.conv.1.weight"} <= set(state)
+    untouched = settle(model, lifted, lifted.model, [])
+    assert type(untouched.model[0]) is Mixed
+    assert (untouched.lifts, untouched.notes) == ((), ())
+    everything = [site for site in found if site.refusal is None]
+    assert settle(model, lifted, copied, everything).model is copied
 
 
 # --- what is not, and why
