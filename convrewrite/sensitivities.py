@@ -39,6 +39,9 @@ LEAST_EXAMPLES = 32
 ENOUGH = 1 << 22
 """Numbers of input that effects are measured on, where that is more than ``LEAST_EXAMPLES``: 27 images of 3 x 224 x 224."""
 
+REFINABLE = 2000
+"""Iterations of refinement in a survey times the numbers in a patch."""
+
 RANKS = 256
 """Of a ladder that may be chosen from, at most: neighbours differ by two percent of their cost then."""
 
@@ -270,7 +273,9 @@ class _Bench:
         if self.effort.iterations == 0 or not self.piece.seen:
             return curve
         structure = self.structures[curve.ladder.structure.name]
-        fits = [self.piece.fit(structure, s.proposal.option, iterations=self.effort.iterations) for s in curve.samples]
+        # An iteration's cost grows with the square of the patch, and what it gains is only to be compared.
+        iterations = max(min(3, self.effort.iterations), min(self.effort.iterations, REFINABLE // self.piece.patch))
+        fits = [self.piece.fit(structure, s.proposal.option, iterations=iterations) for s in curve.samples]
         for sample, found in zip(curve.samples, fits, strict=True):
             if sample.fit.held_out_error > 0:
                 self.gains.learn(structure.name, found.held_out_error / sample.fit.held_out_error)

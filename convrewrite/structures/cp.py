@@ -87,7 +87,9 @@ def _start(target: Tensor, mode: int, rank: int) -> Tensor:
 def _solve(right: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """The least-squares factor, given the other two; a little ridge, because CP factors may become collinear."""
     gram = (first.T @ first) * (second.T @ second)
-    gram.diagonal().add_(max(1e-9, 10 * torch.finfo(gram.dtype).eps) * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny)
+    gram.diagonal().add_(
+        max(1e-9, 10 * torch.finfo(gram.dtype).eps) * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny
+    )
     return torch.linalg.solve(gram, right.T).T
 
 
