@@ -23,7 +23,7 @@ from convrewrite.outputs import named_outputs
 from convrewrite.pricing import MIN_GAIN, Prices, aligned
 from convrewrite.propagation import Propagation
 from convrewrite.proposing import Ladder, Menu, Proposal
-from convrewrite.scoring import Curve, Dropped, Sample, Surveyed, between, competitive, faithful_enough, spread
+from convrewrite.scoring import Curve, Dropped, Sample, Scored, Surveyed, between, competitive, faithful_enough, spread
 from convrewrite.sites import Site
 from convrewrite.stopwatch import Stopwatch
 from convrewrite.streams import Inputs
@@ -133,11 +133,12 @@ def _first(batches: Sequence[Inputs], count: int) -> tuple[Inputs, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """The original's outputs on the batches that effects are measured on."""
+    """The original's outputs on the batches that effects are measured on; ``long``: each takes a good while."""
 
     walk: Propagation
     batches: tuple[int, ...]
     originals: tuple[dict[str, Tensor], ...]
+    long: bool = False
 
     @classmethod
     def of(cls, model: nn.Module, walk: Propagation, calibration: Calibration) -> "Judge":
@@ -146,7 +147,8 @@ class Judge:
         first = len(calibration.fit) if calibration.held_out else 0
         batches = range(first, len(all_batches))
         originals = tuple(named_outputs(run(model, all_batches[index])) for index in batches)
-        return cls(walk, tuple(batches), originals)
+        numbers = sum(len(all_batches[index][0]) * all_batches[index][0][0].numel() for index in batches)
+        return cls(walk, tuple(batches), originals, numbers > ENOUGH)
 
     def effect(self, site: Site, module: nn.Module) -> float:
         """J of a module in the site's place."""
@@ -195,7 +197,7 @@ class _Bench:
         dropped += [entry for c in far for entry in c.dropped("far behind others of the same cost in a first fit")]
         kept, wrong = faithful_enough(near)
         with self.stopwatch.timed("effects"):
-            options = [scored for curve in kept for scored in curve.scored(self._effects(curve))]
+            options = [scored for curves in _by_structure(kept) for scored in self._scored(curves)]
         told = (*dropped, *wrong)
         return Surveyed(self.site, tuple(options), told, before, None if options else _nothing_left(told))
 
@@ -282,15 +284,30 @@ class _Bench:
         pairs = zip(curve.samples, fits, strict=True)
         return replace(curve, samples=tuple(Sample(sample.proposal, found) for sample, found in pairs))
 
-    def _effects(self, curve: Curve) -> list[tuple[Sample, float]]:
-        """Some of the samples with their effects, the ends first among them."""
-        picked = spread(range(1, len(curve.samples) + 1), self.effort.measured)
-        return [(curve.samples[i - 1], self._effect(curve.samples[i - 1])) for i in picked]
+    def _scored(self, curves: Sequence[Curve]) -> list[Scored]:
+        """All variants of one structure, with the effects that were measured on the best of them: equal errors of one
+        structure do about equal harm."""
+        best = min(curves, key=lambda curve: statistics.fmean(error for _, error in curve.points))
+        picked = spread(range(1, len(best.samples) + 1), self._measured)
+        effects = [(best.samples[i - 1], self._effect(best.samples[i - 1])) for i in picked]
+        return [scored for curve in curves for scored in curve.scored(effects)]
+
+    @property
+    def _measured(self) -> int:
+        """Effects measured per structure: fewer where a run of the model takes seconds."""
+        return min(self.effort.measured, 2) if self.judge.long else self.effort.measured
 
     def _effect(self, sample: Sample) -> float:
         structure = self.structures[sample.proposal.option.structure]
         with torch.no_grad():
             return self.judge.effect(self.site, self.piece.build(structure, sample.proposal.option, sample.fit))
+
+
+def _by_structure(curves: Sequence[Curve]) -> list[list[Curve]]:
+    found: dict[str, list[Curve]] = {}
+    for curve in curves:
+        found.setdefault(curve.ladder.structure.name, []).append(curve)
+    return list(found.values())
 
 
 def _too_slow(seconds: float, before: float, least: float) -> str:

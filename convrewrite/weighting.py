@@ -21,8 +21,10 @@ from convrewrite.verifying import is_class_scores
 SHARE = 0.4
 """Of F in the weights; the rest is the identity."""
 
-EXAMPLES = 256
-"""Inputs that F is estimated from, at most."""
+EXAMPLES, ENOUGH = 256, 1 << 24
+"""Inputs that F is estimated from, at most, and numbers of input: of 3 x 224 x 224 images, 111. They have many positions."""
+
+LEAST_EXAMPLES = 32
 
 CHUNK = 1 << 21
 """Numbers of input in one backward pass: 13 images of 3 x 224 x 224."""
@@ -61,8 +63,8 @@ def _mixed(second_moment: Tensor, share: float) -> Tensor:
 
 
 def _chunks(batches: Sequence[Inputs]) -> Iterator[Inputs]:
-    """At most ``EXAMPLES`` inputs, in parts that a backward pass has room for."""
-    left = EXAMPLES
+    """At most ``EXAMPLES`` inputs, fewer large ones, in parts that a backward pass has room for."""
+    left = min(EXAMPLES, max(LEAST_EXAMPLES, ENOUGH // max(1, batches[0][0][0].numel()))) if batches else 0
     for batch in batches:
         size = max(1, CHUNK // max(1, batch[0][0].numel()))
         for start in range(0, min(left, len(batch[0])), size):
