@@ -289,7 +289,8 @@ class _LastInput:
     def optimum(self) -> Tensor:
         """The least-squares kernels ``(g, O / g, q)``."""
         diagonal = self.inner.diagonal(dim1=-2, dim2=-1)
-        jitter = (_jitter(diagonal.dtype) * diagonal.mean(-1, keepdim=True) + FLOOR).expand_as(diagonal)
+        relative, least = _jitter(diagonal.dtype)
+        jitter = (relative * diagonal.mean(-1, keepdim=True) + least).expand_as(diagonal)
         return torch.cholesky_solve(self.cross.mT, cholesky(self.inner + torch.diag_embed(jitter))).mT
 
     def error(self, last: Tensor, target: Target) -> float:
@@ -298,8 +299,9 @@ class _LastInput:
         return target.scale + float(((kernel @ self.inner - 2 * self.cross) * kernel).sum())
 
 
-def _jitter(dtype: torch.dtype) -> float:
-    return JITTER if dtype == torch.float64 else 1e-6
+def _jitter(dtype: torch.dtype) -> tuple[float, float]:
+    """Of the mean diagonal, and at least: a channel that is always zero must not lose its kernel to it."""
+    return (JITTER, FLOOR**2) if dtype == torch.float64 else (1e-6, FLOOR)
 
 
 def _grouped_input(
