@@ -152,13 +152,14 @@ def competitive(curves: Sequence[Curve]) -> tuple[list[Curve], list[Curve]]:
 
 
 def faithful_enough(curves: Sequence[Curve]) -> tuple[list[Curve], list[Dropped]]:
-    """Without the samples whose output error their rule does not allow, and without what is cheaper still."""
+    """Without the options whose output error their rule does not allow; told are those that were fitted."""
     kept: list[Curve] = []
     dropped: list[Dropped] = []
     for curve in curves:
         most = curve.ladder.rule.require.max_output_error or math.inf
         good = [proposal for proposal in curve.proposals if curve.error_of(proposal) ** 0.5 <= most]
-        kept += [curve.only(good)] if any(sample.proposal in good for sample in curve.samples) else []
+        # All samples stay: what is left is read off between them.
+        kept += [replace(curve.only(good), samples=curve.samples)] if good else []
         wrong = curve.only([proposal for proposal in curve.proposals if proposal not in good])
         dropped += wrong.dropped(f"its output error exceeds {most:.3g}, the rule's limit")
     return kept, dropped
