@@ -43,10 +43,13 @@ def output_weights(
     # What a forward leaves on its modules would hold on to gradients, and such a model cannot be copied any more.
     model = copy_model(model)
     generator = torch.Generator().manual_seed(seed)
-    with _gradients_noted(model, sites, sums):
+    # Every site's output depends on it, so that gradients reach them all: behind frozen parameters, integer inputs, and
+    # operators without a derivative too.
+    anchor = torch.zeros((), requires_grad=True)
+    with _gradients_noted(model, sites, sums, anchor):
         try:
             for inputs in _chunks(batches):
-                _backward(model, inputs, generator)
+                _backward(model, inputs, anchor, generator)
         except RuntimeError:  # an operator without a derivative, or one that changes what a derivative needs
             return {}
     return {name: _mixed(total, share) for name, total in sums.items() if bool(total.any()) and _finite(total)}
@@ -74,14 +77,12 @@ def _chunks(batches: Sequence[Inputs]) -> Iterator[Inputs]:
             return
 
 
-def _backward(model: nn.Module, inputs: Inputs, generator: torch.Generator) -> None:
+def _backward(model: nn.Module, inputs: Inputs, anchor: Tensor, generator: torch.Generator) -> None:
     with torch.enable_grad():
-        # Inputs that need a gradient give one to every site even where the parameters are frozen.
-        ready = tuple(t.clone().requires_grad_() if t.is_floating_point() else t.clone() for t in inputs)
-        outputs = named_outputs(model(*(t * 1 if t.requires_grad else t for t in ready)))
+        outputs = named_outputs(model(*(tensor.clone() for tensor in inputs)))  # it may work on them in place
         losses = [_loss(tensor, generator) for tensor in outputs.values() if tensor.requires_grad]
         if losses:
-            torch.autograd.grad(torch.stack(losses).sum(), [t for t in ready if t.requires_grad], allow_unused=True)
+            torch.autograd.grad(torch.stack(losses).sum(), anchor, allow_unused=True)
 
 
 def _loss(output: Tensor, generator: torch.Generator) -> Tensor:
@@ -97,12 +98,17 @@ def _loss(output: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @contextmanager
-def _gradients_noted(model: nn.Module, sites: Sequence[Site], sums: dict[str, Tensor]) -> Iterator[None]:
-    """Add up ``sum g g^T`` over all positions of the gradient ``g`` at every site's output, its BatchNorm included."""
+def _gradients_noted(
+    model: nn.Module, sites: Sequence[Site], sums: dict[str, Tensor], anchor: Tensor
+) -> Iterator[None]:
+    """Add up ``sum g g^T`` over all positions of the gradient ``g`` at every site's output, its BatchNorm included.
+
+    ``anchor``, a zero, is added to every one of these outputs.
+    """
     handles = []
     for site in sites:
         module = model.get_submodule(site.batch_norm or site.name)
-        handles.append(module.register_forward_hook(_noting(site.name, sums)))
+        handles.append(module.register_forward_hook(_noting(site.name, sums, anchor)))
     try:
         yield
     finally:
@@ -110,20 +116,24 @@ def _gradients_noted(model: nn.Module, sites: Sequence[Site], sums: dict[str, Te
             handle.remove()
 
 
-def _noting(name: str, sums: dict[str, Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+def _noting(
+    name: str, sums: dict[str, Tensor], anchor: Tensor
+) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
     def add(gradient: Tensor) -> None:
         rows = gradient.transpose(0, 1).flatten(1).float()
         total = (rows @ rows.T).double()
         sums[name] = sums[name] + total if name in sums else total
 
-    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        if not output.requires_grad or not args:
-            return
-        if isinstance(module, DynamicConv2d):  # what is fitted are its kernels, before they are mixed
+    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        anchored = output + anchor
+        if not anchored.requires_grad:
+            return output
+        if not isinstance(module, DynamicConv2d):
+            anchored.register_hook(add)
+        elif args:  # what is fitted are its kernels, before they are mixed
             x = args[0].detach()
-            output.register_hook(lambda gradient: add(module.stacked_gradient(gradient, x)))
-        else:
-            output.register_hook(add)
+            anchored.register_hook(lambda gradient: add(module.stacked_gradient(gradient, x)))
+        return anchored
 
     return hook
 
