@@ -64,8 +64,8 @@ def search(
             best, high = last, part
         else:
             low = part
-        if last.shortfall > 0 and allocation.effect > 0:
-            factor = last.shortfall / allocation.effect**0.5
+        if allocation.effect > 0:
+            factor = last.shortfall / allocation.effect**0.5 if last.shortfall > 0 else factor / 4
         if high - low <= NEAR * high:
             break
         part = _cheapest(surveyed, totals, low, high, allowed / factor)
