@@ -1,10 +1,12 @@
-"""The whole way on the architectures of pytorchcv: ``python benchmarks/zoo.py [NAME ...] [--limit N] [--timeout SECONDS] [--quick]``.
+"""The whole way on the architectures of pytorchcv, in the order of ARCHITECTURES, the most different first:
+
+    python benchmarks/zoo.py [NAME ...] [--limit N] [--timeout SECONDS] [--quick] [--threads N]
 
 One small network of every architecture, with random weights and without torchvision (``pip install --no-deps pytorchcv
 requests``), is rewritten with the rule ``balanced`` from its weights alone to 0.6 of its MACs, exported, and onnxruntime
-compared with torch. Architectures run in child processes, so that a crash or a timeout of one does not end the table; the
-most different come first. ``--quick`` leaves out planning and timing: every site is rewritten at the rule's own ratio. The end says how many came through, how many were refused with an error that says why, and how
-many crashed, which is a defect. ``--threads`` is for torch; more than one thread tells more about the machine.
+compared with torch. ``--quick`` leaves out planning and timing: every site is rewritten at the rule's own ratio.
+Architectures run in child processes, so that a crash or a timeout of one does not end the table. The end says how many
+came through, how many were refused with an error that says why, and how many crashed, which is a defect.
 """
 
 import argparse
@@ -287,7 +289,8 @@ def main() -> None:
         started = time.perf_counter()
         outcome = outcomes[module] = guarded(module, arguments.quick, arguments.timeout)
         seconds = time.perf_counter() - started
-        print(f"{module}: {outcome.end}, {seconds:.0f} s", flush=True)
+        counts = f"{outcome.rewritten} of {outcome.sites} sites, parity {outcome.parity}"
+        print(f"{module}: {outcome.end}, {counts}, {seconds:.0f} s; {outcome.message[:300]}", flush=True)
         rows.append(row(module, outcome, seconds))
     headers = ["network", "input", "sites", "rewritten", "kept, or why not", "parity", "end", "seconds"]
     widths = [None, None, None, None, 60, None, None, None]
