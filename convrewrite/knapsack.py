@@ -3,7 +3,10 @@
 Solved exactly, as a mixed-integer linear programme with one binary variable per option (HiGHS, through scipy).
 """
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,11 +90,31 @@ def _programme(
     if len(bounds):
         constraints.append(LinearConstraint(costs.T, -np.inf, bounds))
     scale = float(np.abs(effects).max()) or 1.0
-    found = milp(
-        effects / scale,
-        constraints=constraints,
-        integrality=np.ones(len(effects), dtype=np.int64),
-        bounds=Bounds(0, 1),
-        options={"mip_rel_gap": 0.0},
-    )
+    with _standard_output_closed():
+        found = milp(
+            effects / scale,
+            constraints=constraints,
+            integrality=np.ones(len(effects), dtype=np.int64),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": 0.0},
+        )
     return None if found.x is None else np.round(found.x)
+
+
+@contextmanager
+def _standard_output_closed() -> Iterator[None]:
+    """HiGHS writes lines of its own to the process' standard output, whatever ``disp`` says; a report may be piped there."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # there is no standard output
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)

@@ -1,11 +1,13 @@
 """The knapsack against trying every combination."""
 
 import itertools
+import os
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from convrewrite import knapsack
 from convrewrite.knapsack import Item, choose, least, undominated
 
 numbers = st.integers(0, 30).map(float)
@@ -72,3 +74,19 @@ def test_nothing_to_choose_from() -> None:
     assert choose([], [1.0]) == ()
     assert least([]) == ()
     assert least([[Item(0, (3.0, 1.0)), Item(0, (2.0, 4.0))]]) == (2.0, 1.0)
+
+
+def test_the_solver_writes_nothing_to_standard_output(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    solve = knapsack.milp
+
+    def loud(*args: object, **kwargs: object) -> object:
+        os.write(1, b"noise of a library in C")
+        return solve(*args, **kwargs)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(knapsack, "milp", loud)
+    print("before")
+    assert choose([[Item(0.0, (2.0,)), Item(1.0, (1.0,))]], [1.0]) == (1,)
+    print("after")
+    assert capfd.readouterr().out == "before\nafter\n"
