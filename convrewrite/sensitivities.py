@@ -221,19 +221,20 @@ class _Bench:
     def _usable(self, ladder: Ladder) -> list[Proposal]:
         """The ranks that may be chosen: all that save enough; where speed counts, a few that fill channel blocks."""
         limit = (1 - ladder.rule.require.min_mac_saving) * self.site.cost.macs
-        ranks = self._aligned(ladder) if self.prices is not None else ladder.ranks
+        ranks = ladder.ranks
         last = bisect.bisect_right(ranks, limit, key=lambda rank: ladder.at(rank).cost.macs)
         lowest = LEAST_RATIO * self.site.cost.macs
         first = bisect.bisect_left(ranks, lowest, hi=last, key=lambda rank: ladder.at(rank).cost.macs)
         usable = ranks[min(first, max(0, last - 1)) : last]
-        chosen = spread(usable, RANKS if self.prices is None else PRICED)
-        return [ladder.at(rank) for rank in chosen]
+        if self.prices is None:
+            return [ladder.at(rank) for rank in spread(usable, RANKS)]
+        return [ladder.at(rank) for rank in spread(self._aligned(ladder, usable), PRICED)]
 
-    def _aligned(self, ladder: Ladder) -> Sequence[int]:
-        """The ranks that fill the processor's channel blocks; all of them where none does."""
+    def _aligned(self, ladder: Ladder, ranks: Sequence[int]) -> Sequence[int]:
+        """Those of the ranks that fill the processor's channel blocks; all of them where none does."""
         spec = self.site.folded_spec.per_group
-        stages = {rank: ladder.structure.stages(spec, {**ladder.variant, "rank": rank}) for rank in ladder.ranks}
-        return [rank for rank in ladder.ranks if aligned(stages[rank])] or ladder.ranks
+        stages = {rank: ladder.structure.stages(spec, {**ladder.variant, "rank": rank}) for rank in ranks}
+        return [rank for rank in ranks if aligned(stages[rank])] or ranks
 
     def _priced(self, curve: Curve) -> Curve:
         assert self.prices is not None

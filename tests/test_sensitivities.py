@@ -13,6 +13,7 @@ from networks import Branching, CalledTwice, Chain, NineKinds, Residual, TwoName
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convrewrite import sensitivities
 from convrewrite.allocation import Totals, allocate
 from convrewrite.applying import replace_site
 from convrewrite.calibration import Calibration
@@ -280,3 +281,13 @@ def test_where_time_counts_ranks_fill_the_channel_blocks(monkeypatch: pytest.Mon
     ranks = [scored.proposal.option.parameters for scored in entry.options]
     assert ranks
     assert all(aligned(STRUCTURES["channel"].stages(spec, setting)) for setting in ranks)
+
+
+def test_where_no_rank_that_saves_fills_a_block_the_others_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    lie(monkeypatch)
+    model = settled(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3, padding=1)).double())
+    monkeypatch.setattr(sensitivities, "aligned", lambda stages: all(s.out_channels % 16 == 0 for s in stages))
+    [_, entry] = surveyed(model, data(), "channel", timed=True)
+    ranks = [scored.proposal.option.parameters["rank"] for scored in entry.options]
+    assert ranks, "sixteen would save nothing"
+    assert max(ranks) < 16  # type: ignore[type-var]
