@@ -48,19 +48,35 @@ def _planned(
         macs=site.cost.macs,
         parameters=site.cost.parameters,
         seconds=entry.seconds if entry else None,
-        considered=_considered(entry, proposal) if entry else (),
+        considered=_considered(entry, proposal),
     )
 
 
-def _considered(entry: Surveyed, proposal: Proposal | None) -> tuple[Considered, ...]:
+def _considered(entry: Surveyed | None, proposal: Proposal | None) -> tuple[Considered, ...]:
     """The measured options and the chosen one, from cheap to dear, then those that were dropped."""
-    told = [s for s in entry.options if s.measured or (proposal and s.proposal.option == proposal.option)]
-    told.sort(key=lambda scored: scored.proposal.cost.macs)
-    return (*map(_option, told), *map(_dropped, entry.dropped))
+    if entry is None:
+        return () if proposal is None else (_unmeasured(proposal),)
+    told = [(s, _is_chosen(s, proposal)) for s in entry.options]
+    told = sorted((pair for pair in told if pair[0].measured or pair[1]), key=lambda p: p[0].proposal.cost.macs)
+    options = (_option(scored, proposal if chosen and proposal else scored.proposal) for scored, chosen in told)
+    return (*options, *map(_dropped, entry.dropped))
 
 
-def _option(scored: Scored) -> Considered:
-    proposal = scored.proposal
+def _is_chosen(scored: Scored, proposal: Proposal | None) -> bool:
+    """Whether it is the same option, which may have got another lowering since."""
+    if proposal is None:
+        return False
+    option, chosen = scored.proposal.option, proposal.option
+    return (option.structure, option.setting) == (chosen.structure, chosen.setting)
+
+
+def _unmeasured(proposal: Proposal) -> Considered:
+    return Considered(
+        option=PlannedOption.of(proposal.option), macs=proposal.cost.macs, parameters=proposal.cost.parameters
+    )
+
+
+def _option(scored: Scored, proposal: Proposal) -> Considered:
     return Considered(
         option=PlannedOption.of(proposal.option),
         macs=proposal.cost.macs,

@@ -90,8 +90,8 @@ class PlannedOption(_Part):
 
 
 class Considered(_Part):
-    """An option that was measured at a site: its cost there, its relative output error with only this site rewritten, the
-    effect of that on the model's outputs, and why it was out of the question, if it was."""
+    """An option at a site: its cost there, and where it was measured its relative output error with only this site rewritten
+    and the effect of that on the model's outputs; why it was out of the question, if it was."""
 
     option: PlannedOption
     macs: int

@@ -18,7 +18,10 @@ def render_plan(plan: Plan) -> str:
         lines.append(
             f"promised: macs {p.macs:.3f}, params {p.params:.3f}{latency}; effect on the outputs {p.effect:.2g}"
         )
-    return "\n".join((*lines, "", tabulate(rows, ("site", "kind", "geometry", "MACs", "becomes"))))
+    table = tabulate(
+        rows, ("site", "kind", "geometry", "MACs", "becomes"), disable_numparse=True, maxcolwidths=[None] * 4 + [60]
+    )
+    return "\n".join((*lines, "", table))
 
 
 def render_site(site: PlannedSite) -> str:
@@ -29,6 +32,8 @@ def render_site(site: PlannedSite) -> str:
     rows = [_row(site, entry) for entry in site.considered]
     headers = ("", "option", "MACs", "parameters", "time", "output error", "effect", "")
     text = tabulate(rows, headers, disable_numparse=True, maxcolwidths=[None] * 7 + [60])
+    if all(entry.effect is None for entry in site.considered):
+        return f"{head}\n\n{text}"
     note = "Errors and effects are those with only this site rewritten. The effect is the KL of the model's outputs, or their "
     note += "squared relative error."
     return f"{head}\n\n{text}\n{note}"
@@ -50,7 +55,7 @@ def _row(site: PlannedSite, entry: Considered) -> tuple[str, ...]:
 
 
 def _part(value: float, whole: float | None) -> str:
-    return "" if not whole else f"x{value / whole:.2f}"
+    return "" if not whole else figures.times(value / whole)
 
 
 def _what(site: PlannedSite) -> str:
