@@ -1,0 +1,68 @@
+"""Which results are no success, though everything ran."""
+
+import pytest
+from clocks import compared
+
+from convrewrite.measuring import Measured
+from convrewrite.planning import Ask, Keep
+from convrewrite.reporting.building import _kept, _refused
+from convrewrite.verifying import Fidelity, OutputFidelity
+
+OUTPUTS = (
+    OutputFidelity("scores", 0.1, 0.95, 0.01),
+    OutputFidelity("more", 0.2, 0.99, 0.02),
+    OutputFidelity("map", 0.3),
+)
+
+
+def measured(ratio: float | None = 0.5, outputs: tuple[OutputFidelity, ...] = OUTPUTS) -> Measured:
+    return Measured(Fidelity(outputs, 20), "", onnx_latency=None if ratio is None else compared(ratio)())
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        (None, None),
+        (Keep("agreement", 0.95), None),
+        (
+            Keep("agreement", 0.96),
+            "asked to keep a top-1 agreement of at least 0.96, measured 0.95; give the budget more room",
+        ),
+        (Keep("error", 0.3), None),
+        (
+            Keep("error", 0.29),
+            "asked to keep a relative output error of at most 0.29, measured 0.3; give the budget more room",
+        ),
+    ],
+)
+def test_the_worst_output_is_held_to_what_was_to_be_kept(keep: Keep | None, message: str | None) -> None:
+    assert _refused(Ask({"macs": 0.5}, keep), measured()) == message
+    assert _refused(Ask({}, keep), measured(None)) == message, "time was not measured"
+
+
+def test_what_was_kept_is_told_in_the_words_of_what_was_asked() -> None:
+    fidelity = measured().fidelity
+    assert _kept(Ask({}), fidelity) is None
+    assert _kept(Ask({}, Keep("agreement", 0.9)), fidelity) == "top-1 agreement of 0.95"
+    assert _kept(Ask({}, Keep("error", 0.9)), fidelity) == "relative output error of 0.3"
+
+
+@pytest.mark.parametrize(
+    ("ask", "refused"),
+    [
+        (Ask({}), True),
+        (Ask({"latency": 0.5}), True),
+        (Ask({"latency": 0.5, "macs": 0.5}), True),
+        (Ask({}, Keep("agreement", 0.5)), True),
+        (Ask({"macs": 0.5}), False),
+        (Ask({"params": 0.5, "macs": 0.5}), False),
+        (Ask({"params": 0.5}, Keep("agreement", 0.5)), False),
+    ],
+    ids=str,
+)
+def test_slower_is_no_success_where_time_matters(ask: Ask, refused: bool) -> None:
+    found = _refused(ask, measured(1.5))
+    assert (found is not None) == refused
+    assert found is None or found.startswith("the rewritten model is slower than the original: 1.50 of its time")
+    assert _refused(ask, measured(0.99)) is None
+    assert _refused(ask, measured(1.005)) is None, "a quarter of the rounds found it faster"
