@@ -50,7 +50,7 @@ def allocate_measured(
         tried.append((measured, allocation))
         if CLOSE * asked <= measured <= asked:
             break
-        aim = min(aim * asked / measured, 0.999)
+        aim = min(allocation.part("latency") * asked / measured, 0.999)
     within = [allocation for measured, allocation in tried if measured <= asked]
     chosen = min(within, key=lambda a: a.effect) if within else min(tried, key=lambda pair: pair[0])[1]
     return replace(chosen, totals=totals)

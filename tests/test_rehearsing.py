@@ -1,0 +1,130 @@
+"""A latency budget is corrected by what whole plans measure; here by clocks that lie."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from clocks import compared
+from networks import Residual, macs_by_hooks, settled
+from torch import nn
+
+from convrewrite import rehearsing
+from convrewrite.allocation import Allocation, Totals
+from convrewrite.errors import PlanError
+from convrewrite.exporting import Exported
+from convrewrite.preparing import Prepared, prepare
+from convrewrite.proposing import Offer
+from convrewrite.rehearsing import REHEARSALS, allocate_measured, rehearse
+from convrewrite.rules import Protect, Rule
+from convrewrite.scoring import Scored, Surveyed
+
+NANOSECOND = 1e-9
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Prepared:
+    torch.manual_seed(0)
+    rule = Rule(name="r", structures=("channel", "separable"), protect=Protect(min_channels=0, min_mac_share=0))
+    return prepare(settled(Residual(16)), (torch.zeros(1, 3, 16, 16),), [rule])
+
+
+@pytest.fixture(scope="module")
+def surveyed(prepared: Prepared) -> tuple[Surveyed, ...]:
+    """Every option takes a nanosecond for each of its MACs; effects are invented."""
+    found = []
+    for index, menu in enumerate(prepared.menus):
+        options = []
+        for proposal in (ladder.at(rank) for ladder in menu.ladders for rank in ladder.ranks):
+            part = proposal.cost.macs / menu.site.cost.macs
+            if part < 1:
+                effect = (1 + index) * (1.1 - part) ** 3
+                options.append(Scored(proposal, effect, effect, False, NANOSECOND * proposal.cost.macs))
+        found.append(Surveyed(menu.site, tuple(options), (), NANOSECOND * menu.site.cost.macs, menu.reason))
+    return tuple(found)
+
+
+Search = Callable[..., tuple[Allocation, list[float]]]
+
+
+@pytest.fixture
+def search(
+    prepared: Prepared, surveyed: tuple[Surveyed, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Search:
+    """Allocate where a plan that is predicted to leave a part of the time measures what ``truth`` says of it."""
+
+    def run(asked: float, truth: Callable[[float], float]) -> tuple[Allocation, list[float]]:
+        seen: list[float] = []
+        totals = Totals(prepared.totals, NANOSECOND * prepared.totals.macs)
+
+        def measure(_prepared: Prepared, offers: tuple[Offer, ...], *_args: object) -> float:
+            saved = sum(o.site.cost.macs - o.proposals[0].cost.macs for o in offers if o.proposals)
+            seen.append(1 - saved / prepared.totals.macs)
+            return truth(seen[-1])
+
+        monkeypatch.setattr(rehearsing, "rehearse", measure)
+        baseline = Exported(tmp_path / "original.onnx", True)
+        found = allocate_measured(prepared, surveyed, {"latency": asked}, totals, baseline, tmp_path, 1)
+        return found, seen
+
+    return run
+
+
+def test_a_plan_that_measures_as_predicted_is_taken_at_once(search: Search) -> None:
+    found, seen = search(0.6, lambda part: part)
+    assert len(seen) == 1
+    assert 0.97 * 0.6 <= found.part("latency") <= 0.6
+
+
+@pytest.mark.parametrize("factor", [1.15, 0.85])
+def test_the_budget_is_corrected_by_what_was_measured(search: Search, factor: float) -> None:
+    found, seen = search(0.6, lambda part: factor * part)
+    assert 1 < len(seen) <= REHEARSALS
+    assert 0.95 * 0.6 <= factor * found.part("latency") <= 0.6
+
+
+def test_of_those_within_the_budget_the_least_harmful_is_taken(search: Search) -> None:
+    answers = iter([0.5, 0.45, 0.59])
+    found, seen = search(0.6, lambda _part: next(answers))
+    assert len(seen) == 3
+    assert found.part("latency") == pytest.approx(max(seen)), "the more is left, the less harm is done"
+
+
+def test_where_none_is_within_the_nearest_is_taken(search: Search) -> None:
+    answers = iter([0.8, 0.7, 0.75])
+    found, seen = search(0.6, lambda _part: next(answers))
+    assert found.part("latency") == pytest.approx(seen[1])
+
+
+def test_where_no_smaller_plan_is_left_the_last_one_stands(search: Search) -> None:
+    found, seen = search(0.3, lambda part: 4 * part)
+    assert len(seen) == 1
+    assert found.part("latency") == pytest.approx(seen[0])
+
+
+def test_a_budget_that_the_options_own_times_deny_is_refused(search: Search) -> None:
+    with pytest.raises(PlanError, match=r"latency=0\.02 cannot be met .* they reach latency=0\.\d+ at the least"):
+        search(0.02, lambda part: part)
+
+
+def test_the_unfitted_plan_is_what_is_exported(
+    prepared: Prepared, surveyed: tuple[Surveyed, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    exported: list[nn.Module] = []
+
+    def export(model: nn.Module, _inputs: object, path: Path) -> Exported:
+        exported.append(model)
+        return Exported(path, True)
+
+    monkeypatch.setattr(rehearsing, "export", export)
+    monkeypatch.setattr(rehearsing, "compare_onnx", compared(0.7))
+    offers = [
+        Offer(entry.site, (entry.options[3].proposal,) if entry.options else (), entry.reason) for entry in surveyed
+    ]
+    before = {name: tensor.clone() for name, tensor in prepared.model.state_dict().items()}
+    baseline = Exported(tmp_path / "original.onnx", True)
+    assert rehearse(prepared, offers, baseline, tmp_path, 1) == 0.7
+    x = torch.zeros(1, 3, 16, 16)
+    saved = sum(o.site.cost.macs - o.proposals[0].cost.macs for o in offers if o.proposals)
+    assert macs_by_hooks(prepared.model, x) - macs_by_hooks(exported[0], x) == saved > 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in prepared.model.state_dict().items())

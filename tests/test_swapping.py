@@ -1,0 +1,127 @@
+"""A fitted plan is checked as a whole, and bettered by swaps that lower its measured effect."""
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+from networks import Residual, natural, settled
+from torch import nn
+from torch.nn import functional as F
+
+from convrewrite import swapping
+from convrewrite.allocation import Allocation, Totals, allocate
+from convrewrite.calibration import Calibration
+from convrewrite.drafting import Work, survey_sites
+from convrewrite.planning import Ask
+from convrewrite.preparing import Settings, prepare
+from convrewrite.rewriting import Rewritten, rewrite
+from convrewrite.rules import Protect, Rule
+from convrewrite.scoring import Surveyed
+from convrewrite.stopwatch import Stopwatch
+from convrewrite.swapping import Checked, check, swap
+
+BUDGET = {"macs": 0.5}
+
+
+@dataclass
+class Bench:
+    """A plan of a small network that was fitted, and what is fitted afterwards."""
+
+    work: Work
+    checked: Checked
+    fitted: list[Allocation] = field(default_factory=list)
+
+    def attempt(self, allocation: Allocation) -> Rewritten:
+        self.fitted.append(allocation)
+        return fit(self.work, allocation)
+
+
+def fit(work: Work, allocation: Allocation) -> Rewritten:
+    prepared = work.prepared
+    return rewrite(
+        prepared.model, prepared.traced, allocation.offers(), work.data, prepared.structures, seed=0, memory=1 << 30,
+        progress=lambda *_: None,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def bench() -> Bench:
+    parts = natural(24, 3, 12, 12, torch.float32).split(4)
+    data = Calibration(tuple((p,) for p in parts[:4]), tuple((p,) for p in parts[4:]), "data", "a test")
+    rule = Rule(
+        name="r", structures=("channel", "asymmetric"), protect=Protect(stem=False, min_channels=0, min_mac_share=0)
+    )
+    prepared = prepare(settled(Residual(12)), (parts[0][:1],), [rule])
+    work = Work(prepared, data, {}, Settings(measure=False, fast=True), lambda *_: None, Stopwatch())
+    allocation = allocate(survey_sites(work, Ask(BUDGET)), BUDGET, Totals(prepared.totals))
+    return Bench(work, check(work, allocation, fit(work, allocation)))
+
+
+def divergence(work: Work, model: nn.Module) -> float:
+    with torch.no_grad():
+        pairs = [(work.prepared.model(*b).double(), model(*b).double()) for b in work.data.held_out]
+    a, b = (torch.cat(side).log_softmax(1) for side in zip(*pairs, strict=True))
+    return float(F.kl_div(b, a, reduction="batchmean", log_target=True))
+
+
+def test_the_checked_effect_is_that_of_the_whole_plan_on_held_out_inputs(bench: Bench) -> None:
+    assert bench.checked.effect == pytest.approx(divergence(bench.work, bench.checked.rewritten.model), rel=1e-4)
+
+
+def test_swaps_never_do_more_harm_and_keep_the_budget(bench: Bench) -> None:
+    found = swap(bench.work, bench.checked, BUDGET, bench.attempt)
+    assert found.effect <= bench.checked.effect
+    assert found.allocation.part("macs") <= BUDGET["macs"]
+    assert found.effect == pytest.approx(divergence(bench.work, found.rewritten.model), rel=1e-4)
+    assert len(bench.fitted) <= 1
+    assert found is bench.checked or found.allocation == bench.fitted[0]
+    known = [scored for entry in bench.checked.allocation.surveyed for scored in entry.options]
+    assert all(scored in known for scored in found.allocation.chosen if scored), "effects are told as they are alone"
+    changed = zip(found.allocation.chosen, bench.checked.allocation.chosen, strict=True)
+    assert all((new is None) == (old is None) for new, old in changed)
+
+
+def test_where_no_swap_helps_nothing_is_fitted_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unmoved(_work: Work, checked: Checked, _resources: object) -> tuple[Surveyed, ...]:
+        """Every other option turned out to be worse, in the whole plan as alone."""
+        pairs = zip(checked.allocation.surveyed, checked.allocation.chosen, strict=True)
+        return tuple(
+            replace(
+                entry,
+                options=tuple(replace(s, effect=s.effect * (1.5 if s is chosen else 100)) for s in entry.options),
+                must_change=True,
+            )
+            if chosen
+            else replace(entry, options=())
+            for entry, chosen in pairs
+        )
+
+    monkeypatch.setattr(swapping, "_survey_nearby", unmoved)
+    assert swap(bench.work, bench.checked, BUDGET, bench.attempt) is bench.checked
+    assert bench.fitted == []
+
+
+def test_a_swap_that_does_more_harm_in_the_end_is_not_taken(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def misled(_work: Work, checked: Checked, _resources: object) -> tuple[Surveyed, ...]:
+        """The cheapest options look harmless."""
+        pairs = zip(checked.allocation.surveyed, checked.allocation.chosen, strict=True)
+        return tuple(
+            replace(
+                entry,
+                options=tuple(replace(s, effect=float(s.proposal.cost.macs)) for s in entry.options),
+                must_change=True,
+            )
+            if chosen
+            else replace(entry, options=())
+            for entry, chosen in pairs
+        )
+
+    monkeypatch.setattr(swapping, "_survey_nearby", misled)
+    assert swap(bench.work, bench.checked, BUDGET, bench.attempt) is bench.checked
+    assert len(bench.fitted) == 1
+
+
+def test_a_plan_that_oversteps_its_budget_a_little_stays(bench: Bench) -> None:
+    tight = {"macs": 0.05}
+    assert swap(bench.work, bench.checked, tight, bench.attempt) is bench.checked
+    assert bench.fitted == []
