@@ -16,6 +16,7 @@ from torch import nn
 import convrewrite
 from convrewrite import measuring, preparing, running, storing
 from convrewrite.reporting.model import Report
+from convrewrite.rules import builtin_rules, load_rule_file
 from convrewrite.storing import FILES
 
 
@@ -238,6 +239,10 @@ def test_rules_list_and_show() -> None:
         assert shown.code == 0
         assert "[[rule]]" in shown.out
         assert "schema = 1" in shown.out
+        [rule] = load_rule_file(builtin_rules()[name]).rule
+        words = " ".join(shown.out.replace("#", "").split())
+        asked = "Without a budget, or --keep, the ratio below holds at every site"
+        assert f"{asked}: at most {rule.ratio} of its own MACs." in words
 
 
 def test_rules_check(tmp_path: Path) -> None:
