@@ -19,7 +19,7 @@ from convrewrite.preparing import Prepared
 from convrewrite.proposing import Offer
 from convrewrite.scoring import Surveyed
 
-REHEARSALS = 3
+REHEARSALS = 4
 CLOSE = 0.97
 """Of the budget: a plan that measures between this part of it and all of it is taken."""
 
@@ -46,14 +46,29 @@ def allocate_measured(
             if not tried:
                 raise
             break
+        if any(allocation.chosen == known.chosen for _, known in tried):
+            break
         measured = rehearse(prepared, allocation.offers(), baseline, folder, threads)
         tried.append((measured, allocation))
         if CLOSE * asked <= measured <= asked:
             break
-        aim = min(allocation.part("latency") * asked / measured, 0.999)
+        aim = min(_next_aim([(found, a.part("latency")) for found, a in tried], asked), 0.999)
     within = [allocation for measured, allocation in tried if measured <= asked]
     chosen = min(within, key=lambda a: a.effect) if within else min(tried, key=lambda pair: pair[0])[1]
     return replace(chosen, totals=totals)
+
+
+def _next_aim(tried: Sequence[tuple[float, float]], asked: float) -> float:
+    """What a plan should be predicted to take so that it measures a little less than ``asked``; ``tried`` are pairs of what
+    was measured and what was predicted. Read off between the nearest on both sides, else in proportion to the last one."""
+    wanted = asked * (1 + CLOSE) / 2
+    below = max((pair for pair in tried if pair[0] <= asked), default=None)
+    above = min((pair for pair in tried if pair[0] > asked), default=None)
+    if below is not None and above is not None and below[1] < above[1]:
+        share = (wanted - below[0]) / (above[0] - below[0])
+        return below[1] + share * (above[1] - below[1])
+    measured, predicted = tried[-1]
+    return predicted * wanted / measured
 
 
 def rehearse(prepared: Prepared, offers: Sequence[Offer], baseline: Exported, folder: Path, threads: int) -> float:
