@@ -12,29 +12,14 @@ import subprocess
 import sys
 import time
 
-import torch
-from networks import NETWORKS
-from torch import Tensor, nn
+from networks import NETWORKS, network_and_inputs
 
 import convrewrite
 from convrewrite.rules import builtin_rules, load_rule_file
 
 
-def smooth_noise(count: int, size: int) -> Tensor:
-    """Images whose neighbouring pixels are alike, so that covariances are not the identity."""
-    coarse = torch.randn(count, 3, size // 8, size // 8, generator=torch.Generator().manual_seed(0))
-    fine = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
-    return nn.functional.interpolate(coarse, size=(size, size), mode="bilinear") + 0.2 * fine
-
-
 def child(arguments: argparse.Namespace) -> None:
-    torch.manual_seed(0)
-    model = NETWORKS[arguments.network]().eval()
-    images = smooth_noise(arguments.inputs, arguments.size)
-    with torch.no_grad():
-        model.train()
-        model(images[:16])  # gives the BatchNorms statistics of their own, as training would
-        model.eval()
+    model, images = network_and_inputs(arguments.network, arguments.inputs, arguments.size)
     rules = [
         rule.model_copy(update={"ratio": arguments.ratio})
         for rule in load_rule_file(builtin_rules()[arguments.rule]).rule

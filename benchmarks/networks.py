@@ -2,6 +2,7 @@
 
 import itertools
 
+import torch
 from torch import Tensor, nn
 
 VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
@@ -72,3 +73,22 @@ class Vgg16(nn.Module):
 
 
 NETWORKS: dict[str, type[nn.Module]] = {"resnet18": ResNet18, "vgg16": Vgg16}
+
+
+def network_and_inputs(name: str, inputs: int, size: int) -> tuple[nn.Module, Tensor]:
+    """A network in eval mode, and smoothed noise ``(inputs, 3, size, size)`` for it; both are the same in every run."""
+    torch.manual_seed(0)
+    model = NETWORKS[name]().eval()
+    images = smooth_noise(inputs, size)
+    with torch.no_grad():
+        model.train()
+        model(images[:16])  # gives the BatchNorms statistics of their own, as training would
+        model.eval()
+    return model, images
+
+
+def smooth_noise(count: int, size: int) -> Tensor:
+    """Images whose neighbouring pixels are alike, so that covariances are not the identity."""
+    coarse = torch.randn(count, 3, size // 8, size // 8, generator=torch.Generator().manual_seed(0))
+    fine = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+    return nn.functional.interpolate(coarse, size=(size, size), mode="bilinear") + 0.2 * fine

@@ -8,9 +8,7 @@ latency of the whole model measured as well: asked, predicted, measured, and the
 import argparse
 import time
 
-import torch
-from cost import smooth_noise
-from networks import NETWORKS
+from networks import NETWORKS, network_and_inputs
 
 import convrewrite
 from convrewrite.arguments import budget
@@ -25,13 +23,7 @@ def main() -> None:
     parser.add_argument("--fast", action="store_true")
     parser.add_argument("--apply", action="store_true")
     arguments = parser.parse_args()
-    torch.manual_seed(0)
-    model = NETWORKS[arguments.network]().eval()
-    images = smooth_noise(arguments.inputs, arguments.size)
-    with torch.no_grad():
-        model.train()
-        model(images[:16])  # gives the BatchNorms statistics of their own, as training would
-        model.eval()
+    model, images = network_and_inputs(arguments.network, arguments.inputs, arguments.size)
     asked = budget(arguments.budget)
     started = time.perf_counter()
     plan = convrewrite.plan(model, images[:1], ["balanced"], images, asked, fast=arguments.fast)

@@ -67,7 +67,8 @@ def inputs_by_hooks(model: nn.Module, name: str, inputs: Inputs) -> list[Tensor]
     return seen
 
 
-def check(found: Sequence[Sample], walk: Propagation, name: str, data: Sequence[Inputs]) -> None:
+def assert_samples_are_right(found: Sequence[Sample], walk: Propagation, name: str, data: Sequence[Inputs]) -> None:
+    """They are what hooks on the two whole networks see."""
     expected = [
         (index, original, rewritten)
         for index, inputs in enumerate(data)
@@ -157,7 +158,7 @@ def test_samples_are_what_plain_reruns_show(make: Callable[[], nn.Module], memor
     walk = Propagation(model, trace(model), sites, data, memory)
     try:
         for site in sites:
-            check(list(walk.samples(site)), walk, site.name, before)
+            assert_samples_are_right(list(walk.samples(site)), walk, site.name, before)
             walk.replace(site, disturbed(model, site))
     finally:
         walk.close()
@@ -172,7 +173,7 @@ def test_sites_that_are_left_alone_may_stand_anywhere(make: Callable[[], nn.Modu
     for offset in (0, 1):
         walk = Propagation(model, trace(model), every[offset::2], copy.deepcopy(data), PLENTY)
         for site in every[offset::2]:
-            check(list(walk.samples(site)), walk, site.name, data)
+            assert_samples_are_right(list(walk.samples(site)), walk, site.name, data)
             walk.replace(site, disturbed(model, site))
         walk.close()
 
@@ -211,7 +212,7 @@ def test_a_convolution_in_a_skip_connection_under_two_names() -> None:
     sites = active_sites(model, data[0])
     walk = Propagation(model, trace(model), sites, data, PLENTY)
     for site in sites:
-        check(list(walk.samples(site)), walk, site.name, data)
+        assert_samples_are_right(list(walk.samples(site)), walk, site.name, data)
         walk.replace(site, disturbed(model, site))
     walk.close()
 
@@ -272,7 +273,7 @@ def test_other_dtypes_go_to_disk_too(dtype: torch.dtype) -> None:
     sites = active_sites(model, data[0])
     walk = Propagation(model, trace(model), sites, data, 0)
     for site in sites:
-        check(list(walk.samples(site)), walk, site.name, data)
+        assert_samples_are_right(list(walk.samples(site)), walk, site.name, data)
         walk.replace(site, disturbed(model, site))
     walk.close()
 
@@ -424,7 +425,7 @@ def test_without_a_graph_there_is_no_skip() -> None:
     data = batches(1)
     walk = Propagation(model, Traced({}, ("",)), [], data, 0)
     for site in active_sites(model, data[0]):
-        check(list(walk.samples(site)), walk, site.name, data)
+        assert_samples_are_right(list(walk.samples(site)), walk, site.name, data)
         assert float(lacking(walk, site)[0].abs().max()) == 0
         walk.replace(site, disturbed(model, site))
     walk.close()
