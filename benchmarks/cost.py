@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--ratio", type=float, default=0.5)
     parser.add_argument("--rule", default="separable")
-    parser.add_argument("--memory", type=float, default=2.0, help="GB of activations held at once")
+    parser.add_argument("--memory", type=float, default=4.0, help="GB, as --memory of the command line")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:

@@ -18,6 +18,10 @@ from convrewrite.errors import CalibrationError
 from convrewrite.inputs import Inputs
 
 FEW_INPUTS = 64
+LARGEST_BATCH = 32
+BATCH_NUMBERS = 1_250_000
+"""Numbers of input in a batch, at most: eight images of 3 x 224 x 224."""
+
 _HELD_OUT = 0.2
 
 
@@ -50,7 +54,7 @@ def read_calibration(
     example: Inputs,
     *,
     limit: int = 1024,
-    batch: int = 32,
+    batch: int | None = None,
     seed: int = 0,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -60,6 +64,7 @@ def read_calibration(
 ) -> Calibration:
     """At most ``limit`` examples from ``source``, checked against and converted to the shape and dtype of ``example``.
 
+    ``batch`` None: 32 in a batch, fewer of large inputs.
     ``source`` is a path (``.npy``, ``.npz``, ``.pt``, a folder of images, ``FILE.py:NAME`` that ``import_object``
     resolves), a tensor or array, a tuple of them (one for each model input), a data set, or an iterable of batches,
     whose first tensors count. A dictionary, or a batch that is one, gives the inputs by ``names``, those of ``forward``'s
@@ -69,14 +74,14 @@ def read_calibration(
     normalise the first input. ``resize`` scales the images of a folder before the model's size is cut from the centre.
     Raises CalibrationError when the source cannot be read or does not fit the model.
     """
-    if limit < 1 or batch < 1:
+    if limit < 1 or (batch is not None and batch < 1):
         raise CalibrationError(f"limit and batch: expected at least 1, found {limit} and {batch}")
     scale = _normalisation(mean, std, example[0])
     opened = open_source(source, Request(example, limit, seed, resize, import_object, tuple(names)))
     inputs, notes = _collect(opened, example, limit)
     if scale is not None:
         inputs = ((inputs[0] - scale[0]) / scale[1], *inputs[1:])
-    fit, held_out = split_inputs(inputs, batch=batch, seed=seed)
+    fit, held_out = split_inputs(inputs, batch=batch or batch_size(inputs), seed=seed)
     return Calibration(fit, held_out, "data", opened.name, (*notes, *_few(len(inputs[0]))))
 
 
@@ -97,6 +102,12 @@ def _channels_first(tensor: Tensor) -> Tensor:
     shape = tensor.shape[1:]
     last = len(shape) == 3 and shape[2] in (1, 3) and shape[0] not in (1, 3)
     return tensor.movedim(-1, 1) if last else tensor
+
+
+def batch_size(inputs: Inputs) -> int:
+    """Examples in a batch: what a layer makes of one, as many channels as it likes, must fit in memory several times."""
+    numbers = max(tensor[:1].numel() for tensor in inputs)
+    return max(1, min(LARGEST_BATCH, BATCH_NUMBERS // max(1, numbers)))
 
 
 def split_inputs(inputs: Inputs, *, batch: int, seed: int) -> tuple[tuple[Inputs, ...], tuple[Inputs, ...]]:

@@ -44,7 +44,8 @@ Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads at which
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Execute the code in a model file that is not safe to load.")]
 Memory = Annotated[
-    float, typer.Option("--memory", min=0.001, help="GB of activations held at once; the rest waits on disk.")
+    float,
+    typer.Option("--memory", min=0.001, help="GB for activations and moments; activations beyond it wait on disk."),
 ]
 Keep = Annotated[
     str | None,

@@ -18,6 +18,12 @@ from convrewrite.conv import ConvSpec, Size
 CHUNK = 1 << 23
 """Numbers in one block of gathered patches: 32 MB in float32."""
 
+SPARSE = 0.05
+"""Of the positions: where fewer are gathered, they are picked out of the tensors as they lie."""
+
+PART = 1 << 14
+"""Positions whose products are summed in the precision of the patches before they are added to the sums in float64."""
+
 STRIP = 512
 """Rows of a covariance that are summed up at a time; what lies left of the diagonal is the mirror of what lies above it."""
 
@@ -61,9 +67,25 @@ class Moments:
         )
 
 
-def position_limit(d: int) -> int:
-    """How many positions are gathered at most: twenty per unknown of a filter or what a gigabyte holds, more if cheap."""
-    return max(min(20 * d, (1 << 28) // d), 4_000_000_000 // (d * d))
+def position_limit(d: int, *, held_out: bool = False) -> int:
+    """How many positions are gathered at most: twenty per unknown of a filter or what a gigabyte holds, more if cheap.
+
+    Held-out ones only measure errors, of which a few thousand positions tell a percent: two per unknown are enough.
+    """
+    wanted = 2 * d if held_out else min(20 * d, (1 << 28) // d)
+    return max(wanted, 4_000_000_000 // (d * d))
+
+
+def square_bytes(spec: ConvSpec) -> int:
+    """Bytes of the covariances of all groups' patches, ``(g, d, d)`` in float64."""
+    _, channels, kh, kw = spec.kernel_shape
+    return 8 * spec.groups * (channels * kh * kw) ** 2
+
+
+def row_bytes(spec: ConvSpec) -> int:
+    """Bytes of one gathered position that is kept: its patch, its wanted output and its skip, float32."""
+    outputs, channels, kh, kw = spec.kernel_shape
+    return 4 * (spec.groups * channels * kh * kw + 2 * outputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +100,10 @@ class Block:
 class Accumulator:
     """Adds up the moments of one convolution, every group by itself."""
 
-    def __init__(self, spec: ConvSpec, expected_positions: int, seed: int, *, keep: bool = False) -> None:
-        """``expected_positions`` over all batches decides which share of them is gathered.
+    def __init__(
+        self, spec: ConvSpec, expected_positions: int, seed: int, *, keep: bool = False, limit: int | None = None
+    ) -> None:
+        """Of ``expected_positions`` over all batches about ``limit`` are gathered, None: :func:`position_limit`.
 
         With ``keep`` the gathered blocks stay in ``kept``, for other outputs at the same positions.
         """
@@ -87,7 +111,8 @@ class Accumulator:
         self.kept: list[Block] | None = [] if keep else None
         outputs, channels, kh, kw = spec.kernel_shape
         self._d = channels * kh * kw
-        self._share = min(1.0, position_limit(self._d) / max(1, expected_positions))
+        most = position_limit(self._d) if limit is None else limit
+        self._share = min(1.0, most / max(1, expected_positions))
         self._generator = torch.Generator().manual_seed(seed)
         groups, size = spec.groups, (self._d, outputs // spec.groups)
         self._count = 0
@@ -95,19 +120,22 @@ class Accumulator:
         self._sum_p = torch.zeros(groups, size[0], dtype=torch.float64)
         self._sum_y = torch.zeros(groups, size[1], dtype=torch.float64)
         self._sum_pp = torch.zeros(groups, size[0], size[0], dtype=torch.float64)
+        self._part: Tensor | None = None
+        self._part_count = 0
         self._sum_yp = torch.zeros(groups, size[1], size[0], dtype=torch.float64)
         self._sum_yy = torch.zeros(groups, size[1], dtype=torch.float64)
 
     def add(self, x: Tensor, y: Tensor, skip: Tensor | None = None) -> None:
         """One batch: input ``(N, C, H, W)`` and the wanted output ``(N, O, H', W')``; a skip is only kept beside them."""
         padded, stride = _patch_source(x, self._spec)
-        pixels = padded.permute(0, 2, 3, 1).contiguous()
-        outputs = _rows(y).to(pixels.dtype)
-        skips = None if skip is None else _rows(skip).to(pixels.dtype)
-        chosen = self._choose(outputs.shape[0])
+        pixels = _channels_last(padded, self._share)
+        outputs = _channels_last(y, self._share)
+        skips = None if skip is None else _channels_last(skip, self._share)
+        chosen = self._choose(y.shape[0] * y.shape[2] * y.shape[3])
         for part in chosen.split(max(1, CHUNK // (self._d * self._spec.groups))):
-            patches = _gather(pixels, part, (y.shape[2], y.shape[3]), stride, self._spec)
-            block = Block(patches, self._grouped(outputs[part]), None if skips is None else self._grouped(skips[part]))
+            place = _places(part, (y.shape[2], y.shape[3]))
+            rows = (None if t is None else self._grouped(t[place].to(pixels.dtype)) for t in (outputs, skips))
+            block = Block(_gather(pixels, place, stride, self._spec), *rows)  # type: ignore[arg-type]
             self._add(block.patches, block.outputs)
             if self.kept is not None:
                 self.kept.append(block)
@@ -127,17 +155,35 @@ class Accumulator:
             self._shift = (patches.mean(1, keepdim=True), outputs.mean(1, keepdim=True))
         p, y = patches - self._shift[0], outputs - self._shift[1]
         self._count += p.shape[1]
-        self._sum_p += p.sum(1, dtype=torch.float64)
-        self._sum_y += y.sum(1, dtype=torch.float64)
-        self._sum_yy += (y * y).sum(1, dtype=torch.float64)
+        self._sum_p += p.sum(1)
+        self._sum_y += y.sum(1)
+        self._sum_yy += y.square().sum(1)
         for group in range(p.shape[0]):
-            for start, strip in _strips(self._sum_pp[group]):
-                strip += p[group][:, start : start + STRIP].T @ p[group][:, start:]
             self._sum_yp[group] += y[group].T @ p[group]
+        self._add_squares(p)
+
+    def _add_squares(self, p: Tensor) -> None:
+        """Large sums in float64 cost as much as the products: some blocks are added up in the precision of these first."""
+        if self._part is None:
+            self._part = torch.zeros(self._sum_pp.shape, dtype=p.dtype)
+        for group in range(p.shape[0]):
+            for start, strip in _strips(self._part[group]):
+                strip.addmm_(p[group][:, start : start + STRIP].T, p[group][:, start:])
+        self._part_count += p.shape[1]
+        if self._part_count >= PART:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._part is not None:
+            self._sum_pp += self._part
+            self._part.zero_()
+        self._part_count = 0
 
     def result(self) -> tuple[Moments, ...]:
         """The moments of every group. The accumulator gives up its sums: each is turned into a covariance in place."""
         assert self._shift is not None, "no batch was added"
+        self._flush()
+        self._part = None
         return tuple(self._group(group) for group in range(self._spec.groups))
 
     def _group(self, group: int) -> Moments:
@@ -181,9 +227,20 @@ def _with_outputs(moments: Moments, rows: Sequence[tuple[Tensor, Tensor]]) -> Mo
     return replace(moments, mean_y=mean_y, cov_yp=cov_yp / count, var_y=var_y / count)
 
 
-def _rows(y: Tensor) -> Tensor:
-    """``(N, O, H, W)`` -> one row per position."""
-    return y.permute(0, 2, 3, 1).reshape(-1, y.shape[1])
+Places = tuple[Tensor, Tensor, Tensor]
+"""Of every position the example, the row and the column."""
+
+
+def _places(positions: Tensor, size: Size) -> Places:
+    """Flat output positions of a batch of planes of this size."""
+    height, width = size
+    return positions // (height * width), positions // width % height, positions % width
+
+
+def _channels_last(x: Tensor, share: float) -> Tensor:
+    """``(N, C, H, W)`` -> ``(N, H, W, C)``; copied only where many positions will be gathered from it."""
+    moved = x.permute(0, 2, 3, 1)
+    return moved.contiguous() if share > SPARSE else moved
 
 
 def _patch_source(x: Tensor, spec: ConvSpec) -> tuple[Tensor, Size]:
@@ -208,12 +265,9 @@ def _upsampled(x: Tensor, spec: ConvSpec) -> Tensor:
     return F.pad(spread, (around[1], around[1] + extra[1], around[0], around[0] + extra[0]))
 
 
-def _gather(pixels: Tensor, positions: Tensor, output_size: Size, stride: Size, spec: ConvSpec) -> Tensor:
-    """Patches ``(groups, P, d)`` at flat output positions of a padded batch ``(N, H, W, C)``."""
-    height, width = output_size
-    image = positions // (height * width)
-    row = positions // width % height * stride[0]
-    column = positions % width * stride[1]
+def _gather(pixels: Tensor, place: Places, stride: Size, spec: ConvSpec) -> Tensor:
+    """Patches ``(groups, P, d)`` at output positions of a padded batch ``(N, H, W, C)``."""
+    image, row, column = place[0], place[1] * stride[0], place[2] * stride[1]
     kh, kw = spec.kernel_size
     taps = [(a * spec.dilation[0], b * spec.dilation[1]) for a in range(kh) for b in range(kw)]
     if spec.transposed:

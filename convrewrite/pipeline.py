@@ -32,7 +32,7 @@ from convrewrite.structures import discover
 RuleSource = str | Path | Rule | RuleFile
 KeepSource = float | Mapping[str, float] | Keep | None
 MEMORY = 4 << 30
-"""Bytes of activations held at once, unless the caller says otherwise."""
+"""Bytes of activations and moments held at once, unless the caller says otherwise."""
 
 
 def optimize(
@@ -72,7 +72,9 @@ def optimize(
             as 0.98, or whose relative output error stays below ``{"error": 0.02}``. With a budget: a limit on its result.
         fast: measure less while planning.
         threads: at which latency is measured.
-        memory: bytes of activations held at once; what is more waits on disk.
+        memory: bytes that activations, covariances and gathered positions may take together; activations beyond it wait on
+            disk. One batch at work, the model and Python itself come on top. A limit that the largest site exceeds alone
+            is refused.
         structures: further structures that rules may name, besides the discovered ones.
         output_weighting: weigh the errors of a site's output channels by what the model's outputs feel of them, which
             takes gradients of the original model. False: all count alike.

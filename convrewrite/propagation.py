@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convrewrite.applying import copy_model, replace_site
+from convrewrite.applying import build_conv, copy_model, folded_kernel, replace_site
 from convrewrite.sites import Site
 from convrewrite.streams import Inputs, Sample, Streams
 from convrewrite.tracing import Traced, run
@@ -29,9 +29,10 @@ class Propagation:
         memory: int,
         start: nn.Module | None = None,
     ) -> None:
-        """``memory`` in bytes bounds the activations that are kept. ``start``: a copy of the model in which all ``sites``
-        are rewritten already, to go through once more."""
+        """``memory`` in bytes bounds what is kept: activations, and what :meth:`make_room` asks for. ``start``: a copy of
+        the model in which all ``sites`` are rewritten already, to go through once more."""
         self.model = model
+        self.memory = memory
         self.rewritten = copy_model(start or model)
         self._batches = batches
         self.batches = len(batches)
@@ -44,9 +45,15 @@ class Propagation:
 
     def samples(self, site: Site) -> Iterator[Sample]:
         """One sample per batch and call, as often as wanted until :meth:`replace` is called for this site."""
+        mixture = _mixture(self.model, site)
         if self._streams is not None and self._streams.advance(site.name):
-            return self._streams.samples(site)
-        return self._rerun(site)
+            return self._streams.samples(site, mixture)
+        return self._rerun(site, mixture)
+
+    def make_room(self, size: int) -> None:
+        """From now on activations leave so many bytes of the memory to others."""
+        if self._streams is not None:
+            self._streams.store.shrink(max(0, self.memory - size))
 
     def rectified(self, site: Site) -> bool:
         """Whether nothing but a ReLU sees the output of this site, or of the sum its samples' skips belong to."""
@@ -66,41 +73,60 @@ class Propagation:
         for index in batches:
             yield run(trial, self._batches[index])
 
-    def replace(self, site: Site, module: nn.Module) -> None:
-        """From here on the rewritten network has ``module`` at this site."""
+    def replace(self, site: Site, module: nn.Module, stand_in: nn.Module | None = None) -> None:
+        """From here on the rewritten network has ``module`` at this site. ``stand_in`` computes the same in less time."""
         replace_site(self.rewritten, site, module)
         if self._streams is not None:
-            self._streams.replace(site, module)
+            self._streams.replace(site, stand_in or module)
 
     def close(self) -> None:
         """Let go of the activations, on disk too."""
         if self._streams is not None:
             self._streams.store.close()
 
-    def _rerun(self, site: Site) -> Iterator[Sample]:
+    def _rerun(self, site: Site, mixture: nn.Module | None) -> Iterator[Sample]:
         for index, inputs in enumerate(self._batches):
-            before = _inputs_of(self.model, site, inputs)
-            after = _inputs_of(self.rewritten, site, inputs)
-            for original, rewritten in zip(before, after, strict=False):
-                yield Sample(index, original, rewritten)
+            before = _calls_of(self.model, site, inputs)
+            after = _calls_of(self.rewritten, site, inputs)
+            for (x, output), (rewritten, _) in zip(before, after, strict=False):
+                yield Sample(index, rewritten, output if mixture is None else mixture(x))
 
 
-class _Stop(Exception):
-    """Ends a forward that has shown what was wanted."""
+def _mixture(model: nn.Module, site: Site) -> nn.Module | None:
+    """The convolution with all kernels that a dynamic one mixes, one output for each: what is fitted, there, are these."""
+    if site.spec.kernels == 1:
+        return None
+    kernel, bias = folded_kernel(model, site)
+    like = model.get_submodule(site.name).weight
+    assert isinstance(like, Tensor)
+    return build_conv(site.folded_spec.planar, kernel, bias, like).requires_grad_(False)
 
 
-def _inputs_of(model: nn.Module, site: Site, inputs: Inputs) -> list[Tensor]:
-    """The inputs of a module at each of its calls in one forward."""
-    seen: list[Tensor] = []
+def _calls_of(model: nn.Module, site: Site, inputs: Inputs) -> list[tuple[Tensor, Tensor]]:
+    """Input and output of a convolution at each of its calls in one forward, its BatchNorm included where one is folded."""
+    entered: list[Tensor] = []
+    left: list[Tensor] = []
 
-    def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = args[0] if args else next(iter(kwargs.values()))
-        seen.append((x if x.dim() == site.spec.dims + 2 else x[None]).detach().clone())
+    def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        entered.append(_batched(args[0] if args else next(iter(kwargs.values())), site))
 
-    handle = model.get_submodule(site.name).register_forward_pre_hook(note, with_kwargs=True)
+    def leave(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+        left.append(_batched(output, site))
+
+    end = model.get_submodule(site.batch_norm or site.name)
+    handles = (
+        model.get_submodule(site.name).register_forward_pre_hook(enter, with_kwargs=True),
+        end.register_forward_hook(leave),
+    )
     try:
         with torch.no_grad():
             model(*(tensor.clone() for tensor in inputs))  # it may work on them in place
     finally:
-        handle.remove()
-    return seen
+        for handle in handles:
+            handle.remove()
+    return list(zip(entered, left, strict=True))
+
+
+def _batched(tensor: Tensor, site: Site) -> Tensor:
+    """A copy, which work in place later on does not reach, with the batch axis that a convolution may be called without."""
+    return (tensor if tensor.dim() == site.spec.dims + 2 else tensor[None]).detach().clone()

@@ -55,7 +55,7 @@ def rewrite(
     progress: Progress,
     stopwatch: Stopwatch | None = None,
 ) -> Rewritten:
-    """Rewrite a copy of ``model``; ``memory`` in bytes bounds the activations that are held at once,
+    """Rewrite a copy of ``model``; ``memory`` in bytes bounds activations and moments together,
     ``weights`` are those of the sites' outputs (:func:`convrewrite.weighting.output_weights`).
 
     ``stopwatch`` is told the seconds of forward passes, moments and solves.
@@ -111,5 +111,7 @@ def _rewrite_site(
     structure = structures[proposal.option.structure]
     with watch.timed("solves"), piece.solving_threads():
         best = piece.rectify(structure, proposal.option, best)
-    walk.replace(offer.site, piece.build(structure, proposal.option, best))
+    walk.replace(
+        offer.site, piece.build(structure, proposal.option, best), piece.merged(structure, proposal.option, best)
+    )
     return Outcome(offer.site, proposal, best.held_out_error**0.5)

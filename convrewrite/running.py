@@ -18,6 +18,7 @@ from convrewrite.exporting import Exported, export
 from convrewrite.gating import in_fastest_lowering
 from convrewrite.keeping import require_judge, search, shortfall
 from convrewrite.latency import time_onnx
+from convrewrite.layout import channels_last
 from convrewrite.lifting import settle
 from convrewrite.measuring import Measured, measure_everything, measure_outputs
 from convrewrite.planning import Ask, Plan
@@ -33,6 +34,7 @@ from convrewrite.stopwatch import Stopwatch
 from convrewrite.swapping import check, swap
 from convrewrite.tracing import Traced
 from convrewrite.weighting import output_weights
+from convrewrite.workpiece import require_memory
 
 
 class Scratch:
@@ -109,6 +111,10 @@ class Run:
                 baseline = export(model, inputs, scratch.path / "original.onnx")
         with watch.timed("calibrate"):
             data = calibrate(model, inputs, calibration, settings.seed, progress)
+            fit, held_out = channels_last(model, data.fit), channels_last(model, data.held_out)
+            data = replace(data, fit=fit, held_out=held_out)
+        if data.fit:
+            require_memory(sites, settings.memory)
         if ask.keep is not None:
             require_judge(model, data, ask.keep)
         with watch.timed("output weights"):

@@ -301,7 +301,7 @@ class _Bench:
     def _effect(self, sample: Sample) -> float:
         structure = self.structures[sample.proposal.option.structure]
         with torch.no_grad():
-            return self.judge.effect(self.site, self.piece.build(structure, sample.proposal.option, sample.fit))
+            return self.judge.effect(self.site, self.piece.merged(structure, sample.proposal.option, sample.fit))
 
 
 def _by_structure(curves: Sequence[Curve]) -> list[list[Curve]]:

@@ -4,6 +4,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 
 @dataclass(slots=True)
@@ -20,3 +23,13 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def each(self, name: str, items: Iterator[Item]) -> Iterator[Item]:
+        """The items of an iterator; the time it takes to make them counts for ``name``, not what is done with them."""
+        while True:
+            with self.timed(name):
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+            yield item

@@ -5,11 +5,9 @@ memory limit wait on disk.
 """
 
 import operator
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from convrewrite.conv import ConvSpec, Size, planar
 from convrewrite.sites import Site
+from convrewrite.spilling import Kept, Store
 
 Inputs = tuple[Tensor, ...]
 RECTIFIERS = (torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_, "relu", "relu_")
@@ -28,68 +27,27 @@ ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one batch shows at one call of a site: its input in the original and in the rewritten network, and where its
-    output is only added to a skip connection that both already have, that skip in each."""
+    """What one batch shows at one call of a site: its input in the rewritten network, its output in the original one (with
+    the BatchNorm that is folded into it), and where that is only added to a skip connection that both networks already
+    have, this skip in each."""
 
     batch: int
-    original: Tensor
     rewritten: Tensor
+    output: Tensor
     original_skip: Tensor | None = None
     rewritten_skip: Tensor | None = None
 
     def planar(self, spec: ConvSpec) -> "Sample":
         """The same with a height, for a one-dimensional convolution."""
-        tensors = (self.original, self.rewritten, self.original_skip, self.rewritten_skip)
+        tensors = (self.rewritten, self.output, self.original_skip, self.rewritten_skip)
         return Sample(self.batch, *(None if t is None else planar(t, spec) for t in tensors))  # type: ignore[arg-type]
 
-    def total(self, output: Tensor) -> Tensor:
-        """The original sum, given the original's output."""
-        return output if self.original_skip is None else output + self.original_skip
-
-    def rest(self, total: Tensor) -> Tensor:
-        """What the site must give so that the rewritten sum is ``total``."""
-        return total if self.rewritten_skip is None else total - self.rewritten_skip
-
-
-class Store:
-    """Tensors in memory up to a limit, the others in files of a temporary folder."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._used = 0
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._count = 0
-
-    def put(self, value: Any, *, shared: bool) -> Any:
-        """What :meth:`get` makes the value of again; ``shared`` memory stays where it is, or it would not be shared."""
-        if not isinstance(value, Tensor):
-            return value
-        size = value.numel() * value.element_size()
-        if shared or self._used + size <= self._limit:
-            self._used += size
-            return value
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="convrewrite-")
-        path = Path(self._folder.name) / f"{self._count}.pt"
-        self._count += 1
-        torch.save(value.clone(), path)
-        return path
-
-    def get(self, value: Any) -> Any:
-        """The value that :meth:`put` was given."""
-        return torch.load(value, weights_only=True) if isinstance(value, Path) else value
-
-    def drop(self, value: Any) -> None:
-        """Forget a value, and give its room back."""
-        if isinstance(value, Path):
-            value.unlink()
-        elif isinstance(value, Tensor):
-            self._used -= value.numel() * value.element_size()
-
-    def close(self) -> None:
-        """Remove the files."""
-        if self._folder is not None:
-            self._folder.cleanup()
+    @property
+    def wanted(self) -> Tensor:
+        """What the site must give so that the rewritten sum is the original one; without a skip, the original's output."""
+        if self.original_skip is None or self.rewritten_skip is None:
+            return self.output
+        return self.output + self.original_skip - self.rewritten_skip
 
 
 class Streams:
@@ -106,8 +64,8 @@ class Streams:
         self._last_use = _last_uses(self._nodes)
         self._calls = {site.name: _calls(self._nodes, self._modules, site.name) for site in sites}
         self._position = 0
-        self._original: list[dict[fx.Node, Any]] = [{} for _ in batches]
-        self._rewritten: list[dict[fx.Node, Any]] = [{} for _ in batches]
+        self._original: list[dict[fx.Node, Kept]] = [{} for _ in batches]
+        self._rewritten: list[dict[fx.Node, Kept]] = [{} for _ in batches]
 
     def advance(self, name: str) -> bool:
         """Run up to the site's call; False when it is called more than once, or lies behind."""
@@ -120,20 +78,46 @@ class Streams:
         self._position = calls[0]
         return True
 
-    def samples(self, site: Site) -> Iterator[Sample]:
-        """One sample per batch at the site where the streams stand."""
-        source = self._source()
-        skip = self._skip(site)
-        for index in range(len(self._batches)):
-            before, after = self._both(index, source)
-            skips = (None, None) if skip is None else self._both(index, skip)
-            yield Sample(index, before, after, *skips)
+    def samples(self, site: Site, mixture: nn.Module | None = None) -> Iterator[Sample]:
+        """One sample per batch at the site where the streams stand.
 
-    def _both(self, index: int, node: fx.Node) -> tuple[Tensor, Tensor]:
-        """A value in the original and in the rewritten network."""
-        original, rewritten = self._original[index], self._rewritten[index]
-        before = self.store.get(original[node])
-        return before, self.store.get(rewritten[node]) if node in rewritten else before
+        ``mixture``: the module whose output is wanted, where that is not what the original network gives there.
+        """
+        source, skip = self._source(), self._skip(site)
+        for index in range(len(self._batches)):
+            output = self._output(index, site) if mixture is None else self._mixed(index, mixture)
+            skips = () if skip is None else (self._original_value(index, skip), self._value(index, skip))
+            yield Sample(index, self._value(index, source), output, *skips)
+
+    def _value(self, index: int, node: fx.Node) -> Any:
+        """A value in the rewritten network, which is that of the original one where nothing before it differs."""
+        kept = self._rewritten[index].get(node) or self._original[index][node]
+        return self.store.get(kept)
+
+    def _original_value(self, index: int, node: fx.Node) -> Any:
+        return self.store.get(self._original[index][node])
+
+    def _mixed(self, index: int, mixture: nn.Module) -> Tensor:
+        with torch.no_grad():
+            output: Tensor = mixture(self._original_value(index, self._source()))
+        return output
+
+    def _output(self, index: int, site: Site) -> Tensor:
+        """The original's output, which the original stream then has already; what only led to it is dropped."""
+        original, end = self._original[index], self._end(site)
+        if end in original:
+            output: Tensor = self._original_value(index, end)
+            return output
+        source, conv = self._source(), self._nodes[self._position]
+        values = {source: self._original_value(index, source)}
+        for node in dict.fromkeys((conv, end)):
+            values[node] = execute(node, self._modules, values)
+        if conv is not end:
+            original[conv] = self.store.put(None, shared=False)  # only the BatchNorm asked for it
+        original[end] = self.store.put(values[end], shared=False)
+        if source in self._rewritten[index] and self._last_use[source] <= self._position:
+            self.store.drop(original.pop(source))
+        return values[end]
 
     def rectified(self, site: Site) -> bool:
         """See :meth:`Propagation.rectified`. A ReLU behind a dynamic convolution sees the mixture of what is fitted."""
@@ -195,7 +179,9 @@ class Streams:
         other = join.args[1] if join.args[0] is node else join.args[0]
         if not isinstance(other, fx.Node) or other is node:
             return None
-        skip, x = (self.store.get(self._original[0].get(n)) for n in (other, self._source()))
+        if other not in self._original[0]:
+            return None
+        skip, x = self._value(0, other), self._value(0, self._source())
         if not isinstance(skip, Tensor) or skip.dim() != site.spec.dims + 2:
             return None
         # A skip of another shape would broadcast: the sum is then no output of this site.
@@ -226,7 +212,7 @@ class Streams:
             shared = _shared(later)
             kept[index].update({n: self.store.put(value, shared=n in shared) for n, value in later.items()})
 
-    def _fetch(self, kept: dict[fx.Node, Any], wanted: set[fx.Node]) -> dict[fx.Node, Any]:
+    def _fetch(self, kept: dict[fx.Node, Kept], wanted: set[fx.Node]) -> dict[fx.Node, Any]:
         """Take the wanted values out of the store."""
         values: dict[fx.Node, Any] = {}
         for node in wanted & kept.keys():
@@ -236,14 +222,15 @@ class Streams:
         return values
 
     def _step(self, node: fx.Node, original: dict[fx.Node, Any], rewritten: dict[fx.Node, Any]) -> None:
-        """One node in both streams; once when nothing before it differs."""
+        """One node in both streams; once when nothing before it differs, and not again where a sample showed the original."""
         differs = node.op == "call_module" and str(node.target) in self._replaced
         differs = differs or any(source in rewritten for source in node.all_input_nodes)
         if differs and _works_in_place(node, self._modules) and node.all_input_nodes[0] not in rewritten:
             first = node.all_input_nodes[0]
             rewritten[first] = original[first].clone()
         both = {source: rewritten.get(source, original.get(source)) for source in node.all_input_nodes}
-        original[node] = execute(node, self._modules, original)
+        if node not in original:
+            original[node] = execute(node, self._modules, original)
         if differs:
             rewritten[node] = execute(node, self._modules | self._replaced, both)
 

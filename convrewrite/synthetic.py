@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from convrewrite.calibration import FEW_INPUTS, Calibration, split_inputs
+from convrewrite.calibration import FEW_INPUTS, Calibration, batch_size, split_inputs
 from convrewrite.conv import ConvSpec
 from convrewrite.inputs import Inputs
 from convrewrite.tracing import run
@@ -109,7 +109,7 @@ def synthesise(
     images = torch.cat([one.images for one in matched]).to(example[0].dtype)
     if not bool(images.isfinite().all()):
         return None
-    fit, held_out = split_inputs((images,), batch=32, seed=seed)
+    fit, held_out = split_inputs((images,), batch=batch_size((images,)), seed=seed)
     return Calibration(fit, held_out, "synthetic", "synthesised from BatchNorm statistics", _notes(matched, schedule))
 
 

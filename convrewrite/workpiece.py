@@ -1,5 +1,6 @@
 """One site at work: its kernel, the moments of its inputs, and the fits of options to them."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,8 +10,9 @@ from torch import Tensor, nn
 
 from convrewrite.applying import build_conv, build_option, folded_kernel, in_place_of
 from convrewrite.calibration import Calibration
+from convrewrite.errors import UsageError
 from convrewrite.fitting import LARGE, Fit, Roots, effort_for, fit, refit, rough_fit, targets_of
-from convrewrite.moments import Accumulator, Block, Moments, with_outputs
+from convrewrite.moments import Accumulator, Block, Moments, position_limit, row_bytes, square_bytes, with_outputs
 from convrewrite.propagation import Propagation
 from convrewrite.proposing import Proposal
 from convrewrite.sites import Site
@@ -23,6 +25,10 @@ ROUNDS = 3
 """Refits to what a ReLU lets through, at most; the first one brings most of the gain."""
 
 REFIT_ITERATIONS = 15
+
+SQUARES = 4
+"""Matrices of the size of a covariance that a site needs at once: those of the fitted and of the held-out inputs, the
+target's, and a factor of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +83,14 @@ class Workpiece:
     def fit_all(self, proposals: Sequence[Proposal], structures: dict[str, Structure]) -> list[tuple[Proposal, Fit]]:
         """Every proposal with its stage kernels: fitted to the inputs, or without any the initial values.
 
-        Of large problems only the proposal that is best before refinement is refined, and alone returned.
+        Of large problems only the proposal that does best in a rough fit is fitted, and alone returned.
         """
-        if self.patch < LARGE or not self.seen:
-            return [(p, self.fit(structures[p.option.structure], p.option)) for p in proposals]
-        begun = [(p, self.fit(structures[p.option.structure], p.option, iterations=0)) for p in proposals]
-        best, found = min(begun, key=lambda pair: pair[1].held_out_error)
-        effort = effort_for(self.patch)
-        return [
-            (best, self._refit(structures[best.option.structure], best.option, found, self.targets, self.seen, effort))
-        ]
+        if self.patch >= LARGE and self.seen and len(proposals) > 1:
+            targets = [target.to(torch.float32) for target in self.targets]
+            proposals = [
+                min(proposals, key=lambda p: self.rough(structures[p.option.structure], p.option, targets).error)
+            ]
+        return [(p, self.fit(structures[p.option.structure], p.option)) for p in proposals]
 
     def fit(self, structure: Structure, option: Option, iterations: int | None = None) -> Fit:
         """One option fitted to the inputs, or without any its initial values.
@@ -129,6 +133,15 @@ class Workpiece:
         chain = build_option(self.site.folded_spec, stages, option, found.kernels, found.bias, self.like)
         return in_place_of(self.walk.model.get_submodule(self.site.name), chain)
 
+    def merged(self, structure: Structure, option: Option, found: Fit) -> nn.Module:
+        """The same as one convolution with the composed kernel: equal up to rounding, and in torch the faster one, since every
+        further operator has to be paid for. The kernels of a dynamic convolution are mixed at every call: it stays a chain."""
+        if self.site.spec.kernels > 1:
+            return self.build(structure, option, found)
+        stages = structure.stages(self.site.spec.per_group, option.parameters)
+        kernel = composed_kernel(found.kernels, stages, self.site.spec.groups)
+        return build_conv(self.site.folded_spec, kernel, found.bias, self.like)
+
     def rectify(self, structure: Structure, option: Option, found: Fit) -> Fit:
         """Refit to what the ReLU lets through, where it alone sees the output: below zero any value is as good.
 
@@ -159,16 +172,14 @@ class Workpiece:
 
         The wanted output is the original's at the original's input, plus what the sum that follows lacks.
         """
-        original = build_conv(self.site.folded_spec.planar, self.kernel, self.bias, self.like)
         with watch.timed("forward passes"):
             keep = self.walk.rectified(self.site)
-        fitted, held_out = self._accumulator(True, keep), self._accumulator(False, keep)
-        for sample in (sample.planar(self.site.spec) for sample in self.walk.samples(self.site)):
-            with watch.timed("forward passes"), torch.no_grad():
-                wanted = sample.rest(sample.total(original(sample.original)))
+        fitted, held_out = self._accumulators(keep)
+        for sample in watch.each("forward passes", self.walk.samples(self.site)):
             chosen = fitted if sample.batch < self.fitted_batches else held_out
             with watch.timed("moments"):
-                chosen.add(sample.rewritten, wanted, sample.rewritten_skip)
+                shown = sample.planar(self.site.spec)
+                chosen.add(shown.rewritten, shown.wanted, shown.rewritten_skip)
         if self.walk.batches == self.fitted_batches:
             held_out = fitted
         seen = self._moments(fitted)
@@ -182,11 +193,27 @@ class Workpiece:
         found = accumulator.result()
         return found if self.site.folded_spec.bias else tuple(moments.about_zero() for moments in found)
 
-    def _accumulator(self, fitted: bool, keep: bool) -> Accumulator:
-        examples = self.walk.examples[: self.fitted_batches] if fitted else self.walk.examples[self.fitted_batches :]
-        sizes = [self.site.folded_spec.output_size(size) for size in self.site.input_sizes]
-        positions = sum(examples) * sum(height * width for height, width in sizes)
-        return Accumulator(self.site.folded_spec, positions, self.seed + int(not fitted), keep=keep)
+    def _accumulators(self, keep: bool) -> tuple[Accumulator, Accumulator]:
+        """For the inputs to fit on, and for those held out. Activations make room for what these keep in memory."""
+        spec, split = self.site.folded_spec, self.fitted_batches
+        every = self._positions(self.walk.examples[:split]), self._positions(self.walk.examples[split:])
+        limits = position_limit(self.patch), position_limit(self.patch, held_out=True)
+        wanted = [min(pair) for pair in zip(every, limits, strict=True)]
+        squares, rows = SQUARES * square_bytes(spec), sum(wanted) * row_bytes(spec) if keep else 0
+        room = max(0, self.walk.memory - squares)
+        if rows > room:
+            wanted = [max(1, count * room // rows) for count in wanted]
+        self.walk.make_room(squares + min(rows, room))
+        fitted, held_out = (
+            Accumulator(spec, positions, self.seed + index, keep=keep, limit=count)
+            for index, (positions, count) in enumerate(zip(every, wanted, strict=True))
+        )
+        return fitted, held_out
+
+    def _positions(self, examples: Sequence[int]) -> int:
+        """Output positions of all calls in so many examples."""
+        sizes = (self.site.folded_spec.output_size(size) for size in self.site.input_sizes)
+        return sum(examples) * sum(height * width for height, width in sizes)
 
     def _error_behind_relu(self, stages: Sequence[Stage], found: Fit) -> float:
         """The squared error behind the ReLU on held-out positions."""
@@ -220,6 +247,21 @@ def _relaxed(block: Block, outputs: Tensor) -> Tensor:
     skip = 0.0 if block.skips is None else block.skips
     wanted = block.outputs + skip
     return torch.where(wanted > 0, wanted, (outputs + skip).clamp_max(0)) - skip
+
+
+def require_memory(sites: Sequence[Site], memory: int) -> None:
+    """Raise UsageError, before any long work, where ``memory`` bytes do not hold what the largest site needs at least: its
+    covariances, and four kept positions per unknown."""
+    for site in sites:
+        spec = site.folded_spec
+        d = spec.kernel_shape[1] * spec.kernel_size[0] * spec.kernel_size[1]
+        least = SQUARES * square_bytes(spec) + 4 * d * row_bytes(spec)
+        if least > memory:
+            raise UsageError(
+                f"memory: {site.name}, {spec.describe()}, needs {least / 2**30:.2f} GB for the covariances of its patches, "
+                f"found a limit of {memory / 2**30:.2f} GB; give more (--memory {math.ceil(least / 2**28) / 4:g}), or leave "
+                "the site out by a rule"
+            )
 
 
 def weights_only(structure: Structure, site: Site, option: Option, kernel: Tensor, bias: Tensor) -> Fit:

@@ -11,7 +11,18 @@ PACKAGE = Path(__file__).parent.parent / "convrewrite"
 
 LEVELS = [
     ["errors"],
-    ["arguments", "checkpoints", "conv", "image_folder", "inputs", "outputs", "stopwatch", "tracing"],
+    [
+        "arguments",
+        "checkpoints",
+        "conv",
+        "image_folder",
+        "inputs",
+        "layout",
+        "outputs",
+        "spilling",
+        "stopwatch",
+        "tracing",
+    ],
     ["calibration_sources", "layers.geometry", "moments", "rule_schema", "state_dicts", "volumetric"],
     ["functional_calls", "layers.branches", "layers.dynamic", "structure"],
     ["following", "layers.dynamic_chain", "observing", "timing_cache", "structures.asymmetric", "structures.channel"],

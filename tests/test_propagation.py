@@ -67,19 +67,34 @@ def inputs_by_hooks(model: nn.Module, name: str, inputs: Inputs) -> list[Tensor]
     return seen
 
 
-def assert_samples_are_right(found: Sequence[Sample], walk: Propagation, name: str, data: Sequence[Inputs]) -> None:
+@torch.no_grad()
+def outputs_by_hooks(model: nn.Module, site: Site, inputs: Inputs) -> list[Tensor]:
+    """What a site gives at each of its calls, its BatchNorm included; of a dynamic one, every kernel's output."""
+    if site.spec.kernels > 1:
+        kernel, bias = folded_kernel(model, site)
+        every = build_conv(site.folded_spec.planar, kernel, bias, kernel)
+        return [every(x) for x in inputs_by_hooks(model, site.name, inputs)]
+    seen: list[Tensor] = []
+    model = copy.deepcopy(model)
+    end = model.get_submodule(site.batch_norm or site.name)
+    end.register_forward_hook(lambda _module, _args, output: seen.append(output.clone()))
+    model(*copy.deepcopy(inputs))
+    return seen
+
+
+def assert_samples_are_right(found: Sequence[Sample], walk: Propagation, site: Site, data: Sequence[Inputs]) -> None:
     """They are what hooks on the two whole networks see."""
     expected = [
-        (index, original, rewritten)
+        (index, output, rewritten)
         for index, inputs in enumerate(data)
-        for original, rewritten in zip(
-            inputs_by_hooks(walk.model, name, inputs), inputs_by_hooks(walk.rewritten, name, inputs), strict=True
+        for output, rewritten in zip(
+            outputs_by_hooks(walk.model, site, inputs), inputs_by_hooks(walk.rewritten, site.name, inputs), strict=True
         )
     ]
     assert len(found) == len(expected)
-    for sample, (index, original, rewritten) in zip(found, expected, strict=True):
+    for sample, (index, output, rewritten) in zip(found, expected, strict=True):
         assert sample.batch == index
-        torch.testing.assert_close(sample.original, original)
+        torch.testing.assert_close(sample.output, output)
         torch.testing.assert_close(sample.rewritten, rewritten)
 
 
@@ -158,7 +173,7 @@ def test_samples_are_what_plain_reruns_show(make: Callable[[], nn.Module], memor
     walk = Propagation(model, trace(model), sites, data, memory)
     try:
         for site in sites:
-            assert_samples_are_right(list(walk.samples(site)), walk, site.name, before)
+            assert_samples_are_right(list(walk.samples(site)), walk, site, before)
             walk.replace(site, disturbed(model, site))
     finally:
         walk.close()
@@ -173,7 +188,7 @@ def test_sites_that_are_left_alone_may_stand_anywhere(make: Callable[[], nn.Modu
     for offset in (0, 1):
         walk = Propagation(model, trace(model), every[offset::2], copy.deepcopy(data), PLENTY)
         for site in every[offset::2]:
-            assert_samples_are_right(list(walk.samples(site)), walk, site.name, data)
+            assert_samples_are_right(list(walk.samples(site)), walk, site, data)
             walk.replace(site, disturbed(model, site))
         walk.close()
 
@@ -212,7 +227,7 @@ def test_a_convolution_in_a_skip_connection_under_two_names() -> None:
     sites = active_sites(model, data[0])
     walk = Propagation(model, trace(model), sites, data, PLENTY)
     for site in sites:
-        assert_samples_are_right(list(walk.samples(site)), walk, site.name, data)
+        assert_samples_are_right(list(walk.samples(site)), walk, site, data)
         walk.replace(site, disturbed(model, site))
     walk.close()
 
@@ -273,7 +288,7 @@ def test_other_dtypes_go_to_disk_too(dtype: torch.dtype) -> None:
     sites = active_sites(model, data[0])
     walk = Propagation(model, trace(model), sites, data, 0)
     for site in sites:
-        assert_samples_are_right(list(walk.samples(site)), walk, site.name, data)
+        assert_samples_are_right(list(walk.samples(site)), walk, site, data)
         walk.replace(site, disturbed(model, site))
     walk.close()
 
@@ -283,8 +298,7 @@ def test_other_dtypes_go_to_disk_too(dtype: torch.dtype) -> None:
 
 def lacking(walk: Propagation, site: Site) -> list[Tensor]:
     """How the wanted output differs from the original's: what the sum behind the site lacks."""
-    zero = torch.zeros((), dtype=torch.float64)
-    return [(sample.rest(sample.total(zero)) + zero) for sample in walk.samples(site)]
+    return [sample.wanted - sample.output for sample in walk.samples(site)]
 
 
 def joined(model: Calls, x: Tensor) -> Tensor:
@@ -371,8 +385,7 @@ def test_a_sum_that_broadcasts_the_sites_output_lacks_nothing() -> None:
     model = settled(Calls(forward, stem=conv(3, 4), side=conv(4, 4), branch=conv(4, 4, 1)).double())
     walk, branch = walk_to_the_branch(model, batches())
     for sample in walk.samples(branch):
-        output = model.branch(sample.original)
-        assert sample.rest(sample.total(output)).shape == output.shape
+        assert sample.wanted.shape == sample.output.shape
     walk.close()
 
 
@@ -407,7 +420,7 @@ def test_a_fit_to_the_sum_restores_it() -> None:
         before = relative(walk.rewritten(*data[0]), model(*data[0]))
         accumulator = Accumulator(branch.folded_spec, 0, 0)
         for sample in walk.samples(branch):
-            accumulator.add(sample.rewritten, sample.rest(sample.total(model.branch(sample.original))))
+            accumulator.add(sample.rewritten, sample.wanted)
     family, setting = discover()["channel"], {"rank": 4}
     kernel, _ = folded_kernel(model, branch)
     moments = accumulator.result()
@@ -425,7 +438,7 @@ def test_without_a_graph_there_is_no_skip() -> None:
     data = batches(1)
     walk = Propagation(model, Traced({}, ("",)), [], data, 0)
     for site in active_sites(model, data[0]):
-        assert_samples_are_right(list(walk.samples(site)), walk, site.name, data)
+        assert_samples_are_right(list(walk.samples(site)), walk, site, data)
         assert float(lacking(walk, site)[0].abs().max()) == 0
         walk.replace(site, disturbed(model, site))
     walk.close()

@@ -23,6 +23,7 @@ from convrewrite.structure import (
     branch_specs,
     compose,
     initial_kernels,
+    low_rank,
     lowerings,
     make_option,
     split_groups,
@@ -334,3 +335,24 @@ def test_an_unknown_name_is_an_error_that_lists_the_known() -> None:
         named("butterfly")
     extra = discover()["channel"]
     assert named("channel", (extra,)) is extra
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (7, 4, 9), (7, 9, 4), (4, 4)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_low_rank_factors_are_the_truncated_svd(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    matrices = torch.randn(shape, dtype=dtype)
+    u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
+    for rank in range(1, min(shape[-2:]) + 1):
+        left, right = low_rank(matrices, rank)
+        nearest = (u[..., :rank] * s[..., None, :rank]) @ vh[..., :rank, :]
+        assert relative(left @ right, nearest) < 100 * torch.finfo(dtype).eps ** 0.5
+        torch.testing.assert_close(left.norm(dim=-2), right.norm(dim=-1), rtol=1e-3, atol=1e-3)
+    assert relative(left @ right, matrices) < 100 * torch.finfo(dtype).eps
+
+
+def test_low_rank_factors_of_singular_matrices_are_finite() -> None:
+    one = torch.outer(torch.arange(1.0, 6), torch.arange(1.0, 4)).double()
+    for matrix in (torch.zeros(5, 3, dtype=torch.float64), one, 1e-200 * one):
+        left, right = low_rank(matrix, 3)
+        assert torch.isfinite(left).all() and torch.isfinite(right).all()
+        torch.testing.assert_close(left @ right, matrix)

@@ -4,11 +4,10 @@ The kernel as a ``(C kh) x (O kw)`` matrix has a rank-R factorisation, whose fac
 Jaderberg et al. 2014. The order matters for the cost when the stride or the two extents differ.
 """
 
-import torch
 from torch import Tensor
 
 from convrewrite.conv import ConvSpec
-from convrewrite.structure import Setting, Stage
+from convrewrite.structure import Setting, Stage, low_rank
 
 VERTICAL_FIRST = "vertical-first"
 HORIZONTAL_FIRST = "horizontal-first"
@@ -49,11 +48,8 @@ def _factors(kernel: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Vertical ``(R, C, kh, 1)`` and horizontal ``(O, R, 1, kw)`` factors of a kernel ``(O, C, kh, kw)``."""
     outputs, inputs, kh, kw = kernel.shape
     matrix = kernel.permute(1, 2, 0, 3).reshape(inputs * kh, outputs * kw)
-    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    root = s[:rank].sqrt()
-    vertical = (u[:, :rank] * root).T.reshape(rank, inputs, kh, 1)
-    horizontal = (vh[:rank] * root[:, None]).reshape(rank, outputs, 1, kw).transpose(0, 1)
-    return vertical, horizontal
+    vertical, horizontal = low_rank(matrix, rank)
+    return vertical.T.reshape(rank, inputs, kh, 1), horizontal.reshape(rank, outputs, 1, kw).transpose(0, 1)
 
 
 STRUCTURE = Asymmetric()

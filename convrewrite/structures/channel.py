@@ -4,11 +4,10 @@ The optimum on data is closed form, reduced-rank regression: ``W' = U U^T W`` wi
 output's covariance. Zhang et al. 2016 (TPAMI), the linear case.
 """
 
-import torch
 from torch import Tensor
 
 from convrewrite.conv import ConvSpec
-from convrewrite.structure import Setting, Stage
+from convrewrite.structure import Setting, Stage, low_rank
 
 
 class Channel:
@@ -33,10 +32,8 @@ class Channel:
 
     def weights(self, kernel: Tensor, spec: ConvSpec, setting: Setting) -> tuple[Tensor, ...]:
         rank = int(setting["rank"])
-        u, s, vh = torch.linalg.svd(kernel.flatten(1), full_matrices=False)
-        root = s[:rank].sqrt()
-        filters = (vh[:rank] * root[:, None]).reshape(rank, *kernel.shape[1:])
-        return filters, (u[:, :rank] * root)[:, :, None, None]
+        mixing, filters = low_rank(kernel.flatten(1), rank)
+        return filters.reshape(rank, *kernel.shape[1:]), mixing[:, :, None, None]
 
 
 STRUCTURE = Channel()

@@ -4,11 +4,10 @@ Each group of input channels gets r filters of its own; ``W[:, group]`` as an ``
 rank r. Peng et al. 2018; Liebenwein et al. 2021 (ALDS) choose g and r by the error of all layers.
 """
 
-import torch
 from torch import Tensor
 
 from convrewrite.conv import ConvSpec
-from convrewrite.structure import Setting, Stage
+from convrewrite.structure import Setting, Stage, low_rank
 
 
 class Grouped:
@@ -39,13 +38,10 @@ class Grouped:
         groups, rank = int(setting["groups"]), int(setting["rank"])
         outputs, inputs, kh, kw = kernel.shape
         matrices = kernel.reshape(outputs, groups, -1).transpose(0, 1)  # (g, O, C/g k^2)
-        u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
-        root = s[:, :rank].sqrt()
-        mixing = (u[:, :, :rank] * root[:, None, :]).transpose(0, 1)
-        filters = vh[:, :rank] * root[:, :, None]
+        mixing, filters = low_rank(matrices, rank)
         return (
             filters.reshape(groups * rank, inputs // groups, kh, kw),
-            mixing.reshape(outputs, groups * rank, 1, 1),
+            mixing.transpose(0, 1).reshape(outputs, groups * rank, 1, 1),
         )
 
 

@@ -5,11 +5,10 @@ Depthwise-first, each input channel gets r spatial filters: ``W[:, c] = P[:, c] 
 ``C x k^2`` for every o. Guo et al. 2018 (network decoupling), where r terms are r separate depthwise-separable blocks.
 """
 
-import torch
 from torch import Tensor
 
 from convrewrite.conv import ConvSpec
-from convrewrite.structure import Setting, Stage
+from convrewrite.structure import Setting, Stage, low_rank
 
 DEPTHWISE_FIRST = "depthwise-first"
 POINTWISE_FIRST = "pointwise-first"
@@ -43,19 +42,12 @@ class Separable:
         rank = int(setting["rank"])
         outputs, inputs, kh, kw = kernel.shape
         if setting["order"] == DEPTHWISE_FIRST:
-            mixing, spatial = _truncated(kernel.permute(1, 0, 2, 3).flatten(2), rank)  # (C, O, r), (C, r, k^2)
+            mixing, spatial = low_rank(kernel.permute(1, 0, 2, 3).flatten(2), rank)  # (C, O, r), (C, r, k^2)
             pointwise = mixing.permute(1, 0, 2).reshape(outputs, inputs * rank, 1, 1)
             return spatial.reshape(inputs * rank, 1, kh, kw), pointwise
-        mixing, spatial = _truncated(kernel.flatten(2), rank)  # (O, C, r), (O, r, k^2)
+        mixing, spatial = low_rank(kernel.flatten(2), rank)  # (O, C, r), (O, r, k^2)
         pointwise = mixing.transpose(1, 2).reshape(outputs * rank, inputs, 1, 1)
         return pointwise, spatial.reshape(outputs, rank, kh, kw)
-
-
-def _truncated(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Rank-r factors of a batch of matrices, the singular values shared evenly between both."""
-    u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
-    root = s[:, :rank].sqrt()
-    return u[:, :, :rank] * root[:, None, :], vh[:, :rank] * root[:, :, None]
 
 
 STRUCTURE = Separable()
