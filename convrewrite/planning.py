@@ -15,6 +15,10 @@ from convrewrite.structure import Option
 
 BUDGETS = ("macs", "params", "latency")
 
+OVERSTEP = 1.1
+"""Times a budget of latency: a result that measures more is no success. What is less lies within what two measurements of
+a whole model may differ by on a busy machine."""
+
 
 @dataclass(frozen=True, slots=True)
 class Keep:

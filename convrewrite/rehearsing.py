@@ -10,11 +10,12 @@ from pathlib import Path
 
 from torch import nn
 
-from convrewrite.allocation import Allocation, Totals, allocate
+from convrewrite.allocation import Allocation, Totals, allocate, unreachable
 from convrewrite.applying import copy_model, empty_option, replace_site
 from convrewrite.errors import PlanError
 from convrewrite.exporting import Exported, export
 from convrewrite.latency import compare_onnx
+from convrewrite.planning import OVERSTEP
 from convrewrite.preparing import Prepared
 from convrewrite.proposing import Offer
 from convrewrite.scoring import Surveyed
@@ -35,7 +36,8 @@ def allocate_measured(
 ) -> Allocation:
     """The allocation of least effect whose latency *measures* within the budget, of a few that are tried.
 
-    Where none of them does, the one that comes nearest. Raises PlanError when the options' own times already say no.
+    Where none of them does, the one that comes nearest. Raises PlanError when the options' own times already say no, and
+    when the nearest oversteps the budget by more than ``OVERSTEP``.
     """
     asked = aim = budget["latency"]
     tried: list[tuple[float, Allocation]] = []
@@ -54,8 +56,10 @@ def allocate_measured(
             break
         aim = min(_next_aim([(found, a.part("latency")) for found, a in tried], asked), 0.999)
     within = [allocation for measured, allocation in tried if measured <= asked]
-    chosen = min(within, key=lambda a: a.effect) if within else min(tried, key=lambda pair: pair[0])[1]
-    return replace(chosen, totals=totals)
+    least, nearest = min(tried, key=lambda pair: pair[0])
+    if least > OVERSTEP * asked:
+        raise PlanError(unreachable({"latency": asked}, {"latency": least}))
+    return replace(min(within, key=lambda a: a.effect) if within else nearest, totals=totals)
 
 
 def _next_aim(tried: Sequence[tuple[float, float]], asked: float) -> float:

@@ -64,5 +64,13 @@ def test_slower_is_no_success_where_time_matters(ask: Ask, refused: bool) -> Non
     found = _refused(ask, measured(1.5))
     assert (found is not None) == refused
     assert found is None or found.startswith("the rewritten model is slower than the original: 1.50 of its time")
-    assert _refused(ask, measured(0.99)) is None
-    assert _refused(ask, measured(1.005)) is None, "a quarter of the rounds found it faster"
+    budget = ask.budget.get("latency", 1.0)
+    assert _refused(ask, measured(0.99 * budget)) is None
+    assert budget < 1 or _refused(ask, measured(1.005)) is None, "a quarter of the rounds found it faster"
+
+
+@pytest.mark.parametrize(("ratio", "refused"), [(0.5, False), (0.54, False), (0.56, True), (0.99, True)])
+def test_a_latency_budget_is_held_to_what_was_measured(ratio: float, refused: bool) -> None:
+    found = _refused(Ask({"latency": 0.5}), measured(ratio))
+    assert (found is not None) == refused
+    assert found is None or found.startswith(f"asked for latency=0.5, measured {ratio:.2f} of the original's time")

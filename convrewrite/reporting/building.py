@@ -9,7 +9,7 @@ from convrewrite.calibration import Calibration
 from convrewrite.conv import Cost
 from convrewrite.latency import Comparison
 from convrewrite.measuring import Measured
-from convrewrite.planning import Ask, Plan
+from convrewrite.planning import OVERSTEP, Ask, Plan
 from convrewrite.reporting.model import (
     Asked,
     CalibrationSummary,
@@ -163,6 +163,12 @@ def _refused(ask: Ask, measured: Measured) -> str | None:
         return (
             f"the rewritten model is slower than the original: {latency.ratio:.2f} of its time in onnxruntime; "
             "use --rule balanced --budget latency=0.6, or ask for --budget macs or params alone if time does not matter"
+        )
+    wanted = ask.budget.get("latency")
+    if wanted is not None and latency is not None and latency.ratio > OVERSTEP * wanted:
+        return (
+            f"asked for latency={wanted:g}, measured {latency.ratio:.2f} of the original's time in onnxruntime; "
+            "ask for less, or repeat the run on a quieter machine"
         )
     fidelity = measured.fidelity.outputs
     agreements = [output.top1_agreement for output in fidelity if output.top1_agreement is not None]
