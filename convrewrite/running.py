@@ -221,7 +221,7 @@ class Run:
             threads=settings.threads,
             calibration=work.data,
             outcomes=rewritten.outcomes,
-            costs=(prepared.totals, _cost_after(prepared.totals, rewritten.outcomes)),
+            costs=_costs(settled.model, prepared.totals.macs, rewritten.outcomes),
             measured=measured,
             predicted_saving=saved,
             notes=[
@@ -254,12 +254,15 @@ class Run:
         return sum(prices.saving(site, proposal) for site, proposal in changed)
 
 
-def _cost_after(totals: Cost, outcomes: Sequence[Outcome]) -> Cost:
+def _costs(result: nn.Module, macs: int, outcomes: Sequence[Outcome]) -> tuple[Cost, Cost]:
+    """Those of the whole model before and after. A fixed kernel, one that is a buffer, counts as parameters where it was
+    rewritten to some; where its site is kept it is a buffer again, which the model that was prepared does not show."""
     changed = [(o.site.cost, o.proposal.cost) for o in outcomes if o.proposal is not None]
-    return Cost(
-        totals.parameters - sum(before.parameters - after.parameters for before, after in changed),
-        totals.macs - sum(before.macs - after.macs for before, after in changed),
+    after = Cost(
+        sum(parameter.numel() for parameter in result.parameters()),
+        macs - sum(before.macs - after.macs for before, after in changed),
     )
+    return Cost(after.parameters + sum(b.parameters - a.parameters for b, a in changed), macs), after
 
 
 def _lost(traced: Traced) -> list[str]:
