@@ -135,6 +135,11 @@ class Accumulator:
                 strip += p[group][:, start : start + STRIP].T @ p[group][:, start:]
             self._sum_yp[group] += y[group].T @ p[group]
 
+    @property
+    def empty(self) -> bool:
+        """Whether no position was added."""
+        return self._count == 0
+
     def result(self) -> tuple[Moments, ...]:
         """The moments of every group. The accumulator gives up its sums: each is turned into a covariance in place."""
         assert self._shift is not None, "no batch was added"

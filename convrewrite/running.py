@@ -13,7 +13,7 @@ from convrewrite import storing
 from convrewrite.allocation import Allocation, Totals, allocate
 from convrewrite.conv import Cost
 from convrewrite.drafting import Work, offers_by_ratio, prices_of, survey_sites
-from convrewrite.evidence import make_plan
+from convrewrite.evidence import make_plan, with_kept
 from convrewrite.exporting import Exported, export
 from convrewrite.gating import in_fastest_lowering
 from convrewrite.keeping import require_judge, search, shortfall
@@ -206,7 +206,10 @@ class Run:
         rewritten = choice.rewritten
         assert rewritten is not None
         chosen = [(o.site, o.proposal, o.reason) for o in rewritten.outcomes]
-        followed = plan or make_plan(prepared, self.ask, settings, tool_version(), chosen, choice.allocation)
+        if plan is None:
+            followed = make_plan(prepared, self.ask, settings, tool_version(), chosen, choice.allocation)
+        else:
+            followed = with_kept(plan, {o.site.name: o.reason for o in rewritten.outcomes if o.reason is not None})
         changed = [outcome.site for outcome in rewritten.outcomes if outcome.proposal is not None]
         settled = settle(prepared.original, prepared.lifted, rewritten.model, changed)
         onnx = self.scratch.path / "model.onnx" if self.baseline is not None else None

@@ -24,10 +24,16 @@ ROUNDS = 3
 
 REFIT_ITERATIONS = 15
 
+UNREACHED = "none of the calibration inputs gets to it, so no error could be measured; give some that do"
+"""Why such a site is kept."""
+
 
 @dataclass(frozen=True, slots=True)
 class Workpiece:
-    """One site with its folded kernel ``(O, C / g, kh, kw)``, its bias, and the moments of its inputs where there are any."""
+    """One site with its folded kernel ``(O, C / g, kh, kw)``, its bias, and the moments of its inputs where there are any.
+
+    ``reached``: False where none of the inputs to fit on gets to the site, whose way through the model depends on them.
+    """
 
     walk: Propagation
     site: Site
@@ -42,6 +48,7 @@ class Workpiece:
     targets: tuple[Target, ...] = ()
     fitted: tuple[Block, ...] = ()
     held_out: tuple[Block, ...] = ()
+    reached: bool = True
 
     @classmethod
     def of(
@@ -169,7 +176,9 @@ class Workpiece:
             chosen = fitted if sample.batch < self.fitted_batches else held_out
             with watch.timed("moments"):
                 chosen.add(sample.rewritten, wanted, sample.rewritten_skip)
-        if self.walk.batches == self.fitted_batches:
+        if fitted.empty:
+            return replace(self, reached=False)
+        if held_out.empty:
             held_out = fitted
         seen = self._moments(fitted)
         unseen = seen if held_out is fitted else self._moments(held_out)
