@@ -28,7 +28,6 @@ from convrewrite.reporting.building import build_report, tool_version
 from convrewrite.reporting.model import Report
 from convrewrite.rewriting import Outcome, Rewritten, rewrite
 from convrewrite.scoring import Surveyed
-from convrewrite.sites import Site
 from convrewrite.stopwatch import Stopwatch
 from convrewrite.swapping import check, swap
 from convrewrite.tracing import Traced
@@ -90,17 +89,13 @@ class Run:
     def begin(
         cls,
         prepared: Prepared,
-        sites: Sequence[Site],
         calibration: object,
         ask: Ask,
         settings: Settings,
         progress: Progress,
         watch: Stopwatch,
     ) -> "Run":
-        """Everything that comes before a choice; what cannot be exported is refused before the long work.
-
-        ``sites`` are those that may be rewritten: the weights of their outputs are needed.
-        """
+        """Everything that comes before a choice; what cannot be exported is refused before the long work."""
         model, inputs, scratch = prepared.model, prepared.inputs, Scratch()
         baseline = None
         if settings.measure:
@@ -113,7 +108,7 @@ class Run:
             require_judge(model, data, ask.keep)
         with watch.timed("output weights"):
             weighted = settings.output_weighting and bool(data.fit)
-            weights = output_weights(model, sites, data.fit, settings.seed) if weighted else {}
+            weights = output_weights(model, prepared.rewritable, data.fit, settings.seed) if weighted else {}
         return cls(ask, Work(prepared, data, weights, settings, progress, watch), scratch, baseline)
 
     def choose(self) -> Choice:

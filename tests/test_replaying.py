@@ -111,6 +111,29 @@ def test_the_fidelity_that_was_to_be_kept_is_asked_of_the_applied_plan() -> None
         convrewrite.apply(network(), images()[:1], made, "weights", measure=False)
 
 
+class Gated(nn.Module):
+    """A gate that works in place on what the backward pass of the gate's own convolution needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.gate = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        x *= torch.sigmoid(self.gate(x))
+        return x
+
+
+def test_a_plan_gives_the_result_again_where_gradients_depend_on_the_sites_they_are_asked_for() -> None:
+    torch.manual_seed(0)
+    model = Gated().eval()
+    first = convrewrite.optimize(model, images()[:1], [RULE], images(), {"macs": 0.8}, measure=False, fast=True)
+    assert [bool(site.option) for site in first.plan.sites] == [False, True]
+    second = convrewrite.apply(model, images()[:1], again(first.plan), images(), measure=False)
+    assert state_bytes(second.model) == state_bytes(first.model)
+
+
 @pytest.mark.parametrize("budget", [None, {"macs": 0.8}], ids=["ratio", "macs"])
 def test_a_site_that_no_input_gets_to_is_kept_in_the_plan_that_comes_back(
     budget: dict[str, float] | None, tmp_path: Path
