@@ -34,6 +34,18 @@ def make_plan(
     )
 
 
+def with_kept(plan: Plan, reasons: Mapping[str, str]) -> Plan:
+    """The plan with some sites kept that it would rewrite, for the given reasons."""
+    sites = tuple(
+        site.model_copy(update={"option": None, "batch_norm": None, "reason": reasons[site.name]})
+        if site.option is not None and site.name in reasons
+        else site
+        for site in plan.sites
+    )
+    lifts = needed_lifts(plan.lifted, {site.name for site in sites if site.option})
+    return plan.model_copy(update={"sites": sites, "lifted": lifts})
+
+
 def _planned(
     site: Site, proposal: Proposal | None, reason: str | None, surveyed: Mapping[str, Surveyed]
 ) -> PlannedSite:

@@ -179,6 +179,11 @@ class Accumulator:
             self._part.zero_()
         self._part_count = 0
 
+    @property
+    def empty(self) -> bool:
+        """Whether no position was added."""
+        return self._count == 0
+
     def result(self) -> tuple[Moments, ...]:
         """The moments of every group. The accumulator gives up its sums: each is turned into a covariance in place."""
         assert self._shift is not None, "no batch was added"

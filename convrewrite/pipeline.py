@@ -90,7 +90,7 @@ def optimize(
         watch = Stopwatch()
         with watch.timed("find sites"):
             prepared = prepare(model, inputs, chosen, structures)
-        run = Run.begin(prepared, prepared.active, calibration, ask, settings, progress or silent, watch)
+        run = Run.begin(prepared, calibration, ask, settings, progress or silent, watch)
         choice = run.choose()
         return run.finish(choice, name or type(model).__name__, notes)
 
@@ -119,7 +119,7 @@ def plan(
     chosen, inputs = resolve(rules), bound_inputs(model, example_input)
     with _at_work(model, seed):
         prepared = prepare(model, inputs, chosen, structures)
-        run = Run.begin(prepared, prepared.active, calibration, ask, settings, progress or silent, Stopwatch())
+        run = Run.begin(prepared, calibration, ask, settings, progress or silent, Stopwatch())
         return run.plan(run.choose())
 
 
@@ -152,8 +152,7 @@ def apply(
         with watch.timed("find sites"):
             prepared = prepare(model, inputs, (), structures)
             offers = offers_of(plan, prepared)
-        rewritten = [offer.site for offer in offers if offer.proposals]
-        run = Run.begin(prepared, rewritten, calibration, ask, settings, progress or silent, watch)
+        run = Run.begin(prepared, calibration, ask, settings, progress or silent, watch)
         return run.finish(Choice(offers), name or type(model).__name__, notes, plan)
 
 

@@ -62,9 +62,9 @@ class Prepared:
         return self.lifted.model
 
     @property
-    def active(self) -> list[Site]:
-        """The sites that some rule takes."""
-        return [menu.site for menu in self.menus if menu.ladders]
+    def rewritable(self) -> list[Site]:
+        """The sites that may be rewritten, whatever the rules say: the same ones when a plan is made and carried out."""
+        return [site for site in self.sites if site.refusal is None]
 
 
 def prepare(model: nn.Module, inputs: Inputs, rules: Sequence[Rule], structures: Sequence[Structure] = ()) -> Prepared:

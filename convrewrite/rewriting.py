@@ -18,7 +18,7 @@ from convrewrite.sites import Site
 from convrewrite.stopwatch import Stopwatch
 from convrewrite.structure import Structure
 from convrewrite.tracing import Traced
-from convrewrite.workpiece import Workpiece
+from convrewrite.workpiece import UNREACHED, Workpiece
 
 Progress = Callable[[str, int, int, str], None]
 """Called with a stage's name, how many of its steps are done, how many there are, and what is being done."""
@@ -96,6 +96,8 @@ def _rewrite_site(
 ) -> Outcome:
     """Fit every proposal, put the best in place. A site whose best breaks its rule's error limit is kept."""
     piece = Workpiece.of(walk, offer.site, calibration, weights, seed, watch)
+    if not piece.reached:
+        return Outcome(offer.site, None, reason=UNREACHED)
     with watch.timed("solves"), piece.solving_threads():
         fits = piece.fit_all(offer.proposals, structures)
     within = [

@@ -13,7 +13,7 @@ from convrewrite import storing
 from convrewrite.allocation import Allocation, Totals, allocate
 from convrewrite.conv import Cost
 from convrewrite.drafting import Work, offers_by_ratio, prices_of, survey_sites
-from convrewrite.evidence import make_plan
+from convrewrite.evidence import make_plan, with_kept
 from convrewrite.exporting import Exported, export
 from convrewrite.gating import in_fastest_lowering
 from convrewrite.keeping import require_judge, search, shortfall
@@ -29,7 +29,6 @@ from convrewrite.reporting.building import build_report, tool_version
 from convrewrite.reporting.model import Report
 from convrewrite.rewriting import Outcome, Rewritten, rewrite
 from convrewrite.scoring import Surveyed
-from convrewrite.sites import Site
 from convrewrite.stopwatch import Stopwatch
 from convrewrite.swapping import check, swap
 from convrewrite.tracing import Traced
@@ -92,17 +91,13 @@ class Run:
     def begin(
         cls,
         prepared: Prepared,
-        sites: Sequence[Site],
         calibration: object,
         ask: Ask,
         settings: Settings,
         progress: Progress,
         watch: Stopwatch,
     ) -> "Run":
-        """Everything that comes before a choice; what cannot be exported is refused before the long work.
-
-        ``sites`` are those that may be rewritten: the weights of their outputs are needed.
-        """
+        """Everything that comes before a choice; what cannot be exported is refused before the long work."""
         model, inputs, scratch = prepared.model, prepared.inputs, Scratch()
         baseline = None
         if settings.measure:
@@ -119,7 +114,7 @@ class Run:
             require_judge(model, data, ask.keep)
         with watch.timed("output weights"):
             weighted = settings.output_weighting and bool(data.fit)
-            weights = output_weights(model, sites, data.fit, settings.seed) if weighted else {}
+            weights = output_weights(model, prepared.rewritable, data.fit, settings.seed) if weighted else {}
         return cls(ask, Work(prepared, data, weights, settings, progress, watch), scratch, baseline)
 
     def choose(self) -> Choice:
@@ -212,7 +207,10 @@ class Run:
         rewritten = choice.rewritten
         assert rewritten is not None
         chosen = [(o.site, o.proposal, o.reason) for o in rewritten.outcomes]
-        followed = plan or make_plan(prepared, self.ask, settings, tool_version(), chosen, choice.allocation)
+        if plan is None:
+            followed = make_plan(prepared, self.ask, settings, tool_version(), chosen, choice.allocation)
+        else:
+            followed = with_kept(plan, {o.site.name: o.reason for o in rewritten.outcomes if o.reason is not None})
         changed = [outcome.site for outcome in rewritten.outcomes if outcome.proposal is not None]
         settled = settle(prepared.original, prepared.lifted, rewritten.model, changed)
         onnx = self.scratch.path / "model.onnx" if self.baseline is not None else None
@@ -227,7 +225,7 @@ class Run:
             threads=settings.threads,
             calibration=work.data,
             outcomes=rewritten.outcomes,
-            costs=(prepared.totals, _cost_after(prepared.totals, rewritten.outcomes)),
+            costs=_costs(settled.model, prepared.totals.macs, rewritten.outcomes),
             measured=measured,
             predicted_saving=saved,
             notes=[
@@ -260,12 +258,15 @@ class Run:
         return sum(prices.saving(site, proposal) for site, proposal in changed)
 
 
-def _cost_after(totals: Cost, outcomes: Sequence[Outcome]) -> Cost:
+def _costs(result: nn.Module, macs: int, outcomes: Sequence[Outcome]) -> tuple[Cost, Cost]:
+    """Those of the whole model before and after. A fixed kernel, one that is a buffer, counts as parameters where it was
+    rewritten to some; where its site is kept it is a buffer again, which the model that was prepared does not show."""
     changed = [(o.site.cost, o.proposal.cost) for o in outcomes if o.proposal is not None]
-    return Cost(
-        totals.parameters - sum(before.parameters - after.parameters for before, after in changed),
-        totals.macs - sum(before.macs - after.macs for before, after in changed),
+    after = Cost(
+        sum(parameter.numel() for parameter in result.parameters()),
+        macs - sum(before.macs - after.macs for before, after in changed),
     )
+    return Cost(after.parameters + sum(b.parameters - a.parameters for b, a in changed), macs), after
 
 
 def _lost(traced: Traced) -> list[str]:

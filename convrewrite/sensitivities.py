@@ -30,7 +30,7 @@ from convrewrite.streams import Inputs
 from convrewrite.structure import Option, Structure
 from convrewrite.tracing import Traced, run
 from convrewrite.verifying import effect_of
-from convrewrite.workpiece import Workpiece
+from convrewrite.workpiece import UNREACHED, Workpiece
 
 LEAST_RATIO = 0.03
 """Of a site's own MACs: cheaper options are not sampled."""
@@ -104,6 +104,9 @@ def survey(
             done = sum(1 for entry in found if entry.site in active)
             progress("survey", done, len(active), menu.site.name)
             piece = Workpiece.of(walk, menu.site, chosen, weights, seed, stopwatch)
+            if not piece.reached:
+                found.append(Surveyed(menu.site, (), reason=UNREACHED))
+                continue
             bench = _Bench(menu.site, piece, structures, judge, effort, prices, gains, stopwatch)
             found.append(bench.survey(menu.ladders))
             progress("survey", done + 1, len(active), f"{menu.site.name}: {len(found[-1].options)} options")

@@ -101,7 +101,7 @@ def _nearby(
 ) -> Surveyed:
     """The chosen option and its neighbours, all fitted alike, so that their effects can be compared."""
     piece = Workpiece.of(walk, entry.site, work.data, work.weights, work.settings.seed, work.watch)
-    options = [chosen, *_neighbours(entry, chosen, resources)]
+    options = [chosen, *(_neighbours(entry, chosen, resources) if piece.reached else ())]
     effects = []
     for scored in options:
         option = scored.proposal.option

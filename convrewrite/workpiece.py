@@ -30,10 +30,16 @@ SQUARES = 4
 """Matrices of the size of a covariance that a site needs at once: those of the fitted and of the held-out inputs, the
 target's, and a factor of it."""
 
+UNREACHED = "none of the calibration inputs gets to it, so no error could be measured; give some that do"
+"""Why such a site is kept."""
+
 
 @dataclass(frozen=True, slots=True)
 class Workpiece:
-    """One site with its folded kernel ``(O, C / g, kh, kw)``, its bias, and the moments of its inputs where there are any."""
+    """One site with its folded kernel ``(O, C / g, kh, kw)``, its bias, and the moments of its inputs where there are any.
+
+    ``reached``: False where none of the inputs to fit on gets to the site, whose way through the model depends on them.
+    """
 
     walk: Propagation
     site: Site
@@ -48,6 +54,7 @@ class Workpiece:
     targets: tuple[Target, ...] = ()
     fitted: tuple[Block, ...] = ()
     held_out: tuple[Block, ...] = ()
+    reached: bool = True
 
     @classmethod
     def of(
@@ -180,7 +187,9 @@ class Workpiece:
             with watch.timed("moments"):
                 shown = sample.planar(self.site.spec)
                 chosen.add(shown.rewritten, shown.wanted, shown.rewritten_skip)
-        if self.walk.batches == self.fitted_batches:
+        if fitted.empty:
+            return replace(self, reached=False)
+        if held_out.empty:
             held_out = fitted
         seen = self._moments(fitted)
         unseen = seen if held_out is fitted else self._moments(held_out)

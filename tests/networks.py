@@ -77,7 +77,7 @@ def state_bytes(model: nn.Module) -> dict[str, bytes]:
 
 def settled(model: Model) -> Model:
     """In eval mode, every BatchNorm with statistics and weights as training would leave them: none at its default."""
-    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)):
         assert norm.running_mean is not None and norm.running_var is not None
         norm.running_mean.normal_(0, 0.3)
         norm.running_var.uniform_(0.5, 2)
@@ -211,6 +211,19 @@ class Branching(nn.Module):
         if float(x.detach().mean()) > -1e9:
             x = self.block(x)
         return self.last(x)
+
+
+class Brighter(nn.Module):
+    """A second convolution that only bright inputs get to."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.first(x))
+        return self.second(y) if float(x.mean()) > 0 else y
 
 
 class Calls(nn.Module):

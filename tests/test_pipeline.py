@@ -101,6 +101,31 @@ def test_totals_of_the_report_are_those_of_the_models(rules: list[str]) -> None:
     assert [row.name for row in result.report.sites] == ["0", "3", "6", "8"]
 
 
+class FixedKernels(nn.Module):
+    """Two kernels that are buffers, one of them large enough for a rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.register_buffer("wide", torch.randn(16, 16, 3, 3) / 12)
+        self.register_buffer("blur", torch.rand(16, 1, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(nn.functional.conv2d(torch.relu(self.stem(x)), self.wide, padding=1))
+        return nn.functional.conv2d(x, self.blur, groups=16).mean((2, 3))
+
+
+def test_a_fixed_kernel_counts_as_parameters_only_where_it_becomes_some() -> None:
+    model = seeded(FixedKernels)
+    result = rewrite(model, rules=["separable"])
+    assert {row.name: row.action for row in result.report.sites} == {
+        "stem": "kept", "wide": "rewritten", "blur": "kept",
+    }  # fmt: skip
+    totals = result.report.totals.parameters
+    assert totals.before == 16 * 3 * 9 + 16 + 16 * 16 * 9
+    assert totals.after == sum(p.numel() for p in result.model.parameters())
+
+
 @pytest.mark.parametrize(("name", "part"), [("macs", 0.6), ("macs", 0.35), ("params", 0.6), ("params", 0.4)])
 def test_a_budget_is_met_and_reported(name: str, part: float) -> None:
     model = small_network()

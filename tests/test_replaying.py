@@ -1,12 +1,13 @@
 """A plan that was written down gives the same model again, or says why it cannot."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from clocks import compared, lie
-from networks import NineKinds, Residual, natural, settled, state_bytes
+from networks import Brighter, NineKinds, Residual, natural, settled, state_bytes
 from torch import Tensor, nn
 
 import convrewrite
@@ -17,6 +18,7 @@ from convrewrite.planning import Keep, Plan
 from convrewrite.preparing import prepare
 from convrewrite.replaying import offers_of
 from convrewrite.rules import Protect, Rule
+from convrewrite.workpiece import UNREACHED
 
 FREE = Protect(stem=False, min_channels=0, min_mac_share=0)
 RULE = Rule(name="r", structures=("channel", "asymmetric"), protect=FREE, ratio=0.6)
@@ -107,6 +109,46 @@ def test_the_fidelity_that_was_to_be_kept_is_asked_of_the_applied_plan() -> None
     assert result.refused.startswith("asked to keep a relative output error of at most 0.0001, measured 0.")
     with pytest.raises(PlanError, match="keep: needs inputs to measure on"):
         convrewrite.apply(network(), images()[:1], made, "weights", measure=False)
+
+
+class Gated(nn.Module):
+    """A gate that works in place on what the backward pass of the gate's own convolution needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.gate = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        x *= torch.sigmoid(self.gate(x))
+        return x
+
+
+def test_a_plan_gives_the_result_again_where_gradients_depend_on_the_sites_they_are_asked_for() -> None:
+    torch.manual_seed(0)
+    model = Gated().eval()
+    first = convrewrite.optimize(model, images()[:1], [RULE], images(), {"macs": 0.8}, measure=False, fast=True)
+    assert [bool(site.option) for site in first.plan.sites] == [False, True]
+    second = convrewrite.apply(model, images()[:1], again(first.plan), images(), measure=False)
+    assert state_bytes(second.model) == state_bytes(first.model)
+
+
+@pytest.mark.parametrize("budget", [None, {"macs": 0.8}], ids=["ratio", "macs"])
+def test_a_site_that_no_input_gets_to_is_kept_in_the_plan_that_comes_back(
+    budget: dict[str, float] | None, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model, bright, dark = Brighter().eval(), images()[:1] + 1, -images()
+    planned = convrewrite.plan(model, bright, [RULE], dark, budget, measure=False)
+    assert planned.site("first").option is not None
+    assert (planned.site("second").option is None) == (budget is not None), "a budget asks for measured effects"
+    result = convrewrite.apply(model, bright, planned, dark, measure=False)
+    assert result.plan.site("first") == planned.site("first")
+    assert (result.plan.site("second").option, result.plan.site("second").reason) == (None, UNREACHED)
+    loaded = convrewrite.load(result.save(tmp_path / "out"), Brighter().eval())
+    assert torch.equal(loaded(bright), result.model(bright))
+    assert state_bytes(result.model.second) == state_bytes(model.second)
 
 
 def test_modes_and_random_numbers_come_back() -> None:

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import (
     Branching,
+    Brighter,
     CalledTwice,
     Chain,
     Drawn,
@@ -31,6 +32,7 @@ from convrewrite.sites import Site, find_sites
 from convrewrite.structure import KEEP, Structure, compose
 from convrewrite.structures import discover
 from convrewrite.tracing import trace
+from convrewrite.workpiece import UNREACHED
 
 UNPROTECTED = Protect(stem=False, min_channels=0, min_mac_share=0)
 WEIGHTS = Calibration((), (), "weights only", "none")
@@ -160,6 +162,18 @@ def test_a_site_beyond_its_rules_error_limit_is_kept_with_a_reason() -> None:
     assert all(r.startswith("every option's output error exceeds the rule's limit; the least is 0.") for r in reasons)
     x = natural(2, 3, 12, 12)
     assert torch.equal(found.model(x), model(x))
+
+
+def test_a_site_is_kept_when_no_input_to_fit_on_gets_to_it() -> None:
+    model, bright = Brighter().double().eval(), natural(4, 3, 12, 12) + 1
+    offers = menus(find_sites(model, (bright,), trace(model)), [rule("channel")], discover())
+    offers = [offer_at(menu, None) for menu in offers]
+    dark = torch.full_like(bright, -1)
+    never = rewritten(model, offers, Calibration(((dark,),), ((bright,),), "data", "a test"))
+    assert [outcome.reason for outcome in never.outcomes] == [None, UNREACHED]
+    assert state_bytes(never.model.second) == state_bytes(model.second)
+    seldom = rewritten(model, offers, Calibration(((dark,), (bright,)), ((dark,),), "data", "a test"))
+    assert all(outcome.proposal is not None and outcome.error for outcome in seldom.outcomes)
 
 
 def test_a_lenient_limit_keeps_nothing() -> None:
