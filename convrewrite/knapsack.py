@@ -24,7 +24,7 @@ LIMIT_REACHED = 1
 """What scipy's ``milp`` calls a search that was ended before it was done."""
 
 NODES = 1000
-"""Of the search tree, at most. Among many sites that are alike a proof takes hours; the best choice found until then was
+"""Of the search tree, at most. Among many sites that are alike a proof was not done in 15 minutes; the best choice found until then was
 within 2e-4 of the bound on 74 of them, and effects are read off a few measured ones. A count of nodes is the same on
 every machine, as a time is not."""
 
