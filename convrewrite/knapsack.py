@@ -24,7 +24,7 @@ LIMIT_REACHED = 1
 """What scipy's ``milp`` calls a search that was ended before it was done."""
 
 NODES = 1000
-"""Of the search tree, at most. Among 74 sites that were nearly alike a proof was not done in 15 minutes, and the best
+"""Of the search tree, at most. Among 74 sites that were nearly alike a proof was not done after minutes, and the best
 choice found within so many nodes was less than 2e-4 above the bound; effects are read off a few measured ones anyway.
 A count of nodes is the same on every machine, as a time is not."""
 
