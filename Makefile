@@ -29,8 +29,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
 	touch $@
 
+# pytorchcv and MONAI are networks for the tests: without what they depend on, since that brings torchvision.
 $(VENV)/.tested: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test]" requests
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps pytorchcv monai
 	touch $@
 
 clean:

@@ -1,181 +1,67 @@
 """The whole way on the architectures of pytorchcv, in the order of ARCHITECTURES, the most different first:
 
-    python benchmarks/zoo.py [NAME ...] [--limit N] [--timeout SECONDS] [--quick] [--threads N]
+    python benchmarks/zoo.py [NAME ...] [--results FILE] [--limit N] [--timeout SECONDS] [--threads N]
 
 One small network of every architecture, with random weights and without torchvision (``pip install --no-deps pytorchcv
 requests``), is rewritten with the rule ``balanced`` from its weights alone to 0.6 of its MACs, exported, and onnxruntime
-compared with torch. ``--quick`` leaves out planning and timing: every site is rewritten at the rule's own ratio.
-Architectures run in child processes, so that a crash or a timeout of one does not end the table. The end says how many
-came through, how many were refused with an error that says why, and how many crashed, which is a defect.
+compared with torch; nothing is timed. Where that budget is out of reach, mostly because the network is
+depthwise-separable as it is, every site is rewritten at the rule's own ratio. Before, every site is rewritten at full
+rank, one structure here and another there, which must give the original's outputs.
+
+Architectures run in child processes, so that a crash or a timeout of one does not end the table. ``--results`` keeps
+every outcome as it comes; a later call with the same file goes on behind the last one, and does NAMEs again. The end
+says how many came through, how many were refused with an error that says why, and how many crashed or came out wrong,
+which is a defect.
 """
 
 import argparse
+import copy
 import importlib
+import json
 import multiprocessing
 import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+from architectures import ARCHITECTURES
 from tabulate import tabulate
 from torch import Tensor, nn
 
 import convrewrite
-from convrewrite.errors import ConvRewriteError
+from convrewrite.calibration import Calibration
+from convrewrite.errors import ConvRewriteError, PlanError, TraceError
 from convrewrite.exporting import export
-from convrewrite.reporting import SiteRow
-from convrewrite.verifying import check_parity, require_parity
-
-ARCHITECTURES = {
-    "resnet_cifar": "resnet20_cifar10",
-    "squeezenet": "squeezenet_v1_1",
-    "mobilenetv2": "mobilenetv2_wd4",
-    "densenet_cifar": "densenet40_k12_cifar10",
-    "shufflenetv2": "shufflenetv2_wd2",
-    "unet": "unet_cityscapes",
-    "espcnet": "espcnet_cityscapes",
-    "octresnet": "octresnet10_ad2",
-    "sharesnet": "sharesnet18",
-    "tresnet": "tresnet_m",
-    "dicenet": "dicenet_wd5",
-    "resnext_cifar": "resnext20_16x4d_cifar10",
-    "superpointnet": "superpointnet",
-    "nin_cifar": "nin_cifar10",
-    "diracnetv2": "diracnet18v2",
-    "menet": "menet108_8x1_g3",
-    "regnet": "regnetx002",
-    "fractalnet_cifar": "fractalnet_cifar10",
-    "msdnet_cifar10": "msdnet22_cifar10",
-    "condensenet": "condensenet74_c4_g4",
-    "channelnet": "channelnet",
-    "resnesta": "resnestabc14",
-    "isqrtcovresnet": "isqrtcovresnet18",
-    "wrn1bit_cifar": "wrn20_10_1bit_cifar10",
-    "lwopenpose_cmupan": "lwopenpose2d_mobilenet_cmupan_coco",
-    "lffd": "lffd20x5s320v2_widerface",
-    "centernet": "centernet_resnet18_voc",
-    "sinet": "sinet_cityscapes",
-    "segnet": "segnet_cityscapes",
-    "enet": "enet_cityscapes",
-    "xdensenet_cifar": "xdensenet40_2_k24_bc_cifar10",
-    "ghostnet": "ghostnet",
-    "efficientnet": "efficientnet_b0",
-    "mobilenetv3": "mobilenetv3_small_w7d20",
-    "mixnet": "mixnet_s",
-    "irevnet": "irevnet301",
-    "revnet": "revnet38",
-    "hrnet": "hrnet_w18_small_v1",
-    "diaresnet_cifar": "diaresnet20_cifar10",
-    "shakeshakeresnet_cifar": "shakeshakeresnet20_2x16d_cifar10",
-    "rir_cifar": "rir_cifar10",
-    "squeezenext": "sqnxt23_w1",
-    "igcv3": "igcv3_wd4",
-    "shufflenet": "shufflenet_g3_wd4",
-    "dabnet": "dabnet_cityscapes",
-    "cgnet": "cgnet_cityscapes",
-    "edanet": "edanet_cityscapes",
-    "erfnet": "erfnet_cityscapes",
-    "lednet": "lednet_cityscapes",
-    "esnet": "esnet_cityscapes",
-    "fpenet": "fpenet_cityscapes",
-    "contextnet": "ctxnet_cityscapes",
-    "fastscnn": "fastscnn_cityscapes",
-    "linknet": "linknet_cityscapes",
-    "bisenet": "bisenet_resnet18_celebamaskhq",
-    "prnet": "prnet",
-    "pfpcnet": "pfpcnet",
-    "simplepose_coco": "simplepose_resnet18_coco",
-    "simpleposemobile_coco": "simplepose_mobile_mobilenetv3_small_w1_coco",
-    "cbamresnet": "cbam_resnet18",
-    "bamresnet": "bam_resnet18",
-    "dla": "dla46c",
-    "vovnet": "vovnet27s",
-    "hardnet": "hardnet39ds",
-    "espnetv2": "espnetv2_wd2",
-    "peleenet": "peleenet",
-    "mnasnet": "mnasnet_small",
-    "fbnet": "fbnet_cb",
-    "proxylessnas": "proxylessnas_cpu",
-    "spnasnet": "spnasnet",
-    "darknet": "darknet_tiny",
-    "bninception": "bninception",
-    "preresnet_cifar": "preresnet20_cifar10",
-    "seresnet_cifar": "seresnet20_cifar10",
-    "sepreresnet_cifar": "sepreresnet20_cifar10",
-    "diapreresnet_cifar": "diapreresnet20_cifar10",
-    "resdropresnet_cifar": "resdropresnet20_cifar10",
-    "shakedropresnet_cifar": "shakedropresnet20_cifar10",
-    "ror_cifar": "ror3_56_cifar10",
-    "pyramidnet_cifar": "pyramidnet110_a48_cifar10",
-    "wrn_cifar": "wrn16_10_cifar10",
-    "resnet": "resnet18_wd4",
-    "preresnet": "preresnet18_wd4",
-    "seresnet": "seresnet10",
-    "sepreresnet": "sepreresnet10",
-    "diaresnet": "diaresnet10",
-    "diapreresnet": "diapreresnet10",
-    "resneta": "resneta10",
-    "resnext": "resnext14_16x4d",
-    "senet": "senet16",
-    "drn": "drnd22",
-    "mobilenet": "mobilenet_wd4",
-    "mobilenetb": "mobilenetb_wd4",
-    "fdmobilenet": "fdmobilenet_wd4",
-    "shufflenetv2b": "shufflenetv2b_wd2",
-    "efficientnetedge": "efficientnet_edge_small_b",
-    "selecsls": "selecsls42",
-    "bagnet": "bagnet9",
-    "alexnet": "alexnet",
-    "zfnet": "zfnet",
-    "vgg": "vgg11",
-    "densenet": "densenet121",
-    "ibndensenet": "ibn_densenet121",
-    "xdensenet": "xdensenet121_2",
-    "sparsenet": "sparsenet121",
-    "dpn": "dpn68",
-    "fishnet": "fishnet99",
-    "darts": "darts",
-    "nasnet": "nasnet_4a1056",
-    "xception": "xception",
-    "inceptionv3": "inceptionv3",
-    "inceptionv4": "inceptionv4",
-    "inceptionresnetv1": "inceptionresnetv1",
-    "darknet53": "darknet53",
-    "scnet": "scnet50",
-    "sknet": "sknet50",
-    "airnet": "airnet50_1x64d_r2",
-    "airnext": "airnext50_32x4d_r2",
-    "resnetd": "resnetd50b",
-    "ibnresnet": "ibn_resnet50",
-    "ibnbresnet": "ibnb_resnet50",
-    "ibnresnext": "ibn_resnext50_32x4d",
-    "seresnext": "seresnext50_32x4d",
-    "resattnet": "resattnet56",
-    "pspnet": "pspnet_resnetd50b_voc",
-    "deeplabv3": "deeplabv3_resnetd50b_voc",
-    "fcn8sd": "fcn8sd_resnetd50b_voc",
-    "danet": "danet_resnetd50b_cityscapes",
-    "icnet": "icnet_resnetd50b_cityscapes",
-    "msdnet": "msdnet22",
-    "sqnet": "sqnet_cityscapes",
-    "ibppose_coco": "ibppose_coco",
-    "ntsnet_cub": "ntsnet_cub",
-}
-"""Of every architecture's module the function of its smallest network."""
+from convrewrite.lifting import settle
+from convrewrite.outputs import named_outputs
+from convrewrite.preparing import prepare, silent
+from convrewrite.proposing import Menu, Offer
+from convrewrite.reporting.model import Report
+from convrewrite.rewriting import rewrite
+from convrewrite.rules import resolve
+from convrewrite.verifying import check_parity, measure_fidelity, require_parity
 
 SIZES = (64, 96, 128, 224, 256, 299, 480)
 CHANNELS = {"superpointnet": 1}
+RULE = "balanced"
 BUDGET = {"macs": 0.6}
+MEMORY = 1 << 30
+EXACT = {torch.float64: 1e-6, torch.float32: 1e-3}
+"""The greatest relative error of a deep network that is rewritten at full rank: rounding, layer after layer."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one network. ``end``: "through", "refused", "crashed" or "timeout"; ``message`` says why."""
+    """What became of one network. ``end``: "through", "refused", "wrong", "crashed" or "timeout"; ``message`` says why.
+
+    ``full_rank`` is the relative error of outputs at full rank, ``parity`` that of onnxruntime; ``macs`` is the part left,
+    ``seconds`` are those of the processor.
+    """
 
     end: str
     message: str = ""
@@ -183,7 +69,11 @@ class Outcome:
     sites: int = 0
     rewritten: int = 0
     kept: Mapping[str, int] = field(default_factory=dict)
+    macs: float | None = None
+    full_rank: float | None = None
     parity: float | None = None
+    seconds: float = 0.0
+    stages: Mapping[str, float] = field(default_factory=dict)
 
 
 def network(module: str) -> tuple[nn.Module, Tensor]:
@@ -195,7 +85,7 @@ def network(module: str) -> tuple[nn.Module, Tensor]:
         torch.manual_seed(0)
         image = torch.randn(1, CHANNELS.get(module, 3), size, size)
         try:
-            model = sized(build, size).eval()
+            model = settled(sized(build, size).eval())
             with torch.no_grad():
                 model(image)
         except (RuntimeError, AssertionError, ValueError) as error:
@@ -213,48 +103,127 @@ def sized(build: Callable[..., nn.Module], size: int) -> nn.Module:
         return build(pretrained=False)
 
 
-def rewrite(module: str, quick: bool) -> Outcome:
+def settled(model: nn.Module) -> nn.Module:
+    """With BatchNorms that do something, as after training, and no weight that is constant: neither would show an error."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+                nn.init.normal_(module.running_mean, std=0.1)
+                nn.init.uniform_(module.running_var, 0.5, 1.5)
+                if module.affine:
+                    nn.init.uniform_(module.weight, 0.5, 1.5)
+                    nn.init.normal_(module.bias, std=0.1)
+        for weight in model.parameters():
+            if weight.ndim >= 2 and weight.numel() > 1 and bool((weight == weight.flatten()[0]).all()):
+                nn.init.normal_(weight, std=0.1)
+    return model
+
+
+def attempt(module: str) -> Outcome:
+    """At full rank, then at the budget."""
     model, image = network(module)
     size = image.shape[-1]
     try:
-        rows, parity = rewritten(model, image, quick)
+        require_hearing(model, image)
+        exact, tolerance = at_full_rank(model, image)
+        if not exact <= tolerance:
+            return Outcome("wrong", f"at full rank outputs differ by {exact:.2g}", size, full_rank=exact)
+        report, parity, message = at_the_budget(model, image)
     except ConvRewriteError as error:
         return Outcome("refused", f"{type(error).__name__}: {error}", size)
-    kept = Counter(row.reason or "" for row in rows if row.action == "kept")
-    return Outcome("through", "", size, len(rows), len(rows) - kept.total(), dict(kept), parity)
+    kept = Counter(row.reason or "" for row in report.sites if row.action == "kept")
+    rewritten = len(report.sites) - kept.total()
+    macs, stages = report.totals.macs.ratio, report.seconds
+    return Outcome(
+        "through", message, size, len(report.sites), rewritten, dict(kept), macs, exact, parity, stages=stages
+    )
 
 
-def rewritten(model: nn.Module, image: Tensor, quick: bool) -> tuple[Sequence[SiteRow], float]:
-    """The sites, and the greatest relative error of onnxruntime's outputs against torch's."""
-    if not quick:
-        report = convrewrite.optimize(model, image, ["balanced"], "weights", BUDGET, fast=True).report
-        return report.sites, max(row.relative_error for row in report.parity)
-    result = convrewrite.optimize(model, image, ["balanced"], "weights", fast=True, measure=False)
-    with tempfile.TemporaryDirectory() as folder:
-        exported = export(result.model, image, Path(folder) / "model.onnx")
-        parity = check_parity(result.model, exported.path, (image,))
-    require_parity(parity)
-    return result.report.sites, max(output.relative_error for output in parity.outputs)
+def require_hearing(model: nn.Module, image: Tensor) -> None:
+    """What does not depend on the image would be equal whatever became of the convolutions."""
+    with torch.no_grad():
+        first, second = named_outputs(model(image.clone())), named_outputs(model(image.flip(-1)))
+    if all(torch.equal(first[name], second[name]) for name in first):
+        raise LookupError("the network's outputs do not depend on its input; nothing would be shown")
 
 
-def child(module: str, quick: bool, pipe: Connection) -> None:
+def at_full_rank(model: nn.Module, image: Tensor) -> tuple[float, float]:
+    """The relative error of outputs once every site is rewritten exactly, and what rounding explains of it.
+
+    In float64, where the network's forward makes no float32 of its own.
+    """
+    doubled = copy.deepcopy(model).double()
     try:
-        outcome = rewrite(module, quick)
+        return full_rank_error(doubled, image.double()), EXACT[torch.float64]
+    except TraceError:
+        return full_rank_error(model, image), EXACT[torch.float32]
+
+
+def full_rank_error(model: nn.Module, image: Tensor) -> float:
+    prepared = prepare(model, (image,), resolve([RULE]))
+    offers = [exact_offer(menu, index) for index, menu in enumerate(prepared.menus)]
+    found = rewrite(
+        prepared.model, prepared.traced, offers, without_inputs(image), prepared.structures, seed=0, memory=MEMORY,
+        progress=silent,
+    )  # fmt: skip
+    changed = [outcome.site for outcome in found.outcomes if outcome.proposal is not None]
+    settled = settle(model, prepared.lifted, found.model, changed).model
+    return max(row.relative_error for row in measure_fidelity(model, settled, [(image,)]).outputs)
+
+
+def exact_offer(menu: Menu, index: int) -> Offer:
+    """One structure at full rank, another one at the next site."""
+    if not menu.ladders:
+        return Offer(menu.site, (), menu.reason)
+    ladder = menu.ladders[index % len(menu.ladders)]
+    return Offer(menu.site, (ladder.at(ladder.ranks[-1]),))
+
+
+def without_inputs(image: Tensor) -> Calibration:
+    """From the weights alone; effects are measured on two images of noise, since more would take the longest of all."""
+    noise = torch.randn(2, *image.shape[1:], generator=torch.Generator().manual_seed(0)).to(image.dtype)
+    return Calibration((), ((noise,),), "weights only", "none")
+
+
+def at_the_budget(model: nn.Module, image: Tensor) -> tuple[Report, float, str]:
+    """The report, the greatest relative error of onnxruntime's outputs against torch's, and why the budget was missed."""
+    missed = ""
+    options = {"calibration": without_inputs(image), "fast": True, "measure": False}
+    try:
+        result = convrewrite.optimize(model, image, [RULE], budget=BUDGET, **options)
+    except PlanError as error:
+        missed = str(error)
+        result = convrewrite.optimize(model, image, [RULE], **options)
+    return result.report, parity_of(result.model, image), missed
+
+
+def parity_of(model: nn.Module, image: Tensor) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        exported = export(model, image, Path(folder) / "model.onnx")
+        parity = check_parity(model, exported.path, (image,))
+    require_parity(parity)
+    return max(output.relative_error for output in parity.outputs)
+
+
+def child(module: str, pipe: Connection) -> None:
+    started = time.process_time()
+    try:
+        outcome = attempt(module)
     except Exception as error:
         outcome = Outcome("crashed", f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
-    pipe.send(outcome)
+    pipe.send(replace(outcome, seconds=time.process_time() - started))
 
 
-def guarded(module: str, quick: bool, timeout: float) -> Outcome:
+def guarded(module: str, timeout: float) -> Outcome:
     """The outcome of a child process; forked, so that torch is imported once."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=child, args=(module, quick, sender))
+    process = context.Process(target=child, args=(module, sender))
     process.start()
     sender.close()
     try:
         if not receiver.poll(timeout):
-            return Outcome("timeout", f"not done in {timeout:.0f} s")
+            return Outcome("timeout", f"not done in {timeout:.0f} s", seconds=timeout)
         return receiver.recv()
     except EOFError:
         process.join()
@@ -264,45 +233,99 @@ def guarded(module: str, quick: bool, timeout: float) -> Outcome:
         process.join()
 
 
-def row(module: str, outcome: Outcome, seconds: float) -> list[object]:
+def known(path: Path | None) -> dict[str, Outcome]:
+    """The last outcome of every architecture in the file."""
+    if path is None or not path.exists():
+        return {}
+    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {entry.pop("module"): Outcome(**entry) for entry in entries}
+
+
+def keep(path: Path | None, module: str, outcome: Outcome) -> None:
+    if path is None:
+        return
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"module": module, **asdict(outcome)}) + "\n")
+
+
+def tell(outcomes: Mapping[str, Outcome]) -> None:
+    """The table, the messages, why sites are kept, and the counts."""
+    headers = [
+        "network",
+        "input",
+        "sites",
+        "rewritten",
+        "MACs",
+        "full rank",
+        "parity",
+        "end",
+        "seconds",
+        "kept, or why not",
+    ]
+    table = tabulate(
+        [row(module, outcome) for module, outcome in outcomes.items()],
+        headers,
+        maxcolwidths=[*[None] * (len(headers) - 1), 60],
+        disable_numparse=True,
+    )
+    print(table)
+    for module, outcome in outcomes.items():
+        if outcome.message:
+            print(f"{module}: {outcome.end}: {outcome.message}")
+    reasons = sum((Counter(outcome.kept) for outcome in outcomes.values()), Counter())
+    print(tabulate(reasons.most_common(), ["sites", "kept, because"]))
+    ends = Counter(outcome.end for outcome in outcomes.values())
+    missed = sum(outcome.end == "through" and bool(outcome.message) for outcome in outcomes.values())
+    print(
+        f"{len(outcomes)} architectures: {ends['through']} came through ({missed} of them where the budget is out of reach), "
+        f"{ends['refused']} ended in a clear error, {ends['wrong']} came out wrong, {ends['crashed']} crashed, "
+        f"{ends['timeout']} took too long"
+    )
+
+
+def row(module: str, outcome: Outcome) -> list[object]:
     kept = "\n".join(f"{count}x {reason}" for reason, count in Counter(outcome.kept).most_common())
-    parity = "" if outcome.parity is None else f"{outcome.parity:.1e}"
-    first = outcome.message.splitlines()[:1]
+    errors = ["" if error is None else f"{error:.0e}" for error in (outcome.full_rank, outcome.parity)]
+    macs = "" if outcome.macs is None else f"{outcome.macs:.2f}"
     counts = [outcome.sites, outcome.rewritten] if outcome.end == "through" else ["", ""]
-    return [ARCHITECTURES[module], outcome.size or "", *counts, kept or "".join(first), parity, outcome.end, seconds]
+    why = kept if outcome.end == "through" else outcome.message.partition("\n")[0]
+    return [
+        ARCHITECTURES[module],
+        outcome.size or "",
+        *counts,
+        macs,
+        *errors,
+        outcome.end,
+        f"{outcome.seconds:.0f}",
+        why,
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="modules of pytorchcv.models; none: all")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="what is there is not done again, unless named")
     parser.add_argument("--limit", type=int, help="only so many, the most different first")
-    parser.add_argument("--timeout", type=float, default=120, help="seconds per architecture")
-    parser.add_argument("--quick", action="store_true", help="neither plan nor time")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds per architecture")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     unknown = [name for name in arguments.names if name not in ARCHITECTURES]
     if unknown:
         parser.error(f"not known: {', '.join(unknown)}; known are {', '.join(ARCHITECTURES)}")
     torch.set_num_threads(arguments.threads)
-    rows, outcomes = [], {}
+    parity_of(
+        nn.Conv2d(1, 1, 1).eval(), torch.zeros(1, 1, 2, 2)
+    )  # so that the exporter is imported once, not in every child
+    before = {} if arguments.names else known(arguments.results)
     for module in (arguments.names or list(ARCHITECTURES))[: arguments.limit]:
-        started = time.perf_counter()
-        outcome = outcomes[module] = guarded(module, arguments.quick, arguments.timeout)
-        seconds = time.perf_counter() - started
-        counts = f"{outcome.rewritten} of {outcome.sites} sites, parity {outcome.parity}"
-        print(f"{module}: {outcome.end}, {counts}, {seconds:.0f} s; {outcome.message[:300]}", flush=True)
-        rows.append(row(module, outcome, seconds))
-    headers = ["network", "input", "sites", "rewritten", "kept, or why not", "parity", "end", "seconds"]
-    widths = [None, None, None, None, 60, None, None, None]
-    print(tabulate(rows, headers, floatfmt=".0f", maxcolwidths=widths, disable_numparse=[5]))
-    for module, outcome in outcomes.items():
-        if outcome.message:
-            print(f"{module}: {outcome.end}: {outcome.message}")
-    ends = Counter(outcome.end for outcome in outcomes.values())
-    print(
-        f"{len(outcomes)} architectures: {ends['through']} came through, {ends['refused']} ended in a clear error, "
-        f"{ends['crashed']} crashed, {ends['timeout']} took too long"
-    )
+        if module in before:
+            continue
+        outcome = guarded(module, arguments.timeout)
+        keep(arguments.results, module, outcome)
+        before[module] = outcome
+        counts = f"{outcome.rewritten} of {outcome.sites} sites, full rank {outcome.full_rank}, parity {outcome.parity}"
+        print(f"{module}: {outcome.end}, {counts}, {outcome.seconds:.0f} s; {outcome.message[:300]}", flush=True)
+    tell(before)
 
 
 if __name__ == "__main__":

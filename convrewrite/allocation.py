@@ -59,7 +59,10 @@ class Allocation:
 
 
 def allocate(surveyed: Sequence[Surveyed], budget: Mapping[str, float], totals: Totals) -> Allocation:
-    """The exact optimum. Raises PlanError that says what these options can reach, when they cannot meet the budget."""
+    """The optimum, as :mod:`convrewrite.knapsack` finds it.
+
+    Raises PlanError that says what these options can reach, when they cannot meet the budget.
+    """
     resources = list(budget)
     groups = [_items(entry, resources) for entry in surveyed]
     rest = [totals.of(r) - sum(_amount_kept(entry, r) for entry in surveyed) for r in resources]

@@ -259,12 +259,12 @@ class _Bench:
         return kept, dropped
 
     def _first_fits(self, curves: Sequence[Curve]) -> list[Curve]:
-        if self._large and self.piece.seen:
-            targets = [target.to(torch.float32) for target in self.piece.targets]
+        if not self._large:
             return [
-                self._sampled(c, self.effort.large_ranks, lambda s, o: self.piece.rough(s, o, targets)) for c in curves
+                self._sampled(c, self.effort.ranks, lambda s, o: self.piece.fit(s, o, iterations=0)) for c in curves
             ]
-        return [self._sampled(c, self.effort.ranks, lambda s, o: self.piece.fit(s, o, iterations=0)) for c in curves]
+        targets = [target.to(torch.float32) for target in self.piece.targets]
+        return [self._sampled(c, self.effort.large_ranks, lambda s, o: self.piece.rough(s, o, targets)) for c in curves]
 
     def _sampled(self, curve: Curve, count: int, fit: Callable[[Structure, Option], Fit]) -> Curve:
         """With so many of its ranks fitted."""

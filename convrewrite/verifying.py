@@ -216,9 +216,13 @@ def is_class_scores(output: Tensor) -> bool:
 
 def effect_of(pairs: Iterable[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]) -> float:
     """How far outputs are from the original's, one number: the KL of class scores, else the squared relative error, and
-    the mean over the outputs where there are several. ``pairs`` are (original, found), batch by batch."""
+    the mean over the outputs where there are several. ``pairs`` are (original, found), batch by batch.
+
+    Raises VerificationError where outputs differ in names or shapes.
+    """
     sums: dict[str, _Sums] = {}
     for original, found in pairs:
+        _require_same_outputs(original, found, "the rewritten model")
         for name, tensor in original.items():
             sums.setdefault(name, _Sums()).add(tensor, found[name])
     parts = [total.fidelity(name) for name, total in sums.items()]
@@ -310,13 +314,16 @@ def _run(runner: Runner, inputs: Inputs) -> tuple[dict[str, Tensor], tuple[str, 
         return named_outputs(output), left_out(output)
 
 
-def _require_same_outputs(expected: dict[str, Tensor], found: dict[str, Tensor], where: str) -> None:
+def _require_same_outputs(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
     if expected.keys() != found.keys():
         raise VerificationError(f"{where}: expected outputs {', '.join(expected)}; found {', '.join(found)}")
     for name, tensor in expected.items():
         if tensor.shape != found[name].shape:
             shapes = f"expected shape {_text(tuple(tensor.shape))}, found {_text(tuple(found[name].shape))}"
-            raise VerificationError(f"{where}: output {name!r}: {shapes}")
+            raise VerificationError(
+                f"{where}: output {name!r}: {shapes}; an output whose size depends on the numbers in it, as a list of "
+                "detections, cannot be compared: give the part of the model that comes before"
+            )
 
 
 def _output_parity(name: str, expected: Tensor, found: Tensor) -> OutputParity:

@@ -90,3 +90,34 @@ def test_the_solver_writes_nothing_to_standard_output(
     assert choose([[Item(0.0, (2.0,)), Item(1.0, (1.0,))]], [1.0]) == (1,)
     print("after")
     assert capfd.readouterr().out == "before\nafter\n"
+
+
+def alike(count: int) -> list[list[Item]]:
+    """Sites with almost the same curves, which a proof takes long to tell apart."""
+    costs = [1.0, 0.8, 0.55, 0.4, 0.3, 0.2]
+    return [[Item((1 + i / 997) * (1 / c - 1) ** 0.5, (c * (1 + i / 499),)) for c in costs] for i in range(count)]
+
+
+def test_an_unfinished_search_gives_the_best_it_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = alike(14)
+    exact = choose(groups, [8.0])
+    monkeypatch.setattr(knapsack, "NODES", 1)
+    hasty = choose(groups, [8.0])
+    assert exact is not None and hasty is not None
+    assert hasty == choose(groups, [8.0])
+    assert spent(groups, hasty, 0) <= 8
+    assert effect(groups, exact) <= effect(groups, hasty) + 1e-9 <= 1.1 * effect(groups, exact)
+
+
+def test_a_search_that_found_nothing_yet_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    solve = knapsack.milp
+
+    def nothing_yet(*args: object, options: dict[str, float], **kwargs: object) -> object:
+        limited = options["node_limit"] == knapsack.NODES  # scipy renames the key in this very dictionary
+        found = solve(*args, options=options, **kwargs)  # type: ignore[call-overload]
+        if limited:
+            found.x, found.status = None, knapsack.LIMIT_REACHED
+        return found
+
+    monkeypatch.setattr(knapsack, "milp", nothing_yet)
+    assert choose([[Item(0.0, (2.0,)), Item(1.0, (1.0,))]], [1.0]) == (1,)

@@ -291,3 +291,16 @@ def test_where_no_rank_that_saves_fills_a_block_the_others_are_timed(monkeypatch
     ranks = [scored.proposal.option.parameters["rank"] for scored in entry.options]
     assert ranks, "sixteen would save nothing"
     assert max(ranks) < 16  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("kind", ["data", "weights only"])
+def test_large_sites_get_few_fits_with_inputs_and_without(
+    kind: str, judged: list[tuple[Site, nn.Module, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensitivities, "LARGE", 1)
+    inputs = data()
+    calibration = inputs if kind == "data" else Calibration((), inputs.held_out, "weights only", "none")
+    model = settled(Chain().double())
+    found = surveyed(model, calibration, "channel", "separable", effort=replace(QUICK, large_ranks=1))
+    assert len(judged) == sum(len({o.proposal.option.structure for o in entry.options}) for entry in found) > 3
+    assert all(option.error > 0 for entry in found for option in entry.options)

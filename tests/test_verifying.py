@@ -16,6 +16,7 @@ from convrewrite.verifying import (
     OutputParity,
     Parity,
     check_parity,
+    effect_of,
     measure_fidelity,
     require_parity,
     tolerance_for,
@@ -287,3 +288,13 @@ def test_tolerances_tighten_with_precision() -> None:
     assert tolerances == sorted(tolerances)
     assert tolerance_for(torch.int64) == tolerance_for(torch.bool) == 1e-3
     assert tolerance_for(torch.bfloat16) == tolerance_for(torch.float16)
+
+
+def test_outputs_whose_size_depends_on_their_numbers_are_refused() -> None:
+    points = lambda x: x[x > 0]  # noqa: E731
+    x = torch.tensor([[1.0, 2.0, -1.0]])
+    why = r"expected shape \(2\), found \(1\).* give the part of the model that comes before"
+    with pytest.raises(VerificationError, match=why):
+        effect_of([({"output": points(x)}, {"output": points(-x)})])
+    with pytest.raises(VerificationError, match=why):
+        measure_fidelity(points, lambda y: points(-y), [(x,)])
