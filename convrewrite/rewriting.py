@@ -18,7 +18,7 @@ from convrewrite.sites import Site
 from convrewrite.stopwatch import Stopwatch
 from convrewrite.structure import Structure
 from convrewrite.tracing import Traced
-from convrewrite.workpiece import UNREACHED, Workpiece
+from convrewrite.workpiece import UNREACHED, Workpiece, require_memory
 
 Progress = Callable[[str, int, int, str], None]
 """Called with a stage's name, how many of its steps are done, how many there are, and what is being done."""
@@ -62,6 +62,8 @@ def rewrite(
     """
     active = [offer.site for offer in offers if offer.proposals]
     batches = (*calibration.fit, *calibration.held_out)
+    if batches:
+        require_memory(active, memory)
     walk = Propagation(model, traced, active, batches, memory)
     watch = stopwatch or Stopwatch()
     outcomes: list[Outcome] = []

@@ -33,7 +33,6 @@ from convrewrite.stopwatch import Stopwatch
 from convrewrite.swapping import check, swap
 from convrewrite.tracing import Traced
 from convrewrite.weighting import output_weights
-from convrewrite.workpiece import require_memory
 
 
 class Scratch:
@@ -108,8 +107,6 @@ class Run:
             data = calibrate(model, inputs, calibration, settings.seed, progress)
             fit, held_out = channels_last(model, data.fit), channels_last(model, data.held_out)
             data = replace(data, fit=fit, held_out=held_out)
-        if data.fit:
-            require_memory(sites, settings.memory)
         if ask.keep is not None:
             require_judge(model, data, ask.keep)
         with watch.timed("output weights"):

@@ -30,7 +30,7 @@ from convrewrite.streams import Inputs
 from convrewrite.structure import Option, Structure
 from convrewrite.tracing import Traced, run
 from convrewrite.verifying import effect_of
-from convrewrite.workpiece import UNREACHED, Workpiece
+from convrewrite.workpiece import UNREACHED, Workpiece, require_memory
 
 LEAST_RATIO = 0.03
 """Of a site's own MACs: cheaper options are not sampled."""
@@ -92,6 +92,8 @@ def survey(
     """Every site's options with their errors and effects. ``prices``: measure their seconds too, drop the slow ones."""
     active = [menu.site for menu in menus if menu.ladders]
     chosen = _fewer(calibration, effort)
+    if chosen.fit:
+        require_memory(active, memory)
     walk = Propagation(model, traced, active, (*chosen.fit, *chosen.held_out), memory)
     judge = Judge.of(model, walk, chosen)
     gains = _Gains()
