@@ -135,7 +135,7 @@ def calibrate(model: nn.Module, inputs: Inputs, source: object, seed: int, progr
         made = synthesise(model, inputs, seed=seed, on_step=_steps(progress))
         if made is not None:
             return made
-        why = "has no BatchNorm statistics to make any from"
+        why = "has no BatchNorm statistics to make any from, or no derivatives that lead there"
         if len(inputs) > 1 or inputs[0].dim() != 4:
             why = "takes several inputs" if len(inputs) > 1 else "takes no images, which alone could be made"
         loud = f"no calibration inputs were given and the model {why}: the factors are those of the weights alone, "

@@ -206,8 +206,15 @@ def _observe(model: nn.Module, watch: _Watch, images: Tensor) -> tuple[Tensor, T
 
 
 def _lets_gradients_through(model: nn.Module, watch: _Watch, image: Tensor) -> bool:
-    means, _ = _observe(model, watch, image.clone().requires_grad_() + 0)
-    return means.requires_grad
+    pixels = image.clone().requires_grad_()
+    means, variances = _observe(model, watch, pixels + 0)
+    if not means.requires_grad:
+        return False
+    try:
+        torch.autograd.grad(means + variances, [pixels])
+    except RuntimeError:  # an operator without a derivative, or one that changes what a derivative needs
+        return False
+    return True
 
 
 def _match_all(

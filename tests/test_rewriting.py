@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from convrewrite.calibration import Calibration
 from convrewrite.conv import Kind
+from convrewrite.errors import UsageError
 from convrewrite.proposing import Offer, Proposal, menus, offer_at
 from convrewrite.rewriting import Rewritten, rewrite
 from convrewrite.rules import Match, Protect, Require, Rule
@@ -318,3 +319,27 @@ def test_any_network_at_full_rank_gives_its_own_outputs(
         assert (outcome.reason is None) == (outcome.proposal is not None)
         assert outcome.proposal is None or outcome.proposal.option.structure in names != KEEP
     assert [name for name, module in found.model.named_modules() if module.training] == []
+
+
+# --- memory
+
+
+def test_a_memory_limit_that_the_largest_site_exceeds_is_refused_before_the_work() -> None:
+    model = settled(Chain().double())
+    offers, calibration = offers_of(model, rule("channel")), data(torch.float64, 2, 1)
+    told: list[str] = []
+    with pytest.raises(UsageError, match=r"memory: .* needs \d+\.\d+ GB .* found a limit of 0\.00 GB; give more"):
+        rewritten(model, offers, calibration, memory=1000, progress=lambda stage, *_: told.append(stage))
+    assert told == []
+    weights = Calibration((), (), "weights only", "none")
+    assert rewritten(model, offers, weights, memory=1000).model is not model
+
+
+def test_a_small_memory_limit_keeps_fewer_positions_and_still_fits() -> None:
+    model = settled(Chain().float())
+    offers, calibration = offers_of(model, rule("channel", ratio=0.6)), data(torch.float32, 2, 1)
+    plenty = rewritten(model, offers, calibration)
+    little = rewritten(model, offers, calibration, memory=300_000)
+    for a, b in zip(plenty.outcomes, little.outcomes, strict=True):
+        assert (a.error is None) == (b.error is None)
+        assert a.error is None or b.error is None or b.error < 2 * a.error + 0.05

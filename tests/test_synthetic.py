@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.calibration import Calibration
+from convrewrite.preparing import calibrate, silent
 from convrewrite.synthetic import batch_norms, synthesise
 
 SHAPE = (3, 12, 12)
@@ -191,3 +192,27 @@ def test_none_where_no_gradient_reaches_the_image() -> None:
             return x.detach()
 
     assert synthesise(nn.Sequential(Cut(), trained_net()), EXAMPLE) is None
+
+
+def test_a_network_that_torch_cannot_differentiate_gives_none() -> None:
+    class Overwrites(nn.Module):
+        """The second ReLU changes what the derivative of the first needs."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = trained_net()
+
+        def forward(self, x: Tensor) -> Tensor:
+            first = self.layers[:2](x)
+            return self.layers[3:](nn.functional.relu(nn.functional.relu(first).sigmoid_().mul_(first), inplace=True))
+
+    with torch.no_grad():
+        Overwrites().eval()(*EXAMPLE)
+    assert synthesise(Overwrites().eval(), EXAMPLE, count=16, steps=2) is None
+
+
+def test_the_reason_why_there_is_nothing_is_told() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    calibration = calibrate(net.eval(), EXAMPLE, None, 0, silent)
+    assert calibration.kind == "weights only"
+    assert "no BatchNorm statistics" in calibration.notes[0]
