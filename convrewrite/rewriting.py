@@ -62,7 +62,7 @@ def rewrite(
     """
     active = [offer.site for offer in offers if offer.proposals]
     batches = (*calibration.fit, *calibration.held_out)
-    if batches:
+    if calibration.kind != "weights only":
         require_memory(active, memory)
     walk = Propagation(model, traced, active, batches, memory)
     watch = stopwatch or Stopwatch()

@@ -92,7 +92,7 @@ def survey(
     """Every site's options with their errors and effects. ``prices``: measure their seconds too, drop the slow ones."""
     active = [menu.site for menu in menus if menu.ladders]
     chosen = _fewer(calibration, effort)
-    if chosen.fit:
+    if chosen.kind != "weights only":
         require_memory(active, memory)
     walk = Propagation(model, traced, active, (*chosen.fit, *chosen.held_out), memory)
     judge = Judge.of(model, walk, chosen)

@@ -331,7 +331,7 @@ def test_a_memory_limit_that_the_largest_site_exceeds_is_refused_before_the_work
     with pytest.raises(UsageError, match=r"memory: .* needs \d+\.\d+ GB .* found a limit of 0\.00 GB; give more"):
         rewritten(model, offers, calibration, memory=1000, progress=lambda stage, *_: told.append(stage))
     assert told == []
-    weights = Calibration((), (), "weights only", "none")
+    weights = Calibration((), calibration.held_out, "weights only", "none")
     assert rewritten(model, offers, weights, memory=1000).model is not model
 
 
