@@ -68,11 +68,12 @@ class Moments:
 
 
 def position_limit(d: int, *, held_out: bool = False) -> int:
-    """How many positions are gathered at most: twenty per unknown of a filter or what half a gigabyte holds, more if cheap.
+    """How many positions are gathered at most: twenty per unknown of a filter, down to ten where these would take more than
+    half a gigabyte; more if cheap.
 
     Held-out ones only measure errors, of which a few thousand positions tell a percent: two per unknown are enough.
     """
-    wanted = 2 * d if held_out else min(20 * d, (1 << 27) // d)
+    wanted = 2 * d if held_out else min(20 * d, max(10 * d, (1 << 27) // d))
     return max(wanted, 4_000_000_000 // (d * d))
 
 
