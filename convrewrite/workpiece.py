@@ -267,8 +267,8 @@ def require_memory(sites: Sequence[Site], memory: int) -> None:
         least = SQUARES * square_bytes(spec) + 4 * d * row_bytes(spec)
         if least > memory:
             raise UsageError(
-                f"memory: {site.name}, {spec.describe()}, needs {least / 2**30:.2f} GB for the covariances of its patches, "
-                f"found a limit of {memory / 2**30:.2f} GB; give more (--memory {math.ceil(least / 2**28) / 4:g}), or leave "
+                f"memory: {site.name}, {spec.describe()}, needs {least / 2**20:.1f} MB for the covariances of its patches, "
+                f"found a limit of {memory / 2**20:.1f} MB; give more (--memory {math.ceil(least / 2**28) / 4:g}), or leave "
                 "the site out by a rule"
             )
 

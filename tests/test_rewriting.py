@@ -328,7 +328,7 @@ def test_a_memory_limit_that_the_largest_site_exceeds_is_refused_before_the_work
     model = settled(Chain().double())
     offers, calibration = offers_of(model, rule("channel")), data(torch.float64, 2, 1)
     told: list[str] = []
-    with pytest.raises(UsageError, match=r"memory: .* needs \d+\.\d+ GB .* found a limit of 0\.00 GB; give more"):
+    with pytest.raises(UsageError, match=r"memory: .* needs \d+\.\d MB .* found a limit of 0\.0 MB; give more"):
         rewritten(model, offers, calibration, memory=1000, progress=lambda stage, *_: told.append(stage))
     assert told == []
     weights = Calibration((), calibration.held_out, "weights only", "none")
