@@ -24,7 +24,7 @@ from convrewrite.measuring import Measured, measure_everything, measure_outputs
 from convrewrite.planning import Ask, Plan
 from convrewrite.preparing import Prepared, Progress, Settings, calibrate, require_runtime_dtype
 from convrewrite.proposing import Offer
-from convrewrite.rehearsing import allocate_measured
+from convrewrite.rehearsing import allocate_measured, rehearse
 from convrewrite.reporting.building import build_report, tool_version
 from convrewrite.reporting.model import Report
 from convrewrite.rewriting import Outcome, Rewritten, rewrite
@@ -186,8 +186,18 @@ class Run:
         if checked.effect <= choice.allocation.effect:  # no more harm than that of the parts: nothing to gain
             return replace(choice, rewritten=rewritten, effect=checked.effect)
         attempt = lambda allocation: self._rewrite(self._lowered(allocation))  # noqa: E731
-        best = swap(self.work, checked, self.ask.budget, attempt)
+        best = swap(self.work, checked, self.ask.budget, self._measures_within, attempt)
         return Choice(self._lowered(best.allocation), best.allocation, best.rewritten, best.effect)
+
+    def _measures_within(self, allocation: Allocation) -> bool:
+        """Whether the whole plan measures within the latency asked for, if any was: the times of options do not add up."""
+        if "latency" not in self.ask.budget:
+            return True
+        prepared, threads = self.work.prepared, self.work.settings.threads
+        assert self.baseline is not None, "a latency budget asks for measurement"
+        with self.work.watch.timed("latency"):
+            measured = rehearse(prepared, allocation.offers(), self.baseline, self.scratch.path, threads)
+        return measured <= self.ask.budget["latency"]
 
     def plan(self, choice: Choice) -> Plan:
         """The plan of a choice that was not fitted; where a rule offers several options, the cheapest."""

@@ -49,9 +49,14 @@ def check(work: Work, allocation: Allocation, rewritten: Rewritten) -> Checked:
 
 
 def swap(
-    work: Work, checked: Checked, budget: Mapping[str, float], attempt: Callable[[Allocation], Rewritten]
+    work: Work,
+    checked: Checked,
+    budget: Mapping[str, float],
+    holds: Callable[[Allocation], bool],
+    attempt: Callable[[Allocation], Rewritten],
 ) -> Checked:
-    """The plan with the swaps that lower its effect, or as it was."""
+    """The plan with the swaps that lower its effect, or as it was. One that does not hold, by what its options alone
+    cannot tell, is not attempted."""
     nearby = _survey_nearby(work, checked, tuple(budget))
     try:
         better = allocate(nearby, budget, checked.allocation.totals)
@@ -61,6 +66,8 @@ def swap(
     if chosen == checked.allocation.chosen:
         return checked
     moved = Allocation(checked.allocation.surveyed, chosen, better.totals)
+    if not holds(moved):
+        return checked
     found = check(work, moved, attempt(moved))
     return found if found.effect < checked.effect else checked
 

@@ -36,6 +36,10 @@ class Bench:
         return fit(self.work, allocation)
 
 
+def anything(_allocation: Allocation) -> bool:
+    return True
+
+
 def fit(work: Work, allocation: Allocation) -> Rewritten:
     prepared = work.prepared
     return rewrite(
@@ -69,7 +73,7 @@ def test_the_checked_effect_is_that_of_the_whole_plan_on_held_out_inputs(bench: 
 
 
 def test_swaps_never_do_more_harm_and_keep_the_budget(bench: Bench) -> None:
-    found = swap(bench.work, bench.checked, BUDGET, bench.attempt)
+    found = swap(bench.work, bench.checked, BUDGET, anything, bench.attempt)
     assert found.effect <= bench.checked.effect
     assert found.allocation.part("macs") <= BUDGET["macs"]
     assert found.effect == pytest.approx(divergence(bench.work, found.rewritten.model), rel=1e-4)
@@ -97,11 +101,13 @@ def test_where_no_swap_helps_nothing_is_fitted_again(bench: Bench, monkeypatch: 
         )
 
     monkeypatch.setattr(swapping, "_survey_nearby", unmoved)
-    assert swap(bench.work, bench.checked, BUDGET, bench.attempt) is bench.checked
+    assert swap(bench.work, bench.checked, BUDGET, anything, bench.attempt) is bench.checked
     assert bench.fitted == []
 
 
-def test_a_swap_that_does_more_harm_in_the_end_is_not_taken(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_swap_that_does_more_harm_or_takes_longer_in_the_end_is_not_taken(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def misled(_work: Work, checked: Checked, _resources: object) -> tuple[Surveyed, ...]:
         """The cheapest options look harmless."""
         pairs = zip(checked.allocation.surveyed, checked.allocation.chosen, strict=True)
@@ -117,11 +123,17 @@ def test_a_swap_that_does_more_harm_in_the_end_is_not_taken(bench: Bench, monkey
         )
 
     monkeypatch.setattr(swapping, "_survey_nearby", misled)
-    assert swap(bench.work, bench.checked, BUDGET, bench.attempt) is bench.checked
+    assert swap(bench.work, bench.checked, BUDGET, anything, bench.attempt) is bench.checked
+    assert len(bench.fitted) == 1
+
+    asked: list[Allocation] = []
+    too_slow = lambda allocation: bool(asked.append(allocation))  # noqa: E731
+    assert swap(bench.work, bench.checked, BUDGET, too_slow, bench.attempt) is bench.checked
+    assert asked == bench.fitted[:1], "what measures too slow as a whole is not fitted at all"
     assert len(bench.fitted) == 1
 
 
 def test_a_plan_that_oversteps_its_budget_a_little_stays(bench: Bench) -> None:
     tight = {"macs": 0.05}
-    assert swap(bench.work, bench.checked, tight, bench.attempt) is bench.checked
+    assert swap(bench.work, bench.checked, tight, anything, bench.attempt) is bench.checked
     assert bench.fitted == []
