@@ -111,11 +111,6 @@ class ConvSpec:
         return o * c * kh * kw + (o if self.bias else 0)
 
     @property
-    def planar(self) -> "ConvSpec":
-        """The same convolution on ``(N, C, H, W)``, whatever its number of dimensions."""
-        return replace(self, dims=2)
-
-    @property
     def mixed(self) -> "ConvSpec":
         """The convolution that one example goes through."""
         return replace(self, out_channels=self.out_channels // self.kernels, kernels=1)

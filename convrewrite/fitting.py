@@ -40,11 +40,10 @@ Roots = Sequence[Tensor | None]
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Stage kernels and bias of one site (float64, groups joined), and their relative output errors."""
+    """Stage kernels and bias of one site (float64, groups joined), and their relative squared output error."""
 
     kernels: tuple[Tensor, ...]
     bias: Tensor
-    error: float
     held_out_error: float
 
 
@@ -144,7 +143,7 @@ def rough_fit(
     composed = [compose(stage_kernels, stages) for stage_kernels in kernels]
     error = max(0.0, sum(point.error for point, _ in points)) / max(scale, FLOOR)
     bias = torch.cat([m.bias(kernel) for m, kernel in zip(moments, composed, strict=True)])
-    return Fit(join_groups(kernels), bias, error, error)
+    return Fit(join_groups(kernels), bias, error)
 
 
 def effort_for(d: int, most: int = ITERATIONS) -> int:
@@ -181,12 +180,11 @@ def _result(
     moments: Sequence[Moments],
     held_out: Sequence[Moments],
 ) -> Fit:
-    """The groups' kernels joined, with the bias that goes with them, and their errors."""
+    """The groups' kernels joined, with the bias that goes with them, and their error."""
     composed = [compose(kernels, stages) for kernels in fitted]
     return Fit(
         kernels=join_groups(fitted),
         bias=torch.cat([m.bias(k) for m, k in zip(moments, composed, strict=True)]),
-        error=_pooled(moments, composed),
         held_out_error=_pooled(held_out, composed),
     )
 

@@ -225,11 +225,13 @@ def _with_outputs(moments: Moments, rows: Sequence[tuple[Tensor, Tensor]]) -> Mo
     mean_y = torch.stack([y.sum(0, dtype=torch.float64) for _, y in rows]).sum(0) / count
     if not moments.centred:
         mean_y = torch.zeros_like(mean_y)
-    cov_yp, var_y = torch.zeros_like(moments.cov_yp), torch.zeros_like(moments.var_y)
+    cov_yp, var_y, rest = (torch.zeros_like(t) for t in (moments.cov_yp, moments.var_y, moments.mean_y))
     for p, y in rows:
         centred = y - mean_y.to(y.dtype)
-        cov_yp += centred.T @ (p - moments.mean_p.to(p.dtype))
+        cov_yp += centred.T @ p
+        rest += centred.sum(0, dtype=torch.float64)
         var_y += (centred * centred).sum(0, dtype=torch.float64)
+    cov_yp -= torch.outer(rest, moments.mean_p)  # outputs that are centred but for rounding need no centred patches
     return replace(moments, mean_y=mean_y, cov_yp=cov_yp / count, var_y=var_y / count)
 
 

@@ -6,6 +6,7 @@ memory limit wait on disk.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,6 +41,8 @@ class Propagation:
         self._streams: Streams | None = None
         if traced.whole is not None:
             self._streams = Streams(traced.whole, sites, batches, memory)
+            for site in filter(partial(_folds, model), sites):
+                self._streams.fold(site, _folded(model, site))
             for site in sites if start is not None else ():
                 self._streams.foresee(site, self.rewritten.get_submodule(site.name))
 
@@ -94,12 +97,21 @@ class Propagation:
 
 def _mixture(model: nn.Module, site: Site) -> nn.Module | None:
     """The convolution with all kernels that a dynamic one mixes, one output for each: what is fitted, there, are these."""
-    if site.spec.kernels == 1:
-        return None
+    return None if site.spec.kernels == 1 else _folded(model, site)
+
+
+def _folds(model: nn.Module, site: Site) -> bool:
+    """Whether a site is one operator with the BatchNorm behind it, up to rounding: that of half precision could be seen."""
+    weight = model.get_submodule(site.name).weight
+    return site.batch_norm is not None and site.spec.kernels == 1 and weight.dtype in (torch.float32, torch.float64)
+
+
+def _folded(model: nn.Module, site: Site) -> nn.Module:
+    """A site's convolution with the BatchNorm that follows it in one; all kernels of a dynamic one."""
     kernel, bias = folded_kernel(model, site)
     like = model.get_submodule(site.name).weight
     assert isinstance(like, Tensor)
-    return build_conv(site.folded_spec.planar, kernel, bias, like).requires_grad_(False)
+    return build_conv(site.folded_spec, kernel, bias, like).requires_grad_(False)
 
 
 def _calls_of(model: nn.Module, site: Site, inputs: Inputs) -> list[tuple[Tensor, Tensor]]:

@@ -57,6 +57,7 @@ class Streams:
         self.store = Store(memory)
         self._modules = dict(graph.named_modules(remove_duplicate=False))
         self._replaced: dict[str, nn.Module] = {}
+        self._folded: dict[str, nn.Module] = {}
         self._foreseen: dict[str, nn.Module] = {}
         self._batches = batches
         self._nodes = skips_first(graph, {site.name for site in sites})
@@ -109,9 +110,9 @@ class Streams:
             output: Tensor = self._original_value(index, end)
             return output
         source, conv = self._source(), self._nodes[self._position]
-        values = {source: self._original_value(index, source)}
+        values, modules = {source: self._original_value(index, source)}, self._modules | self._folded
         for node in dict.fromkeys((conv, end)):
-            values[node] = execute(node, self._modules, values)
+            values[node] = execute(node, modules, values)
         if conv is not end:
             original[conv] = self.store.put(None, shared=False)  # only the BatchNorm asked for it
         original[end] = self.store.put(values[end], shared=False)
@@ -135,7 +136,7 @@ class Streams:
 
     def finish(self, index: int, site: Site, module: nn.Module) -> Any:
         """See :meth:`Propagation.outputs`; what the streams hold stays as it is."""
-        modules = self._modules | self._foreseen | self._replaced | self._replacements(site, module)
+        modules = self._modules | self._folded | self._foreseen | self._replaced | self._replacements(site, module)
         kept = self._original[index] | self._rewritten[index]
         rest = self._nodes[self._position :]
         in_place = any(_works_in_place(node, modules) for node in rest if node.op != "output")
@@ -150,6 +151,10 @@ class Streams:
                 if self._last_use[source] <= self._order[node]:
                     values.pop(source, None)
         raise AssertionError("a graph ends in its output")
+
+    def fold(self, site: Site, module: nn.Module) -> None:
+        """What the original network has at a site, with the BatchNorm that follows it: one operator instead of two."""
+        self._folded |= self._replacements(site, module)
 
     def foresee(self, site: Site, module: nn.Module) -> None:
         """What :meth:`finish` has at a site that the streams have not reached."""

@@ -1,6 +1,7 @@
 """Networks of one-dimensional convolutions: found, fitted, folded, replaced by their like, exported and loaded."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,7 @@ def test_the_geometry_is_that_of_a_plane_of_height_one(conv: nn.Module) -> None:
     assert type(same) is type(conv) and ConvSpec.of(same) == spec
     same.load_state_dict(conv.state_dict())
     assert torch.equal(same(x), conv(x))
-    flat = spec.planar.build()
+    flat = replace(spec, dims=2).build()
     flat.load_state_dict({"weight": planar(conv.weight, spec)} | ({} if conv.bias is None else {"bias": conv.bias}))
     torch.testing.assert_close(flat(planar(x, spec)).squeeze(-2), conv(x))
 

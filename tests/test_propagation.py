@@ -72,7 +72,7 @@ def outputs_by_hooks(model: nn.Module, site: Site, inputs: Inputs) -> list[Tenso
     """What a site gives at each of its calls, its BatchNorm included; of a dynamic one, every kernel's output."""
     if site.spec.kernels > 1:
         kernel, bias = folded_kernel(model, site)
-        every = build_conv(site.folded_spec.planar, kernel, bias, kernel)
+        every = build_conv(site.folded_spec, kernel, bias, kernel)
         return [every(x) for x in inputs_by_hooks(model, site.name, inputs)]
     seen: list[Tensor] = []
     model = copy.deepcopy(model)

@@ -45,7 +45,7 @@ def curve(errors: dict[int, float], ladder: Ladder | None = None, gain: float = 
     """The ranks 2 to 12 of a ladder, fitted at these with these squared errors; in nanoseconds of their MACs."""
     ladder = ladder or ladders()[0]
     proposals = tuple(ladder.at(rank) for rank in RANKS)
-    samples = tuple(Sample(ladder.at(r), Fit((), torch.zeros(0), e, e), gain) for r, e in errors.items())
+    samples = tuple(Sample(ladder.at(r), Fit((), torch.zeros(0), e), gain) for r, e in errors.items())
     return Curve(ladder, proposals, tuple(1e-9 * p.cost.macs for p in proposals) if timed else (), samples)
 
 
