@@ -25,6 +25,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -47,7 +48,9 @@ from convrewrite.rules import resolve
 from convrewrite.verifying import check_parity, measure_fidelity, require_parity
 
 SIZES = (64, 96, 128, 224, 256, 299, 480)
-CHANNELS = {"superpointnet": 1}
+CHANNELS = {"superpointnet": 1, "pfpcnet": 1}
+OPTIONS = {"simplepose_coco": {"return_heatmap": True}, "simpleposemobile_coco": {"return_heatmap": True}}
+"""Without the loop over numbers in tensors that looks for maxima: with it there is no ONNX form, of the original neither."""
 RULE = "balanced"
 BUDGET = {"macs": 0.6}
 MEMORY = 1 << 30
@@ -85,7 +88,7 @@ def network(module: str) -> tuple[nn.Module, Tensor]:
         torch.manual_seed(0)
         image = torch.randn(1, CHANNELS.get(module, 3), size, size)
         try:
-            model = settled(sized(build, size).eval())
+            model = settled(sized(partial(build, **OPTIONS.get(module, {})), size).eval())
             with torch.no_grad():
                 model(image)
         except (RuntimeError, AssertionError, ValueError) as error:
