@@ -1,8 +1,8 @@
 """Fit and replace, site by site, front to back.
 
-At each site the proposed options are fitted to the inputs that the already rewritten prefix gives, and the one with the
-least error on held-out inputs is put in place. Where only a ReLU sees the output, that one is refitted to what the ReLU
-lets through. Without inputs the stages keep their weights-only initial values.
+At each site the proposed options are fitted to the inputs that the already rewritten prefix gives, refitted to what a ReLU
+lets through where only that sees the output, and the one with the least error on held-out inputs is put in place. Without
+inputs the stages keep their weights-only initial values.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -96,14 +96,14 @@ def _rewrite_site(
     seed: int,
     watch: Stopwatch,
 ) -> Outcome:
-    """Fit every proposal, put the best in place. A site whose best breaks its rule's error limit is kept."""
+    """Fit every proposal, put the best in place. A site where all break their rules' error limits is kept."""
     piece = Workpiece.of(walk, offer.site, calibration, weights, seed, watch)
     if not piece.reached:
         return Outcome(offer.site, None, reason=UNREACHED)
     with watch.timed("solves"), piece.solving_threads():
         fits = piece.fit_all(offer.proposals, structures)
     within = [
-        (found, proposal)
+        (proposal, found)
         for proposal, found in fits
         if found.held_out_error**0.5 <= (proposal.rule.require.max_output_error or float("inf"))
     ]
@@ -111,11 +111,8 @@ def _rewrite_site(
         least = min(found.held_out_error for _, found in fits) ** 0.5
         reason = f"every option's output error exceeds the rule's limit; the least is {least:.3g}"
         return Outcome(offer.site, None, reason=reason)
-    best, proposal = min(within, key=lambda pair: pair[0].held_out_error)
-    structure = structures[proposal.option.structure]
     with watch.timed("solves"), piece.solving_threads():
-        best = piece.rectify(structure, proposal.option, best)
-    walk.replace(
-        offer.site, piece.build(structure, proposal.option, best), piece.merged(structure, proposal.option, best)
-    )
+        proposal, best = piece.best_of(within, structures)
+    structure, option = structures[proposal.option.structure], proposal.option
+    walk.replace(offer.site, piece.build(structure, option, best), piece.merged(structure, option, best))
     return Outcome(offer.site, proposal, best.held_out_error**0.5)

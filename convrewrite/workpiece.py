@@ -158,6 +158,17 @@ class Workpiece:
         kernel = composed_kernel(found.kernels, stages, self.site.spec.groups)
         return build_conv(self.site.folded_spec, kernel, found.bias, self.like)
 
+    def best_of(self, fits: Sequence[tuple[Proposal, Fit]], structures: dict[str, Structure]) -> tuple[Proposal, Fit]:
+        """Each refitted to what a ReLU lets through, where it alone sees the output, and the one with the least error then."""
+        ready = [(p, self.rectify(structures[p.option.structure], p.option, found)) for p, found in fits]
+        return min(ready, key=lambda pair: self._harm(structures[pair[0].option.structure], *pair))
+
+    def _harm(self, structure: Structure, proposal: Proposal, found: Fit) -> float:
+        """The squared error on held-out inputs: behind the ReLU where only that sees the output."""
+        if not self.held_out:
+            return found.held_out_error
+        return self._error_behind_relu(structure.stages(self.site.spec.per_group, proposal.option.parameters), found)
+
     def _pays(self, stages: Sequence[Stage]) -> bool:
         """Whether torch runs the chain in less time than the convolution it replaces."""
         spec, sizes = self.site.folded_spec, self.site.input_sizes
