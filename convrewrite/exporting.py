@@ -102,6 +102,18 @@ class _FlatOutputs(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         return tuple(named_outputs(self.model(*inputs)).values())
 
+    def __repr__(self) -> str:
+        """Not the model's own: the exporter asks for it, and one that raises would be the end."""
+        return type(self.model).__name__
+
+
+def _has_repr(model: nn.Module) -> bool:
+    try:
+        repr(model)
+    except Exception:
+        return False
+    return True
+
 
 def _output_names(model: nn.Module, inputs: Inputs) -> list[str]:
     try:
@@ -140,7 +152,7 @@ def _write(draft: _Draft, inputs: Inputs) -> tuple[bool, str | None]:
 
 def _torch_export(draft: _Draft, inputs: Inputs, *, dynamic: bool) -> None:
     # A model with a single plain output keeps its own parameter names in the file; others are wrapped.
-    wrapped = draft.names != [ROOT]
+    wrapped = draft.names != [ROOT] or not _has_repr(draft.model)
     shapes = tuple({0: BATCH} for _ in inputs)
     with _silence():
         torch.onnx.export(

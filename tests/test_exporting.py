@@ -98,6 +98,21 @@ def test_one_plain_output_keeps_names_and_parameter_names(tmp_path: Path) -> Non
     assert [entry.version for entry in model.opset_import if entry.domain == ""] == [19]
 
 
+class NoRepr(nn.Conv2d):
+    def __repr__(self) -> str:
+        raise KeyError("channels")
+
+
+def test_a_model_whose_repr_raises_is_exported_with_parity(tmp_path: Path) -> None:
+    model = seeded(nn.Sequential(NoRepr(4, 4, 3), nn.ReLU())).eval()
+    with pytest.raises(KeyError):
+        repr(model)
+    exported = export(model, images(), tmp_path / "m.onnx")
+    assert exported.dynamic_batch
+    assert OnnxModel(exported.path).output_names == ("output",)
+    assert check_parity(model, exported.path, (images(3),)).passed
+
+
 def test_a_batch_that_the_model_fixes_is_exported_fixed_with_the_reason(tmp_path: Path) -> None:
     model = BatchOfTwo()
     exported = export(model, (images(2),), tmp_path / "model.onnx")
