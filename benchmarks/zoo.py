@@ -49,6 +49,9 @@ from convrewrite.verifying import check_parity, measure_fidelity, require_parity
 
 SIZES = (64, 96, 128, 224, 256, 299, 480)
 CHANNELS = {"superpointnet": 1, "pfpcnet": 1}
+FIXED = {"pfpcnet": (320, 240), "ntsnet_cub": (448, 448)}
+"""Networks for one height and width."""
+
 OPTIONS = {"simplepose_coco": {"return_heatmap": True}, "simpleposemobile_coco": {"return_heatmap": True}}
 """Without the loop over numbers in tensors that looks for maxima: with it there is no ONNX form, of the original neither."""
 RULE = "balanced"
@@ -83,25 +86,26 @@ def network(module: str) -> tuple[nn.Module, Tensor]:
     """The network and the least input of SIZES (32 x 32 for those of CIFAR) that it takes."""
     name = ARCHITECTURES[module]
     build: Callable[..., nn.Module] = getattr(importlib.import_module(f"pytorchcv.models.{module}"), name)
+    squares = [(size, size) for size in ((32,) if "cifar" in name else SIZES)]
     problem = "no size tried"
-    for size in (32,) if "cifar" in name else SIZES:
+    for size in [FIXED[module]] if module in FIXED else squares:
         torch.manual_seed(0)
-        image = torch.randn(1, CHANNELS.get(module, 3), size, size)
+        image = torch.randn(1, CHANNELS.get(module, 3), *size)
         try:
             model = settled(sized(partial(build, **OPTIONS.get(module, {})), size).eval())
             with torch.no_grad():
                 model(image)
         except (RuntimeError, AssertionError, ValueError) as error:
-            problem = f"{size} x {size}: {error}"
+            problem = f"{size[0]} x {size[1]}: {error}"
             continue
         return model, image
     raise LookupError(f"{name} takes none of the sizes tried; {problem}")
 
 
-def sized(build: Callable[..., nn.Module], size: int) -> nn.Module:
+def sized(build: Callable[..., nn.Module], size: tuple[int, int]) -> nn.Module:
     """Built for this input size where the size is part of the network."""
     try:
-        return build(pretrained=False, in_size=(size, size))
+        return build(pretrained=False, in_size=size)
     except TypeError:
         return build(pretrained=False)
 
