@@ -41,7 +41,10 @@ def read_images(paths: Sequence[Path], shape: torch.Size, resize: tuple[int, int
     channels, height, width = shape
     cover = resize or (height, width)
     if cover[0] < height or cover[1] < width:
-        raise CalibrationError(f"resize: expected at least the model's {height}x{width}, found {cover[0]}x{cover[1]}")
+        raise CalibrationError(
+            f"resize: expected at least the model's {height}x{width}, which is cut from the centre, found "
+            f"{cover[0]}x{cover[1]}; resize to more, or say that the model takes less: --input 1x{channels}x{cover[0]}x{cover[1]}"
+        )
     pixels = np.empty((len(paths), height, width, channels), np.uint8)
     for row, path in zip(pixels, paths, strict=True):
         row[:] = _read_image(path, _MODES[channels], cover, (height, width)).reshape(height, width, channels)
