@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -154,7 +155,7 @@ def _torch_export(draft: _Draft, inputs: Inputs, *, dynamic: bool) -> None:
     # A model with a single plain output keeps its own parameter names in the file; others are wrapped.
     wrapped = draft.names != [ROOT] or not _has_repr(draft.model)
     shapes = tuple({0: BATCH} for _ in inputs)
-    with _silence():
+    with _silence(), _memory_kept():
         torch.onnx.export(
             _FlatOutputs(draft.model) if wrapped else draft.model,
             inputs,
@@ -212,6 +213,22 @@ def _needs_external_data(model: nn.Module) -> bool:
 
 def _shapes(inputs: Inputs) -> str:
     return ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
+
+
+@contextmanager
+def _memory_kept() -> Iterator[None]:
+    """Meanwhile ``tensor.set_()`` frees nothing. Reversible networks let go of a tensor that way once they are done with it,
+    which is no part of what they compute, and which the exporter refuses."""
+    original = torch.Tensor.set_
+
+    def set_(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return original(self, *args, **kwargs) if args or kwargs else self
+
+    torch.Tensor.set_ = set_  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.Tensor.set_ = original  # type: ignore[method-assign]
 
 
 @contextmanager

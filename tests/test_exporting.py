@@ -113,6 +113,30 @@ def test_a_model_whose_repr_raises_is_exported_with_parity(tmp_path: Path) -> No
     assert check_parity(model, exported.path, (images(3),)).passed
 
 
+class FreesMemory(nn.Module):
+    """As reversible networks do in their forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, _ = (half.contiguous() for half in x.chunk(2, dim=1))
+        y = self.conv(x) + first.mean()
+        with torch.no_grad():
+            first.set_()
+            x.data.set_()
+        return y
+
+
+def test_a_model_that_frees_tensors_is_exported_with_parity_and_frees_them_again_afterwards(tmp_path: Path) -> None:
+    model = seeded(FreesMemory()).eval()
+    exported = export(model, images(), tmp_path / "m.onnx")
+    assert exported.dynamic_batch
+    assert check_parity(model, exported.path, (images(3),)).passed
+    assert torch.ones(3).set_().numel() == 0
+
+
 def test_a_batch_that_the_model_fixes_is_exported_fixed_with_the_reason(tmp_path: Path) -> None:
     model = BatchOfTwo()
     exported = export(model, (images(2),), tmp_path / "model.onnx")
