@@ -17,6 +17,7 @@ from convrewrite.cli_options import (
     Mean,
     Memory,
     Model,
+    Onnx,
     Resize,
     Rules,
     Seed,
@@ -63,6 +64,7 @@ def optimize(
     threads: Threads = 1,
     seed: Seed = 0,
     memory: Memory = 4.0,
+    onnx: Onnx = True,
     trust: Trust = False,
 ) -> None:
     """Rewrite MODEL by the rules, export and verify the result, and report what was saved."""
@@ -78,7 +80,8 @@ def optimize(
     with progress_bars() as progress:
         result = pipeline.optimize(
             loaded.model, inputs, chosen, data, asked, seed, keep=kept, fast=fast,
-            threads=threads, memory=int(memory * 2**30), name=model, notes=(*loaded.notes, *notes), progress=progress,
+            threads=threads, memory=int(memory * 2**30), measure=onnx, name=model, notes=(*loaded.notes, *notes),
+            progress=progress,
         )  # fmt: skip
         result.save(out)
     show_result(result.report, out)
@@ -101,6 +104,7 @@ def plan(
     threads: Threads = 1,
     seed: Seed = 0,
     memory: Memory = 4.0,
+    onnx: Onnx = True,
     trust: Trust = False,
 ) -> None:
     """Only choose what each convolution of MODEL becomes, and write it down; `apply` carries it out."""
@@ -117,7 +121,7 @@ def plan(
     with progress_bars() as progress:
         made = pipeline.plan(
             loaded.model, inputs, chosen, data, asked, seed, keep=kept, fast=fast,
-            threads=threads, memory=int(memory * 2**30), progress=progress,
+            threads=threads, memory=int(memory * 2**30), measure=onnx, progress=progress,
         )  # fmt: skip
     storing.save_plan(made, out)
     typer.echo(render_plan(made))
@@ -139,6 +143,7 @@ def apply(
     resize: Resize = None,
     threads: Threads = 1,
     memory: Memory = 4.0,
+    onnx: Onnx = True,
     trust: Trust = False,
 ) -> None:
     """Carry out PLAN on MODEL: fit its options, export and verify the result, and report what was saved."""
@@ -151,7 +156,7 @@ def apply(
     data = calibration_of(calib, loaded.model, inputs, followed.seed, mean, std, resize)
     with progress_bars() as progress:
         result = pipeline.apply(
-            loaded.model, inputs, followed, data, threads=threads, memory=int(memory * 2**30), name=model,
+            loaded.model, inputs, followed, data, threads=threads, memory=int(memory * 2**30), measure=onnx, name=model,
             notes=(*loaded.notes, *notes), progress=progress,
         )  # fmt: skip
         result.save(out)

@@ -51,6 +51,10 @@ Keep = Annotated[
     str | None,
     typer.Option("--keep", help="The fidelity to keep on held-out inputs: 0.98 of the top classes, or error=0.02."),
 ]
+Onnx = Annotated[
+    bool,
+    typer.Option("--onnx/--no-onnx", help="Export to ONNX, check parity and time; without it outputs are compared."),
+]
 Fast = Annotated[bool, typer.Option("--fast", help="Measure less while planning.")]
 
 

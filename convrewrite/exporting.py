@@ -146,7 +146,8 @@ def _write(draft: _Draft, inputs: Inputs) -> tuple[bool, str | None]:
     except Exception as error:
         raise ExportError(
             f"{type(draft.model).__name__}: no ONNX form: {innermost_cause(error)}; "
-            "change the part of the model's forward that this names, or do without the ONNX file"
+            "change the part of the model's forward that this names, or do without the ONNX file (--no-onnx, in Python "
+            "measure=False)"
         ) from error
     return False, reason
 

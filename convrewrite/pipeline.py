@@ -219,7 +219,9 @@ def _asked(budget: Mapping[str, float] | None, keep: KeepSource, settings: Setti
     ask = Ask(dict(budget or {}), keep_of(keep))
     check_budget(ask.budget)
     if "latency" in ask.budget and not settings.measure:
-        raise PlanError("budget latency: needs measured times; leave measure on, or ask for macs or params")
+        raise PlanError(
+            "budget latency: needs measured times; leave out --no-onnx (in Python measure=False), or ask for macs or params"
+        )
     return ask
 
 

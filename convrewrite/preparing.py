@@ -99,7 +99,7 @@ def require_runtime_dtype(model: nn.Module) -> None:
             raise ExportError(
                 f"{type(model).__name__}: expected float32 weights, found {name} in {str(parameter.dtype)[6:]}, for which "
                 "onnxruntime has no convolution; convert the model with model.float(), or leave out export and "
-                "measurement (measure=False in Python)"
+                "measurement (--no-onnx, in Python measure=False)"
             )
 
 

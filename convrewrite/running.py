@@ -34,6 +34,9 @@ from convrewrite.swapping import check, swap
 from convrewrite.tracing import Traced
 from convrewrite.weighting import output_weights
 
+NOT_MEASURED = "no ONNX file was asked for: nothing was exported or timed, and onnxruntime was not compared"
+"""The note of a result without one."""
+
 
 class Scratch:
     """A folder that lasts as long as this object; a TemporaryDirectory would warn when it is collected."""
@@ -237,7 +240,7 @@ class Run:
             predicted_saving=saved,
             notes=[
                 *notes, *settled.notes, *work.data.notes, *_lost(prepared.traced), *measured.notes,
-                *_nothing_done(rewritten.outcomes),
+                *_nothing_done(rewritten.outcomes), *([] if onnx is not None else [NOT_MEASURED]),
             ],
             seconds=work.watch.seconds,
         )  # fmt: skip

@@ -130,7 +130,27 @@ def test_a_model_that_asks_for_float64_is_refused_before_the_long_work(
     assert ran.code == 3
     assert "float64" in ran.message
     assert "model.float()" in ran.message
+    assert "--no-onnx" in ran.message
     assert not (place / "double").exists()
+
+
+def test_what_has_no_onnx_form_is_rewritten_without(place: Path, tmp_path: Path) -> None:
+    torch.save(small_network().double(), tmp_path / "double.pt")
+    call_without = ("--no-onnx", *INPUT, "--calib", "weights")
+    ran = call("plan", tmp_path / "double.pt", "-o", tmp_path / "plan.json", *call_without, "--budget", "macs=0.6")
+    assert ran.code == 0, ran.err
+    ran = call("apply", tmp_path / "double.pt", tmp_path / "plan.json", "-o", tmp_path / "a", *call_without)
+    assert ran.code == 0, ran.err
+    assert "no ONNX file was asked for" in ran.out
+    assert listing(tmp_path / "a") == set(FILES) - {"model.onnx"}
+    both = ("--budget", "macs=0.6", "--rule", "balanced")
+    assert call("optimize", tmp_path / "double.pt", "-o", tmp_path / "o", *call_without, *both).code == 0
+    first, second = (load_file(tmp_path / name / "weights.safetensors") for name in "ao")
+    assert first.keys() == second.keys() != small_network().state_dict().keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    ran = call("optimize", place / "net.pt", "-o", tmp_path / "x", *call_without, "--budget", "latency=0.5")
+    assert ran.code == 2
+    assert "--no-onnx" in ran.message
 
 
 def test_parity_holds_between_torch_and_onnx(out: Path) -> None:

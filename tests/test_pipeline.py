@@ -155,7 +155,7 @@ def test_budgets_that_cannot_be() -> None:
         rewrite(small_network(), budget={"macs": 0.01})
     with pytest.raises(PlanError, match="expected one of macs, params, latency"):
         rewrite(small_network(), budget={"flops": 0.5})
-    with pytest.raises(PlanError, match="budget latency: needs measured times; leave measure on"):
+    with pytest.raises(PlanError, match="budget latency: needs measured times; leave out --no-onnx"):
         rewrite(small_network(), budget={"latency": 0.5})
 
 
