@@ -114,5 +114,8 @@ def _rewrite_site(
     with watch.timed("solves"), piece.solving_threads():
         proposal, best = piece.best_of(within, structures)
     structure, option = structures[proposal.option.structure], proposal.option
-    walk.replace(offer.site, piece.build(structure, option, best), piece.merged(structure, option, best))
+    stand_in = (
+        piece.merged(structure, option, best) if piece.seen else None
+    )  # from the weights alone nothing runs through it
+    walk.replace(offer.site, piece.build(structure, option, best), stand_in)
     return Outcome(offer.site, proposal, best.held_out_error**0.5)
