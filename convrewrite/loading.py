@@ -202,7 +202,7 @@ def _put_in_eval_mode(model: nn.Module, source: str) -> tuple[str, ...]:
         return ()
     try:
         model.eval()
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # torch's own refusal: the module of an exported program has no other mode
         raise ModelLoadError(
             f"{source}: expected a module that can change its mode, found what ExportedProgram.module() gives; "
             "give the program itself, or its .pt2 file"

@@ -6,7 +6,6 @@ memory limit wait on disk.
 """
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -41,8 +40,9 @@ class Propagation:
         self._streams: Streams | None = None
         if traced.whole is not None:
             self._streams = Streams(traced.whole, sites, batches, memory)
-            for site in filter(partial(_folds, model), sites):
-                self._streams.fold(site, _folded(model, site))
+            for site in sites:
+                if _folds(model, site):
+                    self._streams.fold(site, _folded(model, site))
             for site in sites if start is not None else ():
                 self._streams.foresee(site, self.rewritten.get_submodule(site.name))
 

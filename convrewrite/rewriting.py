@@ -114,8 +114,7 @@ def _rewrite_site(
     with watch.timed("solves"), piece.solving_threads():
         proposal, best = piece.best_of(within, structures)
     structure, option = structures[proposal.option.structure], proposal.option
-    stand_in = (
-        piece.merged(structure, option, best) if piece.seen else None
-    )  # from the weights alone nothing runs through it
+    # From the weights alone no input runs through the rewritten prefix: then nothing has to be fast there.
+    stand_in = piece.merged(structure, option, best) if piece.seen else None
     walk.replace(offer.site, piece.build(structure, option, best), stand_in)
     return Outcome(offer.site, proposal, best.held_out_error**0.5)

@@ -55,8 +55,8 @@ def swap(
     holds: Callable[[Allocation], bool],
     attempt: Callable[[Allocation], Rewritten],
 ) -> Checked:
-    """The plan with the swaps that lower its effect, or as it was. One that does not hold, by what its options alone
-    cannot tell, is not attempted."""
+    """The plan with the swaps that lower its effect, or as it was. ``holds`` says whether a plan is within the budget where
+    only the whole shows it, as its latency does: one that is not is never fitted by ``attempt``."""
     nearby = _survey_nearby(work, checked, tuple(budget))
     try:
         better = allocate(nearby, budget, checked.allocation.totals)

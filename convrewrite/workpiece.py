@@ -160,14 +160,9 @@ class Workpiece:
 
     def best_of(self, fits: Sequence[tuple[Proposal, Fit]], structures: dict[str, Structure]) -> tuple[Proposal, Fit]:
         """Each refitted to what a ReLU lets through, where it alone sees the output, and the one with the least error then."""
-        ready = [(p, self.rectify(structures[p.option.structure], p.option, found)) for p, found in fits]
-        return min(ready, key=lambda pair: self._harm(structures[pair[0].option.structure], *pair))
-
-    def _harm(self, structure: Structure, proposal: Proposal, found: Fit) -> float:
-        """The squared error on held-out inputs: behind the ReLU where only that sees the output."""
-        if not self.held_out:
-            return found.held_out_error
-        return self._error_behind_relu(structure.stages(self.site.spec.per_group, proposal.option.parameters), found)
+        ready = [(p, *self.rectify(structures[p.option.structure], p.option, found)) for p, found in fits]
+        proposal, best, _ = min(ready, key=lambda entry: entry[2])
+        return proposal, best
 
     def _pays(self, stages: Sequence[Stage]) -> bool:
         """Whether torch runs the chain in less time than the convolution it replaces."""
@@ -176,8 +171,9 @@ class Workpiece:
             return False
         return option_cost(spec, stages, sizes).macs <= WORTH * spec.cost(sizes).macs
 
-    def rectify(self, structure: Structure, option: Option, found: Fit) -> Fit:
-        """Refit to what the ReLU lets through, where it alone sees the output: below zero any value is as good.
+    def rectify(self, structure: Structure, option: Option, found: Fit) -> tuple[Fit, float]:
+        """Refit to what the ReLU lets through, where it alone sees the output: below zero any value is as good. With the
+        squared error on held-out inputs, behind the ReLU then, which tells the options of one site apart.
 
         Where the original is negative, the wanted output becomes what the rewritten site gives, if that is negative too,
         else zero; a fit to these targets never raises the error behind the ReLU, since each bounds it from above and
@@ -185,7 +181,7 @@ class Workpiece:
         while the error behind the ReLU falls on the held-out inputs.
         """
         if not self.fitted:
-            return found
+            return found, found.held_out_error
         best, least = found, float("inf")
         stages = structure.stages(self.site.spec.per_group, option.parameters)
         rounds = ROUNDS if self.patch < LARGE else min(ROUNDS, 1)
@@ -199,7 +195,7 @@ class Workpiece:
                 moments = self._relaxed_moments(stages, best)
                 targets = [target.towards(m) for target, m in zip(self.targets, moments, strict=True)]
                 found = self._refit(structure, option, best, targets, moments, effort)
-        return best
+        return best, least
 
     def _with_moments(self, watch: Stopwatch) -> "Workpiece":
         """Add the moments over the batches to fit on and over those held out; and where a ReLU follows, the positions.
