@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from convrewrite.errors import TraceError
 from convrewrite.inputs import Inputs
 from convrewrite.outputs import named_outputs
+from convrewrite.sized_tracing import trace_sized
 from convrewrite.tracing import Traced, run, trace
 
 ROUNDING = 2**12
@@ -26,6 +27,10 @@ def follow(model: nn.Module, inputs: Inputs) -> Traced:
     in the mode it is in. Raises TraceError when it does not run on ``inputs``.
     """
     traced = trace(model, len(inputs))
+    if traced.whole is None:
+        sized = _sized(model, inputs)
+        if sized is not None:
+            return sized
     parts: dict[str, fx.GraphModule] = {}
     lost = list(traced.lost)
     waiting = list(traced.parts.items())
@@ -43,6 +48,19 @@ def follow(model: nn.Module, inputs: Inputs) -> Traced:
             lost += [f"{path}.{part}" if part else path for part in inner.lost]
             waiting += [(f"{path}.{part}" if part else path, graph) for part, graph in inner.parts.items()]
     return Traced(parts, tuple(lost))
+
+
+def _sized(model: nn.Module, inputs: Inputs) -> Traced | None:
+    """One graph for inputs of these sizes in batches of any; None where there is none."""
+    traced = trace_sized(model, inputs)
+    if traced.whole is None or not _computes_the_same(model, "", traced.whole, inputs):
+        return None
+    others = tuple(torch.cat([tensor, tensor.flip(-1)]) for tensor in inputs)
+    try:
+        run(model, others)
+    except TraceError:  # it takes this batch alone
+        return traced
+    return traced if _computes_the_same(model, "", traced.whole, others) else None
 
 
 def _computes_the_same(model: nn.Module, name: str, graph: fx.GraphModule, inputs: Inputs) -> bool:

@@ -39,6 +39,10 @@ LEAST_EXAMPLES = 32
 ENOUGH = 1 << 22
 """Numbers of input that effects are measured on, where that is more than ``LEAST_EXAMPLES``: 27 images of 3 x 224 x 224."""
 
+DEAR = 6e12
+"""MACs of the model times its sites and the inputs that effects are measured on: beyond that a site's options share the
+effects of one structure. VGG-16 in full stays below it, ResNet-101 does not with ``FAST``."""
+
 REFINABLE = 2000
 """Iterations of refinement in a survey times the numbers in a patch."""
 
@@ -95,7 +99,7 @@ def survey(
     if chosen.kind != "weights only":
         require_memory(active, memory)
     walk = Propagation(model, traced, active, (*chosen.fit, *chosen.held_out), memory)
-    judge = Judge.of(model, walk, chosen)
+    judge = Judge.of(model, walk, chosen, active)
     gains = _Gains()
     found: list[Surveyed] = []
     try:
@@ -138,22 +142,26 @@ def _first(batches: Sequence[Inputs], count: int) -> tuple[Inputs, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """The original's outputs on the batches that effects are measured on; ``long``: each takes a good while."""
+    """The original's outputs on the batches that effects are measured on; ``long``: each takes a good while; ``dear``:
+    all together do, so many are the sites."""
 
     walk: Propagation
     batches: tuple[int, ...]
     originals: tuple[dict[str, Tensor], ...]
     long: bool = False
+    dear: bool = False
 
     @classmethod
-    def of(cls, model: nn.Module, walk: Propagation, calibration: Calibration) -> "Judge":
-        """On held-out inputs, where there are any."""
+    def of(cls, model: nn.Module, walk: Propagation, calibration: Calibration, sites: Sequence[Site] = ()) -> "Judge":
+        """On held-out inputs, where there are any. ``sites``: whose options will be judged, to know how long that takes."""
         all_batches = (*calibration.fit, *calibration.held_out)
         first = len(calibration.fit) if calibration.held_out else 0
         batches = range(first, len(all_batches))
         originals = tuple(named_outputs(run(model, all_batches[index])) for index in batches)
-        numbers = sum(len(all_batches[index][0]) * all_batches[index][0][0].numel() for index in batches)
-        return cls(walk, tuple(batches), originals, numbers > ENOUGH)
+        examples = sum(len(all_batches[index][0]) for index in batches)
+        numbers = sum(all_batches[index][0].numel() for index in batches)
+        macs = examples * len(sites) * sum(site.cost.macs for site in sites)
+        return cls(walk, tuple(batches), originals, numbers > ENOUGH, macs > DEAR)
 
     def effect(self, site: Site, module: nn.Module) -> float:
         """J of a module in the site's place."""
@@ -202,7 +210,8 @@ class _Bench:
         dropped += [entry for c in far for entry in c.dropped("far behind others of the same cost in a first fit")]
         kept, wrong = faithful_enough(near)
         with self.stopwatch.timed("effects"):
-            options = [scored for curves in _by_structure(kept) for scored in self._scored(curves)]
+            groups = ([kept] if kept else []) if self.judge.dear else _by_structure(kept)
+            options = [scored for curves in groups for scored in self._scored(curves)]
         told = (*dropped, *wrong)
         return Surveyed(self.site, tuple(options), told, before, None if options else _nothing_left(told))
 
@@ -291,8 +300,8 @@ class _Bench:
         return replace(curve, samples=tuple(Sample(sample.proposal, found) for sample, found in pairs))
 
     def _scored(self, curves: Sequence[Curve]) -> list[Scored]:
-        """All variants of one structure, with the effects that were measured on the best of them: equal errors of one
-        structure do about equal harm."""
+        """All variants of one structure, or of several, with the effects that were measured on the best of them: equal
+        errors do about equal harm, most nearly those of one structure."""
         best = min(curves, key=lambda curve: statistics.fmean(error for _, error in curve.points))
         picked = spread(range(1, len(best.samples) + 1), self._measured)
         effects = [(best.samples[i - 1], self._effect(best.samples[i - 1])) for i in picked]

@@ -4,6 +4,7 @@ Activations are kept from site to site, so each layer runs once per stream howev
 memory limit wait on disk.
 """
 
+import copy
 import operator
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -16,11 +17,15 @@ from torch import Tensor, fx, nn
 from convrewrite.conv import ConvSpec, Size, planar
 from convrewrite.sites import Site
 from convrewrite.spilling import Kept, Store
+from convrewrite.tracing import execute, given_to
 
 Inputs = tuple[Tensor, ...]
 RECTIFIERS = (torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_, "relu", "relu_")
 MAKE_THEIR_OWN = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d)
 """Layers whose output is never a view of their input, unless they work in place."""
+
+KNOWN_LAYERS = ("torch.nn", "convrewrite.")
+"""Where the layers are defined that say whether they work in place."""
 
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
@@ -139,10 +144,9 @@ class Streams:
         modules = self._modules | self._folded | self._foreseen | self._replaced | self._replacements(site, module)
         kept = self._original[index] | self._rewritten[index]
         rest = self._nodes[self._position :]
-        in_place = any(_works_in_place(node, modules) for node in rest if node.op != "output")
         values = {node: self.store.get(value) for node, value in kept.items()}
-        if in_place:
-            values = {node: v.clone() if isinstance(v, Tensor) else v for node, v in values.items()}
+        if any(_may_change(node, modules) for node in rest if node.op != "output"):
+            values = dict(zip(values, copy.deepcopy(list(values.values())), strict=True))
         for node in rest:
             if node.op == "output":
                 return fx.map_arg(node.args[0], lambda n: values[n])
@@ -205,7 +209,7 @@ class Streams:
         inputs = iter(self._batches[index])
         for node in segment:
             if node.op == "placeholder":
-                original[node] = _given(node, inputs)
+                original[node] = given_to(node, inputs)
             elif node.op != "output":
                 self._step(node, original, rewritten)
             for source in (*node.all_input_nodes, node):
@@ -230,9 +234,8 @@ class Streams:
         """One node in both streams; once when nothing before it differs, and not again where a sample showed the original."""
         differs = node.op == "call_module" and str(node.target) in self._replaced
         differs = differs or any(source in rewritten for source in node.all_input_nodes)
-        if differs and _works_in_place(node, self._modules) and node.all_input_nodes[0] not in rewritten:
-            first = node.all_input_nodes[0]
-            rewritten[first] = original[first].clone()
+        changed = _may_change(node, self._modules) if differs else []
+        rewritten.update({source: copy.deepcopy(original[source]) for source in changed if source not in rewritten})
         both = {source: rewritten.get(source, original.get(source)) for source in node.all_input_nodes}
         if node not in original:
             original[node] = execute(node, self._modules, original)
@@ -240,49 +243,38 @@ class Streams:
             rewritten[node] = execute(node, self._modules | self._replaced, both)
 
 
-def execute(node: fx.Node, modules: dict[str, nn.Module], values: dict[fx.Node, Any]) -> Any:
-    """The value of one node of a graph."""
-    args = fx.map_arg(node.args, lambda n: values[n])
-    kwargs = fx.map_arg(node.kwargs, lambda n: values[n])
-    with torch.no_grad():
-        if node.op == "call_module":
-            return modules[str(node.target)](*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        if node.op == "get_attr":
-            return operator.attrgetter(str(node.target))(modules[""])
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
-
-
 def _plane(x: Tensor) -> Size:
     return (int(x.shape[-2]), int(x.shape[-1]))
 
 
-def _given(node: fx.Node, inputs: Iterator[Tensor]) -> Any:
-    """What a placeholder stands for: the next input, or with ``*args`` all that are left. The network may change it."""
-    if str(node.target).startswith("**"):
-        return {}
-    if str(node.target).startswith("*"):
-        return tuple(tensor.clone() for tensor in inputs)
-    return next(inputs).clone()
-
-
-def _works_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+def _may_change(node: fx.Node, modules: dict[str, nn.Module]) -> list[fx.Node]:
+    """The nodes whose values a node writes to: all it is given, where it is a module that could not be followed."""
     if node.op == "call_module":
-        return bool(getattr(modules[str(node.target)], "inplace", False))
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    name = name.partition(".")[0]  # an operator of aten has its overload behind a dot: add_.Tensor
-    return name.endswith("_") or name in ("iadd", "imul", "isub") or bool(node.kwargs.get("inplace"))
+        module = modules[str(node.target)]
+        if not type(module).__module__.startswith(KNOWN_LAYERS):
+            return node.all_input_nodes
+        in_place = bool(getattr(module, "inplace", False))
+    else:
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        name = name.partition(".")[0]  # an operator of aten has its overload behind a dot: add_.Tensor
+        in_place = name.endswith("_") or name in ("iadd", "imul", "isub") or bool(node.kwargs.get("inplace"))
+    return node.all_input_nodes[:1] if in_place else []
 
 
 def _shared(values: dict[fx.Node, Any]) -> set[fx.Node]:
     """Those whose memory another one holds too, as a view or after work in place."""
-    owners: dict[int, list[fx.Node]] = defaultdict(list)
+    owners: dict[int, set[fx.Node]] = defaultdict(set)
     for node, value in values.items():
-        if isinstance(value, Tensor):
-            owners[value.untyped_storage().data_ptr()].append(node)
+        for tensor in _tensors(value):
+            owners[tensor.untyped_storage().data_ptr()].add(node)
     return {node for nodes in owners.values() if len(nodes) > 1 for node in nodes}
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """Those in a value that may be a tuple, a list or a dictionary of others."""
+    found: list[Tensor] = []
+    fx.node.map_aggregate(value, lambda part: found.append(part) if isinstance(part, Tensor) else None)
+    return found
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -327,7 +319,7 @@ def _skip_nodes(end: fx.Node, sites: set[str], modules: dict[str, nn.Module]) ->
     chain: list[fx.Node] = []
     node = end
     while node.op != "placeholder" and len(node.users) == 1 and len(node.all_input_nodes) == 1:
-        if str(node.target) in sites or _works_in_place(node, modules):
+        if str(node.target) in sites or _may_change(node, modules):
             return []
         chain.insert(0, node)
         node = node.all_input_nodes[0]
@@ -338,7 +330,7 @@ def _overtakes_change(nodes: list[fx.Node], moved: list[fx.Node], modules: dict[
     """Whether a node that the chain would overtake changes, in place, the memory the chain reads."""
     start = moved[0].all_input_nodes[0]
     overtaken = nodes[nodes.index(start) + 1 : nodes.index(moved[-1])]
-    changed = [_memory_of(n.all_input_nodes[0], modules) for n in overtaken if _works_in_place(n, modules)]
+    changed = {_memory_of(source, modules) for node in overtaken for source in _may_change(node, modules)}
     return _memory_of(start, modules) in changed
 
 
@@ -347,7 +339,7 @@ def _memory_of(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node:
     while node.all_input_nodes:
         module = modules[str(node.target)] if node.op == "call_module" else None
         makes_its_own = type(module) in MAKE_THEIR_OWN or node.target in (operator.add, torch.add)
-        if makes_its_own and not _works_in_place(node, modules):
+        if makes_its_own and not _may_change(node, modules):
             return node
         node = node.all_input_nodes[0]
     return node

@@ -1,24 +1,30 @@
 """torch.fx graphs of any module: whole where that works, otherwise part by part.
 
 A graph gives what running a model cannot: which module's output goes where, and into nothing else. Rewriting does not need
-it (submodules are replaced through their parents), so a model without a graph loses only what is said in ``lost``.
+it (submodules are replaced through their parents), so a model without a graph loses only what is said in ``lost``. A part
+without a convolution that cannot be followed loses nothing: it is one node of the graph around it, as a layer of torch is.
 """
 
 import inspect
-from collections.abc import Callable, Collection, Iterator
+import operator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from convrewrite.errors import TraceError
 
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """The graphs of a model: one under the name ``""`` when it could be followed whole, else those of its parts."""
+    """The graphs of a model: one under the name ``""`` when it could be followed whole, else those of its parts.
+
+    ``lost``: the parts that could not be followed and hold convolutions.
+    """
 
     parts: dict[str, fx.GraphModule]
     lost: tuple[str, ...]
@@ -43,23 +49,26 @@ def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
         ) from error
 
 
-def trace(model: nn.Module, inputs: int = 1) -> Traced:
+def trace(model: nn.Module, inputs: int = 1, tracer: "MakeTracer | None" = None) -> Traced:
     """Follow ``model`` whole if possible; otherwise leave out the innermost modules that fail and follow those inside.
 
-    The first ``inputs`` arguments of its ``forward`` are given; optional ones behind them take their defaults.
+    The first ``inputs`` arguments of its ``forward`` are given; optional ones behind them take their defaults. ``tracer``
+    makes the tracer that follows the whole model, given the names of submodules to be left opaque.
     """
     parts: dict[str, fx.GraphModule] = {}
     lost: list[str] = []
     waiting = [("", model)]
     while waiting:
         name, module = waiting.pop(0)
-        graph, opaque = _follow(module, 1 if name else inputs)
+        graph, opaque = _follow(module, 1, OpaqueTracer) if name else _follow(module, inputs, tracer or OpaqueTracer)
         if graph is not None:
             parts[name] = graph
         for inner in opaque:
+            child = module.get_submodule(inner)
+            if graph is not None and not _convolves(child):
+                continue
             path = _join(name, inner)
             lost.append(path)
-            child = module.get_submodule(inner)
             waiting += [(_join(path, key), sub) for key, sub in child.named_children() if _has_children(sub)]
     return Traced(parts, tuple(lost))
 
@@ -69,12 +78,12 @@ def qualified(part: str, target: object) -> str:
     return _join(part, str(target))
 
 
-def _follow(module: nn.Module, given: int) -> tuple[fx.GraphModule | None, list[str]]:
+def _follow(module: nn.Module, given: int, make_tracer: "MakeTracer") -> tuple[fx.GraphModule | None, list[str]]:
     """A graph of ``module`` and the names of the submodules that had to be left opaque in it (``""``: itself)."""
     opaque: list[str] = []
     names = list(inspect.signature(module.forward).parameters)[:given]
     while True:
-        tracer = _Tracer(frozenset(opaque))
+        tracer = make_tracer(frozenset(opaque))
         try:
             with _unchanged(module):
                 graph = tracer.trace(module, concrete_args=_defaults(module, names))
@@ -103,13 +112,15 @@ def follow_forward(module: nn.Module, given: Collection[str]) -> fx.GraphModule:
 
 @contextmanager
 def _unchanged(module: nn.Module) -> Iterator[None]:
-    """Following a forward leaves the tensors it makes on the module, as attributes: they are taken away again."""
-    before = set(vars(module))
+    """Following a forward leaves what it makes on the modules, as attributes and buffers: what was there is put back."""
+    states = [state for part in module.modules() for state in (vars(part), part._buffers, part._parameters)]
+    before = [dict(state) for state in states]
     try:
         yield
     finally:
-        for name in set(vars(module)) - before:
-            delattr(module, name)
+        for state, entries in zip(states, before, strict=True):
+            state.clear()
+            state.update(entries)
 
 
 class _OwnForward(fx.Tracer):
@@ -119,7 +130,7 @@ class _OwnForward(fx.Tracer):
         return True
 
 
-class _Tracer(fx.Tracer):
+class OpaqueTracer(fx.Tracer):
     """Remembers the innermost module in which following failed, and takes those already known as leaves."""
 
     def __init__(self, opaque: frozenset[str]) -> None:
@@ -128,18 +139,47 @@ class _Tracer(fx.Tracer):
         self.failed: str | None = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        own_layer = type(m).__module__.startswith("convrewrite.layers")
-        return own_layer or module_qualified_name in self.opaque or super().is_leaf_module(m, module_qualified_name)
+        """Whether a module is one node of the graph."""
+        opaque = _is_own_layer(m) or module_qualified_name in self.opaque
+        return opaque or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        """Follow a module, or make a node of it; what following it raises is passed on."""
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
             if self.failed is None:
                 self.failed = self.path_of_module(m)
             raise
+
+
+MakeTracer = Callable[[frozenset[str]], OpaqueTracer]
+
+
+def execute(node: fx.Node, modules: dict[str, nn.Module], values: Mapping[fx.Node, Any]) -> Any:
+    """The value of one node of a graph, given those before it; ``modules`` by their names, the root's being ``""``."""
+    args = fx.map_arg(node.args, lambda n: values[n])
+    kwargs = fx.map_arg(node.kwargs, lambda n: values[n])
+    with torch.no_grad():
+        if node.op == "call_module":
+            return modules[str(node.target)](*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(modules[""])
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+
+def given_to(node: fx.Node, inputs: Iterator[Tensor]) -> Any:
+    """What a placeholder stands for: the next input, or with ``*args`` all that are left. The network may change it."""
+    if str(node.target).startswith("**"):
+        return {}
+    if str(node.target).startswith("*"):
+        return tuple(tensor.clone() for tensor in inputs)
+    return next(inputs).clone()
 
 
 def _defaults(module: nn.Module, given: Collection[str]) -> dict[str, Any]:
@@ -160,6 +200,14 @@ def _drop_defaults(graph: fx.Graph, module: nn.Module) -> None:
         if (compares or stands_in) and not node.users:
             graph.erase_node(node)
     graph.set_codegen(fx.graph.CodeGen())
+
+
+def _convolves(module: nn.Module) -> bool:
+    return any(isinstance(part, _ConvNd) or _is_own_layer(part) for part in module.modules())
+
+
+def _is_own_layer(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("convrewrite.layers")
 
 
 def _has_children(module: nn.Module) -> bool:

@@ -23,7 +23,7 @@ LEVELS = [
         "stopwatch",
         "tracing",
     ],
-    ["calibration_sources", "layers.geometry", "moments", "rule_schema", "state_dicts", "volumetric"],
+    ["calibration_sources", "layers.geometry", "moments", "rule_schema", "sized_tracing", "state_dicts", "volumetric"],
     ["functional_calls", "layers.branches", "layers.dynamic", "structure"],
     ["following", "layers.dynamic_chain", "observing", "timing_cache", "structures.asymmetric", "structures.channel"],
     ["structures.cp", "structures.grouped", "structures.separable", "structures.tucker"],

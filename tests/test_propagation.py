@@ -23,7 +23,7 @@ from networks import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convrewrite.applying import build_conv, build_option, folded_kernel
+from convrewrite.applying import build_conv, build_option, folded_kernel, replace_site
 from convrewrite.conv import Kind
 from convrewrite.fitting import fit
 from convrewrite.moments import Accumulator
@@ -132,6 +132,35 @@ def dense(model: Calls, x: Tensor) -> Tensor:
     return model.last(third) + model.wide(third)
 
 
+class Cooled(nn.Module):
+    """Changes what it is given by its numbers: no convolution in it, and no graph of it."""
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        if float(x.detach().mean()) > -1e9:
+            x.mul_(0.5)
+        y.add_(x)
+        return y, x[:, :2]
+
+
+def opaque_in_place(model: Calls, x: Tensor) -> Tensor:
+    """Two tensors are changed by a part that no graph shows, one more time behind a convolution; both are used again."""
+    x = model.stem(x)
+    y = model.side(x)
+    z, view = model.cooled(x, y)
+    w = model.last(x + z)
+    again, _ = model.cooled(y, w)
+    return torch.cat([again + x, view], 1)
+
+
+def halves_in_place(model: Calls, x: Tensor) -> Tensor:
+    """A tuple of views is kept while a convolution runs, and changed then."""
+    x = model.stem(x)
+    halves = x.chunk(2, 1)
+    y = model.side(halves[0])
+    y = y + halves[1].mul_(2)
+    return model.last(y) + x
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "chain": Chain,
     "residual": Residual,
@@ -158,6 +187,10 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         pool=nn.AvgPool2d(3, 1, 1),
         last=conv(8, 4),
     ),
+    "opaque part in place": lambda: Calls(
+        opaque_in_place, stem=conv(3, 8), side=conv(8, 8), cooled=Cooled(), last=conv(8, 8)
+    ),
+    "halves in place": lambda: Calls(halves_in_place, stem=conv(3, 8), side=conv(4, 4), last=conv(4, 8)),
     "changes its input": lambda: Calls(changes_its_input, stem=conv(3, 8), last=conv(8, 4)),
 }
 every_network = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS.keys())
@@ -190,6 +223,28 @@ def test_sites_that_are_left_alone_may_stand_anywhere(make: Callable[[], nn.Modu
         for site in every[offset::2]:
             assert_samples_are_right(list(walk.samples(site)), walk, site, data)
             walk.replace(site, disturbed(model, site))
+        walk.close()
+
+
+@every_network
+@pytest.mark.parametrize("memory", [0, PLENTY], ids=["on disk", "in memory"])
+@torch.no_grad()
+def test_outputs_are_those_of_the_network_with_the_module_in_it(make: Callable[[], nn.Module], memory: int) -> None:
+    """And are so again: what is kept stays as it is."""
+    model = settled(make().double())
+    data = batches(2)
+    sites = active_sites(model, copy.deepcopy(data[0]))
+    walk = Propagation(model, trace(model), sites, copy.deepcopy(data), memory)
+    try:
+        for site in sites:
+            trial = copy.deepcopy(walk.rewritten)
+            module = disturbed(model, site)
+            replace_site(trial, site, module)
+            expected = [trial(*copy.deepcopy(inputs)) for inputs in data]
+            for _ in range(2):
+                torch.testing.assert_close(list(walk.outputs(site, module, range(2))), expected)
+            walk.replace(site, module)
+    finally:
         walk.close()
 
 
@@ -431,6 +486,11 @@ def test_a_fit_to_the_sum_restores_it() -> None:
     with torch.no_grad():
         assert relative(walk.rewritten(*data[0]), model(*data[0])) < 0.05 * before
     assert before > 0.05
+
+
+@pytest.mark.parametrize("name", ["opaque part in place", "halves in place"])
+def test_a_part_without_convolutions_leaves_the_graph_whole(name: str) -> None:
+    assert trace(NETWORKS[name]()).whole is not None
 
 
 def test_without_a_graph_there_is_no_skip() -> None:
