@@ -67,10 +67,12 @@ def _alternate(tensor: Tensor, rank: int) -> Factors:
     """Alternating least squares; in float64, unless the kernel is large and comes in less."""
     target = tensor if tensor.numel() >= LARGE else tensor.double()
     o, c, t = (_start(target, mode, rank) for mode in range(3))
+    by_input, by_output = target.transpose(1, 2).contiguous(), target.permute(1, 2, 0).contiguous()
     for _ in range(SWEEPS if target.numel() < LARGE else LARGE_SWEEPS):
-        t = _solve(torch.einsum("oct,or,cr->tr", target, o, c), o, c)
-        o = _solve(torch.einsum("oct,cr,tr->or", target, c, t), c, t)
-        c = _solve(torch.einsum("oct,or,tr->cr", target, o, t), o, t)
+        through = by_input @ c  # (O, k^2, R), which two of the three factors need
+        t = _solve(torch.einsum("otr,or->tr", through, o), o, c)
+        o = _solve(torch.einsum("otr,tr->or", through, t), c, t)
+        c = _solve(torch.einsum("ctr,tr->cr", by_output @ o, t), o, t)
         o, c, t = _balanced(o, c, t)
     return o.to(tensor.dtype), c.to(tensor.dtype), t.to(tensor.dtype)
 

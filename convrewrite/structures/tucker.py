@@ -1,7 +1,8 @@
 """Tucker: a pointwise from C to R1, a k x k from R1 to R2, a pointwise from R2 to O.
 
-Tucker-2 of the kernel over its two channel modes, by higher-order orthogonal iteration. Kim et al. 2016. One ``rank`` t
-sets both: R1 and R2 are the same share ``t / max(C, O)`` of C and of O.
+Tucker-2 of the kernel over its two channel modes, by higher-order orthogonal iteration. Kim et al. 2016; but each half-sweep
+is one step of subspace iteration from the vectors so far, which never loses energy, instead of a whole eigendecomposition.
+One ``rank`` t sets both: R1 and R2 are the same share ``t / max(C, O)`` of C and of O.
 """
 
 import torch
@@ -37,9 +38,11 @@ class Tucker:
     def weights(self, kernel: Tensor, spec: ConvSpec, setting: Setting) -> tuple[Tensor, ...]:
         inner, outer = _ranks(spec, int(setting["rank"]))
         v = _leading(kernel.transpose(0, 1).flatten(1), inner)
-        for _ in range(SWEEPS):
-            u = _leading(torch.einsum("ochw,cr->orhw", kernel, v).flatten(1), outer)
-            v = _leading(torch.einsum("ochw,or->crhw", kernel, u).flatten(1), inner)
+        u = _leading(torch.einsum("ochw,cr->orhw", kernel, v).flatten(1), outer)
+        exact = (inner, outer) == (spec.in_channels, spec.out_channels)
+        for _ in range(0 if exact else SWEEPS):
+            v = _turned(torch.einsum("ochw,or->crhw", kernel, u).flatten(1), v)
+            u = _turned(torch.einsum("ochw,cr->orhw", kernel, v).flatten(1), u)
         core = torch.einsum("ochw,or,cs->rshw", kernel, u, v)
         return v.T[:, :, None, None], core, u[:, :, None, None]
 
@@ -53,6 +56,12 @@ def _leading(matrix: Tensor, rank: int) -> Tensor:
     """The ``rank`` leading left singular vectors, completed to orthonormal columns where the matrix has fewer."""
     values, vectors = torch.linalg.eigh(matrix @ matrix.T)
     return vectors[:, values.argsort(descending=True)[:rank]]
+
+
+def _turned(matrix: Tensor, vectors: Tensor) -> Tensor:
+    """Orthonormal columns nearer to the leading left singular vectors; all of the space stays all of it."""
+    turned, _ = torch.linalg.qr(matrix @ (matrix.T @ vectors))
+    return turned
 
 
 STRUCTURE = Tucker()
