@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 import convrewrite
 from convrewrite.calibration import Calibration
-from convrewrite.errors import ConvRewriteError, PlanError, TraceError
+from convrewrite.errors import ConvRewriteError, ExportError, PlanError, TraceError
 from convrewrite.exporting import export
 from convrewrite.lifting import settle
 from convrewrite.outputs import named_outputs
@@ -54,6 +54,7 @@ FIXED = {"pfpcnet": (320, 240), "ntsnet_cub": (448, 448)}
 
 OPTIONS = {"simplepose_coco": {"return_heatmap": True}, "simpleposemobile_coco": {"return_heatmap": True}}
 """Without the loop over numbers in tensors that looks for maxima: with it there is no ONNX form, of the original neither."""
+WITHOUT = "without ONNX"
 RULE = "balanced"
 BUDGET = {"macs": 0.6}
 MEMORY = 1 << 30
@@ -63,7 +64,8 @@ EXACT = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one network. ``end``: "through", "refused", "wrong", "crashed" or "timeout"; ``message`` says why.
+    """What became of one network. ``end``: "through", "without ONNX" (rewritten, but neither it nor the original can be
+    exported), "refused", "wrong", "crashed" or "timeout"; ``message`` says why.
 
     ``full_rank`` is the relative error of outputs at full rank, ``parity`` that of onnxruntime; ``macs`` is the part left,
     ``seconds`` are those of the processor.
@@ -141,9 +143,8 @@ def attempt(module: str) -> Outcome:
     kept = Counter(row.reason or "" for row in report.sites if row.action == "kept")
     rewritten = len(report.sites) - kept.total()
     macs, stages = report.totals.macs.ratio, report.seconds
-    return Outcome(
-        "through", message, size, len(report.sites), rewritten, dict(kept), macs, exact, parity, stages=stages
-    )
+    end = "through" if parity is not None else WITHOUT
+    return Outcome(end, message, size, len(report.sites), rewritten, dict(kept), macs, exact, parity, stages=stages)
 
 
 def require_hearing(model: nn.Module, image: Tensor) -> None:
@@ -192,8 +193,9 @@ def without_inputs(image: Tensor) -> Calibration:
     return Calibration((), ((noise,),), "weights only", "none")
 
 
-def at_the_budget(model: nn.Module, image: Tensor) -> tuple[Report, float, str]:
-    """The report, the greatest relative error of onnxruntime's outputs against torch's, and why the budget was missed."""
+def at_the_budget(model: nn.Module, image: Tensor) -> tuple[Report, float | None, str]:
+    """The report, the greatest relative error of onnxruntime's outputs against torch's (None where the original has no
+    ONNX form either), and why the budget was missed or there is none."""
     missed = ""
     options = {"calibration": without_inputs(image), "fast": True, "measure": False}
     try:
@@ -201,7 +203,22 @@ def at_the_budget(model: nn.Module, image: Tensor) -> tuple[Report, float, str]:
     except PlanError as error:
         missed = str(error)
         result = convrewrite.optimize(model, image, [RULE], **options)
-    return result.report, parity_of(result.model, image), missed
+    try:
+        return result.report, parity_of(result.model, image), missed
+    except ExportError as error:
+        if has_form(model, image):
+            raise
+        return result.report, None, f"the original has no ONNX form either: {error}"
+
+
+def has_form(model: nn.Module, image: Tensor) -> bool:
+    """Whether a network can be exported."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            export(model, image, Path(folder) / "model.onnx")
+        except ExportError:
+            return False
+    return True
 
 
 def parity_of(model: nn.Module, image: Tensor) -> float:
@@ -285,8 +302,8 @@ def tell(outcomes: Mapping[str, Outcome]) -> None:
     missed = sum(outcome.end == "through" and bool(outcome.message) for outcome in outcomes.values())
     print(
         f"{len(outcomes)} architectures: {ends['through']} came through ({missed} of them where the budget is out of reach), "
-        f"{ends['refused']} ended in a clear error, {ends['wrong']} came out wrong, {ends['crashed']} crashed, "
-        f"{ends['timeout']} took too long"
+        f"{ends[WITHOUT]} did without an ONNX form, {ends['refused']} ended in a clear error, {ends['wrong']} came out wrong, "
+        f"{ends['crashed']} crashed, {ends['timeout']} took too long"
     )
 
 
@@ -294,8 +311,9 @@ def row(module: str, outcome: Outcome) -> list[object]:
     kept = "\n".join(f"{count}x {reason}" for reason, count in Counter(outcome.kept).most_common())
     errors = ["" if error is None else f"{error:.0e}" for error in (outcome.full_rank, outcome.parity)]
     macs = "" if outcome.macs is None else f"{outcome.macs:.2f}"
-    counts = [outcome.sites, outcome.rewritten] if outcome.end == "through" else ["", ""]
-    why = kept if outcome.end == "through" else outcome.message.partition("\n")[0]
+    done = outcome.end in ("through", WITHOUT)
+    counts = [outcome.sites, outcome.rewritten] if done else ["", ""]
+    why = kept if done else outcome.message.partition("\n")[0]
     return [
         ARCHITECTURES[module],
         outcome.size or "",

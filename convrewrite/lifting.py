@@ -6,6 +6,7 @@ tensors. What is then done is in :mod:`convrewrite.lifts`.
 """
 
 import io
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from convrewrite.applying import copy_model, replace_site
 from convrewrite.errors import ConvRewriteError
+from convrewrite.fixed_kernels import fixed_convolutions, is_normed
 from convrewrite.functional_calls import GEOMETRY
 from convrewrite.inputs import Inputs
 from convrewrite.lifts import Lift, LiftedConv, apply_lifts, arguments_of, calls_in, changed_keys, tensor_name
@@ -43,16 +45,18 @@ class Lifted:
 
 
 def lift(model: nn.Module, inputs: Inputs) -> Lifted:
-    """Turn every functional convolution on a parameter or buffer into a module, where that changes nothing else.
+    """Turn every functional convolution on a parameter or buffer into a module, where that changes nothing else; and every
+    module that only convolves, with a kernel it computes at every call but not from the input, into a plain one.
 
-    The model is not touched; without such a call it is returned as it is. Raises TraceError when it does not run.
+    The model is not touched; without any of these it is returned as it is. Raises TraceError when it does not run.
     """
-    if not _functional(model, observe(model, inputs)):
+    seen = observe(model, inputs)
+    if not _functional(model, seen) and not _computing(model, seen):
         return Lifted(model)
     plain = copy_model(model)
     seen = observe(plain, inputs)
     reasons: dict[str, str] = {}
-    lifts: list[Lift] = []
+    lifts = _fixed(plain, seen, inputs)
     for owner in dict.fromkeys(call.owner for call in _functional(plain, seen)):
         found = _Forward(plain, owner, seen).lift(reasons)
         if found is not None:
@@ -88,12 +92,18 @@ def settle(original: nn.Module, lifted: Lifted, rewritten: nn.Module, sites: Seq
 
 def _notes(plain: nn.Module, lifted: nn.Module, lifts: Sequence[Lift]) -> tuple[str, ...]:
     convs = [(one, conv) for one in lifts for conv in one.convs]
-    names = _some([qualified(one.module, conv.name) for one, conv in convs])
+    notes = []
+    for computed, text in (
+        (False, "functional convolutions became modules"),
+        (True, "kernels that were computed at every call, though not from the input, became constants"),
+    ):
+        names = [qualified(one.module, conv.name) for one, conv in convs if conv.computed == computed]
+        notes += [f"{text}: {_some(names)}"] if names else []
     pairs = [pair for one, conv in convs for pair in changed_keys(one, conv)]
     keys = [f"{old} is {new}" for old, new in pairs]
-    added = lifted.state_dict().keys() - plain.state_dict().keys() - {new for _, new in pairs}
-    keys += [f"{key} is new" for key in sorted(added)]
-    notes = [f"functional convolutions became modules: {names}"]
+    before, after = plain.state_dict().keys(), lifted.state_dict().keys()
+    keys += [f"{key} is new" for key in sorted(after - before - {new for _, new in pairs})]
+    keys += [f"{key} is gone" for key in sorted(before - after - {old for old, _ in pairs})]
     return (*notes, f"state-dict keys are others now: {_some(keys)}") if keys else tuple(notes)
 
 
@@ -102,6 +112,29 @@ def _functional(model: nn.Module, seen: Observation) -> list[Call]:
     held = set(_places(model))
     calls = (call for call in seen.calls.values() if call.module is None and not isinstance(call.spec, VolumeSpec))
     return [call for call in calls if any(id(weight) in held for weight in call.weights)]
+
+
+def _computing(model: nn.Module, seen: Observation) -> list[str]:
+    """Modules in the model that convolve once with a kernel they compute, from whatever it may be."""
+    held = set(_places(model))
+    functional = [call for call in seen.calls.values() if call.module is None]
+    computed = [call.owner for call in functional if not any(id(weight) in held for weight in call.weights)]
+    normed = [call.owner for call in seen.calls.values() if call.module is not None and is_normed(call.module)]
+    return [owner for owner, calls in Counter(computed + normed).items() if owner and calls == 1]
+
+
+def _fixed(model: nn.Module, seen: Observation, inputs: Inputs) -> list[Lift]:
+    """The modules whose kernel does not hang on the input."""
+    alone = [name for name in _computing(model, seen) if not _hooked(model.get_submodule(name))]
+    return [
+        Lift(name, ("input",), (LiftedConv("weight", "bias" if spec.bias else None, "", spec, computed=True),))
+        for name, spec in fixed_convolutions(model, alone, inputs).items()
+    ]
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether there are hooks that a replacement would lose."""
+    return not is_normed(module) and bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _places(model: nn.Module) -> dict[int, list[str]]:
@@ -143,7 +176,7 @@ class _Forward:
     def _obstacle(self) -> str | None:
         """Why no call here can be lifted."""
         where = self._owner or "the model"
-        if self._module._forward_hooks or self._module._forward_pre_hooks:
+        if _hooked(self._module):
             return f"{where} has forward hooks, which a graph would lose"
         if len({given for call in self._calls for given in call.given}) > 1:
             return f"{where} is called with different arguments"

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from convrewrite.applying import copy_model, replace_modules
 from convrewrite.conv import Conv, ConvSpec
 from convrewrite.errors import PlanError
+from convrewrite.fixed_kernels import fixed_convolution
 from convrewrite.functional_calls import ARGUMENTS, named_arguments
 from convrewrite.tracing import follow_forward, qualified
 
@@ -25,12 +26,14 @@ SHAPE_READERS = ("getattr", "getitem", "size")
 @dataclass(frozen=True, slots=True)
 class LiftedConv:
     """One convolution: the names of its tensors in the module whose forward calls it, and there that of the new submodule;
-    ``""`` when the module itself becomes the convolution."""
+    ``""`` when the module itself becomes the convolution. ``computed``: its kernel is one that the module computes at every
+    call, though not from the input."""
 
     weight: str
     bias: str | None
     name: str
     spec: ConvSpec
+    computed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,8 @@ def tensor_name(node: fx.Node, argument: str) -> str | None:
 
 def _lifted_part(part: nn.Module, lift: Lift) -> nn.Module:
     """What one module becomes. Its submodules and the tensors that are left are moved over, so it is of no use after."""
+    if lift.convs[0].computed:
+        return fixed_convolution(part, lift.convs[0].spec)
     convs = {conv.weight: conv for conv in lift.convs}
     made = follow_forward(part, lift.arguments)
     nodes = [node for node in calls_in(made.graph) if tensor_name(node, "weight") in convs]

@@ -5,11 +5,13 @@ it (submodules are replaced through their parents), so a model without a graph l
 without a convolution that cannot be followed loses nothing: it is one node of the graph around it, as a layer of torch is.
 """
 
+import builtins
 import inspect
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -85,7 +87,7 @@ def _follow(module: nn.Module, given: int, make_tracer: "MakeTracer") -> tuple[f
     while True:
         tracer = make_tracer(frozenset(opaque))
         try:
-            with _unchanged(module):
+            with _unchanged(module), _with_choices():
                 graph = tracer.trace(module, concrete_args=_defaults(module, names))
                 _drop_defaults(graph, module)
                 return fx.GraphModule(module, graph), opaque
@@ -102,12 +104,35 @@ def follow_forward(module: nn.Module, given: Collection[str]) -> fx.GraphModule:
     The parameters of the forward that are not ``given`` take their defaults. What following it raises is passed on; the
     module itself stays as it is.
     """
-    with _unchanged(module):
+    with _unchanged(module), _with_choices():
         traced = _OwnForward(param_shapes_constant=True).trace(module, concrete_args=_defaults(module, given))
         _drop_defaults(traced, module)
         graph = fx.Graph()  # a copy does not know the tracer, which a pickle would name
         graph.output(graph.graph_copy(traced, {}))
         return fx.GraphModule(module, graph, type(module).__name__)
+
+
+CHOICES = {"max": torch.sym_max, "min": torch.sym_min}
+
+
+@contextmanager
+def _with_choices() -> Iterator[None]:
+    """Meanwhile ``max`` and ``min`` of what a tracer passes are nodes, as paddings that depend on a size ask for them; fx
+    does so for the functions of ``math``, and in the same way: for the whole process."""
+    originals = {name: getattr(builtins, name) for name in CHOICES}
+    for name, original in originals.items():
+        setattr(builtins, name, partial(_chosen, original, CHOICES[name]))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(builtins, name, original)
+
+
+def _chosen(original: Callable[..., Any], symbolic: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if len(args) > 1 and not kwargs and any(isinstance(value, fx.Proxy) for value in args):
+        return reduce(symbolic, args)
+    return original(*args, **kwargs)
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """Functional convolutions become modules: which, under which names, and why some do not."""
 
 import copy
+import math
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -118,6 +120,26 @@ def test_the_notes_say_what_was_lifted_and_which_keys_moved() -> None:
         "state-dict keys are others now: 1.kernel is 1.kernel.weight, 1.offset is 1.kernel.bias, "
         "1.blur is 1.blur.weight, 1.many.0 is 1.many_0.weight, 1.up is 1.up.weight"
     )
+
+
+@torch.no_grad()
+def test_padding_by_the_size_of_the_input_as_tensorflow_does() -> None:
+    class Same(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            around: list[int] = []
+            height, width = x.size()[-2:]
+            for size, k, s in zip((height, width), self.kernel_size, self.stride, strict=True):
+                more = max((math.ceil(size / s) - 1) * s + k - size, 0)
+                around = [more // 2, more - more // 2, *around]
+            return F.conv2d(F.pad(x, around), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+    model = within(Same(3, 6, 3, stride=2))
+    sites = sites_of(model)
+    assert {name: site.refusal for name, site in sites.items()} == {"0": None, "1.weight": None}
+    lifted = pickle.loads(pickle.dumps(lift(model, (X,)).model))
+    for size in ((12, 12), (13, 9), (7, 16)):
+        x = torch.randn(2, 3, *size)
+        assert torch.allclose(lifted(x), model(x), atol=1e-6)
 
 
 def test_a_frozen_parameter_and_a_buffer_stay_frozen() -> None:

@@ -33,7 +33,9 @@ def cut_to_the_smaller(model: Calls, x: Tensor) -> Tensor:
 def padded_as_tensorflow_does(model: Calls, x: Tensor) -> Tensor:
     height, width = x.size()[-2:]
     rows, columns = (max((math.ceil(size / 2) - 1) * 2 + 3 - size, 0) for size in (height, width))
-    return model.last(model.strided(F.pad(x, [columns // 2, columns - columns // 2, rows // 2, rows - rows // 2])))
+    if rows > 0 or columns > 0:
+        x = F.pad(x, [columns // 2, columns - columns // 2, rows // 2, rows - rows // 2])
+    return model.last(model.strided(x))
 
 
 def every_part(model: Calls, x: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """Graphs of whole models, and of the parts of those that cannot be followed whole."""
 
+import math
 import operator
+import pickle
 
 import pytest
 import torch
@@ -88,6 +90,28 @@ def test_the_forward_of_a_sum_of_branches_is_one_node() -> None:
     assert [str(n.target) for n in whole.graph.nodes if n.op == "call_module"] == ["0", "1"]
 
 
+def test_an_opaque_part_without_convolutions_loses_nothing() -> None:
+    """It is one node; the modules in it may be followed by nobody."""
+    opaque = Calls(lambda m, x: m.relu(x) if float(x.detach().mean()) > -1e9 else x, relu=nn.ReLU())
+    model = settled(nn.Sequential(nn.Conv2d(3, 4, 3), opaque, nn.Conv2d(4, 4, 3)))
+    traced = trace(model)
+    assert traced.lost == ()
+    assert traced.whole is not None
+    assert [str(n.target) for n in traced.whole.graph.nodes if n.op == "call_module"] == ["0", "1", "2"]
+    assert torch.equal(traced.whole(X), model(X))
+
+
+def test_what_submodules_keep_while_they_are_followed_is_taken_away() -> None:
+    class Keeps(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen = x
+            return x
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Keeps())
+    assert trace(model).whole is not None
+    assert "seen" not in vars(model[1])
+
+
 def test_tracing_leaves_the_model_as_it_was() -> None:
     model = settled(Branching())
     before = model(X)
@@ -122,6 +146,32 @@ def test_running_leaves_the_inputs_as_they_were() -> None:
     x = X.clone()
     run(Calls(lambda m, x: x.mul_(2)), (x,))
     assert torch.equal(x, X)
+
+
+@torch.no_grad()
+def test_the_greatest_and_the_least_of_sizes_are_nodes_and_python_has_its_own_again() -> None:
+    def forward(model: Calls, x: Tensor) -> Tensor:
+        height, width = x.size()[-2:]
+        pad = max((math.ceil(height / 2) - 1) * 2 + 3 - height, 0, width - 9)
+        return model.conv(F.pad(x, (0, min(pad, 5)))) * max(1, 2)
+
+    model = Calls(forward, conv=nn.Conv2d(3, 4, 3, stride=2)).eval()
+    own = (max, min)
+    whole = trace(model).whole
+    assert (max, min) == own
+    assert whole is not None
+    again = pickle.loads(pickle.dumps(follow_forward(model, ["x"])))
+    for size in ((12, 12), (13, 17), (9, 8)):
+        x = torch.randn(2, 3, *size)
+        assert torch.equal(whole(x), model(x))
+        assert torch.equal(again(x), model(x))
+
+
+def test_python_has_its_own_again_where_following_fails() -> None:
+    own = (max, min)
+    model = Calls(lambda m, x: m.conv(x) if max(x.size()) > 3 else min([x.mean()]), conv=nn.Conv2d(3, 4, 3))
+    assert trace(model).whole is None
+    assert (max, min) == own
 
 
 def test_tensors_made_on_the_way_are_not_left_on_the_model() -> None:
