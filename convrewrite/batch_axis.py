@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from convrewrite.inputs import Inputs
-from convrewrite.outputs import named_outputs
+from convrewrite.outputs import alike, named_outputs
 from convrewrite.tracing import run
 
 _aten = torch.ops.aten
@@ -105,9 +105,10 @@ def _treats_batches_alike(
     several = [tuple(_another(tensor, index, dtype) for tensor in inputs) for index in range(BATCHES)]
     with torch.random.fork_rng(), redirect_stderr(io.StringIO()):  # a graph module prints where it fails
         torch.manual_seed(0)
-        apart = [named_outputs(run(modules[0], one)) for one in several]
+        each = [named_outputs(run(modules[0], one)) for one in several]
         together = named_outputs(run(modules[1], tuple(torch.cat(parts) for parts in zip(*several, strict=True))))
-    return all(_close(torch.cat([one[name] for one in apart]), output) for name, output in together.items())
+    apart = {name: torch.cat([one[name] for one in each]) for name in together}
+    return alike(apart, together, ROUNDING)
 
 
 def _another(tensor: Tensor, index: int, dtype: torch.dtype | None) -> Tensor:
@@ -116,9 +117,3 @@ def _another(tensor: Tensor, index: int, dtype: torch.dtype | None) -> Tensor:
         return tensor
     generator = torch.Generator().manual_seed(index)
     return (torch.randn(tensor.shape, generator=generator) * (1 + index)).to(dtype or tensor.dtype)
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape or not a.is_floating_point() or not a.numel():
-        return torch.equal(a, b)
-    return bool((a - b).abs().max() <= ROUNDING * torch.finfo(a.dtype).eps * a.abs().max())

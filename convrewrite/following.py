@@ -12,12 +12,9 @@ from torch import Tensor, fx, nn
 
 from convrewrite.errors import TraceError
 from convrewrite.inputs import Inputs
-from convrewrite.outputs import named_outputs
+from convrewrite.outputs import alike, named_outputs
 from convrewrite.sized_tracing import trace_sized
 from convrewrite.tracing import Traced, run, trace
-
-ROUNDING = 2**12
-"""Units of rounding in which two ways of computing the same may differ, relative to the largest number."""
 
 
 def follow(model: nn.Module, inputs: Inputs) -> Traced:
@@ -75,7 +72,7 @@ def _computes_the_same(model: nn.Module, name: str, graph: fx.GraphModule, input
             found = named_outputs(graph(*args, **kwargs))
         except Exception:  # a graph that was followed wrongly may fail in any way
             return False
-    return expected.keys() == found.keys() and all(_alike(tensor, found[key]) for key, tensor in expected.items())
+    return alike(expected, found)
 
 
 def _first_call(
@@ -108,13 +105,3 @@ def _outputs(output: object) -> dict[str, Tensor]:
         return named_outputs(output)
     except TraceError:  # a part may return anything
         return {}
-
-
-def _alike(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    if not a.is_floating_point():
-        return torch.equal(a, b)
-    finite = a[a.isfinite()].abs()
-    scale = float(finite.max()) if finite.numel() else 0.0
-    return torch.allclose(a, b, rtol=0.0, atol=ROUNDING * torch.finfo(a.dtype).eps * scale, equal_nan=True)

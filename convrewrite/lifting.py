@@ -22,7 +22,7 @@ from convrewrite.functional_calls import GEOMETRY
 from convrewrite.inputs import Inputs
 from convrewrite.lifts import Lift, LiftedConv, apply_lifts, arguments_of, calls_in, changed_keys, tensor_name
 from convrewrite.observing import Call, Observation, observe
-from convrewrite.outputs import named_outputs
+from convrewrite.outputs import alike, named_outputs
 from convrewrite.sites import Site
 from convrewrite.tracing import follow_forward, qualified, run
 from convrewrite.volumetric import VolumeSpec
@@ -286,21 +286,13 @@ def _same_outputs(model: nn.Module, lifts: Sequence[Lift], inputs: Inputs) -> bo
         before, after = (_outputs(one, inputs) for one in (model, apply_lifts(model, lifts)))
     except ConvRewriteError:
         return False
-    return before.keys() == after.keys() and all(_close(before[name], after[name]) for name in before)
+    return alike(before, after)
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
     with torch.random.fork_rng(), redirect_stderr(io.StringIO()):  # a graph module prints where it fails
         torch.manual_seed(0)
         return named_outputs(run(model, inputs))
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype or not a.is_floating_point():
-        return torch.equal(a, b)
-    within = 1e3 * torch.finfo(a.dtype).eps
-    scale = float(a.abs().nan_to_num().max()) if a.numel() else 0.0
-    return torch.allclose(a, b, rtol=0, atol=within * scale, equal_nan=True)
 
 
 def _harmless(plain: nn.Module, lifts: Sequence[Lift], inputs: Inputs, reasons: dict[str, str]) -> list[Lift]:

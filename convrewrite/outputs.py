@@ -8,11 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 
+import torch
 from torch import Tensor, nn
 
 from convrewrite.errors import TraceError
 
 ROOT = "output"
+ROUNDING = 2**12
+"""Units of rounding in which two ways of computing the same may differ."""
 
 
 def named_outputs(output: object) -> dict[str, Tensor]:
@@ -46,6 +49,21 @@ def left_out(output: object) -> tuple[str, ...]:
         for name, value in leaves
         if value is not None and not isinstance(value, Tensor)
     )
+
+
+def alike(first: Mapping[str, Tensor], second: Mapping[str, Tensor], units: float = ROUNDING) -> bool:
+    """Whether two runs gave the same outputs up to rounding: ``units`` of it, relative to the largest finite number."""
+    return first.keys() == second.keys() and all(_close(first[name], second[name], units) for name in first)
+
+
+def _close(a: Tensor, b: Tensor, units: float) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    finite = a[a.isfinite()].abs()
+    scale = float(finite.max()) if finite.numel() else 0.0
+    return torch.allclose(a, b, rtol=0.0, atol=units * torch.finfo(a.dtype).eps * scale, equal_nan=True)
 
 
 @contextmanager

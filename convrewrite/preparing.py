@@ -14,6 +14,7 @@ from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, parameter_name
 from convrewrite.lifting import Lifted, lift
 from convrewrite.loading import import_object
 from convrewrite.proposing import Menu, menus
+from convrewrite.replaceable import without_irreplaceable
 from convrewrite.rules import Rule
 from convrewrite.sites import Site, find_sites
 from convrewrite.structure import Structure
@@ -89,7 +90,7 @@ def find(model: nn.Module, inputs: Inputs) -> tuple[Lifted, Traced, tuple[Site, 
     sites = find_sites(lifted.model, inputs, traced, lifted.reasons)
     if not sites:
         raise TraceError(f"{type(model).__name__}: the model has no convolution; there is nothing to rewrite")
-    return lifted, traced, sites
+    return lifted, traced, without_irreplaceable(lifted.model, inputs, sites)
 
 
 def require_runtime_dtype(model: nn.Module) -> None:

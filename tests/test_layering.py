@@ -42,7 +42,7 @@ LEVELS = [
     ["layers.asymmetric", "layers.grouped", "layers.separable"],
     ["layers"],
     ["applying", "exporting", "proposing", "synthetic", "verifying"],
-    ["lifts"],
+    ["lifts", "replaceable"],
     ["lifting"],
     ["batch_axis"],
     ["programs"],
