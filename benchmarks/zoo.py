@@ -113,7 +113,8 @@ def sized(build: Callable[..., nn.Module], size: tuple[int, int]) -> nn.Module:
 
 
 def settled(model: nn.Module) -> nn.Module:
-    """With BatchNorms that do something, as after training, and no weight that is constant: neither would show an error."""
+    """With BatchNorms that do something, as after training, and no weights or indices that are constant: neither would show
+    an error."""
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
@@ -125,6 +126,11 @@ def settled(model: nn.Module) -> nn.Module:
         for weight in model.parameters():
             if weight.ndim >= 2 and weight.numel() > 1 and bool((weight == weight.flatten()[0]).all()):
                 nn.init.normal_(weight, std=0.1)
+        for part in model.modules():
+            index = getattr(part, "index", None)
+            if isinstance(index, Tensor):  # condensenet learns it; before, all that is picked is the first channel
+                span = len(index) * (2 if hasattr(part, "linear") else 1)
+                index.copy_(torch.randperm(span)[: len(index)])
     return model
 
 
@@ -148,11 +154,16 @@ def attempt(module: str) -> Outcome:
 
 
 def require_hearing(model: nn.Module, image: Tensor) -> None:
-    """What does not depend on the image would be equal whatever became of the convolutions."""
+    """What does not depend on the image, or on kernels, would be equal whatever became of the convolutions."""
+    other = copy.deepcopy(model)
     with torch.no_grad():
-        first, second = named_outputs(model(image.clone())), named_outputs(model(image.flip(-1)))
-    if all(torch.equal(first[name], second[name]) for name in first):
-        raise LookupError("the network's outputs do not depend on its input; nothing would be shown")
+        for conv in (part for part in other.modules() if isinstance(part, nn.Conv2d)):
+            conv.weight.mul_(1.5)
+        first = named_outputs(model(image.clone()))
+        for name, changed in (("input", model(image.flip(-1))), ("kernels", other(image.clone()))):
+            second = named_outputs(changed)
+            if all(torch.equal(first[key], second[key]) for key in first):
+                raise LookupError(f"the network's outputs do not depend on its {name}; nothing would be shown")
 
 
 def at_full_rank(model: nn.Module, image: Tensor) -> tuple[float, float]:
