@@ -49,8 +49,8 @@ from convrewrite.verifying import check_parity, measure_fidelity, require_parity
 
 SIZES = (64, 96, 128, 224, 256, 299, 480)
 CHANNELS = {"superpointnet": 1, "pfpcnet": 1}
-FIXED = {"pfpcnet": (320, 240), "ntsnet_cub": (448, 448)}
-"""Networks for one height and width."""
+FIXED = {"pfpcnet": (320, 240), "ntsnet_cub": (448, 448), "condensenet": (224, 224)}
+"""Networks for one height and width; condensenet runs at others, but sees two channels only."""
 
 OPTIONS = {"simplepose_coco": {"return_heatmap": True}, "simpleposemobile_coco": {"return_heatmap": True}}
 """Without the loop over numbers in tensors that looks for maxima: with it there is no ONNX form, of the original neither."""

@@ -60,7 +60,7 @@ NETWORKS = {
         zoo("shufflenetv2.ShuffleNetV2", [[24, 24], [48, 48]], 16, 64), (3, 112, 112), 5,
     ),
     "condensenet: channels picked by an index": (
-        zoo("condensenet.CondenseNet", [[32, 48], [64, 96]], 16, 4), (3, 56, 56), 8,
+        zoo("condensenet.CondenseNet", [[32, 48], [64, 96]], 16, 4), (3, 28, 28), 8,
     ),
     "lffd: several outputs": (zoo("lffd.LFFD", [16, 16], 32, 16, [2, 1], [0, 0], False), (3, 64, 64), 14),
     "diaresnet: attention by an LSTM that all blocks share": (
