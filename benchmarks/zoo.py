@@ -86,8 +86,8 @@ class Outcome:
 
 def network(module: str) -> tuple[nn.Module, Tensor]:
     """The network and the least input of SIZES (32 x 32 for those of CIFAR) that it takes."""
-    name = ARCHITECTURES[module]
-    build: Callable[..., nn.Module] = getattr(importlib.import_module(f"pytorchcv.models.{module}"), name)
+    name = ARCHITECTURES.get(module, module)
+    build = builder(module)
     squares = [(size, size) for size in ((32,) if "cifar" in name else SIZES)]
     problem = "no size tried"
     for size in [FIXED[module]] if module in FIXED else squares:
@@ -102,6 +102,14 @@ def network(module: str) -> tuple[nn.Module, Tensor]:
             continue
         return model, image
     raise LookupError(f"{name} takes none of the sizes tried; {problem}")
+
+
+def builder(module: str) -> Callable[..., nn.Module]:
+    """What builds a network of pytorchcv, or with ``timm:NAME`` one of timm."""
+    library, _, name = module.rpartition(":")
+    if library:
+        return partial(importlib.import_module(library).create_model, name)
+    return getattr(importlib.import_module(f"pytorchcv.models.{module}"), ARCHITECTURES[module])
 
 
 def sized(build: Callable[..., nn.Module], size: tuple[int, int]) -> nn.Module:
@@ -326,7 +334,7 @@ def row(module: str, outcome: Outcome) -> list[object]:
     counts = [outcome.sites, outcome.rewritten] if done else ["", ""]
     why = kept if done else outcome.message.partition("\n")[0]
     return [
-        ARCHITECTURES[module],
+        ARCHITECTURES.get(module, module),
         outcome.size or "",
         *counts,
         macs,
@@ -339,13 +347,13 @@ def row(module: str, outcome: Outcome) -> list[object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="modules of pytorchcv.models; none: all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="modules of pytorchcv.models, or timm:NAME; none: all")
     parser.add_argument("--results", type=Path, metavar="FILE", help="what is there is not done again, unless named")
     parser.add_argument("--limit", type=int, help="only so many, the most different first")
     parser.add_argument("--timeout", type=float, default=300, help="seconds per architecture")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    unknown = [name for name in arguments.names if name not in ARCHITECTURES]
+    unknown = [name for name in arguments.names if name not in ARCHITECTURES and not name.startswith("timm:")]
     if unknown:
         parser.error(f"not known: {', '.join(unknown)}; known are {', '.join(ARCHITECTURES)}")
     torch.set_num_threads(arguments.threads)
