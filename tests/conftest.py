@@ -16,6 +16,12 @@ from convrewrite.timing_cache import FOLDER_VARIABLE
 pytest_plugins = ["model_files"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of slow tests come first, so that no worker starts a long one while the other has nothing left."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> Iterator[None]:
     """Every test starts from the same random state and leaves none behind."""

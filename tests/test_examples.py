@@ -10,6 +10,8 @@ import torch
 
 from convrewrite.reporting.model import Report
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 

@@ -20,6 +20,8 @@ from convrewrite.loading import import_object
 from convrewrite.reporting.model import Report, SiteRow
 from convrewrite.verifying import tolerance_for
 
+pytestmark = pytest.mark.slow
+
 MODELS = """
 import torch
 from torch import nn

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from drawn_networks import SIDE, Functional, Layer, Network
 from hypothesis import HealthCheck, given, settings
@@ -26,6 +27,8 @@ from convrewrite.rules import Protect, Require, Rule
 from convrewrite.running import Result
 from convrewrite.verifying import check_parity, require_parity
 from convrewrite.workpiece import UNREACHED
+
+pytestmark = pytest.mark.slow
 
 FROM_WEIGHTS = {torch.float64: 1e-10, torch.float32: 1e-4}
 FITTED = {torch.float64: 1e-7, torch.float32: 1e-4}

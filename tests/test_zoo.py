@@ -23,6 +23,8 @@ from convrewrite.verifying import check_parity, measure_fidelity
 
 pytest.importorskip("pytorchcv.models")
 
+pytestmark = pytest.mark.slow
+
 Build = Callable[[], nn.Module]
 
 
