@@ -1,8 +1,8 @@
 """Tucker: a pointwise from C to R1, a k x k from R1 to R2, a pointwise from R2 to O.
 
-Tucker-2 of the kernel over its two channel modes, by higher-order orthogonal iteration. Kim et al. 2016; but each half-sweep
-is one step of subspace iteration from the vectors so far, which never loses energy, instead of a whole eigendecomposition.
-One ``rank`` t sets both: R1 and R2 are the same share ``t / max(C, O)`` of C and of O.
+Tucker-2 of the kernel over its two channel modes, by higher-order orthogonal iteration. Kim et al. 2016; but of many
+channels each half-sweep is one step of subspace iteration from the vectors so far, which never loses energy, instead of a
+whole eigendecomposition. One ``rank`` t sets both: R1 and R2 are the same share ``t / max(C, O)`` of C and of O.
 """
 
 import torch
@@ -12,6 +12,8 @@ from convrewrite.conv import ConvSpec
 from convrewrite.structure import Setting, Stage
 
 SWEEPS = 10
+LARGE = 256
+"""Channels beyond which an eigendecomposition takes the longest of all."""
 
 
 class Tucker:
@@ -59,7 +61,9 @@ def _leading(matrix: Tensor, rank: int) -> Tensor:
 
 
 def _turned(matrix: Tensor, vectors: Tensor) -> Tensor:
-    """Orthonormal columns nearer to the leading left singular vectors; all of the space stays all of it."""
+    """The leading left singular vectors; of large matrices orthonormal columns nearer to them than the given ones."""
+    if len(matrix) <= LARGE:
+        return _leading(matrix, vectors.shape[1])
     turned, _ = torch.linalg.qr(matrix @ (matrix.T @ vectors))
     return turned
 
