@@ -134,12 +134,17 @@ def settled(model: nn.Module) -> nn.Module:
         for weight in model.parameters():
             if weight.ndim >= 2 and weight.numel() > 1 and bool((weight == weight.flatten()[0]).all()):
                 nn.init.normal_(weight, std=0.1)
-        for part in model.modules():
-            index = getattr(part, "index", None)
-            if isinstance(index, Tensor):  # condensenet learns it; before, all that is picked is the first channel
-                span = len(index) * (2 if hasattr(part, "linear") else 1)
-                index.copy_(torch.randperm(span)[: len(index)])
+    choose_channels(model)
     return model
+
+
+def choose_channels(model: nn.Module) -> None:
+    """Give condensenet the indices that it would learn: before, all that is picked is the first channel."""
+    for part in model.modules():
+        index = getattr(part, "index", None)
+        if isinstance(index, Tensor):
+            span = len(index) * (2 if hasattr(part, "linear") else 1)
+            index.copy_(torch.randperm(span)[: len(index)])
 
 
 def attempt(module: str) -> Outcome:
