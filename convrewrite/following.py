@@ -5,6 +5,8 @@ graph then has the other branch. So each graph is run once beside its module, an
 """
 
 import copy
+import io
+from contextlib import redirect_stderr
 from typing import Any
 
 import torch
@@ -45,6 +47,13 @@ def follow(model: nn.Module, inputs: Inputs) -> Traced:
             lost += [f"{path}.{part}" if part else path for part in inner.lost]
             waiting += [(f"{path}.{part}" if part else path, graph) for part, graph in inner.parts.items()]
     return Traced(parts, tuple(lost))
+
+
+def seeded_outputs(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    """What a model gives; one that draws numbers draws the same ones at every call. Raises TraceError when it does not run."""
+    with torch.random.fork_rng(), redirect_stderr(io.StringIO()):  # a graph module prints where it fails
+        torch.manual_seed(0)
+        return named_outputs(run(model, inputs))
 
 
 def _sized(model: nn.Module, inputs: Inputs) -> Traced | None:

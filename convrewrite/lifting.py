@@ -5,27 +5,28 @@ there are and of what geometry; the graph of the forward shows that a call is al
 tensors. What is then done is in :mod:`convrewrite.lifts`.
 """
 
-import io
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import redirect_stderr
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from convrewrite.applying import copy_model, replace_site
 from convrewrite.errors import ConvRewriteError
 from convrewrite.fixed_kernels import fixed_convolutions, is_normed
+from convrewrite.following import seeded_outputs
 from convrewrite.functional_calls import GEOMETRY
 from convrewrite.inputs import Inputs
 from convrewrite.lifts import Lift, LiftedConv, apply_lifts, arguments_of, calls_in, changed_keys, tensor_name
 from convrewrite.observing import Call, Observation, observe
-from convrewrite.outputs import alike, named_outputs
+from convrewrite.outputs import alike
 from convrewrite.sites import Site
-from convrewrite.tracing import follow_forward, qualified, run
+from convrewrite.tracing import follow_forward, qualified
 from convrewrite.volumetric import VolumeSpec
+
+ROUNDING = 1e3
+"""Units of rounding by which outputs may differ once convolutions are modules, relative to the largest."""
 
 SHOWN = 6
 """Names in a note, at most."""
@@ -125,16 +126,16 @@ def _computing(model: nn.Module, seen: Observation) -> list[str]:
 
 def _fixed(model: nn.Module, seen: Observation, inputs: Inputs) -> list[Lift]:
     """The modules whose kernel does not hang on the input."""
-    alone = [name for name in _computing(model, seen) if not _hooked(model.get_submodule(name))]
+    alone = [name for name in _computing(model, seen) if _replaceable(model.get_submodule(name))]
     return [
         Lift(name, ("input",), (LiftedConv("weight", "bias" if spec.bias else None, "", spec, computed=True),))
         for name, spec in fixed_convolutions(model, alone, inputs).items()
     ]
 
 
-def _hooked(module: nn.Module) -> bool:
-    """Whether there are hooks that a replacement would lose."""
-    return not is_normed(module) and bool(module._forward_hooks or module._forward_pre_hooks)
+def _replaceable(module: nn.Module) -> bool:
+    """Whether there are no hooks that a plain convolution in its place would lack."""
+    return is_normed(module) or not (module._forward_hooks or module._forward_pre_hooks)
 
 
 def _places(model: nn.Module) -> dict[int, list[str]]:
@@ -176,7 +177,7 @@ class _Forward:
     def _obstacle(self) -> str | None:
         """Why no call here can be lifted."""
         where = self._owner or "the model"
-        if _hooked(self._module):
+        if self._module._forward_hooks or self._module._forward_pre_hooks:
             return f"{where} has forward hooks, which a graph would lose"
         if len({given for call in self._calls for given in call.given}) > 1:
             return f"{where} is called with different arguments"
@@ -283,16 +284,10 @@ def _holds_only(module: nn.Module, names: set[str]) -> bool:
 def _same_outputs(model: nn.Module, lifts: Sequence[Lift], inputs: Inputs) -> bool:
     """Whether the model computes the same with these convolutions as modules; one that draws numbers, from the same seed."""
     try:
-        before, after = (_outputs(one, inputs) for one in (model, apply_lifts(model, lifts)))
+        before, after = (seeded_outputs(one, inputs) for one in (model, apply_lifts(model, lifts)))
     except ConvRewriteError:
         return False
-    return alike(before, after)
-
-
-def _outputs(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-    with torch.random.fork_rng(), redirect_stderr(io.StringIO()):  # a graph module prints where it fails
-        torch.manual_seed(0)
-        return named_outputs(run(model, inputs))
+    return alike(before, after, ROUNDING)
 
 
 def _harmless(plain: nn.Module, lifts: Sequence[Lift], inputs: Inputs, reasons: dict[str, str]) -> list[Lift]:

@@ -8,15 +8,14 @@ with every site wrapped; where that is not the same, with one after another.
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from convrewrite.applying import copy_model, replace_modules
 from convrewrite.errors import TraceError
+from convrewrite.following import seeded_outputs
 from convrewrite.inputs import Inputs
-from convrewrite.outputs import alike, named_outputs
+from convrewrite.outputs import alike
 from convrewrite.sites import Site
-from convrewrite.tracing import run
 
 REASON = (
     "the model asks more of it than to be called, as its attributes or its type, which a replacement would not have"
@@ -27,8 +26,8 @@ def without_irreplaceable(model: nn.Module, inputs: Inputs, sites: Sequence[Site
     """The sites, those refused that the model does not only call. The model is not touched."""
     active = [site for site in sites if site.refusal is None]
     trial = copy_model(model)
-    expected = _outputs(trial, inputs)
-    if _same_if_wrapped(trial, active, inputs, expected) or not alike(expected, _outputs(trial, inputs)):
+    expected = seeded_outputs(trial, inputs)
+    if _same_if_wrapped(trial, active, inputs, expected) or not alike(expected, seeded_outputs(trial, inputs)):
         return tuple(sites)  # one that never gives the same twice says nothing
     alone = {site.name for site in active if not _same_if_wrapped(trial, [site], inputs, expected)}
     return tuple(replace(site, refusal=REASON, batch_norm=None) if site.name in alone else site for site in sites)
@@ -40,16 +39,10 @@ def _same_if_wrapped(model: nn.Module, sites: Sequence[Site], inputs: Inputs, ex
     wrapped = {part: nn.Sequential(part) for part in map(model.get_submodule, names)}
     replace_modules(model, {id(part): wrapper for part, wrapper in wrapped.items()})
     try:
-        return alike(expected, _outputs(model, inputs))
+        return alike(expected, seeded_outputs(model, inputs))
     except TraceError:
         return False
     finally:
         for part, wrapper in wrapped.items():
             wrapper.pop(0)  # or the part in it would be replaced by itself
             replace_modules(model, {id(wrapper): part})
-
-
-def _outputs(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return named_outputs(run(model, inputs))
