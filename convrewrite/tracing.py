@@ -20,6 +20,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from convrewrite.errors import TraceError
 
+CHOICES = {"max": torch.sym_max, "min": torch.sym_min}
+"""Functions of Python that cannot be followed -> those of torch that can, and do the same with two numbers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Traced:
@@ -110,9 +113,6 @@ def follow_forward(module: nn.Module, given: Collection[str]) -> fx.GraphModule:
         graph = fx.Graph()  # a copy does not know the tracer, which a pickle would name
         graph.output(graph.graph_copy(traced, {}))
         return fx.GraphModule(module, graph, type(module).__name__)
-
-
-CHOICES = {"max": torch.sym_max, "min": torch.sym_min}
 
 
 @contextmanager

@@ -43,8 +43,8 @@ class Tucker:
         u = _leading(torch.einsum("ochw,cr->orhw", kernel, v).flatten(1), outer)
         exact = (inner, outer) == (spec.in_channels, spec.out_channels)
         for _ in range(0 if exact else SWEEPS):
-            v = _turned(torch.einsum("ochw,or->crhw", kernel, u).flatten(1), v)
-            u = _turned(torch.einsum("ochw,cr->orhw", kernel, v).flatten(1), u)
+            v = _towards_leading(torch.einsum("ochw,or->crhw", kernel, u).flatten(1), v)
+            u = _towards_leading(torch.einsum("ochw,cr->orhw", kernel, v).flatten(1), u)
         core = torch.einsum("ochw,or,cs->rshw", kernel, u, v)
         return v.T[:, :, None, None], core, u[:, :, None, None]
 
@@ -60,7 +60,7 @@ def _leading(matrix: Tensor, rank: int) -> Tensor:
     return vectors[:, values.argsort(descending=True)[:rank]]
 
 
-def _turned(matrix: Tensor, vectors: Tensor) -> Tensor:
+def _towards_leading(matrix: Tensor, vectors: Tensor) -> Tensor:
     """The leading left singular vectors; of large matrices orthonormal columns nearer to them than the given ones."""
     if len(matrix) <= LARGE:
         return _leading(matrix, vectors.shape[1])
