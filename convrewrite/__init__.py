@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from convrewrite.errors import ConvRewriteError
     from convrewrite.exporting import export
     from convrewrite.pipeline import RewriteConvolutions, analyze, apply, optimize, plan
@@ -45,6 +46,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("convrewrite.version").tool_version()
     if name not in _HOMES:
         raise AttributeError(f"module 'convrewrite' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convrewrite import arguments
+from convrewrite.cli_interrupts import INTERRUPTED, NOTHING, Interrupted, code_of, tells_what_stands
 from convrewrite.cli_options import (
     Budget,
     Calib,
@@ -28,7 +29,10 @@ from convrewrite.cli_options import (
     load,
     progress_bars,
 )  # fmt: skip
+from convrewrite.cli_rules import rules_app
 from convrewrite.errors import ConvRewriteError, ModelLoadError, UsageError, VerificationError
+from convrewrite.interrupts import Terminated, terminations_raised
+from convrewrite.version import tool_version
 
 if TYPE_CHECKING:
     from convrewrite.reporting.model import Report
@@ -40,14 +44,26 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-rules_app = typer.Typer(help="The rules that say which convolutions become what.", no_args_is_help=True)
 app.add_typer(rules_app, name="rules")
 
-INTERRUPTED = 130
-"""The exit code after Ctrl-C, as shells have it."""
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"convrewrite {tool_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
+@tells_what_stands
 def optimize(
     model: Model,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")],
@@ -71,7 +87,7 @@ def optimize(
     from convrewrite import example_inputs, pipeline, storing
     from convrewrite.rules import resolve
 
-    storing.check_writable(out)
+    storing.check_writable(out, (model,))
     chosen = resolve(rule or ["separable"])
     asked, kept = arguments.budget(budget or []), arguments.keep(keep)
     loaded = load(model, factory, trust)
@@ -88,6 +104,7 @@ def optimize(
 
 
 @app.command()
+@tells_what_stands
 def plan(
     model: Model,
     out: Annotated[Path, typer.Option("-o", "--out", help="File for the plan, as plan.json.")],
@@ -131,6 +148,7 @@ def plan(
 
 
 @app.command()
+@tells_what_stands
 def apply(
     model: Model,
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan of this model, as `plan` writes it.")],
@@ -149,7 +167,7 @@ def apply(
     """Carry out PLAN on MODEL: fit its options, export and verify the result, and report what was saved."""
     from convrewrite import example_inputs, pipeline, storing
 
-    storing.check_writable(out)
+    storing.check_writable(out, (model,))
     followed = storing.read_plan(plan_file)
     loaded = load(model, factory, trust)
     inputs, notes = example_inputs.for_model(loaded, input_ or (), calib)
@@ -246,24 +264,22 @@ def bench(
     trust: Trust = False,
 ) -> None:
     """Time A and B side by side, interleaved; the ratio is the median over rounds of paired ratios."""
-    import tempfile
-
     from tabulate import tabulate
 
-    from convrewrite import example_inputs, exporting, latency, verifying
+    from convrewrite import example_inputs, exporting, latency, scratch, verifying
     from convrewrite.reporting import figures
 
     first, second = _runner(a, factory, trust), _runner(b, factory, trust)
     inputs = example_inputs.for_both(first, second, input_ or (), None, 0)
     inputs = tuple(tensor[:1] for tensor in inputs)
     comparisons = []
-    with tempfile.TemporaryDirectory(prefix="convrewrite-") as folder, progress_bars() as progress:
+    with scratch.temporary() as folder, progress_bars() as progress:
         paths = []
         for index, (source, runner) in enumerate(((a, first), (b, second))):
             is_onnx = isinstance(runner, verifying.OnnxModel)
             progress("bench", index, 4, f"export {source}")
             paths.append(
-                Path(source) if is_onnx else exporting.export(runner, inputs, Path(folder) / f"{index}.onnx").path
+                Path(source) if is_onnx else exporting.export(runner, inputs, folder.path / f"{index}.onnx").path
             )
         progress("bench", 2, 4, "onnxruntime")
         comparisons.append(latency.compare_onnx(paths[0], paths[1], inputs, threads=threads, rounds=rounds))
@@ -278,43 +294,6 @@ def bench(
     typer.echo(tabulate(rows, ("runtime", "A", "B", "B / A", "quartiles", "speed-up")))
     shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
     typer.echo(f"input {shapes}, {threads} thread(s), median of {rounds} interleaved rounds")
-
-
-@rules_app.command("list")
-def rules_list() -> None:
-    """The built-in rules."""
-    from tabulate import tabulate
-
-    from convrewrite.rules import builtin_rules, load_rule_file
-
-    rows = [(name, load_rule_file(path).description) for name, path in builtin_rules().items()]
-    typer.echo(tabulate(rows, ("rule", "what it does"), maxcolwidths=[None, 85]))
-
-
-@rules_app.command("show")
-def rules_show(name: Annotated[str, typer.Argument(help="A built-in rule or a rule file.")]) -> None:
-    """A rule file as it stands, comments and examples included."""
-    from convrewrite.rules import builtin_rules, resolve
-
-    resolve([name])
-    path = builtin_rules().get(name, Path(name))
-    typer.echo(path.read_text(encoding="utf-8"))
-
-
-@rules_app.command("check")
-def rules_check(file: Annotated[Path, typer.Argument(help="A rule file.")]) -> None:
-    """Check a rule file: its keys, its values, and the examples it carries."""
-    from convrewrite.rules import check, load_rule_file
-    from convrewrite.structures import discover
-
-    structures = discover()
-    findings = check(load_rule_file(file), lambda name, spec: structures[name].reject(spec.per_group))
-    for finding in findings:
-        typer.echo(f"{'ok  ' if finding.passed else 'FAIL'} {finding.rule}: {finding.example}: {finding.text}")
-    failed = [finding for finding in findings if not finding.passed]
-    if failed:
-        raise VerificationError(f"{file}: {len(failed)} of {len(findings)} examples fail")
-    typer.echo(f"{file}: valid; {len(findings)} examples hold")
 
 
 def show_result(report: "Report", out: Path) -> None:
@@ -388,21 +367,28 @@ def _require_fidelity(fidelity: Any, agreement: float | None, error: float | Non
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code. Every error this package raises on purpose is caught here and only here."""
     try:
-        # A command returns nothing; a number is the code of typer.Exit, into which typer turns an interrupt as well.
-        code = int(app(argv, standalone_mode=False) or 0)
+        # A command returns nothing; a number is the code of typer.Exit, into which typer turns Ctrl-C outside a command.
+        with terminations_raised():
+            code = int(app(argv, standalone_mode=False) or 0)
+        return code if code != INTERRUPTED else interrupted(NOTHING, code)
     except ConvRewriteError as error:
         print(f"convrewrite: {error}", file=sys.stderr)
         return error.exit_code
-    except (typer.Abort, KeyboardInterrupt):
-        code = INTERRUPTED
+    except Interrupted as error:
+        return interrupted(str(error), error.code)
+    except (typer.Abort, KeyboardInterrupt, Terminated) as error:
+        return interrupted(NOTHING, code_of(error))
     except Exception as error:
         if not hasattr(error, "format_message"):  # click's usage errors have it; typer re-exports no common base
             raise
         if message := error.format_message().rstrip("."):  # without arguments the help is shown, and that is all
             print(f"convrewrite: {message}; see --help", file=sys.stderr)
         return 2
-    if code == INTERRUPTED:
-        print("convrewrite: interrupted; nothing was written", file=sys.stderr)
+
+
+def interrupted(stands: str, code: int) -> int:
+    """Say that an interrupt ended the command, and what stands where it was to write; returns the exit code."""
+    print(f"convrewrite: interrupted; {stands}", file=sys.stderr)
     return code
 
 

@@ -8,7 +8,6 @@ import io
 import logging
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
@@ -22,8 +21,10 @@ from torch import Tensor, nn
 
 from convrewrite.errors import ExportError, TraceError
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs
+from convrewrite.interrupts import held
 from convrewrite.latency import open_session
 from convrewrite.outputs import ROOT, eval_mode, named_outputs
+from convrewrite.scratch import Scratch, disk_full, told, unwritable
 
 BATCH = "batch"
 PROTOBUF_LIMIT = 2**31
@@ -60,22 +61,27 @@ def export(model: nn.Module, inputs: ExampleInput, path: Path, *, opset: int | N
     checker and opened in onnxruntime; it appears only when complete.
 
     Raises TraceError if the model does not run on the inputs or returns no tensor, ExportError if it has no ONNX form,
-    or one for which onnxruntime lacks an operator.
+    or one for which onnxruntime lacks an operator, UsageError if ``path`` cannot be written.
     """
     example = bind_inputs(model, inputs)
     if not path.parent.is_dir():
         raise ExportError(f"{path}: the folder does not exist; create it first")
     external = _needs_external_data(model)
     notes = [f"weights stand in {path.name}.data, as one ONNX file holds at most 2 GB"] if external else []
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder, ExitStack() as stack:
+    with ExitStack() as stack:
+        with told(path):
+            scratch = stack.enter_context(Scratch(path.parent))
+            folder = scratch.path / "draft"
+            folder.mkdir()
         stack.enter_context(eval_mode(model))
         stack.enter_context(torch.no_grad())
         names = _output_names(model, example)
-        draft = _Draft(model, names, Path(folder) / path.name, external, opset)
+        draft = _Draft(model, names, folder / path.name, external, opset)
         dynamic, reason = _write(draft, example)
         _check(draft.path, model)
-        for file in Path(folder).iterdir():
-            os.replace(file, path.parent / file.name)
+        with told(path), held():
+            for file in sorted(folder.iterdir(), reverse=True):  # weights in a file of their own before what reads them
+                os.replace(file, path.parent / file.name)
     if reason is not None:
         notes.append(f"batch size fixed at {example[0].shape[0]}: {reason}")
     return Exported(path, dynamic, "; ".join(notes) or None)
@@ -140,16 +146,23 @@ def _write(draft: _Draft, inputs: Inputs) -> tuple[bool, str | None]:
                 return True, None
             reason = "the exported graph holds on to the batch size of the example"
         except Exception as error:
+            _refuse_full_disk(draft, error)
             reason = innermost_cause(error)
     try:
         _torch_export(draft, inputs, dynamic=False)
     except Exception as error:
+        _refuse_full_disk(draft, error)
         raise ExportError(
             f"{type(draft.model).__name__}: no ONNX form: {innermost_cause(error)}; "
             "change the part of the model's forward that this names, or do without the ONNX file (--no-onnx, in Python "
             "measure=False)"
         ) from error
     return False, reason
+
+
+def _refuse_full_disk(draft: _Draft, error: Exception) -> None:
+    if (reason := disk_full(error)) is not None:
+        raise unwritable(draft.path.parents[2] / draft.path.name, reason) from error
 
 
 def _torch_export(draft: _Draft, inputs: Inputs, *, dynamic: bool) -> None:

@@ -1,8 +1,5 @@
 """One run: its choice of options, and everything after it. The entry points are in :mod:`convrewrite.pipeline`."""
 
-import shutil
-import tempfile
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,25 +22,19 @@ from convrewrite.planning import Ask, Plan
 from convrewrite.preparing import Prepared, Progress, Settings, calibrate, require_runtime_dtype
 from convrewrite.proposing import Offer
 from convrewrite.rehearsing import allocate_measured, rehearse
-from convrewrite.reporting.building import build_report, tool_version
+from convrewrite.reporting.building import build_report
 from convrewrite.reporting.model import Report
 from convrewrite.rewriting import Outcome, Rewritten, rewrite
 from convrewrite.scoring import Surveyed
+from convrewrite.scratch import Scratch, temporary
 from convrewrite.stopwatch import Stopwatch
 from convrewrite.swapping import check, swap
 from convrewrite.tracing import Traced
+from convrewrite.version import tool_version
 from convrewrite.weighting import output_weights
 
 NOT_MEASURED = "no ONNX file was asked for: nothing was exported or timed, and onnxruntime was not compared"
 """The note of a result without one."""
-
-
-class Scratch:
-    """A folder that lasts as long as this object; a TemporaryDirectory would warn when it is collected."""
-
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="convrewrite-"))
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +45,7 @@ class Result:
     plan: Plan
     report: Report
     _onnx: Path | None = field(repr=False)
-    _folder: "Scratch" = field(repr=False)
+    _folder: Scratch = field(repr=False)
 
     @property
     def refused(self) -> str | None:
@@ -64,8 +55,8 @@ class Result:
     def save(self, folder: str | Path) -> Path:
         """Write model.pt, model.onnx, plan.json, weights.safetensors, report.json, report.md and report.html.
 
-        They are written aside and renamed together. Raises UsageError when the folder cannot be written or holds
-        other things.
+        They are written aside and take their place together, in one step. Raises UsageError when the folder cannot be written or
+        holds other things; then it is as it was.
         """
         return storing.save(Path(folder), self.model, self.plan, self.report, self._onnx)
 
@@ -100,7 +91,7 @@ class Run:
         watch: Stopwatch,
     ) -> "Run":
         """Everything that comes before a choice; what cannot be exported is refused before the long work."""
-        model, inputs, scratch = prepared.model, prepared.inputs, Scratch()
+        model, inputs, scratch = prepared.model, prepared.inputs, temporary()
         baseline = None
         if settings.measure:
             require_runtime_dtype(model)

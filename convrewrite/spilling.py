@@ -1,12 +1,13 @@
 """Tensors in memory up to a limit, the others in files of a temporary folder."""
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from convrewrite.scratch import Scratch, require_room, temporary, told
 
 
 @dataclass(slots=True, eq=False)
@@ -25,7 +26,7 @@ class Store:
         self._limit = limit
         self._used = 0
         self._movable: dict[int, Kept] = {}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Scratch | None = None
         self._count = 0
 
     def put(self, value: Any, *, shared: bool) -> Kept:
@@ -57,16 +58,26 @@ class Store:
     def close(self) -> None:
         """Remove the files."""
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.close()
 
     def _spill(self) -> None:
         """Move the values that came last to disk: they are asked for in the order they came, so these last again."""
         while self._used > self._limit and self._movable:
             _, kept = self._movable.popitem()
             if self._folder is None:
-                self._folder = tempfile.TemporaryDirectory(prefix="convrewrite-")
-            kept.path = Path(self._folder.name) / f"{self._count}.pt"
+                self._folder = temporary()
+            path = self._folder.path / f"{self._count}.pt"
             self._count += 1
-            torch.save(kept.value.clone(), kept.path)
-            kept.value = None
+            _save(kept.value.clone(), path)
+            kept.value, kept.path = None, path
             self._used -= kept.size
+
+
+def _save(value: Tensor, path: Path) -> None:
+    """Raises UsageError where the disk takes no more."""
+    with told():
+        try:
+            torch.save(value, path)
+        except RuntimeError:
+            require_room(path)
+            raise

@@ -1,13 +1,15 @@
-"""The folder a run leaves: written aside and renamed, and read again.
+"""The folder a run leaves: written aside and put in its place whole, and read again.
 
 ``weights.safetensors`` holds the whole state of the rewritten model, so that its plan, these weights and any instance of
 the original architecture give the model back without running code from a file.
 """
 
+import errno
 import os
+import re
 import shutil
-import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,56 +21,92 @@ from convrewrite.conv import Kind
 from convrewrite.errors import ModelLoadError, PlanError, UsageError
 from convrewrite.lifts import apply_lifts
 from convrewrite.observing import SITE_TYPES, spec_of
+from convrewrite.placing import nearest, put, resolved
 from convrewrite.planning import Plan, PlannedSite
 from convrewrite.reporting import render_markdown
 from convrewrite.reporting.html import render_html
 from convrewrite.reporting.model import Report
+from convrewrite.scratch import Scratch, require_room, told, unwritable
 from convrewrite.sites import Site
 from convrewrite.structure import Structure
 from convrewrite.structures import discover
 
 PLAN, WEIGHTS = "plan.json", "weights.safetensors"
 FILES = ("model.pt", "model.onnx", PLAN, WEIGHTS, "report.json", "report.md", "report.html")
+MODELS = frozenset({"model.pt", "model.onnx", WEIGHTS})
+"""Files that may be someone's only copy: they belong to a result where its plan stands beside them."""
+PLAN_START = re.compile(rb'"model"\s*:\s*\{\s*"geometry"')
+PLAN_STARTS_WITHIN = 1 << 16
+"""What tells a plan, be it of another version or broken, from any other file, and in how many bytes."""
 
 
-def check_writable(folder: Path) -> None:
-    """Raise UsageError unless results can be put into ``folder``: called before any long work."""
-    if folder.exists() and not folder.is_dir():
+def check_writable(folder: Path, inputs: Sequence[str] = ()) -> None:
+    """Raise UsageError unless results can be put into ``folder``: called before any long work.
+
+    ``inputs`` name what the run reads; files that do not exist are no files. What runs that are gone left there is cleared.
+    """
+    with told(folder, "another folder with -o"):
+        place = resolved(folder)
+        if place.exists():
+            _check_replaceable(folder, place, inputs)
+        with Scratch(nearest(place)):
+            pass
+
+
+def _check_replaceable(folder: Path, place: Path, inputs: Sequence[str]) -> None:
+    """Only an earlier result is replaced, or an empty folder, and nothing that is in use."""
+    if not place.is_dir():
         raise UsageError(f"{folder}: expected a folder for the results, found a file; name another with -o")
-    strangers = sorted(p.name for p in folder.iterdir() if p.name not in FILES) if folder.is_dir() else []
+    names = {path.name for path in place.iterdir()}
+    strangers = sorted(names - set(FILES)) or sorted(names & MODELS if PLAN not in names else ())
     if strangers:
         raise UsageError(
             f"{folder}: holds {', '.join(strangers[:3])}, which would be lost; name a new folder, or an earlier result"
         )
-    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    try:
-        with tempfile.TemporaryDirectory(dir=parent):
-            pass
-    except OSError as error:
-        raise UsageError(f"{folder}: cannot be written ({error.strerror}); name another folder with -o") from error
+    if os.path.ismount(place) or place.samefile(os.curdir):
+        raise UsageError(f"{folder}: a folder that is mounted, or worked in, cannot be replaced; name one inside it")
+    if not os.access(place, os.W_OK):
+        raise unwritable(folder, os.strerror(errno.EACCES), "another folder with -o")
+    read = [name for name in inputs if Path(os.path.realpath(name)).parent == place and Path(name).exists()]
+    if read:
+        raise UsageError(
+            f"{folder}: holds {read[0]}, which this run reads and would replace; name another folder with -o"
+        )
 
 
 def check_file(path: Path) -> None:
     """Raise UsageError unless a plan can be written to ``path``: called before any long work."""
-    if path.is_dir():
-        raise UsageError(f"{path}: expected a file for the plan, found a folder; name one in it, as {path / PLAN}")
-    parent = next(p for p in path.absolute().parents if p.exists())
-    try:
-        with tempfile.TemporaryDirectory(dir=parent):
+    with told(path, "another file with -o"):
+        place = resolved(path)
+        if place.is_dir():
+            raise UsageError(f"{path}: expected a file for the plan, found a folder; name one in it, as {path / PLAN}")
+        if place.exists() and not _holds_plan(place):
+            raise UsageError(
+                f"{path}: holds something else than a plan, which would be lost; name another file with -o"
+            )
+        if place.exists() and not os.access(place, os.W_OK):
+            raise unwritable(path, os.strerror(errno.EACCES), "another file with -o")
+        with Scratch(nearest(place)):
             pass
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror}); name another file with -o") from error
+
+
+def _holds_plan(place: Path) -> bool:
+    """Whether a plan may take its place: it is a file, and empty or a plan."""
+    if not place.is_file():
+        return False
+    with place.open("rb") as file:
+        start = file.read(PLAN_STARTS_WITHIN)
+    return not start.strip() or PLAN_START.search(start) is not None
 
 
 def save_plan(plan: Plan, path: Path) -> None:
-    """Write a plan aside and rename it. Raises UsageError when that fails."""
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(plan.to_json(), encoding="utf-8")
-        os.replace(aside, path)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror}); name another file with -o") from error
+    """Write a plan aside and put it in its place. Raises UsageError when that fails."""
+    with told(path, "another file with -o"):
+        place = resolved(path)
+        with Scratch(nearest(place)) as scratch:
+            made = scratch.path / PLAN
+            made.write_text(plan.to_json(), encoding="utf-8")
+            put(made, place, scratch)
 
 
 def read_plan(path: Path) -> Plan:
@@ -82,47 +120,50 @@ def read_plan(path: Path) -> Plan:
 
 
 def save(folder: Path, model: nn.Module, plan: Plan, report: Report, onnx: Path | None) -> Path:
-    """Write everything into a folder beside ``folder`` and rename it; an earlier result there is replaced."""
+    """Write everything aside and put it in its place in one step; an earlier result there is replaced.
+
+    Raises UsageError when that fails, and then ``folder`` is as it was.
+    """
     check_writable(folder)
-    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=folder.absolute().parent, prefix=f".{folder.name}-"))
-    try:
-        aside.chmod(0o755)
-        _save_module(model, aside / "model.pt")
-        save_model(model, str(aside / WEIGHTS))
-        (aside / WEIGHTS).chmod(0o644)  # safetensors writes a file that only its owner can read
-        if onnx is not None:
-            for file in onnx.parent.glob(f"{onnx.name}*"):
-                shutil.copy(file, aside / file.name)
-        (aside / PLAN).write_text(plan.to_json(), encoding="utf-8")
-        (aside / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        (aside / "report.md").write_text(render_markdown(report), encoding="utf-8")
-        (aside / "report.html").write_text(render_html(report), encoding="utf-8")
-        _swap(aside, folder)
-    except OSError as error:
-        raise UsageError(f"{folder}: cannot be written ({error}); name another folder with -o") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    if onnx is not None and not onnx.is_file():
+        raise UsageError(f"{onnx}: was removed from the temporary files since the run; run it again")
+    with told(folder, "another folder with -o"):
+        place = resolved(folder)
+        with Scratch(nearest(place)) as scratch:
+            made = scratch.path / "result"
+            made.mkdir()
+            _write(made, model, plan, report, onnx)
+            put(made, place, scratch)
     return folder
+
+
+def _write(made: Path, model: nn.Module, plan: Plan, report: Report, onnx: Path | None) -> None:
+    _save_module(model, made / "model.pt")
+    save_model(model, str(made / WEIGHTS))
+    (made / WEIGHTS).chmod(0o644)  # safetensors writes a file that only its owner can read
+    if onnx is not None:
+        for file in onnx.parent.glob(f"{onnx.name}*"):
+            shutil.copy(file, made / file.name)
+    (made / PLAN).write_text(plan.to_json(), encoding="utf-8")
+    (made / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (made / "report.md").write_text(render_markdown(report), encoding="utf-8")
+    (made / "report.html").write_text(render_html(report), encoding="utf-8")
 
 
 def _save_module(model: nn.Module, path: Path) -> None:
     """The whole module; a class that cannot be pickled leaves its state dict, which needs its factory to be loaded."""
     try:
         torch.save(model, path)
-    except Exception as error:  # a user's class may refuse in any way
-        warnings.warn(f"the model cannot be pickled ({error}); model.pt holds its state dict", stacklevel=2)
-        torch.save(model.state_dict(), path)
-
-
-def _swap(aside: Path, folder: Path) -> None:
-    if not folder.exists():
-        os.rename(aside, folder)
         return
-    old = Path(tempfile.mkdtemp(dir=folder.absolute().parent, prefix=f".{folder.name}-old-"))
-    os.rename(folder, old / folder.name)
-    os.rename(aside, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    except Exception as error:  # a user's class may refuse in any way
+        refused = error
+    require_room(path)
+    warnings.warn(f"the model cannot be pickled ({refused}); model.pt holds its state dict", stacklevel=2)
+    try:
+        torch.save(model.state_dict(), path)
+    except RuntimeError:
+        require_room(path)
+        raise
 
 
 def load(folder: str | Path, original_model: nn.Module, structures: tuple[Structure, ...] = ()) -> nn.Module:

@@ -5,14 +5,15 @@ import importlib
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import platformdirs
 
 from convrewrite.conv import ConvSpec, Size
+from convrewrite.scratch import Scratch
 
 FOLDER_VARIABLE = "CONVREWRITE_CACHE"
 FORMAT = 1
@@ -45,16 +46,12 @@ class TimingCache:
 
     def put(self, key: str, value: float) -> None:
         """Store a positive number under this key."""
-        temporary: str | None = None
-        try:
+        with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump({"key": key, "value": value}, file)
-            os.replace(temporary, self._file(key))
-        except OSError:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
+            with Scratch(self.folder) as scratch:
+                made = scratch.path / "timing.json"
+                made.write_text(json.dumps({"key": key, "value": value}), encoding="utf-8")
+                os.replace(made, self._file(key))
 
     def _file(self, key: str) -> Path:
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"

@@ -247,6 +247,11 @@ def test_a_result_that_measures_slower_is_written_and_is_no_success(
 def unexported(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Nothing is exported, which takes seconds; gives what sets the ratio of times that is told instead."""
 
+    def pretend(_model: nn.Module, _inputs: Inputs, path: Path) -> Exported:
+        path.touch()
+        path.with_name("model.onnx").touch()
+        return Exported(path, True)
+
     def set_ratio(ratio: float) -> None:
         def measure(
             original: nn.Module, rewritten: nn.Module, inputs: Inputs, data: Calibration, *_: object
@@ -254,7 +259,7 @@ def unexported(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
             latency = compared(ratio)()
             return replace(measuring.measure_outputs(original, rewritten, inputs, data), onnx_latency=latency)
 
-        monkeypatch.setattr(running, "export", lambda _model, _inputs, path: Exported(path, True))
+        monkeypatch.setattr(running, "export", pretend)
         monkeypatch.setattr(running, "measure_everything", measure)
 
     return set_ratio

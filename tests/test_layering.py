@@ -10,7 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "convrewrite"
 
 LEVELS = [
-    ["errors"],
+    ["errors", "interrupts", "version"],
+    ["scratch"],
     [
         "arguments",
         "checkpoints",
@@ -19,6 +20,7 @@ LEVELS = [
         "inputs",
         "layout",
         "outputs",
+        "placing",
         "spilling",
         "stopwatch",
         "tracing",
@@ -62,8 +64,9 @@ LEVELS = [
     ["reporting.building", "storing"],
     ["running"],
     ["pipeline"],
-    ["cli_options"],
+    ["cli_interrupts", "cli_options", "cli_rules"],
     ["cli"],
+    ["__main__"],
 ]
 """A module imports from earlier lines only; ``__init__`` imports lazily and stands above them all."""
 

@@ -19,7 +19,7 @@ def own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def on_disk(folder: Path) -> int:
-    return len([path for path in folder.rglob("*") if path.is_file()])
+    return len([path for path in folder.rglob("*.pt") if path.is_file()])
 
 
 @pytest.mark.parametrize(("limit", "files"), [(0, 5), (2 * TENSOR, 3), (5 * TENSOR, 0)])

@@ -27,20 +27,13 @@ from convrewrite.reporting.model import (
 from convrewrite.rewriting import Outcome
 from convrewrite.timing_cache import processor
 from convrewrite.verifying import Fidelity, Parity
+from convrewrite.version import tool_version
 
 ERROR_BASES: dict[str, ErrorBasis] = {
     "data": "held-out inputs",
     "synthetic": "synthetic inputs",
     "weights only": "weights",
 }
-
-
-def tool_version() -> str:
-    """The installed version of this package."""
-    try:
-        return version("convrewrite")
-    except PackageNotFoundError:
-        return "0+unknown"
 
 
 def environment() -> Environment:

@@ -1,0 +1,65 @@
+"""Ctrl-C and its like: kept waiting while something must not be left half done, and raised where they would kill."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+
+KILLING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that end a process without a word, unless it asks for them."""
+
+
+class Terminated(BaseException):
+    """One of :data:`KILLING` came; ``number`` is its own. No Exception, so that nothing on its way takes it for an error."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def terminations_raised() -> Iterator[None]:
+    """Meanwhile signals that would kill raise :class:`Terminated`, so that what is temporary is cleared.
+
+    One that the process ignores, as under nohup, or handles itself is left alone. Only the main thread gets signals: in
+    others nothing changes.
+    """
+    with ExitStack() as stack:
+        for number in KILLING if _gets_signals() else ():
+            if signal.getsignal(number) == signal.SIG_DFL:
+                stack.enter_context(_handled(number, _terminate))
+        yield
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Meanwhile Ctrl-C and what :func:`terminations_raised` raises wait; the last of them is delivered at the end."""
+    came: list[int] = []
+    try:
+        with ExitStack() as stack:
+            for number in (*KILLING, signal.SIGINT) if _gets_signals() else ():
+                if callable(signal.getsignal(number)):
+                    stack.enter_context(_handled(number, lambda number, _frame: came.append(number)))
+            yield
+    finally:
+        if came:
+            signal.raise_signal(came[-1])
+
+
+def _gets_signals() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _terminate(number: int, _frame: FrameType | None) -> None:
+    raise Terminated(number)
+
+
+@contextmanager
+def _handled(number: int, handler: "signal._HANDLER") -> Iterator[None]:
+    before = signal.getsignal(number)
+    try:
+        signal.signal(number, handler)
+        yield
+    finally:
+        signal.signal(number, before)
