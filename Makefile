@@ -1,10 +1,10 @@
-# make demo: the environment, then the main job on the trained example. make test: lint, types and the whole test suite.
+# make demo: the environment, then the main job on the trained example. make test: lint, types and the whole test suite. make soak: its long forms.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FASHION := examples/fashion
 
-.PHONY: demo test lint types suite clean
+.PHONY: demo test lint types suite soak clean
 
 demo: $(VENV)/.installed
 	$(BIN)/convrewrite optimize $(FASHION)/fashion.pt --factory $(FASHION)/model.py:fashion_resnet \
@@ -22,6 +22,10 @@ types: $(VENV)/.tested
 
 suite: $(VENV)/.tested
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The long forms: hours of faults and interrupts, without a time limit.
+soak: $(VENV)/.tested
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -1,5 +1,6 @@
 """The command line. A thin layer: it reads arguments, shows progress and results, and turns errors into exit codes."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -394,4 +395,6 @@ def interrupted(stands: str, code: int) -> int:
 
 def run() -> None:
     """The entry point of the installed command."""
-    sys.exit(main())
+    code = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and said
+    sys.exit(code)
