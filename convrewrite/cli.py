@@ -1,5 +1,6 @@
 """The command line. A thin layer: it reads arguments, shows progress and results, and turns errors into exit codes."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -33,6 +34,7 @@ from convrewrite.cli_options import (
 from convrewrite.cli_rules import rules_app
 from convrewrite.errors import ConvRewriteError, ModelLoadError, UsageError, VerificationError
 from convrewrite.interrupts import Terminated, terminations_raised
+from convrewrite.scratch import disk_full
 from convrewrite.version import tool_version
 
 if TYPE_CHECKING:
@@ -380,6 +382,12 @@ def main(argv: list[str] | None = None) -> int:
     except (typer.Abort, KeyboardInterrupt, Terminated) as error:
         return interrupted(NOTHING, code_of(error))
     except Exception as error:
+        if (reason := disk_full(error)) is not None:  # of files it is told where they are written
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what it still holds would fail once more at the exit
+            print(
+                f"convrewrite: standard output: cannot be written ({reason}); what -o names is whole", file=sys.stderr
+            )
+            return 2
         if not hasattr(error, "format_message"):  # click's usage errors have it; typer re-exports no common base
             raise
         if message := error.format_message().rstrip("."):  # without arguments the help is shown, and that is all

@@ -23,7 +23,10 @@ RENAMEAT2 = {"x86_64": 316, "aarch64": 276, "riscv64": 276, "ppc64le": 357, "s39
 
 
 def resolved(place: Path) -> Path:
-    """Where ``place`` is: links are followed, as they are not to be replaced. Raises UsageError for one that leads nowhere."""
+    """Where ``place`` is: links are followed, as they are not to be replaced. Raises UsageError for one
+    that leads nowhere, and for what is no path."""
+    if "\0" in str(place):
+        raise UsageError(f"{str(place)!r}: cannot be written (no path holds a null byte); name another place")
     if place.is_symlink() and not place.exists():
         raise UsageError(
             f"{place}: is a link to {os.readlink(place)}, which is not there; make that, or remove the link"
