@@ -120,7 +120,8 @@ def plan(
     with _at_work(model, seed):
         prepared = prepare(model, inputs, chosen, structures)
         run = Run.begin(prepared, calibration, ask, settings, progress or silent, Stopwatch())
-        return run.plan(run.choose())
+        with run.scratch:
+            return run.plan(run.choose())
 
 
 def apply(

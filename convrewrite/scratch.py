@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from convrewrite.errors import ConvRewriteError, UsageError
-from convrewrite.interrupts import held
+from convrewrite.interrupts import held, soon
 
 try:
     import fcntl
@@ -47,7 +47,7 @@ class Scratch:
         sweep(folder)
         with held():
             self.path, lock = _claimed_new(folder, hidden + NAME)
-            self._clear = weakref.finalize(self, _clear_own, self.path, lock, os.getpid())
+            self._clear = weakref.finalize(self, _clear_collected, self.path, lock, os.getpid())
 
     def __enter__(self) -> "Scratch":
         return self
@@ -58,14 +58,15 @@ class Scratch:
     def close(self) -> None:
         """Remove the folder. Ctrl-C waits until that is done."""
         with held():
-            self._clear()
+            detached = self._clear.detach()
+            if detached is not None:
+                _clear_own(*detached[2])
 
     def keep(self) -> None:
         """Leave the folder to the next run in this place, since it holds what could not be put back."""
         detached = self._clear.detach()
         if detached is not None:
-            _, _, (_, lock, _), _ = detached
-            os.close(lock)
+            os.close(detached[2][1])
 
 
 def temporary_folder() -> Path:
@@ -185,6 +186,11 @@ def _claim(folder: Path, *, new: bool = False) -> int | None:
             return lock
     os.close(lock)
     return None
+
+
+def _clear_collected(folder: Path, lock: int, process: int) -> None:
+    with held(deliver=soon):
+        _clear_own(folder, lock, process)
 
 
 def _clear_own(folder: Path, lock: int, process: int) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,24 @@ def test_ctrl_c_waits_for_the_end(failing: bool) -> None:
         interrupted()
     assert steps == ["after the signal"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_while_a_folder_is_collected_comes_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = scratch._clear
+
+    def interrupted(folder: Path) -> None:
+        signal.raise_signal(signal.SIGINT)
+        real(folder)
+
+    def collected() -> None:
+        made = Scratch(tmp_path)
+        monkeypatch.setattr(scratch, "_clear", interrupted)
+        del made
+        assert listing(tmp_path) == set()
+        time.sleep(10)
+
+    with pytest.raises(KeyboardInterrupt):
+        collected()
 
 
 def test_a_signal_that_would_kill_is_raised_and_can_wait() -> None:
