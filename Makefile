@@ -23,7 +23,7 @@ types: $(VENV)/.tested
 suite: $(VENV)/.tested
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# The long forms: hours of faults and interrupts, without a time limit.
+# The long forms of tests: faults and interrupts at hundreds of moments, without a time limit.
 soak: $(VENV)/.tested
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak
 
