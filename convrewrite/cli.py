@@ -8,8 +8,11 @@ import typer
 
 from convrewrite import arguments
 from convrewrite.cli_options import (
+    Agreement,
     Budget,
     Calib,
+    Commands,
+    Error,
     Factory,
     Fast,
     Input,
@@ -19,6 +22,7 @@ from convrewrite.cli_options import (
     Model,
     Onnx,
     Resize,
+    Rounds,
     Rules,
     Seed,
     Std,
@@ -38,6 +42,7 @@ app = typer.Typer(
     help="Rewrite the convolutions of a trained PyTorch CNN into smaller, faster ones that still compute the same.",
     no_args_is_help=True,
     add_completion=False,
+    cls=Commands,
     pretty_exceptions_enable=False,
 )
 rules_app = typer.Typer(help="The rules that say which convolutions become what.", no_args_is_help=True)
@@ -76,7 +81,7 @@ def optimize(
     asked, kept = arguments.budget(budget or []), arguments.keep(keep)
     loaded = load(model, factory, trust)
     inputs, notes = example_inputs.for_model(loaded, input_ or (), calib)
-    data = calibration_of(calib, loaded.model, inputs, seed, mean, std, resize)
+    data = calibration_of(calib, loaded.model, inputs, seed, mean, std, resize, memory)
     with progress_bars() as progress:
         result = pipeline.optimize(
             loaded.model, inputs, chosen, data, asked, seed, keep=kept, fast=fast,
@@ -117,7 +122,7 @@ def plan(
     asked, kept = arguments.budget(budget or []), arguments.keep(keep)
     loaded = load(model, factory, trust)
     inputs, notes = example_inputs.for_model(loaded, input_ or (), calib)
-    data = calibration_of(calib, loaded.model, inputs, seed, mean, std, resize)
+    data = calibration_of(calib, loaded.model, inputs, seed, mean, std, resize, memory)
     with progress_bars() as progress:
         made = pipeline.plan(
             loaded.model, inputs, chosen, data, asked, seed, keep=kept, fast=fast,
@@ -153,7 +158,7 @@ def apply(
     followed = storing.read_plan(plan_file)
     loaded = load(model, factory, trust)
     inputs, notes = example_inputs.for_model(loaded, input_ or (), calib)
-    data = calibration_of(calib, loaded.model, inputs, followed.seed, mean, std, resize)
+    data = calibration_of(calib, loaded.model, inputs, followed.seed, mean, std, resize, memory)
     with progress_bars() as progress:
         result = pipeline.apply(
             loaded.model, inputs, followed, data, threads=threads, memory=int(memory * 2**30), measure=onnx, name=model,
@@ -211,8 +216,8 @@ def verify(
             "--expect", help="'parity' (the same numbers) or 'fidelity'; by default parity of torch with ONNX."
         ),
     ] = None,
-    agreement: Annotated[float | None, typer.Option("--agreement", help="Least top-1 agreement, as 0.98.")] = None,
-    error: Annotated[float | None, typer.Option("--error", help="Largest relative output error, as 0.05.")] = None,
+    agreement: Agreement = None,
+    error: Error = None,
     seed: Seed = 0,
     trust: Trust = False,
 ) -> None:
@@ -242,7 +247,7 @@ def bench(
     input_: Input = None,
     factory: Factory = None,
     threads: Threads = 1,
-    rounds: Annotated[int, typer.Option("--rounds", min=3, help="Interleaved rounds.")] = 25,
+    rounds: Rounds = 25,
     trust: Trust = False,
 ) -> None:
     """Time A and B side by side, interleaved; the ratio is the median over rounds of paired ratios."""
@@ -388,6 +393,7 @@ def _require_fidelity(fidelity: Any, agreement: float | None, error: float | Non
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code. Every error this package raises on purpose is caught here and only here."""
     try:
+        arguments.check_words(sys.argv[1:] if argv is None else argv)
         # A command returns nothing; a number is the code of typer.Exit, into which typer turns an interrupt as well.
         code = int(app(argv, standalone_mode=False) or 0)
     except ConvRewriteError as error:

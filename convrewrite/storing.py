@@ -26,6 +26,7 @@ from convrewrite.reporting.model import Report
 from convrewrite.sites import Site
 from convrewrite.structure import Structure
 from convrewrite.structures import discover
+from convrewrite.text_files import read_text
 
 PLAN, WEIGHTS = "plan.json", "weights.safetensors"
 FILES = ("model.pt", "model.onnx", PLAN, WEIGHTS, "report.json", "report.md", "report.html")
@@ -52,6 +53,8 @@ def check_file(path: Path) -> None:
     """Raise UsageError unless a plan can be written to ``path``: called before any long work."""
     if path.is_dir():
         raise UsageError(f"{path}: expected a file for the plan, found a folder; name one in it, as {path / PLAN}")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: expected a file for the plan, found a pipe or a device; name another file with -o")
     parent = next(p for p in path.absolute().parents if p.exists())
     try:
         with tempfile.TemporaryDirectory(dir=parent):
@@ -73,12 +76,7 @@ def save_plan(plan: Plan, path: Path) -> None:
 
 def read_plan(path: Path) -> Plan:
     """The plan in a file. Raises PlanError for a file that is missing or holds something else."""
-    try:
-        return Plan.from_json(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(
-            f"{path}: cannot be read as a plan ({error}); expected a file that `convrewrite plan` wrote"
-        ) from error
+    return Plan.from_json(read_text(path, PlanError, "a plan that `convrewrite plan` wrote"), str(path))
 
 
 def save(folder: Path, model: nn.Module, plan: Plan, report: Report, onnx: Path | None) -> Path:
@@ -135,7 +133,7 @@ def load(folder: str | Path, original_model: nn.Module, structures: tuple[Struct
     for name in (PLAN, WEIGHTS):
         if not (folder / name).is_file():
             raise ModelLoadError(f"{folder / name}: missing; expected a folder written by `convrewrite optimize -o`")
-    plan = Plan.from_json((folder / PLAN).read_text(encoding="utf-8"), str(folder / PLAN))
+    plan = read_plan(folder / PLAN)
     plan.require_model(original_model, weights=False)
     known = discover() | {structure.name: structure for structure in structures}
     model = apply_lifts(original_model, plan.lifted) if plan.lifted else copy_model(original_model)

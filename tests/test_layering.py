@@ -11,8 +11,9 @@ PACKAGE = Path(__file__).parent.parent / "convrewrite"
 
 LEVELS = [
     ["errors"],
+    ["arguments", "array_files", "symbols", "text_files"],
+    ["pickle_scan"],
     [
-        "arguments",
         "checkpoints",
         "conv",
         "image_folder",
