@@ -191,7 +191,7 @@ def _read_legacy(path: Path, trust: bool) -> tuple[object, tuple[str, ...]]:
         if trust:
             return _read_trusted(path)
         names = _names_asked_by_legacy(path)
-        if not names:
+        if not names or isinstance(error, HarmfulFile):
             raise _unreadable(path, error) from error
         raise ModelLoadError(
             f"{path}: expected a state dict, found a file in the old, non-zip format that asks for {shown(names)}; "

@@ -1,12 +1,13 @@
 """The command line. A thin layer: it reads arguments, shows progress and results, and turns errors into exit codes."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convrewrite import arguments
+from convrewrite import arguments, machine
 from convrewrite.cli_options import (
     Agreement,
     Budget,
@@ -27,12 +28,15 @@ from convrewrite.cli_options import (
     Seed,
     Std,
     Threads,
+    Timeout,
     Trust,
     calibration_of,
     load,
     progress_bars,
+    runner_of,
 )  # fmt: skip
-from convrewrite.errors import ConvRewriteError, ModelLoadError, UsageError, VerificationError
+from convrewrite.errors import ConvRewriteError, ModelError, UsageError, VerificationError
+from convrewrite.unforeseen import TRACEBACK, unforeseen
 
 if TYPE_CHECKING:
     from convrewrite.reporting.model import Report
@@ -219,6 +223,7 @@ def verify(
     agreement: Agreement = None,
     error: Error = None,
     seed: Seed = 0,
+    timeout: Timeout = 60.0,
     trust: Trust = False,
 ) -> None:
     """Compare the outputs of A and B: parity where they must be the same model, fidelity where one approximates."""
@@ -226,7 +231,7 @@ def verify(
 
     if expect not in (None, "parity", "fidelity"):
         raise UsageError(f"--expect: expected parity or fidelity, found {expect}")
-    first, second = _runner(a, factory, trust), _runner(b, factory, trust)
+    first, second = (runner_of(source, factory, trust, timeout) for source in (a, b))
     inputs = example_inputs.for_both(first, second, input_ or (), calib, seed)
     outcome = verifying.verify(first, second, inputs)
     by_default = (
@@ -248,6 +253,7 @@ def bench(
     factory: Factory = None,
     threads: Threads = 1,
     rounds: Rounds = 25,
+    timeout: Timeout = 60.0,
     trust: Trust = False,
 ) -> None:
     """Time A and B side by side, interleaved; the ratio is the median over rounds of paired ratios."""
@@ -258,7 +264,7 @@ def bench(
     from convrewrite import example_inputs, exporting, latency, verifying
     from convrewrite.reporting import figures
 
-    first, second = _runner(a, factory, trust), _runner(b, factory, trust)
+    first, second = (runner_of(source, factory, trust, timeout) for source in (a, b))
     inputs = example_inputs.for_both(first, second, input_ or (), None, 0)
     inputs = tuple(tensor[:1] for tensor in inputs)
     comparisons = []
@@ -267,6 +273,8 @@ def bench(
         for index, (source, runner) in enumerate(((a, first), (b, second))):
             is_onnx = isinstance(runner, verifying.OnnxModel)
             progress("bench", index, 4, f"export {source}")
+            if is_onnx:
+                runner(*inputs)  # before it is timed, as it may not end
             paths.append(
                 Path(source) if is_onnx else exporting.export(runner, inputs, Path(folder) / f"{index}.onnx").path
             )
@@ -332,24 +340,6 @@ def show_result(report: "Report", out: Path) -> None:
         raise VerificationError(report.refused)
 
 
-def _runner(source: str, factory: str | None, trust: bool) -> Any:
-    """A module, or an ONNX file as a callable. A result folder gives its model."""
-    from convrewrite import storing
-    from convrewrite.verifying import OnnxModel
-
-    path = Path(source)
-    if path.suffix == ".onnx":
-        if not path.is_file():
-            raise ModelLoadError(f"{source}: no such file; expected an ONNX file, a PyTorch model or a result folder")
-        try:
-            return OnnxModel(path)
-        except VerificationError as error:  # exit code 1 says that two models differ, and this is none
-            raise ModelLoadError(f"{error}; export it again") from error
-    if (path / storing.PLAN).is_file() and factory is not None:
-        return storing.load(path, load(factory, None, trust).model)
-    return load(str(path / "model.pt") if path.is_dir() else source, factory, trust).model
-
-
 def _show_verification(outcome: Any, examples: int, source: str) -> None:
     from tabulate import tabulate
 
@@ -403,7 +393,7 @@ def main(argv: list[str] | None = None) -> int:
         code = INTERRUPTED
     except Exception as error:
         if not hasattr(error, "format_message"):  # click's usage errors have it; typer re-exports no common base
-            raise
+            return _unforeseen(error)
         if message := error.format_message().rstrip("."):  # without arguments the help is shown, and that is all
             print(f"convrewrite: {message}; see --help", file=sys.stderr)
         return 2
@@ -412,6 +402,15 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
+def _unforeseen(error: Exception) -> int:
+    """Say in one line what nobody caught; the exit code."""
+    if os.environ.get(TRACEBACK):
+        raise error
+    print(f"convrewrite: {unforeseen(error)}", file=sys.stderr)
+    return ModelError.exit_code
+
+
 def run() -> None:
-    """The entry point of the installed command."""
+    """The entry point of the installed command, within the memory that the machine has."""
+    machine.limit_memory(int(machine.memory_bytes() * machine.SHARE))
     sys.exit(main())

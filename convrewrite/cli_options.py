@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from convrewrite import arguments
-from convrewrite.errors import UsageError
+from convrewrite.errors import ModelLoadError, UsageError, VerificationError
 
 if TYPE_CHECKING:
     from convrewrite.inputs import Inputs
@@ -73,6 +74,12 @@ Error = Annotated[
     float | None,
     typer.Option("--error", callback=arguments.error, help="Largest relative output error, as 0.05."),
 ]
+Timeout = Annotated[
+    float,
+    typer.Option(
+        "--timeout", callback=arguments.seconds, help="Seconds an ONNX file may take to open, and to run once."
+    ),
+]
 Rounds = Annotated[int, typer.Option("--rounds", callback=arguments.rounds, help="Interleaved rounds.")]
 
 
@@ -97,6 +104,24 @@ def load(source: str, factory: str | None, trust: bool) -> "Loaded":
     from convrewrite.loading import load_model
 
     return load_model(source, factory=factory, trust=trust)
+
+
+def runner_of(source: str, factory: str | None, trust: bool, timeout: float) -> Any:
+    """A module, or an ONNX file as a callable. A result folder gives its model."""
+    from convrewrite import storing
+    from convrewrite.verifying import OnnxModel
+
+    path = Path(source)
+    if path.suffix == ".onnx":
+        if not path.is_file():
+            raise ModelLoadError(f"{source}: no such file; expected an ONNX file, a PyTorch model or a result folder")
+        try:
+            return OnnxModel(path, probe=timeout)
+        except VerificationError as error:  # exit code 1 says that two models differ, and this is none
+            raise ModelLoadError(f"{error}; export it again") from error
+    if (path / storing.PLAN).is_file() and factory is not None:
+        return storing.load(path, load(factory, None, trust).model)
+    return load(str(path / "model.pt") if path.is_dir() else source, factory, trust).model
 
 
 def calibration_of(

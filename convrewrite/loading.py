@@ -41,7 +41,7 @@ from convrewrite.state_dicts import find_weights, load_weights
 _ZOOS = ("torchvision", "timm")
 _INPUT_SIZES = (224, 32, 28, 64, 128, 256, 299, 512)
 _INPUT_LENGTHS = (1024, 128, 256, 512, 4096, 16000)
-_MOST_NUMBERS = 1 << 30
+MOST_NUMBERS = 1 << 30
 """In an input whose shape is given: 4 GB in float32."""
 _MOST_AXES = 8
 _NEED_FACTORY = (
@@ -105,10 +105,10 @@ def parse_shape(text: str) -> tuple[int, ...]:
             f"input shape {shown_value(text)}: expected positive integers joined by x, such as 1x3x224x224"
         )
     parts = text.split("x")
-    too_long = len(parts) > _MOST_AXES or any(len(part) > len(str(_MOST_NUMBERS)) for part in parts)
-    if too_long or math.prod(map(int, parts)) > _MOST_NUMBERS:
+    too_long = len(parts) > _MOST_AXES or any(len(part) > len(str(MOST_NUMBERS)) for part in parts)
+    if too_long or math.prod(map(int, parts)) > MOST_NUMBERS:
         found = shown_value(text) if too_long else f"{text}, which is {math.prod(map(int, parts))}"
-        raise UsageError(f"input shape: expected at most {_MOST_NUMBERS} numbers in {_MOST_AXES} axes, found {found}")
+        raise UsageError(f"input shape: expected at most {MOST_NUMBERS} numbers in {_MOST_AXES} axes, found {found}")
     return tuple(map(int, parts))
 
 

@@ -8,6 +8,7 @@ made empty, sizes are bounded, and unpacked members of the archive may take no m
 
 import pickletools
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -123,7 +124,7 @@ class _Walk:
             self._below.append(stack)
             self._stack = []
         elif name == "GLOBAL":
-            stack.append(Node("global", name=argument.replace(" ", ".")))
+            stack.append(Node("global", name=_present_name(argument)))
         elif name in _TUPLES:
             count = _TUPLES[name]
             self._stack = [*stack[: len(stack) - count], Node("tuple", children=stack[len(stack) - count :])]
@@ -173,6 +174,15 @@ class _Walk:
 
     def _persistent(self) -> None:
         self._stack.append(self._calls.storage(self._stack.pop()))
+
+
+def _present_name(argument: str) -> str:
+    """``module name`` as it stands in a pickle -> its name in Python 3, as every unpickler translates it."""
+    module, _, name = argument.partition(" ")
+    if " " in name:
+        raise HarmfulFile(f"it asks for {argument[:60]!r}, which is no name")
+    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+    return f"{module}.{name}"
 
 
 def _unknown(name: str) -> None:

@@ -102,10 +102,9 @@ class Calls:
         if name in _CHECKS:
             return _CHECKS[name](self, name, given)
         known = self._resolve(name)
-        is_class = isinstance(known, type)
-        if known is not None and (not is_class or issubclass(known, nn.Module)):
+        if known is not None and (not isinstance(known, type) or issubclass(known, nn.Module)):
             raise HarmfulFile(f"it calls {name} while it is read, where files of torch.save only name it")
-        if is_class and issubclass(known, Enum) and len(given) != 1:
+        if isinstance(known, type) and issubclass(known, Enum) and len(given) != 1:
             raise HarmfulFile(f"it calls {name} with {len(given)} values, an enumeration takes one")
         return Node("object", name, children=[arguments])
 
@@ -132,6 +131,8 @@ class Calls:
     def storage(self, reference: Any) -> Node:
         """The storage of a persistent id, ``("storage", type, key, location, numel)``, in the old format with a view."""
         parts = _items_of(reference)
+        if parts and parts[0] == "module":
+            raise ValueError("a whole module in the old format, which PyTorch reads with its source code alone")
         if len(parts) not in (5, 6) or parts[0] != "storage" or not isinstance(parts[2], str):
             raise HarmfulFile("it refers to something that is no storage")
         numel = parts[4]

@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "convrewrite"
 
 LEVELS = [
     ["errors"],
-    ["arguments", "array_files", "symbols", "text_files"],
-    ["pickle_scan"],
+    ["arguments", "array_files", "machine", "symbols", "text_files", "unforeseen"],
+    ["pickle_scan", "probing", "sessions"],
     [
         "checkpoints",
         "conv",
@@ -68,7 +68,7 @@ LEVELS = [
 ]
 """A module imports from earlier lines only; ``__init__`` imports lazily and stands above them all."""
 
-ONNX = {"exporting", "latency", "verifying"}
+ONNX = {"exporting", "latency", "sessions"}
 LONGEST = 420
 
 
