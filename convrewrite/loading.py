@@ -41,8 +41,8 @@ from convrewrite.state_dicts import find_weights, load_weights
 _ZOOS = ("torchvision", "timm")
 _INPUT_SIZES = (224, 32, 28, 64, 128, 256, 299, 512)
 _INPUT_LENGTHS = (1024, 128, 256, 512, 4096, 16000)
-MOST_NUMBERS = 1 << 30
-"""In an input whose shape is given: 4 GB in float32."""
+MOST_NUMBERS = 1 << 26
+"""In an input whose shape is given: a volume of 4 x 256 x 256 x 256. What layers make of it takes many times its memory."""
 _MOST_AXES = 8
 _NEED_FACTORY = (
     "found weights without their network; pass --factory FILE.py:NAME (or pkg.mod:NAME, torchvision:NAME, "

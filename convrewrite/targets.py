@@ -137,7 +137,7 @@ def solving(site: str) -> Iterator[None]:
     """Tell failures of the linear algebra as ours: CalibrationError, naming the site."""
     try:
         yield
-    except (ArithmeticError, torch._C._LinAlgError) as error:
+    except (ArithmeticError, torch._C._LinAlgError) as error:  # type: ignore[attr-defined]
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CalibrationError(
             f"{site}: expected inputs and weights of ordinary size, found numbers that it cannot be fitted to ({reason}); "

@@ -27,4 +27,7 @@ def unforeseen(error: Exception) -> str:
         return (
             f"expected a model that Python can walk through, found one that is nested too deeply ({text}); flatten it"
         )
+    if isinstance(error, OSError) and error.strerror:
+        where = "" if error.filename is None else f"{str(error.filename)[:_LONGEST]!r}: "
+        return f"{where}the system refused it ({error.strerror}); name another file or folder, or make room"
     return f"{FAULT} ({text}); set {TRACEBACK}=1 to see where, and report it"
