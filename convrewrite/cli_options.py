@@ -90,7 +90,9 @@ class Commands(TyperGroup):
         """The command that was named; raises UsageError where one of its options is given twice."""
         name, command, rest = super().resolve_command(ctx, args)
         if command is not None and not isinstance(command, TyperGroup):
-            _, _, order = command.make_parser(ctx).parse_args(list(rest))
+            parser = command.make_parser(ctx)
+            parser.allow_interspersed_args = True  # the group itself, whose context this is, does not
+            _, _, order = parser.parse_args(list(rest))
             for parameter in order:
                 if order.count(parameter) > 1 and parameter.param_type_name == "option" and not parameter.multiple:
                     raise UsageError(
@@ -133,11 +135,12 @@ def calibration_of(
     from convrewrite.inputs import parameter_names
     from convrewrite.loading import import_object
 
+    pixels = {"mean": arguments.numbers("--mean", mean), "std": arguments.numbers("--std", std)}
+    cover = arguments.size("--resize", resize)
     if calib is None or calib == "weights":
         return calib
     return read_calibration(
-        calib, inputs, seed=seed, mean=arguments.numbers("--mean", mean), std=arguments.numbers("--std", std),
-        resize=arguments.size("--resize", resize), import_object=import_object,
+        calib, inputs, seed=seed, **pixels, resize=cover, import_object=import_object,
         names=parameter_names(model)[: len(inputs)], memory=int(memory * 2**30),
     )  # fmt: skip
 
