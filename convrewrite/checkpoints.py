@@ -131,7 +131,7 @@ def _archive_members(path: Path) -> list[str] | None:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except Exception as error:  # a foreign file can make the reader fail in any way
         raise _unreadable(path, error) from error
 
 

@@ -135,12 +135,12 @@ def calibration_of(
     from convrewrite.inputs import parameter_names
     from convrewrite.loading import import_object
 
-    pixels = {"mean": arguments.numbers("--mean", mean), "std": arguments.numbers("--std", std)}
+    centre, spread = arguments.numbers("--mean", mean), arguments.numbers("--std", std)
     cover = arguments.size("--resize", resize)
     if calib is None or calib == "weights":
         return calib
     return read_calibration(
-        calib, inputs, seed=seed, **pixels, resize=cover, import_object=import_object,
+        calib, inputs, seed=seed, mean=centre, std=spread, resize=cover, import_object=import_object,
         names=parameter_names(model)[: len(inputs)], memory=int(memory * 2**30),
     )  # fmt: skip
 
