@@ -51,7 +51,7 @@ def test_a_loop_without_end_is_left(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"loop\.onnx.*runs on these inputs within 2 s.*does not end in that time"):
         model(*INPUTS)
     torch.save(small_network(), tmp_path / "net.pt")
-    ran = call("bench", tmp_path / "net.pt", path, "--input", "1x3x16x16", "--timeout", "2")
+    ran = call("verify", tmp_path / "net.pt", path, "--input", "1x3x16x16", "--timeout", "2")
     assert ran.code == 3
     assert "--timeout" in ran.message
 
