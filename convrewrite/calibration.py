@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from convrewrite.calibration_sources import Chunk, Request, Source, open_source
+from convrewrite.calibration_sources import MEMORY, Chunk, Request, Source, open_source
 from convrewrite.conv import Size
 from convrewrite.errors import CalibrationError
 from convrewrite.inputs import Inputs
@@ -21,6 +21,9 @@ FEW_INPUTS = 64
 LARGEST_BATCH = 32
 BATCH_NUMBERS = 1_250_000
 """Numbers of input in a batch, at most: eight images of 3 x 224 x 224."""
+
+LARGEST = 1e12
+"""Of an input, in absolute value: beyond it, sums of squares of what a layer makes of it overflow in float32."""
 
 _HELD_OUT = 0.2
 
@@ -61,6 +64,7 @@ def read_calibration(
     resize: Size | None = None,
     import_object: Callable[[str], object] | None = None,
     names: Sequence[str] = (),
+    memory: int = MEMORY,
 ) -> Calibration:
     """At most ``limit`` examples from ``source``, checked against and converted to the shape and dtype of ``example``.
 
@@ -72,15 +76,17 @@ def read_calibration(
     examples are drawn at random, of others the first.
     uint8 is taken for pixels and scaled to [0, 1]; then ``mean`` and ``std`` (one number, or one for each channel)
     normalise the first input. ``resize`` scales the images of a folder before the model's size is cut from the centre.
-    Raises CalibrationError when the source cannot be read or does not fit the model.
+    ``memory`` bounds the bytes of what is read from a file. Raises CalibrationError when the source cannot be read or does
+    not fit the model, or for numbers beyond LARGEST.
     """
     if limit < 1 or (batch is not None and batch < 1):
         raise CalibrationError(f"limit and batch: expected at least 1, found {limit} and {batch}")
     scale = _normalisation(mean, std, example[0])
-    opened = open_source(source, Request(example, limit, seed, resize, import_object, tuple(names)))
+    opened = open_source(source, Request(example, limit, seed, resize, import_object, tuple(names), memory))
     inputs, notes = _collect(opened, example, limit)
     if scale is not None:
         inputs = ((inputs[0] - scale[0]) / scale[1], *inputs[1:])
+        _refuse_unusable(inputs[0], range(len(inputs[0])), f"{opened.name}, normalised")
     fit, held_out = split_inputs(inputs, batch=batch or batch_size(inputs), seed=seed)
     return Calibration(fit, held_out, "data", opened.name, (*notes, *_few(len(inputs[0]))))
 
@@ -159,7 +165,7 @@ def _conform(chunk: Chunk, example: Inputs, where: str, notes: dict[str, None]) 
         place = where if len(example) == 1 else f"{where}: input {i}"
         shaped = _with_layout(found, wanted, place, notes)
         numbers = _with_dtype(shaped, wanted, place, notes)
-        _refuse_non_finite(numbers, chunk.positions, place)
+        _refuse_unusable(numbers, chunk.positions, place)
         converted.append(numbers)
     sizes = sorted({len(tensor) for tensor in converted})
     if len(sizes) != 1:
@@ -198,11 +204,20 @@ def _with_dtype(found: Tensor, wanted: Tensor, where: str, notes: dict[str, None
     )
 
 
-def _refuse_non_finite(tensor: Tensor, positions: Sequence[int], where: str) -> None:
+def _refuse_unusable(tensor: Tensor, positions: Sequence[int], where: str) -> None:
+    """Raise CalibrationError for what is not finite, or so large that its square is not."""
+    if tensor.numel() == 0:
+        return
     if not bool(tensor.isfinite().all()):
         row = int(tensor.isfinite().logical_not().nonzero()[0, 0])
         raise CalibrationError(
             f"{where}: expected finite numbers, found NaN or infinity in example {positions[row]}; remove it"
+        )
+    if tensor.is_floating_point() and (largest := float(tensor.abs().max())) > LARGEST:
+        row = int((tensor.abs() > LARGEST).nonzero()[0, 0])
+        raise CalibrationError(
+            f"{where}: expected numbers up to {LARGEST:.0e}, as a network is trained on, found {largest:.3g}, the first such "
+            f"in example {positions[row]}; remove it, or normalise the inputs"
         )
 
 
@@ -219,6 +234,8 @@ def _normalisation(
         if len(numbers) not in (1, channels):
             raise CalibrationError(f"{name}: expected 1 or {channels} numbers, one a channel, found {len(numbers)}")
         values.append(torch.tensor(list(numbers), dtype=example.dtype, device=example.device).reshape(shape))
-    if not bool((values[1] > 0).all()):
+    if not bool(values[0].isfinite().all()):
+        raise CalibrationError(f"mean: expected finite numbers, found {list(mean or ())}")
+    if not bool((values[1] > 0).all()) or not bool(values[1].isfinite().all()):
         raise CalibrationError(f"std: expected positive numbers, found {list(std or ())}")
     return values[0], values[1]

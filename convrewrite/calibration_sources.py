@@ -5,10 +5,8 @@ object that the caller names (``FILE.py:NAME``) is imported, through the functio
 """
 
 import itertools
-import pickle
+import math
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,12 +15,19 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from convrewrite.array_files import Archive, StoredArray, map_array, require_memory, require_numbers
 from convrewrite.errors import CalibrationError
 from convrewrite.image_folder import list_images, read_images
+from convrewrite.pickle_scan import require_harmless
 
+MEMORY = 4 << 30
+"""Bytes of inputs, at most, unless the caller says otherwise."""
+MOST_EXAMPLES = 100_000_000
+"""That a source may hold: which of them to take is drawn by a permutation of all."""
 TERMINAL_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _INPUT_NAMES = ("image", "images", "input", "inputs", "x", "pixel_values")
 _LABEL_NAMES = frozenset({"label", "labels", "target", "targets", "y"})
@@ -34,6 +39,7 @@ class Request:
     """What is wanted of a source: how the model's inputs look, how many examples at most, and what to ask of images.
 
     ``names`` are those of the inputs as parameters of ``forward``, in its order; empty where they are not known.
+    ``memory`` bounds the bytes of what is read.
     """
 
     example: tuple[Tensor, ...]
@@ -42,6 +48,7 @@ class Request:
     resize: tuple[int, int] | None
     import_object: Callable[[str], object] | None
     names: tuple[str, ...] = ()
+    memory: int = MEMORY
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +109,8 @@ def _read_path(source: str | Path, request: Request) -> Source:
         return _read_object(source, request)
     if not path.exists():
         raise CalibrationError(f"{path}: expected calibration inputs ({_SUFFIXES}), found no such file")
+    if not path.is_dir() and not path.is_file():
+        raise CalibrationError(f"{path}: expected calibration inputs ({_SUFFIXES}), found a pipe or a device")
     if path.is_dir():
         return _read_folder(path, request)
     suffix = path.suffix.lower()
@@ -120,18 +129,18 @@ def _read_object(target: str, request: Request) -> Source:
 
 def _read_npy(path: Path, request: Request) -> Source:
     with _reading(path, "a NumPy array"):
-        array = np.lib.format.open_memmap(path, mode="r")
-        return _read_arrays((array,), str(path), request)
+        return _read_arrays((map_array(path),), str(path), request)
 
 
 def _read_npz(path: Path, request: Request) -> Source:
-    # numpy leaves a file open when it is no archive, so it is opened here.
-    with _reading(path, "a NumPy archive"), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+    with _reading(path, "a NumPy archive"):
+        archive = Archive(path, request.memory)
         return _read_arrays(_pick(archive, request, str(path), strict=True), str(path), request)
 
 
 def _read_pt(path: Path, request: Request) -> Source:
     with _reading(path, "tensors alone, saved with torch.save"):
+        require_harmless(path)
         found = torch.load(path, weights_only=True, map_location="cpu")
     if not isinstance(found, (Tensor, tuple, list, Mapping)):
         kind = type(found).__name__
@@ -143,11 +152,11 @@ def _read_pt(path: Path, request: Request) -> Source:
 @contextmanager
 def _reading(path: Path, expected: str) -> Iterator[None]:
     """Turns what a truncated, foreign or pickled file raises into a CalibrationError that says what it should hold."""
-    bad_archive = (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError)
-    bad_file = (OSError, EOFError, ValueError, RuntimeError, LookupError, *bad_archive)
     try:
         yield
-    except bad_file as error:
+    except CalibrationError:
+        raise
+    except Exception as error:  # a foreign file can make its reader fail in any way
         text = TERMINAL_COLOUR.sub("", str(error)).strip()
         reason = text.splitlines()[0] if text else type(error).__name__
         raise CalibrationError(f"{path}: expected {expected}, but it cannot be read: {reason}") from error
@@ -158,14 +167,15 @@ def _read_folder(folder: Path, request: Request) -> Source:
     if len(request.example) != 1:
         inputs = len(request.example)
         raise CalibrationError(f"{folder}: a folder gives one input, the model takes {inputs}; give an .npz")
-    chosen = _choose(len(paths), request)
+    chosen = _choose(len(paths), request, str(folder))
+    require_memory(str(folder), len(chosen) * math.prod(request.example[0].shape[1:]), request.memory)
     images = read_images([paths[i] for i in chosen], request.example[0].shape[1:], request.resize)
     return Source(str(folder), [Chunk((images,), chosen)], len(paths))
 
 
 def _read_dataset(dataset: _MapDataset, request: Request) -> Source:
     total = len(dataset)
-    chosen = _choose(total, request)
+    chosen = _choose(total, request, type(dataset).__name__)
     batches = (_positional(dataset[i], request) for i in chosen)
     chunks = (Chunk(tuple(t[None] for t in tensors), [i]) for tensors, i in zip(batches, chosen, strict=True))
     return Source(type(dataset).__name__, _guarded(chunks, type(dataset).__name__), total)
@@ -263,19 +273,28 @@ def _read_arrays(values: Sequence[Any], name: str, request: Request) -> Source:
     if len(sizes) != 1:
         raise CalibrationError(f"{name}: expected as many examples in every input, found {sorted(sizes)}")
     total = sizes.pop()
-    chosen = _choose(total, request)
-    thinned = wanted if len(chosen) == total else [value[chosen] for value in wanted]
+    chosen = _choose(total, request, name)
+    require_memory(name, sum(len(chosen) * _row_bytes(value) for value in wanted), request.memory)
+    whole = len(chosen) == total
+    thinned = [value if whole and not isinstance(value, StoredArray) else value[chosen] for value in wanted]
     return Source(name, [Chunk(_tensors(thinned, count, name), chosen)], total)
 
 
 def _length(value: object, name: str) -> int:
-    if not isinstance(value, (Tensor, np.ndarray)):
+    if not isinstance(value, (Tensor, np.ndarray, StoredArray)):
         raise CalibrationError(f"{name}: expected tensors or arrays, found {type(value).__name__}")
     return value.shape[0] if value.ndim else 0
 
 
-def _choose(total: int, request: Request) -> list[int]:
+def _row_bytes(value: Tensor | NDArray[Any] | StoredArray) -> int:
+    itemsize = value.element_size() if isinstance(value, Tensor) else value.dtype.itemsize
+    return math.prod(value.shape[1:]) * itemsize
+
+
+def _choose(total: int, request: Request, name: str) -> list[int]:
     """The indices to use, in order: all, or ``limit`` of them drawn at random."""
+    if total > MOST_EXAMPLES:
+        raise CalibrationError(f"{name}: expected at most {MOST_EXAMPLES} examples, found {total}; give a part of them")
     if total <= request.limit:
         return list(range(total))
     drawn = torch.randperm(total, generator=torch.Generator().manual_seed(request.seed))[: request.limit]
@@ -293,8 +312,7 @@ def _tensor(value: object, where: str) -> Tensor:
         return value.detach().cpu()
     if not isinstance(value, np.ndarray):
         raise CalibrationError(f"{where}: expected tensors or arrays, found {type(value).__name__}")
-    if value.dtype.kind not in "fuib":
-        raise CalibrationError(f"{where}: expected numbers, floating-point or uint8, found an array of {value.dtype}")
+    require_numbers(where, value.dtype)
     # torch knows only the machine's own byte order and writable memory.
     native = value.dtype.newbyteorder("=")
     return torch.from_numpy(np.array(value, dtype=np.float64 if native.itemsize > 8 else native))

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.errors import ModelLoadError
+from convrewrite.pickle_scan import HarmfulFile, require_harmless
 
 TRUST_NOTE = "the file was loaded by executing the code it holds, as --trust allows"
 
@@ -130,7 +131,7 @@ def _archive_members(path: Path) -> list[str] | None:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except Exception as error:  # a foreign file can make the reader fail in any way
         raise _unreadable(path, error) from error
 
 
@@ -156,6 +157,7 @@ def _read_program(path: Path, trust: bool) -> tuple[object, tuple[str, ...]]:
 
 def _read_archive(path: Path, classes: Mapping[str, type], trust: bool) -> tuple[object, tuple[str, ...]]:
     try:
+        require_harmless(path, lambda name: _resolve(name, classes))
         asked = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
         found = {name: _resolve(name, classes) for name in asked}
         refused = sorted(name for name, value in found.items() if value is None)
@@ -183,12 +185,13 @@ def _read_legacy(path: Path, trust: bool) -> tuple[object, tuple[str, ...]]:
             "save the model with torch.save(model.state_dict(), FILE)"
         )
     try:
+        require_harmless(path)
         return _torch_load(path, weights_only=True), ()
     except Exception as error:  # a foreign file can make the reader fail in any way
         if trust:
             return _read_trusted(path)
         names = _names_asked_by_legacy(path)
-        if not names:
+        if not names or isinstance(error, HarmfulFile):
             raise _unreadable(path, error) from error
         raise ModelLoadError(
             f"{path}: expected a state dict, found a file in the old, non-zip format that asks for {shown(names)}; "
@@ -281,6 +284,8 @@ def _refusal(path: Path, refused: list[str]) -> ModelLoadError:
 
 
 def _unreadable(path: Path, error: Exception) -> ModelLoadError:
+    if isinstance(error, HarmfulFile):
+        return ModelLoadError(f"{path}: expected a model as torch.save writes it, found a file that is not: {error}")
     reason = str(error).rpartition("WeightsUnpickler error:")[2].strip()  # without torch's advice to trust the file
     reason = reason.splitlines()[0][:200] if reason else "no reason given"
     return ModelLoadError(

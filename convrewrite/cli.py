@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convrewrite import arguments
+from convrewrite import arguments, machine
 from convrewrite.cli_interrupts import INTERRUPTED, NOTHING, Interrupted, code_of, tells_what_stands
 from convrewrite.cli_options import (
+    Agreement,
     Budget,
     Calib,
+    Commands,
+    Error,
     Factory,
     Fast,
     Input,
@@ -22,19 +25,23 @@ from convrewrite.cli_options import (
     Model,
     Onnx,
     Resize,
+    Rounds,
     Rules,
     Seed,
     Std,
     Threads,
+    Timeout,
     Trust,
     calibration_of,
     load,
     progress_bars,
+    runner_of,
 )  # fmt: skip
 from convrewrite.cli_rules import rules_app
-from convrewrite.errors import ConvRewriteError, ModelLoadError, UsageError, VerificationError
+from convrewrite.errors import ConvRewriteError, ModelError, UsageError, VerificationError
 from convrewrite.interrupts import Terminated, terminations_raised
 from convrewrite.scratch import disk_full
+from convrewrite.unforeseen import TRACEBACK, unforeseen
 from convrewrite.version import tool_version
 
 if TYPE_CHECKING:
@@ -45,6 +52,7 @@ app = typer.Typer(
     help="Rewrite the convolutions of a trained PyTorch CNN into smaller, faster ones that still compute the same.",
     no_args_is_help=True,
     add_completion=False,
+    cls=Commands,
     pretty_exceptions_enable=False,
 )
 app.add_typer(rules_app, name="rules")
@@ -95,7 +103,7 @@ def optimize(
     asked, kept = arguments.budget(budget or []), arguments.keep(keep)
     loaded = load(model, factory, trust)
     inputs, notes = example_inputs.for_model(loaded, input_ or (), calib)
-    data = calibration_of(calib, loaded.model, inputs, seed, mean, std, resize)
+    data = calibration_of(calib, loaded.model, inputs, seed, mean, std, resize, memory)
     with progress_bars() as progress:
         result = pipeline.optimize(
             loaded.model, inputs, chosen, data, asked, seed, keep=kept, fast=fast,
@@ -137,7 +145,7 @@ def plan(
     asked, kept = arguments.budget(budget or []), arguments.keep(keep)
     loaded = load(model, factory, trust)
     inputs, notes = example_inputs.for_model(loaded, input_ or (), calib)
-    data = calibration_of(calib, loaded.model, inputs, seed, mean, std, resize)
+    data = calibration_of(calib, loaded.model, inputs, seed, mean, std, resize, memory)
     with progress_bars() as progress:
         made = pipeline.plan(
             loaded.model, inputs, chosen, data, asked, seed, keep=kept, fast=fast,
@@ -174,7 +182,7 @@ def apply(
     followed = storing.read_plan(plan_file)
     loaded = load(model, factory, trust)
     inputs, notes = example_inputs.for_model(loaded, input_ or (), calib)
-    data = calibration_of(calib, loaded.model, inputs, followed.seed, mean, std, resize)
+    data = calibration_of(calib, loaded.model, inputs, followed.seed, mean, std, resize, memory)
     with progress_bars() as progress:
         result = pipeline.apply(
             loaded.model, inputs, followed, data, threads=threads, memory=int(memory * 2**30), measure=onnx, name=model,
@@ -232,9 +240,10 @@ def verify(
             "--expect", help="'parity' (the same numbers) or 'fidelity'; by default parity of torch with ONNX."
         ),
     ] = None,
-    agreement: Annotated[float | None, typer.Option("--agreement", help="Least top-1 agreement, as 0.98.")] = None,
-    error: Annotated[float | None, typer.Option("--error", help="Largest relative output error, as 0.05.")] = None,
+    agreement: Agreement = None,
+    error: Error = None,
     seed: Seed = 0,
+    timeout: Timeout = 60.0,
     trust: Trust = False,
 ) -> None:
     """Compare the outputs of A and B: parity where they must be the same model, fidelity where one approximates."""
@@ -242,7 +251,7 @@ def verify(
 
     if expect not in (None, "parity", "fidelity"):
         raise UsageError(f"--expect: expected parity or fidelity, found {expect}")
-    first, second = _runner(a, factory, trust), _runner(b, factory, trust)
+    first, second = (runner_of(source, factory, trust, timeout) for source in (a, b))
     inputs = example_inputs.for_both(first, second, input_ or (), calib, seed)
     outcome = verifying.verify(first, second, inputs)
     by_default = (
@@ -263,7 +272,8 @@ def bench(
     input_: Input = None,
     factory: Factory = None,
     threads: Threads = 1,
-    rounds: Annotated[int, typer.Option("--rounds", min=3, help="Interleaved rounds.")] = 25,
+    rounds: Rounds = 25,
+    timeout: Timeout = 60.0,
     trust: Trust = False,
 ) -> None:
     """Time A and B side by side, interleaved; the ratio is the median over rounds of paired ratios."""
@@ -272,7 +282,7 @@ def bench(
     from convrewrite import example_inputs, exporting, latency, scratch, verifying
     from convrewrite.reporting import figures
 
-    first, second = _runner(a, factory, trust), _runner(b, factory, trust)
+    first, second = (runner_of(source, factory, trust, timeout) for source in (a, b))
     inputs = example_inputs.for_both(first, second, input_ or (), None, 0)
     inputs = tuple(tensor[:1] for tensor in inputs)
     comparisons = []
@@ -281,6 +291,8 @@ def bench(
         for index, (source, runner) in enumerate(((a, first), (b, second))):
             is_onnx = isinstance(runner, verifying.OnnxModel)
             progress("bench", index, 4, f"export {source}")
+            if is_onnx:
+                runner(*inputs)  # before it is timed, as it may not end
             paths.append(
                 Path(source) if is_onnx else exporting.export(runner, inputs, folder.path / f"{index}.onnx").path
             )
@@ -307,24 +319,6 @@ def show_result(report: "Report", out: Path) -> None:
     typer.echo(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     if report.refused is not None:
         raise VerificationError(report.refused)
-
-
-def _runner(source: str, factory: str | None, trust: bool) -> Any:
-    """A module, or an ONNX file as a callable. A result folder gives its model."""
-    from convrewrite import storing
-    from convrewrite.verifying import OnnxModel
-
-    path = Path(source)
-    if path.suffix == ".onnx":
-        if not path.is_file():
-            raise ModelLoadError(f"{source}: no such file; expected an ONNX file, a PyTorch model or a result folder")
-        try:
-            return OnnxModel(path)
-        except VerificationError as error:  # exit code 1 says that two models differ, and this is none
-            raise ModelLoadError(f"{error}; export it again") from error
-    if (path / storing.PLAN).is_file() and factory is not None:
-        return storing.load(path, load(factory, None, trust).model)
-    return load(str(path / "model.pt") if path.is_dir() else source, factory, trust).model
 
 
 def _show_verification(outcome: Any, examples: int, source: str) -> None:
@@ -370,6 +364,7 @@ def _require_fidelity(fidelity: Any, agreement: float | None, error: float | Non
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code. Every error this package raises on purpose is caught here and only here."""
     try:
+        arguments.check_words(sys.argv[1:] if argv is None else argv)
         # A command returns nothing; a number is the code of typer.Exit, into which typer turns Ctrl-C outside a command.
         with terminations_raised():
             code = int(app(argv, standalone_mode=False) or 0)
@@ -389,7 +384,7 @@ def main(argv: list[str] | None = None) -> int:
             )
             return 2
         if not hasattr(error, "format_message"):  # click's usage errors have it; typer re-exports no common base
-            raise
+            return _unforeseen(error)
         if message := error.format_message().rstrip("."):  # without arguments the help is shown, and that is all
             print(f"convrewrite: {message}; see --help", file=sys.stderr)
         return 2
@@ -401,8 +396,17 @@ def interrupted(stands: str, code: int) -> int:
     return code
 
 
+def _unforeseen(error: Exception) -> int:
+    """Say in one line what nobody caught; the exit code."""
+    if os.environ.get(TRACEBACK):
+        raise error
+    print(f"convrewrite: {unforeseen(error)}", file=sys.stderr)
+    return ModelError.exit_code
+
+
 def run() -> None:
-    """The entry point of the installed command."""
+    """The entry point of the installed command, within the memory that the machine has."""
+    machine.limit_memory(int(machine.memory_bytes() * machine.SHARE))
     code = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and said
     sys.exit(code)

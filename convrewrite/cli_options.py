@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from convrewrite import arguments
+from convrewrite.errors import ModelLoadError, UsageError, VerificationError
 
 if TYPE_CHECKING:
     from convrewrite.inputs import Inputs
@@ -40,12 +43,18 @@ Budget = Annotated[
     list[str] | None,
     typer.Option("--budget", help="Part of the model that may be left, as macs=0.5, params=0.5, latency=0.6."),
 ]
-Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads at which latency is measured.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+Threads = Annotated[
+    int, typer.Option("--threads", callback=arguments.threads, help="Threads at which latency is measured.")
+]
+Seed = Annotated[int, typer.Option("--seed", callback=arguments.seed, help="Seed of everything random.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Execute the code in a model file that is not safe to load.")]
 Memory = Annotated[
     float,
-    typer.Option("--memory", min=0.001, help="GB for activations and moments; activations beyond it wait on disk."),
+    typer.Option(
+        "--memory",
+        callback=arguments.memory,
+        help="GB for inputs, activations and moments; activations beyond it wait on disk.",
+    ),
 ]
 Keep = Annotated[
     str | None,
@@ -57,6 +66,40 @@ Onnx = Annotated[
 ]
 Fast = Annotated[bool, typer.Option("--fast", help="Measure less while planning.")]
 
+Agreement = Annotated[
+    float | None,
+    typer.Option("--agreement", callback=arguments.agreement, help="Least top-1 agreement, as 0.98."),
+]
+Error = Annotated[
+    float | None,
+    typer.Option("--error", callback=arguments.error, help="Largest relative output error, as 0.05."),
+]
+Timeout = Annotated[
+    float,
+    typer.Option(
+        "--timeout", callback=arguments.seconds, help="Seconds an ONNX file may take to open, and to run once."
+    ),
+]
+Rounds = Annotated[int, typer.Option("--rounds", callback=arguments.rounds, help="Interleaved rounds.")]
+
+
+class Commands(TyperGroup):
+    """The commands, none of which takes the last of several values for an option that has one: which was meant?"""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that was named; raises UsageError where one of its options is given twice."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None and not isinstance(command, TyperGroup):
+            parser = command.make_parser(ctx)
+            parser.allow_interspersed_args = True  # the group itself, whose context this is, does not
+            _, _, order = parser.parse_args(list(rest))
+            for parameter in order:
+                if order.count(parameter) > 1 and parameter.param_type_name == "option" and not parameter.multiple:
+                    raise UsageError(
+                        f"{max(parameter.opts, key=len)}: expected once, found more than once; give one value"
+                    )
+        return name, command, rest
+
 
 def load(source: str, factory: str | None, trust: bool) -> "Loaded":
     """The model that was named on the command line."""
@@ -65,20 +108,40 @@ def load(source: str, factory: str | None, trust: bool) -> "Loaded":
     return load_model(source, factory=factory, trust=trust)
 
 
+def runner_of(source: str, factory: str | None, trust: bool, timeout: float) -> Any:
+    """A module, or an ONNX file as a callable. A result folder gives its model."""
+    from convrewrite import storing
+    from convrewrite.verifying import OnnxModel
+
+    path = Path(source)
+    if path.suffix == ".onnx":
+        if not path.is_file():
+            raise ModelLoadError(f"{source}: no such file; expected an ONNX file, a PyTorch model or a result folder")
+        try:
+            return OnnxModel(path, probe=timeout)
+        except VerificationError as error:  # exit code 1 says that two models differ, and this is none
+            raise ModelLoadError(f"{error}; export it again") from error
+    if (path / storing.PLAN).is_file() and factory is not None:
+        return storing.load(path, load(factory, None, trust).model)
+    return load(str(path / "model.pt") if path.is_dir() else source, factory, trust).model
+
+
 def calibration_of(
-    calib: str | None, model: Any, inputs: "Inputs", seed: int, mean: str | None, std: str | None, resize: str | None
-) -> object:
+    calib: str | None, model: Any, inputs: "Inputs", seed: int, mean: str | None, std: str | None, resize: str | None,
+    memory: float,
+) -> object:  # fmt: skip
     """The calibration that was named on the command line; None and "weights" are left to the pipeline."""
     from convrewrite.calibration import read_calibration
     from convrewrite.inputs import parameter_names
     from convrewrite.loading import import_object
 
+    centre, spread = arguments.numbers("--mean", mean), arguments.numbers("--std", std)
+    cover = arguments.size("--resize", resize)
     if calib is None or calib == "weights":
         return calib
     return read_calibration(
-        calib, inputs, seed=seed, mean=arguments.numbers("--mean", mean), std=arguments.numbers("--std", std),
-        resize=arguments.size("--resize", resize), import_object=import_object,
-        names=parameter_names(model)[: len(inputs)],
+        calib, inputs, seed=seed, mean=centre, std=spread, resize=cover, import_object=import_object,
+        names=parameter_names(model)[: len(inputs)], memory=int(memory * 2**30),
     )  # fmt: skip
 
 

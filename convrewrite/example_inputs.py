@@ -1,5 +1,6 @@
 """Which inputs a command runs models on: those it was given, noise of a stated or found shape, or calibration inputs."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,7 @@ from convrewrite import arguments
 from convrewrite.calibration import peek_example, read_calibration
 from convrewrite.errors import UsageError
 from convrewrite.inputs import Inputs, bind_inputs, example_of, parameter_names, required_names
-from convrewrite.loading import Loaded, find_input_shape, import_object, parse_shape
+from convrewrite.loading import MOST_NUMBERS, Loaded, find_input_shape, import_object, parse_shape
 from convrewrite.programs import stated_input_shapes
 from convrewrite.verifying import OnnxModel
 
@@ -97,7 +98,12 @@ def _like(tensor: Tensor, model: nn.Module) -> Tensor:
 
 
 def _noise(shape: tuple[int, ...], seed: int, model: nn.Module | None = None) -> Tensor:
-    """Normal numbers, in the dtype of the model's weights."""
+    """Normal numbers, in the dtype of the model's weights. Raises UsageError for more than MOST_NUMBERS."""
+    if math.prod(shape) > MOST_NUMBERS or any(size < 0 for size in shape):
+        text = "x".join(map(str, shape))
+        raise UsageError(
+            f"input: expected at most {MOST_NUMBERS} numbers, found a shape of {text}; give a smaller one with --input"
+        )
     weights = () if model is None else model.parameters()
     dtype = next((weight.dtype for weight in weights if weight.is_floating_point()), torch.float32)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from convrewrite.errors import ExportError, TraceError
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs
 from convrewrite.interrupts import held
-from convrewrite.latency import open_session
 from convrewrite.outputs import ROOT, eval_mode, named_outputs
 from convrewrite.scratch import Scratch, disk_full, told, unwritable
+from convrewrite.sessions import open_session
 
 BATCH = "batch"
 PROTOBUF_LIMIT = 2**31

@@ -75,7 +75,8 @@ def fit(
             begun = [min(begun, key=lambda point: point.error)]
         refined = [_plain(_refine(point, stages, target, root, effort).kernels, root_y) for point in begun]
         fitted.append(_best(refined, stages, unseen))
-        assert all(torch.isfinite(k).all() for k in fitted[-1]), "a fit must be finite"
+        if not all(torch.isfinite(k).all() for k in fitted[-1]):
+            raise ArithmeticError("its fit is not finite")
     return _result(fitted, stages, moments, held_out)
 
 
@@ -253,7 +254,8 @@ def _refine(start: _Point, stages: Sequence[Stage], target: Target, root: Tensor
 def _descended(before: float, after: float, target: Target) -> float:
     """``after``, once it is certain that E did not rise beyond rounding."""
     rounding = 1e-9 if target.kernel.dtype == torch.float64 else 1e-3
-    assert after <= before + rounding * target.scale, f"E rose from {before} to {after}"
+    if not after <= before + rounding * target.scale:
+        raise ArithmeticError(f"its error rose from {before:.3g} to {after:.3g}")
     return after
 
 

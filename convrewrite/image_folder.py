@@ -1,5 +1,6 @@
 """A folder of images as tensors of the size and the channels a model expects."""
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+MOST_PIXELS = 89_478_485
+"""Of an image as it is stored or scaled: Pillow's own bound for what is no attack."""
+_BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, MemoryError, struct.error)
+"""What Pillow's readers raise for a damaged file."""
 _MODES = {1: "L", 3: "RGB"}
 
 
@@ -55,17 +60,35 @@ def _read_image(path: Path, mode: str, cover: tuple[int, int], size: tuple[int, 
     image_type = _pillow()
     try:
         with path.open("rb") as file, image_type.open(file) as image:
+            _refuse_large(path, "found", image.size)
+            _refuse_large(path, f"scaled to cover {cover[0]}x{cover[1]} it would have", _covering(image.size, cover))
             return np.asarray(_fit(image.convert(mode), cover, size))
-    except (OSError, SyntaxError, ValueError, image_type.DecompressionBombError) as error:
+    except CalibrationError:
+        raise
+    except (*_BROKEN, image_type.DecompressionBombError, image_type.DecompressionBombWarning) as error:
         raise CalibrationError(
             f"{path}: expected an image, but it cannot be read: {error}; remove or replace it"
         ) from error
 
 
+def _covering(found: tuple[int, int], cover: tuple[int, int]) -> tuple[int, int]:
+    """Width and height of an image of ``found`` (width, height) when it is scaled to cover ``cover`` (height, width)."""
+    width, height = found
+    scale = max(cover[0] / height, cover[1] / width)
+    return max(cover[1], round(width * scale)), max(cover[0], round(height * scale))
+
+
+def _refuse_large(path: Path, found: str, size: tuple[int, int]) -> None:
+    width, height = size
+    if min(size) < 1 or width * height > MOST_PIXELS:
+        raise CalibrationError(
+            f"{path}: expected an image of at most {MOST_PIXELS} pixels, {found} {width} x {height}; remove or replace it"
+        )
+
+
 def _fit(image: "Image", cover: tuple[int, int], size: tuple[int, int]) -> "Image":
     """Scaled to cover ``cover``, then ``size`` (both height, width) cut from the centre."""
-    scale = max(cover[0] / image.height, cover[1] / image.width)
-    scaled = (max(cover[1], round(image.width * scale)), max(cover[0], round(image.height * scale)))
+    scaled = _covering(image.size, cover)
     if scaled != image.size:
         image = image.resize(scaled)
     left, top = (scaled[0] - size[1]) // 2, (scaled[1] - size[0]) // 2

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from convrewrite.conv import ConvSpec, Size
 from convrewrite.errors import UsageError, VerificationError
 from convrewrite.outputs import eval_mode
+from convrewrite.sessions import open_session
 from convrewrite.timing_cache import TimingCache, processor, timing_key
 
 Clock = Callable[[], float]
@@ -133,22 +134,6 @@ def compare_torch(
 def clock_for(threads: int) -> Clock:
     """The processor time of the calling thread at one thread, else wall time; both in seconds."""
     return time.thread_time if threads == 1 else time.perf_counter
-
-
-def open_session(source: Path | bytes, threads: int = 1) -> ort.InferenceSession:
-    """An onnxruntime session on the CPU, all graph optimisations on.
-
-    Its threads do not spin while they wait: spinning threads of one session slow down another that is being timed.
-    """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
-    return ort.InferenceSession(
-        source if isinstance(source, bytes) else str(source), options, providers=["CPUExecutionProvider"]
-    )
 
 
 def conv_graph(

@@ -8,6 +8,7 @@ import copy
 import hashlib
 import importlib
 import importlib.util
+import math
 import os
 import re
 import sys
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from convrewrite.arguments import shown as shown_value
 from convrewrite.checkpoints import (
     fault_of,
     is_lazy,
@@ -39,6 +41,9 @@ from convrewrite.state_dicts import find_weights, load_weights
 _ZOOS = ("torchvision", "timm")
 _INPUT_SIZES = (224, 32, 28, 64, 128, 256, 299, 512)
 _INPUT_LENGTHS = (1024, 128, 256, 512, 4096, 16000)
+MOST_NUMBERS = 1 << 26
+"""In an input whose shape is given: a volume of 4 x 256 x 256 x 256. What layers make of it takes many times its memory."""
+_MOST_AXES = 8
 _NEED_FACTORY = (
     "found weights without their network; pass --factory FILE.py:NAME (or pkg.mod:NAME, torchvision:NAME, "
     "timm:NAME), a callable without arguments that returns the network"
@@ -96,8 +101,15 @@ def import_object(target: str) -> Any:
 def parse_shape(text: str) -> tuple[int, ...]:
     """``1x3x224x224`` -> ``(1, 3, 224, 224)``; raises UsageError otherwise."""
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", text, re.ASCII):
-        raise UsageError(f"input shape {text!r}: expected positive integers joined by x, such as 1x3x224x224")
-    return tuple(int(part) for part in text.split("x"))
+        raise UsageError(
+            f"input shape {shown_value(text)}: expected positive integers joined by x, such as 1x3x224x224"
+        )
+    parts = text.split("x")
+    too_long = len(parts) > _MOST_AXES or any(len(part) > len(str(MOST_NUMBERS)) for part in parts)
+    if too_long or math.prod(map(int, parts)) > MOST_NUMBERS:
+        found = shown_value(text) if too_long else f"{text}, which is {math.prod(map(int, parts))}"
+        raise UsageError(f"input shape: expected at most {MOST_NUMBERS} numbers in {_MOST_AXES} axes, found {found}")
+    return tuple(map(int, parts))
 
 
 def initial_input_shapes(model: nn.Module) -> list[tuple[int, ...]]:

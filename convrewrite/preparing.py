@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from convrewrite import arguments
 from convrewrite.calibration import Calibration, read_calibration
 from convrewrite.conv import Cost
 from convrewrite.errors import ExportError, TraceError
@@ -38,6 +39,12 @@ class Settings:
     output_weighting: bool = True
     measure: bool = True
     fast: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for a number that no run can work with."""
+        arguments.seed(self.seed)
+        arguments.threads(self.threads)
+        arguments.memory_bytes(self.memory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +135,12 @@ def _linear_macs(model: nn.Module, inputs: Inputs) -> int:
     return total // max(1, inputs[0].shape[0])
 
 
-def calibrate(model: nn.Module, inputs: Inputs, source: object, seed: int, progress: Progress) -> Calibration:
+def calibrate(model: nn.Module, inputs: Inputs, source: object, settings: Settings, progress: Progress) -> Calibration:
     """Real inputs where there are any, else synthesised ones, else none, with a loud note."""
     if isinstance(source, Calibration):
         return source
     if source is None:
-        made = synthesise(model, inputs, seed=seed, on_step=_steps(progress))
+        made = synthesise(model, inputs, seed=settings.seed, on_step=_steps(progress))
         if made is not None:
             return made
         why = "has no BatchNorm statistics to make any from, or no derivatives that lead there"
@@ -145,7 +152,9 @@ def calibrate(model: nn.Module, inputs: Inputs, source: object, seed: int, progr
     if isinstance(source, str) and source == "weights":
         return Calibration((), (), "weights only", "none", ())
     names = parameter_names(model)[: len(inputs)]
-    return read_calibration(source, inputs, seed=seed, import_object=import_object, names=names)
+    return read_calibration(
+        source, inputs, seed=settings.seed, import_object=import_object, names=names, memory=settings.memory
+    )
 
 
 def _steps(progress: Progress) -> Callable[[int, int, float], None]:

@@ -5,15 +5,19 @@ rewrite the geometry is for the structure to say: rules only name structures, th
 """
 
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
+import re2
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
 from pydantic_core import PydanticCustomError
 
 from convrewrite.conv import ConvSpec, Kind, Size, classify
+
+_QUIET = re2.Options()
+"""RE2 takes time that grows with the length of a name, whatever the pattern; what it cannot read it would print."""
+_QUIET.log_errors = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +74,8 @@ def _is_pattern(value: object) -> bool:
     if not isinstance(value, str):
         return False
     try:
-        re.compile(value)
-    except re.error:
+        re2.compile(value, _QUIET)
+    except (re2.error, UnicodeError):
         return False
     return True
 
@@ -102,7 +106,9 @@ Share = Annotated[float, _expect("a number in [0, 1]", lambda v: _is_number(v) a
 Positive = Annotated[float, _expect("a number above 0", lambda v: _is_number(v) and 0 < v < math.inf)]
 Whole = Annotated[int, _expect("a whole number of at least 1", _is_whole)]
 Natural = Annotated[int, _expect("a whole number of at least 0", lambda v: _is_whole(v, 0))]
-Pattern = Annotated[str, _expect("a regular expression", _is_pattern)]
+Pattern = Annotated[
+    str, _expect("a regular expression without backreferences and lookarounds (the syntax of RE2)", _is_pattern)
+]
 Setting = Annotated[int | float | str, _expect("a number or text", lambda v: _is_number(v) or isinstance(v, str))]
 Pair = Annotated[Size, _expect("a pair of whole numbers [height, width], each at least 1", _is_pair)]
 NaturalPair = Annotated[Size, _expect("a pair of whole numbers [height, width]", lambda v: _is_pair(v, 0))]
@@ -179,7 +185,7 @@ class Match(_Table):
         ):
             if bounds is not None and number not in bounds:
                 yield _not_taken(key, number, bounds)
-        if self.name is not None and re.fullmatch(self.name, candidate.name) is None:
+        if self.name is not None and re2.compile(self.name, _QUIET).fullmatch(candidate.name) is None:
             yield Refusal("name", f"the name {candidate.name} does not match {self.name}")
 
 

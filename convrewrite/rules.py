@@ -30,6 +30,7 @@ from convrewrite.rule_schema import (
     Rule,
     RuleFile,
 )
+from convrewrite.text_files import read_text
 
 __all__ = [
     "Applies",
@@ -61,6 +62,9 @@ _EXPECTED = {
     "string_type": "text",
     "tuple_type": "a list",
 }
+LARGEST = 1 << 20
+"""Bytes of a rule file, at most."""
+
 _PROBE = ConvSpec(64, 64, (3, 3), padding=(1, 1))
 
 
@@ -81,14 +85,12 @@ def load_rule_file(path: Path) -> RuleFile:
         RuleFileError: the file cannot be read, is no TOML, or breaks the schema; one line per finding.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RuleFileError(f"{path}: cannot be read ({error.strerror}); expected a rule file in TOML") from error
-    except UnicodeDecodeError as error:
-        raise RuleFileError(f"{path}: expected TOML in UTF-8, found a byte that is not ({error})") from error
-    except tomllib.TOMLDecodeError as error:
+        data = tomllib.loads(read_text(path, RuleFileError, "a rule file in TOML", LARGEST))
+        return read_table(data, str(path))
+    except ValueError as error:  # TOML's own error is one, and Python raises it for a number of thousands of digits
         raise RuleFileError(f"{path}: not valid TOML: {error}") from error
-    return read_table(data, str(path))
+    except RecursionError as error:
+        raise RuleFileError(f"{path}: not a rule file: its tables are nested too deeply to be read") from error
 
 
 def read_table(table: Mapping[str, object], source: str) -> RuleFile:

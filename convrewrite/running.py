@@ -98,7 +98,7 @@ class Run:
             with watch.timed("export the original"):
                 baseline = export(model, inputs, scratch.path / "original.onnx")
         with watch.timed("calibrate"):
-            data = calibrate(model, inputs, calibration, settings.seed, progress)
+            data = calibrate(model, inputs, calibration, settings, progress)
             fit, held_out = channels_last(model, data.fit), channels_last(model, data.held_out)
             data = replace(data, fit=fit, held_out=held_out)
         if ask.keep is not None:

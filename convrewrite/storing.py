@@ -30,6 +30,7 @@ from convrewrite.scratch import Scratch, require_room, told, unwritable
 from convrewrite.sites import Site
 from convrewrite.structure import Structure
 from convrewrite.structures import discover
+from convrewrite.text_files import read_text
 
 PLAN, WEIGHTS = "plan.json", "weights.safetensors"
 FILES = ("model.pt", "model.onnx", PLAN, WEIGHTS, "report.json", "report.md", "report.html")
@@ -111,12 +112,7 @@ def save_plan(plan: Plan, path: Path) -> None:
 
 def read_plan(path: Path) -> Plan:
     """The plan in a file. Raises PlanError for a file that is missing or holds something else."""
-    try:
-        return Plan.from_json(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(
-            f"{path}: cannot be read as a plan ({error}); expected a file that `convrewrite plan` wrote"
-        ) from error
+    return Plan.from_json(read_text(path, PlanError, "a plan that `convrewrite plan` wrote"), str(path))
 
 
 def save(folder: Path, model: nn.Module, plan: Plan, report: Report, onnx: Path | None) -> Path:
@@ -176,7 +172,7 @@ def load(folder: str | Path, original_model: nn.Module, structures: tuple[Struct
     for name in (PLAN, WEIGHTS):
         if not (folder / name).is_file():
             raise ModelLoadError(f"{folder / name}: missing; expected a folder written by `convrewrite optimize -o`")
-    plan = Plan.from_json((folder / PLAN).read_text(encoding="utf-8"), str(folder / PLAN))
+    plan = read_plan(folder / PLAN)
     plan.require_model(original_model, weights=False)
     known = discover() | {structure.name: structure for structure in structures}
     model = apply_lifts(original_model, plan.lifted) if plan.lifted else copy_model(original_model)

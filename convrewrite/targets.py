@@ -3,11 +3,14 @@
 Beside it the whitening of a first stage's inputs, and the Cholesky factor that both need.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from convrewrite.errors import CalibrationError
 from convrewrite.moments import Moments
 from convrewrite.structure import Stage
 
@@ -127,3 +130,16 @@ def uncolour(kernel: Tensor, root: Tensor) -> Tensor:
     """A first-stage kernel for whitened inputs -> the one for the real inputs."""
     rows = kernel.reshape(root.shape[0], -1, root.shape[1])
     return torch.linalg.solve_triangular(root, rows, upper=False, left=False).reshape(kernel.shape)
+
+
+@contextmanager
+def solving(site: str) -> Iterator[None]:
+    """Tell failures of the linear algebra as ours: CalibrationError, naming the site."""
+    try:
+        yield
+    except (ArithmeticError, torch._C._LinAlgError) as error:  # type: ignore[attr-defined]
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CalibrationError(
+            f"{site}: expected inputs and weights of ordinary size, found numbers that it cannot be fitted to ({reason}); "
+            "normalise the inputs as for training, leave out extreme ones, or fit to the weights alone: --calib weights"
+        ) from error

@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convrewrite.errors import VerificationError
+from convrewrite.errors import ConvRewriteError, ModelLoadError, UsageError, VerificationError
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs
-from convrewrite.latency import open_session
 from convrewrite.outputs import eval_mode, left_out, named_outputs
+from convrewrite.probing import SECONDS, require_well_behaved
+from convrewrite.sessions import open_session
 
 Runner = Callable[..., object]
 """A model, an OnnxModel, or anything else that maps input tensors to outputs."""
@@ -33,9 +35,18 @@ ELEMENT_TYPES = {
 class OnnxModel:
     """An ONNX file, or its bytes, as a callable from tensors to ``name -> tensor``, run by onnxruntime on the CPU."""
 
-    def __init__(self, source: Path | bytes, *, threads: int = 1) -> None:
-        """Open the model; raises VerificationError if onnxruntime cannot."""
+    def __init__(self, source: Path | bytes, *, threads: int = 1, probe: float | None = None) -> None:
+        """Open the model; raises VerificationError if onnxruntime cannot.
+
+        ``probe`` is for a file from elsewhere: seconds within which it must open, and run once on its first inputs, in a
+        process of its own, before it is used here. ModelLoadError if it does not.
+        """
         self._where = str(source) if isinstance(source, Path) else "ONNX model"
+        self._untried = source if isinstance(source, Path) and probe is not None else None
+        self._probe = probe or SECONDS
+        self._misfit: type[ConvRewriteError] = VerificationError if probe is None else UsageError
+        if self._untried is not None:
+            require_well_behaved(self._untried, self._probe)
         try:
             self._session = open_session(source, threads)
         except Exception as error:  # onnxruntime's own exceptions share no public base class
@@ -54,16 +65,33 @@ class OnnxModel:
         return next((size for size in sizes if isinstance(size, int)), None)
 
     def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:
-        """Run the model; raises VerificationError if number, shapes or types of the inputs do not fit."""
+        """Run the model; raises VerificationError (UsageError of a file from elsewhere) if number, shapes or types of the
+        inputs do not fit, ModelLoadError if it cannot be run on them or gives something else than tensors."""
         self._check_inputs(inputs)
+        if self._untried is not None:
+            require_well_behaved(self._untried, self._probe, inputs)
+            self._untried = None
         feed = {name: x.detach().cpu().contiguous().numpy() for name, x in zip(self.input_names, inputs, strict=True)}
-        arrays = self._session.run(None, feed)
-        return {name: torch.as_tensor(array) for name, array in zip(self.output_names, arrays, strict=True)}
+        try:
+            arrays = self._session.run(None, feed)
+        except Exception as error:  # onnxruntime's own exceptions share no public base class
+            cause = " ".join(str(error).split())[:300]
+            raise ModelLoadError(f"{self._where}: onnxruntime cannot run it on these inputs: {cause}") from error
+        return {name: self._tensor(name, array) for name, array in zip(self.output_names, arrays, strict=True)}
+
+    def _tensor(self, name: str, array: object) -> Tensor:
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiubc":
+            found = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise ModelLoadError(
+                f"{self._where}: expected tensors of numbers as outputs, found that {name!r} is {found}; "
+                "leave that output out"
+            )
+        return torch.as_tensor(array)
 
     def _check_inputs(self, inputs: Inputs) -> None:
         if len(inputs) != len(self.input_names):
             expected = ", ".join(self.input_names)
-            raise VerificationError(
+            raise self._misfit(
                 f"{self._where}: expected {len(self.input_names)} inputs ({expected}), found {len(inputs)}"
             )
         for name, shape, kind, tensor in zip(self.input_names, self.input_shapes, self._types, inputs, strict=True):
@@ -73,9 +101,9 @@ class OnnxModel:
             )
             if not fits:
                 shapes = f"expected shape {_text(shape)}, found {_text(found)}"
-                raise VerificationError(f"{self._where}: input {name!r}: {shapes}")
+                raise self._misfit(f"{self._where}: input {name!r}: {shapes}")
             if ELEMENT_TYPES.get(tensor.dtype) != kind:
-                raise VerificationError(f"{self._where}: input {name!r}: expected {kind}, found {tensor.dtype}")
+                raise self._misfit(f"{self._where}: input {name!r}: expected {kind}, found {tensor.dtype}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +316,7 @@ def verify(a: Runner | str | Path, b: Runner | str | Path, inputs: ExampleInput)
     Nothing is required: :func:`require_parity` raises where the two must be the same. Raises VerificationError if the
     outputs differ in names, number or shapes.
     """
-    runner_a, runner_b = (OnnxModel(Path(x)) if isinstance(x, str | Path) else x for x in (a, b))
+    runner_a, runner_b = (OnnxModel(Path(x), probe=SECONDS) if isinstance(x, str | Path) else x for x in (a, b))
     batch = bind_inputs(next((x for x in (runner_a, runner_b) if isinstance(x, nn.Module)), nn.Identity()), inputs)
     with eval_mode(runner_a, runner_b):
         (expected, skipped), (found, _) = _run(runner_a, batch), _run(runner_b, batch)

@@ -18,7 +18,7 @@ from convrewrite.proposing import Proposal
 from convrewrite.sites import Site
 from convrewrite.stopwatch import Stopwatch
 from convrewrite.structure import Option, Stage, Structure, compose, initial_kernels, option_cost
-from convrewrite.targets import Target
+from convrewrite.targets import Target, solving
 from convrewrite.weighting import roots_of
 
 ROUNDS = 3
@@ -78,7 +78,9 @@ class Workpiece:
         kernel, bias = folded_kernel(walk.model, site)
         like = walk.model.get_submodule(site.name).weight
         assert isinstance(like, Tensor)
-        bare = cls(walk, site, kernel, bias, like, len(calibration.fit), seed, roots_of(weights, site))
+        with solving(site.name):
+            roots = roots_of(weights, site)
+        bare = cls(walk, site, kernel, bias, like, len(calibration.fit), seed, roots)
         return bare if calibration.kind == "weights only" else bare._with_moments(watch)
 
     @contextmanager
@@ -114,16 +116,18 @@ class Workpiece:
         """
         if not self.seen:
             return weights_only(structure, self.site, option, self.kernel, self.bias)
-        return fit(
-            structure, self.site.folded_spec, option.parameters, self.kernel, self.seen, self.unseen, iterations,
-            self.targets, self.roots,
-        )  # fmt: skip
+        with solving(self.site.name):
+            return fit(
+                structure, self.site.folded_spec, option.parameters, self.kernel, self.seen, self.unseen, iterations,
+                self.targets, self.roots,
+            )  # fmt: skip
 
     def rough(self, structure: Structure, option: Option, targets: Sequence[Target]) -> Fit:
         """A quick fit, to compare options by; ``targets`` are the site's own, in any precision."""
         if not self.seen:
             return weights_only(structure, self.site, option, self.kernel, self.bias)
-        return rough_fit(structure, self.site.folded_spec, option.parameters, self.seen, targets, self.roots)
+        with solving(self.site.name):
+            return rough_fit(structure, self.site.folded_spec, option.parameters, self.seen, targets, self.roots)
 
     def _refit(
         self,
@@ -134,8 +138,9 @@ class Workpiece:
         moments: Sequence[Moments],
         iterations: int,
     ) -> Fit:
-        spec = self.site.folded_spec
-        return refit(structure, spec, option.parameters, found, targets, moments, self.unseen, iterations, self.roots)
+        spec, unseen = self.site.folded_spec, self.unseen
+        with solving(self.site.name):
+            return refit(structure, spec, option.parameters, found, targets, moments, unseen, iterations, self.roots)
 
     @property
     def patch(self) -> int:
@@ -217,7 +222,8 @@ class Workpiece:
         seen = self._moments(fitted)
         unseen = seen if held_out is fitted else self._moments(held_out)
         blocks = tuple(tuple(accumulator.kept or ()) for accumulator in (fitted, held_out))
-        with watch.timed("solves"):
+        with watch.timed("solves"), solving(self.site.name):
+            _require_finite((*seen, *unseen))
             targets = tuple(targets_of(self.kernel, self.site.spec, seen))
         return replace(self, seen=seen, unseen=unseen, targets=targets, fitted=blocks[0], held_out=blocks[1])
 
@@ -309,3 +315,10 @@ def composed_kernel(kernels: Sequence[Tensor], stages: Sequence[Stage], groups: 
     """The canonical kernel that the stages of a site amount to, all groups of the original joined."""
     per_group = zip(*(stage.chunk(groups) for stage in kernels), strict=True)
     return torch.cat([compose(parts, stages) for parts in per_group])
+
+
+def _require_finite(moments: Sequence[Moments]) -> None:
+    """Raise ArithmeticError where the site's inputs or outputs, or their squares, overflowed."""
+    for part in moments:
+        if not all(bool(tensor.isfinite().all()) for tensor in (part.mean_p, part.mean_y, part.cov_p, part.cov_yp)):
+            raise ArithmeticError("its inputs or outputs are so large that their squares overflow")

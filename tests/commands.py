@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.cli import main
+from convrewrite.unforeseen import FAULT
 
 SHAPE = (3, 16, 16)
 INPUT = ("--input", "1x3x16x16")
@@ -29,6 +30,7 @@ class Ran:
         errors = [line for line in lines if line.startswith("convrewrite: ")]
         assert errors == [lines[-1]], self.err
         assert "Traceback" not in self.err
+        assert FAULT not in self.err, "an error that nobody foresaw"
         assert "\x1b" not in self.err, "terminal colours of someone else's message"
         return lines[-1].removeprefix("convrewrite: ")
 

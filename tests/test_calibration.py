@@ -324,7 +324,8 @@ def test_pickles_are_never_loaded(tmp_path: Path) -> None:
     np.savez(tmp_path / "c.npz", images=np.array([{}], dtype=object))
     torch.save({"images": Path("x")}, tmp_path / "c.pt")
     for name in ("c.npy", "c.npz", "c.pt"):
-        assert "cannot be read" in refusal(tmp_path / name)
+        message = refusal(tmp_path / name)
+        assert "cannot be read" in message or "found an array of object" in message
 
 
 def test_archives_that_leave_a_choice(tmp_path: Path) -> None:

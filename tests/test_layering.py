@@ -11,9 +11,9 @@ PACKAGE = Path(__file__).parent.parent / "convrewrite"
 
 LEVELS = [
     ["errors", "interrupts", "version"],
-    ["scratch"],
+    ["arguments", "array_files", "machine", "symbols", "text_files", "unforeseen"],
+    ["pickle_scan", "probing", "scratch", "sessions"],
     [
-        "arguments",
         "checkpoints",
         "conv",
         "image_folder",
@@ -70,7 +70,7 @@ LEVELS = [
 ]
 """A module imports from earlier lines only; ``__init__`` imports lazily and stands above them all."""
 
-ONNX = {"exporting", "latency", "verifying"}
+ONNX = {"exporting", "latency", "sessions"}
 LONGEST = 420
 
 

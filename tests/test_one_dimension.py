@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from convrewrite import analyze, load, optimize
 from convrewrite.applying import build_option
 from convrewrite.conv import ConvSpec, canonical_kernel, module_weight, planar
-from convrewrite.latency import conv_graph, open_session, time_graphs
+from convrewrite.latency import conv_graph, time_graphs
 from convrewrite.pipeline import Result
 from convrewrite.rule_schema import Match, Rule
+from convrewrite.sessions import open_session
 from convrewrite.structure import allowed_variants, initial_kernels, lowerings, make_option
 from convrewrite.structures import discover
 

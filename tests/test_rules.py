@@ -151,7 +151,9 @@ def test_a_range_holds_both_its_ends_and_nothing_beyond(low: int, high: int, num
          "dilated, depthwise, grouped, separable, transposed, dynamic, found \"standart\"; did you mean "
          "standard? (rule a)"),
         ("match = { kind = [] }", "rule[0].match.kind: expected a list with at least one entry, found [] (rule a)"),
-        ("match = { name = '(' }", "rule[0].match.name: expected a regular expression, found \"(\" (rule a)"),
+        ("match = { name = '(' }",
+         "rule[0].match.name: expected a regular expression without backreferences and lookarounds (the syntax of RE2), "
+         "found \"(\" (rule a)"),
         ("match = 3", "rule[0].match: expected a table, found 3 (rule a)"),
         ("protect = { stem = 1 }", "rule[0].protect.stem: expected true or false, found 1 (rule a)"),
         ("parameters = { grouped = { groups = [4] } }",
@@ -206,7 +208,7 @@ def test_files_that_cannot_be_read_say_so(tmp_path: Path) -> None:
     with pytest.raises(RuleFileError, match=r"none\.toml: cannot be read \(No such file"):
         rules.load_rule_file(tmp_path / "none.toml")
     (tmp_path / "latin.toml").write_bytes(b"description = '\xe9'")
-    with pytest.raises(RuleFileError, match="expected TOML in UTF-8"):
+    with pytest.raises(RuleFileError, match="expected a rule file in TOML, encoded in UTF-8"):
         rules.load_rule_file(tmp_path / "latin.toml")
 
 

@@ -1,0 +1,50 @@
+"""What the machine has, and limits that keep one process from taking all of it. Without effect where the system has none."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+UNKNOWN_MEMORY = 8 << 30
+"""Bytes that a machine is taken to have when it does not tell."""
+
+SHARE = 0.9
+"""Of the main memory, that the command line may take."""
+
+
+def memory_bytes() -> int:
+    """Bytes of main memory that this process may use: the machine's, or its container's where that is less."""
+    found = [UNKNOWN_MEMORY]
+    with suppress(ValueError, OSError, AttributeError):
+        found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for name in _CGROUP_LIMITS:
+        with suppress(OSError, ValueError):  # no such group, or "max"
+            found.append(int(Path(name).read_text(encoding="ascii")))
+    return min(found)
+
+
+def limit_memory(limit: int, *, address_space: bool = False) -> None:
+    """Let this process have ``limit`` bytes of data, or of address space, and no more: what asks for more gets a MemoryError.
+
+    A limit that is lower already stays.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    kind = resource.RLIMIT_AS if address_space else resource.RLIMIT_DATA
+    soft, hard = resource.getrlimit(kind)
+    lower = [bound for bound in (soft, hard) if bound != resource.RLIM_INFINITY]
+    with suppress(ValueError, OSError):  # macOS knows the limit and refuses to set it
+        resource.setrlimit(kind, (min([limit, *lower]), hard))
+
+
+def limit_processor(seconds: int) -> None:
+    """Let this process compute for so long, and no longer, even where nobody is left to stop it."""
+    try:
+        import resource
+    except ImportError:
+        return
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

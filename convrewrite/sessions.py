@@ -1,0 +1,55 @@
+"""onnxruntime sessions, and what a child process does to try out a file from elsewhere. torch is not imported here."""
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from convrewrite.machine import limit_memory, limit_processor
+
+
+def open_session(source: Path | bytes, threads: int = 1) -> ort.InferenceSession:
+    """An onnxruntime session on the CPU, all graph optimisations on.
+
+    Its threads do not spin while they wait: spinning threads of one session slow down another that is being timed.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    return ort.InferenceSession(
+        source if isinstance(source, bytes) else str(source), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def try_out(path: str, seconds: int, memory: int) -> None:
+    """Open a file, run it on the arrays that come in as ``.npz`` if any do, and write ``{"fault": ...}`` as JSON.
+
+    Called in a process of its own, which may hang, crash, or be stopped.
+    """
+    limit_memory(memory, address_space=True)
+    limit_processor(seconds)
+    json.dump({"fault": _fault_of(path, sys.stdin.buffer.read())}, sys.stdout)
+    sys.stdout.flush()
+
+
+def _fault_of(path: str, feed: bytes) -> str | None:
+    try:
+        session = open_session(Path(path))
+        if feed:
+            with np.load(io.BytesIO(feed), allow_pickle=False) as arrays:
+                inputs: dict[str, Any] = {
+                    entry.name: arrays[f"input.{index}"] for index, entry in enumerate(session.get_inputs())
+                }
+            session.run(None, inputs)
+    except MemoryError:
+        return "it ran out of memory"
+    except Exception as error:  # onnxruntime's own exceptions share no public base class
+        return " ".join(str(error).split())[:300] or type(error).__name__
+    return None
