@@ -18,7 +18,7 @@ from convrewrite.sites import Site, find_sites
 from convrewrite.stopwatch import Stopwatch
 from convrewrite.structure import Option, Structure, compose
 from convrewrite.tracing import trace
-from convrewrite.verifying import is_class_scores
+from convrewrite.meanings import tell
 from convrewrite.weighting import EXAMPLES, SHARE, output_weights, roots_of
 from convrewrite.workpiece import Workpiece
 
