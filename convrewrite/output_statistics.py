@@ -21,6 +21,9 @@ CONVOLUTION = ("convolution", "conv2d", "conv1d", "mkldnn_convolution")
 WIDE = 100
 """Entries of a vector without any that stands out: of so many classes a trained network knows at least some to be wrong."""
 
+LARGE = 5.0
+"""Mean of two or three numbers without a negative one, which may be chance in scores where they are small."""
+
 EVEN = 0.9
 """Of the logarithm of the classes' number: an entropy beyond it is that of a guess."""
 
@@ -130,7 +133,8 @@ class Seen:
 
     def unit_norm(self, axis: int) -> bool:
         """Whether every row has the length one."""
-        return bool(((self.rows[axis].norm(dim=1) - 1).abs() <= self.tolerance).all())
+        rows = self.rows[axis]
+        return bool(((rows.norm(dim=1) - 1).abs() <= self.tolerance).all()) and bool(rows.max() > rows.min())
 
     def against_classes(self) -> str | None:
         """What in the looks of ``(N, K)`` numbers speaks against class scores."""
@@ -141,7 +145,7 @@ class Seen:
             return f"{self.width} numbers of which none stands out: features rather than class scores"
         if self.function not in (*LINEAR, *CONVOLUTION, "add"):
             return None
-        if bool(rows.min() >= 0):
+        if bool(rows.min() >= 0) and (self.width > 3 or float(rows.mean()) > LARGE):
             return "a linear layer gave it, and none of its numbers is negative: measures rather than class scores"
         if self.width == 4 and _boxes(rows):
             return "four numbers of which the last two are always the larger ones: corners of a box"
