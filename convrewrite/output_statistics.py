@@ -92,7 +92,7 @@ class Seen:
     @property
     def enough(self) -> bool:
         """Whether there are inputs to judge looks by."""
-        return self.representative and self.shape[0] >= ENOUGH and self.axis in self.axes and self._finite
+        return self.representative and self.axis in self.axes and self.shape[0] >= ENOUGH and self._finite
 
     @property
     def _finite(self) -> bool:

@@ -49,7 +49,9 @@ def meaning(model: nn.Module, count: int = 32, *, representative: bool = True) -
     return found
 
 
-def told(classes: int, behind: Callable[[Tensor], object] = lambda x: x, name: str = "last", scale: float = 1.0) -> Kind:
+def told(
+    classes: int, behind: Callable[[Tensor], object] = lambda x: x, name: str = "last", scale: float = 1.0
+) -> Kind:
     return meaning(Net(classes, behind, name, scale)).kind
 
 
@@ -181,7 +183,9 @@ def test_names_of_modules(name: str, kind: Kind) -> None:
     assert told(6, name=name) == kind
 
 
-@pytest.mark.parametrize(("key", "kind"), [("logits", "logits"), ("loc", "values"), ("embedding", "embedding"), ("x", "logits")])
+@pytest.mark.parametrize(
+    ("key", "kind"), [("logits", "logits"), ("loc", "values"), ("embedding", "embedding"), ("x", "logits")]
+)
 def test_names_of_outputs(key: str, kind: Kind) -> None:
     assert told(6, lambda x: {key: x}) == kind
 

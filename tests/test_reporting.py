@@ -91,9 +91,9 @@ def full() -> Report:
             torch_latency_seconds=latency,
             predicted_onnx_latency_seconds=1.7e-3,
         ),
-        fidelity=(OutputFidelityRow(
-                name="logits", relative_error=0.032, top1_agreement=0.985, kl=0.0123, taken_for="logits"
-            ),),
+        fidelity=(
+            OutputFidelityRow(name="logits", relative_error=0.032, top1_agreement=0.985, kl=0.0123, taken_for="logits"),
+        ),
         fidelity_examples=205,
         fidelity_basis="measured on 205 held-out calibration inputs",
         parity=(
