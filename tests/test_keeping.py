@@ -272,7 +272,9 @@ def test_agreement_needs_class_scores() -> None:
     fit, held_out = numbered(8, 8)
     data = Calibration(fit, held_out, "data", "a test")
     maps = torch.randn(16, 3, 2, 2)
-    message = r"keep: an agreement needs class scores.*output\.0 was taken for values: .* --keep error=0\.02 .*--output NAME=logits"
+    message = (
+        r"keep: an agreement needs class scores.*output\.0 was taken for values: .* error=0\.02 .*--output NAME=logits"
+    )
     with pytest.raises(PlanError, match=message):
         require_judge(data, Keep("agreement", 0.9), meanings_of(Table(maps), data))
     with pytest.raises(PlanError, match=message):

@@ -3,9 +3,9 @@
 import pytest
 from clocks import compared
 
+from convrewrite.fidelity import Fidelity, OutputFidelity
 from convrewrite.measuring import Measured
 from convrewrite.planning import Ask, Keep
-from convrewrite.fidelity import Fidelity, OutputFidelity
 from convrewrite.reporting.building import _kept
 from convrewrite.reporting.verdict import refused
 

@@ -12,13 +12,13 @@ from convrewrite import weighting
 from convrewrite.calibration import Calibration
 from convrewrite.conv import ConvSpec
 from convrewrite.fitting import Fit
+from convrewrite.meanings import Meaning, tell
 from convrewrite.outputs import named_outputs
 from convrewrite.propagation import Propagation
 from convrewrite.sites import Site, find_sites
 from convrewrite.stopwatch import Stopwatch
 from convrewrite.structure import Option, Structure, compose
 from convrewrite.tracing import trace
-from convrewrite.meanings import Meaning, tell
 from convrewrite.weighting import EXAMPLES, SHARE, output_weights, roots_of
 from convrewrite.workpiece import Workpiece
 
