@@ -3,6 +3,7 @@
 Whatever only moves numbers (views, slices, copies, interpolation) is looked through. Nothing is kept of the run but that.
 """
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -53,12 +54,21 @@ def origins_noted(model: nn.Module) -> Iterator[Callable[[Mapping[str, Tensor]],
 
 
 def _entering(path: list[str], name: str) -> Callable[[nn.Module, Any], None]:
-    return lambda _module, _args: path.append(name)
+    ours = threading.get_ident()  # another thread may run the same model meanwhile
+
+    def enter(_module: nn.Module, _args: Any) -> None:
+        if threading.get_ident() == ours:
+            path.append(name)
+
+    return enter
 
 
 def _leaving(path: list[str]) -> Callable[[nn.Module, Any, Any], None]:
+    ours = threading.get_ident()
+
     def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
-        path.pop()
+        if threading.get_ident() == ours:
+            path.pop()
 
     return leave
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -328,6 +329,13 @@ def test_a_model_is_as_it_was_and_may_refuse_to_be_followed() -> None:
         return x.softmax(1)
 
     assert told(5, refuse) == "probabilities"
+
+
+def test_threads_that_share_a_model_do_not_disturb_each_other() -> None:
+    model = Net(6, name="bbox")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: meaning(model), range(16)))
+    assert {(m.kind, m.reason) for m in found} == {("values", "its module is called bbox")}
 
 
 def test_every_reason_is_a_sentence() -> None:
