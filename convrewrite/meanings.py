@@ -207,7 +207,7 @@ def _told(seen: Seen) -> Meaning:
     if told is not None:
         return told
     if seen.ndim == 2 and seen.width >= 2:
-        return Meaning("logits", "(N, K) real numbers, and nothing speaks against class scores")
+        return Meaning("logits", "rows of real numbers, and nothing speaks against class scores")
     return Meaning("values", "nothing shows that it holds class scores, probabilities or unit vectors", axis=seen.axis)
 
 
@@ -231,7 +231,7 @@ def _by_function(seen: Seen, hint: Hint | None) -> Meaning | None:
     if seen.function in ("relu", "tanh", "hardtanh", "clamp", "softplus", "exp") and (
         hint is None or hint.kind != "class"
     ):
-        return Meaning("values", f"{seen.function} gave it", axis=seen.axis)
+        return Meaning("values", f"a {seen.function} gave it", axis=seen.axis)
     return None
 
 
@@ -245,7 +245,7 @@ def _of_unit_numbers(seen: Seen, hint: Hint | None) -> Meaning:
         return Meaning(
             "values", "four numbers in [0, 1] that are seldom near 0 or 1, as coordinates are", axis=seen.axis
         )
-    by = f"{seen.function} gave it" if seen.origin is not None else "its entries lie in [0, 1] and do not sum to one"
+    by = f"a {seen.function} gave it" if seen.origin is not None else "its entries lie in [0, 1] and do not sum to one"
     return Meaning("multilabel", by, axis=seen.axis)
 
 
