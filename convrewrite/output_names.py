@@ -43,7 +43,7 @@ def hint_of(output: str, module: str) -> Hint | None:
         for part in reversed(parts):
             kind = _kind_of(part, last=part == parts[-1])
             if kind is not None:
-                return Hint(kind, f"its {what} is called {path}")
+                return Hint(kind, f"its {what} is called {path!r}")
     return None
 
 

@@ -144,7 +144,7 @@ class PlannedOutput(_Part):
 
     kind: Kind
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    reason: str
+    reason: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 
     @classmethod
     def of(cls, meaning: Meaning) -> "PlannedOutput":

@@ -1,6 +1,7 @@
 """What a rewritten ONNX file says of itself in its metadata: of which model it is an approximation, and what its outputs mean."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from convrewrite.errors import UsageError
 from convrewrite.meanings import Meaning, asked_meanings
 
 PREFIX = "convrewrite."
+VERSION = re.compile(r"[0-9A-Za-z.+-]{1,40}")
 WRITTEN = "as the file's metadata has it"
 
 
@@ -41,14 +43,16 @@ class Provenance:
         original, result, version, outputs = (
             metadata.get(PREFIX + name, "") for name in ("original", "result", "version", "outputs")
         )
-        return cls(original, result, version, _meanings(outputs))
+        return cls(
+            original, result, version if VERSION.fullmatch(version) else "of unknown version", _meanings(outputs)
+        )
 
 
 def _meanings(text: str) -> dict[str, Meaning]:
     """What can be read of the outputs' meanings: the file may have been changed since."""
     try:
         entries: Any = json.loads(text or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):  # so deep a nesting is no entry of ours
         return {}
     found: dict[str, Meaning] = {}
     for name, entry in entries.items() if isinstance(entries, dict) else ():

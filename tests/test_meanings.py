@@ -335,7 +335,7 @@ def test_threads_that_share_a_model_do_not_disturb_each_other() -> None:
     model = Net(6, name="bbox")
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: meaning(model), range(16)))
-    assert {(m.kind, m.reason) for m in found} == {("values", "its module is called bbox")}
+    assert {(m.kind, m.reason) for m in found} == {("values", "its module is called 'bbox'")}
 
 
 def test_every_reason_is_a_sentence() -> None:
