@@ -376,8 +376,12 @@ def test_provenance_comes_back_from_metadata_and_survives_changes() -> None:
     assert (found.original, found.result, found.tool_version) == ("a:b", "c:d", "9.9")
     assert found.outputs["output"].kind == "logits"
     assert Provenance.of({"something": "else"}) is None
+    strange = Provenance.of(made.metadata() | {"convrewrite.version": "\x1b[31m"})
+    assert strange is not None
+    assert strange.tool_version == "of unknown version"
     for text in (
         "{",
+        "[" * 100_000,
         "[]",
         '{"output": 3}',
         '{"output": ["none", 1]}',
