@@ -126,6 +126,23 @@ def keep(text: str | None) -> dict[str, float] | None:
         raise UsageError(f"--keep: expected a number as 0.98, or error=0.02, found {shown(text)}") from None
 
 
+def outputs(entries: Sequence[str]) -> dict[str, tuple[str, float]]:
+    """``NAME=KIND`` or ``NAME=KIND:WEIGHT``; which names and kinds there are is for the model to say."""
+    found: dict[str, tuple[str, float]] = {}
+    for entry in entries:
+        name, _, said = entry.rpartition("=")
+        kind, _, weight = said.partition(":")
+        if not name.strip() or not kind.strip():
+            raise UsageError(f"--output: expected NAME=KIND or NAME=KIND:WEIGHT, as output=logits, found {entry!r}")
+        if name.strip() in found:
+            raise UsageError(f"--output: {name.strip()!r} is named twice; name it once")
+        try:
+            found[name.strip()] = kind.strip(), float(weight or 1)
+        except ValueError:
+            raise UsageError(f"--output: expected a number behind the colon, found {entry!r}") from None
+    return found
+
+
 def numbers(option: str, text: str | None) -> list[float] | None:
     """``0.485,0.456,0.406`` -> its numbers, which are finite."""
     if text is None:

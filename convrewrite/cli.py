@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +24,7 @@ from convrewrite.cli_options import (
     Memory,
     Model,
     Onnx,
+    Output,
     Resize,
     Rounds,
     Rules,
@@ -87,6 +88,7 @@ def optimize(
     resize: Resize = None,
     budget: Budget = None,
     keep: Keep = None,
+    output: Output = None,
     fast: Fast = False,
     threads: Threads = 1,
     seed: Seed = 0,
@@ -100,13 +102,13 @@ def optimize(
 
     storing.check_writable(out, (model,))
     chosen = resolve(rule or ["separable"])
-    asked, kept = arguments.budget(budget or []), arguments.keep(keep)
+    asked, kept, said = arguments.budget(budget or []), arguments.keep(keep), arguments.outputs(output or [])
     loaded = load(model, factory, trust)
     inputs, notes = example_inputs.for_model(loaded, input_ or (), calib)
     data = calibration_of(calib, loaded.model, inputs, seed, mean, std, resize, memory)
     with progress_bars() as progress:
         result = pipeline.optimize(
-            loaded.model, inputs, chosen, data, asked, seed, keep=kept, fast=fast,
+            loaded.model, inputs, chosen, data, asked, seed, keep=kept, outputs=said, fast=fast,
             threads=threads, memory=int(memory * 2**30), measure=onnx, name=model, notes=(*loaded.notes, *notes),
             progress=progress,
         )  # fmt: skip
@@ -128,6 +130,7 @@ def plan(
     resize: Resize = None,
     budget: Budget = None,
     keep: Keep = None,
+    output: Output = None,
     fast: Fast = False,
     threads: Threads = 1,
     seed: Seed = 0,
@@ -142,13 +145,13 @@ def plan(
 
     storing.check_file(out)
     chosen = resolve(rule or ["balanced"])
-    asked, kept = arguments.budget(budget or []), arguments.keep(keep)
+    asked, kept, said = arguments.budget(budget or []), arguments.keep(keep), arguments.outputs(output or [])
     loaded = load(model, factory, trust)
     inputs, notes = example_inputs.for_model(loaded, input_ or (), calib)
     data = calibration_of(calib, loaded.model, inputs, seed, mean, std, resize, memory)
     with progress_bars() as progress:
         made = pipeline.plan(
-            loaded.model, inputs, chosen, data, asked, seed, keep=kept, fast=fast,
+            loaded.model, inputs, chosen, data, asked, seed, keep=kept, outputs=said, fast=fast,
             threads=threads, memory=int(memory * 2**30), measure=onnx, progress=progress,
         )  # fmt: skip
     storing.save_plan(made, out)
@@ -170,6 +173,7 @@ def apply(
     mean: Mean = None,
     std: Std = None,
     resize: Resize = None,
+    output: Output = None,
     threads: Threads = 1,
     memory: Memory = 4.0,
     onnx: Onnx = True,
@@ -179,14 +183,14 @@ def apply(
     from convrewrite import example_inputs, pipeline, storing
 
     storing.check_writable(out, (model,))
-    followed = storing.read_plan(plan_file)
+    said, followed = arguments.outputs(output or []), storing.read_plan(plan_file)
     loaded = load(model, factory, trust)
     inputs, notes = example_inputs.for_model(loaded, input_ or (), calib)
     data = calibration_of(calib, loaded.model, inputs, followed.seed, mean, std, resize, memory)
     with progress_bars() as progress:
         result = pipeline.apply(
             loaded.model, inputs, followed, data, threads=threads, memory=int(memory * 2**30), measure=onnx, name=model,
-            notes=(*loaded.notes, *notes), progress=progress,
+            outputs=said, notes=(*loaded.notes, *notes), progress=progress,
         )  # fmt: skip
         result.save(out)
     show_result(result.report, out)
@@ -237,9 +241,11 @@ def verify(
     expect: Annotated[
         str | None,
         typer.Option(
-            "--expect", help="'parity' (the same numbers) or 'fidelity'; by default parity of torch with ONNX."
+            "--expect",
+            help="'parity' (the same numbers) or 'fidelity'; by default parity of torch with ONNX, unless one is rewritten.",
         ),
     ] = None,
+    output: Output = None,
     agreement: Agreement = None,
     error: Error = None,
     seed: Seed = 0,
@@ -247,22 +253,27 @@ def verify(
     trust: Trust = False,
 ) -> None:
     """Compare the outputs of A and B: parity where they must be the same model, fidelity where one approximates."""
-    from convrewrite import example_inputs, verifying
+    from convrewrite import example_inputs, relations, verifying
+    from convrewrite.reporting.verifications import render_verification
 
     if expect not in (None, "parity", "fidelity"):
         raise UsageError(f"--expect: expected parity or fidelity, found {expect}")
     first, second = (runner_of(source, factory, trust, timeout) for source in (a, b))
     inputs = example_inputs.for_both(first, second, input_ or (), calib, seed)
-    outcome = verifying.verify(first, second, inputs)
-    by_default = (
-        "parity" if isinstance(first, verifying.OnnxModel) != isinstance(second, verifying.OnnxModel) else "fidelity"
+    relation = relations.relation_of(first, second, (a, b))
+    outcome = verifying.verify(
+        first, second, inputs, outputs=arguments.outputs(output or []), representative=calib is not None
     )
-    wanted = expect or ("fidelity" if agreement is not None or error is not None else by_default)
-    _show_verification(outcome, inputs[0].shape[0], "the calibration inputs" if calib else "random inputs")
+    wanted = expect or ("fidelity" if agreement is not None or error is not None else relation.expected)
+    typer.echo(render_verification(outcome, inputs[0].shape[0], "the calibration inputs" if calib else "random inputs"))
+    if relation.note is not None:
+        typer.echo(relation.note)
+    if relation.stranger is not None and expect is None:
+        raise VerificationError(relation.stranger)
     if wanted == "parity":
         verifying.require_parity(outcome.parity)
         typer.echo("Parity holds.")
-    _require_fidelity(outcome.fidelity, agreement, error)
+    relations.require_fidelity(outcome.fidelity, agreement, error)
 
 
 @app.command()
@@ -321,44 +332,6 @@ def show_result(report: "Report", out: Path) -> None:
         raise VerificationError(report.refused)
 
 
-def _show_verification(outcome: Any, examples: int, source: str) -> None:
-    from tabulate import tabulate
-
-    rows = [
-        (p.name, f"{p.max_abs_difference:.2g}", f"{p.relative_error:.2g}", f"{p.tolerance:.0e}",
-         "yes" if p.passed else "no", f"{f.relative_error:.3%}" if f.equal_share is None else "",
-         _share(f.top1_agreement), "" if f.kl is None else f"{f.kl:.3g}", _share(f.equal_share))
-        for p, f in zip(outcome.parity.outputs, outcome.fidelity.outputs, strict=True)
-    ]  # fmt: skip
-    headers = (
-        "output", "max. diff.", "max. / max.", "tolerance", "the same", "rel. error", "top-1 agreement", "KL",
-        "equal entries",
-    )  # fmt: skip
-    shown = len(headers) - all(f.equal_share is None for f in outcome.fidelity.outputs)
-    typer.echo(tabulate([row[:shown] for row in rows], headers[:shown], disable_numparse=True))
-    typer.echo(f"on {examples} of {source}")
-    if outcome.fidelity.left_out:
-        typer.echo(f"not compared, as they are no tensors: {', '.join(outcome.fidelity.left_out)}")
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.2%}"
-
-
-def _require_fidelity(fidelity: Any, agreement: float | None, error: float | None) -> None:
-    for output in fidelity.outputs:
-        if error is not None and output.relative_error > error:
-            raise VerificationError(f"{output.name}: relative error {output.relative_error:.4f} exceeds {error:g}")
-    if agreement is None:
-        return
-    scored = [output for output in fidelity.outputs if output.top1_agreement is not None]
-    if not scored:
-        raise VerificationError(
-            "--agreement: expected an output of class scores, (N, K), found none; gate with --error"
-        )
-    for output in scored:
-        if output.top1_agreement < agreement:
-            raise VerificationError(f"{output.name}: top-1 agreement {output.top1_agreement} is below {agreement:g}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -60,6 +60,13 @@ Keep = Annotated[
     str | None,
     typer.Option("--keep", help="The fidelity to keep on held-out inputs: 0.98 of the top classes, or error=0.02."),
 ]
+Output = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--output",
+        help="What an output means: NAME=logits, probabilities, multilabel, embedding, values or ignore; :WEIGHT may follow.",
+    ),
+]
 Onnx = Annotated[
     bool,
     typer.Option("--onnx/--no-onnx", help="Export to ONNX, check parity and time; without it outputs are compared."),

@@ -9,7 +9,7 @@ from convrewrite.allocation import require_reachable
 from convrewrite.calibration import Calibration
 from convrewrite.gating import fast_enough
 from convrewrite.planning import Ask
-from convrewrite.preparing import Prepared, Progress, Settings, judging_inputs
+from convrewrite.preparing import Judged, Prepared, Progress, Settings
 from convrewrite.pricing import Prices
 from convrewrite.proposing import Offer, offer_at
 from convrewrite.scoring import Surveyed
@@ -19,11 +19,12 @@ from convrewrite.stopwatch import Stopwatch
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What all stages of one run share: the model and its sites, the inputs, the weights of outputs, how to work, and whom
-    to tell."""
+    """What all stages of one run share: the model and its sites, the inputs, what the result is judged
+    by, the weights of the sites' outputs, how to work, and whom to tell."""
 
     prepared: Prepared
     data: Calibration
+    judged: Judged
     weights: Mapping[str, Tensor]
     settings: Settings
     progress: Progress
@@ -54,8 +55,9 @@ def survey_sites(work: Work, ask: Ask) -> tuple[Surveyed, ...]:
     prices = prices_of(prepared, settings) if timed else None
     data = work.data
     if not data.fit and not data.held_out:  # from the weights alone: effects are those on noise
-        data = replace(data, held_out=judging_inputs(prepared.inputs, data)[0])
+        data = replace(data, held_out=work.judged.batches)
     return survey(
         prepared.model, prepared.traced, prepared.menus, data, prepared.structures, effort=effort, prices=prices,
         weights=work.weights, seed=settings.seed, memory=settings.memory, progress=work.progress, stopwatch=work.watch,
+        meanings=work.judged.meanings,
     )  # fmt: skip

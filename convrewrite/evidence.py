@@ -4,7 +4,17 @@ from collections.abc import Mapping, Sequence
 
 from convrewrite.allocation import Allocation
 from convrewrite.lifting import needed_lifts
-from convrewrite.planning import Ask, Considered, Fingerprint, Plan, PlannedOption, PlannedSite, Predicted
+from convrewrite.meanings import NOTHING, Meaning
+from convrewrite.planning import (
+    Ask,
+    Considered,
+    Fingerprint,
+    Plan,
+    PlannedOption,
+    PlannedOutput,
+    PlannedSite,
+    Predicted,
+)
 from convrewrite.preparing import Prepared, Settings
 from convrewrite.proposing import Proposal
 from convrewrite.scoring import Dropped, Scored, Surveyed
@@ -18,8 +28,10 @@ def make_plan(
     tool_version: str,
     chosen: Sequence[tuple[Site, Proposal | None, str | None]],
     allocation: Allocation | None,
+    meanings: Mapping[str, Meaning] = NOTHING,
 ) -> Plan:
-    """The plan of a choice: site, proposal, and the reason where there is none. ``allocation``: how it was come by."""
+    """The plan of a choice: site, proposal, and the reason where there is none. ``allocation``: how it was come by;
+    ``meanings`` of the outputs, by which it was."""
     surveyed = {entry.site.name: entry for entry in allocation.surveyed} if allocation else {}
     return Plan(
         tool_version=tool_version,
@@ -30,6 +42,7 @@ def make_plan(
         seed=settings.seed,
         predicted=None if allocation is None else _predicted(allocation),
         lifted=needed_lifts(prepared.lifted.lifts, {site.name for site, proposal, _ in chosen if proposal}),
+        outputs={name: PlannedOutput.of(meaning) for name, meaning in meanings.items()},
         sites=tuple(_planned(site, proposal, reason, surveyed) for site, proposal, reason in chosen),
     )
 
@@ -44,6 +57,11 @@ def with_kept(plan: Plan, reasons: Mapping[str, str]) -> Plan:
     )
     lifts = needed_lifts(plan.lifted, {site.name for site in sites if site.option})
     return plan.model_copy(update={"sites": sites, "lifted": lifts})
+
+
+def with_outputs(plan: Plan, meanings: Mapping[str, Meaning]) -> Plan:
+    """The plan with what its outputs were taken for when it was carried out."""
+    return plan.model_copy(update={"outputs": {name: PlannedOutput.of(meaning) for name, meaning in meanings.items()}})
 
 
 def _planned(

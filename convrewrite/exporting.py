@@ -9,10 +9,11 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnx
@@ -52,13 +53,20 @@ class Exported:
     note: str | None = None
 
 
-def export(model: nn.Module, inputs: ExampleInput, path: Path, *, opset: int | None = None) -> Exported:
+def export(
+    model: nn.Module,
+    inputs: ExampleInput,
+    path: Path,
+    *,
+    opset: int | None = None,
+    metadata: Mapping[str, str] = MappingProxyType({}),
+) -> Exported:
     """Write the model, in eval mode, as ONNX to ``path``; its training flags stay as they are.
 
     ``inputs`` are example inputs, the batch as first axis of each: a tensor, a tuple of positional inputs, a dictionary by the
     names of ``forward``'s parameters, or ``(args, kwargs)``. The file takes any batch size if the model allows
     it, else only that of the example, and then the note gives the reason. The file has been checked with onnx's
-    checker and opened in onnxruntime; it appears only when complete.
+    checker and opened in onnxruntime; it appears only when complete. ``metadata`` goes into its ``metadata_props``.
 
     Raises TraceError if the model does not run on the inputs or returns no tensor, ExportError if it has no ONNX form,
     or one for which onnxruntime lacks an operator, UsageError if ``path`` cannot be written.
@@ -78,6 +86,7 @@ def export(model: nn.Module, inputs: ExampleInput, path: Path, *, opset: int | N
         names = _output_names(model, example)
         draft = _Draft(model, names, folder / path.name, external, opset)
         dynamic, reason = _write(draft, example)
+        _stamp(draft.path, metadata)
         _check(draft.path, model)
         with told(path), held():
             for file in sorted(folder.iterdir(), reverse=True):  # weights in a file of their own before what reads them
@@ -196,6 +205,15 @@ def innermost_cause(error: BaseException) -> str:
     text = " ".join(TERMINAL_COLOUR.sub("", str(error)).split())
     line = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return line if len(line) <= CAUSE_LENGTH else line[: CAUSE_LENGTH - 3] + "..."
+
+
+def _stamp(path: Path, metadata: Mapping[str, str]) -> None:
+    if not metadata:
+        return
+    file = onnx.load(str(path), load_external_data=False)
+    for key, value in metadata.items():
+        file.metadata_props.add(key=key, value=value)
+    onnx.save(file, str(path))
 
 
 def _check(path: Path, model: nn.Module) -> None:

@@ -5,7 +5,7 @@ lower variance: the changes of the gap between the two highest classes are taken
 themselves from all calibration inputs, whose number is several times larger. Both must hold.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from convrewrite.allocation import Allocation, Totals, allocate
 from convrewrite.calibration import Calibration
 from convrewrite.errors import PlanError
+from convrewrite.meanings import Meaning
 from convrewrite.outputs import named_outputs
 from convrewrite.planning import Keep
 from convrewrite.rewriting import Rewritten
 from convrewrite.scoring import Surveyed
 from convrewrite.tracing import run
-from convrewrite.verifying import is_class_scores, measure_fidelity
+from convrewrite.verifying import measure_fidelity
 
 TRIALS = 6
 """Plans that are fitted, at most."""
@@ -98,36 +99,43 @@ def _cheapest(surveyed: Sequence[Surveyed], totals: Totals, low: float, high: fl
     return upper
 
 
-def shortfall(original: nn.Module, rewritten: nn.Module, data: Calibration, keep: Keep) -> float:
+def shortfall(
+    original: nn.Module, rewritten: nn.Module, data: Calibration, keep: Keep, meanings: Mapping[str, Meaning]
+) -> float:
     """How far the rewritten model falls short of the original on held-out inputs: the part of examples on which the top
     classes differ, or the relative error, of the worst output. Raises PlanError for agreement without class scores."""
     batches = data.held_out or data.fit
-    fidelity = measure_fidelity(original, rewritten, batches)
+    fidelity = measure_fidelity(original, rewritten, batches, meanings)
     if keep.measure == "error":
-        return max(output.relative_error for output in fidelity.outputs)
-    agreements = [output.top1_agreement for output in fidelity.outputs if output.top1_agreement is not None]
-    if not agreements:
-        raise PlanError("keep: no output of this model looks like class scores; ask for --keep error=0.02 instead")
-    return max(1 - min(agreements), _estimate(original, rewritten, data))
+        return fidelity.worst_error
+    if fidelity.least_agreement is None:
+        raise PlanError(_no_scores(meanings))
+    return max(1 - fidelity.least_agreement, _estimate(original, rewritten, data, meanings))
 
 
-def require_judge(original: nn.Module, data: Calibration, keep: Keep) -> None:
+def require_judge(data: Calibration, keep: Keep, meanings: Mapping[str, Meaning]) -> None:
     """Raise PlanError for what can be known before any long work: no inputs to measure on, or no class scores."""
-    batches = data.held_out or data.fit
-    if not batches:
+    if not (data.held_out or data.fit):
         raise PlanError("keep: needs inputs to measure on, and there are none; give real inputs (--calib)")
-    if keep.measure == "agreement" and not _scores(original, batches[0]):
-        raise PlanError("keep: no output of this model looks like class scores; ask for --keep error=0.02 instead")
+    if keep.measure == "agreement" and not any(meaning.scores for meaning in meanings.values()):
+        raise PlanError(_no_scores(meanings))
 
 
-def _estimate(original: nn.Module, rewritten: nn.Module, data: Calibration) -> float:
+def _no_scores(meanings: Mapping[str, Meaning]) -> str:
+    taken = "; ".join(f"{name} was taken for {meaning.kind}: {meaning.reason}" for name, meaning in meanings.items())
+    return (
+        "keep: an agreement needs class scores, logits or probabilities, and no output of this model looks like them "
+        f"({taken}); ask for --keep error=0.02 instead, or say which output they are (--output NAME=logits)"
+    )
+
+
+def _estimate(original: nn.Module, rewritten: nn.Module, data: Calibration, meanings: Mapping[str, Meaning]) -> float:
     """The part of all calibration inputs whose top class would change, if the gap to the next changed as it does on the
     held-out ones; of the worst output."""
-    held = [(_scores(original, batch), _scores(rewritten, batch)) for batch in (data.held_out or data.fit)]
-    others = [_scores(original, batch) for batch in data.fit] if data.held_out else []
-    return max(
-        _flips([(a[name], b[name]) for a, b in held], [scores[name] for scores in others]) for name in held[0][0]
-    )
+    scored = {name: meaning for name, meaning in meanings.items() if meaning.scores}
+    held = [(_scores(original, x, scored), _scores(rewritten, x, scored)) for x in (data.held_out or data.fit)]
+    others = [_scores(original, batch, scored) for batch in data.fit] if data.held_out else []
+    return max(_flips([(a[name], b[name]) for a, b in held], [scores[name] for scores in others]) for name in scored)
 
 
 def _flips(held: Sequence[tuple[Tensor, Tensor]], others: Sequence[Tensor]) -> float:
@@ -145,6 +153,7 @@ def _flips(held: Sequence[tuple[Tensor, Tensor]], others: Sequence[Tensor]) -> f
     return float(lost.double().mean()) / len(falls)
 
 
-def _scores(model: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+def _scores(model: nn.Module, batch: tuple[Tensor, ...], meanings: Mapping[str, Meaning]) -> dict[str, Tensor]:
+    """``(rows, K)`` of every output of class scores."""
     outputs = named_outputs(run(model, batch))
-    return {name: tensor.double() for name, tensor in outputs.items() if is_class_scores(tensor)}
+    return {name: meaning.log_scores(outputs[name].double()) for name, meaning in meanings.items()}

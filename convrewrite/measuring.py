@@ -1,21 +1,24 @@
 """What is measured on a finished model: fidelity to the original, parity in onnxruntime, file sizes, and latency."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
 
-from convrewrite.calibration import Calibration
 from convrewrite.exporting import Exported, export
+from convrewrite.fidelity import Fidelity
 from convrewrite.inputs import Inputs
 from convrewrite.latency import Comparison, compare_onnx, compare_torch
-from convrewrite.preparing import Progress, judging_inputs
-from convrewrite.verifying import Fidelity, Parity, check_parity, measure_fidelity, require_parity
+from convrewrite.preparing import Judged, Progress
+from convrewrite.verifying import Parity, check_parity, measure_fidelity, require_parity
+
+PARITY_EXAMPLES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was measured on the finished model; None where nothing was."""
+    """What was measured on the finished model; None where nothing was. ``noise``: its fidelity on nothing better."""
 
     fidelity: Fidelity
     fidelity_basis: str
@@ -24,6 +27,7 @@ class Measured:
     onnx_latency: Comparison | None = None
     torch_latency: Comparison | None = None
     notes: tuple[str, ...] = ()
+    noise: bool = False
 
     @property
     def slower(self) -> bool:
@@ -31,33 +35,44 @@ class Measured:
         return self.onnx_latency is not None and self.onnx_latency.ratio_low > 1
 
 
-def measure_outputs(original: nn.Module, rewritten: nn.Module, inputs: Inputs, data: Calibration) -> Measured:
-    """Fidelity alone, on held-out inputs where there are any."""
-    batches, basis = judging_inputs(inputs, data)
-    return Measured(measure_fidelity(original, rewritten, batches), basis)
+@dataclass(frozen=True, slots=True)
+class OnnxFile:
+    """Where the result is exported to, and what the file says of itself."""
+
+    path: Path
+    metadata: Mapping[str, str]
+
+
+def measure_outputs(original: nn.Module, rewritten: nn.Module, judged: Judged) -> Measured:
+    """Fidelity alone."""
+    fidelity = measure_fidelity(original, rewritten, judged.batches, judged.meanings)
+    return Measured(fidelity, judged.basis, noise=judged.noise)
 
 
 def measure_everything(
     original: nn.Module,
     rewritten: nn.Module,
     inputs: Inputs,
-    data: Calibration,
+    judged: Judged,
     baseline: Exported,
-    onnx: Path,
+    onnx: OnnxFile,
     threads: int,
     progress: Progress,
 ) -> Measured:
-    """Fidelity, export to ``onnx``, parity and latency. Raises ExportError, and VerificationError without parity.
+    """Fidelity, export to ``onnx``, parity on the first of the same inputs, and latency.
+
+    Raises ExportError, and VerificationError without parity.
 
     ``baseline`` is the original's ONNX file.
     """
     progress("verify", 0, 5, "fidelity")
-    outputs = measure_outputs(original, rewritten, inputs, data)
+    outputs = measure_outputs(original, rewritten, judged)
     progress("verify", 1, 5, "export to ONNX")
-    after = export(rewritten, inputs, onnx)
+    after = export(rewritten, inputs, onnx.path, metadata=onnx.metadata)
     progress("verify", 2, 5, "parity of onnxruntime with torch")
-    batches, _ = judging_inputs(inputs, data)
-    parity = check_parity(rewritten, after.path, tuple(tensor[:8] for tensor in batches[0]))
+    few = tuple(tensor[:PARITY_EXAMPLES] for tensor in judged.batches[0])
+    ignored = [name for name, meaning in judged.meanings.items() if not meaning.counts]
+    parity = check_parity(rewritten, after.path, few, ignored=ignored)
     require_parity(parity)
     one = tuple(tensor[:1] for tensor in inputs)
     progress("verify", 3, 5, "latency in onnxruntime")
@@ -67,4 +82,6 @@ def measure_everything(
     progress("verify", 5, 5, "done")
     sizes = (baseline.path.stat().st_size, after.path.stat().st_size)
     notes = (after.note,) if after.note else ()
-    return Measured(outputs.fidelity, outputs.fidelity_basis, parity, sizes, onnx_latency, torch_latency, notes)
+    return replace(
+        outputs, parity=parity, file_bytes=sizes, onnx_latency=onnx_latency, torch_latency=torch_latency, notes=notes
+    )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from convrewrite.errors import PlanError
 from convrewrite.inputs import ExampleInput
+from convrewrite.meanings import WantedOutputs, asked_meanings
 from convrewrite.outputs import eval_mode
 from convrewrite.planning import Ask, Keep, Plan, check_budget, keep_of
 from convrewrite.preparing import (
@@ -49,6 +50,7 @@ def optimize(
     memory: int = MEMORY,
     structures: Sequence[Structure] = (),
     output_weighting: bool = True,
+    outputs: WantedOutputs | None = None,
     measure: bool = True,
     name: str | None = None,
     notes: Sequence[str] = (),
@@ -78,13 +80,16 @@ def optimize(
         structures: further structures that rules may name, besides the discovered ones.
         output_weighting: weigh the errors of a site's output channels by what the model's outputs feel of them, which
             takes gradients of the original model. False: all count alike.
+        outputs: what outputs mean, by name, where it is not as it is told from the model and its values: ``"logits"``,
+            ``"probabilities"`` (that sum to one), ``"multilabel"`` (independent probabilities), ``"embedding"`` (only its
+            direction counts), ``"values"`` or ``"ignore"``; or a pair of that and a weight among several outputs.
         measure: False leaves out export, parity and latency.
 
     Raises:
         UsageError, ModelError or VerificationError, each saying what to do (see :mod:`convrewrite.errors`).
     """
     settings = Settings(seed, threads, memory, output_weighting, measure, fast)
-    ask = _asked(budget, keep, settings)
+    ask = _asked(budget, keep, outputs, settings)
     chosen, inputs = resolve(rules), bound_inputs(model, example_input)
     with _at_work(model, seed):
         watch = Stopwatch()
@@ -109,13 +114,14 @@ def plan(
     memory: int = MEMORY,
     structures: Sequence[Structure] = (),
     output_weighting: bool = True,
+    outputs: WantedOutputs | None = None,
     measure: bool = True,
     progress: Progress | None = None,
 ) -> Plan:
     """Only choose: one option per site, as a value for :func:`apply`. The arguments are those of :func:`optimize`;
     ``measure=False`` leaves out the times of options."""
     settings = Settings(seed, threads, memory, output_weighting, measure, fast)
-    ask = _asked(budget, keep, settings)
+    ask = _asked(budget, keep, outputs, settings)
     chosen, inputs = resolve(rules), bound_inputs(model, example_input)
     with _at_work(model, seed):
         prepared = prepare(model, inputs, chosen, structures)
@@ -134,6 +140,7 @@ def apply(
     memory: int = MEMORY,
     structures: Sequence[Structure] = (),
     output_weighting: bool = True,
+    outputs: WantedOutputs | None = None,
     measure: bool = True,
     name: str | None = None,
     notes: Sequence[str] = (),
@@ -146,14 +153,14 @@ def apply(
     """
     settings = Settings(plan.seed, threads, memory, output_weighting, measure)
     inputs = bound_inputs(model, example_input)
-    ask = plan.asked()
+    ask = replace(plan.asked(), outputs=asked_meanings(outputs))
     plan.require_model(model, weights=True)
     with _at_work(model, plan.seed):
         watch = Stopwatch()
         with watch.timed("find sites"):
             prepared = prepare(model, inputs, (), structures)
             offers = offers_of(plan, prepared)
-        run = Run.begin(prepared, calibration, ask, settings, progress or silent, watch)
+        run = Run.begin(prepared, calibration, ask, settings, progress or silent, watch, plan.meanings())
         return run.finish(Choice(offers), name or type(model).__name__, notes, plan)
 
 
@@ -216,8 +223,10 @@ class RewriteConvolutions:
         return result.model
 
 
-def _asked(budget: Mapping[str, float] | None, keep: KeepSource, settings: Settings) -> Ask:
-    ask = Ask(dict(budget or {}), keep_of(keep))
+def _asked(
+    budget: Mapping[str, float] | None, keep: KeepSource, outputs: WantedOutputs | None, settings: Settings
+) -> Ask:
+    ask = Ask(dict(budget or {}), keep_of(keep), asked_meanings(outputs))
     check_budget(ask.budget)
     if "latency" in ask.budget and not settings.measure:
         raise PlanError(

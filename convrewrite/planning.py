@@ -2,15 +2,16 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from convrewrite.errors import PlanError
 from convrewrite.lifts import Lift
+from convrewrite.meanings import Kind, Meaning
 from convrewrite.structure import Option
 
 BUDGETS = ("macs", "params", "latency")
@@ -38,10 +39,11 @@ class Keep:
 @dataclass(frozen=True, slots=True)
 class Ask:
     """What a plan is made for: parts of the whole model's costs that may be left, the fidelity to keep, or neither: then
-    every rule's own ratio holds."""
+    every rule's own ratio holds. ``outputs``: what the caller said of their meanings."""
 
     budget: Mapping[str, float]
     keep: Keep | None = None
+    outputs: Mapping[str, Meaning] = field(default_factory=dict)
 
     @property
     def by_ratio(self) -> bool:
@@ -74,6 +76,10 @@ class Fingerprint(_Part):
             geometry.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
             weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return cls(geometry=geometry.hexdigest(), weights=weights.hexdigest())
+
+    def __str__(self) -> str:
+        """As it stands in the metadata of an ONNX file."""
+        return f"{self.geometry}:{self.weights}"
 
 
 class PlannedOption(_Part):
@@ -133,11 +139,24 @@ class Predicted(_Part):
     latency: float | None = None
 
 
+class PlannedOutput(_Part):
+    """What an output was taken for, why, and how much it counts among several."""
+
+    kind: Kind
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    reason: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+
+    @classmethod
+    def of(cls, meaning: Meaning) -> "PlannedOutput":
+        """The meaning as it stands in a plan."""
+        return cls(kind=meaning.kind, weight=meaning.weight, reason=meaning.reason)
+
+
 class Plan(_Part):
     """One option per site of one model. Plans are written as JSON, one site after another in the order they run.
 
-    ``keep`` is as :func:`keep_of` takes it. ``lifted`` are the functional convolutions that were made modules before there
-    were sites.
+    ``keep`` is as :func:`keep_of` takes it, ``outputs`` are what effects were measured by, ``lifted`` the functional
+    convolutions that were made modules before there were sites.
     """
 
     schema_version: Literal[1] = 1
@@ -149,6 +168,7 @@ class Plan(_Part):
     seed: int
     predicted: Predicted | None = None
     lifted: tuple[Lift, ...] = ()
+    outputs: dict[str, PlannedOutput] = Field(default_factory=dict)
     sites: tuple[PlannedSite, ...]
 
     def site(self, name: str) -> PlannedSite:
@@ -162,6 +182,14 @@ class Plan(_Part):
         """What the plan was made for; raises PlanError for a budget or a fidelity that there is not."""
         check_budget(self.budget)
         return Ask(self.budget, keep_of(self.keep))
+
+    def meanings(self) -> dict[str, Meaning]:
+        """What the outputs were taken for; discrete ones are found to be so again."""
+        return {
+            name: Meaning(output.kind, output.reason, output.weight)
+            for name, output in self.outputs.items()
+            if output.kind != "discrete"
+        }
 
     def to_json(self) -> str:
         """The text of ``plan.json``."""

@@ -1,7 +1,7 @@
 """What every run starts from: the traced model with its sites and what the rules allow there, and the calibration."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from convrewrite.following import follow
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, parameter_names, require_common_batch
 from convrewrite.lifting import Lifted, lift
 from convrewrite.loading import import_object
+from convrewrite.meanings import NOTHING, Meaning, tell
 from convrewrite.proposing import Menu, menus
 from convrewrite.replaceable import without_irreplaceable
 from convrewrite.rules import Rule
@@ -161,15 +162,32 @@ def _steps(progress: Progress) -> Callable[[int, int, float], None]:
     return lambda done, total, loss: progress("synthesise inputs", done, total, f"mismatch {loss:.3g}")
 
 
-def judging_inputs(inputs: Inputs, data: Calibration) -> tuple[tuple[Inputs, ...], str]:
-    """What effects and fidelity are measured on, and the sentence that says so."""
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The inputs that effects, fidelity and parity are measured on in one run, and the sentence that says so; ``noise``: nothing
+    but that was there. ``meanings`` are those of the outputs."""
+
+    batches: tuple[Inputs, ...]
+    basis: str
+    noise: bool = False
+    meanings: Mapping[str, Meaning] = field(default_factory=dict)
+
+    def told(self, model: nn.Module, asked: Mapping[str, Meaning], known: Mapping[str, Meaning] = NOTHING) -> "Judged":
+        """With what the outputs of the original mean, told on these inputs once for the whole run."""
+        meanings = tell(model, self.batches, asked, known=known, representative=not self.noise)
+        return replace(self, meanings=meanings)
+
+
+def judging_inputs(inputs: Inputs, data: Calibration) -> Judged:
+    """The held-out inputs where there are any. Drawn once in a run: noise is other noise at every call."""
     if data.held_out:
         kind = "calibration" if data.kind == "data" else "synthetic"
-        return data.held_out, f"measured on {data.held_out_count} held-out {kind} inputs"
+        return Judged(data.held_out, f"measured on {data.held_out_count} held-out {kind} inputs")
     if data.fit:
-        return data.fit, f"measured on the {data.fitted_on} inputs that the factors were fitted on"
+        return Judged(data.fit, f"measured on the {data.fitted_on} inputs that the factors were fitted on")
     noise = tuple(_noise_like(tensor) for tensor in inputs)
-    return (noise,), f"measured on {NOISE_EXAMPLES} random noise inputs: says little about real ones"
+    basis = f"measured on {NOISE_EXAMPLES} random noise inputs: says little about real ones"
+    return Judged((noise,), basis, noise=True)
 
 
 def _noise_like(tensor: Tensor) -> Tensor:

@@ -26,12 +26,22 @@ Progress = Callable[[str, int, int, str], None]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one site: the option and its relative output error, or the reason why it is kept."""
+    """What became of one site: the option and its relative output error, or the reason why it is kept.
+
+    ``positions``: how many of its inputs' patches the option was fitted on; None without inputs.
+    """
 
     site: Site
     proposal: Proposal | None
     error: float | None = None
     reason: str | None = None
+    positions: int | None = None
+
+    @property
+    def unknowns(self) -> int:
+        """Numbers in a patch of one group: what a filter of the site has to be told from its positions."""
+        _, channels, height, width = self.site.spec.kernel_shape
+        return channels * height * width
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,4 +127,5 @@ def _rewrite_site(
     # From the weights alone no input runs through the rewritten prefix: then nothing has to be fast there.
     stand_in = piece.merged(structure, option, best) if piece.seen else None
     walk.replace(offer.site, piece.build(structure, option, best), stand_in)
-    return Outcome(offer.site, proposal, best.held_out_error**0.5)
+    positions = piece.seen[0].count if piece.seen else None
+    return Outcome(offer.site, proposal, best.held_out_error**0.5, positions=positions)

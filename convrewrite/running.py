@@ -1,6 +1,6 @@
 """One run: its choice of options, and everything after it. The entry points are in :mod:`convrewrite.pipeline`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,23 +10,26 @@ from convrewrite import storing
 from convrewrite.allocation import Allocation, Totals, allocate
 from convrewrite.conv import Cost
 from convrewrite.drafting import Work, offers_by_ratio, prices_of, survey_sites
-from convrewrite.evidence import make_plan, with_kept
+from convrewrite.evidence import make_plan, with_kept, with_outputs
 from convrewrite.exporting import Exported, export
 from convrewrite.gating import in_fastest_lowering
 from convrewrite.keeping import require_judge, search, shortfall
 from convrewrite.latency import time_onnx
 from convrewrite.layout import channels_last
 from convrewrite.lifting import settle
-from convrewrite.measuring import Measured, measure_everything, measure_outputs
-from convrewrite.planning import Ask, Plan
-from convrewrite.preparing import Prepared, Progress, Settings, calibrate, require_runtime_dtype
-from convrewrite.proposing import Offer
+from convrewrite.meanings import NOTHING, Meaning, require_outputs
+from convrewrite.measuring import Measured, OnnxFile, measure_everything, measure_outputs
+from convrewrite.planning import Ask, Fingerprint, Plan
+from convrewrite.preparing import Prepared, Progress, Settings, calibrate, judging_inputs, require_runtime_dtype
+from convrewrite.proposing import Offer, Proposal
+from convrewrite.provenance import Provenance
 from convrewrite.rehearsing import allocate_measured, rehearse
 from convrewrite.reporting.building import build_report
 from convrewrite.reporting.model import Report
 from convrewrite.rewriting import Outcome, Rewritten, rewrite
 from convrewrite.scoring import Surveyed
 from convrewrite.scratch import Scratch, temporary
+from convrewrite.sites import Site
 from convrewrite.stopwatch import Stopwatch
 from convrewrite.swapping import check, swap
 from convrewrite.tracing import Traced
@@ -89,9 +92,12 @@ class Run:
         settings: Settings,
         progress: Progress,
         watch: Stopwatch,
+        known: Mapping[str, Meaning] = NOTHING,
     ) -> "Run":
-        """Everything that comes before a choice; what cannot be exported is refused before the long work."""
+        """Everything that comes before a choice; what cannot be done is refused before the long work. ``known``: the meanings
+        of outputs that a plan holds."""
         model, inputs, scratch = prepared.model, prepared.inputs, temporary()
+        require_outputs(prepared.original, inputs, ask.outputs, known)
         baseline = None
         if settings.measure:
             require_runtime_dtype(model)
@@ -101,12 +107,17 @@ class Run:
             data = calibrate(model, inputs, calibration, settings, progress)
             fit, held_out = channels_last(model, data.fit), channels_last(model, data.held_out)
             data = replace(data, fit=fit, held_out=held_out)
+            judged = judging_inputs(inputs, data).told(prepared.original, ask.outputs, known)
         if ask.keep is not None:
-            require_judge(model, data, ask.keep)
+            require_judge(data, ask.keep, judged.meanings)
         with watch.timed("output weights"):
             weighted = settings.output_weighting and bool(data.fit)
-            weights = output_weights(model, prepared.rewritable, data.fit, settings.seed) if weighted else {}
-        return cls(ask, Work(prepared, data, weights, settings, progress, watch), scratch, baseline)
+            weights = (
+                output_weights(model, prepared.rewritable, data.fit, settings.seed, meanings=judged.meanings)
+                if weighted
+                else {}
+            )
+        return cls(ask, Work(prepared, data, judged, weights, settings, progress, watch), scratch, baseline)
 
     def choose(self) -> Choice:
         """By the rules' ratios, within the budget, or by the fidelity that is to be kept."""
@@ -142,7 +153,7 @@ class Run:
             Totals(work.prepared.totals),
             keep,
             lambda allocation: self._rewrite(self._lowered(allocation)),
-            lambda rewritten: shortfall(work.prepared.model, rewritten, work.data, keep),
+            lambda rewritten: shortfall(work.prepared.model, rewritten, work.data, keep, work.judged.meanings),
         )
         return Choice(self._lowered(trial.allocation), trial.allocation, trial.rewritten)
 
@@ -199,7 +210,15 @@ class Run:
             (o.site, min(o.proposals, key=lambda p: p.cost.macs) if o.proposals else None, o.reason)
             for o in choice.offers
         ]
-        return make_plan(self.work.prepared, self.ask, self.work.settings, tool_version(), chosen, choice.allocation)
+        return self._plan_of(chosen, choice.allocation)
+
+    def _plan_of(
+        self, chosen: Sequence[tuple[Site, Proposal | None, str | None]], allocation: Allocation | None
+    ) -> Plan:
+        work = self.work
+        return make_plan(
+            work.prepared, self.ask, work.settings, tool_version(), chosen, allocation, work.judged.meanings
+        )
 
     def finish(self, choice: Choice, name: str, notes: Sequence[str], plan: Plan | None = None) -> Result:
         """Fit and apply, measure, report. ``plan``: the one that is carried out, else one is made of the choice."""
@@ -209,21 +228,22 @@ class Run:
         assert rewritten is not None
         chosen = [(o.site, o.proposal, o.reason) for o in rewritten.outcomes]
         if plan is None:
-            followed = make_plan(prepared, self.ask, settings, tool_version(), chosen, choice.allocation)
+            followed = self._plan_of(chosen, choice.allocation)
         else:
             followed = with_kept(plan, {o.site.name: o.reason for o in rewritten.outcomes if o.reason is not None})
+            followed = with_outputs(followed, work.judged.meanings)
         changed = [outcome.site for outcome in rewritten.outcomes if outcome.proposal is not None]
         settled = settle(prepared.original, prepared.lifted, rewritten.model, changed)
         onnx = self.scratch.path / "model.onnx" if self.baseline is not None else None
         with work.watch.timed("verify"):
-            measured = self._measured(settled.model, onnx)
+            measured = self._measured(settled.model, onnx, followed)
             saved = self._predicted_saving(rewritten.outcomes) if onnx is not None else None
         report = build_report(
             model=name,
             input_shapes=[tuple(tensor.shape) for tensor in prepared.inputs],
             plan=followed,
             ask=self.ask,
-            threads=settings.threads,
+            settings=settings,
             calibration=work.data,
             outcomes=rewritten.outcomes,
             costs=_costs(settled.model, prepared.totals.macs, rewritten.outcomes),
@@ -237,17 +257,19 @@ class Run:
         )  # fmt: skip
         return Result(settled.model, followed, report, onnx, self.scratch)
 
-    def _measured(self, rewritten: nn.Module, onnx: Path | None) -> Measured:
+    def _measured(self, rewritten: nn.Module, onnx: Path | None, plan: Plan) -> Measured:
         prepared, work = self.work.prepared, self.work
         if onnx is None or self.baseline is None:
-            return measure_outputs(prepared.model, rewritten, prepared.inputs, work.data)
+            return measure_outputs(prepared.model, rewritten, work.judged)
+        result = Fingerprint.of(rewritten)
+        provenance = Provenance(str(plan.model), str(result), plan.tool_version, work.judged.meanings)
         return measure_everything(
             prepared.model,
             rewritten,
             prepared.inputs,
-            work.data,
+            work.judged,
             self.baseline,
-            onnx,
+            OnnxFile(onnx, provenance.metadata()),
             work.settings.threads,
             work.progress,
         )

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.calibration import Calibration
+from convrewrite.fidelity import effect_of
 from convrewrite.fitting import LARGE, Fit
+from convrewrite.meanings import Meaning, tell
 from convrewrite.outputs import named_outputs
 from convrewrite.pricing import MIN_GAIN, Prices, aligned
 from convrewrite.propagation import Propagation
@@ -29,7 +31,6 @@ from convrewrite.stopwatch import Stopwatch
 from convrewrite.streams import Inputs
 from convrewrite.structure import Option, Structure
 from convrewrite.tracing import Traced, run
-from convrewrite.verifying import effect_of
 from convrewrite.workpiece import UNREACHED, Workpiece, require_memory
 
 LEAST_RATIO = 0.03
@@ -92,14 +93,16 @@ def survey(
     memory: int,
     progress: Progress,
     stopwatch: Stopwatch,
+    meanings: Mapping[str, Meaning] | None = None,
 ) -> tuple[Surveyed, ...]:
-    """Every site's options with their errors and effects. ``prices``: measure their seconds too, drop the slow ones."""
+    """Every site's options with their errors and effects. ``prices``: measure their seconds too, drop the slow ones;
+    ``meanings`` of the outputs: None, they are told."""
     active = [menu.site for menu in menus if menu.ladders]
     chosen = _fewer(calibration, effort)
     if chosen.kind != "weights only":
         require_memory(active, memory)
     walk = Propagation(model, traced, active, (*chosen.fit, *chosen.held_out), memory)
-    judge = Judge.of(model, walk, chosen, active)
+    judge = Judge.of(model, walk, chosen, active, meanings)
     gains = _Gains()
     found: list[Surveyed] = []
     try:
@@ -148,25 +151,35 @@ class Judge:
     walk: Propagation
     batches: tuple[int, ...]
     originals: tuple[dict[str, Tensor], ...]
+    meanings: Mapping[str, Meaning]
     long: bool = False
     dear: bool = False
 
     @classmethod
-    def of(cls, model: nn.Module, walk: Propagation, calibration: Calibration, sites: Sequence[Site] = ()) -> "Judge":
-        """On held-out inputs, where there are any. ``sites``: whose options will be judged, to know how long that takes."""
+    def of(
+        cls,
+        model: nn.Module,
+        walk: Propagation,
+        calibration: Calibration,
+        sites: Sequence[Site] = (),
+        meanings: Mapping[str, Meaning] | None = None,
+    ) -> "Judge":
+        """On held-out inputs, where there are any. ``sites``: whose options will be judged, to know how long that takes;
+        ``meanings`` of the outputs: None, they are told on these inputs."""
         all_batches = (*calibration.fit, *calibration.held_out)
         first = len(calibration.fit) if calibration.held_out else 0
         batches = range(first, len(all_batches))
+        known = tell(model, [all_batches[index] for index in batches]) if meanings is None else meanings
         originals = tuple(named_outputs(run(model, all_batches[index])) for index in batches)
         examples = sum(len(all_batches[index][0]) for index in batches)
         numbers = sum(all_batches[index][0].numel() for index in batches)
         macs = examples * len(sites) * sum(site.cost.macs for site in sites)
-        return cls(walk, tuple(batches), originals, numbers > ENOUGH, macs > DEAR)
+        return cls(walk, tuple(batches), originals, known, numbers > ENOUGH, macs > DEAR)
 
     def effect(self, site: Site, module: nn.Module) -> float:
         """J of a module in the site's place."""
         outputs = self.walk.outputs(site, module, self.batches)
-        return effect_of(zip(self.originals, map(named_outputs, outputs), strict=True))
+        return effect_of(zip(self.originals, map(named_outputs, outputs), strict=True), self.meanings)
 
 
 @dataclass(slots=True)

@@ -14,15 +14,14 @@ import torch
 from convrewrite.allocation import Allocation, allocate
 from convrewrite.drafting import Work
 from convrewrite.errors import PlanError
+from convrewrite.fidelity import effect_of
 from convrewrite.fitting import effort_for
 from convrewrite.outputs import named_outputs
-from convrewrite.preparing import judging_inputs
 from convrewrite.propagation import Propagation
 from convrewrite.rewriting import Rewritten
 from convrewrite.scoring import Scored, Surveyed
 from convrewrite.sensitivities import THOROUGH, Judge
 from convrewrite.tracing import run
-from convrewrite.verifying import effect_of
 from convrewrite.workpiece import Workpiece
 
 STEP = 0.2
@@ -40,12 +39,11 @@ class Checked:
 
 def check(work: Work, allocation: Allocation, rewritten: Rewritten) -> Checked:
     """The effect of the whole plan, on the inputs that effects are measured on."""
-    batches, _ = judging_inputs(work.prepared.inputs, work.data)
     pairs = (
         (named_outputs(run(work.prepared.model, batch)), named_outputs(run(rewritten.model, batch)))
-        for batch in batches
+        for batch in work.judged.batches
     )
-    return Checked(allocation, rewritten, effect_of(pairs))
+    return Checked(allocation, rewritten, effect_of(pairs, work.judged.meanings))
 
 
 def swap(
@@ -87,7 +85,7 @@ def _survey_nearby(work: Work, checked: Checked, resources: Sequence[str]) -> tu
     rewritten = [entry.site for entry, scored in zip(allocation.surveyed, allocation.chosen, strict=True) if scored]
     batches = (*data.fit, *data.held_out)
     walk = Propagation(prepared.model, prepared.traced, rewritten, batches, settings.memory, checked.rewritten.model)
-    judge = Judge.of(prepared.model, walk, data)
+    judge = Judge.of(prepared.model, walk, data, meanings=work.judged.meanings)
     found: list[Surveyed] = []
     try:
         for entry, scored in zip(allocation.surveyed, allocation.chosen, strict=True):

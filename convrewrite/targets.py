@@ -24,6 +24,10 @@ FLOOR = 1e-30
 """Added to the variance of every patch element: inputs that are always zero leave factors that float32 can hold."""
 
 
+ENOUGH_POSITIONS = 5
+"""Per unknown: with fewer, a covariance knows some directions from too little to be believed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """What one group is fitted to: kernel ``(O, d)``, covariance ``(d, d)`` with its ridge, and the kernel's shape.
@@ -78,9 +82,9 @@ class Target:
 
 
 def _shrunk(moments: Moments) -> tuple[Tensor, float]:
-    """The covariance, drawn towards its diagonal where there are fewer than five positions per unknown, and by how much."""
+    """The covariance, drawn towards its diagonal where there are few positions per unknown, and by how much."""
     d = moments.cov_p.shape[0]
-    shrinkage = 0.05 * max(0.0, 1 - moments.count / (5 * d))
+    shrinkage = 0.05 * max(0.0, 1 - moments.count / (ENOUGH_POSITIONS * d))
     shrunk = moments.cov_p * (1 - shrinkage)
     shrunk.diagonal().copy_(moments.cov_p.diagonal())
     return shrunk, shrinkage

@@ -5,7 +5,7 @@
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.errors import ConvRewriteError, ModelLoadError, UsageError, VerificationError
+from convrewrite.fidelity import Comparison, Fidelity, require_same_outputs
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs
+from convrewrite.meanings import Meaning, WantedOutputs, asked_meanings, followed, read
+from convrewrite.origins import Origin
 from convrewrite.outputs import eval_mode, left_out, named_outputs
 from convrewrite.probing import SECONDS, require_well_behaved
+from convrewrite.provenance import Provenance
 from convrewrite.sessions import open_session
 
 Runner = Callable[..., object]
@@ -57,6 +61,7 @@ class OnnxModel:
         self.output_names: tuple[str, ...] = tuple(entry.name for entry in self._session.get_outputs())
         self.input_shapes: tuple[tuple[int | str | None, ...], ...] = tuple(tuple(entry.shape) for entry in entries)
         self._types: tuple[str, ...] = tuple(entry.type for entry in entries)
+        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
 
     @property
     def batch(self) -> int | None:
@@ -153,8 +158,10 @@ def tolerance_for(dtype: torch.dtype) -> float:
     return 2e-2
 
 
-def check_parity(model: nn.Module, onnx_path: Path, inputs: Inputs, *, threads: int = 1) -> Parity:
-    """Run torch and onnxruntime on the same inputs and compare every output.
+def check_parity(
+    model: nn.Module, onnx_path: Path, inputs: Inputs, *, threads: int = 1, ignored: Collection[str] = ()
+) -> Parity:
+    """Run torch and onnxruntime on the same inputs and compare every output that is not ``ignored``.
 
     A file with a dynamic batch is run at a second batch size as well: 1, or 2 where the inputs hold one example. A
     file with a fixed batch is run on the first examples of ``inputs``, as many as it takes.
@@ -168,8 +175,10 @@ def check_parity(model: nn.Module, onnx_path: Path, inputs: Inputs, *, threads: 
         for batch in batches:
             expected, _ = _run(model, batch)
             found, _ = _run(runtime, batch)
-            _require_same_outputs(expected, found, str(onnx_path))
+            require_same_outputs(expected, found, str(onnx_path), ignored)
             for name, tensor in expected.items():
+                if name in ignored:
+                    continue
                 parity = _output_parity(name, tensor, found[name])
                 if name not in worst or not parity.relative_error <= worst[name].relative_error:
                     worst[name] = parity
@@ -184,121 +193,35 @@ def require_parity(parity: Parity) -> None:
         raise VerificationError(
             f"output {worst.name!r}: expected onnxruntime within {worst.tolerance:.1e} of torch (relative), found "
             f"{worst.relative_error:.3g} (largest difference {worst.max_abs_difference:.3g}); "
-            "the ONNX file does not compute what the model does, do not deploy it"
+            "the ONNX file does not compute what the model does, do not deploy it (if it is meant to approximate another "
+            "model, compare them with --expect fidelity)"
         )
 
 
-@dataclass(frozen=True, slots=True)
-class OutputFidelity:
-    """One output of the rewritten model against the original's, over all examples.
-
-    ``relative_error`` is ||a - b||_F / ||a||_F. Outputs that look like class scores, floating and (N, K >= 2), also
-    have ``top1_agreement``, the share of examples with the same largest class, and ``kl``, the mean of
-    KL(softmax a || softmax b) in nats. Integers and booleans have ``equal_share``, the share of their entries that are
-    equal; their ``relative_error`` is the share that differ, as the distance of two indices means nothing.
-    """
-
-    name: str
-    relative_error: float
-    top1_agreement: float | None = None
-    kl: float | None = None
-    equal_share: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Fidelity:
-    """Every output's fidelity, over ``examples`` examples; ``left_out`` names what the original returns besides tensors."""
-
-    outputs: tuple[OutputFidelity, ...]
-    examples: int
-    left_out: tuple[str, ...] = ()
-
-
-def measure_fidelity(original: Runner, rewritten: Runner, batches: Iterable[Inputs]) -> Fidelity:
+def measure_fidelity(
+    original: Runner, rewritten: Runner, batches: Iterable[Inputs], meanings: Mapping[str, Meaning] | None = None
+) -> Fidelity:
     """Run both on every batch and compare their outputs by name; sums are kept in float64, tensors are not kept.
 
-    A value that is not a number counts as an infinite error. Raises VerificationError if the outputs differ in names
-    or shapes, or if there is no batch.
+    ``meanings`` of the outputs; None: they are told from the original and the first batch. A value that is not a number
+    counts as an infinite error. Raises VerificationError if the outputs differ in names or shapes, or if there is no batch.
     """
-    sums: dict[str, _Sums] = {}
+    comparison: Comparison | None = None
     others: dict[str, None] = {}
     examples = 0
     with eval_mode(original, rewritten):
         for batch in batches:
             expected, skipped = _run(original, batch)
             found, _ = _run(rewritten, batch)
-            _require_same_outputs(expected, found, "the rewritten model")
+            if comparison is None:
+                known = meanings or read(expected, {}, origins=_origins(original, batch), representative=True)
+                comparison = Comparison(known)
+            comparison.add(expected, found)
             others |= dict.fromkeys(skipped)
-            for name, tensor in expected.items():
-                sums.setdefault(name, _Sums()).add(tensor, found[name])
             examples += batch[0].shape[0]
-    if not sums:
+    if comparison is None:
         raise VerificationError("fidelity: expected at least one batch of inputs, found none")
-    return Fidelity(tuple(total.fidelity(name) for name, total in sums.items()), examples, tuple(others))
-
-
-def is_class_scores(output: Tensor) -> bool:
-    """Whether an output looks like class scores: floating, ``(N, K)`` with at least two classes."""
-    return output.is_floating_point() and output.ndim == 2 and output.shape[1] >= 2
-
-
-def effect_of(pairs: Iterable[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]) -> float:
-    """How far outputs are from the original's, one number: the KL of class scores, else the squared relative error, and
-    the mean over the outputs where there are several. ``pairs`` are (original, found), batch by batch.
-
-    Raises VerificationError where outputs differ in names or shapes.
-    """
-    sums: dict[str, _Sums] = {}
-    for original, found in pairs:
-        _require_same_outputs(original, found, "the rewritten model")
-        for name, tensor in original.items():
-            sums.setdefault(name, _Sums()).add(tensor, found[name])
-    parts = [total.fidelity(name) for name, total in sums.items()]
-    effects = [part.relative_error**2 if part.kl is None else part.kl for part in parts]
-    return sum(effects) / len(effects)
-
-
-@dataclass(slots=True)
-class _Sums:
-    """Running sums of one output's fidelity."""
-
-    squared_difference: float = 0.0
-    squared_original: float = 0.0
-    kl: float = 0.0
-    agreed: int = 0
-    scored: int = 0
-    equal: int = 0
-    entries: int = 0
-    discrete: bool = False
-
-    def add(self, original: Tensor, rewritten: Tensor) -> None:
-        if not original.is_floating_point():
-            self.discrete = True
-            self.equal += int((original.cpu() == rewritten.cpu()).sum())
-            self.entries += original.numel()
-            return
-        a, b = original.double(), rewritten.double()
-        # Equal infinities, as masks have them, are equal, though their difference is not a number.
-        self.squared_difference += float(torch.where(a == b, 0.0, a - b).square().sum())
-        self.squared_original += float(a[a.isfinite()].square().sum())
-        if a.ndim == 2 and a.shape[1] >= 2:
-            self.scored += a.shape[0]
-            self.agreed += int((a.argmax(1) == b.argmax(1)).sum())
-            log_p, log_q = a.log_softmax(1), b.log_softmax(1)
-            terms = torch.where(log_p == -math.inf, 0.0, log_p.exp() * (log_p - log_q))
-            self.kl += float(terms.sum())
-
-    def fidelity(self, name: str) -> OutputFidelity:
-        if self.discrete:
-            share = self.equal / self.entries if self.entries else 1.0
-            return OutputFidelity(name, 1 - share, equal_share=share)
-        error = math.sqrt(self.squared_difference)
-        relative = error / math.sqrt(self.squared_original) if self.squared_original else math.inf if error else 0.0
-        if not self.scored:
-            return OutputFidelity(name, _number(relative))
-        # Rounding can leave a sum of equal distributions a little below zero, which no KL is.
-        kl = max(_number(self.kl / self.scored), 0.0)
-        return OutputFidelity(name, _number(relative), self.agreed / self.scored, kl)
+    return Fidelity(comparison.outputs(), examples, tuple(others), comparison.meanings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,27 +232,50 @@ class Verification:
     fidelity: Fidelity
 
 
-def verify(a: Runner | str | Path, b: Runner | str | Path, inputs: ExampleInput) -> Verification:
+def verify(
+    a: Runner | str | Path,
+    b: Runner | str | Path,
+    inputs: ExampleInput,
+    *,
+    outputs: WantedOutputs | None = None,
+    representative: bool = True,
+) -> Verification:
     """Compare any two models, each a module or the path of an ONNX file; ``a`` counts as the original.
 
     ``inputs`` are a tensor or a tuple of positional inputs; keyword inputs are bound by the forward of a module among the two.
+    ``outputs``: what outputs mean, as in :func:`convrewrite.optimize`, where it is not as they look on the inputs; whose looks
+    are believed where these are ``representative``, and no noise.
+
     Nothing is required: :func:`require_parity` raises where the two must be the same. Raises VerificationError if the
-    outputs differ in names, number or shapes.
+    outputs differ in names, number or shapes, UsageError for outputs that cannot be what they are said to be.
     """
     runner_a, runner_b = (OnnxModel(Path(x), probe=SECONDS) if isinstance(x, str | Path) else x for x in (a, b))
     batch = bind_inputs(next((x for x in (runner_a, runner_b) if isinstance(x, nn.Module)), nn.Identity()), inputs)
     with eval_mode(runner_a, runner_b):
         (expected, skipped), (found, _) = _run(runner_a, batch), _run(runner_b, batch)
+        origins = _origins(runner_a, batch) or _origins(runner_b, batch)
     if len(expected) == len(found):  # another exporter may have given the outputs other names
         found = dict(zip(expected, found.values(), strict=True))
-    _require_same_outputs(expected, found, "the second model")
-    outputs = []
-    for name, tensor in expected.items():
-        sums = _Sums()
-        sums.add(tensor, found[name])
-        outputs.append(sums.fidelity(name))
-    parity = Parity(tuple(_output_parity(name, expected[name], found[name]) for name in expected), 1)
-    return Verification(parity, Fidelity(tuple(outputs), batch[0].shape[0], skipped))
+        origins = origins if origins.keys() <= expected.keys() else {}
+    meanings = read(
+        expected, asked_meanings(outputs), known=_written(runner_a, expected) | _written(runner_b, expected), origins=origins,
+        input_sizes={tuple(tensor.shape[1:]) for tensor in batch}, representative=representative,
+    )  # fmt: skip
+    comparison = Comparison(meanings, "the second model")
+    comparison.add(expected, found)
+    compared = [name for name, meaning in meanings.items() if meaning.counts]
+    parity = Parity(tuple(_output_parity(name, expected[name], found[name]) for name in compared), 1)
+    return Verification(parity, Fidelity(comparison.outputs(), batch[0].shape[0], skipped, meanings))
+
+
+def _written(runner: Runner, outputs: Mapping[str, Tensor]) -> dict[str, Meaning]:
+    """What a rewritten ONNX file says of its outputs."""
+    found = Provenance.of(runner.metadata) if isinstance(runner, OnnxModel) else None
+    return {} if found is None else {name: known for name, known in found.outputs.items() if name in outputs}
+
+
+def _origins(runner: Runner, batch: Inputs) -> dict[str, Origin]:
+    return followed(runner, batch)[1] if isinstance(runner, nn.Module) else {}
 
 
 def _run(runner: Runner, inputs: Inputs) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -340,18 +286,6 @@ def _run(runner: Runner, inputs: Inputs) -> tuple[dict[str, Tensor], tuple[str, 
         # A model may work in place on what it is given, and the next runner needs the same inputs.
         output = runner(*(tensor.clone() for tensor in inputs))
         return named_outputs(output), left_out(output)
-
-
-def _require_same_outputs(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
-    if expected.keys() != found.keys():
-        raise VerificationError(f"{where}: expected outputs {', '.join(expected)}; found {', '.join(found)}")
-    for name, tensor in expected.items():
-        if tensor.shape != found[name].shape:
-            shapes = f"expected shape {_text(tuple(tensor.shape))}, found {_text(tuple(found[name].shape))}"
-            raise VerificationError(
-                f"{where}: output {name!r}: {shapes}; an output whose size depends on the numbers in it, as a list of "
-                "detections, cannot be compared: give the part of the model that comes before"
-            )
 
 
 def _output_parity(name: str, expected: Tensor, found: Tensor) -> OutputParity:
@@ -381,11 +315,6 @@ def _parity_batches(inputs: Inputs, fixed: int | None) -> list[Inputs]:
     if inputs[0].shape[0] == 1:
         return [inputs, tuple(torch.cat([x, x]) for x in inputs)]
     return [inputs, tuple(x[:1] for x in inputs)]
-
-
-def _number(value: float) -> float:
-    """NaN compares false with every limit and would pass every gate: let it be infinite."""
-    return math.inf if math.isnan(value) else value
 
 
 def _text(shape: tuple[int | str | None, ...]) -> str:

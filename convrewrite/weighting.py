@@ -1,8 +1,9 @@
 """How much each output channel of a site matters to what the model gives in the end.
 
 An error ``e`` of a site's output changes the loss by about ``e^T F e / 2``, F the second moment of the loss gradient there.
-The loss is taken against a label *sampled from the model's own softmax* (the Fisher information: no labels are needed), and
-for outputs that are no class scores against a random direction (Gauss-Newton). BRECQ (Li et al. 2021) uses the diagonal
+The loss is taken against a label *sampled from the model's own distribution* (the Fisher information: no labels are needed):
+a class of scores, yes or no of every independent probability. Of other numbers it is a random direction (Gauss-Newton), of
+embeddings one along the sphere. BRECQ (Li et al. 2021) uses the diagonal
 of F; here F is whole, over channels, and mixed with the identity, since it is estimated from few inputs.
 """
 
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 
 from convrewrite.applying import copy_model
 from convrewrite.layers.dynamic import DynamicConv2d
+from convrewrite.meanings import Meaning, tell
 from convrewrite.outputs import named_outputs
 from convrewrite.sites import Site
-from convrewrite.verifying import is_class_scores
 
 SHARE = 0.4
 """Of F in the weights; the rest is the identity."""
@@ -35,12 +36,22 @@ Inputs = tuple[Tensor, ...]
 
 
 def output_weights(
-    model: nn.Module, sites: Sequence[Site], batches: Sequence[Inputs], seed: int, share: float = SHARE
+    model: nn.Module,
+    sites: Sequence[Site],
+    batches: Sequence[Inputs],
+    seed: int,
+    share: float = SHARE,
+    *,
+    meanings: Mapping[str, Meaning] | None = None,
 ) -> dict[str, Tensor]:
     """For every site ``G = (1 - share) mean(diag F) I + share F``, ``(O, O)`` in float64, scaled to a mean diagonal of one.
 
-    Sites that no gradient reaches have no entry; a model that cannot be differentiated has none at all.
+    ``meanings`` are those of the outputs; None: they are told on the batches. Sites that no gradient reaches have no entry; a
+    model that cannot be differentiated has none at all.
     """
+    if not batches:
+        return {}
+    known = tell(model, batches) if meanings is None else meanings
     sums: dict[str, Tensor] = {}
     # What a forward leaves on its modules would hold on to gradients, and such a model cannot be copied any more.
     model = copy_model(model)
@@ -51,7 +62,7 @@ def output_weights(
     with _gradients_noted(model, sites, sums, anchor):
         try:
             for inputs in _chunks(batches):
-                _backward(model, inputs, anchor, generator)
+                _backward(model, inputs, known, anchor, generator)
         except RuntimeError:  # an operator without a derivative, or one that changes what a derivative needs
             return {}
     return {name: _mixed(total, share) for name, total in sums.items() if bool(total.any()) and _finite(total)}
@@ -79,24 +90,48 @@ def _chunks(batches: Sequence[Inputs]) -> Iterator[Inputs]:
             return
 
 
-def _backward(model: nn.Module, inputs: Inputs, anchor: Tensor, generator: torch.Generator) -> None:
+def _backward(
+    model: nn.Module, inputs: Inputs, meanings: Mapping[str, Meaning], anchor: Tensor, generator: torch.Generator
+) -> None:
     with torch.enable_grad():
         outputs = named_outputs(model(*(tensor.clone() for tensor in inputs)))  # it may work on them in place
-        losses = [_loss(tensor, generator) for tensor in outputs.values() if tensor.requires_grad]
+        felt = {name: tensor for name, tensor in outputs.items() if tensor.requires_grad and meanings[name].counts}
+        losses = [_loss(tensor, meanings[name], generator) for name, tensor in felt.items()]
         if losses:
             torch.autograd.grad(torch.stack(losses).sum(), anchor, allow_unused=True)
 
 
-def _loss(output: Tensor, generator: torch.Generator) -> Tensor:
-    """Its gradient has the second moment that F is made of."""
-    if is_class_scores(output):
-        scores = output.log_softmax(1)
-        labels = torch.multinomial(scores.detach().exp(), 1, generator=generator)
-        return -scores.gather(1, labels).sum()
+def _loss(output: Tensor, meaning: Meaning, generator: torch.Generator) -> Tensor:
+    """Its gradient has the second moment that F is made of, times the output's weight; per example, a mean over positions."""
+    if meaning.scores:
+        log_scores = meaning.log_scores(output)
+        labels = torch.multinomial(log_scores.detach().exp(), 1, generator=generator)
+        loss = -log_scores.gather(1, labels).sum() / (len(log_scores) / len(output)) ** 0.5
+    elif meaning.kind == "multilabel":
+        loss = _bernoulli_loss(output, generator)
+    else:
+        loss = _along_a_direction(output, meaning, generator)
+    return loss * meaning.weight**0.5
+
+
+def _bernoulli_loss(output: Tensor, generator: torch.Generator) -> Tensor:
+    least = torch.finfo(output.dtype).eps
+    chances = output.clamp(least, 1 - least)
+    labels = torch.bernoulli(chances.detach(), generator=generator)
+    losses = labels * chances.log() + (1 - labels) * (1 - chances).log()
+    return -losses.sum() / _size(output) ** 0.5
+
+
+def _along_a_direction(output: Tensor, meaning: Meaning, generator: torch.Generator) -> Tensor:
     direction = torch.randn(output.shape, generator=generator, dtype=output.dtype)
+    if meaning.kind == "embedding":  # whose length does not count: only what turns it is felt
+        output = nn.functional.normalize(output, dim=meaning.axis)
     scale = output.detach().square().mean().sqrt().clamp_min(torch.finfo(output.dtype).tiny)
-    size = output[0].numel() if output.ndim else 1  # a mean over the batch has no axis
-    return (output * direction).sum() / scale / size**0.5
+    return (output * direction).sum() / scale / _size(output) ** 0.5
+
+
+def _size(output: Tensor) -> int:
+    return output[0].numel() if output.ndim else 1  # a mean over the batch has no axis
 
 
 @contextmanager

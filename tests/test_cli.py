@@ -171,8 +171,36 @@ def test_the_rewritten_model_is_not_the_original(place: Path, out: Path) -> None
     expected = call("verify", place / "net.pt", out / "model.pt", *INPUT, "--expect", "parity")
     assert expected.code == 1
     assert "output" in expected.message
-    across = call("verify", place / "net.pt", out / "model.onnx", *INPUT)
+    across = call("verify", place / "net.pt", out / "model.onnx", *INPUT, "--expect", "parity")
     assert across.code == 1
+
+
+def test_a_rewritten_file_is_compared_by_its_fidelity(place: Path, out: Path) -> None:
+    original, file = place / "net.pt", out / "model.onnx"
+    for pair in ((original, file), (file, original)):
+        ran = call("verify", *pair, *INPUT)
+        assert ran.code == 0, ran.err
+        assert f"made from {original}: it approximates it, fidelity is what counts" in ran.out
+        assert "Parity holds" not in ran.out
+    assert call("verify", original, out, *INPUT).code == 0
+    for result in (out, out / "model.pt"):
+        ran = call("verify", result, file, *INPUT)
+        assert ran.code == 0, ran.err
+        assert "Parity holds." in ran.out
+    stranger = call("verify", place / "other.pt", file, *INPUT)
+    assert stranger.code == 1
+    assert "was rewritten from another model than" in stranger.message
+    assert call("verify", place / "other.pt", file, *INPUT, "--expect", "fidelity").code == 0
+    same = call("verify", file, file, *INPUT)
+    assert (same.code, "are the same rewritten model" in same.out) == (0, True)
+
+
+def test_verify_says_what_outputs_are_taken_for(place: Path, out: Path) -> None:
+    ran = call("verify", place / "net.pt", out / "model.onnx", *INPUT, "--output", "output=values")
+    assert ran.code == 0
+    assert "output: taken for values: as asked" in ran.out
+    refused = call("verify", place / "net.pt", out / "model.onnx", *INPUT, "--output", "x=values")
+    assert (refused.code, "it has output" in refused.message) == (2, True)
 
 
 def test_the_gates_of_verify(place: Path, out: Path) -> None:

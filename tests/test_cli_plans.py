@@ -13,10 +13,10 @@ from commands import INPUT, Ran, call, images, listing, small_network
 from torch import nn
 
 from convrewrite import drafting, measuring, running, storing
-from convrewrite.calibration import Calibration
 from convrewrite.exporting import Exported
 from convrewrite.inputs import Inputs
 from convrewrite.measuring import Measured
+from convrewrite.preparing import Judged
 from convrewrite.reporting.model import Report
 from convrewrite.storing import FILES
 
@@ -253,11 +253,9 @@ def unexported(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         return Exported(path, True)
 
     def set_ratio(ratio: float) -> None:
-        def measure(
-            original: nn.Module, rewritten: nn.Module, inputs: Inputs, data: Calibration, *_: object
-        ) -> Measured:
+        def measure(original: nn.Module, rewritten: nn.Module, _inputs: Inputs, judged: Judged, *_: object) -> Measured:
             latency = compared(ratio)()
-            return replace(measuring.measure_outputs(original, rewritten, inputs, data), onnx_latency=latency)
+            return replace(measuring.measure_outputs(original, rewritten, judged), onnx_latency=latency)
 
         monkeypatch.setattr(running, "export", pretend)
         monkeypatch.setattr(running, "measure_everything", measure)

@@ -157,7 +157,7 @@ def test_every_form_of_the_report_has_the_equal_entries(result: Result) -> None:
     rows = [line.split() for line in text.splitlines() if line.startswith("output.classes ")]
     share = result.report.fidelity[1].equal_share
     assert share is not None
-    assert rows[0] == ["output.classes", "-", "-", "-", f"{100 * share:.1f}", "%"]
+    assert rows[0] == ["output.classes", "discrete", "-", "-", "-", f"{100 * share:.1f}", "%"]
     assert rows[1] == ["output.classes", "0.0e+00", "-", "100.0", "%", "1e-03", "passed"]
     assert f"equal entries {100 * share:.1f} %, " in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 110

@@ -12,7 +12,9 @@ from convrewrite.allocation import Allocation, Totals, allocate
 from convrewrite.calibration import Calibration
 from convrewrite.conv import Cost
 from convrewrite.errors import PlanError
-from convrewrite.keeping import TRIALS, Trial, _flips, require_judge, search, shortfall
+from convrewrite.keeping import TRIALS, Trial, _flips, require_judge, search
+from convrewrite.keeping import shortfall as shortfall_of
+from convrewrite.meanings import Meaning, tell
 from convrewrite.planning import Keep
 from convrewrite.proposing import menus
 from convrewrite.rewriting import Rewritten
@@ -180,6 +182,14 @@ class Table(nn.Module):
         return tuple(table[index[:, 0].long()] for table in self.tables)
 
 
+def meanings_of(original: nn.Module, data: Calibration) -> dict[str, Meaning]:
+    return tell(original, data.held_out or data.fit)
+
+
+def shortfall(original: nn.Module, rewritten: nn.Module, data: Calibration, keep: Keep) -> float:
+    return shortfall_of(original, rewritten, data, keep, meanings_of(original, data))
+
+
 def numbered(*counts: int) -> tuple[tuple[tuple[Tensor, ...], ...], ...]:
     """Batches of up to eight inputs, numbered on from one part to the next."""
     numbers = torch.arange(sum(counts), dtype=torch.float32)[:, None]
@@ -255,18 +265,20 @@ def test_there_must_be_inputs_to_measure_on() -> None:
     nothing = Calibration((), (), "weights only", "none")
     for keep in (Keep("agreement", 0.9), Keep("error", 0.1)):
         with pytest.raises(PlanError, match=r"keep: needs inputs to measure on, and there are none; .*--calib"):
-            require_judge(Table(scores(8)), nothing, keep)
+            require_judge(nothing, keep, {"output": Meaning("logits", "")})
 
 
 def test_agreement_needs_class_scores() -> None:
     fit, held_out = numbered(8, 8)
     data = Calibration(fit, held_out, "data", "a test")
     maps = torch.randn(16, 3, 2, 2)
-    message = r"keep: no output of this model looks like class scores; ask for --keep error=0\.02 instead"
+    message = (
+        r"keep: an agreement needs class scores.*output\.0 was taken for values: .* error=0\.02 .*--output NAME=logits"
+    )
     with pytest.raises(PlanError, match=message):
-        require_judge(Table(maps), data, Keep("agreement", 0.9))
+        require_judge(data, Keep("agreement", 0.9), meanings_of(Table(maps), data))
     with pytest.raises(PlanError, match=message):
         shortfall(Table(maps), Table(maps), data, Keep("agreement", 0.9))
-    require_judge(Table(maps), data, Keep("error", 0.1))
-    require_judge(Table(maps, scores(16)), data, Keep("agreement", 0.9))
+    require_judge(data, Keep("error", 0.1), meanings_of(Table(maps), data))
+    require_judge(data, Keep("agreement", 0.9), meanings_of(Table(maps, scores(16)), data))
     assert shortfall(Table(maps, scores(16)), Table(maps, scores(16)), data, Keep("agreement", 0.9)) > 0

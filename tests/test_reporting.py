@@ -91,7 +91,9 @@ def full() -> Report:
             torch_latency_seconds=latency,
             predicted_onnx_latency_seconds=1.7e-3,
         ),
-        fidelity=(OutputFidelityRow(name="logits", relative_error=0.032, top1_agreement=0.985, kl=0.0123),),
+        fidelity=(
+            OutputFidelityRow(name="logits", relative_error=0.032, top1_agreement=0.985, kl=0.0123, taken_for="logits"),
+        ),
         fidelity_examples=205,
         fidelity_basis="measured on 205 held-out calibration inputs",
         parity=(
@@ -203,7 +205,7 @@ def test_the_text_names_everything_that_was_measured() -> None:
     assert "kept: it is the stem" in text
     assert "0.40x (-60 %), quartiles 0.39x to 0.41x" in line(text, "ONNX latency  ")
     fidelity, parity = [row.split() for row in text.splitlines() if row.startswith("logits ")]
-    assert fidelity == ["logits", "3.2", "%", "98.5", "%", "0.012"]
+    assert fidelity == ["logits", "logits", "3.2", "%", "98.5", "%", "0.012"]
     assert parity == ["logits", "2.0e-06", "3.0e-07", "1e-04", "passed"]
     assert line(text, "features").endswith("FAILED")
     assert line(text, "macs").split() == ["macs", "0.50x", "0.56x"]
@@ -225,7 +227,7 @@ def test_names_cannot_break_a_markdown_table() -> None:
     page = render_markdown(bare(sites=(kept(name="a|b\n*c*"), rewritten())))
     row = line(page, "| a")
     assert row.startswith("| a\\|b \\*c\\* ")
-    assert row.count("|") - row.count("\\|") == 12
+    assert row.count("|") - row.count("\\|") == 13
 
 
 def test_error_marks_say_what_an_error_was_measured_on() -> None:

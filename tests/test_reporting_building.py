@@ -3,10 +3,11 @@
 import pytest
 from clocks import compared
 
+from convrewrite.fidelity import Fidelity, OutputFidelity
 from convrewrite.measuring import Measured
 from convrewrite.planning import Ask, Keep
-from convrewrite.reporting.building import _kept, _refused
-from convrewrite.verifying import Fidelity, OutputFidelity
+from convrewrite.reporting.building import _kept
+from convrewrite.reporting.verdict import refused
 
 OUTPUTS = (
     OutputFidelity("scores", 0.1, 0.95, 0.01),
@@ -36,8 +37,8 @@ def measured(ratio: float | None = 0.5, outputs: tuple[OutputFidelity, ...] = OU
     ],
 )
 def test_the_worst_output_is_held_to_what_was_to_be_kept(keep: Keep | None, message: str | None) -> None:
-    assert _refused(Ask({"macs": 0.5}, keep), measured()) == message
-    assert _refused(Ask({}, keep), measured(None)) == message, "time was not measured"
+    assert refused(Ask({"macs": 0.5}, keep), measured(), None) == message
+    assert refused(Ask({}, keep), measured(None), None) == message, "time was not measured"
 
 
 def test_what_was_kept_is_told_in_the_words_of_what_was_asked() -> None:
@@ -48,7 +49,7 @@ def test_what_was_kept_is_told_in_the_words_of_what_was_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ask", "refused"),
+    ("ask", "no_success"),
     [
         (Ask({}), True),
         (Ask({"latency": 0.5}), True),
@@ -60,17 +61,17 @@ def test_what_was_kept_is_told_in_the_words_of_what_was_asked() -> None:
     ],
     ids=str,
 )
-def test_slower_is_no_success_where_time_matters(ask: Ask, refused: bool) -> None:
-    found = _refused(ask, measured(1.5))
-    assert (found is not None) == refused
+def test_slower_is_no_success_where_time_matters(ask: Ask, no_success: bool) -> None:
+    found = refused(ask, measured(1.5), None)
+    assert (found is not None) == no_success
     assert found is None or found.startswith("the rewritten model is slower than the original: 1.50 of its time")
     budget = ask.budget.get("latency", 1.0)
-    assert _refused(ask, measured(0.99 * budget)) is None
-    assert budget < 1 or _refused(ask, measured(1.005)) is None, "a quarter of the rounds found it faster"
+    assert refused(ask, measured(0.99 * budget), None) is None
+    assert budget < 1 or refused(ask, measured(1.005), None) is None, "a quarter of the rounds found it faster"
 
 
-@pytest.mark.parametrize(("ratio", "refused"), [(0.5, False), (0.54, False), (0.56, True), (0.99, True)])
-def test_a_latency_budget_is_held_to_what_was_measured(ratio: float, refused: bool) -> None:
-    found = _refused(Ask({"latency": 0.5}), measured(ratio))
-    assert (found is not None) == refused
+@pytest.mark.parametrize(("ratio", "no_success"), [(0.5, False), (0.54, False), (0.56, True), (0.99, True)])
+def test_a_latency_budget_is_held_to_what_was_measured(ratio: float, no_success: bool) -> None:
+    found = refused(Ask({"latency": 0.5}), measured(ratio), None)
+    assert (found is not None) == no_success
     assert found is None or found.startswith(f"asked for latency=0.5, measured {ratio:.2f} of the original's time")

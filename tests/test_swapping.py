@@ -13,7 +13,7 @@ from convrewrite.allocation import Allocation, Totals, allocate
 from convrewrite.calibration import Calibration
 from convrewrite.drafting import Work, survey_sites
 from convrewrite.planning import Ask
-from convrewrite.preparing import Settings, prepare
+from convrewrite.preparing import Settings, judging_inputs, prepare
 from convrewrite.rewriting import Rewritten, rewrite
 from convrewrite.rules import Protect, Rule
 from convrewrite.scoring import Surveyed
@@ -56,7 +56,8 @@ def bench() -> Bench:
         name="r", structures=("channel", "asymmetric"), protect=Protect(stem=False, min_channels=0, min_mac_share=0)
     )
     prepared = prepare(settled(Residual(12)), (parts[0][:1],), [rule])
-    work = Work(prepared, data, {}, Settings(measure=False, fast=True), lambda *_: None, Stopwatch())
+    judged = judging_inputs((parts[0][:1],), data).told(prepared.original, {})
+    work = Work(prepared, data, judged, {}, Settings(measure=False, fast=True), lambda *_: None, Stopwatch())
     allocation = allocate(survey_sites(work, Ask(BUDGET)), BUDGET, Totals(prepared.totals))
     return Bench(work, check(work, allocation, fit(work, allocation)))
 

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from convrewrite.errors import VerificationError
 from convrewrite.exporting import export
+from convrewrite.fidelity import effect_of
+from convrewrite.meanings import Meaning
 from convrewrite.verifying import (
     OnnxModel,
     OutputParity,
     Parity,
     check_parity,
-    effect_of,
     measure_fidelity,
     require_parity,
     tolerance_for,
@@ -293,8 +294,8 @@ def test_tolerances_tighten_with_precision() -> None:
 def test_outputs_whose_size_depends_on_their_numbers_are_refused() -> None:
     points = lambda x: x[x > 0]  # noqa: E731
     x = torch.tensor([[1.0, 2.0, -1.0]])
-    why = r"expected shape \(2\), found \(1\).* give the part of the model that comes before"
+    why = r"expected shape \(2,\), found \(1,\).* give the part of the model that comes before"
     with pytest.raises(VerificationError, match=why):
-        effect_of([({"output": points(x)}, {"output": points(-x)})])
+        effect_of([({"output": points(x)}, {"output": points(-x)})], {"output": Meaning("values", "")})
     with pytest.raises(VerificationError, match=why):
         measure_fidelity(points, lambda y: points(-y), [(x,)])

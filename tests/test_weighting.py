@@ -1,6 +1,6 @@
 """The weights of a site's outputs: F against brute force, sample by sample, and what a fit makes of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 import torch
@@ -12,13 +12,13 @@ from convrewrite import weighting
 from convrewrite.calibration import Calibration
 from convrewrite.conv import ConvSpec
 from convrewrite.fitting import Fit
+from convrewrite.meanings import Meaning, tell
 from convrewrite.outputs import named_outputs
 from convrewrite.propagation import Propagation
 from convrewrite.sites import Site, find_sites
 from convrewrite.stopwatch import Stopwatch
 from convrewrite.structure import Option, Structure, compose
 from convrewrite.tracing import trace
-from convrewrite.verifying import is_class_scores
 from convrewrite.weighting import EXAMPLES, SHARE, output_weights, roots_of
 from convrewrite.workpiece import Workpiece
 
@@ -37,11 +37,13 @@ def sites_of(model: nn.Module) -> list[Site]:
     return [site for site in find_sites(model, example, trace(model)) if site.refusal is None]
 
 
-def losses(outputs: dict[str, Tensor], generator: torch.Generator) -> list[Callable[[dict[str, Tensor], int], Tensor]]:
+def losses(
+    outputs: dict[str, Tensor], meanings: Mapping[str, Meaning], generator: torch.Generator
+) -> list[Callable[[dict[str, Tensor], int], Tensor]]:
     """For every output of a batch, the loss of one of its examples, with the same labels and directions drawn."""
     found: list[Callable[[dict[str, Tensor], int], Tensor]] = []
     for name, output in outputs.items():
-        if is_class_scores(output):
+        if meanings[name].kind == "logits":
             labels = torch.multinomial(output.log_softmax(1).exp(), 1, generator=generator)[:, 0]
             found.append(lambda o, i, n=name, y=labels: F.cross_entropy(o[n], y[i : i + 1]))  # type: ignore[misc]
         else:
@@ -56,9 +58,10 @@ def brute_force(model: nn.Module, site: Site, inputs: Sequence[tuple[Tensor, ...
     generator = torch.Generator().manual_seed(SEED)
     module = model.get_submodule(site.batch_norm or site.name)
     total = torch.zeros(site.spec.out_channels, site.spec.out_channels, dtype=torch.float64)
+    meanings = tell(model, inputs)
     for (batch,) in inputs:
         with torch.no_grad():
-            drawn = losses(named_outputs(model(batch.clone())), generator)
+            drawn = losses(named_outputs(model(batch.clone())), meanings, generator)
         for index in range(len(batch)):
             added: list[Tensor] = []
 
@@ -169,7 +172,7 @@ def test_large_inputs_go_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     forward = Chain.forward
     monkeypatch.setattr(Chain, "forward", lambda self, x: [sizes.append(len(x)), forward(self, x)][1])
     monkeypatch.setattr(weighting, "CHUNK", 3 * 3 * 12 * 12)
-    parts = output_weights(model, sites, batches(), SEED)
+    parts = output_weights(model, sites, batches(), SEED, meanings={"output": Meaning("logits", "a test")})
     assert sizes == [3, 1, 3, 1]
     assert set(parts) == {site.name for site in sites}
 

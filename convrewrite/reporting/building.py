@@ -7,9 +7,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 from convrewrite.calibration import Calibration
 from convrewrite.conv import Cost
+from convrewrite.fidelity import Fidelity
 from convrewrite.latency import Comparison
 from convrewrite.measuring import Measured
-from convrewrite.planning import OVERSTEP, Ask, Plan
+from convrewrite.planning import Ask, Plan
+from convrewrite.preparing import Settings
 from convrewrite.reporting.model import (
     Asked,
     CalibrationSummary,
@@ -18,15 +20,17 @@ from convrewrite.reporting.model import (
     ErrorBasis,
     LatencyChange,
     OutputFidelityRow,
+    OutputRow,
     ParityRow,
     Reached,
     Report,
     SiteRow,
     Totals,
 )
+from convrewrite.reporting.verdict import few_positions, refused, useless
 from convrewrite.rewriting import Outcome
 from convrewrite.timing_cache import processor
-from convrewrite.verifying import Fidelity, Parity
+from convrewrite.verifying import Parity
 from convrewrite.version import tool_version
 
 ERROR_BASES: dict[str, ErrorBasis] = {
@@ -75,6 +79,8 @@ def site_row(outcome: Outcome, error_basis: ErrorBasis) -> SiteRow:
         macs_after=after.macs,
         output_error=outcome.error,
         error_basis=None if outcome.error is None else error_basis,
+        positions=outcome.positions,
+        unknowns=None if outcome.positions is None else outcome.unknowns,
     )
 
 
@@ -84,7 +90,7 @@ def build_report(
     input_shapes: Sequence[tuple[int, ...]],
     plan: Plan,
     ask: Ask,
-    threads: int,
+    settings: Settings,
     calibration: Calibration,
     outcomes: Sequence[Outcome],
     costs: tuple[Cost, Cost],
@@ -102,6 +108,7 @@ def build_report(
         "params": after.parameters / max(1, before.parameters),
         "latency": None if latency is None else latency.ratio,
     }
+    lost = useless(ask, measured, calibration, fast=settings.fast)
     return Report(
         tool_version=tool_version(),
         model=model,
@@ -109,9 +116,11 @@ def build_report(
         rules=plan.rules,
         asked=Asked(budget=dict(ask.budget), keep=None if ask.keep is None else str(ask.keep)),
         reached=Reached(budget={name: parts[name] for name in ask.budget}, keep=_kept(ask, measured.fidelity)),
-        refused=_refused(ask, measured),
+        refused=refused(ask, measured, lost),
+        useless=lost is not None,
+        warnings=(*([lost] if lost else []), *few_positions(outcomes)),
         seed=plan.seed,
-        threads=threads,
+        threads=settings.threads,
         calibration=CalibrationSummary(
             source=calibration.source,
             kind=calibration.kind,
@@ -120,6 +129,10 @@ def build_report(
         ),
         sites=tuple(site_row(outcome, ERROR_BASES[calibration.kind]) for outcome in outcomes),
         totals=_totals(before, after, measured, predicted_saving),
+        outputs=tuple(
+            OutputRow(name=name, taken_for=meaning.kind, reason=meaning.reason, weight=meaning.weight)
+            for name, meaning in measured.fidelity.meanings.items()
+        ),
         fidelity=tuple(
             OutputFidelityRow(
                 name=o.name,
@@ -127,6 +140,8 @@ def build_report(
                 top1_agreement=o.top1_agreement,
                 kl=o.kl,
                 equal_share=o.equal_share,
+                cosine=o.cosine,
+                taken_for=o.kind,
             )
             for o in measured.fidelity.outputs
         ),
@@ -143,35 +158,9 @@ def _kept(ask: Ask, fidelity: Fidelity) -> str | None:
     """What was kept of what was asked to be kept, in the same words."""
     if ask.keep is None:
         return None
-    agreements = [output.top1_agreement for output in fidelity.outputs if output.top1_agreement is not None]
-    if ask.keep.measure == "agreement" and agreements:
-        return f"top-1 agreement of {min(agreements):.4g}"
-    return f"relative output error of {max(output.relative_error for output in fidelity.outputs):.3g}"
-
-
-def _refused(ask: Ask, measured: Measured) -> str | None:
-    """Why the result is no success, though everything ran."""
-    latency, keep = measured.onnx_latency, ask.keep
-    if ask.for_speed and latency is not None and measured.slower:
-        return (
-            f"the rewritten model is slower than the original: {latency.ratio:.2f} of its time in onnxruntime; "
-            "use --rule balanced --budget latency=0.6, or ask for --budget macs or params alone if time does not matter"
-        )
-    wanted = ask.budget.get("latency")
-    if wanted is not None and latency is not None and latency.ratio > OVERSTEP * wanted:
-        return (
-            f"asked for latency={wanted:g}, measured {latency.ratio:.2f} of the original's time in onnxruntime; "
-            "ask for less, or repeat the run on a quieter machine"
-        )
-    fidelity = measured.fidelity.outputs
-    agreements = [output.top1_agreement for output in fidelity if output.top1_agreement is not None]
-    if keep is not None and keep.measure == "agreement" and agreements and min(agreements) < keep.limit:
-        return f"asked to keep a {keep}, measured {min(agreements):.4g}; give the budget more room"
-    if keep is not None and keep.measure == "error" and max(o.relative_error for o in fidelity) > keep.limit:
-        return (
-            f"asked to keep a {keep}, measured {max(o.relative_error for o in fidelity):.3g}; give the budget more room"
-        )
-    return None
+    if ask.keep.measure == "agreement" and fidelity.least_agreement is not None:
+        return f"top-1 agreement of {fidelity.least_agreement:.4g}"
+    return f"relative output error of {fidelity.worst_error:.3g}"
 
 
 def _totals(before: Cost, after: Cost, measured: Measured, predicted_saving: float | None) -> Totals:

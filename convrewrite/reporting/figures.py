@@ -9,12 +9,14 @@ NOT_MEASURED = "not measured"
 DOES_NOT_APPLY = "-"
 
 TOTALS_HEADERS = ("", "before", "after", "after / before")
-FIDELITY_HEADERS = ("output", "relative error", "top-1 agreement", "KL (nats)", "equal entries")
+FIDELITY_HEADERS = ("output", "taken for", "relative error", "top-1 agreement", "KL (nats)", "cosine", "equal entries")
+OPTIONAL = ("cosine", "equal entries")
+"""Columns that are left out where no output has them."""
 PARITY_HEADERS = ("output", "max. abs. difference", "relative error", "equal entries", "tolerance", "")
 ASKED_HEADERS = ("", "asked", "reached")
 SITE_HEADERS = (
     "site", "kind", "geometry", "decision", "parameters before", "after", "MACs before", "after", "ratio",
-    "output error", "measured on",
+    "output error", "measured on", "positions per unknown",
 )  # fmt: skip
 
 
@@ -101,6 +103,7 @@ def site_cells(site: SiteRow) -> tuple[str, ...]:
         times(site.macs_after / site.macs_before) if rewritten and site.macs_before else "",
         measured or (NOT_MEASURED if rewritten else ""),
         site.error_basis or "",
+        "" if site.positions is None or site.unknowns is None else f"{site.positions / site.unknowns:.3g}",
     )
 
 
@@ -138,18 +141,32 @@ def _latency_row(name: str, latency: LatencyChange | None) -> tuple[str, str, st
 
 
 def fidelity_table(report: Report) -> Table:
-    """One row for every output of the model; equal entries are a column where an output is of integers or booleans."""
+    """One row for every output that was compared; cosine and equal entries are columns where an output has them."""
     rows = [
         (
             row.name,
+            row.taken_for or DOES_NOT_APPLY,
             _relative(row),
             DOES_NOT_APPLY if row.top1_agreement is None else percent(row.top1_agreement),
             DOES_NOT_APPLY if row.kl is None else f"{row.kl:.2g}",
+            DOES_NOT_APPLY if row.cosine is None else f"{row.cosine:.4f}",
             _equal(row),
         )
         for row in report.fidelity
     ]
-    return _without_equal(FIDELITY_HEADERS, rows, report.fidelity)
+    return _without_empty(FIDELITY_HEADERS, rows)
+
+
+def output_sentences(report: Report) -> list[str]:
+    """What every output was taken for, and why: ``output: taken for logits: its module is called head.fc``."""
+    return [taken(row.name, row.taken_for, row.reason, row.weight) for row in report.outputs]
+
+
+def taken(name: str, kind: str, reason: str, weight: float) -> str:
+    """One such sentence."""
+    if kind == "ignore":
+        return f"{name}: neither compared nor checked, {reason}"
+    return f"{name}: taken for {kind}{'' if weight == 1 else f' (weight {weight:g})'}: {reason}"
 
 
 def parity_table(report: Report) -> Table:
@@ -165,7 +182,7 @@ def parity_table(report: Report) -> Table:
         )
         for row in report.parity
     ]
-    return _without_equal(PARITY_HEADERS, rows, report.parity)
+    return _without_empty(PARITY_HEADERS, rows)
 
 
 def _relative(row: OutputFidelityRow) -> str:
@@ -176,15 +193,14 @@ def _equal(row: OutputFidelityRow | ParityRow) -> str:
     return DOES_NOT_APPLY if row.equal_share is None else percent(row.equal_share)
 
 
-def _without_equal(
-    headers: Sequence[str], rows: Sequence[Sequence[str]], outputs: Sequence[OutputFidelityRow | ParityRow]
-) -> Table:
-    """The table as it is, or without a column that would be empty."""
-    if any(output.equal_share is not None for output in outputs):
-        return Table(tuple(headers), [tuple(row) for row in rows])
-    place = headers.index("equal entries")
-    kept = [tuple(cell for index, cell in enumerate(row) if index != place) for row in (headers, *rows)]
-    return Table(kept[0], kept[1:])
+def _without_empty(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """The table without those optional columns that say nothing of any output."""
+    kept = [
+        index
+        for index, header in enumerate(headers)
+        if header not in OPTIONAL or any(row[index] != DOES_NOT_APPLY for row in rows)
+    ]
+    return Table(tuple(headers[i] for i in kept), [tuple(row[i] for i in kept) for row in rows])
 
 
 def asked_rows(report: Report) -> list[tuple[str, str, str]]:
@@ -208,6 +224,8 @@ def headline(report: Report) -> str:
     latency = totals.onnx_latency_seconds
     speed = f"{times(latency.ratio)} of its ONNX latency" if latency else f"its ONNX latency was {NOT_MEASURED}"
     sites = f"{rewritten} of {len(report.sites)} convolution sites rewritten"
+    if report.useless:
+        return f"{report.model} does not compute the same any more. {_fidelity_sentence(report)} {sites}: {saved}; {speed}."
     return f"{report.model}, {sites}: {saved}; {speed}. {_fidelity_sentence(report)}"
 
 

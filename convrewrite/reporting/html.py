@@ -30,6 +30,7 @@ _TEMPLATE = """<!DOCTYPE html>
   th, td { padding: 0.2rem 0.8rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
   td { white-space: nowrap; }
   td:nth-child(4) { white-space: normal; min-width: 12rem; }
+  .warnings { border-left: 0.3rem solid #b3261e; padding: 0.5rem 2rem; font-weight: 600; }
   .kept td { color: #767676; }
   svg { max-width: 100%; height: auto; }
 </style>
@@ -44,6 +45,9 @@ _TEMPLATE = """<!DOCTYPE html>
 </table>
 {%- endmacro %}
 <h1>{{ report.model }}: convolutions rewritten</h1>
+{%- if report.warnings %}
+<ul class="warnings">{% for warning in report.warnings %}<li>{{ warning }}</li>{% endfor %}</ul>
+{%- endif %}
 <p>{{ figures.headline(report) }}</p>
 <p>Input {{ figures.shapes(report) }}; rules: {{ figures.joined(report.rules) }}.</p>
 <h2>What was saved</h2>
@@ -57,6 +61,7 @@ _TEMPLATE = """<!DOCTYPE html>
 {%- if report.fidelity %}
 <p>Fidelity was {{ figures.fidelity_basis(report) }}.</p>
 {{ table(*figures.fidelity_table(report)) }}
+<ul>{% for sentence in figures.output_sentences(report) %}<li>{{ sentence }}</li>{% endfor %}</ul>
 {%- else %}
 <p>Fidelity was {{ figures.NOT_MEASURED }}.</p>
 {%- endif %}

@@ -13,6 +13,9 @@ def render_markdown(report: Report) -> str:
     totals = _table(figures.TOTALS_HEADERS, figures.totals_rows(report), "lrrl")
     sections = [
         f"# {_plain(report.model)}: convolutions rewritten",
+        _section("Warnings", "\n".join(f"- {_plain(warning)}" for warning in report.warnings))
+        if report.warnings
+        else "",
         _plain(figures.headline(report)),
         f"Input {figures.shapes(report)}; rules: {_plain(figures.joined(report.rules))}.",
         _section("What was saved", totals, figures.latency_sentence(report)),
@@ -37,7 +40,8 @@ def _fidelity(report: Report) -> tuple[str, ...]:
         return (f"Fidelity was {figures.NOT_MEASURED}.",)
     basis = f"Fidelity was {figures.fidelity_basis(report)}."
     headers, rows = figures.fidelity_table(report)
-    return (_plain(basis), _table(headers, rows, "l" + "r" * (len(headers) - 1)))
+    taken = "\n".join(f"- {_plain(sentence)}" for sentence in figures.output_sentences(report))
+    return (_plain(basis), _table(headers, rows, "ll" + "r" * (len(headers) - 2)), taken)
 
 
 def _parity(report: Report) -> str:
@@ -53,7 +57,7 @@ def _sites(report: Report) -> tuple[str, ...]:
     rewritten = sum(site.action == "rewritten" for site in report.sites)
     summary = f"{rewritten} of {len(report.sites)} rewritten. MACs are of one example, summed over a site's calls."
     rows = [figures.site_cells(site) for site in report.sites]
-    return (summary, _table(figures.SITE_HEADERS, rows, "llllrrrrrrl"))
+    return (summary, _table(figures.SITE_HEADERS, rows, "llllrrrrrrlr"))
 
 
 def _environment(report: Report) -> tuple[str, ...]:

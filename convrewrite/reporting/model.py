@@ -85,6 +85,7 @@ class SiteRow(_Part):
     """One site: what became of it, its costs summed over its calls (MACs of one example), and its output error.
 
     ``output_error`` is the relative error of the site's output, and ``error_basis`` says what it was measured on.
+    ``positions`` is how many patches of inputs the option was fitted on, ``unknowns`` how many numbers one has.
     """
 
     name: str
@@ -100,6 +101,8 @@ class SiteRow(_Part):
     macs_after: Count
     output_error: Annotated[float, Field(ge=0)] | None = None
     error_basis: ErrorBasis | None = None
+    positions: Annotated[int, Field(ge=1)] | None = None
+    unknowns: Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="after")
     def _says_what_and_why(self) -> Self:
@@ -111,6 +114,8 @@ class SiteRow(_Part):
             raise ValueError(f"{self.name}: expected a kept site to cost what it did, found another cost after it")
         if (self.output_error is None) != (self.error_basis is None):
             raise ValueError(f"{self.name}: expected output_error and error_basis together, found only one of them")
+        if (self.positions is None) != (self.unknowns is None):
+            raise ValueError(f"{self.name}: expected positions and unknowns together, found only one of them")
         return self
 
     @property
@@ -136,11 +141,12 @@ class Totals(_Part):
 
 
 class OutputFidelityRow(_Part):
-    """How close one output of the rewritten model is to the original's.
+    """How close one output of the rewritten model is to the original's, as what it was taken for.
 
-    ``top1_agreement`` is the part of the examples with the same class on top, ``kl`` the divergence of the softmax in
-    nats; both only for outputs that are logits. ``equal_share`` is the part of the entries of an integer or boolean output
-    that are equal, and ``relative_error`` there the part that differs.
+    ``top1_agreement`` is the part of the examples, or positions, with the same class on top, of logits and probabilities.
+    ``kl`` is in nats: of the softmax of logits, of probabilities as they are, of independent probabilities the mean over
+    their entries. ``cosine`` is that of embeddings. ``equal_share`` is the part of the entries of an integer or boolean
+    output that are equal, and ``relative_error`` there the part that differs.
     """
 
     name: str
@@ -148,6 +154,17 @@ class OutputFidelityRow(_Part):
     top1_agreement: Share | None = None
     kl: float | None = None
     equal_share: Share | None = None
+    cosine: float | None = None
+    taken_for: str | None = None
+
+
+class OutputRow(_Part):
+    """What one output of the original was taken for, why, and its weight among several; a kind of ``ignore`` is not compared."""
+
+    name: str
+    taken_for: str
+    reason: str
+    weight: float = 1.0
 
 
 class ParityRow(_Part):
@@ -175,7 +192,8 @@ class Environment(_Part):
 
 class Report(_Part):
     """Everything one run did and measured. ``seconds`` is the wall time of each stage, ``refused`` why the result is no
-    success though everything ran: it is slower than the original, or loses more than was to be kept.
+    success though everything ran: it is slower than the original, loses more than was to be kept, or is ``useless``: it does
+    not compute the same any more, as the first of the ``warnings`` says.
 
     ``fidelity_basis`` is a sentence: ``measured on 205 held-out calibration inputs``.
     """
@@ -188,11 +206,14 @@ class Report(_Part):
     asked: Asked = Asked()
     reached: Reached = Reached()
     refused: str | None = None
+    useless: bool = False
+    warnings: tuple[str, ...] = ()
     seed: int
     threads: Annotated[int, Field(ge=1)]
     calibration: CalibrationSummary
     sites: tuple[SiteRow, ...]
     totals: Totals
+    outputs: tuple[OutputRow, ...] = ()
     fidelity: tuple[OutputFidelityRow, ...] = ()
     fidelity_examples: Count = 0
     fidelity_basis: str | None = None
@@ -221,6 +242,8 @@ class Report(_Part):
             raise ValueError(f"reached.budget: expected the keys of asked.budget ({asked}), found {reached}")
         if self.fidelity and not self.fidelity_basis:
             raise ValueError("fidelity_basis: expected a sentence that says what fidelity was measured on, found none")
+        if self.useless and not self.warnings:
+            raise ValueError("warnings: expected a sentence that says why the result is useless, found none")
         return self
 
 

@@ -9,6 +9,7 @@ from convrewrite.reporting import figures
 from convrewrite.reporting.model import AnalysisRow, Report, SiteRow
 
 WIDTH = 110
+FIDELITY_WIDTHS = dict(zip(figures.FIDELITY_HEADERS, (26, 13, 14, 15, 9, 7, 13), strict=True))
 _BASIS_MARKS = {"held-out inputs": "", "synthetic inputs": " s", "weights": " w"}
 _BASIS_LEGEND = {
     "held-out inputs": "on held-out inputs",
@@ -25,6 +26,7 @@ def render_text(report: Report) -> str:
         figures.calibration_sentence(report),
     ]
     sections = [
+        _titled("Warnings", "\n".join(_filled(f"- {warning}", "  ") for warning in report.warnings)),
         "\n".join(map(_filled, intro)),
         _sites(report.sites),
         _titled("Totals", _table(figures.TOTALS_HEADERS, figures.totals_rows(report), (24, 14, 14, 50), "lrrl")),
@@ -123,9 +125,10 @@ def _fidelity(report: Report) -> str:
         return _titled(title, figures.NOT_MEASURED)
     basis = _filled(figures.fidelity_basis(report))
     headers, rows = figures.fidelity_table(report)
-    widths = (50, 14, 15, 12) if len(headers) == 4 else (38, 14, 15, 12, 13)
-    table = _table(headers, rows, widths, "l" + "r" * (len(headers) - 1))
-    return _titled(title, f"{table}\n{basis}")
+    widths = [FIDELITY_WIDTHS[header] for header in headers]
+    table = _table(headers, rows, widths, "ll" + "r" * (len(headers) - 2))
+    taken = [_filled(sentence, "  ") for sentence in figures.output_sentences(report)]
+    return _titled(title, "\n".join((table, basis, *taken)))
 
 
 def _parity(report: Report) -> str:

@@ -1,0 +1,113 @@
+"""What gave each output of a model: the last function that computed it, and the module in which it ran.
+
+Whatever only moves numbers (views, slices, copies, interpolation) is looked through. Nothing is kept of the run but that.
+"""
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+MOVES = frozenset(
+    {
+        "alias", "as_strided", "cat", "chunk", "clone", "contiguous", "copy", "detach", "dropout", "expand", "flatten",
+        "lift_fresh", "narrow", "native_dropout", "permute", "reshape", "select", "slice", "split", "split_with_sizes",
+        "squeeze", "stack", "t", "to", "to_copy", "transpose", "unbind", "unsafe_view", "unsqueeze",
+        "upsample_bilinear2d",
+        "upsample_nearest2d", "view", "zeros_like",
+    }
+)  # fmt: skip
+"""Functions that compute nothing: of several tensors put together the first one counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A function by ATen's name without underscores around it, as ``addmm`` or ``softmax``, and the path of the module."""
+
+    function: str
+    module: str
+
+
+@contextmanager
+def origins_noted(model: nn.Module) -> Iterator[Callable[[Mapping[str, Tensor]], dict[str, Origin]]]:
+    """What runs in this block is followed; the function that is given tells the origins of its outputs afterwards."""
+    path = [""]
+    follower = _Follower(path)
+    handles = []
+    for name, module in model.named_modules():
+        if name and not isinstance(module, torch.jit.ScriptModule):
+            handles.append(module.register_forward_pre_hook(_entering(path, name)))
+            handles.append(module.register_forward_hook(_leaving(path)))
+    try:
+        with follower:
+            yield follower.of
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _entering(path: list[str], name: str) -> Callable[[nn.Module, Any], None]:
+    ours = threading.get_ident()  # another thread may run the same model meanwhile
+
+    def enter(_module: nn.Module, _args: Any) -> None:
+        if threading.get_ident() == ours:
+            path.append(name)
+
+    return enter
+
+
+def _leaving(path: list[str]) -> Callable[[nn.Module, Any, Any], None]:
+    ours = threading.get_ident()
+
+    def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
+        if threading.get_ident() == ours:
+            path.pop()
+
+    return leave
+
+
+@dataclass(slots=True)
+class _Known:
+    """Origins by tensor, without keeping any tensor alive: an id counts only while it means the same one."""
+
+    entries: dict[int, tuple["weakref.ref[Tensor]", Origin]] = field(default_factory=dict)
+
+    def put(self, tensor: Tensor, origin: Origin) -> None:
+        self.entries[id(tensor)] = (weakref.ref(tensor), origin)
+
+    def get(self, tensor: Tensor) -> Origin | None:
+        found = self.entries.get(id(tensor))
+        return found[1] if found is not None and found[0]() is tensor else None
+
+
+class _Follower(TorchDispatchMode):
+    def __init__(self, path: list[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._path = path
+        self._known = _Known()
+
+    def of(self, outputs: Mapping[str, Tensor]) -> dict[str, Origin]:
+        found = {name: self._known.get(tensor) for name, tensor in outputs.items()}
+        return {name: origin for name, origin in found.items() if origin is not None}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        function = str(func._schema.name).partition("::")[2].strip("_")
+        origin = self._moved(args) if function in MOVES else None
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._known.put(tensor, origin or Origin(function, self._path[-1]))
+        return result
+
+    def _moved(self, args: Any) -> Origin | None:
+        """The origin of the tensor that a function only moves; of what is copied, not of what is copied into."""
+        tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+        known = [origin for origin in map(self._known.get, tensors) if origin is not None]
+        return known[0] if known else None

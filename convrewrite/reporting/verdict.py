@@ -1,0 +1,119 @@
+"""Whether a result is a success: what is wrong with it, in sentences that say what would help."""
+
+from collections.abc import Sequence
+
+from convrewrite.calibration import Calibration
+from convrewrite.fidelity import Fidelity
+from convrewrite.measuring import Measured
+from convrewrite.planning import OVERSTEP, Ask
+from convrewrite.reporting.figures import percent
+from convrewrite.rewriting import Outcome
+from convrewrite.targets import ENOUGH_POSITIONS
+
+MOST_ERROR, LEAST_AGREEMENT = 0.2, 0.9
+"""Of any output, unless the caller sets a limit: beyond them a model does not compute the same any more."""
+
+FEW_INPUTS = 512
+"""To fit on: with fewer, more of them help."""
+
+NAMED = 5
+"""Sites that a warning names; of more it gives the number."""
+
+
+def useless(ask: Ask, measured: Measured, calibration: Calibration, *, fast: bool) -> str | None:
+    """Why the result does not compute the same any more, and what would hold; None where it does, or where the caller set the
+    limit with ``keep``."""
+    lost = _lost(measured.fidelity)
+    if ask.keep is not None or not lost:
+        return None
+    advice = _advice(ask, measured.fidelity, calibration, fast)
+    return (
+        f"the result does not compute the same any more as the original: {', '.join(lost)}, {measured.fidelity_basis}; "
+        f"what would help: {', or '.join(advice)}"
+    )
+
+
+def refused(ask: Ask, measured: Measured, lost: str | None) -> str | None:
+    """Why the result is no success, though everything ran. ``lost``: why it is useless, if it is; on random noise that is a
+    warning only."""
+    if lost is not None and not measured.noise:
+        return lost
+    return _too_slow(ask, measured) or _too_far(ask, measured.fidelity)
+
+
+def few_positions(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+    """The sites whose fit rests on few positions, in one warning."""
+    few = [
+        (outcome.site.name, outcome.positions, outcome.unknowns)
+        for outcome in outcomes
+        if outcome.positions is not None and outcome.positions < ENOUGH_POSITIONS * outcome.unknowns
+    ]
+    if not few:
+        return ()
+    named = ", ".join(f"{name} ({positions} for {unknowns})" for name, positions, unknowns in few[:NAMED])
+    more = f" and {len(few) - NAMED} more sites" if len(few) > NAMED else ""
+    return (
+        f"fewer than {ENOUGH_POSITIONS} positions per unknown to fit on at {named}{more}: what was fitted there may not hold "
+        "for other inputs; give more calibration inputs",
+    )
+
+
+def _lost(fidelity: Fidelity) -> list[str]:
+    """What is beyond the limits, output by output; nothing but a number within them is good."""
+    found = []
+    for output in fidelity.outputs:
+        where = f" of {output.name}" if len(fidelity.outputs) > 1 else ""
+        if output.equal_share is not None:
+            if not output.equal_share >= LEAST_AGREEMENT:
+                found.append(f"equal entries{where} {percent(output.equal_share)}")
+            continue
+        if not output.relative_error <= MOST_ERROR:
+            found.append(f"relative output error{where} {percent(output.relative_error)}")
+        if output.top1_agreement is not None and not output.top1_agreement >= LEAST_AGREEMENT:
+            found.append(f"top-1 agreement{where} {percent(output.top1_agreement)}")
+    return found
+
+
+def _advice(ask: Ask, fidelity: Fidelity, calibration: Calibration, fast: bool) -> list[str]:
+    """What applies to this run."""
+    real = calibration.kind == "data"
+    found = ["a run without --fast"] if fast else []
+    if not real:
+        found.append("real inputs (--calib)")
+    elif calibration.fitted_on < FEW_INPUTS:
+        found.append(f"more calibration inputs than the {calibration.fitted_on} that were fitted on")
+    if calibration.kind != "weights only":
+        limit = "0.98" if fidelity.least_agreement is not None else "error=0.05"
+        found.append(f"--keep {limit}, which saves only as much as holds")
+    asked = ", ".join(f"{name}={part:g}" for name, part in ask.budget.items())
+    found.append(
+        f"a larger budget than {asked}" if ask.budget else "rules that save less, or a budget (--budget macs=0.7)"
+    )
+    return found
+
+
+def _too_slow(ask: Ask, measured: Measured) -> str | None:
+    latency = measured.onnx_latency
+    if ask.for_speed and latency is not None and measured.slower:
+        return (
+            f"the rewritten model is slower than the original: {latency.ratio:.2f} of its time in onnxruntime; "
+            "use --rule balanced --budget latency=0.6, or ask for --budget macs or params alone if time does not matter"
+        )
+    wanted = ask.budget.get("latency")
+    if wanted is not None and latency is not None and latency.ratio > OVERSTEP * wanted:
+        return (
+            f"asked for latency={wanted:g}, measured {latency.ratio:.2f} of the original's time in onnxruntime; "
+            "ask for less, or repeat the run on a quieter machine"
+        )
+    return None
+
+
+def _too_far(ask: Ask, fidelity: Fidelity) -> str | None:
+    keep, agreement = ask.keep, fidelity.least_agreement
+    if keep is None:
+        return None
+    if keep.measure == "agreement" and agreement is not None and not agreement >= keep.limit:
+        return f"asked to keep a {keep}, measured {agreement:.4g}; give the budget more room"
+    if keep.measure == "error" and not fidelity.worst_error <= keep.limit:
+        return f"asked to keep a {keep}, measured {fidelity.worst_error:.3g}; give the budget more room"
+    return None

@@ -1,0 +1,45 @@
+"""Two models side by side, for the terminal."""
+
+from tabulate import tabulate
+
+from convrewrite.fidelity import OutputFidelity
+from convrewrite.reporting import figures
+from convrewrite.verifying import OutputParity, Verification
+
+HEADERS = (
+    "output", "taken for", "max. diff.", "max. / max.", "tolerance", "the same", "rel. error", "top-1 agreement", "KL",
+    "cosine", "equal entries",
+)  # fmt: skip
+OPTIONAL = ("cosine", "equal entries")
+
+
+def render_verification(outcome: Verification, examples: int, source: str) -> str:
+    """Every output that was compared, what it was taken for and why, and on what."""
+    rows = [_row(p, f) for p, f in zip(outcome.parity.outputs, outcome.fidelity.outputs, strict=True)]
+    shown = [i for i, header in enumerate(HEADERS) if header not in OPTIONAL or any(row[i] for row in rows)]
+    table = tabulate([[row[i] for i in shown] for row in rows], [HEADERS[i] for i in shown], disable_numparse=True)
+    taken = [figures.taken(name, m.kind, m.reason, m.weight) for name, m in outcome.fidelity.meanings.items()]
+    lines = [table, f"on {examples} of {source}", *taken]
+    if outcome.fidelity.left_out:
+        lines.append(f"not compared, as they are no tensors: {', '.join(outcome.fidelity.left_out)}")
+    return "\n".join(lines)
+
+
+def _row(parity: OutputParity, fidelity: OutputFidelity) -> tuple[str, ...]:
+    return (
+        parity.name,
+        fidelity.kind,
+        f"{parity.max_abs_difference:.2g}",
+        f"{parity.relative_error:.2g}",
+        f"{parity.tolerance:.0e}",
+        "yes" if parity.passed else "no",
+        f"{fidelity.relative_error:.3%}" if fidelity.equal_share is None else "",
+        _share(fidelity.top1_agreement),
+        "" if fidelity.kl is None else f"{fidelity.kl:.3g}",
+        "" if fidelity.cosine is None else f"{fidelity.cosine:.4f}",
+        _share(fidelity.equal_share),
+    )
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}"
