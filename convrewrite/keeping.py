@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from convrewrite.allocation import Allocation, Totals, allocate
 from convrewrite.calibration import Calibration
 from convrewrite.errors import PlanError
-from convrewrite.outputs import named_outputs
+from convrewrite.outputs import is_class_scores, named_outputs
 from convrewrite.planning import Keep
 from convrewrite.rewriting import Rewritten
 from convrewrite.scoring import Surveyed
 from convrewrite.tracing import run
-from convrewrite.verifying import is_class_scores, measure_fidelity
+from convrewrite.verifying import measure_fidelity
 
 TRIALS = 6
 """Plans that are fitted, at most."""

@@ -56,6 +56,11 @@ def alike(first: Mapping[str, Tensor], second: Mapping[str, Tensor], units: floa
     return first.keys() == second.keys() and all(_close(first[name], second[name], units) for name in first)
 
 
+def is_class_scores(output: Tensor) -> bool:
+    """Whether an output looks like class scores: floating, ``(N, K)`` with at least two classes."""
+    return output.is_floating_point() and output.ndim == 2 and output.shape[1] >= 2
+
+
 def _close(a: Tensor, b: Tensor, units: float) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype:
         return False

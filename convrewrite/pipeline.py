@@ -1,16 +1,14 @@
 """The whole way, stage after stage: prepare, calibrate, plan, fit and apply, export, verify, report."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-import torch
 from torch import fx, nn
 
-from convrewrite.errors import PlanError
+from convrewrite.copying import private_copy
+from convrewrite.errors import PlanError, UsageError
 from convrewrite.inputs import ExampleInput
-from convrewrite.outputs import eval_mode
 from convrewrite.planning import Ask, Keep, Plan, check_budget, keep_of
 from convrewrite.preparing import (
     Progress,
@@ -20,6 +18,7 @@ from convrewrite.preparing import (
     prepare,
     silent,
 )
+from convrewrite.process import at_work
 from convrewrite.proposing import candidates, refusal
 from convrewrite.replaying import offers_of
 from convrewrite.reporting.model import AnalysisRow
@@ -86,10 +85,10 @@ def optimize(
     settings = Settings(seed, threads, memory, output_weighting, measure, fast)
     ask = _asked(budget, keep, settings)
     chosen, inputs = resolve(rules), bound_inputs(model, example_input)
-    with _at_work(model, seed):
+    with at_work(seed):
         watch = Stopwatch()
         with watch.timed("find sites"):
-            prepared = prepare(model, inputs, chosen, structures)
+            prepared = prepare(private_copy(model, inputs), inputs, chosen, structures, model)
         run = Run.begin(prepared, calibration, ask, settings, progress or silent, watch)
         choice = run.choose()
         return run.finish(choice, name or type(model).__name__, notes)
@@ -117,8 +116,8 @@ def plan(
     settings = Settings(seed, threads, memory, output_weighting, measure, fast)
     ask = _asked(budget, keep, settings)
     chosen, inputs = resolve(rules), bound_inputs(model, example_input)
-    with _at_work(model, seed):
-        prepared = prepare(model, inputs, chosen, structures)
+    with at_work(seed):
+        prepared = prepare(private_copy(model, inputs), inputs, chosen, structures, model)
         run = Run.begin(prepared, calibration, ask, settings, progress or silent, Stopwatch())
         return run.plan(run.choose())
 
@@ -147,10 +146,10 @@ def apply(
     inputs = bound_inputs(model, example_input)
     ask = plan.asked()
     plan.require_model(model, weights=True)
-    with _at_work(model, plan.seed):
+    with at_work(plan.seed):
         watch = Stopwatch()
         with watch.timed("find sites"):
-            prepared = prepare(model, inputs, (), structures)
+            prepared = prepare(private_copy(model, inputs), inputs, (), structures, model)
             offers = offers_of(plan, prepared)
         run = Run.begin(prepared, calibration, ask, settings, progress or silent, watch)
         return run.finish(Choice(offers), name or type(model).__name__, notes, plan)
@@ -171,8 +170,8 @@ def analyze(
     inputs = bound_inputs(model, example_input)
     known = discover() | {structure.name: structure for structure in structures}
     chosen = resolve(list(builtin_rules()) if rules is None else rules)
-    with eval_mode(model):
-        _, _, sites = find(model, inputs)
+    with at_work(0):
+        _, _, sites = find(private_copy(model, inputs), inputs)
     seen = candidates(sites)
     total = sum(site.cost.macs for site in sites) or 1
     return tuple(
@@ -194,7 +193,7 @@ def analyze(
 class RewriteConvolutions:
     """:func:`optimize` as a torch.fx pass: GraphModule in, GraphModule out, the input untouched.
 
-    Its fields are the options, as in :func:`optimize`; nothing is exported or timed.
+    Its fields are the options, as in :func:`optimize`; nothing is exported or timed unless ``measure`` says so.
     """
 
     example_input: ExampleInput
@@ -203,13 +202,24 @@ class RewriteConvolutions:
     budget: Mapping[str, float] | None = None
     seed: int = 0
     structures: Sequence[Structure] = ()
+    keep: KeepSource = None
+    fast: bool = False
+    threads: int = 1
+    memory: int = MEMORY
+    output_weighting: bool = True
+    measure: bool = False
+    name: str | None = None
+    notes: Sequence[str] = ()
+    progress: Progress | None = None
 
     def __call__(self, graph_module: fx.GraphModule) -> fx.GraphModule:
-        """A rewritten copy of the graph module."""
-        result = optimize(
-            graph_module, self.example_input, self.rules, self.calibration, self.budget, self.seed,
-            structures=self.structures, measure=False,
-        )  # fmt: skip
+        """A rewritten copy of the graph module. Raises UsageError for a module that is none, and what :func:`optimize` raises."""
+        if not isinstance(graph_module, fx.GraphModule):
+            raise UsageError(
+                f"RewriteConvolutions: expected a torch.fx.GraphModule, found {type(graph_module).__name__}; give it "
+                "torch.fx.symbolic_trace(model), or use convrewrite.optimize(model, ...), which takes any module"
+            )
+        result = optimize(graph_module, **{field.name: getattr(self, field.name) for field in fields(self)})
         assert isinstance(result.model, fx.GraphModule)
         result.model.recompile()
         return result.model
@@ -223,11 +233,3 @@ def _asked(budget: Mapping[str, float] | None, keep: KeepSource, settings: Setti
             "budget latency: needs measured times; leave out --no-onnx (in Python measure=False), or ask for macs or params"
         )
     return ask
-
-
-@contextmanager
-def _at_work(model: nn.Module, seed: int) -> Iterator[None]:
-    """The model in eval mode and seeded randomness; both are given back as they were."""
-    with eval_mode(model), torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield

@@ -209,11 +209,6 @@ def measure_fidelity(original: Runner, rewritten: Runner, batches: Iterable[Inpu
     return Fidelity(tuple(total.fidelity(name) for name, total in sums.items()), examples, tuple(others))
 
 
-def is_class_scores(output: Tensor) -> bool:
-    """Whether an output looks like class scores: floating, ``(N, K)`` with at least two classes."""
-    return output.is_floating_point() and output.ndim == 2 and output.shape[1] >= 2
-
-
 def effect_of(pairs: Iterable[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]) -> float:
     """How far outputs are from the original's, one number: the KL of class scores, else the squared relative error, and
     the mean over the outputs where there are several. ``pairs`` are (original, found), batch by batch.

@@ -12,11 +12,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from convrewrite.applying import copy_model
+from convrewrite.copying import copy_model
 from convrewrite.layers.dynamic import DynamicConv2d
-from convrewrite.outputs import named_outputs
+from convrewrite.outputs import is_class_scores, named_outputs
 from convrewrite.sites import Site
-from convrewrite.verifying import is_class_scores
 
 SHARE = 0.4
 """Of F in the weights; the rest is the identity."""

@@ -12,13 +12,12 @@ from convrewrite import weighting
 from convrewrite.calibration import Calibration
 from convrewrite.conv import ConvSpec
 from convrewrite.fitting import Fit
-from convrewrite.outputs import named_outputs
+from convrewrite.outputs import is_class_scores, named_outputs
 from convrewrite.propagation import Propagation
 from convrewrite.sites import Site, find_sites
 from convrewrite.stopwatch import Stopwatch
 from convrewrite.structure import Option, Structure, compose
 from convrewrite.tracing import trace
-from convrewrite.verifying import is_class_scores
 from convrewrite.weighting import EXAMPLES, SHARE, output_weights, roots_of
 from convrewrite.workpiece import Workpiece
 
