@@ -6,6 +6,7 @@ cannot be copied at all, as what stands in a class or in a global name, shows wh
 """
 
 import copy
+import gc
 import types
 import weakref
 from collections.abc import Iterator, Mapping
@@ -22,9 +23,9 @@ from convrewrite.process import ordinary_mode, same_random_numbers
 from convrewrite.state import Snapshot, preserved
 from convrewrite.tracing import run
 
-_WITHOUT_STATE = (types.FunctionType, types.CellType, tuple, frozenset, types.MappingProxyType)
+_WITHOUT_STATE = (types.FunctionType, tuple, frozenset)
 _WEAK = (weakref.ReferenceType, weakref.WeakValueDictionary, weakref.WeakKeyDictionary)
-_PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
+_VIEWS = (weakref.ProxyType, weakref.CallableProxyType, types.MappingProxyType)
 
 
 def copy_model(model: nn.Module) -> nn.Module:
@@ -95,34 +96,38 @@ def _seeded(model: nn.Module, inputs: Inputs, *, needed: bool = False) -> dict[s
 def _copied(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     special: list[Any] = []
-    proxies: list[tuple[object, Any]] = []
+    views: list[tuple[object, Any]] = []
     for value in reachable(model):
-        if type(value) in _PROXIES:
-            proxies.append((object(), value))
-            memo[id(value)] = proxies[-1][0]
+        if type(value) in _VIEWS:  # deepcopy refuses them, or takes them for what they show
+            views.append((object(), value))
+            memo[id(value)] = views[-1][0]
         elif isinstance(value, Tensor) and not value.is_leaf:
             memo[id(value)] = value.detach().clone()  # deepcopy refuses what hangs on a graph of gradients
         elif _is_special(value):
             special.append(value)
     clone = copy.deepcopy(model, memo)
-    if special or proxies:
+    if special or views:
         functions = _remade_functions(special, memo)
-        places: dict[int, object] = {key: made for key, made in memo.items() if key != id(memo)}
+        places = {id(placeholder): _viewed(view, memo) for placeholder, view in views}
+        places |= {key: made for key, made in memo.items() if key != id(memo) and id(made) not in places}
         places |= {id(old): new for old, new in functions}
-        for placeholder, proxy in proxies:
-            target = referent(proxy)
-            places[id(placeholder)] = weakref.proxy(places.get(id(target), target))
         replace_parts((clone, *(new for _, new in functions)), places)
     return clone
+
+
+def _viewed(view: Any, memo: dict[int, Any]) -> Any:
+    """The same view of the copy of what it shows."""
+    if type(view) is types.MappingProxyType:
+        return types.MappingProxyType(copy.deepcopy(gc.get_referents(view)[0], memo))
+    shown = referent(view)
+    return weakref.proxy(memo.get(id(shown), shown))
 
 
 def _is_special(value: Any) -> bool:
     """What ``deepcopy`` takes as it is, though it may lead to parts of the model."""
     if isinstance(value, types.FunctionType):
         return any(not isinstance(part, _WITHOUT_STATE) for part in reachable(value))
-    if isinstance(value, types.BuiltinMethodType):
-        return not isinstance(value.__self__, types.ModuleType | None)
-    return isinstance(value, (*_WEAK, CACHED))
+    return isinstance(value, (types.BuiltinMethodType, *_WEAK, CACHED))
 
 
 def _remade_functions(special: list[Any], memo: dict[int, Any]) -> list[tuple[Any, Any]]:

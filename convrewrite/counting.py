@@ -65,6 +65,11 @@ class Watch(TorchDispatchMode):
         self.operations = 0
         self.storages: set[int] = set()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and keeping the compiler out would import it, which takes a second."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.storages |= {address(value) for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)}

@@ -7,11 +7,12 @@ weak references and attributes of other objects. All of these are followed from 
 
 import enum
 import functools
+import gc
 import logging
 import sys
 import types
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -63,13 +64,14 @@ def reachable(*roots: object) -> Iterator[Any]:
 
 
 def replace_modules(model: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
-    """Put other modules in the places of parts of the model, given by their id, in every holder that can be got at."""
-    replace_parts((model,), replacements)
+    """Put other modules in the places of parts of the model, given by their id, in every holder that can be got at. What is put
+    there may hold the part itself."""
+    stay = {id(module): module for module in replacements.values()}
+    replace_parts((model,), stay | dict(replacements))
 
 
 def replace_parts(roots: tuple[object, ...], replacements: Mapping[int, object]) -> None:
-    """Put other objects in the places of those with these ids, wherever ``roots`` hold them; what is put there stays as it
-    is. Raises TraceError where holders are nested too deep."""
+    """Put other objects in the places of those with these ids, wherever ``roots`` hold them. Raises TraceError where holders are nested too deep."""
     places = _Places(replacements)
     try:
         for root in roots:
@@ -86,8 +88,9 @@ class _Places:
     def of(self, value: Any) -> Any:
         """What stands in the place of a value."""
         if id(value) in self._found:
+            self._alive.append(value)  # a weak reference may yet lead to it
             return self._found[id(value)]
-        if is_plain(value):
+        if is_plain(value) or (type(value) in _BARE and not value):  # modules have many empty tables of hooks
             return value
         return self.visit(value)
 
@@ -107,15 +110,18 @@ def is_plain(value: Any) -> bool:
         return False
     if issubclass(kind, _OUTSIDE):
         return True
-    return isinstance(value, types.FunctionType) and is_importable(value)
+    if kind is types.BuiltinMethodType:
+        return isinstance(value.__self__, types.ModuleType | type | None)
+    return kind is types.FunctionType and is_importable(value)
 
 
 def is_importable(value: Any) -> bool:
     """Whether a function is found under its own name in its module: it is the process's then, and no part of a model."""
-    found: Any = sys.modules.get(getattr(value, "__module__", None) or "")
+    home = sys.modules.get(value.__module__ or "")
+    found: Any = home
     for name in value.__qualname__.split("."):
-        found = None if found is None else vars(found).get(name) if hasattr(found, "__dict__") else None
-    return getattr(found, "__func__", found) is value
+        found = vars(found).get(name) if hasattr(found, "__dict__") else None
+    return getattr(found, "__func__", found) is value or (home is not None and vars(home).get(value.__name__) is value)
 
 
 def referent(proxy: Any) -> Any:
@@ -130,6 +136,8 @@ def exchange(value: Any, of: Of) -> Any:
     """The value with ``of(part)`` in the place of every part that it holds directly: changed in place where it can be,
     else another one where a part is another."""
     kind = type(value)
+    if kind in _BARE:
+        return _BARE[kind](value, of)
     if kind in _PROXIES:
         return _proxy(value, of)
     for known, how in _WAYS:
@@ -193,8 +201,10 @@ def _frozen(value: Any, of: Of) -> Any:
 
 
 def _read_only(value: Any, of: Of) -> Any:
-    made = {of(key): of(part) for key, part in value.items()}
-    return value if all(value.get(key) is part for key, part in made.items()) else types.MappingProxyType(made)
+    """A view of a dictionary that only the collector of garbage can get at."""
+    (shown,) = gc.get_referents(value)
+    new = of(shown)
+    return value if new is shown else types.MappingProxyType(new)
 
 
 def _partial(value: Any, of: Of) -> Any:
@@ -243,8 +253,6 @@ def _bound(value: types.MethodType, of: Of) -> types.MethodType:
 def _builtin(value: Any, of: Of) -> Any:
     """A method of a list, a dictionary and so on."""
     owner = value.__self__
-    if owner is None or isinstance(owner, types.ModuleType):
-        return value
     new = of(owner)
     return value if new is owner else getattr(new, value.__name__)
 
@@ -312,3 +320,12 @@ _WAYS: tuple[tuple[Any, Callable[[Any, Of], Any]], ...] = (
     (weakref.ReferenceType, _weak),
 )
 """How the parts of an object of some type are found and put back; the first that fits."""
+
+_BARE: dict[type, Callable[[Any, Of], Any]] = {
+    dict: _mapping,
+    OrderedDict: _mapping,
+    list: _sequence,
+    tuple: _frozen,
+    set: _set,
+}
+"""The containers there are most of, which have no attributes."""
