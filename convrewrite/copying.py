@@ -30,9 +30,14 @@ _VIEWS = (weakref.ProxyType, weakref.CallableProxyType, types.MappingProxyType)
 
 def copy_model(model: nn.Module) -> nn.Module:
     """A copy in eval mode that shares no state with the model. Raises TraceError for a model that cannot be copied."""
+    return copy_as_it_is(model).eval()
+
+
+def copy_as_it_is(model: nn.Module) -> nn.Module:
+    """:func:`copy_model`, every module in the mode it is in."""
     try:
         with ordinary_mode():
-            return _copied(model).eval()
+            return _copied(model)
     except TraceError:
         raise
     except Exception as error:

@@ -71,7 +71,10 @@ def replace_modules(model: nn.Module, replacements: Mapping[int, nn.Module]) -> 
 
 
 def replace_parts(roots: tuple[object, ...], replacements: Mapping[int, object]) -> None:
-    """Put other objects in the places of those with these ids, wherever ``roots`` hold them. Raises TraceError where holders are nested too deep."""
+    """Put other objects in the places of those with these ids, wherever ``roots`` hold them.
+
+    Raises TraceError where holders are nested too deep.
+    """
     places = _Places(replacements)
     try:
         for root in roots:

@@ -6,7 +6,8 @@ import random
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,6 @@ def process_state() -> dict[str, Any]:
 @pytest.mark.parametrize("measure", [False, True])
 def test_a_run_changes_nothing_of_the_process(measure: bool) -> None:
     model = net()
-    optimize(model, DATA[:1], ["asymmetric"], DATA, fast=True, measure=measure)  # what torch imports late is there now
     before = process_state()
     optimize(model, DATA[:1], ["asymmetric"], DATA, fast=True, measure=measure)
     assert process_state() == before
@@ -130,7 +130,9 @@ def test_another_default_dtype_makes_no_difference(plain_result: dict[str, Tenso
     finally:
         torch.set_default_dtype(torch.float32)
     found = result.model.state_dict()
-    assert {key: value.dtype for key, value in found.items()} == {key: value.dtype for key, value in plain_result.items()}
+    assert {key: value.dtype for key, value in found.items()} == {
+        key: value.dtype for key, value in plain_result.items()
+    }
     assert all(torch.allclose(found[key], plain_result[key], rtol=1e-3, atol=1e-4) for key in found)
 
 
@@ -155,7 +157,7 @@ def in_threads(work: Callable[[int], Any], count: int = 4) -> dict[int, Any]:
 def test_four_threads_give_the_four_results_of_one() -> None:
     def work(index: int) -> list[Tensor]:
         with warnings.catch_warnings():
-            result = optimize(models[index], DATA[:1], ["asymmetric"], DATA, fast=True, measure=index % 2 == 0)
+            result = optimize(models[index], DATA[:1], ["asymmetric"], DATA, fast=True, measure=index == 0)
         return list(result.model.state_dict().values())
 
     models = [net(8 + 4 * index) for index in range(4)]
@@ -193,7 +195,8 @@ def test_another_thread_runs_its_own_model_meanwhile() -> None:
     assert len(seen) >= 2
     for found in seen:
         assert isinstance(found, tuple), found
-        assert torch.equal(found[0], expected)
+        assert type(found[0]) is Tensor
+        assert torch.allclose(found[0], expected, rtol=1e-5, atol=1e-6)
         assert found[1:] == (True, 2)
 
 
@@ -225,12 +228,16 @@ def test_one_thread_works_at_a_time_and_may_come_again() -> None:
 
 
 @pytest.fixture
-def traced() -> Iterator[fx.GraphModule]:
-    yield fx.symbolic_trace(net())
+def traced() -> fx.GraphModule:
+    torch.manual_seed(0)
+    layers = {"stem": nn.Conv2d(3, 16, 3, padding=1), "act": nn.ReLU(), "body": nn.Conv2d(16, 16, 3, padding=1)}
+    return fx.symbolic_trace(nn.Sequential(OrderedDict(layers)).eval())
 
 
 def test_the_pass_says_so_of_a_plain_module_before_the_work() -> None:
-    with pytest.raises(UsageError, match=r"found Net; give it torch\.fx\.symbolic_trace\(model\), or use convrewrite\.optim"):
+    with pytest.raises(
+        UsageError, match=r"found Net; give it torch\.fx\.symbolic_trace\(model\), or use convrewrite\.optim"
+    ):
         RewriteConvolutions(DATA[:1])(net())  # type: ignore[arg-type]
 
 
