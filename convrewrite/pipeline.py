@@ -24,6 +24,7 @@ from convrewrite.replaying import offers_of
 from convrewrite.reporting.model import AnalysisRow
 from convrewrite.rules import Rule, RuleFile, resolve
 from convrewrite.running import Choice, Result, Run
+from convrewrite.state import surroundings_preserved
 from convrewrite.stopwatch import Stopwatch
 from convrewrite.structure import Structure
 from convrewrite.structures import discover
@@ -85,7 +86,7 @@ def optimize(
     settings = Settings(seed, threads, memory, output_weighting, measure, fast)
     ask = _asked(budget, keep, settings)
     chosen, inputs = resolve(rules), bound_inputs(model, example_input)
-    with at_work(seed):
+    with at_work(seed), surroundings_preserved(model):
         watch = Stopwatch()
         with watch.timed("find sites"):
             prepared = prepare(private_copy(model, inputs), inputs, chosen, structures, model)
@@ -116,7 +117,7 @@ def plan(
     settings = Settings(seed, threads, memory, output_weighting, measure, fast)
     ask = _asked(budget, keep, settings)
     chosen, inputs = resolve(rules), bound_inputs(model, example_input)
-    with at_work(seed):
+    with at_work(seed), surroundings_preserved(model):
         prepared = prepare(private_copy(model, inputs), inputs, chosen, structures, model)
         run = Run.begin(prepared, calibration, ask, settings, progress or silent, Stopwatch())
         return run.plan(run.choose())
@@ -146,7 +147,7 @@ def apply(
     inputs = bound_inputs(model, example_input)
     ask = plan.asked()
     plan.require_model(model, weights=True)
-    with at_work(plan.seed):
+    with at_work(plan.seed), surroundings_preserved(model):
         watch = Stopwatch()
         with watch.timed("find sites"):
             prepared = prepare(private_copy(model, inputs), inputs, (), structures, model)
@@ -170,7 +171,7 @@ def analyze(
     inputs = bound_inputs(model, example_input)
     known = discover() | {structure.name: structure for structure in structures}
     chosen = resolve(list(builtin_rules()) if rules is None else rules)
-    with at_work(0):
+    with at_work(0), surroundings_preserved(model):
         _, _, sites = find(private_copy(model, inputs), inputs)
     seen = candidates(sites)
     total = sum(site.cost.macs for site in sites) or 1

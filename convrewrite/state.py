@@ -36,13 +36,18 @@ class Snapshot:
 
     def __init__(self, model: nn.Module, *, tensors: bool = True) -> None:
         self._model = model
-        self._saved = [
-            (value, _saved(value, tensors)) for value in reachable(model) if isinstance(value, _KINDS)
-        ]  # fmt: skip
+        self._saved = [(value, _saved(value, tensors)) for value in reachable(model) if isinstance(value, _KINDS)]
+        self._beside = [(value, _saved(value, False)) for value in _beside(model)]
 
     def restore(self) -> None:
         """Put back what has changed; what has not is not touched."""
-        for value, saved in self._saved:
+        for value, saved in (*self._saved, *self._beside):
+            if _differs(value, saved):
+                _restore(value, saved)
+
+    def restore_beside(self) -> None:
+        """Put back only what the classes of the model and the global names in their methods hold."""
+        for value, saved in self._beside:
             if _differs(value, saved):
                 _restore(value, saved)
 
@@ -64,6 +69,17 @@ class Snapshot:
 
 
 @contextmanager
+def surroundings_preserved(model: nn.Module) -> Iterator[None]:
+    """Caches in classes and global names that runs of the model, and of copies of it, fill are put back; the model itself is
+    left alone."""
+    snapshot = Snapshot(model, tensors=False)
+    try:
+        yield
+    finally:
+        snapshot.restore_beside()
+
+
+@contextmanager
 def preserved(*models: object) -> Iterator[None]:
     """Whatever running the modules among ``models`` changes in them is put back."""
     snapshots = [Snapshot(model) for model in models if isinstance(model, nn.Module)]
@@ -77,6 +93,21 @@ def preserved(*models: object) -> Iterator[None]:
 _KINDS = (
     dict, list, deque, set, types.CellType, Tensor, torch.Generator, random.Random, np.random.Generator, np.random.RandomState,
 )  # fmt: skip
+
+
+def _beside(model: nn.Module) -> Iterator[Any]:
+    """Dictionaries, lists and sets that forwards find beside the model: attributes of its classes, and the global names that
+    these classes' methods use."""
+    seen: set[int] = set()
+    for owner in {owner for module in model.modules() for owner in type(module).__mro__}:
+        if owner.__module__.partition(".")[0] in ("torch", "builtins", "convrewrite"):
+            continue
+        methods = [value for value in vars(owner).values() if isinstance(value, types.FunctionType)]
+        found = [method.__globals__.get(name) for method in methods for name in method.__code__.co_names]
+        for value in (*vars(owner).values(), *found):
+            if isinstance(value, dict | list | set | deque) and id(value) not in seen:
+                seen.add(id(value))
+                yield value
 
 
 def _tables(model: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:

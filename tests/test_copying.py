@@ -166,9 +166,27 @@ class Flags(Stateful):
         return x
 
 
+GRIDS: dict[Any, Tensor] = {}
+
+
+class GlobalCache(Stateful):
+    def touch(self, x: Tensor) -> Tensor:
+        if x.shape[3] not in GRIDS:
+            GRIDS[x.shape[3]] = torch.linspace(0, 1, x.shape[3])
+        return x + GRIDS[x.shape[3]]
+
+
+class ClassCache(Stateful):
+    grids: dict[str, Tensor] = {}  # noqa: RUF012
+
+    def touch(self, x: Tensor) -> Tensor:
+        self.grids["latest"] = x * 2
+        return self.grids["latest"] + self.grids.setdefault("first", torch.ones(8))
+
+
 STATEFUL = [
     BufferCounter, PythonCounter, ListAppend, BoundedHistory, CacheByShape, HookFillsClosure, HookFillsUnseenDictionary,
-    HookOfWeakOwner, RunningMean, OwnGenerators, GlobalDraws, Flags,
+    HookOfWeakOwner, RunningMean, GlobalCache, ClassCache, OwnGenerators, GlobalDraws, Flags,
 ]  # fmt: skip
 every_state = pytest.mark.parametrize("make", STATEFUL, ids=lambda make: make.__name__)
 
@@ -233,6 +251,13 @@ def test_analysis_planning_and_applying_leave_the_original_too(make: Callable[[]
     apply(model, X, made_plan, "weights", measure=False)
     assert snapshot.changed() == ()
     assert draws() == random_state
+
+
+@pytest.mark.parametrize(("make", "held"), [(GlobalCache, GRIDS), (ClassCache, ClassCache.grids)])
+def test_what_classes_and_global_names_hold_is_put_back(make: Callable[[], nn.Module], held: dict[Any, Tensor]) -> None:
+    held.clear()
+    analyze(made(make), X)
+    assert held == {}
 
 
 class DependsOnCalls(BufferCounter):
