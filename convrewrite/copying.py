@@ -6,6 +6,7 @@ cannot be copied at all, as what stands in a class or in a global name, shows wh
 """
 
 import copy
+import functools
 import gc
 import types
 import weakref
@@ -159,9 +160,9 @@ def _remade(
     if function.__kwdefaults__:
         names, values = zip(*function.__kwdefaults__.items(), strict=True)
         new.__kwdefaults__ = dict(zip(names, _parts(values, memo), strict=True))
+    functools.update_wrapper(new, function, updated=())
+    new.__dict__.clear()  # update_wrapper has put the old one there
     new.__dict__.update({key: _part(value, memo) for key, value in vars(function).items()})
-    new.__doc__, new.__module__, new.__qualname__ = function.__doc__, function.__module__, function.__qualname__
-    new.__annotations__ = dict(function.__annotations__)
     return new
 
 

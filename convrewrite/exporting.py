@@ -15,11 +15,12 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from convrewrite.copying import copy_model
 from convrewrite.errors import ExportError, TraceError
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs
 from convrewrite.latency import open_session
 from convrewrite.outputs import ROOT, eval_mode, named_outputs
-from convrewrite.process import exporting, quiet
+from convrewrite.process import exporting, ordinary, ordinary_mode, quiet
 from convrewrite.state import preserved
 
 BATCH = "batch"
@@ -60,11 +61,14 @@ def export(model: nn.Module, inputs: ExampleInput, path: Path, *, opset: int | N
     or one for which onnxruntime lacks an operator.
     """
     example = bind_inputs(model, inputs)
+    if any(tensor.is_inference() for tensor in (*example, *model.parameters(), *model.buffers())):
+        model, example = copy_model(model), ordinary(example)  # torch exports no tensors of inference mode
     if not path.parent.is_dir():
         raise ExportError(f"{path}: the folder does not exist; create it first")
     external = _needs_external_data(model)
     notes = [f"weights stand in {path.name}.data, as one ONNX file holds at most 2 GB"] if external else []
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder, ExitStack() as stack:
+        stack.enter_context(ordinary_mode())
         stack.enter_context(preserved(model))
         stack.enter_context(eval_mode(model))
         stack.enter_context(torch.no_grad())

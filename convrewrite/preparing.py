@@ -14,6 +14,7 @@ from convrewrite.following import follow
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, parameter_names, require_common_batch
 from convrewrite.lifting import Lifted, lift
 from convrewrite.loading import import_object
+from convrewrite.process import ordinary
 from convrewrite.proposing import Menu, menus
 from convrewrite.replaceable import without_irreplaceable
 from convrewrite.rules import Rule
@@ -100,8 +101,7 @@ def bound_inputs(model: nn.Module, example_input: ExampleInput) -> Inputs:
     """The example as the tuple of positional inputs, with which torch can differentiate. Raises UsageError."""
     inputs = bind_inputs(model, example_input)
     require_common_batch(inputs)
-    with torch.inference_mode(False):
-        return tuple(tensor.clone() if tensor.is_inference() else tensor for tensor in inputs)
+    return ordinary(inputs)
 
 
 def find(model: nn.Module, inputs: Inputs) -> tuple[Lifted, Traced, tuple[Site, ...]]:

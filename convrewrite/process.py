@@ -57,6 +57,12 @@ def ordinary_mode() -> Iterator[None]:
         yield
 
 
+def ordinary(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The tensors; of those made in inference mode, which torch cannot differentiate with, copies."""
+    with torch.inference_mode(False):
+        return tuple(tensor.clone() if tensor.is_inference() else tensor for tensor in tensors)
+
+
 @contextlib.contextmanager
 def same_random_numbers(seed: int) -> Iterator[None]:
     """Torch draws from ``seed``; the random state of torch, of numpy and of Python is given back afterwards."""

@@ -16,6 +16,7 @@ from convrewrite.errors import VerificationError
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs
 from convrewrite.latency import open_session
 from convrewrite.outputs import eval_mode, left_out, named_outputs
+from convrewrite.process import ordinary_mode
 from convrewrite.state import preserved
 
 Runner = Callable[..., object]
@@ -286,7 +287,7 @@ def verify(a: Runner | str | Path, b: Runner | str | Path, inputs: ExampleInput)
     """
     runner_a, runner_b = (OnnxModel(Path(x)) if isinstance(x, str | Path) else x for x in (a, b))
     batch = bind_inputs(next((x for x in (runner_a, runner_b) if isinstance(x, nn.Module)), nn.Identity()), inputs)
-    with preserved(runner_a, runner_b), eval_mode(runner_a, runner_b):
+    with ordinary_mode(), preserved(runner_a, runner_b), eval_mode(runner_a, runner_b):
         (expected, skipped), (found, _) = _run(runner_a, batch), _run(runner_b, batch)
     if len(expected) == len(found):  # another exporter may have given the outputs other names
         found = dict(zip(expected, found.values(), strict=True))

@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace
 
-from convrewrite import RewriteConvolutions, analyze, optimize
+from convrewrite import RewriteConvolutions, analyze, export, optimize, verify
 from convrewrite.errors import UsageError
 from convrewrite.exporting import NOISY_LOGGERS
 from convrewrite.process import at_work, exporting, followed, quiet, torch_threads
@@ -119,6 +120,17 @@ def test_models_and_inputs_of_inference_mode_give_a_result_that_can_be_trained(p
     result.model(DATA).sum().backward()
     assert all(parameter.grad is not None for parameter in result.model.parameters())
     assert model.stem.weight.is_inference()
+
+
+@pytest.mark.slow
+def test_export_and_verification_are_as_strict_under_autocast_and_take_models_of_inference_mode(tmp_path: Path) -> None:
+    with torch.inference_mode():
+        model, data = net(), DATA[:2].clone()
+        made = export(model, data, tmp_path / "net.onnx")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert verify(net(), made.path, DATA[:2]).parity.passed
+        again = export(net(), DATA[:2], tmp_path / "again.onnx")
+    assert verify(net(), again.path, DATA[:2]).parity.passed
 
 
 def test_another_default_dtype_makes_no_difference(plain_result: dict[str, Tensor]) -> None:
