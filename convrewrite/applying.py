@@ -3,30 +3,18 @@
 Replacing through the parent needs no graph and keeps the user's own class, its other names and its state-dict keys.
 """
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from convrewrite.conv import Conv, ConvSpec, canonical_kernel, module_weight
-from convrewrite.errors import TraceError
 from convrewrite.layers.branches import SumOfBranches
 from convrewrite.layers.dynamic import DynamicConv2d, stack
 from convrewrite.layers.dynamic_chain import DynamicChain
+from convrewrite.modules import replace_modules
 from convrewrite.sites import Site
 from convrewrite.structure import Option, Stage, branch_kernels, branch_specs
-
-
-def copy_model(model: nn.Module) -> nn.Module:
-    """A deep copy in eval mode. Raises TraceError for a model that cannot be copied."""
-    try:
-        return copy.deepcopy(model).eval()
-    except Exception as error:
-        raise TraceError(
-            f"{type(model).__name__}: the model cannot be copied ({error}); "
-            "a model that holds open files, locks or non-leaf tensors must let go of them first"
-        ) from error
 
 
 def folded_kernel(model: nn.Module, site: Site) -> tuple[Tensor, Tensor]:
@@ -111,11 +99,3 @@ def replace_site(model: nn.Module, site: Site, module: nn.Module) -> None:
         norm = model.get_submodule(site.batch_norm)
         replacements[id(norm)] = nn.Identity().train(norm.training)
     replace_modules(model, replacements)
-
-
-def replace_modules(model: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
-    """Put other modules in the places of submodules, given by their id, under all their names."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child is not None and id(child) in replacements:
-                setattr(parent, name, replacements[id(child)])

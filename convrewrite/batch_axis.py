@@ -7,14 +7,13 @@ as one by one.
 """
 
 import copy
-import io
-from contextlib import redirect_stderr
 
 import torch
 from torch import Tensor, fx
 
 from convrewrite.inputs import Inputs
 from convrewrite.outputs import alike, named_outputs
+from convrewrite.process import quiet, same_random_numbers
 from convrewrite.tracing import run
 
 _aten = torch.ops.aten
@@ -103,8 +102,7 @@ def _treats_batches_alike(
     """Whether several batches at once give what they give one by one; both in eval mode, where examples do not mix."""
     modules = [copy.deepcopy(program).eval().to(dtype) for program in (closed, opened)]
     several = [tuple(_another(tensor, index, dtype) for tensor in inputs) for index in range(BATCHES)]
-    with torch.random.fork_rng(), redirect_stderr(io.StringIO()):  # a graph module prints where it fails
-        torch.manual_seed(0)
+    with same_random_numbers(0), quiet():  # a graph module prints where it fails
         each = [named_outputs(run(modules[0], one)) for one in several]
         together = named_outputs(run(modules[1], tuple(torch.cat(parts) for parts in zip(*several, strict=True))))
     apart = {name: torch.cat([one[name] for one in each]) for name in together}

@@ -4,28 +4,27 @@ The file's inputs are called ``input`` (or ``input.0``, ``input.1``, ...), its o
 :func:`convrewrite.outputs.named_outputs` calls them.
 """
 
-import io
-import logging
 import os
 import re
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, nn
 
+from convrewrite.copying import copy_model
 from convrewrite.errors import ExportError, TraceError
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs
 from convrewrite.interrupts import held
 from convrewrite.outputs import ROOT, eval_mode, named_outputs
+from convrewrite.process import exporting, ordinary, ordinary_mode, quiet
 from convrewrite.scratch import Scratch, disk_full, told, unwritable
 from convrewrite.sessions import open_session
+from convrewrite.state import preserved
 
 BATCH = "batch"
 PROTOBUF_LIMIT = 2**31
@@ -72,6 +71,8 @@ def export(
     or one for which onnxruntime lacks an operator, UsageError if ``path`` cannot be written.
     """
     example = bind_inputs(model, inputs)
+    if any(tensor.is_inference() for tensor in (*example, *model.parameters(), *model.buffers())):
+        model, example = copy_model(model), ordinary(example)  # torch exports no tensors of inference mode
     if not path.parent.is_dir():
         raise ExportError(f"{path}: the folder does not exist; create it first")
     external = _needs_external_data(model)
@@ -81,6 +82,8 @@ def export(
             scratch = stack.enter_context(Scratch(path.parent))
             folder = scratch.path / "draft"
             folder.mkdir()
+        stack.enter_context(ordinary_mode())
+        stack.enter_context(preserved(model))
         stack.enter_context(eval_mode(model))
         stack.enter_context(torch.no_grad())
         names = _output_names(model, example)
@@ -133,7 +136,7 @@ def _has_repr(model: nn.Module) -> bool:
 
 def _output_names(model: nn.Module, inputs: Inputs) -> list[str]:
     try:
-        with _silence():
+        with quiet(NOISY_LOGGERS):
             output = model(*(tensor.clone() for tensor in inputs))
     except Exception as error:
         raise TraceError(
@@ -178,7 +181,7 @@ def _torch_export(draft: _Draft, inputs: Inputs, *, dynamic: bool) -> None:
     # A model with a single plain output keeps its own parameter names in the file; others are wrapped.
     wrapped = draft.names != [ROOT] or not _has_repr(draft.model)
     shapes = tuple({0: BATCH} for _ in inputs)
-    with _silence(), _memory_kept():
+    with exporting(NOISY_LOGGERS):
         torch.onnx.export(
             _FlatOutputs(draft.model) if wrapped else draft.model,
             inputs,
@@ -245,35 +248,3 @@ def _needs_external_data(model: nn.Module) -> bool:
 
 def _shapes(inputs: Inputs) -> str:
     return ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
-
-
-@contextmanager
-def _memory_kept() -> Iterator[None]:
-    """Meanwhile ``tensor.set_()`` frees nothing. Reversible networks let go of a tensor that way once they are done with it,
-    which is no part of what they compute, and which the exporter refuses."""
-    original = torch.Tensor.set_
-
-    def set_(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return original(self, *args, **kwargs) if args or kwargs else self
-
-    torch.Tensor.set_ = set_  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        torch.Tensor.set_ = original  # type: ignore[method-assign]
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keep the exporter's progress, warnings and log lines from the caller, whose screen it is."""
-    loggers = [logging.getLogger(name) for name in NOISY_LOGGERS]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.CRITICAL)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

@@ -5,16 +5,15 @@ graph then has the other branch. So each graph is run once beside its module, an
 """
 
 import copy
-import io
-from contextlib import redirect_stderr
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from convrewrite.errors import TraceError
-from convrewrite.inputs import Inputs
+from convrewrite.inputs import Inputs, varied
 from convrewrite.outputs import alike, named_outputs
+from convrewrite.process import quiet, same_random_numbers
 from convrewrite.sized_tracing import trace_sized
 from convrewrite.tracing import Traced, run, trace
 
@@ -51,8 +50,7 @@ def follow(model: nn.Module, inputs: Inputs) -> Traced:
 
 def seeded_outputs(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
     """What a model gives; one that draws numbers draws the same ones at every call. Raises TraceError when it does not run."""
-    with torch.random.fork_rng(), redirect_stderr(io.StringIO()):  # a graph module prints where it fails
-        torch.manual_seed(0)
+    with same_random_numbers(0), quiet():  # a graph module prints where it fails
         return named_outputs(run(model, inputs))
 
 
@@ -70,7 +68,17 @@ def _sized(model: nn.Module, inputs: Inputs) -> Traced | None:
 
 
 def _computes_the_same(model: nn.Module, name: str, graph: fx.GraphModule, inputs: Inputs) -> bool:
-    """Whether a part's graph gives what the part gives at its first call; a part that is never called is not asked."""
+    """Whether a part's graph gives what the part gives at its first call; a part that is never called is not asked. On other
+    numbers too: what a forward found in a cache or a dictionary when it was followed is a constant of the graph."""
+    if not _same_at_first_call(model, name, graph, inputs):
+        return False
+    try:
+        return _same_at_first_call(model, name, graph, varied(inputs))
+    except TraceError:  # it does not run on these numbers
+        return True
+
+
+def _same_at_first_call(model: nn.Module, name: str, graph: fx.GraphModule, inputs: Inputs) -> bool:
     with torch.random.fork_rng(), torch.no_grad():
         call = _first_call(model, name, inputs)
         if call is None:

@@ -67,6 +67,14 @@ def require_common_batch(inputs: Inputs) -> None:
         )
 
 
+def varied(inputs: Inputs) -> Inputs:
+    """Other numbers of the same shapes, in the range of the given ones: what hangs on the numbers shows."""
+    return tuple(
+        (tensor.flip(-1) * 0.5 + 0.25 if tensor.is_floating_point() else tensor.flip(-1)) if tensor.ndim else tensor
+        for tensor in inputs
+    )
+
+
 def example_of(source: object, where: str) -> ExampleInput:
     """The example that an object is, or that a callable without arguments returns; raises UsageError naming ``where``."""
     if isinstance(source, Tensor | Mapping | tuple | list):

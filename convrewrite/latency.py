@@ -23,8 +23,7 @@ within 11 %.
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from torch import Tensor, nn
 from convrewrite.conv import ConvSpec, Size
 from convrewrite.errors import UsageError, VerificationError
 from convrewrite.outputs import eval_mode
+from convrewrite.process import torch_threads
 from convrewrite.sessions import open_session
 from convrewrite.timing_cache import TimingCache, processor, timing_key
 
@@ -126,7 +126,7 @@ def compare_torch(
     threads: int = 1, rounds: int = 25, on_round: Callable[[int], None] | None = None,
 ) -> Comparison:  # fmt: skip
     """Time two models in eager torch, in eval and inference mode; thread count and training flags are restored."""
-    with eval_mode(model_a, model_b), _torch_threads(threads), torch.inference_mode():
+    with eval_mode(model_a, model_b), torch_threads(threads), torch.inference_mode():
         runs = [lambda: model_a(*inputs), lambda: model_b(*inputs)]
         return compare(*runs, runtime="torch", threads=threads, rounds=rounds, on_round=on_round)
 
@@ -308,16 +308,6 @@ def _session_run(session: ort.InferenceSession, inputs: tuple[Tensor, ...]) -> R
         raise VerificationError(f"timing: the ONNX model expects {len(names)} inputs ({names}), found {len(inputs)}")
     feed = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, inputs, strict=True)}
     return lambda: session.run(None, feed)
-
-
-@contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _GraphBuilder:

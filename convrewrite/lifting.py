@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from convrewrite.applying import copy_model, replace_site
+from convrewrite.applying import replace_site
+from convrewrite.copying import copy_model
 from convrewrite.errors import ConvRewriteError
 from convrewrite.fixed_kernels import fixed_convolutions, is_normed
 from convrewrite.following import seeded_outputs
@@ -36,13 +37,15 @@ SHOWN = 6
 class Lifted:
     """The model, a copy if anything was lifted; what was; and of other weights, by name, why a call on them was not.
 
-    ``notes`` say what was lifted and which state-dict keys are others now, a sentence each.
+    ``notes`` say what was lifted and which state-dict keys are others now, a sentence each; ``gone`` are the weights of the
+    convolutions that were replaced.
     """
 
     model: nn.Module
     lifts: tuple[Lift, ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    gone: tuple[Tensor, ...] = ()
 
 
 def lift(model: nn.Module, inputs: Inputs) -> Lifted:
@@ -79,16 +82,16 @@ def needed_lifts(lifts: Sequence[Lift], rewritten: Collection[str]) -> tuple[Lif
 def settle(original: nn.Module, lifted: Lifted, rewritten: nn.Module, sites: Sequence[Site]) -> Lifted:
     """What is left of the lifts once ``sites`` of the lifted model were rewritten, and the model with these alone.
 
-    Convolutions that were kept stay functions, and a module without any other stays as it was written.
+    Convolutions that were kept stay functions, and a module without any other stays as it was written. All other state is
+    that of ``original``, whatever runs have changed in ``rewritten``.
     """
     needed = needed_lifts(lifted.lifts, {site.name for site in sites})
-    if needed == lifted.lifts:
-        return replace(lifted, model=rewritten)
     model = apply_lifts(original, needed) if needed else copy_model(original)
     notes = _notes(original, model, needed) if needed else ()
+    gone = tuple(model.get_parameter(f"{site.name}.weight") for site in sites)
     for site in sites:
         replace_site(model, site, rewritten.get_submodule(site.name))
-    return Lifted(model, needed, lifted.reasons, notes)
+    return Lifted(model, needed, lifted.reasons, notes, gone)
 
 
 def _notes(plain: nn.Module, lifted: nn.Module, lifts: Sequence[Lift]) -> tuple[str, ...]:

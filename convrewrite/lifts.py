@@ -12,11 +12,12 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from convrewrite.applying import copy_model, replace_modules
 from convrewrite.conv import Conv, ConvSpec
+from convrewrite.copying import copy_model
 from convrewrite.errors import PlanError
 from convrewrite.fixed_kernels import fixed_convolution
 from convrewrite.functional_calls import ARGUMENTS, named_arguments
+from convrewrite.modules import replace_modules
 from convrewrite.tracing import follow_forward, qualified
 
 SHAPE_READERS = ("getattr", "getitem", "size")

@@ -4,7 +4,6 @@ What a file may contain is decided in :mod:`convrewrite.checkpoints`; here user 
 and the model is checked. The shape of an example input is guessed here too.
 """
 
-import copy
 import hashlib
 import importlib
 import importlib.util
@@ -33,9 +32,11 @@ from convrewrite.checkpoints import (
     shown,
     summary,
 )
+from convrewrite.copying import copy_as_it_is
 from convrewrite.errors import ModelLoadError, TraceError, UsageError
 from convrewrite.outputs import eval_mode
 from convrewrite.programs import rebuild
+from convrewrite.state import preserved
 from convrewrite.state_dicts import find_weights, load_weights
 
 _ZOOS = ("torchvision", "timm")
@@ -129,7 +130,7 @@ def find_input_shape(model: nn.Module) -> tuple[tuple[int, ...], str]:
             "input shape: expected a Conv2d or Conv1d to take it from, found none in the model; pass --input SHAPE"
         )
     first_error: Exception | None = None
-    with eval_mode(model), torch.no_grad():
+    with preserved(model), eval_mode(model), torch.no_grad():
         for shape in candidates:
             try:
                 model(_example(model, shape))
@@ -232,7 +233,7 @@ def _build(target: str) -> nn.Module:
     else:
         found = import_object(f"torchvision.models:{name}" if where == "torchvision" else target)
         with _user_code(where, target):
-            made = copy.deepcopy(found) if isinstance(found, nn.Module) else found() if callable(found) else found
+            made = copy_as_it_is(found) if isinstance(found, nn.Module) else found() if callable(found) else found
     if isinstance(made, ExportedProgram):
         return rebuild(made, target).model
     if not isinstance(made, nn.Module):

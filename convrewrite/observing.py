@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -97,6 +98,8 @@ class _Watch(TorchFunctionMode):
     def hooks(self) -> Iterator[None]:
         handles = []
         for module in self._model.modules():
+            if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks, and nothing in it can be replaced
+                continue
             handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True))
             handles.append(module.register_forward_hook(self._leave, always_call=True))
         try:

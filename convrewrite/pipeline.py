@@ -1,17 +1,15 @@
 """The whole way, stage after stage: prepare, calibrate, plan, fit and apply, export, verify, report."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import torch
 from torch import fx, nn
 
-from convrewrite.errors import PlanError
+from convrewrite.copying import private_copy
+from convrewrite.errors import PlanError, UsageError
 from convrewrite.inputs import ExampleInput
 from convrewrite.meanings import WantedOutputs, asked_meanings
-from convrewrite.outputs import eval_mode
 from convrewrite.planning import Ask, Keep, Plan, check_budget, keep_of
 from convrewrite.preparing import (
     Progress,
@@ -21,11 +19,13 @@ from convrewrite.preparing import (
     prepare,
     silent,
 )
+from convrewrite.process import at_work
 from convrewrite.proposing import candidates, refusal
 from convrewrite.replaying import offers_of
 from convrewrite.reporting.model import AnalysisRow
 from convrewrite.rules import Rule, RuleFile, resolve
 from convrewrite.running import Choice, Result, Run
+from convrewrite.state import surroundings_preserved
 from convrewrite.stopwatch import Stopwatch
 from convrewrite.structure import Structure
 from convrewrite.structures import discover
@@ -91,10 +91,10 @@ def optimize(
     settings = Settings(seed, threads, memory, output_weighting, measure, fast)
     ask = _asked(budget, keep, outputs, settings)
     chosen, inputs = resolve(rules), bound_inputs(model, example_input)
-    with _at_work(model, seed):
+    with at_work(seed), surroundings_preserved(model):
         watch = Stopwatch()
         with watch.timed("find sites"):
-            prepared = prepare(model, inputs, chosen, structures)
+            prepared = prepare(private_copy(model, inputs), inputs, chosen, structures, model)
         run = Run.begin(prepared, calibration, ask, settings, progress or silent, watch)
         choice = run.choose()
         return run.finish(choice, name or type(model).__name__, notes)
@@ -123,8 +123,8 @@ def plan(
     settings = Settings(seed, threads, memory, output_weighting, measure, fast)
     ask = _asked(budget, keep, outputs, settings)
     chosen, inputs = resolve(rules), bound_inputs(model, example_input)
-    with _at_work(model, seed):
-        prepared = prepare(model, inputs, chosen, structures)
+    with at_work(seed), surroundings_preserved(model):
+        prepared = prepare(private_copy(model, inputs), inputs, chosen, structures, model)
         run = Run.begin(prepared, calibration, ask, settings, progress or silent, Stopwatch())
         with run.scratch:
             return run.plan(run.choose())
@@ -155,10 +155,10 @@ def apply(
     inputs = bound_inputs(model, example_input)
     ask = replace(plan.asked(), outputs=asked_meanings(outputs))
     plan.require_model(model, weights=True)
-    with _at_work(model, plan.seed):
+    with at_work(plan.seed), surroundings_preserved(model):
         watch = Stopwatch()
         with watch.timed("find sites"):
-            prepared = prepare(model, inputs, (), structures)
+            prepared = prepare(private_copy(model, inputs), inputs, (), structures, model)
             offers = offers_of(plan, prepared)
         run = Run.begin(prepared, calibration, ask, settings, progress or silent, watch, plan.meanings())
         return run.finish(Choice(offers), name or type(model).__name__, notes, plan)
@@ -179,8 +179,8 @@ def analyze(
     inputs = bound_inputs(model, example_input)
     known = discover() | {structure.name: structure for structure in structures}
     chosen = resolve(list(builtin_rules()) if rules is None else rules)
-    with eval_mode(model):
-        _, _, sites = find(model, inputs)
+    with at_work(0), surroundings_preserved(model):
+        _, _, sites = find(private_copy(model, inputs), inputs)
     seen = candidates(sites)
     total = sum(site.cost.macs for site in sites) or 1
     return tuple(
@@ -202,7 +202,7 @@ def analyze(
 class RewriteConvolutions:
     """:func:`optimize` as a torch.fx pass: GraphModule in, GraphModule out, the input untouched.
 
-    Its fields are the options, as in :func:`optimize`; nothing is exported or timed.
+    Its fields are the options, as in :func:`optimize`; nothing is exported or timed unless ``measure`` says so.
     """
 
     example_input: ExampleInput
@@ -211,13 +211,25 @@ class RewriteConvolutions:
     budget: Mapping[str, float] | None = None
     seed: int = 0
     structures: Sequence[Structure] = ()
+    keep: KeepSource = None
+    outputs: WantedOutputs | None = None
+    fast: bool = False
+    threads: int = 1
+    memory: int = MEMORY
+    output_weighting: bool = True
+    measure: bool = False
+    name: str | None = None
+    notes: Sequence[str] = ()
+    progress: Progress | None = None
 
     def __call__(self, graph_module: fx.GraphModule) -> fx.GraphModule:
-        """A rewritten copy of the graph module."""
-        result = optimize(
-            graph_module, self.example_input, self.rules, self.calibration, self.budget, self.seed,
-            structures=self.structures, measure=False,
-        )  # fmt: skip
+        """A rewritten copy of the graph module. Raises UsageError for a module that is none, and what :func:`optimize` raises."""
+        if not isinstance(graph_module, fx.GraphModule):
+            raise UsageError(
+                f"RewriteConvolutions: expected a torch.fx.GraphModule, found {type(graph_module).__name__}; give it "
+                "torch.fx.symbolic_trace(model), or use convrewrite.optimize(model, ...), which takes any module"
+            )
+        result = optimize(graph_module, **{field.name: getattr(self, field.name) for field in fields(self)})
         assert isinstance(result.model, fx.GraphModule)
         result.model.recompile()
         return result.model
@@ -233,11 +245,3 @@ def _asked(
             "budget latency: needs measured times; leave out --no-onnx (in Python measure=False), or ask for macs or params"
         )
     return ask
-
-
-@contextmanager
-def _at_work(model: nn.Module, seed: int) -> Iterator[None]:
-    """The model in eval mode and seeded randomness; both are given back as they were."""
-    with eval_mode(model), torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield

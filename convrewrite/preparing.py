@@ -9,12 +9,14 @@ from torch import Tensor, nn
 from convrewrite import arguments
 from convrewrite.calibration import Calibration, read_calibration
 from convrewrite.conv import Cost
+from convrewrite.counting import tally
 from convrewrite.errors import ExportError, TraceError
 from convrewrite.following import follow
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, parameter_names, require_common_batch
 from convrewrite.lifting import Lifted, lift
 from convrewrite.loading import import_object
 from convrewrite.meanings import NOTHING, Meaning, tell
+from convrewrite.process import ordinary
 from convrewrite.proposing import Menu, menus
 from convrewrite.replaceable import without_irreplaceable
 from convrewrite.rules import Rule
@@ -22,7 +24,7 @@ from convrewrite.sites import Site, find_sites
 from convrewrite.structure import Structure
 from convrewrite.structures import discover
 from convrewrite.synthetic import synthesise
-from convrewrite.tracing import Traced, run
+from convrewrite.tracing import Traced
 
 Progress = Callable[[str, int, int, str], None]
 """Called with a stage's name, how many of its steps are done, how many there are, and what is being done."""
@@ -52,7 +54,7 @@ class Settings:
 class Prepared:
     """A model in eval mode with its sites, what the rules allow at each, and the whole model's cost.
 
-    ``model`` is ``original``, or the copy of it in which functional convolutions were ``lifted``.
+    ``original`` is the caller's, which never runs; ``model`` a copy of it, functional convolutions ``lifted``.
     """
 
     original: nn.Module
@@ -76,19 +78,38 @@ class Prepared:
         return [site for site in self.sites if site.refusal is None]
 
 
-def prepare(model: nn.Module, inputs: Inputs, rules: Sequence[Rule], structures: Sequence[Structure] = ()) -> Prepared:
-    """Trace the model, find its sites, and ask the rules. Raises TraceError, RuleFileError."""
+def prepare(
+    model: nn.Module,
+    inputs: Inputs,
+    rules: Sequence[Rule],
+    structures: Sequence[Structure] = (),
+    original: nn.Module | None = None,
+) -> Prepared:
+    """Trace the model, find its sites, and ask the rules. Raises TraceError, RuleFileError.
+
+    ``original``: what ``model`` is a copy of, whose state the result will have.
+    """
     known = discover() | {structure.name: structure for structure in structures}
     lifted, traced, sites = find(model, inputs)
-    totals = whole_cost(lifted.model, inputs, sites)
-    return Prepared(model, lifted, inputs, traced, sites, totals, tuple(rules), known, menus(sites, rules, known))
+    totals = whole_cost(lifted.model, inputs)
+    return Prepared(
+        model if original is None else original,
+        lifted,
+        inputs,
+        traced,
+        sites,
+        totals,
+        tuple(rules),
+        known,
+        menus(sites, rules, known),
+    )
 
 
 def bound_inputs(model: nn.Module, example_input: ExampleInput) -> Inputs:
-    """The example as the tuple of positional inputs. Raises UsageError."""
+    """The example as the tuple of positional inputs, with which torch can differentiate. Raises UsageError."""
     inputs = bind_inputs(model, example_input)
     require_common_batch(inputs)
-    return inputs
+    return ordinary(inputs)
 
 
 def find(model: nn.Module, inputs: Inputs) -> tuple[Lifted, Traced, tuple[Site, ...]]:
@@ -112,28 +133,9 @@ def require_runtime_dtype(model: nn.Module) -> None:
             )
 
 
-def whole_cost(model: nn.Module, inputs: Inputs, sites: Sequence[Site]) -> Cost:
-    """Parameters of the whole model; MACs of its convolutions and linear layers for one example."""
-    linear = _linear_macs(model, inputs)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Cost(parameters, linear + sum(site.cost.macs for site in sites))
-
-
-def _linear_macs(model: nn.Module, inputs: Inputs) -> int:
-    total = 0
-
-    def count(module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total
-        assert isinstance(module, nn.Linear)
-        total += output.numel() * module.in_features
-
-    handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Linear)]
-    try:
-        run(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return total // max(1, inputs[0].shape[0])
+def whole_cost(model: nn.Module, inputs: Inputs) -> Cost:
+    """Parameters of the whole model; MACs of one example, as a run of it shows them (:func:`convrewrite.counting.tally`)."""
+    return Cost(sum(parameter.numel() for parameter in model.parameters()), tally(model, inputs).macs)
 
 
 def calibrate(model: nn.Module, inputs: Inputs, source: object, settings: Settings, progress: Progress) -> Calibration:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convrewrite.applying import build_conv, copy_model, folded_kernel, replace_site
+from convrewrite.applying import build_conv, folded_kernel, replace_site
+from convrewrite.copying import copy_model
 from convrewrite.sites import Site
 from convrewrite.streams import Inputs, Sample, Streams
 from convrewrite.tracing import Traced, run

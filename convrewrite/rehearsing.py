@@ -11,7 +11,8 @@ from pathlib import Path
 from torch import nn
 
 from convrewrite.allocation import Allocation, Totals, allocate, unreachable
-from convrewrite.applying import copy_model, empty_option, replace_site
+from convrewrite.applying import empty_option, replace_site
+from convrewrite.copying import copy_model
 from convrewrite.errors import PlanError
 from convrewrite.exporting import Exported, export
 from convrewrite.latency import compare_onnx

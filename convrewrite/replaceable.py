@@ -1,48 +1,106 @@
 """Which convolutions may have something else in their places.
 
 What is put there is called as the convolution is, and is otherwise another thing: a forward that asks for
-``self.conv.weight.device``, or that ``self.conv`` be an ``nn.Conv2d``, would fail or go another way. So the model is run
-with every site wrapped; where that is not the same, with one after another.
+``self.conv.weight.device``, or that ``self.conv`` be an ``nn.Conv2d``, would fail or go another way; and one that finds it
+where no replacement gets to would go on calling it. So the model is run with every site wrapped; where that is not the
+same, or a wrapper is not called as often, with one after another.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
 
-from convrewrite.applying import copy_model, replace_modules
+from convrewrite.copying import copy_model
+from convrewrite.counting import address, calls_counted, tally
 from convrewrite.errors import TraceError
 from convrewrite.following import seeded_outputs
 from convrewrite.inputs import Inputs
+from convrewrite.lifting import Lifted
+from convrewrite.modules import replace_modules
 from convrewrite.outputs import alike
+from convrewrite.process import same_random_numbers
 from convrewrite.sites import Site
+from convrewrite.state import preserved
+from convrewrite.tracing import run
 
 REASON = (
     "the model asks more of it than to be called, as its attributes or its type, which a replacement would not have"
 )
 
 
+HELD_ELSEWHERE = (
+    "the model also reaches it in a way that a replacement does not: not every call came to what was put in its place"
+)
+
+
 def without_irreplaceable(model: nn.Module, inputs: Inputs, sites: Sequence[Site]) -> tuple[Site, ...]:
-    """The sites, those refused that the model does not only call. The model is not touched."""
+    """The sites, those refused that the model does not only call, and in the one place. The model is not touched."""
     active = [site for site in sites if site.refusal is None]
     trial = copy_model(model)
-    expected = seeded_outputs(trial, inputs)
-    if _same_if_wrapped(trial, active, inputs, expected) or not alike(expected, seeded_outputs(trial, inputs)):
-        return tuple(sites)  # one that never gives the same twice says nothing
-    alone = {site.name for site in active if not _same_if_wrapped(trial, [site], inputs, expected)}
-    return tuple(replace(site, refusal=REASON, batch_norm=None) if site.name in alone else site for site in sites)
+    with calls_counted(_parts(trial, active)) as calls:
+        expected = seeded_outputs(trial, inputs)
+    if _obstacle(trial, active, inputs, expected, calls) is None:
+        return tuple(sites)
+    repeats = alike(expected, seeded_outputs(trial, inputs))  # one that never gives the same twice says nothing
+    reasons = {site.name: _obstacle(trial, [site], inputs, expected, calls) for site in active}
+    refusals = {name: why for name, why in reasons.items() if why == HELD_ELSEWHERE or (why is not None and repeats)}
+    return tuple(
+        replace(site, refusal=refusals[site.name], batch_norm=None) if site.name in refusals else site for site in sites
+    )
 
 
-def _same_if_wrapped(model: nn.Module, sites: Sequence[Site], inputs: Inputs, expected: dict[str, Tensor]) -> bool:
-    """Whether the model gives the same with these sites, and the BatchNorms folded into them, one level further down."""
+def _parts(model: nn.Module, sites: Sequence[Site]) -> dict[str, nn.Module]:
+    """The convolutions of sites, and the BatchNorms folded into them."""
     names = [name for site in sites for name in (site.name, site.batch_norm) if name is not None]
-    wrapped = {part: nn.Sequential(part) for part in map(model.get_submodule, names)}
-    replace_modules(model, {id(part): wrapper for part, wrapper in wrapped.items()})
+    return {name: model.get_submodule(name) for name in names}
+
+
+def _obstacle(
+    model: nn.Module, sites: Sequence[Site], inputs: Inputs, expected: dict[str, Tensor], calls: Counter[str]
+) -> str | None:
+    """Why the model does not give the same with the parts of these sites one level further down, each called as often as
+    before; None where it does."""
+    parts = _parts(model, sites)
+    wrappers = {part: nn.Sequential(part) for part in parts.values()}
+    replace_modules(model, {id(part): wrapper for part, wrapper in wrappers.items()})
     try:
-        return alike(expected, seeded_outputs(model, inputs))
+        with (
+            calls_counted({name: wrappers[part] for name, part in parts.items()}) as outer,
+            calls_counted(parts) as inner,
+        ):
+            same = alike(expected, seeded_outputs(model, inputs))
     except TraceError:
-        return False
+        return REASON
     finally:
-        for part, wrapper in wrapped.items():
+        for wrapper in wrappers.values():
             wrapper.pop(0)  # or the part in it would be replaced by itself
-            replace_modules(model, {id(wrapper): part})
+        replace_modules(model, {id(wrapper): part for part, wrapper in wrappers.items()})
+    if any(outer[name] < inner[name] for name in parts):
+        return HELD_ELSEWHERE
+    return None if same and all(inner[name] == calls[name] for name in parts) else REASON
+
+
+def counted_as_replaced(original: nn.Module, settled: Lifted, sites: Sequence[Site], inputs: Inputs) -> int:
+    """The MACs of one example of the result, counted by running it, in which every rewritten site is seen to run.
+
+    ``original``: the model whose ``sites`` were rewritten. Raises TraceError where one does not run as often as there, or
+    where the kernel it had is used still. What running changes in the result is put back.
+    """
+    with calls_counted({site.name: original.get_submodule(site.name) for site in sites}) as wanted:
+        run(original, inputs)
+    replaced = {site.name: settled.model.get_submodule(site.name) for site in sites}
+    with preserved(settled.model), same_random_numbers(0), calls_counted(replaced) as calls:
+        seen = tally(settled.model, inputs)
+    missed = [
+        site.name
+        for site, weight in zip(sites, settled.gone, strict=True)
+        if calls[site.name] != wanted[site.name] or address(weight) in seen.storages
+    ]
+    if missed:
+        raise TraceError(
+            f"{', '.join(missed[:3])}: expected what was put in its place to run as often as it did, and nothing else to use "
+            "its weight, found otherwise; leave it out by a rule, or hold it as an attribute of its parent alone"
+        )
+    return seen.macs

@@ -24,12 +24,14 @@ from convrewrite.preparing import Prepared, Progress, Settings, calibrate, judgi
 from convrewrite.proposing import Offer, Proposal
 from convrewrite.provenance import Provenance
 from convrewrite.rehearsing import allocate_measured, rehearse
+from convrewrite.replaceable import counted_as_replaced
 from convrewrite.reporting.building import build_report
 from convrewrite.reporting.model import Report
 from convrewrite.rewriting import Outcome, Rewritten, rewrite
 from convrewrite.scoring import Surveyed
 from convrewrite.scratch import Scratch, temporary
 from convrewrite.sites import Site
+from convrewrite.state import preserved
 from convrewrite.stopwatch import Stopwatch
 from convrewrite.swapping import check, swap
 from convrewrite.tracing import Traced
@@ -234,8 +236,9 @@ class Run:
             followed = with_outputs(followed, work.judged.meanings)
         changed = [outcome.site for outcome in rewritten.outcomes if outcome.proposal is not None]
         settled = settle(prepared.original, prepared.lifted, rewritten.model, changed)
+        after = counted_as_replaced(prepared.model, settled, changed, prepared.inputs)
         onnx = self.scratch.path / "model.onnx" if self.baseline is not None else None
-        with work.watch.timed("verify"):
+        with work.watch.timed("verify"), preserved(settled.model):
             measured = self._measured(settled.model, onnx, followed)
             saved = self._predicted_saving(rewritten.outcomes) if onnx is not None else None
         report = build_report(
@@ -246,7 +249,7 @@ class Run:
             settings=settings,
             calibration=work.data,
             outcomes=rewritten.outcomes,
-            costs=_costs(settled.model, prepared.totals.macs, rewritten.outcomes),
+            costs=_costs(settled.model, prepared.totals.macs, after, rewritten.outcomes),
             measured=measured,
             predicted_saving=saved,
             notes=[
@@ -281,15 +284,13 @@ class Run:
         return sum(prices.saving(site, proposal) for site, proposal in changed)
 
 
-def _costs(result: nn.Module, macs: int, outcomes: Sequence[Outcome]) -> tuple[Cost, Cost]:
-    """Those of the whole model before and after. A fixed kernel, one that is a buffer, counts as parameters where it was
-    rewritten to some; where its site is kept it is a buffer again, which the model that was prepared does not show."""
+def _costs(result: nn.Module, before: int, after: int, outcomes: Sequence[Outcome]) -> tuple[Cost, Cost]:
+    """Those of the whole model before and after, the MACs as they were counted. A fixed kernel, one that is a buffer, counts as
+    parameters where it was rewritten to some; where its site is kept it is a buffer again, which the model that was
+    prepared does not show."""
     changed = [(o.site.cost, o.proposal.cost) for o in outcomes if o.proposal is not None]
-    after = Cost(
-        sum(parameter.numel() for parameter in result.parameters()),
-        macs - sum(before.macs - after.macs for before, after in changed),
-    )
-    return Cost(after.parameters + sum(b.parameters - a.parameters for b, a in changed), macs), after
+    parameters = sum(parameter.numel() for parameter in result.parameters())
+    return Cost(parameters + sum(b.parameters - a.parameters for b, a in changed), before), Cost(parameters, after)
 
 
 def _lost(traced: Traced) -> list[str]:

@@ -95,6 +95,10 @@ def _functional_site(
         reason = REFUSAL
     elif key is not None:
         reason = f"a functional call on {key}: {unlifted.get(key, 'only convolution modules are rewritten')}"
+    elif isinstance(call.weights[0], nn.Parameter):
+        reason = (
+            "torch does not see that the model holds its kernel, as in a plain list: use an attribute or a ModuleList"
+        )
     elif _depends_on_input(model, inputs, name, call.weights[0]):
         kind, reason = Kind.DYNAMIC, "the kernel is computed from the input"
     else:

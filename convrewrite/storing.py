@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from convrewrite.applying import copy_model, empty_option, replace_site
+from convrewrite.applying import empty_option, replace_site
 from convrewrite.conv import Kind
+from convrewrite.copying import copy_model
 from convrewrite.errors import ModelLoadError, PlanError, UsageError
 from convrewrite.lifts import apply_lifts
 from convrewrite.observing import SITE_TYPES, spec_of

@@ -6,7 +6,6 @@ images is changed by Adam until a batch of it shows every BatchNorm these same s
 those of white noise do not.
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from convrewrite.calibration import FEW_INPUTS, Calibration, batch_size, split_inputs
 from convrewrite.conv import ConvSpec
+from convrewrite.copying import copy_model
 from convrewrite.inputs import Inputs
 from convrewrite.tracing import run
 
@@ -133,7 +133,7 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
     """A copy to run backwards through, so that the original's flags, gradients and buffers stay as they are."""
     # Tensors made in inference mode could not be run backwards through.
     with torch.inference_mode(False):
-        frozen = copy.deepcopy(model).eval().requires_grad_(False)
+        frozen = copy_model(model).requires_grad_(False)
         narrow = any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in frozen.parameters())
         return frozen.float() if narrow else frozen
 

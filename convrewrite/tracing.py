@@ -5,13 +5,10 @@ it (submodules are replaced through their parents), so a model without a graph l
 without a convolution that cannot be followed loses nothing: it is one node of the graph around it, as a layer of torch is.
 """
 
-import builtins
 import inspect
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -19,9 +16,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from convrewrite.errors import TraceError
-
-CHOICES = {"max": torch.sym_max, "min": torch.sym_min}
-"""Functions of Python that cannot be followed -> those of torch that can, and do the same with two numbers."""
+from convrewrite.process import followed
+from convrewrite.state import Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +59,11 @@ def trace(model: nn.Module, inputs: int = 1, tracer: "MakeTracer | None" = None)
     parts: dict[str, fx.GraphModule] = {}
     lost: list[str] = []
     waiting = [("", model)]
+    before = Snapshot(model, tensors=False)
     while waiting:
         name, module = waiting.pop(0)
-        graph, opaque = _follow(module, 1, OpaqueTracer) if name else _follow(module, inputs, tracer or OpaqueTracer)
+        given, make = (1, OpaqueTracer) if name else (inputs, tracer or OpaqueTracer)
+        graph, opaque = _follow(module, given, make, before)
         if graph is not None:
             parts[name] = graph
         for inner in opaque:
@@ -83,14 +81,17 @@ def qualified(part: str, target: object) -> str:
     return _join(part, str(target))
 
 
-def _follow(module: nn.Module, given: int, make_tracer: "MakeTracer") -> tuple[fx.GraphModule | None, list[str]]:
-    """A graph of ``module`` and the names of the submodules that had to be left opaque in it (``""``: itself)."""
+def _follow(
+    module: nn.Module, given: int, make_tracer: "MakeTracer", before: Snapshot
+) -> tuple[fx.GraphModule | None, list[str]]:
+    """A graph of ``module`` and the names of the submodules that had to be left opaque in it (``""``: itself). What following
+    it leaves on modules and in what they hold is put back as it was ``before``."""
     opaque: list[str] = []
     names = list(inspect.signature(module.forward).parameters)[:given]
     while True:
         tracer = make_tracer(frozenset(opaque))
         try:
-            with _unchanged(module), _with_choices():
+            with followed():
                 graph = tracer.trace(module, concrete_args=_defaults(module, names))
                 _drop_defaults(graph, module)
                 return fx.GraphModule(module, graph), opaque
@@ -99,6 +100,8 @@ def _follow(module: nn.Module, given: int, make_tracer: "MakeTracer") -> tuple[f
             if failed == "" or failed in opaque:
                 return None, [""]
             opaque.append(failed)
+        finally:
+            before.restore()
 
 
 def follow_forward(module: nn.Module, given: Collection[str]) -> fx.GraphModule:
@@ -107,55 +110,38 @@ def follow_forward(module: nn.Module, given: Collection[str]) -> fx.GraphModule:
     The parameters of the forward that are not ``given`` take their defaults. What following it raises is passed on; the
     module itself stays as it is.
     """
-    with _unchanged(module), _with_choices():
-        traced = _OwnForward(param_shapes_constant=True).trace(module, concrete_args=_defaults(module, given))
-        _drop_defaults(traced, module)
-        graph = fx.Graph()  # a copy does not know the tracer, which a pickle would name
-        graph.output(graph.graph_copy(traced, {}))
-        return fx.GraphModule(module, graph, type(module).__name__)
-
-
-@contextmanager
-def _with_choices() -> Iterator[None]:
-    """Meanwhile ``max`` and ``min`` of what a tracer passes are nodes, as paddings that depend on a size ask for them; fx
-    does so for the functions of ``math``, and in the same way: for the whole process."""
-    originals = {name: getattr(builtins, name) for name in CHOICES}
-    for name, original in originals.items():
-        setattr(builtins, name, partial(_chosen, original, CHOICES[name]))
+    before = Snapshot(module, tensors=False)
     try:
-        yield
+        with followed():
+            traced = _OwnForward(param_shapes_constant=True).trace(module, concrete_args=_defaults(module, given))
+            _drop_defaults(traced, module)
+            graph = fx.Graph()  # a copy does not know the tracer, which a pickle would name
+            graph.output(graph.graph_copy(traced, {}))
+            return fx.GraphModule(module, graph, type(module).__name__)
     finally:
-        for name, original in originals.items():
-            setattr(builtins, name, original)
+        before.restore()
 
 
-def _chosen(original: Callable[..., Any], symbolic: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    if len(args) > 1 and not kwargs and any(isinstance(value, fx.Proxy) for value in args):
-        return reduce(symbolic, args)
-    return original(*args, **kwargs)
+class _PartsTracer(fx.Tracer):
+    """Makes nodes of parts of the model alone: a module that is held elsewhere has no name, and its forward is followed."""
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Follow a module, or make a node of it."""
+        if m not in (self.submodule_paths or {}):
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
 
 
-@contextmanager
-def _unchanged(module: nn.Module) -> Iterator[None]:
-    """Following a forward leaves what it makes on the modules, as attributes and buffers: what was there is put back."""
-    states = [state for part in module.modules() for state in (vars(part), part._buffers, part._parameters)]
-    before = [dict(state) for state in states]
-    try:
-        yield
-    finally:
-        for state, entries in zip(states, before, strict=True):
-            state.clear()
-            state.update(entries)
-
-
-class _OwnForward(fx.Tracer):
+class _OwnForward(_PartsTracer):
     """Follows one forward and enters no other."""
 
     def is_leaf_module(self, _module: nn.Module, _name: str) -> bool:
         return True
 
 
-class OpaqueTracer(fx.Tracer):
+class OpaqueTracer(_PartsTracer):
     """Remembers the innermost module in which following failed, and takes those already known as leaves."""
 
     def __init__(self, opaque: frozenset[str]) -> None:
@@ -175,7 +161,7 @@ class OpaqueTracer(fx.Tracer):
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
-            if self.failed is None:
+            if self.failed is None and m in (self.submodule_paths or {}):
                 self.failed = self.path_of_module(m)
             raise
 

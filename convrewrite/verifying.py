@@ -20,8 +20,10 @@ from convrewrite.meanings import Meaning, WantedOutputs, asked_meanings, followe
 from convrewrite.origins import Origin
 from convrewrite.outputs import eval_mode, left_out, named_outputs
 from convrewrite.probing import SECONDS, require_well_behaved
+from convrewrite.process import ordinary_mode
 from convrewrite.provenance import Provenance
 from convrewrite.sessions import open_session
+from convrewrite.state import preserved
 
 Runner = Callable[..., object]
 """A model, an OnnxModel, or anything else that maps input tensors to outputs."""
@@ -251,7 +253,7 @@ def verify(
     """
     runner_a, runner_b = (OnnxModel(Path(x), probe=SECONDS) if isinstance(x, str | Path) else x for x in (a, b))
     batch = bind_inputs(next((x for x in (runner_a, runner_b) if isinstance(x, nn.Module)), nn.Identity()), inputs)
-    with eval_mode(runner_a, runner_b):
+    with ordinary_mode(), preserved(runner_a, runner_b), eval_mode(runner_a, runner_b):
         (expected, skipped), (found, _) = _run(runner_a, batch), _run(runner_b, batch)
         origins = _origins(runner_a, batch) or _origins(runner_b, batch)
     if len(expected) == len(found):  # another exporter may have given the outputs other names

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from convrewrite.applying import copy_model
+from convrewrite.copying import copy_model
 from convrewrite.layers.dynamic import DynamicConv2d
 from convrewrite.meanings import Meaning, tell
 from convrewrite.outputs import named_outputs

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +13,7 @@ from convrewrite.calibration import Calibration
 from convrewrite.errors import UsageError
 from convrewrite.fitting import LARGE, Fit, Roots, effort_for, fit, refit, rough_fit, targets_of
 from convrewrite.moments import Accumulator, Block, Moments, position_limit, row_bytes, square_bytes, with_outputs
+from convrewrite.process import torch_threads
 from convrewrite.propagation import Propagation
 from convrewrite.proposing import Proposal
 from convrewrite.sites import Site
@@ -86,13 +87,8 @@ class Workpiece:
     @contextmanager
     def solving_threads(self) -> Iterator[None]:
         """One thread for small problems, on which several only wait for each other; more where matrices are large."""
-        before = torch.get_num_threads()
-        if self.patch < LARGE:
-            torch.set_num_threads(1)
-        try:
+        with torch_threads(1) if self.patch < LARGE else nullcontext():
             yield
-        finally:
-            torch.set_num_threads(before)
 
     def fit_all(self, proposals: Sequence[Proposal], structures: dict[str, Structure]) -> list[tuple[Proposal, Fit]]:
         """Every proposal with its stage kernels: fitted to the inputs, or without any the initial values.

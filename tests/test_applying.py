@@ -7,8 +7,9 @@ import torch
 from networks import SPECS, CalledTwice, Chain, Residual, TwoNames, relative, settled, state_bytes
 from torch import Tensor, nn
 
-from convrewrite.applying import build_conv, build_option, copy_model, empty_option, folded_kernel, replace_site
+from convrewrite.applying import build_conv, build_option, empty_option, folded_kernel, replace_site
 from convrewrite.conv import ConvSpec, canonical_kernel, classify
+from convrewrite.copying import copy_model
 from convrewrite.errors import TraceError
 from convrewrite.layers.branches import SumOfBranches
 from convrewrite.sites import Site, find_sites

@@ -4,7 +4,6 @@ This module is not imported with the package: jinja2 and matplotlib are only nee
 """
 
 import io
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from convrewrite.process import quiet
 from convrewrite.reporting import figures
 from convrewrite.reporting.model import Report, SiteRow
 
@@ -132,8 +132,7 @@ def _chart(sites: Sequence[SiteRow]) -> str:
 def _svg(figure: Figure) -> str:
     """The same report gives the same bytes: no date, and ids from a fixed salt."""
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "convrewrite", "svg.fonttype": "none"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+    with quiet(), matplotlib.rc_context({"svg.hashsalt": "convrewrite", "svg.fonttype": "none"}):  # of missing glyphs
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]

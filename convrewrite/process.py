@@ -1,0 +1,261 @@
+"""The one place for what belongs to the whole process: patches of torch and Python, streams, loggers, random state, threads.
+
+Everything here stands behind one lock, and is as it was once the lock is free again. Meanwhile other threads go on: a patched
+function does for them what it did before, and what they print is shown.
+"""
+
+import builtins
+import contextlib
+import functools
+import io
+import logging
+import random
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.fx import _symbolic_trace
+
+_LOCK = threading.RLock()
+"""The lock. A thread that holds it may take it again."""
+
+CHOICES = {"max": torch.sym_max, "min": torch.sym_min}
+"""Functions of Python that cannot be followed -> those of torch that can, and do the same with two numbers."""
+
+Patched = Callable[..., Any]
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """One thread at a time."""
+    with _LOCK:
+        yield
+
+
+@contextlib.contextmanager
+def at_work(seed: int) -> Iterator[None]:
+    """One run at a time: seeded random numbers, and torch in its ordinary mode (no inference mode, no autocast). Random
+    state, thread count, default dtype, warning filters and loggers are given back as they were."""
+    with _LOCK, ordinary_mode(), same_random_numbers(seed), _settings_kept():
+        yield
+
+
+@contextlib.contextmanager
+def ordinary_mode() -> Iterator[None]:
+    """Tensors made meanwhile can be trained, whatever mode the caller is in; nothing is cast."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def ordinary(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The tensors; of those made in inference mode, which torch cannot differentiate with, copies."""
+    with torch.inference_mode(False):
+        return tuple(tensor.clone() if tensor.is_inference() else tensor for tensor in tensors)
+
+
+@contextlib.contextmanager
+def same_random_numbers(seed: int) -> Iterator[None]:
+    """Torch draws from ``seed``; the random state of torch, of numpy and of Python is given back afterwards."""
+    states = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """So many threads for torch, for one caller at a time: the number is the process's."""
+    with _LOCK:
+        before = torch.get_num_threads()
+        torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def followed() -> Iterator[None]:
+    """Meanwhile this thread may follow modules with torch.fx, which replaces ``nn.Module.__call__`` for the whole process: other
+    threads keep the one they had. ``max`` and ``min`` of what a tracer passes are nodes, as paddings that depend on a size
+    ask for them; fx does so for the functions of ``math``."""
+    with _LOCK, contextlib.ExitStack() as stack:
+        stack.enter_context(_calls_of_this_thread())
+        for name, symbolic in CHOICES.items():
+            original = getattr(builtins, name)
+            stack.enter_context(_patched(builtins, name, functools.partial(_chosen, original, symbolic)))
+        yield
+
+
+@contextlib.contextmanager
+def exporting(loggers: Sequence[str]) -> Iterator[None]:
+    """Meanwhile this thread may export: nothing of it is shown, other threads run their models as before, and ``tensor.set_()``
+    frees nothing. Reversible networks let go of a tensor that way once they are done with it, which is no part of what
+    they compute, and which the exporter refuses."""
+    original = torch.Tensor.set_
+
+    def set_(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return original(self, *args, **kwargs) if args or kwargs else self
+
+    with (
+        _LOCK,
+        _calls_of_this_thread(),
+        quiet(loggers),
+        _patched(torch.Tensor, "set_", _for_this_thread(set_, original)),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def quiet(loggers: Sequence[str] = ()) -> Iterator[None]:
+    """Show nothing that this thread prints or warns of, and nothing of these loggers."""
+    with _LOCK, contextlib.ExitStack() as stack:
+        for name in ("stdout", "stderr"):
+            stack.enter_context(_patched(sys, name, _Stream(getattr(sys, name))))
+        stack.enter_context(_no_warnings())
+        for logger in map(logging.getLogger, loggers):
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.CRITICAL)
+        yield
+
+
+def _chosen(original: Patched, symbolic: Patched, *args: Any, **kwargs: Any) -> Any:
+    if len(args) > 1 and not kwargs and any(isinstance(value, fx.Proxy) for value in args):
+        return functools.reduce(symbolic, args)
+    return original(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if getattr(owner, name) is value:  # else somebody else has put something there meanwhile
+            setattr(owner, name, before)
+
+
+def _for_this_thread(function: Patched, otherwise: Patched) -> Patched:
+    """One function for the calling thread, another one for all others."""
+    owner = threading.get_ident()
+
+    @functools.wraps(function)
+    def dispatched(*args: Any, **kwargs: Any) -> Any:
+        chosen = function if threading.get_ident() == owner else otherwise
+        return chosen(*args, **kwargs)
+
+    return dispatched
+
+
+@contextlib.contextmanager
+def _calls_of_this_thread() -> Iterator[None]:
+    """Whatever a tracer of torch puts on ``nn.Module`` meanwhile holds for this thread alone."""
+    patcher = _symbolic_trace._Patcher
+    original = patcher.patch_method
+
+    def patch_method(self: Any, cls: type, name: str, new_fn: Patched, deduplicate: bool = True) -> None:
+        own = _for_this_thread(new_fn, getattr(cls, name)) if cls is nn.Module else new_fn
+        original(self, cls, name, own, deduplicate)
+
+    with _patched(patcher, "patch_method", _for_this_thread(patch_method, original)):
+        yield
+
+
+class _Stream(io.TextIOBase):
+    """Swallows what the thread that made it writes; others write to the stream it stands for."""
+
+    def __init__(self, original: IO[str] | None) -> None:
+        super().__init__()
+        self._original = original
+        self._owner = threading.get_ident()
+
+    def _target(self) -> IO[str] | None:
+        return None if threading.get_ident() == self._owner else self._original
+
+    def write(self, text: str) -> int:
+        target = self._target()
+        return len(text) if target is None else target.write(text)
+
+    def flush(self) -> None:
+        target = self._target()
+        if target is not None:
+            target.flush()
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        target = self._target()
+        return target is not None and target.isatty()
+
+    def fileno(self) -> int:
+        target = self._target()
+        if target is None:
+            raise io.UnsupportedOperation("fileno")
+        return target.fileno()
+
+
+class _Here:
+    """A pattern of a warning filter that matches every text, in the thread that made it and while it holds."""
+
+    def __init__(self) -> None:
+        self._owner = threading.get_ident()
+        self.holds = True
+
+    def match(self, _text: str) -> bool:
+        return self.holds and threading.get_ident() == self._owner
+
+
+@contextlib.contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Warnings of this thread are ignored. A filter and not ``catch_warnings``, which would be every thread's."""
+    here = _Here()
+    entry = ("ignore", here, Warning, None, 0)
+    filters = cast("list[Any]", warnings.filters)
+    filters.insert(0, entry)
+    try:
+        yield
+    finally:
+        here.holds = False
+        for known in (filters, cast("list[Any]", warnings.filters)):
+            if entry in known:
+                known.remove(entry)
+
+
+@contextlib.contextmanager
+def _settings_kept() -> Iterator[None]:
+    threads, dtype, filters = torch.get_num_threads(), torch.get_default_dtype(), list(warnings.filters)
+    names = [name for name, logger in logging.root.manager.loggerDict.items() if isinstance(logger, logging.Logger)]
+    loggers = [logging.root, *map(logging.getLogger, names)]
+    states = [(logger, logger.level, logger.disabled, logger.propagate, list(logger.handlers)) for logger in loggers]
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        if torch.get_default_dtype() != dtype:
+            torch.set_default_dtype(dtype)
+        if list(warnings.filters) != filters:
+            cast("list[Any]", warnings.filters)[:] = filters
+        for logger, level, disabled, propagate, handlers in states:
+            if logger.level != level:
+                logger.setLevel(level)
+            logger.disabled, logger.propagate = disabled, propagate
+            if logger.handlers != handlers:
+                logger.handlers[:] = handlers
