@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from convrewrite.errors import ExportError, TraceError
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs
 from convrewrite.latency import open_session
+from convrewrite.names import require_names
 from convrewrite.outputs import ROOT, eval_mode, named_outputs
 
 BATCH = "batch"
@@ -62,6 +63,7 @@ def export(model: nn.Module, inputs: ExampleInput, path: Path, *, opset: int | N
     Raises TraceError if the model does not run on the inputs or returns no tensor, ExportError if it has no ONNX form,
     or one for which onnxruntime lacks an operator.
     """
+    require_names(model, type(model).__name__)
     example = bind_inputs(model, inputs)
     if not path.parent.is_dir():
         raise ExportError(f"{path}: the folder does not exist; create it first")

@@ -13,6 +13,7 @@ from convrewrite.following import follow
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, parameter_names, require_common_batch
 from convrewrite.lifting import Lifted, lift
 from convrewrite.loading import import_object
+from convrewrite.names import require_names
 from convrewrite.proposing import Menu, menus
 from convrewrite.replaceable import without_irreplaceable
 from convrewrite.rules import Rule
@@ -85,6 +86,7 @@ def bound_inputs(model: nn.Module, example_input: ExampleInput) -> Inputs:
 
 def find(model: nn.Module, inputs: Inputs) -> tuple[Lifted, Traced, tuple[Site, ...]]:
     """The model with its functional convolutions lifted, its graphs and its sites; raises TraceError when it has none."""
+    require_names(model, type(model).__name__)
     lifted = lift(model, inputs)
     traced = follow(lifted.model, inputs)
     sites = find_sites(lifted.model, inputs, traced, lifted.reasons)

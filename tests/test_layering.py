@@ -10,19 +10,23 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "convrewrite"
 
 LEVELS = [
+    ["escaping"],
     ["errors"],
     [
         "arguments",
-        "checkpoints",
         "conv",
         "image_folder",
         "inputs",
         "layout",
+        "names",
         "outputs",
         "spilling",
         "stopwatch",
+        "stored_numbers",
         "tracing",
     ],
+    ["unpickling"],
+    ["checkpoints"],
     ["calibration_sources", "layers.geometry", "moments", "rule_schema", "sized_tracing", "state_dicts", "volumetric"],
     ["functional_calls", "layers.branches", "layers.dynamic", "structure"],
     [
