@@ -1,17 +1,19 @@
 """The plan: one option per site, as a value that can be read, compared, kept and applied again; and what is asked of it."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import nn
 
+from convrewrite.conv import ConvSpec, Kind
 from convrewrite.errors import PlanError
 from convrewrite.lifts import Lift
-from convrewrite.structure import Option
+from convrewrite.structure import Option, Structure, allowed_variants, lowerings
 
 BUDGETS = ("macs", "params", "latency")
 
@@ -113,7 +115,7 @@ class PlannedSite(_Part):
     """
 
     name: str
-    kind: str
+    kind: Kind
     geometry: str
     option: PlannedOption | None
     reason: str | None = None
@@ -146,10 +148,18 @@ class Plan(_Part):
     rules: tuple[str, ...]
     budget: dict[str, float]
     keep: dict[str, float] | None = None
-    seed: int
+    seed: int = Field(ge=-(2**63), lt=2**64)  # what torch takes
     predicted: Predicted | None = None
     lifted: tuple[Lift, ...] = ()
     sites: tuple[PlannedSite, ...]
+
+    @field_validator("sites")
+    @classmethod
+    def _one_site_of_a_name(cls, sites: tuple[PlannedSite, ...]) -> tuple[PlannedSite, ...]:
+        twice = [name for name, count in Counter(site.name for site in sites).items() if count > 1]
+        if twice:
+            raise ValueError(f"two sites are called {twice[0]!r}")
+        return sites
 
     def site(self, name: str) -> PlannedSite:
         """One site; raises PlanError that lists the names when there is no such site."""
@@ -179,6 +189,8 @@ class Plan(_Part):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the file"
             raise PlanError(f"{source}: {where}: {first['msg']}; expected a plan written by this tool") from error
+        except UnicodeEncodeError as error:  # half of a surrogate pair
+            raise PlanError(f"{source}: no text ({error}); expected a plan written by this tool") from error
         return plan
 
     def require_model(self, model: nn.Module, *, weights: bool) -> None:
@@ -191,6 +203,35 @@ class Plan(_Part):
             )
         if weights and found.weights != self.model.weights:
             raise PlanError("the plan was made for this architecture with other weights; make a new plan for these")
+
+
+def planned_structure(site: str, planned: PlannedOption, folded: ConvSpec, known: Mapping[str, Structure]) -> Structure:
+    """The structure of an option of this site, whose geometry is ``folded``, the BatchNorm in it.
+
+    Raises PlanError for one that is not known or does not take this geometry, for parameters or a lowering that it does not
+    have here, and for a rank out of its range: a plan may come from anywhere, and sizes what is built.
+    """
+    structure, spec = known.get(planned.structure), folded.per_group
+    if structure is None:
+        raise PlanError(
+            f"{site}: structure {planned.structure!r} is not known; known are {', '.join(known)}; install or pass it"
+        )
+    refused = structure.reject(spec)
+    if refused is not None:
+        raise PlanError(f"{site}: the plan rewrites it, but {refused}; make a new plan")
+    rank = planned.parameters.get("rank")
+    variant = {key: value for key, value in planned.parameters.items() if key != "rank"}
+    if variant not in [dict(one) for one in allowed_variants(structure, folded, {})]:
+        raise PlanError(f"{site}: {structure.name} has no variant {variant} here; make a new plan")
+    top = structure.full_rank(spec, variant)
+    if not isinstance(rank, int) or not 1 <= rank <= top:
+        raise PlanError(f"{site}: {structure.name}: expected a rank from 1 to {top}, found {rank}")
+    ways = lowerings(structure.stages(spec, planned.parameters))
+    if planned.lowering not in ways:
+        raise PlanError(
+            f"{site}: {structure.name}: expected the lowering {' or '.join(ways)}, found {planned.lowering!r}"
+        )
+    return structure
 
 
 def keep_of(value: "float | Mapping[str, float] | Keep | None") -> Keep | None:
