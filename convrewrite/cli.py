@@ -27,8 +27,10 @@ from convrewrite.cli_options import (
     calibration_of,
     load,
     progress_bars,
+    say,
 )  # fmt: skip
 from convrewrite.errors import ConvRewriteError, ModelLoadError, UsageError, VerificationError
+from convrewrite.escaping import printable
 
 if TYPE_CHECKING:
     from convrewrite.reporting.model import Report
@@ -124,10 +126,10 @@ def plan(
             threads=threads, memory=int(memory * 2**30), measure=onnx, progress=progress,
         )  # fmt: skip
     storing.save_plan(made, out)
-    typer.echo(render_plan(made))
+    say(render_plan(made))
     for note in (*loaded.notes, *notes):
-        typer.echo(f"Note: {note}")
-    typer.echo(f"Written to {out}")
+        say(f"Note: {note}")
+    say(f"Written to {out}")
 
 
 @app.command()
@@ -175,7 +177,7 @@ def explain(
     from convrewrite.reporting.plans import render_plan, render_site
 
     found = storing.read_plan(source / storing.PLAN if source.is_dir() else source)
-    typer.echo(render_plan(found) if site is None else render_site(found.site(site)))
+    say(render_plan(found) if site is None else render_site(found.site(site)))
 
 
 @app.command()
@@ -193,9 +195,9 @@ def analyze(
     loaded = load(model, factory, trust)
     inputs, notes = example_inputs.for_model(loaded, input_ or (), None)
     rows = pipeline.analyze(loaded.model, inputs, rule)
-    typer.echo(render_sites(rows))
+    say(render_sites(rows))
     for note in (*loaded.notes, *notes):
-        typer.echo(f"Note: {note}")
+        say(f"Note: {note}")
 
 
 @app.command()
@@ -231,7 +233,7 @@ def verify(
     _show_verification(outcome, inputs[0].shape[0], "the calibration inputs" if calib else "random inputs")
     if wanted == "parity":
         verifying.require_parity(outcome.parity)
-        typer.echo("Parity holds.")
+        say("Parity holds.")
     _require_fidelity(outcome.fidelity, agreement, error)
 
 
@@ -275,9 +277,9 @@ def bench(
          f"{c.ratio_low:.3f} to {c.ratio_high:.3f}", f"{c.speedup:.2f}x")
         for c in comparisons
     ]  # fmt: skip
-    typer.echo(tabulate(rows, ("runtime", "A", "B", "B / A", "quartiles", "speed-up")))
+    say(tabulate(rows, ("runtime", "A", "B", "B / A", "quartiles", "speed-up")))
     shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
-    typer.echo(f"input {shapes}, {threads} thread(s), median of {rounds} interleaved rounds")
+    say(f"input {shapes}, {threads} thread(s), median of {rounds} interleaved rounds")
 
 
 @rules_app.command("list")
@@ -288,7 +290,7 @@ def rules_list() -> None:
     from convrewrite.rules import builtin_rules, load_rule_file
 
     rows = [(name, load_rule_file(path).description) for name, path in builtin_rules().items()]
-    typer.echo(tabulate(rows, ("rule", "what it does"), maxcolwidths=[None, 85]))
+    say(tabulate(rows, ("rule", "what it does"), maxcolwidths=[None, 85]))
 
 
 @rules_app.command("show")
@@ -298,7 +300,7 @@ def rules_show(name: Annotated[str, typer.Argument(help="A built-in rule or a ru
 
     resolve([name])
     path = builtin_rules().get(name, Path(name))
-    typer.echo(path.read_text(encoding="utf-8"))
+    say(path.read_text(encoding="utf-8"))
 
 
 @rules_app.command("check")
@@ -310,19 +312,19 @@ def rules_check(file: Annotated[Path, typer.Argument(help="A rule file.")]) -> N
     structures = discover()
     findings = check(load_rule_file(file), lambda name, spec: structures[name].reject(spec.per_group))
     for finding in findings:
-        typer.echo(f"{'ok  ' if finding.passed else 'FAIL'} {finding.rule}: {finding.example}: {finding.text}")
+        say(f"{'ok  ' if finding.passed else 'FAIL'} {finding.rule}: {finding.example}: {finding.text}")
     failed = [finding for finding in findings if not finding.passed]
     if failed:
         raise VerificationError(f"{file}: {len(failed)} of {len(findings)} examples fail")
-    typer.echo(f"{file}: valid; {len(findings)} examples hold")
+    say(f"{file}: valid; {len(findings)} examples hold")
 
 
 def show_result(report: "Report", out: Path) -> None:
     """The report and where it is written. Raises VerificationError for a result that is no success."""
     from convrewrite.reporting import render_text
 
-    typer.echo(render_text(report))
-    typer.echo(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    say(render_text(report))
+    say(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     if report.refused is not None:
         raise VerificationError(report.refused)
 
@@ -337,7 +339,7 @@ def _runner(source: str, factory: str | None, trust: bool) -> Any:
         if not path.is_file():
             raise ModelLoadError(f"{source}: no such file; expected an ONNX file, a PyTorch model or a result folder")
         try:
-            return OnnxModel(path)
+            return OnnxModel(path, trust=trust)
         except VerificationError as error:  # exit code 1 says that two models differ, and this is none
             raise ModelLoadError(f"{error}; export it again") from error
     if (path / storing.PLAN).is_file() and factory is not None:
@@ -359,10 +361,10 @@ def _show_verification(outcome: Any, examples: int, source: str) -> None:
         "equal entries",
     )  # fmt: skip
     shown = len(headers) - all(f.equal_share is None for f in outcome.fidelity.outputs)
-    typer.echo(tabulate([row[:shown] for row in rows], headers[:shown], disable_numparse=True))
-    typer.echo(f"on {examples} of {source}")
+    say(tabulate([row[:shown] for row in rows], headers[:shown], disable_numparse=True))
+    say(f"on {examples} of {source}")
     if outcome.fidelity.left_out:
-        typer.echo(f"not compared, as they are no tensors: {', '.join(outcome.fidelity.left_out)}")
+        say(f"not compared, as they are no tensors: {', '.join(outcome.fidelity.left_out)}")
 
 
 def _share(value: float | None) -> str:
@@ -399,7 +401,7 @@ def main(argv: list[str] | None = None) -> int:
         if not hasattr(error, "format_message"):  # click's usage errors have it; typer re-exports no common base
             raise
         if message := error.format_message().rstrip("."):  # without arguments the help is shown, and that is all
-            print(f"convrewrite: {message}; see --help", file=sys.stderr)
+            print(f"convrewrite: {printable(message)}; see --help", file=sys.stderr)
         return 2
     if code == INTERRUPTED:
         print("convrewrite: interrupted; nothing was written", file=sys.stderr)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convrewrite import arguments
+from convrewrite.escaping import printable
 
 if TYPE_CHECKING:
     from convrewrite.inputs import Inputs
@@ -82,6 +83,11 @@ def calibration_of(
     )  # fmt: skip
 
 
+def say(text: str) -> None:
+    """Print lines, in which names from elsewhere can do nothing to the terminal."""
+    typer.echo(printable(text, keep="\n\t"))
+
+
 @contextmanager
 def progress_bars() -> "Iterator[Progress]":
     """A bar per stage on the error stream, so that the report can be piped."""
@@ -89,11 +95,11 @@ def progress_bars() -> "Iterator[Progress]":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
     columns = (
-        TextColumn("{task.fields[stage]:<18}"),
+        TextColumn("{task.fields[stage]:<18}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
     )
     bars = Progress(*columns, console=Console(stderr=True))
     tasks: dict[str, TaskID] = {}
@@ -102,8 +108,8 @@ def progress_bars() -> "Iterator[Progress]":
         if not tasks:
             bars.start()
         if stage not in tasks:
-            tasks[stage] = bars.add_task(text, total=total, stage=stage)
-        bars.update(tasks[stage], completed=done, total=total, description=text)
+            tasks[stage] = bars.add_task(printable(text), total=total, stage=stage)
+        bars.update(tasks[stage], completed=done, total=total, description=printable(text))
 
     try:
         yield show

@@ -15,7 +15,7 @@ from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Mapping
 from enum import Enum
 from types import FunctionType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -61,10 +61,11 @@ class ModelPickle:
         self.__name__ = __name__
 
 
-class _Unpickler(pickle._Unpickler):  # type: ignore[misc,name-defined]  # the one in Python, whose steps can be replaced
+class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be replaced
     known: Mapping[str, Any]
     trusted: tuple[Any, ...]
     stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -160,7 +161,7 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[misc,name-defined]  # the o
             if function is functools.partial:
                 return self._partial
             if any(function is one for one in self.trusted):
-                return function  # type: ignore[no-any-return]
+                return function
             if isinstance(function, type) and issubclass(function, Enum):
                 return lambda value: function(value)
         raise ForbiddenError(f"it calls {_kind(function)}")
@@ -214,9 +215,8 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[misc,name-defined]  # the o
                 _require(not is_own, f"it puts {name} in place of the code of {what}")
                 _require(entry is None or isinstance(entry, kind), f"{name} of {what} is no {kind.__name__}")
 
-    dispatch = {  # noqa: RUF012  # as the class above has it
-        getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]]  # type: ignore[attr-defined]
-        for name in _OPCODES.split()
+    dispatch: ClassVar[dict[int, Any]] = {
+        getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in _OPCODES.split()
     }
     dispatch |= {
         pickle.REDUCE[0]: call,
@@ -242,7 +242,7 @@ def _static(value: Any, name: str) -> Any:
     return inspect.getattr_static(type(value), name, None)
 
 
-def _is_state_of(bound: "functools.partial[Any]", state: Any) -> bool:
+def _is_state_of(bound: Any, state: Any) -> bool:
     """Set the state of a partial, if it is one for the function that it was made with."""
     if not (isinstance(state, tuple) and len(state) == 4):
         return False

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from convrewrite.errors import VerificationError
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs
 from convrewrite.latency import open_session
+from convrewrite.onnx_files import require_harmless
 from convrewrite.outputs import eval_mode, left_out, named_outputs
 
 Runner = Callable[..., object]
@@ -33,8 +34,11 @@ ELEMENT_TYPES = {
 class OnnxModel:
     """An ONNX file, or its bytes, as a callable from tensors to ``name -> tensor``, run by onnxruntime on the CPU."""
 
-    def __init__(self, source: Path | bytes, *, threads: int = 1) -> None:
-        """Open the model; raises VerificationError if onnxruntime cannot."""
+    def __init__(self, source: Path | bytes, *, threads: int = 1, trust: bool = False) -> None:
+        """Open the model; raises VerificationError if onnxruntime cannot. Unless the file is trusted, ModelLoadError for
+        operators of a library and for weights outside of its folder."""
+        if isinstance(source, Path) and not trust:
+            require_harmless(source)
         self._where = str(source) if isinstance(source, Path) else "ONNX model"
         try:
             self._session = open_session(source, threads)

@@ -19,6 +19,7 @@ LEVELS = [
         "inputs",
         "layout",
         "names",
+        "onnx_files",
         "outputs",
         "spilling",
         "stopwatch",
@@ -71,7 +72,7 @@ LEVELS = [
 ]
 """A module imports from earlier lines only; ``__init__`` imports lazily and stands above them all."""
 
-ONNX = {"exporting", "latency", "verifying"}
+ONNX = {"exporting", "latency", "onnx_files", "verifying"}
 LONGEST = 420
 
 
@@ -121,7 +122,7 @@ def test_imports_go_strictly_downward(name: str) -> None:
     assert upward == set()
 
 
-def test_onnx_is_imported_in_three_modules_at_most() -> None:
+def test_onnx_is_imported_in_four_modules_at_most() -> None:
     found = {name for name in SOURCES if top_level(name) & {"onnx", "onnxruntime", "onnxscript"}}
     assert found <= ONNX
     assert "exporting" in found
