@@ -59,6 +59,8 @@ _PLAIN: dict[str, Any] = {
     "torch.nn.parallel.data_parallel.DataParallel": nn.DataParallel,
     **{f"torch.nn.functional.{name}": getattr(nn.functional, name) for name in _ACTIVATIONS},
 }
+_FOLLOWING = {"_features_fx", "features_fx", "fx_features", "feature_extraction"}
+"""Modules of the zoos whose classes follow a model as a graph when they are made, and so compile what it is called."""
 _NEVER = (torch.fx.GraphModule, torch.jit.ScriptModule)
 
 
@@ -243,13 +245,14 @@ def _resolve(name: str, classes: Mapping[str, type]) -> Any | None:
 def _network_class(name: str) -> type | None:
     """A class of a known network library, under its present or a former name."""
     home, _, attribute = name.rpartition(".")
-    if not _is_at_home(home) or not re.fullmatch(r"\w+(\.\w+)*", name, re.ASCII):
+    if not _is_at_home(home) or _FOLLOWING & set(home.split(".")) or not re.fullmatch(r"\w+(\.\w+)*", name, re.ASCII):
         return None
     try:
         found = getattr(importlib.import_module(home), attribute, None)
     except Exception:  # not installed, without such a module, or broken: in any case there is no such class
         return None
-    return found if _may_be_built(found) and _is_at_home(found.__module__) else None
+    usable = _may_be_built(found) and _is_at_home(found.__module__)
+    return found if usable and not _FOLLOWING & set(found.__module__.split(".")) else None
 
 
 def _is_at_home(module: str) -> bool:

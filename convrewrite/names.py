@@ -7,7 +7,7 @@ of letters, digits, ``_`` and ``-``, and of nothing that Python would read as so
 
 import unicodedata
 
-from torch import nn
+from torch import Tensor, nn
 
 from convrewrite.errors import ModelLoadError
 
@@ -26,7 +26,8 @@ def is_name(text: object) -> bool:
 
 
 def require_names(model: nn.Module, source: str) -> None:
-    """Raise ModelLoadError, which names ``source``, unless every submodule, parameter and buffer has a harmless name.
+    """Raise ModelLoadError, which names ``source``, unless every submodule, parameter, buffer and tensor attribute has a
+    harmless name.
 
     Called wherever a model comes in, before anything of it is followed as a graph or exported.
     """
@@ -37,10 +38,12 @@ def require_names(model: nn.Module, source: str) -> None:
         if id(module) in seen:
             continue
         seen.add(id(module))
-        for table, what in _TABLES.items():
-            for name in vars(module).get(table, {}):
-                if not is_name(name):
-                    raise ModelLoadError(_refusal(source, path, what, name))
+        found = [(what, name) for table, what in _TABLES.items() for name in vars(module).get(table, {})]
+        # torch.fx looks constants up among these.
+        found += [("tensor", name) for name, value in vars(module).items() if isinstance(value, Tensor)]
+        for what, name in found:
+            if not is_name(name):
+                raise ModelLoadError(_refusal(source, path, what, name))
         children = vars(module).get("_modules", {}).items()
         waiting += [(f"{path}.{name}" if path else name, child) for name, child in children if child is not None]
 

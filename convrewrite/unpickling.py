@@ -189,10 +189,10 @@ class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be re
             return
         fields = getattr(type(value), "__dataclass_fields__", {})
         for name in state:
-            dunder = not isinstance(name, str) or (name.startswith("__") and name.endswith("__"))
-            method = not dunder and name not in fields and isinstance(_static(value, name), _METHODS)
+            method = name not in fields and isinstance(name, str) and isinstance(_static(value, name), _METHODS)
             _require(
-                not dunder and not method, f"it puts {printable(repr(name))} in place of the code of a {_kind(value)}"
+                is_name(name) and not method,
+                f"it puts {printable(repr(name))} in place of the code of a {_kind(value)}",
             )
         if isinstance(value, nn.Module):
             self._inspect_module(value, state)
