@@ -1,5 +1,6 @@
 """Names that may stand in source, and everything a model may call by another."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from convrewrite.names import is_name, require_names
 
 GOOD = ["conv", "0", "3x3", "_private", "layer-1", "größe", "層"]
 BAD = [
-    "", "a.b", "a b", 'x" + "', "x'", "x\\", "x\n", "x(", "x;y", "x:y", "x[0]", "x#", "x\x1b[31m", "x\u202e", "\ufb01t", "x\u00b2",
-    "__class__", "__init__", 3, None,
+    "", "a.b", "a b", 'x" + "', "x'", "x\\", "x\n", "x(", "x;y", "x:y", "x[0]", "x#",
+    "x\x1b[31m", "x\u202e", "\ufb01t", "x\u00b2", "__class__", "__init__", 3, None,
 ]  # fmt: skip
 
 
@@ -69,18 +70,22 @@ def test_the_code_of_these_tests_runs_where_nobody_looks(tmp_path: Path) -> None
     assert (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("entry", ["optimize", "plan", "analyze", "export", "RewriteConvolutions"])
+X = torch.zeros(1, 3, 8, 8)
+ENTRIES: dict[str, Callable[[Any], object]] = {
+    "optimize": lambda model: convrewrite.optimize(model, X),
+    "plan": lambda model: convrewrite.plan(model, X),
+    "analyze": lambda model: convrewrite.analyze(model, X),
+    "export": lambda model: convrewrite.export(model, X, Path("m.onnx")),
+    "RewriteConvolutions": lambda model: convrewrite.RewriteConvolutions(X)(model),
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
 def test_every_way_into_the_package_refuses_it(tmp_path: Path, entry: str) -> None:
-    model: Any = nn.Sequential(nn.Conv2d(3, 8, 3))
+    model = nn.Sequential(nn.Conv2d(3, 8, 3))
     model._modules[code(tmp_path / "executed")] = nn.Conv2d(8, 8, 3)
-    x = torch.zeros(1, 3, 8, 8)
     with pytest.raises(ModelLoadError, match="expected names of letters"):
-        if entry == "export":
-            convrewrite.export(model, x, tmp_path / "m.onnx")
-        elif entry == "RewriteConvolutions":
-            convrewrite.RewriteConvolutions(x)(model)
-        else:
-            getattr(convrewrite, entry)(model, x)
+        ENTRIES[entry](model)
     assert not (tmp_path / "executed").exists()
 
 
