@@ -161,9 +161,10 @@ def _planned(plan: Plan, model: nn.Module, known: Mapping[str, Structure]) -> li
     """The sites that a plan rewrites in this model; raises PlanError where it says what the model or a structure has not."""
     modules, norms = dict(model.named_modules()), Counter(site.batch_norm for site in plan.sites if site.option)
     found: list[tuple[Site, Option, Structure]] = []
-    for planned in (site for site in plan.sites if site.option is not None):
-        assert planned.option is not None
+    for planned in plan.sites:
         conv = modules.get(planned.name)
+        if planned.option is None and not isinstance(conv, SITE_TYPES):
+            continue  # a functional convolution that stayed one
         if not isinstance(conv, SITE_TYPES):
             what = "nothing of this name" if conv is None else type(conv).__name__
             raise PlanError(f"{planned.name}: expected a convolution where the plan rewrites one, found {what}")
@@ -173,6 +174,8 @@ def _planned(plan: Plan, model: nn.Module, known: Mapping[str, Structure]) -> li
                 f"{planned.name}: the plan says {planned.kind} {planned.geometry}, the model has {classify(spec)} "
                 f"{spec.describe()}; give the original model the plan was made from"
             )
+        if planned.option is None:
+            continue
         if planned.batch_norm is not None:
             _require_batch_norm(planned, spec, modules.get(planned.batch_norm), norms[planned.batch_norm])
         site = Site(planned.name, planned.kind, spec, (), planned.batch_norm)
