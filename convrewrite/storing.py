@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from convrewrite.applying import copy_model, empty_option, replace_site
 from convrewrite.conv import ConvSpec, Kind, classify
 from convrewrite.errors import ModelLoadError, PlanError, UsageError
+from convrewrite.escaping import printable
 from convrewrite.lifts import apply_lifts
 from convrewrite.names import require_names
 from convrewrite.observing import SITE_TYPES, spec_of
@@ -114,7 +115,8 @@ def _save_module(model: nn.Module, path: Path) -> None:
     try:
         torch.save(model, path)
     except Exception as error:  # a user's class may refuse in any way
-        warnings.warn(f"the model cannot be pickled ({error}); model.pt holds its state dict", stacklevel=2)
+        text = printable(f"the model cannot be pickled ({error}); model.pt holds its state dict")
+        warnings.warn(text, stacklevel=2)
         torch.save(model.state_dict(), path)
 
 

@@ -241,7 +241,7 @@ def test_every_value_of_a_plan_may_be_of_another_type(good: Any, written: Callab
     """One value after another becomes something else; each time the plan is refused, or does what it did."""
     loaded, tried = 0, 0
     for path in [path for path in paths(good) if "considered" not in path and "predicted" not in path]:
-        for value in (None, -1, "x\x1b", [], {}, 1e308):
+        for value in (None, "x\x1b", 1e308):
             changed = copy.deepcopy(good)
             put(changed, path, value)
             tried += 1
