@@ -34,6 +34,7 @@ TRUST_NOTE = "the file was loaded by executing the code it holds, as --trust all
 _ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # what torch.save wrote first before PyTorch 1.6
 _NAMES_SHOWN = 4
+_QUANTIZED = "torch._utils._rebuild_qtensor"
 
 # Modules whose classes may be built. A file can make us import modules below these, so nothing else may stand here.
 _CLASS_HOMES = (
@@ -167,6 +168,8 @@ def _read_archive(path: Path, classes: Mapping[str, type], trust: bool) -> tuple
             _require_pickle(path)
             return _torch_load(path, ModelPickle(found, (*classes.values(), *NUMPY.values()))), ()
     except ForbiddenError as error:
+        if not trust and _QUANTIZED in str(error):
+            raise _refusal(path, [_QUANTIZED]) from error
         if not trust:
             raise ModelLoadError(
                 f"{path}: expected a model as torch.save stores it, found a file that may run code: {error}; "
@@ -286,7 +289,7 @@ def _names_asked_by_legacy(path: Path) -> list[str]:
 
 
 def _refusal(path: Path, refused: list[str]) -> ModelLoadError:
-    if any("quantized" in name.split(".") for name in refused):
+    if any(name == _QUANTIZED or "quantized" in name.split(".") for name in refused):
         return ModelLoadError(
             f"{path}: expected a floating-point model, found a quantized one (it asks for {shown(refused)}); "
             "optimise the float model, then quantize the result"

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from convrewrite.applying import copy_model, replace_modules
-from convrewrite.conv import CONV_TYPES, Conv, ConvSpec
+from convrewrite.conv import Conv, ConvSpec
 from convrewrite.errors import PlanError
 from convrewrite.fixed_kernels import fixed_convolution
 from convrewrite.functional_calls import ARGUMENTS, geometry_of_call, named_arguments
@@ -92,7 +92,8 @@ def _require_lifts(model: nn.Module, lifts: Sequence[Lift]) -> None:
 def _require_convs(part: nn.Module, lift: Lift) -> None:
     """Raise ValueError for tensors or arguments that a module does not have, or names that lifting would not give."""
     tensors = {name for name, _ in (*part.named_parameters(), *part.named_buffers())}
-    unknown = set(lift.arguments) - set(inspect.signature(part.forward).parameters)
+    computed = any(conv.computed for conv in lift.convs)  # its one argument may have any name
+    unknown = set() if computed else set(lift.arguments) - set(inspect.signature(part.forward).parameters)
     taken: set[str] = set()
     for conv in lift.convs:
         if conv.computed:
@@ -174,7 +175,7 @@ def tensor_name(node: fx.Node, argument: str) -> str | None:
 def _lifted_part(part: nn.Module, lift: Lift) -> nn.Module:
     """What one module becomes. Its submodules and the tensors that are left are moved over, so it is of no use after."""
     if lift.convs[0].computed:
-        _require_size(part, lift.convs[0].spec)
+        _require_trial(lift.convs[0].spec)
         return fixed_convolution(part, lift.convs[0].spec)
     convs = {conv.weight: conv for conv in lift.convs}
     made = follow_forward(part, lift.arguments)
@@ -204,14 +205,10 @@ def _lifted_part(part: nn.Module, lift: Lift) -> nn.Module:
     return made
 
 
-def _require_size(part: nn.Module, spec: ConvSpec) -> None:
-    """Raise ValueError for a geometry that is not tried out: not that of the module, or an input of absurd size."""
-    if isinstance(part, CONV_TYPES):
-        if ConvSpec.of(part) != spec:
-            raise ValueError(f"it is no {spec.describe()}")
-        return
+def _require_trial(spec: ConvSpec) -> None:
+    """Raise ValueError for a geometry that is not tried out, as its smallest input would be of absurd size."""
     extents = [(k - 1) * d + 1 for k, d in zip(spec.kernel_size, spec.dilation, strict=True)]
-    if not 0 < spec.in_channels * extents[0] * extents[1] <= LARGEST_TRIAL:
+    if min(spec.in_channels, *extents) < 1 or spec.in_channels * extents[0] * extents[1] > LARGEST_TRIAL:
         raise ValueError("its geometry is none that can be tried out")
 
 

@@ -47,7 +47,7 @@ class ModelPickle:
     """Stands in for the module ``pickle`` where ``torch.load`` asks for one: its ``Unpickler`` is the one described above.
 
     ``allowed`` are the values a file may ask for by name, besides what every file of tensors needs; ``vouched`` are those
-    among them that may be called with any arguments, and be hooks.
+    among them that may be called with any arguments, unless they are modules, and be hooks.
     """
 
     def __init__(self, allowed: Mapping[str, Any], vouched: Collection[Any]) -> None:
@@ -160,7 +160,8 @@ class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be re
         if any(function is value for value in self.known.values()):
             if function is functools.partial:
                 return self._partial
-            if any(function is one for one in self.trusted):
+            vouched = any(function is one for one in self.trusted)
+            if vouched and not (isinstance(function, type) and issubclass(function, nn.Module)):
                 return function
             if isinstance(function, type) and issubclass(function, Enum):
                 return lambda value: function(value)
@@ -210,7 +211,10 @@ class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be re
             entries = state.get(table, {})
             _require(isinstance(entries, dict), f"the {table[1:]} of {what} are no dictionary")
             for name, entry in entries.items():
-                _require(is_name(name), f"it calls a part of {what} {printable(repr(name))[:80]}, which is no name")
+                shown = printable(repr(name))[:80]
+                _require(
+                    is_name(name), f"it calls a part of {what} {shown}, which is no name (letters, digits, _ and -)"
+                )
                 is_own = isinstance(_static(module, name), _METHODS)
                 _require(not is_own, f"it puts {name} in place of the code of {what}")
                 _require(entry is None or isinstance(entry, kind), f"{name} of {what} is no {kind.__name__}")

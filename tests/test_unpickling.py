@@ -16,7 +16,7 @@ from model_files import Call, install_fake, plain_net, write_archive
 from torch import Tensor, nn
 
 from convrewrite.errors import ModelLoadError
-from convrewrite.loading import load_model
+from convrewrite.loading import import_object, load_model
 
 pytestmark = pytest.mark.usefixtures("isolated")
 
@@ -223,3 +223,30 @@ def test_attributes_of_tensors_and_conventional_layers_come_back(tmp_path: Path)
     assert got.shape == (1, 2)
     assert all(torch.equal(a, b) for a, b in zip(got.state_dict().values(), model.state_dict().values(), strict=True))
     assert got[0].mask.stride() == model[0].mask.stride()
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_a_quantized_state_dict_is_told_apart(tmp_path: Path) -> None:
+    torch.save({"w": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, tmp_path / "m.pt")
+    with pytest.raises(ModelLoadError, match="found a quantized one"):
+        load_model(tmp_path / "m.pt")
+
+
+def test_the_factorys_classes_may_be_called_and_be_hooks_but_its_modules_are_not_called(tmp_path: Path) -> None:
+    path = tmp_path / "users.py"
+    path.write_text(
+        "from torch import nn\nclass Net(nn.Sequential):\n    pass\n"
+        "class Hook:\n    def __init__(self, x):\n        self.x = x\n    def __call__(self, *args):\n        return None\n"
+        "    def __reduce__(self):\n        return Hook, (self.x,)\n"
+        "def make():\n    return Net(nn.Conv2d(3, 4, 3))\n"
+    )
+    factory = f"{path}:make"
+    net = load_model(factory).model
+    kind = import_object(f"{path}:Hook")
+    net[0].register_forward_hook(kind(3))  # type: ignore[index,operator]
+    torch.save(net, tmp_path / "m.pt")
+    loaded: Any = load_model(tmp_path / "m.pt", factory=factory).model
+    assert next(iter(loaded[0]._forward_hooks.values())).x == 3
+    torch.save({"x": Call(type(net), nn.ReLU())}, tmp_path / "n.pt")
+    with pytest.raises(ModelLoadError, match="it calls Net"):
+        load_model(tmp_path / "n.pt", factory=factory)
