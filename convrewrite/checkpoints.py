@@ -1,38 +1,41 @@
 """Model files -> Python objects, without running the file's code.
 
-A pickle is a program. :func:`read_checkpoint` reads it with PyTorch's ``weights_only`` unpickler, which builds nothing
-but tensors and what an allow-list names, and computes that list from the names the file asks for: network classes of
-torch, torchvision, timm and this package, classes the user named, and a few plain values. The list is closed: a hostile
-file can call what is on it, with arguments of its own, and the model can call it again in its forward pass. Everything
-else is refused, unless the caller trusts the file.
+A pickle is a program. :func:`read_checkpoint` allows what the file asks for by name: network classes of torch, torchvision,
+timm and this package, classes the user named, and a few plain values; :mod:`convrewrite.unpickling` then reads it, and lets
+a file do with these only what saving a model does. Everything else is refused, unless the caller trusts the file.
 """
 
 import dataclasses
 import functools
 import importlib
+import pickle
 import pickletools
 import re
 import warnings
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from types import FunctionType
 from typing import Any, TypeGuard
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from convrewrite.errors import ModelLoadError
+from convrewrite.escaping import printable
 from convrewrite.pickle_scan import HarmfulFile, require_harmless
+from convrewrite.stored_numbers import NUMPY
+from convrewrite.unpickling import ForbiddenError, ModelPickle
 
 TRUST_NOTE = "the file was loaded by executing the code it holds, as --trust allows"
 
+_ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # what torch.save wrote first before PyTorch 1.6
 _NAMES_SHOWN = 4
+_QUANTIZED = "torch._utils._rebuild_qtensor"
 
 # Modules whose classes may be built. A file can make us import modules below these, so nothing else may stand here.
 _CLASS_HOMES = (
@@ -58,6 +61,8 @@ _PLAIN: dict[str, Any] = {
     "torch.nn.parallel.data_parallel.DataParallel": nn.DataParallel,
     **{f"torch.nn.functional.{name}": getattr(nn.functional, name) for name in _ACTIVATIONS},
 }
+_FOLLOWING = {"_features_fx", "features_fx", "fx_features", "feature_extraction"}
+"""Modules of the zoos whose classes follow a model as a graph when they are made, and so compile what it is called."""
 _NEVER = (torch.fx.GraphModule, torch.jit.ScriptModule)
 
 
@@ -162,11 +167,16 @@ def _read_archive(path: Path, classes: Mapping[str, type], trust: bool) -> tuple
         found = {name: _resolve(name, classes) for name in asked}
         refused = sorted(name for name, value in found.items() if value is None)
         if not refused:
-            allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-                (value, name) for name, value in found.items() if value is not None
-            ]
-            with torch.serialization.safe_globals(allowed):
-                return _torch_load(path, weights_only=True), ()
+            _require_pickle(path)
+            return _torch_load(path, ModelPickle(found, (*classes.values(), *NUMPY.values()))), ()
+    except ForbiddenError as error:
+        if not trust and _QUANTIZED in str(error):
+            raise _refusal(path, [_QUANTIZED]) from error
+        if not trust:
+            raise ModelLoadError(
+                f"{path}: expected a model as torch.save stores it, found a file that may run code: {error}; "
+                "save a state dict and pass --factory, or pass --trust if you know where the file comes from"
+            ) from error
     except Exception as error:  # a foreign file can make the reader fail in any way
         if not trust:
             raise _unreadable(path, error) from error
@@ -174,6 +184,15 @@ def _read_archive(path: Path, classes: Mapping[str, type], trust: bool) -> tuple
         if not trust:
             raise _refusal(path, refused)
     return _read_trusted(path)
+
+
+def _require_pickle(path: Path) -> None:
+    """Raise ForbiddenError for what torch.load would take for another format than ours: it has readers of its own for them."""
+    with path.open("rb") as file:
+        if file.read(len(_ZIP_MAGIC)) != _ZIP_MAGIC:
+            raise ForbiddenError("it is no zip archive from its first byte on")
+    if "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records():
+        raise ForbiddenError("it is a TorchScript archive")
 
 
 def _read_legacy(path: Path, trust: bool) -> tuple[object, tuple[str, ...]]:
@@ -186,7 +205,7 @@ def _read_legacy(path: Path, trust: bool) -> tuple[object, tuple[str, ...]]:
         )
     try:
         require_harmless(path)
-        return _torch_load(path, weights_only=True), ()
+        return _torch_load(path, None), ()
     except Exception as error:  # a foreign file can make the reader fail in any way
         if trust:
             return _read_trusted(path)
@@ -202,15 +221,16 @@ def _read_legacy(path: Path, trust: bool) -> tuple[object, tuple[str, ...]]:
 
 def _read_trusted(path: Path) -> tuple[object, tuple[str, ...]]:
     try:
-        return _torch_load(path, weights_only=False), (TRUST_NOTE,)
+        return _torch_load(path, pickle), (TRUST_NOTE,)
     except Exception as error:  # trusted code can fail in any way
         raise _unreadable(path, error) from error
 
 
-def _torch_load(path: Path, *, weights_only: bool) -> object:
+def _torch_load(path: Path, reader: Any) -> object:
+    """What a file holds, read by a module that stands for ``pickle``; None: nothing but tensors."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on pickle protocols and old storages: nothing the user could act upon
-        loaded: object = torch.load(path, map_location="cpu", weights_only=weights_only)
+        loaded: object = torch.load(path, map_location="cpu", pickle_module=reader, weights_only=reader is None)
     return loaded
 
 
@@ -220,8 +240,8 @@ def _resolve(name: str, classes: Mapping[str, type]) -> Any | None:
         return classes[name]
     if name in _PLAIN:
         return _PLAIN[name]
-    if name in _NUMPY:
-        return _NUMPY[name]
+    if name in NUMPY:
+        return NUMPY[name]
     if re.fullmatch(r"torch\.nn\.init\.[a-z]\w*", name):
         function = getattr(nn.init, name.rpartition(".")[2], None)
         return function if isinstance(function, FunctionType) and function.__module__ == "torch.nn.init" else None
@@ -231,13 +251,14 @@ def _resolve(name: str, classes: Mapping[str, type]) -> Any | None:
 def _network_class(name: str) -> type | None:
     """A class of a known network library, under its present or a former name."""
     home, _, attribute = name.rpartition(".")
-    if not _is_at_home(home) or not re.fullmatch(r"\w+(\.\w+)*", name, re.ASCII):
+    if not _is_at_home(home) or _FOLLOWING & set(home.split(".")) or not re.fullmatch(r"\w+(\.\w+)*", name, re.ASCII):
         return None
     try:
         found = getattr(importlib.import_module(home), attribute, None)
     except Exception:  # not installed, without such a module, or broken: in any case there is no such class
         return None
-    return found if _may_be_built(found) and _is_at_home(found.__module__) else None
+    usable = _may_be_built(found) and _is_at_home(found.__module__)
+    return found if usable and not _FOLLOWING & set(found.__module__.split(".")) else None
 
 
 def _is_at_home(module: str) -> bool:
@@ -271,7 +292,7 @@ def _names_asked_by_legacy(path: Path) -> list[str]:
 
 
 def _refusal(path: Path, refused: list[str]) -> ModelLoadError:
-    if any("quantized" in name.split(".") for name in refused):
+    if any(name == _QUANTIZED or "quantized" in name.split(".") for name in refused):
         return ModelLoadError(
             f"{path}: expected a floating-point model, found a quantized one (it asks for {shown(refused)}); "
             "optimise the float model, then quantize the result"
@@ -297,67 +318,10 @@ def _unreadable(path: Path, error: Exception) -> ModelLoadError:
 def shown(names: list[str]) -> str:
     """The first few names, and how many follow."""
     rest = len(names) - _NAMES_SHOWN
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(map(printable, names[:_NAMES_SHOWN])) + (f" and {rest} more" if rest > 0 else "")
 
 
 def summary(error: BaseException | None) -> str:
     """Type and first line of an error, for a message of ours."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-
-
-class _StoredDtype:
-    """Stands in for ``numpy.dtype`` in a file: numbers only.
-
-    The real one takes a state that declares any bytes to be object references, which hands a hostile file the memory
-    of this process.
-    """
-
-    def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
-        del align, copy  # part of the stored call, without meaning for numbers
-        if not isinstance(code, str) or not re.fullmatch(r"[biufc]\d{1,2}", code, re.ASCII):
-            raise ValueError(f"numpy dtype {code!r} is not a number type")
-        self.numpy = np.dtype(code)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        if state[1] not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
-            raise ValueError("a numpy dtype with fields or sub-arrays is not a number type")
-        self.numpy = self.numpy.newbyteorder(state[1])
-
-
-class _StoredArray(np.ndarray[Any, np.dtype[Any]]):
-    """Stands in for ``numpy.ndarray`` in a file: numbers only; it is pickled as a plain array again."""
-
-    def __new__(cls) -> "_StoredArray":
-        return super().__new__(cls, (0,))
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, dtype, fortran_order, data = state
-        if not isinstance(dtype, _StoredDtype) or not isinstance(data, bytes):
-            raise ValueError("expected an array of numbers")
-        stored: Any = (1, shape, dtype.numpy, bool(fortran_order), data)
-        super().__setstate__(stored)
-
-    def __reduce__(self) -> Any:
-        return self.view(np.ndarray).__reduce__()
-
-
-def _stored_array(kind: object, shape: object, code: object) -> _StoredArray:
-    """Stands in for numpy's ``_reconstruct``: an empty array, which takes its content from the state that follows."""
-    del kind, shape, code
-    return _StoredArray()
-
-
-def _stored_scalar(dtype: object, data: object) -> Any:
-    """Stands in for numpy's ``scalar``: one number from its bytes."""
-    if not isinstance(dtype, _StoredDtype) or not isinstance(data, bytes):
-        raise ValueError("expected a number")
-    return np.frombuffer(data, dtype.numpy)[0]
-
-
-_NUMPY: dict[str, Any] = {
-    "numpy.dtype": _StoredDtype,
-    "numpy.ndarray": _StoredArray,
-    **{f"numpy.{core}.multiarray._reconstruct": _stored_array for core in ("core", "_core")},
-    **{f"numpy.{core}.multiarray.scalar": _stored_scalar for core in ("core", "_core")},
-}

@@ -37,9 +37,11 @@ from convrewrite.cli_options import (
     load,
     progress_bars,
     runner_of,
+    say,
 )  # fmt: skip
 from convrewrite.cli_rules import rules_app
 from convrewrite.errors import ConvRewriteError, ModelError, UsageError, VerificationError
+from convrewrite.escaping import printable
 from convrewrite.interrupts import Terminated, terminations_raised
 from convrewrite.scratch import disk_full
 from convrewrite.unforeseen import TRACEBACK, unforeseen
@@ -61,7 +63,7 @@ app.add_typer(rules_app, name="rules")
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"convrewrite {tool_version()}")
+        say(f"convrewrite {tool_version()}")
         raise typer.Exit
 
 
@@ -155,10 +157,10 @@ def plan(
             threads=threads, memory=int(memory * 2**30), measure=onnx, progress=progress,
         )  # fmt: skip
     storing.save_plan(made, out)
-    typer.echo(render_plan(made))
+    say(render_plan(made))
     for note in (*loaded.notes, *notes):
-        typer.echo(f"Note: {note}")
-    typer.echo(f"Written to {out}")
+        say(f"Note: {note}")
+    say(f"Written to {out}")
 
 
 @app.command()
@@ -208,7 +210,7 @@ def explain(
     from convrewrite.reporting.plans import render_plan, render_site
 
     found = storing.read_plan(source / storing.PLAN if source.is_dir() else source)
-    typer.echo(render_plan(found) if site is None else render_site(found.site(site)))
+    say(render_plan(found) if site is None else render_site(found.site(site)))
 
 
 @app.command()
@@ -226,9 +228,9 @@ def analyze(
     loaded = load(model, factory, trust)
     inputs, notes = example_inputs.for_model(loaded, input_ or (), None)
     rows = pipeline.analyze(loaded.model, inputs, rule)
-    typer.echo(render_sites(rows))
+    say(render_sites(rows))
     for note in (*loaded.notes, *notes):
-        typer.echo(f"Note: {note}")
+        say(f"Note: {note}")
 
 
 @app.command()
@@ -265,14 +267,14 @@ def verify(
         first, second, inputs, outputs=arguments.outputs(output or []), representative=calib is not None
     )
     wanted = expect or ("fidelity" if agreement is not None or error is not None else relation.expected)
-    typer.echo(render_verification(outcome, inputs[0].shape[0], "the calibration inputs" if calib else "random inputs"))
+    say(render_verification(outcome, inputs[0].shape[0], "the calibration inputs" if calib else "random inputs"))
     if relation.note is not None:
-        typer.echo(relation.note)
+        say(relation.note)
     if relation.stranger is not None and expect is None:
         raise VerificationError(relation.stranger)
     if wanted == "parity":
         verifying.require_parity(outcome.parity)
-        typer.echo("Parity holds.")
+        say("Parity holds.")
     relations.require_fidelity(outcome.fidelity, agreement, error)
 
 
@@ -317,21 +319,19 @@ def bench(
          f"{c.ratio_low:.3f} to {c.ratio_high:.3f}", f"{c.speedup:.2f}x")
         for c in comparisons
     ]  # fmt: skip
-    typer.echo(tabulate(rows, ("runtime", "A", "B", "B / A", "quartiles", "speed-up")))
+    say(tabulate(rows, ("runtime", "A", "B", "B / A", "quartiles", "speed-up")))
     shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
-    typer.echo(f"input {shapes}, {threads} thread(s), median of {rounds} interleaved rounds")
+    say(f"input {shapes}, {threads} thread(s), median of {rounds} interleaved rounds")
 
 
 def show_result(report: "Report", out: Path) -> None:
     """The report and where it is written. Raises VerificationError for a result that is no success."""
     from convrewrite.reporting import render_text
 
-    typer.echo(render_text(report))
-    typer.echo(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    say(render_text(report))
+    say(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     if report.refused is not None:
         raise VerificationError(report.refused)
-
-
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -359,7 +359,7 @@ def main(argv: list[str] | None = None) -> int:
         if not hasattr(error, "format_message"):  # click's usage errors have it; typer re-exports no common base
             return _unforeseen(error)
         if message := error.format_message().rstrip("."):  # without arguments the help is shown, and that is all
-            print(f"convrewrite: {message}; see --help", file=sys.stderr)
+            print(f"convrewrite: {printable(message)}; see --help", file=sys.stderr)
         return 2
 
 

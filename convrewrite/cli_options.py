@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from convrewrite import arguments
 from convrewrite.errors import ModelLoadError, UsageError, VerificationError
+from convrewrite.escaping import printable
 
 if TYPE_CHECKING:
     from convrewrite.inputs import Inputs
@@ -125,7 +126,7 @@ def runner_of(source: str, factory: str | None, trust: bool, timeout: float) -> 
         if not path.is_file():
             raise ModelLoadError(f"{source}: no such file; expected an ONNX file, a PyTorch model or a result folder")
         try:
-            return OnnxModel(path, probe=timeout)
+            return OnnxModel(path, probe=timeout, trust=trust)
         except VerificationError as error:  # exit code 1 says that two models differ, and this is none
             raise ModelLoadError(f"{error}; export it again") from error
     if (path / storing.PLAN).is_file() and factory is not None:
@@ -152,6 +153,11 @@ def calibration_of(
     )  # fmt: skip
 
 
+def say(text: str) -> None:
+    """Print lines, in which names from elsewhere can do nothing to the terminal."""
+    typer.echo(printable(text, keep="\n\t"))
+
+
 @contextmanager
 def progress_bars() -> "Iterator[Progress]":
     """A bar per stage on the error stream, so that the report can be piped."""
@@ -159,11 +165,11 @@ def progress_bars() -> "Iterator[Progress]":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
     columns = (
-        TextColumn("{task.fields[stage]:<18}"),
+        TextColumn("{task.fields[stage]:<18}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
     )
     bars = Progress(*columns, console=Console(stderr=True))
     tasks: dict[str, TaskID] = {}
@@ -172,8 +178,8 @@ def progress_bars() -> "Iterator[Progress]":
         if not tasks:
             bars.start()
         if stage not in tasks:
-            tasks[stage] = bars.add_task(text, total=total, stage=stage)
-        bars.update(tasks[stage], completed=done, total=total, description=text)
+            tasks[stage] = bars.add_task(printable(text), total=total, stage=stage)
+        bars.update(tasks[stage], completed=done, total=total, description=printable(text))
 
     try:
         yield show

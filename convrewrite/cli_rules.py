@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from convrewrite.cli_options import say
 from convrewrite.errors import VerificationError
 
 rules_app = typer.Typer(help="The rules that say which convolutions become what.", no_args_is_help=True)
@@ -18,7 +19,7 @@ def rules_list() -> None:
     from convrewrite.rules import builtin_rules, load_rule_file
 
     rows = [(name, load_rule_file(path).description) for name, path in builtin_rules().items()]
-    typer.echo(tabulate(rows, ("rule", "what it does"), maxcolwidths=[None, 85]))
+    say(tabulate(rows, ("rule", "what it does"), maxcolwidths=[None, 85]))
 
 
 @rules_app.command("show")
@@ -28,7 +29,7 @@ def rules_show(name: Annotated[str, typer.Argument(help="A built-in rule or a ru
 
     resolve([name])
     path = builtin_rules().get(name, Path(name))
-    typer.echo(path.read_text(encoding="utf-8"))
+    say(path.read_text(encoding="utf-8"))
 
 
 @rules_app.command("check")
@@ -40,8 +41,8 @@ def rules_check(file: Annotated[Path, typer.Argument(help="A rule file.")]) -> N
     structures = discover()
     findings = check(load_rule_file(file), lambda name, spec: structures[name].reject(spec.per_group))
     for finding in findings:
-        typer.echo(f"{'ok  ' if finding.passed else 'FAIL'} {finding.rule}: {finding.example}: {finding.text}")
+        say(f"{'ok  ' if finding.passed else 'FAIL'} {finding.rule}: {finding.example}: {finding.text}")
     failed = [finding for finding in findings if not finding.passed]
     if failed:
         raise VerificationError(f"{file}: {len(failed)} of {len(findings)} examples fail")
-    typer.echo(f"{file}: valid; {len(findings)} examples hold")
+    say(f"{file}: valid; {len(findings)} examples hold")

@@ -11,17 +11,24 @@
     |   `-- ExportError       the model has no ONNX form
     `-- VerificationError     the result is not what it must be: exit code 1
 
-Every message says where, what was expected, what was found and what to do. "This site was left alone" is no error:
-it is data with a reason and stands in the report.
+Every message says where, what was expected, what was found and what to do. Control characters of names from elsewhere
+are written out in it, so that no file can forge a line or steer a terminal. "This site was left alone" is no error: it
+is data with a reason and stands in the report.
 """
 
 from typing import ClassVar
+
+from convrewrite.escaping import printable
 
 
 class ConvRewriteError(Exception):
     """The root of all errors this package raises on purpose."""
 
     exit_code: ClassVar[int] = 1
+
+    def __init__(self, *lines: str) -> None:
+        """The message: its lines, each of which stays one whatever the names in it hold."""
+        super().__init__("\n".join(printable(line.replace("\n", " ")) for line in lines))
 
 
 class UsageError(ConvRewriteError):

@@ -20,6 +20,7 @@ from convrewrite.copying import copy_model
 from convrewrite.errors import ExportError, TraceError
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs
 from convrewrite.interrupts import held
+from convrewrite.names import require_names
 from convrewrite.outputs import ROOT, eval_mode, named_outputs
 from convrewrite.process import exporting, ordinary, ordinary_mode, quiet
 from convrewrite.scratch import Scratch, disk_full, told, unwritable
@@ -70,6 +71,7 @@ def export(
     Raises TraceError if the model does not run on the inputs or returns no tensor, ExportError if it has no ONNX form,
     or one for which onnxruntime lacks an operator, UsageError if ``path`` cannot be written.
     """
+    require_names(model, type(model).__name__)
     example = bind_inputs(model, inputs)
     if any(tensor.is_inference() for tensor in (*example, *model.parameters(), *model.buffers())):
         model, example = copy_model(model), ordinary(example)  # torch exports no tensors of inference mode

@@ -19,7 +19,16 @@ from convrewrite.fixed_kernels import fixed_convolutions, is_normed
 from convrewrite.following import seeded_outputs
 from convrewrite.functional_calls import GEOMETRY
 from convrewrite.inputs import Inputs
-from convrewrite.lifts import Lift, LiftedConv, apply_lifts, arguments_of, calls_in, changed_keys, tensor_name
+from convrewrite.lifts import (
+    Lift,
+    LiftedConv,
+    apply_lifts,
+    arguments_of,
+    calls_in,
+    changed_keys,
+    possible_names,
+    tensor_name,
+)
 from convrewrite.observing import Call, Observation, observe
 from convrewrite.outputs import alike
 from convrewrite.sites import Site
@@ -232,25 +241,11 @@ class _Forward:
     def _name(self, key: str, bias: str | None, nodes: Sequence[fx.Node], taken: set[str]) -> str:
         """Where the convolution is put: in place of the module that only holds its tensors, else of the weight."""
         assert self._graph is not None
-        own = {name for name in ("weight", "bias") if name == "weight" or bias is not None}
-        if self._owner and len(nodes) == 1 and _is_all(self._graph, nodes[0]) and _holds_only(self._module, own):
-            return ""
-        path, _, last = key.rpartition(".")
-        holder = self._module.get_submodule(path)
-        in_place = path and last == "weight" and bias == (f"{path}.bias" if bias is not None else None)
-        if in_place and _holds_only(holder, own) and not self._seen.runs[id(holder)]:
-            return path
-        if not isinstance(holder, nn.ParameterList | nn.ParameterDict):
-            return key
-        name = f"{path}_{last}"
-        while name in taken or _has(self._module, name):
-            name += "_conv"
-        return name
-
-
-def _has(module: nn.Module, name: str) -> bool:
-    path, _, last = name.rpartition(".")
-    return hasattr(module.get_submodule(path), last)
+        whole = bool(self._owner) and len(nodes) == 1 and _is_all(self._graph, nodes[0])
+        path = key.rpartition(".")[0]
+        called = bool(self._seen.runs[id(self._module.get_submodule(path))])
+        usable = {"": whole, path: not called} if path else {"": whole}
+        return next(name for name in possible_names(self._module, key, bias, taken) if usable.get(name, True))
 
 
 def _is_tensor(node: fx.Node, key: str) -> bool:
@@ -276,12 +271,6 @@ def _is_all(graph: fx.Graph, call: fx.Node) -> bool:
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     output = next(node for node in graph.nodes if node.op == "output")
     return not rest and len(inputs) == 1 and output.args == (call,) and arguments_of(call)["input"] is inputs[0]
-
-
-def _holds_only(module: nn.Module, names: set[str]) -> bool:
-    return (
-        not module._modules and {n for n, t in (module._parameters | module._buffers).items() if t is not None} == names
-    )
 
 
 def _same_outputs(model: nn.Module, lifts: Sequence[Lift], inputs: Inputs) -> bool:

@@ -5,8 +5,9 @@ a ``nn.Conv2d`` or ``nn.ConvTranspose2d`` that holds the parameter. All other mo
 their state-dict keys. A forward that is nothing but the call becomes the convolution itself.
 """
 
+import inspect
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,12 @@ from convrewrite.conv import Conv, ConvSpec
 from convrewrite.copying import copy_model
 from convrewrite.errors import PlanError
 from convrewrite.fixed_kernels import fixed_convolution
-from convrewrite.functional_calls import ARGUMENTS, named_arguments
+from convrewrite.functional_calls import ARGUMENTS, geometry_of_call, named_arguments
 from convrewrite.modules import replace_modules
 from convrewrite.tracing import follow_forward, qualified
+
+LARGEST_TRIAL = 1 << 26
+"""Numbers in the input on which a module is tried that computes its kernel."""
 
 SHAPE_READERS = ("getattr", "getitem", "size")
 """Functions and methods that say how many groups there are; without the call nobody needs them."""
@@ -49,13 +53,15 @@ class Lift:
 def apply_lifts(model: nn.Module, lifts: Sequence[Lift]) -> nn.Module:
     """A copy of the model with these convolutions as modules. Raises PlanError when it has no such calls.
 
-    Constants of the forwards that are graphs now, and their buffers, all stand in the state dict, as copies of graph modules
-    have it.
+    Nothing of a lift is taken on trust, as it may come from a file. Constants of the forwards that are graphs now, and their
+    buffers, all stand in the state dict, as copies of graph modules have it.
     """
     lifted = copy_model(model)
+    _require_lifts(lifted, lifts)
     for one in lifts:
         try:
             part = lifted.get_submodule(one.module)
+            _require_convs(part, one)
             made = _lifted_part(part, one)
         except Exception as error:  # following a forward of another model may fail in any way
             raise PlanError(
@@ -67,6 +73,80 @@ def apply_lifts(model: nn.Module, lifts: Sequence[Lift]) -> nn.Module:
         else:
             replace_modules(lifted, {id(part): made})
     return copy_model(lifted)
+
+
+def _require_lifts(model: nn.Module, lifts: Sequence[Lift]) -> None:
+    """Raise PlanError unless each is of another module of the model, and has convolutions."""
+    known, seen = {name for name, _ in model.named_modules()}, set()
+    for one in lifts:
+        if not one.convs:
+            raise PlanError(f"lifted {one.module!r}: expected convolutions, found none; make a new plan")
+        if one.module not in known or one.module in seen:
+            what = "twice" if one.module in seen else "no such module"
+            raise PlanError(
+                f"lifted {one.module!r}: expected a forward that calls {one.convs[0].weight} as a convolution, found none "
+                f"({what}); give the original model the plan was made from"
+            )
+        seen.add(one.module)
+
+
+def _require_convs(part: nn.Module, lift: Lift) -> None:
+    """Raise ValueError for tensors or arguments that a module does not have, or names that lifting would not give."""
+    tensors = {name for name, _ in (*part.named_parameters(), *part.named_buffers())}
+    computed = any(conv.computed for conv in lift.convs)  # its one argument may have any name
+    unknown = set() if computed else set(lift.arguments) - set(inspect.signature(part.forward).parameters)
+    taken: set[str] = set()
+    for conv in lift.convs:
+        if conv.computed:
+            fits = lift == Lift(lift.module, ("input",), (LiftedConv("weight", conv.bias, "", conv.spec, True),))
+            fits = fits and conv.bias == ("bias" if conv.spec.bias else None)
+        else:
+            unknown |= {name for name in (conv.weight, conv.bias) if name is not None} - tensors
+            fits = not unknown and _may_be_called(part, conv, len(lift.convs)) and conv.name not in taken
+        if unknown:
+            raise ValueError(f"it has no {', '.join(sorted(unknown))}")
+        if not fits or (conv.name == "" and len(lift.convs) > 1):
+            raise ValueError(f"the convolution with {conv.weight} is not called {conv.name!r}")
+        taken.add(conv.name)
+
+
+def _may_be_called(part: nn.Module, conv: LiftedConv, count: int) -> bool:
+    """Whether lifting gives this name; a convolution that stayed a function may have had a shorter one."""
+    known = possible_names(part, conv.weight, conv.bias, ())
+    longer = {known[-1] + "_conv" * number for number in range(1, count + 1)}
+    return conv.name in known or (conv.name in longer and not _has(part, conv.name))
+
+
+def possible_names(part: nn.Module, weight: str, bias: str | None, taken: Collection[str]) -> tuple[str, ...]:
+    """Where the convolution with these tensors of a module can be put, the better place first: in place of the module itself
+    (``""``) or of the one that only holds the tensors, else of the weight."""
+    own = {name for name in ("weight", "bias") if name == "weight" or bias is not None}
+    path, _, last = weight.rpartition(".")
+    holder = part.get_submodule(path)
+    names = [""] if _holds_only(part, own) else []
+    if (
+        path
+        and last == "weight"
+        and bias == (f"{path}.bias" if bias is not None else None)
+        and _holds_only(holder, own)
+    ):
+        names.append(path)
+    if not isinstance(holder, nn.ParameterList | nn.ParameterDict):
+        return (*names, weight)
+    name = f"{path}_{last}"
+    while name in taken or _has(part, name):
+        name += "_conv"
+    return (*names, name)
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    path, _, last = name.rpartition(".")
+    return hasattr(module.get_submodule(path), last)
+
+
+def _holds_only(module: nn.Module, names: set[str]) -> bool:
+    held = {name for name, tensor in (module._parameters | module._buffers).items() if tensor is not None}
+    return not module._modules and held == names
 
 
 def changed_keys(lift: Lift, conv: LiftedConv) -> list[tuple[str, str]]:
@@ -96,6 +176,7 @@ def tensor_name(node: fx.Node, argument: str) -> str | None:
 def _lifted_part(part: nn.Module, lift: Lift) -> nn.Module:
     """What one module becomes. Its submodules and the tensors that are left are moved over, so it is of no use after."""
     if lift.convs[0].computed:
+        _require_trial(lift.convs[0].spec)
         return fixed_convolution(part, lift.convs[0].spec)
     convs = {conv.weight: conv for conv in lift.convs}
     made = follow_forward(part, lift.arguments)
@@ -103,6 +184,8 @@ def _lifted_part(part: nn.Module, lift: Lift) -> nn.Module:
     missing = set(convs) - {tensor_name(node, "weight") for node in nodes}
     if missing:
         raise ValueError(f"{', '.join(sorted(missing))} is not called")
+    for node in nodes:
+        _require_geometry(part, node, convs[str(tensor_name(node, "weight"))])
     built = {conv.name: _build(part, conv) for conv in lift.convs}
     if "" in built:
         return built[""]
@@ -121,6 +204,25 @@ def _lifted_part(part: nn.Module, lift: Lift) -> nn.Module:
         _erase(made.graph, node)
     made.recompile()
     return made
+
+
+def _require_trial(spec: ConvSpec) -> None:
+    """Raise ValueError for a geometry that is not tried out, as its smallest input would be of absurd size."""
+    extents = [(k - 1) * d + 1 for k, d in zip(spec.kernel_size, spec.dilation, strict=True)]
+    if min(spec.in_channels, *extents) < 1 or spec.in_channels * extents[0] * extents[1] > LARGEST_TRIAL:
+        raise ValueError("its geometry is none that can be tried out")
+
+
+def _require_geometry(part: nn.Module, node: fx.Node, conv: LiftedConv) -> None:
+    """Raise ValueError unless a call has this very geometry. How many groups there are may be computed there."""
+    named = arguments_of(node)
+    if (tensor_name(node, "bias") or None) != conv.bias:
+        raise ValueError(f"{conv.weight} is called with another bias")
+    if isinstance(named.get("groups"), fx.Node):
+        named["groups"] = conv.spec.groups
+    found = geometry_of_call(named | {"weight": operator.attrgetter(conv.weight)(part)})
+    if found != conv.spec:
+        raise ValueError(f"{conv.weight} is called in another geometry")
 
 
 def _build(part: nn.Module, conv: LiftedConv) -> Conv:

@@ -34,6 +34,7 @@ from convrewrite.checkpoints import (
 )
 from convrewrite.copying import copy_as_it_is
 from convrewrite.errors import ModelLoadError, TraceError, UsageError
+from convrewrite.names import require_names
 from convrewrite.outputs import eval_mode
 from convrewrite.programs import rebuild
 from convrewrite.state import preserved
@@ -79,6 +80,7 @@ def load_model(source: str | Path, *, factory: str | None = None, trust: bool = 
     else:
         raise ModelLoadError(f"{source}: no such file; expected a model file, FILE.py:NAME or pkg.mod:NAME")
     try:
+        require_names(model, str(source))
         _check(model, str(source))
         switched = _put_in_eval_mode(model, str(source))
         notes = (*notes, *switched) if told else notes

@@ -1,18 +1,21 @@
 """The plan: one option per site, as a value that can be read, compared, kept and applied again; and what is asked of it."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import nn
 
+from convrewrite.conv import ConvSpec, Kind
 from convrewrite.errors import PlanError
 from convrewrite.lifts import Lift
-from convrewrite.meanings import Kind, Meaning
-from convrewrite.structure import Option
+from convrewrite.meanings import Kind as OutputKind
+from convrewrite.meanings import Meaning
+from convrewrite.structure import Option, Structure, allowed_variants, lowerings
 
 BUDGETS = ("macs", "params", "latency")
 
@@ -119,7 +122,7 @@ class PlannedSite(_Part):
     """
 
     name: str
-    kind: str
+    kind: Kind
     geometry: str
     option: PlannedOption | None
     reason: str | None = None
@@ -142,7 +145,7 @@ class Predicted(_Part):
 class PlannedOutput(_Part):
     """What an output was taken for, why, and how much it counts among several."""
 
-    kind: Kind
+    kind: OutputKind
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     reason: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 
@@ -165,11 +168,19 @@ class Plan(_Part):
     rules: tuple[str, ...]
     budget: dict[str, float]
     keep: dict[str, float] | None = None
-    seed: int
+    seed: int = Field(ge=-(2**63), lt=2**64)  # what torch takes
     predicted: Predicted | None = None
     lifted: tuple[Lift, ...] = ()
     outputs: dict[str, PlannedOutput] = Field(default_factory=dict)
     sites: tuple[PlannedSite, ...]
+
+    @field_validator("sites")
+    @classmethod
+    def _one_site_of_a_name(cls, sites: tuple[PlannedSite, ...]) -> tuple[PlannedSite, ...]:
+        twice = [name for name, count in Counter(site.name for site in sites).items() if count > 1]
+        if twice:
+            raise ValueError(f"two sites are called {twice[0]!r}")
+        return sites
 
     def site(self, name: str) -> PlannedSite:
         """One site; raises PlanError that lists the names when there is no such site."""
@@ -207,6 +218,8 @@ class Plan(_Part):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the file"
             raise PlanError(f"{source}: {where}: {first['msg']}; expected a plan written by this tool") from error
+        except UnicodeEncodeError as error:  # half of a surrogate pair
+            raise PlanError(f"{source}: no text ({error}); expected a plan written by this tool") from error
         return plan
 
     def require_model(self, model: nn.Module, *, weights: bool) -> None:
@@ -219,6 +232,35 @@ class Plan(_Part):
             )
         if weights and found.weights != self.model.weights:
             raise PlanError("the plan was made for this architecture with other weights; make a new plan for these")
+
+
+def planned_structure(site: str, planned: PlannedOption, folded: ConvSpec, known: Mapping[str, Structure]) -> Structure:
+    """The structure of an option of this site, whose geometry is ``folded``, the BatchNorm in it.
+
+    Raises PlanError for one that is not known or does not take this geometry, for parameters or a lowering that it does not
+    have here, and for a rank out of its range: a plan may come from anywhere, and sizes what is built.
+    """
+    structure, spec = known.get(planned.structure), folded.per_group
+    if structure is None:
+        raise PlanError(
+            f"{site}: structure {planned.structure!r} is not known; known are {', '.join(known)}; install or pass it"
+        )
+    refused = structure.reject(spec)
+    if refused is not None:
+        raise PlanError(f"{site}: the plan rewrites it, but {refused}; make a new plan")
+    rank = planned.parameters.get("rank")
+    variant = {key: value for key, value in planned.parameters.items() if key != "rank"}
+    if variant not in [dict(one) for one in allowed_variants(structure, folded, {})]:
+        raise PlanError(f"{site}: {structure.name} has no variant {variant} here; make a new plan")
+    top = structure.full_rank(spec, variant)
+    if not isinstance(rank, int) or not 1 <= rank <= top:
+        raise PlanError(f"{site}: {structure.name}: expected a rank from 1 to {top}, found {rank}")
+    ways = lowerings(structure.stages(spec, planned.parameters))
+    if planned.lowering not in ways:
+        raise PlanError(
+            f"{site}: {structure.name}: expected the lowering {' or '.join(ways)}, found {planned.lowering!r}"
+        )
+    return structure
 
 
 def keep_of(value: "float | Mapping[str, float] | Keep | None") -> Keep | None:

@@ -16,6 +16,7 @@ from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, parameter_name
 from convrewrite.lifting import Lifted, lift
 from convrewrite.loading import import_object
 from convrewrite.meanings import NOTHING, Meaning, tell
+from convrewrite.names import require_names
 from convrewrite.process import ordinary
 from convrewrite.proposing import Menu, menus
 from convrewrite.replaceable import without_irreplaceable
@@ -114,6 +115,7 @@ def bound_inputs(model: nn.Module, example_input: ExampleInput) -> Inputs:
 
 def find(model: nn.Module, inputs: Inputs) -> tuple[Lifted, Traced, tuple[Site, ...]]:
     """The model with its functional convolutions lifted, its graphs and its sites; raises TraceError when it has none."""
+    require_names(model, type(model).__name__)
     lifted = lift(model, inputs)
     traced = follow(lifted.model, inputs)
     sites = find_sites(lifted.model, inputs, traced, lifted.reasons)

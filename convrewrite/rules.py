@@ -103,7 +103,7 @@ def read_table(table: Mapping[str, object], source: str) -> RuleFile:
         return RuleFile.model_validate(table)
     except ValidationError as error:
         lines = [f"{source}: {_explain(details, table)}" for details in error.errors(include_url=False)]
-        raise RuleFileError("\n".join(lines)) from error
+        raise RuleFileError(*lines) from error
 
 
 def builtin_rules() -> dict[str, Path]:

@@ -9,27 +9,30 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_model, save_model
-from torch import nn
+from torch import Tensor, nn
 
 from convrewrite.applying import empty_option, replace_site
-from convrewrite.conv import Kind
+from convrewrite.conv import ConvSpec, Kind, classify
 from convrewrite.copying import copy_model
 from convrewrite.errors import ModelLoadError, PlanError, UsageError
+from convrewrite.escaping import printable
 from convrewrite.lifts import apply_lifts
+from convrewrite.names import require_names
 from convrewrite.observing import SITE_TYPES, spec_of
 from convrewrite.placing import nearest, put, resolved
-from convrewrite.planning import Plan, PlannedSite
+from convrewrite.planning import Plan, PlannedSite, planned_structure
 from convrewrite.reporting import render_markdown
 from convrewrite.reporting.html import render_html
 from convrewrite.reporting.model import Report
 from convrewrite.scratch import Scratch, require_room, told, unwritable
-from convrewrite.sites import Site
-from convrewrite.structure import Structure
+from convrewrite.sites import BATCH_NORMS, Site
+from convrewrite.structure import Option, Structure
 from convrewrite.structures import discover
 from convrewrite.text_files import read_text
 
@@ -155,7 +158,7 @@ def _save_module(model: nn.Module, path: Path) -> None:
     except Exception as error:  # a user's class may refuse in any way
         refused = error
     require_room(path)
-    warnings.warn(f"the model cannot be pickled ({refused}); model.pt holds its state dict", stacklevel=2)
+    warnings.warn(printable(f"the model cannot be pickled ({refused}); model.pt holds its state dict"), stacklevel=2)
     try:
         torch.save(model.state_dict(), path)
     except RuntimeError:
@@ -174,28 +177,59 @@ def load(folder: str | Path, original_model: nn.Module, structures: tuple[Struct
         if not (folder / name).is_file():
             raise ModelLoadError(f"{folder / name}: missing; expected a folder written by `convrewrite optimize -o`")
     plan = read_plan(folder / PLAN)
+    require_names(original_model, type(original_model).__name__)
     plan.require_model(original_model, weights=False)
     known = discover() | {structure.name: structure for structure in structures}
     model = apply_lifts(original_model, plan.lifted) if plan.lifted else copy_model(original_model)
-    for planned in plan.sites:
-        if planned.option is not None:
-            _put_empty(model, planned, known)
+    for site, option, structure in _planned(plan, model, known):
+        stages = structure.stages(site.spec.per_group, option.parameters)
+        weight = model.get_submodule(site.name).weight
+        assert isinstance(weight, Tensor)
+        replace_site(model, site, empty_option(site.folded_spec, stages, option, weight))
     try:
         load_model(model, folder / WEIGHTS)
     except Exception as error:
-        raise ModelLoadError(f"{folder / WEIGHTS}: does not fit the plan beside it: {error}") from error
+        raise ModelLoadError(
+            f"{folder / WEIGHTS}: does not fit the plan beside it: {' '.join(str(error).split())}"
+        ) from error
     return model
 
 
-def _put_empty(model: nn.Module, planned: PlannedSite, known: dict[str, Structure]) -> None:
-    assert planned.option is not None
-    if planned.option.structure not in known:
-        raise PlanError(f"{planned.name}: structure {planned.option.structure!r} is not known; install or pass it")
-    conv = dict(model.named_modules()).get(planned.name)
-    if not isinstance(conv, SITE_TYPES):
-        found = "nothing of this name" if conv is None else type(conv).__name__
-        raise PlanError(f"{planned.name}: expected a convolution where the plan rewrites one, found {found}")
-    site = Site(planned.name, Kind(planned.kind), spec_of(conv), (), planned.batch_norm)
-    option = planned.option.option()
-    stages = known[option.structure].stages(site.spec.per_group, option.parameters)
-    replace_site(model, site, empty_option(site.folded_spec, stages, option, conv.weight))
+def _planned(plan: Plan, model: nn.Module, known: Mapping[str, Structure]) -> list[tuple[Site, Option, Structure]]:
+    """The sites that a plan rewrites in this model; raises PlanError where it says what the model or a structure has not."""
+    modules, norms = dict(model.named_modules()), Counter(site.batch_norm for site in plan.sites if site.option)
+    found: list[tuple[Site, Option, Structure]] = []
+    for planned in plan.sites:
+        conv = modules.get(planned.name)
+        if planned.option is None and not isinstance(conv, SITE_TYPES):
+            continue  # a functional convolution that stayed one
+        if not isinstance(conv, SITE_TYPES):
+            what = "nothing of this name" if conv is None else type(conv).__name__
+            raise PlanError(f"{planned.name}: expected a convolution where the plan rewrites one, found {what}")
+        spec = spec_of(conv)
+        if spec.describe() != planned.geometry or planned.kind not in (classify(spec), Kind.SEPARABLE):
+            raise PlanError(
+                f"{planned.name}: the plan says {planned.kind} {planned.geometry}, the model has {classify(spec)} "
+                f"{spec.describe()}; give the original model the plan was made from"
+            )
+        if planned.option is None:
+            continue
+        if planned.batch_norm is not None:
+            _require_batch_norm(planned, spec, modules.get(planned.batch_norm), norms[planned.batch_norm])
+        site = Site(planned.name, planned.kind, spec, (), planned.batch_norm)
+        structure = planned_structure(planned.name, planned.option, site.folded_spec, known)
+        found.append((site, planned.option.option(), structure))
+    return found
+
+
+def _require_batch_norm(planned: PlannedSite, spec: ConvSpec, norm: nn.Module | None, times: int) -> None:
+    """Raise PlanError unless this can be the BatchNorm that was folded into the site, and into no other one."""
+    fits = type(norm) is BATCH_NORMS.get(spec.dims) and getattr(norm, "num_features", 0) == spec.out_channels
+    if not fits or times > 1:
+        found = (
+            "nothing of this name" if norm is None else "one that another site has too" if fits else type(norm).__name__
+        )
+        raise PlanError(
+            f"{planned.name}: expected a BatchNorm of {spec.out_channels} channels called {planned.batch_norm!r}, found "
+            f"{found}; give the original model the plan was made from"
+        )

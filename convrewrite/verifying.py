@@ -17,6 +17,7 @@ from convrewrite.errors import ConvRewriteError, ModelLoadError, UsageError, Ver
 from convrewrite.fidelity import Comparison, Fidelity, require_same_outputs
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs
 from convrewrite.meanings import Meaning, WantedOutputs, asked_meanings, followed, read
+from convrewrite.onnx_files import require_harmless
 from convrewrite.origins import Origin
 from convrewrite.outputs import eval_mode, left_out, named_outputs
 from convrewrite.probing import SECONDS, require_well_behaved
@@ -41,12 +42,17 @@ ELEMENT_TYPES = {
 class OnnxModel:
     """An ONNX file, or its bytes, as a callable from tensors to ``name -> tensor``, run by onnxruntime on the CPU."""
 
-    def __init__(self, source: Path | bytes, *, threads: int = 1, probe: float | None = None) -> None:
-        """Open the model; raises VerificationError if onnxruntime cannot.
+    def __init__(
+        self, source: Path | bytes, *, threads: int = 1, probe: float | None = None, trust: bool = False
+    ) -> None:
+        """Open the model; raises VerificationError if onnxruntime cannot. Unless the file is trusted, ModelLoadError for
+        operators of a library and for weights outside of its folder.
 
         ``probe`` is for a file from elsewhere: seconds within which it must open, and run once on its first inputs, in a
         process of its own, before it is used here. ModelLoadError if it does not.
         """
+        if isinstance(source, Path) and not trust:
+            require_harmless(source)
         self._where = str(source) if isinstance(source, Path) else "ONNX model"
         self._untried = source if isinstance(source, Path) and probe is not None else None
         self._probe = probe or SECONDS

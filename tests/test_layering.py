@@ -10,26 +10,31 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "convrewrite"
 
 LEVELS = [
+    ["escaping"],
     ["errors", "interrupts", "version"],
     ["arguments", "array_files", "machine", "symbols", "text_files", "unforeseen"],
     ["pickle_scan", "probing", "scratch", "sessions"],
     [
-        "checkpoints",
         "conv",
         "image_folder",
         "inputs",
         "layout",
         "modules",
+        "names",
+        "onnx_files",
         "outputs",
         "placing",
         "process",
         "spilling",
         "stopwatch",
+        "stored_numbers",
     ],
     ["state"],
     ["tracing"],
     ["counting"],
     ["copying"],
+    ["unpickling"],
+    ["checkpoints"],
     ["calibration_sources", "layers.geometry", "moments", "rule_schema", "sized_tracing", "state_dicts", "volumetric"],
     ["origins", "output_names"],
     ["output_statistics"],
@@ -86,7 +91,7 @@ LEVELS = [
 ]
 """A module imports from earlier lines only; ``__init__`` imports lazily and stands above them all."""
 
-ONNX = {"exporting", "latency", "sessions"}
+ONNX = {"exporting", "latency", "onnx_files", "sessions"}
 LONGEST = 420
 
 
@@ -136,7 +141,7 @@ def test_imports_go_strictly_downward(name: str) -> None:
     assert upward == set()
 
 
-def test_onnx_is_imported_in_three_modules_at_most() -> None:
+def test_onnx_is_imported_in_four_modules_at_most() -> None:
     found = {name for name in SOURCES if top_level(name) & {"onnx", "onnxruntime", "onnxscript"}}
     assert found <= ONNX
     assert "exporting" in found

@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from convrewrite.escaping import printable
 from convrewrite.process import quiet
 from convrewrite.reporting import figures
 from convrewrite.reporting.model import Report, SiteRow
@@ -101,7 +102,9 @@ _TEMPLATE = """<!DOCTYPE html>
 
 def render_html(report: Report) -> str:
     """The whole page; every name is escaped."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True, finalize=_finalized
+    )
     values: dict[str, Any] = {
         "report": report,
         "figures": figures,
@@ -109,6 +112,11 @@ def render_html(report: Report) -> str:
         "chart": Markup(_chart(report.sites)) if report.sites else "",
     }
     return environment.from_string(_TEMPLATE).render(values)
+
+
+def _finalized(value: Any) -> Any:
+    """What stands in the page for a value: its text without control characters. What is a piece of a page already stays."""
+    return value if isinstance(value, Markup) else printable(str(value))
 
 
 def _chart(sites: Sequence[SiteRow]) -> str:
@@ -120,7 +128,7 @@ def _chart(sites: Sequence[SiteRow]) -> str:
     axes = figure.subplots()
     axes.barh(places, [site.macs_before / 1e6 for site in shown], height=0.8, color="#c9d6e3", label="before")
     axes.barh(places, [site.macs_after / 1e6 for site in shown], height=0.4, color="#2b6ca3", label="after")
-    axes.set_yticks(places, labels=[site.name[-40:] for site in shown])
+    axes.set_yticks(places, labels=[printable(site.name)[-40:] for site in shown])
     for label in axes.get_yticklabels():
         label.set_parse_math(False)  # a name may hold a dollar sign
     axes.invert_yaxis()

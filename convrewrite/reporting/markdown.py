@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
+from convrewrite.escaping import printable
 from convrewrite.reporting import figures
 from convrewrite.reporting.model import Report
 
@@ -78,6 +79,7 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], alignment: str
 
 def _plain(text: str) -> str:
     """Text that Markdown shows as it stands, on one line and inside a table cell as well."""
+    text = printable(" ".join(part for part in text.replace("\n", " ").split(" ") if part))
     for character in "\\`*_|<[":
         text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())
+    return text

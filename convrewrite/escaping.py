@@ -1,0 +1,11 @@
+"""Text from elsewhere, shown as it stands: names, keys and messages may hold what a terminal or a page would act upon."""
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""The text with every control, format and direction character written out, as ``\x1b``; those in ``keep`` stay.
+
+    Letters of every script, digits, punctuation and the plain space are shown as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c in keep or c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,79 @@
+"""What an ONNX file from elsewhere may ask of the machine: the operators that onnxruntime has, and data beside it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+
+from convrewrite.errors import ModelLoadError
+
+_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc")
+"""Of the operators that are built into onnxruntime: no library has to be loaded for them."""
+
+
+def require_harmless(path: Path) -> None:
+    """Raise ModelLoadError for operators of a library, and for weights in files that do not lie in the file's own folder.
+
+    A file that is no ONNX passes: opening it will tell.
+    """
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception:  # protobuf and onnx raise errors of many kinds
+        return
+    own = {(function.domain, function.name) for function in model.functions}
+    nodes = [node for graph in _graphs(model) for node in graph.node]
+    nodes += [node for function in model.functions for node in _with_inner(function.node)]
+    for node in nodes:
+        if node.domain not in _DOMAINS and (node.domain, node.op_type) not in own:
+            raise ModelLoadError(
+                f"{path}: expected operators of onnxruntime itself, found {node.op_type} of {node.domain}, which is code from "
+                "elsewhere; export the model without it, or pass --trust if you know where it comes from"
+            )
+    for tensor in _tensors(model, nodes):
+        _require_beside(path, tensor)
+
+
+def _require_beside(path: Path, tensor: onnx.TensorProto) -> None:
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return
+    folder = path.absolute().parent
+    for entry in tensor.external_data:
+        if entry.key == "location" and not (folder / entry.value).resolve().is_relative_to(folder.resolve()):
+            raise ModelLoadError(
+                f"{path}: expected weights in the folder of the file, found {entry.value} for {tensor.name}; "
+                "put the file there, or pass --trust if you know where the model comes from"
+            )
+
+
+def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """The graph of a model and those inside of its nodes; of training too."""
+    waiting = [model.graph, *(g for info in model.training_info for g in (info.initialization, info.algorithm))]
+    while waiting:
+        graph = waiting.pop()
+        yield graph
+        for node in graph.node:
+            for attribute in node.attribute:
+                waiting += [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
+
+
+def _with_inner(nodes: "Iterator[onnx.NodeProto] | list[onnx.NodeProto]") -> Iterator[onnx.NodeProto]:
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for attribute in node.attribute:
+            for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                waiting += graph.node
+
+
+def _tensors(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    sparse: list[onnx.SparseTensorProto] = []
+    for graph in _graphs(model):
+        yield from graph.initializer
+        sparse += graph.sparse_initializer
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from [attribute.t] if attribute.HasField("t") else attribute.tensors
+            sparse += [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else attribute.sparse_tensors
+    for one in sparse:
+        yield from (one.values, one.indices)
