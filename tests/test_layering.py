@@ -85,7 +85,8 @@ LEVELS = [
     ["reporting.building", "storing"],
     ["running"],
     ["pipeline"],
-    ["cli_interrupts", "cli_options", "cli_rules"],
+    ["cli_interrupts", "cli_options"],
+    ["cli_rules"],
     ["cli"],
     ["__main__"],
 ]
