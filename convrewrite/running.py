@@ -99,7 +99,7 @@ class Run:
         """Everything that comes before a choice; what cannot be done is refused before the long work. ``known``: the meanings
         of outputs that a plan holds."""
         model, inputs, scratch = prepared.model, prepared.inputs, temporary()
-        require_outputs(prepared.original, inputs, ask.outputs, known)
+        require_outputs(model, inputs, ask.outputs, known)
         baseline = None
         if settings.measure:
             require_runtime_dtype(model)
@@ -109,7 +109,7 @@ class Run:
             data = calibrate(model, inputs, calibration, settings, progress)
             fit, held_out = channels_last(model, data.fit), channels_last(model, data.held_out)
             data = replace(data, fit=fit, held_out=held_out)
-            judged = judging_inputs(inputs, data).told(prepared.original, ask.outputs, known)
+            judged = judging_inputs(inputs, data).told(model, ask.outputs, known)
         if ask.keep is not None:
             require_judge(data, ask.keep, judged.meanings)
         with watch.timed("output weights"):
