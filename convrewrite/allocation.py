@@ -7,6 +7,7 @@ from convrewrite.conv import Cost
 from convrewrite.errors import PlanError
 from convrewrite.knapsack import Item, choose, least
 from convrewrite.proposing import Menu, Offer
+from convrewrite.rewriting import Rewritten
 from convrewrite.scoring import Scored, Surveyed
 from convrewrite.sites import Site
 
@@ -56,6 +57,16 @@ class Allocation:
             else Offer(entry.site, (scored.proposal,))
             for entry, scored in pairs
         )
+
+
+@dataclass(frozen=True, slots=True)
+class FittedPlan:
+    """An allocation that was carried out, and what was measured of it: ``loss`` is the fidelity it falls short by, or its
+    effect on the outputs, whichever was asked for."""
+
+    allocation: Allocation
+    rewritten: Rewritten
+    loss: float
 
 
 def allocate(surveyed: Sequence[Surveyed], budget: Mapping[str, float], totals: Totals) -> Allocation:

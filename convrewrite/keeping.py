@@ -6,12 +6,11 @@ themselves from all calibration inputs, whose number is several times larger. Bo
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from convrewrite.allocation import Allocation, Totals, allocate
+from convrewrite.allocation import Allocation, FittedPlan, Totals, allocate
 from convrewrite.calibration import Calibration
 from convrewrite.errors import PlanError
 from convrewrite.meanings import Meaning
@@ -33,48 +32,38 @@ FIRST_GUESS = {"agreement": 0.2, "error": 1.0}
 KL on a classifier, relative error from squared relative error."""
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """A plan that was fitted: the part of the MACs it leaves, and how much of the fidelity it loses."""
-
-    allocation: Allocation
-    rewritten: Rewritten
-    part: float
-    shortfall: float
-
-
 def search(
     surveyed: Sequence[Surveyed],
     totals: Totals,
     keep: Keep,
     attempt: Callable[[Allocation], Rewritten],
     shortfall_of: Callable[[nn.Module], float],
-) -> Trial:
-    """The trial with the fewest MACs whose shortfall is allowed. Raises PlanError when none of them is."""
+) -> FittedPlan:
+    """The plan with the fewest MACs whose shortfall is allowed. Raises PlanError when none of them is."""
     allowed = keep.limit if keep.measure == "error" else 1 - keep.limit
     factor = FIRST_GUESS[keep.measure]
     low, high = _least_part(surveyed, totals), 1.0
-    best: Trial | None = None
-    last: Trial | None = None
+    best: FittedPlan | None = None
+    last: FittedPlan | None = None
     part = _cheapest(surveyed, totals, low, high, allowed / factor)
     for _ in range(TRIALS):
         allocation = allocate(surveyed, {"macs": part}, totals)
         rewritten = attempt(allocation)
-        last = Trial(allocation, rewritten, allocation.part("macs"), shortfall_of(rewritten.model))
-        if last.shortfall <= allowed:
+        last = FittedPlan(allocation, rewritten, shortfall_of(rewritten.model))
+        if last.loss <= allowed:
             best, high = last, part
         else:
             low = part
         if allocation.effect > 0:
-            factor = last.shortfall / allocation.effect**0.5 if last.shortfall > 0 else factor / 4
+            factor = last.loss / allocation.effect**0.5 if last.loss > 0 else factor / 4
         if high - low <= NEAR * high:
             break
         part = _cheapest(surveyed, totals, low, high, allowed / factor)
     if best is None:
         assert last is not None
         raise PlanError(
-            f"no plan that was tried keeps a {keep}: at {last.part:.2f} of the MACs the shortfall is "
-            f"{last.shortfall:.3g}, allowed is {allowed:.3g}; ask for less, give more calibration inputs, or use other rules"
+            f"no plan that was tried keeps a {keep}: at {last.allocation.part('macs'):.2f} of the MACs the shortfall is "
+            f"{last.loss:.3g}, allowed is {allowed:.3g}; ask for less, give more calibration inputs, or use other rules"
         )
     return best
 

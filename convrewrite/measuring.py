@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from torch import nn
 
-from convrewrite.exporting import Exported, export
+from convrewrite.exporting import export
 from convrewrite.fidelity import Fidelity
 from convrewrite.inputs import Inputs
-from convrewrite.latency import Comparison, compare_onnx, compare_torch
+from convrewrite.latency import Comparison
 from convrewrite.preparing import Judged, Progress
+from convrewrite.timing import Baseline
 from convrewrite.verifying import Parity, check_parity, measure_fidelity, require_parity
 
 PARITY_EXAMPLES = 8
@@ -18,7 +18,8 @@ PARITY_EXAMPLES = 8
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was measured on the finished model; None where nothing was. ``noise``: its fidelity on nothing better."""
+    """What was measured on the finished model; None where nothing was. ``noise``: its fidelity on nothing better;
+    ``predicted_saving``: the seconds that the options save according to their own times."""
 
     fidelity: Fidelity
     fidelity_basis: str
@@ -28,19 +29,12 @@ class Measured:
     torch_latency: Comparison | None = None
     notes: tuple[str, ...] = ()
     noise: bool = False
+    predicted_saving: float | None = None
 
     @property
     def slower(self) -> bool:
         """Whether three quarters of the paired rounds in onnxruntime found the rewritten model slower."""
         return self.onnx_latency is not None and self.onnx_latency.ratio_low > 1
-
-
-@dataclass(frozen=True, slots=True)
-class OnnxFile:
-    """Where the result is exported to, and what the file says of itself."""
-
-    path: Path
-    metadata: Mapping[str, str]
 
 
 def measure_outputs(original: nn.Module, rewritten: nn.Module, judged: Judged) -> Measured:
@@ -54,21 +48,18 @@ def measure_everything(
     rewritten: nn.Module,
     inputs: Inputs,
     judged: Judged,
-    baseline: Exported,
-    onnx: OnnxFile,
-    threads: int,
+    baseline: Baseline,
+    metadata: Mapping[str, str],
     progress: Progress,
 ) -> Measured:
-    """Fidelity, export to ``onnx``, parity on the first of the same inputs, and latency.
+    """Fidelity, export, parity on the first of the same inputs, and latency; ``metadata`` is what the ONNX file says of itself.
 
     Raises ExportError, and VerificationError without parity.
-
-    ``baseline`` is the original's ONNX file.
     """
     progress("verify", 0, 5, "fidelity")
     outputs = measure_outputs(original, rewritten, judged)
     progress("verify", 1, 5, "export to ONNX")
-    after = export(rewritten, inputs, onnx.path, metadata=onnx.metadata)
+    after = export(rewritten, inputs, baseline.result, metadata=metadata)
     progress("verify", 2, 5, "parity of onnxruntime with torch")
     few = tuple(tensor[:PARITY_EXAMPLES] for tensor in judged.batches[0])
     ignored = [name for name, meaning in judged.meanings.items() if not meaning.counts]
@@ -76,11 +67,12 @@ def measure_everything(
     require_parity(parity)
     one = tuple(tensor[:1] for tensor in inputs)
     progress("verify", 3, 5, "latency in onnxruntime")
-    onnx_latency = compare_onnx(baseline.path, after.path, one if after.dynamic_batch else inputs, threads=threads)
+    before, timer, threads = baseline.original.path, baseline.timer, baseline.threads
+    onnx_latency = timer.compare_onnx(before, after.path, one if after.dynamic_batch else inputs, threads)
     progress("verify", 4, 5, "latency in torch")
-    torch_latency = compare_torch(original, rewritten, one, threads=threads)
+    torch_latency = timer.compare_torch(original, rewritten, one, threads)
     progress("verify", 5, 5, "done")
-    sizes = (baseline.path.stat().st_size, after.path.stat().st_size)
+    sizes = (before.stat().st_size, after.path.stat().st_size)
     notes = (after.note,) if after.note else ()
     return replace(
         outputs, parity=parity, file_bytes=sizes, onnx_latency=onnx_latency, torch_latency=torch_latency, notes=notes

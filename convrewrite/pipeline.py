@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import fx, nn
 
+from convrewrite.choosing import Choice
 from convrewrite.copying import private_copy
 from convrewrite.errors import PlanError, UsageError
 from convrewrite.inputs import ExampleInput
@@ -24,7 +25,7 @@ from convrewrite.proposing import candidates, refusal
 from convrewrite.replaying import offers_of
 from convrewrite.reporting.model import AnalysisRow
 from convrewrite.rules import Rule, RuleFile, resolve
-from convrewrite.running import Choice, Result, Run
+from convrewrite.running import Result, Run
 from convrewrite.state import surroundings_preserved
 from convrewrite.stopwatch import Stopwatch
 from convrewrite.structure import Structure
@@ -96,8 +97,7 @@ def optimize(
         with watch.timed("find sites"):
             prepared = prepare(private_copy(model, inputs), inputs, chosen, structures, model)
         run = Run.begin(prepared, calibration, ask, settings, progress or silent, watch)
-        choice = run.choose()
-        return run.finish(choice, name or type(model).__name__, notes)
+        return run.finish(run.planner.choose(), name or type(model).__name__, notes)
 
 
 def plan(
@@ -127,7 +127,7 @@ def plan(
         prepared = prepare(private_copy(model, inputs), inputs, chosen, structures, model)
         run = Run.begin(prepared, calibration, ask, settings, progress or silent, Stopwatch())
         with run.scratch:
-            return run.plan(run.choose())
+            return run.plan()
 
 
 def apply(

@@ -25,6 +25,7 @@ from convrewrite.sites import Site, find_sites
 from convrewrite.structure import Structure
 from convrewrite.structures import discover
 from convrewrite.synthetic import synthesise
+from convrewrite.timing import THIS_MACHINE, Timer
 from convrewrite.tracing import Traced
 
 Progress = Callable[[str, int, int, str], None]
@@ -43,6 +44,7 @@ class Settings:
     output_weighting: bool = True
     measure: bool = True
     fast: bool = False
+    timer: Timer = THIS_MACHINE
 
     def __post_init__(self) -> None:
         """Raise UsageError for a number that no run can work with."""

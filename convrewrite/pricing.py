@@ -4,14 +4,14 @@ Several lowerings of one option compute the same numbers; the faster one, measur
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from convrewrite.conv import ConvSpec, Size
-from convrewrite.latency import Clock, Graph, channel_block, time_options
+from convrewrite.latency import Graph, channel_block
 from convrewrite.proposing import Proposal, cost_of
 from convrewrite.sites import Site
 from convrewrite.structure import Option, Stage, Structure, branch_specs, lowerings
-from convrewrite.timing_cache import TimingCache
+from convrewrite.timing import THIS_MACHINE, Timer
 
 MIN_GAIN = 0.05
 """Of a site's measured time: an option that gains less is not worth its error."""
@@ -33,13 +33,12 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """Asks for measured times: one thread count, one cache, one clock."""
+    """Asks a timer for the seconds of options, at one thread count."""
 
     structures: Mapping[str, Structure]
     threads: int = 1
     rounds: int = 15
-    cache: TimingCache = field(default_factory=TimingCache)
-    clock: Clock | None = None
+    timer: Timer = THIS_MACHINE
 
     def of(self, site: Site, proposals: Sequence[Proposal]) -> tuple[Price, ...]:
         """The price of every proposal at a site, all calls of it together."""
@@ -69,10 +68,7 @@ class Prices:
     def _seconds(self, site: Site, graphs: Sequence[Graph]) -> tuple[float, list[float]]:
         before, after = 0.0, [0.0] * len(graphs)
         for size, calls in _calls(site).items():
-            once, options = time_options(
-                site.folded_spec, graphs, size, threads=self.threads, rounds=self.rounds, cache=self.cache,
-                clock=self.clock,
-            )  # fmt: skip
+            once, options = self.timer.time_options(site.folded_spec, graphs, size, self.threads, self.rounds)
             before += calls * once
             after = [total + calls * seconds for total, seconds in zip(after, options, strict=True)]
         return before, after

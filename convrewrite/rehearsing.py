@@ -6,7 +6,6 @@ it starts with, exported and timed against the original, and the budget is corre
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from torch import nn
 
@@ -14,12 +13,11 @@ from convrewrite.allocation import Allocation, Totals, allocate, unreachable
 from convrewrite.applying import empty_option, replace_site
 from convrewrite.copying import copy_model
 from convrewrite.errors import PlanError
-from convrewrite.exporting import Exported, export
-from convrewrite.latency import compare_onnx
 from convrewrite.planning import OVERSTEP
 from convrewrite.preparing import Prepared
 from convrewrite.proposing import Offer
 from convrewrite.scoring import Surveyed
+from convrewrite.timing import Baseline, Unmeasured
 
 REHEARSALS = 4
 CLOSE = 0.97
@@ -31,9 +29,7 @@ def allocate_measured(
     surveyed: Sequence[Surveyed],
     budget: Mapping[str, float],
     totals: Totals,
-    baseline: Exported,
-    folder: Path,
-    threads: int,
+    baseline: Baseline | Unmeasured,
 ) -> Allocation:
     """The allocation of least effect whose latency *measures* within the budget, of a few that are tried.
 
@@ -51,7 +47,7 @@ def allocate_measured(
             break
         if any(allocation.chosen == known.chosen for _, known in tried):
             break
-        measured = rehearse(prepared, allocation.offers(), baseline, folder, threads)
+        measured = rehearse(prepared, allocation.offers(), baseline)
         tried.append((measured, allocation))
         if CLOSE * asked <= measured <= asked:
             break
@@ -76,13 +72,9 @@ def _next_aim(tried: Sequence[tuple[float, float]], asked: float) -> float:
     return predicted * wanted / measured
 
 
-def rehearse(prepared: Prepared, offers: Sequence[Offer], baseline: Exported, folder: Path, threads: int) -> float:
+def rehearse(prepared: Prepared, offers: Sequence[Offer], baseline: Baseline | Unmeasured) -> float:
     """The time of the model with these options, unfitted, as a part of the original's: the median of paired ratios."""
-    trial = export(_unfitted(prepared, offers), prepared.inputs, folder / "rehearsal.onnx")
-    inputs = prepared.inputs
-    if baseline.dynamic_batch and trial.dynamic_batch:
-        inputs = tuple(tensor[:1] for tensor in inputs)
-    return compare_onnx(baseline.path, trial.path, inputs, threads=threads).ratio
+    return baseline.ratio(_unfitted(prepared, offers))
 
 
 def _unfitted(prepared: Prepared, offers: Sequence[Offer]) -> nn.Module:

@@ -5,23 +5,16 @@ lets through where only that sees the output, and the one with the least error o
 inputs the stages keep their weights-only initial values.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
-from torch import Tensor, nn
+from torch import nn
 
-from convrewrite.calibration import Calibration
 from convrewrite.propagation import Propagation
 from convrewrite.proposing import Offer, Proposal
 from convrewrite.sites import Site
-from convrewrite.stopwatch import Stopwatch
-from convrewrite.structure import Structure
-from convrewrite.tracing import Traced
+from convrewrite.work import Work
 from convrewrite.workpiece import UNREACHED, Workpiece, require_memory
-
-Progress = Callable[[str, int, int, str], None]
-"""Called with a stage's name, how many of its steps are done, how many there are, and what is being done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,30 +45,13 @@ class Rewritten:
     outcomes: tuple[Outcome, ...]
 
 
-def rewrite(
-    model: nn.Module,
-    traced: Traced,
-    offers: Sequence[Offer],
-    calibration: Calibration,
-    structures: dict[str, Structure],
-    *,
-    seed: int,
-    memory: int,
-    weights: Mapping[str, Tensor] = MappingProxyType({}),
-    progress: Progress,
-    stopwatch: Stopwatch | None = None,
-) -> Rewritten:
-    """Rewrite a copy of ``model``; ``memory`` in bytes bounds activations and moments together,
-    ``weights`` are those of the sites' outputs (:func:`convrewrite.weighting.output_weights`).
-
-    ``stopwatch`` is told the seconds of forward passes, moments and solves.
-    """
+def rewrite(work: Work, offers: Sequence[Offer]) -> Rewritten:
+    """Rewrite a copy of the model; the memory of the settings bounds activations and moments together."""
+    prepared, data, memory = work.prepared, work.data, work.settings.memory
     active = [offer.site for offer in offers if offer.proposals]
-    batches = (*calibration.fit, *calibration.held_out)
-    if calibration.kind != "weights only":
+    if data.kind != "weights only":
         require_memory(active, memory)
-    walk = Propagation(model, traced, active, batches, memory)
-    watch = stopwatch or Stopwatch()
+    walk = Propagation(prepared.model, prepared.traced, active, (*data.fit, *data.held_out), memory)
     outcomes: list[Outcome] = []
     try:
         for offer in offers:
@@ -83,9 +59,9 @@ def rewrite(
                 outcomes.append(Outcome(offer.site, None, reason=offer.reason))
                 continue
             done = sum(1 for outcome in outcomes if outcome.site in active)
-            progress("fit", done, len(active), offer.site.name)
-            outcomes.append(_rewrite_site(walk, offer, calibration, structures, weights, seed, watch))
-            progress("fit", done + 1, len(active), _summary(outcomes[-1]))
+            work.progress("fit", done, len(active), offer.site.name)
+            outcomes.append(_rewrite_site(walk, offer, work))
+            work.progress("fit", done + 1, len(active), _summary(outcomes[-1]))
     finally:
         walk.close()
     return Rewritten(walk.rewritten, tuple(outcomes))
@@ -97,17 +73,10 @@ def _summary(outcome: Outcome) -> str:
     return f"{outcome.site.name}: {outcome.proposal.option.structure}, error {outcome.error:.2%}"
 
 
-def _rewrite_site(
-    walk: Propagation,
-    offer: Offer,
-    calibration: Calibration,
-    structures: dict[str, Structure],
-    weights: Mapping[str, Tensor],
-    seed: int,
-    watch: Stopwatch,
-) -> Outcome:
+def _rewrite_site(walk: Propagation, offer: Offer, work: Work) -> Outcome:
     """Fit every proposal, put the best in place. A site where all break their rules' error limits is kept."""
-    piece = Workpiece.of(walk, offer.site, calibration, weights, seed, watch)
+    structures, watch = work.prepared.structures, work.watch
+    piece = Workpiece.of(walk, offer.site, work.data, work.weights, work.settings.seed, watch)
     if not piece.reached:
         return Outcome(offer.site, None, reason=UNREACHED)
     with watch.timed("solves"), piece.solving_threads():

@@ -4,39 +4,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from convrewrite import storing
-from convrewrite.allocation import Allocation, Totals, allocate
+from convrewrite.allocation import Allocation
+from convrewrite.choosing import Choice, Planner
 from convrewrite.conv import Cost
-from convrewrite.drafting import Work, offers_by_ratio, prices_of, survey_sites
-from convrewrite.evidence import make_plan, with_kept, with_outputs
-from convrewrite.exporting import Exported, export
-from convrewrite.gating import in_fastest_lowering
-from convrewrite.keeping import require_judge, search, shortfall
-from convrewrite.latency import time_onnx
+from convrewrite.evidence import with_kept, with_outputs
+from convrewrite.exporting import export
+from convrewrite.keeping import require_judge
 from convrewrite.layout import channels_last
 from convrewrite.lifting import settle
 from convrewrite.meanings import NOTHING, Meaning, require_outputs
-from convrewrite.measuring import Measured, OnnxFile, measure_everything, measure_outputs
+from convrewrite.measuring import Measured, measure_everything, measure_outputs
 from convrewrite.planning import Ask, Fingerprint, Plan
 from convrewrite.preparing import Prepared, Progress, Settings, calibrate, judging_inputs, require_runtime_dtype
-from convrewrite.proposing import Offer, Proposal
 from convrewrite.provenance import Provenance
-from convrewrite.rehearsing import allocate_measured, rehearse
 from convrewrite.replaceable import counted_as_replaced
 from convrewrite.reporting.building import build_report
 from convrewrite.reporting.model import Report
-from convrewrite.rewriting import Outcome, Rewritten, rewrite
-from convrewrite.scoring import Surveyed
+from convrewrite.rewriting import Outcome, Rewritten
 from convrewrite.scratch import Scratch, temporary
-from convrewrite.sites import Site
 from convrewrite.state import preserved
 from convrewrite.stopwatch import Stopwatch
-from convrewrite.swapping import check, swap
+from convrewrite.timing import Baseline, Unmeasured
 from convrewrite.tracing import Traced
-from convrewrite.version import tool_version
 from convrewrite.weighting import output_weights
+from convrewrite.work import Work
 
 NOT_MEASURED = "no ONNX file was asked for: nothing was exported or timed, and onnxruntime was not compared"
 """The note of a result without one."""
@@ -67,23 +61,13 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """What is to be fitted, how it was come by, and the rewritten model where the choice took fitting it."""
-
-    offers: tuple[Offer, ...]
-    allocation: Allocation | None = None
-    rewritten: Rewritten | None = None
-    effect: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Run:
-    """One run: what was asked, what is shared by its stages, and the original's ONNX file where anything is measured."""
+    """One run: what is shared by its stages, who plans, and the original's ONNX file where anything is measured."""
 
-    ask: Ask
     work: Work
+    planner: Planner
     scratch: Scratch
-    baseline: Exported | None
+    baseline: Baseline | None
 
     @classmethod
     def begin(
@@ -100,11 +84,8 @@ class Run:
         of outputs that a plan holds."""
         model, inputs, scratch = prepared.model, prepared.inputs, temporary()
         require_outputs(model, inputs, ask.outputs, known)
-        baseline = None
-        if settings.measure:
-            require_runtime_dtype(model)
-            with watch.timed("export the original"):
-                baseline = export(model, inputs, scratch.path / "original.onnx")
+        with watch.timed("export the original"):
+            baseline = _baseline(prepared, settings, scratch) if settings.measure else None
         with watch.timed("calibrate"):
             data = calibrate(model, inputs, calibration, settings, progress)
             fit, held_out = channels_last(model, data.fit), channels_last(model, data.held_out)
@@ -112,176 +93,67 @@ class Run:
             judged = judging_inputs(inputs, data).told(model, ask.outputs, known)
         if ask.keep is not None:
             require_judge(data, ask.keep, judged.meanings)
-        with watch.timed("output weights"):
-            weighted = settings.output_weighting and bool(data.fit)
-            weights = (
-                output_weights(model, prepared.rewritable, data.fit, settings.seed, meanings=judged.meanings)
-                if weighted
-                else {}
-            )
-        return cls(ask, Work(prepared, data, judged, weights, settings, progress, watch), scratch, baseline)
+        weights: dict[str, Tensor] = {}
+        if settings.output_weighting and data.fit:
+            with watch.timed("output weights"):
+                weights = output_weights(model, prepared.rewritable, data.fit, settings.seed, meanings=judged.meanings)
+        work = Work(prepared, data, judged, weights, settings, progress, watch)
+        return cls(work, Planner(ask, work, baseline or Unmeasured()), scratch, baseline)
 
-    def choose(self) -> Choice:
-        """By the rules' ratios, within the budget, or by the fidelity that is to be kept."""
-        prepared, settings = self.work.prepared, self.work.settings
-        if self.ask.by_ratio:
-            with self.work.watch.timed("latency"):
-                return Choice(offers_by_ratio(prepared, settings))
-        surveyed = survey_sites(self.work, self.ask)
-        if not self.ask.budget:
-            return self._choose_by_fidelity(surveyed)
-        if "latency" in self.ask.budget:
-            with self.work.watch.timed("latency"):
-                return self._choose_by_latency(surveyed)
-        allocation = allocate(surveyed, self.ask.budget, Totals(prepared.totals))
-        return Choice(self._lowered(allocation), allocation)
-
-    def _choose_by_latency(self, surveyed: tuple[Surveyed, ...]) -> Choice:
-        prepared, settings = self.work.prepared, self.work.settings
-        assert self.baseline is not None, "a latency budget asks for measurement"
-        self.work.progress("latency", 0, 1, "the plan as a whole, before it is fitted")
-        allocation = allocate_measured(
-            prepared, surveyed, self.ask.budget, Totals(prepared.totals, self._whole_seconds()), self.baseline,
-            self.scratch.path, settings.threads,
-        )  # fmt: skip
-        self.work.progress("latency", 1, 1, f"predicted {allocation.part('latency'):.2f} of the original's")
-        return Choice(allocation.offers(), allocation)
-
-    def _choose_by_fidelity(self, surveyed: tuple[Surveyed, ...]) -> Choice:
-        keep, work = self.ask.keep, self.work
-        assert keep is not None
-        trial = search(
-            surveyed,
-            Totals(work.prepared.totals),
-            keep,
-            lambda allocation: self._rewrite(self._lowered(allocation)),
-            lambda rewritten: shortfall(work.prepared.model, rewritten, work.data, keep, work.judged.meanings),
-        )
-        return Choice(self._lowered(trial.allocation), trial.allocation, trial.rewritten)
-
-    def _whole_seconds(self) -> float:
-        assert self.baseline is not None
-        inputs = self.work.prepared.inputs
-        one = tuple(tensor[:1] for tensor in inputs) if self.baseline.dynamic_batch else inputs
-        return time_onnx(self.baseline.path, one, threads=self.work.settings.threads) / len(one[0])
-
-    def _lowered(self, allocation: Allocation) -> tuple[Offer, ...]:
-        """The chosen options in their fastest lowering; where the survey measured time, they are in it already."""
-        offers, settings = allocation.offers(), self.work.settings
-        timed = any(entry.seconds is not None for entry in allocation.surveyed)
-        if timed or not settings.measure:
-            return offers
-        with self.work.watch.timed("latency"):
-            return in_fastest_lowering(offers, prices_of(self.work.prepared, settings))
-
-    def _rewrite(self, offers: Sequence[Offer]) -> Rewritten:
-        work, prepared = self.work, self.work.prepared
-        return rewrite(
-            prepared.model, prepared.traced, offers, work.data, prepared.structures, seed=work.settings.seed,
-            memory=work.settings.memory, weights=work.weights, progress=work.progress, stopwatch=work.watch,
-        )  # fmt: skip
-
-    def _fitted(self, choice: Choice) -> Choice:
-        """The choice fitted; one that came from an allocation is checked as a whole, and bettered by swaps where it does more
-        harm than its parts promised."""
-        if choice.rewritten is not None:
-            return choice
-        rewritten = self._rewrite(choice.offers)
-        if choice.allocation is None or self.work.settings.fast or not self.work.data.fit:
-            return replace(choice, rewritten=rewritten)
-        checked = check(self.work, choice.allocation, rewritten)
-        if checked.effect <= choice.allocation.effect:  # no more harm than that of the parts: nothing to gain
-            return replace(choice, rewritten=rewritten, effect=checked.effect)
-        attempt = lambda allocation: self._rewrite(self._lowered(allocation))  # noqa: E731
-        best = swap(self.work, checked, self.ask.budget, self._measures_within, attempt)
-        return Choice(self._lowered(best.allocation), best.allocation, best.rewritten, best.effect)
-
-    def _measures_within(self, allocation: Allocation) -> bool:
-        """Whether the whole plan measures within the latency asked for, if any was: the times of options do not add up."""
-        if "latency" not in self.ask.budget:
-            return True
-        prepared, threads = self.work.prepared, self.work.settings.threads
-        assert self.baseline is not None, "a latency budget asks for measurement"
-        with self.work.watch.timed("latency"):
-            measured = rehearse(prepared, allocation.offers(), self.baseline, self.scratch.path, threads)
-        return measured <= self.ask.budget["latency"]
-
-    def plan(self, choice: Choice) -> Plan:
-        """The plan of a choice that was not fitted; where a rule offers several options, the cheapest."""
-        chosen = [
-            (o.site, min(o.proposals, key=lambda p: p.cost.macs) if o.proposals else None, o.reason)
-            for o in choice.offers
-        ]
-        return self._plan_of(chosen, choice.allocation)
-
-    def _plan_of(
-        self, chosen: Sequence[tuple[Site, Proposal | None, str | None]], allocation: Allocation | None
-    ) -> Plan:
-        work = self.work
-        return make_plan(
-            work.prepared, self.ask, work.settings, tool_version(), chosen, allocation, work.judged.meanings
-        )
+    def plan(self) -> Plan:
+        """Only choose."""
+        return self.planner.plan(self.planner.choose())
 
     def finish(self, choice: Choice, name: str, notes: Sequence[str], plan: Plan | None = None) -> Result:
         """Fit and apply, measure, report. ``plan``: the one that is carried out, else one is made of the choice."""
-        work, prepared, settings = self.work, self.work.prepared, self.work.settings
-        choice = self._fitted(choice)
-        rewritten = choice.rewritten
-        assert rewritten is not None
-        chosen = [(o.site, o.proposal, o.reason) for o in rewritten.outcomes]
-        if plan is None:
-            followed = self._plan_of(chosen, choice.allocation)
-        else:
-            followed = with_kept(plan, {o.site.name: o.reason for o in rewritten.outcomes if o.reason is not None})
-            followed = with_outputs(followed, work.judged.meanings)
+        work, prepared = self.work, self.work.prepared
+        rewritten, allocation = self.planner.fit(choice)
+        followed = self._followed(rewritten, allocation, plan)
         changed = [outcome.site for outcome in rewritten.outcomes if outcome.proposal is not None]
         settled = settle(prepared.original, prepared.lifted, rewritten.model, changed)
         after = counted_as_replaced(prepared.model, settled, changed, prepared.inputs)
-        onnx = self.scratch.path / "model.onnx" if self.baseline is not None else None
         with work.watch.timed("verify"), preserved(settled.model):
-            measured = self._measured(settled.model, onnx, followed)
-            saved = self._predicted_saving(rewritten.outcomes) if onnx is not None else None
+            measured = self._measured(settled.model, followed)
+            saved = None if self.baseline is None else self.planner.predicted_saving(rewritten.outcomes)
         report = build_report(
             model=name,
-            input_shapes=[tuple(tensor.shape) for tensor in prepared.inputs],
             plan=followed,
-            ask=self.ask,
-            settings=settings,
-            calibration=work.data,
+            ask=self.planner.ask,
+            work=work,
             outcomes=rewritten.outcomes,
             costs=_costs(settled.model, prepared.totals.macs, after, rewritten.outcomes),
-            measured=measured,
-            predicted_saving=saved,
+            measured=replace(measured, predicted_saving=saved),
             notes=[
                 *notes, *settled.notes, *work.data.notes, *_lost(prepared.traced), *measured.notes,
-                *_nothing_done(rewritten.outcomes), *([] if onnx is not None else [NOT_MEASURED]),
+                *_nothing_done(rewritten.outcomes), *([NOT_MEASURED] if self.baseline is None else []),
             ],
-            seconds=work.watch.seconds,
         )  # fmt: skip
+        onnx = None if self.baseline is None else self.baseline.result
         return Result(settled.model, followed, report, onnx, self.scratch)
 
-    def _measured(self, rewritten: nn.Module, onnx: Path | None, plan: Plan) -> Measured:
+    def _followed(self, rewritten: Rewritten, allocation: Allocation | None, plan: Plan | None) -> Plan:
+        """The plan that the result carries out: the given one, where sites had to be kept after all without them."""
+        if plan is None:
+            return self.planner.plan_of([(o.site, o.proposal, o.reason) for o in rewritten.outcomes], allocation)
+        kept = with_kept(plan, {o.site.name: o.reason for o in rewritten.outcomes if o.reason is not None})
+        return with_outputs(kept, self.work.judged.meanings)
+
+    def _measured(self, rewritten: nn.Module, plan: Plan) -> Measured:
         prepared, work = self.work.prepared, self.work
-        if onnx is None or self.baseline is None:
+        if self.baseline is None:
             return measure_outputs(prepared.model, rewritten, work.judged)
         result = Fingerprint.of(rewritten)
         provenance = Provenance(str(plan.model), str(result), plan.tool_version, work.judged.meanings)
         return measure_everything(
-            prepared.model,
-            rewritten,
-            prepared.inputs,
-            work.judged,
-            self.baseline,
-            OnnxFile(onnx, provenance.metadata()),
-            work.settings.threads,
-            work.progress,
+            prepared.model, rewritten, prepared.inputs, work.judged, self.baseline, provenance.metadata(), work.progress
         )
 
-    def _predicted_saving(self, outcomes: Sequence[Outcome]) -> float:
-        """Seconds that the rewritten sites save, from the times of their options alone."""
-        prices = prices_of(self.work.prepared, self.work.settings)
-        changed = [(o.site, o.proposal) for o in outcomes if o.proposal is not None]
-        return sum(prices.saving(site, proposal) for site, proposal in changed)
+
+def _baseline(prepared: Prepared, settings: Settings, scratch: Scratch) -> Baseline:
+    """The original exported: what cannot be is refused before the long work."""
+    require_runtime_dtype(prepared.model)
+    original = export(prepared.model, prepared.inputs, scratch.path / "original.onnx")
+    return Baseline(original, prepared.inputs, scratch.path, settings.timer, settings.threads)
 
 
 def _costs(result: nn.Module, before: int, after: int, outcomes: Sequence[Outcome]) -> tuple[Cost, Cost]:

@@ -24,13 +24,14 @@ from convrewrite.meanings import Meaning, tell
 from convrewrite.outputs import named_outputs
 from convrewrite.pricing import MIN_GAIN, Prices, aligned
 from convrewrite.propagation import Propagation
-from convrewrite.proposing import Ladder, Menu, Proposal
+from convrewrite.proposing import Ladder, Proposal
 from convrewrite.scoring import Curve, Dropped, Sample, Scored, Surveyed, between, competitive, faithful_enough, spread
 from convrewrite.sites import Site
 from convrewrite.stopwatch import Stopwatch
 from convrewrite.streams import Inputs
 from convrewrite.structure import Option, Structure
-from convrewrite.tracing import Traced, run
+from convrewrite.tracing import run
+from convrewrite.work import Work
 from convrewrite.workpiece import UNREACHED, Workpiece, require_memory
 
 LEAST_RATIO = 0.03
@@ -76,49 +77,31 @@ THOROUGH = Effort()
 FAST = Effort(ranks=2, large_ranks=1, large_variants=1, measured=1, iterations=0, examples=16, inputs=64, rounds=7)
 
 
-Progress = Callable[[str, int, int, str], None]
-
-
-def survey(
-    model: nn.Module,
-    traced: Traced,
-    menus: Sequence[Menu],
-    calibration: Calibration,
-    structures: Mapping[str, Structure],
-    *,
-    effort: Effort,
-    prices: Prices | None,
-    weights: Mapping[str, Tensor],
-    seed: int,
-    memory: int,
-    progress: Progress,
-    stopwatch: Stopwatch,
-    meanings: Mapping[str, Meaning] | None = None,
-) -> tuple[Surveyed, ...]:
-    """Every site's options with their errors and effects. ``prices``: measure their seconds too, drop the slow ones;
-    ``meanings`` of the outputs: None, they are told."""
-    active = [menu.site for menu in menus if menu.ladders]
-    chosen = _fewer(calibration, effort)
+def survey(work: Work, *, effort: Effort, prices: Prices | None) -> tuple[Surveyed, ...]:
+    """Every site's options with their errors and effects. ``prices``: measure their seconds too, drop the slow ones."""
+    prepared, settings = work.prepared, work.settings
+    active = [menu.site for menu in prepared.menus if menu.ladders]
+    chosen = _fewer(work.data, effort)
     if chosen.kind != "weights only":
-        require_memory(active, memory)
-    walk = Propagation(model, traced, active, (*chosen.fit, *chosen.held_out), memory)
-    judge = Judge.of(model, walk, chosen, active, meanings)
+        require_memory(active, settings.memory)
+    walk = Propagation(prepared.model, prepared.traced, active, (*chosen.fit, *chosen.held_out), settings.memory)
+    judge = Judge.of(prepared.model, walk, chosen, active, work.judged.meanings)
     gains = _Gains()
     found: list[Surveyed] = []
     try:
-        for menu in menus:
+        for menu in prepared.menus:
             if not menu.ladders:
                 found.append(Surveyed(menu.site, (), reason=menu.reason))
                 continue
             done = sum(1 for entry in found if entry.site in active)
-            progress("survey", done, len(active), menu.site.name)
-            piece = Workpiece.of(walk, menu.site, chosen, weights, seed, stopwatch)
+            work.progress("survey", done, len(active), menu.site.name)
+            piece = Workpiece.of(walk, menu.site, chosen, work.weights, settings.seed, work.watch)
             if not piece.reached:
                 found.append(Surveyed(menu.site, (), reason=UNREACHED))
                 continue
-            bench = _Bench(menu.site, piece, structures, judge, effort, prices, gains, stopwatch)
+            bench = _Bench(menu.site, piece, prepared.structures, judge, effort, prices, gains, work.watch)
             found.append(bench.survey(menu.ladders))
-            progress("survey", done + 1, len(active), f"{menu.site.name}: {len(found[-1].options)} options")
+            work.progress("survey", done + 1, len(active), f"{menu.site.name}: {len(found[-1].options)} options")
     finally:
         walk.close()
     return tuple(found)

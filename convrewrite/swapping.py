@@ -7,12 +7,11 @@ The new plan is taken when its own measured effect is lower.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
-from convrewrite.allocation import Allocation, allocate
-from convrewrite.drafting import Work
+from convrewrite.allocation import Allocation, FittedPlan, allocate
 from convrewrite.errors import PlanError
 from convrewrite.fidelity import effect_of
 from convrewrite.fitting import effort_for
@@ -22,52 +21,44 @@ from convrewrite.rewriting import Rewritten
 from convrewrite.scoring import Scored, Surveyed
 from convrewrite.sensitivities import THOROUGH, Judge
 from convrewrite.tracing import run
+from convrewrite.work import Work
 from convrewrite.workpiece import Workpiece
 
 STEP = 0.2
 """The neighbours of an option cost about so much less or more of a resource than it does."""
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """A plan that was fitted, and its measured effect on the outputs."""
-
-    allocation: Allocation
-    rewritten: Rewritten
-    effect: float
-
-
-def check(work: Work, allocation: Allocation, rewritten: Rewritten) -> Checked:
+def check(work: Work, allocation: Allocation, rewritten: Rewritten) -> FittedPlan:
     """The effect of the whole plan, on the inputs that effects are measured on."""
     pairs = (
         (named_outputs(run(work.prepared.model, batch)), named_outputs(run(rewritten.model, batch)))
         for batch in work.judged.batches
     )
-    return Checked(allocation, rewritten, effect_of(pairs, work.judged.meanings))
+    return FittedPlan(allocation, rewritten, effect_of(pairs, work.judged.meanings))
 
 
 def swap(
     work: Work,
-    checked: Checked,
+    fitted: FittedPlan,
     budget: Mapping[str, float],
     holds: Callable[[Allocation], bool],
     attempt: Callable[[Allocation], Rewritten],
-) -> Checked:
+) -> FittedPlan:
     """The plan with the swaps that lower its effect, or as it was. ``holds`` says whether a plan is within the budget where
     only the whole shows it, as its latency does: one that is not is never fitted by ``attempt``."""
-    nearby = _survey_nearby(work, checked, tuple(budget))
+    nearby = _survey_nearby(work, fitted, tuple(budget))
     try:
-        better = allocate(nearby, budget, checked.allocation.totals)
+        better = allocate(nearby, budget, fitted.allocation.totals)
     except PlanError:  # the plan itself oversteps the budget a little, as one that was corrected by measurement may
-        return checked
-    chosen = _told_alone(better, checked.allocation)
-    if chosen == checked.allocation.chosen:
-        return checked
-    moved = Allocation(checked.allocation.surveyed, chosen, better.totals)
+        return fitted
+    chosen = _told_alone(better, fitted.allocation)
+    if chosen == fitted.allocation.chosen:
+        return fitted
+    moved = Allocation(fitted.allocation.surveyed, chosen, better.totals)
     if not holds(moved):
-        return checked
+        return fitted
     found = check(work, moved, attempt(moved))
-    return found if found.effect < checked.effect else checked
+    return found if found.loss < fitted.loss else fitted
 
 
 def _told_alone(better: Allocation, known: Allocation) -> tuple[Scored | None, ...]:
@@ -78,13 +69,13 @@ def _told_alone(better: Allocation, known: Allocation) -> tuple[Scored | None, .
     )
 
 
-def _survey_nearby(work: Work, checked: Checked, resources: Sequence[str]) -> tuple[Surveyed, ...]:
+def _survey_nearby(work: Work, fitted: FittedPlan, resources: Sequence[str]) -> tuple[Surveyed, ...]:
     """Every site with its option and the neighbours; effects are differences in the rewritten model, above the least."""
     prepared, settings, data = work.prepared, work.settings, work.data
-    allocation = checked.allocation
+    allocation = fitted.allocation
     rewritten = [entry.site for entry, scored in zip(allocation.surveyed, allocation.chosen, strict=True) if scored]
     batches = (*data.fit, *data.held_out)
-    walk = Propagation(prepared.model, prepared.traced, rewritten, batches, settings.memory, checked.rewritten.model)
+    walk = Propagation(prepared.model, prepared.traced, rewritten, batches, settings.memory, fitted.rewritten.model)
     judge = Judge.of(prepared.model, walk, data, meanings=work.judged.meanings)
     found: list[Surveyed] = []
     try:

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from convrewrite import pricing
 from convrewrite.conv import ConvSpec, Size
 from convrewrite.latency import Comparison, Graph
+from convrewrite.timing import RuntimeTimer
 
 Seconds = Callable[[Graph, Size], float]
 
@@ -33,12 +33,12 @@ def lie(monkeypatch: pytest.MonkeyPatch, seconds: Seconds = by_macs) -> list[Gra
     asked: list[Graph] = []
 
     def time_options(
-        original: ConvSpec, options: Sequence[Graph], size: Size, **_named: Any
+        _self: RuntimeTimer, original: ConvSpec, options: Sequence[Graph], size: Size, *_rest: Any
     ) -> tuple[float, list[float]]:
         asked.extend(options)
         return seconds(((original,),), size), [seconds(option, size) for option in options]
 
-    monkeypatch.setattr(pricing, "time_options", time_options)
+    monkeypatch.setattr(RuntimeTimer, "time_options", time_options)
     return asked
 
 

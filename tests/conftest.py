@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from convrewrite import measuring
 from convrewrite.latency import Comparison
 from convrewrite.structure import Structure
 from convrewrite.structures import discover
+from convrewrite.timing import RuntimeTimer
 from convrewrite.timing_cache import FOLDER_VARIABLE
 
 pytest_plugins = ["model_files"]
@@ -41,13 +41,13 @@ def own_timings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="session")
 def never_slower() -> Iterator[None]:
     """No test depends on a time: results are timed, but none is refused for what a busy machine says of a tiny network."""
-    compare = measuring.compare_onnx
+    compare = RuntimeTimer.compare_onnx
 
     def faster(*args: Any, **named: Any) -> Comparison:
         return replace(compare(*args, **named), ratio=0.9, ratio_low=0.8, ratio_high=1.0)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measuring, "compare_onnx", faster)
+        patch.setattr(RuntimeTimer, "compare_onnx", faster)
         yield
 
 

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import convrewrite
-from convrewrite import measuring, preparing, running, storing
+from convrewrite import choosing, measuring, preparing, storing
 from convrewrite.reporting.model import Report
 from convrewrite.rules import builtin_rules, load_rule_file
 from convrewrite.storing import FILES
+from convrewrite.timing import RuntimeTimer
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +45,8 @@ def out(place: Path, optimized: Ran) -> Path:
 @pytest.fixture
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the measuring of latency, which takes seconds."""
-    monkeypatch.setattr(measuring, "compare_onnx", lambda *_args, **_options: None)
-    monkeypatch.setattr(measuring, "compare_torch", lambda *_args, **_options: None)
+    monkeypatch.setattr(RuntimeTimer, "compare_onnx", lambda *_args, **_options: None)
+    monkeypatch.setattr(RuntimeTimer, "compare_torch", lambda *_args, **_options: None)
     lie(monkeypatch)
 
 
@@ -92,7 +93,7 @@ def test_optimize_replaces_an_earlier_result(place: Path, out: Path) -> None:
 @pytest.mark.usefixtures("untimed")
 @pytest.mark.parametrize(
     ("module", "stage"),
-    [(preparing, "find_sites"), (running, "rewrite"), (measuring, "check_parity"), (storing, "render_html")],
+    [(preparing, "find_sites"), (choosing, "rewrite"), (measuring, "check_parity"), (storing, "render_html")],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_an_interrupted_run_leaves_nothing(
@@ -123,7 +124,7 @@ def test_a_failed_replacement_keeps_the_earlier_result(place: Path, out: Path, m
 def test_a_model_that_asks_for_float64_is_refused_before_the_long_work(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "rewrite", lambda *_args, **_options: pytest.fail("the model was fitted"))
+    monkeypatch.setattr(choosing, "rewrite", lambda *_args, **_options: pytest.fail("the model was fitted"))
     torch.save(small_network().double(), place / "double.pt")
     ran = call("optimize", place / "double.pt", "-o", place / "double", *INPUT, "--calib", "weights")
     (place / "double.pt").unlink()

@@ -12,13 +12,14 @@ from clocks import compared, lie
 from commands import INPUT, Ran, call, images, listing, small_network
 from torch import nn
 
-from convrewrite import drafting, measuring, running, storing
+from convrewrite import choosing, measuring, running, storing
 from convrewrite.exporting import Exported
 from convrewrite.inputs import Inputs
 from convrewrite.measuring import Measured
 from convrewrite.preparing import Judged
 from convrewrite.reporting.model import Report
 from convrewrite.storing import FILES
+from convrewrite.timing import RuntimeTimer
 
 RULE = ("--rule", "separable")
 
@@ -44,8 +45,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every clock lies: options take what their MACs say, and the result half of the original's time."""
     lie(monkeypatch)
-    monkeypatch.setattr(measuring, "compare_onnx", compared(0.5))
-    monkeypatch.setattr(measuring, "compare_torch", compared(1.0, "torch"))
+    monkeypatch.setattr(RuntimeTimer, "compare_onnx", compared(0.5))
+    monkeypatch.setattr(RuntimeTimer, "compare_torch", compared(1.0, "torch"))
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,7 @@ def test_an_interrupted_plan_leaves_nothing(place: Path, monkeypatch: pytest.Mon
     def interrupt(*_args: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(drafting, "survey", interrupt)
+    monkeypatch.setattr(choosing, "survey", interrupt)
     options = ("-o", tmp_path / "p.json", *INPUT, "--calib", "weights", "--budget", "macs=0.6")
     ran = call("plan", place / "net.pt", *options)
     assert (ran.code, ran.message) == (130, "interrupted; nothing was written")
@@ -231,7 +232,7 @@ def optimized(place: Path, out: Path, *options: object) -> Ran:
 def test_a_result_that_measures_slower_is_written_and_is_no_success(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measuring, "compare_onnx", compared(1.3))
+    monkeypatch.setattr(RuntimeTimer, "compare_onnx", compared(1.3))
     ran = optimized(place, tmp_path / "out")
     assert ran.code == 1
     assert "the rewritten model is slower than the original: 1.30 of its time in onnxruntime; use" in ran.message

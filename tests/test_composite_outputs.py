@@ -11,12 +11,13 @@ import torch
 from commands import call
 from torch import Tensor, nn
 
-from convrewrite import measuring, optimize
+from convrewrite import optimize
 from convrewrite.calibration import read_calibration
 from convrewrite.exporting import export
 from convrewrite.pipeline import Result
 from convrewrite.reporting import render_markdown, render_text
 from convrewrite.reporting.html import render_html
+from convrewrite.timing import RuntimeTimer
 from convrewrite.tracing import trace
 from convrewrite.verifying import OnnxModel, check_parity
 
@@ -118,8 +119,8 @@ def test_a_model_that_keeps_what_it_gave_can_still_be_copied() -> None:
 @pytest.fixture(scope="module")
 def result() -> Result:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measuring, "compare_onnx", lambda *_args, **_options: None)
-        patch.setattr(measuring, "compare_torch", lambda *_args, **_options: None)
+        patch.setattr(RuntimeTimer, "compare_onnx", lambda *_args, **_options: None)
+        patch.setattr(RuntimeTimer, "compare_torch", lambda *_args, **_options: None)
         return optimize(Net(everything), images(1), calibration=images(24))
 
 

@@ -9,7 +9,6 @@ from networks import Residual, natural, settled
 from torch import Tensor, nn
 
 import convrewrite
-from convrewrite import rehearsing, running
 from convrewrite.allocation import Allocation, Totals
 from convrewrite.conv import Size
 from convrewrite.errors import PlanError
@@ -20,6 +19,7 @@ from convrewrite.preparing import Prepared, Settings, prepare
 from convrewrite.proposing import Proposal
 from convrewrite.rules import Protect, Rule
 from convrewrite.scoring import Dropped, Scored, Surveyed
+from convrewrite.timing import RuntimeTimer
 
 FREE = Protect(stem=True, min_channels=0, min_mac_share=0)
 RULE = Rule(name="mine", structures=("channel", "separable"), protect=FREE)
@@ -158,8 +158,8 @@ def test_an_option_that_is_slower_is_refused_by_the_plan_with_that_reason(
         return 1e-6 * size[0] if len(graph[0]) == 1 else 1.3e-6 * size[0] if is_slow else 1e-12 * macs_of(graph, size)
 
     lie(monkeypatch, seconds)
-    monkeypatch.setattr(rehearsing, "compare_onnx", compared(0.79))
-    monkeypatch.setattr(running, "time_onnx", lambda *_args, **_named: 50e-6)
+    monkeypatch.setattr(RuntimeTimer, "compare_onnx", compared(0.79))
+    monkeypatch.setattr(RuntimeTimer, "time_onnx", lambda *_args, **_named: 50e-6)
     made = convrewrite.plan(network(), images()[:1], [RULE], images(), {"latency": 0.8}, fast=True)
     assert made.predicted is not None
     assert made.predicted.latency is not None
@@ -178,6 +178,6 @@ def test_an_option_that_is_slower_is_refused_by_the_plan_with_that_reason(
 
 def test_where_every_option_is_slower_no_latency_can_be_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     lie(monkeypatch, lambda graph, size: (1e-6 if len(graph[0]) == 1 else 1.1e-6) * size[0])
-    monkeypatch.setattr(running, "time_onnx", lambda *_args, **_named: 50e-6)
+    monkeypatch.setattr(RuntimeTimer, "time_onnx", lambda *_args, **_named: 50e-6)
     with pytest.raises(PlanError, match=r"budget latency=0\.8 cannot be met .* they reach latency=1\.000 at the least"):
         convrewrite.plan(network(), images()[:1], [RULE], images(), {"latency": 0.8}, fast=True)

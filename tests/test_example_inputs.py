@@ -8,8 +8,8 @@ import pytest
 from commands import Ran, call
 from model_files import forget_modules_below
 
-from convrewrite import measuring
 from convrewrite.reporting.model import Report
+from convrewrite.timing import RuntimeTimer
 
 MODEL = """
 import torch
@@ -76,8 +76,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "compare_onnx", lambda *_args, **_options: None)
-    monkeypatch.setattr(measuring, "compare_torch", lambda *_args, **_options: None)
+    monkeypatch.setattr(RuntimeTimer, "compare_onnx", lambda *_args, **_options: None)
+    monkeypatch.setattr(RuntimeTimer, "compare_torch", lambda *_args, **_options: None)
 
 
 def optimized(folder: Path, name: str, *arguments: object) -> tuple[Ran, Report]:

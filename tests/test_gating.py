@@ -9,7 +9,6 @@ from clocks import compared, lie
 from torch import nn
 
 import convrewrite
-from convrewrite import measuring
 from convrewrite.gating import fast_enough, in_fastest_lowering
 from convrewrite.latency import Graph
 from convrewrite.pricing import Prices
@@ -17,6 +16,7 @@ from convrewrite.proposing import Offer, menus, offer_at
 from convrewrite.rules import Protect, Require, Rule
 from convrewrite.sites import find_sites
 from convrewrite.structure import Structure
+from convrewrite.timing import RuntimeTimer
 from convrewrite.timing_cache import TimingCache
 from convrewrite.tracing import trace
 
@@ -101,8 +101,8 @@ def test_a_site_without_options_keeps_its_reason(
 
 
 def test_a_refused_site_is_told_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "compare_onnx", compared(1.0))
-    monkeypatch.setattr(measuring, "compare_torch", compared(1.0, "torch"))
+    monkeypatch.setattr(RuntimeTimer, "compare_onnx", compared(1.0))
+    monkeypatch.setattr(RuntimeTimer, "compare_torch", compared(1.0, "torch"))
     in_order(monkeypatch, [1.2, 1.1, 1.3])
     result = convrewrite.optimize(MODEL, X, [rule(0.05)], "weights")
     [site] = result.report.sites
@@ -118,6 +118,6 @@ def test_nothing_is_timed_where_nothing_is_measured(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_real_timer_is_asked_and_its_answers_are_kept(tmp_path: Path, structures: dict[str, Structure]) -> None:
-    prices = Prices(structures, rounds=3, cache=TimingCache(tmp_path))
+    prices = Prices(structures, rounds=3, timer=RuntimeTimer(TimingCache(tmp_path)))
     fast_enough([offer(structures, 0.001)], prices)
     assert len(list(tmp_path.rglob("*.json"))) == 4  # the original and three options

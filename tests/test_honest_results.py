@@ -20,7 +20,7 @@ from convrewrite.errors import PlanError, UsageError
 from convrewrite.exporting import Exported
 from convrewrite.fidelity import Comparison, effect_of
 from convrewrite.meanings import Kind, Meaning, tell
-from convrewrite.measuring import Measured, OnnxFile, measure_everything
+from convrewrite.measuring import Measured, measure_everything
 from convrewrite.planning import Ask, Keep, Plan
 from convrewrite.preparing import Judged, judging_inputs
 from convrewrite.provenance import Provenance
@@ -29,6 +29,7 @@ from convrewrite.reporting.html import render_html
 from convrewrite.reporting.model import Report
 from convrewrite.reporting.verdict import few_positions, useless
 from convrewrite.sites import find_sites
+from convrewrite.timing import THIS_MACHINE, Baseline, RuntimeTimer
 from convrewrite.tracing import trace
 from convrewrite.verifying import Fidelity, Parity, measure_fidelity
 from convrewrite.weighting import output_weights
@@ -209,16 +210,16 @@ def test_parity_runs_on_the_first_of_the_inputs_of_fidelity(monkeypatch: pytest.
     monkeypatch.setattr(measuring, "check_parity", parity)
     monkeypatch.setattr(measuring, "export", exported)
     for name in ("compare_onnx", "compare_torch"):
-        monkeypatch.setattr(measuring, name, lambda *_args, **_options: None)
+        monkeypatch.setattr(RuntimeTimer, name, lambda *_args, **_options: None)
     model, path = small_network(), tmp_path / "a.onnx"
     path.touch()
     judged = judging_inputs((images(1),), Calibration((), (), "weights only", "none")).told(model, {})
-    file = OnnxFile(tmp_path / "b.onnx", {"a": "b"})
-    measure_everything(model, model, (images(1),), judged, Exported(path, True), file, 1, lambda *_: None)
+    baseline = Baseline(Exported(path, True), (images(1),), tmp_path, THIS_MACHINE, 1)
+    measure_everything(model, model, (images(1),), judged, baseline, {"a": "b"}, lambda *_: None)
     ((inputs, ignored),) = checked
     assert torch.equal(inputs[0], judged.batches[0][0][:8])
     assert ignored == []
-    assert json.loads(file.path.read_text()) == {"a": "b"}
+    assert json.loads(baseline.result.read_text()) == {"a": "b"}
 
 
 # --- each kind by its own measure

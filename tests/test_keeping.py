@@ -8,11 +8,11 @@ import torch
 from networks import Residual, settled
 from torch import Tensor, nn
 
-from convrewrite.allocation import Allocation, Totals, allocate
+from convrewrite.allocation import Allocation, FittedPlan, Totals, allocate
 from convrewrite.calibration import Calibration
 from convrewrite.conv import Cost
 from convrewrite.errors import PlanError
-from convrewrite.keeping import TRIALS, Trial, _flips, require_judge, search
+from convrewrite.keeping import TRIALS, _flips, require_judge, search
 from convrewrite.keeping import shortfall as shortfall_of
 from convrewrite.meanings import Meaning, tell
 from convrewrite.planning import Keep
@@ -67,7 +67,7 @@ class Trials:
         assert isinstance(model, Plan)
         return self.truth(model.allocation)
 
-    def search(self, frontier: tuple[tuple[Surveyed, ...], Totals], keep: Keep) -> Trial:
+    def search(self, frontier: tuple[tuple[Surveyed, ...], Totals], keep: Keep) -> FittedPlan:
         return search(*frontier, keep, self.attempt, self.shortfall)
 
 
@@ -107,13 +107,13 @@ def test_it_ends_above_the_limit_near_the_most_saving_after_few_trials(
     trials = Trials(truth)
     found = trials.search(frontier, keep)
     best = least_part(frontier, lambda a: truth(a) <= allowed)
-    assert found.shortfall <= allowed
-    assert found.shortfall == truth(found.allocation)
-    assert found.part == found.allocation.part("macs")
+    assert found.loss <= allowed
+    assert found.loss == truth(found.allocation)
+    assert found.allocation.part("macs") == found.allocation.part("macs")
     assert isinstance(found.rewritten.model, Plan)
     assert found.rewritten.model.allocation is found.allocation
     assert len(trials.parts) <= TRIALS
-    assert found.part <= 1.06 * best
+    assert found.allocation.part("macs") <= 1.06 * best
 
 
 def test_a_measurement_that_is_noisy_still_ends_above_the_limit(
@@ -127,14 +127,14 @@ def test_a_measurement_that_is_noisy_still_ends_above_the_limit(
         return told[allocation.part("macs")]
 
     found = Trials(truth).search(frontier, Keep("agreement", 0.99))
-    assert found.shortfall <= 0.01 + 1e-12
-    assert found.part == min(part for part, lost in told.items() if lost <= 0.01)
+    assert found.loss <= 0.01 + 1e-12
+    assert found.allocation.part("macs") == min(part for part, lost in told.items() if lost <= 0.01)
 
 
 def test_where_nothing_is_lost_everything_is_saved(frontier: tuple[tuple[Surveyed, ...], Totals]) -> None:
     trials = Trials(lambda _allocation: 0.0)
     found = trials.search(frontier, Keep("agreement", 0.99))
-    assert found.part <= 1.04 * least_part(frontier, lambda _allocation: True)
+    assert found.allocation.part("macs") <= 1.04 * least_part(frontier, lambda _allocation: True)
     assert len(trials.parts) <= 4
 
 
@@ -142,7 +142,7 @@ def test_where_there_is_nothing_to_save_nothing_is_rewritten(frontier: tuple[tup
     entries = tuple(replace(entry, options=()) for entry in frontier[0])
     trials = Trials(lambda allocation: float(allocation.effect > 0))
     found = trials.search((entries, frontier[1]), Keep("agreement", 0.99))
-    assert found.part == 1
+    assert found.allocation.part("macs") == 1
     assert len(trials.parts) == 1
 
 

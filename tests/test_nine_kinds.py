@@ -15,9 +15,9 @@ from networks import relative
 from torch import Tensor, nn
 
 import convrewrite
-from convrewrite import measuring
 from convrewrite.loading import import_object
 from convrewrite.reporting.model import Report, SiteRow
+from convrewrite.timing import RuntimeTimer
 from convrewrite.verifying import tolerance_for
 
 pytestmark = pytest.mark.slow
@@ -110,8 +110,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def went(place: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> Went:
     """The kind's network from a state dict to a result folder, untimed."""
-    monkeypatch.setattr(measuring, "compare_onnx", lambda *_args, **_options: None)
-    monkeypatch.setattr(measuring, "compare_torch", lambda *_args, **_options: None)
+    monkeypatch.setattr(RuntimeTimer, "compare_onnx", lambda *_args, **_options: None)
+    monkeypatch.setattr(RuntimeTimer, "compare_torch", lambda *_args, **_options: None)
     factory, out = f"{place}/nine_kinds_of_user.py:{kind}", place / f"{kind}-out"
     original = import_object(factory)().eval()
     torch.save(original.state_dict(), place / f"{kind}.pt")

@@ -8,7 +8,7 @@ from clocks import by_macs, lie, macs_of
 from networks import CalledTwice, settled
 from torch import nn
 
-from convrewrite import latency, pricing
+from convrewrite import latency, timing
 from convrewrite.conv import Size
 from convrewrite.latency import Graph
 from convrewrite.pricing import Prices, aligned
@@ -16,6 +16,7 @@ from convrewrite.proposing import Proposal, cost_of, menus
 from convrewrite.rules import Protect, Rule
 from convrewrite.sites import Site, find_sites
 from convrewrite.structure import Stage, Structure
+from convrewrite.timing import RuntimeTimer
 from convrewrite.timing_cache import TimingCache
 from convrewrite.tracing import trace
 
@@ -131,35 +132,26 @@ def test_threads_rounds_and_cache_reach_the_timer(
         asked.append(named)
         return 1.0, [1.0 for _ in options]
 
-    monkeypatch.setattr(pricing, "time_options", timed)
-    cache, clock = TimingCache(tmp_path), lambda: 0.0
+    monkeypatch.setattr(timing, "time_options", timed)
+    cache = TimingCache(tmp_path)
     site, offered = proposals_at(pair(), "1", structures, 2, "channel")
-    Prices(structures, threads=2, rounds=7, cache=cache, clock=clock).of(site, offered)
-    assert asked == [{"threads": 2, "rounds": 7, "cache": cache, "clock": clock}]
+    Prices(structures, threads=2, rounds=7, timer=RuntimeTimer(cache)).of(site, offered)
+    assert asked == [{"threads": 2, "rounds": 7, "cache": cache}]
 
 
 def test_a_clock_that_runs_backwards_in_the_end_is_an_error_and_not_a_price(structures: dict[str, Structure]) -> None:
     readings = iter([0.0, 1.0] * 200 + [5.0, 1.0] * 100_000)
-    site, offered = proposals_at(pair(), "1", structures, 2, "channel")
+    site, _ = proposals_at(pair(), "1", structures, 2, "channel")
+    graphs: list[Graph] = [((site.folded_spec,),)] * 2
     with pytest.raises(latency.VerificationError, match="expected every sample to take time"):
-        Prices(structures, rounds=200, cache=NoCache(), clock=lambda: next(readings)).of(site, offered)
-
-
-class NoCache(TimingCache):
-    """Nothing is known, and nothing is kept."""
-
-    def get(self, key: str) -> float | None:
-        return None
-
-    def put(self, key: str, value: float) -> None:
-        pass
+        latency.time_graphs(graphs, site.input_sizes[0], rounds=200, clock=lambda: next(readings))
 
 
 def test_a_price_is_asked_for_once(
     structures: dict[str, Structure], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site, offered = proposals_at(pair(), "1", structures, 2, "channel", "separable")
-    prices = Prices(structures, rounds=2, cache=TimingCache(tmp_path))
+    prices = Prices(structures, rounds=2, timer=RuntimeTimer(TimingCache(tmp_path)))
     first = prices.of(site, offered)
     assert all(price.seconds > 0 and price.original > 0 for price in first)
     monkeypatch.setattr(latency, "time_graphs", lambda *_args, **_named: pytest.fail("timed again"))

@@ -9,7 +9,7 @@ from clocks import compared
 from networks import Residual, macs_by_hooks, settled
 from torch import nn
 
-from convrewrite import rehearsing
+from convrewrite import rehearsing, timing
 from convrewrite.allocation import Allocation, Totals
 from convrewrite.errors import PlanError
 from convrewrite.exporting import Exported
@@ -18,6 +18,7 @@ from convrewrite.proposing import Offer
 from convrewrite.rehearsing import REHEARSALS, allocate_measured, rehearse
 from convrewrite.rules import Protect, Rule
 from convrewrite.scoring import Scored, Surveyed
+from convrewrite.timing import THIS_MACHINE, Baseline, RuntimeTimer, Unmeasured
 
 NANOSECOND = 1e-9
 
@@ -63,8 +64,7 @@ def search(
             return truth(seen[-1])
 
         monkeypatch.setattr(rehearsing, "rehearse", measure)
-        baseline = Exported(tmp_path / "original.onnx", True)
-        found = allocate_measured(prepared, surveyed, {"latency": asked}, totals, baseline, tmp_path, 1)
+        found = allocate_measured(prepared, surveyed, {"latency": asked}, totals, Unmeasured())
         return found, seen
 
     return run
@@ -141,14 +141,15 @@ def test_the_unfitted_plan_is_what_is_exported(
         exported.append(model)
         return Exported(path, True)
 
-    monkeypatch.setattr(rehearsing, "export", export)
-    monkeypatch.setattr(rehearsing, "compare_onnx", compared(0.7))
+    monkeypatch.setattr(timing, "export", export)
+    monkeypatch.setattr(RuntimeTimer, "compare_onnx", compared(0.7))
     offers = [
         Offer(entry.site, (entry.options[3].proposal,) if entry.options else (), entry.reason) for entry in surveyed
     ]
     before = {name: tensor.clone() for name, tensor in prepared.model.state_dict().items()}
-    baseline = Exported(tmp_path / "original.onnx", True)
-    assert rehearse(prepared, offers, baseline, tmp_path, 1) == 0.7
+    original = Exported(tmp_path / "original.onnx", True)
+    baseline = Baseline(original, prepared.inputs, tmp_path, THIS_MACHINE, 1)
+    assert rehearse(prepared, offers, baseline) == 0.7
     x = torch.zeros(1, 3, 16, 16)
     saved = sum(o.site.cost.macs - o.proposals[0].cost.macs for o in offers if o.proposals)
     assert macs_by_hooks(prepared.model, x) - macs_by_hooks(exported[0], x) == saved > 0

@@ -11,13 +11,13 @@ from networks import Brighter, NineKinds, Residual, natural, settled, state_byte
 from torch import Tensor, nn
 
 import convrewrite
-from convrewrite import measuring, rehearsing, running
 from convrewrite.errors import PlanError
 from convrewrite.inputs import Inputs
 from convrewrite.planning import Keep, Plan
 from convrewrite.preparing import prepare
 from convrewrite.replaying import offers_of
 from convrewrite.rules import Protect, Rule
+from convrewrite.timing import RuntimeTimer
 from convrewrite.workpiece import UNREACHED
 
 FREE = Protect(stem=False, min_channels=0, min_mac_share=0)
@@ -77,9 +77,9 @@ def test_planning_and_applying_is_optimizing() -> None:
 
 def test_a_plan_for_latency_keeps_its_lowerings(monkeypatch: pytest.MonkeyPatch) -> None:
     lie(monkeypatch, lambda graph, size: 1e-6 * len(graph[0]) ** -1 * (2 if len(graph) > 1 else 1) * size[0])
-    monkeypatch.setattr(rehearsing, "compare_onnx", compared(0.89))
-    monkeypatch.setattr(measuring, "compare_torch", compared(1.0, "torch"))
-    monkeypatch.setattr(running, "time_onnx", lambda *_args, **_named: 100e-6)
+    monkeypatch.setattr(RuntimeTimer, "compare_onnx", compared(0.89))
+    monkeypatch.setattr(RuntimeTimer, "compare_torch", compared(1.0, "torch"))
+    monkeypatch.setattr(RuntimeTimer, "time_onnx", lambda *_args, **_named: 100e-6)
     rule = Rule(name="r", structures=("separable",), protect=FREE)
     first = convrewrite.optimize(
         network(), images()[:1], [rule], images(), {"latency": 0.9}, fast=True

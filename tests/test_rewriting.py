@@ -22,10 +22,12 @@ from networks import (
     state_bytes,
 )
 from torch import Tensor, nn
+from works import work_of
 
 from convrewrite.calibration import Calibration
 from convrewrite.conv import Kind
 from convrewrite.errors import UsageError
+from convrewrite.preparing import Settings
 from convrewrite.proposing import Offer, Proposal, menus, offer_at
 from convrewrite.rewriting import Rewritten, rewrite
 from convrewrite.rules import Match, Protect, Require, Rule
@@ -71,8 +73,9 @@ def full_rank_offers(model: nn.Module, *names: str) -> tuple[Offer, ...]:
 
 
 def rewritten(model: nn.Module, offers: Sequence[Offer], calibration: Calibration, **values: object) -> Rewritten:
-    keywords = {"seed": 0, "memory": 1 << 30, "progress": lambda *_: None, **values}
-    return rewrite(model, trace(model), offers, calibration, discover(), **keywords)  # type: ignore[arg-type]
+    settings = Settings(seed=int(values.pop("seed", 0)))  # type: ignore[call-overload]
+    object.__setattr__(settings, "memory", values.pop("memory", 1 << 30))  # less than a user may ask for
+    return rewrite(work_of(model, calibration, settings=settings, **values), offers)  # type: ignore[arg-type]
 
 
 def low_rank(model: nn.Module, structure: Structure, rank: int) -> nn.Module:

@@ -12,6 +12,7 @@ from clocks import by_macs, lie
 from networks import Branching, CalledTwice, Chain, NineKinds, Residual, TwoNames, natural, settled, state_bytes
 from torch import Tensor, nn
 from torch.nn import functional as F
+from works import work_of
 
 from convrewrite import sensitivities
 from convrewrite.allocation import Totals, allocate
@@ -26,7 +27,6 @@ from convrewrite.rules import Protect, Require, Rule
 from convrewrite.scoring import Surveyed
 from convrewrite.sensitivities import FAST, THOROUGH, Effort, Judge, survey
 from convrewrite.sites import Site, find_sites
-from convrewrite.stopwatch import Stopwatch
 from convrewrite.structures import discover
 from convrewrite.tracing import trace
 
@@ -48,11 +48,9 @@ def surveyed(
     traced = trace(model)
     free = Protect(stem=False, min_channels=0, min_mac_share=0)
     rules = [Rule(**{"name": "r", "structures": names, "protect": free, **rule})]  # type: ignore[arg-type]
-    return survey(
-        model, traced, menus(find_sites(model, example, traced), rules, STRUCTURES), calibration, STRUCTURES,
-        effort=effort, prices=Prices(STRUCTURES) if timed else None, weights={}, seed=0, memory=1 << 30,
-        progress=lambda *_: None, stopwatch=Stopwatch(),
-    )  # fmt: skip
+    space = menus(find_sites(model, example, traced), rules, STRUCTURES)
+    work = work_of(model, calibration, traced=traced, menus=space)
+    return survey(work, effort=effort, prices=Prices(STRUCTURES) if timed else None)
 
 
 @pytest.fixture

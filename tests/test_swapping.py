@@ -9,16 +9,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from convrewrite import swapping
-from convrewrite.allocation import Allocation, Totals, allocate
+from convrewrite.allocation import Allocation, FittedPlan, Totals, allocate
 from convrewrite.calibration import Calibration
-from convrewrite.drafting import Work, survey_sites
-from convrewrite.planning import Ask
 from convrewrite.preparing import Settings, judging_inputs, prepare
 from convrewrite.rewriting import Rewritten, rewrite
 from convrewrite.rules import Protect, Rule
 from convrewrite.scoring import Surveyed
+from convrewrite.sensitivities import FAST, survey
 from convrewrite.stopwatch import Stopwatch
-from convrewrite.swapping import Checked, check, swap
+from convrewrite.swapping import check, swap
+from convrewrite.work import Work
 
 BUDGET = {"macs": 0.5}
 
@@ -28,7 +28,7 @@ class Bench:
     """A plan of a small network that was fitted, and what is fitted afterwards."""
 
     work: Work
-    checked: Checked
+    checked: FittedPlan
     fitted: list[Allocation] = field(default_factory=list)
 
     def attempt(self, allocation: Allocation) -> Rewritten:
@@ -41,11 +41,7 @@ def anything(_allocation: Allocation) -> bool:
 
 
 def fit(work: Work, allocation: Allocation) -> Rewritten:
-    prepared = work.prepared
-    return rewrite(
-        prepared.model, prepared.traced, allocation.offers(), work.data, prepared.structures, seed=0, memory=1 << 30,
-        progress=lambda *_: None,
-    )  # fmt: skip
+    return rewrite(work, allocation.offers())
 
 
 @pytest.fixture
@@ -58,7 +54,7 @@ def bench() -> Bench:
     prepared = prepare(settled(Residual(12)), (parts[0][:1],), [rule])
     judged = judging_inputs((parts[0][:1],), data).told(prepared.original, {})
     work = Work(prepared, data, judged, {}, Settings(measure=False, fast=True), lambda *_: None, Stopwatch())
-    allocation = allocate(survey_sites(work, Ask(BUDGET)), BUDGET, Totals(prepared.totals))
+    allocation = allocate(survey(work, effort=FAST, prices=None), BUDGET, Totals(prepared.totals))
     return Bench(work, check(work, allocation, fit(work, allocation)))
 
 
@@ -70,14 +66,14 @@ def divergence(work: Work, model: nn.Module) -> float:
 
 
 def test_the_checked_effect_is_that_of_the_whole_plan_on_held_out_inputs(bench: Bench) -> None:
-    assert bench.checked.effect == pytest.approx(divergence(bench.work, bench.checked.rewritten.model), rel=1e-4)
+    assert bench.checked.loss == pytest.approx(divergence(bench.work, bench.checked.rewritten.model), rel=1e-4)
 
 
 def test_swaps_never_do_more_harm_and_keep_the_budget(bench: Bench) -> None:
     found = swap(bench.work, bench.checked, BUDGET, anything, bench.attempt)
-    assert found.effect <= bench.checked.effect
+    assert found.loss <= bench.checked.loss
     assert found.allocation.part("macs") <= BUDGET["macs"]
-    assert found.effect == pytest.approx(divergence(bench.work, found.rewritten.model), rel=1e-4)
+    assert found.loss == pytest.approx(divergence(bench.work, found.rewritten.model), rel=1e-4)
     assert len(bench.fitted) <= 1
     assert found is bench.checked or found.allocation == bench.fitted[0]
     known = [scored for entry in bench.checked.allocation.surveyed for scored in entry.options]
@@ -87,7 +83,7 @@ def test_swaps_never_do_more_harm_and_keep_the_budget(bench: Bench) -> None:
 
 
 def test_where_no_swap_helps_nothing_is_fitted_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unmoved(_work: Work, checked: Checked, _resources: object) -> tuple[Surveyed, ...]:
+    def unmoved(_work: Work, checked: FittedPlan, _resources: object) -> tuple[Surveyed, ...]:
         """Every other option turned out to be worse, in the whole plan as alone."""
         pairs = zip(checked.allocation.surveyed, checked.allocation.chosen, strict=True)
         return tuple(
@@ -109,7 +105,7 @@ def test_where_no_swap_helps_nothing_is_fitted_again(bench: Bench, monkeypatch: 
 def test_a_swap_that_does_more_harm_or_takes_longer_in_the_end_is_not_taken(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def misled(_work: Work, checked: Checked, _resources: object) -> tuple[Surveyed, ...]:
+    def misled(_work: Work, checked: FittedPlan, _resources: object) -> tuple[Surveyed, ...]:
         """The cheapest options look harmless."""
         pairs = zip(checked.allocation.surveyed, checked.allocation.chosen, strict=True)
         return tuple(

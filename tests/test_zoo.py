@@ -3,19 +3,21 @@
 import copy
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from networks import settled
 from torch import Tensor, nn
+from works import work_of
 from zoo import choose_channels, exact_offer
 
 from convrewrite import optimize
 from convrewrite.calibration import Calibration
 from convrewrite.exporting import export
 from convrewrite.lifting import settle
-from convrewrite.preparing import prepare, silent
+from convrewrite.preparing import prepare
 from convrewrite.rewriting import rewrite
 from convrewrite.rules import resolve
 from convrewrite.sites import Site
@@ -91,10 +93,8 @@ def test_full_rank_gives_the_originals_outputs(build: Build, shape: tuple[int, .
     x = torch.randn(2, *shape, dtype=torch.float64)
     prepared = prepare(model, (x,), resolve(["balanced"]))
     offers = [exact_offer(menu, index) for index, menu in enumerate(prepared.menus)]
-    found = rewrite(
-        prepared.model, prepared.traced, offers, Calibration((), (), "weights only", "none"), prepared.structures,
-        seed=0, memory=1 << 30, progress=silent,
-    )  # fmt: skip
+    work = work_of(prepared.model, Calibration((), (), "weights only", "none"))
+    found = rewrite(replace(work, prepared=prepared), offers)
     changed = [outcome.site for outcome in found.outcomes if outcome.proposal is not None]
     rewritten = settle(model, prepared.lifted, found.model, changed).model
     assert len(changed) >= count

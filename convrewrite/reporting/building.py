@@ -5,13 +5,11 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from convrewrite.calibration import Calibration
 from convrewrite.conv import Cost
 from convrewrite.fidelity import Fidelity
 from convrewrite.latency import Comparison
 from convrewrite.measuring import Measured
 from convrewrite.planning import Ask, Plan
-from convrewrite.preparing import Settings
 from convrewrite.reporting.model import (
     Asked,
     CalibrationSummary,
@@ -32,6 +30,7 @@ from convrewrite.rewriting import Outcome
 from convrewrite.timing_cache import processor
 from convrewrite.verifying import Parity
 from convrewrite.version import tool_version
+from convrewrite.work import Work
 
 ERROR_BASES: dict[str, ErrorBasis] = {
     "data": "held-out inputs",
@@ -87,32 +86,23 @@ def site_row(outcome: Outcome, error_basis: ErrorBasis) -> SiteRow:
 def build_report(
     *,
     model: str,
-    input_shapes: Sequence[tuple[int, ...]],
     plan: Plan,
     ask: Ask,
-    settings: Settings,
-    calibration: Calibration,
+    work: Work,
     outcomes: Sequence[Outcome],
     costs: tuple[Cost, Cost],
     measured: Measured,
-    predicted_saving: float | None,
     notes: Sequence[str],
-    seconds: dict[str, float],
 ) -> Report:
-    """Put everything together; ``costs`` are those of the whole model before and after, ``predicted_saving`` the seconds
-    that the options of the plan save according to their own times."""
+    """Put everything together; ``costs`` are those of the whole model before and after."""
     before, after = costs
-    latency = measured.onnx_latency
-    parts: dict[str, float | None] = {
-        "macs": after.macs / max(1, before.macs),
-        "params": after.parameters / max(1, before.parameters),
-        "latency": None if latency is None else latency.ratio,
-    }
+    calibration, settings = work.data, work.settings
+    parts = _parts(before, after, measured)
     lost = useless(ask, measured, calibration, fast=settings.fast)
     return Report(
         tool_version=tool_version(),
         model=model,
-        input_shapes=tuple(input_shapes),
+        input_shapes=tuple(tuple(tensor.shape) for tensor in work.prepared.inputs),
         rules=plan.rules,
         asked=Asked(budget=dict(ask.budget), keep=None if ask.keep is None else str(ask.keep)),
         reached=Reached(budget={name: parts[name] for name in ask.budget}, keep=_kept(ask, measured.fidelity)),
@@ -128,29 +118,47 @@ def build_report(
             held_out=calibration.held_out_count,
         ),
         sites=tuple(site_row(outcome, ERROR_BASES[calibration.kind]) for outcome in outcomes),
-        totals=_totals(before, after, measured, predicted_saving),
-        outputs=tuple(
-            OutputRow(name=name, taken_for=meaning.kind, reason=meaning.reason, weight=meaning.weight)
-            for name, meaning in measured.fidelity.meanings.items()
-        ),
-        fidelity=tuple(
-            OutputFidelityRow(
-                name=o.name,
-                relative_error=o.relative_error,
-                top1_agreement=o.top1_agreement,
-                kl=o.kl,
-                equal_share=o.equal_share,
-                cosine=o.cosine,
-                taken_for=o.kind,
-            )
-            for o in measured.fidelity.outputs
-        ),
+        totals=_totals(before, after, measured),
+        outputs=_output_rows(measured.fidelity),
+        fidelity=_fidelity_rows(measured.fidelity),
         fidelity_examples=measured.fidelity.examples,
         fidelity_basis=measured.fidelity_basis,
         parity=_parity_rows(measured.parity),
         environment=environment(),
         notes=(*notes, *_left_out(measured.fidelity)),
-        seconds=seconds,
+        seconds=work.watch.seconds,
+    )
+
+
+def _parts(before: Cost, after: Cost, measured: Measured) -> dict[str, float | None]:
+    """What is left of each resource."""
+    latency = measured.onnx_latency
+    return {
+        "macs": after.macs / max(1, before.macs),
+        "params": after.parameters / max(1, before.parameters),
+        "latency": None if latency is None else latency.ratio,
+    }
+
+
+def _output_rows(fidelity: Fidelity) -> tuple[OutputRow, ...]:
+    return tuple(
+        OutputRow(name=name, taken_for=meaning.kind, reason=meaning.reason, weight=meaning.weight)
+        for name, meaning in fidelity.meanings.items()
+    )
+
+
+def _fidelity_rows(fidelity: Fidelity) -> tuple[OutputFidelityRow, ...]:
+    return tuple(
+        OutputFidelityRow(
+            name=o.name,
+            relative_error=o.relative_error,
+            top1_agreement=o.top1_agreement,
+            kl=o.kl,
+            equal_share=o.equal_share,
+            cosine=o.cosine,
+            taken_for=o.kind,
+        )
+        for o in fidelity.outputs
     )
 
 
@@ -163,9 +171,9 @@ def _kept(ask: Ask, fidelity: Fidelity) -> str | None:
     return f"relative output error of {fidelity.worst_error:.3g}"
 
 
-def _totals(before: Cost, after: Cost, measured: Measured, predicted_saving: float | None) -> Totals:
-    latency = measured.onnx_latency
-    predicted = None if latency is None or predicted_saving is None else max(0.0, latency.seconds_a - predicted_saving)
+def _totals(before: Cost, after: Cost, measured: Measured) -> Totals:
+    latency, saving = measured.onnx_latency, measured.predicted_saving
+    predicted = None if latency is None or saving is None else max(0.0, latency.seconds_a - saving)
     return Totals(
         parameters=Change[int](before=before.parameters, after=after.parameters),
         macs=Change[int](before=before.macs, after=after.macs),

@@ -1,0 +1,162 @@
+"""Which option every site gets: by each rule's own ratio, within a budget, or by the fidelity that is to be kept."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from convrewrite.allocation import Allocation, FittedPlan, Totals, allocate, require_reachable
+from convrewrite.evidence import make_plan
+from convrewrite.gating import fast_enough, in_fastest_lowering
+from convrewrite.keeping import search, shortfall
+from convrewrite.planning import Ask, Plan
+from convrewrite.preparing import Prepared, Settings
+from convrewrite.pricing import Prices
+from convrewrite.proposing import Offer, Proposal, offer_at
+from convrewrite.rehearsing import allocate_measured, rehearse
+from convrewrite.rewriting import Outcome, Rewritten, rewrite
+from convrewrite.scoring import Surveyed
+from convrewrite.sensitivities import FAST, THOROUGH, survey
+from convrewrite.sites import Site
+from convrewrite.swapping import check, swap
+from convrewrite.timing import Baseline, Unmeasured
+from convrewrite.version import tool_version
+from convrewrite.work import Work
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is to be fitted, how it was come by, and the plan where the choice took fitting it."""
+
+    offers: tuple[Offer, ...]
+    allocation: Allocation | None = None
+    fitted: FittedPlan | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """Chooses for one run, and fits what it chose, as the choice may depend on what the fit shows."""
+
+    ask: Ask
+    work: Work
+    baseline: Baseline | Unmeasured
+
+    def choose(self) -> Choice:
+        """By the rules' ratios, within the budget, or by the fidelity that is to be kept.
+
+        Raises PlanError for a budget that cannot be met, before any long work where counting tells.
+        """
+        work = self.work
+        if self.ask.by_ratio:
+            with work.watch.timed("latency"):
+                return Choice(self._by_ratio())
+        surveyed = self._survey()
+        if not self.ask.budget:
+            return self._choose_by_fidelity(surveyed)
+        if "latency" in self.ask.budget:
+            with work.watch.timed("latency"):
+                return self._choose_by_latency(surveyed)
+        allocation = allocate(surveyed, self.ask.budget, Totals(work.prepared.totals))
+        return Choice(self._lowered(allocation), allocation)
+
+    def fit(self, choice: Choice) -> tuple[Rewritten, Allocation | None]:
+        """The choice fitted, and what was allocated in the end: one that came from an allocation is checked as a whole, and
+        bettered by swaps where it does more harm than its parts promised."""
+        if choice.fitted is not None:
+            return choice.fitted.rewritten, choice.allocation
+        rewritten = self._rewrite(choice.offers)
+        if choice.allocation is None or self.work.settings.fast or not self.work.data.fit:
+            return rewritten, choice.allocation
+        checked = check(self.work, choice.allocation, rewritten)
+        if checked.loss <= choice.allocation.effect:  # no more harm than that of the parts: nothing to gain
+            return rewritten, choice.allocation
+        attempt = lambda allocation: self._rewrite(self._lowered(allocation))  # noqa: E731
+        best = swap(self.work, checked, self.ask.budget, self._measures_within, attempt)
+        return best.rewritten, best.allocation
+
+    def plan(self, choice: Choice) -> Plan:
+        """The plan of a choice that was not fitted; where a rule offers several options, the cheapest."""
+        chosen = [
+            (o.site, min(o.proposals, key=lambda p: p.cost.macs) if o.proposals else None, o.reason)
+            for o in choice.offers
+        ]
+        return self.plan_of(chosen, choice.allocation)
+
+    def plan_of(
+        self, chosen: Sequence[tuple[Site, Proposal | None, str | None]], allocation: Allocation | None
+    ) -> Plan:
+        """The plan of what every site became, and of the allocation it came from."""
+        work = self.work
+        return make_plan(
+            work.prepared, self.ask, work.settings, tool_version(), chosen, allocation, work.judged.meanings
+        )
+
+    def predicted_saving(self, outcomes: Sequence[Outcome]) -> float:
+        """Seconds that the rewritten sites save, from the times of their options alone."""
+        prices = prices_of(self.work.prepared, self.work.settings)
+        changed = [(o.site, o.proposal) for o in outcomes if o.proposal is not None]
+        return sum(prices.saving(site, proposal) for site, proposal in changed)
+
+    def _by_ratio(self) -> tuple[Offer, ...]:
+        """Every rule at its own ratio; options that miss a rule's ``min_latency_gain`` are left out where time is measured."""
+        prepared, settings = self.work.prepared, self.work.settings
+        offers = tuple(offer_at(menu, None) for menu in prepared.menus)
+        return fast_enough(offers, prices_of(prepared, settings)) if settings.measure else offers
+
+    def _survey(self) -> tuple[Surveyed, ...]:
+        """All options of all sites with their effects, and their seconds where speed counts."""
+        work, prepared, settings = self.work, self.work.prepared, self.work.settings
+        require_reachable(prepared.menus, self.ask.budget, prepared.totals)
+        timed = "latency" in self.ask.budget or (self.ask.for_speed and settings.measure)
+        data = work.data
+        if not data.fit and not data.held_out:  # from the weights alone: effects are those on noise
+            data = replace(data, held_out=work.judged.batches)
+        return survey(
+            replace(work, data=data),
+            effort=FAST if settings.fast else THOROUGH,
+            prices=prices_of(prepared, settings) if timed else None,
+        )
+
+    def _choose_by_latency(self, surveyed: tuple[Surveyed, ...]) -> Choice:
+        work = self.work
+        work.progress("latency", 0, 1, "the plan as a whole, before it is fitted")
+        totals = Totals(work.prepared.totals, self.baseline.seconds())
+        allocation = allocate_measured(work.prepared, surveyed, self.ask.budget, totals, self.baseline)
+        work.progress("latency", 1, 1, f"predicted {allocation.part('latency'):.2f} of the original's")
+        return Choice(allocation.offers(), allocation)
+
+    def _choose_by_fidelity(self, surveyed: tuple[Surveyed, ...]) -> Choice:
+        keep, work = self.ask.keep, self.work
+        assert keep is not None
+        found = search(
+            surveyed,
+            Totals(work.prepared.totals),
+            keep,
+            lambda allocation: self._rewrite(self._lowered(allocation)),
+            lambda rewritten: shortfall(work.prepared.model, rewritten, work.data, keep, work.judged.meanings),
+        )
+        return Choice(self._lowered(found.allocation), found.allocation, found)
+
+    def _lowered(self, allocation: Allocation) -> tuple[Offer, ...]:
+        """The chosen options in their fastest lowering; where the survey measured time, they are in it already."""
+        offers, settings = allocation.offers(), self.work.settings
+        timed = any(entry.seconds is not None for entry in allocation.surveyed)
+        if timed or not settings.measure:
+            return offers
+        with self.work.watch.timed("latency"):
+            return in_fastest_lowering(offers, prices_of(self.work.prepared, settings))
+
+    def _rewrite(self, offers: Sequence[Offer]) -> Rewritten:
+        return rewrite(self.work, offers)
+
+    def _measures_within(self, allocation: Allocation) -> bool:
+        """Whether the whole plan measures within the latency asked for, if any was: the times of options do not add up."""
+        if "latency" not in self.ask.budget:
+            return True
+        with self.work.watch.timed("latency"):
+            measured = rehearse(self.work.prepared, allocation.offers(), self.baseline)
+        return measured <= self.ask.budget["latency"]
+
+
+def prices_of(prepared: Prepared, settings: Settings) -> Prices:
+    """Who measures the seconds of options in this run."""
+    rounds = FAST.rounds if settings.fast else THOROUGH.rounds
+    return Prices(prepared.structures, settings.threads, rounds, settings.timer)
