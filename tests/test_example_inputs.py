@@ -100,7 +100,7 @@ def test_an_example_by_name(place: Path, example: str) -> None:
 def test_optimize_and_verify_with_an_example_and_batches_by_name(place: Path) -> None:
     example = ("--input", f"{place}/several_inputs.py:keywords")
     calib = ("--calib", f"{place}/several_inputs.py:batches")
-    _, report = optimized(place, "tagged", *example, *calib)
+    _, report = optimized(place, "tagged", *example, *calib, "--budget", "macs=0.9")
     assert report.input_shapes == ((1, 3, 16, 16), (1,))
     assert (report.calibration.fitted_on, report.calibration.held_out) == (19, 5)
     assert [row.action for row in report.sites] == ["kept", "rewritten"]
