@@ -25,7 +25,7 @@ BATCH_NUMBERS = 1_250_000
 LARGEST = 1e12
 """Of an input, in absolute value: beyond it, sums of squares of what a layer makes of it overflow in float32."""
 
-_HELD_OUT = 0.2
+HELD_OUT_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def batch_size(inputs: Inputs) -> int:
 def split_inputs(inputs: Inputs, *, batch: int, seed: int) -> tuple[tuple[Inputs, ...], tuple[Inputs, ...]]:
     """Batches to fit on, and the 20 % (at least one of two examples) to measure on, drawn by a seeded permutation."""
     count = len(inputs[0])
-    held = max(1, round(count * _HELD_OUT)) if count >= 2 else 0
+    held = max(1, round(count * HELD_OUT_SHARE)) if count >= 2 else 0
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return _batches(inputs, order[held:], batch), _batches(inputs, order[:held], batch)
 

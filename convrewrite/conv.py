@@ -22,6 +22,14 @@ TRANSPOSED_TYPES = (nn.ConvTranspose2d, nn.ConvTranspose1d)
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
+PADDING_MODES: dict[PaddingMode, str] = {
+    "zeros": "constant",
+    "reflect": "reflect",
+    "replicate": "replicate",
+    "circular": "circular",
+}
+"""Names of ``nn.Conv2d`` -> names of ``F.pad``."""
+
 
 class Kind(StrEnum):
     """What a convolution is. ``separable`` marks both halves of a depthwise convolution directly followed by its pointwise."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-Inputs = tuple[Tensor, ...]
+from convrewrite.inputs import Inputs
 
 
 def channels_last(model: nn.Module, batches: Sequence[Inputs]) -> tuple[Inputs, ...]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.errors import TraceError, UsageError
+from convrewrite.inputs import Inputs
 from convrewrite.origins import Origin, origins_noted
 from convrewrite.output_names import Hint, hint_of
 from convrewrite.output_statistics import Seen
@@ -29,7 +30,6 @@ ASKABLE = tuple(kind for kind in get_args(Kind) if kind != "discrete")
 EXAMPLES = 64
 """Inputs that meanings are told from, unless one batch alone has more."""
 
-Inputs = tuple[Tensor, ...]
 WantedOutputs = Mapping[str, "str | tuple[str, float]"]
 NOTHING: Mapping[str, "Meaning"] = MappingProxyType({})
 

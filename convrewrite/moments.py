@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from convrewrite.conv import ConvSpec, Size
+from convrewrite.conv import PADDING_MODES, ConvSpec, Size
 
 CHUNK = 1 << 23
 """Numbers in one block of gathered patches: 32 MB in float32."""
@@ -26,8 +26,6 @@ PART = 1 << 14
 
 STRIP = 512
 """Rows of a covariance that are summed up at a time; what lies left of the diagonal is the mirror of what lies above it."""
-
-PADDING_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
 
 @dataclass(frozen=True, slots=True)

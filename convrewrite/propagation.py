@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from convrewrite.applying import build_conv, folded_kernel, replace_site
 from convrewrite.copying import copy_model
+from convrewrite.inputs import Inputs
 from convrewrite.sites import Site
-from convrewrite.streams import Inputs, Sample, Streams
+from convrewrite.streams import Sample, Streams
 from convrewrite.tracing import Traced, run
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from convrewrite.calibration import Calibration
 from convrewrite.fidelity import effect_of
 from convrewrite.fitting import LARGE, Fit
+from convrewrite.inputs import Inputs
 from convrewrite.meanings import Meaning, tell
 from convrewrite.outputs import named_outputs
 from convrewrite.pricing import MIN_GAIN, Prices, aligned
@@ -28,7 +29,6 @@ from convrewrite.proposing import Ladder, Proposal
 from convrewrite.scoring import Curve, Dropped, Sample, Scored, Surveyed, between, competitive, faithful_enough, spread
 from convrewrite.sites import Site
 from convrewrite.stopwatch import Stopwatch
-from convrewrite.streams import Inputs
 from convrewrite.structure import Option, Structure
 from convrewrite.tracing import run
 from convrewrite.work import Work

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from convrewrite.conv import ConvSpec, Size, planar
+from convrewrite.inputs import Inputs
 from convrewrite.sites import Site
 from convrewrite.spilling import Kept, Store
 from convrewrite.tracing import execute, given_to
 
-Inputs = tuple[Tensor, ...]
 RECTIFIERS = (torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_, "relu", "relu_")
 MAKE_THEIR_OWN = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d)
 """Layers whose output is never a view of their input, unless they work in place."""

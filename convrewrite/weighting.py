@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.copying import copy_model
+from convrewrite.inputs import Inputs
 from convrewrite.layers.dynamic import DynamicConv2d
 from convrewrite.meanings import Meaning, tell
 from convrewrite.outputs import named_outputs
@@ -31,8 +32,6 @@ LEAST_EXAMPLES = 32
 
 CHUNK = 1 << 21
 """Numbers of input in one backward pass: 13 images of 3 x 224 x 224."""
-
-Inputs = tuple[Tensor, ...]
 
 
 def output_weights(

@@ -7,7 +7,7 @@ from torch import nn
 
 from convrewrite.conv import ConvSpec, PaddingMode
 from convrewrite.layers.chains import ConvChain, named_stages, require_order
-from convrewrite.layers.fitted import Inputs, replacement, require_rank, require_structure
+from convrewrite.layers.fitted import FitInputs, replacement, require_rank, require_structure
 from convrewrite.layers.geometry import (
     Device,
     Padding,
@@ -74,7 +74,7 @@ class AsymmetricConv2d(ConvChain):
         *,
         rank: int | None = None,
         order: str = VERTICAL_FIRST,
-        inputs: Inputs | None = None,
+        inputs: FitInputs | None = None,
     ) -> Self:
         """The replacement of a trained convolution, fitted to its outputs where its real ``inputs`` are given.
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convrewrite.conv import ConvSpec
+from convrewrite.conv import PADDING_MODES, ConvSpec
 from convrewrite.layers.branches import SumOfBranches
 from convrewrite.layers.dynamic import DynamicConv2d, KernelAttention, convolve_mixture, unstack
-from convrewrite.layers.geometry import PADDING_MODES, reversed_margins
+from convrewrite.layers.geometry import reversed_margins
 
 
 class ConcatenatedBranches(nn.ModuleList):

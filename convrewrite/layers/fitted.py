@@ -10,10 +10,10 @@ from convrewrite.fitting import fit
 from convrewrite.moments import Accumulator, Moments
 from convrewrite.structure import Setting, Structure, initial_kernels
 
-HELD_OUT = 5
+ONE_IN_HELD_OUT = 5
 """Every fifth example judges the fit and has no part in it."""
 
-Inputs = Tensor | Iterable[Tensor]
+FitInputs = Tensor | Iterable[Tensor]
 """Real inputs of a convolution: one batch ``(N, C, H, W)`` or several, which may differ in size."""
 
 
@@ -33,7 +33,7 @@ def require_rank(owner: str, name: str, structure: Structure, spec: ConvSpec, se
 
 
 def replacement(
-    owner: str, structure: Structure, conv: nn.Conv2d, setting: Setting, inputs: Inputs | None
+    owner: str, structure: Structure, conv: nn.Conv2d, setting: Setting, inputs: FitInputs | None
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
     """Stage kernels and bias, float64, of the replacement of ``conv``; fitted if there are ``inputs``.
 
@@ -67,8 +67,8 @@ def _split(batches: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     if total == 1:
         single = [batch for batch in batches if len(batch)]
         return single, single
-    held_out = torch.arange(total) % HELD_OUT == HELD_OUT - 1
-    held_out[-1] |= total < HELD_OUT
+    held_out = torch.arange(total) % ONE_IN_HELD_OUT == ONE_IN_HELD_OUT - 1
+    held_out[-1] |= total < ONE_IN_HELD_OUT
     parts = list(zip(batches, held_out.split([len(batch) for batch in batches]), strict=True))
     seen = [batch[~chosen.to(batch.device)] for batch, chosen in parts]
     unseen = [batch[chosen.to(batch.device)] for batch, chosen in parts]

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 import torch
 from torch import nn
 
-from convrewrite.conv import ConvSpec, PaddingMode, Size
+from convrewrite.conv import PADDING_MODES, ConvSpec, PaddingMode, Size
 
 Pair = int | Size
 """One number for both axes, or (height, width)."""
@@ -18,14 +18,6 @@ Padding = int | Size | str
 """``"same"``, ``"valid"``, or the pixels added on both sides of each axis."""
 
 Device = torch.device | str | None
-
-PADDING_MODES: dict[PaddingMode, str] = {
-    "zeros": "constant",
-    "reflect": "reflect",
-    "replicate": "replicate",
-    "circular": "circular",
-}
-"""Names of ``nn.Conv2d`` -> names of ``F.pad``."""
 
 
 class Geometry(TypedDict):

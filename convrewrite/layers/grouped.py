@@ -8,7 +8,7 @@ from torch import nn
 
 from convrewrite.conv import ConvSpec, PaddingMode
 from convrewrite.layers.chains import ConvChain, named_stages
-from convrewrite.layers.fitted import Inputs, replacement, require_rank
+from convrewrite.layers.fitted import FitInputs, replacement, require_rank
 from convrewrite.layers.geometry import (
     Device,
     Padding,
@@ -75,7 +75,7 @@ class GroupedConv2d(ConvChain):
 
     @classmethod
     def from_conv(
-        cls, conv: nn.Conv2d, *, groups: int | None = None, rank: int | None = None, inputs: Inputs | None = None
+        cls, conv: nn.Conv2d, *, groups: int | None = None, rank: int | None = None, inputs: FitInputs | None = None
     ) -> Self:
         """A copy of a grouped convolution; of an ungrouped one, its replacement with ``mix``.
 

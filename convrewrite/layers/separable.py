@@ -7,7 +7,7 @@ from torch import nn
 
 from convrewrite.conv import ConvSpec, PaddingMode
 from convrewrite.layers.chains import ConvChain, named_stages, require_order
-from convrewrite.layers.fitted import Inputs, replacement, require_rank, require_structure
+from convrewrite.layers.fitted import FitInputs, replacement, require_rank, require_structure
 from convrewrite.layers.geometry import (
     Device,
     Padding,
@@ -71,7 +71,7 @@ class SeparableConv2d(ConvChain):
         *,
         multiplier: int = 1,
         order: str = DEPTHWISE_FIRST,
-        inputs: Inputs | None = None,
+        inputs: FitInputs | None = None,
     ) -> Self:
         """The replacement of a trained convolution, fitted to its outputs where its real ``inputs`` are given.
 

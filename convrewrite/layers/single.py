@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convrewrite.conv import ConvSpec, Cost, PaddingMode, Size
+from convrewrite.conv import PADDING_MODES, ConvSpec, Cost, PaddingMode, Size
 from convrewrite.layers.geometry import (
-    PADDING_MODES,
     Device,
     Padding,
     Pair,
