@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import convrewrite
 from convrewrite.calibration import Calibration
-from convrewrite.preparing import calibrate, silent
+from convrewrite.preparing import calibrate
 from convrewrite.rules import Match, Rule
 from convrewrite.running import Result
 from convrewrite.verifying import measure_fidelity
@@ -125,7 +125,7 @@ def main() -> None:
     if arguments.network == "uneven":
         model = uneven(model)
     images, _ = load_split("t10k")
-    judge = Judge(model, calibrate(model, (images[:1],), SOURCES["data"], 0, silent))
+    judge = Judge(model, calibrate(model, (images[:1],), SOURCES["data"]))
     print(f"original: {judge.right:.2%} of {len(judge.labels):,} test images", flush=True)
     headers = ("asked", "MACs", "top-1", "lost", "agreement", "KL", "held-out KL", "held-out agreement", "seconds")
     print(tabulate(table(judge, arguments), headers, disable_numparse=True))

@@ -26,7 +26,7 @@ from model import fashion_resnet  # noqa: E402
 
 import convrewrite  # noqa: E402
 from convrewrite.calibration import Calibration  # noqa: E402
-from convrewrite.preparing import calibrate, silent  # noqa: E402
+from convrewrite.preparing import calibrate  # noqa: E402
 from convrewrite.rules import Match, Rule  # noqa: E402
 
 SOURCES = {"data": str(FASHION / "calibration.npz"), "none": None, "weights": "weights"}
@@ -112,7 +112,7 @@ def main() -> None:
     right = float((original.argmax(1) == labels).float().mean())
     print(f"original: {right:.2%} of {len(labels):,} test images", flush=True)
     inputs = (images[:1],)
-    calibrations = {name: calibrate(model, inputs, SOURCES[name], 0, silent) for name in arguments.calibration}
+    calibrations = {name: calibrate(model, inputs, SOURCES[name]) for name in arguments.calibration}
     table = []
     for row in ROWS:
         for source, calibration in calibrations.items():

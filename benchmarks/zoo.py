@@ -40,12 +40,14 @@ from convrewrite.errors import ConvRewriteError, ExportError, PlanError, TraceEr
 from convrewrite.exporting import export
 from convrewrite.lifting import settle
 from convrewrite.outputs import named_outputs
-from convrewrite.preparing import prepare, silent
+from convrewrite.preparing import Settings, judging_inputs, prepare, silent
 from convrewrite.proposing import Menu, Offer
 from convrewrite.reporting.model import Report
 from convrewrite.rewriting import rewrite
 from convrewrite.rules import resolve
+from convrewrite.stopwatch import Stopwatch
 from convrewrite.verifying import check_parity, measure_fidelity, require_parity
+from convrewrite.work import Work
 
 SIZES = (64, 96, 128, 224, 256, 299, 480)
 CHANNELS = {"superpointnet": 1, "pfpcnet": 1}
@@ -194,10 +196,9 @@ def at_full_rank(model: nn.Module, image: Tensor) -> tuple[float, float]:
 def full_rank_error(model: nn.Module, image: Tensor) -> float:
     prepared = prepare(model, (image,), resolve([RULE]))
     offers = [exact_offer(menu, index) for index, menu in enumerate(prepared.menus)]
-    found = rewrite(
-        prepared.model, prepared.traced, offers, without_inputs(image), prepared.structures, seed=0, memory=MEMORY,
-        progress=silent,
-    )  # fmt: skip
+    data = without_inputs(image)
+    judged = judging_inputs(prepared.inputs, data)
+    found = rewrite(Work(prepared, data, judged, {}, Settings(memory=MEMORY), silent, Stopwatch()), offers)
     changed = [outcome.site for outcome in found.outcomes if outcome.proposal is not None]
     settled = settle(model, prepared.lifted, found.model, changed).model
     return max(row.relative_error for row in measure_fidelity(model, settled, [(image,)]).outputs)

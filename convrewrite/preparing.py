@@ -142,12 +142,20 @@ def whole_cost(model: nn.Module, inputs: Inputs) -> Cost:
     return Cost(sum(parameter.numel() for parameter in model.parameters()), tally(model, inputs).macs)
 
 
-def calibrate(model: nn.Module, inputs: Inputs, source: object, settings: Settings, progress: Progress) -> Calibration:
-    """Real inputs where there are any, else synthesised ones, else none, with a loud note."""
+def calibrate(
+    model: nn.Module,
+    inputs: Inputs,
+    source: object,
+    *,
+    seed: int = 0,
+    memory: int = 4 << 30,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Real inputs of at most ``memory`` bytes where there are any, else synthesised ones, else none, with a loud note."""
     if isinstance(source, Calibration):
         return source
     if source is None:
-        made = synthesise(model, inputs, seed=settings.seed, on_step=_steps(progress))
+        made = synthesise(model, inputs, seed=seed, on_step=_steps(progress or silent))
         if made is not None:
             return made
         why = "has no BatchNorm statistics to make any from, or no derivatives that lead there"
@@ -159,9 +167,7 @@ def calibrate(model: nn.Module, inputs: Inputs, source: object, settings: Settin
     if isinstance(source, str) and source == "weights":
         return Calibration((), (), "weights only", "none", ())
     names = parameter_names(model)[: len(inputs)]
-    return read_calibration(
-        source, inputs, seed=settings.seed, import_object=import_object, names=names, memory=settings.memory
-    )
+    return read_calibration(source, inputs, seed=seed, import_object=import_object, names=names, memory=memory)
 
 
 def _steps(progress: Progress) -> Callable[[int, int, float], None]:

@@ -87,7 +87,7 @@ class Run:
         with watch.timed("export the original"):
             baseline = _baseline(prepared, settings, scratch) if settings.measure else None
         with watch.timed("calibrate"):
-            data = calibrate(model, inputs, calibration, settings, progress)
+            data = calibrate(model, inputs, calibration, seed=settings.seed, memory=settings.memory, progress=progress)
             fit, held_out = channels_last(model, data.fit), channels_last(model, data.held_out)
             data = replace(data, fit=fit, held_out=held_out)
             judged = judging_inputs(inputs, data).told(model, ask.outputs, known)

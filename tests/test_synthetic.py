@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.calibration import Calibration
-from convrewrite.preparing import Settings, calibrate, silent
+from convrewrite.preparing import calibrate, silent
 from convrewrite.synthetic import batch_norms, synthesise
 
 SHAPE = (3, 12, 12)
@@ -213,6 +213,6 @@ def test_a_network_that_torch_cannot_differentiate_gives_none() -> None:
 
 def test_the_reason_why_there_is_nothing_is_told() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
-    calibration = calibrate(net.eval(), EXAMPLE, None, Settings(), silent)
+    calibration = calibrate(net.eval(), EXAMPLE, None, seed=0, memory=1 << 30, progress=silent)
     assert calibration.kind == "weights only"
     assert "no BatchNorm statistics" in calibration.notes[0]
