@@ -30,6 +30,7 @@ from convrewrite.unpickling import LEGACY_MAGIC, is_base, names_asked, read_pick
 TRUST_NOTE = "the file was loaded by executing the code it holds, as --trust allows"
 
 _NAMES_SHOWN = 4
+_NAME_SHOWN = 200
 _QUANTIZED = "torch._utils._rebuild_qtensor"
 
 # Modules whose classes may be built. A file can make us import modules below these, so nothing else may stand here.
@@ -163,8 +164,10 @@ def _read_pickle(path: Path, classes: Mapping[str, type], trust: bool) -> tuple[
 
 def _refused(path: Path, error: Exception, classes: Mapping[str, type]) -> ModelLoadError:
     if isinstance(error, ForbiddenNameError):
-        others = [name for name in names_asked(path) if not is_base(name) and _resolve(name, classes) is None]
-        return _refusal(path, others or [str(error).removeprefix("it asks for ")])
+        others = [
+            name[:_NAME_SHOWN] for name in names_asked(path) if not is_base(name) and _resolve(name, classes) is None
+        ]
+        return _refusal(path, others or [str(error).removeprefix("it asks for ")[:_NAME_SHOWN]])
     if isinstance(error, ForbiddenError):
         return ModelLoadError(
             f"{path}: expected a model as torch.save stores it, found a file that may run code: {error}; "

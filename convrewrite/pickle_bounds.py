@@ -137,26 +137,30 @@ class Bounds:
 def require_shape(roots: Iterable[Any]) -> None:
     """Raise ExcessiveError for what is nested too deeply, or reached on too many ways, and for modules within themselves."""
     ways: dict[int, int] = {}
-    depths: dict[int, int] = {}
-    todo: list[tuple[Any, list[Any] | None]] = [(root, None) for root in roots]
     entered: set[int] = set()
     layers: dict[int, list[int]] = {}
+    todo: list[tuple[Any, list[Any] | None]] = [(root, None) for root in roots]
+    depth = 0
     while todo:
         value, parts = todo.pop()
         if parts is not None:
             ways[id(value)] = 1 + sum(ways.get(id(part), 1) for part in parts)
-            depths[id(value)] = 1 + max((depths.get(id(part), 0) for part in parts), default=0)
-            _require_within(ways[id(value)], depths[id(value)])
+            _require_within(ways[id(value)], depth)
+            depth -= 1
         elif id(value) not in entered and type(value) not in _LEAVES:
             entered.add(id(value))
+            depth += 1
+            _require_within(0, depth)
             parts = _parts(value)
             todo.append((value, parts))
             inner = {id(part): part for part in parts if type(part) not in _LEAVES}
             todo += [(part, None) for key, part in inner.items() if key not in entered]
             if isinstance(value, nn.Module):
-                layers[id(value)] = [
-                    id(layer) for layer in vars(value).get("_modules", {}).values() if layer is not None
-                ]
+                layers[id(value)] = [id(layer) for layer in vars(value).get("_modules", {}).values()]
+    _require_no_cycle(layers)
+
+
+def _require_no_cycle(layers: Mapping[int, Iterable[int]]) -> None:
     try:
         TopologicalSorter(layers).prepare()
     except CycleError as error:
