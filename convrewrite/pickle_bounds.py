@@ -137,6 +137,7 @@ class Bounds:
 def require_shape(roots: Iterable[Any]) -> None:
     """Raise ExcessiveError for what is nested too deeply, or reached on too many ways, and for modules within themselves."""
     ways: dict[int, int] = {}
+    heights: dict[int, int] = {}
     entered: set[int] = set()
     layers: dict[int, list[int]] = {}
     todo: list[tuple[Any, list[Any] | None]] = [(root, None) for root in roots]
@@ -145,12 +146,13 @@ def require_shape(roots: Iterable[Any]) -> None:
         value, parts = todo.pop()
         if parts is not None:
             ways[id(value)] = 1 + sum(ways.get(id(part), 1) for part in parts)
-            _require_within(ways[id(value)], depth)
+            heights[id(value)] = 1 + max((heights.get(id(part), 0) for part in parts), default=0)
+            _require_within(ways[id(value)], heights[id(value)])
             depth -= 1
         elif id(value) not in entered and type(value) not in _LEAVES:
             entered.add(id(value))
             depth += 1
-            _require_within(0, depth)
+            _require_within(0, depth)  # on the way down, too: there may be a million more
             parts = _parts(value)
             todo.append((value, parts))
             inner = {id(part): part for part in parts if type(part) not in _LEAVES}

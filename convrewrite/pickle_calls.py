@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.escaping import printable
-from convrewrite.pickle_bounds import Bounds, ExcessiveError, require
+from convrewrite.pickle_bounds import Bounds, ExcessiveError, ForbiddenError, require
 
 LONGEST_RANGE = 1_000_000
 MOST_AXES = 64
@@ -109,7 +109,10 @@ class Calls:
         self._bounds.spend_entries(attributes)
         for name, value in (attributes or {}).items():
             own = not isinstance(name, str) or hasattr(Tensor, name)
-            require(not own and type(value) in _PLAIN_VALUES, f"it puts {printable(repr(name))} on a tensor")
+            if own or type(value) not in _PLAIN_VALUES:
+                raise ForbiddenError(
+                    f"it puts {printable(repr(name[:80] if isinstance(name, str) else name))} on a tensor"
+                )
             setattr(tensor, name, value)
 
     def _ordered(self, *content: Any) -> "OrderedDict[Any, Any]":

@@ -6,7 +6,7 @@ A state goes straight into an instance's dictionary, past all that a class check
 import functools
 import inspect
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from convrewrite.escaping import printable
 from convrewrite.names import is_name
-from convrewrite.pickle_bounds import MOST_LAYERS, Bounds, ExcessiveError, require
+from convrewrite.pickle_bounds import MOST_LAYERS, Bounds, ExcessiveError, ForbiddenError, require
 
 LONGEST_NAME = 1_000
 _TABLES = {"_modules": nn.Module, "_parameters": nn.Parameter, "_buffers": Tensor}
@@ -29,6 +29,9 @@ class StateRules:
         """One account, one set of classes that the user vouches for."""
         self._bounds = bounds
         self._trusted = trusted
+        # A model has the same few names in very many modules.
+        self._is_name = functools.cache(is_name)
+        self._is_method: Callable[[Any, str], bool] = functools.cache(_is_method)
 
     def require_inert(self, value: Any, state: Mapping[Any, Any]) -> None:
         """Raise ForbiddenError for attributes that would be run, or written into source."""
@@ -38,11 +41,11 @@ class StateRules:
         self._bounds.spend_entries(state)
         fields = getattr(type(value), "__dataclass_fields__", {})
         for name in state:
-            method = name not in fields and isinstance(name, str) and isinstance(_static(value, name), _METHODS)
-            require(
-                _is_short(name) and is_name(name) and not method,
-                f"it puts {printable(repr(name))} in place of the code of a {kind_of(value)}",
+            usable = (
+                _is_short(name) and self._is_name(name) and (name in fields or not self._is_method(type(value), name))
             )
+            if not usable:
+                raise ForbiddenError(f"it puts {shown(name)} in place of the code of a {kind_of(value)}")
         if isinstance(value, nn.Module):
             self._module(value, state)
 
@@ -61,13 +64,11 @@ class StateRules:
             require(isinstance(entries, dict), f"the {table[1:]} of {what} are no dictionary")
             self._bounds.spend_entries(entries)
             for name, entry in entries.items():
-                shown = printable(repr(name))[:80]
-                require(
-                    _is_short(name) and is_name(name),
-                    f"it calls a part of {what} {shown}, which is no name (letters, digits, _ and -)",
-                )
-                is_own = isinstance(_static(module, name), _METHODS)
-                require(not is_own, f"it puts {name} in place of the code of {what}")
+                if not (_is_short(name) and self._is_name(name)):
+                    raise ForbiddenError(
+                        f"it calls a part of {what} {shown(name)}, which is no name (letters, digits, _ and -)"
+                    )
+                require(not self._is_method(type(module), name), f"it puts {name} in place of the code of {what}")
                 require(entry is None or isinstance(entry, kind), f"{name} of {what} is no {kind.__name__}")
 
 
@@ -76,7 +77,8 @@ def require_few_layers(value: Any, state: Mapping[Any, Any]) -> None:
     layers = state.get("num_layers", 0)
     if not isinstance(value, nn.RNNBase) or (isinstance(layers, int) and layers <= MOST_LAYERS):
         return
-    raise ExcessiveError(f"num_layers is {printable(repr(layers))[:40]}, the limit is {MOST_LAYERS}")
+    found = layers if isinstance(layers, int) else f"a {kind_of(layers)}"
+    raise ExcessiveError(f"num_layers is {found}, the limit is {MOST_LAYERS}")
 
 
 def kind_of(value: Any) -> str:
@@ -84,8 +86,13 @@ def kind_of(value: Any) -> str:
     return str(getattr(value, "__qualname__", type(value).__name__))
 
 
-def _static(value: Any, name: str) -> Any:
-    return inspect.getattr_static(type(value), name, None)
+def shown(name: Any) -> str:
+    """The key of a dictionary for a message."""
+    return printable(repr(name[:80] if isinstance(name, str) else name))[:200]
+
+
+def _is_method(kind: type, name: str) -> bool:
+    return isinstance(inspect.getattr_static(kind, name, None), _METHODS)
 
 
 def _is_short(name: Any) -> bool:

@@ -64,7 +64,7 @@ class Outgrown:
         return torch._utils._rebuild_tensor_v2, (storage, 0, (10**6, 10**6), (10**6, 1), False, OrderedDict())
 
 
-def many_layers() -> nn.Module:
+def many_layers() -> Any:
     model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.LSTM(3, 4))
     model[1].__dict__["num_layers"] = 10**9
     return model
@@ -97,6 +97,14 @@ def test_what_a_pickle_would_build_is_known_before(
     finally:
         sys.setrecursionlimit(limit)
     with pytest.raises(ModelLoadError, match=message):
+        load_model(tmp_path / "m.pt")
+
+
+def test_a_number_of_layers_that_is_no_plain_number(tmp_path: Path) -> None:
+    model = many_layers()
+    vars(model[1])["num_layers"] = np.int64(10**9)
+    torch.save(model, tmp_path / "m.pt")
+    with pytest.raises(ModelLoadError, match=r"num_layers is a int64, the limit is 10000"):
         load_model(tmp_path / "m.pt")
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from convrewrite.errors import ModelLoadError
 from convrewrite.loading import import_object, load_model
+from convrewrite.unpickling import read_pickle
 
 pytestmark = pytest.mark.usefixtures("isolated")
 
@@ -252,3 +253,12 @@ def test_the_factorys_classes_may_be_called_and_be_hooks_but_its_modules_are_not
     torch.save({"x": Call(type(net), nn.ReLU())}, tmp_path / "n.pt")
     with pytest.raises(ModelLoadError, match="it calls Net"):
         load_model(tmp_path / "n.pt", factory=factory)
+
+
+def test_what_python_2_and_the_old_format_wrote_is_read(tmp_path: Path) -> None:
+    pairs = Call(OrderedDict, [["a", 1], ["b", torch.ones(2)[1:]]])
+    for zipped in (True, False):
+        torch.save(pairs, tmp_path / "m.pt", _use_new_zipfile_serialization=zipped)
+        got: Any = read_pickle(tmp_path / "m.pt")
+        assert list(got) == ["a", "b"]
+        assert got["b"].tolist() == [1.0]
