@@ -1,7 +1,7 @@
 """Where calibration inputs come from: files, folders, tensors, loaders; each becomes raw tensors, not yet checked.
 
-Nothing here runs code from a file: arrays are read without pickle, ``.pt`` files with ``weights_only=True``. Only an
-object that the caller names (``FILE.py:NAME``) is imported, through the function passed for it.
+Nothing here runs code from a file: arrays are read without pickle, ``.pt`` files by an unpickler that makes tensors and plain
+values. Only an object that the caller names (``FILE.py:NAME``) is imported, through the function passed for it.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from convrewrite.array_files import Archive, StoredArray, map_array, require_memory, require_numbers
 from convrewrite.errors import CalibrationError
 from convrewrite.image_folder import list_images, read_images
-from convrewrite.pickle_scan import require_harmless
+from convrewrite.unpickling import read_pickle
 
 MEMORY = 4 << 30
 """Bytes of inputs, at most, unless the caller says otherwise."""
@@ -140,8 +140,7 @@ def _read_npz(path: Path, request: Request) -> Source:
 
 def _read_pt(path: Path, request: Request) -> Source:
     with _reading(path, "tensors alone, saved with torch.save"):
-        require_harmless(path)
-        found = torch.load(path, weights_only=True, map_location="cpu")
+        found = read_pickle(path)
     if not isinstance(found, (Tensor, tuple, list, Mapping)):
         kind = type(found).__name__
         raise CalibrationError(f"{path}: expected a tensor, or a tuple, list or dict of them, found {kind}")

@@ -9,13 +9,10 @@ import dataclasses
 import functools
 import importlib
 import pickle
-import pickletools
 import re
 import warnings
 import zipfile
-from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from types import FunctionType
@@ -26,15 +23,14 @@ from torch import Tensor, nn
 
 from convrewrite.errors import ModelLoadError
 from convrewrite.escaping import printable
-from convrewrite.pickle_scan import HarmfulFile, require_harmless
+from convrewrite.pickle_bounds import ExcessiveError, ForbiddenError, ForbiddenNameError
 from convrewrite.stored_numbers import NUMPY
-from convrewrite.unpickling import ForbiddenError, ModelPickle
+from convrewrite.unpickling import LEGACY_MAGIC, is_base, names_asked, read_pickle
 
 TRUST_NOTE = "the file was loaded by executing the code it holds, as --trust allows"
 
-_ZIP_MAGIC = b"PK\x03\x04"
-_LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # what torch.save wrote first before PyTorch 1.6
 _NAMES_SHOWN = 4
+_NAME_SHOWN = 200
 _QUANTIZED = "torch._utils._rebuild_qtensor"
 
 # Modules whose classes may be built. A file can make us import modules below these, so nothing else may stand here.
@@ -52,10 +48,6 @@ _ACTIVATIONS = (
     "mish", "normalize", "relu", "relu6", "selu", "sigmoid", "silu", "softmax", "softplus", "tanh",
 )  # fmt: skip
 _PLAIN: dict[str, Any] = {
-    "builtins.frozenset": frozenset,
-    "builtins.range": range,
-    "builtins.slice": slice,
-    "collections.defaultdict": defaultdict,
     "functools.partial": functools.partial,
     "torch._C._nn.gelu": nn.functional.gelu,
     "torch.nn.parallel.data_parallel.DataParallel": nn.DataParallel,
@@ -77,7 +69,8 @@ def read_checkpoint(path: Path, *, classes: Mapping[str, type], trust: bool) -> 
     if path.suffix.lower() == ".pt2" or _is_program(members):
         return _read_program(path, trust)
     if members is None:
-        return _read_legacy(path, trust)
+        _require_legacy(path)
+        return _read_pickle(path, classes, trust)
     if any(name.endswith("/constants.pkl") for name in members):
         raise ModelLoadError(
             f"{path}: expected a pickled nn.Module or a state dict, found a TorchScript archive, which PyTorch cannot "
@@ -88,7 +81,7 @@ def read_checkpoint(path: Path, *, classes: Mapping[str, type], trust: bool) -> 
             f"{path}: expected a file written by torch.save, found a zip archive without data.pkl "
             f"({shown(members) or 'empty'}); give the .pt file itself"
         )
-    return _read_archive(path, classes, trust)
+    return _read_pickle(path, classes, trust)
 
 
 def read_safetensors(path: Path) -> object:
@@ -160,78 +153,46 @@ def _read_program(path: Path, trust: bool) -> tuple[object, tuple[str, ...]]:
         raise _unreadable(path, error) from error
 
 
-def _read_archive(path: Path, classes: Mapping[str, type], trust: bool) -> tuple[object, tuple[str, ...]]:
+def _read_pickle(path: Path, classes: Mapping[str, type], trust: bool) -> tuple[object, tuple[str, ...]]:
     try:
-        require_harmless(path, lambda name: _resolve(name, classes))
-        asked = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-        found = {name: _resolve(name, classes) for name in asked}
-        refused = sorted(name for name, value in found.items() if value is None)
-        if not refused:
-            _require_pickle(path)
-            return _torch_load(path, ModelPickle(found, (*classes.values(), *NUMPY.values()))), ()
-    except ForbiddenError as error:
-        if not trust and _QUANTIZED in str(error):
-            raise _refusal(path, [_QUANTIZED]) from error
-        if not trust:
-            raise ModelLoadError(
-                f"{path}: expected a model as torch.save stores it, found a file that may run code: {error}; "
-                "save a state dict and pass --factory, or pass --trust if you know where the file comes from"
-            ) from error
+        return read_pickle(path, lambda name: _resolve(name, classes), (*classes.values(), *NUMPY.values())), ()
     except Exception as error:  # a foreign file can make the reader fail in any way
         if not trust:
-            raise _unreadable(path, error) from error
-    else:
-        if not trust:
-            raise _refusal(path, refused)
+            raise _refused(path, error, classes) from error
     return _read_trusted(path)
 
 
-def _require_pickle(path: Path) -> None:
-    """Raise ForbiddenError for what torch.load would take for another format than ours: it has readers of its own for them."""
-    with path.open("rb") as file:
-        if file.read(len(_ZIP_MAGIC)) != _ZIP_MAGIC:
-            raise ForbiddenError("it is no zip archive from its first byte on")
-    if "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records():
-        raise ForbiddenError("it is a TorchScript archive")
+def _refused(path: Path, error: Exception, classes: Mapping[str, type]) -> ModelLoadError:
+    if isinstance(error, ForbiddenNameError):
+        others = [
+            name[:_NAME_SHOWN] for name in names_asked(path) if not is_base(name) and _resolve(name, classes) is None
+        ]
+        return _refusal(path, others or [str(error).removeprefix("it asks for ")[:_NAME_SHOWN]])
+    if isinstance(error, ForbiddenError):
+        return ModelLoadError(
+            f"{path}: expected a model as torch.save stores it, found a file that may run code: {error}; "
+            "save a state dict and pass --factory, or pass --trust if you know where the file comes from"
+        )
+    return _unreadable(path, error)
 
 
-def _read_legacy(path: Path, trust: bool) -> tuple[object, tuple[str, ...]]:
+def _require_legacy(path: Path) -> None:
     with path.open("rb") as file:
-        start = file.read(len(_LEGACY_MAGIC))
-    if start != _LEGACY_MAGIC:
+        start = file.read(len(LEGACY_MAGIC))
+    if start != LEGACY_MAGIC:
         raise ModelLoadError(
             f"{path}: expected a file written by torch.save or safetensors, found one that begins with {start!r}; "
             "save the model with torch.save(model.state_dict(), FILE)"
         )
-    try:
-        require_harmless(path)
-        return _torch_load(path, None), ()
-    except Exception as error:  # a foreign file can make the reader fail in any way
-        if trust:
-            return _read_trusted(path)
-        names = _names_asked_by_legacy(path)
-        if not names or isinstance(error, HarmfulFile):
-            raise _unreadable(path, error) from error
-        raise ModelLoadError(
-            f"{path}: expected a state dict, found a file in the old, non-zip format that asks for {shown(names)}; "
-            "whole modules in this format can only be loaded with --trust, which executes the file's code; "
-            "or save a state dict and pass --factory"
-        ) from error
 
 
 def _read_trusted(path: Path) -> tuple[object, tuple[str, ...]]:
     try:
-        return _torch_load(path, pickle), (TRUST_NOTE,)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on pickle protocols and old storages: nothing the user could act upon
+            return torch.load(path, map_location="cpu", pickle_module=pickle, weights_only=False), (TRUST_NOTE,)
     except Exception as error:  # trusted code can fail in any way
         raise _unreadable(path, error) from error
-
-
-def _torch_load(path: Path, reader: Any) -> object:
-    """What a file holds, read by a module that stands for ``pickle``; None: nothing but tensors."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on pickle protocols and old storages: nothing the user could act upon
-        loaded: object = torch.load(path, map_location="cpu", pickle_module=reader, weights_only=reader is None)
-    return loaded
 
 
 def _resolve(name: str, classes: Mapping[str, type]) -> Any | None:
@@ -278,19 +239,6 @@ def _may_be_built(candidate: object) -> bool:
     return is_record or issubclass(candidate, nn.Module | Enum)
 
 
-def _names_asked_by_legacy(path: Path) -> list[str]:
-    """Classes and functions a state dict does not need, from the four leading pickles, read without running them."""
-    names: set[str] = set()
-    # A broken rest is no matter: what was found before it is worth telling.
-    with path.open("rb") as file, suppress(Exception):
-        for _ in range(4):
-            for opcode, argument, _ in pickletools.genops(file):
-                if opcode.name == "GLOBAL":
-                    names.add(str(argument).replace(" ", "."))
-    usual = ("collections.OrderedDict", "torch._utils.")
-    return sorted(name for name in names if not name.startswith(usual) and not name.endswith("Storage"))
-
-
 def _refusal(path: Path, refused: list[str]) -> ModelLoadError:
     if any(name == _QUANTIZED or "quantized" in name.split(".") for name in refused):
         return ModelLoadError(
@@ -305,9 +253,9 @@ def _refusal(path: Path, refused: list[str]) -> ModelLoadError:
 
 
 def _unreadable(path: Path, error: Exception) -> ModelLoadError:
-    if isinstance(error, HarmfulFile):
+    if isinstance(error, ExcessiveError):
         return ModelLoadError(f"{path}: expected a model as torch.save writes it, found a file that is not: {error}")
-    reason = str(error).rpartition("WeightsUnpickler error:")[2].strip()  # without torch's advice to trust the file
+    reason = str(error).strip()
     reason = reason.splitlines()[0][:200] if reason else "no reason given"
     return ModelLoadError(
         f"{path}: expected a complete model file, found one that is damaged, truncated or of an unknown layout "

@@ -11,7 +11,7 @@ _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc")
 """Of the operators that are built into onnxruntime: no library has to be loaded for them."""
 
 
-def require_harmless(path: Path) -> None:
+def require_self_contained(path: Path) -> None:
     """Raise ModelLoadError for operators of a library, and for weights in files that do not lie in the file's own folder.
 
     A file that is no ONNX passes: opening it will tell.

@@ -3,32 +3,47 @@
 A list of harmless classes is not enough: a pickle calls what is on it with arguments of its own, and puts attributes of its
 own on what it made. Here a class of modules is never called, only filled with its state, as ``torch.save`` stores it; of
 functions only the few that tensors and plain values need are called, each with the arguments it has there; and what was made
-is looked through at the end: no attribute may stand in place of a method, no hook may be stored, no name may be code.
+is looked through at the end: no attribute may stand in place of a method, no hook may be stored, no name may be code. All of
+it is charged to an account (:mod:`convrewrite.pickle_bounds`), so that reading takes time and memory as the file has bytes.
 """
 
 import _compat_pickle
-import codecs
 import functools
-import inspect
+import itertools
 import pickle
+import pickletools
+import tarfile
+import warnings
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from enum import Enum
-from types import FunctionType
-from typing import Any, ClassVar
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from convrewrite.escaping import printable
-from convrewrite.names import is_name
+from convrewrite.archives import is_script, pickle_of, stored_sizes
+from convrewrite.pickle_bounds import (
+    MOST_STEPS,
+    Bounds,
+    ExcessiveError,
+    ForbiddenError,
+    ForbiddenNameError,
+    require,
+    require_shape,
+)
+from convrewrite.pickle_calls import BASE, Calls, Make
+from convrewrite.stored_state import LONGEST_NAME, StateRules, kind_of, require_few_layers
 
-LONGEST_RANGE = 1 << 20
-_CONTAINERS = (list, tuple, dict, OrderedDict, str, bytes)
-_PLAIN_VALUES = (int, float, str, bytes, bool, complex, type(None), torch.dtype, torch.Size)
-_TABLES = {"_modules": nn.Module, "_parameters": nn.Parameter, "_buffers": Tensor}
-_HOOKS = tuple(name for name, value in vars(nn.Module()).items() if "hook" in name and isinstance(value, dict))
-_METHODS = (FunctionType, property, classmethod, staticmethod, functools.cached_property)
+ZIP_MAGIC = b"PK\x03\x04"
+LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""What ``torch.save`` wrote first before PyTorch 1.6."""
+_PICKLES_OF_LEGACY = 5
+"""Magic number, protocol, system, content, keys of the storages that follow."""
+_DICTIONARIES = (dict, OrderedDict, defaultdict, Counter)
 _OPCODES = (
     "PROTO STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINSTRING EMPTY_DICT "
     "EMPTY_LIST EMPTY_TUPLE EMPTY_SET TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS SETITEM SETITEMS BINPERSID BINGET "
@@ -36,107 +51,216 @@ _OPCODES = (
 )
 """What ``torch.save`` writes, in pickle's second protocol; everything else is refused."""
 
-Make = Callable[..., Any]
+Resolve = Callable[[str], Any]
+"""What a file gets for a name it asks for; None if it must not have it."""
 
 
-class ForbiddenError(pickle.UnpicklingError):
-    """A file does what saving a model never does; the message is a sentence about the file, "it calls eval"."""
+def nothing(_: str) -> None:
+    """Resolves no name: a file of tensors and plain values needs no more than it gets anyway."""
+
+
+def read_pickle(path: Path, resolve: Resolve = nothing, vouched: Collection[Any] = ()) -> object:
+    """The object that ``torch.save`` wrote, on the CPU, from an archive or in the old format.
+
+    ``resolve`` gives what the file may have besides what files of tensors need; ``vouched`` are those that may be called with
+    any arguments, unless they are modules, and be hooks. Raises ForbiddenError and ExcessiveError, and errors of any kind for
+    a damaged file.
+    """
+    if _require_format(path):
+        stored: dict[str, int] | None = stored_sizes(path)
+        require(not is_script(path), "it is a TorchScript archive")
+    else:
+        stored = None
+    reader: Any = ModelPickle(resolve, vouched, Bounds(path.stat().st_size, stored))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on old storages and sources: nothing the user could act upon
+        loaded: object = torch.load(path, map_location="cpu", pickle_module=reader, weights_only=False)
+    return loaded
+
+
+def names_asked(path: Path) -> list[str]:
+    """Every class and function that a file names, by its name in Python 3, read without running anything."""
+    names: set[str] = set()
+    # A broken rest is no matter: what was found before it is worth telling.
+    with suppress(Exception), path.open("rb") as file:
+        archived = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+        file.seek(0)
+        source = BytesIO(pickle_of(path)) if archived else file
+        for _ in range(1 if archived else _PICKLES_OF_LEGACY):
+            for opcode, argument, _ in itertools.islice(pickletools.genops(source), MOST_STEPS):
+                if opcode.name == "GLOBAL":
+                    names.add(_present_name(*str(argument).split(" ", 1)))
+    return sorted(name for name in names if "Storage" not in name)
+
+
+def is_base(name: str) -> bool:
+    """Whether every file may name this, whatever it is for."""
+    return _base(name) is not None
 
 
 class ModelPickle:
-    """Stands in for the module ``pickle`` where ``torch.load`` asks for one: its ``Unpickler`` is the one described above.
+    """Stands in for the module ``pickle`` where ``torch.load`` asks for one: its ``Unpickler`` is the one described above."""
 
-    ``allowed`` are the values a file may ask for by name, besides what every file of tensors needs; ``vouched`` are those
-    among them that may be called with any arguments, unless they are modules, and be hooks.
-    """
-
-    def __init__(self, allowed: Mapping[str, Any], vouched: Collection[Any]) -> None:
-        """Values by the name under which files know them."""
+    def __init__(self, resolve: Resolve, vouched: Collection[Any], bounds: Bounds) -> None:
+        """As for :func:`read_pickle`; all pickles of one file have the same ``bounds``."""
 
         class Unpickler(_Unpickler):
-            known = allowed
+            account = bounds
+            resolved = staticmethod(functools.cache(resolve))
             trusted = tuple(vouched)
 
         self.Unpickler = Unpickler
         self.__name__ = __name__
 
+    def load(self, file: IO[bytes], **options: Any) -> Any:
+        """The next pickle of a file in the old format."""
+        return self.Unpickler(file, **options).load()
+
 
 class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be replaced
-    known: Mapping[str, Any]
+    account: Bounds
+    resolved: Resolve
     trusted: tuple[Any, ...]
     stack: list[Any]
     pop_mark: Callable[[], list[Any]]
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, file: IO[bytes], **options: Any) -> None:
+        super().__init__(file, **options)
+        self._file = file
+        self._calls = Calls(self.account)
+        self._state = StateRules(self.account, self.trusted)
+        self._granted: dict[int, Any] = {}
         self._made: list[Any] = []
         self._unfilled: set[int] = set()
 
+    def read(self, count: int) -> bytes:
+        self.account.spend_bytes(count)
+        return self._file.read(count)
+
+    def readline(self) -> bytes:
+        """Names alone stand in lines."""
+        return self._file.readline(LONGEST_NAME)
+
     def load(self) -> Any:
-        loaded = super().load()
+        loaded = self._run()
+        require_shape([loaded, *self._made])
         for value in self._made:
-            self._inspect(value, getattr(value, "__dict__", {}))
+            self._state.require_inert(value, getattr(value, "__dict__", {}))
         return loaded
 
+    def _run(self) -> Any:
+        """What the pickle leaves on the stack."""
+        self.stack = []
+        self.metastack: list[list[Any]] = []
+        self.append = self.stack.append
+        for _ in range(MOST_STEPS):
+            key = self.read(1)
+            if not key:
+                raise EOFError("the pickle ends too early")
+            if key == pickle.STOP:
+                return self.stack.pop()
+            step = self.dispatch.get(key[0])
+            if step is None:
+                raise ExcessiveError(
+                    f"its pickle is damaged, or has a step ({key!r}) that torch.save does not write in protocol 2"
+                )
+            step(self)
+        raise ExcessiveError(f"its pickle has more than {MOST_STEPS} steps")
+
     def find_class(self, module: str, name: str) -> Any:
-        renamed = (_compat_pickle.IMPORT_MAPPING.get(module, module), name)
-        full = ".".join(_compat_pickle.NAME_MAPPING.get((module, name), renamed))
-        if full in self.known:
-            return self.known[full]
-        if full in _BASE:
-            return _BASE[full]
-        value = getattr(torch, name, None) if module == "torch" else None
-        if isinstance(value, torch.dtype | torch.qscheme):
-            return value
-        raise ForbiddenError(f"it asks for {full}")
+        full = _present_name(module, name)
+        granted = type(self).resolved(full)
+        if granted is not None:
+            self._granted[id(granted)] = granted
+            return granted
+        value = _base(full)
+        if value is None:
+            raise ForbiddenNameError(f"it asks for {full}")
+        return value
+
+    def refer(self) -> None:
+        """BINPERSID: a storage, or in the old format a class with its source, which is of no interest."""
+        reference = self.stack.pop()
+        usual = isinstance(reference, tuple) and len(reference) > 1
+        if usual and reference[0] == "module":
+            require(
+                self._is_granted(reference[1]) and isinstance(reference[1], type), "it refers to a module of no class"
+            )
+            self.stack.append(reference[1])
+            return
+        require(
+            usual and reference[0] == "storage" and len(reference) in (5, 6),
+            "it refers to something that is no storage",
+        )
+        _, kind, key, _, numel, *view = reference
+        require(
+            kind is torch.UntypedStorage or type(kind) is torch.serialization.StorageType,
+            "it refers to a storage of no type",
+        )
+        require(isinstance(key, str) and _is_count(numel), "it refers to a storage without a size")
+        itemsize = 1 if kind is torch.UntypedStorage else kind.dtype.itemsize
+        self.account.require_storage(key, numel * itemsize)
+        if view and view[0] is not None:
+            _, first, count = view[0]
+            if not _is_count(first) or not _is_count(count) or first + count > numel:
+                raise ExcessiveError(f"it refers to a part of a storage that ends behind its {numel} elements")
+        self.stack.append(self.persistent_load(reference))
 
     def call(self) -> None:
         """REDUCE."""
         arguments = self.stack.pop()
         function = self.stack[-1]
-        if not isinstance(arguments, tuple):
-            raise ForbiddenError("it calls something without arguments")
+        require(isinstance(arguments, tuple), "it calls something without arguments")
+        self.account.spend_entries(arguments, *arguments)
         self.stack[-1] = self._keep(self._maker(function)(*arguments))
 
     def create(self) -> None:
         """NEWOBJ."""
         arguments = self.stack.pop()
         kind = self.stack.pop()
-        if not (isinstance(kind, type) and any(kind is value for value in self.known.values())):
-            raise ForbiddenError(f"it makes a {_kind(kind)}")
+        if not (isinstance(kind, type) and self._is_granted(kind)):
+            raise ForbiddenError(f"it makes a {kind_of(kind)}")
         is_tuple = issubclass(kind, tuple)
         if issubclass(kind, Enum) or not (isinstance(arguments, tuple) and (is_tuple or arguments == ())):
             raise ForbiddenError(f"it makes a {kind.__name__} in another way than saving does")
+        self.account.spend_entries(arguments)
         self.stack.append(self._keep(kind.__new__(kind, *arguments)))
 
     def fill(self) -> None:
         """BUILD."""
         state = self.stack.pop()
         value = self.stack[-1]
-        _require(id(value) in self._unfilled, f"it changes a {_kind(value)}")
+        require(id(value) in self._unfilled, f"it changes a {kind_of(value)}")
         self._unfilled.remove(id(value))
+        self.account.spend_entries(state, *(state if isinstance(state, tuple) else ()))
         if isinstance(value, functools.partial):
-            _require(_is_state_of(value, state), "it changes a function")
+            require(_is_state_of(value, state), "it changes a function")
             return
         if isinstance(state, dict):
-            self._inspect(value, state)
+            self._state.require_inert(value, state)
+            require_few_layers(value, state)
         if hasattr(type(value), "__setstate__"):
             value.__setstate__(state)
         else:
-            _require(isinstance(state, dict) and hasattr(value, "__dict__"), f"it changes a {_kind(value)}")
+            require(isinstance(state, dict) and hasattr(value, "__dict__"), f"it changes a {kind_of(value)}")
             vars(value).update(state)
 
     def put_item(self) -> None:
         """SETITEM."""
         value, key = self.stack.pop(), self.stack.pop()
-        self._target(dict, OrderedDict, defaultdict, Counter)[key] = value
+        self._put([key], [value])
 
     def put_items(self) -> None:
         """SETITEMS."""
         items = self.pop_mark()
-        target = self._target(dict, OrderedDict, defaultdict, Counter)
-        for index in range(0, len(items), 2):
-            target[items[index]] = items[index + 1]
+        require(len(items) % 2 == 0, "it has a key without a value")
+        self._put(items[::2], items[1::2])
+
+    def _put(self, keys: list[Any], values: list[Any]) -> None:
+        target = self._target(*_DICTIONARIES)
+        for key, value in zip(keys, values, strict=True):
+            self.account.require_key(key)
+            target[key] = value
 
     def append_item(self) -> None:
         """APPEND."""
@@ -149,27 +273,35 @@ class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be re
         self._target(list).extend(items)
 
     def _target(self, *kinds: type) -> Any:
-        _require(type(self.stack[-1]) in kinds, f"it adds to a {_kind(self.stack[-1])}")
+        require(type(self.stack[-1]) in kinds, f"it adds to a {kind_of(self.stack[-1])}")
         return self.stack[-1]
+
+    def _is_granted(self, value: Any) -> bool:
+        return id(value) in self._granted
 
     def _maker(self, function: Any) -> Make:
         """What is called for a function of the file, which is the function itself only where any arguments will do."""
-        for known, maker in _CALLS:
-            if function is known:
-                return maker
-        if any(function is value for value in self.known.values()):
+        maker = self._calls.maker(function)
+        if maker is not None:
+            return maker
+        if self._is_granted(function):
             if function is functools.partial:
                 return self._partial
             vouched = any(function is one for one in self.trusted)
             if vouched and not (isinstance(function, type) and issubclass(function, nn.Module)):
-                return function
+                made: Make = function
+                return made
             if isinstance(function, type) and issubclass(function, Enum):
-                return lambda value: function(value)
-        raise ForbiddenError(f"it calls {_kind(function)}")
+                return functools.partial(self._member, function)
+        raise ForbiddenError(f"it calls {kind_of(function)}")
+
+    def _member(self, kind: Any, value: Any) -> Any:
+        self.account.require_key(value)
+        return kind(value)
 
     def _partial(self, function: Any, *more: Any) -> Any:
-        allowed = isinstance(function, functools.partial) or any(function is value for value in self.known.values())
-        _require(allowed and not more, "it binds arguments to something else than a layer")
+        allowed = isinstance(function, functools.partial) or self._is_granted(function)
+        require(allowed and not more, "it binds arguments to something else than a layer")
         return functools.partial(function)
 
     def _keep(self, value: Any) -> Any:
@@ -180,49 +312,13 @@ class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be re
         return value
 
     def _is_record(self, value: Any) -> bool:
-        own = type(value)
-        return any(own is known for known in self.known.values()) and not isinstance(value, Enum | Tensor)
-
-    def _inspect(self, value: Any, state: Mapping[Any, Any]) -> None:
-        """Raise ForbiddenError for attributes that would be run, or written into source."""
-        if type(value) is OrderedDict:
-            _require(set(state) <= {"_metadata"}, "it puts attributes on a dictionary")
-            return
-        fields = getattr(type(value), "__dataclass_fields__", {})
-        for name in state:
-            method = name not in fields and isinstance(name, str) and isinstance(_static(value, name), _METHODS)
-            _require(
-                is_name(name) and not method,
-                f"it puts {printable(repr(name))} in place of the code of a {_kind(value)}",
-            )
-        if isinstance(value, nn.Module):
-            self._inspect_module(value, state)
-
-    def _inspect_module(self, module: nn.Module, state: Mapping[str, Any]) -> None:
-        what = f"a {type(module).__name__}"
-        kinds = tuple(kind for kind in self.trusted if isinstance(kind, type))
-        for table in _HOOKS:
-            entries = state.get(table, {})
-            own = isinstance(entries, dict) and all(isinstance(hook, (*kinds, bool)) for hook in entries.values())
-            _require(own, f"it stores hooks on {what}")
-        _require(state.get("_compiled_call_impl") is None, f"it puts other code into {what}")
-        _require(isinstance(state.get("training", False), bool), f"the mode of {what} is no truth value")
-        for table, kind in _TABLES.items():
-            entries = state.get(table, {})
-            _require(isinstance(entries, dict), f"the {table[1:]} of {what} are no dictionary")
-            for name, entry in entries.items():
-                shown = printable(repr(name))[:80]
-                _require(
-                    is_name(name), f"it calls a part of {what} {shown}, which is no name (letters, digits, _ and -)"
-                )
-                is_own = isinstance(_static(module, name), _METHODS)
-                _require(not is_own, f"it puts {name} in place of the code of {what}")
-                _require(entry is None or isinstance(entry, kind), f"{name} of {what} is no {kind.__name__}")
+        return self._is_granted(type(value)) and not isinstance(value, Enum | Tensor)
 
     dispatch: ClassVar[dict[int, Any]] = {
         getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in _OPCODES.split()
     }
     dispatch |= {
+        pickle.BINPERSID[0]: refer,
         pickle.REDUCE[0]: call,
         pickle.NEWOBJ[0]: create,
         pickle.BUILD[0]: fill,
@@ -233,17 +329,33 @@ class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be re
     }
 
 
-def _require(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise ForbiddenError(otherwise)
+def _require_format(path: Path) -> bool:
+    """Whether a file is an archive. Raises ForbiddenError for other formats: torch.load has readers of its own for them."""
+    with path.open("rb") as file:
+        start = file.read(len(LEGACY_MAGIC))
+        if start.startswith(ZIP_MAGIC):
+            return True
+        require(start == LEGACY_MAGIC, "it is neither a zip archive from its first byte on nor a file of torch.save")
+        file.seek(0)
+        with suppress(tarfile.TarError), tarfile.open(fileobj=file, mode="r:"):
+            raise ForbiddenError("it is a tar archive")
+    return False
 
 
-def _kind(value: Any) -> str:
-    return str(getattr(value, "__qualname__", type(value).__name__))
+def _present_name(module: str, name: str) -> str:
+    """A name as every unpickler translates it."""
+    renamed = (_compat_pickle.IMPORT_MAPPING.get(module, module), name)
+    return ".".join(_compat_pickle.NAME_MAPPING.get((module, name), renamed))
 
 
-def _static(value: Any, name: str) -> Any:
-    return inspect.getattr_static(type(value), name, None)
+def _base(full: str) -> Any:
+    home, _, name = full.rpartition(".")
+    value = getattr(torch, name, None) if home == "torch" else None
+    return value if isinstance(value, torch.dtype | torch.qscheme) else BASE.get(full)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 62
 
 
 def _is_state_of(bound: Any, state: Any) -> bool:
@@ -256,126 +368,3 @@ def _is_state_of(bound: Any, state: Any) -> bool:
         return False
     bound.__setstate__((function, arguments, keywords, None))
     return True
-
-
-def _tensor(
-    storage: Any, offset: int, size: Any, stride: Any, grad: bool = False, hooks: Any = None, dtype: Any = None
-) -> Tensor:
-    """A tensor of numbers that its storage has."""
-    _require(not hooks, "it stores hooks on a tensor")
-    sizes, strides = [int(n) for n in size], [int(n) for n in stride]
-    _require(len(sizes) == len(strides) and min([offset, *sizes, *strides], default=0) >= 0, "a tensor has no shape")
-    last = offset + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True)) if 0 not in sizes else -1
-    kind = dtype or storage.dtype
-    untyped = storage._untyped_storage
-    _require(last < untyped.nbytes() // kind.itemsize, f"a tensor of {'x'.join(map(str, sizes))} has too few numbers")
-    made = torch.empty((0,), dtype=kind, device=untyped.device)
-    made.set_(untyped, offset, tuple(sizes), tuple(strides))
-    return made.requires_grad_(bool(grad))
-
-
-def _tensor_v2(
-    storage: Any, offset: int, size: Any, stride: Any, grad: bool, hooks: Any, metadata: Any = None
-) -> Tensor:
-    del metadata  # of views that are conjugated or negated, which no weight is
-    return _tensor(storage, offset, size, stride, grad, hooks)
-
-
-def _parameter(data: Any, grad: Any, hooks: Any, state: Any = None) -> nn.Parameter:
-    _require(isinstance(data, Tensor) and not hooks, "a parameter is no tensor, or has hooks")
-    parameter = nn.Parameter(data, bool(grad))
-    _set_attributes(parameter, state)
-    return parameter
-
-
-def _with_attributes(make: Any, kind: Any, arguments: Any, state: Any) -> Tensor:
-    """A tensor with attributes of the user's."""
-    maker = next((maker for known, maker in _CALLS[:3] if known is make), None)
-    _require(maker is not None and kind is Tensor, "it makes a tensor of another type")
-    assert maker is not None
-    tensor: Tensor = maker(*arguments)
-    _set_attributes(tensor, state)
-    return tensor
-
-
-def _set_attributes(tensor: Tensor, state: Any) -> None:
-    attributes, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
-    _require(not slots and isinstance(attributes, dict | None), "it changes a tensor")
-    for name, value in (attributes or {}).items():
-        own = not isinstance(name, str) or hasattr(Tensor, name)
-        _require(not own and type(value) in _PLAIN_VALUES, f"it puts {printable(repr(name))} on a tensor")
-        setattr(tensor, name, value)
-
-
-def _meta(dtype: Any, size: Any, stride: Any, grad: Any) -> Tensor:
-    return torch.empty_strided(size, stride, dtype=dtype, device="meta", requires_grad=bool(grad))
-
-
-def _range(*bounds: int) -> range:
-    made = range(*bounds)
-    _require(len(made) <= LONGEST_RANGE, f"a range has {len(made)} numbers, more than {LONGEST_RANGE}")
-    return made
-
-
-def _of_container(kind: Callable[..., Any], kinds: tuple[type, ...] = _CONTAINERS) -> Make:
-    """``kind`` of nothing, or of the content of one container that the file holds: never of a number or a range."""
-
-    def make(*content: Any) -> Any:
-        _require(
-            len(content) < 2 and all(type(one) in kinds for one in content), f"it makes a {_kind(kind)} of another type"
-        )
-        return kind(*content)
-
-    return make
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    _require(encoding == "latin1", "it uses an encoding that bytes do not have")
-    return text.encode(encoding)
-
-
-def _defaultdict(factory: Any = None) -> "defaultdict[Any, Any]":
-    _require(factory is None or isinstance(factory, type), "a dictionary makes its values by a call")
-    return defaultdict(factory)
-
-
-_utils = torch._utils
-_CALLS: tuple[tuple[Any, Make], ...] = (
-    (_utils._rebuild_tensor_v2, _tensor_v2),
-    (_utils._rebuild_tensor_v3, lambda *args: _tensor(*args[:7])),
-    (_utils._rebuild_tensor, _tensor),
-    (_utils._rebuild_parameter, _parameter),
-    (_utils._rebuild_parameter_with_state, _parameter),
-    (_utils._rebuild_meta_tensor_no_storage, _meta),
-    (torch._tensor._rebuild_from_type_v2, _with_attributes),
-    (OrderedDict, _of_container(OrderedDict)),
-    (Counter, _of_container(Counter, (dict,))),
-    (defaultdict, _defaultdict),
-    (set, _of_container(set)),
-    (frozenset, _of_container(frozenset)),
-    (bytearray, _of_container(bytearray, (bytes,))),
-    (range, _range),
-    (slice, slice),
-    (codecs.encode, _encode),
-    (complex, complex),
-    (torch.Size, _of_container(torch.Size, (list, tuple))),
-    (torch.device, torch.device),
-    (torch.serialization._get_layout, torch.serialization._get_layout),
-)
-"""Function -> what is called in its place."""
-
-_BASE: dict[str, Any] = {
-    **{f"torch._utils.{function.__name__}": function for function, _ in _CALLS[:6]},
-    "torch._tensor._rebuild_from_type_v2": torch._tensor._rebuild_from_type_v2,
-    "torch.serialization._get_layout": torch.serialization._get_layout,
-    "torch.Tensor": Tensor,
-    "torch.Size": torch.Size,
-    "torch.device": torch.device,
-    "collections.OrderedDict": OrderedDict,
-    "collections.Counter": Counter,
-    "_codecs.encode": codecs.encode,
-    "builtins.set": set,
-    "builtins.bytearray": bytearray,
-    "builtins.complex": complex,
-}
-"""What files of tensors ask for, whatever they are for."""

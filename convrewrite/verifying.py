@@ -17,7 +17,7 @@ from convrewrite.errors import ConvRewriteError, ModelLoadError, UsageError, Ver
 from convrewrite.fidelity import Comparison, Fidelity, require_same_outputs
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs
 from convrewrite.meanings import Meaning, WantedOutputs, asked_meanings, followed, read
-from convrewrite.onnx_files import require_harmless
+from convrewrite.onnx_files import require_self_contained
 from convrewrite.origins import Origin
 from convrewrite.outputs import eval_mode, left_out, named_outputs
 from convrewrite.probing import SECONDS, require_well_behaved
@@ -52,7 +52,7 @@ class OnnxModel:
         process of its own, before it is used here. ModelLoadError if it does not.
         """
         if isinstance(source, Path) and not trust:
-            require_harmless(source)
+            require_self_contained(source)
         self._where = str(source) if isinstance(source, Path) else "ONNX model"
         self._untried = source if isinstance(source, Path) and probe is not None else None
         self._probe = probe or SECONDS

@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "convrewrite"
 LEVELS = [
     ["escaping"],
     ["errors", "interrupts", "version"],
-    ["arguments", "array_files", "machine", "symbols", "text_files", "unforeseen"],
-    ["pickle_scan", "probing", "scratch", "sessions"],
+    ["arguments", "array_files", "machine", "pickle_bounds", "text_files", "unforeseen"],
+    ["archives", "pickle_calls", "probing", "scratch", "sessions"],
     [
         "conv",
         "image_folder",
@@ -29,7 +29,7 @@ LEVELS = [
         "stopwatch",
         "stored_numbers",
     ],
-    ["state"],
+    ["state", "stored_state"],
     ["tracing"],
     ["counting"],
     ["copying"],

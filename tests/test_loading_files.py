@@ -245,11 +245,13 @@ def test_torchscript_is_refused(tmp_path: Path) -> None:
             load_model(tmp_path / "m.pt", trust=trust)
 
 
-def test_a_legacy_whole_module_loads_with_trust_alone(tmp_path: Path) -> None:
-    torch.save(plain_net(), tmp_path / "m.pt", _use_new_zipfile_serialization=False)
-    with pytest.raises(ModelLoadError, match=r"old, non-zip format.*torch\.nn\.modules.*--trust"):
-        load_model(tmp_path / "m.pt")
-    assert type(load_model(tmp_path / "m.pt", trust=True).model) is nn.Sequential
+def test_a_legacy_whole_module_is_read_as_any_other(tmp_path: Path) -> None:
+    model = plain_net()
+    torch.save(model, tmp_path / "m.pt", _use_new_zipfile_serialization=False)
+    for trust in (False, True):
+        loaded = load_model(tmp_path / "m.pt", trust=trust)
+        assert not any("executing" in note for note in loaded.notes)
+        assert torch.equal(loaded.model(torch.ones(1, 3, 8, 8)), model.eval()(torch.ones(1, 3, 8, 8)))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
