@@ -90,3 +90,4 @@ def test_a_site_where_nothing_was_measured_says_no_more_than_it_knows() -> None:
     text = render_site(SITE.model_copy(update={"considered": (bare,)}))
     assert "> separable, rank 2, depthwise-first, as branches 0.35x 0.40x" in words(text)
     assert "effect is the KL" not in text
+    assert text.splitlines()[3].split() == ["option", "MACs", "parameters"]

@@ -5,6 +5,10 @@ from tabulate import tabulate
 from convrewrite.planning import Considered, Plan, PlannedOption, PlannedSite
 from convrewrite.reporting import figures
 
+CONSIDERED_HEADERS = ("", "option", "MACs", "parameters", "time", "output error", "effect", "")
+"""Of these those are shown that hold something."""
+CONSIDERED_WIDTHS = (None,) * 7 + (60,)
+
 
 def render_plan(plan: Plan) -> str:
     """What was asked, what the plan promises, and every site."""
@@ -25,13 +29,16 @@ def render_plan(plan: Plan) -> str:
 
 
 def render_site(site: PlannedSite) -> str:
-    """Why a site became what it is."""
+    """Why a site became what it is; columns of what was not measured are left out."""
     head = f"{site.name}: {site.kind} {site.geometry}\n{_what(site)}"
     if not site.considered:
         return head
     rows = [_row(site, entry) for entry in site.considered]
-    headers = ("", "option", "MACs", "parameters", "time", "output error", "effect", "")
-    text = tabulate(rows, headers, disable_numparse=True, maxcolwidths=[None] * 7 + [60])
+    shown = [i for i in range(len(CONSIDERED_HEADERS)) if any(row[i] for row in rows)]
+    text = tabulate(
+        [[row[i] for i in shown] for row in rows], [CONSIDERED_HEADERS[i] for i in shown],
+        disable_numparse=True, maxcolwidths=[CONSIDERED_WIDTHS[i] for i in shown],
+    )  # fmt: skip
     if all(entry.effect is None for entry in site.considered):
         return f"{head}\n\n{text}"
     note = "Errors and effects are those with only this site rewritten. The effect is the KL of the model's outputs, or their "
