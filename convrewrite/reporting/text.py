@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from convrewrite.reporting import figures
+from convrewrite.reporting.figures import WIDTH
 from convrewrite.reporting.model import AnalysisRow, Report, SiteRow
 
-WIDTH = 110
 FIDELITY_WIDTHS = dict(zip(figures.FIDELITY_HEADERS, (26, 13, 14, 15, 9, 7, 13), strict=True))
 _BASIS_MARKS = {"held-out inputs": "", "synthetic inputs": " s", "weights": " w"}
 _BASIS_LEGEND = {
