@@ -267,7 +267,7 @@ def verify(
         first, second, inputs, outputs=arguments.outputs(output or []), representative=calib is not None
     )
     wanted = expect or ("fidelity" if agreement is not None or error is not None else relation.expected)
-    say(render_verification(outcome, inputs[0].shape[0], "the calibration inputs" if calib else "random inputs"))
+    say(render_verification(outcome, inputs[0].shape[0], "calibration inputs" if calib else "random inputs"))
     if relation.note is not None:
         say(relation.note)
     if relation.stranger is not None and expect is None:

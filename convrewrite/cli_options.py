@@ -31,7 +31,9 @@ Factory = Annotated[
 ]
 Calib = Annotated[
     str | None,
-    typer.Option("--calib", help="Inputs to fit to: .npy, .npz, .pt, a folder of images, FILE.py:NAME; or 'weights'."),
+    typer.Option(
+        "--calib", help="Representative inputs: .npy, .npz, .pt, a folder of images, FILE.py:NAME; or 'weights'."
+    ),
 ]
 Mean = Annotated[
     str | None, typer.Option("--mean", help="Mean per channel of normalised images, as 0.485,0.456,0.406.")
