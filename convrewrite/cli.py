@@ -251,15 +251,15 @@ def verify(
     agreement: Agreement = None,
     error: Error = None,
     seed: Seed = 0,
-    timeout: Timeout = 60.0,
+    timeout: Timeout = 30.0,
     trust: Trust = False,
 ) -> None:
     """Compare the outputs of A and B: parity where they must be the same model, fidelity where one approximates."""
+    if expect not in (None, "parity", "fidelity"):
+        raise UsageError(f"--expect: expected parity or fidelity, found {arguments.shown(expect)}")
     from convrewrite import example_inputs, relations, verifying
     from convrewrite.reporting.verifications import render_verification
 
-    if expect not in (None, "parity", "fidelity"):
-        raise UsageError(f"--expect: expected parity or fidelity, found {expect}")
     first, second = (runner_of(source, factory, trust, timeout) for source in (a, b))
     inputs = example_inputs.for_both(first, second, input_ or (), calib, seed)
     relation = relations.relation_of(first, second, (a, b))
@@ -286,7 +286,7 @@ def bench(
     factory: Factory = None,
     threads: Threads = 1,
     rounds: Rounds = 25,
-    timeout: Timeout = 60.0,
+    timeout: Timeout = 30.0,
     trust: Trust = False,
 ) -> None:
     """Time A and B side by side, interleaved; the ratio is the median over rounds of paired ratios."""

@@ -21,15 +21,13 @@ def require_harmless(path: Path) -> None:
     except Exception:  # protobuf and onnx raise errors of many kinds
         return
     own = {(function.domain, function.name) for function in model.functions}
-    nodes = [node for graph in _graphs(model) for node in graph.node]
-    nodes += [node for function in model.functions for node in _with_inner(function.node)]
-    for node in nodes:
+    for node in _nodes(model):
         if node.domain not in _DOMAINS and (node.domain, node.op_type) not in own:
             raise ModelLoadError(
                 f"{path}: expected operators of onnxruntime itself, found {node.op_type} of {node.domain}, which is code from "
                 "elsewhere; export the model without it, or pass --trust if you know where it comes from"
             )
-    for tensor in _tensors(model, nodes):
+    for tensor in tensors(model):
         _require_beside(path, tensor)
 
 
@@ -66,12 +64,19 @@ def _with_inner(nodes: "Iterator[onnx.NodeProto] | list[onnx.NodeProto]") -> Ite
                 waiting += graph.node
 
 
-def _tensors(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+def _nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Of the graphs, of those inside of nodes, and of functions."""
+    nodes = [node for graph in _graphs(model) for node in graph.node]
+    return nodes + [node for function in model.functions for node in _with_inner(function.node)]
+
+
+def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor that a model holds: weights of its graphs, and values of attributes."""
     sparse: list[onnx.SparseTensorProto] = []
     for graph in _graphs(model):
         yield from graph.initializer
         sparse += graph.sparse_initializer
-    for node in nodes:
+    for node in _nodes(model):
         for attribute in node.attribute:
             yield from [attribute.t] if attribute.HasField("t") else attribute.tensors
             sparse += [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else attribute.sparse_tensors

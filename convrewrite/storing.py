@@ -25,6 +25,7 @@ from convrewrite.escaping import printable
 from convrewrite.lifts import apply_lifts
 from convrewrite.names import require_names
 from convrewrite.observing import SITE_TYPES, spec_of
+from convrewrite.onnx_placing import is_weights_of
 from convrewrite.placing import nearest, put, resolved
 from convrewrite.planning import Plan, PlannedSite, planned_structure
 from convrewrite.reporting import render_markdown
@@ -37,9 +38,10 @@ from convrewrite.structures import discover
 from convrewrite.text_files import read_text
 
 PLAN, WEIGHTS = "plan.json", "weights.safetensors"
-FILES = ("model.pt", "model.onnx", PLAN, WEIGHTS, "report.json", "report.md", "report.html")
-MODELS = frozenset({"model.pt", "model.onnx", WEIGHTS})
-"""Files that may be someone's only copy: they belong to a result where its plan stands beside them."""
+ONNX = "model.onnx"
+FILES = ("model.pt", ONNX, PLAN, WEIGHTS, "report.json", "report.md", "report.html")
+REPORTS = frozenset({"report.json", "report.md", "report.html"})
+"""All else may be someone's only copy: it belongs to a result where its plan stands beside it."""
 PLAN_START = re.compile(rb'"model"\s*:\s*\{\s*"geometry"')
 PLAN_STARTS_WITHIN = 1 << 16
 """What tells a plan, be it of another version or broken, from any other file, and in how many bytes."""
@@ -63,7 +65,8 @@ def _check_replaceable(folder: Path, place: Path, inputs: Sequence[str]) -> None
     if not place.is_dir():
         raise UsageError(f"{folder}: expected a folder for the results, found a file; name another with -o")
     names = {path.name for path in place.iterdir()}
-    strangers = sorted(names - set(FILES)) or sorted(names & MODELS if PLAN not in names else ())
+    ours = {name for name in names if name in FILES or is_weights_of(name, ONNX)}
+    strangers = sorted(names - ours) or sorted(ours - REPORTS if PLAN not in names else ())
     if strangers:
         raise UsageError(
             f"{folder}: holds {', '.join(strangers[:3])}, which would be lost; name a new folder, or an earlier result"
