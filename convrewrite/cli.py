@@ -50,6 +50,9 @@ from convrewrite.version import tool_version
 if TYPE_CHECKING:
     from convrewrite.reporting.model import Report
 
+_EXITED = "expected code of the model that comes to an end, found that it ended the process (sys.exit({found})); take that out"
+"""What a forward or a factory may do; its number is no exit code of this tool."""
+
 app = typer.Typer(
     name="convrewrite",
     help="Rewrite the convolutions of a trained PyTorch CNN into smaller, faster ones that still compute the same.",
@@ -349,6 +352,9 @@ def main(argv: list[str] | None = None) -> int:
         return interrupted(str(error), error.code)
     except (typer.Abort, KeyboardInterrupt, Terminated) as error:
         return interrupted(NOTHING, code_of(error))
+    except SystemExit as error:  # nothing of ours asks for it
+        print(f"convrewrite: {printable(_EXITED.format(found=repr(error.code)[:60]))}", file=sys.stderr)
+        return ModelError.exit_code
     except Exception as error:
         if (reason := disk_full(error)) is not None:  # of files it is told where they are written
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what it still holds would fail once more at the exit

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from convrewrite.copying import copy_model
 from convrewrite.errors import ExportError, TraceError
+from convrewrite.escaping import message_of
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs
 from convrewrite.names import require_names
 from convrewrite.onnx_files import tensors
@@ -207,7 +208,7 @@ def innermost_cause(error: BaseException) -> str:
     """The exception at the start of a chain of ``raise ... from ...``, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    text = " ".join(TERMINAL_COLOUR.sub("", str(error)).split())
+    text = " ".join(TERMINAL_COLOUR.sub("", message_of(error)).split())
     line = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return line if len(line) <= CAUSE_LENGTH else line[: CAUSE_LENGTH - 3] + "..."
 

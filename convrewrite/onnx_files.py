@@ -11,11 +11,20 @@ _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc")
 """Of the operators that are built into onnxruntime: no library has to be loaded for them."""
 
 
+LARGEST = 2**31 - 1
+"""Bytes of one file, which protobuf limits."""
+
+
 def require_harmless(path: Path) -> None:
     """Raise ModelLoadError for operators of a library, and for weights in files that do not lie in the file's own folder.
 
     A file that is no ONNX passes: opening it will tell.
     """
+    if path.stat().st_size > LARGEST:
+        raise ModelLoadError(
+            f"{path}: expected at most {LARGEST} bytes, as ONNX has it, found {path.stat().st_size}; export it with its "
+            "weights in a second file"
+        )
     try:
         model = onnx.load(str(path), load_external_data=False)
     except Exception:  # protobuf and onnx raise errors of many kinds
@@ -34,13 +43,19 @@ def require_harmless(path: Path) -> None:
 def _require_beside(path: Path, tensor: onnx.TensorProto) -> None:
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         return
-    folder = path.absolute().parent
     for entry in tensor.external_data:
-        if entry.key == "location" and not (folder / entry.value).resolve().is_relative_to(folder.resolve()):
+        if entry.key == "location" and not _lies_in(path.absolute().parent, entry.value):
             raise ModelLoadError(
                 f"{path}: expected weights in the folder of the file, found {entry.value} for {tensor.name}; "
                 "put the file there, or pass --trust if you know where the model comes from"
             )
+
+
+def _lies_in(folder: Path, name: str) -> bool:
+    try:
+        return (folder / name).resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, a link to itself: it lies nowhere
+        return False
 
 
 def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
