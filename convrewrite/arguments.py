@@ -110,7 +110,7 @@ def mean(text: str | None) -> str | None:
 def std(text: str | None) -> str | None:
     """A standard deviation for each channel: something is divided by it."""
     if any(number <= 0 for number in numbers("--std", text) or ()):
-        raise UsageError(f"--std: expected numbers above 0, found {shown(text)}")
+        raise UsageError(f"--std: expected positive numbers, found {shown(text)}")
     return text
 
 

@@ -325,6 +325,13 @@ def _tensors(values: Sequence[Any], count: int, where: str) -> tuple[Tensor, ...
 
 def _tensor(value: object, where: str) -> Tensor:
     if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_nested or value.is_meta:
+            kind = (
+                "meta" if value.is_meta else "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+            )
+            raise CalibrationError(
+                f"{where}: expected dense tensors, whose numbers are all there, found a {kind} one; convert it"
+            )
         return value.detach().cpu()
     if not isinstance(value, np.ndarray):
         raise CalibrationError(f"{where}: expected tensors or arrays, found {type(value).__name__}")

@@ -88,6 +88,8 @@ def check_file(path: Path) -> None:
         place = resolved(path)
         if place.is_dir():
             raise UsageError(f"{path}: expected a file for the plan, found a folder; name one in it, as {path / PLAN}")
+        if place.exists() and not place.is_file():
+            raise UsageError(f"{path}: expected a file for the plan, found a pipe or a device; name a file with -o")
         if place.exists() and not _holds_plan(place):
             raise UsageError(
                 f"{path}: holds something else than a plan, which would be lost; name another file with -o"
@@ -99,9 +101,7 @@ def check_file(path: Path) -> None:
 
 
 def _holds_plan(place: Path) -> bool:
-    """Whether a plan may take its place: it is a file, and empty or a plan."""
-    if not place.is_file():
-        return False
+    """Whether a plan may take its place: it is empty, or a plan."""
     with place.open("rb") as file:
         start = file.read(PLAN_STARTS_WITHIN)
     return not start.strip() or PLAN_START.search(start) is not None

@@ -56,6 +56,11 @@ def nested(levels: int) -> nn.Module:
     return model
 
 
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
 class Outgrown:
     """A tensor that ends far behind its storage, which PyTorch would enlarge."""
 
@@ -342,6 +347,8 @@ def test_a_pattern_takes_no_longer_for_a_name_that_nearly_matches(tmp_path: Path
         (RecursionError("maximum recursion depth exceeded"), "nested too deeply"),
         (OSError(28, "No space left on device", "x"), "No space left on device"),
         (KeyError("x"), f"{FAULT} (KeyError: 'x')"),
+        (ValueError("\x1b[31mred"), r"(ValueError: \x1b[31mred)"),
+        (Unspeakable(), f"{FAULT} (Unspeakable)"),
     ],
 )
 def test_what_nobody_foresaw_is_one_line(error: Exception, part: str) -> None:
