@@ -24,6 +24,7 @@ from convrewrite.errors import CalibrationError, ConvRewriteError
 from convrewrite.escaping import message_of
 from convrewrite.image_folder import list_images, read_images
 from convrewrite.pickle_scan import require_harmless
+from convrewrite.process import quiet
 
 MEMORY = 4 << 30
 """Bytes of inputs, at most, unless the caller says otherwise."""
@@ -157,7 +158,8 @@ def _read_npz(path: Path, request: Request) -> Source:
 def _read_pt(path: Path, request: Request) -> Source:
     with _reading(path, "tensors alone, saved with torch.save"):
         require_harmless(path)
-        found = torch.load(path, weights_only=True, map_location="cpu")
+        with quiet():  # torch warns of what it will not read some day
+            found = torch.load(path, weights_only=True, map_location="cpu")
     if not isinstance(found, (Tensor, tuple, list, Mapping)):
         kind = type(found).__name__
         raise CalibrationError(f"{path}: expected a tensor, or a tuple, list or dict of them, found {kind}")

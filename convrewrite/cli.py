@@ -385,7 +385,11 @@ def _unforeseen(error: Exception) -> int:
 
 def run() -> None:
     """The entry point of the installed command, within the memory that the machine has."""
-    machine.limit_memory(int(machine.memory_bytes() * machine.SHARE))
-    code = main()
+    try:
+        machine.limit_memory(int(machine.memory_bytes() * machine.SHARE))
+    except KeyboardInterrupt as error:
+        code = interrupted(NOTHING, code_of(error))
+    else:
+        code = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and said
     sys.exit(code)

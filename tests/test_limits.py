@@ -330,6 +330,14 @@ def test_rule_files_that_go_too_far(tmp_path: Path, text: str, part: str) -> Non
     assert part in ran.message
 
 
+def test_thousands_of_faults_are_told_in_a_few_lines(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("schema = 1\n" + "[[rule]]\n" * 2000)
+    ran = call("rules", "check", tmp_path / "r.toml")
+    assert ran.code == 2
+    assert len(ran.err.splitlines()) == 21
+    assert ran.err.rstrip().endswith("3980 more findings; mend these first")
+
+
 def test_a_pattern_takes_no_longer_for_a_name_that_nearly_matches(tmp_path: Path) -> None:
     rule = 'schema = 1\n[[rule]]\nname = "a"\nstructures = ["separable"]\nmatch = { name = "(a+)+$" }\n[[rule.accepts]]\nname = "'
     conv = "conv = { in_channels = 64, out_channels = 64, kernel_size = [3, 3] }\n"
