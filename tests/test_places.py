@@ -73,7 +73,7 @@ def test_a_link_stays_one(out: Path, place: Path) -> None:
 
 def test_the_working_folder_is_not_pulled_away(out: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(out)
-    for name in (".", "", str(out), "../out"):
+    for name in (".", str(out), "../out"):
         ran = call("optimize", place / "net.pt", "-o", name, *OPTIONS)
         assert ran.code == 2
         assert "a folder that is mounted, or worked in, cannot be replaced; name one inside it" in ran.message
@@ -109,10 +109,10 @@ def test_a_plan_replaces_nothing_but_a_plan(place: Path, out: Path, name: str) -
     (place / "device").symlink_to(os.devnull)
     before = (place / name).read_bytes()
     ran = call("plan", place / "net.pt", "-o", place / name, *OPTIONS)
-    assert (ran.code, ran.message) == (
-        2,
-        f"{place / name}: holds something else than a plan, which would be lost; name another file with -o",
-    )
+    found = "holds something else than a plan, which would be lost; name another file with -o"
+    if name == "device":
+        found = "expected a file for the plan, found a pipe or a device; name a file with -o"
+    assert (ran.code, ran.message) == (2, f"{place / name}: {found}")
     assert (place / name).read_bytes() == before
 
 
