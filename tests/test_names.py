@@ -71,6 +71,8 @@ def test_the_code_of_these_tests_runs_where_nobody_looks(tmp_path: Path) -> None
 
 
 X = torch.zeros(1, 3, 8, 8)
+
+
 def graph_with_names_of(model: nn.Module) -> fx.GraphModule:
     """A graph module that also holds what the model holds, under its names."""
     graph = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 8, 3)))
