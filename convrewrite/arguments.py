@@ -101,6 +101,25 @@ def seconds(value: float) -> float:
     return value
 
 
+def mean(text: str | None) -> str | None:
+    """A mean for each channel."""
+    numbers("--mean", text)
+    return text
+
+
+def std(text: str | None) -> str | None:
+    """A standard deviation for each channel: something is divided by it."""
+    if any(number <= 0 for number in numbers("--std", text) or ()):
+        raise UsageError(f"--std: expected positive numbers, found {shown(text)}")
+    return text
+
+
+def resize(text: str | None) -> str | None:
+    """A size of images."""
+    size("--resize", text)
+    return text
+
+
 def budget(entries: Sequence[str]) -> dict[str, float]:
     """``["macs=0.5,params=0.6"]`` -> ``{"macs": 0.5, "params": 0.6}``; which names there are is for the plan to say."""
     found: dict[str, float] = {}

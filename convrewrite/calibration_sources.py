@@ -20,8 +20,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from convrewrite.array_files import Archive, StoredArray, map_array, require_memory, require_numbers
-from convrewrite.errors import CalibrationError
+from convrewrite.errors import CalibrationError, ConvRewriteError
+from convrewrite.escaping import message_of
 from convrewrite.image_folder import list_images, read_images
+from convrewrite.process import quiet
 from convrewrite.unpickling import read_pickle
 
 MEMORY = 4 << 30
@@ -76,6 +78,21 @@ class _MapDataset(Protocol):
 
 def open_source(source: object, request: Request) -> Source:
     """Find out what ``source`` is; raises CalibrationError when it is missing, unreadable or of no known kind."""
+    try:
+        return _open(source, request)
+    except ConvRewriteError:
+        raise
+    except Exception as error:  # the caller's own code may raise anything
+        name = source if isinstance(source, str | Path) else type(source).__name__
+        raise CalibrationError(
+            f"{name}: expected calibration inputs, but asking for them raised {type(error).__name__}: {message_of(error)}; "
+            "correct it, or give the inputs as .npy, .npz or .pt"
+        ) from error
+
+
+def _open(source: object, request: Request) -> Source:
+    if isinstance(source, type):  # has the methods of its instances
+        source = source()
     match source:
         case str() | Path():
             return _read_path(source, request)
@@ -139,7 +156,10 @@ def _read_npz(path: Path, request: Request) -> Source:
 
 
 def _read_pt(path: Path, request: Request) -> Source:
-    with _reading(path, "tensors alone, saved with torch.save"):
+    with (
+        _reading(path, "tensors alone, saved with torch.save"),
+        quiet(),
+    ):  # torch warns of what it will not read some day
         found = read_pickle(path)
     if not isinstance(found, (Tensor, tuple, list, Mapping)):
         kind = type(found).__name__
@@ -156,7 +176,7 @@ def _reading(path: Path, expected: str) -> Iterator[None]:
     except CalibrationError:
         raise
     except Exception as error:  # a foreign file can make its reader fail in any way
-        text = TERMINAL_COLOUR.sub("", str(error)).strip()
+        text = TERMINAL_COLOUR.sub("", message_of(error)).strip()
         reason = text.splitlines()[0] if text else type(error).__name__
         raise CalibrationError(f"{path}: expected {expected}, but it cannot be read: {reason}") from error
 
@@ -211,7 +231,7 @@ def _guarded(chunks: Iterator[Chunk], name: str) -> Iterator[Chunk]:
         except CalibrationError:
             raise
         except Exception as error:  # the caller's own code may raise anything
-            reason = f"{type(error).__name__}: {error}"
+            reason = f"{type(error).__name__}: {message_of(error)}"
             raise CalibrationError(f"{name}: batch {number}: reading it raised {reason}") from error
         yield chunk
 
@@ -308,6 +328,13 @@ def _tensors(values: Sequence[Any], count: int, where: str) -> tuple[Tensor, ...
 
 def _tensor(value: object, where: str) -> Tensor:
     if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_nested or value.is_meta:
+            kind = (
+                "meta" if value.is_meta else "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+            )
+            raise CalibrationError(
+                f"{where}: expected dense tensors, whose numbers are all there, found a {kind} one; convert it"
+            )
         return value.detach().cpu()
     if not isinstance(value, np.ndarray):
         raise CalibrationError(f"{where}: expected tensors or arrays, found {type(value).__name__}")

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.errors import ModelLoadError
-from convrewrite.escaping import printable
+from convrewrite.escaping import message_of, printable
 from convrewrite.pickle_bounds import ExcessiveError, ForbiddenError, ForbiddenNameError
+from convrewrite.process import quiet
 from convrewrite.stored_numbers import NUMPY
 from convrewrite.unpickling import LEGACY_MAGIC, is_base, names_asked, read_pickle
 
@@ -148,7 +149,8 @@ def _read_program(path: Path, trust: bool) -> tuple[object, tuple[str, ...]]:
             "or give a state dict and --factory"
         )
     try:
-        return torch.export.load(path), (TRUST_NOTE,)
+        with quiet(("torch.export", "torch._export", "torch.export.pt2_archive._package")):
+            return torch.export.load(path), (TRUST_NOTE,)
     except Exception as error:  # a foreign file can make the reader fail in any way
         raise _unreadable(path, error) from error
 
@@ -271,5 +273,5 @@ def shown(names: list[str]) -> str:
 
 def summary(error: BaseException | None) -> str:
     """Type and first line of an error, for a message of ours."""
-    lines = str(error).strip().splitlines()
+    lines = message_of(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

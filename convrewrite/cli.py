@@ -50,6 +50,9 @@ from convrewrite.version import tool_version
 if TYPE_CHECKING:
     from convrewrite.reporting.model import Report
 
+_EXITED = "expected code of the model that comes to an end, found that it ended the process (sys.exit({found})); take that out"
+"""What a forward or a factory may do; its number is no exit code of this tool."""
+
 app = typer.Typer(
     name="convrewrite",
     help="Rewrite the convolutions of a trained PyTorch CNN into smaller, faster ones that still compute the same.",
@@ -251,15 +254,15 @@ def verify(
     agreement: Agreement = None,
     error: Error = None,
     seed: Seed = 0,
-    timeout: Timeout = 60.0,
+    timeout: Timeout = 30.0,
     trust: Trust = False,
 ) -> None:
     """Compare the outputs of A and B: parity where they must be the same model, fidelity where one approximates."""
+    if expect not in (None, "parity", "fidelity"):
+        raise UsageError(f"--expect: expected parity or fidelity, found {arguments.shown(expect)}")
     from convrewrite import example_inputs, relations, verifying
     from convrewrite.reporting.verifications import render_verification
 
-    if expect not in (None, "parity", "fidelity"):
-        raise UsageError(f"--expect: expected parity or fidelity, found {expect}")
     first, second = (runner_of(source, factory, trust, timeout) for source in (a, b))
     inputs = example_inputs.for_both(first, second, input_ or (), calib, seed)
     relation = relations.relation_of(first, second, (a, b))
@@ -267,7 +270,7 @@ def verify(
         first, second, inputs, outputs=arguments.outputs(output or []), representative=calib is not None
     )
     wanted = expect or ("fidelity" if agreement is not None or error is not None else relation.expected)
-    say(render_verification(outcome, inputs[0].shape[0], "the calibration inputs" if calib else "random inputs"))
+    say(render_verification(outcome, inputs[0].shape[0], "calibration inputs" if calib else "random inputs"))
     if relation.note is not None:
         say(relation.note)
     if relation.stranger is not None and expect is None:
@@ -286,7 +289,7 @@ def bench(
     factory: Factory = None,
     threads: Threads = 1,
     rounds: Rounds = 25,
-    timeout: Timeout = 60.0,
+    timeout: Timeout = 30.0,
     trust: Trust = False,
 ) -> None:
     """Time A and B side by side, interleaved; the ratio is the median over rounds of paired ratios."""
@@ -349,6 +352,9 @@ def main(argv: list[str] | None = None) -> int:
         return interrupted(str(error), error.code)
     except (typer.Abort, KeyboardInterrupt, Terminated) as error:
         return interrupted(NOTHING, code_of(error))
+    except SystemExit as error:  # nothing of ours asks for it
+        print(f"convrewrite: {printable(_EXITED.format(found=repr(error.code)[:60]))}", file=sys.stderr)
+        return ModelError.exit_code
     except Exception as error:
         if (reason := disk_full(error)) is not None:  # of files it is told where they are written
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what it still holds would fail once more at the exit
@@ -379,7 +385,11 @@ def _unforeseen(error: Exception) -> int:
 
 def run() -> None:
     """The entry point of the installed command, within the memory that the machine has."""
-    machine.limit_memory(int(machine.memory_bytes() * machine.SHARE))
-    code = main()
+    try:
+        machine.limit_memory(int(machine.memory_bytes() * machine.SHARE))
+    except KeyboardInterrupt as error:
+        code = interrupted(NOTHING, code_of(error))
+    else:
+        code = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and said
     sys.exit(code)

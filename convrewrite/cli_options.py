@@ -31,14 +31,22 @@ Factory = Annotated[
 ]
 Calib = Annotated[
     str | None,
-    typer.Option("--calib", help="Inputs to fit to: .npy, .npz, .pt, a folder of images, FILE.py:NAME; or 'weights'."),
+    typer.Option(
+        "--calib", help="Representative inputs: .npy, .npz, .pt, a folder of images, FILE.py:NAME; or 'weights'."
+    ),
 ]
 Mean = Annotated[
-    str | None, typer.Option("--mean", help="Mean per channel of normalised images, as 0.485,0.456,0.406.")
+    str | None,
+    typer.Option(
+        "--mean", callback=arguments.mean, help="Mean per channel of normalised images, as 0.485,0.456,0.406."
+    ),
 ]
-Std = Annotated[str | None, typer.Option("--std", help="Standard deviation per channel.")]
+Std = Annotated[str | None, typer.Option("--std", callback=arguments.std, help="Standard deviation per channel.")]
 Resize = Annotated[
-    str | None, typer.Option("--resize", help="Resize images of a folder to HxW before they are cropped.")
+    str | None,
+    typer.Option(
+        "--resize", callback=arguments.resize, help="Resize images of a folder to HxW before they are cropped."
+    ),
 ]
 Budget = Annotated[
     list[str] | None,
@@ -143,10 +151,13 @@ def calibration_of(
     from convrewrite.inputs import parameter_names
     from convrewrite.loading import import_object
 
+    if calib is None or calib == "weights":
+        for option, given in (("--mean", mean), ("--std", std), ("--resize", resize)):
+            if given is not None:
+                raise UsageError(f"{option}: expected calibration inputs that it applies to, found none; add --calib")
+        return calib
     centre, spread = arguments.numbers("--mean", mean), arguments.numbers("--std", std)
     cover = arguments.size("--resize", resize)
-    if calib is None or calib == "weights":
-        return calib
     return read_calibration(
         calib, inputs, seed=seed, mean=centre, std=spread, resize=cover, import_object=import_object,
         names=parameter_names(model)[: len(inputs)], memory=int(memory * 2**30),

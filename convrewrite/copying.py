@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from convrewrite.counting import Watch, address
 from convrewrite.errors import TraceError
+from convrewrite.escaping import message_of
 from convrewrite.inputs import Inputs, varied
 from convrewrite.modules import CACHED, is_importable, is_plain, reachable, referent, replace_parts
 from convrewrite.outputs import alike, eval_mode, named_outputs
@@ -43,7 +44,7 @@ def copy_as_it_is(model: nn.Module) -> nn.Module:
         raise
     except Exception as error:
         raise TraceError(
-            f"{type(model).__name__}: the model cannot be copied ({error}); "
+            f"{type(model).__name__}: the model cannot be copied ({message_of(error)}); "
             "a model that holds open files, locks or generators must let go of them first"
         ) from error
 

@@ -9,3 +9,11 @@ def printable(text: str, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(c if c in keep or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def message_of(error: BaseException | None) -> str:
+    """The text of an error from elsewhere; empty where its own ``__str__`` fails."""
+    try:
+        return str(error)
+    except Exception:  # it is code from elsewhere, too
+        return ""

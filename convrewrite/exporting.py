@@ -4,7 +4,6 @@ The file's inputs are called ``input`` (or ``input.0``, ``input.1``, ...), its o
 :func:`convrewrite.outputs.named_outputs` calls them.
 """
 
-import os
 import re
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -18,9 +17,11 @@ from torch import Tensor, nn
 
 from convrewrite.copying import copy_model
 from convrewrite.errors import ExportError, TraceError
+from convrewrite.escaping import message_of
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs
-from convrewrite.interrupts import held
 from convrewrite.names import require_names
+from convrewrite.onnx_files import tensors
+from convrewrite.onnx_placing import file_of_weights, new_name_of_weights, place
 from convrewrite.outputs import ROOT, eval_mode, named_outputs
 from convrewrite.process import exporting, ordinary, ordinary_mode, quiet
 from convrewrite.scratch import Scratch, disk_full, told, unwritable
@@ -78,7 +79,7 @@ def export(
     if not path.parent.is_dir():
         raise ExportError(f"{path}: the folder does not exist; create it first")
     external = _needs_external_data(model)
-    notes = [f"weights stand in {path.name}.data, as one ONNX file holds at most 2 GB"] if external else []
+    notes = [f"weights stand in a second file, {path.name}.*.data, as one holds at most 2 GB"] if external else []
     with ExitStack() as stack:
         with told(path):
             scratch = stack.enter_context(Scratch(path.parent))
@@ -91,11 +92,11 @@ def export(
         names = _output_names(model, example)
         draft = _Draft(model, names, folder / path.name, external, opset)
         dynamic, reason = _write(draft, example)
+        _name_weights(draft.path)
         _stamp(draft.path, metadata)
         _check(draft.path, model)
-        with told(path), held():
-            for file in sorted(folder.iterdir(), reverse=True):  # weights in a file of their own before what reads them
-                os.replace(file, path.parent / file.name)
+        with told(path):
+            place(draft.path, path)
     if reason is not None:
         notes.append(f"batch size fixed at {example[0].shape[0]}: {reason}")
     return Exported(path, dynamic, "; ".join(notes) or None)
@@ -207,9 +208,23 @@ def innermost_cause(error: BaseException) -> str:
     """The exception at the start of a chain of ``raise ... from ...``, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    text = " ".join(TERMINAL_COLOUR.sub("", str(error)).split())
+    text = " ".join(TERMINAL_COLOUR.sub("", message_of(error)).split())
     line = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return line if len(line) <= CAUSE_LENGTH else line[: CAUSE_LENGTH - 3] + "..."
+
+
+def _name_weights(path: Path) -> None:
+    """Give the weights beside a file a name of their own, so that they never stand where those of an earlier one do."""
+    weights, name = file_of_weights(path), new_name_of_weights(path)
+    if not weights.is_file():
+        return
+    file = onnx.load(str(path), load_external_data=False)
+    for tensor in tensors(file):
+        for entry in tensor.external_data:
+            if entry.key == "location" and entry.value == weights.name:
+                entry.value = name
+    onnx.save(file, str(path))
+    weights.rename(path.with_name(name))
 
 
 def _stamp(path: Path, metadata: Mapping[str, str]) -> None:

@@ -1,5 +1,6 @@
 """A folder of images as tensors of the size and the channels a model expects."""
 
+import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+MOST_FILES = 2_000_000
+"""In a folder and those below it, images or not; ImageNet has 1.4 million."""
 MOST_PIXELS = 89_478_485
 """Of an image as it is stored or scaled: Pillow's own bound for what is no attack."""
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, MemoryError, struct.error)
@@ -26,10 +29,26 @@ _MODES = {1: "L", 3: "RGB"}
 
 def list_images(folder: Path) -> list[Path]:
     """All images under ``folder``, at any depth, sorted by path. Raises CalibrationError when there is none."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    found: list[Path] = []
+    looked_at = 0
+    for parent, _, names in os.walk(folder, onerror=_unreadable):
+        looked_at += len(names)
+        if looked_at > MOST_FILES:
+            raise CalibrationError(f"{folder}: expected at most {MOST_FILES} files in the folder; name a smaller one")
+        found += [Path(parent, name) for name in names if Path(name).suffix.lower() in SUFFIXES]
+    found = sorted(path for path in found if path.is_file())
     if not found:
         raise CalibrationError(f"{folder}: expected images ({', '.join(sorted(SUFFIXES))}), found none in the folder")
     return found
+
+
+def _unreadable(error: OSError) -> None:
+    """Folders may vanish meanwhile; images that may not be read are not left out in silence."""
+    if not isinstance(error, FileNotFoundError):
+        raise CalibrationError(
+            f"{error.filename}: expected a folder of images, but it cannot be read ({error.strerror}); "
+            "let it be read, or name another folder"
+        ) from error
 
 
 def read_images(paths: Sequence[Path], shape: torch.Size, resize: tuple[int, int] | None) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from convrewrite.errors import UsageError
+from convrewrite.escaping import message_of
 
 Inputs = tuple[Tensor, ...]
 """The positional inputs of a model; the batch is the first axis of each."""
@@ -84,7 +85,9 @@ def example_of(source: object, where: str) -> ExampleInput:
     try:
         made = source()
     except Exception as error:  # the caller's own code may raise anything
-        raise UsageError(f"{where}: calling it without arguments raised {type(error).__name__}: {error}") from error
+        raise UsageError(
+            f"{where}: calling it without arguments raised {type(error).__name__}: {message_of(error)}"
+        ) from error
     if not isinstance(made, Tensor | Mapping | tuple | list):
         raise UsageError(f"{where}: expected {_EXPECTED} from calling it, found {type(made).__name__}")
     return made

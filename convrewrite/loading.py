@@ -7,6 +7,7 @@ and the model is checked. The shape of an example input is guessed here too.
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import math
 import os
 import re
@@ -95,10 +96,16 @@ def import_object(target: str) -> Any:
     """What ``FILE.py:NAME`` or ``pkg.mod:NAME`` names; raises ModelLoadError, listing the names that do exist."""
     where, name = _split_target(target)
     module = _import_module(where)
+    _require_name(module, target)
+    return getattr(module, name)
+
+
+def _require_name(module: ModuleType, target: str) -> None:
+    where, name = _split_target(target)
     if not hasattr(module, name):
         existing = sorted(n for n, v in vars(module).items() if not n.startswith("_") and not isinstance(v, ModuleType))
-        raise ModelLoadError(f"{target}: expected {name} in {where}, found only {', '.join(existing) or 'nothing'}")
-    return getattr(module, name)
+        found = shown(existing) if existing else "nothing"
+        raise ModelLoadError(f"{target}: expected {name} in {where}, found only {found}; name one that is there")
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -239,6 +246,8 @@ def _build(target: str) -> nn.Module:
     if isinstance(made, ExportedProgram):
         return rebuild(made, target).model
     if not isinstance(made, nn.Module):
+        if inspect.iscoroutine(made):
+            made.close()  # else Python warns that nobody waited for it
         raise ModelLoadError(
             f"{target}: expected an nn.Module or a callable without arguments that returns one, found {_kind_of(made)}"
         )
@@ -254,6 +263,7 @@ def _factory_classes(factory: str) -> dict[str, type]:
     if where in _ZOOS:
         return {}  # their classes are allowed as it is
     module = _import_module(where)
+    _require_name(module, factory)
     classes: dict[str, type] = {}
     for value in filter(runs_no_stored_code, vars(module).values()):
         if value.__module__ == module.__name__:

@@ -1,10 +1,14 @@
 """What the machine has, and limits that keep one process from taking all of it. Without effect where the system has none."""
 
+import ctypes
 import os
+import signal
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_SET_PARENT_DEATH_SIGNAL = 1
 UNKNOWN_MEMORY = 8 << 30
 """Bytes that a machine is taken to have when it does not tell."""
 
@@ -37,6 +41,12 @@ def limit_memory(limit: int, *, address_space: bool = False) -> None:
     lower = [bound for bound in (soft, hard) if bound != resource.RLIM_INFINITY]
     with suppress(ValueError, OSError):  # macOS knows the limit and refuses to set it
         resource.setrlimit(kind, (min([limit, *lower]), hard))
+
+
+def end_with_parent() -> None:
+    """Let this process be killed when the one that started it ends, however that ends. Linux alone knows that."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def limit_processor(seconds: int) -> None:

@@ -24,6 +24,11 @@ from convrewrite.tracing import run
 
 Kind = Literal["logits", "probabilities", "multilabel", "embedding", "values", "ignore", "discrete"]
 SCORES = ("logits", "probabilities")
+OF_UNIT_NUMBERS = ("sigmoid", "special_expit", "hardsigmoid", "softmax")
+OF_MEASURES = ("relu", "tanh", "hardtanh", "clamp", "softplus", "exp", "abs", "square", "sqrt", "atan", "sin", "cos")
+QUOTIENTS = ("reciprocal", "div", "mul")
+"""What ends a sigmoid that is written out, as ``1 / (1 + exp(-x))``."""
+
 ASKABLE = tuple(kind for kind in get_args(Kind) if kind != "discrete")
 """What a user may say; integers and booleans are found to be discrete."""
 
@@ -226,11 +231,12 @@ def _by_what_always_holds(seen: Seen) -> Meaning | None:
 def _by_function(seen: Seen, hint: Hint | None) -> Meaning | None:
     if seen.function == "softmax" and seen.ndim > 2:
         return Meaning("values", "a softmax over other axes than its channels gave it", axis=seen.axis)
-    if seen.function in ("sigmoid", "hardsigmoid", "softmax") or (seen.origin is None and seen.within_unit):
+    by_hand = seen.origin is None or (seen.function in QUOTIENTS and seen.ndim == 2 and seen.width >= 2)
+    if seen.function in OF_UNIT_NUMBERS or (by_hand and seen.within_unit):
         return _of_unit_numbers(seen, hint)
-    if seen.function in ("relu", "tanh", "hardtanh", "clamp", "softplus", "exp") and (
-        hint is None or hint.kind != "class"
-    ):
+    if seen.function == "log_sigmoid_forward":
+        return Meaning("values", "it holds logarithms of independent probabilities", axis=seen.axis)
+    if seen.function in OF_MEASURES and (hint is None or hint.kind != "class"):
         return Meaning("values", f"a {seen.function} gave it", axis=seen.axis)
     return None
 
@@ -245,7 +251,11 @@ def _of_unit_numbers(seen: Seen, hint: Hint | None) -> Meaning:
         return Meaning(
             "values", "four numbers in [0, 1] that are seldom near 0 or 1, as coordinates are", axis=seen.axis
         )
-    by = f"a {seen.function} gave it" if seen.origin is not None else "its entries lie in [0, 1] and do not sum to one"
+    by = (
+        f"a {seen.function} gave it"
+        if seen.function in OF_UNIT_NUMBERS
+        else "its entries lie in [0, 1] and do not sum to one"
+    )
     return Meaning("multilabel", by, axis=seen.axis)
 
 

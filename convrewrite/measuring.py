@@ -9,6 +9,7 @@ from convrewrite.exporting import export
 from convrewrite.fidelity import Fidelity
 from convrewrite.inputs import Inputs
 from convrewrite.latency import Comparison
+from convrewrite.onnx_placing import size_of
 from convrewrite.preparing import Judged, Progress
 from convrewrite.timing import Baseline
 from convrewrite.verifying import Parity, check_parity, measure_fidelity, require_parity
@@ -72,7 +73,7 @@ def measure_everything(
     progress("verify", 4, 5, "latency in torch")
     torch_latency = timer.compare_torch(original, rewritten, one, threads)
     progress("verify", 5, 5, "done")
-    sizes = (before.stat().st_size, after.path.stat().st_size)
+    sizes = (size_of(before), size_of(after.path))
     notes = (after.note,) if after.note else ()
     return replace(
         outputs, parity=parity, file_bytes=sizes, onnx_latency=onnx_latency, torch_latency=torch_latency, notes=notes

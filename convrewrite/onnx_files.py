@@ -11,38 +11,51 @@ _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc")
 """Of the operators that are built into onnxruntime: no library has to be loaded for them."""
 
 
+LARGEST = 2**31 - 1
+"""Bytes of one file, which protobuf limits."""
+
+
 def require_self_contained(path: Path) -> None:
     """Raise ModelLoadError for operators of a library, and for weights in files that do not lie in the file's own folder.
 
     A file that is no ONNX passes: opening it will tell.
     """
+    if path.stat().st_size > LARGEST:
+        raise ModelLoadError(
+            f"{path}: expected at most {LARGEST} bytes, as ONNX has it, found {path.stat().st_size}; export it with its "
+            "weights in a second file"
+        )
     try:
         model = onnx.load(str(path), load_external_data=False)
     except Exception:  # protobuf and onnx raise errors of many kinds
         return
     own = {(function.domain, function.name) for function in model.functions}
-    nodes = [node for graph in _graphs(model) for node in graph.node]
-    nodes += [node for function in model.functions for node in _with_inner(function.node)]
-    for node in nodes:
+    for node in _nodes(model):
         if node.domain not in _DOMAINS and (node.domain, node.op_type) not in own:
             raise ModelLoadError(
                 f"{path}: expected operators of onnxruntime itself, found {node.op_type} of {node.domain}, which is code from "
                 "elsewhere; export the model without it, or pass --trust if you know where it comes from"
             )
-    for tensor in _tensors(model, nodes):
+    for tensor in tensors(model):
         _require_beside(path, tensor)
 
 
 def _require_beside(path: Path, tensor: onnx.TensorProto) -> None:
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         return
-    folder = path.absolute().parent
     for entry in tensor.external_data:
-        if entry.key == "location" and not (folder / entry.value).resolve().is_relative_to(folder.resolve()):
+        if entry.key == "location" and not _lies_in(path.absolute().parent, entry.value):
             raise ModelLoadError(
                 f"{path}: expected weights in the folder of the file, found {entry.value} for {tensor.name}; "
                 "put the file there, or pass --trust if you know where the model comes from"
             )
+
+
+def _lies_in(folder: Path, name: str) -> bool:
+    try:
+        return (folder / name).resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, a link to itself: it lies nowhere
+        return False
 
 
 def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
@@ -66,12 +79,19 @@ def _with_inner(nodes: "Iterator[onnx.NodeProto] | list[onnx.NodeProto]") -> Ite
                 waiting += graph.node
 
 
-def _tensors(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+def _nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Of the graphs, of those inside of nodes, and of functions."""
+    nodes = [node for graph in _graphs(model) for node in graph.node]
+    return nodes + [node for function in model.functions for node in _with_inner(function.node)]
+
+
+def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor that a model holds: weights of its graphs, and values of attributes."""
     sparse: list[onnx.SparseTensorProto] = []
     for graph in _graphs(model):
         yield from graph.initializer
         sparse += graph.sparse_initializer
-    for node in nodes:
+    for node in _nodes(model):
         for attribute in node.attribute:
             yield from [attribute.t] if attribute.HasField("t") else attribute.tensors
             sparse += [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else attribute.sparse_tensors

@@ -21,7 +21,7 @@ from convrewrite.preparing import (
     silent,
 )
 from convrewrite.process import at_work
-from convrewrite.proposing import candidates, refusal
+from convrewrite.proposing import candidates, refusal, require_structures
 from convrewrite.replaying import offers_of
 from convrewrite.reporting.model import AnalysisRow
 from convrewrite.rules import Rule, RuleFile, resolve
@@ -179,6 +179,7 @@ def analyze(
     inputs = bound_inputs(model, example_input)
     known = discover() | {structure.name: structure for structure in structures}
     chosen = resolve(list(builtin_rules()) if rules is None else rules)
+    require_structures(chosen, known)
     with at_work(0), surroundings_preserved(model):
         _, _, sites = find(private_copy(model, inputs), inputs)
     seen = candidates(sites)

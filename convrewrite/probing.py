@@ -21,7 +21,7 @@ from torch import Tensor
 from convrewrite.errors import ModelLoadError
 from convrewrite.machine import memory_bytes
 
-SECONDS = 60.0
+SECONDS = 30.0
 """That a file may take to be opened, and again to run once, unless the caller says otherwise."""
 
 _PROGRAM = (

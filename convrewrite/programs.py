@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from convrewrite.batch_axis import fixed_batch, open_batch
 from convrewrite.errors import ConvRewriteError, ModelLoadError
+from convrewrite.escaping import message_of
 from convrewrite.inputs import Inputs
 from convrewrite.lifting import lift
 
@@ -66,7 +67,7 @@ def rebuild(program: ExportedProgram, source: str = "program") -> Rebuilt:
     except ConvRewriteError:
         raise
     except Exception as error:  # a program may hold any operator
-        reason = (str(error).strip().splitlines() or [""])[0]
+        reason = (message_of(error).strip().splitlines() or [""])[0]
         raise ModelLoadError(
             f"{source}: expected a program that can be made a module again, found one that cannot "
             f"({type(error).__name__}: {reason}); give the Python model it was exported from"

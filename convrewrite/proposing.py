@@ -71,13 +71,18 @@ def candidates(sites: Sequence[Site]) -> dict[str, Candidate]:
     return {s.name: Candidate(s.name, s.kind, s.spec, s.is_stem, s.cost.macs / total) for s in sites}
 
 
-def menus(sites: Sequence[Site], rules: Sequence[Rule], structures: Mapping[str, Structure]) -> tuple[Menu, ...]:
-    """What every site could become. Raises RuleFileError for a rule that names an unknown structure."""
+def require_structures(rules: Sequence[Rule], structures: Mapping[str, Structure]) -> None:
+    """Raise RuleFileError for a rule that names an unknown structure."""
     for rule in rules:
         for name in rule.structures:
             if name not in structures:
                 known = ", ".join(sorted(structures))
                 raise RuleFileError(f"rule {rule.name}: structure {name!r} is not known; known are {known}")
+
+
+def menus(sites: Sequence[Site], rules: Sequence[Rule], structures: Mapping[str, Structure]) -> tuple[Menu, ...]:
+    """What every site could become. Raises RuleFileError for a rule that names an unknown structure."""
+    require_structures(rules, structures)
     seen = candidates(sites)
     return tuple(_menu(site, seen[site.name], rules, structures) for site in sites)
 

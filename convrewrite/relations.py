@@ -82,4 +82,6 @@ def require_fidelity(fidelity: Fidelity, agreement: float | None, error: float |
         )
     for output in fidelity.outputs:
         if output.top1_agreement is not None and not output.top1_agreement >= agreement:
-            raise VerificationError(f"{output.name}: top-1 agreement {output.top1_agreement} is below {agreement:g}")
+            raise VerificationError(
+                f"{output.name}: top-1 agreement {output.top1_agreement:.6g} is below {agreement:g}"
+            )

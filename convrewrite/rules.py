@@ -64,6 +64,8 @@ _EXPECTED = {
 }
 LARGEST = 1 << 20
 """Bytes of a rule file, at most."""
+MOST_FINDINGS = 20
+"""Told of one file; there is no sense in thousands."""
 
 _PROBE = ConvSpec(64, 64, (3, 3), padding=(1, 1))
 
@@ -97,12 +99,16 @@ def read_table(table: Mapping[str, object], source: str) -> RuleFile:
     """A rule file that is already parsed; ``source`` stands at the head of every finding.
 
     Raises:
-        RuleFileError: the table breaks the schema; one line per finding.
+        RuleFileError: the table breaks the schema; one line per finding, of MOST_FINDINGS.
     """
     try:
         return RuleFile.model_validate(table)
     except ValidationError as error:
-        lines = [f"{source}: {_explain(details, table)}" for details in error.errors(include_url=False)]
+        found = error.errors(include_url=False)
+        lines = [f"{source}: {_explain(details, table)}" for details in found[:MOST_FINDINGS]]
+        lines += (
+            [f"{source}: {len(found) - len(lines)} more findings; mend these first"] if len(found) > len(lines) else []
+        )
         raise RuleFileError(*lines) from error
 
 

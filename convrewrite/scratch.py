@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from convrewrite.errors import ConvRewriteError, UsageError
+from convrewrite.escaping import message_of
 from convrewrite.interrupts import held, soon
 
 try:
@@ -107,7 +108,7 @@ def disk_full(error: BaseException | None) -> str | None:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        quoted = re.search(r"\(os error (\d+)\)", str(error))  # so the libraries written in Rust say it
+        quoted = re.search(r"\(os error (\d+)\)", message_of(error))  # so the libraries written in Rust say it
         number = error.errno if isinstance(error, OSError) else int(quoted[1]) if quoted else None
         if number in FULL:
             return os.strerror(number)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from convrewrite.machine import limit_memory, limit_processor
+from convrewrite.machine import end_with_parent, limit_memory, limit_processor
 
 
 def open_session(source: Path | bytes, threads: int = 1) -> ort.InferenceSession:
@@ -33,6 +33,7 @@ def try_out(path: str, seconds: int, memory: int) -> None:
 
     Called in a process of its own, which may hang, crash, or be stopped.
     """
+    end_with_parent()
     limit_memory(memory, address_space=True)
     limit_processor(seconds)
     json.dump({"fault": _fault_of(path, sys.stdin.buffer.read())}, sys.stdout)

@@ -25,6 +25,7 @@ from convrewrite.escaping import printable
 from convrewrite.lifts import apply_lifts
 from convrewrite.names import require_names
 from convrewrite.observing import SITE_TYPES, spec_of
+from convrewrite.onnx_placing import is_weights_of
 from convrewrite.placing import nearest, put, resolved
 from convrewrite.planning import Plan, PlannedSite, planned_structure
 from convrewrite.reporting import render_markdown
@@ -37,9 +38,10 @@ from convrewrite.structures import discover
 from convrewrite.text_files import read_text
 
 PLAN, WEIGHTS = "plan.json", "weights.safetensors"
-FILES = ("model.pt", "model.onnx", PLAN, WEIGHTS, "report.json", "report.md", "report.html")
-MODELS = frozenset({"model.pt", "model.onnx", WEIGHTS})
-"""Files that may be someone's only copy: they belong to a result where its plan stands beside them."""
+ONNX = "model.onnx"
+FILES = ("model.pt", ONNX, PLAN, WEIGHTS, "report.json", "report.md", "report.html")
+REPORTS = frozenset({"report.json", "report.md", "report.html"})
+"""All else may be someone's only copy: it belongs to a result where its plan stands beside it."""
 PLAN_START = re.compile(rb'"model"\s*:\s*\{\s*"geometry"')
 PLAN_STARTS_WITHIN = 1 << 16
 """What tells a plan, be it of another version or broken, from any other file, and in how many bytes."""
@@ -63,7 +65,8 @@ def _check_replaceable(folder: Path, place: Path, inputs: Sequence[str]) -> None
     if not place.is_dir():
         raise UsageError(f"{folder}: expected a folder for the results, found a file; name another with -o")
     names = {path.name for path in place.iterdir()}
-    strangers = sorted(names - set(FILES)) or sorted(names & MODELS if PLAN not in names else ())
+    ours = {name for name in names if name in FILES or is_weights_of(name, ONNX)}
+    strangers = sorted(names - ours) or sorted(ours - REPORTS if PLAN not in names else ())
     if strangers:
         raise UsageError(
             f"{folder}: holds {', '.join(strangers[:3])}, which would be lost; name a new folder, or an earlier result"
@@ -85,6 +88,8 @@ def check_file(path: Path) -> None:
         place = resolved(path)
         if place.is_dir():
             raise UsageError(f"{path}: expected a file for the plan, found a folder; name one in it, as {path / PLAN}")
+        if place.exists() and not place.is_file():
+            raise UsageError(f"{path}: expected a file for the plan, found a pipe or a device; name a file with -o")
         if place.exists() and not _holds_plan(place):
             raise UsageError(
                 f"{path}: holds something else than a plan, which would be lost; name another file with -o"
@@ -96,9 +101,7 @@ def check_file(path: Path) -> None:
 
 
 def _holds_plan(place: Path) -> bool:
-    """Whether a plan may take its place: it is a file, and empty or a plan."""
-    if not place.is_file():
-        return False
+    """Whether a plan may take its place: it is empty, or a plan."""
     with place.open("rb") as file:
         start = file.read(PLAN_STARTS_WITHIN)
     return not start.strip() or PLAN_START.search(start) is not None

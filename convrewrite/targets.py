@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from convrewrite.errors import CalibrationError
+from convrewrite.escaping import message_of
 from convrewrite.moments import Moments
 from convrewrite.structure import Stage
 
@@ -142,7 +143,7 @@ def solving(site: str) -> Iterator[None]:
     try:
         yield
     except (ArithmeticError, torch._C._LinAlgError) as error:  # type: ignore[attr-defined]
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = message_of(error).splitlines()[0] if message_of(error) else type(error).__name__
         raise CalibrationError(
             f"{site}: expected inputs and weights of ordinary size, found numbers that it cannot be fitted to ({reason}); "
             "normalise the inputs as for training, leave out extreme ones, or fit to the weights alone: --calib weights"

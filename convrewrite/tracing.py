@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from convrewrite.errors import TraceError
+from convrewrite.escaping import message_of
 from convrewrite.process import followed
 from convrewrite.state import Snapshot
 
@@ -43,7 +44,7 @@ def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
         with torch.no_grad():
             return model(*(tensor.clone() for tensor in inputs))  # it may work on them in place
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = message_of(error).strip().splitlines()[0] if message_of(error).strip() else type(error).__name__
         raise TraceError(
             f"{type(model).__name__}: the model does not run on input {shapes}: {reason}; "
             "give the shape it expects (--input, or example_input in Python)"

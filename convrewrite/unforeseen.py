@@ -2,6 +2,8 @@
 
 import re
 
+from convrewrite.escaping import message_of, printable
+
 TRACEBACK = "CONVREWRITE_TRACEBACK"
 """The environment variable that asks for the traceback."""
 
@@ -16,9 +18,9 @@ _LONGEST = 300
 
 def unforeseen(error: Exception) -> str:
     """One line for the error: what happened, and what to do."""
-    lines = str(error).strip().splitlines()
+    lines = printable(message_of(error), keep="\n").strip().splitlines()
     text = f"{type(error).__name__}: {lines[0][:_LONGEST]}" if lines else type(error).__name__
-    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(message_of(error)):
         return (
             f"expected to get by with the memory of this machine, but it is not enough ({text}); "
             "give smaller inputs (--input), fewer calibration inputs, or a lower --memory"

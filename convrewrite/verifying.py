@@ -61,15 +61,17 @@ class OnnxModel:
             require_well_behaved(self._untried, self._probe)
         try:
             self._session = open_session(source, threads)
-        except Exception as error:  # onnxruntime's own exceptions share no public base class
+            entries, outputs = self._session.get_inputs(), self._session.get_outputs()
+            names = tuple(entry.name for entry in entries), tuple(entry.name for entry in outputs)
+            metadata = dict(self._session.get_modelmeta().custom_metadata_map)
+        except Exception as error:  # onnxruntime's own exceptions share no public base class; text may be no UTF-8
             cause = " ".join(str(error).split())
             raise VerificationError(f"{self._where}: onnxruntime cannot open it: {cause}") from error
-        entries = self._session.get_inputs()
-        self.input_names: tuple[str, ...] = tuple(entry.name for entry in entries)
-        self.output_names: tuple[str, ...] = tuple(entry.name for entry in self._session.get_outputs())
+        self.input_names: tuple[str, ...] = names[0]
+        self.output_names: tuple[str, ...] = names[1]
+        self.metadata: dict[str, str] = metadata
         self.input_shapes: tuple[tuple[int | str | None, ...], ...] = tuple(tuple(entry.shape) for entry in entries)
         self._types: tuple[str, ...] = tuple(entry.type for entry in entries)
-        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
 
     @property
     def batch(self) -> int | None:

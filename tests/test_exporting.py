@@ -1,15 +1,19 @@
 import logging
+import os
 import warnings
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
-from convrewrite import exporting
-from convrewrite.errors import ExportError, TraceError
+from convrewrite import exporting, onnx_placing
+from convrewrite.errors import ExportError, TraceError, UsageError
 from convrewrite.exporting import export, innermost_cause
+from convrewrite.onnx_placing import is_weights_of, size_of
 from convrewrite.verifying import OnnxModel, check_parity
 
 IMAGE = (1, 4, 12, 12)
@@ -212,9 +216,36 @@ def test_weights_beyond_the_limit_stand_in_a_second_file(tmp_path: Path, monkeyp
     monkeypatch.setattr(exporting, "PROTOBUF_LIMIT", exporting.GRAPH_ALLOWANCE + 100)
     model = nn.Conv2d(4, 64, 3)
     exported = export(model, (images(),), tmp_path / "model.onnx")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
-    assert exported.note == "weights stand in model.onnx.data, as one ONNX file holds at most 2 GB"
+    (weights,) = set(tmp_path.iterdir()) - {exported.path}
+    assert is_weights_of(weights.name, "model.onnx")
+    assert size_of(exported.path) == exported.path.stat().st_size + weights.stat().st_size > 64 * 4 * 9 * 4
+    assert exported.note == "weights stand in a second file, model.onnx.*.data, as one holds at most 2 GB"
     assert check_parity(model, exported.path, (images(),)).passed
+
+
+def test_a_file_and_its_weights_are_replaced_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "PROTOBUF_LIMIT", exporting.GRAPH_ALLOWANCE + 100)
+    old, new, path = seeded(nn.Conv2d(4, 64, 3)), nn.Conv2d(4, 64, 3), tmp_path / "model.onnx"
+    (tmp_path / "model.onnx.data").write_bytes(b"of someone else")
+    export(old, (images(),), path)
+    before, replace, stood = {file.name for file in tmp_path.iterdir()}, os.replace, []
+
+    def watched(source: Path, target: Path, refused: str = "") -> None:
+        stood.append(check_parity(old, path, (images(),)).passed)
+        if target.name == refused:
+            raise PermissionError(1, "Operation not permitted")
+        replace(source, target)
+
+    monkeypatch.setattr(onnx_placing, "os", SimpleNamespace(replace=partial(watched, refused="model.onnx")))
+    with pytest.raises(UsageError, match="cannot be written"):
+        export(new, (images(),), path)
+    assert {file.name for file in tmp_path.iterdir()} == before
+    monkeypatch.setattr(onnx_placing, "os", SimpleNamespace(replace=watched))
+    export(new, (images(),), path)
+    assert stood == [True] * 4  # before the weights and before the file, twice: the earlier pair is whole
+    assert check_parity(new, path, (images(),)).passed
+    assert len(list(tmp_path.iterdir())) == len(before), "the earlier weights are gone"
+    assert (tmp_path / "model.onnx.data").read_bytes() == b"of someone else"
 
 
 def test_innermost_cause_is_one_short_line() -> None:

@@ -22,6 +22,7 @@ LEVELS = [
         "modules",
         "names",
         "onnx_files",
+        "onnx_placing",
         "outputs",
         "placing",
         "process",

@@ -56,6 +56,11 @@ def nested(levels: int) -> nn.Module:
     return model
 
 
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
 class Outgrown:
     """A tensor that ends far behind its storage, which PyTorch would enlarge."""
 
@@ -333,6 +338,14 @@ def test_rule_files_that_go_too_far(tmp_path: Path, text: str, part: str) -> Non
     assert part in ran.message
 
 
+def test_thousands_of_faults_are_told_in_a_few_lines(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("schema = 1\n" + "[[rule]]\n" * 2000)
+    ran = call("rules", "check", tmp_path / "r.toml")
+    assert ran.code == 2
+    assert len(ran.err.splitlines()) == 21
+    assert ran.err.rstrip().endswith("3980 more findings; mend these first")
+
+
 def test_a_pattern_takes_no_longer_for_a_name_that_nearly_matches(tmp_path: Path) -> None:
     rule = 'schema = 1\n[[rule]]\nname = "a"\nstructures = ["separable"]\nmatch = { name = "(a+)+$" }\n[[rule.accepts]]\nname = "'
     conv = "conv = { in_channels = 64, out_channels = 64, kernel_size = [3, 3] }\n"
@@ -350,6 +363,8 @@ def test_a_pattern_takes_no_longer_for_a_name_that_nearly_matches(tmp_path: Path
         (RecursionError("maximum recursion depth exceeded"), "nested too deeply"),
         (OSError(28, "No space left on device", "x"), "No space left on device"),
         (KeyError("x"), f"{FAULT} (KeyError: 'x')"),
+        (ValueError("\x1b[31mred"), r"(ValueError: \x1b[31mred)"),
+        (Unspeakable(), f"{FAULT} (Unspeakable)"),
     ],
 )
 def test_what_nobody_foresaw_is_one_line(error: Exception, part: str) -> None:

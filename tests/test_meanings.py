@@ -91,9 +91,20 @@ def test_what_always_holds_of_values_goes_before_names(name: str) -> None:
 
 
 @pytest.mark.parametrize(("classes", "scale"), [(360, 1.0), (360, 20.0), (20, 1.0), (2, 1.0), (1, 1.0)])
-@pytest.mark.parametrize("behind", [torch.sigmoid, nn.Sigmoid(), lambda x: x.sigmoid().flatten(1)[:, :]])
+@pytest.mark.parametrize("behind", [torch.sigmoid, nn.Sigmoid(), torch.special.expit, lambda x: x.sigmoid()[:, :]])
 def test_independent_probabilities(behind: Callable[[Tensor], Tensor], classes: int, scale: float) -> None:
     assert told(classes, behind, scale=scale) == "multilabel"
+
+
+@pytest.mark.parametrize("behind", [lambda x: 1 / (1 + (-x).exp()), lambda x: (x.tanh() + 1) / 2])
+def test_a_sigmoid_that_is_written_out_is_one(behind: Callable[[Tensor], Tensor]) -> None:
+    assert told(20, behind) == "multilabel"
+    assert told(20, lambda x: x / 2) == "logits", "a temperature"
+    assert told(4, behind) == "values", "coordinates"
+
+
+def test_logarithms_of_independent_probabilities_are_no_class_scores() -> None:
+    assert told(20, F.logsigmoid) == "values"
 
 
 def corners(x: Tensor) -> Tensor:

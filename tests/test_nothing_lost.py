@@ -177,6 +177,14 @@ def test_an_interrupt_where_nothing_stood(ground: Ground, command: str) -> None:
     assert ground.left() == set()
 
 
+def test_an_interrupt_before_the_command_begins(ground: Ground) -> None:
+    """As it finds out how much memory it may take."""
+    ground.reset("plan")
+    for event in range(1, 8):
+        ended = ground.process.run(*ground.arguments("plan"), signal=signal.SIGINT, event=event)
+        assert (ended.code, ended.message) == (130, f"interrupted; {NOTHING}"), event
+
+
 @pytest.mark.parametrize("times", [3, pytest.param(100, marks=pytest.mark.soak)])
 def test_two_runs_into_one_place_both_end_whole(ground: Ground, times: int) -> None:
     for _ in range(times):

@@ -63,6 +63,23 @@ def test_weights_elsewhere_are_refused(tmp_path: Path, kind: str) -> None:
         OnnxModel(path)
 
 
+@pytest.mark.parametrize("name", ["w\0.data", "a" * 5000, "loop"])
+def test_weights_that_can_lie_nowhere_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    path = file(tmp_path / "m.onnx", ADD, [external(name)])
+    ran = call("verify", path, path)
+    assert ran.code == 3
+    assert "m.onnx: " in ran.message
+
+
+def test_a_file_larger_than_onnx_can_be_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    with path.open("wb") as whole:
+        whole.truncate(2**31)
+    with pytest.raises(ModelLoadError, match=r"m\.onnx: expected at most 2147483647 bytes, .*found 2147483648"):
+        OnnxModel(path)
+
+
 def test_operators_of_a_library_are_refused_wherever_they_stand(tmp_path: Path) -> None:
     own = helper.make_node("Run", ["x"], ["y"], domain="my.operators")
     paths = [file(tmp_path / "m.onnx", [own], [], "my.operators")]

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from convrewrite.conv import Kind
 from convrewrite.reporting import (
     AnalysisRow,
     Asked,
@@ -362,6 +363,11 @@ def test_the_widest_tables_keep_to_the_width() -> None:
     )  # fmt: skip
     for text in (render_text(report), render_sites([analysis])):
         assert 100 <= max(map(len, text.splitlines())) <= 110
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_the_name_of_a_kind_is_never_broken(kind: Kind) -> None:
+    assert f" {kind} " in render_text(bare(sites=(kept(kind=kind), rewritten())))
 
 
 def test_the_basis_of_fidelity_counts_its_examples_once() -> None:

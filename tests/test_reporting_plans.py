@@ -3,6 +3,7 @@
 import pytest
 
 from convrewrite.planning import Considered, Fingerprint, Plan, PlannedOption, PlannedSite, Predicted
+from convrewrite.reporting.figures import WIDTH
 from convrewrite.reporting.plans import render_plan, render_site
 
 CHOSEN = PlannedOption(structure="separable", parameters={"order": "depthwise-first", "rank": 2}, lowering="branches")
@@ -70,7 +71,7 @@ def test_names_that_look_like_numbers_stay_names() -> None:
 def test_long_reasons_are_wrapped() -> None:
     reason = "kept for a reason that takes very many words to tell " * 4
     text = render_plan(plan(sites=(SITE, KEPT.model_copy(update={"reason": reason}))))
-    assert max(map(len, text.splitlines())) < 120
+    assert max(map(len, text.splitlines())) <= WIDTH
     assert " ".join(reason.split()[:6]) in text
 
 
@@ -80,8 +81,10 @@ def test_a_site_shows_all_that_was_measured_there() -> None:
     assert rows[0] == "layer1.0: standard 16->16 3x3 p1"
     assert rows[1] == "separable, rank 2, depthwise-first, as branches"
     assert "> separable, rank 2, depthwise-first, as branches 0.35x 0.40x 20.0 us 0.50x 13.2 % 0.0012" in rows
-    assert "channel, rank 8 0.50x 0.50x 44.0 us 1.10x changes the measured time by +10%" in rows
-    assert text.endswith("The effect is the KL of the model's outputs, or their squared relative error.")
+    assert "channel, rank 8 0.50x 0.50x 44.0 us 1.10x [1]" in rows
+    assert "[1] changes the measured time by +10%" in rows
+    assert " ".join(text.split()).endswith("is the KL of the model's outputs, or their squared relative error.")
+    assert max(map(len, text.splitlines())) <= WIDTH
 
 
 def test_a_site_where_nothing_was_measured_says_no_more_than_it_knows() -> None:
@@ -90,3 +93,4 @@ def test_a_site_where_nothing_was_measured_says_no_more_than_it_knows() -> None:
     text = render_site(SITE.model_copy(update={"considered": (bare,)}))
     assert "> separable, rank 2, depthwise-first, as branches 0.35x 0.40x" in words(text)
     assert "effect is the KL" not in text
+    assert text.splitlines()[3].split() == ["option", "MACs", "param."]

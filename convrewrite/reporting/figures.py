@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 from convrewrite.reporting.model import Change, LatencyChange, OutputFidelityRow, ParityRow, Report, SiteRow
 
+WIDTH = 110
+"""Of a terminal, in columns."""
+
 NOT_MEASURED = "not measured"
 DOES_NOT_APPLY = "-"
 

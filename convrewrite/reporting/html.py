@@ -30,7 +30,9 @@ _TEMPLATE = """<!DOCTYPE html>
   table { border-collapse: collapse; margin: 0.5rem 0; }
   th, td { padding: 0.2rem 0.8rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
   td { white-space: nowrap; }
-  td:nth-child(4) { white-space: normal; min-width: 12rem; }
+  .sites td { white-space: normal; }
+  .sites td:nth-child(n+5):nth-child(-n+10) { white-space: nowrap; }
+  .sites td:nth-child(4) { min-width: 12rem; }
   .warnings { border-left: 0.3rem solid #b3261e; padding: 0.5rem 2rem; font-weight: 600; }
   .kept td { color: #767676; }
   svg { max-width: 100%; height: auto; }
@@ -75,7 +77,7 @@ _TEMPLATE = """<!DOCTYPE html>
 <h2>Sites</h2>
 {%- if report.sites %}
 {{ chart }}
-<table>
+<table class="sites">
 <tr>{% for header in site_headers %}<th>{{ header }}</th>{% endfor %}</tr>
 {%- for site in report.sites %}
 <tr class="{{ site.action }}">{% for cell in figures.site_cells(site) %}<td>{{ cell }}</td>{% endfor %}</tr>

@@ -1,9 +1,20 @@
 """A plan for the terminal: as a whole, and one site with everything that was measured there."""
 
+import textwrap
+
 from tabulate import tabulate
 
 from convrewrite.planning import Considered, Plan, PlannedOption, PlannedSite
 from convrewrite.reporting import figures
+from convrewrite.reporting.figures import WIDTH
+
+CONSIDERED_HEADERS = ("", "option", "MACs", "param.", "time", "error", "effect", "")
+"""Of these those are shown that hold something."""
+OPTION_WIDTH, DECISION_WIDTH = 48, 54
+EFFECTS = (
+    "Errors and effects are those with only this site rewritten. The effect is the KL of the model's outputs, or their "
+    "squared relative error."
+)
 
 
 def render_plan(plan: Plan) -> str:
@@ -19,27 +30,33 @@ def render_plan(plan: Plan) -> str:
             f"promised: macs {p.macs:.3f}, params {p.params:.3f}{latency}; effect on the outputs {p.effect:.2g}"
         )
     table = tabulate(
-        rows, ("site", "kind", "geometry", "MACs", "becomes"), disable_numparse=True, maxcolwidths=[None] * 4 + [60]
+        rows,
+        ("site", "kind", "geometry", "MACs", "becomes"),
+        disable_numparse=True,
+        maxcolwidths=[None] * 4 + [DECISION_WIDTH],
     )
     return "\n".join((*lines, "", table))
 
 
 def render_site(site: PlannedSite) -> str:
-    """Why a site became what it is."""
+    """Why a site became what it is; columns of what was not measured are left out, and reasons stand
+    below the table."""
     head = f"{site.name}: {site.kind} {site.geometry}\n{_what(site)}"
     if not site.considered:
         return head
-    rows = [_row(site, entry) for entry in site.considered]
-    headers = ("", "option", "MACs", "parameters", "time", "output error", "effect", "")
-    text = tabulate(rows, headers, disable_numparse=True, maxcolwidths=[None] * 7 + [60])
-    if all(entry.effect is None for entry in site.considered):
-        return f"{head}\n\n{text}"
-    note = "Errors and effects are those with only this site rewritten. The effect is the KL of the model's outputs, or their "
-    note += "squared relative error."
-    return f"{head}\n\n{text}\n{note}"
+    reasons: dict[str, int] = {}
+    rows = [_row(site, entry, reasons) for entry in site.considered]
+    shown = [i for i in range(len(CONSIDERED_HEADERS)) if any(row[i] for row in rows)]
+    cells = [[row[i] for i in shown] for row in rows]
+    widths = [OPTION_WIDTH if CONSIDERED_HEADERS[i] == "option" else None for i in shown]
+    text = tabulate(cells, [CONSIDERED_HEADERS[i] for i in shown], disable_numparse=True, maxcolwidths=widths)
+    notes = [f"[{number}] {reason}" for reason, number in reasons.items()]
+    if any(entry.effect is not None for entry in site.considered):
+        notes.append(EFFECTS)
+    return "\n".join((head, "", text, *(textwrap.fill(note, WIDTH) for note in notes)))
 
 
-def _row(site: PlannedSite, entry: Considered) -> tuple[str, ...]:
+def _row(site: PlannedSite, entry: Considered, reasons: dict[str, int]) -> tuple[str, ...]:
     return (
         ">" if entry.option == site.option else "",
         _describe(entry.option),
@@ -50,7 +67,7 @@ def _row(site: PlannedSite, entry: Considered) -> tuple[str, ...]:
         else f"{figures.duration(entry.seconds)} {_part(entry.seconds, site.seconds)}".strip(),
         "" if entry.error is None else figures.percent(entry.error),
         "" if entry.effect is None else f"{entry.effect:.2g}",
-        entry.reason or "",
+        f"[{reasons.setdefault(entry.reason, len(reasons) + 1)}]" if entry.reason else "",
     )
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from convrewrite.reporting import figures
+from convrewrite.reporting.figures import WIDTH
 from convrewrite.reporting.model import AnalysisRow, Report, SiteRow
 
-WIDTH = 110
 FIDELITY_WIDTHS = dict(zip(figures.FIDELITY_HEADERS, (26, 13, 14, 15, 9, 7, 13), strict=True))
 _BASIS_MARKS = {"held-out inputs": "", "synthetic inputs": " s", "weights": " w"}
 _BASIS_LEGEND = {
@@ -84,7 +84,7 @@ def _sites(sites: Sequence[SiteRow]) -> str:
         return "No convolutions were found."
     headers = ("site", "kind", "geometry", "decision", "MACs\nbefore", "MACs\nratio", "param.\nratio", "output\nerror")
     rows = [_site_cells(site) for site in sites]
-    table = _table(headers, rows, (17, 9, 14, 25, 7, 6, 6, 8), "llllrrrr")
+    table = _table(headers, rows, (16, 10, 14, 25, 7, 6, 6, 8), "llllrrrr")
     bases = [text for basis, text in _BASIS_LEGEND.items() if any(site.error_basis == basis for site in sites)]
     legend = _filled(f"output error: relative, {'; '.join(bases)}") if bases else ""
     return _titled("Sites", "\n".join(part for part in (table, legend) if part))

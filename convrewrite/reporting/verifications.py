@@ -19,7 +19,7 @@ def render_verification(outcome: Verification, examples: int, source: str) -> st
     shown = [i for i, header in enumerate(HEADERS) if header not in OPTIONAL or any(row[i] for row in rows)]
     table = tabulate([[row[i] for i in shown] for row in rows], [HEADERS[i] for i in shown], disable_numparse=True)
     taken = [figures.taken(name, m.kind, m.reason, m.weight) for name, m in outcome.fidelity.meanings.items()]
-    lines = [table, f"on {examples} of {source}", *taken]
+    lines = [table, f"on {examples} {source}", *taken]
     if outcome.fidelity.left_out:
         lines.append(f"not compared, as they are no tensors: {', '.join(outcome.fidelity.left_out)}")
     return "\n".join(lines)

@@ -1,0 +1,61 @@
+"""Puts an ONNX file in its place, together with the second one that holds its weights where there is one.
+
+Two files cannot change places in one step. So the weights get a name of their own every time, and stand there before the
+file that names them replaces the earlier one: at every moment the file in the place finds the weights it was written with.
+"""
+
+import os
+import re
+import secrets
+from pathlib import Path
+
+from convrewrite.interrupts import held
+
+WEIGHTS = re.compile(r"(?P<model>.+)\.[0-9a-f]{8}\.data")
+"""Names of files of weights; ``model`` is the ONNX file that they were written with."""
+
+
+def file_of_weights(draft: Path) -> Path:
+    """Where torch's exporter writes the weights of a file that does not hold them itself."""
+    return draft.with_name(f"{draft.name}.data")
+
+
+def new_name_of_weights(draft: Path) -> str:
+    """A name that no other file of weights has."""
+    return f"{draft.name}.{secrets.token_hex(4)}.data"
+
+
+def size_of(path: Path) -> int:
+    """Bytes of an ONNX file and its weights."""
+    return sum(file.stat().st_size for file in (path, *_weights_of(path)))
+
+
+def place(draft: Path, path: Path) -> None:
+    """Make ``path`` the file that ``draft`` is, alone in its folder with its weights; those of earlier files are removed.
+
+    Both lie on one file system, and have one name. Raises OSError, and then the earlier file stands there, whole.
+    """
+    new = _weights_of(draft)
+    with held():
+        for file in new:
+            os.replace(file, path.parent / file.name)
+        try:
+            os.replace(draft, path)
+        except BaseException:
+            for file in new:
+                (path.parent / file.name).unlink()
+            raise
+        names = {file.name for file in new}
+        for file in _weights_of(path):
+            if file.name not in names:
+                file.unlink(missing_ok=True)
+
+
+def is_weights_of(name: str, model: str) -> bool:
+    """Whether a file of this name holds weights that were written with an ONNX file called ``model``."""
+    found = WEIGHTS.fullmatch(name)
+    return found is not None and found["model"] == model
+
+
+def _weights_of(path: Path) -> list[Path]:
+    return [file for file in path.parent.iterdir() if is_weights_of(file.name, path.name)]
