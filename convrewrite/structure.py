@@ -21,8 +21,6 @@ from convrewrite.conv import ConvSpec, Cost, Size
 Setting = Mapping[str, int | str]
 """A structure's parameters by name, such as ``{"order": "depthwise-first", "rank": 2}``; ``rank`` is always among them."""
 
-KEEP = "keep"
-
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -83,16 +81,11 @@ class Structure(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A structure with its parameters and its lowering at one site. ``Option.keep()`` leaves the site as it is."""
+    """A structure with its parameters and its lowering at one site."""
 
     structure: str
     setting: tuple[tuple[str, int | str], ...] = ()
     lowering: str = "chain"
-
-    @classmethod
-    def keep(cls) -> "Option":
-        """The option that every site has."""
-        return cls(KEEP)
 
     @property
     def parameters(self) -> dict[str, int | str]:

@@ -65,17 +65,6 @@ class _Matched:
     after: float
 
 
-def batch_norms(model: nn.Module, example: Inputs) -> list[str]:
-    """The names of the BatchNorm2d modules with trained running statistics that a run on ``example`` calls.
-
-    Raises TraceError when the model does not run on ``example``.
-    """
-    frozen = _frozen_copy(model)
-    with _watching(frozen) as watch:
-        run(frozen, example)
-    return list(watch.moments)
-
-
 def synthesise(
     model: nn.Module,
     example: Inputs,

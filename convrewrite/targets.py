@@ -76,11 +76,6 @@ class Target:
         kernel, covariance, response, pull = (part.to(dtype) for part in parts)
         return Target(kernel, covariance, self.shape, response, pull, self.scale)
 
-    def error(self, kernel: Tensor) -> float:
-        """E of a composed kernel."""
-        difference = self.kernel - kernel.flatten(1)
-        return float(((difference @ self.covariance) * difference).sum())
-
 
 def _shrunk(moments: Moments) -> tuple[Tensor, float]:
     """The covariance, drawn towards its diagonal where there are few positions per unknown, and by how much."""

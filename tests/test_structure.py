@@ -11,7 +11,6 @@ from torch import Tensor
 from convrewrite import structures as package
 from convrewrite.applying import build_conv, build_option
 from convrewrite.conv import ConvSpec
-from convrewrite.errors import UsageError
 from convrewrite.structure import (
     Option,
     Setting,
@@ -23,14 +22,13 @@ from convrewrite.structure import (
     branch_specs,
     compose,
     initial_kernels,
-    low_rank,
     lowerings,
     make_option,
     split_groups,
     stage_specs,
     through,
 )
-from convrewrite.structures import discover, named
+from convrewrite.structures import discover
 
 ROUND = ConvSpec(8, 12, (3, 3), padding=(1, 1))
 every_structure = pytest.mark.parametrize("structure", discover().values(), ids=discover().keys())
@@ -300,7 +298,6 @@ def test_an_option_is_a_value_that_describes_itself() -> None:
     assert option == make_option(discover()["separable"], ROUND, {"order": "depthwise-first", "rank": 2})
     assert option.parameters == {"order": "depthwise-first", "rank": 2}
     assert option.describe() == "separable, rank 2, depthwise-first, as branches"
-    assert Option.keep().describe() == "keep"
 
 
 def test_allowed_values_restrict_variants_and_ranks() -> None:
@@ -327,32 +324,4 @@ def test_an_entry_point_adds_a_structure(monkeypatch: pytest.MonkeyPatch) -> Non
 
     point = SimpleNamespace(name="butterfly", load=Butterfly)
     monkeypatch.setattr(package, "entry_points", lambda group: [point] if group == package.ENTRY_POINTS else [])
-    assert named("butterfly").name == "butterfly"
-
-
-def test_an_unknown_name_is_an_error_that_lists_the_known() -> None:
-    with pytest.raises(UsageError, match="'butterfly' is not known; known are asymmetric, channel"):
-        named("butterfly")
-    extra = discover()["channel"]
-    assert named("channel", (extra,)) is extra
-
-
-@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (7, 4, 9), (7, 9, 4), (4, 4)])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_low_rank_factors_are_the_truncated_svd(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    matrices = torch.randn(shape, dtype=dtype)
-    u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
-    for rank in range(1, min(shape[-2:]) + 1):
-        left, right = low_rank(matrices, rank)
-        nearest = (u[..., :rank] * s[..., None, :rank]) @ vh[..., :rank, :]
-        assert relative(left @ right, nearest) < 100 * torch.finfo(dtype).eps ** 0.5
-        torch.testing.assert_close(left.norm(dim=-2), right.norm(dim=-1), rtol=1e-3, atol=1e-3)
-    assert relative(left @ right, matrices) < 100 * torch.finfo(dtype).eps
-
-
-def test_low_rank_factors_of_singular_matrices_are_finite() -> None:
-    one = torch.outer(torch.arange(1.0, 6), torch.arange(1.0, 4)).double()
-    for matrix in (torch.zeros(5, 3, dtype=torch.float64), one, 1e-200 * one):
-        left, right = low_rank(matrix, 3)
-        assert torch.isfinite(left).all() and torch.isfinite(right).all()
-        torch.testing.assert_close(left @ right, matrix)
+    assert discover()["butterfly"].name == "butterfly"

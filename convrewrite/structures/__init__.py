@@ -10,7 +10,6 @@ import importlib
 import pkgutil
 from importlib.metadata import entry_points
 
-from convrewrite.errors import UsageError
 from convrewrite.structure import Structure
 
 ENTRY_POINTS = "convrewrite.structures"
@@ -22,11 +21,3 @@ def discover() -> dict[str, Structure]:
     found: list[Structure] = [module.STRUCTURE for module in modules]
     found += [point.load() for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)]
     return {structure.name: structure for structure in found}
-
-
-def named(name: str, extra: tuple[Structure, ...] = ()) -> Structure:
-    """One structure by its name; ``extra`` are structures handed over in Python. Raises UsageError for an unknown one."""
-    known = discover() | {structure.name: structure for structure in extra}
-    if name not in known:
-        raise UsageError(f"structure {name!r} is not known; known are {', '.join(sorted(known))}")
-    return known[name]
