@@ -46,13 +46,13 @@ class Problem:
         return torch.cat([compose(parts, stages) for parts in groups])
 
 
-@torch.no_grad()
 def error_of(target: Target, kernel: Tensor) -> float:
     """E of a composed kernel."""
     difference = target.kernel - kernel.flatten(1)
     return float(((difference @ target.covariance) * difference).sum())
 
 
+@torch.no_grad()
 def problem(spec: ConvSpec = SMALL, count: int = 24, *, same: bool = False, disturb: float = 0.0) -> Problem:
     """``same``: held out are the very inputs fitted on. ``disturb``: the site's inputs differ from the original's by noise."""
     kernel = torch.randn(spec.kernel_shape, dtype=torch.float64)
