@@ -96,11 +96,11 @@ def import_object(target: str) -> Any:
     """What ``FILE.py:NAME`` or ``pkg.mod:NAME`` names; raises ModelLoadError, listing the names that do exist."""
     where, name = _split_target(target)
     module = _import_module(where)
-    _require_name(module, target)
+    require_name(module, target)
     return getattr(module, name)
 
 
-def _require_name(module: ModuleType, target: str) -> None:
+def require_name(module: ModuleType, target: str) -> None:
     where, name = _split_target(target)
     if not hasattr(module, name):
         existing = sorted(n for n, v in vars(module).items() if not n.startswith("_") and not isinstance(v, ModuleType))
@@ -263,7 +263,7 @@ def _factory_classes(factory: str) -> dict[str, type]:
     if where in _ZOOS:
         return {}  # their classes are allowed as it is
     module = _import_module(where)
-    _require_name(module, factory)
+    require_name(module, factory)
     classes: dict[str, type] = {}
     for value in filter(runs_no_stored_code, vars(module).values()):
         if value.__module__ == module.__name__:

@@ -32,7 +32,7 @@ from convrewrite.proposing import Offer, Proposal, menus, offer_at
 from convrewrite.rewriting import Rewritten, rewrite
 from convrewrite.rules import Match, Protect, Require, Rule
 from convrewrite.sites import Site, find_sites
-from convrewrite.structure import KEEP, Structure, compose
+from convrewrite.structure import Structure, compose
 from convrewrite.structures import discover
 from convrewrite.tracing import trace
 from convrewrite.workpiece import UNREACHED
@@ -321,7 +321,7 @@ def test_any_network_at_full_rank_gives_its_own_outputs(
     assert state_bytes(model) == before
     for outcome in found.outcomes:
         assert (outcome.reason is None) == (outcome.proposal is not None)
-        assert outcome.proposal is None or outcome.proposal.option.structure in names != KEEP
+        assert outcome.proposal is None or outcome.proposal.option.structure in names
     assert [name for name, module in found.model.named_modules() if module.training] == []
 
 
