@@ -8,7 +8,8 @@ import torch
 from networks import SPECS, natural, relative
 from torch import Tensor
 
-from convrewrite import fitting, targets
+from convrewrite import fitting as module
+from convrewrite import targets
 from convrewrite.applying import build_conv, build_option
 from convrewrite.conv import ConvSpec
 from convrewrite.fitting import Fit, fit
@@ -210,7 +211,7 @@ def test_the_error_told_on_the_way_is_that_of_the_composed_kernel(structure: Str
         setting = {**variant, "rank": 2}
         stages = structure.stages(given.spec, setting)
         start = structure.weights(given.kernel, given.spec, setting)
-        point = fitting._begin(start, stages, target)
+        point = module._begin(start, stages, target)
         assert point.error == pytest.approx(error_of(target, compose(point.kernels, stages)), rel=1e-9)
         assert point.error < error_of(target, compose(start, stages))
 
@@ -238,22 +239,22 @@ def test_the_bias_is_the_best_one(structure: Structure) -> None:
 def test_a_rise_of_the_error_is_an_error() -> None:
     target = problem().target()
     scale = error_of(target, torch.zeros_like(target.kernel))
-    assert fitting._descended(1.0, 0.5, target) == 0.5
-    assert fitting._descended(1.0, 1.0 + 1e-12 * scale, target) > 1
+    assert module._descended(1.0, 0.5, target) == 0.5
+    assert module._descended(1.0, 1.0 + 1e-12 * scale, target) > 1
     with pytest.raises(ArithmeticError, match="its error rose"):
-        fitting._descended(1.0, 1.0 + 1e-6 * scale, target)
+        module._descended(1.0, 1.0 + 1e-6 * scale, target)
 
 
 @every_structure
 def test_every_fit_passes_the_guard_with_its_errors(structure: Structure, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[tuple[float, float]] = []
-    guard = fitting._descended
+    guard = module._descended
 
     def noted(before: float, after: float, target: Target) -> float:
         steps.append((before, after))
         return guard(before, after, target)
 
-    monkeypatch.setattr(fitting, "_descended", noted)
+    monkeypatch.setattr(module, "_descended", noted)
     spec = SPECS["grouped"]
     given = problem(spec, count=6)
     for variant in structure.variants(spec.per_group):
@@ -265,8 +266,8 @@ def test_every_fit_passes_the_guard_with_its_errors(structure: Structure, monkey
 
 @every_structure
 def test_a_broken_last_stage_is_noticed(structure: Structure, monkeypatch: pytest.MonkeyPatch) -> None:
-    solve = fitting._LastInput.optimum
-    monkeypatch.setattr(fitting._LastInput, "optimum", lambda seen: 10 * solve(seen))
+    solve = module._LastInput.optimum
+    monkeypatch.setattr(module._LastInput, "optimum", lambda seen: 10 * solve(seen))
     given = problem(count=4)
     with pytest.raises(ArithmeticError, match="its error rose"):
         given.fit(structure, {**structure.variants(given.spec)[0], "rank": 1})
@@ -360,10 +361,10 @@ def test_the_same_problem_gives_the_same_bytes(structure: Structure) -> None:
 def test_a_coloured_kernel_is_the_kernel_on_whitened_inputs(axes: str, groups: int) -> None:
     """Colouring with the identity changes nothing, and is undone by its inverse for the first stage."""
     given = problem(count=4)
-    first = fitting.Stage(4, 4, axes, groups)
+    first = module.Stage(4, 4, axes, groups)
     root = targets.first_stage_root(first, given.target())
     eye = torch.eye(root.shape[1], dtype=torch.float64).expand_as(root)
-    torch.testing.assert_close(fitting.colour(given.kernel, first, eye), given.kernel)
-    coloured = fitting.colour(given.kernel, first, root)
-    torch.testing.assert_close(fitting.colour(coloured, first, torch.linalg.inv(root)), given.kernel)
+    torch.testing.assert_close(module.colour(given.kernel, first, eye), given.kernel)
+    coloured = module.colour(given.kernel, first, root)
+    torch.testing.assert_close(module.colour(coloured, first, torch.linalg.inv(root)), given.kernel)
     assert relative(coloured, given.kernel) > 1e-2

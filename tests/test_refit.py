@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 import convrewrite
-from convrewrite import fitting, workpiece
+from convrewrite import fitting as module
+from convrewrite import workpiece
 from convrewrite.conv import ConvSpec
 from convrewrite.rules import Protect, Rule
 from convrewrite.structure import Setting, Structure
@@ -108,7 +109,7 @@ def test_no_refit_where_something_else_sees_the_output(monkeypatch: pytest.Monke
 
 def test_large_problems_refine_only_the_best_start_and_proposal(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    refine = fitting._refine
+    refine = module._refine
 
     def counted(start: object, stages: object, target: object, root: object, iterations: int) -> object:
         calls.append(iterations)
@@ -117,7 +118,7 @@ def test_large_problems_refine_only_the_best_start_and_proposal(monkeypatch: pyt
     torch.manual_seed(1)
     model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1)).eval()
     wanted, thorough = rewritten_output(model, images(), "separable")
-    monkeypatch.setattr(fitting, "_refine", counted)
+    monkeypatch.setattr(module, "_refine", counted)
     compared: list[str] = []
     rough = workpiece.rough_fit
 
@@ -126,7 +127,7 @@ def test_large_problems_refine_only_the_best_start_and_proposal(monkeypatch: pyt
         return rough(structure, spec, setting, *others)  # type: ignore[arg-type]
 
     monkeypatch.setattr(workpiece, "rough_fit", noted)
-    monkeypatch.setattr(fitting, "LARGE", 1)
+    monkeypatch.setattr(module, "LARGE", 1)
     monkeypatch.setattr(workpiece, "LARGE", 1)
     _, quick = rewritten_output(model, images(), "separable")
     assert sum(iterations > 0 for iterations in calls) == 1
@@ -136,6 +137,6 @@ def test_large_problems_refine_only_the_best_start_and_proposal(monkeypatch: pyt
 
 
 def test_the_effort_falls_with_the_size_of_a_patch() -> None:
-    efforts = [fitting.effort_for(d) for d in (9, 600, 1200, 4608)]
-    assert efforts[0] == efforts[1] == fitting.ITERATIONS
-    assert efforts[1] > efforts[2] > efforts[3] == fitting.MIN_ITERATIONS
+    efforts = [module.effort_for(d) for d in (9, 600, 1200, 4608)]
+    assert efforts[0] == efforts[1] == module.ITERATIONS
+    assert efforts[1] > efforts[2] > efforts[3] == module.MIN_ITERATIONS
