@@ -18,11 +18,11 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 import convrewrite
-from convrewrite.calibration import Calibration
-from convrewrite.preparing import calibrate
-from convrewrite.rules import Match, Rule
-from convrewrite.running import Result
-from convrewrite.verifying import measure_fidelity
+from convrewrite.calibration.batches import Calibration
+from convrewrite.calibration.choose import calibrate
+from convrewrite.pipeline.results import Result
+from convrewrite.rules.schema import Match, Rule
+from convrewrite.runtime.comparison import measure_fidelity
 
 STRUCTURES = ("separable", "asymmetric", "grouped", "channel", "tucker", "cp")
 CLOSE = 0.005
@@ -38,7 +38,7 @@ def uneven(model: nn.Module) -> nn.Module:
     return model
 
 
-class Judge:
+class Evaluator:
     """The original's scores on the test images, and what rewritten ones are told by."""
 
     def __init__(self, model: nn.Module, calibration: Calibration) -> None:
@@ -60,42 +60,42 @@ class Judge:
         return (name, *cells, f"{held.kl:.4f}", f"{held.top1_agreement:.2%}", f"{seconds:.0f}")
 
 
-def planned(judge: Judge, name: str, fast: bool, **asked: object) -> tuple[str, ...]:
+def planned(evaluator: Evaluator, name: str, fast: bool, **asked: object) -> tuple[str, ...]:
     started = time.perf_counter()
     result = convrewrite.optimize(
-        judge.model,
-        judge.images[:1],
+        evaluator.model,
+        evaluator.images[:1],
         ["balanced"],
-        judge.calibration,
+        evaluator.calibration,
         fast=fast,
         measure=False,
         **asked,  # type: ignore[arg-type]
     )
-    return judge.row(name, result, time.perf_counter() - started)
+    return evaluator.row(name, result, time.perf_counter() - started)
 
 
-def uniform(judge: Judge, structure: str, part: float) -> tuple[str, ...]:
+def uniform(evaluator: Evaluator, structure: str, part: float) -> tuple[str, ...]:
     """The ratio is searched for, on the weights alone, and then fitted."""
     low, high, ratio = 0.0, 1.0, part
     rule = _rule(structure, ratio)
     for _ in range(12):
         rule = _rule(structure, ratio)
-        found = convrewrite.optimize(judge.model, judge.images[:1], [rule], "weights", measure=False)
+        found = convrewrite.optimize(evaluator.model, evaluator.images[:1], [rule], "weights", measure=False)
         macs = found.report.totals.macs.ratio
         if abs(macs - part) < CLOSE:
             break
         low, high = (ratio, high) if macs < part else (low, ratio)
         ratio = (low + high) / 2
     started = time.perf_counter()
-    result = convrewrite.optimize(judge.model, judge.images[:1], [rule], judge.calibration, measure=False)
-    return judge.row(f"uniform {structure}", result, time.perf_counter() - started)
+    result = convrewrite.optimize(evaluator.model, evaluator.images[:1], [rule], evaluator.calibration, measure=False)
+    return evaluator.row(f"uniform {structure}", result, time.perf_counter() - started)
 
 
 def _rule(structure: str, ratio: float) -> Rule:
     return Rule(name=structure, match=Match(kernel_size=((3, 3),)), structures=(structure,), ratio=ratio)
 
 
-def table(judge: Judge, arguments: argparse.Namespace) -> Sequence[tuple[str, ...]]:
+def table(evaluator: Evaluator, arguments: argparse.Namespace) -> Sequence[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
 
     def tell(row: tuple[str, ...]) -> None:
@@ -103,12 +103,12 @@ def table(judge: Judge, arguments: argparse.Namespace) -> Sequence[tuple[str, ..
         print(" | ".join(row), flush=True)
 
     for part in arguments.macs:
-        tell(planned(judge, f"macs={part:g}", arguments.fast, budget={"macs": part}))
+        tell(planned(evaluator, f"macs={part:g}", arguments.fast, budget={"macs": part}))
     for share in arguments.keep:
-        tell(planned(judge, f"keep {share:g}", arguments.fast, keep=share))
+        tell(planned(evaluator, f"keep {share:g}", arguments.fast, keep=share))
     for part in arguments.uniform:
         for structure in STRUCTURES:
-            tell(uniform(judge, structure, part))
+            tell(uniform(evaluator, structure, part))
     return rows
 
 
@@ -125,10 +125,10 @@ def main() -> None:
     if arguments.network == "uneven":
         model = uneven(model)
     images, _ = load_split("t10k")
-    judge = Judge(model, calibrate(model, (images[:1],), SOURCES["data"]))
-    print(f"original: {judge.right:.2%} of {len(judge.labels):,} test images", flush=True)
+    evaluator = Evaluator(model, calibrate(model, (images[:1],), SOURCES["data"]))
+    print(f"original: {evaluator.right:.2%} of {len(evaluator.labels):,} test images", flush=True)
     headers = ("asked", "MACs", "top-1", "lost", "agreement", "KL", "held-out KL", "held-out agreement", "seconds")
-    print(tabulate(table(judge, arguments), headers, disable_numparse=True))
+    print(tabulate(table(evaluator, arguments), headers, disable_numparse=True))
 
 
 if __name__ == "__main__":

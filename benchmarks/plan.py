@@ -11,7 +11,7 @@ import time
 from networks import NETWORKS, network_and_inputs
 
 import convrewrite
-from convrewrite.arguments import budget
+from convrewrite.values import budget
 
 
 def main() -> None:

@@ -35,19 +35,21 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 import convrewrite
-from convrewrite.calibration import Calibration
+from convrewrite.calibration.batches import Calibration
+from convrewrite.calibration.choose import evaluation_inputs
 from convrewrite.errors import ConvRewriteError, ExportError, PlanError, TraceError
-from convrewrite.exporting import export
-from convrewrite.lifting import settle
-from convrewrite.outputs import named_outputs
-from convrewrite.preparing import Settings, judging_inputs, prepare, silent
-from convrewrite.proposing import Menu, Offer
-from convrewrite.reporting.model import Report
-from convrewrite.rewriting import rewrite
-from convrewrite.rules import resolve
-from convrewrite.stopwatch import Stopwatch
-from convrewrite.verifying import check_parity, measure_fidelity, require_parity
-from convrewrite.work import Work
+from convrewrite.modules.outputs import named_outputs
+from convrewrite.pipeline.prepare import prepare
+from convrewrite.progress import Stopwatch, silent
+from convrewrite.reporting.report import Report
+from convrewrite.rewriting.front_to_back import rewrite
+from convrewrite.rewriting.surgery import settle
+from convrewrite.rewriting.work import Settings, Work
+from convrewrite.rules.files import resolve
+from convrewrite.rules.options import SearchSpace, Shortlist
+from convrewrite.runtime.comparison import measure_fidelity
+from convrewrite.runtime.onnx_export import export
+from convrewrite.runtime.parity import check_parity, require_parity
 
 SIZES = (64, 96, 128, 224, 256, 299, 480)
 CHANNELS = {"superpointnet": 1, "pfpcnet": 1}
@@ -195,21 +197,21 @@ def at_full_rank(model: nn.Module, image: Tensor) -> tuple[float, float]:
 
 def full_rank_error(model: nn.Module, image: Tensor) -> float:
     prepared = prepare(model, (image,), resolve([RULE]))
-    offers = [exact_offer(menu, index) for index, menu in enumerate(prepared.menus)]
+    shortlists = [exact_offer(space, index) for index, space in enumerate(prepared.search_spaces)]
     data = without_inputs(image)
-    judged = judging_inputs(prepared.inputs, data)
-    found = rewrite(Work(prepared, data, judged, {}, Settings(memory=MEMORY), silent, Stopwatch()), offers)
-    changed = [outcome.site for outcome in found.outcomes if outcome.proposal is not None]
+    evaluation = evaluation_inputs(prepared.inputs, data)
+    found = rewrite(Work(prepared, data, evaluation, {}, Settings(memory=MEMORY), silent, Stopwatch()), shortlists)
+    changed = [outcome.site for outcome in found.outcomes if outcome.candidate is not None]
     settled = settle(model, prepared.lifted, found.model, changed).model
     return max(row.relative_error for row in measure_fidelity(model, settled, [(image,)]).outputs)
 
 
-def exact_offer(menu: Menu, index: int) -> Offer:
+def exact_offer(space: SearchSpace, index: int) -> Shortlist:
     """One structure at full rank, another one at the next site."""
-    if not menu.ladders:
-        return Offer(menu.site, (), menu.reason)
-    ladder = menu.ladders[index % len(menu.ladders)]
-    return Offer(menu.site, (ladder.at(ladder.ranks[-1]),))
+    if not space.rank_ranges:
+        return Shortlist(space.site, (), space.reason)
+    rank_range = space.rank_ranges[index % len(space.rank_ranges)]
+    return Shortlist(space.site, (rank_range.at(rank_range.ranks[-1]),))
 
 
 def without_inputs(image: Tensor) -> Calibration:

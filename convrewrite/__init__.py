@@ -9,12 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
     from convrewrite.errors import ConvRewriteError
-    from convrewrite.exporting import export
-    from convrewrite.pipeline import RewriteConvolutions, analyze, apply, optimize, plan
+    from convrewrite.pipeline import Result, RewriteConvolutions, analyze, apply, load, optimize, plan
     from convrewrite.planning import Plan
-    from convrewrite.running import Result
-    from convrewrite.storing import load
-    from convrewrite.verifying import verify
+    from convrewrite.runtime import export, verify
 
 __all__ = [
     "ConvRewriteError",
@@ -33,15 +30,15 @@ __all__ = [
 _HOMES = {
     "ConvRewriteError": "convrewrite.errors",
     "Plan": "convrewrite.planning",
-    "Result": "convrewrite.running",
+    "Result": "convrewrite.pipeline",
     "RewriteConvolutions": "convrewrite.pipeline",
     "analyze": "convrewrite.pipeline",
     "apply": "convrewrite.pipeline",
-    "export": "convrewrite.exporting",
-    "load": "convrewrite.storing",
+    "export": "convrewrite.runtime",
+    "load": "convrewrite.pipeline",
     "optimize": "convrewrite.pipeline",
     "plan": "convrewrite.pipeline",
-    "verify": "convrewrite.verifying",
+    "verify": "convrewrite.runtime",
 }
 
 

@@ -12,14 +12,19 @@ from torch import Tensor, nn
 
 from convrewrite.errors import UsageError
 from convrewrite.escaping import message_of
+from convrewrite.process import ordinary
 
 Inputs = tuple[Tensor, ...]
 """The positional inputs of a model; the batch is the first axis of each."""
 
+
 ExampleInput = Tensor | Sequence[Any] | Mapping[str, Tensor]
 """A tensor, a tuple of tensors, a dictionary of keyword tensors, or ``(args, kwargs)``."""
 
+
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
 _EXPECTED = "a tensor, a tuple of tensors, a dictionary of keyword tensors, or (args, kwargs)"
 
 
@@ -137,3 +142,10 @@ def _keywords(model: nn.Module, positional: int, named: Mapping[str, Tensor]) ->
 
 def _wrap(where: str) -> str:
     return f"wrap the model in a module whose forward takes tensors by position and calls {where} with them as it needs"
+
+
+def bound_inputs(model: nn.Module, example_input: ExampleInput) -> Inputs:
+    """The example as the tuple of positional inputs, with which torch can differentiate. Raises UsageError."""
+    inputs = bind_inputs(model, example_input)
+    require_common_batch(inputs)
+    return ordinary(inputs)

@@ -9,6 +9,7 @@ from types import FrameType
 KILLING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Signals that end a process without a word, unless it asks for them."""
 
+
 SOON = 0.02
 """Seconds."""
 

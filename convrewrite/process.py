@@ -24,8 +24,10 @@ from torch.fx import _symbolic_trace
 _LOCK = threading.RLock()
 """The lock. A thread that holds it may take it again."""
 
+
 CHOICES = {"max": torch.sym_max, "min": torch.sym_min}
 """Functions of Python that cannot be followed -> those of torch that can, and do the same with two numbers."""
+
 
 Patched = Callable[..., Any]
 

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from convrewrite.conv import ConvSpec, Size
-from convrewrite.latency import Comparison, Graph
-from convrewrite.timing import RuntimeTimer
+from convrewrite.runtime.latency import Comparison
+from convrewrite.runtime.option_graphs import Graph
+from convrewrite.runtime.timing import RuntimeTimer
 
 Seconds = Callable[[Graph, Size], float]
 

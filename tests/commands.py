@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from convrewrite.cli import main
-from convrewrite.unforeseen import FAULT
+from convrewrite.cli.commands import main
+from convrewrite.cli.unforeseen import FAULT
 
 SHAPE = (3, 16, 16)
 INPUT = ("--input", "1x3x16x16")

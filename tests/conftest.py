@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from convrewrite.latency import Comparison
-from convrewrite.structure import Structure
-from convrewrite.structures import discover
-from convrewrite.timing import RuntimeTimer
-from convrewrite.timing_cache import FOLDER_VARIABLE
+from convrewrite.runtime.latency import Comparison
+from convrewrite.runtime.timing import RuntimeTimer
+from convrewrite.runtime.timing_cache import FOLDER_VARIABLE
+from convrewrite.structures.discovery import discover
+from convrewrite.structures.structure import Structure
 
 pytest_plugins = ["model_files"]
 

@@ -8,7 +8,7 @@ from networks import settled
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convrewrite.layers import DynamicConv2d
+from convrewrite.layers.dynamic import DynamicConv2d
 
 SIDE = 2
 """Channels that a side branch adds where branches are concatenated."""

@@ -95,12 +95,14 @@ def serve() -> None:
 
 def _warm_up() -> None:
     """Import and start all that a command would when it is first needed."""
-    from convrewrite import cli
+    from convrewrite.cli import commands
 
     with tempfile.TemporaryDirectory() as folder:
         network = Path(folder) / "net.pt"
         torch.save(small_network(), network)
-        code = cli.main(["optimize", str(network), "-o", f"{folder}/out", *INPUT, "--calib", "weights", "--no-onnx"])
+        code = commands.main(
+            ["optimize", str(network), "-o", f"{folder}/out", *INPUT, "--calib", "weights", "--no-onnx"]
+        )
         assert code == 0
 
 
@@ -146,7 +148,7 @@ class _Child:
 
 def _be_command(order: dict[str, Any], counter: int) -> None:
     """The child: the installed command, as it would start."""
-    from convrewrite import cli
+    from convrewrite.cli import commands
 
     if "file_size" in order:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_size"], order["file_size"]))
@@ -165,7 +167,7 @@ def _be_command(order: dict[str, Any], counter: int) -> None:
     sys.argv = ["convrewrite", *order["arguments"]]
     code = 1
     try:
-        cli.run()
+        commands.run()
     except SystemExit as error:
         code = int(error.code or 0)
     finally:

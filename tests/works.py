@@ -4,16 +4,16 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from convrewrite.calibration import Calibration
+from convrewrite.calibration.batches import Calibration
 from convrewrite.conv import Cost
-from convrewrite.lifting import Lifted
-from convrewrite.meanings import tell
-from convrewrite.preparing import Judged, Prepared, Progress, Settings, silent
-from convrewrite.proposing import Menu
-from convrewrite.stopwatch import Stopwatch
-from convrewrite.structures import discover
-from convrewrite.tracing import Traced, trace
-from convrewrite.work import Work
+from convrewrite.graph.lifting import Lifted
+from convrewrite.graph.tracing import Traced, trace
+from convrewrite.meanings.evaluation import Evaluation
+from convrewrite.meanings.kinds import tell
+from convrewrite.progress import Progress, Stopwatch, silent
+from convrewrite.rewriting.work import Prepared, Settings, Work
+from convrewrite.rules.options import SearchSpace
+from convrewrite.structures.discovery import discover
 
 
 def work_of(
@@ -21,7 +21,7 @@ def work_of(
     data: Calibration,
     *,
     traced: Traced | None = None,
-    menus: Sequence[Menu] = (),
+    search_spaces: Sequence[SearchSpace] = (),
     weights: Mapping[str, Tensor] | None = None,
     settings: Settings | None = None,
     progress: Progress = silent,
@@ -29,11 +29,11 @@ def work_of(
 ) -> Work:
     """The model as it is, nothing of it lifted; its outputs judged on the held-out inputs, else on those to fit on."""
     prepared = Prepared(
-        model, Lifted(model), (), traced or trace(model), tuple(menu.site for menu in menus), Cost(), (), discover(),
-        tuple(menus),
+        model, Lifted(model), (), traced or trace(model), tuple(space.site for space in search_spaces), Cost(), (), discover(),
+        tuple(search_spaces),
     )  # fmt: skip
     batches = data.held_out or data.fit
-    judged = Judged(batches, "a test", meanings=tell(model, batches) if batches else {})
+    evaluation = Evaluation(batches, "a test", meanings=tell(model, batches) if batches else {})
     return Work(
-        prepared, data, judged, weights or {}, settings or Settings(memory=1 << 30), progress, watch or Stopwatch()
+        prepared, data, evaluation, weights or {}, settings or Settings(memory=1 << 30), progress, watch or Stopwatch()
     )

@@ -5,23 +5,14 @@ from typing import Self, cast
 import torch
 from torch import nn
 
+from convrewrite import structures
 from convrewrite.conv import ConvSpec, PaddingMode
 from convrewrite.layers.chains import ConvChain, named_stages, require_order
 from convrewrite.layers.fitted import FitInputs, replacement, require_rank, require_structure
-from convrewrite.layers.geometry import (
-    Device,
-    Padding,
-    Pair,
-    checked_spec,
-    geometry_of,
-    require_conv2d,
-    require_count,
-)
-from convrewrite.structure import Setting, Structure
-from convrewrite.structures import asymmetric
-from convrewrite.structures.asymmetric import HORIZONTAL_FIRST, VERTICAL_FIRST
+from convrewrite.layers.geometry import Device, Padding, Pair, checked_spec, geometry_of, require_conv2d, require_count
+from convrewrite.structures import HORIZONTAL_FIRST, VERTICAL_FIRST, Setting, Structure
 
-STRUCTURE = cast(Structure, asymmetric.STRUCTURE)
+STRUCTURE = cast(Structure, structures.STRUCTURE)
 
 
 class AsymmetricConv2d(ConvChain):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from convrewrite.conv import ConvSpec, Cost, Size
 from convrewrite.layers.geometry import Device
 from convrewrite.layers.single import stage_conv
-from convrewrite.structure import Setting, Structure, stage_specs
+from convrewrite.structures import Setting, Structure, stage_specs
 
 
 class ConvChain(nn.Module):

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.conv import ConvSpec
-from convrewrite.fitting import fit
-from convrewrite.moments import Accumulator, Moments
-from convrewrite.structure import Setting, Structure, initial_kernels
+from convrewrite.fitting import Accumulator, Moments, fit
+from convrewrite.structures import Setting, Structure, initial_kernels
 
 ONE_IN_HELD_OUT = 5
 """Every fifth example judges the fit and has no part in it."""
+
 
 FitInputs = Tensor | Iterable[Tensor]
 """Real inputs of a convolution: one batch ``(N, C, H, W)`` or several, which may differ in size."""

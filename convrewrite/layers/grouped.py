@@ -6,22 +6,16 @@ from typing import Self, cast
 import torch
 from torch import nn
 
+from convrewrite import structures
 from convrewrite.conv import ConvSpec, PaddingMode
 from convrewrite.layers.chains import ConvChain, named_stages
 from convrewrite.layers.fitted import FitInputs, replacement, require_rank
-from convrewrite.layers.geometry import (
-    Device,
-    Padding,
-    Pair,
-    checked_spec,
-    geometry_of,
-    require_conv2d,
-    require_count,
-)
-from convrewrite.structure import Setting, Structure
-from convrewrite.structures import grouped
+from convrewrite.layers.geometry import Device, Padding, Pair, checked_spec, geometry_of, require_conv2d, require_count
+from convrewrite.structures import Setting, Structure
 
-STRUCTURE = cast(Structure, grouped.STRUCTURE)
+STRUCTURE = cast(Structure, structures.STRUCTURE)
+
+
 GROUPS = 4
 
 
@@ -32,7 +26,7 @@ class GroupedConv2d(ConvChain):
     independent networks. With it, each group has ``rank`` filters and the pointwise makes ``out_channels`` of all.
     """
 
-    grouped: nn.Conv2d
+    structures: nn.Conv2d
     pointwise: nn.Conv2d
 
     def __init__(

@@ -5,23 +5,14 @@ from typing import Self, cast
 import torch
 from torch import nn
 
+from convrewrite import structures
 from convrewrite.conv import ConvSpec, PaddingMode
 from convrewrite.layers.chains import ConvChain, named_stages, require_order
 from convrewrite.layers.fitted import FitInputs, replacement, require_rank, require_structure
-from convrewrite.layers.geometry import (
-    Device,
-    Padding,
-    Pair,
-    checked_spec,
-    geometry_of,
-    require_conv2d,
-    require_count,
-)
-from convrewrite.structure import Setting, Structure
-from convrewrite.structures import separable
-from convrewrite.structures.separable import DEPTHWISE_FIRST, POINTWISE_FIRST
+from convrewrite.layers.geometry import Device, Padding, Pair, checked_spec, geometry_of, require_conv2d, require_count
+from convrewrite.structures import DEPTHWISE_FIRST, POINTWISE_FIRST, Setting, Structure
 
-STRUCTURE = cast(Structure, separable.STRUCTURE)
+STRUCTURE = cast(Structure, structures.STRUCTURE)
 
 
 class SeparableConv2d(ConvChain):

@@ -1,38 +1,24 @@
-"""Reports: the value (:mod:`model`), and its forms for a terminal and as a Markdown page; JSON comes from the value."""
+"""Say what was done and what it is worth: the report as a value, and as text, Markdown and HTML."""
 
+from convrewrite.reporting.build import build_report
+from convrewrite.reporting.figures import duration
+from convrewrite.reporting.html import render_html
 from convrewrite.reporting.markdown import render_markdown
-from convrewrite.reporting.model import (
-    AnalysisRow,
-    Asked,
-    CalibrationSummary,
-    Change,
-    Environment,
-    LatencyChange,
-    OutputFidelityRow,
-    OutputRow,
-    ParityRow,
-    Reached,
-    Report,
-    SiteRow,
-    Totals,
-)
+from convrewrite.reporting.plan_text import render_plan, render_site
+from convrewrite.reporting.report import AnalysisRow, Report
 from convrewrite.reporting.text import render_sites, render_text
+from convrewrite.reporting.verifications import render_verification
 
 __all__ = [
     "AnalysisRow",
-    "Asked",
-    "CalibrationSummary",
-    "Change",
-    "Environment",
-    "LatencyChange",
-    "OutputFidelityRow",
-    "OutputRow",
-    "ParityRow",
-    "Reached",
     "Report",
-    "SiteRow",
-    "Totals",
+    "build_report",
+    "duration",
+    "render_html",
     "render_markdown",
+    "render_plan",
+    "render_site",
     "render_sites",
     "render_text",
+    "render_verification",
 ]

@@ -3,20 +3,34 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from convrewrite.reporting.model import Change, LatencyChange, OutputFidelityRow, ParityRow, Report, SiteRow
+from convrewrite.reporting.report import Change, LatencyChange, OutputFidelityRow, ParityRow, Report, SiteRow
 
 WIDTH = 110
 """Of a terminal, in columns."""
 
+
 NOT_MEASURED = "not measured"
+
+
 DOES_NOT_APPLY = "-"
 
+
 TOTALS_HEADERS = ("", "before", "after", "after / before")
+
+
 FIDELITY_HEADERS = ("output", "taken for", "relative error", "top-1 agreement", "KL (nats)", "cosine", "equal entries")
+
+
 OPTIONAL = ("cosine", "equal entries")
 """Columns that are left out where no output has them."""
+
+
 PARITY_HEADERS = ("output", "max. abs. difference", "relative error", "equal entries", "tolerance", "")
+
+
 ASKED_HEADERS = ("", "asked", "reached")
+
+
 SITE_HEADERS = (
     "site", "kind", "geometry", "decision", "parameters before", "after", "MACs before", "after", "ratio",
     "output error", "measured on", "positions per unknown",

@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 from convrewrite.escaping import printable
 from convrewrite.process import quiet
 from convrewrite.reporting import figures
-from convrewrite.reporting.model import Report, SiteRow
+from convrewrite.reporting.report import Report, SiteRow
 
 LARGEST = 24
 """How many sites the chart shows: those with the most MACs."""
+
 
 _TEMPLATE = """<!DOCTYPE html>
 <html lang="en">

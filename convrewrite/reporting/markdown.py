@@ -6,7 +6,7 @@ from tabulate import tabulate
 
 from convrewrite.escaping import printable
 from convrewrite.reporting import figures
-from convrewrite.reporting.model import Report
+from convrewrite.reporting.report import Report
 
 
 def render_markdown(report: Report) -> str:

@@ -3,42 +3,44 @@
 from collections.abc import Sequence
 
 from convrewrite.calibration import Calibration
-from convrewrite.fidelity import Fidelity
-from convrewrite.measuring import Measured
-from convrewrite.planning import OVERSTEP, Ask
+from convrewrite.fitting import ENOUGH_POSITIONS
+from convrewrite.meanings import Fidelity
+from convrewrite.planning import OVERSTEP, Constraints
 from convrewrite.reporting.figures import percent
 from convrewrite.rewriting import Outcome
-from convrewrite.targets import ENOUGH_POSITIONS
+from convrewrite.runtime import Measured
 
 MOST_ERROR, LEAST_AGREEMENT = 0.2, 0.9
 """Of any output, unless the caller sets a limit: beyond them a model does not compute the same any more."""
 
+
 FEW_INPUTS = 512
 """To fit on: with fewer, more of them help."""
+
 
 NAMED = 5
 """Sites that a warning names; of more it gives the number."""
 
 
-def useless(ask: Ask, measured: Measured, calibration: Calibration, *, fast: bool) -> str | None:
+def useless(constraints: Constraints, measured: Measured, calibration: Calibration, *, fast: bool) -> str | None:
     """Why the result does not compute the same any more, and what would hold; None where it does, or where the caller set the
     limit with ``keep``."""
     lost = _lost(measured.fidelity)
-    if ask.keep is not None or not lost:
+    if constraints.keep is not None or not lost:
         return None
-    advice = _advice(ask, measured.fidelity, calibration, fast)
+    advice = _advice(constraints, measured.fidelity, calibration, fast)
     return (
         f"the result does not compute the same any more as the original: {', '.join(lost)}, {measured.fidelity_basis}; "
         f"what would help: {', or '.join(advice)}"
     )
 
 
-def refused(ask: Ask, measured: Measured, lost: str | None) -> str | None:
+def refused(constraints: Constraints, measured: Measured, lost: str | None) -> str | None:
     """Why the result is no success, though everything ran. ``lost``: why it is useless, if it is; on random noise that is a
     warning only."""
     if lost is not None and not measured.noise:
         return lost
-    return _too_slow(ask, measured) or _too_far(ask, measured.fidelity)
+    return _too_slow(constraints, measured) or _too_far(constraints, measured.fidelity)
 
 
 def few_positions(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
@@ -74,7 +76,7 @@ def _lost(fidelity: Fidelity) -> list[str]:
     return found
 
 
-def _advice(ask: Ask, fidelity: Fidelity, calibration: Calibration, fast: bool) -> list[str]:
+def _advice(constraints: Constraints, fidelity: Fidelity, calibration: Calibration, fast: bool) -> list[str]:
     """What applies to this run."""
     real = calibration.kind == "data"
     found = ["a run without --fast"] if fast else []
@@ -85,21 +87,23 @@ def _advice(ask: Ask, fidelity: Fidelity, calibration: Calibration, fast: bool) 
     if calibration.kind != "weights only":
         limit = "0.98" if fidelity.least_agreement is not None else "error=0.05"
         found.append(f"--keep {limit}, which saves only as much as holds")
-    asked = ", ".join(f"{name}={part:g}" for name, part in ask.budget.items())
+    asked = ", ".join(f"{name}={part:g}" for name, part in constraints.budget.items())
     found.append(
-        f"a larger budget than {asked}" if ask.budget else "rules that save less, or a budget (--budget macs=0.7)"
+        f"a larger budget than {asked}"
+        if constraints.budget
+        else "rules that save less, or a budget (--budget macs=0.7)"
     )
     return found
 
 
-def _too_slow(ask: Ask, measured: Measured) -> str | None:
+def _too_slow(constraints: Constraints, measured: Measured) -> str | None:
     latency = measured.onnx_latency
-    if ask.for_speed and latency is not None and measured.slower:
+    if constraints.for_speed and latency is not None and measured.slower:
         return (
             f"the rewritten model is slower than the original: {latency.ratio:.2f} of its time in onnxruntime; "
             "use --rule balanced --budget latency=0.6, or ask for --budget macs or params alone if time does not matter"
         )
-    wanted = ask.budget.get("latency")
+    wanted = constraints.budget.get("latency")
     if wanted is not None and latency is not None and latency.ratio > OVERSTEP * wanted:
         return (
             f"asked for latency={wanted:g}, measured {latency.ratio:.2f} of the original's time in onnxruntime; "
@@ -108,8 +112,8 @@ def _too_slow(ask: Ask, measured: Measured) -> str | None:
     return None
 
 
-def _too_far(ask: Ask, fidelity: Fidelity) -> str | None:
-    keep, agreement = ask.keep, fidelity.least_agreement
+def _too_far(constraints: Constraints, fidelity: Fidelity) -> str | None:
+    keep, agreement = constraints.keep, fidelity.least_agreement
     if keep is None:
         return None
     if keep.measure == "agreement" and agreement is not None and not agreement >= keep.limit:

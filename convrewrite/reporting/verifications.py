@@ -2,14 +2,16 @@
 
 from tabulate import tabulate
 
-from convrewrite.fidelity import OutputFidelity
+from convrewrite.meanings import OutputFidelity
 from convrewrite.reporting import figures
-from convrewrite.verifying import OutputParity, Verification
+from convrewrite.runtime import OutputParity, Verification
 
 HEADERS = (
     "output", "taken for", "max. diff.", "max. / max.", "tolerance", "the same", "rel. error", "top-1 agreement", "KL",
     "cosine", "equal entries",
 )  # fmt: skip
+
+
 OPTIONAL = ("cosine", "equal entries")
 
 

@@ -1,23 +1,39 @@
-"""The structures, discovered: every module of this package, and every entry point in the group below, holds one.
+"""What a replacement is: families of linear replacements, how their stages are built, and the algebra of their kernels."""
 
-A module offers its structure as the attribute ``STRUCTURE``. Another package adds one without touching this one:
+from convrewrite.structures.algebra import compose, initial_kernels, join_groups, split_groups, through
+from convrewrite.structures.discovery import discover
+from convrewrite.structures.families.asymmetric import HORIZONTAL_FIRST, VERTICAL_FIRST
+from convrewrite.structures.families.separable import DEPTHWISE_FIRST, POINTWISE_FIRST, STRUCTURE
+from convrewrite.structures.lowering import (
+    branch_kernels,
+    branch_specs,
+    lowerings,
+    make_option,
+    option_cost,
+    stage_specs,
+)
+from convrewrite.structures.structure import Option, Setting, Stage, Structure
 
-    [project.entry-points."convrewrite.structures"]
-    butterfly = "my_package.butterfly:STRUCTURE"
-"""
-
-import importlib
-import pkgutil
-from importlib.metadata import entry_points
-
-from convrewrite.structure import Structure
-
-ENTRY_POINTS = "convrewrite.structures"
-
-
-def discover() -> dict[str, Structure]:
-    """All structures by name, those of this package first."""
-    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
-    found: list[Structure] = [module.STRUCTURE for module in modules]
-    found += [point.load() for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)]
-    return {structure.name: structure for structure in found}
+__all__ = [
+    "DEPTHWISE_FIRST",
+    "HORIZONTAL_FIRST",
+    "POINTWISE_FIRST",
+    "STRUCTURE",
+    "VERTICAL_FIRST",
+    "Option",
+    "Setting",
+    "Stage",
+    "Structure",
+    "branch_kernels",
+    "branch_specs",
+    "compose",
+    "discover",
+    "initial_kernels",
+    "join_groups",
+    "lowerings",
+    "make_option",
+    "option_cost",
+    "split_groups",
+    "stage_specs",
+    "through",
+]

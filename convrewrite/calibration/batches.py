@@ -1,0 +1,247 @@
+"""Calibration inputs: real ones from wherever the user keeps them, checked against the model before any long work.
+
+The factors of a rewrite are fitted on real inputs and measured on others, so every source is split once, by a seeded
+permutation (a data set may be sorted by class). Labels are never needed and always ignored.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from convrewrite.calibration.sources import MEMORY, Chunk, Request, Source, open_source
+from convrewrite.conv import Size
+from convrewrite.errors import CalibrationError
+from convrewrite.inputs import Inputs
+
+FEW_INPUTS = 64
+
+
+LARGEST_BATCH = 32
+
+
+BATCH_NUMBERS = 1_250_000
+"""Numbers of input in a batch, at most: eight images of 3 x 224 x 224."""
+
+
+LARGEST = 1e12
+"""Of an input, in absolute value: beyond it, sums of squares of what a layer makes of it overflow in float32."""
+
+
+HELD_OUT_SHARE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Batches to fit on, other batches to measure on, and where they come from.
+
+    ``kind`` is "data", "synthetic" or "weights only"; ``source`` and ``notes`` are sentences for the report.
+    """
+
+    fit: tuple[Inputs, ...]
+    held_out: tuple[Inputs, ...]
+    kind: Literal["data", "synthetic", "weights only"]
+    source: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fitted_on(self) -> int:
+        """Number of examples the factors are fitted on."""
+        return sum(len(inputs[0]) for inputs in self.fit)
+
+    @property
+    def held_out_count(self) -> int:
+        """Number of examples everything is measured on."""
+        return sum(len(inputs[0]) for inputs in self.held_out)
+
+
+def read_calibration(
+    source: object,
+    example: Inputs,
+    *,
+    limit: int = 1024,
+    batch: int | None = None,
+    seed: int = 0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    resize: Size | None = None,
+    import_object: Callable[[str], object] | None = None,
+    names: Sequence[str] = (),
+    memory: int = MEMORY,
+) -> Calibration:
+    """At most ``limit`` examples from ``source``, checked against and converted to the shape and dtype of ``example``.
+
+    ``batch`` None: 32 in a batch, fewer of large inputs.
+    ``source`` is a path (``.npy``, ``.npz``, ``.pt``, a folder of images, ``FILE.py:NAME`` that ``import_object``
+    resolves), a tensor or array, a tuple of them (one for each model input), a data set, or an iterable of batches,
+    whose first tensors count. A dictionary, or a batch that is one, gives the inputs by ``names``, those of ``forward``'s
+    parameters; or else the values that are not called like labels, in their order. Of a source of known length ``limit``
+    examples are drawn at random, of others the first.
+    uint8 is taken for pixels and scaled to [0, 1]; then ``mean`` and ``std`` (one number, or one for each channel)
+    normalise the first input. ``resize`` scales the images of a folder before the model's size is cut from the centre.
+    ``memory`` bounds the bytes of what is read from a file. Raises CalibrationError when the source cannot be read or does
+    not fit the model, or for numbers beyond LARGEST.
+    """
+    if limit < 1 or (batch is not None and batch < 1):
+        raise CalibrationError(f"limit and batch: expected at least 1, found {limit} and {batch}")
+    scale = _normalisation(mean, std, example[0])
+    opened = open_source(source, Request(example, limit, seed, resize, import_object, tuple(names), memory))
+    inputs, notes = _collect(opened, example, limit)
+    if scale is not None:
+        inputs = ((inputs[0] - scale[0]) / scale[1], *inputs[1:])
+        _refuse_unusable(inputs[0], range(len(inputs[0])), f"{opened.name}, normalised")
+    fit, held_out = split_inputs(inputs, batch=batch or batch_size(inputs), seed=seed)
+    return Calibration(fit, held_out, "data", opened.name, (*notes, *_few(len(inputs[0]))))
+
+
+def peek_example(source: str, names: Sequence[str] = ("input",)) -> Inputs | None:
+    """The first example in a ``.npy``, ``.npz`` or ``.pt`` file, one tensor for each of the model's inputs ``names``.
+
+    The numbers are those of the file, not yet converted. Images with the channels last, ``(H, W, 1)`` or ``(H, W, 3)``, are
+    given channels first, as reading will move them. None for other sources.
+    """
+    if Path(source).suffix.lower() not in (".npy", ".npz", ".pt", ".pth") or not Path(source).is_file():
+        return None
+    example = tuple(torch.empty(0) for _ in names)
+    opened = open_source(Path(source), Request(example, 1, 0, None, None, tuple(names)))
+    return tuple(_channels_first(tensor[:1]) for tensor in next(iter(opened.chunks)).tensors)
+
+
+def _channels_first(tensor: Tensor) -> Tensor:
+    shape = tensor.shape[1:]
+    last = len(shape) == 3 and shape[2] in (1, 3) and shape[0] not in (1, 3)
+    return tensor.movedim(-1, 1) if last else tensor
+
+
+def batch_size(inputs: Inputs) -> int:
+    """Examples in a batch: what a layer makes of one, as many channels as it likes, must fit in memory several times."""
+    numbers = max(tensor[:1].numel() for tensor in inputs)
+    return max(1, min(LARGEST_BATCH, BATCH_NUMBERS // max(1, numbers)))
+
+
+def split_inputs(inputs: Inputs, *, batch: int, seed: int) -> tuple[tuple[Inputs, ...], tuple[Inputs, ...]]:
+    """Batches to fit on, and the 20 % (at least one of two examples) to measure on, drawn by a seeded permutation."""
+    count = len(inputs[0])
+    held = max(1, round(count * HELD_OUT_SHARE)) if count >= 2 else 0
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return _batches(inputs, order[held:], batch), _batches(inputs, order[:held], batch)
+
+
+def _batches(inputs: Inputs, chosen: Tensor, batch: int) -> tuple[Inputs, ...]:
+    parts = [chosen[start : start + batch] for start in range(0, len(chosen), batch)]
+    return tuple(tuple(tensor[rows] for tensor in inputs) for rows in parts)
+
+
+def _few(count: int) -> tuple[str, ...]:
+    if count >= FEW_INPUTS:
+        return ()
+    return (
+        f"only {count} calibration inputs, {FEW_INPUTS} or more are advised: a fit then has fewer samples than "
+        "unknowns and is shrunk towards the weights",
+    )
+
+
+def _collect(source: Source, example: Inputs, limit: int) -> tuple[Inputs, list[str]]:
+    """Read, check and convert until there are ``limit`` examples; returns them with the notes for the report."""
+    notes: dict[str, None] = {}
+    parts: list[Inputs] = []
+    count = 0
+    for chunk in source.chunks:
+        part = _conform(chunk, example, source.name, notes)
+        parts.append(tuple(tensor[: limit - count] for tensor in part))
+        count += len(parts[-1][0])
+        if count >= limit:
+            break
+    if count == 0:
+        raise CalibrationError(f"{source.name}: expected calibration inputs, found none; a few hundred are advised")
+    if source.total is not None and source.total > count:
+        notes[f"{count} of {source.total} inputs used, drawn at random"] = None
+    elif source.total is None and count == limit:
+        notes[f"reading stopped after the first {count} inputs"] = None
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True)), list(notes)
+
+
+def _conform(chunk: Chunk, example: Inputs, where: str, notes: dict[str, None]) -> Inputs:
+    """One chunk in the layout and dtype of ``example``; raises CalibrationError for what does not fit."""
+    converted = []
+    for i, (found, wanted) in enumerate(zip(chunk.tensors, example, strict=True)):
+        place = where if len(example) == 1 else f"{where}: input {i}"
+        shaped = _with_layout(found, wanted, place, notes)
+        numbers = _with_dtype(shaped, wanted, place, notes)
+        _refuse_unusable(numbers, chunk.positions, place)
+        converted.append(numbers)
+    sizes = sorted({len(tensor) for tensor in converted})
+    if len(sizes) != 1:
+        raise CalibrationError(f"{where}: expected as many examples in every input of a batch, found {sizes}")
+    return tuple(converted)
+
+
+def _with_layout(found: Tensor, wanted: Tensor, where: str, notes: dict[str, None]) -> Tensor:
+    shape = wanted.shape[1:]
+    if found.shape[1:] == shape and found.dim() == wanted.dim():
+        return found
+    if len(shape) == 3 and found.shape[1:] == (*shape[1:], shape[0]):
+        notes["channels were last in the inputs and have been moved to the front"] = None
+        return found.movedim(-1, 1)
+    if len(shape) == 3 and shape[0] == 1 and found.dim() == 3 and found.shape[1:] == shape[1:]:
+        notes["inputs had no channel axis; one channel has been assumed"] = None
+        return found[:, None]
+    raise CalibrationError(
+        f"{where}: expected inputs of shape (N, {', '.join(map(str, shape))}), found {tuple(found.shape)}; "
+        "convert them, or give the model the example input they fit"
+    )
+
+
+def _with_dtype(found: Tensor, wanted: Tensor, where: str, notes: dict[str, None]) -> Tensor:
+    if not wanted.is_floating_point():
+        if found.is_floating_point() or found.is_complex():
+            raise CalibrationError(f"{where}: expected {wanted.dtype}, as the example input has, found {found.dtype}")
+        return found.to(wanted.device, wanted.dtype)
+    if found.is_floating_point():
+        return found.to(wanted.device, wanted.dtype)
+    if found.dtype == torch.uint8:
+        notes["uint8 inputs were taken for pixels and scaled to [0, 1]"] = None
+        return (found.to(torch.float32) / 255).to(wanted.device, wanted.dtype)
+    raise CalibrationError(
+        f"{where}: expected floating-point inputs or uint8 pixels, found {found.dtype}; convert them as for training"
+    )
+
+
+def _refuse_unusable(tensor: Tensor, positions: Sequence[int], where: str) -> None:
+    """Raise CalibrationError for what is not finite, or so large that its square is not."""
+    if tensor.numel() == 0:
+        return
+    if not bool(tensor.isfinite().all()):
+        row = int(tensor.isfinite().logical_not().nonzero()[0, 0])
+        raise CalibrationError(
+            f"{where}: expected finite numbers, found NaN or infinity in example {positions[row]}; remove it"
+        )
+    if tensor.is_floating_point() and (largest := float(tensor.abs().max())) > LARGEST:
+        row = int((tensor.abs() > LARGEST).nonzero()[0, 0])
+        raise CalibrationError(
+            f"{where}: expected numbers up to {LARGEST:.0e}, as a network is trained on, found {largest:.3g}, the first such "
+            f"in example {positions[row]}; remove it, or normalise the inputs"
+        )
+
+
+def _normalisation(
+    mean: Sequence[float] | None, std: Sequence[float] | None, example: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """``mean`` and ``std`` shaped to broadcast over channels; None when neither is given."""
+    if mean is None and std is None:
+        return None
+    channels = example.shape[1] if example.dim() > 1 else 1
+    shape = (1, -1, *[1] * (example.dim() - 2))
+    values = []
+    for name, numbers in (("mean", mean or (0.0,)), ("std", std or (1.0,))):
+        if len(numbers) not in (1, channels):
+            raise CalibrationError(f"{name}: expected 1 or {channels} numbers, one a channel, found {len(numbers)}")
+        values.append(torch.tensor(list(numbers), dtype=example.dtype, device=example.device).reshape(shape))
+    if not bool(values[0].isfinite().all()):
+        raise CalibrationError(f"mean: expected finite numbers, found {list(mean or ())}")
+    if not bool((values[1] > 0).all()) or not bool(values[1].isfinite().all()):
+        raise CalibrationError(f"std: expected positive numbers, found {list(std or ())}")
+    return values[0], values[1]

@@ -1,0 +1,90 @@
+"""Which inputs a run is fitted to and judged on, and the memory layout in which they run fastest."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from convrewrite.calibration.batches import Calibration, read_calibration
+from convrewrite.calibration.synthetic import synthesise
+from convrewrite.inputs import Inputs, parameter_names
+from convrewrite.loading import import_object
+from convrewrite.meanings import Evaluation
+from convrewrite.progress import Progress, silent
+
+
+def channels_last(model: nn.Module, batches: Sequence[Inputs]) -> tuple[Inputs, ...]:
+    """The batches with the channels of every image last in memory, where the model takes them so.
+
+    The numbers are the same and so are the results, up to rounding; convolutions take up to half the time. A forward that
+    calls ``view`` on an image may refuse the layout: then the batches come back as they are.
+    """
+    moved = tuple(tuple(_last(tensor) for tensor in inputs) for inputs in batches)
+    return moved if not moved or _takes(model, tuple(tensor[:2] for tensor in moved[0])) else tuple(batches)
+
+
+def _last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def _takes(model: nn.Module, inputs: Inputs) -> bool:
+    try:
+        with torch.no_grad():
+            model(*(tensor.clone() for tensor in inputs))
+    except RuntimeError:
+        return False
+    return True
+
+
+NOISE_EXAMPLES = 64
+
+
+def calibrate(
+    model: nn.Module,
+    inputs: Inputs,
+    source: object,
+    *,
+    seed: int = 0,
+    memory: int = 4 << 30,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Real inputs of at most ``memory`` bytes where there are any, else synthesised ones, else none, with a loud note."""
+    if isinstance(source, Calibration):
+        return source
+    if source is None:
+        made = synthesise(model, inputs, seed=seed, on_step=_steps(progress or silent))
+        if made is not None:
+            return made
+        why = "has no BatchNorm statistics to make any from, or no derivatives that lead there"
+        if len(inputs) > 1 or inputs[0].dim() != 4:
+            why = "takes several inputs" if len(inputs) > 1 else "takes no images, which alone could be made"
+        loud = f"no calibration inputs were given and the model {why}: the factors are those of the weights alone, "
+        loud += "which loses far more accuracy; give real inputs (--calib)"
+        return Calibration((), (), "weights only", "none", (loud,))
+    if isinstance(source, str) and source == "weights":
+        return Calibration((), (), "weights only", "none", ())
+    names = parameter_names(model)[: len(inputs)]
+    return read_calibration(source, inputs, seed=seed, import_object=import_object, names=names, memory=memory)
+
+
+def _steps(progress: Progress) -> Callable[[int, int, float], None]:
+    return lambda done, total, loss: progress("synthesise inputs", done, total, f"mismatch {loss:.3g}")
+
+
+def evaluation_inputs(inputs: Inputs, data: Calibration) -> Evaluation:
+    """The held-out inputs where there are any. Drawn once in a run: noise is other noise at every call."""
+    if data.held_out:
+        kind = "calibration" if data.kind == "data" else "synthetic"
+        return Evaluation(data.held_out, f"measured on {data.held_out_count} held-out {kind} inputs")
+    if data.fit:
+        return Evaluation(data.fit, f"measured on the {data.fitted_on} inputs that the factors were fitted on")
+    noise = tuple(_noise_like(tensor) for tensor in inputs)
+    basis = f"measured on {NOISE_EXAMPLES} random noise inputs: says little about real ones"
+    return Evaluation((noise,), basis, noise=True)
+
+
+def _noise_like(tensor: Tensor) -> Tensor:
+    shape = (NOISE_EXAMPLES, *tensor.shape[1:])
+    if tensor.is_floating_point():
+        return torch.randn(shape, dtype=tensor.dtype)
+    return tensor[:1].expand(shape)

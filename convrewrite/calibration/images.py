@@ -1,0 +1,129 @@
+"""A folder of images as tensors of the size and the channels a model expects."""
+
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convrewrite.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+
+
+MOST_FILES = 2_000_000
+"""In a folder and those below it, images or not; ImageNet has 1.4 million."""
+
+
+MOST_PIXELS = 89_478_485
+"""Of an image as it is stored or scaled: Pillow's own bound for what is no attack."""
+
+
+_BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, MemoryError, struct.error)
+"""What Pillow's readers raise for a damaged file."""
+
+
+_MODES = {1: "L", 3: "RGB"}
+
+
+def list_images(folder: Path) -> list[Path]:
+    """All images under ``folder``, at any depth, sorted by path. Raises CalibrationError when there is none."""
+    found: list[Path] = []
+    looked_at = 0
+    for parent, _, names in os.walk(folder, onerror=_unreadable):
+        looked_at += len(names)
+        if looked_at > MOST_FILES:
+            raise CalibrationError(f"{folder}: expected at most {MOST_FILES} files in the folder; name a smaller one")
+        found += [Path(parent, name) for name in names if Path(name).suffix.lower() in SUFFIXES]
+    found = sorted(path for path in found if path.is_file())
+    if not found:
+        raise CalibrationError(f"{folder}: expected images ({', '.join(sorted(SUFFIXES))}), found none in the folder")
+    return found
+
+
+def _unreadable(error: OSError) -> None:
+    """Folders may vanish meanwhile; images that may not be read are not left out in silence."""
+    if not isinstance(error, FileNotFoundError):
+        raise CalibrationError(
+            f"{error.filename}: expected a folder of images, but it cannot be read ({error.strerror}); "
+            "let it be read, or name another folder"
+        ) from error
+
+
+def read_images(paths: Sequence[Path], shape: torch.Size, resize: tuple[int, int] | None) -> Tensor:
+    """The images as uint8 ``(N, C, H, W)``, where ``shape`` is the model's ``(C, H, W)``.
+
+    Each image is scaled until it covers ``resize`` (without it: H x W), then H x W are cut from its centre.
+    Raises CalibrationError for a file that is no image, a channel count other than 1 or 3, or a ``resize`` below H x W.
+    """
+    if len(shape) != 3 or shape[0] not in _MODES:
+        raise CalibrationError(
+            f"a folder of images gives inputs (1 or 3, height, width), the model expects {tuple(shape)}; "
+            "give the calibration inputs as .npy, .npz or a tensor"
+        )
+    channels, height, width = shape
+    cover = resize or (height, width)
+    if cover[0] < height or cover[1] < width:
+        raise CalibrationError(
+            f"resize: expected at least the model's {height}x{width}, which is cut from the centre, found "
+            f"{cover[0]}x{cover[1]}; resize to more, or say that the model takes less: --input 1x{channels}x{cover[0]}x{cover[1]}"
+        )
+    pixels = np.empty((len(paths), height, width, channels), np.uint8)
+    for row, path in zip(pixels, paths, strict=True):
+        row[:] = _read_image(path, _MODES[channels], cover, (height, width)).reshape(height, width, channels)
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+
+def _read_image(path: Path, mode: str, cover: tuple[int, int], size: tuple[int, int]) -> "np.typing.NDArray[np.uint8]":
+    image_type = _pillow()
+    try:
+        with path.open("rb") as file, image_type.open(file) as image:
+            _refuse_large(path, "found", image.size)
+            _refuse_large(path, f"scaled to cover {cover[0]}x{cover[1]} it would have", _covering(image.size, cover))
+            return np.asarray(_fit(image.convert(mode), cover, size))
+    except CalibrationError:
+        raise
+    except (*_BROKEN, image_type.DecompressionBombError, image_type.DecompressionBombWarning) as error:
+        raise CalibrationError(
+            f"{path}: expected an image, but it cannot be read: {error}; remove or replace it"
+        ) from error
+
+
+def _covering(found: tuple[int, int], cover: tuple[int, int]) -> tuple[int, int]:
+    """Width and height of an image of ``found`` (width, height) when it is scaled to cover ``cover`` (height, width)."""
+    width, height = found
+    scale = max(cover[0] / height, cover[1] / width)
+    return max(cover[1], round(width * scale)), max(cover[0], round(height * scale))
+
+
+def _refuse_large(path: Path, found: str, size: tuple[int, int]) -> None:
+    width, height = size
+    if min(size) < 1 or width * height > MOST_PIXELS:
+        raise CalibrationError(
+            f"{path}: expected an image of at most {MOST_PIXELS} pixels, {found} {width} x {height}; remove or replace it"
+        )
+
+
+def _fit(image: "Image", cover: tuple[int, int], size: tuple[int, int]) -> "Image":
+    """Scaled to cover ``cover``, then ``size`` (both height, width) cut from the centre."""
+    scaled = _covering(image.size, cover)
+    if scaled != image.size:
+        image = image.resize(scaled)
+    left, top = (scaled[0] - size[1]) // 2, (scaled[1] - size[0]) // 2
+    return image.crop((left, top, left + size[1], top + size[0]))
+
+
+def _pillow() -> ModuleType:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise CalibrationError("reading a folder of images needs Pillow: pip install pillow") from error
+    return Image

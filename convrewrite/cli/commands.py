@@ -1,0 +1,403 @@
+"""The command line. A thin layer: it reads arguments, shows progress and results, and turns errors into exit codes."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from convrewrite import machine, values
+from convrewrite.cli.interrupts import INTERRUPTED, NOTHING, Interrupted, code_of, tells_what_stands
+from convrewrite.cli.options import (
+    Agreement,
+    Budget,
+    Calib,
+    Commands,
+    Error,
+    Factory,
+    Fast,
+    Input,
+    Keep,
+    Mean,
+    Memory,
+    Model,
+    Onnx,
+    Output,
+    Resize,
+    Rounds,
+    Rules,
+    Seed,
+    Std,
+    Threads,
+    Timeout,
+    Trust,
+    calibration_of,
+    load,
+    progress_bars,
+    runner_of,
+    say,
+)
+from convrewrite.cli.rule_commands import rules_app
+from convrewrite.cli.unforeseen import TRACEBACK, unforeseen
+from convrewrite.errors import ConvRewriteError, ModelError, UsageError, VerificationError
+from convrewrite.escaping import printable
+from convrewrite.folders import disk_full
+from convrewrite.interrupts import Terminated, terminations_raised
+from convrewrite.version import tool_version
+
+if TYPE_CHECKING:
+    from convrewrite.reporting import Report
+
+_EXITED = "expected code of the model that comes to an end, found that it ended the process (sys.exit({found})); take that out"
+"""What a forward or a factory may do; its number is no exit code of this tool."""
+
+
+app = typer.Typer(
+    name="convrewrite",
+    help="Rewrite the convolutions of a trained PyTorch CNN into smaller, faster ones that still compute the same.",
+    no_args_is_help=True,
+    add_completion=False,
+    cls=Commands,
+    pretty_exceptions_enable=False,
+)
+
+
+app.add_typer(rules_app, name="rules")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        say(f"convrewrite {tool_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@tells_what_stands
+def optimize(
+    model: Model,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")],
+    rule: Rules = None,
+    input_: Input = None,
+    factory: Factory = None,
+    calib: Calib = None,
+    mean: Mean = None,
+    std: Std = None,
+    resize: Resize = None,
+    budget: Budget = None,
+    keep: Keep = None,
+    output: Output = None,
+    fast: Fast = False,
+    threads: Threads = 1,
+    seed: Seed = 0,
+    memory: Memory = 4.0,
+    onnx: Onnx = True,
+    trust: Trust = False,
+) -> None:
+    """Rewrite MODEL by the rules, export and verify the result, and report what was saved."""
+    from convrewrite import pipeline
+    from convrewrite.cli import example_inputs
+    from convrewrite.rules import resolve
+
+    pipeline.check_writable(out, (model,))
+    chosen = resolve(rule or ["separable"])
+    asked, kept, said = values.budget(budget or []), values.keep(keep), values.outputs(output or [])
+    loaded = load(model, factory, trust)
+    inputs, notes = example_inputs.for_model(loaded, input_ or (), calib)
+    data = calibration_of(calib, loaded.model, inputs, seed, mean, std, resize, memory)
+    with progress_bars() as progress:
+        result = pipeline.optimize(
+            loaded.model, inputs, chosen, data, asked, seed, keep=kept, outputs=said, fast=fast,
+            threads=threads, memory=int(memory * 2**30), measure=onnx, name=model, notes=(*loaded.notes, *notes),
+            progress=progress,
+        )  # fmt: skip
+        result.save(out)
+    show_result(result.report, out)
+
+
+@app.command()
+@tells_what_stands
+def plan(
+    model: Model,
+    out: Annotated[Path, typer.Option("-o", "--out", help="File for the plan, as plan.json.")],
+    rule: Rules = None,
+    input_: Input = None,
+    factory: Factory = None,
+    calib: Calib = None,
+    mean: Mean = None,
+    std: Std = None,
+    resize: Resize = None,
+    budget: Budget = None,
+    keep: Keep = None,
+    output: Output = None,
+    fast: Fast = False,
+    threads: Threads = 1,
+    seed: Seed = 0,
+    memory: Memory = 4.0,
+    onnx: Onnx = True,
+    trust: Trust = False,
+) -> None:
+    """Only choose what each convolution of MODEL becomes, and write it down; `apply` carries it out."""
+    from convrewrite import pipeline
+    from convrewrite.cli import example_inputs
+    from convrewrite.reporting import render_plan
+    from convrewrite.rules import resolve
+
+    pipeline.check_file(out)
+    chosen = resolve(rule or ["balanced"])
+    asked, kept, said = values.budget(budget or []), values.keep(keep), values.outputs(output or [])
+    loaded = load(model, factory, trust)
+    inputs, notes = example_inputs.for_model(loaded, input_ or (), calib)
+    data = calibration_of(calib, loaded.model, inputs, seed, mean, std, resize, memory)
+    with progress_bars() as progress:
+        made = pipeline.plan(
+            loaded.model, inputs, chosen, data, asked, seed, keep=kept, outputs=said, fast=fast,
+            threads=threads, memory=int(memory * 2**30), measure=onnx, progress=progress,
+        )  # fmt: skip
+    pipeline.save_plan(made, out)
+    say(render_plan(made))
+    for note in (*loaded.notes, *notes):
+        say(f"Note: {note}")
+    say(f"Written to {out}")
+
+
+@app.command()
+@tells_what_stands
+def apply(
+    model: Model,
+    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan of this model, as `plan` writes it.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")],
+    input_: Input = None,
+    factory: Factory = None,
+    calib: Calib = None,
+    mean: Mean = None,
+    std: Std = None,
+    resize: Resize = None,
+    output: Output = None,
+    threads: Threads = 1,
+    memory: Memory = 4.0,
+    onnx: Onnx = True,
+    trust: Trust = False,
+) -> None:
+    """Carry out PLAN on MODEL: fit its options, export and verify the result, and report what was saved."""
+    from convrewrite import pipeline
+    from convrewrite.cli import example_inputs
+
+    pipeline.check_writable(out, (model,))
+    said, followed = values.outputs(output or []), pipeline.read_plan(plan_file)
+    loaded = load(model, factory, trust)
+    inputs, notes = example_inputs.for_model(loaded, input_ or (), calib)
+    data = calibration_of(calib, loaded.model, inputs, followed.seed, mean, std, resize, memory)
+    with progress_bars() as progress:
+        result = pipeline.apply(
+            loaded.model, inputs, followed, data, threads=threads, memory=int(memory * 2**30), measure=onnx, name=model,
+            outputs=said, notes=(*loaded.notes, *notes), progress=progress,
+        )  # fmt: skip
+        result.save(out)
+    show_result(result.report, out)
+
+
+@app.command()
+def explain(
+    source: Annotated[Path, typer.Argument(metavar="OUT", help="A result folder, or a plan.")],
+    site: Annotated[
+        str | None, typer.Argument(metavar="SITE", help="The name of a site; without it, all of them.")
+    ] = None,
+) -> None:
+    """Tell why a site became what it is: the options that were measured, their cost, their effect."""
+    from convrewrite import pipeline
+    from convrewrite.reporting import render_plan, render_site
+
+    found = pipeline.read_plan(source / pipeline.PLAN if source.is_dir() else source)
+    say(render_plan(found) if site is None else render_site(found.site(site)))
+
+
+@app.command()
+def analyze(
+    model: Model,
+    rule: Rules = None,
+    input_: Input = None,
+    factory: Factory = None,
+    trust: Trust = False,
+) -> None:
+    """Show every convolution of MODEL: kind, geometry, parameters, MACs, and which rules would take it or why not."""
+    from convrewrite import pipeline
+    from convrewrite.cli import example_inputs
+    from convrewrite.reporting import render_sites
+
+    loaded = load(model, factory, trust)
+    inputs, notes = example_inputs.for_model(loaded, input_ or (), None)
+    rows = pipeline.analyze(loaded.model, inputs, rule)
+    say(render_sites(rows))
+    for note in (*loaded.notes, *notes):
+        say(f"Note: {note}")
+
+
+@app.command()
+def verify(
+    a: Annotated[str, typer.Argument(metavar="A", help="The original: .pt, .onnx, or a result folder.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
+    input_: Input = None,
+    factory: Factory = None,
+    calib: Calib = None,
+    expect: Annotated[
+        str | None,
+        typer.Option(
+            "--expect",
+            help="'parity' (the same numbers) or 'fidelity'; by default parity of torch with ONNX, unless one is rewritten.",
+        ),
+    ] = None,
+    output: Output = None,
+    agreement: Agreement = None,
+    error: Error = None,
+    seed: Seed = 0,
+    timeout: Timeout = 30.0,
+    trust: Trust = False,
+) -> None:
+    """Compare the outputs of A and B: parity where they must be the same model, fidelity where one approximates."""
+    if expect not in (None, "parity", "fidelity"):
+        raise UsageError(f"--expect: expected parity or fidelity, found {values.shown(expect)}")
+    from convrewrite import pipeline, runtime
+    from convrewrite.cli import example_inputs
+    from convrewrite.reporting import render_verification
+
+    first, second = (runner_of(source, factory, trust, timeout) for source in (a, b))
+    inputs = example_inputs.for_both(first, second, input_ or (), calib, seed)
+    relation = pipeline.relation_of(first, second, (a, b))
+    outcome = runtime.verify(
+        first, second, inputs, outputs=values.outputs(output or []), representative=calib is not None
+    )
+    wanted = expect or ("fidelity" if agreement is not None or error is not None else relation.expected)
+    say(render_verification(outcome, inputs[0].shape[0], "calibration inputs" if calib else "random inputs"))
+    if relation.note is not None:
+        say(relation.note)
+    if relation.stranger is not None and expect is None:
+        raise VerificationError(relation.stranger)
+    if wanted == "parity":
+        runtime.require_parity(outcome.parity)
+        say("Parity holds.")
+    pipeline.require_fidelity(outcome.fidelity, agreement, error)
+
+
+@app.command()
+def bench(
+    a: Annotated[str, typer.Argument(metavar="A", help="The reference: .pt, .onnx, or a result folder.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
+    input_: Input = None,
+    factory: Factory = None,
+    threads: Threads = 1,
+    rounds: Rounds = 25,
+    timeout: Timeout = 30.0,
+    trust: Trust = False,
+) -> None:
+    """Time A and B side by side, interleaved; the ratio is the median over rounds of paired ratios."""
+    from tabulate import tabulate
+
+    from convrewrite import folders, reporting, runtime
+    from convrewrite.cli import example_inputs
+
+    first, second = (runner_of(source, factory, trust, timeout) for source in (a, b))
+    inputs = example_inputs.for_both(first, second, input_ or (), None, 0)
+    inputs = tuple(tensor[:1] for tensor in inputs)
+    comparisons = []
+    with folders.temporary() as folder, progress_bars() as progress:
+        paths = []
+        for index, (source, runner) in enumerate(((a, first), (b, second))):
+            is_onnx = isinstance(runner, runtime.OnnxModel)
+            progress("bench", index, 4, f"export {source}")
+            if is_onnx:
+                runner(*inputs)  # before it is timed, as it may not end
+            paths.append(
+                Path(source) if is_onnx else runtime.export(runner, inputs, folder.path / f"{index}.onnx").path
+            )
+        progress("bench", 2, 4, "onnxruntime")
+        comparisons.append(runtime.compare_onnx(paths[0], paths[1], inputs, threads=threads, rounds=rounds))
+        if not isinstance(first, runtime.OnnxModel) and not isinstance(second, runtime.OnnxModel):
+            progress("bench", 3, 4, "torch")
+            comparisons.append(runtime.compare_torch(first, second, inputs, threads=threads, rounds=rounds))
+    rows = [
+        (c.runtime, reporting.duration(c.seconds_a), reporting.duration(c.seconds_b), f"{c.ratio:.3f}",
+         f"{c.ratio_low:.3f} to {c.ratio_high:.3f}", f"{c.speedup:.2f}x")
+        for c in comparisons
+    ]  # fmt: skip
+    say(tabulate(rows, ("runtime", "A", "B", "B / A", "quartiles", "speed-up")))
+    shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
+    say(f"input {shapes}, {threads} thread(s), median of {rounds} interleaved rounds")
+
+
+def show_result(report: "Report", out: Path) -> None:
+    """The report and where it is written. Raises VerificationError for a result that is no success."""
+    from convrewrite.reporting import render_text
+
+    say(render_text(report))
+    say(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    if report.refused is not None:
+        raise VerificationError(report.refused)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code. Every error this package raises on purpose is caught here and only here."""
+    try:
+        values.check_words(sys.argv[1:] if argv is None else argv)
+        # A command returns nothing; a number is the code of typer.Exit, into which typer turns Ctrl-C outside a command.
+        with terminations_raised():
+            code = int(app(argv, standalone_mode=False) or 0)
+        return code if code != INTERRUPTED else interrupted(NOTHING, code)
+    except ConvRewriteError as error:
+        print(f"convrewrite: {error}", file=sys.stderr)
+        return error.exit_code
+    except Interrupted as error:
+        return interrupted(str(error), error.code)
+    except (typer.Abort, KeyboardInterrupt, Terminated) as error:
+        return interrupted(NOTHING, code_of(error))
+    except SystemExit as error:  # nothing of ours asks for it
+        print(f"convrewrite: {printable(_EXITED.format(found=repr(error.code)[:60]))}", file=sys.stderr)
+        return ModelError.exit_code
+    except Exception as error:
+        if (reason := disk_full(error)) is not None:  # of files it is told where they are written
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what it still holds would fail once more at the exit
+            print(
+                f"convrewrite: standard output: cannot be written ({reason}); what -o names is whole", file=sys.stderr
+            )
+            return 2
+        if not hasattr(error, "format_message"):  # click's usage errors have it; typer re-exports no common base
+            return _unforeseen(error)
+        if message := error.format_message().rstrip("."):  # without arguments the help is shown, and that is all
+            print(f"convrewrite: {printable(message)}; see --help", file=sys.stderr)
+        return 2
+
+
+def interrupted(stands: str, code: int) -> int:
+    """Say that an interrupt ended the command, and what stands where it was to write; returns the exit code."""
+    print(f"convrewrite: interrupted; {stands}", file=sys.stderr)
+    return code
+
+
+def _unforeseen(error: Exception) -> int:
+    """Say in one line what nobody caught; the exit code."""
+    if os.environ.get(TRACEBACK):
+        raise error
+    print(f"convrewrite: {unforeseen(error)}", file=sys.stderr)
+    return ModelError.exit_code
+
+
+def run() -> None:
+    """The entry point of the installed command, within the memory that the machine has."""
+    try:
+        machine.limit_memory(int(machine.memory_bytes() * machine.SHARE))
+    except KeyboardInterrupt as error:
+        code = interrupted(NOTHING, code_of(error))
+    else:
+        code = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and said
+    sys.exit(code)

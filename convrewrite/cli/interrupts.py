@@ -1,0 +1,66 @@
+"""What a command that writes says when it is interrupted: which result stands in the place it was given."""
+
+import os
+import signal
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import ParamSpec
+
+from convrewrite.interrupts import Terminated
+
+NOTHING = "nothing was written"
+
+
+SIGNALLED = 128
+"""The exit code after a signal is this and its number, as shells have it."""
+
+
+INTERRUPTED = SIGNALLED + signal.SIGINT
+
+
+Options = ParamSpec("Options")
+
+
+class Interrupted(Exception):
+    """A command was interrupted; the text says what stands, and ``code`` is the exit code."""
+
+    def __init__(self, stands: str, code: int) -> None:
+        super().__init__(stands)
+        self.code = code
+
+
+def tells_what_stands(command: Callable[Options, None]) -> Callable[Options, None]:
+    """The same command, one that writes its option ``out``; it raises Interrupted where it is interrupted."""
+
+    @wraps(command)
+    def run(*args: Options.args, **options: Options.kwargs) -> None:
+        out = Path(str(options["out"]))
+        before = _identity(out)
+        try:
+            command(*args, **options)
+        except (KeyboardInterrupt, Terminated) as error:
+            raise Interrupted(_standing(out, before), code_of(error)) from error
+
+    return run
+
+
+def code_of(error: BaseException) -> int:
+    """The exit code after Ctrl-C, or after a signal that ends a process."""
+    return SIGNALLED + error.number if isinstance(error, Terminated) else INTERRUPTED
+
+
+def _standing(out: Path, before: tuple[int, int] | None) -> str:
+    after = _identity(out)
+    if after is None:
+        return NOTHING
+    return f"what stood in {out} before stands" if after == before else f"{out} holds the new result, whole"
+
+
+def _identity(out: Path) -> tuple[int, int] | None:
+    """What tells one result from the next, which takes its place while it is still there; None: there is none."""
+    try:
+        found = os.stat(out)
+        return None if out.is_dir() and not os.listdir(out) else (found.st_dev, found.st_ino)
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,48 @@
+"""The commands that show and check rules."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from convrewrite.cli.options import say
+from convrewrite.errors import VerificationError
+
+rules_app = typer.Typer(help="The rules that say which convolutions become what.", no_args_is_help=True)
+
+
+@rules_app.command("list")
+def rules_list() -> None:
+    """The built-in rules."""
+    from tabulate import tabulate
+
+    from convrewrite.rules import builtin_rules, load_rule_file
+
+    rows = [(name, load_rule_file(path).description) for name, path in builtin_rules().items()]
+    say(tabulate(rows, ("rule", "what it does"), maxcolwidths=[None, 85]))
+
+
+@rules_app.command("show")
+def rules_show(name: Annotated[str, typer.Argument(help="A built-in rule or a rule file.")]) -> None:
+    """A rule file as it stands, comments and examples included."""
+    from convrewrite.rules import builtin_rules, resolve
+
+    resolve([name])
+    path = builtin_rules().get(name, Path(name))
+    say(path.read_text(encoding="utf-8"))
+
+
+@rules_app.command("check")
+def rules_check(file: Annotated[Path, typer.Argument(help="A rule file.")]) -> None:
+    """Check a rule file: its keys, its values, and the examples it carries."""
+    from convrewrite.rules import check, load_rule_file
+    from convrewrite.structures import discover
+
+    structures = discover()
+    findings = check(load_rule_file(file), lambda name, spec: structures[name].reject(spec.per_group))
+    for finding in findings:
+        say(f"{'ok  ' if finding.passed else 'FAIL'} {finding.rule}: {finding.example}: {finding.text}")
+    failed = [finding for finding in findings if not finding.passed]
+    if failed:
+        raise VerificationError(f"{file}: {len(failed)} of {len(findings)} examples fail")
+    say(f"{file}: valid; {len(findings)} examples hold")

@@ -1,0 +1,34 @@
+"""The mathematics of one convolution: moments of its inputs, and stages fitted to them. Knows no model, no budget."""
+
+from convrewrite.fitting.moments import (
+    Accumulator,
+    Block,
+    Moments,
+    position_limit,
+    row_bytes,
+    square_bytes,
+    with_outputs,
+)
+from convrewrite.fitting.stages import LARGE, Fit, Roots, effort_for, fit, refit, rough_fit, targets_of
+from convrewrite.fitting.targets import ENOUGH_POSITIONS, Target, solving
+
+__all__ = [
+    "ENOUGH_POSITIONS",
+    "LARGE",
+    "Accumulator",
+    "Block",
+    "Fit",
+    "Moments",
+    "Roots",
+    "Target",
+    "effort_for",
+    "fit",
+    "position_limit",
+    "refit",
+    "rough_fit",
+    "row_bytes",
+    "solving",
+    "square_bytes",
+    "targets_of",
+    "with_outputs",
+]

@@ -1,0 +1,285 @@
+"""Means and covariances of a convolution's input patches and outputs, gathered batch by batch.
+
+A patch is what one output position sees, ``d = C * kh * kw`` numbers in the order of the canonical kernel's columns, so that
+``y = W p + b`` holds for every kind: padding of every mode, stride, dilation, and transposed convolutions, whose patch is
+cut from the input with zeros inserted. Products run in float32, sums in float64; positions are sub-sampled when there are
+many more than the covariance needs.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from convrewrite.conv import PADDING_MODES, ConvSpec, Size
+
+CHUNK = 1 << 23
+"""Numbers in one block of gathered patches: 32 MB in float32."""
+
+
+SPARSE = 0.05
+"""Of the positions: where fewer are gathered, they are picked out of the tensors as they lie."""
+
+
+PART = 1 << 14
+"""Positions whose products are summed in the precision of the patches before they are added to the sums in float64."""
+
+
+STRIP = 512
+"""Rows of a covariance that are summed up at a time; what lies left of the diagonal is the mirror of what lies above it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """First and second moments of one group: ``mean_p (d,)``, ``mean_y (O,)``, centred ``cov_p (d, d)``,
+    ``cov_yp (O, d)`` and ``var_y (O,)``, all float64, over ``count`` positions."""
+
+    count: int
+    mean_p: Tensor
+    mean_y: Tensor
+    cov_p: Tensor
+    cov_yp: Tensor
+    var_y: Tensor
+    centred: bool = True
+
+    def relative_error(self, kernel: Tensor) -> float:
+        """``E |y - W' p - b'|^2 / E |y - E y|^2`` for the kernel ``W' (O, C, kh, kw)`` with its best bias ``b'``."""
+        flat = kernel.double().flatten(1)
+        total = self.var_y.sum()
+        residual = total - 2 * (flat * self.cov_yp).sum() + ((flat @ self.cov_p) * flat).sum()
+        return float(residual.clamp_min(0) / total.clamp_min(torch.finfo(total.dtype).tiny))
+
+    def bias(self, kernel: Tensor) -> Tensor:
+        """``b' = E y - W' E p``."""
+        return self.mean_y - kernel.double().flatten(1) @ self.mean_p
+
+    def about_zero(self) -> "Moments":
+        """The moments without centring: where no bias can make up for it, an error of the mean counts like any other."""
+        return replace(
+            self,
+            mean_p=torch.zeros_like(self.mean_p),
+            mean_y=torch.zeros_like(self.mean_y),
+            cov_p=self.cov_p + torch.outer(self.mean_p, self.mean_p),
+            cov_yp=self.cov_yp + torch.outer(self.mean_y, self.mean_p),
+            var_y=self.var_y + self.mean_y**2,
+            centred=False,
+        )
+
+
+def position_limit(d: int, *, held_out: bool = False) -> int:
+    """How many positions are gathered at most: twenty per unknown of a filter, down to ten where these would take more than
+    half a gigabyte; more if cheap.
+
+    Held-out ones only measure errors, of which a few thousand positions tell a percent: two per unknown are enough.
+    """
+    wanted = 2 * d if held_out else min(20 * d, max(10 * d, (1 << 27) // d))
+    return max(wanted, 4_000_000_000 // (d * d))
+
+
+def square_bytes(spec: ConvSpec) -> int:
+    """Bytes of the covariances of all groups' patches, ``(g, d, d)`` in float64."""
+    _, channels, kh, kw = spec.kernel_shape
+    return 8 * spec.groups * (channels * kh * kw) ** 2
+
+
+def row_bytes(spec: ConvSpec) -> int:
+    """Bytes of one gathered position that is kept: its patch, its wanted output and its skip, float32."""
+    outputs, channels, kh, kw = spec.kernel_shape
+    return 4 * (spec.groups * channels * kh * kw + 2 * outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Gathered positions of every group: patches ``(g, P, d)``, wanted outputs and skips ``(g, P, O / g)``, float32."""
+
+    patches: Tensor
+    outputs: Tensor
+    skips: Tensor | None
+
+
+class Accumulator:
+    """Adds up the moments of one convolution, every group by itself."""
+
+    def __init__(
+        self, spec: ConvSpec, expected_positions: int, seed: int, *, keep: bool = False, limit: int | None = None
+    ) -> None:
+        """Of ``expected_positions`` over all batches about ``limit`` are gathered, None: :func:`position_limit`.
+
+        With ``keep`` the gathered blocks stay in ``kept``, for other outputs at the same positions.
+        """
+        self._spec = spec
+        self.kept: list[Block] | None = [] if keep else None
+        outputs, channels, kh, kw = spec.kernel_shape
+        self._d = channels * kh * kw
+        most = position_limit(self._d) if limit is None else limit
+        self._share = min(1.0, most / max(1, expected_positions))
+        self._generator = torch.Generator().manual_seed(seed)
+        groups, size = spec.groups, (self._d, outputs // spec.groups)
+        self._count = 0
+        self._shift: tuple[Tensor, Tensor] | None = None
+        self._sum_p = torch.zeros(groups, size[0], dtype=torch.float64)
+        self._sum_y = torch.zeros(groups, size[1], dtype=torch.float64)
+        self._sum_pp = torch.zeros(groups, size[0], size[0], dtype=torch.float64)
+        self._part: Tensor | None = None
+        self._part_count = 0
+        self._sum_yp = torch.zeros(groups, size[1], size[0], dtype=torch.float64)
+        self._sum_yy = torch.zeros(groups, size[1], dtype=torch.float64)
+
+    def add(self, x: Tensor, y: Tensor, skip: Tensor | None = None) -> None:
+        """One batch: input ``(N, C, H, W)`` and the wanted output ``(N, O, H', W')``; a skip is only kept beside them."""
+        padded, stride = _patch_source(x, self._spec)
+        pixels = _channels_last(padded, self._share)
+        outputs = _channels_last(y, self._share)
+        skips = None if skip is None else _channels_last(skip, self._share)
+        chosen = self._choose(y.shape[0] * y.shape[2] * y.shape[3])
+        for part in chosen.split(max(1, CHUNK // (self._d * self._spec.groups))):
+            place = _places(part, (y.shape[2], y.shape[3]))
+            rows = (None if t is None else self._grouped(t[place].to(pixels.dtype)) for t in (outputs, skips))
+            block = Block(_gather(pixels, place, stride, self._spec), *rows)  # type: ignore[arg-type]
+            self._add(block.patches, block.outputs)
+            if self.kept is not None:
+                self.kept.append(block)
+
+    def _grouped(self, rows: Tensor) -> Tensor:
+        return rows.unflatten(1, (self._spec.groups, -1)).transpose(0, 1)
+
+    def _choose(self, total: int) -> Tensor:
+        if self._share >= 1:
+            return torch.arange(total)
+        count = max(1, round(total * self._share))
+        return torch.randint(total, (count,), generator=self._generator).sort().values
+
+    def _add(self, patches: Tensor, outputs: Tensor) -> None:
+        """Patches ``(g, P, d)`` and outputs ``(g, P, O/g)``, shifted by the first means so that float32 products suffice."""
+        if self._shift is None:
+            self._shift = (patches.mean(1, keepdim=True), outputs.mean(1, keepdim=True))
+        p, y = patches - self._shift[0], outputs - self._shift[1]
+        self._count += p.shape[1]
+        self._sum_p += p.sum(1)
+        self._sum_y += y.sum(1)
+        self._sum_yy += y.square().sum(1)
+        for group in range(p.shape[0]):
+            self._sum_yp[group] += y[group].T @ p[group]
+        self._add_squares(p)
+
+    def _add_squares(self, p: Tensor) -> None:
+        """Large sums in float64 cost as much as the products: some blocks are added up in the precision of these first."""
+        if self._part is None:
+            self._part = torch.zeros(self._sum_pp.shape, dtype=p.dtype)
+        for group in range(p.shape[0]):
+            for start, strip in _strips(self._part[group]):
+                strip.addmm_(p[group][:, start : start + STRIP].T, p[group][:, start:])
+        self._part_count += p.shape[1]
+        if self._part_count >= PART:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._part is not None:
+            self._sum_pp += self._part
+            self._part.zero_()
+        self._part_count = 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether no position was added."""
+        return self._count == 0
+
+    def result(self) -> tuple[Moments, ...]:
+        """The moments of every group. The accumulator gives up its sums: each is turned into a covariance in place."""
+        assert self._shift is not None, "no batch was added"
+        self._flush()
+        self._part = None
+        return tuple(self._group(group) for group in range(self._spec.groups))
+
+    def _group(self, group: int) -> Moments:
+        assert self._shift is not None
+        n = self._count
+        mean_p, mean_y = self._sum_p[group] / n, self._sum_y[group] / n
+        cov_p = self._sum_pp[group].div_(n)
+        for start, strip in _strips(cov_p):
+            cov_p[start + STRIP :, start : start + STRIP] = strip[:, STRIP:].T
+        cov_p.sub_(torch.outer(mean_p, mean_p))
+        cov_yp = self._sum_yp[group].div_(n).sub_(torch.outer(mean_y, mean_p))
+        var_y = (self._sum_yy[group] / n - mean_y**2).clamp_min(0)
+        shift_p, shift_y = (shift[group, 0].double() for shift in self._shift)
+        return Moments(n, mean_p + shift_p, mean_y + shift_y, cov_p, cov_yp, var_y)
+
+
+def _strips(square: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The rows of a symmetric matrix, some at a time, from the diagonal on; and which is the first of them."""
+    for start in range(0, len(square), STRIP):
+        yield start, square[start : start + STRIP, start:]
+
+
+def with_outputs(moments: Sequence[Moments], blocks: Sequence[Block], outputs: Sequence[Tensor]) -> tuple[Moments, ...]:
+    """The same patches with other wanted outputs ``(g, P, O / g)``, one tensor for each block."""
+    return tuple(
+        _with_outputs(m, [(block.patches[g], y[g]) for block, y in zip(blocks, outputs, strict=True)])
+        for g, m in enumerate(moments)
+    )
+
+
+def _with_outputs(moments: Moments, rows: Sequence[tuple[Tensor, Tensor]]) -> Moments:
+    count = sum(len(y) for _, y in rows)
+    mean_y = torch.stack([y.sum(0, dtype=torch.float64) for _, y in rows]).sum(0) / count
+    if not moments.centred:
+        mean_y = torch.zeros_like(mean_y)
+    cov_yp, var_y, rest = (torch.zeros_like(t) for t in (moments.cov_yp, moments.var_y, moments.mean_y))
+    for p, y in rows:
+        centred = y - mean_y.to(y.dtype)
+        cov_yp += centred.T @ p
+        rest += centred.sum(0, dtype=torch.float64)
+        var_y += (centred * centred).sum(0, dtype=torch.float64)
+    cov_yp -= torch.outer(rest, moments.mean_p)  # outputs that are centred but for rounding need no centred patches
+    return replace(moments, mean_y=mean_y, cov_yp=cov_yp / count, var_y=var_y / count)
+
+
+Places = tuple[Tensor, Tensor, Tensor]
+"""Of every position the example, the row and the column."""
+
+
+def _places(positions: Tensor, size: Size) -> Places:
+    """Flat output positions of a batch of planes of this size."""
+    height, width = size
+    return positions // (height * width), positions // width % height, positions % width
+
+
+def _channels_last(x: Tensor, share: float) -> Tensor:
+    """``(N, C, H, W)`` -> ``(N, H, W, C)``; copied only where many positions will be gathered from it."""
+    moved = x.permute(0, 2, 3, 1)
+    return moved.contiguous() if share > SPARSE else moved
+
+
+def _patch_source(x: Tensor, spec: ConvSpec) -> tuple[Tensor, Size]:
+    """The padded tensor that patches are cut from, and the step between them."""
+    x = x.float() if x.dtype != torch.float64 else x
+    if spec.transposed:
+        return _upsampled(x, spec), (1, 1)
+    (top, bottom), (left, right) = spec.padding_pairs()
+    if not any((top, bottom, left, right)):
+        return x, spec.stride
+    return F.pad(x, (left, right, top, bottom), mode=PADDING_MODES[spec.padding_mode]), spec.stride
+
+
+def _upsampled(x: Tensor, spec: ConvSpec) -> Tensor:
+    """A transposed convolution is an ordinary one, its kernel turned round, over the input with zeros between and around."""
+    assert not isinstance(spec.padding, str)
+    n, c, height, width = x.shape
+    spread = x.new_zeros(n, c, (height - 1) * spec.stride[0] + 1, (width - 1) * spec.stride[1] + 1)
+    spread[:, :, :: spec.stride[0], :: spec.stride[1]] = x
+    around = [d * (k - 1) - p for d, k, p in zip(spec.dilation, spec.kernel_size, spec.padding, strict=True)]
+    extra = spec.output_padding
+    return F.pad(spread, (around[1], around[1] + extra[1], around[0], around[0] + extra[0]))
+
+
+def _gather(pixels: Tensor, place: Places, stride: Size, spec: ConvSpec) -> Tensor:
+    """Patches ``(groups, P, d)`` at output positions of a padded batch ``(N, H, W, C)``."""
+    image, row, column = place[0], place[1] * stride[0], place[2] * stride[1]
+    kh, kw = spec.kernel_size
+    taps = [(a * spec.dilation[0], b * spec.dilation[1]) for a in range(kh) for b in range(kw)]
+    if spec.transposed:
+        taps.reverse()
+    columns = torch.stack([pixels[image, row + a, column + b] for a, b in taps], dim=-1)  # (P, C, taps)
+    return columns.unflatten(1, (spec.groups, -1)).flatten(2).transpose(0, 1)

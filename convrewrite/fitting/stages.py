@@ -1,0 +1,391 @@
+"""Fit the stages of any structure to a convolution's real inputs, in closed form and without labels.
+
+The objective is ``E = tr[(W* - W') S (W* - W')^T]`` with S the covariance of the input patches and ``W*`` the kernel that
+best reproduces the original output *from the inputs this site really gets*, ridged towards W. It is quadratic in each
+stage. Nothing here knows a particular structure: stages are applied to S through their shapes.
+
+- ``reduced``: the last stage is a dense linear map, so it is eliminated in closed form and E is minimised over the others
+  (variable projection, Golub and Pereyra 1973). Only the covariance of the last stage's input is needed.
+- ``full``: otherwise all stages are refined jointly, then the last is solved for, each of its groups by itself.
+
+Both use L-BFGS in float64 on a first stage whose inputs were whitened, and start from several initial values.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from convrewrite.conv import ConvSpec
+from convrewrite.fitting.moments import Moments
+from convrewrite.fitting.targets import FLOOR, JITTER, Target, cholesky, colour, first_stage_root, uncolour
+from convrewrite.structures import Setting, Stage, Structure, compose, join_groups, split_groups, through
+
+ITERATIONS = 40
+"""Of L-BFGS, for patches of up to ``EASY`` numbers; beyond, fewer, as an iteration's cost grows with their square."""
+
+
+MIN_ITERATIONS = 4
+
+
+EASY, LARGE = 600, 1000
+"""Numbers in a patch: up to the first every iteration is cheap, from the second on only the best start is refined."""
+
+
+SOLVE_CHUNK = 1 << 25
+"""Numbers in one block of intermediate products: 256 MB in float64."""
+
+
+Roots = Sequence[Tensor | None]
+"""For every group R ``(O, O)``, upper triangular, with ``R^T R`` the weights of its outputs; None: all alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Stage kernels and bias of one site (float64, groups joined), and their relative squared output error."""
+
+    kernels: tuple[Tensor, ...]
+    bias: Tensor
+    held_out_error: float
+
+
+def fit(
+    structure: Structure,
+    spec: ConvSpec,
+    setting: Setting,
+    kernel: Tensor,
+    moments: Sequence[Moments],
+    held_out: Sequence[Moments],
+    iterations: int | None = None,
+    targets: Sequence[Target] | None = None,
+    roots: Roots | None = None,
+) -> Fit:
+    """Fit one option at one site; ``kernel`` is canonical, ``moments`` and ``held_out`` have one entry per group.
+
+    ``iterations`` of L-BFGS; None: as many as the size of the problem allows. ``roots`` weigh the outputs of each group, see
+    :meth:`Target.weighted`.
+    """
+    targets = targets or targets_of(kernel, spec, moments)
+    stages = structure.stages(spec.per_group, setting)
+    fitted = []
+    for plain, root_y, unseen in zip(targets, _usable(roots, stages, spec), held_out, strict=True):
+        target = plain if root_y is None else plain.weighted(root_y)
+        effort = effort_for(len(target.covariance)) if iterations is None else iterations
+        root = first_stage_root(stages[0], target)
+        begun = [_begin(start, stages, target) for start in _starts(structure, spec.per_group, setting, target, root)]
+        if len(target.covariance) >= LARGE:
+            begun = [min(begun, key=lambda point: point.error)]
+        refined = [_plain(_refine(point, stages, target, root, effort).kernels, root_y) for point in begun]
+        fitted.append(_best(refined, stages, unseen))
+        if not all(torch.isfinite(k).all() for k in fitted[-1]):
+            raise ArithmeticError("its fit is not finite")
+    return _result(fitted, stages, moments, held_out)
+
+
+def targets_of(kernel: Tensor, spec: ConvSpec, moments: Sequence[Moments]) -> list[Target]:
+    """The target of every group of a canonical kernel."""
+    parts = split_groups(kernel.double(), spec.groups)
+    return [Target.from_moments(part, m) for part, m in zip(parts, moments, strict=True)]
+
+
+def _usable(roots: Roots | None, stages: Sequence[Stage], spec: ConvSpec) -> Roots:
+    """The weights of the outputs, where the last stage mixes them: one that does not, fits each output by itself."""
+    return (None,) * spec.groups if roots is None or stages[-1].groups > 1 else roots
+
+
+def _plain(kernels: tuple[Tensor, ...], root: Tensor | None) -> tuple[Tensor, ...]:
+    """Stage kernels of the weighted problem -> of the plain one."""
+    if root is None:
+        return kernels
+    last = torch.linalg.solve_triangular(root, kernels[-1].flatten(1), upper=True)
+    return (*kernels[:-1], last.reshape(kernels[-1].shape))
+
+
+def _weighted(kernels: tuple[Tensor, ...], root: Tensor | None) -> tuple[Tensor, ...]:
+    """The inverse of :func:`_plain`."""
+    if root is None:
+        return kernels
+    return (*kernels[:-1], (root @ kernels[-1].flatten(1)).reshape(kernels[-1].shape))
+
+
+def _best(fits: Sequence[tuple[Tensor, ...]], stages: Sequence[Stage], unseen: Moments) -> tuple[Tensor, ...]:
+    """The start is chosen on the held-out inputs; of equals the first stays."""
+    if len(fits) == 1:
+        return fits[0]
+    return min(fits, key=lambda kernels: unseen.relative_error(compose(kernels, stages)))
+
+
+def rough_fit(
+    structure: Structure,
+    spec: ConvSpec,
+    setting: Setting,
+    moments: Sequence[Moments],
+    targets: Sequence[Target],
+    roots: Roots | None = None,
+) -> Fit:
+    """One start with the last stage's optimum, in the precision of ``targets``: to compare options of large sites by.
+
+    The errors are those of the objective, relative to a kernel of zeros; nothing is looked at but the moments.
+    """
+    stages = structure.stages(spec.per_group, setting)
+    points, scale = [], 0.0
+    for plain, root_y in zip(targets, _usable(roots, stages, spec), strict=True):
+        target = plain if root_y is None else plain.weighted(root_y.to(plain.kernel))
+        scale += target.scale
+        wanted = target.kernel.reshape(target.shape)
+        if stages[0].axes == "hw" and stages[0].groups == 1:  # there the whitened start is the optimum
+            root = first_stage_root(stages[0], target)
+            first, *others = structure.weights(colour(wanted, stages[0], root), spec.per_group, setting)
+            start = (uncolour(first, root), *others)
+        else:
+            start = structure.weights(wanted, spec.per_group, setting)
+        points.append((_begin(start, stages, target), root_y))
+    kernels = [
+        tuple(k.double() for k in _plain(p.kernels, None if r is None else r.to(p.kernels[0]))) for p, r in points
+    ]
+    composed = [compose(stage_kernels, stages) for stage_kernels in kernels]
+    error = max(0.0, sum(point.error for point, _ in points)) / max(scale, FLOOR)
+    bias = torch.cat([m.bias(kernel) for m, kernel in zip(moments, composed, strict=True)])
+    return Fit(join_groups(kernels), bias, error)
+
+
+def effort_for(d: int, most: int = ITERATIONS) -> int:
+    """Iterations of L-BFGS for patches of ``d`` numbers."""
+    return max(MIN_ITERATIONS, min(most, round(most * (EASY / d) ** 2)))
+
+
+def refit(
+    structure: Structure,
+    spec: ConvSpec,
+    setting: Setting,
+    found: Fit,
+    targets: Sequence[Target],
+    moments: Sequence[Moments],
+    held_out: Sequence[Moments],
+    iterations: int,
+    roots: Roots | None = None,
+) -> Fit:
+    """Go on from a fit, to other wanted outputs if ``targets`` and ``moments`` have them; ``held_out`` has the original's."""
+    stages = structure.stages(spec.per_group, setting)
+    starts = zip(*(stage.chunk(spec.groups) for stage in found.kernels), strict=True)
+    refined = []
+    for start, plain, root_y in zip(starts, targets, _usable(roots, stages, spec), strict=True):
+        target = plain if root_y is None else plain.weighted(root_y)
+        root = first_stage_root(stages[0], target)
+        begun = _begin(_weighted(start, root_y), stages, target)
+        refined.append(_plain(_refine(begun, stages, target, root, iterations).kernels, root_y))
+    return _result(refined, stages, moments, held_out)
+
+
+def _result(
+    fitted: Sequence[tuple[Tensor, ...]],
+    stages: Sequence[Stage],
+    moments: Sequence[Moments],
+    held_out: Sequence[Moments],
+) -> Fit:
+    """The groups' kernels joined, with the bias that goes with them, and their error."""
+    composed = [compose(kernels, stages) for kernels in fitted]
+    return Fit(
+        kernels=join_groups(fitted),
+        bias=torch.cat([m.bias(k) for m, k in zip(moments, composed, strict=True)]),
+        held_out_error=_pooled(held_out, composed),
+    )
+
+
+def _pooled(moments: Sequence[Moments], kernels: Sequence[Tensor]) -> float:
+    """The relative error over all groups: each counts by its output's variance."""
+    weights = [float(m.var_y.sum()) for m in moments]
+    errors = [m.relative_error(k) for m, k in zip(moments, kernels, strict=True)]
+    total = sum(weights)
+    return sum(w * e for w, e in zip(weights, errors, strict=True)) / total if total > 0 else 0.0
+
+
+def _starts(
+    structure: Structure, spec: ConvSpec, setting: Setting, target: Target, root: Tensor
+) -> list[tuple[Tensor, ...]]:
+    """Initial stage kernels: the decomposition of the target, and that of the target with whitened first-stage inputs.
+
+    For the structure ``channel`` the whitened one is the closed-form optimum (reduced-rank regression).
+    """
+    wanted = target.kernel.reshape(target.shape)
+    first = structure.stages(spec, setting)[0]
+    whitened = structure.weights(colour(wanted, first, root), spec, setting)
+    plain = structure.weights(wanted, spec, setting)
+    return [plain, (uncolour(whitened[0], root), *whitened[1:])]
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """Stage kernels on the way, and their E."""
+
+    kernels: tuple[Tensor, ...]
+    error: float
+
+
+def _begin(start: tuple[Tensor, ...], stages: Sequence[Stage], target: Target) -> _Point:
+    """``start`` with the last stage's optimum, unless rounding made that one worse."""
+    seen = _LastInput.of(start[:-1], stages, target)
+    point = _Point(start, seen.error(start[-1], target))
+    solved = seen.optimum().reshape(start[-1].shape)
+    error = _descended(point.error, seen.error(solved, target), target)
+    return point if error > point.error else _Point((*start[:-1], solved), error)
+
+
+def _refine(start: _Point, stages: Sequence[Stage], target: Target, root: Tensor, iterations: int) -> _Point:
+    """Lower E from ``start``: the last stage in closed form, the others by L-BFGS. Never returns a higher E."""
+    if iterations == 0:
+        return start
+    reduced = stages[-1].groups == 1
+    kernels = start.kernels[:-1] if reduced else start.kernels
+    variables = [
+        (kernels[0].reshape(root.shape[0], -1, root.shape[1]) @ root).reshape(kernels[0].shape),
+        *kernels[1:],
+    ]
+
+    def assemble(values: Sequence[Tensor]) -> list[Tensor]:
+        return [uncolour(values[0], root), *values[1:]]
+
+    loss = _reduced_loss(stages, target) if reduced else _full_loss(stages, target)
+    refined = assemble(_minimise(loss, assemble, variables, iterations))
+    end = _begin((*refined, start.kernels[-1]) if reduced else tuple(refined), stages, target)
+    if not end.error <= start.error:  # L-BFGS lost by rounding what it had: the start stands
+        return start
+    return end
+
+
+def _descended(before: float, after: float, target: Target) -> float:
+    """``after``, once it is certain that E did not rise beyond rounding."""
+    rounding = 1e-9 if target.kernel.dtype == torch.float64 else 1e-3
+    if not after <= before + rounding * target.scale:
+        raise ArithmeticError(f"its error rose from {before:.3g} to {after:.3g}")
+    return after
+
+
+Loss = Callable[[list[Tensor]], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _LastInput:
+    """What the last stage is solved from, each of its ``g`` groups by itself: the covariance ``inner (g, q, q)`` of its
+    input patches, and ``cross (g, O / g, q)`` of them with the wanted output.
+
+    ``inner`` is quadratic in the kernels before; what autograd sees of it is one factor, so half of its gradient.
+    """
+
+    inner: Tensor
+    cross: Tensor
+
+    @classmethod
+    def of(cls, kernels: Sequence[Tensor], stages: Sequence[Stage], target: Target) -> "_LastInput":
+        """With the kernels of all stages but the last."""
+        d = target.covariance.shape[0]
+        covariance = target.covariance.reshape(d, *target.shape[1:])
+        wanted = target.response.reshape(target.shape)
+        if stages[-1].groups > 1:
+            return _grouped_input(kernels, stages, covariance, wanted)
+        with torch.no_grad():
+            rows = _through_all(kernels, stages, covariance)
+        inner = _through_all(kernels, stages, rows.T.unflatten(1, covariance.shape[1:]))
+        return cls(((inner + inner.T) / 2)[None], _through_all(kernels, stages, wanted)[None])
+
+    def optimum(self) -> Tensor:
+        """The least-squares kernels ``(g, O / g, q)``."""
+        diagonal = self.inner.diagonal(dim1=-2, dim2=-1)
+        relative, least = _jitter(diagonal.dtype)
+        jitter = (relative * diagonal.mean(-1, keepdim=True) + least).expand_as(diagonal)
+        return torch.cholesky_solve(self.cross.mT, cholesky(self.inner + torch.diag_embed(jitter))).mT
+
+    def error(self, last: Tensor, target: Target) -> float:
+        """E with this kernel as the last stage, from these moments alone: no product as large as the covariance."""
+        kernel = last.reshape(self.cross.shape)
+        return target.scale + float(((kernel @ self.inner - 2 * self.cross) * kernel).sum())
+
+
+def _jitter(dtype: torch.dtype) -> tuple[float, float]:
+    """Of the mean diagonal, and at least: a channel that is always zero must not lose its kernel to it."""
+    return (JITTER, FLOOR**2) if dtype == torch.float64 else (1e-6, FLOOR)
+
+
+def _grouped_input(
+    kernels: Sequence[Tensor], stages: Sequence[Stage], covariance: Tensor, wanted: Tensor
+) -> _LastInput:
+    """As above for a grouped last stage: every group has its own inputs, which only the stage before gives it."""
+    last, before = stages[-1], stages[-2]
+    assert len(stages) == 2 and before.groups == 1 and before.axes == "", "a grouped last stage follows a pointwise one"
+    d, shape = covariance.shape[0], covariance.shape[1:]
+    first = kernels[0][:, :, 0, 0].unflatten(0, (last.groups, -1))  # (g, r, C)
+    patch = first.shape[1] * shape[1] * shape[2]
+    inner, cross = [], []
+    for part in torch.arange(last.groups).split(max(1, SOLVE_CHUNK // (d * patch))):
+        a = first[part]
+        half = torch.einsum("dchw,grc->dgrhw", covariance, a).reshape(*shape, len(part), patch)
+        square = torch.einsum("grc,chwgq->grhwq", a, half).reshape(len(part), patch, patch)
+        inner.append((square + square.mT) / 2)
+        cross.append(torch.einsum("grc,gochw->gorhw", a, wanted.unflatten(0, (last.groups, -1))[part]).flatten(2))
+    return _LastInput(torch.cat(inner), torch.cat(cross))
+
+
+def _reduced_loss(stages: Sequence[Stage], target: Target) -> Loss:
+    """E after the last stage's optimum, over the target's scale: ``-tr[M H^-1 M^T]``, H the covariance of its input."""
+    scale = target.scale + torch.finfo(torch.float64).tiny
+
+    def loss(kernels: list[Tensor]) -> Tensor:
+        seen = _LastInput.of(kernels, stages, target)
+        with torch.no_grad():
+            last = seen.optimum()
+            square = last.mT @ last
+        # With the optimal last stage P held fixed, <P^T P, H> - 2 <P, M> has the value and the gradient of E (the
+        # envelope theorem), and nothing has to be differentiated through the factorisation.
+        quadratic = (square * seen.inner).sum()
+        return 1 + (2 * quadratic - quadratic.detach() - 2 * (last * seen.cross).sum()) / scale
+
+    return loss
+
+
+def _through_all(kernels: Sequence[Tensor], stages: Sequence[Stage], patches: Tensor) -> Tensor:
+    """Rows of patches through all stages but the last, flattened."""
+    for stage, kernel in zip(stages[:-1], kernels, strict=False):
+        patches = through(stage, kernel, patches)
+    return patches.flatten(1)
+
+
+def _full_loss(stages: Sequence[Stage], target: Target) -> Loss:
+    """E over the scale of the target, with one product by S for value and gradient together."""
+    scale = target.scale + torch.finfo(torch.float64).tiny
+
+    def loss(kernels: list[Tensor]) -> Tensor:
+        kernel = compose(kernels, stages).flatten(1)
+        with torch.no_grad():
+            square = kernel @ target.covariance
+            slope = square - target.response
+            value = ((slope - target.response) * kernel).sum()
+        # <W, S W> - 2 <W, R> has the gradient 2 (W S - R): the second factor is a constant here.
+        product = 2 * (kernel * slope).sum()
+        return 1 + (product - product.detach() + value) / scale
+
+    return loss
+
+
+def _minimise(
+    loss: Loss, assemble: Callable[[Sequence[Tensor]], list[Tensor]], start: Sequence[Tensor], iterations: int
+) -> list[Tensor]:
+    """L-BFGS with a strong Wolfe line search."""
+    variables = [value.clone(memory_format=torch.contiguous_format).requires_grad_() for value in start]
+    optimizer = torch.optim.LBFGS(
+        variables,
+        max_iter=iterations,
+        history_size=20,
+        tolerance_grad=1e-12,
+        tolerance_change=1e-9,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss(assemble(variables))
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    return [value.detach() for value in variables]

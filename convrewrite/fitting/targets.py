@@ -1,0 +1,147 @@
+"""What a site is fitted to: the ridged least-squares target and the covariance that measures distances from it.
+
+Beside it the whitening of a first stage's inputs, and the Cholesky factor that both need.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from convrewrite.errors import CalibrationError
+from convrewrite.escaping import message_of
+from convrewrite.fitting.moments import Moments
+from convrewrite.structures import Stage
+
+RIDGE = 1e-3
+"""Of the mean variance of a patch: the pull of the target towards the original kernel."""
+
+
+JITTER = 1e-9
+"""Of the mean diagonal: keeps Cholesky factors of singular covariances finite."""
+
+
+FLOOR = 1e-30
+"""Added to the variance of every patch element: inputs that are always zero leave factors that float32 can hold."""
+
+
+ENOUGH_POSITIONS = 5
+"""Per unknown: with fewer, a covariance knows some directions from too little to be believed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What one group is fitted to: kernel ``(O, d)``, covariance ``(d, d)`` with its ridge, and the kernel's shape.
+
+    ``response (O, d)`` is the kernel times the covariance, ``pull (O, d)`` the part of it that the ridge and the shrinkage
+    add to the covariance of wanted outputs and patches. ``scale`` is E of a kernel of zeros.
+    """
+
+    kernel: Tensor
+    covariance: Tensor
+    shape: tuple[int, int, int, int]
+    response: Tensor
+    pull: Tensor
+    scale: float
+
+    @classmethod
+    def from_moments(cls, kernel: Tensor, moments: Moments, ridge: float = RIDGE) -> "Target":
+        """``W* = W + (B - W S)(S + lam I)^-1``, MATH: the data's answer, ridged towards the original kernel."""
+        flat = kernel.double().flatten(1)
+        through = flat @ moments.cov_p
+        covariance, shrinkage = _shrunk(moments)
+        diagonal = covariance.diagonal()
+        lam = ridge * diagonal.mean() + FLOOR
+        # W (S' + lam I) - W S, without a second product by a matrix of d x d.
+        pull = lam * flat - shrinkage * (through - flat * diagonal)
+        diagonal.add_(lam)
+        solved = torch.cholesky_solve((moments.cov_yp - through).T, cholesky(covariance)).T
+        shape = (kernel.shape[0], kernel.shape[1], kernel.shape[2], kernel.shape[3])
+        wanted, response = flat + solved, moments.cov_yp + pull
+        return cls(wanted, covariance, shape, response, pull, float((response * wanted).sum()))
+
+    def towards(self, moments: Moments) -> "Target":
+        """The same patches with other wanted outputs. ``kernel`` and ``scale`` stay: E is then known up to a constant."""
+        return replace(self, response=moments.cov_yp + self.pull)
+
+    def weighted(self, root: Tensor) -> "Target":
+        """The same problem for outputs multiplied by ``root (O, O)``, ``R``: there E weighs output errors by ``R^T R``."""
+        kernel, response = root @ self.kernel, root @ self.response
+        scale = float((response * kernel).sum())
+        return replace(self, kernel=kernel, response=response, pull=root @ self.pull, scale=scale)
+
+    def to(self, dtype: torch.dtype) -> "Target":
+        """The same in another precision."""
+        parts = (self.kernel, self.covariance, self.response, self.pull)
+        kernel, covariance, response, pull = (part.to(dtype) for part in parts)
+        return Target(kernel, covariance, self.shape, response, pull, self.scale)
+
+
+def _shrunk(moments: Moments) -> tuple[Tensor, float]:
+    """The covariance, drawn towards its diagonal where there are few positions per unknown, and by how much."""
+    d = moments.cov_p.shape[0]
+    shrinkage = 0.05 * max(0.0, 1 - moments.count / (ENOUGH_POSITIONS * d))
+    shrunk = moments.cov_p * (1 - shrinkage)
+    shrunk.diagonal().copy_(moments.cov_p.diagonal())
+    return shrunk, shrinkage
+
+
+def cholesky(matrix: Tensor) -> Tensor:
+    """The Cholesky factor of a covariance, or of a batch of them; singular ones get a growing share of their diagonal."""
+    for jitter in (0.0, 1e-8, 1e-6, 1e-4, 1e-2):
+        diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+        extra = jitter * diagonal.mean(-1, keepdim=True).expand_as(diagonal)
+        factor, failed = torch.linalg.cholesky_ex(matrix + torch.diag_embed(extra) if jitter else matrix)
+        if not bool(failed.any()):
+            return factor
+    raise ArithmeticError("a covariance is not positive semidefinite beyond rounding")
+
+
+def first_stage_root(first: Stage, target: Target) -> Tensor:
+    """Cholesky factors ``(groups, n, n)`` of the covariance of the first stage's own patches, averaged over free axes."""
+    _, channels, kh, kw = target.shape
+    g = first.groups
+    blocks = target.covariance.reshape(g, channels // g, kh, kw, g, channels // g, kh, kw)
+    blocks = blocks.diagonal(dim1=0, dim2=4).movedim(-1, 0)  # (g, c, kh, kw, c, kh, kw)
+    if "w" not in first.axes:
+        blocks = blocks.diagonal(dim1=3, dim2=6).mean(-1)[:, :, :, None, :, :, None]
+    if "h" not in first.axes:
+        blocks = blocks.diagonal(dim1=2, dim2=5).mean(-1)[:, :, None, :, :, None, :]
+    size = blocks.shape[1] * blocks.shape[2] * blocks.shape[3]
+    square = blocks.reshape(g, size, size).clone()
+    diagonal = square.diagonal(dim1=1, dim2=2)
+    diagonal.add_(JITTER * diagonal.mean(1, keepdim=True) + FLOOR)
+    return cholesky(square)
+
+
+def colour(kernel: Tensor, first: Stage, root: Tensor) -> Tensor:
+    """The kernel as it acts on whitened first-stage inputs: its columns times the Cholesky factor."""
+    outputs, channels, kh, kw = kernel.shape
+    a, b = (kh if "h" in first.axes else 1), (kw if "w" in first.axes else 1)
+    k = kernel.reshape(outputs, first.groups, channels // first.groups, a, kh // a, b, kw // b)
+    k = k.permute(1, 0, 4, 6, 2, 3, 5)  # (g, O, free h, free w, c, a, b)
+    shape = k.shape
+    product = k.flatten(4).flatten(1, 3) @ root
+    recoloured: Tensor = product.reshape(shape).permute(1, 0, 4, 5, 2, 6, 3).reshape(kernel.shape)
+    return recoloured
+
+
+def uncolour(kernel: Tensor, root: Tensor) -> Tensor:
+    """A first-stage kernel for whitened inputs -> the one for the real inputs."""
+    rows = kernel.reshape(root.shape[0], -1, root.shape[1])
+    return torch.linalg.solve_triangular(root, rows, upper=False, left=False).reshape(kernel.shape)
+
+
+@contextmanager
+def solving(site: str) -> Iterator[None]:
+    """Tell failures of the linear algebra as ours: CalibrationError, naming the site."""
+    try:
+        yield
+    except (ArithmeticError, torch._C._LinAlgError) as error:  # type: ignore[attr-defined]
+        reason = message_of(error).splitlines()[0] if message_of(error) else type(error).__name__
+        raise CalibrationError(
+            f"{site}: expected inputs and weights of ordinary size, found numbers that it cannot be fitted to ({reason}); "
+            "normalise the inputs as for training, leave out extreme ones, or fit to the weights alone: --calib weights"
+        ) from error

@@ -1,0 +1,18 @@
+"""What is written, so that nothing is lost: scratch folders, and taking a place in one step. Light: torch is not imported."""
+
+from convrewrite.folders.placing import nearest, put, resolved
+from convrewrite.folders.scratch import Scratch, disk_full, require_room, temporary, told, unwritable
+from convrewrite.folders.texts import read_text
+
+__all__ = [
+    "Scratch",
+    "disk_full",
+    "nearest",
+    "put",
+    "read_text",
+    "require_room",
+    "resolved",
+    "temporary",
+    "told",
+    "unwritable",
+]

@@ -1,0 +1,157 @@
+"""Puts something finished in its place in one step, so that at every moment the earlier or the new stands there, whole."""
+
+import ctypes
+import errno
+import os
+import platform
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from convrewrite.errors import UsageError
+from convrewrite.folders.scratch import EARLIER, PLACE, Scratch
+from convrewrite.interrupts import held
+
+TRIES = 5
+"""Another process may make or remove the place meanwhile; then it is looked at again, so many times."""
+
+
+MOVED = (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY)
+
+
+CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+"""The answers of systems, and of file systems, that have no exchange."""
+
+
+AT_FDCWD, RENAME_EXCHANGE, RENAME_SWAP = -100, 2, 2
+
+
+RENAMEAT2 = {"x86_64": 316, "aarch64": 276, "riscv64": 276, "ppc64le": 357, "s390x": 347}
+"""Numbers of the system call, by machine, for C libraries that have no function for it."""
+
+
+def resolved(place: Path) -> Path:
+    """Where ``place`` is: links are followed, as they are not to be replaced. Raises UsageError for one
+    that leads nowhere, and for what is no path."""
+    if "\0" in str(place):
+        raise UsageError(f"{str(place)!r}: cannot be written (no path holds a null byte); name another place")
+    if place.is_symlink() and not place.exists():
+        raise UsageError(
+            f"{place}: is a link to {os.readlink(place)}, which is not there; make that, or remove the link"
+        )
+    return Path(os.path.realpath(place))
+
+
+def nearest(place: Path) -> Path:
+    """The nearest folder above a resolved place that is there: on its file system everything is made ready."""
+    return next((parent for parent in place.parents if parent.exists()), place)
+
+
+def put(made: Path, place: Path, scratch: Scratch) -> None:
+    """Make ``place`` what ``made``, a file or a folder in ``scratch``, is; ``made`` is gone then, and what stood there too.
+
+    ``scratch`` lies in the folder nearest to ``place``. Folders on the way that are missing appear with it. Ctrl-C waits.
+    Raises OSError, and then what stood there stands there still; UsageError where it could not be put back.
+    """
+    _write_out(made)
+    for attempt in range(TRIES):
+        try:
+            with held():
+                _put(made, place, scratch)
+            break
+        except OSError as error:
+            if error.errno not in MOVED or attempt == TRIES - 1 or not made.exists():
+                raise
+    with suppress(OSError):  # it stands there; whether that outlives a loss of power is the file system's word
+        _sync(nearest(place))
+
+
+def exchange(first: Path, second: Path) -> None:
+    """Two paths change places in one step of the file system. Raises OSError, of CANNOT_EXCHANGE where there is no such step."""
+    library = ctypes.CDLL(None, use_errno=True)
+    a, b = os.fsencode(first), os.fsencode(second)
+    if sys.platform == "darwin":
+        answer = library.renamex_np(a, b, RENAME_SWAP)
+    elif hasattr(library, "renameat2"):
+        answer = library.renameat2(AT_FDCWD, a, AT_FDCWD, b, RENAME_EXCHANGE)
+    elif sys.platform == "linux" and platform.machine() in RENAMEAT2:
+        answer = library.syscall(RENAMEAT2[platform.machine()], AT_FDCWD, a, AT_FDCWD, b, RENAME_EXCHANGE)
+    else:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if answer != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(second))
+
+
+def _put(made: Path, place: Path, scratch: Scratch) -> None:
+    if not made.is_dir() and place.parent.is_dir():
+        os.replace(made, place)
+    elif not os.path.lexists(place):
+        _put_new(made, place, scratch)
+    elif not place.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+    else:
+        try:
+            exchange(made, place)
+        except OSError as error:
+            if error.errno not in CANNOT_EXCHANGE:
+                raise
+            _put_in_two_steps(made, place, scratch)
+
+
+def _put_new(made: Path, place: Path, scratch: Scratch) -> None:
+    """Together with the folders above it that are missing, in one step."""
+    parent = nearest(place)
+    names = place.relative_to(parent).parts
+    if len(names) == 1:
+        os.rename(made, place)
+        return
+    chain = scratch.path.joinpath("above", *names)
+    chain.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(made, chain)
+    try:
+        os.rename(scratch.path / "above" / names[0], parent / names[0])
+    except OSError:
+        os.rename(chain, made)
+        raise
+
+
+def _put_in_two_steps(made: Path, place: Path, scratch: Scratch) -> None:
+    """Without an exchange: what stood there comes back if the second step fails, in the next run if this one is killed."""
+    earlier = scratch.path / EARLIER
+    (scratch.path / PLACE).write_text(place.name, encoding="utf-8")
+    try:
+        os.rename(place, earlier)
+        os.rename(made, place)
+    except BaseException as error:
+        if os.path.lexists(earlier) and not os.path.lexists(place):
+            _put_back(earlier, place, scratch, error)
+        raise
+
+
+def _put_back(earlier: Path, place: Path, scratch: Scratch, error: BaseException) -> None:
+    try:
+        os.rename(earlier, place)
+    except BaseException:
+        scratch.keep()
+        raise UsageError(
+            f"{place}: could not be replaced ({error}), nor be put back; what stood there lies whole in {earlier}, and the "
+            "next run into this place puts it back"
+        ) from error
+
+
+def _write_out(made: Path) -> None:
+    """See that everything is on the disk before it takes the place of what is."""
+    files = [path for path in made.rglob("*") if path.is_file()] if made.is_dir() else [made]
+    for file in files:
+        _sync(file)
+    if made.is_dir():
+        with suppress(OSError):  # not every file system syncs folders
+            _sync(made)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,229 @@
+"""Temporary folders that no end of a process leaves behind for good.
+
+Every one has a name by which it is known and a file that its process holds locked. The lock ends with the process, however
+that ends; whoever makes the next folder in the same place clears those that nobody holds.
+"""
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from convrewrite.errors import ConvRewriteError, UsageError
+from convrewrite.escaping import message_of
+from convrewrite.interrupts import held, soon
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked there, so nothing of others is cleared either
+    fcntl = None  # type: ignore[assignment]
+
+
+NAME = "convrewrite-run-"
+
+
+KNOWN = re.compile(rf"\.?{NAME}[a-z0-9_]{{8}}")
+"""The names of scratch folders: hidden beside results, visible among temporary files."""
+
+
+LOCK = "lock"
+
+
+EARLIER, PLACE = "earlier", "place"
+"""What is out of its place while a folder is replaced in two steps, and the file that names the place."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""What a disk answers when it is full, or lets nothing be written."""
+
+
+PROBE = 1 << 20
+"""Bytes that are written to find out why a file could not be; more than writers hold back before they write."""
+
+
+VARIABLES = ("TMPDIR", "TEMP", "TMP")
+
+
+class Scratch:
+    """A folder that lasts as long as this object, or until it is closed. Raises OSError where it cannot be made.
+
+    ``parent`` None: among the temporary files. What processes that are gone left in the same parent is cleared first.
+    """
+
+    def __init__(self, parent: Path | None = None) -> None:
+        hidden = "" if parent is None else "."
+        folder = temporary_folder() if parent is None else parent.absolute()
+        sweep(folder)
+        with held():
+            self.path, lock = _claimed_new(folder, hidden + NAME)
+            self._clear = weakref.finalize(self, _clear_collected, self.path, lock, os.getpid())
+
+    def __enter__(self) -> "Scratch":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the folder. Ctrl-C waits until that is done."""
+        with held():
+            detached = self._clear.detach()
+            if detached is not None:
+                _clear_own(*detached[2])
+
+    def keep(self) -> None:
+        """Leave the folder to the next run in this place, since it holds what could not be put back."""
+        detached = self._clear.detach()
+        if detached is not None:
+            os.close(detached[2][1])
+
+
+def temporary_folder() -> Path:
+    """Where temporary files go: what ``TMPDIR`` names, whether it is there or not, else the system's own choice."""
+    named = next((os.environ[name] for name in VARIABLES if os.environ.get(name)), None)
+    return Path(named or tempfile.gettempdir()).absolute()
+
+
+def temporary() -> Scratch:
+    """A scratch folder among the temporary files. Raises UsageError that names the folder."""
+    with told():
+        return Scratch()
+
+
+@contextmanager
+def told(path: Path | None = None, other: str = "another place") -> Iterator[None]:
+    """Turn a file system's refusal to write ``path``, or temporary files, into a UsageError that says to name ``other``."""
+    try:
+        yield
+    except ConvRewriteError:
+        raise
+    except Exception as error:
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else disk_full(error)
+        if reason is None:
+            raise
+        raise unwritable(path, reason, other) from error
+
+
+def unwritable(path: Path | None, reason: str, other: str = "another place") -> UsageError:
+    """The error for a place that cannot be written; None: the temporary files."""
+    if path is None or path.parent.name.startswith(NAME):
+        path, other = temporary_folder(), "another folder for temporary files in TMPDIR"
+    return UsageError(f"{path}: cannot be written ({reason}); name {other}")
+
+
+def disk_full(error: BaseException | None) -> str | None:
+    """The disk's answer where it is one of :data:`FULL`, anywhere in a chain of errors."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        quoted = re.search(r"\(os error (\d+)\)", message_of(error))  # so the libraries written in Rust say it
+        number = error.errno if isinstance(error, OSError) else int(quoted[1]) if quoted else None
+        if number in FULL:
+            return os.strerror(number)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def require_room(path: Path) -> None:
+    """Raise the disk's own OSError if no more can be written to a file: torch, which failed to, does not say why."""
+    with path.open("ab") as file:
+        file.write(bytes(PROBE))
+
+
+def sweep(parent: Path) -> None:
+    """Clear the scratch folders in ``parent`` whose processes are gone. Others' are left alone, and so is what resists."""
+    with suppress(OSError), os.scandir(parent) as entries:
+        for entry in entries:
+            if KNOWN.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False) and _is_ours(entry):
+                with suppress(OSError):
+                    _sweep_one(Path(entry.path))
+
+
+def _is_ours(entry: os.DirEntry[str]) -> bool:
+    return not hasattr(os, "geteuid") or entry.stat(follow_symlinks=False).st_uid == os.geteuid()
+
+
+def _sweep_one(folder: Path) -> None:
+    if not (folder / LOCK).exists():
+        folder.rmdir()  # its process ended as it was made, or as it was cleared: it is empty, or no scratch folder
+        return
+    lock = _claim(folder)
+    if lock is None:
+        return
+    try:
+        _put_back(folder)
+        _clear(folder)
+    finally:
+        os.close(lock)
+
+
+def _put_back(folder: Path) -> None:
+    """What a process that was killed between the two steps of a replacement took away, if nothing stands there since."""
+    if (folder / EARLIER).exists() and (folder / PLACE).exists():
+        place = folder.parent / Path((folder / PLACE).read_text(encoding="utf-8")).name
+        if not os.path.lexists(place):
+            os.rename(folder / EARLIER, place)
+
+
+def _claimed_new(parent: Path, prefix: str) -> tuple[Path, int]:
+    """A new folder and its lock; one that another process swept before it was locked is made again."""
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+        try:
+            lock = _claim(folder, new=True)
+        except FileNotFoundError:
+            continue
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if lock is not None:
+            return folder, lock
+
+
+def _claim(folder: Path, *, new: bool = False) -> int | None:
+    """The lock of a folder, held until it is closed; None where another process has it, or where nothing can be locked."""
+    lock = os.open(folder / LOCK, os.O_RDWR | (os.O_CREAT if new else 0), 0o600)
+    try:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if (fcntl is not None or new) and os.path.samestat(os.fstat(lock), os.stat(folder / LOCK)):
+            return lock
+    except BlockingIOError:
+        pass
+    except OSError as error:
+        if new and error.errno != errno.ENOENT:  # a file system without locks: nobody can claim this one later, either
+            return lock
+    os.close(lock)
+    return None
+
+
+def _clear_collected(folder: Path, lock: int, process: int) -> None:
+    with held(deliver=soon):
+        _clear_own(folder, lock, process)
+
+
+def _clear_own(folder: Path, lock: int, process: int) -> None:
+    if os.getpid() != process:  # a fork has the same object, but the folder is its parent's
+        return
+    try:
+        _clear(folder)
+    finally:
+        os.close(lock)
+
+
+def _clear(folder: Path) -> None:
+    """Remove a claimed folder, the lock last: what is left of it half-way can be found again."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.name != LOCK and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != LOCK:
+                path.unlink()
+        if os.listdir(folder) == [LOCK]:
+            (folder / LOCK).unlink()
+            folder.rmdir()

@@ -1,0 +1,25 @@
+"""Follow a model and find every convolution in it, wherever it is called."""
+
+from convrewrite.graph.calls import SITE_TYPES, spec_of
+from convrewrite.graph.finding import find
+from convrewrite.graph.lifting import Lifted, lift, lift_notes, needed_lifts
+from convrewrite.graph.lifts import Lift, apply_lifts
+from convrewrite.graph.sites import BATCH_NORMS, Site
+from convrewrite.graph.tracing import Traced, execute, given_to
+
+__all__ = [
+    "BATCH_NORMS",
+    "SITE_TYPES",
+    "Lift",
+    "Lifted",
+    "Site",
+    "Traced",
+    "apply_lifts",
+    "execute",
+    "find",
+    "given_to",
+    "lift",
+    "lift_notes",
+    "needed_lifts",
+    "spec_of",
+]

@@ -1,0 +1,89 @@
+"""Which convolutions may have something else in their places.
+
+What is put there is called as the convolution is, and is otherwise another thing: a forward that asks for
+``self.conv.weight.device``, or that ``self.conv`` be an ``nn.Conv2d``, would fail or go another way; and one that finds it
+where no replacement gets to would go on calling it. So the model is run with every site wrapped; where that is not the
+same, or a wrapper is not called as often, with one after another.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from convrewrite.errors import TraceError
+from convrewrite.graph.checked import follow
+from convrewrite.graph.lifting import Lifted, lift
+from convrewrite.graph.sites import Site, find_sites
+from convrewrite.graph.tracing import Traced
+from convrewrite.inputs import Inputs
+from convrewrite.modules import alike, calls_counted, copy_model, replace_modules, seeded_outputs
+from convrewrite.names import require_names
+
+REASON = (
+    "the model asks more of it than to be called, as its attributes or its type, which a replacement would not have"
+)
+
+
+HELD_ELSEWHERE = (
+    "the model also reaches it in a way that a replacement does not: not every call came to what was put in its place"
+)
+
+
+def without_irreplaceable(model: nn.Module, inputs: Inputs, sites: Sequence[Site]) -> tuple[Site, ...]:
+    """The sites, those refused that the model does not only call, and in the one place. The model is not touched."""
+    active = [site for site in sites if site.refusal is None]
+    trial = copy_model(model)
+    with calls_counted(_parts(trial, active)) as calls:
+        expected = seeded_outputs(trial, inputs)
+    if _obstacle(trial, active, inputs, expected, calls) is None:
+        return tuple(sites)
+    repeats = alike(expected, seeded_outputs(trial, inputs))  # one that never gives the same twice says nothing
+    reasons = {site.name: _obstacle(trial, [site], inputs, expected, calls) for site in active}
+    refusals = {name: why for name, why in reasons.items() if why == HELD_ELSEWHERE or (why is not None and repeats)}
+    return tuple(
+        replace(site, refusal=refusals[site.name], batch_norm=None) if site.name in refusals else site for site in sites
+    )
+
+
+def _parts(model: nn.Module, sites: Sequence[Site]) -> dict[str, nn.Module]:
+    """The convolutions of sites, and the BatchNorms folded into them."""
+    names = [name for site in sites for name in (site.name, site.batch_norm) if name is not None]
+    return {name: model.get_submodule(name) for name in names}
+
+
+def _obstacle(
+    model: nn.Module, sites: Sequence[Site], inputs: Inputs, expected: dict[str, Tensor], calls: Counter[str]
+) -> str | None:
+    """Why the model does not give the same with the parts of these sites one level further down, each called as often as
+    before; None where it does."""
+    parts = _parts(model, sites)
+    wrappers = {part: nn.Sequential(part) for part in parts.values()}
+    replace_modules(model, {id(part): wrapper for part, wrapper in wrappers.items()})
+    try:
+        with (
+            calls_counted({name: wrappers[part] for name, part in parts.items()}) as outer,
+            calls_counted(parts) as inner,
+        ):
+            same = alike(expected, seeded_outputs(model, inputs))
+    except TraceError:
+        return REASON
+    finally:
+        for wrapper in wrappers.values():
+            wrapper.pop(0)  # or the part in it would be replaced by itself
+        replace_modules(model, {id(wrapper): part for part, wrapper in wrappers.items()})
+    if any(outer[name] < inner[name] for name in parts):
+        return HELD_ELSEWHERE
+    return None if same and all(inner[name] == calls[name] for name in parts) else REASON
+
+
+def find(model: nn.Module, inputs: Inputs) -> tuple[Lifted, Traced, tuple[Site, ...]]:
+    """The model with its functional convolutions lifted, its graphs and its sites; raises TraceError when it has none."""
+    require_names(model, type(model).__name__)
+    lifted = lift(model, inputs)
+    traced = follow(lifted.model, inputs)
+    sites = find_sites(lifted.model, inputs, traced, lifted.reasons)
+    if not sites:
+        raise TraceError(f"{type(model).__name__}: the model has no convolution; there is nothing to rewrite")
+    return lifted, traced, without_irreplaceable(lifted.model, inputs, sites)

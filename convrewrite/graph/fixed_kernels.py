@@ -1,0 +1,104 @@
+"""Kernels that are computed at every call, though not from the input: weight and spectral norm, standardised weights.
+
+In eval mode a module that does nothing else is a plain convolution with the numbers that come out. Whether it does is seen
+by running it: one convolution, of the very input, whose result is returned, with the same kernel whatever the input.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.overrides import TorchFunctionMode
+
+from convrewrite.conv import Conv, ConvSpec
+from convrewrite.graph.calls import ARGUMENTS, geometry_of_call, named_arguments
+from convrewrite.inputs import Inputs
+from convrewrite.modules import run
+
+NORMS = (WeightNorm, SpectralNorm)
+"""Hooks that compute a weight before every call, as torch had them before it had parametrisations."""
+
+
+def is_normed(module: nn.Module) -> bool:
+    """Whether such a hook, and no other one, computes a weight of this module before its calls."""
+    hooks = module._forward_pre_hooks.values()
+    return bool(hooks) and all(isinstance(hook, NORMS) for hook in hooks) and not module._forward_hooks
+
+
+def fixed_convolutions(model: nn.Module, names: Collection[str], inputs: Inputs) -> dict[str, ConvSpec]:
+    """Those of the named modules that are plain convolutions with a kernel of their own making -> their geometry."""
+    given = _inputs_of(model, names, inputs)
+    found: dict[str, ConvSpec] = {}
+    for name, x in given.items():
+        module = model.get_submodule(name)
+        first, second = (_only_convolution(module, value) for value in (x, x.flip(-1) * 0.5 + 0.25))
+        if first is not None and second is not None and _equal(first, second):
+            found[name] = ConvSpec.of(first)
+    return found
+
+
+def fixed_convolution(module: nn.Module, spec: ConvSpec) -> Conv:
+    """The plain convolution of this geometry that a module amounts to. Raises ValueError where it is none."""
+    like = next(tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point())
+    extents = [(k - 1) * d + 1 for k, d in zip(spec.kernel_size, spec.dilation, strict=True)][-spec.dims :]
+    conv = _only_convolution(module, like.new_zeros(1, spec.in_channels, *extents))
+    if conv is None or ConvSpec.of(conv) != spec:
+        raise ValueError(f"it is no {spec.describe()}")
+    return conv.train(module.training)
+
+
+def _inputs_of(model: nn.Module, names: Collection[str], inputs: Inputs) -> Mapping[str, Tensor]:
+    """The first input of each named module that is given one tensor at every call, and nothing else."""
+    calls: dict[str, list[Any]] = {name: [] for name in names}
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _module, args, kwargs, seen=seen: seen.append((*args, *kwargs.values())), with_kwargs=True
+        )
+        for name, seen in calls.items()
+    ]
+    try:
+        run(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    alone = {name: seen for name, seen in calls.items() if seen and all(len(args) == 1 for args in seen)}
+    return {name: seen[0][0] for name, seen in alone.items() if isinstance(seen[0][0], Tensor)}
+
+
+class _Convolutions(TorchFunctionMode):
+    """Notes every convolution: its arguments by name, and what it gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[dict[str, Any], Any]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in ARGUMENTS:
+            self.calls.append((named_arguments(func, args, kwargs or {}), result))
+        return result
+
+
+def _only_convolution(module: nn.Module, x: Tensor) -> Conv | None:
+    """The convolution that is all a module does to ``x``, with copies of its kernel and bias; None where it is not."""
+    with torch.no_grad(), _Convolutions() as seen:
+        output = module(x)
+    if len(seen.calls) != 1:
+        return None
+    named, result = seen.calls[0]
+    spec = geometry_of_call(named)
+    if named["input"] is not x or output is not result or not isinstance(spec, ConvSpec):
+        return None
+    conv = spec.build(device="meta")
+    for name in ("weight", "bias"):
+        if named.get(name) is not None:
+            setattr(conv, name, nn.Parameter(named[name].detach().clone()))
+    return conv
+
+
+def _equal(a: Conv, b: Conv) -> bool:
+    first, second = a.state_dict(), b.state_dict()
+    return ConvSpec.of(a) == ConvSpec.of(b) and all(torch.equal(first[name], second[name]) for name in first)

@@ -1,0 +1,208 @@
+"""Find the convolutions of a model: one site per convolution with all its call places.
+
+Sites are found by *running* the model, which works for any control flow; the graph adds what runs cannot show: the
+BatchNorm that directly follows, and depthwise convolutions directly followed by their pointwise.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, fx, nn
+
+from convrewrite.conv import CONV_TYPES, ConvSpec, Cost, Kind, Size, classify
+from convrewrite.graph.calls import SITE_TYPES, Call, observe, spec_of
+from convrewrite.graph.tracing import Traced, module_calls
+from convrewrite.graph.volumes import REFUSAL, VOLUME_TYPES, Volume, VolumeSpec
+
+BATCH_NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
+"""By the number of dimensions of the convolution it follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One convolution of a model.
+
+    ``input_sizes`` has one entry per call of one example; ``batch_norm`` names the BatchNorm that directly and only follows;
+    ``refusal`` says why this site cannot be rewritten at all, whatever the rules say.
+    """
+
+    name: str
+    kind: Kind
+    spec: ConvSpec
+    input_sizes: tuple[Size, ...]
+    batch_norm: str | None = None
+    refusal: str | None = None
+    is_stem: bool = False
+
+    @property
+    def folded_spec(self) -> ConvSpec:
+        """The geometry once the BatchNorm is folded: it always has a bias then."""
+        return replace(self.spec, bias=self.spec.bias or self.batch_norm is not None)
+
+    @property
+    def cost(self) -> Cost:
+        """Parameters (those of the BatchNorm that would be folded included) and MACs of one example."""
+        cost = self.spec.cost(self.input_sizes)
+        return cost + Cost(parameters=2 * self.spec.out_channels if self.batch_norm else 0)
+
+
+def find_sites(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    traced: Traced,
+    unlifted: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[Site, ...]:
+    """Every convolution that a run on ``inputs`` calls, in order of its first call, then those never called.
+
+    ``unlifted`` says of weights, by name, why a functional call on them stays one (:mod:`convrewrite.lifting`).
+    """
+    seen = observe(model, inputs)
+    executed = _executed(model, traced, seen.runs)
+    followers = _batch_norms(model, executed, seen.runs)
+    separable = _separable_pairs(model, executed)
+    shared = _shared_parameters(model)
+    in_functions = {id(weight) for call in seen.calls.values() for weight in call.weights}
+    sites: list[Site] = []
+    for name, call in seen.calls.items():
+        kind = Kind.SEPARABLE if name in separable else classify(call.spec)
+        if call.module is None:
+            if not isinstance(
+                model.get_submodule(call.owner), (*SITE_TYPES, *VOLUME_TYPES)
+            ):  # the site is the module then
+                sites.append(_functional_site(model, inputs, name, call, unlifted))
+            continue
+        refusal = _refusal(name, call.module, shared, unlifted)
+        if refusal is None and id(call.module.weight) in in_functions:
+            refusal = "a functional call uses its weight too, which a replacement would not have"
+        follower = followers.get(name) if refusal is None else None
+        sites.append(Site(name, kind, call.spec, tuple(call.sizes), follower, refusal))
+    if sites:
+        sites[0] = replace(sites[0], is_stem=True)
+    return (*sites, *_never_called(model, seen.calls))
+
+
+def _functional_site(
+    model: nn.Module, inputs: tuple[Tensor, ...], name: str, call: Call, unlifted: Mapping[str, str]
+) -> Site:
+    """A convolution called as a function: on a parameter or buffer, or with a kernel computed on the way."""
+    owned = {id(tensor): key for key, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    key = owned.get(id(call.weights[0]))
+    kind = classify(call.spec)
+    if isinstance(call.spec, VolumeSpec):
+        reason = REFUSAL
+    elif key is not None:
+        reason = f"a functional call on {key}: {unlifted.get(key, 'only convolution modules are rewritten')}"
+    elif isinstance(call.weights[0], nn.Parameter):
+        reason = (
+            "torch does not see that the model holds its kernel, as in a plain list: use an attribute or a ModuleList"
+        )
+    elif _depends_on_input(model, inputs, name, call.weights[0]):
+        kind, reason = Kind.DYNAMIC, "the kernel is computed from the input"
+    else:
+        reason = "the kernel is computed from parameters at every call"
+    return Site(name, kind, call.spec, tuple(call.sizes), refusal=reason)
+
+
+def _depends_on_input(model: nn.Module, inputs: tuple[Tensor, ...], name: str, weight: Tensor) -> bool:
+    other = tuple(tensor.flip(-1) * 0.5 + 0.25 if tensor.is_floating_point() else tensor for tensor in inputs)
+    again = observe(model, other).calls.get(name)
+    return again is None or not torch.equal(again.weights[0], weight)
+
+
+def _refusal(name: str, module: nn.Module, shared: dict[int, list[str]], unlifted: Mapping[str, str]) -> str | None:
+    """Why a module cannot be replaced at all."""
+    if isinstance(module, VOLUME_TYPES):
+        return REFUSAL
+    if type(module) not in SITE_TYPES:
+        why = unlifted.get(f"{name}.weight", "")
+        return f"{type(module).__name__} is a subclass of a convolution and may have a forward of its own" + (
+            f": {why}" if why else ""
+        )
+    if "forward" in vars(module):
+        return "the module's forward is replaced on the instance"
+    others = [owner for owner in shared.get(id(module.weight), []) if owner != name]
+    if others:
+        return f"shares its weight with {', '.join(others)}"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "has forward hooks, which a replacement would lose"
+    weight = module.weight
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        return f"its weight is {getattr(weight, 'dtype', 'missing')}, not a floating point number"
+    if not bool(torch.isfinite(weight).all()):
+        return "its weight holds NaN or infinity"
+    assert isinstance(module, SITE_TYPES)
+    spec = spec_of(module)
+    if spec.padding == "same" and spec.stride != (1, 1):
+        return "it strides over an uneven padding, which no static convolution can do"
+    return None
+
+
+def _shared_parameters(model: nn.Module) -> dict[int, list[str]]:
+    owners: dict[int, list[str]] = defaultdict(list)
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners[id(parameter)].append(name)
+    return owners
+
+
+def _executed(model: nn.Module, traced: Traced, runs: Counter[int]) -> Traced:
+    """The graphs of modules that the run called: of any other the run may use the submodules in another way."""
+    parts = {name: graph for name, graph in traced.parts.items() if runs[id(model.get_submodule(name))]}
+    return replace(traced, parts=parts)
+
+
+def _batch_norms(model: nn.Module, traced: Traced, runs: Counter[int]) -> dict[str, str]:
+    """Convolution -> the BatchNorm that can be folded into it: it follows the only call, and nothing else sees either.
+
+    A convolution called from two places with a BatchNorm after only one of them is not folded: folding would change the
+    other place as well.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    pairs: dict[str, str] = {}
+    for name, node, follower, _ in _sole_followers(traced):
+        conv, norm = modules[name], modules[follower]
+        wanted = BATCH_NORMS.get(ConvSpec.of(conv).dims) if type(conv) in CONV_TYPES else None
+        foldable = wanted is not None and type(norm) is wanted and node.args[1:] == ()
+        foldable = foldable and norm.running_mean is not None and not norm.training
+        hooked = norm._forward_hooks or norm._forward_pre_hooks
+        if foldable and not hooked and runs[id(conv)] == runs[id(norm)] == 1:
+            pairs[name] = follower
+    return pairs
+
+
+def _separable_pairs(model: nn.Module, traced: Traced) -> set[str]:
+    """Names of depthwise convolutions directly followed by a pointwise one, and of these pointwise ones."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    followers = {name: follower for name, _, follower, _ in _sole_followers(traced)}
+    found: set[str] = set()
+    for name, follower in followers.items():
+        after = followers.get(follower) if type(modules[follower]) in BATCH_NORMS.values() else follower
+        conv, pointwise = modules[name], modules[after] if after else None
+        if not (type(conv) is type(pointwise) is nn.Conv2d or type(conv) is type(pointwise) is nn.Conv1d):
+            continue
+        if classify(ConvSpec.of(conv)) is Kind.DEPTHWISE and classify(ConvSpec.of(pointwise)) is Kind.POINTWISE:
+            found |= {name, str(after)}
+    return found
+
+
+def _sole_followers(traced: Traced) -> Iterator[tuple[str, fx.Node, str, fx.Node]]:
+    """(module, its node, module that alone uses its output, that one's node)."""
+    by_node = {node: name for name, node in module_calls(traced)}
+    for node, name in by_node.items():
+        users = list(node.users)
+        if len(users) == 1 and users[0] in by_node and users[0].args[:1] == (node,):
+            yield name, node, by_node[users[0]], users[0]
+
+
+def _never_called(model: nn.Module, calls: Mapping[str, Call]) -> list[Site]:
+    reason = "a run on the example input never calls it"
+    found: list[Site] = []
+    for name, module in model.named_modules():
+        if isinstance(module, (*SITE_TYPES, *VOLUME_TYPES)) and name not in calls:
+            spec = Volume.of(module).spec() if isinstance(module, VOLUME_TYPES) else spec_of(module)
+            found.append(Site(name, classify(spec), spec, (), refusal=reason))
+    return found

@@ -1,0 +1,222 @@
+"""torch.fx graphs of any module: whole where that works, otherwise part by part.
+
+A graph gives what running a model cannot: which module's output goes where, and into nothing else. Rewriting does not need
+it (submodules are replaced through their parents), so a model without a graph loses only what is said in ``lost``. A part
+without a convolution that cannot be followed loses nothing: it is one node of the graph around it, as a layer of torch is.
+"""
+
+import inspect
+import operator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
+
+from convrewrite.modules import Snapshot
+from convrewrite.process import followed
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """The graphs of a model: one under the name ``""`` when it could be followed whole, else those of its parts.
+
+    ``lost``: the parts that could not be followed and hold convolutions.
+    """
+
+    parts: dict[str, fx.GraphModule]
+    lost: tuple[str, ...]
+
+    @property
+    def whole(self) -> fx.GraphModule | None:
+        """The graph of the whole model, every convolution a node of it; None when it could not be followed whole."""
+        return self.parts.get("") if not self.lost else None
+
+
+def trace(model: nn.Module, inputs: int = 1, tracer: "MakeTracer | None" = None) -> Traced:
+    """Follow ``model`` whole if possible; otherwise leave out the innermost modules that fail and follow those inside.
+
+    The first ``inputs`` arguments of its ``forward`` are given; optional ones behind them take their defaults. ``tracer``
+    makes the tracer that follows the whole model, given the names of submodules to be left opaque.
+    """
+    parts: dict[str, fx.GraphModule] = {}
+    lost: list[str] = []
+    waiting = [("", model)]
+    before = Snapshot(model, tensors=False)
+    while waiting:
+        name, module = waiting.pop(0)
+        given, make = (1, OpaqueTracer) if name else (inputs, tracer or OpaqueTracer)
+        graph, opaque = _follow(module, given, make, before)
+        if graph is not None:
+            parts[name] = graph
+        for inner in opaque:
+            child = module.get_submodule(inner)
+            if graph is not None and not _convolves(child):
+                continue
+            path = _join(name, inner)
+            lost.append(path)
+            waiting += [(_join(path, key), sub) for key, sub in child.named_children() if _has_children(sub)]
+    return Traced(parts, tuple(lost))
+
+
+def qualified(part: str, target: object) -> str:
+    """The name in the whole model of what a part's graph calls ``target``."""
+    return _join(part, str(target))
+
+
+def _follow(
+    module: nn.Module, given: int, make_tracer: "MakeTracer", before: Snapshot
+) -> tuple[fx.GraphModule | None, list[str]]:
+    """A graph of ``module`` and the names of the submodules that had to be left opaque in it (``""``: itself). What following
+    it leaves on modules and in what they hold is put back as it was ``before``."""
+    opaque: list[str] = []
+    names = list(inspect.signature(module.forward).parameters)[:given]
+    while True:
+        tracer = make_tracer(frozenset(opaque))
+        try:
+            with followed():
+                graph = tracer.trace(module, concrete_args=_defaults(module, names))
+                _drop_defaults(graph, module)
+                return fx.GraphModule(module, graph), opaque
+        except Exception:  # a forward may fail in any way while it is being followed
+            failed = tracer.failed or ""
+            if failed == "" or failed in opaque:
+                return None, [""]
+            opaque.append(failed)
+        finally:
+            before.restore()
+
+
+def follow_forward(module: nn.Module, given: Collection[str]) -> fx.GraphModule:
+    """The graph of this module's own forward, its submodules being single nodes of it.
+
+    The parameters of the forward that are not ``given`` take their defaults. What following it raises is passed on; the
+    module itself stays as it is.
+    """
+    before = Snapshot(module, tensors=False)
+    try:
+        with followed():
+            traced = _OwnForward(param_shapes_constant=True).trace(module, concrete_args=_defaults(module, given))
+            _drop_defaults(traced, module)
+            graph = fx.Graph()  # a copy does not know the tracer, which a pickle would name
+            graph.output(graph.graph_copy(traced, {}))
+            return fx.GraphModule(module, graph, type(module).__name__)
+    finally:
+        before.restore()
+
+
+class _PartsTracer(fx.Tracer):
+    """Makes nodes of parts of the model alone: a module that is held elsewhere has no name, and its forward is followed."""
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Follow a module, or make a node of it."""
+        if m not in (self.submodule_paths or {}):
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+
+class _OwnForward(_PartsTracer):
+    """Follows one forward and enters no other."""
+
+    def is_leaf_module(self, _module: nn.Module, _name: str) -> bool:
+        return True
+
+
+class OpaqueTracer(_PartsTracer):
+    """Remembers the innermost module in which following failed, and takes those already known as leaves."""
+
+    def __init__(self, opaque: frozenset[str]) -> None:
+        super().__init__()
+        self.opaque = opaque
+        self.failed: str | None = None
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module is one node of the graph."""
+        opaque = _is_own_layer(m) or module_qualified_name in self.opaque
+        return opaque or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Follow a module, or make a node of it; what following it raises is passed on."""
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            if self.failed is None and m in (self.submodule_paths or {}):
+                self.failed = self.path_of_module(m)
+            raise
+
+
+MakeTracer = Callable[[frozenset[str]], OpaqueTracer]
+
+
+def execute(node: fx.Node, modules: dict[str, nn.Module], values: Mapping[fx.Node, Any]) -> Any:
+    """The value of one node of a graph, given those before it; ``modules`` by their names, the root's being ``""``."""
+    args = fx.map_arg(node.args, lambda n: values[n])
+    kwargs = fx.map_arg(node.kwargs, lambda n: values[n])
+    with torch.no_grad():
+        if node.op == "call_module":
+            return modules[str(node.target)](*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(modules[""])
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+
+def given_to(node: fx.Node, inputs: Iterator[Tensor]) -> Any:
+    """What a placeholder stands for: the next input, or with ``*args`` all that are left. The network may change it."""
+    if str(node.target).startswith("**"):
+        return {}
+    if str(node.target).startswith("*"):
+        return tuple(tensor.clone() for tensor in inputs)
+    return next(inputs).clone()
+
+
+def _defaults(module: nn.Module, given: Collection[str]) -> dict[str, Any]:
+    """The arguments that are not ``given``, with their defaults: as Proxies they would bake ``if x is None`` to False."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    return {p.name: p.default for p in parameters if p.name not in given and p.default is not p.empty}
+
+
+def _drop_defaults(graph: fx.Graph, module: nn.Module) -> None:
+    """Remove the placeholders of concrete arguments, which tracing numbers, and the assertions it put on them."""
+    names = inspect.signature(module.forward).parameters
+    for node in list(graph.nodes):
+        if node.op == "call_function" and node.name.startswith("_assert"):
+            graph.erase_node(node)
+    for node in reversed(list(graph.nodes)):
+        compares = node.op == "call_function" and node.target.__name__ in ("eq", "is_")
+        stands_in = node.op == "placeholder" and node.target.lstrip("*") not in names
+        if (compares or stands_in) and not node.users:
+            graph.erase_node(node)
+    graph.set_codegen(fx.graph.CodeGen())
+
+
+def _convolves(module: nn.Module) -> bool:
+    return any(isinstance(part, _ConvNd) or _is_own_layer(part) for part in module.modules())
+
+
+def _is_own_layer(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("convrewrite.layers")
+
+
+def _has_children(module: nn.Module) -> bool:
+    return next(module.children(), None) is not None
+
+
+def _join(first: str, second: str) -> str:
+    return f"{first}.{second}" if first and second else first or second
+
+
+def module_calls(traced: Traced) -> Iterator[tuple[str, fx.Node]]:
+    """Every ``call_module`` node of every part, with the module's name in the whole model."""
+    for part, graph_module in traced.parts.items():
+        for node in graph_module.graph.nodes:
+            if node.op == "call_module":
+                yield qualified(part, node.target), node

@@ -1,0 +1,17 @@
+"""Files and programs -> a module, without running code that the user did not name."""
+
+from convrewrite.loading.files import Loaded, load_model
+from convrewrite.loading.input_shapes import MOST_NUMBERS, find_input_shape, parse_shape, stated_input_shapes
+from convrewrite.loading.programs import rebuild
+from convrewrite.loading.user_code import import_object
+
+__all__ = [
+    "MOST_NUMBERS",
+    "Loaded",
+    "find_input_shape",
+    "import_object",
+    "load_model",
+    "parse_shape",
+    "rebuild",
+    "stated_input_shapes",
+]

@@ -1,0 +1,298 @@
+"""Model files -> Python objects, without running the file's code.
+
+A pickle is a program. :func:`read_checkpoint` allows what the file asks for by name: network classes of torch, torchvision,
+timm and this package, classes the user named, and a few plain values; :mod:`convrewrite.unpickling` then reads it, and lets
+a file do with these only what saving a model does. Everything else is refused, unless the caller trusts the file.
+"""
+
+import dataclasses
+import functools
+import importlib
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from types import FunctionType
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from convrewrite.errors import ModelLoadError
+from convrewrite.escaping import message_of, printable
+from convrewrite.process import quiet
+from convrewrite.stored import (
+    LEGACY_MAGIC,
+    NUMPY,
+    ExcessiveError,
+    ForbiddenError,
+    ForbiddenNameError,
+    is_base,
+    names_asked,
+    read_pickle,
+)
+
+TRUST_NOTE = "the file was loaded by executing the code it holds, as --trust allows"
+
+
+_NAMES_SHOWN = 4
+
+
+_NAME_SHOWN = 200
+
+
+_QUANTIZED = "torch._utils._rebuild_qtensor"
+
+
+# Modules whose classes may be built. A file can make us import modules below these, so nothing else may stand here.
+_CLASS_HOMES = (
+    "torch.nn.modules",
+    "torchvision.models",
+    "torchvision.ops",
+    "timm.models",
+    "timm.layers",
+    "convrewrite.conv",
+    "convrewrite.layers",
+)
+
+
+_ACTIVATIONS = (
+    "celu", "elu", "gelu", "glu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "log_softmax", "logsigmoid",
+    "mish", "normalize", "relu", "relu6", "selu", "sigmoid", "silu", "softmax", "softplus", "tanh",
+)  # fmt: skip
+
+
+_PLAIN: dict[str, Any] = {
+    "functools.partial": functools.partial,
+    "torch._C._nn.gelu": nn.functional.gelu,
+    "torch.nn.parallel.data_parallel.DataParallel": nn.DataParallel,
+    **{f"torch.nn.functional.{name}": getattr(nn.functional, name) for name in _ACTIVATIONS},
+}
+
+
+_FOLLOWING = {"_features_fx", "features_fx", "fx_features", "feature_extraction"}
+"""Modules of the zoos whose classes follow a model as a graph when they are made, and so compile what it is called."""
+
+
+_NEVER = (torch.fx.GraphModule, torch.jit.ScriptModule)
+
+
+def read_checkpoint(path: Path, *, classes: Mapping[str, type], trust: bool) -> tuple[object, tuple[str, ...]]:
+    """The object a ``torch.save`` file holds, on the CPU, or an exported program; and notes on how it was read.
+
+    ``classes`` maps names a file may ask for to classes the user vouches for. With ``trust`` a file that is refused
+    otherwise is loaded by executing its code; an exported ``.pt2`` program needs it always. Raises
+    :class:`ModelLoadError`.
+    """
+    members = _archive_members(path)
+    if path.suffix.lower() == ".pt2" or _is_program(members):
+        return _read_program(path, trust)
+    if members is None:
+        _require_legacy(path)
+        return _read_pickle(path, classes, trust)
+    if any(name.endswith("/constants.pkl") for name in members):
+        raise ModelLoadError(
+            f"{path}: expected a pickled nn.Module or a state dict, found a TorchScript archive, which PyTorch cannot "
+            "turn back into modules; save torch.jit.load(FILE).state_dict() and pass --factory with the Python class"
+        )
+    if not any(name.endswith("/data.pkl") for name in members):
+        raise ModelLoadError(
+            f"{path}: expected a file written by torch.save, found a zip archive without data.pkl "
+            f"({shown(members) or 'empty'}); give the .pt file itself"
+        )
+    return _read_pickle(path, classes, trust)
+
+
+def read_safetensors(path: Path) -> object:
+    """The tensors of a safetensors file by name; the format holds no code. Raises :class:`ModelLoadError`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise ModelLoadError(
+            f"{path}: expected a safetensors file, found a damaged or truncated one ({summary(error)}); "
+            "save or download it again"
+        ) from error
+
+
+def fault_of(tensor: Tensor) -> str:
+    """What makes a parameter or buffer unusable, and what to do; empty if nothing does."""
+    if is_lazy(tensor):
+        return "not yet initialised (a lazy module); run the model once before it is saved or returned"
+    if tensor.is_meta:
+        return "on the meta device, which has no values; load the weights before the model is saved or returned"
+    if not tensor.is_floating_point():
+        return ""
+    if tensor.dtype.itemsize == 1:
+        return f"of type {tensor.dtype}; convert the model with model.float()"
+    if torch.isnan(tensor).any():
+        return "with NaN in it; use a checkpoint from before the training diverged"
+    # Buffers may hold infinity on purpose: attention masks do.
+    if isinstance(tensor, nn.Parameter) and torch.isinf(tensor).any():
+        return "with infinity in it; use a checkpoint from before the training diverged"
+    return ""
+
+
+def is_lazy(tensor: Tensor) -> bool:
+    """Whether a lazy module has not yet given this tensor a shape."""
+    return isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer)
+
+
+def _archive_members(path: Path) -> list[str] | None:
+    """The names in a zip archive; None if the file is no zip."""
+    with path.open("rb") as file:
+        if not file.read(4).startswith(b"PK"):
+            return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except Exception as error:  # a foreign file can make the reader fail in any way
+        raise _unreadable(path, error) from error
+
+
+def _is_program(members: list[str] | None) -> bool:
+    return any(
+        name.endswith(("/archive_format", "serialized_exported_program.json")) or "/models/" in name
+        for name in members or ()
+    )
+
+
+def _read_program(path: Path, trust: bool) -> tuple[object, tuple[str, ...]]:
+    if not trust:
+        raise ModelLoadError(
+            f"{path}: expected a file that can be read without running code, found an exported program (.pt2): "
+            "torch.export.load can execute code hidden in one; pass --trust if you know where it comes from, "
+            "or give a state dict and --factory"
+        )
+    try:
+        with quiet(("torch.export", "torch._export", "torch.export.pt2_archive._package")):
+            return torch.export.load(path), (TRUST_NOTE,)
+    except Exception as error:  # a foreign file can make the reader fail in any way
+        raise _unreadable(path, error) from error
+
+
+def _read_pickle(path: Path, classes: Mapping[str, type], trust: bool) -> tuple[object, tuple[str, ...]]:
+    try:
+        return read_pickle(path, lambda name: _resolve(name, classes), (*classes.values(), *NUMPY.values())), ()
+    except Exception as error:  # a foreign file can make the reader fail in any way
+        if not trust:
+            raise _refused(path, error, classes) from error
+    return _read_trusted(path)
+
+
+def _refused(path: Path, error: Exception, classes: Mapping[str, type]) -> ModelLoadError:
+    if isinstance(error, ForbiddenNameError):
+        others = [
+            name[:_NAME_SHOWN] for name in names_asked(path) if not is_base(name) and _resolve(name, classes) is None
+        ]
+        return _refusal(path, others or [str(error).removeprefix("it asks for ")[:_NAME_SHOWN]])
+    if isinstance(error, ForbiddenError):
+        return ModelLoadError(
+            f"{path}: expected a model as torch.save stores it, found a file that may run code: {error}; "
+            "save a state dict and pass --factory, or pass --trust if you know where the file comes from"
+        )
+    return _unreadable(path, error)
+
+
+def _require_legacy(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(len(LEGACY_MAGIC))
+    if start != LEGACY_MAGIC:
+        raise ModelLoadError(
+            f"{path}: expected a file written by torch.save or safetensors, found one that begins with {start!r}; "
+            "save the model with torch.save(model.state_dict(), FILE)"
+        )
+
+
+def _read_trusted(path: Path) -> tuple[object, tuple[str, ...]]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on pickle protocols and old storages: nothing the user could act upon
+            return torch.load(path, map_location="cpu", pickle_module=pickle, weights_only=False), (TRUST_NOTE,)
+    except Exception as error:  # trusted code can fail in any way
+        raise _unreadable(path, error) from error
+
+
+def _resolve(name: str, classes: Mapping[str, type]) -> Any | None:
+    """What a file gets for a name it asks for; None if it must not have it."""
+    if name in classes:
+        return classes[name]
+    if name in _PLAIN:
+        return _PLAIN[name]
+    if name in NUMPY:
+        return NUMPY[name]
+    if re.fullmatch(r"torch\.nn\.init\.[a-z]\w*", name):
+        function = getattr(nn.init, name.rpartition(".")[2], None)
+        return function if isinstance(function, FunctionType) and function.__module__ == "torch.nn.init" else None
+    return _network_class(name)
+
+
+def _network_class(name: str) -> type | None:
+    """A class of a known network library, under its present or a former name."""
+    home, _, attribute = name.rpartition(".")
+    if not _is_at_home(home) or _FOLLOWING & set(home.split(".")) or not re.fullmatch(r"\w+(\.\w+)*", name, re.ASCII):
+        return None
+    try:
+        found = getattr(importlib.import_module(home), attribute, None)
+    except Exception:  # not installed, without such a module, or broken: in any case there is no such class
+        return None
+    usable = _may_be_built(found) and _is_at_home(found.__module__)
+    return found if usable and not _FOLLOWING & set(found.__module__.split(".")) else None
+
+
+def _is_at_home(module: str) -> bool:
+    return any(module == home or module.startswith(home + ".") for home in _CLASS_HOMES)
+
+
+def runs_no_stored_code(candidate: object) -> TypeGuard[type]:
+    """Whether this is a class, and none whose instances execute source text or bytecode from the file."""
+    return isinstance(candidate, type) and not issubclass(candidate, _NEVER)
+
+
+def _may_be_built(candidate: object) -> bool:
+    """Whether a file may make instances: layers without stored code, enumerations, and records."""
+    if not runs_no_stored_code(candidate):
+        return False
+    is_record = dataclasses.is_dataclass(candidate) or (issubclass(candidate, tuple) and hasattr(candidate, "_fields"))
+    return is_record or issubclass(candidate, nn.Module | Enum)
+
+
+def _refusal(path: Path, refused: list[str]) -> ModelLoadError:
+    if any(name == _QUANTIZED or "quantized" in name.split(".") for name in refused):
+        return ModelLoadError(
+            f"{path}: expected a floating-point model, found a quantized one (it asks for {shown(refused)}); "
+            "optimise the float model, then quantize the result"
+        )
+    return ModelLoadError(
+        f"{path}: expected a state dict or a model of torch, torchvision or timm layers, found a file that asks for "
+        f"{shown(refused)}; pass --factory FILE.py:NAME naming the code that defines these classes, or save a state "
+        "dict and pass --factory, or pass --trust, which loads it anyway by executing the file's code"
+    )
+
+
+def _unreadable(path: Path, error: Exception) -> ModelLoadError:
+    if isinstance(error, ExcessiveError):
+        return ModelLoadError(f"{path}: expected a model as torch.save writes it, found a file that is not: {error}")
+    reason = str(error).strip()
+    reason = reason.splitlines()[0][:200] if reason else "no reason given"
+    return ModelLoadError(
+        f"{path}: expected a complete model file, found one that is damaged, truncated or of an unknown layout "
+        f"({type(error).__name__}: {reason}); save it again with torch.save(model.state_dict(), FILE)"
+    )
+
+
+def shown(names: list[str]) -> str:
+    """The first few names, and how many follow."""
+    rest = len(names) - _NAMES_SHOWN
+    return ", ".join(map(printable, names[:_NAMES_SHOWN])) + (f" and {rest} more" if rest > 0 else "")
+
+
+def summary(error: BaseException | None) -> str:
+    """Type and first line of an error, for a message of ours."""
+    lines = message_of(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

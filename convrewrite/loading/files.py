@@ -1,0 +1,210 @@
+"""A file or a program -> an ``nn.Module`` in eval mode; :mod:`checkpoints` says what a file may contain."""
+
+import inspect
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from convrewrite.errors import ModelLoadError, UsageError
+from convrewrite.loading.checkpoints import (
+    fault_of,
+    is_lazy,
+    read_checkpoint,
+    read_safetensors,
+    runs_no_stored_code,
+    shown,
+    summary,
+)
+from convrewrite.loading.programs import rebuild
+from convrewrite.loading.state_dicts import find_weights, load_weights
+from convrewrite.loading.user_code import (
+    ZOOS,
+    import_object,
+    is_target,
+    named_module,
+    require_name,
+    split_target,
+    user_code,
+)
+from convrewrite.modules import copy_as_it_is
+from convrewrite.names import require_names
+
+_NEED_FACTORY = (
+    "found weights without their network; pass --factory FILE.py:NAME (or pkg.mod:NAME, torchvision:NAME, "
+    "timm:NAME), a callable without arguments that returns the network"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model in eval mode, the source the user named, and what was assumed or chosen on the way, a sentence each."""
+
+    model: nn.Module
+    source: str
+    notes: tuple[str, ...]
+
+
+def load_model(source: str | Path, *, factory: str | None = None, trust: bool = False) -> Loaded:
+    """Load a model from a file (.pt, .pth, .bin, .ckpt, .safetensors, .pt2) or a program.
+
+    A program is ``FILE.py:NAME``, ``pkg.mod:NAME``, ``torchvision:NAME`` or ``timm:NAME``; ``factory`` takes the same
+    forms and gives the network for a file of weights. ``trust`` executes the code a file holds where it is refused
+    otherwise. Raises :class:`ModelLoadError`, and :class:`UsageError` for arguments that cannot be meant.
+    """
+    path = Path(source)
+    if path.exists():
+        model, notes = _load_file(path, factory, trust)
+        told = factory is None  # a factory's model is new: its mode says nothing
+    elif is_target(str(source)):
+        if factory is not None:
+            raise UsageError(f"--factory {factory}: expected with a file of weights, but {source} is a program already")
+        model, told = _build(str(source)), False
+        notes = (f"{source} was called without arguments: random weights unless the callable loads its own",)
+    else:
+        raise ModelLoadError(f"{source}: no such file; expected a model file, FILE.py:NAME or pkg.mod:NAME")
+    try:
+        require_names(model, str(source))
+        _check(model, str(source))
+        switched = _put_in_eval_mode(model, str(source))
+        notes = (*notes, *switched) if told else notes
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a file can leave out a module's state
+        raise ModelLoadError(
+            f"{source}: expected a complete module, found one without a usable state ({summary(error)}); save it again"
+        ) from error
+    return Loaded(model, str(source), notes)
+
+
+def _load_file(path: Path, factory: str | None, trust: bool) -> tuple[nn.Module, tuple[str, ...]]:
+    _reject_by_name(path)
+    if path.suffix.lower() == ".safetensors":
+        content: object = read_safetensors(path)
+        how: tuple[str, ...] = ()
+    else:
+        classes = {} if factory is None else _factory_classes(factory)
+        content, how = read_checkpoint(path, classes=classes, trust=trust)
+    if isinstance(content, ExportedProgram):
+        rebuilt = rebuild(content, str(path))
+        return rebuilt.model, (*how, *rebuilt.notes, *_unused(factory))
+    found, where = find_weights(content)
+    notes = (*how, *where)
+    if isinstance(found, nn.Module):
+        return found, (*notes, *_unused(factory))
+    if found is None:
+        raise ModelLoadError(
+            f"{path}: expected an nn.Module or a state dict, found {_content_of(content)}; "
+            "save the model with torch.save(model.state_dict(), FILE)"
+        )
+    if factory is None:
+        raise ModelLoadError(f"{path}: expected a whole model, {_NEED_FACTORY}")
+    model = _build(factory)
+    return model, (*notes, *load_weights(model, found, str(path), factory))
+
+
+def _unused(factory: str | None) -> tuple[str, ...]:
+    return () if factory is None else ("the file holds the network itself, so the factory was not called",)
+
+
+def _reject_by_name(path: Path) -> None:
+    if path.is_dir():
+        raise ModelLoadError(f"{path}: expected a model file, found a directory; name the file inside it")
+    if not path.is_file() or not os.access(path, os.R_OK):
+        raise ModelLoadError(f"{path}: expected a readable, regular file; copy the model into one")
+    if path.suffix == ".py":
+        raise ModelLoadError(f"{path}: expected FILE.py:NAME, found no NAME; name the callable that returns the model")
+    if path.suffix.lower() == ".onnx":
+        raise ModelLoadError(
+            f"{path}: expected a PyTorch model, found an ONNX file, which has no modules to rewrite; "
+            "give the PyTorch model it was exported from"
+        )
+    if path.stat().st_size == 0:
+        raise ModelLoadError(f"{path}: expected a model file, found an empty file; save or download it again")
+
+
+def _check(model: nn.Module, source: str) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelLoadError(
+            f"{source}: expected a Python nn.Module, found a TorchScript module, which cannot be rewritten; "
+            "load its state dict into the Python class"
+        )
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    packed = any("quantized" in type(module).__module__.split(".") for module in model.modules())
+    if packed or any(tensor.is_quantized for _, tensor in tensors if not is_lazy(tensor)):
+        raise ModelLoadError(
+            f"{source}: expected a floating-point model, found a quantized one; "
+            "optimise the float model, then quantize the result"
+        )
+    for name, tensor in tensors:
+        fault = fault_of(tensor)
+        if fault:
+            raise ModelLoadError(f"{source}: expected finite, stored weights, found {name} {fault}")
+
+
+def _put_in_eval_mode(model: nn.Module, source: str) -> tuple[str, ...]:
+    if not any(module.training for module in model.modules()):
+        return ()
+    try:
+        model.eval()
+    except NotImplementedError as error:  # torch's own refusal: the module of an exported program has no other mode
+        raise ModelLoadError(
+            f"{source}: expected a module that can change its mode, found what ExportedProgram.module() gives; "
+            "give the program itself, or its .pt2 file"
+        ) from error
+    return ("the model was in train mode and was put in eval mode",)
+
+
+def _build(target: str) -> nn.Module:
+    """The network a program gives: a module, which is copied, or what a callable returns without arguments."""
+    where, name = split_target(target)
+    if where == "timm":
+        timm = named_module("timm")
+        with user_code(where, target):
+            made = timm.create_model(name, pretrained=False)
+    else:
+        found = import_object(f"torchvision.models:{name}" if where == "torchvision" else target)
+        with user_code(where, target):
+            made = copy_as_it_is(found) if isinstance(found, nn.Module) else found() if callable(found) else found
+    if isinstance(made, ExportedProgram):
+        return rebuild(made, target).model
+    if not isinstance(made, nn.Module):
+        if inspect.iscoroutine(made):
+            made.close()  # else Python warns that nobody waited for it
+        raise ModelLoadError(
+            f"{target}: expected an nn.Module or a callable without arguments that returns one, found {_kind_of(made)}"
+        )
+    return made
+
+
+def _factory_classes(factory: str) -> dict[str, type]:
+    """The classes a file may name because the user named the code: those of its module, and networks it imports.
+
+    A class of the module itself is also known as one of ``__main__``, where a training script defined it.
+    """
+    where, _ = split_target(factory)
+    if where in ZOOS:
+        return {}  # their classes are allowed as it is
+    module = named_module(where)
+    require_name(module, factory)
+    classes: dict[str, type] = {}
+    for value in filter(runs_no_stored_code, vars(module).values()):
+        if value.__module__ == module.__name__:
+            names = {module.__name__, Path(where).stem, "__main__"}
+            classes |= {f"{home}.{value.__qualname__}": value for home in names}
+        elif issubclass(value, nn.Module) and value.__module__.partition(".")[0] != "torch":
+            classes[f"{value.__module__}.{value.__qualname__}"] = value
+    return classes
+
+
+def _content_of(value: object) -> str:
+    if not isinstance(value, Mapping) or not value:
+        return _kind_of(value)
+    keys = shown([str(key) for key in value])
+    return f"{_kind_of(value)} with the keys {keys}, under which there is none or several to choose from"
+
+
+def _kind_of(value: object) -> str:
+    return f"an object of type {type(value).__name__}"

@@ -1,0 +1,88 @@
+"""Shapes of example inputs: as they are written, as a program states them, and as a model accepts them."""
+
+import math
+import re
+
+import torch
+from torch import Tensor, nn
+
+from convrewrite.errors import TraceError, UsageError
+from convrewrite.loading.checkpoints import summary
+from convrewrite.modules import eval_mode, preserved
+from convrewrite.values import shown as shown_value
+
+_INPUT_SIZES = (224, 32, 28, 64, 128, 256, 299, 512)
+
+
+_INPUT_LENGTHS = (1024, 128, 256, 512, 4096, 16000)
+
+
+MOST_NUMBERS = 1 << 26
+"""In an input whose shape is given: a volume of 4 x 256 x 256 x 256. What layers make of it takes many times its memory."""
+
+
+_MOST_AXES = 8
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """``1x3x224x224`` -> ``(1, 3, 224, 224)``; raises UsageError otherwise."""
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", text, re.ASCII):
+        raise UsageError(
+            f"input shape {shown_value(text)}: expected positive integers joined by x, such as 1x3x224x224"
+        )
+    parts = text.split("x")
+    too_long = len(parts) > _MOST_AXES or any(len(part) > len(str(MOST_NUMBERS)) for part in parts)
+    if too_long or math.prod(map(int, parts)) > MOST_NUMBERS:
+        found = shown_value(text) if too_long else f"{text}, which is {math.prod(map(int, parts))}"
+        raise UsageError(f"input shape: expected at most {MOST_NUMBERS} numbers in {_MOST_AXES} axes, found {found}")
+    return tuple(map(int, parts))
+
+
+def initial_input_shapes(model: nn.Module) -> list[tuple[int, ...]]:
+    """Likely input shapes after the first Conv2d or Conv1d, ``(1, channels, size, size)`` or ``(1, channels, length)``;
+    empty if the model has none."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Conv1d)), None)
+    if isinstance(first, nn.Conv1d):
+        return [(1, first.in_channels, length) for length in _INPUT_LENGTHS]
+    return [] if first is None else [(1, first.in_channels, size, size) for size in _INPUT_SIZES]
+
+
+def find_input_shape(model: nn.Module) -> tuple[tuple[int, ...], str]:
+    """The first likely input shape the model accepts, and a sentence that states the assumption; raises TraceError."""
+    candidates = initial_input_shapes(model)
+    if not candidates:
+        raise TraceError(
+            "input shape: expected a Conv2d or Conv1d to take it from, found none in the model; pass --input SHAPE"
+        )
+    first_error: Exception | None = None
+    with preserved(model), eval_mode(model), torch.no_grad():
+        for shape in candidates:
+            try:
+                model(_example(model, shape))
+            except Exception as error:  # any model may fail on a wrong shape in any way
+                first_error = first_error or error
+            else:
+                return shape, f"input size assumed {_times(shape)}; pass --input to change it"
+    tried = ", ".join(_times(shape) for shape in candidates)
+    raise TraceError(
+        f"input shape: none of {tried} runs through the model; pass --input SHAPE. The first failed with "
+        f"{summary(first_error)}"
+    ) from first_error
+
+
+def _example(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+SHAPES = "convrewrite.input_shapes"
+
+
+def stated_input_shapes(model: nn.Module) -> list[tuple[int, ...]]:
+    """The shapes of one example of a rebuilt program's inputs; empty for other models, and where an input holds integers."""
+    found: list[tuple[int, ...]] = getattr(model, "meta", {}).get(SHAPES, [])
+    return found

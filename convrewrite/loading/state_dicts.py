@@ -1,0 +1,126 @@
+"""State dicts: where a checkpoint has one, and how its names become those of the network it is meant for.
+
+Trainers nest weights under keys of their own and put prefixes before every name. Whatever is taken, passed over or removed
+is told in a note.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from convrewrite.errors import ModelLoadError
+from convrewrite.loading.checkpoints import shown, summary
+
+_KEYS = (
+    "model", "state_dict", "model_state_dict", "model_state", "ema", "model_ema", "state_dict_ema", "ema_state_dict",
+    "net", "network", "module", "weights", "params", "params_ema",
+)  # fmt: skip
+"""Where weights usually are in a checkpoint, those of the model itself before averaged ones."""
+
+
+_DEPTH = 4
+
+
+_PROBES = 8
+"""Names of the network that are looked for behind prefixes."""
+
+
+def find_weights(content: object, depth: int = 0) -> tuple[nn.Module | dict[str, Tensor] | None, tuple[str, ...]]:
+    """The module or state dict in a checkpoint, and a note on where it was.
+
+    It is looked for under the usual keys, then under any other, where it must be the only one.
+    """
+    if isinstance(content, nn.DataParallel):
+        return content.module, ("the DataParallel wrapper was removed",)
+    if isinstance(content, nn.Module):
+        return content, ()
+    if not isinstance(content, Mapping) or depth > _DEPTH or not all(isinstance(key, str) for key in content):
+        return None, ()
+    if content and all(isinstance(value, Tensor) for value in content.values()):
+        return dict(content), ()
+    others = [key for key in content if key not in _KEYS]
+    for keys in (_KEYS, others):
+        found = {key: find_weights(content.get(key), depth + 1) for key in keys}
+        usable = [key for key in keys if found[key][0] is not None]
+        if usable and (keys is _KEYS or len(usable) == 1):
+            weights, notes = found[usable[0]]
+            return weights, (_where_found(usable[0], content), *notes)
+    is_mixed = any(isinstance(value, Tensor) for value in content.values())
+    return (dict(content), ()) if is_mixed else (None, ())
+
+
+def _where_found(key: str, content: Mapping[str, object]) -> str:
+    others = [k for k in _KEYS if k != key and isinstance(content.get(k), Mapping | nn.Module)]
+    passed_over = f"; {', '.join(repr(k) for k in others)} not used" if others else ""
+    return f"weights found under the key {key!r}{passed_over}"
+
+
+def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, factory: str) -> tuple[str, ...]:
+    """Fill the network with a state dict, and say how its names were changed; raises ModelLoadError unless all fits."""
+    expected = model.state_dict()
+    state, notes = _without_prefix(state, expected)
+    tied = _fill_tied(state, expected)
+    try:
+        model.load_state_dict(state, strict=True)
+    except Exception as error:  # values of any type can stand in a checkpoint
+        raise ModelLoadError(
+            f"{source}: expected the weights of {factory} ({type(model).__name__}), found "
+            f"{_mismatch(state, expected) or summary(error)}; pass the factory these weights were trained with"
+        ) from error
+    if tied:
+        notes.append(f"tied weights not stored twice were taken from their partner: {shown(tied)}")
+    return tuple(notes)
+
+
+def _without_prefix(state: dict[str, Tensor], expected: Mapping[str, object]) -> tuple[dict[str, Tensor], list[str]]:
+    """Remove what wrappers put before every name, and leave out what stands beside; unless names fit as they are."""
+    if state.keys() & expected.keys():
+        return state, []
+    prefix = _prefix(list(state), list(expected))
+    if not prefix:
+        return state, []
+    notes = [f"prefix {prefix!r} removed from the names of the weights"]
+    left_out = [key for key in state if not key.startswith(prefix)]
+    if left_out:
+        notes.append(f"only names that begin with it were taken, not {shown(left_out)}")
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}, notes
+
+
+def _prefix(stored: Sequence[str], expected: Sequence[str]) -> str:
+    """What stands before the most names of the network; of several the first."""
+    known = set(stored)
+    probes = expected[:_PROBES]
+    found = dict.fromkeys(key.removesuffix(name) for name in probes for key in stored if key.endswith(f".{name}"))
+    return max(found, key=lambda prefix: sum(f"{prefix}{name}" in known for name in expected), default="")
+
+
+def _fill_tied(state: dict[str, Tensor], expected: Mapping[str, Any]) -> list[str]:
+    """Give names missing from the file the value of the stored name that is the same tensor in the network."""
+
+    def place(tensor: Any) -> object:
+        if not isinstance(tensor, Tensor) or tensor.is_meta or tensor.numel() == 0:
+            return None
+        return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+    stored = {place(expected[key]): key for key in state if key in expected}
+    stored.pop(None, None)
+    partners = {key: stored[place(t)] for key, t in expected.items() if key not in state and place(t) in stored}
+    state.update({key: state[partner] for key, partner in partners.items()})
+    return sorted(partners)
+
+
+def _mismatch(state: Mapping[str, object], expected: Mapping[str, object]) -> str:
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
+    shapes = [
+        f"{key} ({_shape(state[key])} stored, {_shape(expected[key])} expected)"
+        for key in expected
+        if key in state and _shape(state[key]) != _shape(expected[key])
+    ]
+    found = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+    return "; ".join(f"{len(keys)} {what}: {shown(keys)}" for what, keys in found if keys)
+
+
+def _shape(value: object) -> str:
+    return "x".join(map(str, value.shape)) or "scalar" if isinstance(value, Tensor) else type(value).__name__

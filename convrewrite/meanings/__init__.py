@@ -1,0 +1,35 @@
+"""What each output of a model means, and how near two models' outputs are."""
+
+from convrewrite.meanings.evaluation import Evaluation
+from convrewrite.meanings.fidelity import Comparison, Fidelity, OutputFidelity, effect_of, require_same_outputs
+from convrewrite.meanings.kinds import (
+    NOTHING,
+    Kind,
+    Meaning,
+    WantedOutputs,
+    asked_meanings,
+    followed,
+    read,
+    require_outputs,
+    tell,
+)
+from convrewrite.meanings.origins import Origin
+
+__all__ = [
+    "NOTHING",
+    "Comparison",
+    "Evaluation",
+    "Fidelity",
+    "Kind",
+    "Meaning",
+    "Origin",
+    "OutputFidelity",
+    "WantedOutputs",
+    "asked_meanings",
+    "effect_of",
+    "followed",
+    "read",
+    "require_outputs",
+    "require_same_outputs",
+    "tell",
+]

@@ -1,0 +1,27 @@
+"""What effects, fidelity and parity are measured on in one run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from torch import nn
+
+from convrewrite.inputs import Inputs
+from convrewrite.meanings.kinds import NOTHING, Meaning, tell
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The inputs that effects, fidelity and parity are measured on in one run, and the sentence that says so; ``noise``: nothing
+    but that was there. ``meanings`` are those of the outputs."""
+
+    batches: tuple[Inputs, ...]
+    basis: str
+    noise: bool = False
+    meanings: Mapping[str, Meaning] = field(default_factory=dict)
+
+    def told(
+        self, model: nn.Module, asked: Mapping[str, Meaning], known: Mapping[str, Meaning] = NOTHING
+    ) -> "Evaluation":
+        """With what the outputs of the original mean, told on these inputs once for the whole run."""
+        meanings = tell(model, self.batches, asked, known=known, representative=not self.noise)
+        return replace(self, meanings=meanings)

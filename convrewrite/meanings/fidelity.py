@@ -1,0 +1,192 @@
+"""How near a rewritten model's outputs are to the original's, each measured as what it means.
+
+An output of class scores by the divergence of its distributions and by its top class, one of independent probabilities by
+that of each entry, an embedding by the angle, numbers by their relative error. The models are run elsewhere.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from convrewrite.errors import VerificationError
+from convrewrite.meanings.kinds import Kind, Meaning
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFidelity:
+    """One output of the rewritten model against the original's, over all examples, taken for a ``kind``.
+
+    ``relative_error`` is ||a - b||_F / ||a||_F. Class scores, logits or probabilities, also have ``top1_agreement``, the share
+    of examples (of positions, where there are any) with the same largest class, and ``kl``, the mean of their KL(a || b) in
+    nats, of the softmax of logits and of probabilities as they are. Independent probabilities have ``kl``, the mean over
+    their entries of the KL of two Bernoulli distributions; embeddings ``cosine``, the mean cosine between a and b.
+    Integers and booleans have ``equal_share``, the share of their entries that are equal; their ``relative_error`` is the
+    share that differ, as the distance of two indices means nothing.
+    """
+
+    name: str
+    relative_error: float
+    top1_agreement: float | None = None
+    kl: float | None = None
+    equal_share: float | None = None
+    cosine: float | None = None
+    kind: Kind = "values"
+
+    @property
+    def effect(self) -> float:
+        """One number to be kept small: the KL where there is one, the squared distance of unit vectors, else the squared
+        relative error."""
+        if self.kl is not None:
+            return self.kl
+        return self.relative_error**2 if self.cosine is None else 2 * (1 - self.cosine)
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """The fidelity of every output that is not ignored, over ``examples`` examples; ``meanings`` are those of all outputs,
+    ``left_out`` names what the original returns besides tensors."""
+
+    outputs: tuple[OutputFidelity, ...]
+    examples: int
+    left_out: tuple[str, ...] = ()
+    meanings: Mapping[str, Meaning] = field(default_factory=dict)
+
+    @property
+    def least_agreement(self) -> float | None:
+        """The smallest top-1 agreement of any output; None without class scores."""
+        return min((o.top1_agreement for o in self.outputs if o.top1_agreement is not None), default=None)
+
+    @property
+    def worst_error(self) -> float:
+        """The largest relative error of any output."""
+        return max(output.relative_error for output in self.outputs)
+
+
+@dataclass(slots=True)
+class Comparison:
+    """The running sums of all outputs that count; float64, no tensor is kept."""
+
+    meanings: Mapping[str, Meaning]
+    where: str = "the rewritten model"
+    _sums: dict[str, "_Sums"] = field(default_factory=dict)
+
+    def add(self, original: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+        """One batch. Raises VerificationError where names differ, or shapes of what is not ignored."""
+        ignored = {name for name, meaning in self.meanings.items() if not meaning.counts}
+        require_same_outputs(original, found, self.where, ignored)
+        for name, tensor in original.items():
+            if name not in ignored:
+                self._sums.setdefault(name, _Sums(self.meanings[name])).add(tensor, found[name])
+
+    def outputs(self) -> tuple[OutputFidelity, ...]:
+        """What came of it."""
+        return tuple(sums.fidelity(name) for name, sums in self._sums.items())
+
+
+def effect_of(
+    pairs: Iterable[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]], meanings: Mapping[str, Meaning]
+) -> float:
+    """How far outputs are from the original's, one number: the mean of the outputs' own effects by their weights. ``pairs``
+    are (original, found), batch by batch.
+
+    Raises VerificationError where outputs differ in names or shapes.
+    """
+    comparison = Comparison(meanings)
+    for original, found in pairs:
+        comparison.add(original, found)
+    parts = [(meanings[output.name].weight, output.effect) for output in comparison.outputs()]
+    return sum(weight * effect for weight, effect in parts) / sum(weight for weight, _ in parts)
+
+
+def require_same_outputs(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str, ignored: Iterable[str] = ()
+) -> None:
+    """Raise VerificationError unless names, and the shapes of what is not ignored, are the same."""
+    if expected.keys() != found.keys():
+        raise VerificationError(f"{where}: expected outputs {', '.join(expected)}; found {', '.join(found)}")
+    for name in expected.keys() - set(ignored):
+        wanted, shape = tuple(expected[name].shape), tuple(found[name].shape)
+        if wanted != shape:
+            raise VerificationError(
+                f"{where}: output {name!r}: expected shape {wanted}, found {shape}; an output whose size depends on the "
+                f"numbers in it, as a list of detections, cannot be compared: ignore it (--output {name}=ignore), or give "
+                "the part of the model that comes before"
+            )
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Running sums of one output's fidelity."""
+
+    meaning: Meaning
+    squared_difference: float = 0.0
+    squared_original: float = 0.0
+    kl: float = 0.0
+    agreed: int = 0
+    cosine: float = 0.0
+    rows: int = 0
+    equal: int = 0
+    entries: int = 0
+
+    def add(self, original: Tensor, rewritten: Tensor) -> None:
+        self.entries += original.numel()
+        if self.meaning.kind == "discrete":
+            self.equal += int((original.cpu() == rewritten.cpu()).sum())
+            return
+        a, b = original.double(), rewritten.double()
+        # Equal infinities, as masks have them, are equal, though their difference is not a number.
+        self.squared_difference += float(torch.where(a == b, 0.0, a - b).square().sum())
+        self.squared_original += float(a[a.isfinite()].square().sum())
+        if self.meaning.scores:
+            self._add_scores(a, b)
+        elif self.meaning.kind == "multilabel":
+            self.kl += _bernoulli_kl(a, b, torch.finfo(original.dtype).eps)
+        elif self.meaning.kind == "embedding":
+            rows = self.meaning.rows(a), self.meaning.rows(b)
+            self.rows += len(rows[0])
+            self.cosine += float(torch.cosine_similarity(*rows, dim=1).sum())
+
+    def _add_scores(self, a: Tensor, b: Tensor) -> None:
+        rows = self.meaning.rows(a), self.meaning.rows(b)
+        self.rows += len(rows[0])
+        self.agreed += int((rows[0].argmax(1) == rows[1].argmax(1)).sum())
+        log_p, log_q = self.meaning.log_scores(a), self.meaning.log_scores(b)
+        terms = torch.where(log_p == -math.inf, 0.0, log_p.exp() * (log_p - log_q))
+        self.kl += float(terms.sum())
+
+    def fidelity(self, name: str) -> OutputFidelity:
+        kind = self.meaning.kind
+        if kind == "discrete":
+            share = self.equal / self.entries if self.entries else 1.0
+            return OutputFidelity(name, 1 - share, equal_share=share, kind=kind)
+        error = math.sqrt(self.squared_difference)
+        relative = error / math.sqrt(self.squared_original) if self.squared_original else math.inf if error else 0.0
+        found = OutputFidelity(name, _number(relative), kind=kind)
+        if kind == "multilabel" and self.entries:
+            return OutputFidelity(name, found.relative_error, kl=_divergence(self.kl / self.entries), kind=kind)
+        if not self.rows:
+            return found
+        if kind == "embedding":
+            # A vector that is not a number points nowhere: as far from the original as an opposite one.
+            cosine = -1.0 if math.isnan(self.cosine) else min(1.0, self.cosine / self.rows)
+            return OutputFidelity(name, found.relative_error, cosine=cosine, kind=kind)
+        kl = _divergence(self.kl / self.rows)
+        return OutputFidelity(name, found.relative_error, self.agreed / self.rows, kl, kind=kind)
+
+
+def _bernoulli_kl(a: Tensor, b: Tensor, least: float) -> float:
+    p, q = a.clamp(least, 1 - least), b.clamp(least, 1 - least)
+    return float((p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum())
+
+
+def _divergence(value: float) -> float:
+    """Rounding can leave a sum of equal distributions a little below zero, which no KL is."""
+    return max(_number(value), 0.0)
+
+
+def _number(value: float) -> float:
+    """NaN compares false with every limit and would pass every gate: let it be infinite."""
+    return math.inf if math.isnan(value) else value

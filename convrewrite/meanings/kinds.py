@@ -1,0 +1,299 @@
+"""What each output of a model means: class scores, probabilities, a direction, or numbers whose size counts.
+
+How far a rewritten output is off can only be said once that is known. It is told from evidence, the strongest first: the
+user's word, what holds of the values whatever the inputs (rows that sum to one, unit vectors), the function that gave the
+output, the names of the output and of the module that gave it, and what its values look like on representative inputs.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from convrewrite.errors import TraceError, UsageError
+from convrewrite.inputs import Inputs
+from convrewrite.meanings.looks import Seen
+from convrewrite.meanings.origins import Origin, origins_noted
+from convrewrite.meanings.words import Hint, hint_of
+from convrewrite.modules import ROOT, named_outputs, run
+
+Kind = Literal["logits", "probabilities", "multilabel", "embedding", "values", "ignore", "discrete"]
+
+
+SCORES = ("logits", "probabilities")
+
+
+OF_UNIT_NUMBERS = ("sigmoid", "special_expit", "hardsigmoid", "softmax")
+
+
+OF_MEASURES = ("relu", "tanh", "hardtanh", "clamp", "softplus", "exp", "abs", "square", "sqrt", "atan", "sin", "cos")
+
+
+QUOTIENTS = ("reciprocal", "div", "mul")
+"""What ends a sigmoid that is written out, as ``1 / (1 + exp(-x))``."""
+
+
+ASKABLE = tuple(kind for kind in get_args(Kind) if kind != "discrete")
+"""What a user may say; integers and booleans are found to be discrete."""
+
+
+EXAMPLES = 64
+"""Inputs that meanings are told from, unless one batch alone has more."""
+
+
+WantedOutputs = Mapping[str, "str | tuple[str, float]"]
+
+
+NOTHING: Mapping[str, "Meaning"] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What an output was taken for and why, how much it counts among several, and the axis of its classes or vectors.
+
+    ``logits``: any scores whose softmax are probabilities; ``probabilities``: sum to one; ``multilabel``: each a
+    probability of its own; ``embedding``: only its direction counts; ``values``; ``discrete``: integers and booleans;
+    ``ignore``: not compared.
+    """
+
+    kind: Kind
+    reason: str
+    weight: float = 1.0
+    axis: int = 1
+
+    @property
+    def scores(self) -> bool:
+        """Whether one class is on top."""
+        return self.kind in SCORES
+
+    @property
+    def counts(self) -> bool:
+        """Whether the output is compared at all."""
+        return self.kind != "ignore"
+
+    def rows(self, output: Tensor) -> Tensor:
+        """``(rows, K)``: the classes of every example and position, or its vectors."""
+        return output.movedim(self.axis, -1).flatten(0, -2)
+
+    def log_scores(self, output: Tensor) -> Tensor:
+        """``(rows, K)``: logarithms of the class probabilities."""
+        rows = self.rows(output)
+        if self.kind == "logits":
+            return rows.log_softmax(1)
+        return rows.clamp_min(torch.finfo(torch.float32).tiny).log()
+
+
+def asked_meanings(wanted: WantedOutputs | None) -> dict[str, Meaning]:
+    """What a user said of outputs, ``{"logits": "embedding", "aux": ("logits", 0.5)}``. Raises UsageError for other words and
+    weights that are no positive numbers."""
+    found: dict[str, Meaning] = {}
+    for name, value in (wanted or {}).items():
+        kind, weight = (value, 1.0) if isinstance(value, str) else value
+        if kind not in ASKABLE:
+            raise UsageError(f"output {name}: expected one of {', '.join(ASKABLE)}, found {kind!r}")
+        if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < math.inf:
+            raise UsageError(f"output {name}: expected a positive number as its weight, found {weight!r}")
+        found[name] = Meaning(kind, "as asked", float(weight))  # type: ignore[arg-type]
+    return found
+
+
+def tell(
+    model: nn.Module,
+    batches: Iterable[Inputs],
+    asked: Mapping[str, Meaning] = NOTHING,
+    *,
+    known: Mapping[str, Meaning] = NOTHING,
+    representative: bool = True,
+) -> dict[str, Meaning]:
+    """What every output of ``model`` means, told on the first of the batches. ``asked`` goes before all evidence, and before
+    what is ``known`` from an earlier run.
+
+    ``representative``: whether the inputs are like those that the model will get; of random noise no statistics are believed.
+    Raises UsageError for names that no output has, and for meanings that an output cannot have; TraceError when the model
+    does not run.
+    """
+    parts: list[dict[str, Tensor]] = []
+    origins: dict[str, Origin] = {}
+    examples = 0
+    sizes: set[tuple[int, ...]] = set()
+    for batch in batches:
+        if parts:
+            parts.append(named_outputs(run(model, batch)))
+        else:
+            outputs, origins = followed(model, batch)
+            parts.append(outputs)
+        sizes |= {tuple(tensor.shape[1:]) for tensor in batch}
+        examples += len(batch[0])
+        if examples >= EXAMPLES:
+            break
+    samples = {name: _together([part[name] for part in parts if name in part]) for name in parts[0]}
+    return read(samples, asked, origins=origins, known=known, input_sizes=sizes, representative=representative)
+
+
+def read(
+    samples: Mapping[str, Tensor],
+    asked: Mapping[str, Meaning],
+    *,
+    known: Mapping[str, Meaning] = NOTHING,
+    origins: Mapping[str, Origin],
+    input_sizes: Iterable[tuple[int, ...]] = (),
+    representative: bool,
+) -> dict[str, Meaning]:
+    """As :func:`tell`, of outputs that are there already; ``input_sizes`` are the inputs' without their batches."""
+    said = {**_by_name(known, list(samples)), **_by_name(asked, list(samples))}
+    found: dict[str, Meaning] = {}
+    for name, sample in samples.items():
+        seen = Seen.of(name, sample, origins.get(name), tuple(input_sizes), representative)
+        told = _told(seen)
+        found[name] = _agreed(name, said[name], told, sample) if name in said else told
+    if not any(meaning.counts for meaning in found.values()):
+        raise UsageError(f"outputs: every output is ignored; keep one of {', '.join(found)}")
+    return found
+
+
+def require_outputs(model: nn.Module, inputs: Inputs, *said: Mapping[str, Meaning]) -> None:
+    """Raise UsageError, before any long work, for names that no output of the model has."""
+    if any(said):
+        names = list(named_outputs(run(model, inputs)))
+        for meanings in said:
+            _by_name(meanings, names)
+
+
+def followed(model: nn.Module, batch: Inputs) -> tuple[dict[str, Tensor], dict[str, Origin]]:
+    """The outputs of one run and their origins, none where the model cannot be followed. TraceError when it does not run."""
+    try:
+        with origins_noted(model) as origins_of:
+            outputs = named_outputs(run(model, batch))
+            return outputs, origins_of(outputs)
+    except TraceError:  # what runs, but not while it is followed, gives its values alone; what never runs raises here
+        return named_outputs(run(model, batch)), {}
+
+
+def _together(parts: Sequence[Tensor]) -> Tensor:
+    alike = parts[0].ndim and all(part.shape[1:] == parts[0].shape[1:] for part in parts)
+    return torch.cat(list(parts)) if alike else parts[0]
+
+
+def _by_name(asked: Mapping[str, Meaning], names: Sequence[str]) -> dict[str, Meaning]:
+    """What was said, under the outputs' full names: ``logits`` stands for ``output.logits`` too."""
+    found: dict[str, Meaning] = {}
+    for said, meaning in asked.items():
+        name = said if said in names else f"{ROOT}.{said}"
+        if name not in names:
+            raise UsageError(f"output {said!r}: the model has no output of this name; it has {', '.join(names)}")
+        if name in found:
+            raise UsageError(f"output {said!r}: was named twice, once as {name!r}; name it once")
+        found[name] = meaning
+    return found
+
+
+def _agreed(name: str, said: Meaning, told: Meaning, sample: Tensor) -> Meaning:
+    """What was said, with the axis that the evidence gives. Raises UsageError for what the output cannot be."""
+    if said.kind in ("ignore", told.kind):
+        return replace(said, axis=told.axis)
+    if told.kind == "discrete":
+        raise UsageError(f"output {name}: holds integers or booleans and cannot be {said.kind}; say ignore, or nothing")
+    if said.kind in (*SCORES, "embedding") and (sample.ndim < 2 or sample.shape[told.axis] < 2):
+        raise UsageError(
+            f"output {name}: its shape {tuple(sample.shape)} has no axis of several classes or entries; it cannot be {said.kind}"
+        )
+    low, high = (float(sample.min()), float(sample.max())) if sample.numel() else (0.0, 0.0)
+    if said.kind in ("probabilities", "multilabel") and not (low >= -1e-3 and high <= 1 + 1e-3):
+        raise UsageError(
+            f"output {name}: expected {said.kind} in [0, 1], found {low:.3g} to {high:.3g}; say logits, or values"
+        )
+    return replace(said, axis=told.axis)
+
+
+def _told(seen: Seen) -> Meaning:
+    """The evidence in its order."""
+    if not seen.floating:
+        return Meaning("discrete", "it holds integers or booleans")
+    hint = hint_of(seen.name, seen.origin.module if seen.origin else "")
+    told = (
+        _by_what_always_holds(seen)
+        or _by_function(seen, hint)
+        or _by_words(seen, hint)
+        or _by_layer(seen)
+        or _by_looks(seen)
+    )
+    if told is not None:
+        return told
+    if seen.ndim == 2 and seen.width >= 2:
+        return Meaning("logits", "rows of real numbers, and nothing speaks against class scores")
+    return Meaning("values", "nothing shows that it holds class scores, probabilities or unit vectors", axis=seen.axis)
+
+
+def _by_what_always_holds(seen: Seen) -> Meaning | None:
+    for axis in seen.axes:
+        if seen.sums_to_one(axis):
+            by = " and a softmax gave it" if seen.function == "softmax" else ""
+            return Meaning("probabilities", f"its entries lie in [0, 1] and sum to one{by}", axis=axis)
+        if seen.log_sums_to_zero(axis):
+            return Meaning("logits", "it holds logarithms of probabilities", axis=axis)
+        if seen.unit_norm(axis):
+            return Meaning("embedding", "it holds vectors of length one", axis=axis)
+    return None
+
+
+def _by_function(seen: Seen, hint: Hint | None) -> Meaning | None:
+    if seen.function == "softmax" and seen.ndim > 2:
+        return Meaning("values", "a softmax over other axes than its channels gave it", axis=seen.axis)
+    by_hand = seen.origin is None or (seen.function in QUOTIENTS and seen.ndim == 2 and seen.width >= 2)
+    if seen.function in OF_UNIT_NUMBERS or (by_hand and seen.within_unit):
+        return _of_unit_numbers(seen, hint)
+    if seen.function == "log_sigmoid_forward":
+        return Meaning("values", "it holds logarithms of independent probabilities", axis=seen.axis)
+    if seen.function in OF_MEASURES and (hint is None or hint.kind != "class"):
+        return Meaning("values", f"a {seen.function} gave it", axis=seen.axis)
+    return None
+
+
+def _of_unit_numbers(seen: Seen, hint: Hint | None) -> Meaning:
+    """Numbers in [0, 1], each by itself: probabilities of their own, or a picture, or coordinates."""
+    if hint is not None and hint.kind in ("size", "vector"):
+        return Meaning("values", hint.reason, axis=seen.axis)
+    if seen.like_an_input and not seen.saturated:
+        return Meaning("values", "it is an image like an input", axis=seen.axis)
+    if seen.width == 4 and not seen.saturated and seen.ndim < 4:
+        return Meaning(
+            "values", "four numbers in [0, 1] that are seldom near 0 or 1, as coordinates are", axis=seen.axis
+        )
+    by = (
+        f"a {seen.function} gave it"
+        if seen.function in OF_UNIT_NUMBERS
+        else "its entries lie in [0, 1] and do not sum to one"
+    )
+    return Meaning("multilabel", by, axis=seen.axis)
+
+
+def _by_words(seen: Seen, hint: Hint | None) -> Meaning | None:
+    if hint is None:
+        return None
+    several = seen.ndim >= 2 and seen.width >= 2
+    if hint.kind == "class":
+        return Meaning("logits", hint.reason, axis=seen.axis) if several else None
+    if hint.kind == "vector" and seen.ndim == 2 and several:
+        return Meaning("embedding", hint.reason)
+    return Meaning("values", hint.reason, axis=seen.axis)
+
+
+def _by_layer(seen: Seen) -> Meaning | None:
+    if seen.ndim == 2 and seen.width >= 32 and "batch_norm" in seen.function:
+        return Meaning("embedding", "a BatchNorm over many channels gave it, as the embeddings of faces have it")
+    return None
+
+
+def _by_looks(seen: Seen) -> Meaning | None:
+    if not seen.enough:
+        return None
+    if seen.ndim == 2:
+        why = seen.against_classes()
+        return Meaning("values", why) if why else None
+    if seen.ndim > 2 and seen.width >= 2 and seen.confident_map():
+        return Meaning("logits", "one class is on top at nearly every position", axis=seen.axis)
+    return None

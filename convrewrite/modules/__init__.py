@@ -1,0 +1,28 @@
+"""A module as an object: run it, copy it, find everything that holds a part of it, put its state back. Knows no convolution."""
+
+from convrewrite.modules.copying import copy_as_it_is, copy_model, private_copy
+from convrewrite.modules.counting import address, calls_counted, tally
+from convrewrite.modules.holders import replace_modules
+from convrewrite.modules.outputs import ROOT, alike, left_out, named_outputs
+from convrewrite.modules.running import eval_mode, run, seeded_outputs
+from convrewrite.modules.state import Snapshot, preserved, surroundings_preserved
+
+__all__ = [
+    "ROOT",
+    "Snapshot",
+    "address",
+    "alike",
+    "calls_counted",
+    "copy_as_it_is",
+    "copy_model",
+    "eval_mode",
+    "left_out",
+    "named_outputs",
+    "preserved",
+    "private_copy",
+    "replace_modules",
+    "run",
+    "seeded_outputs",
+    "surroundings_preserved",
+    "tally",
+]

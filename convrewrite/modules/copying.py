@@ -1,0 +1,186 @@
+"""Copies of a model that share nothing with it, and the check that they do not.
+
+``copy.deepcopy`` takes functions, methods of lists and dictionaries, and weak references as they are: a hook of the copy that
+fills a dictionary in its closure would fill the original's. Such functions are made again with what the copy holds. What
+cannot be copied at all, as what stands in a class or in a global name, shows when both are run.
+"""
+
+import copy
+import functools
+import gc
+import types
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from convrewrite.errors import TraceError
+from convrewrite.escaping import message_of
+from convrewrite.inputs import Inputs, varied
+from convrewrite.modules.counting import Watch, address
+from convrewrite.modules.holders import CACHED, is_importable, is_plain, reachable, referent, replace_parts
+from convrewrite.modules.outputs import alike, named_outputs
+from convrewrite.modules.running import eval_mode, run
+from convrewrite.modules.state import Snapshot, preserved
+from convrewrite.process import ordinary_mode, same_random_numbers
+
+_WITHOUT_STATE = (types.FunctionType, tuple, frozenset)
+
+
+_WEAK = (weakref.ReferenceType, weakref.WeakValueDictionary, weakref.WeakKeyDictionary)
+
+
+_VIEWS = (weakref.ProxyType, weakref.CallableProxyType, types.MappingProxyType)
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """A copy in eval mode that shares no state with the model. Raises TraceError for a model that cannot be copied."""
+    return copy_as_it_is(model).eval()
+
+
+def copy_as_it_is(model: nn.Module) -> nn.Module:
+    """:func:`copy_model`, every module in the mode it is in."""
+    try:
+        with ordinary_mode():
+            return _copied(model)
+    except TraceError:
+        raise
+    except Exception as error:
+        raise TraceError(
+            f"{type(model).__name__}: the model cannot be copied ({message_of(error)}); "
+            "a model that holds open files, locks or generators must let go of them first"
+        ) from error
+
+
+def private_copy(model: nn.Module, inputs: Inputs) -> nn.Module:
+    """:func:`copy_model`, and the copy is seen to compute what the model computes, by itself, on two inputs.
+
+    The model runs for that; what its forward changes in it is put back. Raises TraceError where it does not run on
+    ``inputs``, where the copy gives something else or uses the model's own tensors, and where the same input gives another
+    output after other ones.
+    """
+    clone = copy_model(model)
+    batches = (inputs, varied(inputs))
+    with preserved(model), eval_mode(model):
+        expected = [found for found in (_seeded(model, batch, needed=batch is inputs) for batch in batches) if found]
+    snapshot = Snapshot(clone)
+    with ordinary_mode(), Watch() as watch:
+        found = [_seeded(clone, batch) for batch in batches[: len(expected)]]
+    own = {address(value) for value in reachable(model) if isinstance(value, Tensor)} - {0}
+    shared = bool(own & watch.storages)
+    same = all(two is not None and alike(one, two) for one, two in zip(expected, found, strict=True))
+    changes = snapshot.changed()
+    again = _seeded(clone, inputs)
+    if same and not shared and again is not None and alike(expected[0], again):
+        snapshot.restore()
+        return clone
+    raise TraceError(_why(model, same and not shared, shared, changes))
+
+
+def _why(model: nn.Module, fits: bool, shared: bool, changes: tuple[str, ...]) -> str:
+    where = type(model).__name__
+    if fits:
+        what = f" ({', '.join(changes)})" if changes else ""
+        return (
+            f"{where}: the same input gives another output once the model has run: its output depends on state that its "
+            f"forward changes{what}; rewrite a version whose output depends on its input alone"
+        )
+    why = "uses tensors of the original" if shared else "gives other outputs than the original"
+    return (
+        f"{where}: a copy of the model {why}: its forward reaches parts of it through something that cannot be copied, as an "
+        "attribute of a class or a global name; hold every part as an attribute of the model"
+    )
+
+
+def _seeded(model: nn.Module, inputs: Inputs, *, needed: bool = False) -> dict[str, Tensor] | None:
+    """What the model gives, always with the same random numbers; None where it does not run and need not."""
+    try:
+        with same_random_numbers(0):
+            return {name: tensor.clone() for name, tensor in named_outputs(run(model, inputs)).items()}
+    except TraceError:
+        if needed:
+            raise
+        return None
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    memo: dict[int, Any] = {}
+    special: list[Any] = []
+    views: list[tuple[object, Any]] = []
+    for value in reachable(model):
+        if type(value) in _VIEWS:  # deepcopy refuses them, or takes them for what they show
+            views.append((object(), value))
+            memo[id(value)] = views[-1][0]
+        elif isinstance(value, Tensor) and not value.is_leaf:
+            memo[id(value)] = value.detach().clone()  # deepcopy refuses what hangs on a graph of gradients
+        elif _is_special(value):
+            special.append(value)
+    clone = copy.deepcopy(model, memo)
+    if special or views:
+        functions = _remade_functions(special, memo)
+        places = {id(placeholder): _viewed(view, memo) for placeholder, view in views}
+        places |= {key: made for key, made in memo.items() if key != id(memo) and id(made) not in places}
+        places |= {id(old): new for old, new in functions}
+        replace_parts((clone, *(new for _, new in functions)), places)
+    return clone
+
+
+def _viewed(view: Any, memo: dict[int, Any]) -> Any:
+    """The same view of the copy of what it shows."""
+    if type(view) is types.MappingProxyType:
+        return types.MappingProxyType(copy.deepcopy(gc.get_referents(view)[0], memo))
+    shown = referent(view)
+    return weakref.proxy(memo.get(id(shown), shown))
+
+
+def _is_special(value: Any) -> bool:
+    """What ``deepcopy`` takes as it is, though it may lead to parts of the model."""
+    if isinstance(value, types.FunctionType):
+        return any(not isinstance(part, _WITHOUT_STATE) for part in reachable(value))
+    return isinstance(value, (types.BuiltinMethodType, *_WEAK, CACHED))
+
+
+def _remade_functions(special: list[Any], memo: dict[int, Any]) -> list[tuple[Any, Any]]:
+    """(function, one with the same code and copies of what it holds). Functions in these are still the old ones."""
+    functions = [value for value in special if isinstance(value, types.FunctionType)]
+    cells = {id(cell): (cell, types.CellType()) for function in functions for cell in function.__closure__ or ()}
+    for old, new in cells.values():
+        try:
+            new.cell_contents = _part(old.cell_contents, memo)
+        except ValueError:  # nothing is in it yet
+            continue
+    for value in special:
+        if isinstance(value, types.BuiltinMethodType) and id(value.__self__) not in memo:
+            _part(value.__self__, memo)
+    return [(function, _remade(function, cells, memo)) for function in functions]
+
+
+def _remade(
+    function: types.FunctionType, cells: Mapping[int, tuple[Any, types.CellType]], memo: dict[int, Any]
+) -> types.FunctionType:
+    closure = tuple(cells[id(cell)][1] for cell in function.__closure__ or ()) or None
+    defaults = tuple(_parts(function.__defaults__ or (), memo)) or None
+    new = types.FunctionType(function.__code__, function.__globals__, function.__name__, defaults, closure)
+    if function.__kwdefaults__:
+        names, values = zip(*function.__kwdefaults__.items(), strict=True)
+        new.__kwdefaults__ = dict(zip(names, _parts(values, memo), strict=True))
+    functools.update_wrapper(new, function, updated=())
+    new.__dict__.clear()  # update_wrapper has put the old one there
+    new.__dict__.update({key: _part(value, memo) for key, value in vars(function).items()})
+    return new
+
+
+def _parts(values: tuple[Any, ...], memo: dict[int, Any]) -> Iterator[Any]:
+    for value in values:
+        yield _part(value, memo)
+
+
+def _part(value: Any, memo: dict[int, Any]) -> Any:
+    """A copy of what a function holds; what cannot be copied, as an open file, is shared."""
+    if is_plain(value) or (isinstance(value, types.FunctionType) and not is_importable(value)):
+        return value
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception:  # any class may refuse in any way
+        return value

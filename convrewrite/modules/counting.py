@@ -1,0 +1,80 @@
+"""What one run of a model multiplies and which memory it uses, seen from below: whatever calls the operators."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from convrewrite.inputs import Inputs
+from convrewrite.modules.running import run
+from convrewrite.process import ordinary_mode
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """MACs of one example, of convolutions and matrix products of any origin; and the addresses of all memory that was read."""
+
+    macs: int
+    storages: frozenset[int]
+
+
+def tally(model: nn.Module, inputs: Inputs) -> Tally:
+    """Run the model once and count. Raises TraceError when it does not run on ``inputs``.
+
+    The operators and their formulas are those of ``torch.utils.flop_counter``, two operations of which are one MAC.
+    """
+    with ordinary_mode(), Watch() as watch:
+        run(model, inputs)
+    return Tally(watch.operations // 2 // max(1, inputs[0].shape[0]), frozenset(watch.storages))
+
+
+@contextmanager
+def calls_counted(modules: Mapping[str, nn.Module]) -> Iterator[Counter[str]]:
+    """How often each of these modules is called meanwhile."""
+    calls: Counter[str] = Counter()
+    handles = [
+        module.register_forward_pre_hook(lambda _module, _args, name=name: calls.update((name,)))
+        for name, module in modules.items()
+    ]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def address(tensor: Tensor) -> int:
+    """That of a tensor's memory; 0 where it has none."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # a sparse tensor
+        return 0
+
+
+class Watch(TorchDispatchMode):
+    """Adds up the operations of every operator and notes the memory of every tensor it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operations = 0
+        self.storages: set[int] = set()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and keeping the compiler out would import it, which takes a second."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self.storages |= {address(value) for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)}
+        result = func(*args, **kwargs)
+        formula = flop_registry.get(getattr(func, "_overloadpacket", None))
+        if formula is not None:
+            self.operations += formula(*args, **kwargs, out_val=result)
+        return result

@@ -1,0 +1,91 @@
+"""What a model gives when it is run: its outputs under stable names.
+
+A forward may return a tensor, a tuple, a list, a dictionary, a dataclass, or any nesting of these. Everything that
+compares or exports outputs first makes them a flat ``name -> tensor`` dictionary in one deterministic order.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+
+import torch
+from torch import Tensor
+
+from convrewrite.errors import TraceError
+
+ROOT = "output"
+
+
+ROUNDING = 2**12
+"""Units of rounding in which two ways of computing the same may differ."""
+
+
+def named_outputs(output: object) -> dict[str, Tensor]:
+    """Flatten what a forward returned into ``name -> tensor``, in the order in which the model wrote it.
+
+    One tensor is called ``output``; parts are named after their index, key or field: ``output.0``, ``output.logits``,
+    ``output.aux.1``. ``None`` is skipped, and so is everything else that is no tensor: see :func:`left_out`.
+
+    Raises TraceError if there is no tensor at all, or if two outputs get the same name.
+    """
+    named: dict[str, Tensor] = {}
+    for name, tensor in _leaves(ROOT, output):
+        if not isinstance(tensor, Tensor):
+            continue
+        if name in named:
+            raise TraceError(f"model output: two tensors are both named {name!r}; give them distinct keys")
+        named[name] = tensor
+    if not named:
+        raise TraceError(
+            f"model output: expected at least one tensor, found {type(output).__name__} without any; "
+            "return tensors, or tuples, lists, dictionaries or dataclasses of tensors"
+        )
+    return named
+
+
+def left_out(output: object) -> tuple[str, ...]:
+    """What :func:`named_outputs` skips, ``None`` aside, with its type: ``output.loss (float)``."""
+    leaves = _leaves(ROOT, output)
+    return tuple(
+        f"{name} ({type(value).__name__})"
+        for name, value in leaves
+        if value is not None and not isinstance(value, Tensor)
+    )
+
+
+def alike(first: Mapping[str, Tensor], second: Mapping[str, Tensor], units: float = ROUNDING) -> bool:
+    """Whether two runs gave the same outputs up to rounding: ``units`` of it, relative to the largest finite number."""
+    return first.keys() == second.keys() and all(_close(first[name], second[name], units) for name in first)
+
+
+def _close(a: Tensor, b: Tensor, units: float) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    finite = a[a.isfinite()].abs()
+    scale = float(finite.max()) if finite.numel() else 0.0
+    return torch.allclose(a, b, rtol=0.0, atol=units * torch.finfo(a.dtype).eps * scale, equal_nan=True)
+
+
+def _leaves(name: str, value: object) -> Iterator[tuple[str, object]]:
+    """Everything that is no container, under its name."""
+    parts = None if isinstance(value, Tensor) else _parts(value)
+    if parts is None:
+        yield name, value
+        return
+    for key, part in parts:
+        yield from _leaves(f"{name}.{key}", part)
+
+
+def _parts(value: object) -> list[tuple[str, object]] | None:
+    """The parts of a container under their keys; None for what is none."""
+    # Mapping comes first: the ModelOutput classes of the transformers family are dictionaries and dataclasses at once.
+    if isinstance(value, Mapping):
+        return [(str(key), part) for key, part in value.items()]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [(field.name, getattr(value, field.name)) for field in fields(value)]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return [(str(key), part) for key, part in zip(value._fields, value, strict=True)]
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [(str(index), part) for index, part in enumerate(value)]
+    return None

@@ -1,0 +1,48 @@
+"""Running a model: once, without gradients, in eval mode, with the same random numbers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convrewrite.errors import TraceError
+from convrewrite.escaping import message_of
+from convrewrite.inputs import Inputs
+from convrewrite.modules.outputs import named_outputs
+from convrewrite.process import quiet, same_random_numbers
+
+
+def seeded_outputs(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    """What a model gives; one that draws numbers draws the same ones at every call. Raises TraceError when it does not run."""
+    with same_random_numbers(0), quiet():  # a graph module prints where it fails
+        return named_outputs(run(model, inputs))
+
+
+@contextmanager
+def eval_mode(*models: object) -> Iterator[None]:
+    """Put modules in eval mode and give every submodule its own flag back afterwards; other objects are left alone."""
+    modules = [module for model in models if isinstance(model, nn.Module) for module in model.modules()]
+    flags = [(module, module.training) for module in modules]
+    try:
+        for module, _ in flags:
+            module.training = False
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+    """The model's output without gradients. Raises TraceError that names the input shapes when the model cannot run."""
+    shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
+    try:
+        with torch.no_grad():
+            return model(*(tensor.clone() for tensor in inputs))  # it may work on them in place
+    except Exception as error:
+        reason = message_of(error).strip().splitlines()[0] if message_of(error).strip() else type(error).__name__
+        raise TraceError(
+            f"{type(model).__name__}: the model does not run on input {shapes}: {reason}; "
+            "give the shape it expects (--input, or example_input in Python)"
+        ) from error

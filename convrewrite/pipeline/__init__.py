@@ -1,0 +1,22 @@
+"""The way through, from a model to a result in a folder."""
+
+from convrewrite.pipeline.api import RewriteConvolutions, analyze, apply, optimize, plan
+from convrewrite.pipeline.relations import relation_of, require_fidelity
+from convrewrite.pipeline.results import PLAN, Result, check_file, check_writable, load, read_plan, save_plan
+
+__all__ = [
+    "PLAN",
+    "Result",
+    "RewriteConvolutions",
+    "analyze",
+    "apply",
+    "check_file",
+    "check_writable",
+    "load",
+    "optimize",
+    "plan",
+    "read_plan",
+    "relation_of",
+    "require_fidelity",
+    "save_plan",
+]

@@ -1,0 +1,45 @@
+"""What every run starts from: the followed model with its sites, what the rules allow there, and what the whole costs."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from convrewrite.conv import Cost
+from convrewrite.graph import find
+from convrewrite.inputs import Inputs
+from convrewrite.modules import tally
+from convrewrite.rewriting import Prepared
+from convrewrite.rules import Rule, search_spaces
+from convrewrite.structures import Structure, discover
+
+
+def prepare(
+    model: nn.Module,
+    inputs: Inputs,
+    rules: Sequence[Rule],
+    structures: Sequence[Structure] = (),
+    original: nn.Module | None = None,
+) -> Prepared:
+    """Trace the model, find its sites, and ask the rules. Raises TraceError, RuleFileError.
+
+    ``original``: what ``model`` is a copy of, whose state the result will have.
+    """
+    known = discover() | {structure.name: structure for structure in structures}
+    lifted, traced, sites = find(model, inputs)
+    totals = whole_cost(lifted.model, inputs)
+    return Prepared(
+        model if original is None else original,
+        lifted,
+        inputs,
+        traced,
+        sites,
+        totals,
+        tuple(rules),
+        known,
+        search_spaces(sites, rules, known),
+    )
+
+
+def whole_cost(model: nn.Module, inputs: Inputs) -> Cost:
+    """Parameters of the whole model; MACs of one example, as a run of it shows them (:func:`convrewrite.counting.tally`)."""
+    return Cost(sum(parameter.numel() for parameter in model.parameters()), tally(model, inputs).macs)

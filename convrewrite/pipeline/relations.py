@@ -1,0 +1,86 @@
+"""How two models that are compared belong together: one and the same, an original and its rewritten form, or strangers."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from convrewrite.errors import VerificationError
+from convrewrite.meanings import Fidelity
+from convrewrite.planning import Fingerprint
+from convrewrite.runtime import OnnxModel, Provenance, Runner
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """What is to be expected of two models, and why; ``stranger``: one was rewritten from another model than the other."""
+
+    expected: Literal["parity", "fidelity"]
+    note: str | None = None
+    stranger: str | None = None
+
+
+def relation_of(a: Runner, b: Runner, names: tuple[str, str]) -> Relation:
+    """From what rewritten ONNX files say of themselves and the weights of modules; else torch against ONNX is the same model
+    and two of a kind are not."""
+    written = _provenance(a), _provenance(b)
+    if written[0] is not None and written[1] is not None:
+        return _of_two_results(written[0], written[1], names)
+    for this, other, mine, others in ((b, a, 1, 0), (a, b, 0, 1)):
+        provenance = written[mine]
+        if provenance is not None and this is not other:
+            return _of_one_result(provenance, other, names[mine], names[others])
+    same_kind = isinstance(a, OnnxModel) == isinstance(b, OnnxModel)
+    return Relation("fidelity" if same_kind else "parity")
+
+
+def _provenance(runner: Runner) -> Provenance | None:
+    return Provenance.of(runner.metadata) if isinstance(runner, OnnxModel) else None
+
+
+def _of_one_result(provenance: Provenance, other: Runner, name: str, other_name: str) -> Relation:
+    said = f"{name} is a rewritten model (convrewrite {provenance.tool_version})"
+    if not isinstance(other, nn.Module):
+        return Relation("fidelity", f"{said}: it approximates its original, fidelity is what counts")
+    found = str(Fingerprint.of(other))
+    if found == provenance.result:
+        return Relation("parity", f"{said}, and {other_name} holds the same weights")
+    if found == provenance.original:
+        return Relation("fidelity", f"{said}, made from {other_name}: it approximates it, fidelity is what counts")
+    return Relation(
+        "fidelity",
+        said,
+        f"{name}: was rewritten from another model than {other_name}, whose tensors or weights are others; give the model it "
+        "was made from, or say what to expect of the two (--expect fidelity, --expect parity)",
+    )
+
+
+def _of_two_results(first: Provenance, second: Provenance, names: tuple[str, str]) -> Relation:
+    if first.result == second.result:
+        return Relation("parity", f"{names[0]} and {names[1]} are the same rewritten model")
+    if first.original == second.original:
+        return Relation("fidelity", f"{names[0]} and {names[1]} are rewritten from the same model")
+    return Relation(
+        "fidelity",
+        stranger=f"{names[1]}: was rewritten from another model than {names[0]}; say what to expect of the two (--expect "
+        "fidelity)",
+    )
+
+
+def require_fidelity(fidelity: Fidelity, agreement: float | None, error: float | None) -> None:
+    """Raise VerificationError where an output misses the limits that were given."""
+    for output in fidelity.outputs:
+        if error is not None and not output.relative_error <= error:
+            raise VerificationError(f"{output.name}: relative error {output.relative_error:.4f} exceeds {error:g}")
+    if agreement is None:
+        return
+    if fidelity.least_agreement is None:
+        raise VerificationError(
+            "--agreement: expected an output of class scores, found none; gate with --error, or say which output they are "
+            "(--output NAME=logits)"
+        )
+    for output in fidelity.outputs:
+        if output.top1_agreement is not None and not output.top1_agreement >= agreement:
+            raise VerificationError(
+                f"{output.name}: top-1 agreement {output.top1_agreement:.6g} is below {agreement:g}"
+            )

@@ -1,0 +1,267 @@
+"""The folder a run leaves: written aside and put in its place whole, and read again.
+
+``weights.safetensors`` holds the whole state of the rewritten model, so that its plan, these weights and any instance of
+the original architecture give the model back without running code from a file.
+"""
+
+import errno
+import os
+import re
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+
+from convrewrite.conv import ConvSpec, Kind, classify
+from convrewrite.errors import ModelLoadError, PlanError, UsageError
+from convrewrite.escaping import printable
+from convrewrite.folders import Scratch, nearest, put, read_text, require_room, resolved, told, unwritable
+from convrewrite.graph import BATCH_NORMS, SITE_TYPES, Site, apply_lifts, spec_of
+from convrewrite.modules import copy_model
+from convrewrite.names import require_names
+from convrewrite.pipeline import results
+from convrewrite.planning import Plan, PlannedSite, planned_structure
+from convrewrite.reporting import Report, render_html, render_markdown
+from convrewrite.rewriting import empty_option, replace_site
+from convrewrite.runtime import is_weights_of
+from convrewrite.structures import Option, Structure, discover
+
+PLAN, WEIGHTS = "plan.json", "weights.safetensors"
+
+
+ONNX = "model.onnx"
+
+
+FILES = ("model.pt", ONNX, PLAN, WEIGHTS, "report.json", "report.md", "report.html")
+
+
+REPORTS = frozenset({"report.json", "report.md", "report.html"})
+"""All else may be someone's only copy: it belongs to a result where its plan stands beside it."""
+
+
+PLAN_START = re.compile(rb'"model"\s*:\s*\{\s*"geometry"')
+
+
+PLAN_STARTS_WITHIN = 1 << 16
+"""What tells a plan, be it of another version or broken, from any other file, and in how many bytes."""
+
+
+def check_writable(folder: Path, inputs: Sequence[str] = ()) -> None:
+    """Raise UsageError unless results can be put into ``folder``: called before any long work.
+
+    ``inputs`` name what the run reads; files that do not exist are no files. What runs that are gone left there is cleared.
+    """
+    with told(folder, "another folder with -o"):
+        place = resolved(folder)
+        if place.exists():
+            _check_replaceable(folder, place, inputs)
+        with Scratch(nearest(place)):
+            pass
+
+
+def _check_replaceable(folder: Path, place: Path, inputs: Sequence[str]) -> None:
+    """Only an earlier result is replaced, or an empty folder, and nothing that is in use."""
+    if not place.is_dir():
+        raise UsageError(f"{folder}: expected a folder for the results, found a file; name another with -o")
+    names = {path.name for path in place.iterdir()}
+    ours = {name for name in names if name in FILES or is_weights_of(name, ONNX)}
+    strangers = sorted(names - ours) or sorted(ours - REPORTS if PLAN not in names else ())
+    if strangers:
+        raise UsageError(
+            f"{folder}: holds {', '.join(strangers[:3])}, which would be lost; name a new folder, or an earlier result"
+        )
+    if os.path.ismount(place) or place.samefile(os.curdir):
+        raise UsageError(f"{folder}: a folder that is mounted, or worked in, cannot be replaced; name one inside it")
+    if not os.access(place, os.W_OK):
+        raise unwritable(folder, os.strerror(errno.EACCES), "another folder with -o")
+    read = [name for name in inputs if Path(os.path.realpath(name)).parent == place and Path(name).exists()]
+    if read:
+        raise UsageError(
+            f"{folder}: holds {read[0]}, which this run reads and would replace; name another folder with -o"
+        )
+
+
+def check_file(path: Path) -> None:
+    """Raise UsageError unless a plan can be written to ``path``: called before any long work."""
+    with told(path, "another file with -o"):
+        place = resolved(path)
+        if place.is_dir():
+            raise UsageError(f"{path}: expected a file for the plan, found a folder; name one in it, as {path / PLAN}")
+        if place.exists() and not place.is_file():
+            raise UsageError(f"{path}: expected a file for the plan, found a pipe or a device; name a file with -o")
+        if place.exists() and not _holds_plan(place):
+            raise UsageError(
+                f"{path}: holds something else than a plan, which would be lost; name another file with -o"
+            )
+        if place.exists() and not os.access(place, os.W_OK):
+            raise unwritable(path, os.strerror(errno.EACCES), "another file with -o")
+        with Scratch(nearest(place)):
+            pass
+
+
+def _holds_plan(place: Path) -> bool:
+    """Whether a plan may take its place: it is empty, or a plan."""
+    with place.open("rb") as file:
+        start = file.read(PLAN_STARTS_WITHIN)
+    return not start.strip() or PLAN_START.search(start) is not None
+
+
+def save_plan(plan: Plan, path: Path) -> None:
+    """Write a plan aside and put it in its place. Raises UsageError when that fails."""
+    with told(path, "another file with -o"):
+        place = resolved(path)
+        with Scratch(nearest(place)) as scratch:
+            made = scratch.path / PLAN
+            made.write_text(plan.to_json(), encoding="utf-8")
+            put(made, place, scratch)
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a file. Raises PlanError for a file that is missing or holds something else."""
+    return Plan.from_json(read_text(path, PlanError, "a plan that `convrewrite plan` wrote"), str(path))
+
+
+def save(folder: Path, model: nn.Module, plan: Plan, report: Report, onnx: Path | None) -> Path:
+    """Write everything aside and put it in its place in one step; an earlier result there is replaced.
+
+    Raises UsageError when that fails, and then ``folder`` is as it was.
+    """
+    check_writable(folder)
+    if onnx is not None and not onnx.is_file():
+        raise UsageError(f"{onnx}: was removed from the temporary files since the run; run it again")
+    with told(folder, "another folder with -o"):
+        place = resolved(folder)
+        with Scratch(nearest(place)) as scratch:
+            made = scratch.path / "result"
+            made.mkdir()
+            _write(made, model, plan, report, onnx)
+            put(made, place, scratch)
+    return folder
+
+
+def _write(made: Path, model: nn.Module, plan: Plan, report: Report, onnx: Path | None) -> None:
+    _save_module(model, made / "model.pt")
+    save_model(model, str(made / WEIGHTS))
+    (made / WEIGHTS).chmod(0o644)  # safetensors writes a file that only its owner can read
+    if onnx is not None:
+        for file in onnx.parent.glob(f"{onnx.name}*"):
+            shutil.copy(file, made / file.name)
+    (made / PLAN).write_text(plan.to_json(), encoding="utf-8")
+    (made / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (made / "report.md").write_text(render_markdown(report), encoding="utf-8")
+    (made / "report.html").write_text(render_html(report), encoding="utf-8")
+
+
+def _save_module(model: nn.Module, path: Path) -> None:
+    """The whole module; a class that cannot be pickled leaves its state dict, which needs its factory to be loaded."""
+    try:
+        torch.save(model, path)
+        return
+    except Exception as error:  # a user's class may refuse in any way
+        refused = error
+    require_room(path)
+    warnings.warn(printable(f"the model cannot be pickled ({refused}); model.pt holds its state dict"), stacklevel=2)
+    try:
+        torch.save(model.state_dict(), path)
+    except RuntimeError:
+        require_room(path)
+        raise
+
+
+def load(folder: str | Path, original_model: nn.Module, structures: tuple[Structure, ...] = ()) -> nn.Module:
+    """The rewritten model from a result folder and an instance of the original architecture, with any weights.
+
+    Raises PlanError when the folder's plan belongs to another architecture, ModelLoadError when files are missing or
+    broken. ``original_model`` is not touched.
+    """
+    folder = Path(folder)
+    for name in (PLAN, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ModelLoadError(f"{folder / name}: missing; expected a folder written by `convrewrite optimize -o`")
+    plan = read_plan(folder / PLAN)
+    require_names(original_model, type(original_model).__name__)
+    plan.require_model(original_model, weights=False)
+    known = discover() | {structure.name: structure for structure in structures}
+    model = apply_lifts(original_model, plan.lifted) if plan.lifted else copy_model(original_model)
+    for site, option, structure in _planned(plan, model, known):
+        stages = structure.stages(site.spec.per_group, option.parameters)
+        weight = model.get_submodule(site.name).weight
+        assert isinstance(weight, Tensor)
+        replace_site(model, site, empty_option(site.folded_spec, stages, option, weight))
+    try:
+        load_model(model, folder / WEIGHTS)
+    except Exception as error:
+        raise ModelLoadError(
+            f"{folder / WEIGHTS}: does not fit the plan beside it: {' '.join(str(error).split())}"
+        ) from error
+    return model
+
+
+def _planned(plan: Plan, model: nn.Module, known: Mapping[str, Structure]) -> list[tuple[Site, Option, Structure]]:
+    """The sites that a plan rewrites in this model; raises PlanError where it says what the model or a structure has not."""
+    modules, norms = dict(model.named_modules()), Counter(site.batch_norm for site in plan.sites if site.option)
+    found: list[tuple[Site, Option, Structure]] = []
+    for planned in plan.sites:
+        conv = modules.get(planned.name)
+        if planned.option is None and not isinstance(conv, SITE_TYPES):
+            continue  # a functional convolution that stayed one
+        if not isinstance(conv, SITE_TYPES):
+            what = "nothing of this name" if conv is None else type(conv).__name__
+            raise PlanError(f"{planned.name}: expected a convolution where the plan rewrites one, found {what}")
+        spec = spec_of(conv)
+        if spec.describe() != planned.geometry or planned.kind not in (classify(spec), Kind.SEPARABLE):
+            raise PlanError(
+                f"{planned.name}: the plan says {planned.kind} {planned.geometry}, the model has {classify(spec)} "
+                f"{spec.describe()}; give the original model the plan was made from"
+            )
+        if planned.option is None:
+            continue
+        if planned.batch_norm is not None:
+            _require_batch_norm(planned, spec, modules.get(planned.batch_norm), norms[planned.batch_norm])
+        site = Site(planned.name, planned.kind, spec, (), planned.batch_norm)
+        structure = planned_structure(planned.name, planned.option, site.folded_spec, known)
+        found.append((site, planned.option.option(), structure))
+    return found
+
+
+def _require_batch_norm(planned: PlannedSite, spec: ConvSpec, norm: nn.Module | None, times: int) -> None:
+    """Raise PlanError unless this can be the BatchNorm that was folded into the site, and into no other one."""
+    fits = type(norm) is BATCH_NORMS.get(spec.dims) and getattr(norm, "num_features", 0) == spec.out_channels
+    if not fits or times > 1:
+        found = (
+            "nothing of this name" if norm is None else "one that another site has too" if fits else type(norm).__name__
+        )
+        raise PlanError(
+            f"{planned.name}: expected a BatchNorm of {spec.out_channels} channels called {planned.batch_norm!r}, found "
+            f"{found}; give the original model the plan was made from"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The rewritten model, the plan it followed, and the report."""
+
+    model: nn.Module
+    plan: Plan
+    report: Report
+    _onnx: Path | None = field(repr=False)
+    _folder: Scratch = field(repr=False)
+
+    @property
+    def refused(self) -> str | None:
+        """Why this result is no success, though everything ran: it is slower, or loses more than was to be kept."""
+        return self.report.refused
+
+    def save(self, folder: str | Path) -> Path:
+        """Write model.pt, model.onnx, plan.json, weights.safetensors, report.json, report.md and report.html.
+
+        They are written aside and take their place together, in one step. Raises UsageError when the folder cannot be written or
+        holds other things; then it is as it was.
+        """
+        return results.save(Path(folder), self.model, self.plan, self.report, self._onnx)

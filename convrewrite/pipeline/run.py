@@ -1,0 +1,180 @@
+"""One run: its choice of options, and everything after it. The entry points are in :mod:`convrewrite.pipeline`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from convrewrite.calibration import calibrate, channels_last, evaluation_inputs
+from convrewrite.conv import Cost
+from convrewrite.folders import Scratch, temporary
+from convrewrite.graph import Traced
+from convrewrite.meanings import NOTHING, Meaning, require_outputs
+from convrewrite.modules import preserved
+from convrewrite.pipeline.results import Result
+from convrewrite.planning import (
+    Allocation,
+    Choice,
+    Constraints,
+    Fingerprint,
+    Plan,
+    Planner,
+    require_evaluable,
+    with_kept,
+    with_outputs,
+)
+from convrewrite.progress import Progress, Stopwatch
+from convrewrite.reporting import build_report
+from convrewrite.rewriting import (
+    Outcome,
+    Prepared,
+    Rewritten,
+    Settings,
+    Work,
+    counted_as_replaced,
+    output_weights,
+    settle,
+)
+from convrewrite.runtime import (
+    Baseline,
+    Measured,
+    Provenance,
+    Unmeasured,
+    export,
+    measure_everything,
+    measure_outputs,
+    require_runtime_dtype,
+)
+
+NOT_MEASURED = "no ONNX file was asked for: nothing was exported or timed, and onnxruntime was not compared"
+"""The note of a result without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run: what is shared by its stages, who plans, and the original's ONNX file where anything is measured."""
+
+    work: Work
+    planner: Planner
+    scratch: Scratch
+    baseline: Baseline | None
+
+    @classmethod
+    def begin(
+        cls,
+        prepared: Prepared,
+        calibration: object,
+        constraints: Constraints,
+        settings: Settings,
+        progress: Progress,
+        watch: Stopwatch,
+        known: Mapping[str, Meaning] = NOTHING,
+    ) -> "Run":
+        """Everything that comes before a choice; what cannot be done is refused before the long work. ``known``: the meanings
+        of outputs that a plan holds."""
+        model, inputs, scratch = prepared.model, prepared.inputs, temporary()
+        require_outputs(model, inputs, constraints.outputs, known)
+        with watch.timed("export the original"):
+            baseline = _baseline(prepared, settings, scratch) if settings.measure else None
+        with watch.timed("calibrate"):
+            data = calibrate(model, inputs, calibration, seed=settings.seed, memory=settings.memory, progress=progress)
+            fit, held_out = channels_last(model, data.fit), channels_last(model, data.held_out)
+            data = replace(data, fit=fit, held_out=held_out)
+            evaluation = evaluation_inputs(inputs, data).told(model, constraints.outputs, known)
+        if constraints.keep is not None:
+            require_evaluable(data, constraints.keep, evaluation.meanings)
+        weights: dict[str, Tensor] = {}
+        if settings.output_weighting and data.fit:
+            with watch.timed("output weights"):
+                weights = output_weights(
+                    model, prepared.rewritable, data.fit, settings.seed, meanings=evaluation.meanings
+                )
+        work = Work(prepared, data, evaluation, weights, settings, progress, watch)
+        return cls(work, Planner(constraints, work, baseline or Unmeasured()), scratch, baseline)
+
+    def plan(self) -> Plan:
+        """Only choose."""
+        return self.planner.plan(self.planner.choose())
+
+    def finish(self, choice: Choice, name: str, notes: Sequence[str], plan: Plan | None = None) -> Result:
+        """Fit and apply, measure, report. ``plan``: the one that is carried out, else one is made of the choice."""
+        work, prepared = self.work, self.work.prepared
+        rewritten, allocation = self.planner.fit(choice)
+        followed = self._followed(rewritten, allocation, plan)
+        changed = [outcome.site for outcome in rewritten.outcomes if outcome.candidate is not None]
+        settled = settle(prepared.original, prepared.lifted, rewritten.model, changed)
+        after = counted_as_replaced(prepared.model, settled, changed, prepared.inputs)
+        with work.watch.timed("verify"), preserved(settled.model):
+            measured = self._measured(settled.model, followed)
+            saved = None if self.baseline is None else self.planner.predicted_saving(rewritten.outcomes)
+        report = build_report(
+            model=name,
+            plan=followed,
+            constraints=self.planner.constraints,
+            work=work,
+            outcomes=rewritten.outcomes,
+            costs=_costs(settled.model, prepared.totals.macs, after, rewritten.outcomes),
+            measured=replace(measured, predicted_saving=saved),
+            notes=[
+                *notes, *settled.notes, *work.data.notes, *_lost(prepared.traced), *measured.notes,
+                *_nothing_done(rewritten.outcomes), *([NOT_MEASURED] if self.baseline is None else []),
+            ],
+        )  # fmt: skip
+        onnx = None if self.baseline is None else self.baseline.result
+        return Result(settled.model, followed, report, onnx, self.scratch)
+
+    def _followed(self, rewritten: Rewritten, allocation: Allocation | None, plan: Plan | None) -> Plan:
+        """The plan that the result carries out: the given one, where sites had to be kept after all without them."""
+        if plan is None:
+            return self.planner.plan_of([(o.site, o.candidate, o.reason) for o in rewritten.outcomes], allocation)
+        kept = with_kept(plan, {o.site.name: o.reason for o in rewritten.outcomes if o.reason is not None})
+        return with_outputs(kept, self.work.evaluation.meanings)
+
+    def _measured(self, rewritten: nn.Module, plan: Plan) -> Measured:
+        prepared, work = self.work.prepared, self.work
+        if self.baseline is None:
+            return measure_outputs(prepared.model, rewritten, work.evaluation)
+        result = Fingerprint.of(rewritten)
+        provenance = Provenance(str(plan.model), str(result), plan.tool_version, work.evaluation.meanings)
+        return measure_everything(
+            prepared.model,
+            rewritten,
+            prepared.inputs,
+            work.evaluation,
+            self.baseline,
+            provenance.metadata(),
+            work.progress,
+        )
+
+
+def _baseline(prepared: Prepared, settings: Settings, scratch: Scratch) -> Baseline:
+    """The original exported: what cannot be is refused before the long work."""
+    require_runtime_dtype(prepared.model)
+    original = export(prepared.model, prepared.inputs, scratch.path / "original.onnx")
+    return Baseline(original, prepared.inputs, scratch.path, settings.timer, settings.threads)
+
+
+def _costs(result: nn.Module, before: int, after: int, outcomes: Sequence[Outcome]) -> tuple[Cost, Cost]:
+    """Those of the whole model before and after, the MACs as they were counted. A fixed kernel, one that is a buffer, counts as
+    parameters where it was rewritten to some; where its site is kept it is a buffer again, which the model that was
+    prepared does not show."""
+    changed = [(o.site.cost, o.candidate.cost) for o in outcomes if o.candidate is not None]
+    parameters = sum(parameter.numel() for parameter in result.parameters())
+    return Cost(parameters + sum(b.parameters - a.parameters for b, a in changed), before), Cost(parameters, after)
+
+
+def _lost(traced: Traced) -> list[str]:
+    if not traced.lost:
+        return []
+    names = ", ".join(name or "the model itself" for name in traced.lost[:5])
+    more = f" and {len(traced.lost) - 5} more" if len(traced.lost) > 5 else ""
+    return [
+        f"{names}{more} could not be followed as a graph: convolutions there are rewritten, "
+        "but a BatchNorm that follows one is not folded into it"
+    ]
+
+
+def _nothing_done(outcomes: Sequence[Outcome]) -> list[str]:
+    if any(outcome.candidate is not None for outcome in outcomes):
+        return []
+    return ["no site was rewritten; each row says why, and `convrewrite analyze` shows what other rules would take"]

@@ -1,0 +1,143 @@
+"""One option per site: the least total effect on the outputs within budgets of MACs, parameters and seconds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from convrewrite.conv import Cost
+from convrewrite.errors import PlanError
+from convrewrite.graph import Site
+from convrewrite.planning.curves import Scored, Surveyed
+from convrewrite.planning.knapsack import Item, choose, least
+from convrewrite.rewriting import Rewritten
+from convrewrite.rules import SearchSpace, Shortlist
+
+NOT_NEEDED = "the budget is met with less harm elsewhere"
+
+
+@dataclass(frozen=True, slots=True)
+class WholeCost:
+    """What the whole model costs as it is; ``seconds`` None where time was not measured."""
+
+    cost: Cost
+    seconds: float | None = None
+
+    def of(self, resource: str) -> float:
+        """The amount of one resource: MACs, parameters, or seconds."""
+        if resource == "latency":
+            assert self.seconds is not None, "a latency budget needs measured times"
+            return self.seconds
+        return self.cost.macs if resource == "macs" else self.cost.parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """The chosen option of every site, None to keep it; the sum of their effects, and the parts of the totals left."""
+
+    surveyed: tuple[Surveyed, ...]
+    chosen: tuple[Scored | None, ...]
+    totals: WholeCost
+
+    @property
+    def effect(self) -> float:
+        """The effects of all sites added up: what the whole plan is predicted to do to the outputs."""
+        return sum(scored.effect for scored in self.chosen if scored is not None)
+
+    def part(self, resource: str) -> float:
+        """What is left of a resource, as a part of the whole model's."""
+        pairs = zip(self.surveyed, self.chosen, strict=True)
+        saved = sum(_amount_kept(s, resource) - c.amount(resource) for s, c in pairs if c is not None)
+        return 1 - saved / self.totals.of(resource)
+
+    def shortlists(self) -> tuple[Shortlist, ...]:
+        """What is to be fitted at every site."""
+        pairs = zip(self.surveyed, self.chosen, strict=True)
+        return tuple(
+            Shortlist(entry.site, (), entry.reason or NOT_NEEDED)
+            if scored is None
+            else Shortlist(entry.site, (scored.candidate,))
+            for entry, scored in pairs
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FittedPlan:
+    """An allocation that was carried out, and what was measured of it: ``loss`` is the fidelity it falls short by, or its
+    effect on the outputs, whichever was asked for."""
+
+    allocation: Allocation
+    rewritten: Rewritten
+    loss: float
+
+
+def allocate(surveyed: Sequence[Surveyed], budget: Mapping[str, float], totals: WholeCost) -> Allocation:
+    """The optimum, as :mod:`convrewrite.knapsack` finds it.
+
+    Raises PlanError that says what these options can reach, when they cannot meet the budget.
+    """
+    resources = list(budget)
+    groups = [_items(entry, resources) for entry in surveyed]
+    rest = [totals.of(r) - sum(_amount_kept(entry, r) for entry in surveyed) for r in resources]
+    limits = [budget[r] * totals.of(r) - other for r, other in zip(resources, rest, strict=True)]
+    chosen = choose(groups, limits) if all(limit >= 0 for limit in limits) else None
+    if chosen is None:
+        spent = least(groups)
+        reach = {r: (s + o) / totals.of(r) for r, s, o in zip(resources, spent, rest, strict=True)}
+        raise PlanError(unreachable(budget, reach))
+    picked = tuple(_picked(entry, index) for entry, index in zip(surveyed, chosen, strict=True))
+    return Allocation(tuple(surveyed), picked, totals)
+
+
+def require_reachable(search_spaces: Sequence[SearchSpace], budget: Mapping[str, float], totals: Cost) -> None:
+    """Raise PlanError for a budget of MACs or parameters that even the cheapest options miss: before any long work."""
+    counted = {name: part for name, part in budget.items() if name != "latency"}
+    reach = {name: 1 - _most_saved(search_spaces, name) / max(1, WholeCost(totals).of(name)) for name in counted}
+    if any(reach[name] > part for name, part in counted.items()):
+        raise PlanError(unreachable(counted, reach))
+
+
+def unreachable(budget: Mapping[str, float], reach: Mapping[str, float]) -> str:
+    """The message of a budget that cannot be met: what was asked, what can be had, what to do."""
+    asked = ", ".join(f"{name}={part:g}" for name, part in budget.items())
+    found = ", ".join(f"{name}={part:.3f}" for name, part in reach.items())
+    together = " each by itself" if len(reach) > 1 else ""
+    return (
+        f"budget {asked} cannot be met by these rules on this model: they reach {found} at the least{together}; "
+        "ask for more than that, or add rules (--rule balanced)"
+    )
+
+
+def _most_saved(search_spaces: Sequence[SearchSpace], resource: str) -> float:
+    found = 0.0
+    for space in search_spaces:
+        cheapest = (rank_range.at(rank_range.ranks[0]) for rank_range in space.rank_ranges if rank_range.ranks)
+        found += max((_saving(space.site, candidate.cost, resource) for candidate in cheapest), default=0.0)
+    return found
+
+
+def _saving(site: Site, cost: Cost, resource: str) -> float:
+    return max(0.0, WholeCost(site.cost).of(resource) - WholeCost(cost).of(resource))
+
+
+def _items(entry: Surveyed, resources: Sequence[str]) -> list[Item]:
+    options = [_item(scored, resources) for scored in entry.options]
+    return options if entry.must_change else [_kept(entry, resources), *options]
+
+
+def _picked(entry: Surveyed, index: int) -> Scored | None:
+    if entry.must_change:
+        return entry.options[index]
+    return None if index == 0 else entry.options[index - 1]
+
+
+def _kept(entry: Surveyed, resources: Sequence[str]) -> Item:
+    return Item(0.0, tuple(_amount_kept(entry, r) for r in resources))
+
+
+def _item(scored: Scored, resources: Sequence[str]) -> Item:
+    return Item(scored.effect, tuple(scored.amount(r) for r in resources))
+
+
+def _amount_kept(entry: Surveyed, resource: str) -> float:
+    if resource == "latency":
+        return entry.seconds or 0.0
+    return WholeCost(entry.site.cost).of(resource)

@@ -1,0 +1,159 @@
+"""Which option every site gets: by each rule's own ratio, within a budget, or by the fidelity that is to be kept."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from convrewrite.graph import Site
+from convrewrite.planning.allocation import Allocation, FittedPlan, WholeCost, allocate, require_reachable
+from convrewrite.planning.curves import Surveyed
+from convrewrite.planning.fidelity_budget import search, shortfall
+from convrewrite.planning.latency_budget import allocate_measured, rehearse
+from convrewrite.planning.latency_table import LatencyTable, fast_enough, in_fastest_lowering
+from convrewrite.planning.plan import Constraints, Plan
+from convrewrite.planning.planned import make_plan
+from convrewrite.planning.sensitivities import FAST, THOROUGH, survey
+from convrewrite.planning.swaps import check, swap
+from convrewrite.rewriting import Outcome, Prepared, Rewritten, Settings, Work, rewrite
+from convrewrite.rules import Candidate, Shortlist, shortlist_at
+from convrewrite.runtime import Baseline, Unmeasured
+from convrewrite.version import tool_version
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is to be fitted, how it was come by, and the plan where the choice took fitting it."""
+
+    shortlists: tuple[Shortlist, ...]
+    allocation: Allocation | None = None
+    fitted: FittedPlan | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """Chooses for one run, and fits what it chose, as the choice may depend on what the fit shows."""
+
+    constraints: Constraints
+    work: Work
+    baseline: Baseline | Unmeasured
+
+    def choose(self) -> Choice:
+        """By the rules' ratios, within the budget, or by the fidelity that is to be kept.
+
+        Raises PlanError for a budget that cannot be met, before any long work where counting tells.
+        """
+        work = self.work
+        if self.constraints.by_ratio:
+            with work.watch.timed("latency"):
+                return Choice(self._by_ratio())
+        surveyed = self._survey()
+        if not self.constraints.budget:
+            return self._choose_by_fidelity(surveyed)
+        if "latency" in self.constraints.budget:
+            with work.watch.timed("latency"):
+                return self._choose_by_latency(surveyed)
+        allocation = allocate(surveyed, self.constraints.budget, WholeCost(work.prepared.totals))
+        return Choice(self._lowered(allocation), allocation)
+
+    def fit(self, choice: Choice) -> tuple[Rewritten, Allocation | None]:
+        """The choice fitted, and what was allocated in the end: one that came from an allocation is checked as a whole, and
+        bettered by swaps where it does more harm than its parts promised."""
+        if choice.fitted is not None:
+            return choice.fitted.rewritten, choice.allocation
+        rewritten = self._rewrite(choice.shortlists)
+        if choice.allocation is None or self.work.settings.fast or not self.work.data.fit:
+            return rewritten, choice.allocation
+        checked = check(self.work, choice.allocation, rewritten)
+        if checked.loss <= choice.allocation.effect:  # no more harm than that of the parts: nothing to gain
+            return rewritten, choice.allocation
+        attempt = lambda allocation: self._rewrite(self._lowered(allocation))  # noqa: E731
+        best = swap(self.work, checked, self.constraints.budget, self._measures_within, attempt)
+        return best.rewritten, best.allocation
+
+    def plan(self, choice: Choice) -> Plan:
+        """The plan of a choice that was not fitted; where a rule offers several options, the cheapest."""
+        chosen = [
+            (o.site, min(o.candidates, key=lambda p: p.cost.macs) if o.candidates else None, o.reason)
+            for o in choice.shortlists
+        ]
+        return self.plan_of(chosen, choice.allocation)
+
+    def plan_of(
+        self, chosen: Sequence[tuple[Site, Candidate | None, str | None]], allocation: Allocation | None
+    ) -> Plan:
+        """The plan of what every site became, and of the allocation it came from."""
+        work = self.work
+        return make_plan(
+            work.prepared, self.constraints, work.settings, tool_version(), chosen, allocation, work.evaluation.meanings
+        )
+
+    def predicted_saving(self, outcomes: Sequence[Outcome]) -> float:
+        """Seconds that the rewritten sites save, from the times of their options alone."""
+        latency_table = latency_table_of(self.work.prepared, self.work.settings)
+        changed = [(o.site, o.candidate) for o in outcomes if o.candidate is not None]
+        return sum(latency_table.saving(site, candidate) for site, candidate in changed)
+
+    def _by_ratio(self) -> tuple[Shortlist, ...]:
+        """Every rule at its own ratio; options that miss a rule's ``min_latency_gain`` are left out where time is measured."""
+        prepared, settings = self.work.prepared, self.work.settings
+        shortlists = tuple(shortlist_at(space, None) for space in prepared.search_spaces)
+        return fast_enough(shortlists, latency_table_of(prepared, settings)) if settings.measure else shortlists
+
+    def _survey(self) -> tuple[Surveyed, ...]:
+        """All options of all sites with their effects, and their seconds where speed counts."""
+        work, prepared, settings = self.work, self.work.prepared, self.work.settings
+        require_reachable(prepared.search_spaces, self.constraints.budget, prepared.totals)
+        timed = "latency" in self.constraints.budget or (self.constraints.for_speed and settings.measure)
+        data = work.data
+        if not data.fit and not data.held_out:  # from the weights alone: effects are those on noise
+            data = replace(data, held_out=work.evaluation.batches)
+        return survey(
+            replace(work, data=data),
+            effort=FAST if settings.fast else THOROUGH,
+            latency_table=latency_table_of(prepared, settings) if timed else None,
+        )
+
+    def _choose_by_latency(self, surveyed: tuple[Surveyed, ...]) -> Choice:
+        work = self.work
+        work.progress("latency", 0, 1, "the plan as a whole, before it is fitted")
+        totals = WholeCost(work.prepared.totals, self.baseline.seconds())
+        allocation = allocate_measured(work.prepared, surveyed, self.constraints.budget, totals, self.baseline)
+        work.progress("latency", 1, 1, f"predicted {allocation.part('latency'):.2f} of the original's")
+        return Choice(allocation.shortlists(), allocation)
+
+    def _choose_by_fidelity(self, surveyed: tuple[Surveyed, ...]) -> Choice:
+        keep, work = self.constraints.keep, self.work
+        assert keep is not None
+        found = search(
+            surveyed,
+            WholeCost(work.prepared.totals),
+            keep,
+            lambda allocation: self._rewrite(self._lowered(allocation)),
+            lambda rewritten: shortfall(work.prepared.model, rewritten, work.data, keep, work.evaluation.meanings),
+        )
+        return Choice(self._lowered(found.allocation), found.allocation, found)
+
+    def _lowered(self, allocation: Allocation) -> tuple[Shortlist, ...]:
+        """The chosen options in their fastest lowering; where the survey measured time, they are in it already."""
+        shortlists, settings = allocation.shortlists(), self.work.settings
+        timed = any(entry.seconds is not None for entry in allocation.surveyed)
+        if timed or not settings.measure:
+            return shortlists
+        with self.work.watch.timed("latency"):
+            return in_fastest_lowering(shortlists, latency_table_of(self.work.prepared, settings))
+
+    def _rewrite(self, shortlists: Sequence[Shortlist]) -> Rewritten:
+        return rewrite(self.work, shortlists)
+
+    def _measures_within(self, allocation: Allocation) -> bool:
+        """Whether the whole plan measures within the latency asked for, if any was: the times of options do not add up."""
+        if "latency" not in self.constraints.budget:
+            return True
+        with self.work.watch.timed("latency"):
+            measured = rehearse(self.work.prepared, allocation.shortlists(), self.baseline)
+        return measured <= self.constraints.budget["latency"]
+
+
+def latency_table_of(prepared: Prepared, settings: Settings) -> LatencyTable:
+    """Who measures the seconds of options in this run."""
+    rounds = FAST.rounds if settings.fast else THOROUGH.rounds
+    return LatencyTable(prepared.structures, settings.threads, rounds, settings.timer)

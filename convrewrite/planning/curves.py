@@ -1,0 +1,201 @@
+"""Errors and effects of a site's options, from a few that were measured: curves over the cost, and what is read off them."""
+
+import bisect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from convrewrite.fitting import Fit
+from convrewrite.graph import Site
+from convrewrite.rules import Candidate, RankRange
+
+FAR_BEHIND = 1.5
+"""A rank range whose cheap fits have so many times the error of others at equal cost, everywhere, is dropped."""
+
+
+LEAST_ERROR = 1e-12
+
+
+LEAST_EFFECT = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A candidate with its relative squared output error, its effect on the model's outputs (KL in nats, or relative squared
+    error), whether that effect was measured or interpolated, and its seconds where they were measured."""
+
+    candidate: Candidate
+    error: float
+    effect: float
+    measured: bool
+    seconds: float | None = None
+
+    def amount(self, resource: str) -> float:
+        """What it costs of "macs", "params" or "latency"."""
+        if resource == "latency":
+            assert self.seconds is not None, "a latency budget needs measured times"
+            return self.seconds
+        return self.candidate.cost.macs if resource == "macs" else self.candidate.cost.parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A candidate that was timed or fitted, and the reason why it is none of the options."""
+
+    candidate: Candidate
+    error: float | None
+    reason: str
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Surveyed:
+    """All that a site could become; ``seconds`` are those of the site as it is. ``reason`` says why there is nothing.
+
+    ``must_change``: to keep it as it is, is not among the options.
+    """
+
+    site: Site
+    options: tuple[Scored, ...]
+    dropped: tuple[Dropped, ...] = ()
+    seconds: float | None = None
+    reason: str | None = None
+    must_change: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FittedCandidate:
+    """A rank of a rank range that was fitted; ``gain`` is what full refinement is expected to leave of its error."""
+
+    candidate: Candidate
+    fit: Fit
+    gain: float = 1.0
+
+    @property
+    def error(self) -> float:
+        """The relative squared output error that the finished fit is expected to have."""
+        return max(LEAST_ERROR, self.fit.held_out_error * self.gain)
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A rank range with the ranks that may be chosen, cheap to dear, their seconds where time counts, and its fitted samples."""
+
+    rank_range: RankRange
+    candidates: tuple[Candidate, ...]
+    seconds: tuple[float, ...] = ()
+    samples: tuple[FittedCandidate, ...] = ()
+
+    @property
+    def points(self) -> list[tuple[float, float]]:
+        """Error over cost (seconds where time counts, else MACs) of the samples, both as logarithms."""
+        return sorted((self.log_cost(sample.candidate), math.log(sample.error)) for sample in self.samples)
+
+    def log_cost(self, candidate: Candidate) -> float:
+        """The logarithm of what a candidate of this rank range costs."""
+        if self.seconds:
+            return math.log(self.seconds[self.candidates.index(candidate)])
+        return math.log(max(1, candidate.cost.macs))
+
+    def seconds_of(self, candidate: Candidate) -> float | None:
+        """Its seconds, where time counts."""
+        return self.seconds[self.candidates.index(candidate)] if self.seconds else None
+
+    def only(self, kept: Sequence[Candidate]) -> "Curve":
+        """Without the other candidates and their samples."""
+        pairs = [(p, self.seconds_of(p)) for p in self.candidates if p in kept]
+        samples = tuple(sample for sample in self.samples if sample.candidate in kept)
+        seconds = tuple(s for _, s in pairs if s is not None)
+        return replace(self, candidates=tuple(p for p, _ in pairs), seconds=seconds, samples=samples)
+
+    def error_of(self, candidate: Candidate) -> float:
+        """Interpolated log-log in the MACs."""
+        errors = sorted((_log_macs(sample.candidate), math.log(sample.error)) for sample in self.samples)
+        return math.exp(interpolated(errors, _log_macs(candidate), -1.0))
+
+    def scored(self, effects: Sequence[tuple[FittedCandidate, float]]) -> list[Scored]:
+        """All candidates with their errors, and their effects interpolated between the measured ones.
+
+        An effect was measured on a sample as it was fitted then; beyond the measured errors it goes with the error.
+        """
+        known = sorted(
+            (math.log(max(LEAST_ERROR, sample.fit.held_out_error)), math.log(max(LEAST_EFFECT, effect)))
+            for sample, effect in effects
+        )
+        measured = {sample.candidate.option for sample, _ in effects if sample.gain == 1.0}
+        rows = [(candidate, self.error_of(candidate)) for candidate in self.candidates]
+        return [
+            Scored(
+                candidate,
+                error,
+                math.exp(interpolated(known, math.log(error), 1.0)),
+                candidate.option in measured,
+                self.seconds_of(candidate),
+            )
+            for candidate, error in rows
+        ]
+
+    def dropped(self, reason: str) -> list[Dropped]:
+        """Every sample, for the same reason."""
+        return [Dropped(s.candidate, s.error, reason, self.seconds_of(s.candidate)) for s in self.samples]
+
+
+def competitive(curves: Sequence[Curve]) -> tuple[list[Curve], list[Curve]]:
+    """Those that come near the best one at some cost, and the others."""
+    near: list[Curve] = []
+    far: list[Curve] = []
+    for curve in curves:
+        others = [other.points for other in curves if other is not curve]
+        good = (
+            all(error <= interpolated(other, cost, -1.0) + math.log(FAR_BEHIND) for other in others)
+            for cost, error in curve.points
+        )
+        (near if any(good) else far).append(curve)
+    return near, far
+
+
+def faithful_enough(curves: Sequence[Curve]) -> tuple[list[Curve], list[Dropped]]:
+    """Without the options whose output error their rule does not allow; told are those that were fitted."""
+    kept: list[Curve] = []
+    dropped: list[Dropped] = []
+    for curve in curves:
+        most = curve.rank_range.rule.require.max_output_error or math.inf
+        good = [candidate for candidate in curve.candidates if curve.error_of(candidate) ** 0.5 <= most]
+        # All samples stay: what is left is read off between them.
+        kept += [replace(curve.only(good), samples=curve.samples)] if good else []
+        wrong = curve.only([candidate for candidate in curve.candidates if candidate not in good])
+        dropped += wrong.dropped(f"its output error exceeds {most:.3g}, the rule's limit")
+    return kept, dropped
+
+
+def spread(values: Sequence[int], count: int) -> list[int]:
+    """At most ``count`` of ascending numbers, the ends among them, evenly spaced in the logarithm."""
+    if len(values) <= count:
+        return list(values)
+    if count == 1:
+        return [values[len(values) // 2]]
+    wanted = (values[0] * (values[-1] / values[0]) ** (i / (count - 1)) for i in range(count))
+    return list(dict.fromkeys(min(values, key=lambda value: (abs(value - w), value)) for w in wanted))
+
+
+def between(values: Sequence[int], count: int) -> list[int]:
+    """As :func:`spread`, without the ends: the middles of so many equal stretches of the logarithm."""
+    if len(values) <= count:
+        return list(values)
+    wanted = (values[0] * (values[-1] / values[0]) ** ((i + 0.5) / count) for i in range(count))
+    return list(dict.fromkeys(min(values, key=lambda value: (abs(value - w), value)) for w in wanted))
+
+
+def interpolated(points: Sequence[tuple[float, float]], x: float, slope: float) -> float:
+    """Piecewise linear through points sorted by x, with this slope beyond the ends."""
+    if x <= points[0][0]:
+        return points[0][1] + slope * (x - points[0][0])
+    if x >= points[-1][0]:
+        return points[-1][1] + slope * (x - points[-1][0])
+    index = bisect.bisect_right([p[0] for p in points], x)
+    (x0, y0), (x1, y1) = points[index - 1], points[index]
+    return y0 + (y1 - y0) * (x - x0) / (x1 - x0) if x1 > x0 else y1
+
+
+def _log_macs(candidate: Candidate) -> float:
+    return math.log(max(1, candidate.cost.macs))

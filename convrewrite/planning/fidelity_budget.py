@@ -1,0 +1,151 @@
+"""The most saving whose *measured* fidelity stays at what was asked: a search over plans that are really fitted.
+
+A few hundred held-out inputs measure an agreement to about a point only. So beside the measured one stands an estimate of
+lower variance: the changes of the gap between the two highest classes are taken from the held-out inputs, the gaps
+themselves from all calibration inputs, whose number is several times larger. Both must hold.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from convrewrite.calibration import Calibration
+from convrewrite.errors import PlanError
+from convrewrite.meanings import Meaning
+from convrewrite.modules import named_outputs, run
+from convrewrite.planning.allocation import Allocation, FittedPlan, WholeCost, allocate
+from convrewrite.planning.curves import Surveyed
+from convrewrite.planning.plan import Keep
+from convrewrite.rewriting import Rewritten
+from convrewrite.runtime import measure_fidelity
+
+TRIALS = 6
+"""Plans that are fitted, at most."""
+
+
+NEAR = 0.03
+"""The search ends when the saving is known to so much of the cost that is left."""
+
+
+FIRST_GUESS = {"agreement": 0.2, "error": 1.0}
+"""How the shortfall follows from the square root of the predicted effect, before anything was measured: disagreement from
+KL on a classifier, relative error from squared relative error."""
+
+
+def search(
+    surveyed: Sequence[Surveyed],
+    totals: WholeCost,
+    keep: Keep,
+    attempt: Callable[[Allocation], Rewritten],
+    shortfall_of: Callable[[nn.Module], float],
+) -> FittedPlan:
+    """The plan with the fewest MACs whose shortfall is allowed. Raises PlanError when none of them is."""
+    allowed = keep.limit if keep.measure == "error" else 1 - keep.limit
+    factor = FIRST_GUESS[keep.measure]
+    low, high = _least_part(surveyed, totals), 1.0
+    best: FittedPlan | None = None
+    last: FittedPlan | None = None
+    part = _cheapest(surveyed, totals, low, high, allowed / factor)
+    for _ in range(TRIALS):
+        allocation = allocate(surveyed, {"macs": part}, totals)
+        rewritten = attempt(allocation)
+        last = FittedPlan(allocation, rewritten, shortfall_of(rewritten.model))
+        if last.loss <= allowed:
+            best, high = last, part
+        else:
+            low = part
+        if allocation.effect > 0:
+            factor = last.loss / allocation.effect**0.5 if last.loss > 0 else factor / 4
+        if high - low <= NEAR * high:
+            break
+        part = _cheapest(surveyed, totals, low, high, allowed / factor)
+    if best is None:
+        assert last is not None
+        raise PlanError(
+            f"no plan that was tried keeps a {keep}: at {last.allocation.part('macs'):.2f} of the MACs the shortfall is "
+            f"{last.loss:.3g}, allowed is {allowed:.3g}; ask for less, give more calibration inputs, or use other rules"
+        )
+    return best
+
+
+def _least_part(surveyed: Sequence[Surveyed], totals: WholeCost) -> float:
+    saved = (
+        max((entry.site.cost.macs - s.candidate.cost.macs for s in entry.options), default=0) for entry in surveyed
+    )
+    return 1 - sum(max(0, amount) for amount in saved) / totals.of("macs")
+
+
+def _cheapest(surveyed: Sequence[Surveyed], totals: WholeCost, low: float, high: float, root_effect: float) -> float:
+    """The part of the MACs between ``low`` and ``high`` at which the square root of the predicted effect is ``root_effect``;
+    well inside the bracket, so that every trial narrows it."""
+    margin = 0.1 * (high - low)
+    inner_low, inner_high = low + margin, high - margin
+    lower, upper = inner_low, inner_high
+    for _ in range(8):
+        middle = (lower + upper) / 2
+        if allocate(surveyed, {"macs": middle}, totals).effect ** 0.5 > root_effect:
+            lower = middle
+        else:
+            upper = middle
+    return upper
+
+
+def shortfall(
+    original: nn.Module, rewritten: nn.Module, data: Calibration, keep: Keep, meanings: Mapping[str, Meaning]
+) -> float:
+    """How far the rewritten model falls short of the original on held-out inputs: the part of examples on which the top
+    classes differ, or the relative error, of the worst output. Raises PlanError for agreement without class scores."""
+    batches = data.held_out or data.fit
+    fidelity = measure_fidelity(original, rewritten, batches, meanings)
+    if keep.measure == "error":
+        return fidelity.worst_error
+    if fidelity.least_agreement is None:
+        raise PlanError(_no_scores(meanings))
+    return max(1 - fidelity.least_agreement, _estimate(original, rewritten, data, meanings))
+
+
+def require_evaluable(data: Calibration, keep: Keep, meanings: Mapping[str, Meaning]) -> None:
+    """Raise PlanError for what can be known before any long work: no inputs to measure on, or no class scores."""
+    if not (data.held_out or data.fit):
+        raise PlanError("keep: needs inputs to measure on, and there are none; give real inputs (--calib)")
+    if keep.measure == "agreement" and not any(meaning.scores for meaning in meanings.values()):
+        raise PlanError(_no_scores(meanings))
+
+
+def _no_scores(meanings: Mapping[str, Meaning]) -> str:
+    taken = "; ".join(f"{name} was taken for {meaning.kind}: {meaning.reason}" for name, meaning in meanings.items())
+    return (
+        "keep: an agreement needs class scores, logits or probabilities, and no output of this model looks like them "
+        f"({taken}); ask for --keep error=0.02 instead, or say which output they are (--output NAME=logits)"
+    )
+
+
+def _estimate(original: nn.Module, rewritten: nn.Module, data: Calibration, meanings: Mapping[str, Meaning]) -> float:
+    """The part of all calibration inputs whose top class would change, if the gap to the next changed as it does on the
+    held-out ones; of the worst output."""
+    scored = {name: meaning for name, meaning in meanings.items() if meaning.scores}
+    held = [(_scores(original, x, scored), _scores(rewritten, x, scored)) for x in (data.held_out or data.fit)]
+    others = [_scores(original, batch, scored) for batch in data.fit] if data.held_out else []
+    return max(_flips([(a[name], b[name]) for a, b in held], [scores[name] for scores in others]) for name in scored)
+
+
+def _flips(held: Sequence[tuple[Tensor, Tensor]], others: Sequence[Tensor]) -> float:
+    gaps, changes = [], []
+    for before, after in held:
+        top = before.topk(2, dim=1).indices
+        first, second = (before.gather(1, top), after.gather(1, top))
+        gaps.append(first[:, 0] - first[:, 1])
+        changes.append(second[:, 0] - second[:, 1] - gaps[-1])
+    for scores in others:
+        values = scores.topk(2, dim=1).values
+        gaps.append(values[:, 0] - values[:, 1])
+    falls = (-torch.cat(changes)).sort().values
+    lost = len(falls) - torch.searchsorted(falls, torch.cat(gaps), right=True)
+    return float(lost.double().mean()) / len(falls)
+
+
+def _scores(model: nn.Module, batch: tuple[Tensor, ...], meanings: Mapping[str, Meaning]) -> dict[str, Tensor]:
+    """``(rows, K)`` of every output of class scores."""
+    outputs = named_outputs(run(model, batch))
+    return {name: meaning.log_scores(outputs[name].double()) for name, meaning in meanings.items()}

@@ -1,0 +1,89 @@
+"""The latency of a plan as a whole, measured before anything is fitted: time does not depend on the weights.
+
+The times of single options add up to that of the model to some percent only. So the whole plan is built with the weights
+it starts with, exported and timed against the original, and the budget is corrected by what was found.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from convrewrite.errors import PlanError
+from convrewrite.modules import copy_model
+from convrewrite.planning.allocation import Allocation, WholeCost, allocate, unreachable
+from convrewrite.planning.curves import Surveyed
+from convrewrite.planning.plan import OVERSTEP
+from convrewrite.rewriting import Prepared, empty_option, replace_site
+from convrewrite.rules import Shortlist
+from convrewrite.runtime import Baseline, Unmeasured
+
+REHEARSALS = 4
+
+
+CLOSE = 0.97
+"""Of the budget: a plan that measures between this part of it and all of it is taken."""
+
+
+def allocate_measured(
+    prepared: Prepared,
+    surveyed: Sequence[Surveyed],
+    budget: Mapping[str, float],
+    totals: WholeCost,
+    baseline: Baseline | Unmeasured,
+) -> Allocation:
+    """The allocation of least effect whose latency *measures* within the budget, of a few that are tried.
+
+    Where none of them does, the one that comes nearest. Raises PlanError when the options' own times already say no, and
+    when the nearest oversteps the budget by more than ``OVERSTEP``.
+    """
+    asked = aim = budget["latency"]
+    tried: list[tuple[float, Allocation]] = []
+    for _ in range(REHEARSALS):
+        try:
+            allocation = allocate(surveyed, {**budget, "latency": aim}, totals)
+        except PlanError:
+            if not tried:
+                raise
+            break
+        if any(allocation.chosen == known.chosen for _, known in tried):
+            break
+        measured = rehearse(prepared, allocation.shortlists(), baseline)
+        tried.append((measured, allocation))
+        if CLOSE * asked <= measured <= asked:
+            break
+        aim = min(_next_aim([(found, a.part("latency")) for found, a in tried], asked), 0.999)
+    within = [allocation for measured, allocation in tried if measured <= asked]
+    least, nearest = min(tried, key=lambda pair: pair[0])
+    if least > OVERSTEP * asked:
+        raise PlanError(unreachable({"latency": asked}, {"latency": least}))
+    return replace(min(within, key=lambda a: a.effect) if within else nearest, totals=totals)
+
+
+def _next_aim(tried: Sequence[tuple[float, float]], asked: float) -> float:
+    """What a plan should be predicted to take so that it measures a little less than ``asked``; ``tried`` are pairs of what
+    was measured and what was predicted. Read off between the nearest on both sides, else in proportion to the last one."""
+    wanted = asked * (1 + CLOSE) / 2
+    below = max((pair for pair in tried if pair[0] <= asked), default=None)
+    above = min((pair for pair in tried if pair[0] > asked), default=None)
+    if below is not None and above is not None and below[1] < above[1]:
+        share = (wanted - below[0]) / (above[0] - below[0])
+        return below[1] + share * (above[1] - below[1])
+    measured, predicted = tried[-1]
+    return predicted * wanted / measured
+
+
+def rehearse(prepared: Prepared, shortlists: Sequence[Shortlist], baseline: Baseline | Unmeasured) -> float:
+    """The time of the model with these options, unfitted, as a part of the original's: the median of paired ratios."""
+    return baseline.ratio(_unfitted(prepared, shortlists))
+
+
+def _unfitted(prepared: Prepared, shortlists: Sequence[Shortlist]) -> nn.Module:
+    model = copy_model(prepared.model)
+    for shortlist in shortlists:
+        for candidate in shortlist.candidates[:1]:
+            option, spec = candidate.option, shortlist.site.folded_spec
+            stages = prepared.structures[option.structure].stages(spec.per_group, option.parameters)
+            like = prepared.model.get_submodule(shortlist.site.name).weight
+            replace_site(model, shortlist.site, empty_option(spec, stages, option, like))  # type: ignore[arg-type]
+    return model

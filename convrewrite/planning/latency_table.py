@@ -1,0 +1,128 @@
+"""Measured seconds of candidates at the site's real input shape, and what is left out for being too slow."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from convrewrite.conv import ConvSpec, Size
+from convrewrite.graph import Site
+from convrewrite.rules import Candidate, Shortlist, cost_of
+from convrewrite.runtime import THIS_MACHINE, Graph, Timer, channel_block
+from convrewrite.structures import Option, Stage, Structure, branch_specs, lowerings
+
+MIN_GAIN = 0.05
+"""Of a site's measured time: an option that gains less is not worth its error."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimedCandidate:
+    """A candidate, in the lowering that runs fastest, and the seconds it takes for one example; and the original's."""
+
+    candidate: Candidate
+    seconds: float
+    original: float
+
+    @property
+    def gain(self) -> float:
+        """The part of the original's time that is saved; negative for an option that is slower."""
+        return 1 - self.seconds / self.original
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyTable:
+    """Asks a timer for the seconds of options, at one thread count."""
+
+    structures: Mapping[str, Structure]
+    threads: int = 1
+    rounds: int = 15
+    timer: Timer = THIS_MACHINE
+
+    def of(self, site: Site, candidates: Sequence[Candidate]) -> tuple[TimedCandidate, ...]:
+        """The price of every candidate at a site, all calls of it together."""
+        variants = [(p, lowering) for p in candidates for lowering in self._lowerings(site.folded_spec, p.option)]
+        graphs = [self._graph(site.folded_spec, p.option, lowering) for p, lowering in variants]
+        before, after = self._seconds(site, graphs)
+        fastest: dict[Option, tuple[float, str]] = {}
+        for (candidate, lowering), seconds in zip(variants, after, strict=True):
+            fastest[candidate.option] = min(fastest.get(candidate.option, (seconds, lowering)), (seconds, lowering))
+        return tuple(self._timed(site, p, *fastest[p.option], before) for p in candidates)
+
+    def original(self, site: Site) -> float:
+        """Seconds of the site as it is, all calls together."""
+        return self._seconds(site, [])[0]
+
+    def saving(self, site: Site, candidate: Candidate) -> float:
+        """Seconds saved at a site by a candidate in the very lowering it has; below zero when it is slower."""
+        graph = self._graph(site.folded_spec, candidate.option, candidate.option.lowering)
+        before, after = self._seconds(site, [graph])
+        return before - after[0]
+
+    def _timed(self, site: Site, candidate: Candidate, seconds: float, lowering: str, before: float) -> TimedCandidate:
+        option = replace(candidate.option, lowering=lowering)
+        cost = cost_of(site, option, self.structures[option.structure])
+        return TimedCandidate(replace(candidate, option=option, cost=cost), seconds, before)
+
+    def _seconds(self, site: Site, graphs: Sequence[Graph]) -> tuple[float, list[float]]:
+        before, after = 0.0, [0.0] * len(graphs)
+        for size, calls in _calls(site).items():
+            once, options = self.timer.time_options(site.folded_spec, graphs, size, self.threads, self.rounds)
+            before += calls * once
+            after = [total + calls * seconds for total, seconds in zip(after, options, strict=True)]
+        return before, after
+
+    def _lowerings(self, spec: ConvSpec, option: Option) -> tuple[str, ...]:
+        return lowerings(self._stages(spec, option))
+
+    def _graph(self, spec: ConvSpec, option: Option, lowering: str) -> Graph:
+        return branch_specs(spec, self._stages(spec, option), lowering)
+
+    def _stages(self, spec: ConvSpec, option: Option) -> tuple[Stage, ...]:
+        return self.structures[option.structure].stages(spec.per_group, option.parameters)
+
+
+def _calls(site: Site) -> dict[Size, int]:
+    counted: dict[Size, int] = {}
+    for size in site.input_sizes:
+        counted[size] = counted.get(size, 0) + 1
+    return counted
+
+
+def aligned(stages: Sequence[Stage], block: int | None = None) -> bool:
+    """Whether the chain fills this processor's channel blocks: what lies between its stages is a multiple of a block,
+    and so is each group of a stage, unless it is a depthwise one."""
+    size = block or channel_block()
+    between = all(stage.out_channels % size == 0 for stage in stages[:-1])
+    return between and all(_fills(stage, size) for stage in stages)
+
+
+def _fills(stage: Stage, block: int) -> bool:
+    if stage.groups == 1 or stage.groups in (stage.in_channels, stage.out_channels):
+        return True
+    return stage.in_channels // stage.groups % block == 0 and stage.out_channels // stage.groups % block == 0
+
+
+def in_fastest_lowering(shortlists: Sequence[Shortlist], latency_table: LatencyTable) -> tuple[Shortlist, ...]:
+    """The same options, each lowered as it runs fastest at its site."""
+    return tuple(_offered(shortlist, _timed_curve(shortlist, latency_table)) for shortlist in shortlists)
+
+
+def fast_enough(shortlists: Sequence[Shortlist], latency_table: LatencyTable) -> tuple[Shortlist, ...]:
+    """As above, without the options that miss their rule's ``min_latency_gain``."""
+    return tuple(_gated(shortlist, _timed_curve(shortlist, latency_table)) for shortlist in shortlists)
+
+
+def _timed_curve(shortlist: Shortlist, latency_table: LatencyTable) -> tuple[TimedCandidate, ...]:
+    return latency_table.of(shortlist.site, shortlist.candidates) if shortlist.candidates else ()
+
+
+def _offered(shortlist: Shortlist, latency_table: Sequence[TimedCandidate]) -> Shortlist:
+    return replace(shortlist, candidates=tuple(timed.candidate for timed in latency_table))
+
+
+def _gated(shortlist: Shortlist, latency_table: Sequence[TimedCandidate]) -> Shortlist:
+    kept = [timed for timed in latency_table if timed.gain >= (timed.candidate.rule.require.min_latency_gain or -1e9)]
+    if kept or not latency_table:
+        return _offered(shortlist, kept)
+    best = max(latency_table, key=lambda timed: timed.gain)
+    return Shortlist(
+        shortlist.site, (), f"no option is fast enough: the best changes the measured time by {-best.gain:+.0%}"
+    )

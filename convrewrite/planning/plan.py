@@ -1,0 +1,289 @@
+"""The plan: one option per site, as a value that can be read, compared, kept and applied again; and what is asked of it."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from torch import nn
+
+from convrewrite.conv import ConvSpec, Kind
+from convrewrite.errors import PlanError
+from convrewrite.graph import Lift
+from convrewrite.meanings import Kind as OutputKind
+from convrewrite.meanings import Meaning
+from convrewrite.rules import allowed_variants
+from convrewrite.structures import Option, Structure, lowerings
+
+BUDGETS = ("macs", "params", "latency")
+
+
+OVERSTEP = 1.1
+"""Times a budget of latency: a result that measures more is no success. What is less lies within what two measurements of
+a whole model may differ by on a busy machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """The fidelity that must be kept on held-out inputs: the share of examples with the same top class, or at most so much
+    relative error of every output."""
+
+    measure: Literal["agreement", "error"]
+    limit: float
+
+    def __str__(self) -> str:
+        """As in a report."""
+        if self.measure == "agreement":
+            return f"top-1 agreement of at least {self.limit:g}"
+        return f"relative output error of at most {self.limit:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Constraints:
+    """What a plan is made for: parts of the whole model's costs that may be left, the fidelity to keep, or neither: then
+    every rule's own ratio holds. ``outputs``: what the caller said of their meanings."""
+
+    budget: Mapping[str, float]
+    keep: Keep | None = None
+    outputs: Mapping[str, Meaning] = field(default_factory=dict)
+
+    @property
+    def by_ratio(self) -> bool:
+        """Whether nothing was asked."""
+        return not self.budget and self.keep is None
+
+    @property
+    def for_speed(self) -> bool:
+        """Whether the result must not be slower: unless only MACs or parameters were asked for."""
+        return not self.budget or "latency" in self.budget
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Fingerprint(_Part):
+    """What a plan belongs to: hashes of the names and shapes of a model's tensors, and of their values."""
+
+    geometry: str
+    weights: str
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Fingerprint":
+        """The fingerprint of a model as it stands."""
+        geometry, weights = hashlib.sha256(), hashlib.sha256()
+        for name, tensor in sorted(model.state_dict().items()):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            geometry.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return cls(geometry=geometry.hexdigest(), weights=weights.hexdigest())
+
+    def __str__(self) -> str:
+        """As it stands in the metadata of an ONNX file."""
+        return f"{self.geometry}:{self.weights}"
+
+
+class PlannedOption(_Part):
+    """A structure with its parameters and its lowering."""
+
+    structure: str
+    parameters: dict[str, int | str]
+    lowering: str
+
+    @classmethod
+    def of(cls, option: Option) -> "PlannedOption":
+        """The option as it stands in a plan."""
+        return cls(structure=option.structure, parameters=option.parameters, lowering=option.lowering)
+
+    def option(self) -> Option:
+        """The option as the stages use it."""
+        return Option(self.structure, tuple(sorted(self.parameters.items())), self.lowering)
+
+
+class Considered(_Part):
+    """An option at a site: its cost there, and where it was measured its relative output error with only this site rewritten
+    and the effect of that on the model's outputs; why it was out of the question, if it was."""
+
+    option: PlannedOption
+    macs: int
+    parameters: int
+    seconds: float | None = None
+    error: float | None = None
+    effect: float | None = None
+    reason: str | None = None
+
+
+class PlannedSite(_Part):
+    """One site: its option, or the reason why it is kept. ``batch_norm`` names the BatchNorm folded into it.
+
+    ``macs``, ``parameters`` and ``seconds`` are those of the site as it was.
+    """
+
+    name: str
+    kind: Kind
+    geometry: str
+    option: PlannedOption | None
+    reason: str | None = None
+    batch_norm: str | None = None
+    macs: int | None = None
+    parameters: int | None = None
+    seconds: float | None = None
+    considered: tuple[Considered, ...] = ()
+
+
+class Predicted(_Part):
+    """What a plan promises: the sum of the effects of its sites, and the parts of the whole model's costs that are left."""
+
+    effect: float
+    macs: float
+    params: float
+    latency: float | None = None
+
+
+class PlannedOutput(_Part):
+    """What an output was taken for, why, and how much it counts among several."""
+
+    kind: OutputKind
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    reason: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+
+    @classmethod
+    def of(cls, meaning: Meaning) -> "PlannedOutput":
+        """The meaning as it stands in a plan."""
+        return cls(kind=meaning.kind, weight=meaning.weight, reason=meaning.reason)
+
+
+class Plan(_Part):
+    """One option per site of one model. Plans are written as JSON, one site after another in the order they run.
+
+    ``keep`` is as :func:`keep_of` takes it, ``outputs`` are what effects were measured by, ``lifted`` the functional
+    convolutions that were made modules before there were sites.
+    """
+
+    schema_version: Literal[1] = 1
+    tool_version: str
+    model: Fingerprint
+    rules: tuple[str, ...]
+    budget: dict[str, float]
+    keep: dict[str, float] | None = None
+    seed: int = Field(ge=-(2**63), lt=2**64)  # what torch takes
+    predicted: Predicted | None = None
+    lifted: tuple[Lift, ...] = ()
+    outputs: dict[str, PlannedOutput] = Field(default_factory=dict)
+    sites: tuple[PlannedSite, ...]
+
+    @field_validator("sites")
+    @classmethod
+    def _one_site_of_a_name(cls, sites: tuple[PlannedSite, ...]) -> tuple[PlannedSite, ...]:
+        twice = [name for name, count in Counter(site.name for site in sites).items() if count > 1]
+        if twice:
+            raise ValueError(f"two sites are called {twice[0]!r}")
+        return sites
+
+    def site(self, name: str) -> PlannedSite:
+        """One site; raises PlanError that lists the names when there is no such site."""
+        for site in self.sites:
+            if site.name == name:
+                return site
+        raise PlanError(f"the plan has no site {name!r}; its sites are {', '.join(site.name for site in self.sites)}")
+
+    def asked(self) -> Constraints:
+        """What the plan was made for; raises PlanError for a budget or a fidelity that there is not."""
+        check_budget(self.budget)
+        return Constraints(self.budget, keep_of(self.keep))
+
+    def meanings(self) -> dict[str, Meaning]:
+        """What the outputs were taken for; discrete ones are found to be so again."""
+        return {
+            name: Meaning(output.kind, output.reason, output.weight)
+            for name, output in self.outputs.items()
+            if output.kind != "discrete"
+        }
+
+    def to_json(self) -> str:
+        """The text of ``plan.json``."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> "Plan":
+        """Read a plan; raises PlanError that names the first wrong entry."""
+        try:
+            plan = cls.model_validate_json(text)
+            plan.asked()
+        except PlanError as error:
+            raise PlanError(f"{source}: {error}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise PlanError(f"{source}: {where}: {first['msg']}; expected a plan written by this tool") from error
+        except UnicodeEncodeError as error:  # half of a surrogate pair
+            raise PlanError(f"{source}: no text ({error}); expected a plan written by this tool") from error
+        return plan
+
+    def require_model(self, model: nn.Module, *, weights: bool) -> None:
+        """Raise PlanError unless the plan was made for this model; ``weights``: for these very weights."""
+        found = Fingerprint.of(model)
+        if found.geometry != self.model.geometry:
+            raise PlanError(
+                f"the plan was made for another model: its tensors' names or shapes differ from {type(model).__name__}; "
+                "give the original model the plan was made from"
+            )
+        if weights and found.weights != self.model.weights:
+            raise PlanError("the plan was made for this architecture with other weights; make a new plan for these")
+
+
+def planned_structure(site: str, planned: PlannedOption, folded: ConvSpec, known: Mapping[str, Structure]) -> Structure:
+    """The structure of an option of this site, whose geometry is ``folded``, the BatchNorm in it.
+
+    Raises PlanError for one that is not known or does not take this geometry, for parameters or a lowering that it does not
+    have here, and for a rank out of its range: a plan may come from anywhere, and sizes what is built.
+    """
+    structure, spec = known.get(planned.structure), folded.per_group
+    if structure is None:
+        raise PlanError(
+            f"{site}: structure {planned.structure!r} is not known; known are {', '.join(known)}; install or pass it"
+        )
+    refused = structure.reject(spec)
+    if refused is not None:
+        raise PlanError(f"{site}: the plan rewrites it, but {refused}; make a new plan")
+    rank = planned.parameters.get("rank")
+    variant = {key: value for key, value in planned.parameters.items() if key != "rank"}
+    if variant not in [dict(one) for one in allowed_variants(structure, folded, {})]:
+        raise PlanError(f"{site}: {structure.name} has no variant {variant} here; make a new plan")
+    top = structure.full_rank(spec, variant)
+    if not isinstance(rank, int) or not 1 <= rank <= top:
+        raise PlanError(f"{site}: {structure.name}: expected a rank from 1 to {top}, found {rank}")
+    ways = lowerings(structure.stages(spec, planned.parameters))
+    if planned.lowering not in ways:
+        raise PlanError(
+            f"{site}: {structure.name}: expected the lowering {' or '.join(ways)}, found {planned.lowering!r}"
+        )
+    return structure
+
+
+def keep_of(value: "float | Mapping[str, float] | Keep | None") -> Keep | None:
+    """``0.98`` or ``{"error": 0.02}`` as a Keep. Raises PlanError for another key or a value outside (0, 1)."""
+    if value is None or isinstance(value, Keep):
+        return value
+    entries = dict(value) if isinstance(value, Mapping) else {"agreement": value}
+    name, limit = next(iter(entries.items()), ("", 0.0))
+    if len(entries) != 1 or name not in ("agreement", "error"):
+        raise PlanError(f"keep: expected a number such as 0.98, or error=0.02, found {', '.join(entries) or 'nothing'}")
+    if not 0 < limit < 1:
+        raise PlanError(
+            f"keep: expected {name} in (0, 1), as in {'0.98' if name == 'agreement' else 'error=0.02'}, found {limit:g}"
+        )
+    return Keep("agreement" if name == "agreement" else "error", float(limit))
+
+
+def check_budget(budget: Mapping[str, float]) -> None:
+    """Raise PlanError for an unknown budget or a value outside (0, 1)."""
+    for name, value in budget.items():
+        if name not in BUDGETS:
+            raise PlanError(f"budget {name!r}: expected one of {', '.join(BUDGETS)}, as in macs=0.5")
+        if not 0 < value < 1:
+            raise PlanError(f"budget {name}={value:g}: expected a part of the original's in (0, 1), as in {name}=0.5")

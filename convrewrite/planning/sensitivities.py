@@ -1,0 +1,355 @@
+"""What every option does to the model's outputs, measured with only that site rewritten.
+
+Weight energies, or output errors of the layers, cannot rank layers: an error of 1.7 % at one of them cost a KL of 0.28,
+one of 1.3 % at another 0.001. So the effect J is measured on held-out inputs, at a few ranks of each structure, and is
+interpolated between them, log-log in the site's output error; and that error log-log in the cost.
+
+The output error of every sampled option comes from its fit to the site's inputs in the original network. Rank ranges that stay
+far behind another in a first, cheap fit are dropped before the dear ones.
+"""
+
+import bisect
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from convrewrite.calibration import Calibration
+from convrewrite.fitting import LARGE, Fit
+from convrewrite.graph import Site
+from convrewrite.inputs import Inputs
+from convrewrite.meanings import Meaning, effect_of, tell
+from convrewrite.modules import named_outputs, run
+from convrewrite.planning.curves import (
+    Curve,
+    Dropped,
+    FittedCandidate,
+    Scored,
+    Surveyed,
+    between,
+    competitive,
+    faithful_enough,
+    spread,
+)
+from convrewrite.planning.latency_table import MIN_GAIN, LatencyTable, aligned
+from convrewrite.progress import Stopwatch
+from convrewrite.rewriting import UNREACHED, Propagation, SiteFit, Work, require_memory
+from convrewrite.rules import Candidate, RankRange
+from convrewrite.structures import Option, Structure
+
+LEAST_RATIO = 0.03
+"""Of a site's own MACs: cheaper options are not sampled."""
+
+
+LEAST_EXAMPLES = 32
+
+
+ENOUGH = 1 << 22
+"""Numbers of input that effects are measured on, where that is more than ``LEAST_EXAMPLES``: 27 images of 3 x 224 x 224."""
+
+
+DEAR = 6e12
+"""MACs of the model times its sites and the inputs that effects are measured on: beyond that a site's options share the
+effects of one structure. VGG-16 in full stays below it, ResNet-101 does not with ``FAST``."""
+
+
+REFINABLE = 2000
+"""Iterations of refinement in a survey times the numbers in a patch."""
+
+
+RANKS = 256
+"""Of a rank range that may be chosen from, at most: neighbours differ by two percent of their cost then."""
+
+
+PRICED = 6
+"""Ranks of a rank range that are timed where speed counts; fewer of them are fitted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is measured: ``ranks`` fitted per rank range, ``measured`` of them through the rest of the model, on at most
+    ``examples`` held-out inputs; ``iterations`` of refinement for each fit; ``inputs`` to fit on, None for all.
+
+    At large sites, where a fit takes seconds, rough fits of ``large_ranks`` of at most ``large_variants`` of a structure.
+    """
+
+    ranks: int = 4
+    large_ranks: int = 2
+    large_variants: int = 3
+    measured: int = 3
+    iterations: int = 10
+    examples: int = 512
+    inputs: int | None = None
+    rounds: int = 15
+
+
+THOROUGH = Effort()
+
+
+FAST = Effort(ranks=2, large_ranks=1, large_variants=1, measured=1, iterations=0, examples=16, inputs=64, rounds=7)
+
+
+def survey(work: Work, *, effort: Effort, latency_table: LatencyTable | None) -> tuple[Surveyed, ...]:
+    """Every site's options with their errors and effects. ``latency_table``: measure their seconds too, drop the slow ones."""
+    prepared, settings = work.prepared, work.settings
+    active = [space.site for space in prepared.search_spaces if space.rank_ranges]
+    chosen = _fewer(work.data, effort)
+    if chosen.kind != "weights only":
+        require_memory(active, settings.memory)
+    walk = Propagation(prepared.model, prepared.traced, active, (*chosen.fit, *chosen.held_out), settings.memory)
+    evaluator = Evaluator.of(prepared.model, walk, chosen, active, work.evaluation.meanings)
+    gains = _RefinementGains()
+    found: list[Surveyed] = []
+    try:
+        for space in prepared.search_spaces:
+            if not space.rank_ranges:
+                found.append(Surveyed(space.site, (), reason=space.reason))
+                continue
+            done = sum(1 for entry in found if entry.site in active)
+            work.progress("survey", done, len(active), space.site.name)
+            site_fit = SiteFit.of(walk, space.site, chosen, work.weights, settings.seed, work.watch)
+            if not site_fit.reached:
+                found.append(Surveyed(space.site, (), reason=UNREACHED))
+                continue
+            site_survey = _SiteSurvey(
+                space.site, site_fit, prepared.structures, evaluator, effort, latency_table, gains, work.watch
+            )
+            found.append(site_survey.survey(space.rank_ranges))
+            work.progress("survey", done + 1, len(active), f"{space.site.name}: {len(found[-1].options)} options")
+    finally:
+        walk.close()
+    return tuple(found)
+
+
+def _fewer(calibration: Calibration, effort: Effort) -> Calibration:
+    """The calibration with as many inputs as the effort allows, to fit on and to measure effects on."""
+    fit = calibration.fit if effort.inputs is None else _first(calibration.fit, effort.inputs)
+    if not calibration.held_out:
+        return replace(calibration, fit=fit)
+    enough = max(LEAST_EXAMPLES, ENOUGH // calibration.held_out[0][0][0].numel())
+    return replace(calibration, fit=fit, held_out=_first(calibration.held_out, min(effort.examples, enough)))
+
+
+def _first(batches: Sequence[Inputs], count: int) -> tuple[Inputs, ...]:
+    """Whole batches and a part of the last one, ``count`` examples in all."""
+    found: list[Inputs] = []
+    for batch in batches:
+        if count > 0:
+            found.append(tuple(tensor[:count] for tensor in batch))
+        count -= len(batch[0])
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluator:
+    """The original's outputs on the batches that effects are measured on; ``long``: each takes a good while; ``dear``:
+    all together do, so many are the sites."""
+
+    walk: Propagation
+    batches: tuple[int, ...]
+    originals: tuple[dict[str, Tensor], ...]
+    meanings: Mapping[str, Meaning]
+    long: bool = False
+    dear: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        walk: Propagation,
+        calibration: Calibration,
+        sites: Sequence[Site] = (),
+        meanings: Mapping[str, Meaning] | None = None,
+    ) -> "Evaluator":
+        """On held-out inputs, where there are any. ``sites``: whose options will be judged, to know how long that takes;
+        ``meanings`` of the outputs: None, they are told on these inputs."""
+        all_batches = (*calibration.fit, *calibration.held_out)
+        first = len(calibration.fit) if calibration.held_out else 0
+        batches = range(first, len(all_batches))
+        known = tell(model, [all_batches[index] for index in batches]) if meanings is None else meanings
+        originals = tuple(named_outputs(run(model, all_batches[index])) for index in batches)
+        examples = sum(len(all_batches[index][0]) for index in batches)
+        numbers = sum(all_batches[index][0].numel() for index in batches)
+        macs = examples * len(sites) * sum(site.cost.macs for site in sites)
+        return cls(walk, tuple(batches), originals, known, numbers > ENOUGH, macs > DEAR)
+
+    def effect(self, site: Site, module: nn.Module) -> float:
+        """J of a module in the site's place."""
+        outputs = self.walk.outputs(site, module, self.batches)
+        return effect_of(zip(self.originals, map(named_outputs, outputs), strict=True), self.meanings)
+
+
+@dataclass(slots=True)
+class _RefinementGains:
+    """What refinement left of the error of first fits, by structure: learned where it is cheap, expected where it is dear."""
+
+    known: dict[str, list[float]] = field(default_factory=dict)
+
+    def learn(self, structure: str, ratio: float) -> None:
+        self.known.setdefault(structure, []).append(min(1.0, ratio))
+
+    def expected(self, structure: str) -> float:
+        return statistics.median(self.known[structure]) if structure in self.known else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _SiteSurvey:
+    """One site, and all that measures its options."""
+
+    site: Site
+    site_fit: SiteFit
+    structures: Mapping[str, Structure]
+    evaluator: Evaluator
+    effort: Effort
+    latency_table: LatencyTable | None
+    gains: _RefinementGains
+    stopwatch: Stopwatch
+
+    def survey(self, rank_ranges: Sequence[RankRange]) -> Surveyed:
+        curves = [Curve(rank_range, tuple(self._usable(rank_range))) for rank_range in self._few(rank_ranges)]
+        curves = [curve for curve in curves if curve.candidates]
+        before: float | None = None
+        dropped: list[Dropped] = []
+        if self.latency_table is not None:
+            with self.stopwatch.timed("latency"):
+                before = self.latency_table.original(self.site)
+                curves, dropped = self._fast_enough([self._timed_curve(curve) for curve in curves], before)
+        with self.stopwatch.timed("solves"), self.site_fit.solving_threads():
+            near, far = competitive(self._first_fits(curves))
+            near = near if self._large else [self._refined(curve) for curve in near]
+        dropped += [entry for c in far for entry in c.dropped("far behind others of the same cost in a first fit")]
+        kept, wrong = faithful_enough(near)
+        with self.stopwatch.timed("effects"):
+            groups = ([kept] if kept else []) if self.evaluator.dear else _by_structure(kept)
+            options = [scored for curves in groups for scored in self._scored(curves)]
+        told = (*dropped, *wrong)
+        return Surveyed(self.site, tuple(options), told, before, None if options else _nothing_left(told))
+
+    @property
+    def _large(self) -> bool:
+        return self.site_fit.patch >= LARGE
+
+    def _few(self, rank_ranges: Sequence[RankRange]) -> list[RankRange]:
+        """All rank ranges; at large sites not every variant of a structure that has many."""
+        if not self._large:
+            return list(rank_ranges)
+        by_structure: dict[tuple[str, str], list[RankRange]] = {}
+        for rank_range in rank_ranges:
+            by_structure.setdefault((rank_range.rule.name, rank_range.structure.name), []).append(rank_range)
+        return [
+            group[i - 1]
+            for group in by_structure.values()
+            for i in between(range(1, len(group) + 1), self.effort.large_variants)
+        ]
+
+    def _usable(self, rank_range: RankRange) -> list[Candidate]:
+        """The ranks that may be chosen: all that save enough; where speed counts, a few that fill channel blocks."""
+        limit = (1 - rank_range.rule.require.min_mac_saving) * self.site.cost.macs
+        ranks = rank_range.ranks
+        last = bisect.bisect_right(ranks, limit, key=lambda rank: rank_range.at(rank).cost.macs)
+        lowest = LEAST_RATIO * self.site.cost.macs
+        first = bisect.bisect_left(ranks, lowest, hi=last, key=lambda rank: rank_range.at(rank).cost.macs)
+        usable = ranks[min(first, max(0, last - 1)) : last]
+        if self.latency_table is None:
+            return [rank_range.at(rank) for rank in spread(usable, RANKS)]
+        return [rank_range.at(rank) for rank in spread(self._aligned(rank_range, usable), PRICED)]
+
+    def _aligned(self, rank_range: RankRange, ranks: Sequence[int]) -> Sequence[int]:
+        """Those of the ranks that fill the processor's channel blocks; all of them where none does."""
+        spec = self.site.folded_spec.per_group
+        stages = {rank: rank_range.structure.stages(spec, {**rank_range.variant, "rank": rank}) for rank in ranks}
+        return [rank for rank in ranks if aligned(stages[rank])] or ranks
+
+    def _timed_curve(self, curve: Curve) -> Curve:
+        assert self.latency_table is not None
+        latency_table = self.latency_table.of(self.site, curve.candidates)
+        return replace(
+            curve, candidates=tuple(p.candidate for p in latency_table), seconds=tuple(p.seconds for p in latency_table)
+        )
+
+    def _fast_enough(self, curves: Sequence[Curve], before: float) -> tuple[list[Curve], list[Dropped]]:
+        """Without the options that gain too little measured time."""
+        kept: list[Curve] = []
+        dropped: list[Dropped] = []
+        for curve in curves:
+            least = curve.rank_range.rule.require.min_latency_gain or MIN_GAIN
+            pairs = list(zip(curve.candidates, curve.seconds, strict=True))
+            fast = [candidate for candidate, seconds in pairs if 1 - seconds / before >= least]
+            kept += [curve.only(fast)] if fast else []
+            dropped += [
+                Dropped(p, None, _too_slow(seconds, before, least), seconds) for p, seconds in pairs if p not in fast
+            ]
+        return kept, dropped
+
+    def _first_fits(self, curves: Sequence[Curve]) -> list[Curve]:
+        if not self._large:
+            return [
+                self._sampled(c, self.effort.ranks, lambda s, o: self.site_fit.fit(s, o, iterations=0)) for c in curves
+            ]
+        targets = [target.to(torch.float32) for target in self.site_fit.targets]
+        return [
+            self._sampled(c, self.effort.large_ranks, lambda s, o: self.site_fit.rough(s, o, targets)) for c in curves
+        ]
+
+    def _sampled(self, curve: Curve, count: int, fit: Callable[[Structure, Option], Fit]) -> Curve:
+        """With so many of its ranks fitted."""
+        structure = self.structures[curve.rank_range.structure.name]
+        gain = self.gains.expected(structure.name) if self._large else 1.0
+        ranks = {int(p.option.parameters["rank"]): p for p in curve.candidates}
+        pick = between if self._large else spread
+        chosen = [ranks[rank] for rank in pick(sorted(ranks), count)]
+        return replace(curve, samples=tuple(FittedCandidate(p, fit(structure, p.option), gain) for p in chosen))
+
+    def _refined(self, curve: Curve) -> Curve:
+        if self.effort.iterations == 0 or not self.site_fit.seen:
+            return curve
+        structure = self.structures[curve.rank_range.structure.name]
+        # An iteration's cost grows with the square of the patch, and what it gains is only to be compared.
+        iterations = max(min(3, self.effort.iterations), min(self.effort.iterations, REFINABLE // self.site_fit.patch))
+        fits = [self.site_fit.fit(structure, s.candidate.option, iterations=iterations) for s in curve.samples]
+        for sample, found in zip(curve.samples, fits, strict=True):
+            if sample.fit.held_out_error > 0:
+                self.gains.learn(structure.name, found.held_out_error / sample.fit.held_out_error)
+        pairs = zip(curve.samples, fits, strict=True)
+        return replace(curve, samples=tuple(FittedCandidate(sample.candidate, found) for sample, found in pairs))
+
+    def _scored(self, curves: Sequence[Curve]) -> list[Scored]:
+        """All variants of one structure, or of several, with the effects that were measured on the best of them: equal
+        errors do about equal harm, most nearly those of one structure."""
+        best = min(curves, key=lambda curve: statistics.fmean(error for _, error in curve.points))
+        picked = spread(range(1, len(best.samples) + 1), self._measured)
+        effects = [(best.samples[i - 1], self._effect(best.samples[i - 1])) for i in picked]
+        return [scored for curve in curves for scored in curve.scored(effects)]
+
+    @property
+    def _measured(self) -> int:
+        """Effects measured per structure: fewer where a run of the model takes seconds."""
+        return min(self.effort.measured, 2) if self.evaluator.long else self.effort.measured
+
+    def _effect(self, sample: FittedCandidate) -> float:
+        structure = self.structures[sample.candidate.option.structure]
+        with torch.no_grad():
+            return self.evaluator.effect(
+                self.site, self.site_fit.merged(structure, sample.candidate.option, sample.fit)
+            )
+
+
+def _by_structure(curves: Sequence[Curve]) -> list[list[Curve]]:
+    found: dict[str, list[Curve]] = {}
+    for curve in curves:
+        found.setdefault(curve.rank_range.structure.name, []).append(curve)
+    return list(found.values())
+
+
+def _too_slow(seconds: float, before: float, least: float) -> str:
+    return f"changes the measured time by {seconds / before - 1:+.0%}, less than the {least:.0%} it must gain"
+
+
+def _nothing_left(dropped: Sequence[Dropped]) -> str:
+    if not dropped:
+        return "no option costs less than the original"
+    best = min(dropped, key=lambda entry: entry.seconds or math.inf)
+    return f"no option is left; the best, {best.candidate.option.describe()}, {best.reason}"

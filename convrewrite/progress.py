@@ -1,0 +1,43 @@
+"""Who is told how far a run is, and the wall time of its stages."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """``seconds`` has the wall time of each stage; a stage that runs again adds to its own."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """The time of the block counts for ``name``, also when it raises."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def each(self, name: str, items: Iterator[Item]) -> Iterator[Item]:
+        """The items of an iterator; the time it takes to make them counts for ``name``, not what is done with them."""
+        while True:
+            with self.timed(name):
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+            yield item
+
+
+Progress = Callable[[str, int, int, str], None]
+"""Called with a stage's name, how many of its steps are done, how many there are, and what is being done."""
+
+
+def silent(stage: str, done: int, total: int, text: str) -> None:
+    """No progress is shown."""

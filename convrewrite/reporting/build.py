@@ -1,0 +1,215 @@
+"""From what the stages returned to the Report."""
+
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from convrewrite.conv import Cost
+from convrewrite.meanings import Fidelity
+from convrewrite.planning import Constraints, Plan
+from convrewrite.reporting.report import (
+    Asked,
+    CalibrationSummary,
+    Change,
+    Environment,
+    ErrorBasis,
+    LatencyChange,
+    OutputFidelityRow,
+    OutputRow,
+    ParityRow,
+    Reached,
+    Report,
+    SiteRow,
+    Totals,
+)
+from convrewrite.reporting.verdict import few_positions, refused, useless
+from convrewrite.rewriting import Outcome, Work
+from convrewrite.runtime import Comparison, Measured, Parity, processor
+from convrewrite.version import tool_version
+
+ERROR_BASES: dict[str, ErrorBasis] = {
+    "data": "held-out inputs",
+    "synthetic": "synthetic inputs",
+    "weights only": "weights",
+}
+
+
+def environment() -> Environment:
+    """Versions and machine."""
+
+    def of(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "not installed"
+
+    return Environment(
+        python=platform.python_version(),
+        torch=of("torch"),
+        onnx=of("onnx"),
+        onnxruntime=of("onnxruntime"),
+        platform=platform.platform(),
+        cpu=processor()[0],
+        cores=os.cpu_count() or 1,
+    )
+
+
+def site_row(outcome: Outcome, error_basis: ErrorBasis) -> SiteRow:
+    """One outcome as a row."""
+    site, candidate = outcome.site, outcome.candidate
+    before = site.cost
+    after = before if candidate is None else candidate.cost
+    return SiteRow(
+        name=site.name,
+        kind=site.kind,
+        geometry=site.spec.describe(),
+        calls=max(1, len(site.input_sizes)),
+        action="kept" if candidate is None else "rewritten",
+        option=None if candidate is None else candidate.option.describe(),
+        reason=(outcome.reason or "kept") if candidate is None else None,
+        parameters_before=before.parameters,
+        parameters_after=after.parameters,
+        macs_before=before.macs,
+        macs_after=after.macs,
+        output_error=outcome.error,
+        error_basis=None if outcome.error is None else error_basis,
+        positions=outcome.positions,
+        unknowns=None if outcome.positions is None else outcome.unknowns,
+    )
+
+
+def build_report(
+    *,
+    model: str,
+    plan: Plan,
+    constraints: Constraints,
+    work: Work,
+    outcomes: Sequence[Outcome],
+    costs: tuple[Cost, Cost],
+    measured: Measured,
+    notes: Sequence[str],
+) -> Report:
+    """Put everything together; ``costs`` are those of the whole model before and after."""
+    before, after = costs
+    calibration, settings = work.data, work.settings
+    parts = _parts(before, after, measured)
+    lost = useless(constraints, measured, calibration, fast=settings.fast)
+    return Report(
+        tool_version=tool_version(),
+        model=model,
+        input_shapes=tuple(tuple(tensor.shape) for tensor in work.prepared.inputs),
+        rules=plan.rules,
+        asked=Asked(budget=dict(constraints.budget), keep=None if constraints.keep is None else str(constraints.keep)),
+        reached=Reached(
+            budget={name: parts[name] for name in constraints.budget}, keep=_kept(constraints, measured.fidelity)
+        ),
+        refused=refused(constraints, measured, lost),
+        useless=lost is not None,
+        warnings=(*([lost] if lost else []), *few_positions(outcomes)),
+        seed=plan.seed,
+        threads=settings.threads,
+        calibration=CalibrationSummary(
+            source=calibration.source,
+            kind=calibration.kind,
+            fitted_on=calibration.fitted_on,
+            held_out=calibration.held_out_count,
+        ),
+        sites=tuple(site_row(outcome, ERROR_BASES[calibration.kind]) for outcome in outcomes),
+        totals=_totals(before, after, measured),
+        outputs=_output_rows(measured.fidelity),
+        fidelity=_fidelity_rows(measured.fidelity),
+        fidelity_examples=measured.fidelity.examples,
+        fidelity_basis=measured.fidelity_basis,
+        parity=_parity_rows(measured.parity),
+        environment=environment(),
+        notes=(*notes, *_left_out(measured.fidelity)),
+        seconds=work.watch.seconds,
+    )
+
+
+def _parts(before: Cost, after: Cost, measured: Measured) -> dict[str, float | None]:
+    """What is left of each resource."""
+    latency = measured.onnx_latency
+    return {
+        "macs": after.macs / max(1, before.macs),
+        "params": after.parameters / max(1, before.parameters),
+        "latency": None if latency is None else latency.ratio,
+    }
+
+
+def _output_rows(fidelity: Fidelity) -> tuple[OutputRow, ...]:
+    return tuple(
+        OutputRow(name=name, taken_for=meaning.kind, reason=meaning.reason, weight=meaning.weight)
+        for name, meaning in fidelity.meanings.items()
+    )
+
+
+def _fidelity_rows(fidelity: Fidelity) -> tuple[OutputFidelityRow, ...]:
+    return tuple(
+        OutputFidelityRow(
+            name=o.name,
+            relative_error=o.relative_error,
+            top1_agreement=o.top1_agreement,
+            kl=o.kl,
+            equal_share=o.equal_share,
+            cosine=o.cosine,
+            taken_for=o.kind,
+        )
+        for o in fidelity.outputs
+    )
+
+
+def _kept(constraints: Constraints, fidelity: Fidelity) -> str | None:
+    """What was kept of what was asked to be kept, in the same words."""
+    if constraints.keep is None:
+        return None
+    if constraints.keep.measure == "agreement" and fidelity.least_agreement is not None:
+        return f"top-1 agreement of {fidelity.least_agreement:.4g}"
+    return f"relative output error of {fidelity.worst_error:.3g}"
+
+
+def _totals(before: Cost, after: Cost, measured: Measured) -> Totals:
+    latency, saving = measured.onnx_latency, measured.predicted_saving
+    predicted = None if latency is None or saving is None else max(0.0, latency.seconds_a - saving)
+    return Totals(
+        parameters=Change[int](before=before.parameters, after=after.parameters),
+        macs=Change[int](before=before.macs, after=after.macs),
+        file_bytes=measured.file_bytes and Change[int](before=measured.file_bytes[0], after=measured.file_bytes[1]),
+        onnx_latency_seconds=_latency(measured.onnx_latency),
+        torch_latency_seconds=_latency(measured.torch_latency),
+        predicted_onnx_latency_seconds=predicted,
+    )
+
+
+def _latency(comparison: Comparison | None) -> LatencyChange | None:
+    if comparison is None:
+        return None
+    return LatencyChange(
+        before=comparison.seconds_a,
+        after=comparison.seconds_b,
+        ratio=comparison.ratio,
+        quartiles=(comparison.ratio_low, comparison.ratio_high),
+    )
+
+
+def _left_out(fidelity: Fidelity) -> tuple[str, ...]:
+    if not fidelity.left_out:
+        return ()
+    return (f"outputs that are no tensors are neither exported nor compared: {', '.join(fidelity.left_out)}",)
+
+
+def _parity_rows(parity: Parity | None) -> tuple[ParityRow, ...]:
+    if parity is None:
+        return ()
+    return tuple(
+        ParityRow(
+            name=o.name,
+            max_abs_difference=o.max_abs_difference,
+            relative_error=o.relative_error,
+            tolerance=o.tolerance,
+            passed=o.passed,
+            equal_share=o.equal_share,
+        )
+        for o in parity.outputs
+    )

@@ -1,0 +1,94 @@
+"""A plan for the terminal: as a whole, and one site with everything that was measured there."""
+
+import textwrap
+
+from tabulate import tabulate
+
+from convrewrite.planning import Considered, Plan, PlannedOption, PlannedSite
+from convrewrite.reporting import figures
+from convrewrite.reporting.figures import WIDTH
+
+CONSIDERED_HEADERS = ("", "option", "MACs", "param.", "time", "error", "effect", "")
+"""Of these those are shown that hold something."""
+
+
+OPTION_WIDTH, DECISION_WIDTH = 48, 54
+
+
+EFFECTS = (
+    "Errors and effects are those with only this site rewritten. The effect is the KL of the model's outputs, or their "
+    "squared relative error."
+)
+
+
+def render_plan(plan: Plan) -> str:
+    """What was asked, what the plan promises, and every site."""
+    rows = [(site.name, site.kind, site.geometry, _ratio(site), _what(site)) for site in plan.sites]
+    constraints = plan.asked()
+    parts = [f"{name}={part:g}" for name, part in constraints.budget.items()] + (
+        [f"keep {constraints.keep}"] if constraints.keep else []
+    )
+    lines = [f"asked: {', '.join(parts) or 'the ratio of each rule'}"]
+    if plan.predicted is not None:
+        p = plan.predicted
+        latency = "" if p.latency is None else f", latency {p.latency:.3f}"
+        lines.append(
+            f"promised: macs {p.macs:.3f}, params {p.params:.3f}{latency}; effect on the outputs {p.effect:.2g}"
+        )
+    table = tabulate(
+        rows,
+        ("site", "kind", "geometry", "MACs", "becomes"),
+        disable_numparse=True,
+        maxcolwidths=[None] * 4 + [DECISION_WIDTH],
+    )
+    return "\n".join((*lines, "", table))
+
+
+def render_site(site: PlannedSite) -> str:
+    """Why a site became what it is; columns of what was not measured are left out, and reasons stand
+    below the table."""
+    head = f"{site.name}: {site.kind} {site.geometry}\n{_what(site)}"
+    if not site.considered:
+        return head
+    reasons: dict[str, int] = {}
+    rows = [_row(site, entry, reasons) for entry in site.considered]
+    shown = [i for i in range(len(CONSIDERED_HEADERS)) if any(row[i] for row in rows)]
+    cells = [[row[i] for i in shown] for row in rows]
+    widths = [OPTION_WIDTH if CONSIDERED_HEADERS[i] == "option" else None for i in shown]
+    text = tabulate(cells, [CONSIDERED_HEADERS[i] for i in shown], disable_numparse=True, maxcolwidths=widths)
+    notes = [f"[{number}] {reason}" for reason, number in reasons.items()]
+    if any(entry.effect is not None for entry in site.considered):
+        notes.append(EFFECTS)
+    return "\n".join((head, "", text, *(textwrap.fill(note, WIDTH) for note in notes)))
+
+
+def _row(site: PlannedSite, entry: Considered, reasons: dict[str, int]) -> tuple[str, ...]:
+    return (
+        ">" if entry.option == site.option else "",
+        _describe(entry.option),
+        _part(entry.macs, site.macs),
+        _part(entry.parameters, site.parameters),
+        ""
+        if entry.seconds is None
+        else f"{figures.duration(entry.seconds)} {_part(entry.seconds, site.seconds)}".strip(),
+        "" if entry.error is None else figures.percent(entry.error),
+        "" if entry.effect is None else f"{entry.effect:.2g}",
+        f"[{reasons.setdefault(entry.reason, len(reasons) + 1)}]" if entry.reason else "",
+    )
+
+
+def _part(value: float, whole: float | None) -> str:
+    return "" if not whole else figures.times(value / whole)
+
+
+def _what(site: PlannedSite) -> str:
+    return f"kept: {site.reason}" if site.option is None else _describe(site.option)
+
+
+def _ratio(site: PlannedSite) -> str:
+    chosen = [entry.macs for entry in site.considered if entry.option == site.option]
+    return _part(chosen[0], site.macs) if chosen else ""
+
+
+def _describe(option: PlannedOption) -> str:
+    return option.option().describe()

@@ -1,0 +1,268 @@
+"""The report as a value: what was done to a model, what that saved, and how close the outputs stayed.
+
+A :class:`Report` is checked when it is built: kept sites give a reason, and the totals are the sums of the rows. It
+goes to JSON by ``report.model_dump_json()`` and comes back by ``Report.model_validate_json(text)``. A number that was
+not measured is None, never an estimate: predictions have fields of their own.
+"""
+
+from typing import Annotated, Generic, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Number = TypeVar("Number", int, float)
+
+
+Count = Annotated[int, Field(ge=0)]
+
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+ErrorBasis = Literal["held-out inputs", "synthetic inputs", "weights"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+
+class Change(_Part, Generic[Number]):
+    """A number of the original and of the rewritten model."""
+
+    before: Number
+    after: Number
+
+    @property
+    def ratio(self) -> float:
+        """``after / before``; 1 when both are zero."""
+        if self.before == self.after:
+            return 1.0
+        return self.after / self.before if self.before else float("inf")
+
+
+class LatencyChange(_Part):
+    """Seconds for one input, each the median of its rounds, and the ratio of the two.
+
+    ``ratio`` is the median of the ratios of paired, interleaved rounds and ``quartiles`` are their lower and upper
+    quartile. It is not ``after / before``: the ratio of two medians follows whatever else the machine did in between.
+    """
+
+    before: Seconds
+    after: Seconds
+    ratio: Seconds
+    quartiles: tuple[Seconds, Seconds]
+
+    @model_validator(mode="after")
+    def _ratio_lies_between_its_quartiles(self) -> Self:
+        low, high = self.quartiles
+        if not low <= self.ratio <= high:
+            raise ValueError(f"expected a ratio between its quartiles, found {self.ratio} outside {low} to {high}")
+        return self
+
+
+class Asked(_Part):
+    """What the caller asked for.
+
+    ``budget`` holds parts of the original's cost, such as ``{"macs": 0.5}``; it is empty when every rule's own ratio
+    was used. ``keep`` is the least fidelity in words, such as ``top1 agreement of at least 0.98``.
+    """
+
+    budget: dict[str, float] = Field(default_factory=dict)
+    keep: str | None = None
+
+
+class Reached(_Part):
+    """What came of it: for every key of the budget the measured part, or None when it was not measured."""
+
+    budget: dict[str, float | None] = Field(default_factory=dict)
+    keep: str | None = None
+
+
+class CalibrationSummary(_Part):
+    """Where the inputs came from, and how many examples the factors were fitted on and how many were held out."""
+
+    source: str
+    kind: Literal["data", "synthetic", "weights only"]
+    fitted_on: Count = 0
+    held_out: Count = 0
+
+
+class SiteRow(_Part):
+    """One site: what became of it, its costs summed over its calls (MACs of one example), and its output error.
+
+    ``output_error`` is the relative error of the site's output, and ``error_basis`` says what it was measured on.
+    ``positions`` is how many patches of inputs the option was fitted on, ``unknowns`` how many numbers one has.
+    """
+
+    name: str
+    kind: str
+    geometry: str
+    calls: Annotated[int, Field(ge=1)] = 1
+    action: Literal["rewritten", "kept"]
+    option: str | None = None
+    reason: str | None = None
+    parameters_before: Count
+    parameters_after: Count
+    macs_before: Count
+    macs_after: Count
+    output_error: Annotated[float, Field(ge=0)] | None = None
+    error_basis: ErrorBasis | None = None
+    positions: Annotated[int, Field(ge=1)] | None = None
+    unknowns: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _says_what_and_why(self) -> Self:
+        if self.action == "rewritten" and not self.option:
+            raise ValueError(f"{self.name}: expected the option of a rewritten site, found none")
+        if self.action == "kept" and (not self.reason or self.option):
+            raise ValueError(f"{self.name}: expected a reason and no option for a kept site")
+        if self.action == "kept" and (self.parameters_saved or self.macs_saved):
+            raise ValueError(f"{self.name}: expected a kept site to cost what it did, found another cost after it")
+        if (self.output_error is None) != (self.error_basis is None):
+            raise ValueError(f"{self.name}: expected output_error and error_basis together, found only one of them")
+        if (self.positions is None) != (self.unknowns is None):
+            raise ValueError(f"{self.name}: expected positions and unknowns together, found only one of them")
+        return self
+
+    @property
+    def parameters_saved(self) -> int:
+        """Parameters before minus after."""
+        return self.parameters_before - self.parameters_after
+
+    @property
+    def macs_saved(self) -> int:
+        """MACs before minus after."""
+        return self.macs_before - self.macs_after
+
+
+class Totals(_Part):
+    """The whole model. ``file_bytes`` is the size of the ONNX files; latencies are seconds for one input."""
+
+    parameters: Change[int]
+    macs: Change[int]
+    file_bytes: Change[int] | None = None
+    onnx_latency_seconds: LatencyChange | None = None
+    torch_latency_seconds: LatencyChange | None = None
+    predicted_onnx_latency_seconds: Seconds | None = None
+
+
+class OutputFidelityRow(_Part):
+    """How close one output of the rewritten model is to the original's, as what it was taken for.
+
+    ``top1_agreement`` is the part of the examples, or positions, with the same class on top, of logits and probabilities.
+    ``kl`` is in nats: of the softmax of logits, of probabilities as they are, of independent probabilities the mean over
+    their entries. ``cosine`` is that of embeddings. ``equal_share`` is the part of the entries of an integer or boolean
+    output that are equal, and ``relative_error`` there the part that differs.
+    """
+
+    name: str
+    relative_error: float
+    top1_agreement: Share | None = None
+    kl: float | None = None
+    equal_share: Share | None = None
+    cosine: float | None = None
+    taken_for: str | None = None
+
+
+class OutputRow(_Part):
+    """What one output of the original was taken for, why, and its weight among several; a kind of ``ignore`` is not compared."""
+
+    name: str
+    taken_for: str
+    reason: str
+    weight: float = 1.0
+
+
+class ParityRow(_Part):
+    """onnxruntime against torch for one output of the rewritten model; ``equal_share`` as in :class:`OutputFidelityRow`."""
+
+    name: str
+    max_abs_difference: float
+    relative_error: float
+    tolerance: float
+    passed: bool
+    equal_share: Share | None = None
+
+
+class Environment(_Part):
+    """The versions and the machine that the numbers come from."""
+
+    python: str
+    torch: str
+    onnx: str | None = None
+    onnxruntime: str | None = None
+    platform: str
+    cpu: str
+    cores: Annotated[int, Field(ge=1)]
+
+
+class Report(_Part):
+    """Everything one run did and measured. ``seconds`` is the wall time of each stage, ``refused`` why the result is no
+    success though everything ran: it is slower than the original, loses more than was to be kept, or is ``useless``: it does
+    not compute the same any more, as the first of the ``warnings`` says.
+
+    ``fidelity_basis`` is a sentence: ``measured on 205 held-out calibration inputs``.
+    """
+
+    schema_version: Literal[1] = 1
+    tool_version: str
+    model: str
+    input_shapes: tuple[tuple[int, ...], ...]
+    rules: tuple[str, ...]
+    asked: Asked = Asked()
+    reached: Reached = Reached()
+    refused: str | None = None
+    useless: bool = False
+    warnings: tuple[str, ...] = ()
+    seed: int
+    threads: Annotated[int, Field(ge=1)]
+    calibration: CalibrationSummary
+    sites: tuple[SiteRow, ...]
+    totals: Totals
+    outputs: tuple[OutputRow, ...] = ()
+    fidelity: tuple[OutputFidelityRow, ...] = ()
+    fidelity_examples: Count = 0
+    fidelity_basis: str | None = None
+    parity: tuple[ParityRow, ...] = ()
+    environment: Environment
+    notes: tuple[str, ...] = ()
+    seconds: dict[str, float] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _totals_are_the_sums_of_the_sites(self) -> Self:
+        for what, total, saved in (
+            ("parameters", self.totals.parameters, sum(site.parameters_saved for site in self.sites)),
+            ("macs", self.totals.macs, sum(site.macs_saved for site in self.sites)),
+        ):
+            if total.before - total.after != saved:
+                raise ValueError(
+                    f"totals.{what}: expected a difference of {saved}, the sum over the sites, "
+                    f"found {total.before - total.after}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _what_was_asked_is_answered(self) -> Self:
+        if set(self.asked.budget) != set(self.reached.budget):
+            asked, reached = ", ".join(self.asked.budget) or "none", ", ".join(self.reached.budget) or "none"
+            raise ValueError(f"reached.budget: expected the keys of asked.budget ({asked}), found {reached}")
+        if self.fidelity and not self.fidelity_basis:
+            raise ValueError("fidelity_basis: expected a sentence that says what fidelity was measured on, found none")
+        if self.useless and not self.warnings:
+            raise ValueError("warnings: expected a sentence that says why the result is useless, found none")
+        return self
+
+
+class AnalysisRow(_Part):
+    """One site of a model that nothing was done to yet; ``applies`` maps each rule to ``yes`` or to its reason."""
+
+    name: str
+    kind: str
+    geometry: str
+    calls: Annotated[int, Field(ge=1)] = 1
+    parameters: Count
+    macs: Count
+    mac_share: Annotated[float, Field(ge=0, le=1)]
+    applies: dict[str, str] = Field(default_factory=dict)

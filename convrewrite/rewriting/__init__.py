@@ -1,0 +1,26 @@
+"""Fit and apply, front to back. Knows no budget."""
+
+from convrewrite.rewriting.front_to_back import Outcome, Rewritten, rewrite
+from convrewrite.rewriting.output_weighting import output_weights
+from convrewrite.rewriting.propagation import Propagation
+from convrewrite.rewriting.site_fit import UNREACHED, SiteFit, require_memory
+from convrewrite.rewriting.surgery import counted_as_replaced, empty_option, replace_site, settle
+from convrewrite.rewriting.work import Prepared, Settings, Work
+
+__all__ = [
+    "UNREACHED",
+    "Outcome",
+    "Prepared",
+    "Propagation",
+    "Rewritten",
+    "Settings",
+    "SiteFit",
+    "Work",
+    "counted_as_replaced",
+    "empty_option",
+    "output_weights",
+    "replace_site",
+    "require_memory",
+    "rewrite",
+    "settle",
+]

@@ -1,0 +1,145 @@
+"""The inputs of every site, front to back: in the original network and behind the prefix that is already rewritten.
+
+With a graph of the whole model, activations are kept from site to site, so each layer runs once per stream however many
+sites there are. Without one, or for a site with several calls, the model is run again for that site. Activations beyond a
+memory limit wait on disk.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convrewrite.graph import Site, Traced
+from convrewrite.inputs import Inputs
+from convrewrite.modules import copy_model, run
+from convrewrite.rewriting.streams import Sample, Streams
+from convrewrite.rewriting.surgery import build_conv, folded_kernel, replace_site
+
+
+class Propagation:
+    """Walks all batches through both networks, site by site. ``rewritten`` is the copy under the knife."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        traced: Traced,
+        sites: Sequence[Site],
+        batches: Sequence[Inputs],
+        memory: int,
+        start: nn.Module | None = None,
+    ) -> None:
+        """``memory`` in bytes bounds what is kept: activations, and what :meth:`make_room` asks for. ``start``: a copy of
+        the model in which all ``sites`` are rewritten already, to go through once more."""
+        self.model = model
+        self.memory = memory
+        self.rewritten = copy_model(start or model)
+        self._batches = batches
+        self.batches = len(batches)
+        self.examples = [len(inputs[0]) for inputs in batches]
+        self._streams: Streams | None = None
+        if traced.whole is not None:
+            self._streams = Streams(traced.whole, sites, batches, memory)
+            for site in sites:
+                if _folds(model, site):
+                    self._streams.fold(site, _folded(model, site))
+            for site in sites if start is not None else ():
+                self._streams.foresee(site, self.rewritten.get_submodule(site.name))
+
+    def samples(self, site: Site) -> Iterator[Sample]:
+        """One sample per batch and call, as often as wanted until :meth:`replace` is called for this site."""
+        mixture = _mixture(self.model, site)
+        if self._streams is not None and self._streams.advance(site.name):
+            return self._streams.samples(site, mixture)
+        return self._rerun(site, mixture)
+
+    def make_room(self, size: int) -> None:
+        """From now on activations leave so many bytes of the memory to others."""
+        if self._streams is not None:
+            self._streams.store.shrink(max(0, self.memory - size))
+
+    def rectified(self, site: Site) -> bool:
+        """Whether nothing but a ReLU sees the output of this site, or of the sum its samples' skips belong to."""
+        return self._streams is not None and self._streams.advance(site.name) and self._streams.rectified(site)
+
+    def outputs(self, site: Site, module: nn.Module, batches: Sequence[int]) -> Iterator[Any]:
+        """What the rewritten network gives for these batches with ``module`` at the site, which it does not keep.
+
+        Only what lies behind the site is run, where the graph of the whole model shows what that is.
+        """
+        if self._streams is not None and self._streams.advance(site.name):
+            for index in batches:
+                yield self._streams.finish(index, site, module)
+            return
+        trial = copy_model(self.rewritten)
+        replace_site(trial, site, module)
+        for index in batches:
+            yield run(trial, self._batches[index])
+
+    def replace(self, site: Site, module: nn.Module, stand_in: nn.Module | None = None) -> None:
+        """From here on the rewritten network has ``module`` at this site. ``stand_in`` computes the same in less time."""
+        replace_site(self.rewritten, site, module)
+        if self._streams is not None:
+            self._streams.replace(site, stand_in or module)
+
+    def close(self) -> None:
+        """Let go of the activations, on disk too."""
+        if self._streams is not None:
+            self._streams.store.close()
+
+    def _rerun(self, site: Site, mixture: nn.Module | None) -> Iterator[Sample]:
+        for index, inputs in enumerate(self._batches):
+            before = _calls_of(self.model, site, inputs)
+            after = _calls_of(self.rewritten, site, inputs)
+            for (x, output), (rewritten, _) in zip(before, after, strict=False):
+                yield Sample(index, rewritten, output if mixture is None else mixture(x))
+
+
+def _mixture(model: nn.Module, site: Site) -> nn.Module | None:
+    """The convolution with all kernels that a dynamic one mixes, one output for each: what is fitted, there, are these."""
+    return None if site.spec.kernels == 1 else _folded(model, site)
+
+
+def _folds(model: nn.Module, site: Site) -> bool:
+    """Whether a site is one operator with the BatchNorm behind it, up to rounding: that of half precision could be seen."""
+    weight = model.get_submodule(site.name).weight
+    return site.batch_norm is not None and site.spec.kernels == 1 and weight.dtype in (torch.float32, torch.float64)
+
+
+def _folded(model: nn.Module, site: Site) -> nn.Module:
+    """A site's convolution with the BatchNorm that follows it in one; all kernels of a dynamic one."""
+    kernel, bias = folded_kernel(model, site)
+    like = model.get_submodule(site.name).weight
+    assert isinstance(like, Tensor)
+    return build_conv(site.folded_spec, kernel, bias, like).requires_grad_(False)
+
+
+def _calls_of(model: nn.Module, site: Site, inputs: Inputs) -> list[tuple[Tensor, Tensor]]:
+    """Input and output of a convolution at each of its calls in one forward, its BatchNorm included where one is folded."""
+    entered: list[Tensor] = []
+    left: list[Tensor] = []
+
+    def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        entered.append(_batched(args[0] if args else next(iter(kwargs.values())), site))
+
+    def leave(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+        left.append(_batched(output, site))
+
+    end = model.get_submodule(site.batch_norm or site.name)
+    handles = (
+        model.get_submodule(site.name).register_forward_pre_hook(enter, with_kwargs=True),
+        end.register_forward_hook(leave),
+    )
+    try:
+        with torch.no_grad():
+            model(*(tensor.clone() for tensor in inputs))  # it may work on them in place
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(zip(entered, left, strict=True))
+
+
+def _batched(tensor: Tensor, site: Site) -> Tensor:
+    """A copy, which work in place later on does not reach, with the batch axis that a convolution may be called without."""
+    return (tensor if tensor.dim() == site.spec.dims + 2 else tensor[None]).detach().clone()

@@ -1,0 +1,340 @@
+"""One site at work: its kernel, the moments of its inputs, and the fits of options to them."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from convrewrite.calibration import Calibration
+from convrewrite.errors import UsageError
+from convrewrite.fitting import (
+    LARGE,
+    Accumulator,
+    Block,
+    Fit,
+    Moments,
+    Roots,
+    Target,
+    effort_for,
+    fit,
+    position_limit,
+    refit,
+    rough_fit,
+    row_bytes,
+    solving,
+    square_bytes,
+    targets_of,
+    with_outputs,
+)
+from convrewrite.graph import Site
+from convrewrite.process import torch_threads
+from convrewrite.progress import Stopwatch
+from convrewrite.rewriting.output_weighting import roots_of
+from convrewrite.rewriting.propagation import Propagation
+from convrewrite.rewriting.surgery import build_conv, build_option, folded_kernel, in_place_of
+from convrewrite.rules import Candidate
+from convrewrite.structures import Option, Stage, Structure, compose, initial_kernels, option_cost
+
+ROUNDS = 3
+"""Refits to what a ReLU lets through, at most; the first one brings most of the gain."""
+
+
+REFIT_ITERATIONS = 15
+
+
+SQUARES = 4
+"""Matrices of the size of a covariance that a site needs at once: those of the fitted and of the held-out inputs, the
+target's, and a factor of it."""
+
+
+WIDE, WORTH = 256, 0.6
+"""From so many channels a group on, a chain of at most this part of the MACs takes less time in torch than the one composed
+convolution: three quarters to a half of it for half the MACs. With 128 channels it takes 0.75 to 1.7 times as long, with 64
+more than twice."""
+
+
+UNREACHED = "none of the calibration inputs gets to it, so no error could be measured; give some that do"
+"""Why such a site is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class SiteFit:
+    """One site with its folded kernel ``(O, C / g, kh, kw)``, its bias, and the moments of its inputs where there are any.
+
+    ``reached``: False where none of the inputs to fit on gets to the site, whose way through the model depends on them.
+    """
+
+    walk: Propagation
+    site: Site
+    kernel: Tensor
+    bias: Tensor
+    like: Tensor
+    fitted_batches: int
+    seed: int
+    roots: Roots
+    seen: tuple[Moments, ...] = ()
+    unseen: tuple[Moments, ...] = ()
+    targets: tuple[Target, ...] = ()
+    fitted: tuple[Block, ...] = ()
+    held_out: tuple[Block, ...] = ()
+    reached: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        walk: Propagation,
+        site: Site,
+        calibration: Calibration,
+        weights: Mapping[str, Tensor],
+        seed: int,
+        watch: Stopwatch,
+    ) -> "SiteFit":
+        """The site where ``walk`` stands before it; its inputs are gathered unless there is no calibration.
+
+        ``weights`` are those of the outputs, by site: see :mod:`convrewrite.weighting`.
+        """
+        kernel, bias = folded_kernel(walk.model, site)
+        like = walk.model.get_submodule(site.name).weight
+        assert isinstance(like, Tensor)
+        with solving(site.name):
+            roots = roots_of(weights, site)
+        bare = cls(walk, site, kernel, bias, like, len(calibration.fit), seed, roots)
+        return bare if calibration.kind == "weights only" else bare._with_moments(watch)
+
+    @contextmanager
+    def solving_threads(self) -> Iterator[None]:
+        """One thread for small problems, on which several only wait for each other; more where matrices are large."""
+        with torch_threads(1) if self.patch < LARGE else nullcontext():
+            yield
+
+    def fit_all(self, candidates: Sequence[Candidate], structures: dict[str, Structure]) -> list[tuple[Candidate, Fit]]:
+        """Every candidate with its stage kernels: fitted to the inputs, or without any the initial values.
+
+        Of large problems only the candidate that does best in a rough fit is fitted, and alone returned.
+        """
+        if self.patch >= LARGE and self.seen and len(candidates) > 1:
+            targets = [target.to(torch.float32) for target in self.targets]
+            candidates = [
+                min(
+                    candidates,
+                    key=lambda p: self.rough(structures[p.option.structure], p.option, targets).held_out_error,
+                )
+            ]
+        return [(p, self.fit(structures[p.option.structure], p.option)) for p in candidates]
+
+    def fit(self, structure: Structure, option: Option, iterations: int | None = None) -> Fit:
+        """One option fitted to the inputs, or without any its initial values.
+
+        ``iterations`` None: as many as the size of the problem allows.
+        """
+        if not self.seen:
+            return weights_only(structure, self.site, option, self.kernel, self.bias)
+        with solving(self.site.name):
+            return fit(
+                structure, self.site.folded_spec, option.parameters, self.kernel, self.seen, self.unseen, iterations,
+                self.targets, self.roots,
+            )  # fmt: skip
+
+    def rough(self, structure: Structure, option: Option, targets: Sequence[Target]) -> Fit:
+        """A quick fit, to compare options by; ``targets`` are the site's own, in any precision."""
+        if not self.seen:
+            return weights_only(structure, self.site, option, self.kernel, self.bias)
+        with solving(self.site.name):
+            return rough_fit(structure, self.site.folded_spec, option.parameters, self.seen, targets, self.roots)
+
+    def _refit(
+        self,
+        structure: Structure,
+        option: Option,
+        found: Fit,
+        targets: Sequence[Target],
+        moments: Sequence[Moments],
+        iterations: int,
+    ) -> Fit:
+        spec, unseen = self.site.folded_spec, self.unseen
+        with solving(self.site.name):
+            return refit(structure, spec, option.parameters, found, targets, moments, unseen, iterations, self.roots)
+
+    @property
+    def patch(self) -> int:
+        """Numbers in a patch of one group."""
+        return self.kernel[0].numel()
+
+    def build(self, structure: Structure, option: Option, found: Fit) -> nn.Module:
+        """The module that takes the site's place."""
+        stages = structure.stages(self.site.spec.per_group, option.parameters)
+        chain = build_option(self.site.folded_spec, stages, option, found.kernels, found.bias, self.like)
+        return in_place_of(self.walk.model.get_submodule(self.site.name), chain)
+
+    def merged(self, structure: Structure, option: Option, found: Fit) -> nn.Module:
+        """The same as one convolution with the composed kernel: equal up to rounding, and in torch the faster one, since every
+        further operator has to be paid for, unless channels are many. The kernels of a dynamic convolution are mixed at every
+        call: it stays a chain."""
+        stages = structure.stages(self.site.spec.per_group, option.parameters)
+        if self.site.spec.kernels > 1 or self._pays(stages):
+            return self.build(structure, option, found)
+        kernel = composed_kernel(found.kernels, stages, self.site.spec.groups)
+        return build_conv(self.site.folded_spec, kernel, found.bias, self.like)
+
+    def best_of(self, fits: Sequence[tuple[Candidate, Fit]], structures: dict[str, Structure]) -> tuple[Candidate, Fit]:
+        """Each refitted to what a ReLU lets through, where it alone sees the output, and the one with the least error then."""
+        ready = [(p, *self.rectify(structures[p.option.structure], p.option, found)) for p, found in fits]
+        candidate, best, _ = min(ready, key=lambda entry: entry[2])
+        return candidate, best
+
+    def _pays(self, stages: Sequence[Stage]) -> bool:
+        """Whether torch runs the chain in less time than the convolution it replaces."""
+        spec, sizes = self.site.folded_spec, self.site.input_sizes
+        if min(spec.in_channels, spec.out_channels) < WIDE * spec.groups:
+            return False
+        return option_cost(spec, stages, sizes).macs <= WORTH * spec.cost(sizes).macs
+
+    def rectify(self, structure: Structure, option: Option, found: Fit) -> tuple[Fit, float]:
+        """Refit to what the ReLU lets through, where it alone sees the output: below zero any value is as good. With the
+        squared error on held-out inputs, behind the ReLU then, which tells the options of one site apart.
+
+        Where the original is negative, the wanted output becomes what the rewritten site gives, if that is negative too,
+        else zero; a fit to these targets never raises the error behind the ReLU, since each bounds it from above and
+        touches it at the present fit (majorisation; the relaxation of Zhang et al. 2016, section 2.2). Rounds go on
+        while the error behind the ReLU falls on the held-out inputs.
+        """
+        if not self.fitted:
+            return found, found.held_out_error
+        best, least = found, float("inf")
+        stages = structure.stages(self.site.spec.per_group, option.parameters)
+        rounds = ROUNDS if self.patch < LARGE else min(ROUNDS, 1)
+        effort = effort_for(self.patch, REFIT_ITERATIONS)
+        for index in range(rounds + 1):
+            error = self._error_behind_relu(stages, found)
+            if not error < least:
+                break
+            best, least = found, error
+            if index < rounds:
+                moments = self._relaxed_moments(stages, best)
+                targets = [target.towards(m) for target, m in zip(self.targets, moments, strict=True)]
+                found = self._refit(structure, option, best, targets, moments, effort)
+        return best, least
+
+    def _with_moments(self, watch: Stopwatch) -> "SiteFit":
+        """Add the moments over the batches to fit on and over those held out; and where a ReLU follows, the positions.
+
+        The wanted output is the original's at the original's input, plus what the sum that follows lacks.
+        """
+        with watch.timed("forward passes"):
+            keep = self.walk.rectified(self.site)
+        fitted, held_out = self._accumulators(keep)
+        for sample in watch.each("forward passes", self.walk.samples(self.site)):
+            chosen = fitted if sample.batch < self.fitted_batches else held_out
+            with watch.timed("moments"):
+                shown = sample.planar(self.site.spec)
+                chosen.add(shown.rewritten, shown.wanted, shown.rewritten_skip)
+        if fitted.empty:
+            return replace(self, reached=False)
+        if held_out.empty:
+            held_out = fitted
+        seen = self._moments(fitted)
+        unseen = seen if held_out is fitted else self._moments(held_out)
+        blocks = tuple(tuple(accumulator.kept or ()) for accumulator in (fitted, held_out))
+        with watch.timed("solves"), solving(self.site.name):
+            _require_finite((*seen, *unseen))
+            targets = tuple(targets_of(self.kernel, self.site.spec, seen))
+        return replace(self, seen=seen, unseen=unseen, targets=targets, fitted=blocks[0], held_out=blocks[1])
+
+    def _moments(self, accumulator: Accumulator) -> tuple[Moments, ...]:
+        found = accumulator.result()
+        return found if self.site.folded_spec.bias else tuple(moments.about_zero() for moments in found)
+
+    def _accumulators(self, keep: bool) -> tuple[Accumulator, Accumulator]:
+        """For the inputs to fit on, and for those held out. Activations make room for what these keep in memory."""
+        spec, split = self.site.folded_spec, self.fitted_batches
+        every = self._positions(self.walk.examples[:split]), self._positions(self.walk.examples[split:])
+        limits = position_limit(self.patch), position_limit(self.patch, held_out=True)
+        wanted = [min(pair) for pair in zip(every, limits, strict=True)]
+        squares, rows = SQUARES * square_bytes(spec), sum(wanted) * row_bytes(spec) if keep else 0
+        room = max(0, self.walk.memory - squares)
+        if rows > room:
+            wanted = [max(1, count * room // rows) for count in wanted]
+        self.walk.make_room(squares + min(rows, room))
+        fitted, held_out = (
+            Accumulator(spec, positions, self.seed + index, keep=keep, limit=count)
+            for index, (positions, count) in enumerate(zip(every, wanted, strict=True))
+        )
+        return fitted, held_out
+
+    def _positions(self, examples: Sequence[int]) -> int:
+        """Output positions of all calls in so many examples."""
+        sizes = (self.site.folded_spec.output_size(size) for size in self.site.input_sizes)
+        return sum(examples) * sum(height * width for height, width in sizes)
+
+    def _error_behind_relu(self, stages: Sequence[Stage], found: Fit) -> float:
+        """The squared error behind the ReLU on held-out positions."""
+        outputs = self._outputs(stages, found, self.held_out)
+        return sum(_squared_error(block, given, self.roots) for block, given in outputs)
+
+    def _relaxed_moments(self, stages: Sequence[Stage], found: Fit) -> tuple[Moments, ...]:
+        """The moments with the outputs that are wanted once the ReLU is taken into account."""
+        relaxed = [_relaxed(block, outputs) for block, outputs in self._outputs(stages, found, self.fitted)]
+        return with_outputs(self.seen, self.fitted, relaxed)
+
+    def _outputs(self, stages: Sequence[Stage], found: Fit, blocks: Sequence[Block]) -> Iterator[tuple[Block, Tensor]]:
+        """What a fit gives at every position of the blocks."""
+        dtype = blocks[0].patches.dtype if blocks else torch.float32
+        kernel = composed_kernel(found.kernels, stages, self.site.spec.groups).to(dtype)
+        weights = kernel.flatten(1).unflatten(0, (self.site.spec.groups, -1))
+        bias = found.bias.to(dtype).reshape(self.site.spec.groups, 1, -1)
+        for block in blocks:
+            yield block, block.patches @ weights.transpose(1, 2) + bias
+
+
+def _squared_error(block: Block, outputs: Tensor, roots: Roots) -> float:
+    skip = 0.0 if block.skips is None else block.skips
+    difference = (block.outputs + skip).relu() - (outputs + skip).relu()
+    weighted = (rows if root is None else rows @ root.T.to(rows) for rows, root in zip(difference, roots, strict=True))
+    return sum(float(rows.square().sum(dtype=torch.float64)) for rows in weighted)
+
+
+def _relaxed(block: Block, outputs: Tensor) -> Tensor:
+    """The wanted outputs; where the original sum is negative, those nearest to the given ones that the ReLU still stops."""
+    skip = 0.0 if block.skips is None else block.skips
+    wanted = block.outputs + skip
+    return torch.where(wanted > 0, wanted, (outputs + skip).clamp_max(0)) - skip
+
+
+def require_memory(sites: Sequence[Site], memory: int) -> None:
+    """Raise UsageError, before any long work, where ``memory`` bytes do not hold what the largest site needs at least: its
+    covariances, and four kept positions per unknown."""
+    for site in sites:
+        spec = site.folded_spec
+        d = spec.kernel_shape[1] * spec.kernel_size[0] * spec.kernel_size[1]
+        least = SQUARES * square_bytes(spec) + 4 * d * row_bytes(spec)
+        if least > memory:
+            raise UsageError(
+                f"memory: {site.name}, {spec.describe()}, needs {least / 2**20:.1f} MB for the covariances of its patches, "
+                f"found a limit of {memory / 2**20:.1f} MB; give more (--memory {math.ceil(least / 2**28) / 4:g}), or leave "
+                "the site out by a rule"
+            )
+
+
+def weights_only(structure: Structure, site: Site, option: Option, kernel: Tensor, bias: Tensor) -> Fit:
+    """The initial values as they are; the error is that of the kernel, relative to its norm."""
+    kernels = initial_kernels(structure, kernel, site.folded_spec, option.parameters)
+    stages = structure.stages(site.spec.per_group, option.parameters)
+    composed = composed_kernel(kernels, stages, site.spec.groups)
+    error = float(((composed - kernel).norm() / kernel.norm().clamp_min(torch.finfo(kernel.dtype).tiny)) ** 2)
+    return Fit(kernels, bias, error)
+
+
+def composed_kernel(kernels: Sequence[Tensor], stages: Sequence[Stage], groups: int) -> Tensor:
+    """The canonical kernel that the stages of a site amount to, all groups of the original joined."""
+    per_group = zip(*(stage.chunk(groups) for stage in kernels), strict=True)
+    return torch.cat([compose(parts, stages) for parts in per_group])
+
+
+def _require_finite(moments: Sequence[Moments]) -> None:
+    """Raise ArithmeticError where the site's inputs or outputs, or their squares, overflowed."""
+    for part in moments:
+        if not all(bool(tensor.isfinite().all()) for tensor in (part.mean_p, part.mean_y, part.cov_p, part.cov_yp)):
+            raise ArithmeticError("its inputs or outputs are so large that their squares overflow")

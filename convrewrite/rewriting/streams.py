@@ -1,0 +1,356 @@
+"""Both networks run from site to site along the graph of the whole model, and what they hold on the way.
+
+Activations are kept from site to site, so each layer runs once per stream however many sites there are; those beyond a
+memory limit wait on disk.
+"""
+
+import copy
+import operator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from convrewrite.conv import ConvSpec, Size, planar
+from convrewrite.graph import Site, execute, given_to
+from convrewrite.inputs import Inputs
+from convrewrite.rewriting.store import Kept, Store
+
+RECTIFIERS = (torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_, "relu", "relu_")
+
+
+MAKE_THEIR_OWN = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d)
+"""Layers whose output is never a view of their input, unless they work in place."""
+
+
+KNOWN_LAYERS = ("torch.nn", "convrewrite.")
+"""Where the layers are defined that say whether they work in place."""
+
+
+ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one batch shows at one call of a site: its input in the rewritten network, its output in the original one (with
+    the BatchNorm that is folded into it), and where that is only added to a skip connection that both networks already
+    have, this skip in each."""
+
+    batch: int
+    rewritten: Tensor
+    output: Tensor
+    original_skip: Tensor | None = None
+    rewritten_skip: Tensor | None = None
+
+    def planar(self, spec: ConvSpec) -> "Sample":
+        """The same with a height, for a one-dimensional convolution."""
+        tensors = (self.rewritten, self.output, self.original_skip, self.rewritten_skip)
+        return Sample(self.batch, *(None if t is None else planar(t, spec) for t in tensors))  # type: ignore[arg-type]
+
+    @property
+    def wanted(self) -> Tensor:
+        """What the site must give so that the rewritten sum is the original one; without a skip, the original's output."""
+        if self.original_skip is None or self.rewritten_skip is None:
+            return self.output
+        return self.output + self.original_skip - self.rewritten_skip
+
+
+class Streams:
+    """Runs the graph from site to site. The rewritten stream holds only what differs from the original one."""
+
+    def __init__(self, graph: fx.GraphModule, sites: Sequence[Site], batches: Sequence[Inputs], memory: int) -> None:
+        self.store = Store(memory)
+        self._modules = dict(graph.named_modules(remove_duplicate=False))
+        self._replaced: dict[str, nn.Module] = {}
+        self._folded: dict[str, nn.Module] = {}
+        self._foreseen: dict[str, nn.Module] = {}
+        self._batches = batches
+        self._nodes = skips_first(graph, {site.name for site in sites})
+        self._order = {node: i for i, node in enumerate(self._nodes)}
+        self._last_use = _last_uses(self._nodes)
+        self._calls = {site.name: _calls(self._nodes, self._modules, site.name) for site in sites}
+        self._position = 0
+        self._original: list[dict[fx.Node, Kept]] = [{} for _ in batches]
+        self._rewritten: list[dict[fx.Node, Kept]] = [{} for _ in batches]
+
+    def advance(self, name: str) -> bool:
+        """Run up to the site's call; False when it is called more than once, or lies behind."""
+        calls = self._calls[name]
+        if len(calls) != 1 or calls[0] < self._position:
+            return False
+        segment = self._nodes[self._position : calls[0]]
+        for index in range(len(self._batches)):
+            self._run(index, segment, calls[0])
+        self._position = calls[0]
+        return True
+
+    def samples(self, site: Site, mixture: nn.Module | None = None) -> Iterator[Sample]:
+        """One sample per batch at the site where the streams stand.
+
+        ``mixture``: the module whose output is wanted, where that is not what the original network gives there.
+        """
+        source, skip = self._source(), self._skip(site)
+        for index in range(len(self._batches)):
+            output = self._output(index, site) if mixture is None else self._mixed(index, mixture)
+            skips = () if skip is None else (self._original_value(index, skip), self._value(index, skip))
+            yield Sample(index, self._value(index, source), output, *skips)
+
+    def _value(self, index: int, node: fx.Node) -> Any:
+        """A value in the rewritten network, which is that of the original one where nothing before it differs."""
+        kept = self._rewritten[index].get(node) or self._original[index][node]
+        return self.store.get(kept)
+
+    def _original_value(self, index: int, node: fx.Node) -> Any:
+        return self.store.get(self._original[index][node])
+
+    def _mixed(self, index: int, mixture: nn.Module) -> Tensor:
+        with torch.no_grad():
+            output: Tensor = mixture(self._original_value(index, self._source()))
+        return output
+
+    def _output(self, index: int, site: Site) -> Tensor:
+        """The original's output, which the original stream then has already; what only led to it is dropped."""
+        original, end = self._original[index], self._end(site)
+        if end in original:
+            output: Tensor = self._original_value(index, end)
+            return output
+        source, conv = self._source(), self._nodes[self._position]
+        values, modules = {source: self._original_value(index, source)}, self._modules | self._folded
+        for node in dict.fromkeys((conv, end)):
+            values[node] = execute(node, modules, values)
+        if conv is not end:
+            original[conv] = self.store.put(None, shared=False)  # only the BatchNorm asked for it
+        original[end] = self.store.put(values[end], shared=False)
+        if source in self._rewritten[index] and self._last_use[source] <= self._position:
+            self.store.drop(original.pop(source))
+        return values[end]
+
+    def rectified(self, site: Site) -> bool:
+        """See :meth:`Propagation.rectified`. A ReLU behind a dynamic convolution sees the mixture of what is fitted."""
+        if site.spec.kernels > 1:
+            return False
+        end = self._end(site)
+        user = _only_user(end)
+        if user is not None and self._skip(site) is not None:
+            user = _only_user(user)
+        if user is None:
+            return False
+        if user.op == "call_module":
+            return type(self._modules[str(user.target)]) is nn.ReLU
+        return user.target in RECTIFIERS
+
+    def finish(self, index: int, site: Site, module: nn.Module) -> Any:
+        """See :meth:`Propagation.outputs`; what the streams hold stays as it is."""
+        modules = self._modules | self._folded | self._foreseen | self._replaced | self._replacements(site, module)
+        kept = self._original[index] | self._rewritten[index]
+        rest = self._nodes[self._position :]
+        values = {node: self.store.get(value) for node, value in kept.items()}
+        if any(_may_change(node, modules) for node in rest if node.op != "output"):
+            values = dict(zip(values, copy.deepcopy(list(values.values())), strict=True))
+        for node in rest:
+            if node.op == "output":
+                return fx.map_arg(node.args[0], lambda n: values[n])
+            values[node] = execute(node, modules, values)
+            for source in (*node.all_input_nodes, node):
+                if self._last_use[source] <= self._order[node]:
+                    values.pop(source, None)
+        raise AssertionError("a graph ends in its output")
+
+    def fold(self, site: Site, module: nn.Module) -> None:
+        """What the original network has at a site, with the BatchNorm that follows it: one operator instead of two."""
+        self._folded |= self._replacements(site, module)
+
+    def foresee(self, site: Site, module: nn.Module) -> None:
+        """What :meth:`finish` has at a site that the streams have not reached."""
+        self._foreseen |= self._replacements(site, module)
+
+    def replace(self, site: Site, module: nn.Module) -> None:
+        """From here on the rewritten stream runs ``module`` at the site."""
+        self._replaced |= self._replacements(site, module)
+
+    def _replacements(self, site: Site, module: nn.Module) -> dict[str, nn.Module]:
+        """What the site's names, and that of the BatchNorm folded into it, stand for once ``module`` is there."""
+        original = self._modules.get(site.name)
+        found: dict[str, nn.Module] = {name: module for name, old in self._modules.items() if old is original}
+        return found if site.batch_norm is None else found | {site.batch_norm: nn.Identity()}
+
+    def _end(self, site: Site) -> fx.Node:
+        """The node that gives the site's output, with the BatchNorm that is folded into it."""
+        node = self._nodes[self._position]
+        return node if site.batch_norm is None else next(iter(node.users))
+
+    def _skip(self, site: Site) -> fx.Node | None:
+        """The other summand of the addition that alone uses this site's output, where both networks have it already."""
+        node = self._end(site)
+        join = _only_user(node)
+        if join is None or join.target not in ADDITIONS or len(join.args) != 2 or join.kwargs:
+            return None
+        other = join.args[1] if join.args[0] is node else join.args[0]
+        if not isinstance(other, fx.Node) or other is node:
+            return None
+        if other not in self._original[0]:
+            return None
+        skip, x = self._value(0, other), self._value(0, self._source())
+        if not isinstance(skip, Tensor) or skip.dim() != site.spec.dims + 2:
+            return None
+        # A skip of another shape would broadcast: the sum is then no output of this site.
+        wanted = (site.spec.out_channels, *site.spec.output_size(_plane(planar(x, site.spec))))
+        return other if planar(skip, site.spec).shape[1:] == wanted else None
+
+    def _source(self) -> fx.Node:
+        """The node that gives the input of the site where the streams stand."""
+        return self._nodes[self._position].all_input_nodes[0]
+
+    def _run(self, index: int, segment: Sequence[fx.Node], end: int) -> None:
+        """One batch through a stretch of nodes that ends before position ``end``; only what is used later stays."""
+        used = set(segment) | {source for node in segment for source in node.all_input_nodes}
+        original = self._fetch(self._original[index], used)
+        rewritten = self._fetch(self._rewritten[index], used)
+        inputs = iter(self._batches[index])
+        for node in segment:
+            if node.op == "placeholder":
+                original[node] = given_to(node, inputs)
+            elif node.op != "output":
+                self._step(node, original, rewritten)
+            for source in (*node.all_input_nodes, node):
+                if self._last_use[source] <= self._order[node]:
+                    original.pop(source, None)
+                    rewritten.pop(source, None)
+        for kept, values in ((self._original, original), (self._rewritten, rewritten)):
+            later = {n: value for n, value in values.items() if self._last_use[n] >= end}
+            shared = _shared(later)
+            kept[index].update({n: self.store.put(value, shared=n in shared) for n, value in later.items()})
+
+    def _fetch(self, kept: dict[fx.Node, Kept], wanted: set[fx.Node]) -> dict[fx.Node, Any]:
+        """Take the wanted values out of the store."""
+        values: dict[fx.Node, Any] = {}
+        for node in wanted & kept.keys():
+            handle = kept.pop(node)
+            values[node] = self.store.get(handle)
+            self.store.drop(handle)
+        return values
+
+    def _step(self, node: fx.Node, original: dict[fx.Node, Any], rewritten: dict[fx.Node, Any]) -> None:
+        """One node in both streams; once when nothing before it differs, and not again where a sample showed the original."""
+        differs = node.op == "call_module" and str(node.target) in self._replaced
+        differs = differs or any(source in rewritten for source in node.all_input_nodes)
+        changed = _may_change(node, self._modules) if differs else []
+        rewritten.update({source: copy.deepcopy(original[source]) for source in changed if source not in rewritten})
+        both = {source: rewritten.get(source, original.get(source)) for source in node.all_input_nodes}
+        if node not in original:
+            original[node] = execute(node, self._modules, original)
+        if differs:
+            rewritten[node] = execute(node, self._modules | self._replaced, both)
+
+
+def _plane(x: Tensor) -> Size:
+    return (int(x.shape[-2]), int(x.shape[-1]))
+
+
+def _may_change(node: fx.Node, modules: dict[str, nn.Module]) -> list[fx.Node]:
+    """The nodes whose values a node writes to: all it is given, where it is a module that could not be followed."""
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        if not type(module).__module__.startswith(KNOWN_LAYERS):
+            return node.all_input_nodes
+        in_place = bool(getattr(module, "inplace", False))
+    else:
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        name = name.partition(".")[0]  # an operator of aten has its overload behind a dot: add_.Tensor
+        in_place = name.endswith("_") or name in ("iadd", "imul", "isub") or bool(node.kwargs.get("inplace"))
+    return node.all_input_nodes[:1] if in_place else []
+
+
+def _shared(values: dict[fx.Node, Any]) -> set[fx.Node]:
+    """Those whose memory another one holds too, as a view or after work in place."""
+    owners: dict[int, set[fx.Node]] = defaultdict(set)
+    for node, value in values.items():
+        for tensor in _tensors(value):
+            owners[tensor.untyped_storage().data_ptr()].add(node)
+    return {node for nodes in owners.values() if len(nodes) > 1 for node in nodes}
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """Those in a value that may be a tuple, a list or a dictionary of others."""
+    found: list[Tensor] = []
+    fx.node.map_aggregate(value, lambda part: found.append(part) if isinstance(part, Tensor) else None)
+    return found
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _calls(nodes: Sequence[fx.Node], modules: dict[str, nn.Module], name: str) -> list[int]:
+    """Positions at which a module is called, under whichever of its names."""
+    module = modules.get(name)
+    return [i for i, n in enumerate(nodes) if n.op == "call_module" and modules[str(n.target)] is module]
+
+
+def _last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, int]:
+    order = {node: i for i, node in enumerate(nodes)}
+    return {node: max((order[user] for user in node.users), default=order[node]) for node in nodes}
+
+
+def skips_first(graph: fx.GraphModule, sites: set[str]) -> list[fx.Node]:
+    """The nodes in an order that computes a skip connection before the branch it is added to, where it holds no site.
+
+    So the last convolution of the branch can be fitted to the sum. Only nodes of the skip itself move, and none when any
+    of them works in place, or anything on the way does so on what the skip starts from.
+    """
+    modules = dict(graph.named_modules(remove_duplicate=False))
+    nodes = list(graph.graph.nodes)
+    for join in [n for n in nodes if n.target in ADDITIONS and len(n.args) == 2]:
+        for skip in join.all_input_nodes:
+            moved = _skip_nodes(skip, sites, modules)
+            others = [n for n in join.all_input_nodes if n is not skip]
+            if (
+                moved
+                and others
+                and all(n not in moved for n in others)
+                and not _overtakes_change(nodes, moved, modules)
+            ):
+                _move_up(nodes, moved)
+    return nodes
+
+
+def _skip_nodes(end: fx.Node, sites: set[str], modules: dict[str, nn.Module]) -> list[fx.Node]:
+    """The chain of single-use nodes that ends in ``end``, first to last; empty when it holds a site or works in place."""
+    chain: list[fx.Node] = []
+    node = end
+    while node.op != "placeholder" and len(node.users) == 1 and len(node.all_input_nodes) == 1:
+        if str(node.target) in sites or _may_change(node, modules):
+            return []
+        chain.insert(0, node)
+        node = node.all_input_nodes[0]
+    return chain if node.op == "placeholder" or len(node.users) > 1 else []
+
+
+def _overtakes_change(nodes: list[fx.Node], moved: list[fx.Node], modules: dict[str, nn.Module]) -> bool:
+    """Whether a node that the chain would overtake changes, in place, the memory the chain reads."""
+    start = moved[0].all_input_nodes[0]
+    overtaken = nodes[nodes.index(start) + 1 : nodes.index(moved[-1])]
+    changed = {_memory_of(source, modules) for node in overtaken for source in _may_change(node, modules)}
+    return _memory_of(start, modules) in changed
+
+
+def _memory_of(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node:
+    """The node that made the memory ``node`` may lie in: back through work in place, and all that may give a view."""
+    while node.all_input_nodes:
+        module = modules[str(node.target)] if node.op == "call_module" else None
+        makes_its_own = type(module) in MAKE_THEIR_OWN or node.target in (operator.add, torch.add)
+        if makes_its_own and not _may_change(node, modules):
+            return node
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _move_up(nodes: list[fx.Node], moved: list[fx.Node]) -> None:
+    """Put a chain directly behind the node it starts from, in place."""
+    for node in moved:
+        nodes.remove(node)
+    start = nodes.index(moved[0].all_input_nodes[0]) + 1
+    nodes[start:start] = moved

@@ -1,0 +1,141 @@
+"""Surgery on a copy of the model: build the modules a site becomes, fold BatchNorm, put them in place.
+
+Replacing through the parent needs no graph and keeps the user's own class, its other names and its state-dict keys.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from convrewrite.conv import Conv, ConvSpec, canonical_kernel, module_weight
+from convrewrite.errors import TraceError
+from convrewrite.graph import Lifted, Site, apply_lifts, lift_notes, needed_lifts
+from convrewrite.inputs import Inputs
+from convrewrite.layers import DynamicChain, DynamicConv2d, SumOfBranches, stack
+from convrewrite.modules import address, calls_counted, copy_model, preserved, replace_modules, run, tally
+from convrewrite.process import same_random_numbers
+from convrewrite.structures import Option, Stage, branch_kernels, branch_specs
+
+
+def folded_kernel(model: nn.Module, site: Site) -> tuple[Tensor, Tensor]:
+    """Canonical kernel and bias ``(O,)`` in float64, with the BatchNorm that follows the site folded in."""
+    conv = model.get_submodule(site.name)
+    assert isinstance(conv, Conv | DynamicConv2d)
+    weight, bias = conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
+    if isinstance(conv, DynamicConv2d):
+        weight, bias = stack(weight, conv.groups), None if bias is None else stack(bias, conv.groups)
+    kernel = canonical_kernel(weight, site.spec).double()
+    bias = kernel.new_zeros(len(kernel)) if bias is None else bias.double()
+    if site.batch_norm is None:
+        return kernel, bias
+    norm = model.get_submodule(site.batch_norm)
+    assert (
+        isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d)
+        and norm.running_mean is not None
+        and norm.running_var is not None
+    )
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    shift = -norm.running_mean.double() * scale
+    if norm.affine:
+        weight, offset = norm.weight.detach().double(), norm.bias.detach().double()
+        scale, shift = scale * weight, shift * weight + offset
+    return kernel * scale[:, None, None, None], bias * scale + shift
+
+
+def build_conv(spec: ConvSpec, kernel: Tensor, bias: Tensor | None, like: Tensor) -> nn.Module:
+    """A convolution module with this canonical kernel, in the dtype and on the device of ``like``."""
+    module = spec.build(like.dtype, like.device)
+    with torch.no_grad():
+        module.weight.copy_(module_weight(kernel, spec))
+        if module.bias is not None:
+            assert bias is not None, "the geometry asks for a bias"
+            module.bias.copy_(bias)
+    return module.eval()
+
+
+def build_option(
+    spec: ConvSpec,
+    stages: Sequence[Stage],
+    option: Option,
+    kernels: Sequence[Tensor],
+    bias: Tensor | None,
+    like: Tensor,
+) -> nn.Module:
+    """The module that computes ``option`` in place of ``spec``, with the given canonical stage kernels."""
+    specs = branch_specs(spec, stages, option.lowering)
+    parts = branch_kernels(kernels, stages, option.lowering)
+    chains = [
+        nn.Sequential(*(build_conv(s, k, bias, like) for s, k in zip(chain, part, strict=True)))
+        for chain, part in zip(specs, parts, strict=True)
+    ]
+    return (chains[0] if len(chains) == 1 else SumOfBranches(chains)).eval()
+
+
+def empty_option(spec: ConvSpec, stages: Sequence[Stage], option: Option, like: Tensor) -> nn.Module:
+    """As :func:`build_option`, before its weights are loaded."""
+    chains = [
+        nn.Sequential(*(s.build(like.dtype, like.device) for s in chain))
+        for chain in branch_specs(spec, stages, option.lowering)
+    ]
+    return (chains[0] if len(chains) == 1 else SumOfBranches(chains)).eval()
+
+
+def in_place_of(original: nn.Module, module: nn.Module) -> nn.Module:
+    """What can stand where ``original`` stood: a chain for the stacked kernels of a dynamic convolution mixes its last."""
+    if isinstance(original, DynamicConv2d) and not isinstance(module, DynamicChain):
+        return DynamicChain.of(original, module)
+    return module
+
+
+def replace_site(model: nn.Module, site: Site, module: nn.Module) -> None:
+    """Put ``module`` in the site's place, wherever the model holds it; a folded BatchNorm becomes an identity."""
+    original = model.get_submodule(site.name)
+    module = in_place_of(original, module)
+    module.train(original.training)
+    for parameter in module.parameters():
+        parameter.requires_grad_(any(p.requires_grad for p in original.parameters()))
+    replacements: dict[int, nn.Module] = {id(original): module}
+    if site.batch_norm is not None:
+        norm = model.get_submodule(site.batch_norm)
+        replacements[id(norm)] = nn.Identity().train(norm.training)
+    replace_modules(model, replacements)
+
+
+def settle(original: nn.Module, lifted: Lifted, rewritten: nn.Module, sites: Sequence[Site]) -> Lifted:
+    """What is left of the lifts once ``sites`` of the lifted model were rewritten, and the model with these alone.
+
+    Convolutions that were kept stay functions, and a module without any other stays as it was written. All other state is
+    that of ``original``, whatever runs have changed in ``rewritten``.
+    """
+    needed = needed_lifts(lifted.lifts, {site.name for site in sites})
+    model = apply_lifts(original, needed) if needed else copy_model(original)
+    notes = lift_notes(original, model, needed) if needed else ()
+    gone = tuple(model.get_parameter(f"{site.name}.weight") for site in sites)
+    for site in sites:
+        replace_site(model, site, rewritten.get_submodule(site.name))
+    return Lifted(model, needed, lifted.reasons, notes, gone)
+
+
+def counted_as_replaced(original: nn.Module, settled: Lifted, sites: Sequence[Site], inputs: Inputs) -> int:
+    """The MACs of one example of the result, counted by running it, in which every rewritten site is seen to run.
+
+    ``original``: the model whose ``sites`` were rewritten. Raises TraceError where one does not run as often as there, or
+    where the kernel it had is used still. What running changes in the result is put back.
+    """
+    with calls_counted({site.name: original.get_submodule(site.name) for site in sites}) as wanted:
+        run(original, inputs)
+    replaced = {site.name: settled.model.get_submodule(site.name) for site in sites}
+    with preserved(settled.model), same_random_numbers(0), calls_counted(replaced) as calls:
+        seen = tally(settled.model, inputs)
+    missed = [
+        site.name
+        for site, weight in zip(sites, settled.gone, strict=True)
+        if calls[site.name] != wanted[site.name] or address(weight) in seen.storages
+    ]
+    if missed:
+        raise TraceError(
+            f"{', '.join(missed[:3])}: expected what was put in its place to run as often as it did, and nothing else to use "
+            "its weight, found otherwise; leave it out by a rule, or hold it as an attribute of its parent alone"
+        )
+    return seen.macs

@@ -1,0 +1,78 @@
+"""What the stages of one run share: the model and its sites, the inputs, how to work, and whom to tell."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from convrewrite import values
+from convrewrite.calibration import Calibration
+from convrewrite.conv import Cost
+from convrewrite.graph import Lifted, Site, Traced
+from convrewrite.inputs import Inputs
+from convrewrite.meanings import Evaluation
+from convrewrite.progress import Progress, Stopwatch
+from convrewrite.rules import Rule, SearchSpace
+from convrewrite.runtime import THIS_MACHINE, Timer
+from convrewrite.structures import Structure
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a run works, whatever it is asked for; see :func:`convrewrite.optimize`."""
+
+    seed: int = 0
+    threads: int = 1
+    memory: int = 4 << 30
+    output_weighting: bool = True
+    measure: bool = True
+    fast: bool = False
+    timer: Timer = THIS_MACHINE
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for a number that no run can work with."""
+        values.seed(self.seed)
+        values.threads(self.threads)
+        values.memory_bytes(self.memory)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A model in eval mode with its sites, what the rules allow at each, and the whole model's cost.
+
+    ``original`` is the caller's, which never runs; ``model`` a copy of it, functional convolutions ``lifted``.
+    """
+
+    original: nn.Module
+    lifted: Lifted
+    inputs: Inputs
+    traced: Traced
+    sites: tuple[Site, ...]
+    totals: Cost
+    rules: tuple[Rule, ...]
+    structures: dict[str, Structure]
+    search_spaces: tuple[SearchSpace, ...]
+
+    @property
+    def model(self) -> nn.Module:
+        """What is rewritten."""
+        return self.lifted.model
+
+    @property
+    def rewritable(self) -> list[Site]:
+        """The sites that may be rewritten, whatever the rules say: the same ones when a plan is made and carried out."""
+        return [site for site in self.sites if site.refusal is None]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The model and its sites, the inputs, what the result is judged by, the weights of the sites' outputs, how to work, and
+    whom to tell."""
+
+    prepared: Prepared
+    data: Calibration
+    evaluation: Evaluation
+    weights: Mapping[str, Tensor]
+    settings: Settings
+    progress: Progress
+    watch: Stopwatch

@@ -1,0 +1,97 @@
+"""Two models run on the same inputs: how near their outputs are."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from convrewrite.errors import VerificationError
+from convrewrite.inputs import ExampleInput, Inputs, bind_inputs
+from convrewrite.meanings import Comparison, Fidelity, Meaning, Origin, WantedOutputs, asked_meanings, followed, read
+from convrewrite.modules import eval_mode, preserved
+from convrewrite.process import ordinary_mode
+from convrewrite.runtime.onnx_model import OnnxModel, Runner, outputs_of
+from convrewrite.runtime.parity import Parity, output_parity
+from convrewrite.runtime.probing import SECONDS
+from convrewrite.runtime.provenance import Provenance
+
+
+def measure_fidelity(
+    original: Runner, rewritten: Runner, batches: Iterable[Inputs], meanings: Mapping[str, Meaning] | None = None
+) -> Fidelity:
+    """Run both on every batch and compare their outputs by name; sums are kept in float64, tensors are not kept.
+
+    ``meanings`` of the outputs; None: they are told from the original and the first batch. A value that is not a number
+    counts as an infinite error. Raises VerificationError if the outputs differ in names or shapes, or if there is no batch.
+    """
+    comparison: Comparison | None = None
+    others: dict[str, None] = {}
+    examples = 0
+    with eval_mode(original, rewritten):
+        for batch in batches:
+            expected, skipped = outputs_of(original, batch)
+            found, _ = outputs_of(rewritten, batch)
+            if comparison is None:
+                known = meanings or read(expected, {}, origins=_origins(original, batch), representative=True)
+                comparison = Comparison(known)
+            comparison.add(expected, found)
+            others |= dict.fromkeys(skipped)
+            examples += batch[0].shape[0]
+    if comparison is None:
+        raise VerificationError("fidelity: expected at least one batch of inputs, found none")
+    return Fidelity(comparison.outputs(), examples, tuple(others), comparison.meanings)
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """Two models side by side on the same inputs: are they the same up to rounding, and how near are they?"""
+
+    parity: Parity
+    fidelity: Fidelity
+
+
+def verify(
+    a: Runner | str | Path,
+    b: Runner | str | Path,
+    inputs: ExampleInput,
+    *,
+    outputs: WantedOutputs | None = None,
+    representative: bool = True,
+) -> Verification:
+    """Compare any two models, each a module or the path of an ONNX file; ``a`` counts as the original.
+
+    ``inputs`` are a tensor or a tuple of positional inputs; keyword inputs are bound by the forward of a module among the two.
+    ``outputs``: what outputs mean, as in :func:`convrewrite.optimize`, where it is not as they look on the inputs; whose looks
+    are believed where these are ``representative``, and no noise.
+
+    Nothing is required: :func:`require_parity` raises where the two must be the same. Raises VerificationError if the
+    outputs differ in names, number or shapes, UsageError for outputs that cannot be what they are said to be.
+    """
+    runner_a, runner_b = (OnnxModel(Path(x), probe=SECONDS) if isinstance(x, str | Path) else x for x in (a, b))
+    batch = bind_inputs(next((x for x in (runner_a, runner_b) if isinstance(x, nn.Module)), nn.Identity()), inputs)
+    with ordinary_mode(), preserved(runner_a, runner_b), eval_mode(runner_a, runner_b):
+        (expected, skipped), (found, _) = outputs_of(runner_a, batch), outputs_of(runner_b, batch)
+        origins = _origins(runner_a, batch) or _origins(runner_b, batch)
+    if len(expected) == len(found):  # another exporter may have given the outputs other names
+        found = dict(zip(expected, found.values(), strict=True))
+        origins = origins if origins.keys() <= expected.keys() else {}
+    meanings = read(
+        expected, asked_meanings(outputs), known=_written(runner_a, expected) | _written(runner_b, expected), origins=origins,
+        input_sizes={tuple(tensor.shape[1:]) for tensor in batch}, representative=representative,
+    )  # fmt: skip
+    comparison = Comparison(meanings, "the second model")
+    comparison.add(expected, found)
+    compared = [name for name, meaning in meanings.items() if meaning.counts]
+    parity = Parity(tuple(output_parity(name, expected[name], found[name]) for name in compared), 1)
+    return Verification(parity, Fidelity(comparison.outputs(), batch[0].shape[0], skipped, meanings))
+
+
+def _written(runner: Runner, outputs: Mapping[str, Tensor]) -> dict[str, Meaning]:
+    """What a rewritten ONNX file says of its outputs."""
+    found = Provenance.of(runner.metadata) if isinstance(runner, OnnxModel) else None
+    return {} if found is None else {name: known for name, known in found.outputs.items() if name in outputs}
+
+
+def _origins(runner: Runner, batch: Inputs) -> dict[str, Origin]:
+    return followed(runner, batch)[1] if isinstance(runner, nn.Module) else {}

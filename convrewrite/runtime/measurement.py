@@ -1,0 +1,81 @@
+"""What is measured on a finished model: fidelity to the original, parity in onnxruntime, file sizes, and latency."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from convrewrite.inputs import Inputs
+from convrewrite.meanings import Evaluation, Fidelity
+from convrewrite.progress import Progress
+from convrewrite.runtime.comparison import measure_fidelity
+from convrewrite.runtime.latency import Comparison
+from convrewrite.runtime.onnx_export import export
+from convrewrite.runtime.onnx_placing import size_of
+from convrewrite.runtime.parity import Parity, check_parity, require_parity
+from convrewrite.runtime.timing import Baseline
+
+PARITY_EXAMPLES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was measured on the finished model; None where nothing was. ``noise``: its fidelity on nothing better;
+    ``predicted_saving``: the seconds that the options save according to their own times."""
+
+    fidelity: Fidelity
+    fidelity_basis: str
+    parity: Parity | None = None
+    file_bytes: tuple[int, int] | None = None
+    onnx_latency: Comparison | None = None
+    torch_latency: Comparison | None = None
+    notes: tuple[str, ...] = ()
+    noise: bool = False
+    predicted_saving: float | None = None
+
+    @property
+    def slower(self) -> bool:
+        """Whether three quarters of the paired rounds in onnxruntime found the rewritten model slower."""
+        return self.onnx_latency is not None and self.onnx_latency.ratio_low > 1
+
+
+def measure_outputs(original: nn.Module, rewritten: nn.Module, evaluation: Evaluation) -> Measured:
+    """Fidelity alone."""
+    fidelity = measure_fidelity(original, rewritten, evaluation.batches, evaluation.meanings)
+    return Measured(fidelity, evaluation.basis, noise=evaluation.noise)
+
+
+def measure_everything(
+    original: nn.Module,
+    rewritten: nn.Module,
+    inputs: Inputs,
+    evaluation: Evaluation,
+    baseline: Baseline,
+    metadata: Mapping[str, str],
+    progress: Progress,
+) -> Measured:
+    """Fidelity, export, parity on the first of the same inputs, and latency; ``metadata`` is what the ONNX file says of itself.
+
+    Raises ExportError, and VerificationError without parity.
+    """
+    progress("verify", 0, 5, "fidelity")
+    outputs = measure_outputs(original, rewritten, evaluation)
+    progress("verify", 1, 5, "export to ONNX")
+    after = export(rewritten, inputs, baseline.result, metadata=metadata)
+    progress("verify", 2, 5, "parity of onnxruntime with torch")
+    few = tuple(tensor[:PARITY_EXAMPLES] for tensor in evaluation.batches[0])
+    ignored = [name for name, meaning in evaluation.meanings.items() if not meaning.counts]
+    parity = check_parity(rewritten, after.path, few, ignored=ignored)
+    require_parity(parity)
+    one = tuple(tensor[:1] for tensor in inputs)
+    progress("verify", 3, 5, "latency in onnxruntime")
+    before, timer, threads = baseline.original.path, baseline.timer, baseline.threads
+    onnx_latency = timer.compare_onnx(before, after.path, one if after.dynamic_batch else inputs, threads)
+    progress("verify", 4, 5, "latency in torch")
+    torch_latency = timer.compare_torch(original, rewritten, one, threads)
+    progress("verify", 5, 5, "done")
+    sizes = (size_of(before), size_of(after.path))
+    notes = (after.note,) if after.note else ()
+    return replace(
+        outputs, parity=parity, file_bytes=sizes, onnx_latency=onnx_latency, torch_latency=torch_latency, notes=notes
+    )

@@ -1,0 +1,286 @@
+"""From a torch model to one ONNX file that takes any batch size and that onnxruntime can run.
+
+The file's inputs are called ``input`` (or ``input.0``, ``input.1``, ...), its outputs as
+:func:`convrewrite.outputs.named_outputs` calls them.
+"""
+
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from convrewrite.errors import ExportError, TraceError
+from convrewrite.escaping import message_of
+from convrewrite.folders import Scratch, disk_full, told, unwritable
+from convrewrite.inputs import ExampleInput, Inputs, bind_inputs
+from convrewrite.modules import ROOT, copy_model, eval_mode, named_outputs, preserved
+from convrewrite.names import require_names
+from convrewrite.process import exporting, ordinary, ordinary_mode, quiet
+from convrewrite.runtime.onnx_files import tensors
+from convrewrite.runtime.onnx_placing import file_of_weights, new_name_of_weights, place
+from convrewrite.runtime.sessions import open_session
+
+BATCH = "batch"
+
+
+PROTOBUF_LIMIT = 2**31
+"""Bytes one ONNX file may have; weights beyond it must stand in a second file."""
+
+
+GRAPH_ALLOWANCE = 2**26
+"""Bytes kept free below the limit for the graph itself."""
+
+
+NOISY_LOGGERS = (
+    "torch.onnx._internal.exporter._registration",  # torchvision is not installed
+    "torch.onnx._internal.exporter",
+    "torch.fx.experimental.symbolic_shapes",
+    "torch.export",
+    "onnxscript",
+    "onnx_ir",
+)
+
+
+CAUSE_LENGTH = 300
+
+
+TERMINAL_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """An ONNX file; ``note`` says what is not as one would wish: a fixed batch size, weights in a second file."""
+
+    path: Path
+    dynamic_batch: bool
+    note: str | None = None
+
+
+def export(
+    model: nn.Module,
+    inputs: ExampleInput,
+    path: Path,
+    *,
+    opset: int | None = None,
+    metadata: Mapping[str, str] = MappingProxyType({}),
+) -> Exported:
+    """Write the model, in eval mode, as ONNX to ``path``; its training flags stay as they are.
+
+    ``inputs`` are example inputs, the batch as first axis of each: a tensor, a tuple of positional inputs, a dictionary by the
+    names of ``forward``'s parameters, or ``(args, kwargs)``. The file takes any batch size if the model allows
+    it, else only that of the example, and then the note gives the reason. The file has been checked with onnx's
+    checker and opened in onnxruntime; it appears only when complete. ``metadata`` goes into its ``metadata_props``.
+
+    Raises TraceError if the model does not run on the inputs or returns no tensor, ExportError if it has no ONNX form,
+    or one for which onnxruntime lacks an operator, UsageError if ``path`` cannot be written.
+    """
+    require_names(model, type(model).__name__)
+    example = bind_inputs(model, inputs)
+    if any(tensor.is_inference() for tensor in (*example, *model.parameters(), *model.buffers())):
+        model, example = copy_model(model), ordinary(example)  # torch exports no tensors of inference mode
+    if not path.parent.is_dir():
+        raise ExportError(f"{path}: the folder does not exist; create it first")
+    external = _needs_external_data(model)
+    notes = [f"weights stand in a second file, {path.name}.*.data, as one holds at most 2 GB"] if external else []
+    with ExitStack() as stack:
+        with told(path):
+            scratch = stack.enter_context(Scratch(path.parent))
+            folder = scratch.path / "draft"
+            folder.mkdir()
+        stack.enter_context(ordinary_mode())
+        stack.enter_context(preserved(model))
+        stack.enter_context(eval_mode(model))
+        stack.enter_context(torch.no_grad())
+        names = _output_names(model, example)
+        draft = _Draft(model, names, folder / path.name, external, opset)
+        dynamic, reason = _write(draft, example)
+        _name_weights(draft.path)
+        _stamp(draft.path, metadata)
+        _check(draft.path, model)
+        with told(path):
+            place(draft.path, path)
+    if reason is not None:
+        notes.append(f"batch size fixed at {example[0].shape[0]}: {reason}")
+    return Exported(path, dynamic, "; ".join(notes) or None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """What is the same in both attempts, with a dynamic and with a fixed batch."""
+
+    model: nn.Module
+    names: list[str]
+    path: Path
+    external: bool
+    opset: int | None
+
+
+class _FlatOutputs(nn.Module):
+    """Returns a model's tensors in the order of their names, whatever container the model uses."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(named_outputs(self.model(*inputs)).values())
+
+    def __repr__(self) -> str:
+        """Not the model's own: the exporter asks for it, and one that raises would be the end."""
+        return type(self.model).__name__
+
+
+def _has_repr(model: nn.Module) -> bool:
+    try:
+        repr(model)
+    except Exception:
+        return False
+    return True
+
+
+def _output_names(model: nn.Module, inputs: Inputs) -> list[str]:
+    try:
+        with quiet(NOISY_LOGGERS):
+            output = model(*(tensor.clone() for tensor in inputs))
+    except Exception as error:
+        raise TraceError(
+            f"{type(model).__name__}: does not run on inputs of shapes {_shapes(inputs)}: {innermost_cause(error)}; "
+            "give example inputs that its forward takes"
+        ) from error
+    return list(named_outputs(output))
+
+
+def _write(draft: _Draft, inputs: Inputs) -> tuple[bool, str | None]:
+    """Write the draft; whether its batch is dynamic, and if not, why."""
+    batches = {tensor.shape[0] if tensor.ndim else None for tensor in inputs}
+    if len(batches) != 1 or None in batches:
+        reason = f"the inputs' shapes {_shapes(inputs)} have no common first axis"
+    else:
+        try:
+            _torch_export(draft, _at_least_two(inputs), dynamic=True)
+            if _has_dynamic_batch(draft.path):
+                return True, None
+            reason = "the exported graph holds on to the batch size of the example"
+        except Exception as error:
+            _refuse_full_disk(draft, error)
+            reason = innermost_cause(error)
+    try:
+        _torch_export(draft, inputs, dynamic=False)
+    except Exception as error:
+        _refuse_full_disk(draft, error)
+        raise ExportError(
+            f"{type(draft.model).__name__}: no ONNX form: {innermost_cause(error)}; "
+            "change the part of the model's forward that this names, or do without the ONNX file (--no-onnx, in Python "
+            "measure=False)"
+        ) from error
+    return False, reason
+
+
+def _refuse_full_disk(draft: _Draft, error: Exception) -> None:
+    if (reason := disk_full(error)) is not None:
+        raise unwritable(draft.path.parents[2] / draft.path.name, reason) from error
+
+
+def _torch_export(draft: _Draft, inputs: Inputs, *, dynamic: bool) -> None:
+    # A model with a single plain output keeps its own parameter names in the file; others are wrapped.
+    wrapped = draft.names != [ROOT] or not _has_repr(draft.model)
+    shapes = tuple({0: BATCH} for _ in inputs)
+    with exporting(NOISY_LOGGERS):
+        torch.onnx.export(
+            _FlatOutputs(draft.model) if wrapped else draft.model,
+            inputs,
+            draft.path,
+            input_names=input_names(len(inputs)),
+            output_names=draft.names,
+            opset_version=draft.opset,
+            dynamic_shapes=((shapes,) if wrapped else shapes) if dynamic else None,
+            dynamo=True,
+            external_data=draft.external,
+            verbose=False,
+        )
+
+
+def input_names(count: int) -> list[str]:
+    """The names under which an exported file takes its inputs."""
+    return ["input"] if count == 1 else [f"input.{index}" for index in range(count)]
+
+
+def innermost_cause(error: BaseException) -> str:
+    """The exception at the start of a chain of ``raise ... from ...``, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(TERMINAL_COLOUR.sub("", message_of(error)).split())
+    line = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return line if len(line) <= CAUSE_LENGTH else line[: CAUSE_LENGTH - 3] + "..."
+
+
+def _name_weights(path: Path) -> None:
+    """Give the weights beside a file a name of their own, so that they never stand where those of an earlier one do."""
+    weights, name = file_of_weights(path), new_name_of_weights(path)
+    if not weights.is_file():
+        return
+    file = onnx.load(str(path), load_external_data=False)
+    for tensor in tensors(file):
+        for entry in tensor.external_data:
+            if entry.key == "location" and entry.value == weights.name:
+                entry.value = name
+    onnx.save(file, str(path))
+    weights.rename(path.with_name(name))
+
+
+def _stamp(path: Path, metadata: Mapping[str, str]) -> None:
+    if not metadata:
+        return
+    file = onnx.load(str(path), load_external_data=False)
+    for key, value in metadata.items():
+        file.metadata_props.add(key=key, value=value)
+    onnx.save(file, str(path))
+
+
+def _check(path: Path, model: nn.Module) -> None:
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+        open_session(path)
+    except Exception as error:
+        raise ExportError(
+            f"{type(model).__name__}: its ONNX form cannot be used: {innermost_cause(error)}; onnxruntime runs float32 "
+            "throughout, and has no convolution in float64 or bfloat16: convert the model with model.float()"
+        ) from error
+
+
+def _has_dynamic_batch(path: Path) -> bool:
+    graph = onnx.load(str(path), load_external_data=False).graph
+    return all(entry.type.tensor_type.shape.dim[0].dim_param for entry in graph.input)
+
+
+def _at_least_two(inputs: Inputs) -> Inputs:
+    # torch.export takes an axis of length 1 for a constant, so a batch of one would be exported as fixed.
+    return tuple(torch.cat([tensor, tensor]) if tensor.shape[0] == 1 else tensor for tensor in inputs)
+
+
+def _needs_external_data(model: nn.Module) -> bool:
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return total > PROTOBUF_LIMIT - GRAPH_ALLOWANCE
+
+
+def _shapes(inputs: Inputs) -> str:
+    return ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
+
+
+def require_runtime_dtype(model: nn.Module) -> None:
+    """Raise ExportError for what onnxruntime cannot run: before the long work, not after it."""
+    for name, parameter in model.named_parameters():
+        if parameter.dtype in (torch.float64, torch.bfloat16):
+            raise ExportError(
+                f"{type(model).__name__}: expected float32 weights, found {name} in {str(parameter.dtype)[6:]}, for which "
+                "onnxruntime has no convolution; convert the model with model.float(), or leave out export and "
+                "measurement (--no-onnx, in Python measure=False)"
+            )

@@ -1,0 +1,121 @@
+"""An ONNX file as a callable, beside modules: what can be run on inputs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convrewrite.errors import ConvRewriteError, ModelLoadError, UsageError, VerificationError
+from convrewrite.inputs import Inputs
+from convrewrite.modules import left_out, named_outputs
+from convrewrite.runtime.onnx_files import require_self_contained
+from convrewrite.runtime.probing import SECONDS, require_well_behaved
+from convrewrite.runtime.sessions import open_session
+
+Runner = Callable[..., object]
+"""A model, an OnnxModel, or anything else that maps input tensors to outputs."""
+
+
+ELEMENT_TYPES = {
+    torch.float32: "tensor(float)", torch.float64: "tensor(double)", torch.float16: "tensor(float16)",
+    torch.int64: "tensor(int64)", torch.int32: "tensor(int32)", torch.int16: "tensor(int16)",
+    torch.int8: "tensor(int8)", torch.uint8: "tensor(uint8)", torch.bool: "tensor(bool)",
+}  # fmt: skip
+
+
+class OnnxModel:
+    """An ONNX file, or its bytes, as a callable from tensors to ``name -> tensor``, run by onnxruntime on the CPU."""
+
+    def __init__(
+        self, source: Path | bytes, *, threads: int = 1, probe: float | None = None, trust: bool = False
+    ) -> None:
+        """Open the model; raises VerificationError if onnxruntime cannot. Unless the file is trusted, ModelLoadError for
+        operators of a library and for weights outside of its folder.
+
+        ``probe`` is for a file from elsewhere: seconds within which it must open, and run once on its first inputs, in a
+        process of its own, before it is used here. ModelLoadError if it does not.
+        """
+        if isinstance(source, Path) and not trust:
+            require_self_contained(source)
+        self._where = str(source) if isinstance(source, Path) else "ONNX model"
+        self._untried = source if isinstance(source, Path) and probe is not None else None
+        self._probe = probe or SECONDS
+        self._misfit: type[ConvRewriteError] = VerificationError if probe is None else UsageError
+        if self._untried is not None:
+            require_well_behaved(self._untried, self._probe)
+        try:
+            self._session = open_session(source, threads)
+            entries, outputs = self._session.get_inputs(), self._session.get_outputs()
+            names = tuple(entry.name for entry in entries), tuple(entry.name for entry in outputs)
+            metadata = dict(self._session.get_modelmeta().custom_metadata_map)
+        except Exception as error:  # onnxruntime's own exceptions share no public base class; text may be no UTF-8
+            cause = " ".join(str(error).split())
+            raise VerificationError(f"{self._where}: onnxruntime cannot open it: {cause}") from error
+        self.input_names: tuple[str, ...] = names[0]
+        self.output_names: tuple[str, ...] = names[1]
+        self.metadata: dict[str, str] = metadata
+        self.input_shapes: tuple[tuple[int | str | None, ...], ...] = tuple(tuple(entry.shape) for entry in entries)
+        self._types: tuple[str, ...] = tuple(entry.type for entry in entries)
+
+    @property
+    def batch(self) -> int | None:
+        """The batch size the model is fixed at; None if it takes any."""
+        sizes = [shape[0] for shape in self.input_shapes if shape]
+        return next((size for size in sizes if isinstance(size, int)), None)
+
+    def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """Run the model; raises VerificationError (UsageError of a file from elsewhere) if number, shapes or types of the
+        inputs do not fit, ModelLoadError if it cannot be run on them or gives something else than tensors."""
+        self._check_inputs(inputs)
+        if self._untried is not None:
+            require_well_behaved(self._untried, self._probe, inputs)
+            self._untried = None
+        feed = {name: x.detach().cpu().contiguous().numpy() for name, x in zip(self.input_names, inputs, strict=True)}
+        try:
+            arrays = self._session.run(None, feed)
+        except Exception as error:  # onnxruntime's own exceptions share no public base class
+            cause = " ".join(str(error).split())[:300]
+            raise ModelLoadError(f"{self._where}: onnxruntime cannot run it on these inputs: {cause}") from error
+        return {name: self._tensor(name, array) for name, array in zip(self.output_names, arrays, strict=True)}
+
+    def _tensor(self, name: str, array: object) -> Tensor:
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiubc":
+            found = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise ModelLoadError(
+                f"{self._where}: expected tensors of numbers as outputs, found that {name!r} is {found}; "
+                "leave that output out"
+            )
+        return torch.as_tensor(array)
+
+    def _check_inputs(self, inputs: Inputs) -> None:
+        if len(inputs) != len(self.input_names):
+            expected = ", ".join(self.input_names)
+            raise self._misfit(
+                f"{self._where}: expected {len(self.input_names)} inputs ({expected}), found {len(inputs)}"
+            )
+        for name, shape, kind, tensor in zip(self.input_names, self.input_shapes, self._types, inputs, strict=True):
+            found = tuple(tensor.shape)
+            fits = len(found) == len(shape) and all(
+                not isinstance(want, int) or want == have for want, have in zip(shape, found, strict=True)
+            )
+            if not fits:
+                shapes = f"expected shape {_text(shape)}, found {_text(found)}"
+                raise self._misfit(f"{self._where}: input {name!r}: {shapes}")
+            if ELEMENT_TYPES.get(tensor.dtype) != kind:
+                raise self._misfit(f"{self._where}: input {name!r}: expected {kind}, found {tensor.dtype}")
+
+
+def outputs_of(runner: Runner, inputs: Inputs) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors a model gives, and what else it gives."""
+    if isinstance(runner, OnnxModel):
+        return runner(*inputs), ()
+    with torch.inference_mode():
+        # A model may work in place on what it is given, and the next runner needs the same inputs.
+        output = runner(*(tensor.clone() for tensor in inputs))
+        return named_outputs(output), left_out(output)
+
+
+def _text(shape: tuple[int | str | None, ...]) -> str:
+    return "(" + ", ".join("?" if size is None else str(size) for size in shape) + ")"

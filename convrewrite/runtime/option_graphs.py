@@ -1,0 +1,144 @@
+"""One option as a small ONNX graph, between the cheap neighbours that a network would give it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from convrewrite.conv import ConvSpec, Size
+from convrewrite.errors import UsageError
+
+Graph = tuple[tuple[ConvSpec, ...], ...]
+"""An option as convolutions: branches that are added, each a chain."""
+
+
+Weights = Sequence[Sequence[tuple[Tensor, Tensor | None]]]
+"""For every branch and every convolution in it: the weight as its module stores it, and the bias."""
+
+
+OPSET = 20
+
+
+IR_VERSION = 9
+
+
+IMAGE_CHANNELS = 4
+
+
+ONNX_PAD_MODE = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+
+def conv_graph(
+    branches: Graph,
+    input_size: Size,
+    *,
+    channels: int | None = None,
+    dims: int = 2,
+    batch: int = 1,
+    framed: bool = True,
+    weights: Weights | None = None,
+) -> bytes:
+    """A serialised ONNX model that computes the sum of the branches, input ``x``, output ``y``.
+
+    ``framed`` puts it between the cheap neighbours that the module's docstring draws; otherwise x is
+    (batch, C, H, W) and y the sum itself. ``branches=()`` with ``channels`` and ``dims`` is the empty frame. Weights are random
+    with a fixed seed unless given; all is float32.
+    """
+    graph = _GraphBuilder(weights)
+    channels = branches[0][0].in_channels if branches else channels
+    if channels is None:
+        raise UsageError("conv_graph: expected branches, or channels for an empty frame; found neither")
+    dims = branches[0][0].dims if branches else dims
+    headed = framed and channels > IMAGE_CHANNELS
+    name = graph.head(channels, input_size[2 - dims :]) if headed else "x"
+    shape = [batch, 1, *[1] * dims] if headed else [batch, channels, *input_size[2 - dims :]]
+    size = input_size
+    if branches:
+        name, size = graph.branches(branches, name, input_size)
+    if framed:
+        name = graph.node("Relu", [name]) if branches else name
+        name = graph.node("MaxPool", [name], kernel_shape=[1] * dims, strides=list(size[2 - dims :]))
+    return graph.serialised(shape, name)
+
+
+class _GraphBuilder:
+    """Nodes and initialisers of one ONNX graph in the making."""
+
+    def __init__(self, weights: Weights | None) -> None:
+        self._weights = weights
+        self._random = np.random.default_rng(0)
+        self._nodes: list[onnx.NodeProto] = []
+        self._initialisers: list[onnx.TensorProto] = []
+
+    def node(self, op: str, inputs: list[str], **attributes: Any) -> str:
+        name = f"t{len(self._nodes)}"
+        self._nodes.append(helper.make_node(op, inputs, [name], **attributes))
+        return name
+
+    def constant(self, array: NDArray[np.generic]) -> str:
+        name = f"c{len(self._initialisers)}"
+        self._initialisers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+    def head(self, channels: int, size: Sequence[int]) -> str:
+        point = [1] * len(size)
+        kernel = self.constant(np.full((channels, 1, *point), 0.5, np.float32))
+        scales = self.constant(np.array([1, 1, *size], np.float32))
+        pixel = self.node("Conv", ["x", kernel], kernel_shape=point)
+        return self.node(
+            "Resize", [pixel, "", scales], mode="nearest",
+            coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+        )  # fmt: skip
+
+    def branches(self, branches: Graph, name: str, size: Size) -> tuple[str, Size]:
+        total, out_size = "", size
+        for b, chain in enumerate(branches):
+            end, out_size = name, size
+            for i, spec in enumerate(chain):
+                end = self.conv(spec, end, self._weights[b][i] if self._weights else None)
+                out_size = spec.output_size(out_size)
+            total = self.node("Add", [total, end]) if total else end
+        return total, out_size
+
+    def conv(self, spec: ConvSpec, source: str, given: tuple[Tensor, Tensor | None] | None) -> str:
+        spec = spec.mixed  # the mixing itself is left out: it takes as long in the original as in its replacements
+        weight, bias = given if given is not None else self._random_weights(spec)
+        axes = slice(2 - spec.dims, 2)
+        margins = list(spec.padding_pairs())[axes]
+        before, after = [pair[0] for pair in margins], [pair[1] for pair in margins]
+        pads = [*before, *after]
+        if spec.padding_mode != "zeros":
+            amounts = self.constant(np.array([0, 0, *before, 0, 0, *after], np.int64))
+            source = self.node("Pad", [source, amounts], mode=ONNX_PAD_MODE[spec.padding_mode])
+            pads = [0] * len(pads)
+        inputs = [source, *(self.constant(t.detach().cpu().numpy()) for t in (weight, bias) if t is not None)]
+        geometry = {
+            "kernel_shape": spec.kernel_size[axes], "strides": spec.stride[axes], "dilations": spec.dilation[axes],
+            "pads": pads, "group": spec.groups,
+        }  # fmt: skip
+        if spec.transposed:
+            return self.node("ConvTranspose", inputs, output_padding=spec.output_padding[axes], **geometry)
+        return self.node("Conv", inputs, **geometry)
+
+    def _random_weights(self, spec: ConvSpec) -> tuple[Tensor, Tensor | None]:
+        fan_in = spec.kernel_shape[1] * spec.kernel_size[0] * spec.kernel_size[1]
+        weight = self._random.standard_normal(spec.weight_shape, np.float32) / np.float32(fan_in**0.5)
+        bias = torch.full((spec.out_channels,), 0.1) if spec.bias else None
+        return torch.from_numpy(weight), bias
+
+    def serialised(self, shape: list[int], output: str) -> bytes:
+        graph = helper.make_graph(
+            [*self._nodes, helper.make_node("Identity", [output], ["y"])],
+            "option",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", "o", "h", "w"])],
+            self._initialisers,
+        )
+        opset = [helper.make_opsetid("", OPSET)]
+        model: bytes = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION).SerializeToString()
+        return model

@@ -1,0 +1,135 @@
+"""Parity: whether onnxruntime computes what torch computes for one and the same model. It must, up to rounding."""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from convrewrite.errors import VerificationError
+from convrewrite.inputs import Inputs
+from convrewrite.meanings import require_same_outputs
+from convrewrite.modules import eval_mode
+from convrewrite.runtime.onnx_model import OnnxModel, outputs_of
+
+FLIPPED = 1e-3
+"""The part of the entries of an integer or boolean output that may differ from torch's."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputParity:
+    """One output, torch against onnxruntime, the worst over all inputs; ``relative_error`` is max |a - b| / max |a|.
+
+    Of integers and booleans it is the share of entries that differ, and ``equal_share`` that of the equal ones.
+    """
+
+    name: str
+    max_abs_difference: float
+    relative_error: float
+    tolerance: float
+    passed: bool
+    equal_share: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """Every output's parity; ``inputs_checked`` counts the batches that were run."""
+
+    outputs: tuple[OutputParity, ...]
+    inputs_checked: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether every output is within its tolerance."""
+        return all(output.passed for output in self.outputs)
+
+
+def tolerance_for(dtype: torch.dtype) -> float:
+    """The largest relative error that rounding explains, of an output relative to its largest element.
+
+    onnxruntime sums in another order and folds BatchNorm into weights, so every layer adds a few units of rounding, in
+    sums of thousands of terms: 2**12 units cover deep networks (5e-4 in float32, where up to 2e-4 was met on correct
+    exports of 100 layers, and a wrong weight or attribute shows as 1e-2 and more). For float64 the bound is a round
+    1e-9, as scalar functions are approximated there; for half precision 2e-2, since the runtime may keep float32
+    between layers while torch rounds each. Integers and booleans must be equal but for one entry in a thousand: where they
+    come from comparing real numbers, as the largest class of each pixel does, rounding decides a tie.
+    """
+    if not dtype.is_floating_point:
+        return FLIPPED
+    if dtype == torch.float64:
+        return 1e-9
+    if dtype == torch.float32:
+        return 2.0**12 * torch.finfo(torch.float32).eps
+    return 2e-2
+
+
+def check_parity(
+    model: nn.Module, onnx_path: Path, inputs: Inputs, *, threads: int = 1, ignored: Collection[str] = ()
+) -> Parity:
+    """Run torch and onnxruntime on the same inputs and compare every output that is not ``ignored``.
+
+    A file with a dynamic batch is run at a second batch size as well: 1, or 2 where the inputs hold one example. A
+    file with a fixed batch is run on the first examples of ``inputs``, as many as it takes.
+
+    Raises VerificationError if names, number or shapes of the outputs differ.
+    """
+    runtime = OnnxModel(onnx_path, threads=threads)
+    worst: dict[str, OutputParity] = {}
+    batches = _parity_batches(inputs, runtime.batch)
+    with eval_mode(model):
+        for batch in batches:
+            expected, _ = outputs_of(model, batch)
+            found, _ = outputs_of(runtime, batch)
+            require_same_outputs(expected, found, str(onnx_path), ignored)
+            for name, tensor in expected.items():
+                if name in ignored:
+                    continue
+                parity = output_parity(name, tensor, found[name])
+                if name not in worst or not parity.relative_error <= worst[name].relative_error:
+                    worst[name] = parity
+    return Parity(tuple(worst.values()), len(batches))
+
+
+def require_parity(parity: Parity) -> None:
+    """Raise VerificationError, naming the worst output, unless every output is within its tolerance."""
+    failed = [output for output in parity.outputs if not output.passed]
+    if failed:
+        worst = max(failed, key=lambda output: output.relative_error)
+        raise VerificationError(
+            f"output {worst.name!r}: expected onnxruntime within {worst.tolerance:.1e} of torch (relative), found "
+            f"{worst.relative_error:.3g} (largest difference {worst.max_abs_difference:.3g}); "
+            "the ONNX file does not compute what the model does, do not deploy it (if it is meant to approximate another "
+            "model, compare them with --expect fidelity)"
+        )
+
+
+def output_parity(name: str, expected: Tensor, found: Tensor) -> OutputParity:
+    """One output of torch against the same one of onnxruntime."""
+    if not expected.is_floating_point():
+        return _discrete_parity(name, expected.detach().cpu(), found)
+    tolerance = tolerance_for(expected.dtype)
+    a, b = expected.detach().cpu().double(), found.double()
+    # Equal infinities are equal, though their difference is not a number; a NaN equals nothing, not even itself.
+    difference = torch.where(a == b, 0.0, (a - b).abs()).nan_to_num(nan=math.inf, posinf=math.inf)
+    largest = float(difference.max()) if difference.numel() else 0.0
+    finite = a[a.isfinite()].abs()
+    scale = max(float(finite.max()) if finite.numel() else 0.0, torch.finfo(torch.float32).tiny)
+    relative = largest / scale
+    return OutputParity(name, largest, relative, tolerance, relative <= tolerance)
+
+
+def _discrete_parity(name: str, expected: Tensor, found: Tensor) -> OutputParity:
+    differ = expected != found
+    largest = float((expected.double() - found.double()).abs().max()) if expected.numel() else 0.0
+    share = float(differ.double().mean()) if expected.numel() else 0.0
+    return OutputParity(name, largest, share, FLIPPED, share <= FLIPPED, 1 - share)
+
+
+def _parity_batches(inputs: Inputs, fixed: int | None) -> list[Inputs]:
+    if fixed is not None:
+        return [inputs if any(x.shape[:1] < (fixed,) for x in inputs) else tuple(x[:fixed] for x in inputs)]
+    if inputs[0].shape[0] == 1:
+        return [inputs, tuple(torch.cat([x, x]) for x in inputs)]
+    return [inputs, tuple(x[:1] for x in inputs)]

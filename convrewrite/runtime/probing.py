@@ -1,0 +1,83 @@
+"""ONNX files from elsewhere are tried out in a process of their own before they are used in this one.
+
+A graph can loop for ever, also while onnxruntime folds its constants, ask for more memory than there is, or crash the
+runtime. None of these can be caught here, so a child without torch opens the file, and later runs it once on the same
+inputs, under a limit of time and one of memory.
+"""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from convrewrite.errors import ModelLoadError
+from convrewrite.machine import memory_bytes
+
+SECONDS = 30.0
+"""That a file may take to be opened, and again to run once, unless the caller says otherwise."""
+
+
+SESSIONS = Path(__file__).with_name("sessions.py")
+"""Run as a file of its own: the face of this wing would import torch."""
+
+_PROGRAM = (
+    "import runpy, sys; try_out = runpy.run_path(sys.argv[1])['try_out']; "
+    "try_out(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))"
+)
+
+
+def require_well_behaved(path: Path, seconds: float, inputs: Sequence[Tensor] | None = None) -> None:
+    """Raise ModelLoadError unless onnxruntime opens the file, and runs it on ``inputs`` where they are given, within the limits.
+
+    The limits are ``seconds`` and half of the machine's memory.
+    """
+    memory = memory_bytes() // 2
+    feed = b"" if inputs is None else _packed(inputs)
+    # The package is found where this one was; -P keeps files of the working folder from being imported.
+    places = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places)), "OMP_NUM_THREADS": "1"}
+    # Beyond the time it has, the child ends itself by its processor time: this process may be gone by then.
+    command = [sys.executable, "-P", "-c", _PROGRAM, str(SESSIONS), str(path), str(int(seconds) + 30), str(memory)]
+    deed = "opens" if inputs is None else "runs on these inputs"
+    expected = (
+        f"{path}: expected an ONNX file that onnxruntime {deed} within {seconds:g} s and {memory} bytes of memory"
+    )
+    try:
+        ran = subprocess.run(
+            command, input=feed, capture_output=True, timeout=seconds, check=False, env=environment
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise ModelLoadError(
+            f"{expected}, found that it does not end in that time; raise --timeout if it is only slow"
+        ) from error
+    if ran.returncode != 0:
+        raise ModelLoadError(f"{expected}, found that {_ending(ran.returncode)}; export it again")
+    fault = json.loads(ran.stdout)["fault"]
+    if fault is not None:
+        cannot = "cannot open it" if inputs is None else "cannot run it on these inputs"
+        raise ModelLoadError(f"{path}: onnxruntime {cannot} within {memory} bytes of memory: {fault}; export it again")
+
+
+def _packed(inputs: Sequence[Tensor]) -> bytes:
+    buffer = io.BytesIO()
+    arrays: dict[str, Any] = {f"input.{index}": x.detach().cpu().numpy() for index, x in enumerate(inputs)}
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"the process that tried it ended with code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = str(-code)
+    return f"onnxruntime crashed ({name})"

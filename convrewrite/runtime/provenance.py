@@ -1,0 +1,70 @@
+"""What a rewritten ONNX file says of itself in its metadata: of which model it is an approximation, and what its outputs mean."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from convrewrite.errors import UsageError
+from convrewrite.meanings import Meaning, asked_meanings
+
+PREFIX = "convrewrite."
+
+
+VERSION = re.compile(r"[0-9A-Za-z.+-]{1,40}")
+
+
+WRITTEN = "as the file's metadata has it"
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Fingerprints of the original's and of the rewritten weights, the version of this tool, and the outputs' meanings."""
+
+    original: str
+    result: str
+    tool_version: str
+    outputs: Mapping[str, Meaning] = field(default_factory=dict)
+
+    def metadata(self) -> dict[str, str]:
+        """The entries of ``metadata_props``."""
+        outputs = {name: [meaning.kind, meaning.weight] for name, meaning in self.outputs.items()}
+        entries = {
+            "rewritten": "true",
+            "original": self.original,
+            "result": self.result,
+            "version": self.tool_version,
+            "outputs": json.dumps(outputs),
+        }
+        return {PREFIX + name: value for name, value in entries.items()}
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, str]) -> "Provenance | None":
+        """What stands in a file; None where it is no rewritten one."""
+        if metadata.get(PREFIX + "rewritten") != "true":
+            return None
+        original, result, version, outputs = (
+            metadata.get(PREFIX + name, "") for name in ("original", "result", "version", "outputs")
+        )
+        return cls(
+            original, result, version if VERSION.fullmatch(version) else "of unknown version", _meanings(outputs)
+        )
+
+
+def _meanings(text: str) -> dict[str, Meaning]:
+    """What can be read of the outputs' meanings: the file may have been changed since."""
+    try:
+        entries: Any = json.loads(text or "{}")
+    except (ValueError, RecursionError):  # so deep a nesting is no entry of ours
+        return {}
+    found: dict[str, Meaning] = {}
+    for name, entry in entries.items() if isinstance(entries, dict) else ():
+        if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
+            continue
+        try:
+            said = asked_meanings({name: (entry[0], entry[1])})[name]
+        except UsageError:
+            continue
+        found[name] = Meaning(said.kind, WRITTEN, said.weight)
+    return found

@@ -1,0 +1,97 @@
+"""Timings that outlive a run: a cache on disk, and the name of the processor that they belong to."""
+
+import hashlib
+import importlib
+import json
+import os
+import platform
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import platformdirs
+
+from convrewrite.conv import ConvSpec, Size
+from convrewrite.folders import Scratch
+
+FOLDER_VARIABLE = "CONVREWRITE_CACHE"
+
+
+FORMAT = 1
+"""Goes up whenever timings come to mean something else, so that old files no longer count."""
+
+
+class TimingCache:
+    """Measured seconds on disk, one small file each, in the user's cache folder (or ``CONVREWRITE_CACHE``).
+
+    Files are replaced atomically, so several runs may share the folder. A file that cannot be read, or that holds
+    something else, counts as missing; a folder that cannot be written leaves the cache without effect. It never raises.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """Use this folder, else ``CONVREWRITE_CACHE``, else the user's cache folder."""
+        default = os.environ.get(FOLDER_VARIABLE) or platformdirs.user_cache_dir("convrewrite")
+        self.folder = folder if folder is not None else Path(default) / "timings"
+
+    def get(self, key: str) -> float | None:
+        """The number stored under this key, if there is one."""
+        try:
+            entry = json.loads(self._file(key).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return None
+        if not isinstance(entry, dict) or entry.get("key") != key:
+            return None
+        value = entry.get("value")
+        usable = isinstance(value, float) and 0.0 < value < float("inf")
+        return value if usable else None
+
+    def put(self, key: str, value: float) -> None:
+        """Store a positive number under this key."""
+        with suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with Scratch(self.folder) as scratch:
+                made = scratch.path / "timing.json"
+                made.write_text(json.dumps({"key": key, "value": value}), encoding="utf-8")
+                os.replace(made, self._file(key))
+
+    def _file(self, key: str) -> Path:
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+
+def timing_key(
+    graphs: Sequence[Sequence[Sequence[ConvSpec]]], input_size: Size, batch: int, threads: int, runtime: str
+) -> str:
+    """All that a measured time depends on: the processor, the runtime and its threads, and the geometry."""
+    name, flags = processor()
+    facts = {
+        "format": FORMAT,
+        "processor": name,
+        "avx512": "avx512f" in flags,
+        "runtime": runtime,
+        "threads": threads,
+        "batch": batch,
+        "input_size": input_size,
+        "graphs": [[[asdict(spec) for spec in chain] for chain in graph] for graph in graphs],
+    }
+    return json.dumps(facts, sort_keys=True)
+
+
+def processor() -> tuple[str, frozenset[str]]:
+    """The processor's name, and its feature flags in lower case."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    entries = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+    name = entries.get("model name") or platform.processor() or platform.machine()
+    flags = entries.get("flags", "").lower().split()
+    return name, frozenset(flags or _numpy_features())
+
+
+def _numpy_features() -> list[str]:
+    try:
+        found: object = getattr(importlib.import_module("numpy._core._multiarray_umath"), "__cpu_features__", {})
+    except ImportError:
+        return []
+    return [name.lower() for name, there in found.items() if there] if isinstance(found, dict) else []

@@ -1,0 +1,22 @@
+"""What files hold, read within limits: arrays, archives, pickles. Knows no model."""
+
+from convrewrite.stored.arrays import Archive, StoredArray, map_array, require_memory, require_numbers
+from convrewrite.stored.bounds import ExcessiveError, ForbiddenError, ForbiddenNameError
+from convrewrite.stored.numbers import NUMPY
+from convrewrite.stored.unpickling import LEGACY_MAGIC, is_base, names_asked, read_pickle
+
+__all__ = [
+    "LEGACY_MAGIC",
+    "NUMPY",
+    "Archive",
+    "ExcessiveError",
+    "ForbiddenError",
+    "ForbiddenNameError",
+    "StoredArray",
+    "is_base",
+    "map_array",
+    "names_asked",
+    "read_pickle",
+    "require_memory",
+    "require_numbers",
+]

@@ -1,0 +1,109 @@
+"""CP: a pointwise from C to R, a depthwise k x k, a pointwise from R to O.
+
+The canonical polyadic decomposition of the kernel as a three-way ``O x C x k^2`` tensor, by alternating least squares from
+the leading singular vectors of the O and C unfoldings, the columns balanced after each sweep. Lebedev et al. 2015 split
+the two spatial axes as well; keeping them together costs little and converges.
+"""
+
+import torch
+from torch import Tensor
+
+from convrewrite.conv import ConvSpec
+from convrewrite.structures.structure import Setting, Stage
+
+SWEEPS = 40
+
+
+Factors = tuple[Tensor, Tensor, Tensor]
+"""``(O, R)``, ``(C, R)`` and ``(k^2, R)``."""
+
+
+LARGE, LARGE_SWEEPS = 1 << 20, 6
+"""Kernels of so many numbers get fewer sweeps: each takes seconds, and most of the gain comes first."""
+
+
+class Cp:
+    """See the module's text; ``rank`` is R."""
+
+    name = "cp"
+    reference = "Lebedev et al. 2015, both spatial axes together"
+
+    def reject(self, spec: ConvSpec) -> str | None:
+        if spec.kernel_size == (1, 1):
+            return "for a 1x1 kernel the structure 'channel' is the same with one stage less"
+        return None
+
+    def variants(self, spec: ConvSpec) -> tuple[Setting, ...]:
+        return ({},)
+
+    def full_rank(self, spec: ConvSpec, variant: Setting) -> int:
+        outputs, inputs, area = spec.out_channels, spec.in_channels, spec.kernel_size[0] * spec.kernel_size[1]
+        return min(inputs * area, outputs * area, outputs * inputs)
+
+    def stages(self, spec: ConvSpec, setting: Setting) -> tuple[Stage, ...]:
+        rank = int(setting["rank"])
+        return (Stage(spec.in_channels, rank), Stage(rank, rank, "hw", groups=rank), Stage(rank, spec.out_channels))
+
+    def weights(self, kernel: Tensor, spec: ConvSpec, setting: Setting) -> tuple[Tensor, ...]:
+        rank = int(setting["rank"])
+        tensor = kernel.flatten(2)
+        exact = rank >= self.full_rank(spec, setting)
+        outputs, inputs, taps = _exact(tensor, rank) if exact else _alternate(tensor, rank)
+        depthwise = taps.T.reshape(rank, 1, *kernel.shape[2:])
+        return inputs.T[:, :, None, None], depthwise, outputs[:, :, None, None]
+
+
+def _exact(tensor: Tensor, rank: int) -> Factors:
+    """The trivial decomposition: two modes run through their unit vectors, the third takes the numbers."""
+    shape = tensor.shape
+    longest = max(range(3), key=lambda mode: shape[mode])
+    first, second = (mode for mode in range(3) if mode != longest)
+    grid = torch.cartesian_prod(torch.arange(shape[first]), torch.arange(shape[second]))[:rank]
+    factors: dict[int, Tensor] = {}
+    for mode, index in ((first, grid[:, 0]), (second, grid[:, 1])):
+        factors[mode] = torch.eye(shape[mode], dtype=tensor.dtype, device=tensor.device)[:, index]
+    factors[longest] = tensor.movedim(longest, 0).flatten(1)
+    return factors[0], factors[1], factors[2]
+
+
+def _alternate(tensor: Tensor, rank: int) -> Factors:
+    """Alternating least squares; in float64, unless the kernel is large and comes in less."""
+    target = tensor if tensor.numel() >= LARGE else tensor.double()
+    o, c, t = (_start(target, mode, rank) for mode in range(3))
+    by_input, by_output = target.transpose(1, 2).contiguous(), target.permute(1, 2, 0).contiguous()
+    for _ in range(SWEEPS if target.numel() < LARGE else LARGE_SWEEPS):
+        through = by_input @ c  # (O, k^2, R), which two of the three factors need
+        t = _solve(torch.einsum("otr,or->tr", through, o), o, c)
+        o = _solve(torch.einsum("otr,tr->or", through, t), c, t)
+        c = _solve(torch.einsum("ctr,tr->cr", by_output @ o, t), o, t)
+        o, c, t = _balanced(o, c, t)
+    return o.to(tensor.dtype), c.to(tensor.dtype), t.to(tensor.dtype)
+
+
+def _start(target: Tensor, mode: int, rank: int) -> Tensor:
+    """Leading left singular vectors of the unfolding, completed with seeded noise where it has fewer than R."""
+    unfolding = target.movedim(mode, 0).flatten(1)
+    u = torch.linalg.eigh(unfolding @ unfolding.T).eigenvectors.flip(1)[:, :rank]
+    generator = torch.Generator().manual_seed(mode)
+    noise = torch.randn(u.shape[0], rank - u.shape[1], dtype=u.dtype, generator=generator)
+    return torch.cat([u, noise.to(u.device) / u.shape[0] ** 0.5], dim=1)
+
+
+def _solve(right: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """The least-squares factor, given the other two; a little ridge, because CP factors may become collinear."""
+    gram = (first.T @ first) * (second.T @ second)
+    gram.diagonal().add_(
+        max(1e-9, 10 * torch.finfo(gram.dtype).eps) * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny
+    )
+    return torch.linalg.solve(gram, right.T).T
+
+
+def _balanced(*factors: Tensor) -> Factors:
+    """The same decomposition with columns of equal norm in all three factors."""
+    norms = [factor.norm(dim=0).clamp_min(torch.finfo(factor.dtype).tiny) for factor in factors]
+    common = (norms[0] * norms[1] * norms[2]) ** (1 / 3)
+    o, c, t = (factor / norm * common for factor, norm in zip(factors, norms, strict=True))
+    return o, c, t
+
+
+STRUCTURE = Cp()

@@ -1,0 +1,218 @@
+"""The values of options that are more than a word or a number, read from text, and the limits of those that are numbers.
+
+The limits hold for the Python interface too. A UsageError names the option, what was expected and what was found.
+"""
+
+import math
+import os
+import re
+from collections.abc import Sequence
+
+from convrewrite.errors import UsageError
+
+LARGEST_SEED = 2**63 - 1
+
+
+MOST_THREADS = max(64, os.cpu_count() or 1)
+
+
+SMALLEST_MEMORY, LARGEST_MEMORY = 0.001, 2.0**20
+"""Of ``--memory``, in GB: a megabyte, and a petabyte, which no machine has."""
+
+
+MOST_ROUNDS = 10_000
+
+
+LONGEST_SIDE = 16_384
+"""Of an image that ``--resize`` makes, in pixels."""
+
+
+LONGEST_SECONDS = 86_400
+
+
+_SHOWN = 60
+
+
+def shown(value: object) -> str:
+    """A value for a message: as Python writes it, and never longer than a line."""
+    text = repr(value[: 2 * _SHOWN]) if isinstance(value, str) else str(value)
+    length = len(value) if isinstance(value, str) else len(text)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}... ({length} characters)"
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Raise UsageError for words of a command line that can be meant for nothing: empty ones, and broken names."""
+    for word in words:
+        if not word.strip():
+            raise UsageError(f"expected text in every argument, found {word!r}; give a value, or leave the option out")
+        if "\0" in word or any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise UsageError(
+                f"expected arguments in UTF-8 without NUL, found {shown(word)}; rename the file, or quote its name anew"
+            )
+
+
+def seed(value: int) -> int:
+    """A seed that every generator takes."""
+    if not 0 <= value <= LARGEST_SEED:
+        raise UsageError(f"--seed: expected a whole number from 0 to {LARGEST_SEED}, found {_number(value)}")
+    return value
+
+
+def threads(value: int) -> int:
+    """As many threads as can be of use."""
+    if not 1 <= value <= MOST_THREADS:
+        expected = f"a whole number greater than or equal to 1 and at most {MOST_THREADS}"
+        raise UsageError(f"--threads: expected {expected}, found {_number(value)}; see --help")
+    return value
+
+
+def memory(value: float) -> float:
+    """Gigabytes that may be used."""
+    if not SMALLEST_MEMORY <= value <= LARGEST_MEMORY:
+        raise UsageError(
+            f"--memory: expected GB from {SMALLEST_MEMORY:g} to {LARGEST_MEMORY:.0f}, found {_number(value)}; "
+            "4 is the default"
+        )
+    return value
+
+
+def memory_bytes(value: int) -> int:
+    """The same in bytes, as the Python interface takes it."""
+    least, most = int(SMALLEST_MEMORY * 2**30), int(LARGEST_MEMORY * 2**30)
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise UsageError(f"memory: expected bytes, a whole number from {least} to {most}, found {_number(value)}")
+    return value
+
+
+def rounds(value: int) -> int:
+    """Rounds of a measurement."""
+    if not 3 <= value <= MOST_ROUNDS:
+        raise UsageError(f"--rounds: expected a whole number from 3 to {MOST_ROUNDS}, found {_number(value)}")
+    return value
+
+
+def agreement(value: float | None) -> float | None:
+    """A share of examples."""
+    if value is not None and not 0 <= value <= 1:
+        raise UsageError(f"--agreement: expected a number in [0, 1], as 0.98, found {value}")
+    return value
+
+
+def error(value: float | None) -> float | None:
+    """A relative error."""
+    if value is not None and not 0 <= value < math.inf:
+        raise UsageError(f"--error: expected a number of at least 0, as 0.05, found {value}")
+    return value
+
+
+def seconds(value: float) -> float:
+    """A time limit."""
+    if not 0 < value <= LONGEST_SECONDS:
+        raise UsageError(f"--timeout: expected seconds above 0 and at most {LONGEST_SECONDS}, found {value}")
+    return value
+
+
+def mean(text: str | None) -> str | None:
+    """A mean for each channel."""
+    numbers("--mean", text)
+    return text
+
+
+def std(text: str | None) -> str | None:
+    """A standard deviation for each channel: something is divided by it."""
+    if any(number <= 0 for number in numbers("--std", text) or ()):
+        raise UsageError(f"--std: expected positive numbers, found {shown(text)}")
+    return text
+
+
+def resize(text: str | None) -> str | None:
+    """A size of images."""
+    size("--resize", text)
+    return text
+
+
+def budget(entries: Sequence[str]) -> dict[str, float]:
+    """``["macs=0.5,params=0.6"]`` -> ``{"macs": 0.5, "params": 0.6}``; which names there are is for the plan to say."""
+    found: dict[str, float] = {}
+    for entry in (part for text in entries for part in text.split(",")):
+        name, _, value = (part.strip() for part in entry.partition("="))
+        if name in found:
+            raise UsageError(f"--budget: expected each name once, found {shown(name)} more than once")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise UsageError(f"--budget: expected NAME=PART as macs=0.5, found {shown(entry)}") from None
+    return found
+
+
+def keep(text: str | None) -> dict[str, float] | None:
+    """``0.98`` or ``error=0.02``; which measures there are is for the plan to say."""
+    if text is None:
+        return None
+    name, _, value = text.rpartition("=")
+    try:
+        return {name.strip() or "agreement": float(value)}
+    except ValueError:
+        raise UsageError(f"--keep: expected a number as 0.98, or error=0.02, found {shown(text)}") from None
+
+
+def outputs(entries: Sequence[str]) -> dict[str, tuple[str, float]]:
+    """``NAME=KIND`` or ``NAME=KIND:WEIGHT``; which names and kinds there are is for the model to say."""
+    found: dict[str, tuple[str, float]] = {}
+    for entry in entries:
+        name, _, said = entry.rpartition("=")
+        kind, _, weight = said.partition(":")
+        if not name.strip() or not kind.strip():
+            raise UsageError(f"--output: expected NAME=KIND or NAME=KIND:WEIGHT, as output=logits, found {entry!r}")
+        if name.strip() in found:
+            raise UsageError(f"--output: {name.strip()!r} is named twice; name it once")
+        try:
+            found[name.strip()] = kind.strip(), float(weight or 1)
+        except ValueError:
+            raise UsageError(f"--output: expected a number behind the colon, found {entry!r}") from None
+    return found
+
+
+def numbers(option: str, text: str | None) -> list[float] | None:
+    """``0.485,0.456,0.406`` -> its numbers, which are finite."""
+    if text is None:
+        return None
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option}: expected numbers separated by commas, found {shown(text)}") from None
+    if not all(map(math.isfinite, found)):
+        raise UsageError(f"{option}: expected finite numbers, found {shown(text)}")
+    return found
+
+
+def size(option: str, text: str | None) -> tuple[int, int] | None:
+    """``256x192`` -> height and width, each at most LONGEST_SIDE."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text, re.ASCII)
+    if match is None:
+        raise UsageError(f"{option}: expected HxW, as 256x256, found {shown(text)}")
+    if max(map(len, match.groups())) > len(str(LONGEST_SIDE)) or max(int(match[1]), int(match[2])) > LONGEST_SIDE:
+        raise UsageError(f"{option}: expected at most {LONGEST_SIDE} pixels a side, found {shown(text)}")
+    return int(match[1]), int(match[2])
+
+
+def example_target(entries: Sequence[str]) -> str | None:
+    """The one ``FILE.py:NAME`` or ``pkg.mod:NAME`` among the values of ``--input``; None where all of them are shapes."""
+    targets = [entry for entry in entries if ":" in entry]
+    if not targets:
+        return None
+    if len(entries) > 1:
+        raise UsageError(
+            f"--input: expected shapes, as 1x3x64x64, or one FILE.py:NAME that gives all inputs, "
+            f"found {shown(' '.join(entries))}"
+        )
+    return targets[0]
+
+
+def _number(value: object) -> str:
+    """A number for a message: one of thousands of digits by its length, which Python refuses to write out."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"one of {value.bit_length()} bits"
+    return str(value)

@@ -1,0 +1,93 @@
+"""Batches for models of several inputs: by the names of forward's parameters, by number, by place."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from convrewrite.calibration.batches import peek_example, read_calibration
+from convrewrite.errors import CalibrationError
+
+COUNT = 70
+EXAMPLE = (torch.zeros(1, 2), torch.zeros(1, 2))
+NAMES = ("left", "right")
+LEFT = torch.arange(2.0 * COUNT).reshape(COUNT, 2)
+RIGHT = -LEFT - 1
+LABELS = torch.arange(COUNT)
+
+
+class Pairs(Dataset[dict[str, Tensor]]):
+    def __len__(self) -> int:
+        return COUNT
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"right": RIGHT[index], "target": LABELS[index], "left": LEFT[index]}
+
+
+def halves(*values: Any) -> list[Any]:
+    return [tuple(value[rows] for value in values) for rows in (slice(0, 40), slice(40, COUNT))]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        (LEFT, RIGHT, LABELS),
+        {"labels": LABELS, "right": RIGHT, "left": LEFT},
+        {"input.1": RIGHT, "input.0": LEFT, "id": LABELS},
+        {"first": LEFT, "y": LABELS, "second": RIGHT},
+        halves(LEFT, RIGHT, LABELS),
+        [{"labels": c, "right": b, "left": a} for a, b, c in halves(LEFT, RIGHT, LABELS)],
+        [((a, b), c) for a, b, c in halves(LEFT, RIGHT, LABELS)],
+        [({"right": b, "left": a}, c) for a, b, c in halves(LEFT, RIGHT, LABELS)],
+        Pairs(),
+    ],
+    ids=["tuple", "names", "numbers", "places", "tuples", "dicts", "nested", "dict and label", "data set"],
+)
+def test_every_form_gives_the_same_inputs_in_the_order_of_forward(source: object) -> None:
+    calibration = read_calibration(source, EXAMPLE, names=NAMES)
+    assert calibration.fitted_on + calibration.held_out_count == COUNT
+    for left, right in (*calibration.fit, *calibration.held_out):
+        assert torch.equal(right, -left - 1)
+        assert bool((left >= 0).all())
+
+
+def test_a_name_of_forward_comes_before_what_it_may_usually_mean() -> None:
+    source = {"image": RIGHT, "label": LEFT}
+    by_name = read_calibration(source, EXAMPLE[:1], names=("label",))
+    by_custom = read_calibration(source, EXAMPLE[:1], names=("data",))
+    assert all(bool((x >= 0).all()) for (x,) in by_name.fit)
+    assert all(bool((x < 0).all()) for (x,) in by_custom.fit)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (
+            {"left": LEFT, "other": RIGHT},
+            "expected 2 arrays, named left, right or input.0 to input.1, found left, other",
+        ),
+        ([{"left": LEFT, "other": RIGHT}], "a batch: expected 2 arrays, named left, right or"),
+        ([(LEFT,)], "expected 2 tensors, one for each model input, found 1"),
+        ((LEFT, RIGHT[:9]), "expected as many examples in every input"),
+    ],
+)
+def test_inputs_that_are_missing_are_never_guessed(source: object, words: str) -> None:
+    with pytest.raises(CalibrationError, match=words):
+        read_calibration(source, EXAMPLE, names=NAMES)
+
+
+def test_the_first_example_of_a_file(tmp_path: Path) -> None:
+    pixels = np.full((5, 8, 6, 3), 7, np.uint8)
+    np.savez(tmp_path / "c.npz", tag=np.arange(5), image=pixels, labels=np.zeros(5))
+    image, tag = peek_example(str(tmp_path / "c.npz"), ("image", "tag")) or ()
+    assert (tuple(image.shape), image.dtype, tuple(tag.shape), tag.dtype) == (
+        (1, 3, 8, 6),
+        torch.uint8,
+        (1,),
+        torch.int64,
+    )
+    assert peek_example(str(tmp_path), ("image",)) is None

@@ -1,0 +1,169 @@
+"""The command line with models of several inputs: shapes, examples by name, and calibration files."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import Ran, call
+from model_files import forget_modules_below
+
+from convrewrite.reporting.report import Report
+from convrewrite.runtime.timing import RuntimeTimer
+
+MODEL = """
+import torch
+from torch import nn
+
+class Tagged(nn.Module):
+    '''An image, and a tag that chooses the shift of its channels.'''
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.table = nn.Embedding(5, 16)
+        self.conv = nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, image, tag):
+        x = torch.relu(self.stem(image) + self.table(tag)[:, :, None, None])
+        return self.conv(x)
+
+class Shifted(Tagged):
+    def forward(self, image, shift):
+        return self.conv(torch.relu(self.stem(image) + shift[:, :, None, None]))
+
+def tagged():
+    torch.manual_seed(0)
+    return Tagged()
+
+def shifted():
+    torch.manual_seed(0)
+    return Shifted()
+
+IMAGE = torch.ones(1, 3, 16, 16)
+pair = (IMAGE, torch.tensor([2]))
+keywords = {"tag": torch.tensor([2]), "image": IMAGE}
+both = ((IMAGE,), {"tag": torch.tensor([2])})
+
+def made():
+    return keywords
+
+def batches():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        tags = torch.randint(5, (8,), generator=generator)
+        yield {"tag": tags, "label": tags, "image": torch.randn(8, 3, 16, 16, generator=generator)}
+
+def text():
+    return "an image"
+
+def broken():
+    raise OSError("no such camera")
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("several")
+    (folder / "several_inputs.py").write_text(MODEL)
+    random = np.random.default_rng(0)
+    pixels, tags = random.random((24, 3, 16, 16), np.float32), random.integers(0, 5, 24)
+    np.savez(folder / "named.npz", tag=tags, labels=tags, image=pixels)
+    np.savez(folder / "half.npz", image=pixels, other=tags)
+    yield folder
+    forget_modules_below(folder)
+
+
+@pytest.fixture
+def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RuntimeTimer, "compare_onnx", lambda *_args, **_options: None)
+    monkeypatch.setattr(RuntimeTimer, "compare_torch", lambda *_args, **_options: None)
+
+
+def optimized(folder: Path, name: str, *arguments: object) -> tuple[Ran, Report]:
+    out = folder / "out"
+    ran = call("optimize", f"{folder}/several_inputs.py:{name}", "-o", out, *arguments)
+    assert ran.code == 0, ran.err
+    return ran, Report.model_validate_json((out / "report.json").read_text())
+
+
+@pytest.mark.usefixtures("untimed")
+@pytest.mark.parametrize("example", ["pair", "keywords", "both", "made"])
+def test_an_example_by_name(place: Path, example: str) -> None:
+    target = f"{place}/several_inputs.py:{example}"
+    ran = call("analyze", f"{place}/several_inputs.py:tagged", "--input", target, "--rule", "separable")
+    assert ran.code == 0, ran.err
+    assert "yes: separable" in ran.out
+
+
+@pytest.mark.usefixtures("untimed")
+def test_optimize_and_verify_with_an_example_and_batches_by_name(place: Path) -> None:
+    example = ("--input", f"{place}/several_inputs.py:keywords")
+    calib = ("--calib", f"{place}/several_inputs.py:batches")
+    _, report = optimized(place, "tagged", *example, *calib, "--budget", "macs=0.9")
+    assert report.input_shapes == ((1, 3, 16, 16), (1,))
+    assert (report.calibration.fitted_on, report.calibration.held_out) == (19, 5)
+    assert [row.action for row in report.sites] == ["kept", "rewritten"]
+    assert [row.passed for row in report.parity] == [True]
+    files = (place / "out" / "model.onnx", *example)
+    same = call("verify", f"{place}/several_inputs.py:tagged", *files, "--expect", "fidelity")
+    assert same.code == 0, same.err
+    on_batches = call("verify", place / "out", *files, *calib, "--factory", f"{place}/several_inputs.py:tagged")
+    assert on_batches.code == 0, on_batches.err
+    assert "on 24 calibration inputs" in on_batches.out
+    timed = call("bench", f"{place}/several_inputs.py:tagged", *files, "--rounds", 3)
+    assert timed.code == 0, timed.err
+    assert "input 1x3x16x16, 1, 1 thread(s)" in timed.out
+
+
+@pytest.mark.usefixtures("untimed")
+def test_a_calibration_file_gives_sizes_and_integers(place: Path) -> None:
+    _, report = optimized(place, "tagged", "--calib", place / "named.npz")
+    assert report.input_shapes == ((1, 3, 16, 16), (1,))
+    assert any("input size 1x3x16x16, 1 taken from" in note for note in report.notes)
+    assert report.calibration.fitted_on == 19
+
+
+@pytest.mark.usefixtures("untimed")
+def test_a_shape_for_each_input(place: Path) -> None:
+    shapes = ("--input", "1x3x16x16", "--input", "1x16")
+    _, report = optimized(place, "shifted", *shapes, "--calib", "weights")
+    assert report.input_shapes == ((1, 3, 16, 16), (1, 16))
+    files = (place / "out" / "model.pt", place / "out" / "model.onnx")
+    verified = call("verify", *files, "--factory", f"{place}/several_inputs.py:shifted")
+    assert verified.code == 0, verified.err
+    assert "on 8 random inputs" in verified.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (
+            (),
+            2,
+            "forward takes 2 inputs (image, tag); give the shape of each, as --input 1x3x64x64 --input 1x10, or an",
+        ),
+        (
+            ("--input", "{file}:pair", "--input", "1x3"),
+            2,
+            "--input: expected shapes, as 1x3x64x64, or one FILE.py:NAME",
+        ),
+        (("--input", "{file}:text"), 2, "text: expected a tensor, a tuple of tensors"),
+        (("--input", "{file}:broken"), 2, "broken: calling it without arguments raised OSError: no such camera"),
+        (("--input", "{file}:absent"), 3, "expected absent in"),
+        (("--input", "1x3x16x16", "--input", "2x16"), 2, "expected the batch as first axis of every input"),
+    ],
+)
+def test_what_is_wrong_is_said_before_the_long_work(
+    place: Path, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    file = f"{place}/several_inputs.py"
+    ran = call("analyze", f"{file}:tagged", *(text.format(file=file) for text in arguments))
+    assert ran.code == code
+    assert words in ran.message
+
+
+def test_a_file_with_only_some_of_the_names_is_refused(place: Path) -> None:
+    ran = call("optimize", f"{place}/several_inputs.py:tagged", "-o", place / "no", "--calib", place / "half.npz")
+    assert ran.code == 2
+    assert "expected 2 arrays, named image, tag or input.0 to input.1, found image, other" in ran.message

@@ -1,0 +1,203 @@
+"""Temporary folders: those of living processes stay, those of dead ones go, and nobody else's are touched."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from commands import listing
+
+from convrewrite.errors import ExportError, UsageError
+from convrewrite.folders import scratch
+from convrewrite.folders.scratch import LOCK, Scratch, disk_full, sweep, temporary, told
+from convrewrite.interrupts import Terminated, held, terminations_raised
+
+HOLDING = """
+import sys, pathlib
+from convrewrite.folders.scratch import Scratch
+made = Scratch(pathlib.Path(sys.argv[1]))
+(made.path / "file").write_text("mine")
+print(made.path, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_goes_with_its_object(tmp_path: Path) -> None:
+    with Scratch(tmp_path) as made:
+        assert listing(tmp_path) == {made.path.name, f"{made.path.name}/{LOCK}"}
+        assert made.path.stat().st_mode & 0o777 == 0o700
+    forgotten = Scratch(tmp_path)
+    assert forgotten.path.is_dir()
+    del forgotten
+    assert listing(tmp_path) == set()
+
+
+def test_a_living_process_keeps_its_folder_and_a_killed_one_loses_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDING, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        folder = Path(other.stdout.readline().strip())
+        sweep(tmp_path)
+        assert (folder / "file").read_text() == "mine"
+        other.kill()
+        other.wait()
+        assert folder.is_dir()
+        with Scratch(tmp_path) as mine:
+            assert not folder.exists()
+            assert mine.path.is_dir()
+    assert listing(tmp_path) == set()
+
+
+def test_a_fork_does_not_clear_what_is_its_parents(tmp_path: Path) -> None:
+    made = Scratch(tmp_path)
+    made._clear._registry[made._clear].args = (made.path, -1, os.getpid() + 1)  # type: ignore[attr-defined]
+    made.close()
+    assert made.path.is_dir()
+
+
+def test_what_only_looks_like_one_stays(tmp_path: Path) -> None:
+    for name in (
+        ".convrewrite-run-mine",
+        "convrewrite-run-ABCDEFGH",
+        "convrewrite-results",
+        ".convrewrite-run-abcdefg1",
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    (tmp_path / ".convrewrite-run-aaaaaaaa").symlink_to(tmp_path / "convrewrite-results")
+    (tmp_path / ".convrewrite-run-bbbbbbbb").mkdir()  # one whose process was killed before it could lock it
+    before = listing(tmp_path)
+    sweep(tmp_path)
+    assert listing(tmp_path) == before - {".convrewrite-run-bbbbbbbb"}
+
+
+def test_a_folder_swept_before_it_was_locked_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = tempfile.mkdtemp, []
+
+    def slow(**named: str) -> str:
+        calls.append(real(**named))
+        if len(calls) == 1:
+            sweep(tmp_path)
+        return calls[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", slow)
+    with Scratch(tmp_path) as made:
+        assert str(made.path) == calls[1]
+        assert not Path(calls[0]).exists()
+
+
+def test_without_locks_nothing_of_others_is_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(scratch.fcntl, "flock", refuse)
+    first, second = Scratch(tmp_path), Scratch(tmp_path)
+    assert first.path.is_dir()
+    first.close()
+    second.close()
+    assert listing(tmp_path) == set()
+
+
+@pytest.mark.parametrize("variable", ["TMPDIR", "TEMP", "TMP"])
+def test_the_folder_that_was_named_is_used_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    for name in ("TMPDIR", "TEMP", "TMP"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
+    with temporary() as made:
+        assert made.path.parent == tmp_path
+    monkeypatch.setenv(variable, str(tmp_path / "missing"))
+    with pytest.raises(UsageError, match=r"missing: cannot be written \(No such file or directory\); .* in TMPDIR"):
+        temporary()
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (OSError(errno.ENOSPC, "x"), errno.ENOSPC),
+        (OSError(errno.EDQUOT, "x"), errno.EDQUOT),
+        (ValueError("Error while serializing: I/O error: No space left on device (os error 28)"), errno.ENOSPC),
+        (FileNotFoundError(errno.ENOENT, "x"), None),
+        (RuntimeError("unexpected pos"), None),
+    ],
+)
+def test_a_full_disk_is_told_from_other_errors(error: Exception, found: int | None) -> None:
+    wrapped = RuntimeError("wrapped")
+    wrapped.__cause__ = error
+    assert disk_full(wrapped) == disk_full(error) == (None if found is None else os.strerror(found))
+
+
+def test_errors_of_other_kinds_pass(tmp_path: Path) -> None:
+    for error in (ExportError("no form"), RuntimeError("a bug"), KeyboardInterrupt()):
+        with pytest.raises(type(error)), told(tmp_path):
+            raise error
+    with pytest.raises(UsageError, match=r"cannot be written \(odd\); name another place"), told(tmp_path):
+        raise OSError("odd")
+
+
+# --- interrupts
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_ctrl_c_waits_for_the_end(failing: bool) -> None:
+    steps = []
+
+    def interrupted() -> None:
+        with held(), held():
+            signal.raise_signal(signal.SIGINT)
+            steps.append("after the signal")
+            if failing:
+                raise OSError("fails as well")
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert steps == ["after the signal"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_while_a_folder_is_collected_comes_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = scratch._clear
+
+    def interrupted(folder: Path) -> None:
+        signal.raise_signal(signal.SIGINT)
+        real(folder)
+
+    def collected() -> None:
+        made = Scratch(tmp_path)
+        monkeypatch.setattr(scratch, "_clear", interrupted)
+        del made
+        assert listing(tmp_path) == set()
+        time.sleep(10)
+
+    with pytest.raises(KeyboardInterrupt):
+        collected()
+
+
+def test_a_signal_that_would_kill_is_raised_and_can_wait() -> None:
+    steps = []
+    before = signal.getsignal(signal.SIGTERM)
+
+    def terminated() -> None:
+        with terminations_raised(), held():
+            signal.raise_signal(signal.SIGTERM)
+            steps.append("after the signal")
+
+    with pytest.raises(Terminated) as caught:
+        terminated()
+    assert (steps, caught.value.number) == (["after the signal"], signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with terminations_raised(), held():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)

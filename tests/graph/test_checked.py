@@ -1,0 +1,103 @@
+"""A graph that computes something else than its module is dropped, with nothing else lost."""
+
+import pytest
+import torch
+from networks import Calls, Chain, Residual, settled
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from convrewrite import optimize
+from convrewrite.errors import TraceError
+from convrewrite.graph.checked import follow
+from convrewrite.graph.sites import find_sites
+from convrewrite.graph.tracing import trace
+
+X = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+class Joined(nn.Module):
+    """Concatenates the skip only where it is a tensor, which nothing is while a graph is followed."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU())
+
+    def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
+        if isinstance(skip, Tensor):
+            x = torch.cat([x, skip], 1)
+        return self.conv(x)
+
+
+class Added(nn.Module):
+    """The same trap without a change of shape, so that nothing fails."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1 if isinstance(x, Tensor) else x
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.join = Joined(16, 8)
+        self.last = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.last(self.join(x, x * 0.5))
+
+
+@pytest.mark.parametrize("model", [Chain(), Residual()], ids=["chain", "residual"])
+def test_a_right_graph_is_kept(model: nn.Module) -> None:
+    traced = follow(settled(model), (X,))
+    assert traced.whole is not None
+    assert traced.lost == ()
+
+
+def test_a_wrong_graph_is_dropped_and_what_is_inside_followed_part_by_part() -> None:
+    model = settled(Net())
+    assert trace(model).whole is not None
+    traced = follow(model, (X,))
+    assert traced.whole is None
+    assert traced.lost == ("", "join")
+    assert set(traced.parts) == {"stem", "join.conv"}
+    sites = {site.name: site for site in find_sites(model, (X,), traced)}
+    assert sites["join.conv.0"].batch_norm == "join.conv.1"
+    assert sites["stem.0"].batch_norm == "stem.1"
+
+
+def test_a_graph_that_runs_but_gives_other_numbers_is_dropped() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Added(), nn.Conv2d(4, 4, 3)).eval()
+    assert trace(model).whole is not None
+    assert follow(model, (X,)).lost == ("",)
+
+
+def test_random_numbers_of_a_forward_are_the_same_for_both() -> None:
+    model = Calls(lambda m, x: m.conv(x + torch.randn_like(x)), conv=nn.Conv2d(3, 4, 3)).eval()
+    state = torch.get_rng_state()
+    traced = follow(model, (X,))
+    assert torch.equal(torch.get_rng_state(), state)
+    expected = [n.target for n in fx.symbolic_trace(model).graph.nodes]
+    assert traced.whole is not None
+    assert [n.target for n in traced.whole.graph.nodes] == expected
+
+
+def test_work_in_place_does_not_disturb() -> None:
+    model = Calls(lambda m, x: m.conv(F.relu(x, inplace=True)).add_(1), conv=nn.Conv2d(3, 4, 3)).eval()
+    before = X.clone()
+    assert follow(model, (X,)).whole is not None
+    assert torch.equal(X, before)
+
+
+def test_a_model_that_does_not_run_is_a_trace_error() -> None:
+    with pytest.raises(TraceError, match="1x3x12x12"):
+        follow(nn.Conv2d(7, 4, 3), (X,))
+
+
+def test_such_a_model_is_rewritten_by_its_true_inputs() -> None:
+    model = settled(Net())
+    images = torch.randn(40, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    report = optimize(model, X, calibration=images, measure=False).report
+    rows = {row.name: row for row in report.sites}
+    assert [rows[name].action for name in ("join.conv.0", "last")] == ["rewritten", "rewritten"]
+    assert any("the model itself, join could not be followed as a graph" in note for note in report.notes)

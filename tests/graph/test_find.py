@@ -1,0 +1,76 @@
+"""Sites that the model asks more of than to be called."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from networks import Branching, CalledTwice, Calls, Chain, NineKinds, Residual, TwoNames, settled, state_bytes
+from torch import Tensor, nn
+
+from convrewrite import optimize
+from convrewrite.graph.finding import REASON, find, without_irreplaceable
+from convrewrite.graph.sites import find_sites
+from convrewrite.graph.tracing import trace
+
+X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+Forward = Callable[[Calls, Tensor], Tensor]
+
+FORWARDS: dict[str, Forward] = {
+    "dtype of its weight": lambda m, x: m.last(m.asked(m.first(x).to(m.asked.weight.dtype))),
+    "channels": lambda m, x: m.last(m.asked(m.first(x)[:, : m.asked.in_channels])),
+    "type": lambda m, x: m.last(m.asked(m.first(x)) if isinstance(m.asked, nn.Conv2d) else m.first(x)),
+    "type, without failing": lambda m, x: m.last(m.asked(m.first(x)) * (2 if type(m.asked) is nn.Conv2d else 3)),
+    "its own method": lambda m, x: m.last(m.asked._conv_forward(m.asked(m.first(x)), m.asked.weight, None)),
+}
+every_forward = pytest.mark.parametrize("forward", FORWARDS.values(), ids=FORWARDS.keys())
+
+
+def network(forward: Forward) -> nn.Module:
+    layers = (nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3))
+    return settled(Calls(forward, **dict(zip(("first", "asked", "last"), layers, strict=True))))
+
+
+@every_forward
+def test_a_site_whose_attributes_or_type_are_asked_for_is_refused_and_no_other(forward: Forward) -> None:
+    model = network(forward)
+    before = state_bytes(model)
+    _, _, sites = find(model, (X,))
+    refused = {site.name for site in sites if site.refusal is not None}
+    assert "asked" in refused
+    assert not {"first", "last"} & refused
+    assert state_bytes(model) == before
+    assert type(model.asked) is nn.Conv2d
+
+
+def test_such_a_model_comes_through() -> None:
+    model = network(FORWARDS["channels"])
+    report = optimize(model, X, calibration="weights", measure=False).report
+    assert {row.name: row.action for row in report.sites} == {"first": "kept", "asked": "kept", "last": "rewritten"}
+    (reason,) = [row.reason for row in report.sites if row.name == "asked"]
+    assert reason == REASON
+
+
+def test_a_batch_norm_that_is_asked_for_more_keeps_its_site() -> None:
+    def forward(model: Calls, x: Tensor) -> Tensor:
+        return model.norm(model.conv(x)) + model.norm.eps
+
+    model = settled(Calls(forward, conv=nn.Conv2d(3, 8, 3), norm=nn.BatchNorm2d(8)))
+    _, _, (site,) = find(model, (X,))
+    assert (site.refusal, site.batch_norm) == (REASON, None)
+
+
+@pytest.mark.parametrize("make", [Chain, Residual, CalledTwice, TwoNames, NineKinds, Branching])
+def test_sites_that_are_only_called_stay(make: Callable[[], nn.Module]) -> None:
+    model = settled(make())
+    sites = find_sites(model, (X,), trace(model))
+    assert without_irreplaceable(model, (X,), sites) == tuple(sites)
+
+
+def test_a_model_that_never_gives_the_same_twice_says_nothing() -> None:
+    draw = np.random.default_rng(0)
+    model = Calls(
+        lambda m, x: m.last(m.first(x) + float(draw.random())), first=nn.Conv2d(3, 8, 3), last=nn.Conv2d(8, 8, 3)
+    )
+    _, _, sites = find(model.eval(), (X,))
+    assert [site.refusal for site in sites] == [None, None]

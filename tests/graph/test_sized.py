@@ -1,0 +1,152 @@
+"""Graphs of forwards that ask for the size of their input."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from networks import Calls, settled
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convrewrite import optimize
+from convrewrite.graph.checked import follow
+from convrewrite.graph.sites import find_sites
+from convrewrite.graph.sized import trace_sized
+from convrewrite.graph.tracing import trace
+
+X = torch.randn(2, 3, 13, 12, generator=torch.Generator().manual_seed(0))
+
+
+def conv(inputs: int = 8, outputs: int = 8) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+def cut_to_the_smaller(model: Calls, x: Tensor) -> Tensor:
+    x = model.stem(x)
+    y = model.valid(x)
+    if x.size(-1) != y.shape[-1]:
+        x = x[..., : y.size(-2), : y.size(-1)]
+    return model.last(x + y)
+
+
+def padded_as_tensorflow_does(model: Calls, x: Tensor) -> Tensor:
+    height, width = x.size()[-2:]
+    rows, columns = (max((math.ceil(size / 2) - 1) * 2 + 3 - size, 0) for size in (height, width))
+    if rows > 0 or columns > 0:
+        x = F.pad(x, [columns // 2, columns - columns // 2, rows // 2, rows - rows // 2])
+    return model.last(model.strided(x))
+
+
+def every_part(model: Calls, x: Tensor) -> Tensor:
+    parts = [part * (index + 1) for index, part in enumerate(model.stem(x).split(3, dim=1))]
+    return model.last(torch.cat(parts, 1))
+
+
+def by_the_number_of_axes(model: Calls, x: Tensor) -> Tensor:
+    x = model.stem(x)
+    return model.last(x) if x.dim() == 4 and len(x.shape) == 4 else x
+
+
+def row_by_row(model: Calls, x: Tensor) -> Tensor:
+    x = model.stem(x)
+    return model.last(torch.stack([x[:, :, row] * row for row in range(x.shape[2])], 2))
+
+
+def keeps_what_it_saw(model: Calls, x: Tensor) -> Tensor:
+    x = model.stem(x)
+    if len(x[0]) == 8:
+        model.seen = x
+    return model.last(x)
+
+
+FORWARDS: list[Callable[[Calls, Tensor], Tensor]] = [
+    cut_to_the_smaller,
+    padded_as_tensorflow_does,
+    every_part,
+    by_the_number_of_axes,
+    row_by_row,
+    keeps_what_it_saw,
+]
+every_forward = pytest.mark.parametrize("forward", FORWARDS, ids=lambda f: f.__name__)
+
+
+def network(forward: Callable[[Calls, Tensor], Tensor]) -> nn.Module:
+    if forward is padded_as_tensorflow_does:
+        return settled(Calls(forward, strided=nn.Conv2d(3, 8, 3, stride=2), last=conv()))
+    layers = {"stem": conv(3), "valid": nn.Conv2d(8, 8, 3), "last": conv()}
+    used = ("stem", "valid", "last") if forward is cut_to_the_smaller else ("stem", "last")
+    return settled(Calls(forward, **{name: layers[name] for name in used}))
+
+
+@every_forward
+@torch.no_grad()
+def test_the_graph_is_whole_and_takes_any_batch(forward: Callable[[Calls, Tensor], Tensor]) -> None:
+    model = network(forward)
+    assert trace(model).whole is None, "otherwise this shows nothing"
+    traced = follow(model, (X,))
+    assert traced.whole is not None
+    more = torch.randn(5, *X.shape[1:])
+    assert torch.equal(traced.whole(X), model(X))
+    assert torch.equal(traced.whole(more), model(more))
+
+
+@every_forward
+def test_following_leaves_the_model_as_it_was(forward: Callable[[Calls, Tensor], Tensor]) -> None:
+    model = network(forward)
+    before = {name: dict(vars(part)) for name, part in model.named_modules()}
+    trace_sized(model, (X,))
+    assert all(vars(part) == before[name] for name, part in model.named_modules())
+
+
+def test_a_way_that_hangs_on_numbers_is_not_taken() -> None:
+    model = settled(Calls(lambda m, x: m.conv(x) if x.mean() > 0 else x, conv=conv(3)))
+    traced = trace_sized(model, (X,))
+    assert (traced.whole, traced.lost) == (None, ("",))
+
+
+def test_a_length_that_hangs_on_numbers_is_not_counted() -> None:
+    model = settled(
+        Calls(lambda m, x: sum(m.conv(x)[0, :, i, j].sum() for i, j in (x > 0)[0, 0].nonzero()), conv=conv(3))
+    )
+    assert trace_sized(model, (X,)).whole is None
+
+
+def test_a_graph_for_one_batch_size_is_not_used() -> None:
+    model = settled(Calls(lambda m, x: m.conv(torch.stack([x[i] * 2 for i in range(len(x))])), conv=conv(3)))
+    sized = trace_sized(model, (X,)).whole
+    assert sized is not None and torch.equal(sized(X), model(X))
+    assert follow(model, (X,)).whole is None
+
+
+@torch.no_grad()
+def test_a_graph_for_the_only_batch_size_there_is_is_used() -> None:
+    def forward(model: Calls, x: Tensor) -> Tensor:
+        first, second = x.unbind(0)
+        parts = [model.conv((first * second)[None])[:, part : part + 4] for part in range(0, len(first) + 5, 4)]
+        return torch.cat(parts)
+
+    model = settled(Calls(forward, conv=conv(3)))
+    assert trace(model).whole is None
+    whole = follow(model, (X,)).whole
+    assert whole is not None and torch.equal(whole(X), model(X))
+
+
+def test_a_batch_norm_in_such_a_model_is_folded() -> None:
+    def forward(model: Calls, x: Tensor) -> Tensor:
+        x = model.bn(model.conv(x))
+        return x if x.shape[-1] % 2 else F.pad(x, (0, 1))
+
+    model = settled(Calls(forward, conv=conv(3), bn=nn.BatchNorm2d(8)))
+    (site,) = find_sites(model, (X,), follow(model, (X,)))
+    assert site.batch_norm == "bn"
+
+
+def test_such_a_model_is_rewritten_for_its_true_inputs_and_keeps_its_choices() -> None:
+    model = network(cut_to_the_smaller)
+    images = torch.randn(40, 3, 13, 12, generator=torch.Generator().manual_seed(1))
+    result = optimize(model, X, calibration=images, measure=False)
+    assert not any("could not be followed" in note for note in result.report.notes)
+    assert any(row.action == "rewritten" for row in result.report.sites)
+    other = torch.randn(1, 3, 20, 17)
+    assert result.model(other).shape == model(other).shape, "the graph is for these sizes; the model is not"

@@ -1,0 +1,91 @@
+"""Where checkpoints of trainers have their weights, and what stands before the names."""
+
+from typing import Any
+
+import pytest
+import torch
+from model_files import plain_net
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from convrewrite.errors import ModelLoadError
+from convrewrite.loading.state_dicts import find_weights, load_weights
+
+STATE = plain_net().state_dict()
+KEYS = [
+    "model", "state_dict", "model_state_dict", "model_state", "ema", "model_ema", "state_dict_ema", "ema_state_dict",
+    "net", "network", "module", "weights", "params", "params_ema",
+]  # fmt: skip
+
+
+def filled(state: dict[str, Tensor]) -> tuple[nn.Module, tuple[str, ...]]:
+    """A network with other weights, filled with these, and the notes."""
+    model = plain_net()
+    return model, load_weights(model, dict(state), "m.pt", "net.py:make")
+
+
+def prefixed(prefix: str) -> dict[str, Tensor]:
+    return {prefix + key: value for key, value in STATE.items()}
+
+
+@pytest.mark.parametrize("key", [*KEYS, "a_name_of_its_own"])
+def test_weights_are_found_under_their_key(key: str) -> None:
+    optimizer = torch.optim.SGD(plain_net().parameters(), lr=0.1, momentum=0.9).state_dict()
+    found, notes = find_weights({"epoch": 3, "optimizer": optimizer, key: STATE, "best": 0.5})
+    assert found == STATE
+    assert notes == (f"weights found under the key {key!r}",)
+
+
+@pytest.mark.parametrize(
+    ("content", "notes"),
+    [
+        ({"ema": {"state_dict": STATE, "decay": 0.99}}, ("'ema'", "'state_dict'")),
+        ({"checkpoint": {"model_ema": STATE}}, ("'checkpoint'", "'model_ema'")),
+        ({"model": None, "ema": plain_net()}, ("'ema'",)),
+        ({"model": STATE, "ema": STATE}, ("'model'; 'ema' not used",)),
+        ({"state_dict_ema": STATE, "state_dict": STATE}, ("'state_dict'; 'state_dict_ema' not used",)),
+    ],
+)
+def test_every_step_and_what_was_passed_over_is_told(content: dict[str, Any], notes: tuple[str, ...]) -> None:
+    found, told = find_weights(content)
+    assert found is not None
+    assert told == tuple(f"weights found under the key {note}" for note in notes)
+
+
+@pytest.mark.parametrize("content", [{"student": STATE, "teacher": STATE}, {"epoch": 3}, {3: STATE}, [STATE], 3])
+def test_nothing_is_guessed(content: object) -> None:
+    assert find_weights(content) == (None, ())
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module.backbone.", "net."])
+def test_a_prefix_before_every_name_is_removed(prefix: str) -> None:
+    model, notes = filled(prefixed(prefix))
+    assert all(torch.equal(value, STATE[key]) for key, value in model.state_dict().items())
+    assert notes == (f"prefix {prefix!r} removed from the names of the weights",)
+
+
+def test_what_stands_beside_the_network_is_left_out_and_told() -> None:
+    average = AveragedModel(plain_net())
+    average.module.load_state_dict(STATE)
+    model, notes = filled(average.state_dict())
+    assert torch.equal(model.state_dict()["0.weight"], STATE["0.weight"])
+    assert notes[1] == "only names that begin with it were taken, not n_averaged"
+    _, notes = filled(prefixed("model.") | prefixed("model_ema.") | {"loss.weight": torch.ones(3)})
+    assert notes[0] == "prefix 'model.' removed from the names of the weights"
+    assert "not model_ema.0.weight" in notes[1] and notes[1].endswith("and 4 more")
+
+
+def test_names_that_fit_are_not_touched() -> None:
+    model = nn.ModuleDict({"module": plain_net()})
+    assert load_weights(model, prefixed("module."), "m.pt", "net.py:make") == ()
+    with pytest.raises(ModelLoadError, match=r"1 unexpected: extra"):
+        filled({**STATE, "extra": torch.ones(1)})
+
+
+def test_a_part_of_the_network_is_not_enough() -> None:
+    state = prefixed("module.")
+    del state["module.1.bias"]
+    with pytest.raises(ModelLoadError, match=r"m\.pt: expected the weights of net\.py:make .* 1 missing: 1\.bias"):
+        filled(state)
+    with pytest.raises(ModelLoadError, match=r"7 missing: .*; 1 unexpected: other\.weight"):
+        filled({"other.weight": torch.ones(1)})

@@ -1,0 +1,381 @@
+"""Copies that share nothing, state that a forward changes, and the models whose copy is something else."""
+
+import collections
+import random
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from convrewrite import analyze, apply, optimize, plan
+from convrewrite.errors import TraceError
+from convrewrite.modules.copying import copy_model, private_copy
+from convrewrite.modules.state import Snapshot, preserved
+
+DATA = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+X, Y = DATA[:1], DATA[1:2]
+
+
+class Stateful(nn.Module):
+    """Two convolutions, and between them something that keeps state; the output depends on the input alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.setup()
+
+    def setup(self) -> None:
+        """What is kept."""
+
+    def touch(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.touch(self.first(x))))
+
+
+class BufferCounter(Stateful):
+    def setup(self) -> None:
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def touch(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x
+
+
+class PythonCounter(Stateful):
+    def setup(self) -> None:
+        self.calls = 0
+
+    def touch(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x
+
+
+class ListAppend(Stateful):
+    def setup(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def touch(self, x: Tensor) -> Tensor:
+        self.seen.append(x)
+        return self.seen[-1]
+
+
+class BoundedHistory(Stateful):
+    def setup(self) -> None:
+        self.seen: Any = collections.deque([torch.zeros(1)], maxlen=2)
+
+    def touch(self, x: Tensor) -> Tensor:
+        self.seen.append(x)
+        return self.seen[-1]
+
+
+class CacheByShape(Stateful):
+    def setup(self) -> None:
+        self.grids: dict[Any, Tensor] = {}
+
+    def touch(self, x: Tensor) -> Tensor:
+        size = tuple(x.shape[2:])
+        if size not in self.grids:
+            self.grids[size] = torch.linspace(0, 1, size[1])
+        return x + self.grids[size]
+
+
+class HookFillsClosure(Stateful):
+    def setup(self) -> None:
+        kept: dict[str, Tensor] = {}
+        self.kept = kept
+        self.relay = nn.Identity()
+
+        def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
+            kept["x"] = output
+
+        self.relay.register_forward_hook(hook)
+
+    def touch(self, x: Tensor) -> Tensor:
+        self.relay(x)
+        return self.kept["x"]
+
+
+class HookFillsUnseenDictionary(Stateful):
+    """Nothing but two closures hold it."""
+
+    def setup(self) -> None:
+        kept: dict[str, Tensor] = {}
+        self.relay = nn.Identity()
+        self.relay.register_forward_hook(lambda _module, _args, output: kept.update(x=output))
+        self.read = lambda: kept["x"]
+
+    def touch(self, x: Tensor) -> Tensor:
+        self.relay(x)
+        return self.read()
+
+
+class HookOfWeakOwner(Stateful):
+    def setup(self) -> None:
+        owner = weakref.ref(self)
+        self.relay = nn.Identity()
+
+        def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
+            owner().latest = output
+
+        self.relay.register_forward_hook(hook)
+
+    def touch(self, x: Tensor) -> Tensor:
+        self.relay(x)
+        return self.latest
+
+
+class RunningMean(Stateful):
+    def setup(self) -> None:
+        self.register_buffer("mean", torch.zeros(16))
+
+    def touch(self, x: Tensor) -> Tensor:
+        self.mean.mul_(0.9).add_(0.1 * x.mean((0, 2, 3)))
+        return x
+
+
+class OwnGenerators(Stateful):
+    """They are drawn from, and nothing of it is used."""
+
+    def setup(self) -> None:
+        self.torch_draws = torch.Generator().manual_seed(1)
+        self.numpy_draws, self.python_draws = np.random.default_rng(1), random.Random(1)
+
+    def touch(self, x: Tensor) -> Tensor:
+        torch.rand(1, generator=self.torch_draws)
+        self.numpy_draws.random(), self.python_draws.random()
+        return x
+
+
+class GlobalDraws(Stateful):
+    def touch(self, x: Tensor) -> Tensor:
+        torch.rand(1), np.random.random(), random.random()
+        return x
+
+
+class Flags(Stateful):
+    def touch(self, x: Tensor) -> Tensor:
+        self.first.weight.requires_grad_(False)
+        self.training = True
+        return x
+
+
+GRIDS: dict[Any, Tensor] = {}
+
+
+class GlobalCache(Stateful):
+    def touch(self, x: Tensor) -> Tensor:
+        if x.shape[3] not in GRIDS:
+            GRIDS[x.shape[3]] = torch.linspace(0, 1, x.shape[3])
+        return x + GRIDS[x.shape[3]]
+
+
+class ClassCache(Stateful):
+    grids: dict[str, Tensor] = {}  # noqa: RUF012
+
+    def touch(self, x: Tensor) -> Tensor:
+        self.grids["latest"] = x * 2
+        return self.grids["latest"] + self.grids.setdefault("first", torch.ones(8))
+
+
+STATEFUL = [
+    BufferCounter, PythonCounter, ListAppend, BoundedHistory, CacheByShape, HookFillsClosure, HookFillsUnseenDictionary,
+    HookOfWeakOwner, RunningMean, GlobalCache, ClassCache, OwnGenerators, GlobalDraws, Flags,
+]  # fmt: skip
+every_state = pytest.mark.parametrize("make", STATEFUL, ids=lambda make: make.__name__)
+
+
+def made(make: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return make()
+
+
+def draws() -> tuple[Any, ...]:
+    return torch.get_rng_state().tolist(), repr(np.random.get_state()), random.getstate()
+
+
+def forget(model: nn.Module) -> list[Any]:
+    """State that can be compared: of generators too."""
+    state = vars(model)
+    generators = [state[key] for key in ("torch_draws", "numpy_draws", "python_draws") if key in state]
+    return [
+        part.get_state().tolist() if isinstance(part, torch.Generator)
+        else part.getstate() if isinstance(part, random.Random) else str(part.bit_generator.state)
+        for part in generators
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+@every_state
+def test_the_original_is_as_it_was_and_the_result_starts_where_it_stood(make: Callable[[], nn.Module]) -> None:
+    model = made(make)
+    with torch.no_grad():
+        expected = {"x": model(X), "y": model(Y)}
+    snapshot, before, random_state, own = Snapshot(model), dict(vars(model)), draws(), forget(model)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    training = [part.training for part in model.modules()]
+    result = optimize(model, X, ["asymmetric"], DATA, {"macs": 0.7}, fast=True, measure=False)
+    assert snapshot.changed() == ()
+    assert {**vars(model)} == before
+    assert draws() == random_state
+    assert forget(model) == own == forget(result.model)
+    assert [part.training for part in model.modules()] == training
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    for key in ("calls", "mean"):
+        assert key not in state or torch.equal(result.model.state_dict()[key], state[key])
+    if isinstance(model, PythonCounter):
+        assert result.model.calls == model.calls == 2
+    if isinstance(model, ListAppend):
+        assert len(result.model.seen) == len(model.seen) == 2
+    with torch.no_grad():
+        assert torch.equal(model(X), expected["x"]) and torch.equal(model(Y), expected["y"])
+        assert not torch.equal(result.model(X), result.model(Y))
+        result.model(X)
+        assert torch.equal(model(Y), expected["y"])
+
+
+@every_state
+def test_analysis_planning_and_applying_leave_the_original_too(make: Callable[[], nn.Module]) -> None:
+    model = made(make)
+    with torch.no_grad():
+        model(X)
+    snapshot, random_state = Snapshot(model), draws()
+    analyze(model, X)
+    made_plan = plan(model, X, ["asymmetric"], "weights", measure=False)
+    apply(model, X, made_plan, "weights", measure=False)
+    assert snapshot.changed() == ()
+    assert draws() == random_state
+
+
+@pytest.mark.parametrize(("make", "held"), [(GlobalCache, GRIDS), (ClassCache, ClassCache.grids)])
+def test_what_classes_and_global_names_hold_is_put_back(make: Callable[[], nn.Module], held: dict[Any, Tensor]) -> None:
+    held.clear()
+    analyze(made(make), X)
+    assert held == {}
+
+
+class DependsOnCalls(BufferCounter):
+    def touch(self, x: Tensor) -> Tensor:
+        return super().touch(x) * self.calls
+
+
+class DependsOnHistory(ListAppend):
+    def touch(self, x: Tensor) -> Tensor:
+        return super().touch(x) + sum(part.mean() for part in self.seen)
+
+
+class DependsOnOwnGenerator(Stateful):
+    def setup(self) -> None:
+        self.draws = torch.Generator().manual_seed(0)
+
+    def touch(self, x: Tensor) -> Tensor:
+        return x + torch.rand(x.shape, generator=self.draws)
+
+
+class FirstShapeForEver(Stateful):
+    def setup(self) -> None:
+        self.offset: Tensor | None = None
+
+    def touch(self, x: Tensor) -> Tensor:
+        self.offset = x.mean() if self.offset is None else self.offset * 0.5
+        return x + self.offset
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (DependsOnCalls, "calls"),
+        (DependsOnHistory, "an object"),
+        (DependsOnOwnGenerator, "an object"),
+        (FirstShapeForEver, "offset"),
+    ],
+)
+def test_a_model_whose_output_depends_on_state_is_refused(make: Callable[[], nn.Module], named: str) -> None:
+    model = made(make)
+    snapshot = Snapshot(model)
+    with pytest.raises(TraceError, match=f"depends on state that its forward changes .*{named}"):
+        optimize(model, X, ["asymmetric"], DATA, measure=False)
+    assert snapshot.changed() == ()
+
+
+class SharedByTheClass(Stateful):
+    convs: list[nn.Module] = []  # noqa: RUF012
+
+    def setup(self) -> None:
+        type(self).convs = [nn.Conv2d(16, 16, 3, padding=1)]
+        self.conv = self.convs[0]
+
+    def touch(self, x: Tensor) -> Tensor:
+        return self.convs[0](x)
+
+
+def test_a_model_whose_copy_uses_the_originals_parts_is_refused() -> None:
+    with pytest.raises(TraceError, match="a copy of the model uses tensors of the original"):
+        optimize(made(SharedByTheClass), X, ["asymmetric"], DATA, measure=False)
+
+
+def test_a_model_that_cannot_be_copied_is_refused() -> None:
+    model = made(Stateful)
+    model.lock = threading.Lock()
+    with pytest.raises(TraceError, match="cannot be copied"):
+        optimize(model, X, ["asymmetric"], DATA, measure=False)
+
+
+def test_a_tensor_with_gradients_in_a_cache_is_no_obstacle() -> None:
+    model = made(ListAppend)
+    model(X)
+    assert model.seen[0].grad_fn is not None
+    found = private_copy(model, (Y,))
+    assert found.seen[0].grad_fn is None
+    assert torch.equal(found.seen[0], model.seen[0])
+    assert len(found.seen) == len(model.seen) == 1
+
+
+def test_functions_of_a_copy_share_their_cells_as_before() -> None:
+    model = nn.Identity()
+    count = 0
+
+    def add() -> None:
+        nonlocal count
+        count += 1
+        model.parts.append(count)
+
+    model.parts, model.add, model.read = [], add, lambda: count
+    found = copy_model(model)
+    found.add()
+    assert (found.read(), found.parts) == (1, [1])
+    assert (model.read(), model.parts) == (0, [])
+
+
+def test_gradients_hooks_and_flags_are_put_back() -> None:
+    model = made(Stateful)
+    model(X).sum().backward()
+    gradient = model.first.weight.grad
+    values = gradient.clone()
+    model.last.requires_grad_(False)
+    model.last.register_forward_hook(lambda _module, _args, output: output * 1)
+    hooks = dict(model.last._forward_hooks)
+    optimize(model, X, ["asymmetric"], DATA, measure=False)
+    assert model.first.weight.grad is gradient
+    assert torch.equal(gradient, values)
+    assert not model.last.weight.requires_grad and model.first.weight.requires_grad
+    assert dict(model.last._forward_hooks) == hooks
+
+
+@torch.no_grad()
+def test_numbers_that_a_run_changes_are_put_back() -> None:
+    model = made(Stateful)
+    before = model.first.weight.clone()
+    with preserved(model):
+        model.first.weight.mul_(2)
+        model.extra = [1]
+        model.last.weight.data = torch.zeros(1)
+    assert torch.equal(model.first.weight, before)
+    assert model.last.weight.shape == (16, 16, 3, 3)
+    assert not hasattr(model, "extra")

@@ -1,0 +1,75 @@
+from collections import namedtuple
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from convrewrite.errors import TraceError
+from convrewrite.modules.outputs import left_out, named_outputs
+from convrewrite.modules.running import eval_mode
+
+A, B, C = torch.zeros(1), torch.ones(2), torch.full((3,), 2.0)
+
+
+@dataclass
+class Scores:
+    logits: Tensor
+    loss: Tensor | None = None
+    aux: tuple[Tensor, ...] = ()
+
+
+class ScoresDict(dict[str, object]):
+    pass
+
+
+Pair = namedtuple("Pair", "first second")
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        (A, {"output": A}),
+        ((A, B), {"output.0": A, "output.1": B}),
+        ([A, [B, C]], {"output.0": A, "output.1.0": B, "output.1.1": C}),
+        ({"z": B, "a": A}, {"output.z": B, "output.a": A}),
+        (Scores(A), {"output.logits": A}),
+        (Scores(A, aux=(B, C)), {"output.logits": A, "output.aux.0": B, "output.aux.1": C}),
+        ({"logits": A, "aux": (None, B)}, {"output.logits": A, "output.aux.1": B}),
+        (ScoresDict(logits=A), {"output.logits": A}),
+        (Pair(A, B), {"output.first": A, "output.second": B}),
+        ((A, 3, "text", None), {"output.0": A}),
+    ],
+)
+def test_names_and_order(output: object, expected: dict[str, Tensor]) -> None:
+    named = named_outputs(output)
+    assert list(named) == list(expected)
+    assert all(named[name] is expected[name] for name in expected)
+
+
+@pytest.mark.parametrize("output", [None, 3, (), {"a": None}, "text", b"text", Scores])
+def test_no_tensor_is_an_error(output: object) -> None:
+    with pytest.raises(TraceError, match="at least one tensor"):
+        named_outputs(output)
+
+
+def test_what_is_no_tensor_is_left_out_with_its_type() -> None:
+    output = {"a": A, "loss": 0.5, "aux": [None, "text", (B, 3)], "more": {}, "scores": Scores(A, loss=None)}
+    assert left_out(output) == ("output.loss (float)", "output.aux.1 (str)", "output.aux.2.1 (int)")
+    assert left_out(A) == left_out(None) == ()
+
+
+def test_equal_names_are_an_error() -> None:
+    with pytest.raises(TraceError, match=r"output\.a\.b"):
+        named_outputs({"a.b": A, "a": {"b": B}})
+
+
+def test_eval_mode_restores_every_flag_also_after_an_error() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)).train()
+    model[1].eval()
+    before = [module.training for module in model.modules()]
+    with pytest.raises(KeyError), eval_mode(model, None):
+        raise KeyError
+    with eval_mode(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == before == [True, True, False]

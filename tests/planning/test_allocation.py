@@ -1,0 +1,220 @@
+"""Budgets: the least effect within them, exactly; and what is said of those that cannot be met."""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+import torch
+from networks import Residual, macs_by_hooks, settled
+from torch import nn
+
+from convrewrite.conv import Cost
+from convrewrite.errors import PlanError
+from convrewrite.graph.sites import find_sites
+from convrewrite.graph.tracing import trace
+from convrewrite.planning.allocation import NOT_NEEDED, Allocation, WholeCost, allocate, require_reachable
+from convrewrite.planning.curves import Scored, Surveyed
+from convrewrite.rewriting.surgery import empty_option, replace_site
+from convrewrite.rules.options import SearchSpace, search_spaces
+from convrewrite.rules.schema import Protect, Rule
+from convrewrite.structures.structure import Structure
+
+X = torch.zeros(1, 3, 16, 16)
+LINEAR = 32 * 5
+SECONDS_PER_MAC = 1e-9
+
+
+def network() -> nn.Module:
+    return settled(Residual(16))
+
+
+def menus_of(structures: dict[str, Structure], **values: object) -> tuple[SearchSpace, ...]:
+    model = network()
+    protect = Protect(stem=True, min_channels=0, min_mac_share=0)
+    names = ("separable", "asymmetric", "channel")
+    rule = Rule(**{"name": "all", "structures": names, "protect": protect, **values})  # type: ignore[arg-type]
+    return search_spaces(find_sites(model, (X,), trace(model)), [rule], structures)
+
+
+def totals_of(menu_list: tuple[SearchSpace, ...]) -> WholeCost:
+    macs = LINEAR + sum(space.site.cost.macs for space in menu_list)
+    return WholeCost(Cost(sum(p.numel() for p in network().parameters()), macs), SECONDS_PER_MAC * macs)
+
+
+def harm(site: int, structure: str, part: float) -> float:
+    """An effect that nobody measured: it falls with the part of the MACs that is left, at every site differently."""
+    return (1 + site) ** 2 * {"separable": 1.0, "asymmetric": 0.8, "channel": 1.3}[structure] * (1.2 - part) ** 3
+
+
+def survey_of(space: SearchSpace, site: int) -> Surveyed:
+    """Every rank that is cheaper than the site, with a drawn effect; chains take a little longer than their MACs say."""
+    options = []
+    for rank_range in space.rank_ranges:
+        for candidate in (rank_range.at(rank) for rank in rank_range.ranks):
+            part = candidate.cost.macs / space.site.cost.macs
+            if part < 1:
+                effect = harm(site, rank_range.structure.name, part)
+                seconds = SECONDS_PER_MAC * (1.1 * candidate.cost.macs + 0.01 * space.site.cost.macs)
+                options.append(Scored(candidate, effect, effect, False, seconds))
+    reason = None if options else space.reason
+    return Surveyed(space.site, tuple(options), (), SECONDS_PER_MAC * space.site.cost.macs, reason)
+
+
+@pytest.fixture
+def surveyed(structures: dict[str, Structure]) -> tuple[tuple[Surveyed, ...], WholeCost]:
+    menu_list = menus_of(structures)
+    return tuple(survey_of(space, i) for i, space in enumerate(menu_list)), totals_of(menu_list)
+
+
+def within(allocation: Allocation, budget: Mapping[str, float]) -> bool:
+    return all(allocation.part(name) <= part * (1 + 1e-9) for name, part in budget.items())
+
+
+BUDGETS = [
+    {"macs": 0.3}, {"macs": 0.5}, {"macs": 0.77}, {"macs": 0.95}, {"params": 0.4}, {"params": 0.7},
+    {"latency": 0.4}, {"latency": 0.8}, {"macs": 0.6, "params": 0.45}, {"macs": 0.5, "params": 0.5, "latency": 0.5},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=str)
+def test_what_is_reached_is_within_two_percent_of_what_was_asked(
+    surveyed: tuple[tuple[Surveyed, ...], WholeCost], budget: dict[str, float]
+) -> None:
+    allocation = allocate(surveyed[0], budget, surveyed[1])
+    assert within(allocation, budget)
+    assert max(allocation.part(name) / part for name, part in budget.items()) >= 0.98
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=str)
+def test_no_other_choice_does_less_harm(
+    surveyed: tuple[tuple[Surveyed, ...], WholeCost], budget: dict[str, float]
+) -> None:
+    entries = [replace(entry, options=entry.options[:: max(1, len(entry.options) // 4)]) for entry in surveyed[0]]
+    totals = surveyed[1]
+    choices = itertools.product(*((None, *entry.options) for entry in entries))
+    allowed = [found for c in choices if within(found := Allocation(tuple(entries), c, totals), budget)]
+    allocation = allocate(entries, budget, totals)
+    assert within(allocation, budget)
+    assert allocation.effect == pytest.approx(min(found.effect for found in allowed), rel=1e-9)
+
+
+@pytest.mark.parametrize("budget", [{"macs": 0.4}, {"params": 0.5}], ids=str)
+def test_the_promised_parts_are_those_of_the_model_that_is_built(
+    surveyed: tuple[tuple[Surveyed, ...], WholeCost], budget: dict[str, float], structures: dict[str, Structure]
+) -> None:
+    allocation = allocate(surveyed[0], budget, surveyed[1])
+    model, built = network(), network()
+    for shortlist in allocation.shortlists():
+        for candidate in shortlist.candidates:
+            option = candidate.option
+            stages = structures[option.structure].stages(shortlist.site.folded_spec.per_group, option.parameters)
+            replace_site(built, shortlist.site, empty_option(shortlist.site.folded_spec, stages, option, X))
+    macs = (macs_by_hooks(built, X) + LINEAR) / (macs_by_hooks(model, X) + LINEAR)
+    counts = [sum(p.numel() for p in net.parameters()) for net in (built, model)]
+    assert allocation.part("macs") == pytest.approx(macs)
+    assert allocation.part("params") == pytest.approx(counts[0] / counts[1])
+
+
+def test_a_larger_budget_leaves_more_and_harms_less(surveyed: tuple[tuple[Surveyed, ...], WholeCost]) -> None:
+    found = [allocate(surveyed[0], {"macs": part}, surveyed[1]) for part in (0.25, 0.4, 0.6, 0.8, 0.999)]
+    assert [a.part("macs") for a in found] == sorted(a.part("macs") for a in found)
+    assert [a.effect for a in found] == sorted((a.effect for a in found), reverse=True)
+
+
+def test_without_a_budget_everything_is_kept(surveyed: tuple[tuple[Surveyed, ...], WholeCost]) -> None:
+    allocation = allocate(surveyed[0], {}, surveyed[1])
+    assert allocation.chosen == (None,) * len(surveyed[0])
+    assert allocation.effect == 0
+    assert [allocation.part(name) for name in ("macs", "params", "latency")] == [1, 1, 1]
+
+
+def test_what_is_not_needed_is_kept_with_that_reason(surveyed: tuple[tuple[Surveyed, ...], WholeCost]) -> None:
+    allocation = allocate(surveyed[0], {"macs": 0.8}, surveyed[1])
+    shortlists = allocation.shortlists()
+    assert [shortlist.site for shortlist in shortlists] == [entry.site for entry in surveyed[0]]
+    assert shortlists[0].reason == "it is the stem, the first convolution the network runs"
+    told = {shortlist.reason for shortlist, chosen in zip(shortlists, allocation.chosen, strict=True) if chosen is None}
+    assert NOT_NEEDED in told
+    for shortlist, chosen in zip(shortlists, allocation.chosen, strict=True):
+        assert shortlist.candidates == (() if chosen is None else (chosen.candidate,))
+        assert (shortlist.reason is None) == (chosen is not None)
+
+
+def test_a_site_that_must_change_is_not_kept(surveyed: tuple[tuple[Surveyed, ...], WholeCost]) -> None:
+    entries = [replace(entry, must_change=bool(entry.options)) for entry in surveyed[0]]
+    allocation = allocate(entries, {"macs": 0.999}, surveyed[1])
+    for entry, chosen in zip(entries, allocation.chosen, strict=True):
+        least = min((scored.effect for scored in entry.options), default=None)
+        assert (chosen and chosen.effect) == least
+
+
+# --- budgets that cannot be met
+
+
+@pytest.mark.parametrize("name", ["macs", "params", "latency"])
+def test_an_impossible_budget_says_what_can_be_reached(
+    surveyed: tuple[tuple[Surveyed, ...], WholeCost], name: str
+) -> None:
+    with pytest.raises(PlanError, match=rf"budget {name}=0\.01 cannot be met .* they reach {name}=0\.\d+ at") as caught:
+        allocate(surveyed[0], {name: 0.01}, surveyed[1])
+    reached = float(str(caught.value).partition(f"they reach {name}=")[2].split()[0])
+    allocation = allocate(surveyed[0], {name: reached + 0.001}, surveyed[1])
+    assert allocation.part(name) == pytest.approx(reached, abs=0.0015)
+    with pytest.raises(PlanError, match="cannot be met"):
+        allocate(surveyed[0], {name: reached - 0.001}, surveyed[1])
+
+
+def test_budgets_that_exclude_each_other_are_told_one_by_one(surveyed: tuple[tuple[Surveyed, ...], WholeCost]) -> None:
+    # Of every site the one option that saves MACs costs parameters, and the other way round.
+    def only(entry: Surveyed) -> Surveyed:
+        kept, two = entry.site.cost, entry.options[:2]
+        costs = (Cost(kept.parameters, kept.macs // 4), Cost(kept.parameters // 4, kept.macs))
+        pairs = zip(two, costs, strict=False)
+        return replace(entry, options=tuple(replace(s, candidate=replace(s.candidate, cost=c)) for s, c in pairs))
+
+    entries = [only(entry) for entry in surveyed[0]]
+    assert within(allocate(entries, {"macs": 0.4}, surveyed[1]), {"macs": 0.4})
+    assert within(allocate(entries, {"params": 0.4}, surveyed[1]), {"params": 0.4})
+    with pytest.raises(PlanError, match=r"they reach macs=0\.\d+, params=0\.\d+ at the least each by itself; ask for"):
+        allocate(entries, {"macs": 0.4, "params": 0.4}, surveyed[1])
+
+
+def test_a_budget_without_any_option_is_impossible(surveyed: tuple[tuple[Surveyed, ...], WholeCost]) -> None:
+    with pytest.raises(PlanError, match=r"they reach macs=1\.000"):
+        allocate([replace(entry, options=()) for entry in surveyed[0]], {"macs": 0.9}, surveyed[1])
+    with pytest.raises(PlanError, match=r"they reach macs=1\.000"):
+        require_reachable([], {"macs": 0.9}, surveyed[1].cost)
+
+
+def test_what_is_no_site_can_rule_a_budget_out(surveyed: tuple[tuple[Surveyed, ...], WholeCost]) -> None:
+    heavy = WholeCost(
+        Cost(surveyed[1].cost.parameters * 5, surveyed[1].cost.macs)
+    )  # four fifths of them in linear layers
+    with pytest.raises(PlanError, match=r"params=0\.5 cannot be met .* they reach params=0\.8\d+"):
+        allocate(surveyed[0], {"params": 0.5}, heavy)
+
+
+@pytest.mark.parametrize("name", ["macs", "params"])
+def test_it_is_known_before_the_long_work_what_counting_can_tell(name: str, structures: dict[str, Structure]) -> None:
+    menu_list = menus_of(structures)
+    totals = totals_of(menu_list).cost
+    with pytest.raises(PlanError, match=rf"{name}=0\.01 cannot be met .* they reach {name}=0\.\d+") as caught:
+        require_reachable(menu_list, {name: 0.01, "latency": 0.001}, totals)
+    reached = float(str(caught.value).partition(f"they reach {name}=")[2].split()[0])
+    saved = sum(
+        max((getattr(m.site.cost, "macs" if name == "macs" else "parameters") - getattr(
+            rank_range.at(rank).cost, "macs" if name == "macs" else "parameters"
+        ) for rank_range in m.rank_ranges for rank in rank_range.ranks), default=0)
+        for m in menu_list
+    )  # fmt: skip
+    assert reached == pytest.approx(1 - saved / (totals.macs if name == "macs" else totals.parameters), abs=0.0006)
+    require_reachable(menu_list, {name: reached + 0.001}, totals)
+    require_reachable(menu_list, {"latency": 0.001}, totals)
+
+
+def test_a_rule_whose_ranks_are_out_of_range_saves_nothing(structures: dict[str, Structure]) -> None:
+    names = ("separable", "asymmetric", "channel")
+    menu_list = menus_of(structures, parameters={name: {"rank": (10_000,)} for name in names})
+    with pytest.raises(PlanError, match=r"they reach macs=1\.000"):
+        require_reachable(menu_list, {"macs": 0.5}, totals_of(menu_list).cost)

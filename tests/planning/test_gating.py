@@ -1,0 +1,127 @@
+"""The latency gate, with a timer that is made to lie."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from clocks import compared, lie
+from torch import nn
+
+import convrewrite
+from convrewrite.graph.sites import find_sites
+from convrewrite.graph.tracing import trace
+from convrewrite.planning.latency_table import LatencyTable, fast_enough, in_fastest_lowering
+from convrewrite.rules.options import Shortlist, search_spaces, shortlist_at
+from convrewrite.rules.schema import Protect, Require, Rule
+from convrewrite.runtime.option_graphs import Graph
+from convrewrite.runtime.timing import RuntimeTimer
+from convrewrite.runtime.timing_cache import TimingCache
+from convrewrite.structures.structure import Structure
+
+MODEL = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1)).eval()
+X = torch.zeros(1, 16, 8, 8)
+
+
+def rule(gain: float | None, *names: str) -> Rule:
+    require = Require(min_latency_gain=gain)
+    return Rule(name="r", structures=names or ("channel", "asymmetric"), protect=Protect(stem=False), require=require)
+
+
+def shortlist(structures: dict[str, Structure], gain: float | None, *names: str) -> Shortlist:
+    sites = find_sites(MODEL, (X,), trace(MODEL))
+    return shortlist_at(search_spaces(sites, [rule(gain, *names)], structures)[0], None)
+
+
+def in_order(monkeypatch: pytest.MonkeyPatch, seconds: Sequence[float]) -> list[Graph]:
+    """Every option takes the given times, in the order channel, vertical-first, horizontal-first; the original one."""
+    options: dict[Graph, float] = {}
+
+    def of(graph: Graph, _size: object) -> float:
+        if len(graph) == 1 and len(graph[0]) == 1:
+            return 1.0
+        return options.setdefault(graph, seconds[len(options)])
+
+    return lie(monkeypatch, of)
+
+
+def describe(found: Shortlist) -> list[str]:
+    return [candidate.option.describe() for candidate in found.candidates]
+
+
+def test_slow_options_are_refused_with_the_measured_change(
+    monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure]
+) -> None:
+    in_order(monkeypatch, [1.2, 1.1, 1.3])
+    [found] = fast_enough([shortlist(structures, 0.05)], LatencyTable(structures))
+    assert found.candidates == ()
+    assert found.reason == "no option is fast enough: the best changes the measured time by +10%"
+
+
+def test_the_fast_option_stays(monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure]) -> None:
+    in_order(monkeypatch, [0.5, 1.1, 1.3])
+    [found] = fast_enough([shortlist(structures, 0.05)], LatencyTable(structures))
+    assert found.reason is None
+    assert [name.partition(",")[0] for name in describe(found)] == ["channel"]
+
+
+def test_the_limit_is_the_rules_own(monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure]) -> None:
+    in_order(monkeypatch, [0.5, 0.79, 0.81])
+    [found] = fast_enough([shortlist(structures, 0.2)], LatencyTable(structures))
+    assert [name.split(", ")[-1] for name in describe(found)] == ["rank 7", "vertical-first"]
+
+
+def test_without_the_limit_slow_options_stay(monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure]) -> None:
+    in_order(monkeypatch, [1.2, 1.1, 1.3])
+    before = shortlist(structures, None)
+    assert fast_enough([before], LatencyTable(structures)) == (before,)
+
+
+@pytest.mark.parametrize("fastest", ["branches", "chain"])
+def test_options_are_lowered_as_they_run_fastest(
+    monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure], fastest: str
+) -> None:
+    lie(monkeypatch, lambda graph, _size: 1.0 + (len(graph) == 1) * (0.5 if fastest == "branches" else -0.5))
+    before = shortlist(structures, None, "separable")
+    for found in (
+        in_fastest_lowering([before], LatencyTable(structures)),
+        fast_enough([before], LatencyTable(structures)),
+    ):
+        assert [p.option.setting for p in found[0].candidates] == [p.option.setting for p in before.candidates]
+        assert {p.option.lowering for p in found[0].candidates} == {fastest}
+
+
+def test_a_site_without_options_keeps_its_reason(
+    monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure]
+) -> None:
+    asked = lie(monkeypatch)
+    nothing = Shortlist(shortlist(structures, None).site, (), "it is the stem")
+    assert (
+        fast_enough([nothing], LatencyTable(structures))
+        == in_fastest_lowering([nothing], LatencyTable(structures))
+        == (nothing,)
+    )
+    assert asked == []
+
+
+def test_a_refused_site_is_told_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RuntimeTimer, "compare_onnx", compared(1.0))
+    monkeypatch.setattr(RuntimeTimer, "compare_torch", compared(1.0, "torch"))
+    in_order(monkeypatch, [1.2, 1.1, 1.3])
+    result = convrewrite.optimize(MODEL, X, [rule(0.05)], "weights")
+    [site] = result.report.sites
+    assert site.option is None
+    assert site.reason == "no option is fast enough: the best changes the measured time by +10%"
+
+
+def test_nothing_is_timed_where_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = in_order(monkeypatch, [])
+    result = convrewrite.optimize(MODEL, X, [rule(None)], "weights", measure=False)
+    assert result.report.sites[0].option is not None
+    assert asked == []
+
+
+def test_a_real_timer_is_asked_and_its_answers_are_kept(tmp_path: Path, structures: dict[str, Structure]) -> None:
+    latency_table = LatencyTable(structures, rounds=3, timer=RuntimeTimer(TimingCache(tmp_path)))
+    fast_enough([shortlist(structures, 0.001)], latency_table)
+    assert len(list(tmp_path.rglob("*.json"))) == 4  # the original and three options

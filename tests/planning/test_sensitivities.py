@@ -1,0 +1,306 @@
+"""Effects as they are measured, against replacing one site in a copy of the model and running the whole of it."""
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from clocks import by_macs, lie
+from networks import Branching, CalledTwice, Chain, NineKinds, Residual, TwoNames, natural, settled, state_bytes
+from torch import Tensor, nn
+from torch.nn import functional as F
+from works import work_of
+
+from convrewrite.calibration.batches import Calibration
+from convrewrite.conv import Cost, Size
+from convrewrite.errors import PlanError
+from convrewrite.graph.sites import Site, find_sites
+from convrewrite.graph.tracing import trace
+from convrewrite.planning import sensitivities
+from convrewrite.planning.allocation import WholeCost, allocate
+from convrewrite.planning.curves import Surveyed
+from convrewrite.planning.latency_table import LatencyTable, aligned
+from convrewrite.planning.sensitivities import FAST, THOROUGH, Effort, Evaluator, survey
+from convrewrite.rewriting.surgery import replace_site
+from convrewrite.rules.options import search_spaces
+from convrewrite.rules.schema import Protect, Require, Rule
+from convrewrite.runtime.option_graphs import Graph
+from convrewrite.structures.discovery import discover
+
+QUICK = Effort(ranks=2, measured=2, iterations=1)
+STRUCTURES = discover()
+Pairs = Sequence[tuple[Tensor, Tensor]]
+
+
+def data(dtype: torch.dtype = torch.float64, held_out: int = 2) -> Calibration:
+    parts = natural(4 * (2 + held_out), 3, 12, 12, dtype).split(4)
+    return Calibration(tuple((p,) for p in parts[:2]), tuple((p,) for p in parts[2:]), "data", "a test")
+
+
+def surveyed(
+    model: nn.Module, calibration: Calibration, *names: str, effort: Effort = QUICK, timed: bool = False, **rule: object
+) -> tuple[Surveyed, ...]:
+    """The survey of all sites of a model under one rule that protects none of them."""
+    example = tuple(tensor[:1] for tensor in (*calibration.fit, *calibration.held_out)[0])
+    traced = trace(model)
+    free = Protect(stem=False, min_channels=0, min_mac_share=0)
+    rules = [Rule(**{"name": "r", "structures": names, "protect": free, **rule})]  # type: ignore[arg-type]
+    space = search_spaces(find_sites(model, example, traced), rules, STRUCTURES)
+    work = work_of(model, calibration, traced=traced, search_spaces=space)
+    return survey(work, effort=effort, latency_table=LatencyTable(STRUCTURES) if timed else None)
+
+
+@pytest.fixture
+def evaluation(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Site, nn.Module, float]]:
+    """Every module whose effect is measured, and that effect."""
+    seen: list[tuple[Site, nn.Module, float]] = []
+    measure = Evaluator.effect
+
+    def effect(self: Evaluator, site: Site, module: nn.Module) -> float:
+        seen.append((site, copy.deepcopy(module), measure(self, site, module)))
+        return seen[-1][2]
+
+    monkeypatch.setattr(Evaluator, "effect", effect)
+    return seen
+
+
+def divergence(pairs: Pairs) -> float:
+    """KL of the softmax, the mean over all examples."""
+    a, b = (torch.cat(side).double().log_softmax(1) for side in zip(*pairs, strict=True))
+    return float(F.kl_div(b, a, reduction="batchmean", log_target=True))
+
+
+def squared_error(pairs: Pairs) -> float:
+    """Of all outputs together, relative."""
+    a, b = (torch.cat([tensor.double() for tensor in side]) for side in zip(*pairs, strict=True))
+    return float((a - b).square().sum() / a.square().sum())
+
+
+@torch.no_grad()
+def replaced(model: nn.Module, site: Site, module: nn.Module, calibration: Calibration) -> list[tuple[Tensor, Tensor]]:
+    """The outputs of a model and of a copy with this one site replaced, on the held-out inputs."""
+    changed = copy.deepcopy(model)
+    replace_site(changed, site, module)
+    return [(model(*inputs).clone(), changed(*inputs).clone()) for inputs in calibration.held_out]
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[Pairs], float]]] = {
+    "residual, ReLU in place, BatchNorm folded, class scores": (Residual, divergence),
+    "a chain with ReLU in place": (Chain, squared_error),
+    "no graph of the whole": (Branching, squared_error),
+    "called twice": (CalledTwice, squared_error),
+    "two names": (TwoNames, squared_error),
+    "nine kinds": (NineKinds, squared_error),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_effect_is_that_of_replacing_the_site_alone(
+    name: str, evaluation: list[tuple[Site, nn.Module, float]]
+) -> None:
+    make, reference = NETWORKS[name]
+    model = settled(make().double())
+    before, calibration = state_bytes(model), data()
+    found = surveyed(model, calibration, "channel", "separable")
+    assert state_bytes(model) == before
+    assert len({site.name for site, _, _ in evaluation}) == sum(bool(entry.options) for entry in found) >= 3
+    for site, module, effect in evaluation:
+        assert effect == pytest.approx(reference(replaced(model, site, module, calibration)), rel=1e-6, abs=1e-20)
+        assert effect > 0
+    told = sorted(scored.effect for entry in found for scored in entry.options if scored.measured)
+    assert told == pytest.approx(sorted(effect for _, _, effect in evaluation))
+
+
+def test_effects_hold_in_float32(evaluation: list[tuple[Site, nn.Module, float]]) -> None:
+    model = settled(Residual())
+    calibration = data(torch.float32)
+    surveyed(model, calibration, "channel")
+    for site, module, effect in evaluation:
+        expected = divergence(replaced(model, site, module, calibration))
+        assert effect == pytest.approx(expected, rel=1e-2, abs=1e-9)
+
+
+def test_effects_are_measured_on_held_out_inputs_alone(evaluation: list[tuple[Site, nn.Module, float]]) -> None:
+    model = settled(Residual().double())
+    calibration = data()
+    surveyed(model, calibration, "channel")
+    on_others = replace(calibration, held_out=calibration.fit)
+    for site, module, effect in evaluation:
+        assert effect != pytest.approx(divergence(replaced(model, site, module, on_others)), rel=1e-3)
+
+
+def test_without_held_out_inputs_effects_are_measured_on_the_others(
+    evaluation: list[tuple[Site, nn.Module, float]],
+) -> None:
+    model = settled(Residual().double())
+    calibration = replace(data(), held_out=())
+    surveyed(model, calibration, "channel")
+    on_fitted = replace(calibration, held_out=calibration.fit)
+    for site, module, effect in evaluation:
+        assert effect == pytest.approx(divergence(replaced(model, site, module, on_fitted)), rel=1e-6)
+
+
+def test_weights_alone_are_measured_too(evaluation: list[tuple[Site, nn.Module, float]]) -> None:
+    model = settled(Residual().double())
+    calibration = replace(data(), fit=(), kind="weights only")
+    surveyed(model, calibration, "channel")
+    assert evaluation
+    for site, module, effect in evaluation:
+        assert effect == pytest.approx(divergence(replaced(model, site, module, calibration)), rel=1e-6)
+
+
+# --- which options there are
+
+
+def test_all_ranks_that_save_enough_may_be_chosen_and_a_few_are_fitted() -> None:
+    found = surveyed(settled(Chain(12).double()), data(), "channel", require=Require(min_mac_saving=0.3))
+    for entry in found:
+        parts = [scored.candidate.cost.macs / entry.site.cost.macs for scored in entry.options]
+        assert parts == sorted(parts)
+        assert parts[-1] <= 0.7
+        assert sum(scored.measured for scored in entry.options) == 2
+        assert entry.options[0].measured and entry.options[-1].measured
+        ranks = [scored.candidate.option.parameters["rank"] for scored in entry.options]
+        assert ranks == list(range(min(ranks), max(ranks) + 1))  # type: ignore[type-var]
+
+
+def test_errors_and_effects_of_a_ladder_fall_with_the_rank() -> None:
+    effort = Effort(ranks=4, measured=3, iterations=2)
+    for entry in surveyed(settled(Chain(12).double()), data(), "channel", effort=effort):
+        assert len(entry.options) > 4
+        for values in ([s.error for s in entry.options], [s.effect for s in entry.options]):
+            assert values[-1] < 0.7 * values[0]
+            assert all(b < 1.1 * a for a, b in itertools.pairwise(values))
+            assert all(math.isfinite(value) and value > 0 for value in values)
+
+
+def test_a_ladder_that_is_far_behind_is_dropped_with_the_reason() -> None:
+    found = surveyed(settled(Residual(12).double()), data(), *STRUCTURES, effort=replace(QUICK, iterations=0))
+    dropped = [entry for site in found for entry in site.dropped]
+    assert dropped
+    assert {entry.reason for entry in dropped} == {"far behind others of the same cost in a first fit"}
+    for site in found:
+        chosen = {scored.candidate.option for scored in site.options}
+        assert site.options
+        assert not chosen & {entry.candidate.option for entry in site.dropped}
+
+
+def test_a_rules_error_limit_leaves_what_keeps_it() -> None:
+    model, calibration = settled(Chain(12).double()), data()
+    errors = [scored.error**0.5 for scored in surveyed(model, calibration, "channel")[1].options]
+    limit = (min(errors) + max(errors)) / 2
+    entry = surveyed(model, calibration, "channel", require=Require(max_output_error=limit))[1]
+    assert [scored.error**0.5 for scored in entry.options] == pytest.approx([e for e in errors if e <= limit])
+    assert all("exceeds" in dropped.reason for dropped in entry.dropped)
+    nothing = surveyed(model, calibration, "channel", require=Require(max_output_error=1e-9))[1]
+    assert nothing.options == ()
+    assert nothing.reason is not None
+    assert nothing.reason.startswith("no option is left; the best, channel, rank ")
+    assert nothing.reason.endswith("its output error exceeds 1e-09, the rule's limit")
+
+
+def test_a_site_that_no_rule_takes_keeps_its_reason() -> None:
+    found = {entry.site.name: entry for entry in surveyed(settled(NineKinds().double()), data(), "asymmetric")}
+    assert found["#0"].reason == "the kernel is computed from the input"
+    assert (found["#0"].options, found["#0"].dropped) == ((), ())
+    assert "no second axis" in str(found["pointwise"].reason)
+
+
+def test_fast_measures_less(evaluation: list[tuple[Site, nn.Module, float]]) -> None:
+    model, calibration = settled(Chain().double()), data()
+    surveyed(model, calibration, "channel", effort=THOROUGH)
+    thorough = len(evaluation)
+    surveyed(model, calibration, "channel", effort=FAST)
+    assert 3 == len(evaluation) - thorough < thorough
+
+
+# --- a clock that lies
+
+
+def lying(slow: str, factor: float) -> Callable[[Graph, Size], float]:
+    """Options take what their MACs say, but those of one structure so many times the original's: ``asymmetric`` is told
+    by its first kernel, which is no square."""
+
+    def seconds(graph: Graph, size: Size) -> float:
+        first = graph[0][0]
+        asymmetric = first.kernel_size[0] != first.kernel_size[1]
+        if len(graph[0]) > 1 and asymmetric == (slow == "asymmetric"):
+            return factor * 1e-9 * 12 * 12 * 9 * size[0] * size[1]
+        return by_macs(graph, size)
+
+    return seconds
+
+
+@pytest.mark.parametrize("slow", ["asymmetric", "channel"])
+def test_a_structure_that_is_slower_than_the_original_is_refused_with_that_reason(
+    slow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lie(monkeypatch, lying(slow, 1.2))
+    model = settled(nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 12, 3, padding=1)).double())
+    entry = surveyed(model, data(), "asymmetric", "channel", timed=True)[1]
+    assert {scored.candidate.option.structure for scored in entry.options} == {"asymmetric", "channel"} - {slow}
+    refused = {d.reason for d in entry.dropped if d.candidate.option.structure == slow}
+    assert refused == {"changes the measured time by +20%, less than the 5% it must gain"}
+    assert all(d.seconds == pytest.approx(1.2 * (entry.seconds or 0)) for d in entry.dropped)
+
+    totals = WholeCost(Cost(1000, 2 * entry.site.cost.macs), 2 * (entry.seconds or 0))
+    allocation = allocate([entry], {"latency": 0.96}, totals)
+    assert allocation.chosen[0] is not None
+    assert allocation.chosen[0].candidate.option.structure != slow
+    assert allocation.part("latency") <= 0.96
+
+
+def test_where_everything_is_slower_the_site_is_kept_and_the_budget_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    lie(monkeypatch, lambda graph, size: 1.0 if len(graph[0]) == 1 else 0.97)
+    entry = surveyed(settled(Chain(12).double()), data(), "asymmetric", "channel", timed=True)[1]
+    assert (entry.options, entry.seconds) == ((), 1.0)
+    assert entry.reason is not None
+    assert entry.reason.endswith("changes the measured time by -3%, less than the 5% it must gain")
+    with pytest.raises(PlanError, match=r"latency=0\.9 cannot be met .* they reach latency=1\.000"):
+        allocate([entry], {"latency": 0.9}, WholeCost(Cost(10, entry.site.cost.macs), 1.0))
+
+
+def test_a_rules_own_gain_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    lie(monkeypatch)
+    wide = Chain(12).double()
+    for entry in surveyed(settled(wide), data(), "channel", timed=True, require=Require(min_latency_gain=0.5)):
+        assert entry.seconds is not None
+        assert entry.options or entry.reason
+        assert all(scored.seconds is not None and scored.seconds <= 0.5 * entry.seconds for scored in entry.options)
+        assert all("less than the 50% it must gain" in dropped.reason for dropped in entry.dropped)
+
+
+def test_where_time_counts_ranks_fill_the_channel_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    lie(monkeypatch)
+    model = settled(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 64, 3, padding=1)).double())
+    [_, entry] = surveyed(model, data(), "channel", timed=True)
+    spec = entry.site.folded_spec.per_group
+    ranks = [scored.candidate.option.parameters for scored in entry.options]
+    assert ranks
+    assert all(aligned(STRUCTURES["channel"].stages(spec, setting)) for setting in ranks)
+
+
+def test_where_no_rank_that_saves_fills_a_block_the_others_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    lie(monkeypatch)
+    model = settled(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3, padding=1)).double())
+    monkeypatch.setattr(sensitivities, "aligned", lambda stages: all(s.out_channels % 16 == 0 for s in stages))
+    [_, entry] = surveyed(model, data(), "channel", timed=True)
+    ranks = [scored.candidate.option.parameters["rank"] for scored in entry.options]
+    assert ranks, "sixteen would save nothing"
+    assert max(ranks) < 16  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("kind", ["data", "weights only"])
+def test_large_sites_get_few_fits_with_inputs_and_without(
+    kind: str, evaluation: list[tuple[Site, nn.Module, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensitivities, "LARGE", 1)
+    inputs = data()
+    calibration = inputs if kind == "data" else Calibration((), inputs.held_out, "weights only", "none")
+    model = settled(Chain().double())
+    found = surveyed(model, calibration, "channel", "separable", effort=replace(QUICK, large_ranks=1))
+    assert len(evaluation) == sum(len({o.candidate.option.structure for o in entry.options}) for entry in found) > 3
+    assert all(option.error > 0 for entry in found for option in entry.options)

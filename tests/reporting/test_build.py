@@ -1,0 +1,77 @@
+"""Which results are no success, though everything ran."""
+
+import pytest
+from clocks import compared
+
+from convrewrite.meanings.fidelity import Fidelity, OutputFidelity
+from convrewrite.planning.plan import Constraints, Keep
+from convrewrite.reporting.build import _kept
+from convrewrite.reporting.verdict import refused
+from convrewrite.runtime.measurement import Measured
+
+OUTPUTS = (
+    OutputFidelity("scores", 0.1, 0.95, 0.01),
+    OutputFidelity("more", 0.2, 0.99, 0.02),
+    OutputFidelity("map", 0.3),
+)
+
+
+def measured(ratio: float | None = 0.5, outputs: tuple[OutputFidelity, ...] = OUTPUTS) -> Measured:
+    return Measured(Fidelity(outputs, 20), "", onnx_latency=None if ratio is None else compared(ratio)())
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        (None, None),
+        (Keep("agreement", 0.95), None),
+        (
+            Keep("agreement", 0.96),
+            "asked to keep a top-1 agreement of at least 0.96, measured 0.95; give the budget more room",
+        ),
+        (Keep("error", 0.3), None),
+        (
+            Keep("error", 0.29),
+            "asked to keep a relative output error of at most 0.29, measured 0.3; give the budget more room",
+        ),
+    ],
+)
+def test_the_worst_output_is_held_to_what_was_to_be_kept(keep: Keep | None, message: str | None) -> None:
+    assert refused(Constraints({"macs": 0.5}, keep), measured(), None) == message
+    assert refused(Constraints({}, keep), measured(None), None) == message, "time was not measured"
+
+
+def test_what_was_kept_is_told_in_the_words_of_what_was_asked() -> None:
+    fidelity = measured().fidelity
+    assert _kept(Constraints({}), fidelity) is None
+    assert _kept(Constraints({}, Keep("agreement", 0.9)), fidelity) == "top-1 agreement of 0.95"
+    assert _kept(Constraints({}, Keep("error", 0.9)), fidelity) == "relative output error of 0.3"
+
+
+@pytest.mark.parametrize(
+    ("constraints", "no_success"),
+    [
+        (Constraints({}), True),
+        (Constraints({"latency": 0.5}), True),
+        (Constraints({"latency": 0.5, "macs": 0.5}), True),
+        (Constraints({}, Keep("agreement", 0.5)), True),
+        (Constraints({"macs": 0.5}), False),
+        (Constraints({"params": 0.5, "macs": 0.5}), False),
+        (Constraints({"params": 0.5}, Keep("agreement", 0.5)), False),
+    ],
+    ids=str,
+)
+def test_slower_is_no_success_where_time_matters(constraints: Constraints, no_success: bool) -> None:
+    found = refused(constraints, measured(1.5), None)
+    assert (found is not None) == no_success
+    assert found is None or found.startswith("the rewritten model is slower than the original: 1.50 of its time")
+    budget = constraints.budget.get("latency", 1.0)
+    assert refused(constraints, measured(0.99 * budget), None) is None
+    assert budget < 1 or refused(constraints, measured(1.005), None) is None, "a quarter of the rounds found it faster"
+
+
+@pytest.mark.parametrize(("ratio", "no_success"), [(0.5, False), (0.54, False), (0.56, True), (0.99, True)])
+def test_a_latency_budget_is_held_to_what_was_measured(ratio: float, no_success: bool) -> None:
+    found = refused(Constraints({"latency": 0.5}), measured(ratio), None)
+    assert (found is not None) == no_success
+    assert found is None or found.startswith(f"asked for latency=0.5, measured {ratio:.2f} of the original's time")

@@ -1,0 +1,109 @@
+"""ONNX files from elsewhere: no library is loaded for them, and nothing outside their folder is read."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from commands import call
+from onnx import TensorProto, helper
+
+import convrewrite
+from convrewrite.errors import ModelLoadError, VerificationError
+from convrewrite.runtime.onnx_model import OnnxModel
+
+X = torch.zeros(1, 3, 8, 8)
+
+
+def file(path: Path, nodes: list[onnx.NodeProto], weights: list[TensorProto], domain: str = "") -> Path:
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "g", [image], [result], weights)
+    opsets = [helper.make_opsetid("", 18), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), str(path))
+    return path
+
+
+def external(location: str) -> TensorProto:
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", location), ("offset", "0"), ("length", "4")):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+ADD = [helper.make_node("Add", ["x", "w"], ["y"])]
+
+
+def test_weights_beside_the_file_are_read(tmp_path: Path) -> None:
+    (tmp_path / "w.data").write_bytes(b"\x00\x00\x80\x3f")
+    found = OnnxModel(file(tmp_path / "m.onnx", ADD, [external("w.data")]))(X)
+    assert torch.equal(found["y"], X + 1)
+
+
+@pytest.mark.parametrize("kind", ["above", "absolute", "link", "in an attribute", "in a branch", "sparse"])
+def test_weights_elsewhere_are_refused(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "secret").write_bytes(b"\x00\x00\x80\x3f")
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (inside / "link").symlink_to(tmp_path / "secret")
+    tensor = external({"absolute": str(tmp_path / "secret"), "link": "link"}.get(kind, "../secret"))
+    nodes, weights = ADD, [tensor]
+    if kind == "in an attribute":
+        nodes, weights = [helper.make_node("Constant", [], ["w"], value=tensor), *ADD], []
+    if kind == "in a branch":
+        branch = helper.make_graph(ADD, "b", [], [helper.make_tensor_value_info("y", 1, None)], [tensor])
+        flag = helper.make_node("Constant", [], ["flag"], value=helper.make_tensor("f", TensorProto.BOOL, [], [True]))
+        nodes, weights = [flag, helper.make_node("If", ["flag"], ["y"], then_branch=branch, else_branch=branch)], []
+    path = file(inside / "m.onnx", nodes, weights)
+    if kind == "sparse":
+        model = onnx.load(str(path), load_external_data=False)
+        model.graph.sparse_initializer.add(values=tensor, dims=[1])
+        path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelLoadError, match=r"expected weights in the folder of the file, found .* for w; .*--trust"):
+        OnnxModel(path)
+
+
+@pytest.mark.parametrize("name", ["w\0.data", "a" * 5000, "loop"])
+def test_weights_that_can_lie_nowhere_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    path = file(tmp_path / "m.onnx", ADD, [external(name)])
+    ran = call("verify", path, path)
+    assert ran.code == 3
+    assert "m.onnx: " in ran.message
+
+
+def test_a_file_larger_than_onnx_can_be_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    with path.open("wb") as whole:
+        whole.truncate(2**31)
+    with pytest.raises(ModelLoadError, match=r"m\.onnx: expected at most 2147483647 bytes, .*found 2147483648"):
+        OnnxModel(path)
+
+
+def test_operators_of_a_library_are_refused_wherever_they_stand(tmp_path: Path) -> None:
+    own = helper.make_node("Run", ["x"], ["y"], domain="my.operators")
+    paths = [file(tmp_path / "m.onnx", [own], [], "my.operators")]
+    branch = helper.make_graph([own], "b", [], [helper.make_tensor_value_info("y", 1, None)])
+    flag = helper.make_node("Constant", [], ["flag"], value=helper.make_tensor("f", TensorProto.BOOL, [], [True]))
+    choice = helper.make_node("If", ["flag"], ["y"], then_branch=branch, else_branch=branch)
+    paths.append(file(tmp_path / "n.onnx", [flag, choice], [], "my.operators"))
+    for path in paths:
+        with pytest.raises(
+            ModelLoadError, match=r"found Run of my\.operators, which is code from elsewhere; .*--trust"
+        ):
+            OnnxModel(path)
+        with pytest.raises(ModelLoadError, match="found Run"):
+            convrewrite.verify(path, path, X)
+        ran = call("verify", path, path)
+        assert ran.code == 3
+        with pytest.raises(VerificationError, match="onnxruntime cannot open it"):
+            OnnxModel(path, trust=True)
+
+
+def test_a_function_of_the_file_itself_is_no_library(tmp_path: Path) -> None:
+    path = file(tmp_path / "m.onnx", [helper.make_node("Twice", ["x"], ["y"], domain="own")], [], "own")
+    model = onnx.load(str(path))
+    body = [helper.make_node("Add", ["a", "a"], ["b"])]
+    model.functions.append(helper.make_function("own", "Twice", ["a"], ["b"], body, [helper.make_opsetid("", 18)]))
+    onnx.save(model, str(path))
+    assert torch.equal(OnnxModel(path)(X + 1)["y"], X + 2)

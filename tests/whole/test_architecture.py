@@ -1,0 +1,150 @@
+"""The house: which wing may import which, that nobody reaches past a face, and how large a room may be."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "convrewrite"
+
+WINGS = (
+    "ground", "folders", "stored", "modules", "meanings", "structures", "fitting", "runtime", "layers", "graph", "loading",
+    "rules", "calibration", "rewriting", "planning", "reporting", "pipeline", "cli",
+)  # fmt: skip
+"""Bottom up; ARCHITECTURE.md says what each is. The ground is the modules that lie in no folder."""
+
+LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 400, 50, 8
+LARGEST_FACE = 24
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py")) if module_name(path)}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
+
+
+def wing_of(module: str) -> str:
+    head = module.partition(".")[0]
+    return head if head in WINGS else "ground"
+
+
+def imports(name: str) -> list[tuple[str, str]]:
+    """Every (module, name) of this package that a module imports: at its top, in functions, and for type checking."""
+    found = []
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "convrewrite":
+            assert node.level == 0 and node.module is not None
+            found += [(node.module.removeprefix("convrewrite").lstrip("."), alias.name) for alias in node.names]
+    return found
+
+
+def module_of(source: str, imported: str) -> str:
+    """The module that an import names: ``from convrewrite.graph import sites`` names one as ``from convrewrite.graph.sites``."""
+    inner = f"{source}.{imported}".lstrip(".")
+    return inner if inner in SOURCES else source
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_imports_go_down_only_and_through_faces(name: str) -> None:
+    for source, imported in imports(name):
+        other = module_of(source, imported)
+        if name == "__main__" or wing_of(other) == wing_of(name):
+            continue
+        assert WINGS.index(wing_of(other)) < WINGS.index(wing_of(name)), f"{name} imports {other}, which lies above it"
+        assert wing_of(other) == "ground" or other == wing_of(other), f"{name} reaches past the face of {other}"
+
+
+def test_there_is_no_circle_within_a_wing() -> None:
+    edges = {name: {module_of(*pair) for pair in imports(name)} - {name} for name in SOURCES}
+    inside = {
+        name: {other for other in found if wing_of(other) == wing_of(name) and other != wing_of(name)}
+        for name, found in edges.items()
+        if name not in WINGS
+    }
+    while leaves := [name for name, found in inside.items() if not found & inside.keys()]:
+        for name in leaves:
+            del inside[name]
+    assert inside == {}
+
+
+@pytest.mark.parametrize("wing", WINGS[1:])
+def test_a_face_is_small_and_hands_out_no_name_of_a_module(wing: str) -> None:
+    handed = [imported for _, imported in imports(wing)]
+    rooms = {module.rpartition(".")[2] for module in SOURCES if module.startswith(f"{wing}.")}
+    assert len(handed) <= LARGEST_FACE or wing == "layers"
+    assert not set(handed) & rooms
+
+
+def test_only_the_runtime_imports_onnx() -> None:
+    outside = ("onnx", "onnxruntime", "onnxscript", "onnx_ir")
+    for name, tree in TREES.items():
+        named = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+        named += [str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        assert wing_of(name) == "runtime" or not {text.partition(".")[0] for text in named} & set(outside), name
+
+
+def test_families_know_neither_each_other_nor_fx_nor_rules() -> None:
+    families = [name for name in SOURCES if name.startswith("structures.families.")]
+    assert len(families) >= 5
+    for name in families:
+        assert {module_of(*pair) for pair in imports(name)} <= {"conv", "structures.structure", "structures.algebra"}
+
+
+def test_only_the_command_line_prints_and_exits() -> None:
+    for name, tree in TREES.items():
+        called = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        assert (
+            wing_of(name) == "cli" or name == "__main__" or not {"print", "input", "exit", "sys.exit"} & set(called)
+        ), name
+
+
+def test_no_room_is_too_large() -> None:
+    lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in SOURCES.items()}
+    assert {name: count for name, count in lines.items() if count > LONGEST_FILE} == {}
+    functions = [
+        (name, node) for name, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
+    ]
+    long = {f"{name}.{node.name}" for name, node in functions if _length(node) > LONGEST_FUNCTION}
+    wide = {f"{name}.{node.name}" for name, node in functions if _parameters(node) > MOST_PARAMETERS}
+    assert (long, wide) == (set(), set())
+
+
+def _length(function: ast.FunctionDef) -> int:
+    """Lines of code: the docstring is not counted."""
+    first = function.body[1] if ast.get_docstring(function) and len(function.body) > 1 else function.body[0]
+    return (function.end_lineno or 0) - first.lineno + 1
+
+
+def _parameters(function: ast.FunctionDef) -> int:
+    names = [argument.arg for argument in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
+    return len([name for name in names if name not in ("self", "cls")])
+
+
+def test_no_bare_except_and_no_utils() -> None:
+    bare = [
+        name for name, tree in TREES.items() for node in ast.walk(tree)
+        if isinstance(node, ast.ExceptHandler) and node.type is None
+    ]  # fmt: skip
+    assert bare == []
+    assert not {"utils", "helpers", "common", "core"} & {part for name in SOURCES for part in name.split(".")}
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import convrewrite",
+        "import convrewrite; convrewrite.ConvRewriteError",
+        "from convrewrite.cli import main; assert main(['--help']) == 0",
+        "from convrewrite.cli import main; assert main(['optimize', '--help']) == 0",
+        "from convrewrite.cli import main; assert main(['optimize']) == 2",
+    ],
+)
+def test_torch_is_imported_only_when_it_is_needed(program: str) -> None:
+    check = "import sys; heavy = {'torch', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules); assert not heavy, heavy"
+    ran = subprocess.run([sys.executable, "-c", f"{program}; {check}"], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
