@@ -4,10 +4,10 @@ from convrewrite.runtime.comparison import Verification, measure_fidelity, verif
 from convrewrite.runtime.latency import Comparison, compare_onnx, compare_torch
 from convrewrite.runtime.measurement import Measured, measure_everything, measure_outputs
 from convrewrite.runtime.onnx_export import export
-from convrewrite.runtime.onnx_model import OnnxModel, Runner
+from convrewrite.runtime.onnx_model import OnnxModel
 from convrewrite.runtime.onnx_placing import is_weights_of
 from convrewrite.runtime.option_graphs import Graph
-from convrewrite.runtime.parity import OutputParity, Parity, require_parity
+from convrewrite.runtime.parity import OutputParity, Parity, check_parity, require_parity
 from convrewrite.runtime.provenance import Provenance
 from convrewrite.runtime.timing import THIS_MACHINE, Baseline, Timer, Unmeasured
 
@@ -21,10 +21,10 @@ __all__ = [
     "OutputParity",
     "Parity",
     "Provenance",
-    "Runner",
     "Timer",
     "Unmeasured",
     "Verification",
+    "check_parity",
     "compare_onnx",
     "compare_torch",
     "export",
