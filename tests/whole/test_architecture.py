@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[2] / "convrewrite"
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "convrewrite"
 
 WINGS = (
     "ground", "folders", "stored", "modules", "meanings", "structures", "fitting", "runtime", "layers", "graph", "loading",
@@ -57,6 +58,22 @@ def test_imports_go_down_only_and_through_faces(name: str) -> None:
             continue
         assert WINGS.index(wing_of(other)) < WINGS.index(wing_of(name)), f"{name} imports {other}, which lies above it"
         assert wing_of(other) == "ground" or other == wing_of(other), f"{name} reaches past the face of {other}"
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "examples"])
+def test_examples_and_benchmarks_import_through_faces(folder: str) -> None:
+    for path in (ROOT / folder).rglob("*.py"):
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        named = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+        ours = [name.removeprefix("convrewrite.") for name in named if name.startswith("convrewrite.")]
+        assert [name for name in ours if wing_of(name) not in ("ground", name)] == [], path.name
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_every_wing_has_a_paragraph(wing: str) -> None:
+    begins = f"**{wing}**" if wing == "ground" else f"**{wing}/**"
+    paragraphs = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").split("\n\n")
+    assert len([text for text in paragraphs if text.startswith(begins)]) == 1
 
 
 def test_there_is_no_circle_within_a_wing() -> None:
