@@ -1,6 +1,7 @@
 """The house: which wing may import which, that nobody reaches past a face, and how large a room may be."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,9 @@ WINGS = (
 
 LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 400, 50, 8
 LARGEST_FACE = 22
+
+
+WRITERS = {"folders.placing", "folders.scratch", "pipeline.results", "runtime.onnx_export", "runtime.timing_cache"}
 
 
 def module_name(path: Path) -> str:
@@ -103,6 +107,35 @@ def test_only_the_runtime_imports_onnx() -> None:
         named = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
         named += [str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
         assert wing_of(name) == "runtime" or not {text.partition(".")[0] for text in named} & set(outside), name
+
+
+@pytest.mark.parametrize(
+    ("called", "where"),
+    [
+        (r"torch\.load", {"stored.unpickling", "loading.checkpoints", "rewriting.store"}),
+        (r"subprocess\.\w+|os\.fork|multiprocessing\.\w+", {"runtime.probing"}),
+        (r"torch\.(manual_seed|set_num_threads|set_default_dtype)|random\.seed|os\.dup2|sys\.set\w+", {"process"}),
+        (r"signal\.signal", {"interrupts", "cli.entry"}),
+        (r"resource\.setrlimit", {"machine"}),
+        (r"replace_modules", {"graph.finding", "graph.lifts", "rewriting.surgery"}),
+        (r".*\.(write_text|write_bytes|mkdir|mkdtemp)", WRITERS),
+    ],
+)  # fmt: skip
+def test_what_one_place_does_no_other_does(called: str, where: set[str]) -> None:
+    """The invariants of ARCHITECTURE.md, as far as calls show them."""
+    found = {
+        name for name, tree in TREES.items() for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and re.fullmatch(called, ast.unparse(node.func))
+    }  # fmt: skip
+    assert found == where
+
+
+def test_nothing_connects_to_a_network() -> None:
+    outside = {"socket", "http", "urllib", "requests", "httpx", "ftplib", "asyncio"}
+    for name, tree in TREES.items():
+        named = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+        named += [str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        assert not {text.partition(".")[0] for text in named} & outside, name
 
 
 def test_families_know_neither_each_other_nor_fx_nor_rules() -> None:
