@@ -18,11 +18,9 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 import convrewrite
-from convrewrite.calibration.batches import Calibration
-from convrewrite.calibration.choose import calibrate
-from convrewrite.pipeline.results import Result
-from convrewrite.rules.schema import Match, Rule
-from convrewrite.runtime.comparison import measure_fidelity
+from convrewrite.calibration import Calibration, calibrate
+from convrewrite.rules import Match, Rule
+from convrewrite.runtime import measure_fidelity
 
 STRUCTURES = ("separable", "asymmetric", "grouped", "channel", "tucker", "cp")
 CLOSE = 0.005
@@ -50,7 +48,7 @@ class Evaluator:
     def _right(self, scores: Tensor) -> float:
         return float((scores.argmax(1) == self.labels).float().mean())
 
-    def row(self, name: str, result: Result, seconds: float) -> tuple[str, ...]:
+    def row(self, name: str, result: convrewrite.Result, seconds: float) -> tuple[str, ...]:
         found = logits(result.model, self.images)
         agreement = float((found.argmax(1) == self.scores.argmax(1)).float().mean())
         kl = float((self.scores.softmax(1) * (self.scores.log_softmax(1) - found.log_softmax(1))).sum(1).mean())

@@ -15,7 +15,7 @@ import time
 from networks import NETWORKS, network_and_inputs
 
 import convrewrite
-from convrewrite.rules.files import builtin_rules, load_rule_file
+from convrewrite.rules import builtin_rules, load_rule_file
 
 
 def child(arguments: argparse.Namespace) -> None:

@@ -25,9 +25,8 @@ from data import load_split  # noqa: E402
 from model import fashion_resnet  # noqa: E402
 
 import convrewrite  # noqa: E402
-from convrewrite.calibration.batches import Calibration  # noqa: E402
-from convrewrite.calibration.choose import calibrate  # noqa: E402
-from convrewrite.rules.schema import Match, Rule  # noqa: E402
+from convrewrite.calibration import Calibration, calibrate  # noqa: E402
+from convrewrite.rules import Match, Rule  # noqa: E402
 
 SOURCES = {"data": str(FASHION / "calibration.npz"), "none": None, "weights": "weights"}
 

@@ -35,21 +35,17 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 import convrewrite
-from convrewrite.calibration.batches import Calibration
-from convrewrite.calibration.choose import evaluation_inputs
+from convrewrite.calibration import Calibration, evaluation_inputs
+from convrewrite.conv import Cost
 from convrewrite.errors import ConvRewriteError, ExportError, PlanError, TraceError
-from convrewrite.modules.outputs import named_outputs
-from convrewrite.pipeline.prepare import prepare
+from convrewrite.graph import find
+from convrewrite.modules import named_outputs
 from convrewrite.progress import Stopwatch, silent
-from convrewrite.reporting.report import Report
-from convrewrite.rewriting.front_to_back import rewrite
-from convrewrite.rewriting.surgery import settle
-from convrewrite.rewriting.work import Settings, Work
-from convrewrite.rules.files import resolve
-from convrewrite.rules.options import SearchSpace, Shortlist
-from convrewrite.runtime.comparison import measure_fidelity
-from convrewrite.runtime.onnx_export import export
-from convrewrite.runtime.parity import check_parity, require_parity
+from convrewrite.reporting import Report
+from convrewrite.rewriting import Prepared, Settings, Work, rewrite, settle
+from convrewrite.rules import SearchSpace, Shortlist, resolve, search_spaces
+from convrewrite.runtime import check_parity, export, measure_fidelity, require_parity
+from convrewrite.structures import discover
 
 SIZES = (64, 96, 128, 224, 256, 299, 480)
 CHANNELS = {"superpointnet": 1, "pfpcnet": 1}
@@ -196,7 +192,10 @@ def at_full_rank(model: nn.Module, image: Tensor) -> tuple[float, float]:
 
 
 def full_rank_error(model: nn.Module, image: Tensor) -> float:
-    prepared = prepare(model, (image,), resolve([RULE]))
+    known, rules = discover(), resolve([RULE])
+    lifted, traced, sites = find(model, (image,))
+    spaces = search_spaces(sites, rules, known)
+    prepared = Prepared(model, lifted, (image,), traced, sites, Cost(), tuple(rules), known, spaces)
     shortlists = [exact_offer(space, index) for index, space in enumerate(prepared.search_spaces)]
     data = without_inputs(image)
     evaluation = evaluation_inputs(prepared.inputs, data)

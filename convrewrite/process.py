@@ -9,6 +9,7 @@ import contextlib
 import functools
 import io
 import logging
+import os
 import random
 import sys
 import threading
@@ -121,6 +122,26 @@ def exporting(loggers: Sequence[str]) -> Iterator[None]:
         _patched(torch.Tensor, "set_", _for_this_thread(set_, original)),
     ):
         yield
+
+
+@contextlib.contextmanager
+def standard_output_closed() -> Iterator[None]:
+    """Meanwhile what libraries write to the process' standard output themselves goes nowhere; a report may be piped there."""
+    with _LOCK:
+        sys.stdout.flush()
+        try:
+            kept = os.dup(1)
+        except OSError:  # there is no standard output
+            yield
+            return
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, 1)
+            yield
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
+            os.close(nowhere)
 
 
 @contextlib.contextmanager

@@ -11,13 +11,13 @@ import tempfile
 from pathlib import Path
 
 import torch
-from convrewrite.structure import Setting, Stage
 from pipeline_api import agreement, images, trained_model
 from torch import Tensor
 
 import convrewrite
 from convrewrite.conv import ConvSpec
 from convrewrite.rules import check, load_rule_file
+from convrewrite.structures import Setting, Stage
 
 RULE = Path(__file__).parent / "input_channel.toml"
 

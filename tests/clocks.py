@@ -1,11 +1,15 @@
 """A clock that lies: options take the seconds that a test gives them, and nothing is run."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from convrewrite.conv import ConvSpec, Size
+from convrewrite.inputs import Inputs
 from convrewrite.runtime.latency import Comparison
 from convrewrite.runtime.option_graphs import Graph
 from convrewrite.runtime.timing import RuntimeTimer
@@ -46,3 +50,36 @@ def lie(monkeypatch: pytest.MonkeyPatch, seconds: Seconds = by_macs) -> list[Gra
 def compared(ratio: float, runtime: str = "onnxruntime") -> Callable[..., Comparison]:
     """In place of ``compare_onnx`` or ``compare_torch``: the second one takes ``ratio`` of the first one's second."""
     return lambda *_args, **_named: Comparison(runtime, 1, 25, 1.0, ratio, ratio, 0.99 * ratio, 1.01 * ratio)
+
+
+@dataclass
+class FalseTimer:
+    """A Timer to hand in: the second model takes ``ratio`` of the first one's time, options take ``seconds``; nothing is run.
+
+    What was asked is noted: the pairs that were compared, the files that were timed with their inputs, and the options.
+    """
+
+    ratio: float = 0.9
+    seconds: Seconds = by_macs
+    file_seconds: float = 1.0
+    compared: list[tuple[object, object, Inputs]] = field(default_factory=list)
+    timed: list[tuple[Path, Inputs]] = field(default_factory=list)
+    asked: list[Graph] = field(default_factory=list)
+
+    def compare_onnx(self, a: Path, b: Path, inputs: Inputs, threads: int) -> Comparison:
+        self.compared.append((a, b, inputs))
+        return compared(self.ratio)()
+
+    def compare_torch(self, a: nn.Module, b: nn.Module, inputs: Inputs, threads: int) -> Comparison:
+        self.compared.append((a, b, inputs))
+        return compared(self.ratio, "torch")()
+
+    def time_onnx(self, path: Path, inputs: Inputs, threads: int) -> float:
+        self.timed.append((path, inputs))
+        return self.file_seconds
+
+    def time_options(
+        self, original: ConvSpec, options: Sequence[Graph], size: Size, threads: int, rounds: int
+    ) -> tuple[float, list[float]]:
+        self.asked += options
+        return self.seconds(((original,),), size), [self.seconds(option, size) for option in options]

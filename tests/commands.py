@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from convrewrite.cli.commands import main
+from convrewrite.cli import main
 from convrewrite.cli.unforeseen import FAULT
 
 SHAPE = (3, 16, 16)

@@ -95,14 +95,12 @@ def serve() -> None:
 
 def _warm_up() -> None:
     """Import and start all that a command would when it is first needed."""
-    from convrewrite.cli import commands
+    from convrewrite.cli import entry
 
     with tempfile.TemporaryDirectory() as folder:
         network = Path(folder) / "net.pt"
         torch.save(small_network(), network)
-        code = commands.main(
-            ["optimize", str(network), "-o", f"{folder}/out", *INPUT, "--calib", "weights", "--no-onnx"]
-        )
+        code = entry.main(["optimize", str(network), "-o", f"{folder}/out", *INPUT, "--calib", "weights", "--no-onnx"])
         assert code == 0
 
 
@@ -148,7 +146,7 @@ class _Child:
 
 def _be_command(order: dict[str, Any], counter: int) -> None:
     """The child: the installed command, as it would start."""
-    from convrewrite.cli import commands
+    from convrewrite.cli import entry
 
     if "file_size" in order:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_size"], order["file_size"]))
@@ -167,7 +165,7 @@ def _be_command(order: dict[str, Any], counter: int) -> None:
     sys.argv = ["convrewrite", *order["arguments"]]
     code = 1
     try:
-        commands.run()
+        entry.run()
     except SystemExit as error:
         code = int(error.code or 0)
     finally:

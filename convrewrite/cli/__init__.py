@@ -1,5 +1,5 @@
 """The command line. The only wing that prints and exits."""
 
-from convrewrite.cli.commands import main, run
+from convrewrite.cli.entry import main, run
 
 __all__ = ["main", "run"]

@@ -1,18 +1,17 @@
 """Asymmetric convolution: a kh x 1 and a 1 x kw (Jaderberg et al. 2014)."""
 
-from typing import Self, cast
+from typing import Self
 
 import torch
 from torch import nn
 
-from convrewrite import structures
 from convrewrite.conv import ConvSpec, PaddingMode
 from convrewrite.layers.chains import ConvChain, named_stages, require_order
 from convrewrite.layers.fitted import FitInputs, replacement, require_rank, require_structure
 from convrewrite.layers.geometry import Device, Padding, Pair, checked_spec, geometry_of, require_conv2d, require_count
-from convrewrite.structures import HORIZONTAL_FIRST, VERTICAL_FIRST, Setting, Structure
+from convrewrite.structures import ASYMMETRIC, Setting
 
-STRUCTURE = cast(Structure, structures.STRUCTURE)
+VERTICAL_FIRST, HORIZONTAL_FIRST = ASYMMETRIC.orders
 
 
 class AsymmetricConv2d(ConvChain):
@@ -50,12 +49,12 @@ class AsymmetricConv2d(ConvChain):
         spec = checked_spec(
             owner, in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode
         )
-        require_structure(owner, STRUCTURE, spec)
+        require_structure(owner, ASYMMETRIC, spec)
         rank = _rank_of_half_the_macs(spec, order) if rank is None else rank
         require_count(owner, "rank", rank)
         names = ("vertical", "horizontal") if order == VERTICAL_FIRST else ("horizontal", "vertical")
         setting: Setting = {"order": order, "rank": rank}
-        super().__init__(named_stages(names, STRUCTURE, spec, setting), device, dtype)
+        super().__init__(named_stages(names, ASYMMETRIC, spec, setting), device, dtype)
         self.rank, self.order = rank, order
 
     @classmethod
@@ -75,8 +74,8 @@ class AsymmetricConv2d(ConvChain):
         source = require_conv2d(cls.__name__, conv)
         layer = cls(**geometry_of(source), rank=rank, order=order)
         setting: Setting = {"order": order, "rank": layer.rank}
-        require_rank(cls.__name__, "rank", STRUCTURE, ConvSpec.of(source), setting)
-        layer.set_numbers(*replacement(cls.__name__, STRUCTURE, source, setting, inputs))
+        require_rank(cls.__name__, "rank", ASYMMETRIC, ConvSpec.of(source), setting)
+        layer.set_numbers(*replacement(cls.__name__, ASYMMETRIC, source, setting, inputs))
         return layer.train(source.training)
 
     def extra_repr(self) -> str:
@@ -91,4 +90,4 @@ def _rank_of_half_the_macs(spec: ConvSpec, order: str) -> int:
     inputs, outputs = spec.per_group.in_channels, spec.per_group.out_channels
     half = inputs * outputs * kh * kw / 2
     rank = round(half / (inputs * first * finer + outputs * last))
-    return max(1, min(rank, STRUCTURE.full_rank(spec.per_group, {"order": order})))
+    return max(1, min(rank, ASYMMETRIC.full_rank(spec.per_group, {"order": order})))

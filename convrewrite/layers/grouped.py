@@ -1,20 +1,16 @@
 """Grouped convolution, by itself or with a pointwise that mixes the groups (Xie et al. 2017; Peng et al. 2018)."""
 
 from dataclasses import replace
-from typing import Self, cast
+from typing import Self
 
 import torch
 from torch import nn
 
-from convrewrite import structures
 from convrewrite.conv import ConvSpec, PaddingMode
 from convrewrite.layers.chains import ConvChain, named_stages
 from convrewrite.layers.fitted import FitInputs, replacement, require_rank
 from convrewrite.layers.geometry import Device, Padding, Pair, checked_spec, geometry_of, require_conv2d, require_count
-from convrewrite.structures import Setting, Structure
-
-STRUCTURE = cast(Structure, structures.STRUCTURE)
-
+from convrewrite.structures import GROUPED, Setting
 
 GROUPS = 4
 
@@ -26,7 +22,7 @@ class GroupedConv2d(ConvChain):
     independent networks. With it, each group has ``rank`` filters and the pointwise makes ``out_channels`` of all.
     """
 
-    structures: nn.Conv2d
+    grouped: nn.Conv2d
     pointwise: nn.Conv2d
 
     def __init__(
@@ -61,7 +57,7 @@ class GroupedConv2d(ConvChain):
         _require_groups(owner, spec)
         if mix:
             whole = replace(spec, out_channels=out_channels, groups=1)
-            stages = named_stages(("grouped", "pointwise"), STRUCTURE, whole, {"groups": groups, "rank": rank})
+            stages = named_stages(("grouped", "pointwise"), GROUPED, whole, {"groups": groups, "rank": rank})
         else:
             stages = {"grouped": spec}
         super().__init__(stages, device, dtype)
@@ -92,8 +88,8 @@ class GroupedConv2d(ConvChain):
         geometry["groups"] = GROUPS if groups is None else groups
         layer = cls(**geometry, mix=True, rank=rank)
         setting: Setting = {"groups": layer.groups, "rank": layer.rank}
-        require_rank(cls.__name__, "rank", STRUCTURE, spec, setting)
-        layer.set_numbers(*replacement(cls.__name__, STRUCTURE, source, setting, inputs))
+        require_rank(cls.__name__, "rank", GROUPED, spec, setting)
+        layer.set_numbers(*replacement(cls.__name__, GROUPED, source, setting, inputs))
         return layer.train(source.training)
 
     def extra_repr(self) -> str:

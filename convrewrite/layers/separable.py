@@ -1,18 +1,17 @@
 """Depthwise-separable convolution (Guo et al. 2018; Chollet 2017; Howard et al. 2017)."""
 
-from typing import Self, cast
+from typing import Self
 
 import torch
 from torch import nn
 
-from convrewrite import structures
 from convrewrite.conv import ConvSpec, PaddingMode
 from convrewrite.layers.chains import ConvChain, named_stages, require_order
 from convrewrite.layers.fitted import FitInputs, replacement, require_rank, require_structure
 from convrewrite.layers.geometry import Device, Padding, Pair, checked_spec, geometry_of, require_conv2d, require_count
-from convrewrite.structures import DEPTHWISE_FIRST, POINTWISE_FIRST, Setting, Structure
+from convrewrite.structures import SEPARABLE, Setting
 
-STRUCTURE = cast(Structure, structures.STRUCTURE)
+DEPTHWISE_FIRST, POINTWISE_FIRST = SEPARABLE.orders
 
 
 class SeparableConv2d(ConvChain):
@@ -49,10 +48,10 @@ class SeparableConv2d(ConvChain):
         spec = checked_spec(
             owner, in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode
         )
-        require_structure(owner, STRUCTURE, spec)
+        require_structure(owner, SEPARABLE, spec)
         names = ("depthwise", "pointwise") if order == DEPTHWISE_FIRST else ("pointwise", "depthwise")
         setting: Setting = {"order": order, "rank": multiplier}
-        super().__init__(named_stages(names, STRUCTURE, spec, setting), device, dtype)
+        super().__init__(named_stages(names, SEPARABLE, spec, setting), device, dtype)
         self.multiplier, self.order = multiplier, order
 
     @classmethod
@@ -71,8 +70,8 @@ class SeparableConv2d(ConvChain):
         source = require_conv2d(cls.__name__, conv)
         layer = cls(**geometry_of(source), multiplier=multiplier, order=order)
         setting: Setting = {"order": order, "rank": multiplier}
-        require_rank(cls.__name__, "multiplier", STRUCTURE, ConvSpec.of(source), setting)
-        layer.set_numbers(*replacement(cls.__name__, STRUCTURE, source, setting, inputs))
+        require_rank(cls.__name__, "multiplier", SEPARABLE, ConvSpec.of(source), setting)
+        layer.set_numbers(*replacement(cls.__name__, SEPARABLE, source, setting, inputs))
         return layer.train(source.training)
 
     def extra_repr(self) -> str:

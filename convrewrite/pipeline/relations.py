@@ -8,7 +8,7 @@ from torch import nn
 from convrewrite.errors import VerificationError
 from convrewrite.meanings import Fidelity
 from convrewrite.planning import Fingerprint
-from convrewrite.runtime import OnnxModel, Provenance, Runner
+from convrewrite.runtime import OnnxModel, Provenance
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Relation:
     stranger: str | None = None
 
 
-def relation_of(a: Runner, b: Runner, names: tuple[str, str]) -> Relation:
+def relation_of(a: object, b: object, names: tuple[str, str]) -> Relation:
     """From what rewritten ONNX files say of themselves and the weights of modules; else torch against ONNX is the same model
     and two of a kind are not."""
     written = _provenance(a), _provenance(b)
@@ -34,11 +34,11 @@ def relation_of(a: Runner, b: Runner, names: tuple[str, str]) -> Relation:
     return Relation("fidelity" if same_kind else "parity")
 
 
-def _provenance(runner: Runner) -> Provenance | None:
+def _provenance(runner: object) -> Provenance | None:
     return Provenance.of(runner.metadata) if isinstance(runner, OnnxModel) else None
 
 
-def _of_one_result(provenance: Provenance, other: Runner, name: str, other_name: str) -> Relation:
+def _of_one_result(provenance: Provenance, other: object, name: str, other_name: str) -> Relation:
     said = f"{name} is a rewritten model (convrewrite {provenance.tool_version})"
     if not isinstance(other, nn.Module):
         return Relation("fidelity", f"{said}: it approximates its original, fidelity is what counts")

@@ -40,10 +40,8 @@ from convrewrite.runtime import (
     Measured,
     Provenance,
     Unmeasured,
-    export,
     measure_everything,
     measure_outputs,
-    require_runtime_dtype,
 )
 
 NOT_MEASURED = "no ONNX file was asked for: nothing was exported or timed, and onnxruntime was not compared"
@@ -75,7 +73,9 @@ class Run:
         model, inputs, scratch = prepared.model, prepared.inputs, temporary()
         require_outputs(model, inputs, constraints.outputs, known)
         with watch.timed("export the original"):
-            baseline = _baseline(prepared, settings, scratch) if settings.measure else None
+            baseline = (
+                Baseline.of(model, inputs, scratch.path, settings.timer, settings.threads) if settings.measure else None
+            )
         with watch.timed("calibrate"):
             data = calibrate(model, inputs, calibration, seed=settings.seed, memory=settings.memory, progress=progress)
             fit, held_out = channels_last(model, data.fit), channels_last(model, data.held_out)
@@ -145,13 +145,6 @@ class Run:
             provenance.metadata(),
             work.progress,
         )
-
-
-def _baseline(prepared: Prepared, settings: Settings, scratch: Scratch) -> Baseline:
-    """The original exported: what cannot be is refused before the long work."""
-    require_runtime_dtype(prepared.model)
-    original = export(prepared.model, prepared.inputs, scratch.path / "original.onnx")
-    return Baseline(original, prepared.inputs, scratch.path, settings.timer, settings.threads)
 
 
 def _costs(result: nn.Module, before: int, after: int, outcomes: Sequence[Outcome]) -> tuple[Cost, Cost]:

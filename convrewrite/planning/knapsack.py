@@ -4,10 +4,7 @@ Solved as a mixed-integer linear programme with one binary variable per option (
 bounded search finds and proves the optimum.
 """
 
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import block_diag, csr_matrix
+
+from convrewrite.process import standard_output_closed
 
 SLACK = 1e-9
 """Of a limit: by so much rounding may overstep it."""
@@ -107,7 +106,7 @@ def _programme(
     scale = float(np.abs(effects).max()) or 1.0
 
     def search(nodes: int) -> Any:
-        with _standard_output_closed():
+        with standard_output_closed():  # HiGHS writes lines of its own there, whatever ``disp`` says
             return milp(
                 effects / scale,
                 constraints=constraints,
@@ -120,22 +119,3 @@ def _programme(
     if found.x is None and found.status == LIMIT_REACHED:
         found = search(ALL_NODES)
     return None if found.x is None else np.round(found.x)
-
-
-@contextmanager
-def _standard_output_closed() -> Iterator[None]:
-    """HiGHS writes lines of its own to the process' standard output, whatever ``disp`` says; a report may be piped there."""
-    sys.stdout.flush()
-    try:
-        kept = os.dup(1)
-    except OSError:  # there is no standard output
-        yield
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)

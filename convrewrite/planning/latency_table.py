@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 
 from convrewrite.conv import ConvSpec, Size
 from convrewrite.graph import Site
+from convrewrite.machine import channel_block
 from convrewrite.rules import Candidate, Shortlist, cost_of
-from convrewrite.runtime import THIS_MACHINE, Graph, Timer, channel_block
+from convrewrite.runtime import THIS_MACHINE, Graph, Timer
 from convrewrite.structures import Option, Stage, Structure, branch_specs, lowerings
 
 MIN_GAIN = 0.05

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from convrewrite.conv import Cost
+from convrewrite.machine import processor
 from convrewrite.meanings import Fidelity
 from convrewrite.planning import Constraints, Plan
 from convrewrite.reporting.report import (
@@ -25,7 +26,7 @@ from convrewrite.reporting.report import (
 )
 from convrewrite.reporting.verdict import few_positions, refused, useless
 from convrewrite.rewriting import Outcome, Work
-from convrewrite.runtime import Comparison, Measured, Parity, processor
+from convrewrite.runtime import Comparison, Measured, Parity
 from convrewrite.version import tool_version
 
 ERROR_BASES: dict[str, ErrorBasis] = {

@@ -1,16 +1,15 @@
 """Export, run, compare, time. The only wing that imports onnx and onnxruntime."""
 
 from convrewrite.runtime.comparison import Verification, measure_fidelity, verify
-from convrewrite.runtime.latency import Comparison, channel_block, compare_onnx, compare_torch
+from convrewrite.runtime.latency import Comparison, compare_onnx, compare_torch
 from convrewrite.runtime.measurement import Measured, measure_everything, measure_outputs
-from convrewrite.runtime.onnx_export import export, require_runtime_dtype
-from convrewrite.runtime.onnx_model import OnnxModel, Runner
+from convrewrite.runtime.onnx_export import export
+from convrewrite.runtime.onnx_model import OnnxModel
 from convrewrite.runtime.onnx_placing import is_weights_of
 from convrewrite.runtime.option_graphs import Graph
-from convrewrite.runtime.parity import OutputParity, Parity, require_parity
+from convrewrite.runtime.parity import OutputParity, Parity, check_parity, require_parity
 from convrewrite.runtime.provenance import Provenance
 from convrewrite.runtime.timing import THIS_MACHINE, Baseline, Timer, Unmeasured
-from convrewrite.runtime.timing_cache import processor
 
 __all__ = [
     "THIS_MACHINE",
@@ -22,11 +21,10 @@ __all__ = [
     "OutputParity",
     "Parity",
     "Provenance",
-    "Runner",
     "Timer",
     "Unmeasured",
     "Verification",
-    "channel_block",
+    "check_parity",
     "compare_onnx",
     "compare_torch",
     "export",
@@ -34,8 +32,6 @@ __all__ = [
     "measure_everything",
     "measure_fidelity",
     "measure_outputs",
-    "processor",
     "require_parity",
-    "require_runtime_dtype",
     "verify",
 ]

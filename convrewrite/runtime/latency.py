@@ -37,7 +37,7 @@ from convrewrite.modules import eval_mode
 from convrewrite.process import torch_threads
 from convrewrite.runtime.option_graphs import Graph, conv_graph
 from convrewrite.runtime.sessions import open_session
-from convrewrite.runtime.timing_cache import TimingCache, processor, timing_key
+from convrewrite.runtime.timing_cache import TimingCache, timing_key
 
 Clock = Callable[[], float]
 
@@ -205,11 +205,6 @@ def time_options(
             if cache:
                 cache.put(key, value)
     return base, [base * known[key] for key in keys]
-
-
-def channel_block() -> int:
-    """Channels in one block of onnxruntime's NCHWc layout: 16 with AVX-512, else 8."""
-    return 16 if "avx512f" in processor()[1] else 8
 
 
 def _interleaved(

@@ -14,7 +14,7 @@ from convrewrite.conv import ConvSpec, Size
 from convrewrite.errors import PlanError
 from convrewrite.inputs import Inputs
 from convrewrite.runtime.latency import Comparison, compare_onnx, compare_torch, time_onnx, time_options
-from convrewrite.runtime.onnx_export import Exported, export
+from convrewrite.runtime.onnx_export import Exported, export, require_runtime_dtype
 from convrewrite.runtime.option_graphs import Graph
 from convrewrite.runtime.timing_cache import TimingCache
 
@@ -74,6 +74,12 @@ class Baseline:
     folder: Path
     timer: Timer
     threads: int
+
+    @classmethod
+    def of(cls, model: nn.Module, inputs: Inputs, folder: Path, timer: Timer, threads: int) -> "Baseline":
+        """The original exported into this folder. Raises ExportError for one that onnxruntime cannot run."""
+        require_runtime_dtype(model)
+        return cls(export(model, inputs, folder / "original.onnx"), inputs, folder, timer, threads)
 
     @property
     def result(self) -> Path:

@@ -1,10 +1,8 @@
-"""Timings that outlive a run: a cache on disk, and the name of the processor that they belong to."""
+"""Timings that outlive a run: a cache on disk, whose keys name all that a time depends on."""
 
 import hashlib
-import importlib
 import json
 import os
-import platform
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -14,6 +12,7 @@ import platformdirs
 
 from convrewrite.conv import ConvSpec, Size
 from convrewrite.folders import Scratch
+from convrewrite.machine import processor
 
 FOLDER_VARIABLE = "CONVREWRITE_CACHE"
 
@@ -75,23 +74,3 @@ def timing_key(
         "graphs": [[[asdict(spec) for spec in chain] for chain in graph] for graph in graphs],
     }
     return json.dumps(facts, sort_keys=True)
-
-
-def processor() -> tuple[str, frozenset[str]]:
-    """The processor's name, and its feature flags in lower case."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    entries = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
-    name = entries.get("model name") or platform.processor() or platform.machine()
-    flags = entries.get("flags", "").lower().split()
-    return name, frozenset(flags or _numpy_features())
-
-
-def _numpy_features() -> list[str]:
-    try:
-        found: object = getattr(importlib.import_module("numpy._core._multiarray_umath"), "__cpu_features__", {})
-    except ImportError:
-        return []
-    return [name.lower() for name, there in found.items() if there] if isinstance(found, dict) else []

@@ -2,8 +2,9 @@
 
 from convrewrite.structures.algebra import compose, initial_kernels, join_groups, split_groups, through
 from convrewrite.structures.discovery import discover
-from convrewrite.structures.families.asymmetric import HORIZONTAL_FIRST, VERTICAL_FIRST
-from convrewrite.structures.families.separable import DEPTHWISE_FIRST, POINTWISE_FIRST, STRUCTURE
+from convrewrite.structures.families.asymmetric import STRUCTURE as ASYMMETRIC
+from convrewrite.structures.families.grouped import STRUCTURE as GROUPED
+from convrewrite.structures.families.separable import STRUCTURE as SEPARABLE
 from convrewrite.structures.lowering import (
     branch_kernels,
     branch_specs,
@@ -15,11 +16,9 @@ from convrewrite.structures.lowering import (
 from convrewrite.structures.structure import Option, Setting, Stage, Structure
 
 __all__ = [
-    "DEPTHWISE_FIRST",
-    "HORIZONTAL_FIRST",
-    "POINTWISE_FIRST",
-    "STRUCTURE",
-    "VERTICAL_FIRST",
+    "ASYMMETRIC",
+    "GROUPED",
+    "SEPARABLE",
     "Option",
     "Setting",
     "Stage",

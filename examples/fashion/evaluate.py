@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from convrewrite.verifying import OnnxModel
 from data import load_split
 from model import fashion_resnet
 from torch import Tensor
 
 import convrewrite
+from convrewrite.runtime import OnnxModel
 
 HERE = Path(__file__).parent
 

@@ -18,7 +18,7 @@ from convrewrite.pipeline import results, run
 from convrewrite.pipeline.results import FILES
 from convrewrite.planning import choice
 from convrewrite.reporting.report import Report
-from convrewrite.runtime import measurement
+from convrewrite.runtime import measurement, timing
 from convrewrite.runtime.measurement import Measured
 from convrewrite.runtime.onnx_export import Exported
 from convrewrite.runtime.timing import RuntimeTimer
@@ -262,7 +262,7 @@ def unexported(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
             latency = compared(ratio)()
             return replace(measurement.measure_outputs(original, rewritten, evaluation), onnx_latency=latency)
 
-        monkeypatch.setattr(run, "export", pretend)
+        monkeypatch.setattr(timing, "export", pretend)
         monkeypatch.setattr(run, "measure_everything", measure)
 
     return set_ratio

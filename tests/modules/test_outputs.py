@@ -3,11 +3,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from convrewrite.errors import TraceError
 from convrewrite.modules.outputs import left_out, named_outputs
-from convrewrite.modules.running import eval_mode
 
 A, B, C = torch.zeros(1), torch.ones(2), torch.full((3,), 2.0)
 
@@ -62,14 +61,3 @@ def test_what_is_no_tensor_is_left_out_with_its_type() -> None:
 def test_equal_names_are_an_error() -> None:
     with pytest.raises(TraceError, match=r"output\.a\.b"):
         named_outputs({"a.b": A, "a": {"b": B}})
-
-
-def test_eval_mode_restores_every_flag_also_after_an_error() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)).train()
-    model[1].eval()
-    before = [module.training for module in model.modules()]
-    with pytest.raises(KeyError), eval_mode(model, None):
-        raise KeyError
-    with eval_mode(model):
-        assert not any(module.training for module in model.modules())
-    assert [module.training for module in model.modules()] == before == [True, True, False]

@@ -8,6 +8,7 @@ from clocks import by_macs, lie, macs_of
 from networks import CalledTwice, settled
 from torch import nn
 
+from convrewrite import machine
 from convrewrite.conv import Size
 from convrewrite.graph.sites import Site, find_sites
 from convrewrite.graph.tracing import trace
@@ -185,4 +186,4 @@ def test_chains_that_fill_blocks_of_sixteen_channels(stages: tuple[Stage, ...], 
 def test_the_block_is_this_processors() -> None:
     stages = (Stage(16, 8, "hw"), Stage(8, 24))
     assert aligned(stages, 8)
-    assert aligned(stages) == (latency.channel_block() == 8)
+    assert aligned(stages) == (machine.channel_block() == 8)

@@ -16,7 +16,6 @@ from convrewrite.conv import ConvSpec
 from convrewrite.errors import UsageError, VerificationError
 from convrewrite.runtime import latency, timing_cache
 from convrewrite.runtime.latency import (
-    channel_block,
     clock_for,
     compare,
     compare_onnx,
@@ -348,15 +347,3 @@ def test_a_key_names_all_a_time_depends_on() -> None:
         timing_key(graphs, (8, 8), 1, 1, "runtime 2"), key,
     }  # fmt: skip
     assert len(others) == 6
-
-
-@pytest.mark.parametrize(("flags", "block"), [({"avx2", "avx512f"}, 16), ({"avx2"}, 8), (set(), 8)])
-def test_the_block_follows_the_processor(flags: set[str], block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "processor", lambda: ("any", frozenset(flags)))
-    assert channel_block() == block
-
-
-def test_the_processor_has_a_name_and_flags() -> None:
-    name, flags = timing_cache.processor()
-    assert name.strip() == name != ""
-    assert all(flag == flag.lower() for flag in (*flags, *timing_cache._numpy_features()))

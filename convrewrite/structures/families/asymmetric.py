@@ -21,6 +21,7 @@ class Asymmetric:
 
     name = "asymmetric"
     reference = "Jaderberg et al. 2014, scheme 2"
+    orders = (VERTICAL_FIRST, HORIZONTAL_FIRST)
 
     def reject(self, spec: ConvSpec) -> str | None:
         if 1 in spec.kernel_size:
@@ -28,7 +29,7 @@ class Asymmetric:
         return None
 
     def variants(self, spec: ConvSpec) -> tuple[Setting, ...]:
-        return ({"order": VERTICAL_FIRST}, {"order": HORIZONTAL_FIRST})
+        return tuple({"order": order} for order in self.orders)
 
     def full_rank(self, spec: ConvSpec, variant: Setting) -> int:
         kh, kw = spec.kernel_size

@@ -22,6 +22,7 @@ class Separable:
 
     name = "separable"
     reference = "Guo et al. 2018"
+    orders = (DEPTHWISE_FIRST, POINTWISE_FIRST)
 
     def reject(self, spec: ConvSpec) -> str | None:
         if spec.kernel_size == (1, 1):
@@ -29,7 +30,7 @@ class Separable:
         return None
 
     def variants(self, spec: ConvSpec) -> tuple[Setting, ...]:
-        return ({"order": DEPTHWISE_FIRST}, {"order": POINTWISE_FIRST})
+        return tuple({"order": order} for order in self.orders)
 
     def full_rank(self, spec: ConvSpec, variant: Setting) -> int:
         channels = spec.out_channels if variant["order"] == DEPTHWISE_FIRST else spec.in_channels

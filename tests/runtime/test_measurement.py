@@ -1,0 +1,91 @@
+"""What is measured on a finished model, with a timer handed in that lies."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from clocks import FalseTimer, compared
+from torch import nn
+
+from convrewrite.meanings.evaluation import Evaluation
+from convrewrite.runtime.measurement import PARITY_EXAMPLES, Measured, measure_everything, measure_outputs
+from convrewrite.runtime.onnx_model import OnnxModel
+from convrewrite.runtime.timing import Baseline
+
+X = torch.randn(12, 1, 6, 6)
+BASIS = "12 random inputs"
+
+
+def networks() -> tuple[nn.Module, nn.Module]:
+    """An original, and one that is a little off."""
+    original = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 1)).eval()
+    other = copy.deepcopy(original)
+    with torch.no_grad():
+        other[2].weight.mul_(1.01)
+    return original, other
+
+
+def evaluation_of(model: nn.Module) -> Evaluation:
+    return Evaluation(((X,),), BASIS).told(model, {})
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> tuple[Measured, Baseline, FalseTimer, list[str]]:
+    original, other = networks()
+    timer, stages = FalseTimer(ratio=0.6), list[str]()
+    baseline = Baseline.of(original, (X[:2],), tmp_path_factory.mktemp("measured"), timer, 1)
+    found = measure_everything(
+        original,
+        other,
+        (X[:2],),
+        evaluation_of(original),
+        baseline,
+        {"said": "so"},
+        lambda *said: stages.append(said[3]),
+    )
+    return found, baseline, timer, stages
+
+
+def test_outputs_alone_are_fidelity_and_nothing_else() -> None:
+    original, other = networks()
+    found = measure_outputs(original, other, replace(evaluation_of(original), noise=True))
+    [row] = found.fidelity.outputs
+    assert 0 < row.relative_error < 0.02
+    assert (found.fidelity_basis, found.noise) == (BASIS, True)
+    assert (found.parity, found.file_bytes, found.onnx_latency, found.torch_latency) == (None, None, None, None)
+    assert not found.slower
+
+
+def test_everything_is_the_same_fidelity_and_what_the_files_give(
+    everything: tuple[Measured, Baseline, FalseTimer, list[str]],
+) -> None:
+    found, baseline, _, stages = everything
+    assert found.fidelity.examples == len(X)
+    assert found.parity is not None
+    assert all(output.passed for output in found.parity.outputs)
+    assert found.file_bytes == (baseline.original.path.stat().st_size, baseline.result.stat().st_size)
+    assert OnnxModel(baseline.result).metadata["said"] == "so"
+    assert stages[-1] == "done"
+    assert len(X) > PARITY_EXAMPLES
+
+
+def test_both_are_timed_on_one_example_the_original_first(
+    everything: tuple[Measured, Baseline, FalseTimer, list[str]],
+) -> None:
+    found, baseline, timer, _ = everything
+    assert found.onnx_latency == compared(0.6)()
+    assert found.torch_latency == compared(0.6, "torch")()
+    (first, second, inputs), (before, after, _) = timer.compared
+    assert (first, second) == (baseline.original.path, baseline.result)
+    assert isinstance(before, nn.Module)
+    assert before is not after
+    assert len(inputs[0]) == 1
+
+
+@pytest.mark.parametrize(("ratio", "slower"), [(0.9, False), (1.005, False), (1.2, True)])
+def test_slower_is_what_three_quarters_of_the_rounds_found_slower(ratio: float, slower: bool) -> None:
+    """Their quartiles lie a hundredth around the ratio."""
+    original, other = networks()
+    found = replace(measure_outputs(original, other, evaluation_of(original)), onnx_latency=compared(ratio)())
+    assert found.slower == slower

@@ -1,0 +1,71 @@
+"""What documents name is there: files, folders, modules and public names."""
+
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "convrewrite"
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/README.md")]
+NAMED = [
+    *DOCUMENTS,
+    ROOT / "pyproject.toml",
+    ROOT / "Makefile",
+    *ROOT.glob("examples/**/*.py"),
+    *ROOT.glob("benchmarks/*.py"),
+]
+FOLDERS = ("benchmarks/", "convrewrite/", "docs/", "examples/", "rules/", "tests/")
+BENCHMARKS = [path for path in ROOT.glob("benchmarks/*.py") if "__main__" in path.read_text(encoding="utf-8")]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_links_lead_somewhere(document: Path) -> None:
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (document.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("document", NAMED, ids=name_of)
+def test_named_files_are_there(document: Path) -> None:
+    words = re.findall(r"[\w.-]+/[\w./-]*\w", document.read_text(encoding="utf-8"))
+    paths = [word for word in words if word.startswith(FOLDERS)]
+    ours = [path for path in paths if not path.startswith("convrewrite/_rules")]  # where the wheel has them
+    assert [path for path in ours if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("document", [path for path in NAMED if path.name != "CHANGELOG.md"], ids=name_of)
+def test_named_modules_are_there(document: Path) -> None:
+    """All but those of the change log, which tells of earlier names."""
+    for name in set(re.findall(r"\bconvrewrite(?:\.\w+)+", document.read_text(encoding="utf-8"))):
+        pkgutil.resolve_name(name)
+
+
+def test_the_architecture_names_files_that_are_there() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 150
+    wing = PACKAGE
+    for paragraph in text.split("\n\n"):
+        begins = re.match(r"\*\*(\w+)/\*\*", paragraph)
+        wing = PACKAGE / begins[1] if begins else PACKAGE
+        for path in re.findall(r"`([\w./]+(?:\.py|/))`", paragraph):
+            assert any((folder / path).exists() for folder in (wing, PACKAGE, ROOT)), f"{path} in: {paragraph[:80]}"
+
+
+@pytest.mark.parametrize("name", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_the_readme_leads_to_what_a_contributor_reads(name: str) -> None:
+    assert f"({name})" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("benchmark", BENCHMARKS, ids=name_of)
+def test_benchmarks_start(benchmark: Path) -> None:
+    ran = subprocess.run([sys.executable, str(benchmark), "--help"], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("usage:")
