@@ -44,7 +44,7 @@ class Moments:
     var_y: Tensor
     centred: bool = True
 
-    def relative_error(self, kernel: Tensor) -> float:
+    def unexplained(self, kernel: Tensor) -> float:
         """``E |y - W' p - b'|^2 / E |y - E y|^2`` for the kernel ``W' (O, C, kh, kw)`` with its best bias ``b'``."""
         flat = kernel.double().flatten(1)
         total = self.var_y.sum()

@@ -113,7 +113,7 @@ def _option(scored: Scored, candidate: Candidate) -> Considered:
         macs=candidate.cost.macs,
         parameters=candidate.cost.parameters,
         seconds=scored.seconds,
-        error=scored.error**0.5,
+        error=scored.error,
         effect=scored.effect,
     )
 
@@ -124,7 +124,7 @@ def _dropped(entry: Dropped) -> Considered:
         macs=entry.candidate.cost.macs,
         parameters=entry.candidate.cost.parameters,
         seconds=entry.seconds,
-        error=None if entry.error is None else entry.error**0.5,
+        error=entry.error,
         reason=entry.reason,
     )
 

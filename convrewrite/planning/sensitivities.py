@@ -311,15 +311,15 @@ class _SiteSurvey:
         iterations = max(min(3, self.effort.iterations), min(self.effort.iterations, REFINABLE // self.site_fit.patch))
         fits = [self.site_fit.fit(structure, s.candidate.option, iterations=iterations) for s in curve.samples]
         for sample, found in zip(curve.samples, fits, strict=True):
-            if sample.fit.held_out_error > 0:
-                self.gains.learn(structure.name, found.held_out_error / sample.fit.held_out_error)
+            if sample.fit.unexplained > 0:
+                self.gains.learn(structure.name, found.unexplained / sample.fit.unexplained)
         pairs = zip(curve.samples, fits, strict=True)
         return replace(curve, samples=tuple(FittedCandidate(sample.candidate, found) for sample, found in pairs))
 
     def _scored(self, curves: Sequence[Curve]) -> list[Scored]:
         """All variants of one structure, or of several, with the effects that were measured on the best of them: equal
         errors do about equal harm, most nearly those of one structure."""
-        best = min(curves, key=lambda curve: statistics.fmean(error for _, error in curve.points))
+        best = min(curves, key=lambda curve: statistics.fmean(unexplained for _, unexplained in curve.points))
         picked = spread(range(1, len(best.samples) + 1), self._measured)
         effects = [(best.samples[i - 1], self._effect(best.samples[i - 1])) for i in picked]
         return [scored for curve in curves for scored in curve.scored(effects)]

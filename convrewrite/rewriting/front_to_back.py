@@ -84,10 +84,10 @@ def _rewrite_site(walk: Propagation, shortlist: Shortlist, work: Work) -> Outcom
     within = [
         (candidate, found)
         for candidate, found in fits
-        if found.held_out_error**0.5 <= (candidate.rule.require.max_output_error or float("inf"))
+        if found.error <= (candidate.rule.require.max_output_error or float("inf"))
     ]
     if not within:
-        least = min(found.held_out_error for _, found in fits) ** 0.5
+        least = min(found.error for _, found in fits)
         reason = f"every option's output error exceeds the rule's limit; the least is {least:.3g}"
         return Outcome(shortlist.site, None, reason=reason)
     with watch.timed("solves"), site_fit.solving_threads():
@@ -97,4 +97,4 @@ def _rewrite_site(walk: Propagation, shortlist: Shortlist, work: Work) -> Outcom
     stand_in = site_fit.merged(structure, option, best) if site_fit.seen else None
     walk.replace(shortlist.site, site_fit.build(structure, option, best), stand_in)
     positions = site_fit.seen[0].count if site_fit.seen else None
-    return Outcome(shortlist.site, candidate, best.held_out_error**0.5, positions=positions)
+    return Outcome(shortlist.site, candidate, best.error, positions=positions)

@@ -120,7 +120,7 @@ class SiteFit:
             candidates = [
                 min(
                     candidates,
-                    key=lambda p: self.rough(structures[p.option.structure], p.option, targets).held_out_error,
+                    key=lambda p: self.rough(structures[p.option.structure], p.option, targets).error,
                 )
             ]
         return [(p, self.fit(structures[p.option.structure], p.option)) for p in candidates]
@@ -194,7 +194,7 @@ class SiteFit:
 
     def rectify(self, structure: Structure, option: Option, found: Fit) -> tuple[Fit, float]:
         """Refit to what the ReLU lets through, where it alone sees the output: below zero any value is as good. With the
-        squared error on held-out inputs, behind the ReLU then, which tells the options of one site apart.
+        error on held-out inputs, behind the ReLU then and not relative, which tells the options of one site apart.
 
         Where the original is negative, the wanted output becomes what the rewritten site gives, if that is negative too,
         else zero; a fit to these targets never raises the error behind the ReLU, since each bounds it from above and
@@ -202,7 +202,7 @@ class SiteFit:
         while the error behind the ReLU falls on the held-out inputs.
         """
         if not self.fitted:
-            return found, found.held_out_error
+            return found, found.error
         best, least = found, float("inf")
         stages = structure.stages(self.site.spec.per_group, option.parameters)
         rounds = ROUNDS if self.patch < LARGE else min(ROUNDS, 1)
@@ -270,9 +270,9 @@ class SiteFit:
         return sum(examples) * sum(height * width for height, width in sizes)
 
     def _error_behind_relu(self, stages: Sequence[Stage], found: Fit) -> float:
-        """The squared error behind the ReLU on held-out positions."""
+        """The error behind the ReLU on held-out positions: the root of the sum of squares."""
         outputs = self._outputs(stages, found, self.held_out)
-        return sum(_squared_error(block, given, self.roots) for block, given in outputs)
+        return sum(_squared_error(block, given, self.roots) for block, given in outputs) ** 0.5
 
     def _relaxed_moments(self, stages: Sequence[Stage], found: Fit) -> tuple[Moments, ...]:
         """The moments with the outputs that are wanted once the ReLU is taken into account."""
@@ -319,12 +319,12 @@ def require_memory(sites: Sequence[Site], memory: int) -> None:
 
 
 def weights_only(structure: Structure, site: Site, option: Option, kernel: Tensor, bias: Tensor) -> Fit:
-    """The initial values as they are; the error is that of the kernel, relative to its norm."""
+    """The initial values as they are; unexplained is the kernel's own energy that they miss."""
     kernels = initial_kernels(structure, kernel, site.folded_spec, option.parameters)
     stages = structure.stages(site.spec.per_group, option.parameters)
     composed = composed_kernel(kernels, stages, site.spec.groups)
-    error = float(((composed - kernel).norm() / kernel.norm().clamp_min(torch.finfo(kernel.dtype).tiny)) ** 2)
-    return Fit(kernels, bias, error)
+    unexplained = float(((composed - kernel).norm() / kernel.norm().clamp_min(torch.finfo(kernel.dtype).tiny)) ** 2)
+    return Fit(kernels, bias, unexplained)
 
 
 def composed_kernel(kernels: Sequence[Tensor], stages: Sequence[Stage], groups: int) -> Tensor:

@@ -44,7 +44,7 @@ def prepared() -> Prepared:
 
 
 def scored(prepared: Prepared, index: int, rank: int, measured: bool, rank_range: int = 0) -> Scored:
-    """An option of a site with invented figures; its squared error is 0.01 times its rank."""
+    """An option of a site with invented figures; its error is 0.01 times its rank."""
     candidate = prepared.search_spaces[index].rank_ranges[rank_range].at(rank)
     return Scored(candidate, 0.01 * rank, 0.001 * rank, measured, 1e-6 * rank)
 
@@ -88,7 +88,7 @@ def test_a_site_shows_the_measured_the_chosen_and_the_dropped(prepared: Prepared
     ranks = [entry.option.parameters["rank"] for entry in site.considered]
     assert ranks == [2, 4, 6, 7, 1], "measured or chosen, cheap to dear; then what was dropped; 3 was neither"
     assert [entry.effect for entry in site.considered] == [0.002, 0.004, 0.006, None, None]
-    assert [entry.error for entry in site.considered] == pytest.approx([0.02**0.5, 0.2, 0.06**0.5, None, 0.5])
+    assert [entry.error for entry in site.considered] == pytest.approx([0.02, 0.04, 0.06, None, 0.25])
     assert [entry.reason for entry in site.considered] == [None, None, None, "too slow", "too wrong"]
     assert [entry.seconds for entry in site.considered] == pytest.approx([2e-6, 4e-6, 6e-6, 3e-5, None])
     macs = [prepared.search_spaces[1].rank_ranges[0].at(int(rank)).cost.macs for rank in ranks]

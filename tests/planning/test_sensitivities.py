@@ -167,7 +167,7 @@ def test_all_ranks_that_save_enough_may_be_chosen_and_a_few_are_fitted() -> None
         assert ranks == list(range(min(ranks), max(ranks) + 1))  # type: ignore[type-var]
 
 
-def test_errors_and_effects_of_a_ladder_fall_with_the_rank() -> None:
+def test_errors_and_effects_of_a_rank_range_fall_with_the_rank() -> None:
     effort = Effort(ranks=4, measured=3, iterations=2)
     for entry in surveyed(settled(Chain(12).double()), data(), "channel", effort=effort):
         assert len(entry.options) > 4
@@ -190,10 +190,10 @@ def test_a_ladder_that_is_far_behind_is_dropped_with_the_reason() -> None:
 
 def test_a_rules_error_limit_leaves_what_keeps_it() -> None:
     model, calibration = settled(Chain(12).double()), data()
-    errors = [scored.error**0.5 for scored in surveyed(model, calibration, "channel")[1].options]
+    errors = [scored.error for scored in surveyed(model, calibration, "channel")[1].options]
     limit = (min(errors) + max(errors)) / 2
     entry = surveyed(model, calibration, "channel", require=Require(max_output_error=limit))[1]
-    assert [scored.error**0.5 for scored in entry.options] == pytest.approx([e for e in errors if e <= limit])
+    assert [scored.error for scored in entry.options] == pytest.approx([e for e in errors if e <= limit])
     assert all("exceeds" in dropped.reason for dropped in entry.dropped)
     nothing = surveyed(model, calibration, "channel", require=Require(max_output_error=1e-9))[1]
     assert nothing.options == ()

@@ -193,7 +193,7 @@ def test_a_lenient_limit_keeps_nothing() -> None:
     assert all(outcome.candidate is not None for outcome in found.outcomes)
 
 
-def test_of_several_proposals_the_one_with_the_least_held_out_error_is_taken() -> None:
+def test_of_several_candidates_the_one_with_the_least_held_out_error_is_taken() -> None:
     model = settled(Chain(12).double())
     calibration = data(count=3)
     rules = [rule("channel"), rule("separable", name="s"), rule("asymmetric", name="a")]
