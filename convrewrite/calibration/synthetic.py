@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from convrewrite.calibration.batches import FEW_INPUTS, Calibration, batch_size, split_inputs
 from convrewrite.conv import ConvSpec
 from convrewrite.inputs import Inputs
-from convrewrite.modules import copy_model, run
+from convrewrite.modules import copy_model, hooked, run
 
 OnStep = Callable[[int, int, float], None]
 """Called after every step as ``(steps done, steps in all, mismatch)``."""
@@ -144,16 +145,13 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
 @contextmanager
 def _watching(model: nn.Module) -> Iterator[_Watch]:
     watch = _Watch({name: module for name, module in model.named_modules() if _has_statistics(module)})
-    handles = [
+    norms = (
         module.register_forward_pre_hook(partial(_record_moments, watch, name)) for name, module in watch.norms.items()
-    ]
+    )
     convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d))
-    handles += [module.register_forward_pre_hook(partial(_count_macs, watch)) for module in convolutions]
-    try:
+    counted = (module.register_forward_pre_hook(partial(_count_macs, watch)) for module in convolutions)
+    with hooked(chain(norms, counted)):
         yield watch
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _has_statistics(module: nn.Module) -> bool:

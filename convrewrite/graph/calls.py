@@ -3,18 +3,18 @@
 import inspect
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from convrewrite.conv import CONV_TYPES, Conv, ConvSpec, Size
 from convrewrite.graph.volumes import VOLUME_TYPES, Volume
 from convrewrite.layers import DynamicConv2d
-from convrewrite.modules import run
+from convrewrite.modules import hooked, run
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
@@ -138,7 +138,7 @@ def spec_of(module: Conv | DynamicConv2d) -> ConvSpec:
 def observe(model: nn.Module, inputs: tuple[Tensor, ...]) -> Observation:
     """Run the model once. Raises TraceError when it does not run on ``inputs``."""
     watch = _Watch(model, inputs[0].shape[0])
-    with watch.hooks(), watch:
+    with hooked(watch.handles()), watch:
         run(model, inputs)
     return Observation(watch.calls, watch.runs, watch.users)
 
@@ -157,19 +157,13 @@ class _Watch(TorchFunctionMode):
         self.runs: Counter[int] = Counter()
         self.users: dict[int, set[str]] = defaultdict(set)
 
-    @contextmanager
-    def hooks(self) -> Iterator[None]:
-        handles = []
+    def handles(self) -> Iterator[RemovableHandle]:
+        """Registers hooks on every module that takes any."""
         for module in self._model.modules():
             if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks, and nothing in it can be replaced
                 continue
-            handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True))
-            handles.append(module.register_forward_hook(self._leave, always_call=True))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+            yield module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)
+            yield module.register_forward_hook(self._leave, always_call=True)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         name = self._names[id(module)]

@@ -10,7 +10,8 @@ from convrewrite.graph import Site
 from convrewrite.rules import Candidate, RankRange
 
 FAR_BEHIND = 1.5
-"""Times the variance that others leave unexplained at equal cost: a rank range whose cheap fits leave more everywhere is dropped."""
+"""Times the variance that others leave unexplained at equal cost: a rank range whose cheap fits leave more, everywhere, is
+dropped."""
 
 
 LEAST_UNEXPLAINED = 1e-12

@@ -186,7 +186,9 @@ def test_a_rules_error_limit_drops_what_exceeds_it_with_the_reason() -> None:
     rank_range = rank_ranges(0.5)[0]  # a relative error of 0.5 leaves a quarter unexplained
     kept, dropped = faithful_enough([curve({2: 0.4, 8: 0.1}, rank_range)])
     assert ranks(kept[0].candidates) == list(range(4, 13)), "0.8 / rank <= 0.25, 3 is beyond"
-    assert [kept[0].error_of(p) for p in kept[0].candidates] == pytest.approx([(0.8 / rank) ** 0.5 for rank in range(4, 13)])
+    assert [kept[0].error_of(p) for p in kept[0].candidates] == pytest.approx(
+        [(0.8 / rank) ** 0.5 for rank in range(4, 13)]
+    )
     assert ranks([entry.candidate for entry in dropped]) == [2]
     assert dropped[0].reason == "its output error exceeds 0.5, the rule's limit"
     assert dropped[0].error == 0.4**0.5
