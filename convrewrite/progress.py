@@ -36,7 +36,7 @@ class Stopwatch:
 
 
 Progress = Callable[[str, int, int, str], None]
-"""Called with a stage's name, how many of its steps are done, how many there are, and what is being done."""
+"""Function that is called with a stage's name, how many of its steps are done, how many there are, and what is being done."""
 
 
 def silent(stage: str, done: int, total: int, text: str) -> None:

@@ -30,7 +30,7 @@ MEMORY = 4 << 30
 
 
 MOST_EXAMPLES = 100_000_000
-"""That a source may hold: which of them to take is drawn by a permutation of all."""
+"""Examples that a source may hold, at most: which of them to take is drawn by a permutation of all."""
 
 
 TERMINAL_COLOUR = re.compile(r"\x1b\[[0-9;]*m")

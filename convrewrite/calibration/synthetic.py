@@ -22,7 +22,7 @@ from convrewrite.inputs import Inputs
 from convrewrite.modules import copy_model, hooked, run
 
 OnStep = Callable[[int, int, float], None]
-"""Called after every step as ``(steps done, steps in all, mismatch)``."""
+"""Function that is called after every step as ``(steps done, steps in all, mismatch)``."""
 
 
 # Ranges in which networks commonly take their pixels: plain, symmetric, ImageNet-normalised, bytes.

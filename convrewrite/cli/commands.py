@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from convrewrite.reporting import Report
 
 _EXITED = "expected code of the model that comes to an end, found that it ended the process (sys.exit({found})); take that out"
-"""What a forward or a factory may do; its number is no exit code of this tool."""
+"""Message for a forward or a factory that ends the process; its number is no exit code of this tool."""
 
 
 app = typer.Typer(

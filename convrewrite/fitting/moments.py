@@ -20,7 +20,7 @@ CHUNK = 1 << 23
 
 
 SPARSE = 0.05
-"""Of the positions: where fewer are gathered, they are picked out of the tensors as they lie."""
+"""Share of the positions: where fewer are gathered, they are picked out of the tensors as they lie."""
 
 
 PART = 1 << 14
@@ -237,7 +237,7 @@ def _with_outputs(moments: Moments, rows: Sequence[tuple[Tensor, Tensor]]) -> Mo
 
 
 Places = tuple[Tensor, Tensor, Tensor]
-"""Of every position the example, the row and the column."""
+"""Example, row and column of every position."""
 
 
 def _places(positions: Tensor, size: Size) -> Places:

@@ -23,7 +23,7 @@ from convrewrite.fitting.targets import FLOOR, JITTER, Target, cholesky, colour,
 from convrewrite.structures import Setting, Stage, Structure, compose, join_groups, split_groups, through
 
 ITERATIONS = 40
-"""Of L-BFGS, for patches of up to ``EASY`` numbers; beyond, fewer, as an iteration's cost grows with their square."""
+"""Iterations of L-BFGS, for patches of up to ``EASY`` numbers; beyond, fewer, as an iteration's cost grows with their square."""
 
 
 MIN_ITERATIONS = 4
@@ -38,7 +38,8 @@ SOLVE_CHUNK = 1 << 25
 
 
 Roots = Sequence[Tensor | None]
-"""For every group R ``(O, O)``, upper triangular, with ``R^T R`` the weights of its outputs; None: all alike."""
+"""Roots of the weights of outputs, for every group: R ``(O, O)``, upper triangular, with
+``R^T R`` the weights of its outputs; None: all alike."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ ARGUMENTS: dict[Any, tuple[str, ...]] = {
     **dict.fromkeys((_aten.conv_transpose3d, _aten.conv_transpose3d.input), _TRANSPOSED),
     **dict.fromkeys((torch.convolution, _aten.convolution, _aten.convolution.default), _ANY),
 }
-"""Every function that convolves -> the names of its arguments in order. Those of ``torch.nn.functional`` are torch's own."""
+"""Functions that convolve -> the names of its arguments in order. Those of ``torch.nn.functional`` are torch's own."""
 
 
 GEOMETRY = ("stride", "padding", "dilation", "transposed", "output_padding")

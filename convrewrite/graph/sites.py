@@ -18,7 +18,7 @@ from convrewrite.graph.tracing import Traced, module_calls
 from convrewrite.graph.volumes import REFUSAL, VOLUME_TYPES, Volume, VolumeSpec
 
 BATCH_NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
-"""By the number of dimensions of the convolution it follows."""
+"""Types of BatchNorm by the number of dimensions of the convolution they follow."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ _NORMS: dict[Any, tuple[int | None, int, int]] = {
 
 
 _NORM_TYPES = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
-"""By the number of axes of the input."""
+"""Types of BatchNorm by the number of axes of the input."""
 
 
 _DROPOUTS: dict[Any, type[nn.Dropout | nn.Dropout2d]] = {

@@ -34,11 +34,11 @@ OF_MEASURES = ("relu", "tanh", "hardtanh", "clamp", "softplus", "exp", "abs", "s
 
 
 QUOTIENTS = ("reciprocal", "div", "mul")
-"""What ends a sigmoid that is written out, as ``1 / (1 + exp(-x))``."""
+"""Functions that end a sigmoid that is written out, as ``1 / (1 + exp(-x))``."""
 
 
 ASKABLE = tuple(kind for kind in get_args(Kind) if kind != "discrete")
-"""What a user may say; integers and booleans are found to be discrete."""
+"""Kinds that a user may name; integers and booleans are found to be discrete."""
 
 
 EXAMPLES = 64

@@ -32,7 +32,7 @@ LARGE = 5.0
 
 
 EVEN = 0.9
-"""Of the logarithm of the classes' number: an entropy beyond it is that of a guess."""
+"""Part of the logarithm of the number of classes: an entropy beyond it is that of a guess."""
 
 
 @dataclass(frozen=True, slots=True)

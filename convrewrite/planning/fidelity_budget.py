@@ -25,12 +25,12 @@ TRIALS = 6
 
 
 NEAR = 0.03
-"""The search ends when the saving is known to so much of the cost that is left."""
+"""Part of the cost that is left: the search ends when the saving is known to so much."""
 
 
 FIRST_GUESS = {"agreement": 0.2, "error": 1.0}
-"""How the shortfall follows from the square root of the predicted effect, before anything was measured: disagreement from
-KL on a classifier, relative error from squared relative error."""
+"""Factors by which the shortfall follows from the square root of the predicted effect, before anything was measured:
+disagreement from KL on a classifier, relative error from its own square."""
 
 
 def search(

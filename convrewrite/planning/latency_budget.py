@@ -19,10 +19,11 @@ from convrewrite.rules import Shortlist
 from convrewrite.runtime import Baseline, Unmeasured
 
 REHEARSALS = 4
+"""Plans that are timed as a whole, at most."""
 
 
 CLOSE = 0.97
-"""Of the budget: a plan that measures between this part of it and all of it is taken."""
+"""Part of the budget: a plan that measures between it and the whole budget is taken."""
 
 
 def allocate_measured(

@@ -10,7 +10,7 @@ from convrewrite.runtime import THIS_MACHINE, Graph, Timer, channel_block
 from convrewrite.structures import Option, Stage, Structure, branch_specs, lowerings
 
 MIN_GAIN = 0.05
-"""Of a site's measured time: an option that gains less is not worth its error."""
+"""Part of a site's measured time: an option that gains less is not worth its error."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ from convrewrite.rules import Candidate, RankRange
 from convrewrite.structures import Option, Structure
 
 LEAST_RATIO = 0.03
-"""Of a site's own MACs: cheaper options are not sampled."""
+"""Part of a site's own MACs: cheaper options are not sampled."""
 
 
 LEAST_EXAMPLES = 32
@@ -61,10 +61,10 @@ REFINABLE = 2000
 
 
 RANKS = 256
-"""Of a rank range that may be chosen from, at most: neighbours differ by two percent of their cost then."""
+"""Ranks of a rank range that may be chosen from, at most: neighbours differ by two percent of their cost then."""
 
 
-PRICED = 6
+TIMED = 6
 """Ranks of a rank range that are timed where speed counts; fewer of them are fitted."""
 
 
@@ -255,7 +255,7 @@ class _SiteSurvey:
         usable = ranks[min(first, max(0, last - 1)) : last]
         if self.latency_table is None:
             return [rank_range.at(rank) for rank in spread(usable, RANKS)]
-        return [rank_range.at(rank) for rank in spread(self._aligned(rank_range, usable), PRICED)]
+        return [rank_range.at(rank) for rank in spread(self._aligned(rank_range, usable), TIMED)]
 
     def _aligned(self, rank_range: RankRange, ranks: Sequence[int]) -> Sequence[int]:
         """Those of the ranks that fill the processor's channel blocks; all of them where none does."""

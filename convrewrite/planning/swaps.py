@@ -21,7 +21,7 @@ from convrewrite.planning.sensitivities import THOROUGH, Evaluator
 from convrewrite.rewriting import Propagation, Rewritten, SiteFit, Work
 
 STEP = 0.2
-"""The neighbours of an option cost about so much less or more of a resource than it does."""
+"""Part of what an option costs of a resource by which its neighbours cost less or more."""
 
 
 def check(work: Work, allocation: Allocation, rewritten: Rewritten) -> FittedPlan:

@@ -20,7 +20,7 @@ from convrewrite.meanings import Meaning, tell
 from convrewrite.modules import copy_model, hooked, named_outputs
 
 SHARE = 0.4
-"""Of F in the weights; the rest is the identity."""
+"""Part of F in the weights; the rest is the identity."""
 
 
 EXAMPLES, ENOUGH = 256, 1 << 22

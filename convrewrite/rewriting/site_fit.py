@@ -51,13 +51,13 @@ target's, and a factor of it."""
 
 
 WIDE, WORTH = 256, 0.6
-"""From so many channels a group on, a chain of at most this part of the MACs takes less time in torch than the one composed
+"""Channels of a group from which on a chain of at most this part of the MACs takes less time in torch than the one composed
 convolution: three quarters to a half of it for half the MACs. With 128 channels it takes 0.75 to 1.7 times as long, with 64
 more than twice."""
 
 
 UNREACHED = "none of the calibration inputs gets to it, so no error could be measured; give some that do"
-"""Why such a site is kept."""
+"""Reason why a site that no input gets to is kept."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from convrewrite.folders import read_text
 from convrewrite.rules.schema import Example, Refusal, RejectExample, Rule, RuleFile
 
 Applies = Callable[[str, ConvSpec], str | None]
-"""(structure name, geometry) -> None when the structure can rewrite it, else why not; KeyError: no such structure."""
+"""Function (structure name, geometry) -> None when the structure can rewrite it, else why not; KeyError: no such structure."""
 
 
 _EXPECTED = {
@@ -39,7 +39,7 @@ LARGEST = 1 << 20
 
 
 MOST_FINDINGS = 20
-"""Told of one file; there is no sense in thousands."""
+"""Findings that are told of one file, at most; there is no sense in thousands."""
 
 
 _PROBE = ConvSpec(64, 64, (3, 3), padding=(1, 1))

@@ -18,7 +18,7 @@ Graph = tuple[tuple[ConvSpec, ...], ...]
 
 
 Weights = Sequence[Sequence[tuple[Tensor, Tensor | None]]]
-"""For every branch and every convolution in it: the weight as its module stores it, and the bias."""
+"""Weight as its module stores it, and bias, of every convolution of every branch."""
 
 
 OPSET = 20

@@ -8,7 +8,7 @@ import torch
 from convrewrite.stored.bounds import LONGEST_PICKLE, ExcessiveError
 
 MOST_MEMBERS = 200_000
-"""Of an archive: one for each storage, and a few more."""
+"""Members of an archive, at most: one for each storage, and a few more."""
 
 
 _STORAGES = "data/"
