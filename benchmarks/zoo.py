@@ -197,7 +197,7 @@ def at_full_rank(model: nn.Module, image: Tensor) -> tuple[float, float]:
 
 def full_rank_error(model: nn.Module, image: Tensor) -> float:
     prepared = prepare(model, (image,), resolve([RULE]))
-    shortlists = [exact_offer(space, index) for index, space in enumerate(prepared.search_spaces)]
+    shortlists = [exact_shortlist(space, index) for index, space in enumerate(prepared.search_spaces)]
     data = without_inputs(image)
     evaluation = evaluation_inputs(prepared.inputs, data)
     found = rewrite(Work(prepared, data, evaluation, {}, Settings(memory=MEMORY), silent, Stopwatch()), shortlists)
@@ -206,7 +206,7 @@ def full_rank_error(model: nn.Module, image: Tensor) -> float:
     return max(row.relative_error for row in measure_fidelity(model, settled, [(image,)]).outputs)
 
 
-def exact_offer(space: SearchSpace, index: int) -> Shortlist:
+def exact_shortlist(space: SearchSpace, index: int) -> Shortlist:
     """One structure at full rank, another one at the next site."""
     if not space.rank_ranges:
         return Shortlist(space.site, (), space.reason)

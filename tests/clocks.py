@@ -7,13 +7,13 @@ import pytest
 
 from convrewrite.conv import ConvSpec, Size
 from convrewrite.runtime.latency import Comparison
-from convrewrite.runtime.option_graphs import Graph
+from convrewrite.runtime.option_graphs import OptionGraph
 from convrewrite.runtime.timing import RuntimeTimer
 
-Seconds = Callable[[Graph, Size], float]
+Seconds = Callable[[OptionGraph, Size], float]
 
 
-def macs_of(graph: Graph, size: Size) -> int:
+def macs_of(graph: OptionGraph, size: Size) -> int:
     """MACs of an option, which is one way of lying about its time."""
     total = 0
     for chain in graph:
@@ -24,17 +24,17 @@ def macs_of(graph: Graph, size: Size) -> int:
     return total
 
 
-def by_macs(graph: Graph, size: Size) -> float:
+def by_macs(graph: OptionGraph, size: Size) -> float:
     """A nanosecond for each MAC."""
     return 1e-9 * macs_of(graph, size)
 
 
-def lie(monkeypatch: pytest.MonkeyPatch, seconds: Seconds = by_macs) -> list[Graph]:
+def lie(monkeypatch: pytest.MonkeyPatch, seconds: Seconds = by_macs) -> list[OptionGraph]:
     """Every convolution and every option takes what ``seconds`` says; the options that were asked for are noted."""
-    asked: list[Graph] = []
+    asked: list[OptionGraph] = []
 
     def time_options(
-        _self: RuntimeTimer, original: ConvSpec, options: Sequence[Graph], size: Size, *_rest: Any
+        _self: RuntimeTimer, original: ConvSpec, options: Sequence[OptionGraph], size: Size, *_rest: Any
     ) -> tuple[float, list[float]]:
         asked.extend(options)
         return seconds(((original,),), size), [seconds(option, size) for option in options]

@@ -1,4 +1,4 @@
-"""Which inputs a run is fitted to and judged on, and the memory layout in which they run fastest."""
+"""Which inputs a run is fitted to and evaluated on, and the memory layout in which they run fastest."""
 
 from collections.abc import Callable, Sequence
 

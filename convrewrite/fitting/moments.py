@@ -213,15 +213,17 @@ def _strips(square: Tensor) -> Iterator[tuple[int, Tensor]]:
         yield start, square[start : start + STRIP, start:]
 
 
-def with_outputs(moments: Sequence[Moments], blocks: Sequence[Block], outputs: Sequence[Tensor]) -> tuple[Moments, ...]:
+def with_wanted_outputs(
+    moments: Sequence[Moments], blocks: Sequence[Block], outputs: Sequence[Tensor]
+) -> tuple[Moments, ...]:
     """The same patches with other wanted outputs ``(g, P, O / g)``, one tensor for each block."""
     return tuple(
-        _with_outputs(m, [(block.patches[g], y[g]) for block, y in zip(blocks, outputs, strict=True)])
+        _with_wanted_outputs(m, [(block.patches[g], y[g]) for block, y in zip(blocks, outputs, strict=True)])
         for g, m in enumerate(moments)
     )
 
 
-def _with_outputs(moments: Moments, rows: Sequence[tuple[Tensor, Tensor]]) -> Moments:
+def _with_wanted_outputs(moments: Moments, rows: Sequence[tuple[Tensor, Tensor]]) -> Moments:
     count = sum(len(y) for _, y in rows)
     mean_y = torch.stack([y.sum(0, dtype=torch.float64) for _, y in rows]).sum(0) / count
     if not moments.centred:

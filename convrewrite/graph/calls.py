@@ -137,13 +137,13 @@ def spec_of(module: Conv | DynamicConv2d) -> ConvSpec:
 
 def observe(model: nn.Module, inputs: tuple[Tensor, ...]) -> Observation:
     """Run the model once. Raises TraceError when it does not run on ``inputs``."""
-    watch = _Watch(model, inputs[0].shape[0])
-    with hooked(watch.handles()), watch:
+    observer = _Observer(model, inputs[0].shape[0])
+    with hooked(observer.handles()), observer:
         run(model, inputs)
-    return Observation(watch.calls, watch.runs, watch.users)
+    return Observation(observer.calls, observer.runs, observer.users)
 
 
-class _Watch(TorchFunctionMode):
+class _Observer(TorchFunctionMode):
     """Sees modules through hooks and functions as a torch function mode."""
 
     def __init__(self, model: nn.Module, batch: int) -> None:

@@ -18,7 +18,7 @@ from convrewrite.modules import alike, hooked, named_outputs, run
 
 
 def follow(model: nn.Module, inputs: Inputs) -> Traced:
-    """:func:`convrewrite.tracing.trace` without the graphs that compute something else on ``inputs`` than their modules.
+    """:func:`convrewrite.graph.tracing.trace` without the graphs that compute something else on ``inputs`` than their modules.
 
     What is inside of a module whose graph is dropped is followed part by part, as where there is none. The model is used
     in the mode it is in. Raises TraceError when it does not run on ``inputs``.

@@ -57,7 +57,7 @@ def find_sites(
 ) -> tuple[Site, ...]:
     """Every convolution that a run on ``inputs`` calls, in order of its first call, then those never called.
 
-    ``unlifted`` says of weights, by name, why a functional call on them stays one (:mod:`convrewrite.lifting`).
+    ``unlifted`` says of weights, by name, why a functional call on them stays one (:mod:`convrewrite.graph.lifting`).
     """
     seen = observe(model, inputs)
     executed = _executed(model, traced, seen.runs)

@@ -2,7 +2,7 @@
 
 What ``ExportedProgram.module()`` gives calls ``aten`` operators on bare tensors, cannot change its mode, and refuses other
 batch sizes than it was exported with. Here its graph gets real layers, under the names they had in the model it was
-exported from, and an open batch axis where that is certain (:mod:`convrewrite.batch_axis`).
+exported from, and an open batch axis where that is certain (:mod:`convrewrite.loading.batch_axis`).
 """
 
 import inspect

@@ -98,7 +98,7 @@ class Seen:
 
     @property
     def enough(self) -> bool:
-        """Whether there are inputs to judge looks by."""
+        """Whether there are inputs to tell looks from."""
         return self.representative and self.axis in self.axes and self.shape[0] >= ENOUGH and self._finite
 
     @property

@@ -62,7 +62,7 @@ class Allocation:
 @dataclass(frozen=True, slots=True)
 class FittedPlan:
     """An allocation that was carried out, and what was measured of it: ``loss`` is the fidelity it falls short by, or its
-    effect on the outputs, whichever was asked for."""
+    effect on the outputs, whichever the constraints are about."""
 
     allocation: Allocation
     rewritten: Rewritten
@@ -70,7 +70,7 @@ class FittedPlan:
 
 
 def allocate(surveyed: Sequence[Surveyed], budget: Mapping[str, float], totals: WholeCost) -> Allocation:
-    """The optimum, as :mod:`convrewrite.knapsack` finds it.
+    """The optimum, as :mod:`convrewrite.planning.knapsack` finds it.
 
     Raises PlanError that says what these options can reach, when they cannot meet the budget.
     """
@@ -96,12 +96,12 @@ def require_reachable(search_spaces: Sequence[SearchSpace], budget: Mapping[str,
 
 
 def unreachable(budget: Mapping[str, float], reach: Mapping[str, float]) -> str:
-    """The message of a budget that cannot be met: what was asked, what can be had, what to do."""
-    asked = ", ".join(f"{name}={part:g}" for name, part in budget.items())
+    """The message of a budget that cannot be met: the budget, what can be had, what to do."""
+    wanted = ", ".join(f"{name}={part:g}" for name, part in budget.items())
     found = ", ".join(f"{name}={part:.3f}" for name, part in reach.items())
     together = " each by itself" if len(reach) > 1 else ""
     return (
-        f"budget {asked} cannot be met by these rules on this model: they reach {found} at the least{together}; "
+        f"budget {wanted} cannot be met by these rules on this model: they reach {found} at the least{together}; "
         "ask for more than that, or add rules (--rule balanced)"
     )
 

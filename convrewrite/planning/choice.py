@@ -7,12 +7,12 @@ from convrewrite.graph import Site
 from convrewrite.planning.allocation import Allocation, FittedPlan, WholeCost, allocate, require_reachable
 from convrewrite.planning.curves import Surveyed
 from convrewrite.planning.fidelity_budget import search, shortfall
-from convrewrite.planning.latency_budget import allocate_measured, rehearse
+from convrewrite.planning.latency_budget import allocate_measured, measured_part
 from convrewrite.planning.latency_table import LatencyTable, fast_enough, in_fastest_lowering
 from convrewrite.planning.plan import Constraints, Plan
 from convrewrite.planning.planned import make_plan
 from convrewrite.planning.sensitivities import FAST, THOROUGH, survey
-from convrewrite.planning.swaps import check, swap
+from convrewrite.planning.swaps import evaluate, swap
 from convrewrite.rewriting import Outcome, Prepared, Rewritten, Settings, Work, rewrite
 from convrewrite.rules import Candidate, Shortlist, shortlist_at
 from convrewrite.runtime import Baseline, Unmeasured
@@ -62,7 +62,7 @@ class Planner:
         rewritten = self._rewrite(choice.shortlists)
         if choice.allocation is None or self.work.settings.fast or not self.work.data.fit:
             return rewritten, choice.allocation
-        checked = check(self.work, choice.allocation, rewritten)
+        checked = evaluate(self.work, choice.allocation, rewritten)
         if checked.loss <= choice.allocation.effect:  # no more harm than that of the parts: nothing to gain
             return rewritten, choice.allocation
         attempt = lambda allocation: self._rewrite(self._lowered(allocation))  # noqa: E731
@@ -70,7 +70,7 @@ class Planner:
         return best.rewritten, best.allocation
 
     def plan(self, choice: Choice) -> Plan:
-        """The plan of a choice that was not fitted; where a rule offers several options, the cheapest."""
+        """The plan of a choice that was not fitted; where a rule allows several candidates, the cheapest."""
         chosen = [
             (o.site, min(o.candidates, key=lambda p: p.cost.macs) if o.candidates else None, o.reason)
             for o in choice.shortlists
@@ -145,15 +145,15 @@ class Planner:
         return rewrite(self.work, shortlists)
 
     def _measures_within(self, allocation: Allocation) -> bool:
-        """Whether the whole plan measures within the latency asked for, if any was: the times of options do not add up."""
+        """Whether the whole plan measures within the budget of latency, if there is one: the times of options do not add up."""
         if "latency" not in self.constraints.budget:
             return True
         with self.work.watch.timed("latency"):
-            measured = rehearse(self.work.prepared, allocation.shortlists(), self.baseline)
+            measured = measured_part(self.work.prepared, allocation.shortlists(), self.baseline)
         return measured <= self.constraints.budget["latency"]
 
 
 def latency_table_of(prepared: Prepared, settings: Settings) -> LatencyTable:
-    """Who measures the seconds of options in this run."""
+    """The seconds of candidates in this run."""
     rounds = FAST.rounds if settings.fast else THOROUGH.rounds
     return LatencyTable(prepared.structures, settings.threads, rounds, settings.timer)

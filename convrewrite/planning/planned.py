@@ -140,7 +140,7 @@ def _predicted(allocation: Allocation) -> Predicted:
 
 
 def shortlists_of(plan: Plan, prepared: Prepared) -> tuple[Shortlist, ...]:
-    """One offer per site of the model, as the plan has it. Raises PlanError for a plan of other sites or structures."""
+    """One shortlist per site of the model, as the plan has it. Raises PlanError for a plan of other sites or structures."""
     planned = {site.name: site for site in plan.sites}
     strangers = sorted(set(planned) ^ {site.name for site in prepared.sites})
     if strangers:

@@ -2,7 +2,8 @@
 
 Weight energies, or output errors of the layers, cannot rank layers: an error of 1.7 % at one of them cost a KL of 0.28,
 one of 1.3 % at another 0.001. So the effect J is measured on held-out inputs, at a few ranks of each structure, and is
-interpolated between them, log-log in the site's output error; and that error log-log in the cost.
+interpolated between them, log-log in the share of the site's output variance that an option leaves unexplained; and that
+share log-log in the cost.
 
 The output error of every sampled option comes from its fit to the site's inputs in the original network. Rank ranges that stay
 far behind another in a first, cheap fit are dropped before the dear ones.
@@ -164,7 +165,7 @@ class Evaluator:
         sites: Sequence[Site] = (),
         meanings: Mapping[str, Meaning] | None = None,
     ) -> "Evaluator":
-        """On held-out inputs, where there are any. ``sites``: whose options will be judged, to know how long that takes;
+        """On held-out inputs, where there are any. ``sites``: whose options will be evaluated, to know how long that takes;
         ``meanings`` of the outputs: None, they are told on these inputs."""
         all_batches = (*calibration.fit, *calibration.held_out)
         first = len(calibration.fit) if calibration.held_out else 0
@@ -265,10 +266,8 @@ class _SiteSurvey:
 
     def _timed_curve(self, curve: Curve) -> Curve:
         assert self.latency_table is not None
-        latency_table = self.latency_table.of(self.site, curve.candidates)
-        return replace(
-            curve, candidates=tuple(p.candidate for p in latency_table), seconds=tuple(p.seconds for p in latency_table)
-        )
+        timed = self.latency_table.of(self.site, curve.candidates)
+        return replace(curve, candidates=tuple(t.candidate for t in timed), seconds=tuple(t.seconds for t in timed))
 
     def _fast_enough(self, curves: Sequence[Curve], before: float) -> tuple[list[Curve], list[Dropped]]:
         """Without the options that gain too little measured time."""

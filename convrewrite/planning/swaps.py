@@ -1,4 +1,4 @@
-"""The joint check of a fitted plan, and swaps that lower its effect.
+"""The evaluation as a whole of a fitted plan, and swaps that lower its effect.
 
 The effects of single sites do not simply add up: behind a rewritten prefix and before a rewritten rest an option may do
 more or less harm than alone. So the sites of a fitted plan are gone through once more, with the options next to the
@@ -24,7 +24,7 @@ STEP = 0.2
 """Part of what an option costs of a resource by which its neighbours cost less or more."""
 
 
-def check(work: Work, allocation: Allocation, rewritten: Rewritten) -> FittedPlan:
+def evaluate(work: Work, allocation: Allocation, rewritten: Rewritten) -> FittedPlan:
     """The effect of the whole plan, on the inputs that effects are measured on."""
     pairs = (
         (named_outputs(run(work.prepared.model, batch)), named_outputs(run(rewritten.model, batch)))
@@ -53,7 +53,7 @@ def swap(
     moved = Allocation(fitted.allocation.surveyed, chosen, better.totals)
     if not holds(moved):
         return fitted
-    found = check(work, moved, attempt(moved))
+    found = evaluate(work, moved, attempt(moved))
     return found if found.loss < fitted.loss else fitted
 
 

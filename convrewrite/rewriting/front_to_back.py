@@ -1,8 +1,8 @@
 """Fit and replace, site by site, front to back.
 
-At each site the proposed options are fitted to the inputs that the already rewritten prefix gives, refitted to what a ReLU
-lets through where only that sees the output, and the one with the least error on held-out inputs is put in place. Without
-inputs the stages keep their weights-only initial values.
+At each site the candidates of its shortlist are fitted to the inputs that the already rewritten prefix gives, and refitted to
+what a ReLU lets through where only that sees the output; the one with the least error on held-out inputs is put in place.
+Without inputs the stages keep their weights-only initial values.
 """
 
 from collections.abc import Sequence

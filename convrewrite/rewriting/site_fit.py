@@ -27,7 +27,7 @@ from convrewrite.fitting import (
     solving,
     square_bytes,
     targets_of,
-    with_outputs,
+    with_wanted_outputs,
 )
 from convrewrite.graph import Site
 from convrewrite.process import torch_threads
@@ -94,7 +94,7 @@ class SiteFit:
     ) -> "SiteFit":
         """The site where ``walk`` stands before it; its inputs are gathered unless there is no calibration.
 
-        ``weights`` are those of the outputs, by site: see :mod:`convrewrite.weighting`.
+        ``weights`` are those of the outputs, by site: see :mod:`convrewrite.rewriting.output_weighting`.
         """
         kernel, bias = folded_kernel(walk.model, site)
         like = walk.model.get_submodule(site.name).weight
@@ -277,7 +277,7 @@ class SiteFit:
     def _relaxed_moments(self, stages: Sequence[Stage], found: Fit) -> tuple[Moments, ...]:
         """The moments with the outputs that are wanted once the ReLU is taken into account."""
         relaxed = [_relaxed(block, outputs) for block, outputs in self._outputs(stages, found, self.fitted)]
-        return with_outputs(self.seen, self.fitted, relaxed)
+        return with_wanted_outputs(self.seen, self.fitted, relaxed)
 
     def _outputs(self, stages: Sequence[Stage], found: Fit, blocks: Sequence[Block]) -> Iterator[tuple[Block, Tensor]]:
         """What a fit gives at every position of the blocks."""

@@ -1,6 +1,6 @@
 """Rule files: reading them, finding the built-in ones, and running the examples they carry.
 
-The schema, and how a rule decides, stand in :mod:`convrewrite.rule_schema`; its public names are offered here too.
+The schema, and how a rule decides, stand in :mod:`convrewrite.rules.schema`.
 Unknown keys are errors, and all findings of a file are reported together. Positions in messages count from zero:
 ``rule[0].match.kind`` is the kind of the first rule.
 """

@@ -4,7 +4,7 @@ A list of harmless classes is not enough: a pickle calls what is on it with argu
 own on what it made. Here a class of modules is never called, only filled with its state, as ``torch.save`` stores it; of
 functions only the few that tensors and plain values need are called, each with the arguments it has there; and what was made
 is looked through at the end: no attribute may stand in place of a method, no hook may be stored, no name may be code. All of
-it is charged to an account (:mod:`convrewrite.pickle_bounds`), so that reading takes time and memory as the file has bytes.
+it is charged to an account (:mod:`convrewrite.stored.bounds`), so that reading takes time and memory as the file has bytes.
 """
 
 import _compat_pickle

@@ -29,7 +29,7 @@ def network() -> nn.Module:
     return settled(Residual(16))
 
 
-def menus_of(structures: dict[str, Structure], **values: object) -> tuple[SearchSpace, ...]:
+def spaces_of(structures: dict[str, Structure], **values: object) -> tuple[SearchSpace, ...]:
     model = network()
     protect = Protect(stem=True, min_channels=0, min_mac_share=0)
     names = ("separable", "asymmetric", "channel")
@@ -37,8 +37,8 @@ def menus_of(structures: dict[str, Structure], **values: object) -> tuple[Search
     return search_spaces(find_sites(model, (X,), trace(model)), [rule], structures)
 
 
-def totals_of(menu_list: tuple[SearchSpace, ...]) -> WholeCost:
-    macs = LINEAR + sum(space.site.cost.macs for space in menu_list)
+def totals_of(spaces: tuple[SearchSpace, ...]) -> WholeCost:
+    macs = LINEAR + sum(space.site.cost.macs for space in spaces)
     return WholeCost(Cost(sum(p.numel() for p in network().parameters()), macs), SECONDS_PER_MAC * macs)
 
 
@@ -63,8 +63,8 @@ def survey_of(space: SearchSpace, site: int) -> Surveyed:
 
 @pytest.fixture
 def surveyed(structures: dict[str, Structure]) -> tuple[tuple[Surveyed, ...], WholeCost]:
-    menu_list = menus_of(structures)
-    return tuple(survey_of(space, i) for i, space in enumerate(menu_list)), totals_of(menu_list)
+    spaces = spaces_of(structures)
+    return tuple(survey_of(space, i) for i, space in enumerate(spaces)), totals_of(spaces)
 
 
 def within(allocation: Allocation, budget: Mapping[str, float]) -> bool:
@@ -197,24 +197,24 @@ def test_what_is_no_site_can_rule_a_budget_out(surveyed: tuple[tuple[Surveyed, .
 
 @pytest.mark.parametrize("name", ["macs", "params"])
 def test_it_is_known_before_the_long_work_what_counting_can_tell(name: str, structures: dict[str, Structure]) -> None:
-    menu_list = menus_of(structures)
-    totals = totals_of(menu_list).cost
+    spaces = spaces_of(structures)
+    totals = totals_of(spaces).cost
     with pytest.raises(PlanError, match=rf"{name}=0\.01 cannot be met .* they reach {name}=0\.\d+") as caught:
-        require_reachable(menu_list, {name: 0.01, "latency": 0.001}, totals)
+        require_reachable(spaces, {name: 0.01, "latency": 0.001}, totals)
     reached = float(str(caught.value).partition(f"they reach {name}=")[2].split()[0])
     saved = sum(
         max((getattr(m.site.cost, "macs" if name == "macs" else "parameters") - getattr(
             rank_range.at(rank).cost, "macs" if name == "macs" else "parameters"
         ) for rank_range in m.rank_ranges for rank in rank_range.ranks), default=0)
-        for m in menu_list
+        for m in spaces
     )  # fmt: skip
     assert reached == pytest.approx(1 - saved / (totals.macs if name == "macs" else totals.parameters), abs=0.0006)
-    require_reachable(menu_list, {name: reached + 0.001}, totals)
-    require_reachable(menu_list, {"latency": 0.001}, totals)
+    require_reachable(spaces, {name: reached + 0.001}, totals)
+    require_reachable(spaces, {"latency": 0.001}, totals)
 
 
 def test_a_rule_whose_ranks_are_out_of_range_saves_nothing(structures: dict[str, Structure]) -> None:
     names = ("separable", "asymmetric", "channel")
-    menu_list = menus_of(structures, parameters={name: {"rank": (10_000,)} for name in names})
+    spaces = spaces_of(structures, parameters={name: {"rank": (10_000,)} for name in names})
     with pytest.raises(PlanError, match=r"they reach macs=1\.000"):
-        require_reachable(menu_list, {"macs": 0.5}, totals_of(menu_list).cost)
+        require_reachable(spaces, {"macs": 0.5}, totals_of(spaces).cost)

@@ -159,7 +159,7 @@ def test_seconds_stay_with_their_ranks() -> None:
 # --- which are left out
 
 
-def test_a_ladder_that_is_far_behind_everywhere_is_left_out() -> None:
+def test_a_rank_range_that_is_far_behind_everywhere_is_left_out() -> None:
     first, second = rank_ranges()[:2]
     good = curve({2: 0.4, 8: 0.1}, first)
     near = curve({rank: FAR_BEHIND * 0.99 * share for rank, share in ((2, 0.4), (8, 0.1))}, second)
@@ -169,13 +169,13 @@ def test_a_ladder_that_is_far_behind_everywhere_is_left_out() -> None:
     assert competitive([far]) == ([far], []), "there is nothing better"
 
 
-def test_a_ladder_that_is_good_at_one_cost_stays() -> None:
+def test_a_rank_range_that_is_good_at_one_cost_stays() -> None:
     first, second = rank_ranges()[:2]
     flat, steep = curve({2: 0.3, 8: 0.2}, first), curve({2: 0.9, 8: 0.05}, second)
     assert competitive([flat, steep]) == ([flat, steep], [])
 
 
-def test_where_time_counts_ladders_are_compared_at_equal_time() -> None:
+def test_where_time_counts_rank_ranges_are_compared_at_equal_time() -> None:
     first, second = rank_ranges()[:2]
     fast, slow = curve({2: 0.4, 8: 0.1}, first, timed=True), curve({2: 0.4, 8: 0.1}, second, timed=True)
     slow = Curve(slow.rank_range, slow.candidates, tuple(2 * s for s in slow.seconds), slow.samples)

@@ -14,7 +14,7 @@ from convrewrite.pipeline.prepare import prepare
 from convrewrite.planning import latency_budget
 from convrewrite.planning.allocation import Allocation, WholeCost
 from convrewrite.planning.curves import Scored, Surveyed
-from convrewrite.planning.latency_budget import REHEARSALS, allocate_measured, rehearse
+from convrewrite.planning.latency_budget import MEASUREMENTS, allocate_measured, measured_part
 from convrewrite.rewriting.work import Prepared
 from convrewrite.rules.options import Shortlist
 from convrewrite.rules.schema import Protect, Rule
@@ -65,7 +65,7 @@ def search(
             seen.append(1 - saved / prepared.totals.macs)
             return truth(seen[-1])
 
-        monkeypatch.setattr(latency_budget, "rehearse", measure)
+        monkeypatch.setattr(latency_budget, "measured_part", measure)
         found = allocate_measured(prepared, surveyed, {"latency": asked}, totals, Unmeasured())
         return found, seen
 
@@ -81,7 +81,7 @@ def test_a_plan_that_measures_as_predicted_is_taken_at_once(search: Search) -> N
 @pytest.mark.parametrize("factor", [1.15, 0.85])
 def test_the_budget_is_corrected_by_what_was_measured(search: Search, factor: float) -> None:
     found, seen = search(0.6, lambda part: factor * part)
-    assert 1 < len(seen) <= REHEARSALS
+    assert 1 < len(seen) <= MEASUREMENTS
     assert 0.95 * 0.6 <= factor * found.part("latency") <= 0.6
 
 
@@ -97,7 +97,7 @@ def test_it_comes_near_though_times_do_not_add_up(search: Search, seed: int) -> 
     found, seen = search(0.5, truth)
     [measured] = [t for part, t in zip(seen, told, strict=True) if part == pytest.approx(found.part("latency"))]
     assert 0.95 * 0.5 <= measured <= 0.5
-    assert len(seen) <= REHEARSALS
+    assert len(seen) <= MEASUREMENTS
 
 
 def test_a_plan_that_was_measured_is_not_measured_again(search: Search) -> None:
@@ -152,7 +152,7 @@ def test_the_unfitted_plan_is_what_is_exported(
     before = {name: tensor.clone() for name, tensor in prepared.model.state_dict().items()}
     original = Exported(tmp_path / "original.onnx", True)
     baseline = Baseline(original, prepared.inputs, tmp_path, THIS_MACHINE, 1)
-    assert rehearse(prepared, shortlists, baseline) == 0.7
+    assert measured_part(prepared, shortlists, baseline) == 0.7
     x = torch.zeros(1, 3, 16, 16)
     saved = sum(o.site.cost.macs - o.candidates[0].cost.macs for o in shortlists if o.candidates)
     assert macs_by_hooks(prepared.model, x) - macs_by_hooks(exported[0], x) == saved > 0

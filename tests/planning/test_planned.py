@@ -19,7 +19,7 @@ from convrewrite.planning.planned import make_plan
 from convrewrite.rewriting.work import Prepared, Settings
 from convrewrite.rules.options import Candidate
 from convrewrite.rules.schema import Protect, Rule
-from convrewrite.runtime.option_graphs import Graph
+from convrewrite.runtime.option_graphs import OptionGraph
 from convrewrite.runtime.timing import RuntimeTimer
 
 FREE = Protect(stem=True, min_channels=0, min_mac_share=0)
@@ -154,7 +154,7 @@ def test_a_plan_by_ratio_promises_nothing_and_shows_its_costs() -> None:
 def test_an_option_that_is_slower_is_refused_by_the_plan_with_that_reason(
     slow: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def seconds(graph: Graph, size: Size) -> float:
+    def seconds(graph: OptionGraph, size: Size) -> float:
         depthwise = any(spec.groups > 1 for spec in graph[0])
         is_slow = len(graph[0]) > 1 and depthwise == (slow == "separable")
         return 1e-6 * size[0] if len(graph[0]) == 1 else 1.3e-6 * size[0] if is_slow else 1e-12 * macs_of(graph, size)

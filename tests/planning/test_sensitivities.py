@@ -27,7 +27,7 @@ from convrewrite.planning.sensitivities import FAST, THOROUGH, Effort, Evaluator
 from convrewrite.rewriting.surgery import replace_site
 from convrewrite.rules.options import search_spaces
 from convrewrite.rules.schema import Protect, Require, Rule
-from convrewrite.runtime.option_graphs import Graph
+from convrewrite.runtime.option_graphs import OptionGraph
 from convrewrite.structures.discovery import discover
 
 QUICK = Effort(ranks=2, measured=2, iterations=1)
@@ -177,7 +177,7 @@ def test_errors_and_effects_of_a_rank_range_fall_with_the_rank() -> None:
             assert all(math.isfinite(value) and value > 0 for value in values)
 
 
-def test_a_ladder_that_is_far_behind_is_dropped_with_the_reason() -> None:
+def test_a_rank_range_that_is_far_behind_is_dropped_with_the_reason() -> None:
     found = surveyed(settled(Residual(12).double()), data(), *STRUCTURES, effort=replace(QUICK, iterations=0))
     dropped = [entry for site in found for entry in site.dropped]
     assert dropped
@@ -220,11 +220,11 @@ def test_fast_measures_less(evaluation: list[tuple[Site, nn.Module, float]]) -> 
 # --- a clock that lies
 
 
-def lying(slow: str, factor: float) -> Callable[[Graph, Size], float]:
+def lying(slow: str, factor: float) -> Callable[[OptionGraph, Size], float]:
     """Options take what their MACs say, but those of one structure so many times the original's: ``asymmetric`` is told
     by its first kernel, which is no square."""
 
-    def seconds(graph: Graph, size: Size) -> float:
+    def seconds(graph: OptionGraph, size: Size) -> float:
         first = graph[0][0]
         asymmetric = first.kernel_size[0] != first.kernel_size[1]
         if len(graph[0]) > 1 and asymmetric == (slow == "asymmetric"):
