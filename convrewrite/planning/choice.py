@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from convrewrite.graph import Site
-from convrewrite.planning.allocation import Allocation, FittedPlan, WholeCost, allocate, require_reachable
+from convrewrite.planning.allocation import Allocation, FittedPlan, allocate, require_reachable
+from convrewrite.planning.costs import Counted, Timed
 from convrewrite.planning.curves import Surveyed
 from convrewrite.planning.fidelity_budget import search, shortfall
 from convrewrite.planning.latency_budget import allocate_measured, measured_part
@@ -51,7 +52,7 @@ class Planner:
         if "latency" in self.constraints.budget:
             with work.watch.timed("latency"):
                 return self._choose_by_latency(surveyed)
-        allocation = allocate(surveyed, self.constraints.budget, WholeCost(work.prepared.totals))
+        allocation = allocate(surveyed, self.constraints.budget, Counted(work.prepared.totals))
         return Choice(self._lowered(allocation), allocation)
 
     def fit(self, choice: Choice) -> tuple[Rewritten, Allocation | None]:
@@ -115,7 +116,7 @@ class Planner:
     def _choose_by_latency(self, surveyed: tuple[Surveyed, ...]) -> Choice:
         work = self.work
         work.progress("latency", 0, 1, "the plan as a whole, before it is fitted")
-        totals = WholeCost(work.prepared.totals, self.baseline.seconds())
+        totals = Timed(work.prepared.totals, self.baseline.seconds())
         allocation = allocate_measured(work.prepared, surveyed, self.constraints.budget, totals, self.baseline)
         work.progress("latency", 1, 1, f"predicted {allocation.part('latency'):.2f} of the original's")
         return Choice(allocation.shortlists(), allocation)
@@ -125,7 +126,7 @@ class Planner:
         assert keep is not None
         found = search(
             surveyed,
-            WholeCost(work.prepared.totals),
+            Counted(work.prepared.totals),
             keep,
             lambda allocation: self._rewrite(self._lowered(allocation)),
             lambda rewritten: shortfall(work.prepared.model, rewritten, work.data, keep, work.evaluation.meanings),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from convrewrite.fitting import Fit
 from convrewrite.graph import Site
+from convrewrite.planning.costs import Counted, Timed
 from convrewrite.rules import Candidate, RankRange
 
 FAR_BEHIND = 1.5
@@ -25,20 +26,13 @@ LEAST_EFFECT = 1e-12
 @dataclass(frozen=True, slots=True)
 class Scored:
     """A candidate with its relative output error, its effect on the model's outputs (KL in nats, or relative squared
-    error), whether that effect was measured or interpolated, and its seconds where they were measured."""
+    error), whether that effect was measured or interpolated, and what it costs."""
 
     candidate: Candidate
     error: float
     effect: float
     measured: bool
-    seconds: float | None = None
-
-    def amount(self, resource: str) -> float:
-        """What it costs of "macs", "params" or "latency"."""
-        if resource == "latency":
-            assert self.seconds is not None, "a latency budget needs measured times"
-            return self.seconds
-        return self.candidate.cost.macs if resource == "macs" else self.candidate.cost.parameters
+    costs: Counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +135,7 @@ class Curve:
                 unexplained**0.5,
                 math.exp(interpolated(known, math.log(unexplained), 1.0)),
                 candidate.option in measured,
-                self.seconds_of(candidate),
+                self._costs_of(candidate),
             )
             for candidate, unexplained in rows
         ]
@@ -149,6 +143,10 @@ class Curve:
     def dropped(self, reason: str) -> list[Dropped]:
         """Every sample, for the same reason."""
         return [Dropped(s.candidate, s.error, reason, self.seconds_of(s.candidate)) for s in self.samples]
+
+    def _costs_of(self, candidate: Candidate) -> Counted:
+        seconds = self.seconds_of(candidate)
+        return Counted(candidate.cost) if seconds is None else Timed(candidate.cost, seconds)
 
     def _unexplained_of(self, candidate: Candidate) -> float:
         """The share that a candidate leaves unexplained, log-log in the MACs."""

@@ -14,7 +14,8 @@ from convrewrite.calibration import Calibration
 from convrewrite.errors import PlanError
 from convrewrite.meanings import Meaning
 from convrewrite.modules import named_outputs, run
-from convrewrite.planning.allocation import Allocation, FittedPlan, WholeCost, allocate
+from convrewrite.planning.allocation import Allocation, FittedPlan, allocate
+from convrewrite.planning.costs import Counted
 from convrewrite.planning.curves import Surveyed
 from convrewrite.planning.plan import Keep
 from convrewrite.rewriting import Rewritten
@@ -35,7 +36,7 @@ disagreement from KL on a classifier, relative error from its own square."""
 
 def search(
     surveyed: Sequence[Surveyed],
-    totals: WholeCost,
+    totals: Counted,
     keep: Keep,
     attempt: Callable[[Allocation], Rewritten],
     shortfall_of: Callable[[nn.Module], float],
@@ -69,14 +70,14 @@ def search(
     return best
 
 
-def _least_part(surveyed: Sequence[Surveyed], totals: WholeCost) -> float:
+def _least_part(surveyed: Sequence[Surveyed], totals: Counted) -> float:
     saved = (
         max((entry.site.cost.macs - s.candidate.cost.macs for s in entry.options), default=0) for entry in surveyed
     )
     return 1 - sum(max(0, amount) for amount in saved) / totals.of("macs")
 
 
-def _cheapest(surveyed: Sequence[Surveyed], totals: WholeCost, low: float, high: float, root_effect: float) -> float:
+def _cheapest(surveyed: Sequence[Surveyed], totals: Counted, low: float, high: float, root_effect: float) -> float:
     """The part of the MACs between ``low`` and ``high`` at which the square root of the predicted effect is ``root_effect``;
     well inside the bracket, so that every trial narrows it."""
     margin = 0.1 * (high - low)

@@ -11,7 +11,8 @@ from torch import nn
 
 from convrewrite.errors import PlanError
 from convrewrite.modules import copy_model
-from convrewrite.planning.allocation import Allocation, WholeCost, allocate, unreachable
+from convrewrite.planning.allocation import Allocation, allocate, unreachable
+from convrewrite.planning.costs import Counted
 from convrewrite.planning.curves import Surveyed
 from convrewrite.planning.plan import OVERSTEP
 from convrewrite.rewriting import Prepared, empty_option, replace_site
@@ -30,7 +31,7 @@ def allocate_measured(
     prepared: Prepared,
     surveyed: Sequence[Surveyed],
     budget: Mapping[str, float],
-    totals: WholeCost,
+    totals: Counted,
     baseline: Baseline | Unmeasured,
 ) -> Allocation:
     """The allocation of least effect whose latency *measures* within the budget, of a few that are tried.

@@ -6,6 +6,7 @@ from convrewrite.errors import PlanError
 from convrewrite.graph import Site, needed_lifts
 from convrewrite.meanings import NOTHING, Meaning
 from convrewrite.planning.allocation import Allocation
+from convrewrite.planning.costs import Timed, seconds_of
 from convrewrite.planning.curves import Dropped, Scored, Surveyed
 from convrewrite.planning.plan import (
     Considered,
@@ -112,7 +113,7 @@ def _option(scored: Scored, candidate: Candidate) -> Considered:
         option=PlannedOption.of(candidate.option),
         macs=candidate.cost.macs,
         parameters=candidate.cost.parameters,
-        seconds=scored.seconds,
+        seconds=seconds_of(scored.costs),
         error=scored.error,
         effect=scored.effect,
     )
@@ -130,12 +131,11 @@ def _dropped(entry: Dropped) -> Considered:
 
 
 def _predicted(allocation: Allocation) -> Predicted:
-    timed = allocation.totals.seconds is not None
     return Predicted(
         effect=allocation.effect,
         macs=allocation.part("macs"),
         params=allocation.part("params"),
-        latency=allocation.part("latency") if timed else None,
+        latency=allocation.part("latency") if isinstance(allocation.totals, Timed) else None,
     )
 
 

@@ -112,10 +112,10 @@ def _neighbours(entry: Surveyed, chosen: Scored, resources: Sequence[str]) -> li
     """Of every resource the least harmful options that cost about a step less and a step more."""
     found: dict[object, Scored] = {}
     for resource in resources:
-        here = chosen.amount(resource)
+        here = chosen.costs.of(resource)
         for low, high in ((1 - 2 * STEP, 1 - STEP / 2), (1 + STEP / 2, 1 + 2 * STEP)):
-            near = [s for s in entry.options if low * here <= s.amount(resource) <= high * here]
+            near = [s for s in entry.options if low * here <= s.costs.of(resource) <= high * here]
             if near:
-                best = min(near, key=lambda s: s.effect * s.amount(resource))
+                best = min(near, key=lambda s: s.effect * s.costs.of(resource))
                 found[best.candidate.option] = best
     return list(found.values())

@@ -12,6 +12,7 @@ from torch import nn
 from convrewrite.fitting.stages import Fit
 from convrewrite.graph.sites import find_sites
 from convrewrite.graph.tracing import trace
+from convrewrite.planning.costs import Counted, seconds_of
 from convrewrite.planning.curves import (
     FAR_BEHIND,
     LEAST_EFFECT,
@@ -151,9 +152,10 @@ def test_seconds_stay_with_their_ranks() -> None:
     assert ranks(few.candidates) == [3, 8]
     assert few.seconds == tuple(1e-9 * p.cost.macs for p in few.candidates)
     assert ranks([sample.candidate for sample in few.samples]) == [8]
-    assert [entry.seconds for entry in few.scored([(few.samples[0], 1.0)])] == list(few.seconds)
+    assert [seconds_of(entry.costs) for entry in few.scored([(few.samples[0], 1.0)])] == list(few.seconds)
     assert few.points == [(pytest.approx(math.log(few.seconds[1])), pytest.approx(math.log(0.1)))]
-    assert curve({2: 0.4}).scored([(found.samples[0], 1.0)])[0].seconds is None
+    untimed = curve({2: 0.4}).scored([(found.samples[0], 1.0)])[0]
+    assert untimed.costs == Counted(untimed.candidate.cost)
 
 
 # --- which are left out

@@ -12,7 +12,8 @@ from torch import nn
 from convrewrite.errors import PlanError
 from convrewrite.pipeline.prepare import prepare
 from convrewrite.planning import latency_budget
-from convrewrite.planning.allocation import Allocation, WholeCost
+from convrewrite.planning.allocation import Allocation
+from convrewrite.planning.costs import Timed
 from convrewrite.planning.curves import Scored, Surveyed
 from convrewrite.planning.latency_budget import MEASUREMENTS, allocate_measured, measured_part
 from convrewrite.rewriting.work import Prepared
@@ -42,7 +43,8 @@ def surveyed(prepared: Prepared) -> tuple[Surveyed, ...]:
             part = candidate.cost.macs / space.site.cost.macs
             if part < 1:
                 effect = (1 + index) * (1.1 - part) ** 3
-                options.append(Scored(candidate, effect, effect, False, NANOSECOND * candidate.cost.macs))
+                costs = Timed(candidate.cost, NANOSECOND * candidate.cost.macs)
+                options.append(Scored(candidate, effect, effect, False, costs))
         found.append(Surveyed(space.site, tuple(options), (), NANOSECOND * space.site.cost.macs, space.reason))
     return tuple(found)
 
@@ -58,7 +60,7 @@ def search(
 
     def run(asked: float, truth: Callable[[float], float]) -> tuple[Allocation, list[float]]:
         seen: list[float] = []
-        totals = WholeCost(prepared.totals, NANOSECOND * prepared.totals.macs)
+        totals = Timed(prepared.totals, NANOSECOND * prepared.totals.macs)
 
         def measure(_prepared: Prepared, shortlists: tuple[Shortlist, ...], *_args: object) -> float:
             saved = sum(o.site.cost.macs - o.candidates[0].cost.macs for o in shortlists if o.candidates)

@@ -12,7 +12,8 @@ import convrewrite
 from convrewrite.conv import Size
 from convrewrite.errors import PlanError
 from convrewrite.pipeline.prepare import prepare
-from convrewrite.planning.allocation import Allocation, WholeCost
+from convrewrite.planning.allocation import Allocation
+from convrewrite.planning.costs import Counted, Timed
 from convrewrite.planning.curves import Dropped, Scored, Surveyed
 from convrewrite.planning.plan import Constraints, Fingerprint, Keep, PlannedOption
 from convrewrite.planning.planned import make_plan
@@ -46,7 +47,7 @@ def prepared() -> Prepared:
 def scored(prepared: Prepared, index: int, rank: int, measured: bool, rank_range: int = 0) -> Scored:
     """An option of a site with invented figures; its error is 0.01 times its rank."""
     candidate = prepared.search_spaces[index].rank_ranges[rank_range].at(rank)
-    return Scored(candidate, 0.01 * rank, 0.001 * rank, measured, 1e-6 * rank)
+    return Scored(candidate, 0.01 * rank, 0.001 * rank, measured, Timed(candidate.cost, 1e-6 * rank))
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def allocation(prepared: Prepared) -> Allocation:
     entries[1] = replace(entries[1], options=options, dropped=(dropped, wrong))
     chosen = [None] * len(entries)
     return Allocation(
-        tuple(entries), (None, options[3], *chosen[2:]), WholeCost(prepared.totals, 1e-4)
+        tuple(entries), (None, options[3], *chosen[2:]), Timed(prepared.totals, 1e-4)
     )  # fmt: skip
 
 
@@ -127,7 +128,7 @@ def test_a_plan_promises_what_its_parts_add_up_to(prepared: Prepared, allocation
     fewer = site.cost.parameters - candidate.cost.parameters
     assert made.predicted.params == pytest.approx(1 - fewer / prepared.totals.parameters)
     assert made.predicted.latency == pytest.approx(1 - (2e-5 - 4e-6) / 1e-4)
-    untimed = replace(allocation, totals=WholeCost(prepared.totals))
+    untimed = replace(allocation, totals=Counted(prepared.totals))
     made = make_plan(prepared, Constraints({"macs": 0.5}), Settings(), "", choice_of(untimed), untimed)  # type: ignore[arg-type]
     assert made.predicted is not None
     assert made.predicted.latency is None

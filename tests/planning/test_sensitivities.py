@@ -20,7 +20,8 @@ from convrewrite.errors import PlanError
 from convrewrite.graph.sites import Site, find_sites
 from convrewrite.graph.tracing import trace
 from convrewrite.planning import sensitivities
-from convrewrite.planning.allocation import WholeCost, allocate
+from convrewrite.planning.allocation import allocate
+from convrewrite.planning.costs import Timed
 from convrewrite.planning.curves import Surveyed
 from convrewrite.planning.latency_table import LatencyTable, aligned
 from convrewrite.planning.sensitivities import FAST, THOROUGH, Effort, Evaluator, survey
@@ -246,7 +247,7 @@ def test_a_structure_that_is_slower_than_the_original_is_refused_with_that_reaso
     assert refused == {"changes the measured time by +20%, less than the 5% it must gain"}
     assert all(d.seconds == pytest.approx(1.2 * (entry.seconds or 0)) for d in entry.dropped)
 
-    totals = WholeCost(Cost(1000, 2 * entry.site.cost.macs), 2 * (entry.seconds or 0))
+    totals = Timed(Cost(1000, 2 * entry.site.cost.macs), 2 * (entry.seconds or 0))
     allocation = allocate([entry], {"latency": 0.96}, totals)
     assert allocation.chosen[0] is not None
     assert allocation.chosen[0].candidate.option.structure != slow
@@ -260,7 +261,7 @@ def test_where_everything_is_slower_the_site_is_kept_and_the_budget_refused(monk
     assert entry.reason is not None
     assert entry.reason.endswith("changes the measured time by -3%, less than the 5% it must gain")
     with pytest.raises(PlanError, match=r"latency=0\.9 cannot be met .* they reach latency=1\.000"):
-        allocate([entry], {"latency": 0.9}, WholeCost(Cost(10, entry.site.cost.macs), 1.0))
+        allocate([entry], {"latency": 0.9}, Timed(Cost(10, entry.site.cost.macs), 1.0))
 
 
 def test_a_rules_own_gain_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +270,7 @@ def test_a_rules_own_gain_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     for entry in surveyed(settled(wide), data(), "channel", timed=True, require=Require(min_latency_gain=0.5)):
         assert entry.seconds is not None
         assert entry.options or entry.reason
-        assert all(scored.seconds is not None and scored.seconds <= 0.5 * entry.seconds for scored in entry.options)
+        assert all(scored.costs.of("latency") <= 0.5 * entry.seconds for scored in entry.options)
         assert all("less than the 50% it must gain" in dropped.reason for dropped in entry.dropped)
 
 

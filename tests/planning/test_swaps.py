@@ -12,7 +12,8 @@ from convrewrite.calibration.batches import Calibration
 from convrewrite.calibration.choose import evaluation_inputs
 from convrewrite.pipeline.prepare import prepare
 from convrewrite.planning import swaps
-from convrewrite.planning.allocation import Allocation, FittedPlan, WholeCost, allocate
+from convrewrite.planning.allocation import Allocation, FittedPlan, allocate
+from convrewrite.planning.costs import Counted
 from convrewrite.planning.curves import Surveyed
 from convrewrite.planning.sensitivities import FAST, survey
 from convrewrite.planning.swaps import evaluate, swap
@@ -55,7 +56,7 @@ def case() -> Case:
     prepared = prepare(settled(Residual(12)), (parts[0][:1],), [rule])
     evaluation = evaluation_inputs((parts[0][:1],), data).told(prepared.original, {})
     work = Work(prepared, data, evaluation, {}, Settings(measure=False, fast=True), lambda *_: None, Stopwatch())
-    allocation = allocate(survey(work, effort=FAST, latency_table=None), BUDGET, WholeCost(prepared.totals))
+    allocation = allocate(survey(work, effort=FAST, latency_table=None), BUDGET, Counted(prepared.totals))
     return Case(work, evaluate(work, allocation, fit(work, allocation)))
 
 
