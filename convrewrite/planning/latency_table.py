@@ -1,4 +1,7 @@
-"""Measured seconds of candidates at the site's real input shape, and what is left out for being too slow."""
+"""The latency table: measured seconds of candidates at their site's real input shape; and what is read off it.
+
+The fastest lowering of a candidate, which candidates are too slow to stay, and which ranks fill the processor's channel blocks.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -86,6 +89,34 @@ def _calls(site: Site) -> dict[Size, int]:
     return counted
 
 
+def in_fastest_lowering(shortlists: Sequence[Shortlist], latency_table: LatencyTable) -> tuple[Shortlist, ...]:
+    """The same options, each lowered as it runs fastest at its site."""
+    return tuple(_with(shortlist, _timed(shortlist, latency_table)) for shortlist in shortlists)
+
+
+def fast_enough(shortlists: Sequence[Shortlist], latency_table: LatencyTable) -> tuple[Shortlist, ...]:
+    """As above, without the options that miss their rule's ``min_latency_gain``."""
+    return tuple(_without_slow(shortlist, _timed(shortlist, latency_table)) for shortlist in shortlists)
+
+
+def _timed(shortlist: Shortlist, latency_table: LatencyTable) -> tuple[TimedCandidate, ...]:
+    return latency_table.of(shortlist.site, shortlist.candidates) if shortlist.candidates else ()
+
+
+def _with(shortlist: Shortlist, timed: Sequence[TimedCandidate]) -> Shortlist:
+    return replace(shortlist, candidates=tuple(entry.candidate for entry in timed))
+
+
+def _without_slow(shortlist: Shortlist, timed: Sequence[TimedCandidate]) -> Shortlist:
+    kept = [entry for entry in timed if entry.gain >= (entry.candidate.rule.require.min_latency_gain or -1e9)]
+    if kept or not timed:
+        return _with(shortlist, kept)
+    best = max(timed, key=lambda entry: entry.gain)
+    return Shortlist(
+        shortlist.site, (), f"no option is fast enough: the best changes the measured time by {-best.gain:+.0%}"
+    )
+
+
 def aligned(stages: Sequence[Stage], block: int | None = None) -> bool:
     """Whether the chain fills this processor's channel blocks: what lies between its stages is a multiple of a block,
     and so is each group of a stage, unless it is a depthwise one."""
@@ -98,31 +129,3 @@ def _fills(stage: Stage, block: int) -> bool:
     if stage.groups == 1 or stage.groups in (stage.in_channels, stage.out_channels):
         return True
     return stage.in_channels // stage.groups % block == 0 and stage.out_channels // stage.groups % block == 0
-
-
-def in_fastest_lowering(shortlists: Sequence[Shortlist], latency_table: LatencyTable) -> tuple[Shortlist, ...]:
-    """The same options, each lowered as it runs fastest at its site."""
-    return tuple(_with(shortlist, _timed(shortlist, latency_table)) for shortlist in shortlists)
-
-
-def fast_enough(shortlists: Sequence[Shortlist], latency_table: LatencyTable) -> tuple[Shortlist, ...]:
-    """As above, without the options that miss their rule's ``min_latency_gain``."""
-    return tuple(_fast_enough(shortlist, _timed(shortlist, latency_table)) for shortlist in shortlists)
-
-
-def _timed(shortlist: Shortlist, latency_table: LatencyTable) -> tuple[TimedCandidate, ...]:
-    return latency_table.of(shortlist.site, shortlist.candidates) if shortlist.candidates else ()
-
-
-def _with(shortlist: Shortlist, timed: Sequence[TimedCandidate]) -> Shortlist:
-    return replace(shortlist, candidates=tuple(entry.candidate for entry in timed))
-
-
-def _fast_enough(shortlist: Shortlist, timed: Sequence[TimedCandidate]) -> Shortlist:
-    kept = [entry for entry in timed if entry.gain >= (entry.candidate.rule.require.min_latency_gain or -1e9)]
-    if kept or not timed:
-        return _with(shortlist, kept)
-    best = max(timed, key=lambda entry: entry.gain)
-    return Shortlist(
-        shortlist.site, (), f"no option is fast enough: the best changes the measured time by {-best.gain:+.0%}"
-    )

@@ -1,4 +1,7 @@
-"""From a choice to a plan that tells of it, and from a written plan back to what is to be fitted."""
+"""Between choices and plans: a choice becomes a plan that tells of it, and a plan the shortlists that are to be fitted.
+
+A plan may come from a file, so each of its sites is compared with the model's before anything is fitted.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -47,23 +50,6 @@ def make_plan(
         outputs={name: PlannedOutput.of(meaning) for name, meaning in meanings.items()},
         sites=tuple(_planned(site, candidate, reason, surveyed) for site, candidate, reason in chosen),
     )
-
-
-def with_kept(plan: Plan, reasons: Mapping[str, str]) -> Plan:
-    """The plan with some sites kept that it would rewrite, for the given reasons."""
-    sites = tuple(
-        site.model_copy(update={"option": None, "batch_norm": None, "reason": reasons[site.name]})
-        if site.option is not None and site.name in reasons
-        else site
-        for site in plan.sites
-    )
-    lifts = needed_lifts(plan.lifted, {site.name for site in sites if site.option})
-    return plan.model_copy(update={"sites": sites, "lifted": lifts})
-
-
-def with_outputs(plan: Plan, meanings: Mapping[str, Meaning]) -> Plan:
-    """The plan with what its outputs were taken for when it was carried out."""
-    return plan.model_copy(update={"outputs": {name: PlannedOutput.of(meaning) for name, meaning in meanings.items()}})
 
 
 def _planned(
@@ -137,6 +123,23 @@ def _predicted(allocation: Allocation) -> Predicted:
         params=allocation.part("params"),
         latency=allocation.part("latency") if isinstance(allocation.totals, Timed) else None,
     )
+
+
+def with_kept(plan: Plan, reasons: Mapping[str, str]) -> Plan:
+    """The plan with some sites kept that it would rewrite, for the given reasons."""
+    sites = tuple(
+        site.model_copy(update={"option": None, "batch_norm": None, "reason": reasons[site.name]})
+        if site.option is not None and site.name in reasons
+        else site
+        for site in plan.sites
+    )
+    lifts = needed_lifts(plan.lifted, {site.name for site in sites if site.option})
+    return plan.model_copy(update={"sites": sites, "lifted": lifts})
+
+
+def with_outputs(plan: Plan, meanings: Mapping[str, Meaning]) -> Plan:
+    """The plan with what its outputs were taken for when it was carried out."""
+    return plan.model_copy(update={"outputs": {name: PlannedOutput.of(meaning) for name, meaning in meanings.items()}})
 
 
 def shortlists_of(plan: Plan, prepared: Prepared) -> tuple[Shortlist, ...]:
