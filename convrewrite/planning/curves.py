@@ -26,13 +26,33 @@ LEAST_EFFECT = 1e-12
 @dataclass(frozen=True, slots=True)
 class Scored:
     """A candidate with its relative output error, its effect on the model's outputs (KL in nats, or relative squared
-    error), whether that effect was measured or interpolated, and what it costs."""
+    error), and whether that effect was measured or interpolated."""
 
     candidate: Candidate
     error: float
     effect: float
     measured: bool
-    costs: Counted
+
+    @property
+    def costs(self) -> Counted:
+        """What it costs of every resource."""
+        return Counted(self.candidate.cost)
+
+    def timed(self, seconds: float) -> "TimedScored":
+        """The same with the seconds that were measured."""
+        return TimedScored(self.candidate, self.error, self.effect, self.measured, seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class TimedScored(Scored):
+    """The same, with the measured seconds of the candidate at its site."""
+
+    seconds: float
+
+    @property
+    def costs(self) -> Counted:
+        """What it costs of every resource, seconds among them."""
+        return Timed(self.candidate.cost, self.seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,25 +148,17 @@ class Curve:
             for sample, effect in effects
         )
         measured = {sample.candidate.option for sample, _ in effects if sample.gain == 1.0}
-        rows = [(candidate, self._unexplained_of(candidate)) for candidate in self.candidates]
-        return [
-            Scored(
-                candidate,
-                unexplained**0.5,
-                math.exp(interpolated(known, math.log(unexplained), 1.0)),
-                candidate.option in measured,
-                self._costs_of(candidate),
-            )
-            for candidate, unexplained in rows
-        ]
+        found = []
+        for candidate in self.candidates:
+            unexplained, seconds = self._unexplained_of(candidate), self.seconds_of(candidate)
+            effect = math.exp(interpolated(known, math.log(unexplained), 1.0))
+            scored = Scored(candidate, unexplained**0.5, effect, candidate.option in measured)
+            found.append(scored if seconds is None else scored.timed(seconds))
+        return found
 
     def dropped(self, reason: str) -> list[Dropped]:
         """Every sample, for the same reason."""
         return [Dropped(s.candidate, s.error, reason, self.seconds_of(s.candidate)) for s in self.samples]
-
-    def _costs_of(self, candidate: Candidate) -> Counted:
-        seconds = self.seconds_of(candidate)
-        return Counted(candidate.cost) if seconds is None else Timed(candidate.cost, seconds)
 
     def _unexplained_of(self, candidate: Candidate) -> float:
         """The share that a candidate leaves unexplained, log-log in the MACs."""

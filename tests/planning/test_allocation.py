@@ -57,7 +57,7 @@ def survey_of(space: SearchSpace, site: int) -> Surveyed:
             if part < 1:
                 effect = harm(site, rank_range.structure.name, part)
                 seconds = SECONDS_PER_MAC * (1.1 * candidate.cost.macs + 0.01 * space.site.cost.macs)
-                options.append(Scored(candidate, effect, effect, False, Timed(candidate.cost, seconds)))
+                options.append(Scored(candidate, effect, effect, False).timed(seconds))
     reason = None if options else space.reason
     return Surveyed(space.site, tuple(options), (), SECONDS_PER_MAC * space.site.cost.macs, reason)
 

@@ -40,7 +40,7 @@ def frontier() -> tuple[tuple[Surveyed, ...], Counted]:
         for candidate in (rank_range.at(rank) for rank_range in space.rank_ranges for rank in rank_range.ranks[::2]):
             left = candidate.cost.macs / space.site.cost.macs
             effect = 1e-3 * (1 + index) * (1.05 - left) ** 4
-            options += [Scored(candidate, effect, effect, False, Counted(candidate.cost))] if left < 1 else []
+            options += [Scored(candidate, effect, effect, False)] if left < 1 else []
         found.append(Surveyed(space.site, tuple(options), reason=space.reason))
     return tuple(found), Counted(Cost(10_000, sum(site.cost.macs for site in sites)))
 

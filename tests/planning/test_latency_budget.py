@@ -43,8 +43,7 @@ def surveyed(prepared: Prepared) -> tuple[Surveyed, ...]:
             part = candidate.cost.macs / space.site.cost.macs
             if part < 1:
                 effect = (1 + index) * (1.1 - part) ** 3
-                costs = Timed(candidate.cost, NANOSECOND * candidate.cost.macs)
-                options.append(Scored(candidate, effect, effect, False, costs))
+                options.append(Scored(candidate, effect, effect, False).timed(NANOSECOND * candidate.cost.macs))
         found.append(Surveyed(space.site, tuple(options), (), NANOSECOND * space.site.cost.macs, space.reason))
     return tuple(found)
 

@@ -47,7 +47,7 @@ def prepared() -> Prepared:
 def scored(prepared: Prepared, index: int, rank: int, measured: bool, rank_range: int = 0) -> Scored:
     """An option of a site with invented figures; its error is 0.01 times its rank."""
     candidate = prepared.search_spaces[index].rank_ranges[rank_range].at(rank)
-    return Scored(candidate, 0.01 * rank, 0.001 * rank, measured, Timed(candidate.cost, 1e-6 * rank))
+    return Scored(candidate, 0.01 * rank, 0.001 * rank, measured).timed(1e-6 * rank)
 
 
 @pytest.fixture
