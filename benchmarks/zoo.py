@@ -196,7 +196,7 @@ def full_rank_error(model: nn.Module, image: Tensor) -> float:
     lifted, traced, sites = find(model, (image,))
     spaces = search_spaces(sites, rules, known)
     prepared = Prepared(model, lifted, (image,), traced, sites, Cost(), tuple(rules), known, spaces)
-    shortlists = [exact_offer(space, index) for index, space in enumerate(prepared.search_spaces)]
+    shortlists = [exact_shortlist(space, index) for index, space in enumerate(prepared.search_spaces)]
     data = without_inputs(image)
     evaluation = evaluation_inputs(prepared.inputs, data)
     found = rewrite(Work(prepared, data, evaluation, {}, Settings(memory=MEMORY), silent, Stopwatch()), shortlists)
@@ -205,7 +205,7 @@ def full_rank_error(model: nn.Module, image: Tensor) -> float:
     return max(row.relative_error for row in measure_fidelity(model, settled, [(image,)]).outputs)
 
 
-def exact_offer(space: SearchSpace, index: int) -> Shortlist:
+def exact_shortlist(space: SearchSpace, index: int) -> Shortlist:
     """One structure at full rank, another one at the next site."""
     if not space.rank_ranges:
         return Shortlist(space.site, (), space.reason)

@@ -11,7 +11,7 @@ KILLING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasat
 
 
 SOON = 0.02
-"""Seconds."""
+"""Seconds after which a signal that had to wait is delivered again."""
 
 
 class Terminated(BaseException):

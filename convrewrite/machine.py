@@ -20,7 +20,7 @@ UNKNOWN_MEMORY = 8 << 30
 
 
 SHARE = 0.9
-"""Of the main memory, that the command line may take."""
+"""Share of the main memory that the command line may take."""
 
 
 def memory_bytes() -> int:

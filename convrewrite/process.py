@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace
 
 _LOCK = threading.RLock()
-"""The lock. A thread that holds it may take it again."""
+"""Lock of what belongs to the process. A thread that holds it may take it again."""
 
 
 CHOICES = {"max": torch.sym_max, "min": torch.sym_min}

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-Item = TypeVar("Item")
+Element = TypeVar("Element")
 
 
 @dataclass(slots=True)
@@ -24,7 +24,7 @@ class Stopwatch:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
-    def each(self, name: str, items: Iterator[Item]) -> Iterator[Item]:
+    def each(self, name: str, items: Iterator[Element]) -> Iterator[Element]:
         """The items of an iterator; the time it takes to make them counts for ``name``, not what is done with them."""
         while True:
             with self.timed(name):
@@ -36,7 +36,7 @@ class Stopwatch:
 
 
 Progress = Callable[[str, int, int, str], None]
-"""Called with a stage's name, how many of its steps are done, how many there are, and what is being done."""
+"""Function that is called with a stage's name, how many of its steps are done, how many there are, and what is being done."""
 
 
 def silent(stage: str, done: int, total: int, text: str) -> None:

@@ -17,14 +17,14 @@ MOST_THREADS = max(64, os.cpu_count() or 1)
 
 
 SMALLEST_MEMORY, LARGEST_MEMORY = 0.001, 2.0**20
-"""Of ``--memory``, in GB: a megabyte, and a petabyte, which no machine has."""
+"""Least and most of ``--memory``, in GB: a megabyte, and a petabyte, which no machine has."""
 
 
 MOST_ROUNDS = 10_000
 
 
 LONGEST_SIDE = 16_384
-"""Of an image that ``--resize`` makes, in pixels."""
+"""Pixels on a side of an image that ``--resize`` makes, at most."""
 
 
 LONGEST_SECONDS = 86_400

@@ -2,7 +2,7 @@
 """One's own structure and one's own rule file: ``python examples/own_rule_and_structure.py [FOLDER]``.
 
 A structure only says what shapes its stages have and how their weights start; cost, bias, stride, padding, fitting and
-errors are counted and done from these. Another package offers one to the command line by an entry point in the group
+errors are counted and done from these. Another package adds one to the command line by an entry point in the group
 ``convrewrite.structures``.
 """
 

@@ -11,13 +11,13 @@ from torch import nn
 from convrewrite.conv import ConvSpec, Size
 from convrewrite.inputs import Inputs
 from convrewrite.runtime.latency import Comparison
-from convrewrite.runtime.option_graphs import Graph
+from convrewrite.runtime.option_graphs import OptionGraph
 from convrewrite.runtime.timing import RuntimeTimer
 
-Seconds = Callable[[Graph, Size], float]
+Seconds = Callable[[OptionGraph, Size], float]
 
 
-def macs_of(graph: Graph, size: Size) -> int:
+def macs_of(graph: OptionGraph, size: Size) -> int:
     """MACs of an option, which is one way of lying about its time."""
     total = 0
     for chain in graph:
@@ -28,17 +28,17 @@ def macs_of(graph: Graph, size: Size) -> int:
     return total
 
 
-def by_macs(graph: Graph, size: Size) -> float:
+def by_macs(graph: OptionGraph, size: Size) -> float:
     """A nanosecond for each MAC."""
     return 1e-9 * macs_of(graph, size)
 
 
-def lie(monkeypatch: pytest.MonkeyPatch, seconds: Seconds = by_macs) -> list[Graph]:
+def lie(monkeypatch: pytest.MonkeyPatch, seconds: Seconds = by_macs) -> list[OptionGraph]:
     """Every convolution and every option takes what ``seconds`` says; the options that were asked for are noted."""
-    asked: list[Graph] = []
+    asked: list[OptionGraph] = []
 
     def time_options(
-        _self: RuntimeTimer, original: ConvSpec, options: Sequence[Graph], size: Size, *_rest: Any
+        _self: RuntimeTimer, original: ConvSpec, options: Sequence[OptionGraph], size: Size, *_rest: Any
     ) -> tuple[float, list[float]]:
         asked.extend(options)
         return seconds(((original,),), size), [seconds(option, size) for option in options]
@@ -64,7 +64,7 @@ class FalseTimer:
     file_seconds: float = 1.0
     compared: list[tuple[object, object, Inputs]] = field(default_factory=list)
     timed: list[tuple[Path, Inputs]] = field(default_factory=list)
-    asked: list[Graph] = field(default_factory=list)
+    asked: list[OptionGraph] = field(default_factory=list)
 
     def compare_onnx(self, a: Path, b: Path, inputs: Inputs, threads: int) -> Comparison:
         self.compared.append((a, b, inputs))
@@ -79,7 +79,7 @@ class FalseTimer:
         return self.file_seconds
 
     def time_options(
-        self, original: ConvSpec, options: Sequence[Graph], size: Size, threads: int, rounds: int
+        self, original: ConvSpec, options: Sequence[OptionGraph], size: Size, threads: int, rounds: int
     ) -> tuple[float, list[float]]:
         self.asked += options
         return self.seconds(((original,),), size), [self.seconds(option, size) for option in options]

@@ -27,7 +27,7 @@ def work_of(
     progress: Progress = silent,
     watch: Stopwatch | None = None,
 ) -> Work:
-    """The model as it is, nothing of it lifted; its outputs judged on the held-out inputs, else on those to fit on."""
+    """The model as it is, nothing of it lifted; its outputs evaluated on the held-out inputs, else on those to fit on."""
     prepared = Prepared(
         model, Lifted(model), (), traced or trace(model), tuple(space.site for space in search_spaces), Cost(), (), discover(),
         tuple(search_spaces),

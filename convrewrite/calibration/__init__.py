@@ -1,4 +1,4 @@
-"""Which inputs a model is fitted to and judged on."""
+"""Which inputs a model is fitted to and evaluated on."""
 
 from convrewrite.calibration.batches import Calibration, peek_example, read_calibration
 from convrewrite.calibration.choose import calibrate, channels_last, evaluation_inputs

@@ -28,7 +28,7 @@ BATCH_NUMBERS = 1_250_000
 
 
 LARGEST = 1e12
-"""Of an input, in absolute value: beyond it, sums of squares of what a layer makes of it overflow in float32."""
+"""Absolute value of an input, at most: beyond it, sums of squares of what a layer makes of it overflow in float32."""
 
 
 HELD_OUT_SHARE = 0.2

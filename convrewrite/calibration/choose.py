@@ -1,4 +1,7 @@
-"""Which inputs a run is fitted to and judged on, and the memory layout in which they run fastest."""
+"""Which inputs a run is fitted to and evaluated on, and the memory layout in which they run fastest.
+
+Real inputs where the caller gives any, else images made from the model itself, else none: then the weights alone are fitted.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -12,31 +15,8 @@ from convrewrite.loading import import_object
 from convrewrite.meanings import Evaluation
 from convrewrite.progress import Progress, silent
 
-
-def channels_last(model: nn.Module, batches: Sequence[Inputs]) -> tuple[Inputs, ...]:
-    """The batches with the channels of every image last in memory, where the model takes them so.
-
-    The numbers are the same and so are the results, up to rounding; convolutions take up to half the time. A forward that
-    calls ``view`` on an image may refuse the layout: then the batches come back as they are.
-    """
-    moved = tuple(tuple(_last(tensor) for tensor in inputs) for inputs in batches)
-    return moved if not moved or _takes(model, tuple(tensor[:2] for tensor in moved[0])) else tuple(batches)
-
-
-def _last(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
-
-
-def _takes(model: nn.Module, inputs: Inputs) -> bool:
-    try:
-        with torch.no_grad():
-            model(*(tensor.clone() for tensor in inputs))
-    except RuntimeError:
-        return False
-    return True
-
-
 NOISE_EXAMPLES = 64
+"""Random inputs that results are evaluated on where there are no others."""
 
 
 def calibrate(
@@ -88,3 +68,26 @@ def _noise_like(tensor: Tensor) -> Tensor:
     if tensor.is_floating_point():
         return torch.randn(shape, dtype=tensor.dtype)
     return tensor[:1].expand(shape)
+
+
+def channels_last(model: nn.Module, batches: Sequence[Inputs]) -> tuple[Inputs, ...]:
+    """The batches with the channels of every image last in memory, where the model takes them so.
+
+    The numbers are the same and so are the results, up to rounding; convolutions take up to half the time. A forward that
+    calls ``view`` on an image may refuse the layout: then the batches come back as they are.
+    """
+    moved = tuple(tuple(_last(tensor) for tensor in inputs) for inputs in batches)
+    return moved if not moved or _takes(model, tuple(tensor[:2] for tensor in moved[0])) else tuple(batches)
+
+
+def _last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def _takes(model: nn.Module, inputs: Inputs) -> bool:
+    try:
+        with torch.no_grad():
+            model(*(tensor.clone() for tensor in inputs))
+    except RuntimeError:
+        return False
+    return True

@@ -20,15 +20,15 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 
 
 MOST_FILES = 2_000_000
-"""In a folder and those below it, images or not; ImageNet has 1.4 million."""
+"""Files in a folder and those below it, images or not, at most; ImageNet has 1.4 million."""
 
 
 MOST_PIXELS = 89_478_485
-"""Of an image as it is stored or scaled: Pillow's own bound for what is no attack."""
+"""Pixels of an image as it is stored or scaled, at most: Pillow's own bound for what is no attack."""
 
 
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, MemoryError, struct.error)
-"""What Pillow's readers raise for a damaged file."""
+"""Exceptions that Pillow's readers raise for a damaged file."""
 
 
 _MODES = {1: "L", 3: "RGB"}

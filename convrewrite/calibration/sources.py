@@ -23,14 +23,14 @@ from convrewrite.calibration.images import list_images, read_images
 from convrewrite.errors import CalibrationError, ConvRewriteError
 from convrewrite.escaping import message_of
 from convrewrite.process import quiet
-from convrewrite.stored import Archive, StoredArray, map_array, read_pickle, require_memory, require_numbers
+from convrewrite.stored import Archive, StoredArray, map_array, read_pickle, require_numbers, require_room
 
 MEMORY = 4 << 30
 """Bytes of inputs, at most, unless the caller says otherwise."""
 
 
 MOST_EXAMPLES = 100_000_000
-"""That a source may hold: which of them to take is drawn by a permutation of all."""
+"""Examples that a source may hold, at most: which of them to take is drawn by a permutation of all."""
 
 
 TERMINAL_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -196,7 +196,7 @@ def _read_folder(folder: Path, request: Request) -> Source:
         inputs = len(request.example)
         raise CalibrationError(f"{folder}: a folder gives one input, the model takes {inputs}; give an .npz")
     chosen = _choose(len(paths), request, str(folder))
-    require_memory(str(folder), len(chosen) * math.prod(request.example[0].shape[1:]), request.memory)
+    require_room(str(folder), len(chosen) * math.prod(request.example[0].shape[1:]), request.memory)
     images = read_images([paths[i] for i in chosen], request.example[0].shape[1:], request.resize)
     return Source(str(folder), [Chunk((images,), chosen)], len(paths))
 
@@ -302,7 +302,7 @@ def _read_arrays(values: Sequence[Any], name: str, request: Request) -> Source:
         raise CalibrationError(f"{name}: expected as many examples in every input, found {sorted(sizes)}")
     total = sizes.pop()
     chosen = _choose(total, request, name)
-    require_memory(name, sum(len(chosen) * _row_bytes(value) for value in wanted), request.memory)
+    require_room(name, sum(len(chosen) * _row_bytes(value) for value in wanted), request.memory)
     whole = len(chosen) == total
     thinned = [value if whole and not isinstance(value, StoredArray) else value[chosen] for value in wanted]
     return Source(name, [Chunk(_tensors(thinned, count, name), chosen)], total)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,10 @@ from torch import Tensor, nn
 from convrewrite.calibration.batches import FEW_INPUTS, Calibration, batch_size, split_inputs
 from convrewrite.conv import ConvSpec
 from convrewrite.inputs import Inputs
-from convrewrite.modules import copy_model, run
+from convrewrite.modules import copy_model, hooked, run
 
 OnStep = Callable[[int, int, float], None]
-"""Called after every step as ``(steps done, steps in all, mismatch)``."""
+"""Function that is called after every step as ``(steps done, steps in all, mismatch)``."""
 
 
 # Ranges in which networks commonly take their pixels: plain, symmetric, ImageNet-normalised, bytes.
@@ -53,7 +54,7 @@ _ACTIVATIONS = 2**26
 
 
 @dataclass(slots=True)
-class _Watch:
+class _Statistics:
     """What the BatchNorms of a model were given in its last run: (mean, variance) of every call, for each channel."""
 
     norms: dict[str, nn.BatchNorm2d]
@@ -101,14 +102,14 @@ def synthesise(
         return None
     frozen = _frozen_copy(model)
     image = example[0][:1].to(_working_dtype(example[0].dtype))
-    with _watching(frozen) as watch, torch.inference_mode(False), torch.enable_grad():
+    with _statistics_seen(frozen) as seen, torch.inference_mode(False), torch.enable_grad():
         run(frozen, (image,))
-        if not watch.moments:
+        if not seen.moments:
             return None
-        schedule = _schedule(watch, count, batch, steps or _STEPS, work)
-        if not _lets_gradients_through(frozen, watch, image):
+        schedule = _schedule(seen, count, batch, steps or _STEPS, work)
+        if not _lets_gradients_through(frozen, seen, image):
             return None
-        matched = _match_all(frozen, watch, image, schedule, seed, on_step)
+        matched = _match_all(frozen, seen, image, schedule, seed, on_step)
     images = torch.cat([one.images for one in matched]).to(example[0].dtype)
     if not bool(images.isfinite().all()):
         return None
@@ -142,18 +143,15 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _watching(model: nn.Module) -> Iterator[_Watch]:
-    watch = _Watch({name: module for name, module in model.named_modules() if _has_statistics(module)})
-    handles = [
-        module.register_forward_pre_hook(partial(_record_moments, watch, name)) for name, module in watch.norms.items()
-    ]
+def _statistics_seen(model: nn.Module) -> Iterator[_Statistics]:
+    seen = _Statistics({name: module for name, module in model.named_modules() if _has_statistics(module)})
+    norms = (
+        module.register_forward_pre_hook(partial(_record_moments, seen, name)) for name, module in seen.norms.items()
+    )
     convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d))
-    handles += [module.register_forward_pre_hook(partial(_count_macs, watch)) for module in convolutions]
-    try:
-        yield watch
-    finally:
-        for handle in handles:
-            handle.remove()
+    counted = (module.register_forward_pre_hook(partial(_count_macs, seen)) for module in convolutions)
+    with hooked(chain(norms, counted)):
+        yield seen
 
 
 def _has_statistics(module: nn.Module) -> bool:
@@ -163,42 +161,42 @@ def _has_statistics(module: nn.Module) -> bool:
     return bool((module.running_mean != 0).any() or (module.running_var != 1).any())
 
 
-def _record_moments(watch: _Watch, name: str, _norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+def _record_moments(seen: _Statistics, name: str, _norm: nn.Module, args: tuple[Tensor, ...]) -> None:
     variance, mean = torch.var_mean(args[0], (0, 2, 3), unbiased=False)
-    watch.moments.setdefault(name, []).append((mean, variance))
-    watch.elements += args[0].numel()
+    seen.moments.setdefault(name, []).append((mean, variance))
+    seen.elements += args[0].numel()
 
 
-def _count_macs(watch: _Watch, conv: nn.Conv2d | nn.ConvTranspose2d, args: tuple[Tensor, ...]) -> None:
+def _count_macs(seen: _Statistics, conv: nn.Conv2d | nn.ConvTranspose2d, args: tuple[Tensor, ...]) -> None:
     height, width = args[0].shape[-2:]
-    watch.macs += len(args[0]) * ConvSpec.of(conv).macs((height, width))
+    seen.macs += len(args[0]) * ConvSpec.of(conv).macs((height, width))
 
 
-def _schedule(watch: _Watch, count: int, batch: int, steps: int, work: float) -> _Schedule:
+def _schedule(seen: _Statistics, count: int, batch: int, steps: int, work: float) -> _Schedule:
     """Within ``work``: first fewer images, as they add little beyond 64, then fewer steps, then fewer images still.
 
     A step costs an image its MACs twice: forwards, and backwards to the input.
     """
-    image_steps = int(work / (2 * max(watch.macs, 1)))
+    image_steps = int(work / (2 * max(seen.macs, 1)))
     count = min(count, max(image_steps // steps, FEW_INPUTS))
     steps = min(steps, max(image_steps // count, _FEWEST_STEPS))
     count = min(count, max(image_steps // steps, _FEWEST_INPUTS))
-    batch = min(batch, max(_ACTIVATIONS // watch.elements, _FEWEST_INPUTS))
+    batch = min(batch, max(_ACTIVATIONS // seen.elements, _FEWEST_INPUTS))
     batches = math.ceil(count / batch)
     return _Schedule(tuple(count // batches + (i < count % batches) for i in range(batches)), steps)
 
 
-def _observe(model: nn.Module, watch: _Watch, images: Tensor) -> tuple[Tensor, Tensor]:
+def _observe(model: nn.Module, seen: _Statistics, images: Tensor) -> tuple[Tensor, Tensor]:
     """How far the BatchNorm inputs for ``images`` are from the running statistics: of means, of variances.
 
     Squared differences of means in running variances, and of log variances, averaged over channels and BatchNorms.
     A BatchNorm called several times remembers the average of its calls.
     """
-    watch.moments.clear()
+    seen.moments.clear()
     model(images)
     means, variances = [], []
-    for name, calls in watch.moments.items():
-        norm = watch.norms[name]
+    for name, calls in seen.moments.items():
+        norm = seen.norms[name]
         assert norm.running_mean is not None
         assert norm.running_var is not None
         mean, variance = (torch.stack(values).mean(0) for values in zip(*calls, strict=True))
@@ -208,9 +206,9 @@ def _observe(model: nn.Module, watch: _Watch, images: Tensor) -> tuple[Tensor, T
     return torch.stack(means).mean(), torch.stack(variances).mean()
 
 
-def _lets_gradients_through(model: nn.Module, watch: _Watch, image: Tensor) -> bool:
+def _lets_gradients_through(model: nn.Module, seen: _Statistics, image: Tensor) -> bool:
     pixels = image.clone().requires_grad_()
-    means, variances = _observe(model, watch, pixels + 0)
+    means, variances = _observe(model, seen, pixels + 0)
     if not means.requires_grad:
         return False
     try:
@@ -221,14 +219,14 @@ def _lets_gradients_through(model: nn.Module, watch: _Watch, image: Tensor) -> b
 
 
 def _match_all(
-    model: nn.Module, watch: _Watch, image: Tensor, schedule: _Schedule, seed: int, on_step: OnStep | None
+    model: nn.Module, seen: _Statistics, image: Tensor, schedule: _Schedule, seed: int, on_step: OnStep | None
 ) -> list[_Matched]:
     generator = torch.Generator().manual_seed(seed)
     total = schedule.steps * len(schedule.sizes)
     matched = []
     for index, size in enumerate(schedule.sizes):
         report = partial(_report, on_step, index * schedule.steps, total)
-        matched.append(_match(model, watch, _natural_noise(image, size, generator), schedule.steps, report))
+        matched.append(_match(model, seen, _natural_noise(image, size, generator), schedule.steps, report))
     return matched
 
 
@@ -249,15 +247,15 @@ def _natural_noise(image: Tensor, size: int, generator: torch.Generator) -> Tens
 
 
 def _match(
-    model: nn.Module, watch: _Watch, noise: Tensor, steps: int, report: Callable[[int, float], None]
+    model: nn.Module, seen: _Statistics, noise: Tensor, steps: int, report: Callable[[int, float], None]
 ) -> _Matched:
     """Adam on the pixels, which are held in parts of their range so that one learning rate suits all ranges."""
-    low, span, before = _pixel_range(model, watch, noise)
+    low, span, before = _pixel_range(model, seen, noise)
     pixels = (0.5 + _CONTRAST * noise).requires_grad_()
     optimiser = torch.optim.Adam([pixels], lr=_LEARNING_RATE, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for step in range(1, steps + 1):
-        means, variances = _observe(model, watch, low + span * pixels)
+        means, variances = _observe(model, seen, low + span * pixels)
         loss = means + variances + _TOTAL_VARIATION * _total_variation(pixels) + _out_of_range(pixels)
         (pixels.grad,) = torch.autograd.grad(loss, [pixels])
         optimiser.step()
@@ -265,16 +263,16 @@ def _match(
         report(step, float((means + variances).detach()))
     images = (low + span * pixels).detach()
     with torch.no_grad():
-        after, _ = _observe(model, watch, images)
+        after, _ = _observe(model, seen, images)
     return _Matched(images, before, math.sqrt(float(after)))
 
 
-def _pixel_range(model: nn.Module, watch: _Watch, noise: Tensor) -> tuple[float, float, float]:
+def _pixel_range(model: nn.Module, seen: _Statistics, noise: Tensor) -> tuple[float, float, float]:
     """The usual range of pixels that suits the BatchNorms best: (lowest, extent, how far the means are off)."""
     found = []
     for low, high in _PIXEL_RANGES:
         with torch.no_grad():
-            means, variances = _observe(model, watch, low + (high - low) * (0.5 + _CONTRAST * noise))
+            means, variances = _observe(model, seen, low + (high - low) * (0.5 + _CONTRAST * noise))
         found.append((float(means + variances), low, high - low, math.sqrt(float(means))))
     _, low, span, before = min(found)
     return low, span, before

@@ -13,7 +13,7 @@ NOTHING = "nothing was written"
 
 
 SIGNALLED = 128
-"""The exit code after a signal is this and its number, as shells have it."""
+"""Exit code after a signal, less the number of the signal, as shells have it."""
 
 
 INTERRUPTED = SIGNALLED + signal.SIGINT

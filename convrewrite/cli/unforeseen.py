@@ -9,7 +9,7 @@ TRACEBACK = "CONVREWRITE_TRACEBACK"
 
 
 FAULT = "this is a fault of convrewrite itself"
-"""Stands in the message of every error that it did not foresee."""
+"""Words in the message of every error that it did not foresee."""
 
 
 _NO_MEMORY = re.compile(

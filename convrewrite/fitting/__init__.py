@@ -7,7 +7,7 @@ from convrewrite.fitting.moments import (
     position_limit,
     row_bytes,
     square_bytes,
-    with_outputs,
+    with_wanted_outputs,
 )
 from convrewrite.fitting.stages import LARGE, Fit, Roots, effort_for, fit, refit, rough_fit, targets_of
 from convrewrite.fitting.targets import ENOUGH_POSITIONS, Target, solving
@@ -30,5 +30,5 @@ __all__ = [
     "solving",
     "square_bytes",
     "targets_of",
-    "with_outputs",
+    "with_wanted_outputs",
 ]

@@ -20,7 +20,7 @@ CHUNK = 1 << 23
 
 
 SPARSE = 0.05
-"""Of the positions: where fewer are gathered, they are picked out of the tensors as they lie."""
+"""Share of the positions: where fewer are gathered, they are picked out of the tensors as they lie."""
 
 
 PART = 1 << 14
@@ -44,7 +44,7 @@ class Moments:
     var_y: Tensor
     centred: bool = True
 
-    def relative_error(self, kernel: Tensor) -> float:
+    def unexplained(self, kernel: Tensor) -> float:
         """``E |y - W' p - b'|^2 / E |y - E y|^2`` for the kernel ``W' (O, C, kh, kw)`` with its best bias ``b'``."""
         flat = kernel.double().flatten(1)
         total = self.var_y.sum()
@@ -213,15 +213,17 @@ def _strips(square: Tensor) -> Iterator[tuple[int, Tensor]]:
         yield start, square[start : start + STRIP, start:]
 
 
-def with_outputs(moments: Sequence[Moments], blocks: Sequence[Block], outputs: Sequence[Tensor]) -> tuple[Moments, ...]:
+def with_wanted_outputs(
+    moments: Sequence[Moments], blocks: Sequence[Block], outputs: Sequence[Tensor]
+) -> tuple[Moments, ...]:
     """The same patches with other wanted outputs ``(g, P, O / g)``, one tensor for each block."""
     return tuple(
-        _with_outputs(m, [(block.patches[g], y[g]) for block, y in zip(blocks, outputs, strict=True)])
+        _with_wanted_outputs(m, [(block.patches[g], y[g]) for block, y in zip(blocks, outputs, strict=True)])
         for g, m in enumerate(moments)
     )
 
 
-def _with_outputs(moments: Moments, rows: Sequence[tuple[Tensor, Tensor]]) -> Moments:
+def _with_wanted_outputs(moments: Moments, rows: Sequence[tuple[Tensor, Tensor]]) -> Moments:
     count = sum(len(y) for _, y in rows)
     mean_y = torch.stack([y.sum(0, dtype=torch.float64) for _, y in rows]).sum(0) / count
     if not moments.centred:
@@ -237,7 +239,7 @@ def _with_outputs(moments: Moments, rows: Sequence[tuple[Tensor, Tensor]]) -> Mo
 
 
 Places = tuple[Tensor, Tensor, Tensor]
-"""Of every position the example, the row and the column."""
+"""Example, row and column of every position."""
 
 
 def _places(positions: Tensor, size: Size) -> Places:

@@ -23,7 +23,7 @@ from convrewrite.fitting.targets import FLOOR, JITTER, Target, cholesky, colour,
 from convrewrite.structures import Setting, Stage, Structure, compose, join_groups, split_groups, through
 
 ITERATIONS = 40
-"""Of L-BFGS, for patches of up to ``EASY`` numbers; beyond, fewer, as an iteration's cost grows with their square."""
+"""Iterations of L-BFGS, for patches of up to ``EASY`` numbers; beyond, fewer, as an iteration's cost grows with their square."""
 
 
 MIN_ITERATIONS = 4
@@ -38,16 +38,23 @@ SOLVE_CHUNK = 1 << 25
 
 
 Roots = Sequence[Tensor | None]
-"""For every group R ``(O, O)``, upper triangular, with ``R^T R`` the weights of its outputs; None: all alike."""
+"""Roots of the weights of outputs, for every group: R ``(O, O)``, upper triangular, with
+``R^T R`` the weights of its outputs; None: all alike."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Stage kernels and bias of one site (float64, groups joined), and their relative squared output error."""
+    """Stage kernels and bias of one site (float64, groups joined), and the share of its output's variance on held-out inputs
+    that they leave unexplained: the square of the relative error. Without inputs, of the kernel's energy."""
 
     kernels: tuple[Tensor, ...]
     bias: Tensor
-    held_out_error: float
+    unexplained: float
+
+    @property
+    def error(self) -> float:
+        """The relative output error."""
+        return self.unexplained**0.5
 
 
 def fit(
@@ -75,7 +82,7 @@ def fit(
         root = first_stage_root(stages[0], target)
         begun = [_begin(start, stages, target) for start in _starts(structure, spec.per_group, setting, target, root)]
         if len(target.covariance) >= LARGE:
-            begun = [min(begun, key=lambda point: point.error)]
+            begun = [min(begun, key=lambda point: point.objective)]
         refined = [_plain(_refine(point, stages, target, root, effort).kernels, root_y) for point in begun]
         fitted.append(_best(refined, stages, unseen))
         if not all(torch.isfinite(k).all() for k in fitted[-1]):
@@ -113,7 +120,7 @@ def _best(fits: Sequence[tuple[Tensor, ...]], stages: Sequence[Stage], unseen: M
     """The start is chosen on the held-out inputs; of equals the first stays."""
     if len(fits) == 1:
         return fits[0]
-    return min(fits, key=lambda kernels: unseen.relative_error(compose(kernels, stages)))
+    return min(fits, key=lambda kernels: unseen.unexplained(compose(kernels, stages)))
 
 
 def rough_fit(
@@ -126,7 +133,7 @@ def rough_fit(
 ) -> Fit:
     """One start with the last stage's optimum, in the precision of ``targets``: to compare options of large sites by.
 
-    The errors are those of the objective, relative to a kernel of zeros; nothing is looked at but the moments.
+    What is left unexplained is the objective, relative to that of a kernel of zeros; nothing is looked at but the moments.
     """
     stages = structure.stages(spec.per_group, setting)
     points, scale = [], 0.0
@@ -145,9 +152,9 @@ def rough_fit(
         tuple(k.double() for k in _plain(p.kernels, None if r is None else r.to(p.kernels[0]))) for p, r in points
     ]
     composed = [compose(stage_kernels, stages) for stage_kernels in kernels]
-    error = max(0.0, sum(point.error for point, _ in points)) / max(scale, FLOOR)
+    unexplained = max(0.0, sum(point.objective for point, _ in points)) / max(scale, FLOOR)
     bias = torch.cat([m.bias(kernel) for m, kernel in zip(moments, composed, strict=True)])
-    return Fit(join_groups(kernels), bias, error)
+    return Fit(join_groups(kernels), bias, unexplained)
 
 
 def effort_for(d: int, most: int = ITERATIONS) -> int:
@@ -184,21 +191,21 @@ def _result(
     moments: Sequence[Moments],
     held_out: Sequence[Moments],
 ) -> Fit:
-    """The groups' kernels joined, with the bias that goes with them, and their error."""
+    """The groups' kernels joined, with the bias that goes with them, and what they leave unexplained."""
     composed = [compose(kernels, stages) for kernels in fitted]
     return Fit(
         kernels=join_groups(fitted),
         bias=torch.cat([m.bias(k) for m, k in zip(moments, composed, strict=True)]),
-        held_out_error=_pooled(held_out, composed),
+        unexplained=_pooled(held_out, composed),
     )
 
 
 def _pooled(moments: Sequence[Moments], kernels: Sequence[Tensor]) -> float:
-    """The relative error over all groups: each counts by its output's variance."""
+    """The share of the variance of all groups' outputs that is left unexplained: each counts by its output's variance."""
     weights = [float(m.var_y.sum()) for m in moments]
-    errors = [m.relative_error(k) for m, k in zip(moments, kernels, strict=True)]
+    shares = [m.unexplained(k) for m, k in zip(moments, kernels, strict=True)]
     total = sum(weights)
-    return sum(w * e for w, e in zip(weights, errors, strict=True)) / total if total > 0 else 0.0
+    return sum(w * s for w, s in zip(weights, shares, strict=True)) / total if total > 0 else 0.0
 
 
 def _starts(
@@ -220,16 +227,16 @@ class _Point:
     """Stage kernels on the way, and their E."""
 
     kernels: tuple[Tensor, ...]
-    error: float
+    objective: float
 
 
 def _begin(start: tuple[Tensor, ...], stages: Sequence[Stage], target: Target) -> _Point:
     """``start`` with the last stage's optimum, unless rounding made that one worse."""
     seen = _LastInput.of(start[:-1], stages, target)
-    point = _Point(start, seen.error(start[-1], target))
+    point = _Point(start, seen.objective(start[-1], target))
     solved = seen.optimum().reshape(start[-1].shape)
-    error = _descended(point.error, seen.error(solved, target), target)
-    return point if error > point.error else _Point((*start[:-1], solved), error)
+    objective = _descended(point.objective, seen.objective(solved, target), target)
+    return point if objective > point.objective else _Point((*start[:-1], solved), objective)
 
 
 def _refine(start: _Point, stages: Sequence[Stage], target: Target, root: Tensor, iterations: int) -> _Point:
@@ -249,7 +256,7 @@ def _refine(start: _Point, stages: Sequence[Stage], target: Target, root: Tensor
     loss = _reduced_loss(stages, target) if reduced else _full_loss(stages, target)
     refined = assemble(_minimise(loss, assemble, variables, iterations))
     end = _begin((*refined, start.kernels[-1]) if reduced else tuple(refined), stages, target)
-    if not end.error <= start.error:  # L-BFGS lost by rounding what it had: the start stands
+    if not end.objective <= start.objective:  # L-BFGS lost by rounding what it had: the start stands
         return start
     return end
 
@@ -296,7 +303,7 @@ class _LastInput:
         jitter = (relative * diagonal.mean(-1, keepdim=True) + least).expand_as(diagonal)
         return torch.cholesky_solve(self.cross.mT, cholesky(self.inner + torch.diag_embed(jitter))).mT
 
-    def error(self, last: Tensor, target: Target) -> float:
+    def objective(self, last: Tensor, target: Target) -> float:
         """E with this kernel as the last stage, from these moments alone: no product as large as the covariance."""
         kernel = last.reshape(self.cross.shape)
         return target.scale + float(((kernel @ self.inner - 2 * self.cross) * kernel).sum())

@@ -16,19 +16,19 @@ from convrewrite.fitting.moments import Moments
 from convrewrite.structures import Stage
 
 RIDGE = 1e-3
-"""Of the mean variance of a patch: the pull of the target towards the original kernel."""
+"""Part of the mean variance of a patch: the pull of the target towards the original kernel."""
 
 
 JITTER = 1e-9
-"""Of the mean diagonal: keeps Cholesky factors of singular covariances finite."""
+"""Part of the mean diagonal that is added to it: it keeps Cholesky factors of singular covariances finite."""
 
 
 FLOOR = 1e-30
-"""Added to the variance of every patch element: inputs that are always zero leave factors that float32 can hold."""
+"""Variance that is added to that of every patch element: inputs that are always zero leave factors that float32 can hold."""
 
 
 ENOUGH_POSITIONS = 5
-"""Per unknown: with fewer, a covariance knows some directions from too little to be believed."""
+"""Positions per unknown: with fewer, a covariance knows some directions from too little to be believed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from convrewrite.folders.scratch import EARLIER, PLACE, Scratch
 from convrewrite.interrupts import held
 
 TRIES = 5
-"""Another process may make or remove the place meanwhile; then it is looked at again, so many times."""
+"""Times that the place is looked at: another process may make or remove it meanwhile."""
 
 
 MOVED = (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY)

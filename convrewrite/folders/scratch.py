@@ -35,11 +35,11 @@ LOCK = "lock"
 
 
 EARLIER, PLACE = "earlier", "place"
-"""What is out of its place while a folder is replaced in two steps, and the file that names the place."""
+"""Names of what is out of its place while a folder is replaced in two steps, and of the file that names the place."""
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-"""What a disk answers when it is full, or lets nothing be written."""
+"""Answers of a disk that is full or lets nothing be written."""
 
 
 PROBE = 1 << 20

@@ -1,20 +1,24 @@
-"""What one run of a model shows of its convolutions: modules and functional calls, their places, geometry, sizes and tensors."""
+"""What one run of a model shows of its convolutions: modules and functional calls, their places, geometry, sizes and tensors.
+
+Functional calls are seen by the names of their arguments, from which their geometry is read; other stages, which find the same
+calls in graphs, read them by the same tables.
+"""
 
 import inspect
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from convrewrite.conv import CONV_TYPES, Conv, ConvSpec, Size
 from convrewrite.graph.volumes import VOLUME_TYPES, Volume
 from convrewrite.layers import DynamicConv2d
-from convrewrite.modules import run
+from convrewrite.modules import hooked, run
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
@@ -39,48 +43,11 @@ ARGUMENTS: dict[Any, tuple[str, ...]] = {
     **dict.fromkeys((_aten.conv_transpose3d, _aten.conv_transpose3d.input), _TRANSPOSED),
     **dict.fromkeys((torch.convolution, _aten.convolution, _aten.convolution.default), _ANY),
 }
-"""Every function that convolves -> the names of its arguments in order. Those of ``torch.nn.functional`` are torch's own."""
+"""Functions that convolve -> the names of its arguments in order. Those of ``torch.nn.functional`` are torch's own."""
 
 
 GEOMETRY = ("stride", "padding", "dilation", "transposed", "output_padding")
 """Arguments that must be constants for a call to be a module. The number of groups follows from the channels."""
-
-
-def named_arguments(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call of one of ``ARGUMENTS``, by name."""
-    named = dict(zip(ARGUMENTS[function], args, strict=False)) | dict(kwargs)
-    if "transposed" not in named:
-        named["transposed"] = ARGUMENTS[function] is _TRANSPOSED
-    return named
-
-
-def geometry_of_call(named: Mapping[str, Any]) -> ConvSpec | Volume:
-    """The geometry of a call; a kernel per example counts its examples as groups, as the call itself does."""
-    weight, groups, transposed = named["weight"], int(named.get("groups", 1)), bool(named["transposed"])
-    first, second, *extents = (int(n) for n in weight.shape)
-    outputs, inputs = (second * groups, first) if transposed else (first, second * groups)
-    axes, padding = len(extents), named.get("padding", 0)
-
-    def numbers(name: str, default: int) -> list[int]:
-        value = named.get(name, default)
-        values = [value] if isinstance(value, int) else [int(n) for n in value]
-        return values * axes if len(values) == 1 else values
-
-    around = padding if isinstance(padding, str) else numbers("padding", 0)
-    bias = named.get("bias") is not None
-    if axes == 3:
-        stride, dilation = numbers("stride", 1), numbers("dilation", 1)
-        return Volume(inputs, outputs, extents, stride, around, dilation, groups, bias, transposed)
-    return ConvSpec(
-        inputs, outputs, _size(extents, 1), _size(numbers("stride", 1), 1),
-        around if isinstance(around, str) else _size(around, 0), _size(numbers("dilation", 1), 1), groups, bias,
-        "zeros", transposed, _size(numbers("output_padding", 0), 0), dims=axes,
-    )  # fmt: skip
-
-
-def _size(values: Sequence[int], flat: int) -> Size:
-    """Height and width; of one dimension the height is ``flat``."""
-    return (values[0], values[1]) if len(values) == 2 else (flat, values[0])
 
 
 SITE_TYPES = (*CONV_TYPES, DynamicConv2d)
@@ -114,6 +81,14 @@ class Observation:
     users: dict[int, set[str]]
 
 
+def observe(model: nn.Module, inputs: tuple[Tensor, ...]) -> Observation:
+    """Run the model once. Raises TraceError when it does not run on ``inputs``."""
+    observer = _Observer(model, inputs[0].shape[0])
+    with hooked(observer.handles()), observer:
+        run(model, inputs)
+    return Observation(observer.calls, observer.runs, observer.users)
+
+
 @dataclass(slots=True)
 class _Frame:
     """A module that is running, and how many functional convolutions its forward has called so far."""
@@ -130,20 +105,7 @@ class _Frame:
         return type(self.module) in (*SITE_TYPES, *VOLUME_TYPES)
 
 
-def spec_of(module: Conv | DynamicConv2d) -> ConvSpec:
-    """The geometry of a convolution module; that of a dynamic one has its kernels stacked."""
-    return module.stacked_spec if isinstance(module, DynamicConv2d) else ConvSpec.of(module)
-
-
-def observe(model: nn.Module, inputs: tuple[Tensor, ...]) -> Observation:
-    """Run the model once. Raises TraceError when it does not run on ``inputs``."""
-    watch = _Watch(model, inputs[0].shape[0])
-    with watch.hooks(), watch:
-        run(model, inputs)
-    return Observation(watch.calls, watch.runs, watch.users)
-
-
-class _Watch(TorchFunctionMode):
+class _Observer(TorchFunctionMode):
     """Sees modules through hooks and functions as a torch function mode."""
 
     def __init__(self, model: nn.Module, batch: int) -> None:
@@ -157,19 +119,13 @@ class _Watch(TorchFunctionMode):
         self.runs: Counter[int] = Counter()
         self.users: dict[int, set[str]] = defaultdict(set)
 
-    @contextmanager
-    def hooks(self) -> Iterator[None]:
-        handles = []
+    def handles(self) -> Iterator[RemovableHandle]:
+        """Registers hooks on every module that takes any."""
         for module in self._model.modules():
             if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks, and nothing in it can be replaced
                 continue
-            handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True))
-            handles.append(module.register_forward_hook(self._leave, always_call=True))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+            yield module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)
+            yield module.register_forward_hook(self._leave, always_call=True)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         name = self._names[id(module)]
@@ -250,3 +206,45 @@ def _reads_only_its_shape(func: Any) -> bool:
 def _names_given(frame: _Frame) -> tuple[str, ...]:
     """The parameters of a running forward that its caller gave a value."""
     return tuple(inspect.signature(frame.module.forward).bind(*frame.args, **frame.kwargs).arguments)
+
+
+def named_arguments(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of one of ``ARGUMENTS``, by name."""
+    named = dict(zip(ARGUMENTS[function], args, strict=False)) | dict(kwargs)
+    if "transposed" not in named:
+        named["transposed"] = ARGUMENTS[function] is _TRANSPOSED
+    return named
+
+
+def geometry_of_call(named: Mapping[str, Any]) -> ConvSpec | Volume:
+    """The geometry of a call; a kernel per example counts its examples as groups, as the call itself does."""
+    weight, groups, transposed = named["weight"], int(named.get("groups", 1)), bool(named["transposed"])
+    first, second, *extents = (int(n) for n in weight.shape)
+    outputs, inputs = (second * groups, first) if transposed else (first, second * groups)
+    axes, padding = len(extents), named.get("padding", 0)
+
+    def numbers(name: str, default: int) -> list[int]:
+        value = named.get(name, default)
+        values = [value] if isinstance(value, int) else [int(n) for n in value]
+        return values * axes if len(values) == 1 else values
+
+    around = padding if isinstance(padding, str) else numbers("padding", 0)
+    bias = named.get("bias") is not None
+    if axes == 3:
+        stride, dilation = numbers("stride", 1), numbers("dilation", 1)
+        return Volume(inputs, outputs, extents, stride, around, dilation, groups, bias, transposed)
+    return ConvSpec(
+        inputs, outputs, _size(extents, 1), _size(numbers("stride", 1), 1),
+        around if isinstance(around, str) else _size(around, 0), _size(numbers("dilation", 1), 1), groups, bias,
+        "zeros", transposed, _size(numbers("output_padding", 0), 0), dims=axes,
+    )  # fmt: skip
+
+
+def _size(values: Sequence[int], flat: int) -> Size:
+    """Height and width; of one dimension the height is ``flat``."""
+    return (values[0], values[1]) if len(values) == 2 else (flat, values[0])
+
+
+def spec_of(module: Conv | DynamicConv2d) -> ConvSpec:
+    """The geometry of a convolution module; that of a dynamic one has its kernels stacked."""
+    return module.stacked_spec if isinstance(module, DynamicConv2d) else ConvSpec.of(module)

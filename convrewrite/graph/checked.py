@@ -14,11 +14,11 @@ from convrewrite.errors import TraceError
 from convrewrite.graph.sized import trace_sized
 from convrewrite.graph.tracing import Traced, trace
 from convrewrite.inputs import Inputs, varied
-from convrewrite.modules import alike, named_outputs, run
+from convrewrite.modules import alike, hooked, named_outputs, run
 
 
 def follow(model: nn.Module, inputs: Inputs) -> Traced:
-    """:func:`convrewrite.tracing.trace` without the graphs that compute something else on ``inputs`` than their modules.
+    """:func:`convrewrite.graph.tracing.trace` without the graphs that compute something else on ``inputs`` than their modules.
 
     What is inside of a module whose graph is dropped is followed part by part, as where there is none. The model is used
     in the mode it is in. Raises TraceError when it does not run on ``inputs``.
@@ -101,12 +101,8 @@ def _first_call(
         if not returned:
             returned.append({key: tensor.clone() for key, tensor in _outputs(output).items()})
 
-    handles = (part.register_forward_pre_hook(enter, with_kwargs=True), part.register_forward_hook(leave))
-    try:
+    with hooked((part.register_forward_pre_hook(enter, with_kwargs=True), part.register_forward_hook(leave))):
         run(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
     return (*given[0], returned[0]) if given and returned else None
 
 

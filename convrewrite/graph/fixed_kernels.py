@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from convrewrite.conv import Conv, ConvSpec
 from convrewrite.graph.calls import ARGUMENTS, geometry_of_call, named_arguments
 from convrewrite.inputs import Inputs
-from convrewrite.modules import run
+from convrewrite.modules import hooked, run
 
 NORMS = (WeightNorm, SpectralNorm)
 """Hooks that compute a weight before every call, as torch had them before it had parametrisations."""
@@ -53,17 +53,13 @@ def fixed_convolution(module: nn.Module, spec: ConvSpec) -> Conv:
 def _inputs_of(model: nn.Module, names: Collection[str], inputs: Inputs) -> Mapping[str, Tensor]:
     """The first input of each named module that is given one tensor at every call, and nothing else."""
     calls: dict[str, list[Any]] = {name: [] for name in names}
-    handles = [
+    with hooked(
         model.get_submodule(name).register_forward_pre_hook(
             lambda _module, args, kwargs, seen=seen: seen.append((*args, *kwargs.values())), with_kwargs=True
         )
         for name, seen in calls.items()
-    ]
-    try:
+    ):
         run(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
     alone = {name: seen for name, seen in calls.items() if seen and all(len(args) == 1 for args in seen)}
     return {name: seen[0][0] for name, seen in alone.items() if isinstance(seen[0][0], Tensor)}
 

@@ -2,7 +2,7 @@
 
 A call such as ``F.conv2d(x, self.weight)`` stands in a forward, where no submodule can be replaced. A run shows which calls
 there are and of what geometry; the graph of the forward shows that a call is always the same and that nothing else needs its
-tensors. What is then done is in :mod:`convrewrite.lifts`.
+tensors. What is then done is in :mod:`convrewrite.graph.lifts`.
 """
 
 from collections import Counter

@@ -18,7 +18,7 @@ from convrewrite.graph.tracing import Traced, module_calls
 from convrewrite.graph.volumes import REFUSAL, VOLUME_TYPES, Volume, VolumeSpec
 
 BATCH_NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
-"""By the number of dimensions of the convolution it follows."""
+"""Types of BatchNorm by the number of dimensions of the convolution they follow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def find_sites(
 ) -> tuple[Site, ...]:
     """Every convolution that a run on ``inputs`` calls, in order of its first call, then those never called.
 
-    ``unlifted`` says of weights, by name, why a functional call on them stays one (:mod:`convrewrite.lifting`).
+    ``unlifted`` says of weights, by name, why a functional call on them stays one (:mod:`convrewrite.graph.lifting`).
     """
     seen = observe(model, inputs)
     executed = _executed(model, traced, seen.runs)

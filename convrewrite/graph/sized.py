@@ -18,7 +18,7 @@ from convrewrite.inputs import Inputs
 
 
 def trace_sized(model: torch.nn.Module, inputs: Inputs) -> Traced:
-    """:func:`convrewrite.tracing.trace`, the whole model being followed for inputs of these sizes."""
+    """:func:`convrewrite.graph.tracing.trace`, the whole model being followed for inputs of these sizes."""
     return trace(model, len(inputs), lambda opaque: _SizedTracer(opaque, inputs))
 
 

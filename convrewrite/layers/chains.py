@@ -1,7 +1,7 @@
 """A chain of convolutions without anything between: what separable, asymmetric and grouped layers are.
 
 The geometry of each stage follows from the structure of the same name by the axis rule of
-:mod:`convrewrite.structure`, so a layer and a rewritten site compute the same. Only the last stage has the bias.
+:mod:`convrewrite.structures.lowering`, so a layer and a rewritten site compute the same. Only the last stage has the bias.
 """
 
 from collections.abc import Mapping, Sequence

@@ -10,7 +10,7 @@ from convrewrite.fitting import Accumulator, Moments, fit
 from convrewrite.structures import Setting, Structure, initial_kernels
 
 ONE_IN_HELD_OUT = 5
-"""Every fifth example judges the fit and has no part in it."""
+"""Examples for each one that is held out: it measures the error of the fit and has no part in it."""
 
 
 FitInputs = Tensor | Iterable[Tensor]

@@ -37,7 +37,7 @@ _MAKING: dict[object, int] = {
 
 
 BATCHES = 3
-"""How many batches of the old size the opened program is tried with at once."""
+"""Batches of the old size that the opened program is tried with at once."""
 
 
 ROUNDING = 1e4

@@ -1,8 +1,8 @@
 """Model files -> Python objects, without running the file's code.
 
 A pickle is a program. :func:`read_checkpoint` allows what the file asks for by name: network classes of torch, torchvision,
-timm and this package, classes the user named, and a few plain values; :mod:`convrewrite.unpickling` then reads it, and lets
-a file do with these only what saving a model does. Everything else is refused, unless the caller trusts the file.
+timm and this package, classes the user named, and a few plain values; :mod:`convrewrite.stored.unpickling` then reads it, and
+lets a file do with these only what saving a model does. Everything else is refused, unless the caller trusts the file.
 """
 
 import dataclasses

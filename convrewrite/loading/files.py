@@ -1,4 +1,4 @@
-"""A file or a program -> an ``nn.Module`` in eval mode; :mod:`checkpoints` says what a file may contain."""
+"""A file or a program -> an ``nn.Module`` in eval mode; :mod:`convrewrite.loading.checkpoints` says what a file may contain."""
 
 import inspect
 import os

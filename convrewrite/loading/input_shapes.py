@@ -18,7 +18,8 @@ _INPUT_LENGTHS = (1024, 128, 256, 512, 4096, 16000)
 
 
 MOST_NUMBERS = 1 << 26
-"""In an input whose shape is given: a volume of 4 x 256 x 256 x 256. What layers make of it takes many times its memory."""
+"""Numbers in an input whose shape is given, at most: a volume of 4 x 256 x 256 x 256. What layers make of
+it takes many times its memory."""
 
 
 _MOST_AXES = 8

@@ -2,7 +2,7 @@
 
 What ``ExportedProgram.module()`` gives calls ``aten`` operators on bare tensors, cannot change its mode, and refuses other
 batch sizes than it was exported with. Here its graph gets real layers, under the names they had in the model it was
-exported from, and an open batch axis where that is certain (:mod:`convrewrite.batch_axis`).
+exported from, and an open batch axis where that is certain (:mod:`convrewrite.loading.batch_axis`).
 """
 
 import inspect
@@ -35,7 +35,7 @@ _NORMS: dict[Any, tuple[int | None, int, int]] = {
 
 
 _NORM_TYPES = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
-"""By the number of axes of the input."""
+"""Types of BatchNorm by the number of axes of the input."""
 
 
 _DROPOUTS: dict[Any, type[nn.Dropout | nn.Dropout2d]] = {

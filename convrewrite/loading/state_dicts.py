@@ -16,7 +16,7 @@ _KEYS = (
     "model", "state_dict", "model_state_dict", "model_state", "ema", "model_ema", "state_dict_ema", "ema_state_dict",
     "net", "network", "module", "weights", "params", "params_ema",
 )  # fmt: skip
-"""Where weights usually are in a checkpoint, those of the model itself before averaged ones."""
+"""Keys under which weights usually are in a checkpoint, those of the model itself before averaged ones."""
 
 
 _DEPTH = 4

@@ -1,11 +1,11 @@
 """What each output of a model means, and how near two models' outputs are."""
 
 from convrewrite.meanings.evaluation import Evaluation
-from convrewrite.meanings.fidelity import Comparison, Fidelity, OutputFidelity, effect_of, require_same_outputs
+from convrewrite.meanings.fidelity import Fidelity, OutputFidelity, RunningFidelity, effect_of, require_same_outputs
 from convrewrite.meanings.kinds import (
     NOTHING,
-    Kind,
     Meaning,
+    OutputKind,
     WantedOutputs,
     asked_meanings,
     followed,
@@ -17,13 +17,13 @@ from convrewrite.meanings.origins import Origin
 
 __all__ = [
     "NOTHING",
-    "Comparison",
     "Evaluation",
     "Fidelity",
-    "Kind",
     "Meaning",
     "Origin",
     "OutputFidelity",
+    "OutputKind",
+    "RunningFidelity",
     "WantedOutputs",
     "asked_meanings",
     "effect_of",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from convrewrite.errors import VerificationError
-from convrewrite.meanings.kinds import Kind, Meaning
+from convrewrite.meanings.kinds import Meaning, OutputKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class OutputFidelity:
     kl: float | None = None
     equal_share: float | None = None
     cosine: float | None = None
-    kind: Kind = "values"
+    kind: OutputKind = "values"
 
     @property
     def effect(self) -> float:
@@ -66,7 +66,7 @@ class Fidelity:
 
 
 @dataclass(slots=True)
-class Comparison:
+class RunningFidelity:
     """The running sums of all outputs that count; float64, no tensor is kept."""
 
     meanings: Mapping[str, Meaning]
@@ -94,10 +94,10 @@ def effect_of(
 
     Raises VerificationError where outputs differ in names or shapes.
     """
-    comparison = Comparison(meanings)
+    fidelity = RunningFidelity(meanings)
     for original, found in pairs:
-        comparison.add(original, found)
-    parts = [(meanings[output.name].weight, output.effect) for output in comparison.outputs()]
+        fidelity.add(original, found)
+    parts = [(meanings[output.name].weight, output.effect) for output in fidelity.outputs()]
     return sum(weight * effect for weight, effect in parts) / sum(weight for weight, _ in parts)
 
 

@@ -21,7 +21,7 @@ from convrewrite.meanings.origins import Origin, origins_noted
 from convrewrite.meanings.words import Hint, hint_of
 from convrewrite.modules import ROOT, named_outputs, run
 
-Kind = Literal["logits", "probabilities", "multilabel", "embedding", "values", "ignore", "discrete"]
+OutputKind = Literal["logits", "probabilities", "multilabel", "embedding", "values", "ignore", "discrete"]
 
 
 SCORES = ("logits", "probabilities")
@@ -34,11 +34,11 @@ OF_MEASURES = ("relu", "tanh", "hardtanh", "clamp", "softplus", "exp", "abs", "s
 
 
 QUOTIENTS = ("reciprocal", "div", "mul")
-"""What ends a sigmoid that is written out, as ``1 / (1 + exp(-x))``."""
+"""Functions that end a sigmoid that is written out, as ``1 / (1 + exp(-x))``."""
 
 
-ASKABLE = tuple(kind for kind in get_args(Kind) if kind != "discrete")
-"""What a user may say; integers and booleans are found to be discrete."""
+ASKABLE = tuple(kind for kind in get_args(OutputKind) if kind != "discrete")
+"""Kinds that a user may name; integers and booleans are found to be discrete."""
 
 
 EXAMPLES = 64
@@ -60,7 +60,7 @@ class Meaning:
     ``ignore``: not compared.
     """
 
-    kind: Kind
+    kind: OutputKind
     reason: str
     weight: float = 1.0
     axis: int = 1

@@ -32,7 +32,7 @@ LARGE = 5.0
 
 
 EVEN = 0.9
-"""Of the logarithm of the classes' number: an entropy beyond it is that of a guess."""
+"""Part of the logarithm of the number of classes: an entropy beyond it is that of a guess."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class Seen:
 
     @property
     def enough(self) -> bool:
-        """Whether there are inputs to judge looks by."""
+        """Whether there are inputs to tell looks from."""
         return self.representative and self.axis in self.axes and self.shape[0] >= ENOUGH and self._finite
 
     @property

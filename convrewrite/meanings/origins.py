@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
+
+from convrewrite.modules import hooked
 
 MOVES = frozenset(
     {
@@ -40,17 +43,16 @@ def origins_noted(model: nn.Module) -> Iterator[Callable[[Mapping[str, Tensor]],
     """What runs in this block is followed; the function that is given tells the origins of its outputs afterwards."""
     path = [""]
     follower = _Follower(path)
-    handles = []
+    with hooked(_path_hooks(model, path)), follower:
+        yield follower.of
+
+
+def _path_hooks(model: nn.Module, path: list[str]) -> Iterator[RemovableHandle]:
+    """Registers what keeps the path of the module that runs; a scripted one takes no hooks."""
     for name, module in model.named_modules():
         if name and not isinstance(module, torch.jit.ScriptModule):
-            handles.append(module.register_forward_pre_hook(_entering(path, name)))
-            handles.append(module.register_forward_hook(_leaving(path)))
-    try:
-        with follower:
-            yield follower.of
-    finally:
-        for handle in handles:
-            handle.remove()
+            yield module.register_forward_pre_hook(_entering(path, name))
+            yield module.register_forward_hook(_leaving(path))
 
 
 def _entering(path: list[str], name: str) -> Callable[[nn.Module, Any], None]:

@@ -17,11 +17,11 @@ WORDS: dict[Literal["size", "class", "vector"], re.Pattern[str]] = {
     ),
     "vector": re.compile(r"embed\w*|emb|descriptors?|latents?|codes?"),
 }  # fmt: skip
-"""In this order: a ``bbox_embed`` gives boxes and a ``class_embed`` classes."""
+"""Words that name a kind, looked for in this order: a ``bbox_embed`` gives boxes and a ``class_embed`` classes."""
 
 
 PLAIN_FEATURES = re.compile(r"features?|feats?")
-"""Only as the name of the output or module itself: a whole network stands in a ``features`` as often."""
+"""Names of plain features, only of the output or module itself: a whole network stands in a ``features`` as often."""
 
 
 STAGES = re.compile(r"(entry|middle|exit)_?flow", re.IGNORECASE)

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from convrewrite.inputs import Inputs
+from convrewrite.modules.hooks import hooked
 from convrewrite.modules.running import run
 from convrewrite.process import ordinary_mode
 
@@ -38,15 +39,11 @@ def tally(model: nn.Module, inputs: Inputs) -> Tally:
 def calls_counted(modules: Mapping[str, nn.Module]) -> Iterator[Counter[str]]:
     """How often each of these modules is called meanwhile."""
     calls: Counter[str] = Counter()
-    handles = [
+    with hooked(
         module.register_forward_pre_hook(lambda _module, _args, name=name: calls.update((name,)))
         for name, module in modules.items()
-    ]
-    try:
+    ):
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def address(tensor: Tensor) -> int:

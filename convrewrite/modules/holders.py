@@ -32,7 +32,7 @@ _WEAK_MAPPINGS = (weakref.WeakValueDictionary, weakref.WeakKeyDictionary)
 
 
 CACHED: Any = type(functools.lru_cache(lambda: None))
-"""What ``functools.lru_cache`` makes of a function."""
+"""Type of what ``functools.lru_cache`` makes of a function."""
 
 
 _SELDOM_WITH_ATTRIBUTES = (Tensor, dict, types.FunctionType)
@@ -49,7 +49,7 @@ _OUTSIDE = (
 
 
 Of = Callable[[Any], Any]
-"""What stands in the place of an object; the object itself where that stays."""
+"""Function from an object to what stands in its place: the object itself where that stays."""
 
 
 def reachable(*roots: object) -> Iterator[Any]:
@@ -334,7 +334,7 @@ _WAYS: tuple[tuple[Any, Callable[[Any, Of], Any]], ...] = (
     (CACHED, _cached),
     (weakref.ReferenceType, _weak),
 )
-"""How the parts of an object of some type are found and put back; the first that fits."""
+"""Ways in which the parts of an object of some type are found and put back; the first that fits counts."""
 
 
 _BARE: dict[type, Callable[[Any, Of], Any]] = {

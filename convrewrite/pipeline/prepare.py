@@ -41,5 +41,5 @@ def prepare(
 
 
 def whole_cost(model: nn.Module, inputs: Inputs) -> Cost:
-    """Parameters of the whole model; MACs of one example, as a run of it shows them (:func:`convrewrite.counting.tally`)."""
+    """Parameters of the whole model; MACs of one example, as a run of it shows them (:func:`convrewrite.modules.tally`)."""
     return Cost(sum(parameter.numel() for parameter in model.parameters()), tally(model, inputs).macs)

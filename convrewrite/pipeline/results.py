@@ -42,14 +42,15 @@ FILES = ("model.pt", ONNX, PLAN, WEIGHTS, "report.json", "report.md", "report.ht
 
 
 REPORTS = frozenset({"report.json", "report.md", "report.html"})
-"""All else may be someone's only copy: it belongs to a result where its plan stands beside it."""
+"""Files that a result may consist of alone. All else may be someone's only copy: it belongs to a result where
+its plan stands beside it."""
 
 
 PLAN_START = re.compile(rb'"model"\s*:\s*\{\s*"geometry"')
 
 
 PLAN_STARTS_WITHIN = 1 << 16
-"""What tells a plan, be it of another version or broken, from any other file, and in how many bytes."""
+"""Pattern that tells a plan, be it of another version or broken, from any other file, and in how many bytes."""
 
 
 def check_writable(folder: Path, inputs: Sequence[str] = ()) -> None:

@@ -1,4 +1,4 @@
-"""One run: its choice of options, and everything after it. The entry points are in :mod:`convrewrite.pipeline`."""
+"""One run: its choice of options, and everything after it. The entry points are in :mod:`convrewrite.pipeline.api`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

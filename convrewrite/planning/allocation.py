@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from convrewrite.conv import Cost
 from convrewrite.errors import PlanError
 from convrewrite.graph import Site
+from convrewrite.planning.costs import Counted
 from convrewrite.planning.curves import Scored, Surveyed
 from convrewrite.planning.knapsack import Item, choose, least
 from convrewrite.rewriting import Rewritten
@@ -15,27 +16,13 @@ NOT_NEEDED = "the budget is met with less harm elsewhere"
 
 
 @dataclass(frozen=True, slots=True)
-class WholeCost:
-    """What the whole model costs as it is; ``seconds`` None where time was not measured."""
-
-    cost: Cost
-    seconds: float | None = None
-
-    def of(self, resource: str) -> float:
-        """The amount of one resource: MACs, parameters, or seconds."""
-        if resource == "latency":
-            assert self.seconds is not None, "a latency budget needs measured times"
-            return self.seconds
-        return self.cost.macs if resource == "macs" else self.cost.parameters
-
-
-@dataclass(frozen=True, slots=True)
 class Allocation:
-    """The chosen option of every site, None to keep it; the sum of their effects, and the parts of the totals left."""
+    """The chosen option of every site, None to keep it; the sum of their effects, and the parts of the whole
+    model's ``totals`` that are left."""
 
     surveyed: tuple[Surveyed, ...]
     chosen: tuple[Scored | None, ...]
-    totals: WholeCost
+    totals: Counted
 
     @property
     def effect(self) -> float:
@@ -45,7 +32,7 @@ class Allocation:
     def part(self, resource: str) -> float:
         """What is left of a resource, as a part of the whole model's."""
         pairs = zip(self.surveyed, self.chosen, strict=True)
-        saved = sum(_amount_kept(s, resource) - c.amount(resource) for s, c in pairs if c is not None)
+        saved = sum(_amount_kept(s, resource) - c.costs.of(resource) for s, c in pairs if c is not None)
         return 1 - saved / self.totals.of(resource)
 
     def shortlists(self) -> tuple[Shortlist, ...]:
@@ -62,15 +49,15 @@ class Allocation:
 @dataclass(frozen=True, slots=True)
 class FittedPlan:
     """An allocation that was carried out, and what was measured of it: ``loss`` is the fidelity it falls short by, or its
-    effect on the outputs, whichever was asked for."""
+    effect on the outputs, whichever the constraints are about."""
 
     allocation: Allocation
     rewritten: Rewritten
     loss: float
 
 
-def allocate(surveyed: Sequence[Surveyed], budget: Mapping[str, float], totals: WholeCost) -> Allocation:
-    """The optimum, as :mod:`convrewrite.knapsack` finds it.
+def allocate(surveyed: Sequence[Surveyed], budget: Mapping[str, float], totals: Counted) -> Allocation:
+    """The optimum, as :mod:`convrewrite.planning.knapsack` finds it.
 
     Raises PlanError that says what these options can reach, when they cannot meet the budget.
     """
@@ -90,18 +77,18 @@ def allocate(surveyed: Sequence[Surveyed], budget: Mapping[str, float], totals: 
 def require_reachable(search_spaces: Sequence[SearchSpace], budget: Mapping[str, float], totals: Cost) -> None:
     """Raise PlanError for a budget of MACs or parameters that even the cheapest options miss: before any long work."""
     counted = {name: part for name, part in budget.items() if name != "latency"}
-    reach = {name: 1 - _most_saved(search_spaces, name) / max(1, WholeCost(totals).of(name)) for name in counted}
+    reach = {name: 1 - _most_saved(search_spaces, name) / max(1, Counted(totals).of(name)) for name in counted}
     if any(reach[name] > part for name, part in counted.items()):
         raise PlanError(unreachable(counted, reach))
 
 
 def unreachable(budget: Mapping[str, float], reach: Mapping[str, float]) -> str:
-    """The message of a budget that cannot be met: what was asked, what can be had, what to do."""
-    asked = ", ".join(f"{name}={part:g}" for name, part in budget.items())
+    """The message of a budget that cannot be met: the budget, what can be had, what to do."""
+    wanted = ", ".join(f"{name}={part:g}" for name, part in budget.items())
     found = ", ".join(f"{name}={part:.3f}" for name, part in reach.items())
     together = " each by itself" if len(reach) > 1 else ""
     return (
-        f"budget {asked} cannot be met by these rules on this model: they reach {found} at the least{together}; "
+        f"budget {wanted} cannot be met by these rules on this model: they reach {found} at the least{together}; "
         "ask for more than that, or add rules (--rule balanced)"
     )
 
@@ -115,7 +102,7 @@ def _most_saved(search_spaces: Sequence[SearchSpace], resource: str) -> float:
 
 
 def _saving(site: Site, cost: Cost, resource: str) -> float:
-    return max(0.0, WholeCost(site.cost).of(resource) - WholeCost(cost).of(resource))
+    return max(0.0, Counted(site.cost).of(resource) - Counted(cost).of(resource))
 
 
 def _items(entry: Surveyed, resources: Sequence[str]) -> list[Item]:
@@ -134,10 +121,10 @@ def _kept(entry: Surveyed, resources: Sequence[str]) -> Item:
 
 
 def _item(scored: Scored, resources: Sequence[str]) -> Item:
-    return Item(scored.effect, tuple(scored.amount(r) for r in resources))
+    return Item(scored.effect, tuple(scored.costs.of(r) for r in resources))
 
 
 def _amount_kept(entry: Surveyed, resource: str) -> float:
     if resource == "latency":
         return entry.seconds or 0.0
-    return WholeCost(entry.site.cost).of(resource)
+    return Counted(entry.site.cost).of(resource)

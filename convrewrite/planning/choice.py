@@ -4,15 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from convrewrite.graph import Site
-from convrewrite.planning.allocation import Allocation, FittedPlan, WholeCost, allocate, require_reachable
+from convrewrite.planning.allocation import Allocation, FittedPlan, allocate, require_reachable
+from convrewrite.planning.costs import Counted, Timed
 from convrewrite.planning.curves import Surveyed
 from convrewrite.planning.fidelity_budget import search, shortfall
-from convrewrite.planning.latency_budget import allocate_measured, rehearse
+from convrewrite.planning.latency_budget import allocate_measured, measured_part
 from convrewrite.planning.latency_table import LatencyTable, fast_enough, in_fastest_lowering
 from convrewrite.planning.plan import Constraints, Plan
 from convrewrite.planning.planned import make_plan
 from convrewrite.planning.sensitivities import FAST, THOROUGH, survey
-from convrewrite.planning.swaps import check, swap
+from convrewrite.planning.swaps import evaluate, swap
 from convrewrite.rewriting import Outcome, Prepared, Rewritten, Settings, Work, rewrite
 from convrewrite.rules import Candidate, Shortlist, shortlist_at
 from convrewrite.runtime import Baseline, Unmeasured
@@ -51,7 +52,7 @@ class Planner:
         if "latency" in self.constraints.budget:
             with work.watch.timed("latency"):
                 return self._choose_by_latency(surveyed)
-        allocation = allocate(surveyed, self.constraints.budget, WholeCost(work.prepared.totals))
+        allocation = allocate(surveyed, self.constraints.budget, Counted(work.prepared.totals))
         return Choice(self._lowered(allocation), allocation)
 
     def fit(self, choice: Choice) -> tuple[Rewritten, Allocation | None]:
@@ -62,7 +63,7 @@ class Planner:
         rewritten = self._rewrite(choice.shortlists)
         if choice.allocation is None or self.work.settings.fast or not self.work.data.fit:
             return rewritten, choice.allocation
-        checked = check(self.work, choice.allocation, rewritten)
+        checked = evaluate(self.work, choice.allocation, rewritten)
         if checked.loss <= choice.allocation.effect:  # no more harm than that of the parts: nothing to gain
             return rewritten, choice.allocation
         attempt = lambda allocation: self._rewrite(self._lowered(allocation))  # noqa: E731
@@ -70,7 +71,7 @@ class Planner:
         return best.rewritten, best.allocation
 
     def plan(self, choice: Choice) -> Plan:
-        """The plan of a choice that was not fitted; where a rule offers several options, the cheapest."""
+        """The plan of a choice that was not fitted; where a rule allows several candidates, the cheapest."""
         chosen = [
             (o.site, min(o.candidates, key=lambda p: p.cost.macs) if o.candidates else None, o.reason)
             for o in choice.shortlists
@@ -115,7 +116,7 @@ class Planner:
     def _choose_by_latency(self, surveyed: tuple[Surveyed, ...]) -> Choice:
         work = self.work
         work.progress("latency", 0, 1, "the plan as a whole, before it is fitted")
-        totals = WholeCost(work.prepared.totals, self.baseline.seconds())
+        totals = Timed(work.prepared.totals, self.baseline.seconds())
         allocation = allocate_measured(work.prepared, surveyed, self.constraints.budget, totals, self.baseline)
         work.progress("latency", 1, 1, f"predicted {allocation.part('latency'):.2f} of the original's")
         return Choice(allocation.shortlists(), allocation)
@@ -125,7 +126,7 @@ class Planner:
         assert keep is not None
         found = search(
             surveyed,
-            WholeCost(work.prepared.totals),
+            Counted(work.prepared.totals),
             keep,
             lambda allocation: self._rewrite(self._lowered(allocation)),
             lambda rewritten: shortfall(work.prepared.model, rewritten, work.data, keep, work.evaluation.meanings),
@@ -145,15 +146,15 @@ class Planner:
         return rewrite(self.work, shortlists)
 
     def _measures_within(self, allocation: Allocation) -> bool:
-        """Whether the whole plan measures within the latency asked for, if any was: the times of options do not add up."""
+        """Whether the whole plan measures within the budget of latency, if there is one: the times of options do not add up."""
         if "latency" not in self.constraints.budget:
             return True
         with self.work.watch.timed("latency"):
-            measured = rehearse(self.work.prepared, allocation.shortlists(), self.baseline)
+            measured = measured_part(self.work.prepared, allocation.shortlists(), self.baseline)
         return measured <= self.constraints.budget["latency"]
 
 
 def latency_table_of(prepared: Prepared, settings: Settings) -> LatencyTable:
-    """Who measures the seconds of options in this run."""
+    """The seconds of candidates in this run."""
     rounds = FAST.rounds if settings.fast else THOROUGH.rounds
     return LatencyTable(prepared.structures, settings.threads, rounds, settings.timer)

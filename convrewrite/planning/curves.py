@@ -7,40 +7,57 @@ from dataclasses import dataclass, replace
 
 from convrewrite.fitting import Fit
 from convrewrite.graph import Site
+from convrewrite.planning.costs import Counted, Timed
 from convrewrite.rules import Candidate, RankRange
 
 FAR_BEHIND = 1.5
-"""A rank range whose cheap fits have so many times the error of others at equal cost, everywhere, is dropped."""
+"""Times the variance that others leave unexplained at equal cost: a rank range whose cheap fits leave more, everywhere, is
+dropped."""
 
 
-LEAST_ERROR = 1e-12
+LEAST_UNEXPLAINED = 1e-12
+"""Share of a variance below which fits are equally good, so that all have a logarithm."""
 
 
 LEAST_EFFECT = 1e-12
+"""Effect below which options are equally harmless, so that all have a logarithm."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A candidate with its relative squared output error, its effect on the model's outputs (KL in nats, or relative squared
-    error), whether that effect was measured or interpolated, and its seconds where they were measured."""
+    """A candidate with its relative output error, its effect on the model's outputs (KL in nats, or relative squared
+    error), and whether that effect was measured or interpolated."""
 
     candidate: Candidate
     error: float
     effect: float
     measured: bool
-    seconds: float | None = None
 
-    def amount(self, resource: str) -> float:
-        """What it costs of "macs", "params" or "latency"."""
-        if resource == "latency":
-            assert self.seconds is not None, "a latency budget needs measured times"
-            return self.seconds
-        return self.candidate.cost.macs if resource == "macs" else self.candidate.cost.parameters
+    @property
+    def costs(self) -> Counted:
+        """What it costs of every resource."""
+        return Counted(self.candidate.cost)
+
+    def timed(self, seconds: float) -> "TimedScored":
+        """The same with the seconds that were measured."""
+        return TimedScored(self.candidate, self.error, self.effect, self.measured, seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class TimedScored(Scored):
+    """The same, with the measured seconds of the candidate at its site."""
+
+    seconds: float
+
+    @property
+    def costs(self) -> Counted:
+        """What it costs of every resource, seconds among them."""
+        return Timed(self.candidate.cost, self.seconds)
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A candidate that was timed or fitted, and the reason why it is none of the options."""
+    """A candidate that was timed or fitted, with its relative output error, and the reason why it is none of the options."""
 
     candidate: Candidate
     error: float | None
@@ -65,21 +82,30 @@ class Surveyed:
 
 @dataclass(frozen=True, slots=True)
 class FittedCandidate:
-    """A rank of a rank range that was fitted; ``gain`` is what full refinement is expected to leave of its error."""
+    """A rank of a rank range that was fitted; ``gain`` is what full refinement is expected to leave of what the fit leaves
+    unexplained."""
 
     candidate: Candidate
     fit: Fit
     gain: float = 1.0
 
     @property
+    def unexplained(self) -> float:
+        """The share of the output's variance that the finished fit is expected to leave unexplained."""
+        return max(LEAST_UNEXPLAINED, self.fit.unexplained * self.gain)
+
+    @property
     def error(self) -> float:
-        """The relative squared output error that the finished fit is expected to have."""
-        return max(LEAST_ERROR, self.fit.held_out_error * self.gain)
+        """The relative output error that the finished fit is expected to have."""
+        return self.unexplained**0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A rank range with the ranks that may be chosen, cheap to dear, their seconds where time counts, and its fitted samples."""
+    """A rank range with the ranks that may be chosen, cheap to dear, their seconds where time counts, and its fitted samples.
+
+    What is interpolated is the share of the output's variance that a fit leaves unexplained, in logarithms.
+    """
 
     rank_range: RankRange
     candidates: tuple[Candidate, ...]
@@ -88,8 +114,8 @@ class Curve:
 
     @property
     def points(self) -> list[tuple[float, float]]:
-        """Error over cost (seconds where time counts, else MACs) of the samples, both as logarithms."""
-        return sorted((self.log_cost(sample.candidate), math.log(sample.error)) for sample in self.samples)
+        """What the samples leave unexplained over their cost (seconds where time counts, else MACs), both as logarithms."""
+        return sorted((self.log_cost(sample.candidate), math.log(sample.unexplained)) for sample in self.samples)
 
     def log_cost(self, candidate: Candidate) -> float:
         """The logarithm of what a candidate of this rank range costs."""
@@ -109,35 +135,35 @@ class Curve:
         return replace(self, candidates=tuple(p for p, _ in pairs), seconds=seconds, samples=samples)
 
     def error_of(self, candidate: Candidate) -> float:
-        """Interpolated log-log in the MACs."""
-        errors = sorted((_log_macs(sample.candidate), math.log(sample.error)) for sample in self.samples)
-        return math.exp(interpolated(errors, _log_macs(candidate), -1.0))
+        """The relative output error of a candidate, interpolated."""
+        return self._unexplained_of(candidate) ** 0.5
 
     def scored(self, effects: Sequence[tuple[FittedCandidate, float]]) -> list[Scored]:
         """All candidates with their errors, and their effects interpolated between the measured ones.
 
-        An effect was measured on a sample as it was fitted then; beyond the measured errors it goes with the error.
+        An effect was measured on a sample as it was fitted then; beyond the measured ones it goes with what is unexplained.
         """
         known = sorted(
-            (math.log(max(LEAST_ERROR, sample.fit.held_out_error)), math.log(max(LEAST_EFFECT, effect)))
+            (math.log(max(LEAST_UNEXPLAINED, sample.fit.unexplained)), math.log(max(LEAST_EFFECT, effect)))
             for sample, effect in effects
         )
         measured = {sample.candidate.option for sample, _ in effects if sample.gain == 1.0}
-        rows = [(candidate, self.error_of(candidate)) for candidate in self.candidates]
-        return [
-            Scored(
-                candidate,
-                error,
-                math.exp(interpolated(known, math.log(error), 1.0)),
-                candidate.option in measured,
-                self.seconds_of(candidate),
-            )
-            for candidate, error in rows
-        ]
+        found = []
+        for candidate in self.candidates:
+            unexplained, seconds = self._unexplained_of(candidate), self.seconds_of(candidate)
+            effect = math.exp(interpolated(known, math.log(unexplained), 1.0))
+            scored = Scored(candidate, unexplained**0.5, effect, candidate.option in measured)
+            found.append(scored if seconds is None else scored.timed(seconds))
+        return found
 
     def dropped(self, reason: str) -> list[Dropped]:
         """Every sample, for the same reason."""
         return [Dropped(s.candidate, s.error, reason, self.seconds_of(s.candidate)) for s in self.samples]
+
+    def _unexplained_of(self, candidate: Candidate) -> float:
+        """The share that a candidate leaves unexplained, log-log in the MACs."""
+        shares = sorted((_log_macs(sample.candidate), math.log(sample.unexplained)) for sample in self.samples)
+        return math.exp(interpolated(shares, _log_macs(candidate), -1.0))
 
 
 def competitive(curves: Sequence[Curve]) -> tuple[list[Curve], list[Curve]]:
@@ -147,8 +173,8 @@ def competitive(curves: Sequence[Curve]) -> tuple[list[Curve], list[Curve]]:
     for curve in curves:
         others = [other.points for other in curves if other is not curve]
         good = (
-            all(error <= interpolated(other, cost, -1.0) + math.log(FAR_BEHIND) for other in others)
-            for cost, error in curve.points
+            all(unexplained <= interpolated(other, cost, -1.0) + math.log(FAR_BEHIND) for other in others)
+            for cost, unexplained in curve.points
         )
         (near if any(good) else far).append(curve)
     return near, far
@@ -160,7 +186,7 @@ def faithful_enough(curves: Sequence[Curve]) -> tuple[list[Curve], list[Dropped]
     dropped: list[Dropped] = []
     for curve in curves:
         most = curve.rank_range.rule.require.max_output_error or math.inf
-        good = [candidate for candidate in curve.candidates if curve.error_of(candidate) ** 0.5 <= most]
+        good = [candidate for candidate in curve.candidates if curve.error_of(candidate) <= most]
         # All samples stay: what is left is read off between them.
         kept += [replace(curve.only(good), samples=curve.samples)] if good else []
         wrong = curve.only([candidate for candidate in curve.candidates if candidate not in good])

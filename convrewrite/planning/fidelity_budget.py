@@ -14,7 +14,8 @@ from convrewrite.calibration import Calibration
 from convrewrite.errors import PlanError
 from convrewrite.meanings import Meaning
 from convrewrite.modules import named_outputs, run
-from convrewrite.planning.allocation import Allocation, FittedPlan, WholeCost, allocate
+from convrewrite.planning.allocation import Allocation, FittedPlan, allocate
+from convrewrite.planning.costs import Counted
 from convrewrite.planning.curves import Surveyed
 from convrewrite.planning.plan import Keep
 from convrewrite.rewriting import Rewritten
@@ -25,17 +26,17 @@ TRIALS = 6
 
 
 NEAR = 0.03
-"""The search ends when the saving is known to so much of the cost that is left."""
+"""Part of the cost that is left: the search ends when the saving is known to so much."""
 
 
 FIRST_GUESS = {"agreement": 0.2, "error": 1.0}
-"""How the shortfall follows from the square root of the predicted effect, before anything was measured: disagreement from
-KL on a classifier, relative error from squared relative error."""
+"""Factors by which the shortfall follows from the square root of the predicted effect, before anything was measured:
+disagreement from KL on a classifier, relative error from its own square."""
 
 
 def search(
     surveyed: Sequence[Surveyed],
-    totals: WholeCost,
+    totals: Counted,
     keep: Keep,
     attempt: Callable[[Allocation], Rewritten],
     shortfall_of: Callable[[nn.Module], float],
@@ -69,14 +70,14 @@ def search(
     return best
 
 
-def _least_part(surveyed: Sequence[Surveyed], totals: WholeCost) -> float:
+def _least_part(surveyed: Sequence[Surveyed], totals: Counted) -> float:
     saved = (
         max((entry.site.cost.macs - s.candidate.cost.macs for s in entry.options), default=0) for entry in surveyed
     )
     return 1 - sum(max(0, amount) for amount in saved) / totals.of("macs")
 
 
-def _cheapest(surveyed: Sequence[Surveyed], totals: WholeCost, low: float, high: float, root_effect: float) -> float:
+def _cheapest(surveyed: Sequence[Surveyed], totals: Counted, low: float, high: float, root_effect: float) -> float:
     """The part of the MACs between ``low`` and ``high`` at which the square root of the predicted effect is ``root_effect``;
     well inside the bracket, so that every trial narrows it."""
     margin = 0.1 * (high - low)

@@ -16,18 +16,18 @@ from scipy.sparse import block_diag, csr_matrix
 from convrewrite.process import standard_output_closed
 
 SLACK = 1e-9
-"""Of a limit: by so much rounding may overstep it."""
+"""Part of a limit by which rounding may overstep it."""
 
 
 ALL_NODES = 2**31 - 1
 
 
 LIMIT_REACHED = 1
-"""What scipy's ``milp`` calls a search that was ended before it was done."""
+"""Status by which scipy's ``milp`` calls a search that was ended before it was done."""
 
 
 NODES = 1000
-"""Of the search tree, at most. Among 74 sites that were nearly alike a proof was not done after minutes, and the best
+"""Nodes of the search tree, at most. Among 74 sites that were nearly alike a proof was not done after minutes, and the best
 choice found within so many nodes was less than 2e-4 above the bound; effects are read off a few measured ones anyway.
 A count of nodes is the same on every machine, as a time is not."""
 

@@ -11,25 +11,27 @@ from torch import nn
 
 from convrewrite.errors import PlanError
 from convrewrite.modules import copy_model
-from convrewrite.planning.allocation import Allocation, WholeCost, allocate, unreachable
+from convrewrite.planning.allocation import Allocation, allocate, unreachable
+from convrewrite.planning.costs import Counted
 from convrewrite.planning.curves import Surveyed
 from convrewrite.planning.plan import OVERSTEP
 from convrewrite.rewriting import Prepared, empty_option, replace_site
 from convrewrite.rules import Shortlist
 from convrewrite.runtime import Baseline, Unmeasured
 
-REHEARSALS = 4
+MEASUREMENTS = 4
+"""Plans that are timed as a whole, at most."""
 
 
 CLOSE = 0.97
-"""Of the budget: a plan that measures between this part of it and all of it is taken."""
+"""Part of the budget: a plan that measures between it and the whole budget is taken."""
 
 
 def allocate_measured(
     prepared: Prepared,
     surveyed: Sequence[Surveyed],
     budget: Mapping[str, float],
-    totals: WholeCost,
+    totals: Counted,
     baseline: Baseline | Unmeasured,
 ) -> Allocation:
     """The allocation of least effect whose latency *measures* within the budget, of a few that are tried.
@@ -37,9 +39,9 @@ def allocate_measured(
     Where none of them does, the one that comes nearest. Raises PlanError when the options' own times already say no, and
     when the nearest oversteps the budget by more than ``OVERSTEP``.
     """
-    asked = aim = budget["latency"]
+    limit = aim = budget["latency"]
     tried: list[tuple[float, Allocation]] = []
-    for _ in range(REHEARSALS):
+    for _ in range(MEASUREMENTS):
         try:
             allocation = allocate(surveyed, {**budget, "latency": aim}, totals)
         except PlanError:
@@ -48,24 +50,24 @@ def allocate_measured(
             break
         if any(allocation.chosen == known.chosen for _, known in tried):
             break
-        measured = rehearse(prepared, allocation.shortlists(), baseline)
+        measured = measured_part(prepared, allocation.shortlists(), baseline)
         tried.append((measured, allocation))
-        if CLOSE * asked <= measured <= asked:
+        if CLOSE * limit <= measured <= limit:
             break
-        aim = min(_next_aim([(found, a.part("latency")) for found, a in tried], asked), 0.999)
-    within = [allocation for measured, allocation in tried if measured <= asked]
+        aim = min(_next_aim([(found, a.part("latency")) for found, a in tried], limit), 0.999)
+    within = [allocation for measured, allocation in tried if measured <= limit]
     least, nearest = min(tried, key=lambda pair: pair[0])
-    if least > OVERSTEP * asked:
-        raise PlanError(unreachable({"latency": asked}, {"latency": least}))
+    if least > OVERSTEP * limit:
+        raise PlanError(unreachable({"latency": limit}, {"latency": least}))
     return replace(min(within, key=lambda a: a.effect) if within else nearest, totals=totals)
 
 
-def _next_aim(tried: Sequence[tuple[float, float]], asked: float) -> float:
-    """What a plan should be predicted to take so that it measures a little less than ``asked``; ``tried`` are pairs of what
+def _next_aim(tried: Sequence[tuple[float, float]], limit: float) -> float:
+    """What a plan should be predicted to take so that it measures a little less than ``limit``; ``tried`` are pairs of what
     was measured and what was predicted. Read off between the nearest on both sides, else in proportion to the last one."""
-    wanted = asked * (1 + CLOSE) / 2
-    below = max((pair for pair in tried if pair[0] <= asked), default=None)
-    above = min((pair for pair in tried if pair[0] > asked), default=None)
+    wanted = limit * (1 + CLOSE) / 2
+    below = max((pair for pair in tried if pair[0] <= limit), default=None)
+    above = min((pair for pair in tried if pair[0] > limit), default=None)
     if below is not None and above is not None and below[1] < above[1]:
         share = (wanted - below[0]) / (above[0] - below[0])
         return below[1] + share * (above[1] - below[1])
@@ -73,7 +75,7 @@ def _next_aim(tried: Sequence[tuple[float, float]], asked: float) -> float:
     return predicted * wanted / measured
 
 
-def rehearse(prepared: Prepared, shortlists: Sequence[Shortlist], baseline: Baseline | Unmeasured) -> float:
+def measured_part(prepared: Prepared, shortlists: Sequence[Shortlist], baseline: Baseline | Unmeasured) -> float:
     """The time of the model with these options, unfitted, as a part of the original's: the median of paired ratios."""
     return baseline.ratio(_unfitted(prepared, shortlists))
 

@@ -1,4 +1,7 @@
-"""Measured seconds of candidates at the site's real input shape, and what is left out for being too slow."""
+"""The latency table: measured seconds of candidates at their site's real input shape; and what is read off it.
+
+The fastest lowering of a candidate, which candidates are too slow to stay, and which ranks fill the processor's channel blocks.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,11 +10,11 @@ from convrewrite.conv import ConvSpec, Size
 from convrewrite.graph import Site
 from convrewrite.machine import channel_block
 from convrewrite.rules import Candidate, Shortlist, cost_of
-from convrewrite.runtime import THIS_MACHINE, Graph, Timer
+from convrewrite.runtime import THIS_MACHINE, OptionGraph, Timer
 from convrewrite.structures import Option, Stage, Structure, branch_specs, lowerings
 
 MIN_GAIN = 0.05
-"""Of a site's measured time: an option that gains less is not worth its error."""
+"""Part of a site's measured time: an option that gains less is not worth its error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ class TimedCandidate:
 
 @dataclass(frozen=True, slots=True)
 class LatencyTable:
-    """Asks a timer for the seconds of options, at one thread count."""
+    """The seconds of candidates, as a timer measures them at one thread count."""
 
     structures: Mapping[str, Structure]
     threads: int = 1
@@ -38,7 +41,7 @@ class LatencyTable:
     timer: Timer = THIS_MACHINE
 
     def of(self, site: Site, candidates: Sequence[Candidate]) -> tuple[TimedCandidate, ...]:
-        """The price of every candidate at a site, all calls of it together."""
+        """Every candidate of a site with its seconds, all calls of the site together."""
         variants = [(p, lowering) for p in candidates for lowering in self._lowerings(site.folded_spec, p.option)]
         graphs = [self._graph(site.folded_spec, p.option, lowering) for p, lowering in variants]
         before, after = self._seconds(site, graphs)
@@ -62,7 +65,7 @@ class LatencyTable:
         cost = cost_of(site, option, self.structures[option.structure])
         return TimedCandidate(replace(candidate, option=option, cost=cost), seconds, before)
 
-    def _seconds(self, site: Site, graphs: Sequence[Graph]) -> tuple[float, list[float]]:
+    def _seconds(self, site: Site, graphs: Sequence[OptionGraph]) -> tuple[float, list[float]]:
         before, after = 0.0, [0.0] * len(graphs)
         for size, calls in _calls(site).items():
             once, options = self.timer.time_options(site.folded_spec, graphs, size, self.threads, self.rounds)
@@ -73,7 +76,7 @@ class LatencyTable:
     def _lowerings(self, spec: ConvSpec, option: Option) -> tuple[str, ...]:
         return lowerings(self._stages(spec, option))
 
-    def _graph(self, spec: ConvSpec, option: Option, lowering: str) -> Graph:
+    def _graph(self, spec: ConvSpec, option: Option, lowering: str) -> OptionGraph:
         return branch_specs(spec, self._stages(spec, option), lowering)
 
     def _stages(self, spec: ConvSpec, option: Option) -> tuple[Stage, ...]:
@@ -85,6 +88,34 @@ def _calls(site: Site) -> dict[Size, int]:
     for size in site.input_sizes:
         counted[size] = counted.get(size, 0) + 1
     return counted
+
+
+def in_fastest_lowering(shortlists: Sequence[Shortlist], latency_table: LatencyTable) -> tuple[Shortlist, ...]:
+    """The same options, each lowered as it runs fastest at its site."""
+    return tuple(_with(shortlist, _timed(shortlist, latency_table)) for shortlist in shortlists)
+
+
+def fast_enough(shortlists: Sequence[Shortlist], latency_table: LatencyTable) -> tuple[Shortlist, ...]:
+    """As above, without the options that miss their rule's ``min_latency_gain``."""
+    return tuple(_without_slow(shortlist, _timed(shortlist, latency_table)) for shortlist in shortlists)
+
+
+def _timed(shortlist: Shortlist, latency_table: LatencyTable) -> tuple[TimedCandidate, ...]:
+    return latency_table.of(shortlist.site, shortlist.candidates) if shortlist.candidates else ()
+
+
+def _with(shortlist: Shortlist, timed: Sequence[TimedCandidate]) -> Shortlist:
+    return replace(shortlist, candidates=tuple(entry.candidate for entry in timed))
+
+
+def _without_slow(shortlist: Shortlist, timed: Sequence[TimedCandidate]) -> Shortlist:
+    kept = [entry for entry in timed if entry.gain >= (entry.candidate.rule.require.min_latency_gain or -1e9)]
+    if kept or not timed:
+        return _with(shortlist, kept)
+    best = max(timed, key=lambda entry: entry.gain)
+    return Shortlist(
+        shortlist.site, (), f"no option is fast enough: the best changes the measured time by {-best.gain:+.0%}"
+    )
 
 
 def aligned(stages: Sequence[Stage], block: int | None = None) -> bool:
@@ -99,31 +130,3 @@ def _fills(stage: Stage, block: int) -> bool:
     if stage.groups == 1 or stage.groups in (stage.in_channels, stage.out_channels):
         return True
     return stage.in_channels // stage.groups % block == 0 and stage.out_channels // stage.groups % block == 0
-
-
-def in_fastest_lowering(shortlists: Sequence[Shortlist], latency_table: LatencyTable) -> tuple[Shortlist, ...]:
-    """The same options, each lowered as it runs fastest at its site."""
-    return tuple(_offered(shortlist, _timed_curve(shortlist, latency_table)) for shortlist in shortlists)
-
-
-def fast_enough(shortlists: Sequence[Shortlist], latency_table: LatencyTable) -> tuple[Shortlist, ...]:
-    """As above, without the options that miss their rule's ``min_latency_gain``."""
-    return tuple(_gated(shortlist, _timed_curve(shortlist, latency_table)) for shortlist in shortlists)
-
-
-def _timed_curve(shortlist: Shortlist, latency_table: LatencyTable) -> tuple[TimedCandidate, ...]:
-    return latency_table.of(shortlist.site, shortlist.candidates) if shortlist.candidates else ()
-
-
-def _offered(shortlist: Shortlist, latency_table: Sequence[TimedCandidate]) -> Shortlist:
-    return replace(shortlist, candidates=tuple(timed.candidate for timed in latency_table))
-
-
-def _gated(shortlist: Shortlist, latency_table: Sequence[TimedCandidate]) -> Shortlist:
-    kept = [timed for timed in latency_table if timed.gain >= (timed.candidate.rule.require.min_latency_gain or -1e9)]
-    if kept or not latency_table:
-        return _offered(shortlist, kept)
-    best = max(latency_table, key=lambda timed: timed.gain)
-    return Shortlist(
-        shortlist.site, (), f"no option is fast enough: the best changes the measured time by {-best.gain:+.0%}"
-    )

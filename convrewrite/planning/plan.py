@@ -1,4 +1,4 @@
-"""The plan: one option per site, as a value that can be read, compared, kept and applied again; and what is asked of it."""
+"""The plan: one option per site, as a value that can be read, compared, kept and applied again; and its constraints."""
 
 import hashlib
 from collections import Counter
@@ -13,8 +13,7 @@ from torch import nn
 from convrewrite.conv import ConvSpec, Kind
 from convrewrite.errors import PlanError
 from convrewrite.graph import Lift
-from convrewrite.meanings import Kind as OutputKind
-from convrewrite.meanings import Meaning
+from convrewrite.meanings import Meaning, OutputKind
 from convrewrite.rules import allowed_variants
 from convrewrite.structures import Option, Structure, lowerings
 
@@ -52,7 +51,7 @@ class Constraints:
 
     @property
     def by_ratio(self) -> bool:
-        """Whether nothing was asked."""
+        """Whether there is no constraint."""
         return not self.budget and self.keep is None
 
     @property
@@ -61,11 +60,11 @@ class Constraints:
         return not self.budget or "latency" in self.budget
 
 
-class _Part(BaseModel):
+class _PlanPart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Fingerprint(_Part):
+class Fingerprint(_PlanPart):
     """What a plan belongs to: hashes of the names and shapes of a model's tensors, and of their values."""
 
     geometry: str
@@ -87,7 +86,7 @@ class Fingerprint(_Part):
         return f"{self.geometry}:{self.weights}"
 
 
-class PlannedOption(_Part):
+class PlannedOption(_PlanPart):
     """A structure with its parameters and its lowering."""
 
     structure: str
@@ -104,7 +103,7 @@ class PlannedOption(_Part):
         return Option(self.structure, tuple(sorted(self.parameters.items())), self.lowering)
 
 
-class Considered(_Part):
+class Considered(_PlanPart):
     """An option at a site: its cost there, and where it was measured its relative output error with only this site rewritten
     and the effect of that on the model's outputs; why it was out of the question, if it was."""
 
@@ -117,7 +116,7 @@ class Considered(_Part):
     reason: str | None = None
 
 
-class PlannedSite(_Part):
+class PlannedSite(_PlanPart):
     """One site: its option, or the reason why it is kept. ``batch_norm`` names the BatchNorm folded into it.
 
     ``macs``, ``parameters`` and ``seconds`` are those of the site as it was.
@@ -135,7 +134,7 @@ class PlannedSite(_Part):
     considered: tuple[Considered, ...] = ()
 
 
-class Predicted(_Part):
+class Predicted(_PlanPart):
     """What a plan promises: the sum of the effects of its sites, and the parts of the whole model's costs that are left."""
 
     effect: float
@@ -144,7 +143,7 @@ class Predicted(_Part):
     latency: float | None = None
 
 
-class PlannedOutput(_Part):
+class PlannedOutput(_PlanPart):
     """What an output was taken for, why, and how much it counts among several."""
 
     kind: OutputKind
@@ -157,7 +156,7 @@ class PlannedOutput(_Part):
         return cls(kind=meaning.kind, weight=meaning.weight, reason=meaning.reason)
 
 
-class Plan(_Part):
+class Plan(_PlanPart):
     """One option per site of one model. Plans are written as JSON, one site after another in the order they run.
 
     ``keep`` is as :func:`keep_of` takes it, ``outputs`` are what effects were measured by, ``lifted`` the functional

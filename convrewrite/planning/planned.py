@@ -1,4 +1,7 @@
-"""From a choice to a plan that tells of it, and from a written plan back to what is to be fitted."""
+"""Between choices and plans: a choice becomes a plan that tells of it, and a plan the shortlists that are to be fitted.
+
+A plan may come from a file, so each of its sites is compared with the model's before anything is fitted.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,6 +9,7 @@ from convrewrite.errors import PlanError
 from convrewrite.graph import Site, needed_lifts
 from convrewrite.meanings import NOTHING, Meaning
 from convrewrite.planning.allocation import Allocation
+from convrewrite.planning.costs import Timed, seconds_of
 from convrewrite.planning.curves import Dropped, Scored, Surveyed
 from convrewrite.planning.plan import (
     Considered,
@@ -46,23 +50,6 @@ def make_plan(
         outputs={name: PlannedOutput.of(meaning) for name, meaning in meanings.items()},
         sites=tuple(_planned(site, candidate, reason, surveyed) for site, candidate, reason in chosen),
     )
-
-
-def with_kept(plan: Plan, reasons: Mapping[str, str]) -> Plan:
-    """The plan with some sites kept that it would rewrite, for the given reasons."""
-    sites = tuple(
-        site.model_copy(update={"option": None, "batch_norm": None, "reason": reasons[site.name]})
-        if site.option is not None and site.name in reasons
-        else site
-        for site in plan.sites
-    )
-    lifts = needed_lifts(plan.lifted, {site.name for site in sites if site.option})
-    return plan.model_copy(update={"sites": sites, "lifted": lifts})
-
-
-def with_outputs(plan: Plan, meanings: Mapping[str, Meaning]) -> Plan:
-    """The plan with what its outputs were taken for when it was carried out."""
-    return plan.model_copy(update={"outputs": {name: PlannedOutput.of(meaning) for name, meaning in meanings.items()}})
 
 
 def _planned(
@@ -112,8 +99,8 @@ def _option(scored: Scored, candidate: Candidate) -> Considered:
         option=PlannedOption.of(candidate.option),
         macs=candidate.cost.macs,
         parameters=candidate.cost.parameters,
-        seconds=scored.seconds,
-        error=scored.error**0.5,
+        seconds=seconds_of(scored.costs),
+        error=scored.error,
         effect=scored.effect,
     )
 
@@ -124,23 +111,39 @@ def _dropped(entry: Dropped) -> Considered:
         macs=entry.candidate.cost.macs,
         parameters=entry.candidate.cost.parameters,
         seconds=entry.seconds,
-        error=None if entry.error is None else entry.error**0.5,
+        error=entry.error,
         reason=entry.reason,
     )
 
 
 def _predicted(allocation: Allocation) -> Predicted:
-    timed = allocation.totals.seconds is not None
     return Predicted(
         effect=allocation.effect,
         macs=allocation.part("macs"),
         params=allocation.part("params"),
-        latency=allocation.part("latency") if timed else None,
+        latency=allocation.part("latency") if isinstance(allocation.totals, Timed) else None,
     )
 
 
+def with_kept(plan: Plan, reasons: Mapping[str, str]) -> Plan:
+    """The plan with some sites kept that it would rewrite, for the given reasons."""
+    sites = tuple(
+        site.model_copy(update={"option": None, "batch_norm": None, "reason": reasons[site.name]})
+        if site.option is not None and site.name in reasons
+        else site
+        for site in plan.sites
+    )
+    lifts = needed_lifts(plan.lifted, {site.name for site in sites if site.option})
+    return plan.model_copy(update={"sites": sites, "lifted": lifts})
+
+
+def with_outputs(plan: Plan, meanings: Mapping[str, Meaning]) -> Plan:
+    """The plan with what its outputs were taken for when it was carried out."""
+    return plan.model_copy(update={"outputs": {name: PlannedOutput.of(meaning) for name, meaning in meanings.items()}})
+
+
 def shortlists_of(plan: Plan, prepared: Prepared) -> tuple[Shortlist, ...]:
-    """One offer per site of the model, as the plan has it. Raises PlanError for a plan of other sites or structures."""
+    """One shortlist per site of the model, as the plan has it. Raises PlanError for a plan of other sites or structures."""
     planned = {site.name: site for site in plan.sites}
     strangers = sorted(set(planned) ^ {site.name for site in prepared.sites})
     if strangers:

@@ -2,7 +2,8 @@
 
 Weight energies, or output errors of the layers, cannot rank layers: an error of 1.7 % at one of them cost a KL of 0.28,
 one of 1.3 % at another 0.001. So the effect J is measured on held-out inputs, at a few ranks of each structure, and is
-interpolated between them, log-log in the site's output error; and that error log-log in the cost.
+interpolated between them, log-log in the share of the site's output variance that an option leaves unexplained; and that
+share log-log in the cost.
 
 The output error of every sampled option comes from its fit to the site's inputs in the original network. Rank ranges that stay
 far behind another in a first, cheap fit are dropped before the dear ones.
@@ -41,7 +42,7 @@ from convrewrite.rules import Candidate, RankRange
 from convrewrite.structures import Option, Structure
 
 LEAST_RATIO = 0.03
-"""Of a site's own MACs: cheaper options are not sampled."""
+"""Part of a site's own MACs: cheaper options are not sampled."""
 
 
 LEAST_EXAMPLES = 32
@@ -61,10 +62,10 @@ REFINABLE = 2000
 
 
 RANKS = 256
-"""Of a rank range that may be chosen from, at most: neighbours differ by two percent of their cost then."""
+"""Ranks of a rank range that may be chosen from, at most: neighbours differ by two percent of their cost then."""
 
 
-PRICED = 6
+TIMED = 6
 """Ranks of a rank range that are timed where speed counts; fewer of them are fitted."""
 
 
@@ -164,7 +165,7 @@ class Evaluator:
         sites: Sequence[Site] = (),
         meanings: Mapping[str, Meaning] | None = None,
     ) -> "Evaluator":
-        """On held-out inputs, where there are any. ``sites``: whose options will be judged, to know how long that takes;
+        """On held-out inputs, where there are any. ``sites``: whose options will be evaluated, to know how long that takes;
         ``meanings`` of the outputs: None, they are told on these inputs."""
         all_batches = (*calibration.fit, *calibration.held_out)
         first = len(calibration.fit) if calibration.held_out else 0
@@ -255,7 +256,7 @@ class _SiteSurvey:
         usable = ranks[min(first, max(0, last - 1)) : last]
         if self.latency_table is None:
             return [rank_range.at(rank) for rank in spread(usable, RANKS)]
-        return [rank_range.at(rank) for rank in spread(self._aligned(rank_range, usable), PRICED)]
+        return [rank_range.at(rank) for rank in spread(self._aligned(rank_range, usable), TIMED)]
 
     def _aligned(self, rank_range: RankRange, ranks: Sequence[int]) -> Sequence[int]:
         """Those of the ranks that fill the processor's channel blocks; all of them where none does."""
@@ -265,10 +266,8 @@ class _SiteSurvey:
 
     def _timed_curve(self, curve: Curve) -> Curve:
         assert self.latency_table is not None
-        latency_table = self.latency_table.of(self.site, curve.candidates)
-        return replace(
-            curve, candidates=tuple(p.candidate for p in latency_table), seconds=tuple(p.seconds for p in latency_table)
-        )
+        timed = self.latency_table.of(self.site, curve.candidates)
+        return replace(curve, candidates=tuple(t.candidate for t in timed), seconds=tuple(t.seconds for t in timed))
 
     def _fast_enough(self, curves: Sequence[Curve], before: float) -> tuple[list[Curve], list[Dropped]]:
         """Without the options that gain too little measured time."""
@@ -311,15 +310,15 @@ class _SiteSurvey:
         iterations = max(min(3, self.effort.iterations), min(self.effort.iterations, REFINABLE // self.site_fit.patch))
         fits = [self.site_fit.fit(structure, s.candidate.option, iterations=iterations) for s in curve.samples]
         for sample, found in zip(curve.samples, fits, strict=True):
-            if sample.fit.held_out_error > 0:
-                self.gains.learn(structure.name, found.held_out_error / sample.fit.held_out_error)
+            if sample.fit.unexplained > 0:
+                self.gains.learn(structure.name, found.unexplained / sample.fit.unexplained)
         pairs = zip(curve.samples, fits, strict=True)
         return replace(curve, samples=tuple(FittedCandidate(sample.candidate, found) for sample, found in pairs))
 
     def _scored(self, curves: Sequence[Curve]) -> list[Scored]:
         """All variants of one structure, or of several, with the effects that were measured on the best of them: equal
         errors do about equal harm, most nearly those of one structure."""
-        best = min(curves, key=lambda curve: statistics.fmean(error for _, error in curve.points))
+        best = min(curves, key=lambda curve: statistics.fmean(unexplained for _, unexplained in curve.points))
         picked = spread(range(1, len(best.samples) + 1), self._measured)
         effects = [(best.samples[i - 1], self._effect(best.samples[i - 1])) for i in picked]
         return [scored for curve in curves for scored in curve.scored(effects)]

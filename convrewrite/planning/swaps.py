@@ -1,4 +1,4 @@
-"""The joint check of a fitted plan, and swaps that lower its effect.
+"""The evaluation as a whole of a fitted plan, and swaps that lower its effect.
 
 The effects of single sites do not simply add up: behind a rewritten prefix and before a rewritten rest an option may do
 more or less harm than alone. So the sites of a fitted plan are gone through once more, with the options next to the
@@ -21,10 +21,10 @@ from convrewrite.planning.sensitivities import THOROUGH, Evaluator
 from convrewrite.rewriting import Propagation, Rewritten, SiteFit, Work
 
 STEP = 0.2
-"""The neighbours of an option cost about so much less or more of a resource than it does."""
+"""Part of what an option costs of a resource by which its neighbours cost less or more."""
 
 
-def check(work: Work, allocation: Allocation, rewritten: Rewritten) -> FittedPlan:
+def evaluate(work: Work, allocation: Allocation, rewritten: Rewritten) -> FittedPlan:
     """The effect of the whole plan, on the inputs that effects are measured on."""
     pairs = (
         (named_outputs(run(work.prepared.model, batch)), named_outputs(run(rewritten.model, batch)))
@@ -53,7 +53,7 @@ def swap(
     moved = Allocation(fitted.allocation.surveyed, chosen, better.totals)
     if not holds(moved):
         return fitted
-    found = check(work, moved, attempt(moved))
+    found = evaluate(work, moved, attempt(moved))
     return found if found.loss < fitted.loss else fitted
 
 
@@ -112,10 +112,10 @@ def _neighbours(entry: Surveyed, chosen: Scored, resources: Sequence[str]) -> li
     """Of every resource the least harmful options that cost about a step less and a step more."""
     found: dict[object, Scored] = {}
     for resource in resources:
-        here = chosen.amount(resource)
+        here = chosen.costs.of(resource)
         for low, high in ((1 - 2 * STEP, 1 - STEP / 2), (1 + STEP / 2, 1 + 2 * STEP)):
-            near = [s for s in entry.options if low * here <= s.amount(resource) <= high * here]
+            near = [s for s in entry.options if low * here <= s.costs.of(resource) <= high * here]
             if near:
-                best = min(near, key=lambda s: s.effect * s.amount(resource))
+                best = min(near, key=lambda s: s.effect * s.costs.of(resource))
                 found[best.candidate.option] = best
     return list(found.values())

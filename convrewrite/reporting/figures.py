@@ -6,7 +6,7 @@ from typing import NamedTuple
 from convrewrite.reporting.report import Change, LatencyChange, OutputFidelityRow, ParityRow, Report, SiteRow
 
 WIDTH = 110
-"""Of a terminal, in columns."""
+"""Columns of a terminal."""
 
 
 NOT_MEASURED = "not measured"

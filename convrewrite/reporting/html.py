@@ -18,7 +18,7 @@ from convrewrite.reporting import figures
 from convrewrite.reporting.report import Report, SiteRow
 
 LARGEST = 24
-"""How many sites the chart shows: those with the most MACs."""
+"""Sites that the chart shows, at most: those with the most MACs."""
 
 
 _TEMPLATE = """<!DOCTYPE html>

@@ -9,7 +9,7 @@ from convrewrite.reporting import figures
 from convrewrite.reporting.figures import WIDTH
 
 CONSIDERED_HEADERS = ("", "option", "MACs", "param.", "time", "error", "effect", "")
-"""Of these those are shown that hold something."""
+"""Columns of the table of options; those are shown that hold something."""
 
 
 OPTION_WIDTH, DECISION_WIDTH = 48, 54

@@ -11,11 +11,12 @@ from convrewrite.rewriting import Outcome
 from convrewrite.runtime import Measured
 
 MOST_ERROR, LEAST_AGREEMENT = 0.2, 0.9
-"""Of any output, unless the caller sets a limit: beyond them a model does not compute the same any more."""
+"""Relative error and agreement of any output, unless the caller sets a limit: beyond them a model does not compute
+the same any more."""
 
 
 FEW_INPUTS = 512
-"""To fit on: with fewer, more of them help."""
+"""Inputs to fit on: with fewer, more of them help."""
 
 
 NAMED = 5

@@ -1,8 +1,8 @@
 """Fit and replace, site by site, front to back.
 
-At each site the proposed options are fitted to the inputs that the already rewritten prefix gives, refitted to what a ReLU
-lets through where only that sees the output, and the one with the least error on held-out inputs is put in place. Without
-inputs the stages keep their weights-only initial values.
+At each site the candidates of its shortlist are fitted to the inputs that the already rewritten prefix gives, and refitted to
+what a ReLU lets through where only that sees the output; the one with the least error on held-out inputs is put in place.
+Without inputs the stages keep their weights-only initial values.
 """
 
 from collections.abc import Sequence
@@ -84,10 +84,10 @@ def _rewrite_site(walk: Propagation, shortlist: Shortlist, work: Work) -> Outcom
     within = [
         (candidate, found)
         for candidate, found in fits
-        if found.held_out_error**0.5 <= (candidate.rule.require.max_output_error or float("inf"))
+        if found.error <= (candidate.rule.require.max_output_error or float("inf"))
     ]
     if not within:
-        least = min(found.held_out_error for _, found in fits) ** 0.5
+        least = min(found.error for _, found in fits)
         reason = f"every option's output error exceeds the rule's limit; the least is {least:.3g}"
         return Outcome(shortlist.site, None, reason=reason)
     with watch.timed("solves"), site_fit.solving_threads():
@@ -97,4 +97,4 @@ def _rewrite_site(walk: Propagation, shortlist: Shortlist, work: Work) -> Outcom
     stand_in = site_fit.merged(structure, option, best) if site_fit.seen else None
     walk.replace(shortlist.site, site_fit.build(structure, option, best), stand_in)
     positions = site_fit.seen[0].count if site_fit.seen else None
-    return Outcome(shortlist.site, candidate, best.held_out_error**0.5, positions=positions)
+    return Outcome(shortlist.site, candidate, best.error, positions=positions)

@@ -8,19 +8,19 @@ of F; here F is whole, over channels, and mixed with the identity, since it is e
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from convrewrite.graph import Site
 from convrewrite.inputs import Inputs
 from convrewrite.layers import DynamicConv2d
 from convrewrite.meanings import Meaning, tell
-from convrewrite.modules import copy_model, named_outputs
+from convrewrite.modules import copy_model, hooked, named_outputs
 
 SHARE = 0.4
-"""Of F in the weights; the rest is the identity."""
+"""Part of F in the weights; the rest is the identity."""
 
 
 EXAMPLES, ENOUGH = 256, 1 << 22
@@ -60,7 +60,7 @@ def output_weights(
     # Every site's output depends on it, so that gradients reach them all: behind frozen parameters, integer inputs, and
     # operators without a derivative too.
     anchor = torch.zeros((), requires_grad=True)
-    with _gradients_noted(model, sites, sums, anchor):
+    with hooked(_gradient_hooks(model, sites, sums, anchor)):
         try:
             for inputs in _chunks(batches):
                 _backward(model, inputs, known, anchor, generator)
@@ -135,23 +135,17 @@ def _size(output: Tensor) -> int:
     return output[0].numel() if output.ndim else 1  # a mean over the batch has no axis
 
 
-@contextmanager
-def _gradients_noted(
+def _gradient_hooks(
     model: nn.Module, sites: Sequence[Site], sums: dict[str, Tensor], anchor: Tensor
-) -> Iterator[None]:
-    """Add up ``sum g g^T`` over all positions of the gradient ``g`` at every site's output, its BatchNorm included.
+) -> Iterator[RemovableHandle]:
+    """Registers what adds up ``sum g g^T`` over all positions of the gradient ``g`` at every site's output, its BatchNorm
+    included.
 
     ``anchor``, a zero, is added to every one of these outputs.
     """
-    handles = []
     for site in sites:
         module = model.get_submodule(site.batch_norm or site.name)
-        handles.append(module.register_forward_hook(_noting(site.name, sums, anchor)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        yield module.register_forward_hook(_noting(site.name, sums, anchor))
 
 
 def _noting(

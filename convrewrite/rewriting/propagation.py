@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from convrewrite.graph import Site, Traced
 from convrewrite.inputs import Inputs
-from convrewrite.modules import copy_model, run
+from convrewrite.modules import copy_model, hooked, run
 from convrewrite.rewriting.streams import Sample, Streams
 from convrewrite.rewriting.surgery import build_conv, folded_kernel, replace_site
 
@@ -131,12 +131,8 @@ def _calls_of(model: nn.Module, site: Site, inputs: Inputs) -> list[tuple[Tensor
         model.get_submodule(site.name).register_forward_pre_hook(enter, with_kwargs=True),
         end.register_forward_hook(leave),
     )
-    try:
-        with torch.no_grad():
-            model(*(tensor.clone() for tensor in inputs))  # it may work on them in place
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), torch.no_grad():
+        model(*(tensor.clone() for tensor in inputs))  # it may work on them in place
     return list(zip(entered, left, strict=True))
 
 

@@ -27,7 +27,7 @@ from convrewrite.fitting import (
     solving,
     square_bytes,
     targets_of,
-    with_outputs,
+    with_wanted_outputs,
 )
 from convrewrite.graph import Site
 from convrewrite.process import torch_threads
@@ -51,13 +51,13 @@ target's, and a factor of it."""
 
 
 WIDE, WORTH = 256, 0.6
-"""From so many channels a group on, a chain of at most this part of the MACs takes less time in torch than the one composed
+"""Channels of a group from which on a chain of at most this part of the MACs takes less time in torch than the one composed
 convolution: three quarters to a half of it for half the MACs. With 128 channels it takes 0.75 to 1.7 times as long, with 64
 more than twice."""
 
 
 UNREACHED = "none of the calibration inputs gets to it, so no error could be measured; give some that do"
-"""Why such a site is kept."""
+"""Reason why a site that no input gets to is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class SiteFit:
     ) -> "SiteFit":
         """The site where ``walk`` stands before it; its inputs are gathered unless there is no calibration.
 
-        ``weights`` are those of the outputs, by site: see :mod:`convrewrite.weighting`.
+        ``weights`` are those of the outputs, by site: see :mod:`convrewrite.rewriting.output_weighting`.
         """
         kernel, bias = folded_kernel(walk.model, site)
         like = walk.model.get_submodule(site.name).weight
@@ -120,7 +120,7 @@ class SiteFit:
             candidates = [
                 min(
                     candidates,
-                    key=lambda p: self.rough(structures[p.option.structure], p.option, targets).held_out_error,
+                    key=lambda p: self.rough(structures[p.option.structure], p.option, targets).error,
                 )
             ]
         return [(p, self.fit(structures[p.option.structure], p.option)) for p in candidates]
@@ -194,7 +194,7 @@ class SiteFit:
 
     def rectify(self, structure: Structure, option: Option, found: Fit) -> tuple[Fit, float]:
         """Refit to what the ReLU lets through, where it alone sees the output: below zero any value is as good. With the
-        squared error on held-out inputs, behind the ReLU then, which tells the options of one site apart.
+        error on held-out inputs, behind the ReLU then and not relative, which tells the options of one site apart.
 
         Where the original is negative, the wanted output becomes what the rewritten site gives, if that is negative too,
         else zero; a fit to these targets never raises the error behind the ReLU, since each bounds it from above and
@@ -202,7 +202,7 @@ class SiteFit:
         while the error behind the ReLU falls on the held-out inputs.
         """
         if not self.fitted:
-            return found, found.held_out_error
+            return found, found.error
         best, least = found, float("inf")
         stages = structure.stages(self.site.spec.per_group, option.parameters)
         rounds = ROUNDS if self.patch < LARGE else min(ROUNDS, 1)
@@ -270,14 +270,14 @@ class SiteFit:
         return sum(examples) * sum(height * width for height, width in sizes)
 
     def _error_behind_relu(self, stages: Sequence[Stage], found: Fit) -> float:
-        """The squared error behind the ReLU on held-out positions."""
+        """The error behind the ReLU on held-out positions: the root of the sum of squares."""
         outputs = self._outputs(stages, found, self.held_out)
-        return sum(_squared_error(block, given, self.roots) for block, given in outputs)
+        return sum(_squared_error(block, given, self.roots) for block, given in outputs) ** 0.5
 
     def _relaxed_moments(self, stages: Sequence[Stage], found: Fit) -> tuple[Moments, ...]:
         """The moments with the outputs that are wanted once the ReLU is taken into account."""
         relaxed = [_relaxed(block, outputs) for block, outputs in self._outputs(stages, found, self.fitted)]
-        return with_outputs(self.seen, self.fitted, relaxed)
+        return with_wanted_outputs(self.seen, self.fitted, relaxed)
 
     def _outputs(self, stages: Sequence[Stage], found: Fit, blocks: Sequence[Block]) -> Iterator[tuple[Block, Tensor]]:
         """What a fit gives at every position of the blocks."""
@@ -319,12 +319,12 @@ def require_memory(sites: Sequence[Site], memory: int) -> None:
 
 
 def weights_only(structure: Structure, site: Site, option: Option, kernel: Tensor, bias: Tensor) -> Fit:
-    """The initial values as they are; the error is that of the kernel, relative to its norm."""
+    """The initial values as they are; unexplained is the kernel's own energy that they miss."""
     kernels = initial_kernels(structure, kernel, site.folded_spec, option.parameters)
     stages = structure.stages(site.spec.per_group, option.parameters)
     composed = composed_kernel(kernels, stages, site.spec.groups)
-    error = float(((composed - kernel).norm() / kernel.norm().clamp_min(torch.finfo(kernel.dtype).tiny)) ** 2)
-    return Fit(kernels, bias, error)
+    unexplained = float(((composed - kernel).norm() / kernel.norm().clamp_min(torch.finfo(kernel.dtype).tiny)) ** 2)
+    return Fit(kernels, bias, unexplained)
 
 
 def composed_kernel(kernels: Sequence[Tensor], stages: Sequence[Stage], groups: int) -> Tensor:

@@ -27,7 +27,7 @@ MAKE_THEIR_OWN = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.ReLU, nn.Max
 
 
 KNOWN_LAYERS = ("torch.nn", "convrewrite.")
-"""Where the layers are defined that say whether they work in place."""
+"""Packages of the layers that say whether they work in place."""
 
 
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")

@@ -1,4 +1,5 @@
-"""Surgery on a copy of the model: build the modules a site becomes, fold BatchNorm, put them in place.
+"""Surgery on a copy of the model: the kernel of a site with its BatchNorm folded in, the module that it becomes, putting that in
+its place, and settling what is handed back.
 
 Replacing through the parent needs no graph and keeps the user's own class, its other names and its state-dict keys.
 """

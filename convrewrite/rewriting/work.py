@@ -66,7 +66,7 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The model and its sites, the inputs, what the result is judged by, the weights of the sites' outputs, how to work, and
+    """The model and its sites, the inputs, what the result is evaluated on, the weights of the sites' outputs, how to work, and
     whom to tell."""
 
     prepared: Prepared

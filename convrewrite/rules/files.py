@@ -1,6 +1,6 @@
 """Rule files: reading them, finding the built-in ones, and running the examples they carry.
 
-The schema, and how a rule decides, stand in :mod:`convrewrite.rule_schema`; its public names are offered here too.
+The schema, and how a rule decides, stand in :mod:`convrewrite.rules.schema`.
 Unknown keys are errors, and all findings of a file are reported together. Positions in messages count from zero:
 ``rule[0].match.kind`` is the kind of the first rule.
 """
@@ -22,7 +22,7 @@ from convrewrite.folders import read_text
 from convrewrite.rules.schema import Example, Refusal, RejectExample, Rule, RuleFile
 
 Applies = Callable[[str, ConvSpec], str | None]
-"""(structure name, geometry) -> None when the structure can rewrite it, else why not; KeyError: no such structure."""
+"""Function (structure name, geometry) -> None when the structure can rewrite it, else why not; KeyError: no such structure."""
 
 
 _EXPECTED = {
@@ -39,7 +39,7 @@ LARGEST = 1 << 20
 
 
 MOST_FINDINGS = 20
-"""Told of one file; there is no sense in thousands."""
+"""Findings that are told of one file, at most; there is no sense in thousands."""
 
 
 _PROBE = ConvSpec(64, 64, (3, 3), padding=(1, 1))

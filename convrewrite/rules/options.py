@@ -13,7 +13,7 @@ from convrewrite.structures import Option, Setting, Structure, make_option, opti
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An option at a site, with its cost and the rule that offers it."""
+    """An option at a site, with its cost and the rule that allows it."""
 
     option: Option
     cost: Cost
@@ -55,7 +55,8 @@ class SearchSpace:
 
 @dataclass(frozen=True, slots=True)
 class Shortlist:
-    """The options proposed for one site; ``reason`` says why there is none, when there is none."""
+    """The candidates of one site that are fitted, of which one is put in place; ``reason`` says why there is none, when there is
+    none."""
 
     site: Site
     candidates: tuple[Candidate, ...]

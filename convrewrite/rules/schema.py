@@ -16,7 +16,8 @@ from pydantic_core import PydanticCustomError
 from convrewrite.conv import ConvSpec, Kind, Size, classify
 
 _QUIET = re2.Options()
-"""RE2 takes time that grows with the length of a name, whatever the pattern; what it cannot read it would print."""
+"""Options of RE2, which would print what it cannot read. It takes time that grows with the length of a name,
+whatever the pattern."""
 
 
 _QUIET.log_errors = False

@@ -6,7 +6,7 @@ from convrewrite.runtime.measurement import Measured, measure_everything, measur
 from convrewrite.runtime.onnx_export import export
 from convrewrite.runtime.onnx_model import OnnxModel
 from convrewrite.runtime.onnx_placing import is_weights_of
-from convrewrite.runtime.option_graphs import Graph
+from convrewrite.runtime.option_graphs import OptionGraph
 from convrewrite.runtime.parity import OutputParity, Parity, check_parity, require_parity
 from convrewrite.runtime.provenance import Provenance
 from convrewrite.runtime.timing import THIS_MACHINE, Baseline, Timer, Unmeasured
@@ -15,9 +15,9 @@ __all__ = [
     "THIS_MACHINE",
     "Baseline",
     "Comparison",
-    "Graph",
     "Measured",
     "OnnxModel",
+    "OptionGraph",
     "OutputParity",
     "Parity",
     "Provenance",

@@ -8,7 +8,16 @@ from torch import Tensor, nn
 
 from convrewrite.errors import VerificationError
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs
-from convrewrite.meanings import Comparison, Fidelity, Meaning, Origin, WantedOutputs, asked_meanings, followed, read
+from convrewrite.meanings import (
+    Fidelity,
+    Meaning,
+    Origin,
+    RunningFidelity,
+    WantedOutputs,
+    asked_meanings,
+    followed,
+    read,
+)
 from convrewrite.modules import eval_mode, preserved
 from convrewrite.process import ordinary_mode
 from convrewrite.runtime.onnx_model import OnnxModel, Runner, outputs_of
@@ -25,7 +34,7 @@ def measure_fidelity(
     ``meanings`` of the outputs; None: they are told from the original and the first batch. A value that is not a number
     counts as an infinite error. Raises VerificationError if the outputs differ in names or shapes, or if there is no batch.
     """
-    comparison: Comparison | None = None
+    comparison: RunningFidelity | None = None
     others: dict[str, None] = {}
     examples = 0
     with eval_mode(original, rewritten):
@@ -34,7 +43,7 @@ def measure_fidelity(
             found, _ = outputs_of(rewritten, batch)
             if comparison is None:
                 known = meanings or read(expected, {}, origins=_origins(original, batch), representative=True)
-                comparison = Comparison(known)
+                comparison = RunningFidelity(known)
             comparison.add(expected, found)
             others |= dict.fromkeys(skipped)
             examples += batch[0].shape[0]
@@ -80,7 +89,7 @@ def verify(
         expected, asked_meanings(outputs), known=_written(runner_a, expected) | _written(runner_b, expected), origins=origins,
         input_sizes={tuple(tensor.shape[1:]) for tensor in batch}, representative=representative,
     )  # fmt: skip
-    comparison = Comparison(meanings, "the second model")
+    comparison = RunningFidelity(meanings, "the second model")
     comparison.add(expected, found)
     compared = [name for name, meaning in meanings.items() if meaning.counts]
     parity = Parity(tuple(output_parity(name, expected[name], found[name]) for name in compared), 1)

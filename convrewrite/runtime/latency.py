@@ -35,7 +35,7 @@ from convrewrite.conv import ConvSpec, Size
 from convrewrite.errors import UsageError, VerificationError
 from convrewrite.modules import eval_mode
 from convrewrite.process import torch_threads
-from convrewrite.runtime.option_graphs import Graph, conv_graph
+from convrewrite.runtime.option_graphs import OptionGraph, conv_graph
 from convrewrite.runtime.sessions import open_session
 from convrewrite.runtime.timing_cache import TimingCache, timing_key
 
@@ -132,7 +132,7 @@ def clock_for(threads: int) -> Clock:
 
 
 def time_graphs(
-    graphs: Sequence[Graph],
+    graphs: Sequence[OptionGraph],
     input_size: Size,
     *,
     batch: int = 1,
@@ -151,7 +151,7 @@ def time_graphs(
         raise UsageError(f"time_graphs: expected graphs with one number of input channels, found {sorted(channels)}")
     clock = clock or clock_for(threads)
 
-    def run_of(graph: Graph) -> TimedCall:
+    def run_of(graph: OptionGraph) -> TimedCall:
         model = conv_graph(graph, input_size, channels=min(channels), dims=graphs[0][0][0].dims, batch=batch)
         session = open_session(model, threads)
         return _session_run(session, (torch.ones(session.get_inputs()[0].shape),))
@@ -170,7 +170,7 @@ def time_graphs(
 
 def time_options(
     original: ConvSpec,
-    options: Sequence[Graph],
+    options: Sequence[OptionGraph],
     input_size: Size,
     *,
     batch: int = 1,
@@ -183,9 +183,9 @@ def time_options(
 
     What is cached of an option is its ratio to the original, because ratios stay true when the machine's speed drifts.
     """
-    baseline: Graph = ((original,),)
+    baseline: OptionGraph = ((original,),)
 
-    def key_of(option: Graph) -> str:
+    def key_of(option: OptionGraph) -> str:
         return timing_key((baseline, option), input_size, batch, threads, f"onnxruntime {ort.__version__}")
 
     keys = [key_of(option) for option in options]

@@ -1,7 +1,7 @@
 """From a torch model to one ONNX file that takes any batch size and that onnxruntime can run.
 
 The file's inputs are called ``input`` (or ``input.0``, ``input.1``, ...), its outputs as
-:func:`convrewrite.outputs.named_outputs` calls them.
+:func:`convrewrite.modules.named_outputs` calls them.
 """
 
 import re

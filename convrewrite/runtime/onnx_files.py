@@ -8,7 +8,7 @@ import onnx
 from convrewrite.errors import ModelLoadError
 
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc")
-"""Of the operators that are built into onnxruntime: no library has to be loaded for them."""
+"""Domains of the operators that are built into onnxruntime: no library has to be loaded for them."""
 
 
 LARGEST = 2**31 - 1

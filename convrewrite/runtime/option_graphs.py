@@ -13,12 +13,12 @@ from torch import Tensor
 from convrewrite.conv import ConvSpec, Size
 from convrewrite.errors import UsageError
 
-Graph = tuple[tuple[ConvSpec, ...], ...]
+OptionGraph = tuple[tuple[ConvSpec, ...], ...]
 """An option as convolutions: branches that are added, each a chain."""
 
 
 Weights = Sequence[Sequence[tuple[Tensor, Tensor | None]]]
-"""For every branch and every convolution in it: the weight as its module stores it, and the bias."""
+"""Weight as its module stores it, and bias, of every convolution of every branch."""
 
 
 OPSET = 20
@@ -34,7 +34,7 @@ ONNX_PAD_MODE = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
 def conv_graph(
-    branches: Graph,
+    branches: OptionGraph,
     input_size: Size,
     *,
     channels: int | None = None,
@@ -95,7 +95,7 @@ class _GraphBuilder:
             coordinate_transformation_mode="asymmetric", nearest_mode="floor",
         )  # fmt: skip
 
-    def branches(self, branches: Graph, name: str, size: Size) -> tuple[str, Size]:
+    def branches(self, branches: OptionGraph, name: str, size: Size) -> tuple[str, Size]:
         total, out_size = "", size
         for b, chain in enumerate(branches):
             end, out_size = name, size

@@ -15,7 +15,7 @@ from convrewrite.modules import eval_mode
 from convrewrite.runtime.onnx_model import OnnxModel, outputs_of
 
 FLIPPED = 1e-3
-"""The part of the entries of an integer or boolean output that may differ from torch's."""
+"""Part of the entries of an integer or boolean output that may differ from torch's."""
 
 
 @dataclass(frozen=True, slots=True)

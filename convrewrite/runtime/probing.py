@@ -22,11 +22,11 @@ from convrewrite.errors import ModelLoadError
 from convrewrite.machine import memory_bytes
 
 SECONDS = 30.0
-"""That a file may take to be opened, and again to run once, unless the caller says otherwise."""
+"""Seconds that a file may take to be opened, and again to run once, unless the caller says otherwise."""
 
 
 SESSIONS = Path(__file__).with_name("sessions.py")
-"""Run as a file of its own: the face of this wing would import torch."""
+"""Module that is run as a file of its own: the face of this wing would import torch."""
 
 _PROGRAM = (
     "import runpy, sys; try_out = runpy.run_path(sys.argv[1])['try_out']; "

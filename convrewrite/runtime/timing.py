@@ -15,7 +15,7 @@ from convrewrite.errors import PlanError
 from convrewrite.inputs import Inputs
 from convrewrite.runtime.latency import Comparison, compare_onnx, compare_torch, time_onnx, time_options
 from convrewrite.runtime.onnx_export import Exported, export, require_runtime_dtype
-from convrewrite.runtime.option_graphs import Graph
+from convrewrite.runtime.option_graphs import OptionGraph
 from convrewrite.runtime.timing_cache import TimingCache
 
 
@@ -32,7 +32,7 @@ class Timer(Protocol):
         """Seconds of one call of an ONNX file."""
 
     def time_options(
-        self, original: ConvSpec, options: Sequence[Graph], size: Size, threads: int, rounds: int
+        self, original: ConvSpec, options: Sequence[OptionGraph], size: Size, threads: int, rounds: int
     ) -> tuple[float, list[float]]:
         """Seconds of a convolution on inputs of this size, and of every option in its place."""
 
@@ -56,7 +56,7 @@ class RuntimeTimer:
         return time_onnx(path, inputs, threads=threads)
 
     def time_options(
-        self, original: ConvSpec, options: Sequence[Graph], size: Size, threads: int, rounds: int
+        self, original: ConvSpec, options: Sequence[OptionGraph], size: Size, threads: int, rounds: int
     ) -> tuple[float, list[float]]:
         """See :class:`Timer`."""
         return time_options(original, options, size, threads=threads, rounds=rounds, cache=self.cache or TimingCache())
@@ -93,7 +93,7 @@ class Baseline:
 
     def ratio(self, model: nn.Module) -> float:
         """The time of another model as a part of the original's: the median of paired ratios."""
-        trial = export(model, self.inputs, self.folder / "rehearsal.onnx")
+        trial = export(model, self.inputs, self.folder / "unfitted.onnx")
         one = self._one(self.original.dynamic_batch and trial.dynamic_batch)
         return self.timer.compare_onnx(self.original.path, trial.path, one, self.threads).ratio
 

@@ -18,7 +18,7 @@ FOLDER_VARIABLE = "CONVREWRITE_CACHE"
 
 
 FORMAT = 1
-"""Goes up whenever timings come to mean something else, so that old files no longer count."""
+"""Number of the format, which goes up whenever timings come to mean something else, so that old files no longer count."""
 
 
 class TimingCache:

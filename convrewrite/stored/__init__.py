@@ -1,6 +1,6 @@
 """What files hold, read within limits: arrays, archives, pickles. Knows no model."""
 
-from convrewrite.stored.arrays import Archive, StoredArray, map_array, require_memory, require_numbers
+from convrewrite.stored.arrays import Archive, StoredArray, map_array, require_numbers, require_room
 from convrewrite.stored.bounds import ExcessiveError, ForbiddenError, ForbiddenNameError
 from convrewrite.stored.numbers import NUMPY
 from convrewrite.stored.unpickling import LEGACY_MAGIC, is_base, names_asked, read_pickle
@@ -17,6 +17,6 @@ __all__ = [
     "map_array",
     "names_asked",
     "read_pickle",
-    "require_memory",
     "require_numbers",
+    "require_room",
 ]

@@ -1,4 +1,4 @@
-"""The sizes of what a zip archive of ``torch.save`` holds, judged before anything is unpacked."""
+"""The sizes of what a zip archive of ``torch.save`` holds, checked before anything is unpacked."""
 
 import zipfile
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from convrewrite.stored.bounds import LONGEST_PICKLE, ExcessiveError
 
 MOST_MEMBERS = 200_000
-"""Of an archive: one for each storage, and a few more."""
+"""Members of an archive, at most: one for each storage, and a few more."""
 
 
 _STORAGES = "data/"
@@ -38,7 +38,7 @@ def stored_sizes(path: Path) -> dict[str, int]:
 
 
 def pickle_of(path: Path) -> bytes:
-    """The pickle of an archive whose sizes have been judged."""
+    """The pickle of an archive whose sizes have been checked."""
     content: bytes = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")
     return content
 

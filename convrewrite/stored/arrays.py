@@ -1,4 +1,4 @@
-"""NumPy files, whose headers are read and judged before anything is allocated.
+"""NumPy files, whose headers are read and checked before anything is allocated.
 
 A header of a hundred bytes can claim any shape, and a zip member of a megabyte can unpack to a gigabyte. Rows are
 therefore taken out of an ``.npz`` as it is unpacked, no further than needed, and what has to be unpacked for them is bounded.
@@ -50,7 +50,7 @@ class StoredArray:
     def __getitem__(self, rows: Sequence[int]) -> NDArray[Any]:
         """These rows, in ascending order. Raises CalibrationError where too much would have to be unpacked for them."""
         whole = self.shape[0] if self.columns_first else (max(rows, default=-1) + 1)
-        require_memory(f"{self.path}: {self.member}", whole * self.row_bytes, self.memory)
+        require_room(f"{self.path}: {self.member}", whole * self.row_bytes, self.memory)
         with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
             if self.columns_first:
                 array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
@@ -116,7 +116,7 @@ def map_array(path: Path) -> NDArray[Any]:
     return np.lib.format.open_memmap(path, mode="r")
 
 
-def require_memory(where: str, wanted: int, memory: int) -> None:
+def require_room(where: str, wanted: int, memory: int) -> None:
     """Raise CalibrationError for inputs that do not fit into ``memory`` bytes."""
     if wanted > memory:
         raise CalibrationError(

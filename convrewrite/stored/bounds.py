@@ -20,11 +20,11 @@ LONGEST_PICKLE = 256 << 20
 
 
 MOST_STEPS = 5_000_000
-"""Opcodes; a network of a thousand layers takes some 300,000."""
+"""Opcodes of a pickle, at most; a network of a thousand layers takes some 300,000."""
 
 
 MOST_ENTRIES = 10_000_000
-"""Of all containers that are copied or looked through; and ways that lead through what a file makes."""
+"""Entries of all containers that are copied or looked through, at most; and ways that lead through what a file makes."""
 
 
 DEEPEST = 400
@@ -35,11 +35,11 @@ SPARE_ELEMENTS = 1 << 24
 
 
 MOST_LAYERS = 10_000
-"""Of a recurrent layer, which PyTorch counts through when it is read."""
+"""Layers of a recurrent module, at most, which PyTorch counts through when it is read."""
 
 
 KEY_BITS = 60
-"""Whole numbers beyond can be chosen so that a dictionary of them takes quadratic time."""
+"""Bits of a whole number as a key, at most: larger ones can be chosen so that a dictionary of them takes quadratic time."""
 
 
 MOST_NUMBER_KEYS = 10_000

@@ -247,4 +247,4 @@ BASE: dict[str, Any] = {
     "builtins.range": range,
     "builtins.slice": slice,
 }
-"""What files of tensors and plain values ask for, whatever they are for."""
+"""Names that files of tensors and plain values ask for, whatever they are for -> what they get."""

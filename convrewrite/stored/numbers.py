@@ -61,4 +61,4 @@ NUMPY: dict[str, Any] = {
     **{f"numpy.{core}.multiarray._reconstruct": _stored_array for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray.scalar": _stored_scalar for core in ("core", "_core")},
 }
-"""What numpy's pickles ask for -> what they get."""
+"""Names that numpy's pickles ask for -> what they get."""

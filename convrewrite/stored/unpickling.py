@@ -4,7 +4,7 @@ A list of harmless classes is not enough: a pickle calls what is on it with argu
 own on what it made. Here a class of modules is never called, only filled with its state, as ``torch.save`` stores it; of
 functions only the few that tensors and plain values need are called, each with the arguments it has there; and what was made
 is looked through at the end: no attribute may stand in place of a method, no hook may be stored, no name may be code. All of
-it is charged to an account (:mod:`convrewrite.pickle_bounds`), so that reading takes time and memory as the file has bytes.
+it is charged to an account (:mod:`convrewrite.stored.bounds`), so that reading takes time and memory as the file has bytes.
 """
 
 import _compat_pickle
@@ -42,11 +42,11 @@ ZIP_MAGIC = b"PK\x03\x04"
 
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""What ``torch.save`` wrote first before PyTorch 1.6."""
+"""Bytes that ``torch.save`` wrote first before PyTorch 1.6."""
 
 
 _PICKLES_OF_LEGACY = 5
-"""Magic number, protocol, system, content, keys of the storages that follow."""
+"""Pickles of such a file: magic number, protocol, system, content, keys of the storages that follow."""
 
 
 _DICTIONARIES = (dict, OrderedDict, defaultdict, Counter)
@@ -57,11 +57,11 @@ _OPCODES = (
     "EMPTY_LIST EMPTY_TUPLE EMPTY_SET TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS SETITEM SETITEMS BINPERSID BINGET "
     "LONG_BINGET BINPUT LONG_BINPUT GLOBAL REDUCE NEWOBJ BUILD"
 )
-"""What ``torch.save`` writes, in pickle's second protocol; everything else is refused."""
+"""Opcodes that ``torch.save`` writes, in pickle's second protocol; everything else is refused."""
 
 
 Resolve = Callable[[str], Any]
-"""What a file gets for a name it asks for; None if it must not have it."""
+"""Function from a name that a file asks for to what it gets; None if it must not have it."""
 
 
 def nothing(_: str) -> None:

@@ -1,6 +1,6 @@
 """The structures, discovered: every module in ``families``, and every entry point in the group below, holds one.
 
-A module offers its structure as the attribute ``STRUCTURE``. Another package adds one without touching this one:
+A module has its structure as the attribute ``STRUCTURE``. Another package adds one without touching this one:
 
     [project.entry-points."convrewrite.structures"]
     butterfly = "my_package.butterfly:STRUCTURE"

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from convrewrite.calibration.batches import Calibration
 from convrewrite.calibration.choose import calibrate
-from convrewrite.calibration.synthetic import _frozen_copy, _watching, synthesise
+from convrewrite.calibration.synthetic import _frozen_copy, _statistics_seen, synthesise
 from convrewrite.modules.running import run
 from convrewrite.progress import silent
 
@@ -16,7 +16,7 @@ EXAMPLE = (torch.zeros(1, *SHAPE),)
 def batch_norms(model: nn.Module) -> list[str]:
     """The names of the BatchNorms whose statistics are to be matched."""
     frozen = _frozen_copy(model)
-    with _watching(frozen) as watch:
+    with _statistics_seen(frozen) as watch:
         run(frozen, EXAMPLE)
     return list(watch.moments)
 

@@ -107,7 +107,7 @@ def test_no_refit_where_something_else_sees_the_output(monkeypatch: pytest.Monke
     assert torch.equal(found, plain)
 
 
-def test_large_problems_refine_only_the_best_start_and_proposal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_problems_refine_only_the_best_start_and_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     refine = module._refine
 

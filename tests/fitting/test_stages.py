@@ -93,7 +93,7 @@ def test_full_rank_has_no_error_on_inputs_never_seen(structure: Structure, spec:
     for variant in structure.variants(spec.per_group):
         full = {**variant, "rank": structure.full_rank(spec.per_group, variant)}
         found = given.fit(structure, full, iterations=5)
-        assert found.held_out_error < 1e-7
+        assert found.unexplained < 1e-7
         assert relative(found.bias, given.bias) < 1e-3
 
 
@@ -112,7 +112,7 @@ def test_the_told_error_is_that_of_the_built_module(structure: Structure, spec: 
     module = build_option(biased, stages, option, found.kernels, found.bias, given.x)
     spread = (given.y - given.y.mean((0, 2, 3), keepdim=True)).square().sum()
     measured = float((module(given.x) - given.y).square().sum() / spread)
-    assert found.held_out_error == pytest.approx(measured, rel=1e-3)
+    assert found.unexplained == pytest.approx(measured, rel=1e-3)
 
 
 @every_structure
@@ -125,7 +125,7 @@ def test_the_fit_is_never_worse_than_the_weights_alone_and_clearly_better_on_rea
             plain = given.composed(structure, setting, initial_kernels(structure, given.kernel, given.spec, setting))
             fitted = given.composed(structure, setting, given.fit(structure, setting).kernels)
             assert error_of(target, fitted) <= error_of(target, plain) * (1 + 1e-9)
-            gains.append(given.moments[0].relative_error(fitted) / given.moments[0].relative_error(plain))
+            gains.append(given.moments[0].unexplained(fitted) / given.moments[0].unexplained(plain))
         assert min(gains) < 0.5, gains
         assert gains[0] < 0.9, gains
 
@@ -163,7 +163,7 @@ def test_disturbed_inputs_are_made_up_for(structure: Structure) -> None:
     given = problem(disturb=1.0)
     variant = structure.variants(given.spec)[0]
     setting = {**variant, "rank": structure.full_rank(given.spec, variant)}
-    assert given.fit(structure, setting).held_out_error < 0.98 * given.held_out[0].relative_error(given.kernel)
+    assert given.fit(structure, setting).unexplained < 0.98 * given.held_out[0].unexplained(given.kernel)
 
 
 # --- closed forms
@@ -214,8 +214,8 @@ def test_the_error_told_on_the_way_is_that_of_the_composed_kernel(structure: Str
         stages = structure.stages(given.spec, setting)
         start = structure.weights(given.kernel, given.spec, setting)
         point = module._begin(start, stages, target)
-        assert point.error == pytest.approx(error_of(target, compose(point.kernels, stages)), rel=1e-9)
-        assert point.error < error_of(target, compose(start, stages))
+        assert point.objective == pytest.approx(error_of(target, compose(point.kernels, stages)), rel=1e-9)
+        assert point.objective < error_of(target, compose(start, stages))
 
 
 def test_undisturbed_inputs_leave_the_target_at_the_original() -> None:
@@ -287,8 +287,8 @@ def test_few_samples_stay_finite_and_near_the_weights(structure: Structure, spec
         for setting in ranks(structure, spec, variant, 1, 99):
             found = fit(structure, spec, setting, given.kernel, few, given.held_out)
             assert all(bool(torch.isfinite(kernel).all()) for kernel in (*found.kernels, found.bias))
-            assert found.held_out_error < 2
-    assert found.held_out_error < 1e-4, "full rank stays exact"
+            assert found.unexplained < 2
+    assert found.unexplained < 1e-4, "full rank stays exact"
 
 
 @every_structure
@@ -324,7 +324,7 @@ def test_dead_channels_stay_finite(structure: Structure) -> None:
         for setting in ranks(structure, spec, variant, 1, 3, 99):
             found = fit(structure, spec, setting, kernel, moments, moments)
             assert all(bool(torch.isfinite(k).all()) for k in (*found.kernels, found.bias))
-    assert found.held_out_error < 1e-7
+    assert found.unexplained < 1e-7
 
 
 @every_structure
@@ -340,7 +340,7 @@ def test_the_scale_of_the_inputs_does_not_matter(structure: Structure, scale: fl
     setting = {**structure.variants(SMALL)[0], "rank": 2}
     found = fit(structure, SMALL, setting, given.kernel, scaled, scaled)
     expected = fit(structure, SMALL, setting, given.kernel, given.moments, given.moments)
-    assert found.held_out_error == pytest.approx(expected.held_out_error, rel=0.25)  # another local minimum may be met
+    assert found.unexplained == pytest.approx(expected.unexplained, rel=0.25)  # another local minimum may be met
 
 
 @every_structure
@@ -352,7 +352,7 @@ def test_the_same_problem_gives_the_same_bytes(structure: Structure) -> None:
     again = given.fit(structure, setting)
     assert all(torch.equal(a, b) for a, b in zip(first.kernels, again.kernels, strict=True))
     assert torch.equal(first.bias, again.bias)
-    assert first.held_out_error == again.held_out_error
+    assert first.unexplained == again.unexplained
 
 
 # --- whitening

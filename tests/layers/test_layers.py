@@ -26,7 +26,7 @@ def images(batch: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(batch, INPUTS, *SIZE, dtype=dtype)
 
 
-def test_the_nine_kinds_and_the_sum_are_what_the_package_offers() -> None:
+def test_the_nine_kinds_and_the_sum_are_what_the_package_has() -> None:
     kinds = [
         "Asymmetric", "Depthwise", "Dilated", "Dynamic", "Grouped", "Pointwise", "Separable", "Standard", "Transposed",
     ]  # fmt: skip

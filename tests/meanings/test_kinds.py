@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convrewrite.errors import UsageError
-from convrewrite.meanings.kinds import Kind, Meaning, asked_meanings, read, tell
+from convrewrite.meanings.kinds import Meaning, OutputKind, asked_meanings, read, tell
 from convrewrite.modules.outputs import named_outputs
 
 
@@ -52,7 +52,7 @@ def meaning(model: nn.Module, count: int = 32, *, representative: bool = True) -
 
 def told(
     classes: int, behind: Callable[[Tensor], object] = lambda x: x, name: str = "last", scale: float = 1.0
-) -> Kind:
+) -> OutputKind:
     return meaning(Net(classes, behind, name, scale)).kind
 
 
@@ -191,14 +191,14 @@ def test_a_classifier_keeps_its_logits(name: str) -> None:
         ("keypointHead", "values"), ("class_embed", "logits"), ("bbox_embed", "values"), ("exit_flow", "logits"),
     ],
 )  # fmt: skip
-def test_names_of_modules(name: str, kind: Kind) -> None:
+def test_names_of_modules(name: str, kind: OutputKind) -> None:
     assert told(6, name=name) == kind
 
 
 @pytest.mark.parametrize(
     ("key", "kind"), [("logits", "logits"), ("loc", "values"), ("embedding", "embedding"), ("x", "logits")]
 )
-def test_names_of_outputs(key: str, kind: Kind) -> None:
+def test_names_of_outputs(key: str, kind: OutputKind) -> None:
     assert told(6, lambda x: {key: x}) == kind
 
 

@@ -20,8 +20,8 @@ from convrewrite.errors import PlanError, UsageError
 from convrewrite.graph.sites import find_sites
 from convrewrite.graph.tracing import trace
 from convrewrite.meanings.evaluation import Evaluation
-from convrewrite.meanings.fidelity import Comparison, Fidelity, effect_of
-from convrewrite.meanings.kinds import Kind, Meaning, tell
+from convrewrite.meanings.fidelity import Fidelity, RunningFidelity, effect_of
+from convrewrite.meanings.kinds import Meaning, OutputKind, tell
 from convrewrite.pipeline import run
 from convrewrite.planning.plan import Constraints, Keep, Plan
 from convrewrite.reporting.html import render_html
@@ -122,8 +122,8 @@ def test_the_command_ends_with_one_and_keeps_what_it_wrote(tmp_path: Path) -> No
     assert json.loads((tmp_path / "out" / "report.json").read_text())["useless"] is True
 
 
-def outcome_of(kind: Kind, original: Tensor, found: Tensor) -> Fidelity:
-    comparison = Comparison({"output": Meaning(kind, "")})
+def outcome_of(kind: OutputKind, original: Tensor, found: Tensor) -> Fidelity:
+    comparison = RunningFidelity({"output": Meaning(kind, "")})
     comparison.add({"output": original}, {"output": found})
     return Fidelity(comparison.outputs(), len(original))
 
@@ -138,7 +138,7 @@ def outcome_of(kind: Kind, original: Tensor, found: Tensor) -> Fidelity:
         ("logits", 1.1, False),
     ],
 )
-def test_the_limits(kind: Kind, factor: float, lost: bool) -> None:
+def test_the_limits(kind: OutputKind, factor: float, lost: bool) -> None:
     x = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
     measured = Measured(outcome_of(kind, x, x * factor), "measured on a test")
     found = useless(Constraints({}), measured, Calibration((), (), "data", "a test"), fast=False)

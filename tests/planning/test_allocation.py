@@ -13,7 +13,8 @@ from convrewrite.conv import Cost
 from convrewrite.errors import PlanError
 from convrewrite.graph.sites import find_sites
 from convrewrite.graph.tracing import trace
-from convrewrite.planning.allocation import NOT_NEEDED, Allocation, WholeCost, allocate, require_reachable
+from convrewrite.planning.allocation import NOT_NEEDED, Allocation, allocate, require_reachable
+from convrewrite.planning.costs import Counted, Timed
 from convrewrite.planning.curves import Scored, Surveyed
 from convrewrite.rewriting.surgery import empty_option, replace_site
 from convrewrite.rules.options import SearchSpace, search_spaces
@@ -29,7 +30,7 @@ def network() -> nn.Module:
     return settled(Residual(16))
 
 
-def menus_of(structures: dict[str, Structure], **values: object) -> tuple[SearchSpace, ...]:
+def spaces_of(structures: dict[str, Structure], **values: object) -> tuple[SearchSpace, ...]:
     model = network()
     protect = Protect(stem=True, min_channels=0, min_mac_share=0)
     names = ("separable", "asymmetric", "channel")
@@ -37,9 +38,9 @@ def menus_of(structures: dict[str, Structure], **values: object) -> tuple[Search
     return search_spaces(find_sites(model, (X,), trace(model)), [rule], structures)
 
 
-def totals_of(menu_list: tuple[SearchSpace, ...]) -> WholeCost:
-    macs = LINEAR + sum(space.site.cost.macs for space in menu_list)
-    return WholeCost(Cost(sum(p.numel() for p in network().parameters()), macs), SECONDS_PER_MAC * macs)
+def totals_of(spaces: tuple[SearchSpace, ...]) -> Counted:
+    macs = LINEAR + sum(space.site.cost.macs for space in spaces)
+    return Timed(Cost(sum(p.numel() for p in network().parameters()), macs), SECONDS_PER_MAC * macs)
 
 
 def harm(site: int, structure: str, part: float) -> float:
@@ -56,15 +57,15 @@ def survey_of(space: SearchSpace, site: int) -> Surveyed:
             if part < 1:
                 effect = harm(site, rank_range.structure.name, part)
                 seconds = SECONDS_PER_MAC * (1.1 * candidate.cost.macs + 0.01 * space.site.cost.macs)
-                options.append(Scored(candidate, effect, effect, False, seconds))
+                options.append(Scored(candidate, effect, effect, False).timed(seconds))
     reason = None if options else space.reason
     return Surveyed(space.site, tuple(options), (), SECONDS_PER_MAC * space.site.cost.macs, reason)
 
 
 @pytest.fixture
-def surveyed(structures: dict[str, Structure]) -> tuple[tuple[Surveyed, ...], WholeCost]:
-    menu_list = menus_of(structures)
-    return tuple(survey_of(space, i) for i, space in enumerate(menu_list)), totals_of(menu_list)
+def surveyed(structures: dict[str, Structure]) -> tuple[tuple[Surveyed, ...], Counted]:
+    spaces = spaces_of(structures)
+    return tuple(survey_of(space, i) for i, space in enumerate(spaces)), totals_of(spaces)
 
 
 def within(allocation: Allocation, budget: Mapping[str, float]) -> bool:
@@ -79,7 +80,7 @@ BUDGETS = [
 
 @pytest.mark.parametrize("budget", BUDGETS, ids=str)
 def test_what_is_reached_is_within_two_percent_of_what_was_asked(
-    surveyed: tuple[tuple[Surveyed, ...], WholeCost], budget: dict[str, float]
+    surveyed: tuple[tuple[Surveyed, ...], Counted], budget: dict[str, float]
 ) -> None:
     allocation = allocate(surveyed[0], budget, surveyed[1])
     assert within(allocation, budget)
@@ -88,7 +89,7 @@ def test_what_is_reached_is_within_two_percent_of_what_was_asked(
 
 @pytest.mark.parametrize("budget", BUDGETS, ids=str)
 def test_no_other_choice_does_less_harm(
-    surveyed: tuple[tuple[Surveyed, ...], WholeCost], budget: dict[str, float]
+    surveyed: tuple[tuple[Surveyed, ...], Counted], budget: dict[str, float]
 ) -> None:
     entries = [replace(entry, options=entry.options[:: max(1, len(entry.options) // 4)]) for entry in surveyed[0]]
     totals = surveyed[1]
@@ -101,7 +102,7 @@ def test_no_other_choice_does_less_harm(
 
 @pytest.mark.parametrize("budget", [{"macs": 0.4}, {"params": 0.5}], ids=str)
 def test_the_promised_parts_are_those_of_the_model_that_is_built(
-    surveyed: tuple[tuple[Surveyed, ...], WholeCost], budget: dict[str, float], structures: dict[str, Structure]
+    surveyed: tuple[tuple[Surveyed, ...], Counted], budget: dict[str, float], structures: dict[str, Structure]
 ) -> None:
     allocation = allocate(surveyed[0], budget, surveyed[1])
     model, built = network(), network()
@@ -116,20 +117,20 @@ def test_the_promised_parts_are_those_of_the_model_that_is_built(
     assert allocation.part("params") == pytest.approx(counts[0] / counts[1])
 
 
-def test_a_larger_budget_leaves_more_and_harms_less(surveyed: tuple[tuple[Surveyed, ...], WholeCost]) -> None:
+def test_a_larger_budget_leaves_more_and_harms_less(surveyed: tuple[tuple[Surveyed, ...], Counted]) -> None:
     found = [allocate(surveyed[0], {"macs": part}, surveyed[1]) for part in (0.25, 0.4, 0.6, 0.8, 0.999)]
     assert [a.part("macs") for a in found] == sorted(a.part("macs") for a in found)
     assert [a.effect for a in found] == sorted((a.effect for a in found), reverse=True)
 
 
-def test_without_a_budget_everything_is_kept(surveyed: tuple[tuple[Surveyed, ...], WholeCost]) -> None:
+def test_without_a_budget_everything_is_kept(surveyed: tuple[tuple[Surveyed, ...], Counted]) -> None:
     allocation = allocate(surveyed[0], {}, surveyed[1])
     assert allocation.chosen == (None,) * len(surveyed[0])
     assert allocation.effect == 0
     assert [allocation.part(name) for name in ("macs", "params", "latency")] == [1, 1, 1]
 
 
-def test_what_is_not_needed_is_kept_with_that_reason(surveyed: tuple[tuple[Surveyed, ...], WholeCost]) -> None:
+def test_what_is_not_needed_is_kept_with_that_reason(surveyed: tuple[tuple[Surveyed, ...], Counted]) -> None:
     allocation = allocate(surveyed[0], {"macs": 0.8}, surveyed[1])
     shortlists = allocation.shortlists()
     assert [shortlist.site for shortlist in shortlists] == [entry.site for entry in surveyed[0]]
@@ -141,7 +142,7 @@ def test_what_is_not_needed_is_kept_with_that_reason(surveyed: tuple[tuple[Surve
         assert (shortlist.reason is None) == (chosen is not None)
 
 
-def test_a_site_that_must_change_is_not_kept(surveyed: tuple[tuple[Surveyed, ...], WholeCost]) -> None:
+def test_a_site_that_must_change_is_not_kept(surveyed: tuple[tuple[Surveyed, ...], Counted]) -> None:
     entries = [replace(entry, must_change=bool(entry.options)) for entry in surveyed[0]]
     allocation = allocate(entries, {"macs": 0.999}, surveyed[1])
     for entry, chosen in zip(entries, allocation.chosen, strict=True):
@@ -154,7 +155,7 @@ def test_a_site_that_must_change_is_not_kept(surveyed: tuple[tuple[Surveyed, ...
 
 @pytest.mark.parametrize("name", ["macs", "params", "latency"])
 def test_an_impossible_budget_says_what_can_be_reached(
-    surveyed: tuple[tuple[Surveyed, ...], WholeCost], name: str
+    surveyed: tuple[tuple[Surveyed, ...], Counted], name: str
 ) -> None:
     with pytest.raises(PlanError, match=rf"budget {name}=0\.01 cannot be met .* they reach {name}=0\.\d+ at") as caught:
         allocate(surveyed[0], {name: 0.01}, surveyed[1])
@@ -165,7 +166,7 @@ def test_an_impossible_budget_says_what_can_be_reached(
         allocate(surveyed[0], {name: reached - 0.001}, surveyed[1])
 
 
-def test_budgets_that_exclude_each_other_are_told_one_by_one(surveyed: tuple[tuple[Surveyed, ...], WholeCost]) -> None:
+def test_budgets_that_exclude_each_other_are_told_one_by_one(surveyed: tuple[tuple[Surveyed, ...], Counted]) -> None:
     # Of every site the one option that saves MACs costs parameters, and the other way round.
     def only(entry: Surveyed) -> Surveyed:
         kept, two = entry.site.cost, entry.options[:2]
@@ -180,15 +181,15 @@ def test_budgets_that_exclude_each_other_are_told_one_by_one(surveyed: tuple[tup
         allocate(entries, {"macs": 0.4, "params": 0.4}, surveyed[1])
 
 
-def test_a_budget_without_any_option_is_impossible(surveyed: tuple[tuple[Surveyed, ...], WholeCost]) -> None:
+def test_a_budget_without_any_option_is_impossible(surveyed: tuple[tuple[Surveyed, ...], Counted]) -> None:
     with pytest.raises(PlanError, match=r"they reach macs=1\.000"):
         allocate([replace(entry, options=()) for entry in surveyed[0]], {"macs": 0.9}, surveyed[1])
     with pytest.raises(PlanError, match=r"they reach macs=1\.000"):
         require_reachable([], {"macs": 0.9}, surveyed[1].cost)
 
 
-def test_what_is_no_site_can_rule_a_budget_out(surveyed: tuple[tuple[Surveyed, ...], WholeCost]) -> None:
-    heavy = WholeCost(
+def test_what_is_no_site_can_rule_a_budget_out(surveyed: tuple[tuple[Surveyed, ...], Counted]) -> None:
+    heavy = Counted(
         Cost(surveyed[1].cost.parameters * 5, surveyed[1].cost.macs)
     )  # four fifths of them in linear layers
     with pytest.raises(PlanError, match=r"params=0\.5 cannot be met .* they reach params=0\.8\d+"):
@@ -197,24 +198,24 @@ def test_what_is_no_site_can_rule_a_budget_out(surveyed: tuple[tuple[Surveyed, .
 
 @pytest.mark.parametrize("name", ["macs", "params"])
 def test_it_is_known_before_the_long_work_what_counting_can_tell(name: str, structures: dict[str, Structure]) -> None:
-    menu_list = menus_of(structures)
-    totals = totals_of(menu_list).cost
+    spaces = spaces_of(structures)
+    totals = totals_of(spaces).cost
     with pytest.raises(PlanError, match=rf"{name}=0\.01 cannot be met .* they reach {name}=0\.\d+") as caught:
-        require_reachable(menu_list, {name: 0.01, "latency": 0.001}, totals)
+        require_reachable(spaces, {name: 0.01, "latency": 0.001}, totals)
     reached = float(str(caught.value).partition(f"they reach {name}=")[2].split()[0])
     saved = sum(
         max((getattr(m.site.cost, "macs" if name == "macs" else "parameters") - getattr(
             rank_range.at(rank).cost, "macs" if name == "macs" else "parameters"
         ) for rank_range in m.rank_ranges for rank in rank_range.ranks), default=0)
-        for m in menu_list
+        for m in spaces
     )  # fmt: skip
     assert reached == pytest.approx(1 - saved / (totals.macs if name == "macs" else totals.parameters), abs=0.0006)
-    require_reachable(menu_list, {name: reached + 0.001}, totals)
-    require_reachable(menu_list, {"latency": 0.001}, totals)
+    require_reachable(spaces, {name: reached + 0.001}, totals)
+    require_reachable(spaces, {"latency": 0.001}, totals)
 
 
 def test_a_rule_whose_ranks_are_out_of_range_saves_nothing(structures: dict[str, Structure]) -> None:
     names = ("separable", "asymmetric", "channel")
-    menu_list = menus_of(structures, parameters={name: {"rank": (10_000,)} for name in names})
+    spaces = spaces_of(structures, parameters={name: {"rank": (10_000,)} for name in names})
     with pytest.raises(PlanError, match=r"they reach macs=1\.000"):
-        require_reachable(menu_list, {"macs": 0.5}, totals_of(menu_list).cost)
+        require_reachable(spaces, {"macs": 0.5}, totals_of(spaces).cost)

@@ -12,6 +12,7 @@ from torch import nn
 from convrewrite.fitting.stages import Fit
 from convrewrite.graph.sites import find_sites
 from convrewrite.graph.tracing import trace
+from convrewrite.planning.costs import Counted, seconds_of
 from convrewrite.planning.curves import (
     FAR_BEHIND,
     LEAST_EFFECT,
@@ -42,12 +43,12 @@ def rank_ranges(limit: float | None = None) -> list[RankRange]:
 
 
 def curve(
-    errors: dict[int, float], rank_range: RankRange | None = None, gain: float = 1.0, timed: bool = False
+    shares: dict[int, float], rank_range: RankRange | None = None, gain: float = 1.0, timed: bool = False
 ) -> Curve:
-    """The ranks 2 to 12 of a ladder, fitted at these with these squared errors; in nanoseconds of their MACs."""
+    """The ranks 2 to 12 of a rank range, fitted at these; these shares are left unexplained; in nanoseconds of their MACs."""
     rank_range = rank_range or rank_ranges()[0]
     candidates = tuple(rank_range.at(rank) for rank in RANKS)
-    samples = tuple(FittedCandidate(rank_range.at(r), Fit((), torch.zeros(0), e), gain) for r, e in errors.items())
+    samples = tuple(FittedCandidate(rank_range.at(r), Fit((), torch.zeros(0), e), gain) for r, e in shares.items())
     return Curve(rank_range, candidates, tuple(1e-9 * p.cost.macs for p in candidates) if timed else (), samples)
 
 
@@ -97,9 +98,9 @@ def test_spread_is_even_in_the_logarithm() -> None:
 
 
 def test_errors_are_interpolated_log_log_in_the_cost() -> None:
-    found = curve({2: 0.4, 8: 0.1})  # asymmetric: the cost is proportional to the rank, so E = 0.8 / rank
+    found = curve({2: 0.4, 8: 0.1})  # asymmetric: the cost is proportional to the rank, so 0.8 / rank is unexplained
     for rank in RANKS:
-        assert found.error_of(found.rank_range.at(rank)) == pytest.approx(0.8 / rank)
+        assert found.error_of(found.rank_range.at(rank)) == pytest.approx((0.8 / rank) ** 0.5)
 
 
 def test_effects_are_interpolated_log_log_in_the_error() -> None:
@@ -109,18 +110,18 @@ def test_effects_are_interpolated_log_log_in_the_error() -> None:
     for entry in scored:
         rank = entry.candidate.option.parameters["rank"]
         assert isinstance(rank, int)
-        error = 0.8 / rank
-        # Between the measured ones with the power that they show, beyond them with the error itself.
-        expected = 3 * error**2 if 2 <= rank <= 8 else 3 * 0.1**2 * error / 0.1
+        share = 0.8 / rank
+        # Between the measured ones with the power that they show, beyond them with the share itself.
+        expected = 3 * share**2 if 2 <= rank <= 8 else 3 * 0.1**2 * share / 0.1
         assert entry.effect == pytest.approx(expected)
-        assert entry.error == pytest.approx(error)
+        assert entry.error == pytest.approx(share**0.5)
         assert entry.measured == (rank in (2, 8))
 
 
 def test_one_measured_effect_goes_with_the_error() -> None:
     found = curve({4: 0.2})
     for entry in found.scored([(found.samples[0], 0.05)]):
-        assert entry.effect == pytest.approx(0.05 * entry.error / 0.2)
+        assert entry.effect == pytest.approx(0.05 * entry.error**2 / 0.2)
 
 
 def test_an_exact_option_has_a_tiny_effect_and_no_logarithm_of_zero() -> None:
@@ -140,7 +141,7 @@ def test_what_refinement_is_expected_to_gain_lowers_error_and_effect() -> None:
         strict=True,
     )
     for expected, plain in pairs:
-        assert expected.error == pytest.approx(0.5 * plain.error)
+        assert expected.error == pytest.approx(0.5**0.5 * plain.error)
         assert expected.effect == pytest.approx(0.5 * plain.effect)
         assert not expected.measured, "no finished fit was measured"
 
@@ -151,31 +152,32 @@ def test_seconds_stay_with_their_ranks() -> None:
     assert ranks(few.candidates) == [3, 8]
     assert few.seconds == tuple(1e-9 * p.cost.macs for p in few.candidates)
     assert ranks([sample.candidate for sample in few.samples]) == [8]
-    assert [entry.seconds for entry in few.scored([(few.samples[0], 1.0)])] == list(few.seconds)
+    assert [seconds_of(entry.costs) for entry in few.scored([(few.samples[0], 1.0)])] == list(few.seconds)
     assert few.points == [(pytest.approx(math.log(few.seconds[1])), pytest.approx(math.log(0.1)))]
-    assert curve({2: 0.4}).scored([(found.samples[0], 1.0)])[0].seconds is None
+    untimed = curve({2: 0.4}).scored([(found.samples[0], 1.0)])[0]
+    assert untimed.costs == Counted(untimed.candidate.cost)
 
 
 # --- which are left out
 
 
-def test_a_ladder_that_is_far_behind_everywhere_is_left_out() -> None:
+def test_a_rank_range_that_is_far_behind_everywhere_is_left_out() -> None:
     first, second = rank_ranges()[:2]
     good = curve({2: 0.4, 8: 0.1}, first)
-    near = curve({rank: FAR_BEHIND * 0.99 * error for rank, error in ((2, 0.4), (8, 0.1))}, second)
-    far = curve({rank: FAR_BEHIND * 1.01 * error for rank, error in ((2, 0.4), (8, 0.1))}, second)
+    near = curve({rank: FAR_BEHIND * 0.99 * share for rank, share in ((2, 0.4), (8, 0.1))}, second)
+    far = curve({rank: FAR_BEHIND * 1.01 * share for rank, share in ((2, 0.4), (8, 0.1))}, second)
     assert competitive([good, near]) == ([good, near], [])
     assert competitive([far, good]) == ([good], [far])
     assert competitive([far]) == ([far], []), "there is nothing better"
 
 
-def test_a_ladder_that_is_good_at_one_cost_stays() -> None:
+def test_a_rank_range_that_is_good_at_one_cost_stays() -> None:
     first, second = rank_ranges()[:2]
     flat, steep = curve({2: 0.3, 8: 0.2}, first), curve({2: 0.9, 8: 0.05}, second)
     assert competitive([flat, steep]) == ([flat, steep], [])
 
 
-def test_where_time_counts_ladders_are_compared_at_equal_time() -> None:
+def test_where_time_counts_rank_ranges_are_compared_at_equal_time() -> None:
     first, second = rank_ranges()[:2]
     fast, slow = curve({2: 0.4, 8: 0.1}, first, timed=True), curve({2: 0.4, 8: 0.1}, second, timed=True)
     slow = Curve(slow.rank_range, slow.candidates, tuple(2 * s for s in slow.seconds), slow.samples)
@@ -183,13 +185,15 @@ def test_where_time_counts_ladders_are_compared_at_equal_time() -> None:
 
 
 def test_a_rules_error_limit_drops_what_exceeds_it_with_the_reason() -> None:
-    rank_range = rank_ranges(0.5)[0]  # a relative error of 0.5 is a squared one of 0.25
+    rank_range = rank_ranges(0.5)[0]  # a relative error of 0.5 leaves a quarter unexplained
     kept, dropped = faithful_enough([curve({2: 0.4, 8: 0.1}, rank_range)])
     assert ranks(kept[0].candidates) == list(range(4, 13)), "0.8 / rank <= 0.25, 3 is beyond"
-    assert [kept[0].error_of(p) for p in kept[0].candidates] == pytest.approx([0.8 / rank for rank in range(4, 13)])
+    assert [kept[0].error_of(p) for p in kept[0].candidates] == pytest.approx(
+        [(0.8 / rank) ** 0.5 for rank in range(4, 13)]
+    )
     assert ranks([entry.candidate for entry in dropped]) == [2]
     assert dropped[0].reason == "its output error exceeds 0.5, the rule's limit"
-    assert dropped[0].error == 0.4
+    assert dropped[0].error == 0.4**0.5
     nothing, all_of_it = faithful_enough([curve({2: 0.9, 8: 0.6}, rank_range)])
     assert nothing == []
     assert ranks([entry.candidate for entry in all_of_it]) == [2, 8]

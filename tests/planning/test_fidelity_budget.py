@@ -14,7 +14,8 @@ from convrewrite.errors import PlanError
 from convrewrite.graph.sites import find_sites
 from convrewrite.graph.tracing import trace
 from convrewrite.meanings.kinds import Meaning, tell
-from convrewrite.planning.allocation import Allocation, FittedPlan, WholeCost, allocate
+from convrewrite.planning.allocation import Allocation, FittedPlan, allocate
+from convrewrite.planning.costs import Counted
 from convrewrite.planning.curves import Scored, Surveyed
 from convrewrite.planning.fidelity_budget import TRIALS, _flips, require_evaluable, search
 from convrewrite.planning.fidelity_budget import shortfall as shortfall_of
@@ -28,7 +29,7 @@ X = torch.zeros(1, 3, 16, 16)
 
 
 @pytest.fixture(scope="module")
-def frontier() -> tuple[tuple[Surveyed, ...], WholeCost]:
+def frontier() -> tuple[tuple[Surveyed, ...], Counted]:
     """Sites with every other rank of two structures, and effects that nobody measured."""
     model = settled(Residual(16))
     rule = Rule(name="r", structures=("channel", "asymmetric"), protect=Protect(min_channels=0, min_mac_share=0))
@@ -41,7 +42,7 @@ def frontier() -> tuple[tuple[Surveyed, ...], WholeCost]:
             effect = 1e-3 * (1 + index) * (1.05 - left) ** 4
             options += [Scored(candidate, effect, effect, False)] if left < 1 else []
         found.append(Surveyed(space.site, tuple(options), reason=space.reason))
-    return tuple(found), WholeCost(Cost(10_000, sum(site.cost.macs for site in sites)))
+    return tuple(found), Counted(Cost(10_000, sum(site.cost.macs for site in sites)))
 
 
 class Plan(nn.Module):
@@ -67,11 +68,11 @@ class Trials:
         assert isinstance(model, Plan)
         return self.truth(model.allocation)
 
-    def search(self, frontier: tuple[tuple[Surveyed, ...], WholeCost], keep: Keep) -> FittedPlan:
+    def search(self, frontier: tuple[tuple[Surveyed, ...], Counted], keep: Keep) -> FittedPlan:
         return search(*frontier, keep, self.attempt, self.shortfall)
 
 
-def least_part(frontier: tuple[tuple[Surveyed, ...], WholeCost], allowed: Callable[[Allocation], bool]) -> float:
+def least_part(frontier: tuple[tuple[Surveyed, ...], Counted], allowed: Callable[[Allocation], bool]) -> float:
     """The smallest part of the MACs at which a plan is allowed, to a thousandth; the more is left, the less is lost."""
     low, high = 0.0, 1.0
     while high - low > 1e-3:
@@ -97,7 +98,7 @@ def least_part(frontier: tuple[tuple[Surveyed, ...], WholeCost], allowed: Callab
     ids=str,
 )
 def test_it_ends_above_the_limit_near_the_most_saving_after_few_trials(
-    keep: Keep, factor: float, power: float, frontier: tuple[tuple[Surveyed, ...], WholeCost]
+    keep: Keep, factor: float, power: float, frontier: tuple[tuple[Surveyed, ...], Counted]
 ) -> None:
     allowed = keep.limit if keep.measure == "error" else 1 - keep.limit
 
@@ -117,7 +118,7 @@ def test_it_ends_above_the_limit_near_the_most_saving_after_few_trials(
 
 
 def test_a_measurement_that_is_noisy_still_ends_above_the_limit(
-    frontier: tuple[tuple[Surveyed, ...], WholeCost],
+    frontier: tuple[tuple[Surveyed, ...], Counted],
 ) -> None:
     noise = iter([1.6, 0.5, 1.4, 0.7, 1.2, 0.9, 1.0])
     told: dict[float, float] = {}
@@ -131,14 +132,14 @@ def test_a_measurement_that_is_noisy_still_ends_above_the_limit(
     assert found.allocation.part("macs") == min(part for part, lost in told.items() if lost <= 0.01)
 
 
-def test_where_nothing_is_lost_everything_is_saved(frontier: tuple[tuple[Surveyed, ...], WholeCost]) -> None:
+def test_where_nothing_is_lost_everything_is_saved(frontier: tuple[tuple[Surveyed, ...], Counted]) -> None:
     trials = Trials(lambda _allocation: 0.0)
     found = trials.search(frontier, Keep("agreement", 0.99))
     assert found.allocation.part("macs") <= 1.04 * least_part(frontier, lambda _allocation: True)
     assert len(trials.parts) <= 4
 
 
-def test_where_there_is_nothing_to_save_nothing_is_rewritten(frontier: tuple[tuple[Surveyed, ...], WholeCost]) -> None:
+def test_where_there_is_nothing_to_save_nothing_is_rewritten(frontier: tuple[tuple[Surveyed, ...], Counted]) -> None:
     entries = tuple(replace(entry, options=()) for entry in frontier[0])
     trials = Trials(lambda allocation: float(allocation.effect > 0))
     found = trials.search((entries, frontier[1]), Keep("agreement", 0.99))
@@ -155,7 +156,7 @@ def test_where_there_is_nothing_to_save_nothing_is_rewritten(frontier: tuple[tup
     ids=["agreement", "error"],
 )
 def test_what_cannot_be_kept_says_what_was_lost(
-    keep: Keep, words: str, frontier: tuple[tuple[Surveyed, ...], WholeCost]
+    keep: Keep, words: str, frontier: tuple[tuple[Surveyed, ...], Counted]
 ) -> None:
     trials = Trials(lambda _allocation: 0.5)
     with pytest.raises(PlanError, match=rf"no plan that was tried {words} ask for less, give more .* other rules"):

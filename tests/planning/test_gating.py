@@ -14,7 +14,7 @@ from convrewrite.graph.tracing import trace
 from convrewrite.planning.latency_table import LatencyTable, fast_enough, in_fastest_lowering
 from convrewrite.rules.options import Shortlist, search_spaces, shortlist_at
 from convrewrite.rules.schema import Protect, Require, Rule
-from convrewrite.runtime.option_graphs import Graph
+from convrewrite.runtime.option_graphs import OptionGraph
 from convrewrite.runtime.timing import RuntimeTimer
 from convrewrite.runtime.timing_cache import TimingCache
 from convrewrite.structures.structure import Structure
@@ -33,11 +33,11 @@ def shortlist(structures: dict[str, Structure], gain: float | None, *names: str)
     return shortlist_at(search_spaces(sites, [rule(gain, *names)], structures)[0], None)
 
 
-def in_order(monkeypatch: pytest.MonkeyPatch, seconds: Sequence[float]) -> list[Graph]:
+def in_order(monkeypatch: pytest.MonkeyPatch, seconds: Sequence[float]) -> list[OptionGraph]:
     """Every option takes the given times, in the order channel, vertical-first, horizontal-first; the original one."""
-    options: dict[Graph, float] = {}
+    options: dict[OptionGraph, float] = {}
 
-    def of(graph: Graph, _size: object) -> float:
+    def of(graph: OptionGraph, _size: object) -> float:
         if len(graph) == 1 and len(graph[0]) == 1:
             return 1.0
         return options.setdefault(graph, seconds[len(options)])

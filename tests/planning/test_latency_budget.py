@@ -12,9 +12,10 @@ from torch import nn
 from convrewrite.errors import PlanError
 from convrewrite.pipeline.prepare import prepare
 from convrewrite.planning import latency_budget
-from convrewrite.planning.allocation import Allocation, WholeCost
+from convrewrite.planning.allocation import Allocation
+from convrewrite.planning.costs import Timed
 from convrewrite.planning.curves import Scored, Surveyed
-from convrewrite.planning.latency_budget import REHEARSALS, allocate_measured, rehearse
+from convrewrite.planning.latency_budget import MEASUREMENTS, allocate_measured, measured_part
 from convrewrite.rewriting.work import Prepared
 from convrewrite.rules.options import Shortlist
 from convrewrite.rules.schema import Protect, Rule
@@ -42,7 +43,7 @@ def surveyed(prepared: Prepared) -> tuple[Surveyed, ...]:
             part = candidate.cost.macs / space.site.cost.macs
             if part < 1:
                 effect = (1 + index) * (1.1 - part) ** 3
-                options.append(Scored(candidate, effect, effect, False, NANOSECOND * candidate.cost.macs))
+                options.append(Scored(candidate, effect, effect, False).timed(NANOSECOND * candidate.cost.macs))
         found.append(Surveyed(space.site, tuple(options), (), NANOSECOND * space.site.cost.macs, space.reason))
     return tuple(found)
 
@@ -58,14 +59,14 @@ def search(
 
     def run(asked: float, truth: Callable[[float], float]) -> tuple[Allocation, list[float]]:
         seen: list[float] = []
-        totals = WholeCost(prepared.totals, NANOSECOND * prepared.totals.macs)
+        totals = Timed(prepared.totals, NANOSECOND * prepared.totals.macs)
 
         def measure(_prepared: Prepared, shortlists: tuple[Shortlist, ...], *_args: object) -> float:
             saved = sum(o.site.cost.macs - o.candidates[0].cost.macs for o in shortlists if o.candidates)
             seen.append(1 - saved / prepared.totals.macs)
             return truth(seen[-1])
 
-        monkeypatch.setattr(latency_budget, "rehearse", measure)
+        monkeypatch.setattr(latency_budget, "measured_part", measure)
         found = allocate_measured(prepared, surveyed, {"latency": asked}, totals, Unmeasured())
         return found, seen
 
@@ -81,7 +82,7 @@ def test_a_plan_that_measures_as_predicted_is_taken_at_once(search: Search) -> N
 @pytest.mark.parametrize("factor", [1.15, 0.85])
 def test_the_budget_is_corrected_by_what_was_measured(search: Search, factor: float) -> None:
     found, seen = search(0.6, lambda part: factor * part)
-    assert 1 < len(seen) <= REHEARSALS
+    assert 1 < len(seen) <= MEASUREMENTS
     assert 0.95 * 0.6 <= factor * found.part("latency") <= 0.6
 
 
@@ -97,7 +98,7 @@ def test_it_comes_near_though_times_do_not_add_up(search: Search, seed: int) -> 
     found, seen = search(0.5, truth)
     [measured] = [t for part, t in zip(seen, told, strict=True) if part == pytest.approx(found.part("latency"))]
     assert 0.95 * 0.5 <= measured <= 0.5
-    assert len(seen) <= REHEARSALS
+    assert len(seen) <= MEASUREMENTS
 
 
 def test_a_plan_that_was_measured_is_not_measured_again(search: Search) -> None:
@@ -152,7 +153,7 @@ def test_the_unfitted_plan_is_what_is_exported(
     before = {name: tensor.clone() for name, tensor in prepared.model.state_dict().items()}
     original = Exported(tmp_path / "original.onnx", True)
     baseline = Baseline(original, prepared.inputs, tmp_path, THIS_MACHINE, 1)
-    assert rehearse(prepared, shortlists, baseline) == 0.7
+    assert measured_part(prepared, shortlists, baseline) == 0.7
     x = torch.zeros(1, 3, 16, 16)
     saved = sum(o.site.cost.macs - o.candidates[0].cost.macs for o in shortlists if o.candidates)
     assert macs_by_hooks(prepared.model, x) - macs_by_hooks(exported[0], x) == saved > 0

@@ -16,7 +16,7 @@ from convrewrite.planning.latency_table import LatencyTable, aligned
 from convrewrite.rules.options import Candidate, cost_of, search_spaces
 from convrewrite.rules.schema import Protect, Rule
 from convrewrite.runtime import latency, timing
-from convrewrite.runtime.option_graphs import Graph
+from convrewrite.runtime.option_graphs import OptionGraph
 from convrewrite.runtime.timing import RuntimeTimer
 from convrewrite.runtime.timing_cache import TimingCache
 from convrewrite.structures.structure import Stage, Structure
@@ -24,10 +24,10 @@ from convrewrite.structures.structure import Stage, Structure
 FREE = Protect(stem=False, min_channels=0, min_mac_share=0)
 
 
-def proposals_at(
+def candidates_at(
     model: nn.Module, name: str, structures: dict[str, Structure], rank: int, *names: str
 ) -> tuple[Site, list[Candidate]]:
-    """A site, and the proposal of this rank on every ladder of some structures."""
+    """A site, and the candidate of this rank of every rank range of some structures."""
     sites = find_sites(model, (torch.zeros(1, 3, 16, 16),), trace(model))
     rule = Rule(name="r", structures=names, protect=FREE)
     [space] = [space for space in search_spaces(sites, [rule], structures) if space.site.name == name]
@@ -39,14 +39,14 @@ def pair() -> nn.Module:
 
 
 @pytest.mark.parametrize("fastest", ["branches", "chain"])
-def test_the_lowering_that_runs_fastest_is_chosen_and_priced(
+def test_the_lowering_that_runs_fastest_is_chosen_and_timed(
     fastest: str, monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure]
 ) -> None:
     asked = lie(monkeypatch, lambda graph, _size: 2.0 if (len(graph) == 1) == (fastest == "chain") else 5.0)
-    site, offered = proposals_at(pair(), "1", structures, 3, "separable")
-    found = LatencyTable(structures).of(site, offered)
-    assert len(asked) == 2 * len(offered), "each in both lowerings"
-    for timed, candidate in zip(found, offered, strict=True):
+    site, candidates = candidates_at(pair(), "1", structures, 3, "separable")
+    found = LatencyTable(structures).of(site, candidates)
+    assert len(asked) == 2 * len(candidates), "each in both lowerings"
+    for timed, candidate in zip(found, candidates, strict=True):
         assert timed.candidate.option.setting == candidate.option.setting
         assert timed.candidate.option.lowering == fastest
         assert timed.seconds == 2.0
@@ -58,16 +58,16 @@ def test_of_equal_lowerings_always_the_same_is_taken(
     monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure]
 ) -> None:
     lie(monkeypatch, lambda _graph, _size: 1.0)
-    site, offered = proposals_at(pair(), "1", structures, 2, "separable")
-    assert {timed.candidate.option.lowering for timed in LatencyTable(structures).of(site, offered)} == {"branches"}
+    site, candidates = candidates_at(pair(), "1", structures, 2, "separable")
+    assert {timed.candidate.option.lowering for timed in LatencyTable(structures).of(site, candidates)} == {"branches"}
 
 
 def test_what_has_one_lowering_keeps_it(monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure]) -> None:
     asked = lie(monkeypatch)
-    site, offered = proposals_at(pair(), "1", structures, 4, "channel", "asymmetric", "tucker")
-    found = LatencyTable(structures).of(site, offered)
-    assert [timed.candidate for timed in found] == offered
-    assert len(asked) == len(offered)
+    site, candidates = candidates_at(pair(), "1", structures, 4, "channel", "asymmetric", "tucker")
+    found = LatencyTable(structures).of(site, candidates)
+    assert [timed.candidate for timed in found] == candidates
+    assert len(asked) == len(candidates)
     for timed in found:
         assert timed.seconds == pytest.approx(1e-9 * timed.candidate.cost.macs)
         assert timed.original == pytest.approx(1e-9 * site.cost.macs)
@@ -76,23 +76,23 @@ def test_what_has_one_lowering_keeps_it(monkeypatch: pytest.MonkeyPatch, structu
 
 def test_a_slower_option_has_a_negative_gain(monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure]) -> None:
     lie(monkeypatch, lambda graph, _size: 1.0 if len(graph[0]) == 1 else 1.25)
-    site, offered = proposals_at(pair(), "1", structures, 2, "channel")
-    [timed] = LatencyTable(structures).of(site, offered)
+    site, candidates = candidates_at(pair(), "1", structures, 2, "channel")
+    [timed] = LatencyTable(structures).of(site, candidates)
     assert timed.gain == -0.25
-    assert LatencyTable(structures).saving(site, offered[0]) == -0.25
+    assert LatencyTable(structures).saving(site, candidates[0]) == -0.25
 
 
 def test_every_call_of_a_site_counts(monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure]) -> None:
     model = settled(CalledTwice(16))
     sizes: list[Size] = []
 
-    def seconds(graph: Graph, size: Size) -> float:
+    def seconds(graph: OptionGraph, size: Size) -> float:
         sizes.append(size)
         return by_macs(graph, size)
 
     lie(monkeypatch, seconds)
-    site, offered = proposals_at(model, "shared", structures, 4, "channel")
-    [timed] = LatencyTable(structures).of(site, offered)
+    site, candidates = candidates_at(model, "shared", structures, 4, "channel")
+    [timed] = LatencyTable(structures).of(site, candidates)
     assert set(sizes) == {(16, 16), (8, 8)}
     assert timed.original == LatencyTable(structures).original(site) == pytest.approx(1e-9 * site.cost.macs)
     assert timed.seconds == pytest.approx(1e-9 * timed.candidate.cost.macs)
@@ -109,8 +109,8 @@ def test_calls_at_one_size_are_timed_once(monkeypatch: pytest.MonkeyPatch, struc
             return self.conv(self.conv(self.conv(self.stem(x))))
 
     asked = lie(monkeypatch)
-    site, offered = proposals_at(Thrice().eval(), "conv", structures, 4, "channel")
-    [timed] = LatencyTable(structures).of(site, offered)
+    site, candidates = candidates_at(Thrice().eval(), "conv", structures, 4, "channel")
+    [timed] = LatencyTable(structures).of(site, candidates)
     assert len(asked) == 1
     assert timed.seconds == pytest.approx(3e-9 * macs_of(asked[0], (16, 16)))
 
@@ -119,9 +119,9 @@ def test_the_saving_is_that_of_the_lowering_it_has(
     monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure]
 ) -> None:
     lie(monkeypatch, lambda graph, _size: 1.0 if len(graph[0]) == 1 else 0.5 if len(graph) > 1 else 0.2)
-    site, offered = proposals_at(pair(), "1", structures, 2, "separable")
-    assert {candidate.option.lowering for candidate in offered} == {"branches"}
-    assert [LatencyTable(structures).saving(site, candidate) for candidate in offered] == [0.5] * len(offered)
+    site, candidates = candidates_at(pair(), "1", structures, 2, "separable")
+    assert {candidate.option.lowering for candidate in candidates} == {"branches"}
+    assert [LatencyTable(structures).saving(site, candidate) for candidate in candidates] == [0.5] * len(candidates)
 
 
 def test_threads_rounds_and_cache_reach_the_timer(
@@ -129,34 +129,34 @@ def test_threads_rounds_and_cache_reach_the_timer(
 ) -> None:
     asked: list[dict[str, object]] = []
 
-    def timed(_original: object, options: list[Graph], _size: Size, **named: object) -> tuple[float, list[float]]:
+    def timed(_original: object, options: list[OptionGraph], _size: Size, **named: object) -> tuple[float, list[float]]:
         asked.append(named)
         return 1.0, [1.0 for _ in options]
 
     monkeypatch.setattr(timing, "time_options", timed)
     cache = TimingCache(tmp_path)
-    site, offered = proposals_at(pair(), "1", structures, 2, "channel")
-    LatencyTable(structures, threads=2, rounds=7, timer=RuntimeTimer(cache)).of(site, offered)
+    site, candidates = candidates_at(pair(), "1", structures, 2, "channel")
+    LatencyTable(structures, threads=2, rounds=7, timer=RuntimeTimer(cache)).of(site, candidates)
     assert asked == [{"threads": 2, "rounds": 7, "cache": cache}]
 
 
-def test_a_clock_that_runs_backwards_in_the_end_is_an_error_and_not_a_price(structures: dict[str, Structure]) -> None:
+def test_a_clock_that_runs_backwards_in_the_end_is_an_error_and_not_a_time(structures: dict[str, Structure]) -> None:
     readings = iter([0.0, 1.0] * 200 + [5.0, 1.0] * 100_000)
-    site, _ = proposals_at(pair(), "1", structures, 2, "channel")
-    graphs: list[Graph] = [((site.folded_spec,),)] * 2
+    site, _ = candidates_at(pair(), "1", structures, 2, "channel")
+    graphs: list[OptionGraph] = [((site.folded_spec,),)] * 2
     with pytest.raises(latency.VerificationError, match="expected every sample to take time"):
         latency.time_graphs(graphs, site.input_sizes[0], rounds=200, clock=lambda: next(readings))
 
 
-def test_a_price_is_asked_for_once(
+def test_a_candidate_is_timed_once(
     structures: dict[str, Structure], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site, offered = proposals_at(pair(), "1", structures, 2, "channel", "separable")
+    site, candidates = candidates_at(pair(), "1", structures, 2, "channel", "separable")
     latency_table = LatencyTable(structures, rounds=2, timer=RuntimeTimer(TimingCache(tmp_path)))
-    first = latency_table.of(site, offered)
+    first = latency_table.of(site, candidates)
     assert all(timed.seconds > 0 and timed.original > 0 for timed in first)
     monkeypatch.setattr(latency, "time_graphs", lambda *_args, **_named: pytest.fail("timed again"))
-    assert latency_table.of(site, offered) == first
+    assert latency_table.of(site, candidates) == first
     assert latency_table.original(site) == first[0].original
 
 

@@ -12,14 +12,15 @@ import convrewrite
 from convrewrite.conv import Size
 from convrewrite.errors import PlanError
 from convrewrite.pipeline.prepare import prepare
-from convrewrite.planning.allocation import Allocation, WholeCost
+from convrewrite.planning.allocation import Allocation
+from convrewrite.planning.costs import Counted, Timed
 from convrewrite.planning.curves import Dropped, Scored, Surveyed
 from convrewrite.planning.plan import Constraints, Fingerprint, Keep, PlannedOption
 from convrewrite.planning.planned import make_plan
 from convrewrite.rewriting.work import Prepared, Settings
 from convrewrite.rules.options import Candidate
 from convrewrite.rules.schema import Protect, Rule
-from convrewrite.runtime.option_graphs import Graph
+from convrewrite.runtime.option_graphs import OptionGraph
 from convrewrite.runtime.timing import RuntimeTimer
 
 FREE = Protect(stem=True, min_channels=0, min_mac_share=0)
@@ -44,9 +45,9 @@ def prepared() -> Prepared:
 
 
 def scored(prepared: Prepared, index: int, rank: int, measured: bool, rank_range: int = 0) -> Scored:
-    """An option of a site with invented figures; its squared error is 0.01 times its rank."""
+    """An option of a site with invented figures; its error is 0.01 times its rank."""
     candidate = prepared.search_spaces[index].rank_ranges[rank_range].at(rank)
-    return Scored(candidate, 0.01 * rank, 0.001 * rank, measured, 1e-6 * rank)
+    return Scored(candidate, 0.01 * rank, 0.001 * rank, measured).timed(1e-6 * rank)
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def allocation(prepared: Prepared) -> Allocation:
     entries[1] = replace(entries[1], options=options, dropped=(dropped, wrong))
     chosen = [None] * len(entries)
     return Allocation(
-        tuple(entries), (None, options[3], *chosen[2:]), WholeCost(prepared.totals, 1e-4)
+        tuple(entries), (None, options[3], *chosen[2:]), Timed(prepared.totals, 1e-4)
     )  # fmt: skip
 
 
@@ -88,7 +89,7 @@ def test_a_site_shows_the_measured_the_chosen_and_the_dropped(prepared: Prepared
     ranks = [entry.option.parameters["rank"] for entry in site.considered]
     assert ranks == [2, 4, 6, 7, 1], "measured or chosen, cheap to dear; then what was dropped; 3 was neither"
     assert [entry.effect for entry in site.considered] == [0.002, 0.004, 0.006, None, None]
-    assert [entry.error for entry in site.considered] == pytest.approx([0.02**0.5, 0.2, 0.06**0.5, None, 0.5])
+    assert [entry.error for entry in site.considered] == pytest.approx([0.02, 0.04, 0.06, None, 0.25])
     assert [entry.reason for entry in site.considered] == [None, None, None, "too slow", "too wrong"]
     assert [entry.seconds for entry in site.considered] == pytest.approx([2e-6, 4e-6, 6e-6, 3e-5, None])
     macs = [prepared.search_spaces[1].rank_ranges[0].at(int(rank)).cost.macs for rank in ranks]
@@ -127,7 +128,7 @@ def test_a_plan_promises_what_its_parts_add_up_to(prepared: Prepared, allocation
     fewer = site.cost.parameters - candidate.cost.parameters
     assert made.predicted.params == pytest.approx(1 - fewer / prepared.totals.parameters)
     assert made.predicted.latency == pytest.approx(1 - (2e-5 - 4e-6) / 1e-4)
-    untimed = replace(allocation, totals=WholeCost(prepared.totals))
+    untimed = replace(allocation, totals=Counted(prepared.totals))
     made = make_plan(prepared, Constraints({"macs": 0.5}), Settings(), "", choice_of(untimed), untimed)  # type: ignore[arg-type]
     assert made.predicted is not None
     assert made.predicted.latency is None
@@ -154,7 +155,7 @@ def test_a_plan_by_ratio_promises_nothing_and_shows_its_costs() -> None:
 def test_an_option_that_is_slower_is_refused_by_the_plan_with_that_reason(
     slow: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def seconds(graph: Graph, size: Size) -> float:
+    def seconds(graph: OptionGraph, size: Size) -> float:
         depthwise = any(spec.groups > 1 for spec in graph[0])
         is_slow = len(graph[0]) > 1 and depthwise == (slow == "separable")
         return 1e-6 * size[0] if len(graph[0]) == 1 else 1.3e-6 * size[0] if is_slow else 1e-12 * macs_of(graph, size)

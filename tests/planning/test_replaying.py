@@ -269,7 +269,7 @@ def prepared(model: nn.Module, inputs: Inputs) -> Any:
     return prepare(model, inputs, ())
 
 
-def test_offers_cost_what_is_built(made: Plan) -> None:
+def test_shortlists_cost_what_is_built(made: Plan) -> None:
     ready = prepared(network(), (images()[:1],))
     result = convrewrite.apply(network(), images()[:1], made, "weights", measure=False)
     saved = sum(

@@ -20,14 +20,15 @@ from convrewrite.errors import PlanError
 from convrewrite.graph.sites import Site, find_sites
 from convrewrite.graph.tracing import trace
 from convrewrite.planning import sensitivities
-from convrewrite.planning.allocation import WholeCost, allocate
+from convrewrite.planning.allocation import allocate
+from convrewrite.planning.costs import Timed
 from convrewrite.planning.curves import Surveyed
 from convrewrite.planning.latency_table import LatencyTable, aligned
 from convrewrite.planning.sensitivities import FAST, THOROUGH, Effort, Evaluator, survey
 from convrewrite.rewriting.surgery import replace_site
 from convrewrite.rules.options import search_spaces
 from convrewrite.rules.schema import Protect, Require, Rule
-from convrewrite.runtime.option_graphs import Graph
+from convrewrite.runtime.option_graphs import OptionGraph
 from convrewrite.structures.discovery import discover
 
 QUICK = Effort(ranks=2, measured=2, iterations=1)
@@ -167,7 +168,7 @@ def test_all_ranks_that_save_enough_may_be_chosen_and_a_few_are_fitted() -> None
         assert ranks == list(range(min(ranks), max(ranks) + 1))  # type: ignore[type-var]
 
 
-def test_errors_and_effects_of_a_ladder_fall_with_the_rank() -> None:
+def test_errors_and_effects_of_a_rank_range_fall_with_the_rank() -> None:
     effort = Effort(ranks=4, measured=3, iterations=2)
     for entry in surveyed(settled(Chain(12).double()), data(), "channel", effort=effort):
         assert len(entry.options) > 4
@@ -177,7 +178,7 @@ def test_errors_and_effects_of_a_ladder_fall_with_the_rank() -> None:
             assert all(math.isfinite(value) and value > 0 for value in values)
 
 
-def test_a_ladder_that_is_far_behind_is_dropped_with_the_reason() -> None:
+def test_a_rank_range_that_is_far_behind_is_dropped_with_the_reason() -> None:
     found = surveyed(settled(Residual(12).double()), data(), *STRUCTURES, effort=replace(QUICK, iterations=0))
     dropped = [entry for site in found for entry in site.dropped]
     assert dropped
@@ -190,10 +191,10 @@ def test_a_ladder_that_is_far_behind_is_dropped_with_the_reason() -> None:
 
 def test_a_rules_error_limit_leaves_what_keeps_it() -> None:
     model, calibration = settled(Chain(12).double()), data()
-    errors = [scored.error**0.5 for scored in surveyed(model, calibration, "channel")[1].options]
+    errors = [scored.error for scored in surveyed(model, calibration, "channel")[1].options]
     limit = (min(errors) + max(errors)) / 2
     entry = surveyed(model, calibration, "channel", require=Require(max_output_error=limit))[1]
-    assert [scored.error**0.5 for scored in entry.options] == pytest.approx([e for e in errors if e <= limit])
+    assert [scored.error for scored in entry.options] == pytest.approx([e for e in errors if e <= limit])
     assert all("exceeds" in dropped.reason for dropped in entry.dropped)
     nothing = surveyed(model, calibration, "channel", require=Require(max_output_error=1e-9))[1]
     assert nothing.options == ()
@@ -220,11 +221,11 @@ def test_fast_measures_less(evaluation: list[tuple[Site, nn.Module, float]]) -> 
 # --- a clock that lies
 
 
-def lying(slow: str, factor: float) -> Callable[[Graph, Size], float]:
+def lying(slow: str, factor: float) -> Callable[[OptionGraph, Size], float]:
     """Options take what their MACs say, but those of one structure so many times the original's: ``asymmetric`` is told
     by its first kernel, which is no square."""
 
-    def seconds(graph: Graph, size: Size) -> float:
+    def seconds(graph: OptionGraph, size: Size) -> float:
         first = graph[0][0]
         asymmetric = first.kernel_size[0] != first.kernel_size[1]
         if len(graph[0]) > 1 and asymmetric == (slow == "asymmetric"):
@@ -246,7 +247,7 @@ def test_a_structure_that_is_slower_than_the_original_is_refused_with_that_reaso
     assert refused == {"changes the measured time by +20%, less than the 5% it must gain"}
     assert all(d.seconds == pytest.approx(1.2 * (entry.seconds or 0)) for d in entry.dropped)
 
-    totals = WholeCost(Cost(1000, 2 * entry.site.cost.macs), 2 * (entry.seconds or 0))
+    totals = Timed(Cost(1000, 2 * entry.site.cost.macs), 2 * (entry.seconds or 0))
     allocation = allocate([entry], {"latency": 0.96}, totals)
     assert allocation.chosen[0] is not None
     assert allocation.chosen[0].candidate.option.structure != slow
@@ -260,7 +261,7 @@ def test_where_everything_is_slower_the_site_is_kept_and_the_budget_refused(monk
     assert entry.reason is not None
     assert entry.reason.endswith("changes the measured time by -3%, less than the 5% it must gain")
     with pytest.raises(PlanError, match=r"latency=0\.9 cannot be met .* they reach latency=1\.000"):
-        allocate([entry], {"latency": 0.9}, WholeCost(Cost(10, entry.site.cost.macs), 1.0))
+        allocate([entry], {"latency": 0.9}, Timed(Cost(10, entry.site.cost.macs), 1.0))
 
 
 def test_a_rules_own_gain_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +270,7 @@ def test_a_rules_own_gain_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     for entry in surveyed(settled(wide), data(), "channel", timed=True, require=Require(min_latency_gain=0.5)):
         assert entry.seconds is not None
         assert entry.options or entry.reason
-        assert all(scored.seconds is not None and scored.seconds <= 0.5 * entry.seconds for scored in entry.options)
+        assert all(scored.costs.of("latency") <= 0.5 * entry.seconds for scored in entry.options)
         assert all("less than the 50% it must gain" in dropped.reason for dropped in entry.dropped)
 
 

@@ -12,10 +12,11 @@ from convrewrite.calibration.batches import Calibration
 from convrewrite.calibration.choose import evaluation_inputs
 from convrewrite.pipeline.prepare import prepare
 from convrewrite.planning import swaps
-from convrewrite.planning.allocation import Allocation, FittedPlan, WholeCost, allocate
+from convrewrite.planning.allocation import Allocation, FittedPlan, allocate
+from convrewrite.planning.costs import Counted
 from convrewrite.planning.curves import Surveyed
 from convrewrite.planning.sensitivities import FAST, survey
-from convrewrite.planning.swaps import check, swap
+from convrewrite.planning.swaps import evaluate, swap
 from convrewrite.progress import Stopwatch
 from convrewrite.rewriting.front_to_back import Rewritten, rewrite
 from convrewrite.rewriting.work import Settings, Work
@@ -25,7 +26,7 @@ BUDGET = {"macs": 0.5}
 
 
 @dataclass
-class Bench:
+class Case:
     """A plan of a small network that was fitted, and what is fitted afterwards."""
 
     work: Work
@@ -46,7 +47,7 @@ def fit(work: Work, allocation: Allocation) -> Rewritten:
 
 
 @pytest.fixture
-def bench() -> Bench:
+def case() -> Case:
     parts = natural(24, 3, 12, 12, torch.float32).split(4)
     data = Calibration(tuple((p,) for p in parts[:4]), tuple((p,) for p in parts[4:]), "data", "a test")
     rule = Rule(
@@ -55,8 +56,8 @@ def bench() -> Bench:
     prepared = prepare(settled(Residual(12)), (parts[0][:1],), [rule])
     evaluation = evaluation_inputs((parts[0][:1],), data).told(prepared.original, {})
     work = Work(prepared, data, evaluation, {}, Settings(measure=False, fast=True), lambda *_: None, Stopwatch())
-    allocation = allocate(survey(work, effort=FAST, latency_table=None), BUDGET, WholeCost(prepared.totals))
-    return Bench(work, check(work, allocation, fit(work, allocation)))
+    allocation = allocate(survey(work, effort=FAST, latency_table=None), BUDGET, Counted(prepared.totals))
+    return Case(work, evaluate(work, allocation, fit(work, allocation)))
 
 
 def divergence(work: Work, model: nn.Module) -> float:
@@ -66,24 +67,24 @@ def divergence(work: Work, model: nn.Module) -> float:
     return float(F.kl_div(b, a, reduction="batchmean", log_target=True))
 
 
-def test_the_checked_effect_is_that_of_the_whole_plan_on_held_out_inputs(bench: Bench) -> None:
-    assert bench.checked.loss == pytest.approx(divergence(bench.work, bench.checked.rewritten.model), rel=1e-4)
+def test_the_checked_effect_is_that_of_the_whole_plan_on_held_out_inputs(case: Case) -> None:
+    assert case.checked.loss == pytest.approx(divergence(case.work, case.checked.rewritten.model), rel=1e-4)
 
 
-def test_swaps_never_do_more_harm_and_keep_the_budget(bench: Bench) -> None:
-    found = swap(bench.work, bench.checked, BUDGET, anything, bench.attempt)
-    assert found.loss <= bench.checked.loss
+def test_swaps_never_do_more_harm_and_keep_the_budget(case: Case) -> None:
+    found = swap(case.work, case.checked, BUDGET, anything, case.attempt)
+    assert found.loss <= case.checked.loss
     assert found.allocation.part("macs") <= BUDGET["macs"]
-    assert found.loss == pytest.approx(divergence(bench.work, found.rewritten.model), rel=1e-4)
-    assert len(bench.fitted) <= 1
-    assert found is bench.checked or found.allocation == bench.fitted[0]
-    known = [scored for entry in bench.checked.allocation.surveyed for scored in entry.options]
+    assert found.loss == pytest.approx(divergence(case.work, found.rewritten.model), rel=1e-4)
+    assert len(case.fitted) <= 1
+    assert found is case.checked or found.allocation == case.fitted[0]
+    known = [scored for entry in case.checked.allocation.surveyed for scored in entry.options]
     assert all(scored in known for scored in found.allocation.chosen if scored), "effects are told as they are alone"
-    changed = zip(found.allocation.chosen, bench.checked.allocation.chosen, strict=True)
+    changed = zip(found.allocation.chosen, case.checked.allocation.chosen, strict=True)
     assert all((new is None) == (old is None) for new, old in changed)
 
 
-def test_where_no_swap_helps_nothing_is_fitted_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_swap_helps_nothing_is_fitted_again(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     def unmoved(_work: Work, checked: FittedPlan, _resources: object) -> tuple[Surveyed, ...]:
         """Every other option turned out to be worse, in the whole plan as alone."""
         pairs = zip(checked.allocation.surveyed, checked.allocation.chosen, strict=True)
@@ -99,12 +100,12 @@ def test_where_no_swap_helps_nothing_is_fitted_again(bench: Bench, monkeypatch: 
         )
 
     monkeypatch.setattr(swaps, "_survey_nearby", unmoved)
-    assert swap(bench.work, bench.checked, BUDGET, anything, bench.attempt) is bench.checked
-    assert bench.fitted == []
+    assert swap(case.work, case.checked, BUDGET, anything, case.attempt) is case.checked
+    assert case.fitted == []
 
 
 def test_a_swap_that_does_more_harm_or_takes_longer_in_the_end_is_not_taken(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def misled(_work: Work, checked: FittedPlan, _resources: object) -> tuple[Surveyed, ...]:
         """The cheapest options look harmless."""
@@ -121,17 +122,17 @@ def test_a_swap_that_does_more_harm_or_takes_longer_in_the_end_is_not_taken(
         )
 
     monkeypatch.setattr(swaps, "_survey_nearby", misled)
-    assert swap(bench.work, bench.checked, BUDGET, anything, bench.attempt) is bench.checked
-    assert len(bench.fitted) == 1
+    assert swap(case.work, case.checked, BUDGET, anything, case.attempt) is case.checked
+    assert len(case.fitted) == 1
 
     asked: list[Allocation] = []
     too_slow = lambda allocation: bool(asked.append(allocation))  # noqa: E731
-    assert swap(bench.work, bench.checked, BUDGET, too_slow, bench.attempt) is bench.checked
-    assert asked == bench.fitted[:1], "what measures too slow as a whole is not fitted at all"
-    assert len(bench.fitted) == 1
+    assert swap(case.work, case.checked, BUDGET, too_slow, case.attempt) is case.checked
+    assert asked == case.fitted[:1], "what measures too slow as a whole is not fitted at all"
+    assert len(case.fitted) == 1
 
 
-def test_a_plan_that_oversteps_its_budget_a_little_stays(bench: Bench) -> None:
+def test_a_plan_that_oversteps_its_budget_a_little_stays(case: Case) -> None:
     tight = {"macs": 0.05}
-    assert swap(bench.work, bench.checked, tight, anything, bench.attempt) is bench.checked
-    assert bench.fitted == []
+    assert swap(case.work, case.checked, tight, anything, case.attempt) is case.checked
+    assert case.fitted == []

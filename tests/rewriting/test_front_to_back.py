@@ -61,7 +61,7 @@ def shortlists_of(model: nn.Module, *rules: Rule) -> tuple[Shortlist, ...]:
     return tuple(shortlist_at(space, None) for space in search_spaces(sites_of(model), rules, discover()))
 
 
-def full_rank_offers(model: nn.Module, *names: str) -> tuple[Shortlist, ...]:
+def full_rank_shortlists(model: nn.Module, *names: str) -> tuple[Shortlist, ...]:
     """The first structure that takes a site, at full rank in its first variant: dearer than the original, and exact."""
     found = []
     for space in search_spaces(sites_of(model), [rule(*names)], discover()):
@@ -113,7 +113,9 @@ def test_full_rank_gives_the_originals_outputs(
     model = settled(network().double())
     before = state_bytes(model)
     with torch.enable_grad():
-        found = rewritten(model, full_rank_offers(model, *names), data(count=2) if calibration == "data" else WEIGHTS)
+        found = rewritten(
+            model, full_rank_shortlists(model, *names), data(count=2) if calibration == "data" else WEIGHTS
+        )
     x = natural(4, 3, 12, 12)
     assert relative(found.model(x.clone()), model(x.clone())) < (1e-4 if calibration == "data" else 1e-10)
     assert state_bytes(model) == before
@@ -193,7 +195,7 @@ def test_a_lenient_limit_keeps_nothing() -> None:
     assert all(outcome.candidate is not None for outcome in found.outcomes)
 
 
-def test_of_several_proposals_the_one_with_the_least_held_out_error_is_taken() -> None:
+def test_of_several_candidates_the_one_with_the_least_held_out_error_is_taken() -> None:
     model = settled(Chain(12).double())
     calibration = data(count=3)
     rules = [rule("channel"), rule("separable", name="s"), rule("asymmetric", name="a")]
@@ -273,8 +275,8 @@ def test_a_model_in_bfloat16_can_be_rewritten() -> None:
 
 def test_a_rewritten_model_can_be_rewritten_again() -> None:
     model = settled(Chain().double())
-    once = rewritten(model, full_rank_offers(model, "separable"), WEIGHTS).model
-    twice = rewritten(once, full_rank_offers(once, "channel"), WEIGHTS)
+    once = rewritten(model, full_rank_shortlists(model, "separable"), WEIGHTS).model
+    twice = rewritten(once, full_rank_shortlists(once, "channel"), WEIGHTS)
     x = natural(2, 3, 12, 12)
     assert any(outcome.candidate for outcome in twice.outcomes)
     assert relative(twice.model(x), model(x)) < 1e-10

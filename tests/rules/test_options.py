@@ -1,4 +1,4 @@
-"""What the rules offer at every site, and why at some there is nothing."""
+"""What the rules allow at every site, and why at some there is nothing."""
 
 import pytest
 import torch
@@ -26,44 +26,44 @@ def sites_of(model: nn.Module) -> tuple[Site, ...]:
     return find_sites(model, (X,), trace(model))
 
 
-def menus_of(model: nn.Module, structures: dict[str, Structure], *rules: Rule) -> dict[str, SearchSpace]:
+def spaces_of(model: nn.Module, structures: dict[str, Structure], *rules: Rule) -> dict[str, SearchSpace]:
     return {space.site.name: space for space in search_spaces(sites_of(settled(model)), rules, structures)}
 
 
 def test_every_site_has_options_or_a_reason(structures: dict[str, Structure]) -> None:
-    for space in menus_of(NineKinds(16), structures, rule(*structures)).values():
+    for space in spaces_of(NineKinds(16), structures, rule(*structures)).values():
         shortlist = shortlist_at(space, 0.7)
         assert bool(shortlist.candidates) != bool(shortlist.reason), space.site.name
         assert shortlist.candidates or len(str(shortlist.reason).split()) > 2
 
 
 def test_a_refused_site_keeps_its_own_reason(structures: dict[str, Structure]) -> None:
-    space = menus_of(NineKinds(), structures, rule("channel"))["#0"]
+    space = spaces_of(NineKinds(), structures, rule("channel"))["#0"]
     assert (space.rank_ranges, space.reason) == ((), "the kernel is computed from the input")
     assert shortlist_at(space, 0.9).reason == space.reason
 
 
 def test_what_a_rule_does_not_take_has_the_rules_reason(structures: dict[str, Structure]) -> None:
-    found = menus_of(NineKinds(), structures, rule("channel", match=Match(kind=(Kind.DILATED,))))
+    found = spaces_of(NineKinds(), structures, rule("channel", match=Match(kind=(Kind.DILATED,))))
     assert [name for name, space in found.items() if space.rank_ranges] == ["dilated"]
     assert found["standard"].reason == "kind is standard, the rule takes dilated"
 
 
 def test_what_no_structure_takes_has_the_structures_reasons(structures: dict[str, Structure]) -> None:
-    found = menus_of(NineKinds(), structures, rule("asymmetric", "separable"))
+    found = spaces_of(NineKinds(), structures, rule("asymmetric", "separable"))
     assert "no second axis" in str(found["pointwise"].reason) and "no spatial extent" in str(found["pointwise"].reason)
     assert {rank_range.structure.name for rank_range in found["asymmetric"].rank_ranges} == {"separable"}
 
 
 def test_parameters_that_leave_nothing_are_a_reason(structures: dict[str, Structure]) -> None:
-    found = menus_of(Residual(), structures, rule("separable", parameters={"separable": {"order": ("sideways",)}}))
+    found = spaces_of(Residual(), structures, rule("separable", parameters={"separable": {"order": ("sideways",)}}))
     assert found["stem"].reason == "the rule's parameters leave no variant"
 
 
 def test_several_rules_add_up(structures: dict[str, Structure]) -> None:
     first = rule("channel", match=Match(kernel_size=((1, 1),)))
     second = rule("separable", name="s", match=Match(kernel_size=((3, 3),)))
-    found = menus_of(Residual(16), structures, first, second)
+    found = spaces_of(Residual(16), structures, first, second)
     assert [rank_range.rule.name for rank_range in found["blocks.1.downsample.0"].rank_ranges] == ["r"]
     assert {rank_range.rule.name for rank_range in found["stem"].rank_ranges} == {"s"}
 
@@ -82,36 +82,36 @@ def test_the_share_of_macs_counts_every_call() -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.2, 0.35, 0.5, 0.8])
-def test_of_every_ladder_the_largest_rank_within_the_ratio(ratio: float, structures: dict[str, Structure]) -> None:
-    for space in menus_of(Residual(16), structures, rule(*structures, ratio=0.99)).values():
+def test_of_every_rank_range_the_largest_rank_within_the_ratio(ratio: float, structures: dict[str, Structure]) -> None:
+    for space in spaces_of(Residual(16), structures, rule(*structures, ratio=0.99)).values():
         limit = ratio * space.site.cost.macs
-        offered = {candidate.option for candidate in shortlist_at(space, ratio).candidates}
+        candidates = {candidate.option for candidate in shortlist_at(space, ratio).candidates}
         expected = set()
         for rank_range in space.rank_ranges:
             fitting = [rank for rank in rank_range.ranks if rank_range.at(rank).cost.macs <= limit]
             if fitting:
                 expected.add(rank_range.at(max(fitting)).option)
-        assert offered == expected
+        assert candidates == expected
 
 
 def test_without_a_ratio_each_rule_has_its_own(structures: dict[str, Structure]) -> None:
     narrow, wide = rule("channel", ratio=0.3), rule("asymmetric", name="wide", ratio=0.7)
-    space = menus_of(Residual(16), structures, narrow, wide)["blocks.0.conv1"]
+    space = spaces_of(Residual(16), structures, narrow, wide)["blocks.0.conv1"]
     parts = {p.rule.name: p.cost.macs / space.site.cost.macs for p in shortlist_at(space, None).candidates}
     assert 0.2 < parts["r"] <= 0.3
     assert 0.6 < parts["wide"] <= 0.7
 
 
 def test_the_required_saving_bounds_every_ratio(structures: dict[str, Structure]) -> None:
-    space = menus_of(Residual(16), structures, rule("channel", require=Require(min_mac_saving=0.6), ratio=0.9))["stem"]
+    space = spaces_of(Residual(16), structures, rule("channel", require=Require(min_mac_saving=0.6), ratio=0.9))["stem"]
     assert all(p.cost.macs <= 0.4 * space.site.cost.macs for p in shortlist_at(space, 0.95).candidates)
-    nothing = shortlist_at(menus_of(Residual(16), structures, rule("channel", ratio=0.01))["stem"], None)
+    nothing = shortlist_at(spaces_of(Residual(16), structures, rule("channel", ratio=0.01))["stem"], None)
     assert nothing.reason == "no option of channel costs at most 0.01 of its MACs"
 
 
 @pytest.mark.parametrize("network", [Residual, CalledTwice, NineKinds])
 @torch.no_grad()
-def test_the_proposed_cost_is_what_the_rewritten_model_has_less(
+def test_the_cost_of_a_candidate_is_what_the_rewritten_model_has_less(
     network: type[nn.Module], structures: dict[str, Structure]
 ) -> None:
     model = settled(network(16))  # type: ignore[call-arg]

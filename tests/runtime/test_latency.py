@@ -23,17 +23,17 @@ from convrewrite.runtime.latency import (
     time_graphs,
     time_options,
 )
-from convrewrite.runtime.option_graphs import Graph, conv_graph
+from convrewrite.runtime.option_graphs import OptionGraph, conv_graph
 from convrewrite.runtime.sessions import open_session
 from convrewrite.runtime.timing_cache import TimingCache, timing_key
 
 SPEC = ConvSpec(16, 16, (3, 3), padding=(1, 1))
-SEPARABLE: Graph = (
+SEPARABLE: OptionGraph = (
     (ConvSpec(16, 16, (3, 3), padding=(1, 1), groups=16, bias=False), ConvSpec(16, 16, (1, 1))),
 )  # fmt: skip
 
 
-class Workbench:
+class Timeline:
     """A clock that only moves when one of its jobs runs, so that timings are exact."""
 
     def __init__(self) -> None:
@@ -52,46 +52,46 @@ class Workbench:
 
 
 def test_compare_interleaves_and_turns_the_order() -> None:
-    bench = Workbench()
+    timeline = Timeline()
     rounds: list[int] = []
-    a, b = bench.job("a", lambda: 2.0), bench.job("b", lambda: 0.5)
+    a, b = timeline.job("a", lambda: 2.0), timeline.job("b", lambda: 0.5)
     result = compare(
-        a, b, runtime="torch", threads=1, rounds=4, min_seconds=0.1, clock=bench.clock, on_round=rounds.append
+        a, b, runtime="torch", threads=1, rounds=4, min_seconds=0.1, clock=timeline.clock, on_round=rounds.append
     )
-    assert "".join(bench.log)[-8:] == "abbaabba"
+    assert "".join(timeline.log)[-8:] == "abbaabba"
     assert rounds == [1, 2, 3, 4]
     assert result == latency.Comparison("torch", 1, 4, 2.0, 0.5, 0.25, 0.25, 0.25)
     assert result.speedup == 4.0
 
 
 def test_short_callables_are_repeated_until_a_sample_is_long_enough() -> None:
-    bench = Workbench()
+    timeline = Timeline()
     result = compare(
-        bench.job("a", lambda: 1.0), bench.job("b", lambda: 0.0625), runtime="torch", threads=1, rounds=1,
-        min_seconds=1.0, clock=bench.clock,
+        timeline.job("a", lambda: 1.0), timeline.job("b", lambda: 0.0625), runtime="torch", threads=1, rounds=1,
+        min_seconds=1.0, clock=timeline.clock,
     )  # fmt: skip
-    assert bench.log.count("b") >= 2 * 16
+    assert timeline.log.count("b") >= 2 * 16
     assert (result.seconds_a, result.seconds_b, result.ratio) == (1.0, 0.0625, 0.0625)
     assert (result.ratio_low, result.ratio_high) == (0.0625, 0.0625)
 
 
 def test_no_run_of_several_is_always_last() -> None:
-    bench = Workbench()
-    jobs = [bench.job(name, lambda: 1.0) for name in "abc"]
-    latency._interleaved(jobs, 6, 0.5, bench.clock)
-    rounds = "".join(bench.log[-18:])
+    timeline = Timeline()
+    jobs = [timeline.job(name, lambda: 1.0) for name in "abc"]
+    latency._interleaved(jobs, 6, 0.5, timeline.clock)
+    rounds = "".join(timeline.log[-18:])
     assert [rounds[i : i + 3] for i in range(0, 18, 3)] == ["abc", "cba", "bca", "acb", "cab", "bac"]
 
 
 def test_the_paired_ratio_is_right_where_the_machine_slows_down() -> None:
-    bench = Workbench()
+    timeline = Timeline()
 
     def pace() -> float:
-        return 1.0 + len(bench.log) ** 2
+        return 1.0 + len(timeline.log) ** 2
 
     result = compare(
-        bench.job("a", pace), bench.job("b", lambda: pace() / 2), runtime="torch", threads=1, rounds=40,
-        min_seconds=0.0, clock=bench.clock,
+        timeline.job("a", pace), timeline.job("b", lambda: pace() / 2), runtime="torch", threads=1, rounds=40,
+        min_seconds=0.0, clock=timeline.clock,
     )  # fmt: skip
     assert result.ratio == pytest.approx(0.5, rel=0.05)
     assert result.ratio_low <= result.ratio <= result.ratio_high
@@ -159,7 +159,7 @@ def run_graph(model: bytes, x: Tensor) -> Tensor:
     ],
     ids=["strided", "same", "same-even", "grouped", "reflect", "replicate", "circular", "transposed", "sum", "chain"],
 )  # fmt: skip
-def test_a_graph_computes_what_torch_computes_with_the_same_weights(branches: Graph) -> None:
+def test_a_graph_computes_what_torch_computes_with_the_same_weights(branches: OptionGraph) -> None:
     torch.manual_seed(0)
     chains = [nn.Sequential(*(spec.build() for spec in chain)) for chain in branches]
     states = [[conv.state_dict() for conv in chain] for chain in chains]
@@ -179,7 +179,7 @@ def test_a_graph_computes_what_torch_computes_with_the_same_weights(branches: Gr
 
 
 def test_random_weights_are_the_same_every_time_and_images_enter_plainly() -> None:
-    stem: Graph = ((ConvSpec(3, 8, (3, 3)),),)
+    stem: OptionGraph = ((ConvSpec(3, 8, (3, 3)),),)
     model = conv_graph(stem, (6, 5), batch=2)
     assert model == conv_graph(stem, (6, 5), batch=2)
     onnx.checker.check_model(onnx.load_from_string(model))
@@ -190,7 +190,7 @@ def test_random_weights_are_the_same_every_time_and_images_enter_plainly() -> No
 
 
 @pytest.mark.parametrize("graph", [((replace(SPEC, in_channels=32, out_channels=32),),), ()], ids=["option", "empty"])
-def test_a_frame_stays_in_the_blocked_layout(graph: Graph, tmp_path: Path) -> None:
+def test_a_frame_stays_in_the_blocked_layout(graph: OptionGraph, tmp_path: Path) -> None:
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3
@@ -204,11 +204,11 @@ def test_a_frame_stays_in_the_blocked_layout(graph: Graph, tmp_path: Path) -> No
 
 
 def test_times_are_relative_to_the_first_graph_and_without_the_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = Workbench()
+    timeline = Timeline()
     seconds = {16 * 16 * 9: 9.0, 16 * 9 + 16 * 16: 3.0, 0: 1.0}
 
     def fake_run(session: ort.InferenceSession, inputs: tuple[Tensor, ...]) -> Callable[[], None]:
-        return bench.job("x", lambda: sizes[id(session)] * (1.0 + len(bench.log) % 3 / 1000))
+        return timeline.job("x", lambda: sizes[id(session)] * (1.0 + len(timeline.log) % 3 / 1000))
 
     sizes: dict[int, float] = {}
     kept: list[ort.InferenceSession] = []
@@ -224,7 +224,7 @@ def test_times_are_relative_to_the_first_graph_and_without_the_frame(monkeypatch
     monkeypatch.setattr(latency, "open_session", fake_open)
     monkeypatch.setattr(latency, "_session_run", fake_run)
     graphs = [((SPEC,),), SEPARABLE, *[SEPARABLE] * latency.GRAPHS_PER_ROUND]
-    times = time_graphs(graphs, (8, 8), rounds=3, clock=bench.clock)
+    times = time_graphs(graphs, (8, 8), rounds=3, clock=timeline.clock)
     assert times == pytest.approx([8.0] + [2.0] * (1 + latency.GRAPHS_PER_ROUND), rel=0.01)
 
 
@@ -240,7 +240,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Replace measuring by fixed times, and list how many graphs each measurement had."""
     calls: list[int] = []
 
-    def fake(graphs: list[Graph], *_: object, **__: object) -> list[float]:
+    def fake(graphs: list[OptionGraph], *_: object, **__: object) -> list[float]:
         calls.append(len(graphs))
         return [len(calls) * 1.0 / (1 + sum(len(chain) for chain in graph)) for graph in graphs]
 
@@ -254,7 +254,7 @@ def test_options_are_measured_once_and_keep_their_ratio(tmp_path: Path, monkeypa
     assert first[0] == 0.5
     assert first[1] == pytest.approx([1 / 3])
     assert time_options(SPEC, [SEPARABLE], (8, 8), cache=TimingCache(tmp_path)) == first
-    longer: Graph = (SEPARABLE[0], SEPARABLE[0])
+    longer: OptionGraph = (SEPARABLE[0], SEPARABLE[0])
     base, times = time_options(SPEC, [SEPARABLE, longer], (8, 8), cache=cache)
     assert calls == [2, 2]
     assert base == 0.5
@@ -338,7 +338,7 @@ def test_concurrent_writers_never_leave_a_torn_file(tmp_path: Path) -> None:
 
 
 def test_a_key_names_all_a_time_depends_on() -> None:
-    graphs: list[Graph] = [((SPEC,),), SEPARABLE]
+    graphs: list[OptionGraph] = [((SPEC,),), SEPARABLE]
     key = timing_key(graphs, (8, 8), 1, 1, "runtime 1")
     assert key == timing_key(graphs, (8, 8), 1, 1, "runtime 1")
     others = {

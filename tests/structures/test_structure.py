@@ -95,7 +95,7 @@ def test_branches_compute_what_the_chain_computes(name: str, setting: Setting) -
     assert relative(modules[0](x), modules[1](x)) < 1e-12
 
 
-def test_branches_are_preferred_and_only_offered_for_a_multiplier() -> None:
+def test_branches_are_preferred_and_only_possible_for_a_multiplier() -> None:
     separable, channel = discover()["separable"], discover()["channel"]
     assert lowerings(separable.stages(ROUND, DEPTHWISE_FIRST)) == ("branches", "chain")
     assert lowerings(separable.stages(ROUND, {**DEPTHWISE_FIRST, "rank": 1})) == ("chain",)

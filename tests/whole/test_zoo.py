@@ -11,7 +11,7 @@ import torch
 from networks import settled
 from torch import Tensor, nn
 from works import work_of
-from zoo import choose_channels, exact_offer
+from zoo import choose_channels, exact_shortlist
 
 from convrewrite import optimize
 from convrewrite.calibration.batches import Calibration
@@ -93,7 +93,7 @@ def test_full_rank_gives_the_originals_outputs(build: Build, shape: tuple[int, .
     model = network(build).double()
     x = torch.randn(2, *shape, dtype=torch.float64)
     prepared = prepare(model, (x,), resolve(["balanced"]))
-    shortlists = [exact_offer(space, index) for index, space in enumerate(prepared.search_spaces)]
+    shortlists = [exact_shortlist(space, index) for index, space in enumerate(prepared.search_spaces)]
     work = work_of(prepared.model, Calibration((), (), "weights only", "none"))
     found = rewrite(replace(work, prepared=prepared), shortlists)
     changed = [outcome.site for outcome in found.outcomes if outcome.candidate is not None]

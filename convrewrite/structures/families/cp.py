@@ -15,11 +15,11 @@ SWEEPS = 40
 
 
 Factors = tuple[Tensor, Tensor, Tensor]
-"""``(O, R)``, ``(C, R)`` and ``(k^2, R)``."""
+"""Factors ``(O, R)``, ``(C, R)`` and ``(k^2, R)``."""
 
 
 LARGE, LARGE_SWEEPS = 1 << 20, 6
-"""Kernels of so many numbers get fewer sweeps: each takes seconds, and most of the gain comes first."""
+"""Numbers of a kernel from which on it gets fewer sweeps, and how many: each takes seconds, and most of the gain comes first."""
 
 
 class Cp:
