@@ -44,12 +44,13 @@ from convrewrite.progress import Stopwatch, silent
 from convrewrite.reporting.report import Report
 from convrewrite.rewriting.front_to_back import rewrite
 from convrewrite.rewriting.surgery import settle
-from convrewrite.rewriting.work import Settings, Work
+from convrewrite.rewriting.work import Work
 from convrewrite.rules.files import resolve
 from convrewrite.rules.options import SearchSpace, Shortlist
 from convrewrite.runtime.comparison import measure_fidelity
 from convrewrite.runtime.onnx_export import export
 from convrewrite.runtime.parity import check_parity, require_parity
+from convrewrite.settings import Settings
 
 SIZES = (64, 96, 128, 224, 256, 299, 480)
 CHANNELS = {"superpointnet": 1, "pfpcnet": 1}

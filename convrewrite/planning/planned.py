@@ -9,7 +9,6 @@ from convrewrite.planning.allocation import Allocation
 from convrewrite.planning.curves import Dropped, Scored, Surveyed
 from convrewrite.planning.plan import (
     Considered,
-    Constraints,
     Fingerprint,
     Plan,
     PlannedOption,
@@ -18,8 +17,9 @@ from convrewrite.planning.plan import (
     Predicted,
     planned_structure,
 )
-from convrewrite.rewriting import Prepared, Settings
+from convrewrite.rewriting import Prepared
 from convrewrite.rules import Candidate, Rule, Shortlist, cost_of
+from convrewrite.settings import Constraints, Settings
 
 
 def make_plan(
