@@ -41,10 +41,18 @@ class Flag:
     read: Callable[[Any], Any] | None = None
     default: object = None
 
+    def value(self, given: Any) -> Any:
+        """The field's value from what was given."""
+        return given if self.read is None else self.read(given)
+
+
+FLAG = "flag"
+"""The key of a field's metadata under which its Flag stands."""
+
 
 def flag(*names: str, **said: Any) -> dict[str, Flag]:
     """The metadata of a field that the command line takes by these names; the rest is as in :class:`Flag`."""
-    return {"flag": Flag(names, **said)}
+    return {FLAG: Flag(names, **said)}
 
 
 @dataclass(frozen=True, slots=True)

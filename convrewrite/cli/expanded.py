@@ -2,13 +2,13 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import Field, dataclass, fields, is_dataclass, replace
 from functools import wraps
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
-from convrewrite.settings import Flag
+from convrewrite.settings import FLAG, Flag
 
 
 class Only:
@@ -20,10 +20,10 @@ class Only:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """One parameter of a command, which is a dataclass: its fields that are options, with their defaults."""
+    """One parameter of a command, which is a dataclass: what it is made of, and the flags of its fields by their names."""
 
     made: type
-    flags: Mapping[str, tuple[Flag, object]]
+    flags: Mapping[str, Flag]
 
     def options(self) -> list[inspect.Parameter]:
         """As typer takes them, in the order of the fields."""
@@ -31,16 +31,16 @@ class _Group:
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=default,
+                default=flag.default,
                 annotation=Annotated[flag.kind, typer.Option(*flag.names, callback=flag.check, help=flag.help)],
             )
-            for name, (flag, default) in self.flags.items()
+            for name, flag in self.flags.items()
         ]
 
     def value(self, given: Mapping[str, Any]) -> Any:
         """The dataclass from what was given. An option that was left out and has no default keeps that of its field."""
-        read = {name: flag.read or (lambda value: value) for name, (flag, _) in self.flags.items()}
-        return self.made(**{name: read[name](given[name]) for name in self.flags if given[name] is not None})
+        named = {name: given[name] for name in self.flags if given[name] is not None}
+        return self.made(**{name: self.flags[name].value(text) for name, text in named.items()})
 
 
 def expanded(command: Callable[..., None]) -> Callable[..., None]:
@@ -66,19 +66,20 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _group_of(annotation: Any) -> _Group | None:
-    only: tuple[str, ...] | None = None
+    """What a parameter of this type becomes; None: it is an option, or an argument, already."""
+    notes: list[Any] = []
     if get_origin(annotation) is Annotated:
         annotation, *notes = get_args(annotation)
-        only = next((note.names for note in notes if isinstance(note, Only)), None)
     if not (isinstance(annotation, type) and is_dataclass(annotation)):
         return None
-    flagged = {
-        field.name: (field.metadata["flag"], field.default) for field in fields(annotation) if "flag" in field.metadata
-    }
-    if only is not None:
-        assert set(only) <= set(flagged), f"{annotation.__name__} has no options {set(only) - set(flagged)}"
-        flagged = {name: said for name, said in flagged.items() if name in only}
-    return _Group(
-        annotation,
-        {name: (flag, default if flag.default is None else flag.default) for name, (flag, default) in flagged.items()},
-    )
+    flags = {field.name: _flag_of(field) for field in fields(annotation) if FLAG in field.metadata}
+    for only in (note.names for note in notes if isinstance(note, Only)):
+        assert set(only) <= set(flags), f"{annotation.__name__} has no options {set(only) - set(flags)}"
+        flags = {name: flag for name, flag in flags.items() if name in only}
+    return _Group(annotation, flags)
+
+
+def _flag_of(field: Field[Any]) -> Flag:
+    """The flag of a field, with a default: its own, else that of the field."""
+    flag: Flag = field.metadata[FLAG]
+    return replace(flag, default=field.default) if flag.default is None else flag
