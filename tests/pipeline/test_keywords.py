@@ -1,15 +1,20 @@
 import inspect
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 import pytest
+from clocks import compared
 from commands import images, small_network
 from torch import fx
 
 import convrewrite
 from convrewrite import RewriteConvolutions, Settings, apply, optimize, plan
+from convrewrite.conv import ConvSpec
 from convrewrite.errors import UsageError
 from convrewrite.pipeline.keywords import Extras, RunKeywords
+from convrewrite.runtime.option_graphs import Graph
+from convrewrite.runtime.timing import RuntimeTimer
 
 EXAMPLE = images(1)
 ASKED: dict[str, Any] = {
@@ -40,6 +45,22 @@ def test_the_plan_says_what_is_chosen_and_with_which_seed() -> None:
     other = Settings(budget={"params": 0.9}, seed=9, measure=False, threads=2)
     report = apply(small_network(), EXAMPLE, made, images(), settings=other).report
     assert (report.seed, report.asked.budget, report.threads) == (5, {"macs": 0.6}, 2)
+
+
+class Clock(RuntimeTimer):
+    """Every option takes half of what the convolution does, and every plan half of what the model does."""
+
+    compare_onnx = staticmethod(compared(0.5))
+    time_onnx = staticmethod(lambda *_: 1.0)
+
+    def time_options(self, _original: ConvSpec, options: Sequence[Graph], *_rest: Any) -> tuple[float, list[float]]:
+        return 1.0, [0.5] * len(options)
+
+
+def test_a_timer_is_handed_in() -> None:
+    made = plan(small_network(), EXAMPLE, ["separable"], images(), {"latency": 0.9}, fast=True, timer=Clock())
+    seconds = {option.seconds for site in made.sites for option in site.considered}
+    assert seconds == {0.5}
 
 
 @pytest.mark.parametrize("given", [{"fast": True}, {"seed": 0}, {"budget": {"macs": 0.5}}])
