@@ -1,5 +1,7 @@
+import re
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
@@ -24,6 +26,14 @@ def test_the_keyword_arguments_are_the_fields() -> None:
 def test_every_field_is_told_of() -> None:
     told = [line.split(":")[0].strip() for line in str(Settings.__doc__).splitlines() if line.startswith(" " * 8)]
     assert {field.name for field in fields(Settings)} <= set(told)
+
+
+def test_the_page_lists_every_field_with_its_default_and_its_option() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8").partition("## Settings")[2]
+    rows = dict(re.findall(r"^\| `(\w+)[^|]*` \|([^|]*)\|", page.partition("## ")[0], re.MULTILINE))
+    assert list(rows) == [field.name for field in fields(Settings)]
+    for name, (flag, _) in FLAGS.items():
+        assert flag.names[0].rpartition("/")[2] in rows[name]
 
 
 @pytest.mark.parametrize("name", FLAGS)
