@@ -42,9 +42,10 @@ from convrewrite.graph import find
 from convrewrite.modules import named_outputs
 from convrewrite.progress import Stopwatch, silent
 from convrewrite.reporting import Report
-from convrewrite.rewriting import Prepared, Settings, Work, rewrite, settle
+from convrewrite.rewriting import Prepared, Work, rewrite, settle
 from convrewrite.rules import SearchSpace, Shortlist, resolve, search_spaces
 from convrewrite.runtime import check_parity, export, measure_fidelity, require_parity
+from convrewrite.settings import Settings
 from convrewrite.structures import discover
 
 SIZES = (64, 96, 128, 224, 256, 299, 480)

@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from convrewrite.pipeline import Result, RewriteConvolutions, analyze, apply, load, optimize, plan
     from convrewrite.planning import Plan
     from convrewrite.runtime import export, verify
+    from convrewrite.settings import Settings
 
 __all__ = [
     "ConvRewriteError",
     "Plan",
     "Result",
     "RewriteConvolutions",
+    "Settings",
     "analyze",
     "apply",
     "export",
@@ -32,6 +34,7 @@ _HOMES = {
     "Plan": "convrewrite.planning",
     "Result": "convrewrite.pipeline",
     "RewriteConvolutions": "convrewrite.pipeline",
+    "Settings": "convrewrite.settings",
     "analyze": "convrewrite.pipeline",
     "apply": "convrewrite.pipeline",
     "export": "convrewrite.runtime",

@@ -30,6 +30,12 @@ LONGEST_SIDE = 16_384
 LONGEST_SECONDS = 86_400
 
 
+NEEDS_TIMES = (
+    "budget latency: needs measured times; leave out --no-onnx (in Python measure=False), or ask for macs or params"
+)
+"""The message of a budget of latency where nothing is timed."""
+
+
 _SHOWN = 60
 
 

@@ -11,8 +11,9 @@ from convrewrite.graph.tracing import Traced, trace
 from convrewrite.meanings.evaluation import Evaluation
 from convrewrite.meanings.kinds import tell
 from convrewrite.progress import Progress, Stopwatch, silent
-from convrewrite.rewriting.work import Prepared, Settings, Work
+from convrewrite.rewriting.work import Prepared, Work
 from convrewrite.rules.options import SearchSpace
+from convrewrite.settings import Settings
 from convrewrite.structures.discovery import discover
 
 

@@ -7,14 +7,14 @@ permutation (a data set may be sorted by class). Labels are never needed and alw
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from convrewrite.calibration.sources import MEMORY, Chunk, Request, Source, open_source
 from convrewrite.conv import Size
-from convrewrite.errors import CalibrationError
+from convrewrite.errors import CalibrationError, UsageError
 from convrewrite.inputs import Inputs
 
 FEW_INPUTS = 64
@@ -58,42 +58,77 @@ class Calibration:
         return sum(len(inputs[0]) for inputs in self.held_out)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How inputs are read.
+
+    Attributes:
+        limit: examples at most; of a source of known length they are drawn at random, of others the first are taken.
+        batch: examples in a batch; None: 32, fewer of large inputs.
+        seed: of what is drawn, and of the split.
+        mean, std: one number, or one for each channel: they normalise the first input, uint8 scaled to [0, 1] before.
+        resize: height and width to which images of a folder are scaled before the model's size is cut from the centre.
+        memory: bytes of what is read from a file, at most.
+
+    Raises CalibrationError for a limit or a batch below 1.
+    """
+
+    limit: int = 1024
+    batch: int | None = None
+    seed: int = 0
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    resize: Size | None = None
+    memory: int = MEMORY
+
+    def __post_init__(self) -> None:
+        if self.limit < 1 or (self.batch is not None and self.batch < 1):
+            raise CalibrationError(f"limit and batch: expected at least 1, found {self.limit} and {self.batch}")
+
+
+class ReadingOptions(TypedDict, total=False):
+    """The fields of :class:`Reading` as keyword arguments."""
+
+    limit: int
+    batch: int | None
+    seed: int
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    resize: Size | None
+    memory: int
+
+
 def read_calibration(
     source: object,
     example: Inputs,
     *,
-    limit: int = 1024,
-    batch: int | None = None,
-    seed: int = 0,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    resize: Size | None = None,
     import_object: Callable[[str], object] | None = None,
     names: Sequence[str] = (),
-    memory: int = MEMORY,
+    reading: Reading | None = None,
+    **options: Unpack[ReadingOptions],
 ) -> Calibration:
-    """At most ``limit`` examples from ``source``, checked against and converted to the shape and dtype of ``example``.
+    """Examples from ``source``, checked against and converted to the shape and dtype of ``example``.
 
-    ``batch`` None: 32 in a batch, fewer of large inputs.
+    ``options`` are the fields of :class:`Reading`, which ``reading`` gives as one value.
     ``source`` is a path (``.npy``, ``.npz``, ``.pt``, a folder of images, ``FILE.py:NAME`` that ``import_object``
     resolves), a tensor or array, a tuple of them (one for each model input), a data set, or an iterable of batches,
     whose first tensors count. A dictionary, or a batch that is one, gives the inputs by ``names``, those of ``forward``'s
-    parameters; or else the values that are not called like labels, in their order. Of a source of known length ``limit``
-    examples are drawn at random, of others the first.
-    uint8 is taken for pixels and scaled to [0, 1]; then ``mean`` and ``std`` (one number, or one for each channel)
-    normalise the first input. ``resize`` scales the images of a folder before the model's size is cut from the centre.
-    ``memory`` bounds the bytes of what is read from a file. Raises CalibrationError when the source cannot be read or does
-    not fit the model, or for numbers beyond LARGEST.
+    parameters; or else the values that are not called like labels, in their order.
+    Raises CalibrationError when the source cannot be read or does not fit the model, or for numbers beyond LARGEST; UsageError
+    for ``options`` beside ``reading``.
     """
-    if limit < 1 or (batch is not None and batch < 1):
-        raise CalibrationError(f"limit and batch: expected at least 1, found {limit} and {batch}")
-    scale = _normalisation(mean, std, example[0])
-    opened = open_source(source, Request(example, limit, seed, resize, import_object, tuple(names), memory))
-    inputs, notes = _collect(opened, example, limit)
+    if reading is not None and options:
+        raise UsageError(f"reading: expected alone, found {', '.join(options)} beside it; give one or the other")
+    how = reading or Reading(**options)
+    scale = _normalisation(how.mean, how.std, example[0])
+    opened = open_source(
+        source, Request(example, how.limit, how.seed, how.resize, import_object, tuple(names), how.memory)
+    )
+    inputs, notes = _collect(opened, example, how.limit)
     if scale is not None:
         inputs = ((inputs[0] - scale[0]) / scale[1], *inputs[1:])
         _refuse_unusable(inputs[0], range(len(inputs[0])), f"{opened.name}, normalised")
-    fit, held_out = split_inputs(inputs, batch=batch or batch_size(inputs), seed=seed)
+    fit, held_out = split_inputs(inputs, batch=how.batch or batch_size(inputs), seed=how.seed)
     return Calibration(fit, held_out, "data", opened.name, (*notes, *_few(len(inputs[0]))))
 
 

@@ -6,29 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convrewrite import values
+from convrewrite.cli.expanded import Only, expanded
 from convrewrite.cli.interrupts import tells_what_stands
 from convrewrite.cli.options import (
-    Agreement,
-    Budget,
-    Calib,
     Commands,
-    Error,
-    Factory,
-    Fast,
-    Input,
-    Keep,
-    Mean,
-    Memory,
+    Comparing,
     Model,
-    Onnx,
-    Output,
-    Resize,
-    Rounds,
     Rules,
-    Seed,
-    Std,
-    Threads,
-    Timeout,
+    Sources,
     Trust,
     calibration_of,
     load,
@@ -38,6 +23,7 @@ from convrewrite.cli.options import (
 )
 from convrewrite.cli.rule_commands import rules_app
 from convrewrite.errors import UsageError, VerificationError
+from convrewrite.settings import Settings
 from convrewrite.version import tool_version
 
 if TYPE_CHECKING:
@@ -73,24 +59,14 @@ def _options(
 
 @app.command()
 @tells_what_stands
+@expanded
 def optimize(
+    *,
     model: Model,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")],
     rule: Rules = None,
-    input_: Input = None,
-    factory: Factory = None,
-    calib: Calib = None,
-    mean: Mean = None,
-    std: Std = None,
-    resize: Resize = None,
-    budget: Budget = None,
-    keep: Keep = None,
-    output: Output = None,
-    fast: Fast = False,
-    threads: Threads = 1,
-    seed: Seed = 0,
-    memory: Memory = 4.0,
-    onnx: Onnx = True,
+    sources: Sources,
+    settings: Settings,
     trust: Trust = False,
 ) -> None:
     """Rewrite MODEL by the rules, export and verify the result, and report what was saved."""
@@ -100,14 +76,12 @@ def optimize(
 
     pipeline.check_writable(out, (model,))
     chosen = resolve(rule or ["separable"])
-    asked, kept, said = values.budget(budget or []), values.keep(keep), values.outputs(output or [])
-    loaded = load(model, factory, trust)
-    inputs, notes = example_inputs.for_model(loaded, input_ or (), calib)
-    data = calibration_of(calib, loaded.model, inputs, seed, mean, std, resize, memory)
+    loaded = load(model, sources.factory, trust)
+    inputs, notes = example_inputs.for_model(loaded, sources.input or (), sources.calib)
+    data = calibration_of(sources, loaded.model, inputs, settings.seed, settings.memory)
     with progress_bars() as progress:
         result = pipeline.optimize(
-            loaded.model, inputs, chosen, data, asked, seed, keep=kept, outputs=said, fast=fast,
-            threads=threads, memory=int(memory * 2**30), measure=onnx, name=model, notes=(*loaded.notes, *notes),
+            loaded.model, inputs, chosen, data, settings=settings, name=model, notes=(*loaded.notes, *notes),
             progress=progress,
         )  # fmt: skip
         result.save(out)
@@ -116,24 +90,14 @@ def optimize(
 
 @app.command()
 @tells_what_stands
+@expanded
 def plan(
+    *,
     model: Model,
     out: Annotated[Path, typer.Option("-o", "--out", help="File for the plan, as plan.json.")],
     rule: Rules = None,
-    input_: Input = None,
-    factory: Factory = None,
-    calib: Calib = None,
-    mean: Mean = None,
-    std: Std = None,
-    resize: Resize = None,
-    budget: Budget = None,
-    keep: Keep = None,
-    output: Output = None,
-    fast: Fast = False,
-    threads: Threads = 1,
-    seed: Seed = 0,
-    memory: Memory = 4.0,
-    onnx: Onnx = True,
+    sources: Sources,
+    settings: Settings,
     trust: Trust = False,
 ) -> None:
     """Only choose what each convolution of MODEL becomes, and write it down; `apply` carries it out."""
@@ -144,15 +108,11 @@ def plan(
 
     pipeline.check_file(out)
     chosen = resolve(rule or ["balanced"])
-    asked, kept, said = values.budget(budget or []), values.keep(keep), values.outputs(output or [])
-    loaded = load(model, factory, trust)
-    inputs, notes = example_inputs.for_model(loaded, input_ or (), calib)
-    data = calibration_of(calib, loaded.model, inputs, seed, mean, std, resize, memory)
+    loaded = load(model, sources.factory, trust)
+    inputs, notes = example_inputs.for_model(loaded, sources.input or (), sources.calib)
+    data = calibration_of(sources, loaded.model, inputs, settings.seed, settings.memory)
     with progress_bars() as progress:
-        made = pipeline.plan(
-            loaded.model, inputs, chosen, data, asked, seed, keep=kept, outputs=said, fast=fast,
-            threads=threads, memory=int(memory * 2**30), measure=onnx, progress=progress,
-        )  # fmt: skip
+        made = pipeline.plan(loaded.model, inputs, chosen, data, settings=settings, progress=progress)
     pipeline.save_plan(made, out)
     say(render_plan(made))
     for note in (*loaded.notes, *notes):
@@ -162,20 +122,14 @@ def plan(
 
 @app.command()
 @tells_what_stands
+@expanded
 def apply(
+    *,
     model: Model,
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan of this model, as `plan` writes it.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")],
-    input_: Input = None,
-    factory: Factory = None,
-    calib: Calib = None,
-    mean: Mean = None,
-    std: Std = None,
-    resize: Resize = None,
-    output: Output = None,
-    threads: Threads = 1,
-    memory: Memory = 4.0,
-    onnx: Onnx = True,
+    sources: Sources,
+    settings: Annotated[Settings, Only("outputs", "threads", "memory", "measure")],
     trust: Trust = False,
 ) -> None:
     """Carry out PLAN on MODEL: fit its options, export and verify the result, and report what was saved."""
@@ -183,14 +137,14 @@ def apply(
     from convrewrite.cli import example_inputs
 
     pipeline.check_writable(out, (model,))
-    said, followed = values.outputs(output or []), pipeline.read_plan(plan_file)
-    loaded = load(model, factory, trust)
-    inputs, notes = example_inputs.for_model(loaded, input_ or (), calib)
-    data = calibration_of(calib, loaded.model, inputs, followed.seed, mean, std, resize, memory)
+    followed = pipeline.read_plan(plan_file)
+    loaded = load(model, sources.factory, trust)
+    inputs, notes = example_inputs.for_model(loaded, sources.input or (), sources.calib)
+    data = calibration_of(sources, loaded.model, inputs, followed.seed, settings.memory)
     with progress_bars() as progress:
         result = pipeline.apply(
-            loaded.model, inputs, followed, data, threads=threads, memory=int(memory * 2**30), measure=onnx, name=model,
-            outputs=said, notes=(*loaded.notes, *notes), progress=progress,
+            loaded.model, inputs, followed, data, settings=settings, name=model, notes=(*loaded.notes, *notes),
+            progress=progress,
         )  # fmt: skip
         result.save(out)
     show_result(result.report, out)
@@ -212,11 +166,12 @@ def explain(
 
 
 @app.command()
+@expanded
 def analyze(
+    *,
     model: Model,
     rule: Rules = None,
-    input_: Input = None,
-    factory: Factory = None,
+    sources: Annotated[Sources, Only("input", "factory")],
     trust: Trust = False,
 ) -> None:
     """Show every convolution of MODEL: kind, geometry, parameters, MACs, and which rules would take it or why not."""
@@ -224,8 +179,8 @@ def analyze(
     from convrewrite.cli import example_inputs
     from convrewrite.reporting import render_sites
 
-    loaded = load(model, factory, trust)
-    inputs, notes = example_inputs.for_model(loaded, input_ or (), None)
+    loaded = load(model, sources.factory, trust)
+    inputs, notes = example_inputs.for_model(loaded, sources.input or (), None)
     rows = pipeline.analyze(loaded.model, inputs, rule)
     say(render_sites(rows))
     for note in (*loaded.notes, *notes):
@@ -233,60 +188,47 @@ def analyze(
 
 
 @app.command()
+@expanded
 def verify(
+    *,
     a: Annotated[str, typer.Argument(metavar="A", help="The original: .pt, .onnx, or a result folder.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
-    input_: Input = None,
-    factory: Factory = None,
-    calib: Calib = None,
-    expect: Annotated[
-        str | None,
-        typer.Option(
-            "--expect",
-            help="'parity' (the same numbers) or 'fidelity'; by default parity of torch with ONNX, unless one is rewritten.",
-        ),
-    ] = None,
-    output: Output = None,
-    agreement: Agreement = None,
-    error: Error = None,
-    seed: Seed = 0,
-    timeout: Timeout = 30.0,
+    sources: Annotated[Sources, Only("input", "factory", "calib")],
+    asked: Annotated[Comparing, Only("expect", "outputs", "agreement", "error", "seed", "timeout")],
     trust: Trust = False,
 ) -> None:
     """Compare the outputs of A and B: parity where they must be the same model, fidelity where one approximates."""
-    if expect not in (None, "parity", "fidelity"):
-        raise UsageError(f"--expect: expected parity or fidelity, found {values.shown(expect)}")
+    if asked.expect not in (None, "parity", "fidelity"):
+        raise UsageError(f"--expect: expected parity or fidelity, found {values.shown(asked.expect)}")
     from convrewrite import pipeline, runtime
     from convrewrite.cli import example_inputs
     from convrewrite.reporting import render_verification
 
-    first, second = (runner_of(source, factory, trust, timeout) for source in (a, b))
-    inputs = example_inputs.for_both(first, second, input_ or (), calib, seed)
+    calib, limited = sources.calib, asked.agreement is not None or asked.error is not None
+    first, second = (runner_of(source, sources.factory, trust, asked.timeout) for source in (a, b))
+    inputs = example_inputs.for_both(first, second, sources.input or (), calib, asked.seed)
     relation = pipeline.relation_of(first, second, (a, b))
-    outcome = runtime.verify(
-        first, second, inputs, outputs=values.outputs(output or []), representative=calib is not None
-    )
-    wanted = expect or ("fidelity" if agreement is not None or error is not None else relation.expected)
+    outcome = runtime.verify(first, second, inputs, outputs=asked.outputs, representative=calib is not None)
+    wanted = asked.expect or ("fidelity" if limited else relation.expected)
     say(render_verification(outcome, inputs[0].shape[0], "calibration inputs" if calib else "random inputs"))
     if relation.note is not None:
         say(relation.note)
-    if relation.stranger is not None and expect is None:
+    if relation.stranger is not None and asked.expect is None:
         raise VerificationError(relation.stranger)
     if wanted == "parity":
         runtime.require_parity(outcome.parity)
         say("Parity holds.")
-    pipeline.require_fidelity(outcome.fidelity, agreement, error)
+    pipeline.require_fidelity(outcome.fidelity, asked.agreement, asked.error)
 
 
 @app.command()
+@expanded
 def bench(
+    *,
     a: Annotated[str, typer.Argument(metavar="A", help="The reference: .pt, .onnx, or a result folder.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
-    input_: Input = None,
-    factory: Factory = None,
-    threads: Threads = 1,
-    rounds: Rounds = 25,
-    timeout: Timeout = 30.0,
+    sources: Annotated[Sources, Only("input", "factory")],
+    asked: Annotated[Comparing, Only("threads", "rounds", "timeout")],
     trust: Trust = False,
 ) -> None:
     """Time A and B side by side, interleaved; the ratio is the median over rounds of paired ratios."""
@@ -295,8 +237,8 @@ def bench(
     from convrewrite import folders, reporting, runtime
     from convrewrite.cli import example_inputs
 
-    first, second = (runner_of(source, factory, trust, timeout) for source in (a, b))
-    inputs = example_inputs.for_both(first, second, input_ or (), None, 0)
+    first, second = (runner_of(source, sources.factory, trust, asked.timeout) for source in (a, b))
+    inputs = example_inputs.for_both(first, second, sources.input or (), None, 0)
     inputs = tuple(tensor[:1] for tensor in inputs)
     comparisons = []
     with folders.temporary() as folder, progress_bars() as progress:
@@ -310,10 +252,10 @@ def bench(
                 Path(source) if is_onnx else runtime.export(runner, inputs, folder.path / f"{index}.onnx").path
             )
         progress("bench", 2, 4, "onnxruntime")
-        comparisons.append(runtime.compare_onnx(paths[0], paths[1], inputs, threads=threads, rounds=rounds))
+        comparisons.append(runtime.compare_onnx(paths[0], paths[1], inputs, threads=asked.threads, rounds=asked.rounds))
         if not isinstance(first, runtime.OnnxModel) and not isinstance(second, runtime.OnnxModel):
             progress("bench", 3, 4, "torch")
-            comparisons.append(runtime.compare_torch(first, second, inputs, threads=threads, rounds=rounds))
+            comparisons.append(runtime.compare_torch(first, second, inputs, threads=asked.threads, rounds=asked.rounds))
     rows = [
         (c.runtime, reporting.duration(c.seconds_a), reporting.duration(c.seconds_b), f"{c.ratio:.3f}",
          f"{c.ratio_low:.3f} to {c.ratio_high:.3f}", f"{c.speedup:.2f}x")
@@ -321,7 +263,7 @@ def bench(
     ]  # fmt: skip
     say(tabulate(rows, ("runtime", "A", "B", "B / A", "quartiles", "speed-up")))
     shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
-    say(f"input {shapes}, {threads} thread(s), median of {rounds} interleaved rounds")
+    say(f"input {shapes}, {asked.threads} thread(s), median of {asked.rounds} interleaved rounds")
 
 
 def show_result(report: "Report", out: Path) -> None:

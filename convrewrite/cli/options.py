@@ -1,7 +1,9 @@
 """What the commands of the command line share: their options, loading, calibration, and the progress bars."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +13,7 @@ from typer.core import TyperGroup
 from convrewrite import values
 from convrewrite.errors import ModelLoadError, UsageError, VerificationError
 from convrewrite.escaping import printable
+from convrewrite.settings import Settings, flag
 
 if TYPE_CHECKING:
     from convrewrite.inputs import Inputs
@@ -28,110 +31,95 @@ Rules = Annotated[
 ]
 
 
-Input = Annotated[
-    list[str] | None,
-    typer.Option("--input", help="Shape of an input, as 1x3x224x224; repeat for several. Or FILE.py:NAME, an example."),
-]
-
-
-Factory = Annotated[
-    str | None, typer.Option("--factory", help="FILE.py:NAME or pkg.mod:NAME that builds the model of a state dict.")
-]
-
-
-Calib = Annotated[
-    str | None,
-    typer.Option(
-        "--calib", help="Representative inputs: .npy, .npz, .pt, a folder of images, FILE.py:NAME; or 'weights'."
-    ),
-]
-
-
-Mean = Annotated[
-    str | None,
-    typer.Option("--mean", callback=values.mean, help="Mean per channel of normalised images, as 0.485,0.456,0.406."),
-]
-
-
-Std = Annotated[str | None, typer.Option("--std", callback=values.std, help="Standard deviation per channel.")]
-
-
-Resize = Annotated[
-    str | None,
-    typer.Option("--resize", callback=values.resize, help="Resize images of a folder to HxW before they are cropped."),
-]
-
-
-Budget = Annotated[
-    list[str] | None,
-    typer.Option("--budget", help="Part of the model that may be left, as macs=0.5, params=0.5, latency=0.6."),
-]
-
-
-Threads = Annotated[
-    int, typer.Option("--threads", callback=values.threads, help="Threads at which latency is measured.")
-]
-
-
-Seed = Annotated[int, typer.Option("--seed", callback=values.seed, help="Seed of everything random.")]
-
-
 Trust = Annotated[bool, typer.Option("--trust", help="Execute the code in a model file that is not safe to load.")]
 
 
-Memory = Annotated[
-    float,
-    typer.Option(
-        "--memory",
-        callback=values.memory,
-        help="GB for inputs, activations and moments; activations beyond it wait on disk.",
-    ),
-]
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the code of a model comes from, and its inputs; ``mean``, ``std`` and ``resize`` are as in ``read_calibration``."""
+
+    input: list[str] | None = field(
+        default=None,
+        metadata=flag(
+            "--input",
+            kind=list[str] | None,
+            help="Shape of an input, as 1x3x224x224; repeat for several. Or FILE.py:NAME, an example.",
+        ),
+    )
+    factory: str | None = field(
+        default=None,
+        metadata=flag("--factory", help="FILE.py:NAME or pkg.mod:NAME that builds the model of a state dict."),
+    )
+    calib: str | None = field(
+        default=None,
+        metadata=flag(
+            "--calib", help="Representative inputs: .npy, .npz, .pt, a folder of images, FILE.py:NAME; or 'weights'."
+        ),
+    )
+    mean: list[float] | None = field(
+        default=None,
+        metadata=flag(
+            "--mean",
+            check=values.mean,
+            read=partial(values.numbers, "--mean"),
+            help="Mean per channel of normalised images, as 0.485,0.456,0.406.",
+        ),
+    )
+    std: list[float] | None = field(
+        default=None,
+        metadata=flag(
+            "--std", check=values.std, read=partial(values.numbers, "--std"), help="Standard deviation per channel."
+        ),
+    )
+    resize: tuple[int, int] | None = field(
+        default=None,
+        metadata=flag(
+            "--resize",
+            check=values.resize,
+            read=partial(values.size, "--resize"),
+            help="Resize images of a folder to HxW before they are cropped.",
+        ),
+    )
 
 
-Keep = Annotated[
-    str | None,
-    typer.Option("--keep", help="The fidelity to keep on held-out inputs: 0.98 of the top classes, or error=0.02."),
-]
+SETTING = {setting.name: setting for setting in fields(Settings)}
+"""The options of a comparison that are those of a run too are taken from there."""
 
 
-Output = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--output",
-        help="What an output means: NAME=logits, probabilities, multilabel, embedding, values or ignore; :WEIGHT may follow.",
-    ),
-]
+@dataclass(frozen=True, slots=True)
+class Comparing:
+    """How two models are compared, and timed against each other: ``timeout`` is in seconds."""
 
-
-Onnx = Annotated[
-    bool,
-    typer.Option("--onnx/--no-onnx", help="Export to ONNX, check parity and time; without it outputs are compared."),
-]
-
-
-Fast = Annotated[bool, typer.Option("--fast", help="Measure less while planning.")]
-
-
-Agreement = Annotated[
-    float | None,
-    typer.Option("--agreement", callback=values.agreement, help="Least top-1 agreement, as 0.98."),
-]
-
-
-Error = Annotated[
-    float | None,
-    typer.Option("--error", callback=values.error, help="Largest relative output error, as 0.05."),
-]
-
-
-Timeout = Annotated[
-    float,
-    typer.Option("--timeout", callback=values.seconds, help="Seconds an ONNX file may take to open, and to run once."),
-]
-
-
-Rounds = Annotated[int, typer.Option("--rounds", callback=values.rounds, help="Interleaved rounds.")]
+    expect: str | None = field(
+        default=None,
+        metadata=flag(
+            "--expect",
+            help="'parity' (the same numbers) or 'fidelity'; by default parity of torch with ONNX, unless one is rewritten.",
+        ),
+    )
+    outputs: Mapping[str, tuple[str, float]] | None = field(default=None, metadata=SETTING["outputs"].metadata)
+    agreement: float | None = field(
+        default=None,
+        metadata=flag("--agreement", kind=float | None, check=values.agreement, help="Least top-1 agreement, as 0.98."),
+    )
+    error: float | None = field(
+        default=None,
+        metadata=flag("--error", kind=float | None, check=values.error, help="Largest relative output error, as 0.05."),
+    )
+    threads: int = field(default=1, metadata=SETTING["threads"].metadata)
+    rounds: int = field(
+        default=25, metadata=flag("--rounds", kind=int, check=values.rounds, help="Interleaved rounds.")
+    )
+    seed: int = field(default=0, metadata=SETTING["seed"].metadata)
+    timeout: float = field(
+        default=30.0,
+        metadata=flag(
+            "--timeout",
+            kind=float,
+            check=values.seconds,
+            help="Seconds an ONNX file may take to open, and to run once.",
+        ),
+    )
 
 
 class Commands(TyperGroup):
@@ -177,25 +165,21 @@ def runner_of(source: str, factory: str | None, trust: bool, timeout: float) -> 
     return load(str(path / "model.pt") if path.is_dir() else source, factory, trust).model
 
 
-def calibration_of(
-    calib: str | None, model: Any, inputs: "Inputs", seed: int, mean: str | None, std: str | None, resize: str | None,
-    memory: float,
-) -> object:  # fmt: skip
-    """The calibration that was named on the command line; None and "weights" are left to the pipeline."""
+def calibration_of(sources: Sources, model: Any, inputs: "Inputs", seed: int, memory: int) -> object:
+    """The calibration that was named on the command line, of at most ``memory`` bytes; None and "weights" are left to the
+    pipeline."""
     from convrewrite.calibration import read_calibration
     from convrewrite.inputs import parameter_names
     from convrewrite.loading import import_object
 
-    if calib is None or calib == "weights":
-        for option, given in (("--mean", mean), ("--std", std), ("--resize", resize)):
+    if sources.calib is None or sources.calib == "weights":
+        for option, given in (("--mean", sources.mean), ("--std", sources.std), ("--resize", sources.resize)):
             if given is not None:
                 raise UsageError(f"{option}: expected calibration inputs that it applies to, found none; add --calib")
-        return calib
-    centre, spread = values.numbers("--mean", mean), values.numbers("--std", std)
-    cover = values.size("--resize", resize)
+        return sources.calib
     return read_calibration(
-        calib, inputs, seed=seed, mean=centre, std=spread, resize=cover, import_object=import_object,
-        names=parameter_names(model)[: len(inputs)], memory=int(memory * 2**30),
+        sources.calib, inputs, seed=seed, mean=sources.mean, std=sources.std, resize=sources.resize,
+        import_object=import_object, names=parameter_names(model)[: len(inputs)], memory=memory,
     )  # fmt: skip
 
 

@@ -61,22 +61,20 @@ def fit(
     structure: Structure,
     spec: ConvSpec,
     setting: Setting,
-    kernel: Tensor,
+    targets: Sequence[Target],
     moments: Sequence[Moments],
     held_out: Sequence[Moments],
     iterations: int | None = None,
-    targets: Sequence[Target] | None = None,
     roots: Roots | None = None,
 ) -> Fit:
-    """Fit one option at one site; ``kernel`` is canonical, ``moments`` and ``held_out`` have one entry per group.
+    """Fit one option at one site; ``targets``, ``moments`` and ``held_out`` have one entry per group.
 
     ``iterations`` of L-BFGS; None: as many as the size of the problem allows. ``roots`` weigh the outputs of each group, see
     :meth:`Target.weighted`.
     """
-    targets = targets or targets_of(kernel, spec, moments)
     stages = structure.stages(spec.per_group, setting)
     fitted = []
-    for plain, root_y, unseen in zip(targets, _usable(roots, stages, spec), held_out, strict=True):
+    for plain, root_y, unseen in zip(targets, _usable(roots, stages, len(targets)), held_out, strict=True):
         target = plain if root_y is None else plain.weighted(root_y)
         effort = effort_for(len(target.covariance)) if iterations is None else iterations
         root = first_stage_root(stages[0], target)
@@ -96,9 +94,9 @@ def targets_of(kernel: Tensor, spec: ConvSpec, moments: Sequence[Moments]) -> li
     return [Target.from_moments(part, m) for part, m in zip(parts, moments, strict=True)]
 
 
-def _usable(roots: Roots | None, stages: Sequence[Stage], spec: ConvSpec) -> Roots:
+def _usable(roots: Roots | None, stages: Sequence[Stage], groups: int) -> Roots:
     """The weights of the outputs, where the last stage mixes them: one that does not, fits each output by itself."""
-    return (None,) * spec.groups if roots is None or stages[-1].groups > 1 else roots
+    return (None,) * groups if roots is None or stages[-1].groups > 1 else roots
 
 
 def _plain(kernels: tuple[Tensor, ...], root: Tensor | None) -> tuple[Tensor, ...]:
@@ -137,7 +135,7 @@ def rough_fit(
     """
     stages = structure.stages(spec.per_group, setting)
     points, scale = [], 0.0
-    for plain, root_y in zip(targets, _usable(roots, stages, spec), strict=True):
+    for plain, root_y in zip(targets, _usable(roots, stages, len(targets)), strict=True):
         target = plain if root_y is None else plain.weighted(root_y.to(plain.kernel))
         scale += target.scale
         wanted = target.kernel.reshape(target.shape)
@@ -163,9 +161,7 @@ def effort_for(d: int, most: int = ITERATIONS) -> int:
 
 
 def refit(
-    structure: Structure,
-    spec: ConvSpec,
-    setting: Setting,
+    stages: Sequence[Stage],
     found: Fit,
     targets: Sequence[Target],
     moments: Sequence[Moments],
@@ -173,11 +169,11 @@ def refit(
     iterations: int,
     roots: Roots | None = None,
 ) -> Fit:
-    """Go on from a fit, to other wanted outputs if ``targets`` and ``moments`` have them; ``held_out`` has the original's."""
-    stages = structure.stages(spec.per_group, setting)
-    starts = zip(*(stage.chunk(spec.groups) for stage in found.kernels), strict=True)
+    """Go on from a fit of these stages, to other wanted outputs if ``targets`` and ``moments`` have them; ``held_out`` has the
+    original's."""
+    starts = zip(*(kernels.chunk(len(targets)) for kernels in found.kernels), strict=True)
     refined = []
-    for start, plain, root_y in zip(starts, targets, _usable(roots, stages, spec), strict=True):
+    for start, plain, root_y in zip(starts, targets, _usable(roots, stages, len(targets)), strict=True):
         target = plain if root_y is None else plain.weighted(root_y)
         root = first_stage_root(stages[0], target)
         begun = _begin(_weighted(start, root_y), stages, target)

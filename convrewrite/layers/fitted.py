@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.conv import ConvSpec
-from convrewrite.fitting import Accumulator, Moments, fit
+from convrewrite.fitting import Accumulator, Moments, fit, targets_of
 from convrewrite.structures import Setting, Structure, initial_kernels
 
 ONE_IN_HELD_OUT = 5
@@ -47,7 +47,7 @@ def replacement(
     batches = _checked(owner, conv, [inputs] if isinstance(inputs, Tensor) else list(inputs))
     seen, unseen = _split(batches)
     moments, held_out = (_moments(conv, spec, part) for part in (seen, unseen))
-    found = fit(structure, spec, setting, kernel.cpu(), moments, held_out)
+    found = fit(structure, spec, setting, targets_of(kernel.cpu(), spec, moments), moments, held_out)
     return found.kernels, None if bias is None else found.bias
 
 

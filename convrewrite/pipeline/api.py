@@ -1,56 +1,47 @@
 """The whole way, stage after stage: prepare, calibrate, plan, fit and apply, export, verify, report."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Unpack
 
 from torch import fx, nn
 
-from convrewrite.errors import PlanError, UsageError
+from convrewrite.errors import UsageError
 from convrewrite.graph import find
 from convrewrite.inputs import ExampleInput, bound_inputs
-from convrewrite.meanings import WantedOutputs, asked_meanings
 from convrewrite.modules import private_copy, surroundings_preserved
+from convrewrite.pipeline.keywords import (
+    ApplyKeywords,
+    Budget,
+    OptimizeKeywords,
+    PlanKeywords,
+    RuleSource,
+    asked,
+    signed,
+)
 from convrewrite.pipeline.prepare import prepare
 from convrewrite.pipeline.results import Result
 from convrewrite.pipeline.run import Run
-from convrewrite.planning import Choice, Constraints, Keep, Plan, check_budget, keep_of, shortlists_of
+from convrewrite.planning import Choice, Plan, shortlists_of
 from convrewrite.process import at_work
-from convrewrite.progress import Progress, Stopwatch, silent
+from convrewrite.progress import Progress, Stopwatch
 from convrewrite.reporting import AnalysisRow
-from convrewrite.rewriting import Settings
-from convrewrite.rules import Rule, RuleFile, refusal, require_structures, resolve, subjects
+from convrewrite.rules import refusal, require_structures, resolve, subjects
+from convrewrite.settings import Settings
 from convrewrite.structures import Structure, discover
 
-RuleSource = str | Path | Rule | RuleFile
 
-
-KeepSource = float | Mapping[str, float] | Keep | None
-
-
-MEMORY = 4 << 30
-"""Bytes of activations and moments held at once, unless the caller says otherwise."""
-
-
+@signed
 def optimize(
     model: nn.Module,
     example_input: ExampleInput,
     rules: Sequence[RuleSource] = ("separable",),
     calibration: object = None,
-    budget: Mapping[str, float] | None = None,
-    seed: int = 0,
+    budget: Budget = None,
+    seed: int | None = None,
     *,
-    keep: KeepSource = None,
-    fast: bool = False,
-    threads: int = 1,
-    memory: int = MEMORY,
-    structures: Sequence[Structure] = (),
-    output_weighting: bool = True,
-    outputs: WantedOutputs | None = None,
-    measure: bool = True,
-    name: str | None = None,
-    notes: Sequence[str] = (),
-    progress: Progress | None = None,
+    settings: Settings | None = None,
+    **keywords: Unpack[OptimizeKeywords],
 ) -> Result:
     """Rewrite a trained model into a smaller one that computes nearly the same. The model itself is not touched.
 
@@ -62,101 +53,75 @@ def optimize(
         calibration: real inputs, in any form that :func:`convrewrite.calibration.read_calibration` takes, or a
             Calibration. None: inputs are synthesised from BatchNorm statistics, where there are any. "weights": no
             inputs, the stages are decomposed from the weights alone.
-        budget: parts of the whole model that may be left, ``{"macs": 0.5}``, ``"params"`` or ``"latency"`` (measured in
-            onnxruntime), alone or together: at every site the option is chosen whose *measured* effect on the outputs
-            adds up to the least. None: each rule's own ratio.
-        seed: of everything random; with the same inputs, seed and thread count the result is byte-equal.
-        keep: instead of a budget, the most saving of MACs whose measured agreement of the top class stays at this share,
-            as 0.98, or whose relative output error stays below ``{"error": 0.02}``. With a budget: a limit on its result.
-        fast: measure less while planning.
-        threads: at which latency is measured.
-        memory: bytes that activations, covariances and gathered positions may take together; activations beyond it wait on
-            disk. One batch at work, the model and Python itself come on top. A limit that the largest site exceeds alone
-            is refused.
-        structures: further structures that rules may name, besides the discovered ones.
-        output_weighting: weigh the errors of a site's output channels by what the model's outputs feel of them, which
-            takes gradients of the original model. False: all count alike.
-        outputs: what outputs mean, by name, where it is not as it is told from the model and its values: ``"logits"``,
-            ``"probabilities"`` (that sum to one), ``"multilabel"`` (independent probabilities), ``"embedding"`` (only its
-            direction counts), ``"values"`` or ``"ignore"``; or a pair of that and a weight among several outputs.
-        measure: False leaves out export, parity and latency.
+        budget, seed: as in :class:`convrewrite.Settings`.
+        settings: what is asked, as one value, instead of its fields.
+        keywords: the other fields of :class:`convrewrite.Settings`; further ``structures`` that rules may name, besides the
+            discovered ones; ``progress``, which is called with every step; ``name`` of the model, and ``notes``, in the report.
 
     Raises:
         UsageError, ModelError or VerificationError, each saying what to do (see :mod:`convrewrite.errors`).
     """
-    settings = Settings(seed, threads, memory, output_weighting, measure, fast)
-    constraints = _asked(budget, keep, outputs, settings)
+    settings, extras = asked(settings, {"budget": budget, "seed": seed}, keywords, OptimizeKeywords)
     chosen, inputs = resolve(rules), bound_inputs(model, example_input)
-    with at_work(seed), surroundings_preserved(model):
+    with at_work(settings.seed), surroundings_preserved(model):
         watch = Stopwatch()
         with watch.timed("find sites"):
-            prepared = prepare(private_copy(model, inputs), inputs, chosen, structures, model)
-        run = Run.begin(prepared, calibration, constraints, settings, progress or silent, watch)
-        return run.finish(run.planner.choose(), name or type(model).__name__, notes)
+            prepared = prepare(private_copy(model, inputs), inputs, chosen, extras.structures, model)
+        run = Run.begin(prepared, calibration, settings.constraints, settings, extras.told, watch)
+        return run.finish(run.planner.choose(), extras.name or type(model).__name__, extras.notes)
 
 
+@signed
 def plan(
     model: nn.Module,
     example_input: ExampleInput,
     rules: Sequence[RuleSource] = ("balanced",),
     calibration: object = None,
-    budget: Mapping[str, float] | None = None,
-    seed: int = 0,
+    budget: Budget = None,
+    seed: int | None = None,
     *,
-    keep: KeepSource = None,
-    fast: bool = False,
-    threads: int = 1,
-    memory: int = MEMORY,
-    structures: Sequence[Structure] = (),
-    output_weighting: bool = True,
-    outputs: WantedOutputs | None = None,
-    measure: bool = True,
-    progress: Progress | None = None,
+    settings: Settings | None = None,
+    **keywords: Unpack[PlanKeywords],
 ) -> Plan:
     """Only choose: one option per site, as a value for :func:`apply`. The arguments are those of :func:`optimize`;
     ``measure=False`` leaves out the times of options."""
-    settings = Settings(seed, threads, memory, output_weighting, measure, fast)
-    constraints = _asked(budget, keep, outputs, settings)
+    settings, extras = asked(settings, {"budget": budget, "seed": seed}, keywords, PlanKeywords)
     chosen, inputs = resolve(rules), bound_inputs(model, example_input)
-    with at_work(seed), surroundings_preserved(model):
-        prepared = prepare(private_copy(model, inputs), inputs, chosen, structures, model)
-        run = Run.begin(prepared, calibration, constraints, settings, progress or silent, Stopwatch())
+    with at_work(settings.seed), surroundings_preserved(model):
+        prepared = prepare(private_copy(model, inputs), inputs, chosen, extras.structures, model)
+        run = Run.begin(prepared, calibration, settings.constraints, settings, extras.told, Stopwatch())
         with run.scratch:
             return run.plan()
 
 
+@signed
 def apply(
     model: nn.Module,
     example_input: ExampleInput,
     plan: Plan,
     calibration: object = None,
     *,
-    threads: int = 1,
-    memory: int = MEMORY,
-    structures: Sequence[Structure] = (),
-    output_weighting: bool = True,
-    outputs: WantedOutputs | None = None,
-    measure: bool = True,
-    name: str | None = None,
-    notes: Sequence[str] = (),
-    progress: Progress | None = None,
+    settings: Settings | None = None,
+    **keywords: Unpack[ApplyKeywords],
 ) -> Result:
     """Carry out a plan on the model it was made for: fit its options to the calibration inputs, apply, verify, report.
 
+    Of ``settings``, those that say what to choose are the plan's: ``budget``, ``keep`` and ``seed``; nothing is chosen ``fast``.
     Raises PlanError when the plan belongs to another model, or to other weights; the other arguments and errors are those
     of :func:`optimize`.
     """
-    settings = Settings(plan.seed, threads, memory, output_weighting, measure)
+    given, extras = asked(settings, {}, keywords, ApplyKeywords)
+    settings = replace(given, budget=None, keep=None, seed=plan.seed, fast=False)
     inputs = bound_inputs(model, example_input)
-    constraints = replace(plan.asked(), outputs=asked_meanings(outputs))
+    constraints = replace(plan.asked(), outputs=settings.constraints.outputs)
     plan.require_model(model, weights=True)
     with at_work(plan.seed), surroundings_preserved(model):
         watch = Stopwatch()
         with watch.timed("find sites"):
-            prepared = prepare(private_copy(model, inputs), inputs, (), structures, model)
+            prepared = prepare(private_copy(model, inputs), inputs, (), extras.structures, model)
             shortlists = shortlists_of(plan, prepared)
-        run = Run.begin(prepared, calibration, constraints, settings, progress or silent, watch, plan.meanings())
-        return run.finish(Choice(shortlists), name or type(model).__name__, notes, plan)
+        run = Run.begin(prepared, calibration, constraints, settings, extras.told, watch, plan.meanings())
+        return run.finish(Choice(shortlists), extras.name or type(model).__name__, extras.notes, plan)
 
 
 def analyze(
@@ -194,29 +159,40 @@ def analyze(
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class RewriteConvolutions:
     """:func:`optimize` as a torch.fx pass: GraphModule in, GraphModule out, the input untouched.
 
-    Its fields are the options, as in :func:`optimize`; nothing is exported or timed unless ``measure`` says so.
+    Its arguments are those of :func:`optimize`; nothing is exported or timed unless ``measure``, or ``settings``, says so.
     """
 
     example_input: ExampleInput
-    rules: Sequence[RuleSource] = ("separable",)
-    calibration: object = None
-    budget: Mapping[str, float] | None = None
-    seed: int = 0
-    structures: Sequence[Structure] = ()
-    keep: KeepSource = None
-    outputs: WantedOutputs | None = None
-    fast: bool = False
-    threads: int = 1
-    memory: int = MEMORY
-    output_weighting: bool = True
-    measure: bool = False
-    name: str | None = None
-    notes: Sequence[str] = ()
-    progress: Progress | None = None
+    rules: Sequence[RuleSource]
+    calibration: object
+    settings: Settings
+    structures: Sequence[Structure] = field(kw_only=True)
+    progress: Progress | None = field(kw_only=True)
+    name: str | None = field(kw_only=True)
+    notes: Sequence[str] = field(kw_only=True)
+
+    @signed
+    def __init__(
+        self,
+        example_input: ExampleInput,
+        rules: Sequence[RuleSource] = ("separable",),
+        calibration: object = None,
+        budget: Budget = None,
+        seed: int | None = None,
+        *,
+        settings: Settings | None = None,
+        **keywords: Unpack[OptimizeKeywords],
+    ) -> None:
+        if settings is None:
+            keywords.setdefault("measure", False)
+        settings, extras = asked(settings, {"budget": budget, "seed": seed}, keywords, OptimizeKeywords)
+        values = {"example_input": example_input, "rules": rules, "calibration": calibration, "settings": settings}
+        for name, value in (values | extras.keywords()).items():
+            object.__setattr__(self, name, value)
 
     def __call__(self, graph_module: fx.GraphModule) -> fx.GraphModule:
         """A rewritten copy of the graph module. Raises UsageError for a module that is none, and what :func:`optimize` raises."""
@@ -229,15 +205,3 @@ class RewriteConvolutions:
         assert isinstance(result.model, fx.GraphModule)
         result.model.recompile()
         return result.model
-
-
-def _asked(
-    budget: Mapping[str, float] | None, keep: KeepSource, outputs: WantedOutputs | None, settings: Settings
-) -> Constraints:
-    constraints = Constraints(dict(budget or {}), keep_of(keep), asked_meanings(outputs))
-    check_budget(constraints.budget)
-    if "latency" in constraints.budget and not settings.measure:
-        raise PlanError(
-            "budget latency: needs measured times; leave out --no-onnx (in Python measure=False), or ask for macs or params"
-        )
-    return constraints

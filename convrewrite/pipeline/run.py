@@ -15,7 +15,6 @@ from convrewrite.pipeline.results import Result
 from convrewrite.planning import (
     Allocation,
     Choice,
-    Constraints,
     Fingerprint,
     Plan,
     Planner,
@@ -29,7 +28,6 @@ from convrewrite.rewriting import (
     Outcome,
     Prepared,
     Rewritten,
-    Settings,
     Work,
     counted_as_replaced,
     output_weights,
@@ -43,6 +41,7 @@ from convrewrite.runtime import (
     measure_everything,
     measure_outputs,
 )
+from convrewrite.settings import Constraints, Settings
 
 NOT_MEASURED = "no ONNX file was asked for: nothing was exported or timed, and onnxruntime was not compared"
 """The note of a result without one."""

@@ -10,13 +10,14 @@ from convrewrite.planning.curves import Surveyed
 from convrewrite.planning.fidelity_budget import search, shortfall
 from convrewrite.planning.latency_budget import allocate_measured, measured_part
 from convrewrite.planning.latency_table import LatencyTable, fast_enough, in_fastest_lowering
-from convrewrite.planning.plan import Constraints, Plan
+from convrewrite.planning.plan import Plan
 from convrewrite.planning.planned import make_plan
 from convrewrite.planning.sensitivities import FAST, THOROUGH, survey
 from convrewrite.planning.swaps import evaluate, swap
-from convrewrite.rewriting import Outcome, Prepared, Rewritten, Settings, Work, rewrite
+from convrewrite.rewriting import Outcome, Prepared, Rewritten, Work, rewrite
 from convrewrite.rules import Candidate, Shortlist, shortlist_at
 from convrewrite.runtime import Baseline, Unmeasured
+from convrewrite.settings import Constraints, Settings
 from convrewrite.version import tool_version
 
 

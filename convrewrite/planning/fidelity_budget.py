@@ -17,9 +17,9 @@ from convrewrite.modules import named_outputs, run
 from convrewrite.planning.allocation import Allocation, FittedPlan, allocate
 from convrewrite.planning.costs import Counted
 from convrewrite.planning.curves import Surveyed
-from convrewrite.planning.plan import Keep
 from convrewrite.rewriting import Rewritten
 from convrewrite.runtime import measure_fidelity
+from convrewrite.settings import Keep
 
 TRIALS = 6
 """Plans that are fitted, at most."""

@@ -1,9 +1,8 @@
-"""The plan: one option per site, as a value that can be read, compared, kept and applied again; and its constraints."""
+"""The plan: one option per site, as a value that can be read, compared, kept and applied again."""
 
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import torch
@@ -15,49 +14,12 @@ from convrewrite.errors import PlanError
 from convrewrite.graph import Lift
 from convrewrite.meanings import Meaning, OutputKind
 from convrewrite.rules import allowed_variants
+from convrewrite.settings import Constraints, check_budget, keep_of
 from convrewrite.structures import Option, Structure, lowerings
-
-BUDGETS = ("macs", "params", "latency")
-
 
 OVERSTEP = 1.1
 """Times a budget of latency: a result that measures more is no success. What is less lies within what two measurements of
 a whole model may differ by on a busy machine."""
-
-
-@dataclass(frozen=True, slots=True)
-class Keep:
-    """The fidelity that must be kept on held-out inputs: the share of examples with the same top class, or at most so much
-    relative error of every output."""
-
-    measure: Literal["agreement", "error"]
-    limit: float
-
-    def __str__(self) -> str:
-        """As in a report."""
-        if self.measure == "agreement":
-            return f"top-1 agreement of at least {self.limit:g}"
-        return f"relative output error of at most {self.limit:g}"
-
-
-@dataclass(frozen=True, slots=True)
-class Constraints:
-    """What a plan is made for: parts of the whole model's costs that may be left, the fidelity to keep, or neither: then
-    every rule's own ratio holds. ``outputs``: what the caller said of their meanings."""
-
-    budget: Mapping[str, float]
-    keep: Keep | None = None
-    outputs: Mapping[str, Meaning] = field(default_factory=dict)
-
-    @property
-    def by_ratio(self) -> bool:
-        """Whether there is no constraint."""
-        return not self.budget and self.keep is None
-
-    @property
-    def for_speed(self) -> bool:
-        """Whether the result must not be slower: unless only MACs or parameters were asked for."""
-        return not self.budget or "latency" in self.budget
 
 
 class _PlanPart(BaseModel):
@@ -159,8 +121,8 @@ class PlannedOutput(_PlanPart):
 class Plan(_PlanPart):
     """One option per site of one model. Plans are written as JSON, one site after another in the order they run.
 
-    ``keep`` is as :func:`keep_of` takes it, ``outputs`` are what effects were measured by, ``lifted`` the functional
-    convolutions that were made modules before there were sites.
+    ``budget``, ``keep`` and ``seed`` are those of :class:`convrewrite.Settings`, ``outputs`` are what effects were measured by,
+    ``lifted`` the functional convolutions that were made modules before there were sites.
     """
 
     schema_version: Literal[1] = 1
@@ -262,27 +224,3 @@ def planned_structure(site: str, planned: PlannedOption, folded: ConvSpec, known
             f"{site}: {structure.name}: expected the lowering {' or '.join(ways)}, found {planned.lowering!r}"
         )
     return structure
-
-
-def keep_of(value: "float | Mapping[str, float] | Keep | None") -> Keep | None:
-    """``0.98`` or ``{"error": 0.02}`` as a Keep. Raises PlanError for another key or a value outside (0, 1)."""
-    if value is None or isinstance(value, Keep):
-        return value
-    entries = dict(value) if isinstance(value, Mapping) else {"agreement": value}
-    name, limit = next(iter(entries.items()), ("", 0.0))
-    if len(entries) != 1 or name not in ("agreement", "error"):
-        raise PlanError(f"keep: expected a number such as 0.98, or error=0.02, found {', '.join(entries) or 'nothing'}")
-    if not 0 < limit < 1:
-        raise PlanError(
-            f"keep: expected {name} in (0, 1), as in {'0.98' if name == 'agreement' else 'error=0.02'}, found {limit:g}"
-        )
-    return Keep("agreement" if name == "agreement" else "error", float(limit))
-
-
-def check_budget(budget: Mapping[str, float]) -> None:
-    """Raise PlanError for an unknown budget or a value outside (0, 1)."""
-    for name, value in budget.items():
-        if name not in BUDGETS:
-            raise PlanError(f"budget {name!r}: expected one of {', '.join(BUDGETS)}, as in macs=0.5")
-        if not 0 < value < 1:
-            raise PlanError(f"budget {name}={value:g}: expected a part of the original's in (0, 1), as in {name}=0.5")

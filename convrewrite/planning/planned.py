@@ -13,7 +13,6 @@ from convrewrite.planning.costs import Timed, seconds_of
 from convrewrite.planning.curves import Dropped, Scored, Surveyed
 from convrewrite.planning.plan import (
     Considered,
-    Constraints,
     Fingerprint,
     Plan,
     PlannedOption,
@@ -22,8 +21,9 @@ from convrewrite.planning.plan import (
     Predicted,
     planned_structure,
 )
-from convrewrite.rewriting import Prepared, Settings
+from convrewrite.rewriting import Prepared
 from convrewrite.rules import Candidate, Rule, Shortlist, cost_of
+from convrewrite.settings import Constraints, Settings
 
 
 def make_plan(

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from convrewrite.conv import Cost
 from convrewrite.machine import processor
 from convrewrite.meanings import Fidelity
-from convrewrite.planning import Constraints, Plan
+from convrewrite.planning import Plan
 from convrewrite.reporting.report import (
     Asked,
     CalibrationSummary,
@@ -27,6 +27,7 @@ from convrewrite.reporting.report import (
 from convrewrite.reporting.verdict import few_positions, refused, useless
 from convrewrite.rewriting import Outcome, Work
 from convrewrite.runtime import Comparison, Measured, Parity
+from convrewrite.settings import Constraints
 from convrewrite.version import tool_version
 
 ERROR_BASES: dict[str, ErrorBasis] = {

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from convrewrite.calibration import Calibration
 from convrewrite.fitting import ENOUGH_POSITIONS
 from convrewrite.meanings import Fidelity
-from convrewrite.planning import OVERSTEP, Constraints
+from convrewrite.planning import OVERSTEP
 from convrewrite.reporting.figures import percent
 from convrewrite.rewriting import Outcome
 from convrewrite.runtime import Measured
+from convrewrite.settings import Constraints
 
 MOST_ERROR, LEAST_AGREEMENT = 0.2, 0.9
 """Relative error and agreement of any output, unless the caller sets a limit: beyond them a model does not compute

@@ -5,7 +5,7 @@ from convrewrite.rewriting.output_weighting import output_weights
 from convrewrite.rewriting.propagation import Propagation
 from convrewrite.rewriting.site_fit import UNREACHED, SiteFit, require_memory
 from convrewrite.rewriting.surgery import counted_as_replaced, empty_option, replace_site, settle
-from convrewrite.rewriting.work import Prepared, Settings, Work
+from convrewrite.rewriting.work import Prepared, Work
 
 __all__ = [
     "UNREACHED",
@@ -13,7 +13,6 @@ __all__ = [
     "Prepared",
     "Propagation",
     "Rewritten",
-    "Settings",
     "SiteFit",
     "Work",
     "counted_as_replaced",

@@ -134,8 +134,8 @@ class SiteFit:
             return weights_only(structure, self.site, option, self.kernel, self.bias)
         with solving(self.site.name):
             return fit(
-                structure, self.site.folded_spec, option.parameters, self.kernel, self.seen, self.unseen, iterations,
-                self.targets, self.roots,
+                structure, self.site.folded_spec, option.parameters, self.targets, self.seen, self.unseen, iterations,
+                self.roots,
             )  # fmt: skip
 
     def rough(self, structure: Structure, option: Option, targets: Sequence[Target]) -> Fit:
@@ -154,9 +154,9 @@ class SiteFit:
         moments: Sequence[Moments],
         iterations: int,
     ) -> Fit:
-        spec, unseen = self.site.folded_spec, self.unseen
+        stages = structure.stages(self.site.folded_spec.per_group, option.parameters)
         with solving(self.site.name):
-            return refit(structure, spec, option.parameters, found, targets, moments, unseen, iterations, self.roots)
+            return refit(stages, found, targets, moments, self.unseen, iterations, self.roots)
 
     @property
     def patch(self) -> int:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from convrewrite import values
 from convrewrite.calibration import Calibration
 from convrewrite.conv import Cost
 from convrewrite.graph import Lifted, Site, Traced
@@ -13,27 +12,8 @@ from convrewrite.inputs import Inputs
 from convrewrite.meanings import Evaluation
 from convrewrite.progress import Progress, Stopwatch
 from convrewrite.rules import Rule, SearchSpace
-from convrewrite.runtime import THIS_MACHINE, Timer
+from convrewrite.settings import Settings
 from convrewrite.structures import Structure
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How a run works, whatever it is asked for; see :func:`convrewrite.optimize`."""
-
-    seed: int = 0
-    threads: int = 1
-    memory: int = 4 << 30
-    output_weighting: bool = True
-    measure: bool = True
-    fast: bool = False
-    timer: Timer = THIS_MACHINE
-
-    def __post_init__(self) -> None:
-        """Raise UsageError for a number that no run can work with."""
-        values.seed(self.seed)
-        values.threads(self.threads)
-        values.memory_bytes(self.memory)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from convrewrite import values
 from convrewrite.conv import ConvSpec, Size
 from convrewrite.errors import PlanError
 from convrewrite.inputs import Inputs
@@ -107,13 +108,8 @@ class Unmeasured:
 
     def seconds(self) -> float:
         """Raises PlanError."""
-        raise PlanError(NEEDS_TIMES)
+        raise PlanError(values.NEEDS_TIMES)
 
     def ratio(self, _model: nn.Module) -> float:
         """Raises PlanError."""
-        raise PlanError(NEEDS_TIMES)
-
-
-NEEDS_TIMES = (
-    "budget latency: needs measured times; leave out --no-onnx (in Python measure=False), or ask for macs or params"
-)
+        raise PlanError(values.NEEDS_TIMES)

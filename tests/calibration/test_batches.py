@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from convrewrite.calibration.batches import Calibration, read_calibration
-from convrewrite.errors import CalibrationError
+from convrewrite.calibration.batches import Calibration, Reading, ReadingOptions, read_calibration
+from convrewrite.errors import CalibrationError, UsageError
 from convrewrite.inputs import Inputs
 
 EXAMPLE = (torch.zeros(1, 3, 8, 6),)
@@ -371,3 +371,17 @@ def test_bad_options() -> None:
     assert "mean: expected 1 or 3 numbers" in refusal(numbered(9), mean=(1.0, 2.0))
     assert "std: expected positive" in refusal(numbered(9), std=(0.0,))
     assert "limit" in refusal(numbered(9), limit=0)
+
+
+def test_the_keyword_arguments_are_the_fields_of_how_inputs_are_read() -> None:
+    assert get_type_hints(ReadingOptions) == get_type_hints(Reading)
+
+
+def test_how_inputs_are_read_is_one_value() -> None:
+    how = {"limit": 70, "batch": 8, "seed": 3, "mean": (0.5,)}
+    by_keyword = read_calibration(numbered(90), EXAMPLE, **how)  # type: ignore[arg-type]
+    assert byte_equal(read_calibration(numbered(90), EXAMPLE, reading=Reading(**how)), by_keyword)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="reading: expected alone, found seed beside it"):
+        read_calibration(numbered(90), EXAMPLE, reading=Reading(), seed=1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'sed'"):
+        read_calibration(numbered(90), EXAMPLE, sed=1)  # type: ignore[call-arg]

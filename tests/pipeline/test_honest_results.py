@@ -23,7 +23,7 @@ from convrewrite.meanings.evaluation import Evaluation
 from convrewrite.meanings.fidelity import Fidelity, RunningFidelity, effect_of
 from convrewrite.meanings.kinds import Meaning, OutputKind, tell
 from convrewrite.pipeline import run
-from convrewrite.planning.plan import Constraints, Keep, Plan
+from convrewrite.planning.plan import Plan
 from convrewrite.reporting.html import render_html
 from convrewrite.reporting.markdown import render_markdown
 from convrewrite.reporting.report import Report
@@ -37,6 +37,7 @@ from convrewrite.runtime.onnx_export import Exported
 from convrewrite.runtime.parity import Parity
 from convrewrite.runtime.provenance import Provenance
 from convrewrite.runtime.timing import THIS_MACHINE, Baseline, RuntimeTimer
+from convrewrite.settings import Constraints, Keep
 
 RULE = "separable"
 UNCALLED = "does not compute the same any more"

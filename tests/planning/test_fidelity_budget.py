@@ -19,10 +19,10 @@ from convrewrite.planning.costs import Counted
 from convrewrite.planning.curves import Scored, Surveyed
 from convrewrite.planning.fidelity_budget import TRIALS, _flips, require_evaluable, search
 from convrewrite.planning.fidelity_budget import shortfall as shortfall_of
-from convrewrite.planning.plan import Keep
 from convrewrite.rewriting.front_to_back import Rewritten
 from convrewrite.rules.options import search_spaces
 from convrewrite.rules.schema import Protect, Rule
+from convrewrite.settings import Keep
 from convrewrite.structures.discovery import discover
 
 X = torch.zeros(1, 3, 16, 16)

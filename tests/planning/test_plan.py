@@ -9,16 +9,8 @@ from networks import Chain, Residual, settled
 from torch import nn
 
 from convrewrite.errors import PlanError
-from convrewrite.planning.plan import (
-    Constraints,
-    Fingerprint,
-    Keep,
-    Plan,
-    PlannedOption,
-    PlannedSite,
-    check_budget,
-    keep_of,
-)
+from convrewrite.planning.plan import Fingerprint, Plan, PlannedOption, PlannedSite
+from convrewrite.settings import Constraints, Keep, check_budget, keep_of
 from convrewrite.structures.structure import Option
 
 # --- what is asked

@@ -15,13 +15,14 @@ from convrewrite.pipeline.prepare import prepare
 from convrewrite.planning.allocation import Allocation
 from convrewrite.planning.costs import Counted, Timed
 from convrewrite.planning.curves import Dropped, Scored, Surveyed
-from convrewrite.planning.plan import Constraints, Fingerprint, Keep, PlannedOption
+from convrewrite.planning.plan import Fingerprint, PlannedOption
 from convrewrite.planning.planned import make_plan
-from convrewrite.rewriting.work import Prepared, Settings
+from convrewrite.rewriting.work import Prepared
 from convrewrite.rules.options import Candidate
 from convrewrite.rules.schema import Protect, Rule
 from convrewrite.runtime.option_graphs import OptionGraph
 from convrewrite.runtime.timing import RuntimeTimer
+from convrewrite.settings import Constraints, Keep, Settings
 
 FREE = Protect(stem=True, min_channels=0, min_mac_share=0)
 RULE = Rule(name="mine", structures=("channel", "separable"), protect=FREE)

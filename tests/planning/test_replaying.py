@@ -14,11 +14,12 @@ import convrewrite
 from convrewrite.errors import PlanError
 from convrewrite.inputs import Inputs
 from convrewrite.pipeline.prepare import prepare
-from convrewrite.planning.plan import Keep, Plan
+from convrewrite.planning.plan import Plan
 from convrewrite.planning.planned import shortlists_of
 from convrewrite.rewriting.site_fit import UNREACHED
 from convrewrite.rules.schema import Protect, Rule
 from convrewrite.runtime.timing import RuntimeTimer
+from convrewrite.settings import Keep
 
 FREE = Protect(stem=False, min_channels=0, min_mac_share=0)
 RULE = Rule(name="r", structures=("channel", "asymmetric"), protect=FREE, ratio=0.6)

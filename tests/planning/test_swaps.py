@@ -19,8 +19,9 @@ from convrewrite.planning.sensitivities import FAST, survey
 from convrewrite.planning.swaps import evaluate, swap
 from convrewrite.progress import Stopwatch
 from convrewrite.rewriting.front_to_back import Rewritten, rewrite
-from convrewrite.rewriting.work import Settings, Work
+from convrewrite.rewriting.work import Work
 from convrewrite.rules.schema import Protect, Rule
+from convrewrite.settings import Settings
 
 BUDGET = {"macs": 0.5}
 

@@ -4,10 +4,10 @@ import pytest
 from clocks import compared
 
 from convrewrite.meanings.fidelity import Fidelity, OutputFidelity
-from convrewrite.planning.plan import Constraints, Keep
 from convrewrite.reporting.build import _kept
 from convrewrite.reporting.verdict import refused
 from convrewrite.runtime.measurement import Measured
+from convrewrite.settings import Constraints, Keep
 
 OUTPUTS = (
     OutputFidelity("scores", 0.1, 0.95, 0.01),

@@ -31,9 +31,9 @@ from convrewrite.graph.sites import Site, find_sites
 from convrewrite.graph.tracing import trace
 from convrewrite.rewriting.front_to_back import Rewritten, rewrite
 from convrewrite.rewriting.site_fit import UNREACHED
-from convrewrite.rewriting.work import Settings
 from convrewrite.rules.options import Candidate, Shortlist, search_spaces, shortlist_at
 from convrewrite.rules.schema import Match, Protect, Require, Rule
+from convrewrite.settings import Settings
 from convrewrite.structures.algebra import compose
 from convrewrite.structures.discovery import discover
 from convrewrite.structures.structure import Structure

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from convrewrite.conv import Kind
 from convrewrite.fitting.moments import Accumulator
-from convrewrite.fitting.stages import fit
+from convrewrite.fitting.stages import fit, targets_of
 from convrewrite.graph.sites import Site, find_sites
 from convrewrite.graph.tracing import Traced, trace
 from convrewrite.inputs import Inputs
@@ -480,7 +480,8 @@ def test_a_fit_to_the_sum_restores_it() -> None:
     family, setting = discover()["channel"], {"rank": 4}
     kernel, _ = folded_kernel(model, branch)
     moments = accumulator.result()
-    found = fit(family, branch.folded_spec, setting, kernel, moments, moments)
+    targets = targets_of(kernel, branch.folded_spec, moments)
+    found = fit(family, branch.folded_spec, setting, targets, moments, moments)
     stages, option = family.stages(branch.spec, setting), make_option(family, branch.spec, setting)
     walk.replace(branch, build_option(branch.folded_spec, stages, option, found.kernels, found.bias, kernel))
     walk.close()

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "convrewrite"
 
 WINGS = (
-    "ground", "folders", "stored", "modules", "meanings", "structures", "fitting", "runtime", "layers", "graph", "loading",
-    "rules", "calibration", "rewriting", "planning", "reporting", "pipeline", "cli",
+    "ground", "folders", "stored", "modules", "meanings", "structures", "fitting", "runtime", "settings", "layers", "graph",
+    "loading", "rules", "calibration", "rewriting", "planning", "reporting", "pipeline", "cli",
 )  # fmt: skip
 """Bottom up; ARCHITECTURE.md says what each is. The ground is the modules that lie in no folder."""
 
@@ -160,7 +160,12 @@ def test_no_room_is_too_large() -> None:
         (name, node) for name, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
     ]
     long = {f"{name}.{node.name}" for name, node in functions if _length(node) > LONGEST_FUNCTION}
-    wide = {f"{name}.{node.name}" for name, node in functions if _parameters(node) > MOST_PARAMETERS}
+    # Layers take what torch.nn.Conv2d takes, in its order, and a few of their own.
+    wide = {
+        f"{name}.{node.name}"
+        for name, node in functions
+        if _parameters(node) > MOST_PARAMETERS and wing_of(name) != "layers"
+    }
     assert (long, wide) == (set(), set())
 
 

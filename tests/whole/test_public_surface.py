@@ -12,6 +12,7 @@ def test_the_public_names_are_pinned() -> None:
         "Plan",
         "Result",
         "RewriteConvolutions",
+        "Settings",
         "analyze",
         "apply",
         "export",

@@ -22,13 +22,13 @@ from convrewrite.layers.dynamic import DynamicConv2d
 from convrewrite.modules.outputs import named_outputs
 from convrewrite.pipeline.prepare import prepare
 from convrewrite.pipeline.results import Result
-from convrewrite.planning.plan import Constraints, Plan
+from convrewrite.planning.plan import Plan
 from convrewrite.planning.planned import make_plan
 from convrewrite.rewriting.site_fit import UNREACHED
-from convrewrite.rewriting.work import Settings
 from convrewrite.rules.schema import Protect, Require, Rule
 from convrewrite.runtime.onnx_export import export
 from convrewrite.runtime.parity import check_parity, require_parity
+from convrewrite.settings import Constraints, Settings
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,108 @@
+"""What the entry points take by keyword, typed: the fields of Settings, and what is no setting."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, TypedDict, TypeVar, get_args
+
+from convrewrite.errors import UsageError
+from convrewrite.progress import Progress, silent
+from convrewrite.rules import Rule, RuleFile
+from convrewrite.settings import ChoiceOptions, Settings, WorkOptions
+from convrewrite.structures import Structure
+
+RuleSource = str | Path | Rule | RuleFile
+
+
+Budget = Mapping[str, float] | None
+
+
+Entry = TypeVar("Entry", bound=Callable[..., Any])
+
+
+class RunKeywords(TypedDict, total=False):
+    """What a run takes that is no setting."""
+
+    structures: Sequence[Structure]
+    progress: Progress | None
+
+
+class ReportKeywords(RunKeywords, total=False):
+    """What a run takes that leaves a report: the model's name there, and further notes."""
+
+    name: str | None
+    notes: Sequence[str]
+
+
+class PlanKeywords(ChoiceOptions, RunKeywords, total=False):
+    """Those of ``plan``."""
+
+
+class OptimizeKeywords(ChoiceOptions, ReportKeywords, total=False):
+    """Those of ``optimize`` and of the fx pass."""
+
+
+class ApplyKeywords(WorkOptions, ReportKeywords, total=False):
+    """Those of ``apply``: what is chosen, a plan says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What was given that is no setting."""
+
+    structures: Sequence[Structure] = ()
+    progress: Progress | None = None
+    name: str | None = None
+    notes: Sequence[str] = ()
+
+    @property
+    def told(self) -> Progress:
+        """Who is told how far the run is."""
+        return self.progress or silent
+
+    def keywords(self) -> dict[str, Any]:
+        """As they were given."""
+        return {extra.name: getattr(self, extra.name) for extra in fields(self)}
+
+
+EXTRAS = frozenset(extra.name for extra in fields(Extras))
+
+
+def asked(
+    settings: Settings | None, positional: Mapping[str, Any], keywords: Mapping[str, Any], known: Any
+) -> tuple[Settings, Extras]:
+    """What was asked, from ``settings`` or from its fields: ``positional`` ones, where None is not given, and ``keywords``.
+
+    Raises TypeError for keywords that are not ``known``, UsageError where both are given, and what Settings raises.
+    """
+    for name in keywords.keys() - known.__annotations__.keys():
+        raise TypeError(f"unexpected keyword argument {name!r}; expected {', '.join(sorted(known.__annotations__))}")
+    extras = {name: value for name, value in keywords.items() if name in EXTRAS}
+    options = {name: value for name, value in keywords.items() if name not in extras}
+    options |= {name: value for name, value in positional.items() if value is not None}
+    if settings is not None and options:
+        raise UsageError(
+            f"settings: expected alone, found {', '.join(options)} beside it; give one or the other, "
+            "or dataclasses.replace(settings, ...)"
+        )
+    return settings or Settings(**options), Extras(**extras)
+
+
+def signed(entry: Entry) -> Entry:
+    """The same function; ``inspect.signature`` and ``help`` show its typed keywords one by one, with their defaults."""
+    signature = inspect.signature(entry)
+    *named, rest = signature.parameters.values()
+    (keywords,) = get_args(rest.annotation)
+    defaults = {f.name: f.default for f in (*fields(Settings), *fields(Extras))}
+    shown = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None if defaults[name] is MISSING else defaults[name],
+            annotation=annotation,
+        )
+        for name, annotation in keywords.__annotations__.items()
+    ]
+    entry.__signature__ = signature.replace(parameters=[*named, *shown])  # type: ignore[attr-defined]
+    return entry

@@ -1,0 +1,249 @@
+"""What a run is asked, as one value: :class:`Settings`. The Python interface, the fx pass, the command line and the stages share
+it.
+
+An option is added here and nowhere else: as a field of :class:`Settings`, told of in its docstring, and as a key of the keyword
+arguments below it. What its field says as a :class:`Flag` is its option on the command line.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+from convrewrite import values
+from convrewrite.errors import PlanError
+
+if TYPE_CHECKING:
+    from convrewrite.meanings import Meaning, WantedOutputs
+    from convrewrite.runtime import Timer
+
+BUDGETS = ("macs", "params", "latency")
+
+
+GIGABYTE = 1 << 30
+
+
+MEMORY = 4 * GIGABYTE
+"""Bytes of activations and moments held at once, unless the caller says otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """How the command line takes a field of a dataclass.
+
+    ``kind`` is the type of what is given, which ``read`` turns into the field's value; ``check`` refuses it where words are
+    parsed. ``default`` is shown in the help, and given where the option is left out; None: the field's own.
+    """
+
+    names: tuple[str, ...]
+    help: str
+    kind: Any = str | None
+    check: Callable[[Any], Any] | None = None
+    read: Callable[[Any], Any] | None = None
+    default: object = None
+
+    def value(self, given: Any) -> Any:
+        """The field's value from what was given."""
+        return given if self.read is None else self.read(given)
+
+
+FLAG = "flag"
+"""The key of a field's metadata under which its Flag stands."""
+
+
+def flag(*names: str, **said: Any) -> dict[str, Flag]:
+    """The metadata of a field that the command line takes by these names; the rest is as in :class:`Flag`."""
+    return {FLAG: Flag(names, **said)}
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """The fidelity that must be kept on held-out inputs: the share of examples with the same top class, or at most so much
+    relative error of every output."""
+
+    measure: Literal["agreement", "error"]
+    limit: float
+
+    def __str__(self) -> str:
+        """As in a report."""
+        if self.measure == "agreement":
+            return f"top-1 agreement of at least {self.limit:g}"
+        return f"relative output error of at most {self.limit:g}"
+
+
+KeepSource = float | Mapping[str, float] | Keep | None
+
+
+@dataclass(frozen=True, slots=True)
+class Constraints:
+    """What a plan is made for: parts of the whole model's costs that may be left, the fidelity to keep, or neither: then
+    every rule's own ratio holds. ``outputs``: what the caller said of their meanings."""
+
+    budget: Mapping[str, float]
+    keep: Keep | None = None
+    outputs: "Mapping[str, Meaning]" = field(default_factory=dict)
+
+    @property
+    def by_ratio(self) -> bool:
+        """Whether nothing was asked."""
+        return not self.budget and self.keep is None
+
+    @property
+    def for_speed(self) -> bool:
+        """Whether the result must not be slower: unless only MACs or parameters were asked for."""
+        return not self.budget or "latency" in self.budget
+
+
+def _this_machine() -> "Timer":
+    from convrewrite.runtime import THIS_MACHINE
+
+    return THIS_MACHINE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a run is asked, and how it is to work.
+
+    Attributes:
+        budget: parts of the whole model that may be left, ``{"macs": 0.5}``, ``"params"`` or ``"latency"`` (measured in
+            onnxruntime), alone or together: at every site the option is chosen whose *measured* effect on the outputs
+            adds up to the least. None: each rule's own ratio.
+        keep: instead of a budget, the most saving of MACs whose measured agreement of the top class stays at this share,
+            as 0.98, or whose relative output error stays below ``{"error": 0.02}``. With a budget: a limit on its result.
+        outputs: what outputs mean, by name, where it is not as it is told from the model and its values: ``"logits"``,
+            ``"probabilities"`` (that sum to one), ``"multilabel"`` (independent probabilities), ``"embedding"`` (only its
+            direction counts), ``"values"`` or ``"ignore"``; or a pair of that and a weight among several outputs.
+        fast: measure less while planning.
+        threads: at which latency is measured.
+        seed: of everything random; with the same inputs, seed and thread count the result is byte-equal.
+        memory: bytes that activations, covariances and gathered positions may take together; activations beyond it wait on
+            disk. One batch at work, the model and Python itself come on top. A limit that the largest site exceeds alone
+            is refused.
+        output_weighting: weigh the errors of a site's output channels by what the model's outputs feel of them, which
+            takes gradients of the original model. False: all count alike.
+        measure: False leaves out export, parity and latency.
+        timer: who measures seconds; onnxruntime and torch on this machine, unless told otherwise.
+
+    Raises UsageError, or PlanError for a budget or a fidelity to keep, for values that no run can work with.
+    """
+
+    budget: Mapping[str, float] | None = field(
+        default=None,
+        metadata=flag(
+            "--budget",
+            kind=list[str] | None,
+            read=values.budget,
+            help="Part of the model that may be left, as macs=0.5, params=0.5, latency=0.6.",
+        ),
+    )
+    keep: KeepSource = field(
+        default=None,
+        metadata=flag(
+            "--keep",
+            read=values.keep,
+            help="The fidelity to keep on held-out inputs: 0.98 of the top classes, or error=0.02.",
+        ),
+    )
+    outputs: "WantedOutputs | None" = field(
+        default=None,
+        metadata=flag(
+            "--output",
+            kind=list[str] | None,
+            read=values.outputs,
+            help="What an output means: NAME=logits, probabilities, multilabel, embedding, values or ignore; "
+            ":WEIGHT may follow.",
+        ),
+    )
+    fast: bool = field(default=False, metadata=flag("--fast", kind=bool, help="Measure less while planning."))
+    threads: int = field(
+        default=1,
+        metadata=flag("--threads", kind=int, check=values.threads, help="Threads at which latency is measured."),
+    )
+    seed: int = field(
+        default=0, metadata=flag("--seed", kind=int, check=values.seed, help="Seed of everything random.")
+    )
+    memory: int = field(
+        default=MEMORY,
+        metadata=flag(
+            "--memory",
+            kind=float,
+            check=values.memory,
+            read=lambda gigabytes: int(gigabytes * GIGABYTE),
+            default=MEMORY / GIGABYTE,
+            help="GB for inputs, activations and moments; activations beyond it wait on disk.",
+        ),
+    )
+    output_weighting: bool = True
+    measure: bool = field(
+        default=True,
+        metadata=flag(
+            "--onnx/--no-onnx",
+            kind=bool,
+            help="Export to ONNX, check parity and time; without it outputs are compared.",
+        ),
+    )
+    timer: "Timer" = field(default_factory=_this_machine)
+
+    def __post_init__(self) -> None:
+        values.seed(self.seed)
+        values.threads(self.threads)
+        values.memory_bytes(self.memory)
+        if "latency" in self.constraints.budget and not self.measure:
+            raise PlanError(values.NEEDS_TIMES)
+
+    @property
+    def constraints(self) -> Constraints:
+        """The part that says what a plan is made for, parsed."""
+        from convrewrite.meanings import asked_meanings
+
+        constraints = Constraints(dict(self.budget or {}), keep_of(self.keep), asked_meanings(self.outputs))
+        check_budget(constraints.budget)
+        return constraints
+
+
+class WorkOptions(TypedDict, total=False):
+    """The fields of :class:`Settings` that a plan holds nothing of, as keyword arguments."""
+
+    outputs: "WantedOutputs | None"
+    threads: int
+    memory: int
+    output_weighting: bool
+    measure: bool
+    timer: "Timer"
+
+
+class ChoiceOptions(WorkOptions, total=False):
+    """Those that can be given by keyword only, where options are chosen."""
+
+    keep: KeepSource
+    fast: bool
+
+
+class SettingsOptions(ChoiceOptions, total=False):
+    """All fields of :class:`Settings` as keyword arguments."""
+
+    budget: Mapping[str, float] | None
+    seed: int
+
+
+def keep_of(value: KeepSource) -> Keep | None:
+    """``0.98`` or ``{"error": 0.02}`` as a Keep. Raises PlanError for another key or a value outside (0, 1)."""
+    if value is None or isinstance(value, Keep):
+        return value
+    entries = dict(value) if isinstance(value, Mapping) else {"agreement": value}
+    name, limit = next(iter(entries.items()), ("", 0.0))
+    if len(entries) != 1 or name not in ("agreement", "error"):
+        raise PlanError(f"keep: expected a number such as 0.98, or error=0.02, found {', '.join(entries) or 'nothing'}")
+    if not 0 < limit < 1:
+        raise PlanError(
+            f"keep: expected {name} in (0, 1), as in {'0.98' if name == 'agreement' else 'error=0.02'}, found {limit:g}"
+        )
+    return Keep("agreement" if name == "agreement" else "error", float(limit))
+
+
+def check_budget(budget: Mapping[str, float]) -> None:
+    """Raise PlanError for an unknown budget or a value outside (0, 1)."""
+    for name, value in budget.items():
+        if name not in BUDGETS:
+            raise PlanError(f"budget {name!r}: expected one of {', '.join(BUDGETS)}, as in macs=0.5")
+        if not 0 < value < 1:
+            raise PlanError(f"budget {name}={value:g}: expected a part of the original's in (0, 1), as in {name}=0.5")

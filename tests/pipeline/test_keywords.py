@@ -1,0 +1,105 @@
+import inspect
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+from clocks import compared
+from commands import images, small_network
+from torch import fx
+
+import convrewrite
+from convrewrite import RewriteConvolutions, Settings, apply, optimize, plan
+from convrewrite.conv import ConvSpec
+from convrewrite.errors import UsageError
+from convrewrite.pipeline.keywords import Extras, RunKeywords
+from convrewrite.runtime.option_graphs import Graph
+from convrewrite.runtime.timing import RuntimeTimer
+
+EXAMPLE = images(1)
+ASKED: dict[str, Any] = {
+    "budget": {"macs": 0.6},
+    "seed": 5,
+    "fast": True,
+    "measure": False,
+    "outputs": {"output": "logits"},
+}
+
+
+def parameters(entry: object) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(entry).parameters)  # type: ignore[arg-type]
+
+
+def test_one_value_is_the_same_as_its_fields() -> None:
+    settings = Settings(**ASKED)
+    first = plan(small_network(), EXAMPLE, ["separable"], images(), **ASKED)
+    assert first.seed == 5
+    assert plan(small_network(), EXAMPLE, ["separable"], images(), settings=settings) == first
+    assert plan(small_network(), EXAMPLE, ["separable"], images(), {"macs": 0.6}, 5, **{
+        name: value for name, value in ASKED.items() if name not in ("budget", "seed")
+    }) == first  # fmt: skip
+
+
+def test_the_plan_says_what_is_chosen_and_with_which_seed() -> None:
+    made = plan(small_network(), EXAMPLE, ["separable"], images(), **ASKED)
+    other = Settings(budget={"params": 0.9}, seed=9, measure=False, threads=2)
+    report = apply(small_network(), EXAMPLE, made, images(), settings=other).report
+    assert (report.seed, report.asked.budget, report.threads) == (5, {"macs": 0.6}, 2)
+
+
+class Clock(RuntimeTimer):
+    """Every option takes half of what the convolution does, and every plan half of what the model does."""
+
+    compare_onnx = staticmethod(compared(0.5))
+    time_onnx = staticmethod(lambda *_: 1.0)
+
+    def time_options(self, _original: ConvSpec, options: Sequence[Graph], *_rest: Any) -> tuple[float, list[float]]:
+        return 1.0, [0.5] * len(options)
+
+
+def test_a_timer_is_handed_in() -> None:
+    made = plan(small_network(), EXAMPLE, ["separable"], images(), {"latency": 0.9}, fast=True, timer=Clock())
+    seconds = {option.seconds for site in made.sites for option in site.considered}
+    assert seconds == {0.5}
+
+
+@pytest.mark.parametrize("given", [{"fast": True}, {"seed": 0}, {"budget": {"macs": 0.5}}])
+def test_settings_stand_alone(given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"settings: expected alone, found {next(iter(given))} beside it"):
+        optimize(small_network(), EXAMPLE, settings=Settings(), **given)
+
+
+def test_what_is_no_setting_may_stand_beside_them() -> None:
+    said = {"name": "mine", "notes": ["a note"], "progress": None, "structures": ()}
+    report = optimize(small_network(), EXAMPLE, calibration="weights", settings=Settings(measure=False), **said).report
+    assert report.model == "mine"
+    assert "a note" in report.notes
+
+
+@pytest.mark.parametrize(
+    ("entry", "name"), [("optimize", "fastt"), ("plan", "name"), ("apply", "keep"), ("RewriteConvolutions", "model")]
+)
+def test_other_names_are_a_type_error(entry: str, name: str) -> None:
+    arguments = [None] * (1 if entry == "RewriteConvolutions" else 3)
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+        getattr(convrewrite, entry)(*arguments, **{name: None})
+
+
+def test_signatures_show_every_field_with_its_default() -> None:
+    found = parameters(optimize)
+    assert {field.name for field in (*fields(Settings), *fields(Extras))} <= found.keys()
+    assert found["memory"].default == Settings().memory
+    assert found["name"].default is None
+    assert {*RunKeywords.__annotations__} <= parameters(plan).keys()
+    assert not {"budget", "keep", "seed", "fast"} & parameters(apply).keys()
+    assert "name" not in parameters(plan)
+
+
+def test_a_pass_holds_its_settings_and_can_be_replaced() -> None:
+    rewrite = RewriteConvolutions(EXAMPLE, ["separable"], "weights", keep=0.9, name="mine")
+    assert rewrite.settings == Settings(keep=0.9, measure=False)
+    other = replace(rewrite, settings=Settings(measure=False))
+    assert (other.name, other.settings.keep) == ("mine", None)
+    assert isinstance(other(fx.symbolic_trace(small_network())), fx.GraphModule)
+    with pytest.raises(AttributeError):
+        rewrite.name = "other"  # type: ignore[misc]
