@@ -13,7 +13,7 @@ from convrewrite import RewriteConvolutions, Settings, apply, optimize, plan
 from convrewrite.conv import ConvSpec
 from convrewrite.errors import UsageError
 from convrewrite.pipeline.keywords import Extras, RunKeywords
-from convrewrite.runtime.option_graphs import Graph
+from convrewrite.runtime.option_graphs import OptionGraph
 from convrewrite.runtime.timing import RuntimeTimer
 
 EXAMPLE = images(1)
@@ -53,7 +53,9 @@ class Clock(RuntimeTimer):
     compare_onnx = staticmethod(compared(0.5))
     time_onnx = staticmethod(lambda *_: 1.0)
 
-    def time_options(self, _original: ConvSpec, options: Sequence[Graph], *_rest: Any) -> tuple[float, list[float]]:
+    def time_options(
+        self, _original: ConvSpec, options: Sequence[OptionGraph], *_rest: Any
+    ) -> tuple[float, list[float]]:
         return 1.0, [0.5] * len(options)
 
 

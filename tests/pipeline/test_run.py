@@ -14,11 +14,10 @@ from convrewrite.meanings.kinds import Meaning
 from convrewrite.pipeline.prepare import prepare
 from convrewrite.pipeline.results import Result
 from convrewrite.pipeline.run import NOT_MEASURED, Run
-from convrewrite.planning.plan import Constraints, Keep
 from convrewrite.progress import Stopwatch, silent
 from convrewrite.rules.schema import Protect, Rule
 from convrewrite.runtime.timing import Unmeasured
-from convrewrite.settings import Settings
+from convrewrite.settings import Constraints, Keep, Settings
 
 X = torch.randn(2, 3, 8, 8)
 RULE = Rule(name="r", structures=("channel",), ratio=0.6, protect=Protect(min_channels=0, min_mac_share=0))

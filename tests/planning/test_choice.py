@@ -15,12 +15,11 @@ from convrewrite.meanings.evaluation import Evaluation
 from convrewrite.meanings.kinds import tell
 from convrewrite.pipeline.prepare import prepare
 from convrewrite.planning.choice import Planner, latency_table_of
-from convrewrite.planning.plan import Constraints, Keep
 from convrewrite.progress import Stopwatch, silent
-from convrewrite.rewriting.work import Prepared, Settings, Work
+from convrewrite.rewriting.work import Prepared, Work
 from convrewrite.rules.schema import Protect, Require, Rule
-from convrewrite.runtime.option_graphs import Graph
 from convrewrite.runtime.timing import Unmeasured
+from convrewrite.settings import Constraints, Keep, Settings
 
 RULE = Rule(
     name="r", structures=("channel",), ratio=0.6, protect=Protect(min_channels=0, min_mac_share=0),
@@ -53,7 +52,7 @@ def test_without_a_budget_every_site_gets_its_rules_own_ratio(prepared: Prepared
 
 
 def test_where_time_is_measured_options_that_are_slower_are_left_out(prepared: Prepared) -> None:
-    def seconds(graph: Graph, size: Size) -> float:
+    def seconds(graph: OptionGraph, size: Size) -> float:
         return by_macs(graph, size) if sum(map(len, graph)) == 1 else 2.0
 
     timer = FalseTimer(seconds=seconds)
