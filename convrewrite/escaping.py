@@ -1,5 +1,10 @@
 """Text from elsewhere, shown as it stands: names, keys and messages may hold what a terminal or a page would act upon."""
 
+import re
+
+TERMINAL_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+"""Sequences that colour what a terminal shows."""
+
 
 def printable(text: str, keep: str = "") -> str:
     r"""The text with every control, format and direction character written out, as ``\x1b``; those in ``keep`` stay.

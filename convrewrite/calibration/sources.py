@@ -6,7 +6,6 @@ values. Only an object that the caller names (``FILE.py:NAME``) is imported, thr
 
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from torch.utils.data import Dataset
 
 from convrewrite.calibration.images import list_images, read_images
 from convrewrite.errors import CalibrationError, ConvRewriteError
-from convrewrite.escaping import message_of
+from convrewrite.escaping import TERMINAL_COLOUR, message_of
 from convrewrite.process import quiet
 from convrewrite.stored import Archive, StoredArray, map_array, read_pickle, require_numbers, require_room
 
@@ -31,9 +30,6 @@ MEMORY = 4 << 30
 
 MOST_EXAMPLES = 100_000_000
 """Examples that a source may hold, at most: which of them to take is drawn by a permutation of all."""
-
-
-TERMINAL_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 _INPUT_NAMES = ("image", "images", "input", "inputs", "x", "pixel_values")

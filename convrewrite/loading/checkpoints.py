@@ -101,7 +101,7 @@ def read_checkpoint(path: Path, *, classes: Mapping[str, type], trust: bool) -> 
     if not any(name.endswith("/data.pkl") for name in members):
         raise ModelLoadError(
             f"{path}: expected a file written by torch.save, found a zip archive without data.pkl "
-            f"({shown(members) or 'empty'}); give the .pt file itself"
+            f"({listed(members) or 'empty'}); give the .pt file itself"
         )
     return _read_pickle(path, classes, trust)
 
@@ -265,12 +265,12 @@ def _may_be_built(candidate: object) -> bool:
 def _refusal(path: Path, refused: list[str]) -> ModelLoadError:
     if any(name == _QUANTIZED or "quantized" in name.split(".") for name in refused):
         return ModelLoadError(
-            f"{path}: expected a floating-point model, found a quantized one (it asks for {shown(refused)}); "
+            f"{path}: expected a floating-point model, found a quantized one (it asks for {listed(refused)}); "
             "optimise the float model, then quantize the result"
         )
     return ModelLoadError(
         f"{path}: expected a state dict or a model of torch, torchvision or timm layers, found a file that asks for "
-        f"{shown(refused)}; pass --factory FILE.py:NAME naming the code that defines these classes, or save a state "
+        f"{listed(refused)}; pass --factory FILE.py:NAME naming the code that defines these classes, or save a state "
         "dict and pass --factory, or pass --trust, which loads it anyway by executing the file's code"
     )
 
@@ -286,7 +286,7 @@ def _unreadable(path: Path, error: Exception) -> ModelLoadError:
     )
 
 
-def shown(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
     """The first few names, and how many follow."""
     rest = len(names) - _NAMES_SHOWN
     return ", ".join(map(printable, names[:_NAMES_SHOWN])) + (f" and {rest} more" if rest > 0 else "")

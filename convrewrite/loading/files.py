@@ -14,10 +14,10 @@ from convrewrite.errors import ModelLoadError, UsageError
 from convrewrite.loading.checkpoints import (
     fault_of,
     is_lazy,
+    listed,
     read_checkpoint,
     read_safetensors,
     runs_no_stored_code,
-    shown,
     summary,
 )
 from convrewrite.loading.programs import rebuild
@@ -202,7 +202,7 @@ def _factory_classes(factory: str) -> dict[str, type]:
 def _content_of(value: object) -> str:
     if not isinstance(value, Mapping) or not value:
         return _kind_of(value)
-    keys = shown([str(key) for key in value])
+    keys = listed([str(key) for key in value])
     return f"{_kind_of(value)} with the keys {keys}, under which there is none or several to choose from"
 
 

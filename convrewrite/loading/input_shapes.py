@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from convrewrite.errors import TraceError, UsageError
 from convrewrite.loading.checkpoints import summary
 from convrewrite.modules import eval_mode, preserved
-from convrewrite.values import shown as shown_value
+from convrewrite.values import shown
 
 _INPUT_SIZES = (224, 32, 28, 64, 128, 256, 299, 512)
 
@@ -28,13 +28,11 @@ _MOST_AXES = 8
 def parse_shape(text: str) -> tuple[int, ...]:
     """``1x3x224x224`` -> ``(1, 3, 224, 224)``; raises UsageError otherwise."""
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", text, re.ASCII):
-        raise UsageError(
-            f"input shape {shown_value(text)}: expected positive integers joined by x, such as 1x3x224x224"
-        )
+        raise UsageError(f"input shape {shown(text)}: expected positive integers joined by x, such as 1x3x224x224")
     parts = text.split("x")
     too_long = len(parts) > _MOST_AXES or any(len(part) > len(str(MOST_NUMBERS)) for part in parts)
     if too_long or math.prod(map(int, parts)) > MOST_NUMBERS:
-        found = shown_value(text) if too_long else f"{text}, which is {math.prod(map(int, parts))}"
+        found = shown(text) if too_long else f"{text}, which is {math.prod(map(int, parts))}"
         raise UsageError(f"input shape: expected at most {MOST_NUMBERS} numbers in {_MOST_AXES} axes, found {found}")
     return tuple(map(int, parts))
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from convrewrite.errors import ModelLoadError
-from convrewrite.loading.checkpoints import shown, summary
+from convrewrite.loading.checkpoints import listed, summary
 
 _KEYS = (
     "model", "state_dict", "model_state_dict", "model_state", "ema", "model_ema", "state_dict_ema", "ema_state_dict",
@@ -69,7 +69,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, factor
             f"{_mismatch(state, expected) or summary(error)}; pass the factory these weights were trained with"
         ) from error
     if tied:
-        notes.append(f"tied weights not stored twice were taken from their partner: {shown(tied)}")
+        notes.append(f"tied weights not stored twice were taken from their partner: {listed(tied)}")
     return tuple(notes)
 
 
@@ -83,7 +83,7 @@ def _without_prefix(state: dict[str, Tensor], expected: Mapping[str, object]) ->
     notes = [f"prefix {prefix!r} removed from the names of the weights"]
     left_out = [key for key in state if not key.startswith(prefix)]
     if left_out:
-        notes.append(f"only names that begin with it were taken, not {shown(left_out)}")
+        notes.append(f"only names that begin with it were taken, not {listed(left_out)}")
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}, notes
 
 
@@ -119,7 +119,7 @@ def _mismatch(state: Mapping[str, object], expected: Mapping[str, object]) -> st
         if key in state and _shape(state[key]) != _shape(expected[key])
     ]
     found = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-    return "; ".join(f"{len(keys)} {what}: {shown(keys)}" for what, keys in found if keys)
+    return "; ".join(f"{len(keys)} {what}: {listed(keys)}" for what, keys in found if keys)
 
 
 def _shape(value: object) -> str:

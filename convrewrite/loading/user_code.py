@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from convrewrite.errors import ModelLoadError, UsageError
-from convrewrite.loading.checkpoints import shown, summary
+from convrewrite.loading.checkpoints import listed, summary
 
 ZOOS = ("torchvision", "timm")
 
@@ -28,7 +28,7 @@ def require_name(module: ModuleType, target: str) -> None:
     where, name = split_target(target)
     if not hasattr(module, name):
         existing = sorted(n for n, v in vars(module).items() if not n.startswith("_") and not isinstance(v, ModuleType))
-        found = shown(existing) if existing else "nothing"
+        found = listed(existing) if existing else "nothing"
         raise ModelLoadError(f"{target}: expected {name} in {where}, found only {found}; name one that is there")
 
 

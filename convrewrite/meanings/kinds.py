@@ -124,7 +124,7 @@ def tell(
         if parts:
             parts.append(named_outputs(run(model, batch)))
         else:
-            outputs, origins = followed(model, batch)
+            outputs, origins = outputs_and_origins(model, batch)
             parts.append(outputs)
         sizes |= {tuple(tensor.shape[1:]) for tensor in batch}
         examples += len(batch[0])
@@ -163,7 +163,7 @@ def require_outputs(model: nn.Module, inputs: Inputs, *said: Mapping[str, Meanin
             _by_name(meanings, names)
 
 
-def followed(model: nn.Module, batch: Inputs) -> tuple[dict[str, Tensor], dict[str, Origin]]:
+def outputs_and_origins(model: nn.Module, batch: Inputs) -> tuple[dict[str, Tensor], dict[str, Origin]]:
     """The outputs of one run and their origins, none where the model cannot be followed. TraceError when it does not run."""
     try:
         with origins_noted(model) as origins_of:

@@ -72,7 +72,7 @@ def reachable(*roots: object) -> Iterator[Any]:
                 f"the model holds more than {LIMIT:,} objects; take what is no part of it off its attributes"
             )
         yield value
-        exchange(value, note)
+        exchanged(value, note)
 
 
 def replace_modules(model: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
@@ -112,7 +112,7 @@ class _Places:
     def visit(self, value: Any) -> Any:
         self._alive.append(value)
         self._found[id(value)] = value  # where it is met again on the way
-        self._found[id(value)] = made = exchange(value, self.of)
+        self._found[id(value)] = made = exchanged(value, self.of)
         return made
 
 
@@ -147,7 +147,7 @@ def referent(proxy: Any) -> Any:
         return None
 
 
-def exchange(value: Any, of: Of) -> Any:
+def exchanged(value: Any, of: Of) -> Any:
     """The value with ``of(part)`` in the place of every part that it holds directly: changed in place where it can be,
     else another one where a part is another."""
     kind = type(value)

@@ -131,7 +131,7 @@ ParameterValue = Annotated[
 ]
 
 
-Pair = Annotated[Size, _expect("a pair of whole numbers [height, width], each at least 1", _is_pair)]
+PositivePair = Annotated[Size, _expect("a pair of whole numbers [height, width], each at least 1", _is_pair)]
 
 
 NaturalPair = Annotated[Size, _expect("a pair of whole numbers [height, width]", lambda v: _is_pair(v, 0))]
@@ -180,7 +180,7 @@ class Range(_Table):
 Sizes = Annotated[tuple[Size, ...], BeforeValidator(_as_sizes)]
 
 
-Bounds = Annotated[Range, BeforeValidator(_as_range)]
+Interval = Annotated[Range, BeforeValidator(_as_range)]
 
 
 class Match(_Table):
@@ -190,9 +190,9 @@ class Match(_Table):
     kernel_size: Sizes | None = None
     stride: Sizes | None = None
     dilation: Sizes | None = None
-    in_channels: Bounds | None = None
-    out_channels: Bounds | None = None
-    groups: Bounds | None = None
+    in_channels: Interval | None = None
+    out_channels: Interval | None = None
+    groups: Interval | None = None
     name: Pattern | None = None
 
     def refusals(self, subject: Subject) -> Iterator[Refusal]:
@@ -256,10 +256,10 @@ class ExampleConv(_Table):
 
     in_channels: Whole
     out_channels: Whole
-    kernel_size: Pair
-    stride: Pair = (1, 1)
+    kernel_size: PositivePair
+    stride: PositivePair = (1, 1)
     padding: Padding = (0, 0)
-    dilation: Pair = (1, 1)
+    dilation: PositivePair = (1, 1)
     groups: Whole = 1
     bias: StrictBool = True
     padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros"

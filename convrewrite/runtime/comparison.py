@@ -15,7 +15,7 @@ from convrewrite.meanings import (
     RunningFidelity,
     WantedOutputs,
     asked_meanings,
-    followed,
+    outputs_and_origins,
     read,
 )
 from convrewrite.modules import eval_mode, preserved
@@ -103,4 +103,4 @@ def _written(runner: Runner, outputs: Mapping[str, Tensor]) -> dict[str, Meaning
 
 
 def _origins(runner: Runner, batch: Inputs) -> dict[str, Origin]:
-    return followed(runner, batch)[1] if isinstance(runner, nn.Module) else {}
+    return outputs_and_origins(runner, batch)[1] if isinstance(runner, nn.Module) else {}

@@ -4,7 +4,6 @@ The file's inputs are called ``input`` (or ``input.0``, ``input.1``, ...), its o
 :func:`convrewrite.modules.named_outputs` calls them.
 """
 
-import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.errors import ExportError, TraceError
-from convrewrite.escaping import message_of
+from convrewrite.escaping import TERMINAL_COLOUR, message_of
 from convrewrite.folders import Scratch, disk_full, told, unwritable
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs
 from convrewrite.modules import ROOT, copy_model, eval_mode, named_outputs, preserved
@@ -48,9 +47,6 @@ NOISY_LOGGERS = (
 
 
 CAUSE_LENGTH = 300
-
-
-TERMINAL_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True, slots=True)

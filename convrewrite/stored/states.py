@@ -51,7 +51,7 @@ class StateRules:
                 _is_short(name) and self._is_name(name) and (name in fields or not self._is_method(type(value), name))
             )
             if not usable:
-                raise ForbiddenError(f"it puts {shown(name)} in place of the code of a {kind_of(value)}")
+                raise ForbiddenError(f"it puts {key_shown(name)} in place of the code of a {kind_of(value)}")
         if isinstance(value, nn.Module):
             self._module(value, state)
 
@@ -72,7 +72,7 @@ class StateRules:
             for name, entry in entries.items():
                 if not (_is_short(name) and self._is_name(name)):
                     raise ForbiddenError(
-                        f"it calls a part of {what} {shown(name)}, which is no name (letters, digits, _ and -)"
+                        f"it calls a part of {what} {key_shown(name)}, which is no name (letters, digits, _ and -)"
                     )
                 require(not self._is_method(type(module), name), f"it puts {name} in place of the code of {what}")
                 require(entry is None or isinstance(entry, kind), f"{name} of {what} is no {kind.__name__}")
@@ -92,7 +92,7 @@ def kind_of(value: Any) -> str:
     return str(getattr(value, "__qualname__", type(value).__name__))
 
 
-def shown(name: Any) -> str:
+def key_shown(name: Any) -> str:
     """The key of a dictionary for a message."""
     return printable(repr(name[:80] if isinstance(name, str) else name))[:200]
 
