@@ -18,6 +18,7 @@ from convrewrite.planning.choice import Planner, latency_table_of
 from convrewrite.progress import Stopwatch, silent
 from convrewrite.rewriting.work import Prepared, Work
 from convrewrite.rules.schema import Protect, Require, Rule
+from convrewrite.runtime.option_graphs import OptionGraph
 from convrewrite.runtime.timing import Unmeasured
 from convrewrite.settings import Constraints, Keep, Settings
 
