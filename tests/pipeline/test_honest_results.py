@@ -191,7 +191,7 @@ def test_a_warning_names_a_few_sites_and_counts_the_rest() -> None:
 def test_noise_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Evaluation] = []
     used: list[Any] = []
-    monkeypatch.setattr(run, "judging_inputs", lambda *args: drawn.append(evaluation_inputs(*args)) or drawn[-1])
+    monkeypatch.setattr(run, "evaluation_inputs", lambda *args: drawn.append(evaluation_inputs(*args)) or drawn[-1])
 
     def fidelity(_a: object, _b: object, batches: Any, meanings: Any) -> Fidelity:
         used.append(batches)
