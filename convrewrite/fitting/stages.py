@@ -306,7 +306,7 @@ class _LastInput:
 
 
 def _jitter(dtype: torch.dtype) -> tuple[float, float]:
-    """Of the mean diagonal, and at least: a channel that is always zero must not lose its kernel to it."""
+    """Part of the mean diagonal, and the least: a channel that is always zero must not lose its kernel to it."""
     return (JITTER, FLOOR**2) if dtype == torch.float64 else (1e-6, FLOOR)
 
 
