@@ -28,7 +28,6 @@ __all__ = [
     "plan",
     "verify",
 ]
-
 _HOMES = {
     "ConvRewriteError": "convrewrite.errors",
     "Plan": "convrewrite.planning",

@@ -16,18 +16,10 @@ from torch import Tensor, nn
 Size = tuple[int, int]
 """Height and width."""
 
-
 Conv = nn.Conv2d | nn.ConvTranspose2d | nn.Conv1d | nn.ConvTranspose1d
-
-
 CONV_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.Conv1d, nn.ConvTranspose1d)
-
-
 TRANSPOSED_TYPES = (nn.ConvTranspose2d, nn.ConvTranspose1d)
-
-
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
-
 
 PADDING_MODES: dict[PaddingMode, str] = {
     "zeros": "constant",

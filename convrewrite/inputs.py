@@ -17,14 +17,10 @@ from convrewrite.process import ordinary
 Inputs = tuple[Tensor, ...]
 """The positional inputs of a model; the batch is the first axis of each."""
 
-
 ExampleInput = Tensor | Sequence[Any] | Mapping[str, Tensor]
 """A tensor, a tuple of tensors, a dictionary of keyword tensors, or ``(args, kwargs)``."""
 
-
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
-
 _EXPECTED = "a tensor, a tuple of tensors, a dictionary of keyword tensors, or (args, kwargs)"
 
 

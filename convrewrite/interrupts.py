@@ -9,7 +9,6 @@ from types import FrameType
 KILLING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Signals that end a process without a word, unless it asks for them."""
 
-
 SOON = 0.02
 """Seconds after which a signal that had to wait is delivered again."""
 

@@ -10,14 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
-
 _SET_PARENT_DEATH_SIGNAL = 1
-
 
 UNKNOWN_MEMORY = 8 << 30
 """Bytes that a machine is taken to have when it does not tell."""
-
 
 SHARE = 0.9
 """Share of the main memory that the command line may take."""

@@ -25,10 +25,8 @@ from torch.fx import _symbolic_trace
 _LOCK = threading.RLock()
 """Lock of what belongs to the process. A thread that holds it may take it again."""
 
-
 CHOICES = {"max": torch.sym_max, "min": torch.sym_min}
 """Functions of Python that cannot be followed -> those of torch that can, and do the same with two numbers."""
-
 
 Patched = Callable[..., Any]
 

@@ -17,10 +17,7 @@ if TYPE_CHECKING:
     from convrewrite.runtime import Timer
 
 BUDGETS = ("macs", "params", "latency")
-
-
 GIGABYTE = 1 << 30
-
 
 MEMORY = 4 * GIGABYTE
 """Bytes of activations and moments held at once, unless the caller says otherwise."""

@@ -11,30 +11,22 @@ from collections.abc import Sequence
 from convrewrite.errors import UsageError
 
 LARGEST_SEED = 2**63 - 1
-
-
 MOST_THREADS = max(64, os.cpu_count() or 1)
-
 
 SMALLEST_MEMORY, LARGEST_MEMORY = 0.001, 2.0**20
 """Least and most of ``--memory``, in GB: a megabyte, and a petabyte, which no machine has."""
 
-
 MOST_ROUNDS = 10_000
-
 
 LONGEST_SIDE = 16_384
 """Pixels on a side of an image that ``--resize`` makes, at most."""
 
-
 LONGEST_SECONDS = 86_400
-
 
 NEEDS_TIMES = (
     "budget latency: needs measured times; leave out --no-onnx (in Python measure=False), or ask for macs or params"
 )
 """The message of a budget of latency where nothing is timed."""
-
 
 _SHOWN = 60
 

@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,11 @@ from convrewrite.structures.discovery import discover
 from convrewrite.structures.structure import Structure
 
 pytest_plugins = ["model_files"]
+
+
+def pytest_configure() -> None:
+    """Ctrl-C interrupts here and in what tests start, also where a shell that runs them in the background had it ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

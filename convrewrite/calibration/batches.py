@@ -18,18 +18,13 @@ from convrewrite.errors import CalibrationError, UsageError
 from convrewrite.inputs import Inputs
 
 FEW_INPUTS = 64
-
-
 LARGEST_BATCH = 32
-
 
 BATCH_NUMBERS = 1_250_000
 """Numbers of input in a batch, at most: eight images of 3 x 224 x 224."""
 
-
 LARGEST = 1e12
 """Absolute value of an input, at most: beyond it, sums of squares of what a layer makes of it overflow in float32."""
-
 
 HELD_OUT_SHARE = 0.2
 

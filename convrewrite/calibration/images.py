@@ -18,18 +18,14 @@ if TYPE_CHECKING:
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 
-
 MOST_FILES = 2_000_000
 """Files in a folder and those below it, images or not, at most; ImageNet has 1.4 million."""
-
 
 MOST_PIXELS = 89_478_485
 """Pixels of an image as it is stored or scaled, at most: Pillow's own bound for what is no attack."""
 
-
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, MemoryError, struct.error)
 """Exceptions that Pillow's readers raise for a damaged file."""
-
 
 _MODES = {1: "L", 3: "RGB"}
 

@@ -27,17 +27,11 @@ from convrewrite.stored import Archive, StoredArray, map_array, read_pickle, req
 MEMORY = 4 << 30
 """Bytes of inputs, at most, unless the caller says otherwise."""
 
-
 MOST_EXAMPLES = 100_000_000
 """Examples that a source may hold, at most: which of them to take is drawn by a permutation of all."""
 
-
 _INPUT_NAMES = ("image", "images", "input", "inputs", "x", "pixel_values")
-
-
 _LABEL_NAMES = frozenset({"label", "labels", "target", "targets", "y"})
-
-
 _SUFFIXES = ".npy, .npz, .pt, .pth, a folder of images, or FILE.py:NAME"
 
 

@@ -31,21 +31,13 @@ _PIXEL_RANGES = ((0.0, 1.0), (-1.0, 1.0), (-2.1, 2.6), (0.0, 255.0))
 
 # Of the start, in parts of the range: about what photographs have.
 _CONTRAST = 0.25
-
-
 _STEPS = 150
-
-
 _FEWEST_STEPS = 40
-
-
 _FEWEST_INPUTS = 8
 
 
 # In parts of the range, at the first step; it falls to zero along a cosine.
 _LEARNING_RATE = 0.2
-
-
 _TOTAL_VARIATION = 0.01
 
 

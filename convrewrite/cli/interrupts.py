@@ -11,14 +11,10 @@ from convrewrite.interrupts import Terminated
 
 NOTHING = "nothing was written"
 
-
 SIGNALLED = 128
 """Exit code after a signal, less the number of the signal, as shells have it."""
 
-
 INTERRUPTED = SIGNALLED + signal.SIGINT
-
-
 Options = ParamSpec("Options")
 
 

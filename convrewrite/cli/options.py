@@ -21,16 +21,10 @@ if TYPE_CHECKING:
     from convrewrite.progress import Progress
 
 MODEL_HELP = "A .pt/.pth file (a whole module, or a state dict with --factory), or pkg.mod:callable."
-
-
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
-
-
 Rules = Annotated[
     list[str] | None, typer.Option("--rule", help="A built-in rule or a rule file; repeat to let them compete.")
 ]
-
-
 Trust = Annotated[bool, typer.Option("--trust", help="Execute the code in a model file that is not safe to load.")]
 
 

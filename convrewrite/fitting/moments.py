@@ -18,14 +18,11 @@ from convrewrite.conv import PADDING_MODES, ConvSpec, Size
 CHUNK = 1 << 23
 """Numbers in one block of gathered patches: 32 MB in float32."""
 
-
 SPARSE = 0.05
 """Share of the positions: where fewer are gathered, they are picked out of the tensors as they lie."""
 
-
 PART = 1 << 14
 """Positions whose products are summed in the precision of the patches before they are added to the sums in float64."""
-
 
 STRIP = 512
 """Rows of a covariance that are summed up at a time; what lies left of the diagonal is the mirror of what lies above it."""

@@ -25,17 +25,13 @@ from convrewrite.structures import Setting, Stage, Structure, compose, join_grou
 ITERATIONS = 40
 """Iterations of L-BFGS, for patches of up to ``EASY`` numbers; beyond, fewer, as an iteration's cost grows with their square."""
 
-
 MIN_ITERATIONS = 4
-
 
 EASY, LARGE = 600, 1000
 """Numbers in a patch: up to the first every iteration is cheap, from the second on only the best start is refined."""
 
-
 SOLVE_CHUNK = 1 << 25
 """Numbers in one block of intermediate products: 256 MB in float64."""
-
 
 Roots = Sequence[Tensor | None]
 """Roots of the weights of outputs, for every group: R ``(O, O)``, upper triangular, with

@@ -18,14 +18,11 @@ from convrewrite.structures import Stage
 RIDGE = 1e-3
 """Part of the mean variance of a patch: the pull of the target towards the original kernel."""
 
-
 JITTER = 1e-9
 """Part of the mean diagonal that is added to it: it keeps Cholesky factors of singular covariances finite."""
 
-
 FLOOR = 1e-30
 """Variance that is added to that of every patch element: inputs that are always zero leave factors that float32 can hold."""
-
 
 ENOUGH_POSITIONS = 5
 """Positions per unknown: with fewer, a covariance knows some directions from too little to be believed."""

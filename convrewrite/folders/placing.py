@@ -15,16 +15,12 @@ from convrewrite.interrupts import held
 TRIES = 5
 """Times that the place is looked at: another process may make or remove it meanwhile."""
 
-
 MOVED = (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY)
-
 
 CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 """The answers of systems, and of file systems, that have no exchange."""
 
-
 AT_FDCWD, RENAME_EXCHANGE, RENAME_SWAP = -100, 2, 2
-
 
 RENAMEAT2 = {"x86_64": 316, "aarch64": 276, "riscv64": 276, "ppc64le": 357, "s390x": 347}
 """Numbers of the system call, by machine, for C libraries that have no function for it."""

@@ -26,25 +26,19 @@ except ImportError:  # Windows: nothing is locked there, so nothing of others is
 
 NAME = "convrewrite-run-"
 
-
 KNOWN = re.compile(rf"\.?{NAME}[a-z0-9_]{{8}}")
 """The names of scratch folders: hidden beside results, visible among temporary files."""
 
-
 LOCK = "lock"
-
 
 EARLIER, PLACE = "earlier", "place"
 """Names of what is out of its place while a folder is replaced in two steps, and of the file that names the place."""
 
-
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 """Answers of a disk that is full or lets nothing be written."""
 
-
 PROBE = 1 << 20
 """Bytes that are written to find out why a file could not be; more than writers hold back before they write."""
-
 
 VARIABLES = ("TMPDIR", "TEMP", "TMP")
 

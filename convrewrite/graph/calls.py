@@ -21,16 +21,9 @@ from convrewrite.layers import DynamicConv2d
 from convrewrite.modules import hooked, run
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-
-
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
-
-
 _ANY = ("input", "weight", "bias", "stride", "padding", "dilation", "transposed", "output_padding", "groups")
-
-
 _aten = torch.ops.aten
-
 
 ARGUMENTS: dict[Any, tuple[str, ...]] = {
     **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), _CONV),
@@ -45,10 +38,8 @@ ARGUMENTS: dict[Any, tuple[str, ...]] = {
 }
 """Functions that convolve -> the names of its arguments in order. Those of ``torch.nn.functional`` are torch's own."""
 
-
 GEOMETRY = ("stride", "padding", "dilation", "transposed", "output_padding")
 """Arguments that must be constants for a call to be a module. The number of groups follows from the channels."""
-
 
 SITE_TYPES = (*CONV_TYPES, DynamicConv2d)
 """Modules that are convolutions; a subclass of one may have a forward of its own."""

@@ -24,8 +24,6 @@ from convrewrite.names import require_names
 REASON = (
     "the model asks more of it than to be called, as its attributes or its type, which a replacement would not have"
 )
-
-
 HELD_ELSEWHERE = (
     "the model also reaches it in a way that a replacement does not: not every call came to what was put in its place"
 )

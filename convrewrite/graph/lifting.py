@@ -33,7 +33,6 @@ from convrewrite.modules import alike, copy_model, seeded_outputs
 ROUNDING = 1e3
 """Units of rounding by which outputs may differ once convolutions are modules, relative to the largest."""
 
-
 SHOWN = 6
 """Names in a note, at most."""
 

@@ -23,7 +23,6 @@ from convrewrite.modules import copy_model, replace_modules
 LARGEST_TRIAL = 1 << 26
 """Numbers in the input on which a module is tried that computes its kernel."""
 
-
 SHAPE_READERS = ("getattr", "getitem", "size")
 """Functions and methods that say how many groups there are; without the call nobody needs them."""
 

@@ -11,8 +11,6 @@ from torch import nn
 from convrewrite.conv import ConvSpec, Size
 
 VOLUME_TYPES = (nn.Conv3d, nn.ConvTranspose3d)
-
-
 REFUSAL = "three-dimensional convolutions are not rewritten"
 
 

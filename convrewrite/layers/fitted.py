@@ -12,7 +12,6 @@ from convrewrite.structures import Setting, Structure, initial_kernels
 ONE_IN_HELD_OUT = 5
 """Examples for each one that is held out: it measures the error of the fit and has no part in it."""
 
-
 FitInputs = Tensor | Iterable[Tensor]
 """Real inputs of a convolution: one batch ``(N, C, H, W)`` or several, which may differ in size."""
 

@@ -14,10 +14,8 @@ from convrewrite.conv import PADDING_MODES, ConvSpec, PaddingMode, Size
 Pair = int | Size
 """One number for both axes, or (height, width)."""
 
-
 Padding = int | Size | str
 """``"same"``, ``"valid"``, or the pixels added on both sides of each axis."""
-
 
 Device = torch.device | str | None
 

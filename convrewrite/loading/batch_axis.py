@@ -17,10 +17,8 @@ from convrewrite.process import quiet, same_random_numbers
 
 _aten = torch.ops.aten
 
-
 _KEEPING = (_aten.view.default, _aten.reshape.default, _aten._unsafe_view.default)
 """Operators ``(x, shape)`` whose shape begins with the first axis of x where the two are equal."""
-
 
 _MAKING: dict[object, int] = {
     _aten.expand.default: 1,
@@ -35,10 +33,8 @@ _MAKING: dict[object, int] = {
 }
 """Operators that make a tensor of a given shape -> the position of that argument."""
 
-
 BATCHES = 3
 """Batches of the old size that the opened program is tried with at once."""
-
 
 ROUNDING = 1e4
 """Units of rounding by which outputs may differ, relative to the largest: sums of several examples go in another order."""

@@ -36,14 +36,8 @@ from convrewrite.stored import (
 )
 
 TRUST_NOTE = "the file was loaded by executing the code it holds, as --trust allows"
-
-
 _NAMES_SHOWN = 4
-
-
 _NAME_SHOWN = 200
-
-
 _QUANTIZED = "torch._utils._rebuild_qtensor"
 
 
@@ -57,14 +51,10 @@ _CLASS_HOMES = (
     "convrewrite.conv",
     "convrewrite.layers",
 )
-
-
 _ACTIVATIONS = (
     "celu", "elu", "gelu", "glu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "log_softmax", "logsigmoid",
     "mish", "normalize", "relu", "relu6", "selu", "sigmoid", "silu", "softmax", "softplus", "tanh",
 )  # fmt: skip
-
-
 _PLAIN: dict[str, Any] = {
     "functools.partial": functools.partial,
     "torch._C._nn.gelu": nn.functional.gelu,
@@ -72,10 +62,8 @@ _PLAIN: dict[str, Any] = {
     **{f"torch.nn.functional.{name}": getattr(nn.functional, name) for name in _ACTIVATIONS},
 }
 
-
 _FOLLOWING = {"_features_fx", "features_fx", "fx_features", "feature_extraction"}
 """Modules of the zoos whose classes follow a model as a graph when they are made, and so compile what it is called."""
-
 
 _NEVER = (torch.fx.GraphModule, torch.jit.ScriptModule)
 

@@ -12,15 +12,11 @@ from convrewrite.modules import eval_mode, preserved
 from convrewrite.values import shown
 
 _INPUT_SIZES = (224, 32, 28, 64, 128, 256, 299, 512)
-
-
 _INPUT_LENGTHS = (1024, 128, 256, 512, 4096, 16000)
-
 
 MOST_NUMBERS = 1 << 26
 """Numbers in an input whose shape is given, at most: a volume of 4 x 256 x 256 x 256. What layers make of
 it takes many times its memory."""
-
 
 _MOST_AXES = 8
 

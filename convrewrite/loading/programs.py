@@ -26,23 +26,19 @@ from convrewrite.loading.input_shapes import SHAPES
 
 _aten = torch.ops.aten
 
-
 _NORMS: dict[Any, tuple[int | None, int, int]] = {
     _aten.batch_norm.default: (5, 6, 7),
     _aten._native_batch_norm_legit_no_training.default: (None, 5, 6),
 }
 """Operators that normalise -> the positions of their arguments training, momentum and eps."""
 
-
 _NORM_TYPES = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 """Types of BatchNorm by the number of axes of the input."""
-
 
 _DROPOUTS: dict[Any, type[nn.Dropout | nn.Dropout2d]] = {
     _aten.dropout.default: nn.Dropout,
     _aten.feature_dropout.default: nn.Dropout2d,
 }
-
 
 _PLAIN: dict[Any, tuple[int, Any]] = {
     _aten.relu.default: (1, torch.relu),

@@ -18,9 +18,7 @@ _KEYS = (
 )  # fmt: skip
 """Keys under which weights usually are in a checkpoint, those of the model itself before averaged ones."""
 
-
 _DEPTH = 4
-
 
 _PROBES = 8
 """Names of the network that are looked for behind prefixes."""

@@ -22,32 +22,20 @@ from convrewrite.meanings.words import Hint, hint_of
 from convrewrite.modules import ROOT, named_outputs, run
 
 OutputKind = Literal["logits", "probabilities", "multilabel", "embedding", "values", "ignore", "discrete"]
-
-
 SCORES = ("logits", "probabilities")
-
-
 OF_UNIT_NUMBERS = ("sigmoid", "special_expit", "hardsigmoid", "softmax")
-
-
 OF_MEASURES = ("relu", "tanh", "hardtanh", "clamp", "softplus", "exp", "abs", "square", "sqrt", "atan", "sin", "cos")
-
 
 QUOTIENTS = ("reciprocal", "div", "mul")
 """Functions that end a sigmoid that is written out, as ``1 / (1 + exp(-x))``."""
 
-
 ASKABLE = tuple(kind for kind in get_args(OutputKind) if kind != "discrete")
 """Kinds that a user may name; integers and booleans are found to be discrete."""
-
 
 EXAMPLES = 64
 """Inputs that meanings are told from, unless one batch alone has more."""
 
-
 WantedOutputs = Mapping[str, "str | tuple[str, float]"]
-
-
 NOTHING: Mapping[str, "Meaning"] = MappingProxyType({})
 
 

@@ -12,24 +12,17 @@ from convrewrite.meanings.origins import Origin
 ROWS = 1 << 15
 """Rows that statistics are taken of, evenly spread."""
 
-
 ENOUGH = 16
 """Examples from which looks are believed."""
 
-
 LINEAR = ("addmm", "mm", "bmm", "baddbmm", "linear", "matmul")
-
-
 CONVOLUTION = ("convolution", "conv2d", "conv1d", "mkldnn_convolution")
-
 
 WIDE = 100
 """Entries of a vector without any that stands out: of so many classes a trained network knows at least some to be wrong."""
 
-
 LARGE = 5.0
 """Mean of two or three numbers without a negative one, which may be chance in scores where they are small."""
-
 
 EVEN = 0.9
 """Part of the logarithm of the number of classes: an entropy beyond it is that of a guess."""

@@ -19,10 +19,8 @@ WORDS: dict[Literal["size", "class", "vector"], re.Pattern[str]] = {
 }  # fmt: skip
 """Words that name a kind, looked for in this order: a ``bbox_embed`` gives boxes and a ``class_embed`` classes."""
 
-
 PLAIN_FEATURES = re.compile(r"features?|feats?")
 """Names of plain features, only of the output or module itself: a whole network stands in a ``features`` as often."""
-
 
 STAGES = re.compile(r"(entry|middle|exit)_?flow", re.IGNORECASE)
 """Stages of a network, as Xception calls them: no flow of pixels."""

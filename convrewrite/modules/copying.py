@@ -26,11 +26,7 @@ from convrewrite.modules.state import Snapshot, preserved
 from convrewrite.process import ordinary_mode, same_random_numbers
 
 _WITHOUT_STATE = (types.FunctionType, tuple, frozenset)
-
-
 _WEAK = (weakref.ReferenceType, weakref.WeakValueDictionary, weakref.WeakKeyDictionary)
-
-
 _VIEWS = (weakref.ProxyType, weakref.CallableProxyType, types.MappingProxyType)
 
 

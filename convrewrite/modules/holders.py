@@ -24,29 +24,19 @@ from convrewrite.errors import TraceError
 LIMIT = 1_000_000
 """Objects that are looked at, at most."""
 
-
 _PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
-
-
 _WEAK_MAPPINGS = (weakref.WeakValueDictionary, weakref.WeakKeyDictionary)
-
 
 CACHED: Any = type(functools.lru_cache(lambda: None))
 """Type of what ``functools.lru_cache`` makes of a function."""
 
-
 _SELDOM_WITH_ATTRIBUTES = (Tensor, dict, types.FunctionType)
-
-
 _PLAIN = frozenset(
     {type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device, range, slice}
 )
-
-
 _OUTSIDE = (
     type, types.ModuleType, types.CodeType, enum.Enum, fx.Graph, fx.Node, logging.Logger, logging.Handler, logging.Manager,
 )  # fmt: skip
-
 
 Of = Callable[[Any], Any]
 """Function from an object to what stands in its place: the object itself where that stays."""
@@ -335,7 +325,6 @@ _WAYS: tuple[tuple[Any, Callable[[Any, Of], Any]], ...] = (
     (weakref.ReferenceType, _weak),
 )
 """Ways in which the parts of an object of some type are found and put back; the first that fits counts."""
-
 
 _BARE: dict[type, Callable[[Any, Of], Any]] = {
     dict: _mapping,

@@ -14,7 +14,6 @@ from convrewrite.errors import TraceError
 
 ROOT = "output"
 
-
 ROUNDING = 2**12
 """Units of rounding in which two ways of computing the same may differ."""
 

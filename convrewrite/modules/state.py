@@ -16,7 +16,6 @@ from convrewrite.modules.holders import reachable
 
 _EMPTY = object()
 
-
 SHOWN = 3
 """Names of what has changed, at most."""
 

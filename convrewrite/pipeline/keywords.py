@@ -13,11 +13,7 @@ from convrewrite.settings import ChoiceOptions, Settings, WorkOptions
 from convrewrite.structures import Structure
 
 RuleSource = str | Path | Rule | RuleFile
-
-
 Budget = Mapping[str, float] | None
-
-
 Entry = TypeVar("Entry", bound=Callable[..., Any])
 
 

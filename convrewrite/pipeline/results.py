@@ -33,21 +33,14 @@ from convrewrite.runtime import is_weights_of
 from convrewrite.structures import Option, Structure, discover
 
 PLAN, WEIGHTS = "plan.json", "weights.safetensors"
-
-
 ONNX = "model.onnx"
-
-
 FILES = ("model.pt", ONNX, PLAN, WEIGHTS, "report.json", "report.md", "report.html")
-
 
 REPORTS = frozenset({"report.json", "report.md", "report.html"})
 """Files that a result may consist of alone. All else may be someone's only copy: it belongs to a result where
 its plan stands beside it."""
 
-
 PLAN_START = re.compile(rb'"model"\s*:\s*\{\s*"geometry"')
-
 
 PLAN_STARTS_WITHIN = 1 << 16
 """Pattern that tells a plan, be it of another version or broken, from any other file, and in how many bytes."""

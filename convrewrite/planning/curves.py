@@ -14,10 +14,8 @@ FAR_BEHIND = 1.5
 """Times the variance that others leave unexplained at equal cost: a rank range whose cheap fits leave more, everywhere, is
 dropped."""
 
-
 LEAST_UNEXPLAINED = 1e-12
 """Share of a variance below which fits are equally good, so that all have a logarithm."""
-
 
 LEAST_EFFECT = 1e-12
 """Effect below which options are equally harmless, so that all have a logarithm."""

@@ -24,10 +24,8 @@ from convrewrite.settings import Keep
 TRIALS = 6
 """Plans that are fitted, at most."""
 
-
 NEAR = 0.03
 """Part of the cost that is left: the search ends when the saving is known to so much."""
-
 
 FIRST_GUESS = {"agreement": 0.2, "error": 1.0}
 """Factors by which the shortfall follows from the square root of the predicted effect, before anything was measured:

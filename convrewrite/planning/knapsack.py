@@ -18,13 +18,10 @@ from convrewrite.process import standard_output_closed
 SLACK = 1e-9
 """Part of a limit by which rounding may overstep it."""
 
-
 ALL_NODES = 2**31 - 1
-
 
 LIMIT_REACHED = 1
 """Status by which scipy's ``milp`` calls a search that was ended before it was done."""
-
 
 NODES = 1000
 """Nodes of the search tree, at most. Among 74 sites that were nearly alike a proof was not done after minutes, and the best

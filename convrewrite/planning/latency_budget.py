@@ -22,7 +22,6 @@ from convrewrite.runtime import Baseline, Unmeasured
 MEASUREMENTS = 4
 """Plans that are timed as a whole, at most."""
 
-
 CLOSE = 0.97
 """Part of the budget: a plan that measures between it and the whole budget is taken."""
 

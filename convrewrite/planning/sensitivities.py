@@ -44,26 +44,20 @@ from convrewrite.structures import Option, Structure
 LEAST_RATIO = 0.03
 """Part of a site's own MACs: cheaper options are not sampled."""
 
-
 LEAST_EXAMPLES = 32
-
 
 ENOUGH = 1 << 22
 """Numbers of input that effects are measured on, where that is more than ``LEAST_EXAMPLES``: 27 images of 3 x 224 x 224."""
-
 
 DEAR = 6e12
 """MACs of the model times its sites and the inputs that effects are measured on: beyond that a site's options share the
 effects of one structure. VGG-16 in full stays below it, ResNet-101 does not with ``FAST``."""
 
-
 REFINABLE = 2000
 """Iterations of refinement in a survey times the numbers in a patch."""
 
-
 RANKS = 256
 """Ranks of a rank range that may be chosen from, at most: neighbours differ by two percent of their cost then."""
-
 
 TIMED = 6
 """Ranks of a rank range that are timed where speed counts; fewer of them are fitted."""
@@ -88,8 +82,6 @@ class Effort:
 
 
 THOROUGH = Effort()
-
-
 FAST = Effort(ranks=2, large_ranks=1, large_variants=1, measured=1, iterations=0, examples=16, inputs=64, rounds=7)
 
 

@@ -8,29 +8,16 @@ from convrewrite.reporting.report import Change, LatencyChange, OutputFidelityRo
 WIDTH = 110
 """Columns of a terminal."""
 
-
 NOT_MEASURED = "not measured"
-
-
 DOES_NOT_APPLY = "-"
-
-
 TOTALS_HEADERS = ("", "before", "after", "after / before")
-
-
 FIDELITY_HEADERS = ("output", "taken for", "relative error", "top-1 agreement", "KL (nats)", "cosine", "equal entries")
-
 
 OPTIONAL = ("cosine", "equal entries")
 """Columns that are left out where no output has them."""
 
-
 PARITY_HEADERS = ("output", "max. abs. difference", "relative error", "equal entries", "tolerance", "")
-
-
 ASKED_HEADERS = ("", "asked", "reached")
-
-
 SITE_HEADERS = (
     "site", "kind", "geometry", "decision", "parameters before", "after", "MACs before", "after", "ratio",
     "output error", "measured on", "positions per unknown",

@@ -20,7 +20,6 @@ from convrewrite.reporting.report import Report, SiteRow
 LARGEST = 24
 """Sites that the chart shows, at most: those with the most MACs."""
 
-
 _TEMPLATE = """<!DOCTYPE html>
 <html lang="en">
 <head>

@@ -11,10 +11,7 @@ from convrewrite.reporting.figures import WIDTH
 CONSIDERED_HEADERS = ("", "option", "MACs", "param.", "time", "error", "effect", "")
 """Columns of the table of options; those are shown that hold something."""
 
-
 OPTION_WIDTH, DECISION_WIDTH = 48, 54
-
-
 EFFECTS = (
     "Errors and effects are those with only this site rewritten. The effect is the KL of the model's outputs, or their "
     "squared relative error."

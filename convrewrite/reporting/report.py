@@ -10,17 +10,9 @@ from typing import Annotated, Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Number = TypeVar("Number", int, float)
-
-
 Count = Annotated[int, Field(ge=0)]
-
-
 Seconds = Annotated[float, Field(gt=0)]
-
-
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
 ErrorBasis = Literal["held-out inputs", "synthetic inputs", "weights"]
 
 

@@ -10,11 +10,7 @@ from convrewrite.reporting.figures import WIDTH
 from convrewrite.reporting.report import AnalysisRow, Report, SiteRow
 
 FIDELITY_WIDTHS = dict(zip(figures.FIDELITY_HEADERS, (26, 13, 14, 15, 9, 7, 13), strict=True))
-
-
 _BASIS_MARKS = {"held-out inputs": "", "synthetic inputs": " s", "weights": " w"}
-
-
 _BASIS_LEGEND = {
     "held-out inputs": "on held-out inputs",
     "synthetic inputs": "s: on synthetic inputs",

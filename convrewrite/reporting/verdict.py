@@ -15,10 +15,8 @@ MOST_ERROR, LEAST_AGREEMENT = 0.2, 0.9
 """Relative error and agreement of any output, unless the caller sets a limit: beyond them a model does not compute
 the same any more."""
 
-
 FEW_INPUTS = 512
 """Inputs to fit on: with fewer, more of them help."""
-
 
 NAMED = 5
 """Sites that a warning names; of more it gives the number."""

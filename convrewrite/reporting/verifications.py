@@ -10,8 +10,6 @@ HEADERS = (
     "output", "taken for", "max. diff.", "max. / max.", "tolerance", "the same", "rel. error", "top-1 agreement", "KL",
     "cosine", "equal entries",
 )  # fmt: skip
-
-
 OPTIONAL = ("cosine", "equal entries")
 
 

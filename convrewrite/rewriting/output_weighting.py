@@ -22,15 +22,12 @@ from convrewrite.modules import copy_model, hooked, named_outputs
 SHARE = 0.4
 """Part of F in the weights; the rest is the identity."""
 
-
 EXAMPLES, ENOUGH = 256, 1 << 22
 """Inputs that F is estimated from, at most, and numbers of input, but for ``LEAST_EXAMPLES``: large images have many
 positions. Measured on the trained example, separable at 0.3: KL .0133 with 32 inputs, .0132 with 64, .0134 with 256, .0161
 without weights."""
 
-
 LEAST_EXAMPLES = 32
-
 
 CHUNK = 1 << 21
 """Numbers of input in one backward pass: 13 images of 3 x 224 x 224."""

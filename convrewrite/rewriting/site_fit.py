@@ -41,20 +41,16 @@ from convrewrite.structures import Option, Stage, Structure, compose, initial_ke
 ROUNDS = 3
 """Refits to what a ReLU lets through, at most; the first one brings most of the gain."""
 
-
 REFIT_ITERATIONS = 15
-
 
 SQUARES = 4
 """Matrices of the size of a covariance that a site needs at once: those of the fitted and of the held-out inputs, the
 target's, and a factor of it."""
 
-
 WIDE, WORTH = 256, 0.6
 """Channels of a group from which on a chain of at most this part of the MACs takes less time in torch than the one composed
 convolution: three quarters to a half of it for half the MACs. With 128 channels it takes 0.75 to 1.7 times as long, with 64
 more than twice."""
-
 
 UNREACHED = "none of the calibration inputs gets to it, so no error could be measured; give some that do"
 """Reason why a site that no input gets to is kept."""

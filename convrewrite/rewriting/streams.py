@@ -21,14 +21,11 @@ from convrewrite.rewriting.store import Kept, Store
 
 RECTIFIERS = (torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_, "relu", "relu_")
 
-
 MAKE_THEIR_OWN = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d)
 """Layers whose output is never a view of their input, unless they work in place."""
 
-
 KNOWN_LAYERS = ("torch.nn", "convrewrite.")
 """Packages of the layers that say whether they work in place."""
-
 
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 

@@ -24,7 +24,6 @@ from convrewrite.rules.schema import Example, Refusal, RejectExample, Rule, Rule
 Applies = Callable[[str, ConvSpec], str | None]
 """Function (structure name, geometry) -> None when the structure can rewrite it, else why not; KeyError: no such structure."""
 
-
 _EXPECTED = {
     "bool_type": "true or false",
     "dict_type": "a table",
@@ -33,14 +32,11 @@ _EXPECTED = {
     "tuple_type": "a list",
 }
 
-
 LARGEST = 1 << 20
 """Bytes of a rule file, at most."""
 
-
 MOST_FINDINGS = 20
 """Findings that are told of one file, at most; there is no sense in thousands."""
-
 
 _PROBE = ConvSpec(64, 64, (3, 3), padding=(1, 1))
 

@@ -19,7 +19,6 @@ _QUIET = re2.Options()
 """Options of RE2, which would print what it cannot read. It takes time that grows with the length of a name,
 whatever the pattern."""
 
-
 _QUIET.log_errors = False
 
 
@@ -104,45 +103,23 @@ def _as_kinds(value: object) -> object:
 
 
 Word = Annotated[str, _expect("text that is not empty", lambda v: isinstance(v, str) and bool(v.strip()))]
-
-
 Fraction = Annotated[float, _expect("a number in (0, 1)", lambda v: _is_number(v) and 0 < v < 1)]
-
-
 Share = Annotated[float, _expect("a number in [0, 1]", lambda v: _is_number(v) and 0 <= v <= 1)]
-
-
 Positive = Annotated[float, _expect("a number above 0", lambda v: _is_number(v) and 0 < v < math.inf)]
-
-
 Whole = Annotated[int, _expect("a whole number of at least 1", _is_whole)]
-
-
 Natural = Annotated[int, _expect("a whole number of at least 0", lambda v: _is_whole(v, 0))]
-
-
 Pattern = Annotated[
     str, _expect("a regular expression without backreferences and lookarounds (the syntax of RE2)", _is_pattern)
 ]
-
-
 ParameterValue = Annotated[
     int | float | str, _expect("a number or text", lambda v: _is_number(v) or isinstance(v, str))
 ]
-
-
 PositivePair = Annotated[Size, _expect("a pair of whole numbers [height, width], each at least 1", _is_pair)]
-
-
 NaturalPair = Annotated[Size, _expect("a pair of whole numbers [height, width]", lambda v: _is_pair(v, 0))]
-
-
 Padding = Annotated[
     Size | str,
     _expect('a pair of whole numbers, "same" or "valid"', lambda v: v in ("same", "valid") or _is_pair(v, 0)),
 ]
-
-
 _SOME = _expect("a list with at least one entry", lambda v: isinstance(v, list | tuple) and len(v) > 0)
 
 
@@ -178,8 +155,6 @@ class Range(_Table):
 
 
 Sizes = Annotated[tuple[Size, ...], BeforeValidator(_as_sizes)]
-
-
 Interval = Annotated[Range, BeforeValidator(_as_range)]
 
 

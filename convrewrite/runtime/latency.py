@@ -40,17 +40,9 @@ from convrewrite.runtime.sessions import open_session
 from convrewrite.runtime.timing_cache import TimingCache, timing_key
 
 Clock = Callable[[], float]
-
-
 TimedCall = Callable[[], object]
-
-
 MAX_REPEATS = 1 << 17
-
-
 MIN_SHARE = 0.02
-
-
 GRAPHS_PER_ROUND = 8
 
 

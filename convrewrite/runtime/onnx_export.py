@@ -27,14 +27,11 @@ from convrewrite.runtime.sessions import open_session
 
 BATCH = "batch"
 
-
 PROTOBUF_LIMIT = 2**31
 """Bytes one ONNX file may have; weights beyond it must stand in a second file."""
 
-
 GRAPH_ALLOWANCE = 2**26
 """Bytes kept free below the limit for the graph itself."""
-
 
 NOISY_LOGGERS = (
     "torch.onnx._internal.exporter._registration",  # torchvision is not installed
@@ -44,8 +41,6 @@ NOISY_LOGGERS = (
     "onnxscript",
     "onnx_ir",
 )
-
-
 CAUSE_LENGTH = 300
 
 

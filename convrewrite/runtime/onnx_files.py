@@ -10,7 +10,6 @@ from convrewrite.errors import ModelLoadError
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc")
 """Domains of the operators that are built into onnxruntime: no library has to be loaded for them."""
 
-
 LARGEST = 2**31 - 1
 """Bytes of one file, which protobuf limits."""
 

@@ -17,7 +17,6 @@ from convrewrite.runtime.sessions import open_session
 Runner = Callable[..., object]
 """A model, an OnnxModel, or anything else that maps input tensors to outputs."""
 
-
 ELEMENT_TYPES = {
     torch.float32: "tensor(float)", torch.float64: "tensor(double)", torch.float16: "tensor(float16)",
     torch.int64: "tensor(int64)", torch.int32: "tensor(int32)", torch.int16: "tensor(int16)",

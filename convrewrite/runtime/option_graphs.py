@@ -16,20 +16,12 @@ from convrewrite.errors import UsageError
 OptionGraph = tuple[tuple[ConvSpec, ...], ...]
 """An option as convolutions: branches that are added, each a chain."""
 
-
 Weights = Sequence[Sequence[tuple[Tensor, Tensor | None]]]
 """Weight as its module stores it, and bias, of every convolution of every branch."""
 
-
 OPSET = 20
-
-
 IR_VERSION = 9
-
-
 IMAGE_CHANNELS = 4
-
-
 ONNX_PAD_MODE = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 

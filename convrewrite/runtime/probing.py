@@ -24,7 +24,6 @@ from convrewrite.machine import memory_bytes
 SECONDS = 30.0
 """Seconds that a file may take to be opened, and again to run once, unless the caller says otherwise."""
 
-
 SESSIONS = Path(__file__).with_name("sessions.py")
 """Module that is run as a file of its own: the face of this wing would import torch."""
 

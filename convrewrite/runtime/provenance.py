@@ -10,11 +10,7 @@ from convrewrite.errors import UsageError
 from convrewrite.meanings import Meaning, asked_meanings
 
 PREFIX = "convrewrite."
-
-
 VERSION = re.compile(r"[0-9A-Za-z.+-]{1,40}")
-
-
 WRITTEN = "as the file's metadata has it"
 
 

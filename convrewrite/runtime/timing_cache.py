@@ -16,7 +16,6 @@ from convrewrite.machine import processor
 
 FOLDER_VARIABLE = "CONVREWRITE_CACHE"
 
-
 FORMAT = 1
 """Number of the format, which goes up whenever timings come to mean something else, so that old files no longer count."""
 

@@ -10,7 +10,6 @@ from convrewrite.stored.bounds import LONGEST_PICKLE, ExcessiveError
 MOST_MEMBERS = 200_000
 """Members of an archive, at most: one for each storage, and a few more."""
 
-
 _STORAGES = "data/"
 
 

@@ -19,10 +19,7 @@ from convrewrite.errors import CalibrationError
 NUMBERS = "fuib"
 """The kinds of dtype that hold numbers: floating, unsigned, signed, boolean."""
 
-
 MOST_MEMBERS = 10_000
-
-
 _CHUNK = 1 << 22
 
 

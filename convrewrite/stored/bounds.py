@@ -18,46 +18,33 @@ from torch import Tensor, nn
 LONGEST_PICKLE = 256 << 20
 """Bytes of the pickle itself, without the tensors."""
 
-
 MOST_STEPS = 5_000_000
 """Opcodes of a pickle, at most; a network of a thousand layers takes some 300,000."""
-
 
 MOST_ENTRIES = 10_000_000
 """Entries of all containers that are copied or looked through, at most; and ways that lead through what a file makes."""
 
-
 DEEPEST = 400
 """Containers within each other, three for a module in a module."""
 
-
 SPARE_ELEMENTS = 1 << 24
-
 
 MOST_LAYERS = 10_000
 """Layers of a recurrent module, at most, which PyTorch counts through when it is read."""
 
-
 KEY_BITS = 60
 """Bits of a whole number as a key, at most: larger ones can be chosen so that a dictionary of them takes quadratic time."""
-
 
 MOST_NUMBER_KEYS = 10_000
 """Keys that hold numbers and are no single number: their hashes can be chosen, too."""
 
-
 LARGEST_KEY = 1_000
 """Parts of one key, all together: a hash goes through all of them, however often they are the same."""
-
 
 _LEAVES = frozenset(
     (str, int, float, bool, bytes, complex, bytearray, type(None), torch.dtype, torch.Size, nn.Parameter)
 )
-
-
 _LEADING_OUT = (type, FunctionType, BuiltinFunctionType, ModuleType, Tensor, Enum)
-
-
 _BYTES_AN_ENTRY = 64
 
 

@@ -12,17 +12,9 @@ from convrewrite.escaping import printable
 from convrewrite.stored.bounds import Bounds, ExcessiveError, ForbiddenError, require
 
 LONGEST_RANGE = 1_000_000
-
-
 MOST_AXES = 64
-
-
 _CONTAINERS = (list, tuple, dict, OrderedDict)
-
-
 _PLAIN_VALUES = (int, float, str, bytes, bool, complex, type(None), torch.dtype, torch.Size)
-
-
 Make = Callable[..., Any]
 
 
@@ -199,11 +191,7 @@ def _defaultdict(factory: Any = None) -> "defaultdict[Any, Any]":
 
 
 _utils = torch._utils
-
-
 _get_layout = torch.serialization._get_layout
-
-
 _FREE: dict[Any, Make] = {
     _utils._rebuild_meta_tensor_no_storage: _meta,
     range: _range,
@@ -216,7 +204,6 @@ _FREE: dict[Any, Make] = {
     torch.device: torch.device,
     _get_layout: _get_layout,
 }
-
 
 BASE: dict[str, Any] = {
     **{

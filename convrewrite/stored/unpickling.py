@@ -40,17 +40,13 @@ from convrewrite.stored.states import LONGEST_NAME, StateRules, kind_of, require
 
 ZIP_MAGIC = b"PK\x03\x04"
 
-
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """Bytes that ``torch.save`` wrote first before PyTorch 1.6."""
-
 
 _PICKLES_OF_LEGACY = 5
 """Pickles of such a file: magic number, protocol, system, content, keys of the storages that follow."""
 
-
 _DICTIONARIES = (dict, OrderedDict, defaultdict, Counter)
-
 
 _OPCODES = (
     "PROTO STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINSTRING EMPTY_DICT "
@@ -58,7 +54,6 @@ _OPCODES = (
     "LONG_BINGET BINPUT LONG_BINPUT GLOBAL REDUCE NEWOBJ BUILD"
 )
 """Opcodes that ``torch.save`` writes, in pickle's second protocol; everything else is refused."""
-
 
 Resolve = Callable[[str], Any]
 """Function from a name that a file asks for to what it gets; None if it must not have it."""

@@ -11,8 +11,6 @@ from convrewrite.structures.algebra import low_rank
 from convrewrite.structures.structure import Setting, Stage
 
 VERTICAL_FIRST = "vertical-first"
-
-
 HORIZONTAL_FIRST = "horizontal-first"
 
 

@@ -13,10 +13,8 @@ from convrewrite.structures.structure import Setting, Stage
 
 SWEEPS = 40
 
-
 Factors = tuple[Tensor, Tensor, Tensor]
 """Factors ``(O, R)``, ``(C, R)`` and ``(k^2, R)``."""
-
 
 LARGE, LARGE_SWEEPS = 1 << 20, 6
 """Numbers of a kernel from which on it gets fewer sweeps, and how many: each takes seconds, and most of the gain comes first."""

@@ -12,8 +12,6 @@ from convrewrite.structures.algebra import low_rank
 from convrewrite.structures.structure import Setting, Stage
 
 DEPTHWISE_FIRST = "depthwise-first"
-
-
 POINTWISE_FIRST = "pointwise-first"
 
 

@@ -13,7 +13,6 @@ from convrewrite.structures.structure import Setting, Stage
 
 SWEEPS = 10
 
-
 LARGE = 256
 """Channels beyond which an eigendecomposition takes the longest of all."""
 
