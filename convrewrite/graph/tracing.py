@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from convrewrite.modules import Snapshot
+from convrewrite.modules import Operator, Snapshot
 from convrewrite.process import followed
 
 
@@ -136,7 +136,7 @@ class OpaqueTracer(_PartsTracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is one node of the graph."""
-        opaque = _is_own_layer(m) or module_qualified_name in self.opaque
+        opaque = isinstance(m, Operator) or _is_own_layer(m) or module_qualified_name in self.opaque
         return opaque or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
