@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from convrewrite.errors import UsageError
@@ -19,6 +20,9 @@ Inputs = tuple[Tensor, ...]
 
 ExampleInput = Tensor | Sequence[Any] | Mapping[str, Tensor]
 """A tensor, a tuple of tensors, a dictionary of keyword tensors, or ``(args, kwargs)``."""
+
+INPUT_NAMES = "convrewrite.input_names"
+"""The key of a graph module's ``meta`` under which its inputs' names stand, where these are no identifiers of Python."""
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _EXPECTED = "a tensor, a tuple of tensors, a dictionary of keyword tensors, or (args, kwargs)"
@@ -42,7 +46,11 @@ def bind_inputs(model: nn.Module, example: ExampleInput) -> Inputs:
 
 
 def parameter_names(model: nn.Module) -> tuple[str, ...]:
-    """The names of the parameters that ``forward`` takes by position, optional ones too; without ``*args``."""
+    """The names of the parameters that ``forward`` takes by position, optional ones too; without ``*args``. Those of a module
+    made of an ONNX graph are the graph's."""
+    stated: tuple[str, ...] | None = getattr(model, "meta", {}).get(INPUT_NAMES)
+    if stated is not None:
+        return stated
     parameters = inspect.signature(model.forward).parameters.values()
     return tuple(parameter.name for parameter in parameters if parameter.kind in _POSITIONAL)
 
@@ -50,6 +58,8 @@ def parameter_names(model: nn.Module) -> tuple[str, ...]:
 def required_names(model: nn.Module) -> tuple[str, ...]:
     """The names of the parameters of ``forward`` without a default; the first one always counts as an input."""
     parameters = inspect.signature(model.forward).parameters
+    if getattr(model, "meta", {}).get(INPUT_NAMES) is not None:
+        return parameter_names(model)
     return tuple(
         name
         for index, name in enumerate(parameter_names(model))
@@ -67,6 +77,15 @@ def require_common_batch(inputs: Inputs) -> None:
             f"example input: expected the batch as first axis of every input, of one size, found {shapes}; "
             "give every input a batch axis, or let a wrapping module hold what is the same for all examples as a buffer"
         )
+
+
+def in_batches_of(batches: Sequence[Inputs], size: int) -> tuple[Inputs, ...]:
+    """The same examples, ``size`` at a time; those left over are left out."""
+    if not batches:
+        return ()
+    together = tuple(torch.cat(column) if len(column) > 1 else column[0] for column in zip(*batches, strict=True))
+    count = len(together[0]) // size
+    return tuple(tuple(tensor[i * size : (i + 1) * size] for tensor in together) for i in range(count))
 
 
 def varied(inputs: Inputs) -> Inputs:

@@ -4,13 +4,14 @@ Real inputs where the caller gives any, else images made from the model itself, 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from convrewrite.calibration.batches import Calibration, read_calibration
 from convrewrite.calibration.synthetic import synthesise
-from convrewrite.inputs import Inputs, parameter_names
+from convrewrite.inputs import Inputs, in_batches_of, parameter_names
 from convrewrite.loading import import_object
 from convrewrite.meanings import Evaluation
 from convrewrite.progress import Progress, silent
@@ -27,16 +28,38 @@ def calibrate(
     seed: int = 0,
     memory: int = 4 << 30,
     progress: Progress | None = None,
+    batch: int | None = None,
 ) -> Calibration:
-    """Real inputs of at most ``memory`` bytes where there are any, else synthesised ones, else none, with a loud note."""
+    """Real inputs of at most ``memory`` bytes where there are any, else synthesised ones, else none, with a loud note.
+
+    ``batch``: how many examples the model takes at a time, where that is not any number; those left over are left out.
+    """
+    found = _calibration(model, inputs, source, seed=seed, memory=memory, progress=progress, synthetic=batch is None)
+    if batch is None:
+        return found
+    return replace(found, fit=in_batches_of(found.fit, batch), held_out=in_batches_of(found.held_out, batch))
+
+
+def _calibration(
+    model: nn.Module,
+    inputs: Inputs,
+    source: object,
+    *,
+    seed: int,
+    memory: int,
+    progress: Progress | None,
+    synthetic: bool,
+) -> Calibration:
     if isinstance(source, Calibration):
         return source
     if source is None:
-        made = synthesise(model, inputs, seed=seed, on_step=_steps(progress or silent))
+        made = synthesise(model, inputs, seed=seed, on_step=_steps(progress or silent)) if synthetic else None
         if made is not None:
             return made
         why = "has no BatchNorm statistics to make any from, or no derivatives that lead there"
-        if len(inputs) > 1 or inputs[0].dim() != 4:
+        if not synthetic:
+            why = "takes so many examples at a time only"
+        elif len(inputs) > 1 or inputs[0].dim() != 4:
             why = "takes several inputs" if len(inputs) > 1 else "takes no images, which alone could be made"
         loud = f"no calibration inputs were given and the model {why}: the factors are those of the weights alone, "
         loud += "which loses far more accuracy; give real inputs (--calib)"
@@ -51,8 +74,9 @@ def _steps(progress: Progress) -> Callable[[int, int, float], None]:
     return lambda done, total, loss: progress("synthesise inputs", done, total, f"mismatch {loss:.3g}")
 
 
-def evaluation_inputs(inputs: Inputs, data: Calibration) -> Evaluation:
-    """The held-out inputs where there are any. Drawn once in a run: noise is other noise at every call."""
+def evaluation_inputs(inputs: Inputs, data: Calibration, batch: int | None = None) -> Evaluation:
+    """The held-out inputs where there are any. Drawn once in a run: noise is other noise at every call. ``batch``: how many
+    examples the model takes at a time."""
     if data.held_out:
         kind = "calibration" if data.kind == "data" else "synthetic"
         return Evaluation(data.held_out, f"measured on {data.held_out_count} held-out {kind} inputs")
@@ -60,7 +84,7 @@ def evaluation_inputs(inputs: Inputs, data: Calibration) -> Evaluation:
         return Evaluation(data.fit, f"measured on the {data.fitted_on} inputs that the factors were fitted on")
     noise = tuple(_noise_like(tensor) for tensor in inputs)
     basis = f"measured on {NOISE_EXAMPLES} random noise inputs: says little about real ones"
-    return Evaluation((noise,), basis, noise=True)
+    return Evaluation((noise,) if batch is None else in_batches_of((noise,), batch), basis, noise=True)
 
 
 def _noise_like(tensor: Tensor) -> Tensor:

@@ -4,14 +4,16 @@ from convrewrite.modules.copying import copy_as_it_is, copy_model, private_copy
 from convrewrite.modules.counting import address, calls_counted, tally
 from convrewrite.modules.holders import replace_modules
 from convrewrite.modules.hooks import hooked
-from convrewrite.modules.operator import Operator
-from convrewrite.modules.outputs import ROOT, alike, left_out, named_outputs
+from convrewrite.modules.operator import Operator, Shared
+from convrewrite.modules.outputs import ROOT, NamedOutputs, alike, left_out, named_outputs
 from convrewrite.modules.running import eval_mode, run, seeded_outputs
 from convrewrite.modules.state import Snapshot, preserved, surroundings_preserved
 
 __all__ = [
     "ROOT",
+    "NamedOutputs",
     "Operator",
+    "Shared",
     "Snapshot",
     "address",
     "alike",

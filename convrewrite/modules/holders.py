@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from convrewrite.errors import TraceError
+from convrewrite.modules.operator import Shared
 
 LIMIT = 1_000_000
 """Objects that are looked at, at most."""
@@ -35,7 +36,8 @@ _PLAIN = frozenset(
     {type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device, range, slice}
 )
 _OUTSIDE = (
-    type, types.ModuleType, types.CodeType, enum.Enum, fx.Graph, fx.Node, logging.Logger, logging.Handler, logging.Manager,
+    type, types.ModuleType, types.CodeType, enum.Enum, fx.Graph, fx.Node, Shared, logging.Logger, logging.Handler,
+    logging.Manager,
 )  # fmt: skip
 
 Of = Callable[[Any], Any]

@@ -18,6 +18,10 @@ ROUNDING = 2**12
 """Units of rounding in which two ways of computing the same may differ."""
 
 
+class NamedOutputs(dict[str, Tensor]):
+    """Outputs whose keys are their whole names, as an ONNX graph has them."""
+
+
 def named_outputs(output: object) -> dict[str, Tensor]:
     """Flatten what a forward returned into ``name -> tensor``, in the order in which the model wrote it.
 
@@ -27,7 +31,7 @@ def named_outputs(output: object) -> dict[str, Tensor]:
     Raises TraceError if there is no tensor at all, or if two outputs get the same name.
     """
     named: dict[str, Tensor] = {}
-    for name, tensor in _leaves(ROOT, output):
+    for name, tensor in _named_leaves(output):
         if not isinstance(tensor, Tensor):
             continue
         if name in named:
@@ -43,7 +47,7 @@ def named_outputs(output: object) -> dict[str, Tensor]:
 
 def left_out(output: object) -> tuple[str, ...]:
     """What :func:`named_outputs` skips, ``None`` aside, with its type: ``output.loss (float)``."""
-    leaves = _leaves(ROOT, output)
+    leaves = _named_leaves(output)
     return tuple(
         f"{name} ({type(value).__name__})"
         for name, value in leaves
@@ -64,6 +68,10 @@ def _close(a: Tensor, b: Tensor, units: float) -> bool:
     finite = a[a.isfinite()].abs()
     scale = float(finite.max()) if finite.numel() else 0.0
     return torch.allclose(a, b, rtol=0.0, atol=units * torch.finfo(a.dtype).eps * scale, equal_nan=True)
+
+
+def _named_leaves(output: object) -> Iterator[tuple[str, object]]:
+    return iter(output.items()) if isinstance(output, NamedOutputs) else _leaves(ROOT, output)
 
 
 def _leaves(name: str, value: object) -> Iterator[tuple[str, object]]:

@@ -32,16 +32,7 @@ class OnnxFile:
 
     def array(self, tensor: onnx.TensorProto) -> NDArray[Any]:
         """The numbers of a tensor; those in another file are mapped, not read. Half precision stays as it is."""
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            entries = {entry.key: entry.value for entry in tensor.external_data}
-            length = int(entries["length"]) if "length" in entries else None
-            return np.asarray(
-                ir.ExternalTensor(
-                    entries["location"], int(entries.get("offset", 0)), length, ir.DataType(tensor.data_type),
-                    shape=ir.Shape(tensor.dims), name=tensor.name, base_dir=self.folder,
-                ).numpy()
-            )  # fmt: skip
-        return np.asarray(ir.from_proto(tensor).numpy())
+        return np.asarray(ir.serde.deserialize_tensor(tensor, self.folder).numpy())
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +68,11 @@ class Replacement:
         batch_norm: the position of the BatchNormalization that is folded into it and goes, or None.
         pads: zeros that the original adds around its input besides the module's own padding, in ONNX's order (all begins,
             then all ends); empty where there are none.
+        auto_pad: SAME_UPPER or SAME_LOWER, where the zeros hang on the size of the input; empty otherwise.
     """
 
     node: int
     module: nn.Module
     batch_norm: int | None = None
     pads: tuple[int, ...] = ()
+    auto_pad: str = ""

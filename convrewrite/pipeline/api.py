@@ -8,8 +8,9 @@ from torch import fx, nn
 
 from convrewrite.errors import UsageError
 from convrewrite.graph import find
-from convrewrite.inputs import ExampleInput, bound_inputs
+from convrewrite.inputs import ExampleInput
 from convrewrite.modules import private_copy, surroundings_preserved
+from convrewrite.onnx_graph import kept_sites
 from convrewrite.pipeline.keywords import (
     ApplyKeywords,
     Budget,
@@ -20,6 +21,7 @@ from convrewrite.pipeline.keywords import (
     signed,
 )
 from convrewrite.pipeline.prepare import prepare
+from convrewrite.pipeline.networks import ModelSource, network_of
 from convrewrite.pipeline.results import Result
 from convrewrite.pipeline.run import Run
 from convrewrite.planning import Choice, Plan, shortlists_of
@@ -33,8 +35,8 @@ from convrewrite.structures import Structure, discover
 
 @signed
 def optimize(
-    model: nn.Module,
-    example_input: ExampleInput,
+    model: ModelSource,
+    example_input: ExampleInput | None = None,
     rules: Sequence[RuleSource] = ("separable",),
     calibration: object = None,
     budget: Budget = None,
@@ -46,9 +48,10 @@ def optimize(
     """Rewrite a trained model into a smaller one that computes nearly the same. The model itself is not touched.
 
     Args:
-        model: any module with convolutions; it is used in eval mode.
+        model: any module with convolutions, which is used in eval mode; an ONNX file, by its path, or an ``onnx.ModelProto``;
+            or any other model file that needs no factory.
         example_input: one input ``(N, C, H, W)``, a tuple of positional inputs, a dictionary by the names of ``forward``'s
-            parameters, or ``(args, kwargs)``.
+            parameters, or ``(args, kwargs)``. Inputs of an ONNX graph that are not given are made as it states them.
         rules: names of built-in rules, paths of rule files, or Rule objects; several compete at each site.
         calibration: real inputs, in any form that :func:`convrewrite.calibration.read_calibration` takes, or a
             Calibration. None: inputs are synthesised from BatchNorm statistics, where there are any. "weights": no
@@ -62,19 +65,21 @@ def optimize(
         UsageError, ModelError or VerificationError, each saying what to do (see :mod:`convrewrite.errors`).
     """
     settings, extras = asked(settings, {"budget": budget, "seed": seed}, keywords, OptimizeKeywords)
-    chosen, inputs = resolve(rules), bound_inputs(model, example_input)
+    chosen = resolve(rules)
+    network = network_of(model, example_input)
+    model, inputs = network.model, network.inputs
     with at_work(settings.seed), surroundings_preserved(model):
         watch = Stopwatch()
         with watch.timed("find sites"):
             prepared = prepare(private_copy(model, inputs), inputs, chosen, extras.structures, model)
         run = Run.begin(prepared, calibration, settings.constraints, settings, extras.told, watch)
-        return run.finish(run.planner.choose(), extras.name or type(model).__name__, extras.notes)
+        return run.finish(run.planner.choose(), extras.name or network.name, (*network.notes, *extras.notes))
 
 
 @signed
 def plan(
-    model: nn.Module,
-    example_input: ExampleInput,
+    model: ModelSource,
+    example_input: ExampleInput | None = None,
     rules: Sequence[RuleSource] = ("balanced",),
     calibration: object = None,
     budget: Budget = None,
@@ -86,7 +91,9 @@ def plan(
     """Only choose: one option per site, as a value for :func:`apply`. The arguments are those of :func:`optimize`;
     ``measure=False`` leaves out the times of options."""
     settings, extras = asked(settings, {"budget": budget, "seed": seed}, keywords, PlanKeywords)
-    chosen, inputs = resolve(rules), bound_inputs(model, example_input)
+    chosen = resolve(rules)
+    network = network_of(model, example_input)
+    model, inputs = network.model, network.inputs
     with at_work(settings.seed), surroundings_preserved(model):
         prepared = prepare(private_copy(model, inputs), inputs, chosen, extras.structures, model)
         run = Run.begin(prepared, calibration, settings.constraints, settings, extras.told, Stopwatch())
@@ -96,8 +103,8 @@ def plan(
 
 @signed
 def apply(
-    model: nn.Module,
-    example_input: ExampleInput,
+    model: ModelSource,
+    example_input: ExampleInput | None,
     plan: Plan,
     calibration: object = None,
     *,
@@ -112,7 +119,8 @@ def apply(
     """
     given, extras = asked(settings, {}, keywords, ApplyKeywords)
     settings = replace(given, budget=None, keep=None, seed=plan.seed, fast=False)
-    inputs = bound_inputs(model, example_input)
+    network = network_of(model, example_input)
+    model, inputs = network.model, network.inputs
     constraints = replace(plan.asked(), outputs=settings.constraints.outputs)
     plan.require_model(model, weights=True)
     with at_work(plan.seed), surroundings_preserved(model):
@@ -121,12 +129,12 @@ def apply(
             prepared = prepare(private_copy(model, inputs), inputs, (), extras.structures, model)
             shortlists = shortlists_of(plan, prepared)
         run = Run.begin(prepared, calibration, constraints, settings, extras.told, watch, plan.meanings())
-        return run.finish(Choice(shortlists), extras.name or type(model).__name__, extras.notes, plan)
+        return run.finish(Choice(shortlists), extras.name or network.name, (*network.notes, *extras.notes), plan)
 
 
 def analyze(
-    model: nn.Module,
-    example_input: ExampleInput,
+    model: ModelSource,
+    example_input: ExampleInput | None = None,
     rules: Sequence[RuleSource] | None = None,
     structures: Sequence[Structure] = (),
 ) -> tuple[AnalysisRow, ...]:
@@ -136,12 +144,14 @@ def analyze(
     """
     from convrewrite.rules import builtin_rules
 
-    inputs = bound_inputs(model, example_input)
+    network = network_of(model, example_input)
+    model, inputs = network.model, network.inputs
     known = discover() | {structure.name: structure for structure in structures}
     chosen = resolve(list(builtin_rules()) if rules is None else rules)
     require_structures(chosen, known)
     with at_work(0), surroundings_preserved(model):
-        _, _, sites = find(private_copy(model, inputs), inputs)
+        _, _, found = find(private_copy(model, inputs), inputs)
+        sites = (*found, *kept_sites(model))
     seen = subjects(sites)
     total = sum(site.cost.macs for site in sites) or 1
     return tuple(

@@ -8,6 +8,7 @@ from convrewrite.conv import Cost
 from convrewrite.graph import find
 from convrewrite.inputs import Inputs
 from convrewrite.modules import tally
+from convrewrite.onnx_graph import hidden_cost, kept_sites
 from convrewrite.rewriting import Prepared
 from convrewrite.rules import Rule, search_spaces
 from convrewrite.structures import Structure, discover
@@ -26,7 +27,8 @@ def prepare(
     """
     known = discover() | {structure.name: structure for structure in structures}
     lifted, traced, sites = find(model, inputs)
-    totals = whole_cost(lifted.model, inputs)
+    sites, hidden = (*sites, *kept_sites(model)), hidden_cost(model)
+    totals = whole_cost(lifted.model, inputs) + hidden
     return Prepared(
         model if original is None else original,
         lifted,
@@ -34,6 +36,7 @@ def prepare(
         traced,
         sites,
         totals,
+        hidden,
         tuple(rules),
         known,
         search_spaces(sites, rules, known),

@@ -25,6 +25,7 @@ from convrewrite.folders import Scratch, nearest, put, read_text, require_room, 
 from convrewrite.graph import BATCH_NORMS, SITE_TYPES, Site, apply_lifts, spec_of
 from convrewrite.modules import copy_model
 from convrewrite.names import require_names
+from convrewrite.onnx_graph import is_graph
 from convrewrite.pipeline import results
 from convrewrite.planning import Plan, PlannedSite, planned_structure
 from convrewrite.reporting import Report, render_html, render_markdown
@@ -140,9 +141,10 @@ def save(folder: Path, model: nn.Module, plan: Plan, report: Report, onnx: Path 
 
 
 def _write(made: Path, model: nn.Module, plan: Plan, report: Report, onnx: Path | None) -> None:
-    _save_module(model, made / "model.pt")
-    save_model(model, str(made / WEIGHTS))
-    (made / WEIGHTS).chmod(0o644)  # safetensors writes a file that only its owner can read
+    if not is_graph(model):
+        _save_module(model, made / "model.pt")
+        save_model(model, str(made / WEIGHTS))
+        (made / WEIGHTS).chmod(0o644)  # safetensors writes a file that only its owner can read
     if onnx is not None:
         for file in onnx.parent.glob(f"{onnx.name}*"):
             shutil.copy(file, made / file.name)
@@ -255,7 +257,7 @@ class Result:
     def save(self, folder: str | Path) -> Path:
         """Write model.pt, model.onnx, plan.json, weights.safetensors, report.json, report.md and report.html.
 
-        They are written aside and take their place together, in one step. Raises UsageError when the folder cannot be written or
+        Of a model that came as ONNX, model.pt and weights.safetensors are left out: model.onnx is the result. They are written aside and take their place together, in one step. Raises UsageError when the folder cannot be written or
         holds other things; then it is as it was.
         """
         return results.save(Path(folder), self.model, self.plan, self.report, self._onnx)

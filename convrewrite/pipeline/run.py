@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -11,6 +12,7 @@ from convrewrite.folders import Scratch, temporary
 from convrewrite.graph import Traced
 from convrewrite.meanings import NOTHING, Meaning, require_outputs
 from convrewrite.modules import preserved
+from convrewrite.onnx_graph import batch_of, exporter_of
 from convrewrite.pipeline.results import Result
 from convrewrite.planning import (
     Allocation,
@@ -72,14 +74,20 @@ class Run:
         model, inputs, scratch = prepared.model, prepared.inputs, temporary()
         require_outputs(model, inputs, constraints.outputs, known)
         with watch.timed("export the original"):
+            exporter = exporter_of(prepared.original)
             baseline = (
-                Baseline.of(model, inputs, scratch.path, settings.timer, settings.threads) if settings.measure else None
+                Baseline.of(model, inputs, scratch.path, settings.timer, settings.threads, exporter)
+                if settings.measure
+                else None
             )
         with watch.timed("calibrate"):
-            data = calibrate(model, inputs, calibration, seed=settings.seed, memory=settings.memory, progress=progress)
+            data = calibrate(
+                model, inputs, calibration, seed=settings.seed, memory=settings.memory, progress=progress,
+                batch=batch_of(prepared.original),
+            )  # fmt: skip
             fit, held_out = channels_last(model, data.fit), channels_last(model, data.held_out)
             data = replace(data, fit=fit, held_out=held_out)
-            evaluation = evaluation_inputs(inputs, data).told(model, constraints.outputs, known)
+            evaluation = evaluation_inputs(inputs, data, batch_of(prepared.original)).told(model, constraints.outputs, known)
         if constraints.keep is not None:
             require_evaluable(data, constraints.keep, evaluation.meanings)
         weights: dict[str, Tensor] = {}
@@ -102,7 +110,7 @@ class Run:
         followed = self._followed(rewritten, allocation, plan)
         changed = [outcome.site for outcome in rewritten.outcomes if outcome.candidate is not None]
         settled = settle(prepared.original, prepared.lifted, rewritten.model, changed)
-        after = counted_as_replaced(prepared.model, settled, changed, prepared.inputs)
+        after = counted_as_replaced(prepared.model, settled, changed, prepared.inputs) + prepared.hidden.macs
         with work.watch.timed("verify"), preserved(settled.model):
             measured = self._measured(settled.model, followed)
             saved = None if self.baseline is None else self.planner.predicted_saving(rewritten.outcomes)
@@ -112,15 +120,25 @@ class Run:
             constraints=self.planner.constraints,
             work=work,
             outcomes=rewritten.outcomes,
-            costs=_costs(settled.model, prepared.totals.macs, after, rewritten.outcomes),
+            costs=_costs(settled.model, prepared, after, rewritten.outcomes),
             measured=replace(measured, predicted_saving=saved),
             notes=[
                 *notes, *settled.notes, *work.data.notes, *_lost(prepared.traced), *measured.notes,
                 *_nothing_done(rewritten.outcomes), *([NOT_MEASURED] if self.baseline is None else []),
             ],
         )  # fmt: skip
-        onnx = None if self.baseline is None else self.baseline.result
-        return Result(settled.model, followed, report, onnx, self.scratch)
+        return Result(settled.model, followed, report, self._file(settled.model, followed), self.scratch)
+
+    def _file(self, rewritten: nn.Module, plan: Plan) -> Path | None:
+        """The result's ONNX file: of an ONNX graph there is one whether anything was measured or not."""
+        exporter = exporter_of(self.work.prepared.original)
+        if self.baseline is not None:
+            return self.baseline.result
+        if exporter.exports:
+            return None
+        path = self.scratch.path / "model.onnx"
+        exporter.rewritten(rewritten, self.work.prepared.inputs, path, self._provenance(rewritten, plan).metadata())
+        return path
 
     def _followed(self, rewritten: Rewritten, allocation: Allocation | None, plan: Plan | None) -> Plan:
         """The plan that the result carries out: the given one, where sites had to be kept after all without them."""
@@ -133,26 +151,29 @@ class Run:
         prepared, work = self.work.prepared, self.work
         if self.baseline is None:
             return measure_outputs(prepared.model, rewritten, work.evaluation)
-        result = Fingerprint.of(rewritten)
-        provenance = Provenance(str(plan.model), str(result), plan.tool_version, work.evaluation.meanings)
         return measure_everything(
             prepared.model,
             rewritten,
             prepared.inputs,
             work.evaluation,
             self.baseline,
-            provenance.metadata(),
+            self._provenance(rewritten, plan).metadata(),
             work.progress,
         )
 
+    def _provenance(self, rewritten: nn.Module, plan: Plan) -> Provenance:
+        result = Fingerprint.of(rewritten)
+        return Provenance(str(plan.model), str(result), plan.tool_version, self.work.evaluation.meanings)
 
-def _costs(result: nn.Module, before: int, after: int, outcomes: Sequence[Outcome]) -> tuple[Cost, Cost]:
+
+def _costs(result: nn.Module, prepared: Prepared, after: int, outcomes: Sequence[Outcome]) -> tuple[Cost, Cost]:
     """Those of the whole model before and after, the MACs as they were counted. A fixed kernel, one that is a buffer, counts as
     parameters where it was rewritten to some; where its site is kept it is a buffer again, which the model that was
     prepared does not show."""
     changed = [(o.site.cost, o.candidate.cost) for o in outcomes if o.candidate is not None]
-    parameters = sum(parameter.numel() for parameter in result.parameters())
-    return Cost(parameters + sum(b.parameters - a.parameters for b, a in changed), before), Cost(parameters, after)
+    parameters = sum(parameter.numel() for parameter in result.parameters()) + prepared.hidden.parameters
+    before = parameters + sum(b.parameters - a.parameters for b, a in changed)
+    return Cost(before, prepared.totals.macs), Cost(parameters, after)
 
 
 def _lost(traced: Traced) -> list[str]:

@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import nn
 
-from convrewrite.inputs import Inputs
+from convrewrite.inputs import Inputs, in_batches_of
 from convrewrite.meanings import Evaluation, Fidelity
 from convrewrite.progress import Progress
 from convrewrite.runtime.comparison import measure_fidelity
 from convrewrite.runtime.latency import Comparison
-from convrewrite.runtime.onnx_export import export
+from convrewrite.runtime.exporting import Exporter
 from convrewrite.runtime.onnx_placing import size_of
 from convrewrite.runtime.parity import Parity, check_parity, require_parity
 from convrewrite.runtime.timing import Baseline
@@ -45,6 +46,16 @@ def measure_outputs(original: nn.Module, rewritten: nn.Module, evaluation: Evalu
     return Measured(fidelity, evaluation.basis, noise=evaluation.noise)
 
 
+def measure_files(
+    exporter: Exporter, files: tuple[Path, Path], evaluation: Evaluation, batch: int | None
+) -> Measured:
+    """Fidelity of one file to another in onnxruntime; ``batch``: the examples they take at a time, None for any number."""
+    original, rewritten = (exporter.runner(file) for file in files)
+    batches = evaluation.batches if batch is None else in_batches_of(evaluation.batches, batch)
+    fidelity = measure_fidelity(original, rewritten, batches, evaluation.meanings)
+    return Measured(fidelity, f"{evaluation.basis}, the files in onnxruntime", noise=evaluation.noise)
+
+
 def measure_everything(
     original: nn.Module,
     rewritten: nn.Module,
@@ -58,21 +69,25 @@ def measure_everything(
 
     Raises ExportError, and VerificationError without parity.
     """
-    progress("verify", 0, 5, "fidelity")
-    outputs = measure_outputs(original, rewritten, evaluation)
-    progress("verify", 1, 5, "export to ONNX")
-    after = export(rewritten, inputs, baseline.result, metadata=metadata)
-    progress("verify", 2, 5, "parity of onnxruntime with torch")
+    exporter, before = baseline.exporter, baseline.original.path
+    progress("verify", 0, 5, "export to ONNX")
+    after = exporter.rewritten(rewritten, inputs, baseline.result, metadata)
+    progress("verify", 1, 5, "parity of onnxruntime with torch")
     few = tuple(tensor[:PARITY_EXAMPLES] for tensor in evaluation.batches[0])
     ignored = [name for name, meaning in evaluation.meanings.items() if not meaning.counts]
-    parity = check_parity(rewritten, after.path, few, ignored=ignored)
+    parity = check_parity(rewritten, exporter.runner(after.path), few, batch=after.batch, ignored=ignored)
     require_parity(parity)
+    progress("verify", 2, 5, "fidelity")
+    if exporter.exports:
+        outputs = measure_outputs(original, rewritten, evaluation)
+    else:
+        outputs = measure_files(exporter, (before, after.path), evaluation, after.batch)
     one = tuple(tensor[:1] for tensor in inputs)
     progress("verify", 3, 5, "latency in onnxruntime")
-    before, timer, threads = baseline.original.path, baseline.timer, baseline.threads
+    timer, threads = baseline.timer, baseline.threads
     onnx_latency = timer.compare_onnx(before, after.path, one if after.dynamic_batch else inputs, threads)
     progress("verify", 4, 5, "latency in torch")
-    torch_latency = timer.compare_torch(original, rewritten, one, threads)
+    torch_latency = timer.compare_torch(original, rewritten, one, threads) if exporter.exports else None
     progress("verify", 5, 5, "done")
     sizes = (size_of(before), size_of(after.path))
     notes = (after.note,) if after.note else ()

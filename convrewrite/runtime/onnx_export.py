@@ -46,11 +46,13 @@ CAUSE_LENGTH = 300
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """An ONNX file; ``note`` says what is not as one would wish: a fixed batch size, weights in a second file."""
+    """An ONNX file; ``note`` says what is not as one would wish: a fixed batch size, weights in a second file. ``batch`` is that
+    size, where the file itself may not say it."""
 
     path: Path
     dynamic_batch: bool
     note: str | None = None
+    batch: int | None = None
 
 
 def export(

@@ -28,35 +28,41 @@ class OnnxModel:
     """An ONNX file, or its bytes, as a callable from tensors to ``name -> tensor``, run by onnxruntime on the CPU."""
 
     def __init__(
-        self, source: Path | bytes, *, threads: int = 1, probe: float | None = None, trust: bool = False
+        self,
+        source: Path | bytes,
+        *,
+        threads: int = 1,
+        probe: float | None = None,
+        trust: bool = False,
+        folder: Path | None = None,
     ) -> None:
         """Open the model; raises VerificationError if onnxruntime cannot. Unless the file is trusted, ModelLoadError for
         operators of a library and for weights outside of its folder.
 
         ``probe`` is for a file from elsewhere: seconds within which it must open, and run once on its first inputs, in a
-        process of its own, before it is used here. ModelLoadError if it does not.
+        process of its own, before it is used here. ModelLoadError if it does not. ``folder``: where files lie that bytes name.
         """
         if isinstance(source, Path) and not trust:
             require_self_contained(source)
-        self._where = str(source) if isinstance(source, Path) else "ONNX model"
+        self.where = str(source) if isinstance(source, Path) else "ONNX model"
         self._untried = source if isinstance(source, Path) and probe is not None else None
         self._probe = probe or SECONDS
         self._misfit: type[ConvRewriteError] = VerificationError if probe is None else UsageError
         if self._untried is not None:
             require_well_behaved(self._untried, self._probe)
         try:
-            self._session = open_session(source, threads)
+            self._session = open_session(source, threads, folder)
             entries, outputs = self._session.get_inputs(), self._session.get_outputs()
             names = tuple(entry.name for entry in entries), tuple(entry.name for entry in outputs)
             metadata = dict(self._session.get_modelmeta().custom_metadata_map)
         except Exception as error:  # onnxruntime's own exceptions share no public base class; text may be no UTF-8
             cause = " ".join(str(error).split())
-            raise VerificationError(f"{self._where}: onnxruntime cannot open it: {cause}") from error
+            raise VerificationError(f"{self.where}: onnxruntime cannot open it: {cause}") from error
         self.input_names: tuple[str, ...] = names[0]
         self.output_names: tuple[str, ...] = names[1]
         self.metadata: dict[str, str] = metadata
         self.input_shapes: tuple[tuple[int | str | None, ...], ...] = tuple(tuple(entry.shape) for entry in entries)
-        self._types: tuple[str, ...] = tuple(entry.type for entry in entries)
+        self.input_types: tuple[str, ...] = tuple(entry.type for entry in entries)
 
     @property
     def batch(self) -> int | None:
@@ -76,14 +82,14 @@ class OnnxModel:
             arrays = self._session.run(None, feed)
         except Exception as error:  # onnxruntime's own exceptions share no public base class
             cause = " ".join(str(error).split())[:300]
-            raise ModelLoadError(f"{self._where}: onnxruntime cannot run it on these inputs: {cause}") from error
+            raise ModelLoadError(f"{self.where}: onnxruntime cannot run it on these inputs: {cause}") from error
         return {name: self._tensor(name, array) for name, array in zip(self.output_names, arrays, strict=True)}
 
     def _tensor(self, name: str, array: object) -> Tensor:
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiubc":
             found = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
             raise ModelLoadError(
-                f"{self._where}: expected tensors of numbers as outputs, found that {name!r} is {found}; "
+                f"{self.where}: expected tensors of numbers as outputs, found that {name!r} is {found}; "
                 "leave that output out"
             )
         return torch.as_tensor(array)
@@ -92,18 +98,18 @@ class OnnxModel:
         if len(inputs) != len(self.input_names):
             expected = ", ".join(self.input_names)
             raise self._misfit(
-                f"{self._where}: expected {len(self.input_names)} inputs ({expected}), found {len(inputs)}"
+                f"{self.where}: expected {len(self.input_names)} inputs ({expected}), found {len(inputs)}"
             )
-        for name, shape, kind, tensor in zip(self.input_names, self.input_shapes, self._types, inputs, strict=True):
+        for name, shape, kind, tensor in zip(self.input_names, self.input_shapes, self.input_types, inputs, strict=True):
             found = tuple(tensor.shape)
             fits = len(found) == len(shape) and all(
                 not isinstance(want, int) or want == have for want, have in zip(shape, found, strict=True)
             )
             if not fits:
                 shapes = f"expected shape {_text(shape)}, found {_text(found)}"
-                raise self._misfit(f"{self._where}: input {name!r}: {shapes}")
+                raise self._misfit(f"{self.where}: input {name!r}: {shapes}")
             if ELEMENT_TYPES.get(tensor.dtype) != kind:
-                raise self._misfit(f"{self._where}: input {name!r}: expected {kind}, found {tensor.dtype}")
+                raise self._misfit(f"{self.where}: input {name!r}: expected {kind}, found {tensor.dtype}")
 
 
 def outputs_of(runner: Runner, inputs: Inputs) -> tuple[dict[str, Tensor], tuple[str, ...]]:

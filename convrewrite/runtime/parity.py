@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.errors import VerificationError
-from convrewrite.inputs import Inputs
+from convrewrite.inputs import Inputs, in_batches_of
 from convrewrite.meanings import require_same_outputs
 from convrewrite.modules import eval_mode
 from convrewrite.runtime.onnx_model import OnnxModel, outputs_of
@@ -66,23 +66,29 @@ def tolerance_for(dtype: torch.dtype) -> float:
 
 
 def check_parity(
-    model: nn.Module, onnx_path: Path, inputs: Inputs, *, threads: int = 1, ignored: Collection[str] = ()
+    model: nn.Module,
+    onnx: Path | OnnxModel,
+    inputs: Inputs,
+    *,
+    threads: int = 1,
+    batch: int | None = None,
+    ignored: Collection[str] = (),
 ) -> Parity:
     """Run torch and onnxruntime on the same inputs and compare every output that is not ``ignored``.
 
     A file with a dynamic batch is run at a second batch size as well: 1, or 2 where the inputs hold one example. A
-    file with a fixed batch is run on the first examples of ``inputs``, as many as it takes.
+    file with a fixed batch, or one that is known to take only ``batch`` examples, is run on as many of ``inputs`` at a time.
 
     Raises VerificationError if names, number or shapes of the outputs differ.
     """
-    runtime = OnnxModel(onnx_path, threads=threads)
+    runtime = onnx if isinstance(onnx, OnnxModel) else OnnxModel(onnx, threads=threads)
     worst: dict[str, OutputParity] = {}
-    batches = _parity_batches(inputs, runtime.batch)
+    batches = _parity_batches(inputs, batch or runtime.batch)
     with eval_mode(model):
-        for batch in batches:
-            expected, _ = outputs_of(model, batch)
-            found, _ = outputs_of(runtime, batch)
-            require_same_outputs(expected, found, str(onnx_path), ignored)
+        for given in batches:
+            expected, _ = outputs_of(model, given)
+            found, _ = outputs_of(runtime, given)
+            require_same_outputs(expected, found, runtime.where, ignored)
             for name, tensor in expected.items():
                 if name in ignored:
                     continue
@@ -129,7 +135,7 @@ def _discrete_parity(name: str, expected: Tensor, found: Tensor) -> OutputParity
 
 def _parity_batches(inputs: Inputs, fixed: int | None) -> list[Inputs]:
     if fixed is not None:
-        return [inputs if any(x.shape[:1] < (fixed,) for x in inputs) else tuple(x[:fixed] for x in inputs)]
+        return list(in_batches_of((inputs,), fixed)) or [inputs]
     if inputs[0].shape[0] == 1:
         return [inputs, tuple(torch.cat([x, x]) for x in inputs)]
     return [inputs, tuple(x[:1] for x in inputs)]

@@ -14,8 +14,9 @@ from convrewrite import values
 from convrewrite.conv import ConvSpec, Size
 from convrewrite.errors import PlanError
 from convrewrite.inputs import Inputs
+from convrewrite.runtime.exporting import Exporter, TorchExporter
 from convrewrite.runtime.latency import Comparison, compare_onnx, compare_torch, time_onnx, time_options
-from convrewrite.runtime.onnx_export import Exported, export, require_runtime_dtype
+from convrewrite.runtime.onnx_export import Exported
 from convrewrite.runtime.option_graphs import OptionGraph
 from convrewrite.runtime.timing_cache import TimingCache
 
@@ -68,19 +69,22 @@ THIS_MACHINE = RuntimeTimer()
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """The original's ONNX file, the inputs on which it is timed, and a folder for what is timed against it."""
+    """The original's ONNX file, the inputs on which it is timed, a folder for what is timed against it, and who makes files."""
 
     original: Exported
     inputs: Inputs
     folder: Path
     timer: Timer
     threads: int
+    exporter: Exporter
 
     @classmethod
-    def of(cls, model: nn.Module, inputs: Inputs, folder: Path, timer: Timer, threads: int) -> "Baseline":
+    def of(
+        cls, model: nn.Module, inputs: Inputs, folder: Path, timer: Timer, threads: int, exporter: Exporter | None = None
+    ) -> "Baseline":
         """The original exported into this folder. Raises ExportError for one that onnxruntime cannot run."""
-        require_runtime_dtype(model)
-        return cls(export(model, inputs, folder / "original.onnx"), inputs, folder, timer, threads)
+        how = exporter or TorchExporter()
+        return cls(how.original(model, inputs, folder / "original.onnx"), inputs, folder, timer, threads, how)
 
     @property
     def result(self) -> Path:
@@ -94,7 +98,7 @@ class Baseline:
 
     def ratio(self, model: nn.Module) -> float:
         """The time of another model as a part of the original's: the median of paired ratios."""
-        trial = export(model, self.inputs, self.folder / "unfitted.onnx")
+        trial = self.exporter.rewritten(model, self.inputs, self.folder / "unfitted.onnx", {})
         one = self._one(self.original.dynamic_batch and trial.dynamic_batch)
         return self.timer.compare_onnx(self.original.path, trial.path, one, self.threads).ratio
 

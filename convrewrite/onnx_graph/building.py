@@ -1,0 +1,240 @@
+"""The torch.fx graph of an ONNX graph, node by node."""
+
+import operator
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, fx, nn
+
+from convrewrite.modules import NamedOutputs, Operator
+from convrewrite.onnx_graph.file import OnnxFile
+from convrewrite.onnx_graph.layers import SamePad, ZeroPad, layers_of
+from convrewrite.onnx_graph.names import identifier, name_of_node
+from convrewrite.onnx_graph.observing import Values
+from convrewrite.onnx_graph.opaque import Region
+from convrewrite.onnx_graph.operators import OPERATORS
+from convrewrite.onnx_graph.trying import agrees
+from convrewrite.onnx_graph.views import Constants, graphs_in, names_used, view_of
+
+SITES = ("Conv", "ConvTranspose", "BatchNormalization")
+"""Operators whose positions are remembered."""
+
+
+class ToFloat(Operator):
+    """Half precision in, float32 out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same numbers."""
+        return x.float()
+
+
+class Outputs(Operator):
+    """Gathers what a graph gives under its names; ``half`` says which of them it has in half precision."""
+
+    def __init__(self, names: Sequence[str], half: Sequence[bool]) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        self.half_names = frozenset(name for name, is_half in zip(names, half, strict=True) if is_half)
+
+    def forward(self, *values: Tensor) -> NamedOutputs:
+        """Name -> tensor."""
+        named = zip(self.names, values, strict=True)
+        return NamedOutputs({name: value.half() if name in self.half_names else value for name, value in named})
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """The module; see :class:`convrewrite.onnx_graph.translating.Translation` for the rest."""
+
+    module: fx.GraphModule
+    nodes: Mapping[str, int]
+    pads: Mapping[str, tuple[tuple[int, ...], str]]
+    opaque: Mapping[str, int]
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A graph in the making; ``pending`` are the nodes that the next region will run."""
+
+    root: nn.Module = field(default_factory=nn.Module)
+    graph: fx.Graph = field(default_factory=fx.Graph)
+    values: dict[str, fx.Node] = field(default_factory=dict)
+    pending: list[onnx.NodeProto] = field(default_factory=list)
+    nodes: dict[str, int] = field(default_factory=dict)
+    pads: dict[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
+    opaque: Counter[str] = field(default_factory=Counter)
+
+    def add(self, wanted: str, module: nn.Module, args: Sequence[fx.Node]) -> tuple[str, fx.Node]:
+        """A call of a module under a name as near to ``wanted`` as can be; and that name."""
+        name = identifier(wanted, "part", self.root._modules)
+        self.root.add_module(name, module)
+        return name, self.graph.call_module(name, tuple(args))
+
+
+class Builder:
+    """Builds a module of a graph, given what its nodes give in ``runs``."""
+
+    def __init__(self, file: OnnxFile, constants: Constants, runs: Sequence[Values], inputs: Sequence[str]) -> None:
+        self._file = file
+        self._graph = file.model.graph
+        self._constants = constants
+        self._runs = runs
+        self._inputs = inputs
+        self._ranks = {name: value.ndim for name, value in runs[0].items() if isinstance(value, np.ndarray)}
+
+    def build(self, outputs: Sequence[str], with_operators: bool) -> Built:
+        """A module that gives ``outputs``; without operators, only layers are not run by onnxruntime."""
+        draft = _Draft()
+        self._place_inputs(draft)
+        needed = self._needed(outputs)
+        for index, node in enumerate(self._graph.node):
+            if index in needed:
+                self._place(draft, index, node, with_operators)
+        self._flush(draft, outputs)
+        half = [self._is_half(name) for name in outputs]
+        _, end = draft.add("outputs", Outputs(outputs, half), [draft.values[name] for name in outputs])
+        draft.graph.output(end)
+        draft.graph.lint()
+        return Built(fx.GraphModule(draft.root, draft.graph), draft.nodes, draft.pads, dict(draft.opaque))
+
+    def _is_half(self, name: str) -> bool:
+        return self._runs[0][name].dtype == np.float16
+
+    def _place_inputs(self, draft: _Draft) -> None:
+        taken: set[str] = set()
+        for index, name in enumerate(self._inputs):
+            plain = identifier(name, f"input_{index}", taken)
+            taken.add(plain)
+            draft.values[name] = draft.graph.placeholder(plain)
+        for name in self._inputs:
+            if self._is_half(name):
+                _, draft.values[name] = draft.add(f"{name}_float", ToFloat(), [draft.values[name]])
+
+    def _needed(self, outputs: Sequence[str]) -> set[int]:
+        """The positions of the nodes that outputs hang on, but for constants."""
+        makers = {name: index for index, node in enumerate(self._graph.node) for name in node.output if name}
+        waiting, found = list(outputs), set()
+        while waiting:
+            name = waiting.pop()
+            if name in self._constants.names or name not in makers or makers[name] in found:
+                continue
+            found.add(makers[name])
+            waiting += names_used(self._graph.node[makers[name]])
+        return found
+
+    def _place(self, draft: _Draft, index: int, node: onnx.NodeProto, with_operators: bool) -> None:
+        """One node: as layers, as an operator, or among those that wait for their region."""
+        names = [name for name in node.input if name and name not in self._constants.names]
+        made = self._made(node, names, with_operators)
+        if made is None:
+            draft.pending.append(node)
+            draft.opaque[node.op_type] += 1
+            return
+        self._flush(draft, names)
+        args = [draft.values[name] for name in names]
+        *before, last = made
+        for module in before:
+            _, args[0] = draft.add(f"pad_{index}", module, args[:1])
+        if isinstance(last, nn.Module):
+            name, value = draft.add(name_of_node(node, index, draft.root._modules), last, args)
+            if node.op_type in SITES:
+                draft.nodes[name] = index
+            if before:
+                draft.pads[name] = _pads(before[0])
+        else:
+            value = draft.graph.call_function(last, tuple(args))
+        self._name_outputs(draft, node, value)
+
+    def _made(self, node: onnx.NodeProto, names: Sequence[str], with_operators: bool) -> Sequence[Any] | None:
+        """What a node becomes, seen to compute the same; None where it is onnxruntime's."""
+        view = None if any(True for _ in graphs_in(node)) else view_of(node, self._file, self._constants, self._ranks)
+        if view is None:
+            return None
+        made: Sequence[Any] | None = layers_of(view)
+        if made is None and with_operators and (maker := OPERATORS.get(view.op_type)) is not None:
+            operation = maker(view)
+            made = None if operation is None else (operation,)
+        if made is None:
+            return None
+        return made if agrees(_chained(made), names, list(node.output), self._runs) else None
+
+    def _name_outputs(self, draft: _Draft, node: onnx.NodeProto, value: fx.Node) -> None:
+        if len(node.output) == 1:
+            draft.values[node.output[0]] = value
+            return
+        for position, name in enumerate(node.output):
+            if name:
+                draft.values[name] = draft.graph.call_function(operator.getitem, (value, position))
+
+    def _flush(self, draft: _Draft, wanted: Sequence[str]) -> None:
+        """Make a region of the nodes that wait, if one of them gives a value that is wanted now."""
+        if not {name for node in draft.pending for name in node.output} & set(wanted):
+            return
+        nodes, draft.pending = draft.pending, []
+        model = self._region(nodes)
+        region = Region(model, self._file.folder, [node.op_type for node in nodes])
+        _, value = draft.add(f"runtime_{nodes[0].op_type.lower()}", region, [draft.values[n] for n in region.inputs])
+        if len(region.outputs) == 1:
+            draft.values[region.outputs[0]] = value
+            return
+        for position, name in enumerate(region.outputs):
+            draft.values[name] = draft.graph.call_function(operator.getitem, (value, position))
+
+    def _region(self, nodes: Sequence[onnx.NodeProto]) -> onnx.ModelProto:
+        """A model of these nodes alone, with the constants they use."""
+        own = {name for node in nodes for name in node.output if name}
+        used = dict.fromkeys(name for node in nodes for name in names_used(node) if name not in own)
+        model = onnx.ModelProto()
+        model.ir_version, model.graph.name = max(self._file.model.ir_version, 4), "region"
+        model.opset_import.extend(self._file.model.opset_import)
+        model.functions.extend(self._file.model.functions)
+        model.graph.node.extend(nodes)
+        for name in used:
+            if name in self._constants.names:
+                model.graph.initializer.append(self._stored(name))
+            else:
+                model.graph.input.append(_described(name, self._runs[0][name]))
+        users = {name for node in self._graph.node if not any(node is one for one in nodes) for name in names_used(node)}
+        given = [name for name in own if name in users or any(entry.name == name for entry in self._graph.output)]
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(given) if name in self._runs[0])
+        return model
+
+    def _stored(self, name: str) -> onnx.TensorProto:
+        stored = self._constants.initialiser(name)
+        return stored if stored is not None else onnx.numpy_helper.from_array(self._constants.array(name), name)
+
+
+def _chained(made: Sequence[Any]) -> Any:
+    *before, last = made
+
+    def run(*args: Any) -> Any:
+        given = list(args)
+        for module in before:
+            given[0] = module(given[0])
+        return last(*given)
+
+    return run
+
+
+def _pads(module: nn.Module) -> tuple[tuple[int, ...], str]:
+    """Zeros in ONNX's order, and ``auto_pad``."""
+    if isinstance(module, SamePad):
+        return (), module.auto_pad
+    assert isinstance(module, ZeroPad)
+    pairs = list(zip(module.pads[::2], module.pads[1::2], strict=True))[::-1]
+    return (*(begin for begin, _ in pairs), *(end for _, end in pairs)), ""
+
+
+def _described(name: str, value: Any) -> onnx.ValueInfoProto:
+    """A value as the input of a model: its type, and no size."""
+    if isinstance(value, list):
+        element = onnx.helper.np_dtype_to_tensor_dtype(value[0].dtype) if value else onnx.TensorProto.FLOAT
+        kind = onnx.helper.make_sequence_type_proto(onnx.helper.make_tensor_type_proto(element, None))
+        return onnx.helper.make_value_info(name, kind)
+    element = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+    return onnx.helper.make_tensor_value_info(name, element, [None] * value.ndim)

@@ -1,0 +1,33 @@
+"""Harmless names for the modules of a graph, whose own names are any text: they are written into source code."""
+
+import keyword
+import re
+from collections.abc import Collection
+
+import onnx
+from torch import nn
+
+LONGEST = 80
+"""Characters of a name, at most."""
+
+WEIGHT_ENDS = (".weight", "/kernel", "/weight", ".w_0", "_weight", "/Conv2D/ReadVariableOp")
+"""Ends of names of weights, behind the name of the layer."""
+
+
+def identifier(text: str, otherwise: str, taken: Collection[str]) -> str:
+    """``text`` in letters, digits and ``_``, unlike those ``taken`` and what every module has as an attribute."""
+    plain = re.sub(r"[^0-9A-Za-z]+", "_", text).strip("_")[:LONGEST] or otherwise
+    if plain[0].isdigit() or keyword.iskeyword(plain) or hasattr(nn.Module, plain):
+        plain = f"n_{plain}"
+    name, count = plain, 1
+    while name in taken:
+        count += 1
+        name = f"{plain}_{count}"
+    return name
+
+
+def name_of_node(node: onnx.NodeProto, index: int, taken: Collection[str]) -> str:
+    """That of its weight without what says so, else its own, else its operator and position."""
+    weight = node.input[1] if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.input) > 1 else ""
+    stem = next((weight.removesuffix(end) for end in WEIGHT_ENDS if weight.endswith(end)), "")
+    return identifier(stem or node.name, f"{node.op_type.lower()}_{index}", taken)

@@ -1,0 +1,84 @@
+"""From a file to a module with an example input, in one step."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from torch import fx, nn
+
+from convrewrite.conv import Cost, classify
+from convrewrite.errors import ModelLoadError
+from convrewrite.graph import Site
+from convrewrite.inputs import ExampleInput, Inputs
+from convrewrite.onnx_graph.examples import example_of_graph
+from convrewrite.onnx_graph.kept import Kept, kept_convolutions
+from convrewrite.onnx_graph.opening import open_onnx
+from convrewrite.onnx_graph.translating import Translation, translate, translation_of
+from convrewrite.runtime import PROBE_SECONDS
+
+
+FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A module made of a graph, one example for it, and what was assumed, a sentence each."""
+
+    module: fx.GraphModule
+    inputs: Inputs
+    notes: tuple[str, ...]
+
+
+def read_network(
+    source: str | Path | onnx.ModelProto,
+    example: ExampleInput | None = None,
+    *,
+    trust: bool = False,
+    seconds: float = PROBE_SECONDS,
+) -> Network:
+    """The network in an ONNX file or model. ``example``: a tensor, a tuple, or a dictionary by the graph's input names, for all
+    inputs or some; the others are made as the graph states them.
+
+    ``trust`` and ``seconds`` are as in :func:`convrewrite.onnx_graph.open_onnx`. Raises ModelLoadError, UsageError.
+    """
+    opened = open_onnx(source, trust=trust, seconds=seconds)
+    if not opened.session.input_names:
+        raise ModelLoadError(f"{opened.file.source}: expected a graph with inputs, found none; there is nothing to run it on")
+    inputs, notes = example_of_graph(opened.session, example)
+    module = translate(opened, inputs)
+    translation = translation_of(module)
+    assert translation is not None, "it was just made"
+    return Network(module, inputs, (*notes, *translation.notes))
+
+
+def kept_sites(model: nn.Module) -> tuple[Site, ...]:
+    """Convolutions of the graph that a module was made of which are no part of it, with the reason; none for other models."""
+    translation = translation_of(model)
+    return () if translation is None else tuple(_site(kept) for kept in _kept(translation) if kept.spec)
+
+
+def hidden_cost(model: nn.Module) -> Cost:
+    """What a graph costs beyond the module made of it: weights that regions and operators hold, MACs of what is kept in them."""
+    translation = translation_of(model)
+    if translation is None:
+        return Cost()
+    graph = translation.opened.file.model.graph
+    stored = sum(_numbers(one) for one in graph.initializer if one.data_type in FLOATS)
+    own = sum(parameter.numel() for parameter in model.parameters())
+    buffers = sum(buffer.numel() for buffer in model.buffers() if buffer.is_floating_point())
+    macs = sum(site.cost.macs for site in kept_sites(model))
+    return Cost(max(0, stored - own - buffers), macs)
+
+
+def _kept(translation: Translation) -> tuple[Kept, ...]:
+    return kept_convolutions(translation.opened.file, translation.sizes)
+
+
+def _site(kept: Kept) -> Site:
+    assert kept.spec is not None
+    return Site(kept.name, classify(kept.spec), kept.spec, kept.input_sizes, refusal=kept.reason)
+
+
+def _numbers(tensor: onnx.TensorProto) -> int:
+    return math.prod(tensor.dims)

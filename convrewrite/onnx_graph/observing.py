@@ -1,0 +1,67 @@
+"""Every value of a graph, as onnxruntime computes it: what a translation is checked against, node by node."""
+
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime as ort
+
+from convrewrite.errors import ModelLoadError
+from convrewrite.onnx_graph.file import OnnxFile
+
+Values = Mapping[str, Any]
+"""Values by their names: arrays, and lists of arrays for sequences."""
+
+NO_TENSORS = ("Optional", "OptionalGetElement", "SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SplitToSequence")
+"""Operators whose outputs are left out where a session refuses them as outputs."""
+
+
+def session_of(model: onnx.ModelProto, folder: Path, threads: int = 1) -> ort.InferenceSession:
+    """A session of a model in memory, whose weights may lie in files of ``folder``. Nothing is fused in it."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """A copy that gives these values, whatever it gave before."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    known = {entry.name: entry for entry in (*model.graph.output, *model.graph.value_info)}
+    del changed.graph.output[:]
+    changed.graph.output.extend(known.get(name, onnx.ValueInfoProto(name=name)) for name in names)
+    return changed
+
+
+class Observer:
+    """Runs a graph and gives the values of its nodes."""
+
+    def __init__(self, file: OnnxFile, names: Collection[str]) -> None:
+        """``names`` are the values wanted, outputs of nodes of the main graph. Raises ModelLoadError when that has no session."""
+        self._source = file.source
+        self.names = list(names)
+        try:
+            self._session = session_of(with_outputs(file.model, self.names), file.folder)
+        except Exception:  # onnxruntime's own exceptions share no public base class
+            odd = {name for node in file.model.graph.node if node.op_type in NO_TENSORS for name in node.output}
+            self.names = [name for name in self.names if name not in odd]
+            try:
+                self._session = session_of(with_outputs(file.model, self.names), file.folder)
+            except Exception as error:
+                raise ModelLoadError(
+                    f"{file.source}: expected a graph whose inner values onnxruntime can show, found that "
+                    f"{' '.join(str(error).split())[:300]}; simplify the graph, or export it again"
+                ) from error
+
+    def run(self, feed: Values) -> dict[str, Any] | None:
+        """The values for these inputs; None where onnxruntime refuses the inputs."""
+        try:
+            return dict(zip(self.names, self._session.run(self.names, dict(feed)), strict=True))
+        except Exception:
+            return None

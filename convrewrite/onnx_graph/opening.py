@@ -1,0 +1,61 @@
+"""An ONNX file, or a model from memory, checked before anything else is done with it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+
+from convrewrite.errors import ModelLoadError, VerificationError
+from convrewrite.folders import Scratch, temporary
+from convrewrite.onnx_graph.file import OnnxFile
+from convrewrite.runtime import PROBE_SECONDS, OnnxModel
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Opened:
+    """A file and its session; ``scratch`` is where a model from memory was written."""
+
+    file: OnnxFile
+    session: OnnxModel
+    scratch: Scratch | None = field(default=None, repr=False)
+
+    @property
+    def path(self) -> Path:
+        """Where the file lies."""
+        assert self.file.path is not None, "a model from memory is written to a file"
+        return self.file.path
+
+
+def open_onnx(source: str | Path | onnx.ModelProto, *, trust: bool = False, seconds: float = PROBE_SECONDS) -> Opened:
+    """Open a file in onnxruntime, first in a process of its own, with ``seconds`` for that and again for its first run.
+
+    Unless it is trusted, operators of a library and weights outside of its folder are refused. Raises ModelLoadError.
+    """
+    if isinstance(source, onnx.ModelProto):
+        return _from_memory(source, trust, seconds)
+    path = Path(source)
+    if not path.is_file():
+        raise ModelLoadError(f"{path}: no such file; expected an ONNX file")
+    try:
+        session = OnnxModel(path, probe=seconds, trust=trust)
+        model = onnx.load(str(path), load_external_data=False)
+    except VerificationError as error:
+        raise ModelLoadError(f"{error}; export it again") from error
+    except Exception as error:
+        if isinstance(error, ModelLoadError):
+            raise
+        raise ModelLoadError(f"{path}: expected an ONNX file, found one that cannot be read ({error})") from error
+    return Opened(OnnxFile(model, path.absolute().parent, str(source), path.absolute()), session)
+
+
+def _from_memory(model: onnx.ModelProto, trust: bool, seconds: float) -> Opened:
+    """A copy of the model in a folder for temporary files: a session, and what is timed, wants a file."""
+    scratch = temporary()
+    path = scratch.path / "given.onnx"
+    try:
+        onnx.save(model, str(path))
+    except Exception as error:  # protobuf's own errors; one holds 2 GB at most
+        raise ModelLoadError(f"ModelProto: expected a model that can be saved, found that {error}; give its file") from error
+    opened = open_onnx(path, trust=trust, seconds=seconds)
+    name = f"ModelProto {model.graph.name}".strip()
+    return Opened(OnnxFile(opened.file.model, scratch.path, name, path), opened.session, scratch)

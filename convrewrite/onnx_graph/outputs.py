@@ -1,0 +1,81 @@
+"""Which values of a graph a result is judged by: its outputs, or where a choice of detections comes last, what that chooses
+from. How many are chosen hangs on the numbers, so that the outputs of two models cannot be laid side by side."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from convrewrite.onnx_graph.observing import Values
+from convrewrite.onnx_graph.views import graphs_in, names_used
+
+SELECTS = "NonMaxSuppression"
+FINDS = ("NonZero", "Unique", "Compress")
+"""Operators that choose detections, and others whose output has as many entries as the numbers say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Names of the values, and a sentence where they are not the graph's own outputs."""
+
+    names: tuple[str, ...]
+    note: str | None = None
+
+
+def judged_values(graph: onnx.GraphProto, constants: Collection[str], runs: Sequence[Values]) -> Judged:
+    """Those of a graph; ``runs``: what it gave for several inputs of the same shapes."""
+    makers = {name: node for node in graph.node for name in node.output if name}
+    names: list[str] = []
+    cut: list[str] = []
+    for entry in graph.output:
+        if entry.name in constants:
+            continue  # it is the same in every model
+        choosers = [node for node in _ancestors(entry.name, makers) if _chooses(node, _varies(entry.name, runs))]
+        if choosers:
+            cut.append(entry.name)
+            names += [name for node in choosers for name in names_used(node) if _usable(name, makers, constants, runs)]
+        else:
+            names.append(entry.name)
+    if not cut:
+        return Judged(tuple(names))
+    shown = ", ".join(dict.fromkeys(names))
+    return Judged(
+        tuple(dict.fromkeys(names)),
+        f"how many entries {', '.join(cut)} has depends on the numbers (detections are chosen): fidelity is measured on what "
+        f"the choice is made from, {shown}",
+    )
+
+
+def _ancestors(name: str, makers: Mapping[str, onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """The nodes that lead to a value, none twice; not those behind a choice, which lead to what is chosen from."""
+    waiting, seen = [name], set()
+    while waiting:
+        node = makers.get(waiting.pop())
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        yield node
+        if not _chooses(node, varies=True):
+            waiting += names_used(node)
+
+
+def _chooses(node: onnx.NodeProto, varies: bool) -> bool:
+    """Whether a node, or one inside of it, chooses."""
+    if node.op_type == SELECTS or (varies and node.op_type in FINDS):
+        return True
+    return any(_chooses(inner, varies) for graph in graphs_in(node) for inner in graph.node)
+
+
+def _varies(name: str, runs: Sequence[Values]) -> bool:
+    shapes = [run[name].shape for run in runs if isinstance(run.get(name), np.ndarray)]
+    return len(set(shapes)) > 1
+
+
+def _usable(
+    name: str, makers: Mapping[str, onnx.NodeProto], constants: Collection[str], runs: Sequence[Values]
+) -> bool:
+    """Whether a value is real numbers that the inputs change."""
+    value = runs[0].get(name)
+    real = isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.size > 0
+    return name in makers and name not in constants and real

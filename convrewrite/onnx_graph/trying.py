@@ -1,0 +1,58 @@
+"""Whether a module computes what onnxruntime computed for a node."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convrewrite.onnx_graph.observing import Values
+from convrewrite.onnx_graph.views import as_tensor
+
+TOLERANCE = {"float32": 2e-5, "float64": 1e-12, "float16": 4e-3, "bfloat16": 3e-2}
+"""Largest difference of one node's output, relative to its largest element: sums of thousands of terms in another order; of half
+precision a rounding more, as modules hold it in float32."""
+
+LOOSE = 100.0
+"""Factor of that for a whole graph: rounding adds up from layer to layer."""
+
+
+def agrees(made: Any, names: Sequence[str], outputs: Sequence[str], runs: Sequence[Values]) -> bool:
+    """Whether something made of a node gives, from the values ``names``, those of ``outputs`` in every run; "" is not looked
+    at."""
+    for run in runs:
+        given = [_given(run.get(name)) for name in names]
+        if any(value is None for value in given):
+            return False
+        try:
+            with torch.no_grad():
+                found = made(*given)
+        except Exception:  # an operator may fail in any way on what its maker did not foresee
+            return False
+        parts = found if isinstance(found, tuple | list) else (found,)
+        wanted = [(name, part) for name, part in zip(outputs, parts, strict=False) if name]
+        if len(parts) < len(outputs) or not all(
+            isinstance(part, Tensor) and name in run and close(run[name], part.numpy()) for name, part in wanted
+        ):
+            return False
+    return True
+
+
+def _given(value: Any) -> Tensor | None:
+    return as_tensor(value)
+
+
+def close(expected: Any, found: Any, *, loose: bool = False) -> bool:
+    """Whether two arrays have one shape and the same numbers up to rounding; integers and booleans exactly."""
+    if not isinstance(expected, np.ndarray) or expected.shape != found.shape:
+        return False
+    if expected.dtype.name not in TOLERANCE:
+        return expected.dtype == found.dtype and bool((expected == found).mean() > 0.999 if loose else np.array_equal(expected, found))
+    wanted = expected.astype(np.float64)
+    if found.dtype.kind != "f" or (expected.dtype.itemsize >= 4 and found.dtype != expected.dtype):
+        return False
+    finite = np.abs(wanted[np.isfinite(wanted)])
+    scale = float(finite.max()) if finite.size else 0.0
+    limit = TOLERANCE[expected.dtype.name] * (LOOSE if loose else 1.0) * scale
+    return bool(np.allclose(found.astype(np.float64), wanted, rtol=0.0, atol=limit, equal_nan=True))

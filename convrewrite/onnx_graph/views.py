@@ -1,0 +1,109 @@
+"""The nodes of a graph as makers of modules see them, and which values are constant."""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from convrewrite.onnx_graph.file import NodeView, OnnxFile
+
+RANDOM = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
+)
+"""Operators that give other values at every call, or may."""
+
+ABSENT = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS, onnx.AttributeProto.SPARSE_TENSOR)
+"""Types of attributes that a view leaves out."""
+
+
+def names_used(node: onnx.NodeProto) -> Iterator[str]:
+    """The values a node takes, those that the graphs inside of it take from outside too."""
+    yield from filter(None, node.input)
+    for graph in graphs_in(node):
+        inner = {entry.name for entry in (*graph.input, *graph.initializer)}
+        inner |= {name for one in graph.node for name in one.output}
+        for one in graph.node:
+            yield from (name for name in names_used(one) if name not in inner)
+        yield from (entry.name for entry in graph.output if entry.name not in inner)
+
+
+def graphs_in(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs among the attributes of a node."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+class Constants:
+    """The values of a graph that no input changes."""
+
+    def __init__(self, file: OnnxFile, inputs: Collection[str]) -> None:
+        """``inputs`` are those that are given at every run."""
+        self._file = file
+        self._initialisers = {one.name: one for one in file.model.graph.initializer if one.name not in inputs}
+        sparse = {one.values.name for one in file.model.graph.sparse_initializer}
+        self.names: set[str] = {*self._initialisers, *sparse}
+        for node in file.model.graph.node:
+            if node.op_type not in RANDOM and all(name in self.names for name in names_used(node)):
+                self.names.update(filter(None, node.output))
+        self._values: dict[str, Any] = {}
+
+    def learn(self, values: Mapping[str, Any]) -> None:
+        """Take those that nodes compute from a run."""
+        self._values |= {name: value for name, value in values.items() if name in self.names}
+
+    def array(self, name: str) -> Any:
+        """The numbers, as the graph has them; None for what is no tensor."""
+        if name in self._initialisers:
+            return self._file.array(self._initialisers[name])
+        return self._values.get(name)
+
+    def initialiser(self, name: str) -> onnx.TensorProto | None:
+        """As the file stores it; None for what nodes compute."""
+        return self._initialisers.get(name)
+
+    def tensor(self, name: str) -> Tensor | None:
+        """As modules hold it; None where it is not constant, or of a type that torch does not have."""
+        return as_tensor(self.array(name)) if name in self.names else None
+
+
+def as_tensor(value: Any) -> Tensor | None:
+    """An array as a tensor of its own, half precision as float32; None for what is no array of numbers."""
+    if not isinstance(value, np.ndarray):
+        return None
+    if value.dtype.name in ("float16", "bfloat16"):
+        return torch.from_numpy(value.astype(np.float32))
+    if value.dtype.kind not in "fiub" or value.dtype.itemsize == 0:
+        return None
+    try:
+        return torch.from_numpy(np.array(value))
+    except TypeError:  # a type that torch does not have, as of four bits
+        return None
+
+
+def view_of(node: onnx.NodeProto, file: OnnxFile, constants: Constants, ranks: Mapping[str, int]) -> NodeView | None:
+    """A node for its maker; None where a constant among its inputs is of no type that torch has."""
+    held = tuple(constants.tensor(name) if name else None for name in node.input)
+    if any(value is None and name in constants.names for name, value in zip(node.input, held, strict=True)):
+        return None
+    domain = f"{node.domain}::" if node.domain not in ("", "ai.onnx") else ""
+    attributes = {one.name: _attribute(one) for one in node.attribute if one.type not in ABSENT}
+    return NodeView(
+        f"{domain}{node.op_type}", file.opset, attributes, held, tuple(bool(name) for name in node.input),
+        tuple(ranks.get(name) for name in node.input), tuple(bool(name) for name in node.output),
+    )  # fmt: skip
+
+
+def _attribute(attribute: onnx.AttributeProto) -> Any:
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, onnx.TensorProto):
+        return as_tensor(onnx.numpy_helper.to_array(value))
+    if attribute.type == onnx.AttributeProto.STRINGS:
+        return [text.decode("utf-8", "replace") for text in value]
+    return list(value) if not isinstance(value, int | float | str) else value

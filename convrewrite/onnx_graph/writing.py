@@ -1,0 +1,65 @@
+"""A rewritten module's convolutions, put back into the graph that the module was made of."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import onnx
+from torch import nn
+
+from convrewrite.inputs import Inputs
+from convrewrite.layers import SumOfBranches
+from convrewrite.onnx_graph.file import Replacement
+from convrewrite.onnx_graph.observing import with_outputs
+from convrewrite.onnx_graph.surgery import write_rewritten
+from convrewrite.onnx_graph.translating import Translation, translation_of
+from convrewrite.runtime import Exported, Exporter, OnnxModel, TorchExporter
+
+
+class GraphExporter:
+    """Puts what was rewritten into the graph that a module was made of; see :class:`convrewrite.runtime.Exporter`."""
+
+    exports = False
+
+    def __init__(self, translation: Translation) -> None:
+        self._translation = translation
+
+    def original(self, _model: nn.Module, _inputs: Inputs, _path: Path) -> Exported:
+        """The file as it came."""
+        batch = self._translation.batch
+        return Exported(self._translation.opened.path, batch is None, None, batch)
+
+    def rewritten(self, model: nn.Module, _inputs: Inputs, path: Path, metadata: Mapping[str, str]) -> Exported:
+        """The graph with what ``model`` has in place of its convolutions. Raises ExportError, UsageError."""
+        file, batch = self._translation.opened.file, self._translation.batch
+        notes = write_rewritten(file, tuple(_replacements(self._translation, model)), path, metadata)
+        return Exported(path, batch is None, "; ".join(notes) or None, batch)
+
+    def runner(self, path: Path) -> OnnxModel:
+        """A file with the values by which a result is judged for outputs; the file itself where these are its own."""
+        names = list(self._translation.judged.names)
+        model = onnx.load(str(path), load_external_data=False)
+        if [entry.name for entry in model.graph.output] == names:
+            return OnnxModel(path, trust=True)
+        return OnnxModel(with_outputs(model, names).SerializeToString(), trust=True, folder=path.parent)
+
+
+def exporter_of(model: nn.Module) -> Exporter:
+    """Who makes the ONNX files of a run on this model."""
+    translation = translation_of(model)
+    return TorchExporter() if translation is None else GraphExporter(translation)
+
+
+def _replacements(translation: Translation, model: nn.Module) -> Iterator[Replacement]:
+    """What is no convolution any more, with the BatchNorm that went with it."""
+    nodes = translation.opened.file.model.graph.node
+    norms = {
+        nodes[index].input[0]: index
+        for name, index in translation.nodes.items()
+        if nodes[index].op_type == "BatchNormalization" and isinstance(model.get_submodule(name), nn.Identity)
+    }
+    for name, index in translation.nodes.items():
+        module = model.get_submodule(name)
+        if not isinstance(module, nn.Sequential | SumOfBranches):
+            continue
+        pads, auto_pad = translation.pads.get(name, ((), ""))
+        yield Replacement(index, module, norms.get(nodes[index].output[0]), pads, auto_pad)

@@ -1,0 +1,52 @@
+"""What a caller may name a model by, made one module with its inputs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from convrewrite.errors import UsageError
+from convrewrite.inputs import ExampleInput, Inputs, bound_inputs, require_common_batch
+from convrewrite.loading import load_model
+from convrewrite.onnx_graph import read_network
+
+ModelSource = Any
+"""A module, the path of a file, or an ``onnx.ModelProto``, whose type is not imported for its name's sake."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The module, one example for it, what to call it, and what was assumed, a sentence each."""
+
+    model: nn.Module
+    inputs: Inputs
+    name: str
+    notes: Sequence[str] = ()
+
+
+def network_of(source: ModelSource, example: ExampleInput | None) -> Given:
+    """A model with its inputs bound. Raises UsageError for anything else than a model, and for a module without an example;
+    ModelLoadError for a file that cannot be read."""
+    if isinstance(source, nn.Module):
+        return Given(source, bound_inputs(source, _needed(example)), type(source).__name__)
+    if type(source).__name__ == "ModelProto" or (isinstance(source, str | Path) and _is_onnx(source)):
+        network = read_network(source, example)
+        require_common_batch(network.inputs)
+        name = source.graph.name if not isinstance(source, str | Path) else str(source)
+        return Given(network.module, network.inputs, name, network.notes)
+    if isinstance(source, str | Path):
+        loaded = load_model(source)
+        return Given(loaded.model, bound_inputs(loaded.model, _needed(example)), loaded.source, loaded.notes)
+    raise UsageError(f"model: expected a module, a path or an onnx.ModelProto, found {type(source).__name__}")
+
+
+def _is_onnx(source: str | Path) -> bool:
+    return Path(source).suffix.lower() == ".onnx"
+
+
+def _needed(example: ExampleInput | None) -> ExampleInput:
+    if example is None:
+        raise UsageError("example input: expected one, as the module does not say what it takes; give a tensor (N, C, H, W)")
+    return example

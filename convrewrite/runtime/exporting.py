@@ -1,0 +1,49 @@
+"""How a run comes by ONNX files of the original and of what it is rewritten to.
+
+A module of torch is exported. A module that was made of an ONNX graph has that graph, into which what was rewritten is put:
+another :class:`Exporter` does that.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from torch import nn
+
+from convrewrite.inputs import Inputs
+from convrewrite.runtime.onnx_export import Exported, export, require_runtime_dtype
+from convrewrite.runtime.onnx_model import OnnxModel
+
+
+class Exporter(Protocol):
+    """Gives the files. ``exports`` says whether torch makes them; else the file itself is what came in and goes out."""
+
+    exports: bool
+
+    def original(self, model: nn.Module, inputs: Inputs, path: Path) -> Exported:
+        """The original's file, at ``path`` or where it lies already."""
+
+    def rewritten(self, model: nn.Module, inputs: Inputs, path: Path, metadata: Mapping[str, str]) -> Exported:
+        """A file of a rewritten model at ``path``, with these entries of metadata."""
+
+    def runner(self, path: Path) -> OnnxModel:
+        """A file in onnxruntime, giving the values by which results are judged."""
+
+
+class TorchExporter:
+    """Exports modules of torch."""
+
+    exports = True
+
+    def original(self, model: nn.Module, inputs: Inputs, path: Path) -> Exported:
+        """Raises ExportError for a model that onnxruntime cannot run."""
+        require_runtime_dtype(model)
+        return export(model, inputs, path)
+
+    def rewritten(self, model: nn.Module, inputs: Inputs, path: Path, metadata: Mapping[str, str]) -> Exported:
+        """Raises ExportError."""
+        return export(model, inputs, path, metadata=metadata)
+
+    def runner(self, path: Path) -> OnnxModel:
+        """The outputs are those of the model."""
+        return OnnxModel(path)
