@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from torch import Tensor, fx, nn
 
 from convrewrite.modules import NamedOutputs, Operator
@@ -199,7 +198,9 @@ class Builder:
                 model.graph.initializer.append(self._stored(name))
             else:
                 model.graph.input.append(_described(name, self._runs[0][name]))
-        users = {name for node in self._graph.node if not any(node is one for one in nodes) for name in names_used(node)}
+        users = {
+            name for node in self._graph.node if not any(node is one for one in nodes) for name in names_used(node)
+        }
         given = [name for name in own if name in users or any(entry.name == name for entry in self._graph.output)]
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(given) if name in self._runs[0])
         return model

@@ -65,9 +65,7 @@ def _by_name(session: OnnxModel, given: ExampleInput | None) -> dict[str, Tensor
 
 def _shapes(session: OnnxModel, known: Mapping[str, Tensor]) -> dict[str, tuple[int | str | None, ...]]:
     return {
-        name: shape
-        for name, shape in zip(session.input_names, session.input_shapes, strict=True)
-        if name not in known
+        name: shape for name, shape in zip(session.input_names, session.input_shapes, strict=True) if name not in known
     }
 
 

@@ -156,7 +156,9 @@ def _give(module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
 
 def _batch_norm(node: NodeView) -> Layers | None:
     tensors = node.constants[1:5]
-    statistics = node.attributes.get("training_mode", 0) or sum(node.outputs) > 1 or not node.attributes.get("spatial", 1)
+    statistics = (
+        node.attributes.get("training_mode", 0) or sum(node.outputs) > 1 or not node.attributes.get("spatial", 1)
+    )
     rank = node.ranks[0]
     if statistics or rank not in NORMS or any(tensor is None for tensor in tensors):
         return None
@@ -201,7 +203,9 @@ def _matmul(node: NodeView) -> Layers | None:
         return (_linear(right.T, None),)
     constant = right if left is None else left
     assert constant is not None
-    return (Product(constant, left is not None),) if constant.is_floating_point() and math.prod(constant.shape) else None
+    return (
+        (Product(constant, left is not None),) if constant.is_floating_point() and math.prod(constant.shape) else None
+    )
 
 
 MAKERS: Mapping[str, Callable[[NodeView], Layers | None]] = {

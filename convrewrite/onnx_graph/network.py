@@ -17,7 +17,6 @@ from convrewrite.onnx_graph.opening import open_onnx
 from convrewrite.onnx_graph.translating import Translation, translate, translation_of
 from convrewrite.runtime import PROBE_SECONDS
 
-
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 
 
@@ -44,7 +43,9 @@ def read_network(
     """
     opened = open_onnx(source, trust=trust, seconds=seconds)
     if not opened.session.input_names:
-        raise ModelLoadError(f"{opened.file.source}: expected a graph with inputs, found none; there is nothing to run it on")
+        raise ModelLoadError(
+            f"{opened.file.source}: expected a graph with inputs, found none; there is nothing to run it on"
+        )
     inputs, notes = example_of_graph(opened.session, example)
     module = translate(opened, inputs)
     translation = translation_of(module)

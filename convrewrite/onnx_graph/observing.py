@@ -13,7 +13,14 @@ from convrewrite.onnx_graph.file import OnnxFile
 Values = Mapping[str, Any]
 """Values by their names: arrays, and lists of arrays for sequences."""
 
-NO_TENSORS = ("Optional", "OptionalGetElement", "SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SplitToSequence")
+NO_TENSORS = (
+    "Optional",
+    "OptionalGetElement",
+    "SequenceConstruct",
+    "SequenceEmpty",
+    "SequenceInsert",
+    "SplitToSequence",
+)
 """Operators whose outputs are left out where a session refuses them as outputs."""
 
 

@@ -55,7 +55,9 @@ def _from_memory(model: onnx.ModelProto, trust: bool, seconds: float) -> Opened:
     try:
         onnx.save(model, str(path))
     except Exception as error:  # protobuf's own errors; one holds 2 GB at most
-        raise ModelLoadError(f"ModelProto: expected a model that can be saved, found that {error}; give its file") from error
+        raise ModelLoadError(
+            f"ModelProto: expected a model that can be saved, found that {error}; give its file"
+        ) from error
     opened = open_onnx(path, trust=trust, seconds=seconds)
     name = f"ModelProto {model.graph.name}".strip()
     return Opened(OnnxFile(opened.file.model, scratch.path, name, path), opened.session, scratch)

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import onnx
 import torch
 from torch import fx
 
@@ -94,7 +93,9 @@ def translate(opened: Opened, inputs: Inputs) -> fx.GraphModule:
     constants.learn(runs[0])
     judged = judged_values(opened.file.model.graph, constants.names, runs[:2])
     if not judged.names:
-        raise UsageError(f"{opened.file.source}: expected outputs that hang on the inputs, found none; nothing can be judged")
+        raise UsageError(
+            f"{opened.file.source}: expected outputs that hang on the inputs, found none; nothing can be judged"
+        )
     feeds = _batches(inputs)
     for with_operators in (True, False):
         built = Builder(opened.file, constants, runs, opened.session.input_names).build(judged.names, with_operators)
@@ -125,7 +126,9 @@ def _observed(opened: Opened, inputs: Inputs) -> tuple[list[Values], int | None]
         if found is not None:
             runs.append(feed | found)
         elif not runs:
-            raise ModelLoadError(f"{opened.file.source}: onnxruntime cannot run it on the example; give another with --input")
+            raise ModelLoadError(
+                f"{opened.file.source}: onnxruntime cannot run it on the example; give another with --input"
+            )
         else:
             break
     if len(runs) == 3 and _adds_up(opened.file, runs):
@@ -136,7 +139,8 @@ def _observed(opened: Opened, inputs: Inputs) -> tuple[list[Values], int | None]
 def _adds_up(file: OnnxFile, runs: Sequence[Values]) -> bool:
     """Whether two examples together give what each gives alone."""
     return all(
-        _stacked(*(run.get(entry.name) for run in runs)) or entry.name not in runs[0] for entry in file.model.graph.output
+        _stacked(*(run.get(entry.name) for run in runs)) or entry.name not in runs[0]
+        for entry in file.model.graph.output
     )
 
 
@@ -175,5 +179,3 @@ def _module(
     module.meta[INPUT_NAMES] = opened.session.input_names
     module.meta[TRANSLATION] = Translation(opened, judged, built.nodes, built.pads, built.opaque, sizes, *batches)
     return module
-
-

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Unpack
 
-from torch import fx, nn
+from torch import fx
 
 from convrewrite.errors import UsageError
 from convrewrite.graph import find
@@ -20,8 +20,8 @@ from convrewrite.pipeline.keywords import (
     asked,
     signed,
 )
-from convrewrite.pipeline.prepare import prepare
 from convrewrite.pipeline.networks import ModelSource, network_of
+from convrewrite.pipeline.prepare import prepare
 from convrewrite.pipeline.results import Result
 from convrewrite.pipeline.run import Run
 from convrewrite.planning import Choice, Plan, shortlists_of

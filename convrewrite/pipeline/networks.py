@@ -48,5 +48,7 @@ def _is_onnx(source: str | Path) -> bool:
 
 def _needed(example: ExampleInput | None) -> ExampleInput:
     if example is None:
-        raise UsageError("example input: expected one, as the module does not say what it takes; give a tensor (N, C, H, W)")
+        raise UsageError(
+            "example input: expected one, as the module does not say what it takes; give a tensor (N, C, H, W)"
+        )
     return example

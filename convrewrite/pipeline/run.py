@@ -87,7 +87,9 @@ class Run:
             )  # fmt: skip
             fit, held_out = channels_last(model, data.fit), channels_last(model, data.held_out)
             data = replace(data, fit=fit, held_out=held_out)
-            evaluation = evaluation_inputs(inputs, data, batch_of(prepared.original)).told(model, constraints.outputs, known)
+            evaluation = evaluation_inputs(inputs, data, batch_of(prepared.original)).told(
+                model, constraints.outputs, known
+            )
         if constraints.keep is not None:
             require_evaluable(data, constraints.keep, evaluation.meanings)
         weights: dict[str, Tensor] = {}

@@ -6,7 +6,7 @@ from convrewrite.runtime.latency import Comparison, compare_onnx, compare_torch
 from convrewrite.runtime.measurement import Measured, measure_everything, measure_outputs
 from convrewrite.runtime.onnx_export import Exported, export
 from convrewrite.runtime.onnx_model import ELEMENT_TYPES, OnnxModel
-from convrewrite.runtime.onnx_placing import is_weights_of
+from convrewrite.runtime.onnx_placing import is_weights_of, new_name_of_weights, place
 from convrewrite.runtime.option_graphs import OptionGraph
 from convrewrite.runtime.parity import OutputParity, Parity, check_parity, require_parity
 from convrewrite.runtime.probing import SECONDS as PROBE_SECONDS
@@ -39,6 +39,8 @@ __all__ = [
     "measure_everything",
     "measure_fidelity",
     "measure_outputs",
+    "new_name_of_weights",
+    "place",
     "require_parity",
     "verify",
 ]

@@ -10,8 +10,8 @@ from convrewrite.inputs import Inputs, in_batches_of
 from convrewrite.meanings import Evaluation, Fidelity
 from convrewrite.progress import Progress
 from convrewrite.runtime.comparison import measure_fidelity
-from convrewrite.runtime.latency import Comparison
 from convrewrite.runtime.exporting import Exporter
+from convrewrite.runtime.latency import Comparison
 from convrewrite.runtime.onnx_placing import size_of
 from convrewrite.runtime.parity import Parity, check_parity, require_parity
 from convrewrite.runtime.timing import Baseline
@@ -46,9 +46,7 @@ def measure_outputs(original: nn.Module, rewritten: nn.Module, evaluation: Evalu
     return Measured(fidelity, evaluation.basis, noise=evaluation.noise)
 
 
-def measure_files(
-    exporter: Exporter, files: tuple[Path, Path], evaluation: Evaluation, batch: int | None
-) -> Measured:
+def measure_files(exporter: Exporter, files: tuple[Path, Path], evaluation: Evaluation, batch: int | None) -> Measured:
     """Fidelity of one file to another in onnxruntime; ``batch``: the examples they take at a time, None for any number."""
     original, rewritten = (exporter.runner(file) for file in files)
     batches = evaluation.batches if batch is None else in_batches_of(evaluation.batches, batch)

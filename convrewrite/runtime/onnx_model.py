@@ -100,7 +100,9 @@ class OnnxModel:
             raise self._misfit(
                 f"{self.where}: expected {len(self.input_names)} inputs ({expected}), found {len(inputs)}"
             )
-        for name, shape, kind, tensor in zip(self.input_names, self.input_shapes, self.input_types, inputs, strict=True):
+        for name, shape, kind, tensor in zip(
+            self.input_names, self.input_shapes, self.input_types, inputs, strict=True
+        ):
             found = tuple(tensor.shape)
             fits = len(found) == len(shape) and all(
                 not isinstance(want, int) or want == have for want, have in zip(shape, found, strict=True)

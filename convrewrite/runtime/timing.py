@@ -80,7 +80,13 @@ class Baseline:
 
     @classmethod
     def of(
-        cls, model: nn.Module, inputs: Inputs, folder: Path, timer: Timer, threads: int, exporter: Exporter | None = None
+        cls,
+        model: nn.Module,
+        inputs: Inputs,
+        folder: Path,
+        timer: Timer,
+        threads: int,
+        exporter: Exporter | None = None,
     ) -> "Baseline":
         """The original exported into this folder. Raises ExportError for one that onnxruntime cannot run."""
         how = exporter or TorchExporter()

@@ -18,10 +18,13 @@ WINGS = (
 """Bottom up; ARCHITECTURE.md says what each is. The ground is the modules that lie in no folder."""
 
 LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 400, 50, 8
-LARGEST_FACE = 22
+LARGEST_FACE = 29
 
 
-WRITERS = {"folders.placing", "folders.scratch", "pipeline.results", "runtime.onnx_export", "runtime.timing_cache"}
+WRITERS = {
+    "folders.placing", "folders.scratch", "onnx_graph.surgery", "pipeline.results", "runtime.onnx_export",
+    "runtime.timing_cache",
+}  # fmt: skip
 
 
 def module_name(path: Path) -> str:
@@ -101,12 +104,14 @@ def test_a_face_is_small_and_hands_out_no_name_of_a_module(wing: str) -> None:
     assert not set(handed) & rooms
 
 
-def test_only_two_wings_import_onnx() -> None:
+def test_only_the_runtime_and_the_wing_for_its_graphs_import_onnx() -> None:
     outside = ("onnx", "onnxruntime", "onnxscript", "onnx_ir")
     for name, tree in TREES.items():
         named = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
         named += [str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-        assert wing_of(name) in ("runtime", "onnx_graph") or not {text.partition(".")[0] for text in named} & set(outside), name
+        assert wing_of(name) in ("runtime", "onnx_graph") or not {text.partition(".")[0] for text in named} & set(
+            outside
+        ), name
 
 
 @pytest.mark.parametrize(

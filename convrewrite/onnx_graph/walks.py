@@ -1,0 +1,100 @@
+"""Everything that a model holds, wherever it lies: graphs inside of nodes, tensors, and names."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import onnx
+
+STANDARD_DOMAINS = ("", "ai.onnx")
+"""Names of the standard domain of operators: a file may use either."""
+
+
+def graphs_of(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """The graph of a model, those of its training, and all inside of their nodes."""
+    waiting = [model.graph, *_training_graphs(model)]
+    while waiting:
+        graph = waiting.pop()
+        yield graph
+        waiting += [inner for node in graph.node for inner in inner_graphs(node)]
+
+
+def inner_graphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs that are attributes of a node: branches of an If, the body of a Loop or a Scan."""
+    found: list[onnx.GraphProto] = []
+    for attribute in node.attribute:
+        found += [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
+    return found
+
+
+def with_inner(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Nodes, and those of the graphs inside of them."""
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting += [other for graph in inner_graphs(node) for other in graph.node]
+
+
+def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a model: initialisers of all its graphs, and values of attributes, in functions too."""
+    sparse: list[onnx.SparseTensorProto] = []
+    for graph in graphs_of(model):
+        yield from graph.initializer
+        sparse += graph.sparse_initializer
+    functions = [attribute for function in model.functions for attribute in function.attribute_proto]
+    for attribute in (*functions, *(attribute for node in _all_nodes(model) for attribute in node.attribute)):
+        yield from [attribute.t] if attribute.HasField("t") else attribute.tensors
+        sparse += [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else attribute.sparse_tensors
+    for one in sparse:
+        yield from (one.values, one.indices)
+
+
+def uses_of(model: onnx.ModelProto) -> Counter[str]:
+    """How often each value is used: by nodes at any depth, as an output, by annotations, and in training.
+
+    Functions are left out: they see only what they are given.
+    """
+    uses: Counter[str] = Counter()
+    for graph in graphs_of(model):
+        uses.update(name for node in graph.node for name in node.input)
+        uses.update(value.name for value in graph.output)
+        for annotation in graph.quantization_annotation:
+            uses.update(entry.value for entry in annotation.quant_parameter_tensor_names)
+    for info in model.training_info:
+        for entry in (*info.initialization_binding, *info.update_binding):
+            uses.update((entry.key, entry.value))
+    return uses
+
+
+class Names:
+    """The names of a model, of values and of nodes, and new ones that none of them has."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        """Collect the names of all graphs, which see those around them, and of functions, which may be put in their places."""
+        self._taken: set[str] = set()
+        for graph in graphs_of(model):
+            self._taken.update(tensor.name for tensor in graph.initializer)
+            self._taken.update(sparse.values.name for sparse in graph.sparse_initializer)
+            self._taken.update(value.name for value in (*graph.input, *graph.output, *graph.value_info))
+        for node in _all_nodes(model):
+            self._taken.update((node.name, *node.input, *node.output))
+
+    def new(self, wanted: str) -> str:
+        """``wanted`` where nothing has that name, else that with a number; it is taken then."""
+        name, number = wanted, 1
+        while name in self._taken:
+            number += 1
+            name = f"{wanted}_{number}"
+        self._taken.add(name)
+        return name
+
+
+def _training_graphs(model: onnx.ModelProto) -> list[onnx.GraphProto]:
+    return [graph for info in model.training_info for graph in (info.initialization, info.algorithm)]
+
+
+def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    for graph in graphs_of(model):
+        yield from graph.node
+    for function in model.functions:
+        yield from with_inner(function.node)
