@@ -196,9 +196,15 @@ def size(option: str, text: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
+def named_shape(entry: str) -> tuple[str | None, str]:
+    """``images=1x3x320x320`` -> the name and the shape; without a name None and the entry."""
+    name, equals, shape = entry.rpartition("=")
+    return (name, shape) if equals and re.fullmatch(r"[0-9x]+", shape) else (None, entry)
+
+
 def example_target(entries: Sequence[str]) -> str | None:
     """The one ``FILE.py:NAME`` or ``pkg.mod:NAME`` among the values of ``--input``; None where all of them are shapes."""
-    targets = [entry for entry in entries if ":" in entry]
+    targets = [entry for entry in entries if ":" in entry and named_shape(entry)[0] is None]
     if not targets:
         return None
     if len(entries) > 1:

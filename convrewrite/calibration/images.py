@@ -55,17 +55,18 @@ def _unreadable(error: OSError) -> None:
 
 
 def read_images(paths: Sequence[Path], shape: torch.Size, resize: tuple[int, int] | None) -> Tensor:
-    """The images as uint8 ``(N, C, H, W)``, where ``shape`` is the model's ``(C, H, W)``.
+    """The images as uint8 ``(N, C, H, W)``, where ``shape`` is the model's ``(C, H, W)``; ``(N, H, W, C)`` for ``(H, W, C)``.
 
     Each image is scaled until it covers ``resize`` (without it: H x W), then H x W are cut from its centre.
     Raises CalibrationError for a file that is no image, a channel count other than 1 or 3, or a ``resize`` below H x W.
     """
-    if len(shape) != 3 or shape[0] not in _MODES:
+    last = len(shape) == 3 and shape[2] in _MODES and shape[0] not in _MODES
+    if len(shape) != 3 or not (last or shape[0] in _MODES):
         raise CalibrationError(
             f"a folder of images gives inputs (1 or 3, height, width), the model expects {tuple(shape)}; "
             "give the calibration inputs as .npy, .npz or a tensor"
         )
-    channels, height, width = shape
+    height, width, channels = shape if last else (*shape[1:], shape[0])
     cover = resize or (height, width)
     if cover[0] < height or cover[1] < width:
         raise CalibrationError(
@@ -75,7 +76,8 @@ def read_images(paths: Sequence[Path], shape: torch.Size, resize: tuple[int, int
     pixels = np.empty((len(paths), height, width, channels), np.uint8)
     for row, path in zip(pixels, paths, strict=True):
         row[:] = _read_image(path, _MODES[channels], cover, (height, width)).reshape(height, width, channels)
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+    images = torch.from_numpy(pixels)
+    return images if last else images.permute(0, 3, 1, 2).contiguous()
 
 
 def _read_image(path: Path, mode: str, cover: tuple[int, int], size: tuple[int, int]) -> "np.typing.NDArray[np.uint8]":

@@ -16,7 +16,6 @@ from convrewrite.cli.options import (
     Sources,
     Trust,
     calibration_of,
-    load,
     progress_bars,
     runner_of,
     say,
@@ -71,17 +70,16 @@ def optimize(
 ) -> None:
     """Rewrite MODEL by the rules, export and verify the result, and report what was saved."""
     from convrewrite import pipeline
-    from convrewrite.cli import example_inputs
+    from convrewrite.cli.networks import given_network
     from convrewrite.rules import resolve
 
     pipeline.check_writable(out, (model,))
     chosen = resolve(rule or ["separable"])
-    loaded = load(model, sources.factory, trust)
-    inputs, notes = example_inputs.for_model(loaded, sources.input or (), sources.calib)
-    data = calibration_of(sources, loaded.model, inputs, settings.seed, settings.memory)
+    network = given_network(model, sources, trust)
+    data = calibration_of(sources, network.model, network.inputs, settings.seed, settings.memory)
     with progress_bars() as progress:
         result = pipeline.optimize(
-            loaded.model, inputs, chosen, data, settings=settings, name=model, notes=(*loaded.notes, *notes),
+            network.model, network.inputs, chosen, data, settings=settings, name=model, notes=network.notes,
             progress=progress,
         )  # fmt: skip
         result.save(out)
@@ -102,20 +100,19 @@ def plan(
 ) -> None:
     """Only choose what each convolution of MODEL becomes, and write it down; `apply` carries it out."""
     from convrewrite import pipeline
-    from convrewrite.cli import example_inputs
+    from convrewrite.cli.networks import given_network
     from convrewrite.reporting import render_plan
     from convrewrite.rules import resolve
 
     pipeline.check_file(out)
     chosen = resolve(rule or ["balanced"])
-    loaded = load(model, sources.factory, trust)
-    inputs, notes = example_inputs.for_model(loaded, sources.input or (), sources.calib)
-    data = calibration_of(sources, loaded.model, inputs, settings.seed, settings.memory)
+    network = given_network(model, sources, trust)
+    data = calibration_of(sources, network.model, network.inputs, settings.seed, settings.memory)
     with progress_bars() as progress:
-        made = pipeline.plan(loaded.model, inputs, chosen, data, settings=settings, progress=progress)
+        made = pipeline.plan(network.model, network.inputs, chosen, data, settings=settings, progress=progress)
     pipeline.save_plan(made, out)
     say(render_plan(made))
-    for note in (*loaded.notes, *notes):
+    for note in network.notes:
         say(f"Note: {note}")
     say(f"Written to {out}")
 
@@ -134,16 +131,15 @@ def apply(
 ) -> None:
     """Carry out PLAN on MODEL: fit its options, export and verify the result, and report what was saved."""
     from convrewrite import pipeline
-    from convrewrite.cli import example_inputs
+    from convrewrite.cli.networks import given_network
 
     pipeline.check_writable(out, (model,))
     followed = pipeline.read_plan(plan_file)
-    loaded = load(model, sources.factory, trust)
-    inputs, notes = example_inputs.for_model(loaded, sources.input or (), sources.calib)
-    data = calibration_of(sources, loaded.model, inputs, followed.seed, settings.memory)
+    network = given_network(model, sources, trust)
+    data = calibration_of(sources, network.model, network.inputs, followed.seed, settings.memory)
     with progress_bars() as progress:
         result = pipeline.apply(
-            loaded.model, inputs, followed, data, settings=settings, name=model, notes=(*loaded.notes, *notes),
+            network.model, network.inputs, followed, data, settings=settings, name=model, notes=network.notes,
             progress=progress,
         )  # fmt: skip
         result.save(out)
@@ -176,14 +172,13 @@ def analyze(
 ) -> None:
     """Show every convolution of MODEL: kind, geometry, parameters, MACs, and which rules would take it or why not."""
     from convrewrite import pipeline
-    from convrewrite.cli import example_inputs
+    from convrewrite.cli.networks import given_network
     from convrewrite.reporting import render_sites
 
-    loaded = load(model, sources.factory, trust)
-    inputs, notes = example_inputs.for_model(loaded, sources.input or (), None)
-    rows = pipeline.analyze(loaded.model, inputs, rule)
+    network = given_network(model, sources, trust)
+    rows = pipeline.analyze(network.model, network.inputs, rule)
     say(render_sites(rows))
-    for note in (*loaded.notes, *notes):
+    for note in network.notes:
         say(f"Note: {note}")
 
 
@@ -239,7 +234,8 @@ def bench(
 
     first, second = (runner_of(source, sources.factory, trust, asked.timeout) for source in (a, b))
     inputs = example_inputs.for_both(first, second, sources.input or (), None, 0)
-    inputs = tuple(tensor[:1] for tensor in inputs)
+    if all(example_inputs.batch_of(runner) is None for runner in (first, second)):
+        inputs = tuple(tensor[:1] for tensor in inputs)
     comparisons = []
     with folders.temporary() as folder, progress_bars() as progress:
         paths = []

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from convrewrite import values
 from convrewrite.calibration import peek_example, read_calibration
 from convrewrite.errors import UsageError
-from convrewrite.inputs import Inputs, bind_inputs, example_of, parameter_names, required_names
+from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, example_of, parameter_names, required_names
 from convrewrite.loading import MOST_NUMBERS, Loaded, find_input_shape, import_object, parse_shape, stated_input_shapes
+from convrewrite.onnx_graph import example_of_graph, noise_for
 from convrewrite.runtime import OnnxModel
 
 Network = nn.Module | OnnxModel
@@ -38,25 +39,97 @@ def for_model(loaded: Loaded, given: Sequence[str], calib: str | None) -> tuple[
     return (_noise(shape, 0, model),), (note,)
 
 
+def for_graph(session: OnnxModel, given: Sequence[str], calib: str | None) -> ExampleInput | None:
+    """What is known of an ONNX graph's inputs, by name: ``given``, the values of ``--input``, else the sizes of the calibration
+    inputs. Raises UsageError for names and numbers of inputs that the graph does not have."""
+    target = values.example_target(given)
+    if target is not None:
+        return example_of(import_object(target), f"--input {target}")
+    if given:
+        return noise_for(session, _named_shapes(given, session.input_names))
+    if calib is None or calib == "weights" or (peeked := peek_example(calib, session.input_names)) is None:
+        return None
+    shapes = {name: tuple(tensor.shape) for name, tensor in zip(session.input_names, peeked, strict=True)}
+    fitting = {
+        name: next(filter(None, (_filled(stated, shape) for shape in (found, _last_first(found)))), None)
+        for (name, found), stated in zip(shapes.items(), session.input_shapes, strict=True)
+    }
+    return noise_for(session, {name: shape for name, shape in fitting.items() if shape is not None})
+
+
+def _filled(stated: Sequence[int | str | None], shape: Sequence[int]) -> tuple[int, ...] | None:
+    """A shape as a graph states it, with the numbers of ``shape`` for its free axes; None where the two do not fit."""
+    if len(stated) != len(shape) or any(
+        isinstance(a, int) and a != b for a, b in zip(stated[1:], shape[1:], strict=True)
+    ):
+        return None
+    first = stated[0] if stated and isinstance(stated[0], int) else 1
+    return (first, *shape[1:])
+
+
+def _last_first(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """An image's shape with the axis of channels, which was moved to the front, at the end again."""
+    return (shape[0], *shape[2:], shape[1]) if len(shape) == 4 else shape
+
+
+def _named_shapes(given: Sequence[str], names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes by the names of inputs; those without one in the order of the inputs."""
+    entries = [values.named_shape(entry) for entry in given]
+    unnamed = [shape for name, shape in entries if name is None]
+    if unnamed and (len(unnamed) != len(given) or len(given) != len(names)):
+        raise UsageError(
+            f"--input: expected {len(names)} shapes, in the order of the inputs {', '.join(names)}, or shapes by name, as "
+            f"{names[0]}=1x3x224x224, found {values.shown(' '.join(given))}"
+        )
+    named = dict(zip(names, unnamed, strict=True)) if unnamed else {str(name): shape for name, shape in entries}
+    if strangers := [name for name in named if name not in names]:
+        raise UsageError(
+            f"--input: expected names of inputs ({', '.join(names)}), found {values.shown(', '.join(strangers))}"
+        )
+    if len(named) < len(given):
+        raise UsageError(f"--input: expected every input once, found {values.shown(' '.join(given))}")
+    return {name: parse_shape(shape) for name, shape in named.items()}
+
+
 def for_both(first: Network, second: Network, given: Sequence[str], calib: str | None, seed: int) -> Inputs:
     """Inputs that both take: the given ones, noise of a shape one of them states or is found for, or calibration inputs."""
     modules = [network for network in (first, second) if isinstance(network, nn.Module)]
+    files = [network for network in (first, second) if isinstance(network, OnnxModel)]
     if given and values.example_target(given) is not None:
         if not modules:
             raise UsageError(f"--input {given[0]}: expected shapes, as 1x3x224x224, for two ONNX files")
         inputs = _given(modules[0], given)
+    elif given and files:
+        inputs = tuple(noise_for(files[0], _named_shapes(given, files[0].input_names), seed).values())
+        if len(inputs) < len(files[0].input_names):
+            raise UsageError(f"--input: expected shapes of all inputs ({', '.join(files[0].input_names)})")
     else:
         shapes = [parse_shape(text) for text in given] or _common_shapes(first, second, calib)
-        inputs = tuple(_noise(shape, seed + index) for index, shape in enumerate(shapes))
+        inputs = _of_shapes(shapes, files, seed)
     if calib is None:
         return inputs
-    names = parameter_names(modules[0])[: len(inputs)] if modules else ()
+    names = parameter_names(modules[0])[: len(inputs)] if modules else files[0].input_names
     data = read_calibration(calib, inputs, seed=seed, import_object=import_object, names=names)
     return tuple(torch.cat(parts) for parts in zip(*data.fit, *data.held_out, strict=True))
 
 
+def batch_of(network: Network) -> int | None:
+    """How many examples a network takes at a time, where it says so."""
+    return network.batch if isinstance(network, OnnxModel) else None
+
+
+def _of_shapes(shapes: Sequence[tuple[int, ...]], files: Sequence[OnnxModel], seed: int) -> Inputs:
+    if files and len(files[0].input_names) == len(shapes):
+        return tuple(noise_for(files[0], dict(zip(files[0].input_names, shapes, strict=True)), seed).values())
+    return tuple(_noise(shape, seed + index) for index, shape in enumerate(shapes))
+
+
 def _given(model: nn.Module, given: Sequence[str]) -> Inputs:
     target = values.example_target(given)
+    if target is None and any(values.named_shape(text)[0] is not None for text in given):
+        names = parameter_names(model)
+        shapes = _named_shapes(given, names)
+        return bind_inputs(model, {name: _noise(shapes[name], names.index(name), model) for name in shapes})
     if target is None:
         return tuple(_noise(parse_shape(text), index, model) for index, text in enumerate(given))
     return bind_inputs(model, example_of(import_object(target), f"--input {target}"))
@@ -75,7 +148,7 @@ def _common_shapes(first: Network, second: Network, calib: str | None) -> list[t
         if all(isinstance(n, int) for shape in file.input_shapes for n in shape[1:]):
             return [(file.batch or 8, *(int(n or 1) for n in shape[1:])) for shape in file.input_shapes]
     if not modules:
-        raise UsageError("neither ONNX file states its input shape; give it with --input")
+        return [tuple(tensor.shape) for tensor in example_of_graph(files[0])[0]]
     if stated := stated_input_shapes(modules[0]):
         return [(8, *shape[1:]) for shape in stated]
     _require_one(names, type(modules[0]).__name__)

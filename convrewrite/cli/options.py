@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from convrewrite.loading import Loaded
     from convrewrite.progress import Progress
 
-MODEL_HELP = "A .pt/.pth file (a whole module, or a state dict with --factory), or pkg.mod:callable."
+MODEL_HELP = "A .pt/.pth file (a whole module, or a state dict with --factory), an .onnx file, or pkg.mod:callable."
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Rules = Annotated[
     list[str] | None, typer.Option("--rule", help="A built-in rule or a rule file; repeat to let them compete.")
@@ -37,7 +37,7 @@ class Sources:
         metadata=flag(
             "--input",
             kind=list[str] | None,
-            help="Shape of an input, as 1x3x224x224; repeat for several. Or FILE.py:NAME, an example.",
+            help="Shape of an input, as 1x3x224x224 or NAME=1x3x224x224; repeat for several. Or FILE.py:NAME, an example.",
         ),
     )
     factory: str | None = field(
@@ -154,6 +154,8 @@ def runner_of(source: str, factory: str | None, trust: bool, timeout: float) -> 
             return OnnxModel(path, probe=timeout, trust=trust)
         except VerificationError as error:  # exit code 1 says that two models differ, and this is none
             raise ModelLoadError(f"{error}; export it again") from error
+    if (path / pipeline.ONNX).is_file() and not (path / "model.pt").is_file():  # a result whose model came as ONNX
+        return runner_of(str(path / pipeline.ONNX), factory, trust, timeout)
     if (path / pipeline.PLAN).is_file() and factory is not None:
         return pipeline.load(path, load(factory, None, trust).model)
     return load(str(path / "model.pt") if path.is_dir() else source, factory, trust).model

@@ -1,7 +1,21 @@
 """An ONNX graph as a module, and surgery on that graph."""
 
+from convrewrite.onnx_graph.examples import example_of_graph, noise_for
 from convrewrite.onnx_graph.network import Network, hidden_cost, kept_sites, read_network
+from convrewrite.onnx_graph.opening import Opened, open_onnx
 from convrewrite.onnx_graph.translating import batch_of, is_graph
 from convrewrite.onnx_graph.writing import exporter_of
 
-__all__ = ["Network", "batch_of", "exporter_of", "hidden_cost", "is_graph", "kept_sites", "read_network"]
+__all__ = [
+    "Network",
+    "Opened",
+    "batch_of",
+    "example_of_graph",
+    "exporter_of",
+    "hidden_cost",
+    "is_graph",
+    "kept_sites",
+    "noise_for",
+    "open_onnx",
+    "read_network",
+]

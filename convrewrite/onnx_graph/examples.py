@@ -44,6 +44,24 @@ def example_of_graph(session: OnnxModel, given: ExampleInput | None = None) -> t
     )
 
 
+def noise_for(session: OnnxModel, shapes: Mapping[str, Sequence[int]], seed: int = 0) -> dict[str, Tensor]:
+    """Inputs of these shapes in the types of the graph: noise for real numbers, zeros for integers, which may be indices, and
+    True."""
+    return {name: _noise(session, session.input_names.index(name), shape, seed) for name, shape in shapes.items()}
+
+
+def _noise(session: OnnxModel, index: int, shape: Sequence[int], seed: int = 0) -> Tensor:
+    kind, name = session.input_types[index], session.input_names[index]
+    dtype = DTYPES.get(kind)
+    if dtype is None:
+        raise UsageError(
+            f"input {name!r}: expected a tensor of numbers, found {kind}; cut that part of the graph off first"
+        )
+    if not dtype.is_floating_point:
+        return torch.full(tuple(shape), int(dtype == torch.bool), dtype=dtype)
+    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed + index)).to(dtype)
+
+
 def _by_name(session: OnnxModel, given: ExampleInput | None) -> dict[str, Tensor]:
     names = session.input_names
     if given is None:
@@ -70,26 +88,21 @@ def _shapes(session: OnnxModel, known: Mapping[str, Tensor]) -> dict[str, tuple[
 
 
 def _example(session: OnnxModel, known: Mapping[str, Tensor], size: int) -> Inputs:
-    """Noise for real numbers, zeros for integers, which may be indices, and True."""
     made: list[Tensor] = []
     for index, (name, shape) in enumerate(zip(session.input_names, session.input_shapes, strict=True)):
-        dtype = DTYPES.get(session.input_types[index])
-        if dtype is None:
-            raise UsageError(
-                f"input {name!r}: expected a tensor of numbers, found {session.input_types[index]}; "
-                "cut that part of the graph off first"
-            )
         if name in known:
-            tensor = known[name]
-            made.append(tensor.to(dtype) if tensor.is_floating_point() == dtype.is_floating_point else tensor)
+            made.append(_in_type(known[name], DTYPES.get(session.input_types[index])))
             continue
-        sizes = [n if isinstance(n, int) else 1 if axis == 0 else size for axis, n in enumerate(shape)]
-        if not dtype.is_floating_point:
-            made.append(torch.full(sizes, int(dtype == torch.bool), dtype=dtype))
-            continue
-        generator = torch.Generator().manual_seed(index)
-        made.append(torch.randn(sizes, generator=generator).to(dtype))
+        made.append(
+            _noise(session, index, [n if isinstance(n, int) else size if axis else 1 for axis, n in enumerate(shape)])
+        )
     return tuple(made)
+
+
+def _in_type(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Real numbers in the precision of the graph; all else as it was given, to be refused where it does not fit."""
+    real = dtype is not None and dtype.is_floating_point and tensor.is_floating_point()
+    return tensor.to(dtype) if real else tensor
 
 
 def _times(tensor: Tensor) -> str:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from convrewrite.modules import Operator
 from convrewrite.onnx_graph.file import NodeView
 
-CONVS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-TRANSPOSED: dict[int, type[nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d]] = {
+CONVS: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED: dict[int, Callable[..., nn.Module]] = {
     1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d,
 }  # fmt: skip
-NORMS: dict[int, type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]] = {
+NORMS: dict[int, Callable[..., nn.Module]] = {
     2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d,
 }  # fmt: skip
 """Types of layers by the number of axes of the kernel, and of the input."""
@@ -203,9 +203,7 @@ def _matmul(node: NodeView) -> Layers | None:
         return (_linear(right.T, None),)
     constant = right if left is None else left
     assert constant is not None
-    return (
-        (Product(constant, left is not None),) if constant.is_floating_point() and math.prod(constant.shape) else None
-    )
+    return (Product(constant, left is not None),) if constant.is_floating_point() and constant.numel() else None
 
 
 MAKERS: Mapping[str, Callable[[NodeView], Layers | None]] = {

@@ -13,7 +13,7 @@ from convrewrite.graph import Site
 from convrewrite.inputs import ExampleInput, Inputs
 from convrewrite.onnx_graph.examples import example_of_graph
 from convrewrite.onnx_graph.kept import Kept, kept_convolutions
-from convrewrite.onnx_graph.opening import open_onnx
+from convrewrite.onnx_graph.opening import Opened, open_onnx
 from convrewrite.onnx_graph.translating import Translation, translate, translation_of
 from convrewrite.runtime import PROBE_SECONDS
 
@@ -30,7 +30,7 @@ class Network:
 
 
 def read_network(
-    source: str | Path | onnx.ModelProto,
+    source: str | Path | onnx.ModelProto | Opened,
     example: ExampleInput | None = None,
     *,
     trust: bool = False,
@@ -41,7 +41,7 @@ def read_network(
 
     ``trust`` and ``seconds`` are as in :func:`convrewrite.onnx_graph.open_onnx`. Raises ModelLoadError, UsageError.
     """
-    opened = open_onnx(source, trust=trust, seconds=seconds)
+    opened = source if isinstance(source, Opened) else open_onnx(source, trust=trust, seconds=seconds)
     if not opened.session.input_names:
         raise ModelLoadError(
             f"{opened.file.source}: expected a graph with inputs, found none; there is nothing to run it on"

@@ -15,7 +15,7 @@ import onnx
 
 from convrewrite.errors import ExportError, UsageError, VerificationError
 from convrewrite.folders import Scratch, told
-from convrewrite.onnx_graph.emission import DTYPES, Emitter
+from convrewrite.onnx_graph.emission import DTYPES, Emitter, Margin
 from convrewrite.onnx_graph.external import locations, move_out, needs_second_file
 from convrewrite.onnx_graph.file import OnnxFile, Replacement
 from convrewrite.onnx_graph.walks import STANDARD_DOMAINS, Names, inner_graphs, uses_of

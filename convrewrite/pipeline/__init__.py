@@ -2,9 +2,10 @@
 
 from convrewrite.pipeline.api import RewriteConvolutions, analyze, apply, optimize, plan
 from convrewrite.pipeline.relations import relation_of, require_fidelity
-from convrewrite.pipeline.results import PLAN, Result, check_file, check_writable, load, read_plan, save_plan
+from convrewrite.pipeline.results import ONNX, PLAN, Result, check_file, check_writable, load, read_plan, save_plan
 
 __all__ = [
+    "ONNX",
     "PLAN",
     "Result",
     "RewriteConvolutions",

@@ -257,7 +257,8 @@ class Result:
     def save(self, folder: str | Path) -> Path:
         """Write model.pt, model.onnx, plan.json, weights.safetensors, report.json, report.md and report.html.
 
-        Of a model that came as ONNX, model.pt and weights.safetensors are left out: model.onnx is the result. They are written aside and take their place together, in one step. Raises UsageError when the folder cannot be written or
-        holds other things; then it is as it was.
+        Of a model that came as ONNX, model.pt and weights.safetensors are left out: model.onnx is the result. They are written
+        aside and take their place together, in one step. Raises UsageError when the folder cannot be written or holds other
+        things; then it is as it was.
         """
         return results.save(Path(folder), self.model, self.plan, self.report, self._onnx)

@@ -20,8 +20,8 @@ from convrewrite.structures import Structure
 class Prepared:
     """A model in eval mode with its sites, what the rules allow at each, and the whole model's cost.
 
-    ``original`` is the caller's, which never runs; ``model`` a copy of it, functional convolutions ``lifted``; ``hidden`` the part of
-    the cost that a module made of an ONNX graph does not show.
+    ``original`` is the caller's, which never runs; ``model`` a copy of it, functional convolutions ``lifted``; ``hidden`` the
+    part of the cost that a module made of an ONNX graph does not show.
     """
 
     original: nn.Module

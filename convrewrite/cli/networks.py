@@ -1,0 +1,39 @@
+"""The model that a command was given, with one example for it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from convrewrite.cli import example_inputs
+from convrewrite.cli.options import Sources, load
+from convrewrite.errors import UsageError
+from convrewrite.inputs import Inputs, require_common_batch
+from convrewrite.onnx_graph import open_onnx, read_network
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A model, one example, and what was assumed on the way, a sentence each."""
+
+    model: nn.Module
+    inputs: Inputs
+    notes: Sequence[str]
+
+
+def given_network(source: str, sources: Sources, trust: bool) -> Given:
+    """The model in a file, be it of PyTorch or ONNX, or from a program. Raises ModelLoadError, UsageError."""
+    shapes = sources.input or ()
+    if Path(source).suffix.lower() != ".onnx":
+        loaded = load(source, sources.factory, trust)
+        inputs, notes = example_inputs.for_model(loaded, shapes, sources.calib)
+        return Given(loaded.model, inputs, (*loaded.notes, *notes))
+    if sources.factory is not None:
+        raise UsageError(
+            f"--factory: expected with a file of weights, but {source} holds its network itself; leave it out"
+        )
+    opened = open_onnx(source, trust=trust)
+    network = read_network(opened, example_inputs.for_graph(opened.session, shapes, sources.calib))
+    require_common_batch(network.inputs)
+    return Given(network.module, network.inputs, network.notes)
