@@ -17,7 +17,7 @@ from convrewrite.onnx_graph.names import identifier, name_of_node
 from convrewrite.onnx_graph.observing import Values
 from convrewrite.onnx_graph.opaque import Region
 from convrewrite.onnx_graph.operators import OPERATORS
-from convrewrite.onnx_graph.trying import agrees
+from convrewrite.onnx_graph.trying import agrees, least_scale
 from convrewrite.onnx_graph.views import Constants, graphs_in, names_used, view_of
 
 SITES = ("Conv", "ConvTranspose", "BatchNormalization")
@@ -54,6 +54,7 @@ class Built:
     nodes: Mapping[str, int]
     pads: Mapping[str, tuple[tuple[int, ...], str]]
     opaque: Mapping[str, int]
+    blocks_gradients: bool
 
 
 @dataclass(slots=True)
@@ -67,6 +68,7 @@ class _Draft:
     nodes: dict[str, int] = field(default_factory=dict)
     pads: dict[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
     opaque: Counter[str] = field(default_factory=Counter)
+    blocks_gradients: bool = False
 
     def add(self, wanted: str, module: nn.Module, args: Sequence[fx.Node]) -> tuple[str, fx.Node]:
         """A call of a module under a name as near to ``wanted`` as can be; and that name."""
@@ -99,7 +101,9 @@ class Builder:
         _, end = draft.add("outputs", Outputs(outputs, half), [draft.values[name] for name in outputs])
         draft.graph.output(end)
         draft.graph.lint()
-        return Built(fx.GraphModule(draft.root, draft.graph), draft.nodes, draft.pads, dict(draft.opaque))
+        return Built(
+            fx.GraphModule(draft.root, draft.graph), draft.nodes, draft.pads, dict(draft.opaque), draft.blocks_gradients
+        )
 
     def _is_half(self, name: str) -> bool:
         return self._runs[0][name].dtype == np.float16
@@ -160,7 +164,10 @@ class Builder:
             made = None if operation is None else (operation,)
         if made is None:
             return None
-        return made if agrees(_chained(made), names, list(node.output), self._runs) else None
+        for part in made:
+            if isinstance(part, nn.Module):
+                part.eval()
+        return made if agrees(_chained(made), names, list(node.output), self._runs, least_scale(node.op_type)) else None
 
     def _name_outputs(self, draft: _Draft, node: onnx.NodeProto, value: fx.Node) -> None:
         if len(node.output) == 1:
@@ -177,6 +184,10 @@ class Builder:
         nodes, draft.pending = draft.pending, []
         model = self._region(nodes)
         region = Region(model, self._file.folder, [node.op_type for node in nodes])
+        draft.blocks_gradients |= all(
+            any(self._runs[0][name].dtype.kind == "f" for name in side if isinstance(self._runs[0][name], np.ndarray))
+            for side in (region.inputs, region.outputs)
+        )
         _, value = draft.add(f"runtime_{nodes[0].op_type.lower()}", region, [draft.values[n] for n in region.inputs])
         if len(region.outputs) == 1:
             draft.values[region.outputs[0]] = value

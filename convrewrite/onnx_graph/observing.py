@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 
@@ -69,6 +70,9 @@ class Observer:
     def run(self, feed: Values) -> dict[str, Any] | None:
         """The values for these inputs; None where onnxruntime refuses the inputs."""
         try:
-            return dict(zip(self.names, self._session.run(self.names, dict(feed)), strict=True))
+            found = self._session.run(self.names, dict(feed))
         except Exception:
             return None
+        # A value without axes may come as a number instead of an array.
+        values = [np.asarray(value) if isinstance(value, np.generic) else value for value in found]
+        return dict(zip(self.names, values, strict=True))

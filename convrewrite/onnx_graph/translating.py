@@ -20,7 +20,7 @@ from convrewrite.onnx_graph.file import OnnxFile
 from convrewrite.onnx_graph.observing import Observer, Values
 from convrewrite.onnx_graph.opening import Opened
 from convrewrite.onnx_graph.outputs import Judged, judged_values
-from convrewrite.onnx_graph.trying import close
+from convrewrite.onnx_graph.trying import close, least_scale
 from convrewrite.onnx_graph.views import Constants
 
 TRANSLATION = "convrewrite.translation"
@@ -37,6 +37,7 @@ class Translation(Shared):
         nodes: positions of the nodes that convolutions and BatchNorms were, by the names of these modules.
         pads: for convolutions, zeros and ``auto_pad`` that stand before them, by name.
         opaque: operators of the nodes that onnxruntime runs, with how many of each.
+        blocks_gradients: whether real numbers go through these.
         sizes: shapes of values in the example run.
         batch: the number of examples that the graph takes; None for any.
         module_batch: the same of the module, which may take any where the graph does not.
@@ -47,6 +48,7 @@ class Translation(Shared):
     nodes: Mapping[str, int]
     pads: Mapping[str, tuple[tuple[int, ...], str]]
     opaque: Mapping[str, int]
+    blocks_gradients: bool
     sizes: Mapping[str, tuple[int, ...]]
     batch: int | None
     module_batch: int | None
@@ -57,9 +59,9 @@ class Translation(Shared):
         notes = [] if self.judged.note is None else [self.judged.note]
         if self.opaque:
             named = ", ".join(f"{name} ({count})" if count > 1 else name for name, count in self.opaque.items())
+            ends = "; gradients end there: of sites before them all output channels count alike where no other way leads on"
             notes.append(
-                f"run by onnxruntime itself, as torch has no equal: {named}; gradients end there, so that sites before "
-                "them are fitted with all output channels counting alike where no other way leads to an output"
+                f"run by onnxruntime itself, as torch has no equal: {named}{ends if self.blocks_gradients else ''}"
             )
         if self.batch is not None:
             notes.append(f"the graph takes {self.batch} example{'s' if self.batch > 1 else ''} at a time")
@@ -97,9 +99,10 @@ def translate(opened: Opened, inputs: Inputs) -> fx.GraphModule:
             f"{opened.file.source}: expected outputs that hang on the inputs, found none; nothing can be judged"
         )
     feeds = _batches(inputs)
+    scales = {name: least_scale(node.op_type) for node in opened.file.model.graph.node for name in node.output}
     for with_operators in (True, False):
         built = Builder(opened.file, constants, runs, opened.session.input_names).build(judged.names, with_operators)
-        if all(_same(built, feed, run) for feed, run in zip(feeds, runs, strict=False)):
+        if all(_same(built, feed, run, scales) for feed, run in zip(feeds, runs, strict=False)):
             takes_any = batch is None or _takes_both(built, feeds, runs)
             return _module(opened, judged, built, runs[0], (batch, None if takes_any else batch))
     raise ModelLoadError(
@@ -153,10 +156,12 @@ def _stacked(first: Any, second: Any, both: Any) -> bool:
     return close(first, both[:half], loose=True) and close(second, both[half:], loose=True)
 
 
-def _same(built: Built, inputs: Inputs, run: Values) -> bool:
+def _same(built: Built, inputs: Inputs, run: Values, scales: Mapping[str, float]) -> bool:
     with torch.no_grad():
         found = built.module(*inputs)
-    return all(close(run[name], tensor.numpy(), loose=True) for name, tensor in found.items())
+    return all(
+        close(run[name], tensor.numpy(), loose=True, least=scales.get(name, 0.0)) for name, tensor in found.items()
+    )
 
 
 def _takes_both(built: Built, batches: Sequence[Inputs], runs: Sequence[Values]) -> bool:
@@ -177,5 +182,7 @@ def _module(
     sizes = {name: tuple(value.shape) for name, value in values.items() if hasattr(value, "shape")}
     module = built.module.eval()
     module.meta[INPUT_NAMES] = opened.session.input_names
-    module.meta[TRANSLATION] = Translation(opened, judged, built.nodes, built.pads, built.opaque, sizes, *batches)
+    module.meta[TRANSLATION] = Translation(
+        opened, judged, built.nodes, built.pads, built.opaque, built.blocks_gradients, sizes, *batches
+    )
     return module

@@ -94,7 +94,7 @@ def view_of(node: onnx.NodeProto, file: OnnxFile, constants: Constants, ranks: M
     attributes = {one.name: _attribute(one) for one in node.attribute if one.type not in ABSENT}
     return NodeView(
         f"{domain}{node.op_type}", file.opset, attributes, held, tuple(bool(name) for name in node.input),
-        tuple(ranks.get(name) for name in node.input), tuple(bool(name) for name in node.output),
+        tuple(ranks.get(name) if one is None else one.dim() for name, one in zip(node.input, held, strict=True)), tuple(bool(name) for name in node.output),
     )  # fmt: skip
 
 

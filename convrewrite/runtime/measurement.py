@@ -73,7 +73,9 @@ def measure_everything(
     progress("verify", 1, 5, "parity of onnxruntime with torch")
     few = tuple(tensor[:PARITY_EXAMPLES] for tensor in evaluation.batches[0])
     ignored = [name for name, meaning in evaluation.meanings.items() if not meaning.counts]
-    parity = check_parity(rewritten, exporter.runner(after.path), few, batch=after.batch, ignored=ignored)
+    bounded = [name for name, meaning in evaluation.meanings.items() if meaning.kind in ("probabilities", "multilabel")]
+    runner = exporter.runner(after.path)
+    parity = check_parity(rewritten, runner, few, batch=after.batch, ignored=ignored, bounded=bounded)
     require_parity(parity)
     progress("verify", 2, 5, "fidelity")
     if exporter.exports:

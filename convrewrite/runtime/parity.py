@@ -14,6 +14,9 @@ from convrewrite.meanings import require_same_outputs
 from convrewrite.modules import eval_mode
 from convrewrite.runtime.onnx_model import OnnxModel, outputs_of
 
+UNIT_SCALE = 0.05
+"""Scale of probabilities at least: onnxruntime computes a sigmoid to so many places, however small all of them are."""
+
 FLIPPED = 1e-3
 """Part of the entries of an integer or boolean output that may differ from torch's."""
 
@@ -73,11 +76,14 @@ def check_parity(
     threads: int = 1,
     batch: int | None = None,
     ignored: Collection[str] = (),
+    bounded: Collection[str] = (),
 ) -> Parity:
     """Run torch and onnxruntime on the same inputs and compare every output that is not ``ignored``.
 
     A file with a dynamic batch is run at a second batch size as well: 1, or 2 where the inputs hold one example. A
     file with a fixed batch, or one that is known to take only ``batch`` examples, is run on as many of ``inputs`` at a time.
+
+    ``bounded`` outputs lie between 0 and 1, as probabilities do: their rounding is related to UNIT_SCALE at least.
 
     Raises VerificationError if names, number or shapes of the outputs differ.
     """
@@ -92,7 +98,7 @@ def check_parity(
             for name, tensor in expected.items():
                 if name in ignored:
                     continue
-                parity = output_parity(name, tensor, found[name])
+                parity = output_parity(name, tensor, found[name], UNIT_SCALE if name in bounded else 0.0)
                 if name not in worst or not parity.relative_error <= worst[name].relative_error:
                     worst[name] = parity
     return Parity(tuple(worst.values()), len(batches))
@@ -111,8 +117,8 @@ def require_parity(parity: Parity) -> None:
         )
 
 
-def output_parity(name: str, expected: Tensor, found: Tensor) -> OutputParity:
-    """One output of torch against the same one of onnxruntime."""
+def output_parity(name: str, expected: Tensor, found: Tensor, least: float = 0.0) -> OutputParity:
+    """One output of torch against the same one of onnxruntime. ``least``: the scale that differences are related to at least."""
     if not expected.is_floating_point():
         return _discrete_parity(name, expected.detach().cpu(), found)
     tolerance = tolerance_for(expected.dtype)
@@ -121,7 +127,7 @@ def output_parity(name: str, expected: Tensor, found: Tensor) -> OutputParity:
     difference = torch.where(a == b, 0.0, (a - b).abs()).nan_to_num(nan=math.inf, posinf=math.inf)
     largest = float(difference.max()) if difference.numel() else 0.0
     finite = a[a.isfinite()].abs()
-    scale = max(float(finite.max()) if finite.numel() else 0.0, torch.finfo(torch.float32).tiny)
+    scale = max(float(finite.max()) if finite.numel() else 0.0, least, torch.finfo(torch.float32).tiny)
     relative = largest / scale
     return OutputParity(name, largest, relative, tolerance, relative <= tolerance)
 
