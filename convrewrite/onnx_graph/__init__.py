@@ -1,5 +1,6 @@
 """An ONNX graph as a module, and surgery on that graph."""
 
+from convrewrite.onnx_graph.comparing import comparable
 from convrewrite.onnx_graph.examples import example_of_graph, noise_for
 from convrewrite.onnx_graph.network import Network, hidden_cost, kept_sites, read_network
 from convrewrite.onnx_graph.opening import Opened, open_onnx
@@ -10,6 +11,7 @@ __all__ = [
     "Network",
     "Opened",
     "batch_of",
+    "comparable",
     "example_of_graph",
     "exporter_of",
     "hidden_cost",

@@ -50,7 +50,10 @@ def read_network(
     module = translate(opened, inputs)
     translation = translation_of(module)
     assert translation is not None, "it was just made"
-    return Network(module, inputs, (*notes, *translation.notes))
+    own = tuple(
+        tensor for name, tensor in zip(opened.session.input_names, inputs, strict=True) if name in translation.inputs
+    )
+    return Network(module, own, (*notes, *translation.notes))
 
 
 def kept_sites(model: nn.Module) -> tuple[Site, ...]:
