@@ -27,6 +27,7 @@ from onnx_surgery_cases import (
 from torch import nn
 
 from convrewrite.errors import ExportError
+from convrewrite.layers import SumOfBranches
 from convrewrite.onnx_graph.file import Replacement
 from convrewrite.onnx_graph.surgery import rewritten, write_rewritten
 
@@ -301,7 +302,13 @@ def test_what_does_not_fit_is_refused_with_its_place() -> None:
         ([Replacement(9, module)], "node 9: expected a Conv or ConvTranspose to replace, found no node 9"),
         ([Replacement(1, module), Replacement(1, module)], "found Conv of domain '', replaced already"),
         ([Replacement(1, nn.Sequential(nn.ReLU()))], "conv: expected a chain of convolutions in its place, found ReLU"),
-        ([Replacement(1, nn.Sequential())], "conv: expected a chain of convolutions in its place, found nothing"),
+        ([Replacement(1, nn.Sequential())], "conv: expected a chain of convolutions in its place, found an empty one"),
+        (
+            [Replacement(1, SumOfBranches([]))],
+            "conv: expected a chain of convolutions in its place, found an empty one",
+        ),
+        ([Replacement(1, nn.Conv2d(8, 4, 3))], "conv: expected what goes from 4 channels to 8, found 8 and 4"),
+        ([Replacement(1, module, pads=(1, 1))], "conv: expected pads before and after on each of 2 axes, found 2"),
     ]
     for replacements, text in cases:
         with pytest.raises(ExportError, match=text):
@@ -313,3 +320,18 @@ def test_weights_of_whole_numbers_are_refused() -> None:
     model = model_of(nodes, [tensor("w", np.ones((8, 4, 3, 3), np.int8))])
     with pytest.raises(ExportError, match=r"conv: expected weights of type FLOAT, .*found INT8"):
         rewritten(file_of(model), [Replacement(0, chain_of(W))])
+
+
+def test_a_sparse_weight_goes_and_a_sparse_one_that_is_used_stays() -> None:
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"], "conv"), helper.make_node("Add", ["c", "v"], ["y"])]
+    model = model_of(nodes, [])
+    for name in ("w", "v"):
+        sparse = model.graph.sparse_initializer.add(dims=[8, 4, 3, 3])
+        sparse.values.CopyFrom(tensor(name, np.ones(1, np.float32)))
+        sparse.indices.CopyFrom(tensor(f"{name}.indices", np.zeros(1, np.int64)))
+    model.graph.quantization_annotation.add(tensor_name="w")
+    model.graph.quantization_annotation.add(tensor_name="c")
+    after, fresh = rewritten(file_of(model), [Replacement(0, chain_of(W))])
+    assert len(fresh) == 2
+    assert [sparse.values.name for sparse in after.graph.sparse_initializer] == ["v"]
+    assert [entry.tensor_name for entry in after.graph.quantization_annotation] == ["c"]

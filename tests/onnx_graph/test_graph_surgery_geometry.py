@@ -165,7 +165,7 @@ def test_transposed(kind: Any, groups: int, tmp_path: Path) -> None:
 
 
 def test_zeros_around_the_input_of_a_transposed_one_need_a_pad(tmp_path: Path) -> None:
-    conv = nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1)
+    conv = nn.ConvTranspose2d(4, 8, 3, stride=2, padding=1)
     _, result, after = replaced(W, B, IMAGE, conv, (1, 0, 2, 1), tmp_path)
     with torch.no_grad():
         want = conv(functional.pad(torch.from_numpy(IMAGE), (0, 1, 1, 2)))
