@@ -17,6 +17,7 @@ from convrewrite.inputs import INPUT_NAMES, Inputs, varied
 from convrewrite.modules import Shared
 from convrewrite.onnx_graph.building import Builder, Built
 from convrewrite.onnx_graph.file import OnnxFile
+from convrewrite.onnx_graph.kept import QUANTISED, dequantised
 from convrewrite.onnx_graph.observing import Observer, Values
 from convrewrite.onnx_graph.opening import Opened
 from convrewrite.onnx_graph.outputs import Judged, judged_values
@@ -38,6 +39,7 @@ class Translation(Shared):
         judged: the values that the module gives.
         nodes: positions of the nodes that convolutions and BatchNorms were, by the names of these modules.
         pads: for convolutions, zeros and ``auto_pad`` that stand before them, by name.
+        refused: why convolutions among these stay, by name.
         opaque: operators of the nodes that onnxruntime runs, with how many of each.
         blocks_gradients: whether real numbers go through these.
         sizes: shapes of values in the example run.
@@ -51,6 +53,7 @@ class Translation(Shared):
     judged: Judged
     nodes: Mapping[str, int]
     pads: Mapping[str, tuple[tuple[int, ...], str]]
+    refused: Mapping[str, str]
     opaque: Mapping[str, int]
     blocks_gradients: bool
     sizes: Mapping[str, tuple[int, ...]]
@@ -116,7 +119,7 @@ def translate(opened: Opened, inputs: Inputs) -> fx.GraphModule:
             takes_any = batch is None or _takes_both(built, feeds, runs)
             sizes = {name: tuple(value.shape) for name, value in runs[0].items() if hasattr(value, "shape")}
             made = Translation(
-                opened, tuple(own), held, judged, built.nodes, built.pads, built.opaque, built.blocks_gradients, sizes,
+                opened, tuple(own), held, judged, built.nodes, built.pads, _refused(opened.file, built), built.opaque, built.blocks_gradients, sizes,
                 batch, None if takes_any else batch,
             )  # fmt: skip
             built.module.meta |= {INPUT_NAMES: made.inputs, TRANSLATION: made}
@@ -203,3 +206,13 @@ def _takes_both(built: Built, batches: Sequence[Inputs], runs: Sequence[Values])
     except Exception:  # any operator may hold on to the number of examples
         return False
     return all(_stacked(runs[0][name], runs[1][name], tensor.numpy()) for name, tensor in found.items())
+
+
+def _refused(file: OnnxFile, built: Built) -> dict[str, str]:
+    """The convolutions whose weights are whole numbers in the file."""
+    whole, nodes = dequantised(file), file.model.graph.node
+    return {
+        name: QUANTISED
+        for name, index in built.nodes.items()
+        if nodes[index].op_type in ("Conv", "ConvTranspose") and nodes[index].input[1] in whole
+    }
