@@ -1,0 +1,159 @@
+"""What changes the resolution of an image: Resize, Upsample, and sampling at places that are computed."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from convrewrite.onnx_graph.file import NodeView
+from convrewrite.onnx_graph.operators.computed import Computed, Made, Maker, Numbers, ints, made, moved, since
+from convrewrite.onnx_graph.operators.sampling import (
+    COORDINATES,
+    NEAREST,
+    SIMPLE,
+    Sampling,
+    Stretch,
+    cubic_weights,
+    linear_weights,
+    nearest_places,
+    outputs_of,
+    outside,
+    smoothed,
+)
+
+Real = Tensor | Sequence[float]
+"""Numbers that need not be whole."""
+
+GRID_MODES = {
+    "linear": "bilinear", "bilinear": "bilinear", "nearest": "nearest", "cubic": "bicubic", "bicubic": "bicubic",
+}  # fmt: skip
+"""Values of GridSample's mode, of all its versions -> torch's."""
+
+
+def resize(
+    x: Tensor, roi: Real | None = None, scales: Real | None = None, sizes: Numbers | None = None, *, sampling: Sampling
+) -> Tensor:  # fmt: skip
+    """Axis by axis; of scales and sizes one is given, as the other may be empty."""
+    axes = range(x.dim()) if sampling.axes is None else [axis % x.dim() for axis in sampling.axes]
+    stretches = _stretches([x.shape[axis] for axis in axes], _real(roi), _real(scales), _whole(sizes), sampling)
+    beside = []
+    for axis, stretch in zip(axes, stretches, strict=True):
+        if stretch.unchanged(sampling):
+            continue
+        x = _resized(x, axis, stretch, sampling)
+        if sampling.coordinates == "tf_crop_and_resize":
+            beside.append(_along(outside(stretch, sampling).to(x.device), axis, x.dim()))
+    for mask in beside:
+        x = torch.where(mask, torch.tensor(sampling.extrapolation, dtype=x.dtype, device=x.device), x)
+    return x
+
+
+def upsample(x: Tensor, scales: Real, *, sampling: Sampling) -> Tensor:
+    """The older form, which has scales alone."""
+    return resize(x, None, scales, sampling=sampling)
+
+
+def _stretches(
+    lengths: list[int], roi: list[float], scales: list[float], sizes: list[int], sampling: Sampling
+) -> list[Stretch]:  # fmt: skip
+    """One for every axis that is resized."""
+    if sizes:
+        ratios = [size / length for size, length in zip(sizes, lengths, strict=True)]
+        if sampling.policy != "stretch":
+            ratio = min(ratios) if sampling.policy == "not_larger" else max(ratios)
+            ratios, sizes = [ratio] * len(lengths), [math.floor(ratio * length + 0.5) for length in lengths]
+    else:
+        ratios, sizes = scales, [outputs_of(n, scale) for n, scale in zip(lengths, scales, strict=True)]
+    count = len(lengths)
+    starts, ends = (roi[:count], roi[count:]) if roi else ([0.0] * count, [1.0] * count)
+    return [Stretch(*one) for one in zip(lengths, sizes, ratios, starts, ends, strict=True)]
+
+
+def _resized(x: Tensor, axis: int, stretch: Stretch, sampling: Sampling) -> Tensor:
+    if sampling.mode == "nearest":
+        return x.index_select(axis, nearest_places(stretch, sampling).to(x.device))
+    if sampling.antialias and stretch.scale < 1:
+        weights = smoothed(stretch, sampling).to(x)
+        return (x.movedim(axis, -1) @ weights.t()).movedim(-1, axis)
+    places, shares = (linear_weights if sampling.mode == "linear" else cubic_weights)(stretch, sampling)
+    parts = [
+        x.index_select(axis, place.to(x.device)) * _along(share.to(x), axis, x.dim())
+        for place, share in zip(places, shares, strict=True)
+    ]
+    return sum(parts[1:], start=parts[0])
+
+
+def _along(values: Tensor, axis: int, rank: int) -> Tensor:
+    """Values along one axis, to broadcast along the others."""
+    return values.reshape(-1, *[1] * (rank - 1 - axis))
+
+
+def _real(numbers: Real | None) -> list[float]:
+    if numbers is None:
+        return []
+    return [float(value) for value in (numbers.tolist() if isinstance(numbers, Tensor) else numbers)]
+
+
+def _whole(numbers: Numbers | None) -> list[int]:
+    return [] if numbers is None else ints(numbers)
+
+
+def make_resize(view: NodeView) -> Made | None:
+    """None for modes that are not computed here."""
+    given = view.attributes
+    axes = given.get("axes")
+    sampling = Sampling(
+        mode=given.get("mode", "nearest"),
+        coordinates=given.get("coordinate_transformation_mode", "half_pixel"),
+        nearest=given.get("nearest_mode", "round_prefer_floor"),
+        cubic=given.get("cubic_coeff_a", -0.75),
+        exclude_outside=bool(given.get("exclude_outside", 0)),
+        extrapolation=given.get("extrapolation_value", 0.0),
+        antialias=bool(given.get("antialias", 0)),
+        axes=None if axes is None else tuple(axes),
+        policy=given.get("keep_aspect_ratio_policy", "stretch"),
+    )
+    known = sampling.mode in ("nearest", "linear", "cubic") and sampling.coordinates in COORDINATES
+    if not known or sampling.nearest not in NEAREST:
+        return None
+    return Computed(resize, view, {"sampling": sampling}, plain=(1, 2, 3))
+
+
+def make_upsample(view: NodeView) -> Made | None:
+    """The older form, in which the first places of both images are each other's."""
+    mode = view.attributes.get("mode", "nearest")
+    if mode not in ("nearest", "linear"):
+        return None
+    return Computed(upsample, view, {"sampling": Sampling(mode, "asymmetric", SIMPLE)}, plain=(1,))
+
+
+def grid_sample(x: Tensor, grid: Tensor, *, mode: str, padding_mode: str, align_corners: int) -> Tensor:
+    """The values at places that are given between -1 and 1."""
+    return F.grid_sample(x, grid, mode, padding_mode, bool(align_corners))
+
+
+def affine_grid(theta: Tensor, size: Numbers, *, align_corners: int) -> Tensor:
+    """Places of an image of this size after an affine map."""
+    return F.affine_grid(theta, ints(size), bool(align_corners))
+
+
+def make_grid_sample(view: NodeView) -> Made | None:
+    """None for modes that torch does not have."""
+    given: dict[str, Any] = {"mode": GRID_MODES.get(view.attributes.get("mode", "linear"))}
+    if given["mode"] is None or (given["mode"] == "bicubic" and view.ranks[0] != 4):
+        return None
+    given["padding_mode"] = view.attributes.get("padding_mode", "zeros")
+    given["align_corners"] = view.attributes.get("align_corners", 0)
+    return Computed(grid_sample, view, given)
+
+
+RESIZING: dict[str, Maker] = {
+    "Resize": since(11, make_resize, before=make_upsample),
+    "Upsample": moved(9, make_upsample, scales=1),
+    "GridSample": make_grid_sample,
+    "AffineGrid": made(affine_grid, plain=(1,), align_corners=0),
+}
+"""Operators that change a resolution -> their makers."""
