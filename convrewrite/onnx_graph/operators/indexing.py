@@ -12,21 +12,32 @@ from convrewrite.onnx_graph.operators.computed import Computed, Made, Maker, Num
 REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 """What becomes of a number that is there already -> torch's word for it."""
 
+NO_END = (2**31 - 1, 2**63 - 1)
+"""Ends of a slice that mean the last place, or the first one on the way back."""
+
 
 def slice_axes(
     x: Tensor, starts: Numbers, ends: Numbers, axes: Numbers | None = None, steps: Numbers | None = None
 ) -> Tensor:
-    """As Python slices each axis."""
+    """Begin and end of every axis, those below zero counted from its end, and where they lie beside it moved onto it."""
     begins, stops = ints(starts), ints(ends)
     along = range(len(begins)) if axes is None else ints(axes)
     strides = [1] * len(begins) if steps is None else ints(steps)
     for axis, begin, stop, step in zip(along, begins, stops, strides, strict=True):
-        places = range(*slice(begin, stop, step).indices(x.shape[axis]))
+        places = _places(x.shape[axis], begin, stop, step)
         if step == 1:
-            x = x.narrow(axis, min(places.start, x.shape[axis]), len(places))
+            x = x.narrow(axis, places.start, len(places))
         else:
             x = x.index_select(axis, torch.tensor(places, dtype=torch.int64, device=x.device))
     return x
+
+
+def _places(size: int, begin: int, stop: int, step: int) -> range:
+    """Those of a slice; unlike in Python, a begin before the first place is the first one, also on the way back."""
+    begin = min(max(begin + size if begin < 0 else begin, 0), size - 1 if step < 0 else size)
+    if stop in NO_END:
+        return range(begin, -1 if step < 0 else size, step)
+    return range(begin, min(max(stop + size if stop < 0 else stop, -1 if step < 0 else 0), size), step)
 
 
 def gather(x: Tensor, indices: Tensor, *, axis: int) -> Tensor:

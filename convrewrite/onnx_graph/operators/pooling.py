@@ -76,6 +76,8 @@ def window_of(view: NodeView) -> Window | None:
         return None
     if (len(strides), len(dilations), len(pads)) != (dims, dims, 2 * dims) or min(kernel + strides + dilations) < 1:
         return None
+    if same and any(d > 1 or k < s for d, k, s in zip(dilations, kernel, strides, strict=True)):
+        return None  # onnxruntime leaves dilations out of account here, and cuts off what the strides leave over
     if any(not 0 <= pad < k for pad, k in zip(pads, kernel * 2, strict=True)):
         return None
     return Window(kernel, strides, dilations, pads[:dims], pads[dims:], same, bool(given.get("ceil_mode", 0)))

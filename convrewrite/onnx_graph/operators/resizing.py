@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,7 +19,6 @@ from convrewrite.onnx_graph.operators.sampling import (
     linear_weights,
     nearest_places,
     outputs_of,
-    outside,
     smoothed,
 )
 
@@ -36,18 +34,18 @@ GRID_MODES = {
 def resize(
     x: Tensor, roi: Real | None = None, scales: Real | None = None, sizes: Numbers | None = None, *, sampling: Sampling
 ) -> Tensor:  # fmt: skip
-    """Axis by axis; of scales and sizes one is given, as the other may be empty."""
+    """Axis by axis; of scales and sizes one is given, as the other may be empty. The region of interest is for crops alone.
+
+    An image whose size does not change stays as it is, even where the scales are not 1: so it does in onnxruntime.
+    """
+    del roi
     axes = range(x.dim()) if sampling.axes is None else [axis % x.dim() for axis in sampling.axes]
-    stretches = _stretches([x.shape[axis] for axis in axes], _real(roi), _real(scales), _whole(sizes), sampling)
-    beside = []
+    stretches = _stretches([x.shape[axis] for axis in axes], _real(scales), _whole(sizes), sampling)
+    if all(stretch.size == stretch.outputs for stretch in stretches):
+        return x
     for axis, stretch in zip(axes, stretches, strict=True):
-        if stretch.unchanged(sampling):
-            continue
-        x = _resized(x, axis, stretch, sampling)
-        if sampling.coordinates == "tf_crop_and_resize":
-            beside.append(_along(outside(stretch, sampling).to(x.device), axis, x.dim()))
-    for mask in beside:
-        x = torch.where(mask, torch.tensor(sampling.extrapolation, dtype=x.dtype, device=x.device), x)
+        if stretch.size != stretch.outputs or (stretch.scale != 1 and not sampling.antialias):
+            x = _resized(x, axis, stretch, sampling)
     return x
 
 
@@ -56,20 +54,15 @@ def upsample(x: Tensor, scales: Real, *, sampling: Sampling) -> Tensor:
     return resize(x, None, scales, sampling=sampling)
 
 
-def _stretches(
-    lengths: list[int], roi: list[float], scales: list[float], sizes: list[int], sampling: Sampling
-) -> list[Stretch]:  # fmt: skip
+def _stretches(lengths: list[int], scales: list[float], sizes: list[int], sampling: Sampling) -> list[Stretch]:
     """One for every axis that is resized."""
-    if sizes:
-        ratios = [size / length for size, length in zip(sizes, lengths, strict=True)]
-        if sampling.policy != "stretch":
-            ratio = min(ratios) if sampling.policy == "not_larger" else max(ratios)
-            ratios, sizes = [ratio] * len(lengths), [math.floor(ratio * length + 0.5) for length in lengths]
-    else:
-        ratios, sizes = scales, [outputs_of(n, scale) for n, scale in zip(lengths, scales, strict=True)]
-    count = len(lengths)
-    starts, ends = (roi[:count], roi[count:]) if roi else ([0.0] * count, [1.0] * count)
-    return [Stretch(*one) for one in zip(lengths, sizes, ratios, starts, ends, strict=True)]
+    if not sizes:
+        return [Stretch(size, outputs_of(size, scale), scale) for size, scale in zip(lengths, scales, strict=True)]
+    ratios = [size / length for size, length in zip(sizes, lengths, strict=True)]
+    if sampling.policy != "stretch":
+        ratio = min(ratios) if sampling.policy == "not_larger" else max(ratios)
+        ratios, sizes = [ratio] * len(lengths), [math.floor(ratio * length + 0.5) for length in lengths]
+    return [Stretch(*one) for one in zip(lengths, sizes, ratios, strict=True)]
 
 
 def _resized(x: Tensor, axis: int, stretch: Stretch, sampling: Sampling) -> Tensor:
@@ -111,7 +104,6 @@ def make_resize(view: NodeView) -> Made | None:
         nearest=given.get("nearest_mode", "round_prefer_floor"),
         cubic=given.get("cubic_coeff_a", -0.75),
         exclude_outside=bool(given.get("exclude_outside", 0)),
-        extrapolation=given.get("extrapolation_value", 0.0),
         antialias=bool(given.get("antialias", 0)),
         axes=None if axes is None else tuple(axes),
         policy=given.get("keep_aspect_ratio_policy", "stretch"),

@@ -20,7 +20,6 @@ class Sampling:
     nearest: str = "round_prefer_floor"
     cubic: float = -0.75
     exclude_outside: bool = False
-    extrapolation: float = 0.0
     antialias: bool = False
     axes: tuple[int, ...] | None = None
     policy: str = "stretch"
@@ -28,17 +27,11 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """One axis: its size, its new size, their ratio as it was given, and the part of it that is wanted."""
+    """One axis: its size, its new size, and their ratio as it was given."""
 
     size: int
     outputs: int
     scale: float
-    start: float = 0.0
-    end: float = 1.0
-
-    def unchanged(self, sampling: Sampling) -> bool:
-        """Whether every place stays itself."""
-        return self.size == self.outputs and self.scale == 1 and sampling.coordinates != "tf_crop_and_resize"
 
 
 def half_pixel(stretch: Stretch, i: Tensor) -> Tensor:
@@ -68,16 +61,8 @@ def half_pixel_for_nearest(stretch: Stretch, i: Tensor) -> Tensor:
 
 def half_pixel_symmetric(stretch: Stretch, i: Tensor) -> Tensor:
     """As half_pixel, the middle of the whole being kept where the scale was rounded."""
-    adjustment = stretch.outputs / (stretch.scale * stretch.size)
-    return stretch.size / 2 * (1 - adjustment) + half_pixel(stretch, i)
-
-
-def crop(stretch: Stretch, i: Tensor) -> Tensor:
-    """The first and the last places are those of the part that is wanted."""
-    if stretch.outputs == 1:
-        return torch.full_like(i, 0.5 * (stretch.start + stretch.end) * (stretch.size - 1))
-    step = (stretch.end - stretch.start) * (stretch.size - 1) / (stretch.outputs - 1)
-    return stretch.start * (stretch.size - 1) + i * step
+    adjustment = stretch.outputs / (_single(stretch.scale) * stretch.size)
+    return stretch.size / 2 * (1 - adjustment) + (i + 0.5) / _single(stretch.scale) - 0.5
 
 
 COORDINATES: dict[str, Callable[[Stretch, Tensor], Tensor]] = {
@@ -87,9 +72,9 @@ COORDINATES: dict[str, Callable[[Stretch, Tensor], Tensor]] = {
     "asymmetric": asymmetric,
     "tf_half_pixel_for_nn": half_pixel_for_nearest,
     "half_pixel_symmetric": half_pixel_symmetric,
-    "tf_crop_and_resize": crop,
 }
-"""Values of coordinate_transformation_mode -> where in the old axis the places of the new one lie."""
+"""Values of coordinate_transformation_mode -> where in the old axis the places of the new one lie. Crops are not here: in
+onnxruntime they depend on which of its kernels runs."""
 
 
 def _single(scale: float) -> Tensor:
@@ -185,12 +170,6 @@ def smoothed(stretch: Stretch, sampling: Sampling) -> Tensor:
         inner[:, 0] += weights[:, :beyond].sum(1)
         inner[:, -1] += weights[:, -beyond:].sum(1)
     return inner / inner.sum(1, keepdim=True)
-
-
-def outside(stretch: Stretch, sampling: Sampling) -> Tensor:
-    """The new places that lie beside the old axis, and are given a fixed number."""
-    places = places_of(stretch, sampling)
-    return (places < 0) | (places > stretch.size - 1)
 
 
 def outputs_of(size: int, scale: float) -> int:
