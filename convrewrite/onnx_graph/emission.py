@@ -87,10 +87,10 @@ class Emitter:
     def _chain(
         self, stages: list[Stage], source: str, target: str, base: str, margin: Margin, kind: int
     ) -> list[onnx.NodeProto]:
-        if len(pads) not in (0, 2 * len(stages[0].kernel_size)):
+        if len(margin.pads) not in (0, 2 * len(stages[0].kernel_size)):
             raise ExportError(
                 f"{self._source}: {base}: expected pads before and after on each of {len(stages[0].kernel_size)} axes, found "
-                f"{len(pads)}; leave this convolution as it is"
+                f"{len(margin.pads)}; leave this convolution as it is"
             )
         made: list[onnx.NodeProto] = []
         value = source

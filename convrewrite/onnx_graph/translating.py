@@ -119,8 +119,8 @@ def translate(opened: Opened, inputs: Inputs) -> fx.GraphModule:
             takes_any = batch is None or _takes_both(built, feeds, runs)
             sizes = {name: tuple(value.shape) for name, value in runs[0].items() if hasattr(value, "shape")}
             made = Translation(
-                opened, tuple(own), held, judged, built.nodes, built.pads, _refused(opened.file, built), built.opaque, built.blocks_gradients, sizes,
-                batch, None if takes_any else batch,
+                opened, tuple(own), held, judged, built.nodes, built.pads, _refused(opened.file, built),
+                built.opaque, built.blocks_gradients, sizes, batch, None if takes_any else batch,
             )  # fmt: skip
             built.module.meta |= {INPUT_NAMES: made.inputs, TRANSLATION: made}
             return built.module.eval()
