@@ -68,7 +68,7 @@ class Translation(Shared):
             named = ", ".join(f"{name} ({count})" if count > 1 else name for name, count in self.opaque.items())
             ends = "; gradients end there: of sites before them all output channels count alike where no other way leads on"
             notes.append(
-                f"run by onnxruntime itself, as torch has no equal: {named}{ends if self.blocks_gradients else ''}"
+                f"run by onnxruntime itself: {named}{ends if self.blocks_gradients else ''}"
             )
         if self.held:
             names = ", ".join(
