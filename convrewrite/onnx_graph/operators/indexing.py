@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from convrewrite.onnx_graph.file import NodeView
-from convrewrite.onnx_graph.operators.computed import Computed, Made, Maker, Numbers, ints, made, moved, number
+from convrewrite.onnx_graph.operators.computed import Computed, Made, Maker, Numbers, ints, made, moved, number, taken
 
 REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 """What becomes of a number that is there already -> torch's word for it."""
@@ -25,10 +25,8 @@ def slice_axes(
     strides = [1] * len(begins) if steps is None else ints(steps)
     for axis, begin, stop, step in zip(along, begins, stops, strides, strict=True):
         places = _places(x.shape[axis], begin, stop, step)
-        if step == 1:
-            x = x.narrow(axis, places.start, len(places))
-        else:
-            x = x.index_select(axis, torch.tensor(places, dtype=torch.int64, device=x.device))
+        whole = x.narrow(axis, places.start, len(places)) if step == 1 else None
+        x = taken(x, axis, torch.tensor(places, dtype=torch.int64)) if whole is None else whole
     return x
 
 
@@ -43,8 +41,8 @@ def _places(size: int, begin: int, stop: int, step: int) -> range:
 def gather(x: Tensor, indices: Tensor, *, axis: int) -> Tensor:
     """Slices along one axis; the axes of the indices take its place."""
     axis = axis % x.dim()
-    taken = x.index_select(axis, _from_start(indices.reshape(-1), x.shape[axis]))
-    return taken.reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
+    slices = taken(x, axis, _from_start(indices.reshape(-1), x.shape[axis]))
+    return slices.reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
 
 
 def gather_elements(x: Tensor, indices: Tensor, *, axis: int) -> Tensor:
