@@ -1,6 +1,7 @@
 """What takes numbers from places, or puts them there; indices below zero count from the end."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -122,13 +123,21 @@ def arg_min(x: Tensor, *, axis: int, keepdims: int, select_last_index: int) -> T
 
 def cum_sum(x: Tensor, axis: Numbers, *, exclusive: int, reverse: int) -> Tensor:
     """The sum of all numbers up to here, of those from here on in reverse, without this one when exclusive."""
-    along = ints(axis)[0]
-    ordered = x.flip(along) if reverse else x
+    return _cumulated(x, ints(axis)[0], bool(exclusive), bool(reverse), torch.cumsum)
+
+
+def cum_prod(x: Tensor, axis: Numbers, *, exclusive: int, reverse: int) -> Tensor:
+    """The product of the same numbers."""
+    return _cumulated(x, ints(axis)[0], bool(exclusive), bool(reverse), torch.cumprod)
+
+
+def _cumulated(x: Tensor, axis: int, exclusive: bool, reverse: bool, function: Callable[..., Tensor]) -> Tensor:
+    ordered = x.flip(axis) if reverse else x
     if exclusive:
-        first = torch.zeros_like(ordered.narrow(along, 0, 1))
-        ordered = torch.cat([first, ordered.narrow(along, 0, x.shape[along] - 1)], along)
-    sums = ordered.cumsum(along, dtype=x.dtype)
-    return sums.flip(along) if reverse else sums
+        nothing = torch.full_like(ordered.narrow(axis, 0, 1), 0 if function is torch.cumsum else 1)
+        ordered = torch.cat([nothing, ordered.narrow(axis, 0, x.shape[axis] - 1)], axis)
+    values = function(ordered, axis, dtype=x.dtype)
+    return values.flip(axis) if reverse else values
 
 
 def reverse_sequence(x: Tensor, lengths: Tensor, *, batch_axis: int, time_axis: int) -> Tensor:
@@ -168,6 +177,7 @@ INDEXING: dict[str, Maker] = {
     "ArgMax": made(arg_max, axis=0, keepdims=1, select_last_index=0),
     "ArgMin": made(arg_min, axis=0, keepdims=1, select_last_index=0),
     "CumSum": made(cum_sum, plain=(1,), exclusive=0, reverse=0),
+    "CumProd": made(cum_prod, plain=(1,), exclusive=0, reverse=0),
     "ReverseSequence": made(reverse_sequence, batch_axis=1, time_axis=0),
     "Trilu": made(trilu, plain=(1,), upper=1),
 }
