@@ -157,6 +157,20 @@ def numbers() -> Iterator[Node]:
     yield node("Gemm", 11, [real(3, 4), real(4, 5)])
 
 
+def quantised() -> Iterator[Node]:
+    x = np.array([[0, 0.5, 1.5, -2.5], [300, -300, 63.5, 7]], dtype=np.float32)
+    scale, zero = np.array(0.5, np.float32), np.array(3, np.int8)
+    for opset in (10, 13, 21):
+        yield node("QuantizeLinear", opset, [x, scale], (1,))
+        yield node("QuantizeLinear", opset, [x, scale, zero], (1, 2))
+        yield node("DequantizeLinear", opset, [(x / 4).astype(np.int8), scale, zero], (1, 2))
+        yield node("DequantizeLinear", opset, [(x / 4).astype(np.int32), scale], (1,))
+    scales, zeros = np.array([0.5, 0.25], np.float32), np.array([128, 3], np.uint8)
+    for opset in (13, 21):
+        yield node("QuantizeLinear", opset, [x, scales, zeros], (1, 2), axis=0)
+        yield node("DequantizeLinear", opset, [np.abs(x / 4).astype(np.uint8), scales, zeros], (1, 2), axis=-2)
+
+
 def microsoft() -> Iterator[Node]:
     """What onnxruntime's own optimisation leaves in files."""
     x = real(2, 3, 4)
@@ -193,7 +207,7 @@ def recurrent() -> Iterator[Node]:
 NEED_CONSTANTS = ("LSTM", "GRU", "RNN", "Dropout")
 """Operators that torch does not have with computed weights, or that may then drop something."""
 
-GROUPS = (softmax_like, axes_moved, sizes_moved, images, places, numbers, microsoft, recurrent)
+GROUPS = (softmax_like, axes_moved, sizes_moved, images, places, numbers, quantised, microsoft, recurrent)
 
 
 @pytest.mark.parametrize("group", GROUPS)

@@ -18,6 +18,7 @@ from convrewrite.onnx_graph.operators.indexing import INDEXING
 from convrewrite.onnx_graph.operators.normalisation import NORMALISATION
 from convrewrite.onnx_graph.operators.padding import PADDING
 from convrewrite.onnx_graph.operators.pooling import POOLING
+from convrewrite.onnx_graph.operators.quantisation import QUANTISATION
 from convrewrite.onnx_graph.operators.recurrent import RECURRENT_LAYERS
 from convrewrite.onnx_graph.operators.reductions import REDUCTIONS
 from convrewrite.onnx_graph.operators.resizing import RESIZING
@@ -42,8 +43,8 @@ OPERATORS: Mapping[str, Maker] = MappingProxyType(
     {
         name: partial(_guarded, maker)
         for table in (
-            ACTIVATIONS, ARITHMETIC, CONTRACTIONS, FILLING, INDEXING, NORMALISATION, PADDING, POOLING, RECURRENT_LAYERS,
-            REDUCTIONS, RESIZING, SHAPES,
+            ACTIVATIONS, ARITHMETIC, CONTRACTIONS, FILLING, INDEXING, NORMALISATION, PADDING, POOLING, QUANTISATION,
+            RECURRENT_LAYERS, REDUCTIONS, RESIZING, SHAPES,
         )
         for name, maker in table.items()
     }

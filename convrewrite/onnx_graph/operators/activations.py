@@ -9,6 +9,9 @@ from torch.nn import functional as F
 from convrewrite.onnx_graph.file import NodeView
 from convrewrite.onnx_graph.operators.computed import Made, Maker, made, since
 
+SINGLE_PRECISION = 2.0**-23
+"""Relative precision of the attributes, which are stored in single precision."""
+
 
 def relu(view: NodeView) -> Made | None:
     """The module by which the pipeline knows a rectifier."""
@@ -42,17 +45,14 @@ def fast_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def swish(x: Tensor, *, alpha: float) -> Tensor:
     """The value times the sigmoid of alpha times it."""
-    return x * torch.sigmoid(alpha * x)
+    return F.silu(x) if alpha == 1 else x * torch.sigmoid(alpha * x)
 
 
 def hard_sigmoid(x: Tensor, *, alpha: float, beta: float) -> Tensor:
-    """A line cut off at 0 and 1."""
+    """A line cut off at 0 and 1, of which torch has the one through (-3, 0) and (3, 1)."""
+    if beta == 0.5 and math.isclose(alpha, 1 / 6, rel_tol=SINGLE_PRECISION):
+        return F.hardsigmoid(x)
     return torch.clamp(alpha * x + beta, 0, 1)
-
-
-def hard_swish(x: Tensor) -> Tensor:
-    """The value times a line through (-3, 0) and (3, 1), cut off there."""
-    return x * torch.clamp(x / 6 + 0.5, 0, 1)
 
 
 def leaky_relu(x: Tensor, *, alpha: float) -> Tensor:
@@ -61,7 +61,10 @@ def leaky_relu(x: Tensor, *, alpha: float) -> Tensor:
 
 
 def prelu(x: Tensor, slope: Tensor) -> Tensor:
-    """The slope below zero broadcasts to ``x``."""
+    """The slope below zero broadcasts to ``x``; torch has those of which there is one, or one for each channel."""
+    per_channel = x.dim() > 1 and slope.shape == (x.shape[1], *[1] * (x.dim() - 2))
+    if slope.numel() == 1 or per_channel:
+        return F.prelu(x, slope.reshape(-1))
     return torch.where(x < 0, slope * x, x)
 
 
@@ -142,7 +145,7 @@ ACTIVATIONS: dict[str, Maker] = {
     "Gelu": made(gelu, approximate="none"),
     "Swish": made(swish, alpha=1.0),
     "HardSigmoid": made(hard_sigmoid, alpha=0.2, beta=0.5),
-    "HardSwish": made(hard_swish),
+    "HardSwish": made(F.hardswish),
     "LeakyRelu": made(leaky_relu, alpha=0.01),
     "PRelu": made(prelu),
     "Mish": made(F.mish),

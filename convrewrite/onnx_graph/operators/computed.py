@@ -142,3 +142,11 @@ def constant(view: NodeView, position: int) -> Tensor | None:
 def dynamic(view: NodeView, position: int) -> bool:
     """Whether an input is there and not constant."""
     return position < len(view.present) and view.present[position] and view.constants[position] is None
+
+
+def taken(x: Tensor, axis: int, places: Tensor) -> Tensor:
+    """The slices of ``x`` at these places along an axis; along the last one torch is faster where it gathers."""
+    places = places.to(x.device)
+    if axis % x.dim() == x.dim() - 1:
+        return x.gather(axis, places.expand(*x.shape[:-1], len(places)))
+    return x.index_select(axis, places)

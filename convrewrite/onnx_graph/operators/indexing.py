@@ -1,13 +1,14 @@
 """What takes numbers from places, or puts them there; indices below zero count from the end."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from convrewrite.onnx_graph.file import NodeView
-from convrewrite.onnx_graph.operators.computed import Computed, Made, Maker, Numbers, ints, made, moved, number
+from convrewrite.onnx_graph.operators.computed import Computed, Made, Maker, Numbers, ints, made, moved, number, taken
 
 REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 """What becomes of a number that is there already -> torch's word for it."""
@@ -25,10 +26,8 @@ def slice_axes(
     strides = [1] * len(begins) if steps is None else ints(steps)
     for axis, begin, stop, step in zip(along, begins, stops, strides, strict=True):
         places = _places(x.shape[axis], begin, stop, step)
-        if step == 1:
-            x = x.narrow(axis, places.start, len(places))
-        else:
-            x = x.index_select(axis, torch.tensor(places, dtype=torch.int64, device=x.device))
+        whole = x.narrow(axis, places.start, len(places)) if step == 1 else None
+        x = taken(x, axis, torch.tensor(places, dtype=torch.int64)) if whole is None else whole
     return x
 
 
@@ -43,8 +42,8 @@ def _places(size: int, begin: int, stop: int, step: int) -> range:
 def gather(x: Tensor, indices: Tensor, *, axis: int) -> Tensor:
     """Slices along one axis; the axes of the indices take its place."""
     axis = axis % x.dim()
-    taken = x.index_select(axis, _from_start(indices.reshape(-1), x.shape[axis]))
-    return taken.reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
+    slices = taken(x, axis, _from_start(indices.reshape(-1), x.shape[axis]))
+    return slices.reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
 
 
 def gather_elements(x: Tensor, indices: Tensor, *, axis: int) -> Tensor:
@@ -124,13 +123,21 @@ def arg_min(x: Tensor, *, axis: int, keepdims: int, select_last_index: int) -> T
 
 def cum_sum(x: Tensor, axis: Numbers, *, exclusive: int, reverse: int) -> Tensor:
     """The sum of all numbers up to here, of those from here on in reverse, without this one when exclusive."""
-    along = ints(axis)[0]
-    ordered = x.flip(along) if reverse else x
+    return _cumulated(x, ints(axis)[0], bool(exclusive), bool(reverse), torch.cumsum)
+
+
+def cum_prod(x: Tensor, axis: Numbers, *, exclusive: int, reverse: int) -> Tensor:
+    """The product of the same numbers."""
+    return _cumulated(x, ints(axis)[0], bool(exclusive), bool(reverse), torch.cumprod)
+
+
+def _cumulated(x: Tensor, axis: int, exclusive: bool, reverse: bool, function: Callable[..., Tensor]) -> Tensor:
+    ordered = x.flip(axis) if reverse else x
     if exclusive:
-        first = torch.zeros_like(ordered.narrow(along, 0, 1))
-        ordered = torch.cat([first, ordered.narrow(along, 0, x.shape[along] - 1)], along)
-    sums = ordered.cumsum(along, dtype=x.dtype)
-    return sums.flip(along) if reverse else sums
+        nothing = torch.full_like(ordered.narrow(axis, 0, 1), 0 if function is torch.cumsum else 1)
+        ordered = torch.cat([nothing, ordered.narrow(axis, 0, x.shape[axis] - 1)], axis)
+    values = function(ordered, axis, dtype=x.dtype)
+    return values.flip(axis) if reverse else values
 
 
 def reverse_sequence(x: Tensor, lengths: Tensor, *, batch_axis: int, time_axis: int) -> Tensor:
@@ -170,6 +177,7 @@ INDEXING: dict[str, Maker] = {
     "ArgMax": made(arg_max, axis=0, keepdims=1, select_last_index=0),
     "ArgMin": made(arg_min, axis=0, keepdims=1, select_last_index=0),
     "CumSum": made(cum_sum, plain=(1,), exclusive=0, reverse=0),
+    "CumProd": made(cum_prod, plain=(1,), exclusive=0, reverse=0),
     "ReverseSequence": made(reverse_sequence, batch_axis=1, time_axis=0),
     "Trilu": made(trilu, plain=(1,), upper=1),
 }

@@ -24,12 +24,10 @@ def group_norm(
     x: Tensor, scale: Tensor, bias: Tensor, *, num_groups: int, epsilon: float, per_group: bool
 ) -> Tensor:  # fmt: skip
     """Groups of channels; scale and bias are one for each channel, or ``per_group``."""
-    groups = x.reshape(x.shape[0], num_groups, -1)
-    normal = _standardised(groups, (2,), epsilon)[0]
     if per_group:
+        normal = _standardised(x.reshape(x.shape[0], num_groups, -1), (2,), epsilon)[0]
         return (normal * scale.reshape(-1, 1) + bias.reshape(-1, 1)).reshape(x.shape)
-    per_channel = (-1, *[1] * (x.dim() - 2))
-    return normal.reshape(x.shape) * scale.reshape(per_channel) + bias.reshape(per_channel)
+    return F.group_norm(x, num_groups, scale, bias, epsilon)
 
 
 def layer_norm(
@@ -39,6 +37,15 @@ def layer_norm(
     normal, mean, factor = _standardised(x, _from(x, axis), epsilon)
     scaled = normal * scale
     return scaled if bias is None else scaled + bias, mean, factor
+
+
+def layer_norm_alone(
+    x: Tensor, scale: Tensor, bias: Tensor | None = None, *, axis: int, epsilon: float
+) -> Tensor:  # fmt: skip
+    """As :func:`layer_norm`, without what it gives besides: torch does this in one step where the scale need not broadcast."""
+    if scale.shape != x.shape[axis:] or (bias is not None and bias.shape != scale.shape):
+        return layer_norm(x, scale, bias, axis=axis, epsilon=epsilon)[0]
+    return F.layer_norm(x, scale.shape, scale, bias, epsilon)
 
 
 def rms_norm(x: Tensor, scale: Tensor, *, axis: int, epsilon: float) -> Tensor:
@@ -93,6 +100,12 @@ def make_group_norm(view: NodeView) -> Made | None:
     return Computed(partial(group_norm, per_group=view.opset < 21), view, keywords)
 
 
+def make_layer_norm(view: NodeView) -> Made | None:
+    """Mean and factor are only computed where they are used."""
+    function, gives = (layer_norm, 3) if any(view.outputs[1:]) else (layer_norm_alone, 1)
+    return made(function, gives=gives, axis=-1, epsilon=1e-5)(view)
+
+
 def make_lp_norm(view: NodeView) -> Made | None:
     """None for norms that the standard does not have."""
     p = view.attributes.get("p", 2)
@@ -112,7 +125,7 @@ LRN_DEFAULTS = {"alpha": 1e-4, "beta": 0.75, "bias": 1.0}
 NORMALISATION: dict[str, Maker] = {
     "InstanceNormalization": made(instance_norm, epsilon=1e-5),
     "GroupNormalization": make_group_norm,
-    "LayerNormalization": made(layer_norm, gives=3, axis=-1, epsilon=1e-5),
+    "LayerNormalization": make_layer_norm,
     "RMSNormalization": made(rms_norm, axis=-1, epsilon=1e-5),
     "SimplifiedLayerNormalization": made(rms_norm, axis=-1, epsilon=1e-5),
     "LpNormalization": make_lp_norm,

@@ -7,7 +7,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convrewrite.onnx_graph.file import NodeView
-from convrewrite.onnx_graph.operators.computed import Computed, Made, Maker, Numbers, constant, ints, moved, number
+from convrewrite.onnx_graph.operators.computed import (
+    Computed,
+    Made,
+    Maker,
+    Numbers,
+    constant,
+    ints,
+    moved,
+    number,
+    taken,
+)
 
 MODES = ("constant", "reflect", "edge", "wrap")
 """Modes of padding that are computed here."""
@@ -24,7 +34,7 @@ def pad(x: Tensor, pads: Numbers, value: Any = None, axes: Numbers | None = None
         return pad_constant(x, around, 0 if value is None else number(value))
     for axis, (begin, end) in enumerate(around):
         if begin or end:
-            x = x.index_select(axis, _sources(x.shape[axis], begin, end, mode).to(x.device))
+            x = taken(x, axis, _sources(x.shape[axis], begin, end, mode))
     return x
 
 

@@ -1,14 +1,15 @@
 """What changes the resolution of an image: Resize, Upsample, and sampling at places that are computed."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from convrewrite.onnx_graph.file import NodeView
-from convrewrite.onnx_graph.operators.computed import Computed, Made, Maker, Numbers, ints, made, moved, since
+from convrewrite.onnx_graph.operators.computed import Computed, Made, Maker, Numbers, ints, made, moved, since, taken
 from convrewrite.onnx_graph.operators.sampling import (
     COORDINATES,
     NEAREST,
@@ -16,7 +17,7 @@ from convrewrite.onnx_graph.operators.sampling import (
     Sampling,
     Stretch,
     cubic_weights,
-    linear_weights,
+    linear_places,
     nearest_places,
     outputs_of,
     smoothed,
@@ -24,6 +25,9 @@ from convrewrite.onnx_graph.operators.sampling import (
 
 Real = Tensor | Sequence[float]
 """Numbers that need not be whole."""
+
+TORCH_MODES = {("linear", 3): "linear", ("linear", 4): "bilinear", ("linear", 5): "trilinear", ("cubic", 4): "bicubic"}
+"""Modes and the numbers of axes of the input -> torch's modes. Its cubic filter has the coefficient -0.75."""
 
 GRID_MODES = {
     "linear": "bilinear", "bilinear": "bilinear", "nearest": "nearest", "cubic": "bicubic", "bicubic": "bicubic",
@@ -41,12 +45,28 @@ def resize(
     del roi
     axes = range(x.dim()) if sampling.axes is None else [axis % x.dim() for axis in sampling.axes]
     stretches = _stretches([x.shape[axis] for axis in axes], _real(scales), _whole(sizes), sampling)
+    by_axis = dict(zip(axes, stretches, strict=True))
     if all(stretch.size == stretch.outputs for stretch in stretches):
         return x
-    for axis, stretch in zip(axes, stretches, strict=True):
+    if _as_torch(x.dim(), by_axis, sampling):
+        wanted = [by_axis[axis].outputs if axis in by_axis else x.shape[axis] for axis in range(2, x.dim())]
+        return F.interpolate(x, wanted, mode=TORCH_MODES[sampling.mode, x.dim()])
+    for axis in sorted(by_axis, reverse=True):  # the last one is the slowest, and what grows is then still small
+        stretch = by_axis[axis]
         if stretch.size != stretch.outputs or (stretch.scale != 1 and not sampling.antialias):
             x = _resized(x, axis, stretch, sampling)
     return x
+
+
+def _as_torch(rank: int, stretches: Mapping[int, Stretch], sampling: Sampling) -> bool:
+    """Whether torch, which multiplies where onnxruntime divides, finds the same places: with powers of two it does."""
+    fits = all(math.frexp(s.scale)[0] == 0.5 and s.outputs == s.size * s.scale for s in stretches.values())
+    if not fits or (sampling.mode, rank) not in TORCH_MODES or sampling.antialias or sampling.exclude_outside:
+        return False
+    still = all(axis > 1 or stretch.scale == 1 for axis, stretch in stretches.items())
+    single = any(stretch.outputs == 1 for stretch in stretches.values())
+    way = sampling.coordinates
+    return still and sampling.cubic == -0.75 and (way == "half_pixel" or (way == "pytorch_half_pixel" and not single))
 
 
 def upsample(x: Tensor, scales: Real, *, sampling: Sampling) -> Tensor:
@@ -67,16 +87,18 @@ def _stretches(lengths: list[int], scales: list[float], sizes: list[int], sampli
 
 def _resized(x: Tensor, axis: int, stretch: Stretch, sampling: Sampling) -> Tensor:
     if sampling.mode == "nearest":
-        return x.index_select(axis, nearest_places(stretch, sampling).to(x.device))
+        return taken(x, axis, nearest_places(stretch, sampling))
     if sampling.antialias and stretch.scale < 1:
         weights = smoothed(stretch, sampling).to(x)
         return (x.movedim(axis, -1) @ weights.t()).movedim(-1, axis)
-    places, shares = (linear_weights if sampling.mode == "linear" else cubic_weights)(stretch, sampling)
-    parts = [
-        x.index_select(axis, place.to(x.device)) * _along(share.to(x), axis, x.dim())
-        for place, share in zip(places, shares, strict=True)
-    ]
-    return sum(parts[1:], start=parts[0])
+    if sampling.mode == "linear":
+        before, behind, share = linear_places(stretch, sampling)
+        return torch.lerp(taken(x, axis, before), taken(x, axis, behind), _along(share.to(x), axis, x.dim()))
+    places, shares = cubic_weights(stretch, sampling)
+    weighed = taken(x, axis, places[0]) * _along(shares[0].to(x), axis, x.dim())
+    for place, share in zip(places[1:], shares[1:], strict=True):
+        weighed = torch.addcmul(weighed, taken(x, axis, place), _along(share.to(x), axis, x.dim()))
+    return weighed
 
 
 def _along(values: Tensor, axis: int, rank: int) -> Tensor:

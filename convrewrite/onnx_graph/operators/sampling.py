@@ -123,13 +123,13 @@ def nearest_places(stretch: Stretch, sampling: Sampling) -> Tensor:
     return places.clamp(0, stretch.size - 1).long()
 
 
-def linear_weights(stretch: Stretch, sampling: Sampling) -> tuple[list[Tensor], list[Tensor]]:
-    """For every new place two old ones, and their weights."""
+def linear_places(stretch: Stretch, sampling: Sampling) -> tuple[Tensor, Tensor, Tensor]:
+    """For every new place the old ones before and behind it, and the weight of the second."""
     places = places_of(stretch, sampling).clamp(0, stretch.size - 1)
     before = places.floor()
     behind = (before + 1).clamp(max=stretch.size - 1)
     share = places - before
-    return [before.long(), behind.long()], [1 - share, share]
+    return before.long(), behind.long(), share
 
 
 def cubic_weights(stretch: Stretch, sampling: Sampling) -> tuple[list[Tensor], list[Tensor]]:
