@@ -99,15 +99,8 @@ class Scopes:
         return {**values, **found}
 
     def _inferred(self, scope: Scope) -> dict[str, Known]:
-        """What is known, and what onnx infers from it; where the two differ, the first."""
-        model = _light_model(scope, self._model)
-        try:
-            inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-        except Exception:  # onnx raises errors of many kinds, and nothing depends on it but sizes that are shown
-            return dict(scope.values)
-        found = {value.name: _known(value) for value in inferred.graph.value_info}
-        known = {name: value for name, value in scope.values.items() if value.shape is not None}
-        return {**scope.values, **found, **known}
+        """What is known, and what onnx infers from it."""
+        return {**scope.values, **_inferred(scope, self._model)}
 
     def _inside(self, scope: Scope, node: onnx.NodeProto) -> Iterator[Scope]:
         """The places inside of a node: graphs that it holds, and the function that it calls."""
@@ -139,6 +132,21 @@ class Scopes:
     def _functions_that_seek(self) -> set[FunctionId]:
         """Functions with a node that is sought, or that calls one of which this is known already."""
         return {key for key, function in self._functions.items() if self._seeks(function.node)}
+
+
+def inferred_types(model: onnx.ModelProto) -> dict[str, int]:
+    """ONNX's types of the values that nodes of the main graph make, as far as onnx can tell."""
+    graph = model.graph
+    scope = Scope(graph.node, _declared(graph), _small(graph), opsets=model.opset_import)
+    return {name: value.kind for name, value in _inferred(scope, model).items()}
+
+
+def _inferred(scope: Scope, model: onnx.ModelProto) -> dict[str, Known]:
+    try:
+        inferred = onnx.shape_inference.infer_shapes(_light_model(scope, model), data_prop=True)
+    except Exception:  # onnx raises errors of many kinds; what it cannot infer is not known then
+        return {}
+    return {value.name: _known(value) for value in inferred.graph.value_info}
 
 
 def _id(domain: str, name: str, overload: str) -> FunctionId:

@@ -18,14 +18,12 @@ from convrewrite.folders import Scratch, told
 from convrewrite.onnx_graph.emission import DTYPES, Emitter, Margin, Stage
 from convrewrite.onnx_graph.external import locations, move_out, needs_second_file
 from convrewrite.onnx_graph.file import OnnxFile, Replacement
+from convrewrite.onnx_graph.scopes import inferred_types
 from convrewrite.onnx_graph.walks import STANDARD_DOMAINS, Names, inner_graphs, uses_of
 from convrewrite.runtime import OnnxModel, new_name_of_weights, place
 
 INITIALISERS_ARE_INPUTS = 4
 """Version of ONNX's format below which every initialiser is an input of the graph, too."""
-
-FLOATS_UNLESS_STATED = ("Constant", "ConstantOfShape")
-"""Operators that make constants: float32 where no tensor among their attributes says another type."""
 
 FAULT_LENGTH = 300
 """Characters that are shown of what a checker says: it may quote whole shapes."""
@@ -94,6 +92,7 @@ class _Operation:
     in_place: dict[int, list[onnx.NodeProto]] = field(default_factory=dict)
     gone: set[int] = field(default_factory=set)
     unused: set[str] = field(default_factory=set)
+    inferred: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def on(cls, model: onnx.ModelProto, file: OnnxFile) -> "_Operation":
@@ -224,7 +223,9 @@ class _Operation:
             self.uses[name] -= 1
 
     def _type_of_weights(self, conv: onnx.NodeProto) -> int:
-        found = self._type_of(conv.input[1])
+        if conv.input[1] not in self.initialisers and not self.inferred:
+            self.inferred = inferred_types(self.model)
+        found = self.initialisers.get(conv.input[1]) or self.inferred.get(conv.input[1])
         if found not in DTYPES:
             known = ", ".join(onnx.TensorProto.DataType.Name(kind) for kind in DTYPES)
             text = "none" if found is None else onnx.TensorProto.DataType.Name(found)
@@ -233,34 +234,6 @@ class _Operation:
                 "convolution as it is, or convert the model to float32 first"
             )
         return found
-
-    def _type_of(self, name: str) -> int | None:
-        """ONNX's type of a constant, followed back to where it comes from: what is in between mostly keeps it."""
-        declared = {value.name: value.type.tensor_type.elem_type for value in self.model.graph.value_info}
-        for _ in range(len(self.nodes) + 1):
-            if name in self.initialisers or declared.get(name):
-                return self.initialisers.get(name) or declared[name]
-            maker = self.makers.get(name)
-            if maker is None:
-                return None
-            node = self.nodes[maker]
-            stated = _stated_type(node)
-            if stated is not None or not node.input:
-                return stated
-            name = node.input[0]
-        return None
-
-
-def _stated_type(node: onnx.NodeProto) -> int | None:
-    """The type of what a node makes where that is among its attributes, or its operator's own."""
-    for attribute in node.attribute:
-        if attribute.HasField("t"):
-            return int(attribute.t.data_type)
-        if attribute.name == "to" and node.op_type == "Cast":
-            return int(attribute.i)
-        if attribute.HasField("sparse_tensor"):
-            return int(attribute.sparse_tensor.values.data_type)
-    return onnx.TensorProto.FLOAT if node.op_type in FLOATS_UNLESS_STATED else None
 
 
 def _remove(table: Any, numbers: list[int]) -> None:

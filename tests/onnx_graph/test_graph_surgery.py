@@ -75,6 +75,7 @@ def test_names_are_new_in_the_whole_model(tmp_path: Path) -> None:
         helper.make_node("Add", ["conv.stage1.bias", "conv.stage1.weight"], ["y"]),
     ]
     weights = [tensor("w", W), tensor("b", B), tensor("yes", np.array(True)), tensor("conv.stage1.weight", numbers(1))]
+    weights.append(tensor("conv.stage0.weight", numbers(1)))  # nothing uses it
     model = model_of(nodes, weights)
     after, path = written(file_of(model), [Replacement(0, chain_of(W, B, padding=1))], tmp_path)
     untouched(model, after, {0}, {"w", "b"})
@@ -137,7 +138,7 @@ def test_constants_that_fed_only_the_old_weight_go(tmp_path: Path) -> None:
         helper.make_node("Add", ["c", "one"], ["y"]),
     ]
     model = model_of(nodes, [tensor("p", B)])
-    model.graph.value_info.extend([value("k32", [8, 4, 3, 3]), value("c", ["n", 8, 7, 8])])
+    model.graph.value_info.extend([value("k", [8, 4, 3, 3], TensorProto.DOUBLE), value("c", ["n", 8, 7, 8])])
     after, path = written(file_of(model), [Replacement(4, chain_of(W, B))], tmp_path)
     untouched(model, after, {0, 1, 2, 3, 4}, {"p"})
     assert [n.op_type for n in after.graph.node] == ["Conv", "Conv", "Constant", "Add"]
@@ -191,6 +192,42 @@ def test_a_batch_norm_that_does_not_stand_alone_behind_is_refused() -> None:
     for number in (1, 2, 7):
         with pytest.raises(ExportError, match=f"conv: expected node {number} to be a BatchNormalization"):
             rewritten(file_of(model), [Replacement(0, chain_of(W), batch_norm=number)])
+
+
+def test_a_batch_norm_whose_statistics_are_used_is_refused() -> None:
+    norm = helper.make_node("BatchNormalization", ["c", "b", "b", "b", "b"], ["y", "mean", "var"], training_mode=1)
+    model = model_of([helper.make_node("Conv", ["x", "w"], ["c"], "conv"), norm], [tensor("w", W), tensor("b", B)])
+    assert rewritten(file_of(model), [Replacement(0, chain_of(W), batch_norm=1)])
+    model.graph.output.append(value("mean", [8]))
+    with pytest.raises(ExportError, match="expected node 1 to be a BatchNormalization, at work as in inference"):
+        rewritten(file_of(model), [Replacement(0, chain_of(W), batch_norm=1)])
+
+
+def test_a_node_that_makes_something_else_too_stays(tmp_path: Path) -> None:
+    both = tensor("both", np.stack([W, W]))
+    nodes = [
+        helper.make_node("Split", ["both"], ["w5", "rest"], axis=0),
+        helper.make_node("Squeeze", ["w5", "axis"], ["w"]),
+        helper.make_node("Conv", ["x", "w"], ["c"], "conv"),
+        helper.make_node("ReduceMax", ["rest"], ["m"], keepdims=0),
+        helper.make_node("Add", ["c", "m"], ["y"]),
+    ]
+    model = model_of(nodes, [both, tensor("axis", np.array([0], np.int64))])
+    after, path = written(file_of(model), [Replacement(2, chain_of(W))], tmp_path)
+    untouched(model, after, {1, 2}, {"axis"})
+    assert_same(run(model, x=IMAGE), run(path, x=IMAGE))
+
+
+def test_a_node_with_graphs_inside_stays_and_tells_the_type(tmp_path: Path) -> None:
+    inner = helper.make_graph([helper.make_node("Identity", ["k"], ["m"])], "branch", [], [value("m", W.shape)])
+    nodes = [
+        helper.make_node("If", ["yes"], ["w"], then_branch=inner, else_branch=inner),
+        helper.make_node("Conv", ["x", "w"], ["y"], "conv"),
+    ]
+    model = model_of(nodes, [tensor("k", W), tensor("yes", np.array(True))])
+    after, path = written(file_of(model), [Replacement(1, chain_of(W))], tmp_path)
+    untouched(model, after, {1}, set())
+    assert_same(run(model, x=IMAGE), run(path, x=IMAGE))
 
 
 @pytest.mark.parametrize("ir_version", [3, 7])
@@ -249,9 +286,9 @@ def test_functions_and_training_stay_and_training_counts_as_a_use(tmp_path: Path
     model = model_of(nodes, [tensor("w", W), tensor("b", B)], domains=domains, functions=[function], ir_version=9)
     info = model.training_info.add()
     info.algorithm.CopyFrom(helper.make_graph([helper.make_node("Neg", ["b"], ["d"])], "step", [], [value("d", [8])]))
-    info.update_binding.add(key="b", value="d")
+    info.update_binding.add(key="w", value="d")
     after, path = written(file_of(model), [Replacement(0, chain_of(W, B))], tmp_path)
-    untouched(model, after, {0}, {"w"})
+    untouched(model, after, {0}, set())
     assert_same(run(model, x=IMAGE), run(path, x=IMAGE))
 
 
@@ -319,6 +356,9 @@ def test_weights_of_whole_numbers_are_refused() -> None:
     nodes = [helper.make_node("Conv", ["x", "w"], ["y"], "conv")]
     model = model_of(nodes, [tensor("w", np.ones((8, 4, 3, 3), np.int8))])
     with pytest.raises(ExportError, match=r"conv: expected weights of type FLOAT, .*found INT8"):
+        rewritten(file_of(model), [Replacement(0, chain_of(W))])
+    model.graph.initializer[0].name = "other"
+    with pytest.raises(ExportError, match=r"conv: expected weights of type FLOAT, .*found none"):
         rewritten(file_of(model), [Replacement(0, chain_of(W))])
 
 

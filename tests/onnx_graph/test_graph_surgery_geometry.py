@@ -122,6 +122,15 @@ def test_pads_before_a_bias_in_the_middle_are_exact(bias: bool, tmp_path: Path) 
     assert_same([want.numpy()], result)
 
 
+def test_negative_pads_cut(tmp_path: Path) -> None:
+    conv = nn.Conv2d(4, 8, 3, padding=1)
+    _, result, after = replaced(W, B, IMAGE, nn.Sequential(conv), (-1, 0, 0, -2), tmp_path)
+    with torch.no_grad():
+        want = conv(torch.from_numpy(IMAGE)[:, :, 1:, :-2])
+    assert_same([want.numpy()], result)
+    assert [node.op_type for node in after.graph.node] == ["Pad", "Conv"]
+
+
 def test_one_dimension(tmp_path: Path) -> None:
     x, weight = numbers(2, 4, 15, seed=2), numbers(8, 4, 5)
     first, second = nn.Conv1d(4, 4, 1, bias=False), nn.Conv1d(4, 8, 5, padding=2, stride=2)

@@ -47,19 +47,20 @@ def outside(name: str, array: Array, file: Path, gap: int = 0) -> TensorProto:
 
 
 def three_convolutions(folder: Path) -> OnnxFile:
-    """Two files of weights, the first with gaps; one weight inline, one shared range, one without a length."""
+    """Two files of weights, the first with gaps; one weight inline, one shared range, one without a length, one of 20 bytes."""
     first, second = folder / "first.bin", folder / "sub.bin"
     weights = [
+        outside("odd", numbers(5), first, 4),
         outside("w1", FIRST, first, 64),
         outside("w2", SECOND, second),
         outside("w3", LAST, first, 4032),
         tensor("b1", BIAS),
         outside("b2", BIAS, second, 64),
     ]
-    weights[4].external_data.add(key="checksum", value="0" * 40)
-    weights.append(onnx.TensorProto.FromString(weights[4].SerializeToString()))
-    weights[5].name = "b3"
-    del weights[2].external_data[2]
+    weights[5].external_data.add(key="checksum", value="0" * 40)
+    weights.append(onnx.TensorProto.FromString(weights[5].SerializeToString()))
+    weights[6].name = "b3"
+    del weights[3].external_data[2]
     nodes = [
         helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], "one"),
         helper.make_node("Conv", ["c1", "w2", "b2"], ["c2"], "two"),
@@ -94,11 +95,11 @@ def test_weights_in_other_files_go_along(tmp_path: Path) -> None:
     names = sorted(entry.name for entry in target.iterdir())
     assert names[0] == "result.onnx" and len(names) == 2 and is_weights_of(names[1], "result.onnx")
     found = {t.name: t for t in after.graph.initializer}
-    want = {"w1": FIRST, "w3": LAST, "b1": BIAS, "b3": BIAS}
+    want = {"w1": FIRST, "w3": LAST, "odd": numbers(5), "b1": BIAS, "b3": BIAS}
     assert {name: bytes_of(found[name], target) for name in want} == {n: a.tobytes() for n, a in want.items()}
     assert not set(found) & {"w2", "b2"}
     assert {t.name for t in found.values() if t.data_location == TensorProto.EXTERNAL} == {
-        "w1", "w3", "b3", "two.stage0.weight", "two.stage1.weight"
+        "odd", "w1", "w3", "b3", "two.stage0.weight", "two.stage1.weight"
     }  # fmt: skip
     for one in found.values():
         entries = {entry.key: entry.value for entry in one.external_data}
@@ -155,7 +156,7 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("key", "text"), [("offset", "-64"), ("length", "many"), ("offset", "1.5")])
 def test_places_that_cannot_be_are_refused(key: str, text: str, tmp_path: Path) -> None:
     file = three_convolutions(tmp_path)
-    for entry in file.model.graph.initializer[0].external_data:
+    for entry in file.model.graph.initializer[1].external_data:
         entry.value = text if entry.key == key else entry.value
     with pytest.raises(ModelLoadError, match="weights of w1: expected where they lie"):
         write_rewritten(file, [], tmp_path / "result.onnx")

@@ -133,6 +133,13 @@ def test_a_function_is_there_once_for_each_call() -> None:
     assert run(calling("one", "two"), x=x)[0].shape == (1, 4, 1, 1)
 
 
+def test_what_a_call_leaves_out_a_function_has_a_default_for() -> None:
+    model = calling("one")
+    model.functions[0].attribute_proto.add().CopyFrom(helper.make_attribute("spread", [2, 1]))
+    (found,) = kept_convolutions(file_of(model), SIZES)
+    assert found.spec is not None and (found.spec.stride, found.spec.dilation) == ((2, 2), (2, 1))
+
+
 def test_functions_that_call_each_other_without_end_are_left() -> None:
     model = calling("one")
     model.functions[0].node.add(op_type="Block", domain="own", input=["b", "k"], output=["again"], name="back")
@@ -194,6 +201,17 @@ def test_weights_computed_from_the_input() -> None:
     assert (found.name, found.spec, found.cost, found.reason) == ("conv", SPEC, COST, kept_module.COMPUTED)
 
 
+def test_weights_computed_inside_of_a_branch_from_the_input() -> None:
+    mean = helper.make_node("ReduceMean", ["x"], ["mean"], keepdims=0)
+    inner = branch(mean, helper.make_node("Mul", ["w", "mean"], ["m"]))
+    nodes = [
+        helper.make_node("If", ["yes"], ["v"], then_branch=inner, else_branch=inner),
+        helper.make_node("Conv", ["x", "v"], ["y"], "conv"),
+    ]
+    found = only(model_of(nodes, [tensor("w", W), YES]))
+    assert (found.spec, found.reason) == (SPEC, kept_module.COMPUTED)
+
+
 def test_whoever_knows_the_sites_learns_of_all_others() -> None:
     nodes = [helper.make_node("Conv", ["x", "w"], [name], name) for name in ("a", "b", "c")]
     file = file_of(model_of(nodes, [tensor("w", W)]))
@@ -208,6 +226,7 @@ GEOMETRIES: list[tuple[str, tuple[int, ...], tuple[int, ...], dict[str, Any]]] =
     ("Conv", (1, 4, 9, 10), (8, 4, 2, 3), {"auto_pad": "SAME_UPPER", "strides": [2, 3]}),
     ("Conv", (1, 4, 9, 10), (8, 4, 4, 3), {"auto_pad": "SAME_LOWER"}),
     ("Conv", (1, 4, 9, 10), (8, 4, 4, 3), {"auto_pad": "VALID"}),
+    ("Conv", (1, 4, 9, 10), (8, 4, 1, 1), {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
     ("Conv", (1, 4, 11), (8, 4, 3), {"pads": [1, 0], "strides": [2]}),
     ("Conv", (1, 4, 5, 6, 7), (8, 4, 3, 2, 3), {"pads": [1, 0, 1, 1, 0, 1], "strides": [1, 2, 1]}),
     ("Conv", (1, 4, 5, 6, 7), (8, 4, 3, 2, 3), {"pads": [0, 0, 1, 2, 1, 1]}),
