@@ -16,6 +16,7 @@ from convrewrite.cli.options import (
     Sources,
     Trust,
     calibration_of,
+    comparable_runners,
     progress_bars,
     runner_of,
     say,
@@ -203,11 +204,12 @@ def verify(
     first, second = (runner_of(source, sources.factory, trust, asked.timeout) for source in (a, b))
     inputs = example_inputs.for_both(first, second, sources.input or (), calib, asked.seed)
     relation = pipeline.relation_of(first, second, (a, b))
+    first, second, compared = comparable_runners(first, second, inputs)
     outcome = runtime.verify(first, second, inputs, outputs=asked.outputs, representative=calib is not None)
     wanted = asked.expect or ("fidelity" if limited else relation.expected)
     say(render_verification(outcome, inputs[0].shape[0], "calibration inputs" if calib else "random inputs"))
-    if relation.note is not None:
-        say(relation.note)
+    for note in filter(None, (compared, relation.note)):
+        say(note)
     if relation.stranger is not None and asked.expect is None:
         raise VerificationError(relation.stranger)
     if wanted == "parity":

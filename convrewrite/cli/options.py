@@ -161,6 +161,20 @@ def runner_of(source: str, factory: str | None, trust: bool, timeout: float) -> 
     return load(str(path / "model.pt") if path.is_dir() else source, factory, trust).model
 
 
+def comparable_runners(first: Any, second: Any, inputs: "Inputs") -> tuple[Any, Any, str | None]:
+    """Two models as they can be compared, and what is said of that: of two ONNX files that choose detections, what they choose
+    from."""
+    from convrewrite.onnx_graph import comparable
+    from convrewrite.runtime import OnnxModel
+
+    if not (isinstance(first, OnnxModel) and isinstance(second, OnnxModel)):
+        return first, second, None
+    for runner in (first, second):
+        runner(*inputs)  # in a process of its own first, as it may not end
+    found = comparable((Path(first.where), Path(second.where)), inputs)
+    return (first, second, None) if found is None else found
+
+
 def calibration_of(sources: Sources, model: Any, inputs: "Inputs", seed: int, memory: int) -> object:
     """The calibration that was named on the command line, of at most ``memory`` bytes; None and "weights" are left to the
     pipeline."""

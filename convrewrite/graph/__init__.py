@@ -6,6 +6,7 @@ from convrewrite.graph.lifting import Lifted, lift, lift_notes, needed_lifts
 from convrewrite.graph.lifts import Lift, apply_lifts
 from convrewrite.graph.sites import BATCH_NORMS, Site
 from convrewrite.graph.tracing import Traced, execute, given_to
+from convrewrite.graph.volumes import Volume
 
 __all__ = [
     "BATCH_NORMS",
@@ -14,6 +15,7 @@ __all__ = [
     "Lifted",
     "Site",
     "Traced",
+    "Volume",
     "apply_lifts",
     "execute",
     "find",

@@ -7,8 +7,9 @@ same, or a wrapper is not called as often, with one after another.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
@@ -76,12 +77,20 @@ def _obstacle(
     return None if same and all(inner[name] == calls[name] for name in parts) else REASON
 
 
-def find(model: nn.Module, inputs: Inputs) -> tuple[Lifted, Traced, tuple[Site, ...]]:
-    """The model with its functional convolutions lifted, its graphs and its sites; raises TraceError when it has none."""
+def find(
+    model: nn.Module, inputs: Inputs, beside: Sequence[Site] = (), refused: Mapping[str, str] = MappingProxyType({})
+) -> tuple[Lifted, Traced, tuple[Site, ...]]:
+    """The model with its functional convolutions lifted, its graphs and its sites; raises TraceError when it has none.
+
+    ``beside`` are sites that the model does not show, and come last; ``refused`` says why sites of it stay, by name.
+    """
     require_names(model, type(model).__name__)
     lifted = lift(model, inputs)
     traced = follow(lifted.model, inputs)
     sites = find_sites(lifted.model, inputs, traced, lifted.reasons)
-    if not sites:
+    if not sites and not beside:
         raise TraceError(f"{type(model).__name__}: the model has no convolution; there is nothing to rewrite")
-    return lifted, traced, without_irreplaceable(lifted.model, inputs, sites)
+    sites = tuple(
+        replace(site, refusal=refused[site.name], batch_norm=None) if site.name in refused else site for site in sites
+    )
+    return lifted, traced, (*without_irreplaceable(lifted.model, inputs, sites), *beside)

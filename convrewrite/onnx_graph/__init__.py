@@ -1,7 +1,8 @@
 """An ONNX graph as a module, and surgery on that graph."""
 
+from convrewrite.onnx_graph.comparing import comparable
 from convrewrite.onnx_graph.examples import example_of_graph, noise_for
-from convrewrite.onnx_graph.network import Network, hidden_cost, kept_sites, read_network
+from convrewrite.onnx_graph.network import Network, hidden_cost, kept_sites, read_network, refused_sites
 from convrewrite.onnx_graph.opening import Opened, open_onnx
 from convrewrite.onnx_graph.translating import batch_of, is_graph
 from convrewrite.onnx_graph.writing import exporter_of
@@ -10,6 +11,7 @@ __all__ = [
     "Network",
     "Opened",
     "batch_of",
+    "comparable",
     "example_of_graph",
     "exporter_of",
     "hidden_cost",
@@ -18,4 +20,5 @@ __all__ = [
     "noise_for",
     "open_onnx",
     "read_network",
+    "refused_sites",
 ]

@@ -61,30 +61,37 @@ class Emitter:
         ``margin`` is what lies around the source besides the module's own padding, ``kind`` ONNX's type of the weights. Raises
         ExportError for a module that is no chain of convolutions, and for what the model's operators cannot say.
         """
-        branches = list(module) if isinstance(module, SumOfBranches) else [module]
+        chains = self.chains(module, base)
         made: list[onnx.NodeProto] = []
         ends: list[str] = []
-        for number, branch in enumerate(branches):
-            alone = len(branches) == 1
+        for number, stages in enumerate(chains):
+            alone = len(chains) == 1
             name = base if alone else f"{base}.{number}"
-            stages = self._stages(branch, base)
             ends.append(target if alone else self._names.new(f"{name}.out"))
             made += self._chain(stages, source, ends[-1], name, margin, kind)
         return made if len(ends) == 1 else made + self._sum(ends, target, base)
 
-    def _stages(self, module: nn.Module, base: str) -> list[Stage]:
-        parts = list(module) if isinstance(module, nn.Sequential) else [module]
-        stages = [part for part in parts if isinstance(part, Stage)]
-        if not stages or len(stages) < len(parts):
-            found = ", ".join(type(part).__name__ for part in parts if not isinstance(part, Stage)) or "nothing"
+    def chains(self, module: nn.Module, base: str) -> list[list[Stage]]:
+        """The convolutions of each branch of a module. Raises ExportError where something else is among them, or none."""
+        branches = list(module) if isinstance(module, SumOfBranches) else [module]
+        parts = [list(branch) if isinstance(branch, nn.Sequential) else [branch] for branch in branches]
+        chains = [[part for part in branch if isinstance(part, Stage)] for branch in parts]
+        if not chains or not all(chains) or chains != parts:
+            others = [type(part).__name__ for branch in parts for part in branch if not isinstance(part, Stage)]
             raise ExportError(
-                f"{self._source}: {base}: expected a chain of convolutions in its place, found {found}; leave it as it is"
+                f"{self._source}: {base}: expected a chain of convolutions in its place, found "
+                f"{', '.join(others) or 'an empty one'}; leave it as it is"
             )
-        return stages
+        return chains
 
     def _chain(
         self, stages: list[Stage], source: str, target: str, base: str, margin: Margin, kind: int
     ) -> list[onnx.NodeProto]:
+        if len(margin.pads) not in (0, 2 * len(stages[0].kernel_size)):
+            raise ExportError(
+                f"{self._source}: {base}: expected pads before and after on each of {len(stages[0].kernel_size)} axes, found "
+                f"{len(margin.pads)}; leave this convolution as it is"
+            )
         made: list[onnx.NodeProto] = []
         value = source
         for number, (stage, extra) in enumerate(zip(stages, placed_pads(stages, margin.pads), strict=True)):

@@ -115,17 +115,16 @@ class _Writer:
         try:
             if not path.is_file():
                 raise FileNotFoundError("it is no file")
-            file = path.open("rb")
+            with path.open("rb") as file:
+                file.seek(start)
+                while length > 0:
+                    chunk = file.read(min(length, CHUNK))
+                    if not chunk:
+                        raise ModelLoadError(f"{where}, found {length} bytes too few; put the whole file there")
+                    length -= len(chunk)
+                    yield chunk
         except (OSError, ValueError) as error:  # a null byte in a name
             raise ModelLoadError(f"{where}, found that it cannot be read ({error}); put that file there") from error
-        with file:
-            file.seek(start)
-            while length > 0:
-                chunk = file.read(min(length, CHUNK))
-                if not chunk:
-                    raise ModelLoadError(f"{where}, found {length} bytes too few; put the whole file there")
-                length -= len(chunk)
-                yield chunk
 
 
 @contextmanager

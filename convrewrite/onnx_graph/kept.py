@@ -1,20 +1,188 @@
-"""Stub."""
+"""Convolutions of a file that cannot become others, each with its geometry, its cost where that is known, and the reason."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from convrewrite.conv import ConvSpec, Size
+import onnx
+
+from convrewrite.conv import ConvSpec, Cost, Size
 from convrewrite.onnx_graph.file import OnnxFile
+from convrewrite.onnx_graph.node_specs import Operator, geometry
+from convrewrite.onnx_graph.scopes import Scope, Scopes
+from convrewrite.onnx_graph.walks import STANDARD_DOMAINS, inner_graphs, with_inner
+
+LONGEST_NAME = 120
+"""Characters of a name that are shown: nodes inside of others have long ones."""
+
+QUANTISED = "quantised already, and whole numbers cannot be fitted; rewrite the float model, then quantise the result"
+FUSED = "fused by onnxruntime with what follows it; rewrite the model as it was before onnxruntime optimised it"
+LAID_OUT = "laid out by onnxruntime for one processor; rewrite the model as it was before onnxruntime optimised it"
+DEFORMABLE = "deformable: where its kernel looks depends on the input, so no other has the same effect"
+MOVING = "its padding is computed while the model runs; export the model with a constant padding"
+COMPUTED = "its weights are computed from the model's inputs, so there are none that could be rewritten"
+OPAQUE = (
+    "in a part of the graph that is run by onnxruntime, as torch does not compute it alike; export the model with standard "
+    "operators, or simplify it first"
+)
+
+_PLAIN = {"Conv": Operator(), "ConvTranspose": Operator(transposed=True)}
+
+_OTHERS: dict[tuple[str, str], tuple[Operator, str]] = {
+    ("", "QLinearConv"): (Operator(3, 8), QUANTISED),
+    ("", "ConvInteger"): (Operator(1, None), QUANTISED),
+    ("", "DeformConv"): (Operator(1, 3), DEFORMABLE),
+    ("com.microsoft", "QLinearConv"): (Operator(3, 8), QUANTISED),
+    ("com.microsoft", "FusedConv"): (Operator(), FUSED),
+    ("com.microsoft", "NhwcFusedConv"): (Operator(channels_last=True), FUSED),
+    ("com.microsoft", "NhwcConv"): (Operator(channels_last=True), LAID_OUT),
+    ("com.microsoft", "ConvTransposeWithDynamicPads"): (Operator(1, 3, transposed=True), MOVING),
+    ("com.microsoft.nchwc", "Conv"): (Operator(None), LAID_OUT),
+    ("com.ms.internal.nhwc", "Conv"): (Operator(None), LAID_OUT),
+    ("com.ms.internal.nhwc", "ConvTranspose"): (Operator(None), LAID_OUT),
+    ("com.ms.internal.nhwc", "QLinearConv"): (Operator(None), QUANTISED),
+    ("com.ms.internal.nhwc", "QLinearConvTranspose"): (Operator(None), QUANTISED),
+}
+"""Domain and name -> how the operator takes its weight, and why it stays."""
+
+_REMEDIES = {
+    "If": "export the model without it, or make its condition a constant and simplify the model first",
+    "Loop": "export the model with the loop unrolled",
+    "Scan": "export the model with the loop unrolled",
+}
+"""Operators that hold graphs -> what to do about them."""
+
+_INLINE = "inline the functions of the model first (onnx.inliner.inline_local_functions)"
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
+    """A convolution that stays as it is.
+
+    Attributes:
+        name: of its node and those around it: letters, digits and ``_``, different from all others here.
+        op_type: the operator.
+        spec: its geometry, None where it is not known.
+        input_sizes: height and width of its input for one example; empty where they are not known.
+        reason: why it stays, and what to do if it should not.
+    """
+
     name: str
     op_type: str
     spec: ConvSpec | None
     input_sizes: tuple[Size, ...]
     reason: str
 
+    @property
+    def cost(self) -> Cost | None:
+        """Parameters, and MACs of one example, of one run of it; None where geometry or size is not known."""
+        return self.spec.cost(self.input_sizes) if self.spec is not None and self.input_sizes else None
 
-def kept_convolutions(file: OnnxFile, sizes: Mapping[str, tuple[int, ...]]) -> tuple[Kept, ...]:
-    return ()
+
+def kept_convolutions(
+    file: OnnxFile, sizes: Mapping[str, tuple[int, ...]], sites: Collection[int] | None = None
+) -> tuple[Kept, ...]:
+    """The convolutions of a file that cannot become sites, those of the main graph first.
+
+    ``sizes`` are the shapes of values of the main graph in an example run; inside of nodes and functions they are inferred. A
+    function's convolution is there once for each call. ``sites`` are the positions of the nodes that did become sites, where
+    that is known: every other Conv of the main graph is kept then.
+    """
+    main = dict(_main_reasons(file, sites))
+    if not main and not file.model.functions and not any(map(inner_graphs, file.model.graph.node)):
+        return ()  # nothing has to be inferred
+    names: set[str] = set()
+    found: list[Kept] = []
+    for scope in Scopes(file, sizes, lambda node: _operator(node) is not None):
+        reasons = dict(_inner_reasons(scope)) if scope.names else main
+        for number, reason in reasons.items():
+            node = scope.nodes[number]
+            operator = _operator(node)
+            if operator is not None:
+                weight = None if operator.weight is None else scope.shape(_input(node, operator.weight))
+                spec, input_sizes = geometry(node, operator, weight, scope.shape(_input(node, 0)))
+                found.append(Kept(_name(scope, node, names), node.op_type, spec, input_sizes, reason))
+    return tuple(found)
+
+
+def _operator(node: onnx.NodeProto) -> Operator | None:
+    """How a node takes its weight; None for one that does not convolve."""
+    domain = "" if node.domain in STANDARD_DOMAINS else node.domain
+    if domain == "" and node.op_type in _PLAIN:
+        return _PLAIN[node.op_type]
+    other = _OTHERS.get((domain, node.op_type))
+    return None if other is None else other[0]
+
+
+def _own_reason(node: onnx.NodeProto) -> str | None:
+    """Why an operator stays wherever it is."""
+    other = _OTHERS.get(("" if node.domain in STANDARD_DOMAINS else node.domain, node.op_type))
+    return None if other is None else other[1]
+
+
+def _inner_reasons(scope: Scope) -> Iterator[tuple[int, str]]:
+    kind = scope.container.split(" ")[1]
+    remedy = _INLINE if kind == "function" else _REMEDIES.get(kind, "export the model without that operator")
+    for number, node in enumerate(scope.nodes):
+        if _operator(node) is not None:
+            yield number, _own_reason(node) or f"inside of {scope.container}, which stays as it is; {remedy}"
+
+
+def _main_reasons(file: OnnxFile, sites: Collection[int] | None) -> Iterator[tuple[int, str]]:
+    nodes = file.model.graph.node
+    computed, whole = _computed(file), dequantised(file)
+    for number, node in enumerate(nodes):
+        operator = _operator(node)
+        if operator is None or number in (sites or ()):
+            continue
+        weight = _input(node, 1)
+        reason = _own_reason(node)
+        if reason is None and weight in computed:
+            reason = COMPUTED
+        elif reason is None and weight in whole:
+            reason = QUANTISED
+        elif reason is None and sites is not None:
+            reason = OPAQUE
+        if reason is not None:
+            yield number, reason
+
+
+def _computed(file: OnnxFile) -> set[str]:
+    """Values that depend on the inputs of the model. Inputs with a value of their own count as constants."""
+    graph = file.model.graph
+    constants = {tensor.name for tensor in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+    found = {value.name for value in graph.input} - constants
+    return _reached(graph, found)
+
+
+def dequantised(file: OnnxFile) -> set[str]:
+    """The names of values that are computed from whole numbers."""
+    graph = file.model.graph
+    makers = [node for node in graph.node if node.op_type == "DequantizeLinear"]
+    return _reached(graph, {name for node in makers for name in node.output})
+
+
+def _reached(graph: onnx.GraphProto, names: set[str]) -> set[str]:
+    """``names``, and all values that are computed from them; nodes stand after those that they use."""
+    found = set(names)
+    for node in graph.node:
+        inner = with_inner(other for held in inner_graphs(node) for other in held.node)
+        if any(name in found for one in (node, *inner) for name in one.input):
+            found.update(node.output)
+    return found - {""}
+
+
+def _input(node: onnx.NodeProto, position: int) -> str:
+    return node.input[position] if len(node.input) > position else ""
+
+
+def _name(scope: Scope, node: onnx.NodeProto, taken: set[str]) -> str:
+    own = node.name or next(iter(node.output), "")
+    text = "_".join(filter(None, (re.sub("[^0-9A-Za-z]+", "_", part).strip("_") for part in (*scope.names, own))))
+    wanted = text[-LONGEST_NAME:].strip("_") or node.op_type
+    name, number = wanted, 1
+    while name in taken:
+        number += 1
+        name = f"{wanted}_{number}"
+    taken.add(name)
+    return name

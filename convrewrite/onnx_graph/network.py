@@ -1,6 +1,7 @@
 """From a file to a module with an example input, in one step."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +51,10 @@ def read_network(
     module = translate(opened, inputs)
     translation = translation_of(module)
     assert translation is not None, "it was just made"
-    return Network(module, inputs, (*notes, *translation.notes))
+    own = tuple(
+        tensor for name, tensor in zip(opened.session.input_names, inputs, strict=True) if name in translation.inputs
+    )
+    return Network(module, own, (*notes, *translation.notes))
 
 
 def kept_sites(model: nn.Module) -> tuple[Site, ...]:
@@ -72,8 +76,14 @@ def hidden_cost(model: nn.Module) -> Cost:
     return Cost(max(0, stored - own - buffers), macs)
 
 
+def refused_sites(model: nn.Module) -> Mapping[str, str]:
+    """Convolutions of a module made of a graph that stay, by name, with the reason; none for other models."""
+    translation = translation_of(model)
+    return {} if translation is None else translation.refused
+
+
 def _kept(translation: Translation) -> tuple[Kept, ...]:
-    return kept_convolutions(translation.opened.file, translation.sizes)
+    return kept_convolutions(translation.opened.file, translation.sizes, translation.nodes.values())
 
 
 def _site(kept: Kept) -> Site:

@@ -15,7 +15,7 @@ import onnx
 
 from convrewrite.errors import ExportError, UsageError, VerificationError
 from convrewrite.folders import Scratch, told
-from convrewrite.onnx_graph.emission import DTYPES, Emitter, Margin
+from convrewrite.onnx_graph.emission import DTYPES, Emitter, Margin, Stage
 from convrewrite.onnx_graph.external import locations, move_out, needs_second_file
 from convrewrite.onnx_graph.file import OnnxFile, Replacement
 from convrewrite.onnx_graph.walks import STANDARD_DOMAINS, Names, inner_graphs, uses_of
@@ -113,6 +113,7 @@ class _Operation:
         name = conv.name or conv.output[0]
         norm = None if replacement.batch_norm is None else self._batch_norm(replacement, conv)
         target = conv.output[0] if norm is None else norm.output[0]
+        self._require_channels(conv, self.emitter.chains(replacement.module, name))
         self.in_place[replacement.node] = self.emitter.nodes(
             replacement.module,
             conv.input[0],
@@ -175,6 +176,21 @@ class _Operation:
             f"{self.source}: {conv.name or conv.output[0]}: expected node {number} to be a BatchNormalization, at work as in "
             f"inference, which alone uses {conv.output[0]}, found {node.op_type or 'no node'}; fold only such a one"
         )
+
+    def _require_channels(self, conv: onnx.NodeProto, chains: list[list[Stage]]) -> None:
+        """Where the old weight is an initialiser: onnxruntime opens what does not fit, and fails as it runs."""
+        shape = next((list(t.dims) for t in self.model.graph.initializer if t.name == conv.input[1]), [])
+        groups = next((attribute.i for attribute in conv.attribute if attribute.name == "group"), 1)
+        if len(shape) < 2:
+            return
+        ends = (shape[1] * groups, shape[0]) if conv.op_type == "Conv" else (shape[0], shape[1] * groups)
+        for chain in chains:
+            found = chain[0].in_channels, chain[-1].out_channels
+            if found != ends:
+                raise ExportError(
+                    f"{self.source}: {conv.name or conv.output[0]}: expected what goes from {ends[0]} channels to {ends[1]}, "
+                    f"found {found[0]} and {found[1]}; give each convolution its own replacement"
+                )
 
     def _is_used(self, name: str) -> bool:
         return self.uses[name] > 0

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from convrewrite.errors import ModelLoadError, UsageError
 from convrewrite.inputs import INPUT_NAMES, Inputs, varied
 from convrewrite.modules import Shared
 from convrewrite.onnx_graph.building import Builder, Built
 from convrewrite.onnx_graph.file import OnnxFile
+from convrewrite.onnx_graph.kept import QUANTISED, dequantised
 from convrewrite.onnx_graph.observing import Observer, Values
 from convrewrite.onnx_graph.opening import Opened
 from convrewrite.onnx_graph.outputs import Judged, judged_values
@@ -33,9 +34,12 @@ class Translation(Shared):
 
     Attributes:
         opened: the file, and its session.
+        inputs: names of the inputs that the module takes.
+        held: the others, which have no axis of examples: they stay as in the example.
         judged: the values that the module gives.
         nodes: positions of the nodes that convolutions and BatchNorms were, by the names of these modules.
         pads: for convolutions, zeros and ``auto_pad`` that stand before them, by name.
+        refused: why convolutions among these stay, by name.
         opaque: operators of the nodes that onnxruntime runs, with how many of each.
         blocks_gradients: whether real numbers go through these.
         sizes: shapes of values in the example run.
@@ -44,9 +48,12 @@ class Translation(Shared):
     """
 
     opened: Opened
+    inputs: tuple[str, ...]
+    held: Mapping[str, Tensor]
     judged: Judged
     nodes: Mapping[str, int]
     pads: Mapping[str, tuple[tuple[int, ...], str]]
+    refused: Mapping[str, str]
     opaque: Mapping[str, int]
     blocks_gradients: bool
     sizes: Mapping[str, tuple[int, ...]]
@@ -63,6 +70,11 @@ class Translation(Shared):
             notes.append(
                 f"run by onnxruntime itself, as torch has no equal: {named}{ends if self.blocks_gradients else ''}"
             )
+        if self.held:
+            names = ", ".join(
+                f"{name} ({'x'.join(map(str, value.shape)) or 'a number'})" for name, value in self.held.items()
+            )
+            notes.append(f"inputs without an axis of examples stay as in the example input: {names}")
         if self.batch is not None:
             notes.append(f"the graph takes {self.batch} example{'s' if self.batch > 1 else ''} at a time")
         return tuple(notes)
@@ -90,23 +102,30 @@ def translate(opened: Opened, inputs: Inputs) -> fx.GraphModule:
 
     Raises ModelLoadError for a graph whose nodes together give something else than the graph does in onnxruntime.
     """
-    runs, batch = _observed(opened, inputs)
-    constants = Constants(opened.file, opened.session.input_names)
+    own, held = _divided(opened, inputs)
+    runs, batch = _observed(opened, own, held)
+    constants = Constants(opened.file, own, held)
     constants.learn(runs[0])
     judged = judged_values(opened.file.model.graph, constants.names, runs[:2])
     if not judged.names:
         raise UsageError(
             f"{opened.file.source}: expected outputs that hang on the inputs, found none; nothing can be judged"
         )
-    feeds = _batches(inputs)
+    feeds = _batches(tuple(own.values()))
     # The first one again: random numbers repeat themselves from session to session, but not from call to call.
     checks = [*zip(feeds, runs, strict=False), (feeds[0], runs[0])]
     scales = {name: least_scale(node.op_type) for node in opened.file.model.graph.node for name in node.output}
     for with_operators in (True, False):
-        built = Builder(opened.file, constants, runs, opened.session.input_names).build(judged.names, with_operators)
+        built = Builder(opened.file, constants, runs, tuple(own)).build(judged.names, with_operators)
         if all(_same(built, feed, run, scales) for feed, run in checks):
             takes_any = batch is None or _takes_both(built, feeds, runs)
-            return _module(opened, judged, built, runs[0], (batch, None if takes_any else batch))
+            sizes = {name: tuple(value.shape) for name, value in runs[0].items() if hasattr(value, "shape")}
+            made = Translation(
+                opened, tuple(own), held, judged, built.nodes, built.pads, _refused(opened.file, built),
+                built.opaque, built.blocks_gradients, sizes, batch, None if takes_any else batch,
+            )  # fmt: skip
+            built.module.meta |= {INPUT_NAMES: made.inputs, TRANSLATION: made}
+            return built.module.eval()
     raise ModelLoadError(
         f"{opened.file.source}: expected that its nodes one by one give what the whole graph gives in onnxruntime, found "
         "otherwise; a node may give other values at every call: take it out, or export the graph again"
@@ -119,14 +138,27 @@ def _batches(inputs: Inputs) -> list[Inputs]:
     return [inputs, other, tuple(torch.cat([a, b]) if a.ndim else a for a, b in zip(inputs, other, strict=True))]
 
 
-def _observed(opened: Opened, inputs: Inputs) -> tuple[list[Values], int | None]:
+def _divided(opened: Opened, inputs: Inputs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Inputs whose first axis is that of examples, as it is of the first input that has more axes than one; and the others."""
+    named = dict(zip(opened.session.input_names, inputs, strict=True))
+    first = next((tensor for tensor in inputs if tensor.ndim > 1), inputs[0])
+    examples = first.shape[0] if first.ndim else 1
+    own = {
+        name: tensor for name, tensor in named.items() if tensor is first or (tensor.ndim and len(tensor) == examples)
+    }
+    return own, {name: tensor for name, tensor in named.items() if name not in own}
+
+
+def _observed(opened: Opened, own: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> tuple[list[Values], int | None]:
     """The values of all nodes for the batches that the graph takes, and how many examples it takes if not any number."""
-    opened.session(*inputs)  # in a process of its own first, as it may not end
+    inputs = tuple(own.values())
+    # In a process of its own first, as it may not end.
+    opened.session(*((dict(own) | dict(held))[name] for name in opened.session.input_names))
     names = [name for node in opened.file.model.graph.node for name in node.output if name]
     observer = Observer(opened.file, dict.fromkeys(names))
     runs: list[Values] = []
     for batch in _batches(inputs):
-        feed = {name: tensor.numpy() for name, tensor in zip(opened.session.input_names, batch, strict=True)}
+        feed = {name: tensor.numpy() for name, tensor in (*zip(own, batch, strict=True), *held.items())}
         found = observer.run(feed)
         if found is not None:
             runs.append(feed | found)
@@ -178,13 +210,11 @@ def _takes_both(built: Built, batches: Sequence[Inputs], runs: Sequence[Values])
     return all(_stacked(runs[0][name], runs[1][name], tensor.numpy()) for name, tensor in found.items())
 
 
-def _module(
-    opened: Opened, judged: Judged, built: Built, values: Values, batches: tuple[int | None, int | None]
-) -> fx.GraphModule:
-    sizes = {name: tuple(value.shape) for name, value in values.items() if hasattr(value, "shape")}
-    module = built.module.eval()
-    module.meta[INPUT_NAMES] = opened.session.input_names
-    module.meta[TRANSLATION] = Translation(
-        opened, judged, built.nodes, built.pads, built.opaque, built.blocks_gradients, sizes, *batches
-    )
-    return module
+def _refused(file: OnnxFile, built: Built) -> dict[str, str]:
+    """The convolutions whose weights are whole numbers in the file."""
+    whole, nodes = dequantised(file), file.model.graph.node
+    return {
+        name: QUANTISED
+        for name, index in built.nodes.items()
+        if nodes[index].op_type in ("Conv", "ConvTranspose") and nodes[index].input[1] in whole
+    }

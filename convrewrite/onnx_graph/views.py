@@ -1,6 +1,7 @@
 """The nodes of a graph as makers of modules see them, and which values are constant."""
 
 from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -41,16 +42,18 @@ def graphs_in(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 class Constants:
     """The values of a graph that no input changes."""
 
-    def __init__(self, file: OnnxFile, inputs: Collection[str]) -> None:
-        """``inputs`` are those that are given at every run."""
+    def __init__(
+        self, file: OnnxFile, inputs: Collection[str], held: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> None:
+        """``inputs`` are those that are given at every run; ``held`` those that are always the same."""
         self._file = file
+        self._values: dict[str, Any] = {name: tensor.numpy() for name, tensor in held.items()}
         self._initialisers = {one.name: one for one in file.model.graph.initializer if one.name not in inputs}
         sparse = {one.values.name for one in file.model.graph.sparse_initializer}
-        self.names: set[str] = {*self._initialisers, *sparse}
+        self.names: set[str] = {*self._initialisers, *sparse, *held}
         for node in file.model.graph.node:
             if node.op_type not in RANDOM and all(name in self.names for name in names_used(node)):
                 self.names.update(filter(None, node.output))
-        self._values: dict[str, Any] = {}
 
     def learn(self, values: Mapping[str, Any]) -> None:
         """Take those that nodes compute from a run."""
@@ -92,9 +95,10 @@ def view_of(node: onnx.NodeProto, file: OnnxFile, constants: Constants, ranks: M
         return None
     domain = f"{node.domain}::" if node.domain not in ("", "ai.onnx") else ""
     attributes = {one.name: _attribute(one) for one in node.attribute if one.type not in ABSENT}
+    found = [ranks.get(name) if one is None else one.dim() for name, one in zip(node.input, held, strict=True)]
     return NodeView(
-        f"{domain}{node.op_type}", file.opset, attributes, held, tuple(bool(name) for name in node.input),
-        tuple(ranks.get(name) if one is None else one.dim() for name, one in zip(node.input, held, strict=True)), tuple(bool(name) for name in node.output),
+        f"{domain}{node.op_type}", file.opset, attributes, held, tuple(bool(name) for name in node.input), tuple(found),
+        tuple(bool(name) for name in node.output),
     )  # fmt: skip
 
 

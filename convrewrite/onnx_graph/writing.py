@@ -39,8 +39,16 @@ class GraphExporter:
         names = list(self._translation.judged.names)
         model = onnx.load(str(path), load_external_data=False)
         if [entry.name for entry in model.graph.output] == names:
-            return OnnxModel(path, trust=True)
-        return OnnxModel(with_outputs(model, names).SerializeToString(), trust=True, folder=path.parent)
+            return OnnxModel(path, trust=True, held=self._translation.held)
+        changed = with_outputs(model, names).SerializeToString()
+        return OnnxModel(changed, trust=True, folder=path.parent, held=self._translation.held)
+
+    def feed(self, inputs: Inputs) -> Inputs:
+        """With those that the module holds."""
+        own = dict(zip(self._translation.inputs, inputs, strict=True))
+        return tuple(
+            (own | dict(self._translation.held))[name] for name in self._translation.opened.session.input_names
+        )
 
 
 def exporter_of(model: nn.Module) -> Exporter:

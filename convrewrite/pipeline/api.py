@@ -10,7 +10,7 @@ from convrewrite.errors import UsageError
 from convrewrite.graph import find
 from convrewrite.inputs import ExampleInput
 from convrewrite.modules import private_copy, surroundings_preserved
-from convrewrite.onnx_graph import kept_sites
+from convrewrite.onnx_graph import kept_sites, refused_sites
 from convrewrite.pipeline.keywords import (
     ApplyKeywords,
     Budget,
@@ -150,8 +150,7 @@ def analyze(
     chosen = resolve(list(builtin_rules()) if rules is None else rules)
     require_structures(chosen, known)
     with at_work(0), surroundings_preserved(model):
-        _, _, found = find(private_copy(model, inputs), inputs)
-        sites = (*found, *kept_sites(model))
+        _, _, sites = find(private_copy(model, inputs), inputs, kept_sites(model), refused_sites(model))
     seen = subjects(sites)
     total = sum(site.cost.macs for site in sites) or 1
     return tuple(

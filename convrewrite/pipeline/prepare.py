@@ -8,7 +8,7 @@ from convrewrite.conv import Cost
 from convrewrite.graph import find
 from convrewrite.inputs import Inputs
 from convrewrite.modules import tally
-from convrewrite.onnx_graph import hidden_cost, kept_sites
+from convrewrite.onnx_graph import hidden_cost, kept_sites, refused_sites
 from convrewrite.rewriting import Prepared
 from convrewrite.rules import Rule, search_spaces
 from convrewrite.structures import Structure, discover
@@ -26,8 +26,8 @@ def prepare(
     ``original``: what ``model`` is a copy of, whose state the result will have.
     """
     known = discover() | {structure.name: structure for structure in structures}
-    lifted, traced, sites = find(model, inputs)
-    sites, hidden = (*sites, *kept_sites(model)), hidden_cost(model)
+    lifted, traced, sites = find(model, inputs, kept_sites(model), refused_sites(model))
+    hidden = hidden_cost(model)
     totals = whole_cost(lifted.model, inputs) + hidden
     return Prepared(
         model if original is None else original,

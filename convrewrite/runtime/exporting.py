@@ -29,6 +29,9 @@ class Exporter(Protocol):
     def runner(self, path: Path) -> OnnxModel:
         """A file in onnxruntime, giving the values by which results are judged."""
 
+    def feed(self, inputs: Inputs) -> Inputs:
+        """All inputs that the files take, given those of the model."""
+
 
 class TorchExporter:
     """Exports modules of torch."""
@@ -47,3 +50,7 @@ class TorchExporter:
     def runner(self, path: Path) -> OnnxModel:
         """The outputs are those of the model."""
         return OnnxModel(path)
+
+    def feed(self, inputs: Inputs) -> Inputs:
+        """The same."""
+        return inputs

@@ -85,7 +85,8 @@ def measure_everything(
     one = tuple(tensor[:1] for tensor in inputs)
     progress("verify", 3, 5, "latency in onnxruntime")
     timer, threads = baseline.timer, baseline.threads
-    onnx_latency = timer.compare_onnx(before, after.path, one if after.dynamic_batch else inputs, threads)
+    given = exporter.feed(one if after.dynamic_batch else inputs)
+    onnx_latency = timer.compare_onnx(before, after.path, given, threads)
     progress("verify", 4, 5, "latency in torch")
     torch_latency = timer.compare_torch(original, rewritten, one, threads) if exporter.exports else None
     progress("verify", 5, 5, "done")

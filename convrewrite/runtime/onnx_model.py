@@ -1,7 +1,8 @@
 """An ONNX file as a callable, beside modules: what can be run on inputs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -35,12 +36,14 @@ class OnnxModel:
         probe: float | None = None,
         trust: bool = False,
         folder: Path | None = None,
+        held: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         """Open the model; raises VerificationError if onnxruntime cannot. Unless the file is trusted, ModelLoadError for
         operators of a library and for weights outside of its folder.
 
         ``probe`` is for a file from elsewhere: seconds within which it must open, and run once on its first inputs, in a
-        process of its own, before it is used here. ModelLoadError if it does not. ``folder``: where files lie that bytes name.
+        process of its own, before it is used here. ModelLoadError if it does not. ``folder``: where files lie that bytes
+        name. ``held`` are inputs that every run gets, and that are no inputs of this model.
         """
         if isinstance(source, Path) and not trust:
             require_self_contained(source)
@@ -58,11 +61,13 @@ class OnnxModel:
         except Exception as error:  # onnxruntime's own exceptions share no public base class; text may be no UTF-8
             cause = " ".join(str(error).split())
             raise VerificationError(f"{self.where}: onnxruntime cannot open it: {cause}") from error
-        self.input_names: tuple[str, ...] = names[0]
+        free = [entry for entry in entries if entry.name not in held]
+        self._held = {name: held[name].numpy() for name in names[0] if name in held}
+        self.input_names: tuple[str, ...] = tuple(entry.name for entry in free)
         self.output_names: tuple[str, ...] = names[1]
         self.metadata: dict[str, str] = metadata
-        self.input_shapes: tuple[tuple[int | str | None, ...], ...] = tuple(tuple(entry.shape) for entry in entries)
-        self.input_types: tuple[str, ...] = tuple(entry.type for entry in entries)
+        self.input_shapes: tuple[tuple[int | str | None, ...], ...] = tuple(tuple(entry.shape) for entry in free)
+        self.input_types: tuple[str, ...] = tuple(entry.type for entry in free)
 
     @property
     def batch(self) -> int | None:
@@ -79,7 +84,7 @@ class OnnxModel:
             self._untried = None
         feed = {name: x.detach().cpu().contiguous().numpy() for name, x in zip(self.input_names, inputs, strict=True)}
         try:
-            arrays = self._session.run(None, feed)
+            arrays = self._session.run(None, feed | self._held)
         except Exception as error:  # onnxruntime's own exceptions share no public base class
             cause = " ".join(str(error).split())[:300]
             raise ModelLoadError(f"{self.where}: onnxruntime cannot run it on these inputs: {cause}") from error

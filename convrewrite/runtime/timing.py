@@ -100,13 +100,14 @@ class Baseline:
     def seconds(self) -> float:
         """Of the original, for one example."""
         one = self._one(self.original.dynamic_batch)
-        return self.timer.time_onnx(self.original.path, one, self.threads) / len(one[0])
+        seconds = self.timer.time_onnx(self.original.path, self.exporter.feed(one), self.threads)
+        return seconds / len(one[0])
 
     def ratio(self, model: nn.Module) -> float:
         """The time of another model as a part of the original's: the median of paired ratios."""
         trial = self.exporter.rewritten(model, self.inputs, self.folder / "unfitted.onnx", {})
         one = self._one(self.original.dynamic_batch and trial.dynamic_batch)
-        return self.timer.compare_onnx(self.original.path, trial.path, one, self.threads).ratio
+        return self.timer.compare_onnx(self.original.path, trial.path, self.exporter.feed(one), self.threads).ratio
 
     def _one(self, dynamic: bool) -> tuple[Tensor, ...]:
         return tuple(tensor[:1] for tensor in self.inputs) if dynamic else self.inputs

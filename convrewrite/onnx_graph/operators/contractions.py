@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from convrewrite.onnx_graph.operators.computed import Maker, made
+from convrewrite.onnx_graph.file import NodeView
+from convrewrite.onnx_graph.operators.computed import Made, Maker, made
 
 
 def gemm(
@@ -30,11 +31,18 @@ def einsum(*values: Tensor, equation: str) -> Tensor:
     return torch.einsum(equation, *values)
 
 
+def make_fused_matmul(view: NodeView) -> Made | None:
+    """None where axes other than the last two are exchanged."""
+    if view.attributes.get("transBatchA", 0) or view.attributes.get("transBatchB", 0):
+        return None
+    return made(fused_matmul, alpha=1.0, transA=0, transB=0)(view)
+
+
 CONTRACTIONS: dict[str, Maker] = {
     "MatMul": made(torch.matmul),
     "Gemm": made(gemm, alpha=1.0, beta=1.0, transA=0, transB=0),
     "Einsum": made(einsum, equation=""),
     "Det": made(torch.det),
-    "com.microsoft::FusedMatMul": made(fused_matmul, alpha=1.0, transA=0, transB=0),
+    "com.microsoft::FusedMatMul": make_fused_matmul,
 }
 """Operators that sum products -> their makers."""

@@ -44,7 +44,7 @@ def gather(x: Tensor, indices: Tensor, *, axis: int) -> Tensor:
     """Slices along one axis; the axes of the indices take its place."""
     axis = axis % x.dim()
     taken = x.index_select(axis, _from_start(indices.reshape(-1), x.shape[axis]))
-    return taken.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    return taken.reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
 
 
 def gather_elements(x: Tensor, indices: Tensor, *, axis: int) -> Tensor:

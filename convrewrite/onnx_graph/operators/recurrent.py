@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from convrewrite.modules import Operator
 from convrewrite.onnx_graph.file import NodeView
@@ -32,13 +33,55 @@ WEIGHTS, RECURRENT, BIASES, LENGTHS, HIDDEN, CELL, PEEPHOLES = range(1, 8)
 """Positions of the inputs behind the sequence."""
 
 
+class ResetBefore(nn.Module):
+    """A GRU that resets its state before it multiplies it, where torch's does so behind; called and answering as torch's.
+
+    Weights are those of ONNX: (direction, gate * feature, input), the gates being update, reset, hidden.
+    """
+
+    weights: Tensor
+    recurrent: Tensor
+    biases: Tensor
+
+    def __init__(self, weights: Tensor, recurrent: Tensor, biases: Tensor) -> None:
+        super().__init__()
+        self.hidden_size = recurrent.shape[-1]
+        self.bidirectional = len(weights) == 2
+        self.register_buffer("weights", weights)
+        self.register_buffer("recurrent", recurrent)
+        self.register_buffer("biases", biases)
+
+    def forward(self, x: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        """All states, features of both directions side by side, and the last ones by direction."""
+        values, last = [], []
+        for direction, state in enumerate(start):
+            states = self._states(direction, x.flip(0) if direction else x, state)
+            values.append(states.flip(0) if direction else states)
+            last.append(states[-1])
+        return torch.cat(values, -1), torch.stack(last)
+
+    def _states(self, direction: int, x: Tensor, state: Tensor) -> Tensor:
+        recurrent, (bias, recurrent_bias) = self.recurrent[direction], self.biases[direction].chunk(2)
+        gates, hidden = recurrent[: 2 * self.hidden_size], recurrent[2 * self.hidden_size :]
+        inputs = F.linear(x, self.weights[direction], bias + recurrent_bias)
+        states = []
+        for step in inputs:
+            update, reset, new = step.chunk(3, -1)
+            update_state, reset_state = F.linear(state, gates).chunk(2, -1)
+            update, reset = torch.sigmoid(update + update_state), torch.sigmoid(reset + reset_state)
+            candidate = torch.tanh(new + F.linear(reset * state, hidden))
+            state = (1 - update) * candidate + update * state
+            states.append(state)
+        return torch.stack(states)
+
+
 class Recurrent(Operator):
     """A recurrent layer of torch, called as the ONNX operator with the inputs that are no constants.
 
     Gives all states (time, direction, batch, feature), then the last ones of each direction.
     """
 
-    def __init__(self, layer: nn.RNNBase, view: NodeView, backwards: bool) -> None:
+    def __init__(self, layer: nn.RNNBase | ResetBefore, view: NodeView, backwards: bool) -> None:
         super().__init__()
         self.layer = layer
         self.backwards = backwards
@@ -87,25 +130,27 @@ def make_recurrent(view: NodeView) -> Made | None:
         keywords = {"nonlinearity": "relu"}
     elif activations != [*cell.activations] * directions:
         return None
+    biases = constant(view, BIASES)
+    if biases is None:
+        biases = weights.new_zeros(directions, 2 * weights.shape[1])
+    backwards = view.attributes.get("direction", "forward") == "reverse"
+    if view.op_type == "GRU" and not view.attributes.get("linear_before_reset", 0):
+        return Recurrent(ResetBefore(weights, recurrent, biases), view, backwards)
     layer = cell.layer(inputs, recurrent.shape[-1], bidirectional=directions == 2, dtype=weights.dtype, **keywords)
-    _fill(layer, cell, weights, recurrent, constant(view, BIASES))
-    return Recurrent(layer, view, view.attributes.get("direction", "forward") == "reverse")
+    _fill(layer, cell, weights, recurrent, biases)
+    return Recurrent(layer, view, backwards)
 
 
 def _plain_step(view: NodeView) -> bool:
-    """Whether the layer steps as torch's: a GRU resets behind its product, and nothing is cut off or coupled."""
+    """Whether nothing is cut off or coupled, and the batch is the second axis."""
     given = view.attributes
-    if view.op_type == "GRU" and not given.get("linear_before_reset", 0):
-        return False
     special = ("clip", "activation_alpha", "activation_beta")
     return not given.get("layout", 0) and not given.get("input_forget", 0) and not any(given.get(n) for n in special)
 
 
-def _fill(layer: nn.RNNBase, cell: Cell, weights: Tensor, recurrent: Tensor, biases: Tensor | None) -> None:
+def _fill(layer: nn.RNNBase, cell: Cell, weights: Tensor, recurrent: Tensor, biases: Tensor) -> None:
     """Weights of ONNX, (direction, gate * feature, input), and biases of which the recurrent half comes second."""
     order = torch.tensor(cell.gates)
-    if biases is None:
-        biases = weights.new_zeros(weights.shape[0], 2 * weights.shape[1])
     values = {"weight_ih": weights, "weight_hh": recurrent}
     values["bias_ih"], values["bias_hh"] = biases.chunk(2, 1)
     with torch.no_grad():

@@ -82,9 +82,7 @@ def _log_sum(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
 
 
 def _log_sum_exp(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
-    if not axes:
-        return x
-    return torch.logsumexp(x if x.is_floating_point() else x.double(), axes, keep).to(x.dtype)
+    return torch.logsumexp(x, axes, keep) if axes else x
 
 
 def _maker(reduction: Reduction, axes_moved: int = 18) -> Maker:

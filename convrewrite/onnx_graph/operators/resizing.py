@@ -109,7 +109,9 @@ def make_resize(view: NodeView) -> Made | None:
         policy=given.get("keep_aspect_ratio_policy", "stretch"),
     )
     known = sampling.mode in ("nearest", "linear", "cubic") and sampling.coordinates in COORDINATES
-    if not known or sampling.nearest not in NEAREST:
+    # Which place is the nearest hangs there on how each sum was rounded.
+    undecided = sampling.mode == "nearest" and sampling.coordinates == "half_pixel_symmetric"
+    if not known or undecided or sampling.nearest not in NEAREST:
         return None
     return Computed(resize, view, {"sampling": sampling}, plain=(1, 2, 3))
 

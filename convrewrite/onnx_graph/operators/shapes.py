@@ -45,7 +45,7 @@ def flatten(x: Tensor, *, axis: int) -> Tensor:
 
 def transpose(x: Tensor, *, perm: list[int] | None) -> Tensor:
     """The axes in another order, without one in reverse."""
-    return x.permute(*(reversed(range(x.dim())) if perm is None else perm))
+    return x.permute(list(reversed(range(x.dim()))) if perm is None else perm)
 
 
 def squeeze(x: Tensor, axes: Numbers | None = None) -> Tensor:
@@ -117,11 +117,11 @@ def make_identity(view: NodeView) -> Made | None:
 
 
 def make_dropout(view: NodeView) -> Made | None:
-    """None where it may drop something, and where its mask, of a type that older files leave open, is used."""
+    """None where it may drop something, and where its mask is used that in older files did not say what stays."""
     training = constant(view, 2)
     if dynamic(view, 2) or (training is not None and bool(training)):
         return None
-    if any(view.outputs[1:]) and view.opset < 10:
+    if any(view.outputs[1:]) and view.opset < 12:
         return None
     if len(view.outputs) == 1 and not dynamic(view, 1):
         return nn.Identity()

@@ -1,0 +1,49 @@
+"""Two ONNX files side by side, where one of them chooses detections: what the choice is made from is compared."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+from torch import Tensor
+
+from convrewrite.inputs import Inputs, varied
+from convrewrite.onnx_graph.file import OnnxFile
+from convrewrite.onnx_graph.observing import Observer, with_outputs
+from convrewrite.onnx_graph.outputs import SELECTS, judged_values
+from convrewrite.onnx_graph.views import Constants, graphs_in
+from convrewrite.runtime import OnnxModel
+
+
+def comparable(paths: tuple[Path, Path], inputs: Inputs) -> tuple[OnnxModel, OnnxModel, str] | None:
+    """Both files with the values by which they can be compared for outputs, and what is said of that; None where these are
+    their outputs, or where the second has no such values.
+
+    Both were opened and run on ``inputs`` before: they end, and take these.
+    """
+    models = [onnx.load(str(path), load_external_data=False) for path in paths]
+    if not any(_chooses(model.graph) for model in models):
+        return None
+    names = [entry.name for entry in models[0].graph.input]
+    taken = {one.name for one in models[0].graph.initializer}
+    feed = dict(zip([name for name in names if name not in taken], inputs, strict=True))
+    file = OnnxFile(models[0], paths[0].absolute().parent, str(paths[0]), paths[0])
+    judged = judged_values(models[0].graph, Constants(file, feed).names, _runs(file, feed))
+    there = {name for node in models[1].graph.node for name in node.output}
+    if judged.note is None or not judged.names or not set(judged.names) <= there:
+        return None
+    first, second = (
+        OnnxModel(with_outputs(model, judged.names).SerializeToString(), trust=True, folder=path.absolute().parent)
+        for model, path in zip(models, paths, strict=True)
+    )
+    return first, second, judged.note
+
+
+def _chooses(graph: onnx.GraphProto) -> bool:
+    return any(node.op_type == SELECTS or any(map(_chooses, graphs_in(node))) for node in graph.node)
+
+
+def _runs(file: OnnxFile, feed: Mapping[str, Tensor]) -> list[dict[str, object]]:
+    observer = Observer(file, dict.fromkeys(name for node in file.model.graph.node for name in node.output if name))
+    batches = (tuple(feed.values()), varied(tuple(feed.values())))
+    runs = [observer.run({name: x.numpy() for name, x in zip(feed, batch, strict=True)}) for batch in batches]
+    return [run for run in runs if run is not None]
