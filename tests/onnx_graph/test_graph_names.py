@@ -17,8 +17,10 @@ from convrewrite.onnx_graph import read_network
 from convrewrite.onnx_graph.names import LONGEST, identifier, name_of_node
 
 HOSTILE = (
-    "'); open('/tmp/marker', 'w'); ('", '"""', "a\nimport os\nos.abort()", "\\", "__class__", "__init__", "forward", "self",
-    "training", "train", "graph", "code", "meta", "import", "None", "ä" * 3, "名前", "\x1b[31m", "a.b.c", "a/b:c;d", "0", "-", "", " ", "x" * 5000,
+    "'); open('marker', 'w'); ('", '"""', "a\nimport os\nos.abort()", "\\", "__class__", "__init__",
+    "forward", "self",
+    "training", "train", "graph", "code", "meta",
+    "import", "None", "ä" * 3, "名前", "\x1b[31m", "a.b.c", "a/b:c;d", "0", "-", "", " ", "x" * 5000,
     "\N{FULLWIDTH LATIN SMALL LETTER A}", "\u202ereversed", "_modules", "{0}", "%s", "relu_1",
 )  # fmt: skip
 

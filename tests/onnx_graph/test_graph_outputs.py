@@ -72,7 +72,9 @@ def test_a_choice_inside_of_a_loop_is_found(tmp_path: Path) -> None:
 
 FINDS = {
     "NonZero": ("int64[4, K]", "p = Greater(a, t) chosen = NonZero(p)", "a"),
-    "Compress": ("float[K]", "m = Constant<value_ints = [-1]>() h = Reshape(a, m) p = Greater(h, t) chosen = Compress(h, p)", "h"),
+    "Compress": (
+        "float[K]", "m = Constant<value_ints = [-1]>() h = Reshape(a, m) p = Greater(h, t) chosen = Compress(h, p)", "h",
+    ),
     "Unique": ("float[K]", "q = Floor(a) chosen = Unique(q)", "q"),
 }  # fmt: skip
 
@@ -126,7 +128,19 @@ def test_what_was_filtered_before_a_choice_is_followed_to_what_always_has_one_si
 
 def test_an_output_whose_length_happens_to_stay_is_judged_itself(tmp_path: Path) -> None:
     """NonZero of what is nowhere zero has as many entries for every input."""
-    text = "(float[1, 8] x) => (float[1, 8] y) { a = Abs(x) one = Constant<value_float = 1.0>() p = Add(a, one) i = NonZero(p) z = Transpose<perm = [1, 0]>(i) f = GatherND(p, z) s = Shape(x) y = Reshape(f, s) }"  # fmt: skip
+    text = """
+    (float[1, 8] x) => (float[1, 8] y) {
+       
+        a = Abs(x)
+        one = Constant<value_float = 1.0>()
+        p = Add(a, one)
+        i = NonZero(p)
+        z = Transpose<perm = [1, 0]>(i)
+        f = GatherND(p, z)
+        s = Shape(x)
+        y = Reshape(f, s)
+    }
+    """
     module = made_of(graph(text), tmp_path)
     assert told(module).judged.names == ("y",)
     assert told(module).judged.note is None

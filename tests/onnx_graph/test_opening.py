@@ -43,9 +43,7 @@ def test_a_file_is_opened_as_it_is(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["model.onnx"]
 
 
-def test_a_relative_path_still_leads_there_from_another_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_path_still_leads_there_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(classifier(), tmp_path)
     monkeypatch.chdir(tmp_path)
     opened = open_onnx("model.onnx")
@@ -117,7 +115,9 @@ def test_operators_of_a_library_are_refused_unless_trusted(tmp_path: Path) -> No
 def test_a_function_of_the_file_is_no_operator_of_a_library(tmp_path: Path) -> None:
     model = graph("(float[N, 4] x) => (float[N, 4] y) { y = own.Thing(x) }")
     nodes = [onnx.helper.make_node("Relu", ["a"], ["b"])]
-    model.functions.append(onnx.helper.make_function("own", "Thing", ["a"], ["b"], nodes, [onnx.helper.make_opsetid("", 17)]))
+    model.functions.append(
+        onnx.helper.make_function("own", "Thing", ["a"], ["b"], nodes, [onnx.helper.make_opsetid("", 17)])
+    )
     opened = open_onnx(saved(model, tmp_path))
     assert torch.equal(opened.session(torch.tensor([[-1.0, 2, 3, 4]]))["y"], torch.tensor([[0.0, 2, 3, 4]]))
 
@@ -161,7 +161,9 @@ def test_weights_that_are_not_there_are_told(tmp_path: Path) -> None:
 
 def test_a_graph_that_never_ends_is_stopped_where_it_is_tried(tmp_path: Path) -> None:
     path = saved(graph(ENDLESS), tmp_path)
-    with pytest.raises(ModelLoadError, match=r"runs on these inputs within 4 s .*, found that it does not end in that time"):
+    with pytest.raises(
+        ModelLoadError, match=r"runs on these inputs within 4 s .*, found that it does not end in that time"
+    ):
         read_network(path, seconds=4)
 
 

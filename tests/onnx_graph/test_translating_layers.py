@@ -74,7 +74,9 @@ def test_a_transposed_convolution_that_torch_does_not_have_is_run_by_onnxruntime
 @pytest.mark.parametrize(("axes", "kind"), [(1, nn.Conv1d), (3, nn.Conv3d)])
 def test_other_numbers_of_axes(axes: int, kind: type[nn.Module], tmp_path: Path) -> None:
     free = ", ".join("ABC"[:axes])
-    model = graph(f"(float[N, 4, {free}] x) => (float[N, 8, {free}] y) {{ y = Conv(x, w) }}", {"w": (8, 4, *[3] * axes)})
+    model = graph(
+        f"(float[N, 4, {free}] x) => (float[N, 8, {free}] y) {{ y = Conv(x, w) }}", {"w": (8, 4, *[3] * axes)}
+    )
     module = made_of(model, tmp_path, noise(1, 4, *[7] * axes))
     assert sum(isinstance(part, kind) for part in module.modules()) == 1
     require_equal(module, noise(2, 4, *[6] * axes))
@@ -141,7 +143,10 @@ BEHIND = {
     "reshaped": ("v = Reshape(w, shape)", {"w": (8, 36), "shape": np.array([8, 4, 3, 3])}),
     "dequantised": (
         "v = DequantizeLinear(w, scale)",
-        {"w": np.arange(-144, 144).reshape(8, 4, 3, 3).clip(-128, 127).astype(np.int8), "scale": np.float32([0.02])[0]},
+        {
+            "w": np.arange(-144, 144).reshape(8, 4, 3, 3).clip(-128, 127).astype(np.int8),
+            "scale": np.array(0.02, np.float32),
+        },
     ),
 }
 
@@ -149,7 +154,7 @@ BEHIND = {
 @pytest.mark.parametrize("name", BEHIND)
 def test_a_kernel_that_nodes_compute(name: str, tmp_path: Path) -> None:
     body, weights = BEHIND[name]
-    model = graph(f"{IMAGE} {{ {body} y = Conv(x, v) }}", {key: np.asarray(v) if not isinstance(v, tuple) else v for key, v in weights.items()})  # fmt: skip
+    model = graph(f"{IMAGE} {{ {body} y = Conv(x, v) }}", weights)
     module = made_of(model, tmp_path)
     assert sum(isinstance(part, nn.Conv2d) for part in module.modules()) == 1
     assert not told(module).opaque
@@ -158,7 +163,8 @@ def test_a_kernel_that_nodes_compute(name: str, tmp_path: Path) -> None:
 
 
 def test_a_kernel_in_a_constant_node_and_one_that_is_filled(tmp_path: Path) -> None:
-    model = image("a = Conv(x, v) shape = Constant<value_ints = [8, 4, 1, 1]>() w = ConstantOfShape<value = float[1] {0.25}>(shape) y = Conv(a, w)", v=(4, 4, 3, 3))  # fmt: skip
+    filled = "shape = Constant<value_ints = [8, 4, 1, 1]>() w = ConstantOfShape<value = float[1] {0.25}>(shape)"
+    model = image(f"a = Conv(x, v) {filled} y = Conv(a, w)", v=(4, 4, 3, 3))
     [kernel] = [one for one in model.graph.initializer if one.name == "v"]
     model.graph.node.insert(0, helper.make_node("Constant", [], ["v"], value=kernel))
     model.graph.initializer.remove(kernel)
@@ -177,7 +183,8 @@ def test_a_kernel_that_hangs_on_the_input_is_no_layer(tmp_path: Path) -> None:
 
 def test_a_kernel_that_may_be_given_is_a_layer_in_old_files(tmp_path: Path) -> None:
     """Below IR version 4 every initialiser is listed as an input too, and may be left out."""
-    model = graph("(float[N, 4, 7, 7] x, float[8, 4, 3, 3] w) => (float[N, 8, 5, 5] y) { y = Conv(x, w) }", {"w": (8, 4, 3, 3)}, opset=7, ir=3)  # fmt: skip
+    text = "(float[N, 4, 7, 7] x, float[8, 4, 3, 3] w) => (float[N, 8, 5, 5] y) { y = Conv(x, w) }"
+    model = graph(text, {"w": (8, 4, 3, 3)}, opset=7, ir=3)
     module = made_of(model, tmp_path)
     assert told(module).opened.session.input_names == ("x",)
     assert sum(isinstance(part, nn.Conv2d) for part in module.modules()) == 1

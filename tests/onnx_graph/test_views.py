@@ -36,7 +36,8 @@ def test_a_node_uses_what_the_graphs_inside_of_it_take_from_outside() -> None:
 
 
 def test_constants_are_what_no_input_reaches() -> None:
-    text = "(float[N, 4] x) => (float[N, 4] y) { a = Mul(w, w) r = RandomNormalLike(w) s = Shape(x) b = Add(a, r) c = Add(x, a) y = Relu(c) }"  # fmt: skip
+    nodes = "a = Mul(w, w) r = RandomNormalLike(w) s = Shape(x) b = Add(a, r) c = Add(x, a) y = Relu(c)"
+    text = f"(float[N, 4] x) => (float[N, 4] y) {{ {nodes} }}"
     found = Constants(file(graph(text, {"w": (4,)})), ["x"])
     assert found.names == {"w", "a"}
     assert found.initialiser("w") is not None
@@ -55,10 +56,15 @@ def test_an_initialiser_that_is_given_at_every_run_is_none() -> None:
 
 
 def test_a_node_with_graphs_inside_is_constant_only_if_these_are() -> None:
-    text = "(float[N, 4] x) => (float[N, 4] y) {{ a = If(c) <then_branch = p () => (float[4] q) {{ q = Relu({0}) }}, else_branch = r () => (float[4] s) {{ s = Neg(w) }}> y = Add(x, a) }}"  # fmt: skip
+    text = """
+    (float[N, 4] x) => (float[N, 4] y) {
+        a = If(c) <then_branch = p () => (float[4] q) { q = Relu(GIVEN) }, else_branch = r () => (float[4] s) { s = Neg(w) }>
+        y = Add(x, a)
+    }
+    """
     weights = {"w": np.ones(4, np.float32), "c": np.array(True)}
-    assert "a" in Constants(file(graph(text.format("w"), weights)), ["x"]).names
-    assert "a" not in Constants(file(graph(text.format("x"), weights)), ["x"]).names
+    assert "a" in Constants(file(graph(text.replace("GIVEN", "w"), weights)), ["x"]).names
+    assert "a" not in Constants(file(graph(text.replace("GIVEN", "x"), weights)), ["x"]).names
 
 
 def test_half_precision_is_seen_as_float32() -> None:
@@ -103,7 +109,8 @@ def test_operators_of_other_domains_have_it_before_their_names() -> None:
     names = [
         view.op_type
         for domain in ("", "ai.onnx", "com.microsoft")
-        if (view := view_of(helper.make_node("Gelu", ["x"], ["y"], domain=domain), file(model), constants, {})) is not None
+        if (view := view_of(helper.make_node("Gelu", ["x"], ["y"], domain=domain), file(model), constants, {}))
+        is not None
     ]
     assert names == ["Gelu", "Gelu", "com.microsoft::Gelu"]
 
