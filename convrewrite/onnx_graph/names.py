@@ -5,10 +5,13 @@ import re
 from collections.abc import Collection
 
 import onnx
-from torch import nn
+from torch import fx, nn
 
 LONGEST = 80
 """Characters of a name, at most."""
+
+TAKEN = frozenset({*dir(fx.GraphModule(nn.Module(), fx.Graph())), "self"})
+"""Names of attributes that every graph module has, which a part of it would hide or could not take."""
 
 WEIGHT_ENDS = (".weight", "/kernel", "/weight", ".w_0", "_weight", "/Conv2D/ReadVariableOp")
 """Ends of names of weights, behind the name of the layer."""
@@ -17,7 +20,7 @@ WEIGHT_ENDS = (".weight", "/kernel", "/weight", ".w_0", "_weight", "/Conv2D/Read
 def identifier(text: str, otherwise: str, taken: Collection[str]) -> str:
     """``text`` in letters, digits and ``_``, unlike those ``taken`` and what every module has as an attribute."""
     plain = re.sub(r"[^0-9A-Za-z]+", "_", text).strip("_")[:LONGEST] or otherwise
-    if plain[0].isdigit() or keyword.iskeyword(plain) or hasattr(nn.Module, plain):
+    if plain[0].isdigit() or keyword.iskeyword(plain) or plain in TAKEN:
         plain = f"n_{plain}"
     name, count = plain, 1
     while name in taken:

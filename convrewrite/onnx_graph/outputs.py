@@ -34,7 +34,7 @@ def judged_values(graph: onnx.GraphProto, constants: Collection[str], runs: Sequ
         choosers = [node for node in _ancestors(entry.name, makers) if _chooses(node, _varies(entry.name, runs))]
         if choosers:
             cut.append(entry.name)
-            names += [name for node in choosers for name in names_used(node) if _usable(name, makers, constants, runs)]
+            names += [name for node in choosers for name in _chosen_from(node, makers, constants, runs)]
         else:
             names.append(entry.name)
     if not cut:
@@ -67,9 +67,30 @@ def _chooses(node: onnx.NodeProto, varies: bool) -> bool:
     return any(_chooses(inner, varies) for graph in graphs_in(node) for inner in graph.node)
 
 
+def _chosen_from(
+    node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto], constants: Collection[str], runs: Sequence[Values]
+) -> Iterator[str]:
+    """The values that a node chooses from: of masks, and of what was chosen before, those that led to them."""
+    waiting, seen = list(names_used(node)), set(constants)
+    while waiting:
+        name = waiting.pop(0)
+        if name in seen or name not in makers:
+            continue
+        seen.add(name)
+        if _varies(name, runs) or _is_mask(name, runs):
+            waiting += names_used(makers[name])
+        elif _usable(name, makers, constants, runs):
+            yield name
+
+
+def _is_mask(name: str, runs: Sequence[Values]) -> bool:
+    return getattr(runs[0].get(name), "dtype", None) == np.bool_
+
+
 def _varies(name: str, runs: Sequence[Values]) -> bool:
+    """Whether the numbers say how many entries a value has; if it has none, that may be what they say."""
     shapes = [run[name].shape for run in runs if isinstance(run.get(name), np.ndarray)]
-    return len(set(shapes)) > 1
+    return len(set(shapes)) > 1 or any(0 in shape for shape in shapes)
 
 
 def _usable(

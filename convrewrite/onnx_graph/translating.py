@@ -112,10 +112,12 @@ def translate(opened: Opened, inputs: Inputs) -> fx.GraphModule:
             f"{opened.file.source}: expected outputs that hang on the inputs, found none; nothing can be judged"
         )
     feeds = _batches(tuple(own.values()))
+    # The first one again: random numbers repeat themselves from session to session, but not from call to call.
+    checks = [*zip(feeds, runs, strict=False), (feeds[0], runs[0])]
     scales = {name: least_scale(node.op_type) for node in opened.file.model.graph.node for name in node.output}
     for with_operators in (True, False):
         built = Builder(opened.file, constants, runs, tuple(own)).build(judged.names, with_operators)
-        if all(_same(built, feed, run, scales) for feed, run in zip(feeds, runs, strict=False)):
+        if all(_same(built, feed, run, scales) for feed, run in checks):
             takes_any = batch is None or _takes_both(built, feeds, runs)
             sizes = {name: tuple(value.shape) for name, value in runs[0].items() if hasattr(value, "shape")}
             made = Translation(

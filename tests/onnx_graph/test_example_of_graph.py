@@ -1,0 +1,139 @@
+"""Example inputs of a graph: as it states them, as far as the caller does not."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from onnx_texts import graph, noise, opened
+from torch import Tensor
+
+from convrewrite.errors import ConvRewriteError, ModelLoadError, UsageError
+from convrewrite.onnx_graph import example_of_graph, noise_for
+from convrewrite.runtime.onnx_model import OnnxModel
+
+PAIR = """
+(float[N, 3, 8, 8] image, int64[N, 5] index) => (float[N, 3, 8, 8] y, int64[N, 5] z) {
+    y = Relu(image)
+    z = Identity(index)
+}
+"""
+FREE = "(float[N, 3, H, W] image) => (float[N, 3, H, W] y) { y = Relu(image) }"
+
+
+def session(text: str, folder: Path, **weights: tuple[int, ...]) -> OnnxModel:
+    return opened(graph(text, weights), folder).session
+
+
+def test_stated_sizes_are_taken_and_a_batch_of_one(tmp_path: Path) -> None:
+    (image, index), notes = example_of_graph(session(PAIR, tmp_path))
+    assert (image.shape, image.dtype) == ((1, 3, 8, 8), torch.float32)
+    assert (index.shape, index.dtype) == ((1, 5), torch.int64)
+    assert notes == ()
+    assert float(image.std()) > 0.5
+    assert not index.any(), "integers may be indices"
+
+
+def test_the_same_numbers_every_time(tmp_path: Path) -> None:
+    graph_of = session(PAIR, tmp_path)
+    assert torch.equal(example_of_graph(graph_of)[0][0], example_of_graph(graph_of)[0][0])
+
+
+def test_a_fixed_batch_is_taken(tmp_path: Path) -> None:
+    (image,), _ = example_of_graph(session(FREE.replace("N,", "3,"), tmp_path))
+    assert image.shape[0] == 3
+
+
+@pytest.mark.parametrize(("name", "kind", "dtype"), [
+    ("float16", "float16", torch.float16), ("double", "double", torch.float64), ("int32", "int32", torch.int32),
+    ("int8", "int8", torch.int8), ("uint8", "uint8", torch.uint8), ("bool", "bool", torch.bool),
+])  # fmt: skip
+def test_every_type_of_input(name: str, kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    (made,), _ = example_of_graph(session(f"({kind}[N, 4] x) => ({kind}[N, 4] y) {{ y = Identity(x) }}", tmp_path))
+    assert made.dtype == dtype
+    if dtype == torch.bool:
+        assert bool(made.all())
+
+
+def test_text_is_no_input(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"input 'x': expected a tensor of numbers, found tensor\(string\)"):
+        example_of_graph(session("(string[N] x) => (string[N] y) { y = Identity(x) }", tmp_path))
+
+
+def test_free_axes_get_a_size_that_is_said(tmp_path: Path) -> None:
+    (image,), notes = example_of_graph(session(FREE, tmp_path))
+    assert image.shape == (1, 3, 224, 224)
+    assert notes == (
+        "free axes of inputs got an example size: image as 1x3x224x224; pass --input NAME=SHAPE to change it",
+    )
+
+
+def test_free_axes_get_a_size_with_which_the_graph_runs(tmp_path: Path) -> None:
+    text = "(float[N, M] x) => (float[N, 5] y) { y = MatMul(x, w) }"
+    (made,), _ = example_of_graph(session(text, tmp_path, w=(640, 5)))
+    assert made.shape == (1, 640)
+    with pytest.raises(UsageError, match=r"found none among 224, .*The first failed with"):
+        example_of_graph(session(text, tmp_path, w=(641, 5)))
+
+
+def test_a_stated_size_that_does_not_run_is_told_as_it_is(tmp_path: Path) -> None:
+    text = "(float[N, 4] x, float[N, 4] z) => (float[A, B] y) { s = Shape(z) t = Add(s, s) y = Reshape(x, t) }"
+    with pytest.raises(ConvRewriteError, match="cannot run it on these inputs") as told:
+        example_of_graph(session(text, tmp_path))
+    assert isinstance(told.value, ModelLoadError)
+
+
+def by_name(image: Tensor) -> dict[str, Tensor]:
+    return {"image": image}
+
+
+def test_given_tensors_are_taken_and_the_others_made(tmp_path: Path) -> None:
+    given = noise(1, 3, 8, 8)
+    (image, index), _ = example_of_graph(session(PAIR, tmp_path), by_name(given))
+    assert torch.equal(image, given)
+    assert index.shape == (1, 5)
+
+
+def test_a_tuple_goes_by_position_and_a_tensor_alone_too(tmp_path: Path) -> None:
+    pair = (noise(2, 3, 8, 8), torch.ones(2, 5, dtype=torch.int64))
+    found, notes = example_of_graph(session(PAIR, tmp_path), pair)
+    assert all(torch.equal(a, b) for a, b in zip(found, pair, strict=True))
+    assert notes == ()
+    alone = noise(2, 3, 5, 7)
+    (found_alone,), notes = example_of_graph(session(FREE, tmp_path), alone)
+    assert torch.equal(found_alone, alone)
+    assert notes == ()
+
+
+def test_real_numbers_come_in_the_precision_of_the_graph(tmp_path: Path) -> None:
+    text = "(float16[N, 4] x) => (float16[N, 4] y) { y = Relu(x) }"
+    (made,), _ = example_of_graph(session(text, tmp_path), noise(2, 4))
+    assert made.dtype == torch.float16
+    (made,), _ = example_of_graph(session(FREE, tmp_path), noise(1, 3, 8, 8, dtype=torch.float64))
+    assert made.dtype == torch.float32
+    with pytest.raises(ConvRewriteError, match=r"expected tensor\(float\), found torch\.int64"):
+        example_of_graph(session(FREE, tmp_path), torch.ones(1, 3, 8, 8, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(("example", "words"), [
+    ({"picture": torch.zeros(1)}, r"names of the graph's inputs \(image, index\), found picture"),
+    ({"picture": torch.zeros(1), 3: torch.zeros(1)}, r"found picture, 3"),
+    (torch.zeros(1, 3, 8, 8), r"expected 2 tensors \(image, index\), or a dictionary of them by name, found 1 of Tensor"),
+    ((torch.zeros(1), torch.zeros(1), torch.zeros(1)), "found 3 of Tensor, Tensor, Tensor"),
+    ((torch.zeros(1), 3), "found 2 of Tensor, int"),
+])  # fmt: skip
+def test_names_and_numbers_of_inputs_that_the_graph_does_not_have(example: object, words: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=words):
+        example_of_graph(session(PAIR, tmp_path), example)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 8), (1, 4, 8, 8)])
+def test_a_shape_that_the_graph_does_not_take(shape: tuple[int, ...], tmp_path: Path) -> None:
+    with pytest.raises(ConvRewriteError, match="input 'image': expected shape"):
+        example_of_graph(session(PAIR, tmp_path), by_name(noise(*shape)))
+
+
+def test_noise_of_given_shapes(tmp_path: Path) -> None:
+    made = noise_for(session(PAIR, tmp_path), {"image": (4, 3, 8, 8)}, seed=3)
+    assert made.keys() == {"image"}
+    assert made["image"].shape == (4, 3, 8, 8)
+    assert not torch.equal(made["image"], noise_for(session(PAIR, tmp_path), {"image": (4, 3, 8, 8)})["image"])
