@@ -67,9 +67,7 @@ class Translation(Shared):
         if self.opaque:
             named = ", ".join(f"{name} ({count})" if count > 1 else name for name, count in self.opaque.items())
             ends = "; gradients end there: of sites before them all output channels count alike where no other way leads on"
-            notes.append(
-                f"run by onnxruntime itself: {named}{ends if self.blocks_gradients else ''}"
-            )
+            notes.append(f"run by onnxruntime itself: {named}{ends if self.blocks_gradients else ''}")
         if self.held:
             names = ", ".join(
                 f"{name} ({'x'.join(map(str, value.shape)) or 'a number'})" for name, value in self.held.items()
