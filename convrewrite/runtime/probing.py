@@ -41,7 +41,7 @@ def require_well_behaved(path: Path, seconds: float, inputs: Sequence[Tensor] | 
     memory = memory_bytes() // 2
     feed = b"" if inputs is None else _packed(inputs)
     # The package is found where this one was; -P keeps files of the working folder from being imported.
-    places = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    places = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places)), "OMP_NUM_THREADS": "1"}
     # Beyond the time it has, the child ends itself by its processor time: this process may be gone by then.
     command = [sys.executable, "-P", "-c", _PROGRAM, str(SESSIONS), str(path), str(int(seconds) + 30), str(memory)]
