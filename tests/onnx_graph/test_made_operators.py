@@ -57,7 +57,7 @@ OPAQUE = {
     "edges cut off": ("Pad", 13, [IMAGE, np.array([0, 0, -1, 0, 0, 0, 0, 0])], {"mode": "edge"}, 1),
     "computed weights": ("LSTM", 14, [IMAGE[0], IMAGE[:1, 0], IMAGE[:1, 0]], {"hidden_size": 3}, 1),
     "another norm": ("LpNormalization", 22, [IMAGE], {"p": 3}, 1),
-    "exchanged batches": ("com.microsoft::FusedMatMul", 17, [IMAGE, IMAGE], {"transBatchA": 1}, 1),
+    "a fused function with parameters": ("com.microsoft::FusedGemm", 17, [IMAGE[0, 0], IMAGE[0, 0]], {"activation": "Elu"}, 1),
     "a file that is too old": ("Relu", 6, [IMAGE], {}, 1),
     "no tensor": ("Equal", 19, [np.array(["a"], object), np.array(["b"], object)], {}, 1),
 }  # fmt: skip

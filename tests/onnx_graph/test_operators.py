@@ -28,10 +28,7 @@ USUAL: dict[str, tuple[int, ...]] = {
 }  # fmt: skip
 """Inputs that networks usually have as constants, by their positions."""
 
-WITHOUT_CASES = {
-    "GlobalLpPool", "SimplifiedLayerNormalization", "com.microsoft::BiasGelu", "com.microsoft::FastGelu",
-    "com.microsoft::FusedMatMul", "com.microsoft::Gelu", "com.microsoft::QuickGelu", "com.microsoft::SkipLayerNormalization",
-}  # fmt: skip
+WITHOUT_CASES = {"GlobalLpPool", "SimplifiedLayerNormalization"} | {key for key in OPERATORS if "::" in key}
 """Operators for which onnx has no case of one node; they are in the tests by version."""
 
 TOO_OLD = {"Not", "RNN"}

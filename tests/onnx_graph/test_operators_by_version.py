@@ -180,6 +180,10 @@ def microsoft() -> Iterator[Node]:
     for op in ("BiasGelu", "FastGelu"):
         yield node(f"com.microsoft::{op}", 17, [x, real(4)], (1,))
     yield node("com.microsoft::FusedMatMul", 17, [real(2, 4, 3), real(2, 5, 4)], transA=1, transB=1, alpha=0.5)
+    yield node("com.microsoft::FusedMatMul", 17, [real(4, 2, 3), real(4, 2, 5)], transBatchA=1, transBatchB=1, transA=1)
+    for activation in ("Relu", "Sigmoid", "Tanh"):
+        inputs = [real(3, 4), real(5, 4), real(5)]
+        yield node("com.microsoft::FusedGemm", 17, inputs, (1, 2), transB=1, activation=activation)
     for more in ([], [real(4)], [real(4), real(4)], [None, real(4)]):
         yield node(
             "com.microsoft::SkipLayerNormalization", 17, [x, real(2, 3, 4), real(4), *more], (2, 3, 4), epsilon=0.1

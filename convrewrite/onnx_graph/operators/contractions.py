@@ -1,10 +1,13 @@
 """Products of matrices of which none is a layer's weight, and other sums of products."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from convrewrite.onnx_graph.file import NodeView
-from convrewrite.onnx_graph.operators.computed import Made, Maker, made
+from convrewrite.onnx_graph.operators.computed import Computed, Made, Maker, made
 
 
 def gemm(
@@ -19,11 +22,25 @@ def gemm(
     return product + (c if beta == 1 else (beta * c).to(c.dtype))
 
 
-def fused_matmul(a: Tensor, b: Tensor, *, alpha: float, transA: int, transB: int) -> Tensor:  # noqa: N803
-    """``alpha * a @ b``, the last two axes of a and b exchanged where asked for."""
-    left = a.transpose(-1, -2) if transA and a.dim() > 1 else a
-    right = b.transpose(-1, -2) if transB and b.dim() > 1 else b
-    return alpha * (left @ right)
+def fused_matmul(
+    a: Tensor, b: Tensor, *, alpha: float, transA: int, transB: int, transBatchA: int, transBatchB: int  # noqa: N803
+) -> Tensor:  # fmt: skip
+    """``alpha * a @ b``, the last two axes of each exchanged where asked for, after the first became the last but one."""
+    return alpha * (_arranged(a, transBatchA, transA) @ _arranged(b, transBatchB, transB))
+
+
+def _arranged(x: Tensor, batch: int, transposed: int) -> Tensor:
+    if x.dim() < 2:
+        return x
+    x = x.movedim(0, -2) if batch else x
+    return x.transpose(-1, -2) if transposed else x
+
+
+def fused_gemm(
+    a: Tensor, b: Tensor, c: Tensor | None = None, *, activation: Callable[[Tensor], Tensor], **settings: Any
+) -> Tensor:  # fmt: skip
+    """A function of what :func:`gemm` gives."""
+    return activation(gemm(a, b, c, **settings))
 
 
 def einsum(*values: Tensor, equation: str) -> Tensor:
@@ -31,11 +48,15 @@ def einsum(*values: Tensor, equation: str) -> Tensor:
     return torch.einsum(equation, *values)
 
 
-def make_fused_matmul(view: NodeView) -> Made | None:
-    """None where axes other than the last two are exchanged."""
-    if view.attributes.get("transBatchA", 0) or view.attributes.get("transBatchB", 0):
-        return None
-    return made(fused_matmul, alpha=1.0, transA=0, transB=0)(view)
+FUSED: dict[str, Callable[[Tensor], Tensor]] = {"Relu": torch.relu, "Sigmoid": torch.sigmoid, "Tanh": torch.tanh}
+"""Functions without parameters that onnxruntime fuses with a product -> those of torch."""
+
+
+def make_fused_gemm(view: NodeView) -> Made | None:
+    """None for functions that have parameters."""
+    defaults = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
+    settings = {name: view.attributes.get(name, default) for name, default in defaults.items()}
+    return Computed(fused_gemm, view, {"activation": FUSED[view.attributes["activation"]], **settings})
 
 
 CONTRACTIONS: dict[str, Maker] = {
@@ -43,6 +64,7 @@ CONTRACTIONS: dict[str, Maker] = {
     "Gemm": made(gemm, alpha=1.0, beta=1.0, transA=0, transB=0),
     "Einsum": made(einsum, equation=""),
     "Det": made(torch.det),
-    "com.microsoft::FusedMatMul": make_fused_matmul,
+    "com.microsoft::FusedMatMul": made(fused_matmul, alpha=1.0, transA=0, transB=0, transBatchA=0, transBatchB=0),
+    "com.microsoft::FusedGemm": make_fused_gemm,
 }
 """Operators that sum products -> their makers."""
