@@ -75,7 +75,7 @@ def test_names_are_new_in_the_whole_model(tmp_path: Path) -> None:
         helper.make_node("Add", ["conv.stage1.bias", "conv.stage1.weight"], ["y"]),
     ]
     weights = [tensor("w", W), tensor("b", B), tensor("yes", np.array(True)), tensor("conv.stage1.weight", numbers(1))]
-    weights.append(tensor("conv.stage0.weight", numbers(1)))  # nothing uses it
+    weights.append(tensor("conv.stage0_2.weight", numbers(1)))  # nothing uses it
     model = model_of(nodes, weights)
     after, path = written(file_of(model), [Replacement(0, chain_of(W, B, padding=1))], tmp_path)
     untouched(model, after, {0}, {"w", "b"})
