@@ -247,7 +247,7 @@ def bench(
             if is_onnx:
                 runner(*inputs)  # before it is timed, as it may not end
             paths.append(
-                Path(source) if is_onnx else runtime.export(runner, inputs, folder.path / f"{index}.onnx").path
+                Path(runner.where) if is_onnx else runtime.export(runner, inputs, folder.path / f"{index}.onnx").path
             )
         progress("bench", 2, 4, "onnxruntime")
         comparisons.append(runtime.compare_onnx(paths[0], paths[1], inputs, threads=asked.threads, rounds=asked.rounds))

@@ -177,6 +177,11 @@ def load(folder: str | Path, original_model: nn.Module, structures: tuple[Struct
     broken. ``original_model`` is not touched.
     """
     folder = Path(folder)
+    if (folder / ONNX).is_file() and (folder / PLAN).is_file() and not (folder / WEIGHTS).exists():
+        raise ModelLoadError(
+            f"{folder}: expected the result of a module, found that of an ONNX model, which has no weights of modules; use "
+            f"{folder / ONNX}, or carry {PLAN} out again with convrewrite.apply"
+        )
     for name in (PLAN, WEIGHTS):
         if not (folder / name).is_file():
             raise ModelLoadError(f"{folder / name}: missing; expected a folder written by `convrewrite optimize -o`")

@@ -1,0 +1,136 @@
+"""From a file to a module with an example, and what of the file is no part of that module."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper
+from onnx_texts import classifier, drawn, graph, made_of, noise, require_equal, told
+from torch import nn
+
+from convrewrite.conv import Cost
+from convrewrite.errors import UsageError
+from convrewrite.inputs import parameter_names
+from convrewrite.onnx_graph import hidden_cost, kept_sites, open_onnx, read_network, refused_sites
+
+BRANCHES = """
+(float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {
+    a = Conv<pads = [1, 1, 1, 1]>(x, w)
+    mean = ReduceMean<keepdims = 0>(a)
+    bright = Greater(mean, zero)
+    b = If(bright) <
+        then_branch = yes () => (float[N, 4, 6, 6] p) { p = Conv<pads = [1, 1, 1, 1]>(a, v) },
+        else_branch = no () => (float[N, 4, 6, 6] q) { q = Neg(a) }
+    >
+    y = Conv<pads = [1, 1, 1, 1]>(b, w)
+}
+"""
+
+WEIGHTS = {"w": (4, 4, 3, 3), "v": (4, 4, 3, 3), "zero": np.array(0, np.float32)}
+
+HELD = """
+(float[N, 3, 8, 8] image, int64 rate, float[3, 1, 1] shift) => (float[N, 4, 6, 6] y) {
+    one = Cast<to = 1>(rate)
+    a = Add(image, shift)
+    b = Add(a, one)
+    y = Conv(b, w)
+}
+"""
+
+
+def test_a_path_a_model_and_an_opened_file_give_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(classifier(), str(path))
+    networks = [read_network(source) for source in (str(path), path, classifier(), open_onnx(path))]
+    x = noise(2, 3, 16, 16)
+    expected = networks[0].module(x)["logits"]
+    for network in networks:
+        assert torch.equal(network.module(x)["logits"], expected)
+        assert torch.equal(network.inputs[0], networks[0].inputs[0])
+        assert network.module.code == networks[0].module.code
+
+
+def test_the_notes_say_what_was_assumed() -> None:
+    text = "(float[1, 4, H, W] x) => (float[1, 4, P, Q] y) { a = Conv(x, w) y = Relu(a) }"
+    network = read_network(graph(text, {"w": (4, 4, 3, 3)}))
+    assert len(network.notes) == 2
+    assert "free axes of inputs got an example size: x as 1x4x224x224" in network.notes[0]
+    assert network.notes[1] == "the graph takes 1 example at a time"
+    given = read_network(graph(text, {"w": (4, 4, 3, 3)}), noise(1, 4, 9, 9))
+    assert given.notes == network.notes[1:]
+
+
+def test_inputs_without_an_axis_of_examples_are_held(tmp_path: Path) -> None:
+    example = {"image": noise(1, 3, 8, 8), "rate": torch.tensor(2), "shift": noise(3, 1, 1, seed=3)}
+    network = read_network(graph(HELD, {"w": (4, 3, 3, 3)}), example)
+    assert parameter_names(network.module) == ("image",)
+    assert torch.equal(network.inputs[0], example["image"])
+    assert len(network.inputs) == 1
+    x = noise(3, 3, 8, 8, seed=5)
+    expected = told(network.module).opened.session(x, example["rate"], example["shift"])["y"]
+    assert torch.allclose(network.module(x)["y"], expected, rtol=0, atol=1e-5)
+    assert any("rate" in note and "shift" in note for note in network.notes), network.notes
+
+
+def test_names_of_inputs_that_are_not_there_are_told() -> None:
+    with pytest.raises(UsageError, match=r"names of the graph's inputs \(image\), found picture"):
+        read_network(classifier(), {"picture": noise(1, 3, 16, 16)})
+
+
+def test_nothing_of_a_plain_graph_is_beside_its_module(tmp_path: Path) -> None:
+    module = made_of(classifier(), tmp_path)
+    assert kept_sites(module) == ()
+    assert refused_sites(module) == {}
+    assert hidden_cost(module) == Cost(0, 0)
+    assert (kept_sites(nn.ReLU()), refused_sites(nn.ReLU()), hidden_cost(nn.ReLU())) == ((), {}, Cost(0, 0))
+
+
+def test_a_convolution_in_a_branch_is_told_and_counted(tmp_path: Path) -> None:
+    module = made_of(graph(BRANCHES, WEIGHTS), tmp_path)
+    [kept] = kept_sites(module)
+    assert kept.refusal is not None
+    assert "inside of the If" in kept.refusal
+    assert kept.cost == Cost(144, 144 * 36)
+    assert hidden_cost(module).macs == 144 * 36
+    assert len(told(module).nodes) == 2
+
+
+def test_weights_that_only_regions_hold_are_counted(tmp_path: Path) -> None:
+    text = BRANCHES.replace("y = Conv<pads = [1, 1, 1, 1]>(b, w)", "y = Relu(b)")
+    module = made_of(graph(text, WEIGHTS), tmp_path)
+    assert hidden_cost(module) == Cost(144, 144 * 36)
+
+
+def test_a_convolution_of_a_function_is_told(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Conv", ["p", "q"], ["r"])]
+    text = "(float[N, 4, 6, 6] x) => (float[N, 4, 2, 2] y) { a = own.Block(x, w) y = Conv(a, w) }"
+    model = graph(text, {"w": (4, 4, 3, 3)})
+    model.functions.append(
+        helper.make_function("own", "Block", ["p", "q"], ["r"], nodes, [helper.make_opsetid("", 17)])
+    )
+    module = made_of(model, tmp_path)
+    [kept] = kept_sites(module)
+    assert kept.refusal is not None
+    assert "inline the functions" in kept.refusal
+    assert kept.cost == Cost(144, 144 * 16)
+
+
+def test_a_convolution_that_onnxruntime_runs_is_told(tmp_path: Path) -> None:
+    text = "(float[N, 4, 6, 6] x) => (float[N, 4, 4, 4] y) { m = ReduceMean<keepdims = 0>(x) v = Mul(w, m) y = Conv(x, v) }"
+    module = made_of(graph(text, {"w": (4, 4, 3, 3)}), tmp_path)
+    [kept] = kept_sites(module)
+    assert kept.refusal is not None
+    assert "its weights are computed from the model's inputs" in kept.refusal
+
+
+def test_a_quantised_kernel_is_a_layer_that_stays(tmp_path: Path) -> None:
+    text = "(float[N, 4, 6, 6] x) => (float[N, 4, 4, 4] y) { v = DequantizeLinear(w, s) y = Conv(x, v) }"
+    whole = np.round(drawn((4, 4, 3, 3)) * 50).astype(np.int8)
+    module = made_of(graph(text, {"w": whole, "s": np.array(0.02, np.float32)}), tmp_path)
+    [(name, reason)] = refused_sites(module).items()
+    assert isinstance(module.get_submodule(name), nn.Conv2d)
+    assert "quantised already" in reason
+    assert kept_sites(module) == ()
+    require_equal(module, noise(2, 4, 6, 6))
