@@ -175,6 +175,19 @@ def test_gradients_are_those_of_the_function(node: tuple[str, int, list[Any], di
     assert torch.autograd.gradcheck(thing, given)
 
 
+@pytest.mark.parametrize(
+    ("op", "opset", "attributes"),
+    [("LpNormalization", 22, {"p": 2}), ("LpPool", 22, {"kernel_shape": [2, 2]}), ("GlobalLpPool", 22, {}),
+     ("ReduceL2", 11, {"axes": [1]}), ("InstanceNormalization", 22, {}), ("LRN", 13, {"size": 3})],
+)  # fmt: skip
+def test_where_a_rectifier_left_nothing_gradients_are_numbers(op: str, opset: int, attributes: dict[str, Any]) -> None:
+    more = [np.ones(4), np.ones(4)] if op == "InstanceNormalization" else []
+    thing = made(op, opset, IMAGE, *more, constants=(1, 2), **attributes)
+    x = torch.zeros(1, 4, 6, 6, dtype=torch.float64, requires_grad=True)
+    thing(x).sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
+
+
 class Chain(nn.Module):
     """Made things one behind the other."""
 
