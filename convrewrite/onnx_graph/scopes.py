@@ -74,10 +74,13 @@ class Scopes:
     ) -> None:
         """``sizes`` are the shapes of values of the main graph in an example run."""
         self._model, self._sizes, self._sought = file.model, sizes, sought
-        self._functions = {_id(f.domain, f.name, f.overload): f for f in file.model.functions}
+        self._functions = _functions_of(file.model)
+        self._shown = _shown(file.model)
         self._seeking: set[FunctionId] = set()
-        while len(more := self._functions_that_seek()) > len(self._seeking):
-            self._seeking = more
+        for _ in range(DEEPEST):
+            before, self._seeking = self._seeking, self._functions_that_seek()
+            if before == self._seeking:
+                break
         self._calls = 0
 
     def __iter__(self) -> Iterator[Scope]:
@@ -100,7 +103,7 @@ class Scopes:
 
     def _inferred(self, scope: Scope) -> dict[str, Known]:
         """What is known, and what onnx infers from it."""
-        return {**scope.values, **_inferred(scope, self._model)}
+        return {**scope.values, **_inferred(scope, self._model.ir_version, self._shown)}
 
     def _inside(self, scope: Scope, node: onnx.NodeProto) -> Iterator[Scope]:
         """The places inside of a node: graphs that it holds, and the function that it calls."""
@@ -138,15 +141,41 @@ def inferred_types(model: onnx.ModelProto) -> dict[str, int]:
     """ONNX's types of the values that nodes of the main graph make, as far as onnx can tell."""
     graph = model.graph
     scope = Scope(graph.node, _declared(graph), _small(graph), opsets=model.opset_import)
-    return {name: value.kind for name, value in _inferred(scope, model).items()}
+    return {name: value.kind for name, value in _inferred(scope, model.ir_version, _shown(model)).items()}
 
 
-def _inferred(scope: Scope, model: onnx.ModelProto) -> dict[str, Known]:
+def _inferred(scope: Scope, ir_version: int, functions: Mapping[FunctionId, onnx.FunctionProto]) -> dict[str, Known]:
+    light = _light_model(scope)
+    light.ir_version = ir_version
+    if any(_id(node.domain, node.op_type, node.overload) in functions for node in with_inner(scope.nodes)):
+        light.functions.extend(functions.values())
     try:
-        inferred = onnx.shape_inference.infer_shapes(_light_model(scope, model), data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(light, data_prop=True)
     except Exception:  # onnx raises errors of many kinds; what it cannot infer is not known then
         return {}
     return {value.name: _known(value) for value in inferred.graph.value_info}
+
+
+def _functions_of(model: onnx.ModelProto) -> dict[FunctionId, onnx.FunctionProto]:
+    return {_id(function.domain, function.name, function.overload): function for function in model.functions}
+
+
+def _shown(model: onnx.ModelProto) -> dict[FunctionId, onnx.FunctionProto]:
+    """The functions of a model for onnx's inference, which follows every call: none where these have no end that is near."""
+    functions = _functions_of(model)
+    calls = dict.fromkeys(functions, 0)
+    for _ in range(DEEPEST):
+        more = {key: _calls(function.node, calls) for key, function in functions.items()}
+        if more == calls:
+            return functions if _calls(model.graph.node, calls) < MOST_CALLS else {}
+        calls = more
+    return {}
+
+
+def _calls(nodes: Iterable[onnx.NodeProto], within: Mapping[FunctionId, int]) -> int:
+    """How many calls nodes make, those that each makes in turn counted; at most MOST_CALLS."""
+    called = (_id(node.domain, node.op_type, node.overload) for node in with_inner(nodes))
+    return min(sum(1 + within[key] for key in called if key in within), MOST_CALLS)
 
 
 def _id(domain: str, name: str, overload: str) -> FunctionId:
@@ -227,9 +256,9 @@ def _with_attributes(function: onnx.FunctionProto, call: onnx.NodeProto) -> list
     return nodes
 
 
-def _light_model(scope: Scope, model: onnx.ModelProto) -> onnx.ModelProto:
+def _light_model(scope: Scope) -> onnx.ModelProto:
     """A model of a scope alone, for inference: what it sees from outside, weights too, are inputs without numbers."""
-    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=scope.opsets, functions=model.functions)
+    light = onnx.ModelProto(opset_import=scope.opsets)
     graph = light.graph
     graph.name = "scope"
     graph.node.extend(scope.nodes)
