@@ -10,13 +10,11 @@ import onnx
 from onnx import TensorProto
 
 from convrewrite.onnx_graph.file import OnnxFile
+from convrewrite.onnx_graph.small_constants import folded, small
 from convrewrite.onnx_graph.walks import STANDARD_DOMAINS, inner_graphs, with_inner
 
 Shape = tuple[int | None, ...]
 """Extents of a value; None for those that are not known."""
-
-SMALL = 1024
-"""Bytes up to which a constant is shown to onnx's inference: shapes and axes are that small, weights seldom are."""
 
 MOST_CALLS, DEEPEST = 4000, 64
 """Calls of functions that are followed, and how deep: functions that call each other multiply, and a file can be made to have
@@ -44,7 +42,7 @@ class Scope:
     Attributes:
         nodes: in order.
         values: what is known of the values they see.
-        constants: small ones among these.
+        constants: small ones among these, and those that nodes compute from such.
         names: of the nodes in which this place lies, outermost first; empty for the main graph.
         container: what it lies in, in words; empty for the main graph.
         opsets: the versions of the operators here.
@@ -86,11 +84,16 @@ class Scopes:
     def __iter__(self) -> Iterator[Scope]:
         """The main graph first, and every other after the one around it."""
         graph = self._model.graph
-        waiting = [Scope(graph.node, self._sized(_declared(graph)), _small(graph), opsets=self._model.opset_import)]
+        waiting = [
+            Scope(graph.node, self._sized(_declared(graph)), small(graph.initializer), opsets=self._model.opset_import)
+        ]
         while waiting:
             scope = waiting.pop()
             if not self._seeks(scope.nodes):
                 continue
+            more = folded(scope.nodes, scope.constants, scope.opsets)
+            known = {name: Known(tensor.data_type, tuple(tensor.dims)) for name, tensor in more.items()}
+            scope = replace(scope, constants={**scope.constants, **more}, values={**scope.values, **known})
             scope = replace(scope, values=self._inferred(scope))
             yield scope
             waiting += reversed([inner for node in scope.nodes for inner in self._inside(scope, node)])
@@ -111,7 +114,7 @@ class Scopes:
         names = (*scope.names, name)
         for graph in inner_graphs(node):
             values = {**scope.values, **_declared(graph), **_given(scope, node, graph)}
-            constants = {**scope.constants, **_small(graph)}
+            constants = {**scope.constants, **small(graph.initializer)}
             container = f"the {node.op_type} {name}"
             yield replace(scope, nodes=graph.node, values=values, constants=constants, names=names, container=container)
         function = self._functions.get(_id(node.domain, node.op_type, node.overload))
@@ -140,7 +143,7 @@ class Scopes:
 def inferred_types(model: onnx.ModelProto) -> dict[str, int]:
     """ONNX's types of the values that nodes of the main graph make, as far as onnx can tell."""
     graph = model.graph
-    scope = Scope(graph.node, _declared(graph), _small(graph), opsets=model.opset_import)
+    scope = Scope(graph.node, _declared(graph), small(graph.initializer), opsets=model.opset_import)
     return {name: value.kind for name, value in _inferred(scope, model.ir_version, _shown(model)).items()}
 
 
@@ -195,13 +198,6 @@ def _declared(graph: onnx.GraphProto) -> dict[str, Known]:
     tensors = [(tensor.name, tensor.data_type, tensor.dims) for tensor in graph.initializer]
     tensors += [(sparse.values.name, sparse.values.data_type, sparse.dims) for sparse in graph.sparse_initializer]
     return {**found, **{name: Known(kind, tuple(dims)) for name, kind, dims in tensors}}
-
-
-def _small(graph: onnx.GraphProto) -> dict[str, TensorProto]:
-    inline = [tensor for tensor in graph.initializer if tensor.data_location != TensorProto.EXTERNAL]
-    return {
-        tensor.name: tensor for tensor in inline if len(tensor.raw_data) <= SMALL and tensor.ByteSize() <= 2 * SMALL
-    }
 
 
 def _given(scope: Scope, node: onnx.NodeProto, graph: onnx.GraphProto) -> dict[str, Known]:
@@ -261,9 +257,10 @@ def _light_model(scope: Scope) -> onnx.ModelProto:
     light = onnx.ModelProto(opset_import=scope.opsets)
     graph = light.graph
     graph.name = "scope"
-    graph.node.extend(scope.nodes)
-    made = {name for node in scope.nodes for name in node.output}
-    seen = {name for node in with_inner(scope.nodes) for name in node.input}
+    nodes = [node for node in scope.nodes if not all(name in scope.constants for name in node.output)]
+    graph.node.extend(nodes)
+    made = {name for node in nodes for name in node.output}
+    seen = {name for node in with_inner(nodes) for name in node.input}
     for name in sorted(seen | made):
         value = scope.values.get(name)
         if name in scope.constants and name not in made:
