@@ -9,7 +9,7 @@ from onnx_surgery_cases import file_of, model_of, numbers, run, tensor, value
 
 from convrewrite.conv import ConvSpec, Cost
 from convrewrite.onnx_graph import kept as kept_module
-from convrewrite.onnx_graph import small_constants
+from convrewrite.onnx_graph import scopes, small_constants
 from convrewrite.onnx_graph.kept import Kept, kept_convolutions
 
 W = numbers(8, 4, 3, 3)
@@ -181,6 +181,23 @@ def test_functions_that_call_each_other_without_end_are_left() -> None:
     found = kept_convolutions(file_of(model), SIZES)
     assert 1 < len(found) <= 64
     assert len({one.name for one in found}) == len(found)
+
+
+def test_functions_that_multiply_are_followed_up_to_a_limit() -> None:
+    """Ten calls in each of nine layers: a thousand million convolutions."""
+    opset = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    bodies = [[helper.make_node("Conv", ["a", "k"], ["b"], "conv")]]
+    for layer in range(9):
+        call = [helper.make_node(f"F{layer}", ["a", "k"], ["b"], f"n{i}", domain="own") for i in range(10)]
+        for number, node in enumerate(call[:-1]):
+            node.output[0] = f"v{number}"
+        bodies.append(call)
+    made = [helper.make_function("own", f"F{n}", ["a", "k"], ["b"], body, opset) for n, body in enumerate(bodies)]
+    node = helper.make_node("F9", ["x", "w"], ["y"], domain="own")
+    model = model_of([node], [tensor("w", W)], domains=opset[1:], functions=made)
+    found = kept_convolutions(file_of(model), SIZES)
+    assert 1000 < len(found) < scopes.MOST_CALLS
+    assert {one.cost for one in found} == {COST}
 
 
 @pytest.mark.parametrize(
