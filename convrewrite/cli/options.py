@@ -147,7 +147,7 @@ def runner_of(source: str, factory: str | None, trust: bool, timeout: float) -> 
     from convrewrite.runtime import OnnxModel
 
     path = Path(source)
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         if not path.is_file():
             raise ModelLoadError(f"{source}: no such file; expected an ONNX file, a PyTorch model or a result folder")
         try:

@@ -118,8 +118,8 @@ def _reject_by_name(path: Path) -> None:
         raise ModelLoadError(f"{path}: expected FILE.py:NAME, found no NAME; name the callable that returns the model")
     if path.suffix.lower() == ".onnx":
         raise ModelLoadError(
-            f"{path}: expected a PyTorch model, found an ONNX file, which has no modules to rewrite; "
-            "give the PyTorch model it was exported from"
+            f"{path}: expected a PyTorch model, found an ONNX file, whose graph is rewritten as it is; "
+            "give its path to convrewrite.optimize(path), or to `convrewrite optimize`"
         )
     if path.stat().st_size == 0:
         raise ModelLoadError(f"{path}: expected a model file, found an empty file; save or download it again")

@@ -27,6 +27,8 @@ def test_images(everything: bool) -> tuple[Tensor, Tensor]:
 
 
 def load(path: Path) -> Callable[[Tensor], Tensor]:
+    if path.is_dir() and not (path / "weights.safetensors").exists():  # the result of an ONNX model
+        path = path / "model.onnx"
     if path.suffix == ".onnx":
         runtime = OnnxModel(path)
         return lambda x: runtime(x)["output"]

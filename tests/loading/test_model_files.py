@@ -278,7 +278,7 @@ def test_a_zip_whose_tensors_are_gone(tmp_path: Path) -> None:
         ("m.safetensors", b"", "found an empty file"),
         ("m.pt", b"no model at all", "begins with b'no model"),
         ("m.safetensors", b"no model at all", "damaged or truncated"),
-        ("m.onnx", b"\x08\x08", "found an ONNX file"),
+        ("m.onnx", b"\x08\x08", r"found an ONNX file, .*give its path to convrewrite\.optimize\(path\)"),
         ("m.py", b"", "expected FILE.py:NAME"),
     ],
 )
