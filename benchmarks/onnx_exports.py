@@ -85,7 +85,11 @@ def exported(name: str, exporter: str, opset: int | None, folder: Path) -> Path:
 def entries() -> tuple[Entry, ...]:
     small = one("image", partial(garments, height=SIZE, width=SIZE))
     makers: list[tuple[str, str, Callable[[Path], Path]]] = [
-        (name, f"{exporter}{'' if opset is None else f', opset {opset}'}", partial(exported, name, exporter, opset))
+        (
+            f"{name}_{exporter}{opset or ''}",
+            f"torch {torch.__version__}, {exporter}",
+            partial(exported, name, exporter, opset),
+        )
         for name in NETWORKS
         for exporter, opset in EXPORTERS
     ]

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import onnx
 
@@ -47,18 +48,14 @@ def kept_nodes(graph: onnx.GraphProto, gone: Sequence[onnx.NodeProto]) -> list[o
 
 
 def unexplained(graph: onnx.GraphProto, gone: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """Missing nodes that are neither convolutions nor norms behind these nor what only missing nodes read."""
+    """Missing nodes that are neither convolutions nor norms behind these nor what only their weights were made by."""
     convolved = {name for node in gone if node.op_type in REPLACED for name in node.output}
-    missing = {id(node) for node in gone}
-    results = {value.name for value in graph.output}
-    read = {name for node in graph.node if id(node) not in missing for name in names_in(node)} | results
-    return [
-        node
-        for node in gone
-        if node.op_type not in REPLACED
-        and not (node.op_type == FOLDED and node.input[0] in convolved)
-        and any(name in read for name in node.output)
-    ]
+    replaced = [node for node in gone if node.op_type in REPLACED or (node.op_type == FOLDED and node.input[0] in convolved)]
+    taken = {id(node) for node in replaced}
+    read = {value.name for value in graph.output} | {node.input[0] for node in replaced}
+    read |= {name for node in kept_nodes(graph, gone) for name in names_in(node)}
+    rest = [node for node in gone if id(node) not in taken]
+    return [node for node in rest if read & set(node.output)]
 
 
 def names_in(node: onnx.NodeProto) -> Iterator[str]:
@@ -121,3 +118,16 @@ def frame_differences(before: onnx.ModelProto, after: onnx.ModelProto) -> list[s
 
 def serialised(messages: Sequence[onnx.ValueInfoProto] | Sequence[onnx.FunctionProto]) -> list[bytes]:
     return [message.SerializeToString(deterministic=True) for message in messages]
+
+
+def differences_of_files(before: Path, after: Path, rewritten: int) -> list[str]:
+    """:func:`differences` of two files, weights beside them read."""
+    return differences(whole(before), whole(after), rewritten)
+
+
+def whole(path: Path) -> onnx.ModelProto:
+    """The model with its weights, which do not say any more where they lay."""
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        tensor.ClearField("data_location")
+    return model
