@@ -26,12 +26,13 @@ Values = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Surveyed:
-    """The version of the standard operators, the nodes of the main graph that are no constants, and the convolutions in all
-    graphs and functions."""
+    """The version of the standard operators, the nodes of the main graph that are no constants, the convolutions in all
+    graphs and functions, and whether weights are in half precision."""
 
     opset: int
     nodes: int
     convolutions: int
+    half: bool
 
 
 def survey(path: Path) -> Surveyed:
@@ -39,7 +40,8 @@ def survey(path: Path) -> Surveyed:
     opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     everywhere = [*all_nodes(model.graph.node), *(n for f in model.functions for n in all_nodes(f.node))]
     computing = [node for node in model.graph.node if node.op_type != "Constant"]
-    return Surveyed(opset, len(computing), sum(node.op_type in CONVOLUTIONS for node in everywhere))
+    half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
+    return Surveyed(opset, len(computing), sum(node.op_type in CONVOLUTIONS for node in everywhere), half)
 
 
 def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:

@@ -50,7 +50,9 @@ def kept_nodes(graph: onnx.GraphProto, gone: Sequence[onnx.NodeProto]) -> list[o
 def unexplained(graph: onnx.GraphProto, gone: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
     """Missing nodes that are neither convolutions nor norms behind these nor what only their weights were made by."""
     convolved = {name for node in gone if node.op_type in REPLACED for name in node.output}
-    replaced = [node for node in gone if node.op_type in REPLACED or (node.op_type == FOLDED and node.input[0] in convolved)]
+    replaced = [
+        node for node in gone if node.op_type in REPLACED or (node.op_type == FOLDED and node.input[0] in convolved)
+    ]
     taken = {id(node) for node in replaced}
     read = {value.name for value in graph.output} | {node.input[0] for node in replaced}
     read |= {name for node in kept_nodes(graph, gone) for name in names_in(node)}
