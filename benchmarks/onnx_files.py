@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import torch
@@ -53,9 +54,6 @@ SEEDS = {"example": 0, "calibration": 1, "held out": 2}
 EQUAL, EQUAL_IN_HALF = 1e-5, 1e-2
 """Equal outputs at full rank differ by less, relative to the original's: the rounding of float32, layer after layer; of float16,
 whose steps are 8,192 times as great, what a few layers add up to."""
-
-TRANSLATION = "convrewrite.translation"
-"""The key of a module's ``meta`` under which stands what it has to do with its graph."""
 
 THROUGH, REFUSED, WRONG, UNAVAILABLE = "through", "refused", "wrong", "unavailable"
 
@@ -130,7 +128,7 @@ def heard(entry: Entry, path: Path) -> float:
 def at_full_rank(entry: Entry, path: Path, folder: Path, outcome: Outcome) -> Outcome:
     """With the error in onnxruntime once every site is rewritten exactly, and what else changed in the file."""
     network = read_network(path, entry.inputs(entry.batch, SEEDS["example"]))
-    outcome = replace(outcome, opaque=dict(network.module.meta[TRANSLATION].opaque))
+    outcome = replace(outcome, opaque=opaque_operators(network.module.meta))
     data = Calibration((), (network.inputs,), "weights only", "none")
     exact, count = at_exact_ranks(network.module, network.inputs, data)
     exported = exporter_of(network.module).rewritten(exact, network.inputs, folder / "exact.onnx", {})
@@ -138,6 +136,11 @@ def at_full_rank(entry: Entry, path: Path, folder: Path, outcome: Outcome) -> Ou
     error = relative_error(outputs_of(path, held), outputs_of(exported.path, held))
     changed = [f"at full rank: {text}" for text in differences_of_files(path, exported.path, count)]
     return replace(outcome, full_rank=error, exact_sites=count, changed=changed)
+
+
+def opaque_operators(meta: Mapping[str, Any]) -> dict[str, int]:
+    """Operators that onnxruntime runs, as the module's own notes count them."""
+    return next(dict(value.opaque) for value in meta.values() if hasattr(value, "opaque"))
 
 
 def at_the_budget(entry: Entry, path: Path, folder: Path, outcome: Outcome) -> Outcome:
