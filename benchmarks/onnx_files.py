@@ -195,7 +195,8 @@ def keep(path: Path | None, outcomes: Mapping[str, Outcome]) -> None:
 
 
 def tell(outcomes: Mapping[str, Outcome]) -> None:
-    """The table, the messages, why sites are kept, what onnxruntime runs, and the counts."""
+    """The table, the messages (of crashes the first line; the results hold the rest), why sites are kept, what onnxruntime runs,
+    and the counts."""
     headers = [
         "file",
         "source",
@@ -214,7 +215,7 @@ def tell(outcomes: Mapping[str, Outcome]) -> None:
     for name, outcome in outcomes.items():
         for text in (outcome.message, "" if outcome.budget == "reached" else outcome.budget):
             if text:
-                print(f"{name}: {outcome.end}: {text}")
+                print(f"{name}: {outcome.end}: {text.splitlines()[0]}")
         if outcome.heard is not None and outcome.heard < HEARD:
             print(
                 f"{name}: other inputs change its outputs by {outcome.heard:.1g} only; little is shown by comparing them"
@@ -285,7 +286,8 @@ def main() -> None:
         outcome = Outcome(done.found.end, done.found.message) if isinstance(done.found, Failure) else done.found
         outcomes[entry.name] = replace(outcome, source=entry.source, kind=entry.kind, seconds=done.seconds)
         keep(arguments.results, outcomes)
-        print(f"{entry.name}: {outcome.end}, {done.seconds:.0f} s; {outcome.message[:300]}", flush=True)
+        first_line = outcome.message.partition("\n")[0]
+        print(f"{entry.name}: {outcome.end}, {done.seconds:.0f} s; {first_line}", flush=True)
     tell({entry.name: outcomes[entry.name] for entry in entries})
 
 
