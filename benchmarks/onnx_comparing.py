@@ -27,7 +27,7 @@ Values = Mapping[str, NDArray[Any]]
 @dataclass(frozen=True, slots=True)
 class Surveyed:
     """The version of the standard operators, the nodes of the main graph that are no constants, the convolutions in all
-    graphs and functions, and whether weights are in half precision."""
+    graphs and at all calls of functions, and whether weights are in half precision."""
 
     opset: int
     nodes: int
@@ -38,10 +38,19 @@ class Surveyed:
 def survey(path: Path) -> Surveyed:
     model = onnx.load(path, load_external_data=False)
     opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    everywhere = [*all_nodes(model.graph.node), *(n for f in model.functions for n in all_nodes(f.node))]
     computing = [node for node in model.graph.node if node.op_type != "Constant"]
     half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
-    return Surveyed(opset, len(computing), sum(node.op_type in CONVOLUTIONS for node in everywhere), half)
+    functions = {(function.domain, function.name): function for function in model.functions}
+    return Surveyed(opset, len(computing), convolutions(model.graph.node, functions), half)
+
+
+def convolutions(nodes: Iterable[onnx.NodeProto], functions: Mapping[tuple[str, str], onnx.FunctionProto]) -> int:
+    """Convolutions among these nodes, in their bodies, and at every call of a function."""
+    count = 0
+    for node in all_nodes(nodes):
+        called = functions.get((node.domain, node.op_type))
+        count += node.op_type in CONVOLUTIONS if called is None else convolutions(called.node, functions)
+    return count
 
 
 def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
