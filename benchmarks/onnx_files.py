@@ -170,7 +170,9 @@ def optimized(entry: Entry, path: Path) -> tuple[Result, str]:
     known = entry.inputs(EXAMPLES, SEEDS["calibration"])
     stacked = all(tensor.ndim and len(tensor) == EXAMPLES for tensor in known.values())
     calibration: object = dict(known) if stacked else "weights"
-    run = partial(convrewrite.optimize, str(path), dict(example), [RULE], calibration, fast=True, memory=MEMORY)
+    run = partial(
+        convrewrite.optimize, str(path), dict(example), [RULE], calibration, fast=True, measure=False, memory=MEMORY
+    )
     try:
         return run(budget=BUDGET), "reached"
     except PlanError as error:
