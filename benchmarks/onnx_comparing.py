@@ -62,9 +62,11 @@ def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
                 yield from all_nodes(body.node)
 
 
-def outputs_of(path: Path, inputs: Inputs) -> Values:
-    """What the file computes, in one thread."""
+def outputs_of(path: Path, inputs: Inputs, *, as_written: bool = False) -> Values:
+    """What the file computes, in one thread; ``as_written``: node after node, as onnxruntime runs it without optimising it."""
     options = onnxruntime.SessionOptions()
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     options.log_severity_level = ERRORS_ONLY
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

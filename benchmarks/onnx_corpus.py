@@ -6,6 +6,9 @@ from pathlib import Path
 
 from onnx_inputs import Maker
 
+EXAMPLES = 8
+"""Examples to calibrate on: few, since there are many files."""
+
 
 class UnavailableError(Exception):
     """A file that cannot be had here; the message says why."""
@@ -22,6 +25,7 @@ class Entry:
         make: gives the file's path within a folder where files are kept between runs; raises UnavailableError.
         inputs: makes inputs that the network knows.
         batch: examples in one run, more than one where the file leaves this open.
+        examples: how many to calibrate on.
     """
 
     name: str
@@ -30,3 +34,4 @@ class Entry:
     make: Callable[[Path], Path]
     inputs: Maker
     batch: int = 1
+    examples: int = EXAMPLES

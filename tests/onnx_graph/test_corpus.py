@@ -270,6 +270,8 @@ def test_what_differs_is_wrong_whatever_else_was_said() -> None:
     assert judged(fine, EQUAL) == fine
     assert judged(replace(fine, full_rank=2e-5), EQUAL).message == "at full rank outputs differ by 2e-05"
     assert judged(replace(fine, full_rank=float("nan")), EQUAL).end == "wrong"
+    assert judged(replace(fine, full_rank=2e-5, rounding=1e-5), EQUAL).end == "through"
+    assert judged(replace(fine, full_rank=4e-5, rounding=1e-5), EQUAL).end == "wrong"
     both = judged(replace(fine, end="refused", message="an error", changed=["inputs differ"]), EQUAL)
     assert (both.end, both.message) == ("wrong", "inputs differ; an error")
 
