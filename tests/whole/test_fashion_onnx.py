@@ -34,7 +34,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_trained_example_as_a_graph(place: Path) -> None:
-    ran = call("optimize", place / "fashion.onnx", "--rule", "separable", "--calib", place / "few.npz", "-o", place / "out")
+    ran = call(
+        "optimize", place / "fashion.onnx", "--rule", "separable", "--calib", place / "few.npz", "-o", place / "out"
+    )
     assert ran.code == 0, ran.err
     assert listing(place / "out") == set(FILES) - {"model.pt", "weights.safetensors"}
     report = Report.model_validate_json((place / "out" / "report.json").read_text(encoding="utf-8"))
