@@ -18,19 +18,16 @@ import argparse
 import copy
 import importlib
 import json
-import multiprocessing
 import tempfile
-import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 from architectures import ARCHITECTURES
+from children import Failure, guarded
 from tabulate import tabulate
 from torch import Tensor, nn
 
@@ -193,17 +190,21 @@ def at_full_rank(model: nn.Module, image: Tensor) -> tuple[float, float]:
 
 
 def full_rank_error(model: nn.Module, image: Tensor) -> float:
+    exact, _ = at_exact_ranks(model, (image,), without_inputs(image))
+    return max(row.relative_error for row in measure_fidelity(model, exact, [(image,)]).outputs)
+
+
+def at_exact_ranks(model: nn.Module, inputs: tuple[Tensor, ...], data: Calibration) -> tuple[nn.Module, int]:
+    """The model with every site rewritten at full rank, one structure here and another there; and how many these are."""
     known, rules = discover(), resolve([RULE])
-    lifted, traced, sites = find(model, (image,))
+    lifted, traced, sites = find(model, inputs)
     spaces = search_spaces(sites, rules, known)
-    prepared = Prepared(model, lifted, (image,), traced, sites, Cost(), tuple(rules), known, spaces)
+    prepared = Prepared(model, lifted, inputs, traced, sites, Cost(), Cost(), tuple(rules), known, spaces)
     shortlists = [exact_shortlist(space, index) for index, space in enumerate(prepared.search_spaces)]
-    data = without_inputs(image)
     evaluation = evaluation_inputs(prepared.inputs, data)
     found = rewrite(Work(prepared, data, evaluation, {}, Settings(memory=MEMORY), silent, Stopwatch()), shortlists)
     changed = [outcome.site for outcome in found.outcomes if outcome.candidate is not None]
-    settled = settle(model, prepared.lifted, found.model, changed).model
-    return max(row.relative_error for row in measure_fidelity(model, settled, [(image,)]).outputs)
+    return settle(model, prepared.lifted, found.model, changed).model, len(changed)
 
 
 def exact_shortlist(space: SearchSpace, index: int) -> Shortlist:
@@ -256,32 +257,11 @@ def parity_of(model: nn.Module, image: Tensor) -> float:
     return max(output.relative_error for output in parity.outputs)
 
 
-def child(module: str, pipe: Connection) -> None:
-    started = time.process_time()
-    try:
-        outcome = attempt(module)
-    except Exception as error:
-        outcome = Outcome("crashed", f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
-    pipe.send(replace(outcome, seconds=time.process_time() - started))
-
-
-def guarded(module: str, timeout: float) -> Outcome:
-    """The outcome of a child process; forked, so that torch is imported once."""
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=child, args=(module, sender))
-    process.start()
-    sender.close()
-    try:
-        if not receiver.poll(timeout):
-            return Outcome("timeout", f"not done in {timeout:.0f} s", seconds=timeout)
-        return receiver.recv()
-    except EOFError:
-        process.join()
-        return Outcome("crashed", f"the process ended with {process.exitcode}")
-    finally:
-        process.kill()
-        process.join()
+def guarded_attempt(module: str, timeout: float) -> Outcome:
+    """The outcome in a child process."""
+    done = guarded(partial(attempt, module), timeout)
+    outcome = Outcome(done.found.end, done.found.message) if isinstance(done.found, Failure) else done.found
+    return replace(outcome, seconds=done.seconds)
 
 
 def known(path: Path | None) -> dict[str, Outcome]:
@@ -372,7 +352,7 @@ def main() -> None:
     for module in (arguments.names or list(ARCHITECTURES))[: arguments.limit]:
         if module in before:
             continue
-        outcome = guarded(module, arguments.timeout)
+        outcome = guarded_attempt(module, arguments.timeout)
         keep(arguments.results, module, outcome)
         before[module] = outcome
         counts = f"{outcome.rewritten} of {outcome.sites} sites, full rank {outcome.full_rank}, parity {outcome.parity}"

@@ -1,18 +1,25 @@
 """Every value of a graph, as onnxruntime computes it: what a translation is checked against, node by node."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+from torch import Tensor
 
 from convrewrite.errors import ModelLoadError
+from convrewrite.folders import temporary
+from convrewrite.machine import memory_bytes
 from convrewrite.onnx_graph.file import OnnxFile
+from convrewrite.runtime import require_well_behaved
 
 Values = Mapping[str, Any]
 """Values by their names: arrays, and lists of arrays for sequences."""
+
+SHARE = 6
+"""Part of the machine's memory, as its divisor, that all values of one example may take: they are held for four examples."""
 
 NO_TENSORS = (
     "Optional",
@@ -52,7 +59,7 @@ class Observer:
 
     def __init__(self, file: OnnxFile, names: Collection[str]) -> None:
         """``names`` are the values wanted, outputs of nodes of the main graph. Raises ModelLoadError when that has no session."""
-        self._source = file.source
+        self._file = file
         self.names = list(names)
         try:
             self._session = session_of(with_outputs(file.model, self.names), file.folder)
@@ -66,6 +73,19 @@ class Observer:
                     f"{file.source}: expected a graph whose inner values onnxruntime can show, found that "
                     f"{' '.join(str(error).split())[:300]}; simplify the graph, or export it again"
                 ) from error
+
+    def try_out(self, inputs: Sequence[Tensor], seconds: float) -> None:
+        """Run it in a process of its own first, where all values together may take a part of the machine's memory. Raises
+        ModelLoadError where they take more, or too long."""
+        memory = memory_bytes() // SHARE
+        model = with_outputs(self._file.model, self.names)
+        with temporary() as scratch:
+            path = scratch.path / "observed.onnx"
+            path.write_bytes(model.SerializeToString())
+            require_well_behaved(
+                path, seconds, inputs, memory=memory, folder=self._file.folder,
+                source=f"{self._file.source}, with all values of its nodes",
+            )  # fmt: skip
 
     def run(self, feed: Values) -> dict[str, Any] | None:
         """The values for these inputs; None where onnxruntime refuses the inputs."""

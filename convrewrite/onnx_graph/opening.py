@@ -13,10 +13,12 @@ from convrewrite.runtime import PROBE_SECONDS, OnnxModel
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Opened:
-    """A file and its session; ``scratch`` is where a model from memory was written."""
+    """A file and its session; ``seconds`` is what opening it may take, and running it once; ``scratch`` where a model from memory
+    was written."""
 
     file: OnnxFile
     session: OnnxModel
+    seconds: float = PROBE_SECONDS
     scratch: Scratch | None = field(default=None, repr=False)
 
     @property
@@ -45,7 +47,7 @@ def open_onnx(source: str | Path | onnx.ModelProto, *, trust: bool = False, seco
         if isinstance(error, ModelLoadError):
             raise
         raise ModelLoadError(f"{path}: expected an ONNX file, found one that cannot be read ({error})") from error
-    return Opened(OnnxFile(model, path.absolute().parent, str(source), path.absolute()), session)
+    return Opened(OnnxFile(model, path.absolute().parent, str(source), path.absolute()), session, seconds)
 
 
 def _from_memory(model: onnx.ModelProto, trust: bool, seconds: float) -> Opened:
@@ -60,4 +62,4 @@ def _from_memory(model: onnx.ModelProto, trust: bool, seconds: float) -> Opened:
         ) from error
     opened = open_onnx(path, trust=trust, seconds=seconds)
     name = f"ModelProto {model.graph.name}".strip()
-    return Opened(OnnxFile(opened.file.model, scratch.path, name, path), opened.session, scratch)
+    return Opened(OnnxFile(opened.file.model, scratch.path, name, path), opened.session, seconds, scratch)

@@ -10,13 +10,11 @@ import onnx
 from onnx import TensorProto
 
 from convrewrite.onnx_graph.file import OnnxFile
+from convrewrite.onnx_graph.small_constants import folded, small
 from convrewrite.onnx_graph.walks import STANDARD_DOMAINS, inner_graphs, with_inner
 
 Shape = tuple[int | None, ...]
 """Extents of a value; None for those that are not known."""
-
-SMALL = 1024
-"""Bytes up to which a constant is shown to onnx's inference: shapes and axes are that small, weights seldom are."""
 
 MOST_CALLS, DEEPEST = 4000, 64
 """Calls of functions that are followed, and how deep: functions that call each other multiply, and a file can be made to have
@@ -44,7 +42,7 @@ class Scope:
     Attributes:
         nodes: in order.
         values: what is known of the values they see.
-        constants: small ones among these.
+        constants: small ones among these, and those that nodes compute from such.
         names: of the nodes in which this place lies, outermost first; empty for the main graph.
         container: what it lies in, in words; empty for the main graph.
         opsets: the versions of the operators here.
@@ -74,20 +72,28 @@ class Scopes:
     ) -> None:
         """``sizes`` are the shapes of values of the main graph in an example run."""
         self._model, self._sizes, self._sought = file.model, sizes, sought
-        self._functions = {_id(f.domain, f.name, f.overload): f for f in file.model.functions}
+        self._functions = _functions_of(file.model)
+        self._shown = _shown(file.model)
         self._seeking: set[FunctionId] = set()
-        while len(more := self._functions_that_seek()) > len(self._seeking):
-            self._seeking = more
+        for _ in range(DEEPEST):
+            before, self._seeking = self._seeking, self._functions_that_seek()
+            if before == self._seeking:
+                break
         self._calls = 0
 
     def __iter__(self) -> Iterator[Scope]:
         """The main graph first, and every other after the one around it."""
         graph = self._model.graph
-        waiting = [Scope(graph.node, self._sized(_declared(graph)), _small(graph), opsets=self._model.opset_import)]
+        waiting = [
+            Scope(graph.node, self._sized(_declared(graph)), small(graph.initializer), opsets=self._model.opset_import)
+        ]
         while waiting:
             scope = waiting.pop()
             if not self._seeks(scope.nodes):
                 continue
+            more = folded(scope.nodes, scope.constants, scope.opsets)
+            known = {name: Known(tensor.data_type, tuple(tensor.dims)) for name, tensor in more.items()}
+            scope = replace(scope, constants={**scope.constants, **more}, values={**scope.values, **known})
             scope = replace(scope, values=self._inferred(scope))
             yield scope
             waiting += reversed([inner for node in scope.nodes for inner in self._inside(scope, node)])
@@ -100,7 +106,7 @@ class Scopes:
 
     def _inferred(self, scope: Scope) -> dict[str, Known]:
         """What is known, and what onnx infers from it."""
-        return {**scope.values, **_inferred(scope, self._model)}
+        return {**scope.values, **_inferred(scope, self._model.ir_version, self._shown)}
 
     def _inside(self, scope: Scope, node: onnx.NodeProto) -> Iterator[Scope]:
         """The places inside of a node: graphs that it holds, and the function that it calls."""
@@ -108,7 +114,7 @@ class Scopes:
         names = (*scope.names, name)
         for graph in inner_graphs(node):
             values = {**scope.values, **_declared(graph), **_given(scope, node, graph)}
-            constants = {**scope.constants, **_small(graph)}
+            constants = {**scope.constants, **small(graph.initializer)}
             container = f"the {node.op_type} {name}"
             yield replace(scope, nodes=graph.node, values=values, constants=constants, names=names, container=container)
         function = self._functions.get(_id(node.domain, node.op_type, node.overload))
@@ -137,16 +143,42 @@ class Scopes:
 def inferred_types(model: onnx.ModelProto) -> dict[str, int]:
     """ONNX's types of the values that nodes of the main graph make, as far as onnx can tell."""
     graph = model.graph
-    scope = Scope(graph.node, _declared(graph), _small(graph), opsets=model.opset_import)
-    return {name: value.kind for name, value in _inferred(scope, model).items()}
+    scope = Scope(graph.node, _declared(graph), small(graph.initializer), opsets=model.opset_import)
+    return {name: value.kind for name, value in _inferred(scope, model.ir_version, _shown(model)).items()}
 
 
-def _inferred(scope: Scope, model: onnx.ModelProto) -> dict[str, Known]:
+def _inferred(scope: Scope, ir_version: int, functions: Mapping[FunctionId, onnx.FunctionProto]) -> dict[str, Known]:
+    light = _light_model(scope)
+    light.ir_version = ir_version
+    if any(_id(node.domain, node.op_type, node.overload) in functions for node in with_inner(scope.nodes)):
+        light.functions.extend(functions.values())
     try:
-        inferred = onnx.shape_inference.infer_shapes(_light_model(scope, model), data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(light, data_prop=True)
     except Exception:  # onnx raises errors of many kinds; what it cannot infer is not known then
         return {}
     return {value.name: _known(value) for value in inferred.graph.value_info}
+
+
+def _functions_of(model: onnx.ModelProto) -> dict[FunctionId, onnx.FunctionProto]:
+    return {_id(function.domain, function.name, function.overload): function for function in model.functions}
+
+
+def _shown(model: onnx.ModelProto) -> dict[FunctionId, onnx.FunctionProto]:
+    """The functions of a model for onnx's inference, which follows every call: none where these have no end that is near."""
+    functions = _functions_of(model)
+    calls = dict.fromkeys(functions, 0)
+    for _ in range(DEEPEST):
+        more = {key: _calls(function.node, calls) for key, function in functions.items()}
+        if more == calls:
+            return functions if _calls(model.graph.node, calls) < MOST_CALLS else {}
+        calls = more
+    return {}
+
+
+def _calls(nodes: Iterable[onnx.NodeProto], within: Mapping[FunctionId, int]) -> int:
+    """How many calls nodes make, those that each makes in turn counted; at most MOST_CALLS."""
+    called = (_id(node.domain, node.op_type, node.overload) for node in with_inner(nodes))
+    return min(sum(1 + within[key] for key in called if key in within), MOST_CALLS)
 
 
 def _id(domain: str, name: str, overload: str) -> FunctionId:
@@ -166,13 +198,6 @@ def _declared(graph: onnx.GraphProto) -> dict[str, Known]:
     tensors = [(tensor.name, tensor.data_type, tensor.dims) for tensor in graph.initializer]
     tensors += [(sparse.values.name, sparse.values.data_type, sparse.dims) for sparse in graph.sparse_initializer]
     return {**found, **{name: Known(kind, tuple(dims)) for name, kind, dims in tensors}}
-
-
-def _small(graph: onnx.GraphProto) -> dict[str, TensorProto]:
-    inline = [tensor for tensor in graph.initializer if tensor.data_location != TensorProto.EXTERNAL]
-    return {
-        tensor.name: tensor for tensor in inline if len(tensor.raw_data) <= SMALL and tensor.ByteSize() <= 2 * SMALL
-    }
 
 
 def _given(scope: Scope, node: onnx.NodeProto, graph: onnx.GraphProto) -> dict[str, Known]:
@@ -227,14 +252,15 @@ def _with_attributes(function: onnx.FunctionProto, call: onnx.NodeProto) -> list
     return nodes
 
 
-def _light_model(scope: Scope, model: onnx.ModelProto) -> onnx.ModelProto:
+def _light_model(scope: Scope) -> onnx.ModelProto:
     """A model of a scope alone, for inference: what it sees from outside, weights too, are inputs without numbers."""
-    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=scope.opsets, functions=model.functions)
+    light = onnx.ModelProto(opset_import=scope.opsets)
     graph = light.graph
     graph.name = "scope"
-    graph.node.extend(scope.nodes)
-    made = {name for node in scope.nodes for name in node.output}
-    seen = {name for node in with_inner(scope.nodes) for name in node.input}
+    nodes = [node for node in scope.nodes if not all(name in scope.constants for name in node.output)]
+    graph.node.extend(nodes)
+    made = {name for node in nodes for name in node.output}
+    seen = {name for node in with_inner(nodes) for name in node.input}
     for name in sorted(seen | made):
         value = scope.values.get(name)
         if name in scope.constants and name not in made:

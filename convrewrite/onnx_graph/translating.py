@@ -151,9 +151,11 @@ def _observed(opened: Opened, own: Mapping[str, Tensor], held: Mapping[str, Tens
     """The values of all nodes for the batches that the graph takes, and how many examples it takes if not any number."""
     inputs = tuple(own.values())
     # In a process of its own first, as it may not end.
-    opened.session(*((dict(own) | dict(held))[name] for name in opened.session.input_names))
+    given = [(dict(own) | dict(held))[name] for name in opened.session.input_names]
+    opened.session(*given)
     names = [name for node in opened.file.model.graph.node for name in node.output if name]
     observer = Observer(opened.file, dict.fromkeys(names))
+    observer.try_out(given, opened.seconds)
     runs: list[Values] = []
     for batch in _batches(inputs):
         feed = {name: tensor.numpy() for name, tensor in (*zip(own, batch, strict=True), *held.items())}

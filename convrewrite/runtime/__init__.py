@@ -10,6 +10,7 @@ from convrewrite.runtime.onnx_placing import is_weights_of, new_name_of_weights,
 from convrewrite.runtime.option_graphs import OptionGraph
 from convrewrite.runtime.parity import OutputParity, Parity, check_parity, require_parity
 from convrewrite.runtime.probing import SECONDS as PROBE_SECONDS
+from convrewrite.runtime.probing import require_well_behaved
 from convrewrite.runtime.provenance import Provenance
 from convrewrite.runtime.timing import THIS_MACHINE, Baseline, Timer, Unmeasured
 
@@ -42,5 +43,6 @@ __all__ = [
     "new_name_of_weights",
     "place",
     "require_parity",
+    "require_well_behaved",
     "verify",
 ]

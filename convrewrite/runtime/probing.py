@@ -29,25 +29,35 @@ SESSIONS = Path(__file__).with_name("sessions.py")
 
 _PROGRAM = (
     "import runpy, sys; try_out = runpy.run_path(sys.argv[1])['try_out']; "
-    "try_out(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))"
+    "try_out(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5] if len(sys.argv) > 5 else None)"
 )
 
 
-def require_well_behaved(path: Path, seconds: float, inputs: Sequence[Tensor] | None = None) -> None:
+def require_well_behaved(
+    path: Path,
+    seconds: float,
+    inputs: Sequence[Tensor] | None = None,
+    *,
+    memory: int | None = None,
+    folder: Path | None = None,
+    source: str | None = None,
+) -> None:
     """Raise ModelLoadError unless onnxruntime opens the file, and runs it on ``inputs`` where they are given, within the limits.
 
-    The limits are ``seconds`` and half of the machine's memory.
+    The limits are ``seconds`` and bytes of ``memory``, which are half of the machine's if not given. ``folder`` is where its
+    weights lie if not beside it; ``source`` what it is called.
     """
-    memory = memory_bytes() // 2
+    memory, name = memory or memory_bytes() // 2, source or str(path)
     feed = b"" if inputs is None else _packed(inputs)
     # The package is found where this one was; -P keeps files of the working folder from being imported.
     places = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places)), "OMP_NUM_THREADS": "1"}
     # Beyond the time it has, the child ends itself by its processor time: this process may be gone by then.
     command = [sys.executable, "-P", "-c", _PROGRAM, str(SESSIONS), str(path), str(int(seconds) + 30), str(memory)]
+    command += [] if folder is None else [str(folder)]
     deed = "opens" if inputs is None else "runs on these inputs"
     expected = (
-        f"{path}: expected an ONNX file that onnxruntime {deed} within {seconds:g} s and {memory} bytes of memory"
+        f"{name}: expected an ONNX file that onnxruntime {deed} within {seconds:g} s and {memory} bytes of memory"
     )
     try:
         ran = subprocess.run(
@@ -62,7 +72,7 @@ def require_well_behaved(path: Path, seconds: float, inputs: Sequence[Tensor] | 
     fault = json.loads(ran.stdout)["fault"]
     if fault is not None:
         cannot = "cannot open it" if inputs is None else "cannot run it on these inputs"
-        raise ModelLoadError(f"{path}: onnxruntime {cannot} within {memory} bytes of memory: {fault}; export it again")
+        raise ModelLoadError(f"{name}: onnxruntime {cannot} within {memory} bytes of memory: {fault}; export it again")
 
 
 def _packed(inputs: Sequence[Tensor]) -> bytes:

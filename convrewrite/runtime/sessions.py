@@ -30,21 +30,22 @@ def open_session(source: Path | bytes, threads: int = 1, folder: Path | None = N
     )
 
 
-def try_out(path: str, seconds: int, memory: int) -> None:
+def try_out(path: str, seconds: int, memory: int, folder: str | None = None) -> None:
     """Open a file, run it on the arrays that come in as ``.npz`` if any do, and write ``{"fault": ...}`` as JSON.
 
-    Called in a process of its own, which may hang, crash, or be stopped.
+    ``folder`` is where its weights lie if not beside it. Called in a process of its own, which may hang, crash, or be stopped.
     """
     end_with_parent()
     limit_memory(memory, address_space=True)
     limit_processor(seconds)
-    json.dump({"fault": _fault_of(path, sys.stdin.buffer.read())}, sys.stdout)
+    json.dump({"fault": _fault_of(path, sys.stdin.buffer.read(), folder)}, sys.stdout)
     sys.stdout.flush()
 
 
-def _fault_of(path: str, feed: bytes) -> str | None:
+def _fault_of(path: str, feed: bytes, folder: str | None) -> str | None:
     try:
-        session = open_session(Path(path))
+        source = Path(path) if folder is None else Path(path).read_bytes()
+        session = open_session(source, folder=None if folder is None else Path(folder))
         if feed:
             with np.load(io.BytesIO(feed), allow_pickle=False) as arrays:
                 inputs: dict[str, Any] = {

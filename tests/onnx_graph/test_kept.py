@@ -4,11 +4,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx_surgery_cases import file_of, model_of, numbers, run, tensor, value
 
 from convrewrite.conv import ConvSpec, Cost
 from convrewrite.onnx_graph import kept as kept_module
+from convrewrite.onnx_graph import scopes, small_constants
 from convrewrite.onnx_graph.kept import Kept, kept_convolutions
 
 W = numbers(8, 4, 3, 3)
@@ -67,6 +68,40 @@ def test_the_example_run_tells_what_cannot_be_inferred() -> None:
     assert only(model).input_sizes == ()
     assert only(model).cost is None
     assert only(model, r=(1, 4, 9, 10)).cost == COST
+
+
+def test_pads_that_are_computed_from_constants_are_followed() -> None:
+    """As torch's older exporter writes F.pad: filled up with zeros, and turned around."""
+    inner = branch(
+        helper.make_node("Constant", [], ["given"], value=tensor("", np.array([1, 2, 3, 4], np.int64))),
+        helper.make_node("ConstantOfShape", ["four"], ["zeros"], value=tensor("", np.array([0], np.int64))),
+        helper.make_node("Concat", ["given", "zeros"], ["all"], axis=0),
+        helper.make_node("Reshape", ["all", "pairs"], ["rows"]),
+        helper.make_node("Slice", ["rows", "end", "start", "axis", "end"], ["reversed"]),
+        helper.make_node("Transpose", ["reversed"], ["columns"], perm=[1, 0]),
+        helper.make_node("Reshape", ["columns", "flat"], ["pads"]),
+        helper.make_node("Pad", ["x", "pads"], ["padded"]),
+        helper.make_node("Constant", [], ["k"], value=tensor("", numbers(1, 4, 1, 1))),
+        helper.make_node("Conv", ["padded", "k"], ["m"], "conv"),
+    )
+    integers = {"four": [4], "pairs": [-1, 2], "end": [-1], "start": [-9223372036854775807], "axis": [0], "flat": [-1]}
+    model = model_of([in_both_branches(inner)], [YES, *(tensor(n, np.array(v, np.int64)) for n, v in integers.items())])
+    x = numbers(1, 4, 9, 10)
+    found = only(model)
+    assert run(model, x=x)[0].shape == (1, 1, 9 + 3 + 4, 10 + 1 + 2)
+    assert found.input_sizes == ((16, 13),) and found.cost == Cost(4, 16 * 13 * 4)
+
+
+def test_constants_that_would_be_large_are_not_made() -> None:
+    shape = tensor("shape", np.array([2**40], np.int64))
+    huge = helper.make_node("ConstantOfShape", ["shape"], ["huge"])
+    weight = helper.make_node("Constant", [], ["w"], value=tensor("", W))
+    wrong = helper.make_node("Reshape", ["shape", "shape"], ["never"])
+    least = helper.make_node("Identity", ["shape"], ["same"])
+    opsets = [helper.make_opsetid("", 17)]
+    found = small_constants.folded([huge, weight, wrong, least], {"shape": shape}, opsets)
+    assert list(found) == ["same"]
+    assert numpy_helper.to_array(found["same"]).tolist() == [2**40]
 
 
 def test_branches_in_branches_have_their_own_weights() -> None:
@@ -146,6 +181,23 @@ def test_functions_that_call_each_other_without_end_are_left() -> None:
     found = kept_convolutions(file_of(model), SIZES)
     assert 1 < len(found) <= 64
     assert len({one.name for one in found}) == len(found)
+
+
+def test_functions_that_multiply_are_followed_up_to_a_limit() -> None:
+    """Ten calls in each of nine layers: a thousand million convolutions."""
+    opset = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    bodies = [[helper.make_node("Conv", ["a", "k"], ["b"], "conv")]]
+    for layer in range(9):
+        call = [helper.make_node(f"F{layer}", ["a", "k"], ["b"], f"n{i}", domain="own") for i in range(10)]
+        for number, node in enumerate(call[:-1]):
+            node.output[0] = f"v{number}"
+        bodies.append(call)
+    made = [helper.make_function("own", f"F{n}", ["a", "k"], ["b"], body, opset) for n, body in enumerate(bodies)]
+    node = helper.make_node("F9", ["x", "w"], ["y"], domain="own")
+    model = model_of([node], [tensor("w", W)], domains=opset[1:], functions=made)
+    found = kept_convolutions(file_of(model), SIZES)
+    assert 1000 < len(found) < scopes.MOST_CALLS
+    assert {one.cost for one in found} == {COST}
 
 
 @pytest.mark.parametrize(

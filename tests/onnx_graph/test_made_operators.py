@@ -44,6 +44,7 @@ OPAQUE = {
     "padding as wide as the window": ("MaxPool", 12, [IMAGE], {"kernel_shape": [2, 2], "pads": [2, 2, 0, 0]}, 1),
     "an unknown way to pad": ("AveragePool", 12, [IMAGE], {"kernel_shape": [2, 2], "auto_pad": "ODD"}, 1),
     "a window of other dimensions": ("MaxPool", 12, [IMAGE], {"kernel_shape": [2]}, 1),
+    "strides of other dimensions": ("MaxPool", 12, [IMAGE], {"kernel_shape": [2, 2], "strides": [2]}, 1),
     "no window": ("MaxPool", 12, [IMAGE], {}, 1),
     "training": ("Dropout", 13, [IMAGE, np.array(0.5, np.float32), np.array(True)], {}, 1),
     "an old mask": ("Dropout", 10, [IMAGE], {}, 2),
@@ -55,7 +56,9 @@ OPAQUE = {
     "an unknown mode": ("Resize", 13, [IMAGE, None, np.ones(4, np.float32)], {"mode": "odd"}, 1),
     "an unknown padding": ("Pad", 13, [IMAGE, np.zeros(8, np.int64)], {"mode": "odd"}, 1),
     "edges cut off": ("Pad", 13, [IMAGE, np.array([0, 0, -1, 0, 0, 0, 0, 0])], {"mode": "edge"}, 1),
+    "another step": ("RNN", 14, [IMAGE[0], IMAGE[:1, 0], IMAGE[:1, 0]], {"activations": ["Affine"], "hidden_size": 6}, 1),
     "computed weights": ("LSTM", 14, [IMAGE[0], IMAGE[:1, 0], IMAGE[:1, 0]], {"hidden_size": 3}, 1),
+    "more than is computed": ("Sigmoid", 13, [IMAGE], {}, 2),
     "another norm": ("LpNormalization", 22, [IMAGE], {"p": 3}, 1),
     "a fused function with parameters": ("com.microsoft::FusedGemm", 17, [IMAGE[0, 0], IMAGE[0, 0]], {"activation": "Elu"}, 1),
     "a file that is too old": ("Relu", 6, [IMAGE], {}, 1),
@@ -170,6 +173,19 @@ def test_gradients_are_those_of_the_function(node: tuple[str, int, list[Any], di
     thing = made(op, opset, *inputs, constants=constants, **attributes)
     given = [torch.from_numpy(x).requires_grad_() for i, x in enumerate(inputs) if x is not None and i not in constants]
     assert torch.autograd.gradcheck(thing, given)
+
+
+@pytest.mark.parametrize(
+    ("op", "opset", "attributes"),
+    [("LpNormalization", 22, {"p": 2}), ("LpPool", 22, {"kernel_shape": [2, 2]}), ("GlobalLpPool", 22, {}),
+     ("ReduceL2", 11, {"axes": [1]}), ("InstanceNormalization", 22, {}), ("LRN", 13, {"size": 3})],
+)  # fmt: skip
+def test_where_a_rectifier_left_nothing_gradients_are_numbers(op: str, opset: int, attributes: dict[str, Any]) -> None:
+    more = [np.ones(4), np.ones(4)] if op == "InstanceNormalization" else []
+    thing = made(op, opset, IMAGE, *more, constants=(1, 2), **attributes)
+    x = torch.zeros(1, 4, 6, 6, dtype=torch.float64, requires_grad=True)
+    thing(x).sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
 
 
 class Chain(nn.Module):

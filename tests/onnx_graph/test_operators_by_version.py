@@ -95,6 +95,10 @@ def images() -> Iterator[Node]:
         yield node("Upsample", 9, [real(1, 2, 3, 4), np.array([1, 1, 2, 1.7], np.float32)], (1,), mode=mode)
         yield node("Resize", 10, [real(1, 2, 3, 5), scales], (1,), mode=mode)
         yield node("Resize", 11, [real(1, 2, 3, 5), real(0), scales], (1, 2), mode=mode)
+        way = "tf_half_pixel_for_nn"
+        yield node(
+            "Resize", 11, [real(1, 2, 3, 5), real(0), scales], (2,), mode=mode, coordinate_transformation_mode=way
+        )
         yield node("Resize", 13, [real(1, 2, 3, 5), None, None, ints(1, 2, 6, 3)], (3,), mode=mode)
         yield node("Resize", 18, [real(1, 2, 3, 5), None, None, ints(3, 6)], (3,), mode=mode, axes=[-1, 2])
         yield node("Resize", 13, [real(1, 2, 3, 3), None, np.array([1, 1, 1.3, 1.3], np.float32)], (2,), mode=mode)
@@ -148,6 +152,16 @@ def numbers() -> Iterator[Node]:
     yield node("Pow", 13, [ints(1, 4, 9), np.array([0.5], np.float32)], (1,))
     for to in (1, 7, 9, 10, 11):
         yield node("Cast", 13, [real(5) * 3], to=to)
+    yield node("Shrink", 9, [ints(-3, -1, 0, 2)], lambd=1.5, bias=1.0)
+    yield node("ReduceMean", 13, [ints(-3, 1, 0, 1, 5, 4).reshape(2, 3)], axes=[1])
+    yield node("ReduceMax", 20, [np.zeros((2, 0), np.int32), ints(1)], (1,))
+    yield node("ReduceMin", 20, [np.zeros((2, 0), np.int32), ints(1)], (1,))
+    yield node("HardSigmoid", 7, [real(20) * 4], alpha=float(np.float32(1 / 6)), beta=0.5)
+    yield node("HardSigmoid", 7, [real(20) * 4], alpha=0.3, beta=0.4)
+    yield node("LayerNormalization", 17, [real(2, 3), real(1), real(1)], (1, 2))
+    yield node("PRelu", 9, [real(2, 3, 4), real(4)], (1,))
+    yield node("PRelu", 9, [real(2, 3, 4), real(3, 1)], (1,))
+    yield node("PRelu", 9, [real(2, 3, 4), real(1)], (1,))
     yield node("Not", 7, [np.array([True, False])])
     for op in ("Max", "Min", "Mean", "Sum"):
         yield node(op, 8, [real(2, 3)])
@@ -181,6 +195,7 @@ def microsoft() -> Iterator[Node]:
         yield node(f"com.microsoft::{op}", 17, [x, real(4)], (1,))
     yield node("com.microsoft::FusedMatMul", 17, [real(2, 4, 3), real(2, 5, 4)], transA=1, transB=1, alpha=0.5)
     yield node("com.microsoft::FusedMatMul", 17, [real(4, 2, 3), real(4, 2, 5)], transBatchA=1, transBatchB=1, transA=1)
+    yield node("com.microsoft::FusedMatMul", 17, [real(3, 4), real(4)], transB=1)
     for activation in ("Relu", "Sigmoid", "Tanh"):
         inputs = [real(3, 4), real(5, 4), real(5)]
         yield node("com.microsoft::FusedGemm", 17, inputs, (1, 2), transB=1, activation=activation)

@@ -63,8 +63,8 @@ def skip_layer_norm(
 
 def lp_norm(x: Tensor, *, axis: int, p: int) -> Tensor:
     """Divided by the norm along an axis; zeros stay zeros."""
-    norm = x.abs().sum(axis, keepdim=True) if p == 1 else x.square().sum(axis, keepdim=True).sqrt()
-    return torch.where(norm == 0, torch.zeros_like(x), x / torch.where(norm == 0, torch.ones_like(norm), norm))
+    norm = torch.linalg.vector_norm(x, p, axis, keepdim=True)
+    return x / torch.where(norm == 0, torch.ones_like(norm), norm)
 
 
 def mean_variance_norm(x: Tensor, *, axes: list[int]) -> Tensor:

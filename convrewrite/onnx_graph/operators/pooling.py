@@ -157,7 +157,12 @@ def _window_sums(framed: Tensor, window: Window) -> Tensor:
 def lp_pool(x: Tensor, *, window: Window, p: int) -> Tensor:
     """The norm of every window."""
     framed = _framed(x.abs() ** p, window, along_axes(window, x.shape[2:]), 0)
-    return _window_sums(framed, window) ** (1 / p)
+    total = _window_sums(framed, window)
+    nothing = total == 0
+    root = torch.where(nothing, torch.ones_like(total), total) ** (1 / p)
+    return torch.where(
+        nothing, torch.zeros_like(total), root
+    )  # the gradient of a root of zero is none that can be used
 
 
 def global_average(x: Tensor) -> Tensor:
@@ -172,7 +177,7 @@ def global_maximum(x: Tensor) -> Tensor:
 
 def global_norm(x: Tensor, *, p: int) -> Tensor:
     """The norm of every channel."""
-    return (x.abs() ** p).sum(tuple(range(2, x.dim())), keepdim=True) ** (1 / p)
+    return torch.linalg.vector_norm(x, p, tuple(range(2, x.dim())), keepdim=True)
 
 
 def make_max_pool(view: NodeView) -> Made | None:

@@ -74,7 +74,11 @@ def _l1(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
 
 
 def _l2(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
-    return torch.sqrt(_sum_square(x, axes, keep)).to(x.dtype)
+    if not x.is_floating_point():
+        return torch.sqrt(_sum_square(x, axes, keep)).to(x.dtype)
+    return (
+        torch.linalg.vector_norm(x, 2, axes, keep) if axes else x.abs()
+    )  # of zeros it has a gradient, as a root has not
 
 
 def _log_sum(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
