@@ -162,6 +162,7 @@ def numbers() -> Iterator[Node]:
     yield node("PRelu", 9, [real(2, 3, 4), real(4)], (1,))
     yield node("PRelu", 9, [real(2, 3, 4), real(3, 1)], (1,))
     yield node("PRelu", 9, [real(2, 3, 4), real(1)], (1,))
+    yield node("PRelu", 16, [ints(-3, 2, 4), ints(2)], (1,))
     yield node("Not", 7, [np.array([True, False])])
     for op in ("Max", "Min", "Mean", "Sum"):
         yield node(op, 8, [real(2, 3)])
