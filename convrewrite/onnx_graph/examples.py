@@ -1,5 +1,6 @@
 """Example inputs of an ONNX graph: as it states their shapes and types, free axes being given a size that is tried."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from convrewrite.errors import ConvRewriteError, UsageError
 from convrewrite.inputs import ExampleInput, Inputs
+from convrewrite.loading import MOST_NUMBERS
 from convrewrite.onnx_files import ELEMENT_TYPES, OnnxModel
 
 SIZES = (224, 320, 640, 64, 32, 28, 96, 112, 128, 256, 299, 384, 512, 1024, 4096, 16000)
@@ -56,6 +58,11 @@ def _noise(session: OnnxModel, index: int, shape: Sequence[int], seed: int = 0) 
     if dtype is None:
         raise UsageError(
             f"input {name!r}: expected a tensor of numbers, found {kind}; cut that part of the graph off first"
+        )
+    if math.prod(shape) > MOST_NUMBERS:
+        raise UsageError(
+            f"input {name!r}: expected at most {MOST_NUMBERS} numbers, found a shape of {'x'.join(map(str, shape))}; give a "
+            "smaller one with --input NAME=SHAPE, or export the model for smaller inputs"
         )
     if not dtype.is_floating_point:
         return torch.full(tuple(shape), int(dtype == torch.bool), dtype=dtype)

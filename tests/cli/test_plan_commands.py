@@ -18,7 +18,7 @@ from convrewrite.pipeline import results, run
 from convrewrite.pipeline.results import FILES
 from convrewrite.planning import choice
 from convrewrite.reporting.report import Report
-from convrewrite.runtime import measurement, timing
+from convrewrite.runtime import exporting, measurement
 from convrewrite.runtime.measurement import Measured
 from convrewrite.runtime.onnx_export import Exported
 from convrewrite.runtime.timing import RuntimeTimer
@@ -250,7 +250,7 @@ def test_a_result_that_measures_slower_is_written_and_is_no_success(
 def unexported(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Nothing is exported, which takes seconds; gives what sets the ratio of times that is told instead."""
 
-    def pretend(_model: nn.Module, _inputs: Inputs, path: Path) -> Exported:
+    def pretend(_model: nn.Module, _inputs: Inputs, path: Path, **_named: object) -> Exported:
         path.touch()
         path.with_name("model.onnx").touch()
         return Exported(path, True)
@@ -262,7 +262,7 @@ def unexported(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
             latency = compared(ratio)()
             return replace(measurement.measure_outputs(original, rewritten, evaluation), onnx_latency=latency)
 
-        monkeypatch.setattr(timing, "export", pretend)
+        monkeypatch.setattr(exporting, "export", pretend)
         monkeypatch.setattr(run, "measure_everything", measure)
 
     return set_ratio

@@ -137,3 +137,12 @@ def test_noise_of_given_shapes(tmp_path: Path) -> None:
     assert made.keys() == {"image"}
     assert made["image"].shape == (4, 3, 8, 8)
     assert not torch.equal(made["image"], noise_for(session(PAIR, tmp_path), {"image": (4, 3, 8, 8)})["image"])
+
+
+def test_a_stated_size_beyond_any_machine_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    text = "(float[N, 1000000, 1000000] x) => (float[N, 1000000, 1000000] y) { y = Relu(x) }"
+    for call in (example_of_graph, lambda graph_of: noise_for(graph_of, {"x": (1, 10**6, 10**6)})):
+        with pytest.raises(
+            UsageError, match="input 'x': expected at most 67108864 numbers, found a shape of 1x1000000x1000000"
+        ):
+            call(session(text, tmp_path))

@@ -31,7 +31,7 @@ from convrewrite.reporting.report import Report
 from convrewrite.reporting.text import render_text
 from convrewrite.reporting.verdict import few_positions, useless
 from convrewrite.rewriting.output_weighting import output_weights
-from convrewrite.runtime import measurement
+from convrewrite.runtime import exporting, measurement
 from convrewrite.runtime.comparison import measure_fidelity
 from convrewrite.runtime.measurement import Measured, measure_everything
 from convrewrite.runtime.onnx_export import Exported
@@ -207,7 +207,7 @@ def test_noise_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_parity_runs_on_the_first_of_the_inputs_of_fidelity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     checked: list[Any] = []
 
-    def parity(_model: nn.Module, _path: Path, inputs: Any, *, ignored: Any) -> Parity:
+    def parity(_model: nn.Module, _file: object, inputs: Any, *, ignored: Any, **_named: object) -> Parity:
         checked.append((inputs, ignored))
         return Parity((), 1)
 
@@ -216,13 +216,14 @@ def test_parity_runs_on_the_first_of_the_inputs_of_fidelity(monkeypatch: pytest.
         return Exported(path, True)
 
     monkeypatch.setattr(measurement, "check_parity", parity)
-    monkeypatch.setattr(measurement, "export", exported)
+    monkeypatch.setattr(exporting, "export", exported)
+    monkeypatch.setattr(exporting, "OnnxModel", lambda path: path)
     for name in ("compare_onnx", "compare_torch"):
         monkeypatch.setattr(RuntimeTimer, name, lambda *_args, **_options: None)
     model, path = small_network(), tmp_path / "a.onnx"
     path.touch()
     evaluation = evaluation_inputs((images(1),), Calibration((), (), "weights only", "none")).told(model, {})
-    baseline = Baseline(Exported(path, True), (images(1),), tmp_path, THIS_MACHINE, 1)
+    baseline = Baseline(Exported(path, True), (images(1),), tmp_path, THIS_MACHINE, 1, exporting.TorchExporter())
     measure_everything(model, model, (images(1),), evaluation, baseline, {"a": "b"}, lambda *_: None)
     ((inputs, ignored),) = checked
     assert torch.equal(inputs[0], evaluation.batches[0][0][:8])

@@ -19,7 +19,7 @@ from convrewrite.planning.latency_budget import MEASUREMENTS, allocate_measured,
 from convrewrite.rewriting.work import Prepared
 from convrewrite.rules.options import Shortlist
 from convrewrite.rules.schema import Protect, Rule
-from convrewrite.runtime import timing
+from convrewrite.runtime import exporting
 from convrewrite.runtime.onnx_export import Exported
 from convrewrite.runtime.timing import THIS_MACHINE, Baseline, RuntimeTimer, Unmeasured
 
@@ -140,11 +140,11 @@ def test_the_unfitted_plan_is_what_is_exported(
 ) -> None:
     exported: list[nn.Module] = []
 
-    def export(model: nn.Module, _inputs: object, path: Path) -> Exported:
+    def export(model: nn.Module, _inputs: object, path: Path, **_named: object) -> Exported:
         exported.append(model)
         return Exported(path, True)
 
-    monkeypatch.setattr(timing, "export", export)
+    monkeypatch.setattr(exporting, "export", export)
     monkeypatch.setattr(RuntimeTimer, "compare_onnx", compared(0.7))
     shortlists = [
         Shortlist(entry.site, (entry.options[3].candidate,) if entry.options else (), entry.reason)
@@ -152,7 +152,7 @@ def test_the_unfitted_plan_is_what_is_exported(
     ]
     before = {name: tensor.clone() for name, tensor in prepared.model.state_dict().items()}
     original = Exported(tmp_path / "original.onnx", True)
-    baseline = Baseline(original, prepared.inputs, tmp_path, THIS_MACHINE, 1)
+    baseline = Baseline(original, prepared.inputs, tmp_path, THIS_MACHINE, 1, exporting.TorchExporter())
     assert measured_part(prepared, shortlists, baseline) == 0.7
     x = torch.zeros(1, 3, 16, 16)
     saved = sum(o.site.cost.macs - o.candidates[0].cost.macs for o in shortlists if o.candidates)

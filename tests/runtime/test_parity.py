@@ -133,7 +133,7 @@ def test_a_fixed_batch_is_checked_on_as_many_examples_as_it_takes(tmp_path: Path
     path.write_bytes(graph("Relu", TensorProto.FLOAT, [2, 3]))
     assert OnnxModel(path).batch == 2
     parity = check_parity(nn.ReLU(), path, (torch.randn(5, 3),))
-    assert (parity.passed, parity.inputs_checked) == (True, 1)
+    assert (parity.passed, parity.inputs_checked) == (True, 2), "two at a time, twice"
     with pytest.raises(VerificationError, match=r"expected shape \(2, 3\), found \(1, 3\)"):
         check_parity(nn.ReLU(), path, (torch.randn(1, 3),))
 

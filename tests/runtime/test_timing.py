@@ -8,6 +8,7 @@ from clocks import FalseTimer
 from torch import nn
 
 from convrewrite.errors import ExportError, PlanError
+from convrewrite.runtime.exporting import TorchExporter
 from convrewrite.runtime.onnx_export import Exported
 from convrewrite.runtime.timing import Baseline, Unmeasured
 
@@ -15,7 +16,7 @@ X = torch.randn(4, 1, 6, 6)
 
 
 def baseline_of(path: Path, timer: FalseTimer, dynamic: bool = True) -> Baseline:
-    return Baseline(Exported(path / "original.onnx", dynamic), (X,), path, timer, 1)
+    return Baseline(Exported(path / "original.onnx", dynamic), (X,), path, timer, 1, TorchExporter())
 
 
 def test_the_original_is_timed_on_one_example(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_named_modules_are_there(document: Path) -> None:
 
 def test_the_architecture_names_files_that_are_there() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    assert len(text.splitlines()) < 150
+    assert len(text.splitlines()) < 160
     wing = PACKAGE
     for paragraph in text.split("\n\n"):
         begins = re.match(r"\*\*(\w+)/\*\*", paragraph)
