@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, fx
 
+from convrewrite.onnx_files.model import OnnxModel
 from convrewrite.onnx_graph.examples import example_of_graph
 from convrewrite.onnx_graph.file import OnnxFile
 from convrewrite.onnx_graph.opening import Opened
 from convrewrite.onnx_graph.translating import Translation, translate, translation_of
-from convrewrite.runtime.onnx_model import OnnxModel
 
 OPSET, IR = 17, 8
 """Versions of operators and of the file where a graph asks for no others."""

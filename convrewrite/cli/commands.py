@@ -233,6 +233,7 @@ def bench(
 
     from convrewrite import folders, reporting, runtime
     from convrewrite.cli import example_inputs
+    from convrewrite.onnx_files import OnnxModel
 
     first, second = (runner_of(source, sources.factory, trust, asked.timeout) for source in (a, b))
     inputs = example_inputs.for_both(first, second, sources.input or (), None, 0)
@@ -242,7 +243,7 @@ def bench(
     with folders.temporary() as folder, progress_bars() as progress:
         paths = []
         for index, (source, runner) in enumerate(((a, first), (b, second))):
-            is_onnx = isinstance(runner, runtime.OnnxModel)
+            is_onnx = isinstance(runner, OnnxModel)
             progress("bench", index, 4, f"export {source}")
             if is_onnx:
                 runner(*inputs)  # before it is timed, as it may not end
@@ -251,7 +252,7 @@ def bench(
             )
         progress("bench", 2, 4, "onnxruntime")
         comparisons.append(runtime.compare_onnx(paths[0], paths[1], inputs, threads=asked.threads, rounds=asked.rounds))
-        if not isinstance(first, runtime.OnnxModel) and not isinstance(second, runtime.OnnxModel):
+        if not isinstance(first, OnnxModel) and not isinstance(second, OnnxModel):
             progress("bench", 3, 4, "torch")
             comparisons.append(runtime.compare_torch(first, second, inputs, threads=asked.threads, rounds=asked.rounds))
     rows = [

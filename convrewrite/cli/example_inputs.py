@@ -11,8 +11,8 @@ from convrewrite.calibration import peek_example, read_calibration
 from convrewrite.errors import UsageError
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, example_of, parameter_names, required_names
 from convrewrite.loading import MOST_NUMBERS, Loaded, find_input_shape, import_object, parse_shape, stated_input_shapes
+from convrewrite.onnx_files import OnnxModel
 from convrewrite.onnx_graph import example_of_graph, noise_for
-from convrewrite.runtime import OnnxModel
 
 Network = nn.Module | OnnxModel
 

@@ -144,7 +144,7 @@ def load(source: str, factory: str | None, trust: bool) -> "Loaded":
 def runner_of(source: str, factory: str | None, trust: bool, timeout: float) -> Any:
     """A module, or an ONNX file as a callable. A result folder gives its model."""
     from convrewrite import pipeline
-    from convrewrite.runtime import OnnxModel
+    from convrewrite.onnx_files import OnnxModel
 
     path = Path(source)
     if path.suffix.lower() == ".onnx":
@@ -164,8 +164,8 @@ def runner_of(source: str, factory: str | None, trust: bool, timeout: float) -> 
 def comparable_runners(first: Any, second: Any, inputs: "Inputs") -> tuple[Any, Any, str | None]:
     """Two models as they can be compared, and what is said of that: of two ONNX files that choose detections, what they choose
     from."""
+    from convrewrite.onnx_files import OnnxModel
     from convrewrite.onnx_graph import comparable
-    from convrewrite.runtime import OnnxModel
 
     if not (isinstance(first, OnnxModel) and isinstance(second, OnnxModel)):
         return first, second, None

@@ -7,11 +7,11 @@ import onnx
 from torch import Tensor
 
 from convrewrite.inputs import Inputs, varied
+from convrewrite.onnx_files import OnnxModel
 from convrewrite.onnx_graph.file import OnnxFile
 from convrewrite.onnx_graph.observing import Observer, with_outputs
 from convrewrite.onnx_graph.outputs import SELECTS, judged_values
 from convrewrite.onnx_graph.views import Constants, graphs_in
-from convrewrite.runtime import OnnxModel
 
 
 def comparable(paths: tuple[Path, Path], inputs: Inputs) -> tuple[OnnxModel, OnnxModel, str] | None:

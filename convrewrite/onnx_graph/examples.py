@@ -9,7 +9,7 @@ from torch import Tensor
 from convrewrite.errors import ConvRewriteError, UsageError
 from convrewrite.inputs import ExampleInput, Inputs
 from convrewrite.loading import MOST_NUMBERS
-from convrewrite.runtime import ELEMENT_TYPES, OnnxModel
+from convrewrite.onnx_files import ELEMENT_TYPES, OnnxModel
 
 SIZES = (224, 320, 640, 64, 32, 28, 96, 112, 128, 256, 299, 384, 512, 1024, 4096, 16000)
 """Sizes of free axes that are tried, those of images first."""

@@ -12,11 +12,11 @@ from convrewrite.conv import Cost, classify
 from convrewrite.errors import ModelLoadError
 from convrewrite.graph import Site
 from convrewrite.inputs import ExampleInput, Inputs
+from convrewrite.onnx_files import PROBE_SECONDS
 from convrewrite.onnx_graph.examples import example_of_graph
 from convrewrite.onnx_graph.kept import Kept, kept_convolutions
 from convrewrite.onnx_graph.opening import Opened, open_onnx
 from convrewrite.onnx_graph.translating import Translation, translate, translation_of
-from convrewrite.runtime import PROBE_SECONDS
 
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from convrewrite.errors import ModelLoadError
 from convrewrite.folders import temporary
 from convrewrite.machine import memory_bytes
+from convrewrite.onnx_files import require_well_behaved
 from convrewrite.onnx_graph.file import OnnxFile
-from convrewrite.runtime import require_well_behaved
 
 Values = Mapping[str, Any]
 """Values by their names: arrays, and lists of arrays for sequences."""

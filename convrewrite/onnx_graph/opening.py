@@ -7,8 +7,8 @@ import onnx
 
 from convrewrite.errors import ModelLoadError, VerificationError
 from convrewrite.folders import Scratch, temporary
+from convrewrite.onnx_files import PROBE_SECONDS, OnnxModel
 from convrewrite.onnx_graph.file import OnnxFile
-from convrewrite.runtime import PROBE_SECONDS, OnnxModel
 
 
 @dataclass(frozen=True, slots=True, eq=False)

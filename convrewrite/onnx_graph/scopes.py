@@ -268,5 +268,5 @@ def _light_model(scope: Scope) -> onnx.ModelProto:
             graph.initializer[-1].name = name
         elif value is not None and value.shape is not None:
             place = graph.value_info if name in made else graph.input
-            place.append(onnx.helper.make_tensor_value_info(name, value.kind or TensorProto.FLOAT, value.shape))
+            place.append(onnx.helper.make_tensor_value_info(name, value.kind, value.shape))
     return light

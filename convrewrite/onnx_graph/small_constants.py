@@ -48,8 +48,8 @@ def _computed(
 ) -> TensorProto | None:
     """What a node makes of constants; None where that is large, or where the node is not as its operator has it."""
     given = {name: known[name] for name in node.input if name}
-    attributes = [attribute for attribute in node.attribute if attribute.HasField("t")]
-    if len(node.output) != 1 or (not small(attribute.t for attribute in attributes) and attributes):
+    held = [attribute.t for attribute in node.attribute if attribute.HasField("t")]
+    if len(node.output) != 1 or (held and not small(held)):
         return None
     try:
         arrays = {name: numpy_helper.to_array(tensor) for name, tensor in given.items()}

@@ -15,12 +15,12 @@ import onnx
 
 from convrewrite.errors import ExportError, UsageError, VerificationError
 from convrewrite.folders import Scratch, told
+from convrewrite.onnx_files import OnnxModel, new_name_of_weights, place
 from convrewrite.onnx_graph.emission import DTYPES, Emitter, Margin, Stage
 from convrewrite.onnx_graph.external import locations, move_out, needs_second_file
 from convrewrite.onnx_graph.file import OnnxFile, Replacement
 from convrewrite.onnx_graph.scopes import inferred_types
 from convrewrite.onnx_graph.walks import STANDARD_DOMAINS, Names, inner_graphs, uses_of
-from convrewrite.runtime import OnnxModel, new_name_of_weights, place
 
 INITIALISERS_ARE_INPUTS = 4
 """Version of ONNX's format below which every initialiser is an input of the graph, too."""

@@ -8,11 +8,12 @@ from torch import nn
 
 from convrewrite.inputs import Inputs
 from convrewrite.layers import SumOfBranches
+from convrewrite.onnx_files import OnnxModel
 from convrewrite.onnx_graph.file import Replacement
 from convrewrite.onnx_graph.observing import with_outputs
 from convrewrite.onnx_graph.surgery import write_rewritten
 from convrewrite.onnx_graph.translating import Translation, translation_of
-from convrewrite.runtime import Exported, Exporter, OnnxModel, TorchExporter
+from convrewrite.runtime import Exported, Exporter, TorchExporter
 
 
 class GraphExporter:

@@ -7,8 +7,8 @@ from torch import nn
 
 from convrewrite.errors import VerificationError
 from convrewrite.meanings import Fidelity
+from convrewrite.onnx_files import OnnxModel, Provenance
 from convrewrite.planning import Fingerprint
-from convrewrite.runtime import OnnxModel, Provenance
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,12 +25,12 @@ from convrewrite.folders import Scratch, nearest, put, read_text, require_room, 
 from convrewrite.graph import BATCH_NORMS, SITE_TYPES, Site, apply_lifts, spec_of
 from convrewrite.modules import copy_model
 from convrewrite.names import require_names
+from convrewrite.onnx_files import is_weights_of
 from convrewrite.onnx_graph import is_graph
 from convrewrite.pipeline import results
 from convrewrite.planning import Plan, PlannedSite, planned_structure
 from convrewrite.reporting import Report, render_html, render_markdown
 from convrewrite.rewriting import empty_option, replace_site
-from convrewrite.runtime import is_weights_of
 from convrewrite.structures import Option, Structure, discover
 
 PLAN, WEIGHTS = "plan.json", "weights.safetensors"

@@ -12,6 +12,7 @@ from convrewrite.folders import Scratch, temporary
 from convrewrite.graph import Traced
 from convrewrite.meanings import NOTHING, Meaning, require_outputs
 from convrewrite.modules import preserved
+from convrewrite.onnx_files import Provenance
 from convrewrite.onnx_graph import batch_of, exporter_of
 from convrewrite.pipeline.results import Result
 from convrewrite.planning import (
@@ -35,14 +36,7 @@ from convrewrite.rewriting import (
     output_weights,
     settle,
 )
-from convrewrite.runtime import (
-    Baseline,
-    Measured,
-    Provenance,
-    Unmeasured,
-    measure_everything,
-    measure_outputs,
-)
+from convrewrite.runtime import Baseline, Measured, Unmeasured, measure_everything, measure_outputs
 from convrewrite.settings import Constraints, Settings
 
 NOT_MEASURED = "no ONNX file was asked for: nothing was exported or timed, and onnxruntime was not compared"

@@ -19,11 +19,9 @@ from convrewrite.meanings import (
     read,
 )
 from convrewrite.modules import eval_mode, preserved
+from convrewrite.onnx_files import PROBE_SECONDS, OnnxModel, Provenance, Runner, outputs_of
 from convrewrite.process import ordinary_mode
-from convrewrite.runtime.onnx_model import OnnxModel, Runner, outputs_of
 from convrewrite.runtime.parity import Parity, output_parity
-from convrewrite.runtime.probing import SECONDS
-from convrewrite.runtime.provenance import Provenance
 
 
 def measure_fidelity(
@@ -77,7 +75,7 @@ def verify(
     Nothing is required: :func:`require_parity` raises where the two must be the same. Raises VerificationError if the
     outputs differ in names, number or shapes, UsageError for outputs that cannot be what they are said to be.
     """
-    runner_a, runner_b = (OnnxModel(Path(x), probe=SECONDS) if isinstance(x, str | Path) else x for x in (a, b))
+    runner_a, runner_b = (OnnxModel(Path(x), probe=PROBE_SECONDS) if isinstance(x, str | Path) else x for x in (a, b))
     batch = bind_inputs(next((x for x in (runner_a, runner_b) if isinstance(x, nn.Module)), nn.Identity()), inputs)
     with ordinary_mode(), preserved(runner_a, runner_b), eval_mode(runner_a, runner_b):
         (expected, skipped), (found, _) = outputs_of(runner_a, batch), outputs_of(runner_b, batch)

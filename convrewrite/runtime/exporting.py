@@ -11,8 +11,8 @@ from typing import Protocol
 from torch import nn
 
 from convrewrite.inputs import Inputs
+from convrewrite.onnx_files import OnnxModel
 from convrewrite.runtime.onnx_export import Exported, export, require_runtime_dtype
-from convrewrite.runtime.onnx_model import OnnxModel
 
 
 class Exporter(Protocol):

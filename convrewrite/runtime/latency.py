@@ -34,9 +34,9 @@ from torch import Tensor, nn
 from convrewrite.conv import ConvSpec, Size
 from convrewrite.errors import UsageError, VerificationError
 from convrewrite.modules import eval_mode
+from convrewrite.onnx_files import open_session
 from convrewrite.process import torch_threads
 from convrewrite.runtime.option_graphs import OptionGraph, conv_graph
-from convrewrite.runtime.sessions import open_session
 from convrewrite.runtime.timing_cache import TimingCache, timing_key
 
 Clock = Callable[[], float]

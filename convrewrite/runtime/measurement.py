@@ -8,11 +8,11 @@ from torch import nn
 
 from convrewrite.inputs import Inputs, in_batches_of
 from convrewrite.meanings import Evaluation, Fidelity
+from convrewrite.onnx_files import size_of
 from convrewrite.progress import Progress
 from convrewrite.runtime.comparison import measure_fidelity
 from convrewrite.runtime.exporting import Exporter
 from convrewrite.runtime.latency import Comparison
-from convrewrite.runtime.onnx_placing import size_of
 from convrewrite.runtime.parity import Parity, check_parity, require_parity
 from convrewrite.runtime.timing import Baseline
 

@@ -20,10 +20,8 @@ from convrewrite.folders import Scratch, disk_full, told, unwritable
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs
 from convrewrite.modules import ROOT, copy_model, eval_mode, named_outputs, preserved
 from convrewrite.names import require_names
+from convrewrite.onnx_files import file_of_weights, new_name_of_weights, open_session, place, tensors
 from convrewrite.process import exporting, ordinary, ordinary_mode, quiet
-from convrewrite.runtime.onnx_files import tensors
-from convrewrite.runtime.onnx_placing import file_of_weights, new_name_of_weights, place
-from convrewrite.runtime.sessions import open_session
 
 BATCH = "batch"
 

@@ -12,7 +12,7 @@ from convrewrite.errors import VerificationError
 from convrewrite.inputs import Inputs, in_batches_of
 from convrewrite.meanings import require_same_outputs
 from convrewrite.modules import eval_mode
-from convrewrite.runtime.onnx_model import OnnxModel, outputs_of
+from convrewrite.onnx_files import OnnxModel, outputs_of
 
 UNIT_SCALE = 0.05
 """Scale of probabilities at least: onnxruntime computes a sigmoid to so many places, however small all of them are."""

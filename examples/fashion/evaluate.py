@@ -14,7 +14,7 @@ from model import fashion_resnet
 from torch import Tensor
 
 import convrewrite
-from convrewrite.runtime import OnnxModel
+from convrewrite.onnx_files import OnnxModel
 
 HERE = Path(__file__).parent
 

@@ -8,8 +8,8 @@ from commands import INPUT, call, images, small_network
 
 from convrewrite.cli.options import progress_bars, runner_of, say
 from convrewrite.errors import ModelLoadError
+from convrewrite.onnx_files.model import OnnxModel
 from convrewrite.runtime import export
-from convrewrite.runtime.onnx_model import OnnxModel
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from onnx_texts import graph, noise, opened
 from torch import Tensor
 
 from convrewrite.errors import ConvRewriteError, ModelLoadError, UsageError
+from convrewrite.onnx_files.model import OnnxModel
 from convrewrite.onnx_graph import example_of_graph, noise_for
-from convrewrite.runtime.onnx_model import OnnxModel
 
 PAIR = """
 (float[N, 3, 8, 8] image, int64[N, 5] index) => (float[N, 3, 8, 8] y, int64[N, 5] z) {

@@ -22,10 +22,10 @@ from onnx_surgery_cases import (
 from torch import nn
 
 from convrewrite.errors import ExportError, ModelLoadError, UsageError
+from convrewrite.onnx_files import is_weights_of
 from convrewrite.onnx_graph import external
 from convrewrite.onnx_graph.file import OnnxFile, Replacement
 from convrewrite.onnx_graph.surgery import write_rewritten
-from convrewrite.runtime import is_weights_of
 
 FIRST, SECOND, LAST = numbers(16, 4, 3, 3), numbers(16, 16, 3, 3, seed=1), numbers(8, 16, 1, 1, seed=2)
 BIAS = numbers(16, seed=3)

@@ -5,6 +5,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 from onnx_surgery_cases import file_of, model_of, numbers, run, tensor, value
 
 from convrewrite.conv import ConvSpec, Cost
@@ -92,16 +93,25 @@ def test_pads_that_are_computed_from_constants_are_followed() -> None:
     assert found.input_sizes == ((16, 13),) and found.cost == Cost(4, 16 * 13 * 4)
 
 
-def test_constants_that_would_be_large_are_not_made() -> None:
-    shape = tensor("shape", np.array([2**40], np.int64))
-    huge = helper.make_node("ConstantOfShape", ["shape"], ["huge"])
-    weight = helper.make_node("Constant", [], ["w"], value=tensor("", W))
-    wrong = helper.make_node("Reshape", ["shape", "shape"], ["never"])
-    least = helper.make_node("Identity", ["shape"], ["same"])
-    opsets = [helper.make_opsetid("", 17)]
-    found = small_constants.folded([huge, weight, wrong, least], {"shape": shape}, opsets)
-    assert list(found) == ["same"]
-    assert numpy_helper.to_array(found["same"]).tolist() == [2**40]
+def test_constants_that_would_be_large_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
+        made.append(model.graph.node[0].output[0])
+        return ReferenceEvaluator(model)
+
+    monkeypatch.setattr(small_constants, "ReferenceEvaluator", evaluator)
+    shape, row = tensor("shape", np.array([2**26], np.int64)), tensor("row", np.zeros(100, np.int64))
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["huge"]),
+        helper.make_node("Constant", [], ["w"], value=tensor("", W)),
+        helper.make_node("Reshape", ["shape", "shape"], ["never"]),
+        helper.make_node("Concat", ["row", "row"], ["rows"], axis=0),
+        helper.make_node("Identity", ["shape"], ["same"]),
+    ]
+    found = small_constants.folded(nodes, {"shape": shape, "row": row}, [helper.make_opsetid("", 17)])
+    assert {name: numpy_helper.to_array(one).tolist() for name, one in found.items()} == {"same": [2**26]}
+    assert made == ["never", "rows", "same"]
 
 
 def test_branches_in_branches_have_their_own_weights() -> None:
@@ -125,9 +135,9 @@ def test_bodies_begin_with_what_they_are_given(op_type: str) -> None:
         node = helper.make_node("Loop", ["times", "yes", "x"], ["y"], "again", body=body)
     else:
         body = helper.make_graph([conv], "body", [state], [following])
-        node = helper.make_node("Scan", ["stack"], ["y"], "again", body=body, num_scan_inputs=1, scan_input_axes=[1])
-    model = model_of([node], weights, [value("x", [1, 4, 9, 10]), value("stack", [1, 3, 4, 9, 10])])
-    found = only(model, stack=(1, 3, 4, 9, 10))
+        node = helper.make_node("Scan", ["stack"], ["y"], "again", body=body, num_scan_inputs=1, scan_input_axes=[3])
+    model = model_of([node], weights, [value("x", [1, 4, 9, 10]), value("stack", [1, 4, 9, 5, 10])])
+    found = only(model, stack=(1, 4, 9, 5, 10))
     assert found.cost == Cost(4 * 4 * 9, 9 * 10 * 4 * 4 * 9)
     assert (
         found.reason == f"inside of the {op_type} again, which stays as it is; export the model with the loop unrolled"
@@ -175,6 +185,15 @@ def test_what_a_call_leaves_out_a_function_has_a_default_for() -> None:
     assert found.spec is not None and (found.spec.stride, found.spec.dilation) == ((2, 2), (2, 1))
 
 
+def test_a_function_sees_small_constants_that_it_is_given() -> None:
+    opset = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    nodes = [helper.make_node("Reshape", ["a", "to"], ["b"]), helper.make_node("Conv", ["b", "k"], ["c"], "conv")]
+    made = helper.make_function("own", "Turn", ["a", "k", "to"], ["c"], nodes, opset)
+    node = helper.make_node("Turn", ["x", "w", "shape"], ["y"], "turn", domain="own")
+    weights = [tensor("w", W), tensor("shape", np.array([1, 4, 10, 9], np.int64))]
+    assert only(model_of([node], weights, domains=opset[1:], functions=[made])).input_sizes == ((10, 9),)
+
+
 def test_functions_that_call_each_other_without_end_are_left() -> None:
     model = calling("one")
     model.functions[0].node.add(op_type="Block", domain="own", input=["b", "k"], output=["again"], name="back")
@@ -213,6 +232,12 @@ def test_operators_on_whole_numbers(op_type: str, domain: str) -> None:
     found = only(model_of([node], integers, [value("x", shape, TensorProto.INT8)]), x=shape)
     assert (found.spec, found.cost) == (SPEC, COST)
     assert found.reason.startswith("quantised already, ") and found.reason.endswith("then quantise the result")
+
+
+def test_quantised_ones_inside_of_a_branch_are_quantised_first_of_all() -> None:
+    inner = branch(helper.make_node("ConvInteger", ["bytes", "w"], ["m"], "conv"))
+    model = model_of([in_both_branches(inner)], [tensor("w", BYTES), tensor("bytes", BYTES[:, :, :, :]), YES])
+    assert only(model).reason == kept_module.QUANTISED
 
 
 def test_float_convolutions_between_whole_numbers() -> None:

@@ -9,8 +9,8 @@ import torch
 from onnx_texts import classifier, graph, noise
 
 from convrewrite.errors import ModelLoadError
+from convrewrite.onnx_files import model
 from convrewrite.onnx_graph import open_onnx, read_network
-from convrewrite.runtime import onnx_model
 
 ENDLESS = """
 (float[N, 4] x) => (float[N, 4] y) {
@@ -168,7 +168,7 @@ def test_a_graph_that_never_ends_is_stopped_where_it_is_tried(tmp_path: Path) ->
 
 
 def test_a_file_is_tried_in_another_process_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_model, "open_session", lambda *_args: pytest.fail("it was opened here"))
+    monkeypatch.setattr(model, "open_session", lambda *_args: pytest.fail("it was opened here"))
     with pytest.raises(ModelLoadError, match="onnxruntime cannot open it"):
         open_onnx(saved(graph("(float[N, 4] x) => (float[N, 5] y) { y = MatMul(x, nothing) }"), tmp_path))
 

@@ -162,6 +162,7 @@ def numbers() -> Iterator[Node]:
     yield node("PRelu", 9, [real(2, 3, 4), real(4)], (1,))
     yield node("PRelu", 9, [real(2, 3, 4), real(3, 1)], (1,))
     yield node("PRelu", 9, [real(2, 3, 4), real(1)], (1,))
+    yield node("PRelu", 16, [ints(-3, 2, 4), ints(2)], (1,))
     yield node("Not", 7, [np.array([True, False])])
     for op in ("Max", "Min", "Mean", "Sum"):
         yield node(op, 8, [real(2, 3)])
@@ -183,6 +184,18 @@ def quantised() -> Iterator[Node]:
     for opset in (13, 21):
         yield node("QuantizeLinear", opset, [x, scales, zeros], (1, 2), axis=0)
         yield node("DequantizeLinear", opset, [np.abs(x / 4).astype(np.uint8), scales, zeros], (1, 2), axis=-2)
+
+
+def attention() -> Iterator[Node]:
+    """Heads as an axis or within the features, fewer of the keys than of the queries, masks of both kinds."""
+    q, k, v = real(2, 4, 3, 6), real(2, 2, 5, 6), real(2, 2, 5, 7)
+    for mask in (None, real(3, 5), real(3, 5) > -1):
+        for causal in (0, 1):
+            if mask is not None and mask.dtype == bool:
+                mask[:, 0] = True  # nothing is said about a place that sees none
+            yield node("Attention", 23, [q, k, v, mask], (3,), is_causal=causal)
+    packed = [real(2, 3, 8), real(2, 5, 4), real(2, 5, 6)]
+    yield node("Attention", 23, packed, q_num_heads=4, kv_num_heads=2, scale=0.3)
 
 
 def microsoft() -> Iterator[Node]:
@@ -226,7 +239,7 @@ def recurrent() -> Iterator[Node]:
 NEED_CONSTANTS = ("LSTM", "GRU", "RNN", "Dropout")
 """Operators that torch does not have with computed weights, or that may then drop something."""
 
-GROUPS = (softmax_like, axes_moved, sizes_moved, images, places, numbers, quantised, microsoft, recurrent)
+GROUPS = (softmax_like, axes_moved, sizes_moved, images, places, numbers, quantised, attention, microsoft, recurrent)
 
 
 @pytest.mark.parametrize("group", GROUPS)

@@ -3,11 +3,11 @@
 from typing import Any
 
 import numpy as np
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from onnx_nodes import assert_same, call, make, one_node, runtime_outputs, view_of
 
-QUICK = settings(max_examples=150, deadline=None, derandomize=True)
+QUICK = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
 def image(draw: st.DrawFn, dims: int, largest: int = 7) -> Any:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from convrewrite import optimize
 from convrewrite.calibration.batches import read_calibration
 from convrewrite.graph.tracing import trace
+from convrewrite.onnx_files.model import OnnxModel
 from convrewrite.pipeline.results import Result
 from convrewrite.reporting.html import render_html
 from convrewrite.reporting.markdown import render_markdown
 from convrewrite.reporting.text import render_text
 from convrewrite.runtime.onnx_export import export
-from convrewrite.runtime.onnx_model import OnnxModel
 from convrewrite.runtime.parity import check_parity
 from convrewrite.runtime.timing import RuntimeTimer
 

@@ -22,6 +22,7 @@ from convrewrite.graph.tracing import trace
 from convrewrite.meanings.evaluation import Evaluation
 from convrewrite.meanings.fidelity import Fidelity, RunningFidelity, effect_of
 from convrewrite.meanings.kinds import Meaning, OutputKind, tell
+from convrewrite.onnx_files.provenance import Provenance
 from convrewrite.pipeline import run
 from convrewrite.planning.plan import Plan
 from convrewrite.reporting.html import render_html
@@ -35,7 +36,6 @@ from convrewrite.runtime.comparison import measure_fidelity
 from convrewrite.runtime.measurement import Measured, measure_everything
 from convrewrite.runtime.onnx_export import Exported
 from convrewrite.runtime.parity import Parity
-from convrewrite.runtime.provenance import Provenance
 from convrewrite.runtime.timing import THIS_MACHINE, Baseline, RuntimeTimer
 from convrewrite.settings import Constraints, Keep
 

@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 from convrewrite import analyze, load, optimize
 from convrewrite.conv import ConvSpec, canonical_kernel, module_weight, planar
+from convrewrite.onnx_files.sessions import open_session
 from convrewrite.pipeline.results import Result
 from convrewrite.rewriting.surgery import build_option
 from convrewrite.rules.options import allowed_variants
 from convrewrite.rules.schema import Match, Rule
 from convrewrite.runtime.latency import time_graphs
 from convrewrite.runtime.option_graphs import conv_graph
-from convrewrite.runtime.sessions import open_session
 from convrewrite.structures.algebra import initial_kernels
 from convrewrite.structures.discovery import discover
 from convrewrite.structures.lowering import lowerings, make_option

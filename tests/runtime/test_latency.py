@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from convrewrite.conv import ConvSpec
 from convrewrite.errors import UsageError, VerificationError
+from convrewrite.onnx_files.sessions import open_session
 from convrewrite.runtime import latency, timing_cache
 from convrewrite.runtime.latency import (
     clock_for,
@@ -24,7 +25,6 @@ from convrewrite.runtime.latency import (
     time_options,
 )
 from convrewrite.runtime.option_graphs import OptionGraph, conv_graph
-from convrewrite.runtime.sessions import open_session
 from convrewrite.runtime.timing_cache import TimingCache, timing_key
 
 SPEC = ConvSpec(16, 16, (3, 3), padding=(1, 1))

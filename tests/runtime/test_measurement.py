@@ -9,8 +9,8 @@ from clocks import FalseTimer, compared
 from torch import nn
 
 from convrewrite.meanings.evaluation import Evaluation
+from convrewrite.onnx_files.model import OnnxModel
 from convrewrite.runtime.measurement import PARITY_EXAMPLES, Measured, measure_everything, measure_outputs
-from convrewrite.runtime.onnx_model import OnnxModel
 from convrewrite.runtime.timing import Baseline
 
 X = torch.randn(12, 1, 6, 6)

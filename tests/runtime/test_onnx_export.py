@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.errors import ExportError, TraceError, UsageError
-from convrewrite.runtime import onnx_export, onnx_placing
+from convrewrite.onnx_files import placing
+from convrewrite.onnx_files.model import OnnxModel
+from convrewrite.onnx_files.placing import is_weights_of, size_of
+from convrewrite.runtime import onnx_export
 from convrewrite.runtime.onnx_export import export, innermost_cause
-from convrewrite.runtime.onnx_model import OnnxModel
-from convrewrite.runtime.onnx_placing import is_weights_of, size_of
 from convrewrite.runtime.parity import check_parity
 
 IMAGE = (1, 4, 12, 12)
@@ -237,11 +238,11 @@ def test_a_file_and_its_weights_are_replaced_together(tmp_path: Path, monkeypatc
             raise PermissionError(1, "Operation not permitted")
         replace(source, target)
 
-    monkeypatch.setattr(onnx_placing, "os", SimpleNamespace(replace=partial(watched, refused="model.onnx")))
+    monkeypatch.setattr(placing, "os", SimpleNamespace(replace=partial(watched, refused="model.onnx")))
     with pytest.raises(UsageError, match="cannot be written"):
         export(new, (images(),), path)
     assert {file.name for file in tmp_path.iterdir()} == before
-    monkeypatch.setattr(onnx_placing, "os", SimpleNamespace(replace=watched))
+    monkeypatch.setattr(placing, "os", SimpleNamespace(replace=watched))
     export(new, (images(),), path)
     assert stood == [True] * 4  # before the weights and before the file, twice: the earlier pair is whole
     assert check_parity(new, path, (images(),)).passed

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from convrewrite.errors import VerificationError
 from convrewrite.meanings.fidelity import effect_of
 from convrewrite.meanings.kinds import Meaning
+from convrewrite.onnx_files.model import OnnxModel
 from convrewrite.runtime.comparison import measure_fidelity
 from convrewrite.runtime.onnx_export import export
-from convrewrite.runtime.onnx_model import OnnxModel
 from convrewrite.runtime.parity import OutputParity, Parity, check_parity, require_parity, tolerance_for
 
 

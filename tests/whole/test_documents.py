@@ -40,6 +40,13 @@ def test_named_files_are_there(document: Path) -> None:
     assert [path for path in ours if not (ROOT / path).exists()] == []
 
 
+@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path.name != "CHANGELOG.md"], ids=name_of)
+def test_files_in_backticks_are_there(document: Path) -> None:
+    named = set(re.findall(r"`([a-z_/]+\.py)`", document.read_text(encoding="utf-8")))
+    files = [f"/{name_of(path)}" for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    assert [name for name in named if not any(file.endswith(f"/{name}") for file in files)] == []
+
+
 @pytest.mark.parametrize("document", [path for path in NAMED if path.name != "CHANGELOG.md"], ids=name_of)
 def test_named_modules_are_there(document: Path) -> None:
     """All but those of the change log, which tells of earlier names."""

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import convrewrite
 from convrewrite.loading.files import load_model
+from convrewrite.onnx_files.model import OnnxModel
 from convrewrite.pipeline.results import FILES
 from convrewrite.reporting.report import Report
-from convrewrite.runtime.onnx_model import OnnxModel
 
 FASHION = Path(__file__).parents[2] / "examples" / "fashion"
 MODEL = (FASHION / "fashion.pt", "--factory", f"{FASHION / 'model.py'}:fashion_resnet")

@@ -24,11 +24,11 @@ from convrewrite.calibration.batches import peek_example, read_calibration
 from convrewrite.errors import ConvRewriteError
 from convrewrite.loading.checkpoints import read_safetensors
 from convrewrite.loading.files import load_model
+from convrewrite.onnx_files.model import OnnxModel
+from convrewrite.onnx_files.probing import require_well_behaved
 from convrewrite.pipeline.results import read_plan, save_plan
 from convrewrite.rules.files import builtin_rules, load_rule_file
 from convrewrite.runtime.onnx_export import export
-from convrewrite.runtime.onnx_model import OnnxModel
-from convrewrite.runtime.probing import require_well_behaved
 
 EXAMPLE = (torch.zeros(1, 3, 16, 16),)
 SOAK = 20

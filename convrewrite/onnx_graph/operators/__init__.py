@@ -11,6 +11,7 @@ from types import MappingProxyType
 from convrewrite.onnx_graph.file import NodeView
 from convrewrite.onnx_graph.operators.activations import ACTIVATIONS
 from convrewrite.onnx_graph.operators.arithmetic import ARITHMETIC
+from convrewrite.onnx_graph.operators.attention import ATTENTION
 from convrewrite.onnx_graph.operators.computed import Computed, Made, Maker
 from convrewrite.onnx_graph.operators.contractions import CONTRACTIONS
 from convrewrite.onnx_graph.operators.filling import FILLING
@@ -43,7 +44,7 @@ OPERATORS: Mapping[str, Maker] = MappingProxyType(
     {
         name: partial(_guarded, maker)
         for table in (
-            ACTIVATIONS, ARITHMETIC, CONTRACTIONS, FILLING, INDEXING, NORMALISATION, PADDING, POOLING, QUANTISATION,
+            ACTIVATIONS, ARITHMETIC, ATTENTION, CONTRACTIONS, FILLING, INDEXING, NORMALISATION, PADDING, POOLING, QUANTISATION,
             RECURRENT_LAYERS, REDUCTIONS, RESIZING, SHAPES,
         )
         for name, maker in table.items()

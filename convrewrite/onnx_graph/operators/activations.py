@@ -63,7 +63,7 @@ def leaky_relu(x: Tensor, *, alpha: float) -> Tensor:
 def prelu(x: Tensor, slope: Tensor) -> Tensor:
     """The slope below zero broadcasts to ``x``; torch has those of which there is one, or one for each channel."""
     per_channel = x.dim() > 1 and slope.shape == (x.shape[1], *[1] * (x.dim() - 2))
-    if slope.numel() == 1 or per_channel:
+    if x.is_floating_point() and (slope.numel() == 1 or per_channel):
         return F.prelu(x, slope.reshape(-1))
     return torch.where(x < 0, slope * x, x)
 

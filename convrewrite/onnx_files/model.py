@@ -11,9 +11,9 @@ from torch import Tensor
 from convrewrite.errors import ConvRewriteError, ModelLoadError, UsageError, VerificationError
 from convrewrite.inputs import Inputs
 from convrewrite.modules import left_out, named_outputs
-from convrewrite.runtime.onnx_files import require_self_contained
-from convrewrite.runtime.probing import SECONDS, require_well_behaved
-from convrewrite.runtime.sessions import open_session
+from convrewrite.onnx_files.contents import require_self_contained
+from convrewrite.onnx_files.probing import SECONDS, require_well_behaved
+from convrewrite.onnx_files.sessions import open_session
 
 Runner = Callable[..., object]
 """A model, an OnnxModel, or anything else that maps input tensors to outputs."""

@@ -12,8 +12,8 @@ from commands import call, small_network
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from convrewrite.errors import ModelLoadError, UsageError
-from convrewrite.runtime import probing
-from convrewrite.runtime.onnx_model import OnnxModel
+from convrewrite.onnx_files import probing
+from convrewrite.onnx_files.model import OnnxModel
 
 INPUTS = (torch.zeros(1, 3, 16, 16),)
 MEAN = helper.make_node("ReduceMean", ["input"], ["mean"], axes=[1, 2, 3], keepdims=0)

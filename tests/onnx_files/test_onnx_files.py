@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 import convrewrite
 from convrewrite.errors import ModelLoadError, VerificationError
-from convrewrite.runtime.onnx_model import OnnxModel
+from convrewrite.onnx_files.model import OnnxModel
 
 X = torch.zeros(1, 3, 8, 8)
 

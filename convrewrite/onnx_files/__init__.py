@@ -1,0 +1,26 @@
+"""ONNX files as files: what they may ask for, opened and tried out safely, run, and put in their places."""
+
+from convrewrite.onnx_files.contents import tensors
+from convrewrite.onnx_files.model import ELEMENT_TYPES, OnnxModel, Runner, outputs_of
+from convrewrite.onnx_files.placing import file_of_weights, is_weights_of, new_name_of_weights, place, size_of
+from convrewrite.onnx_files.probing import SECONDS as PROBE_SECONDS
+from convrewrite.onnx_files.probing import require_well_behaved
+from convrewrite.onnx_files.provenance import Provenance
+from convrewrite.onnx_files.sessions import open_session
+
+__all__ = [
+    "ELEMENT_TYPES",
+    "PROBE_SECONDS",
+    "OnnxModel",
+    "Provenance",
+    "Runner",
+    "file_of_weights",
+    "is_weights_of",
+    "new_name_of_weights",
+    "open_session",
+    "outputs_of",
+    "place",
+    "require_well_behaved",
+    "size_of",
+    "tensors",
+]
