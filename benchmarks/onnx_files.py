@@ -34,7 +34,8 @@ from onnx_light import LIGHT
 from onnx_untouched import differences_of_files
 from onnx_wheels import TRAINED
 from tabulate import tabulate
-from zoo import BUDGET, MEMORY, RULE, at_exact_ranks
+from torch import Tensor
+from zoo import BUDGET, RULE, at_exact_ranks
 
 import convrewrite
 from convrewrite.calibration import Calibration
@@ -172,16 +173,19 @@ def at_the_budget(entry: Entry, path: Path, folder: Path, outcome: Outcome) -> O
 def optimized(entry: Entry, path: Path) -> tuple[Result, str]:
     """The result, and "reached" or why the budget is out of reach: then every site is rewritten at the rule's ratio."""
     example = entry.inputs(entry.batch, SEEDS["example"])
-    known = entry.inputs(entry.examples, SEEDS["calibration"])
-    stacked = all(tensor.ndim and len(tensor) == entry.examples for tensor in known.values())
-    calibration: object = dict(known) if stacked else "weights"
-    run = partial(
-        convrewrite.optimize, str(path), dict(example), [RULE], calibration, fast=True, measure=False, memory=MEMORY
-    )
+    calibration = calibration_of(entry)
+    run = partial(convrewrite.optimize, str(path), dict(example), [RULE], calibration, fast=True, measure=False)
     try:
         return run(budget=BUDGET), "reached"
     except PlanError as error:
         return run(), str(error)
+
+
+def calibration_of(entry: Entry) -> dict[str, Tensor]:
+    """Examples by the names of inputs; but of those that have none along their first axis, as the state of a recurrent layer:
+    they stay as in the example input."""
+    known = entry.inputs(entry.examples, SEEDS["calibration"])
+    return {name: tensor for name, tensor in known.items() if tensor.ndim and len(tensor) == entry.examples}
 
 
 def known(path: Path | None) -> dict[str, Outcome]:

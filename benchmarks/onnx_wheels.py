@@ -191,7 +191,7 @@ TRAINED = (
     ),
     trained(BASIC_PITCH, "basic_pitch/saved_models/icassp_2022/nmp.onnx", notes, name="basic_pitch"),
     trained(SILERO, f"{SILERO_DATA}/silero_vad.onnx", partial(voice, rate_input=True, samples=576)),
-    trained(SILERO, f"{SILERO_DATA}/silero_vad_16k_op15.onnx", partial(voice, rate_input=True, samples=576), 2),
+    trained(SILERO, f"{SILERO_DATA}/silero_vad_16k_op15.onnx", partial(voice, rate_input=True, samples=576)),
     trained(SILERO, f"{SILERO_DATA}/silero_vad_16k_sequence.onnx", voices, 4),
     trained(SILERO, f"{SILERO_DATA}/silero_vad_openvino_16k.onnx", partial(voice, rate_input=False, samples=576)),
 )
