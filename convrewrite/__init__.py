@@ -1,4 +1,4 @@
-"""convrewrite: a trained PyTorch CNN in, a smaller and faster one that still computes the same out.
+"""convrewrite: a trained CNN in (PyTorch or ONNX), a smaller and faster one that still computes the same out.
 
 The public names are these; they are imported when first used, so that ``import convrewrite`` stays light.
 """

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="convrewrite",
-    help="Rewrite the convolutions of a trained PyTorch CNN into smaller, faster ones that still compute the same.",
+    help="Rewrite the convolutions of a trained CNN, of PyTorch or in an ONNX file, into smaller, faster ones that still compute the same.",
     no_args_is_help=True,
     add_completion=False,
     cls=Commands,
@@ -168,7 +168,7 @@ def analyze(
     *,
     model: Model,
     rule: Rules = None,
-    sources: Annotated[Sources, Only("input", "factory")],
+    sources: Annotated[Sources, Only("input", "factory", "timeout")],
     trust: Trust = False,
 ) -> None:
     """Show every convolution of MODEL: kind, geometry, parameters, MACs, and which rules would take it or why not."""

@@ -33,7 +33,7 @@ def given_network(source: str, sources: Sources, trust: bool) -> Given:
         raise UsageError(
             f"--factory: expected with a file of weights, but {source} holds its network itself; leave it out"
         )
-    opened = open_onnx(source, trust=trust)
+    opened = open_onnx(source, trust=trust, seconds=sources.timeout)
     network = read_network(opened, example_inputs.for_graph(opened.session, shapes, sources.calib))
     require_common_batch(network.inputs)
     return Given(network.module, network.inputs, network.notes)

@@ -28,9 +28,16 @@ Rules = Annotated[
 Trust = Annotated[bool, typer.Option("--trust", help="Execute the code in a model file that is not safe to load.")]
 
 
+TIMEOUT = flag(
+    "--timeout", kind=float, check=values.seconds, help="Seconds an ONNX file may take to open, and to run once."
+)
+"""The option of all commands that open one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where the code of a model comes from, and its inputs; ``mean``, ``std`` and ``resize`` are as in ``read_calibration``."""
+    """Where the code of a model comes from, and its inputs; ``mean``, ``std`` and ``resize`` are as in ``read_calibration``, and
+    ``timeout`` is in seconds."""
 
     input: list[str] | None = field(
         default=None,
@@ -74,6 +81,7 @@ class Sources:
             help="Resize images of a folder to HxW before they are cropped.",
         ),
     )
+    timeout: float = field(default=30.0, metadata=TIMEOUT)
 
 
 SETTING = {setting.name: setting for setting in fields(Settings)}
@@ -105,15 +113,7 @@ class Comparing:
         default=25, metadata=flag("--rounds", kind=int, check=values.rounds, help="Interleaved rounds.")
     )
     seed: int = field(default=0, metadata=SETTING["seed"].metadata)
-    timeout: float = field(
-        default=30.0,
-        metadata=flag(
-            "--timeout",
-            kind=float,
-            check=values.seconds,
-            help="Seconds an ONNX file may take to open, and to run once.",
-        ),
-    )
+    timeout: float = field(default=30.0, metadata=TIMEOUT)
 
 
 class Commands(TyperGroup):
