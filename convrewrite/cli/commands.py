@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="convrewrite",
-    help="Rewrite the convolutions of a trained CNN, of PyTorch or in an ONNX file, into smaller, faster ones that still compute the same.",
+    help="Rewrite the convolutions of a trained CNN (PyTorch, ONNX) into smaller, faster ones that still compute the same.",
     no_args_is_help=True,
     add_completion=False,
     cls=Commands,
