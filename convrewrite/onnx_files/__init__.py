@@ -5,7 +5,7 @@ from convrewrite.onnx_files.model import ELEMENT_TYPES, OnnxModel, Runner, outpu
 from convrewrite.onnx_files.placing import file_of_weights, is_weights_of, new_name_of_weights, place, size_of
 from convrewrite.onnx_files.probing import SECONDS as PROBE_SECONDS
 from convrewrite.onnx_files.probing import require_well_behaved
-from convrewrite.onnx_files.provenance import Provenance
+from convrewrite.onnx_files.provenance import Provenance, digest_of
 from convrewrite.onnx_files.sessions import open_session
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "OnnxModel",
     "Provenance",
     "Runner",
+    "digest_of",
     "file_of_weights",
     "is_weights_of",
     "new_name_of_weights",

@@ -1,9 +1,11 @@
 """What a rewritten ONNX file says of itself in its metadata: of which model it is an approximation, and what its outputs mean."""
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from convrewrite.errors import UsageError
@@ -16,12 +18,14 @@ WRITTEN = "as the file's metadata has it"
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Fingerprints of the original's and of the rewritten weights, the version of this tool, and the outputs' meanings."""
+    """Fingerprints of the original's and of the rewritten weights, the version of this tool, the outputs' meanings, and where the
+    original was an ONNX file the SHA-256 of that, as :func:`digest_of` gives it."""
 
     original: str
     result: str
     tool_version: str
     outputs: Mapping[str, Meaning] = field(default_factory=dict)
+    file: str = ""
 
     def metadata(self) -> dict[str, str]:
         """The entries of ``metadata_props``."""
@@ -32,7 +36,7 @@ class Provenance:
             "result": self.result,
             "version": self.tool_version,
             "outputs": json.dumps(outputs),
-        }
+        } | ({"file": self.file} if self.file else {})
         return {PREFIX + name: value for name, value in entries.items()}
 
     @classmethod
@@ -40,12 +44,18 @@ class Provenance:
         """What stands in a file; None where it is no rewritten one."""
         if metadata.get(PREFIX + "rewritten") != "true":
             return None
-        original, result, version, outputs = (
-            metadata.get(PREFIX + name, "") for name in ("original", "result", "version", "outputs")
+        original, result, version, outputs, file = (
+            metadata.get(PREFIX + name, "") for name in ("original", "result", "version", "outputs", "file")
         )
         return cls(
-            original, result, version if VERSION.fullmatch(version) else "of unknown version", _meanings(outputs)
+            original, result, version if VERSION.fullmatch(version) else "of unknown version", _meanings(outputs), file
         )
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of an ONNX file; weights that lie in other files are not looked at."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _meanings(text: str) -> dict[str, Meaning]:

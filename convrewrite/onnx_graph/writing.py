@@ -8,7 +8,7 @@ from torch import nn
 
 from convrewrite.inputs import Inputs
 from convrewrite.layers import SumOfBranches
-from convrewrite.onnx_files import OnnxModel
+from convrewrite.onnx_files import OnnxModel, digest_of
 from convrewrite.onnx_graph.file import Replacement
 from convrewrite.onnx_graph.observing import with_outputs
 from convrewrite.onnx_graph.surgery import write_rewritten
@@ -23,6 +23,11 @@ class GraphExporter:
 
     def __init__(self, translation: Translation) -> None:
         self._translation = translation
+
+    @property
+    def source(self) -> str:
+        """The digest of the file as it came."""
+        return digest_of(self._translation.opened.path)
 
     def original(self, _model: nn.Module, _inputs: Inputs, _path: Path) -> Exported:
         """The file as it came."""

@@ -1,13 +1,14 @@
 """How two models that are compared belong together: one and the same, an original and its rewritten form, or strangers."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from torch import nn
 
 from convrewrite.errors import VerificationError
 from convrewrite.meanings import Fidelity
-from convrewrite.onnx_files import OnnxModel, Provenance
+from convrewrite.onnx_files import OnnxModel, Provenance, digest_of
 from convrewrite.planning import Fingerprint
 
 
@@ -40,18 +41,25 @@ def _provenance(runner: object) -> Provenance | None:
 
 def _of_one_result(provenance: Provenance, other: object, name: str, other_name: str) -> Relation:
     said = f"{name} is a rewritten model (convrewrite {provenance.tool_version})"
-    if not isinstance(other, nn.Module):
+    made = f"{said}, made from {other_name}: it approximates it, fidelity is what counts"
+    if isinstance(other, OnnxModel) and provenance.file:
+        if digest_of(Path(other.where)) == provenance.file:
+            return Relation("fidelity", made)
+        return Relation("fidelity", said, _stranger(name, other_name))
+    if not isinstance(other, nn.Module) or provenance.file:
         return Relation("fidelity", f"{said}: it approximates its original, fidelity is what counts")
     found = str(Fingerprint.of(other))
     if found == provenance.result:
         return Relation("parity", f"{said}, and {other_name} holds the same weights")
     if found == provenance.original:
-        return Relation("fidelity", f"{said}, made from {other_name}: it approximates it, fidelity is what counts")
-    return Relation(
-        "fidelity",
-        said,
-        f"{name}: was rewritten from another model than {other_name}, whose tensors or weights are others; give the model it "
-        "was made from, or say what to expect of the two (--expect fidelity, --expect parity)",
+        return Relation("fidelity", made)
+    return Relation("fidelity", said, _stranger(name, other_name))
+
+
+def _stranger(name: str, other: str) -> str:
+    return (
+        f"{name}: was rewritten from another model than {other}, whose tensors or weights are others; give the model it "
+        "was made from, or say what to expect of the two (--expect fidelity, --expect parity)"
     )
 
 

@@ -159,7 +159,8 @@ class Run:
 
     def _provenance(self, rewritten: nn.Module, plan: Plan) -> Provenance:
         result = Fingerprint.of(rewritten)
-        return Provenance(str(plan.model), str(result), plan.tool_version, self.work.evaluation.meanings)
+        source = exporter_of(self.work.prepared.original).source
+        return Provenance(str(plan.model), str(result), plan.tool_version, self.work.evaluation.meanings, source)
 
 
 def _costs(result: nn.Module, prepared: Prepared, after: int, outcomes: Sequence[Outcome]) -> tuple[Cost, Cost]:

@@ -32,11 +32,16 @@ class Exporter(Protocol):
     def feed(self, inputs: Inputs) -> Inputs:
         """All inputs that the files take, given those of the model."""
 
+    @property
+    def source(self) -> str:
+        """The digest of the file that came in; empty where none did."""
+
 
 class TorchExporter:
     """Exports modules of torch."""
 
     exports = True
+    source = ""
 
     def original(self, model: nn.Module, inputs: Inputs, path: Path) -> Exported:
         """Raises ExportError for a model that onnxruntime cannot run."""

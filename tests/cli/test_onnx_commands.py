@@ -123,6 +123,17 @@ def test_verify_compares_the_result_with_the_original(place: Path, out: Path) ->
     assert call("verify", place / "net.onnx", out, "--expect", "parity").code == 1
 
 
+def test_verify_knows_the_file_a_result_was_made_from(place: Path, out: Path, tmp_path: Path) -> None:
+    assert f"made from {place / 'net.onnx'}" in " ".join(call("verify", place / "net.onnx", out).out.split())
+    other = onnx.load(str(place / "net.onnx"))
+    other.doc_string = "another one"
+    onnx.save(other, str(tmp_path / "other.onnx"))
+    ran = call("verify", tmp_path / "other.onnx", out)
+    assert ran.code == 1
+    assert "was rewritten from another model than" in ran.message
+    assert call("verify", tmp_path / "other.onnx", out, "--expect", "fidelity").code == 0
+
+
 def test_bench_times_the_files(place: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     ran = call("bench", place / "net.onnx", out, "--rounds", 3)
