@@ -36,10 +36,10 @@ def prepare(
         traced,
         sites,
         totals,
-        hidden,
         tuple(rules),
         known,
         search_spaces(sites, rules, known),
+        hidden,
     )
 
 

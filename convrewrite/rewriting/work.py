@@ -30,10 +30,10 @@ class Prepared:
     traced: Traced
     sites: tuple[Site, ...]
     totals: Cost
-    hidden: Cost
     rules: tuple[Rule, ...]
     structures: dict[str, Structure]
     search_spaces: tuple[SearchSpace, ...]
+    hidden: Cost = Cost()
 
     @property
     def model(self) -> nn.Module:

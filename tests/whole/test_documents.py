@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx_table
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +53,12 @@ def test_named_modules_are_there(document: Path) -> None:
     """All but those of the change log, which tells of earlier names."""
     for name in set(re.findall(r"\bconvrewrite(?:\.\w+)+", document.read_text(encoding="utf-8"))):
         pkgutil.resolve_name(name)
+
+
+def test_the_table_of_onnx_files_is_what_the_benchmark_wrote() -> None:
+    text = (ROOT / "docs" / "onnx.md").read_text(encoding="utf-8")
+    assert onnx_table.summary() in text
+    assert onnx_table.table() in text
 
 
 def test_the_architecture_names_files_that_are_there() -> None:
