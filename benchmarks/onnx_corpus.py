@@ -25,7 +25,7 @@ class Entry:
         make: gives the file's path within a folder where files are kept between runs; raises UnavailableError.
         inputs: makes inputs that the network knows.
         batch: examples in one run, more than one where the file leaves this open.
-        examples: how many to calibrate on.
+        examples: how many to calibrate on; 0: from the weights alone.
     """
 
     name: str

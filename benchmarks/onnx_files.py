@@ -181,9 +181,11 @@ def optimized(entry: Entry, path: Path) -> tuple[Result, str]:
         return run(), str(error)
 
 
-def calibration_of(entry: Entry) -> dict[str, Tensor]:
+def calibration_of(entry: Entry) -> dict[str, Tensor] | str:
     """Examples by the names of inputs; but of those that have none along their first axis, as the state of a recurrent layer:
-    they stay as in the example input."""
+    they stay as in the example input. Without examples: from the weights alone."""
+    if not entry.examples:
+        return "weights"
     known = entry.inputs(entry.examples, SEEDS["calibration"])
     return {name: tensor for name, tensor in known.items() if tensor.ndim and len(tensor) == entry.examples}
 

@@ -18,7 +18,8 @@ from onnx_corpus import Entry, UnavailableError
 from onnx_inputs import garments, one
 
 EXAMPLES = 2
-"""Examples to calibrate on: weights that nobody trained make no use of more."""
+"""Examples to calibrate on where weights are drawn, which make no use of more. The files as they are get none: with all weights
+alike, numbers grow from layer to layer up to 2e19, and no covariance of such can be fitted to."""
 
 SIZE = 224
 """Height and width of their images, which the files fix."""
@@ -116,7 +117,7 @@ def entries() -> tuple[Entry, ...]:
     images = partial(garments, height=SIZE, width=SIZE)
     package = f"onnx {onnx.__version__}"
     whole = [
-        Entry(f"light_{name}", package, "light", partial(light, name), one(key, images), 1, EXAMPLES)
+        Entry(f"light_{name}", package, "light", partial(light, name), one(key, images), 1, 0)
         for name, key in INPUTS.items()
     ]
     varied = [
