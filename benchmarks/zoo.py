@@ -199,7 +199,7 @@ def at_exact_ranks(model: nn.Module, inputs: tuple[Tensor, ...], data: Calibrati
     known, rules = discover(), resolve([RULE])
     lifted, traced, sites = find(model, inputs)
     spaces = search_spaces(sites, rules, known)
-    prepared = Prepared(model, lifted, inputs, traced, sites, Cost(), Cost(), tuple(rules), known, spaces)
+    prepared = Prepared(model, lifted, inputs, traced, sites, Cost(), tuple(rules), known, spaces)
     shortlists = [exact_shortlist(space, index) for index, space in enumerate(prepared.search_spaces)]
     evaluation = evaluation_inputs(prepared.inputs, data)
     found = rewrite(Work(prepared, data, evaluation, {}, Settings(memory=MEMORY), silent, Stopwatch()), shortlists)
