@@ -17,6 +17,9 @@ GAP = 1.05
 """Error on held-out inputs over that on the inputs fitted on, beyond which less trust is tried: two halves of the same inputs
 differ by a few percent already."""
 
+NEGLIGIBLE = 1e-6
+"""Share of a variance left unexplained, an error of a thousandth, up to which a fit is good enough as it is."""
+
 RIDGES = (1e-2, 1e-1, 1.0)
 """Pulls towards the original kernel that are tried, as parts of the mean variance of a patch, a decade apart: from ten times the
 usual one up to one as strong as the inputs themselves. The error has a flat minimum over them, so that finer steps gain
@@ -39,7 +42,7 @@ FULL = Trust()
 def doubtful(count: int, unknowns: int, seen: float, unseen: float) -> bool:
     """Whether a fit to ``count`` positions may have learned its inputs by heart: few per unknown, and a larger error ``unseen``
     on held-out inputs than ``seen``, on its own. Both are shares of the variance left unexplained."""
-    return count < MANY_POSITIONS * unknowns and unseen > GAP**2 * seen
+    return count < MANY_POSITIONS * unknowns and unseen > max(NEGLIGIBLE, GAP**2 * seen)
 
 
 def lesser_trusts(moments: Moments, examples: int) -> tuple[Trust, ...]:
