@@ -37,6 +37,10 @@ SHARE = 0.25
 iterations then. Only one start is refined there, so that twice the usual ones are allowed. Measured on 64 x 1 kernels, 128 to 16
 channels, rank 1: errors of 0.387, 0.328, 0.304 and 0.294 after 4, 15, 40 and 100 iterations."""
 
+WORK = 3 * 10**9
+"""Outputs times squares of a patch times iterations that are cheap anywhere: what all iterations take of a patch of ``EASY``
+numbers with 200 outputs."""
+
 SOLVE_CHUNK = 1 << 25
 """Numbers in one block of intermediate products: 256 MB in float64."""
 
@@ -155,10 +159,13 @@ def effort_for(d: int, most: int = ITERATIONS) -> int:
 
 
 def effort_within(d: int, outputs: int, count: int, most: int = 2 * ITERATIONS) -> int:
-    """The same where fewer ``outputs`` than usual make an iteration cheap beside the covariance of ``count`` positions, which
-    costs ``count * d^2 / 2`` products: so many more, up to ``most``, that all iterations take about ``SHARE`` of that."""
+    """The same where ``outputs`` are so few that an iteration, ``4 * outputs * d^2`` products, is cheap: in itself, or beside the
+    covariance of ``count`` positions, ``count * d^2 / 2``. Then so many more, up to ``most``, as keep to ``WORK`` or to about
+    ``SHARE`` of that."""
     usual = effort_for(d, min(most, ITERATIONS))
-    return usual if d < LARGE else max(usual, min(most, int(SHARE * count / (4 * outputs))))
+    if d < LARGE:
+        return usual
+    return max(usual, min(most, max(int(SHARE * count / (4 * outputs)), WORK // (outputs * d * d))))
 
 
 def refit(

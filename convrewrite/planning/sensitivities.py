@@ -260,7 +260,7 @@ class _SiteSurvey:
         return [
             group[i - 1]
             for group in by_structure.values()
-            for i in between(range(1, len(group) + 1), self.effort.large_variants)
+            for i in between(range(1, len(group) + 1), self._at_least_two(self.effort.large_variants))
         ]
 
     def _usable(self, rank_range: RankRange) -> list[Candidate]:
@@ -307,7 +307,10 @@ class _SiteSurvey:
             ]
         targets = [target.to(torch.float32) for target in self.site_fit.targets]
         return [
-            self._sampled(c, self.effort.large_ranks, lambda s, o: self.site_fit.rough(s, o, targets)) for c in curves
+            self._sampled(
+                c, self._at_least_two(self.effort.large_ranks), lambda s, o: self.site_fit.rough(s, o, targets)
+            )
+            for c in curves
         ]
 
     def _sampled(self, curve: Curve, count: int, fit: Callable[[Structure, Option], Fit]) -> Curve:
@@ -337,9 +340,17 @@ class _SiteSurvey:
         only to be compared. At large sites none, unless more of them than usual are cheap."""
         most = self.effort.iterations
         if self._large:
-            cheap = self.site_fit.effort(self.effort.large_iterations)
-            return cheap if cheap > MIN_ITERATIONS else 0
+            return self.site_fit.effort(self.effort.large_iterations) if self._cheap else 0
         return 0 if most == 0 else max(min(3, most), min(most, REFINABLE // self.site_fit.patch))
+
+    @property
+    def _cheap(self) -> bool:
+        """Whether a fit of a large site takes little beside gathering its inputs."""
+        return self.site_fit.effort(self.effort.large_iterations) > MIN_ITERATIONS
+
+    def _at_least_two(self, count: int) -> int:
+        """Of ranks and variants of large sites, where fits are cheap: from one alone nothing is known about the others."""
+        return max(2, count) if self._cheap else count
 
     def _scored(self, curves: Sequence[Curve]) -> list[Scored]:
         """All variants of one structure, or of several, with the effects that were measured on the best of them: equal

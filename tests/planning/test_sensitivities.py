@@ -218,6 +218,18 @@ def test_fast_measures_less(evaluation: list[tuple[Site, nn.Module, float]]) -> 
     assert 3 == len(evaluation) - thorough < thorough
 
 
+@pytest.mark.parametrize(("count", "expected"), [(400, 100), (80, 80)])
+def test_fast_lives_on_no_fewer_inputs_than_the_largest_site_needs(count: int, expected: int) -> None:
+    """A patch of 720 numbers, 36 positions in an input: five for each number are in 100 inputs."""
+    model = nn.Sequential(nn.Conv2d(80, 8, 3, padding=1)).eval()
+    x = torch.zeros(count + 4, 80, 6, 6)
+    sites = find_sites(model, (x[:1],), trace(model))
+    calibration = Calibration(((x[:count],),), ((x[count:],),), "data", "a test")
+    fewer = sensitivities._fewer(calibration, FAST, sites)
+    assert fewer.fitted_on == expected
+    assert sensitivities._fewer(calibration, FAST, ()).fitted_on == FAST.inputs == 64
+
+
 # --- a clock that lies
 
 
