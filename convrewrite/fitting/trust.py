@@ -7,7 +7,9 @@ data, and what does best on the held-out inputs stands. Where there are many pos
 
 from dataclasses import dataclass
 
-from convrewrite.fitting.moments import Moments
+import torch
+
+from convrewrite.fitting.moments import STRIP, Moments
 from convrewrite.fitting.targets import RIDGE
 
 MANY_POSITIONS = 10
@@ -64,11 +66,12 @@ def shrinkage_of(moments: Moments, count: int) -> float:
     size = int(alive.sum())
     if size < 2:
         return 0.0
-    scales = variances[alive].rsqrt()
-    correlations = moments.cov_p[alive][:, alive] * scales[:, None] * scales
-    trace, square = float(size), float(correlations.square().sum())
-    excess = square - trace**2 / size
+    inverse = torch.where(alive, 1 / variances.clamp_min(torch.finfo(variances.dtype).tiny), 0)
+    # The sum of all squared correlations, without a second matrix of that size.
+    rows = moments.cov_p.split(STRIP)
+    square = sum(float(strip.square() @ inverse @ part) for strip, part in zip(rows, inverse.split(STRIP), strict=True))
+    excess = square - size
     if excess <= 0:
         return 1.0
-    wanted = (1 - 2 / size) * square + trace**2
+    wanted = (1 - 2 / size) * square + size**2
     return min(1.0, max(0.0, wanted / ((count + 1 - 2 / size) * excess)))

@@ -78,7 +78,7 @@ class Effort:
     large_variants: int = 3
     measured: int = 3
     iterations: int = 10
-    large_iterations: int = 25
+    large_iterations: int = 40
     examples: int = 512
     inputs: int | None = None
     rounds: int = 15

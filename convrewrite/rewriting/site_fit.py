@@ -33,7 +33,7 @@ from convrewrite.fitting import (
 from convrewrite.graph import Site
 from convrewrite.process import torch_threads
 from convrewrite.progress import Stopwatch
-from convrewrite.rewriting.few_inputs import believed
+from convrewrite.rewriting.few_inputs import Evidence
 from convrewrite.rewriting.kernels import composed_kernel
 from convrewrite.rewriting.output_weighting import roots_of
 from convrewrite.rewriting.propagation import Propagation
@@ -46,9 +46,9 @@ ROUNDS = 3
 
 REFIT_ITERATIONS = 15
 
-SQUARES = 4
+SQUARES = 5
 """Matrices of the size of a covariance that a site needs at once: those of the fitted and of the held-out inputs, the
-target's, and a factor of it."""
+target's and that of one with less trust, and a factor of it."""
 
 WIDE, WORTH = 256, 0.6
 """Channels of a group from which on a chain of at most this part of the MACs takes less time in torch than the one composed
@@ -123,8 +123,15 @@ class SiteFit:
                     key=lambda p: self.rough(structures[p.option.structure], p.option, targets).error,
                 )
             ]
-        pairs = [(p, structures[p.option.structure]) for p in candidates]
-        return [(p, believed(self, structure, p.option, self.fit(structure, p.option))) for p, structure in pairs]
+        fits = [(p, self.fit(structures[p.option.structure], p.option)) for p in candidates]
+        return [(p, self.believed(structures[p.option.structure], p.option, found)) for p, found in fits]
+
+    def believed(self, structure: Structure, option: Option, found: Fit) -> Fit:
+        """A fit, or where it learned few inputs by heart, one that does better on held-out ones."""
+        spec, examples = self.site.folded_spec, sum(self.walk.examples[: self.fitted_batches])
+        evidence = Evidence(spec, self.kernel, self.seen, self.unseen, examples, self.roots)
+        with solving(self.site.name):
+            return evidence.believed(structure, option.parameters, found)
 
     def fit(self, structure: Structure, option: Option, iterations: int | None = None) -> Fit:
         """One option fitted to the inputs, or without any its initial values.
@@ -231,11 +238,6 @@ class SiteFit:
         stages = structure.stages(self.site.folded_spec.per_group, option.parameters)
         kernel = composed_kernel(found.kernels, stages, self.site.spec.groups)
         return left_unexplained(kernel, self.seen) ** 0.5
-
-    @property
-    def fitted_examples(self) -> int:
-        """Examples that are fitted on."""
-        return sum(self.walk.examples[: self.fitted_batches])
 
     @property
     def _count(self) -> int:

@@ -203,7 +203,7 @@ def test_an_overfit_is_told_by_site_with_both_errors() -> None:
 
 
 def test_few_inputs_end_in_a_warning_of_overfits_and_many_do_not() -> None:
-    few, many = (lossy(calibration=images(count), budget=None).report.warnings for count in (6, 512))
+    few, many = (lossy(calibration=images(count), budget=None).report.warnings for count in (3, 512))
     assert any("overfitted" in text for text in few)
     assert not any("overfitted" in text for text in many)
 

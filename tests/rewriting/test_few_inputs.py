@@ -14,7 +14,7 @@ from convrewrite.graph.sites import find_sites
 from convrewrite.graph.tracing import trace
 from convrewrite.progress import Stopwatch
 from convrewrite.rewriting import few_inputs
-from convrewrite.rewriting.few_inputs import believed
+from convrewrite.rewriting.few_inputs import Evidence
 from convrewrite.rewriting.propagation import Propagation
 from convrewrite.rewriting.site_fit import SiteFit
 from convrewrite.rules.options import Candidate
@@ -62,7 +62,9 @@ def option_of(site_fit: SiteFit, rank: int) -> Option:
 
 
 def weights_alone(site_fit: SiteFit, option: Option) -> Fit:
-    return few_inputs._from_weights(site_fit, CHANNEL, option)
+    spec = site_fit.site.folded_spec
+    evidence = Evidence(spec, site_fit.kernel, site_fit.seen, site_fit.unseen, 1, site_fit.roots)
+    return evidence.from_weights(CHANNEL, option.parameters)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 16])
@@ -71,7 +73,7 @@ def test_no_fit_is_worse_than_the_weights_alone_on_inputs_never_seen(count: int,
     site_fit = second_site(count)
     option = option_of(site_fit, rank)
     found = site_fit.fit(CHANNEL, option)
-    best = believed(site_fit, CHANNEL, option, found)
+    best = site_fit.believed(CHANNEL, option, found)
     assert best.unexplained <= min(found.unexplained, weights_alone(site_fit, option).unexplained)
 
 
@@ -82,7 +84,7 @@ def test_an_overfit_is_seen_and_made_up_for() -> None:
     seen = site_fit.fit_error(CHANNEL, option, found)
     assert seen is not None
     assert found.error > 1.25 * seen, "this is an overfit"
-    best = believed(site_fit, CHANNEL, option, found)
+    best = site_fit.believed(CHANNEL, option, found)
     assert best.error < 0.99 * found.error
     assert best.trusts, "with less trust in the data"
 
@@ -95,10 +97,10 @@ def test_the_weights_alone_stand_where_the_data_can_only_mislead(monkeypatch: py
     alone = weights_alone(site_fit, option)
     found = site_fit.fit(CHANNEL, option)
     misled = replace(found, unexplained=alone.unexplained * 1.01)
-    best = believed(site_fit, CHANNEL, option, misled)
+    best = site_fit.believed(CHANNEL, option, misled)
     assert all(torch.equal(a, b) for a, b in zip(best.kernels, alone.kernels, strict=True))
     assert (
-        believed(site_fit, CHANNEL, option, replace(found, unexplained=alone.unexplained * 0.99)).kernels
+        site_fit.believed(CHANNEL, option, replace(found, unexplained=alone.unexplained * 0.99)).kernels
         is found.kernels
     )
 
@@ -108,14 +110,14 @@ def test_many_inputs_leave_the_fit_as_it_is(monkeypatch: pytest.MonkeyPatch) -> 
     site_fit = second_site(64)
     option = option_of(site_fit, 6)
     found = site_fit.fit(CHANNEL, option)
-    assert believed(site_fit, CHANNEL, option, found) is found
+    assert site_fit.believed(CHANNEL, option, found) is found
 
 
 def test_without_held_out_inputs_nothing_can_be_doubted() -> None:
     site_fit = second_site(2, held_out=0)
     option = option_of(site_fit, 6)
     found = site_fit.fit(CHANNEL, option)
-    assert believed(site_fit, CHANNEL, option, found) is found
+    assert site_fit.believed(CHANNEL, option, found) is found
 
 
 def test_the_refit_behind_a_relu_goes_on_with_the_same_trust() -> None:
