@@ -1,5 +1,6 @@
 """The mathematics of one convolution: moments of its inputs, and stages fitted to them. Knows no model, no budget."""
 
+from convrewrite.fitting.found import Fit, left_unexplained, told
 from convrewrite.fitting.moments import (
     Accumulator,
     Block,
@@ -9,20 +10,38 @@ from convrewrite.fitting.moments import (
     square_bytes,
     with_wanted_outputs,
 )
-from convrewrite.fitting.stages import LARGE, Fit, Roots, effort_for, fit, refit, rough_fit, targets_of
+from convrewrite.fitting.stages import (
+    LARGE,
+    MIN_ITERATIONS,
+    Roots,
+    effort_for,
+    effort_within,
+    fit,
+    refit,
+    rough_fit,
+    targets_of,
+)
 from convrewrite.fitting.targets import ENOUGH_POSITIONS, Target, solving
+from convrewrite.fitting.trust import FULL, Trust, doubtful, lesser_trusts
 
 __all__ = [
     "ENOUGH_POSITIONS",
+    "FULL",
     "LARGE",
+    "MIN_ITERATIONS",
     "Accumulator",
     "Block",
     "Fit",
     "Moments",
     "Roots",
     "Target",
+    "Trust",
+    "doubtful",
     "effort_for",
+    "effort_within",
     "fit",
+    "left_unexplained",
+    "lesser_trusts",
     "position_limit",
     "refit",
     "rough_fit",
@@ -30,5 +49,6 @@ __all__ = [
     "solving",
     "square_bytes",
     "targets_of",
+    "told",
     "with_wanted_outputs",
 ]

@@ -44,11 +44,17 @@ class Target:
     scale: float
 
     @classmethod
-    def from_moments(cls, kernel: Tensor, moments: Moments, ridge: float = RIDGE) -> "Target":
-        """``W* = W + (B - W S)(S + lam I)^-1``, MATH: the data's answer, ridged towards the original kernel."""
+    def from_moments(
+        cls, kernel: Tensor, moments: Moments, ridge: float = RIDGE, shrinkage: float | None = None
+    ) -> "Target":
+        """``W* = W + (B - W S)(S + lam I)^-1``, MATH: the data's answer, ridged towards the original kernel.
+
+        ``shrinkage`` draws S towards its diagonal, 0 to 1; None: by the positions per unknown.
+        """
         flat = kernel.double().flatten(1)
         through = flat @ moments.cov_p
-        covariance, shrinkage = _shrunk(moments)
+        shrinkage = _shrinkage(moments) if shrinkage is None else shrinkage
+        covariance = _shrunk(moments, shrinkage)
         diagonal = covariance.diagonal()
         lam = ridge * diagonal.mean() + FLOOR
         # W (S' + lam I) - W S, without a second product by a matrix of d x d.
@@ -76,13 +82,16 @@ class Target:
         return Target(kernel, covariance, self.shape, response, pull, self.scale)
 
 
-def _shrunk(moments: Moments) -> tuple[Tensor, float]:
-    """The covariance, drawn towards its diagonal where there are few positions per unknown, and by how much."""
-    d = moments.cov_p.shape[0]
-    shrinkage = 0.05 * max(0.0, 1 - moments.count / (ENOUGH_POSITIONS * d))
+def _shrinkage(moments: Moments) -> float:
+    """How much a covariance is drawn towards its diagonal by default: where there are few positions per unknown."""
+    return 0.05 * max(0.0, 1 - moments.count / (ENOUGH_POSITIONS * len(moments.cov_p)))
+
+
+def _shrunk(moments: Moments, shrinkage: float) -> Tensor:
+    """The covariance, drawn towards its diagonal."""
     shrunk = moments.cov_p * (1 - shrinkage)
     shrunk.diagonal().copy_(moments.cov_p.diagonal())
-    return shrunk, shrinkage
+    return shrunk
 
 
 def cholesky(matrix: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.calibration import Calibration
-from convrewrite.fitting import LARGE, Fit
+from convrewrite.fitting import ENOUGH_POSITIONS, LARGE, MIN_ITERATIONS, Fit
 from convrewrite.graph import Site
 from convrewrite.inputs import Inputs
 from convrewrite.meanings import Meaning, effect_of, tell
@@ -66,9 +66,11 @@ TIMED = 6
 @dataclass(frozen=True, slots=True)
 class Effort:
     """How much is measured: ``ranks`` fitted per rank range, ``measured`` of them through the rest of the model, on at most
-    ``examples`` held-out inputs; ``iterations`` of refinement for each fit; ``inputs`` to fit on, None for all.
+    ``examples`` held-out inputs; ``iterations`` of refinement for each fit; ``inputs`` to fit on, None for all, more where the
+    largest site needs more.
 
-    At large sites, where a fit takes seconds, rough fits of ``large_ranks`` of at most ``large_variants`` of a structure.
+    At large sites, where a fit takes seconds, rough fits of ``large_ranks`` of at most ``large_variants`` of a structure; those
+    that compete are refined for ``large_iterations``, where few outputs make that cheap.
     """
 
     ranks: int = 4
@@ -76,20 +78,31 @@ class Effort:
     large_variants: int = 3
     measured: int = 3
     iterations: int = 10
+    large_iterations: int = 40
     examples: int = 512
     inputs: int | None = None
     rounds: int = 15
 
 
 THOROUGH = Effort()
-FAST = Effort(ranks=2, large_ranks=1, large_variants=1, measured=1, iterations=0, examples=16, inputs=64, rounds=7)
+FAST = Effort(
+    ranks=2,
+    large_ranks=1,
+    large_variants=1,
+    measured=1,
+    iterations=0,
+    large_iterations=10,
+    examples=16,
+    inputs=64,
+    rounds=7,
+)
 
 
 def survey(work: Work, *, effort: Effort, latency_table: LatencyTable | None) -> tuple[Surveyed, ...]:
     """Every site's options with their errors and effects. ``latency_table``: measure their seconds too, drop the slow ones."""
     prepared, settings = work.prepared, work.settings
     active = [space.site for space in prepared.search_spaces if space.rank_ranges]
-    chosen = _fewer(work.data, effort)
+    chosen = _fewer(work.data, effort, active)
     if chosen.kind != "weights only":
         require_memory(active, settings.memory)
     walk = Propagation(prepared.model, prepared.traced, active, (*chosen.fit, *chosen.held_out), settings.memory)
@@ -117,13 +130,25 @@ def survey(work: Work, *, effort: Effort, latency_table: LatencyTable | None) ->
     return tuple(found)
 
 
-def _fewer(calibration: Calibration, effort: Effort) -> Calibration:
-    """The calibration with as many inputs as the effort allows, to fit on and to measure effects on."""
-    fit = calibration.fit if effort.inputs is None else _first(calibration.fit, effort.inputs)
+def _fewer(calibration: Calibration, effort: Effort, sites: Sequence[Site]) -> Calibration:
+    """The calibration with as many inputs as the effort allows, to fit on and to measure effects on; at every site there are
+    enough positions per unknown, if all inputs together have them."""
+    fit = calibration.fit
+    if effort.inputs is not None:
+        fit = _first(fit, max([effort.inputs, *(_needed(site) for site in sites)]))
     if not calibration.held_out:
         return replace(calibration, fit=fit)
     enough = max(LEAST_EXAMPLES, ENOUGH // calibration.held_out[0][0][0].numel())
     return replace(calibration, fit=fit, held_out=_first(calibration.held_out, min(effort.examples, enough)))
+
+
+def _needed(site: Site) -> int:
+    """Examples that have ``ENOUGH_POSITIONS`` for each number in a patch of the site."""
+    spec = site.folded_spec
+    sizes = (spec.output_size(size) for size in site.input_sizes)
+    positions = sum(height * width for height, width in sizes)
+    _, channels, height, width = spec.kernel_shape
+    return math.ceil(ENOUGH_POSITIONS * channels * height * width / max(1, positions))
 
 
 def _first(batches: Sequence[Inputs], count: int) -> tuple[Inputs, ...]:
@@ -212,7 +237,7 @@ class _SiteSurvey:
                 curves, dropped = self._fast_enough([self._timed_curve(curve) for curve in curves], before)
         with self.stopwatch.timed("solves"), self.site_fit.solving_threads():
             near, far = competitive(self._first_fits(curves))
-            near = near if self._large else [self._refined(curve) for curve in near]
+            near = [self._refined(curve) for curve in near]
         dropped += [entry for c in far for entry in c.dropped("far behind others of the same cost in a first fit")]
         kept, wrong = faithful_enough(near)
         with self.stopwatch.timed("effects"):
@@ -235,7 +260,7 @@ class _SiteSurvey:
         return [
             group[i - 1]
             for group in by_structure.values()
-            for i in between(range(1, len(group) + 1), self.effort.large_variants)
+            for i in between(range(1, len(group) + 1), self._at_least_two(self.effort.large_variants))
         ]
 
     def _usable(self, rank_range: RankRange) -> list[Candidate]:
@@ -282,7 +307,10 @@ class _SiteSurvey:
             ]
         targets = [target.to(torch.float32) for target in self.site_fit.targets]
         return [
-            self._sampled(c, self.effort.large_ranks, lambda s, o: self.site_fit.rough(s, o, targets)) for c in curves
+            self._sampled(
+                c, self._at_least_two(self.effort.large_ranks), lambda s, o: self.site_fit.rough(s, o, targets)
+            )
+            for c in curves
         ]
 
     def _sampled(self, curve: Curve, count: int, fit: Callable[[Structure, Option], Fit]) -> Curve:
@@ -295,17 +323,34 @@ class _SiteSurvey:
         return replace(curve, samples=tuple(FittedCandidate(p, fit(structure, p.option), gain) for p in chosen))
 
     def _refined(self, curve: Curve) -> Curve:
-        if self.effort.iterations == 0 or not self.site_fit.seen:
+        iterations = self._iterations
+        if iterations == 0 or not self.site_fit.seen:
             return curve
         structure = self.structures[curve.rank_range.structure.name]
-        # An iteration's cost grows with the square of the patch, and what it gains is only to be compared.
-        iterations = max(min(3, self.effort.iterations), min(self.effort.iterations, REFINABLE // self.site_fit.patch))
         fits = [self.site_fit.fit(structure, s.candidate.option, iterations=iterations) for s in curve.samples]
         for sample, found in zip(curve.samples, fits, strict=True):
-            if sample.fit.unexplained > 0:
+            if sample.fit.unexplained > 0 and not self._large:
                 self.gains.learn(structure.name, found.unexplained / sample.fit.unexplained)
         pairs = zip(curve.samples, fits, strict=True)
         return replace(curve, samples=tuple(FittedCandidate(sample.candidate, found) for sample, found in pairs))
+
+    @property
+    def _iterations(self) -> int:
+        """Of refinement for each fit of this site: an iteration's cost grows with the square of the patch, and what it gains is
+        only to be compared. At large sites none, unless more of them than usual are cheap."""
+        most = self.effort.iterations
+        if self._large:
+            return self.site_fit.effort(self.effort.large_iterations) if self._cheap else 0
+        return 0 if most == 0 else max(min(3, most), min(most, REFINABLE // self.site_fit.patch))
+
+    @property
+    def _cheap(self) -> bool:
+        """Whether a fit of a large site takes little beside gathering its inputs."""
+        return self.site_fit.effort(self.effort.large_iterations) > MIN_ITERATIONS
+
+    def _at_least_two(self, count: int) -> int:
+        """Of ranks and variants of large sites, where fits are cheap: from one alone nothing is known about the others."""
+        return max(2, count) if self._cheap else count
 
     def _scored(self, curves: Sequence[Curve]) -> list[Scored]:
         """All variants of one structure, or of several, with the effects that were measured on the best of them: equal

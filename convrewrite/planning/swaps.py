@@ -12,7 +12,6 @@ from dataclasses import replace
 import torch
 
 from convrewrite.errors import PlanError
-from convrewrite.fitting import effort_for
 from convrewrite.meanings import effect_of
 from convrewrite.modules import named_outputs, run
 from convrewrite.planning.allocation import Allocation, FittedPlan, allocate
@@ -99,7 +98,7 @@ def _nearby(
         option = scored.candidate.option
         structure = work.prepared.structures[option.structure]
         with work.watch.timed("solves"), site_fit.solving_threads():
-            fitted = site_fit.fit(structure, option, iterations=effort_for(site_fit.patch, THOROUGH.iterations))
+            fitted = site_fit.fit(structure, option, iterations=site_fit.effort(THOROUGH.iterations))
         with work.watch.timed("effects"), torch.no_grad():
             effects.append(evaluator.effect(entry.site, site_fit.build(structure, option, fitted)))
     # Only sites that are rewritten take part, each by its difference: the knapsack does not mind a common constant, but

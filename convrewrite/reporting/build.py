@@ -24,7 +24,7 @@ from convrewrite.reporting.report import (
     SiteRow,
     Totals,
 )
-from convrewrite.reporting.verdict import few_positions, refused, useless
+from convrewrite.reporting.verdict import few_positions, overfitted, refused, useless
 from convrewrite.rewriting import Outcome, Work
 from convrewrite.runtime import Comparison, Measured, Parity
 from convrewrite.settings import Constraints
@@ -108,7 +108,7 @@ def build_report(
         ),
         refused=refused(constraints, measured, lost),
         useless=lost is not None,
-        warnings=(*([lost] if lost else []), *few_positions(outcomes)),
+        warnings=(*([lost] if lost else []), *few_positions(outcomes), *overfitted(outcomes)),
         seed=plan.seed,
         threads=settings.threads,
         calibration=CalibrationSummary(

@@ -18,6 +18,13 @@ the same any more."""
 FEW_INPUTS = 512
 """Inputs to fit on: with fewer, more of them help."""
 
+OVERFIT = 1.25
+"""Error on held-out inputs over that on the inputs fitted on, from which on a site counts as overfitted: a quarter more is well
+beyond the few percent by which two halves of the same inputs differ."""
+
+TELLING = 0.01
+"""Relative output error of a site up to which an overfit harms nobody."""
+
 NAMED = 5
 """Sites that a warning names; of more it gives the number."""
 
@@ -57,6 +64,23 @@ def few_positions(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
     return (
         f"fewer than {ENOUGH_POSITIONS} positions per unknown to fit on at {named}{more}: what was fitted there may not hold "
         "for other inputs; give more calibration inputs",
+    )
+
+
+def overfitted(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+    """The sites whose fit holds clearly better for the inputs it was fitted on than for others, in one warning."""
+    found = [
+        (o.site.name, o.fit_error, o.error)
+        for o in outcomes
+        if o.fit_error is not None and o.error is not None and o.error > max(TELLING, OVERFIT * o.fit_error)
+    ]
+    if not found:
+        return ()
+    named = ", ".join(f"{name} ({percent(fit)} against {percent(error)})" for name, fit, error in found[:NAMED])
+    more = f" and {len(found) - NAMED} more sites" if len(found) > NAMED else ""
+    return (
+        "overfitted, which is a smaller output error on the inputs that were fitted on than on held-out ones, at "
+        f"{named}{more}: more calibration inputs would help there most",
     )
 
 

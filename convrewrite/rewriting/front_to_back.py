@@ -21,7 +21,8 @@ from convrewrite.rules import Candidate, Shortlist
 class Outcome:
     """What became of one site: the option and its relative output error, or the reason why it is kept.
 
-    ``positions``: how many of its inputs' patches the option was fitted on; None without inputs.
+    ``positions``: how many of its inputs' patches the option was fitted on, and ``fit_error`` the error on these; None
+    without inputs.
     """
 
     site: Site
@@ -29,6 +30,7 @@ class Outcome:
     error: float | None = None
     reason: str | None = None
     positions: int | None = None
+    fit_error: float | None = None
 
     @property
     def unknowns(self) -> int:
@@ -97,4 +99,5 @@ def _rewrite_site(walk: Propagation, shortlist: Shortlist, work: Work) -> Outcom
     stand_in = site_fit.merged(structure, option, best) if site_fit.seen else None
     walk.replace(shortlist.site, site_fit.build(structure, option, best), stand_in)
     positions = site_fit.seen[0].count if site_fit.seen else None
-    return Outcome(shortlist.site, candidate, best.error, positions=positions)
+    fit_error = site_fit.fit_error(structure, option, best)
+    return Outcome(shortlist.site, candidate, best.error, positions=positions, fit_error=fit_error)

@@ -18,8 +18,9 @@ from convrewrite.fitting import (
     Moments,
     Roots,
     Target,
-    effort_for,
+    effort_within,
     fit,
+    left_unexplained,
     position_limit,
     refit,
     rough_fit,
@@ -32,20 +33,22 @@ from convrewrite.fitting import (
 from convrewrite.graph import Site
 from convrewrite.process import torch_threads
 from convrewrite.progress import Stopwatch
+from convrewrite.rewriting.few_inputs import Evidence
+from convrewrite.rewriting.kernels import composed_kernel
 from convrewrite.rewriting.output_weighting import roots_of
 from convrewrite.rewriting.propagation import Propagation
 from convrewrite.rewriting.surgery import build_conv, build_option, folded_kernel, in_place_of
 from convrewrite.rules import Candidate
-from convrewrite.structures import Option, Stage, Structure, compose, initial_kernels, option_cost
+from convrewrite.structures import Option, Stage, Structure, initial_kernels, option_cost
 
 ROUNDS = 3
 """Refits to what a ReLU lets through, at most; the first one brings most of the gain."""
 
 REFIT_ITERATIONS = 15
 
-SQUARES = 4
+SQUARES = 5
 """Matrices of the size of a covariance that a site needs at once: those of the fitted and of the held-out inputs, the
-target's, and a factor of it."""
+target's and that of one with less trust, and a factor of it."""
 
 WIDE, WORTH = 256, 0.6
 """Channels of a group from which on a chain of at most this part of the MACs takes less time in torch than the one composed
@@ -107,7 +110,8 @@ class SiteFit:
             yield
 
     def fit_all(self, candidates: Sequence[Candidate], structures: dict[str, Structure]) -> list[tuple[Candidate, Fit]]:
-        """Every candidate with its stage kernels: fitted to the inputs, or without any the initial values.
+        """Every candidate with its stage kernels: fitted to the inputs as far as these are to be believed, or without any the
+        initial values.
 
         Of large problems only the candidate that does best in a rough fit is fitted, and alone returned.
         """
@@ -119,7 +123,15 @@ class SiteFit:
                     key=lambda p: self.rough(structures[p.option.structure], p.option, targets).error,
                 )
             ]
-        return [(p, self.fit(structures[p.option.structure], p.option)) for p in candidates]
+        fits = [(p, self.fit(structures[p.option.structure], p.option)) for p in candidates]
+        return [(p, self.believed(structures[p.option.structure], p.option, found)) for p, found in fits]
+
+    def believed(self, structure: Structure, option: Option, found: Fit) -> Fit:
+        """A fit, or where it learned few inputs by heart, one that does better on held-out ones."""
+        spec, examples = self.site.folded_spec, sum(self.walk.examples[: self.fitted_batches])
+        evidence = Evidence(spec, self.kernel, self.seen, self.unseen, examples, self.roots)
+        with solving(self.site.name):
+            return evidence.believed(structure, option.parameters, found)
 
     def fit(self, structure: Structure, option: Option, iterations: int | None = None) -> Fit:
         """One option fitted to the inputs, or without any its initial values.
@@ -202,7 +214,8 @@ class SiteFit:
         best, least = found, float("inf")
         stages = structure.stages(self.site.spec.per_group, option.parameters)
         rounds = ROUNDS if self.patch < LARGE else min(ROUNDS, 1)
-        effort = effort_for(self.patch, REFIT_ITERATIONS)
+        effort = self.effort(REFIT_ITERATIONS)
+        own = self._targets_of(found)
         for index in range(rounds + 1):
             error = self._error_behind_relu(stages, found)
             if not error < least:
@@ -210,9 +223,32 @@ class SiteFit:
             best, least = found, error
             if index < rounds:
                 moments = self._relaxed_moments(stages, best)
-                targets = [target.towards(m) for target, m in zip(self.targets, moments, strict=True)]
+                targets = [target.towards(m) for target, m in zip(own, moments, strict=True)]
                 found = self._refit(structure, option, best, targets, moments, effort)
         return best, least
+
+    def effort(self, most: int) -> int:
+        """Iterations of refinement at this site: ``most`` where patches are small, else as many as are cheap."""
+        return effort_within(self.patch, len(self.kernel) // self.site.spec.groups, self._count, most)
+
+    def fit_error(self, structure: Structure, option: Option, found: Fit) -> float | None:
+        """The relative output error on the inputs that were fitted on; None without any."""
+        if not self.seen:
+            return None
+        stages = structure.stages(self.site.folded_spec.per_group, option.parameters)
+        kernel = composed_kernel(found.kernels, stages, self.site.spec.groups)
+        return left_unexplained(kernel, self.seen) ** 0.5
+
+    @property
+    def _count(self) -> int:
+        return self.seen[0].count if self.seen else 0
+
+    def _targets_of(self, found: Fit) -> Sequence[Target]:
+        """The targets of a fit with less trust in the data are its own."""
+        if not found.trusts:
+            return self.targets
+        with solving(self.site.name):
+            return targets_of(self.kernel, self.site.spec, self.seen, found.trusts)
 
     def _with_moments(self, watch: Stopwatch) -> "SiteFit":
         """Add the moments over the batches to fit on and over those held out; and where a ReLU follows, the positions.
@@ -321,12 +357,6 @@ def weights_only(structure: Structure, site: Site, option: Option, kernel: Tenso
     composed = composed_kernel(kernels, stages, site.spec.groups)
     unexplained = float(((composed - kernel).norm() / kernel.norm().clamp_min(torch.finfo(kernel.dtype).tiny)) ** 2)
     return Fit(kernels, bias, unexplained)
-
-
-def composed_kernel(kernels: Sequence[Tensor], stages: Sequence[Stage], groups: int) -> Tensor:
-    """The canonical kernel that the stages of a site amount to, all groups of the original joined."""
-    per_group = zip(*(stage.chunk(groups) for stage in kernels), strict=True)
-    return torch.cat([compose(parts, stages) for parts in per_group])
 
 
 def _require_finite(moments: Sequence[Moments]) -> None:

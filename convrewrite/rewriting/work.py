@@ -1,7 +1,7 @@
 """What the stages of one run share: the model and its sites, the inputs, how to work, and whom to tell."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -33,7 +33,7 @@ class Prepared:
     rules: tuple[Rule, ...]
     structures: dict[str, Structure]
     search_spaces: tuple[SearchSpace, ...]
-    hidden: Cost = Cost()
+    hidden: Cost = field(default_factory=Cost)
 
     @property
     def model(self) -> nn.Module:

@@ -140,3 +140,13 @@ def test_the_effort_falls_with_the_size_of_a_patch() -> None:
     efforts = [module.effort_for(d) for d in (9, 600, 1200, 4608)]
     assert efforts[0] == efforts[1] == module.ITERATIONS
     assert efforts[1] > efforts[2] > efforts[3] == module.MIN_ITERATIONS
+
+
+def test_few_outputs_leave_large_patches_more_effort() -> None:
+    within = module.effort_within
+    assert within(600, 16, 10**6, 15) == within(600, 512, 10, 15) == module.effort_for(600, 15) == 15
+    assert within(8192, 16, 40_000) == 2 * module.ITERATIONS, "cheap beside the covariance"
+    assert within(8192, 16, 20_000, 15) == 15
+    assert within(1024, 32, 10) == 2 * module.ITERATIONS, "cheap in itself"
+    assert within(4608, 512, 500) == module.effort_for(4608) == module.MIN_ITERATIONS
+    assert within(4608, 512, 500, 2) <= module.MIN_ITERATIONS

@@ -11,8 +11,9 @@ from torch import Tensor
 from convrewrite.conv import ConvSpec
 from convrewrite.fitting import stages as module
 from convrewrite.fitting import targets
+from convrewrite.fitting.found import Fit
 from convrewrite.fitting.moments import Accumulator, Moments
-from convrewrite.fitting.stages import Fit, fit, targets_of
+from convrewrite.fitting.stages import fit, targets_of
 from convrewrite.fitting.targets import Target
 from convrewrite.rewriting.surgery import build_conv, build_option
 from convrewrite.structures.algebra import compose, initial_kernels

@@ -29,7 +29,7 @@ from convrewrite.reporting.html import render_html
 from convrewrite.reporting.markdown import render_markdown
 from convrewrite.reporting.report import Report
 from convrewrite.reporting.text import render_text
-from convrewrite.reporting.verdict import few_positions, useless
+from convrewrite.reporting.verdict import few_positions, overfitted, useless
 from convrewrite.rewriting.output_weighting import output_weights
 from convrewrite.runtime import exporting, measurement
 from convrewrite.runtime.comparison import measure_fidelity
@@ -184,6 +184,28 @@ def test_a_warning_names_a_few_sites_and_counts_the_rest() -> None:
     (warning,) = few_positions(outcomes)
     assert "s4 (10 for 100) and 3 more sites" in warning
     assert few_positions([SimpleNamespace(site=None, positions=500, unknowns=100)]) == ()  # type: ignore[list-item]
+
+
+# --- overfits
+
+
+def test_an_overfit_is_told_by_site_with_both_errors() -> None:
+    outcomes: list[Any] = [
+        SimpleNamespace(site=SimpleNamespace(name="learned"), fit_error=0.10, error=0.30),
+        SimpleNamespace(site=SimpleNamespace(name="held"), fit_error=0.10, error=0.11),
+        SimpleNamespace(site=SimpleNamespace(name="harmless"), fit_error=0.0, error=0.005),
+        SimpleNamespace(site=SimpleNamespace(name="kept"), fit_error=None, error=None),
+    ]
+    (warning,) = overfitted(outcomes)
+    assert "learned (10.0 % against 30.0 %)" in warning
+    assert not any(name in warning for name in ("held (", "harmless", "kept"))
+    assert overfitted(outcomes[1:]) == ()
+
+
+def test_few_inputs_end_in_a_warning_of_overfits_and_many_do_not() -> None:
+    few, many = (lossy(calibration=images(count), budget=None).report.warnings for count in (3, 512))
+    assert any("overfitted" in text for text in few)
+    assert not any("overfitted" in text for text in many)
 
 
 # --- the same inputs

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from convrewrite.fitting.stages import Fit
+from convrewrite.fitting.found import Fit
 from convrewrite.graph.sites import find_sites
 from convrewrite.graph.tracing import trace
 from convrewrite.planning.costs import Counted, seconds_of

@@ -17,6 +17,7 @@ from works import work_of
 from convrewrite.calibration.batches import Calibration
 from convrewrite.conv import Cost, Size
 from convrewrite.errors import PlanError
+from convrewrite.fitting import MIN_ITERATIONS, Fit
 from convrewrite.graph.sites import Site, find_sites
 from convrewrite.graph.tracing import trace
 from convrewrite.planning import sensitivities
@@ -25,11 +26,13 @@ from convrewrite.planning.costs import Timed
 from convrewrite.planning.curves import Surveyed
 from convrewrite.planning.latency_table import LatencyTable, aligned
 from convrewrite.planning.sensitivities import FAST, THOROUGH, Effort, Evaluator, survey
+from convrewrite.rewriting.site_fit import SiteFit
 from convrewrite.rewriting.surgery import replace_site
 from convrewrite.rules.options import search_spaces
 from convrewrite.rules.schema import Protect, Require, Rule
 from convrewrite.runtime.option_graphs import OptionGraph
 from convrewrite.structures.discovery import discover
+from convrewrite.structures.structure import Option, Structure
 
 QUICK = Effort(ranks=2, measured=2, iterations=1)
 STRUCTURES = discover()
@@ -218,6 +221,18 @@ def test_fast_measures_less(evaluation: list[tuple[Site, nn.Module, float]]) -> 
     assert 3 == len(evaluation) - thorough < thorough
 
 
+@pytest.mark.parametrize(("count", "expected"), [(400, 100), (80, 80)])
+def test_fast_lives_on_no_fewer_inputs_than_the_largest_site_needs(count: int, expected: int) -> None:
+    """A patch of 720 numbers, 36 positions in an input: five for each number are in 100 inputs."""
+    model = nn.Sequential(nn.Conv2d(80, 8, 3, padding=1)).eval()
+    x = torch.zeros(count + 4, 80, 6, 6)
+    sites = find_sites(model, (x[:1],), trace(model))
+    calibration = Calibration(((x[:count],),), ((x[count:],),), "data", "a test")
+    fewer = sensitivities._fewer(calibration, FAST, sites)
+    assert fewer.fitted_on == expected
+    assert sensitivities._fewer(calibration, FAST, ()).fitted_on == FAST.inputs == 64
+
+
 # --- a clock that lies
 
 
@@ -299,9 +314,29 @@ def test_large_sites_get_few_fits_with_inputs_and_without(
     kind: str, evaluation: list[tuple[Site, nn.Module, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sensitivities, "LARGE", 1)
+    monkeypatch.setattr(SiteFit, "effort", lambda *_: MIN_ITERATIONS)  # its outputs are so many that fits are dear
     inputs = data()
     calibration = inputs if kind == "data" else Calibration((), inputs.held_out, "weights only", "none")
     model = settled(Chain().double())
     found = surveyed(model, calibration, "channel", "separable", effort=replace(QUICK, large_ranks=1))
     assert len(evaluation) == sum(len({o.candidate.option.structure for o in entry.options}) for entry in found) > 3
     assert all(option.error > 0 for entry in found for option in entry.options)
+
+
+def test_of_a_large_site_with_cheap_fits_two_ranks_are_refined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensitivities, "LARGE", 1)
+    efforts: list[int] = []
+    plain = SiteFit.fit
+
+    def fit(self: SiteFit, structure: Structure, option: Option, iterations: int | None = None) -> Fit:
+        efforts.append(iterations or 0)
+        return plain(self, structure, option, iterations)
+
+    monkeypatch.setattr(SiteFit, "fit", fit)
+    effort = replace(QUICK, large_ranks=1, large_variants=1, large_iterations=7)
+    found = surveyed(settled(Chain().double()), data(), "channel", effort=effort)
+    assert efforts == [7, 7] * len([entry for entry in found if entry.options])
+    efforts.clear()
+    monkeypatch.setattr(SiteFit, "effort", lambda *_: MIN_ITERATIONS)
+    surveyed(settled(Chain().double()), data(), "channel", effort=effort)
+    assert efforts == [], "rough fits alone where they are dear"

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from convrewrite.calibration.batches import Calibration
 from convrewrite.conv import ConvSpec
-from convrewrite.fitting.stages import Fit
+from convrewrite.fitting.found import Fit
 from convrewrite.graph.sites import Site, find_sites
 from convrewrite.graph.tracing import trace
 from convrewrite.meanings.kinds import Meaning, tell
