@@ -37,6 +37,7 @@ from convrewrite.conv import Cost
 from convrewrite.errors import ConvRewriteError, ExportError, PlanError, TraceError
 from convrewrite.graph import find
 from convrewrite.modules import named_outputs
+from convrewrite.onnx_graph import kept_sites, refused_sites
 from convrewrite.progress import Stopwatch, silent
 from convrewrite.reporting import Report
 from convrewrite.rewriting import Prepared, Work, rewrite, settle
@@ -197,7 +198,7 @@ def full_rank_error(model: nn.Module, image: Tensor) -> float:
 def at_exact_ranks(model: nn.Module, inputs: tuple[Tensor, ...], data: Calibration) -> tuple[nn.Module, int]:
     """The model with every site rewritten at full rank, one structure here and another there; and how many these are."""
     known, rules = discover(), resolve([RULE])
-    lifted, traced, sites = find(model, inputs)
+    lifted, traced, sites = find(model, inputs, kept_sites(model), refused_sites(model))
     spaces = search_spaces(sites, rules, known)
     prepared = Prepared(model, lifted, inputs, traced, sites, Cost(), tuple(rules), known, spaces)
     shortlists = [exact_shortlist(space, index) for index, space in enumerate(prepared.search_spaces)]
