@@ -1,5 +1,6 @@
 """The table of docs/onnx.md, from what ``onnx_files.py`` wrote: ``python benchmarks/onnx_table.py``."""
 
+import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,4 +45,5 @@ def _row(name: str, outcome: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     print(summary() + "\n\n" + table())
