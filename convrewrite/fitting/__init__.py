@@ -1,6 +1,7 @@
 """The mathematics of one convolution: moments of its inputs, and stages fitted to them. Knows no model, no budget."""
 
-from convrewrite.fitting.found import Fit, left_unexplained, told
+from convrewrite.fitting.few_inputs import Evidence
+from convrewrite.fitting.found import Fit
 from convrewrite.fitting.moments import (
     Accumulator,
     Block,
@@ -14,7 +15,6 @@ from convrewrite.fitting.stages import (
     LARGE,
     MIN_ITERATIONS,
     Roots,
-    effort_for,
     effort_within,
     fit,
     refit,
@@ -22,26 +22,22 @@ from convrewrite.fitting.stages import (
     targets_of,
 )
 from convrewrite.fitting.targets import ENOUGH_POSITIONS, Target, solving
-from convrewrite.fitting.trust import FULL, Trust, doubtful, lesser_trusts
+from convrewrite.fitting.trust import doubtable
 
 __all__ = [
     "ENOUGH_POSITIONS",
-    "FULL",
     "LARGE",
     "MIN_ITERATIONS",
     "Accumulator",
     "Block",
+    "Evidence",
     "Fit",
     "Moments",
     "Roots",
     "Target",
-    "Trust",
-    "doubtful",
-    "effort_for",
+    "doubtable",
     "effort_within",
     "fit",
-    "left_unexplained",
-    "lesser_trusts",
     "position_limit",
     "refit",
     "rough_fit",
@@ -49,6 +45,5 @@ __all__ = [
     "solving",
     "square_bytes",
     "targets_of",
-    "told",
     "with_wanted_outputs",
 ]

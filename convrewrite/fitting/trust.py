@@ -41,10 +41,15 @@ FULL = Trust()
 """Trust that many inputs get: the one that everything is fitted with first."""
 
 
+def doubtable(count: int, unknowns: int) -> bool:
+    """Whether positions are so few that a fit to them may have learned its inputs by heart."""
+    return count < MANY_POSITIONS * unknowns
+
+
 def doubtful(count: int, unknowns: int, seen: float, unseen: float) -> bool:
     """Whether a fit to ``count`` positions may have learned its inputs by heart: few per unknown, and a larger error ``unseen``
     on held-out inputs than ``seen``, on its own. Both are shares of the variance left unexplained."""
-    return count < MANY_POSITIONS * unknowns and unseen > max(NEGLIGIBLE, GAP**2 * seen)
+    return doubtable(count, unknowns) and unseen > max(NEGLIGIBLE, GAP**2 * seen)
 
 
 def lesser_trusts(moments: Moments, examples: int) -> tuple[Trust, ...]:

@@ -14,13 +14,14 @@ from convrewrite.fitting import (
     LARGE,
     Accumulator,
     Block,
+    Evidence,
     Fit,
     Moments,
     Roots,
     Target,
+    doubtable,
     effort_within,
     fit,
-    left_unexplained,
     position_limit,
     refit,
     rough_fit,
@@ -33,22 +34,20 @@ from convrewrite.fitting import (
 from convrewrite.graph import Site
 from convrewrite.process import torch_threads
 from convrewrite.progress import Stopwatch
-from convrewrite.rewriting.few_inputs import Evidence
-from convrewrite.rewriting.kernels import composed_kernel
 from convrewrite.rewriting.output_weighting import roots_of
 from convrewrite.rewriting.propagation import Propagation
 from convrewrite.rewriting.surgery import build_conv, build_option, folded_kernel, in_place_of
 from convrewrite.rules import Candidate
-from convrewrite.structures import Option, Stage, Structure, initial_kernels, option_cost
+from convrewrite.structures import Option, Stage, Structure, composed_kernel, initial_kernels, option_cost
 
 ROUNDS = 3
 """Refits to what a ReLU lets through, at most; the first one brings most of the gain."""
 
 REFIT_ITERATIONS = 15
 
-SQUARES = 5
+SQUARES = 4
 """Matrices of the size of a covariance that a site needs at once: those of the fitted and of the held-out inputs, the
-target's and that of one with less trust, and a factor of it."""
+target's and a factor of it. Where inputs are few a target with less trust in them is tried beside, if there is room."""
 
 WIDE, WORTH = 256, 0.6
 """Channels of a group from which on a chain of at most this part of the MACs takes less time in torch than the one composed
@@ -64,6 +63,7 @@ class SiteFit:
     """One site with its folded kernel ``(O, C / g, kh, kw)``, its bias, and the moments of its inputs where there are any.
 
     ``reached``: False where none of the inputs to fit on gets to the site, whose way through the model depends on them.
+    ``room``: whether memory has any for a target with less trust in few inputs.
     """
 
     walk: Propagation
@@ -80,6 +80,7 @@ class SiteFit:
     fitted: tuple[Block, ...] = ()
     held_out: tuple[Block, ...] = ()
     reached: bool = True
+    room: bool = True
 
     @classmethod
     def of(
@@ -128,10 +129,8 @@ class SiteFit:
 
     def believed(self, structure: Structure, option: Option, found: Fit) -> Fit:
         """A fit, or where it learned few inputs by heart, one that does better on held-out ones."""
-        spec, examples = self.site.folded_spec, sum(self.walk.examples[: self.fitted_batches])
-        evidence = Evidence(spec, self.kernel, self.seen, self.unseen, examples, self.roots)
         with solving(self.site.name):
-            return evidence.believed(structure, option.parameters, found)
+            return self._evidence.believed(structure, option.parameters, found)
 
     def fit(self, structure: Structure, option: Option, iterations: int | None = None) -> Fit:
         """One option fitted to the inputs, or without any its initial values.
@@ -235,9 +234,14 @@ class SiteFit:
         """The relative output error on the inputs that were fitted on; None without any."""
         if not self.seen:
             return None
-        stages = structure.stages(self.site.folded_spec.per_group, option.parameters)
-        kernel = composed_kernel(found.kernels, stages, self.site.spec.groups)
-        return left_unexplained(kernel, self.seen) ** 0.5
+        return self._evidence.left_by(structure, option.parameters, found) ** 0.5
+
+    @property
+    def _evidence(self) -> Evidence:
+        examples = sum(self.walk.examples[: self.fitted_batches])
+        return Evidence(
+            self.site.folded_spec, self.kernel, self.seen, self.unseen, examples, self.roots, self.room
+        )  # fmt: skip
 
     @property
     def _count(self) -> int:
@@ -257,7 +261,7 @@ class SiteFit:
         """
         with watch.timed("forward passes"):
             keep = self.walk.rectified(self.site)
-        fitted, held_out = self._accumulators(keep)
+        fitted, held_out, room = self._accumulators(keep)
         for sample in watch.each("forward passes", self.walk.samples(self.site)):
             chosen = fitted if sample.batch < self.fitted_batches else held_out
             with watch.timed("moments"):
@@ -273,14 +277,15 @@ class SiteFit:
         with watch.timed("solves"), solving(self.site.name):
             _require_finite((*seen, *unseen))
             targets = tuple(targets_of(self.kernel, self.site.spec, seen))
-        return replace(self, seen=seen, unseen=unseen, targets=targets, fitted=blocks[0], held_out=blocks[1])
+        return replace(self, seen=seen, unseen=unseen, targets=targets, fitted=blocks[0], held_out=blocks[1], room=room)
 
     def _moments(self, accumulator: Accumulator) -> tuple[Moments, ...]:
         found = accumulator.result()
         return found if self.site.folded_spec.bias else tuple(moments.about_zero() for moments in found)
 
-    def _accumulators(self, keep: bool) -> tuple[Accumulator, Accumulator]:
-        """For the inputs to fit on, and for those held out. Activations make room for what these keep in memory."""
+    def _accumulators(self, keep: bool) -> tuple[Accumulator, Accumulator, bool]:
+        """For the inputs to fit on, and for those held out; and whether there is room for a target with less trust. Activations
+        make room for what these keep in memory."""
         spec, split = self.site.folded_spec, self.fitted_batches
         every = self._positions(self.walk.examples[:split]), self._positions(self.walk.examples[split:])
         limits = position_limit(self.patch), position_limit(self.patch, held_out=True)
@@ -289,12 +294,14 @@ class SiteFit:
         room = max(0, self.walk.memory - squares)
         if rows > room:
             wanted = [max(1, count * room // rows) for count in wanted]
-        self.walk.make_room(squares + min(rows, room))
+        spare = square_bytes(spec) if doubtable(wanted[0], self.patch) else 0
+        fits = rows + spare <= room
+        self.walk.make_room(squares + min(rows, room) + (spare if fits else 0))
         fitted, held_out = (
             Accumulator(spec, positions, self.seed + index, keep=keep, limit=count)
             for index, (positions, count) in enumerate(zip(every, wanted, strict=True))
         )
-        return fitted, held_out
+        return fitted, held_out, fits
 
     def _positions(self, examples: Sequence[int]) -> int:
         """Output positions of all calls in so many examples."""

@@ -1,6 +1,6 @@
 """What a replacement is: families of linear replacements, how their stages are built, and the algebra of their kernels."""
 
-from convrewrite.structures.algebra import compose, initial_kernels, join_groups, split_groups, through
+from convrewrite.structures.algebra import compose, composed_kernel, initial_kernels, join_groups, split_groups, through
 from convrewrite.structures.discovery import discover
 from convrewrite.structures.families.asymmetric import STRUCTURE as ASYMMETRIC
 from convrewrite.structures.families.grouped import STRUCTURE as GROUPED
@@ -26,6 +26,7 @@ __all__ = [
     "branch_kernels",
     "branch_specs",
     "compose",
+    "composed_kernel",
     "discover",
     "initial_kernels",
     "join_groups",

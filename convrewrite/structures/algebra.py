@@ -21,6 +21,12 @@ def compose(kernels: Sequence[Tensor], stages: Sequence[Stage]) -> Tensor:
     return total
 
 
+def composed_kernel(kernels: Sequence[Tensor], stages: Sequence[Stage], groups: int) -> Tensor:
+    """The canonical kernel that the stages of a site amount to, all groups of the original joined."""
+    per_group = zip(*(stage.chunk(groups) for stage in kernels), strict=True)
+    return torch.cat([compose(parts, stages) for parts in per_group])
+
+
 def _dense(kernel: Tensor, groups: int) -> Tensor:
     """A grouped kernel with its zeros written out."""
     if groups == 1:

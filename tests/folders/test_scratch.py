@@ -199,5 +199,7 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
     try:
         with terminations_raised(), held():
             signal.raise_signal(signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -60,6 +60,9 @@ def test_modules_that_hold_each_other_end() -> None:
     model = Holder()
     model.body._modules["again"] = model
     require_names(model, "net.pt")
+    model.body._modules["no name"] = nn.ReLU()
+    with pytest.raises(ModelLoadError, match="no name"):
+        require_names(model, "net.pt")
 
 
 def test_the_code_of_these_tests_runs_where_nobody_looks(tmp_path: Path) -> None:

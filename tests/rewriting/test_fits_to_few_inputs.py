@@ -9,16 +9,16 @@ from networks import natural, settled
 from torch import nn
 
 from convrewrite.calibration.batches import Calibration
-from convrewrite.fitting import Fit, left_unexplained
+from convrewrite.fitting import Evidence, few_inputs
+from convrewrite.fitting.found import Fit, left_unexplained
 from convrewrite.graph.sites import find_sites
 from convrewrite.graph.tracing import trace
 from convrewrite.progress import Stopwatch
-from convrewrite.rewriting import few_inputs
-from convrewrite.rewriting.few_inputs import Evidence
 from convrewrite.rewriting.propagation import Propagation
 from convrewrite.rewriting.site_fit import SiteFit
 from convrewrite.rules.options import Candidate
 from convrewrite.rules.schema import Rule
+from convrewrite.structures.algebra import composed_kernel
 from convrewrite.structures.discovery import discover
 from convrewrite.structures.lowering import make_option, option_cost
 from convrewrite.structures.structure import Option
@@ -105,6 +105,16 @@ def test_the_weights_alone_stand_where_the_data_can_only_mislead(monkeypatch: py
     )
 
 
+def test_without_room_the_data_is_believed_in_full_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    site_fit = replace(second_site(2), room=False)
+    option = option_of(site_fit, 11)
+    monkeypatch.setattr(few_inputs, "targets_of", lambda *_: pytest.fail("there is no room for another target"))
+    found = site_fit.fit(CHANNEL, option)
+    best = site_fit.believed(CHANNEL, option, found)
+    assert best.unexplained == min(found.unexplained, weights_alone(site_fit, option).unexplained)
+    assert not best.trusts
+
+
 def test_many_inputs_leave_the_fit_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(few_inputs, "fit", lambda *_, **__: pytest.fail("nothing else is to be fitted"))
     site_fit = second_site(64)
@@ -140,6 +150,6 @@ def test_the_error_on_the_inputs_fitted_on_is_that_of_their_moments() -> None:
     site_fit = second_site(4)
     option = option_of(site_fit, 6)
     found = site_fit.fit(CHANNEL, option)
-    kernel = few_inputs.composed_kernel(found.kernels, CHANNEL.stages(site_fit.site.spec, {"rank": 6}), 1)
+    kernel = composed_kernel(found.kernels, CHANNEL.stages(site_fit.site.spec, {"rank": 6}), 1)
     assert site_fit.fit_error(CHANNEL, option, found) == pytest.approx(site_fit.seen[0].unexplained(kernel) ** 0.5)
     assert found.unexplained == pytest.approx(left_unexplained(kernel, site_fit.unseen))

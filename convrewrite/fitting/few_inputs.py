@@ -6,15 +6,18 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from convrewrite.conv import ConvSpec
-from convrewrite.fitting import Fit, Moments, Roots, doubtful, fit, left_unexplained, lesser_trusts, targets_of, told
-from convrewrite.rewriting.kernels import composed_kernel
-from convrewrite.structures import Setting, Structure, initial_kernels
+from convrewrite.fitting.found import Fit, left_unexplained, told
+from convrewrite.fitting.moments import Moments
+from convrewrite.fitting.stages import Roots, fit, targets_of
+from convrewrite.fitting.trust import doubtable, doubtful, lesser_trusts
+from convrewrite.structures import Setting, Structure, composed_kernel, initial_kernels
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """What is known of a site: its folded kernel ``(O, C / g, kh, kw)``, the moments of its inputs ``seen`` from ``examples``
-    and of the ``unseen``, held-out ones, for every group, and the weights of its outputs."""
+    and of the ``unseen``, held-out ones, for every group, and the weights of its outputs. ``room``: whether memory has any for
+    another matrix of the size of a covariance; without it, data is believed in full or not at all."""
 
     spec: ConvSpec
     kernel: Tensor
@@ -22,6 +25,7 @@ class Evidence:
     unseen: Sequence[Moments]
     examples: int
     roots: Roots
+    room: bool = True
 
     def believed(self, structure: Structure, setting: Setting, found: Fit) -> Fit:
         """``found``, or where it is doubtful the fit of the same option with less trust in the data, or with none, that has
@@ -29,6 +33,8 @@ class Evidence:
         if not self._doubts(structure, setting, found):
             return found
         least = min(found, self.from_weights(structure, setting), key=lambda each: each.unexplained)
+        if not self.room:
+            return least
         for trusts in zip(*(lesser_trusts(moments, self.examples) for moments in self.seen), strict=True):
             targets = targets_of(self.kernel, self.spec, self.seen, trusts)
             other = fit(structure, self.spec, setting, targets, self.seen, self.unseen, roots=self.roots)
@@ -40,9 +46,15 @@ class Evidence:
         """Without held-out inputs nothing can be doubted."""
         if not self.seen or self.unseen is self.seen:
             return False
-        kernel = composed_kernel(found.kernels, structure.stages(self.spec.per_group, setting), self.spec.groups)
         count, unknowns = self.seen[0].count, self.kernel[0].numel()
-        return doubtful(count, unknowns, left_unexplained(kernel, self.seen), found.unexplained)
+        if not doubtable(count, unknowns):
+            return False
+        return doubtful(count, unknowns, self.left_by(structure, setting, found), found.unexplained)
+
+    def left_by(self, structure: Structure, setting: Setting, found: Fit) -> float:
+        """The share of the output's variance on the inputs fitted on that a fit leaves unexplained."""
+        kernel = composed_kernel(found.kernels, structure.stages(self.spec.per_group, setting), self.spec.groups)
+        return left_unexplained(kernel, self.seen)
 
     def from_weights(self, structure: Structure, setting: Setting) -> Fit:
         """The decomposition of the kernel alone; only its bias knows the inputs."""
