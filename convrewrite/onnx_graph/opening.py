@@ -9,6 +9,7 @@ from convrewrite.errors import ModelLoadError, VerificationError
 from convrewrite.folders import Scratch, temporary
 from convrewrite.onnx_files import PROBE_SECONDS, OnnxModel
 from convrewrite.onnx_graph.file import OnnxFile
+from convrewrite.onnx_graph.walks import graphs_of, with_inner
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +42,7 @@ def open_onnx(source: str | Path | onnx.ModelProto, *, trust: bool = False, seco
     try:
         session = OnnxModel(path, probe=seconds, trust=trust)
         model = onnx.load(str(path), load_external_data=False)
+        _require_text(model)
     except VerificationError as error:
         raise ModelLoadError(f"{error}; export it again") from error
     except Exception as error:
@@ -48,6 +50,19 @@ def open_onnx(source: str | Path | onnx.ModelProto, *, trust: bool = False, seco
             raise
         raise ModelLoadError(f"{path}: expected an ONNX file, found one that cannot be read ({error})") from error
     return Opened(OnnxFile(model, path.absolute().parent, str(source), path.absolute()), session, seconds)
+
+
+def _require_text(model: onnx.ModelProto) -> None:
+    """Raise UnicodeError for names that are no UTF-8: protobuf gives them as bytes, and onnxruntime does not mind."""
+    graphs = list(graphs_of(model))
+    nodes = [node for graph in graphs for node in graph.node]
+    nodes += [node for function in model.functions for node in with_inner(function.node)]
+    held = [entry for graph in graphs for entry in (*graph.initializer, *graph.input, *graph.output, *graph.value_info)]
+    names: list[object] = [entry.name for entry in (*held, *model.functions)]
+    for node in nodes:
+        names += [node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute)]
+    if wrong := next((name for name in names if isinstance(name, bytes)), None):
+        raise UnicodeError(f"the name {wrong!r} is no UTF-8")
 
 
 def _from_memory(model: onnx.ModelProto, trust: bool, seconds: float) -> Opened:

@@ -43,6 +43,16 @@ def test_a_file_is_opened_as_it_is(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["model.onnx"]
 
 
+@pytest.mark.parametrize("name", ["stem", "image", "logits", "stem_weight"])
+def test_names_that_are_no_text_are_refused(tmp_path: Path, name: str) -> None:
+    whole = classifier().SerializeToString()
+    assert name.encode() in whole
+    path = tmp_path / "model.onnx"
+    path.write_bytes(whole.replace(name.encode(), name[:-1].encode() + b"\xff"))
+    with pytest.raises(ModelLoadError, match="expected an ONNX file"):
+        read_network(path)
+
+
 def test_a_relative_path_still_leads_there_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(classifier(), tmp_path)
     monkeypatch.chdir(tmp_path)
