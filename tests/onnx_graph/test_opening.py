@@ -49,7 +49,7 @@ def test_names_that_are_no_text_are_refused(tmp_path: Path, name: str) -> None:
     assert name.encode() in whole
     path = tmp_path / "model.onnx"
     path.write_bytes(whole.replace(name.encode(), name[:-1].encode() + b"\xff"))
-    with pytest.raises(ModelLoadError, match="(?i)utf-8"):
+    with pytest.raises(ModelLoadError, match=r"(?i)utf-8"):
         read_network(path)
 
 
