@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.calibration import Calibration
+from convrewrite.errors import FitError
 from convrewrite.fitting import ENOUGH_POSITIONS, LARGE, MIN_ITERATIONS, Fit
 from convrewrite.graph import Site
 from convrewrite.inputs import Inputs
@@ -116,14 +117,17 @@ def survey(work: Work, *, effort: Effort, latency_table: LatencyTable | None) ->
                 continue
             done = sum(1 for entry in found if entry.site in active)
             work.progress("survey", done, len(active), space.site.name)
-            site_fit = SiteFit.of(walk, space.site, chosen, work.weights, settings.seed, work.watch)
-            if not site_fit.reached:
-                found.append(Surveyed(space.site, (), reason=UNREACHED))
-                continue
-            site_survey = _SiteSurvey(
-                space.site, site_fit, prepared.structures, evaluator, effort, latency_table, gains, work.watch
-            )
-            found.append(site_survey.survey(space.rank_ranges))
+            try:
+                site_fit = SiteFit.of(walk, space.site, chosen, work.weights, settings.seed, work.watch)
+                if not site_fit.reached:
+                    found.append(Surveyed(space.site, (), reason=UNREACHED))
+                    continue
+                site_survey = _SiteSurvey(
+                    space.site, site_fit, prepared.structures, evaluator, effort, latency_table, gains, work.watch
+                )
+                found.append(site_survey.survey(space.rank_ranges))
+            except FitError as error:
+                found.append(Surveyed(space.site, (), reason=error.reason))
             work.progress("survey", done + 1, len(active), f"{space.site.name}: {len(found[-1].options)} options")
     finally:
         walk.close()
