@@ -114,7 +114,7 @@ def dropout(
     kept: bool,
     numbers: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Outside of training nothing is dropped: the values, and the mask, whose entries are ``kept``, as ``numbers`` or booleans."""
+    """Outside of training nothing is dropped: the values, and a mask of ``kept`` in ``numbers`` or booleans."""
     return x, torch.full_like(x, kept, dtype=x.dtype if numbers else torch.bool)
 
 
