@@ -90,8 +90,7 @@ def _without_held(source: Calibration, own: Sequence[str], every: Sequence[str],
     places = [position for position, name in enumerate(every) if name in own]
     held = ", ".join(name for name in every if name not in own)
     fit, held_out = (
-        tuple(tuple(batch[place] for place in places) for batch in batches)
-        for batches in (source.fit, source.held_out)
+        tuple(tuple(batch[place] for place in places) for batch in batches) for batches in (source.fit, source.held_out)
     )
     note = f"calibration inputs of {held} were left out: what has no axis of examples stays as in the example input"
     return replace(source, fit=fit, held_out=held_out, notes=(*source.notes, note))

@@ -12,7 +12,7 @@ from convrewrite.conv import Cost, classify
 from convrewrite.errors import ModelLoadError
 from convrewrite.graph import Site
 from convrewrite.inputs import ExampleInput, Inputs
-from convrewrite.onnx_files import PROBE_SECONDS
+from convrewrite.machine import PROBE_SECONDS
 from convrewrite.onnx_graph.examples import example_of_graph
 from convrewrite.onnx_graph.kept import Kept, kept_convolutions
 from convrewrite.onnx_graph.opening import Opened, open_onnx

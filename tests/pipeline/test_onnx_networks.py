@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from clocks import FalseTimer
-from commands import images, listing, small_network
+from commands import call, images, listing, small_network
 from onnx import helper
 from onnx_texts import CLASSIFIER, CLASSIFIER_SHAPES, classifier, drawn, graph, noise
 
@@ -303,7 +303,8 @@ def test_a_detector_is_judged_by_boxes_and_scores_and_still_chooses(tmp_path: Pa
         "stem_weight": (16, 3, 3, 3), "first_weight": (16, 16, 3, 3), "box_weight": (4, 16, 1, 1),
         "score_weight": (2, 16, 1, 1),
     }  # fmt: skip
-    result = convrewrite.optimize(graph(DETECTOR, shapes), calibration=images(), settings=settings())
+    onnx.save(graph(DETECTOR, shapes), str(tmp_path / "given.onnx"))
+    result = convrewrite.optimize(tmp_path / "given.onnx", calibration=images(), settings=settings())
     assert rewritten_sites(result) == ["first"]
     assert {row.name for row in result.report.fidelity} == {"boxes", "scores"}
     assert any("detections are chosen" in note for note in result.report.notes)
@@ -312,6 +313,17 @@ def test_a_detector_is_judged_by_boxes_and_scores_and_still_chooses(tmp_path: Pa
     found = run(tmp_path / "out" / "model.onnx", images(1))
     assert list(found) == ["chosen", "scores"]
     assert found["chosen"].shape[1] == 3
+    paths = tmp_path / "given.onnx", tmp_path / "out" / "model.onnx"
+    compared = convrewrite.verify(*paths, images(1, seed=3))
+    assert {output.name for output in compared.fidelity.outputs} == {"boxes", "scores"}
+    assert 0 < compared.fidelity.worst_error < 1
+    chosen_from, approximates = compared.notes
+    assert "boxes, scores" in chosen_from
+    assert f"made from {paths[0]}" in approximates
+    ran = call("verify", *paths)
+    assert ran.code == 0
+    said = " ".join(ran.out.split())
+    assert all(note in said for note in compared.notes)
 
 
 def test_weights_in_other_files_go_along(tmp_path: Path) -> None:
