@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from convrewrite.calibration import Calibration
 from convrewrite.errors import FitError
-from convrewrite.fitting import ENOUGH_POSITIONS, LARGE, MIN_ITERATIONS, Fit
+from convrewrite.fitting import ENOUGH_POSITIONS, LARGE, Fit
 from convrewrite.graph import Site
 from convrewrite.inputs import Inputs
 from convrewrite.meanings import Meaning, effect_of, tell
@@ -349,8 +349,8 @@ class _SiteSurvey:
 
     @property
     def _cheap(self) -> bool:
-        """Whether a fit of a large site takes little beside gathering its inputs."""
-        return self.site_fit.effort(self.effort.large_iterations) > MIN_ITERATIONS
+        """Whether a fit of a large site takes little beside gathering its inputs: more than the least effort is worth it."""
+        return self.site_fit.effort(self.effort.large_iterations) > self.site_fit.effort(0)
 
     def _at_least_two(self, count: int) -> int:
         """Of ranks and variants of large sites, where fits are cheap: from one alone nothing is known about the others."""

@@ -17,7 +17,8 @@ from works import work_of
 from convrewrite.calibration.batches import Calibration
 from convrewrite.conv import Cost, Size
 from convrewrite.errors import PlanError
-from convrewrite.fitting import MIN_ITERATIONS, Fit
+from convrewrite.fitting import Fit
+from convrewrite.fitting.stages import MIN_ITERATIONS
 from convrewrite.graph.sites import Site, find_sites
 from convrewrite.graph.tracing import trace
 from convrewrite.planning import sensitivities
