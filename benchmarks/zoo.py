@@ -42,7 +42,7 @@ from convrewrite.progress import Stopwatch, silent
 from convrewrite.reporting import Report
 from convrewrite.rewriting import Prepared, Work, rewrite, settle
 from convrewrite.rules import SearchSpace, Shortlist, resolve, search_spaces
-from convrewrite.runtime import check_parity, export, measure_fidelity, require_parity
+from convrewrite.runtime import export, measure_fidelity, require_parity
 from convrewrite.settings import Settings
 from convrewrite.structures import discover
 
@@ -253,7 +253,7 @@ def has_form(model: nn.Module, image: Tensor) -> bool:
 def parity_of(model: nn.Module, image: Tensor) -> float:
     with tempfile.TemporaryDirectory() as folder:
         exported = export(model, image, Path(folder) / "model.onnx")
-        parity = check_parity(model, exported.path, (image,))
+        parity = convrewrite.verify(model, exported.path, image).parity
     require_parity(parity)
     return max(output.relative_error for output in parity.outputs)
 

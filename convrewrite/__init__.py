@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
     from convrewrite.errors import ConvRewriteError
-    from convrewrite.pipeline import Result, RewriteConvolutions, analyze, apply, load, optimize, plan
+    from convrewrite.pipeline import Result, RewriteConvolutions, analyze, apply, load, optimize, plan, verify
     from convrewrite.planning import Plan
-    from convrewrite.runtime import export, verify
+    from convrewrite.runtime import export
     from convrewrite.settings import Settings
 
 __all__ = [
@@ -40,7 +40,7 @@ _HOMES = {
     "load": "convrewrite.pipeline",
     "optimize": "convrewrite.pipeline",
     "plan": "convrewrite.pipeline",
-    "verify": "convrewrite.runtime",
+    "verify": "convrewrite.pipeline",
 }
 
 

@@ -4,6 +4,7 @@
     |-- UsageError            a value given by the caller is wrong: exit code 2
     |   |-- RuleFileError     a rule file is not valid
     |   |-- CalibrationError  the calibration inputs cannot be used
+    |   |   `-- FitError      one site cannot be fitted to what they make of it
     |   `-- PlanError         a budget cannot be met, or a plan belongs to another model
     |-- ModelError            the model itself stands in the way: exit code 3
     |   |-- ModelLoadError    the file or factory gives no model
@@ -43,6 +44,15 @@ class RuleFileError(UsageError):
 
 class CalibrationError(UsageError):
     """The calibration inputs cannot be read, or do not fit the model."""
+
+
+class FitError(CalibrationError):
+    """One site cannot be fitted to its inputs and outputs: it is kept. ``reason`` is what its row says."""
+
+    def __init__(self, site: str, reason: str) -> None:
+        """``reason``: what was expected of the site's numbers, what was found, and what to do."""
+        super().__init__(f"{site}: {reason}")
+        self.reason = reason
 
 
 class PlanError(UsageError):

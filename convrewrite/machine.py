@@ -18,6 +18,10 @@ UNKNOWN_MEMORY = 8 << 30
 SHARE = 0.9
 """Share of the main memory that the command line may take."""
 
+PROBE_SECONDS = 30.0
+"""Seconds that an ONNX file may take to be opened, and again to run once, unless the caller says otherwise: ordinary
+files take a few, and one that never ends is told before patience does."""
+
 
 def memory_bytes() -> int:
     """Bytes of main memory that this process may use: the machine's, or its container's where that is less."""

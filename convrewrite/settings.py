@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from convrewrite import values
 from convrewrite.errors import PlanError
+from convrewrite.machine import PROBE_SECONDS
 
 if TYPE_CHECKING:
     from convrewrite.meanings import Meaning, WantedOutputs
@@ -117,6 +118,7 @@ class Settings:
             is refused.
         output_weighting: weigh the errors of a site's output channels by what the model's outputs feel of them, which
             takes gradients of the original model. False: all count alike.
+        timeout: seconds that an ONNX file may take to open, and again to run once, in a process of its own.
         measure: False leaves out export, parity and latency.
         timer: who measures seconds; onnxruntime and torch on this machine, unless told otherwise.
 
@@ -170,6 +172,15 @@ class Settings:
         ),
     )
     output_weighting: bool = True
+    timeout: float = field(
+        default=PROBE_SECONDS,
+        metadata=flag(
+            "--timeout",
+            kind=float,
+            check=values.seconds,
+            help="Seconds an ONNX file may take to open, and to run once.",
+        ),
+    )
     measure: bool = field(
         default=True,
         metadata=flag(
@@ -184,6 +195,7 @@ class Settings:
         values.seed(self.seed)
         values.threads(self.threads)
         values.memory_bytes(self.memory)
+        values.seconds(self.timeout)
         if "latency" in self.constraints.budget and not self.measure:
             raise PlanError(values.NEEDS_TIMES)
 
@@ -204,6 +216,7 @@ class WorkOptions(TypedDict, total=False):
     threads: int
     memory: int
     output_weighting: bool
+    timeout: float
     measure: bool
     timer: "Timer"
 

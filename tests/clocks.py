@@ -3,16 +3,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 from torch import nn
 
+from convrewrite import runtime
 from convrewrite.conv import ConvSpec, Size
 from convrewrite.inputs import Inputs
 from convrewrite.runtime.latency import Comparison
 from convrewrite.runtime.option_graphs import OptionGraph
-from convrewrite.runtime.timing import RuntimeTimer
 
 Seconds = Callable[[OptionGraph, Size], float]
 
@@ -33,22 +32,8 @@ def by_macs(graph: OptionGraph, size: Size) -> float:
     return 1e-9 * macs_of(graph, size)
 
 
-def lie(monkeypatch: pytest.MonkeyPatch, seconds: Seconds = by_macs) -> list[OptionGraph]:
-    """Every convolution and every option takes what ``seconds`` says; the options that were asked for are noted."""
-    asked: list[OptionGraph] = []
-
-    def time_options(
-        _self: RuntimeTimer, original: ConvSpec, options: Sequence[OptionGraph], size: Size, *_rest: Any
-    ) -> tuple[float, list[float]]:
-        asked.extend(options)
-        return seconds(((original,),), size), [seconds(option, size) for option in options]
-
-    monkeypatch.setattr(RuntimeTimer, "time_options", time_options)
-    return asked
-
-
 def compared(ratio: float, runtime: str = "onnxruntime") -> Callable[..., Comparison]:
-    """In place of ``compare_onnx`` or ``compare_torch``: the second one takes ``ratio`` of the first one's second."""
+    """What compares two: the second one takes ``ratio`` of the first one's second."""
     return lambda *_args, **_named: Comparison(runtime, 1, 25, 1.0, ratio, ratio, 0.99 * ratio, 1.01 * ratio)
 
 
@@ -83,3 +68,9 @@ class FalseTimer:
     ) -> tuple[float, list[float]]:
         self.asked += options
         return self.seconds(((original,),), size), [self.seconds(option, size) for option in options]
+
+
+def in_place_of_this_machine(patch: pytest.MonkeyPatch, timer: FalseTimer) -> FalseTimer:
+    """Hand a clock to the command line, which takes none: settings that name no timer get this one."""
+    patch.setattr(runtime, "THIS_MACHINE", timer)
+    return timer

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from convrewrite.calibration.batches import Calibration, read_calibration
 from convrewrite.calibration.synthetic import synthesise
+from convrewrite.errors import CalibrationError
 from convrewrite.inputs import Inputs, in_batches_of, parameter_names
 from convrewrite.loading import import_object
 from convrewrite.meanings import Evaluation
@@ -29,11 +30,16 @@ def calibrate(
     memory: int = 4 << 30,
     progress: Progress | None = None,
     batch: int | None = None,
+    graph_inputs: Sequence[str] = (),
 ) -> Calibration:
     """Real inputs of at most ``memory`` bytes where there are any, else synthesised ones, else none, with a loud note.
 
     ``batch``: how many examples the model takes at a time, where that is not any number; those left over are left out.
+    ``graph_inputs``: names of all inputs of the ONNX graph that the model was made of, which it may not take all: a
+    Calibration may hold them all. Raises CalibrationError for one that has others.
     """
+    if isinstance(source, Calibration):
+        source = _without_held(source, parameter_names(model)[: len(inputs)], graph_inputs, len(inputs))
     found = _calibration(model, inputs, source, seed=seed, memory=memory, progress=progress, synthetic=batch is None)
     if batch is None:
         return found
@@ -68,6 +74,26 @@ def _calibration(
         return Calibration((), (), "weights only", "none", ())
     names = parameter_names(model)[: len(inputs)]
     return read_calibration(source, inputs, seed=seed, import_object=import_object, names=names, memory=memory)
+
+
+def _without_held(source: Calibration, own: Sequence[str], every: Sequence[str], count: int) -> Calibration:
+    """Without the inputs of the graph that are held at the example's values, where it has these too."""
+    found = {len(batch) for batch in (*source.fit, *source.held_out)}
+    if found <= {count}:
+        return source
+    if found != {len(every)}:
+        names = f" ({', '.join(own)})" if own else ""
+        raise CalibrationError(
+            f"calibration: expected {count} tensors in every batch, one for each model input{names}, found "
+            f"{' and '.join(map(str, sorted(found)))}; make the Calibration of these inputs, in this order"
+        )
+    places = [position for position, name in enumerate(every) if name in own]
+    held = ", ".join(name for name in every if name not in own)
+    fit, held_out = (
+        tuple(tuple(batch[place] for place in places) for batch in batches) for batches in (source.fit, source.held_out)
+    )
+    note = f"calibration inputs of {held} were left out: what has no axis of examples stays as in the example input"
+    return replace(source, fit=fit, held_out=held_out, notes=(*source.notes, note))
 
 
 def _steps(progress: Progress) -> Callable[[int, int, float], None]:

@@ -16,7 +16,6 @@ from convrewrite.cli.options import (
     Sources,
     Trust,
     calibration_of,
-    comparable_runners,
     progress_bars,
     runner_of,
     say,
@@ -76,7 +75,7 @@ def optimize(
 
     pipeline.check_writable(out, (model,))
     chosen = resolve(rule or ["separable"])
-    network = given_network(model, sources, trust)
+    network = given_network(model, sources, trust, settings.timeout)
     data = calibration_of(sources, network.model, network.inputs, settings.seed, settings.memory)
     with progress_bars() as progress:
         result = pipeline.optimize(
@@ -107,7 +106,7 @@ def plan(
 
     pipeline.check_file(out)
     chosen = resolve(rule or ["balanced"])
-    network = given_network(model, sources, trust)
+    network = given_network(model, sources, trust, settings.timeout)
     data = calibration_of(sources, network.model, network.inputs, settings.seed, settings.memory)
     with progress_bars() as progress:
         made = pipeline.plan(network.model, network.inputs, chosen, data, settings=settings, progress=progress)
@@ -127,7 +126,7 @@ def apply(
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan of this model, as `plan` writes it.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")],
     sources: Sources,
-    settings: Annotated[Settings, Only("outputs", "threads", "memory", "measure")],
+    settings: Annotated[Settings, Only("outputs", "threads", "memory", "timeout", "measure")],
     trust: Trust = False,
 ) -> None:
     """Carry out PLAN on MODEL: fit its options, export and verify the result, and report what was saved."""
@@ -136,7 +135,7 @@ def apply(
 
     pipeline.check_writable(out, (model,))
     followed = pipeline.read_plan(plan_file)
-    network = given_network(model, sources, trust)
+    network = given_network(model, sources, trust, settings.timeout)
     data = calibration_of(sources, network.model, network.inputs, followed.seed, settings.memory)
     with progress_bars() as progress:
         result = pipeline.apply(
@@ -168,7 +167,8 @@ def analyze(
     *,
     model: Model,
     rule: Rules = None,
-    sources: Annotated[Sources, Only("input", "factory", "timeout")],
+    sources: Annotated[Sources, Only("input", "factory")],
+    settings: Annotated[Settings, Only("timeout")],
     trust: Trust = False,
 ) -> None:
     """Show every convolution of MODEL: kind, geometry, parameters, MACs, and which rules would take it or why not."""
@@ -176,7 +176,7 @@ def analyze(
     from convrewrite.cli.networks import given_network
     from convrewrite.reporting import render_sites
 
-    network = given_network(model, sources, trust)
+    network = given_network(model, sources, trust, settings.timeout)
     rows = pipeline.analyze(network.model, network.inputs, rule)
     say(render_sites(rows))
     for note in network.notes:
@@ -204,11 +204,12 @@ def verify(
     first, second = (runner_of(source, sources.factory, trust, asked.timeout) for source in (a, b))
     inputs = example_inputs.for_both(first, second, sources.input or (), calib, asked.seed)
     relation = pipeline.relation_of(first, second, (a, b))
-    first, second, compared = comparable_runners(first, second, inputs)
-    outcome = runtime.verify(first, second, inputs, outputs=asked.outputs, representative=calib is not None)
+    outcome = pipeline.verify(
+        first, second, inputs, outputs=asked.outputs, representative=calib is not None, names=(a, b)
+    )
     wanted = asked.expect or ("fidelity" if limited else relation.expected)
     say(render_verification(outcome, inputs[0].shape[0], "calibration inputs" if calib else "random inputs"))
-    for note in filter(None, (compared, relation.note)):
+    for note in outcome.notes:
         say(note)
     if relation.stranger is not None and asked.expect is None:
         raise VerificationError(relation.stranger)

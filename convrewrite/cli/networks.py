@@ -22,8 +22,11 @@ class Given:
     notes: Sequence[str]
 
 
-def given_network(source: str, sources: Sources, trust: bool) -> Given:
-    """The model in a file, be it of PyTorch or ONNX, or from a program. Raises ModelLoadError, UsageError."""
+def given_network(source: str, sources: Sources, trust: bool, seconds: float) -> Given:
+    """The model in a file, be it of PyTorch or ONNX, or from a program; an ONNX file has ``seconds`` to open, and to run once.
+
+    Raises ModelLoadError, UsageError.
+    """
     shapes = sources.input or ()
     if Path(source).suffix.lower() != ".onnx":
         loaded = load(source, sources.factory, trust)
@@ -33,7 +36,7 @@ def given_network(source: str, sources: Sources, trust: bool) -> Given:
         raise UsageError(
             f"--factory: expected with a file of weights, but {source} holds its network itself; leave it out"
         )
-    opened = open_onnx(source, trust=trust, seconds=sources.timeout)
+    opened = open_onnx(source, trust=trust, seconds=seconds)
     network = read_network(opened, example_inputs.for_graph(opened.session, shapes, sources.calib))
     require_common_batch(network.inputs)
     return Given(network.module, network.inputs, network.notes)

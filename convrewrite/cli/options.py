@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from convrewrite import values
 from convrewrite.errors import ModelLoadError, UsageError, VerificationError
 from convrewrite.escaping import printable
+from convrewrite.machine import PROBE_SECONDS
 from convrewrite.settings import Settings, flag
 
 if TYPE_CHECKING:
@@ -28,16 +29,9 @@ Rules = Annotated[
 Trust = Annotated[bool, typer.Option("--trust", help="Execute the code in a model file that is not safe to load.")]
 
 
-TIMEOUT = flag(
-    "--timeout", kind=float, check=values.seconds, help="Seconds an ONNX file may take to open, and to run once."
-)
-"""The option of all commands that open one."""
-
-
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where the code of a model comes from, and its inputs; ``mean``, ``std`` and ``resize`` are as in ``read_calibration``, and
-    ``timeout`` is in seconds."""
+    """Where the code of a model comes from, and its inputs; ``mean``, ``std`` and ``resize`` are as in ``read_calibration``."""
 
     input: list[str] | None = field(
         default=None,
@@ -81,7 +75,6 @@ class Sources:
             help="Resize images of a folder to HxW before they are cropped.",
         ),
     )
-    timeout: float = field(default=30.0, metadata=TIMEOUT)
 
 
 SETTING = {setting.name: setting for setting in fields(Settings)}
@@ -113,7 +106,7 @@ class Comparing:
         default=25, metadata=flag("--rounds", kind=int, check=values.rounds, help="Interleaved rounds.")
     )
     seed: int = field(default=0, metadata=SETTING["seed"].metadata)
-    timeout: float = field(default=30.0, metadata=TIMEOUT)
+    timeout: float = field(default=PROBE_SECONDS, metadata=SETTING["timeout"].metadata)
 
 
 class Commands(TyperGroup):
@@ -159,20 +152,6 @@ def runner_of(source: str, factory: str | None, trust: bool, timeout: float) -> 
     if (path / pipeline.PLAN).is_file() and factory is not None:
         return pipeline.load(path, load(factory, None, trust).model)
     return load(str(path / "model.pt") if path.is_dir() else source, factory, trust).model
-
-
-def comparable_runners(first: Any, second: Any, inputs: "Inputs") -> tuple[Any, Any, str | None]:
-    """Two models as they can be compared, and what is said of that: of two ONNX files that choose detections, what they choose
-    from."""
-    from convrewrite.onnx_files import OnnxModel
-    from convrewrite.onnx_graph import comparable
-
-    if not (isinstance(first, OnnxModel) and isinstance(second, OnnxModel)):
-        return first, second, None
-    for runner in (first, second):
-        runner(*inputs)  # in a process of its own first, as it may not end
-    found = comparable((Path(first.where), Path(second.where)), inputs)
-    return (first, second, None) if found is None else found
 
 
 def calibration_of(sources: Sources, model: Any, inputs: "Inputs", seed: int, memory: int) -> object:

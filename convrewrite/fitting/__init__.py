@@ -13,7 +13,6 @@ from convrewrite.fitting.moments import (
 )
 from convrewrite.fitting.stages import (
     LARGE,
-    MIN_ITERATIONS,
     Roots,
     effort_within,
     fit,
@@ -27,7 +26,6 @@ from convrewrite.fitting.trust import doubtable
 __all__ = [
     "ENOUGH_POSITIONS",
     "LARGE",
-    "MIN_ITERATIONS",
     "Accumulator",
     "Block",
     "Evidence",

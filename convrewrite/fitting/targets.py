@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from convrewrite.errors import CalibrationError
+from convrewrite.errors import FitError
 from convrewrite.escaping import message_of
 from convrewrite.fitting.moments import Moments
 from convrewrite.structures import Stage
@@ -142,12 +142,13 @@ def uncolour(kernel: Tensor, root: Tensor) -> Tensor:
 
 @contextmanager
 def solving(site: str) -> Iterator[None]:
-    """Tell failures of the linear algebra as ours: CalibrationError, naming the site."""
+    """Tell failures of the linear algebra as ours: FitError, naming the site."""
     try:
         yield
     except (ArithmeticError, torch._C._LinAlgError) as error:  # type: ignore[attr-defined]
         reason = message_of(error).splitlines()[0] if message_of(error) else type(error).__name__
-        raise CalibrationError(
-            f"{site}: expected inputs and weights of ordinary size, found numbers that it cannot be fitted to ({reason}); "
-            "normalise the inputs as for training, leave out extreme ones, or fit to the weights alone: --calib weights"
+        raise FitError(
+            site,
+            f"expected inputs and weights of ordinary size, found numbers that it cannot be fitted to ({reason}); normalise the "
+            "inputs as for training, leave out extreme ones, or fit to the weights alone: --calib weights",
         ) from error

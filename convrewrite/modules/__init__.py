@@ -1,7 +1,7 @@
 """A module as an object: run it, copy it, find everything that holds a part of it, put its state back. Knows no convolution."""
 
 from convrewrite.modules.copying import copy_as_it_is, copy_model, private_copy
-from convrewrite.modules.counting import address, calls_counted, tally
+from convrewrite.modules.counting import calls_counted, tally
 from convrewrite.modules.holders import replace_modules
 from convrewrite.modules.hooks import hooked
 from convrewrite.modules.operator import Operator, Shared
@@ -15,7 +15,6 @@ __all__ = [
     "Operator",
     "Shared",
     "Snapshot",
-    "address",
     "alike",
     "calls_counted",
     "copy_as_it_is",

@@ -24,6 +24,10 @@ class Tally:
     macs: int
     storages: frozenset[int]
 
+    def read(self, tensor: Tensor) -> bool:
+        """Whether a tensor's memory is among that."""
+        return address(tensor) in self.storages
+
 
 def tally(model: nn.Module, inputs: Inputs) -> Tally:
     """Run the model once and count. Raises TraceError when it does not run on ``inputs``.

@@ -3,14 +3,12 @@
 from convrewrite.onnx_files.contents import tensors
 from convrewrite.onnx_files.model import ELEMENT_TYPES, OnnxModel, Runner, outputs_of
 from convrewrite.onnx_files.placing import file_of_weights, is_weights_of, new_name_of_weights, place, size_of
-from convrewrite.onnx_files.probing import SECONDS as PROBE_SECONDS
 from convrewrite.onnx_files.probing import require_well_behaved
 from convrewrite.onnx_files.provenance import Provenance, digest_of
 from convrewrite.onnx_files.sessions import open_session
 
 __all__ = [
     "ELEMENT_TYPES",
-    "PROBE_SECONDS",
     "OnnxModel",
     "Provenance",
     "Runner",

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from convrewrite.errors import ConvRewriteError, ModelLoadError, UsageError, VerificationError
 from convrewrite.inputs import Inputs
+from convrewrite.machine import PROBE_SECONDS
 from convrewrite.modules import left_out, named_outputs
 from convrewrite.onnx_files.contents import require_self_contained
-from convrewrite.onnx_files.probing import SECONDS, require_well_behaved
+from convrewrite.onnx_files.probing import require_well_behaved
 from convrewrite.onnx_files.sessions import open_session
 
 Runner = Callable[..., object]
@@ -49,7 +50,7 @@ class OnnxModel:
             require_self_contained(source)
         self.where = str(source) if isinstance(source, Path) else "ONNX model"
         self._untried = source if isinstance(source, Path) and probe is not None else None
-        self._probe = probe or SECONDS
+        self._probe = probe or PROBE_SECONDS
         self._misfit: type[ConvRewriteError] = VerificationError if probe is None else UsageError
         if self._untried is not None:
             require_well_behaved(self._untried, self._probe)

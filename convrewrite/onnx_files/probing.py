@@ -21,9 +21,6 @@ from torch import Tensor
 from convrewrite.errors import ModelLoadError
 from convrewrite.machine import memory_bytes
 
-SECONDS = 30.0
-"""Seconds that a file may take to be opened, and again to run once, unless the caller says otherwise."""
-
 SESSIONS = Path(__file__).with_name("sessions.py")
 """Module that is run as a file of its own: the face of this wing would import torch."""
 
@@ -65,7 +62,8 @@ def require_well_behaved(
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise ModelLoadError(
-            f"{expected}, found that it does not end in that time; raise --timeout if it is only slow"
+            f"{expected}, found that it does not end in that time; give it more if it is only slow (--timeout 300, in Python "
+            "timeout=300)"
         ) from error
     if ran.returncode != 0:
         raise ModelLoadError(f"{expected}, found that {_ending(ran.returncode)}; export it again")

@@ -4,7 +4,7 @@ from convrewrite.onnx_graph.comparing import comparable
 from convrewrite.onnx_graph.examples import example_of_graph, noise_for
 from convrewrite.onnx_graph.network import Network, hidden_cost, kept_sites, read_network, refused_sites
 from convrewrite.onnx_graph.opening import Opened, open_onnx
-from convrewrite.onnx_graph.translating import batch_of, is_graph
+from convrewrite.onnx_graph.translating import batch_of, graph_inputs, is_graph
 from convrewrite.onnx_graph.writing import exporter_of
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "comparable",
     "example_of_graph",
     "exporter_of",
+    "graph_inputs",
     "hidden_cost",
     "is_graph",
     "kept_sites",

@@ -12,7 +12,7 @@ from convrewrite.conv import Cost, classify
 from convrewrite.errors import ModelLoadError
 from convrewrite.graph import Site
 from convrewrite.inputs import ExampleInput, Inputs
-from convrewrite.onnx_files import PROBE_SECONDS
+from convrewrite.machine import PROBE_SECONDS
 from convrewrite.onnx_graph.examples import example_of_graph
 from convrewrite.onnx_graph.kept import Kept, kept_convolutions
 from convrewrite.onnx_graph.opening import Opened, open_onnx
@@ -64,16 +64,31 @@ def kept_sites(model: nn.Module) -> tuple[Site, ...]:
 
 
 def hidden_cost(model: nn.Module) -> Cost:
-    """What a graph costs beyond the module made of it: weights that regions and operators hold, MACs of what is kept in them."""
+    """What a graph costs beyond the module made of it: weights that regions and operators hold, MACs of what is kept in them.
+
+    Weights that layers share are in the file once, and in the module once for each, which may be rewritten alone.
+    """
     translation = translation_of(model)
     if translation is None:
         return Cost()
     graph = translation.opened.file.model.graph
     stored = sum(_numbers(one) for one in graph.initializer if one.data_type in FLOATS)
-    own = sum(parameter.numel() for parameter in model.parameters())
+    own = sum(parameter.numel() for parameter in model.parameters()) - _repeated(translation, model)
     buffers = sum(buffer.numel() for buffer in model.buffers() if buffer.is_floating_point())
     macs = sum(site.cost.macs for site in kept_sites(model))
     return Cost(max(0, stored - own - buffers), macs)
+
+
+def _repeated(translation: Translation, model: nn.Module) -> int:
+    """Numbers of the module's weights and biases that are those of another layer in the graph."""
+    nodes = translation.opened.file.model.graph.node
+    sizes: dict[str, list[int]] = {}
+    for name, index in translation.nodes.items():
+        layer = model.get_submodule(name)
+        for kind, source in zip(("weight", "bias"), nodes[index].input[1:3], strict=False):
+            if source and isinstance(held := getattr(layer, kind, None), nn.Parameter):
+                sizes.setdefault(source, []).append(held.numel())
+    return sum(sum(found[1:]) for found in sizes.values())
 
 
 def refused_sites(model: nn.Module) -> Mapping[str, str]:

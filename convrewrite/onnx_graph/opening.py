@@ -7,7 +7,8 @@ import onnx
 
 from convrewrite.errors import ModelLoadError, VerificationError
 from convrewrite.folders import Scratch, temporary
-from convrewrite.onnx_files import PROBE_SECONDS, OnnxModel
+from convrewrite.machine import PROBE_SECONDS
+from convrewrite.onnx_files import OnnxModel
 from convrewrite.onnx_graph.file import OnnxFile
 from convrewrite.onnx_graph.walks import graphs_of, with_inner
 

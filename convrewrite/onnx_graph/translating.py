@@ -95,6 +95,12 @@ def batch_of(model: object) -> int | None:
     return None if translation is None else translation.module_batch
 
 
+def graph_inputs(model: object) -> tuple[str, ...]:
+    """The names of all inputs of the graph that a module was made of, those that it does not take too; none for other models."""
+    translation = translation_of(model)
+    return () if translation is None else tuple(translation.opened.session.input_names)
+
+
 def translate(opened: Opened, inputs: Inputs) -> fx.GraphModule:
     """The graph as a module that takes tensors in the order of its inputs and gives its outputs by their names.
 

@@ -1,6 +1,7 @@
 """The way through, from a model to a result in a folder."""
 
 from convrewrite.pipeline.api import RewriteConvolutions, analyze, apply, optimize, plan
+from convrewrite.pipeline.comparing import verify
 from convrewrite.pipeline.relations import relation_of, require_fidelity
 from convrewrite.pipeline.results import ONNX, PLAN, Result, check_file, check_writable, load, read_plan, save_plan
 
@@ -20,4 +21,5 @@ __all__ = [
     "relation_of",
     "require_fidelity",
     "save_plan",
+    "verify",
 ]

@@ -9,6 +9,7 @@ from torch import fx
 from convrewrite.errors import UsageError
 from convrewrite.graph import find
 from convrewrite.inputs import ExampleInput
+from convrewrite.machine import PROBE_SECONDS
 from convrewrite.modules import private_copy, surroundings_preserved
 from convrewrite.onnx_graph import kept_sites, refused_sites
 from convrewrite.pipeline.keywords import (
@@ -66,7 +67,7 @@ def optimize(
     """
     settings, extras = asked(settings, {"budget": budget, "seed": seed}, keywords, OptimizeKeywords)
     chosen = resolve(rules)
-    network = network_of(model, example_input)
+    network = network_of(model, example_input, settings.timeout)
     model, inputs = network.model, network.inputs
     with at_work(settings.seed), surroundings_preserved(model):
         watch = Stopwatch()
@@ -92,7 +93,7 @@ def plan(
     ``measure=False`` leaves out the times of options."""
     settings, extras = asked(settings, {"budget": budget, "seed": seed}, keywords, PlanKeywords)
     chosen = resolve(rules)
-    network = network_of(model, example_input)
+    network = network_of(model, example_input, settings.timeout)
     model, inputs = network.model, network.inputs
     with at_work(settings.seed), surroundings_preserved(model):
         prepared = prepare(private_copy(model, inputs), inputs, chosen, extras.structures, model)
@@ -119,7 +120,7 @@ def apply(
     """
     given, extras = asked(settings, {}, keywords, ApplyKeywords)
     settings = replace(given, budget=None, keep=None, seed=plan.seed, fast=False)
-    network = network_of(model, example_input)
+    network = network_of(model, example_input, settings.timeout)
     model, inputs = network.model, network.inputs
     constraints = replace(plan.asked(), outputs=settings.constraints.outputs)
     plan.require_model(model, weights=True)
@@ -137,14 +138,16 @@ def analyze(
     example_input: ExampleInput | None = None,
     rules: Sequence[RuleSource] | None = None,
     structures: Sequence[Structure] = (),
+    *,
+    timeout: float = PROBE_SECONDS,
 ) -> tuple[AnalysisRow, ...]:
     """Every site with its kind, geometry, cost and share of the MACs, and which rules take it or why not.
 
-    ``rules`` None: all built-in ones.
+    ``rules`` None: all built-in ones. ``timeout`` is as in :class:`convrewrite.Settings`.
     """
     from convrewrite.rules import builtin_rules
 
-    network = network_of(model, example_input)
+    network = network_of(model, example_input, timeout)
     model, inputs = network.model, network.inputs
     known = discover() | {structure.name: structure for structure in structures}
     chosen = resolve(list(builtin_rules()) if rules is None else rules)

@@ -26,13 +26,13 @@ class Given:
     notes: Sequence[str] = ()
 
 
-def network_of(source: ModelSource, example: ExampleInput | None) -> Given:
-    """A model with its inputs bound. Raises UsageError for anything else than a model, and for a module without an example;
-    ModelLoadError for a file that cannot be read."""
+def network_of(source: ModelSource, example: ExampleInput | None, timeout: float) -> Given:
+    """A model with its inputs bound; an ONNX file has ``timeout`` seconds to open, and again to run once. Raises UsageError for
+    anything else than a model, and for a module without an example; ModelLoadError for a file that cannot be read."""
     if isinstance(source, nn.Module):
         return Given(source, bound_inputs(source, _needed(example)), type(source).__name__)
     if type(source).__name__ == "ModelProto" or (isinstance(source, str | Path) and _is_onnx(source)):
-        network = read_network(source, example)
+        network = read_network(source, example, seconds=timeout)
         require_common_batch(network.inputs)
         name = source.graph.name if not isinstance(source, str | Path) else str(source)
         return Given(network.module, network.inputs, name, network.notes)

@@ -13,7 +13,7 @@ from convrewrite.graph import Traced
 from convrewrite.meanings import NOTHING, Meaning, require_outputs
 from convrewrite.modules import preserved
 from convrewrite.onnx_files import Provenance
-from convrewrite.onnx_graph import batch_of, exporter_of
+from convrewrite.onnx_graph import batch_of, exporter_of, graph_inputs
 from convrewrite.pipeline.results import Result
 from convrewrite.planning import (
     Allocation,
@@ -77,7 +77,7 @@ class Run:
         with watch.timed("calibrate"):
             data = calibrate(
                 model, inputs, calibration, seed=settings.seed, memory=settings.memory, progress=progress,
-                batch=batch_of(prepared.original),
+                batch=batch_of(prepared.original), graph_inputs=graph_inputs(prepared.original),
             )  # fmt: skip
             fit, held_out = channels_last(model, data.fit), channels_last(model, data.held_out)
             data = replace(data, fit=fit, held_out=held_out)

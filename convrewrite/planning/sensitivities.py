@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.calibration import Calibration
-from convrewrite.fitting import ENOUGH_POSITIONS, LARGE, MIN_ITERATIONS, Fit
+from convrewrite.errors import FitError
+from convrewrite.fitting import ENOUGH_POSITIONS, LARGE, Fit
 from convrewrite.graph import Site
 from convrewrite.inputs import Inputs
 from convrewrite.meanings import Meaning, effect_of, tell
@@ -116,14 +117,17 @@ def survey(work: Work, *, effort: Effort, latency_table: LatencyTable | None) ->
                 continue
             done = sum(1 for entry in found if entry.site in active)
             work.progress("survey", done, len(active), space.site.name)
-            site_fit = SiteFit.of(walk, space.site, chosen, work.weights, settings.seed, work.watch)
-            if not site_fit.reached:
-                found.append(Surveyed(space.site, (), reason=UNREACHED))
-                continue
-            site_survey = _SiteSurvey(
-                space.site, site_fit, prepared.structures, evaluator, effort, latency_table, gains, work.watch
-            )
-            found.append(site_survey.survey(space.rank_ranges))
+            try:
+                site_fit = SiteFit.of(walk, space.site, chosen, work.weights, settings.seed, work.watch)
+                if not site_fit.reached:
+                    found.append(Surveyed(space.site, (), reason=UNREACHED))
+                    continue
+                site_survey = _SiteSurvey(
+                    space.site, site_fit, prepared.structures, evaluator, effort, latency_table, gains, work.watch
+                )
+                found.append(site_survey.survey(space.rank_ranges))
+            except FitError as error:
+                found.append(Surveyed(space.site, (), reason=error.reason))
             work.progress("survey", done + 1, len(active), f"{space.site.name}: {len(found[-1].options)} options")
     finally:
         walk.close()
@@ -345,8 +349,8 @@ class _SiteSurvey:
 
     @property
     def _cheap(self) -> bool:
-        """Whether a fit of a large site takes little beside gathering its inputs."""
-        return self.site_fit.effort(self.effort.large_iterations) > MIN_ITERATIONS
+        """Whether a fit of a large site takes little beside gathering its inputs: more than the least effort is worth it."""
+        return self.site_fit.effort(self.effort.large_iterations) > self.site_fit.effort(0)
 
     def _at_least_two(self, count: int) -> int:
         """Of ranks and variants of large sites, where fits are cheap: from one alone nothing is known about the others."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from convrewrite.errors import PlanError
+from convrewrite.errors import FitError, PlanError
 from convrewrite.meanings import effect_of
 from convrewrite.modules import named_outputs, run
 from convrewrite.planning.allocation import Allocation, FittedPlan, allocate
@@ -91,7 +91,10 @@ def _nearby(
     work: Work, walk: Propagation, evaluator: Evaluator, entry: Surveyed, chosen: Scored, resources: Sequence[str]
 ) -> Surveyed:
     """The chosen option and its neighbours, all fitted alike, so that their effects can be compared."""
-    site_fit = SiteFit.of(walk, entry.site, work.data, work.weights, work.settings.seed, work.watch)
+    try:
+        site_fit = SiteFit.of(walk, entry.site, work.data, work.weights, work.settings.seed, work.watch)
+    except FitError:  # nothing else can be tried there; the rewriting that follows says whether the option can be
+        return replace(entry, options=(chosen,), must_change=True)
     options = [chosen, *(_neighbours(entry, chosen, resources) if site_fit.reached else ())]
     effects = []
     for scored in options:

@@ -2,9 +2,8 @@
 
 from tabulate import tabulate
 
-from convrewrite.meanings import OutputFidelity
 from convrewrite.reporting import figures
-from convrewrite.runtime import OutputParity, Verification
+from convrewrite.runtime import Verification
 
 HEADERS = (
     "output", "taken for", "max. diff.", "max. / max.", "tolerance", "the same", "rel. error", "top-1 agreement", "KL",
@@ -15,7 +14,7 @@ OPTIONAL = ("cosine", "equal entries")
 
 def render_verification(outcome: Verification, examples: int, source: str) -> str:
     """Every output that was compared, what it was taken for and why, and on what."""
-    rows = [_row(p, f) for p, f in zip(outcome.parity.outputs, outcome.fidelity.outputs, strict=True)]
+    rows = [_row(outcome, index) for index in range(len(outcome.parity.outputs))]
     shown = [i for i, header in enumerate(HEADERS) if header not in OPTIONAL or any(row[i] for row in rows)]
     table = tabulate([[row[i] for i in shown] for row in rows], [HEADERS[i] for i in shown], disable_numparse=True)
     taken = [figures.taken(name, m.kind, m.reason, m.weight) for name, m in outcome.fidelity.meanings.items()]
@@ -25,7 +24,9 @@ def render_verification(outcome: Verification, examples: int, source: str) -> st
     return "\n".join(lines)
 
 
-def _row(parity: OutputParity, fidelity: OutputFidelity) -> tuple[str, ...]:
+def _row(outcome: Verification, index: int) -> tuple[str, ...]:
+    """One output's cells."""
+    parity, fidelity = outcome.parity.outputs[index], outcome.fidelity.outputs[index]
     return (
         parity.name,
         fidelity.kind,

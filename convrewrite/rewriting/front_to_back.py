@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from convrewrite.errors import FitError
 from convrewrite.graph import Site
 from convrewrite.rewriting.propagation import Propagation
 from convrewrite.rewriting.site_fit import UNREACHED, SiteFit, require_memory
@@ -62,7 +63,10 @@ def rewrite(work: Work, shortlists: Sequence[Shortlist]) -> Rewritten:
                 continue
             done = sum(1 for outcome in outcomes if outcome.site in active)
             work.progress("fit", done, len(active), shortlist.site.name)
-            outcomes.append(_rewrite_site(walk, shortlist, work))
+            try:
+                outcomes.append(_rewrite_site(walk, shortlist, work))
+            except FitError as error:
+                outcomes.append(Outcome(shortlist.site, None, reason=error.reason))
             work.progress("fit", done + 1, len(active), _summary(outcomes[-1]))
     finally:
         walk.close()

@@ -14,7 +14,7 @@ from convrewrite.errors import TraceError
 from convrewrite.graph import Lifted, Site, apply_lifts, lift_notes, needed_lifts
 from convrewrite.inputs import Inputs
 from convrewrite.layers import DynamicChain, DynamicConv2d, SumOfBranches, stack
-from convrewrite.modules import address, calls_counted, copy_model, preserved, replace_modules, run, tally
+from convrewrite.modules import calls_counted, copy_model, preserved, replace_modules, run, tally
 from convrewrite.process import same_random_numbers
 from convrewrite.structures import Option, Stage, branch_kernels, branch_specs
 
@@ -132,7 +132,7 @@ def counted_as_replaced(original: nn.Module, settled: Lifted, sites: Sequence[Si
     missed = [
         site.name
         for site, weight in zip(sites, settled.gone, strict=True)
-        if calls[site.name] != wanted[site.name] or address(weight) in seen.storages
+        if calls[site.name] != wanted[site.name] or seen.read(weight)
     ]
     if missed:
         raise TraceError(

@@ -6,7 +6,7 @@ from convrewrite.runtime.latency import Comparison, compare_onnx, compare_torch
 from convrewrite.runtime.measurement import Measured, measure_everything, measure_outputs
 from convrewrite.runtime.onnx_export import Exported, export
 from convrewrite.runtime.option_graphs import OptionGraph
-from convrewrite.runtime.parity import OutputParity, Parity, check_parity, require_parity
+from convrewrite.runtime.parity import Parity, require_parity
 from convrewrite.runtime.timing import THIS_MACHINE, Baseline, Timer, Unmeasured
 
 __all__ = [
@@ -17,13 +17,11 @@ __all__ = [
     "Exporter",
     "Measured",
     "OptionGraph",
-    "OutputParity",
     "Parity",
     "Timer",
     "TorchExporter",
     "Unmeasured",
     "Verification",
-    "check_parity",
     "compare_onnx",
     "compare_torch",
     "export",

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -19,7 +18,7 @@ from convrewrite.meanings import (
     read,
 )
 from convrewrite.modules import eval_mode, preserved
-from convrewrite.onnx_files import PROBE_SECONDS, OnnxModel, Provenance, Runner, outputs_of
+from convrewrite.onnx_files import OnnxModel, Provenance, Runner, outputs_of
 from convrewrite.process import ordinary_mode
 from convrewrite.runtime.parity import Parity, output_parity
 
@@ -52,21 +51,23 @@ def measure_fidelity(
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """Two models side by side on the same inputs: are they the same up to rounding, and how near are they?"""
+    """Two models side by side on the same inputs: are they the same up to rounding, and how near are they? ``notes`` say what
+    was compared, and what the two are to each other."""
 
     parity: Parity
     fidelity: Fidelity
+    notes: tuple[str, ...] = ()
 
 
 def verify(
-    a: Runner | str | Path,
-    b: Runner | str | Path,
+    a: Runner,
+    b: Runner,
     inputs: ExampleInput,
     *,
     outputs: WantedOutputs | None = None,
     representative: bool = True,
 ) -> Verification:
-    """Compare any two models, each a module or the path of an ONNX file; ``a`` counts as the original.
+    """Compare any two models, each a module or an opened ONNX file; ``a`` counts as the original.
 
     ``inputs`` are a tensor or a tuple of positional inputs; keyword inputs are bound by the forward of a module among the two.
     ``outputs``: what outputs mean, as in :func:`convrewrite.optimize`, where it is not as they look on the inputs; whose looks
@@ -75,16 +76,15 @@ def verify(
     Nothing is required: :func:`require_parity` raises where the two must be the same. Raises VerificationError if the
     outputs differ in names, number or shapes, UsageError for outputs that cannot be what they are said to be.
     """
-    runner_a, runner_b = (OnnxModel(Path(x), probe=PROBE_SECONDS) if isinstance(x, str | Path) else x for x in (a, b))
-    batch = bind_inputs(next((x for x in (runner_a, runner_b) if isinstance(x, nn.Module)), nn.Identity()), inputs)
-    with ordinary_mode(), preserved(runner_a, runner_b), eval_mode(runner_a, runner_b):
-        (expected, skipped), (found, _) = outputs_of(runner_a, batch), outputs_of(runner_b, batch)
-        origins = _origins(runner_a, batch) or _origins(runner_b, batch)
+    batch = bind_inputs(next((x for x in (a, b) if isinstance(x, nn.Module)), nn.Identity()), inputs)
+    with ordinary_mode(), preserved(a, b), eval_mode(a, b):
+        (expected, skipped), (found, _) = outputs_of(a, batch), outputs_of(b, batch)
+        origins = _origins(a, batch) or _origins(b, batch)
     if len(expected) == len(found):  # another exporter may have given the outputs other names
         found = dict(zip(expected, found.values(), strict=True))
         origins = origins if origins.keys() <= expected.keys() else {}
     meanings = read(
-        expected, asked_meanings(outputs), known=_written(runner_a, expected) | _written(runner_b, expected), origins=origins,
+        expected, asked_meanings(outputs), known=_written(a, expected) | _written(b, expected), origins=origins,
         input_sizes={tuple(tensor.shape[1:]) for tensor in batch}, representative=representative,
     )  # fmt: skip
     comparison = RunningFidelity(meanings, "the second model")

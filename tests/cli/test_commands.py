@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from clocks import lie
+from clocks import FalseTimer, in_place_of_this_machine
 from commands import INPUT, Ran, call, images, listing, small_network
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
@@ -21,7 +21,6 @@ from convrewrite.planning import choice
 from convrewrite.reporting.report import Report
 from convrewrite.rules.files import builtin_rules, load_rule_file
 from convrewrite.runtime import measurement
-from convrewrite.runtime.timing import RuntimeTimer
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +47,7 @@ def out(place: Path, optimized: Ran) -> Path:
 @pytest.fixture
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the measuring of latency, which takes seconds."""
-    monkeypatch.setattr(RuntimeTimer, "compare_onnx", lambda *_args, **_options: None)
-    monkeypatch.setattr(RuntimeTimer, "compare_torch", lambda *_args, **_options: None)
-    lie(monkeypatch)
+    in_place_of_this_machine(monkeypatch, FalseTimer())
 
 
 def test_optimize_writes_every_file_and_prints_the_report(place: Path, optimized: Ran, out: Path) -> None:

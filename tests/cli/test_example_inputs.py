@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clocks import FalseTimer, in_place_of_this_machine
 from commands import Ran, call
 from model_files import forget_modules_below
 
 from convrewrite.reporting.report import Report
-from convrewrite.runtime.timing import RuntimeTimer
 
 MODEL = """
 import torch
@@ -76,8 +76,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RuntimeTimer, "compare_onnx", lambda *_args, **_options: None)
-    monkeypatch.setattr(RuntimeTimer, "compare_torch", lambda *_args, **_options: None)
+    in_place_of_this_machine(monkeypatch, FalseTimer())
 
 
 def optimized(folder: Path, name: str, *arguments: object) -> tuple[Ran, Report]:

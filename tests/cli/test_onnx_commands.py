@@ -7,14 +7,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from clocks import compared, lie
+from clocks import FalseTimer, in_place_of_this_machine
 from commands import Ran, call, images, listing, small_network
 from onnx_texts import CLASSIFIER, CLASSIFIER_SHAPES, classifier, graph, noise
 from PIL import Image
 
 from convrewrite.pipeline.results import FILES
 from convrewrite.reporting.report import Report
-from convrewrite.runtime.timing import RuntimeTimer
 
 SAVED = set(FILES) - {"model.pt", "weights.safetensors"}
 
@@ -33,9 +32,7 @@ LAST = CLASSIFIER.replace("float[N, 3, 16, 16] image)", "float[N, 20, 16, 3] ima
 
 @pytest.fixture(autouse=True)
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RuntimeTimer, "compare_onnx", lambda *_args, **_options: compared(0.5)())
-    monkeypatch.setattr(RuntimeTimer, "time_onnx", lambda *_args, **_options: 1e-9 * 995648)
-    lie(monkeypatch)
+    in_place_of_this_machine(monkeypatch, FalseTimer(0.5, file_seconds=1e-9 * 995648))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +54,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def planned(place: Path) -> Ran:
     with pytest.MonkeyPatch.context() as patch:
-        lie(patch)
+        in_place_of_this_machine(patch, FalseTimer())
         return call("plan", place / "net.onnx", "-o", place / "plan.json", *PLANNED, "--calib", place / "images.npy")
 
 
@@ -66,7 +63,7 @@ def out(place: Path, planned: Ran) -> Path:
     """What ``apply`` leaves."""
     assert planned.code == 0, planned.err
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RuntimeTimer, "compare_onnx", lambda *_args, **_options: compared(0.5)())
+        in_place_of_this_machine(patch, FalseTimer(0.5))
         ran = call(
             "apply", place / "net.onnx", place / "plan.json", "-o", place / "out", "--calib", place / "images.npy"
         )
@@ -134,8 +131,7 @@ def test_verify_knows_the_file_a_result_was_made_from(place: Path, out: Path, tm
     assert call("verify", tmp_path / "other.onnx", out, "--expect", "fidelity").code == 0
 
 
-def test_bench_times_the_files(place: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
+def test_bench_times_the_files(place: Path, out: Path) -> None:
     ran = call("bench", place / "net.onnx", out, "--rounds", 3)
     assert ran.code == 0, ran.err
     assert "onnxruntime" in ran.out.split()

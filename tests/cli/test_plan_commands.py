@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clocks import compared, lie
+from clocks import FalseTimer, compared, in_place_of_this_machine
 from commands import INPUT, Ran, call, images, listing, small_network
 from torch import nn
 
@@ -21,7 +21,6 @@ from convrewrite.reporting.report import Report
 from convrewrite.runtime import exporting, measurement
 from convrewrite.runtime.measurement import Measured
 from convrewrite.runtime.onnx_export import Exported
-from convrewrite.runtime.timing import RuntimeTimer
 
 RULE = ("--rule", "separable")
 
@@ -46,16 +45,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every clock lies: options take what their MACs say, and the result half of the original's time."""
-    lie(monkeypatch)
-    monkeypatch.setattr(RuntimeTimer, "compare_onnx", compared(0.5))
-    monkeypatch.setattr(RuntimeTimer, "compare_torch", compared(1.0, "torch"))
+    in_place_of_this_machine(monkeypatch, FalseTimer(0.5))
 
 
 @pytest.fixture(scope="module")
 def planned(place: Path) -> Ran:
     """Made once, before any test's own clock lies: this one lies too, or a busy machine would choose other lowerings."""
     with pytest.MonkeyPatch.context() as patch:
-        lie(patch)
+        in_place_of_this_machine(patch, FalseTimer())
         return call(
             "plan", place / "net.pt", "-o", place / "plan.json", *RULE, "--calib", place / "images.npy",
             "--budget", "macs=0.6", "--fast", "--seed", 3,
@@ -234,7 +231,7 @@ def optimized(place: Path, out: Path, *options: object) -> Ran:
 def test_a_result_that_measures_slower_is_written_and_is_no_success(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(RuntimeTimer, "compare_onnx", compared(1.3))
+    in_place_of_this_machine(monkeypatch, FalseTimer(1.3))
     ran = optimized(place, tmp_path / "out")
     assert ran.code == 1
     assert "the rewritten model is slower than the original: 1.30 of its time in onnxruntime; use" in ran.message

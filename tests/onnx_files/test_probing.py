@@ -1,6 +1,6 @@
 """ONNX files from elsewhere: loops without end, memory without measure, crashes; one message, and exit code 3."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from commands import call, small_network
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+import convrewrite
 from convrewrite.errors import ModelLoadError, UsageError
 from convrewrite.onnx_files import probing
 from convrewrite.onnx_files.model import OnnxModel
@@ -54,6 +55,14 @@ def test_a_loop_without_end_is_left(tmp_path: Path) -> None:
     ran = call("verify", tmp_path / "net.pt", path, "--input", "1x3x16x16", "--timeout", "2")
     assert ran.code == 3
     assert "--timeout" in ran.message
+    taking: Sequence[Callable[[], object]] = (
+        lambda: convrewrite.verify(path, path, INPUTS, timeout=2),
+        lambda: convrewrite.analyze(path, INPUTS, timeout=2),
+        lambda: convrewrite.optimize(path, INPUTS, timeout=2, measure=False),
+    )
+    for take in taking:
+        with pytest.raises(ModelLoadError, match=r"within 2 s .*, in Python timeout=300\)"):
+            take()
 
 
 def test_a_loop_over_constants_is_left(tmp_path: Path) -> None:

@@ -47,7 +47,6 @@ OPAQUE = {
     "strides of other dimensions": ("MaxPool", 12, [IMAGE], {"kernel_shape": [2, 2], "strides": [2]}, 1),
     "no window": ("MaxPool", 12, [IMAGE], {}, 1),
     "training": ("Dropout", 13, [IMAGE, np.array(0.5, np.float32), np.array(True)], {}, 1),
-    "an old mask": ("Dropout", 10, [IMAGE], {}, 2),
     "no order": ("TopK", 11, [IMAGE, np.array([1])], {"sorted": 0}, 2),
     "text": ("Cast", 13, [IMAGE], {"to": 8}, 1),
     "numbers of four bits": ("Cast", 21, [IMAGE], {"to": 22}, 1),

@@ -103,6 +103,13 @@ def test_weights_that_only_regions_hold_are_counted(tmp_path: Path) -> None:
     assert hidden_cost(module) == Cost(144, 144 * 36)
 
 
+def test_a_kernel_that_layers_share_is_counted_once(tmp_path: Path) -> None:
+    text = "(float[N, 4, 8, 8] x) => (float[N, 4, 2, 2] y) { a = Conv(x, w, c) b = Conv(a, w, c) y = Conv(b, w) }"
+    module = made_of(graph(text, {"w": (4, 4, 3, 3), "c": (4,), "unused": (5,)}), tmp_path)
+    assert sum(parameter.numel() for parameter in module.parameters()) == 3 * 144 + 2 * 4
+    assert hidden_cost(module) == Cost(5, 0)
+
+
 def test_a_convolution_of_a_function_is_told(tmp_path: Path) -> None:
     nodes = [helper.make_node("Conv", ["p", "q"], ["r"])]
     text = "(float[N, 4, 6, 6] x) => (float[N, 4, 2, 2] y) { a = own.Block(x, w) y = Conv(a, w) }"

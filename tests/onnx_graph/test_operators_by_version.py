@@ -82,7 +82,7 @@ def sizes_moved() -> Iterator[Node]:
     yield node("Clip", 12, [ints(1, 5, 9), np.array(2), np.array(6)], (1, 2))
     for opset in (7, 10, 12, 13):
         yield node("Dropout", opset, [real(3, 4)])
-    yield node("Dropout", 12, [real(3, 4)], outputs=2)
+        yield node("Dropout", opset, [real(3, 4)], outputs=2)
     yield node("Dropout", 13, [real(3, 4), np.array(0.4, np.float32), np.array(False)], (1, 2))
 
 

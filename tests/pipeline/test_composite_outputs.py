@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from clocks import FalseTimer
 from commands import call
 from torch import Tensor, nn
 
@@ -21,7 +22,6 @@ from convrewrite.reporting.markdown import render_markdown
 from convrewrite.reporting.text import render_text
 from convrewrite.runtime.onnx_export import export
 from convrewrite.runtime.parity import check_parity
-from convrewrite.runtime.timing import RuntimeTimer
 
 Pair = namedtuple("Pair", "mask rest")
 
@@ -120,10 +120,7 @@ def test_a_model_that_keeps_what_it_gave_can_still_be_copied() -> None:
 
 @pytest.fixture(scope="module")
 def result() -> Result:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RuntimeTimer, "compare_onnx", lambda *_args, **_options: None)
-        patch.setattr(RuntimeTimer, "compare_torch", lambda *_args, **_options: None)
-        return optimize(Net(everything), images(1), calibration=images(24))
+    return optimize(Net(everything), images(1), calibration=images(24), timer=FalseTimer())
 
 
 def test_fidelity_and_parity_of_every_output(result: Result) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clocks import FalseTimer
 from commands import INPUT, call, images, small_network
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,7 +37,7 @@ from convrewrite.runtime.comparison import measure_fidelity
 from convrewrite.runtime.measurement import Measured, measure_everything
 from convrewrite.runtime.onnx_export import Exported
 from convrewrite.runtime.parity import Parity
-from convrewrite.runtime.timing import THIS_MACHINE, Baseline, RuntimeTimer
+from convrewrite.runtime.timing import Baseline
 from convrewrite.settings import Constraints, Keep
 
 RULE = "separable"
@@ -240,12 +241,10 @@ def test_parity_runs_on_the_first_of_the_inputs_of_fidelity(monkeypatch: pytest.
     monkeypatch.setattr(measurement, "check_parity", parity)
     monkeypatch.setattr(exporting, "export", exported)
     monkeypatch.setattr(exporting, "OnnxModel", lambda path: path)
-    for name in ("compare_onnx", "compare_torch"):
-        monkeypatch.setattr(RuntimeTimer, name, lambda *_args, **_options: None)
     model, path = small_network(), tmp_path / "a.onnx"
     path.touch()
     evaluation = evaluation_inputs((images(1),), Calibration((), (), "weights only", "none")).told(model, {})
-    baseline = Baseline(Exported(path, True), (images(1),), tmp_path, THIS_MACHINE, 1, exporting.TorchExporter())
+    baseline = Baseline(Exported(path, True), (images(1),), tmp_path, FalseTimer(), 1, exporting.TorchExporter())
     measure_everything(model, model, (images(1),), evaluation, baseline, {"a": "b"}, lambda *_: None)
     ((inputs, ignored),) = checked
     assert torch.equal(inputs[0], evaluation.batches[0][0][:8])

@@ -1,20 +1,16 @@
 import inspect
-from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 import pytest
-from clocks import compared
+from clocks import FalseTimer
 from commands import images, small_network
 from torch import fx
 
 import convrewrite
 from convrewrite import RewriteConvolutions, Settings, apply, optimize, plan
-from convrewrite.conv import ConvSpec
 from convrewrite.errors import UsageError
 from convrewrite.pipeline.keywords import Extras, RunKeywords
-from convrewrite.runtime.option_graphs import OptionGraph
-from convrewrite.runtime.timing import RuntimeTimer
 
 EXAMPLE = images(1)
 ASKED: dict[str, Any] = {
@@ -47,20 +43,9 @@ def test_the_plan_says_what_is_chosen_and_with_which_seed() -> None:
     assert (report.seed, report.asked.budget, report.threads) == (5, {"macs": 0.6}, 2)
 
 
-class Clock(RuntimeTimer):
-    """Every option takes half of what the convolution does, and every plan half of what the model does."""
-
-    compare_onnx = staticmethod(compared(0.5))
-    time_onnx = staticmethod(lambda *_: 1.0)
-
-    def time_options(
-        self, _original: ConvSpec, options: Sequence[OptionGraph], *_rest: Any
-    ) -> tuple[float, list[float]]:
-        return 1.0, [0.5] * len(options)
-
-
 def test_a_timer_is_handed_in() -> None:
-    made = plan(small_network(), EXAMPLE, ["separable"], images(), {"latency": 0.9}, fast=True, timer=Clock())
+    timer = FalseTimer(0.5, lambda graph, _size: 1.0 if len(graph[0]) == 1 else 0.5)
+    made = plan(small_network(), EXAMPLE, ["separable"], images(), {"latency": 0.9}, fast=True, timer=timer)
     seconds = {option.seconds for site in made.sites for option in site.considered}
     assert seconds == {0.5}
 

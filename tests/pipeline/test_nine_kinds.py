@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from clocks import FalseTimer, in_place_of_this_machine
 from commands import call
 from model_files import forget_modules_below
 from networks import relative
@@ -18,12 +19,12 @@ import convrewrite
 from convrewrite.loading.user_code import import_object
 from convrewrite.reporting.report import Report, SiteRow
 from convrewrite.runtime.parity import tolerance_for
-from convrewrite.runtime.timing import RuntimeTimer
 
 pytestmark = pytest.mark.slow
 
 MODELS = """
 import torch
+from clocks import FalseTimer, in_place_of_this_machine
 from torch import nn
 from convrewrite.layers.dynamic import DynamicConv2d
 
@@ -110,8 +111,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def went(place: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> Went:
     """The kind's network from a state dict to a result folder, untimed."""
-    monkeypatch.setattr(RuntimeTimer, "compare_onnx", lambda *_args, **_options: None)
-    monkeypatch.setattr(RuntimeTimer, "compare_torch", lambda *_args, **_options: None)
+    in_place_of_this_machine(monkeypatch, FalseTimer())
     factory, out = f"{place}/nine_kinds_of_user.py:{kind}", place / f"{kind}-out"
     original = import_object(factory)().eval()
     torch.save(original.state_dict(), place / f"{kind}.pt")

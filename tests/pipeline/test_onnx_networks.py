@@ -1,6 +1,7 @@
 """The whole way for ONNX graphs, from a path or from memory: what is rewritten, and that all else stays as it came."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import onnxruntime as ort
 import pytest
 import torch
 from clocks import FalseTimer
-from commands import images, listing, small_network
+from commands import call, images, listing, small_network
 from onnx import helper
 from onnx_texts import CLASSIFIER, CLASSIFIER_SHAPES, classifier, drawn, graph, noise
 
 import convrewrite
 from convrewrite import Settings
-from convrewrite.errors import ModelLoadError, PlanError, UsageError, VerificationError
+from convrewrite.calibration import read_calibration
+from convrewrite.errors import CalibrationError, ModelLoadError, PlanError, UsageError, VerificationError
 from convrewrite.pipeline.results import FILES, Result
 
 SAVED = set(FILES) - {"model.pt", "weights.safetensors"}
@@ -301,7 +303,8 @@ def test_a_detector_is_judged_by_boxes_and_scores_and_still_chooses(tmp_path: Pa
         "stem_weight": (16, 3, 3, 3), "first_weight": (16, 16, 3, 3), "box_weight": (4, 16, 1, 1),
         "score_weight": (2, 16, 1, 1),
     }  # fmt: skip
-    result = convrewrite.optimize(graph(DETECTOR, shapes), calibration=images(), settings=settings())
+    onnx.save(graph(DETECTOR, shapes), str(tmp_path / "given.onnx"))
+    result = convrewrite.optimize(tmp_path / "given.onnx", calibration=images(), settings=settings())
     assert rewritten_sites(result) == ["first"]
     assert {row.name for row in result.report.fidelity} == {"boxes", "scores"}
     assert any("detections are chosen" in note for note in result.report.notes)
@@ -310,6 +313,17 @@ def test_a_detector_is_judged_by_boxes_and_scores_and_still_chooses(tmp_path: Pa
     found = run(tmp_path / "out" / "model.onnx", images(1))
     assert list(found) == ["chosen", "scores"]
     assert found["chosen"].shape[1] == 3
+    paths = tmp_path / "given.onnx", tmp_path / "out" / "model.onnx"
+    compared = convrewrite.verify(*paths, images(1, seed=3))
+    assert {output.name for output in compared.fidelity.outputs} == {"boxes", "scores"}
+    assert 0 < compared.fidelity.worst_error < 1
+    chosen_from, approximates = compared.notes
+    assert "boxes, scores" in chosen_from
+    assert f"made from {paths[0]}" in approximates
+    ran = call("verify", *paths)
+    assert ran.code == 0
+    said = " ".join(ran.out.split())
+    assert all(note in said for note in compared.notes)
 
 
 def test_weights_in_other_files_go_along(tmp_path: Path) -> None:
@@ -340,6 +354,49 @@ def test_half_precision_stays_half_precision(tmp_path: Path) -> None:
     [found] = run(tmp_path / "out" / "model.onnx", images(2).half()).values()
     assert found.dtype == np.float16
     assert np.isfinite(found).all()
+
+
+SHARED = """
+(float[N, 3, 16, 16] image) => (float[N, 32] y) {
+    a = Conv<pads = [1, 1, 1, 1]>(image, stem)
+    b = Relu(a)
+    c = Conv<pads = [1, 1, 1, 1]>(b, kernel)
+    d = Relu(c)
+    e = Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(d, kernel)
+    f = Relu(e)
+    g = GlobalAveragePool(f)
+    y = Flatten(g)
+}
+"""
+
+
+def test_parameters_are_those_of_the_file_where_nodes_shared_a_kernel(tmp_path: Path) -> None:
+    model = graph(SHARED, {"stem": (32, 3, 3, 3), "kernel": (32, 32, 3, 3), "unused": (7,)})
+    result = convrewrite.optimize(model, calibration=images(), settings=settings())
+    assert len(rewritten_sites(result)) == 2
+    after = onnx.load(str(result.save(tmp_path / "out") / "model.onnx"))
+    numbers = sum(int(np.prod(one.dims)) for one in after.graph.initializer if one.data_type == onnx.TensorProto.FLOAT)
+    assert result.report.totals.parameters.after == numbers
+
+
+def test_a_calibration_may_hold_inputs_that_stay_as_in_the_example() -> None:
+    text = CLASSIFIER.replace("] image)", "] image, float[3, 1, 1] shift)").replace("(image,", "(moved,")
+    model = graph(text.replace("{\n", "{\n moved = Add(image, shift)\n", 1), CLASSIFIER_SHAPES)
+    data, shift = read_calibration(images(), (images(1),)), torch.zeros(3, 1, 1)
+    both = replace(
+        data, fit=tuple((*batch, shift) for batch in data.fit), held_out=tuple((*b, shift) for b in data.held_out)
+    )
+    found, expected = (
+        convrewrite.optimize(model, {"shift": shift}, calibration=given, settings=settings(measure=False))
+        for given in (both, data)
+    )
+    assert "calibration inputs of shift were left out" in " ".join(found.report.notes)
+    assert "were left out" not in " ".join(expected.report.notes)
+    ours, theirs = found.model.state_dict(), expected.model.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    wrong = replace(data, fit=tuple((*batch, shift, shift) for batch in data.fit))
+    with pytest.raises(CalibrationError, match=r"expected 1 tensors .* \(image\), found 1 and 3"):
+        convrewrite.optimize(model, {"shift": shift}, calibration=wrong, settings=settings(measure=False))
 
 
 def test_a_graph_of_one_example_is_fitted_on_many(tmp_path: Path) -> None:

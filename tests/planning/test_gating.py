@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from clocks import compared, lie
+from clocks import FalseTimer
 from torch import nn
 
 import convrewrite
@@ -33,7 +33,7 @@ def shortlist(structures: dict[str, Structure], gain: float | None, *names: str)
     return shortlist_at(search_spaces(sites, [rule(gain, *names)], structures)[0], None)
 
 
-def in_order(monkeypatch: pytest.MonkeyPatch, seconds: Sequence[float]) -> list[OptionGraph]:
+def in_order(seconds: Sequence[float], ratio: float = 0.9) -> FalseTimer:
     """Every option takes the given times, in the order channel, vertical-first, horizontal-first; the original one."""
     options: dict[OptionGraph, float] = {}
 
@@ -42,83 +42,74 @@ def in_order(monkeypatch: pytest.MonkeyPatch, seconds: Sequence[float]) -> list[
             return 1.0
         return options.setdefault(graph, seconds[len(options)])
 
-    return lie(monkeypatch, of)
+    return FalseTimer(ratio, of)
 
 
 def describe(found: Shortlist) -> list[str]:
     return [candidate.option.describe() for candidate in found.candidates]
 
 
-def test_slow_options_are_refused_with_the_measured_change(
-    monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure]
-) -> None:
-    in_order(monkeypatch, [1.2, 1.1, 1.3])
-    [found] = fast_enough([shortlist(structures, 0.05)], LatencyTable(structures))
+def test_slow_options_are_refused_with_the_measured_change(structures: dict[str, Structure]) -> None:
+    timer = in_order([1.2, 1.1, 1.3])
+    [found] = fast_enough([shortlist(structures, 0.05)], LatencyTable(structures, timer=timer))
     assert found.candidates == ()
     assert found.reason == "no option is fast enough: the best changes the measured time by +10%"
 
 
-def test_the_fast_option_stays(monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure]) -> None:
-    in_order(monkeypatch, [0.5, 1.1, 1.3])
-    [found] = fast_enough([shortlist(structures, 0.05)], LatencyTable(structures))
+def test_the_fast_option_stays(structures: dict[str, Structure]) -> None:
+    timer = in_order([0.5, 1.1, 1.3])
+    [found] = fast_enough([shortlist(structures, 0.05)], LatencyTable(structures, timer=timer))
     assert found.reason is None
     assert [name.partition(",")[0] for name in describe(found)] == ["channel"]
 
 
-def test_the_limit_is_the_rules_own(monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure]) -> None:
-    in_order(monkeypatch, [0.5, 0.79, 0.81])
-    [found] = fast_enough([shortlist(structures, 0.2)], LatencyTable(structures))
+def test_the_limit_is_the_rules_own(structures: dict[str, Structure]) -> None:
+    timer = in_order([0.5, 0.79, 0.81])
+    [found] = fast_enough([shortlist(structures, 0.2)], LatencyTable(structures, timer=timer))
     assert [name.split(", ")[-1] for name in describe(found)] == ["rank 7", "vertical-first"]
 
 
-def test_without_the_limit_slow_options_stay(monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure]) -> None:
-    in_order(monkeypatch, [1.2, 1.1, 1.3])
+def test_without_the_limit_slow_options_stay(structures: dict[str, Structure]) -> None:
+    timer = in_order([1.2, 1.1, 1.3])
     before = shortlist(structures, None)
-    assert fast_enough([before], LatencyTable(structures)) == (before,)
+    assert fast_enough([before], LatencyTable(structures, timer=timer)) == (before,)
 
 
 @pytest.mark.parametrize("fastest", ["branches", "chain"])
-def test_options_are_lowered_as_they_run_fastest(
-    monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure], fastest: str
-) -> None:
-    lie(monkeypatch, lambda graph, _size: 1.0 + (len(graph) == 1) * (0.5 if fastest == "branches" else -0.5))
+def test_options_are_lowered_as_they_run_fastest(structures: dict[str, Structure], fastest: str) -> None:
+    timer = FalseTimer(seconds=lambda graph, _size: 1.0 + (len(graph) == 1) * (0.5 if fastest == "branches" else -0.5))
     before = shortlist(structures, None, "separable")
     for found in (
-        in_fastest_lowering([before], LatencyTable(structures)),
-        fast_enough([before], LatencyTable(structures)),
+        in_fastest_lowering([before], LatencyTable(structures, timer=timer)),
+        fast_enough([before], LatencyTable(structures, timer=timer)),
     ):
         assert [p.option.setting for p in found[0].candidates] == [p.option.setting for p in before.candidates]
         assert {p.option.lowering for p in found[0].candidates} == {fastest}
 
 
-def test_a_site_without_options_keeps_its_reason(
-    monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure]
-) -> None:
-    asked = lie(monkeypatch)
+def test_a_site_without_options_keeps_its_reason(structures: dict[str, Structure]) -> None:
+    timer = FalseTimer()
     nothing = Shortlist(shortlist(structures, None).site, (), "it is the stem")
     assert (
-        fast_enough([nothing], LatencyTable(structures))
-        == in_fastest_lowering([nothing], LatencyTable(structures))
+        fast_enough([nothing], LatencyTable(structures, timer=timer))
+        == in_fastest_lowering([nothing], LatencyTable(structures, timer=timer))
         == (nothing,)
     )
-    assert asked == []
+    assert timer.asked == []
 
 
-def test_a_refused_site_is_told_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RuntimeTimer, "compare_onnx", compared(1.0))
-    monkeypatch.setattr(RuntimeTimer, "compare_torch", compared(1.0, "torch"))
-    in_order(monkeypatch, [1.2, 1.1, 1.3])
-    result = convrewrite.optimize(MODEL, X, [rule(0.05)], "weights")
+def test_a_refused_site_is_told_in_the_report() -> None:
+    result = convrewrite.optimize(MODEL, X, [rule(0.05)], "weights", timer=in_order([1.2, 1.1, 1.3], ratio=1.0))
     [site] = result.report.sites
     assert site.option is None
     assert site.reason == "no option is fast enough: the best changes the measured time by +10%"
 
 
-def test_nothing_is_timed_where_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = in_order(monkeypatch, [])
-    result = convrewrite.optimize(MODEL, X, [rule(None)], "weights", measure=False)
+def test_nothing_is_timed_where_nothing_is_measured() -> None:
+    timer = in_order([])
+    result = convrewrite.optimize(MODEL, X, [rule(None)], "weights", measure=False, timer=timer)
     assert result.report.sites[0].option is not None
-    assert asked == []
+    assert timer.asked == []
 
 
 def test_a_real_timer_is_asked_and_its_answers_are_kept(tmp_path: Path, structures: dict[str, Structure]) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from clocks import by_macs, lie, macs_of
+from clocks import FalseTimer, by_macs, macs_of
 from networks import CalledTwice, settled
 from torch import nn
 
@@ -39,13 +39,11 @@ def pair() -> nn.Module:
 
 
 @pytest.mark.parametrize("fastest", ["branches", "chain"])
-def test_the_lowering_that_runs_fastest_is_chosen_and_timed(
-    fastest: str, monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure]
-) -> None:
-    asked = lie(monkeypatch, lambda graph, _size: 2.0 if (len(graph) == 1) == (fastest == "chain") else 5.0)
+def test_the_lowering_that_runs_fastest_is_chosen_and_timed(fastest: str, structures: dict[str, Structure]) -> None:
+    timer = FalseTimer(seconds=lambda graph, _size: 2.0 if (len(graph) == 1) == (fastest == "chain") else 5.0)
     site, candidates = candidates_at(pair(), "1", structures, 3, "separable")
-    found = LatencyTable(structures).of(site, candidates)
-    assert len(asked) == 2 * len(candidates), "each in both lowerings"
+    found = LatencyTable(structures, timer=timer).of(site, candidates)
+    assert len(timer.asked) == 2 * len(candidates), "each in both lowerings"
     for timed, candidate in zip(found, candidates, strict=True):
         assert timed.candidate.option.setting == candidate.option.setting
         assert timed.candidate.option.lowering == fastest
@@ -54,35 +52,35 @@ def test_the_lowering_that_runs_fastest_is_chosen_and_timed(
         assert timed.candidate.rule == candidate.rule
 
 
-def test_of_equal_lowerings_always_the_same_is_taken(
-    monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure]
-) -> None:
-    lie(monkeypatch, lambda _graph, _size: 1.0)
+def test_of_equal_lowerings_always_the_same_is_taken(structures: dict[str, Structure]) -> None:
+    timer = FalseTimer(seconds=lambda _graph, _size: 1.0)
     site, candidates = candidates_at(pair(), "1", structures, 2, "separable")
-    assert {timed.candidate.option.lowering for timed in LatencyTable(structures).of(site, candidates)} == {"branches"}
+    assert {
+        timed.candidate.option.lowering for timed in LatencyTable(structures, timer=timer).of(site, candidates)
+    } == {"branches"}
 
 
-def test_what_has_one_lowering_keeps_it(monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure]) -> None:
-    asked = lie(monkeypatch)
+def test_what_has_one_lowering_keeps_it(structures: dict[str, Structure]) -> None:
+    timer = FalseTimer()
     site, candidates = candidates_at(pair(), "1", structures, 4, "channel", "asymmetric", "tucker")
-    found = LatencyTable(structures).of(site, candidates)
+    found = LatencyTable(structures, timer=timer).of(site, candidates)
     assert [timed.candidate for timed in found] == candidates
-    assert len(asked) == len(candidates)
+    assert len(timer.asked) == len(candidates)
     for timed in found:
         assert timed.seconds == pytest.approx(1e-9 * timed.candidate.cost.macs)
         assert timed.original == pytest.approx(1e-9 * site.cost.macs)
         assert timed.gain == pytest.approx(1 - timed.candidate.cost.macs / site.cost.macs)
 
 
-def test_a_slower_option_has_a_negative_gain(monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure]) -> None:
-    lie(monkeypatch, lambda graph, _size: 1.0 if len(graph[0]) == 1 else 1.25)
+def test_a_slower_option_has_a_negative_gain(structures: dict[str, Structure]) -> None:
+    timer = FalseTimer(seconds=lambda graph, _size: 1.0 if len(graph[0]) == 1 else 1.25)
     site, candidates = candidates_at(pair(), "1", structures, 2, "channel")
-    [timed] = LatencyTable(structures).of(site, candidates)
+    [timed] = LatencyTable(structures, timer=timer).of(site, candidates)
     assert timed.gain == -0.25
-    assert LatencyTable(structures).saving(site, candidates[0]) == -0.25
+    assert LatencyTable(structures, timer=timer).saving(site, candidates[0]) == -0.25
 
 
-def test_every_call_of_a_site_counts(monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure]) -> None:
+def test_every_call_of_a_site_counts(structures: dict[str, Structure]) -> None:
     model = settled(CalledTwice(16))
     sizes: list[Size] = []
 
@@ -90,15 +88,17 @@ def test_every_call_of_a_site_counts(monkeypatch: pytest.MonkeyPatch, structures
         sizes.append(size)
         return by_macs(graph, size)
 
-    lie(monkeypatch, seconds)
+    timer = FalseTimer(seconds=seconds)
     site, candidates = candidates_at(model, "shared", structures, 4, "channel")
-    [timed] = LatencyTable(structures).of(site, candidates)
+    [timed] = LatencyTable(structures, timer=timer).of(site, candidates)
     assert set(sizes) == {(16, 16), (8, 8)}
-    assert timed.original == LatencyTable(structures).original(site) == pytest.approx(1e-9 * site.cost.macs)
+    assert (
+        timed.original == LatencyTable(structures, timer=timer).original(site) == pytest.approx(1e-9 * site.cost.macs)
+    )
     assert timed.seconds == pytest.approx(1e-9 * timed.candidate.cost.macs)
 
 
-def test_calls_at_one_size_are_timed_once(monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure]) -> None:
+def test_calls_at_one_size_are_timed_once(structures: dict[str, Structure]) -> None:
     class Thrice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -108,20 +108,20 @@ def test_calls_at_one_size_are_timed_once(monkeypatch: pytest.MonkeyPatch, struc
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.conv(self.conv(self.conv(self.stem(x))))
 
-    asked = lie(monkeypatch)
+    timer = FalseTimer()
     site, candidates = candidates_at(Thrice().eval(), "conv", structures, 4, "channel")
-    [timed] = LatencyTable(structures).of(site, candidates)
-    assert len(asked) == 1
-    assert timed.seconds == pytest.approx(3e-9 * macs_of(asked[0], (16, 16)))
+    [timed] = LatencyTable(structures, timer=timer).of(site, candidates)
+    assert len(timer.asked) == 1
+    assert timed.seconds == pytest.approx(3e-9 * macs_of(timer.asked[0], (16, 16)))
 
 
-def test_the_saving_is_that_of_the_lowering_it_has(
-    monkeypatch: pytest.MonkeyPatch, structures: dict[str, Structure]
-) -> None:
-    lie(monkeypatch, lambda graph, _size: 1.0 if len(graph[0]) == 1 else 0.5 if len(graph) > 1 else 0.2)
+def test_the_saving_is_that_of_the_lowering_it_has(structures: dict[str, Structure]) -> None:
+    timer = FalseTimer(seconds=lambda graph, _size: 1.0 if len(graph[0]) == 1 else 0.5 if len(graph) > 1 else 0.2)
     site, candidates = candidates_at(pair(), "1", structures, 2, "separable")
     assert {candidate.option.lowering for candidate in candidates} == {"branches"}
-    assert [LatencyTable(structures).saving(site, candidate) for candidate in candidates] == [0.5] * len(candidates)
+    assert [LatencyTable(structures, timer=timer).saving(site, candidate) for candidate in candidates] == [0.5] * len(
+        candidates
+    )
 
 
 def test_threads_rounds_and_cache_reach_the_timer(

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from clocks import compared, lie, macs_of
+from clocks import FalseTimer, macs_of
 from networks import Residual, natural, settled
 from torch import Tensor, nn
 
@@ -21,7 +21,6 @@ from convrewrite.rewriting.work import Prepared
 from convrewrite.rules.options import Candidate
 from convrewrite.rules.schema import Protect, Rule
 from convrewrite.runtime.option_graphs import OptionGraph
-from convrewrite.runtime.timing import RuntimeTimer
 from convrewrite.settings import Constraints, Keep, Settings
 
 FREE = Protect(stem=True, min_channels=0, min_mac_share=0)
@@ -154,17 +153,15 @@ def test_a_plan_by_ratio_promises_nothing_and_shows_its_costs() -> None:
 
 @pytest.mark.parametrize("slow", ["separable", "channel"])
 def test_an_option_that_is_slower_is_refused_by_the_plan_with_that_reason(
-    slow: str, monkeypatch: pytest.MonkeyPatch
+    slow: str,
 ) -> None:
     def seconds(graph: OptionGraph, size: Size) -> float:
         depthwise = any(spec.groups > 1 for spec in graph[0])
         is_slow = len(graph[0]) > 1 and depthwise == (slow == "separable")
         return 1e-6 * size[0] if len(graph[0]) == 1 else 1.3e-6 * size[0] if is_slow else 1e-12 * macs_of(graph, size)
 
-    lie(monkeypatch, seconds)
-    monkeypatch.setattr(RuntimeTimer, "compare_onnx", compared(0.79))
-    monkeypatch.setattr(RuntimeTimer, "time_onnx", lambda *_args, **_named: 50e-6)
-    made = convrewrite.plan(network(), images()[:1], [RULE], images(), {"latency": 0.8}, fast=True)
+    timer = FalseTimer(0.79, seconds, file_seconds=50e-6)
+    made = convrewrite.plan(network(), images()[:1], [RULE], images(), {"latency": 0.8}, fast=True, timer=timer)
     assert made.predicted is not None
     assert made.predicted.latency is not None
     assert made.predicted.latency <= 0.8
@@ -180,8 +177,9 @@ def test_an_option_that_is_slower_is_refused_by_the_plan_with_that_reason(
         assert all(entry.seconds == pytest.approx(1.3 * (site.seconds or 0)) for entry in refused)
 
 
-def test_where_every_option_is_slower_no_latency_can_be_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    lie(monkeypatch, lambda graph, size: (1e-6 if len(graph[0]) == 1 else 1.1e-6) * size[0])
-    monkeypatch.setattr(RuntimeTimer, "time_onnx", lambda *_args, **_named: 50e-6)
+def test_where_every_option_is_slower_no_latency_can_be_saved() -> None:
+    timer = FalseTimer(
+        seconds=lambda graph, size: (1e-6 if len(graph[0]) == 1 else 1.1e-6) * size[0], file_seconds=50e-6
+    )
     with pytest.raises(PlanError, match=r"budget latency=0\.8 cannot be met .* they reach latency=1\.000 at the least"):
-        convrewrite.plan(network(), images()[:1], [RULE], images(), {"latency": 0.8}, fast=True)
+        convrewrite.plan(network(), images()[:1], [RULE], images(), {"latency": 0.8}, fast=True, timer=timer)

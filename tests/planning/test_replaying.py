@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from clocks import compared, lie
+from clocks import FalseTimer
 from networks import Brighter, NineKinds, Residual, natural, settled, state_bytes
 from torch import Tensor, nn
 
@@ -18,7 +18,6 @@ from convrewrite.planning.plan import Plan
 from convrewrite.planning.planned import shortlists_of
 from convrewrite.rewriting.site_fit import UNREACHED
 from convrewrite.rules.schema import Protect, Rule
-from convrewrite.runtime.timing import RuntimeTimer
 from convrewrite.settings import Keep
 
 FREE = Protect(stem=False, min_channels=0, min_mac_share=0)
@@ -76,14 +75,15 @@ def test_planning_and_applying_is_optimizing() -> None:
     assert state_bytes(second.model) == state_bytes(first.model)
 
 
-def test_a_plan_for_latency_keeps_its_lowerings(monkeypatch: pytest.MonkeyPatch) -> None:
-    lie(monkeypatch, lambda graph, size: 1e-6 * len(graph[0]) ** -1 * (2 if len(graph) > 1 else 1) * size[0])
-    monkeypatch.setattr(RuntimeTimer, "compare_onnx", compared(0.89))
-    monkeypatch.setattr(RuntimeTimer, "compare_torch", compared(1.0, "torch"))
-    monkeypatch.setattr(RuntimeTimer, "time_onnx", lambda *_args, **_named: 100e-6)
+def test_a_plan_for_latency_keeps_its_lowerings() -> None:
+    timer = FalseTimer(
+        0.89,
+        lambda graph, size: 1e-6 * len(graph[0]) ** -1 * (2 if len(graph) > 1 else 1) * size[0],
+        file_seconds=100e-6,
+    )
     rule = Rule(name="r", structures=("separable",), protect=FREE)
     first = convrewrite.optimize(
-        network(), images()[:1], [rule], images(), {"latency": 0.9}, fast=True
+        network(), images()[:1], [rule], images(), {"latency": 0.9}, fast=True, timer=timer
     )  # fmt: skip
     chosen = [site.option for site in first.plan.sites if site.option]
     assert chosen

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from clocks import by_macs, lie
+from clocks import FalseTimer, by_macs
 from networks import Branching, CalledTwice, Chain, NineKinds, Residual, TwoNames, natural, settled, state_bytes
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,7 +17,8 @@ from works import work_of
 from convrewrite.calibration.batches import Calibration
 from convrewrite.conv import Cost, Size
 from convrewrite.errors import PlanError
-from convrewrite.fitting import MIN_ITERATIONS, Fit
+from convrewrite.fitting import Fit
+from convrewrite.fitting.stages import MIN_ITERATIONS
 from convrewrite.graph.sites import Site, find_sites
 from convrewrite.graph.tracing import trace
 from convrewrite.planning import sensitivities
@@ -45,7 +46,12 @@ def data(dtype: torch.dtype = torch.float64, held_out: int = 2) -> Calibration:
 
 
 def surveyed(
-    model: nn.Module, calibration: Calibration, *names: str, effort: Effort = QUICK, timed: bool = False, **rule: object
+    model: nn.Module,
+    calibration: Calibration,
+    *names: str,
+    effort: Effort = QUICK,
+    timer: FalseTimer | None = None,
+    **rule: object,
 ) -> tuple[Surveyed, ...]:
     """The survey of all sites of a model under one rule that protects none of them."""
     example = tuple(tensor[:1] for tensor in (*calibration.fit, *calibration.held_out)[0])
@@ -54,7 +60,7 @@ def surveyed(
     rules = [Rule(**{"name": "r", "structures": names, "protect": free, **rule})]  # type: ignore[arg-type]
     space = search_spaces(find_sites(model, example, traced), rules, STRUCTURES)
     work = work_of(model, calibration, traced=traced, search_spaces=space)
-    return survey(work, effort=effort, latency_table=LatencyTable(STRUCTURES) if timed else None)
+    return survey(work, effort=effort, latency_table=LatencyTable(STRUCTURES, timer=timer) if timer else None)
 
 
 @pytest.fixture
@@ -251,12 +257,9 @@ def lying(slow: str, factor: float) -> Callable[[OptionGraph, Size], float]:
 
 
 @pytest.mark.parametrize("slow", ["asymmetric", "channel"])
-def test_a_structure_that_is_slower_than_the_original_is_refused_with_that_reason(
-    slow: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lie(monkeypatch, lying(slow, 1.2))
+def test_a_structure_that_is_slower_than_the_original_is_refused_with_that_reason(slow: str) -> None:
     model = settled(nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 12, 3, padding=1)).double())
-    entry = surveyed(model, data(), "asymmetric", "channel", timed=True)[1]
+    entry = surveyed(model, data(), "asymmetric", "channel", timer=FalseTimer(seconds=lying(slow, 1.2)))[1]
     assert {scored.candidate.option.structure for scored in entry.options} == {"asymmetric", "channel"} - {slow}
     refused = {d.reason for d in entry.dropped if d.candidate.option.structure == slow}
     assert refused == {"changes the measured time by +20%, less than the 5% it must gain"}
@@ -269,9 +272,14 @@ def test_a_structure_that_is_slower_than_the_original_is_refused_with_that_reaso
     assert allocation.part("latency") <= 0.96
 
 
-def test_where_everything_is_slower_the_site_is_kept_and_the_budget_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    lie(monkeypatch, lambda graph, size: 1.0 if len(graph[0]) == 1 else 0.97)
-    entry = surveyed(settled(Chain(12).double()), data(), "asymmetric", "channel", timed=True)[1]
+def test_where_everything_is_slower_the_site_is_kept_and_the_budget_refused() -> None:
+    entry = surveyed(
+        settled(Chain(12).double()),
+        data(),
+        "asymmetric",
+        "channel",
+        timer=FalseTimer(seconds=lambda graph, size: 1.0 if len(graph[0]) == 1 else 0.97),
+    )[1]
     assert (entry.options, entry.seconds) == ((), 1.0)
     assert entry.reason is not None
     assert entry.reason.endswith("changes the measured time by -3%, less than the 5% it must gain")
@@ -279,20 +287,18 @@ def test_where_everything_is_slower_the_site_is_kept_and_the_budget_refused(monk
         allocate([entry], {"latency": 0.9}, Timed(Cost(10, entry.site.cost.macs), 1.0))
 
 
-def test_a_rules_own_gain_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    lie(monkeypatch)
+def test_a_rules_own_gain_is_asked_for() -> None:
     wide = Chain(12).double()
-    for entry in surveyed(settled(wide), data(), "channel", timed=True, require=Require(min_latency_gain=0.5)):
+    for entry in surveyed(settled(wide), data(), "channel", timer=FalseTimer(), require=Require(min_latency_gain=0.5)):
         assert entry.seconds is not None
         assert entry.options or entry.reason
         assert all(scored.costs.of("latency") <= 0.5 * entry.seconds for scored in entry.options)
         assert all("less than the 50% it must gain" in dropped.reason for dropped in entry.dropped)
 
 
-def test_where_time_counts_ranks_fill_the_channel_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    lie(monkeypatch)
+def test_where_time_counts_ranks_fill_the_channel_blocks() -> None:
     model = settled(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 64, 3, padding=1)).double())
-    [_, entry] = surveyed(model, data(), "channel", timed=True)
+    [_, entry] = surveyed(model, data(), "channel", timer=FalseTimer())
     spec = entry.site.folded_spec.per_group
     ranks = [scored.candidate.option.parameters for scored in entry.options]
     assert ranks
@@ -300,10 +306,9 @@ def test_where_time_counts_ranks_fill_the_channel_blocks(monkeypatch: pytest.Mon
 
 
 def test_where_no_rank_that_saves_fills_a_block_the_others_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    lie(monkeypatch)
     model = settled(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3, padding=1)).double())
     monkeypatch.setattr(sensitivities, "aligned", lambda stages: all(s.out_channels % 16 == 0 for s in stages))
-    [_, entry] = surveyed(model, data(), "channel", timed=True)
+    [_, entry] = surveyed(model, data(), "channel", timer=FalseTimer())
     ranks = [scored.candidate.option.parameters["rank"] for scored in entry.options]
     assert ranks, "sixteen would save nothing"
     assert max(ranks) < 16  # type: ignore[type-var]

@@ -212,12 +212,17 @@ def test_extreme_values_are_named(tmp_path: Path) -> None:
         read_calibration(images(8), EXAMPLE, mean=(float("nan"),))
 
 
-def test_a_fit_that_cannot_be_made_names_its_site() -> None:
+@pytest.mark.parametrize("budget", [None, {"macs": 0.8}])
+def test_a_site_whose_numbers_overflow_is_kept_with_the_reason(budget: dict[str, float] | None) -> None:
     model = small_network()
     for name, scale in (("3.weight", 1e18), ("6.weight", 1e15)):
         model.get_parameter(name).data.mul_(scale)
-    with pytest.raises(CalibrationError, match="6: expected inputs and weights of ordinary size"):
-        optimize(model, EXAMPLE[0], calibration=images(), measure=False)
+    result = optimize(model, EXAMPLE[0], ["balanced"], images(), budget, measure=False)
+    rows = {row.name: row for row in result.report.sites}
+    assert rows["6"].action == "kept"
+    assert re.match("expected inputs and weights of ordinary size, found .* --calib weights$", rows["6"].reason or "")
+    assert torch.equal(result.model.get_submodule("6").weight, model.get_submodule("6").weight)
+    assert rows["3"].action != "kept"
 
 
 @pytest.mark.parametrize(

@@ -106,9 +106,16 @@ def space_to_depth(x: Tensor, *, blocksize: int, mode: str) -> Tensor:
     return blocks.permute(order).reshape(n, c * b * b, h // b, w // b)
 
 
-def dropout(x: Tensor, ratio: Any = None, training: Any = None) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    """Outside of training nothing is dropped: the values, and the mask that says so."""
-    return x, torch.ones_like(x, dtype=torch.bool)
+def dropout(
+    x: Tensor,
+    ratio: Any = None,  # noqa: ARG001
+    training: Any = None,  # noqa: ARG001
+    *,
+    kept: bool,
+    numbers: bool,
+) -> tuple[Tensor, Tensor]:
+    """Outside of training nothing is dropped: the values, and a mask of ``kept`` in ``numbers`` or booleans."""
+    return x, torch.full_like(x, kept, dtype=x.dtype if numbers else torch.bool)
 
 
 def make_identity(view: NodeView) -> Made | None:
@@ -117,15 +124,14 @@ def make_identity(view: NodeView) -> Made | None:
 
 
 def make_dropout(view: NodeView) -> Made | None:
-    """None where it may drop something, and where its mask is used that in older files did not say what stays."""
+    """None where it may drop something. The mask says what stays since version 12; before, onnxruntime leaves it empty where
+    nothing is dropped, and in versions below 10 it has the type of the values."""
     training = constant(view, 2)
     if dynamic(view, 2) or (training is not None and bool(training)):
         return None
-    if any(view.outputs[1:]) and view.opset < 12:
-        return None
     if len(view.outputs) == 1 and not dynamic(view, 1):
         return nn.Identity()
-    return Computed(dropout, view, {})
+    return Computed(dropout, view, {"kept": view.opset >= 12, "numbers": view.opset < 10})
 
 
 def make_split(view: NodeView) -> Made | None:

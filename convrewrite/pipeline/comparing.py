@@ -1,0 +1,56 @@
+"""Any two models side by side, each a module or an ONNX file: what of them can be compared, and what they are to each other."""
+
+from pathlib import Path
+
+from torch import nn
+
+from convrewrite import runtime
+from convrewrite.inputs import ExampleInput, bind_inputs
+from convrewrite.machine import PROBE_SECONDS
+from convrewrite.meanings import WantedOutputs
+from convrewrite.onnx_files import OnnxModel, Runner
+from convrewrite.onnx_graph import comparable
+from convrewrite.pipeline.relations import relation_of
+from convrewrite.runtime import Verification
+
+
+def verify(
+    a: Runner | str | Path,
+    b: Runner | str | Path,
+    inputs: ExampleInput,
+    *,
+    outputs: WantedOutputs | None = None,
+    representative: bool = True,
+    timeout: float = PROBE_SECONDS,
+    names: tuple[str, str] | None = None,
+) -> Verification:
+    """Compare any two models, each a module or the path of an ONNX file; ``a`` counts as the original.
+
+    Of two files that choose detections, as by NonMaxSuppression, what they choose from is compared. ``timeout``: seconds that
+    a file may take to open, and again to run once, in a process of its own. ``names``: what notes call the two; the paths
+    or the types of modules unless given. The rest is as in :func:`convrewrite.runtime.verify`, with what it raises;
+    ModelLoadError for files that cannot be opened, or do not end.
+    """
+    first, second = (OnnxModel(Path(x), probe=timeout) if isinstance(x, str | Path) else x for x in (a, b))
+    relation = relation_of(first, second, names or (_name(first), _name(second)))
+    first, second, compared = _comparable(first, second, inputs)
+    found = runtime.verify(first, second, inputs, outputs=outputs, representative=representative)
+    return Verification(found.parity, found.fidelity, tuple(filter(None, (compared, relation.note))))
+
+
+def _name(runner: Runner) -> str:
+    return runner.where if isinstance(runner, OnnxModel) else type(runner).__name__
+
+
+def _comparable(first: Runner, second: Runner, inputs: ExampleInput) -> tuple[Runner, Runner, str | None]:
+    """Two models as they can be compared, and what is said of that: of two ONNX files that choose detections, what they choose
+    from."""
+    if not (isinstance(first, OnnxModel) and isinstance(second, OnnxModel)):
+        return first, second, None
+    if not all(Path(runner.where).is_file() for runner in (first, second)):
+        return first, second, None  # the graph of one that was opened from memory is not known any more
+    batch = bind_inputs(nn.Identity(), inputs)
+    for runner in (first, second):
+        runner(*batch)  # in a process of its own first, as it may not end
+    found = comparable((Path(first.where), Path(second.where)), batch)
+    return (first, second, None) if found is None else found
