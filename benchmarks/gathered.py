@@ -71,6 +71,11 @@ class Gathered:
         beside.replace(self._path)
 
 
+def held(path: Path) -> Any:
+    """What a file of results holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """What was asked and what was found of every row of a file, in one dictionary each."""
-    return [row["asked"] | row["found"] for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+    return [row["asked"] | row["found"] for row in held(path)["rows"]]

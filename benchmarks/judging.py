@@ -48,12 +48,12 @@ class Judge:
         scores = logits(rewritten, self.images)
         top1 = self._right(scores)
         agreement = float((scores.argmax(1) == self.scores.argmax(1)).double().mean())
-        kl = float((self.scores.softmax(1) * (self.scores.log_softmax(1) - scores.log_softmax(1))).sum(1).mean())
+        kl = (self.scores.softmax(1) * (self.scores.log_softmax(1) - scores.log_softmax(1))).sum(1).mean()
         held = measure_fidelity(self.model, rewritten, self.calibration("data").held_out).outputs[0]
         lost = round(100 * (self.right - top1), 6)
         return {
-            "before": self.right, "top1": top1, "lost": lost, "agreement": agreement, "kl": kl,
-            "held_out_kl": float(held.kl or 0), "held_out_agreement": float(held.top1_agreement or 0),
+            "before": self.right, "top1": top1, "lost": lost, "agreement": round(agreement, 6), "kl": round(float(kl), 7),
+            "held_out_kl": round(held.kl or 0, 7), "held_out_agreement": round(held.top1_agreement or 0, 6),
         }  # fmt: skip
 
     def _right(self, scores: Tensor) -> float:
