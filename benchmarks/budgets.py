@@ -1,21 +1,24 @@
 """What plans keep of trained networks.
 
     python benchmarks/budgets.py [--network example resnet20 vgg] [--seed 0 1] [--macs 0.5 0.25 0.15 0.1]
-           [--keep 0.98] [--uniform 0.25] [--fast] [--no-refine] [--results FILE]
+           [--keep 0.98] [--uniform 0.25] [--fast] [--no-refine] [--saved FOLDER] [--results FILE]
 
 The rule ``balanced`` with whole-model budgets of MACs, and with a fidelity to keep, from the 1,024 unlabelled images of the
 example, without labels. ``--uniform`` compares plans with every single structure at one ratio for all sites that gives the
 same MACs of the whole model: by KL on the held-out calibration images, and on the test images. ``--network`` names networks of
 ``benchmarks/training.py``, or ``uneven``, whose layers differ much in sensitivity: the example with the last two residual
-branches of its third stage weakened, so that nearly all harm is done before. Measured on all 10,000 test images of Fashion-MNIST
-(Debian: dataset-fashion-mnist).
+branches of its third stage weakened, so that nearly all harm is done before. ``--saved`` judges results that
+``convrewrite optimize`` left as ``FOLDER/NETWORK-SEED-MACS`` instead of making them anew. Measured on all 10,000 test images of
+Fashion-MNIST (Debian: dataset-fashion-mnist).
 """
 
 import argparse
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,6 +64,16 @@ def planned(network: str, seed: int, **asked: Any) -> dict[str, Any]:
     return _row(judge, result, time.perf_counter() - started)
 
 
+def saved(network: str, seed: int, folder: Path) -> dict[str, Any]:
+    """A row of a result that lies in a folder; its seconds are those of all stages in its report."""
+    judge = named(network, seed)
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    macs = report["totals"]["macs"]
+    model = convrewrite.load(folder, judge.model).eval()
+    seconds = round(sum(report["seconds"].values()), 1)
+    return {"macs": round(macs["after"] / macs["before"], 6), **judge.found(model), "seconds": seconds}
+
+
 def uniform(network: str, seed: int, structure: str, part: float, **asked: Any) -> dict[str, Any]:
     """The ratio is searched for, on the weights alone, and then fitted."""
     judge = named(network, seed)
@@ -92,11 +105,15 @@ def _rule(structure: str, ratio: float) -> Rule:
 def rows(gathered: Gathered, network: str, seed: int, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The rows of one network, each with what was asked."""
     refine: dict[str, Any] = {"refine": False} if REFINES and not arguments.refine else {}
-    common = {"network": network, "seed": seed, "fast": arguments.fast, "refine": REFINES and arguments.refine}
+    refines = REFINES and arguments.refine and not arguments.fast and arguments.saved is None
+    common = {"network": network, "seed": seed, "fast": arguments.fast, "refine": refines}
     plan = partial(planned, network, seed, fast=arguments.fast, **refine)
     alike = partial(uniform, network, seed, **refine)
     work: dict[str, partial[dict[str, Any]]] = {}
     work |= {f"macs={part:g}": partial(plan, budget={"macs": part}) for part in arguments.macs}
+    if arguments.saved is not None:
+        folders = {part: arguments.saved / f"{network}-{seed}-{part:g}" for part in arguments.macs}
+        work = {f"macs={part:g}": partial(saved, network, seed, folder) for part, folder in folders.items()}
     work |= {f"keep {share:g}": partial(plan, keep=share) for share in arguments.keep}
     for part in arguments.uniform:
         work |= {f"all sites {name}, macs={part:g}": partial(alike, name, part) for name in STRUCTURES}
@@ -113,6 +130,7 @@ def main() -> None:
     parser.add_argument("--uniform", type=float, nargs="*", default=[0.25])
     parser.add_argument("--fast", action="store_true", help="measure less while planning")
     parser.add_argument("--no-refine", dest="refine", action="store_false", help="stop once every site is fitted")
+    parser.add_argument("--saved", type=Path, help="judge the results in this folder; they were not refined")
     arguments = parser.parse_args()
     gathered = Gathered(arguments.results)
     found = [

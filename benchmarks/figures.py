@@ -91,7 +91,7 @@ def fidelity() -> str:
 
 def budgets() -> str:
     """The example's rows of ``budgets.py``; those of single structures by what they lose."""
-    rows = chosen(_refined(), network="example", seed=0, fast=False)
+    rows = chosen(_plans(), network="example", seed=0, fast=False)
     alike = sorted((row for row in rows if row["asked"].startswith("all sites")), key=lambda row: row["lost"])
     cells = [
         (_asked(r["asked"]), f"{r['macs']:.3f}", f"{r['lost']:.2f}", percent(r["agreement"]), f"{r['kl']:.4f}",
@@ -103,7 +103,10 @@ def budgets() -> str:
 
 def budgets_more() -> str:
     """An uneven network, and ``--fast``, in two sentences."""
-    uneven, rows = chosen(_refined(), network="uneven", fast=False), chosen(_refined(), network="example", fast=True)
+    uneven, rows = (
+        chosen(_plans(), network="uneven", fast=False),
+        chosen(_plans(), network="example", seed=0, fast=True),
+    )
     single = min(row["held_out_kl"] for row in uneven if row["asked"].startswith("all sites"))
     planned = chosen(uneven, asked="macs=0.25")[0]["held_out_kl"]
     half, quarter = (chosen(rows, asked=f"macs={part}")[0] for part in (0.5, 0.25))
@@ -125,7 +128,7 @@ def methods() -> str:
     }  # fmt: skip
     columns = list(dict.fromkeys((row["network"], row["seed"], row["asked"]) for row in papers if row["asked"] >= 0.25))
     columns.sort(key=lambda column: (column[0], column[1], -column[2]))
-    own = {(r["network"], r["seed"], r["asked"]): r for r in chosen(_refined(), fast=False)}
+    own = {(r["network"], r["seed"], r["asked"]): r for r in chosen(_plans(), fast=False)}
     plan = [own.get((network, seed, f"macs={part:g}")) for network, seed, part in columns]
     cells = [["`--budget macs`", *(_lost(row) for row in plan)]]
     for method, name in names.items():
@@ -133,6 +136,20 @@ def methods() -> str:
         if any(found):
             cells.append([name, *(_lost(rows[0] if rows else None) for rows in found)])
     headers = "method|" + "|".join(f"{network}, {part:g}" for network, _, part in columns)
+    return markdown(headers, cells)
+
+
+def networks() -> str:
+    """Points of top-1 that plans of several budgets lose on every network that ``training.py`` makes, and the most of them."""
+    rows = [r for r in chosen(_plans(), fast=False) if r["network"] != "uneven" and r["asked"].startswith("macs=")]
+    columns = sorted({(row["network"], row["seed"]) for row in rows})
+    lost = {(row["network"], row["seed"], row["asked"]): row["lost"] for row in rows}
+    cells = []
+    for asked in sorted({row["asked"] for row in rows}, key=lambda text: -float(text.removeprefix("macs="))):
+        found = [lost.get((network, seed, asked)) for network, seed in columns]
+        most = max(one for one in found if one is not None)
+        cells.append([f"`{asked}`", *("" if one is None else f"{one:.2f}" for one in found), f"{most:.2f}"])
+    headers = "asked|" + "|".join(f"{network}, seed {seed}" for network, seed in columns) + "|most"
     return markdown(headers, cells)
 
 
@@ -172,10 +189,10 @@ def plans() -> str:
     )
 
 
-def _refined() -> list[Row]:
-    """The rows of ``budgets.py`` as the tool is by default: refined, once there are such rows."""
-    rows = rows_of(RESULTS / "budgets.json")
-    return chosen(rows, refine=True) or list(rows)
+def _plans() -> list[Row]:
+    """The rows of ``budgets.py`` as the tool is by default: of one with and without refinement the one with it."""
+    rows = sorted(rows_of(RESULTS / "budgets.json"), key=lambda row: row["refine"])
+    return list({(row["network"], row["seed"], row["fast"], row["asked"]): row for row in rows}.values())
 
 
 def _asked(text: str) -> str:
@@ -194,6 +211,7 @@ TEXTS: dict[str, Callable[[], str]] = {
     "budgets": budgets,
     "budgets-more": budgets_more,
     "methods": methods,
+    "networks": networks,
     "pitch": pitch,
     "few-inputs": few_inputs,
     "cost": cost,
