@@ -51,9 +51,17 @@ def chosen(rows: Iterable[Row], **wanted: object) -> list[Row]:
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
 
 
+def only(rows: Iterable[Row], **wanted: object) -> Row:
+    """The row with these values; LookupError where none was measured."""
+    found = chosen(rows, **wanted)
+    if not found:
+        raise LookupError(f"expected a row with {wanted}, found none; measure it first")
+    return found[0]
+
+
 def demo() -> str:
     """What ``make demo`` printed, but for most of its sites."""
-    found = chosen(rows_of(RESULTS / "demo.json"), example="demo")[0]
+    found = only(rows_of(RESULTS / "demo.json"), example="demo")
     lines = [line.rstrip() for line in found["printed"]]
     first = next(i for i, line in enumerate(lines) if line.startswith("----"))  # the table of sites is the first
     sites = [i for i in range(first + 1, len(lines)) if re.match(r"\S+ +(standard|pointwise) ", lines[i])]
@@ -64,7 +72,7 @@ def demo() -> str:
 
 
 def demo_onnx() -> str:
-    found = chosen(rows_of(RESULTS / "demo.json"), example="onnx")[0]
+    found = only(rows_of(RESULTS / "demo.json"), example="onnx")
     return (
         f"It takes {found['latency']:.2f} of the time in onnxruntime then, {percent(found['top1'])} of the 2,000 test images are "
         f"right instead of\n{percent(found['before'])}, and {percent(found['held_out_agreement'], 1)} of the 205 held-out images "
@@ -107,9 +115,9 @@ def budgets_more() -> str:
         chosen(_plans(), network="uneven", fast=False),
         chosen(_plans(), network="example", seed=0, fast=True),
     )
+    planned = only(uneven, asked="macs=0.25")["held_out_kl"]
     single = min(row["held_out_kl"] for row in uneven if row["asked"].startswith("all sites"))
-    planned = chosen(uneven, asked="macs=0.25")[0]["held_out_kl"]
-    half, quarter = (chosen(rows, asked=f"macs={part}")[0] for part in (0.5, 0.25))
+    half, quarter = (only(rows, asked=f"macs={part}") for part in (0.5, 0.25))
     return (
         "On a network whose layers differ more in sensitivity (`--network uneven`) the held-out KL of `macs=0.25` is "
         f"{planned:.4f},\nthat of the best single structure {single:.4f}. With `--fast`, {half['lost']:.2f} points are lost at "
@@ -147,8 +155,9 @@ def networks() -> str:
     cells = []
     for asked in sorted({row["asked"] for row in rows}, key=lambda text: -float(text.removeprefix("macs="))):
         found = [lost.get((network, seed, asked)) for network, seed in columns]
-        most = max(one for one in found if one is not None)
-        cells.append([f"`{asked}`", *("" if one is None else f"{one:.2f}" for one in found), f"{most:.2f}"])
+        known = [one for one in found if one is not None]
+        most = f"{max(known):.2f}" if len(known) == len(columns) else ""
+        cells.append([f"`{asked}`", *("" if one is None else f"{one:.2f}" for one in found), most])
     headers = "asked|" + "|".join(f"{network}, seed {seed}" for network, seed in columns) + "|most"
     return markdown(headers, cells)
 
@@ -182,7 +191,8 @@ def cost() -> str:
 
 
 def plans() -> str:
-    thorough, fast = (chosen(rows_of(RESULTS / "plan.json"), network="resnet18", fast=how)[0] for how in (False, True))
+    rows = rows_of(RESULTS / "plan.json")
+    thorough, fast = (only(rows, network="resnet18", budget=["macs=0.5"], fast=how) for how in (False, True))
     return (
         "A plan for ResNet-18 from all structures (`python benchmarks/plan.py resnet18 --budget macs=0.5`) takes "
         f"{thorough['seconds']:.0f} s,\nwith `--fast` {fast['seconds']:.0f} s.\n"
@@ -234,7 +244,10 @@ def main() -> None:
     arguments = parser.parse_args()
     for document in DOCUMENTS:
         before = document.read_text(encoding="utf-8")
-        after = written(before)
+        try:
+            after = written(before)
+        except (LookupError, FileNotFoundError) as error:
+            raise SystemExit(f"{document.relative_to(ROOT)}: {error}") from error
         if before != after:
             print(f"{document.relative_to(ROOT)} differs" + (", written anew" if arguments.write else ""))
         if arguments.write:

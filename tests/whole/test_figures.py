@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,18 @@ def test_marked_figures_are_what_the_files_hold(document: Path) -> None:
     assert figures.written(text) == text, "python benchmarks/figures.py --write"
 
 
-def test_every_text_is_in_a_document() -> None:
+def measured(text: Callable[[], str]) -> bool:
+    try:
+        return bool(text())
+    except (LookupError, FileNotFoundError):
+        return False
+
+
+def test_whatever_was_measured_is_in_a_document() -> None:
     marked = [
         name for path in figures.DOCUMENTS for name, _ in figures.MARKED.findall(path.read_text(encoding="utf-8"))
     ]
-    assert sorted(marked) == sorted(figures.TEXTS)
+    assert sorted(marked) == sorted(name for name, text in figures.TEXTS.items() if measured(text))
 
 
 def test_marks_come_in_pairs() -> None:
