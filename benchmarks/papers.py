@@ -25,9 +25,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
+import numpy as np
 import torch
 from gathered import Gathered
 from judging import Judge, judge_of, told, with_networks
+from scipy.optimize import LinearConstraint, milp
 from tabulate import tabulate
 from torch import Tensor, nn
 
@@ -35,8 +37,7 @@ from convrewrite.conv import Conv
 from convrewrite.fitting import Accumulator, Fit, Moments, Target, fit
 from convrewrite.graph import Site, find
 from convrewrite.modules import copy_model, tally
-from convrewrite.planning.knapsack import Item, choose
-from convrewrite.rewriting.surgery import build_option, folded_kernel, replace_site
+from convrewrite.rewriting import build_option, folded_kernel, replace_site
 from convrewrite.structures import Option, Setting, Structure, discover, make_option, option_cost
 
 RIDGE = 1e-9
@@ -121,18 +122,20 @@ def by_energy(layers: Sequence[Layer], options: Sequence[Mapping[Chosen, float]]
 
     ``options`` of a layer: the part of the energy that each loses. None where the layer stays.
     """
-    groups = []
-    for layer, losses in zip(layers, options, strict=True):
-        kept = Item(0.0, (float(layer.site.cost.macs),))
-        groups.append(
-            [kept, *(Item(lost, (float(o.layer.macs(o.structure, o.setting)),)) for o, lost in losses.items())]
-        )
-    picked = choose(groups, [float(limit)])
-    if picked is None:
+    items = [(i, option) for i, losses in enumerate(options) for option in (None, *losses)]
+    lost = [0.0 if option is None else options[i][option] for i, option in items]
+    macs = [
+        layers[i].site.cost.macs if option is None else option.layer.macs(option.structure, option.setting)
+        for i, option in items
+    ]
+    one_each = np.array([[float(i == index) for i, _ in items] for index in range(len(layers))])
+    within = LinearConstraint(np.array([macs]) / limit, -np.inf, 1)
+    found = milp(lost, constraints=[LinearConstraint(one_each, 1, 1), within], integrality=np.ones(len(items)))
+    if found.x is None:
         raise SystemExit(
             f"expected a budget of at least what the lowest ranks take, found {limit:,} MACs; ask for more"
         )
-    return [None if index == 0 else list(losses)[index - 1] for index, losses in zip(picked, options, strict=True)]
+    return [option for (_, option), taken in zip(items, found.x, strict=True) if taken > 0.5]
 
 
 class Method:
