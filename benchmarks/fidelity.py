@@ -1,34 +1,33 @@
-"""What each structure keeps on the trained example: top-1 lost, agreement with the original and KL on the test images.
+"""What each structure keeps of trained networks: top-1 lost, agreement with the original and KL on the test images.
 
-    python benchmarks/fidelity.py [--calibration data|none|weights ...] [--rows separable asymmetric ...]
-           [--output-weighting]
+    python benchmarks/fidelity.py [--network example resnet20 vgg] [--seed 0 1] [--calibration data|none|weights ...]
+           [--rows separable asymmetric ...] [--output-weighting] [--results FILE]
 
 Every 3x3 convolution but the stem is rewritten at one uniform ratio of its own MACs, with the 1,024 unlabelled images of
 the example ("data"), with inputs synthesised from BatchNorm statistics ("none"), or from the weights alone ("weights").
-No labels, and no gradient through the network: the weighting of outputs is off (``--output-weighting`` turns it on).
-Measured on all 10,000 test images of Fashion-MNIST (Debian: dataset-fashion-mnist).
+No labels, and no gradient through the network: the weighting of outputs is off (``--output-weighting`` turns it on), and so
+is the refinement of blocks. Measured on all 10,000 test images of Fashion-MNIST (Debian: dataset-fashion-mnist).
 """
 
 import argparse
-import sys
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from gathered import Gathered
+from judging import SOURCES, Judge, judge_of, told, with_networks
 from tabulate import tabulate
-from torch import Tensor, nn
+from training import fashion_resnet
 
-FASHION = Path(__file__).parents[1] / "examples" / "fashion"
-sys.path.insert(0, str(FASHION))
+import convrewrite
+from convrewrite.rules import Match, Rule
+from convrewrite.settings import Settings
 
-from data import load_split  # noqa: E402
-from model import fashion_resnet  # noqa: E402
-
-import convrewrite  # noqa: E402
-from convrewrite.calibration import Calibration, calibrate  # noqa: E402
-from convrewrite.rules import Match, Rule  # noqa: E402
-
-SOURCES = {"data": str(FASHION / "calibration.npz"), "none": None, "weights": "weights"}
+UNREFINED: dict[str, Any] = {"refine": False} if "refine" in {field.name for field in fields(Settings)} else {}
+"""What keeps blocks as they were fitted: refinement takes gradients through the network."""
 
 
 @dataclass(frozen=True)
@@ -67,60 +66,66 @@ ROWS = (
 )
 
 
-@torch.no_grad()
-def logits(model: nn.Module, images: Tensor) -> Tensor:
-    return torch.cat([model(batch) for batch in images.split(500)])
-
-
-def measure(
-    row: Row,
-    source: str,
-    calibration: Calibration,
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    original: Tensor,
-    output_weighting: bool = False,
-) -> tuple[str, ...]:
+def measure(row: Row, source: str, judge: Judge, output_weighting: bool) -> dict[str, Any]:
     result = convrewrite.optimize(
-        model, images[:1], [row.rule()], calibration, output_weighting=output_weighting, measure=False
-    )
-    found = logits(result.model, images)
+        judge.model, judge.inputs[0], [row.rule()], judge.calibration(source), output_weighting=output_weighting,
+        measure=False, **UNREFINED,
+    )  # fmt: skip
     rewritten = [site for site in result.report.sites if site.action == "rewritten"]
     ratio = sum(site.macs_after for site in rewritten) / max(1, sum(site.macs_before for site in rewritten))
-    right = float((original.argmax(1) == labels).float().mean())
-    top1 = float((found.argmax(1) == labels).float().mean())
-    agreement = float((found.argmax(1) == original.argmax(1)).float().mean())
-    kl = float((original.softmax(1) * (original.log_softmax(1) - found.log_softmax(1))).sum(1).mean())
-    lost, seconds = f"{100 * (right - top1):.2f}", f"{sum(result.report.seconds.values()):.0f}"
-    cells = (f"{row.ratio:.2f}", f"{ratio:.3f}", f"{top1:.2%}", lost, f"{agreement:.2%}", f"{kl:.4f}", seconds)
-    return (row.name, source, str(len(rewritten)), *cells)
+    seconds = round(sum(result.report.seconds.values()), 1)
+    return {"sites": len(rewritten), "ratio": round(ratio, 6), **judge.found(result.model), "seconds": seconds}
+
+
+def rows(gathered: Gathered, judge: Judge, common: dict[str, Any], arguments: argparse.Namespace) -> Iterator[Any]:
+    """The rows of one network, each with what was asked."""
+    weighting = arguments.output_weighting
+    for row in ROWS:
+        for source in arguments.calibration:
+            if arguments.rows is None or row.structure in arguments.rows:
+                asked = common | {"structure": row.name, "inputs": source, "asked": row.ratio, "weighting": weighting}
+                yield asked | gathered.row(asked, partial(measure, row, source, judge, weighting))
+
+
+def judge_named(network: str, seed: int, checkpoint: Path | None) -> Judge:
+    if checkpoint is None:
+        return judge_of(network, seed)
+    model = fashion_resnet().eval()
+    model.load_state_dict(torch.load(checkpoint, weights_only=True))
+    return Judge(model)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    with_networks(parser)
     parser.add_argument("--calibration", nargs="+", choices=list(SOURCES), default=["data"])
     parser.add_argument("--rows", nargs="+", default=None, help="structures; all of them by default")
     parser.add_argument("--output-weighting", action="store_true", help="weigh outputs by gradients of the original")
-    parser.add_argument("--checkpoint", type=Path, default=FASHION / "fashion.pt", help="another state dict")
+    parser.add_argument("--checkpoint", type=Path, help="a state dict of the example's shape instead of these networks")
     arguments = parser.parse_args()
-    images, labels = load_split("t10k")
-    model = fashion_resnet().eval()
-    model.load_state_dict(torch.load(arguments.checkpoint, weights_only=True))
-    original = logits(model, images)
-    right = float((original.argmax(1) == labels).float().mean())
-    print(f"original: {right:.2%} of {len(labels):,} test images", flush=True)
-    inputs = (images[:1],)
-    calibrations = {name: calibrate(model, inputs, SOURCES[name]) for name in arguments.calibration}
-    table = []
-    for row in ROWS:
-        for source, calibration in calibrations.items():
-            if arguments.rows is None or row.structure in arguments.rows:
-                weighting = arguments.output_weighting
-                table.append(measure(row, source, calibration, model, images, labels, original, weighting))
-                print(" ".join(table[-1]), file=sys.stderr, flush=True)
-    headers = ("structure", "inputs", "sites", "asked", "ratio", "top-1", "lost", "agreement", "KL", "seconds")
-    print(tabulate(table, headers, disable_numparse=True))
+    gathered = Gathered(arguments.results)
+    found: list[dict[str, Any]] = []
+    for network in [str(arguments.checkpoint)] if arguments.checkpoint else arguments.network:
+        for seed in arguments.seed:
+            judge = judge_named(network, seed, arguments.checkpoint)
+            print(f"{network} {seed}: {judge.right:.2%} of {len(judge.labels):,} test images", flush=True)
+            found += rows(gathered, judge, {"network": network, "seed": seed}, arguments)
+    keys = "network seed structure inputs sites asked ratio top1 lost agreement kl seconds"
+    headers = (
+        "network",
+        "seed",
+        "structure",
+        "inputs",
+        "sites",
+        "asked",
+        "ratio",
+        "top-1",
+        "lost",
+        "agreement",
+        "KL",
+        "s",
+    )
+    print(tabulate([told(row, keys) for row in found], headers, disable_numparse=True))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,43 @@ latency of the whole model measured as well: asked, predicted, measured, and the
 
 import argparse
 import time
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+from gathered import Gathered
 from networks import NETWORKS, network_and_inputs
+from torch import Tensor, nn
 
 import convrewrite
 from convrewrite.values import budget
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of planning, what was chosen and promised; with ``--apply`` what came of it."""
+    model, images = network_and_inputs(arguments.network, arguments.inputs, arguments.size)
+    started = time.perf_counter()
+    plan = convrewrite.plan(model, images[:1], ["balanced"], images, budget(arguments.budget), fast=arguments.fast)
+    seconds = time.perf_counter() - started
+    rewritten = {site.name: site.option.option().describe() for site in plan.sites if site.option is not None}
+    found = {
+        "seconds": round(seconds, 1),
+        "sites": len(plan.sites),
+        "rewritten": rewritten,
+        "promised": str(plan.predicted),
+    }
+    return found | (carried_out(model, images, plan) if arguments.apply else {})
+
+
+def carried_out(model: nn.Module, images: Tensor, plan: convrewrite.Plan) -> dict[str, Any]:
+    result = convrewrite.apply(model, images[:1], plan, images)
+    latency, macs = result.report.totals.onnx_latency_seconds, result.report.totals.macs
+    predicted = result.report.totals.predicted_onnx_latency_seconds
+    assert latency is not None and predicted is not None
+    return {
+        "latency": latency.ratio, "predicted": predicted / latency.before, "macs": macs.after / macs.before,
+        "refused": result.refused,
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -22,31 +54,25 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--fast", action="store_true")
     parser.add_argument("--apply", action="store_true")
+    parser.add_argument("--results", type=Path, help="gather the rows in this file, and measure none that it has")
     arguments = parser.parse_args()
-    model, images = network_and_inputs(arguments.network, arguments.inputs, arguments.size)
-    asked = budget(arguments.budget)
-    started = time.perf_counter()
-    plan = convrewrite.plan(model, images[:1], ["balanced"], images, asked, fast=arguments.fast)
-    seconds = time.perf_counter() - started
-    rewritten = [site for site in plan.sites if site.option is not None]
-    print(f"{arguments.network}, {arguments.inputs} inputs{', fast' if arguments.fast else ''}, asked {asked}")
+    asked = {key: getattr(arguments, key) for key in ("network", "budget", "inputs", "size", "fast", "apply")}
+    found = Gathered(arguments.results).row(asked, partial(measure, arguments))
     print(
-        f"planned in {seconds:.0f} s: {len(rewritten)} of {len(plan.sites)} sites; promised {plan.predicted}",
-        flush=True,
+        f"{arguments.network}, {arguments.inputs} inputs{', fast' if arguments.fast else ''}, asked {arguments.budget}"
     )
-    for site in rewritten:
-        assert site.option is not None
-        print(f"  {site.name}: {site.option.option().describe()}")
-    if not arguments.apply:
-        return
-    result = convrewrite.apply(model, images[:1], plan, images)
-    latency, macs = result.report.totals.onnx_latency_seconds, result.report.totals.macs
-    predicted = result.report.totals.predicted_onnx_latency_seconds
-    assert latency is not None and predicted is not None
-    ratio = macs.after / macs.before
-    print(f"latency: measured {latency.ratio:.3f} of the original's, predicted {predicted / latency.before:.3f}")
-    print(f"macs: {ratio:.3f}; speed-up {1 / latency.ratio:.2f}, the MACs promise {1 / ratio:.2f}")
-    print(f"refused: {result.refused}")
+    print(f"planned in {found['seconds']:.0f} s: {len(found['rewritten'])} of {found['sites']} sites")
+    print(
+        f"promised {found['promised']}",
+        *(f"{name}: {option}" for name, option in found["rewritten"].items()),
+        sep="\n  ",
+    )
+    if "latency" in found:
+        print(f"latency: measured {found['latency']:.3f} of the original's, predicted {found['predicted']:.3f}")
+        print(
+            f"macs: {found['macs']:.3f}; speed-up {1 / found['latency']:.2f}, the MACs promise {1 / found['macs']:.2f}"
+        )
+        print(f"refused: {found['refused']}")
 
 
 if __name__ == "__main__":

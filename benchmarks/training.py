@@ -2,8 +2,8 @@
 
 Three recipes, each ordinary for its kind and fixed before any result was seen: the example's own (shifts and flips, weight
 decay 1.5e-3, 8 epochs, one cycle); ``resnet20``, the same shape with flips alone and the usual weight decay of 5e-4; and ``vgg``,
-six convolutions without skips, likewise. Writes a state dict into
-benchmarks/trained, named by network and seed. Images: Fashion-MNIST.
+six convolutions without skips, likewise. Writes ``NETWORK-SEED.pt`` into ``benchmarks/trained``, a state dict. Images:
+Fashion-MNIST.
 """
 
 import argparse

@@ -4,7 +4,14 @@ from convrewrite.rewriting.front_to_back import Outcome, Rewritten, rewrite
 from convrewrite.rewriting.output_weighting import output_weights
 from convrewrite.rewriting.propagation import Propagation
 from convrewrite.rewriting.site_fit import UNREACHED, SiteFit, require_memory
-from convrewrite.rewriting.surgery import counted_as_replaced, empty_option, replace_site, settle
+from convrewrite.rewriting.surgery import (
+    build_option,
+    counted_as_replaced,
+    empty_option,
+    folded_kernel,
+    replace_site,
+    settle,
+)
 from convrewrite.rewriting.work import Prepared, Work
 
 __all__ = [
@@ -15,8 +22,10 @@ __all__ = [
     "Rewritten",
     "SiteFit",
     "Work",
+    "build_option",
     "counted_as_replaced",
     "empty_option",
+    "folded_kernel",
     "output_weights",
     "replace_site",
     "require_memory",

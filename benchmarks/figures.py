@@ -1,0 +1,258 @@
+"""The figures of README.md and docs/, from what benchmarks wrote into ``benchmarks/results``.
+
+    python benchmarks/figures.py [--write]
+
+A document marks what comes from a file with ``<!-- figures: NAME -->`` before it and ``<!-- end of figures -->`` behind it, on
+lines of their own. ``--write`` puts the text of every ``NAME`` there as it follows from the files now; without it the documents
+that differ are named. A test holds the two equal.
+"""
+
+import argparse
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gathered import RESULTS, held, rows_of
+from tabulate import tabulate
+
+ROOT = Path(__file__).parents[1]
+
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "fits.md")
+"""The documents that tell of results."""
+
+MARKED = re.compile(r"<!-- figures: ([\w-]+) -->\n(.*?)<!-- end of figures -->\n", re.DOTALL)
+"""A name, and the text that is its own."""
+
+SITES_SHOWN = 4
+"""Sites of the demo's report in the README: enough to see what a row says."""
+
+Row = Mapping[str, Any]
+
+
+def markdown(headers: str, rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """A table of Markdown; ``headers`` apart by ``|``, all but the first ``left`` columns to the right."""
+    names = headers.split("|")
+    rule = "|" + "---|" * left + "--:|" * (len(names) - left)
+    lines = ["| " + " | ".join(cells) + " |" for cells in (names, *rows)]
+    return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
+
+
+def code(text: str) -> str:
+    return f"```\n{text}\n```\n"
+
+
+def percent(part: float, digits: int = 2) -> str:
+    return f"{100 * part:.{digits}f} %"
+
+
+def chosen(rows: Iterable[Row], **wanted: object) -> list[Row]:
+    """The rows with these values."""
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def only(rows: Iterable[Row], **wanted: object) -> Row:
+    """The row with these values; LookupError where none was measured."""
+    found = chosen(rows, **wanted)
+    if not found:
+        raise LookupError(f"expected a row with {wanted}, found none; measure it first")
+    return found[0]
+
+
+def demo() -> str:
+    """What ``make demo`` printed, but for most of its sites."""
+    found = only(rows_of(RESULTS / "demo.json"), example="demo")
+    lines = [line.rstrip() for line in found["printed"]]
+    first = next(i for i, line in enumerate(lines) if line.startswith("----"))  # the table of sites is the first
+    sites = [i for i in range(first + 1, len(lines)) if re.match(r"\S+ +(standard|pointwise) ", lines[i])]
+    last = next(i for i in range(sites[-1], len(lines)) if lines[i].startswith("output error:"))
+    more = f"... ({len(sites) - SITES_SHOWN} more sites)"
+    printed = [*lines[: sites[SITES_SHOWN]], more, *lines[last:]]
+    return code("\n".join([*printed, *found["evaluated"]]))
+
+
+def demo_onnx() -> str:
+    found = only(rows_of(RESULTS / "demo.json"), example="onnx")
+    return (
+        f"It takes {found['latency']:.2f} of the time in onnxruntime then, {percent(found['top1'])} of the 2,000 test images are "
+        f"right instead of\n{percent(found['before'])}, and {percent(found['held_out_agreement'], 1)} of the 205 held-out images "
+        "keep their class.\n"
+    )
+
+
+def fidelity() -> str:
+    """The whole table of ``fidelity.py`` on the example."""
+    rows = chosen(rows_of(RESULTS / "fidelity.json"), network="example", seed=0, weighting=False)
+    asked = list(dict.fromkeys((row["structure"], row["asked"]) for row in rows))
+    order = sorted(
+        rows, key=lambda r: (asked.index((r["structure"], r["asked"])), ("data", "none", "weights").index(r["inputs"]))
+    )
+    cells = [
+        (r["structure"], r["inputs"], r["sites"], f"{r['asked']:.2f}", f"{r['ratio']:.3f}", f"{r['top1']:.2%}",
+         f"{r['lost']:.2f}", f"{r['agreement']:.2%}", f"{r['kl']:.4f}", f"{r['seconds']:.0f}")
+        for r in order
+    ]  # fmt: skip
+    headers = ("structure", "inputs", "sites", "asked", "ratio", "top-1", "lost", "agreement", "KL", "seconds")
+    before = f"original: {rows[0]['before']:.2%} of 10,000 test images"
+    return code(f"{before}\n\n{tabulate(cells, headers, disable_numparse=True)}")
+
+
+def budgets() -> str:
+    """The example's rows of ``budgets.py``; those of single structures by what they lose."""
+    rows = chosen(_plans(), network="example", seed=0, fast=False)
+    alike = sorted((row for row in rows if row["asked"].startswith("all sites")), key=lambda row: row["lost"])
+    cells = [
+        (_asked(r["asked"]), f"{r['macs']:.3f}", f"{r['lost']:.2f}", percent(r["agreement"]), f"{r['kl']:.4f}",
+         f"{r['held_out_kl']:.4f}")
+        for r in [*(row for row in rows if row not in alike), *alike]
+    ]  # fmt: skip
+    return markdown("asked|MACs left|top-1 lost|agreement|KL, test images|KL, held-out", cells)
+
+
+def budgets_more() -> str:
+    """An uneven network, and ``--fast``, in two sentences."""
+    uneven, rows = (
+        chosen(_plans(), network="uneven", fast=False),
+        chosen(_plans(), network="example", seed=0, fast=True),
+    )
+    planned = only(uneven, asked="macs=0.25")["held_out_kl"]
+    single = min(row["held_out_kl"] for row in uneven if row["asked"].startswith("all sites"))
+    half, quarter = (only(rows, asked=f"macs={part}") for part in (0.5, 0.25))
+    return (
+        "On a network whose layers differ more in sensitivity (`--network uneven`) the held-out KL of `macs=0.25` is "
+        f"{planned:.4f},\nthat of the best single structure {single:.4f}. With `--fast`, {half['lost']:.2f} points are lost at "
+        f"0.5 and {quarter['lost']:.2f} at 0.25 on the\nnetwork above; the KL on the test images is {half['kl']:.4f} and "
+        f"{quarter['kl']:.4f}.\n"
+    )
+
+
+def methods() -> str:
+    """Points of top-1 that this tool and the methods of two papers lose, network by network."""
+    papers = rows_of(RESULTS / "papers.json")
+    names = {
+        "svd": "whitened SVD, ranks by energy (BALF)", "tucker": "Tucker-2 in the covariance metric (Kalle et al.)",
+        "cp": "CP in the covariance metric (Kalle et al.)", "tucker-energy": "the same Tucker-2, ranks by energy",
+        "cp-energy": "the same CP, ranks by energy",
+    }  # fmt: skip
+    columns = list(dict.fromkeys((row["network"], row["seed"], row["asked"]) for row in papers if row["asked"] >= 0.25))
+    columns.sort(key=lambda column: (column[0], column[1], -column[2]))
+    own = {(r["network"], r["seed"], r["asked"]): r for r in chosen(_plans(), fast=False)}
+    plan = [own.get((network, seed, f"macs={part:g}")) for network, seed, part in columns]
+    cells = [["`--budget macs`", *(_lost(row) for row in plan)]]
+    for method, name in names.items():
+        found = [chosen(papers, method=method, network=n, seed=s, asked=part) for n, s, part in columns]
+        if any(found):
+            cells.append([name, *(_lost(rows[0] if rows else None) for rows in found)])
+    headers = "method|" + "|".join(f"{network}, {part:g}" for network, _, part in columns)
+    return markdown(headers, cells)
+
+
+def networks() -> str:
+    """Points of top-1 that plans of several budgets lose on every network that ``training.py`` makes, and the most of them."""
+    rows = [r for r in chosen(_plans(), fast=False) if r["network"] != "uneven" and r["asked"].startswith("macs=")]
+    columns = sorted({(row["network"], row["seed"]) for row in rows})
+    lost = {(row["network"], row["seed"], row["asked"]): row["lost"] for row in rows}
+    cells = []
+    for asked in sorted({row["asked"] for row in rows}, key=lambda text: -float(text.removeprefix("macs="))):
+        found = [lost.get((network, seed, asked)) for network, seed in columns]
+        known = [one for one in found if one is not None]
+        most = f"{max(known):.2f}" if len(known) == len(columns) else ""
+        cells.append([f"`{asked}`", *("" if one is None else f"{one:.2f}" for one in found), most])
+    headers = "asked|" + "|".join(f"{network}, seed {seed}" for network, seed in columns) + "|most"
+    return markdown(headers, cells)
+
+
+def pitch() -> str:
+    """The latest row of either kind of ``pitch.py``."""
+    rows = {row["fast"]: row for row in held(RESULTS / "pitch.json") if row["frames"] == 205}
+    cells = [
+        (name, f"{rows[fast]['output_error']:.3f}", percent(rows[fast]["voiced_within"], 1),
+         percent(rows[fast]["voicing_kept"], 1))
+        for name, fast in (("thorough", False), ("`--fast`", True))
+    ]  # fmt: skip
+    return markdown("run|relative output error|within 25 cents|voicing decisions", cells)
+
+
+def few_inputs() -> str:
+    rows = held(RESULTS / "few_inputs.json")
+    cells = [
+        (str(row["inputs"]), f"{100 * row['lost']:.2f}", percent(row["agreement"]), f"{row['kl']:.4f}") for row in rows
+    ]
+    return markdown("inputs|top-1 lost, points|agreement with the original|KL", cells)
+
+
+def cost() -> str:
+    cells = [
+        (r["network"], str(r["inputs"]), *(f"{r[key]:.0f} s" for key in ("wall", "cpu")), f"{r['peak']:.1f} GB",
+         *(f"{r['stages'].get(key, 0):.0f} s" for key in ("forward passes", "moments", "solves")))
+        for r in rows_of(RESULTS / "cost.json")
+    ]  # fmt: skip
+    return markdown("network|inputs|wall|processor|peak memory|forward passes|moments|solves", cells)
+
+
+def plans() -> str:
+    rows = rows_of(RESULTS / "plan.json")
+    thorough, fast = (only(rows, network="resnet18", budget=["macs=0.5"], fast=how) for how in (False, True))
+    return (
+        "A plan for ResNet-18 from all structures (`python benchmarks/plan.py resnet18 --budget macs=0.5`) takes "
+        f"{thorough['seconds']:.0f} s,\nwith `--fast` {fast['seconds']:.0f} s.\n"
+    )
+
+
+def _plans() -> list[Row]:
+    """The rows of ``budgets.py`` as the tool is by default: of one with and without refinement the one with it."""
+    rows = sorted(rows_of(RESULTS / "budgets.json"), key=lambda row: row["refine"])
+    return list({(row["network"], row["seed"], row["fast"], row["asked"]): row for row in rows}.values())
+
+
+def _asked(text: str) -> str:
+    found = re.match(r"all sites (\w+)", text)
+    return f"all sites `{found[1]}`" if found else f"`{text}`"
+
+
+def _lost(row: Row | None) -> str:
+    return "" if row is None else f"{row['lost']:.2f}"
+
+
+TEXTS: dict[str, Callable[[], str]] = {
+    "demo": demo,
+    "demo-onnx": demo_onnx,
+    "fidelity": fidelity,
+    "budgets": budgets,
+    "budgets-more": budgets_more,
+    "methods": methods,
+    "networks": networks,
+    "pitch": pitch,
+    "few-inputs": few_inputs,
+    "cost": cost,
+    "plans": plans,
+}
+
+
+def written(text: str) -> str:
+    """A document's text with all its figures as they follow from the files now."""
+
+    def anew(found: re.Match[str]) -> str:
+        return f"<!-- figures: {found[1]} -->\n{TEXTS[found[1]]()}<!-- end of figures -->\n"
+
+    return MARKED.sub(anew, text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="put the figures into the documents")
+    arguments = parser.parse_args()
+    for document in DOCUMENTS:
+        before = document.read_text(encoding="utf-8")
+        try:
+            after = written(before)
+        except (LookupError, FileNotFoundError) as error:
+            raise SystemExit(f"{document.relative_to(ROOT)}: {error}") from error
+        if before != after:
+            print(f"{document.relative_to(ROOT)} differs" + (", written anew" if arguments.write else ""))
+        if arguments.write:
+            document.write_text(after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
