@@ -47,7 +47,11 @@ class Planner:
         if self.constraints.by_ratio:
             with work.watch.timed("latency"):
                 return Choice(self._by_ratio())
-        surveyed = self._survey()
+        return self.choose_from(self._survey())
+
+    def choose_from(self, surveyed: tuple[Surveyed, ...]) -> Choice:
+        """The same from options that were surveyed."""
+        work = self.work
         if not self.constraints.budget:
             return self._choose_by_fidelity(surveyed)
         if "latency" in self.constraints.budget:
