@@ -22,7 +22,7 @@ from convrewrite.fitting.found import Fit, told
 from convrewrite.fitting.moments import Moments
 from convrewrite.fitting.targets import FLOOR, JITTER, Target, cholesky, colour, first_stage_root, uncolour
 from convrewrite.fitting.trust import FULL, Trust
-from convrewrite.structures import Setting, Stage, Structure, compose, cropped, join_groups, split_groups, through
+from convrewrite.structures import Setting, Stage, Structure, compose, join_groups, split_groups, through
 
 ITERATIONS = 40
 """Iterations of L-BFGS, for patches of up to ``EASY`` numbers; beyond, fewer, as an iteration's cost grows with their square."""
@@ -137,8 +137,7 @@ def rough_fit(
         target = plain if root_y is None else plain.weighted(root_y.to(plain.kernel))
         scale += target.scale
         wanted = target.kernel.reshape(target.shape)
-        # There the whitened start is the optimum; a stage that is alone is solved for below.
-        if len(stages) > 1 and stages[0].axes == "hw" and stages[0].groups == 1:
+        if stages[0].axes == "hw" and stages[0].groups == 1:  # there the whitened start is the optimum
             root = first_stage_root(stages[0], target)
             first, *others = structure.weights(colour(wanted, stages[0], root), spec.per_group, setting)
             start = (uncolour(first, root), *others)
@@ -195,13 +194,10 @@ def _starts(
 ) -> list[tuple[Tensor, ...]]:
     """Initial stage kernels: the decomposition of the target, and that of the target with whitened first-stage inputs.
 
-    For the structure ``channel`` the whitened one is the closed-form optimum (reduced-rank regression). A stage that is alone
-    is the last: whatever it starts from, its optimum is solved for.
+    For the structure ``channel`` the whitened one is the closed-form optimum (reduced-rank regression).
     """
     wanted = target.kernel.reshape(target.shape)
-    first, *others = structure.stages(spec, setting)
-    if not others:
-        return [structure.weights(wanted, spec, setting)]
+    first = structure.stages(spec, setting)[0]
     whitened = structure.weights(colour(wanted, first, root), spec, setting)
     plain = structure.weights(wanted, spec, setting)
     return [plain, (uncolour(whitened[0], root), *whitened[1:])]
@@ -226,7 +222,7 @@ def _begin(start: tuple[Tensor, ...], stages: Sequence[Stage], target: Target) -
 
 def _refine(start: _Point, stages: Sequence[Stage], target: Target, root: Tensor, iterations: int) -> _Point:
     """Lower E from ``start``: the last stage in closed form, the others by L-BFGS. Never returns a higher E."""
-    if iterations == 0 or len(stages) == 1:
+    if iterations == 0:
         return start
     reduced = stages[-1].groups == 1
     kernels = start.kernels[:-1] if reduced else start.kernels
@@ -336,10 +332,10 @@ def _reduced_loss(stages: Sequence[Stage], target: Target) -> Loss:
 
 
 def _through_all(kernels: Sequence[Tensor], stages: Sequence[Stage], patches: Tensor) -> Tensor:
-    """Rows of patches through all stages but the last, and what the last sees of them, flattened."""
+    """Rows of patches through all stages but the last, flattened."""
     for stage, kernel in zip(stages[:-1], kernels, strict=False):
         patches = through(stage, kernel, patches)
-    return cropped(stages[-1], patches).flatten(1)
+    return patches.flatten(1)
 
 
 def _full_loss(stages: Sequence[Stage], target: Target) -> Loss:

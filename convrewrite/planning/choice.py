@@ -47,11 +47,7 @@ class Planner:
         if self.constraints.by_ratio:
             with work.watch.timed("latency"):
                 return Choice(self._by_ratio())
-        return self.choose_from(self._survey())
-
-    def choose_from(self, surveyed: tuple[Surveyed, ...]) -> Choice:
-        """The same from options that were surveyed."""
-        work = self.work
+        surveyed = self._survey()
         if not self.constraints.budget:
             return self._choose_by_fidelity(surveyed)
         if "latency" in self.constraints.budget:

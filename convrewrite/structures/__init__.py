@@ -1,14 +1,6 @@
 """What a replacement is: families of linear replacements, how their stages are built, and the algebra of their kernels."""
 
-from convrewrite.structures.algebra import (
-    compose,
-    composed_kernel,
-    cropped,
-    initial_kernels,
-    join_groups,
-    split_groups,
-    through,
-)
+from convrewrite.structures.algebra import compose, composed_kernel, initial_kernels, join_groups, split_groups, through
 from convrewrite.structures.discovery import discover
 from convrewrite.structures.families.asymmetric import STRUCTURE as ASYMMETRIC
 from convrewrite.structures.families.grouped import STRUCTURE as GROUPED
@@ -35,7 +27,6 @@ __all__ = [
     "branch_specs",
     "compose",
     "composed_kernel",
-    "cropped",
     "discover",
     "initial_kernels",
     "join_groups",

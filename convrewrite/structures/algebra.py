@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from convrewrite.conv import ConvSpec
 from convrewrite.structures.structure import Setting, Stage, Structure
@@ -11,11 +11,11 @@ from convrewrite.structures.structure import Setting, Stage, Structure
 
 def compose(kernels: Sequence[Tensor], stages: Sequence[Stage]) -> Tensor:
     """The kernel ``(O, C, kh, kw)`` that a chain of ungrouped-original stages amounts to."""
-    total = _uncropped(_dense(kernels[0], stages[0].groups), stages[0])
+    total = _dense(kernels[0], stages[0].groups)
     for kernel, stage in zip(kernels[1:], stages[1:], strict=True):
         groups = stage.groups
         before = total.unflatten(0, (groups, -1))
-        after = _uncropped(kernel, stage).unflatten(0, (groups, -1))
+        after = kernel.unflatten(0, (groups, -1))
         # Of each spatial axis one operand has extent one, so broadcasting it is the convolution of the two kernels.
         total = torch.einsum("gomhw,gmchw->gochw", after, before).flatten(0, 1)
     return total
@@ -36,21 +36,9 @@ def _dense(kernel: Tensor, groups: int) -> Tensor:
     return torch.einsum("gochw,gk->gokchw", per_group, eye).flatten(2, 3).flatten(0, 1)
 
 
-def _uncropped(kernel: Tensor, stage: Stage) -> Tensor:
-    """A kernel with zeros for the rows and columns that its stage leaves out."""
-    rows, columns = stage.crop
-    return nn.functional.pad(kernel, (columns, columns, rows, rows)) if rows or columns else kernel
-
-
-def cropped(stage: Stage, values: Tensor) -> Tensor:
-    """Patches or kernels ``(..., h, w)`` without the rows and columns that the stage leaves out."""
-    rows, columns = stage.crop
-    return values[..., rows : values.shape[-2] - rows, columns : values.shape[-1] - columns]
-
-
 def through(stage: Stage, kernel: Tensor, patches: Tensor) -> Tensor:
     """One stage applied to patches ``(N, C, h, w)`` whose owned axes hold exactly one kernel extent: ``(N, O, h', w')``."""
-    x = cropped(stage, patches).unflatten(1, (stage.groups, -1))
+    x = patches.unflatten(1, (stage.groups, -1))
     k = kernel.unflatten(0, (stage.groups, -1))
     match stage.axes:
         case "hw":

@@ -64,14 +64,10 @@ def _stage_spec(spec: ConvSpec, stage: Stage, bias: bool, kernels: int) -> ConvS
             kernels=kernels,
             dims=spec.dims,
         )
-    rows, columns = stage.crop
-    padding = spec.padding
-    if not isinstance(padding, str):
-        narrower = (padding[0] - spec.dilation[0] * rows, padding[1] - spec.dilation[1] * columns)
-        padding = _own(narrower, owned, 0)
+    padding = spec.padding if isinstance(spec.padding, str) else _own(spec.padding, owned, 0)
     return replace(
         plain,
-        kernel_size=_own((spec.kernel_size[0] - 2 * rows, spec.kernel_size[1] - 2 * columns), owned, 1),
+        kernel_size=_own(spec.kernel_size, owned, 1),
         stride=_own(spec.stride, owned, 1),
         padding=padding,
         dilation=_own(spec.dilation, owned, 1),

@@ -14,17 +14,12 @@ Setting = Mapping[str, int | str]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """The shape of one stage: ``axes`` names the kernel axes it owns, ``""``, ``"h"``, ``"w"`` or ``"hw"``.
-
-    ``crop``: rows and columns of the kernel, of axes that it owns, that the stage leaves out at either end. Its padding is
-    so much narrower that what is left stays where it was.
-    """
+    """The shape of one stage: ``axes`` names the kernel axes it owns, ``""``, ``"h"``, ``"w"`` or ``"hw"``."""
 
     in_channels: int
     out_channels: int
     axes: str = ""
     groups: int = 1
-    crop: Size = (0, 0)
 
     def kernel_shape(self, kernel_size: Size) -> tuple[int, int, int, int]:
         """The canonical weight shape, given the kernel size of the convolution that is replaced."""
@@ -32,8 +27,8 @@ class Stage:
         return (
             self.out_channels,
             self.in_channels // self.groups,
-            kh - 2 * self.crop[0] if "h" in self.axes else 1,
-            kw - 2 * self.crop[1] if "w" in self.axes else 1,
+            kh if "h" in self.axes else 1,
+            kw if "w" in self.axes else 1,
         )
 
 

@@ -79,7 +79,7 @@ def check_exact(spec: ConvSpec, structure: Structure, decomposed: Decomposed, ke
 @every_kernel
 @torch.no_grad()
 def test_full_rank_equals_the_original(structure: Structure, kernel_size: Size) -> None:
-    if reason := structure.reject(ConvSpec(*CHANNELS, kernel_size, padding="same")):
+    if reason := structure.reject(ConvSpec(*CHANNELS, kernel_size)):
         pytest.skip(reason)
     x = torch.randn(1, CHANNELS[0], *INPUT, dtype=torch.float64)
     geometries = [*convolutions(kernel_size), *transposed(kernel_size)]
@@ -100,7 +100,7 @@ def test_full_rank_equals_the_original(structure: Structure, kernel_size: Size) 
 @torch.no_grad()
 def test_the_cost_is_that_of_the_built_module(structure: Structure, kernel_size: Size) -> None:
     x = torch.randn(1, CHANNELS[0], *INPUT)
-    if reason := structure.reject(ConvSpec(*CHANNELS, kernel_size, padding="same")):
+    if reason := structure.reject(ConvSpec(*CHANNELS, kernel_size)):
         pytest.skip(reason)
     for spec in [*convolutions(kernel_size, modes=("zeros",)), *transposed(kernel_size)]:
         assert spec.macs(INPUT) == macs_by_hooks(spec.build(), x)
@@ -117,7 +117,7 @@ def test_the_cost_is_that_of_the_built_module(structure: Structure, kernel_size:
 
 @every_structure
 def test_a_rejection_is_a_sentence_and_depends_on_the_geometry(structure: Structure) -> None:
-    reasons = [structure.reject(ConvSpec(8, 8, size, padding="same")) for size in KERNELS]
+    reasons = [structure.reject(ConvSpec(8, 8, size)) for size in KERNELS]
     assert None in reasons, "a structure must take some geometry"
     assert all(reason is None or len(reason.split()) > 2 for reason in reasons)
 

@@ -189,7 +189,7 @@ def test_weights_have_the_stages_shapes_and_the_kernels_dtype(structure: Structu
     for dtype in (torch.float32, torch.float64):
         kernel = torch.randn(ROUND.kernel_shape, dtype=dtype)
         for variant in structure.variants(ROUND):
-            for rank in sorted({1, min(3, structure.full_rank(ROUND, variant)), structure.full_rank(ROUND, variant)}):
+            for rank in (1, 3, structure.full_rank(ROUND, variant)):
                 setting = {**variant, "rank": rank}
                 kernels = structure.weights(kernel, ROUND, setting)
                 stages = structure.stages(ROUND, setting)

@@ -1,55 +1,63 @@
-"""Candidates that touch more than one site, against what single sites offer: ``python benchmarks/blocks.py --network example``.
+"""Replacements that are none of the package's structures, made and measured one at a time; `candidates.py` compares them.
 
-*Inner width*: channels between two convolutions go, those first whose patches explain least of what the second gives, and the
-second is solved for anew on the patches that are left. *Dropped branch*: a residual block becomes its join, with an affine
-function of every channel of the skip, or with a 1x1, both fitted to the block's output (PRACTISE, Wang et al. 2023).
-
-Each is measured as a survey measures an option: KL on held-out calibration images with that block alone changed. Beside it
-stands the least sum of effects that options of the block's two sites have at no more MACs, or no more seconds, as
-``candidates.py --options-to`` wrote them; and the least total effect of a plan within a budget, with and without it.
+Every one is measured as a survey measures an option: by KL on held-out calibration images, with that alone changed.
 """
 
-import argparse
 import itertools
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
-from candidates import begin, held_out_kl, rules_with
-from tabulate import tabulate
+from few_inputs import calibration_images
 from torch import Tensor, nn
+from training import load
 
-from convrewrite.conv import ConvSpec
+from convrewrite.conv import ConvSpec, Size
 from convrewrite.fitting.moments import Accumulator, Moments
 from convrewrite.graph import Site
-from convrewrite.modules import copy_model, run
+from convrewrite.meanings import effect_of
+from convrewrite.modules import copy_model, named_outputs, private_copy, run
+from convrewrite.pipeline.prepare import prepare
 from convrewrite.pipeline.run import Run
-from convrewrite.planning.knapsack import Item, choose, undominated
-from convrewrite.process import at_work
+from convrewrite.progress import Stopwatch, silent
 from convrewrite.rewriting.output_weighting import roots_of
 from convrewrite.rewriting.surgery import build_conv, folded_kernel, replace_site
+from convrewrite.rules import resolve
 from convrewrite.runtime import THIS_MACHINE, OptionGraph
+from convrewrite.settings import Settings
 
-RESULTS = Path(__file__).parent / "results" / "blocks.json"
 SHARES = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 """Parts of the inner channels that are kept."""
+
+SIZES: tuple[Size, ...] = ((1, 1), (1, 3), (3, 1))
+"""What a 3 x 3 kernel is cut down to."""
 
 RIDGE = 1e-3
 """Part of the mean variance of a patch, as the tool's own fits have it."""
 
-BUDGETS = (0.5, 0.25, 0.15, 0.1)
-"""Parts of the whole model's MACs, or of its sites' seconds, that plans are made for."""
 
-RESOURCES = ("macs", "seconds")
+def begin(network: str, seed: int) -> Run:
+    """A run of the rule ``balanced`` up to its survey, with the original exported and timed."""
+    model, images = load(network, seed), calibration_images()
+    inputs = (images[:1],)
+    prepared = prepare(private_copy(model, inputs), inputs, resolve(["balanced"]), (), model)
+    settings = Settings(budget={"latency": 0.5})
+    return Run.begin(prepared, images, settings.constraints, settings, silent, Stopwatch())
+
+
+def held_out_kl(started: Run, model: nn.Module) -> float:
+    """KL in nats from the original's classes to the rewritten model's, on all held-out calibration images."""
+    original = started.work.prepared.model
+    batches = started.work.data.held_out
+    pairs = [(named_outputs(run(original, batch)), named_outputs(run(model, batch))) for batch in batches]
+    return effect_of(pairs, started.work.evaluation.meanings)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What a block or a pair of convolutions could become, its costs and effect."""
+    """What one site, or two, could become, its costs and effect."""
 
-    sites: tuple[str, str]
+    sites: tuple[str, ...]
     kind: str
     detail: str
     macs: float
@@ -150,6 +158,29 @@ def _moments_of(started: Run, site: Site) -> Moments:
     return accumulator.result()[0]
 
 
+def smaller(started: Run, site: Site) -> Iterator[Candidate]:
+    """The middle of the kernel alone, solved for on the patches that are left."""
+    spec, model = site.folded_spec, started.work.prepared.model
+    moments = _moments_of(started, site)
+    like = model.get_submodule(site.name).weight
+    assert isinstance(like, Tensor) and isinstance(spec.padding, tuple) and spec.kernel_size == (3, 3)
+    numbers = torch.arange(spec.in_channels * 9).reshape(spec.in_channels, 3, 3)
+    for height, width in SIZES:
+        rows, columns = (3 - height) // 2, (3 - width) // 2
+        kept = numbers[:, rows : 3 - rows, columns : 3 - columns].flatten()
+        solved = _least_squares(moments, kept)
+        offset = moments.mean_y - solved @ moments.mean_p[kept]
+        cut = replace(
+            spec, kernel_size=(height, width), padding=(spec.padding[0] - rows, spec.padding[1] - columns), bias=True
+        )
+        kernel = solved.reshape(spec.out_channels, spec.in_channels, height, width)
+        changed = copy_model(model)
+        replace_site(changed, site, build_conv(cut, kernel, offset, like))
+        effect = held_out_kl(started, changed)
+        detail = f"{height} x {width}"
+        yield Candidate((site.name,), "smaller kernel", detail, _macs(cut, site), _seconds(cut, site), effect)
+
+
 class Joined(nn.Module):
     """A block without its branch: ``relu(f(x))``."""
 
@@ -213,115 +244,19 @@ def _macs(spec: ConvSpec, site: Site) -> float:
 
 
 def _seconds(spec: ConvSpec, site: Site) -> float:
-    """In the place of the site, one call."""
-    graph: OptionGraph = ((spec,),)
-    return THIS_MACHINE.time_options(site.folded_spec, [graph], site.input_sizes[0], 1, 15)[1][0]
+    """In the place of the site, one call. A convolution with fewer inputs is timed as one with so many fewer outputs, as only
+    graphs with the same input can be timed in turns."""
+    whole = site.folded_spec
+    outputs = round(spec.out_channels * spec.in_channels / whole.in_channels)
+    graph: OptionGraph = ((replace(spec, in_channels=whole.in_channels, out_channels=max(1, outputs)),),)
+    return THIS_MACHINE.time_options(whole, [graph], site.input_sizes[0], 1, 15)[1][0]
 
 
-Options = dict[str, list[Item]]
-"""What is known of single sites: effect, MACs and seconds of every option, the site as it is among them."""
-
-
-def read_options(path: Path) -> Options:
-    found: Options = {}
-    for row in json.loads(path.read_text()):
-        kept = Item(0.0, (float(row["site_macs"]), float(row["site_seconds"] or 0)))
-        items = found.setdefault(row["site"], [kept])
-        items.append(Item(float(row["effect"]), (float(row["macs"]), float(row["seconds"] or 0))))
-    return found
-
-
-def on_one(items: Sequence[Item], resource: int) -> list[Item]:
-    """The same with one cost, those that another beats left out."""
-    narrow = [Item(item.effect, (item.costs[resource],)) for item in items]
-    return [narrow[index] for index in undominated(narrow)]
-
-
-def added(first: Sequence[Item], second: Sequence[Item]) -> list[Item]:
-    """Every combination of two sites' options."""
-    sums = [Item(a.effect + b.effect, (a.costs[0] + b.costs[0],)) for a in first for b in second]
-    return [sums[index] for index in undominated(sums)]
-
-
-def least_effect(items: Sequence[Item], cost: float) -> float:
-    return min((item.effect for item in items if item.costs[0] <= cost * (1 + 1e-9)), default=float("inf"))
-
-
-def frontier(options: Options, candidates: Sequence[Candidate], resource: str) -> list[dict[str, object]]:
-    """The least total effect of plans within budgets, from single sites alone and with each kind of candidate."""
-    index = RESOURCES.index(resource)
-    single = {name: on_one(items, index) for name, items in options.items()}
-    total = sum(items[0].costs[index] for items in options.values())
-    kinds = sorted({candidate.kind for candidate in candidates})
-    rows: list[dict[str, object]] = []
-    for part in BUDGETS:
-        row: dict[str, object] = {"resource": resource, "budget": part}
-        for kind in ("", *kinds):
-            groups = _groups(single, [c for c in candidates if c.kind == kind], resource)
-            chosen = choose(groups, [part * total])
-            effect = None if chosen is None else sum(g[i].effect for g, i in zip(groups, chosen, strict=True))
-            row[kind or "single sites"] = effect
-        rows.append(row)
-    return rows
-
-
-def _groups(single: dict[str, list[Item]], candidates: Sequence[Candidate], resource: str) -> list[list[Item]]:
-    """Sites that candidates join are one group; each site is in one pair at most, the first that names it."""
-    groups, taken = [], set()
-    for pair in dict.fromkeys(c.sites for c in candidates):
-        if not taken & set(pair):
-            taken |= set(pair)
-            mine = [Item(c.effect, (getattr(c, resource),)) for c in candidates if c.sites == pair]
-            groups.append([*added(single[pair[0]], single[pair[1]]), *mine])
-    return groups + [items for name, items in single.items() if name not in taken]
-
-
-def pairs_of(network: str, started: Run, options: Options) -> list[tuple[Site, Site]]:
+def pairs_of(network: str, started: Run) -> list[tuple[Site, Site]]:
     """The two convolutions of every block; in the plain network, of every two that follow each other."""
     sites = [site for site in started.work.prepared.sites if site.spec.kernel_size == (3, 3)]
+    active = {space.site.name for space in started.work.prepared.search_spaces if space.rank_ranges}
     pairs = itertools.pairwise(sites)
     if network == "vgg":
-        return [pair for pair in pairs if pair[0].name in options and pair[1].name in options]
+        return [pair for pair in pairs if pair[0].name in active and pair[1].name in active]
     return [(a, b) for a, b in pairs if a.name.endswith("conv1") and b.name.endswith("conv2")]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", nargs="+", default=["example", "vgg"])
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--options-from", type=Path, required=True, help="the folder of candidates.py --options-to")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    with at_work(0):
-        results = [study(network, arguments.seed, arguments.options_from) for network in arguments.network]
-    arguments.results.write_text(json.dumps(results, indent=2) + "\n")
-
-
-def study(network: str, seed: int, folder: Path) -> dict[str, object]:
-    """All candidates of one network beside single sites' options, and the frontiers."""
-    tables = {"macs": folder / f"{network}-{seed}-macs.json", "seconds": folder / f"{network}-{seed}-latency.json"}
-    options = {resource: read_options(path) for resource, path in tables.items() if path.exists()}
-    started = begin(network, seed, rules_with("smaller"))
-    candidates: list[Candidate] = []
-    for first, second in pairs_of(network, started, next(iter(options.values()))):
-        candidates += Pair(started, first, second).candidates()
-        if network != "vgg":
-            candidates += dropped(started, first, second)
-        print(tabulate(map(asdict, candidates[-8:]), floatfmt=".4g"), flush=True)
-    beside = []
-    for candidate in candidates:
-        row = asdict(candidate)
-        for resource, known in options.items():
-            index = RESOURCES.index(resource)
-            sums = added(*(on_one(known[name], index) for name in candidate.sites))
-            row[f"single sites, {resource}"] = least_effect(sums, getattr(candidate, resource))
-        beside.append(row)
-    frontiers = [row for resource, known in options.items() for row in frontier(known, candidates, resource)]
-    print(tabulate(beside, headers="keys", floatfmt=".4g"))
-    print(tabulate(frontiers, headers="keys", floatfmt=".4g"), flush=True)
-    return {"network": network, "seed": seed, "candidates": beside, "frontiers": frontiers}
-
-
-if __name__ == "__main__":
-    main()
