@@ -53,7 +53,7 @@ def frontier() -> str:
     lines = ["| " + " | ".join(headers) + " |", "|---|---|" + "--:|" * (len(headers) - 2)]
     for network in read():
         for row in network["frontiers"]:
-            if row["single sites"] is None:
+            if all(row.get(kind) is None for kind in ("single sites", *KINDS)):
                 continue
             cells = ["" if row.get(kind) is None else f"{row[kind]:.5f}" for kind in ("single sites", *KINDS)]
             budget = f"{RESOURCES[row['resource']]} {row['budget']:g}"
