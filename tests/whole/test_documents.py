@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import candidates_table
 import onnx_table
 import pytest
 
@@ -59,6 +60,12 @@ def test_the_table_of_onnx_files_is_what_the_benchmark_wrote() -> None:
     text = (ROOT / "docs" / "onnx.md").read_text(encoding="utf-8")
     assert onnx_table.summary() in text
     assert onnx_table.table() in text
+
+
+def test_the_tables_of_candidates_are_what_the_benchmark_wrote() -> None:
+    text = (ROOT / "docs" / "frontier.md").read_text(encoding="utf-8")
+    assert candidates_table.alone() in text
+    assert candidates_table.frontier() in text
 
 
 def test_the_architecture_names_files_that_are_there() -> None:
