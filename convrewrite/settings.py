@@ -109,7 +109,10 @@ class Settings:
         outputs: what outputs mean, by name, where it is not as it is told from the model and its values: ``"logits"``,
             ``"probabilities"`` (that sum to one), ``"multilabel"`` (independent probabilities), ``"embedding"`` (only its
             direction counts), ``"values"`` or ``"ignore"``; or a pair of that and a weight among several outputs.
-        fast: measure less while planning.
+        fast: measure less while planning, and refine nothing.
+        refine: train the stages of all rewritten sites together towards the original, without labels, for some minutes at most;
+            the result is never further from it on held-out inputs. None: where real inputs are given, and there is something
+            to gain.
         threads: at which latency is measured.
         seed: of everything random; with the same inputs, seed and thread count the result is byte-equal.
         memory: bytes that activations, covariances and gathered positions may take together; activations beyond it wait on
@@ -150,7 +153,17 @@ class Settings:
             ":WEIGHT may follow.",
         ),
     )
-    fast: bool = field(default=False, metadata=flag("--fast", kind=bool, help="Measure less while planning."))
+    fast: bool = field(
+        default=False, metadata=flag("--fast", kind=bool, help="Measure less while planning, and refine nothing.")
+    )
+    refine: bool | None = field(
+        default=None,
+        metadata=flag(
+            "--refine/--no-refine",
+            kind=bool | None,
+            help="Train what was rewritten towards the original, without labels; by default where that gains something.",
+        ),
+    )
     threads: int = field(
         default=1,
         metadata=flag("--threads", kind=int, check=values.threads, help="Threads at which latency is measured."),
@@ -204,6 +217,7 @@ class WorkOptions(TypedDict, total=False):
     threads: int
     memory: int
     output_weighting: bool
+    refine: bool | None
     measure: bool
     timer: "Timer"
 

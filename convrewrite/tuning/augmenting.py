@@ -32,7 +32,7 @@ EXAMPLES = 256
 
 @dataclass(frozen=True, slots=True)
 class Alterations:
-    """What is done to inputs that are drawn: ``mirrored`` and ``moved`` concern all inputs that are images, ``mixed`` all inputs."""
+    """What is done to inputs that are drawn: ``mirrored`` and ``moved`` concern those that are images, ``mixed`` all of them."""
 
     mirrored: bool = False
     moved: bool = False
@@ -47,15 +47,10 @@ class Alterations:
         if not any(_is_image(tensor) for tensor in batches[0]):
             return cls(mixed=True)
 
-        def harms(alter: Callable[[Tensor], Tensor]) -> bool:
-            altered = lambda inputs: tuple(alter(t) if _is_image(t) else t for t in inputs)  # noqa: E731
-            pairs = (
-                (named_outputs(run(original, inputs)), named_outputs(run(original, altered(inputs))))
-                for inputs in _first(batches, EXAMPLES)
-            )
-            return not effect_of(pairs, meanings) < HARMLESS
-
-        return cls(mirrored=not harms(_mirror), moved=not harms(_shift_by_most), mixed=True)
+        mirrored, moved = (
+            _effect(original, batches, meanings, alter) < HARMLESS for alter in (_mirror, _shift_by_most)
+        )
+        return cls(mirrored, moved, mixed=True)
 
     def __call__(self, inputs: Inputs, generator: torch.Generator) -> Inputs:
         """One batch, altered: every example by draws of its own. Draws come from the generator on the CPU, the numbers stay
@@ -107,6 +102,23 @@ def _first(batches: Sequence[Inputs], examples: int) -> Iterator[Inputs]:
         examples -= len(batch[0])
         if examples <= 0:
             return
+
+
+def _effect(
+    original: nn.Module,
+    batches: Sequence[Inputs],
+    meanings: Mapping[str, Meaning],
+    alter: Callable[[Tensor], Tensor],
+) -> float:
+    """How much another is what the original says of altered images."""
+    pairs = (
+        (
+            named_outputs(run(original, inputs)),
+            named_outputs(run(original, tuple(alter(tensor) if _is_image(tensor) else tensor for tensor in inputs))),
+        )
+        for inputs in _first(batches, EXAMPLES)
+    )
+    return effect_of(pairs, meanings)
 
 
 def _mirror(images: Tensor) -> Tensor:

@@ -1,0 +1,280 @@
+"""All stages of a rewritten model refined together, without labels, on the inputs that they were fitted to.
+
+A fit in closed form sees one site and what goes in; what the errors of all sites make of the outputs together, only a gradient
+through the whole model shows. The original says what any input should give, so that inputs may be altered too, and few go a long
+way. What comes out is taken only where it is nearer to the original on inputs that no step has seen.
+
+Sources: Hinton et al. 2015 for the loss; Li et al. 2021 (BRECQ) and Lucas and Mazumder 2025 (SNOWS) refine blocks against what
+the original's blocks give, which the features at the ends of blocks stand for here; all blocks move together.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import isfinite
+
+import torch
+from torch import Tensor, nn
+
+from convrewrite.errors import ConvRewriteError, TraceError
+from convrewrite.escaping import message_of
+from convrewrite.inputs import Inputs
+from convrewrite.meanings import Meaning, effect_of
+from convrewrite.modules import named_outputs, run
+from convrewrite.progress import Progress, silent
+from convrewrite.tuning.augmenting import Alterations, draws
+from convrewrite.tuning.blocks import joins, observed
+from convrewrite.tuning.composition import composed
+from convrewrite.tuning.descending import Descent, put, rate_at
+from convrewrite.tuning.losses import Distillation, mean_square
+from convrewrite.tuning.trainable import numbers_of, put_numbers, rewritten_parameters, training
+
+WORTH = 5e-4
+"""The effect on held-out inputs, in nats or squared relative error, from which on refinement is worth its time: below it fewer
+than one top class in a thousand changes."""
+
+WORK = 1.5e13
+"""MACs of training, at most, the forward of the original and both ways of the rewritten model counted as four of the original's:
+about four minutes of two cores at 30 GMACs a second each."""
+
+PASSES = 4
+"""Runs of the original that one example of a step costs: its own, one forwards and about two backwards."""
+
+FEWEST = 20
+"""Steps below which no refinement is begun: the rate has hardly risen by then."""
+
+EPOCHS = 250
+"""Times that every input is drawn, at most: with few inputs, more of the same teaches nothing."""
+
+HOPELESS = 20
+"""Times the best effect from which on there is no way back. Steps of full size shake what is good already, by a factor of three
+to five, and it settles as they become smaller."""
+
+CHECKS = 20
+"""Times that held-out inputs are looked at, evenly over the steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a model is refined: ``examples`` in each of at most ``steps``, whose size is at most ``rate`` of each stage's own;
+    ``average`` is the decay of the running average that is kept, ``features`` the weight of the features."""
+
+    steps: int = 3000
+    examples: int = 64
+    rate: float = 3e-3
+    average: float = 0.99
+    features: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refinement:
+    """What is to be refined, on what, and how.
+
+    ``sites``: names of the rewritten sites, and of the BatchNorms that were folded into them; ``macs``: those of the original
+    for one example; ``memory``: bytes that gradients may take; ``batch``: examples at a time where the model takes no other
+    number; ``worth``: the effect below which nothing is done.
+    """
+
+    original: nn.Module
+    rewritten: nn.Module
+    sites: Mapping[str, str | None]
+    fit: Sequence[Inputs]
+    held_out: Sequence[Inputs]
+    meanings: Mapping[str, Meaning]
+    macs: int
+    memory: int
+    seed: int = 0
+    batch: int | None = None
+    worth: float = 0.0
+    recipe: Recipe = field(default_factory=Recipe)
+
+    @property
+    def examples(self) -> int:
+        """In a step: whole batches where the model takes a number of its own."""
+        if self.batch is None:
+            return self.recipe.examples
+        return max(1, self.recipe.examples // self.batch) * self.batch
+
+    @property
+    def steps(self) -> int:
+        """At most so many."""
+        by_work = int(WORK / (PASSES * max(1, self.macs) * self.examples))
+        by_inputs = EPOCHS * sum(len(inputs[0]) for inputs in self.fit) // self.examples
+        return min(self.recipe.steps, by_work, by_inputs)
+
+    def effect(self) -> float:
+        """How far the rewritten model is from the original on held-out inputs, as they stand."""
+        pairs = (
+            (named_outputs(run(self.original, batch)), named_outputs(run(self.rewritten, batch)))
+            for batch in self.held_out
+        )
+        return effect_of(pairs, self.meanings)
+
+
+@dataclass(frozen=True, slots=True)
+class Refined:
+    """What came of it: the effect on held-out inputs ``before`` and ``after``, the ``steps`` taken, and why there were none."""
+
+    before: float
+    after: float
+    steps: int = 0
+    reason: str | None = None
+
+    @property
+    def note(self) -> str:
+        """A sentence for a report; empty where there was nothing to do."""
+        if self.reason is not None:
+            return f"not refined: {self.reason}"
+        if not self.steps:
+            return ""
+        if self.after < self.before:
+            return (
+                f"refined in {self.steps} steps: the effect on held-out inputs fell from {self.before:.3g} to {self.after:.3g}; "
+                "the errors of single sites are those before"
+            )
+        return f"refined in {self.steps} steps without a gain on held-out inputs: left as it was"
+
+
+def refine(task: Refinement, progress: Progress = silent) -> Refined:
+    """Refine the rewritten model of ``task`` in place; it is never left further from the original, on held-out inputs, than it
+    was, however this ends.
+
+    Where it cannot be trained, as no gradient passes, nothing is changed, and the result says why.
+    """
+    if not task.fit or not task.held_out:
+        return Refined(0.0, 0.0, reason="there are no inputs to fit to and others to measure on")
+    before = task.effect()
+    if before < task.worth:
+        return Refined(before, before)
+    if task.steps < FEWEST:
+        return Refined(before, before, reason="it would take too long for a model of this size, or has too few inputs")
+    parameters = rewritten_parameters(task.rewritten, list(task.sites))
+    start = numbers_of(parameters)
+    best = _Best(parameters, before, start)
+    try:
+        with best.put_at_last(), training(task.rewritten, parameters), composed(task.rewritten, list(task.sites)):
+            steps = _descend(task, best, progress)
+    except (RuntimeError, ConvRewriteError) as error:  # an operator without a derivative, or one that works in place
+        put_numbers(parameters, start)
+        return Refined(before, before, reason=f"it cannot be trained: {message_of(error).splitlines()[0]}")
+    after = task.effect()  # as it is computed where it is used, stage by stage
+    if not after < before:
+        put_numbers(parameters, start)
+        after = before
+    return Refined(before, after, steps)
+
+
+@dataclass(slots=True)
+class _Best:
+    """The best numbers so far, and their effect on held-out inputs."""
+
+    parameters: Mapping[str, nn.Parameter]
+    effect: float
+    numbers: dict[str, Tensor]
+
+    def offer(self, effect: float) -> None:
+        """What the parameters hold now has this effect."""
+        if effect < self.effect:
+            self.effect, self.numbers = effect, numbers_of(self.parameters)
+
+    @contextmanager
+    def put_at_last(self) -> Iterator[None]:
+        """The parameters hold the best numbers behind the block, also where it is interrupted."""
+        try:
+            yield
+        finally:
+            put_numbers(self.parameters, self.numbers)
+
+
+def _descend(task: Refinement, best: _Best, progress: Progress) -> int:
+    """Steps until there are enough, or held-out inputs gain nothing any more, or numbers are not finite: how many there were."""
+    recipe, chosen = task.recipe, list(best.parameters.values())
+    generator = torch.Generator().manual_seed(task.seed)
+    alter = Alterations.harmless(task.original, task.fit, task.meanings)
+    places = joins(task.original, task.rewritten, task.sites, task.fit[0]) if recipe.features else ()
+    descent = Descent.of(chosen, _scales(task, best.parameters), recipe.average)
+    batches, steps = draws(task.fit, task.examples, generator), task.steps
+    every = max(1, steps // CHECKS)
+    with observed(task.original, places) as wanted, observed(task.rewritten, places) as found:
+        towards = _Towards.of(task, wanted, found)
+        size = task.batch or towards.examples_within(task.memory)
+        for step in range(steps):
+            inputs = alter(next(batches), generator)
+            if not isfinite(sum(towards.backward(part, task.examples) for part in _parts(inputs, size))):
+                return step
+            descent.step(recipe.rate * rate_at(step, steps))
+            if (step + 1) % every:
+                continue
+            put(chosen, descent.average)
+            effect = task.effect()
+            best.offer(effect)
+            put(chosen, descent.numbers)
+            progress("refine", step + 1, steps, f"effect on held-out inputs {effect:.3g}")
+            if not effect < HOPELESS * best.effect:
+                return step + 1
+    return steps
+
+
+def _parts(inputs: Inputs, size: int) -> Iterator[Inputs]:
+    for start in range(0, len(inputs[0]), size):
+        yield tuple(tensor[start : start + size] for tensor in inputs)
+
+
+def _scales(task: Refinement, parameters: Mapping[str, nn.Parameter]) -> list[float]:
+    """What a step of each parameter is relative to: the root mean square of a kernel, and of what comes out of its site for a
+    bias, which may be zero and is added to that."""
+    with observed(task.rewritten, list(task.sites)) as seen:
+        run(task.rewritten, task.fit[0])
+    outputs = {name: mean_square(value) ** 0.5 for name, value in seen.items()}
+    modules = dict(task.rewritten.named_modules(remove_duplicate=False))
+    site_of = {id(p): name for name in task.sites for p in modules[name].parameters()}
+    return [
+        mean_square(p) ** 0.5 if p.dim() > 1 else outputs.get(site_of[id(p)], mean_square(p) ** 0.5)
+        for p in parameters.values()
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Towards:
+    """The loss of a batch; ``wanted`` and ``found`` have the features after either model ran."""
+
+    task: Refinement
+    distillation: Distillation
+    wanted: Mapping[str, Tensor]
+    found: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, task: Refinement, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> "_Towards":
+        """With the scales of the first batch."""
+        outputs = named_outputs(run(task.original, task.fit[0]))
+        made = Distillation.of(outputs, task.meanings, dict(wanted), weight=task.recipe.features)
+        return cls(task, made, wanted, found)
+
+    def loss(self, inputs: Inputs) -> Tensor:
+        """That of one batch, with its graph. Raises TraceError where no gradient leads to what is trained."""
+        wanted = named_outputs(run(self.task.original, inputs))
+        found = named_outputs(self.task.rewritten(*(tensor.clone() for tensor in inputs)))
+        loss = self.distillation(wanted, found, self.wanted, self.found)
+        if not loss.requires_grad:
+            raise TraceError("no gradient leads from the outputs to a rewritten site, as where onnxruntime runs a part")
+        return loss
+
+    def backward(self, inputs: Inputs, examples: int) -> float:
+        """Adds the gradients of a part of a batch of so many ``examples``; the part's share of the loss."""
+        loss = self.loss(inputs) * (len(inputs[0]) / examples)
+        loss.backward()
+        return float(loss.detach())
+
+    def examples_within(self, memory: int) -> int:
+        """How many examples leave no more than these bytes for the way back."""
+        held = 0
+
+        def noted(tensor: Tensor) -> Tensor:
+            nonlocal held
+            held += tensor.numel() * tensor.element_size()
+            return tensor
+
+        few = tuple(tensor[:2] for tensor in self.task.fit[0])
+        with torch.autograd.graph.saved_tensors_hooks(noted, lambda tensor: tensor):
+            self.loss(few)
+        return max(1, memory * len(few[0]) // max(1, held))
