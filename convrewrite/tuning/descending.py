@@ -5,7 +5,8 @@ square changes the product by the same part whatever they are.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -77,3 +78,12 @@ class Descent:
         put(self.parameters, self.numbers)
         for parameter in self.parameters:
             parameter.grad = None
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the block the parameters hold their running average."""
+        put(self.parameters, self.average)
+        try:
+            yield
+        finally:
+            put(self.parameters, self.numbers)
