@@ -1,15 +1,15 @@
 """All stages of a rewritten model refined together, without labels, on the inputs that they were fitted to.
 
 A fit in closed form sees one site and what goes in; what the errors of all sites make of the outputs together, only a gradient
-through the whole model shows. The original says what any input should give, so that inputs may be altered too, and few go a long
-way. What comes out is taken only where it is nearer to the original on inputs that no step has seen.
+through the whole model shows. It is trained towards the original's outputs and, far more, towards what its activation functions
+give: of these one input shows thousands, so that few inputs go a long way. What comes out is taken only where it is nearer to the
+original on inputs that no step has seen.
 
-Sources: Hinton et al. 2015 for the loss; Li et al. 2021 (BRECQ) and Lucas and Mazumder 2025 (SNOWS) refine blocks against what
-the original's blocks give, which the features at the ends of blocks stand for here; all blocks move together.
+Sources: Li et al. 2021 (BRECQ) and Lucas and Mazumder 2025 (SNOWS) refine one block after the other towards what the original's
+gives; here all move together, each for the sake of all behind it. Hinton et al. 2015 for the outputs' part of the loss.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import isfinite
 
@@ -22,10 +22,11 @@ from convrewrite.inputs import Inputs
 from convrewrite.meanings import Meaning, effect_of
 from convrewrite.modules import copy_model, named_outputs, run
 from convrewrite.progress import Progress, silent
-from convrewrite.tuning.augmenting import Alterations, draws
-from convrewrite.tuning.blocks import joins, observed
+from convrewrite.tuning.activations import Activations, comparable
+from convrewrite.tuning.blocks import observed
 from convrewrite.tuning.composition import composed
 from convrewrite.tuning.descending import Descent, rate_at
+from convrewrite.tuning.drawing import draws
 from convrewrite.tuning.losses import Distillation, mean_square
 from convrewrite.tuning.trainable import numbers_of, put_numbers, rewritten_parameters, training
 
@@ -43,7 +44,7 @@ PASSES = 4
 FEWEST = 20
 """Steps below which no refinement is begun: the rate has hardly risen by then."""
 
-EPOCHS = 250
+EPOCHS = 100
 """Times that every input is drawn, at most: with few inputs, more of the same teaches nothing."""
 
 HOPELESS = 20
@@ -63,7 +64,7 @@ class Recipe:
     examples: int = 64
     rate: float = 3e-3
     average: float = 0.99
-    features: float = 0.0
+    features: float = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +154,7 @@ def refine(task: Refinement, progress: Progress = silent) -> Refined:
     try:
         steps = _descend(_at_work(task), best, progress)
     except (RuntimeError, ConvRewriteError) as error:  # an operator without a derivative, or one that works in place
+        best.numbers = start
         return Refined(before, before, reason=f"it cannot be trained: {message_of(error).splitlines()[0]}")
     finally:
         _put(task, best.numbers)
@@ -191,15 +193,13 @@ def _descend(task: Refinement, best: _Best, progress: Progress) -> int:
     """Steps until there are enough, or held-out inputs gain nothing any more, or numbers are not finite: how many there were."""
     sites, recipe, steps = list(task.sites), task.recipe, task.steps
     parameters = rewritten_parameters(task.rewritten, sites)
-    generator = torch.Generator().manual_seed(task.seed)
-    alter = Alterations.harmless(task.original, task.fit, task.meanings)
     descent = Descent.of(list(parameters.values()), _scales(task, parameters), recipe.average)
-    batches, every = draws(task.fit, task.examples, generator), max(1, steps // CHECKS)
-    with training(task.rewritten, parameters), composed(task.rewritten, sites), _towards(task) as towards:
+    batches, every = draws(task.fit, task.examples, torch.Generator().manual_seed(task.seed)), max(1, steps // CHECKS)
+    with training(task.rewritten, parameters), composed(task.rewritten, sites):
+        towards = _Towards.of(task)
         size = task.batch or towards.examples_within(task.memory)
         for step in range(steps):
-            inputs = alter(next(batches), generator)
-            if not isfinite(sum(towards.backward(part, task.examples) for part in _parts(inputs, size))):
+            if not isfinite(sum(towards.backward(part, task.examples) for part in _parts(next(batches), size))):
                 return step
             descent.step(recipe.rate * rate_at(step, steps))
             if (step + 1) % every:
@@ -233,30 +233,31 @@ def _scales(task: Refinement, parameters: Mapping[str, nn.Parameter]) -> list[fl
     ]
 
 
-@contextmanager
-def _towards(task: Refinement) -> "Iterator[_Towards]":
-    """The loss, with the scales of the first batch."""
-    places = joins(task.original, task.rewritten, task.sites, task.fit[0]) if task.recipe.features else ()
-    with observed(task.original, places) as wanted, observed(task.rewritten, places) as found:
-        outputs = named_outputs(run(task.original, task.fit[0]))
-        made = Distillation.of(outputs, task.meanings, dict(wanted), weight=task.recipe.features)
-        yield _Towards(task, made, wanted, found)
-
-
 @dataclass(frozen=True, slots=True)
 class _Towards:
-    """The loss of a batch; ``wanted`` and ``found`` have the features after either model ran."""
+    """The loss of a batch against the original."""
 
     task: Refinement
     distillation: Distillation
-    wanted: Mapping[str, Tensor]
-    found: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, task: Refinement) -> "_Towards":
+        """With the scales of the first batch. Features count where both models call the same activation functions."""
+        inputs = task.fit[0]
+        with Activations() as features:
+            outputs = named_outputs(run(task.original, inputs))
+        with Activations() as others:
+            run(task.rewritten, inputs)
+        shown = features.seen if comparable(features.seen, others.seen) else {}
+        return cls(task, Distillation.of(outputs, task.meanings, shown, weight=task.recipe.features))
 
     def loss(self, inputs: Inputs) -> Tensor:
         """That of one batch, with its graph. Raises TraceError where no gradient leads to what is trained."""
-        wanted = named_outputs(run(self.task.original, inputs))
-        found = named_outputs(self.task.rewritten(*(tensor.clone() for tensor in inputs)))
-        loss = self.distillation(wanted, found, self.wanted, self.found)
+        with Activations() as features:
+            wanted = named_outputs(run(self.task.original, inputs))
+        with Activations() as others:
+            found = named_outputs(self.task.rewritten(*(tensor.clone() for tensor in inputs)))
+        loss = self.distillation(wanted, found, features.seen, others.seen)
         if not loss.requires_grad:
             raise TraceError("no gradient leads from the outputs to a rewritten site, as where onnxruntime runs a part")
         return loss
