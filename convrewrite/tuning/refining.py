@@ -55,16 +55,32 @@ CHECKS = 20
 """Times that held-out inputs are looked at, evenly over the steps."""
 
 
+STEPS, EXAMPLES = 800, 64
+"""Steps at most, and inputs in each. Of the gain on held-out inputs that 600 steps brought on two networks, three fifths came in
+60 of them and 95 % in 300."""
+
+RATE = 0.01
+"""Size of the largest steps, as a part of each stage's own. 0.01 reached in 240 to 300 steps what 0.003 did in 600 (on two
+networks, at 0.15 of the MACs); 0.001 was slower still."""
+
+AVERAGE = 0.99
+"""Decay of the running average that is judged and kept: about a hundred steps, eight times through a thousand inputs."""
+
+FEATURES = 20.0
+"""Weight of the features' mean relative squared error against the outputs' KL in nats. On held-out inputs a KL of 0.068 fell to
+0.052 with none, to 0.0433 with 3 and to 0.0427 with 20, in 500 to 600 steps; 100 was slower than 20."""
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How a model is refined: ``examples`` in each of at most ``steps``, whose size is at most ``rate`` of each stage's own;
     ``average`` is the decay of the running average that is kept, ``features`` the weight of the features."""
 
-    steps: int = 3000
-    examples: int = 64
-    rate: float = 3e-3
-    average: float = 0.99
-    features: float = 3.0
+    steps: int = STEPS
+    examples: int = EXAMPLES
+    rate: float = RATE
+    average: float = AVERAGE
+    features: float = FEATURES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
