@@ -23,7 +23,7 @@ from convrewrite.cli.options import (
 )
 from convrewrite.cli.rule_commands import rules_app
 from convrewrite.errors import UsageError, VerificationError
-from convrewrite.settings import Settings
+from convrewrite.settings import Recovery, Settings
 from convrewrite.version import tool_version
 
 if TYPE_CHECKING:
@@ -145,6 +145,46 @@ def apply(
         )  # fmt: skip
         result.save(out)
     show_result(result.report, out)
+
+
+@app.command()
+@tells_what_stands
+@expanded
+def recover(
+    *,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A result folder, which the recovered result replaces.")],
+    data: Annotated[
+        str, typer.Option("--data", help="Inputs without labels: .npy, .npz, .pt, a folder of images, or FILE.py:NAME.")
+    ],
+    model: Annotated[
+        str | None, typer.Option("--model", help="The original; by default the file that OUT's report names.")
+    ] = None,
+    new: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Another folder for the recovered result; OUT stays.")
+    ] = None,
+    augment: Annotated[
+        str | None, typer.Option("--augment", help="FILE.py:NAME or pkg.mod:NAME, a function that changes a batch.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="Labels of the inputs, if they are to count: .npy, .npz or .pt.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on where an interrupted run of the same kind was.")
+    ] = True,
+    sources: Annotated[Sources, Only("input", "factory", "mean", "std", "resize", "timeout")],
+    settings: Recovery,
+    trust: Trust = False,
+) -> None:
+    """Train the result in OUT towards its original, without labels; it is never worse then on inputs held out."""
+    from convrewrite import pipeline
+    from convrewrite.cli.recovering import Asked, recovered
+
+    asked = Asked(out, data, model, new or out, augment, labels, resume, trust)
+    with progress_bars() as progress:
+        result = recovered(asked, sources, settings, progress)
+    if result is None:  # another process of the run writes and tells
+        return
+    show_result(result.report, pipeline.saved(result, asked.place, asked.checkpoint))
 
 
 @app.command()

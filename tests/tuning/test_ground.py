@@ -14,19 +14,10 @@ from convrewrite.layers import SumOfBranches
 from convrewrite.meanings import Meaning, RunningFidelity
 from convrewrite.rewriting.surgery import build_option
 from convrewrite.structures import Option, Structure, discover, initial_kernels, lowerings
-from convrewrite.tuning import (
-    Distillation,
-    composed,
-    every_parameter,
-    joins,
-    numbers_of,
-    observed,
-    output_loss,
-    put_numbers,
-    rewritten_parameters,
-    training,
-)
-from convrewrite.tuning.composition import composition_of
+from convrewrite.tuning.blocks import joins, observed
+from convrewrite.tuning.composition import composed, composition_of
+from convrewrite.tuning.losses import Distillation, output_loss
+from convrewrite.tuning.trainable import every_parameter, numbers_of, put_numbers, rewritten_parameters, training
 
 EPS = 64 * torch.finfo(torch.float64).eps
 
