@@ -44,7 +44,8 @@ def _found(path: Path, memory: int) -> Any:
         found = read_pickle(path)
         return _named(found, path) if isinstance(found, Mapping) else found
     if path.suffix.lower() == ".npz":
-        return _named(Archive(path, memory), path)[:]
+        array = _named(Archive(path, memory), path)
+        return array[range(array.shape[0])] if array.shape else array
     raise CalibrationError(f"{path}: expected labels as .npy, .npz or .pt, found {path.suffix or 'no suffix'}")
 
 

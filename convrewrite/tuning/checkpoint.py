@@ -4,7 +4,7 @@ them in the same file. Reading it runs no code."""
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,8 +20,8 @@ from convrewrite.folders import Scratch, nearest, put, resolved, told
 STATE = "convrewrite.training"
 """Key of the file's metadata under which the rest stands; by it a checkpoint is known from any other file."""
 
-NOW, BEST, FIRST, SECOND = "now", "best", "first", "second"
-"""Names before those of parameters: what they hold, what they held at the best, and Adam's two moments."""
+KINDS = ("now", "best", "average", "first", "second")
+"""Names before those of parameters: what they hold, what they held at the best, their running average, and Adam's moments."""
 
 
 class Point(BaseModel):
@@ -54,16 +54,17 @@ class Checkpoint:
     standing: Standing
     now: Mapping[str, Tensor]
     best: Mapping[str, Tensor]
-    first: Mapping[str, Tensor] = field(default_factory=dict)
-    second: Mapping[str, Tensor] = field(default_factory=dict)
+    average: Mapping[str, Tensor]
+    first: Mapping[str, Tensor]
+    second: Mapping[str, Tensor]
 
     def save(self, path: Path) -> None:
         """Put it where an earlier one was. Raises UsageError where that cannot be, or where something else stands."""
         require_place(path)
         tensors = {
             f"{kind}:{name}": tensor.detach().cpu().contiguous()
-            for kind, named in ((NOW, self.now), (BEST, self.best), (FIRST, self.first), (SECOND, self.second))
-            for name, tensor in named.items()
+            for kind in KINDS
+            for name, tensor in getattr(self, kind).items()
         }
         with told(path, "another place with -o"):
             place = resolved(path)
@@ -85,8 +86,8 @@ def load_checkpoint(path: Path, run: str, parameters: Mapping[str, Tensor]) -> C
         return None
     with _opened(path) as file:
         keys = set(file.keys())
-        named = {kind: _tensors(path, file, keys, kind, parameters) for kind in (NOW, BEST, FIRST, SECOND)}
-    return Checkpoint(standing, named[NOW], named[BEST], named[FIRST], named[SECOND])
+        named = {kind: _tensors(path, file, keys, kind, parameters) for kind in KINDS}
+    return Checkpoint(standing, **named)
 
 
 def require_place(path: Path) -> None:

@@ -25,6 +25,7 @@ from convrewrite.tuning.examples import Examples
 from convrewrite.tuning.losses import Distillation
 from convrewrite.tuning.pace import Pace
 from convrewrite.tuning.processes import Processes
+from convrewrite.tuning.stepping import Stepper
 from convrewrite.tuning.trainable import numbers_of, put_numbers, training
 
 LOOKS = 20
@@ -33,9 +34,6 @@ LOOKS = 20
 PATIENCE = 12
 """Looks in a row without a new best after which a training ends: three fifths of it, as a high rate may first do harm that its
 decay makes good again."""
-
-DECAY = 1e-4
-"""Weight decay of AdamW, per step in units of the rate: it keeps factors from growing against each other."""
 
 LOOKED_AT = 10
 """Steps between two looks at whether the losses are finite: a look waits for the device."""
@@ -113,20 +111,21 @@ class Training:
         before. ``resumed``: go on from there. ``keep_outputs``: those of the original for all inputs, if that takes little of
         the training. Raises ProcessLostError where another process is gone."""
         started = self.clock()
-        parameters = list(self.task.parameters.values())
-        optimizer = torch.optim.AdamW(parameters, lr=self.pace.rate, weight_decay=DECAY, fused=_fuses(parameters))
         with ExitStack() as stack:
             stack.enter_context(training(self.task.rewritten, self.task.parameters))
             if keep_outputs and self._outputs_pay():
                 self.task = replace(self.task, examples=self.task.examples.with_outputs(self.task.original))
-            self._begin(optimizer, resumed)
             ended = None
-            if self.task.parameters and self.curve[-1].effect > 0:
-                ended = self._steps(optimizer, started - self.seconds)
-        put_numbers(self.task.parameters, self.best)
+            if self.task.parameters:
+                stepper = Stepper(self.task.parameters)
+                self._begin(stepper, resumed)
+                ended = self._steps(stepper, started - self.seconds) if self.curve[0].effect > 0 else None
+                put_numbers(self.task.parameters, self.best)
+            else:
+                self.curve = [Point(step=0, seconds=0.0, effect=self._effect())]
         return Distilled(tuple(self.curve), self.step, self.seconds, ended)
 
-    def _begin(self, optimizer: torch.optim.Optimizer, resumed: Checkpoint | None) -> None:
+    def _begin(self, stepper: Stepper, resumed: Checkpoint | None) -> None:
         if resumed is None:
             self.best = numbers_of(self.task.parameters)
             self.curve = [Point(step=0, seconds=0.0, effect=self._effect())]
@@ -134,12 +133,7 @@ class Training:
         self.step, self.seconds = resumed.standing.step, resumed.standing.seconds
         self.curve, self.best = list(resumed.standing.curve), dict(resumed.best)
         put_numbers(self.task.parameters, resumed.now)
-        for name, parameter in self.task.parameters.items():
-            state = {"exp_avg": resumed.first[name], "exp_avg_sq": resumed.second[name]}
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(self.step), device=_beside(parameter, optimizer)),
-                **state,
-            }
+        stepper.resume(self.step, resumed.average, resumed.first, resumed.second)
 
     def _outputs_pay(self) -> bool:
         """Whether every input is seen once at least; by the clock, whether the original takes a tenth of the time for all of
@@ -153,25 +147,23 @@ class Training:
         each = self.processes.of_main(self.clock() - started)
         return each * examples.steps_of_epoch <= OUTPUTS_SHARE * pace.seconds
 
-    def _steps(self, optimizer: torch.optim.Optimizer, started: float) -> str | None:
+    def _steps(self, stepper: Stepper, started: float) -> str | None:
         """All steps that are left; returns why it ended early. ``started``: what the clock said when the training began."""
         task = self.task
         with observed(task.original, task.joins) as wanted, observed(task.rewritten, task.joins) as found:
             bad = torch.zeros((), device=self.processes.device)
             progress = self.pace.progress(self.step, self.seconds)
             while progress < 1:
-                for group in optimizer.param_groups:
-                    group["lr"] = self.pace.rate_at(progress)
                 with composed(task.rewritten, task.sites):
                     bad += self._loss_and_gradients(wanted, found).isfinite().logical_not()
-                optimizer.step()
+                stepper.step(self.pace.rate_at(progress))
                 self.step += 1
                 self.seconds = self._now(started)
                 before, progress = progress, self.pace.progress(self.step, self.seconds)
                 looks = int(progress * LOOKS + 1e-9) > int(before * LOOKS + 1e-9)
                 if (looks or self.step % LOOKED_AT == 0) and bool(bad):
                     return f"the loss was no number any more within {self.step} steps; a smaller --rate would help"
-                if looks and (reason := self._look(optimizer, progress)) is not None:
+                if looks and (reason := self._look(stepper, progress)) is not None:
                     return reason
         return None
 
@@ -227,19 +219,21 @@ class Training:
         flat = self.processes.mean(flat)
         parts = flat[1:].split([parameter.numel() for parameter in parameters])
         for parameter, part in zip(parameters, parts, strict=True):
-            parameter.grad = part.reshape(parameter.shape).to(parameter.dtype)
+            # In the parameter's own layout: the fused step goes through memory, whatever the strides.
+            parameter.grad = torch.empty_like(parameter).copy_(part.reshape(parameter.shape))
         return flat[0]
 
-    def _look(self, optimizer: torch.optim.Optimizer, progress: float) -> str | None:
+    def _look(self, stepper: Stepper, progress: float) -> str | None:
         """See how far the held-out outputs are, keep the best, and leave a checkpoint; why to end, if there is a reason."""
-        effect = self._effect()
+        with stepper.averaged():
+            effect = self._effect()
         if effect < min(point.effect for point in self.curve):
-            self.best = numbers_of(self.task.parameters)
+            self.best = {name: value.clone() for name, value in stepper.average.items()}
         self.curve.append(Point(step=self.step, seconds=self.seconds, effect=effect))
         if self.tell is not None:
             self.tell(progress, f"held out {effect:.3g}, {self.curve[0].effect:.3g} before")
         if self.keep is not None and self.processes.index == 0:
-            self.keep(self._checkpoint(optimizer))
+            self.keep(self._checkpoint(stepper))
         since = len(self.curve) - 1 - self.curve.index(min(self.curve, key=lambda point: point.effect))
         if since >= PATIENCE:
             return f"nothing was gained in {since} looks at the held-out inputs in a row"
@@ -250,19 +244,7 @@ class Training:
         effect = self.processes.of_main(self.task.effect())
         return math.inf if math.isnan(effect) else effect
 
-    def _checkpoint(self, optimizer: torch.optim.Optimizer) -> Checkpoint:
-        named = self.task.parameters
+    def _checkpoint(self, stepper: Stepper) -> Checkpoint:
         standing = Standing(run=self.run, step=self.step, seconds=self.seconds, curve=tuple(self.curve))
-        moments = {name: optimizer.state[parameter] for name, parameter in named.items() if optimizer.state[parameter]}
-        first, second = ({name: state[key] for name, state in moments.items()} for key in ("exp_avg", "exp_avg_sq"))
-        return Checkpoint(standing, numbers_of(named), self.best, first, second)
-
-
-def _fuses(parameters: Sequence[nn.Parameter]) -> bool:
-    """Whether one kernel can take the step of all parameters."""
-    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
-
-
-def _beside(parameter: Tensor, optimizer: torch.optim.Optimizer) -> torch.device:
-    """Where Adam counts its steps."""
-    return parameter.device if optimizer.defaults.get("fused") else torch.device("cpu")
+        now, first, second = numbers_of(self.task.parameters), stepper.moments("exp_avg"), stepper.moments("exp_avg_sq")
+        return Checkpoint(standing, now, self.best, stepper.average, first, second)
