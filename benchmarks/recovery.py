@@ -1,4 +1,4 @@
-"""What recovery by distillation brings: ``python benchmarks/recovery.py NETWORK SEED MACS --start FOLDER [--steps N] [--device D]``.
+"""What recovery by distillation brings: ``python benchmarks/recovery.py NETWORK SEED MACS --start FOLDER [--device cuda]``.
 
 A result of ``optimize`` on one of the networks of ``training.py``, in FOLDER, is recovered on the 60,000 unlabelled training
 images of Fashion-MNIST, with the recipe that ``recover`` has, for as many steps as ten minutes of two quiet cores make (STEPS).

@@ -5,7 +5,7 @@ from convrewrite.onnx_graph.examples import example_of_graph, noise_for
 from convrewrite.onnx_graph.network import Network, hidden_cost, kept_sites, read_network, refused_sites, regions_of
 from convrewrite.onnx_graph.opening import Opened, open_onnx
 from convrewrite.onnx_graph.translating import batch_of, is_graph
-from convrewrite.onnx_graph.writing import exporter_of
+from convrewrite.onnx_graph.writing import exporter_of, take_numbers
 
 __all__ = [
     "Network",
@@ -22,4 +22,5 @@ __all__ = [
     "read_network",
     "refused_sites",
     "regions_of",
+    "take_numbers",
 ]

@@ -24,6 +24,7 @@ from convrewrite.pipeline.keywords import RecoverKeywords, RecoveryExtras, asked
 from convrewrite.pipeline.networks import Given as Network
 from convrewrite.pipeline.networks import ModelSource, network_of
 from convrewrite.pipeline.results import PLAN, Result, load, read_plan
+from convrewrite.pipeline.run import NOT_MEASURED
 from convrewrite.planning import Fingerprint, Plan
 from convrewrite.process import at_work
 from convrewrite.progress import Stopwatch
@@ -305,14 +306,15 @@ def _report(run: Recovering, distilled: Distilled, given: Given, measured: Measu
         ended=distilled.ended,
     )
     data = Calibration((given.train,), (given.held_out,), "data", "the inputs of the recovery")
+    earlier = came.report.model_copy(update={"notes": tuple(n for n in came.report.notes if n != NOT_MEASURED)})
     return recovered_report(
-        came.report,
+        earlier,
         plan=came.plan,
         asked=asked,
         measured=measured,
         data=data,
         summary=summary,
-        notes=run.notes,
+        notes=[*run.notes, *([] if asked.measure else [NOT_MEASURED])],
         seconds=run.watch.seconds,
     )
 

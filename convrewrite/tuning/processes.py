@@ -4,6 +4,7 @@ Every process sees a part of each batch and has all parameters; gradients are av
 that of one process with the whole batch. Nothing wraps the model: its hooks and its names stay.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
@@ -120,12 +121,21 @@ def accelerated() -> Iterator[Accelerated]:
         torch.distributed.is_available() and torch.distributed.is_initialized(),
     )
     try:
-        yield Accelerated(Accelerator())
+        yield Accelerated(Accelerator(cpu=_on_processor()))
     finally:
         if ours:
             if not grouped and torch.distributed.is_available() and torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
             AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _on_processor() -> bool:
+    """Whether accelerate has to be told to stay on the processor: without a device that several processes can share it would
+    take each of those that torchrun started for one alone."""
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        return True
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return device is None or (device.type == "mps" and "LOCAL_RANK" in os.environ)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import natural, state_bytes
 from torch import Tensor, nn
 
 import convrewrite
@@ -12,7 +13,6 @@ from convrewrite.errors import CalibrationError, PlanError, UsageError
 from convrewrite.reporting import Report, render_html, render_markdown, render_text
 from convrewrite.rules import Rule
 from convrewrite.tuning import Checkpoint
-from networks import natural, state_bytes
 
 IMAGES = (64, 3, 12, 12)
 
