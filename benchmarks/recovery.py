@@ -93,7 +93,9 @@ def main() -> None:
     started = time.process_time()
     row = recovered_row(asked)
     if asked.time:
-        print(f"{(time.process_time() - started) / asked.steps:.3f} s of the processor a step, all of the run shared out")
+        print(
+            f"{(time.process_time() - started) / asked.steps:.3f} s of the processor a step, all of the run shared out"
+        )
         return
     write(row, asked.results)
     print(json.dumps(row))

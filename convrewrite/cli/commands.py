@@ -14,6 +14,7 @@ from convrewrite.cli.options import (
     Model,
     Rules,
     Sources,
+    Towards,
     Trust,
     calibration_of,
     comparable_runners,
@@ -156,35 +157,22 @@ def recover(
     data: Annotated[
         str, typer.Option("--data", help="Inputs without labels: .npy, .npz, .pt, a folder of images, or FILE.py:NAME.")
     ],
-    model: Annotated[
-        str | None, typer.Option("--model", help="The original; by default the file that OUT's report names.")
-    ] = None,
-    new: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Another folder for the recovered result; OUT stays.")
-    ] = None,
-    augment: Annotated[
-        str | None, typer.Option("--augment", help="FILE.py:NAME or pkg.mod:NAME, a function that changes a batch.")
-    ] = None,
-    labels: Annotated[
-        Path | None, typer.Option("--labels", help="Labels of the inputs, if they are to count: .npy, .npz or .pt.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Go on where an interrupted run of the same kind was.")
-    ] = True,
+    towards: Towards,
     sources: Annotated[Sources, Only("input", "factory", "mean", "std", "resize", "timeout")],
     settings: Recovery,
     trust: Trust = False,
 ) -> None:
     """Train the result in OUT towards its original, without labels; it is never worse then on inputs held out."""
     from convrewrite import pipeline
-    from convrewrite.cli.recovering import Asked, recovered
+    from convrewrite.cli.recovering import Asked, checkpoint_of, recovered
 
-    asked = Asked(out, data, model, new or out, augment, labels, resume, trust)
+    place = towards.new or out
+    checkpoint = checkpoint_of(place)
+    asked = Asked(out, data, place, checkpoint, towards, trust)
     with progress_bars() as progress:
         result = recovered(asked, sources, settings, progress)
-    if result is None:  # another process of the run writes and tells
-        return
-    show_result(result.report, pipeline.saved(result, asked.place, asked.checkpoint))
+    if result is not None:  # else another process of the run writes and tells
+        show_result(result.report, pipeline.saved(result, place, checkpoint))
 
 
 @app.command()

@@ -6,7 +6,7 @@ from pathlib import Path
 from convrewrite import pipeline
 from convrewrite.calibration import Reading, read_labels
 from convrewrite.cli.networks import given_network
-from convrewrite.cli.options import Sources
+from convrewrite.cli.options import Sources, Towards
 from convrewrite.errors import UsageError
 from convrewrite.loading import import_object
 from convrewrite.machine import is_main_process
@@ -17,35 +17,33 @@ from convrewrite.settings import Recovery
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The words of the command that are no settings; ``place``: where the recovered result goes."""
+    """The words of the command that are no settings; ``place``: where the recovered result goes, ``checkpoint``: where the
+    training stands."""
 
     out: Path
     data: str
-    model: str | None
     place: Path
-    augment: str | None
-    labels: Path | None
-    resume: bool
+    checkpoint: Path
+    towards: Towards
     trust: bool
 
-    @property
-    def checkpoint(self) -> Path:
-        """Where the training stands, beside the result: that is whole at every moment."""
-        place = self.place.absolute()
-        return place.with_name(f"{place.name}.recovering")
+
+def checkpoint_of(place: Path) -> Path:
+    """Beside the result, which is whole at every moment."""
+    return place.absolute().with_name(f"{place.absolute().name}.recovering")
 
 
 def recovered(asked: Asked, sources: Sources, settings: Recovery, progress: Progress) -> Result | None:
     """The recovered result, not yet written; None in every process but the main one."""
-    main = is_main_process()
+    main, towards = is_main_process(), asked.towards
     report = pipeline.read_report(asked.out / "report.json")
-    source = asked.model or _named(report.model, asked.out)
+    source = towards.model or _named(report.model, asked.out)
     if main:
         pipeline.check_writable(asked.place, (source, asked.data))
     shapes = ["x".join(map(str, shape)) for shape in report.input_shapes]
-    augment = None if asked.augment is None else import_object(asked.augment)
+    augment = None if towards.augment is None else import_object(towards.augment)
     if augment is not None and not callable(augment):
-        raise UsageError(f"--augment {asked.augment}: expected a function of a batch, found {type(augment).__name__}")
+        raise UsageError(f"--augment {towards.augment}: expected a function of a batch, found {type(augment).__name__}")
     network = given_network(source, replace(sources, input=sources.input or shapes), asked.trust)
     result = pipeline.recover(
         asked.out,
@@ -54,9 +52,9 @@ def recovered(asked: Asked, sources: Sources, settings: Recovery, progress: Prog
         network.inputs,
         settings=settings,
         augment=augment,
-        labels=None if asked.labels is None else read_labels(asked.labels, settings.memory),
+        labels=None if towards.labels is None else read_labels(towards.labels, settings.memory),
         checkpoint=asked.checkpoint,
-        resume=asked.resume,
+        resume=towards.resume,
         reading=Reading(mean=sources.mean, std=sources.std, resize=sources.resize),
         progress=progress if main else silent,
         notes=[note for note in network.notes if note not in report.notes],

@@ -16,8 +16,9 @@ AVERAGE = 0.99
 """Decay of the running average of the parameters, about a hundred steps, which is judged and kept: it is less shaken by single
 batches than the parameters themselves (Polyak and Juditsky 1992)."""
 
-LEAST_SIZE = 1e-3
-"""Root mean square that a parameter counts for at least: a bias of zeros has to move, too, and activations are of about one."""
+LEAST_SIZE, LEAST_BIAS = 1e-3, 0.05
+"""Root mean squares that kernels and biases count for at least: a bias of zeros has to move, too, and activations are of about
+one, which a twentieth of it a few hundred times over spans."""
 
 DECAY = 1e-4
 """Weight decay of AdamW, in units of the rate of each parameter: it keeps factors from growing against each other."""
@@ -72,7 +73,6 @@ class Stepper:
 
 
 def size_of(parameter: Tensor) -> float:
-    """The root mean square of a parameter, or LEAST_SIZE."""
-    return (
-        max(LEAST_SIZE, float(parameter.detach().double().square().mean().sqrt())) if parameter.numel() else LEAST_SIZE
-    )
+    """The root mean square of a parameter, or the least that it counts for."""
+    least = LEAST_BIAS if parameter.dim() < 2 else LEAST_SIZE
+    return max(least, float(parameter.detach().double().square().mean().sqrt())) if parameter.numel() else least
