@@ -204,8 +204,11 @@ SHARED = {entry.name: entry.metadata for entry in fields(Settings)}
 MINUTES = 10.0
 """Minutes of a recovery, unless it is told: on two cores, ten epochs of a small network's training images."""
 
-RATE = 1e-3
-"""Highest learning rate of a recovery, unless it is told: chosen by the KL on held-out images (docs/recover.md)."""
+RATE = 1e-2
+"""Largest step of a recovery, as a part of each parameter's size, unless it is told: docs/recover.md says how it was chosen."""
+
+FEATURES = 10.0
+"""Weight of features in a recovery's first part, unless it is told: their errors outweigh the outputs' then."""
 
 BATCH = 128
 """Examples in a step, unless it is told: half of them would leave cores idle, twice as many halve the steps."""
@@ -221,11 +224,12 @@ class Recovery:
     Attributes:
         minutes: wall time of the training; 10 where neither this nor ``epochs`` is given.
         epochs: instead, times that every input is seen: the result then hangs on inputs and seed alone, not on the clock.
-        rate: the highest learning rate of AdamW, after a warm-up and before a cosine.
+        rate: the highest learning rate of AdamW, as a part of each parameter's root mean square; a warm-up comes before and a
+            cosine after it.
         batch: examples in a step, of all processes together.
         temperature: of the class scores that are compared.
-        features: weight of the relative squared error of features at the ends of blocks against that of the outputs. 0: the
-            outputs alone count, and the original need not run beside.
+        features: weight of the relative squared error of features at the ends of blocks against that of the outputs, in the first
+            three tenths of the training. 0: the outputs alone count, and the original need not run beside.
         everything: train all parameters, not only those of rewritten sites.
         seed: of the order of inputs, of augmentation, and of which inputs are held out.
         threads: at which latency is measured.
@@ -244,13 +248,17 @@ class Recovery:
     epochs: float | None = field(
         default=None, metadata=flag("--epochs", kind=float | None, help="Times that every input is seen, instead.")
     )
-    rate: float = field(default=RATE, metadata=flag("--rate", kind=float, help="Highest learning rate."))
+    rate: float = field(
+        default=RATE,
+        metadata=flag("--rate", kind=float, help="Highest rate, relative to the size of each parameter."),
+    )
     batch: int = field(default=BATCH, metadata=flag("--batch", kind=int, help="Inputs in a step, of all processes."))
     temperature: float = field(
         default=TEMPERATURE, metadata=flag("--temperature", kind=float, help="Temperature of class scores.")
     )
     features: float = field(
-        default=0.0, metadata=flag("--features", kind=float, help="Weight of features at the ends of blocks, as 0.1.")
+        default=FEATURES,
+        metadata=flag("--features", kind=float, help="Weight of features at the ends of blocks, at first; 0 for none."),
     )
     everything: bool = field(
         default=False, metadata=flag("--all", kind=bool, help="Train all parameters, not only rewritten sites.")

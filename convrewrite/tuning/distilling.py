@@ -22,7 +22,7 @@ from convrewrite.tuning.blocks import observed
 from convrewrite.tuning.checkpoint import Checkpoint, Point, Standing
 from convrewrite.tuning.composition import composed
 from convrewrite.tuning.examples import Examples
-from convrewrite.tuning.losses import Distillation
+from convrewrite.tuning.losses import Distillation, Named
 from convrewrite.tuning.pace import Pace
 from convrewrite.tuning.processes import Processes
 from convrewrite.tuning.stepping import Stepper
@@ -34,6 +34,10 @@ LOOKS = 20
 PATIENCE = 12
 """Looks in a row without a new best after which a training ends: three fifths of it, as a high rate may first do harm that its
 decay makes good again."""
+
+FEATURES_UNTIL = 0.3
+"""Part of a training in which features count beside the outputs, where they do: they show every block what it lacks and soon
+teach no more, and the original has to run beside as long. After it the outputs alone count, as it is they that are judged."""
 
 LOOKED_AT = 10
 """Steps between two looks at whether the losses are finite: a look waits for the device."""
@@ -136,11 +140,12 @@ class Training:
         stepper.resume(self.step, resumed.average, resumed.first, resumed.second)
 
     def _outputs_pay(self) -> bool:
-        """Whether every input is seen once at least; by the clock, whether the original takes a tenth of the time for all of
-        them at most."""
+        """Whether every input is seen once at least where they are used; by the clock, whether the original takes a tenth of the
+        time for all of them at most."""
         examples, pace = self.task.examples, self.pace
         if pace.steps is not None:
-            return pace.steps >= examples.steps_of_epoch
+            part = 1 - FEATURES_UNTIL if self.task.joins else 1.0
+            return part * pace.steps >= examples.steps_of_epoch
         started = self.clock()
         with torch.no_grad():
             self.task.original(*(tensor[: examples.batch] for tensor in examples.inputs))
@@ -148,14 +153,22 @@ class Training:
         return each * examples.steps_of_epoch <= OUTPUTS_SHARE * pace.seconds
 
     def _steps(self, stepper: Stepper, started: float) -> str | None:
-        """All steps that are left; returns why it ended early. ``started``: what the clock said when the training began."""
+        """All steps that are left, first those with features; returns why it ended early. ``started``: what the clock said when
+        the training began."""
+        ended = None
+        if self.task.joins:
+            ended = self._phase(stepper, started, FEATURES_UNTIL, self.task.joins)
+        return ended if ended is not None else self._phase(stepper, started, 1.0, ())
+
+    def _phase(self, stepper: Stepper, started: float, until: float, joins: Sequence[str]) -> str | None:
+        """The steps up to a part of the training; ``joins``: where features count beside the outputs."""
         task = self.task
-        with observed(task.original, task.joins) as wanted, observed(task.rewritten, task.joins) as found:
+        with observed(task.original, joins) as wanted, observed(task.rewritten, joins) as found:
             bad = torch.zeros((), device=self.processes.device)
             progress = self.pace.progress(self.step, self.seconds)
-            while progress < 1:
+            while progress < until:
                 with composed(task.rewritten, task.sites):
-                    bad += self._loss_and_gradients(wanted, found).isfinite().logical_not()
+                    bad += self._loss_and_gradients(wanted, found, bool(joins)).isfinite().logical_not()
                 stepper.step(self.pace.rate_at(progress))
                 self.step += 1
                 self.seconds = self._now(started)
@@ -172,14 +185,14 @@ class Training:
         seconds = self.clock() - started
         return seconds if self.pace.steps is not None else self.processes.of_main(seconds)
 
-    def _loss_and_gradients(self, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> Tensor:
+    def _loss_and_gradients(self, wanted: Named, found: Named, features: bool) -> Tensor:
         """One batch forwards and backwards: the loss of all processes together, and as much of the gradients."""
         task, processes = self.task, self.processes
         examples = task.examples
         rows = examples.rows(self.step, processes.index, processes.count)
         given = examples.drawn(self.step, rows, processes.index, processes.count)
         with processes.autocast():
-            if examples.outputs and not task.joins:
+            if examples.outputs and not features:
                 outputs = examples.wanted(rows)
             else:
                 with torch.no_grad():

@@ -101,9 +101,8 @@ def task_of(
 
 
 def keeps_outputs(task: Task, memory: int) -> bool:
-    """Whether the original's outputs for all inputs can be kept: nothing is augmented, no features are needed, and there is
-    room for them."""
-    if task.examples.augment is not None or task.joins:
+    """Whether the original's outputs for all inputs can be kept: nothing is augmented, and there is room for them."""
+    if task.examples.augment is not None:
         return False
     given, wanted = task.held_out[0]
     each = sum(values.numel() * values.element_size() for values in wanted.values()) / len(given[0])

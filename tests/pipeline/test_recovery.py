@@ -56,7 +56,7 @@ def came(images: Tensor) -> tuple[Net, convrewrite.Result]:
 
 def recovered(came: tuple[Net, convrewrite.Result], images: Tensor, **asked: object) -> convrewrite.Result:
     model, result = came
-    settings = {"measure": False, "epochs": 20, "batch": 16, "rate": 0.02} | asked
+    settings = {"measure": False, "epochs": 20, "batch": 16, "rate": 0.02, "features": 0.0} | asked
     return convrewrite.recover(result, model, images, images[:1], **settings)  # type: ignore[arg-type]
 
 
