@@ -232,8 +232,7 @@ class Training:
         flat = self.processes.mean(flat)
         parts = flat[1:].split([parameter.numel() for parameter in parameters])
         for parameter, part in zip(parameters, parts, strict=True):
-            # In the parameter's own layout: the fused step goes through memory, whatever the strides.
-            parameter.grad = torch.empty_like(parameter).copy_(part.reshape(parameter.shape))
+            parameter.grad = part.reshape(parameter.shape).to(parameter.dtype)
         return flat[0]
 
     def _look(self, stepper: Stepper, progress: float) -> str | None:
@@ -259,5 +258,5 @@ class Training:
 
     def _checkpoint(self, stepper: Stepper) -> Checkpoint:
         standing = Standing(run=self.run, step=self.step, seconds=self.seconds, curve=tuple(self.curve))
-        now, first, second = numbers_of(self.task.parameters), stepper.moments("exp_avg"), stepper.moments("exp_avg_sq")
-        return Checkpoint(standing, now, self.best, stepper.average, first, second)
+        now = numbers_of(self.task.parameters)
+        return Checkpoint(standing, now, self.best, stepper.average, stepper.first, stepper.second)

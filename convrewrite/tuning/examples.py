@@ -35,6 +35,7 @@ class Examples:
     augment: Augment | None = None
     outputs: Mapping[str, Tensor] = field(default_factory=dict)
     labels: Tensor | None = None
+    _order: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def count(self) -> int:
@@ -49,8 +50,11 @@ class Examples:
     def rows(self, step: int, part: int = 0, parts: int = 1) -> Tensor:
         """The examples of a step that one of ``parts`` processes sees: every process as many, side by side."""
         epoch, place = divmod(step, self.steps_of_epoch)
-        generator = torch.Generator().manual_seed((self.seed + APART * epoch) % 2**63)
-        order = torch.randperm(self.count, generator=generator)
+        if epoch not in self._order:
+            self._order.clear()  # the last one is done with
+            generator = torch.Generator().manual_seed((self.seed + APART * epoch) % 2**63)
+            self._order[epoch] = torch.randperm(self.count, generator=generator)
+        order = self._order[epoch]
         size = max(1, min(self.batch, self.count) // parts)
         start = place * size * parts + part * size
         return order[start : start + size]

@@ -114,9 +114,9 @@ def _layout(original: nn.Module, inputs: Inputs) -> torch.memory_format:
     ``view`` on an image does not. The model is left in its own layout."""
     if not all(tensor.dim() == 4 for tensor in inputs):
         return torch.contiguous_format
-    trial = copy_model(original).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     few = tuple(tensor[:2].contiguous(memory_format=torch.channels_last) for tensor in inputs)
     try:
+        trial = copy_model(original).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         with torch.no_grad():
             trial(*few)
     except RuntimeError:
