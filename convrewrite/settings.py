@@ -204,7 +204,7 @@ SHARED = {entry.name: entry.metadata for entry in fields(Settings)}
 MINUTES = 10.0
 """Minutes of a recovery, unless it is told: on two cores, ten epochs of a small network's training images."""
 
-RATE = 1e-2
+RATE = 5e-3
 """Largest step of a recovery, as a part of each parameter's size, unless it is told: docs/recover.md says how it was chosen."""
 
 FEATURES = 10.0
