@@ -14,6 +14,7 @@ from convrewrite.cli.options import (
     Model,
     Rules,
     Sources,
+    Towards,
     Trust,
     calibration_of,
     comparable_runners,
@@ -23,7 +24,7 @@ from convrewrite.cli.options import (
 )
 from convrewrite.cli.rule_commands import rules_app
 from convrewrite.errors import UsageError, VerificationError
-from convrewrite.settings import Settings
+from convrewrite.settings import Recovery, Settings
 from convrewrite.version import tool_version
 
 if TYPE_CHECKING:
@@ -145,6 +146,33 @@ def apply(
         )  # fmt: skip
         result.save(out)
     show_result(result.report, out)
+
+
+@app.command()
+@tells_what_stands
+@expanded
+def recover(
+    *,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A result folder, which the recovered result replaces.")],
+    data: Annotated[
+        str, typer.Option("--data", help="Inputs without labels: .npy, .npz, .pt, a folder of images, or FILE.py:NAME.")
+    ],
+    towards: Towards,
+    sources: Annotated[Sources, Only("input", "factory", "mean", "std", "resize", "timeout")],
+    settings: Recovery,
+    trust: Trust = False,
+) -> None:
+    """Train the result in OUT towards its original, without labels; it is never worse then on inputs held out."""
+    from convrewrite import pipeline
+    from convrewrite.cli.recovering import Asked, checkpoint_of, recovered
+
+    place = towards.new or out
+    checkpoint = checkpoint_of(place)
+    asked = Asked(out, data, place, checkpoint, towards, trust)
+    with progress_bars() as progress:
+        result = recovered(asked, sources, settings, progress)
+    if result is not None:  # else another process of the run writes and tells
+        show_result(result.report, pipeline.saved(result, place, checkpoint))
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """The way through, from a model to a result in a folder."""
 
 from convrewrite.pipeline.api import RewriteConvolutions, analyze, apply, optimize, plan
+from convrewrite.pipeline.recovery import read_report, recover, saved
 from convrewrite.pipeline.relations import relation_of, require_fidelity
 from convrewrite.pipeline.results import ONNX, PLAN, Result, check_file, check_writable, load, read_plan, save_plan
 
@@ -17,7 +18,10 @@ __all__ = [
     "optimize",
     "plan",
     "read_plan",
+    "read_report",
+    "recover",
     "relation_of",
     "require_fidelity",
     "save_plan",
+    "saved",
 ]

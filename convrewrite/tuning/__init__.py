@@ -1,27 +1,30 @@
 """Train a rewritten model towards the original, without labels. Knows no rule and no plan."""
 
-from convrewrite.tuning.blocks import joins, observed
-from convrewrite.tuning.composition import composed
-from convrewrite.tuning.losses import Distillation, mean_square, output_loss, relative_loss
-from convrewrite.tuning.refining import WORTH, Recipe, Refined, Refinement, refine
-from convrewrite.tuning.trainable import every_parameter, numbers_of, put_numbers, rewritten_parameters, training
+from convrewrite.tuning.checkpoint import Checkpoint, Point, fingerprint, load_checkpoint, require_place
+from convrewrite.tuning.distilling import Distilled, Training
+from convrewrite.tuning.examples import Augment
+from convrewrite.tuning.pace import Pace
+from convrewrite.tuning.processes import OneProcess, Processes, accelerated
+from convrewrite.tuning.refining import WORTH, Refinement, refine
+from convrewrite.tuning.tasks import Given, keeps_outputs, task_of
 
 __all__ = [
     "WORTH",
-    "Distillation",
-    "Recipe",
-    "Refined",
+    "Augment",
+    "Checkpoint",
+    "Distilled",
+    "Given",
+    "OneProcess",
+    "Pace",
+    "Point",
+    "Processes",
     "Refinement",
-    "composed",
-    "every_parameter",
-    "joins",
-    "mean_square",
-    "numbers_of",
-    "observed",
-    "output_loss",
-    "put_numbers",
+    "Training",
+    "accelerated",
+    "fingerprint",
+    "keeps_outputs",
+    "load_checkpoint",
     "refine",
-    "relative_loss",
-    "rewritten_parameters",
-    "training",
+    "require_place",
+    "task_of",
 ]

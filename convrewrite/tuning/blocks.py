@@ -9,6 +9,12 @@ from torch.utils.hooks import RemovableHandle
 from convrewrite.inputs import Inputs
 from convrewrite.modules import eval_mode, hooked, run
 
+ACTIVATIONS = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardtanh,
+    nn.Softplus, nn.Sigmoid, nn.Tanh,
+)  # fmt: skip
+"""Types of modules behind a site in a chain at which it is compared instead: what an activation cuts off does not matter."""
+
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 """Types of modules that only hold others: their end is no join."""
 
@@ -17,13 +23,13 @@ def joins(
     original: nn.Module, rewritten: nn.Module, sites: Mapping[str, str | None], inputs: Inputs
 ) -> tuple[str, ...]:
     """Names of modules at whose outputs both models are compared: for every rewritten site the block around it, and where
-    there is none, or it does not give one tensor of the same shape in both, the site.
+    there is none, or it does not give one tensor of the same shape in both, the site and the activation behind it.
 
     ``sites``: names of rewritten sites and of the BatchNorms that were folded into them. A block is the nearest module around
     a site that is no mere container and not the model itself: with residual connections its output is the end of a sum.
     Both models run on ``inputs``.
     """
-    behind = {name: norm or name for name, norm in sites.items()}
+    behind = {name: _activation(original, norm or name) for name, norm in sites.items()}
     around = {name: _block(original, name) for name in sites}
     wanted = {name for name in (*behind.values(), *around.values()) if name is not None}
     usable = _usable(original, rewritten, sorted(wanted), inputs)
@@ -42,6 +48,18 @@ def _block(model: nn.Module, site: str) -> str | None:
         if not isinstance(modules.get(name, model), CONTAINERS):
             return name
     return None
+
+
+def _activation(model: nn.Module, name: str) -> str:
+    """The activation that follows a module in a chain of modules; the module itself where none does."""
+    parent, _, key = name.rpartition(".")
+    chain = model.get_submodule(parent)
+    if not isinstance(chain, nn.Sequential):
+        return name
+    keys = list(chain._modules)
+    after = keys[keys.index(key) + 1 :][:1]
+    found = after and isinstance(chain._modules[after[0]], ACTIVATIONS)
+    return f"{parent}.{after[0]}".lstrip(".") if found else name
 
 
 def _usable(original: nn.Module, rewritten: nn.Module, names: Sequence[str], inputs: Inputs) -> set[str]:

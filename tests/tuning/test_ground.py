@@ -14,19 +14,10 @@ from convrewrite.layers import SumOfBranches
 from convrewrite.meanings import Meaning, RunningFidelity
 from convrewrite.rewriting.surgery import build_option
 from convrewrite.structures import Option, Structure, discover, initial_kernels, lowerings
-from convrewrite.tuning import (
-    Distillation,
-    composed,
-    every_parameter,
-    joins,
-    numbers_of,
-    observed,
-    output_loss,
-    put_numbers,
-    rewritten_parameters,
-    training,
-)
-from convrewrite.tuning.composition import composition_of
+from convrewrite.tuning.blocks import joins, observed
+from convrewrite.tuning.composition import composed, composition_of
+from convrewrite.tuning.losses import Distillation, output_loss
+from convrewrite.tuning.trainable import every_parameter, numbers_of, put_numbers, rewritten_parameters, training
 
 EPS = 64 * torch.finfo(torch.float64).eps
 
@@ -178,10 +169,10 @@ def test_only_rewritten_stages_train_and_all_is_given_back() -> None:
         rewritten_parameters(model, ["gone"])
 
 
-def test_joins_are_ends_of_blocks_and_else_sites() -> None:
+def test_joins_are_ends_of_blocks_and_else_what_is_behind_sites() -> None:
     original, rewritten, x = Net(), Net(), torch.randn(2, 3, 4, 4)
-    assert joins(original, rewritten, {"block.conv": "block.norm", "body.0": None}, (x,)) == ("block", "body.0")
-    with observed(rewritten, ["block", "body.0"]) as seen:
+    assert joins(original, rewritten, {"block.conv": "block.norm", "body.0": None}, (x,)) == ("block", "body.1")
+    with observed(rewritten, ["block", "body.1"]) as seen:
         rewritten(x)
         block = seen["block"]
     assert torch.equal(block, rewritten.block(x))

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from convrewrite import Result, optimize
 from convrewrite.meanings import tell
-from convrewrite.tuning import Recipe, Refined, Refinement, numbers_of, refine
+from convrewrite.tuning.refining import Recipe, Refined, Refinement, refine
+from convrewrite.tuning.trainable import numbers_of
 
 RECIPE = Recipe(steps=120, examples=32)
 
