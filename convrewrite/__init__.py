@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
     from convrewrite.errors import ConvRewriteError
-    from convrewrite.pipeline import Result, RewriteConvolutions, analyze, apply, load, optimize, plan, verify
+    from convrewrite.pipeline import Result, RewriteConvolutions, analyze, apply, load, optimize, plan, recover, verify
     from convrewrite.planning import Plan
     from convrewrite.runtime import export
-    from convrewrite.settings import Settings
+    from convrewrite.settings import Recovery, Settings
 
 __all__ = [
     "ConvRewriteError",
     "Plan",
+    "Recovery",
     "Result",
     "RewriteConvolutions",
     "Settings",
@@ -26,11 +27,13 @@ __all__ = [
     "load",
     "optimize",
     "plan",
+    "recover",
     "verify",
 ]
 _HOMES = {
     "ConvRewriteError": "convrewrite.errors",
     "Plan": "convrewrite.planning",
+    "Recovery": "convrewrite.settings",
     "Result": "convrewrite.pipeline",
     "RewriteConvolutions": "convrewrite.pipeline",
     "Settings": "convrewrite.settings",
@@ -40,6 +43,7 @@ _HOMES = {
     "load": "convrewrite.pipeline",
     "optimize": "convrewrite.pipeline",
     "plan": "convrewrite.pipeline",
+    "recover": "convrewrite.pipeline",
     "verify": "convrewrite.pipeline",
 }
 

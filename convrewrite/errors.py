@@ -10,6 +10,7 @@
     |   |-- ModelLoadError    the file or factory gives no model
     |   |-- TraceError        the model cannot be run or followed
     |   `-- ExportError       the model has no ONNX form
+    |-- ProcessLostError      one of several processes of a run has ended: exit code 1
     `-- VerificationError     the result is not what it must be: exit code 1
 
 Every message says where, what was expected, what was found and what to do. Control characters of names from elsewhere
@@ -75,6 +76,10 @@ class TraceError(ModelError):
 
 class ExportError(ModelError):
     """The model has no ONNX form."""
+
+
+class ProcessLostError(ConvRewriteError):
+    """Another process of a run in several has ended, and this one cannot go on alone."""
 
 
 class VerificationError(ConvRewriteError):

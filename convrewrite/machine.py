@@ -90,3 +90,14 @@ def limit_processor(seconds: int) -> None:
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+"""Variables in which launchers tell a process its number: torchrun and accelerate launch, and three kinds of mpirun."""
+
+
+def is_main_process() -> bool:
+    """Whether this process is the first of those that were launched together, which alone writes and prints; True where it is
+    the only one."""
+    told = next((os.environ[name] for name in RANKS if os.environ.get(name, "").isdigit()), "0")
+    return int(told) == 0

@@ -5,12 +5,13 @@ An option is added here and nowhere else: as a field of :class:`Settings`, told 
 arguments below it. What its field says as a :class:`Flag` is its option on the command line.
 """
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from convrewrite import values
-from convrewrite.errors import PlanError
+from convrewrite.errors import PlanError, UsageError
 from convrewrite.machine import PROBE_SECONDS
 
 if TYPE_CHECKING:
@@ -110,7 +111,10 @@ class Settings:
         outputs: what outputs mean, by name, where it is not as it is told from the model and its values: ``"logits"``,
             ``"probabilities"`` (that sum to one), ``"multilabel"`` (independent probabilities), ``"embedding"`` (only its
             direction counts), ``"values"`` or ``"ignore"``; or a pair of that and a weight among several outputs.
-        fast: measure less while planning.
+        fast: measure less while planning, and refine nothing.
+        refine: train the stages of all rewritten sites together towards the original, without labels, for some minutes at most;
+            the result is never further from it on held-out inputs. None: where real inputs are given, and there is something
+            to gain.
         threads: at which latency is measured.
         seed: of everything random; with the same inputs, seed and thread count the result is byte-equal.
         memory: bytes that activations, covariances and gathered positions may take together; activations beyond it wait on
@@ -152,7 +156,17 @@ class Settings:
             ":WEIGHT may follow.",
         ),
     )
-    fast: bool = field(default=False, metadata=flag("--fast", kind=bool, help="Measure less while planning."))
+    fast: bool = field(
+        default=False, metadata=flag("--fast", kind=bool, help="Measure less while planning, and refine nothing.")
+    )
+    refine: bool | None = field(
+        default=None,
+        metadata=flag(
+            "--refine/--no-refine",
+            kind=bool | None,
+            help="Train what was rewritten towards the original, without labels; by default where that gains something.",
+        ),
+    )
     threads: int = field(
         default=1,
         metadata=flag("--threads", kind=int, check=values.threads, help="Threads at which latency is measured."),
@@ -209,6 +223,123 @@ class Settings:
         return constraints
 
 
+SHARED = {entry.name: entry.metadata for entry in fields(Settings)}
+"""The flags of Settings, for options that a recovery has too."""
+
+MINUTES = 10.0
+"""Minutes of a recovery, unless it is told: on two cores, ten epochs of a small network's training images."""
+
+RATE = 5e-3
+"""Largest step of a recovery, as a part of each parameter's size, unless it is told: docs/recover.md says how it was chosen."""
+
+FEATURES = 10.0
+"""Weight of features in a recovery's first part, unless it is told: their errors outweigh the outputs' then."""
+
+BATCH = 128
+"""Examples in a step, unless it is told: half of them would leave cores idle, twice as many halve the steps."""
+
+TEMPERATURE = 1.0
+"""Temperature of class scores, unless it is told: what is judged is the KL at 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """What a recovery by distillation is asked, and how it is to work.
+
+    Attributes:
+        minutes: wall time of the training; 10 where neither this nor ``epochs`` is given.
+        epochs: instead, times that every input is seen: the result then hangs on inputs and seed alone, not on the clock.
+        rate: the highest learning rate of AdamW, as a part of each parameter's root mean square; a warm-up comes before and a
+            cosine after it.
+        batch: examples in a step, of all processes together.
+        temperature: of the class scores that are compared.
+        features: weight of the relative squared error of features at the ends of blocks against that of the outputs, in the first
+            three tenths of the training. 0: the outputs alone count, and the original need not run beside.
+        everything: train all parameters, not only those of rewritten sites.
+        seed: of the order of inputs, of augmentation, and of which inputs are held out.
+        threads: at which latency is measured.
+        memory: bytes of inputs, and of the original's outputs where they are kept.
+        outputs: what outputs mean, as in :class:`Settings`; by default what the plan says.
+        timeout: seconds that an original in an ONNX file may take to open, and again to run once.
+        measure: False leaves out export, parity and latency.
+        timer: as in :class:`Settings`.
+
+    Raises UsageError for values that no training can work with.
+    """
+
+    minutes: float | None = field(
+        default=None,
+        metadata=flag("--minutes", kind=float | None, help="Wall time of the training; 10 unless --epochs is given."),
+    )
+    epochs: float | None = field(
+        default=None, metadata=flag("--epochs", kind=float | None, help="Times that every input is seen, instead.")
+    )
+    rate: float = field(
+        default=RATE,
+        metadata=flag("--rate", kind=float, help="Highest rate, relative to the size of each parameter."),
+    )
+    batch: int = field(default=BATCH, metadata=flag("--batch", kind=int, help="Inputs in a step, of all processes."))
+    temperature: float = field(
+        default=TEMPERATURE, metadata=flag("--temperature", kind=float, help="Temperature of class scores.")
+    )
+    features: float = field(
+        default=FEATURES,
+        metadata=flag("--features", kind=float, help="Weight of features at the ends of blocks, at first; 0 for none."),
+    )
+    everything: bool = field(
+        default=False, metadata=flag("--all", kind=bool, help="Train all parameters, not only rewritten sites.")
+    )
+    seed: int = field(default=0, metadata=SHARED["seed"])
+    threads: int = field(default=1, metadata=SHARED["threads"])
+    memory: int = field(default=MEMORY, metadata=SHARED["memory"])
+    outputs: "WantedOutputs | None" = field(default=None, metadata=SHARED["outputs"])
+    timeout: float = field(default=PROBE_SECONDS, metadata=SHARED["timeout"])
+    measure: bool = field(default=True, metadata=SHARED["measure"])
+    timer: "Timer" = field(default_factory=_this_machine)
+
+    def __post_init__(self) -> None:
+        values.seed(self.seed)
+        values.threads(self.threads)
+        values.memory_bytes(self.memory)
+        values.seconds(self.timeout)
+        if self.minutes is not None and self.epochs is not None:
+            raise UsageError("--minutes, --epochs: expected one of them, found both; leave one out")
+        for name, value in (("--minutes", self.minutes), ("--epochs", self.epochs), ("--rate", self.rate)):
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"{name}: expected a finite number above 0, found {value:g}")
+        if not 0 < self.temperature < math.inf or not 0 <= self.features < math.inf:
+            raise UsageError(
+                "--temperature, --features: expected finite numbers, the first above 0, the second not below it, found "
+                f"{self.temperature:g} and {self.features:g}"
+            )
+        if self.batch < 1:
+            raise UsageError(f"--batch: expected at least 1, found {self.batch}")
+
+    @property
+    def time(self) -> float:
+        """Minutes, where no epochs were asked for."""
+        return MINUTES if self.minutes is None else self.minutes
+
+
+class RecoveryOptions(TypedDict, total=False):
+    """The fields of :class:`Recovery` as keyword arguments."""
+
+    minutes: float | None
+    epochs: float | None
+    rate: float
+    batch: int
+    temperature: float
+    features: float
+    everything: bool
+    seed: int
+    threads: int
+    memory: int
+    outputs: "WantedOutputs | None"
+    timeout: float
+    measure: bool
+    timer: "Timer"
+
+
 class WorkOptions(TypedDict, total=False):
     """The fields of :class:`Settings` that a plan holds nothing of, as keyword arguments."""
 
@@ -216,6 +347,7 @@ class WorkOptions(TypedDict, total=False):
     threads: int
     memory: int
     output_weighting: bool
+    refine: bool | None
     timeout: float
     measure: bool
     timer: "Timer"

@@ -1,7 +1,8 @@
 """Which inputs a model is fitted to and evaluated on."""
 
-from convrewrite.calibration.batches import Calibration, Reading, peek_example, read_calibration
+from convrewrite.calibration.batches import Calibration, Reading, peek_example, read_calibration, read_inputs
 from convrewrite.calibration.choose import calibrate, channels_last, evaluation_inputs
+from convrewrite.calibration.labels import read_labels
 
 __all__ = [
     "Calibration",
@@ -11,4 +12,6 @@ __all__ = [
     "evaluation_inputs",
     "peek_example",
     "read_calibration",
+    "read_inputs",
+    "read_labels",
 ]

@@ -115,6 +115,22 @@ def read_calibration(
     if reading is not None and options:
         raise UsageError(f"reading: expected alone, found {', '.join(options)} beside it; give one or the other")
     how = reading or Reading(**options)
+    inputs, name, notes = read_inputs(source, example, how, import_object, names)
+    fit, held_out = split_inputs(inputs, batch=how.batch or batch_size(inputs), seed=how.seed)
+    return Calibration(fit, held_out, "data", name, (*notes, *_few(len(inputs[0]))))
+
+
+def read_inputs(
+    source: object,
+    example: Inputs,
+    how: Reading,
+    import_object: Callable[[str], object] | None = None,
+    names: Sequence[str] = (),
+) -> tuple[Inputs, str, list[str]]:
+    """All that :func:`read_calibration` reads, in the order of the source and not yet split; with the source's name, and notes.
+
+    Raises CalibrationError.
+    """
     scale = _normalisation(how.mean, how.std, example[0])
     opened = open_source(
         source, Request(example, how.limit, how.seed, how.resize, import_object, tuple(names), how.memory)
@@ -123,8 +139,7 @@ def read_calibration(
     if scale is not None:
         inputs = ((inputs[0] - scale[0]) / scale[1], *inputs[1:])
         _refuse_unusable(inputs[0], range(len(inputs[0])), f"{opened.name}, normalised")
-    fit, held_out = split_inputs(inputs, batch=how.batch or batch_size(inputs), seed=how.seed)
-    return Calibration(fit, held_out, "data", opened.name, (*notes, *_few(len(inputs[0]))))
+    return inputs, opened.name, notes
 
 
 def peek_example(source: str, names: Sequence[str] = ("input",)) -> Inputs | None:

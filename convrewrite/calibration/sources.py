@@ -31,7 +31,7 @@ MOST_EXAMPLES = 100_000_000
 """Examples that a source may hold, at most: which of them to take is drawn by a permutation of all."""
 
 _INPUT_NAMES = ("image", "images", "input", "inputs", "x", "pixel_values")
-_LABEL_NAMES = frozenset({"label", "labels", "target", "targets", "y"})
+LABEL_NAMES = frozenset({"label", "labels", "target", "targets", "y"})
 _SUFFIXES = ".npy, .npz, .pt, .pth, a folder of images, or FILE.py:NAME"
 
 
@@ -267,7 +267,7 @@ def _pick(named: Mapping[str, Any], request: Request, where: str, *, strict: boo
     numbered = [f"input.{i}" for i in range(count)]
     if all(name in names for name in numbered):
         return [named[name] for name in numbered]
-    rest = [name for name in names if name.lower() not in _LABEL_NAMES]
+    rest = [name for name in names if name.lower() not in LABEL_NAMES]
     mixed = count > 1 and any(name in names for name in wanted)  # to take the others by their place would be a guess
     if mixed or len(rest) < count or (strict and len(rest) > count):
         several = f"{count} arrays, named {', '.join(wanted)} or " if wanted else f"{count} arrays, named "

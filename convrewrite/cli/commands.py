@@ -14,6 +14,7 @@ from convrewrite.cli.options import (
     Model,
     Rules,
     Sources,
+    Towards,
     Trust,
     calibration_of,
     progress_bars,
@@ -22,7 +23,7 @@ from convrewrite.cli.options import (
 )
 from convrewrite.cli.rule_commands import rules_app
 from convrewrite.errors import UsageError, VerificationError
-from convrewrite.settings import Settings
+from convrewrite.settings import Recovery, Settings
 from convrewrite.version import tool_version
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def apply(
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan of this model, as `plan` writes it.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")],
     sources: Sources,
-    settings: Annotated[Settings, Only("outputs", "threads", "memory", "timeout", "measure")],
+    settings: Annotated[Settings, Only("outputs", "refine", "threads", "memory", "timeout", "measure")],
     trust: Trust = False,
 ) -> None:
     """Carry out PLAN on MODEL: fit its options, export and verify the result, and report what was saved."""
@@ -144,6 +145,33 @@ def apply(
         )  # fmt: skip
         result.save(out)
     show_result(result.report, out)
+
+
+@app.command()
+@tells_what_stands
+@expanded
+def recover(
+    *,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A result folder, which the recovered result replaces.")],
+    data: Annotated[
+        str, typer.Option("--data", help="Inputs without labels: .npy, .npz, .pt, a folder of images, or FILE.py:NAME.")
+    ],
+    towards: Towards,
+    sources: Annotated[Sources, Only("input", "factory", "mean", "std", "resize")],
+    settings: Recovery,
+    trust: Trust = False,
+) -> None:
+    """Train the result in OUT towards its original, without labels; it is never worse then on inputs held out."""
+    from convrewrite import pipeline
+    from convrewrite.cli.recovering import Asked, checkpoint_of, recovered
+
+    place = towards.new or out
+    checkpoint = checkpoint_of(place)
+    asked = Asked(out, data, place, checkpoint, towards, trust)
+    with progress_bars() as progress:
+        result = recovered(asked, sources, settings, progress)
+    if result is not None:  # else another process of the run writes and tells
+        show_result(result.report, pipeline.saved(result, place, checkpoint))
 
 
 @app.command()

@@ -77,6 +77,35 @@ class Sources:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Towards:
+    """What a recovery takes beside its inputs and settings; ``new``: where the result goes, if not into the place of the one that
+    came."""
+
+    model: str | None = field(
+        default=None,
+        metadata=flag("--model", help="The original; by default the file that OUT's report names."),
+    )
+    new: Path | None = field(
+        default=None,
+        metadata=flag("-o", "--out", kind=Path | None, help="Another folder for the recovered result; OUT stays."),
+    )
+    augment: str | None = field(
+        default=None,
+        metadata=flag("--augment", help="FILE.py:NAME or pkg.mod:NAME, a function that changes a batch."),
+    )
+    labels: Path | None = field(
+        default=None,
+        metadata=flag(
+            "--labels", kind=Path | None, help="Labels of the inputs, if they are to count: .npy, .npz or .pt."
+        ),
+    )
+    resume: bool = field(
+        default=True,
+        metadata=flag("--resume/--no-resume", kind=bool, help="Go on where an interrupted run of the same kind was."),
+    )
+
+
 SETTING = {setting.name: setting for setting in fields(Settings)}
 """The options of a comparison that are those of a run too are taken from there."""
 

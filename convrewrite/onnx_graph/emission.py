@@ -53,6 +53,11 @@ class Emitter:
         self._names, self._opset, self._source = names, opset, source
         self._made: dict[tuple[int, int], str] = {}
 
+    @property
+    def names(self) -> dict[int, str]:
+        """The initialisers made so far, by the identities of the tensors that they hold."""
+        return {identity: name for (identity, _), name in self._made.items()}
+
     def nodes(
         self, module: nn.Module, source: str, target: str, base: str, margin: Margin, kind: int
     ) -> list[onnx.NodeProto]:

@@ -15,6 +15,7 @@ from convrewrite.inputs import ExampleInput, Inputs
 from convrewrite.machine import PROBE_SECONDS
 from convrewrite.onnx_graph.examples import example_of_graph
 from convrewrite.onnx_graph.kept import Kept, kept_convolutions
+from convrewrite.onnx_graph.opaque import Region
 from convrewrite.onnx_graph.opening import Opened, open_onnx
 from convrewrite.onnx_graph.translating import Translation, translate, translation_of
 
@@ -95,6 +96,14 @@ def refused_sites(model: nn.Module) -> Mapping[str, str]:
     """Convolutions of a module made of a graph that stay, by name, with the reason; none for other models."""
     translation = translation_of(model)
     return {} if translation is None else translation.refused
+
+
+def regions_of(model: nn.Module) -> tuple[str, ...]:
+    """The operators that onnxruntime runs in a module made of a graph, through which no gradient passes; none for others."""
+    if translation_of(model) is None:
+        return ()
+    found = [operator for part in model.modules() if isinstance(part, Region) for operator in part.operators]
+    return tuple(dict.fromkeys(found))
 
 
 def _kept(translation: Translation) -> tuple[Kept, ...]:

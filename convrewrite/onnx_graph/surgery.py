@@ -78,6 +78,15 @@ def rewritten(file: OnnxFile, replacements: Sequence[Replacement]) -> tuple[onnx
     return model, {tensor.name for tensor in operation.emitter.initialisers}
 
 
+def names_of_weights(file: OnnxFile, replacements: Sequence[Replacement]) -> Mapping[int, str]:
+    """The initialisers that hold the weights and biases of these replacements in a graph that :func:`write_rewritten` made of
+    them, or of others of the same shapes, by the identities of their tensors. Raises ExportError."""
+    operation = _Operation.on(file.model, file)
+    for replacement in replacements:
+        operation.replace(replacement)
+    return operation.emitter.names
+
+
 @dataclass(slots=True)
 class _Operation:
     """Surgery under way: the model is read until all is decided, and changed in one go."""

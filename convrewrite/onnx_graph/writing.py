@@ -3,15 +3,19 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
+import torch
 from torch import nn
 
+from convrewrite.errors import ModelLoadError
 from convrewrite.inputs import Inputs
 from convrewrite.layers import SumOfBranches
 from convrewrite.onnx_files import OnnxModel, digest_of
 from convrewrite.onnx_graph.file import Replacement
 from convrewrite.onnx_graph.observing import with_outputs
-from convrewrite.onnx_graph.surgery import write_rewritten
+from convrewrite.onnx_graph.opening import open_onnx
+from convrewrite.onnx_graph.surgery import names_of_weights, write_rewritten
 from convrewrite.onnx_graph.translating import Translation, translation_of
 from convrewrite.runtime import Exported, Exporter, TorchExporter
 
@@ -61,6 +65,34 @@ def exporter_of(model: nn.Module) -> Exporter:
     """Who makes the ONNX files of a run on this model."""
     translation = translation_of(model)
     return TorchExporter() if translation is None else GraphExporter(translation)
+
+
+def take_numbers(model: nn.Module, path: Path) -> None:
+    """Fill what stands in place of convolutions in ``model``, made of a graph, with the numbers that it had when it was written
+    to ``path``: surgery names the same weights alike every time.
+
+    Raises ModelLoadError for a file in which they are not, or have other shapes.
+    """
+    translation = translation_of(model)
+    assert translation is not None, "the model was made of a graph"
+    replacements = tuple(_replacements(translation, model))
+    parameters = {id(p): p for replacement in replacements for p in replacement.module.parameters()}
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.zero_()  # whatever memory held is not to be taken for numbers that do not fit the graph's type
+    names = names_of_weights(translation.opened.file, replacements)
+    file = open_onnx(path).file
+    stored = {tensor.name: tensor for tensor in file.model.graph.initializer}
+    for identity, parameter in parameters.items():
+        name = names[identity]
+        found = tuple(stored[name].dims) if name in stored else None
+        if found != tuple(parameter.shape):
+            raise ModelLoadError(
+                f"{path}: {name}: expected numbers of shape {tuple(parameter.shape)}, found {found or 'none'}; expected the file "
+                "that was written with the plan beside it"
+            )
+        with torch.no_grad():
+            parameter.copy_(torch.from_numpy(file.array(stored[name]).astype(np.float64)))
 
 
 def _replacements(translation: Translation, model: nn.Module) -> Iterator[Replacement]:

@@ -2,6 +2,7 @@
 
 from convrewrite.pipeline.api import RewriteConvolutions, analyze, apply, optimize, plan
 from convrewrite.pipeline.comparing import verify
+from convrewrite.pipeline.recovery import read_report, recover, saved
 from convrewrite.pipeline.relations import relation_of, require_fidelity
 from convrewrite.pipeline.results import ONNX, PLAN, Result, check_file, check_writable, load, read_plan, save_plan
 
@@ -18,8 +19,11 @@ __all__ = [
     "optimize",
     "plan",
     "read_plan",
+    "read_report",
+    "recover",
     "relation_of",
     "require_fidelity",
     "save_plan",
+    "saved",
     "verify",
 ]

@@ -6,11 +6,15 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, get_args
 
+from torch import Tensor
+
+from convrewrite.calibration import Reading
 from convrewrite.errors import UsageError
 from convrewrite.progress import Progress, silent
 from convrewrite.rules import Rule, RuleFile
-from convrewrite.settings import ChoiceOptions, Settings, WorkOptions
+from convrewrite.settings import ChoiceOptions, Recovery, RecoveryOptions, Settings, WorkOptions
 from convrewrite.structures import Structure
+from convrewrite.tuning import Augment
 
 RuleSource = str | Path | Rule | RuleFile
 Budget = Mapping[str, float] | None
@@ -62,6 +66,36 @@ class Extras:
         return {extra.name: getattr(self, extra.name) for extra in fields(self)}
 
 
+class RecoverKeywords(RecoveryOptions, RunKeywords, total=False):
+    """Those of ``recover``."""
+
+    augment: Augment | None
+    labels: Tensor | None
+    checkpoint: str | Path | None
+    resume: bool
+    reading: Reading | None
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryExtras:
+    """What was given to ``recover`` that is no setting."""
+
+    augment: Augment | None = None
+    labels: Tensor | None = None
+    checkpoint: str | Path | None = None
+    resume: bool = True
+    reading: Reading | None = None
+    structures: Sequence[Structure] = ()
+    progress: Progress | None = None
+    notes: Sequence[str] = ()
+
+    @property
+    def told(self) -> Progress:
+        """Who is told how far the run is."""
+        return self.progress or silent
+
+
 EXTRAS = frozenset(extra.name for extra in fields(Extras))
 
 
@@ -85,12 +119,29 @@ def asked(
     return settings or Settings(**options), Extras(**extras)
 
 
+def asked_of(settings: Recovery | None, keywords: Mapping[str, Any]) -> tuple[Recovery, RecoveryExtras]:
+    """As :func:`asked`, of a recovery."""
+    for name in keywords.keys() - RecoverKeywords.__annotations__.keys():
+        raise TypeError(
+            f"unexpected keyword argument {name!r}; expected {', '.join(sorted(RecoverKeywords.__annotations__))}"
+        )
+    known = {extra.name for extra in fields(RecoveryExtras)}
+    options = {name: value for name, value in keywords.items() if name not in known}
+    if settings is not None and options:
+        raise UsageError(
+            f"settings: expected alone, found {', '.join(options)} beside it; give one or the other, "
+            "or dataclasses.replace(settings, ...)"
+        )
+    extras = RecoveryExtras(**{name: value for name, value in keywords.items() if name in known})
+    return settings or Recovery(**options), extras
+
+
 def signed(entry: Entry) -> Entry:
     """The same function; ``inspect.signature`` and ``help`` show its typed keywords one by one, with their defaults."""
     signature = inspect.signature(entry)
     *named, rest = signature.parameters.values()
     (keywords,) = get_args(rest.annotation)
-    defaults = {f.name: f.default for f in (*fields(Settings), *fields(Extras))}
+    defaults = {f.name: f.default for kind in (Recovery, RecoveryExtras, Settings, Extras) for f in fields(kind)}
     shown = [
         inspect.Parameter(
             name,

@@ -26,7 +26,7 @@ from convrewrite.graph import BATCH_NORMS, SITE_TYPES, Site, apply_lifts, spec_o
 from convrewrite.modules import copy_model
 from convrewrite.names import require_names
 from convrewrite.onnx_files import is_weights_of
-from convrewrite.onnx_graph import is_graph
+from convrewrite.onnx_graph import is_graph, take_numbers
 from convrewrite.pipeline import results
 from convrewrite.planning import Plan, PlannedSite, planned_structure
 from convrewrite.reporting import Report, render_html, render_markdown
@@ -177,12 +177,13 @@ def load(folder: str | Path, original_model: nn.Module, structures: tuple[Struct
     broken. ``original_model`` is not touched.
     """
     folder = Path(folder)
-    if (folder / ONNX).is_file() and (folder / PLAN).is_file() and not (folder / WEIGHTS).exists():
+    graph = is_graph(original_model)
+    if (folder / ONNX).is_file() and (folder / PLAN).is_file() and not (folder / WEIGHTS).exists() and not graph:
         raise ModelLoadError(
             f"{folder}: expected the result of a module, found that of an ONNX model, which has no weights of modules; use "
             f"{folder / ONNX}, or carry {PLAN} out again with convrewrite.apply"
         )
-    for name in (PLAN, WEIGHTS):
+    for name in (PLAN, ONNX if graph else WEIGHTS):
         if not (folder / name).is_file():
             raise ModelLoadError(f"{folder / name}: missing; expected a folder written by `convrewrite optimize -o`")
     plan = read_plan(folder / PLAN)
@@ -195,6 +196,9 @@ def load(folder: str | Path, original_model: nn.Module, structures: tuple[Struct
         weight = model.get_submodule(site.name).weight
         assert isinstance(weight, Tensor)
         replace_site(model, site, empty_option(site.folded_spec, stages, option, weight))
+    if graph:
+        take_numbers(model, folder / ONNX)
+        return model
     try:
         load_model(model, folder / WEIGHTS)
     except Exception as error:

@@ -14,6 +14,7 @@ from convrewrite.meanings import NOTHING, Meaning, require_outputs
 from convrewrite.modules import preserved
 from convrewrite.onnx_files import Provenance
 from convrewrite.onnx_graph import batch_of, exporter_of, graph_inputs
+from convrewrite.pipeline.refined import refined
 from convrewrite.pipeline.results import Result
 from convrewrite.planning import (
     Allocation,
@@ -103,6 +104,7 @@ class Run:
         """Fit and apply, measure, report. ``plan``: the one that is carried out, else one is made of the choice."""
         work, prepared = self.work, self.work.prepared
         rewritten, allocation = self.planner.fit(choice)
+        refinement = refined(work, rewritten)
         followed = self._followed(rewritten, allocation, plan)
         changed = [outcome.site for outcome in rewritten.outcomes if outcome.candidate is not None]
         settled = settle(prepared.original, prepared.lifted, rewritten.model, changed)
@@ -119,7 +121,7 @@ class Run:
             costs=_costs(settled.model, prepared, after, rewritten.outcomes),
             measured=replace(measured, predicted_saving=saved),
             notes=[
-                *notes, *settled.notes, *work.data.notes, *_lost(prepared.traced), *measured.notes,
+                *notes, *settled.notes, *refinement, *work.data.notes, *_lost(prepared.traced), *measured.notes,
                 *_nothing_done(rewritten.outcomes), *([NOT_MEASURED] if self.baseline is None else []),
             ],
         )  # fmt: skip

@@ -1,19 +1,21 @@
 """Say what was done and what it is worth: the report as a value, and as text, Markdown and HTML."""
 
-from convrewrite.reporting.build import build_report
+from convrewrite.reporting.build import build_report, recovered_report
 from convrewrite.reporting.figures import duration
 from convrewrite.reporting.html import render_html
 from convrewrite.reporting.markdown import render_markdown
 from convrewrite.reporting.plan_text import render_plan, render_site
-from convrewrite.reporting.report import AnalysisRow, Report
+from convrewrite.reporting.report import AnalysisRow, RecoveredSummary, Report
 from convrewrite.reporting.text import render_sites, render_text
 from convrewrite.reporting.verifications import render_verification
 
 __all__ = [
     "AnalysisRow",
+    "RecoveredSummary",
     "Report",
     "build_report",
     "duration",
+    "recovered_report",
     "render_html",
     "render_markdown",
     "render_plan",

@@ -2,9 +2,10 @@
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+from convrewrite.calibration import Calibration
 from convrewrite.conv import Cost
 from convrewrite.machine import processor
 from convrewrite.meanings import Fidelity
@@ -20,6 +21,7 @@ from convrewrite.reporting.report import (
     OutputRow,
     ParityRow,
     Reached,
+    RecoveredSummary,
     Report,
     SiteRow,
     Totals,
@@ -27,7 +29,7 @@ from convrewrite.reporting.report import (
 from convrewrite.reporting.verdict import few_positions, overfitted, refused, useless
 from convrewrite.rewriting import Outcome, Work
 from convrewrite.runtime import Comparison, Measured, Parity
-from convrewrite.settings import Constraints
+from convrewrite.settings import Constraints, Recovery
 from convrewrite.version import tool_version
 
 ERROR_BASES: dict[str, ErrorBasis] = {
@@ -128,6 +130,58 @@ def build_report(
         notes=(*notes, *_left_out(measured.fidelity)),
         seconds=work.watch.seconds,
     )
+
+
+def recovered_report(
+    report: Report,
+    *,
+    plan: Plan,
+    asked: Recovery,
+    measured: Measured,
+    data: Calibration,
+    summary: RecoveredSummary,
+    notes: Sequence[str],
+    seconds: Mapping[str, float],
+) -> Report:
+    """The report of a result once it was recovered: costs, sites and calibration as they were, what was measured anew. Errors of
+    single sites are those of the plan's fit, and are left out where its factors were trained since; ``data`` are the inputs of
+    the recovery."""
+    constraints = plan.asked()
+    before, after = Cost(*_pair(report, "before")), Cost(*_pair(report, "after"))
+    parts, lost = _parts(before, after, measured), useless(constraints, measured, data, fast=False)
+    stale = not summary.unchanged
+    sites = tuple(
+        site.model_copy(update={"output_error": None, "error_basis": None}) if stale and site.option else site
+        for site in report.sites
+    )
+    earlier = () if stale else report.warnings[1 if report.useless else 0 :]
+    fields = {name: getattr(report, name) for name in type(report).model_fields}
+    fields |= {
+        "sites": sites,
+        "totals": _totals(before, after, measured),
+        "reached": Reached(
+            budget={name: parts[name] for name in constraints.budget}, keep=_kept(constraints, measured.fidelity)
+        ),
+        "refused": refused(constraints, measured, lost),
+        "useless": lost is not None,
+        "warnings": (*([lost] if lost else []), *earlier),
+        "threads": asked.threads,
+        "outputs": _output_rows(measured.fidelity),
+        "fidelity": _fidelity_rows(measured.fidelity),
+        "fidelity_examples": measured.fidelity.examples,
+        "fidelity_basis": measured.fidelity_basis,
+        "parity": _parity_rows(measured.parity),
+        "recovered": summary,
+        "environment": environment(),
+        "notes": tuple(dict.fromkeys((*report.notes, *notes, *measured.notes, *_left_out(measured.fidelity)))),
+        "seconds": dict(seconds),
+    }
+    return Report(**fields)
+
+
+def _pair(report: Report, which: str) -> tuple[int, int]:
+    """Parameters and MACs of the whole model, before or after."""
+    return getattr(report.totals.parameters, which), getattr(report.totals.macs, which)
 
 
 def _parts(before: Cost, after: Cost, measured: Measured) -> dict[str, float | None]:

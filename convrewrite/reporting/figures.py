@@ -17,6 +17,7 @@ OPTIONAL = ("cosine", "equal entries")
 """Columns that are left out where no output has them."""
 
 PARITY_HEADERS = ("output", "max. abs. difference", "relative error", "equal entries", "tolerance", "")
+CURVE_HEADERS = ("steps", "held-out effect")
 ASKED_HEADERS = ("", "asked", "reached")
 SITE_HEADERS = (
     "site", "kind", "geometry", "decision", "parameters before", "after", "MACs before", "after", "ratio",
@@ -261,6 +262,23 @@ def calibration_sentence(report: Report) -> str:
     kind = "synthetic inputs" if calibration.kind == "synthetic" else "inputs"
     used = f"fitted on {calibration.fitted_on}, {calibration.held_out} held out"
     return f"Calibrated on {kind} from {calibration.source}: {used}."
+
+
+def recovered_sentences(report: Report) -> list[str]:
+    """What a recovery did, how, and why it ended earlier than asked; none where there was none."""
+    found = report.recovered
+    if found is None:
+        return []
+    on = f"on {_counted(found.held_out, 'held-out input')}"
+    if found.unchanged:
+        what = f"Nothing was better than what came in, which is returned unchanged: held-out effect {found.before:.3g} {on}."
+    else:
+        what = f"Held-out effect {found.before:.3g} before, {found.after:.3g} after, {on}; kept from step {found.kept_step}."
+    how = ", ".join(
+        f"{name} {value if isinstance(value, str) else format(value, 'g')}" for name, value in found.settings.items()
+    )
+    run = f"{_counted(found.steps, 'step')} in {found.minutes:.1f} min on {_counted(found.trained_on, 'input')}: {how}."
+    return [what, run, *([f"Ended early: {found.ended}."] if found.ended else [])]
 
 
 def stages_sentence(report: Report) -> str:

@@ -4,6 +4,7 @@ This module is not imported with the package: jinja2 and matplotlib are only nee
 """
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 from convrewrite.escaping import printable
 from convrewrite.process import quiet
 from convrewrite.reporting import figures
-from convrewrite.reporting.report import Report, SiteRow
+from convrewrite.reporting.report import RecoveredSummary, Report, SiteRow
 
 LARGEST = 24
 """Sites that the chart shows, at most: those with the most MACs."""
@@ -68,6 +69,11 @@ _TEMPLATE = """<!DOCTYPE html>
 {%- else %}
 <p>Fidelity was {{ figures.NOT_MEASURED }}.</p>
 {%- endif %}
+{%- if report.recovered %}
+<h2>Recovery</h2>
+<ul>{% for sentence in figures.recovered_sentences(report) %}<li>{{ sentence }}</li>{% endfor %}</ul>
+{{ curve }}
+{%- endif %}
 <h2>Parity: onnxruntime against torch</h2>
 {%- if report.parity %}
 {{ table(*figures.parity_table(report)) }}
@@ -112,6 +118,7 @@ def render_html(report: Report) -> str:
         "figures": figures,
         "site_headers": figures.SITE_HEADERS,
         "chart": Markup(_chart(report.sites)) if report.sites else "",
+        "curve": Markup(_curve(report.recovered)) if report.recovered else "",
     }
     return environment.from_string(_TEMPLATE).render(values)
 
@@ -135,6 +142,26 @@ def _chart(sites: Sequence[SiteRow]) -> str:
         label.set_parse_math(False)  # a name may hold a dollar sign
     axes.invert_yaxis()
     axes.set_xlabel("MACs of one example, in millions")
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def _curve(recovered: RecoveredSummary) -> str:
+    """The effect on held-out inputs over the steps of a recovery, and that of what came in, as an ``<svg>`` element."""
+    points = [(step, effect) for step, effect in recovered.curve if 0 < effect < math.inf]
+    figure = Figure(figsize=(9, 2.8), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(
+        [step for step, _ in points], [effect for _, effect in points], marker=".", color="#2b6ca3", label="held out"
+    )
+    if recovered.before > 0:
+        axes.axhline(recovered.before, color="#c9d6e3", label="what came in")
+    if not recovered.unchanged:
+        axes.plot([recovered.kept_step], [recovered.after], "o", color="#b3261e", label="kept")
+    if points:
+        axes.set_yscale("log")
+    axes.set_xlabel("steps")
+    axes.set_ylabel("effect on held-out inputs")
     axes.legend(frameon=False)
     return _svg(figure)
 

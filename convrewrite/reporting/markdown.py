@@ -22,6 +22,7 @@ def render_markdown(report: Report) -> str:
         _section("What was saved", totals, figures.latency_sentence(report)),
         _asked(report),
         _section("Fidelity: rewritten against original", *_fidelity(report)),
+        _recovered(report),
         _section("Parity: onnxruntime against torch", _parity(report)),
         _section("Sites", *_sites(report)),
         _section("Calibration", _plain(figures.calibration_sentence(report))),
@@ -43,6 +44,14 @@ def _fidelity(report: Report) -> tuple[str, ...]:
     headers, rows = figures.fidelity_table(report)
     taken = "\n".join(f"- {_plain(sentence)}" for sentence in figures.output_sentences(report))
     return (_plain(basis), _table(headers, rows, "ll" + "r" * (len(headers) - 2)), taken)
+
+
+def _recovered(report: Report) -> str:
+    if report.recovered is None:
+        return ""
+    rows = [(str(step), f"{effect:.3g}") for step, effect in report.recovered.curve]
+    told = "\n".join(f"- {_plain(sentence)}" for sentence in figures.recovered_sentences(report))
+    return _section("Recovery", told, _table(figures.CURVE_HEADERS, rows, "rr"))
 
 
 def _parity(report: Report) -> str:

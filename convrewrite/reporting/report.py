@@ -178,6 +178,36 @@ class ParityRow(_Part):
     equal_share: Share | None = None
 
 
+class RecoveredSummary(_Part):
+    """What a recovery by distillation did. ``before`` and ``after`` are how far the outputs were from the original's on inputs
+    that were ``held_out``: nats of KL for class scores, squared relative errors for numbers; ``curve`` has that after so many
+    steps. ``kept_step`` is the step whose parameters were kept, 0 where nothing was better than what came in; ``ended`` says why
+    it ended earlier than asked.
+    """
+
+    before: Annotated[float, Field(ge=0)]
+    after: Annotated[float, Field(ge=0)]
+    steps: Count
+    kept_step: Count
+    minutes: Annotated[float, Field(ge=0)]
+    trained_on: Annotated[int, Field(ge=1)]
+    held_out: Annotated[int, Field(ge=1)]
+    settings: dict[str, float | str] = Field(default_factory=dict)
+    curve: tuple[tuple[int, float], ...] = ()
+    ended: str | None = None
+
+    @model_validator(mode="after")
+    def _never_worse(self) -> Self:
+        if self.after > self.before:
+            raise ValueError(f"expected a result no worse than what came in, found {self.after} after {self.before}")
+        return self
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether what came in was returned."""
+        return self.kept_step == 0
+
+
 class Environment(_Part):
     """The versions and the machine that the numbers come from."""
 
@@ -218,6 +248,7 @@ class Report(_Part):
     fidelity_examples: Count = 0
     fidelity_basis: str | None = None
     parity: tuple[ParityRow, ...] = ()
+    recovered: RecoveredSummary | None = None
     environment: Environment
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = Field(default_factory=dict)

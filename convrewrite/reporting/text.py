@@ -32,6 +32,9 @@ def render_text(report: Report) -> str:
         _titled("Totals", _table(figures.TOTALS_HEADERS, figures.totals_rows(report), (24, 14, 14, 50), "lrrl")),
         _asked(report),
         _fidelity(report),
+        _titled(
+            "Recovery", "\n".join(_filled(f"- {sentence}", "  ") for sentence in figures.recovered_sentences(report))
+        ),
         _parity(report),
         _titled("Notes", "\n".join(_filled(f"- {note}", "  ") for note in report.notes)),
         _titled("Stages", _filled(figures.stages_sentence(report))),

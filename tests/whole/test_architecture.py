@@ -13,9 +13,9 @@ PACKAGE = ROOT / "convrewrite"
 
 WINGS = (
     "ground", "folders", "stored", "modules", "meanings", "structures", "fitting", "onnx_files", "runtime", "settings",
-    "layers", "graph", "loading", "onnx_graph", "rules", "calibration", "rewriting", "planning", "reporting", "pipeline", "cli",
+    "layers", "graph", "loading", "onnx_graph", "rules", "calibration", "rewriting", "tuning", "planning", "reporting",
+    "pipeline", "cli",
 )  # fmt: skip
-"""Bottom up; ARCHITECTURE.md says what each is. The ground is the modules that lie in no folder."""
 
 LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 400, 50, 8
 LARGEST_FACE = 20

@@ -10,6 +10,7 @@ def test_the_public_names_are_pinned() -> None:
     assert convrewrite.__all__ == [
         "ConvRewriteError",
         "Plan",
+        "Recovery",
         "Result",
         "RewriteConvolutions",
         "Settings",
@@ -19,6 +20,7 @@ def test_the_public_names_are_pinned() -> None:
         "load",
         "optimize",
         "plan",
+        "recover",
         "verify",
     ]
     assert dir(convrewrite) == sorted(convrewrite.__all__)
@@ -46,6 +48,6 @@ def test_another_name_is_an_attribute_error() -> None:
 
 def test_every_error_has_an_exit_code_and_one_root() -> None:
     found = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
-    assert len(found) == 10
+    assert len(found) == 11
     assert all(issubclass(error, convrewrite.ConvRewriteError) for error in found)
     assert {error.exit_code for error in found} == {1, 2, 3}

@@ -1,0 +1,58 @@
+"""Labels, where a training is given any: one whole number for each input, in the order of the inputs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convrewrite.calibration.sources import LABEL_NAMES
+from convrewrite.errors import CalibrationError, ConvRewriteError
+from convrewrite.escaping import message_of
+from convrewrite.stored import Archive, map_array, read_pickle
+
+
+def read_labels(path: Path, memory: int) -> Tensor:
+    """``(N,)`` int64 from an ``.npy`` or ``.pt``, or from the array of an ``.npz`` that is called like labels.
+
+    Raises CalibrationError for a file that is missing, or holds no such numbers.
+    """
+    if not path.is_file():
+        raise CalibrationError(f"{path}: expected labels (.npy, .npz or .pt), found no such file")
+    try:
+        found = _found(path, memory)
+    except ConvRewriteError:
+        raise
+    except Exception as error:  # whatever a broken file makes a reader raise
+        raise CalibrationError(
+            f"{path}: expected labels, but reading it raised {type(error).__name__}: {message_of(error)}; save it again"
+        ) from error
+    values = found if isinstance(found, Tensor) else torch.from_numpy(np.array(found))
+    if values.dim() != 1 or values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise CalibrationError(
+            f"{path}: expected one whole number for each input, (N,), found {values.dtype} {tuple(values.shape)}"
+        )
+    return values.long()
+
+
+def _found(path: Path, memory: int) -> Any:
+    if path.suffix.lower() == ".npy":
+        return map_array(path)
+    if path.suffix.lower() in (".pt", ".pth"):
+        found = read_pickle(path)
+        return _named(found, path) if isinstance(found, Mapping) else found
+    if path.suffix.lower() == ".npz":
+        array = _named(Archive(path, memory), path)
+        return array[range(array.shape[0])] if array.shape else array
+    raise CalibrationError(f"{path}: expected labels as .npy, .npz or .pt, found {path.suffix or 'no suffix'}")
+
+
+def _named(arrays: Mapping[Any, Any], path: Path) -> Any:
+    names = [name for name in arrays if str(name).lower() in LABEL_NAMES]
+    if len(names) != 1:
+        raise CalibrationError(
+            f"{path}: expected one array called {', '.join(sorted(LABEL_NAMES))}, found {len(names)}; give it as .npy"
+        )
+    return arrays[names[0]]

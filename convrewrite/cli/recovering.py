@@ -1,0 +1,72 @@
+"""The command ``recover``: from words to a call of the pipeline, in each of the processes that were launched together."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from convrewrite import pipeline
+from convrewrite.calibration import Reading, read_labels
+from convrewrite.cli.networks import given_network
+from convrewrite.cli.options import Sources, Towards
+from convrewrite.errors import UsageError
+from convrewrite.loading import import_object
+from convrewrite.machine import is_main_process
+from convrewrite.pipeline import Result
+from convrewrite.progress import Progress, silent
+from convrewrite.settings import Recovery
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The words of the command that are no settings; ``place``: where the recovered result goes, ``checkpoint``: where the
+    training stands."""
+
+    out: Path
+    data: str
+    place: Path
+    checkpoint: Path
+    towards: Towards
+    trust: bool
+
+
+def checkpoint_of(place: Path) -> Path:
+    """Beside the result, which is whole at every moment."""
+    return place.absolute().with_name(f"{place.absolute().name}.recovering")
+
+
+def recovered(asked: Asked, sources: Sources, settings: Recovery, progress: Progress) -> Result | None:
+    """The recovered result, not yet written; None in every process but the main one."""
+    main, towards = is_main_process(), asked.towards
+    report = pipeline.read_report(asked.out / "report.json")
+    source = towards.model or _named(report.model, asked.out)
+    if main:
+        pipeline.check_writable(asked.place, (source, asked.data))
+    shapes = ["x".join(map(str, shape)) for shape in report.input_shapes]
+    augment = None if towards.augment is None else import_object(towards.augment)
+    if augment is not None and not callable(augment):
+        raise UsageError(f"--augment {towards.augment}: expected a function of a batch, found {type(augment).__name__}")
+    network = given_network(source, replace(sources, input=sources.input or shapes), asked.trust, settings.timeout)
+    result = pipeline.recover(
+        asked.out,
+        network.model,
+        asked.data,
+        network.inputs,
+        settings=settings,
+        augment=augment,
+        labels=None if towards.labels is None else read_labels(towards.labels, settings.memory),
+        checkpoint=asked.checkpoint,
+        resume=towards.resume,
+        reading=Reading(mean=sources.mean, std=sources.std, resize=sources.resize),
+        progress=progress if main else silent,
+        notes=[note for note in network.notes if note not in report.notes],
+    )
+    return result if main else None
+
+
+def _named(model: str, out: Path) -> str:
+    """The original as the report names it, if that is a file: what names code is imported only where the user says it."""
+    if not Path(model).is_file():
+        raise UsageError(
+            f"{out}: expected the file of its original, which its report names {model!r}, found no such file; "
+            "name it with --model"
+        )
+    return model

@@ -1,0 +1,335 @@
+"""Recovery: a result is trained towards its original by distillation, verified anew, and told of in its report."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from convrewrite.calibration import Calibration, Reading, read_inputs
+from convrewrite.errors import ModelLoadError, UsageError
+from convrewrite.folders import read_text, temporary
+from convrewrite.graph import apply_lifts
+from convrewrite.inputs import ExampleInput, Inputs, parameter_names
+from convrewrite.loading import import_object
+from convrewrite.meanings import Evaluation, asked_meanings
+from convrewrite.modules import copy_model, preserved, surroundings_preserved
+from convrewrite.onnx_files import Provenance
+from convrewrite.onnx_graph import batch_of, exporter_of, regions_of
+from convrewrite.pipeline.keywords import RecoverKeywords, RecoveryExtras, asked_of, signed
+from convrewrite.pipeline.networks import Given as Network
+from convrewrite.pipeline.networks import ModelSource, network_of
+from convrewrite.pipeline.results import PLAN, Result, load, read_plan
+from convrewrite.pipeline.run import NOT_MEASURED
+from convrewrite.planning import Fingerprint, Plan
+from convrewrite.process import at_work
+from convrewrite.progress import Stopwatch
+from convrewrite.reporting import RecoveredSummary, Report, recovered_report
+from convrewrite.runtime import Baseline, Measured, measure_everything, measure_outputs
+from convrewrite.settings import Recovery
+from convrewrite.structures import Structure
+from convrewrite.tuning import (
+    Checkpoint,
+    Distilled,
+    Given,
+    Pace,
+    Processes,
+    Training,
+    accelerated,
+    fingerprint,
+    keeps_outputs,
+    load_checkpoint,
+    require_place,
+    task_of,
+)
+
+REPORT = "report.json"
+
+EVERY = 100_000_000
+"""Inputs that are read, at most: all; what they take is bounded by the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Came:
+    """A result as it came: its plan and report, and the rewritten model, which is a copy."""
+
+    plan: Plan
+    report: Report
+    model: nn.Module
+
+
+@dataclass(slots=True)
+class Recovering:
+    """A recovery under way. ``original`` and ``rewritten`` are copies of its own."""
+
+    came: Came
+    network: Network
+    original: nn.Module
+    rewritten: nn.Module
+    asked: Recovery
+    extras: RecoveryExtras
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    notes: list[str] = field(default_factory=list)
+
+
+@signed
+def recover(
+    result: "Result | str | Path",
+    model: ModelSource,
+    data: object,
+    example_input: ExampleInput | None = None,
+    *,
+    settings: Recovery | None = None,
+    **keywords: Unpack[RecoverKeywords],
+) -> Result:
+    """Train a result towards its original on inputs without labels; a result that is never worse on those held out.
+
+    Where several processes were launched together (accelerate launch, torchrun), all call this; each has the recovered model
+    then, and the main one alone has measured it.
+
+    Args:
+        result: what :func:`convrewrite.optimize` gave, or a folder in which it was saved. It is not touched.
+        model: the original, as :func:`convrewrite.optimize` took it, with the weights that it had.
+        data: inputs, in any form that :func:`convrewrite.calibration.read_calibration` takes. A fifth of them, 2,048 at most,
+            is held out.
+        example_input: as in :func:`convrewrite.optimize`; by default random numbers of the shapes in the report.
+        settings: what is asked, as one value, instead of its fields.
+        keywords: the fields of :class:`convrewrite.settings.Recovery`; ``augment``, a function of a batch of inputs that changes
+            it; ``labels``, one whole number for each input, whose cross-entropy counts beside; ``checkpoint``, a file for where
+            the training stands, from which it goes on unless ``resume=False``; ``reading``, how inputs are read;
+            ``structures``, ``progress`` and ``notes`` as in :func:`convrewrite.optimize`.
+
+    Raises:
+        UsageError, ModelError, ProcessLostError or VerificationError, each saying what to do (see :mod:`convrewrite.errors`).
+    """
+    asked, extras = asked_of(settings, keywords)
+    if extras.checkpoint is not None:
+        require_place(Path(extras.checkpoint))
+    came = _came(result, model, example_input, extras.structures, asked.timeout)
+    network = _network(came.report, model, example_input, asked.timeout)
+    came.plan.require_model(network.model, weights=True)
+    _require_gradients(network)
+    with at_work(asked.seed), surroundings_preserved(network.model):
+        plan = came.plan
+        original = apply_lifts(network.model, plan.lifted) if plan.lifted else copy_model(network.model)
+        run = Recovering(came, network, original, copy_model(came.model), asked, extras)
+        run.notes += [*network.notes, *extras.notes]
+        with accelerated() as processes:
+            distilled, given, evaluation = _train(run, data, processes)
+            main = processes.index == 0
+        return _finished(run, distilled, given, evaluation, main)
+
+
+def saved(result: Result, folder: Path, checkpoint: Path) -> Path:
+    """Write a recovered result in its folder; the checkpoint, which is of no use any more, goes then."""
+    result.save(folder)
+    checkpoint.unlink(missing_ok=True)
+    return folder
+
+
+def _came(
+    result: "Result | str | Path",
+    model: ModelSource,
+    example: ExampleInput | None,
+    structures: Sequence[Structure],
+    timeout: float,
+) -> Came:
+    """Raises PlanError, ModelLoadError for folders that hold something else."""
+    if isinstance(result, Result):
+        return Came(result.plan, result.report, result.model)
+    folder = Path(result)
+    plan, report = read_plan(folder / PLAN), read_report(folder / REPORT)
+    network = _network(report, model, example, timeout)
+    return Came(plan, report, load(folder, network.model, tuple(structures)))
+
+
+def read_report(path: Path) -> Report:
+    """The report in a file. Raises ModelLoadError for a file that is missing or holds something else."""
+    text = read_text(path, ModelLoadError, "a report that `convrewrite optimize` wrote")
+    try:
+        return Report.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ModelLoadError(f"{path}: {where}: {first['msg']}; expected a report written by this tool") from error
+
+
+def _network(report: Report, model: ModelSource, example: ExampleInput | None, timeout: float) -> Network:
+    """The original with its inputs; those that nobody gives are random numbers of the shapes in the report."""
+    if example is None and isinstance(model, nn.Module):
+        generator = torch.Generator().manual_seed(0)
+        example = tuple(torch.randn(shape, generator=generator) for shape in report.input_shapes)
+    return network_of(model, example, timeout)
+
+
+def _require_gradients(network: Network) -> None:
+    """Raise UsageError for an ONNX graph of which onnxruntime runs a part, through which no gradient passes."""
+    regions = regions_of(network.model)
+    if regions:
+        raise UsageError(
+            f"{network.name}: expected a graph that torch computes throughout, found parts that onnxruntime runs "
+            f"({', '.join(regions[:3])}), through which no gradient passes; recover the module that it was exported from"
+        )
+
+
+def _train(run: Recovering, data: object, processes: Processes) -> tuple[Distilled, Given, Evaluation]:
+    """Read, train, and leave the best in ``run.rewritten``, where its original lies."""
+    asked, extras, plan = run.asked, run.extras, run.came.plan
+    inputs, source = _inputs(run, data)
+    taken = batch_of(run.network.model)
+    asked = asked if taken is None else replace(asked, batch=taken)
+    given = Given.split(inputs, extras.labels, asked.seed, taken)
+    held_out = given.held_out_batches(min(asked.batch, len(given.held_out[0])))
+    basis = f"measured on {len(given.held_out[0])} held-out inputs of {source}"
+    said = asked_meanings(asked.outputs)
+    evaluation = Evaluation(held_out, basis).told(run.original, said, plan.meanings())
+    sites = {site.name: site.batch_norm for site in plan.sites if site.option is not None}
+    with run.watch.timed("recover"):
+        task = task_of(run.original, run.rewritten, sites, given, evaluation.meanings, asked, processes, extras.augment)
+        training = Training(task, _pace(asked, task.examples.steps_of_epoch), processes, _run_of(run, given, asked))
+        training.keep, training.tell = _keeper(extras, processes), _teller(extras, asked)
+        distilled = training.train(_resumed(run, training), keep_outputs=keeps_outputs(task, asked.memory))
+    place = next(run.network.model.parameters()).device
+    for model in (run.original, run.rewritten):
+        model.to(device=place).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return distilled, given, evaluation
+
+
+def _inputs(run: Recovering, data: object) -> tuple[Inputs, str]:
+    """All inputs, in their order, and where they come from."""
+    if isinstance(data, Calibration):
+        parts = (*data.fit, *data.held_out)
+        if not parts:
+            raise UsageError("data: expected inputs to train on, found a calibration without any; give some")
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True)), data.source
+    example, extras = run.network.inputs, run.extras
+    how = replace(extras.reading or Reading(), limit=EVERY, seed=run.asked.seed, memory=run.asked.memory)
+    names = parameter_names(run.network.model)[: len(example)]
+    inputs, source, notes = read_inputs(data, example, how, import_object, names)
+    run.notes += notes
+    return inputs, source
+
+
+def _pace(asked: Recovery, steps_of_epoch: int) -> Pace:
+    if asked.epochs is not None:
+        return Pace(asked.rate, steps=max(1, round(asked.epochs * steps_of_epoch)))
+    return Pace(asked.rate, seconds=60 * asked.time)
+
+
+def _run_of(run: Recovering, given: Given, asked: Recovery) -> str:
+    """What tells this run from another whose checkpoint may lie there."""
+    digest = hashlib.sha256()
+    for tensor in (*given.train, *given.held_out, *([] if given.labels is None else [given.labels])):
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    augment = run.extras.augment
+    return fingerprint(
+        original=str(run.came.plan.model),
+        rewritten=str(Fingerprint.of(run.came.model)),
+        inputs=digest.hexdigest(),
+        recipe=[
+            asked.minutes,
+            asked.epochs,
+            asked.rate,
+            asked.batch,
+            asked.temperature,
+            asked.features,
+            asked.everything,
+        ],
+        seed=asked.seed,
+        augment=None if augment is None else getattr(augment, "__qualname__", type(augment).__qualname__),
+    )
+
+
+def _keeper(extras: RecoveryExtras, processes: Processes) -> Any:
+    if extras.checkpoint is None or processes.index:
+        return None
+    path = Path(extras.checkpoint)
+    return lambda checkpoint: checkpoint.save(path)
+
+
+def _teller(extras: RecoveryExtras, asked: Recovery) -> Any:
+    what = f"{asked.epochs:g} epochs" if asked.epochs is not None else f"{asked.time:g} min"
+    return lambda progress, text: extras.told("recover", round(100 * progress), 100, f"{what}: {text}")
+
+
+def _resumed(run: Recovering, training: Training) -> Checkpoint | None:
+    path = run.extras.checkpoint
+    if path is None or not run.extras.resume:
+        return None
+    found = load_checkpoint(Path(path), training.run, training.task.parameters)
+    if found is not None:
+        run.notes.append(f"recovery went on from step {found.standing.step}, where an earlier run was ended")
+    return found
+
+
+def _finished(run: Recovering, distilled: Distilled, given: Given, evaluation: Evaluation, main: bool) -> Result:
+    """The recovered model verified, with its report; where it gained nothing, what came in."""
+    scratch, plan, network = temporary(), run.came.plan, run.network
+    exporter = exporter_of(network.model)
+    source = exporter.source
+    provenance = Provenance(
+        str(plan.model), str(Fingerprint.of(run.rewritten)), plan.tool_version, evaluation.meanings, source
+    )
+    onnx = None
+    with run.watch.timed("verify"), preserved(run.rewritten):
+        if run.asked.measure and main:
+            baseline = Baseline.of(
+                run.original, network.inputs, scratch.path, run.asked.timer, run.asked.threads, exporter
+            )
+            metadata, told = provenance.metadata(), run.extras.told
+            measured = measure_everything(
+                run.original, run.rewritten, network.inputs, evaluation, baseline, metadata, told
+            )
+            onnx = baseline.result
+        else:
+            measured = measure_outputs(run.original, run.rewritten, evaluation)
+            if not exporter.exports and main:
+                onnx = scratch.path / "model.onnx"
+                exporter.rewritten(run.rewritten, network.inputs, onnx, provenance.metadata())
+    report = _report(run, distilled, given, measured)
+    return Result(run.rewritten, plan, report, onnx, scratch)
+
+
+def _report(run: Recovering, distilled: Distilled, given: Given, measured: Measured) -> Report:
+    came, asked = run.came, run.asked
+    best = distilled.best
+    summary = RecoveredSummary(
+        before=distilled.before,
+        after=best.effect,
+        steps=distilled.steps,
+        kept_step=best.step,
+        minutes=distilled.seconds / 60,
+        trained_on=len(given.train[0]),
+        held_out=len(given.held_out[0]),
+        settings=_told(asked, run.extras),
+        curve=tuple((point.step, point.effect) for point in distilled.curve),
+        ended=distilled.ended,
+    )
+    data = Calibration((given.train,), (given.held_out,), "data", "the inputs of the recovery")
+    earlier = came.report.model_copy(update={"notes": tuple(n for n in came.report.notes if n != NOT_MEASURED)})
+    return recovered_report(
+        earlier,
+        plan=came.plan,
+        asked=asked,
+        measured=measured,
+        data=data,
+        summary=summary,
+        notes=[*run.notes, *([] if asked.measure else [NOT_MEASURED])],
+        seconds=run.watch.seconds,
+    )
+
+
+def _told(asked: Recovery, extras: RecoveryExtras) -> dict[str, float | str]:
+    """The recipe as it stands in the report."""
+    told: dict[str, float | str] = {"epochs": asked.epochs} if asked.epochs is not None else {"minutes": asked.time}
+    told |= {"rate": asked.rate, "batch": asked.batch, "temperature": asked.temperature, "features": asked.features}
+    told |= {"trained": "all parameters" if asked.everything else "rewritten sites", "seed": asked.seed}
+    if extras.augment is not None:
+        told["augmentation"] = getattr(extras.augment, "__qualname__", type(extras.augment).__qualname__)
+    if isinstance(extras.labels, Tensor):
+        told["labels"] = "given"
+    return told

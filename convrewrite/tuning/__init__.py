@@ -1,0 +1,30 @@
+"""Train a rewritten model towards the original, without labels. Knows no rule and no plan."""
+
+from convrewrite.tuning.checkpoint import Checkpoint, Point, fingerprint, load_checkpoint, require_place
+from convrewrite.tuning.distilling import Distilled, Training
+from convrewrite.tuning.examples import Augment
+from convrewrite.tuning.pace import Pace
+from convrewrite.tuning.processes import OneProcess, Processes, accelerated
+from convrewrite.tuning.refining import WORTH, Refinement, refine
+from convrewrite.tuning.tasks import Given, keeps_outputs, task_of
+
+__all__ = [
+    "WORTH",
+    "Augment",
+    "Checkpoint",
+    "Distilled",
+    "Given",
+    "OneProcess",
+    "Pace",
+    "Point",
+    "Processes",
+    "Refinement",
+    "Training",
+    "accelerated",
+    "fingerprint",
+    "keeps_outputs",
+    "load_checkpoint",
+    "refine",
+    "require_place",
+    "task_of",
+]

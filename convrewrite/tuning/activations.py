@@ -1,0 +1,42 @@
+"""What the activation functions of a model give on the way to its outputs.
+
+Behind an activation only that is left of a feature which the rest of the model sees: of what a ReLU stops, any error is as good.
+Functions are noted in the order in which they are called, since a rewritten model calls the same ones as its original, as modules
+or not, whatever stands between.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+FUNCTIONS = frozenset(
+    {
+        "celu", "elu", "elu_", "gelu", "hardswish", "hardtanh", "hardtanh_", "leaky_relu", "leaky_relu_", "mish", "prelu",
+        "relu", "relu_", "relu6", "selu", "silu",
+    }
+)  # fmt: skip
+"""Names of torch's functions that are activations between layers; gates, as a sigmoid, are none."""
+
+
+class Activations(TorchFunctionMode):
+    """Within the block, ``seen`` gets what the activation functions give, by their place in the order of calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, Tensor] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Runs the function; what it calls itself is not noted again."""
+        result = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") in FUNCTIONS and isinstance(result, Tensor) and result.is_floating_point():
+            self.seen[f"activation {len(self.seen)}"] = result
+        return result
+
+
+def comparable(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> bool:
+    """Whether two models called as many activation functions, on tensors of the same shapes."""
+    return [value.shape for value in wanted.values()] == [value.shape for value in found.values()]

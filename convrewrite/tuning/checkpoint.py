@@ -1,0 +1,144 @@
+"""Where a training stands, in one file that is put in its place in one step: numbers as safetensors, the rest as JSON beside
+them in the same file. Reading it runs no code."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from convrewrite.errors import UsageError
+from convrewrite.folders import Scratch, nearest, put, resolved, told
+
+STATE = "convrewrite.training"
+"""Key of the file's metadata under which the rest stands; by it a checkpoint is known from any other file."""
+
+KINDS = ("now", "best", "average", "first", "second")
+"""Names before those of parameters: what they hold, what they held at the best, their running average, and Adam's moments."""
+
+
+class Point(BaseModel):
+    """How far the outputs were from the original's on the held-out inputs after some steps."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    step: Annotated[int, Field(ge=0)]
+    seconds: Annotated[float, Field(ge=0)]
+    effect: Annotated[float, Field(ge=0)]
+
+
+class Standing(BaseModel):
+    """All of a training but its tensors. ``run`` tells which training it is: one of other inputs or another recipe is not gone
+    on with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    schema_version: Literal[1] = 1
+    run: str
+    step: Annotated[int, Field(ge=0)]
+    seconds: Annotated[float, Field(ge=0)]
+    curve: Annotated[tuple[Point, ...], Field(min_length=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a training stands; the tensors by the names of the parameters."""
+
+    standing: Standing
+    now: Mapping[str, Tensor]
+    best: Mapping[str, Tensor]
+    average: Mapping[str, Tensor]
+    first: Mapping[str, Tensor]
+    second: Mapping[str, Tensor]
+
+    def save(self, path: Path) -> None:
+        """Put it where an earlier one was. Raises UsageError where that cannot be, or where something else stands."""
+        require_place(path)
+        tensors = {
+            f"{kind}:{name}": tensor.detach().cpu().contiguous()
+            for kind in KINDS
+            for name, tensor in getattr(self, kind).items()
+        }
+        with told(path, "another place with -o"):
+            place = resolved(path)
+            with Scratch(nearest(place)) as scratch:
+                made = scratch.path / "checkpoint"
+                save_file(tensors, str(made), {STATE: self.standing.model_dump_json()})
+                put(made, place, scratch)
+
+
+def load_checkpoint(path: Path, run: str, parameters: Mapping[str, Tensor]) -> Checkpoint | None:
+    """The checkpoint of this very ``run``; None where there is none, or one of another run.
+
+    Raises UsageError for a file that is no checkpoint, or a broken one.
+    """
+    if not path.exists():
+        return None
+    standing = _standing(path)
+    if standing.run != run:
+        return None
+    with _opened(path) as file:
+        keys = set(file.keys())
+        named = {kind: _tensors(path, file, keys, kind, parameters) for kind in KINDS}
+    return Checkpoint(standing, **named)
+
+
+def require_place(path: Path) -> None:
+    """Raise UsageError where something else than a checkpoint stands."""
+    if path.exists():
+        _standing(path)
+
+
+def _standing(path: Path) -> Standing:
+    with _opened(path) as file:
+        text = (file.metadata() or {}).get(STATE)
+    if text is None:
+        raise UsageError(f"{path}: expected a checkpoint of a training, found something else; move it away")
+    try:
+        standing = Standing.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UsageError(f"{path}: {where}: {first['msg']}; the checkpoint is broken: remove it") from error
+    if not all(math.isfinite(point.seconds) for point in standing.curve):
+        raise UsageError(f"{path}: curve: expected finite seconds; the checkpoint is broken: remove it")
+    return standing
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(str(path), framework="pt")
+    except Exception as error:  # the library has errors of its own
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"{path}: expected a checkpoint of a training, found something else ({reason}); move it away"
+        ) from error
+
+
+def _tensors(path: Path, file: Any, keys: set[str], kind: str, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        key = f"{kind}:{name}"
+        shape = tuple(file.get_slice(key).get_shape()) if key in keys else None
+        if shape != tuple(parameter.shape):
+            raise UsageError(
+                f"{path}: {key}: expected numbers of shape {tuple(parameter.shape)}, found {shape or 'none'}; the "
+                "checkpoint is broken: remove it"
+            )
+        tensor = file.get_tensor(key)
+        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+            raise UsageError(f"{path}: {key}: expected finite numbers; the checkpoint is broken: remove it")
+        found[name] = tensor.to(parameter.device, parameter.dtype)
+    return found
+
+
+def fingerprint(**facts: object) -> str:
+    """What tells one run from another, as text: the facts by name."""
+    return json.dumps(facts, sort_keys=True, default=str)

@@ -1,0 +1,262 @@
+"""The training itself: a rewritten model towards the original, step by step, and the best of it kept.
+
+What is held out decides, from time to time: how far the outputs are from the original's there. What came in is the first to
+beat, so that nothing worse is ever handed back.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convrewrite.errors import TraceError
+from convrewrite.inputs import Inputs
+from convrewrite.meanings import Meaning, effect_of
+from convrewrite.modules import named_outputs
+from convrewrite.tuning.blocks import observed
+from convrewrite.tuning.checkpoint import Checkpoint, Point, Standing
+from convrewrite.tuning.composition import composed
+from convrewrite.tuning.examples import Examples
+from convrewrite.tuning.losses import Distillation, Named
+from convrewrite.tuning.pace import Pace
+from convrewrite.tuning.processes import Processes
+from convrewrite.tuning.stepping import Stepper
+from convrewrite.tuning.trainable import numbers_of, put_numbers, training
+
+LOOKS = 20
+"""Times that the held-out inputs are looked at in a training."""
+
+PATIENCE = 12
+"""Looks in a row without a new best after which a training ends: three fifths of it, as a high rate may first do harm that its
+decay makes good again."""
+
+FEATURES_UNTIL = 0.3
+"""Part of a training in which features count beside the outputs, where they do: they show every block what it lacks and soon
+teach no more, and the original has to run beside as long. After it the outputs alone count, as it is they that are judged."""
+
+LOOKED_AT = 10
+"""Steps between two looks at whether the losses are finite: a look waits for the device."""
+
+OUTPUTS_SHARE = 0.1
+"""Part of a training's time that the original's outputs for all inputs may take, to be kept: a step spares a quarter by them."""
+
+LABELS = 0.1
+"""Weight of the cross-entropy to labels, where there are any, against the original's outputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is trained: ``rewritten`` towards ``original``, both on the device and in the layout of the examples; ``parameters``
+    by name; ``sites`` that were rewritten and ``joins`` at which features are compared; ``loss`` on ``examples``;
+    ``held_out`` batches with the original's outputs, as ``meanings`` say what these are."""
+
+    original: nn.Module
+    rewritten: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+    sites: Sequence[str]
+    joins: Sequence[str]
+    loss: Distillation
+    examples: Examples
+    held_out: Sequence[tuple[Inputs, Mapping[str, Tensor]]]
+    meanings: Mapping[str, Meaning]
+
+    def effect(self) -> float:
+        """How far the rewritten model's outputs are from the original's on the held-out inputs, as they are reported."""
+        with torch.no_grad():
+            return effect_of(
+                ((wanted, named_outputs(self.rewritten(*given))) for given, wanted in self.held_out), self.meanings
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Distilled:
+    """What came of a training: the effect on held-out inputs before and at the best, which the parameters hold now.
+    ``ended`` says why it ended earlier than asked, if it did."""
+
+    curve: tuple[Point, ...]
+    steps: int
+    seconds: float
+    ended: str | None = None
+
+    @property
+    def before(self) -> float:
+        """The effect of what came in."""
+        return self.curve[0].effect
+
+    @property
+    def best(self) -> Point:
+        """The first of the best."""
+        return min(self.curve, key=lambda point: point.effect)
+
+
+@dataclass(slots=True)
+class Training:
+    """A training under way. ``keep`` is given every checkpoint, in the main process; ``tell`` the progress and the effect."""
+
+    task: Task
+    pace: Pace
+    processes: Processes
+    run: str = ""
+    keep: Callable[[Checkpoint], None] | None = None
+    tell: Callable[[float, str], None] | None = None
+    clock: Callable[[], float] = time.perf_counter
+    step: int = 0
+    seconds: float = 0.0
+    curve: list[Point] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    def train(self, resumed: Checkpoint | None = None, *, keep_outputs: bool = False) -> Distilled:
+        """Train to the end, or until it gains nothing any more; the parameters hold the best then, which may be what they held
+        before. ``resumed``: go on from there. ``keep_outputs``: those of the original for all inputs, if that takes little of
+        the training. Raises ProcessLostError where another process is gone."""
+        started = self.clock()
+        with ExitStack() as stack:
+            stack.enter_context(training(self.task.rewritten, self.task.parameters))
+            if keep_outputs and self._outputs_pay():
+                self.task = replace(self.task, examples=self.task.examples.with_outputs(self.task.original))
+            ended = None
+            if self.task.parameters:
+                stepper = Stepper(self.task.parameters)
+                self._begin(stepper, resumed)
+                ended = self._steps(stepper, started - self.seconds) if self.curve[0].effect > 0 else None
+                put_numbers(self.task.parameters, self.best)
+            else:
+                self.curve = [Point(step=0, seconds=0.0, effect=self._effect())]
+        return Distilled(tuple(self.curve), self.step, self.seconds, ended)
+
+    def _begin(self, stepper: Stepper, resumed: Checkpoint | None) -> None:
+        if resumed is None:
+            self.best = numbers_of(self.task.parameters)
+            self.curve = [Point(step=0, seconds=0.0, effect=self._effect())]
+            return
+        self.step, self.seconds = resumed.standing.step, resumed.standing.seconds
+        self.curve, self.best = list(resumed.standing.curve), dict(resumed.best)
+        put_numbers(self.task.parameters, resumed.now)
+        stepper.resume(self.step, resumed.average, resumed.first, resumed.second)
+
+    def _outputs_pay(self) -> bool:
+        """Whether every input is seen once at least where they are used; by the clock, whether the original takes a tenth of the
+        time for all of them at most."""
+        examples, pace = self.task.examples, self.pace
+        if pace.steps is not None:
+            part = 1 - FEATURES_UNTIL if self.task.joins else 1.0
+            return part * pace.steps >= examples.steps_of_epoch
+        started = self.clock()
+        with torch.no_grad():
+            self.task.original(*(tensor[: examples.batch] for tensor in examples.inputs))
+        each = self.processes.of_main(self.clock() - started)
+        return each * examples.steps_of_epoch <= OUTPUTS_SHARE * pace.seconds
+
+    def _steps(self, stepper: Stepper, started: float) -> str | None:
+        """All steps that are left, first those with features; returns why it ended early. ``started``: what the clock said when
+        the training began."""
+        ended = None
+        if self.task.joins:
+            ended = self._phase(stepper, started, FEATURES_UNTIL, self.task.joins)
+        return ended if ended is not None else self._phase(stepper, started, 1.0, ())
+
+    def _phase(self, stepper: Stepper, started: float, until: float, joins: Sequence[str]) -> str | None:
+        """The steps up to a part of the training; ``joins``: where features count beside the outputs."""
+        task = self.task
+        with observed(task.original, joins) as wanted, observed(task.rewritten, joins) as found:
+            bad = torch.zeros((), device=self.processes.device)
+            progress = self.pace.progress(self.step, self.seconds)
+            while progress < until:
+                with composed(task.rewritten, task.sites):
+                    bad += self._loss_and_gradients(wanted, found, bool(joins)).isfinite().logical_not()
+                stepper.step(self.pace.rate_at(progress))
+                self.step += 1
+                self.seconds = self._now(started)
+                before, progress = progress, self.pace.progress(self.step, self.seconds)
+                looks = int(progress * LOOKS + 1e-9) > int(before * LOOKS + 1e-9)
+                if (looks or self.step % LOOKED_AT == 0) and bool(bad):
+                    return f"the loss was no number any more within {self.step} steps; a smaller --rate would help"
+                if looks and (reason := self._look(stepper, progress)) is not None:
+                    return reason
+        return None
+
+    def _now(self, started: float) -> float:
+        """Seconds of training, the same in all processes where they decide anything."""
+        seconds = self.clock() - started
+        return seconds if self.pace.steps is not None else self.processes.of_main(seconds)
+
+    def _loss_and_gradients(self, wanted: Named, found: Named, features: bool) -> Tensor:
+        """One batch forwards and backwards: the loss of all processes together, and as much of the gradients."""
+        task, processes = self.task, self.processes
+        examples = task.examples
+        rows = examples.rows(self.step, processes.index, processes.count)
+        given = examples.drawn(self.step, rows, processes.index, processes.count)
+        with processes.autocast():
+            if examples.outputs and not features:
+                outputs = examples.wanted(rows)
+            else:
+                with torch.no_grad():
+                    outputs = named_outputs(task.original(*given))
+            results = named_outputs(task.rewritten(*given))
+            loss = task.loss(outputs, results, wanted, found)
+        if examples.labels is not None:
+            loss = loss + LABELS * self._to_labels(results, examples.labels[rows.to(examples.labels.device)])
+        if not loss.requires_grad:
+            raise TraceError(
+                f"{type(task.rewritten).__name__}: expected outputs that gradients lead back from to what is trained, found "
+                "none, as the model cuts them off (detach, no_grad, numpy); give a version that lets them through"
+            )
+        for parameter in task.parameters.values():
+            parameter.grad = None
+        loss.backward()
+        return self._together(loss.detach())
+
+    def _to_labels(self, results: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+        """The mean cross-entropy of the outputs that are class scores."""
+        parts = [
+            F.nll_loss(self.task.meanings[name].log_scores(result.float()), labels.to(result.device))
+            for name, result in results.items()
+            if self.task.meanings[name].scores and result.dim() == 2
+        ]
+        return torch.stack(parts).mean()
+
+    def _together(self, loss: Tensor) -> Tensor:
+        """Gradients and loss, the mean over the processes; all of them in one message."""
+        if self.processes.count == 1:
+            return loss
+        parameters = list(self.task.parameters.values())
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        flat = torch.cat(
+            [loss.reshape(1).to(torch.float32), *(gradient.reshape(-1).to(torch.float32) for gradient in gradients)]
+        )
+        flat = self.processes.mean(flat)
+        parts = flat[1:].split([parameter.numel() for parameter in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad = part.reshape(parameter.shape).to(parameter.dtype)
+        return flat[0]
+
+    def _look(self, stepper: Stepper, progress: float) -> str | None:
+        """See how far the held-out outputs are, keep the best, and leave a checkpoint; why to end, if there is a reason."""
+        with stepper.averaged():
+            effect = self._effect()
+        if effect < min(point.effect for point in self.curve):
+            self.best = {name: value.clone() for name, value in stepper.average.items()}
+        self.curve.append(Point(step=self.step, seconds=self.seconds, effect=effect))
+        if self.tell is not None:
+            self.tell(progress, f"held out {effect:.3g}, {self.curve[0].effect:.3g} before")
+        if self.keep is not None and self.processes.index == 0:
+            self.keep(self._checkpoint(stepper))
+        since = len(self.curve) - 1 - self.curve.index(min(self.curve, key=lambda point: point.effect))
+        if since >= PATIENCE:
+            return f"nothing was gained in {since} looks at the held-out inputs in a row"
+        return None
+
+    def _effect(self) -> float:
+        """The main process's, so that all keep the same; infinite where it is no number."""
+        effect = self.processes.of_main(self.task.effect())
+        return math.inf if math.isnan(effect) else effect
+
+    def _checkpoint(self, stepper: Stepper) -> Checkpoint:
+        standing = Standing(run=self.run, step=self.step, seconds=self.seconds, curve=tuple(self.curve))
+        now = numbers_of(self.task.parameters)
+        return Checkpoint(standing, now, self.best, stepper.average, stepper.first, stepper.second)

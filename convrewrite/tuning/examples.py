@@ -1,0 +1,115 @@
+"""The inputs that are trained on: drawn batch by batch, with what the original gives for them.
+
+Order and augmentation follow from the seed and the number of the step alone, so that a run that was interrupted goes on as it
+would have, and several processes draw what one would.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from convrewrite.errors import UsageError
+from convrewrite.escaping import message_of
+from convrewrite.inputs import Inputs
+from convrewrite.modules import named_outputs
+from convrewrite.process import same_random_numbers
+
+Augment = Callable[[Tensor], Tensor] | Callable[[Inputs], Inputs]
+"""Function that changes a batch of inputs as it likes, shapes and dtypes aside: of one tensor where a model takes one input, else
+of a tuple. Its random numbers come from torch, numpy or Python, which are seeded before every call."""
+
+APART = 1_000_003
+"""Prime between the seeds of two epochs, so that runs of neighbouring seeds draw other orders."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """``inputs`` on the device that trains, in the layout in which they run fastest; ``batch`` examples in a step of all
+    processes together; ``outputs`` are the original's, where they are kept."""
+
+    inputs: Inputs
+    batch: int
+    seed: int
+    augment: Augment | None = None
+    outputs: Mapping[str, Tensor] = field(default_factory=dict)
+    labels: Tensor | None = None
+    _order: dict[int, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.inputs[0])
+
+    @property
+    def steps_of_epoch(self) -> int:
+        """Steps in which every example is seen once; those left over come in another epoch."""
+        return max(1, self.count // self.batch)
+
+    def rows(self, step: int, part: int = 0, parts: int = 1) -> Tensor:
+        """The examples of a step that one of ``parts`` processes sees: every process as many, side by side."""
+        epoch, place = divmod(step, self.steps_of_epoch)
+        if epoch not in self._order:
+            self._order.clear()  # the last one is done with
+            generator = torch.Generator().manual_seed((self.seed + APART * epoch) % 2**63)
+            self._order[epoch] = torch.randperm(self.count, generator=generator)
+        order = self._order[epoch]
+        size = max(1, min(self.batch, self.count) // parts)
+        start = place * size * parts + part * size
+        return order[start : start + size]
+
+    def drawn(self, step: int, rows: Tensor, part: int = 0, parts: int = 1) -> Inputs:
+        """The inputs of these rows; augmented, all processes' together, so that the same numbers are drawn however many
+        there are. Raises UsageError for an augmentation that fails or gives other shapes."""
+        if self.augment is None:
+            return tuple(_chosen(tensor, rows) for tensor in self.inputs)
+        every = torch.cat([self.rows(step, index, parts) for index in range(parts)])
+        whole = tuple(_chosen(tensor, every) for tensor in self.inputs)
+        with same_random_numbers((self.seed + step) % 2**63):
+            changed = _augmented(self.augment, whole)
+        return tuple(_like(tensor.chunk(parts)[part], whole[0]) for tensor in changed)
+
+    def with_outputs(self, original: nn.Module) -> "Examples":
+        """With what the original gives for all of them, a batch at a time; without where an output has no row for every
+        example, so that it cannot be told which are whose."""
+        parts: list[dict[str, Tensor]] = []
+        with torch.no_grad():
+            for start in range(0, self.count, self.batch):
+                given = tuple(tensor[start : start + self.batch] for tensor in self.inputs)
+                parts.append(named_outputs(original(*given)))
+                if any(values.dim() == 0 or len(values) != len(given[0]) for values in parts[-1].values()):
+                    return self
+        return replace(self, outputs={name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
+    def wanted(self, rows: Tensor) -> dict[str, Tensor]:
+        """What the original gives for these rows, where that is kept."""
+        return {name: values[rows.to(values.device)] for name, values in self.outputs.items()}
+
+
+def _chosen(tensor: Tensor, rows: Tensor) -> Tensor:
+    return _like(tensor[rows.to(tensor.device)], tensor)
+
+
+def _like(tensor: Tensor, other: Tensor) -> Tensor:
+    """In the layout of another."""
+    if tensor.dim() == 4 and other.dim() == 4 and other.is_contiguous(memory_format=torch.channels_last):
+        return tensor.contiguous(memory_format=torch.channels_last)
+    return tensor.contiguous()
+
+
+def _augmented(augment: Augment, whole: Inputs) -> Inputs:
+    try:
+        with torch.no_grad():
+            made = augment(whole[0]) if len(whole) == 1 else augment(whole)  # type: ignore[arg-type]
+    except Exception as error:  # the caller's own code may raise anything
+        raise UsageError(f"augmentation: calling it raised {type(error).__name__}: {message_of(error)}") from error
+    changed = (made,) if isinstance(made, Tensor) else tuple(made)
+    wanted = ", ".join(f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in whole)
+    found = ", ".join(
+        f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+        for tensor in changed
+    )
+    if wanted != found:
+        raise UsageError(f"augmentation: expected it to give what it takes, {wanted}, found {found}")
+    return changed

@@ -1,0 +1,119 @@
+"""What is minimised without labels: how far the outputs are from the original's, each as what it means, and on the way there
+the features at the ends of blocks.
+
+Every loss is a mean over the examples of a batch, with scales that were measured once: of parts of a batch of equal size, as
+several processes have them, the mean of the losses is the loss of the whole. Logits: Hinton et al. 2015, "Distilling the
+Knowledge in a Neural Network", the KL at a temperature T, times T squared. Features: Romero et al. 2015, "FitNets", without
+the regressor, as the rewritten model has the original's shapes, and relative, as scales differ from block to block.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from convrewrite.errors import UsageError
+from convrewrite.meanings import Meaning
+
+Named = Mapping[str, Tensor]
+"""Outputs or features of one batch, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Distillation:
+    """The loss of a batch of the rewritten model against the original.
+
+    ``scales`` and ``feature_scales`` are mean squares of the original's outputs and features; ``features`` is the weight of the
+    mean relative squared error of the features against that of the outputs, in nats per unit.
+    """
+
+    meanings: Mapping[str, Meaning]
+    scales: Mapping[str, float]
+    feature_scales: Mapping[str, float] = field(default_factory=dict)
+    temperature: float = 1.0
+    features: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.scales and not self.feature_scales:
+            found = ", ".join(f"{name} ({meaning.kind})" for name, meaning in self.meanings.items())
+            raise UsageError(
+                f"outputs: expected one that gradients can come from, found {found}; give the part of the model that "
+                "comes before, whose outputs are numbers"
+            )
+
+    @classmethod
+    def of(
+        cls,
+        outputs: Named,
+        meanings: Mapping[str, Meaning],
+        features: Named | None = None,
+        temperature: float = 1.0,
+        weight: float = 0.0,
+    ) -> "Distillation":
+        """With the scales of the original's ``outputs`` and ``features`` on some inputs. Outputs that are ignored, or hold
+        integers, have no part. Raises UsageError where nothing is left."""
+        counted = {name for name in outputs if meanings[name].counts and meanings[name].kind != "discrete"}
+        scales = {name: mean_square(outputs[name]) for name in outputs if name in counted}
+        feature_scales = {name: mean_square(value) for name, value in (features or {}).items()}
+        return cls(meanings, scales, feature_scales, temperature, weight)
+
+    def __call__(self, wanted: Named, found: Named, wanted_features: Named, found_features: Named) -> Tensor:
+        """The loss of one batch, a scalar: the mean of the outputs' by their weights, and the features'."""
+        total: Tensor | None = None
+        weights = sum(self.meanings[name].weight for name in self.scales)
+        for name, scale in self.scales.items():
+            meaning = self.meanings[name]
+            part = output_loss(wanted[name], found[name], meaning, scale, self.temperature) * (meaning.weight / weights)
+            total = part if total is None else total + part
+        shown = [name for name in self.feature_scales if self.features and name in found_features]
+        for name in shown:
+            error = relative_loss(wanted_features[name], found_features[name], self.feature_scales[name])
+            part = error * (self.features / len(shown))
+            total = part if total is None else total + part
+        if total is None:
+            raise UsageError("outputs: none is trained towards, and no feature was seen; give other inputs")
+        return total
+
+
+def output_loss(wanted: Tensor, found: Tensor, meaning: Meaning, scale: float, temperature: float = 1.0) -> Tensor:
+    """How far one output of a batch is from the original's, a scalar in the unit of its effect: nats for class scores and
+    independent probabilities, squared distance of unit vectors, or squared relative error, ``scale`` being the mean square
+    of what is wanted."""
+    if meaning.scores:
+        return _score_loss(meaning.log_scores(wanted.float()), meaning.log_scores(found.float()), temperature)
+    if meaning.kind == "multilabel":
+        return _bernoulli_loss(wanted.float(), found.float())
+    if meaning.kind == "embedding":
+        rows = meaning.rows(wanted.float()), meaning.rows(found.float())
+        return 2 * (1 - torch.cosine_similarity(*rows, dim=1).mean())
+    return relative_loss(wanted, found, scale)
+
+
+def relative_loss(wanted: Tensor, found: Tensor, scale: float) -> Tensor:
+    """The mean squared difference of the numbers that differ, over ``scale``."""
+    difference = torch.where(wanted == found, 0.0, found - wanted)
+    return difference.float().square().mean() / scale
+
+
+def mean_square(values: Tensor) -> float:
+    """The mean square of the finite numbers, and 1 where that is zero: errors are then absolute."""
+    finite = values.detach()[values.isfinite()].double()
+    square = float(finite.square().mean()) if finite.numel() else 0.0
+    return square if square > 0 and math.isfinite(square) else 1.0
+
+
+def _score_loss(log_p: Tensor, log_q: Tensor, temperature: float) -> Tensor:
+    """The mean KL of rows of log-probabilities, both softened by the temperature, times its square."""
+    if temperature != 1:
+        log_p, log_q = ((values / temperature).log_softmax(1) for values in (log_p, log_q))
+    p = log_p.exp()
+    terms = torch.where(p > 0, p * (log_p - log_q), 0.0)
+    return terms.sum(1).mean() * temperature**2
+
+
+def _bernoulli_loss(wanted: Tensor, found: Tensor) -> Tensor:
+    least = torch.finfo(torch.float32).eps
+    p, q = wanted.clamp(least, 1 - least), found.clamp(least, 1 - least)
+    return (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()

@@ -1,0 +1,150 @@
+"""The processes that train together, on one machine or several: what accelerate carries, behind a few words.
+
+Every process sees a part of each batch and has all parameters; gradients are averaged over the processes, so that the step is
+that of one process with the whole batch. Nothing wraps the model: its hooks and its names stay.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from convrewrite.errors import ProcessLostError, UsageError
+
+HALF = ("no", "bf16")
+"""Precisions of accelerate that are taken: fp16 would need losses to be scaled, and fp8 layers of its own."""
+
+
+class Processes(Protocol):
+    """All that train together, as one of them sees it; ``index`` 0 is the main one, which alone writes and tells."""
+
+    index: int
+    count: int
+    device: torch.device
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over all processes, in every process. Raises ProcessLostError where one of them is gone."""
+
+    def of_main(self, value: float) -> float:
+        """The main process's number, in every process. Raises ProcessLostError."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Forward passes within are in the precision that was asked for."""
+
+
+class OneProcess:
+    """This one alone, on one device, in full precision."""
+
+    index, count = 0, 1
+
+    def __init__(self, device: str | torch.device = "cpu") -> None:
+        """``device``: where it trains."""
+        self.device = torch.device(device)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The values."""
+        return values
+
+    def of_main(self, value: float) -> float:
+        """The value."""
+        return value
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Nothing is cast."""
+        return nullcontext()
+
+
+class Accelerated:
+    """What ``accelerate launch`` or torchrun started: devices, precision and processes are as they say."""
+
+    def __init__(self, accelerator: Any) -> None:
+        """``accelerator``: an ``accelerate.Accelerator``. Raises UsageError for a precision that is not taken."""
+        if accelerator.mixed_precision not in HALF:
+            raise UsageError(
+                f"accelerate: expected a mixed precision of {' or '.join(HALF)}, found {accelerator.mixed_precision}; "
+                "launch with --mixed_precision bf16"
+            )
+        self._accelerator = accelerator
+        self.index: int = accelerator.process_index
+        self.count: int = accelerator.num_processes
+        self.device: torch.device = accelerator.device
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Raises ProcessLostError where another process is gone."""
+        if self.count == 1:
+            return values
+        with _others_there():
+            total: Tensor = self._accelerator.reduce(values, reduction="sum")
+        return total / self.count
+
+    def of_main(self, value: float) -> float:
+        """Raises ProcessLostError where another process is gone."""
+        if self.count == 1:
+            return value
+        from accelerate.utils import broadcast
+
+        with _others_there():
+            told = broadcast(torch.tensor([value], dtype=torch.float64).to(self.device, self._exact))
+        return float(told)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """As accelerate casts."""
+        cast: AbstractContextManager[Any] = self._accelerator.autocast()
+        return cast
+
+    @property
+    def _exact(self) -> torch.dtype:
+        """The most exact numbers that the device has."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
+
+
+@contextmanager
+def accelerated() -> Iterator[Accelerated]:
+    """The processes as accelerate finds them in the environment; one where nobody launched several. What it holds for the whole
+    process is let go of at the end, unless the caller's program had it before.
+
+    Raises UsageError where accelerate is not installed.
+    """
+    try:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState, PartialState
+    except ImportError as error:
+        raise UsageError(
+            "recover: expected accelerate, which carries devices and processes, found it missing; "
+            "pip install 'convrewrite[recover]'"
+        ) from error
+    ours, grouped = (
+        not PartialState._shared_state,
+        torch.distributed.is_available() and torch.distributed.is_initialized(),
+    )
+    try:
+        yield Accelerated(Accelerator(cpu=_on_processor()))
+    finally:
+        if ours:
+            if not grouped and torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _on_processor() -> bool:
+    """Whether accelerate has to be told to stay on the processor: without a device that several processes can share it would
+    take each of those that torchrun started for one alone."""
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        return True
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return device is None or (device.type == "mps" and "LOCAL_RANK" in os.environ)
+
+
+@contextmanager
+def _others_there() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ProcessLostError(
+            "recover: another process of the run has ended, so this one cannot go on "
+            f"({str(error).splitlines()[0][:120] if str(error) else type(error).__name__}); the last checkpoint stands: "
+            "start the same command again and it goes on from there"
+        ) from error

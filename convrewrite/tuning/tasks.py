@@ -1,0 +1,132 @@
+"""From a model, what it was rewritten to, and inputs to a training: what is held out, which parameters, towards what."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from convrewrite.errors import CalibrationError, UsageError
+from convrewrite.inputs import Inputs, in_batches_of
+from convrewrite.meanings import Meaning
+from convrewrite.modules import copy_model, eval_mode, named_outputs
+from convrewrite.settings import Recovery
+from convrewrite.tuning.blocks import joins, observed
+from convrewrite.tuning.distilling import Task
+from convrewrite.tuning.examples import Augment, Examples
+from convrewrite.tuning.losses import Distillation
+from convrewrite.tuning.processes import Processes
+from convrewrite.tuning.trainable import every_parameter, rewritten_parameters
+
+HELD_OUT, MOST_HELD_OUT = 0.2, 2048
+"""Part of the inputs that is held out, and how many at most: enough to tell a hundredth of a KL, and soon gone through."""
+
+MOST_OUTPUTS = 0.5
+"""Part of the memory that the original's outputs may take, where they are kept; the inputs are there already."""
+
+SCALED_ON = 256
+"""Held-out examples on which scales of outputs and features are measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Inputs in two parts, and labels of the first where there are any."""
+
+    train: Inputs
+    held_out: Inputs
+    labels: Tensor | None = None
+
+    @classmethod
+    def split(cls, inputs: Inputs, labels: Tensor | None, seed: int, batch: int | None = None) -> "Given":
+        """A seeded part is held out. ``batch``: how many examples the model takes at a time, where that is not any number.
+
+        Raises CalibrationError for a single input, or fewer than two such batches; UsageError for labels of other inputs.
+        """
+        count, least = len(inputs[0]), batch or 1
+        held = max(least, min(round(count * HELD_OUT), MOST_HELD_OUT) // least * least)
+        train = (count - held) // least * least
+        if train < 1:
+            raise CalibrationError(
+                f"data: expected at least {2 * least} inputs, to train on and to hold out, found {count}; give more"
+            )
+        if labels is not None and (labels.dim() != 1 or len(labels) != count or labels.is_floating_point()):
+            raise UsageError(
+                f"labels: expected {count} whole numbers, one for each input, found {labels.dtype} {tuple(labels.shape)}"
+            )
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        first, second = order[held : held + train], order[:held]
+        chosen = None if labels is None else labels[first].long()
+        return cls(tuple(tensor[first] for tensor in inputs), tuple(tensor[second] for tensor in inputs), chosen)
+
+    def held_out_batches(self, batch: int) -> tuple[Inputs, ...]:
+        """What is held out, so many examples at a time."""
+        whole = in_batches_of((self.held_out,), batch)
+        done = len(whole) * batch
+        rest = tuple(tensor[done:] for tensor in self.held_out)
+        return (*whole, rest) if len(rest[0]) else whole
+
+
+def task_of(
+    original: nn.Module,
+    rewritten: nn.Module,
+    sites: Mapping[str, str | None],
+    given: Given,
+    meanings: Mapping[str, Meaning],
+    asked: Recovery,
+    processes: Processes,
+    augment: Augment | None = None,
+) -> Task:
+    """All that a training works on, on the device of the process. ``sites``: names of rewritten sites and of the BatchNorms that
+    were folded into them. The two models are moved there, channels last where they take that.
+
+    Raises UsageError where no output can be trained towards.
+    """
+    layout = _layout(original, given.train)
+    for model in (original, rewritten):
+        model.to(device=processes.device).to(memory_format=layout)  # type: ignore[call-overload]
+    train = _placed(given.train, processes, layout)
+    held_out = [_placed(part, processes, layout) for part in given.held_out_batches(asked.batch)]
+    few = tuple(tensor[:SCALED_ON] for tensor in held_out[0])
+    names = joins(original, rewritten, sites, few) if asked.features else ()
+    with eval_mode(original), torch.no_grad(), observed(original, names) as seen:
+        outputs = named_outputs(original(*few))
+        loss = Distillation.of(outputs, meanings, dict(seen), asked.temperature, asked.features)
+    with eval_mode(original), torch.no_grad():
+        pairs = [(batch, named_outputs(original(*batch))) for batch in held_out]
+    parameters = every_parameter(rewritten) if asked.everything else rewritten_parameters(rewritten, list(sites))
+    labels = None if given.labels is None else given.labels.to(processes.device)
+    batch = max(processes.count, min(asked.batch, len(train[0])) // processes.count * processes.count)
+    examples = Examples(train, batch, asked.seed, augment, labels=labels)
+    return Task(original, rewritten, parameters, list(sites), names, loss, examples, pairs, meanings)
+
+
+def keeps_outputs(task: Task, memory: int) -> bool:
+    """Whether the original's outputs for all inputs can be kept: nothing is augmented, and there is room for them."""
+    if task.examples.augment is not None:
+        return False
+    given, wanted = task.held_out[0]
+    each = sum(values.numel() * values.element_size() for values in wanted.values()) / len(given[0])
+    return each * task.examples.count <= MOST_OUTPUTS * memory
+
+
+def _layout(original: nn.Module, inputs: Inputs) -> torch.memory_format:
+    """Channels last, in which convolutions take half the time forwards and backwards, where the model computes so: one that calls
+    ``view`` on an image does not. The model is left in its own layout."""
+    if not all(tensor.dim() == 4 for tensor in inputs):
+        return torch.contiguous_format
+    few = tuple(tensor[:2].contiguous(memory_format=torch.channels_last) for tensor in inputs)
+    try:
+        trial = copy_model(original).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with torch.no_grad():
+            trial(*few)
+    except RuntimeError:
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def _placed(inputs: Inputs, processes: Processes, layout: torch.memory_format) -> Inputs:
+    """On the device, images in this layout."""
+    return tuple(
+        tensor.to(processes.device).contiguous(memory_format=layout if tensor.dim() == 4 else torch.contiguous_format)
+        for tensor in inputs
+    )

@@ -1,0 +1,62 @@
+"""Which parameters of a rewritten model are trained, and the block in which they alone are."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from convrewrite.errors import UsageError
+from convrewrite.modules import eval_mode
+
+
+def rewritten_parameters(model: nn.Module, sites: Sequence[str]) -> dict[str, nn.Parameter]:
+    """The stage kernels and biases of what stands at ``sites``, under the model's own names, in the model's order.
+
+    Raises UsageError for a site that the model does not have.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    missing = [name for name in sites if name not in modules]
+    if missing:
+        raise UsageError(f"{missing[0]}: expected a rewritten site of the model, found no module of this name")
+    wanted = {id(parameter) for name in sites for parameter in modules[name].parameters()}
+    return {name: parameter for name, parameter in _numbers(model) if id(parameter) in wanted}
+
+
+def every_parameter(model: nn.Module) -> dict[str, nn.Parameter]:
+    """All parameters of the model that can be trained, under its own names, in its order."""
+    return dict(_numbers(model))
+
+
+def _numbers(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, p) for name, p in model.named_parameters() if p.is_floating_point())
+
+
+@contextmanager
+def training(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Gradients reach ``parameters`` and no others, and every module is in eval mode: a BatchNorm uses its statistics, and
+    nothing is dropped out. Afterwards all is as it was, and no gradient is left."""
+    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    chosen = {id(parameter) for parameter in parameters.values()}
+    try:
+        for parameter, _, _ in before:
+            parameter.grad = None
+            parameter.requires_grad_(id(parameter) in chosen)
+        with eval_mode(model), torch.enable_grad():
+            yield
+    finally:
+        for parameter, required, grad in before:
+            parameter.requires_grad_(required)
+            parameter.grad = grad
+
+
+def numbers_of(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """A copy of what the parameters hold."""
+    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+
+def put_numbers(parameters: Mapping[str, nn.Parameter], numbers: Mapping[str, Tensor]) -> None:
+    """Let the parameters hold what :func:`numbers_of` gave."""
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(numbers[name])

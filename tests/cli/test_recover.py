@@ -1,0 +1,152 @@
+"""``convrewrite recover``: what the command takes, writes, and says; in one process, and in two that gloo joins."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import call, images, listing, small_network
+from safetensors.torch import load_file
+
+import convrewrite
+from convrewrite.reporting import Report
+from convrewrite.rules import Rule
+
+RULE = Rule(name="low", structures=("asymmetric",), ratio=0.3)
+BRIEF = ("--epochs", "4", "--batch", "16", "--rate", "0.02", "--no-onnx")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """A result beside its model and its inputs; the report names the model's file."""
+    network = small_network()
+    torch.save(network, tmp_path / "model.pt")
+    np.save(tmp_path / "x.npy", images(60).numpy())
+    name = str(tmp_path / "model.pt")
+    result = convrewrite.optimize(network, images(1), [RULE], "weights", measure=False, name=name)
+    return result.save(tmp_path / "out")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "weights.safetensors")
+
+
+def recover(out: Path, *arguments: object) -> tuple[object, ...]:
+    return ("recover", out, "--data", out.parent / "x.npy", *BRIEF, *arguments)
+
+
+def test_a_result_is_recovered_in_its_place_and_no_checkpoint_is_left(out: Path) -> None:
+    before = weights(out)
+    ran = call(*recover(out))
+    assert ran.code == 0, ran.err
+    assert "Held-out effect" in ran.out and f"Written to {out}" in ran.out
+    told = Report.model_validate_json((out / "report.json").read_text()).recovered
+    assert told is not None and told.after < told.before
+    assert any(not torch.equal(value, before[name]) for name, value in weights(out).items())
+    assert not [name for name in listing(out.parent) if "recovering" in name]
+
+
+def test_another_folder_augmentation_labels_and_a_model_may_be_named(out: Path) -> None:
+    (out.parent / "mine.py").write_text("def flipped(batch):\n    return batch.flip(3)\n")
+    np.savez(out.parent / "y.npz", labels=np.arange(60) % 10)
+    before = weights(out)
+    ran = call(
+        *recover(out, "-o", out.parent / "new", "--augment", f"{out.parent / 'mine.py'}:flipped"),
+        "--labels", out.parent / "y.npz", "--model", out.parent / "model.pt", "--all",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert "augmentation flipped" in " ".join(ran.out.split()) and "all parameters" in " ".join(ran.out.split())
+    assert all(torch.equal(value, before[name]) for name, value in weights(out).items())
+    assert (out.parent / "new" / "report.html").is_file()
+
+
+def test_an_absurd_rate_is_said_and_the_result_as_it_was(out: Path) -> None:
+    before = weights(out)
+    ran = call("recover", out, "--data", out.parent / "x.npy", "--epochs", "4", "--rate", "1e9", "--no-onnx")
+    assert ran.code == 0 and "returned unchanged" in " ".join(ran.out.split())
+    assert all(torch.equal(value, before[name]) for name, value in weights(out).items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--minutes", "1"), "--minutes, --epochs: expected one of them, found both"),
+        (("--rate", "-1"), "--rate: expected"),
+        (("--model", "gone.pt"), "gone.pt"),
+        (("--labels", "gone.npy"), "gone.npy: expected labels (.npy, .npz or .pt), found no such file"),
+        (("--augment", "gone.py:f"), "gone.py"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_any_work(
+    out: Path, arguments: Sequence[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(out.parent)
+    before = listing(out.parent)
+    asked = [word for word in recover(out) if word not in (() if "--rate" not in arguments else ("--rate", "0.02"))]
+    ran = call(*asked, *arguments)
+    assert ran.code in (2, 3) and message in ran.message
+    assert listing(out.parent) == before
+
+
+def test_a_report_names_no_code_that_would_be_imported(out: Path) -> None:
+    report = Report.model_validate_json((out / "report.json").read_text())
+    (out / "report.json").write_text(report.model_copy(update={"model": "os:getcwd"}).model_dump_json())
+    ran = call(*recover(out))
+    assert ran.code == 2 and "name it with --model" in ran.message
+
+
+def test_without_accelerate_one_line_says_what_to_install(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    ran = call(*recover(out))
+    assert ran.code == 2 and "pip install 'convrewrite[recover]'" in ran.message
+
+
+def joined(arguments: Sequence[object]) -> list[subprocess.Popen[str]]:
+    """The command in two processes that gloo joins, as torchrun starts them."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    words = [sys.executable, "-m", "convrewrite", *map(str, arguments)]
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return [
+        subprocess.Popen(
+            words, env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_does_and_the_main_one_alone_writes_and_prints(out: Path) -> None:
+    assert call(*recover(out, "-o", out.parent / "one")).code == 0
+    first, second = joined(recover(out, "-o", out.parent / "two"))
+    (told, error), (silence, _) = first.communicate(timeout=300), second.communicate(timeout=300)
+    assert (first.returncode, second.returncode) == (0, 0), error
+    assert "Held-out effect" in told and silence == ""
+    one, two = weights(out.parent / "one"), weights(out.parent / "two")
+    for name, value in one.items():
+        assert torch.allclose(two[name], value, rtol=1e-4, atol=1e-5), name
+
+
+@pytest.mark.slow
+def test_a_killed_worker_ends_the_run_which_goes_on_from_its_checkpoint(out: Path) -> None:
+    asked = ("recover", out, "--data", out.parent / "x.npy", "--batch", "16", "--no-onnx", "--epochs", "4000")
+    first, second = joined(asked)
+    state = out.parent / "out.recovering"
+    deadline = time.monotonic() + 300
+    while not state.exists() and first.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    second.kill()
+    second.communicate(timeout=60)
+    _, error = first.communicate(timeout=300)
+    assert first.returncode == 1, error
+    assert "another process of the run has ended" in error and "start the same command again" in error
+    assert state.exists() and (out / "plan.json").is_file()

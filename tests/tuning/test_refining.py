@@ -1,0 +1,198 @@
+"""Refinement: nearer to the original on inputs that no step has seen, or nothing at all."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from convrewrite import Result, optimize
+from convrewrite.meanings import tell
+from convrewrite.tuning.refining import Recipe, Refined, Refinement, refine
+from convrewrite.tuning.trainable import numbers_of
+
+RECIPE = Recipe(steps=120, examples=32)
+
+
+def images(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Noise in which a bright square stands in one of four quarters, which is its class."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(4, (count,), generator=generator)
+    x = torch.randn(count, 1, 12, 12, generator=generator)
+    for index, label in enumerate(labels.tolist()):
+        top, left = 6 * (label // 2), 6 * (label % 2)
+        x[index, 0, top + 1 : top + 5, left + 1 : left + 5] += 0.7
+    return x, labels
+
+
+def convolutions() -> list[nn.Module]:
+    return [
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 12, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(12, 12, 3, padding=1), nn.ReLU(),
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def classifier() -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(*convolutions(), nn.Flatten(), nn.Linear(12 * 36, 4))
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    x, labels = images(512, seed=1)
+    for step in range(60):
+        rows = slice(64 * (step % 8), 64 * (step % 8 + 1))
+        nn.functional.cross_entropy(model(x[rows]), labels[rows]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+def rewritten(model: nn.Module, **asked: object) -> Result:
+    x, _ = images(160, seed=2)
+    return optimize(model, x[:1], ["asymmetric"], x, {"macs": 0.25}, measure=False, **asked)  # type: ignore[arg-type]
+
+
+def task_of(model: nn.Module, small: nn.Module, recipe: Recipe = RECIPE) -> Refinement:
+    x, _ = images(160, seed=2)
+    fit, held_out = [(part,) for part in x[:128].split(32)], [(x[128:],)]
+    sites = {
+        name: None for name, module in small.named_modules()
+        if type(module) is nn.Sequential and name and isinstance(model.get_submodule(name), nn.Conv2d)
+    }  # fmt: skip
+    return Refinement(
+        original=model, rewritten=small, sites=sites, fit=fit, held_out=held_out, meanings=tell(model, held_out), macs=1,
+        memory=1 << 30, recipe=recipe,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small(classifier: nn.Sequential) -> nn.Module:
+    return rewritten(classifier, refine=False).model
+
+
+@pytest.fixture
+def task(classifier: nn.Sequential, small: nn.Module) -> Refinement:
+    return task_of(classifier, deepcopy(small))
+
+
+def test_the_effect_on_held_out_inputs_falls(task: Refinement) -> None:
+    before = task.effect()
+    found = refine(task)
+    assert found.steps == RECIPE.steps
+    assert found.before == before
+    assert found.after == task.effect() < 0.95 * before
+    assert "refined in 120 steps: the effect" in found.note
+
+
+def test_the_same_seed_gives_the_same_bytes(task: Refinement) -> None:
+    other = replace(task, rewritten=deepcopy(task.rewritten))
+    assert refine(task) == refine(other)
+    for name, value in task.rewritten.state_dict().items():
+        assert torch.equal(value, other.rewritten.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("rate", [1e3, 1e30])
+def test_an_absurd_rate_gives_back_what_came_in(task: Refinement, rate: float) -> None:
+    start = numbers_of(dict(task.rewritten.named_parameters()))
+    found = refine(replace(task, recipe=replace(RECIPE, rate=rate)))
+    assert found.after == found.before
+    assert "left as it was" in found.note
+    for name, value in task.rewritten.named_parameters():
+        assert torch.equal(value, start[name]), name
+
+
+def test_parts_of_a_batch_give_the_gradients_of_the_whole(task: Refinement) -> None:
+    other = replace(task, rewritten=deepcopy(task.rewritten))
+    few = replace(RECIPE, steps=20)
+    refine(replace(task, recipe=few, memory=100_000))
+    refine(replace(other, recipe=few))
+    for name, value in task.rewritten.named_parameters():
+        assert torch.allclose(value, other.rewritten.get_parameter(name), rtol=1e-3, atol=1e-4), name
+
+
+def test_an_interrupt_leaves_the_best_so_far(task: Refinement) -> None:
+    before = task.effect()
+
+    def stop(_stage: str, done: int, _total: int, _text: str) -> None:
+        if done >= 60:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        refine(task, stop)
+    assert task.effect() <= before * (1 + 1e-5)
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in task.rewritten.parameters())
+
+
+def test_a_model_of_values_is_refined_towards_them() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*convolutions(), nn.Conv2d(12, 2, 3, padding=1)).eval()
+    task = task_of(model, rewritten(model, refine=False).model)
+    assert {meaning.kind for meaning in task.meanings.values()} == {"values"}
+    found = refine(task)
+    assert found.after < 0.95 * found.before
+
+
+class Ungradable(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().forward(x)
+
+
+class Detached(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).detach()
+
+
+def test_where_no_gradient_passes_nothing_is_changed_and_it_is_said() -> None:
+    torch.manual_seed(0)
+    model = Ungradable(*convolutions()).eval()
+    result = rewritten(model, refine=True)
+    assert any(note.startswith("not refined: it cannot be trained: ") for note in result.report.notes)
+
+
+def test_features_are_trained_towards_where_outputs_have_no_gradient() -> None:
+    torch.manual_seed(0)
+    model = Detached(*convolutions()).eval()
+    task = task_of(model, rewritten(model, refine=False).model)
+    found = refine(task)
+    assert found.steps == RECIPE.steps
+    assert found.after < found.before
+
+
+def without_held_out(task: Refinement) -> Refinement:
+    return replace(task, held_out=())
+
+
+def too_large(task: Refinement) -> Refinement:
+    return replace(task, macs=10**12)
+
+
+def good_already(task: Refinement) -> Refinement:
+    return replace(task, worth=100.0)
+
+
+@pytest.mark.parametrize("change", [without_held_out, too_large, good_already])
+def test_nothing_is_begun(task: Refinement, change: Callable[[Refinement], Refinement]) -> None:
+    start = numbers_of(dict(task.rewritten.named_parameters()))
+    found: Refined = refine(change(task))
+    assert found.steps == 0
+    assert ("not refined" in found.note) == (change is not good_already)
+    for name, value in task.rewritten.named_parameters():
+        assert torch.equal(value, start[name]), name
+
+
+def refined_in(result: Result) -> bool:
+    return any(note.startswith("refined in ") for note in result.report.notes)
+
+
+@pytest.mark.slow
+def test_a_run_refines_by_itself_unless_it_is_fast_or_told_not_to(classifier: nn.Sequential) -> None:
+    result = rewritten(classifier)
+    assert refined_in(result)
+    assert result.report.seconds["refine"] > 0
+    for options in ({"fast": True}, {"refine": False}):
+        quick = rewritten(classifier, **options)
+        assert not refined_in(quick)
+        assert "refine" not in quick.report.seconds
+    assert refined_in(rewritten(classifier, fast=True, refine=True))

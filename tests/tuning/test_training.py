@@ -1,0 +1,166 @@
+"""The parts of a training: order, pace, steps, and the processes that share it."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from convrewrite.errors import CalibrationError, ProcessLostError, TraceError, UsageError
+from convrewrite.meanings import Meaning
+from convrewrite.settings import Recovery
+from convrewrite.tuning import Given, OneProcess, Pace, Training, keeps_outputs, task_of
+from convrewrite.tuning.distilling import FEATURES_UNTIL, LOOKS, PATIENCE
+from convrewrite.tuning.examples import Examples
+from convrewrite.tuning.pace import WARM_UP
+from convrewrite.tuning.processes import Accelerated
+from convrewrite.tuning.stepping import DECAY, Stepper, size_of
+
+EPS = torch.finfo(torch.float64).eps
+
+
+def test_every_example_is_seen_once_in_an_epoch_and_processes_share_what_one_would_see() -> None:
+    examples = Examples((torch.arange(20.0)[:, None],), 4, seed=3)
+    epoch = torch.cat([examples.rows(step) for step in range(5)])
+    assert sorted(epoch.tolist()) == list(range(20))
+    assert not torch.equal(epoch, torch.cat([examples.rows(step) for step in range(5, 10)]))
+    for step in (0, 7):
+        parts = [examples.rows(step, part, 2) for part in range(2)]
+        assert torch.equal(torch.cat(parts), examples.rows(step))
+    assert len(replace(examples, batch=50).rows(0)) == 20
+
+
+def test_augmentation_draws_the_same_however_many_processes_there_are() -> None:
+    examples = Examples((torch.zeros(8, 1, 4, 4),), 4, 0, lambda batch: batch + torch.rand(len(batch), 1, 1, 1))
+    whole = examples.drawn(1, examples.rows(1))[0]
+    parts = [examples.drawn(1, examples.rows(1, part, 2), part, 2)[0] for part in range(2)]
+    assert torch.equal(torch.cat(parts), whole)
+    assert not torch.equal(whole, examples.drawn(2, examples.rows(2))[0])
+
+
+def test_outputs_that_have_no_row_for_each_example_are_not_kept() -> None:
+    examples = Examples((torch.randn(10, 3),), 4, 0)
+    kept = examples.with_outputs(nn.Linear(3, 2))
+    assert kept.outputs["output"].shape == (10, 2)
+
+    class Mean(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean(0)
+
+    assert not examples.with_outputs(Mean()).outputs
+
+
+def test_the_rate_rises_falls_and_ends_at_nothing() -> None:
+    pace = Pace(2.0, steps=100)
+    rates = [pace.rate_at(pace.progress(step, 0.0)) for step in range(101)]
+    top = max(rates)
+    assert top == rates[round(100 * WARM_UP)] == 2.0
+    assert rates[0] > 0 and rates[-1] == pytest.approx(0, abs=1e-9)
+    assert rates[:6] == sorted(rates[:6]) and rates[5:] == sorted(rates[5:], reverse=True)
+    timed = Pace(1.0, seconds=60)
+    assert (timed.progress(9, 15.0), timed.progress(9, 90.0)) == (0.25, 1.0)
+
+
+def test_steps_are_those_of_adamw_with_a_rate_relative_to_each_size() -> None:
+    own = {"a": nn.Parameter(torch.randn(3, 4).double()), "b": nn.Parameter(torch.randn(5).double())}
+    other = [nn.Parameter(parameter.detach().clone()) for parameter in own.values()]
+    sizes = [size_of(parameter) for parameter in other]
+    groups = [{"params": [p], "lr": 0.1 * size} for p, size in zip(other, sizes, strict=True)]
+    reference, stepper = torch.optim.AdamW(groups, weight_decay=DECAY), Stepper(own)
+    for _ in range(5):
+        for one, two in zip(own.values(), other, strict=True):
+            one.grad = torch.randn_like(one)
+            two.grad = one.grad.clone()
+        stepper.step(0.1)
+        reference.step()
+    for one, two in zip(own.values(), other, strict=True):
+        assert torch.allclose(one, two, rtol=64 * EPS, atol=64 * EPS)
+    with stepper.averaged():
+        assert all(torch.equal(own[name], stepper.average[name]) for name in own)
+    assert not torch.equal(own["a"], stepper.average["a"])
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.site = nn.Sequential(nn.Conv2d(3, 2, (3, 1), padding=(1, 0), bias=False), nn.Conv2d(2, 4, 1))
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.relu(self.site(x)).mean((2, 3))
+        return out
+
+
+MEANING = {"output": Meaning("logits", "")}
+
+
+def training(steps: int = 40, **asked: object) -> Training:
+    torch.manual_seed(0)
+    original, rewritten = Net().eval(), Net().eval()
+    settings = Recovery(batch=8, **asked)  # type: ignore[arg-type]
+    given = Given.split((torch.randn(40, 3, 6, 6),), None, 0)
+    task = task_of(original, rewritten, {"site": None}, given, MEANING, settings, OneProcess())
+    return Training(task, Pace(settings.rate, steps=steps), OneProcess())
+
+
+def test_features_count_first_and_the_outputs_alone_after() -> None:
+    run = training(features=1.0)
+    assert list(run.task.joins) == ["site"]
+    runs = [0]
+    run.task.original.register_forward_pre_hook(lambda *_: runs.__setitem__(0, runs[0] + 1))
+    assert keeps_outputs(run.task, 1 << 30)
+    run.train(keep_outputs=True)
+    kept = math.ceil(run.task.examples.count / 8)
+    assert runs[0] == kept + round(FEATURES_UNTIL * 40)
+
+
+def test_a_training_looks_as_often_as_it_says_and_ends_where_nothing_is_gained() -> None:
+    found = training(rate=0.02).train()
+    assert len(found.curve) == LOOKS + 1 and found.ended is None and found.best.effect < found.before
+    hopeless = training(rate=1e4).train()
+    assert hopeless.ended is not None and len(hopeless.curve) <= PATIENCE + 2
+
+
+def test_the_clock_ends_a_training_that_was_given_seconds() -> None:
+    run = training()
+    ticks = iter(range(1000))
+    run.pace, run.clock = Pace(0.01, seconds=30.0), lambda: float(next(ticks))
+    found = run.train()
+    assert 25 <= found.seconds <= 35 and 20 <= found.steps <= 30
+
+
+def test_outputs_that_cut_gradients_off_are_refused() -> None:
+    run = training()
+    run.task.rewritten.register_forward_hook(lambda _module, _inputs, output: output.detach())
+    with pytest.raises(TraceError, match="as the model cuts them off"):
+        run.train()
+
+
+def test_what_was_given_is_split_by_its_seed_and_enough_of_it_is_needed() -> None:
+    inputs = (torch.arange(30.0)[:, None],)
+    one, two, other = (Given.split(inputs, torch.arange(30), seed) for seed in (0, 0, 1))
+    assert torch.equal(one.train[0], two.train[0]) and not torch.equal(one.train[0], other.train[0])
+    assert sorted(torch.cat([one.train[0], one.held_out[0]]).flatten().tolist()) == inputs[0].flatten().tolist()
+    assert one.labels is not None and torch.equal(one.labels, one.train[0].flatten().long())
+    assert (len(Given.split(inputs, None, 0, 4).train[0]), len(Given.split(inputs, None, 0, 4).held_out[0])) == (24, 4)
+    with pytest.raises(CalibrationError, match="expected at least 8 inputs"):
+        Given.split((inputs[0][:6],), None, 0, 4)
+
+
+def test_a_precision_that_needs_scaled_losses_is_refused() -> None:
+    fake = SimpleNamespace(mixed_precision="fp16", process_index=0, num_processes=1, device=torch.device("cpu"))
+    with pytest.raises(UsageError, match="expected a mixed precision of no or bf16, found fp16"):
+        Accelerated(fake)
+
+
+def test_a_process_that_is_gone_is_told_of() -> None:
+    def gone(*_args: object, **_named: object) -> Tensor:
+        raise RuntimeError("Connection closed by peer [127.0.0.1]")
+
+    fake = SimpleNamespace(
+        mixed_precision="no", process_index=0, num_processes=2, device=torch.device("cpu"), reduce=gone
+    )
+    with pytest.raises(ProcessLostError, match=r"Connection closed by peer .*; the last checkpoint stands"):
+        Accelerated(fake).mean(torch.zeros(1))
