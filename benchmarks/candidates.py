@@ -22,10 +22,8 @@ import torch
 from candidates_made import Candidate, Pair, begin, dropped, pairs_of, smaller
 from tabulate import tabulate
 
-from convrewrite.pipeline.run import Run
-from convrewrite.planning.choice import latency_table_of
-from convrewrite.planning.knapsack import Item, choose, undominated
-from convrewrite.planning.sensitivities import THOROUGH, survey
+from convrewrite.pipeline import Run
+from convrewrite.planning import THOROUGH, Item, choose, latency_table_of, survey, undominated
 from convrewrite.process import at_work
 
 RESULTS = Path(__file__).parent / "results" / "candidates.json"

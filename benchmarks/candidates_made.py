@@ -13,15 +13,12 @@ from torch import Tensor, nn
 from training import load
 
 from convrewrite.conv import ConvSpec, Size
-from convrewrite.fitting.moments import Accumulator, Moments
+from convrewrite.fitting import Accumulator, Moments
 from convrewrite.graph import Site
 from convrewrite.meanings import effect_of
-from convrewrite.modules import copy_model, named_outputs, private_copy, run
-from convrewrite.pipeline.prepare import prepare
-from convrewrite.pipeline.run import Run
-from convrewrite.progress import Stopwatch, silent
-from convrewrite.rewriting.output_weighting import roots_of
-from convrewrite.rewriting.surgery import build_conv, folded_kernel, replace_site
+from convrewrite.modules import copy_model, named_outputs, run
+from convrewrite.pipeline import Run
+from convrewrite.rewriting import build_conv, folded_kernel, replace_site, roots_of
 from convrewrite.rules import resolve
 from convrewrite.runtime import THIS_MACHINE, OptionGraph
 from convrewrite.settings import Settings
@@ -39,10 +36,7 @@ RIDGE = 1e-3
 def begin(network: str, seed: int) -> Run:
     """A run of the rule ``balanced`` up to its survey, with the original exported and timed."""
     model, images = load(network, seed), calibration_images()
-    inputs = (images[:1],)
-    prepared = prepare(private_copy(model, inputs), inputs, resolve(["balanced"]), (), model)
-    settings = Settings(budget={"latency": 0.5})
-    return Run.begin(prepared, images, settings.constraints, settings, silent, Stopwatch())
+    return Run.to_plan(model, (images[:1],), resolve(["balanced"]), images, Settings(budget={"latency": 0.5}))
 
 
 def held_out_kl(started: Run, model: nn.Module) -> float:

@@ -96,8 +96,7 @@ def plan(
     network = network_of(model, example_input, settings.timeout)
     model, inputs = network.model, network.inputs
     with at_work(settings.seed), surroundings_preserved(model):
-        prepared = prepare(private_copy(model, inputs), inputs, chosen, extras.structures, model)
-        run = Run.begin(prepared, calibration, settings.constraints, settings, extras.told, Stopwatch())
+        run = Run.to_plan(model, inputs, chosen, calibration, settings, extras.structures, extras.told)
         with run.scratch:
             return run.plan()
 

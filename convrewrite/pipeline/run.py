@@ -10,10 +10,12 @@ from convrewrite.calibration import calibrate, channels_last, evaluation_inputs
 from convrewrite.conv import Cost
 from convrewrite.folders import Scratch, temporary
 from convrewrite.graph import Traced
+from convrewrite.inputs import Inputs
 from convrewrite.meanings import NOTHING, Meaning, require_outputs
-from convrewrite.modules import preserved
+from convrewrite.modules import preserved, private_copy
 from convrewrite.onnx_files import Provenance
 from convrewrite.onnx_graph import batch_of, exporter_of, graph_inputs
+from convrewrite.pipeline.prepare import prepare
 from convrewrite.pipeline.refined import refined
 from convrewrite.pipeline.results import Result
 from convrewrite.planning import (
@@ -26,7 +28,7 @@ from convrewrite.planning import (
     with_kept,
     with_outputs,
 )
-from convrewrite.progress import Progress, Stopwatch
+from convrewrite.progress import Progress, Stopwatch, silent
 from convrewrite.reporting import build_report
 from convrewrite.rewriting import (
     Outcome,
@@ -37,8 +39,10 @@ from convrewrite.rewriting import (
     output_weights,
     settle,
 )
+from convrewrite.rules import Rule
 from convrewrite.runtime import Baseline, Measured, Unmeasured, measure_everything, measure_outputs
 from convrewrite.settings import Constraints, Settings
+from convrewrite.structures import Structure
 
 NOT_MEASURED = "no ONNX file was asked for: nothing was exported or timed, and onnxruntime was not compared"
 """The note of a result without one."""
@@ -52,6 +56,21 @@ class Run:
     planner: Planner
     scratch: Scratch
     baseline: Baseline | None
+
+    @classmethod
+    def to_plan(
+        cls,
+        model: nn.Module,
+        inputs: Inputs,
+        rules: Sequence[Rule],
+        calibration: object,
+        settings: Settings,
+        structures: Sequence[Structure] = (),
+        progress: Progress = silent,
+    ) -> "Run":
+        """A run of the caller's model, which is not touched, that has all it takes to choose."""
+        prepared = prepare(private_copy(model, inputs), inputs, rules, structures, model)
+        return cls.begin(prepared, calibration, settings.constraints, settings, progress, Stopwatch())
 
     @classmethod
     def begin(

@@ -1,10 +1,11 @@
 """Fit and apply, front to back. Knows no budget."""
 
 from convrewrite.rewriting.front_to_back import Outcome, Rewritten, rewrite
-from convrewrite.rewriting.output_weighting import output_weights
+from convrewrite.rewriting.output_weighting import output_weights, roots_of
 from convrewrite.rewriting.propagation import Propagation
 from convrewrite.rewriting.site_fit import UNREACHED, SiteFit, require_memory
 from convrewrite.rewriting.surgery import (
+    build_conv,
     build_option,
     counted_as_replaced,
     empty_option,
@@ -22,6 +23,7 @@ __all__ = [
     "Rewritten",
     "SiteFit",
     "Work",
+    "build_conv",
     "build_option",
     "counted_as_replaced",
     "empty_option",
@@ -30,5 +32,6 @@ __all__ = [
     "replace_site",
     "require_memory",
     "rewrite",
+    "roots_of",
     "settle",
 ]

@@ -48,6 +48,6 @@ def test_another_name_is_an_attribute_error() -> None:
 
 def test_every_error_has_an_exit_code_and_one_root() -> None:
     found = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
-    assert len(found) == 11
+    assert len(found) == 12
     assert all(issubclass(error, convrewrite.ConvRewriteError) for error in found)
     assert {error.exit_code for error in found} == {1, 2, 3}
