@@ -1,18 +1,19 @@
 """What refinement gains on the networks that fidelity is measured on, with 1,024 images and no labels.
 
     python benchmarks/refinement.py [--networks example resnet20 vgg] [--seeds 0 1] [--macs 0.5 0.25 0.15 0.1]
-           [--starts FOLDER] [--results FILE]
+           [--starts FOLDER] [--results FILE] [--device cuda]
 
 Every network is planned and fitted to the unlabelled images of the example as ``optimize`` does it, without refinement, and then
 refined as ``optimize`` does it. ``--starts`` has results of the first half, saved as NETWORK-SEED-MACS, which are made there
 where they are missing. Measured before and after: points of top-1 lost and KL on the 10,000 test images of Fashion-MNIST, KL on
-the held-out calibration images, and seconds of one thread's processor time. Rows are added to the file of results as they come.
+the held-out calibration images, and seconds of one thread's processor time, which tell little where ``--device`` is another. Rows
+are added to the file of results as they come.
 """
 
 import argparse
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -46,6 +47,7 @@ class Row:
     held_out_after: float
     steps: int
     seconds: float
+    device: str
 
 
 @torch.no_grad()
@@ -82,11 +84,22 @@ def task_of(model: nn.Module, rewritten: nn.Module, image: Tensor) -> Refinement
     )  # fmt: skip
 
 
-def measure(network: str, seed: int, macs: float, starts: Path) -> Row:
+def moved(task: Refinement, device: str) -> Refinement:
+    """All of it there."""
+    fit, held_out = (
+        [tuple(tensor.to(device) for tensor in inputs) for inputs in batches] for batches in (task.fit, task.held_out)
+    )
+    return replace(
+        task, original=task.original.to(device), rewritten=task.rewritten.to(device), fit=fit, held_out=held_out
+    )
+
+
+def measure(network: str, seed: int, macs: float, starts: Path, device: str) -> Row:
     images, labels = load_split("t10k")
     model = load(network, seed)
     rewritten = start(starts / f"{network}-{seed}-{macs:g}", model, images[:1], macs)
-    task = task_of(model, rewritten, images[:1])
+    task = moved(task_of(model, rewritten, images[:1]), device)
+    images, labels = images.to(device), labels.to(device)
     wanted = logits(model, images)
     right = float((wanted.argmax(1) == labels).float().mean())
 
@@ -100,7 +113,7 @@ def measure(network: str, seed: int, macs: float, starts: Path) -> Row:
     seconds, after = time.process_time() - began, shown()
     return Row(
         network, seed, macs, before[0], after[0], before[1], after[1], round(refined.before, 5), round(refined.after, 5),
-        refined.steps, round(seconds),
+        refined.steps, round(seconds), device,
     )  # fmt: skip
 
 
@@ -121,12 +134,13 @@ def main() -> None:
     parser.add_argument("--macs", nargs="+", type=float, default=[0.5, 0.25, 0.15, 0.1])
     parser.add_argument("--starts", type=Path, default=Path("starts"), help="folder of results that were not refined")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     rows: list[dict[str, object]] = []
     for macs in arguments.macs:
         for network in arguments.networks:
             for seed in arguments.seeds:
-                row = measure(network, seed, macs, arguments.starts)
+                row = measure(network, seed, macs, arguments.starts, arguments.device)
                 print(row, flush=True)
                 rows = add(row, arguments.results)
     print(tabulate(rows, headers="keys"))

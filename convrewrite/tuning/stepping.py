@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from convrewrite.tuning.trainable import numbers_of, put_numbers
 
-FIRST, SECOND, LEAST = 0.9, 0.999, 1e-8
-"""Decays of the averages of gradients and of their squares, and what is added to the root of these: the authors' own."""
+FIRST, SECOND, LEAST = 0.9, 0.999, 1e-12
+"""Decays of the averages of gradients and of their squares, the authors' own, and what is added to the root of these: far below
+any gradient that counts, as gradients are those of a mean over many."""
 
 AVERAGE = 0.99
 """Decay of the running average of the parameters, about a hundred steps, which is judged and kept: it is less shaken by single
@@ -32,14 +33,15 @@ class Stepper:
     """Steps of named ``parameters``. ``first`` and ``second`` are Adam's moments, ``average`` is the running average, by name, in
     the layouts of the parameters; ``taken`` counts the steps."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """At rest where the parameters are; their sizes are those of now."""
+    def __init__(self, parameters: Mapping[str, nn.Parameter], sizes: Mapping[str, float] | None = None) -> None:
+        """At rest where the parameters are. ``sizes``, by name, are what steps are relative to; their own of now, where none are
+        given."""
         self.parameters = parameters
         self.taken = 0
         self.average = numbers_of(parameters)
         self.first = {name: torch.zeros_like(value) for name, value in self.average.items()}
         self.second = {name: torch.zeros_like(value) for name, value in self.average.items()}
-        self._sizes = [size_of(parameter) for parameter in parameters.values()]
+        self._sizes = [size_of(p) if sizes is None else sizes[name] for name, p in parameters.items()]
 
     def step(self, rate: float) -> None:
         """One step by the parameters' gradients; ``rate`` is a part of each one's size. A parameter without a gradient has none

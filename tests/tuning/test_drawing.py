@@ -2,9 +2,11 @@
 
 from itertools import islice
 
+import pytest
 import torch
+from torch import Tensor
 
-from convrewrite.tuning.drawing import draws
+from convrewrite.tuning.drawing import draws, patched
 
 
 def generator() -> torch.Generator:
@@ -24,3 +26,41 @@ def test_the_inputs_of_an_example_stay_together_in_their_layout() -> None:
     assert len(first) == 9
     assert torch.allclose(first.sum((1, 2, 3)), second, rtol=1e-5, atol=1e-5)
     assert first.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("shape", [(64, 2, 30), (64, 2, 10, 12), (64, 1, 6, 7, 8)], ids=["signal", "image", "volume"])
+def test_half_of_the_examples_get_a_box_of_another(shape: tuple[int, ...]) -> None:
+    own = torch.arange(64.0).view(-1, *(1,) * (len(shape) - 1)).expand(shape).contiguous()
+    (found,) = patched((own,), generator())
+    foreign = found != own
+    changed = foreign.flatten(1).any(1)
+    assert 16 < int(changed.sum()) < 48
+    for example in changed.nonzero()[:, 0].tolist():
+        assert len(found[example][foreign[example]].unique()) == 1, "of one other"
+        assert_box(foreign[example])
+
+
+def assert_box(inside: Tensor) -> None:
+    """All channels alike, without a gap along any axis, and as large as the product of the sides."""
+    assert bool((inside == inside[0]).all())
+    box, sides = inside[0], 1
+    for axis in range(box.dim()):
+        places = box.movedim(axis, 0).reshape(box.shape[axis], -1).any(1).nonzero()[:, 0]
+        assert len(places) == places[-1] - places[0] + 1
+        sides *= len(places)
+    assert int(box.sum()) == sides
+
+
+def test_several_inputs_of_an_example_get_the_same_part_of_the_same_other() -> None:
+    image = torch.arange(32.0).view(32, 1, 1, 1).expand(32, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    first, second = patched((image, image[:, :1, ::2, ::2].contiguous()), generator())
+    assert first.is_contiguous(memory_format=torch.channels_last)
+    middle = first[:, 0].unfold(1, 2, 2).unfold(2, 2, 2).flatten(3)
+    agree = (middle == second[:, 0, :, :, None]).any(-1)
+    assert bool(agree.all())
+
+
+@pytest.mark.parametrize("other", [torch.arange(8), torch.ones(8, 5), torch.ones(8, 1, 4, 4).long()])
+def test_what_is_no_signal_stays_as_it_is(other: Tensor) -> None:
+    inputs = (torch.randn(8, 1, 6, 6), other)
+    assert patched(inputs, generator()) is inputs

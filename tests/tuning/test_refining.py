@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from convrewrite import Result, optimize
 from convrewrite.meanings import tell
-from convrewrite.tuning.refining import Recipe, Refined, Refinement, refine
+from convrewrite.tuning.refining import LEAST_STEPS, STEPS, Recipe, Refined, Refinement, refine
 from convrewrite.tuning.trainable import numbers_of
 
 RECIPE = Recipe(steps=120, examples=32)
@@ -196,3 +196,12 @@ def test_a_run_refines_by_itself_unless_it_is_fast_or_told_not_to(classifier: nn
         assert not refined_in(quick)
         assert "refine" not in quick.report.seconds
     assert refined_in(rewritten(classifier, fast=True, refine=True))
+
+
+def test_the_more_there_is_to_gain_the_more_steps_are_taken(task: Refinement) -> None:
+    long = replace(task, recipe=Recipe(examples=1))
+    assert long.steps == STEPS
+    assert (
+        long.steps_for(1e-5) == LEAST_STEPS < long.steps_for(0.02) < long.steps_for(0.04) < long.steps_for(1.0) == STEPS
+    )
+    assert task.steps_for(1.0) == RECIPE.steps

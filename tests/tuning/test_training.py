@@ -16,7 +16,7 @@ from convrewrite.tuning.distilling import FEATURES_UNTIL, LOOKS, PATIENCE
 from convrewrite.tuning.examples import Examples
 from convrewrite.tuning.pace import WARM_UP
 from convrewrite.tuning.processes import Accelerated
-from convrewrite.tuning.stepping import DECAY, Stepper, size_of
+from convrewrite.tuning.stepping import DECAY, LEAST, Stepper, size_of
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -68,7 +68,7 @@ def test_steps_are_those_of_adamw_with_a_rate_relative_to_each_size() -> None:
     other = [nn.Parameter(parameter.detach().clone()) for parameter in own.values()]
     sizes = [size_of(parameter) for parameter in other]
     groups = [{"params": [p], "lr": 0.1 * size} for p, size in zip(other, sizes, strict=True)]
-    reference, stepper = torch.optim.AdamW(groups, weight_decay=DECAY), Stepper(own)
+    reference, stepper = torch.optim.AdamW(groups, weight_decay=DECAY, eps=LEAST), Stepper(own)
     for _ in range(5):
         for one, two in zip(own.values(), other, strict=True):
             one.grad = torch.randn_like(one)
