@@ -173,6 +173,20 @@ def pitch() -> str:
     return markdown("run|relative output error|within 25 cents|voicing decisions", cells)
 
 
+def refinement() -> str:
+    """Every row of ``refinement.py``, and the most that any network loses at a part of its MACs."""
+    rows = held(RESULTS / "refinement.json")
+    cells = [
+        (f"{r['network']}, {r['seed']}", f"{r['macs']:g}", f"{r['lost_before']:.2f}", f"{r['lost_after']:.2f}",
+         *(f"{r[key]:.4f}" for key in ("kl_before", "kl_after", "held_out_before", "held_out_after")), str(r["steps"]))
+        for r in rows
+    ]  # fmt: skip
+    for part in dict.fromkeys(row["macs"] for row in rows):
+        most = (f"{max(row[key] for row in chosen(rows, macs=part)):.2f}" for key in ("lost_before", "lost_after"))
+        cells.append(("the most of all", f"{part:g}", *most, "", "", "", "", ""))
+    return markdown("network, seed|MACs|lost|refined|KL|refined|held out|refined|steps", cells)
+
+
 def few_inputs() -> str:
     rows = held(RESULTS / "few_inputs.json")
     cells = [
@@ -223,6 +237,7 @@ TEXTS: dict[str, Callable[[], str]] = {
     "methods": methods,
     "networks": networks,
     "pitch": pitch,
+    "refinement": refinement,
     "few-inputs": few_inputs,
     "cost": cost,
     "plans": plans,
