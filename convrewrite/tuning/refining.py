@@ -61,9 +61,10 @@ STEPS, LEAST_STEPS, STEPS_OF_EFFECT, EXAMPLES = 2_000, 200, 40_000, 64
 of it: of what 600 steps brought on two networks, three fifths came in 60 of them and 95 % in 300. Deep down many go on gaining:
 at a tenth of the MACs an effect of 0.156 fell to 0.073 in 800 steps, to 0.068 in 2,400 on inputs that are patched together."""
 
-RATE = 0.01
-"""Size of the largest steps, as a part of each stage's own. 0.01 reached in 240 to 300 steps what 0.003 did in 600 (on two
-networks, at 0.15 of the MACs); 0.001 was slower still."""
+RATE, LEAST_RATE, FULL_RATE_FROM = 0.01, 0.003, 0.02
+"""Size of the largest steps, as a part of each stage's own, from an effect on; and below that. 0.01 reached in 240 to 300 steps what
+0.003 did in 600 (on two networks, at 0.15 of the MACs); 0.001 was slower still. What is good already is shaken by such steps: from
+0.0017, 200 of 0.01 led to 0.0015 and of 0.003 to 0.0014, and from 0.0001 only these led anywhere."""
 
 FEATURES = 20.0
 """Weight of the features' mean relative squared error against the outputs' KL in nats. On held-out inputs a KL of 0.068 fell to
@@ -120,6 +121,10 @@ class Refinement:
     def steps_for(self, effect: float) -> int:
         """So many for what there is to gain, within :attr:`steps`."""
         return min(self.steps, max(LEAST_STEPS, round(STEPS_OF_EFFECT * effect)))
+
+    def rate_for(self, effect: float) -> float:
+        """The recipe's rate, and less of it where there is little to gain: effects are squares of errors."""
+        return self.recipe.rate * min(1.0, max(LEAST_RATE / RATE, (effect / FULL_RATE_FROM) ** 0.5))
 
     def effect(self) -> float:
         """How far the rewritten model is from the original on held-out inputs, as they stand."""
@@ -210,7 +215,7 @@ class _Best:
 def _descend(task: Refinement, best: _Best, progress: Progress) -> int:
     """Steps until there are enough, or held-out inputs gain nothing any more, or numbers are not finite: how many there were."""
     sites, steps = list(task.sites), task.steps_for(best.effect)
-    parameters, pace = rewritten_parameters(task.rewritten, sites), Pace(task.recipe.rate, steps)
+    parameters, pace = rewritten_parameters(task.rewritten, sites), Pace(task.rate_for(best.effect), steps)
     stepper, every = Stepper(parameters, _sizes(task, parameters)), max(1, steps // CHECKS)
     generator = torch.Generator().manual_seed(task.seed)
     batches = (patched(batch, generator) for batch in draws(task.fit, task.examples, generator))

@@ -205,3 +205,8 @@ def test_the_more_there_is_to_gain_the_more_steps_are_taken(task: Refinement) ->
         long.steps_for(1e-5) == LEAST_STEPS < long.steps_for(0.02) < long.steps_for(0.04) < long.steps_for(1.0) == STEPS
     )
     assert task.steps_for(1.0) == RECIPE.steps
+
+
+def test_the_less_there_is_to_gain_the_smaller_are_the_steps(task: Refinement) -> None:
+    rates = [task.rate_for(effect) for effect in (0.0, 1e-3, 0.01, 0.02, 1.0)]
+    assert rates == pytest.approx([0.003, 0.003, 0.01 / 2**0.5, 0.01, 0.01])
