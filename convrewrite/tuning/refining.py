@@ -63,7 +63,7 @@ at a tenth of the MACs an effect of 0.156 fell to 0.073 in 800 steps, to 0.068 i
 
 RATE, LEAST_RATE, FULL_RATE_FROM = 0.01, 0.003, 0.02
 """Size of the largest steps, as a part of each stage's own, from an effect on; and below that. 0.01 reached in 240 to 300 steps
-what 0.003 did in 600 (on two networks, at 0.15 of the MACs); 0.001 was slower still. What is good already is shaken by such steps:
+what 0.003 did in 600 (on two networks, at 0.15 of the MACs); 0.001 was slower still. Such steps shake what is good already:
 from 0.0017, 200 of 0.01 led to 0.0015 and of 0.003 to 0.0014, and from 0.0001 only these led anywhere."""
 
 FEATURES = 20.0
