@@ -114,7 +114,7 @@ class Settings:
         fast: measure less while planning, and refine nothing.
         refine: train the stages of all rewritten sites together towards the original, without labels, for some minutes at most;
             the result is never further from it on held-out inputs. None: where real inputs are given, and there is something
-            to gain.
+            to gain, unless the model is so large that it would take longer than that.
         threads: at which latency is measured.
         seed: of everything random; with the same inputs, seed and thread count the result is byte-equal.
         memory: bytes that activations, covariances and gathered positions may take together; activations beyond it wait on

@@ -2,13 +2,13 @@
 
 from convrewrite.onnx_graph import batch_of
 from convrewrite.rewriting import Rewritten, Work
-from convrewrite.tuning import WORTH, Refinement, refine
+from convrewrite.tuning import Refinement, refine
 
 
 def refined(work: Work, rewritten: Rewritten) -> list[str]:
     """Refine all rewritten sites together, in place, where it was asked or there is something to gain; notes for the report.
 
-    By itself it is done on real inputs alone, unless the run is ``fast``, and where the effect on held-out inputs exceeds WORTH.
+    By itself it is done on real inputs alone, unless the run is ``fast``, and where the effect on held-out inputs is worth it.
     """
     sites = {o.site.name: o.site.batch_norm for o in rewritten.outcomes if o.candidate is not None}
     if not sites or not _wanted(work):
@@ -24,7 +24,7 @@ def refined(work: Work, rewritten: Rewritten) -> list[str]:
         memory=work.settings.memory,
         seed=work.settings.seed,
         batch=batch_of(work.prepared.original),
-        worth=0.0 if work.settings.refine else WORTH,
+        asked=bool(work.settings.refine),
     )
     with work.watch.timed("refine"):
         found = refine(task, work.progress)

@@ -5,11 +5,10 @@ from convrewrite.tuning.distilling import Distilled, Training
 from convrewrite.tuning.examples import Augment
 from convrewrite.tuning.pace import Pace
 from convrewrite.tuning.processes import OneProcess, Processes, accelerated
-from convrewrite.tuning.refining import WORTH, Refinement, refine
+from convrewrite.tuning.refining import Refinement, refine
 from convrewrite.tuning.tasks import Given, keeps_outputs, task_of
 
 __all__ = [
-    "WORTH",
     "Augment",
     "Checkpoint",
     "Distilled",

@@ -39,11 +39,15 @@ WORK = 1.5e13
 """MACs of training, at most, the forward of the original and both ways of the rewritten model counted as four of the original's:
 about four minutes of two cores at 30 GMACs a second each."""
 
+ASKED_WORK = 4
+"""Times that work where refinement was asked for: it may take a quarter of an hour then."""
+
 PASSES = 4
 """Runs of the original that one example of a step costs: its own, one forwards and about two backwards."""
 
-FEWEST = 20
-"""Steps below which no refinement is begun: the rate has hardly risen by then."""
+FEWEST, FEWEST_ASKED = 100, 20
+"""Steps below which no refinement is begun by itself, and none where it was asked for: few steps of a large model are dear, and
+gain little before the rate falls again."""
 
 EPOCHS = 200
 """Times that every input is drawn, at most: with few inputs, more of the same teaches nothing."""
@@ -88,7 +92,7 @@ class Refinement:
 
     ``sites``: names of the rewritten sites, and of the BatchNorms that were folded into them; ``macs``: those of the original
     for one example; ``memory``: bytes that gradients may take; ``batch``: examples at a time where the model takes no other
-    number; ``worth``: the effect below which nothing is done.
+    number; ``asked``: whether it is to be done where there is little to gain, and where it takes long.
     """
 
     original: nn.Module
@@ -101,7 +105,7 @@ class Refinement:
     memory: int
     seed: int = 0
     batch: int | None = None
-    worth: float = 0.0
+    asked: bool = True
     recipe: Recipe = field(default_factory=Recipe)
 
     @property
@@ -114,9 +118,13 @@ class Refinement:
     @property
     def steps(self) -> int:
         """At most so many."""
-        by_work = int(WORK / (PASSES * max(1, self.macs) * self.examples))
-        by_inputs = EPOCHS * sum(len(inputs[0]) for inputs in self.fit) // self.examples
-        return min(self.recipe.steps, by_work, by_inputs)
+        by_work = int((ASKED_WORK if self.asked else 1) * WORK / (PASSES * max(1, self.macs) * self.examples))
+        return min(self.recipe.steps, by_work, self.steps_by_inputs)
+
+    @property
+    def steps_by_inputs(self) -> int:
+        """Steps after which more of the same inputs teaches nothing."""
+        return EPOCHS * sum(len(inputs[0]) for inputs in self.fit) // self.examples
 
     def steps_for(self, effect: float) -> int:
         """So many for what there is to gain, within :attr:`steps`."""
@@ -125,6 +133,14 @@ class Refinement:
     def rate_for(self, effect: float) -> float:
         """The recipe's rate, and less of it where there is little to gain: effects are squares of errors."""
         return self.recipe.rate * min(1.0, max(LEAST_RATE / RATE, (effect / FULL_RATE_FROM) ** 0.5))
+
+    @property
+    def too_few(self) -> str:
+        """Why there are too few steps, and what to do."""
+        if self.steps_by_inputs <= self.steps:
+            return "there are too few inputs; give more"
+        more = "" if self.asked else "; --refine does it all the same, in a quarter of an hour or so"
+        return f"it would take long for a model of this size{more}"
 
     def effect(self) -> float:
         """How far the rewritten model is from the original on held-out inputs, as they stand."""
@@ -168,10 +184,10 @@ def refine(task: Refinement, progress: Progress = silent) -> Refined:
     if not task.fit or not task.held_out:
         return Refined(0.0, 0.0, reason="there are no inputs to fit to and others to measure on")
     before = task.effect()
-    if before < task.worth:
+    if not task.asked and before < WORTH:
         return Refined(before, before)
-    if task.steps < FEWEST:
-        return Refined(before, before, reason="it would take too long for a model of this size, or has too few inputs")
+    if task.steps < (FEWEST_ASKED if task.asked else FEWEST):
+        return Refined(before, before, reason=task.too_few)
     start = numbers_of(rewritten_parameters(task.rewritten, list(task.sites)))
     best = _Best(before, start)
     try:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from convrewrite import Result, optimize
 from convrewrite.meanings import tell
-from convrewrite.tuning.refining import LEAST_STEPS, STEPS, Recipe, Refined, Refinement, refine
+from convrewrite.tuning.refining import FEWEST, LEAST_STEPS, PASSES, STEPS, WORK, Recipe, Refined, Refinement, refine
 from convrewrite.tuning.trainable import numbers_of
 
 RECIPE = Recipe(steps=120, examples=32)
@@ -168,15 +168,27 @@ def too_large(task: Refinement) -> Refinement:
     return replace(task, macs=10**12)
 
 
+def large(task: Refinement) -> Refinement:
+    """So large that some steps would be made where it was asked for."""
+    large = replace(task, macs=int(WORK / (PASSES * task.examples * (FEWEST - 10))))
+    assert large.steps >= FEWEST > replace(large, asked=False).steps
+    return replace(large, asked=False)
+
+
+def few(task: Refinement) -> Refinement:
+    return replace(task, fit=[(task.fit[0][0][:2],)])
+
+
 def good_already(task: Refinement) -> Refinement:
-    return replace(task, worth=100.0)
+    return replace(task, rewritten=deepcopy(task.original), sites={}, asked=False)
 
 
-@pytest.mark.parametrize("change", [without_held_out, too_large, good_already])
+@pytest.mark.parametrize("change", [without_held_out, too_large, large, few, good_already])
 def test_nothing_is_begun(task: Refinement, change: Callable[[Refinement], Refinement]) -> None:
     start = numbers_of(dict(task.rewritten.named_parameters()))
     found: Refined = refine(change(task))
     assert found.steps == 0
+    assert ("--refine does it all the same" in found.note) == (change is large)
     assert ("not refined" in found.note) == (change is not good_already)
     for name, value in task.rewritten.named_parameters():
         assert torch.equal(value, start[name]), name
