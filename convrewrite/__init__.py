@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
     from convrewrite.errors import ConvRewriteError
-    from convrewrite.pipeline import Result, RewriteConvolutions, analyze, apply, load, optimize, plan, recover, verify
+    from convrewrite.pipeline import RewriteConvolutions, analyze, apply, optimize, plan, profile, recover, verify
     from convrewrite.planning import Plan
+    from convrewrite.results import Result, load
     from convrewrite.runtime import export
     from convrewrite.settings import Recovery, Settings
 
@@ -27,6 +28,7 @@ __all__ = [
     "load",
     "optimize",
     "plan",
+    "profile",
     "recover",
     "verify",
 ]
@@ -34,15 +36,16 @@ _HOMES = {
     "ConvRewriteError": "convrewrite.errors",
     "Plan": "convrewrite.planning",
     "Recovery": "convrewrite.settings",
-    "Result": "convrewrite.pipeline",
+    "Result": "convrewrite.results",
     "RewriteConvolutions": "convrewrite.pipeline",
     "Settings": "convrewrite.settings",
     "analyze": "convrewrite.pipeline",
     "apply": "convrewrite.pipeline",
     "export": "convrewrite.runtime",
-    "load": "convrewrite.pipeline",
+    "load": "convrewrite.results",
     "optimize": "convrewrite.pipeline",
     "plan": "convrewrite.pipeline",
+    "profile": "convrewrite.pipeline",
     "recover": "convrewrite.pipeline",
     "verify": "convrewrite.pipeline",
 }

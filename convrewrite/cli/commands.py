@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convrewrite import values
+from convrewrite.cli import timing
 from convrewrite.cli.expanded import Only, expanded
 from convrewrite.cli.interrupts import tells_what_stands
 from convrewrite.cli.options import (
@@ -70,11 +71,11 @@ def optimize(
     trust: Trust = False,
 ) -> None:
     """Rewrite MODEL by the rules, export and verify the result, and report what was saved."""
-    from convrewrite import pipeline
+    from convrewrite import pipeline, results
     from convrewrite.cli.networks import given_network
     from convrewrite.rules import resolve
 
-    pipeline.check_writable(out, (model,))
+    results.check_writable(out, (model,))
     chosen = resolve(rule or ["separable"])
     network = given_network(model, sources, trust, settings.timeout)
     data = calibration_of(sources, network.model, network.inputs, settings.seed, settings.memory)
@@ -100,18 +101,18 @@ def plan(
     trust: Trust = False,
 ) -> None:
     """Only choose what each convolution of MODEL becomes, and write it down; `apply` carries it out."""
-    from convrewrite import pipeline
+    from convrewrite import pipeline, results
     from convrewrite.cli.networks import given_network
     from convrewrite.reporting import render_plan
     from convrewrite.rules import resolve
 
-    pipeline.check_file(out)
+    results.check_file(out)
     chosen = resolve(rule or ["balanced"])
     network = given_network(model, sources, trust, settings.timeout)
     data = calibration_of(sources, network.model, network.inputs, settings.seed, settings.memory)
     with progress_bars() as progress:
         made = pipeline.plan(network.model, network.inputs, chosen, data, settings=settings, progress=progress)
-    pipeline.save_plan(made, out)
+    results.save_plan(made, out)
     say(render_plan(made))
     for note in network.notes:
         say(f"Note: {note}")
@@ -127,15 +128,17 @@ def apply(
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan of this model, as `plan` writes it.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")],
     sources: Sources,
-    settings: Annotated[Settings, Only("outputs", "refine", "threads", "memory", "timeout", "measure")],
+    settings: Annotated[
+        Settings, Only("outputs", "refine", "threads", "memory", "timeout", "measure", "runtime", "timings")
+    ],
     trust: Trust = False,
 ) -> None:
     """Carry out PLAN on MODEL: fit its options, export and verify the result, and report what was saved."""
-    from convrewrite import pipeline
+    from convrewrite import pipeline, results
     from convrewrite.cli.networks import given_network
 
-    pipeline.check_writable(out, (model,))
-    followed = pipeline.read_plan(plan_file)
+    results.check_writable(out, (model,))
+    followed = results.read_plan(plan_file)
     network = given_network(model, sources, trust, settings.timeout)
     data = calibration_of(sources, network.model, network.inputs, followed.seed, settings.memory)
     with progress_bars() as progress:
@@ -182,10 +185,10 @@ def explain(
     ] = None,
 ) -> None:
     """Tell why a site became what it is: the options that were measured, their cost, their effect."""
-    from convrewrite import pipeline
+    from convrewrite import results
     from convrewrite.reporting import render_plan, render_site
 
-    found = pipeline.read_plan(source / pipeline.PLAN if source.is_dir() else source)
+    found = results.read_plan(source / results.PLAN if source.is_dir() else source)
     say(render_plan(found) if site is None else render_site(found.site(site)))
 
 
@@ -247,51 +250,8 @@ def verify(
     pipeline.require_fidelity(outcome.fidelity, asked.agreement, asked.error)
 
 
-@app.command()
-@expanded
-def bench(
-    *,
-    a: Annotated[str, typer.Argument(metavar="A", help="The reference: .pt, .onnx, or a result folder.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
-    sources: Annotated[Sources, Only("input", "factory")],
-    asked: Annotated[Comparing, Only("threads", "rounds", "timeout")],
-    trust: Trust = False,
-) -> None:
-    """Time A and B side by side, interleaved; the ratio is the median over rounds of paired ratios."""
-    from tabulate import tabulate
-
-    from convrewrite import folders, reporting, runtime
-    from convrewrite.cli import example_inputs
-    from convrewrite.onnx_files import OnnxModel
-
-    first, second = (runner_of(source, sources.factory, trust, asked.timeout) for source in (a, b))
-    inputs = example_inputs.for_both(first, second, sources.input or (), None, 0)
-    if all(example_inputs.batch_of(runner) is None for runner in (first, second)):
-        inputs = tuple(tensor[:1] for tensor in inputs)
-    comparisons = []
-    with folders.temporary() as folder, progress_bars() as progress:
-        paths = []
-        for index, (source, runner) in enumerate(((a, first), (b, second))):
-            is_onnx = isinstance(runner, OnnxModel)
-            progress("bench", index, 4, f"export {source}")
-            if is_onnx:
-                runner(*inputs)  # before it is timed, as it may not end
-            paths.append(
-                Path(runner.where) if is_onnx else runtime.export(runner, inputs, folder.path / f"{index}.onnx").path
-            )
-        progress("bench", 2, 4, "onnxruntime")
-        comparisons.append(runtime.compare_onnx(paths[0], paths[1], inputs, threads=asked.threads, rounds=asked.rounds))
-        if not isinstance(first, OnnxModel) and not isinstance(second, OnnxModel):
-            progress("bench", 3, 4, "torch")
-            comparisons.append(runtime.compare_torch(first, second, inputs, threads=asked.threads, rounds=asked.rounds))
-    rows = [
-        (c.runtime, reporting.duration(c.seconds_a), reporting.duration(c.seconds_b), f"{c.ratio:.3f}",
-         f"{c.ratio_low:.3f} to {c.ratio_high:.3f}", f"{c.speedup:.2f}x")
-        for c in comparisons
-    ]  # fmt: skip
-    say(tabulate(rows, ("runtime", "A", "B", "B / A", "quartiles", "speed-up")))
-    shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
-    say(f"input {shapes}, {asked.threads} thread(s), median of {asked.rounds} interleaved rounds")
+app.command()(timing.bench)
+app.command()(timing.profile)
 
 
 def show_result(report: "Report", out: Path) -> None:

@@ -2,30 +2,23 @@
 
 from convrewrite.pipeline.api import RewriteConvolutions, analyze, apply, optimize, plan
 from convrewrite.pipeline.comparing import verify
+from convrewrite.pipeline.profiling import profile
 from convrewrite.pipeline.recovery import read_report, recover, saved
 from convrewrite.pipeline.relations import relation_of, require_fidelity
-from convrewrite.pipeline.results import ONNX, PLAN, Result, check_file, check_writable, load, read_plan, save_plan
 from convrewrite.pipeline.run import Run
 
 __all__ = [
-    "ONNX",
-    "PLAN",
-    "Result",
     "RewriteConvolutions",
     "Run",
     "analyze",
     "apply",
-    "check_file",
-    "check_writable",
-    "load",
     "optimize",
     "plan",
-    "read_plan",
+    "profile",
     "read_report",
     "recover",
     "relation_of",
     "require_fidelity",
-    "save_plan",
     "saved",
     "verify",
 ]

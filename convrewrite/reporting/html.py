@@ -74,7 +74,7 @@ _TEMPLATE = """<!DOCTYPE html>
 <ul>{% for sentence in figures.recovered_sentences(report) %}<li>{{ sentence }}</li>{% endfor %}</ul>
 {{ curve }}
 {%- endif %}
-<h2>Parity: onnxruntime against torch</h2>
+<h2>{{ figures.parity_title(report) }}</h2>
 {%- if report.parity %}
 {{ table(*figures.parity_table(report)) }}
 {%- else %}

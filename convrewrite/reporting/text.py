@@ -135,7 +135,7 @@ def _fidelity(report: Report) -> str:
 
 
 def _parity(report: Report) -> str:
-    title = "Parity: onnxruntime against torch"
+    title = figures.parity_title(report)
     if not report.parity:
         return _titled(title, figures.NOT_MEASURED)
     headers, rows = figures.parity_table(report)

@@ -15,10 +15,10 @@ from torch import nn
 
 import convrewrite
 from convrewrite.graph import finding
-from convrewrite.pipeline import results
-from convrewrite.pipeline.results import FILES
 from convrewrite.planning import choice
 from convrewrite.reporting.report import Report
+from convrewrite.results import folder as results
+from convrewrite.results.folder import FILES
 from convrewrite.rules.files import builtin_rules, load_rule_file
 from convrewrite.runtime import measurement
 

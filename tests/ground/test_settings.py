@@ -81,4 +81,4 @@ def test_the_part_that_a_plan_is_made_for_is_parsed() -> None:
     meaning = Meaning("logits", "as asked", 1.0)
     assert settings.constraints == Constraints({"macs": 0.5}, Keep("agreement", 0.98), {"a": meaning})
     assert Settings().constraints == Constraints({})
-    assert Settings().timer is runtime.THIS_MACHINE
+    assert Settings().clock == runtime.THIS_MACHINE

@@ -27,7 +27,6 @@ from convrewrite.modules import copy_model
 from convrewrite.names import require_names
 from convrewrite.onnx_files import is_weights_of
 from convrewrite.onnx_graph import is_graph, take_numbers
-from convrewrite.pipeline import results
 from convrewrite.planning import Plan, PlannedSite, planned_structure
 from convrewrite.reporting import Report, render_html, render_markdown
 from convrewrite.rewriting import empty_option, replace_site
@@ -270,4 +269,4 @@ class Result:
         aside and take their place together, in one step. Raises UsageError when the folder cannot be written or holds other
         things; then it is as it was.
         """
-        return results.save(Path(folder), self.model, self.plan, self.report, self._onnx)
+        return save(Path(folder), self.model, self.plan, self.report, self._onnx)
