@@ -225,7 +225,8 @@ class Report(_Part):
     success though everything ran: it is slower than the original, loses more than was to be kept, or is ``useless``: it does
     not compute the same any more, as the first of the ``warnings`` says.
 
-    ``fidelity_basis`` is a sentence: ``measured on 205 held-out calibration inputs``.
+    ``fidelity_basis`` is a sentence: ``measured on 205 held-out calibration inputs``. ``commands`` are the command lines that
+    led here, as a shell takes them; there are none of results that Python made.
     """
 
     schema_version: Literal[1] = 1
@@ -238,6 +239,7 @@ class Report(_Part):
     refused: str | None = None
     useless: bool = False
     warnings: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
     seed: int
     threads: Annotated[int, Field(ge=1)]
     calibration: CalibrationSummary
