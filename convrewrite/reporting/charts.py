@@ -7,11 +7,12 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from convrewrite.process import quiet
 from convrewrite.reporting.figures import percent
@@ -25,7 +26,7 @@ INKS = {"#010101": "--ink", "#020202": "--soft", "#030303": "--line", "#040404":
 
 INK, SOFT, LINE, ACCENT, MARK = INKS
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "convrewrite", "svg.fonttype": "none", "font.size": 11, "font.family": "sans-serif",
     "axes.edgecolor": LINE, "axes.labelcolor": SOFT, "axes.spines.top": False, "axes.spines.right": False,
     "xtick.color": SOFT, "ytick.color": SOFT, "text.color": INK, "grid.color": LINE, "grid.linewidth": 0.7,
@@ -52,7 +53,14 @@ def depth_chart(points: Sequence[ErrorPoint]) -> str:
         return ""
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes()
-        axes.bar(*zip(*measured, strict=True), width=0.7, color=ACCENT, label="in the rewritten network")
+        places, errors = zip(*measured, strict=True)
+        axes.bar(places, errors, width=0.7, color=ACCENT, label="in the rewritten network")
+            [place for place, _ in measured],
+            [error for _, error in measured],
+            width=0.7,
+            color=ACCENT,
+            label="in the rewritten network",
+        )
         if alone:
             axes.plot(*zip(*alone, strict=True), "o", color=MARK, markersize=4.5, label="this site alone")
         axes.set_xlabel("place in the network")
@@ -67,7 +75,9 @@ def depth_chart(points: Sequence[ErrorPoint]) -> str:
 def agreement_chart(points: Sequence[ErrorPoint]) -> str:
     """Errors that the choice expected against those that came of it, as an ``<svg>`` element; empty where there are none."""
     both = [
-        (point.alone, point.measured) for point in points if point.alone and point.measured and point.measured < math.inf
+        (point.alone, point.measured)
+        for point in points
+        if point.alone and point.measured and point.measured < math.inf
     ]
     if not both:
         return ""
@@ -80,6 +90,7 @@ def agreement_chart(points: Sequence[ErrorPoint]) -> str:
         axes.set_xlabel("expected: this site alone")
         axes.set_ylabel("measured: in the rewritten network")
         for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
             axis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
             axis.set_minor_formatter(FuncFormatter(lambda *_: ""))
         _legend(axes)

@@ -149,7 +149,9 @@ def _fidelity(report: Report) -> Tile:
     equal = [row.equal_share for row in report.fidelity if row.equal_share is not None]
     if agreements:
         return Tile(
-            figures.percent(min(agreements)), "top-1 agreement", f"relative error {figures.percent(max(errors))}; {basis}"
+            figures.percent(min(agreements)),
+            "top-1 agreement",
+            f"relative error {figures.percent(max(errors))}; {basis}",
         )
     if errors:
         return Tile(figures.percent(max(errors)), "relative output error", basis)
@@ -165,7 +167,7 @@ def _chosen(site: PlannedSite | None) -> Considered | None:
 def _basis(pairs: Sequence[tuple[SiteRow, PlannedSite | None]]) -> Basis:
     """Time, where that of most sites was measured before, and of those that were rewritten after too."""
     timed = sum(row.macs_before for row, site in pairs if site is not None and site.seconds)
-    complete = all(row.action == "kept" or (found := _chosen(site)) and found.seconds for row, site in pairs)
+    complete = all(row.action == "kept" or ((found := _chosen(site)) and found.seconds) for row, site in pairs)
     return "time" if complete and timed > MOSTLY * sum(row.macs_before for row, _ in pairs) else "MACs"
 
 
@@ -173,7 +175,9 @@ def _costs(row: SiteRow, site: PlannedSite | None, basis: Basis) -> tuple[float 
     if basis == "MACs":
         return row.macs_before, row.macs_after
     chosen, before = _chosen(site), None if site is None else site.seconds
-    return before, before if row.action == "kept" else chosen and chosen.seconds
+    if row.action == "kept":
+        return before, before
+    return before, None if chosen is None else chosen.seconds
 
 
 def _site(place: int, row: SiteRow, site: PlannedSite | None, basis: Basis) -> SiteView:
@@ -205,12 +209,16 @@ def _cells(place: int, row: SiteRow) -> tuple[Cell, ...]:
     ratio = row.macs_after / row.macs_before if row.macs_before else 1.0
     per_unknown = row.positions / row.unknowns if row.positions and row.unknowns else -1.0
     error = -1.0 if row.output_error is None else row.output_error
-    values = (
+    values: tuple[float | str, ...] = (
         row.name, row.kind, row.geometry, figures.decision(row), row.parameters_before, row.parameters_after,
         row.macs_before, row.macs_after, ratio, error, "", per_unknown,
     )  # fmt: skip
     cells = [Cell(text, value) for text, value in zip(texts, values, strict=True)]
-    return (Cell(str(place), place), *cells[:10], cells[11])
+    per = Cell(
+        "" if per_unknown < 0 else figures.count(per_unknown) if per_unknown >= 10 else f"{per_unknown:.2g}",
+        per_unknown,
+    )
+    return (Cell(str(place), place), *cells[:10], per)
 
 
 def _facts(row: SiteRow, site: PlannedSite | None, chosen: Considered | None) -> tuple[tuple[str, str], ...]:
@@ -228,7 +236,9 @@ def _facts(row: SiteRow, site: PlannedSite | None, chosen: Considered | None) ->
     if row.output_error is not None:
         facts.append(("error measured", f"{figures.percent(row.output_error)} on {row.error_basis}"))
     if row.positions and row.unknowns:
-        facts.append(("fitted on", f"{figures.count(row.positions)} positions for {figures.count(row.unknowns)} unknowns"))
+        facts.append(
+            ("fitted on", f"{figures.count(row.positions)} positions for {figures.count(row.unknowns)} unknowns")
+        )
     if site is not None and site.batch_norm:
         facts.append(("folded in", site.batch_norm))
     return tuple(facts)
@@ -271,12 +281,24 @@ def _why(entry: Considered, site: PlannedSite, chosen: Considered | None) -> str
     if entry.effect is None or chosen.effect is None:
         return f"{dearer} of the option taken"
     harm = entry.effect / chosen.effect if chosen.effect > 0 else float("inf")
-    more = f"{harm:.2g} times the harm" if harm < 1e6 else "far more harm"
     if cost >= 1 and harm >= 1:
-        return f"no better in anything: {dearer} and {more} of the option taken"
+        return f"no better in anything: {dearer} and {_times(harm)} the harm of the option taken"
     if cost < 1:
-        return f"cheaper, {dearer}, but {more}: less harm is to be had elsewhere for that"
-    return f"less harm, {harm:.2g} times, but {dearer}: what it would cost is better spent elsewhere"
+        return f"cheaper, {dearer}, but {_times(harm)} the harm: there is less to be had elsewhere for that"
+    return f"{_times(harm)} the harm, but {dearer}: what it would cost is better spent elsewhere"
+
+
+def _times(factor: float) -> str:
+    """``3.1 times``, ``1/130 of``; nothing exact where it is beyond all measure."""
+    if factor == 0:
+        return "none of"
+    if not 1e-4 < factor < 1e4:
+        return "a tiny part of" if factor < 1 else "a great many times"
+    return f"{_short(factor)} times" if factor >= 1 else f"1/{_short(1 / factor)} of"
+
+
+def _short(factor: float) -> str:
+    return f"{factor:.1f}" if factor < 10 else f"{factor:.0f}"
 
 
 def _promises(report: Report, plan: Plan | None) -> tuple[tuple[str, str, str], ...]:
@@ -290,9 +312,7 @@ def _promises(report: Report, plan: Plan | None) -> tuple[tuple[str, str, str], 
         ]
     latency = totals.onnx_latency_seconds
     if predicted is not None and predicted.latency is not None:
-        rows.append(
-            ("latency left", figures.times(predicted.latency), figures.times(latency.ratio) if latency else "")
-        )
+        rows.append(("latency left", figures.times(predicted.latency), figures.times(latency.ratio) if latency else ""))
     if totals.predicted_onnx_latency_seconds is not None and latency is not None:
         rows.append(
             ("ONNX latency", figures.duration(totals.predicted_onnx_latency_seconds), figures.duration(latency.after))
