@@ -1,5 +1,7 @@
 """The commands. A thin layer: each reads its arguments, and shows progress and results; :mod:`.entry` tells errors."""
 
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +31,7 @@ from convrewrite.version import tool_version
 
 if TYPE_CHECKING:
     from convrewrite.reporting import Report
+    from convrewrite.results import Result
 
 app = typer.Typer(
     name="convrewrite",
@@ -63,6 +66,7 @@ def _options(
 @expanded
 def optimize(
     *,
+    context: typer.Context,
     model: Model,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")],
     rule: Rules = None,
@@ -84,6 +88,7 @@ def optimize(
             network.model, network.inputs, chosen, data, settings=settings, name=model, notes=network.notes,
             progress=progress,
         )  # fmt: skip
+        result = _commanded(result, context)
         result.save(out)
     show_result(result.report, out)
 
@@ -124,6 +129,7 @@ def plan(
 @expanded
 def apply(
     *,
+    context: typer.Context,
     model: Model,
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan of this model, as `plan` writes it.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")],
@@ -146,6 +152,7 @@ def apply(
             network.model, network.inputs, followed, data, settings=settings, name=model, notes=network.notes,
             progress=progress,
         )  # fmt: skip
+        result = _commanded(result, context)
         result.save(out)
     show_result(result.report, out)
 
@@ -155,6 +162,7 @@ def apply(
 @expanded
 def recover(
     *,
+    context: typer.Context,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A result folder, which the recovered result replaces.")],
     data: Annotated[
         str, typer.Option("--data", help="Inputs without labels: .npy, .npz, .pt, a folder of images, or FILE.py:NAME.")
@@ -174,6 +182,7 @@ def recover(
     with progress_bars() as progress:
         result = recovered(asked, sources, settings, progress)
     if result is not None:  # else another process of the run writes and tells
+        result = _commanded(result, context)
         show_result(result.report, pipeline.saved(result, place, checkpoint))
 
 
@@ -252,6 +261,13 @@ def verify(
 
 app.command()(timing.bench)
 app.command()(timing.profile)
+
+
+def _commanded(result: "Result", context: typer.Context) -> "Result":
+    """The result with the command line that led to it in its report."""
+    command = shlex.join(["convrewrite", *context.obj])
+    report = result.report.model_copy(update={"commands": (*result.report.commands, command)})
+    return replace(result, report=report)
 
 
 def show_result(report: "Report", out: Path) -> None:

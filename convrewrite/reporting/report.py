@@ -228,7 +228,8 @@ class Report(_Part):
 
     ``runtime`` is where the result is to run: what ``totals.onnx_latency_seconds`` and its prediction were measured in.
 
-    ``fidelity_basis`` is a sentence: ``measured on 205 held-out calibration inputs``.
+    ``fidelity_basis`` is a sentence: ``measured on 205 held-out calibration inputs``. ``commands`` are the command lines that
+    led here, as a shell takes them; there are none of results that Python made.
     """
 
     schema_version: Literal[1] = 1
@@ -241,6 +242,7 @@ class Report(_Part):
     refused: str | None = None
     useless: bool = False
     warnings: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
     seed: int
     threads: Annotated[int, Field(ge=1)]
     calibration: CalibrationSummary

@@ -150,7 +150,7 @@ def _write(made: Path, model: nn.Module, plan: Plan, report: Report, onnx: Path 
     (made / PLAN).write_text(plan.to_json(), encoding="utf-8")
     (made / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (made / "report.md").write_text(render_markdown(report), encoding="utf-8")
-    (made / "report.html").write_text(render_html(report), encoding="utf-8")
+    (made / "report.html").write_text(render_html(report, plan), encoding="utf-8")
 
 
 def _save_module(model: nn.Module, path: Path) -> None:
