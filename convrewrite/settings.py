@@ -6,12 +6,13 @@ arguments below it. What its field says as a :class:`Flag` is its option on the 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from convrewrite import values
 from convrewrite.errors import PlanError, UsageError
+from convrewrite.flags import flag
 from convrewrite.machine import PROBE_SECONDS
 
 if TYPE_CHECKING:
@@ -23,35 +24,6 @@ GIGABYTE = 1 << 30
 
 MEMORY = 4 * GIGABYTE
 """Bytes of activations and moments held at once, unless the caller says otherwise."""
-
-
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """How the command line takes a field of a dataclass.
-
-    ``kind`` is the type of what is given, which ``read`` turns into the field's value; ``check`` refuses it where words are
-    parsed. ``default`` is shown in the help, and given where the option is left out; None: the field's own.
-    """
-
-    names: tuple[str, ...]
-    help: str
-    kind: Any = str | None
-    check: Callable[[Any], Any] | None = None
-    read: Callable[[Any], Any] | None = None
-    default: object = None
-
-    def value(self, given: Any) -> Any:
-        """The field's value from what was given."""
-        return given if self.read is None else self.read(given)
-
-
-FLAG = "flag"
-"""The key of a field's metadata under which its Flag stands."""
-
-
-def flag(*names: str, **said: Any) -> dict[str, Flag]:
-    """The metadata of a field that the command line takes by these names; the rest is as in :class:`Flag`."""
-    return {FLAG: Flag(names, **said)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +96,8 @@ class Settings:
             takes gradients of the original model. False: all count alike.
         timeout: seconds that an ONNX file may take to open, and again to run once, in a process of its own.
         measure: False leaves out export, parity and latency.
+        resume: take the survey and the fits that earlier runs of the same model left in the user's cache folder, an interrupted
+            one or one within another budget, and leave those of this run. The result is the same with them and without.
         timer: who measures seconds; onnxruntime and torch on this machine, unless told otherwise.
 
     Raises UsageError, or PlanError for a budget or a fidelity to keep, for values that no run can work with.
@@ -201,6 +175,14 @@ class Settings:
             "--onnx/--no-onnx",
             kind=bool,
             help="Export to ONNX, check parity and time; without it outputs are compared.",
+        ),
+    )
+    resume: bool = field(
+        default=True,
+        metadata=flag(
+            "--resume/--no-resume",
+            kind=bool,
+            help="Take over what an interrupted run, or one within another budget, found out already; or not.",
         ),
     )
     timer: "Timer" = field(default_factory=_this_machine)
@@ -350,6 +332,7 @@ class WorkOptions(TypedDict, total=False):
     refine: bool | None
     timeout: float
     measure: bool
+    resume: bool
     timer: "Timer"
 
 

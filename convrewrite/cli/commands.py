@@ -127,7 +127,7 @@ def apply(
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan of this model, as `plan` writes it.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")],
     sources: Sources,
-    settings: Annotated[Settings, Only("outputs", "refine", "threads", "memory", "timeout", "measure")],
+    settings: Annotated[Settings, Only("outputs", "refine", "threads", "memory", "timeout", "measure", "resume")],
     trust: Trust = False,
 ) -> None:
     """Carry out PLAN on MODEL: fit its options, export and verify the result, and report what was saved."""

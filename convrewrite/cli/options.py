@@ -13,8 +13,9 @@ from typer.core import TyperGroup
 from convrewrite import values
 from convrewrite.errors import ModelLoadError, UsageError, VerificationError
 from convrewrite.escaping import printable
+from convrewrite.flags import flag
 from convrewrite.machine import PROBE_SECONDS
-from convrewrite.settings import Settings, flag
+from convrewrite.settings import Settings
 
 if TYPE_CHECKING:
     from convrewrite.inputs import Inputs

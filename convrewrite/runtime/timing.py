@@ -6,7 +6,7 @@ A :class:`Timer` is handed into a run; another one, of a test or of another mach
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -44,6 +44,8 @@ class RuntimeTimer:
     """onnxruntime and torch on this machine. ``cache`` keeps the times of options; None: the user's own."""
 
     cache: TimingCache | None = None
+    lasting: ClassVar[bool] = True
+    """Whether what was measured once may be kept from run to run, as any other timer does not say."""
 
     def compare_onnx(self, a: Path, b: Path, inputs: Inputs, threads: int) -> Comparison:
         """See :class:`Timer`."""

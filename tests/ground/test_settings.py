@@ -8,9 +8,10 @@ import pytest
 
 from convrewrite import Settings, runtime
 from convrewrite.errors import ConvRewriteError, PlanError, UsageError
+from convrewrite.flags import FLAG, Flag
 from convrewrite.meanings.kinds import Meaning, WantedOutputs
 from convrewrite.runtime.timing import Timer
-from convrewrite.settings import FLAG, Constraints, Flag, Keep, SettingsOptions
+from convrewrite.settings import Constraints, Keep, SettingsOptions
 
 NAMES = {"Meaning": Meaning, "WantedOutputs": WantedOutputs, "Timer": Timer}
 FLAGS: dict[str, tuple[Flag, Any]] = {
