@@ -12,6 +12,7 @@ from convrewrite import runtime
 from convrewrite.inputs import Inputs
 from convrewrite.runtime.timing import RuntimeTimer
 from convrewrite.runtime.timing_cache import FOLDER_VARIABLE
+from convrewrite.stored.result_cache import LIMIT_VARIABLE
 from convrewrite.structures.discovery import discover
 from convrewrite.structures.structure import Structure
 from convrewrite.targets import Comparison
@@ -40,9 +41,10 @@ def seeded() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def own_timings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Measured times are neither taken from the user's cache nor left there."""
+    """Measured times are neither taken from the user's cache nor left there; results are kept by the tests of that alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FOLDER_VARIABLE, str(tmp_path_factory.mktemp("timings")))
+        patch.setenv(LIMIT_VARIABLE, "0")
         yield
 
 

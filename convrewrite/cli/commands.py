@@ -135,7 +135,7 @@ def apply(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")],
     sources: Sources,
     settings: Annotated[
-        Settings, Only("outputs", "refine", "threads", "memory", "timeout", "measure", "runtime", "timings")
+        Settings, Only("outputs", "refine", "threads", "memory", "timeout", "measure", "resume", "runtime", "timings")
     ],
     trust: Trust = False,
 ) -> None:

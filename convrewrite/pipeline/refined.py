@@ -1,8 +1,15 @@
-"""When a fitted result is refined, and what its report says of that."""
+"""When a fitted result is refined, what its report says of that, and what of it is kept from run to run."""
+
+from collections.abc import Mapping
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
 
 from convrewrite.onnx_graph import batch_of
 from convrewrite.rewriting import Rewritten, Work
-from convrewrite.tuning import Refinement, refine
+from convrewrite.stored import RunCache, tensors_digest
+from convrewrite.tuning import Refined, Refinement, refine
 
 
 def refined(work: Work, rewritten: Rewritten) -> list[str]:
@@ -27,8 +34,69 @@ def refined(work: Work, rewritten: Rewritten) -> list[str]:
         asked=bool(work.settings.refine),
     )
     with work.watch.timed("refine"):
-        found = refine(task, work.progress)
+        found = _refined(task, work)
     return [found.note] if found.note else []
+
+
+class _Kept(BaseModel):
+    """A refinement as it is kept, beside the numbers it came to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    before: float = Field(ge=0)
+    after: float = Field(ge=0)
+    steps: int = Field(ge=1)
+
+
+def _refined(task: Refinement, work: Work) -> Refined:
+    """Refined in place, or by what an earlier run came to from the same numbers."""
+    asked = (tensors_digest(_numbers(task)), task.asked, task.batch, sorted(task.sites))
+    known = _known(task, work.cache, asked)
+    if known is not None:
+        return known
+    found = refine(task, work.progress)
+    if found.steps:
+        facts = {"before": found.before, "after": found.after, "steps": found.steps}
+        work.cache.put("refinement", asked, facts, _numbers(task))
+    return found
+
+
+def _known(task: Refinement, cache: RunCache, asked: object) -> Refined | None:
+    """What is kept is taken where it has the shapes of what stands there, and is as near to the original as it says."""
+    entry = cache.get("refinement", asked)
+    own = _numbers(task)
+    if entry is None or entry.tensors.keys() != own.keys():
+        return None
+    if any(_unlike(entry.tensors[name], tensor) for name, tensor in own.items()):
+        return None
+    try:
+        kept = _Kept.model_validate(entry.facts)
+    except ValidationError:
+        return None
+    before = {name: tensor.clone() for name, tensor in own.items()}
+    _put(own, entry.tensors)
+    if task.effect() != kept.after:
+        _put(own, before)
+        return None
+    return Refined(kept.before, kept.after, kept.steps)
+
+
+def _unlike(found: Tensor, own: Tensor) -> bool:
+    return found.shape != own.shape or found.dtype != own.dtype or not bool(torch.isfinite(found).all())
+
+
+def _numbers(task: Refinement) -> dict[str, Tensor]:
+    """What stands at the rewritten sites, under the model's own names; not copied."""
+    return {
+        name: parameter.detach()
+        for name, parameter in task.rewritten.named_parameters()
+        if any(name.startswith(f"{site}.") for site in task.sites)
+    }
+
+
+def _put(own: dict[str, Tensor], numbers: Mapping[str, Tensor]) -> None:
+    for name, tensor in own.items():
+        tensor.copy_(numbers[name])
 
 
 def _wanted(work: Work) -> bool:

@@ -37,6 +37,7 @@ from convrewrite.rewriting import (
     Work,
     counted_as_replaced,
     output_weights,
+    run_cache_of,
     settle,
 )
 from convrewrite.rules import Rule
@@ -122,7 +123,9 @@ class Run:
                 weights = output_weights(
                     model, prepared.rewritable, data.fit, settings.seed, meanings=evaluation.meanings
                 )
-        work = Work(prepared, data, evaluation, weights, settings, progress, watch)
+        with watch.timed("look up earlier runs"):
+            cache = run_cache_of(prepared, data, evaluation, weights, settings)
+        work = Work(prepared, data, evaluation, weights, settings, progress, watch, cache)
         return cls(work, Planner(constraints, work, baseline or Unmeasured()), scratch, baseline)
 
     def plan(self) -> Plan:

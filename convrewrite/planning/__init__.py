@@ -3,6 +3,7 @@
 from convrewrite.planning.allocation import Allocation
 from convrewrite.planning.candidates import to_time
 from convrewrite.planning.choice import Choice, Planner, latency_table_of
+from convrewrite.planning.effort import THOROUGH
 from convrewrite.planning.fidelity_budget import require_evaluable
 from convrewrite.planning.knapsack import Item, choose, undominated
 from convrewrite.planning.plan import (
@@ -14,7 +15,7 @@ from convrewrite.planning.plan import (
     planned_structure,
 )
 from convrewrite.planning.planned import shortlists_of, with_kept, with_outputs
-from convrewrite.planning.sensitivities import THOROUGH, survey
+from convrewrite.planning.sensitivities import survey
 
 __all__ = [
     "OVERSTEP",

@@ -7,12 +7,13 @@ from convrewrite.graph import Site
 from convrewrite.planning.allocation import Allocation, FittedPlan, allocate, require_reachable
 from convrewrite.planning.costs import Counted, Timed
 from convrewrite.planning.curves import Surveyed
+from convrewrite.planning.effort import FAST, THOROUGH
 from convrewrite.planning.fidelity_budget import search, shortfall
 from convrewrite.planning.latency_budget import allocate_measured, measured_part
 from convrewrite.planning.latency_table import LatencyTable, fast_enough, in_fastest_lowering
 from convrewrite.planning.plan import Plan
 from convrewrite.planning.planned import make_plan
-from convrewrite.planning.sensitivities import FAST, THOROUGH, survey
+from convrewrite.planning.sensitivities import survey
 from convrewrite.planning.swaps import evaluate, swap
 from convrewrite.rewriting import Outcome, Prepared, Rewritten, Work, rewrite
 from convrewrite.rules import Candidate, Shortlist, shortlist_at

@@ -9,19 +9,20 @@ The output error of every sampled option comes from its fit to the site's inputs
 far behind another in a first, cheap fit are dropped before the dear ones.
 """
 
+import copy
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from convrewrite.calibration import Calibration
 from convrewrite.errors import FitError
-from convrewrite.fitting import ENOUGH_POSITIONS, LARGE, Fit
+from convrewrite.fitting import LARGE, Fit
 from convrewrite.graph import Site
-from convrewrite.inputs import Inputs
 from convrewrite.meanings import Meaning, effect_of, tell
 from convrewrite.modules import named_outputs, run
 from convrewrite.planning.candidates import usable
@@ -36,16 +37,13 @@ from convrewrite.planning.curves import (
     faithful_enough,
     spread,
 )
+from convrewrite.planning.effort import ENOUGH, Effort, fewer
+from convrewrite.planning.kept_surveys import KeptSurveys
 from convrewrite.planning.latency_table import MIN_GAIN, LatencyTable
 from convrewrite.progress import Stopwatch
 from convrewrite.rewriting import UNREACHED, Propagation, SiteFit, Work, require_memory
-from convrewrite.rules import RankRange
+from convrewrite.rules import RankRange, SearchSpace
 from convrewrite.structures import Option, Structure
-
-LEAST_EXAMPLES = 32
-
-ENOUGH = 1 << 22
-"""Numbers of input that effects are measured on, where that is more than ``LEAST_EXAMPLES``: 27 images of 3 x 224 x 224."""
 
 DEAR = 6e12
 """MACs of the model times its sites and the inputs that effects are measured on: beyond that a site's options share the
@@ -55,51 +53,15 @@ REFINABLE = 2000
 """Iterations of refinement in a survey times the numbers in a patch."""
 
 
-@dataclass(frozen=True, slots=True)
-class Effort:
-    """How much is measured: ``ranks`` fitted per rank range, ``measured`` of them through the rest of the model, on at most
-    ``examples`` held-out inputs; ``iterations`` of refinement for each fit; ``inputs`` to fit on, None for all, more where the
-    largest site needs more.
-
-    At large sites, where a fit takes seconds, rough fits of ``large_ranks`` of at most ``large_variants`` of a structure; those
-    that compete are refined for ``large_iterations``, where few outputs make that cheap.
-    """
-
-    ranks: int = 4
-    large_ranks: int = 2
-    large_variants: int = 3
-    measured: int = 3
-    iterations: int = 10
-    large_iterations: int = 40
-    examples: int = 512
-    inputs: int | None = None
-    rounds: int = 15
-
-
-THOROUGH = Effort()
-FAST = Effort(
-    ranks=2,
-    large_ranks=1,
-    large_variants=1,
-    measured=1,
-    iterations=0,
-    large_iterations=10,
-    examples=16,
-    inputs=64,
-    rounds=7,
-)
-
-
 def survey(work: Work, *, effort: Effort, latency_table: LatencyTable | None) -> tuple[Surveyed, ...]:
     """Every site's options with their errors and effects. ``latency_table``: measure their seconds too, drop the slow ones."""
     prepared, settings = work.prepared, work.settings
     active = [space.site for space in prepared.search_spaces if space.rank_ranges]
-    chosen = _fewer(work.data, effort, active)
+    chosen = fewer(work.data, effort, active)
     if chosen.kind != "weights only":
         require_memory(active, settings.memory)
     walk = Propagation(prepared.model, prepared.traced, active, (*chosen.fit, *chosen.held_out), settings.memory)
-    evaluator = Evaluator.of(prepared.model, walk, chosen, active, work.evaluation.meanings)
-    gains = _RefinementGains()
+    sites = _Surveys(work, chosen, active, effort, latency_table, walk)
     found: list[Surveyed] = []
     try:
         for space in prepared.search_spaces:
@@ -108,51 +70,10 @@ def survey(work: Work, *, effort: Effort, latency_table: LatencyTable | None) ->
                 continue
             done = sum(1 for entry in found if entry.site in active)
             work.progress("survey", done, len(active), space.site.name)
-            try:
-                site_fit = SiteFit.of(walk, space.site, chosen, work.weights, settings.seed, work.watch)
-                if not site_fit.reached:
-                    found.append(Surveyed(space.site, (), reason=UNREACHED))
-                    continue
-                site_survey = _SiteSurvey(
-                    space.site, site_fit, prepared.structures, evaluator, effort, latency_table, gains, work.watch
-                )
-                found.append(site_survey.survey(space.rank_ranges))
-            except FitError as error:
-                found.append(Surveyed(space.site, (), reason=error.reason))
+            found.append(sites.of(space))
             work.progress("survey", done + 1, len(active), f"{space.site.name}: {len(found[-1].options)} options")
     finally:
         walk.close()
-    return tuple(found)
-
-
-def _fewer(calibration: Calibration, effort: Effort, sites: Sequence[Site]) -> Calibration:
-    """The calibration with as many inputs as the effort allows, to fit on and to measure effects on; at every site there are
-    enough positions per unknown, if all inputs together have them."""
-    fit = calibration.fit
-    if effort.inputs is not None:
-        fit = _first(fit, max([effort.inputs, *(_needed(site) for site in sites)]))
-    if not calibration.held_out:
-        return replace(calibration, fit=fit)
-    enough = max(LEAST_EXAMPLES, ENOUGH // calibration.held_out[0][0][0].numel())
-    return replace(calibration, fit=fit, held_out=_first(calibration.held_out, min(effort.examples, enough)))
-
-
-def _needed(site: Site) -> int:
-    """Examples that have ``ENOUGH_POSITIONS`` for each number in a patch of the site."""
-    spec = site.folded_spec
-    sizes = (spec.output_size(size) for size in site.input_sizes)
-    positions = sum(height * width for height, width in sizes)
-    _, channels, height, width = spec.kernel_shape
-    return math.ceil(ENOUGH_POSITIONS * channels * height * width / max(1, positions))
-
-
-def _first(batches: Sequence[Inputs], count: int) -> tuple[Inputs, ...]:
-    """Whole batches and a part of the last one, ``count`` examples in all."""
-    found: list[Inputs] = []
-    for batch in batches:
-        if count > 0:
-            found.append(tuple(tensor[:count] for tensor in batch))
-        count -= len(batch[0])
     return tuple(found)
 
 
@@ -206,6 +127,63 @@ class _RefinementGains:
 
     def expected(self, structure: str) -> float:
         return statistics.median(self.known[structure]) if structure in self.known else 1.0
+
+
+@dataclass
+class _Surveys:
+    """The surveys of all sites, front to back, those of earlier runs among them."""
+
+    work: Work
+    chosen: Calibration
+    active: Sequence[Site]
+    effort: Effort
+    latency_table: LatencyTable | None
+    walk: Propagation
+    gains: _RefinementGains = field(default_factory=_RefinementGains)
+
+    def of(self, space: SearchSpace) -> Surveyed:
+        """All options of a site, or the reason why there are none."""
+        before = copy.deepcopy(self.gains.known)
+        known = self._kept.find(space, before)
+        if known is not None:
+            found, behind = known
+            self.gains.known = {name: list(ratios) for name, ratios in behind.items()}
+            self.walk.pass_over(space.site)
+            return found
+        found = self._measured(space)
+        self._kept.keep(space, before, found, self.gains.known)
+        return found
+
+    @cached_property
+    def _kept(self) -> KeptSurveys:
+        names = [site.name for site in self.active]
+        return KeptSurveys.of(self.work.cache, self.effort, self.latency_table, names)
+
+    @cached_property
+    def _evaluator(self) -> "Evaluator":
+        """Made when it is first asked for, as it runs the model: not where all surveys are kept."""
+        prepared, meanings = self.work.prepared, self.work.evaluation.meanings
+        return Evaluator.of(prepared.model, self.walk, self.chosen, self.active, meanings)
+
+    def _measured(self, space: SearchSpace) -> Surveyed:
+        work = self.work
+        try:
+            site_fit = SiteFit.of(self.walk, space.site, self.chosen, work.weights, work.settings.seed, work.watch)
+            if not site_fit.reached:
+                return Surveyed(space.site, (), reason=UNREACHED)
+            structures = work.prepared.structures
+            return _SiteSurvey(
+                space.site,
+                site_fit,
+                structures,
+                self._evaluator,
+                self.effort,
+                self.latency_table,
+                self.gains,
+                work.watch,
+            ).survey(space.rank_ranges)
+        except FitError as error:
+            return Surveyed(space.site, (), reason=error.reason)
 
 
 @dataclass(frozen=True, slots=True)

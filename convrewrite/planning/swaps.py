@@ -7,17 +7,22 @@ The new plan is taken when its own measured effect is lower.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import isfinite
 
 import torch
+from torch import Tensor, nn
 
 from convrewrite.errors import FitError, PlanError
 from convrewrite.meanings import effect_of
 from convrewrite.modules import named_outputs, run
 from convrewrite.planning.allocation import Allocation, FittedPlan, allocate
 from convrewrite.planning.curves import Scored, Surveyed
-from convrewrite.planning.sensitivities import THOROUGH, Evaluator
-from convrewrite.rewriting import Propagation, Rewritten, SiteFit, Work
+from convrewrite.planning.effort import THOROUGH
+from convrewrite.planning.sensitivities import Evaluator
+from convrewrite.rewriting import Propagation, Rewritten, SiteFit, Work, keepable
+from convrewrite.stored import tensors_digest
 
 STEP = 0.2
 """Part of what an option costs of a resource by which its neighbours cost less or more."""
@@ -71,7 +76,7 @@ def _survey_nearby(work: Work, fitted: FittedPlan, resources: Sequence[str]) -> 
     rewritten = [entry.site for entry, scored in zip(allocation.surveyed, allocation.chosen, strict=True) if scored]
     batches = (*data.fit, *data.held_out)
     walk = Propagation(prepared.model, prepared.traced, rewritten, batches, settings.memory, fitted.rewritten.model)
-    evaluator = Evaluator.of(prepared.model, walk, data, meanings=work.evaluation.meanings)
+    effects = _Effects(work, walk, _digest_of(fitted.rewritten.model))
     found: list[Surveyed] = []
     try:
         for entry, scored in zip(allocation.surveyed, allocation.chosen, strict=True):
@@ -79,34 +84,73 @@ def _survey_nearby(work: Work, fitted: FittedPlan, resources: Sequence[str]) -> 
                 found.append(replace(entry, options=()))
                 continue
             work.progress("swaps", len([f for f in found if f.options]), len(rewritten), entry.site.name)
-            found.append(_nearby(work, walk, evaluator, entry, scored, resources))
-            walk.replace(entry.site, walk.rewritten.get_submodule(entry.site.name))
+            found.append(effects.told(entry, [scored, *_neighbours(entry, scored, resources)]))
             work.progress("swaps", len([f for f in found if f.options]), len(rewritten), entry.site.name)
     finally:
         walk.close()
     return tuple(found)
 
 
-def _nearby(
-    work: Work, walk: Propagation, evaluator: Evaluator, entry: Surveyed, chosen: Scored, resources: Sequence[str]
-) -> Surveyed:
-    """The chosen option and its neighbours, all fitted alike, so that their effects can be compared."""
-    try:
-        site_fit = SiteFit.of(walk, entry.site, work.data, work.weights, work.settings.seed, work.watch)
-    except FitError:  # nothing else can be tried there; the rewriting that follows says whether the option can be
-        return replace(entry, options=(chosen,), must_change=True)
-    options = [chosen, *(_neighbours(entry, chosen, resources) if site_fit.reached else ())]
-    effects = []
-    for scored in options:
-        option = scored.candidate.option
-        structure = work.prepared.structures[option.structure]
-        with work.watch.timed("solves"), site_fit.solving_threads():
-            fitted = site_fit.fit(structure, option, iterations=site_fit.effort(THOROUGH.iterations))
-        with work.watch.timed("effects"), torch.no_grad():
-            effects.append(evaluator.effect(entry.site, site_fit.build(structure, option, fitted)))
+@dataclass
+class _Effects:
+    """The effects of options in the rewritten model, site by site; ``model``, a hash, tells it from others."""
+
+    work: Work
+    walk: Propagation
+    model: str
+
+    def told(self, entry: Surveyed, options: Sequence[Scored]) -> Surveyed:
+        """A site with its option, the first, and the neighbours, all fitted alike, so that their effects can be compared."""
+        asked = (self.model, entry.site.name, [repr(scored.candidate.option) for scored in options])
+        keeps = keepable([self.work.prepared.structures[scored.candidate.option.structure] for scored in options])
+        effects = self._known(asked, len(options)) if keeps else None
+        module = self.walk.rewritten.get_submodule(entry.site.name)
+        if effects is not None:
+            self.walk.pass_over(entry.site, module)
+            return _surveyed(entry, options, effects)
+        try:
+            effects = self._measured(entry, options)
+        except FitError:  # nothing else can be tried there; the rewriting that follows says whether the option can be
+            return replace(entry, options=tuple(options[:1]), must_change=True)
+        finally:
+            self.walk.replace(entry.site, module)
+        if keeps:
+            self.work.cache.put("swap", asked, effects, {})
+        return _surveyed(entry, options, effects)
+
+    @cached_property
+    def _evaluator(self) -> Evaluator:
+        """Made when it is first asked for, as it runs the model."""
+        work = self.work
+        return Evaluator.of(work.prepared.model, self.walk, work.data, meanings=work.evaluation.meanings)
+
+    def _known(self, asked: object, count: int) -> list[float] | None:
+        """Those of an earlier run: one for each of ``count`` options, or for the first alone."""
+        entry = self.work.cache.get("swap", asked)
+        if entry is None or entry.tensors or not isinstance(entry.facts, list) or len(entry.facts) not in (1, count):
+            return None
+        usable = all(isinstance(effect, float) and isfinite(effect) for effect in entry.facts)
+        return entry.facts if usable else None
+
+    def _measured(self, entry: Surveyed, options: Sequence[Scored]) -> list[float]:
+        """That of every option; of the first alone where no input gets to the site."""
+        work, site = self.work, entry.site
+        site_fit = SiteFit.of(self.walk, site, work.data, work.weights, work.settings.seed, work.watch)
+        effects = []
+        for scored in options if site_fit.reached else options[:1]:
+            option = scored.candidate.option
+            structure = work.prepared.structures[option.structure]
+            with work.watch.timed("solves"), site_fit.solving_threads():
+                fitted = site_fit.fit(structure, option, iterations=site_fit.effort(THOROUGH.iterations))
+            with work.watch.timed("effects"), torch.no_grad():
+                effects.append(self._evaluator.effect(site, site_fit.build(structure, option, fitted)))
+        return effects
+
+
+def _surveyed(entry: Surveyed, options: Sequence[Scored], effects: Sequence[float]) -> Surveyed:
     # Only sites that are rewritten take part, each by its difference: the knapsack does not mind a common constant, but
     # to keep the site as it was must stay out of it.
-    told = [replace(scored, effect=effect) for scored, effect in zip(options, effects, strict=True)]
+    told = [replace(scored, effect=effect) for scored, effect in zip(options, effects, strict=False)]
     return replace(entry, options=tuple(told), must_change=True)
 
 
@@ -121,3 +165,7 @@ def _neighbours(entry: Surveyed, chosen: Scored, resources: Sequence[str]) -> li
                 best = min(near, key=lambda s: s.effect * s.costs.of(resource))
                 found[best.candidate.option] = best
     return list(found.values())
+
+
+def _digest_of(model: nn.Module) -> str:
+    return tensors_digest({name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)})

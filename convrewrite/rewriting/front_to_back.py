@@ -11,33 +11,13 @@ from dataclasses import dataclass
 from torch import nn
 
 from convrewrite.errors import FitError
-from convrewrite.graph import Site
+from convrewrite.fitting import Fit
+from convrewrite.rewriting.kept_fits import KeptFits
+from convrewrite.rewriting.outcomes import Outcome
 from convrewrite.rewriting.propagation import Propagation
 from convrewrite.rewriting.site_fit import UNREACHED, SiteFit, require_memory
 from convrewrite.rewriting.work import Work
-from convrewrite.rules import Candidate, Shortlist
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one site: the option and its relative output error, or the reason why it is kept.
-
-    ``positions``: how many of its inputs' patches the option was fitted on, and ``fit_error`` the error on these; None
-    without inputs.
-    """
-
-    site: Site
-    candidate: Candidate | None
-    error: float | None = None
-    reason: str | None = None
-    positions: int | None = None
-    fit_error: float | None = None
-
-    @property
-    def unknowns(self) -> int:
-        """Numbers in a patch of one group: what a filter of the site has to be told from its positions."""
-        _, channels, height, width = self.site.spec.kernel_shape
-        return channels * height * width
+from convrewrite.rules import Shortlist
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +35,7 @@ def rewrite(work: Work, shortlists: Sequence[Shortlist]) -> Rewritten:
     if data.kind != "weights only":
         require_memory(active, memory)
     walk = Propagation(prepared.model, prepared.traced, active, (*data.fit, *data.held_out), memory)
-    outcomes: list[Outcome] = []
+    kept, outcomes = KeptFits.of(work.cache, prepared.structures, shortlists), list[Outcome]()
     try:
         for shortlist in shortlists:
             if not shortlist.candidates:
@@ -63,10 +43,7 @@ def rewrite(work: Work, shortlists: Sequence[Shortlist]) -> Rewritten:
                 continue
             done = sum(1 for outcome in outcomes if outcome.site in active)
             work.progress("fit", done, len(active), shortlist.site.name)
-            try:
-                outcomes.append(_rewrite_site(walk, shortlist, work))
-            except FitError as error:
-                outcomes.append(Outcome(shortlist.site, None, reason=error.reason))
+            outcomes.append(_outcome_at(walk, shortlist, work, kept))
             work.progress("fit", done + 1, len(active), _summary(outcomes[-1]))
     finally:
         walk.close()
@@ -79,12 +56,37 @@ def _summary(outcome: Outcome) -> str:
     return f"{outcome.site.name}: {outcome.candidate.option.structure}, error {outcome.error:.2%}"
 
 
-def _rewrite_site(walk: Propagation, shortlist: Shortlist, work: Work) -> Outcome:
+def _outcome_at(walk: Propagation, shortlist: Shortlist, work: Work, kept: KeptFits) -> Outcome:
+    """What becomes of a site, from an earlier run where that is kept; both networks stand behind it then."""
+    known = kept.find(shortlist)
+    if known is not None:
+        _put_again(walk, work, *known)
+        return known[0]
+    try:
+        outcome, found = _rewrite_site(walk, shortlist, work)
+    except FitError as error:
+        outcome, found = Outcome(shortlist.site, None, reason=error.reason), None
+    kept.keep(shortlist, outcome, found)
+    return outcome
+
+
+def _put_again(walk: Propagation, work: Work, outcome: Outcome, found: Fit | None) -> None:
+    """What an earlier run put in place, put in place as it did."""
+    if outcome.candidate is None or found is None:
+        walk.pass_over(outcome.site)
+        return
+    site_fit, option = SiteFit.bare(walk, outcome.site, work.data, work.settings.seed), outcome.candidate.option
+    structure = work.prepared.structures[option.structure]
+    stand_in = None if outcome.positions is None else site_fit.merged(structure, option, found)
+    walk.pass_over(outcome.site, site_fit.build(structure, option, found), stand_in)
+
+
+def _rewrite_site(walk: Propagation, shortlist: Shortlist, work: Work) -> tuple[Outcome, Fit | None]:
     """Fit every candidate, put the best in place. A site where all break their rules' error limits is kept."""
     structures, watch = work.prepared.structures, work.watch
     site_fit = SiteFit.of(walk, shortlist.site, work.data, work.weights, work.settings.seed, watch)
     if not site_fit.reached:
-        return Outcome(shortlist.site, None, reason=UNREACHED)
+        return Outcome(shortlist.site, None, reason=UNREACHED), None
     with watch.timed("solves"), site_fit.solving_threads():
         fits = site_fit.fit_all(shortlist.candidates, structures)
     within = [
@@ -95,7 +97,7 @@ def _rewrite_site(walk: Propagation, shortlist: Shortlist, work: Work) -> Outcom
     if not within:
         least = min(found.error for _, found in fits)
         reason = f"every option's output error exceeds the rule's limit; the least is {least:.3g}"
-        return Outcome(shortlist.site, None, reason=reason)
+        return Outcome(shortlist.site, None, reason=reason), None
     with watch.timed("solves"), site_fit.solving_threads():
         candidate, best = site_fit.best_of(within, structures)
     structure, option = structures[candidate.option.structure], candidate.option
@@ -104,4 +106,4 @@ def _rewrite_site(walk: Propagation, shortlist: Shortlist, work: Work) -> Outcom
     walk.replace(shortlist.site, site_fit.build(structure, option, best), stand_in)
     positions = site_fit.seen[0].count if site_fit.seen else None
     fit_error = site_fit.fit_error(structure, option, best)
-    return Outcome(shortlist.site, candidate, best.error, positions=positions, fit_error=fit_error)
+    return Outcome(shortlist.site, candidate, best.error, positions=positions, fit_error=fit_error), best

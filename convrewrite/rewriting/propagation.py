@@ -39,6 +39,7 @@ class Propagation:
         self.batches = len(batches)
         self.examples = [len(inputs[0]) for inputs in batches]
         self._streams: Streams | None = None
+        self._passed: list[tuple[Site, nn.Module | None]] = []
         if traced.whole is not None:
             self._streams = Streams(traced.whole, sites, batches, memory)
             for site in sites:
@@ -50,7 +51,7 @@ class Propagation:
     def samples(self, site: Site) -> Iterator[Sample]:
         """One sample per batch and call, as often as wanted until :meth:`replace` is called for this site."""
         mixture = _mixture(self.model, site)
-        if self._streams is not None and self._streams.advance(site.name):
+        if self._streams is not None and self._at(self._streams, site):
             return self._streams.samples(site, mixture)
         return self._rerun(site, mixture)
 
@@ -61,14 +62,14 @@ class Propagation:
 
     def rectified(self, site: Site) -> bool:
         """Whether nothing but a ReLU sees the output of this site, or of the sum its samples' skips belong to."""
-        return self._streams is not None and self._streams.advance(site.name) and self._streams.rectified(site)
+        return self._streams is not None and self._at(self._streams, site) and self._streams.rectified(site)
 
     def outputs(self, site: Site, module: nn.Module, batches: Sequence[int]) -> Iterator[Any]:
         """What the rewritten network gives for these batches with ``module`` at the site, which it does not keep.
 
         Only what lies behind the site is run, where the graph of the whole model shows what that is.
         """
-        if self._streams is not None and self._streams.advance(site.name):
+        if self._streams is not None and self._at(self._streams, site):
             for index in batches:
                 yield self._streams.finish(index, site, module)
             return
@@ -82,6 +83,24 @@ class Propagation:
         replace_site(self.rewritten, site, module)
         if self._streams is not None:
             self._streams.replace(site, stand_in or module)
+
+    def pass_over(self, site: Site, module: nn.Module | None = None, stand_in: nn.Module | None = None) -> None:
+        """As if the site's samples had been taken, and ``module``, if there is one, put in its place. Nothing runs before a site
+        behind it asks for samples, and no site may be left for good."""
+        if module is not None:
+            replace_site(self.rewritten, site, module)
+        self._passed.append((site, stand_in or module))
+
+    def _at(self, streams: Streams, site: Site) -> bool:
+        """Run the streams to a site; those that were passed over leave in them what they would have left."""
+        passed, self._passed = self._passed, []
+        for other, module in passed:
+            if streams.advance(other.name):
+                for _ in streams.samples(other, _mixture(self.model, other)):
+                    pass
+            if module is not None:
+                streams.replace(other, module)
+        return streams.advance(site.name)
 
     def close(self) -> None:
         """Let go of the activations, on disk too."""

@@ -96,13 +96,18 @@ class SiteFit:
 
         ``weights`` are those of the outputs, by site: see :mod:`convrewrite.rewriting.output_weighting`.
         """
+        with solving(site.name):
+            roots = roots_of(weights, site)
+        bare = replace(cls.bare(walk, site, calibration, seed), roots=roots)
+        return bare if calibration.kind == "weights only" else bare._with_moments(watch)
+
+    @classmethod
+    def bare(cls, walk: Propagation, site: Site, calibration: Calibration, seed: int) -> "SiteFit":
+        """The site alone, whose options can be built and not fitted."""
         kernel, bias = folded_kernel(walk.model, site)
         like = walk.model.get_submodule(site.name).weight
         assert isinstance(like, Tensor)
-        with solving(site.name):
-            roots = roots_of(weights, site)
-        bare = cls(walk, site, kernel, bias, like, len(calibration.fit), seed, roots)
-        return bare if calibration.kind == "weights only" else bare._with_moments(watch)
+        return cls(walk, site, kernel, bias, like, len(calibration.fit), seed, (None,) * site.spec.groups)
 
     @contextmanager
     def solving_threads(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from convrewrite.meanings import Evaluation
 from convrewrite.progress import Progress, Stopwatch
 from convrewrite.rules import Rule, SearchSpace
 from convrewrite.settings import Settings
+from convrewrite.stored import NOTHING_KEPT, RunCache
 from convrewrite.structures import Structure
 
 
@@ -48,8 +49,8 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The model and its sites, the inputs, what the result is evaluated on, the weights of the sites' outputs, how to work, and
-    whom to tell."""
+    """The model and its sites, the inputs, what the result is evaluated on, the weights of the sites' outputs, how to work,
+    whom to tell, and what earlier runs left."""
 
     prepared: Prepared
     data: Calibration
@@ -58,3 +59,4 @@ class Work:
     settings: Settings
     progress: Progress
     watch: Stopwatch
+    cache: RunCache = NOTHING_KEPT

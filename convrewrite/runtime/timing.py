@@ -63,6 +63,11 @@ class RuntimeTimer:
     cache: TimingCache | None = None
     target: Target = ONNXRUNTIME
 
+    @property
+    def lasting(self) -> str:
+        """Whose times these are, where they may be kept from run to run, as other timers do not say."""
+        return f"{self.target.name} {self.target.version()}"
+
     def on(self, target: Target) -> "RuntimeTimer":
         """See :class:`Timer`."""
         return replace(self, target=target)

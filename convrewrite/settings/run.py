@@ -57,6 +57,8 @@ class Settings:
             takes gradients of the original model. False: all count alike.
         timeout: seconds that an ONNX file may take to open, and again to run once, in a process of its own.
         measure: False leaves out export, parity and latency.
+        resume: take the survey and the fits that earlier runs of the same model left in the user's cache folder, an interrupted
+            one or one within another budget, and leave those of this run. The result is the same with them and without.
         runtime: where the result is to run, ``NAME`` or ``NAME:option``: what is timed, and where parity must hold besides
             onnxruntime (docs/runtimes.md).
         timings: a file of times that ``convrewrite profile`` wrote on another machine: options are chosen by it, and the
@@ -140,6 +142,14 @@ class Settings:
             help="Export to ONNX, check parity and time; without it outputs are compared.",
         ),
     )
+    resume: bool = field(
+        default=True,
+        metadata=flag(
+            "--resume/--no-resume",
+            kind=bool,
+            help="Take over what an interrupted run, or one within another budget, found out already; or not.",
+        ),
+    )
     runtime: str = field(
         default=DEFAULT,
         metadata=flag(
@@ -206,6 +216,7 @@ class WorkOptions(TypedDict, total=False):
     refine: bool | None
     timeout: float
     measure: bool
+    resume: bool
     runtime: str
     timings: str | None
     timer: "Timer | None"

@@ -1,17 +1,22 @@
-"""What files hold, read within limits: arrays, archives, pickles. Knows no model."""
+"""What files hold, read within limits: arrays, archives, pickles, results of earlier runs. Knows no model."""
 
 from convrewrite.stored.arrays import Archive, StoredArray, map_array, require_numbers, require_room
 from convrewrite.stored.bounds import ExcessiveError, ForbiddenError, ForbiddenNameError
 from convrewrite.stored.numbers import NUMPY
+from convrewrite.stored.result_cache import NOTHING_KEPT, Entry, ResultCache, RunCache, tensors_digest
 from convrewrite.stored.unpickling import LEGACY_MAGIC, is_base, names_asked, read_pickle
 
 __all__ = [
     "LEGACY_MAGIC",
+    "NOTHING_KEPT",
     "NUMPY",
     "Archive",
+    "Entry",
     "ExcessiveError",
     "ForbiddenError",
     "ForbiddenNameError",
+    "ResultCache",
+    "RunCache",
     "StoredArray",
     "is_base",
     "map_array",
@@ -19,4 +24,5 @@ __all__ = [
     "read_pickle",
     "require_numbers",
     "require_room",
+    "tensors_digest",
 ]

@@ -5,7 +5,7 @@ from convrewrite.tuning.distilling import Distilled, Training
 from convrewrite.tuning.examples import Augment
 from convrewrite.tuning.pace import Pace
 from convrewrite.tuning.processes import OneProcess, Processes, accelerated
-from convrewrite.tuning.refining import Refinement, refine
+from convrewrite.tuning.refining import Refined, Refinement, refine
 from convrewrite.tuning.tasks import Given, keeps_outputs, task_of
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Pace",
     "Point",
     "Processes",
+    "Refined",
     "Refinement",
     "Training",
     "accelerated",

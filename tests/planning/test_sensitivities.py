@@ -25,8 +25,9 @@ from convrewrite.planning import candidates, sensitivities
 from convrewrite.planning.allocation import allocate
 from convrewrite.planning.costs import Timed
 from convrewrite.planning.curves import Surveyed
+from convrewrite.planning.effort import FAST, THOROUGH, Effort, fewer
 from convrewrite.planning.latency_table import LatencyTable, aligned
-from convrewrite.planning.sensitivities import FAST, THOROUGH, Effort, Evaluator, survey
+from convrewrite.planning.sensitivities import Evaluator, survey
 from convrewrite.rewriting.site_fit import SiteFit
 from convrewrite.rewriting.surgery import replace_site
 from convrewrite.rules.options import search_spaces
@@ -234,9 +235,9 @@ def test_fast_lives_on_no_fewer_inputs_than_the_largest_site_needs(count: int, e
     x = torch.zeros(count + 4, 80, 6, 6)
     sites = find_sites(model, (x[:1],), trace(model))
     calibration = Calibration(((x[:count],),), ((x[count:],),), "data", "a test")
-    fewer = sensitivities._fewer(calibration, FAST, sites)
-    assert fewer.fitted_on == expected
-    assert sensitivities._fewer(calibration, FAST, ()).fitted_on == FAST.inputs == 64
+    few = fewer(calibration, FAST, sites)
+    assert few.fitted_on == expected
+    assert fewer(calibration, FAST, ()).fitted_on == FAST.inputs == 64
 
 
 # --- a clock that lies

@@ -15,7 +15,8 @@ from convrewrite.planning import swaps
 from convrewrite.planning.allocation import Allocation, FittedPlan, allocate
 from convrewrite.planning.costs import Counted
 from convrewrite.planning.curves import Surveyed
-from convrewrite.planning.sensitivities import FAST, survey
+from convrewrite.planning.effort import FAST
+from convrewrite.planning.sensitivities import survey
 from convrewrite.planning.swaps import evaluate, swap
 from convrewrite.progress import Stopwatch
 from convrewrite.rewriting.front_to_back import Rewritten, rewrite

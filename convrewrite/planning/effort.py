@@ -1,0 +1,81 @@
+"""How much a survey measures, and on how many of the inputs."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from convrewrite.calibration import Calibration
+from convrewrite.fitting import ENOUGH_POSITIONS
+from convrewrite.graph import Site
+from convrewrite.inputs import Inputs
+
+LEAST_EXAMPLES = 32
+
+ENOUGH = 1 << 22
+"""Numbers of input that effects are measured on, where that is more than ``LEAST_EXAMPLES``: 27 images of 3 x 224 x 224."""
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is measured: ``ranks`` fitted per rank range, ``measured`` of them through the rest of the model, on at most
+    ``examples`` held-out inputs; ``iterations`` of refinement for each fit; ``inputs`` to fit on, None for all, more where the
+    largest site needs more.
+
+    At large sites, where a fit takes seconds, rough fits of ``large_ranks`` of at most ``large_variants`` of a structure; those
+    that compete are refined for ``large_iterations``, where few outputs make that cheap.
+    """
+
+    ranks: int = 4
+    large_ranks: int = 2
+    large_variants: int = 3
+    measured: int = 3
+    iterations: int = 10
+    large_iterations: int = 40
+    examples: int = 512
+    inputs: int | None = None
+    rounds: int = 15
+
+
+THOROUGH = Effort()
+FAST = Effort(
+    ranks=2,
+    large_ranks=1,
+    large_variants=1,
+    measured=1,
+    iterations=0,
+    large_iterations=10,
+    examples=16,
+    inputs=64,
+    rounds=7,
+)
+
+
+def fewer(calibration: Calibration, effort: Effort, sites: Sequence[Site]) -> Calibration:
+    """The calibration with as many inputs as the effort allows, to fit on and to measure effects on; at every site there are
+    enough positions per unknown, if all inputs together have them."""
+    fit = calibration.fit
+    if effort.inputs is not None:
+        fit = _first(fit, max([effort.inputs, *(_needed(site) for site in sites)]))
+    if not calibration.held_out:
+        return replace(calibration, fit=fit)
+    enough = max(LEAST_EXAMPLES, ENOUGH // calibration.held_out[0][0][0].numel())
+    return replace(calibration, fit=fit, held_out=_first(calibration.held_out, min(effort.examples, enough)))
+
+
+def _needed(site: Site) -> int:
+    """Examples that have ``ENOUGH_POSITIONS`` for each number in a patch of the site."""
+    spec = site.folded_spec
+    sizes = (spec.output_size(size) for size in site.input_sizes)
+    positions = sum(height * width for height, width in sizes)
+    _, channels, height, width = spec.kernel_shape
+    return math.ceil(ENOUGH_POSITIONS * channels * height * width / max(1, positions))
+
+
+def _first(batches: Sequence[Inputs], count: int) -> tuple[Inputs, ...]:
+    """Whole batches and a part of the last one, ``count`` examples in all."""
+    found: list[Inputs] = []
+    for batch in batches:
+        if count > 0:
+            found.append(tuple(tensor[:count] for tensor in batch))
+        count -= len(batch[0])
+    return tuple(found)

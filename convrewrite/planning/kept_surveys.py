@@ -1,0 +1,177 @@
+"""Surveys of sites that are kept from run to run: a budget decides what is chosen from a survey, and nothing in it.
+
+A site's survey depends on the run's context (:mod:`convrewrite.rewriting.kept_fits`), on what the rules allow there, on how much
+is measured, on which sites are surveyed, on what refinement was seen to gain before it, and, where speed counts, on the machine.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from convrewrite.planning.costs import seconds_of
+from convrewrite.planning.curves import Dropped, Scored, Surveyed
+from convrewrite.planning.latency_table import LatencyTable
+from convrewrite.rewriting import keepable
+from convrewrite.rules import Candidate, RankRange, SearchSpace, cost_of
+from convrewrite.stored import RunCache
+from convrewrite.structures import lowerings
+
+Gains = Mapping[str, Sequence[float]]
+"""What refinement left of the error of first fits, by structure, in the order it was learned."""
+
+NotNegative = Annotated[float, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0)]
+Reason = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class _Named(_Part):
+    """A candidate by the position of its rank range at the site, its rank and its lowering."""
+
+    range: int = Field(ge=0)
+    rank: int = Field(ge=1)
+    lowering: str
+    seconds: Seconds | None = None
+
+
+class _Option(_Named):
+    error: NotNegative
+    effect: NotNegative
+    measured: bool
+
+
+class _Dropped(_Named):
+    error: NotNegative | None
+    reason: Reason
+
+
+class _Kept(_Part):
+    """The survey of one site, and what is known of refinement behind it."""
+
+    options: list[_Option]
+    dropped: list[_Dropped]
+    seconds: Seconds | None
+    reason: Reason | None
+    gains: dict[str, list[Annotated[float, Field(ge=0, le=1)]]]
+
+
+@dataclass(frozen=True, slots=True)
+class KeptSurveys:
+    """The surveys of one run; ``asked``: what all of them are asked alike. ``keeps``: whether times, if any, are those of a
+    machine that can be named."""
+
+    cache: RunCache
+    asked: tuple[Any, ...]
+    timed: bool
+    keeps: bool
+
+    @classmethod
+    def of(
+        cls, cache: RunCache, effort: Any, latency_table: LatencyTable | None, active: Sequence[str]
+    ) -> "KeptSurveys":
+        """``effort`` is how much is measured, a dataclass."""
+        table = latency_table
+        lasting = "" if table is None else getattr(table.timer, "lasting", "")
+        times = None if table is None else (table.threads, table.rounds, lasting)
+        keeps = table is None or bool(lasting)
+        return cls(cache, (asdict(effort), times, list(active)), table is not None, keeps)
+
+    def find(self, space: SearchSpace, gains: Gains) -> tuple[Surveyed, Gains] | None:
+        """The survey of this site and the gains known behind it, if they are kept and fit what the rules allow there."""
+        entry = self.cache.get("survey", self._asked(space, gains)) if self._keeps(space) else None
+        if entry is None or entry.tensors:
+            return None
+        try:
+            return self._restored(space, _Kept.model_validate(entry.facts))
+        except (ValidationError, ValueError, LookupError):
+            return None
+
+    def keep(self, space: SearchSpace, gains: Gains, found: Surveyed, behind: Gains) -> None:
+        """Keep the survey of a site: ``gains`` are those known before it, ``behind`` those after it."""
+        if not self._keeps(space):
+            return
+        options = [
+            {
+                "error": s.error,
+                "effect": s.effect,
+                "measured": s.measured,
+                **_named(space, s.candidate, seconds_of(s.costs)),
+            }
+            for s in found.options
+        ]
+        dropped = [
+            {"error": d.error, "reason": d.reason, **_named(space, d.candidate, d.seconds)} for d in found.dropped
+        ]
+        facts = {"options": options, "dropped": dropped, "seconds": found.seconds, "reason": found.reason}
+        self.cache.put("survey", self._asked(space, gains), facts | {"gains": _plain(behind)}, {})
+
+    def _restored(self, space: SearchSpace, kept: _Kept) -> tuple[Surveyed, Gains]:
+        """Raises ValueError and LookupError for what the site cannot have."""
+        times = [kept.seconds, *(option.seconds for option in kept.options)]
+        if any((seconds is not None) != self.timed for seconds in times) or bool(kept.options) == bool(kept.reason):
+            raise ValueError("expected the times of all options or of none, and a reason where there is none")
+        options = []
+        for told in kept.options:
+            scored = Scored(_candidate(space, told), told.error, told.effect, told.measured)
+            options.append(scored if told.seconds is None else scored.timed(told.seconds))
+        dropped = tuple(
+            Dropped(_candidate(space, told), told.error, told.reason, told.seconds) for told in kept.dropped
+        )
+        return Surveyed(space.site, tuple(options), dropped, kept.seconds, kept.reason), kept.gains
+
+    def _asked(self, space: SearchSpace, gains: Gains) -> tuple[Any, ...]:
+        ranges = [
+            (
+                r.rule.name,
+                r.rule.require.model_dump(),
+                r.structure.name,
+                sorted(r.variant.items()),
+                [r.ranks[0], r.ranks[-1], len(r.ranks)],
+            )
+            for r in space.rank_ranges
+        ]
+        return (*self.asked, space.site.name, ranges, _plain(gains))
+
+    def _keeps(self, space: SearchSpace) -> bool:
+        return self.keeps and keepable([rank_range.structure for rank_range in space.rank_ranges])
+
+
+def _named(space: SearchSpace, candidate: Candidate, seconds: float | None) -> dict[str, object]:
+    """The fields of a :class:`_Named`."""
+    rank = int(candidate.option.parameters["rank"])
+    position = next(i for i, rank_range in enumerate(space.rank_ranges) if _of(rank_range, candidate))
+    return {"range": position, "rank": rank, "lowering": candidate.option.lowering, "seconds": seconds}
+
+
+def _of(rank_range: RankRange, candidate: Candidate) -> bool:
+    option = candidate.option
+    variant = {name: value for name, value in option.parameters.items() if name != "rank"}
+    return (
+        rank_range.rule is candidate.rule
+        and rank_range.structure.name == option.structure
+        and dict(rank_range.variant) == variant
+    )
+
+
+def _candidate(space: SearchSpace, told: _Named) -> Candidate:
+    """The candidate that is named; raises LookupError for one that there is not."""
+    rank_range = space.rank_ranges[told.range]
+    if told.rank not in rank_range.ranks:
+        raise LookupError(told.rank)
+    candidate, structure = rank_range.at(told.rank), rank_range.structure
+    if candidate.option.lowering == told.lowering:
+        return candidate
+    stages = structure.stages(space.site.folded_spec.per_group, candidate.option.parameters)
+    if told.lowering not in lowerings(stages):
+        raise LookupError(told.lowering)
+    option = replace(candidate.option, lowering=told.lowering)
+    return replace(candidate, option=option, cost=cost_of(space.site, option, structure))
+
+
+def _plain(gains: Gains) -> dict[str, list[float]]:
+    return {name: list(ratios) for name, ratios in gains.items()}

@@ -1,0 +1,190 @@
+"""Fits of sites that are kept from run to run: what they depend on, and what of them is believed.
+
+A fit depends on the model, the inputs, the settings and the versions (the *context*), and on all that was put in place before it.
+Of two runs that ask the same of the same model up to a site, the second takes that site's fit from the first, byte for byte.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, fx
+
+import convrewrite
+from convrewrite.calibration import Calibration
+from convrewrite.fitting import Fit
+from convrewrite.graph import Site
+from convrewrite.inputs import Inputs
+from convrewrite.machine import processor
+from convrewrite.meanings import Evaluation
+from convrewrite.modules import named_outputs, run
+from convrewrite.rewriting.outcomes import Outcome
+from convrewrite.rewriting.work import Prepared
+from convrewrite.rules import Candidate, Shortlist
+from convrewrite.settings import Settings
+from convrewrite.stored import ResultCache, RunCache, tensors_digest
+from convrewrite.structures import Structure
+
+WITHOUT_EFFECT = frozenset(
+    {"budget", "keep", "outputs", "fast", "refine", "threads", "timeout", "measure", "timer", "resume"}
+)
+"""Settings that no fit depends on, or that are among the facts in another form."""
+
+PACKAGES = ("torch", "numpy", "scipy", "onnxruntime")
+
+BUILT_IN = "convrewrite.structures."
+"""Where the structures are whose fits are kept: of any other one it is not known when its code changed."""
+
+
+def run_cache_of(
+    prepared: Prepared, data: Calibration, evaluation: Evaluation, weights: Mapping[str, Tensor], settings: Settings
+) -> RunCache:
+    """Where this run keeps its results; without effect where it is not to, or where there is no room."""
+    cache = ResultCache() if settings.resume else None
+    if cache is None or not cache.keeps:
+        return RunCache()
+    options = {entry.name: getattr(settings, entry.name) for entry in fields(settings)}
+    facts = {
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "code": _code_digest(),
+        "processor": (processor()[0], torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()),
+        "settings": {name: repr(value) for name, value in options.items() if name not in WITHOUT_EFFECT},
+        "model": _model_facts(prepared),
+        "data": (data.kind, _inputs_digest(data.fit), _inputs_digest(data.held_out)),
+        "evaluation": (_inputs_digest(evaluation.batches), evaluation.noise, repr(dict(evaluation.meanings))),
+        "weights": tensors_digest(weights),
+    }
+    return RunCache(cache, hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest())
+
+
+def _code_digest() -> str:
+    """Of the sources of this package: what other code computed is never taken for its own."""
+    found = hashlib.sha256()
+    folder = Path(convrewrite.__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        found.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+def _model_facts(prepared: Prepared) -> tuple[object, ...]:
+    """What it is called, holds, does in which order, and gives for the example: weights alone do not say what uses them."""
+    model, whole = prepared.model, prepared.traced.whole
+    state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    nodes = () if whole is None else tuple(_node_facts(node) for node in whole.graph.nodes)
+    outputs = named_outputs(run(model, prepared.inputs))
+    return repr(model), tensors_digest(state), nodes, tensors_digest(outputs), [repr(site) for site in prepared.sites]
+
+
+def _node_facts(node: fx.Node) -> str:
+    target = node.target
+    name = target if isinstance(target, str) else f"{target.__module__}.{getattr(target, '__qualname__', target)}"
+    return f"{node.op} {node.name} {name} {node.args} {node.kwargs}"
+
+
+def _inputs_digest(batches: Sequence[Inputs]) -> str:
+    return tensors_digest({f"{b}.{i}": tensor for b, batch in enumerate(batches) for i, tensor in enumerate(batch)})
+
+
+def keepable(structures: Sequence[Structure]) -> bool:
+    """Whether fits of these structures are kept."""
+    return all(type(structure).__module__.startswith(BUILT_IN) for structure in structures)
+
+
+def candidate_facts(candidate: Candidate) -> object:
+    """What a fit of a candidate depends on: the option, and the error that its rule allows."""
+    option = candidate.option
+    return option.structure, option.setting, option.lowering, candidate.rule.require.max_output_error
+
+
+def stage_shapes(site: Site, candidate: Candidate, structure: Structure) -> list[tuple[int, ...]]:
+    """The shapes of a candidate's stage kernels, groups joined."""
+    spec = site.folded_spec
+    shapes = [s.kernel_shape(spec.kernel_size) for s in structure.stages(spec.per_group, candidate.option.parameters)]
+    return [(spec.groups * outputs, *rest) for outputs, *rest in shapes]
+
+
+class _Kept(BaseModel):
+    """What became of a site, as it is kept: the position of its candidate among those it was fitted with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    chosen: int | None = Field(ge=0)
+    unexplained: float = Field(default=0.0, ge=0)
+    reason: str | None = Field(default=None, max_length=1000, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")
+    positions: int | None = Field(default=None, ge=0)
+    fit_error: float | None = Field(default=None, ge=0)
+
+
+@dataclass(slots=True)
+class KeptFits:
+    """The fits of one rewriting, from the first site to the last; ``before`` stands for all that was put in place so far."""
+
+    cache: RunCache
+    structures: dict[str, Structure]
+    before: str
+
+    @classmethod
+    def of(cls, cache: RunCache, structures: dict[str, Structure], shortlists: Sequence[Shortlist]) -> "KeptFits":
+        """Before the first site."""
+        return cls(cache, structures, json.dumps([s.site.name for s in shortlists if s.candidates]))
+
+    def find(self, shortlist: Shortlist) -> tuple[Outcome, Fit | None] | None:
+        """What became of this site in an earlier run, if that is kept, and fits what the site can become."""
+        self.before = hashlib.sha256(json.dumps([self.before, *self._asked(shortlist)]).encode()).hexdigest()
+        entry = self.cache.get("fit", self.before)
+        if entry is None or not self._keeps(shortlist):
+            return None
+        try:
+            kept = _Kept.model_validate(entry.facts)
+            return self._restored(shortlist, kept, entry.tensors)
+        except (ValidationError, KeyError, IndexError, ValueError, TypeError):
+            return None
+
+    def keep(self, shortlist: Shortlist, outcome: Outcome, found: Fit | None) -> None:
+        """Keep what became of the site that was asked for last."""
+        if not self._keeps(shortlist) or (found is not None and not bool(torch.isfinite(found.bias).all())):
+            return
+        chosen = None if outcome.candidate is None else shortlist.candidates.index(outcome.candidate)
+        kept = {
+            "chosen": chosen,
+            "unexplained": 0.0 if found is None else found.unexplained,
+            "reason": outcome.reason,
+            "positions": outcome.positions,
+            "fit_error": outcome.fit_error,
+        }
+        tensors = {} if found is None else {"bias": found.bias, **{str(i): k for i, k in enumerate(found.kernels)}}
+        self.cache.put("fit", self.before, kept, tensors)
+
+    def _restored(
+        self, shortlist: Shortlist, kept: _Kept, tensors: Mapping[str, Tensor]
+    ) -> tuple[Outcome, Fit | None] | None:
+        site = shortlist.site
+        if kept.chosen is None:
+            return None if kept.reason is None or tensors else (Outcome(site, None, reason=kept.reason), None)
+        candidate = shortlist.candidates[kept.chosen]
+        shapes = stage_shapes(site, candidate, self.structures[candidate.option.structure])
+        wanted = {"bias": (site.spec.out_channels,), **{str(i): shape for i, shape in enumerate(shapes)}}
+        if kept.reason is not None or not _fits(tensors, wanted):
+            return None
+        found = Fit(tuple(tensors[str(i)] for i in range(len(shapes))), tensors["bias"], kept.unexplained)
+        outcome = Outcome(site, candidate, found.error, positions=kept.positions, fit_error=kept.fit_error)
+        return outcome, found
+
+    def _asked(self, shortlist: Shortlist) -> tuple[object, ...]:
+        return (shortlist.site.name, [candidate_facts(candidate) for candidate in shortlist.candidates])
+
+    def _keeps(self, shortlist: Shortlist) -> bool:
+        return keepable([self.structures[candidate.option.structure] for candidate in shortlist.candidates])
+
+
+def _fits(tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether these are the tensors that are wanted: names, shapes, float64, finite."""
+    return tensors.keys() == wanted.keys() and all(
+        tuple(tensor.shape) == wanted[name] and tensor.dtype == torch.float64 and bool(torch.isfinite(tensor).all())
+        for name, tensor in tensors.items()
+    )

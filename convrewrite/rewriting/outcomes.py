@@ -1,0 +1,28 @@
+"""What became of the sites of a model."""
+
+from dataclasses import dataclass
+
+from convrewrite.graph import Site
+from convrewrite.rules import Candidate
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one site: the option and its relative output error, or the reason why it is kept.
+
+    ``positions``: how many of its inputs' patches the option was fitted on, and ``fit_error`` the error on these; None
+    without inputs.
+    """
+
+    site: Site
+    candidate: Candidate | None
+    error: float | None = None
+    reason: str | None = None
+    positions: int | None = None
+    fit_error: float | None = None
+
+    @property
+    def unknowns(self) -> int:
+        """Numbers in a patch of one group: what a filter of the site has to be told from its positions."""
+        _, channels, height, width = self.site.spec.kernel_shape
+        return channels * height * width

@@ -1,0 +1,180 @@
+"""Results that outlive a run: a cache on disk, so that an interrupted run goes on and a second one repeats nothing.
+
+An entry is one safetensors file. Its name is a hash of its key, which names all that the entry depends on; its metadata holds
+that key, what is no tensor as JSON, and a checksum of all. Reading one runs no code and takes no more memory than the file is
+long. What comes out is still input: whoever asked compares every number and shape with what it must be.
+"""
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from convrewrite.errors import UsageError
+from convrewrite.folders import Scratch
+
+FOLDER_VARIABLE, LIMIT_VARIABLE = "CONVREWRITE_CACHE", "CONVREWRITE_CACHE_GB"
+
+LIMIT = 4.0
+"""GB that all entries may take together, unless ``CONVREWRITE_CACHE_GB`` says otherwise: a hundred plans of a ResNet-18."""
+
+LONGEST = 1 << 30
+"""Bytes of one entry: twice the kernels of the largest site of VGG-16, in float64, are a tenth of it."""
+
+FORMAT = "convrewrite.result/1"
+"""Key of the metadata; its number goes up whenever entries come to mean something else."""
+
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What was kept: ``facts``, any JSON, and tensors by name. Nothing of it is checked but that it is whole."""
+
+    facts: Any
+    tensors: Mapping[str, Tensor]
+
+
+class ResultCache:
+    """Entries on disk, in the user's cache folder (or ``CONVREWRITE_CACHE``), the oldest of which go when there are too many.
+
+    Files are put in place in one step, so several runs may share the folder. One that cannot be read, is broken, belongs to
+    another user or holds something else counts as missing; a folder that cannot be written leaves the cache without effect.
+    """
+
+    def __init__(self, folder: Path | None = None, limit: float | None = None) -> None:
+        """``limit`` in GB, as in :data:`LIMIT`. Raises UsageError where the environment states one that is no number."""
+        default = os.environ.get(FOLDER_VARIABLE) or platformdirs.user_cache_dir("convrewrite")
+        self.folder = folder if folder is not None else Path(default) / "results"
+        self._limit = int((_stated_limit() if limit is None else limit) * (1 << 30))
+
+    @property
+    def keeps(self) -> bool:
+        """Whether there is room for anything at all."""
+        return self._limit > 0
+
+    def get(self, key: str) -> Entry | None:
+        """What was kept under this key, if it is there and whole. It counts as new from now on."""
+        path = self._file(key)
+        try:
+            if not _is_own_file(path):
+                return None
+            with safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("key") != key or metadata.get("format") != FORMAT:
+                    return None
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+            if metadata.get("sum") != _sum(key, metadata.get("facts", ""), tensors):
+                return None
+            facts = json.loads(metadata["facts"], parse_constant=_refused)
+            os.utime(path)
+        except Exception:  # the library has errors of its own, and nothing that a file holds may end a run
+            return None
+        return Entry(facts, tensors)
+
+    def put(self, key: str, facts: Any, tensors: Mapping[str, Tensor]) -> None:
+        """Keep this under the key. It never raises for what a disk refuses."""
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        try:
+            text = json.dumps(facts, allow_nan=False)
+        except ValueError:  # numbers that overflowed are not worth keeping
+            return
+        size = len(text) + sum(tensor.numel() * tensor.element_size() for tensor in plain.values())
+        if size > min(LONGEST, self._limit):
+            return
+        with suppress(Exception):  # a full disk is told by the library in a way of its own
+            self.folder.mkdir(parents=True, exist_ok=True)
+            metadata = {"format": FORMAT, "key": key, "facts": text, "sum": _sum(key, text, plain)}
+            with Scratch(self.folder) as scratch:
+                made = scratch.path / f"result{SUFFIX}"
+                save_file(plain, str(made), metadata)
+                os.replace(made, self._file(key))
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Remove the oldest entries until what is left keeps to the limit."""
+        with os.scandir(self.folder) as found:
+            files = [(entry.stat(follow_symlinks=False), entry.path) for entry in found if entry.name.endswith(SUFFIX)]
+        used = sum(about.st_size for about, _ in files)
+        for about, path in sorted(files, key=lambda pair: pair[0].st_mtime_ns):
+            if used <= self._limit:
+                return
+            with suppress(OSError):
+                os.unlink(path)
+            used -= about.st_size
+
+    def _file(self, key: str) -> Path:
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}{SUFFIX}"
+
+
+@dataclass(frozen=True, slots=True)
+class RunCache:
+    """The entries of one run: ``context`` names all that everything in it depends on. ``cache`` None: nothing is kept."""
+
+    cache: ResultCache | None = None
+    context: str = ""
+
+    def get(self, kind: str, asked: Any) -> Entry | None:
+        """What was kept of this kind for what was asked."""
+        return None if self.cache is None else self.cache.get(self._key(kind, asked))
+
+    def put(self, kind: str, asked: Any, facts: Any, tensors: Mapping[str, Tensor]) -> None:
+        """Keep it."""
+        if self.cache is not None:
+            self.cache.put(self._key(kind, asked), facts, tensors)
+
+    def _key(self, kind: str, asked: Any) -> str:
+        return json.dumps({"kind": kind, "context": self.context, "asked": asked}, sort_keys=True)
+
+
+NOTHING_KEPT = RunCache()
+"""The cache of a run that finds nothing and keeps nothing."""
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of tensors with their names, dtypes, shapes and order in memory, by which rounding may differ."""
+    found = hashlib.blake2b(digest_size=20)
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.stride()}\n".encode())
+        plain = tensor.detach().cpu().contiguous()
+        found.update(plain.reshape(-1).view(torch.uint8).numpy().data if plain.numel() else b"")
+    return found.hexdigest()
+
+
+def _sum(key: str, facts: str, tensors: Mapping[str, Tensor]) -> str:
+    return hashlib.sha256(f"{FORMAT}\n{key}\n{facts}\n{tensors_digest(tensors)}".encode()).hexdigest()
+
+
+def _is_own_file(path: Path) -> bool:
+    """Whether it is an ordinary file, of a size that an entry has, which nobody but this user can have written."""
+    about = os.lstat(path)
+    owner = getattr(os, "getuid", partial(int, about.st_uid))()
+    closed = not about.st_mode & stat.S_IWOTH
+    return stat.S_ISREG(about.st_mode) and about.st_size <= LONGEST and about.st_uid == owner and closed
+
+
+def _refused(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _stated_limit() -> float:
+    text = os.environ.get(LIMIT_VARIABLE) or str(LIMIT)
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = -1.0
+    if not 0 <= limit < 1e6:
+        raise UsageError(f"{LIMIT_VARIABLE}: expected GB, as 4, or 0 to keep nothing, found {text[:40]!r}")
+    return limit

@@ -1,0 +1,276 @@
+"""A run goes on where another one was: with the same bytes, and whatever was put into the cache meanwhile."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from networks import natural, settled, state_bytes
+from torch import Tensor, nn
+
+from convrewrite import Plan, Result, optimize, plan
+from convrewrite.planning import choice
+from convrewrite.planning.allocation import FittedPlan
+from convrewrite.rewriting.site_fit import SiteFit
+from convrewrite.rules.schema import Protect, Rule
+from convrewrite.stored.result_cache import FOLDER_VARIABLE, LIMIT_VARIABLE, Entry, ResultCache
+from convrewrite.tuning import refining
+
+RULE = Rule(name="r", structures=("channel",), protect=Protect(stem=False, min_channels=0, min_mac_share=0), ratio=0.5)
+
+
+class Small(nn.Module):
+    """Three sites, a BatchNorm behind one, and a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm, self.third, self.head = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        x = torch.relu(x + self.norm(self.second(x)))
+        return self.head(torch.relu(self.third(x)).mean((2, 3)) * 9)
+
+
+@pytest.fixture(scope="module")
+def model() -> Small:
+    torch.manual_seed(0)
+    return settled(Small())
+
+
+@pytest.fixture(scope="module")
+def inputs() -> Tensor:
+    torch.manual_seed(1)
+    return natural(32, 3, 8, 8, torch.float32)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def always_swaps() -> Iterator[None]:
+    """Every plan seems to do more harm than its parts promised, so that its neighbours are looked at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice, "evaluate", lambda _, *fitted: FittedPlan(*fitted, math.inf))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(LIMIT_VARIABLE, "1")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refining, "LEAST_STEPS", 25)
+    monkeypatch.setattr(refining, "STEPS_OF_EFFECT", 0)
+
+
+def rewritten(model: Small, inputs: Tensor, macs: float = 0.4, **options: Any) -> Result:
+    options = {"measure": False, "refine": False} | options
+    return optimize(model, inputs[:1], [RULE], inputs, budget={"macs": macs}, **options)
+
+
+@contextmanager
+def gathering() -> Iterator[list[str]]:
+    """The names of the sites whose inputs are gathered, once for each time."""
+    names: list[str] = []
+    usual = SiteFit._with_moments
+
+    def counted(self: SiteFit, *args: Any) -> SiteFit:
+        names.append(self.site.name)
+        return usual(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SiteFit, "_with_moments", counted)
+        yield names
+
+
+@pytest.fixture
+def gathered() -> Iterator[list[str]]:
+    with gathering() as names:
+        yield names
+
+
+def told(result: Result) -> tuple[dict[str, bytes], str]:
+    return state_bytes(result.model), result.plan.to_json()
+
+
+@pytest.fixture(scope="module")
+def plain(model: Small, inputs: Tensor) -> dict[float, tuple[dict[str, bytes], str, int]]:
+    """What runs give that neither find nor keep anything, and how often they gather."""
+    found = {}
+    for macs in (0.4, 0.5):
+        with gathering() as names:
+            found[macs] = (*told(rewritten(model, inputs, macs, resume=False)), len(names))
+    return found
+
+
+def test_a_second_run_gathers_nothing_and_gives_the_same_bytes(
+    model: Small, inputs: Tensor, plain: dict[float, tuple[dict[str, bytes], str, int]], gathered: list[str]
+) -> None:
+    assert (*told(rewritten(model, inputs)), len(gathered)) == plain[0.4]
+    gathered.clear()
+    assert told(rewritten(model, inputs)) == plain[0.4][:2]
+    assert gathered == []
+    assert told(rewritten(model, inputs, 0.5)) == plain[0.5][:2]  # another budget costs its own fits alone
+    assert 0 < len(gathered) < plain[0.5][2]
+
+
+@pytest.mark.parametrize("stage", ["survey", "fit", "swaps"])
+def test_an_interrupted_run_goes_on(
+    model: Small, inputs: Tensor, plain: dict[float, tuple[dict[str, bytes], str, int]], gathered: list[str], stage: str
+) -> None:
+    seen = 0
+
+    def interrupt(found: str, _done: int, _total: int, _text: str) -> None:
+        nonlocal seen
+        seen += found == stage
+        if seen == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rewritten(model, inputs, progress=interrupt)
+    done = len(gathered)
+    assert told(rewritten(model, inputs)) == plain[0.4][:2]
+    assert done > 0 and len(gathered) <= plain[0.4][2] + 1  # but for the site at which it was interrupted
+
+
+def test_a_refinement_is_kept_too(model: Small, inputs: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = rewritten(model, inputs, fast=True, refine=True)
+    monkeypatch.setattr(refining, "_descend", lambda *_: pytest.fail("it was refined again"))
+    again = rewritten(model, inputs, fast=True, refine=True)
+    assert told(again) == told(first)
+    assert (
+        [note for note in again.report.notes if "refined in" in note]
+        == [note for note in first.report.notes if "refined in" in note]
+        != []
+    )
+
+
+def test_other_weights_inputs_rules_and_seeds_find_nothing(model: Small, inputs: Tensor, gathered: list[str]) -> None:
+    rewritten(model, inputs, fast=True)
+    first = len(gathered)
+    torch.manual_seed(9)
+    other = settled(Small())
+    for changed in (
+        lambda: rewritten(other, inputs, fast=True),
+        lambda: rewritten(model, inputs.flip(0), fast=True),
+        lambda: rewritten(model, inputs, fast=True, seed=1),
+        lambda: optimize(
+            model, inputs[:1], [RULE.model_copy(update={"structures": ("asymmetric",)})], inputs, {"macs": 0.4}, measure=False,
+            fast=True,
+        ),
+    ):  # fmt: skip
+        gathered.clear()
+        changed()
+        assert len(gathered) > first / 3
+
+
+def _shapes(entry: Entry) -> Entry:
+    return Entry(entry.facts, {name: tensor[:1] for name, tensor in entry.tensors.items()})
+
+
+def _more_dimensions(entry: Entry) -> Entry:
+    return Entry(entry.facts, {name: tensor[None] for name, tensor in entry.tensors.items()})
+
+
+def _not_finite(entry: Entry) -> Entry:
+    return Entry(entry.facts, {name: tensor * float("nan") for name, tensor in entry.tensors.items()})
+
+
+def _single(entry: Entry) -> Entry:
+    return Entry(entry.facts, {name: tensor.half() for name, tensor in entry.tensors.items()})
+
+
+def _names(entry: Entry) -> Entry:
+    return Entry(entry.facts, {f"{name}x": tensor for name, tensor in entry.tensors.items()})
+
+
+def _no_facts(entry: Entry) -> Entry:
+    return Entry(None, entry.tensors)
+
+
+def _facts(**others: object) -> Callable[[Entry], Entry]:
+    def harm(entry: Entry) -> Entry:
+        return Entry(entry.facts | others if isinstance(entry.facts, dict) else "no list", entry.tensors)
+
+    return harm
+
+
+def _options(**others: object) -> Callable[[Entry], Entry]:
+    def harm(entry: Entry) -> Entry:
+        if not isinstance(entry.facts, dict) or "options" not in entry.facts:
+            return _no_facts(entry)
+        return Entry(entry.facts | {"options": [row | others for row in entry.facts["options"]]}, entry.tensors)
+
+    return harm
+
+
+HARMS: dict[str, Callable[[Entry], Entry]] = {
+    "shapes": _shapes,
+    "dimensions": _more_dimensions,
+    "not finite": _not_finite,
+    "half precision": _single,
+    "names": _names,
+    "no facts": _no_facts,
+    "a candidate there is not": _facts(chosen=99),
+    "no number": _facts(chosen=True, gains={"x": [2.0]}),
+    "a reason that moves the cursor": _facts(chosen=None, reason="\x1b[2J"),
+    "another key": _facts(code="import os"),
+    "a rank there is not": _options(rank=10**9),
+    "a range there is not": _options(range=77),
+    "a lowering there is not": _options(lowering="__import__('os')"),
+    "a negative effect": _options(effect=-1.0),
+    "times that nobody asked for": _options(seconds=1e-9),
+}
+
+
+@pytest.fixture(scope="module")
+def short(model: Small, inputs: Tensor) -> dict[str, bytes]:
+    return state_bytes(rewritten(model, inputs, fast=True, resume=False).model)
+
+
+@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
+def test_whole_entries_that_say_what_cannot_be_are_not_believed(
+    model: Small,
+    inputs: Tensor,
+    short: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    harm: Callable[[Entry], Entry],
+) -> None:
+    rewritten(model, inputs, fast=True)
+    usual, harmed = ResultCache.get, []
+
+    def hostile(self: ResultCache, key: str) -> Entry | None:
+        entry = usual(self, key)
+        harmed.append(entry)
+        return entry and harm(entry)
+
+    monkeypatch.setattr(ResultCache, "get", hostile)
+    assert state_bytes(rewritten(model, inputs, fast=True).model) == short
+    assert any(harmed)
+
+
+def test_refined_numbers_that_are_no_better_are_not_believed(
+    model: Small, inputs: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = told(rewritten(model, inputs, fast=True, refine=True))
+    usual = ResultCache.get
+
+    def hostile(self: ResultCache, key: str) -> Entry | None:
+        entry = usual(self, key)
+        if entry is None or '"refinement"' not in key:
+            return entry
+        return Entry(entry.facts, {name: tensor * 1.5 for name, tensor in entry.tensors.items()})
+
+    monkeypatch.setattr(ResultCache, "get", hostile)
+    assert told(rewritten(model, inputs, fast=True, refine=True)) == wanted
+
+
+def test_plans_are_the_same_too(model: Small, inputs: Tensor) -> None:
+    made: list[Plan] = [
+        plan(model, inputs[:1], [RULE], inputs, {"macs": 0.4}, measure=False, resume=resume) for resume in (True, True, False)
+    ]  # fmt: skip
+    assert made[0] == made[1] == made[2]
