@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
     from convrewrite.errors import ConvRewriteError
-    from convrewrite.pipeline import Result, RewriteConvolutions, analyze, apply, load, optimize, plan, recover, verify
+    from convrewrite.pipeline import (
+        Result,
+        RewriteConvolutions,
+        Sweep,
+        analyze,
+        apply,
+        load,
+        optimize,
+        plan,
+        recover,
+        sweep,
+        verify,
+    )
     from convrewrite.planning import Plan
     from convrewrite.runtime import export
     from convrewrite.settings import Recovery, Settings
@@ -21,6 +33,7 @@ __all__ = [
     "Result",
     "RewriteConvolutions",
     "Settings",
+    "Sweep",
     "analyze",
     "apply",
     "export",
@@ -28,6 +41,7 @@ __all__ = [
     "optimize",
     "plan",
     "recover",
+    "sweep",
     "verify",
 ]
 _HOMES = {
@@ -37,6 +51,7 @@ _HOMES = {
     "Result": "convrewrite.pipeline",
     "RewriteConvolutions": "convrewrite.pipeline",
     "Settings": "convrewrite.settings",
+    "Sweep": "convrewrite.pipeline",
     "analyze": "convrewrite.pipeline",
     "apply": "convrewrite.pipeline",
     "export": "convrewrite.runtime",
@@ -44,6 +59,7 @@ _HOMES = {
     "optimize": "convrewrite.pipeline",
     "plan": "convrewrite.pipeline",
     "recover": "convrewrite.pipeline",
+    "sweep": "convrewrite.pipeline",
     "verify": "convrewrite.pipeline",
 }
 

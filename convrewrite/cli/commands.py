@@ -9,11 +9,14 @@ from convrewrite import values
 from convrewrite.cli.expanded import Only, expanded
 from convrewrite.cli.interrupts import tells_what_stands
 from convrewrite.cli.options import (
+    MODEL_HELP,
+    SWEPT,
     Commands,
     Comparing,
     Model,
     Rules,
     Sources,
+    Sweeping,
     Towards,
     Trust,
     calibration_of,
@@ -150,6 +153,31 @@ def apply(
 @app.command()
 @tells_what_stands
 @expanded
+def sweep(
+    *,
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL_HELP)],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the sweep.")],
+    rule: Rules = None,
+    asked: Sweeping,
+    sources: Sources,
+    settings: Annotated[Settings, Only(*SWEPT)],
+    trust: Trust = False,
+) -> None:
+    """Show what each of several budgets leaves of the fidelity of MODEL: the frontier, a plan for every point, a page."""
+    from convrewrite import pipeline
+    from convrewrite.cli.sweeping import swept
+
+    pipeline.Sweep.check(out)
+    with progress_bars() as progress:
+        found, words = swept(models, rule or ["balanced"], asked, sources, settings, trust, progress)
+        found.save(out, words)
+    say(str(found))
+    say(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+
+
+@app.command()
+@tells_what_stands
+@expanded
 def recover(
     *,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A result folder, which the recovered result replaces.")],
@@ -162,7 +190,6 @@ def recover(
     trust: Trust = False,
 ) -> None:
     """Train the result in OUT towards its original, without labels; it is never worse then on inputs held out."""
-    from convrewrite import pipeline
     from convrewrite.cli.recovering import Asked, checkpoint_of, recovered
 
     place = towards.new or out
@@ -171,7 +198,9 @@ def recover(
     with progress_bars() as progress:
         result = recovered(asked, sources, settings, progress)
     if result is not None:  # else another process of the run writes and tells
-        show_result(result.report, pipeline.saved(result, place, checkpoint))
+        result.save(place)
+        checkpoint.unlink(missing_ok=True)  # of no use any more
+        show_result(result.report, place)
 
 
 @app.command()
@@ -244,7 +273,7 @@ def verify(
     if wanted == "parity":
         runtime.require_parity(outcome.parity)
         say("Parity holds.")
-    pipeline.require_fidelity(outcome.fidelity, asked.agreement, asked.error)
+    relation.require_fidelity(outcome.fidelity, asked.agreement, asked.error)
 
 
 @app.command()

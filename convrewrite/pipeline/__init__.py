@@ -2,10 +2,11 @@
 
 from convrewrite.pipeline.api import RewriteConvolutions, analyze, apply, optimize, plan
 from convrewrite.pipeline.comparing import verify
-from convrewrite.pipeline.recovery import read_report, recover, saved
-from convrewrite.pipeline.relations import relation_of, require_fidelity
+from convrewrite.pipeline.recovery import read_report, recover
+from convrewrite.pipeline.relations import relation_of
 from convrewrite.pipeline.results import ONNX, PLAN, Result, check_file, check_writable, load, read_plan, save_plan
 from convrewrite.pipeline.run import Run
+from convrewrite.pipeline.sweeping import Sweep, sweep
 
 __all__ = [
     "ONNX",
@@ -13,6 +14,7 @@ __all__ = [
     "Result",
     "RewriteConvolutions",
     "Run",
+    "Sweep",
     "analyze",
     "apply",
     "check_file",
@@ -24,8 +26,7 @@ __all__ = [
     "read_report",
     "recover",
     "relation_of",
-    "require_fidelity",
     "save_plan",
-    "saved",
+    "sweep",
     "verify",
 ]

@@ -143,7 +143,7 @@ def _chart(sites: Sequence[SiteRow]) -> str:
     axes.invert_yaxis()
     axes.set_xlabel("MACs of one example, in millions")
     axes.legend(frameon=False)
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def _curve(recovered: RecoveredSummary) -> str:
@@ -163,10 +163,10 @@ def _curve(recovered: RecoveredSummary) -> str:
     axes.set_xlabel("steps")
     axes.set_ylabel("effect on held-out inputs")
     axes.legend(frameon=False)
-    return _svg(figure)
+    return svg_of(figure)
 
 
-def _svg(figure: Figure) -> str:
+def svg_of(figure: Figure) -> str:
     """The same report gives the same bytes: no date, and ids from a fixed salt."""
     buffer = io.StringIO()
     with quiet(), matplotlib.rc_context({"svg.hashsalt": "convrewrite", "svg.fonttype": "none"}):  # of missing glyphs

@@ -22,7 +22,8 @@ LARGEST_FACE = 20
 
 
 WRITERS = {
-    "folders.placing", "folders.scratch", "onnx_graph.observing", "onnx_graph.surgery", "pipeline.results", "runtime.onnx_export",
+    "folders.placing", "folders.scratch", "onnx_graph.observing", "onnx_graph.surgery", "pipeline.results", "pipeline.sweeping",
+    "runtime.onnx_export",
     "runtime.timing_cache", "stored.result_cache",
 }  # fmt: skip
 
