@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
     from convrewrite.errors import ConvRewriteError
-    from convrewrite.pipeline import RewriteConvolutions, analyze, apply, optimize, plan, profile, recover, verify
+    from convrewrite.pipeline import (
+        RewriteConvolutions,
+        Sweep,
+        analyze,
+        apply,
+        optimize,
+        plan,
+        profile,
+        recover,
+        sweep,
+        verify,
+    )
     from convrewrite.planning import Plan
     from convrewrite.results import Result, load
     from convrewrite.runtime import export
@@ -22,6 +33,7 @@ __all__ = [
     "Result",
     "RewriteConvolutions",
     "Settings",
+    "Sweep",
     "analyze",
     "apply",
     "export",
@@ -30,6 +42,7 @@ __all__ = [
     "plan",
     "profile",
     "recover",
+    "sweep",
     "verify",
 ]
 _HOMES = {
@@ -39,6 +52,7 @@ _HOMES = {
     "Result": "convrewrite.results",
     "RewriteConvolutions": "convrewrite.pipeline",
     "Settings": "convrewrite.settings",
+    "Sweep": "convrewrite.pipeline",
     "analyze": "convrewrite.pipeline",
     "apply": "convrewrite.pipeline",
     "export": "convrewrite.runtime",
@@ -47,6 +61,7 @@ _HOMES = {
     "plan": "convrewrite.pipeline",
     "profile": "convrewrite.pipeline",
     "recover": "convrewrite.pipeline",
+    "sweep": "convrewrite.pipeline",
     "verify": "convrewrite.pipeline",
 }
 

@@ -143,6 +143,27 @@ def budget(entries: Sequence[str]) -> dict[str, float]:
     return found
 
 
+MOST_BUDGETS = 100
+"""Points of a sweep, at most."""
+
+
+def budgets(text: str) -> list[float]:
+    """``0.8..0.1`` in steps of a tenth, ``0.8..0.1:10`` as so many evenly spaced ones, or ``0.5,0.3``."""
+    try:
+        if ".." not in text:
+            return [float(part) for part in text.split(",")]
+        ends, _, number = text.partition(":")
+        first, last = (float(part) for part in ends.split(".."))
+        count = int(number) if number else round(abs(first - last) / 0.1) + 1
+        if not 2 <= count <= MOST_BUDGETS:
+            raise ValueError
+        return [round(first + (last - first) * index / (count - 1), 4) for index in range(count)]
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f"--budgets: expected 0.8..0.1, 0.8..0.1:10 for ten of them, or 0.5,0.3, found {shown(text)}"
+        ) from None
+
+
 def keep(text: str | None) -> dict[str, float] | None:
     """``0.98`` or ``error=0.02``; which measures there are is for the plan to say."""
     if text is None:

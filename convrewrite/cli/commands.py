@@ -12,11 +12,14 @@ from convrewrite.cli import timing
 from convrewrite.cli.expanded import Only, expanded
 from convrewrite.cli.interrupts import tells_what_stands
 from convrewrite.cli.options import (
+    MODEL_HELP,
+    SWEPT,
     Commands,
     Comparing,
     Model,
     Rules,
     Sources,
+    Sweeping,
     Towards,
     Trust,
     calibration_of,
@@ -160,6 +163,31 @@ def apply(
 @app.command()
 @tells_what_stands
 @expanded
+def sweep(
+    *,
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL_HELP)],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the sweep.")],
+    rule: Rules = None,
+    asked: Sweeping,
+    sources: Sources,
+    settings: Annotated[Settings, Only(*SWEPT)],
+    trust: Trust = False,
+) -> None:
+    """Show what each of several budgets leaves of the fidelity of MODEL: the frontier, a plan for every point, a page."""
+    from convrewrite import pipeline
+    from convrewrite.cli.sweeping import swept
+
+    pipeline.Sweep.check(out)
+    with progress_bars() as progress:
+        found, words = swept(models, rule or ["balanced"], asked, sources, settings, trust, progress)
+        found.save(out, words)
+    say(str(found))
+    say(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+
+
+@app.command()
+@tells_what_stands
+@expanded
 def recover(
     *,
     context: typer.Context,
@@ -173,7 +201,6 @@ def recover(
     trust: Trust = False,
 ) -> None:
     """Train the result in OUT towards its original, without labels; it is never worse then on inputs held out."""
-    from convrewrite import pipeline
     from convrewrite.cli.recovering import Asked, checkpoint_of, recovered
 
     place = towards.new or out
@@ -183,7 +210,9 @@ def recover(
         result = recovered(asked, sources, settings, progress)
     if result is not None:  # else another process of the run writes and tells
         result = _commanded(result, context)
-        show_result(result.report, pipeline.saved(result, place, checkpoint))
+        result.save(place)
+        checkpoint.unlink(missing_ok=True)  # of no use any more
+        show_result(result.report, place)
 
 
 @app.command()
@@ -256,7 +285,7 @@ def verify(
     if wanted == "parity":
         runtime.require_parity(outcome.parity)
         say("Parity holds.")
-    pipeline.require_fidelity(outcome.fidelity, asked.agreement, asked.error)
+    relation.require_fidelity(outcome.fidelity, asked.agreement, asked.error)
 
 
 app.command()(timing.bench)

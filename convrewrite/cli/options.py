@@ -140,6 +140,33 @@ class Comparing:
     runtime: str = field(default=DEFAULT, metadata=SETTING["runtime"].metadata)
 
 
+SWEPT = ("outputs", "fast", "refine", "threads", "seed", "memory", "timeout", "measure", "resume")
+"""Settings of a sweep: its points say what each is made for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sweeping:
+    """Which points a sweep has; ``metric`` names a function of a model."""
+
+    budgets: list[float] = field(
+        default_factory=lambda: values.budgets("0.8..0.1"),
+        metadata=flag(
+            "--budgets",
+            kind=str,
+            default="0.8..0.1",
+            read=values.budgets,
+            help="Parts that may be left: 0.8..0.1 in steps of a tenth, 0.8..0.1:10 for ten of them, or 0.5,0.3.",
+        ),
+    )
+    resource: str = field(
+        default="macs", metadata=flag("--resource", kind=str, help="What they are parts of: macs, params or latency.")
+    )
+    metric: str | None = field(
+        default=None,
+        metadata=flag("--metric", help="FILE.py:NAME or pkg.mod:NAME of a function from a model to a number."),
+    )
+
+
 class Commands(TyperGroup):
     """The commands, none of which takes the last of several values for an option that has one: which was meant?"""
 

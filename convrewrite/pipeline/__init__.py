@@ -3,13 +3,15 @@
 from convrewrite.pipeline.api import RewriteConvolutions, analyze, apply, optimize, plan
 from convrewrite.pipeline.comparing import verify
 from convrewrite.pipeline.profiling import profile
-from convrewrite.pipeline.recovery import read_report, recover, saved
-from convrewrite.pipeline.relations import relation_of, require_fidelity
+from convrewrite.pipeline.recovery import read_report, recover
+from convrewrite.pipeline.relations import relation_of
 from convrewrite.pipeline.run import Run
+from convrewrite.pipeline.sweeping import Sweep, sweep
 
 __all__ = [
     "RewriteConvolutions",
     "Run",
+    "Sweep",
     "analyze",
     "apply",
     "optimize",
@@ -18,7 +20,6 @@ __all__ = [
     "read_report",
     "recover",
     "relation_of",
-    "require_fidelity",
-    "saved",
+    "sweep",
     "verify",
 ]

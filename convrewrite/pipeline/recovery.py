@@ -125,13 +125,6 @@ def recover(
         return _finished(run, distilled, given, evaluation, main)
 
 
-def saved(result: Result, folder: Path, checkpoint: Path) -> Path:
-    """Write a recovered result in its folder; the checkpoint, which is of no use any more, goes then."""
-    result.save(folder)
-    checkpoint.unlink(missing_ok=True)
-    return folder
-
-
 def _came(
     result: "Result | str | Path",
     model: ModelSource,

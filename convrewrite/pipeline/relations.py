@@ -20,6 +20,25 @@ class Relation:
     note: str | None = None
     stranger: str | None = None
 
+    @staticmethod
+    def require_fidelity(fidelity: Fidelity, agreement: float | None, error: float | None) -> None:
+        """Raise VerificationError where an output misses the limits that were given."""
+        for output in fidelity.outputs:
+            if error is not None and not output.relative_error <= error:
+                raise VerificationError(f"{output.name}: relative error {output.relative_error:.4f} exceeds {error:g}")
+        if agreement is None:
+            return
+        if fidelity.least_agreement is None:
+            raise VerificationError(
+                "--agreement: expected an output of class scores, found none; gate with --error, or say which output they are "
+                "(--output NAME=logits)"
+            )
+        for output in fidelity.outputs:
+            if output.top1_agreement is not None and not output.top1_agreement >= agreement:
+                raise VerificationError(
+                    f"{output.name}: top-1 agreement {output.top1_agreement:.6g} is below {agreement:g}"
+                )
+
 
 def relation_of(a: object, b: object, names: tuple[str, str]) -> Relation:
     """From what rewritten ONNX files say of themselves and the weights of modules; else torch against ONNX is the same model
@@ -73,22 +92,3 @@ def _of_two_results(first: Provenance, second: Provenance, names: tuple[str, str
         stranger=f"{names[1]}: was rewritten from another model than {names[0]}; say what to expect of the two (--expect "
         "fidelity)",
     )
-
-
-def require_fidelity(fidelity: Fidelity, agreement: float | None, error: float | None) -> None:
-    """Raise VerificationError where an output misses the limits that were given."""
-    for output in fidelity.outputs:
-        if error is not None and not output.relative_error <= error:
-            raise VerificationError(f"{output.name}: relative error {output.relative_error:.4f} exceeds {error:g}")
-    if agreement is None:
-        return
-    if fidelity.least_agreement is None:
-        raise VerificationError(
-            "--agreement: expected an output of class scores, found none; gate with --error, or say which output they are "
-            "(--output NAME=logits)"
-        )
-    for output in fidelity.outputs:
-        if output.top1_agreement is not None and not output.top1_agreement >= agreement:
-            raise VerificationError(
-                f"{output.name}: top-1 agreement {output.top1_agreement:.6g} is below {agreement:g}"
-            )

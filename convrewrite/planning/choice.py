@@ -33,11 +33,16 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """Chooses for one run, and fits what it chose, as the choice may depend on what the fit shows."""
+    """Chooses for one run, and fits what it chose, as the choice may depend on what the fit shows.
+
+    ``surveyed``: the survey, where one serves several budgets; ``swaps``: whether a fitted plan is bettered by them.
+    """
 
     constraints: Constraints
     work: Work
     baseline: Baseline | Unmeasured
+    surveyed: tuple[Surveyed, ...] | None = None
+    swaps: bool = True
 
     def choose(self) -> Choice:
         """By the rules' ratios, within the budget, or by the fidelity that is to be kept.
@@ -48,7 +53,8 @@ class Planner:
         if self.constraints.by_ratio:
             with work.watch.timed("latency"):
                 return Choice(self._by_ratio())
-        surveyed = self._survey()
+        require_reachable(work.prepared.search_spaces, self.constraints.budget, work.prepared.totals)
+        surveyed = self.survey() if self.surveyed is None else self.surveyed
         if not self.constraints.budget:
             return self._choose_by_fidelity(surveyed)
         if "latency" in self.constraints.budget:
@@ -63,7 +69,7 @@ class Planner:
         if choice.fitted is not None:
             return choice.fitted.rewritten, choice.allocation
         rewritten = self._rewrite(choice.shortlists)
-        if choice.allocation is None or self.work.settings.fast or not self.work.data.fit:
+        if choice.allocation is None or not self.swaps or self.work.settings.fast or not self.work.data.fit:
             return rewritten, choice.allocation
         checked = evaluate(self.work, choice.allocation, rewritten)
         if checked.loss <= choice.allocation.effect:  # no more harm than that of the parts: nothing to gain
@@ -101,10 +107,9 @@ class Planner:
         shortlists = tuple(shortlist_at(space, None) for space in prepared.search_spaces)
         return fast_enough(shortlists, latency_table_of(prepared, settings)) if settings.measure else shortlists
 
-    def _survey(self) -> tuple[Surveyed, ...]:
+    def survey(self) -> tuple[Surveyed, ...]:
         """All options of all sites with their effects, and their seconds where speed counts."""
         work, prepared, settings = self.work, self.work.prepared, self.work.settings
-        require_reachable(prepared.search_spaces, self.constraints.budget, prepared.totals)
         timed = "latency" in self.constraints.budget or (self.constraints.for_speed and settings.measure)
         data = work.data
         if not data.fit and not data.held_out:  # from the weights alone: effects are those on noise

@@ -2,10 +2,12 @@
 
 from convrewrite.reporting.build import build_report, recovered_report
 from convrewrite.reporting.figures import duration
+from convrewrite.reporting.frontier import sweep_page
 from convrewrite.reporting.html import render_html
 from convrewrite.reporting.markdown import render_markdown
 from convrewrite.reporting.plan_text import render_plan, render_site
 from convrewrite.reporting.report import AnalysisRow, RecoveredSummary, Report
+from convrewrite.reporting.sweep_report import SweepPoint, SweepReport, SweptModel, render_sweep, with_knee
 from convrewrite.reporting.text import render_sites, render_text
 from convrewrite.reporting.verifications import render_verification
 
@@ -13,6 +15,9 @@ __all__ = [
     "AnalysisRow",
     "RecoveredSummary",
     "Report",
+    "SweepPoint",
+    "SweepReport",
+    "SweptModel",
     "build_report",
     "duration",
     "recovered_report",
@@ -21,6 +26,9 @@ __all__ = [
     "render_plan",
     "render_site",
     "render_sites",
+    "render_sweep",
     "render_text",
     "render_verification",
+    "sweep_page",
+    "with_knee",
 ]

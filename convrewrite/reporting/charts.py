@@ -63,7 +63,7 @@ def depth_chart(points: Sequence[ErrorPoint]) -> str:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
         axes.grid(axis="x", visible=False)
         _legend(axes)
-        return _svg(figure)
+        return svg_of(figure)
 
 
 def agreement_chart(points: Sequence[ErrorPoint]) -> str:
@@ -88,7 +88,7 @@ def agreement_chart(points: Sequence[ErrorPoint]) -> str:
             axis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
             axis.set_minor_formatter(FuncFormatter(lambda *_: ""))
         _legend(axes)
-        return _svg(figure)
+        return svg_of(figure)
 
 
 def recovery_chart(recovered: RecoveredSummary) -> str:
@@ -106,7 +106,7 @@ def recovery_chart(recovered: RecoveredSummary) -> str:
         axes.set_xlabel("steps")
         axes.set_ylabel("effect on held-out inputs")
         _legend(axes)
-        return _svg(figure)
+        return svg_of(figure)
 
 
 def _axes() -> tuple[Figure, Axes]:
@@ -121,7 +121,7 @@ def _legend(axes: Axes) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
 
 
-def _svg(figure: Figure) -> str:
+def svg_of(figure: Figure) -> str:
     """The drawing in colours that the page's scheme gives; no date in it."""
     buffer = io.StringIO()
     with quiet():  # of missing glyphs

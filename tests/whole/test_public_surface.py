@@ -14,6 +14,7 @@ def test_the_public_names_are_pinned() -> None:
         "Result",
         "RewriteConvolutions",
         "Settings",
+        "Sweep",
         "analyze",
         "apply",
         "export",
@@ -22,6 +23,7 @@ def test_the_public_names_are_pinned() -> None:
         "plan",
         "profile",
         "recover",
+        "sweep",
         "verify",
     ]
     assert dir(convrewrite) == sorted(convrewrite.__all__)

@@ -1,0 +1,62 @@
+"""The command ``sweep``: from words to calls of the pipeline, one for each model."""
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+from convrewrite import pipeline, values
+from convrewrite.cli.networks import given_network
+from convrewrite.cli.options import Sources, Sweeping, calibration_of
+from convrewrite.errors import UsageError
+from convrewrite.loading import import_object
+from convrewrite.pipeline import Sweep
+from convrewrite.progress import Progress
+from convrewrite.rules import resolve
+from convrewrite.settings import BUDGETS, GIGABYTE, MEMORY, Settings
+
+
+def swept(
+    models: Sequence[str],
+    rules: Sequence[str],
+    asked: Sweeping,
+    sources: Sources,
+    settings: Settings,
+    trust: bool,
+    progress: Progress,
+) -> tuple[Sweep, list[str]]:
+    """The sweeps of all models side by side, and the words that a command needs to make a point again."""
+    resource: Any = asked.resource
+    if resource not in BUDGETS:
+        raise UsageError(f"--resource: expected {', '.join(BUDGETS)}, found {values.shown(resource)}")
+    if len(set(models)) < len(models):
+        raise UsageError("MODEL: expected each model once, found one more than once")
+    metric = None if asked.metric is None else import_object(asked.metric)
+    if metric is not None and not callable(metric):
+        raise UsageError(f"--metric {asked.metric}: expected a function of a model, found {type(metric).__name__}")
+    chosen, found = resolve(rules), []
+    for model in models:
+        network = given_network(model, sources, trust, settings.timeout)
+        data = calibration_of(sources, network.model, network.inputs, settings.seed, settings.memory)
+        found.append(
+            pipeline.sweep(
+                network.model, network.inputs, chosen, data, asked.budgets, resource, metric, settings=settings,
+                name=model, notes=network.notes, progress=progress,
+            )
+        )  # fmt: skip
+    return reduce(Sweep.joined, found), _words(sources, settings, trust)
+
+
+def _words(sources: Sources, settings: Settings, trust: bool) -> list[str]:
+    """What was said of the model and its inputs, as ``apply`` takes it."""
+    words = [word for text in sources.input or () for word in ("--input", text)]
+    for name, text in (
+        ("--factory", sources.factory),
+        ("--calib", sources.calib),
+        ("--mean", sources.mean and ",".join(f"{number:g}" for number in sources.mean)),
+        ("--std", sources.std and ",".join(f"{number:g}" for number in sources.std)),
+        ("--resize", sources.resize and "x".join(map(str, sources.resize))),
+    ):
+        words += [name, text] if text else []
+    words += ["--memory", f"{settings.memory / GIGABYTE:g}"] if settings.memory != MEMORY else []
+    words += ["--threads", str(settings.threads)] if settings.threads != 1 else []
+    return words + (["--trust"] if trust else []) + ([] if settings.measure else ["--no-onnx"])

@@ -1,0 +1,127 @@
+"""A sweep as a value: for every model its points, from little saved to much, and which of them is the knee."""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from tabulate import tabulate
+
+from convrewrite.reporting import figures
+
+Part = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Loss = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+HEADERS = ("", "budget", "MACs", "param.", "latency", "agreement", "KL", "error", "metric")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SweepPoint(_Part):
+    """One budget of one model, and what its plan, carried out, was measured to be.
+
+    ``macs``, ``parameters`` and ``latency`` are what is left of the original's; ``agreement``, ``kl`` (nats) and ``error``, a
+    relative one, are those of the worst output on held-out inputs. ``refused`` says why the result is no success, ``reason`` why
+    there is no plan, where there is none.
+    """
+
+    budget: Annotated[float, Field(gt=0, lt=1)]
+    plan: str | None = None
+    command: str | None = None
+    macs: Part | None = None
+    parameters: Part | None = None
+    latency: Part | None = None
+    agreement: Annotated[float, Field(ge=0, le=1)] | None = None
+    kl: Loss | None = None
+    error: Loss | None = None
+    metric: Number | None = None
+    knee: bool = False
+    refused: str | None = None
+    reason: str | None = None
+
+    @property
+    def loss(self) -> float | None:
+        """What is drawn against the cost, the less the better: one less the agreement, else the error."""
+        return self.error if self.agreement is None else 1 - self.agreement
+
+
+class SweptModel(_Part):
+    """One model, what it costs, the metric of the original, and its points, from the largest budget to the smallest."""
+
+    name: str
+    macs: Annotated[int, Field(ge=0)]
+    parameters: Annotated[int, Field(ge=0)]
+    seconds: Annotated[float, Field(gt=0)] | None = None
+    metric: Number | None = None
+    points: tuple[SweepPoint, ...]
+
+
+class SweepReport(_Part):
+    """All of a sweep: ``resource`` is what the budgets are parts of, ``metric`` the name of the user's own, if there is one."""
+
+    schema_version: Literal[1] = 1
+    tool_version: str
+    resource: Literal["macs", "params", "latency"]
+    rules: tuple[str, ...]
+    basis: str
+    metric: str | None = None
+    models: tuple[SweptModel, ...]
+
+
+def with_knee(points: Sequence[SweepPoint], resource: str) -> tuple[SweepPoint, ...]:
+    """The points with the knee marked: the one farthest from the line between the ends, with both axes from 0 to 1, and below
+    it; none where fewer than three points were measured or the curve is straight (Satopaa et al. 2011, "Kneedle")."""
+    known = [(cost_of(point, resource), point.loss, point) for point in points]
+    curve = [(cost, loss, point) for cost, loss, point in known if cost is not None and loss is not None]
+    plain = tuple(point.model_copy(update={"knee": False}) for point in points)
+    if len(curve) < 3:
+        return plain
+    costs, losses = [cost for cost, _, _ in curve], [loss for _, loss, _ in curve]
+    width, height = max(costs) - min(costs), max(losses) - min(losses)
+    if width <= 0 or height <= 0:
+        return plain
+    below = [(1 - (cost - min(costs)) / width - (loss - min(losses)) / height, p) for cost, loss, p in curve]
+    most, best = max(below, key=lambda pair: pair[0])
+    return tuple(point.model_copy(update={"knee": point is best and most > 0}) for point in points)
+
+
+def cost_of(point: SweepPoint, resource: str) -> float | None:
+    """What is left of the resource that the budgets are parts of."""
+    return {"macs": point.macs, "params": point.parameters, "latency": point.latency}[resource]
+
+
+def sweep_rows(model: SweptModel) -> list[tuple[str, ...]]:
+    """The points of a model as cells, under ``HEADERS``."""
+    return [
+        (
+            "knee" if point.knee else "",
+            f"{point.budget:g}",
+            _times(point.macs),
+            _times(point.parameters),
+            _times(point.latency),
+            "" if point.agreement is None else figures.percent(point.agreement),
+            "" if point.kl is None else f"{point.kl:.3g}",
+            "" if point.error is None else figures.percent(point.error),
+            "" if point.metric is None else f"{point.metric:.4g}",
+        )
+        for point in model.points
+    ]
+
+
+def render_sweep(report: SweepReport) -> str:
+    """The sweep for the terminal: one table a model, without columns that hold nothing; and why points are missing."""
+    parts = []
+    for model in report.models:
+        rows = sweep_rows(model)
+        shown = [i for i in range(len(HEADERS)) if any(row[i] for row in rows)]
+        cells = [[row[i] for i in shown] for row in rows]
+        table = tabulate(cells, [HEADERS[i] for i in shown], disable_numparse=True)
+        missing = [f"{report.resource}={point.budget:g}: {point.reason}" for point in model.points if point.reason]
+        parts.append("\n".join((model.name, table, *missing)))
+    return "\n\n".join((*parts, f"Fidelity was {report.basis}."))
+
+
+def _times(part: float | None) -> str:
+    return "" if part is None else figures.times(part)

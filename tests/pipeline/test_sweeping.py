@@ -1,0 +1,158 @@
+"""The frontier of a model: its points are what the plans really give, and its folder lets each be made again."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from networks import natural, settled
+from torch import Tensor, nn
+
+from convrewrite import Plan, Sweep, apply, sweep
+from convrewrite.cli import main
+from convrewrite.errors import UsageError
+from convrewrite.reporting import SweepPoint, SweepReport, sweep_page, with_knee
+from convrewrite.rules.schema import Protect, Rule
+
+RULE = Rule(name="r", structures=("channel",), protect=Protect(stem=False, min_channels=0, min_mac_share=0), ratio=0.5)
+BUDGETS = (0.3, 0.75, 0.5, 0.01)
+
+
+class Small(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model() -> Small:
+    torch.manual_seed(0)
+    return settled(Small())
+
+
+@pytest.fixture(scope="module")
+def inputs() -> Tensor:
+    torch.manual_seed(1)
+    return natural(32, 3, 8, 8, torch.float32)
+
+
+def parameters_of(model: nn.Module) -> float:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.fixture(scope="module")
+def found(model: Small, inputs: Tensor) -> Sweep:
+    return sweep(
+        model, inputs[:1], [RULE], inputs, BUDGETS, metric=parameters_of, measure=False, name="small</script><b>.pt"
+    )
+
+
+def test_every_budget_has_a_point_that_keeps_to_it_or_a_reason(found: Sweep, model: Small) -> None:
+    (swept,) = found.report.models
+    assert [point.budget for point in swept.points] == [0.75, 0.5, 0.3, 0.01]
+    *reached, missed = swept.points
+    assert missed.reason is not None and "cannot be met" in missed.reason and missed.plan is None
+    for point in reached:
+        assert point.macs is not None and point.macs <= point.budget and point.kl is not None
+        assert point.parameters is not None and point.metric == round(point.parameters * swept.parameters)
+    losses = [point.error for point in reached]
+    assert losses == sorted(losses)  # less left, more lost
+    assert swept.metric == swept.parameters == parameters_of(model)
+    assert set(found.plans) == {point.plan for point in reached}
+
+
+def test_the_plan_of_a_point_gives_what_the_point_says(found: Sweep, model: Small, inputs: Tensor) -> None:
+    point = found.report.models[0].points[1]
+    result = apply(model, inputs[:1], found.plans[str(point.plan)], inputs, measure=False, refine=False)
+    assert result.report.totals.macs.ratio == point.macs
+    assert max(row.relative_error for row in result.report.fidelity) == point.error
+
+
+def test_the_survey_is_made_once(model: Small, inputs: Tensor) -> None:
+    seen: list[tuple[str, int]] = []
+    sweep(
+        model, inputs[:1], [RULE], inputs, (0.7, 0.5, 0.3), measure=False, fast=True,
+        progress=lambda stage, done, _total, _text: seen.append((stage, done)),
+    )  # fmt: skip
+    assert seen.count(("survey", 0)) == 1 and seen.count(("points", 1)) == 1 and seen.count(("points", 3)) == 1
+
+
+def test_the_folder_holds_plans_points_and_a_page_and_commands_that_fit(
+    found: Sweep, model: Small, inputs: Tensor, tmp_path: Path
+) -> None:
+    other = Sweep(found.report, found.plans)
+    place = found.joined(other).save(tmp_path / "sweep", ["--calib", "my images"])
+    assert sorted(path.name for path in place.iterdir()) == ["page.html", "plans", "sweep.json"]
+    report = SweepReport.model_validate_json((place / "sweep.json").read_text())
+    assert len(report.models) == 2
+    for point in report.models[0].points[:3]:
+        file = place / "plans" / str(point.plan)
+        assert Plan.from_json(file.read_text(), "") == found.plans[str(point.plan)]
+        assert f" apply 'small</script><b>.pt' {file} " in str(point.command)
+        assert "--calib 'my images' --no-refine" in str(point.command)
+    found.save(place)  # an earlier sweep is replaced
+    (place / "mine.txt").write_text("kept")
+    with pytest.raises(UsageError, match=r"mine\.txt"):
+        found.save(place)
+
+
+def test_the_page_stands_alone_and_holds_the_data(found: Sweep) -> None:
+    page = sweep_page(found.report)
+    data = page.partition('id="sweep">')[2].partition("</script>")[0]
+    assert SweepReport.model_validate(json.loads(data)) == found.report
+    assert "<b>" not in page and re.search(r"(src|href)=.?http|url\(http|@import", page) is None
+    assert "<svg" in page and page.count("<tr>") == 5
+
+
+def points(*pairs: tuple[float, float]) -> list[SweepPoint]:
+    return [SweepPoint(budget=cost, macs=cost, error=loss) for cost, loss in pairs]
+
+
+def test_the_knee_is_where_the_curve_bends() -> None:
+    bent = with_knee(points((0.9, 0.0), (0.6, 0.02), (0.4, 0.05), (0.2, 0.6), (0.1, 1.0)), "macs")
+    assert [point.budget for point in bent if point.knee] == [0.4]
+    for straight in (points((0.9, 0.0), (0.1, 1.0)), points((0.9, 0.1), (0.5, 0.1), (0.1, 0.1)), []):
+        assert not any(point.knee for point in with_knee(straight, "macs"))
+
+
+@pytest.mark.parametrize("budgets", [(), (1.0,), (0.5, -0.1)])
+def test_budgets_are_parts(model: Small, inputs: Tensor, budgets: tuple[float, ...]) -> None:
+    with pytest.raises(UsageError, match="budgets"):
+        sweep(model, inputs[:1], [RULE], inputs, budgets, measure=False)
+
+
+RULES = """schema = 1
+[[rule]]
+name = "r"
+structures = ["channel"]
+ratio = 0.5
+protect = { stem = false, min_channels = 0, min_mac_share = 0.0 }
+"""
+
+
+def test_the_command_sweeps_models_side_by_side(
+    model: Small, inputs: Tensor, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(nn.Sequential(*model), "a.pt")
+    torch.save(nn.Sequential(*list(model)[:6]), "b.pt")
+    torch.save(inputs, "inputs.pt")
+    Path("r.toml").write_text(RULES)
+    Path("mine.py").write_text("def size(model): return sum(p.numel() for p in model.parameters())\n")
+    words = ["sweep", "a.pt", "b.pt", "--rule", "r.toml", "--budgets", "0.7..0.4:2", "--calib", "inputs.pt", "--metric"]
+    assert main([*words, "mine.py:size", "--no-onnx", "--fast", "-o", "out"]) == 0
+    assert "a.pt" in capsys.readouterr().out
+    report = SweepReport.model_validate_json(Path("out/sweep.json").read_text())
+    assert [swept.name for swept in report.models] == ["a.pt", "b.pt"]
+    assert report.metric == "size" and report.models[1].points[0].agreement is None
+    command = str(report.models[0].points[0].command).split()
+    assert main(command[1:]) in (0, 1)  # the command that makes a point makes it
+    made = json.loads(Path("a-0.7/report.json").read_text())
+    assert made["totals"]["macs"]["after"] / made["totals"]["macs"]["before"] == report.models[0].points[0].macs
+    assert main([*words, "mine.py:nothing", "-o", "out"]) == 3
+    assert main(["sweep", "a.pt", "--budgets", "0.8..x", "-o", "out"]) == 2
+    assert main(["sweep", "a.pt", "--resource", "money", "-o", "out"]) == 2
