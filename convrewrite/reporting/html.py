@@ -6,6 +6,7 @@ name in a model could not act even where it were not escaped. This module is not
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from convrewrite.escaping import printable
 from convrewrite.planning import Plan
 from convrewrite.reporting import charts, figures
 from convrewrite.reporting.page import SITE_COLUMNS, view_of
-from convrewrite.reporting.report import Report
+from convrewrite.reporting.report import AnalysisRow, Report
+from convrewrite.reporting.survey import ANALYSIS_COLUMNS, survey_of
+from convrewrite.version import tool_version
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -32,6 +35,18 @@ def render_html(report: Report, plan: Plan | None = None) -> str:
         depth=Markup(charts.depth_chart(view.points)),
         agreement=Markup(charts.agreement_chart(view.points)),
         curve=Markup(charts.recovery_chart(report.recovered)) if report.recovered else "",
+    )
+
+
+def render_analysis(model: str, rows: Sequence[AnalysisRow], notes: Sequence[str] = ()) -> str:
+    """The page of a model that nothing was done to: where its cost lies, and which rules would take what."""
+    return _rendered(
+        "analysis.html.j2",
+        model=model,
+        survey=survey_of(rows),
+        notes=notes,
+        columns=ANALYSIS_COLUMNS,
+        version=tool_version(),
     )
 
 
