@@ -2,7 +2,7 @@
 
 from convrewrite.reporting.build import build_report, recovered_report
 from convrewrite.reporting.figures import duration
-from convrewrite.reporting.html import render_analysis, render_html
+from convrewrite.reporting.html import render_analysis, render_html, render_rows, render_summary
 from convrewrite.reporting.markdown import render_markdown
 from convrewrite.reporting.plan_text import render_plan, render_site
 from convrewrite.reporting.report import AnalysisRow, RecoveredSummary, Report
@@ -20,8 +20,10 @@ __all__ = [
     "render_html",
     "render_markdown",
     "render_plan",
+    "render_rows",
     "render_site",
     "render_sites",
+    "render_summary",
     "render_text",
     "render_verification",
 ]

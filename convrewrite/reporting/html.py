@@ -50,6 +50,24 @@ def render_analysis(model: str, rows: Sequence[AnalysisRow], notes: Sequence[str
     )
 
 
+def render_summary(report: Report) -> str:
+    """The report as a piece of a notebook: warnings, the headline in three figures, and the sites to unfold."""
+    view = view_of(report, None)
+    return _rendered(
+        "summary.html.j2", title=report.model, warnings=report.warnings, tiles=view.tiles, columns=SITE_COLUMNS,
+        rows=[site.cells for site in view.sites],
+    )  # fmt: skip
+
+
+def render_rows(model: str, rows: Sequence[AnalysisRow]) -> str:
+    """The sites of a model as a piece of a notebook."""
+    survey = survey_of(rows)
+    return _rendered(
+        "summary.html.j2", title=model, warnings=(), tiles=survey.tiles, columns=ANALYSIS_COLUMNS,
+        rows=[site.cells for site in survey.sites],
+    )  # fmt: skip
+
+
 def _rendered(template: str, **values: Any) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True,

@@ -22,8 +22,9 @@ LARGEST_FACE = 20
 
 
 WRITERS = {
-    "folders.placing", "folders.scratch", "onnx_graph.observing", "onnx_graph.surgery", "results.folder", "runtime.onnx_export",
-    "runtime.profiling", "runtime.timing_cache", "pipeline.profiling", "targets.profiles",
+    "folders.placing", "folders.scratch", "onnx_graph.observing", "onnx_graph.surgery", "pipeline.profiling",
+    "results.analysis", "results.folder", "runtime.onnx_export", "runtime.profiling", "runtime.timing_cache",
+    "targets.profiles",
 }  # fmt: skip
 
 
