@@ -238,18 +238,25 @@ def analyze(
     rule: Rules = None,
     sources: Annotated[Sources, Only("input", "factory")],
     settings: Annotated[Settings, Only("timeout")],
+    page: Annotated[
+        Path | None, typer.Option("--page", help="An HTML file for the same as a page to look through.")
+    ] = None,
     trust: Trust = False,
 ) -> None:
     """Show every convolution of MODEL: kind, geometry, parameters, MACs, and which rules would take it or why not."""
-    from convrewrite import pipeline
+    from convrewrite import pipeline, results
     from convrewrite.cli.networks import given_network
     from convrewrite.reporting import render_sites
 
+    if page is not None:
+        results.check_page(page)
     network = given_network(model, sources, trust, settings.timeout)
     rows = pipeline.analyze(network.model, network.inputs, rule)
     say(render_sites(rows))
     for note in network.notes:
         say(f"Note: {note}")
+    if page is not None:
+        say(f"Written to {results.Analysis(rows, model, network.notes).save_page(page)}")
 
 
 @app.command()

@@ -28,7 +28,7 @@ from convrewrite.planning import Choice, Plan, shortlists_of
 from convrewrite.process import at_work
 from convrewrite.progress import Progress, Stopwatch
 from convrewrite.reporting import AnalysisRow
-from convrewrite.results import Result
+from convrewrite.results import Analysis, Result
 from convrewrite.rules import refusal, require_structures, resolve, subjects
 from convrewrite.settings import Settings
 from convrewrite.structures import Structure, discover
@@ -139,7 +139,7 @@ def analyze(
     structures: Sequence[Structure] = (),
     *,
     timeout: float = PROBE_SECONDS,
-) -> tuple[AnalysisRow, ...]:
+) -> Analysis:
     """Every site with its kind, geometry, cost and share of the MACs, and which rules take it or why not.
 
     ``rules`` None: all built-in ones. ``timeout`` is as in :class:`convrewrite.Settings`.
@@ -155,7 +155,7 @@ def analyze(
         _, _, sites = find(private_copy(model, inputs), inputs, kept_sites(model), refused_sites(model))
     seen = subjects(sites)
     total = sum(site.cost.macs for site in sites) or 1
-    return tuple(
+    rows = (
         AnalysisRow(
             name=site.name,
             kind=site.kind,
@@ -168,6 +168,7 @@ def analyze(
         )
         for site in sites
     )
+    return Analysis(rows, network.name, network.notes)
 
 
 @dataclass(frozen=True, slots=True, init=False)

@@ -18,7 +18,7 @@ from convrewrite.pipeline.networks import Given, ModelSource, network_of
 from convrewrite.pipeline.run import Run
 from convrewrite.planning import Plan
 from convrewrite.process import at_work
-from convrewrite.reporting import Report, SweepPoint, SweepReport, SweptModel, render_sweep, sweep_page, with_knee
+from convrewrite.reporting import Report, SweepPoint, SweepReport, SweptModel, sweep_page
 from convrewrite.results import Result, save_plan
 from convrewrite.rules import Rule, resolve
 from convrewrite.settings import Constraints, Settings
@@ -82,7 +82,7 @@ class Sweep:
         return Sweep(self.report.model_copy(update={"models": models}), {**self.plans, **other.plans})
 
     def __str__(self) -> str:
-        return render_sweep(self.report)
+        return self.report.text()
 
 
 @signed
@@ -183,7 +183,7 @@ class _Sweeping:
             parameters=totals.parameters,
             seconds=None if latency is None else latency.before,
             metric=None if self.metric is None else float(self.metric(self.network.model)),
-            points=with_knee(points, self.resource),
+            points=tuple(points),
         )
         return SweepReport(
             tool_version=tool_version(),
@@ -191,7 +191,7 @@ class _Sweeping:
             rules=tuple(rule.name for rule in self.rules),
             basis=(last and last.fidelity_basis) or "not measured",
             metric=None if self.metric is None else getattr(self.metric, "__name__", "metric"),
-            models=(swept,),
+            models=(swept.with_knee(self.resource),),
         )
 
 

@@ -1,6 +1,7 @@
 """The plan: one option per site, as a value that can be read, compared, kept and applied again."""
 
 import hashlib
+import html
 from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -11,6 +12,7 @@ from torch import nn
 
 from convrewrite.conv import ConvSpec, Kind
 from convrewrite.errors import PlanError
+from convrewrite.escaping import printable
 from convrewrite.graph import Lift
 from convrewrite.meanings import Meaning, OutputKind
 from convrewrite.rules import allowed_variants
@@ -95,6 +97,11 @@ class PlannedSite(_PlanPart):
     seconds: float | None = None
     considered: tuple[Considered, ...] = ()
 
+    @property
+    def becomes(self) -> str:
+        """Its option in words, or why it is kept."""
+        return f"kept: {self.reason}" if self.option is None else self.option.option().describe()
+
 
 class Predicted(_PlanPart):
     """What a plan promises: the sum of the effects of its sites, and the parts of the whole model's costs that are left."""
@@ -151,6 +158,15 @@ class Plan(_PlanPart):
             if site.name == name:
                 return site
         raise PlanError(f"the plan has no site {name!r}; its sites are {', '.join(site.name for site in self.sites)}")
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it: what every site becomes."""
+        cells = ((site.name, site.kind, site.geometry, site.becomes) for site in self.sites)
+        rows = "".join(
+            f"<tr>{''.join(f'<td>{html.escape(printable(text))}</td>' for text in row)}</tr>" for row in cells
+        )
+        head = "".join(f"<th>{name}</th>" for name in ("site", "kind", "geometry", "becomes"))
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
     def asked(self) -> Constraints:
         """What the plan was made for; raises PlanError for a budget or a fidelity that there is not."""

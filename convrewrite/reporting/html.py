@@ -6,6 +6,7 @@ name in a model could not act even where it were not escaped. This module is not
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from convrewrite.escaping import printable
 from convrewrite.planning import Plan
 from convrewrite.reporting import charts, figures
 from convrewrite.reporting.page import SITE_COLUMNS, view_of
-from convrewrite.reporting.report import Report
+from convrewrite.reporting.report import AnalysisRow, Report
+from convrewrite.reporting.survey import ANALYSIS_COLUMNS, survey_of
+from convrewrite.version import tool_version
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -24,7 +27,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 def render_html(report: Report, plan: Plan | None = None) -> str:
     """The whole page; every name is escaped. ``plan``: what the report followed, for the options that were considered."""
     view = view_of(report, plan)
-    return _rendered(
+    return rendered(
         "report.html.j2",
         report=report,
         view=view,
@@ -35,7 +38,38 @@ def render_html(report: Report, plan: Plan | None = None) -> str:
     )
 
 
-def _rendered(template: str, **values: Any) -> str:
+def render_analysis(model: str, rows: Sequence[AnalysisRow], notes: Sequence[str] = ()) -> str:
+    """The page of a model that nothing was done to: where its cost lies, and which rules would take what."""
+    return rendered(
+        "analysis.html.j2",
+        model=model,
+        survey=survey_of(rows),
+        notes=notes,
+        columns=ANALYSIS_COLUMNS,
+        version=tool_version(),
+    )
+
+
+def render_summary(report: Report) -> str:
+    """The report as a piece of a notebook: warnings, the headline in three figures, and the sites to unfold."""
+    view = view_of(report, None)
+    return rendered(
+        "summary.html.j2", title=report.model, warnings=report.warnings, tiles=view.tiles, columns=SITE_COLUMNS,
+        rows=[site.cells for site in view.sites],
+    )  # fmt: skip
+
+
+def render_rows(model: str, rows: Sequence[AnalysisRow]) -> str:
+    """The sites of a model as a piece of a notebook."""
+    survey = survey_of(rows)
+    return rendered(
+        "summary.html.j2", title=model, warnings=(), tiles=survey.tiles, columns=ANALYSIS_COLUMNS,
+        rows=[site.cells for site in survey.sites],
+    )  # fmt: skip
+
+
+def rendered(template: str, **values: Any) -> str:
+    """A template with these values, and with the style and the script of all pages; every text is escaped."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True,
         trim_blocks=True, lstrip_blocks=True, finalize=_finalized,

@@ -20,7 +20,7 @@ EFFECTS = (
 
 def render_plan(plan: Plan) -> str:
     """What was asked, what the plan promises, and every site."""
-    rows = [(site.name, site.kind, site.geometry, _ratio(site), _what(site)) for site in plan.sites]
+    rows = [(site.name, site.kind, site.geometry, _ratio(site), site.becomes) for site in plan.sites]
     constraints = plan.asked()
     parts = [f"{name}={part:g}" for name, part in constraints.budget.items()] + (
         [f"keep {constraints.keep}"] if constraints.keep else []
@@ -44,7 +44,7 @@ def render_plan(plan: Plan) -> str:
 def render_site(site: PlannedSite) -> str:
     """Why a site became what it is; columns of what was not measured are left out, and reasons stand
     below the table."""
-    head = f"{site.name}: {site.kind} {site.geometry}\n{_what(site)}"
+    head = f"{site.name}: {site.kind} {site.geometry}\n{site.becomes}"
     if not site.considered:
         return head
     reasons: dict[str, int] = {}
@@ -76,10 +76,6 @@ def _row(site: PlannedSite, entry: Considered, reasons: dict[str, int]) -> tuple
 
 def _part(value: float, whole: float | None) -> str:
     return "" if not whole else figures.times(value / whole)
-
-
-def _what(site: PlannedSite) -> str:
-    return f"kept: {site.reason}" if site.option is None else site.option.option().describe()
 
 
 def _ratio(site: PlannedSite) -> str:

@@ -57,6 +57,10 @@ class SweptModel(_Part):
     metric: Number | None = None
     points: tuple[SweepPoint, ...]
 
+    def with_knee(self, resource: str) -> "SweptModel":
+        """The same model with its knee marked, where the curve has one."""
+        return self.model_copy(update={"points": with_knee(self.points, resource)})
+
 
 class SweepReport(_Part):
     """All of a sweep: ``resource`` is what the budgets are parts of, ``metric`` the name of the user's own, if there is one."""
@@ -68,6 +72,11 @@ class SweepReport(_Part):
     basis: str
     metric: str | None = None
     models: tuple[SweptModel, ...]
+
+    def text(self) -> str:
+        """The sweep for the terminal: one table a model, without columns that hold nothing; and why points are missing."""
+        parts = [_table(model, self.resource) for model in self.models]
+        return "\n\n".join((*parts, f"Fidelity was {self.basis}."))
 
 
 def with_knee(points: Sequence[SweepPoint], resource: str) -> tuple[SweepPoint, ...]:
@@ -110,17 +119,12 @@ def sweep_rows(model: SweptModel) -> list[tuple[str, ...]]:
     ]
 
 
-def render_sweep(report: SweepReport) -> str:
-    """The sweep for the terminal: one table a model, without columns that hold nothing; and why points are missing."""
-    parts = []
-    for model in report.models:
-        rows = sweep_rows(model)
-        shown = [i for i in range(len(HEADERS)) if any(row[i] for row in rows)]
-        cells = [[row[i] for i in shown] for row in rows]
-        table = tabulate(cells, [HEADERS[i] for i in shown], disable_numparse=True)
-        missing = [f"{report.resource}={point.budget:g}: {point.reason}" for point in model.points if point.reason]
-        parts.append("\n".join((model.name, table, *missing)))
-    return "\n\n".join((*parts, f"Fidelity was {report.basis}."))
+def _table(model: SweptModel, resource: str) -> str:
+    rows = sweep_rows(model)
+    shown = [i for i in range(len(HEADERS)) if any(row[i] for row in rows)]
+    table = tabulate([[row[i] for i in shown] for row in rows], [HEADERS[i] for i in shown], disable_numparse=True)
+    missing = [f"{resource}={point.budget:g}: {point.reason}" for point in model.points if point.reason]
+    return "\n".join((model.name, table, *missing))
 
 
 def _times(part: float | None) -> str:

@@ -28,7 +28,7 @@ from convrewrite.names import require_names
 from convrewrite.onnx_files import is_weights_of
 from convrewrite.onnx_graph import is_graph, take_numbers
 from convrewrite.planning import Plan, PlannedSite, planned_structure
-from convrewrite.reporting import Report, render_html, render_markdown
+from convrewrite.reporting import Report, render_html, render_markdown, render_summary
 from convrewrite.rewriting import empty_option, replace_site
 from convrewrite.structures import Option, Structure, discover
 
@@ -261,6 +261,10 @@ class Result:
     def refused(self) -> str | None:
         """Why this result is no success, though everything ran: it is slower, or loses more than was to be kept."""
         return self.report.refused
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it."""
+        return render_summary(self.report)
 
     def save(self, folder: str | Path) -> Path:
         """Write model.pt, model.onnx, plan.json, weights.safetensors, report.json, report.md and report.html.

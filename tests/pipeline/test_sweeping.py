@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from convrewrite import Plan, Sweep, apply, sweep
 from convrewrite.cli import main
 from convrewrite.errors import UsageError
-from convrewrite.reporting import SweepPoint, SweepReport, sweep_page, with_knee
+from convrewrite.reporting import SweepPoint, SweepReport, sweep_page
+from convrewrite.reporting.sweep_report import with_knee
 from convrewrite.rules.schema import Protect, Rule
 
 RULE = Rule(name="r", structures=("channel",), protect=Protect(stem=False, min_channels=0, min_mac_share=0), ratio=0.5)

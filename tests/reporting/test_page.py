@@ -2,18 +2,20 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from convrewrite.errors import UsageError
 from convrewrite.planning import Considered, Plan, PlannedSite
 from convrewrite.planning.plan import Fingerprint, PlannedOption, Predicted
-from convrewrite.reporting.html import render_html
+from convrewrite.reporting.html import render_analysis, render_html, render_summary
 from convrewrite.reporting.page import MOST_RULED_OUT, view_of
 from convrewrite.reporting.report import (
+    AnalysisRow,
     Asked,
     CalibrationSummary,
     Change,
@@ -25,6 +27,7 @@ from convrewrite.reporting.report import (
     SiteRow,
     Totals,
 )
+from convrewrite.results import Analysis
 
 EVIL = '"><script>document.title="owned"</script><img src=x onerror=alert(1)>\x1b[2J'
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -139,6 +142,37 @@ def test_the_page_of_an_earlier_result_needs_no_plan() -> None:
     plan = Plan.from_json((folder / "plan.json").read_text(encoding="utf-8"), "plan.json")
     for page in (render_html(report), render_html(report, plan)):
         assert page.count('<article class="site"') == len(report.sites) == 3
+
+
+def analysis() -> Analysis:
+    """Rows of a model that nothing was done to."""
+    verdicts = {"balanced": "yes", "separable": EVIL}
+    rows = [
+        AnalysisRow(name=name, kind="standard", geometry="8->8 3x3", parameters=90, macs=macs, mac_share=macs / 16_200,
+                    applies=verdicts if macs > 1000 else {"balanced": "too small", "separable": EVIL})
+        for name, macs in COSTS.items()
+    ]  # fmt: skip
+    return Analysis(rows, EVIL, (EVIL,))
+
+
+@pytest.mark.parametrize(
+    "shown", [lambda: planned()._repr_html_(), lambda: analysis()._repr_html_(), lambda: render_summary(reported())]
+)
+def test_a_notebook_gets_pieces_that_run_nothing(shown: Callable[[], str]) -> None:
+    piece = shown()
+    assert "<script" not in piece and "<img" not in piece and "\x1b" not in piece
+    assert "body.0" in piece
+
+
+def test_a_page_takes_no_place_but_that_of_a_page(tmp_path: Path) -> None:
+    place = tmp_path / "page.html"
+    analysis().save_page(place)
+    analysis().save_page(place)
+    assert place.read_text(encoding="utf-8") == render_analysis(EVIL, analysis(), (EVIL,))
+    place.write_text("my notes")
+    with pytest.raises(UsageError, match="holds something else than a page"):
+        analysis().save_page(place)
+    assert place.read_text() == "my notes"
 
 
 # --- in a browser
@@ -285,3 +319,20 @@ def test_everyone_can_read_it(chromium: Any, written: Path, width: int, scheme: 
     ]
     assert serious == []
     found.page.close()
+
+
+def test_the_page_of_an_untouched_model(chromium: Any, tmp_path: Path) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    found = opened(chromium, analysis().save_page(tmp_path / "page.html"), 400, "dark")
+    page = found.page
+    page.locator("button.block").nth(2).click()
+    assert page.locator("article.site:visible h3").all_inner_texts() == ["body.1"]
+    page.locator("#table thead button", has_text="share").click()
+    assert column(page, 2) == ["stem", "head", "body.1", "body.0"]
+    page.fill("#find", "balanced")
+    assert column(page, 2) == ["body.1", "body.0"]
+    assert page.locator(".tile .figure").all_inner_texts() == ["16.2 k", "360", "92.6 %"]
+    faults = axe.Axe().run(page).response["violations"]
+    assert [fault["id"] for fault in faults if fault["impact"] in ("serious", "critical")] == []
+    assert found.said == [] and len(found.asked) == 1
+    page.close()

@@ -22,7 +22,8 @@ LARGEST_FACE = 20
 
 
 WRITERS = {
-    "folders.placing", "folders.scratch", "onnx_graph.observing", "onnx_graph.surgery", "results.folder", "runtime.onnx_export",
+    "folders.placing", "folders.scratch", "onnx_graph.observing", "onnx_graph.surgery", "results.analysis", "results.folder",
+    "runtime.onnx_export",
     "runtime.profiling", "runtime.timing_cache", "stored.result_cache", "pipeline.profiling", "pipeline.sweeping",
     "targets.profiles",
 }  # fmt: skip

@@ -1,0 +1,55 @@
+"""What an analysis leaves: the sites of a model as a value, and as a page."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from convrewrite.errors import UsageError
+from convrewrite.folders import Scratch, nearest, put, resolved, told
+from convrewrite.reporting import AnalysisRow, render_analysis, render_rows
+
+PAGE_START = b"<!DOCTYPE html>"
+OTHER = "another file with --page"
+
+
+class Analysis(tuple[AnalysisRow, ...]):
+    """The sites of a model, one row each. ``model`` is its name, ``notes`` are those of its loading."""
+
+    model: str
+    notes: tuple[str, ...]
+
+    def __new__(cls, rows: Iterable[AnalysisRow], model: str = "model", notes: Sequence[str] = ()) -> "Analysis":
+        """A tuple of the rows, with a name."""
+        made = super().__new__(cls, rows)
+        made.model, made.notes = model, tuple(notes)
+        return made
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it."""
+        return render_rows(self.model, self)
+
+    def save_page(self, path: str | Path) -> Path:
+        """Write the page that shows it, one HTML file; an earlier page there is replaced. Raises UsageError where that fails."""
+        path = Path(path)
+        check_page(path)
+        with told(path, OTHER):
+            place = resolved(path)
+            with Scratch(nearest(place)) as scratch:
+                made = scratch.path / "page.html"
+                made.write_text(render_analysis(self.model, self, self.notes), encoding="utf-8")
+                put(made, place, scratch)
+        return path
+
+
+def check_page(path: Path) -> None:
+    """Raise UsageError unless a page can be written to ``path``: called before any long work."""
+    with told(path, OTHER):
+        place = resolved(path)
+        if place.exists() and not (place.is_file() and _holds_page(place)):
+            raise UsageError(f"{path}: holds something else than a page, which would be lost; name {OTHER}")
+        with Scratch(nearest(place)):
+            pass
+
+
+def _holds_page(place: Path) -> bool:
+    with place.open("rb") as file:
+        return file.read(len(PAGE_START)) in (b"", PAGE_START)
