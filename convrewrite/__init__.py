@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
     from convrewrite.errors import ConvRewriteError
-    from convrewrite.pipeline import RewriteConvolutions, analyze, apply, optimize, plan, profile, recover, verify
+    from convrewrite.pipeline import (
+        RewriteConvolutions,
+        analyze,
+        apply,
+        optimize,
+        plan,
+        profile,
+        quantise,
+        recover,
+        verify,
+    )
     from convrewrite.planning import Plan
     from convrewrite.results import Result, load
     from convrewrite.runtime import export
@@ -29,6 +39,7 @@ __all__ = [
     "optimize",
     "plan",
     "profile",
+    "quantise",
     "recover",
     "verify",
 ]
@@ -46,6 +57,7 @@ _HOMES = {
     "optimize": "convrewrite.pipeline",
     "plan": "convrewrite.pipeline",
     "profile": "convrewrite.pipeline",
+    "quantise": "convrewrite.pipeline",
     "recover": "convrewrite.pipeline",
     "verify": "convrewrite.pipeline",
 }

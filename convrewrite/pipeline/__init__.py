@@ -3,11 +3,13 @@
 from convrewrite.pipeline.api import RewriteConvolutions, analyze, apply, optimize, plan
 from convrewrite.pipeline.comparing import verify
 from convrewrite.pipeline.profiling import profile
+from convrewrite.pipeline.quantising import Int8Row, quantise
 from convrewrite.pipeline.recovery import read_report, recover, saved
 from convrewrite.pipeline.relations import relation_of, require_fidelity
 from convrewrite.pipeline.run import Run
 
 __all__ = [
+    "Int8Row",
     "RewriteConvolutions",
     "Run",
     "analyze",
@@ -15,6 +17,7 @@ __all__ = [
     "optimize",
     "plan",
     "profile",
+    "quantise",
     "read_report",
     "recover",
     "relation_of",
