@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convrewrite import values
-from convrewrite.cli import timing
+from convrewrite.cli import quantising, timing
 from convrewrite.cli.expanded import Only, expanded
 from convrewrite.cli.interrupts import tells_what_stands
 from convrewrite.cli.options import (
@@ -73,6 +73,7 @@ def optimize(
     model: Model,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")],
     rule: Rules = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Make int8 of the result too; see `quantise`.")] = False,
     sources: Sources,
     settings: Settings,
     trust: Trust = False,
@@ -93,6 +94,13 @@ def optimize(
         )  # fmt: skip
         result = _commanded(result, context)
         result.save(out)
+        rows = (
+            pipeline.quantise(out, network.model, network.inputs, data, settings=settings, progress=progress)
+            if int8
+            else ()
+        )
+    if rows:
+        say(quantising.table(rows))
     show_result(result.report, out)
 
 
@@ -297,6 +305,7 @@ def verify(
 
 app.command()(timing.bench)
 app.command()(timing.profile)
+app.command()(quantising.quantise)
 
 
 def _commanded(result: "Result", context: typer.Context) -> "Result":

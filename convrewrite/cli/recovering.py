@@ -37,7 +37,7 @@ def recovered(asked: Asked, sources: Sources, settings: Recovery, progress: Prog
     """The recovered result, not yet written; None in every process but the main one."""
     main, towards = is_main_process(), asked.towards
     report = pipeline.read_report(asked.out / "report.json")
-    source = towards.model or _named(report.model, asked.out)
+    source = towards.model or named_original(report.model, asked.out)
     if main:
         results.check_writable(asked.place, (source, asked.data))
     shapes = ["x".join(map(str, shape)) for shape in report.input_shapes]
@@ -62,7 +62,7 @@ def recovered(asked: Asked, sources: Sources, settings: Recovery, progress: Prog
     return result if main else None
 
 
-def _named(model: str, out: Path) -> str:
+def named_original(model: str, out: Path) -> str:
     """The original as the report names it, if that is a file: what names code is imported only where the user says it."""
     if not Path(model).is_file():
         raise UsageError(

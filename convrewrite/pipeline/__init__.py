@@ -3,12 +3,14 @@
 from convrewrite.pipeline.api import RewriteConvolutions, analyze, apply, optimize, plan
 from convrewrite.pipeline.comparing import verify
 from convrewrite.pipeline.profiling import profile
+from convrewrite.pipeline.quantising import Int8Row, quantise
 from convrewrite.pipeline.recovery import read_report, recover
 from convrewrite.pipeline.relations import relation_of
 from convrewrite.pipeline.run import Run
 from convrewrite.pipeline.sweeping import Sweep, sweep
 
 __all__ = [
+    "Int8Row",
     "RewriteConvolutions",
     "Run",
     "Sweep",
@@ -17,6 +19,7 @@ __all__ = [
     "optimize",
     "plan",
     "profile",
+    "quantise",
     "read_report",
     "recover",
     "relation_of",

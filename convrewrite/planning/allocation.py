@@ -1,18 +1,22 @@
 """One option per site: the least total effect on the outputs within budgets of MACs, parameters and seconds."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from convrewrite.conv import Cost
 from convrewrite.errors import PlanError
 from convrewrite.graph import Site
-from convrewrite.planning.costs import Counted
-from convrewrite.planning.curves import Scored, Surveyed
+from convrewrite.planning.costs import Counted, Timed, seconds_of
+from convrewrite.planning.curves import Dropped, Scored, Surveyed
 from convrewrite.planning.knapsack import Item, choose, least
 from convrewrite.rewriting import Rewritten
 from convrewrite.rules import SearchSpace, Shortlist
 
 NOT_NEEDED = "the budget is met with less harm elsewhere"
+
+ABOUT_EQUAL = 0.05
+"""Part of a plan's effect by which a faster one may do more harm: less than single effects are known to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,41 @@ def allocate(surveyed: Sequence[Surveyed], budget: Mapping[str, float], totals: 
         raise PlanError(unreachable(budget, reach))
     picked = tuple(_picked(entry, index) for entry, index in zip(surveyed, chosen, strict=True))
     return Allocation(tuple(surveyed), picked, totals)
+
+
+def fastest_of_equals(found: Allocation, budget: Mapping[str, float]) -> Allocation:
+    """The fastest plan within the budget whose effect is about that of the best one; the same where no time was measured."""
+    surveyed = found.surveyed
+    timed = all(isinstance(scored.costs, Timed) for entry in surveyed for scored in entry.options)
+    if not timed or found.effect <= 0 or any(entry.seconds is None and entry.options for entry in surveyed):
+        return found
+    resources = list(budget)
+    groups = [
+        [Item(item.costs[-1], (*item.costs[:-1], item.effect)) for item in _items(entry, [*resources, "latency"])]
+        for entry in surveyed
+    ]
+    rest = [found.totals.of(r) - sum(_amount_kept(entry, r) for entry in surveyed) for r in resources]
+    limits = [budget[r] * found.totals.of(r) - other for r, other in zip(resources, rest, strict=True)]
+    chosen = choose(groups, [*limits, (1 + ABOUT_EQUAL) * found.effect])
+    if chosen is None:
+        return found
+    picked = tuple(_picked(entry, index) for entry, index in zip(surveyed, chosen, strict=True))
+    return Allocation(surveyed, picked, found.totals)
+
+
+def too_slow(dropped: Dropped, entry: Surveyed) -> bool:
+    """Whether an option was left out because it takes longer than the site as it is."""
+    return dropped.seconds is not None and entry.seconds is not None and dropped.seconds > entry.seconds
+
+
+def most_gained(surveyed: Sequence[Surveyed]) -> float:
+    """Seconds that the fastest options of all sites save."""
+    gains = (
+        max((entry.seconds - (seconds_of(s.costs) or math.inf) for s in entry.options), default=0.0)
+        for entry in surveyed
+        if entry.seconds is not None
+    )
+    return sum(max(0.0, gain) for gain in gains)
 
 
 def require_reachable(search_spaces: Sequence[SearchSpace], budget: Mapping[str, float], totals: Cost) -> None:

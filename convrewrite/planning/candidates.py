@@ -45,7 +45,10 @@ def usable(rank_range: RankRange, latency_table: LatencyTable | None) -> list[Ca
     found = _Ranks(rank_range, ranks[min(first, max(0, last - 1)) : last])
     if latency_table is None:
         return [rank_range.at(rank) for rank in spread(found.usable, RANKS)]
-    return [rank_range.at(rank) for rank in spread(found.aligned(latency_table.block), TIMED)]
+    chosen = spread(found.aligned(latency_table.block), TIMED)
+    if latency_table.least_gain == 0:  # counts are asked for: ranks between blocks may be the best that is not slower
+        chosen = sorted({*chosen, *spread(found.usable, TIMED)})
+    return [rank_range.at(rank) for rank in chosen]
 
 
 def to_time(prepared: Prepared, latency_table: LatencyTable) -> tuple[OptionsAt, ...]:

@@ -3,14 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from convrewrite.errors import PlanError
 from convrewrite.graph import Site
-from convrewrite.planning.allocation import Allocation, FittedPlan, allocate, require_reachable
+from convrewrite.planning.allocation import (
+    Allocation,
+    FittedPlan,
+    allocate,
+    fastest_of_equals,
+    most_gained,
+    require_reachable,
+    too_slow,
+)
 from convrewrite.planning.costs import Counted, Timed
 from convrewrite.planning.curves import Surveyed
 from convrewrite.planning.effort import FAST, THOROUGH
 from convrewrite.planning.fidelity_budget import search, shortfall
 from convrewrite.planning.latency_budget import allocate_measured, measured_part
-from convrewrite.planning.latency_table import LatencyTable, fast_enough, in_fastest_lowering
+from convrewrite.planning.latency_table import MIN_GAIN, LatencyTable, fast_enough, in_fastest_lowering
 from convrewrite.planning.plan import Plan
 from convrewrite.planning.planned import make_plan
 from convrewrite.planning.sensitivities import survey
@@ -20,6 +29,9 @@ from convrewrite.rules import Candidate, Shortlist, shortlist_at
 from convrewrite.runtime import Baseline, Unmeasured
 from convrewrite.settings import Constraints, Settings
 from convrewrite.version import tool_version
+
+ROOM = 0.05
+"""Part of the original's time between the fastest plan there is and a budget that is named: the very fastest harms most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +72,7 @@ class Planner:
         if "latency" in self.constraints.budget:
             with work.watch.timed("latency"):
                 return self._choose_by_latency(surveyed)
-        allocation = allocate(surveyed, self.constraints.budget, Counted(work.prepared.totals))
+        allocation = self._allocated(surveyed)
         return Choice(self._lowered(allocation), allocation)
 
     def fit(self, choice: Choice) -> tuple[Rewritten, Allocation | None]:
@@ -111,14 +123,34 @@ class Planner:
         """All options of all sites with their effects, and their seconds where speed counts."""
         work, prepared, settings = self.work, self.work.prepared, self.work.settings
         timed = "latency" in self.constraints.budget or (self.constraints.for_speed and settings.measure)
+        table = latency_table_of(prepared, settings) if timed else None
         data = work.data
         if not data.fit and not data.held_out:  # from the weights alone: effects are those on noise
             data = replace(data, held_out=work.evaluation.batches)
         return survey(
             replace(work, data=data),
             effort=FAST if settings.fast else THOROUGH,
-            latency_table=latency_table_of(prepared, settings) if timed else None,
+            latency_table=table,
         )
+
+    def _allocated(self, surveyed: tuple[Surveyed, ...]) -> Allocation:
+        """Within a budget of counts; of plans with about equal effect the fastest, where time was measured.
+
+        Raises PlanError for a budget that cannot be met, with what options that were left out as slow have to do with it.
+        """
+        budget, totals = self.constraints.budget, Counted(self.work.prepared.totals)
+        try:
+            allocation = allocate(surveyed, budget, totals)
+        except PlanError as error:
+            slow = sum(1 for entry in surveyed for dropped in entry.dropped if too_slow(dropped, entry))
+            if not slow or self.constraints.any_speed:
+                raise
+            fastest = 1 - most_gained(surveyed) / self.baseline.seconds()
+            raise PlanError(
+                f"{error}; {slow} options were left out because they measure slower than what they replace: --any-speed takes "
+                f"them too; --budget latency={min(0.99, fastest + ROOM):.2f} would make it faster"
+            ) from error
+        return fastest_of_equals(allocation, budget)
 
     def _choose_by_latency(self, surveyed: tuple[Surveyed, ...]) -> Choice:
         work = self.work
@@ -164,4 +196,5 @@ class Planner:
 def latency_table_of(prepared: Prepared, settings: Settings) -> LatencyTable:
     """The seconds of candidates in this run."""
     rounds = FAST.rounds if settings.fast else THOROUGH.rounds
-    return LatencyTable(prepared.structures, settings.threads, rounds, settings.clock, settings.block)
+    least = MIN_GAIN if settings.constraints.for_gain else 0.0 if settings.constraints.for_speed else None
+    return LatencyTable(prepared.structures, settings.threads, rounds, settings.clock, settings.block, least)

@@ -3,13 +3,14 @@
 The fastest lowering of a candidate, which candidates are too slow to stay, and which ranks fill the processor's channel blocks.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from convrewrite.conv import ConvSpec, Size
 from convrewrite.graph import Site
 from convrewrite.machine import channel_block
-from convrewrite.rules import Candidate, Shortlist, cost_of
+from convrewrite.rules import Candidate, Rule, Shortlist, cost_of
 from convrewrite.runtime import THIS_MACHINE, OptionGraph, Timer
 from convrewrite.structures import Option, Stage, Structure, branch_specs, lowerings
 
@@ -34,13 +35,14 @@ class TimedCandidate:
 @dataclass(frozen=True, slots=True)
 class LatencyTable:
     """The seconds of candidates, as a timer measures them at one thread count; ``block``: channels that are worked on at a time
-    there."""
+    there, ``least_gain``: part of a site's time that an option must gain, unless its rule says more; None: it may be slower."""
 
     structures: Mapping[str, Structure]
     threads: int = 1
     rounds: int = 15
     timer: Timer = THIS_MACHINE
     block: int | None = None
+    least_gain: float | None = MIN_GAIN
 
     def of(self, site: Site, candidates: Sequence[Candidate]) -> tuple[TimedCandidate, ...]:
         """Every candidate of a site with its seconds, all calls of the site together."""
@@ -106,8 +108,18 @@ def in_fastest_lowering(shortlists: Sequence[Shortlist], latency_table: LatencyT
 
 
 def fast_enough(shortlists: Sequence[Shortlist], latency_table: LatencyTable) -> tuple[Shortlist, ...]:
-    """As above, without the options that miss their rule's ``min_latency_gain``."""
-    return tuple(_without_slow(shortlist, _timed(shortlist, latency_table)) for shortlist in shortlists)
+    """As above, without the options that are slower than their site, or miss their rule's ``min_latency_gain``; the table's own
+    ``least_gain`` is only whether they may be slower."""
+    least = None if latency_table.least_gain is None else 0.0
+    return tuple(_without_slow(shortlist, _timed(shortlist, latency_table), least) for shortlist in shortlists)
+
+
+def least_of(rule: Rule, least_gain: float | None) -> float:
+    """The part of a site's time that an option of a rule must gain."""
+    asked = rule.require.min_latency_gain
+    if asked is not None:
+        return asked
+    return -math.inf if least_gain is None else least_gain
 
 
 def _timed(shortlist: Shortlist, latency_table: LatencyTable) -> tuple[TimedCandidate, ...]:
@@ -118,8 +130,8 @@ def _with(shortlist: Shortlist, timed: Sequence[TimedCandidate]) -> Shortlist:
     return replace(shortlist, candidates=tuple(entry.candidate for entry in timed))
 
 
-def _without_slow(shortlist: Shortlist, timed: Sequence[TimedCandidate]) -> Shortlist:
-    kept = [entry for entry in timed if entry.gain >= (entry.candidate.rule.require.min_latency_gain or -1e9)]
+def _without_slow(shortlist: Shortlist, timed: Sequence[TimedCandidate], least_gain: float | None) -> Shortlist:
+    kept = [entry for entry in timed if entry.gain >= least_of(entry.candidate.rule, least_gain)]
     if kept or not timed:
         return _with(shortlist, kept)
     best = max(timed, key=lambda entry: entry.gain)

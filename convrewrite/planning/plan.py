@@ -128,7 +128,8 @@ class PlannedOutput(_PlanPart):
 class Plan(_PlanPart):
     """One option per site of one model. Plans are written as JSON, one site after another in the order they run.
 
-    ``budget``, ``keep`` and ``seed`` are those of :class:`convrewrite.Settings`, ``outputs`` are what effects were measured by,
+    ``budget``, ``keep``, ``any_speed`` and ``seed`` are those of :class:`convrewrite.Settings`, ``outputs`` are what
+    effects were measured by,
     ``lifted`` the functional convolutions that were made modules before there were sites.
     """
 
@@ -138,6 +139,7 @@ class Plan(_PlanPart):
     rules: tuple[str, ...]
     budget: dict[str, float]
     keep: dict[str, float] | None = None
+    any_speed: bool = False
     seed: int = Field(ge=-(2**63), lt=2**64)  # what torch takes
     predicted: Predicted | None = None
     lifted: tuple[Lift, ...] = ()
@@ -171,7 +173,7 @@ class Plan(_PlanPart):
     def asked(self) -> Constraints:
         """What the plan was made for; raises PlanError for a budget or a fidelity that there is not."""
         check_budget(self.budget)
-        return Constraints(self.budget, keep_of(self.keep))
+        return Constraints(self.budget, keep_of(self.keep), any_speed=self.any_speed)
 
     def meanings(self) -> dict[str, Meaning]:
         """What the outputs were taken for; discrete ones are found to be so again."""

@@ -44,6 +44,7 @@ def make_plan(
         rules=tuple(rule.name for rule in prepared.rules),
         budget=dict(constraints.budget),
         keep=None if constraints.keep is None else {constraints.keep.measure: constraints.keep.limit},
+        any_speed=constraints.any_speed,
         seed=settings.seed,
         predicted=None if allocation is None else _predicted(allocation),
         lifted=needed_lifts(prepared.lifted.lifts, {site.name for site, candidate, _ in chosen if candidate}),

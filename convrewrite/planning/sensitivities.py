@@ -39,7 +39,7 @@ from convrewrite.planning.curves import (
 )
 from convrewrite.planning.effort import ENOUGH, Effort, fewer
 from convrewrite.planning.kept_surveys import KeptSurveys
-from convrewrite.planning.latency_table import MIN_GAIN, LatencyTable
+from convrewrite.planning.latency_table import LatencyTable, least_of
 from convrewrite.progress import Stopwatch
 from convrewrite.rewriting import UNREACHED, Propagation, SiteFit, Work, require_memory
 from convrewrite.rules import RankRange, SearchSpace
@@ -248,7 +248,8 @@ class _SiteSurvey:
         kept: list[Curve] = []
         dropped: list[Dropped] = []
         for curve in curves:
-            least = curve.rank_range.rule.require.min_latency_gain or MIN_GAIN
+            assert self.latency_table is not None
+            least = least_of(curve.rank_range.rule, self.latency_table.least_gain)
             pairs = list(zip(curve.candidates, curve.seconds, strict=True))
             fast = [candidate for candidate, seconds in pairs if 1 - seconds / before >= least]
             kept += [curve.only(fast)] if fast else []
@@ -338,7 +339,14 @@ def _by_structure(curves: Sequence[Curve]) -> list[list[Curve]]:
 
 
 def _too_slow(seconds: float, before: float, least: float) -> str:
-    return f"changes the measured time by {seconds / before - 1:+.0%}, less than the {least:.0%} it must gain"
+    if seconds == math.inf:
+        return "cannot run there"
+    changed = f"changes the measured time by {seconds / before - 1:+.0%}"
+    return (
+        f"{changed}, less than the {least:.0%} it must gain"
+        if least > 0
+        else f"{changed}: slower than what it replaces"
+    )
 
 
 def _nothing_left(dropped: Sequence[Dropped]) -> str:

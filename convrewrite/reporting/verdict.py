@@ -125,7 +125,7 @@ def _too_slow(constraints: Constraints, measured: Measured) -> str | None:
     if constraints.for_speed and latency is not None and measured.slower:
         return (
             f"the rewritten model is slower than the original: {latency.ratio:.2f} of its time in {latency.runtime}; "
-            "use --rule balanced --budget latency=0.6, or ask for --budget macs or params alone if time does not matter"
+            "use --rule balanced --budget latency=0.6, or --any-speed if time does not matter"
         )
     wanted = constraints.budget.get("latency")
     if wanted is not None and latency is not None and latency.ratio > OVERSTEP * wanted:

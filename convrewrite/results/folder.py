@@ -33,7 +33,7 @@ from convrewrite.rewriting import empty_option, replace_site
 from convrewrite.structures import Option, Structure, discover
 
 PLAN, WEIGHTS = "plan.json", "weights.safetensors"
-ONNX = "model.onnx"
+ONNX, INT8 = "model.onnx", "model.int8.onnx"
 FILES = ("model.pt", ONNX, PLAN, WEIGHTS, "report.json", "report.md", "report.html")
 
 REPORTS = frozenset({"report.json", "report.md", "report.html"})
@@ -64,7 +64,7 @@ def _check_replaceable(folder: Path, place: Path, inputs: Sequence[str]) -> None
     if not place.is_dir():
         raise UsageError(f"{folder}: expected a folder for the results, found a file; name another with -o")
     names = {path.name for path in place.iterdir()}
-    ours = {name for name in names if name in FILES or is_weights_of(name, ONNX)}
+    ours = {name for name in names if name in (*FILES, INT8) or is_weights_of(name, ONNX)}
     strangers = sorted(names - ours) or sorted(ours - REPORTS if PLAN not in names else ())
     if strangers:
         raise UsageError(

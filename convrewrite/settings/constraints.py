@@ -33,11 +33,13 @@ KeepSource = float | Mapping[str, float] | Keep | None
 @dataclass(frozen=True, slots=True)
 class Constraints:
     """What a plan is made for: parts of the whole model's costs that may be left, the fidelity to keep, or neither: then
-    every rule's own ratio holds. ``outputs``: what the caller said of their meanings."""
+    every rule's own ratio holds. ``outputs``: what the caller said of their meanings; ``any_speed``: that options may be slower
+    than what they replace."""
 
     budget: Mapping[str, float]
     keep: Keep | None = None
     outputs: "Mapping[str, Meaning]" = field(default_factory=dict)
+    any_speed: bool = False
 
     @property
     def by_ratio(self) -> bool:
@@ -46,8 +48,13 @@ class Constraints:
 
     @property
     def for_speed(self) -> bool:
-        """Whether the result must not be slower: unless only MACs or parameters were asked for."""
-        return not self.budget or "latency" in self.budget
+        """Whether the result must not be slower: unless the caller said so, and asked for no latency."""
+        return not self.any_speed or "latency" in self.budget
+
+    @property
+    def for_gain(self) -> bool:
+        """Whether speed is what is asked for: an option must gain time then, and not only lose none."""
+        return self.for_speed and (not self.budget or "latency" in self.budget)
 
 
 def keep_of(value: KeepSource) -> Keep | None:

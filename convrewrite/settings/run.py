@@ -49,6 +49,8 @@ class Settings:
             the result is never further from it on held-out inputs. None: where real inputs are given, and there is something
             to gain, unless the model is so large that it would take longer than that.
         threads: at which latency is measured.
+        any_speed: take options, and hand over results, that measure slower than what they replace, as for targets that cannot be
+            measured. By default none is taken, under every budget and every rule.
         seed: of everything random; with the same inputs, seed and thread count the result is byte-equal.
         memory: bytes that activations, covariances and gathered positions may take together; activations beyond it wait on
             disk. One batch at work, the model and Python itself come on top. A limit that the largest site exceeds alone
@@ -97,6 +99,10 @@ class Settings:
     )
     fast: bool = field(
         default=False, metadata=flag("--fast", kind=bool, help="Measure less while planning, and refine nothing.")
+    )
+    any_speed: bool = field(
+        default=False,
+        metadata=flag("--any-speed", kind=bool, help="Take options that measure slower than what they replace, too."),
     )
     refine: bool | None = field(
         default=None,
@@ -201,7 +207,7 @@ class Settings:
             from convrewrite.meanings import asked_meanings
 
             meanings = asked_meanings(self.outputs)
-        constraints = Constraints(dict(self.budget or {}), keep_of(self.keep), meanings)
+        constraints = Constraints(dict(self.budget or {}), keep_of(self.keep), meanings, self.any_speed)
         check_budget(constraints.budget)
         return constraints
 
@@ -227,6 +233,7 @@ class ChoiceOptions(WorkOptions, total=False):
 
     keep: KeepSource
     fast: bool
+    any_speed: bool
 
 
 class SettingsOptions(ChoiceOptions, total=False):

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from clocks import FalseTimer
+from clocks import FalseTimer, by_macs
 from torch import nn
 
 import convrewrite
+from convrewrite.conv import Size
+from convrewrite.errors import PlanError
 from convrewrite.graph.sites import find_sites
 from convrewrite.graph.tracing import trace
 from convrewrite.planning.latency_table import LatencyTable, fast_enough, in_fastest_lowering
@@ -72,7 +74,15 @@ def test_the_limit_is_the_rules_own(structures: dict[str, Structure]) -> None:
 def test_without_the_limit_slow_options_stay(structures: dict[str, Structure]) -> None:
     timer = in_order([1.2, 1.1, 1.3])
     before = shortlist(structures, None)
-    assert fast_enough([before], LatencyTable(structures, timer=timer)) == (before,)
+    assert fast_enough([before], LatencyTable(structures, timer=timer, least_gain=None)) == (before,)
+
+
+def test_by_default_none_is_slower_than_what_it_replaces(structures: dict[str, Structure]) -> None:
+    before = shortlist(structures, None)
+    [found] = fast_enough([before], LatencyTable(structures, timer=in_order([1.2, 0.99, 1.3])))
+    assert len(found.candidates) == 1
+    [nothing] = fast_enough([before], LatencyTable(structures, timer=in_order([1.2, 1.01, 1.3])))
+    assert nothing.reason == "no option is fast enough: the best changes the measured time by +1%"
 
 
 @pytest.mark.parametrize("fastest", ["branches", "chain"])
@@ -103,6 +113,25 @@ def test_a_refused_site_is_told_in_the_report() -> None:
     [site] = result.report.sites
     assert site.option is None
     assert site.reason == "no option is fast enough: the best changes the measured time by +10%"
+
+
+def slow_channels(graph: OptionGraph, size: Size) -> float:
+    """Seconds by which two stages take longer than the one that they replace."""
+    return by_macs(graph, size) if len(graph[0]) == 1 else 1.0
+
+
+def test_a_budget_of_macs_takes_nothing_slower_and_says_which_budget_would_be_faster() -> None:
+    asked = {"calibration": "weights", "budget": {"macs": 0.7}, "fast": True}
+    timer = FalseTimer(seconds=slow_channels)
+    with pytest.raises(
+        PlanError, match=r"cannot be met .* left out because they measure slower .* --budget latency=0.99"
+    ):
+        convrewrite.optimize(MODEL, X, [rule(None)], timer=timer, **asked)
+    result = convrewrite.optimize(MODEL, X, [rule(None)], timer=FalseTimer(1.5, slow_channels), any_speed=True, **asked)
+    assert result.report.totals.macs.ratio <= 0.7
+    assert result.report.totals.onnx_latency_seconds is not None
+    assert result.refused is None or "slower" not in result.refused
+    assert result.plan.any_speed
 
 
 def test_nothing_is_timed_where_nothing_is_measured() -> None:

@@ -22,6 +22,7 @@ def test_the_public_names_are_pinned() -> None:
         "optimize",
         "plan",
         "profile",
+        "quantise",
         "recover",
         "sweep",
         "verify",
@@ -37,7 +38,9 @@ def test_every_public_name_is_there_and_documented(name: str) -> None:
     assert len(inspect.getdoc(found) or "") > 20
 
 
-@pytest.mark.parametrize("name", ["analyze", "apply", "export", "load", "optimize", "plan", "profile", "verify"])
+@pytest.mark.parametrize(
+    "name", ["analyze", "apply", "export", "load", "optimize", "plan", "profile", "quantise", "verify"]
+)
 def test_public_functions_have_no_open_keyword_arguments(name: str) -> None:
     kinds = {parameter.kind for parameter in inspect.signature(getattr(convrewrite, name)).parameters.values()}
     assert inspect.Parameter.VAR_KEYWORD not in kinds

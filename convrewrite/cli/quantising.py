@@ -1,0 +1,59 @@
+"""The command ``quantise``, and the table of four that ``optimize --int8`` shows too."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from convrewrite.cli.expanded import Only, expanded
+from convrewrite.cli.interrupts import tells_what_stands
+from convrewrite.cli.options import Sources, Trust, calibration_of, progress_bars, say
+from convrewrite.settings import Settings
+
+if TYPE_CHECKING:
+    from convrewrite.pipeline import Int8Row
+
+HEADERS = ("", "bytes", "MACs", "time", "rel. error", "top-1 agreement", "KL", "to its float file", "how")
+
+
+@tells_what_stands
+@expanded
+def quantise(
+    *,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A result folder, which gets model.int8.onnx.")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="The original; by default the file that OUT's report names.")
+    ] = None,
+    sources: Sources,
+    settings: Annotated[Settings, Only("threads", "seed", "memory", "timeout", "runtime")],
+    trust: Trust = False,
+) -> None:
+    """Make int8 of the result in OUT, on the calibration inputs, and compare original, rewritten, and int8 of both."""
+    from convrewrite import pipeline
+    from convrewrite.cli.networks import given_network
+    from convrewrite.cli.recovering import named_original
+
+    source = model or named_original(pipeline.read_report(out / "report.json").model, out)
+    network = given_network(source, sources, trust, settings.timeout)
+    data = calibration_of(sources, network.model, network.inputs, settings.seed, settings.memory)
+    with progress_bars() as progress:
+        rows = pipeline.quantise(out, network.model, network.inputs, data, settings=settings, progress=progress)
+    say(table(rows))
+    say(f"Written to {out / 'model.int8.onnx'}")
+
+
+def table(rows: "Sequence[Int8Row]") -> str:
+    """The four models side by side; of several outputs the worst."""
+    from tabulate import tabulate
+
+    cells = []
+    for row in rows:
+        agreement = row.fidelity.least_agreement
+        nats = [output.kl for output in row.fidelity.outputs if output.kl is not None]
+        cells.append((
+            row.name, f"{row.bytes:,}", f"{row.macs:,}", f"{row.latency:.2f}x", f"{row.fidelity.worst_error:.2%}",
+            "" if agreement is None else f"{agreement:.2%}", f"{max(nats):.2g}" if nats else "",
+            f"{row.float_error:.2%}", row.way,
+        ))  # fmt: skip
+    return tabulate(cells, HEADERS, disable_numparse=True)

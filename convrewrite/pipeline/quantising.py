@@ -1,0 +1,122 @@
+"""int8 of a result and of its original, side by side with both."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from convrewrite.calibration import Calibration, calibrate
+from convrewrite.errors import ModelLoadError
+from convrewrite.folders import Scratch, nearest, put, resolved, told
+from convrewrite.inputs import ExampleInput
+from convrewrite.meanings import Fidelity
+from convrewrite.modules import private_copy, surroundings_preserved
+from convrewrite.onnx_files import OnnxModel, size_of
+from convrewrite.onnx_graph import batch_of, exporter_of, graph_inputs
+from convrewrite.pipeline.networks import Given, ModelSource, network_of
+from convrewrite.pipeline.recovery import read_report
+from convrewrite.process import at_work
+from convrewrite.progress import Progress, silent
+from convrewrite.quantising import quantise_file
+from convrewrite.results import INT8, ONNX
+from convrewrite.runtime import Baseline, measure_fidelity
+from convrewrite.settings import Settings
+
+NAMES = ("original", "rewritten", "int8 of the original", "int8 of the rewritten")
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Row:
+    """One of four models: bytes of its file, MACs of one example, its time as a part of the original's, its fidelity to the
+    original on held-out inputs, and its relative error to the float32 file it was made of. ``way``: how it was quantised."""
+
+    name: str
+    bytes: int
+    macs: int
+    latency: float
+    fidelity: Fidelity
+    float_error: float
+    way: str = ""
+
+
+def quantise(
+    result: str | Path,
+    model: ModelSource,
+    example_input: ExampleInput | None = None,
+    calibration: object = None,
+    *,
+    settings: Settings | None = None,
+    progress: Progress = silent,
+) -> tuple[Int8Row, ...]:
+    """Static int8 of a result folder's model, as ``model.int8.onnx`` in it, and a table of four: original, rewritten, int8
+    of both.
+
+    Args:
+        result: a folder that ``convrewrite optimize`` wrote, with a ``model.onnx``.
+        model, example_input, calibration: the original and inputs, as in :func:`convrewrite.optimize`; inputs must be real ones,
+            on which values are calibrated, and on a held-out part of which weights per channel or per tensor, and scales between
+            stages, are chosen.
+        settings: of these ``seed``, ``threads``, ``memory``, ``timeout`` and ``runtime`` count.
+
+    Raises ModelLoadError for a folder without such a file, ExportError for what onnxruntime cannot quantise, UsageError where the
+    file cannot be written.
+    """
+    asked, folder = settings or Settings(), Path(result)
+    file = folder / ONNX
+    if not file.is_file():
+        raise ModelLoadError(f"{file}: missing; expected a result written by `convrewrite optimize` without --no-onnx")
+    macs = read_report(folder / "report.json").totals.macs
+    network = network_of(model, example_input, asked.timeout)
+    with at_work(asked.seed), surroundings_preserved(network.model), told(folder, "another folder"):
+        place = resolved(folder / INT8)
+        with Scratch(nearest(place)) as scratch:
+            copy = private_copy(network.model, network.inputs)
+            baseline = Baseline.of(
+                copy, network.inputs, scratch.path, asked.clock, asked.threads, exporter_of(network.model), asked.target
+            )
+            four = _Four(file, baseline, _data(network, copy, calibration, asked, progress), progress)
+            rows = four.rows((macs.before, macs.after))
+            put(scratch.path / INT8, place, scratch)
+    return rows
+
+
+def _data(network: Given, copy: nn.Module, calibration: object, asked: Settings, progress: Progress) -> Calibration:
+    return calibrate(
+        copy, network.inputs, calibration, seed=asked.seed, memory=asked.memory, progress=progress,
+        batch=batch_of(network.model), graph_inputs=graph_inputs(network.model),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Four:
+    """The result's file, the original's, and the inputs."""
+
+    file: Path
+    baseline: Baseline
+    data: Calibration
+    progress: Progress
+
+    def rows(self, macs: tuple[int, int]) -> tuple[Int8Row, ...]:
+        """Both quantised, and all four measured."""
+        first, folder = self.baseline.original.path, self.baseline.folder
+        floats, whole = (first, self.file), (folder / "original.int8.onnx", folder / INT8)
+        held_out = [self.baseline.exporter.feed(batch) for batch in self.data.held_out]
+        fit = [self.baseline.exporter.feed(batch) for batch in self.data.fit]
+        ways = []
+        for index, (source, place) in enumerate(zip(floats, whole, strict=True)):
+            self.progress("int8", index, 2, NAMES[2 + index])
+            ways.append(quantise_file(source, place, fit, held_out, original=first).way.describe())
+        self.progress("int8", 2, 2, "done")
+        found = []
+        for index, path in enumerate((*floats, *whole)):
+            fidelity = measure_fidelity(OnnxModel(first), OnnxModel(path), held_out)
+            error = measure_fidelity(OnnxModel(floats[index % 2]), OnnxModel(path), held_out).worst_error
+            way = ways[index - 2] if index > 1 else ""
+            latency = self._latency(path)
+            found.append(Int8Row(NAMES[index], size_of(path), macs[index % 2], latency, fidelity, error, way))
+        return tuple(found)
+
+    def _latency(self, path: Path) -> float:
+        baseline, one = self.baseline, tuple(tensor[:1] for tensor in self.baseline.inputs)
+        given = baseline.exporter.feed(one if baseline.original.dynamic_batch else baseline.inputs)
+        return baseline.timer.compare_onnx(baseline.original.path, path, given, baseline.threads).ratio

@@ -1,0 +1,6 @@
+"""int8: an ONNX file quantised statically by onnxruntime's own quantiser, its chains of convolutions scaled evenly before."""
+
+from convrewrite.quantising.choosing import Quantised, quantise_file
+from convrewrite.quantising.even import evened
+
+__all__ = ["Quantised", "evened", "quantise_file"]

@@ -1,0 +1,119 @@
+"""A file quantised in a few ways, of which the one that is nearest to the original on held-out inputs is kept."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from convrewrite.errors import ExportError, VerificationError
+from convrewrite.folders import temporary
+from convrewrite.inputs import Inputs
+from convrewrite.machine import processor
+from convrewrite.meanings import Fidelity, Meaning
+from convrewrite.onnx_files import OnnxModel
+from convrewrite.process import quiet
+from convrewrite.quantising.even import Feeds, evened, has_pairs
+from convrewrite.runtime import measure_fidelity
+
+POWERS = (None, 0.5, 1.0)
+"""Scales between stages that are tried: none, shared between values and weights, and even values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to quantise: weights with a scale for every output channel or for all;
+    the power of :func:`evened`, None for none."""
+
+    per_channel: bool
+    power: float | None
+
+    def describe(self) -> str:
+        """As in a table."""
+        scales = {None: "no scales", 0.5: "shared scales", 1.0: "even scales"}[self.power]
+        return f"per {'channel' if self.per_channel else 'tensor'}, {scales}"
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """The int8 file that was kept, how it was made, and its fidelity to the original on held-out inputs; ``tried``: that of every
+    way, as the effect on the outputs."""
+
+    path: Path
+    way: Way
+    fidelity: Fidelity
+    tried: dict[str, float]
+
+
+def quantise_file(
+    path: Path,
+    place: Path,
+    fit: Sequence[Inputs],
+    held_out: Sequence[Inputs],
+    *,
+    original: Path | None = None,
+    meanings: dict[str, Meaning] | None = None,
+    scales: bool = True,
+) -> Quantised:
+    """Quantise a float32 file to static int8 (QDQ) on the inputs in ``fit`` and put it at ``place``.
+
+    It is judged on ``held_out`` against ``original``, by default the file itself. ``scales`` False tries none between stages.
+    Raises ExportError where onnxruntime's quantiser cannot, VerificationError where there are no inputs.
+    """
+    if not fit or not held_out:
+        raise VerificationError(
+            "int8: expected inputs to calibrate and to judge on, found none; give real ones (--calib)"
+        )
+    reference = OnnxModel(original or path)
+    names = OnnxModel(path).input_names
+    feeds = [{n: x.detach().cpu().numpy() for n, x in zip(names, batch, strict=True)} for batch in fit]
+    model = onnx.load(str(path))
+    best: Quantised | None = None
+    tried: dict[str, float] = {}
+    with temporary() as scratch:
+        for power in POWERS if scales and has_pairs(model) else (None,):
+            source = model if power is None else evened(model, feeds, power)
+            for per_channel in (True, False):
+                way = Way(per_channel, power)
+                made = scratch.path / "int8.onnx"
+                _quantised(source, made, feeds, per_channel)
+                fidelity = measure_fidelity(reference, OnnxModel(made), held_out, meanings)
+                tried[way.describe()] = _loss(fidelity)
+                if best is None or tried[way.describe()] < _loss(best.fidelity):
+                    best = Quantised(place, way, fidelity, tried)
+                    place.write_bytes(made.read_bytes())
+    assert best is not None
+    return best
+
+
+def _loss(fidelity: Fidelity) -> float:
+    """What is compared: the KL of class scores, else the square of the relative error, of all outputs together."""
+    return sum(o.kl if o.kl is not None else o.relative_error**2 for o in fidelity.outputs)
+
+
+def _quantised(model: onnx.ModelProto, place: Path, feeds: Feeds, per_channel: bool) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        """Batch after batch."""
+
+        def __init__(self) -> None:
+            self._left = iter(feeds)
+
+        def get_next(self) -> Any:
+            return next(self._left, None)
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    # Processors without VNNI add products of two bytes in 16 bits, which overflow at 8 bits of weight.
+    narrow = not {"avx512_vnni", "avx_vnni", "asimddp"} & processor()[1]
+    try:
+        with quiet(("root",)):
+            quantize_static(
+                copy, str(place), Reader(), quant_format=QuantFormat.QDQ, per_channel=per_channel, reduce_range=narrow,
+                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            )  # fmt: skip
+    except Exception as error:  # the quantiser raises its own, and onnx's
+        cause = " ".join(str(error).split())[:200]
+        raise ExportError(f"int8: onnxruntime's quantiser cannot quantise the model: {cause}") from error

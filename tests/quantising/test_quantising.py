@@ -1,0 +1,116 @@
+"""Scales between stages that change nothing, and int8 files that are chosen by what they keep."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from clocks import FalseTimer
+from commands import images, small_network
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import convrewrite
+from convrewrite.errors import ModelLoadError, VerificationError
+from convrewrite.onnx_files import OnnxModel
+from convrewrite.quantising import evened, quantise_file
+from convrewrite.quantising.choosing import _quantised
+from convrewrite.quantising.even import _largest, _pairs
+from convrewrite.runtime import measure_fidelity
+
+
+def uneven(groups: int = 8) -> nn.Module:
+    """A depthwise stage and its pointwise, as in a site, whose channels between differ by factors of thousands."""
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(8, 8, 3, padding=1, groups=groups), nn.Conv2d(8, 12, 1, groups=2)
+    factors = 10.0 ** torch.linspace(-2, 2, 8)
+    with torch.no_grad():
+        first.weight.mul_(factors.view(-1, 1, 1, 1))
+        first.bias.mul_(factors)
+        second.weight.div_(factors.view(2, 4).repeat_interleave(6, 0).view(12, 4, 1, 1))
+    return nn.Sequential(first, second, nn.ReLU(), nn.Conv2d(12, 4, 1)).eval()
+
+
+def exported(model: nn.Module, path: Path) -> tuple[Path, list[dict[str, np.ndarray]]]:
+    convrewrite.export(model, torch.randn(2, 8, 6, 6), path)
+    return path, [
+        {"input": torch.randn(8, 8, 6, 6, generator=torch.Generator().manual_seed(seed)).numpy()} for seed in (1, 2)
+    ]
+
+
+@settings(max_examples=3, deadline=None)
+@given(power=st.sampled_from([0.0, 0.5, 1.0]), groups=st.sampled_from([1, 4, 8]))
+def test_the_float_model_computes_the_same(power: float, groups: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path, feeds = exported(uneven(groups), tmp_path_factory.mktemp("even") / "a.onnx")
+    model = onnx.load(str(path))
+    changed = evened(model, feeds, power)
+    [pair] = _pairs(model)
+    assert model == onnx.load(str(path)), "the model that was given stays"
+    for feed in feeds:
+        x = torch.from_numpy(feed["input"])
+        a, b = (next(iter(OnnxModel(m.SerializeToString())(x).values())) for m in (model, changed))
+        assert not torch.equal(a, b) or power == 0.0
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(a.abs().max()))
+    if power == 1.0:
+        [before], [after] = (_largest(m, [pair.between], feeds) for m in (model, changed))
+        assert before.max() / before.min() > 1000
+        assert after.max() / after.min() < 1.01
+        assert after.max() == pytest.approx(before.max(), rel=1e-4)
+
+
+def test_what_is_read_elsewhere_or_stands_apart_is_not_scaled(tmp_path: Path) -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            middle = self.a(x)
+            return self.b(middle) + middle
+
+    for model in (Shared().eval(), nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1)).eval()):
+        path, feeds = exported(model, tmp_path / "a.onnx")
+        before = onnx.load(str(path))
+        assert evened(before, feeds, 1.0) == before
+
+
+def test_with_even_ranges_int8_loses_less_and_the_best_way_is_kept(tmp_path: Path) -> None:
+    path, feeds = exported(uneven(), tmp_path / "a.onnx")
+    batches = [(torch.from_numpy(feed["input"]),) for feed in feeds]
+    found = quantise_file(path, tmp_path / "int8.onnx", batches[:1], batches[1:])
+    plain = quantise_file(path, tmp_path / "plain.onnx", batches[:1], batches[1:], scales=False)
+    assert found.fidelity.worst_error < 0.5 * plain.fidelity.worst_error
+    assert found.tried[found.way.describe()] == min(found.tried.values())
+    assert len(found.tried) == 6
+    assert len(plain.tried) == 2
+    again = measure_fidelity(OnnxModel(path), OnnxModel(found.path), batches[1:])
+    assert again.worst_error == found.fidelity.worst_error
+    kinds = {node.op_type for node in onnx.load(str(found.path)).graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+    _quantised(onnx.load(str(path)), tmp_path / "same.onnx", feeds[:1], per_channel=True)
+    assert (tmp_path / "same.onnx").is_file()
+
+
+def test_inputs_are_needed(tmp_path: Path) -> None:
+    path, _ = exported(uneven(), tmp_path / "a.onnx")
+    with pytest.raises(VerificationError, match="int8: expected inputs to calibrate and to judge on"):
+        quantise_file(path, tmp_path / "b.onnx", [], [])
+
+
+def test_a_result_gets_its_int8_file_and_a_table_of_four(tmp_path: Path) -> None:
+    model, x = small_network(), images(2)[:1]
+    timer = FalseTimer(0.5)
+    result = convrewrite.optimize(model, x, ["separable"], images(), timer=timer, refine=False, fast=True)
+    result.save(tmp_path / "out")
+    rows = convrewrite.quantise(tmp_path / "out", model, x, images(), settings=convrewrite.Settings(timer=timer))
+    assert [row.name for row in rows] == ["original", "rewritten", "int8 of the original", "int8 of the rewritten"]
+    assert rows[2].bytes < rows[0].bytes and rows[3].bytes < rows[1].bytes
+    assert [row.macs for row in rows] == [result.report.totals.macs.before, result.report.totals.macs.after] * 2
+    assert rows[0].float_error == 0.0 < rows[3].float_error < 0.5
+    assert (tmp_path / "out" / "model.int8.onnx").stat().st_size == rows[3].bytes
+    result.save(tmp_path / "out")  # an earlier result is replaced with its int8 file
+    assert not (tmp_path / "out" / "model.int8.onnx").exists()
+    with pytest.raises(ModelLoadError, match="missing; expected a result"):
+        convrewrite.quantise(tmp_path, model, x, images())
