@@ -230,7 +230,9 @@ def _kept(constraints: Constraints, fidelity: Fidelity) -> str | None:
 
 def _totals(before: Cost, after: Cost, measured: Measured) -> Totals:
     latency, saving = measured.onnx_latency, measured.predicted_saving
-    predicted = None if latency is None or saving is None else max(0.0, latency.seconds_a - saving)
+    # Options that promise to save more than all of it promise nothing that can be told.
+    known = latency is not None and saving is not None and saving < latency.seconds_a
+    predicted = latency.seconds_a - saving if known else None  # type: ignore[union-attr, operator]
     return Totals(
         parameters=Change[int](before=before.parameters, after=after.parameters),
         macs=Change[int](before=before.macs, after=after.macs),
