@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 FASHION := examples/fashion
 
-.PHONY: demo test lint types suite soak clean
+.PHONY: demo test lint types suite soak lowest docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/convrewrite optimize $(FASHION)/fashion.pt --factory $(FASHION)/model.py:fashion_resnet \
@@ -26,6 +26,16 @@ suite: $(VENV)/.tested
 # The long forms of tests: faults and interrupts at hundreds of moments, without a time limit.
 soak: $(VENV)/.tested
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak
+
+# The lowest versions that pyproject.toml allows, in an environment of their own: the tests that need no network from a zoo.
+lowest:
+	$(PYTHON) -m venv build/lowest
+	build/lowest/bin/python -m pip install --quiet -c constraints-lowest.txt ".[recover]" pytest hypothesis
+	OMP_NUM_THREADS=1 build/lowest/bin/python -m pytest tests/reporting tests/fitting tests/planning tests/whole/test_earlier_files.py
+
+# The site, in build/site.
+docs: $(VENV)/.tested
+	$(BIN)/mkdocs build --strict
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

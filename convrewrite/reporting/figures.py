@@ -119,15 +119,16 @@ def totals_rows(report: Report) -> list[tuple[str, str, str, str]]:
         _count_row("parameters", totals.parameters),
         _count_row("MACs of one example", totals.macs),
         _file_row(totals.file_bytes),
-        _latency_row(_latency_name(report), totals.onnx_latency_seconds),
+        _latency_row(latency_name(report), totals.onnx_latency_seconds),
     ]
     if totals.predicted_onnx_latency_seconds is not None:
         predicted = duration(totals.predicted_onnx_latency_seconds)
-        rows.append((f"{_latency_name(report)}, predicted", "", predicted, "a prediction"))
+        rows.append((f"{latency_name(report)}, predicted", "", predicted, "a prediction"))
     return [*rows, _latency_row("torch latency", totals.torch_latency_seconds)]
 
 
-def _latency_name(report: Report) -> str:
+def latency_name(report: Report) -> str:
+    """What the latency is called: where it was measured."""
     return "ONNX latency" if report.runtime == "onnxruntime" else f"latency in {report.runtime}"
 
 
@@ -241,7 +242,7 @@ def headline(report: Report) -> str:
     totals = report.totals
     saved = f"{times(totals.macs.ratio)} of its MACs and {times(totals.parameters.ratio)} of its parameters"
     latency = totals.onnx_latency_seconds
-    name = _latency_name(report)
+    name = latency_name(report)
     speed = f"{times(latency.ratio)} of its {name}" if latency else f"its {name} was {NOT_MEASURED}"
     sites = f"{rewritten} of {len(report.sites)} convolution sites rewritten"
     if report.useless:

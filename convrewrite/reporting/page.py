@@ -122,7 +122,7 @@ def tiles(report: Report) -> tuple[Tile, ...]:
             f"latency {figures.NOT_MEASURED}",
         )  # fmt: skip
     else:
-        cost = Tile(_less(latency.ratio), "ONNX latency", _latency(latency))
+        cost = Tile(_less(latency.ratio), figures.latency_name(report), _latency(latency))
     counts = totals.parameters
     parameters = Tile(
         _less(counts.ratio), "parameters", f"{figures.count(counts.before)} to {figures.count(counts.after)}"
@@ -315,7 +315,11 @@ def _promises(report: Report, plan: Plan | None) -> tuple[tuple[str, str, str], 
         rows.append(("latency left", figures.times(predicted.latency), figures.times(latency.ratio) if latency else ""))
     if totals.predicted_onnx_latency_seconds is not None and latency is not None:
         rows.append(
-            ("ONNX latency", figures.duration(totals.predicted_onnx_latency_seconds), figures.duration(latency.after))
+            (
+                figures.latency_name(report),
+                figures.duration(totals.predicted_onnx_latency_seconds),
+                figures.duration(latency.after),
+            )
         )
     kl = [row.kl for row in report.fidelity if row.kl is not None]
     if predicted is not None and len(report.fidelity) == len(kl) == 1:
