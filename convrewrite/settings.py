@@ -96,6 +96,8 @@ class Settings:
             takes gradients of the original model. False: all count alike.
         timeout: seconds that an ONNX file may take to open, and again to run once, in a process of its own.
         measure: False leaves out export, parity and latency.
+        exclude: sites to keep, whatever the rules say, by name or as shell patterns, ``layer4.*``.
+        only: where any are named, the only sites that may be rewritten, likewise.
         resume: take the survey and the fits that earlier runs of the same model left in the user's cache folder, an interrupted
             one or one within another budget, and leave those of this run. The result is the same with them and without.
         timer: who measures seconds; onnxruntime and torch on this machine, unless told otherwise.
@@ -175,6 +177,24 @@ class Settings:
             "--onnx/--no-onnx",
             kind=bool,
             help="Export to ONNX, check parity and time; without it outputs are compared.",
+        ),
+    )
+    exclude: tuple[str, ...] = field(
+        default=(),
+        metadata=flag(
+            "--exclude",
+            kind=list[str] | None,
+            read=tuple,
+            help="Keep the sites of this name, or pattern as 'layer4.*'; repeat it.",
+        ),
+    )
+    only: tuple[str, ...] = field(
+        default=(),
+        metadata=flag(
+            "--only",
+            kind=list[str] | None,
+            read=tuple,
+            help="Rewrite no other sites than those of this name, or pattern; repeat it.",
         ),
     )
     resume: bool = field(
@@ -332,6 +352,8 @@ class WorkOptions(TypedDict, total=False):
     refine: bool | None
     timeout: float
     measure: bool
+    exclude: tuple[str, ...]
+    only: tuple[str, ...]
     resume: bool
     timer: "Timer"
 
