@@ -41,7 +41,7 @@ import convrewrite
 from convrewrite.calibration import Calibration
 from convrewrite.errors import ConvRewriteError, PlanError
 from convrewrite.onnx_graph import exporter_of, read_network
-from convrewrite.pipeline import Result
+from convrewrite.results import Result
 
 CORPUS = (*TRAINED, *EXPORTED, *MADE, *LIGHT)
 """Entries in the order of the table, those that say most first."""

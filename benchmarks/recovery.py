@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from training import RECIPES, SEEDS, load, load_split
 
 import convrewrite
-from convrewrite.pipeline import PLAN, read_plan
+from convrewrite.results import PLAN, read_plan
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "recovery.json"

@@ -10,19 +10,19 @@ if TYPE_CHECKING:
     __version__: str
     from convrewrite.errors import ConvRewriteError
     from convrewrite.pipeline import (
-        Result,
         RewriteConvolutions,
         Sweep,
         analyze,
         apply,
-        load,
         optimize,
         plan,
+        profile,
         recover,
         sweep,
         verify,
     )
     from convrewrite.planning import Plan
+    from convrewrite.results import Result, load
     from convrewrite.runtime import export
     from convrewrite.settings import Recovery, Settings
 
@@ -40,6 +40,7 @@ __all__ = [
     "load",
     "optimize",
     "plan",
+    "profile",
     "recover",
     "sweep",
     "verify",
@@ -48,16 +49,17 @@ _HOMES = {
     "ConvRewriteError": "convrewrite.errors",
     "Plan": "convrewrite.planning",
     "Recovery": "convrewrite.settings",
-    "Result": "convrewrite.pipeline",
+    "Result": "convrewrite.results",
     "RewriteConvolutions": "convrewrite.pipeline",
     "Settings": "convrewrite.settings",
     "Sweep": "convrewrite.pipeline",
     "analyze": "convrewrite.pipeline",
     "apply": "convrewrite.pipeline",
     "export": "convrewrite.runtime",
-    "load": "convrewrite.pipeline",
+    "load": "convrewrite.results",
     "optimize": "convrewrite.pipeline",
     "plan": "convrewrite.pipeline",
+    "profile": "convrewrite.pipeline",
     "recover": "convrewrite.pipeline",
     "sweep": "convrewrite.pipeline",
     "verify": "convrewrite.pipeline",

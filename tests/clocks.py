@@ -10,8 +10,8 @@ from torch import nn
 from convrewrite import runtime
 from convrewrite.conv import ConvSpec, Size
 from convrewrite.inputs import Inputs
-from convrewrite.runtime.latency import Comparison
 from convrewrite.runtime.option_graphs import OptionGraph
+from convrewrite.targets import Comparison, Target
 
 Seconds = Callable[[OptionGraph, Size], float]
 
@@ -50,6 +50,11 @@ class FalseTimer:
     compared: list[tuple[object, object, Inputs]] = field(default_factory=list)
     timed: list[tuple[Path, Inputs]] = field(default_factory=list)
     asked: list[OptionGraph] = field(default_factory=list)
+    targets: list[str] = field(default_factory=list)
+
+    def on(self, target: Target) -> "FalseTimer":
+        self.targets.append(target.name)
+        return self
 
     def compare_onnx(self, a: Path, b: Path, inputs: Inputs, threads: int) -> Comparison:
         self.compared.append((a, b, inputs))
@@ -61,6 +66,9 @@ class FalseTimer:
 
     def time_onnx(self, path: Path, inputs: Inputs, threads: int) -> float:
         self.timed.append((path, inputs))
+        return self.file_seconds
+
+    def time_torch(self, model: nn.Module, inputs: Inputs, threads: int) -> float:
         return self.file_seconds
 
     def time_options(

@@ -10,12 +10,12 @@ import torch
 
 from convrewrite import runtime
 from convrewrite.inputs import Inputs
-from convrewrite.runtime.latency import Comparison
 from convrewrite.runtime.timing import RuntimeTimer
 from convrewrite.runtime.timing_cache import FOLDER_VARIABLE
 from convrewrite.stored.result_cache import LIMIT_VARIABLE
 from convrewrite.structures.discovery import discover
 from convrewrite.structures.structure import Structure
+from convrewrite.targets import Comparison
 
 pytest_plugins = ["model_files"]
 

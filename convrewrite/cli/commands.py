@@ -1,11 +1,14 @@
 """The commands. A thin layer: each reads its arguments, and shows progress and results; :mod:`.entry` tells errors."""
 
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from convrewrite import values
+from convrewrite.cli import timing
 from convrewrite.cli.expanded import Only, expanded
 from convrewrite.cli.interrupts import tells_what_stands
 from convrewrite.cli.looking import compare, report, schema
@@ -36,6 +39,7 @@ from convrewrite.version import tool_version
 
 if TYPE_CHECKING:
     from convrewrite.reporting import Report
+    from convrewrite.results import Result
 
 app = typer.Typer(
     name="convrewrite",
@@ -72,6 +76,7 @@ def _options(
 @expanded
 def optimize(
     *,
+    context: typer.Context,
     model: Model,
     out: Out = None,
     rule: Rules = None,
@@ -81,12 +86,12 @@ def optimize(
     as_json: AsJson = False,
 ) -> None:
     """Rewrite MODEL by the rules, export and verify the result, and report what was saved."""
-    from convrewrite import pipeline
+    from convrewrite import pipeline, results
     from convrewrite.cli.networks import given_network
     from convrewrite.rules import resolve
 
     assert out is not None  # by then it has a default
-    pipeline.check_writable(out, (model,))
+    results.check_writable(out, (model,))
     chosen = resolve(rule or ["separable"])
     network = given_network(model, sources, trust, settings.timeout)
     data = calibration_of(sources, network.model, network.inputs, settings.seed, settings.memory)
@@ -95,6 +100,7 @@ def optimize(
             network.model, network.inputs, chosen, data, settings=settings, name=model, notes=network.notes,
             progress=progress,
         )  # fmt: skip
+        result = _commanded(result, context)
         result.save(out)
     show_result(result.report, out, as_json)
 
@@ -115,19 +121,19 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Only choose what each convolution of MODEL becomes, and write it down; `apply` carries it out."""
-    from convrewrite import pipeline
+    from convrewrite import pipeline, results
     from convrewrite.cli.networks import given_network
     from convrewrite.reporting import render_plan
     from convrewrite.rules import resolve
 
     assert out is not None  # by then it has a default
-    pipeline.check_file(out)
+    results.check_file(out)
     chosen = resolve(rule or ["balanced"])
     network = given_network(model, sources, trust, settings.timeout)
     data = calibration_of(sources, network.model, network.inputs, settings.seed, settings.memory)
     with progress_bars() as progress:
         made = pipeline.plan(network.model, network.inputs, chosen, data, settings=settings, progress=progress)
-    pipeline.save_plan(made, out)
+    results.save_plan(made, out)
     if as_json:
         say_json(made)
         return
@@ -142,21 +148,24 @@ def plan(
 @expanded
 def apply(
     *,
+    context: typer.Context,
     model: Model,
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan of this model, as `plan` writes it.")],
     out: Out = None,
     sources: Sources,
-    settings: Annotated[Settings, Only("outputs", "refine", "threads", "memory", "timeout", "measure", "resume")],
+    settings: Annotated[
+        Settings, Only("outputs", "refine", "threads", "memory", "timeout", "measure", "resume", "runtime", "timings")
+    ],
     trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Carry out PLAN on MODEL: fit its options, export and verify the result, and report what was saved."""
-    from convrewrite import pipeline
+    from convrewrite import pipeline, results
     from convrewrite.cli.networks import given_network
 
     assert out is not None  # by then it has a default
-    pipeline.check_writable(out, (model,))
-    followed = pipeline.read_plan(plan_file)
+    results.check_writable(out, (model,))
+    followed = results.read_plan(plan_file)
     network = given_network(model, sources, trust, settings.timeout)
     data = calibration_of(sources, network.model, network.inputs, followed.seed, settings.memory)
     with progress_bars() as progress:
@@ -164,6 +173,7 @@ def apply(
             network.model, network.inputs, followed, data, settings=settings, name=model, notes=network.notes,
             progress=progress,
         )  # fmt: skip
+        result = _commanded(result, context)
         result.save(out)
     show_result(result.report, out, as_json)
 
@@ -205,6 +215,7 @@ def sweep(
 @expanded
 def recover(
     *,
+    context: typer.Context,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A result folder, which the recovered result replaces.")],
     data: Annotated[
         str, typer.Option("--data", help="Inputs without labels: .npy, .npz, .pt, a folder of images, or FILE.py:NAME.")
@@ -223,6 +234,7 @@ def recover(
     with progress_bars() as progress:
         result = recovered(asked, sources, settings, progress)
     if result is not None:  # else another process of the run writes and tells
+        result = _commanded(result, context)
         result.save(place)
         checkpoint.unlink(missing_ok=True)  # of no use any more
         show_result(result.report, place)
@@ -236,10 +248,10 @@ def explain(
     ] = None,
 ) -> None:
     """Tell why a site became what it is: the options that were measured, their cost, their effect."""
-    from convrewrite import pipeline
+    from convrewrite import results
     from convrewrite.reporting import render_plan, render_site
 
-    found = pipeline.read_plan(source / pipeline.PLAN if source.is_dir() else source)
+    found = results.read_plan(source / results.PLAN if source.is_dir() else source)
     say(render_plan(found) if site is None else render_site(found.site(site)))
 
 
@@ -305,51 +317,15 @@ def verify(
     relation.require_fidelity(outcome.fidelity, asked.agreement, asked.error)
 
 
-@app.command()
-@expanded
-def bench(
-    *,
-    a: Annotated[str, typer.Argument(metavar="A", help="The reference: .pt, .onnx, or a result folder.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
-    sources: Annotated[Sources, Only("input", "factory", "calib", "mean", "std", "resize")],
-    asked: Annotated[Comparing, Only("threads", "rounds", "timeout")],
-    trust: Trust = False,
-) -> None:
-    """Time A and B side by side, interleaved; the ratio is the median over rounds of paired ratios."""
-    from tabulate import tabulate
+app.command()(timing.bench)
+app.command()(timing.profile)
 
-    from convrewrite import folders, reporting, runtime
-    from convrewrite.cli import example_inputs
-    from convrewrite.onnx_files import OnnxModel
 
-    first, second = (runner_of(source, sources.factory, trust, asked.timeout) for source in (a, b))
-    inputs = example_inputs.for_both(first, second, sources, 0)
-    if all(example_inputs.batch_of(runner) is None for runner in (first, second)):
-        inputs = tuple(tensor[:1] for tensor in inputs)
-    comparisons = []
-    with folders.temporary() as folder, progress_bars() as progress:
-        paths = []
-        for index, (source, runner) in enumerate(((a, first), (b, second))):
-            is_onnx = isinstance(runner, OnnxModel)
-            progress("bench", index, 4, f"export {source}")
-            if is_onnx:
-                runner(*inputs)  # before it is timed, as it may not end
-            paths.append(
-                Path(runner.where) if is_onnx else runtime.export(runner, inputs, folder.path / f"{index}.onnx").path
-            )
-        progress("bench", 2, 4, "onnxruntime")
-        comparisons.append(runtime.compare_onnx(paths[0], paths[1], inputs, threads=asked.threads, rounds=asked.rounds))
-        if not isinstance(first, OnnxModel) and not isinstance(second, OnnxModel):
-            progress("bench", 3, 4, "torch")
-            comparisons.append(runtime.compare_torch(first, second, inputs, threads=asked.threads, rounds=asked.rounds))
-    rows = [
-        (c.runtime, reporting.duration(c.seconds_a), reporting.duration(c.seconds_b), f"{c.ratio:.3f}",
-         f"{c.ratio_low:.3f} to {c.ratio_high:.3f}", f"{c.speedup:.2f}x")
-        for c in comparisons
-    ]  # fmt: skip
-    say(tabulate(rows, ("runtime", "A", "B", "B / A", "quartiles", "speed-up")))
-    shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
-    say(f"input {shapes}, {asked.threads} thread(s), median of {asked.rounds} interleaved rounds")
+def _commanded(result: "Result", context: typer.Context) -> "Result":
+    """The result with the command line that led to it in its report."""
+    command = shlex.join(["convrewrite", *context.obj])
+    report = result.report.model_copy(update={"commands": (*result.report.commands, command)})
+    return replace(result, report=report)
 
 
 def show_result(found: "Report", out: Path, as_json: bool = False) -> None:

@@ -22,10 +22,11 @@ _EXITED = "expected code of the model that comes to an end, found that it ended 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code. Every error this package raises on purpose is caught here and only here."""
     try:
-        values.check_words(sys.argv[1:] if argv is None else argv)
+        words = sys.argv[1:] if argv is None else argv
+        values.check_words(words)
         # A command returns nothing; a number is the code of typer.Exit, into which typer turns Ctrl-C outside a command.
         with terminations_raised():
-            code = int(app(argv, standalone_mode=False) or 0)
+            code = int(app(words, standalone_mode=False, obj=words) or 0)
         return code if code != INTERRUPTED else interrupted(NOTHING, code)
     except ConvRewriteError as error:
         print(f"convrewrite: {error}", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
-from convrewrite.flags import FLAG, Flag
+from convrewrite.settings import FLAG, Flag
 
 
 class Only:

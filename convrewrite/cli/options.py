@@ -13,9 +13,9 @@ from typer.core import TyperGroup
 from convrewrite import values
 from convrewrite.errors import ModelLoadError, UsageError, VerificationError
 from convrewrite.escaping import printable
-from convrewrite.flags import FLAG, flag
 from convrewrite.machine import PROBE_SECONDS
-from convrewrite.settings import Settings
+from convrewrite.settings import FLAG, Settings, flag
+from convrewrite.targets import DEFAULT
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -145,6 +145,7 @@ class Comparing:
     )
     seed: int = field(default=0, metadata=SETTING["seed"].metadata)
     timeout: float = field(default=PROBE_SECONDS, metadata=SETTING["timeout"].metadata)
+    runtime: str = field(default=DEFAULT, metadata=SETTING["runtime"].metadata)
 
 
 PLANNED = tuple(entry.name for entry in fields(Settings) if FLAG in entry.metadata and entry.name != "refine")
@@ -206,7 +207,7 @@ def load(source: str, factory: str | None, trust: bool) -> "Loaded":
 
 def runner_of(source: str, factory: str | None, trust: bool, timeout: float) -> Any:
     """A module, or an ONNX file as a callable. A result folder gives its model."""
-    from convrewrite import pipeline
+    from convrewrite import results
     from convrewrite.onnx_files import OnnxModel
 
     path = Path(source)
@@ -217,10 +218,10 @@ def runner_of(source: str, factory: str | None, trust: bool, timeout: float) -> 
             return OnnxModel(path, probe=timeout, trust=trust)
         except VerificationError as error:  # exit code 1 says that two models differ, and this is none
             raise ModelLoadError(f"{error}; export it again") from error
-    if (path / pipeline.ONNX).is_file() and not (path / "model.pt").is_file():  # a result whose model came as ONNX
-        return runner_of(str(path / pipeline.ONNX), factory, trust, timeout)
-    if (path / pipeline.PLAN).is_file() and factory is not None:
-        return pipeline.load(path, load(factory, None, trust).model)
+    if (path / results.ONNX).is_file() and not (path / "model.pt").is_file():  # a result whose model came as ONNX
+        return runner_of(str(path / results.ONNX), factory, trust, timeout)
+    if (path / results.PLAN).is_file() and factory is not None:
+        return results.load(path, load(factory, None, trust).model)
     return load(str(path / "model.pt") if path.is_dir() else source, factory, trust).model
 
 

@@ -3,15 +3,15 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from convrewrite import pipeline
+from convrewrite import pipeline, results
 from convrewrite.calibration import Reading, read_labels
 from convrewrite.cli.networks import given_network
 from convrewrite.cli.options import Sources, Towards
 from convrewrite.errors import UsageError
 from convrewrite.loading import import_object
 from convrewrite.machine import is_main_process
-from convrewrite.pipeline import Result
 from convrewrite.progress import Progress, silent
+from convrewrite.results import Result
 from convrewrite.settings import Recovery
 
 
@@ -39,7 +39,7 @@ def recovered(asked: Asked, sources: Sources, settings: Recovery, progress: Prog
     report = pipeline.read_report(asked.out / "report.json")
     source = towards.model or _named(report.model, asked.out)
     if main:
-        pipeline.check_writable(asked.place, (source, asked.data))
+        results.check_writable(asked.place, (source, asked.data))
     shapes = ["x".join(map(str, shape)) for shape in report.input_shapes]
     augment = None if towards.augment is None else import_object(towards.augment)
     if augment is not None and not callable(augment):

@@ -10,19 +10,12 @@ import numpy as np
 import onnxruntime as ort
 
 from convrewrite.machine import end_with_parent, limit_memory, limit_processor
+from convrewrite.targets import session_options
 
 
 def open_session(source: Path | bytes, threads: int = 1, folder: Path | None = None) -> ort.InferenceSession:
-    """An onnxruntime session on the CPU, all graph optimisations on. ``folder``: where files of weights of bytes lie.
-
-    Its threads do not spin while they wait: spinning threads of one session slow down another that is being timed.
-    """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
+    """An onnxruntime session on the CPU, all graph optimisations on. ``folder``: where files of weights of bytes lie."""
+    options = session_options(threads)
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     return ort.InferenceSession(

@@ -23,12 +23,12 @@ from convrewrite.pipeline.keywords import (
 )
 from convrewrite.pipeline.networks import ModelSource, network_of
 from convrewrite.pipeline.prepare import prepare
-from convrewrite.pipeline.results import Result
 from convrewrite.pipeline.run import Run
 from convrewrite.planning import Choice, Plan, shortlists_of
 from convrewrite.process import at_work
 from convrewrite.progress import Progress, Stopwatch
 from convrewrite.reporting import AnalysisRow
+from convrewrite.results import Result
 from convrewrite.rules import refusal, require_structures, resolve, subjects
 from convrewrite.settings import Settings
 from convrewrite.structures import Structure, discover

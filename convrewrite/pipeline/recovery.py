@@ -23,15 +23,16 @@ from convrewrite.onnx_graph import batch_of, exporter_of, regions_of
 from convrewrite.pipeline.keywords import RecoverKeywords, RecoveryExtras, asked_of, signed
 from convrewrite.pipeline.networks import Given as Network
 from convrewrite.pipeline.networks import ModelSource, network_of
-from convrewrite.pipeline.results import PLAN, Result, load, read_plan
 from convrewrite.pipeline.run import NOT_MEASURED
 from convrewrite.planning import Fingerprint, Plan
 from convrewrite.process import at_work
 from convrewrite.progress import Stopwatch
 from convrewrite.reporting import RecoveredSummary, Report, recovered_report
+from convrewrite.results import PLAN, Result, load, read_plan
 from convrewrite.runtime import Baseline, Measured, measure_everything, measure_outputs
 from convrewrite.settings import Recovery
 from convrewrite.structures import Structure
+from convrewrite.targets import target_of
 from convrewrite.tuning import (
     Checkpoint,
     Distilled,
@@ -271,7 +272,13 @@ def _finished(run: Recovering, distilled: Distilled, given: Given, evaluation: E
     with run.watch.timed("verify"), preserved(run.rewritten):
         if run.asked.measure and main:
             baseline = Baseline.of(
-                run.original, network.inputs, scratch.path, run.asked.timer, run.asked.threads, exporter
+                run.original,
+                network.inputs,
+                scratch.path,
+                run.asked.clock,
+                run.asked.threads,
+                exporter,
+                target_of(run.came.report.runtime),
             )
             metadata, told = provenance.metadata(), run.extras.told
             measured = measure_everything(

@@ -18,7 +18,6 @@ from convrewrite.onnx_graph import batch_of, exporter_of, graph_inputs
 from convrewrite.pipeline.narrowing import narrowed
 from convrewrite.pipeline.prepare import prepare
 from convrewrite.pipeline.refined import refined
-from convrewrite.pipeline.results import Result
 from convrewrite.planning import (
     Allocation,
     Choice,
@@ -31,6 +30,7 @@ from convrewrite.planning import (
 )
 from convrewrite.progress import Progress, Stopwatch, silent
 from convrewrite.reporting import build_report
+from convrewrite.results import Result
 from convrewrite.rewriting import (
     Outcome,
     Prepared,
@@ -45,6 +45,7 @@ from convrewrite.rules import Rule
 from convrewrite.runtime import Baseline, Measured, Unmeasured, measure_everything, measure_outputs
 from convrewrite.settings import Constraints, Settings
 from convrewrite.structures import Structure
+from convrewrite.targets import read_profile
 
 NOT_MEASURED = "no ONNX file was asked for: nothing was exported or timed, and onnxruntime was not compared"
 """The note of a result without one."""
@@ -93,7 +94,16 @@ class Run:
         with watch.timed("export the original"):
             exporter = exporter_of(prepared.original)
             baseline = (
-                Baseline.of(model, inputs, scratch.path, settings.timer, settings.threads, exporter)
+                Baseline.of(
+                    model,
+                    inputs,
+                    scratch.path,
+                    settings.clock,
+                    settings.threads,
+                    exporter,
+                    settings.target,
+                    settings.timings is not None,
+                )
                 if settings.measure
                 else None
             )
@@ -150,7 +160,8 @@ class Run:
             measured=replace(measured, predicted_saving=saved),
             notes=[
                 *notes, *settled.notes, *refinement, *work.data.notes, *_lost(prepared.traced), *measured.notes,
-                *_nothing_done(rewritten.outcomes), *([NOT_MEASURED] if self.baseline is None else []),
+                *_nothing_done(rewritten.outcomes), *_elsewhere(work.settings),
+                *([NOT_MEASURED] if self.baseline is None else []),
             ],
         )  # fmt: skip
         return Result(settled.model, followed, report, self._file(settled.model, followed), self.scratch)
@@ -212,6 +223,13 @@ def _lost(traced: Traced) -> list[str]:
         f"{names}{more} could not be followed as a graph: convolutions there are rewritten, "
         "but a BatchNorm that follows one is not folded into it"
     ]
+
+
+def _elsewhere(settings: Settings) -> list[str]:
+    if settings.timings is None:
+        return []
+    profile = read_profile(Path(settings.timings))
+    return [f"chosen by times in {profile.describe()}, from {settings.timings}; the result was not timed here"]
 
 
 def _nothing_done(outcomes: Sequence[Outcome]) -> list[str]:

@@ -15,11 +15,11 @@ from convrewrite.inputs import ExampleInput
 from convrewrite.modules import surroundings_preserved
 from convrewrite.pipeline.keywords import Extras, OptimizeKeywords, RuleSource, asked, signed
 from convrewrite.pipeline.networks import Given, ModelSource, network_of
-from convrewrite.pipeline.results import Result, save_plan
 from convrewrite.pipeline.run import Run
 from convrewrite.planning import Plan
 from convrewrite.process import at_work
 from convrewrite.reporting import Report, SweepPoint, SweepReport, SweptModel, render_sweep, sweep_page, with_knee
+from convrewrite.results import Result, save_plan
 from convrewrite.rules import Rule, resolve
 from convrewrite.settings import Constraints, Settings
 from convrewrite.version import tool_version

@@ -1,6 +1,7 @@
 """Choose one option for every site. Touches no model but to fit what it tries."""
 
 from convrewrite.planning.allocation import Allocation
+from convrewrite.planning.candidates import to_time
 from convrewrite.planning.choice import Choice, Planner, latency_table_of
 from convrewrite.planning.effort import THOROUGH
 from convrewrite.planning.fidelity_budget import require_evaluable
@@ -10,7 +11,6 @@ from convrewrite.planning.plan import (
     Considered,
     Fingerprint,
     Plan,
-    PlannedOption,
     PlannedSite,
     planned_structure,
 )
@@ -26,7 +26,6 @@ __all__ = [
     "Fingerprint",
     "Item",
     "Plan",
-    "PlannedOption",
     "PlannedSite",
     "Planner",
     "choose",
@@ -35,6 +34,7 @@ __all__ = [
     "require_evaluable",
     "shortlists_of",
     "survey",
+    "to_time",
     "undominated",
     "with_kept",
     "with_outputs",

@@ -76,7 +76,7 @@ class KeptSurveys:
     ) -> "KeptSurveys":
         """``effort`` is how much is measured, a dataclass."""
         table = latency_table
-        times = None if table is None else (table.threads, table.rounds, type(table.timer).__qualname__)
+        times = None if table is None else (table.threads, table.rounds, table.block, repr(table.timer))
         keeps = table is None or bool(getattr(table.timer, "lasting", False))
         return cls(cache, (asdict(effort), times, list(active)), table is not None, keeps)
 

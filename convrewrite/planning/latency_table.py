@@ -33,12 +33,14 @@ class TimedCandidate:
 
 @dataclass(frozen=True, slots=True)
 class LatencyTable:
-    """The seconds of candidates, as a timer measures them at one thread count."""
+    """The seconds of candidates, as a timer measures them at one thread count; ``block``: channels that are worked on at a time
+    there."""
 
     structures: Mapping[str, Structure]
     threads: int = 1
     rounds: int = 15
     timer: Timer = THIS_MACHINE
+    block: int | None = None
 
     def of(self, site: Site, candidates: Sequence[Candidate]) -> tuple[TimedCandidate, ...]:
         """Every candidate of a site with its seconds, all calls of the site together."""
@@ -49,6 +51,13 @@ class LatencyTable:
         for (candidate, lowering), seconds in zip(variants, after, strict=True):
             fastest[candidate.option] = min(fastest.get(candidate.option, (seconds, lowering)), (seconds, lowering))
         return tuple(self._timed(site, p, *fastest[p.option], before) for p in candidates)
+
+    def graphs(self, site: Site, candidates: Sequence[Candidate]) -> list[OptionGraph]:
+        """The candidates as graphs, in all their lowerings."""
+        spec = site.folded_spec
+        return [
+            self._graph(spec, c.option, lowering) for c in candidates for lowering in self._lowerings(spec, c.option)
+        ]
 
     def original(self, site: Site) -> float:
         """Seconds of the site as it is, all calls together."""
@@ -67,7 +76,7 @@ class LatencyTable:
 
     def _seconds(self, site: Site, graphs: Sequence[OptionGraph]) -> tuple[float, list[float]]:
         before, after = 0.0, [0.0] * len(graphs)
-        for size, calls in _calls(site).items():
+        for size, calls in calls_of(site).items():
             once, options = self.timer.time_options(site.folded_spec, graphs, size, self.threads, self.rounds)
             before += calls * once
             after = [total + calls * seconds for total, seconds in zip(after, options, strict=True)]
@@ -83,7 +92,8 @@ class LatencyTable:
         return self.structures[option.structure].stages(spec.per_group, option.parameters)
 
 
-def _calls(site: Site) -> dict[Size, int]:
+def calls_of(site: Site) -> dict[Size, int]:
+    """How often a site is called with each size."""
     counted: dict[Size, int] = {}
     for size in site.input_sizes:
         counted[size] = counted.get(size, 0) + 1

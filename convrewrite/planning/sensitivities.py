@@ -9,7 +9,6 @@ The output error of every sampled option comes from its fit to the site's inputs
 far behind another in a first, cheap fit are dropped before the dear ones.
 """
 
-import bisect
 import copy
 import math
 import statistics
@@ -26,6 +25,7 @@ from convrewrite.fitting import LARGE, Fit
 from convrewrite.graph import Site
 from convrewrite.meanings import Meaning, effect_of, tell
 from convrewrite.modules import named_outputs, run
+from convrewrite.planning.candidates import usable
 from convrewrite.planning.curves import (
     Curve,
     Dropped,
@@ -39,14 +39,11 @@ from convrewrite.planning.curves import (
 )
 from convrewrite.planning.effort import ENOUGH, Effort, fewer
 from convrewrite.planning.kept_surveys import KeptSurveys
-from convrewrite.planning.latency_table import MIN_GAIN, LatencyTable, aligned
+from convrewrite.planning.latency_table import MIN_GAIN, LatencyTable
 from convrewrite.progress import Stopwatch
 from convrewrite.rewriting import UNREACHED, Propagation, SiteFit, Work, require_memory
-from convrewrite.rules import Candidate, RankRange, SearchSpace
+from convrewrite.rules import RankRange, SearchSpace
 from convrewrite.structures import Option, Structure
-
-LEAST_RATIO = 0.03
-"""Part of a site's own MACs: cheaper options are not sampled."""
 
 DEAR = 6e12
 """MACs of the model times its sites and the inputs that effects are measured on: beyond that a site's options share the
@@ -54,12 +51,6 @@ effects of one structure. VGG-16 in full stays below it, ResNet-101 does not wit
 
 REFINABLE = 2000
 """Iterations of refinement in a survey times the numbers in a patch."""
-
-RANKS = 256
-"""Ranks of a rank range that may be chosen from, at most: neighbours differ by two percent of their cost then."""
-
-TIMED = 6
-"""Ranks of a rank range that are timed where speed counts; fewer of them are fitted."""
 
 
 def survey(work: Work, *, effort: Effort, latency_table: LatencyTable | None) -> tuple[Surveyed, ...]:
@@ -209,7 +200,9 @@ class _SiteSurvey:
     stopwatch: Stopwatch
 
     def survey(self, rank_ranges: Sequence[RankRange]) -> Surveyed:
-        curves = [Curve(rank_range, tuple(self._usable(rank_range))) for rank_range in self._few(rank_ranges)]
+        curves = [
+            Curve(rank_range, tuple(usable(rank_range, self.latency_table))) for rank_range in self._few(rank_ranges)
+        ]
         curves = [curve for curve in curves if curve.candidates]
         before: float | None = None
         dropped: list[Dropped] = []
@@ -244,24 +237,6 @@ class _SiteSurvey:
             for group in by_structure.values()
             for i in between(range(1, len(group) + 1), self._at_least_two(self.effort.large_variants))
         ]
-
-    def _usable(self, rank_range: RankRange) -> list[Candidate]:
-        """The ranks that may be chosen: all that save enough; where speed counts, a few that fill channel blocks."""
-        limit = (1 - rank_range.rule.require.min_mac_saving) * self.site.cost.macs
-        ranks = rank_range.ranks
-        last = bisect.bisect_right(ranks, limit, key=lambda rank: rank_range.at(rank).cost.macs)
-        lowest = LEAST_RATIO * self.site.cost.macs
-        first = bisect.bisect_left(ranks, lowest, hi=last, key=lambda rank: rank_range.at(rank).cost.macs)
-        usable = ranks[min(first, max(0, last - 1)) : last]
-        if self.latency_table is None:
-            return [rank_range.at(rank) for rank in spread(usable, RANKS)]
-        return [rank_range.at(rank) for rank in spread(self._aligned(rank_range, usable), TIMED)]
-
-    def _aligned(self, rank_range: RankRange, ranks: Sequence[int]) -> Sequence[int]:
-        """Those of the ranks that fill the processor's channel blocks; all of them where none does."""
-        spec = self.site.folded_spec.per_group
-        stages = {rank: rank_range.structure.stages(spec, {**rank_range.variant, "rank": rank}) for rank in ranks}
-        return [rank for rank in ranks if aligned(stages[rank])] or ranks
 
     def _timed_curve(self, curve: Curve) -> Curve:
         assert self.latency_table is not None

@@ -28,8 +28,9 @@ from convrewrite.reporting.report import (
 )
 from convrewrite.reporting.verdict import few_positions, overfitted, refused, useless
 from convrewrite.rewriting import Outcome, Work
-from convrewrite.runtime import Comparison, Measured, Parity
+from convrewrite.runtime import Measured, Parity
 from convrewrite.settings import Constraints, Recovery
+from convrewrite.targets import Comparison
 from convrewrite.version import tool_version
 
 ERROR_BASES: dict[str, ErrorBasis] = {
@@ -126,6 +127,8 @@ def build_report(
         fidelity_examples=measured.fidelity.examples,
         fidelity_basis=measured.fidelity_basis,
         parity=_parity_rows(measured.parity),
+        runtime=settings.runtime,
+        runtime_version=None if settings.timings else settings.target.version(),
         environment=environment(),
         notes=(*notes, *_left_out(measured.fidelity)),
         seconds=work.watch.seconds,
@@ -266,6 +269,7 @@ def _parity_rows(parity: Parity | None) -> tuple[ParityRow, ...]:
             tolerance=o.tolerance,
             passed=o.passed,
             equal_share=o.equal_share,
+            runtime=o.runtime,
         )
         for o in parity.outputs
     )

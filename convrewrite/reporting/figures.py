@@ -119,12 +119,22 @@ def totals_rows(report: Report) -> list[tuple[str, str, str, str]]:
         _count_row("parameters", totals.parameters),
         _count_row("MACs of one example", totals.macs),
         _file_row(totals.file_bytes),
-        _latency_row("ONNX latency", totals.onnx_latency_seconds),
+        _latency_row(_latency_name(report), totals.onnx_latency_seconds),
     ]
     if totals.predicted_onnx_latency_seconds is not None:
         predicted = duration(totals.predicted_onnx_latency_seconds)
-        rows.append(("ONNX latency, predicted", "", predicted, "a prediction"))
+        rows.append((f"{_latency_name(report)}, predicted", "", predicted, "a prediction"))
     return [*rows, _latency_row("torch latency", totals.torch_latency_seconds)]
+
+
+def _latency_name(report: Report) -> str:
+    return "ONNX latency" if report.runtime == "onnxruntime" else f"latency in {report.runtime}"
+
+
+def parity_title(report: Report) -> str:
+    """Which runtimes were held to torch."""
+    others = dict.fromkeys(row.runtime for row in report.parity if row.runtime != "onnxruntime")
+    return f"Parity: {' and '.join(['onnxruntime', *others])} against torch"
 
 
 def _count_row(name: str, counts: Change[int]) -> tuple[str, str, str, str]:
@@ -178,7 +188,7 @@ def parity_table(report: Report) -> Table:
     """One row for every output of the model, with equal entries as in :func:`fidelity_table`."""
     rows = [
         (
-            row.name,
+            _where(row),
             f"{row.max_abs_difference:.1e}",
             DOES_NOT_APPLY if row.equal_share is not None else f"{row.relative_error:.1e}",
             _equal(row),
@@ -188,6 +198,10 @@ def parity_table(report: Report) -> Table:
         for row in report.parity
     ]
     return _without_empty(PARITY_HEADERS, rows)
+
+
+def _where(row: ParityRow) -> str:
+    return row.name if row.runtime == "onnxruntime" else f"{row.name} in {row.runtime}"
 
 
 def _relative(row: OutputFidelityRow) -> str:
@@ -227,7 +241,8 @@ def headline(report: Report) -> str:
     totals = report.totals
     saved = f"{times(totals.macs.ratio)} of its MACs and {times(totals.parameters.ratio)} of its parameters"
     latency = totals.onnx_latency_seconds
-    speed = f"{times(latency.ratio)} of its ONNX latency" if latency else f"its ONNX latency was {NOT_MEASURED}"
+    name = _latency_name(report)
+    speed = f"{times(latency.ratio)} of its {name}" if latency else f"its {name} was {NOT_MEASURED}"
     sites = f"{rewritten} of {len(report.sites)} convolution sites rewritten"
     if report.useless:
         return f"{report.model} does not compute the same any more. {_fidelity_sentence(report)} {sites}: {saved}; {speed}."

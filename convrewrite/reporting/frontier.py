@@ -7,7 +7,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from convrewrite.escaping import printable
-from convrewrite.reporting.html import svg_of
+from convrewrite.reporting.charts import svg_of
 from convrewrite.reporting.sweep_report import HEADERS, SweepReport, cost_of, sweep_rows
 
 AXES = {"macs": "MACs", "params": "parameters", "latency": "latency"}

@@ -23,7 +23,7 @@ def render_markdown(report: Report) -> str:
         _asked(report),
         _section("Fidelity: rewritten against original", *_fidelity(report)),
         _recovered(report),
-        _section("Parity: onnxruntime against torch", _parity(report)),
+        _section(figures.parity_title(report), _parity(report)),
         _section("Sites", *_sites(report)),
         _section("Calibration", _plain(figures.calibration_sentence(report))),
         _section("Notes", "\n".join(f"- {_plain(note)}" for note in report.notes)) if report.notes else "",

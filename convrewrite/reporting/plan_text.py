@@ -4,7 +4,7 @@ import textwrap
 
 from tabulate import tabulate
 
-from convrewrite.planning import Considered, Plan, PlannedOption, PlannedSite
+from convrewrite.planning import Considered, Plan, PlannedSite
 from convrewrite.reporting import figures
 from convrewrite.reporting.figures import WIDTH
 
@@ -62,7 +62,7 @@ def render_site(site: PlannedSite) -> str:
 def _row(site: PlannedSite, entry: Considered, reasons: dict[str, int]) -> tuple[str, ...]:
     return (
         ">" if entry.option == site.option else "",
-        _describe(entry.option),
+        entry.option.option().describe(),
         _part(entry.macs, site.macs),
         _part(entry.parameters, site.parameters),
         ""
@@ -79,13 +79,9 @@ def _part(value: float, whole: float | None) -> str:
 
 
 def _what(site: PlannedSite) -> str:
-    return f"kept: {site.reason}" if site.option is None else _describe(site.option)
+    return f"kept: {site.reason}" if site.option is None else site.option.option().describe()
 
 
 def _ratio(site: PlannedSite) -> str:
     chosen = [entry.macs for entry in site.considered if entry.option == site.option]
     return _part(chosen[0], site.macs) if chosen else ""
-
-
-def _describe(option: PlannedOption) -> str:
-    return option.option().describe()

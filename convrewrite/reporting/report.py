@@ -168,7 +168,7 @@ class OutputRow(_Part):
 
 
 class ParityRow(_Part):
-    """onnxruntime against torch for one output of the rewritten model; ``equal_share`` as in :class:`OutputFidelityRow`."""
+    """A runtime against torch for one output of the rewritten model; ``equal_share`` as in :class:`OutputFidelityRow`."""
 
     name: str
     max_abs_difference: float
@@ -176,6 +176,7 @@ class ParityRow(_Part):
     tolerance: float
     passed: bool
     equal_share: Share | None = None
+    runtime: str = "onnxruntime"
 
 
 class RecoveredSummary(_Part):
@@ -225,7 +226,10 @@ class Report(_Part):
     success though everything ran: it is slower than the original, loses more than was to be kept, or is ``useless``: it does
     not compute the same any more, as the first of the ``warnings`` says.
 
-    ``fidelity_basis`` is a sentence: ``measured on 205 held-out calibration inputs``.
+    ``runtime`` is where the result is to run: what ``totals.onnx_latency_seconds`` and its prediction were measured in.
+
+    ``fidelity_basis`` is a sentence: ``measured on 205 held-out calibration inputs``. ``commands`` are the command lines that
+    led here, as a shell takes them; there are none of results that Python made.
     """
 
     schema_version: Literal[1] = 1
@@ -238,6 +242,7 @@ class Report(_Part):
     refused: str | None = None
     useless: bool = False
     warnings: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
     seed: int
     threads: Annotated[int, Field(ge=1)]
     calibration: CalibrationSummary
@@ -248,6 +253,8 @@ class Report(_Part):
     fidelity_examples: Count = 0
     fidelity_basis: str | None = None
     parity: tuple[ParityRow, ...] = ()
+    runtime: str = "onnxruntime"
+    runtime_version: str | None = None
     recovered: RecoveredSummary | None = None
     environment: Environment
     notes: tuple[str, ...] = ()

@@ -18,6 +18,11 @@ _BASIS_LEGEND = {
 }
 
 
+STAND_INS = 0xF0000
+"""Code point from which on letters of other scripts are laid out as: of private use, one column wide. tabulate counts a wide
+letter as two columns where wcwidth happens to be installed, and a report is the same text everywhere."""
+
+
 def render_text(report: Report) -> str:
     """The whole report, ending in a newline."""
     intro = [
@@ -135,7 +140,7 @@ def _fidelity(report: Report) -> str:
 
 
 def _parity(report: Report) -> str:
-    title = "Parity: onnxruntime against torch"
+    title = figures.parity_title(report)
     if not report.parity:
         return _titled(title, figures.NOT_MEASURED)
     headers, rows = figures.parity_table(report)
@@ -147,8 +152,11 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequen
     """A table whose cells are wrapped to the widths; the alignment has one of ``l`` and ``r`` for every column."""
     wrapped = [[_wrapped(cell, width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     names = ["right" if letter == "r" else "left" for letter in alignment]
-    table: str = tabulate(wrapped, headers, tablefmt="simple", disable_numparse=True, colalign=names)
-    return table
+    letters = sorted({letter for row in wrapped for cell in row for letter in cell if not letter.isascii()})
+    narrow = {ord(letter): chr(STAND_INS + index) for index, letter in enumerate(letters)}
+    cells = [[cell.translate(narrow) for cell in row] for row in wrapped]
+    table: str = tabulate(cells, headers, tablefmt="simple", disable_numparse=True, colalign=names)
+    return table.translate({ord(stand_in): chr(letter) for letter, stand_in in narrow.items()})
 
 
 def _wrapped(cell: str, width: int) -> str:

@@ -124,13 +124,13 @@ def _too_slow(constraints: Constraints, measured: Measured) -> str | None:
     latency = measured.onnx_latency
     if constraints.for_speed and latency is not None and measured.slower:
         return (
-            f"the rewritten model is slower than the original: {latency.ratio:.2f} of its time in onnxruntime; "
+            f"the rewritten model is slower than the original: {latency.ratio:.2f} of its time in {latency.runtime}; "
             "use --rule balanced --budget latency=0.6, or ask for --budget macs or params alone if time does not matter"
         )
     wanted = constraints.budget.get("latency")
     if wanted is not None and latency is not None and latency.ratio > OVERSTEP * wanted:
         return (
-            f"asked for latency={wanted:g}, measured {latency.ratio:.2f} of the original's time in onnxruntime; "
+            f"asked for latency={wanted:g}, measured {latency.ratio:.2f} of the original's time in {latency.runtime}; "
             "ask for less, or repeat the run on a quieter machine"
         )
     return None

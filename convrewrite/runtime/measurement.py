@@ -8,13 +8,16 @@ from torch import nn
 
 from convrewrite.inputs import Inputs, in_batches_of
 from convrewrite.meanings import Evaluation, Fidelity
-from convrewrite.onnx_files import size_of
+from convrewrite.modules import eval_mode
+from convrewrite.onnx_files import OnnxModel, outputs_of, size_of
 from convrewrite.progress import Progress
 from convrewrite.runtime.comparison import measure_fidelity
 from convrewrite.runtime.exporting import Exporter
-from convrewrite.runtime.latency import Comparison
-from convrewrite.runtime.parity import Parity, check_parity, require_parity
+from convrewrite.runtime.latency import ONNXRUNTIME
+from convrewrite.runtime.onnx_export import Exported
+from convrewrite.runtime.parity import OutputParity, Parity, check_parity, check_target, require_parity
 from convrewrite.runtime.timing import Baseline
+from convrewrite.targets import Comparison, Program
 
 PARITY_EXAMPLES = 8
 
@@ -22,7 +25,8 @@ PARITY_EXAMPLES = 8
 @dataclass(frozen=True, slots=True)
 class Measured:
     """What was measured on the finished model; None where nothing was. ``noise``: its fidelity on nothing better;
-    ``predicted_saving``: the seconds that the options save according to their own times."""
+    ``predicted_saving``: the seconds that the options save according to their own times. ``onnx_latency`` is that in the target,
+    onnxruntime unless another was asked for."""
 
     fidelity: Fidelity
     fidelity_basis: str
@@ -72,10 +76,7 @@ def measure_everything(
     after = exporter.rewritten(rewritten, inputs, baseline.result, metadata)
     progress("verify", 1, 5, "parity of onnxruntime with torch")
     few = tuple(tensor[:PARITY_EXAMPLES] for tensor in evaluation.batches[0])
-    ignored = [name for name, meaning in evaluation.meanings.items() if not meaning.counts]
-    bounded = [name for name, meaning in evaluation.meanings.items() if meaning.kind in ("probabilities", "multilabel")]
-    runner = exporter.runner(after.path)
-    parity = check_parity(rewritten, runner, few, batch=after.batch, ignored=ignored, bounded=bounded)
+    parity = _parity(rewritten, few, evaluation, baseline, after)
     require_parity(parity)
     progress("verify", 2, 5, "fidelity")
     if exporter.exports:
@@ -83,15 +84,45 @@ def measure_everything(
     else:
         outputs = measure_files(exporter, (before, after.path), evaluation, after.batch)
     one = tuple(tensor[:1] for tensor in inputs)
-    progress("verify", 3, 5, "latency in onnxruntime")
-    timer, threads = baseline.timer, baseline.threads
-    given = exporter.feed(one if after.dynamic_batch else inputs)
-    onnx_latency = timer.compare_onnx(before, after.path, given, threads)
+    progress("verify", 3, 5, f"latency in {baseline.target.name}")
+    onnx_latency = None if baseline.elsewhere else _latency(original, rewritten, baseline, after)
     progress("verify", 4, 5, "latency in torch")
-    torch_latency = timer.compare_torch(original, rewritten, one, threads) if exporter.exports else None
+    both = exporter.exports and baseline.target.takes == "onnx" and not baseline.elsewhere
+    torch_latency = baseline.timer.compare_torch(original, rewritten, one, baseline.threads) if both else None
     progress("verify", 5, 5, "done")
     sizes = (size_of(before), size_of(after.path))
     notes = (after.note,) if after.note else ()
     return replace(
         outputs, parity=parity, file_bytes=sizes, onnx_latency=onnx_latency, torch_latency=torch_latency, notes=notes
     )
+
+
+def _latency(original: nn.Module, rewritten: nn.Module, baseline: Baseline, after: Exported) -> Comparison:
+    """In the target, of one example where the files take any number."""
+    timer, threads = baseline.timer, baseline.threads
+    one = tuple(tensor[:1] for tensor in baseline.inputs)
+    if baseline.target.takes == "module":
+        return timer.compare_torch(original, rewritten, one, threads)
+    given = baseline.exporter.feed(one if after.dynamic_batch else baseline.inputs)
+    return timer.compare_onnx(baseline.original.path, after.path, given, threads)
+
+
+def _parity(rewritten: nn.Module, few: Inputs, evaluation: Evaluation, baseline: Baseline, after: Exported) -> Parity:
+    """Of onnxruntime with torch, and of another target with torch, or with onnxruntime where the model is a graph."""
+    meanings, exporter, target = evaluation.meanings, baseline.exporter, baseline.target
+    ignored = [name for name, meaning in meanings.items() if not meaning.counts]
+    bounded = [name for name, meaning in meanings.items() if meaning.kind in ("probabilities", "multilabel")]
+    found = check_parity(
+        rewritten, exporter.runner(after.path), few, batch=after.batch, ignored=ignored, bounded=bounded
+    )
+    if target == ONNXRUNTIME or baseline.elsewhere:
+        return found
+    given = exporter.feed(few if after.batch is None and after.dynamic_batch else baseline.inputs)
+    with eval_mode(rewritten):
+        reference = rewritten if exporter.exports else OnnxModel(after.path)
+        expected, _ = outputs_of(reference, given)
+    program = Program(after.path, rewritten)
+    others: tuple[OutputParity, ...] = check_target(
+        expected, program, given, target, threads=baseline.threads, ignored=ignored, bounded=bounded
+    )
+    return Parity((*found.outputs, *others), found.inputs_checked)

@@ -8,10 +8,11 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor
+from torch import Tensor, nn
 
 from convrewrite.conv import ConvSpec, Size
 from convrewrite.errors import UsageError
+from convrewrite.targets import Program, Target
 
 OptionGraph = tuple[tuple[ConvSpec, ...], ...]
 """An option as convolutions: branches that are added, each a chain."""
@@ -56,6 +57,38 @@ def conv_graph(
         name = graph.node("Relu", [name]) if branches else name
         name = graph.node("MaxPool", [name], kernel_shape=[1] * dims, strides=list(size[2 - dims :]))
     return graph.serialised(shape, name)
+
+
+def option_program(
+    target: Target, branches: OptionGraph, input_size: Size, *, channels: int, dims: int, batch: int
+) -> tuple[Program, tuple[int, ...]]:
+    """An option in the form that a target takes, framed where that is ONNX, and the shape of its one input."""
+    plain = (batch, channels, *input_size[2 - dims :])
+    if target.takes == "module":
+        return Program(module=_Summed(branches).eval()), plain
+    model = conv_graph(branches, input_size, channels=channels, dims=dims, batch=batch)
+    return Program(onnx=model), (batch, 1, *[1] * dims) if channels > IMAGE_CHANNELS else plain
+
+
+class _Summed(nn.Module):
+    """The sum of branches, each a chain of convolutions with the weights they start with; of none, its input.
+
+    What computes kernels of their own for every example is left out, as in the graphs.
+    """
+
+    def __init__(self, branches: OptionGraph) -> None:
+        super().__init__()
+        chains = [nn.Sequential(*(spec.mixed.build() for spec in chain)) for chain in branches]
+        self.branches = nn.ModuleList(chains)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` -> the same with the output's channels and size."""
+        if not self.branches:
+            return x
+        total: Tensor = self.branches[0](x)
+        for branch in self.branches[1:]:
+            total = total + branch(x)
+        return total
 
 
 class _GraphBuilder:

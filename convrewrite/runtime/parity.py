@@ -1,8 +1,8 @@
-"""Parity: whether onnxruntime computes what torch computes for one and the same model. It must, up to rounding."""
+"""Parity: whether onnxruntime, and the target, compute what torch computes for the same model. They must, up to rounding."""
 
 import math
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,8 @@ from convrewrite.inputs import Inputs, in_batches_of
 from convrewrite.meanings import require_same_outputs
 from convrewrite.modules import eval_mode
 from convrewrite.onnx_files import OnnxModel, outputs_of
+from convrewrite.runtime.latency import compiled
+from convrewrite.targets import Program, Target
 
 UNIT_SCALE = 0.05
 """Scale of probabilities at least: onnxruntime computes a sigmoid to so many places, however small all of them are."""
@@ -23,7 +25,7 @@ FLIPPED = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class OutputParity:
-    """One output, torch against onnxruntime, the worst over all inputs; ``relative_error`` is max |a - b| / max |a|.
+    """One output, torch against a runtime, the worst over all inputs; ``relative_error`` is max |a - b| / max |a|.
 
     Of integers and booleans it is the share of entries that differ, and ``equal_share`` that of the equal ones.
     """
@@ -34,6 +36,7 @@ class OutputParity:
     tolerance: float
     passed: bool
     equal_share: float | None = None
+    runtime: str = "onnxruntime"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +107,41 @@ def check_parity(
     return Parity(tuple(worst.values()), len(batches))
 
 
+def check_target(
+    expected: Mapping[str, Tensor],
+    program: Program,
+    inputs: Inputs,
+    target: Target,
+    *,
+    threads: int = 1,
+    ignored: Collection[str] = (),
+    bounded: Collection[str] = (),
+) -> tuple[OutputParity, ...]:
+    """A program run by a target, against the outputs that are ``expected`` on the same inputs, in their order; the rest is as in
+    :func:`check_parity`. Raises VerificationError where the target cannot run it, or gives other outputs in number or shape."""
+    with eval_mode(program.module), target.at_work(threads):
+        arrays = compiled(program, inputs, target, threads)()
+    found = {name: torch.as_tensor(array).detach().cpu().clone() for name, array in zip(expected, arrays, strict=False)}
+    if len(arrays) != len(expected):
+        raise VerificationError(f"{target.name}: expected {len(expected)} outputs, found {len(arrays)}")
+    require_same_outputs(expected, found, target.name, ignored)
+    return tuple(
+        replace(output_parity(n, x, found[n], UNIT_SCALE if n in bounded else 0.0), runtime=target.name)
+        for n, x in expected.items()
+        if n not in ignored
+    )
+
+
 def require_parity(parity: Parity) -> None:
     """Raise VerificationError, naming the worst output, unless every output is within its tolerance."""
     failed = [output for output in parity.outputs if not output.passed]
     if failed:
         worst = max(failed, key=lambda output: output.relative_error)
         raise VerificationError(
-            f"output {worst.name!r}: expected onnxruntime within {worst.tolerance:.1e} of torch (relative), found "
+            f"output {worst.name!r}: expected {worst.runtime} within {worst.tolerance:.1e} of torch (relative), found "
             f"{worst.relative_error:.3g} (largest difference {worst.max_abs_difference:.3g}); "
-            "the ONNX file does not compute what the model does, do not deploy it (if it is meant to approximate another "
-            "model, compare them with --expect fidelity)"
+            f"{'the ONNX file' if worst.runtime == 'onnxruntime' else 'the result there'} does not compute what the model does, "
+            "do not deploy it (if it is meant to approximate another model, compare them with --expect fidelity)"
         )
 
 

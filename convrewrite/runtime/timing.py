@@ -4,7 +4,7 @@ A :class:`Timer` is handed into a run; another one, of a test or of another mach
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -12,17 +12,30 @@ from torch import Tensor, nn
 
 from convrewrite import values
 from convrewrite.conv import ConvSpec, Size
-from convrewrite.errors import PlanError
+from convrewrite.errors import ConvRewriteError, ExportError, PlanError, UsageError
 from convrewrite.inputs import Inputs
+from convrewrite.modules import eval_mode
 from convrewrite.runtime.exporting import Exporter, TorchExporter
-from convrewrite.runtime.latency import Comparison, compare_onnx, compare_torch, time_onnx, time_options
+from convrewrite.runtime.latency import (
+    ONNXRUNTIME,
+    TORCH,
+    compare_onnx,
+    compare_torch,
+    compiled,
+    time_options,
+    time_program,
+)
 from convrewrite.runtime.onnx_export import Exported
 from convrewrite.runtime.option_graphs import OptionGraph
 from convrewrite.runtime.timing_cache import TimingCache
+from convrewrite.targets import Comparison, Program, Target
 
 
 class Timer(Protocol):
-    """Measures seconds, at so many ``threads``."""
+    """Measures seconds, at so many ``threads``, in onnxruntime and torch, or in another target."""
+
+    def on(self, target: Target) -> "Timer":
+        """The same for this target."""
 
     def compare_onnx(self, a: Path, b: Path, inputs: Inputs, threads: int) -> Comparison:
         """Two ONNX files on the same inputs."""
@@ -33,6 +46,9 @@ class Timer(Protocol):
     def time_onnx(self, path: Path, inputs: Inputs, threads: int) -> float:
         """Seconds of one call of an ONNX file."""
 
+    def time_torch(self, model: nn.Module, inputs: Inputs, threads: int) -> float:
+        """Seconds of one call of a module."""
+
     def time_options(
         self, original: ConvSpec, options: Sequence[OptionGraph], size: Size, threads: int, rounds: int
     ) -> tuple[float, list[float]]:
@@ -41,29 +57,49 @@ class Timer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RuntimeTimer:
-    """onnxruntime and torch on this machine. ``cache`` keeps the times of options; None: the user's own."""
+    """This machine. ``cache`` keeps the times of options; None: the user's own. ``target`` stands in for onnxruntime, or for
+    eager torch where it takes modules."""
 
     cache: TimingCache | None = None
+    target: Target = ONNXRUNTIME
+
+    def on(self, target: Target) -> "RuntimeTimer":
+        """See :class:`Timer`."""
+        return replace(self, target=target)
+
     lasting: ClassVar[bool] = True
     """Whether what was measured once may be kept from run to run, as any other timer does not say."""
 
     def compare_onnx(self, a: Path, b: Path, inputs: Inputs, threads: int) -> Comparison:
         """See :class:`Timer`."""
-        return compare_onnx(a, b, inputs, threads=threads)
+        return compare_onnx(a, b, inputs, threads=threads, target=self._of_files)
 
     def compare_torch(self, a: nn.Module, b: nn.Module, inputs: Inputs, threads: int) -> Comparison:
         """See :class:`Timer`."""
-        return compare_torch(a, b, inputs, threads=threads)
+        return compare_torch(a, b, inputs, threads=threads, target=self._of_modules)
 
     def time_onnx(self, path: Path, inputs: Inputs, threads: int) -> float:
         """See :class:`Timer`."""
-        return time_onnx(path, inputs, threads=threads)
+        return time_program(Program(onnx=path), inputs, self._of_files, threads=threads)
+
+    def time_torch(self, model: nn.Module, inputs: Inputs, threads: int) -> float:
+        """See :class:`Timer`."""
+        return time_program(Program(module=model), inputs, self._of_modules, threads=threads)
 
     def time_options(
         self, original: ConvSpec, options: Sequence[OptionGraph], size: Size, threads: int, rounds: int
     ) -> tuple[float, list[float]]:
         """See :class:`Timer`."""
-        return time_options(original, options, size, threads=threads, rounds=rounds, cache=self.cache or TimingCache())
+        cache = self.cache or TimingCache()
+        return time_options(original, options, size, threads=threads, rounds=rounds, cache=cache, target=self.target)
+
+    @property
+    def _of_files(self) -> Target:
+        return self.target if self.target.takes == "onnx" else ONNXRUNTIME
+
+    @property
+    def _of_modules(self) -> Target:
+        return self.target if self.target.takes == "module" else TORCH
 
 
 THIS_MACHINE = RuntimeTimer()
@@ -71,7 +107,9 @@ THIS_MACHINE = RuntimeTimer()
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """The original's ONNX file, the inputs on which it is timed, a folder for what is timed against it, and who makes files."""
+    """The original's ONNX file, the inputs on which it is timed, a folder for what is timed against it, who makes files, and
+    where the result is to run; ``module`` is the original where the target takes modules. ``elsewhere``: times come from
+    another machine, and the result cannot be timed here."""
 
     original: Exported
     inputs: Inputs
@@ -79,6 +117,9 @@ class Baseline:
     timer: Timer
     threads: int
     exporter: Exporter
+    target: Target = ONNXRUNTIME
+    module: nn.Module | None = None
+    elsewhere: bool = False
 
     @classmethod
     def of(
@@ -89,10 +130,33 @@ class Baseline:
         timer: Timer,
         threads: int,
         exporter: Exporter | None = None,
+        target: Target = ONNXRUNTIME,
+        elsewhere: bool = False,
     ) -> "Baseline":
-        """The original exported into this folder. Raises ExportError for one that onnxruntime cannot run."""
+        """The original exported into this folder. Raises ExportError for one that onnxruntime or the target cannot run, and
+        UsageError for a target that takes modules where the original is an ONNX graph."""
         how = exporter or TorchExporter()
-        return cls(how.original(model, inputs, folder / "original.onnx"), inputs, folder, timer, threads, how)
+        if target.takes == "module" and not how.exports and not elsewhere:
+            raise UsageError(
+                f"--runtime {target.name}: expected a PyTorch model, found an ONNX graph; name another runtime"
+            )
+        original = how.original(model, inputs, folder / "original.onnx")
+        found = cls(original, inputs, folder, timer.on(target), threads, how, target, model, elsewhere)
+        if target != ONNXRUNTIME and not elsewhere:
+            found.require_runnable()
+        return found
+
+    def require_runnable(self) -> None:
+        """Raise ExportError unless the target runs the original."""
+        one = self.exporter.feed(self._one(self.original.dynamic_batch))
+        try:
+            with eval_mode(self.module), self.target.at_work(self.threads):
+                compiled(Program(self.original.path, self.module), one, self.target, self.threads)()
+        except ConvRewriteError as error:
+            raise ExportError(str(error)) from error
+        except Exception as error:  # every runtime raises its own
+            cause = " ".join(str(error).split())[:200]
+            raise ExportError(f"--runtime {self.target.name}: cannot run the original: {cause}") from error
 
     @property
     def result(self) -> Path:
@@ -102,11 +166,15 @@ class Baseline:
     def seconds(self) -> float:
         """Of the original, for one example."""
         one = self._one(self.original.dynamic_batch)
+        if self.target.takes == "module" and self.module is not None:
+            return self.timer.time_torch(self.module, one, self.threads) / len(one[0])
         seconds = self.timer.time_onnx(self.original.path, self.exporter.feed(one), self.threads)
         return seconds / len(one[0])
 
     def ratio(self, model: nn.Module) -> float:
         """The time of another model as a part of the original's: the median of paired ratios."""
+        if self.target.takes == "module" and self.module is not None:
+            return self.timer.compare_torch(self.module, model, self._one(True), self.threads).ratio
         trial = self.exporter.rewritten(model, self.inputs, self.folder / "unfitted.onnx", {})
         one = self._one(self.original.dynamic_batch and trial.dynamic_batch)
         return self.timer.compare_onnx(self.original.path, trial.path, self.exporter.feed(one), self.threads).ratio

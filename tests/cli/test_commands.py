@@ -15,10 +15,10 @@ from torch import nn
 
 import convrewrite
 from convrewrite.graph import finding
-from convrewrite.pipeline import results
-from convrewrite.pipeline.results import FILES
 from convrewrite.planning import choice
 from convrewrite.reporting.report import Report
+from convrewrite.results import folder as results
+from convrewrite.results.folder import FILES
 from convrewrite.rules.files import builtin_rules, load_rule_file
 from convrewrite.runtime import measurement
 
@@ -113,7 +113,7 @@ def test_an_interrupted_run_leaves_nothing(
 @pytest.mark.usefixtures("untimed")
 def test_a_failed_replacement_keeps_the_earlier_result(place: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    monkeypatch.setattr(results, "render_html", lambda _report: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(results, "render_html", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     ran = call("optimize", place / "net.pt", "-o", out, *INPUT, "--calib", "weights")
     assert ran.code == 2
     assert "disk full" in ran.message

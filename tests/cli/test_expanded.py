@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from convrewrite.cli.expanded import Only, expanded
 from convrewrite.errors import UsageError
-from convrewrite.flags import flag
+from convrewrite.settings import flag
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from commands import Ran, call, images, listing, small_network
 from onnx_texts import CLASSIFIER, CLASSIFIER_SHAPES, classifier, graph, noise
 from PIL import Image
 
-from convrewrite.pipeline.results import FILES
 from convrewrite.reporting.report import Report
+from convrewrite.results.folder import FILES
 
 SAVED = set(FILES) - {"model.pt", "weights.safetensors"}
 

@@ -14,10 +14,11 @@ from torch import nn
 
 from convrewrite.inputs import Inputs
 from convrewrite.meanings.evaluation import Evaluation
-from convrewrite.pipeline import results, run
-from convrewrite.pipeline.results import FILES
+from convrewrite.pipeline import run
 from convrewrite.planning import choice
 from convrewrite.reporting.report import Report
+from convrewrite.results import folder as results
+from convrewrite.results.folder import FILES
 from convrewrite.runtime import exporting, measurement
 from convrewrite.runtime.measurement import Measured
 from convrewrite.runtime.onnx_export import Exported

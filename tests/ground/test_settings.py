@@ -8,10 +8,9 @@ import pytest
 
 from convrewrite import Settings, runtime
 from convrewrite.errors import ConvRewriteError, PlanError, UsageError
-from convrewrite.flags import FLAG, Flag
 from convrewrite.meanings.kinds import Meaning, WantedOutputs
 from convrewrite.runtime.timing import Timer
-from convrewrite.settings import Constraints, Keep, SettingsOptions
+from convrewrite.settings import FLAG, Constraints, Flag, Keep, SettingsOptions
 
 NAMES = {"Meaning": Meaning, "WantedOutputs": WantedOutputs, "Timer": Timer}
 FLAGS: dict[str, tuple[Flag, Any]] = {
@@ -82,4 +81,4 @@ def test_the_part_that_a_plan_is_made_for_is_parsed() -> None:
     meaning = Meaning("logits", "as asked", 1.0)
     assert settings.constraints == Constraints({"macs": 0.5}, Keep("agreement", 0.98), {"a": meaning})
     assert Settings().constraints == Constraints({})
-    assert Settings().timer is runtime.THIS_MACHINE
+    assert Settings().clock == runtime.THIS_MACHINE

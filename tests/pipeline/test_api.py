@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from convrewrite import RewriteConvolutions, analyze, optimize
 from convrewrite.calibration.batches import Calibration, split_inputs
 from convrewrite.errors import ConvRewriteError, ExportError, PlanError, RuleFileError, TraceError
-from convrewrite.pipeline.results import Result
+from convrewrite.results.folder import Result
 from convrewrite.rules.schema import Rule
 
 EXAMPLE = images(1)

@@ -16,10 +16,10 @@ from convrewrite import optimize
 from convrewrite.calibration.batches import read_calibration
 from convrewrite.graph.tracing import trace
 from convrewrite.onnx_files.model import OnnxModel
-from convrewrite.pipeline.results import Result
 from convrewrite.reporting.html import render_html
 from convrewrite.reporting.markdown import render_markdown
 from convrewrite.reporting.text import render_text
+from convrewrite.results.folder import Result
 from convrewrite.runtime.onnx_export import export
 from convrewrite.runtime.parity import check_parity
 

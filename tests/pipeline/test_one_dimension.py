@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from convrewrite import analyze, load, optimize
 from convrewrite.conv import ConvSpec, canonical_kernel, module_weight, planar
 from convrewrite.onnx_files.sessions import open_session
-from convrewrite.pipeline.results import Result
+from convrewrite.results.folder import Result
 from convrewrite.rewriting.surgery import build_option
 from convrewrite.rules.options import allowed_variants
 from convrewrite.rules.schema import Match, Rule

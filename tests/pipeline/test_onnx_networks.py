@@ -19,7 +19,7 @@ import convrewrite
 from convrewrite import Settings
 from convrewrite.calibration import read_calibration
 from convrewrite.errors import CalibrationError, ModelLoadError, PlanError, UsageError, VerificationError
-from convrewrite.pipeline.results import FILES, Result
+from convrewrite.results.folder import FILES, Result
 
 SAVED = set(FILES) - {"model.pt", "weights.safetensors"}
 """The files of a result whose model came as ONNX."""

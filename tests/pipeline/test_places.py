@@ -9,7 +9,7 @@ import torch
 from commands import INPUT, call, listing, small_network
 
 from convrewrite.errors import UsageError
-from convrewrite.pipeline.results import check_file, check_writable
+from convrewrite.results.folder import check_file, check_writable
 
 OPTIONS = (*INPUT, "--calib", "weights", "--no-onnx")
 

@@ -215,7 +215,7 @@ def test_the_curve_is_in_every_form_of_the_report(came: tuple[Net, convrewrite.R
     assert told is not None
     assert "Held-out effect" in render_text(report)
     page, text = render_html(report), render_markdown(report)
-    assert page.count("<svg") == 2 and "effect on held-out inputs" in page
+    assert page.count("<svg") == 1 and "effect on held-out inputs" in page
     assert all(f"| {step} | {effect:.3g} |" in " ".join(text.split()) for step, effect in told.curve)
     assert all(site.output_error is None for site in report.sites)
 

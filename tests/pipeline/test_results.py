@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from convrewrite import load, optimize
 from convrewrite.errors import ModelLoadError, PlanError, UsageError
-from convrewrite.pipeline import results
-from convrewrite.pipeline.results import FILES, Result, check_writable
+from convrewrite.results import folder as results
+from convrewrite.results.folder import FILES, Result, check_writable
 
 
 class Transposing(nn.Module):

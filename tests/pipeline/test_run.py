@@ -12,9 +12,9 @@ from torch import nn
 from convrewrite.errors import ExportError, PlanError, UsageError
 from convrewrite.meanings.kinds import Meaning
 from convrewrite.pipeline.prepare import prepare
-from convrewrite.pipeline.results import Result
 from convrewrite.pipeline.run import NOT_MEASURED, Run
 from convrewrite.progress import Stopwatch, silent
+from convrewrite.results.folder import Result
 from convrewrite.rules.schema import Protect, Rule
 from convrewrite.runtime.timing import Unmeasured
 from convrewrite.settings import Constraints, Keep, Settings

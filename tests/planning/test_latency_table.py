@@ -16,6 +16,7 @@ from convrewrite.planning.latency_table import LatencyTable, aligned
 from convrewrite.rules.options import Candidate, cost_of, search_spaces
 from convrewrite.rules.schema import Protect, Rule
 from convrewrite.runtime import latency, timing
+from convrewrite.runtime.latency import ONNXRUNTIME
 from convrewrite.runtime.option_graphs import OptionGraph
 from convrewrite.runtime.timing import RuntimeTimer
 from convrewrite.runtime.timing_cache import TimingCache
@@ -137,7 +138,7 @@ def test_threads_rounds_and_cache_reach_the_timer(
     cache = TimingCache(tmp_path)
     site, candidates = candidates_at(pair(), "1", structures, 2, "channel")
     LatencyTable(structures, threads=2, rounds=7, timer=RuntimeTimer(cache)).of(site, candidates)
-    assert asked == [{"threads": 2, "rounds": 7, "cache": cache}]
+    assert asked == [{"threads": 2, "rounds": 7, "cache": cache, "target": ONNXRUNTIME}]
 
 
 def test_a_clock_that_runs_backwards_in_the_end_is_an_error_and_not_a_time(structures: dict[str, Structure]) -> None:

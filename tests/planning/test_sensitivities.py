@@ -21,7 +21,7 @@ from convrewrite.fitting import Fit
 from convrewrite.fitting.stages import MIN_ITERATIONS
 from convrewrite.graph.sites import Site, find_sites
 from convrewrite.graph.tracing import trace
-from convrewrite.planning import sensitivities
+from convrewrite.planning import candidates, sensitivities
 from convrewrite.planning.allocation import allocate
 from convrewrite.planning.costs import Timed
 from convrewrite.planning.curves import Surveyed
@@ -308,7 +308,7 @@ def test_where_time_counts_ranks_fill_the_channel_blocks() -> None:
 
 def test_where_no_rank_that_saves_fills_a_block_the_others_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = settled(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3, padding=1)).double())
-    monkeypatch.setattr(sensitivities, "aligned", lambda stages: all(s.out_channels % 16 == 0 for s in stages))
+    monkeypatch.setattr(candidates, "aligned", lambda stages, _block: all(s.out_channels % 16 == 0 for s in stages))
     [_, entry] = surveyed(model, data(), "channel", timer=FalseTimer())
     ranks = [scored.candidate.option.parameters["rank"] for scored in entry.options]
     assert ranks, "sixteen would save nothing"

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from convrewrite.conv import Kind
 from convrewrite.reporting import figures
-from convrewrite.reporting.html import LARGEST, render_html
+from convrewrite.reporting.html import render_html
 from convrewrite.reporting.markdown import render_markdown
 from convrewrite.reporting.report import (
     AnalysisRow,
@@ -320,28 +320,20 @@ def test_every_report_renders_within_its_width(report: Report) -> None:
 @settings(max_examples=4, deadline=None)
 def test_every_report_renders_as_html(report: Report) -> None:
     page = render_html(report)
-    assert page.count("<h2>") == 6
-    assert page.count("<svg") == bool(report.sites)
+    assert page.count("<h2 ") >= 4
+    assert page.count("<svg") == any(site.output_error is not None for site in report.sites)
+    assert page.count('<article class="site"') == len(report.sites)
     assert page.endswith("</html>\n")
 
 
 def test_the_html_page_escapes_names_and_needs_nothing_from_outside() -> None:
     sites = (kept(name="<script>alert(1)</script>"), rewritten(name="cost$in$dollars$"))
     page = render_html(full().model_copy(update={"sites": sites}))
-    assert "<script" not in page
+    assert page.count("<script") == 1, "its own"
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "cost$in$dollars$" in page
     assert not any(f'{attribute}="http' in page for attribute in ("src", "href"))
     assert page == render_html(full().model_copy(update={"sites": sites}))
-
-
-def test_the_chart_shows_the_largest_sites() -> None:
-    small = [kept(name=f"small{i}", macs_before=i, macs_after=i) for i in range(LARGEST)]
-    page = render_html(bare(sites=(*small, rewritten())))
-    chart = page[page.index("<svg") : page.index("</svg>")]
-    assert "small0" not in chart
-    assert "small1" in chart
-    assert "conv2" in chart
 
 
 def test_the_widest_tables_keep_to_the_width() -> None:

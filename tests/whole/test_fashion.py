@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import convrewrite
 from convrewrite.loading.files import load_model
 from convrewrite.onnx_files.model import OnnxModel
-from convrewrite.pipeline.results import FILES
 from convrewrite.reporting.report import Report
+from convrewrite.results.folder import FILES
 
 FASHION = Path(__file__).parents[2] / "examples" / "fashion"
 MODEL = (FASHION / "fashion.pt", "--factory", f"{FASHION / 'model.py'}:fashion_resnet")

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from commands import call, listing
 
-from convrewrite.pipeline.results import FILES
 from convrewrite.reporting.report import Report
+from convrewrite.results.folder import FILES
 
 FASHION = Path(__file__).parents[2] / "examples" / "fashion"
 

@@ -17,8 +17,8 @@ from forked_runs import Ended, Warm, warm
 from safetensors.torch import load_file
 
 from convrewrite.folders import scratch
-from convrewrite.pipeline.results import FILES, read_plan
 from convrewrite.reporting.report import Report
+from convrewrite.results.folder import FILES, read_plan
 
 pytestmark = pytest.mark.slow
 

@@ -21,6 +21,7 @@ def test_the_public_names_are_pinned() -> None:
         "load",
         "optimize",
         "plan",
+        "profile",
         "recover",
         "sweep",
         "verify",
@@ -36,7 +37,7 @@ def test_every_public_name_is_there_and_documented(name: str) -> None:
     assert len(inspect.getdoc(found) or "") > 20
 
 
-@pytest.mark.parametrize("name", ["analyze", "apply", "export", "load", "optimize", "plan", "verify"])
+@pytest.mark.parametrize("name", ["analyze", "apply", "export", "load", "optimize", "plan", "profile", "verify"])
 def test_public_functions_have_no_open_keyword_arguments(name: str) -> None:
     kinds = {parameter.kind for parameter in inspect.signature(getattr(convrewrite, name)).parameters.values()}
     assert inspect.Parameter.VAR_KEYWORD not in kinds

@@ -21,9 +21,9 @@ from convrewrite.inputs import bound_inputs
 from convrewrite.layers.dynamic import DynamicConv2d
 from convrewrite.modules.outputs import named_outputs
 from convrewrite.pipeline.prepare import prepare
-from convrewrite.pipeline.results import Result
 from convrewrite.planning.plan import Plan
 from convrewrite.planning.planned import make_plan
+from convrewrite.results.folder import Result
 from convrewrite.rewriting.site_fit import UNREACHED
 from convrewrite.rules.schema import Protect, Require, Rule
 from convrewrite.runtime.onnx_export import export

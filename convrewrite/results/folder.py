@@ -27,7 +27,6 @@ from convrewrite.modules import copy_model
 from convrewrite.names import require_names
 from convrewrite.onnx_files import is_weights_of
 from convrewrite.onnx_graph import is_graph, take_numbers
-from convrewrite.pipeline import results
 from convrewrite.planning import Plan, PlannedSite, planned_structure
 from convrewrite.reporting import Report, render_html, render_markdown
 from convrewrite.rewriting import empty_option, replace_site
@@ -151,7 +150,7 @@ def _write(made: Path, model: nn.Module, plan: Plan, report: Report, onnx: Path 
     (made / PLAN).write_text(plan.to_json(), encoding="utf-8")
     (made / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (made / "report.md").write_text(render_markdown(report), encoding="utf-8")
-    (made / "report.html").write_text(render_html(report), encoding="utf-8")
+    (made / "report.html").write_text(render_html(report, plan), encoding="utf-8")
 
 
 def _save_module(model: nn.Module, path: Path) -> None:
@@ -270,4 +269,4 @@ class Result:
         aside and take their place together, in one step. Raises UsageError when the folder cannot be written or holds other
         things; then it is as it was.
         """
-        return results.save(Path(folder), self.model, self.plan, self.report, self._onnx)
+        return save(Path(folder), self.model, self.plan, self.report, self._onnx)

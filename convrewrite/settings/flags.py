@@ -1,4 +1,4 @@
-"""How the command line takes the fields of a dataclass: said where the field is."""
+"""How the command line takes a field of a dataclass."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,0 +1,119 @@
+"""The commands that time: two models against each other, and everything that a plan may ask for."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from convrewrite.cli.expanded import Only, expanded
+from convrewrite.cli.interrupts import tells_what_stands
+from convrewrite.cli.options import Comparing, Rules, Sources, Trust, progress_bars, runner_of, say
+from convrewrite.errors import UsageError
+from convrewrite.settings import Settings
+from convrewrite.targets import Comparison, Program, TorchEager, is_graphs, profile_graphs, save_profile, target_of
+
+PROFILED = (
+    "A model, whose options are timed here; or a folder of graphs that --graphs wrote, which takes no torch to time."
+)
+ROUNDS = {True: 7, False: 15}
+"""Interleaved rounds in which the graphs of a folder are timed, with --fast and without: as many as in a plan."""
+
+
+@expanded
+def bench(
+    *,
+    a: Annotated[str, typer.Argument(metavar="A", help="The reference: .pt, .onnx, or a result folder.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
+    sources: Annotated[Sources, Only("input", "factory", "calib", "mean", "std", "resize")],
+    asked: Annotated[Comparing, Only("threads", "rounds", "timeout", "runtime")],
+    trust: Trust = False,
+) -> None:
+    """Time A and B side by side, interleaved; the ratio is the median over rounds of paired ratios."""
+    from tabulate import tabulate
+
+    from convrewrite import reporting
+    from convrewrite.cli import example_inputs
+
+    first, second = (runner_of(source, sources.factory, trust, asked.timeout) for source in (a, b))
+    inputs = example_inputs.for_both(first, second, sources, 0)
+    if all(example_inputs.batch_of(runner) is None for runner in (first, second)):
+        inputs = tuple(tensor[:1] for tensor in inputs)
+    comparisons = _compared((a, b), (first, second), inputs, asked)
+    rows = [
+        (c.runtime, reporting.duration(c.seconds_a), reporting.duration(c.seconds_b), f"{c.ratio:.3f}",
+         f"{c.ratio_low:.3f} to {c.ratio_high:.3f}", f"{c.speedup:.2f}x")
+        for c in comparisons
+    ]  # fmt: skip
+    say(tabulate(rows, ("runtime", "A", "B", "B / A", "quartiles", "speed-up")))
+    shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
+    say(f"input {shapes}, {asked.threads} thread(s), median of {asked.rounds} interleaved rounds")
+
+
+def _compared(sources: tuple[str, str], runners: tuple[Any, Any], inputs: Any, asked: Comparing) -> list[Comparison]:
+    """In the runtime that was asked for, and in eager torch too where both are modules."""
+    from convrewrite import folders, runtime
+    from convrewrite.onnx_files import OnnxModel
+
+    target, (first, second) = target_of(asked.runtime), runners
+    modules = not any(isinstance(runner, OnnxModel) for runner in runners)
+    how: dict[str, Any] = {"threads": asked.threads, "rounds": asked.rounds}
+    if target.takes == "module":
+        if not modules:
+            raise UsageError(
+                f"--runtime {target.name}: expected two PyTorch models, found an ONNX file; name another runtime"
+            )
+        return [runtime.compare_programs(Program(module=first), Program(module=second), inputs, target, **how)]
+    with folders.temporary() as folder, progress_bars() as progress:
+        paths = []
+        for index, (source, runner) in enumerate(zip(sources, runners, strict=True)):
+            progress("bench", index, 4, f"export {source}")
+            if isinstance(runner, OnnxModel):
+                runner(*inputs)  # before it is timed, as it may not end
+                paths.append(Path(runner.where))
+            else:
+                paths.append(runtime.export(runner, inputs, folder.path / f"{index}.onnx").path)
+        progress("bench", 2, 4, target.name)
+        found = [runtime.compare_programs(Program(onnx=paths[0]), Program(onnx=paths[1]), inputs, target, **how)]
+        if modules:
+            progress("bench", 3, 4, "torch")
+            eager = TorchEager()
+            found.append(runtime.compare_programs(Program(module=first), Program(module=second), inputs, eager, **how))
+    return found
+
+
+@tells_what_stands
+@expanded
+def profile(
+    *,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=PROFILED)],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="File for the times, as timings.json, for --timings elsewhere.")
+    ] = None,
+    graphs: Annotated[
+        Path | None,
+        typer.Option("--graphs", help="Time nothing: write the graphs to a new folder, for another machine."),
+    ] = None,
+    rule: Rules = None,
+    sources: Annotated[Sources, Only("input", "factory", "calib")],
+    settings: Annotated[Settings, Only("fast", "threads", "timeout", "runtime")],
+    trust: Trust = False,
+) -> None:
+    """Time every option that a plan for MODEL may ask for, in a runtime on this machine; `--timings` plans by it elsewhere."""
+    if (out is None) == (graphs is None):
+        raise UsageError("profile: expected -o FILE for times, or --graphs FOLDER for another machine, and one of them")
+    if is_graphs(Path(model)) and out is not None:
+        found = profile_graphs(Path(model), settings.target, settings.threads, ROUNDS[settings.fast])
+        save_profile(found, out)
+        say(f"{len(found.seconds)} times in {found.describe()}. Written to {out}")
+        return
+    from convrewrite import pipeline
+    from convrewrite.cli.networks import given_network
+
+    network = given_network(model, sources, trust, settings.timeout)
+    made = pipeline.profile(network.model, network.inputs, rule or ["balanced"], settings=settings, graphs=graphs)
+    if made is None:
+        say(f"Written to {graphs}; there: convrewrite profile {graphs} --runtime NAME -o timings.json")
+        return
+    assert out is not None
+    save_profile(made, out)
+    say(f"{len(made.seconds)} times in {made.describe()}. Written to {out}")

@@ -1,0 +1,76 @@
+"""Times of everything a plan may ask for: measured here, or as graphs that another machine measures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from convrewrite.errors import UsageError
+from convrewrite.folders import Scratch, nearest, put, resolved, temporary, told
+from convrewrite.inputs import ExampleInput
+from convrewrite.machine import processor
+from convrewrite.modules import private_copy, surroundings_preserved
+from convrewrite.onnx_graph import exporter_of
+from convrewrite.pipeline.keywords import RuleSource
+from convrewrite.pipeline.networks import ModelSource, network_of
+from convrewrite.pipeline.prepare import prepare
+from convrewrite.planning import latency_table_of, to_time
+from convrewrite.process import at_work
+from convrewrite.rewriting import Prepared
+from convrewrite.rules import resolve
+from convrewrite.runtime import Baseline
+from convrewrite.settings import Settings
+from convrewrite.targets import ORIGINAL, Profile, list_graphs
+
+
+def profile(
+    model: ModelSource,
+    example_input: ExampleInput | None = None,
+    rules: Sequence[RuleSource] = ("balanced",),
+    *,
+    settings: Settings | None = None,
+    graphs: str | Path | None = None,
+) -> Profile | None:
+    """The times of all options that a plan by these rules may ask for, in ``settings.runtime``; of :class:`Settings` only
+    ``runtime``, ``threads``, ``fast`` and ``timeout`` count.
+
+    ``graphs``: nothing is timed; a new folder of this name gets the ONNX graphs instead, for ``convrewrite profile FOLDER`` on a
+    machine that needs no torch, and None is returned. Raises UsageError for a folder that is there already, ExportError for a
+    model that the runtime cannot run.
+    """
+    asked = settings or Settings()
+    network = network_of(model, example_input, asked.timeout)
+    module, inputs = network.model, network.inputs
+    with at_work(asked.seed), surroundings_preserved(module):
+        prepared = prepare(private_copy(module, inputs), inputs, resolve(rules), (), module)
+        if graphs is not None:
+            _write(prepared, asked, Path(graphs))
+            return None
+        table = latency_table_of(prepared, asked)
+        with temporary() as scratch:
+            exporter = exporter_of(prepared.original)
+            baseline = Baseline.of(
+                prepared.model, inputs, scratch.path, asked.clock, asked.threads, exporter, asked.target
+            )
+            seconds = {ORIGINAL: baseline.seconds()}
+            for entry in to_time(prepared, table):
+                seconds |= entry.times(baseline.timer, asked.threads, table.rounds)
+    target = asked.target
+    return Profile(target.name, target.version(), processor()[0], target.block(), asked.threads, seconds)
+
+
+def _write(prepared: Prepared, asked: Settings, folder: Path) -> None:
+    """The graphs and the original into a new folder, in one step."""
+    with told(folder, "another folder with --graphs"):
+        place = resolved(folder)
+        if place.exists():
+            raise UsageError(f"{folder}: expected a new folder for the graphs, found one that is there; name another")
+        with Scratch(nearest(place)) as scratch:
+            made = scratch.path / "graphs"
+            made.mkdir()
+            exporter = exporter_of(prepared.original)
+            exporter.rewritten(prepared.model, prepared.inputs, made / f"{ORIGINAL}.onnx", {})
+            one = tuple(tensor[:1] for tensor in prepared.inputs)
+            given = exporter.feed(one if exporter.exports else prepared.inputs)
+            groups = [entry.written(made) for entry in to_time(prepared, latency_table_of(prepared, asked))]
+            inputs = [{"shape": list(x.shape), "type": str(x.dtype).removeprefix("torch.")} for x in given]
+            list_graphs(made, groups, inputs)
+            put(made, place, scratch)

@@ -1,0 +1,62 @@
+"""Which candidates of a rank range are looked at: where time is measured a few that fill channel blocks, else nearly all."""
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from convrewrite.planning.curves import spread
+from convrewrite.planning.latency_table import LatencyTable, aligned, calls_of
+from convrewrite.rewriting import Prepared
+from convrewrite.rules import Candidate, RankRange, shortlist_at
+from convrewrite.runtime import OptionsAt
+
+LEAST_RATIO = 0.03
+"""Part of a site's own MACs: cheaper options are not sampled."""
+
+RANKS = 256
+"""Ranks of a rank range that may be chosen from, at most: neighbours differ by two percent of their cost then."""
+
+TIMED = 6
+"""Ranks of a rank range that are timed where speed counts; fewer of them are fitted."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ranks:
+    """The ranks of one rank range."""
+
+    rank_range: RankRange
+    usable: Sequence[int]
+
+    def aligned(self, block: int | None) -> Sequence[int]:
+        """Those that fill channel blocks; all of them where none does."""
+        structure, spec = self.rank_range.structure, self.rank_range.site.folded_spec.per_group
+        stages = {rank: structure.stages(spec, {**self.rank_range.variant, "rank": rank}) for rank in self.usable}
+        return [rank for rank in self.usable if aligned(stages[rank], block)] or self.usable
+
+
+def usable(rank_range: RankRange, latency_table: LatencyTable | None) -> list[Candidate]:
+    """The ranks that may be chosen: all that save enough; where speed counts, a few that fill channel blocks."""
+    site = rank_range.site
+    limit = (1 - rank_range.rule.require.min_mac_saving) * site.cost.macs
+    ranks = rank_range.ranks
+    last = bisect.bisect_right(ranks, limit, key=lambda rank: rank_range.at(rank).cost.macs)
+    lowest = LEAST_RATIO * site.cost.macs
+    first = bisect.bisect_left(ranks, lowest, hi=last, key=lambda rank: rank_range.at(rank).cost.macs)
+    found = _Ranks(rank_range, ranks[min(first, max(0, last - 1)) : last])
+    if latency_table is None:
+        return [rank_range.at(rank) for rank in spread(found.usable, RANKS)]
+    return [rank_range.at(rank) for rank in spread(found.aligned(latency_table.block), TIMED)]
+
+
+def to_time(prepared: Prepared, latency_table: LatencyTable) -> tuple[OptionsAt, ...]:
+    """Every option that a plan by these rules may ask the time of, at every geometry: for another machine to time."""
+    found: dict[tuple[object, object], OptionsAt] = {}
+    for space in prepared.search_spaces:
+        candidates = [c for rank_range in space.rank_ranges for c in usable(rank_range, latency_table)]
+        candidates += shortlist_at(space, None).candidates if space.rank_ranges else ()
+        graphs = latency_table.graphs(space.site, candidates) if candidates else []
+        for size in calls_of(space.site) if graphs else ():
+            key = (space.site.folded_spec, size)
+            known = found[key].options if key in found else ()
+            found[key] = OptionsAt(space.site.folded_spec, size, tuple(dict.fromkeys((*known, *graphs))))
+    return tuple(found.values())

@@ -1,0 +1,133 @@
+"""The curves of a page, as inline SVG in the colours of its scheme: matplotlib draws them, so a page needs no library of its own.
+
+This module is not imported with the package: matplotlib is only needed by who asks for a page.
+"""
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+
+from convrewrite.process import quiet
+from convrewrite.reporting.figures import percent
+from convrewrite.reporting.report import RecoveredSummary
+
+SIZE = (6.2, 3.3)
+"""Inches of a chart, at 72 pixels an inch: near the width it is shown at, on a telephone and beside another one alike."""
+
+INKS = {"#010101": "--ink", "#020202": "--soft", "#030303": "--line", "#040404": "--accent", "#050505": "--mark"}
+"""Colours that are drawn with, and the colour of the page's scheme that takes the place of each."""
+
+INK, SOFT, LINE, ACCENT, MARK = INKS
+
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "convrewrite", "svg.fonttype": "none", "font.size": 11, "font.family": "sans-serif",
+    "axes.edgecolor": LINE, "axes.labelcolor": SOFT, "axes.spines.top": False, "axes.spines.right": False,
+    "xtick.color": SOFT, "ytick.color": SOFT, "text.color": INK, "grid.color": LINE, "grid.linewidth": 0.7,
+    "axes.grid": True, "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 10,
+}  # fmt: skip
+"""The same report gives the same bytes: ids come from a fixed salt. Letters stay letters, in the page's font."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorPoint:
+    """One rewritten site: its place in the network, from 1, and its relative output error: alone, as it was chosen by, and as
+    it was measured behind all sites before it. None: not measured."""
+
+    place: int
+    alone: float | None
+    measured: float | None
+
+
+def depth_chart(points: Sequence[ErrorPoint]) -> str:
+    """The errors of the sites in the order of the network, as an ``<svg>`` element; empty where none was measured."""
+    measured = [(point.place, point.measured) for point in points if point.measured is not None]
+    alone = [(point.place, point.alone) for point in points if point.alone is not None]
+    if not measured:
+        return ""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes()
+        places, errors = zip(*measured, strict=True)
+        axes.bar(places, errors, width=0.7, color=ACCENT, label="in the rewritten network")
+        if alone:
+            axes.plot(*zip(*alone, strict=True), "o", color=MARK, markersize=4.5, label="this site alone")
+        axes.set_xlabel("place in the network")
+        axes.set_ylabel("relative output error")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
+        axes.grid(axis="x", visible=False)
+        _legend(axes)
+        return svg_of(figure)
+
+
+def agreement_chart(points: Sequence[ErrorPoint]) -> str:
+    """Errors that the choice expected against those that came of it, as an ``<svg>`` element; empty where there are none."""
+    both = [
+        (point.alone, point.measured)
+        for point in points
+        if point.alone and point.measured and point.measured < math.inf
+    ]
+    if not both:
+        return ""
+    ends = [min(map(min, both)) / 1.5, max(map(max, both)) * 1.5]
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes()
+        axes.plot(ends, ends, color=SOFT, linewidth=1, linestyle="--", label="as expected")
+        axes.plot(*zip(*both, strict=True), "o", color=ACCENT, markersize=6, label="a site")
+        axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+        axes.set_xlabel("expected: this site alone")
+        axes.set_ylabel("measured: in the rewritten network")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
+            axis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+        _legend(axes)
+        return svg_of(figure)
+
+
+def recovery_chart(recovered: RecoveredSummary) -> str:
+    """The effect on held-out inputs over the steps of a recovery, and that of what came in, as an ``<svg>`` element."""
+    points = [(step, effect) for step, effect in recovered.curve if 0 < effect < math.inf]
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes()
+        axes.plot([step for step, _ in points], [effect for _, effect in points], ".-", color=ACCENT, label="held out")
+        if recovered.before > 0:
+            axes.axhline(recovered.before, color=SOFT, linestyle="--", label="what came in")
+        if not recovered.unchanged:
+            axes.plot([recovered.kept_step], [recovered.after], "o", color=MARK, label="kept")
+        if points:
+            axes.set_yscale("log")
+        axes.set_xlabel("steps")
+        axes.set_ylabel("effect on held-out inputs")
+        _legend(axes)
+        return svg_of(figure)
+
+
+def _axes() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=SIZE, layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.subplots()
+    axes.patch.set_alpha(0)
+    return figure, axes
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+
+
+def svg_of(figure: Figure) -> str:
+    """The drawing in colours that the page's scheme gives; no date in it."""
+    buffer = io.StringIO()
+    with quiet():  # of missing glyphs
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    for drawn, ink in INKS.items():
+        text = text.replace(drawn, f"var({ink})")
+    return text.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)

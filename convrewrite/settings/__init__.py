@@ -1,0 +1,26 @@
+"""What a run is asked, as one value: :class:`Settings`. The Python interface, the fx pass, the command line and the stages share
+it."""
+
+from convrewrite.settings.constraints import BUDGETS, Constraints, Keep, check_budget, keep_of
+from convrewrite.settings.flags import FLAG, Flag, flag
+from convrewrite.settings.recovery import Recovery, RecoveryOptions
+from convrewrite.settings.run import GIGABYTE, MEMORY, ChoiceOptions, Settings, SettingsOptions, WorkOptions
+
+__all__ = [
+    "BUDGETS",
+    "FLAG",
+    "GIGABYTE",
+    "MEMORY",
+    "ChoiceOptions",
+    "Constraints",
+    "Flag",
+    "Keep",
+    "Recovery",
+    "RecoveryOptions",
+    "Settings",
+    "SettingsOptions",
+    "WorkOptions",
+    "check_budget",
+    "flag",
+    "keep_of",
+]

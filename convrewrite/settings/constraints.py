@@ -1,0 +1,74 @@
+"""What a plan is made for: budgets, and the fidelity to keep."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from convrewrite.errors import PlanError
+
+if TYPE_CHECKING:
+    from convrewrite.meanings import Meaning
+
+BUDGETS = ("macs", "params", "latency")
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """The fidelity that must be kept on held-out inputs: the share of examples with the same top class, or at most so much
+    relative error of every output."""
+
+    measure: Literal["agreement", "error"]
+    limit: float
+
+    def __str__(self) -> str:
+        """As in a report."""
+        if self.measure == "agreement":
+            return f"top-1 agreement of at least {self.limit:g}"
+        return f"relative output error of at most {self.limit:g}"
+
+
+KeepSource = float | Mapping[str, float] | Keep | None
+
+
+@dataclass(frozen=True, slots=True)
+class Constraints:
+    """What a plan is made for: parts of the whole model's costs that may be left, the fidelity to keep, or neither: then
+    every rule's own ratio holds. ``outputs``: what the caller said of their meanings."""
+
+    budget: Mapping[str, float]
+    keep: Keep | None = None
+    outputs: "Mapping[str, Meaning]" = field(default_factory=dict)
+
+    @property
+    def by_ratio(self) -> bool:
+        """Whether nothing was asked."""
+        return not self.budget and self.keep is None
+
+    @property
+    def for_speed(self) -> bool:
+        """Whether the result must not be slower: unless only MACs or parameters were asked for."""
+        return not self.budget or "latency" in self.budget
+
+
+def keep_of(value: KeepSource) -> Keep | None:
+    """``0.98`` or ``{"error": 0.02}`` as a Keep. Raises PlanError for another key or a value outside (0, 1)."""
+    if value is None or isinstance(value, Keep):
+        return value
+    entries = dict(value) if isinstance(value, Mapping) else {"agreement": value}
+    name, limit = next(iter(entries.items()), ("", 0.0))
+    if len(entries) != 1 or name not in ("agreement", "error"):
+        raise PlanError(f"keep: expected a number such as 0.98, or error=0.02, found {', '.join(entries) or 'nothing'}")
+    if not 0 < limit < 1:
+        raise PlanError(
+            f"keep: expected {name} in (0, 1), as in {'0.98' if name == 'agreement' else 'error=0.02'}, found {limit:g}"
+        )
+    return Keep("agreement" if name == "agreement" else "error", float(limit))
+
+
+def check_budget(budget: Mapping[str, float]) -> None:
+    """Raise PlanError for an unknown budget or a value outside (0, 1)."""
+    for name, value in budget.items():
+        if name not in BUDGETS:
+            raise PlanError(f"budget {name!r}: expected one of {', '.join(BUDGETS)}, as in macs=0.5")
+        if not 0 < value < 1:
+            raise PlanError(f"budget {name}={value:g}: expected a part of the original's in (0, 1), as in {name}=0.5")

@@ -1,0 +1,258 @@
+"""What a run is asked. An option is added here and nowhere else: as a field of :class:`Settings`, told of in its docstring, and
+as a key of the keyword arguments below it. What its field says as a :class:`Flag` is its option on the command line.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+from convrewrite import values
+from convrewrite.errors import PlanError
+from convrewrite.machine import PROBE_SECONDS
+from convrewrite.settings.constraints import Constraints, KeepSource, check_budget, keep_of
+from convrewrite.settings.flags import flag
+from convrewrite.targets import DEFAULT, Target, read_profile, target_of
+
+if TYPE_CHECKING:
+    from convrewrite.meanings import Meaning, WantedOutputs
+    from convrewrite.runtime import Timer
+
+GIGABYTE = 1 << 30
+
+MEMORY = 4 * GIGABYTE
+"""Bytes of activations and moments held at once, unless the caller says otherwise."""
+
+
+def this_machine() -> "Timer":
+    """Who measures unless another timer is handed in."""
+    from convrewrite.runtime import THIS_MACHINE
+
+    return THIS_MACHINE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a run is asked, and how it is to work.
+
+    Attributes:
+        budget: parts of the whole model that may be left, ``{"macs": 0.5}``, ``"params"`` or ``"latency"`` (measured in
+            onnxruntime), alone or together: at every site the option is chosen whose *measured* effect on the outputs
+            adds up to the least. None: each rule's own ratio.
+        keep: instead of a budget, the most saving of MACs whose measured agreement of the top class stays at this share,
+            as 0.98, or whose relative output error stays below ``{"error": 0.02}``. With a budget: a limit on its result.
+        outputs: what outputs mean, by name, where it is not as it is told from the model and its values: ``"logits"``,
+            ``"probabilities"`` (that sum to one), ``"multilabel"`` (independent probabilities), ``"embedding"`` (only its
+            direction counts), ``"values"`` or ``"ignore"``; or a pair of that and a weight among several outputs.
+        fast: measure less while planning, and refine nothing.
+        refine: train the stages of all rewritten sites together towards the original, without labels, for some minutes at most;
+            the result is never further from it on held-out inputs. None: where real inputs are given, and there is something
+            to gain, unless the model is so large that it would take longer than that.
+        threads: at which latency is measured.
+        seed: of everything random; with the same inputs, seed and thread count the result is byte-equal.
+        memory: bytes that activations, covariances and gathered positions may take together; activations beyond it wait on
+            disk. One batch at work, the model and Python itself come on top. A limit that the largest site exceeds alone
+            is refused.
+        output_weighting: weigh the errors of a site's output channels by what the model's outputs feel of them, which
+            takes gradients of the original model. False: all count alike.
+        timeout: seconds that an ONNX file may take to open, and again to run once, in a process of its own.
+        measure: False leaves out export, parity and latency.
+        exclude: sites to keep, whatever the rules say, by name or as shell patterns, ``layer4.*``.
+        only: where any are named, the only sites that may be rewritten, likewise.
+        resume: take the survey and the fits that earlier runs of the same model left in the user's cache folder, an interrupted
+            one or one within another budget, and leave those of this run. The result is the same with them and without.
+        runtime: where the result is to run, ``NAME`` or ``NAME:option``: what is timed, and where parity must hold besides
+            onnxruntime (docs/runtimes.md).
+        timings: a file of times that ``convrewrite profile`` wrote on another machine: options are chosen by it, and the
+            result is not timed here.
+        timer: who measures seconds; None: this machine.
+
+    Raises UsageError, or PlanError for a budget or a fidelity to keep, for values that no run can work with.
+    """
+
+    budget: Mapping[str, float] | None = field(
+        default=None,
+        metadata=flag(
+            "--budget",
+            kind=list[str] | None,
+            read=values.budget,
+            help="Part of the model that may be left, as macs=0.5, params=0.5, latency=0.6.",
+        ),
+    )
+    keep: KeepSource = field(
+        default=None,
+        metadata=flag(
+            "--keep",
+            read=values.keep,
+            help="The fidelity to keep on held-out inputs: 0.98 of the top classes, or error=0.02.",
+        ),
+    )
+    outputs: "WantedOutputs | None" = field(
+        default=None,
+        metadata=flag(
+            "--output",
+            kind=list[str] | None,
+            read=values.outputs,
+            help="What an output means: NAME=logits, probabilities, multilabel, embedding, values or ignore; "
+            ":WEIGHT may follow.",
+        ),
+    )
+    fast: bool = field(
+        default=False, metadata=flag("--fast", kind=bool, help="Measure less while planning, and refine nothing.")
+    )
+    refine: bool | None = field(
+        default=None,
+        metadata=flag(
+            "--refine/--no-refine",
+            kind=bool | None,
+            help="Train what was rewritten towards the original, without labels; by default where that gains something.",
+        ),
+    )
+    threads: int = field(
+        default=1,
+        metadata=flag("--threads", kind=int, check=values.threads, help="Threads at which latency is measured."),
+    )
+    seed: int = field(
+        default=0, metadata=flag("--seed", kind=int, check=values.seed, help="Seed of everything random.")
+    )
+    memory: int = field(
+        default=MEMORY,
+        metadata=flag(
+            "--memory",
+            kind=float,
+            check=values.memory,
+            read=lambda gigabytes: int(gigabytes * GIGABYTE),
+            default=MEMORY / GIGABYTE,
+            help="GB for inputs, activations and moments; activations beyond it wait on disk.",
+        ),
+    )
+    output_weighting: bool = True
+    timeout: float = field(
+        default=PROBE_SECONDS,
+        metadata=flag(
+            "--timeout",
+            kind=float,
+            check=values.seconds,
+            help="Seconds an ONNX file may take to open, and to run once.",
+        ),
+    )
+    measure: bool = field(
+        default=True,
+        metadata=flag(
+            "--onnx/--no-onnx",
+            kind=bool,
+            help="Export to ONNX, check parity and time; without it outputs are compared.",
+        ),
+    )
+    exclude: tuple[str, ...] = field(
+        default=(),
+        metadata=flag(
+            "--exclude",
+            kind=list[str] | None,
+            read=tuple,
+            help="Keep the sites of this name, or pattern as 'layer4.*'; repeat it.",
+        ),
+    )
+    only: tuple[str, ...] = field(
+        default=(),
+        metadata=flag(
+            "--only",
+            kind=list[str] | None,
+            read=tuple,
+            help="Rewrite no other sites than those of this name, or pattern; repeat it.",
+        ),
+    )
+    resume: bool = field(
+        default=True,
+        metadata=flag(
+            "--resume/--no-resume",
+            kind=bool,
+            help="Take over what an interrupted run, or one within another budget, found out already; or not.",
+        ),
+    )
+    runtime: str = field(
+        default=DEFAULT,
+        metadata=flag(
+            "--runtime",
+            kind=str,
+            help="Where the result is to run: onnxruntime, openvino, torch, torch-compile, with :OPTION, as onnxruntime:cuda.",
+        ),
+    )
+    timings: str | None = field(
+        default=None,
+        metadata=flag("--timings", help="Times from another machine, as `profile` writes them, to choose options by."),
+    )
+    timer: "Timer | None" = None
+
+    def __post_init__(self) -> None:
+        values.seed(self.seed)
+        values.threads(self.threads)
+        values.memory_bytes(self.memory)
+        values.seconds(self.timeout)
+        if self.runtime != DEFAULT:
+            target_of(self.runtime)
+        if "latency" in self.constraints.budget and not self.measure:
+            raise PlanError(values.NEEDS_TIMES)
+
+    @property
+    def target(self) -> Target:
+        """Where the result is to run."""
+        return target_of(self.runtime)
+
+    @property
+    def block(self) -> int:
+        """Channels that are worked on at a time where the result is to run."""
+        return self.target.block() if self.timings is None else read_profile(Path(self.timings)).block
+
+    @property
+    def clock(self) -> "Timer":
+        """Who measures seconds there. Raises UsageError for a file of times that cannot be read."""
+        if self.timings is None:
+            return (self.timer or this_machine()).on(self.target)
+        from convrewrite.runtime import ProfiledTimer
+
+        return ProfiledTimer(read_profile(Path(self.timings)), self.timings)
+
+    @property
+    def constraints(self) -> Constraints:
+        """The part that says what a plan is made for, parsed."""
+        meanings: Mapping[str, Meaning] = {}
+        if self.outputs:  # what they mean takes torch, which a device that is only timed has not
+            from convrewrite.meanings import asked_meanings
+
+            meanings = asked_meanings(self.outputs)
+        constraints = Constraints(dict(self.budget or {}), keep_of(self.keep), meanings)
+        check_budget(constraints.budget)
+        return constraints
+
+
+class WorkOptions(TypedDict, total=False):
+    """The fields of :class:`Settings` that a plan holds nothing of, as keyword arguments."""
+
+    outputs: "WantedOutputs | None"
+    threads: int
+    memory: int
+    output_weighting: bool
+    refine: bool | None
+    timeout: float
+    measure: bool
+    exclude: tuple[str, ...]
+    only: tuple[str, ...]
+    resume: bool
+    runtime: str
+    timings: str | None
+    timer: "Timer | None"
+
+
+class ChoiceOptions(WorkOptions, total=False):
+    """Those that can be given by keyword only, where options are chosen."""
+
+    keep: KeepSource
+    fast: bool
+
+
+class SettingsOptions(ChoiceOptions, total=False):
+    """All fields of :class:`Settings` as keyword arguments."""
+
+    budget: Mapping[str, float] | None
+    seed: int

@@ -1,0 +1,55 @@
+"""The targets, discovered: every module in ``kinds``, and every entry point in the group below, holds one.
+
+A module has its target's type as the attribute ``TARGET``, which is called with what stands behind the colon. Another package
+adds one without touching this one:
+
+    [project.entry-points."convrewrite.targets"]
+    tflite = "my_package.tflite:TARGET"
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from importlib.metadata import entry_points
+
+from convrewrite.errors import UsageError
+from convrewrite.targets import kinds
+from convrewrite.targets.target import Target
+
+ENTRY_POINTS = "convrewrite.targets"
+
+DEFAULT = "onnxruntime"
+"""The target unless another is named."""
+
+Kind = Callable[[str], Target]
+"""What makes a target of the option behind its colon; with none, of an empty one."""
+
+
+def kinds_of_targets() -> dict[str, Kind]:
+    """All kinds by the names they are asked for, those of this package first."""
+    modules = [
+        importlib.import_module(f"{kinds.__name__}.{info.name}") for info in pkgutil.iter_modules(kinds.__path__)
+    ]
+    found: list[Kind] = [module.TARGET for module in modules]
+    found += [point.load() for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)]
+    return {kind("").name: kind for kind in found}
+
+
+def target_of(text: str) -> Target:
+    """The target of ``NAME`` or ``NAME:option``, seen to be installed.
+
+    Raises UsageError for a name that is not known, an option that it has not, and a package that is missing.
+    """
+    name, _, option = text.partition(":")
+    known = kinds_of_targets()
+    if name not in known:
+        raise UsageError(f"--runtime: expected one of {', '.join(known)}, found {text[:60]!r}")
+    target = known[name](option)
+    try:
+        target.version()
+    except ImportError as error:
+        raise UsageError(
+            f"--runtime {target.name}: needs the package {target.package}, which is not installed here; "
+            f"pip install {target.package}"
+        ) from error
+    return target

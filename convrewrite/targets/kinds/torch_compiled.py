@@ -1,0 +1,68 @@
+"""torch.compile, with its own backend or another, as ``torch-compile:cudagraphs``; with a device as ``torch-compile:cuda``."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from convrewrite.errors import UsageError
+from convrewrite.targets.kinds.torch_eager import TorchEager, inference_at, placed, require_device
+from convrewrite.targets.target import Clock, Compiled, Program, name_of
+
+
+@dataclass(frozen=True, slots=True)
+class TorchCompiled:
+    """Modules compiled for inputs of one shape. On the processor the default backend takes a C++ compiler."""
+
+    option: str = ""
+    package: ClassVar[str] = "torch"
+    takes: ClassVar[Literal["onnx", "module"]] = "module"
+
+    @property
+    def name(self) -> str:
+        """``torch-compile``, or with backend or device behind a colon."""
+        return name_of("torch-compile", self.option)
+
+    def version(self) -> str:
+        """Raises UsageError for an option that is neither a backend nor a device that is there."""
+        import torch
+
+        if self._device:
+            require_device(self.name, self._device)
+        elif self.option and self.option not in torch.compiler.list_backends(exclude_tags=()):
+            found = ", ".join(torch.compiler.list_backends(exclude_tags=()))
+            raise UsageError(f"--runtime {self.name}: expected a device or a backend of torch.compile ({found})")
+        return str(torch.__version__)
+
+    @property
+    def _device(self) -> str:
+        return self.option if self.option.partition(":")[0] in ("cpu", "cuda", "mps", "xpu") else ""
+
+    def block(self) -> int:
+        """As in eager torch, whose convolutions it calls."""
+        return TorchEager().block()
+
+    def lacks(self, _program: Program) -> tuple[str, ...]:
+        """None: what it cannot compile it runs as it is."""
+        return ()
+
+    def compile(self, program: Program, inputs: Sequence[Any], _threads: int) -> Compiled:
+        """Compiled at its first call."""
+        import torch
+
+        backend = "inductor" if self._device or not self.option else self.option
+        torch.compiler.reset()  # what was compiled for another module of the same class must not stand in the way
+        return placed(
+            program.module, inputs, self._device, lambda module: torch.compile(module, backend=backend, dynamic=False)
+        )
+
+    def clock(self, threads: int) -> Clock:
+        """As in eager torch."""
+        return TorchEager(self._device).clock(threads)
+
+    def at_work(self, threads: int) -> AbstractContextManager[object]:
+        """As in eager torch."""
+        return inference_at(threads)
+
+
+TARGET = TorchCompiled

@@ -1,0 +1,103 @@
+"""Eager torch, on the processor or on another device, as ``torch:cuda``."""
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from convrewrite.errors import UsageError
+from convrewrite.machine import channel_block
+from convrewrite.targets.target import Clock, Compiled, Program, name_of
+
+
+@dataclass(frozen=True, slots=True)
+class TorchEager:
+    """Modules called as they are."""
+
+    option: str = ""
+    package: ClassVar[str] = "torch"
+    takes: ClassVar[Literal["onnx", "module"]] = "module"
+
+    @property
+    def name(self) -> str:
+        """``torch``, or with the device behind a colon."""
+        return name_of("torch", self.option)
+
+    def version(self) -> str:
+        """Raises UsageError for a device that is not there."""
+        import torch
+
+        if self.option:
+            require_device(self.name, self.option)
+        return str(torch.__version__)
+
+    def block(self) -> int:
+        """That of oneDNN's blocked layouts."""
+        return channel_block()
+
+    def lacks(self, _program: Program) -> tuple[str, ...]:
+        """None: a module that came here runs in torch."""
+        return ()
+
+    def compile(self, program: Program, inputs: Sequence[Any], _threads: int) -> Compiled:
+        """The module on the device, which waits until the device is done."""
+        return placed(program.module, inputs, self.option, lambda module: module)
+
+    def clock(self, threads: int) -> Clock:
+        """As for other runtimes, the calling thread's time at one thread on the processor."""
+        return time.thread_time if threads == 1 and not self.option else time.perf_counter
+
+    def at_work(self, threads: int) -> AbstractContextManager[object]:
+        """So many threads, and nothing recorded for gradients."""
+        return inference_at(threads)
+
+
+def require_device(name: str, device: str) -> None:
+    """Raise UsageError unless torch can put a tensor there."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            f"--runtime {name}: expected a device that the installed torch has, found {device!r}; cpu is always there"
+        ) from error
+
+
+@contextmanager
+def inference_at(threads: int) -> Iterator[None]:
+    """So many threads of torch, in inference mode."""
+    import torch
+
+    from convrewrite.process import torch_threads
+
+    with torch_threads(threads), torch.inference_mode():
+        yield
+
+
+def _nothing() -> None:
+    """The processor is done when a call returns."""
+
+
+def placed(module: Any, inputs: Sequence[Any], device: str, made: Callable[[Any], Callable[..., Any]]) -> Compiled:
+    """A module called on inputs, both on this device, or where they are; ``made`` turns it into what is called."""
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    here = [x if isinstance(x, torch.Tensor) else torch.from_numpy(x) for x in inputs]
+    if device:
+        module, here = copy.deepcopy(module).to(device), [x.to(device) for x in here]
+    call = made(module)
+    wait: Callable[[], None] = torch.cuda.synchronize if device.startswith("cuda") else _nothing
+
+    def run() -> Sequence[Any]:
+        output = call(*here)
+        wait()
+        return [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+
+    return run
+
+
+TARGET = TorchEager

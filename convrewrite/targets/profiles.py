@@ -1,0 +1,183 @@
+"""Times that were measured on another machine: written there, read where a plan is made.
+
+A folder of graphs has one ONNX file for each option at each geometry, and ``graphs.json``, which says what is compared with what.
+To time them takes a runtime and numpy, and no torch: nothing else of the model goes to the device but the original, which is
+timed as a whole.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from convrewrite.errors import UsageError
+from convrewrite.folders import Scratch, nearest, put, read_text, resolved, told
+from convrewrite.machine import processor
+from convrewrite.targets.interleaving import framed_seconds, interleaved
+from convrewrite.targets.target import Compiled, Program, Target
+
+FORMAT = 1
+"""Number of the format of both files."""
+
+GRAPHS = "graphs.json"
+ORIGINAL = "original"
+"""The key of the whole original's seconds, and the name of its file."""
+
+MOST_TIMES = 1_000_000
+"""Times in a file, at most: ten times as many as the largest network of a zoo asks for."""
+
+
+MOST_NUMBERS = 1 << 28
+"""Numbers in an input, at most."""
+
+TYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
+"""Types of inputs, as numpy calls them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Seconds of options by key, on a machine: the runtime with its version, the processor, its channel block, and threads.
+
+    A time may be infinite: that runtime cannot run the option. ``batch``: the examples of one call.
+    """
+
+    runtime: str
+    version: str
+    processor: str
+    block: int
+    threads: int
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """As in a note of a report."""
+        return f"{self.runtime} {self.version} on {self.processor}, {self.threads} thread(s)"
+
+    def to_json(self) -> str:
+        """The text of a file of timings; what cannot run is null there."""
+        told = {key: value if math.isfinite(value) else None for key, value in self.seconds.items()}
+        return json.dumps({"format": FORMAT, **asdict(self), "seconds": told}, indent=1) + "\n"
+
+
+def read_profile(path: Path) -> Profile:
+    """A file of timings. Raises UsageError for one that is missing, or anything else."""
+    try:
+        entries = json.loads(read_text(path, UsageError, "a file of timings"))
+        if not isinstance(entries, dict) or entries.pop("format", None) != FORMAT:
+            raise ValueError("not a file of timings of this version")
+        profile = Profile(**entries)
+        return Profile(**{**entries, "seconds": _seconds(profile)})
+    except (ValueError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise UsageError(f"--timings {path}: expected a file written by `convrewrite profile`: {reason}") from error
+
+
+def _seconds(profile: Profile) -> dict[str, float]:
+    """Checked: a file comes from elsewhere."""
+    texts = (profile.runtime, profile.version, profile.processor)
+    numbers = (profile.block, profile.threads)
+    if not all(isinstance(x, str) for x in texts) or not all(isinstance(x, int) and 1 <= x <= 4096 for x in numbers):
+        raise ValueError("expected names of runtime and processor, and whole numbers for block and threads")
+    if not isinstance(profile.seconds, dict) or len(profile.seconds) > MOST_TIMES:
+        raise ValueError("expected seconds by key")
+    found = {key: math.inf if value is None else value for key, value in profile.seconds.items()}
+    for key, value in found.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+            raise ValueError(f"expected seconds above 0 for {key[:40]}, found {str(value)[:40]}")
+    return found
+
+
+def save_profile(profile: Profile, path: Path) -> None:
+    """Write timings aside and put them in their place. Raises UsageError when that fails."""
+    with told(path, "another file with -o"):
+        place = resolved(path)
+        with Scratch(nearest(place)) as scratch:
+            made = scratch.path / "timings.json"
+            made.write_text(profile.to_json(), encoding="utf-8")
+            put(made, place, scratch)
+
+
+def is_graphs(folder: Path) -> bool:
+    """Whether a folder holds graphs to time."""
+    return (folder / GRAPHS).is_file()
+
+
+def list_graphs(folder: Path, groups: Sequence[Mapping[str, Any]], inputs: Sequence[Mapping[str, Any]]) -> None:
+    """Write what the graphs in a folder are: of every group the frame, the original and its options, and the shape of their
+    input; and the inputs of the whole original."""
+    text = json.dumps({"format": FORMAT, "inputs": list(inputs), "groups": list(groups)}, indent=1)
+    (folder / GRAPHS).write_text(text + "\n", encoding="utf-8")
+
+
+def profile_graphs(folder: Path, target: Target, threads: int, rounds: int) -> Profile:
+    """Time the graphs in a folder. Raises UsageError for a folder that was not written for this, and where the target cannot run
+    an original."""
+    try:
+        found = json.loads(read_text(folder / GRAPHS, UsageError, "a list of graphs"))
+        if found["format"] != FORMAT:
+            raise ValueError(f"format {found['format']}")
+        groups = [(_keys(group["graphs"]), _ones(group["input"])) for group in found["groups"]]
+        inputs = [_ones(entry["shape"], str(entry["type"])) for entry in found["inputs"]]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UsageError(f"{folder / GRAPHS}: expected what `convrewrite profile --graphs` writes: {error}") from error
+    seconds: dict[str, float] = {}
+    with target.at_work(threads):
+        for (frame, *keys), ones in groups:
+            first, *others = (_Made(folder, key, [ones], target, threads) for key in keys)
+            times = framed_seconds(
+                [first.required, *(other.possible for other in others)],
+                _Made(folder, frame, [ones], target, threads).required(),
+                rounds=rounds, min_seconds=0.004, clock=target.clock(threads),
+            )  # fmt: skip
+            seconds |= dict(zip(keys, times, strict=True))
+        run = _Made(folder, ORIGINAL, inputs, target, threads).required()
+        (samples,) = interleaved([run], rounds, 0.01, target.clock(threads))
+    seconds[ORIGINAL] = statistics.median(samples) / len(inputs[0])
+    return Profile(target.name, target.version(), processor()[0], target.block(), threads, seconds)
+
+
+def _ones(shape: Sequence[Any], kind: str = "float32") -> Any:
+    """What the graphs run on: their times do not depend on it."""
+    import numpy as np
+
+    sizes = [int(size) for size in shape]
+    if not sizes or min(sizes) < 1 or math.prod(sizes) > MOST_NUMBERS or kind not in TYPES:
+        raise ValueError(f"expected the shape and type of an input, found {shape} of {kind}")
+    return np.ones(sizes, kind)
+
+
+def _keys(found: Sequence[Any]) -> list[str]:
+    """Names of files in the folder, and of nothing outside of it."""
+    keys = [str(key) for key in found]
+    if len(keys) < 2 or not all(key.isalnum() for key in keys):
+        raise ValueError("expected names of graphs, the frame and the original first")
+    return keys
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """One graph of a folder, made ready when it is its turn."""
+
+    folder: Path
+    key: str
+    inputs: Sequence[Any]
+    target: Target
+    threads: int
+
+    def required(self) -> Compiled:
+        """Raises UsageError where the target cannot run it."""
+        path = self.folder / f"{self.key}.onnx"
+        try:
+            return self.target.compile(Program(onnx=path), self.inputs, self.threads)
+        except Exception as error:  # every runtime raises its own
+            cause = " ".join(str(error).split())[:200]
+            raise UsageError(f"--runtime {self.target.name}: cannot run {path}: {cause}") from error
+
+    def possible(self) -> Compiled | None:
+        """None where the target cannot run it."""
+        try:
+            return self.required()
+        except UsageError:
+            return None

@@ -1,0 +1,136 @@
+"""Times from another machine: graphs that need no torch there, and plans that go by what came back."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from clocks import FalseTimer
+from commands import INPUT, call, images, small_network
+
+import convrewrite
+from convrewrite.errors import PlanError, UsageError
+from convrewrite.targets import ORIGINAL, Profile, read_profile
+
+NO_TORCH = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "onnx", "onnxscript", "scipy"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Blocked())
+from convrewrite.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+FAST = {"fast": True, "refine": False}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, its graphs, and the times that a machine without torch measured on them."""
+    folder = tmp_path_factory.mktemp("profile")
+    torch.save(small_network(), folder / "model.pt")
+    written = call(
+        "profile", folder / "model.pt", *INPUT, "--rule", "separable", "--graphs", folder / "graphs", "--fast"
+    )
+    assert written.code == 0, written.err
+    command = [
+        sys.executable,
+        "-c",
+        NO_TORCH,
+        "profile",
+        str(folder / "graphs"),
+        "--fast",
+        "-o",
+        str(folder / "t.json"),
+    ]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return folder
+
+
+def test_a_plan_goes_by_them_and_says_so(files: Path) -> None:
+    profile = read_profile(files / "t.json")
+    assert profile.runtime == "onnxruntime"
+    assert ORIGINAL in profile.seconds
+    assert all(seconds > 0 for seconds in profile.seconds.values())
+    timer = FalseTimer()
+    result = convrewrite.optimize(
+        small_network(), images(2)[:1], calibration=images(), timings=str(files / "t.json"), timer=timer, **FAST
+    )
+    assert timer.asked == [] and timer.compared == []
+    totals = result.report.totals
+    assert totals.onnx_latency_seconds is None
+    assert result.refused is None
+    assert any("not timed here" in note for note in result.report.notes)
+
+
+def test_a_budget_of_latency_is_met_as_they_promise(files: Path) -> None:
+    found = read_profile(files / "t.json")
+    halved = dict.fromkeys(found.seconds, 0.001) | {ORIGINAL: 4e-3}
+    lied = Profile(found.runtime, found.version, found.processor, found.block, 1, halved)
+    (files / "equal.json").write_text(lied.to_json())
+    settings = convrewrite.Settings(budget={"latency": 0.5}, timings=str(files / "equal.json"), fast=True)
+    with pytest.raises(PlanError, match=r"latency=0.5 cannot be met"):
+        convrewrite.plan(small_network(), images(2)[:1], ["separable"], images(), settings=settings)
+
+
+def test_options_that_were_not_timed_are_named(files: Path) -> None:
+    with pytest.raises(PlanError, match=r"--timings .*: expected the time of .*, found none; profile this model again"):
+        convrewrite.plan(
+            small_network(),
+            images(2)[:1],
+            ["grouped"],
+            images(),
+            {"latency": 0.9},
+            timings=str(files / "t.json"),
+            fast=True,
+        )
+
+
+def test_profiling_here_asks_for_the_same_options(files: Path) -> None:
+    timer = FalseTimer()
+    settings = convrewrite.Settings(fast=True, timer=timer)
+    here = convrewrite.profile(small_network(), images(2)[:1], ["separable"], settings=settings)
+    assert here is not None
+    assert here.seconds.keys() == read_profile(files / "t.json").seconds.keys()
+    assert here.seconds[ORIGINAL] == timer.file_seconds
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 2}, {"format": None}, {"runtime": 3}, {"block": 0}, {"threads": "1"}, {"seconds": [1]}, {"more": 1},
+        {"seconds": {"a": -1.0}}, {"seconds": {"a": True}}, {"seconds": {"a": "1"}}, {"seconds": {"a": float("nan")}},
+    ],
+)  # fmt: skip
+def test_a_file_that_is_something_else_is_refused(change: dict[str, object], tmp_path: Path) -> None:
+    good = json.loads(Profile("onnxruntime", "1", "a processor", 16, 1, {"a": 1.0}).to_json())
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(good | change))
+    with pytest.raises(UsageError, match=r"--timings .*: expected a file written by `convrewrite profile`"):
+        read_profile(path)
+    path.write_text(json.dumps(good))
+    assert read_profile(path).seconds == {"a": 1.0}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[", '{"format": 1}', '{"format": 1, "groups": [{"graphs": ["../a", "b"], "input": [1]}], "inputs": []}',
+     '{"format": 1, "groups": [{"graphs": ["a", "b"], "input": [99999, 99999, 99]}], "inputs": []}',
+     '{"format": 1, "groups": [], "inputs": [{"shape": [1], "type": "object"}]}'],
+)  # fmt: skip
+def test_a_folder_that_is_something_else_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "graphs.json").write_text(text)
+    found = call("profile", tmp_path, "-o", tmp_path / "t.json")
+    assert found.code == 2
+    assert "expected what `convrewrite profile --graphs` writes" in found.message
+    assert not (tmp_path / "t.json").exists()
+
+
+def test_one_place_to_write_to_is_asked_for(files: Path) -> None:
+    assert "and one of them" in call("profile", files / "model.pt", *INPUT).message
+    there = call("profile", files / "model.pt", *INPUT, "--graphs", files / "graphs")
+    assert "expected a new folder for the graphs" in there.message

@@ -1,0 +1,188 @@
+"""Runtimes behind one protocol: found, asked, held to torch; and what is said where one is missing, lies, or lacks something."""
+
+import importlib.metadata
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from clocks import FalseTimer
+from commands import images, small_network
+from onnx import TensorProto, helper
+from torch import nn
+
+import convrewrite
+from convrewrite.conv import ConvSpec
+from convrewrite.errors import ExportError, UsageError, VerificationError
+from convrewrite.runtime.latency import compare_programs, time_graphs, time_options
+from convrewrite.runtime.option_graphs import OptionGraph, conv_graph, option_program
+from convrewrite.runtime.parity import Parity, check_target, require_parity
+from convrewrite.runtime.timing import Baseline
+from convrewrite.runtime.timing_cache import TimingCache
+from convrewrite.targets import Compiled, OnnxRuntime, Program, Target, discovery, target_of
+
+SPEC = ConvSpec(16, 24, (3, 3), padding=(1, 1), stride=(2, 1))
+CHAIN: OptionGraph = ((ConvSpec(16, 16, (3, 3), padding=(1, 1), groups=16, bias=False), ConvSpec(16, 24, (1, 1))),)
+HERE = ("onnxruntime", "openvino", "torch", "torch-compile:eager")
+
+
+@dataclass(frozen=True)
+class Lying(OnnxRuntime):
+    """Computes something else than it is given."""
+
+    @property
+    def name(self) -> str:
+        return "liar"
+
+    def compile(self, program: Program, inputs: Sequence[Any], threads: int) -> Compiled:
+        run = OnnxRuntime.compile(self, program, inputs, threads)
+        return lambda: [1.1 * array for array in run()]
+
+
+def test_the_runtimes_are_found_by_their_names() -> None:
+    assert list(discovery.kinds_of_targets()) == ["onnxruntime", "openvino", "torch-compile", "torch"]
+    for name in HERE:
+        target = target_of(name)
+        assert target.name == name
+        assert target.version()[0].isdigit()
+        assert target.block() in (8, 16)
+
+
+def test_another_package_adds_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = importlib.metadata.EntryPoint("liar", f"{__name__}:Lying", discovery.ENTRY_POINTS)
+    monkeypatch.setattr(discovery, "entry_points", lambda group: [point] if group == discovery.ENTRY_POINTS else [])
+    assert target_of("liar").name == "liar"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("tensorrt", "expected one of onnxruntime, openvino, torch-compile, torch, found 'tensorrt'"),
+        ("onnxruntime:cuda", r"expected a provider that the installed onnxruntime has \(cpu\)"),
+        ("openvino:NPU", r"expected a device that OpenVINO finds here \(CPU"),
+        ("torch:nowhere", "expected a device that the installed torch has, found 'nowhere'"),
+        ("torch-compile:nothing", "expected a device or a backend of torch.compile"),
+    ],
+)
+def test_what_is_not_there_is_said_in_one_line(text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as refused:
+        convrewrite.Settings(runtime=text)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_missing_package_is_said_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    with pytest.raises(UsageError, match=r"^--runtime openvino: needs the package openvino, .*; pip install openvino$"):
+        target_of("openvino")
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_every_runtime_computes_and_is_timed(name: str) -> None:
+    target = target_of(name)
+    program, shape = option_program(target, ((SPEC,),), (8, 8), channels=16, dims=2, batch=1)
+    x = torch.ones(shape)
+    with target.at_work(1):
+        found = target.compile(program, (x,), 1)()
+        again = target.compile(program, (x.numpy(),), 1)()
+    assert np.array_equal(np.asarray(found[0]), np.asarray(again[0]))
+    if target.takes == "module":
+        with torch.inference_mode():
+            assert torch.equal(torch.as_tensor(found[0]), program.module(x))
+    else:
+        expected = OnnxRuntime().compile(program, (x,), 1)()[0]
+        np.testing.assert_allclose(found[0], expected, rtol=1e-5, atol=1e-6)
+    times = time_graphs([((SPEC,),), CHAIN], (8, 8), rounds=2, min_seconds=1e-4, target=target)
+    assert all(0 < seconds < 1 for seconds in times)
+    compared = compare_programs(program, program, (x,), target, rounds=2)
+    assert compared.runtime == name
+
+
+def test_times_are_cached_by_the_runtime(tmp_path: Path) -> None:
+    cache = TimingCache(tmp_path)
+    for name in ("onnxruntime", "openvino"):
+        time_options(SPEC, [CHAIN], (8, 8), rounds=1, cache=cache, target=target_of(name))
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@dataclass(frozen=True)
+class WithoutGroups(OnnxRuntime):
+    """Cannot run groups."""
+
+    def compile(self, program: Program, inputs: Sequence[Any], threads: int) -> Compiled:
+        if b"group" in bytes(program.onnx or b"") and conv_graph(CHAIN, (8, 8)) == program.onnx:
+            raise RuntimeError("no groups here")
+        return OnnxRuntime.compile(self, program, inputs, threads)
+
+
+def test_an_option_that_cannot_run_takes_forever_and_an_original_that_cannot_is_an_error() -> None:
+    times = time_graphs([((SPEC,),), CHAIN], (8, 8), rounds=1, min_seconds=1e-4, target=WithoutGroups())
+    assert math.isfinite(times[0]) and times[1] == math.inf
+    with pytest.raises(VerificationError, match=r"cannot run the model .*: no groups here; choose another runtime"):
+        time_graphs([CHAIN], (8, 8), rounds=1, target=WithoutGroups())
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_operators_that_are_missing_are_named(name: str, tmp_path: Path) -> None:
+    node = helper.make_node("Unheard", ["x"], ["y"], domain="of.mine")
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 2]) for n in "xy"]
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("of.mine", 1)]
+    model = helper.make_model(
+        helper.make_graph([node], "g", values[:1], values[1:]), opset_imports=opsets, ir_version=9
+    )
+    path = tmp_path / "a.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(VerificationError, match=f"--runtime {name}: cannot run .*: it has no Unheard; choose another"):
+        compare_programs(Program(path), Program(path), (torch.ones(1, 2),), target_of(name))
+
+
+def test_a_result_is_planned_timed_and_held_to_torch_where_it_will_run() -> None:
+    timer = FalseTimer()
+    result = convrewrite.optimize(
+        small_network(), images(2)[:1], calibration=images(), runtime="openvino", timer=timer, refine=False, fast=True
+    )
+    report = result.report
+    assert set(timer.targets) == {"openvino"}
+    assert (report.runtime, report.runtime_version) == ("openvino", target_of("openvino").version())
+    assert [(row.runtime, row.passed) for row in report.parity] == [("onnxruntime", True), ("openvino", True)]
+
+
+def test_a_runtime_that_lies_is_refused() -> None:
+    program = Program(onnx=conv_graph(((SPEC,),), (8, 8), framed=False))
+    x = (torch.randn(1, 16, 8, 8),)
+    expected = {"y": torch.as_tensor(OnnxRuntime().compile(program, x, 1)()[0])}
+    require_parity(Parity(check_target(expected, program, x, target_of("openvino")), 1))
+    with pytest.raises(
+        VerificationError, match=r"expected liar within .* the result there does not compute what the model"
+    ):
+        require_parity(Parity(check_target(expected, program, x, Lying()), 1))
+    with pytest.raises(VerificationError, match="expected 2 outputs, found 1"):
+        check_target(expected | {"z": x[0]}, program, x, Lying())
+
+
+def test_modules_are_compared_as_modules(tmp_path: Path) -> None:
+    timer = FalseTimer(ratio=0.7, file_seconds=0.25)
+    model = nn.Conv2d(3, 4, 3).eval()
+    baseline = Baseline.of(model, (torch.ones(2, 3, 8, 8),), tmp_path, timer, 1, None, target_of("torch"))
+    other = nn.Conv2d(3, 4, 1).eval()
+    assert (baseline.ratio(other), baseline.seconds()) == (0.7, 0.25)
+    [(a, b, (x,))] = timer.compared
+    assert (a, b) == (model, other)
+    assert len(x) == 1
+
+
+def test_an_original_that_the_runtime_cannot_run_is_told_at_the_start(tmp_path: Path) -> None:
+    class Nothing(OnnxRuntime):
+        @property
+        def name(self) -> str:
+            return "nothing"
+
+        def compile(self, program: Program, inputs: Sequence[Any], threads: int) -> Compiled:
+            raise RuntimeError("no")
+
+    target: Target = Nothing("x")
+    with pytest.raises(ExportError, match="--runtime nothing: cannot run"):
+        Baseline.of(nn.Conv2d(3, 4, 3).eval(), (torch.ones(1, 3, 8, 8),), tmp_path, FalseTimer(), 1, None, target)
