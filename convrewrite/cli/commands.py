@@ -11,12 +11,16 @@ from convrewrite import values
 from convrewrite.cli import quantising, timing
 from convrewrite.cli.expanded import Only, expanded
 from convrewrite.cli.interrupts import tells_what_stands
+from convrewrite.cli.looking import compare, report, schema
 from convrewrite.cli.options import (
     MODEL_HELP,
+    PLANNED,
     SWEPT,
+    AsJson,
     Commands,
     Comparing,
     Model,
+    Out,
     Rules,
     Sources,
     Sweeping,
@@ -26,6 +30,7 @@ from convrewrite.cli.options import (
     progress_bars,
     runner_of,
     say,
+    say_json,
 )
 from convrewrite.cli.rule_commands import rules_app
 from convrewrite.errors import UsageError, VerificationError
@@ -40,13 +45,15 @@ app = typer.Typer(
     name="convrewrite",
     help="Rewrite the convolutions of a trained CNN (PyTorch, ONNX) into smaller, faster ones that still compute the same.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     cls=Commands,
     pretty_exceptions_enable=False,
 )
 
 
 app.add_typer(rules_app, name="rules")
+for _command in (report, compare, schema):
+    app.command()(_command)
 
 
 def _show_version(wanted: bool) -> None:
@@ -71,18 +78,20 @@ def optimize(
     *,
     context: typer.Context,
     model: Model,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")],
+    out: Out = None,
     rule: Rules = None,
     int8: Annotated[bool, typer.Option("--int8", help="Make int8 of the result too; see `quantise`.")] = False,
     sources: Sources,
     settings: Settings,
     trust: Trust = False,
+    as_json: AsJson = False,
 ) -> None:
     """Rewrite MODEL by the rules, export and verify the result, and report what was saved."""
     from convrewrite import pipeline, results
     from convrewrite.cli.networks import given_network
     from convrewrite.rules import resolve
 
+    assert out is not None  # by then it has a default
     results.check_writable(out, (model,))
     chosen = resolve(rule or ["separable"])
     network = given_network(model, sources, trust, settings.timeout)
@@ -99,9 +108,9 @@ def optimize(
             if int8
             else ()
         )
-    if rows:
+    if rows and not as_json:
         say(quantising.table(rows))
-    show_result(result.report, out)
+    show_result(result.report, out, as_json)
 
 
 @app.command()
@@ -110,11 +119,14 @@ def optimize(
 def plan(
     *,
     model: Model,
-    out: Annotated[Path, typer.Option("-o", "--out", help="File for the plan, as plan.json.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="File for the plan; MODEL-plan.json without it.")
+    ] = None,
     rule: Rules = None,
     sources: Sources,
-    settings: Settings,
+    settings: Annotated[Settings, Only(*PLANNED)],
     trust: Trust = False,
+    as_json: AsJson = False,
 ) -> None:
     """Only choose what each convolution of MODEL becomes, and write it down; `apply` carries it out."""
     from convrewrite import pipeline, results
@@ -122,6 +134,7 @@ def plan(
     from convrewrite.reporting import render_plan
     from convrewrite.rules import resolve
 
+    assert out is not None  # by then it has a default
     results.check_file(out)
     chosen = resolve(rule or ["balanced"])
     network = given_network(model, sources, trust, settings.timeout)
@@ -129,6 +142,9 @@ def plan(
     with progress_bars() as progress:
         made = pipeline.plan(network.model, network.inputs, chosen, data, settings=settings, progress=progress)
     results.save_plan(made, out)
+    if as_json:
+        say_json(made)
+        return
     say(render_plan(made))
     for note in network.notes:
         say(f"Note: {note}")
@@ -143,17 +159,19 @@ def apply(
     context: typer.Context,
     model: Model,
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan of this model, as `plan` writes it.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")],
+    out: Out = None,
     sources: Sources,
     settings: Annotated[
         Settings, Only("outputs", "refine", "threads", "memory", "timeout", "measure", "resume", "runtime", "timings")
     ],
     trust: Trust = False,
+    as_json: AsJson = False,
 ) -> None:
     """Carry out PLAN on MODEL: fit its options, export and verify the result, and report what was saved."""
     from convrewrite import pipeline, results
     from convrewrite.cli.networks import given_network
 
+    assert out is not None  # by then it has a default
     results.check_writable(out, (model,))
     followed = results.read_plan(plan_file)
     network = given_network(model, sources, trust, settings.timeout)
@@ -165,7 +183,7 @@ def apply(
         )  # fmt: skip
         result = _commanded(result, context)
         result.save(out)
-    show_result(result.report, out)
+    show_result(result.report, out, as_json)
 
 
 @app.command()
@@ -174,21 +192,28 @@ def apply(
 def sweep(
     *,
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL_HELP)],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the sweep.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder for the sweep; MODEL-sweep without it.")
+    ] = None,
     rule: Rules = None,
     asked: Sweeping,
     sources: Sources,
     settings: Annotated[Settings, Only(*SWEPT)],
     trust: Trust = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what each of several budgets leaves of the fidelity of MODEL: the frontier, a plan for every point, a page."""
     from convrewrite import pipeline
     from convrewrite.cli.sweeping import swept
 
+    assert out is not None  # by then it has a default
     pipeline.Sweep.check(out)
     with progress_bars() as progress:
         found, words = swept(models, rule or ["balanced"], asked, sources, settings, trust, progress)
         found.save(out, words)
+    if as_json:
+        say_json(found.report)
+        return
     say(str(found))
     say(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
@@ -250,6 +275,7 @@ def analyze(
         Path | None, typer.Option("--page", help="An HTML file for the same as a page to look through.")
     ] = None,
     trust: Trust = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show every convolution of MODEL: kind, geometry, parameters, MACs, and which rules would take it or why not."""
     from convrewrite import pipeline, results
@@ -260,6 +286,9 @@ def analyze(
         results.check_page(page)
     network = given_network(model, sources, trust, settings.timeout)
     rows = pipeline.analyze(network.model, network.inputs, rule)
+    if as_json:
+        say_json(*rows)
+        return
     say(render_sites(rows))
     for note in network.notes:
         say(f"Note: {note}")
@@ -273,7 +302,7 @@ def verify(
     *,
     a: Annotated[str, typer.Argument(metavar="A", help="The original: .pt, .onnx, or a result folder.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
-    sources: Annotated[Sources, Only("input", "factory", "calib")],
+    sources: Annotated[Sources, Only("input", "factory", "calib", "mean", "std", "resize")],
     asked: Annotated[Comparing, Only("expect", "outputs", "agreement", "error", "seed", "timeout")],
     trust: Trust = False,
 ) -> None:
@@ -286,7 +315,7 @@ def verify(
 
     calib, limited = sources.calib, asked.agreement is not None or asked.error is not None
     first, second = (runner_of(source, sources.factory, trust, asked.timeout) for source in (a, b))
-    inputs = example_inputs.for_both(first, second, sources.input or (), calib, asked.seed)
+    inputs = example_inputs.for_both(first, second, sources, asked.seed)
     relation = pipeline.relation_of(first, second, (a, b))
     outcome = pipeline.verify(
         first, second, inputs, outputs=asked.outputs, representative=calib is not None, names=(a, b)
@@ -315,11 +344,14 @@ def _commanded(result: "Result", context: typer.Context) -> "Result":
     return replace(result, report=report)
 
 
-def show_result(report: "Report", out: Path) -> None:
+def show_result(found: "Report", out: Path, as_json: bool = False) -> None:
     """The report and where it is written. Raises VerificationError for a result that is no success."""
     from convrewrite.reporting import render_text
 
-    say(render_text(report))
-    say(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
-    if report.refused is not None:
-        raise VerificationError(report.refused)
+    if as_json:
+        say_json(found)
+    else:
+        say(render_text(found))
+        say(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    if found.refused is not None:
+        raise VerificationError(found.refused)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from convrewrite import values
 from convrewrite.calibration import peek_example, read_calibration
+from convrewrite.cli.options import Sources, require_calibration
 from convrewrite.errors import UsageError
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, example_of, parameter_names, required_names
 from convrewrite.loading import MOST_NUMBERS, Loaded, find_input_shape, import_object, parse_shape, stated_input_shapes
@@ -91,8 +92,10 @@ def _named_shapes(given: Sequence[str], names: Sequence[str]) -> dict[str, tuple
     return {name: parse_shape(shape) for name, shape in named.items()}
 
 
-def for_both(first: Network, second: Network, given: Sequence[str], calib: str | None, seed: int) -> Inputs:
+def for_both(first: Network, second: Network, sources: Sources, seed: int) -> Inputs:
     """Inputs that both take: the given ones, noise of a shape one of them states or is found for, or calibration inputs."""
+    given, calib = sources.input or (), sources.calib
+    require_calibration(sources)
     modules = [network for network in (first, second) if isinstance(network, nn.Module)]
     files = [network for network in (first, second) if isinstance(network, OnnxModel)]
     if given and values.example_target(given) is not None:
@@ -109,7 +112,10 @@ def for_both(first: Network, second: Network, given: Sequence[str], calib: str |
     if calib is None:
         return inputs
     names = parameter_names(modules[0])[: len(inputs)] if modules else files[0].input_names
-    data = read_calibration(calib, inputs, seed=seed, import_object=import_object, names=names)
+    data = read_calibration(
+        calib, inputs, seed=seed, mean=sources.mean, std=sources.std, resize=sources.resize, import_object=import_object,
+        names=names,
+    )  # fmt: skip
     return tuple(torch.cat(parts) for parts in zip(*data.fit, *data.held_out, strict=True))
 
 

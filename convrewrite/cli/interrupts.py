@@ -1,8 +1,9 @@
 """What a command that writes says when it is interrupted: which result stands in the place it was given."""
 
 import os
+import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec
@@ -31,6 +32,8 @@ def tells_what_stands(command: Callable[Options, None]) -> Callable[Options, Non
 
     @wraps(command)
     def run(*args: Options.args, **options: Options.kwargs) -> None:
+        if options["out"] is None:
+            options["out"] = default_out(command.__name__, options)
         out = Path(str(options["out"]))
         before = _identity(out)
         try:
@@ -39,6 +42,19 @@ def tells_what_stands(command: Callable[Options, None]) -> Callable[Options, Non
             raise Interrupted(_standing(out, before), code_of(error)) from error
 
     return run
+
+
+ENDINGS = {"plan": "-plan.json", "sweep": "-sweep"}
+"""What follows the model's name in the place that a command writes unless told; else ``-rewritten``."""
+
+
+def default_out(command: str, options: Mapping[str, object]) -> Path:
+    """In the working folder, by the name of the model: ``nets/resnet18.pt`` becomes ``resnet18-rewritten``."""
+    model = options.get("model") or options["models"]
+    first = str(model[0] if isinstance(model, list) else model)
+    stem = Path(first).stem if "." in Path(first).name and ":" not in first else first.rpartition(":")[2]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "model"
+    return Path(name + ENDINGS.get(command, "-rewritten"))
 
 
 def code_of(error: BaseException) -> int:

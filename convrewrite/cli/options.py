@@ -14,10 +14,12 @@ from convrewrite import values
 from convrewrite.errors import ModelLoadError, UsageError, VerificationError
 from convrewrite.escaping import printable
 from convrewrite.machine import PROBE_SECONDS
-from convrewrite.settings import Settings, flag
+from convrewrite.settings import FLAG, Settings, flag
 from convrewrite.targets import DEFAULT
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from convrewrite.inputs import Inputs
     from convrewrite.loading import Loaded
     from convrewrite.progress import Progress
@@ -26,6 +28,12 @@ MODEL_HELP = "A .pt/.pth file (a whole module, or a state dict with --factory), 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Rules = Annotated[
     list[str] | None, typer.Option("--rule", help="A built-in rule or a rule file; repeat to let them compete.")
+]
+Out = Annotated[
+    Path | None, typer.Option("-o", "--out", help="Folder for the results; without it MODEL-rewritten, by its name.")
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print JSON, as `convrewrite schema` describes it, and nothing else.")
 ]
 Trust = Annotated[bool, typer.Option("--trust", help="Execute the code in a model file that is not safe to load.")]
 
@@ -140,7 +148,12 @@ class Comparing:
     runtime: str = field(default=DEFAULT, metadata=SETTING["runtime"].metadata)
 
 
-SWEPT = ("outputs", "fast", "refine", "threads", "seed", "memory", "timeout", "measure", "resume")
+PLANNED = tuple(entry.name for entry in fields(Settings) if FLAG in entry.metadata and entry.name != "refine")
+"""Settings of a plan, which refines nothing."""
+
+SWEPT = tuple(
+    entry.name for entry in fields(Settings) if FLAG in entry.metadata and entry.name not in ("budget", "keep")
+)
 """Settings of a sweep: its points say what each is made for."""
 
 
@@ -220,9 +233,7 @@ def calibration_of(sources: Sources, model: Any, inputs: "Inputs", seed: int, me
     from convrewrite.loading import import_object
 
     if sources.calib is None or sources.calib == "weights":
-        for option, given in (("--mean", sources.mean), ("--std", sources.std), ("--resize", sources.resize)):
-            if given is not None:
-                raise UsageError(f"{option}: expected calibration inputs that it applies to, found none; add --calib")
+        require_calibration(sources)
         return sources.calib
     return read_calibration(
         sources.calib, inputs, seed=seed, mean=sources.mean, std=sources.std, resize=sources.resize,
@@ -230,9 +241,26 @@ def calibration_of(sources: Sources, model: Any, inputs: "Inputs", seed: int, me
     )  # fmt: skip
 
 
+def require_calibration(sources: Sources) -> None:
+    """Raise UsageError where something is said of calibration inputs and none are given."""
+    if sources.calib is not None and sources.calib != "weights":
+        return
+    for option, given in (("--mean", sources.mean), ("--std", sources.std), ("--resize", sources.resize)):
+        if given is not None:
+            raise UsageError(f"{option}: expected calibration inputs that it applies to, found none; add --calib")
+
+
 def say(text: str) -> None:
     """Print lines, in which names from elsewhere can do nothing to the terminal."""
     typer.echo(printable(text, keep="\n\t"))
+
+
+def say_json(*values: "BaseModel") -> None:
+    """Print a value as JSON, or several as a list."""
+    if len(values) == 1:
+        typer.echo(values[0].model_dump_json(indent=2))
+    else:
+        typer.echo("[" + ",\n".join(value.model_dump_json(indent=2) for value in values) + "]")
 
 
 @contextmanager

@@ -24,7 +24,7 @@ def bench(
     *,
     a: Annotated[str, typer.Argument(metavar="A", help="The reference: .pt, .onnx, or a result folder.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
-    sources: Annotated[Sources, Only("input", "factory")],
+    sources: Annotated[Sources, Only("input", "factory", "calib", "mean", "std", "resize")],
     asked: Annotated[Comparing, Only("threads", "rounds", "timeout", "runtime")],
     trust: Trust = False,
 ) -> None:
@@ -35,7 +35,7 @@ def bench(
     from convrewrite.cli import example_inputs
 
     first, second = (runner_of(source, sources.factory, trust, asked.timeout) for source in (a, b))
-    inputs = example_inputs.for_both(first, second, sources.input or (), None, 0)
+    inputs = example_inputs.for_both(first, second, sources, 0)
     if all(example_inputs.batch_of(runner) is None for runner in (first, second)):
         inputs = tuple(tensor[:1] for tensor in inputs)
     comparisons = _compared((a, b), (first, second), inputs, asked)

@@ -1,6 +1,6 @@
 """What is written, so that nothing is lost: scratch folders, and taking a place in one step. Light: torch is not imported."""
 
-from convrewrite.folders.placing import nearest, put, resolved
+from convrewrite.folders.placing import nearest, put, resolved, write_new
 from convrewrite.folders.scratch import Scratch, disk_full, require_room, temporary, told, unwritable
 from convrewrite.folders.texts import read_text
 
@@ -15,4 +15,5 @@ __all__ = [
     "temporary",
     "told",
     "unwritable",
+    "write_new",
 ]

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from convrewrite.errors import UsageError
-from convrewrite.folders.scratch import EARLIER, PLACE, Scratch
+from convrewrite.folders.scratch import EARLIER, PLACE, Scratch, told
 from convrewrite.interrupts import held
 
 TRIES = 5
@@ -151,3 +151,15 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a text file where there is none, aside and in one step. Raises UsageError where there is something, or it fails."""
+    with told(path, "another file"):
+        place = resolved(path)
+        if place.exists():
+            raise UsageError(f"{path}: expected a new file, found that there is one; name another, or remove it")
+        with Scratch(nearest(place)) as scratch:
+            made = scratch.path / "text"
+            made.write_text(text, encoding="utf-8")
+            put(made, place, scratch)

@@ -15,6 +15,7 @@ from convrewrite.meanings import NOTHING, Meaning, require_outputs
 from convrewrite.modules import preserved, private_copy
 from convrewrite.onnx_files import Provenance
 from convrewrite.onnx_graph import batch_of, exporter_of, graph_inputs
+from convrewrite.pipeline.narrowing import narrowed
 from convrewrite.pipeline.prepare import prepare
 from convrewrite.pipeline.refined import refined
 from convrewrite.planning import (
@@ -87,6 +88,7 @@ class Run:
     ) -> "Run":
         """Everything that comes before a choice; what cannot be done is refused before the long work. ``known``: the meanings
         of outputs that a plan holds."""
+        prepared = narrowed(prepared, settings)
         model, inputs, scratch = prepared.model, prepared.inputs, temporary()
         require_outputs(model, inputs, constraints.outputs, known)
         with watch.timed("export the original"):
@@ -129,8 +131,12 @@ class Run:
         return cls(work, Planner(constraints, work, baseline or Unmeasured()), scratch, baseline)
 
     def plan(self) -> Plan:
-        """Only choose."""
-        return self.planner.plan(self.planner.choose())
+        """Only choose. Where several candidates compete at a site by their rules' ratios, they are fitted, as the fits decide."""
+        choice = self.planner.choose()
+        if choice.allocation is None and any(len(shortlist.candidates) > 1 for shortlist in choice.shortlists):
+            rewritten, _ = self.planner.fit(choice)
+            return self.planner.plan_of([(o.site, o.candidate, o.reason) for o in rewritten.outcomes], None)
+        return self.planner.plan(choice)
 
     def finish(self, choice: Choice, name: str, notes: Sequence[str], plan: Plan | None = None) -> Result:
         """Fit and apply, measure, report. ``plan``: the one that is carried out, else one is made of the choice."""

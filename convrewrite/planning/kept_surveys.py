@@ -77,7 +77,7 @@ class KeptSurveys:
         """``effort`` is how much is measured, a dataclass."""
         table = latency_table
         lasting = "" if table is None else getattr(table.timer, "lasting", "")
-        times = None if table is None else (table.threads, table.rounds, lasting)
+        times = None if table is None else (table.threads, table.rounds, table.block, lasting)
         keeps = table is None or bool(lasting)
         return cls(cache, (asdict(effort), times, list(active)), table is not None, keeps)
 

@@ -1,6 +1,7 @@
 """Say what was done and what it is worth: the report as a value, and as text, Markdown and HTML."""
 
 from convrewrite.reporting.build import build_report, recovered_report
+from convrewrite.reporting.compared import Compared
 from convrewrite.reporting.figures import duration
 from convrewrite.reporting.frontier import sweep_page
 from convrewrite.reporting.html import render_analysis, render_html, render_rows, render_summary
@@ -13,6 +14,7 @@ from convrewrite.reporting.verifications import render_verification
 
 __all__ = [
     "AnalysisRow",
+    "Compared",
     "RecoveredSummary",
     "Report",
     "SweepPoint",

@@ -31,7 +31,20 @@ from convrewrite.stored import ResultCache, RunCache, tensors_digest
 from convrewrite.structures import Structure
 
 WITHOUT_EFFECT = frozenset(
-    {"budget", "keep", "outputs", "fast", "refine", "threads", "timeout", "measure", "timer", "resume"}
+    {
+        "budget",
+        "keep",
+        "outputs",
+        "fast",
+        "refine",
+        "threads",
+        "timeout",
+        "measure",
+        "timer",
+        "resume",
+        "exclude",
+        "only",
+    }
 )
 """Settings that no fit depends on, or that are among the facts in another form."""
 

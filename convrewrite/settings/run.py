@@ -59,6 +59,8 @@ class Settings:
             takes gradients of the original model. False: all count alike.
         timeout: seconds that an ONNX file may take to open, and again to run once, in a process of its own.
         measure: False leaves out export, parity and latency.
+        exclude: sites to keep, whatever the rules say, by name or as shell patterns, ``layer4.*``.
+        only: where any are named, the only sites that may be rewritten, likewise.
         resume: take the survey and the fits that earlier runs of the same model left in the user's cache folder, an interrupted
             one or one within another budget, and leave those of this run. The result is the same with them and without.
         runtime: where the result is to run, ``NAME`` or ``NAME:option``: what is timed, and where parity must hold besides
@@ -148,6 +150,24 @@ class Settings:
             help="Export to ONNX, check parity and time; without it outputs are compared.",
         ),
     )
+    exclude: tuple[str, ...] = field(
+        default=(),
+        metadata=flag(
+            "--exclude",
+            kind=list[str] | None,
+            read=tuple,
+            help="Keep the sites of this name, or pattern as 'layer4.*'; repeat it.",
+        ),
+    )
+    only: tuple[str, ...] = field(
+        default=(),
+        metadata=flag(
+            "--only",
+            kind=list[str] | None,
+            read=tuple,
+            help="Rewrite no other sites than those of this name, or pattern; repeat it.",
+        ),
+    )
     resume: bool = field(
         default=True,
         metadata=flag(
@@ -222,6 +242,8 @@ class WorkOptions(TypedDict, total=False):
     refine: bool | None
     timeout: float
     measure: bool
+    exclude: tuple[str, ...]
+    only: tuple[str, ...]
     resume: bool
     runtime: str
     timings: str | None

@@ -186,7 +186,6 @@ def test_the_place_is_checked_before_the_model_is_loaded(optimize: Callable[...,
     ("arguments", "code", "parts"),
     [
         (["optimise"], 2, ["No such command 'optimise'", "Did you mean 'optimize'?", "--help"]),
-        (["optimize", "net.pt"], 2, ["Missing option '-o' / '--out'", "--help"]),
         (["analyze"], 2, ["MODEL", "--help"]),
         (["analyze", "linear.pt", *INPUT], 3, ["the model has no convolution"]),
         (["verify", "net.pt", "missing.onnx"], 3, ["missing.onnx: no such file"]),

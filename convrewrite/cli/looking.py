@@ -1,0 +1,82 @@
+"""The commands that look at what was made: one report, several side by side, and what their JSON holds."""
+
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from convrewrite.cli.options import AsJson, say, say_json
+from convrewrite.errors import UsageError
+from convrewrite.values import shown
+
+REPORT, PAGE = "report.json", "report.html"
+Results = Annotated[list[Path], typer.Argument(metavar="OUT...", help="Result folders.")]
+
+
+def report(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A result folder.")],
+    opened: Annotated[bool, typer.Option("--open", help="Show its page in the browser.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the report of a result again.
+
+    Example: convrewrite report resnet18-rewritten --open
+    """
+    from convrewrite import pipeline
+    from convrewrite.reporting import render_text
+
+    found = pipeline.read_report(out / REPORT)
+    if as_json:
+        say_json(found)
+    else:
+        say(render_text(found))
+    if opened:
+        if not (out / PAGE).is_file():
+            raise UsageError(f"{out / PAGE}: expected the page of the result, found none; leave --open out")
+        webbrowser.open((out / PAGE).absolute().as_uri())
+
+
+def compare(
+    outs: Results,
+    page: Annotated[Path | None, typer.Option("--page", help="Write the table as an HTML file, too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show results side by side: what is left of each one's cost, and how near it is to its original.
+
+    Example: convrewrite compare half quarter --page both.html
+    """
+    from convrewrite import folders, pipeline
+    from convrewrite.reporting import Compared
+
+    compared = Compared.of([(str(out), pipeline.read_report(out / REPORT)) for out in outs])
+    if page is not None:
+        folders.write_new(page, compared.page())
+    if as_json:
+        say_json(compared)
+    else:
+        say(compared.text())
+
+
+def schema(name: Annotated[str, typer.Argument(help="report, plan, sweep, sites or compared.")]) -> None:
+    """Print the JSON schema of what --json prints: of optimize, apply and report; plan; sweep; analyze (a list); compare.
+
+    Example: convrewrite schema report
+    """
+    import json
+
+    from pydantic import BaseModel
+
+    from convrewrite.planning import Plan
+    from convrewrite.reporting import AnalysisRow, Compared, Report, SweepReport
+
+    known: dict[str, type[BaseModel]] = {
+        "report": Report,
+        "plan": Plan,
+        "sweep": SweepReport,
+        "sites": AnalysisRow,
+        "compared": Compared,
+    }
+    if name not in known:
+        raise UsageError(f"schema: expected {', '.join(known)}, found {shown(name)}")
+    typer.echo(json.dumps(known[name].model_json_schema(), indent=2))

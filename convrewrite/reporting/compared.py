@@ -1,0 +1,98 @@
+"""Results side by side."""
+
+from collections.abc import Sequence
+from html import escape
+
+from pydantic import BaseModel, ConfigDict
+from tabulate import tabulate
+
+from convrewrite.escaping import printable
+from convrewrite.reporting import figures
+from convrewrite.reporting.report import Report
+
+HEADERS = ("result", "model", "MACs", "param.", "latency", "agreement", "KL", "error", "")
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>Results compared</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>:root {{ color-scheme: light dark; }} body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem; }}
+td, th {{ padding: 0.2rem 0.8rem; text-align: left; border-bottom: 1px solid #8886; }}</style></head>
+<body><h1>Results compared</h1>
+<table><thead><tr>{head}</tr></thead><tbody>
+{rows}
+</tbody></table></body></html>
+"""
+
+
+class ComparedResult(BaseModel):
+    """One result: what is left of its original's cost, and the agreement, KL (nats) and relative error of its worst output."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    model: str
+    macs: float
+    parameters: float
+    latency: float | None
+    agreement: float | None
+    kl: float | None
+    error: float | None
+    refused: str | None
+
+    @classmethod
+    def of(cls, name: str, report: Report) -> "ComparedResult":
+        """From a result's report."""
+        totals, latency = report.totals, report.totals.onnx_latency_seconds
+        agreements = [row.top1_agreement for row in report.fidelity if row.top1_agreement is not None]
+        return cls(
+            name=name,
+            model=report.model,
+            macs=totals.macs.ratio,
+            parameters=totals.parameters.ratio,
+            latency=None if latency is None else latency.ratio,
+            agreement=min(agreements, default=None),
+            kl=max((row.kl for row in report.fidelity if row.kl is not None), default=None),
+            error=max((row.relative_error for row in report.fidelity), default=None),
+            refused=report.refused,
+        )
+
+
+class Compared(BaseModel):
+    """Results side by side, in the order they were named."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = 1
+    results: tuple[ComparedResult, ...]
+
+    @classmethod
+    def of(cls, named: Sequence[tuple[str, Report]]) -> "Compared":
+        """From reports and what to call them."""
+        return cls(results=tuple(ComparedResult.of(name, report) for name, report in named))
+
+    def text(self) -> str:
+        """For the terminal; reasons why results are no success stand below the table."""
+        notes = [f"{result.name}: {result.refused}" for result in self.results if result.refused]
+        return "\n".join((tabulate(self._rows(), HEADERS, disable_numparse=True), *notes))
+
+    def page(self) -> str:
+        """As an HTML page without outside references."""
+        head = "".join(f'<th scope="col">{header}</th>' for header in HEADERS)
+        cells = ("".join(f"<td>{escape(printable(cell))}</td>" for cell in row) for row in self._rows())
+        return _PAGE.format(head=head, rows="\n".join(f"<tr>{row}</tr>" for row in cells))
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [
+            (
+                r.name,
+                r.model,
+                figures.times(r.macs),
+                figures.times(r.parameters),
+                "" if r.latency is None else figures.times(r.latency),
+                "" if r.agreement is None else figures.percent(r.agreement),
+                "" if r.kl is None else f"{r.kl:.3g}",
+                "" if r.error is None else figures.percent(r.error),
+                "refused" if r.refused else "",
+            )
+            for r in self.results
+        ]
