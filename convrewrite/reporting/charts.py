@@ -52,7 +52,7 @@ def depth_chart(points: Sequence[ErrorPoint]) -> str:
     if not measured:
         return ""
     with matplotlib.rc_context(STYLE):
-        figure, axes = blank_axes()
+        figure, axes = _axes()
         places, errors = zip(*measured, strict=True)
         axes.bar(places, errors, width=0.7, color=ACCENT, label="in the rewritten network")
         if alone:
@@ -77,7 +77,7 @@ def agreement_chart(points: Sequence[ErrorPoint]) -> str:
         return ""
     ends = [min(map(min, both)) / 1.5, max(map(max, both)) * 1.5]
     with matplotlib.rc_context(STYLE):
-        figure, axes = blank_axes()
+        figure, axes = _axes()
         axes.plot(ends, ends, color=SOFT, linewidth=1, linestyle="--", label="as expected")
         axes.plot(*zip(*both, strict=True), "o", color=ACCENT, markersize=6, label="a site")
         axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
@@ -95,7 +95,7 @@ def recovery_chart(recovered: RecoveredSummary) -> str:
     """The effect on held-out inputs over the steps of a recovery, and that of what came in, as an ``<svg>`` element."""
     points = [(step, effect) for step, effect in recovered.curve if 0 < effect < math.inf]
     with matplotlib.rc_context(STYLE):
-        figure, axes = blank_axes()
+        figure, axes = _axes()
         axes.plot([step for step, _ in points], [effect for _, effect in points], ".-", color=ACCENT, label="held out")
         if recovered.before > 0:
             axes.axhline(recovered.before, color=SOFT, linestyle="--", label="what came in")
@@ -109,7 +109,7 @@ def recovery_chart(recovered: RecoveredSummary) -> str:
         return svg_of(figure)
 
 
-def blank_axes() -> tuple[Figure, Axes]:
+def _axes() -> tuple[Figure, Axes]:
     """An empty drawing through which the page shows."""
     figure = Figure(figsize=SIZE, layout="constrained")
     figure.patch.set_alpha(0)

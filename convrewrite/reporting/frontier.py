@@ -1,55 +1,183 @@
 """A sweep as one HTML page without outside references. Not imported with the package, as the report's page is not."""
 
-import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any, Literal
 
 import matplotlib
+from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from convrewrite.escaping import printable
-from convrewrite.reporting.charts import ACCENT, MARK, STYLE, blank_axes, svg_of
+from convrewrite.reporting.charts import ACCENT, INK, MARK, SIZE, SOFT, STYLE, svg_of
 from convrewrite.reporting.figures import percent
-from convrewrite.reporting.html import rendered
-from convrewrite.reporting.sweep_report import HEADERS, SweepReport, cost_of, sweep_rows
+from convrewrite.reporting.sweep_report import HEADERS, SweepPoint, SweepReport, SweptModel, cost_of, sweep_rows
 
-AXES = {"macs": "MACs", "params": "parameters", "latency": "latency"}
+TEMPLATES = Path(__file__).parent / "templates"
+
+Resource = Literal["macs", "params", "latency"]
+
+COSTS: dict[Resource, str] = {"macs": "MACs", "params": "parameters", "latency": "latency"}
+
+LOOKS = ((ACCENT, "-", "o"), (MARK, "--", "s"), (SOFT, ":", "^"), (INK, "-.", "D"))
+"""Colour, dash and mark of the lines, one a model."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Measure:
+    """What is drawn over a cost: ``part`` where it is shown in per cent."""
+
+    title: str
+    value: Callable[[SweepPoint], float | None]
+    label: str
+    part: bool
+
+
+SCORES = (
+    _Measure("Agreement", lambda point: point.agreement, "top classes that agree", True),
+    _Measure("KL", lambda point: point.kl, "KL from the original (nats)", False),
+)
+
+ERROR = _Measure("Error", lambda point: point.error, "relative error of outputs", True)
+
+
+_TEMPLATE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<title>Sweep: {{ names }}</title>
+<style>
+{{ style }}
+figure { margin: 0; }
+figcaption { font-weight: 600; margin-bottom: 0.4rem; }
+figure svg { display: block; width: 100%; height: auto; }
+td { white-space: nowrap; }
+tr.knee td { background: var(--chosen); font-weight: 600; }
+</style>
+</head>
+<body>
+<header>
+<p class="brand">convrewrite sweep</p>
+<h1>{{ names }}</h1>
+<p class="lead">How far outputs are from the original's, against what is left of its cost. Budgets are parts of the {{ axis }};
+rules: {{ report.rules | join(", ") }}. Fidelity was {{ report.basis }}.</p>
+</header>
+<main>
+{%- macro charts(curves) %}
+<div class="pair">
+{%- for title, curve in curves %}
+<section class="card"><figure><figcaption>{{ title }}</figcaption>{{ curve }}</figure></section>
+{%- endfor %}
+</div>
+{%- endmacro %}
+{{ charts(curves) }}
+{%- for model in report.models %}
+<section class="card" aria-labelledby="model-{{ loop.index }}">
+<h2 id="model-{{ loop.index }}">{{ model.name }}</h2>
+{%- if model.metric is not none %}
+<p class="soft">{{ report.metric }} of the original: {{ "%.4g" | format(model.metric) }}.</p>
+{%- endif %}
+<div class="scroll" role="region" tabindex="0" aria-label="Points of {{ model.name }}">
+<table>
+<thead><tr>
+{%- for header in headers %}<th scope="col">{{ header or "point" }}</th>{% endfor -%}
+<th scope="col">command</th></tr></thead>
+<tbody>
+{%- for row, point in rows(model) %}
+<tr{% if point.knee %} class="knee"{% endif %}>{% for cell in row %}<td>{{ cell }}</td>{% endfor -%}
+<td>{% if point.command %}<code>{{ point.command }}</code>{% endif %} {{ point.reason or point.refused or "" }}</td></tr>
+{%- endfor %}
+</tbody>
+</table>
+</div>
+</section>
+{%- endfor %}
+{{ charts(others) }}
+</main>
+<script type="application/json" id="sweep">{{ data }}</script>
+</body>
+</html>
+"""
 
 
 def sweep_page(sweep: SweepReport) -> str:
-    """The page; all that it shows stands in it as JSON too, in the element ``sweep``."""
+    """The page; all that it shows stands in it as JSON too, in the element ``sweep``. No script runs in it."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_shown)
     data = sweep.model_dump_json().replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    return rendered(
-        "sweep.html.j2",
+    return environment.from_string(_TEMPLATE).render(
         report=sweep,
         names=", ".join(model.name for model in sweep.models),
-        axis=AXES[sweep.resource],
+        axis=COSTS[sweep.resource],
+        style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
         headers=HEADERS,
         rows=lambda model: list(zip(sweep_rows(model), model.points, strict=True)),
-        curve=Markup(_curve(sweep)),
+        curves=_curves(sweep, sweep.resource),
+        others=[curve for resource in COSTS if resource != sweep.resource for curve in _curves(sweep, resource)],
         data=Markup(data),
     )
 
 
-def _curve(sweep: SweepReport) -> str:
+def _shown(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _curves(sweep: SweepReport, resource: Resource) -> list[tuple[str, Markup]]:
+    """A title and a drawing for every measure that points have, against one cost."""
+    found = []
+    for measure in _measures(sweep):
+        lines = [_line(model, measure, resource) for model in sweep.models]
+        if any(lines):
+            found.append((f"{measure.title} against {COSTS[resource]}", _chart(sweep, measure, resource, lines)))
+    return found
+
+
+def _measures(sweep: SweepReport) -> list[_Measure]:
+    """Where every output that is scored has an agreement, the error of outputs would tell the same again."""
+    points = [point for model in sweep.models for point in model.points if point.reason is None]
+    usual = SCORES if all(point.agreement is not None for point in points) else (*SCORES, ERROR)
+    own = sweep.metric or "metric"
+    return [*usual, _Measure(own, lambda point: point.metric, own, False)]
+
+
+def _line(model: SweptModel, measure: _Measure, resource: Resource) -> list[tuple[float, float, bool]]:
+    """Cost, value and whether it is the knee, of the points that have both."""
+    pairs = [(cost_of(point, resource), measure.value(point), point.knee) for point in model.points]
+    return [(cost, value, knee) for cost, value, knee in pairs if cost is not None and value is not None]
+
+
+def _chart(
+    sweep: SweepReport, measure: _Measure, resource: Resource, lines: Sequence[list[tuple[float, float, bool]]]
+) -> Markup:
+    """One line a model; which is which is told by marks and dashes too, not by colour alone."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = blank_axes()
-        for model, mark in zip(sweep.models, itertools.cycle("os^Dv")):
-            known = [(cost_of(p, sweep.resource), p.loss, p.knee) for p in model.points]
-            points = [(cost, loss, knee) for cost, loss, knee in known if cost is not None and loss is not None]
-            costs, losses = [cost for cost, _, _ in points], [loss for _, loss, _ in points]
-            axes.plot(costs, losses, marker=mark, color=ACCENT, label=_plain(model.name))
-            for cost, loss, _ in (point for point in points if point[2]):
-                axes.plot([cost], [loss], "o", markersize=13, fillstyle="none", color=MARK)
-                axes.annotate("knee", (cost, loss), xytext=(0, 12), textcoords="offset points", ha="center", color=MARK)
-        shows_scores = any(p.agreement is not None for model in sweep.models for p in model.points)
-        axes.set_xlabel(f"{AXES[sweep.resource]} left of the original's")
-        axes.set_ylabel("top classes that differ" if shows_scores else "relative error of outputs")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
+        figure = Figure(figsize=SIZE, layout="constrained")
+        axes = figure.subplots()
+        for patch in (figure.patch, axes.patch):
+            patch.set_alpha(0)
+        for (colour, dash, mark), model, line in zip(cycle(LOOKS), sweep.models, lines, strict=False):
+            costs, values = [cost for cost, _, _ in line], [value for _, value, _ in line]
+            axes.plot(costs, values, dash, marker=mark, color=colour, markersize=5, label=_plain(model.name))
+            for cost, value in ((cost, value) for cost, value, knee in line if knee):
+                axes.plot([cost], [value], "o", markersize=12, fillstyle="none", color=INK)
+                axes.annotate("knee", (cost, value), xytext=(0, 11), textcoords="offset points", ha="center")
+        axes.margins(y=0.15)
+        axes.set_xlabel(f"{COSTS[resource]} left of the original's")
+        axes.set_ylabel(_plain(measure.label))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
+        if measure.part:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
         if len(sweep.models) > 1:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
-        return svg_of(figure)
+        return Markup(svg_of(figure))
 
 
 def _plain(text: str) -> str:
-    """A name that matplotlib takes for no formula."""
-    return printable(text).replace("$", r"\$")
+    """A name that matplotlib takes for no formula, and leaves in its legend."""
+    return printable(text).replace("$", r"\$").lstrip("_")[:60] or "model"

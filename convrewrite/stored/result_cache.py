@@ -100,6 +100,7 @@ class ResultCache:
             with Scratch(self.folder) as scratch:
                 made = scratch.path / f"result{SUFFIX}"
                 save_file(plain, str(made), metadata)
+                made.chmod(0o600)  # a usual umask lets the group write, and then it could not be believed
                 os.replace(made, self._file(key))
             self._make_room()
 
@@ -161,7 +162,7 @@ def _is_own_file(path: Path) -> bool:
     """Whether it is an ordinary file, of a size that an entry has, which nobody but this user can have written."""
     about = os.lstat(path)
     owner = getattr(os, "getuid", partial(int, about.st_uid))()
-    closed = not about.st_mode & stat.S_IWOTH
+    closed = not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     return stat.S_ISREG(about.st_mode) and about.st_size <= LONGEST and about.st_uid == owner and closed
 
 

@@ -14,6 +14,7 @@ from convrewrite import Plan, Sweep, apply, sweep
 from convrewrite.cli import main
 from convrewrite.errors import UsageError
 from convrewrite.reporting import SweepPoint, SweepReport, sweep_page
+from convrewrite.reporting.charts import INKS
 from convrewrite.reporting.sweep_report import with_knee
 from convrewrite.rules.schema import Protect, Rule
 
@@ -106,7 +107,41 @@ def test_the_page_stands_alone_and_holds_the_data(found: Sweep) -> None:
     data = page.partition('id="sweep">')[2].partition("</script>")[0]
     assert SweepReport.model_validate(json.loads(data)) == found.report
     assert "<b>" not in page and re.search(r"(src|href)=.?http|url\(http|@import", page) is None
-    assert "<svg" in page and page.count("<tr>") == 5
+    assert page.count("<tr") == 5 and page == sweep_page(found.report)
+    assert all(colour not in page for colour in INKS)  # which are those of the page's scheme, light or dark
+    assert "<script>" not in page and "default-src 'none'" in page
+
+
+def titles(report: SweepReport) -> list[str]:
+    return re.findall("<figcaption>(.*?)</figcaption>", sweep_page(report))
+
+
+def test_the_page_draws_every_measure_against_every_cost_the_one_of_budgets_first(found: Sweep) -> None:
+    report = found.report
+    measures = [m for m in ("Agreement", "KL", "Error", "parameters_of") if m != "Error" or not scored(report)]
+    expected = [f"{measure} against {cost}" for cost in ("MACs", "parameters") for measure in measures]
+    assert titles(report) == expected
+    (swept,) = report.models
+    unscored = [p.model_copy(update={"agreement": None, "kl": None, "metric": None}) for p in swept.points]
+    odd = swept.model_copy(update={"name": "_$x^$<i>", "points": tuple(unscored)})
+    joined = report.model_copy(update={"resource": "params", "metric": None, "models": (odd, odd)})
+    assert titles(joined) == ["Error against parameters", "Error against MACs"]
+    assert "<i>" not in sweep_page(joined) and "$x^$" in sweep_page(joined)
+    empty = odd.model_copy(update={"points": (SweepPoint(budget=0.1, reason="cannot be met"),)})
+    nothing = report.model_copy(update={"models": (empty,), "metric": None})
+    assert titles(nothing) == [] and "cannot be met" in sweep_page(nothing)
+
+
+def scored(report: SweepReport) -> bool:
+    return all(p.agreement is not None for model in report.models for p in model.points if p.reason is None)
+
+
+def test_the_page_marks_the_knee_in_its_table_and_its_curves(found: Sweep) -> None:
+    (swept,) = found.report.models
+    bent = with_knee(points((0.9, 0.0), (0.6, 0.02), (0.4, 0.05), (0.2, 0.6), (0.1, 1.0)), "macs")
+    report = found.report.model_copy(update={"models": (swept.model_copy(update={"points": bent}),)})
+    page = sweep_page(report)
+    assert page.count('<tr class="knee"><td>knee</td><td>0.4</td>') == 1 and page.count(">knee</text>") == 1
 
 
 def points(*pairs: tuple[float, float]) -> list[SweepPoint]:

@@ -37,6 +37,15 @@ def test_what_is_kept_comes_back_byte_for_byte_and_only_under_its_key(tmp_path: 
     assert ResultCache(tmp_path / "new" / "folder", 1.0).get("key") is not None
 
 
+def test_a_umask_that_lets_the_group_write_leaves_the_cache_in_use(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        cache, path = kept(tmp_path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o077 == 0 and cache.get("key") is not None
+
+
 class Runs:
     """What leaves a mark where it is unpickled."""
 
@@ -93,6 +102,10 @@ def _writable_by_all(path: Path) -> None:
     path.chmod(0o666)
 
 
+def _writable_by_the_group(path: Path) -> None:
+    path.chmod(0o620)
+
+
 def _of_another_key(path: Path) -> None:
     save_file(TENSORS, str(path), {"format": FORMAT, "key": "other", "facts": "{}", "sum": ""})
 
@@ -109,7 +122,7 @@ def _without_metadata(path: Path) -> None:
     "harm",
     [
         _pickled, _torch_pickled, _cut, _one_bit, _claims_terabytes, _claims_a_long_header, _a_link, _a_pipe, _a_folder,
-        _writable_by_all, _of_another_key, _without_a_sum, _without_metadata,
+        _writable_by_all, _writable_by_the_group, _of_another_key, _without_a_sum, _without_metadata,
     ],
 )  # fmt: skip
 def test_a_file_that_is_broken_or_of_others_counts_as_missing_and_runs_nothing(
