@@ -257,10 +257,10 @@ def explain(
 ) -> None:
     """Tell why a site became what it is: the options that were measured, their cost, their effect."""
     from convrewrite import results
-    from convrewrite.reporting import render_plan, render_site
+    from convrewrite.reporting import render_plan
 
     found = results.read_plan(source / results.PLAN if source.is_dir() else source)
-    say(render_plan(found) if site is None else render_site(found.site(site)))
+    say(render_plan(found, site))
 
 
 @app.command()

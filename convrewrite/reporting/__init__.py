@@ -6,7 +6,7 @@ from convrewrite.reporting.figures import duration
 from convrewrite.reporting.frontier import sweep_page
 from convrewrite.reporting.html import render_analysis, render_html, render_rows, render_summary
 from convrewrite.reporting.markdown import render_markdown
-from convrewrite.reporting.plan_text import render_plan, render_site
+from convrewrite.reporting.plan_text import render_plan
 from convrewrite.reporting.report import AnalysisRow, RecoveredSummary, Report
 from convrewrite.reporting.sweep_report import SweepPoint, SweepReport, SweptModel
 from convrewrite.reporting.text import render_sites, render_text
@@ -28,7 +28,6 @@ __all__ = [
     "render_markdown",
     "render_plan",
     "render_rows",
-    "render_site",
     "render_sites",
     "render_summary",
     "render_text",

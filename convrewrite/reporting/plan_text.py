@@ -18,9 +18,12 @@ EFFECTS = (
 )
 
 
-def render_plan(plan: Plan) -> str:
-    """What was asked, what the plan promises, and every site."""
-    rows = [(site.name, site.kind, site.geometry, _ratio(site), site.becomes) for site in plan.sites]
+def render_plan(plan: Plan, site: str | None = None) -> str:
+    """What was asked, what the plan promises, and every site; or why one ``site`` became what it is. Raises PlanError for one
+    that the plan does not have."""
+    if site is not None:
+        return render_site(plan.site(site))
+    rows = [(one.name, one.kind, one.geometry, _ratio(one), one.becomes) for one in plan.sites]
     constraints = plan.asked()
     parts = [f"{name}={part:g}" for name, part in constraints.budget.items()] + (
         [f"keep {constraints.keep}"] if constraints.keep else []
