@@ -31,7 +31,7 @@ soak: $(VENV)/.tested
 lowest:
 	$(PYTHON) -m venv build/lowest
 	build/lowest/bin/python -m pip install --quiet -c constraints-lowest.txt ".[recover]" pytest hypothesis
-	OMP_NUM_THREADS=1 build/lowest/bin/python -m pytest tests/reporting tests/fitting tests/planning tests/whole/test_earlier_files.py
+	OMP_NUM_THREADS=1 build/lowest/bin/python -m pytest -W default tests/reporting tests/fitting tests/planning tests/whole/test_earlier_files.py
 
 # The site, in build/site.
 docs: $(VENV)/.tested
