@@ -103,12 +103,9 @@ def optimize(
         )  # fmt: skip
         result = _commanded(result, context)
         result.save(out)
-        rows = (
-            pipeline.quantise(out, network.model, network.inputs, data, settings=settings, progress=progress)
-            if int8
-            else ()
-        )
-    if rows and not as_json:
+        if int8:
+            rows = pipeline.quantise(out, network.model, network.inputs, data, settings=settings, progress=progress)
+    if int8 and not as_json:
         say(quantising.table(rows))
     show_result(result.report, out, as_json)
 
