@@ -17,6 +17,7 @@ from convrewrite.cli.options import (
     PLANNED,
     SWEPT,
     AsJson,
+    Besides,
     Commands,
     Comparing,
     Model,
@@ -80,11 +81,10 @@ def optimize(
     model: Model,
     out: Out = None,
     rule: Rules = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Make int8 of the result too; see `quantise`.")] = False,
     sources: Sources,
     settings: Settings,
+    besides: Besides,
     trust: Trust = False,
-    as_json: AsJson = False,
 ) -> None:
     """Rewrite MODEL by the rules, export and verify the result, and report what was saved."""
     from convrewrite import pipeline, results
@@ -103,11 +103,11 @@ def optimize(
         )  # fmt: skip
         result = _commanded(result, context)
         result.save(out)
-        if int8:
+        if besides.int8:
             rows = pipeline.quantise(out, network.model, network.inputs, data, settings=settings, progress=progress)
-    if int8 and not as_json:
+    if besides.int8 and not besides.json:
         say(quantising.table(rows))
-    show_result(result.report, out, as_json)
+    show_result(result.report, out, besides.json)
 
 
 @app.command()

@@ -32,9 +32,8 @@ Rules = Annotated[
 Out = Annotated[
     Path | None, typer.Option("-o", "--out", help="Folder for the results; without it MODEL-rewritten, by its name.")
 ]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print JSON, as `convrewrite schema` describes it, and nothing else.")
-]
+JSON_HELP = "Print JSON, as `convrewrite schema` describes it, and nothing else."
+AsJson = Annotated[bool, typer.Option("--json", help=JSON_HELP)]
 Trust = Annotated[bool, typer.Option("--trust", help="Execute the code in a model file that is not safe to load.")]
 
 
@@ -113,6 +112,16 @@ class Towards:
         default=True,
         metadata=flag("--resume/--no-resume", kind=bool, help="Go on where an interrupted run of the same kind was."),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Besides:
+    """What a run leaves and says beside its result: an ``int8`` one, and JSON in place of the report's text."""
+
+    int8: bool = field(
+        default=False, metadata=flag("--int8", kind=bool, help="Make int8 of the result too; see `quantise`.")
+    )
+    json: bool = field(default=False, metadata=flag("--json", kind=bool, help=JSON_HELP))
 
 
 SETTING = {setting.name: setting for setting in fields(Settings)}
