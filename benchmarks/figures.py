@@ -18,7 +18,7 @@ from tabulate import tabulate
 
 ROOT = Path(__file__).parents[1]
 
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "fits.md")
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("index.md", "results.md", "fits.md")))
 """The documents that tell of results."""
 
 MARKED = re.compile(r"<!-- figures: ([\w-]+) -->\n(.*?)<!-- end of figures -->\n", re.DOTALL)
@@ -69,6 +69,15 @@ def demo() -> str:
     more = f"... ({len(sites) - SITES_SHOWN} more sites)"
     printed = [*lines[: sites[SITES_SHOWN]], more, *lines[last:]]
     return code("\n".join([*printed, *found["evaluated"]]))
+
+
+def demo_short() -> str:
+    """Of that the headline, the totals and the test images."""
+    found = only(rows_of(RESULTS / "demo.json"), example="demo")
+    lines = [line.rstrip() for line in found["printed"]]
+    headline = lines[: next(i for i, line in enumerate(lines) if line.startswith("Input "))]
+    totals = lines[lines.index("Totals") + 1 : next(i for i, line in enumerate(lines) if line.startswith("Fidelity: "))]
+    return code("\n".join([*headline, "", *totals, *found["evaluated"]]))
 
 
 def demo_onnx() -> str:
@@ -230,6 +239,7 @@ def _lost(row: Row | None) -> str:
 
 TEXTS: dict[str, Callable[[], str]] = {
     "demo": demo,
+    "demo-short": demo_short,
     "demo-onnx": demo_onnx,
     "fidelity": fidelity,
     "budgets": budgets,
