@@ -32,9 +32,9 @@ def tells_what_stands(command: Callable[Options, None]) -> Callable[Options, Non
 
     @wraps(command)
     def run(*args: Options.args, **options: Options.kwargs) -> None:
-        if options["out"] is None:
+        if options["out"] is None and command.__name__ in PLACED:
             options["out"] = default_out(command.__name__, options)
-        out = Path(str(options["out"]))
+        out = Path(str(options["out"] or options.get("graphs")))
         before = _identity(out)
         try:
             command(*args, **options)
@@ -43,6 +43,9 @@ def tells_what_stands(command: Callable[Options, None]) -> Callable[Options, Non
 
     return run
 
+
+PLACED = ("optimize", "apply", "plan", "sweep")
+"""Commands that have a place of their own; `profile` is told one of two."""
 
 ENDINGS = {"plan": "-plan.json", "sweep": "-sweep"}
 """What follows the model's name in the place that a command writes unless told; else ``-rewritten``."""

@@ -1,5 +1,6 @@
 """What a page shows of a result, as values: a report and its plan, side by side, site after site."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -131,6 +132,8 @@ def tiles(report: Report) -> tuple[Tile, ...]:
 
 
 def _less(ratio: float) -> str:
+    if not math.isfinite(ratio):  # of nothing
+        return figures.times(ratio)
     percent = round(100 * (ratio - 1))
     return f"{MINUS if percent < 0 else '+' if percent > 0 else ''}{abs(percent)} %"
 
