@@ -261,6 +261,7 @@ def test_a_click_opens_a_site(shown: Opened) -> None:
     page.locator(".after .block").nth(1).click()
     assert page.locator("article.site:visible h3").all_inner_texts() == ["body.0"]
     page.locator("#table a").nth(3).click()
+    page.locator("article.site:visible h3", has_text="head").wait_for()  # a link is followed a moment later
     assert page.locator("article.site:visible h3").all_inner_texts() == ["head"]
 
 

@@ -121,18 +121,21 @@ def moments(ground: Ground, command: str, count: int) -> list[dict[str, float]]:
 @pytest.mark.parametrize("count", MOMENTS)
 @pytest.mark.parametrize("command", ["optimize", "apply", "plan", "recover"])
 def test_killed_at_any_moment(ground: Ground, command: str, count: int) -> None:
-    stood, left = set(), 0
+    stood, left, killed = set(), 0, 0
     for moment in moments(ground, command, count):
         ground.reset(command)
         ended = ground.process.run(*ground.arguments(command), signal=signal.SIGKILL, **moment)
         assert ended.code in (-signal.SIGKILL, 0), ended
+        killed += ended.code != 0
         stood.add(ground.stands(command))
         left += bool(ground.left())
         scratch.sweep(ground.out.parent)
         scratch.sweep(ground.folder / "tmp")
         assert ground.left() == set(), moment
     assert "old" in stood
-    assert left > 0, "none of the moments lay within the work"
+    assert killed > 0
+    # A plan is one small file, which is rarely caught on its way.
+    assert left > 0 or command == "plan", "none of the moments lay within the work"
 
 
 @pytest.mark.parametrize("command", ["optimize", "apply", "plan"])
