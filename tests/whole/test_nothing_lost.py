@@ -109,33 +109,31 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
 
 
 def moments(ground: Ground, command: str, count: int) -> list[dict[str, float]]:
-    """Half of them at calls of the file system, half at any time."""
+    """Half of them at calls of the file system, half at any time; and some of the last calls, where all is put in its place."""
     ground.reset(command)
     whole = ground.process.run(*ground.arguments(command))
     assert (whole.code, ground.stands(command)) == (0, "new")
     drawn = random.Random(f"{command}{count}")
     events = [{"event": drawn.randint(1, whole.events)} for _ in range(count // 2)]
+    events += [{"event": max(1, whole.events - back)} for back in range(2, 14, 3)]
     return [*events, *({"after": drawn.uniform(0, whole.seconds)} for _ in range(count - count // 2))]
 
 
 @pytest.mark.parametrize("count", MOMENTS)
 @pytest.mark.parametrize("command", ["optimize", "apply", "plan", "recover"])
 def test_killed_at_any_moment(ground: Ground, command: str, count: int) -> None:
-    stood, left, killed = set(), 0, 0
+    stood, left = set(), 0
     for moment in moments(ground, command, count):
         ground.reset(command)
         ended = ground.process.run(*ground.arguments(command), signal=signal.SIGKILL, **moment)
         assert ended.code in (-signal.SIGKILL, 0), ended
-        killed += ended.code != 0
         stood.add(ground.stands(command))
         left += bool(ground.left())
         scratch.sweep(ground.out.parent)
         scratch.sweep(ground.folder / "tmp")
         assert ground.left() == set(), moment
     assert "old" in stood
-    assert killed > 0
-    # A plan is one small file, which is rarely caught on its way.
-    assert left > 0 or command == "plan", "none of the moments lay within the work"
+    assert left > 0, "none of the moments lay within the work"
 
 
 @pytest.mark.parametrize("command", ["optimize", "apply", "plan"])
