@@ -2,15 +2,12 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 
 KILLING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Signals that end a process without a word, unless it asks for them."""
-
-SOON = 0.02
-"""Seconds after which a signal that had to wait is delivered again."""
 
 
 class Terminated(BaseException):
@@ -36,7 +33,7 @@ def terminations_raised() -> Iterator[None]:
 
 
 @contextmanager
-def held(deliver: Callable[[int], None] = signal.raise_signal) -> Iterator[None]:
+def held() -> Iterator[None]:
     """Meanwhile Ctrl-C and what :func:`terminations_raised` raises wait; the last of them is delivered at the end."""
     came: list[int] = []
     try:
@@ -47,15 +44,23 @@ def held(deliver: Callable[[int], None] = signal.raise_signal) -> Iterator[None]
             yield
     finally:
         if came:
-            deliver(came[-1])
+            signal.raise_signal(came[-1])
 
 
-def soon(number: int) -> None:
-    """Deliver a signal a moment later: what is raised while an object is collected goes nowhere."""
-    timer = threading.Timer(SOON, signal.raise_signal, [number])
-    timer.daemon = True
-    with suppress(RuntimeError):  # the interpreter is about to end anyway
-        timer.start()
+def ignored_from_here() -> None:
+    """All is done: Ctrl-C and its like come too late to change anything, so until the process ends they say nothing."""
+    for number in (signal.SIGINT, *KILLING) if _gets_signals() else ():
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def put_back() -> Iterator[None]:
+    """What signals do is afterwards what it was before the block."""
+    with ExitStack() as stack:
+        for number in (signal.SIGINT, *KILLING) if _gets_signals() else ():
+            if (before := signal.getsignal(number)) is not None:  # None: something outside Python handles it
+                stack.callback(signal.signal, number, before)
+        yield
 
 
 def _gets_signals() -> bool:
@@ -68,9 +73,11 @@ def _terminate(number: int, _frame: FrameType | None) -> None:
 
 @contextmanager
 def _handled(number: int, handler: "signal._HANDLER") -> Iterator[None]:
+    """The signal is handled so, unless the block itself decides what it does from then on."""
     before = signal.getsignal(number)
     try:
         signal.signal(number, handler)
         yield
     finally:
-        signal.signal(number, before)
+        if signal.getsignal(number) is handler:
+            signal.signal(number, before)

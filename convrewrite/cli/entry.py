@@ -1,7 +1,6 @@
 """The way into the command line and out of it: one command is run, and every error becomes a message and an exit code."""
 
 import os
-import signal
 import sys
 
 import typer
@@ -13,13 +12,19 @@ from convrewrite.cli.unforeseen import TRACEBACK, unforeseen
 from convrewrite.errors import ConvRewriteError, ModelError
 from convrewrite.escaping import printable
 from convrewrite.folders import disk_full
-from convrewrite.interrupts import Terminated, terminations_raised
+from convrewrite.interrupts import Terminated, ignored_from_here, put_back, terminations_raised
 
 _EXITED = "expected code of the model that comes to an end, found that it ended the process (sys.exit({found})); take that out"
 """What a forward or a factory may do; its number is no exit code of this tool."""
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code. What signals do in this process is afterwards as it was."""
+    with put_back():
+        return _main(argv)
+
+
+def _main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code. Every error this package raises on purpose is caught here and only here."""
     try:
         words = sys.argv[1:] if argv is None else argv
@@ -69,10 +74,11 @@ def _unforeseen(error: Exception) -> int:
 def run() -> None:
     """The entry point of the installed command, within the memory that the machine has."""
     try:
-        machine.limit_memory(int(machine.memory_bytes() * machine.SHARE))
-    except KeyboardInterrupt as error:
+        with terminations_raised():
+            machine.limit_memory(int(machine.memory_bytes() * machine.SHARE))
+            code = _main()
+            ignored_from_here()
+    except (KeyboardInterrupt, Terminated) as error:
+        ignored_from_here()
         code = interrupted(NOTHING, code_of(error))
-    else:
-        code = main()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and said
     sys.exit(code)

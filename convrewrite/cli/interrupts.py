@@ -8,7 +8,7 @@ from functools import wraps
 from pathlib import Path
 from typing import ParamSpec
 
-from convrewrite.interrupts import Terminated
+from convrewrite.interrupts import Terminated, ignored_from_here
 
 NOTHING = "nothing was written"
 
@@ -38,6 +38,7 @@ def tells_what_stands(command: Callable[Options, None]) -> Callable[Options, Non
         before = _identity(out)
         try:
             command(*args, **options)
+            ignored_from_here()
         except (KeyboardInterrupt, Terminated) as error:
             raise Interrupted(_standing(out, before), code_of(error)) from error
 

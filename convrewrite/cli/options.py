@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from convrewrite import values
 from convrewrite.errors import ModelLoadError, UsageError, VerificationError
 from convrewrite.escaping import printable
+from convrewrite.interrupts import held
 from convrewrite.machine import PROBE_SECONDS
 from convrewrite.settings import FLAG, Settings, flag
 from convrewrite.targets import DEFAULT
@@ -289,14 +290,16 @@ def progress_bars() -> "Iterator[Progress]":
     tasks: dict[str, TaskID] = {}
 
     def show(stage: str, done: int, total: int, text: str) -> None:
-        if not tasks:
-            bars.start()
-        if stage not in tasks:
-            tasks[stage] = bars.add_task(printable(text), total=total, stage=stage)
-        bars.update(tasks[stage], completed=done, total=total, description=printable(text))
+        with held():  # a line that is half drawn would run into what is said of the interrupt
+            if not tasks:
+                bars.start()
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(printable(text), total=total, stage=stage)
+            bars.update(tasks[stage], completed=done, total=total, description=printable(text))
 
     try:
         yield show
     finally:
         if tasks:  # bars that were never started would leave an empty line above the error
-            bars.stop()
+            with held():
+                bars.stop()

@@ -4,6 +4,7 @@ Every one has a name by which it is known and a file that its process holds lock
 that ends; whoever makes the next folder in the same place clears those that nobody holds.
 """
 
+import atexit
 import errno
 import os
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from convrewrite.errors import ConvRewriteError, UsageError
 from convrewrite.escaping import message_of
-from convrewrite.interrupts import held, soon
+from convrewrite.interrupts import held
 
 try:
     import fcntl
@@ -43,6 +44,19 @@ PROBE = 1 << 20
 VARIABLES = ("TMPDIR", "TEMP", "TMP")
 
 
+class _Held(weakref.ref["Scratch"]):
+    """What is needed to clear a folder whose object is gone."""
+
+    path: Path
+    lock: int
+    process: int
+
+
+_held: dict[int, _Held] = {}
+"""The folders of this process that are not cleared yet. As an object is collected nothing of ours runs, since an interrupt there
+would be lost: its folder is cleared as the next one is made or closed, and at the end of the process."""
+
+
 class Scratch:
     """A folder that lasts as long as this object, or until it is closed. Raises OSError where it cannot be made.
 
@@ -54,8 +68,11 @@ class Scratch:
         folder = temporary_folder() if parent is None else parent.absolute()
         sweep(folder)
         with held():
+            _clear_held(collected=True)
             self.path, lock = _claimed_new(folder, hidden + NAME)
-            self._clear = weakref.finalize(self, _clear_collected, self.path, lock, os.getpid())
+            self._held = _Held(self)
+            self._held.path, self._held.lock, self._held.process = self.path, lock, os.getpid()
+            _held[id(self._held)] = self._held
 
     def __enter__(self) -> "Scratch":
         return self
@@ -66,15 +83,14 @@ class Scratch:
     def close(self) -> None:
         """Remove the folder. Ctrl-C waits until that is done."""
         with held():
-            detached = self._clear.detach()
-            if detached is not None:
-                _clear_own(*detached[2])
+            _clear_held(collected=True)
+            if _held.pop(id(self._held), None) is not None:
+                _clear_own(self._held)
 
     def keep(self) -> None:
         """Leave the folder to the next run in this place, since it holds what could not be put back."""
-        detached = self._clear.detach()
-        if detached is not None:
-            os.close(detached[2][1])
+        if _held.pop(id(self._held), None) is not None:
+            os.close(self._held.lock)
 
 
 def temporary_folder() -> Path:
@@ -196,18 +212,26 @@ def _claim(folder: Path, *, new: bool = False) -> int | None:
     return None
 
 
-def _clear_collected(folder: Path, lock: int, process: int) -> None:
-    with held(deliver=soon):
-        _clear_own(folder, lock, process)
+def _clear_held(*, collected: bool = False) -> None:
+    """Clear the folders of this process, or those alone whose objects were collected."""
+    for key, one in list(_held.items()):
+        if (not collected or one() is None) and _held.pop(key, None) is not None:
+            _clear_own(one)
 
 
-def _clear_own(folder: Path, lock: int, process: int) -> None:
-    if os.getpid() != process:  # a fork has the same object, but the folder is its parent's
+@atexit.register
+def _clear_at_exit() -> None:
+    with held():
+        _clear_held()
+
+
+def _clear_own(one: _Held) -> None:
+    if os.getpid() != one.process:  # a fork has the same object, but the folder is its parent's
         return
     try:
-        _clear(folder)
+        _clear(one.path)
     finally:
-        os.close(lock)
+        os.close(one.lock)
 
 
 def _clear(folder: Path) -> None:

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +33,8 @@ def test_a_folder_goes_with_its_object(tmp_path: Path) -> None:
     forgotten = Scratch(tmp_path)
     assert forgotten.path.is_dir()
     del forgotten
+    with Scratch(tmp_path) as made:
+        assert listing(tmp_path) == {made.path.name, f"{made.path.name}/{LOCK}"}
     assert listing(tmp_path) == set()
 
 
@@ -55,7 +56,7 @@ def test_a_living_process_keeps_its_folder_and_a_killed_one_loses_it(tmp_path: P
 
 def test_a_fork_does_not_clear_what_is_its_parents(tmp_path: Path) -> None:
     made = Scratch(tmp_path)
-    made._clear._registry[made._clear].args = (made.path, -1, os.getpid() + 1)  # type: ignore[attr-defined]
+    made._held.process += 1
     made.close()
     assert made.path.is_dir()
 
@@ -161,22 +162,30 @@ def test_ctrl_c_waits_for_the_end(failing: bool) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_ctrl_c_while_a_folder_is_collected_comes_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = scratch._clear
+def test_nothing_that_could_be_interrupted_runs_as_a_folder_is_collected(tmp_path: Path) -> None:
+    made, called = [Scratch(tmp_path)], []
+    sys.setprofile(lambda _frame, event, _what: called.append(event))
+    made.pop()
+    sys.setprofile(None)
+    assert "call" not in called
+    assert len(listing(tmp_path)) == 2
+
+
+def test_ctrl_c_while_a_collected_folder_is_cleared_comes_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, first = scratch._clear, Scratch(tmp_path)
+    path = first.path
 
     def interrupted(folder: Path) -> None:
         signal.raise_signal(signal.SIGINT)
         real(folder)
 
-    def collected() -> None:
-        made = Scratch(tmp_path)
-        monkeypatch.setattr(scratch, "_clear", interrupted)
-        del made
-        assert listing(tmp_path) == set()
-        time.sleep(10)
-
+    del first
+    monkeypatch.setattr(scratch, "_clear", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        collected()
+        Scratch(tmp_path)
+    assert not path.exists()
 
 
 def test_a_signal_that_would_kill_is_raised_and_can_wait() -> None:

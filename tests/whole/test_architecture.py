@@ -121,7 +121,7 @@ def test_only_the_wings_that_say_so_import_onnx() -> None:
         (r"torch\.load", {"stored.unpickling", "loading.checkpoints", "rewriting.store"}),
         (r"subprocess\.\w+|os\.fork|multiprocessing\.\w+", {"onnx_files.probing"}),
         (r"torch\.(manual_seed|set_num_threads|set_default_dtype)|random\.seed|os\.dup2|sys\.set\w+", {"process"}),
-        (r"signal\.signal", {"interrupts", "cli.entry"}),
+        (r"signal\.signal", {"interrupts"}),
         (r"resource\.setrlimit", {"machine"}),
         (r"replace_modules", {"graph.finding", "graph.lifts", "rewriting.surgery"}),
         (r".*\.(write_text|write_bytes|mkdir|mkdtemp)", WRITERS),
