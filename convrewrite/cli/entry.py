@@ -11,7 +11,7 @@ from convrewrite.cli.interrupts import INTERRUPTED, NOTHING, Interrupted, code_o
 from convrewrite.cli.unforeseen import TRACEBACK, unforeseen
 from convrewrite.errors import ConvRewriteError, ModelError
 from convrewrite.escaping import printable
-from convrewrite.folders import disk_full
+from convrewrite.folders import clear_collected, disk_full
 from convrewrite.interrupts import Terminated, ignored_from_here, put_back, terminations_raised
 
 _EXITED = "expected code of the model that comes to an end, found that it ended the process (sys.exit({found})); take that out"
@@ -21,7 +21,9 @@ _EXITED = "expected code of the model that comes to an end, found that it ended 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code. What signals do in this process is afterwards as it was."""
     with put_back():
-        return _main(argv)
+        code = _main(argv)
+        clear_collected()
+        return code
 
 
 def _main(argv: list[str] | None = None) -> int:

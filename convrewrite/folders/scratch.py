@@ -68,7 +68,7 @@ class Scratch:
         folder = temporary_folder() if parent is None else parent.absolute()
         sweep(folder)
         with held():
-            _clear_held(collected=True)
+            _clear_collected()
             self.path, lock = _claimed_new(folder, hidden + NAME)
             self._held = _Held(self)
             self._held.path, self._held.lock, self._held.process = self.path, lock, os.getpid()
@@ -83,7 +83,7 @@ class Scratch:
     def close(self) -> None:
         """Remove the folder. Ctrl-C waits until that is done."""
         with held():
-            _clear_held(collected=True)
+            _clear_collected()
             if _held.pop(id(self._held), None) is not None:
                 _clear_own(self._held)
 
@@ -212,17 +212,23 @@ def _claim(folder: Path, *, new: bool = False) -> int | None:
     return None
 
 
-def _clear_held(*, collected: bool = False) -> None:
-    """Clear the folders of this process, or those alone whose objects were collected."""
+def clear_collected() -> None:
+    """Clear the folders of this process whose objects are gone."""
+    with held():
+        _clear_collected()
+
+
+def _clear_collected() -> None:
     for key, one in list(_held.items()):
-        if (not collected or one() is None) and _held.pop(key, None) is not None:
+        if one() is None and _held.pop(key, None) is not None:
             _clear_own(one)
 
 
 @atexit.register
 def _clear_at_exit() -> None:
     with held():
-        _clear_held()
+        while _held:
+            _clear_own(_held.popitem()[1])
 
 
 def _clear_own(one: _Held) -> None:
