@@ -2,12 +2,16 @@
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 
 KILLING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Signals that end a process without a word, unless it asks for them."""
+
+
+SOON = 0.02
+"""Seconds after which a signal that had to wait is delivered again."""
 
 
 class Terminated(BaseException):
@@ -33,7 +37,7 @@ def terminations_raised() -> Iterator[None]:
 
 
 @contextmanager
-def held() -> Iterator[None]:
+def held(deliver: Callable[[int], None] = signal.raise_signal) -> Iterator[None]:
     """Meanwhile Ctrl-C and what :func:`terminations_raised` raises wait; the last of them is delivered at the end."""
     came: list[int] = []
     try:
@@ -44,7 +48,7 @@ def held() -> Iterator[None]:
             yield
     finally:
         if came:
-            signal.raise_signal(came[-1])
+            deliver(came[-1])
 
 
 def ignored_from_here() -> None:
@@ -61,6 +65,14 @@ def put_back() -> Iterator[None]:
             if (before := signal.getsignal(number)) is not None:  # None: something outside Python handles it
                 stack.callback(signal.signal, number, before)
         yield
+
+
+def soon(number: int) -> None:
+    """Deliver a signal a moment later: what is raised while an object is collected goes nowhere."""
+    timer = threading.Timer(SOON, signal.raise_signal, [number])
+    timer.daemon = True
+    with suppress(RuntimeError):  # the interpreter is about to end anyway
+        timer.start()
 
 
 def _gets_signals() -> bool:

@@ -11,7 +11,7 @@ from convrewrite.cli.interrupts import INTERRUPTED, NOTHING, Interrupted, code_o
 from convrewrite.cli.unforeseen import TRACEBACK, unforeseen
 from convrewrite.errors import ConvRewriteError, ModelError
 from convrewrite.escaping import printable
-from convrewrite.folders import clear_collected, disk_full
+from convrewrite.folders import cleared_later, disk_full
 from convrewrite.interrupts import Terminated, ignored_from_here, put_back, terminations_raised
 
 _EXITED = "expected code of the model that comes to an end, found that it ended the process (sys.exit({found})); take that out"
@@ -20,10 +20,8 @@ _EXITED = "expected code of the model that comes to an end, found that it ended 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code. What signals do in this process is afterwards as it was."""
-    with put_back():
-        code = _main(argv)
-        clear_collected()
-        return code
+    with put_back(), cleared_later():
+        return _main(argv)
 
 
 def _main(argv: list[str] | None = None) -> int:
@@ -76,7 +74,7 @@ def _unforeseen(error: Exception) -> int:
 def run() -> None:
     """The entry point of the installed command, within the memory that the machine has."""
     try:
-        with terminations_raised():
+        with terminations_raised(), cleared_later():
             machine.limit_memory(int(machine.memory_bytes() * machine.SHARE))
             code = _main()
             ignored_from_here()

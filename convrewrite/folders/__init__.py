@@ -1,17 +1,19 @@
 """What is written, so that nothing is lost: scratch folders, and taking a place in one step. Light: torch is not imported."""
 
-from convrewrite.folders.placing import nearest, put, resolved, write_new
-from convrewrite.folders.scratch import Scratch, clear_collected, disk_full, require_room, temporary, told, unwritable
+from convrewrite.folders.placing import made_aside, nearest, put, require_room_beside, resolved, write_new
+from convrewrite.folders.scratch import Scratch, cleared_later, disk_full, require_room, temporary, told, unwritable
 from convrewrite.folders.texts import read_text
 
 __all__ = [
     "Scratch",
-    "clear_collected",
+    "cleared_later",
     "disk_full",
+    "made_aside",
     "nearest",
     "put",
     "read_text",
     "require_room",
+    "require_room_beside",
     "resolved",
     "temporary",
     "told",

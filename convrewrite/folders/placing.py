@@ -5,7 +5,8 @@ import errno
 import os
 import platform
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from convrewrite.errors import UsageError
@@ -153,13 +154,31 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def made_aside(path: Path, other: str = "another place") -> Iterator[Path]:
+    """A path in a scratch folder, for a file or a folder; what is made there takes the place of ``path`` in one step.
+
+    Links in ``path`` are followed. If the block raises, what stood in the place stands there still. Raises UsageError that
+    says to name ``other`` where the place cannot be written.
+    """
+    with told(path, other):
+        place = resolved(path)
+        with Scratch(nearest(place)) as scratch:
+            made = scratch.path / "made"
+            yield made
+            put(made, place, scratch)
+
+
+def require_room_beside(place: Path) -> None:
+    """Raise OSError unless something can be made where ``place`` is to be."""
+    with Scratch(nearest(place)):
+        pass
+
+
 def write_new(path: Path, text: str) -> None:
     """Write a text file where there is none, aside and in one step. Raises UsageError where there is something, or it fails."""
     with told(path, "another file"):
-        place = resolved(path)
-        if place.exists():
+        if resolved(path).exists():
             raise UsageError(f"{path}: expected a new file, found that there is one; name another, or remove it")
-        with Scratch(nearest(place)) as scratch:
-            made = scratch.path / "text"
-            made.write_text(text, encoding="utf-8")
-            put(made, place, scratch)
+    with made_aside(path, "another file") as made:
+        made.write_text(text, encoding="utf-8")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from convrewrite.errors import ConvRewriteError, UsageError
 from convrewrite.escaping import message_of
-from convrewrite.interrupts import held
+from convrewrite.interrupts import held, soon
 
 try:
     import fcntl
@@ -53,8 +53,24 @@ class _Held(weakref.ref["Scratch"]):
 
 
 _held: dict[int, _Held] = {}
-"""The folders of this process that are not cleared yet. As an object is collected nothing of ours runs, since an interrupt there
-would be lost: its folder is cleared as the next one is made or closed, and at the end of the process."""
+"""The folders of this process that are not cleared yet."""
+
+_later = False
+"""Whether folders whose objects are collected wait until another is made or closed, or the process ends."""
+
+
+@contextmanager
+def cleared_later() -> Iterator[None]:
+    """In this block nothing of ours runs as an object is collected: an interrupt there would be lost, and the folder left. What
+    was collected is cleared at the end."""
+    global _later
+    before, _later = _later, True
+    try:
+        yield
+    finally:
+        _later = before
+        with held():
+            _clear_collected()
 
 
 class Scratch:
@@ -70,7 +86,7 @@ class Scratch:
         with held():
             _clear_collected()
             self.path, lock = _claimed_new(folder, hidden + NAME)
-            self._held = _Held(self)
+            self._held = _Held(self, None if _later else _clear_now)
             self._held.path, self._held.lock, self._held.process = self.path, lock, os.getpid()
             _held[id(self._held)] = self._held
 
@@ -212,9 +228,8 @@ def _claim(folder: Path, *, new: bool = False) -> int | None:
     return None
 
 
-def clear_collected() -> None:
-    """Clear the folders of this process whose objects are gone."""
-    with held():
+def _clear_now(_gone: weakref.ref["Scratch"]) -> None:
+    with held(deliver=soon):
         _clear_collected()
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from convrewrite.errors import UsageError
-from convrewrite.folders import Scratch, nearest, put, resolved, temporary, told
+from convrewrite.folders import made_aside, temporary
 from convrewrite.inputs import ExampleInput
 from convrewrite.machine import processor
 from convrewrite.modules import private_copy, surroundings_preserved
@@ -59,18 +59,14 @@ def profile(
 
 def _write(prepared: Prepared, asked: Settings, folder: Path) -> None:
     """The graphs and the original into a new folder, in one step."""
-    with told(folder, "another folder with --graphs"):
-        place = resolved(folder)
-        if place.exists():
-            raise UsageError(f"{folder}: expected a new folder for the graphs, found one that is there; name another")
-        with Scratch(nearest(place)) as scratch:
-            made = scratch.path / "graphs"
-            made.mkdir()
-            exporter = exporter_of(prepared.original)
-            exporter.rewritten(prepared.model, prepared.inputs, made / f"{ORIGINAL}.onnx", {})
-            one = tuple(tensor[:1] for tensor in prepared.inputs)
-            given = exporter.feed(one if exporter.exports else prepared.inputs)
-            groups = [entry.written(made) for entry in to_time(prepared, latency_table_of(prepared, asked))]
-            inputs = [{"shape": list(x.shape), "type": str(x.dtype).removeprefix("torch.")} for x in given]
-            list_graphs(made, groups, inputs)
-            put(made, place, scratch)
+    if folder.exists():
+        raise UsageError(f"{folder}: expected a new folder for the graphs, found one that is there; name another")
+    with made_aside(folder, "another folder with --graphs") as made:
+        made.mkdir()
+        exporter = exporter_of(prepared.original)
+        exporter.rewritten(prepared.model, prepared.inputs, made / f"{ORIGINAL}.onnx", {})
+        one = tuple(tensor[:1] for tensor in prepared.inputs)
+        given = exporter.feed(one if exporter.exports else prepared.inputs)
+        groups = [entry.written(made) for entry in to_time(prepared, latency_table_of(prepared, asked))]
+        inputs = [{"shape": list(x.shape), "type": str(x.dtype).removeprefix("torch.")} for x in given]
+        list_graphs(made, groups, inputs)

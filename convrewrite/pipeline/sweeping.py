@@ -10,7 +10,7 @@ from typing import Literal, Unpack
 from torch import nn
 
 from convrewrite.errors import PlanError, UsageError
-from convrewrite.folders import Scratch, nearest, put, resolved, told
+from convrewrite.folders import made_aside, require_room_beside, resolved, told
 from convrewrite.inputs import ExampleInput
 from convrewrite.modules import surroundings_preserved
 from convrewrite.pipeline.keywords import Extras, OptimizeKeywords, RuleSource, asked, signed
@@ -50,16 +50,12 @@ class Sweep:
         folder = Path(folder)
         Sweep.check(folder)
         report = _with_commands(self.report, folder, words)
-        with told(folder, "another folder with -o"):
-            place = resolved(folder)
-            with Scratch(nearest(place)) as scratch:
-                made = scratch.path / "sweep"
-                (made / PLANS).mkdir(parents=True)
-                for name, plan in self.plans.items():
-                    save_plan(plan, made / PLANS / name)
-                (made / SWEEP).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-                (made / PAGE).write_text(sweep_page(report), encoding="utf-8")
-                put(made, place, scratch)
+        with made_aside(folder, "another folder with -o") as made:
+            (made / PLANS).mkdir(parents=True)
+            for name, plan in self.plans.items():
+                save_plan(plan, made / PLANS / name)
+            (made / SWEEP).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            (made / PAGE).write_text(sweep_page(report), encoding="utf-8")
         return folder
 
     @staticmethod
@@ -73,8 +69,7 @@ class Sweep:
                     raise UsageError(
                         f"{folder}: expected a new folder or an earlier sweep, found {strangers[0]}; name another with -o"
                     )
-            with Scratch(nearest(place)):
-                pass
+            require_room_beside(place)
 
     def joined(self, other: "Sweep") -> "Sweep":
         """Both side by side: the models of the same sweep over several."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from convrewrite.errors import UsageError
-from convrewrite.folders import Scratch, nearest, put, resolved, told
+from convrewrite.folders import made_aside, require_room_beside, resolved, told
 from convrewrite.reporting import AnalysisRow, render_analysis, render_rows
 
 PAGE_START = b"<!DOCTYPE html>"
@@ -31,12 +31,8 @@ class Analysis(tuple[AnalysisRow, ...]):
         """Write the page that shows it, one HTML file; an earlier page there is replaced. Raises UsageError where that fails."""
         path = Path(path)
         check_page(path)
-        with told(path, OTHER):
-            place = resolved(path)
-            with Scratch(nearest(place)) as scratch:
-                made = scratch.path / "page.html"
-                made.write_text(render_analysis(self.model, self, self.notes), encoding="utf-8")
-                put(made, place, scratch)
+        with made_aside(path, OTHER) as made:
+            made.write_text(render_analysis(self.model, self, self.notes), encoding="utf-8")
         return path
 
 
@@ -46,8 +42,7 @@ def check_page(path: Path) -> None:
         place = resolved(path)
         if place.exists() and not (place.is_file() and _holds_page(place)):
             raise UsageError(f"{path}: holds something else than a page, which would be lost; name {OTHER}")
-        with Scratch(nearest(place)):
-            pass
+        require_room_beside(place)
 
 
 def _holds_page(place: Path) -> bool:

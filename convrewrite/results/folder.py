@@ -21,7 +21,16 @@ from torch import Tensor, nn
 from convrewrite.conv import ConvSpec, Kind, classify
 from convrewrite.errors import ModelLoadError, PlanError, UsageError
 from convrewrite.escaping import printable
-from convrewrite.folders import Scratch, nearest, put, read_text, require_room, resolved, told, unwritable
+from convrewrite.folders import (
+    Scratch,
+    made_aside,
+    read_text,
+    require_room,
+    require_room_beside,
+    resolved,
+    told,
+    unwritable,
+)
 from convrewrite.graph import BATCH_NORMS, SITE_TYPES, Site, apply_lifts, spec_of
 from convrewrite.modules import copy_model
 from convrewrite.names import require_names
@@ -55,8 +64,7 @@ def check_writable(folder: Path, inputs: Sequence[str] = ()) -> None:
         place = resolved(folder)
         if place.exists():
             _check_replaceable(folder, place, inputs)
-        with Scratch(nearest(place)):
-            pass
+        require_room_beside(place)
 
 
 def _check_replaceable(folder: Path, place: Path, inputs: Sequence[str]) -> None:
@@ -95,8 +103,7 @@ def check_file(path: Path) -> None:
             )
         if place.exists() and not os.access(place, os.W_OK):
             raise unwritable(path, os.strerror(errno.EACCES), "another file with -o")
-        with Scratch(nearest(place)):
-            pass
+        require_room_beside(place)
 
 
 def _holds_plan(place: Path) -> bool:
@@ -108,12 +115,8 @@ def _holds_plan(place: Path) -> bool:
 
 def save_plan(plan: Plan, path: Path) -> None:
     """Write a plan aside and put it in its place. Raises UsageError when that fails."""
-    with told(path, "another file with -o"):
-        place = resolved(path)
-        with Scratch(nearest(place)) as scratch:
-            made = scratch.path / PLAN
-            made.write_text(plan.to_json(), encoding="utf-8")
-            put(made, place, scratch)
+    with made_aside(path, "another file with -o") as made:
+        made.write_text(plan.to_json(), encoding="utf-8")
 
 
 def read_plan(path: Path) -> Plan:
@@ -129,13 +132,9 @@ def save(folder: Path, model: nn.Module, plan: Plan, report: Report, onnx: Path 
     check_writable(folder)
     if onnx is not None and not onnx.is_file():
         raise UsageError(f"{onnx}: was removed from the temporary files since the run; run it again")
-    with told(folder, "another folder with -o"):
-        place = resolved(folder)
-        with Scratch(nearest(place)) as scratch:
-            made = scratch.path / "result"
-            made.mkdir()
-            _write(made, model, plan, report, onnx)
-            put(made, place, scratch)
+    with made_aside(folder, "another folder with -o") as made:
+        made.mkdir()
+        _write(made, model, plan, report, onnx)
     return folder
 
 

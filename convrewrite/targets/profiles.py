@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from convrewrite.errors import UsageError
-from convrewrite.folders import Scratch, nearest, put, read_text, resolved, told
+from convrewrite.folders import made_aside, read_text
 from convrewrite.machine import processor
 from convrewrite.targets.interleaving import framed_seconds, interleaved
 from convrewrite.targets.target import Compiled, Program, Target
@@ -91,12 +91,8 @@ def _seconds(profile: Profile) -> dict[str, float]:
 
 def save_profile(profile: Profile, path: Path) -> None:
     """Write timings aside and put them in their place. Raises UsageError when that fails."""
-    with told(path, "another file with -o"):
-        place = resolved(path)
-        with Scratch(nearest(place)) as scratch:
-            made = scratch.path / "timings.json"
-            made.write_text(profile.to_json(), encoding="utf-8")
-            put(made, place, scratch)
+    with made_aside(path, "another file with -o") as made:
+        made.write_text(profile.to_json(), encoding="utf-8")
 
 
 def is_graphs(folder: Path) -> bool:

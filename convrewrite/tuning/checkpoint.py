@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from convrewrite.errors import UsageError
-from convrewrite.folders import Scratch, nearest, put, resolved, told
+from convrewrite.folders import made_aside
 
 STATE = "convrewrite.training"
 """Key of the file's metadata under which the rest stands; by it a checkpoint is known from any other file."""
@@ -66,12 +66,8 @@ class Checkpoint:
             for kind in KINDS
             for name, tensor in getattr(self, kind).items()
         }
-        with told(path, "another place with -o"):
-            place = resolved(path)
-            with Scratch(nearest(place)) as scratch:
-                made = scratch.path / "checkpoint"
-                save_file(tensors, str(made), {STATE: self.standing.model_dump_json()})
-                put(made, place, scratch)
+        with made_aside(path, "another place with -o") as made:
+            save_file(tensors, str(made), {STATE: self.standing.model_dump_json()})
 
 
 def load_checkpoint(path: Path, run: str, parameters: Mapping[str, Tensor]) -> Checkpoint | None:

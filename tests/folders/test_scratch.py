@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from commands import listing
 
 from convrewrite.errors import ExportError, UsageError
 from convrewrite.folders import scratch
-from convrewrite.folders.scratch import LOCK, Scratch, disk_full, sweep, temporary, told
+from convrewrite.folders.scratch import LOCK, Scratch, cleared_later, disk_full, sweep, temporary, told
 from convrewrite.interrupts import Terminated, held, terminations_raised
 
 HOLDING = """
@@ -33,8 +34,6 @@ def test_a_folder_goes_with_its_object(tmp_path: Path) -> None:
     forgotten = Scratch(tmp_path)
     assert forgotten.path.is_dir()
     del forgotten
-    with Scratch(tmp_path) as made:
-        assert listing(tmp_path) == {made.path.name, f"{made.path.name}/{LOCK}"}
     assert listing(tmp_path) == set()
 
 
@@ -162,30 +161,54 @@ def test_ctrl_c_waits_for_the_end(failing: bool) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_nothing_that_could_be_interrupted_runs_as_a_folder_is_collected(tmp_path: Path) -> None:
-    made, called = [Scratch(tmp_path)], []
-    sys.setprofile(lambda _frame, event, _what: called.append(event))
-    made.pop()
-    sys.setprofile(None)
-    assert "call" not in called
-    assert len(listing(tmp_path)) == 2
-
-
-def test_ctrl_c_while_a_collected_folder_is_cleared_comes_after_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, first = scratch._clear, Scratch(tmp_path)
-    path = first.path
+def test_ctrl_c_while_a_folder_is_collected_comes_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = scratch._clear
 
     def interrupted(folder: Path) -> None:
         signal.raise_signal(signal.SIGINT)
         real(folder)
 
-    del first
-    monkeypatch.setattr(scratch, "_clear", interrupted)
+    def collected() -> None:
+        made = Scratch(tmp_path)
+        monkeypatch.setattr(scratch, "_clear", interrupted)
+        del made
+        assert listing(tmp_path) == set()
+        time.sleep(10)
+
     with pytest.raises(KeyboardInterrupt):
-        Scratch(tmp_path)
-    assert not path.exists()
+        collected()
+
+
+def test_within_a_command_nothing_runs_as_a_folder_is_collected(tmp_path: Path) -> None:
+    """An interrupt would be lost there, and the command go on."""
+    called: list[str] = []
+    with cleared_later():
+        made = [Scratch(tmp_path)]
+        sys.setprofile(lambda _frame, event, _what: called.append(event))
+        made.pop()
+        sys.setprofile(None)
+        assert "call" not in called
+        assert len(listing(tmp_path)) == 2
+    assert listing(tmp_path) == set()
+
+
+def test_an_interrupt_as_one_that_waited_is_cleared_comes_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = scratch._clear
+
+    def interrupted(folder: Path) -> None:
+        signal.raise_signal(signal.SIGINT)
+        real(folder)
+
+    with cleared_later():
+        path = Scratch(tmp_path).path
+        assert path.is_dir()
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(scratch, "_clear", interrupted)
+            Scratch(tmp_path)
+        assert not path.exists()
+    assert listing(tmp_path) == set()
 
 
 def test_a_signal_that_would_kill_is_raised_and_can_wait() -> None:
