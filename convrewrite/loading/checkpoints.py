@@ -48,6 +48,8 @@ _CLASS_HOMES = (
     "torchvision.ops",
     "timm.models",
     "timm.layers",
+    "ultralytics.nn.modules",
+    "ultralytics.nn.tasks",
     "convrewrite.conv",
     "convrewrite.layers",
 )

@@ -21,7 +21,7 @@ from convrewrite.loading.checkpoints import (
     summary,
 )
 from convrewrite.loading.programs import rebuild
-from convrewrite.loading.state_dicts import find_weights, load_weights
+from convrewrite.loading.state_dicts import find_weights, load_weights, widened
 from convrewrite.loading.user_code import (
     ZOOS,
     import_object,
@@ -93,7 +93,8 @@ def _load_file(path: Path, factory: str | None, trust: bool) -> tuple[nn.Module,
     found, where = find_weights(content)
     notes = (*how, *where)
     if isinstance(found, nn.Module):
-        return found, (*notes, *_unused(factory))
+        model, how = (found, ()) if isinstance(content, nn.Module) else widened(found)
+        return model, (*notes, *how, *_unused(factory))
     if found is None:
         raise ModelLoadError(
             f"{path}: expected an nn.Module or a state dict, found {_content_of(content)}; "

@@ -7,6 +7,7 @@ is told in a note.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from convrewrite.errors import ModelLoadError
@@ -42,16 +43,31 @@ def find_weights(content: object, depth: int = 0) -> tuple[nn.Module | dict[str,
         found = {key: find_weights(content.get(key), depth + 1) for key in keys}
         usable = [key for key in keys if found[key][0] is not None]
         if usable and (keys is _KEYS or len(usable) == 1):
-            weights, notes = found[usable[0]]
-            return weights, (_where_found(usable[0], content), *notes)
+            key = _averaged_network(found) or usable[0]
+            weights, notes = found[key]
+            return weights, (_where_found(key, content), *notes)
     is_mixed = any(isinstance(value, Tensor) for value in content.values())
     return (dict(content), ()) if is_mixed else (None, ())
+
+
+def _averaged_network(found: Mapping[str, tuple[object, tuple[str, ...]]]) -> str | None:
+    """``ema`` where it and ``model`` are networks, as ultralytics writes them: the averaged one is what it runs."""
+    both = all(isinstance(found.get(key, (None,))[0], nn.Module) for key in ("model", "ema"))
+    return "ema" if both else None
 
 
 def _where_found(key: str, content: Mapping[str, object]) -> str:
     others = [k for k in _KEYS if k != key and isinstance(content.get(k), Mapping | nn.Module)]
     passed_over = f"; {', '.join(repr(k) for k in others)} not used" if others else ""
     return f"weights found under the key {key!r}{passed_over}"
+
+
+def widened(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+    """A network that a checkpoint holds among other things, in float32: trainers store halves to save room, and run floats."""
+    types = {value.dtype for value in model.state_dict().values() if value.is_floating_point()}
+    if types != {torch.float16}:
+        return model, ()
+    return model.float(), ("stored in half precision, taken in float32",)
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, factory: str) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Files of whole modules, good, broken and hostile: nothing of a hostile file runs."""
 
+import copy
 import io
 import os
 import pickle
@@ -167,6 +168,9 @@ def test_numpy_types_that_forge_object_references_are_refused(tmp_path: Path) ->
             load_model(tmp_path / "m.pt")
 
 
+DETECTOR = Path(__file__).parents[2] / "examples" / "detection" / "model.py"
+
+
 def test_zoo_names_are_refused_when_the_zoo_is_not_installed(tmp_path: Path) -> None:
     path = write_archive(tmp_path / "m.pt", b"\x80\x02ctorchvision.models.net\nNet\n)\x81.")
     with pytest.raises(ModelLoadError, match=r"asks for torchvision\.models\.net\.Net"):
@@ -186,6 +190,37 @@ def test_zoo_classes_load_when_the_zoo_is_installed(
         forget_modules_below(tmp_path / "site")
     with pytest.raises(ModelLoadError, match=rf"{zoo}\.models\.net\.Config, {zoo}\.models\.net\.Net"):
         load_model(tmp_path / "m.pt")
+
+
+def test_a_checkpoint_of_ultralytics_loads_where_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its averaged network, which is what it runs, and in float32: it stores halves."""
+    package = tmp_path / "site" / "ultralytics" / "nn"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent):
+        (folder / "__init__.py").touch()
+    (package / "tasks.py").write_text(DETECTOR.read_text(encoding="utf-8"), encoding="utf-8")
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path / "site"))
+        model, averaged = (import_object("ultralytics.nn.tasks:detector")().eval() for _ in range(2))
+        x = torch.rand(1, 3, 64, 64)
+        wanted = copy.deepcopy(averaged.half()).float()(x)
+        found = {"epoch": -1, "best_fitness": None, "updates": None, "train_args": {"imgsz": 640}, "date": "2026"}
+        torch.save(found | {"model": model.half(), "ema": averaged}, tmp_path / "both.pt")
+        torch.save(found | {"model": averaged, "ema": None}, tmp_path / "best.pt")
+        for name, where in (("both", "'ema'; 'model' not used"), ("best", "'model'")):
+            loaded = load_model(tmp_path / f"{name}.pt")
+            assert loaded.notes == (
+                f"weights found under the key {where}",
+                "stored in half precision, taken in float32",
+            )
+            torch.testing.assert_close(loaded.model(x), wanted)
+        torch.save(averaged, tmp_path / "half.pt")
+        assert next(load_model(tmp_path / "half.pt").model.parameters()).dtype == torch.float16
+        forget_modules_below(tmp_path / "site")
+    with pytest.raises(ModelLoadError, match=r"ultralytics\.nn\.tasks\."):
+        load_model(tmp_path / "best.pt")
 
 
 @pytest.mark.parametrize("name", ["models.net\nrun", "models.net\nos.system", "payload\nNet", "models.net\nTraced"])
