@@ -8,7 +8,9 @@ import typer
 
 from convrewrite.cli.expanded import Only, expanded
 from convrewrite.cli.interrupts import tells_what_stands
-from convrewrite.cli.options import Sources, Trust, calibration_of, progress_bars, say
+from convrewrite.cli.options import Sources, Trust, calibration_of
+from convrewrite.cli.progress import progress_bars
+from convrewrite.cli.voice import say
 from convrewrite.settings import Settings
 
 if TYPE_CHECKING:

@@ -5,13 +5,14 @@ from typing import Annotated
 
 import typer
 
-from convrewrite.cli.options import say
+from convrewrite.cli.grouped import Commands, command
+from convrewrite.cli.voice import say
 from convrewrite.errors import VerificationError
 
-rules_app = typer.Typer(help="The rules that say which convolutions become what.", no_args_is_help=True)
+rules_app = typer.Typer(help="The rules that say which convolutions become what.", no_args_is_help=True, cls=Commands)
 
 
-@rules_app.command("list")
+@command(rules_app, "convrewrite rules list", name="list")
 def rules_list() -> None:
     """The built-in rules."""
     from tabulate import tabulate
@@ -22,7 +23,7 @@ def rules_list() -> None:
     say(tabulate(rows, ("rule", "what it does"), maxcolwidths=[None, 85]))
 
 
-@rules_app.command("show")
+@command(rules_app, "convrewrite rules show balanced > mine.toml", name="show")
 def rules_show(name: Annotated[str, typer.Argument(help="A built-in rule or a rule file.")]) -> None:
     """A rule file as it stands, comments and examples included."""
     from convrewrite.rules import builtin_rules, resolve
@@ -32,7 +33,7 @@ def rules_show(name: Annotated[str, typer.Argument(help="A built-in rule or a ru
     say(path.read_text(encoding="utf-8"))
 
 
-@rules_app.command("check")
+@command(rules_app, "convrewrite rules check mine.toml", name="check")
 def rules_check(file: Annotated[Path, typer.Argument(help="A rule file.")]) -> None:
     """Check a rule file: its keys, its values, and the examples it carries."""
     from convrewrite.rules import check, load_rule_file

@@ -7,7 +7,9 @@ import typer
 
 from convrewrite.cli.expanded import Only, expanded
 from convrewrite.cli.interrupts import tells_what_stands
-from convrewrite.cli.options import Comparing, Rules, Sources, Trust, progress_bars, runner_of, say
+from convrewrite.cli.options import Comparing, Rules, Sources, Trust, runner_of
+from convrewrite.cli.progress import progress_bars
+from convrewrite.cli.voice import say
 from convrewrite.errors import UsageError
 from convrewrite.settings import Settings
 from convrewrite.targets import Comparison, Program, TorchEager, is_graphs, profile_graphs, save_profile, target_of
