@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from convrewrite.cli.voice import is_quiet
 from convrewrite.escaping import printable
 from convrewrite.interrupts import held
+from convrewrite.progress import silent
 
 if TYPE_CHECKING:
     from convrewrite.progress import Progress
@@ -13,7 +15,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress_bars() -> "Iterator[Progress]":
-    """A bar per stage on the error stream, so that the report can be piped."""
+    """A bar per stage on the error stream, so that the report can be piped; nothing with ``--quiet``."""
+    if is_quiet():
+        yield silent
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 

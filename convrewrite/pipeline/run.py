@@ -1,5 +1,6 @@
 """One run: its choice of options, and everything after it. The entry points are in :mod:`convrewrite.pipeline.api`."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,6 +47,8 @@ from convrewrite.runtime import Baseline, Measured, Unmeasured, measure_everythi
 from convrewrite.settings import Constraints, Settings
 from convrewrite.structures import Structure
 from convrewrite.targets import read_profile
+
+LOG = logging.getLogger(__name__)
 
 NOT_MEASURED = "no ONNX file was asked for: nothing was exported or timed, and onnxruntime was not compared"
 """The note of a result without one."""
@@ -114,9 +117,12 @@ class Run:
             )  # fmt: skip
             fit, held_out = channels_last(model, data.fit), channels_last(model, data.held_out)
             data = replace(data, fit=fit, held_out=held_out)
+            LOG.info("inputs: %s, fitted on %d, %d held out", data.source, data.fitted_on, data.held_out_count)
             evaluation = evaluation_inputs(inputs, data, batch_of(prepared.original)).told(
                 model, constraints.outputs, known
             )
+        for output, meaning in evaluation.meanings.items():
+            LOG.info("output %s is taken for %s: %s", output, meaning.kind, meaning.reason)
         if constraints.keep is not None:
             require_evaluable(data, constraints.keep, evaluation.meanings)
         weights: dict[str, Tensor] = {}
@@ -149,6 +155,7 @@ class Run:
         after = counted_as_replaced(prepared.model, settled, changed, prepared.inputs) + prepared.hidden.macs
         with work.watch.timed("verify"), preserved(settled.model):
             measured = self._measured(settled.model, followed)
+            LOG.info("seconds of stages: %s", work.watch)
             saved = None if self.baseline is None else self.planner.predicted_saving(rewritten.outcomes)
         report = build_report(
             model=name,
