@@ -9,7 +9,7 @@ import typer
 
 from convrewrite.cli import quantising, timing, verifying
 from convrewrite.cli.expanded import Only, expanded
-from convrewrite.cli.grouped import Commands, command
+from convrewrite.cli.grouped import Commands, command, examples_of
 from convrewrite.cli.interrupts import tells_what_stands
 from convrewrite.cli.looking import compare, report, schema
 from convrewrite.cli.options import (
@@ -44,6 +44,10 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     cls=Commands,
+    epilog=examples_of(
+        "convrewrite optimize resnet18.pt --rule balanced --keep 0.98 --calib images/",
+        "convrewrite optimize --help",
+    ),
     pretty_exceptions_enable=False,
 )
 
@@ -240,6 +244,7 @@ def recover(
     sources: Annotated[Sources, Only("input", "factory", "mean", "std", "resize")],
     settings: Recovery,
     trust: Trust = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train the result in OUT towards its original, without labels; it is never worse then on inputs held out."""
     from convrewrite.cli.recovering import Asked, checkpoint_of, recovered
@@ -253,7 +258,7 @@ def recover(
         result = _commanded(result, context)
         result.save(place)
         checkpoint.unlink(missing_ok=True)  # of no use any more
-        show_result(result.report, place)
+        show_result(result.report, place, as_json)
 
 
 @command(
@@ -266,13 +271,17 @@ def explain(
     site: Annotated[
         str | None, typer.Argument(metavar="SITE", help="The name of a site; without it, all of them.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Tell why a site became what it is: the options that were measured, their cost, their effect."""
     from convrewrite import results
     from convrewrite.reporting import render_plan
 
     found = results.read_plan(source / results.PLAN if source.is_dir() else source)
-    say(render_plan(found, site))
+    if as_json:
+        say_json(found if site is None else found.site(site))
+    else:
+        say(render_plan(found, site))
 
 
 @command(

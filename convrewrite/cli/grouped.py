@@ -19,11 +19,16 @@ DEFAULTS = "convrewrite.defaults"
 """Key of what a context knows of the project's file: its name, and the options it was asked for."""
 
 
+def examples_of(*examples: str) -> str:
+    """The end of a help: whole command lines, each a paragraph, so that none is broken at 80 columns."""
+    return "\n\n".join(("Examples:", *examples))
+
+
 def command(app: typer.Typer, *examples: str, name: str | None = None) -> Callable[[Any], Any]:
     """Add a function to the commands; ``examples`` are whole command lines, which its ``--help`` ends with."""
 
     def added(function: Callable[..., None]) -> Callable[..., None]:
-        app.command(name, epilog="\n\n".join(("Examples:", *examples)))(spoken(function))
+        app.command(name, epilog=examples_of(*examples))(spoken(function))
         return function
 
     return added

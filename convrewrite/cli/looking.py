@@ -53,22 +53,19 @@ def compare(
         say(compared.text())
 
 
-def schema(name: Annotated[str, typer.Argument(help="report, plan, sweep, sites or compared.")]) -> None:
-    """Print the JSON schema of what --json prints: of optimize, apply and report; plan; sweep; analyze (a list); compare."""
+def schema(
+    name: Annotated[str | None, typer.Argument(help="As `convrewrite schema` without a name lists them.")] = None,
+) -> None:
+    """Print the JSON schema of what a command prints with --json; without NAME, which there are."""
     import json
 
-    from pydantic import BaseModel
+    from tabulate import tabulate
 
-    from convrewrite.planning import Plan
-    from convrewrite.reporting import AnalysisRow, Compared, Report, SweepReport
+    from convrewrite.cli.json_forms import SCHEMAS
 
-    known: dict[str, type[BaseModel]] = {
-        "report": Report,
-        "plan": Plan,
-        "sweep": SweepReport,
-        "sites": AnalysisRow,
-        "compared": Compared,
-    }
-    if name not in known:
-        raise UsageError(f"schema: expected {', '.join(known)}, found {shown(name)}")
-    typer.echo(json.dumps(known[name].model_json_schema(), indent=2))
+    if name is None:
+        say(tabulate([(name, commands) for name, (_, commands) in SCHEMAS.items()], ("name", "printed by")))
+        return
+    if name not in SCHEMAS:
+        raise UsageError(f"schema: expected {', '.join(SCHEMAS)}, found {shown(name)}")
+    typer.echo(json.dumps(SCHEMAS[name][0].model_json_schema(), indent=2))

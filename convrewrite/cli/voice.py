@@ -128,6 +128,6 @@ def say(text: str) -> None:
 def say_json(told: "BaseModel | Sequence[BaseModel]") -> None:
     """Print a value as JSON, or several as a list."""
     if isinstance(told, Sequence):
-        typer.echo("[" + ",\n".join(value.model_dump_json(indent=2) for value in told) + "]")
+        typer.echo("[" + ",\n".join(value.model_dump_json(indent=2, by_alias=True) for value in told) + "]")
     else:
-        typer.echo(told.model_dump_json(indent=2))
+        typer.echo(told.model_dump_json(indent=2, by_alias=True))
