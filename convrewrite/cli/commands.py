@@ -27,7 +27,7 @@ from convrewrite.cli.options import (
     Trust,
     calibration_of,
 )
-from convrewrite.cli.progress import progress_bars
+from convrewrite.cli.progress import progress_bars, stages_of
 from convrewrite.cli.rule_commands import rules_app
 from convrewrite.cli.voice import Quiet, Verbose, say, say_json, speaking
 from convrewrite.errors import VerificationError
@@ -107,7 +107,9 @@ def optimize(
     chosen = resolve(rule or ["separable"])
     network = given_network(model, sources, trust, settings.timeout)
     data = calibration_of(sources, network.model, network.inputs, settings.seed, settings.memory)
-    with progress_bars() as progress:
+    with progress_bars(
+        *stages_of(settings, sources.calib, "optimize"), *(["int8"] if besides.int8 else [])
+    ) as progress:
         result = pipeline.optimize(
             network.model, network.inputs, chosen, data, settings=settings, name=model, notes=network.notes,
             progress=progress,
@@ -147,7 +149,7 @@ def plan(
     chosen = resolve(rule or ["balanced"])
     network = given_network(model, sources, trust, settings.timeout)
     data = calibration_of(sources, network.model, network.inputs, settings.seed, settings.memory)
-    with progress_bars() as progress:
+    with progress_bars(*stages_of(settings, sources.calib, "plan", several=len(rule or ()) > 1)) as progress:
         made = pipeline.plan(network.model, network.inputs, chosen, data, settings=settings, progress=progress)
     results.save_plan(made, out)
     if as_json:
@@ -184,7 +186,7 @@ def apply(
     followed = results.read_plan(plan_file)
     network = given_network(model, sources, trust, settings.timeout)
     data = calibration_of(sources, network.model, network.inputs, followed.seed, settings.memory)
-    with progress_bars() as progress:
+    with progress_bars(*stages_of(settings, sources.calib, "apply")) as progress:
         result = pipeline.apply(
             network.model, network.inputs, followed, data, settings=settings, name=model, notes=network.notes,
             progress=progress,
@@ -216,7 +218,7 @@ def sweep(
 
     assert out is not None  # by then it has a default
     pipeline.Sweep.check(out)
-    with progress_bars() as progress:
+    with progress_bars(*stages_of(settings, sources.calib, "sweep")) as progress:
         found, words = swept(models, rule or ["balanced"], asked, sources, settings, trust, progress)
         found.save(out, words)
     if as_json:
@@ -252,7 +254,7 @@ def recover(
     place = towards.new or out
     checkpoint = checkpoint_of(place)
     asked = Asked(out, data, place, checkpoint, towards, trust)
-    with progress_bars() as progress:
+    with progress_bars("recover", *(["verify"] if settings.measure else [])) as progress:
         result = recovered(asked, sources, settings, progress)
     if result is not None:  # else another process of the run writes and tells
         result = _commanded(result, context)

@@ -40,7 +40,7 @@ def quantise(
     source = model or named_original(pipeline.read_report(out / "report.json").model, out)
     network = given_network(source, sources, trust, settings.timeout)
     data = calibration_of(sources, network.model, network.inputs, settings.seed, settings.memory)
-    with progress_bars() as progress:
+    with progress_bars("int8") as progress:
         rows = pipeline.quantise(out, network.model, network.inputs, data, settings=settings, progress=progress)
     written = out / "model.int8.onnx"
     if as_json:

@@ -81,7 +81,7 @@ def _compared(sources: tuple[str, str], runners: tuple[Any, Any], inputs: Any, a
                 f"--runtime {target.name}: expected two PyTorch models, found an ONNX file; name another runtime"
             )
         return [runtime.compare_programs(Program(module=first), Program(module=second), inputs, target, **how)]
-    with folders.temporary() as folder, progress_bars() as progress:
+    with folders.temporary() as folder, progress_bars("bench") as progress:
         paths = []
         for index, (source, runner) in enumerate(zip(sources, runners, strict=True)):
             progress("bench", index, 4, f"export {source}")

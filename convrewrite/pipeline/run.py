@@ -94,6 +94,7 @@ class Run:
         prepared = narrowed(prepared, settings)
         model, inputs, scratch = prepared.model, prepared.inputs, temporary()
         require_outputs(model, inputs, constraints.outputs, known)
+        progress("prepare", 0, 1, "export the original")
         with watch.timed("export the original"):
             exporter = exporter_of(prepared.original)
             baseline = (
@@ -110,6 +111,7 @@ class Run:
                 if settings.measure
                 else None
             )
+        progress("prepare", 0, 1, "inputs")
         with watch.timed("calibrate"):
             data = calibrate(
                 model, inputs, calibration, seed=settings.seed, memory=settings.memory, progress=progress,
@@ -127,12 +129,14 @@ class Run:
             require_evaluable(data, constraints.keep, evaluation.meanings)
         weights: dict[str, Tensor] = {}
         if settings.output_weighting and data.fit:
+            progress("prepare", 0, 1, "what output channels count for")
             with watch.timed("output weights"):
                 weights = output_weights(
                     model, prepared.rewritable, data.fit, settings.seed, meanings=evaluation.meanings
                 )
         with watch.timed("look up earlier runs"):
             cache = run_cache_of(prepared, data, evaluation, weights, settings)
+        progress("prepare", 1, 1, "done")
         work = Work(prepared, data, evaluation, weights, settings, progress, watch, cache)
         return cls(work, Planner(constraints, work, baseline or Unmeasured()), scratch, baseline)
 
