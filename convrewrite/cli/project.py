@@ -5,9 +5,7 @@ read, checked and recorded in the report as if it had been typed. A file comes w
 neither run code nor say where something is written.
 """
 
-import difflib
 import inspect
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +135,8 @@ def _kind_of(annotation: Any) -> type:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    import tomllib
+
     try:
         return tomllib.loads(read_text(path, UsageError, "a file in TOML", LARGEST))
     except ValueError as error:
@@ -152,9 +152,10 @@ def _checked(name: str, table: Mapping[str, Any], commands: Mapping[str, Mapping
     for key, value in table.items():
         if isinstance(value, dict) and key not in everywhere:
             tables |= dict(_tables(name, key, value, commands))
+        elif any(command.partition(" ")[0] == key for command in commands):
+            raise UsageError(f"{name}: {key}: expected the table of that command, as [{key}], found {shown(value)}")
         else:
-            known = [*everywhere, *commands]
-            common[key] = _words(f"{name}: {key}", key, value, everywhere, known)
+            common[key] = _words(f"{name}: {key}", key, value, everywhere, [*everywhere])
     return Project(name, common, tables)
 
 
@@ -201,5 +202,7 @@ def _words(where: str, key: str, value: object, options: Mapping[str, Option], k
 
 def _nearest(key: str, known: Iterable[str]) -> str:
     """The nearest name that is known, else all that a file may have."""
+    import difflib
+
     near = difflib.get_close_matches(key, known, 1, 0.5)
     return f", nearest is {shown(near[0])}" if near else f" ({', '.join(sorted({*known} - {*RUNS_CODE} - {*ONE_RUN}))})"

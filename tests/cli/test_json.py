@@ -93,7 +93,8 @@ def test_bench_and_profile_say_what_was_timed(place: Path, tmp_path: Path) -> No
     [row] = found["timings"]
     assert row["runtime"].startswith("onnxruntime") and row["rounds"] == 3
     assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
-    graphs, net = tmp_path / "graphs", place / "net.pt"
+    graphs, net = tmp_path / "graphs", tmp_path / "one.pt"
+    torch.save(torch.nn.Sequential(torch.nn.Conv2d(3, 16, 1), torch.nn.Conv2d(16, 16, 3)), net)
     assert call("profile", net, *INPUT, "--fast", "--rule", "asymmetric", "--graphs", graphs).code == 0
     times = told("timings", "profile", graphs, "--fast", "-o", tmp_path / "t.json")
     assert times == json.loads((tmp_path / "t.json").read_text())

@@ -85,6 +85,8 @@ def test_what_says_how_inputs_are_read_waits_for_inputs(there: Path) -> None:
     [
         ("sead = 3", "convrewrite.toml: sead: expected an option that is known there, without its dashes, nearest is 'seed'"),
         ("[optimise]", "convrewrite.toml: [optimise]: expected a command, nearest is 'optimize'; see convrewrite --help"),
+        ("optimize = 3", "convrewrite.toml: optimize: expected the table of that command, as [optimize], found 3"),
+        ("rules = true", "expected the table of that command, as [rules], found True"),
         ("[rules]\nlisst = {}", "convrewrite.toml: rules.lisst: expected the table of a command, nearest is 'list'"),
         ("[optimize]\nthread = 1", "convrewrite.toml: optimize.thread: expected an option that is known there"),
         ("[compare]\nseed = 1", "without its dashes (json, quiet, verbose)"),
