@@ -1,10 +1,16 @@
 """Who is told how far a run is, and the wall time of its stages."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
+
+LOG = logging.getLogger(__name__)
+
+LOGGED = 0.1
+"""Seconds of a stage's part that are worth a line in a log: batches by the hundred are not."""
 
 Element = TypeVar("Element")
 
@@ -22,7 +28,15 @@ class Stopwatch:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+            spent = time.perf_counter() - started
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+            if spent >= LOGGED:
+                LOG.debug("%s: %.1f s", name, spent)
+
+    def __str__(self) -> str:
+        """For a log, the longest stage first."""
+        longest = sorted(self.seconds.items(), key=lambda entry: -entry[1])
+        return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in longest)
 
     def each(self, name: str, items: Iterator[Element]) -> Iterator[Element]:
         """The items of an iterator; the time it takes to make them counts for ``name``, not what is done with them."""

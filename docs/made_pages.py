@@ -51,7 +51,9 @@ def _command(name: str, command: Any) -> list[str]:
         return [part for word, one in inner.items() for part in _command(f"{name} {word}", one)]
     rows = [(_names(one), one.help or "") for one in command.params if one.name != "help"]
     table = ["| | |", "|---|---|", *(f"| {_cell(names)} | {_cell(text)} |" for names, text in rows)]
-    return [f"## {name}", command.help or "", "\n".join(table) if rows else ""]
+    _, *examples = command.epilog.split("\n\n")
+    shown = "\n".join(f"    {example}" for example in examples)
+    return [f"## {name}", command.help or "", shown, "\n".join(table) if rows else ""]
 
 
 def _names(parameter: Any) -> str:

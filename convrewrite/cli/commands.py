@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from convrewrite import values
-from convrewrite.cli import quantising, timing
+from convrewrite.cli import quantising, timing, verifying
 from convrewrite.cli.expanded import Only, expanded
+from convrewrite.cli.grouped import Commands, command, examples_of
 from convrewrite.cli.interrupts import tells_what_stands
 from convrewrite.cli.looking import compare, report, schema
 from convrewrite.cli.options import (
@@ -18,8 +18,6 @@ from convrewrite.cli.options import (
     SWEPT,
     AsJson,
     Besides,
-    Commands,
-    Comparing,
     Model,
     Out,
     Rules,
@@ -28,13 +26,11 @@ from convrewrite.cli.options import (
     Towards,
     Trust,
     calibration_of,
-    progress_bars,
-    runner_of,
-    say,
-    say_json,
 )
+from convrewrite.cli.progress import progress_bars, stages_of
 from convrewrite.cli.rule_commands import rules_app
-from convrewrite.errors import UsageError, VerificationError
+from convrewrite.cli.voice import Quiet, Verbose, say, say_json, speaking
+from convrewrite.errors import VerificationError
 from convrewrite.settings import Recovery, Settings
 from convrewrite.version import tool_version
 
@@ -48,13 +44,18 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     cls=Commands,
+    epilog=examples_of(
+        "convrewrite optimize resnet18.pt --rule balanced --keep 0.98 --calib images/",
+        "convrewrite optimize --help",
+    ),
     pretty_exceptions_enable=False,
 )
 
 
 app.add_typer(rules_app, name="rules")
-for _command in (report, compare, schema):
-    app.command()(_command)
+command(app, "convrewrite report resnet18-rewritten --open")(report)
+command(app, "convrewrite compare half quarter --page both.html")(compare)
+command(app, "convrewrite schema report", "convrewrite schema")(schema)
 
 
 def _show_version(wanted: bool) -> None:
@@ -65,14 +66,24 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 - its callback shows it
         bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
     ] = False,
+    no_config: Annotated[  # noqa: ARG001 - grouped.py asks the context for it
+        bool, typer.Option("--no-config", help="Read no convrewrite.toml, and no [tool.convrewrite] of pyproject.toml.")
+    ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
 ) -> None:
-    pass
+    context.with_resource(speaking(quiet, verbose))
 
 
-@app.command()
+@command(
+    app,
+    "convrewrite optimize resnet18.pt --rule separable --calib images/",
+    "convrewrite optimize net.onnx --rule balanced --budget latency=0.6 -o out",
+)
 @tells_what_stands
 @expanded
 def optimize(
@@ -96,7 +107,9 @@ def optimize(
     chosen = resolve(rule or ["separable"])
     network = given_network(model, sources, trust, settings.timeout)
     data = calibration_of(sources, network.model, network.inputs, settings.seed, settings.memory)
-    with progress_bars() as progress:
+    with progress_bars(
+        *stages_of(settings, sources.calib, "optimize"), *(["int8"] if besides.int8 else [])
+    ) as progress:
         result = pipeline.optimize(
             network.model, network.inputs, chosen, data, settings=settings, name=model, notes=network.notes,
             progress=progress,
@@ -110,7 +123,7 @@ def optimize(
     show_result(result.report, out, besides.json)
 
 
-@app.command()
+@command(app, "convrewrite plan resnet18.pt --budget macs=0.5 --calib images/ -o plan.json")
 @tells_what_stands
 @expanded
 def plan(
@@ -136,7 +149,7 @@ def plan(
     chosen = resolve(rule or ["balanced"])
     network = given_network(model, sources, trust, settings.timeout)
     data = calibration_of(sources, network.model, network.inputs, settings.seed, settings.memory)
-    with progress_bars() as progress:
+    with progress_bars(*stages_of(settings, sources.calib, "plan", several=len(rule or ()) > 1)) as progress:
         made = pipeline.plan(network.model, network.inputs, chosen, data, settings=settings, progress=progress)
     results.save_plan(made, out)
     if as_json:
@@ -148,7 +161,7 @@ def plan(
     say(f"Written to {out}")
 
 
-@app.command()
+@command(app, "convrewrite apply resnet18.pt plan.json --calib images/ -o out")
 @tells_what_stands
 @expanded
 def apply(
@@ -173,7 +186,7 @@ def apply(
     followed = results.read_plan(plan_file)
     network = given_network(model, sources, trust, settings.timeout)
     data = calibration_of(sources, network.model, network.inputs, followed.seed, settings.memory)
-    with progress_bars() as progress:
+    with progress_bars(*stages_of(settings, sources.calib, "apply")) as progress:
         result = pipeline.apply(
             network.model, network.inputs, followed, data, settings=settings, name=model, notes=network.notes,
             progress=progress,
@@ -183,7 +196,7 @@ def apply(
     show_result(result.report, out, as_json)
 
 
-@app.command()
+@command(app, "convrewrite sweep resnet18.pt --calib images/ --budgets 0.8..0.1 -o sweep")
 @tells_what_stands
 @expanded
 def sweep(
@@ -205,7 +218,7 @@ def sweep(
 
     assert out is not None  # by then it has a default
     pipeline.Sweep.check(out)
-    with progress_bars() as progress:
+    with progress_bars(*stages_of(settings, sources.calib, "sweep")) as progress:
         found, words = swept(models, rule or ["balanced"], asked, sources, settings, trust, progress)
         found.save(out, words)
     if as_json:
@@ -215,7 +228,11 @@ def sweep(
     say(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
 
-@app.command()
+@command(
+    app,
+    "convrewrite recover out --data images/ --minutes 5",
+    "convrewrite recover out --data images.npy --epochs 3 -o recovered",
+)
 @tells_what_stands
 @expanded
 def recover(
@@ -229,6 +246,7 @@ def recover(
     sources: Annotated[Sources, Only("input", "factory", "mean", "std", "resize")],
     settings: Recovery,
     trust: Trust = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train the result in OUT towards its original, without labels; it is never worse then on inputs held out."""
     from convrewrite.cli.recovering import Asked, checkpoint_of, recovered
@@ -236,31 +254,43 @@ def recover(
     place = towards.new or out
     checkpoint = checkpoint_of(place)
     asked = Asked(out, data, place, checkpoint, towards, trust)
-    with progress_bars() as progress:
+    with progress_bars("recover", *(["verify"] if settings.measure else [])) as progress:
         result = recovered(asked, sources, settings, progress)
     if result is not None:  # else another process of the run writes and tells
         result = _commanded(result, context)
         result.save(place)
         checkpoint.unlink(missing_ok=True)  # of no use any more
-        show_result(result.report, place)
+        show_result(result.report, place, as_json)
 
 
-@app.command()
+@command(
+    app,
+    "convrewrite explain out layer3.0.conv2",
+    "convrewrite explain plan.json",
+)
 def explain(
     source: Annotated[Path, typer.Argument(metavar="OUT", help="A result folder, or a plan.")],
     site: Annotated[
         str | None, typer.Argument(metavar="SITE", help="The name of a site; without it, all of them.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Tell why a site became what it is: the options that were measured, their cost, their effect."""
     from convrewrite import results
     from convrewrite.reporting import render_plan
 
     found = results.read_plan(source / results.PLAN if source.is_dir() else source)
-    say(render_plan(found, site))
+    if as_json:
+        say_json(found if site is None else found.site(site))
+    else:
+        say(render_plan(found, site))
 
 
-@app.command()
+@command(
+    app,
+    "convrewrite analyze resnet18.pt",
+    "convrewrite analyze net.onnx --rule balanced --page net.html",
+)
 @expanded
 def analyze(
     *,
@@ -284,7 +314,7 @@ def analyze(
     network = given_network(model, sources, trust, settings.timeout)
     rows = pipeline.analyze(network.model, network.inputs, rule)
     if as_json:
-        say_json(*rows)
+        say_json(rows)
         return
     say(render_sites(rows))
     for note in network.notes:
@@ -293,45 +323,18 @@ def analyze(
         say(f"Written to {results.Analysis(rows, model, network.notes).save_page(page)}")
 
 
-@app.command()
-@expanded
-def verify(
-    *,
-    a: Annotated[str, typer.Argument(metavar="A", help="The original: .pt, .onnx, or a result folder.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
-    sources: Annotated[Sources, Only("input", "factory", "calib", "mean", "std", "resize")],
-    asked: Annotated[Comparing, Only("expect", "outputs", "agreement", "error", "seed", "timeout")],
-    trust: Trust = False,
-) -> None:
-    """Compare the outputs of A and B: parity where they must be the same model, fidelity where one approximates."""
-    if asked.expect not in (None, "parity", "fidelity"):
-        raise UsageError(f"--expect: expected parity or fidelity, found {values.shown(asked.expect)}")
-    from convrewrite import pipeline, runtime
-    from convrewrite.cli import example_inputs
-    from convrewrite.reporting import render_verification
-
-    calib, limited = sources.calib, asked.agreement is not None or asked.error is not None
-    first, second = (runner_of(source, sources.factory, trust, asked.timeout) for source in (a, b))
-    inputs = example_inputs.for_both(first, second, sources, asked.seed)
-    relation = pipeline.relation_of(first, second, (a, b))
-    outcome = pipeline.verify(
-        first, second, inputs, outputs=asked.outputs, representative=calib is not None, names=(a, b)
-    )
-    wanted = asked.expect or ("fidelity" if limited else relation.expected)
-    say(render_verification(outcome, inputs[0].shape[0], "calibration inputs" if calib else "random inputs"))
-    for note in outcome.notes:
-        say(note)
-    if relation.stranger is not None and asked.expect is None:
-        raise VerificationError(relation.stranger)
-    if wanted == "parity":
-        runtime.require_parity(outcome.parity)
-        say("Parity holds.")
-    relation.require_fidelity(outcome.fidelity, asked.agreement, asked.error)
-
-
-app.command()(timing.bench)
-app.command()(timing.profile)
-app.command()(quantising.quantise)
+command(
+    app,
+    "convrewrite verify resnet18.pt out/model.onnx --calib images/ --agreement 0.98",
+    "convrewrite verify out out/model.onnx",
+)(verifying.verify)
+command(app, "convrewrite bench resnet18.onnx out/model.onnx --threads 2")(timing.bench)
+command(
+    app,
+    "convrewrite profile resnet18.pt --runtime openvino -o timings.json",
+    "convrewrite profile resnet18.pt --graphs graphs",
+)(timing.profile)
+command(app, "convrewrite quantise out --calib images/")(quantising.quantise)
 
 
 def _commanded(result: "Result", context: typer.Context) -> "Result":

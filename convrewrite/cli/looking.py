@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from convrewrite.cli.options import AsJson, say, say_json
+from convrewrite.cli.options import AsJson
+from convrewrite.cli.voice import say, say_json
 from convrewrite.errors import UsageError
 from convrewrite.values import shown
 
@@ -19,10 +20,7 @@ def report(
     opened: Annotated[bool, typer.Option("--open", help="Show its page in the browser.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the report of a result again.
-
-    Example: convrewrite report resnet18-rewritten --open
-    """
+    """Show the report of a result again."""
     from convrewrite import pipeline
     from convrewrite.reporting import render_text
 
@@ -42,10 +40,7 @@ def compare(
     page: Annotated[Path | None, typer.Option("--page", help="Write the table as an HTML file, too.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show results side by side: what is left of each one's cost, and how near it is to its original.
-
-    Example: convrewrite compare half quarter --page both.html
-    """
+    """Show results side by side: what is left of each one's cost, and how near it is to its original."""
     from convrewrite import folders, pipeline
     from convrewrite.reporting import Compared
 
@@ -58,25 +53,19 @@ def compare(
         say(compared.text())
 
 
-def schema(name: Annotated[str, typer.Argument(help="report, plan, sweep, sites or compared.")]) -> None:
-    """Print the JSON schema of what --json prints: of optimize, apply and report; plan; sweep; analyze (a list); compare.
-
-    Example: convrewrite schema report
-    """
+def schema(
+    name: Annotated[str | None, typer.Argument(help="As `convrewrite schema` without a name lists them.")] = None,
+) -> None:
+    """Print the JSON schema of what a command prints with --json; without NAME, which there are."""
     import json
 
-    from pydantic import BaseModel
+    from tabulate import tabulate
 
-    from convrewrite.planning import Plan
-    from convrewrite.reporting import AnalysisRow, Compared, Report, SweepReport
+    from convrewrite.cli.json_forms import SCHEMAS
 
-    known: dict[str, type[BaseModel]] = {
-        "report": Report,
-        "plan": Plan,
-        "sweep": SweepReport,
-        "sites": AnalysisRow,
-        "compared": Compared,
-    }
-    if name not in known:
-        raise UsageError(f"schema: expected {', '.join(known)}, found {shown(name)}")
-    typer.echo(json.dumps(known[name].model_json_schema(), indent=2))
+    if name is None:
+        say(tabulate([(name, commands) for name, (_, commands) in SCHEMAS.items()], ("name", "printed by")))
+        return
+    if name not in SCHEMAS:
+        raise UsageError(f"schema: expected {', '.join(SCHEMAS)}, found {shown(name)}")
+    typer.echo(json.dumps(SCHEMAS[name][0].model_json_schema(), indent=2))

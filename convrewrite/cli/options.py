@@ -1,29 +1,22 @@
-"""What the commands of the command line share: their options, loading, calibration, and the progress bars."""
+"""What the commands of the command line share: their options, loading, and calibration."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from convrewrite import values
 from convrewrite.errors import ModelLoadError, UsageError, VerificationError
-from convrewrite.escaping import printable
-from convrewrite.interrupts import held
 from convrewrite.machine import PROBE_SECONDS
 from convrewrite.settings import FLAG, Settings, flag
 from convrewrite.targets import DEFAULT
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
     from convrewrite.inputs import Inputs
     from convrewrite.loading import Loaded
-    from convrewrite.progress import Progress
 
 MODEL_HELP = "A .pt/.pth file (a whole module, or a state dict with --factory), an .onnx file, or pkg.mod:callable."
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
@@ -190,24 +183,6 @@ class Sweeping:
     )
 
 
-class Commands(TyperGroup):
-    """The commands, none of which takes the last of several values for an option that has one: which was meant?"""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that was named; raises UsageError where one of its options is given twice."""
-        name, command, rest = super().resolve_command(ctx, args)
-        if command is not None and not isinstance(command, TyperGroup):
-            parser = command.make_parser(ctx)
-            parser.allow_interspersed_args = True  # the group itself, whose context this is, does not
-            _, _, order = parser.parse_args(list(rest))
-            for parameter in order:
-                if order.count(parameter) > 1 and parameter.param_type_name == "option" and not parameter.multiple:
-                    raise UsageError(
-                        f"{max(parameter.opts, key=len)}: expected once, found more than once; give one value"
-                    )
-        return name, command, rest
-
-
 def load(source: str, factory: str | None, trust: bool) -> "Loaded":
     """The model that was named on the command line."""
     from convrewrite.loading import load_model
@@ -258,48 +233,3 @@ def require_calibration(sources: Sources) -> None:
     for option, given in (("--mean", sources.mean), ("--std", sources.std), ("--resize", sources.resize)):
         if given is not None:
             raise UsageError(f"{option}: expected calibration inputs that it applies to, found none; add --calib")
-
-
-def say(text: str) -> None:
-    """Print lines, in which names from elsewhere can do nothing to the terminal."""
-    typer.echo(printable(text, keep="\n\t"))
-
-
-def say_json(*values: "BaseModel") -> None:
-    """Print a value as JSON, or several as a list."""
-    if len(values) == 1:
-        typer.echo(values[0].model_dump_json(indent=2))
-    else:
-        typer.echo("[" + ",\n".join(value.model_dump_json(indent=2) for value in values) + "]")
-
-
-@contextmanager
-def progress_bars() -> "Iterator[Progress]":
-    """A bar per stage on the error stream, so that the report can be piped."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.fields[stage]:<18}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}", markup=False),
-    )
-    bars = Progress(*columns, console=Console(stderr=True))
-    tasks: dict[str, TaskID] = {}
-
-    def show(stage: str, done: int, total: int, text: str) -> None:
-        with held():  # a line that is half drawn would run into what is said of the interrupt
-            if not tasks:
-                bars.start()
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(printable(text), total=total, stage=stage)
-            bars.update(tasks[stage], completed=done, total=total, description=printable(text))
-
-    try:
-        yield show
-    finally:
-        if tasks:  # bars that were never started would leave an empty line above the error
-            with held():
-                bars.stop()

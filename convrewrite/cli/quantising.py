@@ -8,7 +8,9 @@ import typer
 
 from convrewrite.cli.expanded import Only, expanded
 from convrewrite.cli.interrupts import tells_what_stands
-from convrewrite.cli.options import Sources, Trust, calibration_of, progress_bars, say
+from convrewrite.cli.options import AsJson, Sources, Trust, calibration_of
+from convrewrite.cli.progress import progress_bars
+from convrewrite.cli.voice import say, say_json
 from convrewrite.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ def quantise(
     sources: Sources,
     settings: Annotated[Settings, Only("threads", "seed", "memory", "timeout", "runtime")],
     trust: Trust = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make int8 of the result in OUT, on the calibration inputs, and compare original, rewritten, and int8 of both."""
     from convrewrite import pipeline
@@ -37,10 +40,16 @@ def quantise(
     source = model or named_original(pipeline.read_report(out / "report.json").model, out)
     network = given_network(source, sources, trust, settings.timeout)
     data = calibration_of(sources, network.model, network.inputs, settings.seed, settings.memory)
-    with progress_bars() as progress:
+    with progress_bars("int8") as progress:
         rows = pipeline.quantise(out, network.model, network.inputs, data, settings=settings, progress=progress)
+    written = out / "model.int8.onnx"
+    if as_json:
+        from convrewrite.cli.json_forms import QuantisedModels
+
+        say_json(QuantisedModels.of(rows, written))
+        return
     say(table(rows))
-    say(f"Written to {out / 'model.int8.onnx'}")
+    say(f"Written to {written}")
 
 
 def table(rows: "Sequence[Int8Row]") -> str:

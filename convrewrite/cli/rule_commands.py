@@ -1,48 +1,72 @@
 """The commands that show and check rules."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from convrewrite.cli.options import say
+from convrewrite.cli.grouped import Commands, command, examples_of
+from convrewrite.cli.options import AsJson
+from convrewrite.cli.voice import say, say_json
 from convrewrite.errors import VerificationError
 
-rules_app = typer.Typer(help="The rules that say which convolutions become what.", no_args_is_help=True)
+rules_app = typer.Typer(
+    help="The rules that say which convolutions become what.",
+    no_args_is_help=True,
+    cls=Commands,
+    epilog=examples_of("convrewrite rules list", "convrewrite rules check mine.toml"),
+)
 
 
-@rules_app.command("list")
-def rules_list() -> None:
+@command(rules_app, "convrewrite rules list", name="list")
+def rules_list(as_json: AsJson = False) -> None:
     """The built-in rules."""
     from tabulate import tabulate
 
     from convrewrite.rules import builtin_rules, load_rule_file
 
     rows = [(name, load_rule_file(path).description) for name, path in builtin_rules().items()]
+    if as_json:
+        from convrewrite.cli.json_forms import BuiltinRule, BuiltinRules
+
+        say_json(BuiltinRules(rules=tuple(BuiltinRule(name=name, description=text) for name, text in rows)))
+        return
     say(tabulate(rows, ("rule", "what it does"), maxcolwidths=[None, 85]))
 
 
-@rules_app.command("show")
-def rules_show(name: Annotated[str, typer.Argument(help="A built-in rule or a rule file.")]) -> None:
-    """A rule file as it stands, comments and examples included."""
-    from convrewrite.rules import builtin_rules, resolve
+@command(rules_app, "convrewrite rules show balanced > mine.toml", name="show")
+def rules_show(
+    name: Annotated[str, typer.Argument(help="A built-in rule or a rule file.")], as_json: AsJson = False
+) -> None:
+    """A rule file as it stands, comments and examples included; as JSON with every default."""
+    from convrewrite.rules import builtin_rules, load_rule_file, resolve
 
     resolve([name])
     path = builtin_rules().get(name, Path(name))
-    say(path.read_text(encoding="utf-8"))
+    if as_json:
+        say_json(load_rule_file(path))
+    else:
+        say(path.read_text(encoding="utf-8"))
 
 
-@rules_app.command("check")
-def rules_check(file: Annotated[Path, typer.Argument(help="A rule file.")]) -> None:
+@command(rules_app, "convrewrite rules check mine.toml", name="check")
+def rules_check(file: Annotated[Path, typer.Argument(help="A rule file.")], as_json: AsJson = False) -> None:
     """Check a rule file: its keys, its values, and the examples it carries."""
     from convrewrite.rules import check, load_rule_file
     from convrewrite.structures import discover
 
     structures = discover()
     findings = check(load_rule_file(file), lambda name, spec: structures[name].reject(spec.per_group))
-    for finding in findings:
+    if as_json:
+        from convrewrite.cli.json_forms import CheckedExample, CheckedRules
+
+        examples = tuple(CheckedExample(**asdict(finding)) for finding in findings)
+        say_json(CheckedRules(file=str(file), passed=all(one.passed for one in examples), examples=examples))
+    for finding in findings if not as_json else ():
         say(f"{'ok  ' if finding.passed else 'FAIL'} {finding.rule}: {finding.example}: {finding.text}")
     failed = [finding for finding in findings if not finding.passed]
     if failed:
         raise VerificationError(f"{file}: {len(failed)} of {len(findings)} examples fail")
-    say(f"{file}: valid; {len(findings)} examples hold")
+    if not as_json:
+        say(f"{file}: valid; {len(findings)} examples hold")

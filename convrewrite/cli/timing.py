@@ -7,10 +7,21 @@ import typer
 
 from convrewrite.cli.expanded import Only, expanded
 from convrewrite.cli.interrupts import tells_what_stands
-from convrewrite.cli.options import Comparing, Rules, Sources, Trust, progress_bars, runner_of, say
+from convrewrite.cli.options import AsJson, Comparing, Rules, Sources, Trust, runner_of
+from convrewrite.cli.progress import progress_bars
+from convrewrite.cli.voice import say, say_json
 from convrewrite.errors import UsageError
 from convrewrite.settings import Settings
-from convrewrite.targets import Comparison, Program, TorchEager, is_graphs, profile_graphs, save_profile, target_of
+from convrewrite.targets import (
+    Comparison,
+    Profile,
+    Program,
+    TorchEager,
+    is_graphs,
+    profile_graphs,
+    save_profile,
+    target_of,
+)
 
 PROFILED = (
     "A model, whose options are timed here; or a folder of graphs that --graphs wrote, which takes no torch to time."
@@ -27,6 +38,7 @@ def bench(
     sources: Annotated[Sources, Only("input", "factory", "calib", "mean", "std", "resize")],
     asked: Annotated[Comparing, Only("threads", "rounds", "timeout", "runtime")],
     trust: Trust = False,
+    as_json: AsJson = False,
 ) -> None:
     """Time A and B side by side, interleaved; the ratio is the median over rounds of paired ratios."""
     from tabulate import tabulate
@@ -39,14 +51,20 @@ def bench(
     if all(example_inputs.batch_of(runner) is None for runner in (first, second)):
         inputs = tuple(tensor[:1] for tensor in inputs)
     comparisons = _compared((a, b), (first, second), inputs, asked)
+    if as_json:
+        from convrewrite.cli.json_forms import Benched, BenchedRow
+
+        found, shapes = tuple(map(BenchedRow.of, comparisons)), tuple(tuple(tensor.shape) for tensor in inputs)
+        say_json(Benched(a=a, b=b, input_shapes=shapes, timings=found))
+        return
     rows = [
         (c.runtime, reporting.duration(c.seconds_a), reporting.duration(c.seconds_b), f"{c.ratio:.3f}",
          f"{c.ratio_low:.3f} to {c.ratio_high:.3f}", f"{c.speedup:.2f}x")
         for c in comparisons
     ]  # fmt: skip
     say(tabulate(rows, ("runtime", "A", "B", "B / A", "quartiles", "speed-up")))
-    shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
-    say(f"input {shapes}, {asked.threads} thread(s), median of {asked.rounds} interleaved rounds")
+    sizes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
+    say(f"input {sizes}, {asked.threads} thread(s), median of {asked.rounds} interleaved rounds")
 
 
 def _compared(sources: tuple[str, str], runners: tuple[Any, Any], inputs: Any, asked: Comparing) -> list[Comparison]:
@@ -63,7 +81,7 @@ def _compared(sources: tuple[str, str], runners: tuple[Any, Any], inputs: Any, a
                 f"--runtime {target.name}: expected two PyTorch models, found an ONNX file; name another runtime"
             )
         return [runtime.compare_programs(Program(module=first), Program(module=second), inputs, target, **how)]
-    with folders.temporary() as folder, progress_bars() as progress:
+    with folders.temporary() as folder, progress_bars("bench") as progress:
         paths = []
         for index, (source, runner) in enumerate(zip(sources, runners, strict=True)):
             progress("bench", index, 4, f"export {source}")
@@ -97,14 +115,16 @@ def profile(
     sources: Annotated[Sources, Only("input", "factory", "calib")],
     settings: Annotated[Settings, Only("fast", "threads", "timeout", "runtime")],
     trust: Trust = False,
+    as_json: AsJson = False,
 ) -> None:
     """Time every option that a plan for MODEL may ask for, in a runtime on this machine; `--timings` plans by it elsewhere."""
     if (out is None) == (graphs is None):
         raise UsageError("profile: expected -o FILE for times, or --graphs FOLDER for another machine, and one of them")
+    if graphs is not None and as_json:
+        raise UsageError("--json: expected with -o, as --graphs measures nothing that could be printed; leave it out")
     if is_graphs(Path(model)) and out is not None:
         found = profile_graphs(Path(model), settings.target, settings.threads, ROUNDS[settings.fast])
-        save_profile(found, out)
-        say(f"{len(found.seconds)} times in {found.describe()}. Written to {out}")
+        _profiled(found, out, as_json)
         return
     from convrewrite import pipeline
     from convrewrite.cli.networks import given_network
@@ -115,5 +135,15 @@ def profile(
         say(f"Written to {graphs}; there: convrewrite profile {graphs} --runtime NAME -o timings.json")
         return
     assert out is not None
-    save_profile(made, out)
-    say(f"{len(made.seconds)} times in {made.describe()}. Written to {out}")
+    _profiled(made, out, as_json)
+
+
+def _profiled(found: Profile, out: Path, as_json: bool) -> None:
+    """Write the times, and say so."""
+    save_profile(found, out)
+    if as_json:
+        from convrewrite.cli.json_forms import Timings
+
+        say_json(Timings.of(found))
+        return
+    say(f"{len(found.seconds)} times in {found.describe()}. Written to {out}")

@@ -5,12 +5,13 @@ from convrewrite.pipeline.comparing import verify
 from convrewrite.pipeline.profiling import profile
 from convrewrite.pipeline.quantising import Int8Row, quantise
 from convrewrite.pipeline.recovery import read_report, recover
-from convrewrite.pipeline.relations import relation_of
+from convrewrite.pipeline.relations import Relation, relation_of
 from convrewrite.pipeline.run import Run
 from convrewrite.pipeline.sweeping import Sweep, sweep
 
 __all__ = [
     "Int8Row",
+    "Relation",
     "RewriteConvolutions",
     "Run",
     "Sweep",

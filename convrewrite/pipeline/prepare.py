@@ -1,5 +1,6 @@
 """What every run starts from: the followed model with its sites, what the rules allow there, and what the whole costs."""
 
+import logging
 from collections.abc import Sequence
 
 from torch import nn
@@ -12,6 +13,8 @@ from convrewrite.onnx_graph import hidden_cost, kept_sites, refused_sites
 from convrewrite.rewriting import Prepared
 from convrewrite.rules import Rule, search_spaces
 from convrewrite.structures import Structure, discover
+
+LOG = logging.getLogger(__name__)
 
 
 def prepare(
@@ -29,6 +32,11 @@ def prepare(
     lifted, traced, sites = find(model, inputs, kept_sites(model), refused_sites(model))
     hidden = hidden_cost(model)
     totals = whole_cost(lifted.model, inputs) + hidden
+    spaces = search_spaces(sites, rules, known)
+    allowed = sum(1 for space in spaces if space.rank_ranges)
+    LOG.info("%d convolution sites, %d of which the rules take; %s MACs", len(sites), allowed, f"{totals.macs:,}")
+    for space in spaces:
+        LOG.debug("%s: %s", space.site.name, space.reason or f"{len(space.rank_ranges)} structures compete")
     return Prepared(
         model if original is None else original,
         lifted,
@@ -38,7 +46,7 @@ def prepare(
         totals,
         tuple(rules),
         known,
-        search_spaces(sites, rules, known),
+        spaces,
         hidden,
     )
 

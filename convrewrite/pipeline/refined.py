@@ -1,5 +1,6 @@
 """When a fitted result is refined, what its report says of that, and what of it is kept from run to run."""
 
+import logging
 from collections.abc import Mapping
 
 import torch
@@ -10,6 +11,8 @@ from convrewrite.onnx_graph import batch_of
 from convrewrite.rewriting import Rewritten, Work
 from convrewrite.stored import RunCache, tensors_digest
 from convrewrite.tuning import Refined, Refinement, refine
+
+LOG = logging.getLogger(__name__)
 
 
 def refined(work: Work, rewritten: Rewritten) -> list[str]:
@@ -35,6 +38,7 @@ def refined(work: Work, rewritten: Rewritten) -> list[str]:
     )
     with work.watch.timed("refine"):
         found = _refined(task, work)
+    LOG.info("%s", found.note or "nothing to refine")
     return [found.note] if found.note else []
 
 
@@ -53,6 +57,7 @@ def _refined(task: Refinement, work: Work) -> Refined:
     asked = (tensors_digest(_numbers(task)), task.asked, task.batch, sorted(task.sites))
     known = _known(task, work.cache, asked)
     if known is not None:
+        LOG.info("refined in an earlier run")
         return known
     found = refine(task, work.progress)
     if found.steps:

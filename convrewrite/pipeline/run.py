@@ -1,5 +1,6 @@
 """One run: its choice of options, and everything after it. The entry points are in :mod:`convrewrite.pipeline.api`."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,6 +48,8 @@ from convrewrite.settings import Constraints, Settings
 from convrewrite.structures import Structure
 from convrewrite.targets import read_profile
 
+LOG = logging.getLogger(__name__)
+
 NOT_MEASURED = "no ONNX file was asked for: nothing was exported or timed, and onnxruntime was not compared"
 """The note of a result without one."""
 
@@ -91,6 +94,7 @@ class Run:
         prepared = narrowed(prepared, settings)
         model, inputs, scratch = prepared.model, prepared.inputs, temporary()
         require_outputs(model, inputs, constraints.outputs, known)
+        progress("prepare", 0, 1, "export the original")
         with watch.timed("export the original"):
             exporter = exporter_of(prepared.original)
             baseline = (
@@ -107,6 +111,7 @@ class Run:
                 if settings.measure
                 else None
             )
+        progress("prepare", 0, 1, "inputs")
         with watch.timed("calibrate"):
             data = calibrate(
                 model, inputs, calibration, seed=settings.seed, memory=settings.memory, progress=progress,
@@ -114,19 +119,24 @@ class Run:
             )  # fmt: skip
             fit, held_out = channels_last(model, data.fit), channels_last(model, data.held_out)
             data = replace(data, fit=fit, held_out=held_out)
+            LOG.info("inputs: %s, fitted on %d, %d held out", data.source, data.fitted_on, data.held_out_count)
             evaluation = evaluation_inputs(inputs, data, batch_of(prepared.original)).told(
                 model, constraints.outputs, known
             )
+        for output, meaning in evaluation.meanings.items():
+            LOG.info("output %s is taken for %s: %s", output, meaning.kind, meaning.reason)
         if constraints.keep is not None:
             require_evaluable(data, constraints.keep, evaluation.meanings)
         weights: dict[str, Tensor] = {}
         if settings.output_weighting and data.fit:
+            progress("prepare", 0, 1, "what output channels count for")
             with watch.timed("output weights"):
                 weights = output_weights(
                     model, prepared.rewritable, data.fit, settings.seed, meanings=evaluation.meanings
                 )
         with watch.timed("look up earlier runs"):
             cache = run_cache_of(prepared, data, evaluation, weights, settings)
+        progress("prepare", 1, 1, "done")
         work = Work(prepared, data, evaluation, weights, settings, progress, watch, cache)
         return cls(work, Planner(constraints, work, baseline or Unmeasured()), scratch, baseline)
 
@@ -149,6 +159,7 @@ class Run:
         after = counted_as_replaced(prepared.model, settled, changed, prepared.inputs) + prepared.hidden.macs
         with work.watch.timed("verify"), preserved(settled.model):
             measured = self._measured(settled.model, followed)
+            LOG.info("seconds of stages: %s", work.watch)
             saved = None if self.baseline is None else self.planner.predicted_saving(rewritten.outcomes)
         report = build_report(
             model=name,

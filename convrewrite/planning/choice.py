@@ -1,5 +1,6 @@
 """Which option every site gets: by each rule's own ratio, within a budget, or by the fidelity that is to be kept."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -29,6 +30,8 @@ from convrewrite.rules import Candidate, Shortlist, shortlist_at
 from convrewrite.runtime import Baseline, Unmeasured
 from convrewrite.settings import Constraints, Settings
 from convrewrite.version import tool_version
+
+LOG = logging.getLogger(__name__)
 
 ROOM = 0.05
 """Part of the original's time between the fastest plan there is and a budget that is named: the very fastest harms most."""
@@ -62,6 +65,10 @@ class Planner:
         Raises PlanError for a budget that cannot be met, before any long work where counting tells.
         """
         work = self.work
+        asked = {**self.constraints.budget, **({"keep": self.constraints.keep} if self.constraints.keep else {})}
+        LOG.info(
+            "asked for: %s", ", ".join(f"{name} {part}" for name, part in asked.items()) or "each rule's own ratio"
+        )
         if self.constraints.by_ratio:
             with work.watch.timed("latency"):
                 return Choice(self._by_ratio())
@@ -87,6 +94,7 @@ class Planner:
         if checked.loss <= choice.allocation.effect:  # no more harm than that of the parts: nothing to gain
             return rewritten, choice.allocation
         attempt = lambda allocation: self._rewrite(self._lowered(allocation))  # noqa: E731
+        LOG.info("the whole does more harm (%.3g) than its parts (%.3g): swaps", checked.loss, choice.allocation.effect)
         best = swap(self.work, checked, self.constraints.budget, self._measures_within, attempt)
         return best.rewritten, best.allocation
 
@@ -150,7 +158,10 @@ class Planner:
                 f"{error}; {slow} options were left out because they measure slower than what they replace: --any-speed takes "
                 f"them too; --budget latency={min(0.99, fastest + ROOM):.2f} would make it faster"
             ) from error
-        return fastest_of_equals(allocation, budget)
+        found = fastest_of_equals(allocation, budget)
+        left = ", ".join(f"{name} {found.part(name):.3f}" for name in budget)
+        LOG.info("chosen: %s, predicted effect %.3g, of the best plan %.3g", left, found.effect, allocation.effect)
+        return found
 
     def _choose_by_latency(self, surveyed: tuple[Surveyed, ...]) -> Choice:
         work = self.work
@@ -158,6 +169,7 @@ class Planner:
         totals = Timed(work.prepared.totals, self.baseline.seconds())
         allocation = allocate_measured(work.prepared, surveyed, self.constraints.budget, totals, self.baseline)
         work.progress("latency", 1, 1, f"predicted {allocation.part('latency'):.2f} of the original's")
+        LOG.info("chosen: predicted latency %.3f, effect %.3g", allocation.part("latency"), allocation.effect)
         return Choice(allocation.shortlists(), allocation)
 
     def _choose_by_fidelity(self, surveyed: tuple[Surveyed, ...]) -> Choice:

@@ -5,6 +5,7 @@ lower variance: the changes of the gap between the two highest classes are taken
 themselves from all calibration inputs, whose number is several times larger. Both must hold.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -20,6 +21,8 @@ from convrewrite.planning.curves import Surveyed
 from convrewrite.rewriting import Rewritten
 from convrewrite.runtime import measure_fidelity
 from convrewrite.settings import Keep
+
+LOG = logging.getLogger(__name__)
 
 TRIALS = 6
 """Plans that are fitted, at most."""
@@ -50,6 +53,7 @@ def search(
         allocation = allocate(surveyed, {"macs": part}, totals)
         rewritten = attempt(allocation)
         last = FittedPlan(allocation, rewritten, shortfall_of(rewritten.model))
+        LOG.info("%.3f of the MACs: shortfall %.3g, allowed %.3g", allocation.part("macs"), last.loss, allowed)
         if last.loss <= allowed:
             best, high = last, part
         else:

@@ -10,6 +10,7 @@ far behind another in a first, cheap fit are dropped before the dear ones.
 """
 
 import copy
+import logging
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +46,8 @@ from convrewrite.rewriting import UNREACHED, Propagation, SiteFit, Work, require
 from convrewrite.rules import RankRange, SearchSpace
 from convrewrite.structures import Option, Structure
 
+LOG = logging.getLogger(__name__)
+
 DEAR = 6e12
 """MACs of the model times its sites and the inputs that effects are measured on: beyond that a site's options share the
 effects of one structure. VGG-16 in full stays below it, ResNet-101 does not with ``FAST``."""
@@ -71,10 +74,22 @@ def survey(work: Work, *, effort: Effort, latency_table: LatencyTable | None) ->
             done = sum(1 for entry in found if entry.site in active)
             work.progress("survey", done, len(active), space.site.name)
             found.append(sites.of(space))
+            LOG.info("%s", _told(found[-1]))
             work.progress("survey", done + 1, len(active), f"{space.site.name}: {len(found[-1].options)} options")
     finally:
         walk.close()
     return tuple(found)
+
+
+def _told(entry: Surveyed) -> str:
+    """What a site could become, for a log."""
+    if not entry.options:
+        return f"{entry.site.name}: kept: {entry.reason or 'no option is left'}"
+    least = min(scored.effect for scored in entry.options)
+    left = f"{entry.site.name}: {len(entry.options)} options, effects from {least:.3g}, {len(entry.dropped)} left out"
+    for dropped in entry.dropped:
+        LOG.debug("%s: left out %s: %s", entry.site.name, dropped.candidate.option, dropped.reason)
+    return left
 
 
 @dataclass(frozen=True, slots=True)

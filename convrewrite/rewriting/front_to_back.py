@@ -5,6 +5,7 @@ what a ReLU lets through where only that sees the output; the one with the least
 Without inputs the stages keep their weights-only initial values.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from convrewrite.rewriting.propagation import Propagation
 from convrewrite.rewriting.site_fit import UNREACHED, SiteFit, require_memory
 from convrewrite.rewriting.work import Work
 from convrewrite.rules import Shortlist
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ def rewrite(work: Work, shortlists: Sequence[Shortlist]) -> Rewritten:
             done = sum(1 for outcome in outcomes if outcome.site in active)
             work.progress("fit", done, len(active), shortlist.site.name)
             outcomes.append(_outcome_at(walk, shortlist, work, kept))
+            LOG.info("%s", _summary(outcomes[-1]))
             work.progress("fit", done + 1, len(active), _summary(outcomes[-1]))
     finally:
         walk.close()
@@ -60,6 +64,7 @@ def _outcome_at(walk: Propagation, shortlist: Shortlist, work: Work, kept: KeptF
     """What becomes of a site, from an earlier run where that is kept; both networks stand behind it then."""
     known = kept.find(shortlist)
     if known is not None:
+        LOG.info("%s: fitted in an earlier run", shortlist.site.name)
         _put_again(walk, work, *known)
         return known[0]
     try:

@@ -22,6 +22,7 @@ on a busier machine to 9 %. At batch 4: 137 and 136 for the original, the others
 within 11 %.
 """
 
+import logging
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -48,6 +49,8 @@ from convrewrite.targets import (
     framed_seconds,
     interleaved,
 )
+
+LOG = logging.getLogger(__name__)
 
 ONNXRUNTIME, TORCH = OnnxRuntime(), TorchEager()
 
@@ -180,6 +183,7 @@ def time_options(
     keys, base_key = [key_of(option) for option in options], key_of(baseline)
     base = cache.get(base_key) if cache else None
     known = {key: ratio for key in keys if cache and (ratio := cache.get(key)) is not None}
+    LOG.debug("%d options timed in earlier runs, %d to time", len(known), len(keys) - len(known))
     missing = {key: option for key, option in zip(keys, options, strict=True) if key not in known}
     if missing or base is None:
         graphs = [baseline, *missing.values()]

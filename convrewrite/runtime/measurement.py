@@ -1,5 +1,6 @@
 """What is measured on a finished model: fidelity to the original, parity in onnxruntime, file sizes, and latency."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from convrewrite.runtime.onnx_export import Exported
 from convrewrite.runtime.parity import OutputParity, Parity, check_parity, check_target, require_parity
 from convrewrite.runtime.timing import Baseline
 from convrewrite.targets import Comparison, Program
+
+LOG = logging.getLogger(__name__)
 
 PARITY_EXAMPLES = 8
 
@@ -78,6 +81,7 @@ def measure_everything(
     few = tuple(tensor[:PARITY_EXAMPLES] for tensor in evaluation.batches[0])
     parity = _parity(rewritten, few, evaluation, baseline, after)
     require_parity(parity)
+    LOG.info("parity of the ONNX file with torch holds")
     progress("verify", 2, 5, "fidelity")
     if exporter.exports:
         outputs = measure_outputs(original, rewritten, evaluation)

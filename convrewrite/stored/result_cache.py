@@ -7,6 +7,7 @@ long. What comes out is still input: whoever asked compares every number and sha
 
 import hashlib
 import json
+import logging
 import os
 import stat
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ from torch import Tensor
 
 from convrewrite.errors import UsageError
 from convrewrite.folders import Scratch
+
+LOG = logging.getLogger(__name__)
 
 FOLDER_VARIABLE, LIMIT_VARIABLE = "CONVREWRITE_CACHE", "CONVREWRITE_CACHE_GB"
 
@@ -129,7 +132,9 @@ class RunCache:
 
     def get(self, kind: str, asked: Any) -> Entry | None:
         """What was kept of this kind for what was asked."""
-        return None if self.cache is None else self.cache.get(self._key(kind, asked))
+        found = None if self.cache is None else self.cache.get(self._key(kind, asked))
+        LOG.debug("%s: %s", kind, "an earlier run has it" if found else "no earlier run has it")
+        return found
 
     def put(self, kind: str, asked: Any, facts: Any, tensors: Mapping[str, Tensor]) -> None:
         """Keep it."""

@@ -6,7 +6,9 @@ import pytest
 import torch
 from commands import INPUT, call, images, small_network
 
-from convrewrite.cli.options import progress_bars, runner_of, say
+from convrewrite.cli.options import runner_of
+from convrewrite.cli.progress import progress_bars
+from convrewrite.cli.voice import say
 from convrewrite.errors import ModelLoadError
 from convrewrite.onnx_files.model import OnnxModel
 from convrewrite.runtime import export

@@ -11,7 +11,7 @@ from commands import INPUT, call, small_network
 from torch import Tensor, nn
 
 import convrewrite
-from convrewrite.cli.options import progress_bars
+from convrewrite.cli.progress import progress_bars
 from convrewrite.reporting.html import render_html
 from convrewrite.reporting.markdown import render_markdown
 from convrewrite.reporting.text import render_text

@@ -159,6 +159,20 @@ def test_only_the_command_line_prints_and_exits() -> None:
         ), name
 
 
+def test_what_the_library_says_it_logs_below_the_level_of_warnings() -> None:
+    """A program that uses the library, and asks for no logs, sees none; each room has the logger of its own name."""
+    said = {}
+    for name, tree in TREES.items():
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        said[name] = {
+            ast.unparse(node.func) for node in calls if ast.unparse(node.func).startswith(("LOG.", "logging.g"))
+        }
+        made = [ast.unparse(node) for node in calls if ast.unparse(node.func) == "logging.getLogger"]
+        assert set(made) <= {"logging.getLogger(__name__)"} or name in ("cli.voice", "process"), name
+        assert said[name] <= {"LOG.info", "LOG.debug", "logging.getLogger"}, name
+    assert sum("LOG.info" in found for found in said.values()) >= 8
+
+
 def test_no_room_is_too_large() -> None:
     lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in SOURCES.items()}
     assert {name: count for name, count in lines.items() if count > LONGEST_FILE} == {}

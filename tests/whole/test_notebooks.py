@@ -25,6 +25,13 @@ def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     ]
     assert len(shown) == 3, "an analysis, a plan and a result"
     assert all("<table>" in html for html in shown)
+    texts = [
+        output["data"]["text/plain"]
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if output["output_type"] == "display_data" and "text/html" not in output["data"]
+    ]
+    assert [text for text in texts if "fit 0:" in text] != [], "progress, as it was in the end"
     printed = [
         output for cell in notebook.cells for output in cell.get("outputs", ()) if output["output_type"] == "stream"
     ]

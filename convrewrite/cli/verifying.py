@@ -1,0 +1,70 @@
+"""The command ``verify``: two models, as files or result folders, on the same inputs."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from convrewrite import values
+from convrewrite.cli.expanded import Only, expanded
+from convrewrite.cli.options import AsJson, Comparing, Sources, Trust, runner_of
+from convrewrite.cli.voice import say, say_json
+from convrewrite.errors import UsageError, VerificationError
+
+if TYPE_CHECKING:
+    from convrewrite.pipeline import Relation
+    from convrewrite.runtime import Verification
+
+
+@expanded
+def verify(
+    *,
+    a: Annotated[str, typer.Argument(metavar="A", help="The original: .pt, .onnx, or a result folder.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
+    sources: Annotated[Sources, Only("input", "factory", "calib", "mean", "std", "resize")],
+    asked: Annotated[Comparing, Only("expect", "outputs", "agreement", "error", "seed", "timeout")],
+    trust: Trust = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the outputs of A and B: parity where they must be the same model, fidelity where one approximates."""
+    if asked.expect not in (None, "parity", "fidelity"):
+        raise UsageError(f"--expect: expected parity or fidelity, found {values.shown(asked.expect)}")
+    from convrewrite import pipeline
+    from convrewrite.cli import example_inputs
+    from convrewrite.reporting import render_verification
+
+    calib, limited = sources.calib, asked.agreement is not None or asked.error is not None
+    first, second = (runner_of(source, sources.factory, trust, asked.timeout) for source in (a, b))
+    inputs = example_inputs.for_both(first, second, sources, asked.seed)
+    relation = pipeline.relation_of(first, second, (a, b))
+    outcome = pipeline.verify(
+        first, second, inputs, outputs=asked.outputs, representative=calib is not None, names=(a, b)
+    )
+    wanted = asked.expect or ("fidelity" if limited else relation.expected)
+    examples, source = inputs[0].shape[0], "calibration inputs" if calib else "random inputs"
+    refused = _refused(outcome, relation, wanted, asked)
+    if as_json:
+        from convrewrite.cli.json_forms import Verified
+
+        reason = None if refused is None else str(refused)
+        say_json(Verified.of(outcome, a=a, b=b, examples=examples, inputs=source, expected=wanted, refused=reason))
+    else:
+        say("\n".join((render_verification(outcome, examples, source), *outcome.notes)))
+        if wanted == "parity" and outcome.parity.passed:
+            say("Parity holds.")
+    if refused is not None:
+        raise refused
+
+
+def _refused(outcome: "Verification", relation: "Relation", wanted: str, asked: Comparing) -> VerificationError | None:
+    """Why the two are not what they must be to each other."""
+    from convrewrite import runtime
+
+    try:
+        if relation.stranger is not None and asked.expect is None:
+            raise VerificationError(relation.stranger)
+        if wanted == "parity":
+            runtime.require_parity(outcome.parity)
+        relation.require_fidelity(outcome.fidelity, asked.agreement, asked.error)
+    except VerificationError as error:
+        return error
+    return None

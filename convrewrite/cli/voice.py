@@ -1,0 +1,133 @@
+"""How much a command says: nothing but errors with ``--quiet``, what the library logs with ``-v``; and what says it."""
+
+import inspect
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from convrewrite.errors import UsageError
+from convrewrite.escaping import printable
+from convrewrite.interrupts import held
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+LIBRARY = "convrewrite"
+"""The logger above all of the library's own."""
+
+LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
+"""What is shown without ``-v``, with it, and with two of it."""
+
+Quiet = Annotated[
+    bool, typer.Option("-q", "--quiet", help="Say nothing but errors: no progress, no table. JSON is still printed.")
+]
+Verbose = Annotated[
+    int,
+    typer.Option(
+        "-v",
+        "--verbose",
+        count=True,
+        show_default=False,
+        help="Say on the error stream what is decided and why; -vv for more.",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """What was asked: silence, or how many times more."""
+
+    quiet: bool = False
+    verbose: int = 0
+
+
+_VOICE: ContextVar[Voice | None] = ContextVar("voice", default=None)
+
+
+def is_quiet() -> bool:
+    """Whether the command that runs says nothing but errors."""
+    voice = _VOICE.get()
+    return voice is not None and voice.quiet
+
+
+@contextmanager
+def speaking(quiet: bool, verbose: int) -> Iterator[None]:
+    """Meanwhile that is said which was asked for, here or around this block. Raises UsageError for silence and words."""
+    around = _VOICE.get() or Voice()
+    voice = Voice(quiet or around.quiet, verbose or around.verbose)
+    if voice.quiet and voice.verbose:
+        raise UsageError("--quiet, --verbose: expected one of them, found both; leave one out")
+    token = _VOICE.set(voice)
+    logger, handler = logging.getLogger(LIBRARY), _ToErrorStream()
+    before = logger.level
+    if voice.verbose:
+        if not around.verbose:  # else the one around this block writes
+            logger.addHandler(handler)
+        logger.setLevel(LEVELS[min(voice.verbose, len(LEVELS) - 1)])
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+        _VOICE.reset(token)
+
+
+class _ToErrorStream(logging.Handler):
+    """Writes to what ``sys.stderr`` is at that moment: progress in a terminal puts a stream of its own there, so that bars are
+    drawn below the lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._began = time.monotonic()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line, in which names from elsewhere do nothing to the terminal: seconds since the command began, where, what."""
+        where = record.name.removeprefix(f"{LIBRARY}.")
+        text = printable(record.getMessage().replace("\n", " "))
+        with held():  # a line that is half written would run into what is said of an interrupt
+            sys.stderr.write(f"[{time.monotonic() - self._began:7.1f} s] {where}: {text}\n")
+            sys.stderr.flush()
+
+
+def spoken(command: Callable[..., None]) -> Callable[..., None]:
+    """The same command, with ``--quiet`` and ``--verbose``."""
+    signature = inspect.signature(command, eval_str=True)
+    added = {"quiet": (False, Quiet), "verbose": (0, Verbose)}
+    taken = [
+        *(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in signature.parameters.values()),
+        *(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for name, (default, annotation) in added.items()
+        ),
+    ]
+
+    @wraps(command)
+    def run(*, quiet: bool, verbose: int, **given: Any) -> None:
+        with speaking(quiet, verbose):
+            command(**given)
+
+    run.__signature__ = signature.replace(parameters=taken)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in taken}
+    return run
+
+
+def say(text: str) -> None:
+    """Print lines, in which names from elsewhere can do nothing to the terminal; none with ``--quiet``."""
+    if not is_quiet():
+        typer.echo(printable(text, keep="\n\t"))
+
+
+def say_json(told: "BaseModel | Sequence[BaseModel]") -> None:
+    """Print a value as JSON, or several as a list."""
+    if isinstance(told, Sequence):
+        typer.echo("[" + ",\n".join(value.model_dump_json(indent=2, by_alias=True) for value in told) + "]")
+    else:
+        typer.echo(told.model_dump_json(indent=2, by_alias=True))
