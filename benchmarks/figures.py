@@ -18,7 +18,7 @@ from tabulate import tabulate
 
 ROOT = Path(__file__).parents[1]
 
-DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("index.md", "results.md", "fits.md")))
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("index.md", "results.md", "fits.md", "runtimes.md")))
 """The documents that tell of results."""
 
 MARKED = re.compile(r"<!-- figures: ([\w-]+) -->\n(.*?)<!-- end of figures -->\n", re.DOTALL)
@@ -196,6 +196,15 @@ def refinement() -> str:
     return markdown("network, seed|MACs|lost|refined|KL|refined|held out|refined|steps", cells)
 
 
+def speed() -> str:
+    """Every row of ``speed.py``."""
+    cells = [
+        (r["network"], r["runtime"], *(f"{r[key]:.2f}x" for key in ("macs", "time", "predicted")), f"{r['kept']:.2f}")
+        for r in rows_of(RESULTS / "speed.json")
+    ]
+    return markdown("network|runtime|MACs|time|time as predicted|speed-up as a part of the MACs'", cells, left=2)
+
+
 def few_inputs() -> str:
     rows = held(RESULTS / "few_inputs.json")
     cells = [
@@ -248,6 +257,7 @@ TEXTS: dict[str, Callable[[], str]] = {
     "networks": networks,
     "pitch": pitch,
     "refinement": refinement,
+    "speed": speed,
     "few-inputs": few_inputs,
     "cost": cost,
     "plans": plans,

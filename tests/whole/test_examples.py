@@ -118,7 +118,18 @@ def test_the_detector(tmp_path: Path) -> None:
     images = f"import sys; sys.path.insert(0, {str(folder)!r})\nfrom shapes import draw\nFEW = draw(48, seed=2)[0]\n"
     (tmp_path / "few.py").write_text(images, encoding="utf-8")
     words = ["optimize", folder / "best.pt", "--factory", f"{folder / 'model.py'}:detector", "--input", "1x3x96x96"]
-    words += ["--calib", "few.py:FEW", "--rule", "asymmetric", "--budget", "macs=0.75", "--fast", "--any-speed", "-o", "out"]
+    words += [
+        "--calib",
+        "few.py:FEW",
+        "--rule",
+        "asymmetric",
+        "--budget",
+        "macs=0.75",
+        "--fast",
+        "--any-speed",
+        "-o",
+        "out",
+    ]
     ran = subprocess.run(
         [sys.executable, "-m", "convrewrite", *map(str, words), "--no-onnx"],
         cwd=tmp_path, capture_output=True, text=True, check=False,
@@ -127,7 +138,9 @@ def test_the_detector(tmp_path: Path) -> None:
     report = Report.model_validate_json((tmp_path / "out" / "report.json").read_text())
     assert report.totals.macs.ratio <= 0.75
     assert report.fidelity[0].relative_error <= 0.02
-    without = "import sys; sys.modules['convrewrite'] = None; sys.argv = ['evaluate.py', 'out']; sys.path.insert(0, {!r})\n"
+    without = (
+        "import sys; sys.modules['convrewrite'] = None; sys.argv = ['evaluate.py', 'out']; sys.path.insert(0, {!r})\n"
+    )
     judged = "import evaluate; images, boxes = evaluate.draw(60, seed=3); from pathlib import Path\n"
     judged += "for one in (evaluate.trained(), evaluate.predictor(Path('out'))):\n"
     judged += "    print(evaluate.mean_average_precision(one, images, boxes))"
