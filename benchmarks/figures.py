@@ -18,7 +18,10 @@ from tabulate import tabulate
 
 ROOT = Path(__file__).parents[1]
 
-DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("index.md", "results.md", "fits.md", "runtimes.md")))
+DOCUMENTS = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / name for name in ("index.md", "results.md", "fits.md", "runtimes.md")),
+)
 """The documents that tell of results."""
 
 MARKED = re.compile(r"<!-- figures: ([\w-]+) -->\n(.*?)<!-- end of figures -->\n", re.DOTALL)
