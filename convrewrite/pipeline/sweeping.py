@@ -186,7 +186,7 @@ class _Sweeping:
             rules=tuple(rule.name for rule in self.rules),
             basis=(last and last.fidelity_basis) or "not measured",
             metric=None if self.metric is None else getattr(self.metric, "__name__", "metric"),
-            models=(swept.with_knee(self.resource),),
+            models=(swept.marked(self.resource),),
         )
 
 

@@ -67,7 +67,8 @@ tr.knee td { background: var(--chosen); font-weight: 600; }
 <p class="brand">convrewrite sweep</p>
 <h1>{{ names }}</h1>
 <p class="lead">How far outputs are from the original's, against what is left of its cost. Budgets are parts of the {{ axis }};
-rules: {{ report.rules | join(", ") }}. Fidelity was {{ report.basis }}.</p>
+rules: {{ report.rules | join(", ") }}. Fidelity was {{ report.basis }}. A line leads through the points that
+no other beats; one that is beaten by another, which costs no more and loses less, is hollow.</p>
 </header>
 <main>
 {%- macro charts(curves) %}
@@ -146,15 +147,23 @@ def _measures(sweep: SweepReport) -> list[_Measure]:
     return [*usual, _Measure(own, lambda point: point.metric, own, False)]
 
 
-def _line(model: SweptModel, measure: _Measure, resource: Resource) -> list[tuple[float, float, bool]]:
-    """Cost, value and whether it is the knee, of the points that have both."""
-    pairs = [(cost_of(point, resource), measure.value(point), point.knee) for point in model.points]
-    return [(cost, value, knee) for cost, value, knee in pairs if cost is not None and value is not None]
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """A point with what is drawn of it."""
+
+    cost: float
+    value: float
+    knee: bool
+    beaten: bool
 
 
-def _chart(
-    sweep: SweepReport, measure: _Measure, resource: Resource, lines: Sequence[list[tuple[float, float, bool]]]
-) -> Markup:
+def _line(model: SweptModel, measure: _Measure, resource: Resource) -> list[_Drawn]:
+    """The points that have a cost and a value."""
+    pairs = [(cost_of(point, resource), measure.value(point), point) for point in model.points]
+    return [_Drawn(cost, value, p.knee, p.beaten) for cost, value, p in pairs if cost is not None and value is not None]
+
+
+def _chart(sweep: SweepReport, measure: _Measure, resource: Resource, lines: Sequence[list[_Drawn]]) -> Markup:
     """One line a model; which is which is told by marks and dashes too, not by colour alone."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=SIZE, layout="constrained")
@@ -162,11 +171,15 @@ def _chart(
         for patch in (figure.patch, axes.patch):
             patch.set_alpha(0)
         for (colour, dash, mark), model, line in zip(cycle(LOOKS), sweep.models, lines, strict=False):
-            costs, values = [cost for cost, _, _ in line], [value for _, value, _ in line]
+            front, beaten = ([p for p in line if p.beaten == behind] for behind in (False, True))
+            costs, values = [p.cost for p in front], [p.value for p in front]
             axes.plot(costs, values, dash, marker=mark, color=colour, markersize=5, label=_plain(model.name))
-            for cost, value in ((cost, value) for cost, value, knee in line if knee):
-                axes.plot([cost], [value], "o", markersize=12, fillstyle="none", color=INK)
-                axes.annotate("knee", (cost, value), xytext=(0, 11), textcoords="offset points", ha="center")
+            costs, values = [p.cost for p in beaten], [p.value for p in beaten]
+            axes.plot(costs, values, mark, color=colour, markersize=5, fillstyle="none")
+            for p in front:
+                if p.knee:
+                    axes.plot([p.cost], [p.value], "o", markersize=12, fillstyle="none", color=INK)
+                    axes.annotate("knee", (p.cost, p.value), xytext=(0, 11), textcoords="offset points", ha="center")
         axes.margins(y=0.15)
         axes.set_xlabel(f"{COSTS[resource]} left of the original's")
         axes.set_ylabel(_plain(measure.label))

@@ -24,7 +24,7 @@ class SweepPoint(_Part):
 
     ``macs``, ``parameters`` and ``latency`` are what is left of the original's; ``agreement``, ``kl`` (nats) and ``error``, a
     relative one, are those of the worst output on held-out inputs. ``refused`` says why the result is no success, ``reason`` why
-    there is no plan, where there is none.
+    there is no plan, where there is none. A point is ``beaten`` where another costs no more and loses less.
     """
 
     budget: Annotated[float, Field(gt=0, lt=1)]
@@ -38,12 +38,16 @@ class SweepPoint(_Part):
     error: Loss | None = None
     metric: Number | None = None
     knee: bool = False
+    beaten: bool = False
     refused: str | None = None
     reason: str | None = None
 
     @property
     def loss(self) -> float | None:
-        """What is drawn against the cost, the less the better: one less the agreement, else the error."""
+        """What points are compared by, the less the better: the KL, which still tells apart what agrees in all classes; else one
+        less the agreement, else the error."""
+        if self.kl is not None:
+            return self.kl
         return self.error if self.agreement is None else 1 - self.agreement
 
 
@@ -57,9 +61,9 @@ class SweptModel(_Part):
     metric: Number | None = None
     points: tuple[SweepPoint, ...]
 
-    def with_knee(self, resource: str) -> "SweptModel":
-        """The same model with its knee marked, where the curve has one."""
-        return self.model_copy(update={"points": with_knee(self.points, resource)})
+    def marked(self, resource: str) -> "SweptModel":
+        """The same model with points marked that others beat, and the knee of the rest, where that has one."""
+        return self.model_copy(update={"points": with_knee(with_beaten(self.points, resource), resource)})
 
 
 class SweepReport(_Part):
@@ -79,10 +83,23 @@ class SweepReport(_Part):
         return "\n\n".join((*parts, f"Fidelity was {self.basis}."))
 
 
+def with_beaten(points: Sequence[SweepPoint], resource: str) -> tuple[SweepPoint, ...]:
+    """The points with those marked that lie behind the frontier: another costs no more and loses less."""
+    known = [
+        (cost, loss) for p in points if (cost := cost_of(p, resource)) is not None and (loss := p.loss) is not None
+    ]
+
+    def is_beaten(point: SweepPoint) -> bool:
+        cost, lost = cost_of(point, resource), point.loss
+        return cost is not None and lost is not None and any(c <= cost and loss < lost for c, loss in known)
+
+    return tuple(point.model_copy(update={"beaten": is_beaten(point)}) for point in points)
+
+
 def with_knee(points: Sequence[SweepPoint], resource: str) -> tuple[SweepPoint, ...]:
-    """The points with the knee marked: the one farthest from the line between the ends, with both axes from 0 to 1, and below
-    it; none where fewer than three points were measured or the curve is straight (Satopaa et al. 2011, "Kneedle")."""
-    known = [(cost_of(point, resource), point.loss, point) for point in points]
+    """The points with the knee marked, of those that none beats: the one farthest from the line between the ends, with both axes
+    from 0 to 1, and below it; none where fewer than three are left or the curve is straight (Satopaa et al. 2011, "Kneedle")."""
+    known = [(cost_of(point, resource), point.loss, point) for point in points if not point.beaten]
     curve = [(cost, loss, point) for cost, loss, point in known if cost is not None and loss is not None]
     plain = tuple(point.model_copy(update={"knee": False}) for point in points)
     if len(curve) < 3:
@@ -105,7 +122,7 @@ def sweep_rows(model: SweptModel) -> list[tuple[str, ...]]:
     """The points of a model as cells, under ``HEADERS``."""
     return [
         (
-            "knee" if point.knee else "",
+            "knee" if point.knee else "beaten" if point.beaten else "",
             f"{point.budget:g}",
             _times(point.macs),
             _times(point.parameters),

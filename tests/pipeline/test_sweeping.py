@@ -155,6 +155,25 @@ def test_the_knee_is_where_the_curve_bends() -> None:
         assert not any(point.knee for point in with_knee(straight, "macs"))
 
 
+def test_where_all_classes_agree_the_knee_is_that_of_the_kl() -> None:
+    agreeing = [
+        SweepPoint(budget=cost, macs=cost, agreement=1.0, kl=kl, error=0.1)
+        for cost, kl in ((0.9, 0.0), (0.6, 0.02), (0.4, 0.05), (0.2, 0.6), (0.1, 1.0))
+    ]
+    assert [point.budget for point in with_knee(agreeing, "macs") if point.knee] == [0.4]
+
+
+def test_a_point_that_another_beats_is_no_part_of_the_frontier(found: Sweep) -> None:
+    curve = points((0.9, 0.03), (0.6, 0.02), (0.4, 0.05), (0.3, 0.04), (0.2, 0.6), (0.1, 1.0))
+    swept = found.report.models[0].model_copy(update={"points": tuple(curve)}).marked("macs")
+    assert [point.budget for point in swept.points if point.beaten] == [0.9, 0.4]
+    assert [point.budget for point in swept.points if point.knee] == [0.3]
+    front = [point.error for point in swept.points if not point.beaten]
+    assert front == sorted(front)
+    page = sweep_page(found.report.model_copy(update={"models": (swept,)}))
+    assert page.count("<td>beaten</td>") == 2
+
+
 @pytest.mark.parametrize("budgets", [(), (1.0,), (0.5, -0.1)])
 def test_budgets_are_parts(model: Small, inputs: Tensor, budgets: tuple[float, ...]) -> None:
     with pytest.raises(UsageError, match="budgets"):
