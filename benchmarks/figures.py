@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 DOCUMENTS = (
     ROOT / "README.md",
-    *(ROOT / "docs" / name for name in ("index.md", "results.md", "fits.md", "runtimes.md")),
+    *(ROOT / "docs" / name for name in ("index.md", "results.md", "fits.md", "runtimes.md", "int8.md")),
 )
 """The documents that tell of results."""
 
@@ -208,6 +208,17 @@ def speed() -> str:
     return markdown("network|runtime|MACs|time|time as predicted|speed-up as a part of the MACs'", cells, left=2)
 
 
+def int8() -> str:
+    """Every row of ``int8.py``."""
+    cells = [
+        (row["network"], row["asked"], r["row"], r["way"], f"{r['parts']:.2f}", f"{r['bytes']:,}", f"{r['time']:.2f}",
+         f"{r['lost']:.2f}", f"{r['kl']:.5f}")
+        for row in rows_of(RESULTS / "int8.json")
+        for r in row["table"]
+    ]  # fmt: skip
+    return markdown("network|asked|model|how|MACs left|bytes|time|top-1 lost|KL", cells, left=4)
+
+
 def few_inputs() -> str:
     rows = held(RESULTS / "few_inputs.json")
     cells = [
@@ -261,6 +272,7 @@ TEXTS: dict[str, Callable[[], str]] = {
     "pitch": pitch,
     "refinement": refinement,
     "speed": speed,
+    "int8": int8,
     "few-inputs": few_inputs,
     "cost": cost,
     "plans": plans,

@@ -104,6 +104,8 @@ def optimize(
 
     assert out is not None  # by then it has a default
     results.check_writable(out, (model,))
+    if besides.int8:
+        quantising.require_inputs_and_onnx(sources.calib, settings.measure)
     chosen = resolve(rule or ["separable"])
     network = given_network(model, sources, trust, settings.timeout)
     data = calibration_of(sources, network.model, network.inputs, settings.seed, settings.memory)

@@ -11,6 +11,7 @@ from convrewrite.cli.interrupts import tells_what_stands
 from convrewrite.cli.options import AsJson, Sources, Trust, calibration_of
 from convrewrite.cli.progress import progress_bars
 from convrewrite.cli.voice import say, say_json
+from convrewrite.errors import UsageError
 from convrewrite.settings import Settings
 
 if TYPE_CHECKING:
@@ -50,6 +51,14 @@ def quantise(
         return
     say(table(rows))
     say(f"Written to {written}")
+
+
+def require_inputs_and_onnx(calib: str | None, measure: bool) -> None:
+    """Raise UsageError, before any long work, unless ``--int8`` will have what it needs: an ONNX file, and inputs to run it on."""
+    if not measure:
+        raise UsageError("--int8: expected an ONNX file to quantise, found --no-onnx; leave out one of the two")
+    if calib == "weights":
+        raise UsageError("--int8: expected inputs to calibrate on, found --calib weights; give real ones")
 
 
 def table(rows: "Sequence[Int8Row]") -> str:

@@ -156,6 +156,8 @@ def test_an_input_of_the_wrong_shape(optimize: Callable[..., str]) -> None:
         (["--keep", "98"], ["keep: expected agreement in (0, 1)", "found 98"]),
         (["--keep", "error=nan"], ["keep: expected error in (0, 1)", "found nan"]),
         (["--keep", "accuracy=0.9"], ["keep: expected a number", "found accuracy"]),
+        (["--int8", "--no-onnx"], ["--int8: expected an ONNX file to quantise, found --no-onnx"]),
+        (["--int8", "--calib", "weights"], ["--int8: expected inputs to calibrate on", "real ones"]),
         (["--keep", "0.9", "--calib", "weights"], ["keep: needs inputs to measure on", "--calib"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
