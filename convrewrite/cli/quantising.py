@@ -54,7 +54,7 @@ def quantise(
 
 
 def require_inputs_and_onnx(calib: str | None, measure: bool) -> None:
-    """Raise UsageError, before any long work, unless ``--int8`` will have what it needs: an ONNX file, and inputs to run it on."""
+    """Raise UsageError, before any long work, unless ``--int8`` will have what it needs: an ONNX file, and inputs."""
     if not measure:
         raise UsageError("--int8: expected an ONNX file to quantise, found --no-onnx; leave out one of the two")
     if calib == "weights":
