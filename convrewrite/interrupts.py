@@ -69,10 +69,19 @@ def put_back() -> Iterator[None]:
 
 def soon(number: int) -> None:
     """Deliver a signal a moment later: what is raised while an object is collected goes nowhere."""
-    timer = threading.Timer(SOON, signal.raise_signal, [number])
+    timer = threading.Timer(SOON, _deliver, [number])
     timer.daemon = True
     with suppress(RuntimeError):  # the interpreter is about to end anyway
         timer.start()
+
+
+def _deliver(number: int) -> None:
+    """To the main thread, which it wakes where it sleeps."""
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:
+        signal.pthread_kill(main, number)
+    else:
+        signal.raise_signal(number)
 
 
 def _gets_signals() -> bool:

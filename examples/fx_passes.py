@@ -47,7 +47,7 @@ def main() -> tuple[fx.GraphModule, fx.GraphModule]:
     last_stage = Rule(name="last-stage", match=Match(name=r"stage3\..*"), structures=("channel",), ratio=0.5)
     passes: list[Pass] = [
         show_operations,
-        RewriteConvolutions(calibration[:1], rules=[last_stage], calibration=calibration),
+        RewriteConvolutions(calibration[:1], rules=[last_stage], calibration=calibration, fast=True),
         show_operations,
         without_identities,
         show_operations,

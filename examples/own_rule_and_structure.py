@@ -58,7 +58,7 @@ def main(folder: Path) -> dict[str, float]:
 
     model, calibration = trained_model(), images("calibration.npz", 96)
     result = convrewrite.optimize(
-        model, calibration[:1], rules=[RULE], calibration=calibration, structures=[structure], measure=False
+        model, calibration[:1], rules=[RULE], calibration=calibration, structures=[structure], fast=True, measure=False
     )
     result.save(folder / "result")
     loaded = convrewrite.load(folder / "result", trained_model(), structures=(structure,))

@@ -79,6 +79,10 @@ class Sweep:
     def __str__(self) -> str:
         return self.report.text()
 
+    def _repr_html_(self) -> str:
+        """How a notebook shows it."""
+        return self.report._repr_html_()
+
 
 @signed
 def sweep(

@@ -1,11 +1,13 @@
 """A sweep as a value: for every model its points, from little saved to much, and which of them is the knee."""
 
+import html
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from tabulate import tabulate
 
+from convrewrite.escaping import printable
 from convrewrite.reporting import figures
 
 Part = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -82,6 +84,13 @@ class SweepReport(_Part):
         parts = [_table(model, self.resource) for model in self.models]
         return "\n\n".join((*parts, f"Fidelity was {self.basis}."))
 
+    def _repr_html_(self) -> str:
+        """The same tables, as a notebook shows them."""
+        tables = [
+            f"<strong>{html.escape(printable(model.name))}</strong>{_tabled(model, 'html')}" for model in self.models
+        ]
+        return "".join((*tables, f"<p>Fidelity was {html.escape(self.basis)}.</p>"))
+
 
 def with_beaten(points: Sequence[SweepPoint], resource: str) -> tuple[SweepPoint, ...]:
     """The points with those marked that lie behind the frontier: another costs no more and loses less."""
@@ -137,11 +146,16 @@ def sweep_rows(model: SweptModel) -> list[tuple[str, ...]]:
 
 
 def _table(model: SweptModel, resource: str) -> str:
+    missing = [f"{resource}={point.budget:g}: {point.reason}" for point in model.points if point.reason]
+    return "\n".join((model.name, _tabled(model, "simple"), *missing))
+
+
+def _tabled(model: SweptModel, form: str) -> str:
+    """Without columns that hold nothing."""
     rows = sweep_rows(model)
     shown = [i for i in range(len(HEADERS)) if any(row[i] for row in rows)]
-    table = tabulate([[row[i] for i in shown] for row in rows], [HEADERS[i] for i in shown], disable_numparse=True)
-    missing = [f"{resource}={point.budget:g}: {point.reason}" for point in model.points if point.reason]
-    return "\n".join((model.name, table, *missing))
+    cells = [[row[i] for i in shown] for row in rows]
+    return tabulate(cells, [HEADERS[i] for i in shown], tablefmt=form, disable_numparse=True)
 
 
 def _times(part: float | None) -> str:
