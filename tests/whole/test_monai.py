@@ -61,7 +61,7 @@ def dynamic_unet() -> nn.Module:
 def test_the_whole_way(build: Callable[[], nn.Module], outputs: int, rewritten: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = build().eval()
-    result = optimize(model, images(1), calibration=images(40), measure=outputs == 1)
+    result = optimize(model, images(1), calibration=images(40), refine=False, measure=outputs == 1)
     report = result.report
     assert sum(row.action == "rewritten" for row in report.sites) >= rewritten
     assert report.totals.macs.ratio < 0.5
