@@ -212,7 +212,7 @@ def int8() -> str:
     """Every row of ``int8.py``."""
     cells = [
         (row["network"], row["asked"], r["row"], r["way"], f"{r['parts']:.2f}", f"{r['bytes']:,}", f"{r['time']:.2f}",
-         f"{r['lost']:.2f}", f"{r['kl']:.5f}")
+         f"{r['lost']:.2f}", f"{abs(r['kl']):.5f}")
         for row in rows_of(RESULTS / "int8.json")
         for r in row["table"]
     ]  # fmt: skip
