@@ -1,7 +1,10 @@
 """Runtimes behind one protocol: found, asked, held to torch; and what is said where one is missing, lies, or lacks something."""
 
+import ctypes
+import gc
 import importlib.metadata
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,7 @@ from convrewrite.runtime.parity import Parity, check_target, require_parity
 from convrewrite.runtime.timing import Baseline
 from convrewrite.runtime.timing_cache import TimingCache
 from convrewrite.targets import Compiled, OnnxRuntime, Program, Target, discovery, target_of
+from convrewrite.targets.signal_stacks import _Stack
 
 SPEC = ConvSpec(16, 24, (3, 3), padding=(1, 1), stride=(2, 1))
 CHAIN: OptionGraph = ((ConvSpec(16, 16, (3, 3), padding=(1, 1), groups=16, bias=False), ConvSpec(16, 24, (1, 1))),)
@@ -186,3 +190,27 @@ def test_an_original_that_the_runtime_cannot_run_is_told_at_the_start(tmp_path: 
     target: Target = Nothing("x")
     with pytest.raises(ExportError, match="--runtime nothing: cannot run"):
         Baseline.of(nn.Conv2d(3, 4, 3).eval(), (torch.ones(1, 3, 8, 8),), tmp_path, FalseTimer(), 1, None, target)
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="the stack of signal handlers is looked at as Linux has it"
+)
+def test_openvino_leaves_the_stack_that_signals_are_handled_on(tmp_path: Path) -> None:
+    """It puts one of its own there, and frees it when it is unloaded: the next Ctrl-C would crash."""
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    path, before = tmp_path / "net.onnx", registered()
+    convrewrite.export(small_network(), (images(1),), path)
+    run = target_of("openvino").compile(Program(path), [images(1)], 1)
+    assert registered() == before
+    run()
+    assert registered() == before
+    del run
+    gc.collect()
+    assert registered() == before
+
+
+def registered() -> tuple[int | None, int, int]:
+    """What signal handlers of this thread run on."""
+    stack = _Stack()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack))
+    return stack.pointer, stack.flags, stack.size

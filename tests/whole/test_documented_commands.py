@@ -34,6 +34,8 @@ ELSEWHERE = {
     "examples/fashion": "run by test_fashion.py and test_fashion_onnx.py",
     "fashion.onnx": "run by test_fashion_onnx.py",
     "examples/detection": "run by test_examples.py",
+    "openvino": "run by tests/targets",
+    "timings.json": "run by test_profiles.py, which makes that file first",
 }
 """Words of commands that other tests run."""
 

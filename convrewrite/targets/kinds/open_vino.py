@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from convrewrite.errors import UsageError
 from convrewrite.machine import channel_block
+from convrewrite.targets.signal_stacks import signal_stack_kept
 from convrewrite.targets.target import Compiled, OnnxTarget, Program, array_of, name_of, source_of
 
 UNCONVERTED = re.compile(r"No conversion rule found for operations: *(.+)")
@@ -62,13 +63,15 @@ class OpenVino(OnnxTarget):
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
         if not self.option:
             settings |= {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
-        request = core.compile_model(model, self.option.upper() or "CPU", settings).create_infer_request()
+        with signal_stack_kept():
+            request = core.compile_model(model, self.option.upper() or "CPU", settings).create_infer_request()
         for index, value in enumerate(inputs):
             request.set_input_tensor(index, ov.Tensor(array_of(value).copy()))
         outputs = range(len(model.outputs))
 
         def run() -> Sequence[Any]:
-            request.infer()
+            with signal_stack_kept():
+                request.infer()
             return [request.get_output_tensor(index).data for index in outputs]
 
         return run
