@@ -56,7 +56,7 @@ class Exported:
 def export(
     model: nn.Module,
     inputs: ExampleInput,
-    path: Path,
+    path: str | Path,
     *,
     opset: int | None = None,
     metadata: Mapping[str, str] = MappingProxyType({}),
@@ -72,7 +72,7 @@ def export(
     or one for which onnxruntime lacks an operator, UsageError if ``path`` cannot be written.
     """
     require_names(model, type(model).__name__)
-    example = bind_inputs(model, inputs)
+    path, example = Path(path), bind_inputs(model, inputs)
     if any(tensor.is_inference() for tensor in (*example, *model.parameters(), *model.buffers())):
         model, example = copy_model(model), ordinary(example)  # torch exports no tensors of inference mode
     if not path.parent.is_dir():
