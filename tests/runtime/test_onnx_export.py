@@ -96,7 +96,7 @@ def test_names_of_inputs_and_outputs_follow_the_model(tmp_path: Path) -> None:
 
 
 def test_one_plain_output_keeps_names_and_parameter_names(tmp_path: Path) -> None:
-    exported = export(nn.Sequential(nn.Conv2d(4, 2, 3)), (images(2),), str(tmp_path / "model.onnx"), opset=19)  # a path may be text
+    exported = export(nn.Sequential(nn.Conv2d(4, 2, 3)), (images(2),), str(tmp_path / "model.onnx"), opset=19)
     model = onnx.load(str(exported.path))
     assert [entry.name for entry in model.graph.input] == ["input"]
     assert [entry.name for entry in model.graph.output] == ["output"]
