@@ -13,6 +13,7 @@ from convrewrite.targets.profiles import (
     read_profile,
     save_profile,
 )
+from convrewrite.targets.signal_stacks import signal_stack_kept
 from convrewrite.targets.target import Clock, Compiled, Program, Target
 
 __all__ = [
@@ -35,5 +36,6 @@ __all__ = [
     "read_profile",
     "save_profile",
     "session_options",
+    "signal_stack_kept",
     "target_of",
 ]
