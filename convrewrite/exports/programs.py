@@ -30,7 +30,7 @@ class Flat(nn.Module):
 
 def fixed_program(source: Source) -> ExportedProgram:
     """A program for inputs of the example's shapes, with flat outputs."""
-    return torch.export.export(Flat(source.model), source.inputs, strict=False)
+    return torch.export.export(Flat(source.model), tuple(tensor.clone() for tensor in source.inputs), strict=False)
 
 
 def free_program(source: Source) -> tuple[ExportedProgram, Made]:
@@ -50,7 +50,7 @@ def free_program(source: Source) -> tuple[ExportedProgram, Made]:
 
 
 def _program(source: Source, free: Free | None) -> ExportedProgram:
-    inputs: Inputs = source.inputs
+    inputs: Inputs = tuple(tensor.clone() for tensor in source.inputs)  # torch marks on them which axes are free
     shapes: Any = None
     if free is not None:
         inputs = at_least_two(inputs) if any(BATCH in axes.values() for axes in free) else inputs

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from convrewrite.axes import doubled
 from convrewrite.errors import ConvRewriteError, ExportError, UsageError, VerificationError
@@ -18,9 +17,6 @@ from convrewrite.onnx_files import Runner, outputs_of
 from convrewrite.process import exporting
 from convrewrite.progress import Progress
 from convrewrite.runtime import RunningParity
-
-if TYPE_CHECKING:
-    from convrewrite.runtime.parity import Parity
 
 LOG = logging.getLogger(__name__)
 
@@ -50,14 +46,15 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A form: its files, their bytes, and the ``package`` that wrote them, with its version. ``parity`` to the rewritten model
-    and ``fidelity`` to the original are None where it could not be run, as ``notes`` say; ``refused``: why it was left out."""
+    """A form: its files, their bytes, and the ``package`` that wrote them, with its version. ``parity`` is the worst output's
+    largest difference to the rewritten model, that relative to its largest element, and the tolerance of it; ``fidelity`` is to
+    the original. Both are None where it could not be run, as ``notes`` say. ``refused``: why it was left out."""
 
     name: str
     package: str
     files: tuple[Path, ...] = ()
     size: int = 0
-    parity: "Parity | None" = None
+    parity: tuple[float, float, float] | None = None
     fidelity: Fidelity | None = None
     examples: int = 0
     notes: tuple[str, ...] = ()
@@ -151,16 +148,15 @@ def _held(export: Export, made: Made, reference: Reference, written: Written) ->
             examples += len(batch[0])
         for batch in _other_sizes(reference.batches[0], made):
             parity.add_arrays(outputs_of(reference.rewritten, batch)[0], run(batch))
-    outcome = parity.result()
-    failed = [output for output in outcome.outputs if not output.passed]
-    if failed:
-        worst = max(failed, key=lambda output: output.relative_error)
+    worst = max(parity.result().outputs, key=lambda output: output.relative_error / output.tolerance)
+    if not worst.passed:
         raise VerificationError(
             f"output {worst.name!r}: expected {export.name} within {worst.tolerance:.1e} of torch (relative), found "
             f"{worst.relative_error:.3g} (largest difference {worst.max_abs_difference:.3g}); the file was left out"
         )
     near = Fidelity(fidelity.outputs(), examples, meanings=meanings) if comparable else None
-    return replace(written, parity=outcome, fidelity=near, examples=examples)
+    parted = (worst.max_abs_difference, worst.relative_error, worst.tolerance)
+    return replace(written, parity=parted, fidelity=near, examples=examples)
 
 
 def _batches(batches: Sequence[Inputs], size: int | None) -> list[Inputs]:

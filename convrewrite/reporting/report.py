@@ -250,20 +250,18 @@ class ExportRow(_Part):
     @classmethod
     def of(cls, written: "Written") -> Self:
         """From what was written, or was not."""
-        parity, near = written.parity, written.fidelity
-        worst = (
-            None if parity is None else max(parity.outputs, key=lambda output: output.relative_error / output.tolerance)
-        )
+        difference, error, tolerance = written.parity or (None, None, None)
+        near = written.fidelity
         nats = [output.kl for output in near.outputs if output.kl is not None] if near else []
         return cls(
             name=written.name,
             package=written.package,
             files=tuple(path.name for path in written.files),
             bytes=written.size,
-            max_abs_difference=None if worst is None else worst.max_abs_difference,
-            relative_error=None if worst is None else worst.relative_error,
-            tolerance=None if worst is None else worst.tolerance,
-            passed=None if worst is None else worst.passed,
+            max_abs_difference=difference,
+            relative_error=error,
+            tolerance=tolerance,
+            passed=False if written.refused else None if written.parity is None else True,
             output_error=None if near is None else near.worst_error,
             top1_agreement=None if near is None else near.least_agreement,
             kl=max(nats, default=None),

@@ -151,6 +151,7 @@ def check_free_axes(model: nn.Module, path: Path, inputs: Inputs, names: Sequenc
     if not names:
         return
     where, file = type(model).__name__, OnnxModel(path)
+    file.where = "the ONNX file"  # which has no place yet
     for name in names:
         running, given = RunningParity("onnxruntime"), doubled(inputs, name)
         shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in given)
@@ -163,7 +164,7 @@ def check_free_axes(model: nn.Module, path: Path, inputs: Inputs, names: Sequenc
                 f"{where}: --free-axes: does not run itself at another {name}, on inputs of {shapes}: {cause}; leave {name} out"
             ) from error
         try:
-            running.add(expected, outputs_of(file, given)[0], "the ONNX file")
+            running.add(expected, outputs_of(file, given)[0], file.where)
             require_parity(running.result())
         except ConvRewriteError as error:
             raise ExportError(f"{where}: --free-axes: at another {name}: {error}; leave {name} out") from error

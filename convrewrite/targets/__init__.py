@@ -13,7 +13,6 @@ from convrewrite.targets.profiles import (
     read_profile,
     save_profile,
 )
-from convrewrite.targets.signal_stacks import signal_stack_kept
 from convrewrite.targets.target import Clock, Compiled, Program, Target
 
 __all__ = [
@@ -36,6 +35,5 @@ __all__ = [
     "read_profile",
     "save_profile",
     "session_options",
-    "signal_stack_kept",
     "target_of",
 ]

@@ -13,8 +13,8 @@ PACKAGE = ROOT / "convrewrite"
 
 WINGS = (
     "ground", "folders", "targets", "stored", "modules", "meanings", "structures", "fitting", "onnx_files", "runtime",
-    "quantising", "exports", "settings", "layers", "graph", "loading", "onnx_graph", "rules", "calibration", "rewriting", "tuning",
-    "planning", "reporting", "results", "pipeline", "cli",
+    "quantising", "exports", "settings", "layers", "graph", "loading", "onnx_graph", "rules", "calibration", "rewriting",
+    "tuning", "planning", "reporting", "results", "pipeline", "cli",
 )  # fmt: skip
 
 LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 400, 50, 8

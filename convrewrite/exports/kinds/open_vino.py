@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from convrewrite.exports.export import Made, Opened, Source
 from convrewrite.inputs import Inputs
-from convrewrite.targets import signal_stack_kept
+from convrewrite.signal_stacks import signal_stack_kept
 
 
 class OpenVino:
