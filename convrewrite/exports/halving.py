@@ -28,6 +28,9 @@ SLICE = 4
 CAST = "_cast_to_fp16"
 """How the converter ends the name of a float32 value that it casts to float16 behind a node that stays float32."""
 
+SEPARATE = 4
+"""Version of the format from which on initialisers are no inputs of the graph."""
+
 Feed = Mapping[str, Any]
 
 
@@ -45,8 +48,9 @@ def halved(model: onnx.ModelProto, feeds: Sequence[Feed]) -> Halved:
 
     Raises ExportError for one that has no float32 weights, and for what the converter raises.
     """
-    if not any(weight.data_type == TensorProto.FLOAT for weight in model.graph.initializer):
+    if not any(weight.data_type == TensorProto.FLOAT for weight in _weights(model.graph)):
         raise ExportError("expected float32 weights to halve, found none")
+    _take_weights_from_inputs(model)
     for index, node in enumerate(model.graph.node):
         node.name = node.name or f"node_{index}"
     large = _large(model, feeds)
@@ -61,6 +65,21 @@ def halved(model: onnx.ModelProto, feeds: Sequence[Feed]) -> Halved:
     sorted_graph = onnx_ir.from_proto(made)
     sorted_graph.graph.sort()
     return Halved(onnx_ir.to_proto(sorted_graph), kept, nodes)
+
+
+def _take_weights_from_inputs(model: onnx.ModelProto) -> None:
+    """In old files every weight is an input as well, and inputs stay as they are."""
+    stored = {weight.name for weight in model.graph.initializer}
+    left = [entry for entry in model.graph.input if entry.name not in stored]
+    del model.graph.input[:]
+    model.graph.input.extend(left)
+    model.ir_version = max(model.ir_version, SEPARATE)
+
+
+def _weights(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    """Initialisers, and values of Constant nodes, as some exporters write weights."""
+    yield from graph.initializer
+    yield from (entry.t for node in graph.node if node.op_type == "Constant" for entry in node.attribute)
 
 
 def _large(model: onnx.ModelProto, feeds: Sequence[Feed]) -> set[str]:

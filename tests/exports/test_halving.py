@@ -136,3 +136,30 @@ def test_casts_of_the_graph_itself_and_graphs_in_nodes_come_through() -> None:
     for yes in (True, False):
         [y] = run(torch.arange(6).reshape(2, 3), torch.tensor(yes)).values()
         assert y.tolist() == (torch.arange(6).reshape(2, 3) + (0.5 if yes else -0.5)).tolist()
+
+
+def test_weights_in_nodes_and_files_of_old_versions_are_halved() -> None:
+    model = scaled()
+    x = images(3)
+    [expected] = OnnxModel(model.SerializeToString())(x).values()
+    constants = [helper.make_node("Constant", [], [weight.name], value=weight) for weight in model.graph.initializer]
+    within, old = onnx.ModelProto(), onnx.ModelProto()
+    within.CopyFrom(model)
+    del within.graph.initializer[:]
+    for node in reversed(constants):
+        within.graph.node.insert(0, node)
+    old.CopyFrom(model)
+    old.ir_version = 3
+    old.opset_import[0].version = 9
+    old.graph.input.extend(
+        helper.make_tensor_value_info(weight.name, TensorProto.FLOAT, weight.dims) for weight in model.graph.initializer
+    )
+    for source in (within, old):
+        found = halved(source, [{"x": x.numpy()}])
+        onnx.checker.check_model(found.model, full_check=True)
+        stored = [*found.model.graph.initializer]
+        stored += [node.attribute[0].t for node in found.model.graph.node if node.op_type == "Constant"]
+        assert {tensor.data_type for tensor in stored} == {TensorProto.FLOAT16}
+        assert [entry.name for entry in found.model.graph.input] == ["x"]
+        [y] = OnnxModel(found.model.SerializeToString())(x).values()
+        assert float((expected - y).abs().max()) <= 2e-2 * float(expected.abs().max())
