@@ -241,6 +241,8 @@ def example_target(entries: Sequence[str]) -> str | None:
 
 def free_axes(names: Sequence[str]) -> tuple[str, ...]:
     """Names of axes, each once."""
+    if isinstance(names, str):
+        raise UsageError(f'--free-axes: expected names one by one, as ("batch", "height"), found {shown(names)}')
     strange = [name for name in names if name not in AXES]
     if strange or len(set(names)) < len(names):
         found = shown(",".join(map(str, names)))

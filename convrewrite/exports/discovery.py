@@ -37,6 +37,8 @@ def named_exports(names: Sequence[str]) -> tuple[Export, ...]:
 
     Raises UsageError for a name that is not known, and for a package that is missing or cannot be used.
     """
+    if isinstance(names, str):
+        raise UsageError(f'export: expected names one by one, as ["openvino"], found {shown(names)}')
     known, found = kinds_of_exports(), list[Export]()
     for name in dict.fromkeys(names):
         if name not in known:

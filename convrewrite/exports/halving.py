@@ -25,9 +25,6 @@ ROOM = 4.0
 SLICE = 4
 """Examples that are watched at a time: every value of the graph is held meanwhile."""
 
-CAST = "_cast_to_fp16"
-"""How the converter ends the name of a float32 value that it casts to float16 behind a node that stays float32."""
-
 SEPARATE = 4
 """Version of the format from which on initialisers are no inputs of the graph."""
 
@@ -60,7 +57,7 @@ def halved(model: onnx.ModelProto, feeds: Sequence[Feed]) -> Halved:
 
     with quiet():
         made = convert_float_to_float16(model, keep_io_types=True, node_block_list=list(kept))
-    _join_casts(made.graph)
+    _join_casts(made.graph, set(kept))
     del made.graph.value_info[:]  # the converter leaves types of float16 on what is float32 still
     sorted_graph = onnx_ir.from_proto(made)
     sorted_graph.graph.sort()
@@ -133,13 +130,15 @@ def _slices(feeds: Sequence[Feed], size: int) -> Iterator[Feed]:
             yield {name: array[start : start + size] for name, array in feed.items()}
 
 
-def _join_casts(graph: onnx.GraphProto) -> None:
-    """Leave out where the converter casts float32 to float16 and back: a value beyond float16 would not come through."""
+def _join_casts(graph: onnx.GraphProto, kept: set[str]) -> None:
+    """Leave out where the converter casts an input, or what a node that stays float32 gives, to float16 and back: a value beyond
+    float16 would not come through."""
     real = {entry.name for entry in graph.input if entry.type.tensor_type.elem_type == TensorProto.FLOAT}
+    real |= {name for node in graph.node if node.name in kept for name in node.output}
     narrowed = {
         node.output[0]: node.input[0]
         for node in graph.node
-        if _is_cast(node, TensorProto.FLOAT16) and (node.input[0] in real or node.input[0].endswith(CAST))
+        if _is_cast(node, TensorProto.FLOAT16) and node.input[0] in real
     }
     instead: dict[str, str] = {}
     outputs = {entry.name for entry in graph.output}

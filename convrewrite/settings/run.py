@@ -247,6 +247,7 @@ class Settings:
         if self.exports:
             from convrewrite.exports import named_exports
 
+            named_exports(self.export)
             named_exports(self.exports)
 
     @property
