@@ -22,11 +22,13 @@ Opened = Callable[[Inputs], Sequence[Any]]
 @dataclass(frozen=True, slots=True)
 class Source:
     """What is exported: a model of torch in eval mode with an example of its inputs, and its ONNX file; one of the two may be
-    missing. ``free_axes`` are as in :func:`convrewrite.export`; ``samples`` are inputs such as the model will see."""
+    missing. ``batch``: the examples that the file takes at a time, None for any number. ``free_axes`` are as in
+    :func:`convrewrite.export`; ``samples`` are inputs such as the model will see."""
 
     inputs: Inputs
     module: nn.Module | None = None
     onnx: Path | None = None
+    batch: int | None = None
     free_axes: tuple[str, ...] | None = None
     samples: tuple[Inputs, ...] = ()
 

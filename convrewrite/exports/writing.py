@@ -1,7 +1,7 @@
 """Forms written, each held to torch on held-out inputs; what fails is left out, with the reason."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,15 +33,21 @@ NOISY_LOGGERS = (
 )
 
 
+def _the_same(inputs: Inputs) -> Inputs:
+    return inputs
+
+
 @dataclass(frozen=True, slots=True)
 class Reference:
     """What forms are held to: the rewritten model, or its ONNX file where it has no other form; and the original, to which they
-    are as near as the result, if all is well. ``batches`` are held-out inputs, ``meanings`` those of the outputs."""
+    are as near as the result, if all is well. ``batches`` are held-out inputs, to which ``feed`` adds what is the same
+    for all examples; ``meanings`` are those of the outputs."""
 
     rewritten: Runner
     original: Runner
     batches: tuple[Inputs, ...]
     meanings: Mapping[str, Meaning]
+    feed: Callable[[Inputs], Inputs] = _the_same
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,15 +145,16 @@ def _held(export: Export, made: Made, reference: Reference, written: Written) ->
     with exporting(NOISY_LOGGERS), eval_mode(reference.rewritten, reference.original):
         run = export.open(written.files[0])
         for batch in _batches(reference.batches, made.batch):
-            expected, _ = outputs_of(reference.rewritten, batch)
-            found = parity.add_arrays(expected, run(batch))
-            original, _ = outputs_of(reference.original, batch)
+            given = reference.feed(batch)
+            expected, _ = outputs_of(reference.rewritten, given)
+            found = parity.add_arrays(expected, run(given))
+            original, _ = outputs_of(reference.original, given)
             comparable = comparable and expected.keys() == original.keys() == meanings.keys()
             if comparable:
                 fidelity.add(original, found)
             examples += len(batch[0])
-        for batch in _other_sizes(reference.batches[0], made):
-            parity.add_arrays(outputs_of(reference.rewritten, batch)[0], run(batch))
+        for given in map(reference.feed, _other_sizes(reference.batches[0], made)):
+            parity.add_arrays(outputs_of(reference.rewritten, given)[0], run(given))
     worst = max(parity.result().outputs, key=lambda output: output.relative_error / output.tolerance)
     if not worst.passed:
         raise VerificationError(

@@ -24,7 +24,7 @@ FOLDER = "exports"
 @dataclass(frozen=True, slots=True)
 class Forms:
     """What a result is to be written in, by ``names``, and of what: the ``original``, an example of its inputs, who makes ONNX
-    files, the original's where there is one, and the axes that were asked for."""
+    files, the original's where there is one, the axes that were asked for, and the examples that a graph takes at a time."""
 
     names: tuple[str, ...]
     original: nn.Module
@@ -32,6 +32,7 @@ class Forms:
     exporter: Exporter
     onnx: Path | None
     free_axes: tuple[str, ...] | None
+    batch: int | None = None
 
     def rehearse(self) -> None:
         """Raise UsageError or ExportError where the original cannot be written so: before the long work."""
@@ -45,14 +46,14 @@ class Forms:
         """All of them, in a folder below ``place``. ``onnx``: the rewritten model's file; ``samples``: inputs such as it gets."""
         if not self.names:
             return ()
-        batches = tuple(self.exporter.feed(batch) for batch in evaluation.batches)
-        few = tuple(self.exporter.feed(batch) for batch in (samples or evaluation.batches)[:SAMPLES])
+        batches, feed = evaluation.batches, self.exporter.feed
+        few = tuple(feed(batch) for batch in (samples or evaluation.batches)[:SAMPLES])
         if self.exporter.exports:
-            reference = Reference(rewritten, self.original, batches, evaluation.meanings)
+            reference = Reference(rewritten, self.original, batches, evaluation.meanings, feed)
         else:
             assert onnx is not None and self.onnx is not None, "a graph is a file"
             reference = Reference(
-                OnnxModel(onnx, trust=True), OnnxModel(self.onnx, trust=True), batches, evaluation.meanings
+                OnnxModel(onnx, trust=True), OnnxModel(self.onnx, trust=True), batches, evaluation.meanings, feed
             )
         folder = place / FOLDER
         folder.mkdir()
@@ -61,7 +62,8 @@ class Forms:
 
     def _source(self, model: nn.Module, onnx: Path | None, samples: tuple[Inputs, ...] = ()) -> Source:
         module = model if self.exporter.exports else None
-        return Source(self.exporter.feed(self.inputs), module, onnx, self.free_axes, samples)
+        batch = OnnxModel(onnx).batch if self.exporter.exports and onnx is not None else self.batch
+        return Source(self.exporter.feed(self.inputs), module, onnx, batch, self.free_axes, samples)
 
 
 def forms_of(
@@ -73,5 +75,7 @@ def forms_of(
     free_axes: tuple[str, ...] | None,
 ) -> Forms:
     """The forms of a run; ``onnx``: the original's file where one was made. That of a graph is there in any case."""
-    came = onnx if exporter.exports else exporter.original(original, inputs, Path()).path
-    return Forms(names, original, inputs, exporter, came, free_axes)
+    if exporter.exports:
+        return Forms(names, original, inputs, exporter, onnx, free_axes)
+    came = exporter.original(original, inputs, Path())
+    return Forms(names, original, inputs, exporter, came.path, free_axes, came.batch)

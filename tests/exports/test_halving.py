@@ -44,7 +44,7 @@ def half_of(model: onnx.ModelProto, x: Tensor, folder: Path) -> tuple[onnx.Model
     """The file in half precision, what is said of it, and the outputs of both files."""
     whole, half = folder / "model.onnx", folder / "model.half.onnx"
     onnx.save(model, str(whole))
-    made = HALF.write(Source((x[:1],), None, whole, samples=((x,),)), half)
+    made = HALF.write(Source((x[:1],), None, whole, OnnxModel(whole).batch, samples=((x,),)), half)
     [expected] = OnnxModel(whole)(x[: made.batch]).values()
     [found] = HALF.open(half)((x[: made.batch],))
     return onnx.load(str(half)), made, expected, torch.as_tensor(found)

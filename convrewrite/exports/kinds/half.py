@@ -51,7 +51,7 @@ class Half:
         found = halved(onnx.load(str(source.file)), feeds)
         onnx.checker.check_model(found.model, full_check=True)
         onnx.save(found.model, str(path))
-        return Made(runtime.batch, source.beyond, _told(found.kept, found.nodes))
+        return Made(source.batch, source.beyond, _told(found.kept, found.nodes))
 
     def open(self, path: Path) -> Opened:
         """In onnxruntime."""

@@ -31,11 +31,9 @@ class OpenVino:
         """Weights stay float32, which OpenVINO would halve by itself."""
         import openvino as ov
 
-        from convrewrite.onnx_files import OnnxModel
-
         # Not ov.convert_model, which may report to its makers that it was called.
         ov.save_model(ov.Core().read_model(source.file), path, compress_to_fp16=False)
-        return Made(OnnxModel(source.file, trust=True).batch, source.beyond)
+        return Made(source.batch, source.beyond)
 
     def open(self, path: Path) -> Opened:
         """Compiled for the processor; in float32, as bfloat16 units would round by themselves."""
