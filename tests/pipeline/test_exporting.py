@@ -19,7 +19,7 @@ from convrewrite.exports import Made, Source, discovery, kinds_of_exports
 from convrewrite.exports.kinds.torch_export import TorchExport
 from convrewrite.onnx_files import OnnxModel, opset_of
 from convrewrite.onnx_graph import exporter_of, read_network
-from convrewrite.reporting import Report
+from convrewrite.reporting import Report, render_text
 
 QUICK: dict[str, Any] = {"refine": False, "fast": True}
 
@@ -67,6 +67,8 @@ def test_a_run_writes_every_form_and_says_how_near_each_is(made: tuple[Path, Pat
     assert (report.unwritten, report.asked.opset, report.asked.free_axes) == (None, 20, ("batch", "height", "width"))
     assert any("tried at twice the size of each" in note for note in report.notes)
     assert Report.model_validate_json((out / "report.json").read_text()) == report
+    lines = render_text(report).splitlines()
+    assert "Exports: other forms against torch" in lines and max(map(len, lines)) <= 110
     for name in ("report.md", "report.html"):
         text = (out / name).read_text()
         assert "model.openvino.xml, model.openvino.bin" in text and "onnxruntime" in text
