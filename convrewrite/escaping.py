@@ -5,6 +5,9 @@ import re
 TERMINAL_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 """Sequences that colour what a terminal shows."""
 
+CAUSE_LENGTH = 300
+"""Letters of somebody else's message, at most."""
+
 
 def printable(text: str, keep: str = "") -> str:
     r"""The text with every control, format and direction character written out, as ``\x1b``; those in ``keep`` stay.
@@ -22,3 +25,12 @@ def message_of(error: BaseException | None) -> str:
         return str(error)
     except Exception:  # it is code from elsewhere, too
         return ""
+
+
+def innermost_cause(error: BaseException) -> str:
+    """The exception at the start of a chain of ``raise ... from ...``, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(TERMINAL_COLOUR.sub("", message_of(error)).split())
+    line = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return line if len(line) <= CAUSE_LENGTH else line[: CAUSE_LENGTH - 3] + "..."

@@ -23,6 +23,9 @@ LONGEST_SIDE = 16_384
 
 LONGEST_SECONDS = 86_400
 
+AXES = ("batch", "height", "width")
+"""Names of axes that an exported file may take in any size: the first one of every input, and the last two of images."""
+
 NEEDS_TIMES = (
     "budget latency: needs measured times; leave out --no-onnx (in Python measure=False), or ask for macs or params"
 )
@@ -234,6 +237,22 @@ def example_target(entries: Sequence[str]) -> str | None:
             f"found {shown(' '.join(entries))}"
         )
     return targets[0]
+
+
+def free_axes(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of axes, each once."""
+    if isinstance(names, str):
+        raise UsageError(f'--free-axes: expected names one by one, as ("batch", "height"), found {shown(names)}')
+    strange = [name for name in names if name not in AXES]
+    if strange or len(set(names)) < len(names):
+        found = shown(",".join(map(str, names)))
+        raise UsageError(f"--free-axes: expected none, or each once of {', '.join(AXES)}, found {found}")
+    return tuple(names)
+
+
+def axes_of_text(text: str) -> tuple[str, ...]:
+    """``batch,height`` -> ``("batch", "height")``; ``none`` are none."""
+    return () if text == "none" else free_axes(text.split(","))
 
 
 def _number(value: object) -> str:

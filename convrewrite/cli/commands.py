@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from convrewrite.cli import quantising, timing, verifying
+from convrewrite.cli import exporting, quantising, timing, verifying
 from convrewrite.cli.expanded import Only, expanded
 from convrewrite.cli.grouped import Commands, command, examples_of
 from convrewrite.cli.interrupts import tells_what_stands
@@ -16,6 +16,7 @@ from convrewrite.cli.options import (
     MODEL_HELP,
     PLANNED,
     SWEPT,
+    WRITTEN,
     AsJson,
     Besides,
     Model,
@@ -174,7 +175,8 @@ def apply(
     out: Out = None,
     sources: Sources,
     settings: Annotated[
-        Settings, Only("outputs", "refine", "threads", "memory", "timeout", "measure", "resume", "runtime", "timings")
+        Settings,
+        Only("outputs", "refine", "threads", "memory", "timeout", "measure", "resume", "runtime", "timings", *WRITTEN),
     ],
     trust: Trust = False,
     as_json: AsJson = False,
@@ -337,6 +339,7 @@ command(
     "convrewrite profile resnet18.pt --graphs graphs",
 )(timing.profile)
 command(app, "convrewrite quantise out --calib images/")(quantising.quantise)
+command(app, "convrewrite export out --to openvino --to half --calib images/")(exporting.export)
 
 
 def _commanded(result: "Result", context: typer.Context) -> "Result":
@@ -355,5 +358,5 @@ def show_result(found: "Report", out: Path, as_json: bool = False) -> None:
     else:
         say(render_text(found))
         say(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
-    if found.refused is not None:
-        raise VerificationError(found.refused)
+    if (reason := found.refused or found.unwritten) is not None:
+        raise VerificationError(reason)

@@ -199,7 +199,7 @@ class CheckedRules(_Form):
 
 
 SCHEMAS: dict[str, tuple[type[BaseModel], str]] = {
-    "report": (Report, "optimize, apply, recover, report"),
+    "report": (Report, "optimize, apply, recover, report, export"),
     "plan": (Plan, "plan, explain"),
     "site": (PlannedSite, "explain with a site"),
     "sweep": (SweepReport, "sweep"),

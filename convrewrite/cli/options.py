@@ -151,11 +151,18 @@ class Comparing:
     runtime: str = field(default=DEFAULT, metadata=SETTING["runtime"].metadata)
 
 
-PLANNED = tuple(entry.name for entry in fields(Settings) if FLAG in entry.metadata and entry.name != "refine")
-"""Settings of a plan, which refines nothing."""
+WRITTEN = ("export", "half", "opset", "free_axes")
+"""Settings that say how a result is written."""
+
+PLANNED = tuple(
+    entry.name for entry in fields(Settings) if FLAG in entry.metadata and entry.name not in ("refine", *WRITTEN)
+)
+"""Settings of a plan, which refines nothing and leaves no model."""
 
 SWEPT = tuple(
-    entry.name for entry in fields(Settings) if FLAG in entry.metadata and entry.name not in ("budget", "keep")
+    entry.name
+    for entry in fields(Settings)
+    if FLAG in entry.metadata and entry.name not in ("budget", "keep", *WRITTEN)
 )
 """Settings of a sweep: its points say what each is made for."""
 

@@ -41,6 +41,7 @@ def stages_of(settings: "Settings", calib: str | None, command: str, *, several:
         "fit": fits and command != "sweep",
         "refine": refines and command in ("optimize", "apply"),
         "verify": settings.measure and command in ("optimize", "apply"),
+        "export": settings.exports and command in ("optimize", "apply"),
     }
     return tuple(name for name, comes in wanted.items() if comes)
 

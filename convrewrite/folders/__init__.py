@@ -1,6 +1,6 @@
 """What is written, so that nothing is lost: scratch folders, and taking a place in one step. Light: torch is not imported."""
 
-from convrewrite.folders.placing import made_aside, nearest, put, require_room_beside, resolved, write_new
+from convrewrite.folders.placing import made_aside, nearest, put, remove, require_room_beside, resolved, write_new
 from convrewrite.folders.scratch import Scratch, cleared_later, disk_full, require_room, temporary, told, unwritable
 from convrewrite.folders.texts import read_text
 
@@ -12,6 +12,7 @@ __all__ = [
     "nearest",
     "put",
     "read_text",
+    "remove",
     "require_room",
     "require_room_beside",
     "resolved",

@@ -4,6 +4,7 @@ import ctypes
 import errno
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -167,6 +168,14 @@ def made_aside(path: Path, other: str = "another place") -> Iterator[Path]:
             made = scratch.path / "made"
             yield made
             put(made, place, scratch)
+
+
+def remove(path: Path) -> None:
+    """A file, or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def require_room_beside(place: Path) -> None:

@@ -2,6 +2,7 @@
 
 from convrewrite.onnx_files.contents import tensors
 from convrewrite.onnx_files.model import ELEMENT_TYPES, OnnxModel, Runner, outputs_of
+from convrewrite.onnx_files.opsets import opset_of, require_opset
 from convrewrite.onnx_files.placing import file_of_weights, is_weights_of, new_name_of_weights, place, size_of
 from convrewrite.onnx_files.probing import require_well_behaved
 from convrewrite.onnx_files.provenance import Provenance, digest_of
@@ -17,8 +18,10 @@ __all__ = [
     "is_weights_of",
     "new_name_of_weights",
     "open_session",
+    "opset_of",
     "outputs_of",
     "place",
+    "require_opset",
     "require_well_behaved",
     "size_of",
     "tensors",

@@ -8,7 +8,7 @@ import onnx
 import torch
 from torch import nn
 
-from convrewrite.errors import ModelLoadError
+from convrewrite.errors import ModelLoadError, UsageError
 from convrewrite.inputs import Inputs
 from convrewrite.layers import SumOfBranches
 from convrewrite.onnx_files import OnnxModel, digest_of
@@ -24,6 +24,7 @@ class GraphExporter:
     """Puts what was rewritten into the graph that a module was made of; see :class:`convrewrite.runtime.Exporter`."""
 
     exports = False
+    beyond = ()
 
     def __init__(self, translation: Translation) -> None:
         self._translation = translation
@@ -61,10 +62,19 @@ class GraphExporter:
         )
 
 
-def exporter_of(model: nn.Module) -> Exporter:
-    """Who makes the ONNX files of a run on this model."""
+def exporter_of(model: nn.Module, opset: int | None = None, free_axes: tuple[str, ...] | None = None) -> Exporter:
+    """Who makes the ONNX files of a run on this model; ``opset`` and ``free_axes`` are as in :func:`convrewrite.export`.
+
+    Raises UsageError for these where the model is a graph, which keeps its own."""
     translation = translation_of(model)
-    return TorchExporter() if translation is None else GraphExporter(translation)
+    if translation is None:
+        return TorchExporter(opset, free_axes)
+    if opset is not None or free_axes is not None:
+        raise UsageError(
+            "--opset, --free-axes: expected a PyTorch model, found an ONNX graph, whose opset and axes the result keeps; "
+            "leave them out"
+        )
+    return GraphExporter(translation)
 
 
 def take_numbers(model: nn.Module, path: Path) -> None:

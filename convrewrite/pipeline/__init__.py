@@ -2,6 +2,7 @@
 
 from convrewrite.pipeline.api import RewriteConvolutions, analyze, apply, optimize, plan
 from convrewrite.pipeline.comparing import verify
+from convrewrite.pipeline.exporting import export_result
 from convrewrite.pipeline.profiling import profile
 from convrewrite.pipeline.quantising import Int8Row, quantise
 from convrewrite.pipeline.recovery import read_report, recover
@@ -17,6 +18,7 @@ __all__ = [
     "Sweep",
     "analyze",
     "apply",
+    "export_result",
     "optimize",
     "plan",
     "profile",

@@ -8,7 +8,7 @@ from torch import nn
 from convrewrite.calibration import Calibration, calibrate
 from convrewrite.errors import ModelLoadError
 from convrewrite.folders import Scratch, nearest, put, resolved, told
-from convrewrite.inputs import ExampleInput
+from convrewrite.inputs import ExampleInput, Inputs, in_batches_of
 from convrewrite.meanings import Fidelity
 from convrewrite.modules import private_copy, surroundings_preserved
 from convrewrite.onnx_files import OnnxModel, size_of
@@ -65,17 +65,18 @@ def quantise(
     file = folder / ONNX
     if not file.is_file():
         raise ModelLoadError(f"{file}: missing; expected a result written by `convrewrite optimize` without --no-onnx")
-    macs = read_report(folder / "report.json").totals.macs
+    report = read_report(folder / "report.json")
     network = network_of(model, example_input, asked.timeout)
     with at_work(asked.seed), surroundings_preserved(network.model), told(folder, "another folder"):
         place = resolved(folder / INT8)
         with Scratch(nearest(place)) as scratch:
             copy = private_copy(network.model, network.inputs)
+            exporter = exporter_of(network.model, report.asked.opset, report.asked.free_axes)
             baseline = Baseline.of(
-                copy, network.inputs, scratch.path, asked.clock, asked.threads, exporter_of(network.model), asked.target
+                copy, network.inputs, scratch.path, asked.clock, asked.threads, exporter, asked.target
             )
             four = _Four(file, baseline, _data(network, copy, calibration, asked, progress), progress)
-            rows = four.rows((macs.before, macs.after))
+            rows = four.rows((report.totals.macs.before, report.totals.macs.after))
             put(scratch.path / INT8, place, scratch)
     return rows
 
@@ -100,8 +101,7 @@ class _Four:
         """Both quantised, and all four measured."""
         first, folder = self.baseline.original.path, self.baseline.folder
         floats, whole = (first, self.file), (folder / "original.int8.onnx", folder / INT8)
-        held_out = [self.baseline.exporter.feed(batch) for batch in self.data.held_out]
-        fit = [self.baseline.exporter.feed(batch) for batch in self.data.fit]
+        fit, held_out = self._batches(self.data.fit), self._batches(self.data.held_out)
         ways = []
         for index, (source, place) in enumerate(zip(floats, whole, strict=True)):
             self.progress("int8", index, 2, NAMES[2 + index])
@@ -115,6 +115,12 @@ class _Four:
             latency = self._latency(path)
             found.append(Int8Row(NAMES[index], size_of(path), macs[index % 2], latency, fidelity, error, way))
         return tuple(found)
+
+    def _batches(self, batches: tuple[Inputs, ...]) -> list[Inputs]:
+        """As many examples at a time as the files take."""
+        taken = OnnxModel(self.file, trust=True).batch
+        sized = batches if taken is None else in_batches_of(batches, taken)
+        return [self.baseline.exporter.feed(batch) for batch in sized]
 
     def _latency(self, path: Path) -> float:
         baseline, one = self.baseline, tuple(tensor[:1] for tensor in self.baseline.inputs)

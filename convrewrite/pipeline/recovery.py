@@ -153,11 +153,16 @@ def read_report(path: Path) -> Report:
 
 
 def _network(report: Report, model: ModelSource, example: ExampleInput | None, timeout: float) -> Network:
-    """The original with its inputs; those that nobody gives are random numbers of the shapes in the report."""
-    if example is None and isinstance(model, nn.Module):
-        generator = torch.Generator().manual_seed(0)
-        example = tuple(torch.randn(shape, generator=generator) for shape in report.input_shapes)
-    return network_of(model, example, timeout)
+    """The original with its inputs."""
+    return network_of(model, example_of(report, model, example), timeout)
+
+
+def example_of(report: Report, model: ModelSource, example: ExampleInput | None) -> ExampleInput | None:
+    """What was given; where nobody gave anything for a module, random numbers of the shapes in the report."""
+    if example is not None or not isinstance(model, nn.Module):
+        return example
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(shape, generator=generator) for shape in report.input_shapes)
 
 
 def _require_gradients(network: Network) -> None:
@@ -263,7 +268,8 @@ def _resumed(run: Recovering, training: Training) -> Checkpoint | None:
 def _finished(run: Recovering, distilled: Distilled, given: Given, evaluation: Evaluation, main: bool) -> Result:
     """The recovered model verified, with its report; where it gained nothing, what came in."""
     scratch, plan, network = temporary(), run.came.plan, run.network
-    exporter = exporter_of(network.model)
+    asked = run.came.report.asked
+    exporter = exporter_of(network.model, asked.opset, asked.free_axes)
     source = exporter.source
     provenance = Provenance(
         str(plan.model), str(Fingerprint.of(run.rewritten)), plan.tool_version, evaluation.meanings, source

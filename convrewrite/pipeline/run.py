@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from convrewrite.calibration import calibrate, channels_last, evaluation_inputs
 from convrewrite.conv import Cost
+from convrewrite.exports import Written
 from convrewrite.folders import Scratch, temporary
 from convrewrite.graph import Traced
 from convrewrite.inputs import Inputs
@@ -16,6 +17,7 @@ from convrewrite.meanings import NOTHING, Meaning, require_outputs
 from convrewrite.modules import preserved, private_copy
 from convrewrite.onnx_files import Provenance
 from convrewrite.onnx_graph import batch_of, exporter_of, graph_inputs
+from convrewrite.pipeline.forms import Forms, forms_of
 from convrewrite.pipeline.narrowing import narrowed
 from convrewrite.pipeline.prepare import prepare
 from convrewrite.pipeline.refined import refined
@@ -96,7 +98,7 @@ class Run:
         require_outputs(model, inputs, constraints.outputs, known)
         progress("prepare", 0, 1, "export the original")
         with watch.timed("export the original"):
-            exporter = exporter_of(prepared.original)
+            exporter = exporter_of(prepared.original, settings.opset, settings.free_axes)
             baseline = (
                 Baseline.of(
                     model,
@@ -111,6 +113,7 @@ class Run:
                 if settings.measure
                 else None
             )
+            forms_in(prepared, baseline, settings).rehearse()
         progress("prepare", 0, 1, "inputs")
         with watch.timed("calibrate"):
             data = calibrate(
@@ -161,6 +164,8 @@ class Run:
             measured = self._measured(settled.model, followed)
             LOG.info("seconds of stages: %s", work.watch)
             saved = None if self.baseline is None else self.planner.predicted_saving(rewritten.outcomes)
+        file = self._file(settled.model, followed)
+        written = self._written(settled.model, file)
         report = build_report(
             model=name,
             plan=followed,
@@ -175,13 +180,23 @@ class Run:
                 *([NOT_MEASURED] if self.baseline is None else []),
             ],
         )  # fmt: skip
-        return Result(settled.model, followed, report, self._file(settled.model, followed), self.scratch)
+        further = [path for form in written for path in form.files]
+        return Result(settled.model, followed, report.with_exports(written), file, self.scratch, further)
+
+    def _written(self, rewritten: nn.Module, file: Path | None) -> tuple[Written, ...]:
+        """The result in the other forms that were asked for."""
+        work = self.work
+        if not work.settings.exports:
+            return ()
+        with work.watch.timed("export"):
+            forms = forms_in(work.prepared, self.baseline, work.settings)
+            return forms.write(rewritten, file, work.evaluation, work.data.fit, self.scratch.path, work.progress)
 
     def _file(self, rewritten: nn.Module, plan: Plan) -> Path | None:
         """The result's ONNX file: of an ONNX graph there is one whether anything was measured or not."""
-        exporter = exporter_of(self.work.prepared.original)
         if self.baseline is not None:
             return self.baseline.result
+        exporter = exporter_of(self.work.prepared.original)
         if exporter.exports:
             return None
         path = self.scratch.path / "model.onnx"
@@ -213,6 +228,13 @@ class Run:
         result = Fingerprint.of(rewritten)
         source = exporter_of(self.work.prepared.original).source
         return Provenance(str(plan.model), str(result), plan.tool_version, self.work.evaluation.meanings, source)
+
+
+def forms_in(prepared: Prepared, baseline: Baseline | None, settings: Settings) -> Forms:
+    """The other forms that a run is asked for."""
+    onnx = None if baseline is None else baseline.original.path
+    exporter = exporter_of(prepared.original, settings.opset, settings.free_axes)
+    return forms_of(settings.exports, prepared.model, prepared.inputs, exporter, onnx, settings.free_axes)
 
 
 def _costs(result: nn.Module, prepared: Prepared, after: int, outcomes: Sequence[Outcome]) -> tuple[Cost, Cost]:

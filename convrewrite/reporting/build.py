@@ -28,7 +28,7 @@ from convrewrite.reporting.report import (
 )
 from convrewrite.reporting.verdict import few_positions, overfitted, refused, useless
 from convrewrite.rewriting import Outcome, Work
-from convrewrite.runtime import Measured, Parity
+from convrewrite.runtime import Measured
 from convrewrite.settings import Constraints, Recovery
 from convrewrite.targets import Comparison
 from convrewrite.version import tool_version
@@ -105,7 +105,12 @@ def build_report(
         model=model,
         input_shapes=tuple(tuple(tensor.shape) for tensor in work.prepared.inputs),
         rules=plan.rules,
-        asked=Asked(budget=dict(constraints.budget), keep=None if constraints.keep is None else str(constraints.keep)),
+        asked=Asked(
+            budget=dict(constraints.budget),
+            keep=None if constraints.keep is None else str(constraints.keep),
+            opset=settings.opset,
+            free_axes=settings.free_axes,
+        ),
         reached=Reached(
             budget={name: parts[name] for name in constraints.budget}, keep=_kept(constraints, measured.fidelity)
         ),
@@ -126,7 +131,7 @@ def build_report(
         fidelity=_fidelity_rows(measured.fidelity),
         fidelity_examples=measured.fidelity.examples,
         fidelity_basis=measured.fidelity_basis,
-        parity=_parity_rows(measured.parity),
+        parity=_parity_rows(measured),
         runtime=settings.runtime,
         runtime_version=None if settings.timings else settings.target.version(),
         environment=environment(),
@@ -173,8 +178,9 @@ def recovered_report(
         "fidelity": _fidelity_rows(measured.fidelity),
         "fidelity_examples": measured.fidelity.examples,
         "fidelity_basis": measured.fidelity_basis,
-        "parity": _parity_rows(measured.parity),
+        "parity": _parity_rows(measured),
         "recovered": summary,
+        "exports": (),
         "environment": environment(),
         "notes": tuple(dict.fromkeys((*report.notes, *notes, *measured.notes, *_left_out(measured.fidelity)))),
         "seconds": dict(seconds),
@@ -260,8 +266,8 @@ def _left_out(fidelity: Fidelity) -> tuple[str, ...]:
     return (f"outputs that are no tensors are neither exported nor compared: {', '.join(fidelity.left_out)}",)
 
 
-def _parity_rows(parity: Parity | None) -> tuple[ParityRow, ...]:
-    if parity is None:
+def _parity_rows(measured: Measured) -> tuple[ParityRow, ...]:
+    if measured.parity is None:
         return ()
     return tuple(
         ParityRow(
@@ -273,5 +279,5 @@ def _parity_rows(parity: Parity | None) -> tuple[ParityRow, ...]:
             equal_share=o.equal_share,
             runtime=o.runtime,
         )
-        for o in parity.outputs
+        for o in measured.parity.outputs
     )

@@ -17,6 +17,7 @@ OPTIONAL = ("cosine", "equal entries")
 """Columns that are left out where no output has them."""
 
 PARITY_HEADERS = ("output", "max. abs. difference", "relative error", "equal entries", "tolerance", "")
+EXPORT_HEADERS = ("form", "files", "size", "error to torch", "tolerance", "error to original", "top-1 agreement", "")
 CURVE_HEADERS = ("steps", "held-out effect")
 ASKED_HEADERS = ("", "asked", "reached")
 SITE_HEADERS = (
@@ -199,6 +200,38 @@ def parity_table(report: Report) -> Table:
         for row in report.parity
     ]
     return _without_empty(PARITY_HEADERS, rows)
+
+
+def export_rows(report: Report) -> list[tuple[str, ...]]:
+    """One row for every form that the result was written in besides ONNX."""
+    return [
+        (
+            row.name,
+            ", ".join(row.files) or "none",
+            size(row.bytes) if row.files else DOES_NOT_APPLY,
+            DOES_NOT_APPLY if row.relative_error is None else f"{row.relative_error:.1e}",
+            DOES_NOT_APPLY if row.tolerance is None else f"{row.tolerance:.0e}",
+            DOES_NOT_APPLY if row.output_error is None else percent(row.output_error),
+            DOES_NOT_APPLY if row.top1_agreement is None else percent(row.top1_agreement),
+            "FAILED" if row.refused else "passed" if row.passed else "not compared",
+        )
+        for row in report.exports
+    ]
+
+
+def export_sentences(report: Report) -> list[str]:
+    """What wrote each form, on how many examples it was run, and what is not as one would wish."""
+    return [
+        "; ".join(
+            (
+                f"{row.name}: {row.package}"
+                + (f", run on {_counted(row.examples, 'example')}" if row.examples else ""),
+                *row.notes,
+                *([row.refused] if row.refused else []),
+            )
+        )
+        for row in report.exports
+    ]
 
 
 def _where(row: ParityRow) -> str:

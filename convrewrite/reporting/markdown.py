@@ -24,6 +24,7 @@ def render_markdown(report: Report) -> str:
         _section("Fidelity: rewritten against original", *_fidelity(report)),
         _recovered(report),
         _section(figures.parity_title(report), _parity(report)),
+        _exports(report),
         _section("Sites", *_sites(report)),
         _section("Calibration", _plain(figures.calibration_sentence(report))),
         _section("Notes", "\n".join(f"- {_plain(note)}" for note in report.notes)) if report.notes else "",
@@ -59,6 +60,13 @@ def _parity(report: Report) -> str:
         return f"Parity was {figures.NOT_MEASURED}."
     headers, rows = figures.parity_table(report)
     return _table(headers, rows, "l" + "r" * (len(headers) - 2) + "l")
+
+
+def _exports(report: Report) -> str:
+    if not report.exports:
+        return ""
+    told = "\n".join(f"- {_plain(sentence)}" for sentence in figures.export_sentences(report))
+    return _section("Exports", _table(figures.EXPORT_HEADERS, figures.export_rows(report), "llrrrrrl"), told)
 
 
 def _sites(report: Report) -> tuple[str, ...]:

@@ -5,9 +5,13 @@ goes to JSON by ``report.model_dump_json()`` and comes back by ``Report.model_va
 not measured is None, never an estimate: predictions have fields of their own.
 """
 
-from typing import Annotated, Generic, Literal, Self, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    from convrewrite.exports import Written
 
 Number = TypeVar("Number", int, float)
 Count = Annotated[int, Field(ge=0)]
@@ -58,11 +62,14 @@ class Asked(_Part):
     """What the caller asked for.
 
     ``budget`` holds parts of the original's cost, such as ``{"macs": 0.5}``; it is empty when every rule's own ratio
-    was used. ``keep`` is the least fidelity in words, such as ``top1 agreement of at least 0.98``.
+    was used. ``keep`` is the least fidelity in words, such as ``top1 agreement of at least 0.98``. ``opset`` and ``free_axes``
+    are those of the ONNX file, where they were given.
     """
 
     budget: dict[str, float] = Field(default_factory=dict)
     keep: str | None = None
+    opset: int | None = None
+    free_axes: tuple[str, ...] | None = None
 
 
 class Reached(_Part):
@@ -209,6 +216,61 @@ class RecoveredSummary(_Part):
         return self.kept_step == 0
 
 
+class ExportRow(_Part):
+    """A form that the result was written in besides ONNX: its ``files`` beside the report, their ``bytes``, and the ``package``
+    that wrote them, with its version.
+
+    ``max_abs_difference`` and ``relative_error`` are to the rewritten model in torch (of a model that came as ONNX, to its ONNX
+    file), of the worst output over ``examples``; ``passed`` is None where the form cannot be run on this machine.
+    ``output_error``, ``top1_agreement`` and ``kl`` are to the original, as in :class:`OutputFidelityRow`, of the worst output.
+    ``refused``: why it was left out.
+    """
+
+    name: str
+    package: str
+    files: tuple[str, ...] = ()
+    bytes: Count = 0
+    max_abs_difference: float | None = None
+    relative_error: float | None = None
+    tolerance: float | None = None
+    passed: bool | None = None
+    output_error: float | None = None
+    top1_agreement: Share | None = None
+    kl: float | None = None
+    examples: Count = 0
+    notes: tuple[str, ...] = ()
+    refused: str | None = None
+
+    @model_validator(mode="after")
+    def _is_there_or_says_why(self) -> Self:
+        if bool(self.files) == bool(self.refused):
+            raise ValueError(f"{self.name}: expected files, or the reason why there are none")
+        return self
+
+    @classmethod
+    def of(cls, written: "Written") -> Self:
+        """From what was written, or was not."""
+        difference, error, tolerance = written.parity or (None, None, None)
+        near = written.fidelity
+        nats = [output.kl for output in near.outputs if output.kl is not None] if near else []
+        return cls(
+            name=written.name,
+            package=written.package,
+            files=tuple(path.name for path in written.files),
+            bytes=written.size,
+            max_abs_difference=difference,
+            relative_error=error,
+            tolerance=tolerance,
+            passed=False if written.refused else None if written.parity is None else True,
+            output_error=None if near is None else near.worst_error,
+            top1_agreement=None if near is None else near.least_agreement,
+            kl=max(nats, default=None),
+            examples=written.examples,
+            notes=written.notes,
+            refused=written.refused,
+        )
+
+
 class Environment(_Part):
     """The versions and the machine that the numbers come from."""
 
@@ -227,6 +289,8 @@ class Report(_Part):
     not compute the same any more, as the first of the ``warnings`` says.
 
     ``runtime`` is where the result is to run: what ``totals.onnx_latency_seconds`` and its prediction were measured in.
+
+    ``exports`` are the forms that it was written in besides ONNX.
 
     ``fidelity_basis`` is a sentence: ``measured on 205 held-out calibration inputs``. ``commands`` are the command lines that
     led here, as a shell takes them; there are none of results that Python made.
@@ -256,9 +320,20 @@ class Report(_Part):
     runtime: str = "onnxruntime"
     runtime_version: str | None = None
     recovered: RecoveredSummary | None = None
+    exports: tuple[ExportRow, ...] = ()
     environment: Environment
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = Field(default_factory=dict)
+
+    @property
+    def unwritten(self) -> str | None:
+        """Why a form that was asked for was left out, of the first one."""
+        return next((f"export {row.name}: {row.refused}" for row in self.exports if row.refused is not None), None)
+
+    def with_exports(self, written: Sequence["Written"]) -> Self:
+        """With these forms; of one name the new one stands in the place of the earlier."""
+        rows = {row.name: row for row in (*self.exports, *map(ExportRow.of, written))}
+        return self.model_copy(update={"exports": tuple(rows.values())})
 
     @model_validator(mode="after")
     def _totals_are_the_sums_of_the_sites(self) -> Self:

@@ -23,8 +23,10 @@ STAND_INS = 0xF0000
 letter as two columns where wcwidth happens to be installed, and a report is the same text everywhere."""
 
 
-def render_text(report: Report) -> str:
-    """The whole report, ending in a newline."""
+def render_text(report: Report, *, exports_only: bool = False) -> str:
+    """The whole report, or what it says of other forms alone, ending in a newline."""
+    if exports_only:
+        return f"{_exports(report)}\n"
     intro = [
         figures.headline(report),
         f"Input {figures.shapes(report)}; rules: {figures.joined(report.rules)}.",
@@ -41,11 +43,21 @@ def render_text(report: Report) -> str:
             "Recovery", "\n".join(_filled(f"- {sentence}", "  ") for sentence in figures.recovered_sentences(report))
         ),
         _parity(report),
+        _exports(report),
         _titled("Notes", "\n".join(_filled(f"- {note}", "  ") for note in report.notes)),
         _titled("Stages", _filled(figures.stages_sentence(report))),
         _filled(figures.environment_sentence(report)),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _exports(report: Report) -> str:
+    if not report.exports:
+        return ""
+    headers = tuple(header.replace(" to ", " to\n").replace("-1 ", "-1\n") for header in figures.EXPORT_HEADERS)
+    table = _table(headers, figures.export_rows(report), (14, 24, 8, 9, 9, 9, 9, 12), "llrrrrrl")
+    told = [_filled(sentence, "  ") for sentence in figures.export_sentences(report)]
+    return _titled("Exports: other forms against torch", "\n".join((table, *told)))
 
 
 def render_sites(rows: Sequence[AnalysisRow]) -> str:

@@ -1,7 +1,19 @@
 """What a run leaves: the result as a value, and the folder it is written to and read from."""
 
 from convrewrite.results.analysis import Analysis, check_page
-from convrewrite.results.folder import INT8, ONNX, PLAN, Result, check_file, check_writable, load, read_plan, save_plan
+from convrewrite.results.folder import (
+    INT8,
+    ONNX,
+    PLAN,
+    Result,
+    add_exports,
+    check_addable,
+    check_file,
+    check_writable,
+    load,
+    read_plan,
+    save_plan,
+)
 
 __all__ = [
     "INT8",
@@ -9,6 +21,8 @@ __all__ = [
     "PLAN",
     "Analysis",
     "Result",
+    "add_exports",
+    "check_addable",
     "check_file",
     "check_page",
     "check_writable",

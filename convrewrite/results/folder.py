@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from convrewrite.conv import ConvSpec, Kind, classify
 from convrewrite.errors import ModelLoadError, PlanError, UsageError
 from convrewrite.escaping import printable
+from convrewrite.exports import file_names
 from convrewrite.folders import (
     Scratch,
     made_aside,
     read_text,
+    remove,
     require_room,
     require_room_beside,
     resolved,
@@ -72,14 +74,13 @@ def _check_replaceable(folder: Path, place: Path, inputs: Sequence[str]) -> None
     if not place.is_dir():
         raise UsageError(f"{folder}: expected a folder for the results, found a file; name another with -o")
     names = {path.name for path in place.iterdir()}
-    ours = {name for name in names if name in (*FILES, INT8) or is_weights_of(name, ONNX)}
+    ours = {name for name in names if name in (*FILES, INT8, *file_names()) or is_weights_of(name, ONNX)}
     strangers = sorted(names - ours) or sorted(ours - REPORTS if PLAN not in names else ())
     if strangers:
         raise UsageError(
             f"{folder}: holds {', '.join(strangers[:3])}, which would be lost; name a new folder, or an earlier result"
         )
-    if os.path.ismount(place) or place.samefile(os.curdir):
-        raise UsageError(f"{folder}: a folder that is mounted, or worked in, cannot be replaced; name one inside it")
+    require_at_leisure(folder, place)
     if not os.access(place, os.W_OK):
         raise unwritable(folder, os.strerror(errno.EACCES), "another folder with -o")
     read = [name for name in inputs if Path(os.path.realpath(name)).parent == place and Path(name).exists()]
@@ -87,6 +88,12 @@ def _check_replaceable(folder: Path, place: Path, inputs: Sequence[str]) -> None
         raise UsageError(
             f"{folder}: holds {read[0]}, which this run reads and would replace; name another folder with -o"
         )
+
+
+def require_at_leisure(folder: Path, place: Path) -> None:
+    """Raise UsageError for a folder that cannot change places with another."""
+    if os.path.ismount(place) or place.samefile(os.curdir):
+        raise UsageError(f"{folder}: a folder that is mounted, or worked in, cannot be replaced; name one inside it")
 
 
 def check_file(path: Path) -> None:
@@ -124,18 +131,60 @@ def read_plan(path: Path) -> Plan:
     return Plan.from_json(read_text(path, PlanError, "a plan that `convrewrite plan` wrote"), str(path))
 
 
-def save(folder: Path, model: nn.Module, plan: Plan, report: Report, onnx: Path | None) -> Path:
+def save(
+    folder: Path, model: nn.Module, plan: Plan, report: Report, onnx: Path | None, further: Sequence[Path] = ()
+) -> Path:
     """Write everything aside and put it in its place in one step; an earlier result there is replaced.
 
     Raises UsageError when that fails, and then ``folder`` is as it was.
     """
     check_writable(folder)
-    if onnx is not None and not onnx.is_file():
-        raise UsageError(f"{onnx}: was removed from the temporary files since the run; run it again")
+    gone = [path for path in (*([] if onnx is None else [onnx]), *further) if not path.exists()]
+    if gone:
+        raise UsageError(f"{gone[0]}: was removed from the temporary files since the run; run it again")
     with made_aside(folder, "another folder with -o") as made:
         made.mkdir()
         _write(made, model, plan, report, onnx)
+        _copy(further, made)
     return folder
+
+
+def add_exports(folder: Path, plan: Plan, report: Report, files: Sequence[Path]) -> None:
+    """Put further files, with the report that tells of them, into a result's folder, in one step; all else in it stays.
+
+    Raises UsageError when that fails, and then ``folder`` is as it was.
+    """
+    check_addable(folder)
+    with made_aside(folder, "another folder") as made:
+        shutil.copytree(resolved(folder), made, symlinks=True, copy_function=_linked)
+        for name in (*REPORTS, *(path.name for path in files)):
+            remove(made / name)  # a name: the file may have another elsewhere
+        _copy(files, made)
+        _write_reports(made, plan, report)
+
+
+def check_addable(folder: Path) -> None:
+    """Raise UsageError unless files can be added to a result's folder: called before any long work."""
+    with told(folder, "another folder"):
+        place = resolved(folder)
+        require_at_leisure(folder, place)
+        require_room_beside(place)
+
+
+def _linked(source: str, place: str) -> None:
+    """The same file under another name, where the file system can; the folder it came from goes when its place is taken."""
+    try:
+        os.link(source, place, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, place, follow_symlinks=False)
+
+
+def _copy(files: Sequence[Path], made: Path) -> None:
+    for file in files:
+        if file.is_dir():
+            shutil.copytree(file, made / file.name)
+        else:
+            shutil.copy(file, made / file.name)
 
 
 def _write(made: Path, model: nn.Module, plan: Plan, report: Report, onnx: Path | None) -> None:
@@ -147,6 +196,10 @@ def _write(made: Path, model: nn.Module, plan: Plan, report: Report, onnx: Path 
         for file in onnx.parent.glob(f"{onnx.name}*"):
             shutil.copy(file, made / file.name)
     (made / PLAN).write_text(plan.to_json(), encoding="utf-8")
+    _write_reports(made, plan, report)
+
+
+def _write_reports(made: Path, plan: Plan, report: Report) -> None:
     (made / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (made / "report.md").write_text(render_markdown(report), encoding="utf-8")
     (made / "report.html").write_text(render_html(report, plan), encoding="utf-8")
@@ -255,21 +308,24 @@ class Result:
     report: Report
     _onnx: Path | None = field(repr=False)
     _folder: Scratch = field(repr=False)
+    _further: Sequence[Path] = field(default=(), repr=False)
 
     @property
     def refused(self) -> str | None:
-        """Why this result is no success, though everything ran: it is slower, or loses more than was to be kept."""
-        return self.report.refused
+        """Why this result is no success, though everything ran: it is slower, loses more than was to be kept, or lacks a form
+        that was asked for."""
+        return self.report.refused or self.report.unwritten
 
     def _repr_html_(self) -> str:
         """How a notebook shows it."""
         return render_summary(self.report)
 
     def save(self, folder: str | Path) -> Path:
-        """Write model.pt, model.onnx, plan.json, weights.safetensors, report.json, report.md and report.html.
+        """Write model.pt, model.onnx, plan.json, weights.safetensors, report.json, report.md and report.html, and what else was
+        asked for.
 
         Of a model that came as ONNX, model.pt and weights.safetensors are left out: model.onnx is the result. They are written
         aside and take their place together, in one step. Raises UsageError when the folder cannot be written or holds other
         things; then it is as it was.
         """
-        return save(Path(folder), self.model, self.plan, self.report, self._onnx)
+        return save(Path(folder), self.model, self.plan, self.report, self._onnx, self._further)

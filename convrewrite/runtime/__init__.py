@@ -6,7 +6,7 @@ from convrewrite.runtime.latency import compare_programs
 from convrewrite.runtime.measurement import Measured, measure_everything, measure_outputs
 from convrewrite.runtime.onnx_export import Exported, export
 from convrewrite.runtime.option_graphs import OptionGraph
-from convrewrite.runtime.parity import Parity, require_parity
+from convrewrite.runtime.parity import RunningParity, require_parity
 from convrewrite.runtime.profiling import OptionsAt, ProfiledTimer
 from convrewrite.runtime.timing import THIS_MACHINE, Baseline, Timer, Unmeasured
 
@@ -18,8 +18,8 @@ __all__ = [
     "Measured",
     "OptionGraph",
     "OptionsAt",
-    "Parity",
     "ProfiledTimer",
+    "RunningParity",
     "Timer",
     "TorchExporter",
     "Unmeasured",

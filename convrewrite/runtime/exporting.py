@@ -5,20 +5,29 @@ another :class:`Exporter` does that.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from torch import nn
 
+from convrewrite.axes import BATCH
 from convrewrite.inputs import Inputs
 from convrewrite.onnx_files import OnnxModel
 from convrewrite.runtime.onnx_export import Exported, export, require_runtime_dtype
 
 
 class Exporter(Protocol):
-    """Gives the files. ``exports`` says whether torch makes them; else the file itself is what came in and goes out."""
+    """Gives the files. ``exports`` says whether torch makes them; else the file itself is what came in and goes out. ``beyond``
+    are axes besides the batch that files take in any size, by their names."""
 
-    exports: bool
+    @property
+    def exports(self) -> bool:
+        """See above."""
+
+    @property
+    def beyond(self) -> tuple[str, ...]:
+        """See above."""
 
     def original(self, model: nn.Module, inputs: Inputs, path: Path) -> Exported:
         """The original's file, at ``path`` or where it lies already."""
@@ -37,20 +46,36 @@ class Exporter(Protocol):
         """The digest of the file that came in; empty where none did."""
 
 
+@dataclass(frozen=True, slots=True)
 class TorchExporter:
-    """Exports modules of torch."""
+    """Exports modules of torch; ``opset`` and ``free_axes`` are as in :func:`convrewrite.export`."""
 
-    exports = True
-    source = ""
+    opset: int | None = None
+    free_axes: tuple[str, ...] | None = None
+
+    @property
+    def exports(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def source(self) -> str:
+        """None came in."""
+        return ""
+
+    @property
+    def beyond(self) -> tuple[str, ...]:
+        """What was asked for."""
+        return tuple(name for name in self.free_axes or () if name != BATCH)
 
     def original(self, model: nn.Module, inputs: Inputs, path: Path) -> Exported:
         """Raises ExportError for a model that onnxruntime cannot run."""
         require_runtime_dtype(model)
-        return export(model, inputs, path)
+        return export(model, inputs, path, opset=self.opset, free_axes=self.free_axes)
 
     def rewritten(self, model: nn.Module, inputs: Inputs, path: Path, metadata: Mapping[str, str]) -> Exported:
         """Raises ExportError."""
-        return export(model, inputs, path, metadata=metadata)
+        return export(model, inputs, path, opset=self.opset, free_axes=self.free_axes, metadata=metadata)
 
     def runner(self, path: Path) -> OnnxModel:
         """The outputs are those of the model."""

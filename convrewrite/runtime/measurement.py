@@ -117,7 +117,13 @@ def _parity(rewritten: nn.Module, few: Inputs, evaluation: Evaluation, baseline:
     ignored = [name for name, meaning in meanings.items() if not meaning.counts]
     bounded = [name for name, meaning in meanings.items() if meaning.kind in ("probabilities", "multilabel")]
     found = check_parity(
-        rewritten, exporter.runner(after.path), few, batch=after.batch, ignored=ignored, bounded=bounded
+        rewritten,
+        exporter.runner(after.path),
+        few,
+        batch=after.batch,
+        ignored=ignored,
+        bounded=bounded,
+        free=exporter.beyond,
     )
     if target == ONNXRUNTIME or baseline.elsewhere:
         return found

@@ -1,10 +1,10 @@
-"""From a torch model to one ONNX file that takes any batch size and that onnxruntime can run.
+"""From a torch model to one ONNX file that takes any batch size, or what else is asked for, and that onnxruntime can run.
 
 The file's inputs are called ``input`` (or ``input.0``, ``input.1``, ...), its outputs as
 :func:`convrewrite.modules.named_outputs` calls them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +14,25 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from convrewrite.axes import BATCH, at_least_two, axes_named
 from convrewrite.errors import ExportError, TraceError
-from convrewrite.escaping import TERMINAL_COLOUR, message_of
+from convrewrite.escaping import innermost_cause
 from convrewrite.folders import Scratch, disk_full, told, unwritable
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs
 from convrewrite.modules import ROOT, copy_model, eval_mode, named_outputs, preserved
 from convrewrite.names import require_names
-from convrewrite.onnx_files import file_of_weights, new_name_of_weights, open_session, place, tensors
+from convrewrite.onnx_files import (
+    file_of_weights,
+    new_name_of_weights,
+    open_session,
+    opset_of,
+    place,
+    require_opset,
+    tensors,
+)
 from convrewrite.process import exporting, ordinary, ordinary_mode, quiet
-
-BATCH = "batch"
+from convrewrite.runtime.parity import check_free_axes
+from convrewrite.values import free_axes as checked_axes
 
 PROTOBUF_LIMIT = 2**31
 """Bytes one ONNX file may have; weights beyond it must stand in a second file."""
@@ -39,7 +48,6 @@ NOISY_LOGGERS = (
     "onnxscript",
     "onnx_ir",
 )
-CAUSE_LENGTH = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +67,29 @@ def export(
     path: str | Path,
     *,
     opset: int | None = None,
+    free_axes: Sequence[str] | None = None,
     metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> Exported:
     """Write the model, in eval mode, as ONNX to ``path``; its training flags stay as they are.
 
     ``inputs`` are example inputs, the batch as first axis of each: a tensor, a tuple of positional inputs, a dictionary by the
     names of ``forward``'s parameters, or ``(args, kwargs)``. The file takes any batch size if the model allows
-    it, else only that of the example, and then the note gives the reason. The file has been checked with onnx's
+    it, else only that of the example, and then the note gives the reason. ``free_axes`` says instead which axes must take any
+    size, ``"batch"``, ``"height"`` and ``"width"``, or that none does; the file has been run at twice the size of each, against
+    the model. ``opset`` is the version of ONNX's operators; None: that of the exporter. The file has been checked with onnx's
     checker and opened in onnxruntime; it appears only when complete. ``metadata`` goes into its ``metadata_props``.
 
-    Raises TraceError if the model does not run on the inputs or returns no tensor, ExportError if it has no ONNX form,
-    or one for which onnxruntime lacks an operator, UsageError if ``path`` cannot be written.
+    Raises TraceError if the model does not run on the inputs or returns no tensor, ExportError if it has no ONNX form, none with
+    that opset or those axes, or one for which onnxruntime lacks an operator, UsageError if ``path`` cannot be written, for an
+    opset that there is not, and for axes that no input has.
     """
     require_names(model, type(model).__name__)
+    if opset is not None:
+        require_opset(opset)
     path, example = Path(path), bind_inputs(model, inputs)
     if any(tensor.is_inference() for tensor in (*example, *model.parameters(), *model.buffers())):
         model, example = copy_model(model), ordinary(example)  # torch exports no tensors of inference mode
+    free = None if free_axes is None else axes_named(example, checked_axes(free_axes))
     if not path.parent.is_dir():
         raise ExportError(f"{path}: the folder does not exist; create it first")
     external = _needs_external_data(model)
@@ -90,15 +105,29 @@ def export(
         stack.enter_context(torch.no_grad())
         names = _output_names(model, example)
         draft = _Draft(model, names, folder / path.name, external, opset)
-        dynamic, reason = _write(draft, example)
+        dynamic, reason = _write(draft, example) if free is None else _write_asked(draft, example, free)
         _name_weights(draft.path)
         _stamp(draft.path, metadata)
-        _check(draft.path, model)
+        _check(draft.path, model, opset)
+        check_free_axes(model, draft.path, example, free_axes or ())
         with told(path):
             place(draft.path, path)
     if reason is not None:
         notes.append(f"batch size fixed at {example[0].shape[0]}: {reason}")
-    return Exported(path, dynamic, "; ".join(notes) or None)
+    return Exported(path, dynamic, "; ".join([*notes, *_told(opset, free_axes)]) or None)
+
+
+def _told(opset: int | None, free_axes: Sequence[str] | None) -> list[str]:
+    """What was asked of the file, and is so."""
+    said = [] if opset is None else [f"the ONNX file has opset {opset}"]
+    if free_axes is not None:
+        tried = (
+            f"takes any {', '.join(free_axes)}, tried at twice the size of each"
+            if free_axes
+            else "takes one size alone"
+        )
+        said.append(f"the ONNX file {tried}")
+    return said
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +184,7 @@ def _write(draft: _Draft, inputs: Inputs) -> tuple[bool, str | None]:
         reason = f"the inputs' shapes {_shapes(inputs)} have no common first axis"
     else:
         try:
-            _torch_export(draft, _at_least_two(inputs), dynamic=True)
+            _torch_export(draft, at_least_two(inputs), tuple({0: BATCH} for _ in inputs))
             if _has_dynamic_batch(draft.path):
                 return True, None
             reason = "the exported graph holds on to the batch size of the example"
@@ -163,15 +192,47 @@ def _write(draft: _Draft, inputs: Inputs) -> tuple[bool, str | None]:
             _refuse_full_disk(draft, error)
             reason = innermost_cause(error)
     try:
-        _torch_export(draft, inputs, dynamic=False)
+        _torch_export(draft, inputs, None)
     except Exception as error:
         _refuse_full_disk(draft, error)
-        raise ExportError(
-            f"{type(draft.model).__name__}: no ONNX form: {innermost_cause(error)}; "
-            "change the part of the model's forward that this names, or do without the ONNX file (--no-onnx, in Python "
-            "measure=False)"
-        ) from error
+        raise _no_form(draft, error) from error
     return False, reason
+
+
+def _no_form(draft: _Draft, error: Exception) -> ExportError:
+    return ExportError(
+        f"{type(draft.model).__name__}: no ONNX form: {innermost_cause(error)}; "
+        "change the part of the model's forward that this names, or do without the ONNX file (--no-onnx, in Python "
+        "measure=False)"
+    )
+
+
+def _write_asked(draft: _Draft, inputs: Inputs, free: tuple[dict[int, str], ...]) -> tuple[bool, None]:
+    """Write the draft with these axes free and no others; whether the batch is one. Raises ExportError where that cannot be."""
+    names = list(dict.fromkeys(name for axes in free for name in axes.values()))
+    try:
+        _torch_export(draft, at_least_two(inputs) if BATCH in names else inputs, free if names else None)
+    except Exception as error:
+        _refuse_full_disk(draft, error)
+        if not names:
+            raise _no_form(draft, error) from error
+        raise ExportError(
+            f"{type(draft.model).__name__}: no ONNX form that takes any {', '.join(names)}: {innermost_cause(error)}; name fewer "
+            "axes (--free-axes), or none"
+        ) from error
+    graph = onnx.load(str(draft.path), load_external_data=False).graph
+    held = [
+        name
+        for axes, entry in zip(free, graph.input, strict=True)
+        for position, name in axes.items()
+        if not entry.type.tensor_type.shape.dim[position].dim_param
+    ]
+    if held:
+        raise ExportError(
+            f"{type(draft.model).__name__}: the exported graph holds on to the {held[0]} of the example; leave it out "
+            "(--free-axes)"
+        )
+    return BATCH in names, None
 
 
 def _refuse_full_disk(draft: _Draft, error: Exception) -> None:
@@ -179,10 +240,9 @@ def _refuse_full_disk(draft: _Draft, error: Exception) -> None:
         raise unwritable(draft.path.parents[2] / draft.path.name, reason) from error
 
 
-def _torch_export(draft: _Draft, inputs: Inputs, *, dynamic: bool) -> None:
+def _torch_export(draft: _Draft, inputs: Inputs, free: tuple[dict[int, str], ...] | None) -> None:
     # A model with a single plain output keeps its own parameter names in the file; others are wrapped.
     wrapped = draft.names != [ROOT] or not _has_repr(draft.model)
-    shapes = tuple({0: BATCH} for _ in inputs)
     with exporting(NOISY_LOGGERS):
         torch.onnx.export(
             _FlatOutputs(draft.model) if wrapped else draft.model,
@@ -191,7 +251,7 @@ def _torch_export(draft: _Draft, inputs: Inputs, *, dynamic: bool) -> None:
             input_names=input_names(len(inputs)),
             output_names=draft.names,
             opset_version=draft.opset,
-            dynamic_shapes=((shapes,) if wrapped else shapes) if dynamic else None,
+            dynamic_shapes=(free,) if wrapped and free is not None else free,
             dynamo=True,
             external_data=draft.external,
             verbose=False,
@@ -201,15 +261,6 @@ def _torch_export(draft: _Draft, inputs: Inputs, *, dynamic: bool) -> None:
 def input_names(count: int) -> list[str]:
     """The names under which an exported file takes its inputs."""
     return ["input"] if count == 1 else [f"input.{index}" for index in range(count)]
-
-
-def innermost_cause(error: BaseException) -> str:
-    """The exception at the start of a chain of ``raise ... from ...``, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = " ".join(TERMINAL_COLOUR.sub("", message_of(error)).split())
-    line = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return line if len(line) <= CAUSE_LENGTH else line[: CAUSE_LENGTH - 3] + "..."
 
 
 def _name_weights(path: Path) -> None:
@@ -235,7 +286,13 @@ def _stamp(path: Path, metadata: Mapping[str, str]) -> None:
     onnx.save(file, str(path))
 
 
-def _check(path: Path, model: nn.Module) -> None:
+def _check(path: Path, model: nn.Module, opset: int | None) -> None:
+    found = opset_of(onnx.load(str(path), load_external_data=False))
+    if opset is not None and found != opset:
+        raise ExportError(
+            f"{type(model).__name__}: --opset: expected a file with opset {opset}, found that torch's exporter gives {found}; "
+            "ask for that, or leave it out"
+        )
     try:
         onnx.checker.check_model(str(path), full_check=True)
         open_session(path)
@@ -249,11 +306,6 @@ def _check(path: Path, model: nn.Module) -> None:
 def _has_dynamic_batch(path: Path) -> bool:
     graph = onnx.load(str(path), load_external_data=False).graph
     return all(entry.type.tensor_type.shape.dim[0].dim_param for entry in graph.input)
-
-
-def _at_least_two(inputs: Inputs) -> Inputs:
-    # torch.export takes an axis of length 1 for a constant, so a batch of one would be exported as fixed.
-    return tuple(torch.cat([tensor, tensor]) if tensor.shape[0] == 1 else tensor for tensor in inputs)
 
 
 def _needs_external_data(model: nn.Module) -> bool:

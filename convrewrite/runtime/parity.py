@@ -1,14 +1,16 @@
 """Parity: whether onnxruntime, and the target, compute what torch computes for the same model. They must, up to rounding."""
 
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from convrewrite.errors import VerificationError
+from convrewrite.axes import doubled
+from convrewrite.errors import ConvRewriteError, ExportError, VerificationError
 from convrewrite.inputs import Inputs, in_batches_of
 from convrewrite.meanings import require_same_outputs
 from convrewrite.modules import eval_mode
@@ -52,6 +54,46 @@ class Parity:
         return all(output.passed for output in self.outputs)
 
 
+@dataclass(slots=True)
+class RunningParity:
+    """Batch by batch the worst of every output that is not ``ignored``, in this ``runtime``. ``bounded`` is as in
+    :func:`check_parity`; ``tolerance`` stands in for that of real outputs' own type."""
+
+    runtime: str
+    ignored: Collection[str] = ()
+    bounded: Collection[str] = ()
+    tolerance: float | None = None
+    _worst: dict[str, OutputParity] = field(default_factory=dict)
+    _batches: int = 0
+
+    def add(self, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str | None = None) -> None:
+        """One batch. Raises VerificationError if names, number or shapes of the outputs differ; ``where`` that says."""
+        require_same_outputs(expected, found, where or self.runtime, self.ignored)
+        self._batches += 1
+        for name, tensor in expected.items():
+            if name in self.ignored:
+                continue
+            least = UNIT_SCALE if name in self.bounded else 0.0
+            parity = replace(output_parity(name, tensor, found[name], least), runtime=self.runtime)
+            if self.tolerance is not None and parity.equal_share is None:
+                passed = parity.relative_error <= self.tolerance
+                parity = replace(parity, tolerance=self.tolerance, passed=passed)
+            if name not in self._worst or not parity.relative_error <= self._worst[name].relative_error:
+                self._worst[name] = parity
+
+    def add_arrays(self, expected: Mapping[str, Tensor], arrays: Sequence[Any]) -> dict[str, Tensor]:
+        """One batch, whose arrays or tensors are in the order of what is ``expected``: they by their names."""
+        if len(arrays) != len(expected):
+            raise VerificationError(f"{self.runtime}: expected {len(expected)} outputs, found {len(arrays)}")
+        found = {n: torch.as_tensor(array).detach().cpu().clone() for n, array in zip(expected, arrays, strict=True)}
+        self.add(expected, found)
+        return found
+
+    def result(self) -> Parity:
+        """What came of it."""
+        return Parity(tuple(self._worst.values()), self._batches)
+
+
 def tolerance_for(dtype: torch.dtype) -> float:
     """The largest relative error that rounding explains, of an output relative to its largest element.
 
@@ -80,10 +122,12 @@ def check_parity(
     batch: int | None = None,
     ignored: Collection[str] = (),
     bounded: Collection[str] = (),
+    free: Sequence[str] = (),
 ) -> Parity:
     """Run torch and onnxruntime on the same inputs and compare every output that is not ``ignored``.
 
-    A file with a dynamic batch is run at a second batch size as well: 1, or 2 where the inputs hold one example. A
+    A file with a dynamic batch is run at a second batch size as well: 1, or 2 where the inputs hold one example; one with further
+    ``free`` axes, by their names, also at twice the size of each. A
     file with a fixed batch, or one that is known to take only ``batch`` examples, is run on as many of ``inputs`` at a time.
 
     ``bounded`` outputs lie between 0 and 1, as probabilities do: their rounding is related to UNIT_SCALE at least.
@@ -91,20 +135,39 @@ def check_parity(
     Raises VerificationError if names, number or shapes of the outputs differ.
     """
     runtime = onnx if isinstance(onnx, OnnxModel) else OnnxModel(onnx, threads=threads)
-    worst: dict[str, OutputParity] = {}
+    running = RunningParity("onnxruntime", ignored, bounded)
     batches = _parity_batches(inputs, batch or runtime.batch)
     with eval_mode(model):
-        for given in batches:
+        for given in (*batches, *(doubled(batches[0], name) for name in free)):
             expected, _ = outputs_of(model, given)
             found, _ = outputs_of(runtime, given)
-            require_same_outputs(expected, found, runtime.where, ignored)
-            for name, tensor in expected.items():
-                if name in ignored:
-                    continue
-                parity = output_parity(name, tensor, found[name], UNIT_SCALE if name in bounded else 0.0)
-                if name not in worst or not parity.relative_error <= worst[name].relative_error:
-                    worst[name] = parity
-    return Parity(tuple(worst.values()), len(batches))
+            running.add(expected, found, runtime.where)
+    return running.result()
+
+
+def check_free_axes(model: nn.Module, path: Path, inputs: Inputs, names: Sequence[str]) -> None:
+    """Run model and file at twice the size along every axis of these names. Raises ExportError where one of them does not run so,
+    or where they do not compute the same."""
+    if not names:
+        return
+    where, file = type(model).__name__, OnnxModel(path)
+    file.where = "the ONNX file"  # which has no place yet
+    for name in names:
+        running, given = RunningParity("onnxruntime"), doubled(inputs, name)
+        shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in given)
+        try:
+            with eval_mode(model):
+                expected, _ = outputs_of(model, given)
+        except Exception as error:  # a model may raise anything
+            cause = " ".join(str(error).split())[:200]
+            raise ExportError(
+                f"{where}: --free-axes: does not run itself at another {name}, on inputs of {shapes}: {cause}; leave {name} out"
+            ) from error
+        try:
+            running.add(expected, outputs_of(file, given)[0], file.where)
+            require_parity(running.result())
+        except ConvRewriteError as error:
+            raise ExportError(f"{where}: --free-axes: at another {name}: {error}; leave {name} out") from error
 
 
 def check_target(
@@ -121,15 +184,9 @@ def check_target(
     :func:`check_parity`. Raises VerificationError where the target cannot run it, or gives other outputs in number or shape."""
     with eval_mode(program.module), target.at_work(threads):
         arrays = compiled(program, inputs, target, threads)()
-    found = {name: torch.as_tensor(array).detach().cpu().clone() for name, array in zip(expected, arrays, strict=False)}
-    if len(arrays) != len(expected):
-        raise VerificationError(f"{target.name}: expected {len(expected)} outputs, found {len(arrays)}")
-    require_same_outputs(expected, found, target.name, ignored)
-    return tuple(
-        replace(output_parity(n, x, found[n], UNIT_SCALE if n in bounded else 0.0), runtime=target.name)
-        for n, x in expected.items()
-        if n not in ignored
-    )
+    running = RunningParity(target.name, ignored, bounded)
+    running.add_arrays(expected, arrays)
+    return running.result().outputs
 
 
 def require_parity(parity: Parity) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from convrewrite import values
-from convrewrite.errors import PlanError
+from convrewrite.errors import PlanError, UsageError
 from convrewrite.machine import PROBE_SECONDS
 from convrewrite.settings.constraints import Constraints, KeepSource, check_budget, keep_of
 from convrewrite.settings.flags import flag
@@ -67,6 +67,12 @@ class Settings:
             onnxruntime (docs/runtimes.md).
         timings: a file of times that ``convrewrite profile`` wrote on another machine: options are chosen by it, and the
             result is not timed here.
+        export: forms that the result is written in besides ONNX, by name: ``"openvino"``, ``"torch_export"``, ``"executorch"``,
+            ``"coreml"``, each held to torch on held-out inputs (docs/exports.md).
+        half: write the ONNX file in half precision as well, likewise.
+        opset: version of the ONNX file's operators; None: that of the exporter.
+        free_axes: axes along which the ONNX file must take any size, of ``"batch"``, ``"height"`` and ``"width"``; () for none.
+            None: any batch where the model allows it.
         timer: who measures seconds; None: this machine.
 
     Raises UsageError, or PlanError for a budget or a fidelity to keep, for values that no run can work with.
@@ -188,6 +194,31 @@ class Settings:
         default=None,
         metadata=flag("--timings", help="Times from another machine, as `profile` writes them, to choose options by."),
     )
+    export: tuple[str, ...] = field(
+        default=(),
+        metadata=flag(
+            "--export",
+            kind=list[str] | None,
+            read=tuple,
+            help="Write the result as openvino, torch_export, executorch or coreml, too, held to torch; repeat it.",
+        ),
+    )
+    half: bool = field(
+        default=False,
+        metadata=flag("--half", kind=bool, help="Write the ONNX file in half precision, too, held to torch."),
+    )
+    opset: int | None = field(
+        default=None,
+        metadata=flag("--opset", kind=int | None, help="Version of the ONNX file's operators, 18 or newer."),
+    )
+    free_axes: tuple[str, ...] | None = field(
+        default=None,
+        metadata=flag(
+            "--free-axes",
+            read=values.axes_of_text,
+            help="Axes along which the ONNX file takes any size: batch, as batch,height,width, or none.",
+        ),
+    )
     timer: "Timer | None" = None
 
     def __post_init__(self) -> None:
@@ -197,8 +228,32 @@ class Settings:
         values.seconds(self.timeout)
         if self.runtime != DEFAULT:
             target_of(self.runtime)
+        self._require_exports()
         if "latency" in self.constraints.budget and not self.measure:
             raise PlanError(values.NEEDS_TIMES)
+
+    def _require_exports(self) -> None:
+        """Raise UsageError for what no file can be written in: before any work, and before torch is there if nothing is asked."""
+        if self.free_axes is not None:
+            values.free_axes(self.free_axes)
+        if not self.measure and (self.opset is not None or self.free_axes is not None):
+            raise UsageError(
+                "--opset, --free-axes: expected an ONNX file to hold for, found --no-onnx (in Python measure=False)"
+            )
+        if self.opset is not None:
+            from convrewrite.onnx_files import require_opset
+
+            require_opset(self.opset)
+        if self.exports:
+            from convrewrite.exports import named_exports
+
+            named_exports(self.export)
+            named_exports(self.exports)
+
+    @property
+    def exports(self) -> tuple[str, ...]:
+        """All forms to be written besides ONNX."""
+        return (*self.export, *(["half"] if self.half else []))
 
     @property
     def target(self) -> Target:
@@ -247,6 +302,10 @@ class WorkOptions(TypedDict, total=False):
     resume: bool
     runtime: str
     timings: str | None
+    export: tuple[str, ...]
+    half: bool
+    opset: int | None
+    free_axes: tuple[str, ...] | None
     timer: "Timer | None"
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import convrewrite
 from convrewrite.cli.progress import progress_bars
+from convrewrite.escaping import CAUSE_LENGTH, innermost_cause
 from convrewrite.reporting.html import render_html
 from convrewrite.reporting.markdown import render_markdown
 from convrewrite.reporting.text import render_text
@@ -117,3 +118,16 @@ def test_markup_in_a_progress_text_is_shown(capsys: pytest.CaptureFixture[str]) 
     shown = capsys.readouterr().err
     assert "[bold red]name[/]" in shown
     assert "\x1b[2J" not in shown
+
+
+def test_innermost_cause_is_one_short_line() -> None:
+    try:
+        try:
+            raise ValueError("\x1b[96mfirst\x1b[0m line\n\n  second" + " more" * 100)
+        except ValueError as inner:
+            raise RuntimeError("outer") from inner
+    except RuntimeError as error:
+        text = innermost_cause(error)
+    assert text.startswith("ValueError: first line second more")
+    assert len(text) == CAUSE_LENGTH
+    assert innermost_cause(KeyError()) == "KeyError"

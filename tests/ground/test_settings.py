@@ -48,6 +48,7 @@ def test_what_the_command_line_gives_without_an_option_is_the_default(name: str)
     ("name", "given", "value"),
     [
         ("budget", ["macs=0.5", "params=0.6"], {"macs": 0.5, "params": 0.6}), ("keep", "error=0.02", {"error": 0.02}),
+        ("free_axes", "batch,width", ("batch", "width")), ("free_axes", "none", ()),
         ("outputs", ["a=logits", "b=values:2"], {"a": ("logits", 1.0), "b": ("values", 2.0)}), ("memory", 0.5, 1 << 29),
     ],
 )  # fmt: skip
@@ -67,6 +68,20 @@ def test_text_becomes_the_value_of_a_field(name: str, given: object, value: obje
         ({"seed": -1}, UsageError, "--seed: expected"),
         ({"threads": 0}, UsageError, "--threads: expected"),
         ({"memory": 1}, UsageError, "memory: expected bytes"),
+        (
+            {"export": ("tflite",)},
+            UsageError,
+            "export: expected one of coreml, executorch, half, openvino, torch_export, found",
+        ),
+        ({"export": "openvino"}, UsageError, r'export: expected names one by one, as \["openvino"\], found'),
+        ({"opset": 9}, UsageError, "--opset: expected a whole number from 18"),
+        (
+            {"free_axes": ("batch", "batch")},
+            UsageError,
+            "--free-axes: expected none, or each once of batch, height, width",
+        ),
+        ({"free_axes": "batch"}, UsageError, "--free-axes: expected names one by one"),
+        ({"opset": 20, "measure": False}, UsageError, "--opset, --free-axes: expected an ONNX file"),
     ],
 )
 def test_what_no_run_can_work_with_is_refused_at_once(

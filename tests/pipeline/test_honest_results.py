@@ -234,7 +234,7 @@ def test_parity_runs_on_the_first_of_the_inputs_of_fidelity(monkeypatch: pytest.
         checked.append((inputs, ignored))
         return Parity((), 1)
 
-    def exported(_model: nn.Module, _inputs: Any, path: Path, *, metadata: Any) -> Exported:
+    def exported(_model: nn.Module, _inputs: Any, path: Path, *, metadata: Any, **_asked: Any) -> Exported:
         path.write_text(json.dumps(metadata))
         return Exported(path, True)
 

@@ -15,7 +15,7 @@ from convrewrite.onnx_files import placing
 from convrewrite.onnx_files.model import OnnxModel
 from convrewrite.onnx_files.placing import is_weights_of, size_of
 from convrewrite.runtime import onnx_export
-from convrewrite.runtime.onnx_export import export, innermost_cause
+from convrewrite.runtime.onnx_export import export
 from convrewrite.runtime.parity import check_parity
 
 IMAGE = (1, 4, 12, 12)
@@ -248,16 +248,3 @@ def test_a_file_and_its_weights_are_replaced_together(tmp_path: Path, monkeypatc
     assert check_parity(new, path, (images(),)).passed
     assert len(list(tmp_path.iterdir())) == len(before), "the earlier weights are gone"
     assert (tmp_path / "model.onnx.data").read_bytes() == b"of someone else"
-
-
-def test_innermost_cause_is_one_short_line() -> None:
-    try:
-        try:
-            raise ValueError("\x1b[96mfirst\x1b[0m line\n\n  second" + " more" * 100)
-        except ValueError as inner:
-            raise RuntimeError("outer") from inner
-    except RuntimeError as error:
-        text = innermost_cause(error)
-    assert text.startswith("ValueError: first line second more")
-    assert len(text) == onnx_export.CAUSE_LENGTH
-    assert innermost_cause(KeyError()) == "KeyError"

@@ -26,8 +26,8 @@ from convrewrite.runtime.option_graphs import OptionGraph, conv_graph, option_pr
 from convrewrite.runtime.parity import Parity, check_target, require_parity
 from convrewrite.runtime.timing import Baseline
 from convrewrite.runtime.timing_cache import TimingCache
+from convrewrite.signal_stacks import _Stack
 from convrewrite.targets import Compiled, OnnxRuntime, Program, Target, discovery, target_of
-from convrewrite.targets.signal_stacks import _Stack
 
 SPEC = ConvSpec(16, 24, (3, 3), padding=(1, 1), stride=(2, 1))
 CHAIN: OptionGraph = ((ConvSpec(16, 16, (3, 3), padding=(1, 1), groups=16, bias=False), ConvSpec(16, 24, (1, 1))),)

@@ -34,7 +34,7 @@ ELSEWHERE = {
     "examples/fashion": "run by test_fashion.py and test_fashion_onnx.py",
     "fashion.onnx": "run by test_fashion_onnx.py",
     "examples/detection": "run by test_examples.py",
-    "openvino": "run by tests/targets",
+    "--runtime openvino": "run by tests/targets",
     "timings.json": "run by test_profiles.py, which makes that file first",
 }
 """Words of commands that other tests run."""
@@ -45,6 +45,10 @@ SMALLER = {
     "1x3x224x224": "1x3x16x16", "1x3x640x640": "1x3x16x16", "640x640": "16x16", "0.8..0.1": "0.8..0.6:2",
 }  # fmt: skip
 """Sizes and ranges that only take longer."""
+
+
+MADE_OF_ONNX = {"--int8", "--export", "--half", "--opset", "--free-axes"}
+"""Options that need the ONNX file."""
 
 
 def commands_of(document: Path) -> Iterator[str]:
@@ -193,5 +197,5 @@ def adjusted(command: str) -> str:
 
 def quicker(words: list[str], known: set[str]) -> list[str]:
     """Options that leave out what takes long, where a command has them."""
-    leave = ("--fast", "--any-speed") if "--int8" in words else ("--fast", "--any-speed", "--no-onnx")
+    leave = ("--fast", "--any-speed") if MADE_OF_ONNX & set(words) else ("--fast", "--any-speed", "--no-onnx")
     return [option for option in leave if option in known and option not in words]

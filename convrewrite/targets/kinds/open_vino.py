@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from convrewrite.errors import UsageError
 from convrewrite.machine import channel_block
-from convrewrite.targets.signal_stacks import signal_stack_kept
+from convrewrite.signal_stacks import signal_stack_kept
 from convrewrite.targets.target import Compiled, OnnxTarget, Program, array_of, name_of, source_of
 
 UNCONVERTED = re.compile(r"No conversion rule found for operations: *(.+)")

@@ -1,0 +1,54 @@
+"""Axes of inputs that an exported file takes in any size, by their names, and inputs of another size to try that on."""
+
+from collections.abc import Sequence
+
+import torch
+
+from convrewrite.errors import UsageError
+from convrewrite.inputs import Inputs
+
+BATCH = "batch"
+
+LEAST_RANKS = {BATCH: 1, "height": 4, "width": 3}
+"""Axes an input has at least where it has one of this name: height and width are the last two of an image, width is the last
+of a sequence of vectors, (N, C, W)."""
+
+
+def axes_named(inputs: Inputs, names: Sequence[str]) -> tuple[dict[int, str], ...]:
+    """For every input the names of its free axes by their positions. Axes of one name and another size are told apart.
+
+    Raises UsageError for a name that no input has an axis of.
+    """
+    found: list[dict[int, str]] = [{} for _ in inputs]
+    for name in names:
+        sizes: dict[int, str] = {}
+        for tensor, axes in zip(inputs, found, strict=True):
+            if tensor.ndim >= LEAST_RANKS[name]:
+                position = position_of(name, tensor.ndim)
+                size = tensor.shape[position]
+                axes[position] = sizes.setdefault(size, f"{name}_{len(sizes)}" if sizes else name)
+        if not sizes:
+            shapes = ", ".join("x".join(map(str, tensor.shape)) or "a scalar" for tensor in inputs)
+            raise UsageError(
+                f"--free-axes: expected an input with an axis for {name}, found {shapes}; leave {name} out"
+            )
+    return tuple(found)
+
+
+def position_of(name: str, rank: int) -> int:
+    """Where the axis of this name is."""
+    return {BATCH: 0, "height": rank - 2, "width": rank - 1}[name]
+
+
+def doubled(inputs: Inputs, name: str) -> Inputs:
+    """The inputs at twice the size along this axis: they and their mirror image, so that nothing jumps where the two meet."""
+    return tuple(
+        torch.cat([x, x.flip(at)], at) if x.ndim >= LEAST_RANKS[name] and (at := position_of(name, x.ndim)) >= 0 else x
+        for x in inputs
+    )
+
+
+def at_least_two(inputs: Inputs) -> Inputs:
+    """The inputs, one example twice: torch.export takes an axis of length 1 for a constant, so that a batch of one would be
+    exported as fixed."""
+    return tuple(torch.cat([tensor, tensor]) if tensor.shape[0] == 1 else tensor for tensor in inputs)

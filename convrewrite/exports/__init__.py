@@ -1,0 +1,18 @@
+"""Where a result goes besides ONNX: other forms, one file each, written and held to torch, and files in half precision."""
+
+from convrewrite.exports.discovery import file_names, kinds_of_exports, named_exports
+from convrewrite.exports.export import Export, Made, Source
+from convrewrite.exports.writing import Reference, Written, rehearse, write_all
+
+__all__ = [
+    "Export",
+    "Made",
+    "Reference",
+    "Source",
+    "Written",
+    "file_names",
+    "kinds_of_exports",
+    "named_exports",
+    "rehearse",
+    "write_all",
+]

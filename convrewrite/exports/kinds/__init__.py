@@ -1,0 +1,1 @@
+"""One file for each form a result can be exported to."""

@@ -1,0 +1,56 @@
+"""OpenVINO's own format, in float32: a graph in XML and its weights beside it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from convrewrite.exports.export import Made, Opened, Source
+from convrewrite.inputs import Inputs
+from convrewrite.signal_stacks import signal_stack_kept
+
+
+class OpenVino:
+    """Made of the ONNX file, whose names and free axes it keeps."""
+
+    name: ClassVar[str] = "openvino"
+    package: ClassVar[str] = "openvino"
+    takes: ClassVar[Literal["onnx", "module"]] = "onnx"
+    files: ClassVar[tuple[str, ...]] = ("model.openvino.xml", "model.openvino.bin")
+    tolerance: ClassVar[float | None] = None
+
+    def version(self) -> str:
+        """That of OpenVINO."""
+        import openvino as ov
+
+        return str(ov.__version__).split("-")[0]
+
+    def runs_here(self) -> None:
+        """It does."""
+
+    def write(self, source: Source, path: Path) -> Made:
+        """Weights stay float32, which OpenVINO would halve by itself."""
+        import openvino as ov
+
+        # Not ov.convert_model, which may report to its makers that it was called.
+        ov.save_model(ov.Core().read_model(source.file), path, compress_to_fp16=False)
+        return Made(source.batch, source.beyond)
+
+    def open(self, path: Path) -> Opened:
+        """Compiled for the processor; in float32, as bfloat16 units would round by themselves."""
+        import openvino as ov
+
+        core = ov.Core()
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "ENABLE_CPU_PINNING": False}
+        with signal_stack_kept():
+            compiled = core.compile_model(core.read_model(path), "CPU", settings)
+        outputs = range(len(compiled.outputs))
+
+        def run(inputs: Inputs) -> Sequence[Any]:
+            with signal_stack_kept():
+                found = compiled([tensor.detach().cpu().contiguous().numpy() for tensor in inputs])
+            return [found[index].copy() for index in outputs]
+
+        return run
+
+
+EXPORT = OpenVino

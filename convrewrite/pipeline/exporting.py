@@ -1,0 +1,67 @@
+"""A result that lies in a folder, in other forms than ONNX."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from convrewrite.calibration import calibrate, evaluation_inputs
+from convrewrite.errors import UsageError
+from convrewrite.exports import named_exports
+from convrewrite.folders import temporary
+from convrewrite.inputs import ExampleInput
+from convrewrite.modules import private_copy, surroundings_preserved
+from convrewrite.onnx_graph import batch_of, exporter_of, graph_inputs
+from convrewrite.pipeline.forms import forms_of
+from convrewrite.pipeline.networks import ModelSource, network_of
+from convrewrite.pipeline.recovery import example_of, read_report
+from convrewrite.process import at_work
+from convrewrite.progress import Progress, silent
+from convrewrite.reporting import Report
+from convrewrite.results import ONNX, PLAN, add_exports, check_addable, load, read_plan
+from convrewrite.settings import Settings
+
+
+def export_result(
+    result: str | Path,
+    model: ModelSource,
+    example_input: ExampleInput | None = None,
+    calibration: object = None,
+    *,
+    to: Sequence[str],
+    settings: Settings | None = None,
+    progress: Progress = silent,
+) -> Report:
+    """A result in a folder, in other forms, which are put beside it; and its report, which tells of them.
+
+    Args:
+        result: a folder that ``convrewrite optimize`` wrote.
+        model, example_input: the original, as in :func:`convrewrite.optimize`; by default random numbers of the report's shapes.
+        calibration: inputs, likewise, of which the part is held out that was in the result's run; None: random ones.
+        to: names of forms, as ``"openvino"`` (docs/exports.md).
+        settings: of these ``memory`` and ``timeout`` count.
+
+    A form that cannot be written, or that computes something else than the result in torch, leaves no file; the report has the
+    reason, ``report.unwritten`` that of the first one. Raises UsageError for names that are not known, packages that are missing
+    and a folder that cannot be written, ModelLoadError for one that holds no result, PlanError for another original.
+    """
+    asked, folder = settings or Settings(), Path(result)
+    if not named_exports(to):
+        raise UsageError("--to: expected the name of a form, as openvino, found none")
+    report, plan = read_report(folder / "report.json"), read_plan(folder / PLAN)
+    check_addable(folder)
+    network = network_of(model, example_of(report, model, example_input), asked.timeout)
+    exporter = exporter_of(network.model, report.asked.opset, report.asked.free_axes)
+    file, inputs = folder / ONNX, "weights" if calibration is None else calibration
+    with at_work(report.seed), surroundings_preserved(network.model), temporary() as scratch:
+        copy = private_copy(network.model, network.inputs)
+        rewritten = load(folder, network.model) if exporter.exports else copy
+        data = calibrate(
+            copy, network.inputs, inputs, seed=report.seed, memory=asked.memory, progress=progress,
+            batch=batch_of(network.model), graph_inputs=graph_inputs(network.model),
+        )  # fmt: skip
+        evaluation = evaluation_inputs(network.inputs, data, batch_of(network.model)).told(copy, {}, plan.meanings())
+        forms = forms_of(tuple(to), copy, network.inputs, exporter, None, report.asked.free_axes)
+        onnx = file if file.is_file() else None
+        written = forms.write(rewritten, onnx, evaluation, data.fit, scratch.path, progress)
+        found = report.with_exports(written)
+        add_exports(folder, plan, found, [path for form in written for path in form.files])
+    return found

@@ -1,0 +1,81 @@
+"""The forms besides ONNX that a result is written in, from its model and its ONNX file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from convrewrite.exports import Reference, Source, Written, named_exports, rehearse, write_all
+from convrewrite.inputs import Inputs
+from convrewrite.meanings import Evaluation
+from convrewrite.modules import preserved
+from convrewrite.onnx_files import OnnxModel
+from convrewrite.progress import Progress
+from convrewrite.runtime import Exporter
+
+SAMPLES = 2
+"""Batches of inputs by which is told how large values become."""
+
+FOLDER = "exports"
+"""The folder in a run's temporary files where its forms lie until the result is saved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forms:
+    """What a result is to be written in, by ``names``, and of what: the ``original``, an example of its inputs, who makes ONNX
+    files, the original's where there is one, the axes that were asked for, and the examples that a graph takes at a time."""
+
+    names: tuple[str, ...]
+    original: nn.Module
+    inputs: Inputs
+    exporter: Exporter
+    onnx: Path | None
+    free_axes: tuple[str, ...] | None
+    batch: int | None = None
+
+    def rehearse(self) -> None:
+        """Raise UsageError or ExportError where the original cannot be written so: before the long work."""
+        if self.names:
+            rehearse(named_exports(self.names), self._source(self.original, self.onnx))
+
+    def write(
+        self, rewritten: nn.Module, onnx: Path | None, evaluation: Evaluation, samples: Sequence[Inputs], place: Path,
+        progress: Progress,
+    ) -> tuple[Written, ...]:  # fmt: skip
+        """All of them, in a folder below ``place``. ``onnx``: the rewritten model's file; ``samples``: inputs such as it gets."""
+        if not self.names:
+            return ()
+        batches, feed = evaluation.batches, self.exporter.feed
+        few = tuple(feed(batch) for batch in (samples or evaluation.batches)[:SAMPLES])
+        if self.exporter.exports:
+            reference = Reference(rewritten, self.original, batches, evaluation.meanings, feed)
+        else:
+            assert onnx is not None and self.onnx is not None, "a graph is a file"
+            reference = Reference(
+                OnnxModel(onnx, trust=True), OnnxModel(self.onnx, trust=True), batches, evaluation.meanings, feed
+            )
+        folder = place / FOLDER
+        folder.mkdir()
+        with preserved(rewritten):
+            return write_all(named_exports(self.names), self._source(rewritten, onnx, few), reference, folder, progress)
+
+    def _source(self, model: nn.Module, onnx: Path | None, samples: tuple[Inputs, ...] = ()) -> Source:
+        module = model if self.exporter.exports else None
+        batch = OnnxModel(onnx).batch if self.exporter.exports and onnx is not None else self.batch
+        return Source(self.exporter.feed(self.inputs), module, onnx, batch, self.free_axes, samples)
+
+
+def forms_of(
+    names: tuple[str, ...],
+    original: nn.Module,
+    inputs: Inputs,
+    exporter: Exporter,
+    onnx: Path | None,
+    free_axes: tuple[str, ...] | None,
+) -> Forms:
+    """The forms of a run; ``onnx``: the original's file where one was made. That of a graph is there in any case."""
+    if exporter.exports:
+        return Forms(names, original, inputs, exporter, onnx, free_axes)
+    came = exporter.original(original, inputs, Path())
+    return Forms(names, original, inputs, exporter, came.path, free_axes, came.batch)

@@ -1,0 +1,229 @@
+"""Other forms of a result: in a run, and of one that lies in a folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from clocks import FalseTimer, in_place_of_this_machine
+from commands import INPUT, call, images, small_network
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+import convrewrite
+from convrewrite.errors import ExportError, UsageError
+from convrewrite.exports import Made, Source, discovery, kinds_of_exports
+from convrewrite.exports.kinds.torch_export import TorchExport
+from convrewrite.onnx_files import OnnxModel, opset_of
+from convrewrite.onnx_graph import exporter_of, read_network
+from convrewrite.reporting import Report, render_text
+
+QUICK: dict[str, Any] = {"refine": False, "fast": True}
+
+
+class Wrong(TorchExport):
+    """Writes another model than it is given, once something was rewritten."""
+
+    name, files = "wrong", ("model.wrong",)
+
+    def write(self, source: Source, path: Path) -> Made:
+        model = nn.Sequential(source.model, nn.Softmax(1)).eval()
+        return super().write(Source(source.inputs, model), path)
+
+
+def tiny_network() -> nn.Sequential:
+    """(N, 3, H, W) -> (N, 5): one convolution that the rule ``separable`` takes."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(16, 5),
+    ).eval()  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Report]:
+    """A model's file, its result in a folder in three more forms, and the report."""
+    folder = tmp_path_factory.mktemp("exports")
+    torch.save(tiny_network(), folder / "net.pt")
+    result = convrewrite.optimize(
+        tiny_network(), images(1), ["separable"], images(24), timer=FalseTimer(), name=str(folder / "net.pt"), half=True,
+        export=["openvino", "torch_export"], opset=20, free_axes=("batch", "height", "width"), **QUICK,
+    )  # fmt: skip
+    result.save(folder / "out")
+    return folder / "net.pt", folder / "out", result.report
+
+
+def test_a_run_writes_every_form_and_says_how_near_each_is(made: tuple[Path, Path, Report]) -> None:
+    _, out, report = made
+    assert [row.name for row in report.exports] == ["openvino", "torch_export", "half"]
+    for row in report.exports:
+        assert row.passed and row.refused is None and row.examples == report.calibration.held_out
+        assert row.relative_error is not None and row.tolerance is not None and row.relative_error <= row.tolerance
+        assert row.bytes == sum((out / name).stat().st_size for name in row.files) > 0
+        assert row.output_error == pytest.approx(report.fidelity[0].relative_error, rel=0.05)
+    assert (report.unwritten, report.asked.opset, report.asked.free_axes) == (None, 20, ("batch", "height", "width"))
+    assert any("tried at twice the size of each" in note for note in report.notes)
+    assert Report.model_validate_json((out / "report.json").read_text()) == report
+    lines = render_text(report).splitlines()
+    assert "Exports: other forms against torch" in lines and max(map(len, lines)) <= 110
+    for name in ("report.md", "report.html"):
+        text = (out / name).read_text()
+        assert "model.openvino.xml, model.openvino.bin" in text and "onnxruntime" in text
+
+
+def test_the_files_compute_what_the_result_does_at_another_size(made: tuple[Path, Path, Report]) -> None:
+    _, out, _ = made
+    model = convrewrite.load(out, tiny_network()).eval()
+    x = torch.rand(3, 3, 20, 28)
+    with torch.no_grad():
+        expected = model(x)
+    program = torch.export.load(out / "model.pt2").module()
+    torch.testing.assert_close(program(x), expected, rtol=1e-4, atol=1e-5)
+    for name, error in (("model.onnx", 1e-4), ("model.half.onnx", 2e-2)):
+        found = OnnxModel(out / name)(x)["output"]
+        assert float((found - expected).abs().max()) <= error * float(expected.abs().max())
+    assert opset_of(onnx.load(str(out / "model.onnx"))) == 20
+
+
+def test_a_result_in_a_folder_gets_further_forms_and_keeps_all_else(
+    made: tuple[Path, Path, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    _, earlier, _ = made
+    out = tmp_path / "out"
+    shutil.copytree(earlier, out)
+    (out / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    monkeypatch.setattr(
+        discovery, "entry_points", lambda group: [type("Point", (), {"name": "wrong", "load": lambda: Wrong})]
+    )
+    report = convrewrite.export_result(out, tiny_network(), images(1), images(24), to=["openvino", "wrong"])
+    assert [row.name for row in report.exports] == ["openvino", "torch_export", "half", "wrong"]
+    assert str(report.unwritten).startswith("export wrong: output 'output': expected wrong within")
+    assert Report.model_validate_json((out / "report.json").read_text()) == report
+    after = {path.name: path.read_bytes() for path in out.iterdir()}
+    changed = {name for name in after if before.get(name) != after[name]}
+    assert after.keys() == before.keys()
+    assert changed <= {"report.json", "report.md", "report.html", "model.openvino.xml", "model.openvino.bin"}
+    assert {path.name: path.read_bytes() for path in earlier.iterdir()}.items() <= {
+        **before,
+        **after,
+    }.items() | before.items()
+    with pytest.raises(UsageError, match="--to: expected the name of a form"):
+        convrewrite.export_result(out, tiny_network(), to=[])
+    monkeypatch.chdir(out)
+    with pytest.raises(UsageError, match="mounted, or worked in, cannot be replaced"):
+        convrewrite.export_result(".", tiny_network(), to=["openvino"])
+
+
+def test_the_command_writes_forms_tells_of_them_and_fails_for_what_is_wrong(
+    made: tuple[Path, Path, Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out, _ = made
+    ran = call("export", out, "--to", "half", *INPUT)
+    assert ran.code == 0, ran.err
+    assert "model.half.onnx" in ran.out and ran.out.endswith(f"Written to {out}: model.half.onnx\n")
+    ran = call("export", out, "--to", "torch_export", "--json", *INPUT)
+    rows = {row["name"]: row for row in json.loads(ran.out)["exports"]}
+    assert rows["torch_export"]["passed"] and rows["torch_export"]["examples"] == 64
+    for words, message in (((), "--to: expected a form"), (("--to", "tflite"), "export: expected one of coreml,")):
+        ran = call("export", out, *words, *INPUT)
+        assert ran.code == 2 and ran.message.startswith(message)
+    known = kinds_of_exports()
+    monkeypatch.setattr(discovery, "kinds_of_exports", lambda: known | {"wrong": Wrong()})
+    ran = call("export", out, "--to", "wrong", *INPUT)
+    assert ran.code == 1 and ran.message.startswith("export wrong: output 'output': expected wrong within")
+    assert not (out / "model.wrong").exists()
+    call("export", model, "--to", "half")
+
+
+def test_a_form_that_turns_out_wrong_is_no_success_and_the_result_is_there(
+    made: tuple[Path, Path, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _, _ = made
+    known = kinds_of_exports()
+    monkeypatch.setattr(discovery, "kinds_of_exports", lambda: known | {"wrong": Wrong()})
+    in_place_of_this_machine(monkeypatch, FalseTimer())
+    calibration = tmp_path / "x.pt"
+    torch.save(images(), calibration)
+    out = tmp_path / "out"
+    ran = call("optimize", model, "--calib", calibration, "--fast", "--no-onnx", "--export", "wrong", "-o", out)
+    assert ran.code == 1, ran.err
+    assert ran.message.startswith("export wrong: output 'output': expected wrong within")
+    assert "FAILED" in ran.out
+    assert (out / "model.pt").is_file() and not (out / "model.wrong").exists()
+    assert "No success: export wrong" in (out / "report.html").read_text()
+
+
+def test_what_cannot_be_is_refused_before_the_long_work(tmp_path: Path) -> None:
+    x = images(1)
+    with pytest.raises(UsageError, match="export half: is made of the ONNX file, found none"):
+        convrewrite.optimize(small_network(), x, calibration=images(), measure=False, half=True)
+    with pytest.raises(UsageError, match="--opset, --free-axes: expected an ONNX file to hold for, found --no-onnx"):
+        convrewrite.Settings(opset=20, measure=False)
+
+    class ByNumber(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = small_network()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x if float(x.sum()) > 1e9 else x * 2)
+
+    with pytest.raises(ExportError, match="export torch_export: cannot be made of the original: "):
+        convrewrite.optimize(ByNumber().eval(), x, calibration=images(), measure=False, export=["torch_export"])
+
+
+def graph_with_rate(folder: Path) -> Path:
+    """A graph with an input that is the same for all examples, whose first axis is not theirs."""
+    draw = np.random.default_rng(0)
+    shapes = {"a": (16, 3, 3, 3), "b": (16, 16, 3, 3)}
+    weights = [numpy_helper.from_array(0.2 * draw.normal(size=s).astype(np.float32), n) for n, s in shapes.items()]
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["c"]), helper.make_node("Relu", ["c"], ["d"]),
+        helper.make_node("Conv", ["d", "b"], ["e"]), helper.make_node("ReduceSum", ["rate"], ["r"], keepdims=0),
+        helper.make_node("Mul", ["e", "r"], ["y"]),
+    ]  # fmt: skip
+    values = {"x": ["batch", 3, 16, 16], "rate": [2], "y": ["batch", 16, 12, 12]}
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in values.items()]
+    graph = helper.make_graph(nodes, "g", infos[:2], infos[2:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), folder / "net.onnx")
+    return folder / "net.onnx"
+
+
+def test_the_result_of_an_onnx_model_goes_where_onnx_goes(tmp_path: Path) -> None:
+    path, rate = graph_with_rate(tmp_path), torch.tensor([0.5, 1.0])
+    network = read_network(path, {"x": images(1), "rate": rate})
+    with pytest.raises(
+        UsageError, match=r"--opset, --free-axes: expected a PyTorch model, found an ONNX graph, whose opset"
+    ):
+        exporter_of(network.module, free_axes=())
+    result = convrewrite.optimize(
+        network.module, network.inputs, calibration=images(16), measure=False, half=True, **QUICK
+    )
+    [row] = result.report.exports
+    assert row.passed and row.refused is None
+    result.save(tmp_path / "out")
+    again = convrewrite.export_result(tmp_path / "out", network.module, network.inputs, to=["openvino"])
+    assert [(row.name, row.passed) for row in again.exports] == [("half", True), ("openvino", True)]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.name.startswith("model")) == [
+        "model.half.onnx", "model.onnx", "model.openvino.bin", "model.openvino.xml",
+    ]  # fmt: skip
+
+
+def test_a_result_of_one_size_is_quantised_and_recovered_as_it_is(tmp_path: Path) -> None:
+    model, x, timer = tiny_network(), images(1), FalseTimer()
+    result = convrewrite.optimize(model, x, ["separable"], images(16), timer=timer, free_axes=(), **QUICK)
+    result.save(tmp_path / "out")
+    convrewrite.export_result(tmp_path / "out", model, x, to=["openvino"])
+    rows = convrewrite.quantise(tmp_path / "out", model, x, images(16), settings=convrewrite.Settings(timer=timer))
+    assert len(rows) == 4
+    recovered = convrewrite.recover(tmp_path / "out", model, images(16), x, epochs=0.1, timer=timer)
+    assert recovered.report.exports == ()
+    recovered.save(tmp_path / "out")
+    assert OnnxModel(tmp_path / "out" / "model.onnx").batch == 1
+    assert not (tmp_path / "out" / "model.openvino.xml").exists()
