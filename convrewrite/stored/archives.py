@@ -1,7 +1,9 @@
 """The sizes of what a zip archive of ``torch.save`` holds, checked before anything is unpacked."""
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,13 +29,25 @@ def stored_sizes(path: Path) -> dict[str, int]:
         raise ExcessiveError(f"expected at most {MOST_MEMBERS} members, each once, found {len(members)}")
     # What another reader of zip archives sees may differ, so from here on it is PyTorch's own.
     reader = torch._C.PyTorchFileReader(str(path))
-    sizes = {name: reader.get_record_size(name) for name in set(reader.get_all_records())}
+    sizes = _sizes(reader, members)
     _require_no_more(sum(sizes.values()), size)
     if "data.pkl" not in sizes or sizes["data.pkl"] > LONGEST_PICKLE:
         raise ExcessiveError(
             f"expected a pickle of at most {LONGEST_PICKLE} bytes, found {sizes.get('data.pkl', 'none')}"
         )
     return {name.removeprefix(_STORAGES): count for name, count in sizes.items() if name.startswith(_STORAGES)}
+
+
+def _sizes(reader: Any, members: Sequence[zipfile.ZipInfo]) -> dict[str, int]:
+    """Bytes of every record as PyTorch sees it. Before 2.13 it does not tell them: then those of the same members, where it sees
+    them under the same names in the same places. Raises ValueError where it does not."""
+    names = set(reader.get_all_records())
+    if hasattr(reader, "get_record_size"):
+        return {name: reader.get_record_size(name) for name in names}
+    known = {member.filename.partition("/")[2]: member for member in members}
+    if names != known.keys() or any(reader.get_record_header_offset(n) != known[n].header_offset for n in names):
+        raise ValueError("expected an archive with one reading of its members, found two")
+    return {name: member.file_size for name, member in known.items()}
 
 
 def pickle_of(path: Path) -> bytes:
