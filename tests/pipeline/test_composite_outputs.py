@@ -160,7 +160,7 @@ def test_every_form_of_the_report_has_the_equal_entries(result: Result) -> None:
     assert rows[0] == ["output.classes", "discrete", "-", "-", "-", f"{100 * share:.1f}", "%"]
     assert rows[1] == ["output.classes", "0.0e+00", "-", "100.0", "%", "1e-03", "passed"]
     assert f"equal entries {100 * share:.1f} %, " in " ".join(text.split())
-    assert max(map(len, text.splitlines())) <= 110
+    assert max(map(len, text.splitlines())) <= 80
     for render in (render_text, render_markdown, render_html):
         assert render(result.report).count("equal entries") == 3
 
