@@ -26,7 +26,7 @@ FACTORY = "--factory model.py:fashion_resnet"
 COMMANDS = (
     f"convrewrite analyze fashion.pt {FACTORY} --input 1x1x28x28 --rule balanced",
     f"convrewrite optimize fashion.pt {FACTORY} --calib calibration.npz --rule separable -o out",
-    "convrewrite explain out stage3.2.conv2.0",
+    "convrewrite explain out stage3.2.conv2",
     f"convrewrite verify fashion.pt out {FACTORY} --calib calibration.npz --agreement 0.95",
     f"convrewrite bench fashion.pt out {FACTORY}",
     "convrewrite compare out out",

@@ -133,9 +133,9 @@ def _widths(rows: Rows) -> list[int]:
 
 
 class _Named(textwrap.TextWrapper):
-    """Breaks names behind their dots, slashes and commas."""
+    """Breaks names behind their dots, slashes, commas and hyphens."""
 
-    wordsep_simple_re = re.compile(r"(\s+|(?<=[./,])(?=\S))")
+    wordsep_simple_re = re.compile(r"(\s+|(?<=[./,-])(?=\S))")
 
 
 def _wrapped(cell: str, width: int) -> str:

@@ -172,8 +172,8 @@ def test_verify_shows_and_gates_every_output(result: Result, tmp_path: Path) -> 
     pair = (f"{model}:make", tmp_path / "out" / "model.onnx", "--input", "8x3x12x12", "--expect", "fidelity")
     ran = call("verify", *pair)
     assert ran.code == 0, ran.err
-    assert "equal entries" in ran.out
-    assert "not compared, as they are no tensors: output.name (str), output.threshold (float)" in ran.out
+    assert "equal entries" in ran.said
+    assert "not compared, as they are no tensors: output.name (str), output.threshold (float)" in ran.said
     assert call("verify", *pair, "--agreement", "0.01").code == 0
     failed = call("verify", *pair, "--error", "0.0001")
     assert failed.code == 1

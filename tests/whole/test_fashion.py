@@ -90,7 +90,7 @@ def test_the_report_says_what_was_saved(report: Report, ran: Ran) -> None:
     assert sum(site.action == "rewritten" for site in report.sites) == 18
     assert {site.error_basis for site in report.sites if site.action == "rewritten"} == {"held-out inputs"}
     assert (report.calibration.fitted_on, report.calibration.held_out) == (819, 205)
-    assert "18 of 21 convolution sites rewritten" in ran.out
+    assert "18 of 21 convolution sites rewritten" in ran.said
 
 
 def test_the_totals_are_those_of_the_models(report: Report, original: nn.Module, rewritten: nn.Module) -> None:
@@ -148,7 +148,7 @@ def test_what_commands_print_fits_a_terminal_of_80_columns(ran: Ran, out: Path, 
         call("analyze", *MODEL, "--rule", "balanced"),
         call("report", out),
         call("explain", out),
-        call("explain", out, "stage3.2.conv2.0"),
+        call("explain", out, "stage3.2.conv2"),
         call("compare", out, out),
         call("verify", MODEL[0], out, *factory, *calib, "--agreement", "0.9", "--error", "0.2"),
         call("bench", MODEL[0], out, *factory, "--rounds", "3"),
