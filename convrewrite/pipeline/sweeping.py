@@ -138,14 +138,14 @@ class _Sweeping:
             network.model, network.inputs, self.rules, calibration, self.settings, extras.structures, extras.told
         )
         with run.scratch:
-            shared = replace(run.planner, surveyed=run.planner.survey(), swaps=False)
+            shared = replace(run.surveyed().planner, swaps=False)
             points, plans, last = [], {}, None
             for index, budget in enumerate(budgets):
                 extras.told("points", index, len(budgets), f"{self.resource}={budget:g}")
                 constraints = Constraints({self.resource: budget}, None, run.planner.constraints.outputs)
                 at_budget = replace(run, planner=replace(shared, constraints=constraints))
                 try:
-                    result = at_budget.finish(at_budget.planner.choose(), name, network.notes)
+                    result = at_budget.finish(at_budget.choose(), name, network.notes)
                 except PlanError as error:
                     points.append(SweepPoint(budget=budget, reason=str(error)))
                     continue

@@ -63,7 +63,7 @@ def survey(work: Work, *, effort: Effort, latency_table: LatencyTable | None) ->
     chosen = fewer(work.data, effort, active)
     if chosen.kind != "weights only":
         require_memory(active, settings.memory)
-    walk = Propagation(prepared.model, prepared.traced, active, (*chosen.fit, *chosen.held_out), settings.memory)
+    walk = Propagation(prepared.model, prepared.traced, active, (*chosen.fit, *chosen.held_out), work.memory)
     sites = _Surveys(work, chosen, active, effort, latency_table, walk)
     found: list[Surveyed] = []
     try:

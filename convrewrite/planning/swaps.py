@@ -71,11 +71,11 @@ def _told_alone(better: Allocation, known: Allocation) -> tuple[Scored | None, .
 
 def _survey_nearby(work: Work, fitted: FittedPlan, resources: Sequence[str]) -> tuple[Surveyed, ...]:
     """Every site with its option and the neighbours; effects are differences in the rewritten model, above the least."""
-    prepared, settings, data = work.prepared, work.settings, work.data
+    prepared, data = work.prepared, work.data
     allocation = fitted.allocation
     rewritten = [entry.site for entry, scored in zip(allocation.surveyed, allocation.chosen, strict=True) if scored]
     batches = (*data.fit, *data.held_out)
-    walk = Propagation(prepared.model, prepared.traced, rewritten, batches, settings.memory, fitted.rewritten.model)
+    walk = Propagation(prepared.model, prepared.traced, rewritten, batches, work.memory, fitted.rewritten.model)
     effects = _Effects(work, walk, _digest_of(fitted.rewritten.model))
     found: list[Surveyed] = []
     try:

@@ -32,12 +32,12 @@ class Rewritten:
 
 
 def rewrite(work: Work, shortlists: Sequence[Shortlist]) -> Rewritten:
-    """Rewrite a copy of the model; the memory of the settings bounds activations and moments together."""
-    prepared, data, memory = work.prepared, work.data, work.settings.memory
+    """Rewrite a copy of the model; the memory of the work bounds activations and moments together."""
+    prepared, data = work.prepared, work.data
     active = [shortlist.site for shortlist in shortlists if shortlist.candidates]
     if data.kind != "weights only":
-        require_memory(active, memory)
-    walk = Propagation(prepared.model, prepared.traced, active, (*data.fit, *data.held_out), memory)
+        require_memory(active, work.settings.memory)
+    walk = Propagation(prepared.model, prepared.traced, active, (*data.fit, *data.held_out), work.memory)
     kept, outcomes = KeptFits.of(work.cache, prepared.structures, shortlists), list[Outcome]()
     try:
         for shortlist in shortlists:

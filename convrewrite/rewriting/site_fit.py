@@ -32,6 +32,7 @@ from convrewrite.fitting import (
     with_wanted_outputs,
 )
 from convrewrite.graph import Site
+from convrewrite.places import exactly
 from convrewrite.process import torch_threads
 from convrewrite.progress import Stopwatch
 from convrewrite.rewriting.output_weighting import roots_of
@@ -303,7 +304,7 @@ class SiteFit:
         fits = rows + spare <= room
         self.walk.make_room(squares + min(rows, room) + (spare if fits else 0))
         fitted, held_out = (
-            Accumulator(spec, positions, self.seed + index, keep=keep, limit=count)
+            Accumulator(spec, positions, self.seed + index, keep=keep, limit=count, device=self.like.device)
             for index, (positions, count) in enumerate(zip(every, wanted, strict=True))
         )
         return fitted, held_out, fits
@@ -325,10 +326,11 @@ class SiteFit:
 
     def _outputs(self, stages: Sequence[Stage], found: Fit, blocks: Sequence[Block]) -> Iterator[tuple[Block, Tensor]]:
         """What a fit gives at every position of the blocks."""
-        dtype = blocks[0].patches.dtype if blocks else torch.float32
-        kernel = composed_kernel(found.kernels, stages, self.site.spec.groups).to(dtype)
+        if not blocks:
+            return
+        kernel = composed_kernel(found.kernels, stages, self.site.spec.groups).to(blocks[0].patches)
         weights = kernel.flatten(1).unflatten(0, (self.site.spec.groups, -1))
-        bias = found.bias.to(dtype).reshape(self.site.spec.groups, 1, -1)
+        bias = found.bias.to(kernel).reshape(self.site.spec.groups, 1, -1)
         for block in blocks:
             yield block, block.patches @ weights.transpose(1, 2) + bias
 
@@ -337,7 +339,7 @@ def _squared_error(block: Block, outputs: Tensor, roots: Roots) -> float:
     skip = 0.0 if block.skips is None else block.skips
     difference = (block.outputs + skip).relu() - (outputs + skip).relu()
     weighted = (rows if root is None else rows @ root.T.to(rows) for rows, root in zip(difference, roots, strict=True))
-    return sum(float(rows.square().sum(dtype=torch.float64)) for rows in weighted)
+    return sum(float(exactly(rows.square()).sum(dtype=torch.float64)) for rows in weighted)
 
 
 def _relaxed(block: Block, outputs: Tensor) -> Tensor:
