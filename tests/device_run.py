@@ -47,8 +47,8 @@ def network() -> nn.Module:
 def images(count: int = 48) -> Tensor:
     """Smooth ones, of several frequencies."""
     generator = torch.Generator().manual_seed(1)
-    coarse = torch.randn(count, 3, 4, 4, generator=generator)
-    return nn.functional.interpolate(coarse, size=12, mode="bilinear") + 0.1 * torch.randn(count, 3, 12, 12, generator=generator)
+    coarse, fine = (torch.randn(count, 3, size, size, generator=generator) for size in (4, 12))
+    return nn.functional.interpolate(coarse, size=12, mode="bilinear") + 0.1 * fine
 
 
 CASES = {

@@ -1,5 +1,5 @@
-"""A device that is none: its tensors lie in the processor's memory and are known by their storage, so that machines without a graphics
-card can show that nothing is left behind.
+"""A device that is none: its tensors lie in the processor's memory and are known by their storage, so that machines without a
+graphics card can show that nothing is left behind.
 
 The device is called ``meta``, the one name that torch takes without a driver. As on a real one, an operation on tensors of both
 places is an error, and so are a processor's generator and numpy there; numbers alone, and indices from the processor, are taken.
@@ -34,7 +34,8 @@ class Pretended(TorchDispatchMode):
         super().__init__()
         self.float64, self.most = float64, most
         self.counts: dict[str, int] = {}
-        self._storages: dict[int, StorageWeakRef] = {}  # an address is not given away again as long as it is referred to
+        # An address is not given away again as long as it is referred to.
+        self._storages: dict[int, StorageWeakRef] = {}
 
     def is_away(self, value: object) -> bool:
         """Whether it is a tensor that lies on the device."""
