@@ -6,6 +6,7 @@ places is an error, and so are a processor's generator and numpy there; numbers 
 """
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -146,14 +147,18 @@ class _Words(TorchFunctionMode):
 @contextlib.contextmanager
 def pretended(*, float64: bool = True, most: int | None = None) -> Iterator[Pretended]:
     """Meanwhile the device is there, and ``auto`` takes it; without ``float64``, or with so many bytes at ``most``."""
-    known, has, free, name = places.known_places, places.has_float64, work.free_memory, places._NAMES
+    known, has, exactly = places.known_places, places.has_float64, places.exactly
+    free, name = work.free_memory, places._NAMES
     device = Pretended(float64=float64, most=most)
     try:
         places.known_places = lambda: ("meta", "cpu")
         places.has_float64 = lambda place: float64 or place != AWAY
+        # Hooks of a backward pass are called without the modes of functions, so that no tensor tells them where it lies.
+        places.exactly = lambda x: device.put(x, away=False) if device.is_away(x) and not float64 else x
         work.free_memory = lambda _: 1 << 30
-        places._NAMES = __import__("re").compile("auto|cpu|meta")
+        places._NAMES = re.compile("auto|cpu|meta")
         with device, _Words(device):
             yield device
     finally:
-        places.known_places, places.has_float64, work.free_memory, places._NAMES = known, has, free, name
+        places.known_places, places.has_float64, places.exactly = known, has, exactly
+        work.free_memory, places._NAMES = free, name

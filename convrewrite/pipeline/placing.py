@@ -47,6 +47,7 @@ class Workplace:
             run(placed.model, placed.inputs)
             if placed.traced.whole is not None:
                 run(placed.traced.whole, placed.inputs)
+            torch.linalg.cholesky(torch.eye(1, device=self.device))  # its libraries must be opened by one thread alone
         except Exception as error:  # a forward may fail in any way on a device that it was not written for
             refused = "it had no room left" if out_of_memory(error) else _first_line(error)
         if refused is not None:
