@@ -1,7 +1,7 @@
 """What a device does for a run: ``python benchmarks/device.py [cuda] [--part example] [--limit 100]``.
 
 The trained example at a quarter of its MACs on the processor and on the device, and a ResNet-18 of 256 inputs at half of them on
-the device (with ``--all`` on the processor as well), each in a process of its own, behind the tests that need a device. Prints the
+the device (with ``--all`` on the processor as well), each in a process of its own, after the tests that need a device. Prints the
 seconds of stages, and how far the results of both are apart. Nothing is exported or timed, and nothing of earlier runs is taken.
 """
 
