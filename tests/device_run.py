@@ -71,6 +71,12 @@ def run(case: str, device: str | None, model: nn.Module) -> Result:
     return convrewrite.optimize(model, torch.zeros(1, 3, 12, 12), device=device, **asked, **PLAIN)  # type: ignore[arg-type]
 
 
+def recovered(device: str | None, model: nn.Module, result: Result) -> Result:
+    """A few steps of recovery."""
+    x = torch.zeros(1, 3, 12, 12)
+    return convrewrite.recover(result, model, images(), x, epochs=4, batch=8, measure=False, device=device)
+
+
 def facts(home: Result, away: Result, device: Pretended) -> dict[str, object]:
     """What a test looks at."""
     x = images()
@@ -86,8 +92,15 @@ def facts(home: Result, away: Result, device: Pretended) -> dict[str, object]:
 
 
 def main(case: str, *words: str) -> dict[str, object]:
-    """Words: ``float32`` for a device without float64; ``most=N`` for one of so many bytes; ``there``: the model lies there."""
+    """Words: ``float32`` for a device without float64; ``most=N`` for one of so many bytes; ``there``: the model lies there;
+    ``recover``: the result is recovered, there as at home."""
     case_home = run(case, None, network())
+    if "recover" in words:
+        with pretended() as device:
+            away = recovered("auto", network(), case_home)
+            lies = {device.is_away(p) for p in away.model.parameters()}
+        case_home = recovered("cpu", network(), case_home)
+        return facts(case_home, away, device) | {"result away": sorted(lies)}
     most = next((int(word.partition("=")[2]) for word in words if word.startswith("most=")), None)
     with pretended(float64="float32" not in words, most=most) as device:
         if "there" in words:

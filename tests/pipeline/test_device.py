@@ -57,6 +57,13 @@ def test_a_model_that_lies_elsewhere_stays_there_and_its_result_comes_there() ->
     assert found["result away"] == [True] and found["model stays"]
 
 
+def test_a_recovery_elsewhere_trains_there_and_gives_the_same() -> None:
+    found = pretended("weights", "recover")
+    assert found["apart"] < 1e-5 < found["rewritten"]
+    assert found["counts"]["aten::convolution_backward"] > 0
+    assert found["result away"] == [False]
+
+
 def test_a_device_without_room_leaves_the_rest_to_the_processor() -> None:
     found = pretended("ratio", "most=3000000")
     assert found["same plan"] and found["apart"] == 0
