@@ -88,6 +88,11 @@ def in_batches_of(batches: Sequence[Inputs], size: int) -> tuple[Inputs, ...]:
     return tuple(tuple(tensor[i * size : (i + 1) * size] for tensor in together) for i in range(count))
 
 
+def moved(inputs: Inputs, device: torch.device) -> Inputs:
+    """The inputs on a device; those that lie there already are not copied."""
+    return tuple(tensor.to(device) for tensor in inputs)
+
+
 def varied(inputs: Inputs) -> Inputs:
     """Other numbers of the same shapes, in the range of the given ones: what hangs on the numbers shows."""
     return tuple(

@@ -80,6 +80,23 @@ def same_random_numbers(seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def whole_float32() -> Iterator[None]:
+    """Meanwhile graphics cards multiply float32 as it is, and not rounded to the ten bits of TF32, whose errors would be those of
+    the fits; and cuDNN takes the same way every time."""
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    asked: list[tuple[Any, str, object]] = [(cudnn, "benchmark", False), (cudnn, "deterministic", True)]
+    if hasattr(cudnn, "conv"):  # from torch 2.9 on; what is asked of it in one way cannot be read in the other
+        asked += [(part, "fp32_precision", "ieee") for part in (products, cudnn.conv, cudnn.rnn)]
+    else:
+        asked += [(part, "allow_tf32", False) for part in (products, cudnn)]
+    with _LOCK, contextlib.ExitStack() as stack:
+        for owner, name, value in asked:
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
+        yield
+
+
+@contextlib.contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     """So many threads for torch, for one caller at a time: the number is the process's."""
     with _LOCK:

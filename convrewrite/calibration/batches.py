@@ -5,7 +5,7 @@ permutation (a data set may be sorted by class). Labels are never needed and alw
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from convrewrite.calibration.sources import MEMORY, Chunk, Request, Source, open_source
 from convrewrite.conv import Size
 from convrewrite.errors import CalibrationError, UsageError
-from convrewrite.inputs import Inputs
+from convrewrite.inputs import Inputs, moved
 
 FEW_INPUTS = 64
 LARGEST_BATCH = 32
@@ -41,6 +41,11 @@ class Calibration:
     kind: Literal["data", "synthetic", "weights only"]
     source: str
     notes: tuple[str, ...] = ()
+
+    def on(self, device: torch.device) -> "Calibration":
+        """The same on a device."""
+        fit, held_out = (tuple(moved(batch, device) for batch in part) for part in (self.fit, self.held_out))
+        return replace(self, fit=fit, held_out=held_out)
 
     @property
     def fitted_on(self) -> int:

@@ -15,6 +15,7 @@ from convrewrite.errors import CalibrationError
 from convrewrite.inputs import Inputs, in_batches_of, parameter_names
 from convrewrite.loading import import_object
 from convrewrite.meanings import Evaluation
+from convrewrite.places import out_of_memory
 from convrewrite.progress import Progress, silent
 
 NOISE_EXAMPLES = 64
@@ -116,7 +117,7 @@ def evaluation_inputs(inputs: Inputs, data: Calibration, batch: int | None = Non
 def _noise_like(tensor: Tensor) -> Tensor:
     shape = (NOISE_EXAMPLES, *tensor.shape[1:])
     if tensor.is_floating_point():
-        return torch.randn(shape, dtype=tensor.dtype)
+        return torch.randn(shape, dtype=tensor.dtype).to(tensor.device)
     return tensor[:1].expand(shape)
 
 
@@ -138,6 +139,8 @@ def _takes(model: nn.Module, inputs: Inputs) -> bool:
     try:
         with torch.no_grad():
             model(*(tensor.clone() for tensor in inputs))
-    except RuntimeError:
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
         return False
     return True

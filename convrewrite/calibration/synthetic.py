@@ -20,6 +20,7 @@ from convrewrite.calibration.batches import FEW_INPUTS, Calibration, batch_size,
 from convrewrite.conv import ConvSpec
 from convrewrite.inputs import Inputs
 from convrewrite.modules import copy_model, hooked, run
+from convrewrite.places import out_of_memory
 
 OnStep = Callable[[int, int, float], None]
 """Function that is called after every step as ``(steps done, steps in all, mismatch)``."""
@@ -205,7 +206,9 @@ def _lets_gradients_through(model: nn.Module, seen: _Statistics, image: Tensor) 
         return False
     try:
         torch.autograd.grad(means + variances, [pixels])
-    except RuntimeError:  # an operator without a derivative, or one that changes what a derivative needs
+    except RuntimeError as error:  # an operator without a derivative, or one that changes what a derivative needs
+        if out_of_memory(error):
+            raise
         return False
     return True
 

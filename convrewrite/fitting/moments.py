@@ -3,17 +3,19 @@
 A patch is what one output position sees, ``d = C * kh * kw`` numbers in the order of the canonical kernel's columns, so that
 ``y = W p + b`` holds for every kind: padding of every mode, stride, dilation, and transposed convolutions, whose patch is
 cut from the input with zeros inserted. Products run in float32, sums in float64; positions are sub-sampled when there are
-many more than the covariance needs.
+many more than the covariance needs. On a device products run there, and sums where float64 is.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from convrewrite.conv import PADDING_MODES, ConvSpec, Size
+from convrewrite.places import PROCESSOR, exact_place, exactly, in_float64
 
 CHUNK = 1 << 23
 """Numbers in one block of gathered patches: 32 MB in float32."""
@@ -100,11 +102,19 @@ class Accumulator:
     """Adds up the moments of one convolution, every group by itself."""
 
     def __init__(
-        self, spec: ConvSpec, expected_positions: int, seed: int, *, keep: bool = False, limit: int | None = None
+        self,
+        spec: ConvSpec,
+        expected_positions: int,
+        seed: int,
+        *,
+        keep: bool = False,
+        limit: int | None = None,
+        device: torch.device | None = None,
     ) -> None:
         """Of ``expected_positions`` over all batches about ``limit`` are gathered, None: :func:`position_limit`.
 
-        With ``keep`` the gathered blocks stay in ``kept``, for other outputs at the same positions.
+        With ``keep`` the gathered blocks stay in ``kept``, for other outputs at the same positions. ``device``: where batches
+        lie; None: the processor.
         """
         self._spec = spec
         self.kept: list[Block] | None = [] if keep else None
@@ -116,13 +126,13 @@ class Accumulator:
         groups, size = spec.groups, (self._d, outputs // spec.groups)
         self._count = 0
         self._shift: tuple[Tensor, Tensor] | None = None
-        self._sum_p = torch.zeros(groups, size[0], dtype=torch.float64)
-        self._sum_y = torch.zeros(groups, size[1], dtype=torch.float64)
-        self._sum_pp = torch.zeros(groups, size[0], size[0], dtype=torch.float64)
+        place = exact_place(device or torch.device(PROCESSOR))
+        zeros = partial(torch.zeros, dtype=torch.float64, device=place)
+        self._sum_p, self._sum_y = zeros(groups, size[0]), zeros(groups, size[1])
+        self._sum_pp = zeros(groups, size[0], size[0])
         self._part: Tensor | None = None
         self._part_count = 0
-        self._sum_yp = torch.zeros(groups, size[1], size[0], dtype=torch.float64)
-        self._sum_yy = torch.zeros(groups, size[1], dtype=torch.float64)
+        self._sum_yp, self._sum_yy = zeros(groups, size[1], size[0]), zeros(groups, size[1])
 
     def add(self, x: Tensor, y: Tensor, skip: Tensor | None = None) -> None:
         """One batch: input ``(N, C, H, W)`` and the wanted output ``(N, O, H', W')``; a skip is only kept beside them."""
@@ -130,7 +140,7 @@ class Accumulator:
         pixels = _channels_last(padded, self._share)
         outputs = _channels_last(y, self._share)
         skips = None if skip is None else _channels_last(skip, self._share)
-        chosen = self._choose(y.shape[0] * y.shape[2] * y.shape[3])
+        chosen = self._choose(y.shape[0] * y.shape[2] * y.shape[3]).to(x.device)
         for part in chosen.split(max(1, CHUNK // (self._d * self._spec.groups))):
             place = _places(part, (y.shape[2], y.shape[3]))
             rows = (None if t is None else self._grouped(t[place].to(pixels.dtype)) for t in (outputs, skips))
@@ -154,17 +164,17 @@ class Accumulator:
             self._shift = (patches.mean(1, keepdim=True), outputs.mean(1, keepdim=True))
         p, y = patches - self._shift[0], outputs - self._shift[1]
         self._count += p.shape[1]
-        self._sum_p += p.sum(1)
-        self._sum_y += y.sum(1)
-        self._sum_yy += y.square().sum(1)
+        self._sum_p += exactly(p.sum(1))
+        self._sum_y += exactly(y.sum(1))
+        self._sum_yy += exactly(y.square().sum(1))
         for group in range(p.shape[0]):
-            self._sum_yp[group] += y[group].T @ p[group]
+            self._sum_yp[group] += exactly(y[group].T @ p[group])
         self._add_squares(p)
 
     def _add_squares(self, p: Tensor) -> None:
         """Large sums in float64 cost as much as the products: some blocks are added up in the precision of these first."""
         if self._part is None:
-            self._part = torch.zeros(self._sum_pp.shape, dtype=p.dtype)
+            self._part = torch.zeros(self._sum_pp.shape, dtype=p.dtype, device=p.device)
         for group in range(p.shape[0]):
             for start, strip in _strips(self._part[group]):
                 strip.addmm_(p[group][:, start : start + STRIP].T, p[group][:, start:])
@@ -174,7 +184,7 @@ class Accumulator:
 
     def _flush(self) -> None:
         if self._part is not None:
-            self._sum_pp += self._part
+            self._sum_pp += exactly(self._part)
             self._part.zero_()
         self._part_count = 0
 
@@ -200,7 +210,7 @@ class Accumulator:
         cov_p.sub_(torch.outer(mean_p, mean_p))
         cov_yp = self._sum_yp[group].div_(n).sub_(torch.outer(mean_y, mean_p))
         var_y = (self._sum_yy[group] / n - mean_y**2).clamp_min(0)
-        shift_p, shift_y = (shift[group, 0].double() for shift in self._shift)
+        shift_p, shift_y = (in_float64(shift[group, 0]) for shift in self._shift)
         return Moments(n, mean_p + shift_p, mean_y + shift_y, cov_p, cov_yp, var_y)
 
 
@@ -222,15 +232,15 @@ def with_wanted_outputs(
 
 def _with_wanted_outputs(moments: Moments, rows: Sequence[tuple[Tensor, Tensor]]) -> Moments:
     count = sum(len(y) for _, y in rows)
-    mean_y = torch.stack([y.sum(0, dtype=torch.float64) for _, y in rows]).sum(0) / count
+    mean_y = torch.stack([exactly(y).sum(0, dtype=torch.float64) for _, y in rows]).sum(0) / count
     if not moments.centred:
         mean_y = torch.zeros_like(mean_y)
     cov_yp, var_y, rest = (torch.zeros_like(t) for t in (moments.cov_yp, moments.var_y, moments.mean_y))
     for p, y in rows:
-        centred = y - mean_y.to(y.dtype)
-        cov_yp += centred.T @ p
-        rest += centred.sum(0, dtype=torch.float64)
-        var_y += (centred * centred).sum(0, dtype=torch.float64)
+        centred = y - mean_y.to(y)
+        cov_yp += exactly(centred.T @ p)
+        rest += exactly(centred).sum(0, dtype=torch.float64)
+        var_y += exactly(centred * centred).sum(0, dtype=torch.float64)
     cov_yp -= torch.outer(rest, moments.mean_p)  # outputs that are centred but for rounding need no centred patches
     return replace(moments, mean_y=mean_y, cov_yp=cov_yp / count, var_y=var_y / count)
 

@@ -8,7 +8,8 @@ stage. Nothing here knows a particular structure: stages are applied to S throug
   (variable projection, Golub and Pereyra 1973). Only the covariance of the last stage's input is needed.
 - ``full``: otherwise all stages are refined jointly, then the last is solved for, each of its groups by itself.
 
-Both use L-BFGS in float64 on a first stage whose inputs were whitened, and start from several initial values.
+Both use L-BFGS on a first stage whose inputs were whitened, and start from several initial values. Iterations run in float64,
+of large problems in float32; the last step, the closed form of the last stage, and every comparison are in float64.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,9 +21,10 @@ from torch import Tensor
 from convrewrite.conv import ConvSpec
 from convrewrite.fitting.found import Fit, told
 from convrewrite.fitting.moments import Moments
-from convrewrite.fitting.targets import FLOOR, JITTER, Target, cholesky, colour, first_stage_root, uncolour
+from convrewrite.fitting.objective import LastInput, Loss, full_loss, reduced_loss
+from convrewrite.fitting.targets import FLOOR, Target, colour, first_stage_root, uncolour
 from convrewrite.fitting.trust import FULL, Trust
-from convrewrite.structures import Setting, Stage, Structure, compose, join_groups, split_groups, through
+from convrewrite.structures import Setting, Stage, Structure, compose, join_groups, split_groups
 
 ITERATIONS = 40
 """Iterations of L-BFGS, for patches of up to ``EASY`` numbers; beyond, fewer, as an iteration's cost grows with their square."""
@@ -32,6 +34,9 @@ MIN_ITERATIONS = 4
 EASY, LARGE = 600, 1000
 """Numbers in a patch: up to the first every iteration is cheap, from the second on only the best start is refined."""
 
+SINGLE = 600
+"""Numbers in a patch from which on iterations run in float32, which takes half the time."""
+
 SHARE = 0.25
 """Part of the products of a covariance that refinement may take where patches are large: few outputs leave room for many
 iterations then. Only one start is refined there, so that twice the usual ones are allowed. Measured on 64 x 1 kernels, 128 to 16
@@ -40,9 +45,6 @@ channels, rank 1: errors of 0.387, 0.328, 0.304 and 0.294 after 4, 15, 40 and 10
 WORK = 3 * 10**9
 """Outputs times squares of a patch times iterations that are cheap anywhere: what all iterations take of a patch of ``EASY``
 numbers with 200 outputs."""
-
-SOLVE_CHUNK = 1 << 25
-"""Numbers in one block of intermediate products: 256 MB in float64."""
 
 Roots = Sequence[Tensor | None]
 """Roots of the weights of outputs, for every group: R ``(O, O)``, upper triangular, with
@@ -84,12 +86,16 @@ def fit(
 
 
 def targets_of(
-    kernel: Tensor, spec: ConvSpec, moments: Sequence[Moments], trusts: Sequence[Trust] = ()
+    kernel: Tensor,
+    spec: ConvSpec,
+    moments: Sequence[Moments],
+    trusts: Sequence[Trust] = (),
+    precision: torch.dtype = torch.float64,
 ) -> list[Target]:
     """The target of every group of a canonical kernel; ``trusts`` are those of the groups, none: full."""
     parts = split_groups(kernel.double(), spec.groups)
     each = zip(parts, moments, trusts or (FULL,) * len(parts), strict=True)
-    return [Target.from_moments(part, m, trust.ridge, trust.shrinkage) for part, m, trust in each]
+    return [Target.from_moments(part, m, trust.ridge, trust.shrinkage, precision) for part, m, trust in each]
 
 
 def _usable(roots: Roots | None, stages: Sequence[Stage], groups: int) -> Roots:
@@ -183,9 +189,10 @@ def refit(
     refined = []
     for start, plain, root_y in zip(starts, targets, _usable(roots, stages, len(targets)), strict=True):
         target = plain if root_y is None else plain.weighted(root_y)
-        root = first_stage_root(stages[0], target)
         begun = _begin(_weighted(start, root_y), stages, target)
-        refined.append(_plain(_refine(begun, stages, target, root, iterations).kernels, root_y))
+        if iterations:
+            begun = _refine(begun, stages, target, first_stage_root(stages[0], target), iterations)
+        refined.append(_plain(begun.kernels, root_y))
     return told(refined, stages, moments, held_out)
 
 
@@ -213,7 +220,7 @@ class _Point:
 
 def _begin(start: tuple[Tensor, ...], stages: Sequence[Stage], target: Target) -> _Point:
     """``start`` with the last stage's optimum, unless rounding made that one worse."""
-    seen = _LastInput.of(start[:-1], stages, target)
+    seen = LastInput.of(start[:-1], stages, target)
     point = _Point(start, seen.objective(start[-1], target))
     solved = seen.optimum().reshape(start[-1].shape)
     objective = _descended(point.objective, seen.objective(solved, target), target)
@@ -226,16 +233,16 @@ def _refine(start: _Point, stages: Sequence[Stage], target: Target, root: Tensor
         return start
     reduced = stages[-1].groups == 1
     kernels = start.kernels[:-1] if reduced else start.kernels
-    variables = [
-        (kernels[0].reshape(root.shape[0], -1, root.shape[1]) @ root).reshape(kernels[0].shape),
-        *kernels[1:],
-    ]
+    precision = torch.float32 if len(target.covariance) >= SINGLE else target.kernel.dtype
+    near, whitener = target.to(precision), root.to(precision)
+    first, *others = (kernel.to(precision) for kernel in kernels)
+    variables = [(first.reshape(root.shape[0], -1, root.shape[1]) @ whitener).reshape(first.shape), *others]
 
     def assemble(values: Sequence[Tensor]) -> list[Tensor]:
-        return [uncolour(values[0], root), *values[1:]]
+        return [uncolour(values[0], whitener), *values[1:]]
 
-    loss = _reduced_loss(stages, target) if reduced else _full_loss(stages, target)
-    refined = assemble(_minimise(loss, assemble, variables, iterations))
+    loss = reduced_loss(stages, near) if reduced else full_loss(stages, near)
+    refined = [kernel.to(root.dtype) for kernel in assemble(_minimise(loss, assemble, variables, iterations))]
     end = _begin((*refined, start.kernels[-1]) if reduced else tuple(refined), stages, target)
     if not end.objective <= start.objective:  # L-BFGS lost by rounding what it had: the start stands
         return start
@@ -248,111 +255,6 @@ def _descended(before: float, after: float, target: Target) -> float:
     if not after <= before + rounding * target.scale:
         raise ArithmeticError(f"its error rose from {before:.3g} to {after:.3g}")
     return after
-
-
-Loss = Callable[[list[Tensor]], Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class _LastInput:
-    """What the last stage is solved from, each of its ``g`` groups by itself: the covariance ``inner (g, q, q)`` of its
-    input patches, and ``cross (g, O / g, q)`` of them with the wanted output.
-
-    ``inner`` is quadratic in the kernels before; what autograd sees of it is one factor, so half of its gradient.
-    """
-
-    inner: Tensor
-    cross: Tensor
-
-    @classmethod
-    def of(cls, kernels: Sequence[Tensor], stages: Sequence[Stage], target: Target) -> "_LastInput":
-        """With the kernels of all stages but the last."""
-        d = target.covariance.shape[0]
-        covariance = target.covariance.reshape(d, *target.shape[1:])
-        wanted = target.response.reshape(target.shape)
-        if stages[-1].groups > 1:
-            return _grouped_input(kernels, stages, covariance, wanted)
-        with torch.no_grad():
-            rows = _through_all(kernels, stages, covariance)
-        inner = _through_all(kernels, stages, rows.T.unflatten(1, covariance.shape[1:]))
-        return cls(((inner + inner.T) / 2)[None], _through_all(kernels, stages, wanted)[None])
-
-    def optimum(self) -> Tensor:
-        """The least-squares kernels ``(g, O / g, q)``."""
-        diagonal = self.inner.diagonal(dim1=-2, dim2=-1)
-        relative, least = _jitter(diagonal.dtype)
-        jitter = (relative * diagonal.mean(-1, keepdim=True) + least).expand_as(diagonal)
-        return torch.cholesky_solve(self.cross.mT, cholesky(self.inner + torch.diag_embed(jitter))).mT
-
-    def objective(self, last: Tensor, target: Target) -> float:
-        """E with this kernel as the last stage, from these moments alone: no product as large as the covariance."""
-        kernel = last.reshape(self.cross.shape)
-        return target.scale + float(((kernel @ self.inner - 2 * self.cross) * kernel).sum())
-
-
-def _jitter(dtype: torch.dtype) -> tuple[float, float]:
-    """Part of the mean diagonal, and the least: a channel that is always zero must not lose its kernel to it."""
-    return (JITTER, FLOOR**2) if dtype == torch.float64 else (1e-6, FLOOR)
-
-
-def _grouped_input(
-    kernels: Sequence[Tensor], stages: Sequence[Stage], covariance: Tensor, wanted: Tensor
-) -> _LastInput:
-    """As above for a grouped last stage: every group has its own inputs, which only the stage before gives it."""
-    last, before = stages[-1], stages[-2]
-    assert len(stages) == 2 and before.groups == 1 and before.axes == "", "a grouped last stage follows a pointwise one"
-    d, shape = covariance.shape[0], covariance.shape[1:]
-    first = kernels[0][:, :, 0, 0].unflatten(0, (last.groups, -1))  # (g, r, C)
-    patch = first.shape[1] * shape[1] * shape[2]
-    inner, cross = [], []
-    for part in torch.arange(last.groups).split(max(1, SOLVE_CHUNK // (d * patch))):
-        a = first[part]
-        half = torch.einsum("dchw,grc->dgrhw", covariance, a).reshape(*shape, len(part), patch)
-        square = torch.einsum("grc,chwgq->grhwq", a, half).reshape(len(part), patch, patch)
-        inner.append((square + square.mT) / 2)
-        cross.append(torch.einsum("grc,gochw->gorhw", a, wanted.unflatten(0, (last.groups, -1))[part]).flatten(2))
-    return _LastInput(torch.cat(inner), torch.cat(cross))
-
-
-def _reduced_loss(stages: Sequence[Stage], target: Target) -> Loss:
-    """E after the last stage's optimum, over the target's scale: ``-tr[M H^-1 M^T]``, H the covariance of its input."""
-    scale = target.scale + torch.finfo(torch.float64).tiny
-
-    def loss(kernels: list[Tensor]) -> Tensor:
-        seen = _LastInput.of(kernels, stages, target)
-        with torch.no_grad():
-            last = seen.optimum()
-            square = last.mT @ last
-        # With the optimal last stage P held fixed, <P^T P, H> - 2 <P, M> has the value and the gradient of E (the
-        # envelope theorem), and nothing has to be differentiated through the factorisation.
-        quadratic = (square * seen.inner).sum()
-        return 1 + (2 * quadratic - quadratic.detach() - 2 * (last * seen.cross).sum()) / scale
-
-    return loss
-
-
-def _through_all(kernels: Sequence[Tensor], stages: Sequence[Stage], patches: Tensor) -> Tensor:
-    """Rows of patches through all stages but the last, flattened."""
-    for stage, kernel in zip(stages[:-1], kernels, strict=False):
-        patches = through(stage, kernel, patches)
-    return patches.flatten(1)
-
-
-def _full_loss(stages: Sequence[Stage], target: Target) -> Loss:
-    """E over the scale of the target, with one product by S for value and gradient together."""
-    scale = target.scale + torch.finfo(torch.float64).tiny
-
-    def loss(kernels: list[Tensor]) -> Tensor:
-        kernel = compose(kernels, stages).flatten(1)
-        with torch.no_grad():
-            square = kernel @ target.covariance
-            slope = square - target.response
-            value = ((slope - target.response) * kernel).sum()
-        # <W, S W> - 2 <W, R> has the gradient 2 (W S - R): the second factor is a constant here.
-        product = 2 * (kernel * slope).sum()
-        return 1 + (product - product.detach() + value) / scale
-
-    return loss
 
 
 def _minimise(

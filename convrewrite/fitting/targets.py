@@ -45,24 +45,28 @@ class Target:
 
     @classmethod
     def from_moments(
-        cls, kernel: Tensor, moments: Moments, ridge: float = RIDGE, shrinkage: float | None = None
+        cls,
+        kernel: Tensor,
+        moments: Moments,
+        ridge: float = RIDGE,
+        shrinkage: float | None = None,
+        precision: torch.dtype = torch.float64,
     ) -> "Target":
         """``W* = W + (B - W S)(S + lam I)^-1``, MATH: the data's answer, ridged towards the original kernel.
 
         ``shrinkage`` draws S towards its diagonal, 0 to 1; None: by the positions per unknown.
         """
-        flat = kernel.double().flatten(1)
-        through = flat @ moments.cov_p
         shrinkage = _shrinkage(moments) if shrinkage is None else shrinkage
-        covariance = _shrunk(moments, shrinkage)
+        covariance, flat = _shrunk(moments, shrinkage).to(precision), kernel.to(precision).flatten(1)
+        through, wanted_response = flat @ moments.cov_p.to(precision), moments.cov_yp.to(precision)
         diagonal = covariance.diagonal()
         lam = ridge * diagonal.mean() + FLOOR
         # W (S' + lam I) - W S, without a second product by a matrix of d x d.
         pull = lam * flat - shrinkage * (through - flat * diagonal)
         diagonal.add_(lam)
-        solved = torch.cholesky_solve((moments.cov_yp - through).T, cholesky(covariance)).T
+        solved = torch.cholesky_solve((wanted_response - through).T, cholesky(covariance)).T
         shape = (kernel.shape[0], kernel.shape[1], kernel.shape[2], kernel.shape[3])
-        wanted, response = flat + solved, moments.cov_yp + pull
+        wanted, response = flat + solved, wanted_response + pull
         return cls(wanted, covariance, shape, response, pull, float((response * wanted).sum()))
 
     def towards(self, moments: Moments) -> "Target":

@@ -31,7 +31,7 @@ from convrewrite.loading.user_code import (
     split_target,
     user_code,
 )
-from convrewrite.modules import copy_as_it_is
+from convrewrite.modules import copy_model
 from convrewrite.names import require_names
 
 _NEED_FACTORY = (
@@ -168,7 +168,13 @@ def _build(target: str) -> nn.Module:
     else:
         found = import_object(f"torchvision.models:{name}" if where == "torchvision" else target)
         with user_code(where, target):
-            made = copy_as_it_is(found) if isinstance(found, nn.Module) else found() if callable(found) else found
+            made = (
+                copy_model(found, as_it_is=True)
+                if isinstance(found, nn.Module)
+                else found()
+                if callable(found)
+                else found
+            )
     if isinstance(made, ExportedProgram):
         return rebuild(made, target).model
     if not isinstance(made, nn.Module):

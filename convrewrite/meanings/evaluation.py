@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import nn
 
-from convrewrite.inputs import Inputs
+from convrewrite.inputs import Inputs, moved
 from convrewrite.meanings.kinds import NOTHING, Meaning, tell
 
 
@@ -18,6 +19,10 @@ class Evaluation:
     basis: str
     noise: bool = False
     meanings: Mapping[str, Meaning] = field(default_factory=dict)
+
+    def on(self, device: torch.device) -> "Evaluation":
+        """The same on a device."""
+        return replace(self, batches=tuple(moved(batch, device) for batch in self.batches))
 
     def told(
         self, model: nn.Module, asked: Mapping[str, Meaning], known: Mapping[str, Meaning] = NOTHING

@@ -162,7 +162,7 @@ class Seen:
 
 def _rows(sample: Tensor, axis: int) -> Tensor:
     rows = sample.detach().movedim(axis, -1).flatten(0, -2)
-    return rows[:: max(1, len(rows) // ROWS)].double().cpu()
+    return rows[:: max(1, len(rows) // ROWS)].cpu().double()
 
 
 def _boxes(rows: Tensor) -> bool:

@@ -1,9 +1,10 @@
 """A module as an object: run it, copy it, find everything that holds a part of it, put its state back. Knows no convolution."""
 
-from convrewrite.modules.copying import copy_as_it_is, copy_model, private_copy
+from convrewrite.modules.copying import copy_model, private_copy
 from convrewrite.modules.counting import calls_counted, tally
 from convrewrite.modules.holders import replace_modules
 from convrewrite.modules.hooks import hooked
+from convrewrite.modules.moving import put_on
 from convrewrite.modules.operator import Operator, Shared
 from convrewrite.modules.outputs import ROOT, NamedOutputs, alike, left_out, named_outputs
 from convrewrite.modules.running import eval_mode, run, seeded_outputs
@@ -17,7 +18,6 @@ __all__ = [
     "Snapshot",
     "alike",
     "calls_counted",
-    "copy_as_it_is",
     "copy_model",
     "eval_mode",
     "hooked",
@@ -25,6 +25,7 @@ __all__ = [
     "named_outputs",
     "preserved",
     "private_copy",
+    "put_on",
     "replace_modules",
     "run",
     "seeded_outputs",

@@ -30,16 +30,15 @@ _WEAK = (weakref.ReferenceType, weakref.WeakValueDictionary, weakref.WeakKeyDict
 _VIEWS = (weakref.ProxyType, weakref.CallableProxyType, types.MappingProxyType)
 
 
-def copy_model(model: nn.Module) -> nn.Module:
-    """A copy in eval mode that shares no state with the model. Raises TraceError for a model that cannot be copied."""
-    return copy_as_it_is(model).eval()
+def copy_model(model: nn.Module, *, as_it_is: bool = False) -> nn.Module:
+    """A copy in eval mode that shares no state with the model; ``as_it_is``: every module in the mode it is in.
 
-
-def copy_as_it_is(model: nn.Module) -> nn.Module:
-    """:func:`copy_model`, every module in the mode it is in."""
+    Raises TraceError for a model that cannot be copied.
+    """
     try:
         with ordinary_mode():
-            return _copied(model)
+            clone = _copied(model)
+            return clone if as_it_is else clone.eval()
     except TraceError:
         raise
     except Exception as error:

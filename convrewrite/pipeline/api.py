@@ -22,7 +22,7 @@ from convrewrite.pipeline.keywords import (
     signed,
 )
 from convrewrite.pipeline.networks import ModelSource, network_of
-from convrewrite.pipeline.prepare import prepare
+from convrewrite.pipeline.prepare import prepare_copy
 from convrewrite.pipeline.run import Run
 from convrewrite.planning import Choice, Plan, shortlists_of
 from convrewrite.process import at_work
@@ -72,9 +72,9 @@ def optimize(
     with at_work(settings.seed), surroundings_preserved(model):
         watch = Stopwatch()
         with watch.timed("find sites"):
-            prepared = prepare(private_copy(model, inputs), inputs, chosen, extras.structures, model)
+            prepared = prepare_copy(model, inputs, chosen, extras.structures)
         run = Run.begin(prepared, calibration, settings.constraints, settings, extras.told, watch)
-        return run.finish(run.planner.choose(), extras.name or network.name, (*network.notes, *extras.notes))
+        return run.finish(run.choose(), extras.name or network.name, (*network.notes, *extras.notes))
 
 
 @signed
@@ -126,7 +126,7 @@ def apply(
     with at_work(plan.seed), surroundings_preserved(model):
         watch = Stopwatch()
         with watch.timed("find sites"):
-            prepared = prepare(private_copy(model, inputs), inputs, (), extras.structures, model)
+            prepared = prepare_copy(model, inputs, (), extras.structures)
             shortlists = shortlists_of(plan, prepared)
         run = Run.begin(prepared, calibration, constraints, settings, extras.told, watch, plan.meanings())
         return run.finish(Choice(shortlists), extras.name or network.name, (*network.notes, *extras.notes), plan)

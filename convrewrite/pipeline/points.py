@@ -78,22 +78,22 @@ class Frontier:
         with at_work(self.settings.seed), surroundings_preserved(self.network.model):
             run = self._run()
             with run.scratch:
-                planner = replace(run.planner, surveyed=run.planner.survey(), swaps=False)
-                return self._beginning(planner), list(self._points(replace(run, planner=planner), self.budgets))
+                surveyed = run.surveyed()
+                return self._beginning(surveyed.planner), list(self._points(surveyed, self.budgets))
 
     def beginning(self) -> Beginning:
         """What the points share."""
         with at_work(self.settings.seed), surroundings_preserved(self.network.model):
             run = self._run()
             with run.scratch:
-                return self._beginning(replace(run.planner, surveyed=run.planner.survey()))
+                return self._beginning(run.surveyed().planner)
 
     def points(self, beginning: Beginning, budgets: Sequence[float]) -> list[Made]:
         """Some points, from what all share. Raises ValueError and LookupError for a beginning of another frontier."""
         with at_work(self.settings.seed), surroundings_preserved(self.network.model):
             run = self._run()
             with run.scratch:
-                planner = replace(run.planner.surveyed_by(beginning.survey), swaps=False)
+                planner = run.planner.surveyed_by(beginning.survey)
                 return list(self._points(replace(run, planner=planner), budgets))
 
     def _run(self) -> Run:
@@ -116,12 +116,13 @@ class Frontier:
         for index, budget in enumerate(budgets):
             told("points", index, len(budgets), f"{self.resource}={budget:g}")
             constraints = replace(run.planner.constraints, budget={self.resource: budget})
-            yield self._point(replace(run, planner=replace(run.planner, constraints=constraints)), budget)
+            planner = replace(run.planner, constraints=constraints, swaps=False)
+            yield self._point(replace(run, planner=planner), budget)
         told("points", len(budgets), len(budgets), "done")
 
     def _point(self, run: Run, budget: float) -> Made:
         try:
-            result = run.finish(run.planner.choose(), self.name, self.network.notes)
+            result = run.finish(run.choose(), self.name, self.network.notes)
         except PlanError as error:
             return Made(point=SweepPoint(budget=budget, reason=str(error)))
         report = result.report

@@ -2,14 +2,17 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
+import torch
 from torch import nn
 
 from convrewrite.conv import Cost
 from convrewrite.graph import find
-from convrewrite.inputs import Inputs
-from convrewrite.modules import tally
+from convrewrite.inputs import Inputs, moved
+from convrewrite.modules import copy_model, private_copy, put_on, tally
 from convrewrite.onnx_graph import hidden_cost, kept_sites, refused_sites
+from convrewrite.places import PROCESSOR, place_of_model
 from convrewrite.rewriting import Prepared
 from convrewrite.rules import Rule, search_spaces
 from convrewrite.structures import Structure, discover
@@ -49,6 +52,19 @@ def prepare(
         spaces,
         hidden,
     )
+
+
+def prepare_copy(
+    model: nn.Module, inputs: Inputs, rules: Sequence[Rule], structures: Sequence[Structure] = ()
+) -> Prepared:
+    """:func:`prepare` of a copy of the caller's model, which is not touched. Where that lies on a device, both the copy and what
+    stands for the original are put on the processor; the result goes back there."""
+    origin, home = place_of_model(model), torch.device(PROCESSOR)
+    copy = private_copy(model, moved(inputs, origin))
+    if origin == home:
+        return prepare(copy, inputs, rules, structures, model)
+    original = put_on(home, copy)
+    return replace(prepare(copy_model(original), moved(inputs, home), rules, structures, original), origin=origin)
 
 
 def whole_cost(model: nn.Module, inputs: Inputs) -> Cost:

@@ -31,7 +31,7 @@ def refined(work: Work, rewritten: Rewritten) -> list[str]:
         held_out=work.data.held_out,
         meanings=work.evaluation.meanings,
         macs=work.prepared.totals.macs,
-        memory=work.settings.memory,
+        memory=work.memory,
         seed=work.settings.seed,
         batch=batch_of(work.prepared.original),
         asked=bool(work.settings.refine),

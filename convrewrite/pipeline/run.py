@@ -5,21 +5,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
-from convrewrite.calibration import calibrate, channels_last, evaluation_inputs
 from convrewrite.conv import Cost
 from convrewrite.exports import Written
 from convrewrite.folders import Scratch, temporary
 from convrewrite.graph import Traced
 from convrewrite.inputs import Inputs
 from convrewrite.meanings import NOTHING, Meaning, require_outputs
-from convrewrite.modules import preserved, private_copy
+from convrewrite.modules import preserved, put_on
 from convrewrite.onnx_files import Provenance
-from convrewrite.onnx_graph import batch_of, exporter_of, graph_inputs
+from convrewrite.onnx_graph import exporter_of
 from convrewrite.pipeline.forms import Forms, forms_of
+from convrewrite.pipeline.gathering import gathered
 from convrewrite.pipeline.narrowing import narrowed
-from convrewrite.pipeline.prepare import prepare
+from convrewrite.pipeline.placing import HOME, Workplace
+from convrewrite.pipeline.prepare import prepare_copy
 from convrewrite.pipeline.refined import refined
 from convrewrite.planning import (
     Allocation,
@@ -27,7 +29,6 @@ from convrewrite.planning import (
     Fingerprint,
     Plan,
     Planner,
-    require_evaluable,
     with_kept,
     with_outputs,
 )
@@ -40,7 +41,6 @@ from convrewrite.rewriting import (
     Rewritten,
     Work,
     counted_as_replaced,
-    output_weights,
     run_cache_of,
     settle,
 )
@@ -58,12 +58,15 @@ NOT_MEASURED = "no ONNX file was asked for: nothing was exported or timed, and o
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run: what is shared by its stages, who plans, and the original's ONNX file where anything is measured."""
+    """One run: what is shared by its stages, who plans, and the original's ONNX file where anything is measured. Stages work at
+    a ``place`` on what is ``placed`` there; ``work`` and ``planner`` are on the processor."""
 
     work: Work
     planner: Planner
     scratch: Scratch
     baseline: Baseline | None
+    place: Workplace
+    placed: Work
 
     @classmethod
     def to_plan(
@@ -77,7 +80,7 @@ class Run:
         progress: Progress = silent,
     ) -> "Run":
         """A run of the caller's model, which is not touched, that has all it takes to choose."""
-        prepared = prepare(private_copy(model, inputs), inputs, rules, structures, model)
+        prepared = prepare_copy(model, inputs, rules, structures)
         return cls.begin(prepared, calibration, settings.constraints, settings, progress, Stopwatch())
 
     @classmethod
@@ -114,48 +117,61 @@ class Run:
                 else None
             )
             forms_in(prepared, baseline, settings).rehearse()
-        progress("prepare", 0, 1, "inputs")
-        with watch.timed("calibrate"):
-            data = calibrate(
-                model, inputs, calibration, seed=settings.seed, memory=settings.memory, progress=progress,
-                batch=batch_of(prepared.original), graph_inputs=graph_inputs(prepared.original),
-            )  # fmt: skip
-            fit, held_out = channels_last(model, data.fit), channels_last(model, data.held_out)
-            data = replace(data, fit=fit, held_out=held_out)
-            LOG.info("inputs: %s, fitted on %d, %d held out", data.source, data.fitted_on, data.held_out_count)
-            evaluation = evaluation_inputs(inputs, data, batch_of(prepared.original)).told(
-                model, constraints.outputs, known
+        place = Workplace.of(settings.device, prepared.origin)
+        placed = place.start(prepared)
+        work = place.do(
+            lambda device: gathered(
+                placed if device == placed.device else prepared,
+                calibration,
+                constraints,
+                settings,
+                progress,
+                watch,
+                known,
             )
-        for output, meaning in evaluation.meanings.items():
-            LOG.info("output %s is taken for %s: %s", output, meaning.kind, meaning.reason)
-        if constraints.keep is not None:
-            require_evaluable(data, constraints.keep, evaluation.meanings)
-        weights: dict[str, Tensor] = {}
-        if settings.output_weighting and data.fit:
-            progress("prepare", 0, 1, "what output channels count for")
-            with watch.timed("output weights"):
-                weights = output_weights(
-                    model, prepared.rewritable, data.fit, settings.seed, meanings=evaluation.meanings
-                )
-        with watch.timed("look up earlier runs"):
-            cache = run_cache_of(prepared, data, evaluation, weights, settings)
-        progress("prepare", 1, 1, "done")
-        work = Work(prepared, data, evaluation, weights, settings, progress, watch, cache)
-        return cls(work, Planner(constraints, work, baseline or Unmeasured()), scratch, baseline)
+        )
+        home = work.on(HOME)
+        return cls(home, Planner(constraints, home, baseline or Unmeasured()), scratch, baseline, place, work)
+
+    def choose(self) -> Choice:
+        """What every site is to become. Raises PlanError for a budget that cannot be met."""
+        return self.place.do(lambda device: self._planner(device).choose())
+
+    def surveyed(self) -> "Run":
+        """With all options of all sites measured, for several choices from them."""
+        found = self.place.do(lambda device: self._planner(device).survey())
+        return replace(self, planner=replace(self.planner, surveyed=found))
 
     def plan(self) -> Plan:
         """Only choose. Where several candidates compete at a site by their rules' ratios, they are fitted, as the fits decide."""
-        choice = self.planner.choose()
+        choice = self.choose()
         if choice.allocation is None and any(len(shortlist.candidates) > 1 for shortlist in choice.shortlists):
-            rewritten, _ = self.planner.fit(choice)
+            rewritten, _ = self.place.do(lambda device: self._planner(device).fit(choice))
             return self.planner.plan_of([(o.site, o.candidate, o.reason) for o in rewritten.outcomes], None)
         return self.planner.plan(choice)
+
+    def _planner(self, device: torch.device) -> Planner:
+        """Who chooses and fits on this device. Results of earlier runs are those of the same device."""
+        work = self.placed
+        if device != work.prepared.device:
+            home = self.work
+            cache = run_cache_of(home.prepared, home.data, home.evaluation, home.weights, home.settings)
+            work = replace(home, cache=cache)
+        return replace(self.planner, work=work)
+
+    def _fitted(self, choice: Choice, device: torch.device) -> tuple[Rewritten, Allocation | None, list[str]]:
+        """A choice fitted and refined, and notes of that."""
+        planner = self._planner(device)
+        if choice.fitted is not None:
+            put_on(device, choice.fitted.rewritten.model)
+        rewritten, allocation = planner.fit(choice)
+        return rewritten, allocation, refined(planner.work, rewritten)
 
     def finish(self, choice: Choice, name: str, notes: Sequence[str], plan: Plan | None = None) -> Result:
         """Fit and apply, measure, report. ``plan``: the one that is carried out, else one is made of the choice."""
         work, prepared = self.work, self.work.prepared
-        rewritten, allocation = self.planner.fit(choice)
-        refinement = refined(work, rewritten)
+        rewritten, allocation, refinement = self.place.do(lambda device: self._fitted(choice, device))
+        put_on(HOME, rewritten.model)
         followed = self._followed(rewritten, allocation, plan)
         changed = [outcome.site for outcome in rewritten.outcomes if outcome.candidate is not None]
         settled = settle(prepared.original, prepared.lifted, rewritten.model, changed)
@@ -175,13 +191,15 @@ class Run:
             costs=_costs(settled.model, prepared, after, rewritten.outcomes),
             measured=replace(measured, predicted_saving=saved),
             notes=[
-                *notes, *settled.notes, *refinement, *work.data.notes, *_lost(prepared.traced), *measured.notes,
+                *notes, *settled.notes, *self.place.notes, *refinement, *work.data.notes, *_lost(prepared.traced),
+                *measured.notes,
                 *_nothing_done(rewritten.outcomes), *_elsewhere(work.settings),
                 *([NOT_MEASURED] if self.baseline is None else []),
             ],
         )  # fmt: skip
         further = [path for form in written for path in form.files]
-        return Result(settled.model, followed, report.with_exports(written), file, self.scratch, further)
+        model = put_on(prepared.origin, settled.model)
+        return Result(model, followed, report.with_exports(written), file, self.scratch, further)
 
     def _written(self, rewritten: nn.Module, file: Path | None) -> tuple[Written, ...]:
         """The result in the other forms that were asked for."""

@@ -33,7 +33,7 @@ class Effort:
     large_iterations: int = 40
     examples: int = 512
     inputs: int | None = None
-    rounds: int = 15
+    rounds: int = 9
 
 
 THOROUGH = Effort()
@@ -46,7 +46,7 @@ FAST = Effort(
     large_iterations=10,
     examples=16,
     inputs=64,
-    rounds=7,
+    rounds=5,
 )
 
 

@@ -15,6 +15,7 @@ from convrewrite.calibration import Calibration
 from convrewrite.errors import PlanError
 from convrewrite.meanings import Meaning
 from convrewrite.modules import named_outputs, run
+from convrewrite.places import in_float64
 from convrewrite.planning.allocation import Allocation, FittedPlan, allocate
 from convrewrite.planning.costs import Counted
 from convrewrite.planning.curves import Surveyed
@@ -145,10 +146,10 @@ def _flips(held: Sequence[tuple[Tensor, Tensor]], others: Sequence[Tensor]) -> f
         gaps.append(values[:, 0] - values[:, 1])
     falls = (-torch.cat(changes)).sort().values
     lost = len(falls) - torch.searchsorted(falls, torch.cat(gaps), right=True)
-    return float(lost.double().mean()) / len(falls)
+    return float(in_float64(lost).mean()) / len(falls)
 
 
 def _scores(model: nn.Module, batch: tuple[Tensor, ...], meanings: Mapping[str, Meaning]) -> dict[str, Tensor]:
     """``(rows, K)`` of every output of class scores."""
     outputs = named_outputs(run(model, batch))
-    return {name: meaning.log_scores(outputs[name].double()) for name, meaning in meanings.items()}
+    return {name: meaning.log_scores(in_float64(outputs[name])) for name, meaning in meanings.items()}

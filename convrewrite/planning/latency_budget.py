@@ -84,6 +84,7 @@ def measured_part(prepared: Prepared, shortlists: Sequence[Shortlist], baseline:
 
 
 def _unfitted(prepared: Prepared, shortlists: Sequence[Shortlist]) -> nn.Module:
+    prepared = prepared.at_home
     model = copy_model(prepared.model)
     for shortlist in shortlists:
         for candidate in shortlist.candidates[:1]:

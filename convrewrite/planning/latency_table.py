@@ -39,7 +39,7 @@ class LatencyTable:
 
     structures: Mapping[str, Structure]
     threads: int = 1
-    rounds: int = 15
+    rounds: int = 9
     timer: Timer = THIS_MACHINE
     block: int | None = None
     least_gain: float | None = MIN_GAIN

@@ -15,7 +15,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -43,10 +43,12 @@ from convrewrite.planning.kept_surveys import KeptSurveys
 from convrewrite.planning.latency_table import LatencyTable, least_of
 from convrewrite.progress import Stopwatch
 from convrewrite.rewriting import UNREACHED, Propagation, SiteFit, Work, require_memory
-from convrewrite.rules import RankRange, SearchSpace
+from convrewrite.rules import Candidate, RankRange, SearchSpace
 from convrewrite.structures import Option, Structure
 
 LOG = logging.getLogger(__name__)
+
+_Fitting = Callable[[Structure, Option], Fit]
 
 DEAR = 6e12
 """MACs of the model times its sites and the inputs that effects are measured on: beyond that a site's options share the
@@ -63,7 +65,7 @@ def survey(work: Work, *, effort: Effort, latency_table: LatencyTable | None) ->
     chosen = fewer(work.data, effort, active)
     if chosen.kind != "weights only":
         require_memory(active, settings.memory)
-    walk = Propagation(prepared.model, prepared.traced, active, (*chosen.fit, *chosen.held_out), settings.memory)
+    walk = Propagation(prepared.model, prepared.traced, active, (*chosen.fit, *chosen.held_out), work.memory)
     sites = _Surveys(work, chosen, active, effort, latency_table, walk)
     found: list[Surveyed] = []
     try:
@@ -225,9 +227,9 @@ class _SiteSurvey:
             with self.stopwatch.timed("latency"):
                 before = self.latency_table.original(self.site)
                 curves, dropped = self._fast_enough([self._timed_curve(curve) for curve in curves], before)
-        with self.stopwatch.timed("solves"), self.site_fit.solving_threads():
+        with self.stopwatch.timed("solves"):
             near, far = competitive(self._first_fits(curves))
-            near = [self._refined(curve) for curve in near]
+            near = self._refined(near)
         dropped += [entry for c in far for entry in c.dropped("far behind others of the same cost in a first fit")]
         kept, wrong = faithful_enough(near)
         with self.stopwatch.timed("effects"):
@@ -274,38 +276,48 @@ class _SiteSurvey:
         return kept, dropped
 
     def _first_fits(self, curves: Sequence[Curve]) -> list[Curve]:
+        """Some ranks of every curve, without refinement; of large sites by rough fits in float32, with what refinement is
+        expected to leave of their errors."""
         if not self._large:
-            return [
-                self._sampled(c, self.effort.ranks, lambda s, o: self.site_fit.fit(s, o, iterations=0)) for c in curves
-            ]
+            picked = [self._picked(curve, self.effort.ranks) for curve in curves]
+            return self._fitted(curves, picked, partial(self.site_fit.fit, iterations=0))
+        picked = [self._picked(curve, self._at_least_two(self.effort.large_ranks)) for curve in curves]
         targets = [target.to(torch.float32) for target in self.site_fit.targets]
+        rough = self._fitted(curves, picked, partial(self.site_fit.rough, targets=targets))
+        gains = [self.gains.expected(curve.rank_range.structure.name) for curve in curves]
         return [
-            self._sampled(
-                c, self._at_least_two(self.effort.large_ranks), lambda s, o: self.site_fit.rough(s, o, targets)
-            )
-            for c in curves
+            replace(curve, samples=tuple(replace(sample, gain=gain) for sample in curve.samples))
+            for curve, gain in zip(rough, gains, strict=True)
         ]
 
-    def _sampled(self, curve: Curve, count: int, fit: Callable[[Structure, Option], Fit]) -> Curve:
-        """With so many of its ranks fitted."""
-        structure = self.structures[curve.rank_range.structure.name]
-        gain = self.gains.expected(structure.name) if self._large else 1.0
+    def _picked(self, curve: Curve, count: int) -> list[Candidate]:
+        """So many of its ranks."""
         ranks = {int(p.option.parameters["rank"]): p for p in curve.candidates}
-        pick = between if self._large else spread
-        chosen = [ranks[rank] for rank in pick(sorted(ranks), count)]
-        return replace(curve, samples=tuple(FittedCandidate(p, fit(structure, p.option), gain) for p in chosen))
+        return [ranks[rank] for rank in (between if self._large else spread)(sorted(ranks), count)]
 
-    def _refined(self, curve: Curve) -> Curve:
+    def _refined(self, curves: Sequence[Curve]) -> list[Curve]:
+        """The same samples, refined as far as it pays; what that gains is learned."""
         iterations = self._iterations
         if iterations == 0 or not self.site_fit.seen:
-            return curve
-        structure = self.structures[curve.rank_range.structure.name]
-        fits = [self.site_fit.fit(structure, s.candidate.option, iterations=iterations) for s in curve.samples]
-        for sample, found in zip(curve.samples, fits, strict=True):
-            if sample.fit.unexplained > 0 and not self._large:
-                self.gains.learn(structure.name, found.unexplained / sample.fit.unexplained)
-        pairs = zip(curve.samples, fits, strict=True)
-        return replace(curve, samples=tuple(FittedCandidate(sample.candidate, found) for sample, found in pairs))
+            return list(curves)
+        fit = partial(self.site_fit.fit, iterations=iterations)
+        refined = self._fitted(curves, [[sample.candidate for sample in curve.samples] for curve in curves], fit)
+        for before, after in zip(curves, refined, strict=True):
+            for first, found in zip(before.samples, after.samples, strict=True):
+                if first.fit.unexplained > 0 and not self._large:
+                    ratio = found.fit.unexplained / first.fit.unexplained
+                    self.gains.learn(before.rank_range.structure.name, ratio)
+        return refined
+
+    def _fitted(self, curves: Sequence[Curve], picked: Sequence[Sequence[Candidate]], fit: _Fitting) -> list[Curve]:
+        """The curves with these candidates of each fitted as their samples, all side by side."""
+        each = [candidate for candidates in picked for candidate in candidates]
+        tasks = [partial(fit, self.structures[p.option.structure], p.option) for p in each]
+        fits = iter(self.site_fit.solved(tasks))
+        return [
+            replace(curve, samples=tuple(FittedCandidate(candidate, next(fits)) for candidate in candidates))
+            for curve, candidates in zip(curves, picked, strict=True)
+        ]
 
     @property
     def _iterations(self) -> int:

@@ -8,7 +8,7 @@ The new plan is taken when its own measured effect is lower.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from math import isfinite
 
 import torch
@@ -71,11 +71,11 @@ def _told_alone(better: Allocation, known: Allocation) -> tuple[Scored | None, .
 
 def _survey_nearby(work: Work, fitted: FittedPlan, resources: Sequence[str]) -> tuple[Surveyed, ...]:
     """Every site with its option and the neighbours; effects are differences in the rewritten model, above the least."""
-    prepared, settings, data = work.prepared, work.settings, work.data
+    prepared, data = work.prepared, work.data
     allocation = fitted.allocation
     rewritten = [entry.site for entry, scored in zip(allocation.surveyed, allocation.chosen, strict=True) if scored]
     batches = (*data.fit, *data.held_out)
-    walk = Propagation(prepared.model, prepared.traced, rewritten, batches, settings.memory, fitted.rewritten.model)
+    walk = Propagation(prepared.model, prepared.traced, rewritten, batches, work.memory, fitted.rewritten.model)
     effects = _Effects(work, walk, _digest_of(fitted.rewritten.model))
     found: list[Surveyed] = []
     try:
@@ -136,14 +136,15 @@ class _Effects:
         """That of every option; of the first alone where no input gets to the site."""
         work, site = self.work, entry.site
         site_fit = SiteFit.of(self.walk, site, work.data, work.weights, work.settings.seed, work.watch)
+        tried = [scored.candidate.option for scored in (options if site_fit.reached else options[:1])]
+        structures, iterations = work.prepared.structures, site_fit.effort(THOROUGH.iterations)
+        with work.watch.timed("solves"):
+            fits = site_fit.solved([partial(site_fit.fit, structures[o.structure], o, iterations) for o in tried])
         effects = []
-        for scored in options if site_fit.reached else options[:1]:
-            option = scored.candidate.option
-            structure = work.prepared.structures[option.structure]
-            with work.watch.timed("solves"), site_fit.solving_threads():
-                fitted = site_fit.fit(structure, option, iterations=site_fit.effort(THOROUGH.iterations))
+        for option, fitted in zip(tried, fits, strict=True):
             with work.watch.timed("effects"), torch.no_grad():
-                effects.append(self._evaluator.effect(site, site_fit.build(structure, option, fitted)))
+                module = site_fit.build(structures[option.structure], option, fitted)
+                effects.append(self._evaluator.effect(site, module))
         return effects
 
 

@@ -34,10 +34,11 @@ from convrewrite.folders import (
     unwritable,
 )
 from convrewrite.graph import BATCH_NORMS, SITE_TYPES, Site, apply_lifts, spec_of
-from convrewrite.modules import copy_model
+from convrewrite.modules import copy_model, put_on
 from convrewrite.names import require_names
 from convrewrite.onnx_files import is_weights_of
 from convrewrite.onnx_graph import is_graph, take_numbers
+from convrewrite.places import PROCESSOR, place_of_model
 from convrewrite.planning import Plan, PlannedSite, planned_structure
 from convrewrite.reporting import Report, render_html, render_markdown, render_summary
 from convrewrite.rewriting import empty_option, replace_site
@@ -142,6 +143,8 @@ def save(
     gone = [path for path in (*([] if onnx is None else [onnx]), *further) if not path.exists()]
     if gone:
         raise UsageError(f"{gone[0]}: was removed from the temporary files since the run; run it again")
+    if place_of_model(model).type != PROCESSOR:  # the files are for any machine
+        model = put_on(torch.device(PROCESSOR), copy_model(model, as_it_is=True))
     with made_aside(folder, "another folder with -o") as made:
         made.mkdir()
         _write(made, model, plan, report, onnx)

@@ -32,12 +32,12 @@ class Rewritten:
 
 
 def rewrite(work: Work, shortlists: Sequence[Shortlist]) -> Rewritten:
-    """Rewrite a copy of the model; the memory of the settings bounds activations and moments together."""
-    prepared, data, memory = work.prepared, work.data, work.settings.memory
+    """Rewrite a copy of the model; the memory of the work bounds activations and moments together."""
+    prepared, data = work.prepared, work.data
     active = [shortlist.site for shortlist in shortlists if shortlist.candidates]
     if data.kind != "weights only":
-        require_memory(active, memory)
-    walk = Propagation(prepared.model, prepared.traced, active, (*data.fit, *data.held_out), memory)
+        require_memory(active, work.settings.memory)
+    walk = Propagation(prepared.model, prepared.traced, active, (*data.fit, *data.held_out), work.memory)
     kept, outcomes = KeptFits.of(work.cache, prepared.structures, shortlists), list[Outcome]()
     try:
         for shortlist in shortlists:
@@ -92,7 +92,7 @@ def _rewrite_site(walk: Propagation, shortlist: Shortlist, work: Work) -> tuple[
     site_fit = SiteFit.of(walk, shortlist.site, work.data, work.weights, work.settings.seed, watch)
     if not site_fit.reached:
         return Outcome(shortlist.site, None, reason=UNREACHED), None
-    with watch.timed("solves"), site_fit.solving_threads():
+    with watch.timed("solves"):
         fits = site_fit.fit_all(shortlist.candidates, structures)
     within = [
         (candidate, found)
@@ -103,7 +103,7 @@ def _rewrite_site(walk: Propagation, shortlist: Shortlist, work: Work) -> tuple[
         least = min(found.error for _, found in fits)
         reason = f"every option's output error exceeds the rule's limit; the least is {least:.3g}"
         return Outcome(shortlist.site, None, reason=reason), None
-    with watch.timed("solves"), site_fit.solving_threads():
+    with watch.timed("solves"):
         candidate, best = site_fit.best_of(within, structures)
     structure, option = structures[candidate.option.structure], candidate.option
     # From the weights alone no input runs through the rewritten prefix: then nothing has to be fast there.

@@ -23,6 +23,7 @@ from convrewrite.inputs import Inputs
 from convrewrite.machine import processor
 from convrewrite.meanings import Evaluation
 from convrewrite.modules import named_outputs, run
+from convrewrite.places import described
 from convrewrite.rewriting.outcomes import Outcome
 from convrewrite.rewriting.work import Prepared
 from convrewrite.rules import Candidate, Shortlist
@@ -44,6 +45,7 @@ WITHOUT_EFFECT = frozenset(
         "resume",
         "exclude",
         "only",
+        "device",
     }
 )
 """Settings that no fit depends on, or that are among the facts in another form."""
@@ -66,6 +68,7 @@ def run_cache_of(
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "code": _code_digest(),
         "processor": (processor()[0], torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()),
+        "device": described(prepared.device),
         "settings": {name: repr(value) for name, value in options.items() if name not in WITHOUT_EFFECT},
         "model": _model_facts(prepared),
         "data": (data.kind, _inputs_digest(data.fit), _inputs_digest(data.held_out)),

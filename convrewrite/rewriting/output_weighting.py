@@ -18,6 +18,7 @@ from convrewrite.inputs import Inputs
 from convrewrite.layers import DynamicConv2d
 from convrewrite.meanings import Meaning, tell
 from convrewrite.modules import copy_model, hooked, named_outputs
+from convrewrite.places import in_float64, out_of_memory
 
 SHARE = 0.4
 """Part of F in the weights; the rest is the identity."""
@@ -56,12 +57,14 @@ def output_weights(
     generator = torch.Generator().manual_seed(seed)
     # Every site's output depends on it, so that gradients reach them all: behind frozen parameters, integer inputs, and
     # operators without a derivative too.
-    anchor = torch.zeros((), requires_grad=True)
+    anchor = torch.zeros((), device=batches[0][0].device, requires_grad=True)
     with hooked(_gradient_hooks(model, sites, sums, anchor)):
         try:
             for inputs in _chunks(batches):
                 _backward(model, inputs, known, anchor, generator)
-        except RuntimeError:  # an operator without a derivative, or one that changes what a derivative needs
+        except RuntimeError as error:  # an operator without a derivative, or one that changes what a derivative needs
+            if out_of_memory(error):
+                raise
             return {}
     return {name: _mixed(total, share) for name, total in sums.items() if bool(total.any()) and _finite(total)}
 
@@ -73,7 +76,7 @@ def _finite(total: Tensor) -> bool:
 def _mixed(second_moment: Tensor, share: float) -> Tensor:
     outputs = len(second_moment)
     normal = second_moment / second_moment.diagonal().mean()
-    return share * normal + (1 - share) * torch.eye(outputs, dtype=normal.dtype)
+    return share * normal + (1 - share) * torch.eye(outputs, dtype=normal.dtype, device=normal.device)
 
 
 def _chunks(batches: Sequence[Inputs]) -> Iterator[Inputs]:
@@ -103,7 +106,7 @@ def _loss(output: Tensor, meaning: Meaning, generator: torch.Generator) -> Tenso
     """Its gradient has the second moment that F is made of, times the output's weight; per example, a mean over positions."""
     if meaning.scores:
         log_scores = meaning.log_scores(output)
-        labels = torch.multinomial(log_scores.detach().exp(), 1, generator=generator)
+        labels = torch.multinomial(log_scores.detach().exp().cpu(), 1, generator=generator).to(output.device)
         loss = -log_scores.gather(1, labels).sum() / (len(log_scores) / len(output)) ** 0.5
     elif meaning.kind == "multilabel":
         loss = _bernoulli_loss(output, generator)
@@ -115,13 +118,13 @@ def _loss(output: Tensor, meaning: Meaning, generator: torch.Generator) -> Tenso
 def _bernoulli_loss(output: Tensor, generator: torch.Generator) -> Tensor:
     least = torch.finfo(output.dtype).eps
     chances = output.clamp(least, 1 - least)
-    labels = torch.bernoulli(chances.detach(), generator=generator)
+    labels = torch.bernoulli(chances.detach().cpu(), generator=generator).to(output.device)
     losses = labels * chances.log() + (1 - labels) * (1 - chances).log()
     return -losses.sum() / _size(output) ** 0.5
 
 
 def _along_a_direction(output: Tensor, meaning: Meaning, generator: torch.Generator) -> Tensor:
-    direction = torch.randn(output.shape, generator=generator, dtype=output.dtype)
+    direction = torch.randn(output.shape, generator=generator, dtype=output.dtype).to(output.device)
     if meaning.kind == "embedding":  # whose length does not count: only what turns it is felt
         output = nn.functional.normalize(output, dim=meaning.axis)
     scale = output.detach().square().mean().sqrt().clamp_min(torch.finfo(output.dtype).tiny)
@@ -150,7 +153,7 @@ def _noting(
 ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
     def add(gradient: Tensor) -> None:
         rows = gradient.transpose(0, 1).flatten(1).float()
-        total = (rows @ rows.T).double()
+        total = in_float64(rows @ rows.T)
         sums[name] = sums[name] + total if name in sums else total
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

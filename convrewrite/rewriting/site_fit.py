@@ -1,9 +1,10 @@
 """One site at work: its kernel, the moments of its inputs, and the fits of options to them."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,13 +33,16 @@ from convrewrite.fitting import (
     with_wanted_outputs,
 )
 from convrewrite.graph import Site
-from convrewrite.process import torch_threads
+from convrewrite.places import exactly
 from convrewrite.progress import Stopwatch
 from convrewrite.rewriting.output_weighting import roots_of
 from convrewrite.rewriting.propagation import Propagation
 from convrewrite.rewriting.surgery import build_conv, build_option, folded_kernel, in_place_of
 from convrewrite.rules import Candidate
 from convrewrite.structures import Option, Stage, Structure, composed_kernel, initial_kernels, option_cost
+from convrewrite.workers import side_by_side
+
+Result = TypeVar("Result")
 
 ROUNDS = 3
 """Refits to what a ReLU lets through, at most; the first one brings most of the gain."""
@@ -109,11 +113,9 @@ class SiteFit:
         assert isinstance(like, Tensor)
         return cls(walk, site, kernel, bias, like, len(calibration.fit), seed, (None,) * site.spec.groups)
 
-    @contextmanager
-    def solving_threads(self) -> Iterator[None]:
-        """One thread for small problems, on which several only wait for each other; more where matrices are large."""
-        with torch_threads(1) if self.patch < LARGE else nullcontext():
-            yield
+    def solved(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
+        """What tasks give that fit this site's options, side by side; one alone has all threads where matrices are large."""
+        return [tasks[0]()] if len(tasks) == 1 and self.patch >= LARGE else side_by_side(tasks)
 
     def fit_all(self, candidates: Sequence[Candidate], structures: dict[str, Structure]) -> list[tuple[Candidate, Fit]]:
         """Every candidate with its stage kernels: fitted to the inputs as far as these are to be believed, or without any the
@@ -123,14 +125,14 @@ class SiteFit:
         """
         if self.patch >= LARGE and self.seen and len(candidates) > 1:
             targets = [target.to(torch.float32) for target in self.targets]
-            candidates = [
-                min(
-                    candidates,
-                    key=lambda p: self.rough(structures[p.option.structure], p.option, targets).error,
-                )
-            ]
-        fits = [(p, self.fit(structures[p.option.structure], p.option)) for p in candidates]
-        return [(p, self.believed(structures[p.option.structure], p.option, found)) for p, found in fits]
+            tried = [partial(self.rough, structures[p.option.structure], p.option, targets) for p in candidates]
+            errors = [found.error for found in self.solved(tried)]
+            candidates = [candidates[errors.index(min(errors))]]
+        fits = [partial(self._believed_fit, structures[p.option.structure], p.option) for p in candidates]
+        return list(zip(candidates, self.solved(fits), strict=True))
+
+    def _believed_fit(self, structure: Structure, option: Option) -> Fit:
+        return self.believed(structure, option, self.fit(structure, option))
 
     def believed(self, structure: Structure, option: Option, found: Fit) -> Fit:
         """A fit, or where it learned few inputs by heart, one that does better on held-out ones."""
@@ -193,9 +195,9 @@ class SiteFit:
 
     def best_of(self, fits: Sequence[tuple[Candidate, Fit]], structures: dict[str, Structure]) -> tuple[Candidate, Fit]:
         """Each refitted to what a ReLU lets through, where it alone sees the output, and the one with the least error then."""
-        ready = [(p, *self.rectify(structures[p.option.structure], p.option, found)) for p, found in fits]
-        candidate, best, _ = min(ready, key=lambda entry: entry[2])
-        return candidate, best
+        ready = self.solved([partial(self.rectify, structures[p.option.structure], p.option, f) for p, f in fits])
+        best = min(range(len(fits)), key=lambda index: ready[index][1])
+        return fits[best][0], ready[best][0]
 
     def _pays(self, stages: Sequence[Stage]) -> bool:
         """Whether torch runs the chain in less time than the convolution it replaces."""
@@ -303,7 +305,7 @@ class SiteFit:
         fits = rows + spare <= room
         self.walk.make_room(squares + min(rows, room) + (spare if fits else 0))
         fitted, held_out = (
-            Accumulator(spec, positions, self.seed + index, keep=keep, limit=count)
+            Accumulator(spec, positions, self.seed + index, keep=keep, limit=count, device=self.like.device)
             for index, (positions, count) in enumerate(zip(every, wanted, strict=True))
         )
         return fitted, held_out, fits
@@ -325,10 +327,11 @@ class SiteFit:
 
     def _outputs(self, stages: Sequence[Stage], found: Fit, blocks: Sequence[Block]) -> Iterator[tuple[Block, Tensor]]:
         """What a fit gives at every position of the blocks."""
-        dtype = blocks[0].patches.dtype if blocks else torch.float32
-        kernel = composed_kernel(found.kernels, stages, self.site.spec.groups).to(dtype)
+        if not blocks:
+            return
+        kernel = composed_kernel(found.kernels, stages, self.site.spec.groups).to(blocks[0].patches)
         weights = kernel.flatten(1).unflatten(0, (self.site.spec.groups, -1))
-        bias = found.bias.to(dtype).reshape(self.site.spec.groups, 1, -1)
+        bias = found.bias.to(kernel).reshape(self.site.spec.groups, 1, -1)
         for block in blocks:
             yield block, block.patches @ weights.transpose(1, 2) + bias
 
@@ -337,7 +340,7 @@ def _squared_error(block: Block, outputs: Tensor, roots: Roots) -> float:
     skip = 0.0 if block.skips is None else block.skips
     difference = (block.outputs + skip).relu() - (outputs + skip).relu()
     weighted = (rows if root is None else rows @ root.T.to(rows) for rows, root in zip(difference, roots, strict=True))
-    return sum(float(rows.square().sum(dtype=torch.float64)) for rows in weighted)
+    return sum(float(exactly(rows.square()).sum(dtype=torch.float64)) for rows in weighted)
 
 
 def _relaxed(block: Block, outputs: Tensor) -> Tensor:

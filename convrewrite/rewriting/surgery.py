@@ -15,19 +15,21 @@ from convrewrite.graph import Lifted, Site, apply_lifts, lift_notes, needed_lift
 from convrewrite.inputs import Inputs
 from convrewrite.layers import DynamicChain, DynamicConv2d, SumOfBranches, stack
 from convrewrite.modules import calls_counted, copy_model, preserved, replace_modules, run, tally
+from convrewrite.places import in_float64
 from convrewrite.process import same_random_numbers
 from convrewrite.structures import Option, Stage, branch_kernels, branch_specs
 
 
 def folded_kernel(model: nn.Module, site: Site) -> tuple[Tensor, Tensor]:
-    """Canonical kernel and bias ``(O,)`` in float64, with the BatchNorm that follows the site folded in."""
+    """Canonical kernel and bias ``(O,)`` in float64, where that is, with the BatchNorm that follows the
+    site folded in."""
     conv = model.get_submodule(site.name)
     assert isinstance(conv, Conv | DynamicConv2d)
     weight, bias = conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
     if isinstance(conv, DynamicConv2d):
         weight, bias = stack(weight, conv.groups), None if bias is None else stack(bias, conv.groups)
-    kernel = canonical_kernel(weight, site.spec).double()
-    bias = kernel.new_zeros(len(kernel)) if bias is None else bias.double()
+    kernel = in_float64(canonical_kernel(weight, site.spec))
+    bias = kernel.new_zeros(len(kernel)) if bias is None else in_float64(bias)
     if site.batch_norm is None:
         return kernel, bias
     norm = model.get_submodule(site.batch_norm)
@@ -36,10 +38,10 @@ def folded_kernel(model: nn.Module, site: Site) -> tuple[Tensor, Tensor]:
         and norm.running_mean is not None
         and norm.running_var is not None
     )
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    shift = -norm.running_mean.double() * scale
+    scale = (in_float64(norm.running_var) + norm.eps).rsqrt()
+    shift = -in_float64(norm.running_mean) * scale
     if norm.affine:
-        weight, offset = norm.weight.detach().double(), norm.bias.detach().double()
+        weight, offset = in_float64(norm.weight.detach()), in_float64(norm.bias.detach())
         scale, shift = scale * weight, shift * weight + offset
     return kernel * scale[:, None, None, None], bias * scale + shift
 

@@ -1,20 +1,27 @@
 """What the stages of one run share: the model and its sites, the inputs, how to work, and whom to tell."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import cast
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, fx, nn
 
 from convrewrite.calibration import Calibration
 from convrewrite.conv import Cost
 from convrewrite.graph import Lifted, Site, Traced
-from convrewrite.inputs import Inputs
+from convrewrite.inputs import Inputs, moved
 from convrewrite.meanings import Evaluation
+from convrewrite.modules import copy_model, put_on
+from convrewrite.places import PROCESSOR, exact_place, free_memory
 from convrewrite.progress import Progress, Stopwatch
 from convrewrite.rules import Rule, SearchSpace
 from convrewrite.settings import Settings
 from convrewrite.stored import NOTHING_KEPT, RunCache
 from convrewrite.structures import Structure
+
+HOME = torch.device(PROCESSOR)
+"""Where models come from files, and are exported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +29,8 @@ class Prepared:
     """A model in eval mode with its sites, what the rules allow at each, and the whole model's cost.
 
     ``original`` is the caller's, which never runs; ``model`` a copy of it, functional convolutions ``lifted``; ``hidden`` the
-    part of the cost that a module made of an ONNX graph does not show.
+    part of the cost that a module made of an ONNX graph does not show. ``device`` is where ``model`` and ``inputs`` lie, ``home``
+    the same on the processor where that is another, and ``origin`` where the caller's model lay.
     """
 
     original: nn.Module
@@ -35,6 +43,31 @@ class Prepared:
     structures: dict[str, Structure]
     search_spaces: tuple[SearchSpace, ...]
     hidden: Cost = field(default_factory=Cost)
+    device: torch.device = HOME
+    home: "Prepared | None" = None
+    origin: torch.device = HOME
+
+    def on(self, device: torch.device) -> "Prepared":
+        """A copy of the model, of its graphs and inputs on a device; on the processor what the copy was made of."""
+        if device in (self.device, self.at_home.device):
+            return self if device == self.device else self.at_home
+        parts = self.traced.parts
+        together = copy_model(nn.ModuleList([self.model, *parts.values()]))
+        assert isinstance(together, nn.ModuleList)
+        model, *graphs = put_on(device, together)
+        return replace(
+            self,
+            lifted=replace(self.lifted, model=model),
+            inputs=moved(self.inputs, device),
+            traced=replace(self.traced, parts=dict(zip(parts, cast("list[fx.GraphModule]", graphs), strict=True))),
+            device=device,
+            home=self,
+        )
+
+    @property
+    def at_home(self) -> "Prepared":
+        """On the processor, where models are exported, timed, and handed back from."""
+        return self.home or self
 
     @property
     def model(self) -> nn.Module:
@@ -60,3 +93,19 @@ class Work:
     progress: Progress
     watch: Stopwatch
     cache: RunCache = NOTHING_KEPT
+
+    def on(self, device: torch.device) -> "Work":
+        """The same on a device; float64 stays on the processor where the device has none."""
+        if device == self.prepared.device:
+            return self
+        data = self.data.on(device)
+        shared = self.evaluation.batches is self.data.held_out
+        evaluation = replace(self.evaluation, batches=data.held_out) if shared else self.evaluation.on(device)
+        weights = {name: weight.to(exact_place(device)) for name, weight in self.weights.items()}
+        return replace(self, prepared=self.prepared.on(device), data=data, evaluation=evaluation, weights=weights)
+
+    @property
+    def memory(self) -> int:
+        """Bytes for activations and moments: as asked on the processor; on a device, what is free there now."""
+        device = self.prepared.device
+        return self.settings.memory if device.type == PROCESSOR else free_memory(device)

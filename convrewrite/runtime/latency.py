@@ -125,8 +125,8 @@ def time_graphs(
     *,
     batch: int = 1,
     threads: int = 1,
-    rounds: int = 15,
-    min_seconds: float = 0.004,
+    rounds: int = 9,
+    min_seconds: float = 0.002,
     clock: Clock | None = None,
     target: Target = ONNXRUNTIME,
 ) -> list[float]:
@@ -166,7 +166,7 @@ def time_options(
     *,
     batch: int = 1,
     threads: int = 1,
-    rounds: int = 15,
+    rounds: int = 9,
     cache: TimingCache | None = None,
     target: Target = ONNXRUNTIME,
 ) -> tuple[float, list[float]]:

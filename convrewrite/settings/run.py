@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from convrewrite import values
+from convrewrite import places, values
 from convrewrite.errors import PlanError, UsageError
 from convrewrite.machine import PROBE_SECONDS
 from convrewrite.settings.constraints import Constraints, KeepSource, check_budget, keep_of
@@ -73,6 +73,9 @@ class Settings:
         opset: version of the ONNX file's operators; None: that of the exporter.
         free_axes: axes along which the ONNX file must take any size, of ``"batch"``, ``"height"`` and ``"width"``; () for none.
             None: any batch where the model allows it.
+        device: where the model is run, fitted and refined: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"``, the
+            first of cuda, mps and cpu that is here. None: where the model lies. The result goes back there in any case, and is
+            exported, timed and verified on the processor (docs/devices.md).
         timer: who measures seconds; None: this machine.
 
     Raises UsageError, or PlanError for a budget or a fidelity to keep, for values that no run can work with.
@@ -219,6 +222,14 @@ class Settings:
             help="Axes along which the ONNX file takes any size: batch, as batch,height,width, or none.",
         ),
     )
+    device: str | None = field(
+        default=None,
+        metadata=flag(
+            "--device",
+            check=places.there,
+            help="Where to run the model and to fit: cpu, cuda, cuda:N, mps or auto; by default where the model lies.",
+        ),
+    )
     timer: "Timer | None" = None
 
     def __post_init__(self) -> None:
@@ -226,6 +237,7 @@ class Settings:
         values.threads(self.threads)
         values.memory_bytes(self.memory)
         values.seconds(self.timeout)
+        places.there(self.device)
         if self.runtime != DEFAULT:
             target_of(self.runtime)
         self._require_exports()
@@ -306,6 +318,7 @@ class WorkOptions(TypedDict, total=False):
     half: bool
     opset: int | None
     free_axes: tuple[str, ...] | None
+    device: str | None
     timer: "Timer | None"
 
 

@@ -3,7 +3,6 @@
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,9 +26,7 @@ def stored_sizes(path: Path) -> dict[str, int]:
     _require_no_more(sum(member.file_size for member in members), size)
     if len(members) > MOST_MEMBERS or len({member.filename for member in members}) < len(members):
         raise ExcessiveError(f"expected at most {MOST_MEMBERS} members, each once, found {len(members)}")
-    # What another reader of zip archives sees may differ, so from here on it is PyTorch's own.
-    reader = torch._C.PyTorchFileReader(str(path))
-    sizes = _sizes(reader, members)
+    sizes = _sizes_in(path, members)
     _require_no_more(sum(sizes.values()), size)
     if "data.pkl" not in sizes or sizes["data.pkl"] > LONGEST_PICKLE:
         raise ExcessiveError(
@@ -38,16 +35,17 @@ def stored_sizes(path: Path) -> dict[str, int]:
     return {name.removeprefix(_STORAGES): count for name, count in sizes.items() if name.startswith(_STORAGES)}
 
 
-def _sizes(reader: Any, members: Sequence[zipfile.ZipInfo]) -> dict[str, int]:
-    """Bytes of every record as PyTorch sees it. Before 2.13 it does not tell them: then those of the same members, where it sees
-    them under the same names in the same places. Raises ValueError where it does not."""
+def _sizes_in(path: Path, members: Sequence[zipfile.ZipInfo]) -> dict[str, int]:
+    """Bytes of every record, as PyTorch's own reader sees them: what another one sees may differ. Before version 2.13 it tells no
+    sizes, so that there it has to see the same records, and the other's sizes count."""
+    reader = torch._C.PyTorchFileReader(str(path))
     names = set(reader.get_all_records())
     if hasattr(reader, "get_record_size"):
         return {name: reader.get_record_size(name) for name in names}
-    known = {member.filename.partition("/")[2]: member for member in members}
-    if names != known.keys() or any(reader.get_record_header_offset(n) != known[n].header_offset for n in names):
-        raise ValueError("expected an archive with one reading of its members, found two")
-    return {name: member.file_size for name, member in known.items()}
+    sizes = {member.filename.partition("/")[2]: member.file_size for member in members}
+    if names != set(sizes):
+        raise ExcessiveError("expected one list of what it holds, found two that differ")
+    return sizes
 
 
 def pickle_of(path: Path) -> bytes:

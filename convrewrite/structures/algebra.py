@@ -37,18 +37,20 @@ def _dense(kernel: Tensor, groups: int) -> Tensor:
 
 
 def through(stage: Stage, kernel: Tensor, patches: Tensor) -> Tensor:
-    """One stage applied to patches ``(N, C, h, w)`` whose owned axes hold exactly one kernel extent: ``(N, O, h', w')``."""
-    x = patches.unflatten(1, (stage.groups, -1))
-    k = kernel.unflatten(0, (stage.groups, -1))
+    """One stage applied to patches that lie side by side, ``(C, h, w, N)``, whose owned axes hold exactly one kernel extent:
+    ``(O, h', w', N)``. Each group is one product of matrices of what lies together, so that nothing large is copied but where
+    a stage owns the last axis alone."""
+    groups, (_, height, width, count) = stage.groups, patches.shape
+    k, x = kernel.unflatten(0, (groups, -1)).flatten(2), patches.unflatten(0, (groups, -1))
     match stage.axes:
         case "hw":
-            return torch.einsum("ngchw,gochw->ngo", x, k).flatten(1)[:, :, None, None]
+            return torch.bmm(k, x.flatten(1, 3)).reshape(-1, 1, 1, count)
         case "h":
-            return torch.einsum("ngchw,goch->ngow", x, k[..., 0]).flatten(1, 2)[:, :, None, :]
+            return torch.bmm(k, x.flatten(1, 2).flatten(2)).reshape(-1, 1, width, count)
         case "w":
-            return torch.einsum("ngchw,gocw->ngoh", x, k[..., 0, :]).flatten(1, 2)[..., None]
+            return torch.bmm(k, x.transpose(2, 3).flatten(1, 2).flatten(2)).reshape(-1, height, 1, count)
         case _:
-            return torch.einsum("ngchw,goc->ngohw", x, k[..., 0, 0]).flatten(1, 2)
+            return torch.bmm(k, x.flatten(2)).reshape(-1, height, width, count)
 
 
 def low_rank(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -125,7 +125,7 @@ def profile_graphs(folder: Path, target: Target, threads: int, rounds: int) -> P
             times = framed_seconds(
                 [first.required, *(other.possible for other in others)],
                 _Made(folder, frame, [ones], target, threads).required(),
-                rounds=rounds, min_seconds=0.004, clock=target.clock(threads),
+                rounds=rounds, min_seconds=0.002, clock=target.clock(threads),
             )  # fmt: skip
             seconds |= dict(zip(keys, times, strict=True))
         run = _Made(folder, ORIGINAL, inputs, target, threads).required()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from convrewrite.errors import UsageError
 from convrewrite.meanings import Meaning
+from convrewrite.places import in_float64
 
 Named = Mapping[str, Tensor]
 """Outputs or features of one batch, by name."""
@@ -99,7 +100,7 @@ def relative_loss(wanted: Tensor, found: Tensor, scale: float) -> Tensor:
 
 def mean_square(values: Tensor) -> float:
     """The mean square of the finite numbers, and 1 where that is zero: errors are then absolute."""
-    finite = values.detach()[values.isfinite()].double()
+    finite = in_float64(values.detach()[values.isfinite()])
     square = float(finite.square().mean()) if finite.numel() else 0.0
     return square if square > 0 and math.isfinite(square) else 1.0
 

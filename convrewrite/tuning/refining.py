@@ -21,6 +21,7 @@ from convrewrite.escaping import message_of
 from convrewrite.inputs import Inputs
 from convrewrite.meanings import Meaning, effect_of
 from convrewrite.modules import copy_model, named_outputs, run
+from convrewrite.places import out_of_memory
 from convrewrite.progress import Progress, silent
 from convrewrite.tuning.activations import Activations, comparable
 from convrewrite.tuning.blocks import observed
@@ -193,6 +194,8 @@ def refine(task: Refinement, progress: Progress = silent) -> Refined:
     try:
         steps = _descend(_at_work(task), best, progress)
     except (RuntimeError, ConvRewriteError) as error:  # an operator without a derivative, or one that works in place
+        if out_of_memory(error):
+            raise
         best.numbers = start
         return Refined(before, before, reason=f"it cannot be trained: {message_of(error).splitlines()[0]}")
     finally:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from convrewrite.places import in_float64
 from convrewrite.tuning.trainable import numbers_of, put_numbers
 
 FIRST, SECOND, LEAST = 0.9, 0.999, 1e-12
@@ -85,4 +86,4 @@ class Stepper:
 def size_of(parameter: Tensor) -> float:
     """The root mean square of a parameter, or the least that it counts for."""
     least = LEAST_BIAS if parameter.dim() < 2 else LEAST_SIZE
-    return max(least, float(parameter.detach().double().square().mean().sqrt())) if parameter.numel() else least
+    return max(least, float(in_float64(parameter.detach()).square().mean().sqrt())) if parameter.numel() else least

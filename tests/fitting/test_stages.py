@@ -270,8 +270,8 @@ def test_every_fit_passes_the_guard_with_its_errors(structure: Structure, monkey
 
 @every_structure
 def test_a_broken_last_stage_is_noticed(structure: Structure, monkeypatch: pytest.MonkeyPatch) -> None:
-    solve = module._LastInput.optimum
-    monkeypatch.setattr(module._LastInput, "optimum", lambda seen: 10 * solve(seen))
+    solve = module.LastInput.optimum
+    monkeypatch.setattr(module.LastInput, "optimum", lambda seen: 10 * solve(seen))
     given = problem(count=4)
     with pytest.raises(ArithmeticError, match="its error rose"):
         given.fit(structure, {**structure.variants(given.spec)[0], "rank": 1})

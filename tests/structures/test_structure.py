@@ -151,12 +151,12 @@ def test_going_through_the_stages_is_the_composed_kernel_on_a_patch(structure: S
     for variant in structure.variants(ROUND):
         stages = structure.stages(ROUND, {**variant, "rank": 2})
         kernels = [torch.randn(s.kernel_shape((3, 3)), dtype=torch.float64) for s in stages]
-        value = patches
+        value = patches.permute(1, 2, 3, 0)
         for stage, kernel in zip(stages, kernels, strict=True):
             value = through(stage, kernel, value)
         expected = patches.flatten(1) @ compose(kernels, stages).flatten(1).T
-        assert value.shape == (7, 12, 1, 1)
-        torch.testing.assert_close(value.flatten(1), expected)
+        assert value.shape == (12, 1, 1, 7)
+        torch.testing.assert_close(value.flatten(0, 2).T, expected)
 
 
 # --- decompositions from the weights

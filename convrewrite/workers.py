@@ -1,0 +1,34 @@
+"""Independent tasks side by side, each on one thread of torch.
+
+Products of small matrices gain nothing from several threads, and two that share the processor's cores wait for each other; two
+tasks on one thread each do not. What a task gives does not depend on how many others run beside it.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import TypeVar
+
+import torch
+
+from convrewrite.process import torch_threads
+
+Result = TypeVar("Result")
+
+
+def side_by_side(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
+    """What the tasks give, in their order: as many at a time as torch has threads here, each with one of them.
+
+    The first task that fails, in their order, says why; those that have not begun are left out then, and where this is
+    interrupted. Tasks must not touch what belongs to the process. Within a task, others run one after the other.
+    """
+    workers = min(len(tasks), torch.get_num_threads())
+    with torch_threads(1) if torch.get_num_threads() > 1 else nullcontext():
+        if workers < 2:
+            return [task() for task in tasks]
+        with ThreadPoolExecutor(workers, thread_name_prefix="side by side") as pool:
+            futures = [pool.submit(task) for task in tasks]
+            try:
+                return [future.result() for future in futures]
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
