@@ -35,6 +35,14 @@ class Residual(nn.Module):
         return logits
 
 
+class Bound(Residual):
+    """One whose forward makes tensors on the processor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As that of :class:`Residual`."""
+        return super().forward(x + torch.full((3, 1, 1), 0.1))
+
+
 def network() -> Residual:
     """The same one at every call, with statistics as after training."""
     torch.manual_seed(0)
@@ -92,8 +100,8 @@ def facts(home: Result, away: Result, device: Pretended) -> dict[str, object]:
 
 
 def main(case: str, *words: str) -> dict[str, object]:
-    """Words: ``float32`` for a device without float64; ``most=N`` for one of so many bytes; ``there``: the model lies there;
-    ``recover``: the result is recovered, there as at home."""
+    """Words: ``float32`` for a device without float64; ``most=N`` for one of so many bytes; ``there``: the model lies there,
+    ``bound``: it runs at home alone; ``recover``: the result is recovered, there as at home."""
     case_home = run(case, None, network())
     if "recover" in words:
         with pretended() as device:
@@ -110,7 +118,9 @@ def main(case: str, *words: str) -> dict[str, object]:
             stays = all(device.is_away(p) for p in model.parameters())
             away.model.to("cpu")
         else:
-            away = run(case, "auto", network())
+            model = network()
+            model.__class__ = Bound if "bound" in words else Residual
+            away = run(case, "auto", model)
             lies, stays = {device.is_away(p) for p in away.model.parameters()}, True
     return facts(case_home, away, device) | {"result away": sorted(lies), "model stays": stays}
 

@@ -57,6 +57,12 @@ def test_a_model_that_lies_elsewhere_stays_there_and_its_result_comes_there() ->
     assert found["result away"] == [True] and found["model stays"]
 
 
+def test_a_model_that_does_not_run_elsewhere_is_worked_on_at_home() -> None:
+    found = pretended("weights", "bound")
+    (note,) = found["notes"]
+    assert note.startswith("the processor took over from meta: Bound: the model does not run on input 1x3x12x12")
+
+
 def test_a_recovery_elsewhere_trains_there_and_gives_the_same() -> None:
     found = pretended("weights", "recover")
     assert found["apart"] < 1e-5 < found["rewritten"]
