@@ -11,6 +11,7 @@ from convrewrite.escaping import printable
 from convrewrite.interrupts import held
 from convrewrite.progress import silent
 from convrewrite.stages import Stages
+from convrewrite.tables import WIDTH, shortened
 
 if TYPE_CHECKING:
     from convrewrite.progress import Progress
@@ -119,11 +120,12 @@ class _Lines:
         now = self._clock()
         if now - self._last >= SECONDS_BETWEEN_LINES:
             self._last = now
-            self._write(self._stages.line())
+            line = self._stages.line()
+            self._write(line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…")
 
     def end(self) -> None:
         """How long each stage took."""
-        self._write(self._stages.summary())
+        self._write(shortened(self._stages.summary()))
 
     def _write(self, line: str) -> None:
         sys.stderr.write(f"{line}\n")

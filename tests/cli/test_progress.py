@@ -43,7 +43,7 @@ def test_a_log_gets_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> N
     assert shown.out == ""
     said = shown.err.splitlines()
     assert len(said) == 50 / SECONDS_BETWEEN_LINES + 1
-    assert said[4] == "[0:20] survey 41 of 200, about 1:20 left; then fit; about 1:35 left in all. conv41"
+    assert said[4] == "[0:20] survey 41 of 200, about 1:20 left; then fit; about 1:35 left in all. con…"
     assert said[-1] == "[0:50] survey 0:50"
     assert not set(map(ord, shown.err)) & {*range(10), *range(11, 32), 127}, "control characters"
 
@@ -110,6 +110,13 @@ def test_what_a_run_will_do_is_known_from_what_is_asked() -> None:
     )
     assert stages_of(Settings(), "images", "plan", several=True) == ("prepare", "fit")
     assert stages_of(Settings(), "images", "sweep") == ("prepare", "survey", "points")
+
+
+def test_lines_of_a_log_keep_to_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bars("fit", *(f"a stage of number {number}" for number in range(9))) as tell:
+        tell("fit", 0, 2, "conv1")
+    first, last = capsys.readouterr().err.splitlines()
+    assert len(first) == 80 and first.endswith("…") and last == "[0:00] fit 0:00"
 
 
 class Terminal(io.StringIO):
