@@ -38,7 +38,7 @@ INTRO = """# A session in a terminal
 
 What a first hour with the trained example looks like in a terminal of 80 columns, letter by letter:
 `python benchmarks/session.py` types these commands into one (tmux) and keeps what stands there. Progress, a bar for each stage,
-stands there as it ended.
+stands there as it ended. Other work ran on that machine meanwhile: seconds here say little.
 """
 
 

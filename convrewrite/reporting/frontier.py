@@ -111,14 +111,18 @@ no other beats; one that is beaten by another, which costs no more and loses les
 def sweep_page(sweep: SweepReport) -> str:
     """The page; all that it shows stands in it as JSON too, in the element ``sweep``. No script runs in it."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_shown)
+    rows = [row for model in sweep.models for row in sweep_rows(model)]
+    shown = [i for i in range(len(HEADERS)) if i == 0 or any(row[i] for row in rows)]
     data = sweep.model_dump_json().replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     return environment.from_string(_TEMPLATE).render(
         report=sweep,
         names=", ".join(model.name for model in sweep.models),
         axis=COSTS[sweep.resource],
         style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
-        headers=HEADERS,
-        rows=lambda model: list(zip(sweep_rows(model), model.points, strict=True)),
+        headers=[HEADERS[i] for i in shown],
+        rows=lambda model: [
+            ([row[i] for i in shown], point) for row, point in zip(sweep_rows(model), model.points, strict=True)
+        ],
         curves=_curves(sweep, sweep.resource),
         others=[curve for resource in COSTS if resource != sweep.resource for curve in _curves(sweep, resource)],
         data=Markup(data),
