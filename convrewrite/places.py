@@ -89,6 +89,14 @@ def let_go(device: "torch.device") -> None:
         torch.mps.empty_cache()
 
 
+def ready_thread() -> None:
+    """What a new thread has to do before it works on a device: cuBLAS warns of one in which nothing was asked of it before."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 def has_float64(device: "torch.device") -> bool:
     """Whether a device computes in float64: Apple's do not."""
     return device.type != "mps"

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 
+from convrewrite.places import ready_thread
 from convrewrite.process import torch_threads
 
 Result = TypeVar("Result")
@@ -26,7 +27,7 @@ def side_by_side(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
     with torch_threads(1) if torch.get_num_threads() > 1 else nullcontext():
         if workers < 2:
             return [task() for task in tasks]
-        with ThreadPoolExecutor(workers, thread_name_prefix="side by side") as pool:
+        with ThreadPoolExecutor(workers, thread_name_prefix="side by side", initializer=ready_thread) as pool:
             futures = [pool.submit(task) for task in tasks]
             try:
                 return [future.result() for future in futures]

@@ -35,6 +35,14 @@ class Residual(nn.Module):
         return logits
 
 
+class Bound(Residual):
+    """One whose forward makes tensors on the processor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As that of :class:`Residual`."""
+        return super().forward(x + torch.full((3, 1, 1), 0.1))
+
+
 def network() -> Residual:
     """The same one at every call, with statistics as after training."""
     torch.manual_seed(0)
@@ -71,6 +79,12 @@ def run(case: str, device: str | None, model: nn.Module) -> Result:
     return convrewrite.optimize(model, torch.zeros(1, 3, 12, 12), device=device, **asked, **PLAIN)  # type: ignore[arg-type]
 
 
+def recovered(device: str | None, model: nn.Module, result: Result) -> Result:
+    """A few steps of recovery."""
+    x = torch.zeros(1, 3, 12, 12)
+    return convrewrite.recover(result, model, images(), x, epochs=4, batch=8, measure=False, device=device)
+
+
 def facts(home: Result, away: Result, device: Pretended) -> dict[str, object]:
     """What a test looks at."""
     x = images()
@@ -86,8 +100,15 @@ def facts(home: Result, away: Result, device: Pretended) -> dict[str, object]:
 
 
 def main(case: str, *words: str) -> dict[str, object]:
-    """Words: ``float32`` for a device without float64; ``most=N`` for one of so many bytes; ``there``: the model lies there."""
+    """Words: ``float32`` for a device without float64; ``most=N`` for one of so many bytes; ``there``: the model lies there,
+    ``bound``: it runs at home alone; ``recover``: the result is recovered, there as at home."""
     case_home = run(case, None, network())
+    if "recover" in words:
+        with pretended() as device:
+            away = recovered("auto", network(), case_home)
+            lies = {device.is_away(p) for p in away.model.parameters()}
+        case_home = recovered("cpu", network(), case_home)
+        return facts(case_home, away, device) | {"result away": sorted(lies)}
     most = next((int(word.partition("=")[2]) for word in words if word.startswith("most=")), None)
     with pretended(float64="float32" not in words, most=most) as device:
         if "there" in words:
@@ -97,7 +118,9 @@ def main(case: str, *words: str) -> dict[str, object]:
             stays = all(device.is_away(p) for p in model.parameters())
             away.model.to("cpu")
         else:
-            away = run(case, "auto", network())
+            model = network()
+            model.__class__ = Bound if "bound" in words else Residual
+            away = run(case, "auto", model)
             lies, stays = {device.is_away(p) for p in away.model.parameters()}, True
     return facts(case_home, away, device) | {"result away": sorted(lies), "model stays": stays}
 

@@ -14,16 +14,18 @@ from convrewrite.calibration import Calibration, Reading, read_inputs
 from convrewrite.errors import ModelLoadError, UsageError
 from convrewrite.folders import read_text, temporary
 from convrewrite.graph import apply_lifts
-from convrewrite.inputs import ExampleInput, Inputs, parameter_names
+from convrewrite.inputs import ExampleInput, Inputs, moved, parameter_names
 from convrewrite.loading import import_object
 from convrewrite.meanings import Evaluation, asked_meanings
-from convrewrite.modules import copy_model, preserved, surroundings_preserved
+from convrewrite.modules import copy_model, preserved, put_on, surroundings_preserved
 from convrewrite.onnx_files import Provenance
 from convrewrite.onnx_graph import batch_of, exporter_of, regions_of
 from convrewrite.pipeline.keywords import RecoverKeywords, RecoveryExtras, asked_of, signed
 from convrewrite.pipeline.networks import Given as Network
 from convrewrite.pipeline.networks import ModelSource, network_of
+from convrewrite.pipeline.placing import HOME
 from convrewrite.pipeline.run import NOT_MEASURED
+from convrewrite.places import described, out_of_memory, place_of, place_of_model
 from convrewrite.planning import Fingerprint, Plan
 from convrewrite.process import at_work
 from convrewrite.progress import Stopwatch
@@ -115,14 +117,22 @@ def recover(
     came.plan.require_model(network.model, weights=True)
     _require_gradients(network)
     with at_work(asked.seed), surroundings_preserved(network.model):
-        plan = came.plan
+        plan, origin, network = came.plan, place_of_model(network.model), _at_home(network)
         original = apply_lifts(network.model, plan.lifted) if plan.lifted else copy_model(network.model)
-        run = Recovering(came, network, original, copy_model(came.model), asked, extras)
+        run = Recovering(came, network, original, put_on(HOME, copy_model(came.model)), asked, extras)
         run.notes += [*network.notes, *extras.notes]
-        with accelerated() as processes:
+        with accelerated(None if asked.device is None else place_of(asked.device)) as processes:
             distilled, given, evaluation = _train(run, data, processes)
             main = processes.index == 0
-        return _finished(run, distilled, given, evaluation, main)
+        result = _finished(run, distilled, given, evaluation, main)
+        return replace(result, model=put_on(origin, result.model))
+
+
+def _at_home(network: Network) -> Network:
+    """The network on the processor, where it is exported and verified: a copy of one that lies elsewhere."""
+    if place_of_model(network.model) == HOME:
+        return network
+    return replace(network, model=put_on(HOME, copy_model(network.model)), inputs=moved(network.inputs, HOME))
 
 
 def _came(
@@ -191,11 +201,24 @@ def _train(run: Recovering, data: object, processes: Processes) -> tuple[Distill
         task = task_of(run.original, run.rewritten, sites, given, evaluation.meanings, asked, processes, extras.augment)
         training = Training(task, _pace(asked, task.examples.steps_of_epoch), processes, _run_of(run, given, asked))
         training.keep, training.tell = _keeper(extras, processes), _teller(extras, asked)
-        distilled = training.train(_resumed(run, training), keep_outputs=keeps_outputs(task, asked.memory))
+        distilled = _trained(run, training, keeps_outputs(task, asked.memory))
     place = next(run.network.model.parameters()).device
     for model in (run.original, run.rewritten):
         model.to(device=place).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return distilled, given, evaluation
+
+
+def _trained(run: Recovering, training: Training, keep_outputs: bool) -> Distilled:
+    """Raises UsageError where a device has no room for it."""
+    try:
+        return training.train(_resumed(run, training), keep_outputs=keep_outputs)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise UsageError(
+            f"--batch {run.asked.batch}: expected room for so many inputs in a step on {described(training.processes.device)}, "
+            "found none left; take fewer, or --device cpu"
+        ) from error
 
 
 def _inputs(run: Recovering, data: object) -> tuple[Inputs, str]:
@@ -204,7 +227,7 @@ def _inputs(run: Recovering, data: object) -> tuple[Inputs, str]:
         parts = (*data.fit, *data.held_out)
         if not parts:
             raise UsageError("data: expected inputs to train on, found a calibration without any; give some")
-        return tuple(torch.cat(column) for column in zip(*parts, strict=True)), data.source
+        return tuple(torch.cat(column).to(HOME) for column in zip(*parts, strict=True)), data.source
     example, extras = run.network.inputs, run.extras
     how = replace(extras.reading or Reading(), limit=EVERY, seed=run.asked.seed, memory=run.asked.memory)
     names = parameter_names(run.network.model)[: len(example)]

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, TypedDict
 
-from convrewrite import values
+from convrewrite import places, values
 from convrewrite.errors import UsageError
 from convrewrite.machine import PROBE_SECONDS
 from convrewrite.settings.flags import flag
@@ -53,6 +53,8 @@ class Recovery:
         outputs: what outputs mean, as in :class:`Settings`; by default what the plan says.
         timeout: seconds that an original in an ONNX file may take to open, and again to run once.
         measure: False leaves out export, parity and latency.
+        device: where it trains, as in :class:`Settings`; None: where accelerate finds that it should. Of several processes each
+            has one of that kind.
         timer: as in :class:`Settings`.
 
     Raises UsageError for values that no training can work with.
@@ -86,6 +88,14 @@ class Recovery:
     outputs: "WantedOutputs | None" = field(default=None, metadata=SHARED["outputs"])
     timeout: float = field(default=PROBE_SECONDS, metadata=SHARED["timeout"])
     measure: bool = field(default=True, metadata=SHARED["measure"])
+    device: str | None = field(
+        default=None,
+        metadata=flag(
+            "--device",
+            check=places.there,
+            help="Where to train: cpu, cuda, cuda:N, mps or auto; by default a device that is here.",
+        ),
+    )
     timer: "Timer | None" = None
 
     def __post_init__(self) -> None:
@@ -93,6 +103,7 @@ class Recovery:
         values.threads(self.threads)
         values.memory_bytes(self.memory)
         values.seconds(self.timeout)
+        places.there(self.device)
         if self.minutes is not None and self.epochs is not None:
             raise UsageError("--minutes, --epochs: expected one of them, found both; leave one out")
         for name, value in (("--minutes", self.minutes), ("--epochs", self.epochs), ("--rate", self.rate)):
@@ -133,4 +144,5 @@ class RecoveryOptions(TypedDict, total=False):
     outputs: "WantedOutputs | None"
     timeout: float
     measure: bool
+    device: str | None
     timer: "Timer | None"

@@ -75,7 +75,7 @@ class Settings:
             None: any batch where the model allows it.
         device: where the model is run, fitted and refined: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"``, the
             first of cuda, mps and cpu that is here. None: where the model lies. The result goes back there in any case, and is
-            exported, timed and verified on the processor (docs/models.md).
+            exported, timed and verified on the processor (docs/devices.md).
         timer: who measures seconds; None: this machine.
 
     Raises UsageError, or PlanError for a budget or a fidelity to keep, for values that no run can work with.
@@ -237,8 +237,7 @@ class Settings:
         values.threads(self.threads)
         values.memory_bytes(self.memory)
         values.seconds(self.timeout)
-        if self.device is not None:
-            places.there(self.device)
+        places.there(self.device)
         if self.runtime != DEFAULT:
             target_of(self.runtime)
         self._require_exports()

@@ -1,6 +1,7 @@
 """The sizes of what a zip archive of ``torch.save`` holds, checked before anything is unpacked."""
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,15 +26,26 @@ def stored_sizes(path: Path) -> dict[str, int]:
     _require_no_more(sum(member.file_size for member in members), size)
     if len(members) > MOST_MEMBERS or len({member.filename for member in members}) < len(members):
         raise ExcessiveError(f"expected at most {MOST_MEMBERS} members, each once, found {len(members)}")
-    # What another reader of zip archives sees may differ, so from here on it is PyTorch's own.
-    reader = torch._C.PyTorchFileReader(str(path))
-    sizes = {name: reader.get_record_size(name) for name in set(reader.get_all_records())}
+    sizes = _sizes_in(path, members)
     _require_no_more(sum(sizes.values()), size)
     if "data.pkl" not in sizes or sizes["data.pkl"] > LONGEST_PICKLE:
         raise ExcessiveError(
             f"expected a pickle of at most {LONGEST_PICKLE} bytes, found {sizes.get('data.pkl', 'none')}"
         )
     return {name.removeprefix(_STORAGES): count for name, count in sizes.items() if name.startswith(_STORAGES)}
+
+
+def _sizes_in(path: Path, members: Sequence[zipfile.ZipInfo]) -> dict[str, int]:
+    """Bytes of every record, as PyTorch's own reader sees them: what another one sees may differ. Up to version 2.11 it tells no
+    sizes, so that there it has to see the same records, and the other's sizes count."""
+    reader = torch._C.PyTorchFileReader(str(path))
+    names = set(reader.get_all_records())
+    if hasattr(reader, "get_record_size"):
+        return {name: reader.get_record_size(name) for name in names}
+    sizes = {member.filename.partition("/")[2]: member.file_size for member in members}
+    if names != set(sizes):
+        raise ExcessiveError("expected one list of what it holds, found two that differ")
+    return sizes
 
 
 def pickle_of(path: Path) -> bytes:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from convrewrite.errors import ProcessLostError, UsageError
+from convrewrite.places import PROCESSOR, has_float64
 
 HALF = ("no", "bf16")
 """Precisions of accelerate that are taken: fp16 would need losses to be scaled, and fp8 layers of its own."""
@@ -60,8 +61,9 @@ class OneProcess:
 class Accelerated:
     """What ``accelerate launch`` or torchrun started: devices, precision and processes are as they say."""
 
-    def __init__(self, accelerator: Any) -> None:
-        """``accelerator``: an ``accelerate.Accelerator``. Raises UsageError for a precision that is not taken."""
+    def __init__(self, accelerator: Any, device: torch.device | None = None) -> None:
+        """``accelerator``: an ``accelerate.Accelerator``; ``device``: the one that is asked for, of which several processes have
+        one each. Raises UsageError for a precision that is not taken, and where they have another kind of device."""
         if accelerator.mixed_precision not in HALF:
             raise UsageError(
                 f"accelerate: expected a mixed precision of {' or '.join(HALF)}, found {accelerator.mixed_precision}; "
@@ -70,7 +72,12 @@ class Accelerated:
         self._accelerator = accelerator
         self.index: int = accelerator.process_index
         self.count: int = accelerator.num_processes
-        self.device: torch.device = accelerator.device
+        self.device: torch.device = accelerator.device if device is None or self.count > 1 else device
+        if device is not None and device.type != self.device.type:
+            raise UsageError(
+                f"--device {device.type}: expected what the processes were launched with, {self.device.type}, found another; "
+                "launch them for that device"
+            )
 
     def mean(self, values: Tensor) -> Tensor:
         """Raises ProcessLostError where another process is gone."""
@@ -98,13 +105,13 @@ class Accelerated:
     @property
     def _exact(self) -> torch.dtype:
         """The most exact numbers that the device has."""
-        return torch.float32 if self.device.type == "mps" else torch.float64
+        return torch.float64 if has_float64(self.device) else torch.float32
 
 
 @contextmanager
-def accelerated() -> Iterator[Accelerated]:
+def accelerated(device: torch.device | None = None) -> Iterator[Accelerated]:
     """The processes as accelerate finds them in the environment; one where nobody launched several. What it holds for the whole
-    process is let go of at the end, unless the caller's program had it before.
+    process is let go of at the end, unless the caller's program had it before. ``device``: the one that is asked for.
 
     Raises UsageError where accelerate is not installed.
     """
@@ -121,7 +128,7 @@ def accelerated() -> Iterator[Accelerated]:
         torch.distributed.is_available() and torch.distributed.is_initialized(),
     )
     try:
-        yield Accelerated(Accelerator(cpu=_on_processor()))
+        yield Accelerated(Accelerator(cpu=_on_processor(device)), device)
     finally:
         if ours:
             if not grouped and torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -129,10 +136,12 @@ def accelerated() -> Iterator[Accelerated]:
             AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def _on_processor() -> bool:
+def _on_processor(asked: torch.device | None) -> bool:
     """Whether accelerate has to be told to stay on the processor: without a device that several processes can share it would
     take each of those that torchrun started for one alone."""
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        return True
+    if asked is not None and asked.type == PROCESSOR:
         return True
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return device is None or (device.type == "mps" and "LOCAL_RANK" in os.environ)

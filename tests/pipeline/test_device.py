@@ -57,6 +57,19 @@ def test_a_model_that_lies_elsewhere_stays_there_and_its_result_comes_there() ->
     assert found["result away"] == [True] and found["model stays"]
 
 
+def test_a_model_that_does_not_run_elsewhere_is_worked_on_at_home() -> None:
+    found = pretended("weights", "bound")
+    (note,) = found["notes"]
+    assert note.startswith("the processor took over from meta: Bound: the model does not run on input 1x3x12x12")
+
+
+def test_a_recovery_elsewhere_trains_there_and_gives_the_same() -> None:
+    found = pretended("weights", "recover")
+    assert found["apart"] < 1e-5 < found["rewritten"]
+    assert found["counts"]["aten::convolution_backward"] > 0
+    assert found["result away"] == [False]
+
+
 def test_a_device_without_room_leaves_the_rest_to_the_processor() -> None:
     found = pretended("ratio", "most=3000000")
     assert found["same plan"] and found["apart"] == 0
