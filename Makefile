@@ -30,8 +30,9 @@ soak: $(VENV)/.tested
 # The lowest versions that pyproject.toml allows, in an environment of their own: the tests that need no network from a zoo.
 lowest:
 	$(PYTHON) -m venv build/lowest
-	build/lowest/bin/python -m pip install --quiet -c constraints-lowest.txt ".[recover]" pytest hypothesis
-	OMP_NUM_THREADS=1 build/lowest/bin/python -m pytest -W default tests/reporting tests/fitting tests/planning tests/whole/test_earlier_files.py
+	build/lowest/bin/python -m pip install --quiet -c constraints-lowest.txt ".[recover,cluster]" pytest hypothesis
+	OMP_NUM_THREADS=1 build/lowest/bin/python -m pytest -W default tests/reporting tests/fitting tests/planning tests/stored tests/loading \
+		tests/pipeline/test_sweeping.py tests/pipeline/test_clusters.py tests/whole/test_earlier_files.py
 
 # The site, in build/site.
 docs: $(VENV)/.tested

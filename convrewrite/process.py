@@ -15,6 +15,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
 from typing import IO, Any, cast
 
 import numpy as np
@@ -157,6 +158,19 @@ def standard_output_closed() -> Iterator[None]:
             os.dup2(kept, 1)
             os.close(kept)
             os.close(nowhere)
+
+
+@contextlib.contextmanager
+def pickled_by_value(modules: Sequence[ModuleType]) -> Iterator[None]:
+    """Meanwhile cloudpickle writes the code of these modules out, where it otherwise only names them."""
+    import cloudpickle
+
+    with _LOCK, contextlib.ExitStack() as stack:
+        known = cloudpickle.list_registry_pickle_by_value()
+        for module in (module for module in modules if module.__name__ not in known):
+            cloudpickle.register_pickle_by_value(module)
+            stack.callback(cloudpickle.unregister_pickle_by_value, module)
+        yield
 
 
 @contextlib.contextmanager

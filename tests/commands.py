@@ -22,6 +22,11 @@ class Ran:
     err: str
 
     @property
+    def said(self) -> str:
+        """What was printed, whatever lines it was wrapped into."""
+        return " ".join(self.out.split())
+
+    @property
     def message(self) -> str:
         """The one error; a traceback, an empty line or a second error fails the test."""
         lines = self.err.splitlines()

@@ -234,7 +234,8 @@ def sweep(
 
     assert out is not None  # by then it has a default
     pipeline.Sweep.check(out)
-    with progress_bars(*stages_of(settings, sources.calib, "sweep")) as progress:
+    stages = stages_of(settings, sources.calib, "sweep") if asked.cluster is None else ("survey", "points")
+    with progress_bars(*stages) as progress:
         found, words = swept(models, rule or ["balanced"], asked, sources, settings, trust, progress)
         found.save(out, words)
     if as_json:

@@ -13,6 +13,7 @@ from convrewrite.errors import ConvRewriteError, ModelError
 from convrewrite.escaping import printable
 from convrewrite.folders import cleared_later, disk_full
 from convrewrite.interrupts import Terminated, ignored_from_here, put_back, terminations_raised
+from convrewrite.tables import shortened
 
 _EXITED = "expected code of the model that comes to an end, found that it ended the process (sys.exit({found})); take that out"
 """What a forward or a factory may do; its number is no exit code of this tool."""
@@ -34,32 +35,36 @@ def _main(argv: list[str] | None = None) -> int:
             code = int(app(words, standalone_mode=False, obj=words) or 0)
         return code if code != INTERRUPTED else interrupted(NOTHING, code)
     except ConvRewriteError as error:
-        print(f"convrewrite: {error}", file=sys.stderr)
+        _complain(str(error))
         return error.exit_code
     except Interrupted as error:
         return interrupted(str(error), error.code)
     except (typer.Abort, KeyboardInterrupt, Terminated) as error:
         return interrupted(NOTHING, code_of(error))
     except SystemExit as error:  # nothing of ours asks for it
-        print(f"convrewrite: {printable(_EXITED.format(found=repr(error.code)[:60]))}", file=sys.stderr)
+        _complain(printable(_EXITED.format(found=repr(error.code)[:60])))
         return ModelError.exit_code
     except Exception as error:
         if (reason := disk_full(error)) is not None:  # of files it is told where they are written
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what it still holds would fail once more at the exit
-            print(
-                f"convrewrite: standard output: cannot be written ({reason}); what -o names is whole", file=sys.stderr
-            )
+            _complain(f"standard output: cannot be written ({reason}); what -o names is whole")
             return 2
         if not hasattr(error, "format_message"):  # click's usage errors have it; typer re-exports no common base
             return _unforeseen(error)
         if message := error.format_message().rstrip("."):  # without arguments the help is shown, and that is all
-            print(f"convrewrite: {printable(message)}; see --help", file=sys.stderr)
+            _complain(f"{printable(message)}; see --help")
         return 2
+
+
+def _complain(text: str) -> None:
+    """Say what went wrong on the error stream: in one line, or in a terminal in lines that end with a word."""
+    line = f"convrewrite: {text}"
+    print(shortened(line) if sys.stderr.isatty() else line, file=sys.stderr)
 
 
 def interrupted(stands: str, code: int) -> int:
     """Say that an interrupt ended the command, and what stands where it was to write; returns the exit code."""
-    print(f"convrewrite: interrupted; {stands}", file=sys.stderr)
+    _complain(f"interrupted; {stands}")
     return code
 
 
@@ -67,7 +72,7 @@ def _unforeseen(error: Exception) -> int:
     """Say in one line what nobody caught; the exit code."""
     if os.environ.get(TRACEBACK):
         raise error
-    print(f"convrewrite: {unforeseen(error)}", file=sys.stderr)
+    _complain(unforeseen(error))
     return ModelError.exit_code
 
 

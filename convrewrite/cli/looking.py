@@ -59,12 +59,11 @@ def schema(
     """Print the JSON schema of what a command prints with --json; without NAME, which there are."""
     import json
 
-    from tabulate import tabulate
-
     from convrewrite.cli.json_forms import SCHEMAS
+    from convrewrite.tables import table
 
     if name is None:
-        say(tabulate([(name, commands) for name, (_, commands) in SCHEMAS.items()], ("name", "printed by")))
+        say(table(("name", "printed by"), [(name, commands) for name, (_, commands) in SCHEMAS.items()], "ll"))
         return
     if name not in SCHEMAS:
         raise UsageError(f"schema: expected {', '.join(SCHEMAS)}, found {shown(name)}")

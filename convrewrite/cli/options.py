@@ -188,6 +188,12 @@ class Sweeping:
         default=None,
         metadata=flag("--metric", help="FILE.py:NAME or pkg.mod:NAME of a function from a model to a number."),
     )
+    cluster: str | None = field(
+        default=None,
+        metadata=flag(
+            "--cluster", help="Dask's workers: local[:N], here, or a scheduler's address, as tcp://host:8786."
+        ),
+    )
 
 
 def load(source: str, factory: str | None, trust: bool) -> "Loaded":

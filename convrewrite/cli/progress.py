@@ -88,7 +88,7 @@ def _view(stages: Stages) -> _View:
     if sys.stderr.isatty():
         from rich.console import Console
 
-        console = Console(stderr=True)
+        console = Console(file=sys.stderr)  # as it is now: what stands there while a thread is quiet is not for bars
         if console.is_terminal and not console.is_dumb_terminal:
             from convrewrite.cli.bars import Bars
 

@@ -63,7 +63,7 @@ def require_inputs_and_onnx(calib: str | None, measure: bool) -> None:
 
 def table(rows: "Sequence[Int8Row]") -> str:
     """The four models side by side; of several outputs the worst."""
-    from tabulate import tabulate
+    from convrewrite.tables import table as drawn
 
     cells = []
     for row in rows:
@@ -74,4 +74,4 @@ def table(rows: "Sequence[Int8Row]") -> str:
             "" if agreement is None else f"{agreement:.2%}", f"{max(nats):.2g}" if nats else "",
             f"{row.float_error:.2%}", row.way,
         ))  # fmt: skip
-    return tabulate(cells, HEADERS, disable_numparse=True)
+    return drawn(HEADERS, cells, "lrrrrrrrl")

@@ -22,9 +22,8 @@ rules_app = typer.Typer(
 @command(rules_app, "convrewrite rules list", name="list")
 def rules_list(as_json: AsJson = False) -> None:
     """The built-in rules."""
-    from tabulate import tabulate
-
     from convrewrite.rules import builtin_rules, load_rule_file
+    from convrewrite.tables import table
 
     rows = [(name, load_rule_file(path).description) for name, path in builtin_rules().items()]
     if as_json:
@@ -32,7 +31,7 @@ def rules_list(as_json: AsJson = False) -> None:
 
         say_json(BuiltinRules(rules=tuple(BuiltinRule(name=name, description=text) for name, text in rows)))
         return
-    say(tabulate(rows, ("rule", "what it does"), maxcolwidths=[None, 85]))
+    say(table(("rule", "what it does"), rows, "ll"))
 
 
 @command(rules_app, "convrewrite rules show balanced > mine.toml", name="show")
@@ -47,7 +46,7 @@ def rules_show(
     if as_json:
         say_json(load_rule_file(path))
     else:
-        say(path.read_text(encoding="utf-8"))
+        say(path.read_text(encoding="utf-8"), as_it_is=True)
 
 
 @command(rules_app, "convrewrite rules check mine.toml", name="check")

@@ -1,7 +1,6 @@
 """The command ``sweep``: from words to calls of the pipeline, one for each model."""
 
-from collections.abc import Sequence
-from functools import reduce
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from convrewrite import pipeline, values
@@ -9,7 +8,7 @@ from convrewrite.cli.networks import given_network
 from convrewrite.cli.options import Sources, Sweeping, calibration_of
 from convrewrite.errors import UsageError
 from convrewrite.loading import import_object
-from convrewrite.pipeline import Sweep
+from convrewrite.pipeline import Frontier, Sweep
 from convrewrite.progress import Progress
 from convrewrite.rules import resolve
 from convrewrite.settings import BUDGETS, GIGABYTE, MEMORY, Settings
@@ -33,17 +32,18 @@ def swept(
     metric = None if asked.metric is None else import_object(asked.metric)
     if metric is not None and not callable(metric):
         raise UsageError(f"--metric {asked.metric}: expected a function of a model, found {type(metric).__name__}")
-    chosen, found = resolve(rules), []
-    for model in models:
-        network = given_network(model, sources, trust, settings.timeout)
-        data = calibration_of(sources, network.model, network.inputs, settings.seed, settings.memory)
-        found.append(
-            pipeline.sweep(
+    chosen = resolve(rules)
+
+    def frontiers() -> Iterator[Frontier]:
+        for model in models:
+            network = given_network(model, sources, trust, settings.timeout)
+            data = calibration_of(sources, network.model, network.inputs, settings.seed, settings.memory)
+            yield pipeline.frontier_of(
                 network.model, network.inputs, chosen, data, asked.budgets, resource, metric, settings=settings,
                 name=model, notes=network.notes, progress=progress,
-            )
-        )  # fmt: skip
-    return reduce(Sweep.joined, found), _words(sources, settings, trust)
+            )  # fmt: skip
+
+    return pipeline.sweep_all(frontiers(), asked.cluster, progress), _words(sources, settings, trust)
 
 
 def _words(sources: Sources, settings: Settings, trust: bool) -> list[str]:

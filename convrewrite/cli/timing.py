@@ -41,10 +41,9 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Time A and B side by side, interleaved; the ratio is the median over rounds of paired ratios."""
-    from tabulate import tabulate
-
     from convrewrite import reporting
     from convrewrite.cli import example_inputs
+    from convrewrite.tables import table
 
     first, second = (runner_of(source, sources.factory, trust, asked.timeout) for source in (a, b))
     inputs = example_inputs.for_both(first, second, sources, 0)
@@ -62,7 +61,7 @@ def bench(
          f"{c.ratio_low:.3f} to {c.ratio_high:.3f}", f"{c.speedup:.2f}x")
         for c in comparisons
     ]  # fmt: skip
-    say(tabulate(rows, ("runtime", "A", "B", "B / A", "quartiles", "speed-up")))
+    say(table(("runtime", "A", "B", "B / A", "quartiles", "speed-up"), rows, "lrrrrr"))
     sizes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
     say(f"input {sizes}, {asked.threads} thread(s), median of {asked.rounds} interleaved rounds")
 

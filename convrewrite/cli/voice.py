@@ -16,6 +16,7 @@ import typer
 from convrewrite.errors import UsageError
 from convrewrite.escaping import printable
 from convrewrite.interrupts import held
+from convrewrite.tables import shortened
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -119,10 +120,12 @@ def spoken(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def say(text: str) -> None:
-    """Print lines, in which names from elsewhere can do nothing to the terminal; none with ``--quiet``."""
+def say(text: str, *, as_it_is: bool = False) -> None:
+    """Print lines, in which names from elsewhere can do nothing to the terminal; none with ``--quiet``. Long ones are wrapped,
+    unless they are of a file that is shown ``as_it_is``."""
     if not is_quiet():
-        typer.echo(printable(text, keep="\n\t"))
+        shown = printable(text, keep="\n\t")
+        typer.echo(shown if as_it_is else shortened(shown))
 
 
 def say_json(told: "BaseModel | Sequence[BaseModel]") -> None:

@@ -4,12 +4,14 @@ from convrewrite.onnx_graph.comparing import comparable
 from convrewrite.onnx_graph.examples import example_of_graph, noise_for
 from convrewrite.onnx_graph.network import Network, hidden_cost, kept_sites, read_network, refused_sites, regions_of
 from convrewrite.onnx_graph.opening import Opened, open_onnx
+from convrewrite.onnx_graph.portable import PortableGraph
 from convrewrite.onnx_graph.translating import batch_of, graph_inputs, is_graph
 from convrewrite.onnx_graph.writing import exporter_of, take_numbers
 
 __all__ = [
     "Network",
     "Opened",
+    "PortableGraph",
     "batch_of",
     "comparable",
     "example_of_graph",

@@ -3,14 +3,16 @@
 from convrewrite.pipeline.api import RewriteConvolutions, analyze, apply, optimize, plan
 from convrewrite.pipeline.comparing import verify
 from convrewrite.pipeline.exporting import export_result
+from convrewrite.pipeline.points import Frontier
 from convrewrite.pipeline.profiling import profile
 from convrewrite.pipeline.quantising import Int8Row, quantise
 from convrewrite.pipeline.recovery import read_report, recover
 from convrewrite.pipeline.relations import Relation, relation_of
 from convrewrite.pipeline.run import Run
-from convrewrite.pipeline.sweeping import Sweep, sweep
+from convrewrite.pipeline.sweeping import Sweep, frontier_of, sweep, sweep_all
 
 __all__ = [
+    "Frontier",
     "Int8Row",
     "Relation",
     "RewriteConvolutions",
@@ -19,6 +21,7 @@ __all__ = [
     "analyze",
     "apply",
     "export_result",
+    "frontier_of",
     "optimize",
     "plan",
     "profile",
@@ -27,5 +30,6 @@ __all__ = [
     "recover",
     "relation_of",
     "sweep",
+    "sweep_all",
     "verify",
 ]

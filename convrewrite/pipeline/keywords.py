@@ -43,6 +43,12 @@ class OptimizeKeywords(ChoiceOptions, ReportKeywords, total=False):
     """Those of ``optimize`` and of the fx pass."""
 
 
+class SweepKeywords(OptimizeKeywords, total=False):
+    """Those of ``sweep``."""
+
+    cluster: str | None
+
+
 class ApplyKeywords(WorkOptions, ReportKeywords, total=False):
     """Those of ``apply``: what is chosen, a plan says."""
 
@@ -146,7 +152,7 @@ def signed(entry: Entry) -> Entry:
         inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=None if defaults[name] is MISSING else defaults[name],
+            default=None if defaults.get(name, MISSING) is MISSING else defaults[name],
             annotation=annotation,
         )
         for name, annotation in keywords.__annotations__.items()

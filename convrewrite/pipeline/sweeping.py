@@ -2,30 +2,27 @@
 
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
-from typing import Literal, Unpack
+from typing import Unpack, cast
 
-from torch import nn
-
-from convrewrite.errors import PlanError, UsageError
+from convrewrite.errors import UsageError
 from convrewrite.folders import made_aside, require_room_beside, resolved, told
 from convrewrite.inputs import ExampleInput
-from convrewrite.modules import surroundings_preserved
-from convrewrite.pipeline.keywords import Extras, OptimizeKeywords, RuleSource, asked, signed
-from convrewrite.pipeline.networks import Given, ModelSource, network_of
-from convrewrite.pipeline.run import Run
+from convrewrite.pipeline.clusters import require_cluster, workers_of
+from convrewrite.pipeline.handed import Handed, collected
+from convrewrite.pipeline.keywords import OptimizeKeywords, RuleSource, SweepKeywords, asked, signed
+from convrewrite.pipeline.networks import ModelSource, network_of
+from convrewrite.pipeline.points import Beginning, Frontier, Made, Metric, Resource, plan_of
 from convrewrite.planning import Plan
-from convrewrite.process import at_work
-from convrewrite.reporting import Report, SweepPoint, SweepReport, SweptModel, sweep_page
-from convrewrite.results import Result, save_plan
-from convrewrite.rules import Rule, resolve
-from convrewrite.settings import Constraints, Settings
+from convrewrite.progress import Progress, silent
+from convrewrite.reporting import SweepPoint, SweepReport, SweptModel, sweep_page
+from convrewrite.results import save_plan
+from convrewrite.rules import resolve
+from convrewrite.settings import Settings
 from convrewrite.version import tool_version
-
-Metric = Callable[[nn.Module], float]
-"""A user's own measure of a model, the more the better or the less; it is only shown."""
 
 BUDGETS = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 """Parts of the original's cost, unless others are asked for."""
@@ -91,25 +88,65 @@ def sweep(
     rules: Sequence[RuleSource] = ("balanced",),
     calibration: object = None,
     budgets: Sequence[float] = BUDGETS,
-    resource: Literal["macs", "params", "latency"] = "macs",
+    resource: Resource = "macs",
     metric: Metric | None = None,
     *,
     settings: Settings | None = None,
-    **keywords: Unpack[OptimizeKeywords],
+    **keywords: Unpack[SweepKeywords],
 ) -> Sweep:
     """What every one of several budgets leaves of a model's fidelity: each plan is fitted, and measured as a result is.
 
     Inputs, survey and the original's own measurements are shared; points are not refined, unless ``refine=True``, and not
     bettered by swaps: ``optimize`` within the same budget is at least as good. A budget that cannot be met is a point with the
-    reason. ``metric`` is called with the original and each rewritten model. The other arguments are those of :func:`optimize`.
+    reason. ``metric`` is called with the original and each rewritten model. ``cluster``: hand the work to Dask, to ``"local:2"``
+    processes here or to the scheduler at an address, whose workers are trusted; raises UsageError for one that cannot be used,
+    and ProcessLostError where its workers die. The other arguments are those of :func:`optimize`.
     """
+    cluster, rest = keywords.get("cluster"), {name: value for name, value in keywords.items() if name != "cluster"}
+    asked = frontier_of(
+        model,
+        example_input,
+        rules,
+        calibration,
+        budgets,
+        resource,
+        metric,
+        settings=settings,
+        **cast(OptimizeKeywords, rest),
+    )
+    return sweep_all([asked], cluster, asked.extras.told)
+
+
+def frontier_of(
+    model: ModelSource,
+    example_input: ExampleInput | None,
+    rules: Sequence[RuleSource],
+    calibration: object,
+    budgets: Sequence[float],
+    resource: Resource,
+    metric: Metric | None,
+    *,
+    settings: Settings | None = None,
+    **keywords: Unpack[OptimizeKeywords],
+) -> Frontier:
+    """What ``sweep`` is asked of one model, checked, and the model opened. Raises UsageError, ModelLoadError."""
     given, extras = asked(settings, {}, keywords, OptimizeKeywords)
-    checked = _checked(budgets)
-    chosen = resolve(rules)
-    settings = replace(given, budget={resource: checked[0]}, keep=None, refine=bool(given.refine))
-    network = network_of(model, example_input, settings.timeout)
-    with at_work(settings.seed), surroundings_preserved(network.model):
-        return _Sweeping(network, chosen, settings, extras, resource, metric).sweep(calibration, checked)
+    parts = _checked(budgets)
+    given = replace(given, budget={resource: parts[0]}, keep=None, refine=bool(given.refine))
+    network = network_of(model, example_input, given.timeout)
+    return Frontier(network, resolve(rules), calibration, given, extras, parts, metric)
+
+
+def sweep_all(frontiers: Iterable[Frontier], cluster: str | None = None, progress: Progress = silent) -> Sweep:
+    """The sweeps of models side by side, one after another, or all at once in a cluster; the results are the same."""
+    if cluster is None:
+        return reduce(Sweep.joined, (_sweep_of(frontier, *frontier.made()) for frontier in frontiers))
+    require_cluster(cluster)
+    opened = list(frontiers)  # what is wrong with a model is told before anything is started
+    with workers_of(cluster) as workers:
+        handed = [Handed.to(workers, frontier) for frontier in opened]
+        made = collected(workers, handed, progress)
+        return reduce(Sweep.joined, (_sweep_of(one.frontier, *found) for one, found in zip(handed, made, strict=True)))
 
 
 def _checked(budgets: Sequence[float]) -> list[float]:
@@ -120,78 +157,32 @@ def _checked(budgets: Sequence[float]) -> list[float]:
     return wanted
 
 
-@dataclass(frozen=True, slots=True)
-class _Sweeping:
-    """One model, and what is asked of all its points."""
-
-    network: Given
-    rules: Sequence[Rule]
-    settings: Settings
-    extras: Extras
-    resource: Literal["macs", "params", "latency"]
-    metric: Metric | None
-
-    def sweep(self, calibration: object, budgets: Sequence[float]) -> Sweep:
-        network, extras = self.network, self.extras
-        name = extras.name or network.name
-        run = Run.to_plan(
-            network.model, network.inputs, self.rules, calibration, self.settings, extras.structures, extras.told
-        )
-        with run.scratch:
-            shared = replace(run.surveyed().planner, swaps=False)
-            points, plans, last = [], {}, None
-            for index, budget in enumerate(budgets):
-                extras.told("points", index, len(budgets), f"{self.resource}={budget:g}")
-                constraints = Constraints({self.resource: budget}, None, run.planner.constraints.outputs)
-                at_budget = replace(run, planner=replace(shared, constraints=constraints))
-                try:
-                    result = at_budget.finish(at_budget.choose(), name, network.notes)
-                except PlanError as error:
-                    points.append(SweepPoint(budget=budget, reason=str(error)))
-                    continue
-                last, plan = result.report, f"{_file_name(name)}-{self.resource}-{budget:g}.json"
-                plans[plan] = result.plan
-                points.append(self._point(budget, plan, result))
-            extras.told("points", len(budgets), len(budgets), "done")
-        return Sweep(self._report(run, name, points, last), plans)
-
-    def _point(self, budget: float, plan: str, result: Result) -> SweepPoint:
-        report, totals = result.report, result.report.totals
-        agreements = [row.top1_agreement for row in report.fidelity if row.top1_agreement is not None]
-        kls = [row.kl for row in report.fidelity if row.kl is not None]
-        latency = totals.onnx_latency_seconds
-        return SweepPoint(
-            budget=budget,
-            plan=plan,
-            macs=totals.macs.ratio,
-            parameters=totals.parameters.ratio,
-            latency=None if latency is None else latency.ratio,
-            agreement=min(agreements, default=None),
-            kl=None if not kls else max(0.0, *kls),
-            error=max((row.relative_error for row in report.fidelity), default=None),
-            metric=None if self.metric is None else float(self.metric(result.model)),
-            refused=report.refused,
-        )
-
-    def _report(self, run: Run, name: str, points: Sequence[SweepPoint], last: Report | None) -> SweepReport:
-        totals = run.work.prepared.totals
-        latency = None if last is None else last.totals.onnx_latency_seconds
-        swept = SweptModel(
-            name=name,
-            macs=totals.macs,
-            parameters=totals.parameters,
-            seconds=None if latency is None else latency.before,
-            metric=None if self.metric is None else float(self.metric(self.network.model)),
-            points=tuple(points),
-        )
-        return SweepReport(
-            tool_version=tool_version(),
-            resource=self.resource,
-            rules=tuple(rule.name for rule in self.rules),
-            basis=(last and last.fidelity_basis) or "not measured",
-            metric=None if self.metric is None else getattr(self.metric, "__name__", "metric"),
-            models=(swept.marked(self.resource),),
-        )
+def _sweep_of(frontier: Frontier, beginning: Beginning, made: Sequence[Made]) -> Sweep:
+    """The frontier of one model, of its points."""
+    points, plans = list[SweepPoint](), dict[str, Plan]()
+    for one in made:
+        name, plan = f"{_file_name(frontier.name)}-{frontier.resource}-{one.point.budget:g}.json", plan_of(one)
+        points.append(one.point if plan is None else one.point.model_copy(update={"plan": name}))
+        if plan is not None:
+            plans[name] = plan
+    reached = [one for one in made if one.plan is not None]
+    swept = SweptModel(
+        name=frontier.name,
+        macs=beginning.macs,
+        parameters=beginning.parameters,
+        seconds=reached[-1].seconds if reached else None,
+        metric=beginning.metric,
+        points=tuple(points),
+    )
+    report = SweepReport(
+        tool_version=tool_version(),
+        resource=frontier.resource,
+        rules=tuple(rule.name for rule in frontier.rules),
+        basis=(reached[-1].basis if reached else None) or "not measured",
+        metric=None if frontier.metric is None else getattr(frontier.metric, "__name__", "metric"),
+        models=(swept.marked(frontier.resource),),
+    )
+    return Sweep(report, plans)
 
 
 def _with_commands(report: SweepReport, folder: Path, words: Sequence[str]) -> SweepReport:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from convrewrite.errors import PlanError
 from convrewrite.graph import Site
@@ -19,6 +20,7 @@ from convrewrite.planning.costs import Counted, Timed
 from convrewrite.planning.curves import Surveyed
 from convrewrite.planning.effort import FAST, THOROUGH
 from convrewrite.planning.fidelity_budget import search, shortfall
+from convrewrite.planning.kept_surveys import survey_facts, survey_of_facts
 from convrewrite.planning.latency_budget import allocate_measured, measured_part
 from convrewrite.planning.latency_table import MIN_GAIN, LatencyTable, fast_enough, in_fastest_lowering
 from convrewrite.planning.plan import Plan
@@ -140,6 +142,15 @@ class Planner:
             effort=FAST if settings.fast else THOROUGH,
             latency_table=table,
         )
+
+    def survey_facts(self) -> list[dict[str, Any] | None]:
+        """The survey as plain values, a site each, from which a planner of the same run in another process goes on."""
+        assert self.surveyed is not None
+        return survey_facts(self.work.prepared.search_spaces, self.surveyed)
+
+    def surveyed_by(self, facts: Sequence[object]) -> "Planner":
+        """This planner with such a survey. Raises ValueError and LookupError for what its search spaces cannot have."""
+        return replace(self, surveyed=survey_of_facts(self.work.prepared.search_spaces, facts))
 
     def _allocated(self, surveyed: tuple[Surveyed, ...]) -> Allocation:
         """Within a budget of counts; of plans with about equal effect the fastest, where time was measured.

@@ -33,7 +33,7 @@ class Effort:
     large_iterations: int = 40
     examples: int = 512
     inputs: int | None = None
-    rounds: int = 9
+    rounds: int = 7
 
 
 THOROUGH = Effort()

@@ -87,7 +87,8 @@ class KeptSurveys:
         if entry is None or entry.tensors:
             return None
         try:
-            return self._restored(space, _Kept.model_validate(entry.facts))
+            kept = _Kept.model_validate(entry.facts)
+            return _restored(space, kept, self.timed), kept.gains
         except (ValidationError, ValueError, LookupError):
             return None
 
@@ -95,34 +96,8 @@ class KeptSurveys:
         """Keep the survey of a site: ``gains`` are those known before it, ``behind`` those after it."""
         if not self._keeps(space):
             return
-        options = [
-            {
-                "error": s.error,
-                "effect": s.effect,
-                "measured": s.measured,
-                **_named(space, s.candidate, seconds_of(s.costs)),
-            }
-            for s in found.options
-        ]
-        dropped = [
-            {"error": d.error, "reason": d.reason, **_named(space, d.candidate, d.seconds)} for d in found.dropped
-        ]
-        facts = {"options": options, "dropped": dropped, "seconds": found.seconds, "reason": found.reason}
+        facts = _facts(space, found)
         self.cache.put("survey", self._asked(space, gains), facts | {"gains": _plain(behind)}, {})
-
-    def _restored(self, space: SearchSpace, kept: _Kept) -> tuple[Surveyed, Gains]:
-        """Raises ValueError and LookupError for what the site cannot have."""
-        times = [kept.seconds, *(option.seconds for option in kept.options)]
-        if any((seconds is not None) != self.timed for seconds in times) or bool(kept.options) == bool(kept.reason):
-            raise ValueError("expected the times of all options or of none, and a reason where there is none")
-        options = []
-        for told in kept.options:
-            scored = Scored(_candidate(space, told), told.error, told.effect, told.measured)
-            options.append(scored if told.seconds is None else scored.timed(told.seconds))
-        dropped = tuple(
-            Dropped(_candidate(space, told), told.error, told.reason, told.seconds) for told in kept.dropped
-        )
-        return Surveyed(space.site, tuple(options), dropped, kept.seconds, kept.reason), kept.gains
 
     def _asked(self, space: SearchSpace, gains: Gains) -> tuple[Any, ...]:
         ranges = [
@@ -139,6 +114,52 @@ class KeptSurveys:
 
     def _keeps(self, space: SearchSpace) -> bool:
         return self.keeps and keepable([rank_range.structure for rank_range in space.rank_ranges])
+
+
+def survey_facts(spaces: Sequence[SearchSpace], surveyed: Sequence[Surveyed]) -> list[dict[str, Any] | None]:
+    """A whole survey as plain values, for another process that has the same search spaces; None for sites without options."""
+    pairs = zip(spaces, surveyed, strict=True)
+    return [_facts(space, found) | {"gains": {}} if space.rank_ranges else None for space, found in pairs]
+
+
+def survey_of_facts(spaces: Sequence[SearchSpace], facts: Sequence[object]) -> tuple[Surveyed, ...]:
+    """The survey that such values tell of. Raises ValueError and LookupError for what these search spaces cannot have."""
+    found = []
+    for space, told in zip(spaces, facts, strict=True):
+        if told is None:
+            found.append(Surveyed(space.site, (), reason=space.reason))
+        else:
+            kept = _Kept.model_validate(told)
+            found.append(_restored(space, kept, kept.seconds is not None))
+    return tuple(found)
+
+
+def _facts(space: SearchSpace, found: Surveyed) -> dict[str, Any]:
+    """The fields of a :class:`_Kept`, but for the gains."""
+    options = [
+        {
+            "error": s.error,
+            "effect": s.effect,
+            "measured": s.measured,
+            **_named(space, s.candidate, seconds_of(s.costs)),
+        }
+        for s in found.options
+    ]
+    dropped = [{"error": d.error, "reason": d.reason, **_named(space, d.candidate, d.seconds)} for d in found.dropped]
+    return {"options": options, "dropped": dropped, "seconds": found.seconds, "reason": found.reason}
+
+
+def _restored(space: SearchSpace, kept: _Kept, timed: bool) -> Surveyed:
+    """Raises ValueError and LookupError for what the site cannot have."""
+    times = [kept.seconds, *(option.seconds for option in kept.options)]
+    if any((seconds is not None) != timed for seconds in times) or bool(kept.options) == bool(kept.reason):
+        raise ValueError("expected the times of all options or of none, and a reason where there is none")
+    options = []
+    for told in kept.options:
+        scored = Scored(_candidate(space, told), told.error, told.effect, told.measured)
+        options.append(scored if told.seconds is None else scored.timed(told.seconds))
+    dropped = tuple(Dropped(_candidate(space, told), told.error, told.reason, told.seconds) for told in kept.dropped)
+    return Surveyed(space.site, tuple(options), dropped, kept.seconds, kept.reason)
 
 
 def _named(space: SearchSpace, candidate: Candidate, seconds: float | None) -> dict[str, object]:

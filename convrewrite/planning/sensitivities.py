@@ -18,14 +18,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import torch
-from torch import Tensor, nn
 
 from convrewrite.calibration import Calibration
 from convrewrite.errors import FitError
 from convrewrite.fitting import LARGE, Fit
 from convrewrite.graph import Site
-from convrewrite.meanings import Meaning, effect_of, tell
-from convrewrite.modules import named_outputs, run
 from convrewrite.planning.candidates import usable
 from convrewrite.planning.curves import (
     Curve,
@@ -36,9 +33,11 @@ from convrewrite.planning.curves import (
     between,
     competitive,
     faithful_enough,
+    slope_of,
     spread,
 )
-from convrewrite.planning.effort import ENOUGH, Effort, fewer
+from convrewrite.planning.effects import Evaluator
+from convrewrite.planning.effort import Effort, fewer
 from convrewrite.planning.kept_surveys import KeptSurveys
 from convrewrite.planning.latency_table import LatencyTable, least_of
 from convrewrite.progress import Stopwatch
@@ -48,11 +47,8 @@ from convrewrite.structures import Option, Structure
 
 LOG = logging.getLogger(__name__)
 
-_Fitting = Callable[[Structure, Option], Fit]
-
-DEAR = 6e12
-"""MACs of the model times its sites and the inputs that effects are measured on: beyond that a site's options share the
-effects of one structure. VGG-16 in full stays below it, ResNet-101 does not with ``FAST``."""
+_Fitting = Callable[[Structure, Option], Callable[[], Fit]]
+"""What fits an option of a structure."""
 
 REFINABLE = 2000
 """Iterations of refinement in a survey times the numbers in a patch."""
@@ -92,45 +88,6 @@ def _told(entry: Surveyed) -> str:
     for dropped in entry.dropped:
         LOG.debug("%s: left out %s: %s", entry.site.name, dropped.candidate.option, dropped.reason)
     return left
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluator:
-    """The original's outputs on the batches that effects are measured on; ``long``: each takes a good while; ``dear``:
-    all together do, so many are the sites."""
-
-    walk: Propagation
-    batches: tuple[int, ...]
-    originals: tuple[dict[str, Tensor], ...]
-    meanings: Mapping[str, Meaning]
-    long: bool = False
-    dear: bool = False
-
-    @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        walk: Propagation,
-        calibration: Calibration,
-        sites: Sequence[Site] = (),
-        meanings: Mapping[str, Meaning] | None = None,
-    ) -> "Evaluator":
-        """On held-out inputs, where there are any. ``sites``: whose options will be evaluated, to know how long that takes;
-        ``meanings`` of the outputs: None, they are told on these inputs."""
-        all_batches = (*calibration.fit, *calibration.held_out)
-        first = len(calibration.fit) if calibration.held_out else 0
-        batches = range(first, len(all_batches))
-        known = tell(model, [all_batches[index] for index in batches]) if meanings is None else meanings
-        originals = tuple(named_outputs(run(model, all_batches[index])) for index in batches)
-        examples = sum(len(all_batches[index][0]) for index in batches)
-        numbers = sum(all_batches[index][0].numel() for index in batches)
-        macs = examples * len(sites) * sum(site.cost.macs for site in sites)
-        return cls(walk, tuple(batches), originals, known, numbers > ENOUGH, macs > DEAR)
-
-    def effect(self, site: Site, module: nn.Module) -> float:
-        """J of a module in the site's place."""
-        outputs = self.walk.outputs(site, module, self.batches)
-        return effect_of(zip(self.originals, map(named_outputs, outputs), strict=True), self.meanings)
 
 
 @dataclass(slots=True)
@@ -226,15 +183,14 @@ class _SiteSurvey:
         if self.latency_table is not None:
             with self.stopwatch.timed("latency"):
                 before = self.latency_table.original(self.site)
-                curves, dropped = self._fast_enough([self._timed_curve(curve) for curve in curves], before)
+                curves, dropped = self._fast_enough(self._timed(curves), before)
         with self.stopwatch.timed("solves"):
             near, far = competitive(self._first_fits(curves))
             near = self._refined(near)
         dropped += [entry for c in far for entry in c.dropped("far behind others of the same cost in a first fit")]
         kept, wrong = faithful_enough(near)
         with self.stopwatch.timed("effects"):
-            groups = ([kept] if kept else []) if self.evaluator.dear else _by_structure(kept)
-            options = [scored for curves in groups for scored in self._scored(curves)]
+            options = self._scored(kept)
         told = (*dropped, *wrong)
         return Surveyed(self.site, tuple(options), told, before, None if options else _nothing_left(told))
 
@@ -255,10 +211,15 @@ class _SiteSurvey:
             for i in between(range(1, len(group) + 1), self._at_least_two(self.effort.large_variants))
         ]
 
-    def _timed_curve(self, curve: Curve) -> Curve:
+    def _timed(self, curves: Sequence[Curve]) -> list[Curve]:
+        """With the seconds of all candidates, which are timed against each other."""
         assert self.latency_table is not None
-        timed = self.latency_table.of(self.site, curve.candidates)
-        return replace(curve, candidates=tuple(t.candidate for t in timed), seconds=tuple(t.seconds for t in timed))
+        timed = iter(self.latency_table.of(self.site, [p for curve in curves for p in curve.candidates]))
+        found = [(curve, [next(timed) for _ in curve.candidates]) for curve in curves]
+        return [
+            replace(curve, candidates=tuple(t.candidate for t in own), seconds=tuple(t.seconds for t in own))
+            for curve, own in found
+        ]
 
     def _fast_enough(self, curves: Sequence[Curve], before: float) -> tuple[list[Curve], list[Dropped]]:
         """Without the options that gain too little measured time."""
@@ -280,10 +241,10 @@ class _SiteSurvey:
         expected to leave of their errors."""
         if not self._large:
             picked = [self._picked(curve, self.effort.ranks) for curve in curves]
-            return self._fitted(curves, picked, partial(self.site_fit.fit, iterations=0))
+            return self._fitted(curves, picked, lambda s, o: partial(self.site_fit.fit, s, o, 0))
         picked = [self._picked(curve, self._at_least_two(self.effort.large_ranks)) for curve in curves]
         targets = [target.to(torch.float32) for target in self.site_fit.targets]
-        rough = self._fitted(curves, picked, partial(self.site_fit.rough, targets=targets))
+        rough = self._fitted(curves, picked, lambda s, o: partial(self.site_fit.rough, s, o, targets))
         gains = [self.gains.expected(curve.rank_range.structure.name) for curve in curves]
         return [
             replace(curve, samples=tuple(replace(sample, gain=gain) for sample in curve.samples))
@@ -300,8 +261,14 @@ class _SiteSurvey:
         iterations = self._iterations
         if iterations == 0 or not self.site_fit.seen:
             return list(curves)
-        fit = partial(self.site_fit.fit, iterations=iterations)
-        refined = self._fitted(curves, [[sample.candidate for sample in curve.samples] for curve in curves], fit)
+        rough = {sample.candidate.option: sample.fit for curve in curves for sample in curve.samples}
+
+        def fitting(structure: Structure, option: Option) -> Callable[[], Fit]:
+            if self._large:
+                return partial(self.site_fit.go_on, structure, option, rough[option], iterations)
+            return partial(self.site_fit.fit, structure, option, iterations)
+
+        refined = self._fitted(curves, [[sample.candidate for sample in curve.samples] for curve in curves], fitting)
         for before, after in zip(curves, refined, strict=True):
             for first, found in zip(before.samples, after.samples, strict=True):
                 if first.fit.unexplained > 0 and not self._large:
@@ -309,10 +276,10 @@ class _SiteSurvey:
                     self.gains.learn(before.rank_range.structure.name, ratio)
         return refined
 
-    def _fitted(self, curves: Sequence[Curve], picked: Sequence[Sequence[Candidate]], fit: _Fitting) -> list[Curve]:
+    def _fitted(self, curves: Sequence[Curve], picked: Sequence[Sequence[Candidate]], fitting: _Fitting) -> list[Curve]:
         """The curves with these candidates of each fitted as their samples, all side by side."""
         each = [candidate for candidates in picked for candidate in candidates]
-        tasks = [partial(fit, self.structures[p.option.structure], p.option) for p in each]
+        tasks = [fitting(self.structures[p.option.structure], p.option) for p in each]
         fits = iter(self.site_fit.solved(tasks))
         return [
             replace(curve, samples=tuple(FittedCandidate(candidate, next(fits)) for candidate in candidates))
@@ -338,17 +305,29 @@ class _SiteSurvey:
         return max(2, count) if self._cheap else count
 
     def _scored(self, curves: Sequence[Curve]) -> list[Scored]:
-        """All variants of one structure, or of several, with the effects that were measured on the best of them: equal
-        errors do about equal harm, most nearly those of one structure."""
-        best = min(curves, key=lambda curve: statistics.fmean(unexplained for _, unexplained in curve.points))
-        picked = spread(range(1, len(best.samples) + 1), self._measured)
-        effects = [(best.samples[i - 1], self._effect(best.samples[i - 1])) for i in picked]
-        return [scored for curve in curves for scored in curve.scored(effects)]
+        """All options with the effects that were measured on the best variant of each structure: equal errors do about equal
+        harm, most nearly those of one structure. Where a run of the model takes long, the best structure shows how effects grow
+        with errors, and of each other one a single option shows how large they are."""
+        groups = ([list(curves)] if curves else []) if self.evaluator.dear else _by_structure(curves)
+        found: list[Scored] = []
+        slope = 1.0
+        for count, group in enumerate(sorted(groups, key=_least_unexplained)):
+            best = min(group, key=_mean_unexplained)
+            measured = self._measured_of(count)
+            effects = [
+                (best.samples[i - 1], self._effect(best.samples[i - 1]))
+                for i in spread(range(1, len(best.samples) + 1), measured)
+            ]
+            if count == 0 and self.evaluator.long:
+                slope = slope_of(effects)
+            found += [scored for curve in group for scored in curve.scored(effects, slope)]
+        return found
 
-    @property
-    def _measured(self) -> int:
-        """Effects measured per structure: fewer where a run of the model takes seconds."""
-        return min(self.effort.measured, 2) if self.evaluator.long else self.effort.measured
+    def _measured_of(self, index: int) -> int:
+        """Effects measured of a structure, the first being the best: fewer where a run of the model takes seconds."""
+        if not self.evaluator.long:
+            return self.effort.measured
+        return min(self.effort.measured, 2 if index == 0 else 1)
 
     def _effect(self, sample: FittedCandidate) -> float:
         structure = self.structures[sample.candidate.option.structure]
@@ -356,6 +335,14 @@ class _SiteSurvey:
             return self.evaluator.effect(
                 self.site, self.site_fit.merged(structure, sample.candidate.option, sample.fit)
             )
+
+
+def _mean_unexplained(curve: Curve) -> float:
+    return statistics.fmean(unexplained for _, unexplained in curve.points)
+
+
+def _least_unexplained(curves: Sequence[Curve]) -> float:
+    return min(map(_mean_unexplained, curves))
 
 
 def _by_structure(curves: Sequence[Curve]) -> list[list[Curve]]:

@@ -19,8 +19,8 @@ from convrewrite.meanings import effect_of
 from convrewrite.modules import named_outputs, run
 from convrewrite.planning.allocation import Allocation, FittedPlan, allocate
 from convrewrite.planning.curves import Scored, Surveyed
+from convrewrite.planning.effects import Evaluator
 from convrewrite.planning.effort import THOROUGH
-from convrewrite.planning.sensitivities import Evaluator
 from convrewrite.rewriting import Propagation, Rewritten, SiteFit, Work, keepable
 from convrewrite.stored import tensors_digest
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from html import escape
 
 from pydantic import BaseModel, ConfigDict
-from tabulate import tabulate
 
 from convrewrite.escaping import printable
 from convrewrite.reporting import figures
 from convrewrite.reporting.report import Report
+from convrewrite.tables import shortened, table
 
 HEADERS = ("result", "model", "MACs", "param.", "latency", "agreement", "KL", "error", "")
 
@@ -73,7 +73,7 @@ class Compared(BaseModel):
     def text(self) -> str:
         """For the terminal; reasons why results are no success stand below the table."""
         notes = [f"{result.name}: {result.refused}" for result in self.results if result.refused]
-        return "\n".join((tabulate(self._rows(), HEADERS, disable_numparse=True), *notes))
+        return "\n".join((table(HEADERS, self._rows(), "llrrrrrrl"), *map(shortened, notes)))
 
     def page(self) -> str:
         """As an HTML page without outside references."""

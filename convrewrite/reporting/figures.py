@@ -5,9 +5,6 @@ from typing import NamedTuple
 
 from convrewrite.reporting.report import Change, LatencyChange, OutputFidelityRow, ParityRow, Report, SiteRow
 
-WIDTH = 110
-"""Columns of a terminal."""
-
 NOT_MEASURED = "not measured"
 DOES_NOT_APPLY = "-"
 TOTALS_HEADERS = ("", "before", "after", "after / before")

@@ -1,17 +1,12 @@
 """A plan for the terminal: as a whole, and one site with everything that was measured there."""
 
-import textwrap
-
-from tabulate import tabulate
-
 from convrewrite.planning import Considered, Plan, PlannedSite
 from convrewrite.reporting import figures
-from convrewrite.reporting.figures import WIDTH
+from convrewrite.tables import filled, table
 
 CONSIDERED_HEADERS = ("", "option", "MACs", "param.", "time", "error", "effect", "")
 """Columns of the table of options; those are shown that hold something."""
 
-OPTION_WIDTH, DECISION_WIDTH = 48, 54
 EFFECTS = (
     "Errors and effects are those with only this site rewritten. The effect is the KL of the model's outputs, or their "
     "squared relative error."
@@ -35,13 +30,8 @@ def render_plan(plan: Plan, site: str | None = None) -> str:
         lines.append(
             f"promised: macs {p.macs:.3f}, params {p.params:.3f}{latency}; effect on the outputs {p.effect:.2g}"
         )
-    table = tabulate(
-        rows,
-        ("site", "kind", "geometry", "MACs", "becomes"),
-        disable_numparse=True,
-        maxcolwidths=[None] * 4 + [DECISION_WIDTH],
-    )
-    return "\n".join((*lines, "", table))
+    sites = table(("site", "kind", "geometry", "MACs", "becomes"), rows, "lllrl")
+    return "\n".join((*map(filled, lines), "", sites))
 
 
 def render_site(site: PlannedSite) -> str:
@@ -54,12 +44,12 @@ def render_site(site: PlannedSite) -> str:
     rows = [_row(site, entry, reasons) for entry in site.considered]
     shown = [i for i in range(len(CONSIDERED_HEADERS)) if any(row[i] for row in rows)]
     cells = [[row[i] for i in shown] for row in rows]
-    widths = [OPTION_WIDTH if CONSIDERED_HEADERS[i] == "option" else None for i in shown]
-    text = tabulate(cells, [CONSIDERED_HEADERS[i] for i in shown], disable_numparse=True, maxcolwidths=widths)
+    sides = "".join("llrrlrrl"[i] for i in shown)
+    text = table([CONSIDERED_HEADERS[i] for i in shown], cells, sides)
     notes = [f"[{number}] {reason}" for reason, number in reasons.items()]
     if any(entry.effect is not None for entry in site.considered):
         notes.append(EFFECTS)
-    return "\n".join((head, "", text, *(textwrap.fill(note, WIDTH) for note in notes)))
+    return "\n".join((head, "", text, *map(filled, notes)))
 
 
 def _row(site: PlannedSite, entry: Considered, reasons: dict[str, int]) -> tuple[str, ...]:

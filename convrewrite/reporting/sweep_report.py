@@ -9,6 +9,7 @@ from tabulate import tabulate
 
 from convrewrite.escaping import printable
 from convrewrite.reporting import figures
+from convrewrite.tables import filled, table
 
 Part = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -82,13 +83,11 @@ class SweepReport(_Part):
     def text(self) -> str:
         """The sweep for the terminal: one table a model, without columns that hold nothing; and why points are missing."""
         parts = [_table(model, self.resource) for model in self.models]
-        return "\n\n".join((*parts, f"Fidelity was {self.basis}."))
+        return "\n\n".join((*parts, filled(f"Fidelity was {self.basis}.")))
 
     def _repr_html_(self) -> str:
         """The same tables, as a notebook shows them."""
-        tables = [
-            f"<strong>{html.escape(printable(model.name))}</strong>{_tabled(model, 'html')}" for model in self.models
-        ]
+        tables = [f"<strong>{html.escape(printable(model.name))}</strong>{_html(model)}" for model in self.models]
         return "".join((*tables, f"<p>Fidelity was {html.escape(self.basis)}.</p>"))
 
 
@@ -147,15 +146,21 @@ def sweep_rows(model: SweptModel) -> list[tuple[str, ...]]:
 
 def _table(model: SweptModel, resource: str) -> str:
     missing = [f"{resource}={point.budget:g}: {point.reason}" for point in model.points if point.reason]
-    return "\n".join((model.name, _tabled(model, "simple"), *missing))
+    headers, cells = _shown(model)
+    drawn = table(headers, cells, "l" * headers.count("") + "r" * (len(headers) - headers.count("")))
+    return "\n".join((model.name, drawn, *map(filled, missing)))
 
 
-def _tabled(model: SweptModel, form: str) -> str:
-    """Without columns that hold nothing."""
+def _shown(model: SweptModel) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells, without columns that hold nothing."""
     rows = sweep_rows(model)
     shown = [i for i in range(len(HEADERS)) if any(row[i] for row in rows)]
-    cells = [[row[i] for i in shown] for row in rows]
-    return tabulate(cells, [HEADERS[i] for i in shown], tablefmt=form, disable_numparse=True)
+    return [HEADERS[i] for i in shown], [[row[i] for i in shown] for row in rows]
+
+
+def _html(model: SweptModel) -> str:
+    headers, cells = _shown(model)
+    return tabulate(cells, headers, tablefmt="html", disable_numparse=True)
 
 
 def _times(part: float | None) -> str:

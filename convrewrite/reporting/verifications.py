@@ -1,9 +1,8 @@
 """Two models side by side, for the terminal."""
 
-from tabulate import tabulate
-
 from convrewrite.reporting import figures
 from convrewrite.runtime import Verification
+from convrewrite.tables import shortened, table
 
 HEADERS = (
     "output", "taken for", "max. diff.", "max. / max.", "tolerance", "the same", "rel. error", "top-1 agreement", "KL",
@@ -16,12 +15,12 @@ def render_verification(outcome: Verification, examples: int, source: str) -> st
     """Every output that was compared, what it was taken for and why, and on what."""
     rows = [_row(outcome, index) for index in range(len(outcome.parity.outputs))]
     shown = [i for i, header in enumerate(HEADERS) if header not in OPTIONAL or any(row[i] for row in rows)]
-    table = tabulate([[row[i] for i in shown] for row in rows], [HEADERS[i] for i in shown], disable_numparse=True)
+    drawn = table([HEADERS[i] for i in shown], [[row[i] for i in shown] for row in rows], "ll" + "r" * (len(shown) - 2))
     taken = [figures.taken(name, m.kind, m.reason, m.weight) for name, m in outcome.fidelity.meanings.items()]
-    lines = [table, f"on {examples} {source}", *taken]
+    lines = [drawn, f"on {examples} {source}", *taken]
     if outcome.fidelity.left_out:
         lines.append(f"not compared, as they are no tensors: {', '.join(outcome.fidelity.left_out)}")
-    return "\n".join(lines)
+    return "\n".join(map(shortened, lines))
 
 
 def _row(outcome: Verification, index: int) -> tuple[str, ...]:

@@ -159,6 +159,10 @@ class SiteFit:
         with solving(self.site.name):
             return rough_fit(structure, self.site.folded_spec, option.parameters, self.seen, targets, self.roots)
 
+    def go_on(self, structure: Structure, option: Option, found: Fit, iterations: int) -> Fit:
+        """A fit of an option to the same inputs with more ``iterations``."""
+        return self._refit(structure, option, found, self.targets, self.seen, iterations)
+
     def _refit(
         self,
         structure: Structure,

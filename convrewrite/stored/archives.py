@@ -36,7 +36,7 @@ def stored_sizes(path: Path) -> dict[str, int]:
 
 
 def _sizes_in(path: Path, members: Sequence[zipfile.ZipInfo]) -> dict[str, int]:
-    """Bytes of every record, as PyTorch's own reader sees them: what another one sees may differ. Up to version 2.11 it tells no
+    """Bytes of every record, as PyTorch's own reader sees them: what another one sees may differ. Before version 2.13 it tells no
     sizes, so that there it has to see the same records, and the other's sizes count."""
     reader = torch._C.PyTorchFileReader(str(path))
     names = set(reader.get_all_records())

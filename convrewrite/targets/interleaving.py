@@ -13,7 +13,7 @@ from convrewrite.targets.target import Clock
 TimedCall = Callable[[], object]
 MAX_REPEATS = 1 << 17
 MIN_SHARE = 0.02
-GRAPHS_PER_ROUND = 8
+GRAPHS_PER_ROUND = 16
 
 
 @dataclass(frozen=True, slots=True)

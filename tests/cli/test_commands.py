@@ -53,8 +53,8 @@ def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_optimize_writes_every_file_and_prints_the_report(place: Path, optimized: Ran, out: Path) -> None:
     assert listing(out) == set(FILES)
     assert listing(place) == {"net.pt", "other.pt", "images.npy", "out", *(f"out/{name}" for name in FILES)}
-    assert "2 of 4 convolution sites rewritten" in " ".join(optimized.out.split())
-    assert f"Written to {out}: model.onnx, model.pt, plan.json" in optimized.out
+    assert "2 of 4 convolution sites rewritten" in optimized.said
+    assert f"Written to {out}: model.onnx, model.pt, plan.json" in optimized.said
     assert "verify" in optimized.err
     assert "fit" in optimized.err
 
@@ -71,7 +71,7 @@ def test_optimize_takes_the_input_size_from_the_calibration_inputs(out: Path) ->
 def test_optimize_assumes_and_states_an_input_size(place: Path) -> None:
     ran = call("analyze", place / "net.pt")
     assert ran.code == 0
-    assert "Note: input size assumed 1x3x224x224; pass --input to change it" in ran.out
+    assert "Note: input size assumed 1x3x224x224; pass --input to change it" in ran.said
 
 
 def test_files_can_be_read_by_everyone_who_can_read_the_folder(out: Path) -> None:
@@ -142,7 +142,7 @@ def test_what_has_no_onnx_form_is_rewritten_without(place: Path, tmp_path: Path)
     assert ran.code == 0, ran.err
     ran = call("apply", tmp_path / "double.pt", tmp_path / "plan.json", "-o", tmp_path / "a", *call_without)
     assert ran.code == 0, ran.err
-    assert "no ONNX file was asked for" in ran.out
+    assert "no ONNX file was asked for" in ran.said
     assert listing(tmp_path / "a") == set(FILES) - {"model.onnx"}
     both = ("--budget", "macs=0.6", "--rule", "balanced")
     assert call("optimize", tmp_path / "double.pt", "-o", tmp_path / "o", *call_without, *both).code == 0
@@ -157,13 +157,13 @@ def test_what_has_no_onnx_form_is_rewritten_without(place: Path, tmp_path: Path)
 def test_parity_holds_between_torch_and_onnx(out: Path) -> None:
     ran = call("verify", out / "model.pt", out / "model.onnx")
     assert ran.code == 0, ran.err
-    assert "Parity holds." in ran.out
+    assert "Parity holds." in ran.said
 
 
 def test_verify_takes_a_folder_and_calibration_inputs(place: Path, out: Path) -> None:
     ran = call("verify", out, out / "model.onnx", "--calib", place / "images.npy")
     assert ran.code == 0, ran.err
-    assert "on 80 calibration inputs" in ran.out
+    assert "on 80 calibration inputs" in ran.said
 
 
 def test_the_rewritten_model_is_not_the_original(place: Path, out: Path) -> None:
@@ -181,25 +181,25 @@ def test_a_rewritten_file_is_compared_by_its_fidelity(place: Path, out: Path) ->
     for pair in ((original, file), (file, original)):
         ran = call("verify", *pair, *INPUT)
         assert ran.code == 0, ran.err
-        assert f"made from {original}: it approximates it, fidelity is what counts" in ran.out
-        assert "Parity holds" not in ran.out
+        assert f"made from {original}: it approximates it, fidelity is what counts" in ran.said
+        assert "Parity holds" not in ran.said
     assert call("verify", original, out, *INPUT).code == 0
     for result in (out, out / "model.pt"):
         ran = call("verify", result, file, *INPUT)
         assert ran.code == 0, ran.err
-        assert "Parity holds." in ran.out
+        assert "Parity holds." in ran.said
     stranger = call("verify", place / "other.pt", file, *INPUT)
     assert stranger.code == 1
     assert "was rewritten from another model than" in stranger.message
     assert call("verify", place / "other.pt", file, *INPUT, "--expect", "fidelity").code == 0
     same = call("verify", file, file, *INPUT)
-    assert (same.code, "are the same rewritten model" in same.out) == (0, True)
+    assert (same.code, "are the same rewritten model" in same.said) == (0, True)
 
 
 def test_verify_says_what_outputs_are_taken_for(place: Path, out: Path) -> None:
     ran = call("verify", place / "net.pt", out / "model.onnx", *INPUT, "--output", "output=values")
     assert ran.code == 0
-    assert "output: taken for values: as asked" in ran.out
+    assert "output: taken for values: as asked" in ran.said
     refused = call("verify", place / "net.pt", out / "model.onnx", *INPUT, "--output", "x=values")
     assert (refused.code, "it has output" in refused.message) == (2, True)
 
@@ -256,7 +256,7 @@ def test_bench_compares_all_pairs(place: Path, out: Path) -> None:
     both_torch = call("bench", place / "net.pt", out / "model.pt", *INPUT, "--rounds", 3)
     assert both_torch.code == 0, both_torch.err
     assert {"onnxruntime", "torch"} <= set(both_torch.out.split())
-    assert "input 1x3x16x16, 1 thread(s), median of 3 interleaved rounds" in both_torch.out
+    assert "input 1x3x16x16, 1 thread(s), median of 3 interleaved rounds" in both_torch.said
     mixed = call("bench", out / "model.onnx", out / "model.onnx", "--rounds", 3)
     assert mixed.code == 0, mixed.err
     assert "onnxruntime" in mixed.out.split()
@@ -274,9 +274,9 @@ def test_analyze_lists_every_site_with_its_reason(place: Path) -> None:
         ["8", "pointwise", "32->16"],
     ]
     assert [row for row in expected if row not in rows] == []
-    assert "it is the stem" in ran.out
-    assert "kind is pointwise, the rule takes standard, dilated, transposed" in " ".join(ran.out.split())
-    assert ran.out.count("yes: separable") == 2
+    assert "it is the stem" in ran.said
+    assert "kind is pointwise, the rule takes standard, dilated, transposed" in ran.said
+    assert ran.said.count("yes: separable") == 2
 
 
 def test_rules_list_and_show() -> None:
@@ -287,7 +287,7 @@ def test_rules_list_and_show() -> None:
         shown = call("rules", "show", name)
         assert shown.code == 0
         assert "[[rule]]" in shown.out
-        assert "schema = 1" in shown.out
+        assert "schema = 1" in shown.said
         [rule] = load_rule_file(builtin_rules()[name]).rule
         words = " ".join(shown.out.replace("#", "").split())
         asked = "Without a budget, or --keep, the ratio below holds at every site"
@@ -300,11 +300,11 @@ def test_rules_check(tmp_path: Path) -> None:
     file.write_text(head + "[[rule.accepts]]\nconv = { in_channels = 64, out_channels = 64, kernel_size = [3, 3] }\n")
     good = call("rules", "check", file)
     assert good.code == 0
-    assert "mine.toml: valid; 1 examples hold" in good.out
+    assert "mine.toml: valid; 1 examples hold" in good.said
     file.write_text(head + "[[rule.accepts]]\nconv = { in_channels = 64, out_channels = 64, kernel_size = [1, 1] }\n")
     failing = call("rules", "check", file)
     assert failing.code == 1
-    assert "FAIL mine: accepts[0]: kind is pointwise, the rule takes standard" in failing.out
+    assert "FAIL mine: accepts[0]: kind is pointwise, the rule takes standard" in failing.said
     assert "1 of 1 examples fail" in failing.message
 
 

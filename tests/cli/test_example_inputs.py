@@ -92,7 +92,7 @@ def test_an_example_by_name(place: Path, example: str) -> None:
     target = f"{place}/several_inputs.py:{example}"
     ran = call("analyze", f"{place}/several_inputs.py:tagged", "--input", target, "--rule", "separable")
     assert ran.code == 0, ran.err
-    assert "yes: separable" in ran.out
+    assert "yes: separable" in ran.said
 
 
 @pytest.mark.usefixtures("untimed")
@@ -109,10 +109,10 @@ def test_optimize_and_verify_with_an_example_and_batches_by_name(place: Path) ->
     assert same.code == 0, same.err
     on_batches = call("verify", place / "out", *files, *calib, "--factory", f"{place}/several_inputs.py:tagged")
     assert on_batches.code == 0, on_batches.err
-    assert "on 24 calibration inputs" in on_batches.out
+    assert "on 24 calibration inputs" in on_batches.said
     timed = call("bench", f"{place}/several_inputs.py:tagged", *files, "--rounds", 3)
     assert timed.code == 0, timed.err
-    assert "input 1x3x16x16, 1, 1 thread(s)" in timed.out
+    assert "input 1x3x16x16, 1, 1 thread(s)" in timed.said
 
 
 @pytest.mark.usefixtures("untimed")
@@ -131,7 +131,7 @@ def test_a_shape_for_each_input(place: Path) -> None:
     files = (place / "out" / "model.pt", place / "out" / "model.onnx")
     verified = call("verify", *files, "--factory", f"{place}/several_inputs.py:shifted")
     assert verified.code == 0, verified.err
-    assert "on 8 random inputs" in verified.out
+    assert "on 8 random inputs" in verified.said
 
 
 @pytest.mark.parametrize(

@@ -79,15 +79,15 @@ def test_optimize_takes_a_graph(place: Path, tmp_path: Path) -> None:
     ran = call("optimize", place / "net.onnx", "-o", tmp_path / "out", "--calib", place / "images.npy")
     assert ran.code == 0, ran.err
     assert listing(tmp_path / "out") == SAVED
-    assert "2 of 3 convolution sites rewritten" in " ".join(ran.out.split())
-    assert f"Written to {tmp_path / 'out'}: model.onnx, plan.json" in ran.out
+    assert "2 of 3 convolution sites rewritten" in ran.said
+    assert f"Written to {tmp_path / 'out'}: model.onnx, plan.json" in ran.said
     report = report_of(tmp_path / "out")
     assert (report.input_shapes, report.calibration.fitted_on) == (((1, 3, 16, 16),), 64)
     assert report.model == str(place / "net.onnx")
 
 
 def test_plan_shows_and_apply_carries_out(place: Path, planned: Ran, out: Path) -> None:
-    assert f"Written to {place / 'plan.json'}" in planned.out
+    assert f"Written to {place / 'plan.json'}" in planned.said
     assert listing(out) == SAVED
     totals = report_of(out).totals
     assert totals.macs.after <= 0.6 * totals.macs.before
@@ -112,7 +112,7 @@ def test_verify_compares_the_result_with_the_original(place: Path, out: Path) ->
     for second in (out, out / "model.onnx"):
         ran = call("verify", place / "net.onnx", second)
         assert ran.code == 0, ran.err
-        assert "fidelity is what counts" in " ".join(ran.out.split())
+        assert "fidelity is what counts" in ran.said
     ran = call("verify", place / "net.onnx", out / "model.onnx", "--calib", place / "images.npy", "--error", "0.0001")
     assert ran.code == 1
     assert "exceeds 0.0001" in ran.message
@@ -135,7 +135,7 @@ def test_bench_times_the_files(place: Path, out: Path) -> None:
     ran = call("bench", place / "net.onnx", out, "--rounds", 3)
     assert ran.code == 0, ran.err
     assert "onnxruntime" in ran.out.split()
-    assert "input 1x3x16x16, 1 thread(s), median of 3 interleaved rounds" in ran.out
+    assert "input 1x3x16x16, 1 thread(s), median of 3 interleaved rounds" in ran.said
 
 
 @pytest.mark.parametrize("given", [
@@ -170,7 +170,7 @@ def test_the_size_of_free_axes_is_taken_from_the_calibration_inputs(place: Path,
     assert report_of(tmp_path / "out").input_shapes == ((1, 3, 16, 16),)
     assert not any("example size" in note for note in report_of(tmp_path / "out").notes)
     alone = call("analyze", place / "free.onnx")
-    assert "free axes of inputs got an example size: image as 1x3x224x224" in alone.out
+    assert "free axes of inputs got an example size: image as 1x3x224x224" in alone.said
 
 
 def test_calibration_inputs_go_by_the_names_of_the_graph(place: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def test_a_result_says_how_it_is_made_again_and_an_analysis_has_a_page(tmp_path:
 
     ran = call("analyze", model, *INPUT, "--page", page)
     assert ran.code == 0, ran.err
-    assert ran.out.endswith(f"Written to {page}\n")
+    assert ran.said.endswith(f"Written to {page}")
     assert page.read_text(encoding="utf-8").count('<article class="site"') == 2
     ran = call("analyze", model, *INPUT, "--page", model)
     assert (ran.code, "holds something else than a page" in ran.message) == (2, True)

@@ -72,14 +72,14 @@ def plan_file(place: Path, planned: Ran) -> Path:
 def test_plan_writes_and_shows_a_plan(place: Path, planned: Ran, plan_file: Path) -> None:
     made = results.read_plan(plan_file)
     assert (made.budget, made.seed, made.rules) == ({"macs": 0.6}, 3, ("separable",))
-    assert "asked: macs=0.6" in planned.out
-    assert "promised: macs 0." in planned.out
+    assert "asked: macs=0.6" in planned.said
+    assert "promised: macs 0." in planned.said
     assert [site.name for site in made.sites] == ["0", "3", "6", "8"]
     for site in made.sites:
         assert any(line.split()[:1] == [site.name] for line in planned.out.splitlines())
-    assert "kept: it is the stem, the first convolution the network runs" in " ".join(planned.out.split())
-    assert "Note: input size 1x3x16x16 taken from" in planned.out
-    assert planned.out.endswith(f"Written to {plan_file}\n")
+    assert "kept: it is the stem, the first convolution the network runs" in planned.said
+    assert "Note: input size 1x3x16x16 taken from" in planned.said
+    assert planned.said.endswith(f"Written to {plan_file}")
     assert "survey" in planned.err
     assert "fit" not in planned.err.split()
     assert not [name for name in listing(place) if name.startswith(".")]
@@ -146,7 +146,7 @@ def test_explain_shows_a_plan_or_a_site_of_it(planned: Ran, plan_file: Path) -> 
     assert one.code == 0, one.err
     made = results.read_plan(plan_file).site("3")
     assert one.out.startswith(f"3: standard {made.geometry}\n")
-    assert "Errors and effects are those with only this site rewritten." in one.out
+    assert "Errors and effects are those with only this site rewritten." in one.said
     assert sum(line.startswith(">") for line in one.out.splitlines()) == (made.option is not None)
     kept = call("explain", plan_file, "0")
     assert kept.out.splitlines()[1] == "kept: it is the stem, the first convolution the network runs"
@@ -239,7 +239,7 @@ def test_a_result_that_measures_slower_is_written_and_is_no_success(
     assert listing(tmp_path / "out") == set(FILES)
     report = Report.model_validate_json((tmp_path / "out" / "report.json").read_text())
     assert report.refused == ran.message
-    assert f"Written to {tmp_path / 'out'}" in ran.out
+    assert f"Written to {tmp_path / 'out'}" in ran.said
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from rich.console import Console
 from convrewrite.cli import progress, progress_bars
 from convrewrite.cli.bars import Bars
 from convrewrite.cli.progress import SECONDS_BETWEEN_LINES, _Lines, stages_of
+from convrewrite.process import quiet
 from convrewrite.settings import Settings
 from convrewrite.stages import Stages
 
@@ -109,6 +110,22 @@ def test_what_a_run_will_do_is_known_from_what_is_asked() -> None:
     )
     assert stages_of(Settings(), "images", "plan", several=True) == ("prepare", "fit")
     assert stages_of(Settings(), "images", "sweep") == ("prepare", "survey", "points")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_bars_are_drawn_over_themselves_while_a_thread_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is while a model is exported: what stands in place of the stream then writes a line for every frame."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    view = progress._view(Stages(("fit",), Clock()))
+    assert isinstance(view, Bars)
+    with quiet():
+        assert view._bars.console.file is terminal
+    view.end()
 
 
 def test_a_command_in_a_terminal_draws_and_leaves_whole_lines() -> None:

@@ -45,7 +45,7 @@ def test_a_result_is_recovered_in_its_place_and_no_checkpoint_is_left(out: Path)
     before = weights(out)
     ran = call(*recover(out))
     assert ran.code == 0, ran.err
-    assert "Held-out effect" in ran.out and f"Written to {out}" in ran.out
+    assert "Held-out effect" in ran.said and f"Written to {out}" in ran.said
     told = Report.model_validate_json((out / "report.json").read_text()).recovered
     assert told is not None and told.after < told.before
     assert any(not torch.equal(value, before[name]) for name, value in weights(out).items())
@@ -61,7 +61,7 @@ def test_another_folder_augmentation_labels_and_a_model_may_be_named(out: Path) 
         "--labels", out.parent / "y.npz", "--model", out.parent / "model.pt", "--all",
     )  # fmt: skip
     assert ran.code == 0, ran.err
-    assert "augmentation flipped" in " ".join(ran.out.split()) and "all parameters" in " ".join(ran.out.split())
+    assert "augmentation flipped" in ran.said and "all parameters" in ran.said
     assert all(torch.equal(value, before[name]) for name, value in weights(out).items())
     assert (out.parent / "new" / "report.html").is_file()
 
@@ -69,7 +69,7 @@ def test_another_folder_augmentation_labels_and_a_model_may_be_named(out: Path) 
 def test_an_absurd_rate_is_said_and_the_result_as_it_was(out: Path) -> None:
     before = weights(out)
     ran = call("recover", out, "--data", out.parent / "x.npy", "--epochs", "4", "--rate", "1e9", "--no-onnx")
-    assert ran.code == 0 and "returned unchanged" in " ".join(ran.out.split())
+    assert ran.code == 0 and "returned unchanged" in ran.said
     assert all(torch.equal(value, before[name]) for name, value in weights(out).items())
 
 

@@ -55,7 +55,7 @@ def test_what_is_decided_is_said_on_the_error_stream(place: Path) -> None:
     plain, before, behind, more = (call(*words), call("-v", *words), call(*words, "-v"), call("-v", *words, "-vv"))
     for ran in (before, behind, more):
         assert ran.code == 0
-        assert "Written to" in ran.out and not any(map(LINE.fullmatch, ran.out.splitlines()))
+        assert "Written to" in ran.said and not any(map(LINE.fullmatch, ran.out.splitlines()))
     lines = [[line for line in ran.err.splitlines() if LINE.fullmatch(line)] for ran in (plain, before, behind, more)]
     assert [len(found) for found in lines[:1]] == [0]
     assert len(lines[1]) == len(lines[2]) < len(lines[3])

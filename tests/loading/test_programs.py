@@ -271,11 +271,11 @@ def test_a_program_file_is_optimised(tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", images(40).numpy())
     ran = call("optimize", tmp_path / "m.pt2", "--trust", "--calib", tmp_path / "images.npy", "-o", tmp_path / "out")
     assert ran.code == 0, ran.err
-    told = " ".join(ran.out.split())  # lines are broken where a path ends
+    told = ran.said  # lines are broken where a path ends
     assert "2 of 4 convolution sites rewritten" in told
     assert "exported for a batch of 1; it takes any now" in told
     analyzed = call("analyze", tmp_path / "m.pt2", "--trust")
-    assert "input size 1x3x16x16 is that of the exported program" in analyzed.out
+    assert "input size 1x3x16x16 is that of the exported program" in analyzed.said
     assert SHAPE == (3, 16, 16)
 
 

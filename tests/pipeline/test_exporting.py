@@ -68,7 +68,7 @@ def test_a_run_writes_every_form_and_says_how_near_each_is(made: tuple[Path, Pat
     assert any("tried at twice the size of each" in note for note in report.notes)
     assert Report.model_validate_json((out / "report.json").read_text()) == report
     lines = render_text(report).splitlines()
-    assert "Exports: other forms against torch" in lines and max(map(len, lines)) <= 110
+    assert "Exports: other forms against torch" in lines and max(map(len, lines)) <= 80
     for name in ("report.md", "report.html"):
         text = (out / name).read_text()
         assert "model.openvino.xml, model.openvino.bin" in text and "onnxruntime" in text

@@ -167,5 +167,5 @@ def test_from_the_command_line_to_onnxruntime_and_back(tmp_path: Path) -> None:
 def test_the_length_of_an_input_is_found(tmp_path: Path) -> None:
     torch.save(nn.Sequential(nn.Conv1d(2, 16, 5), nn.ReLU(), nn.Conv1d(16, 16, 3)), tmp_path / "m.pt")
     ran = call("analyze", tmp_path / "m.pt")
-    assert "input size assumed 1x2x1024" in ran.out
-    assert "16->16 3" in ran.out
+    assert "input size assumed 1x2x1024" in ran.said
+    assert "16->16 3" in ran.said

@@ -322,7 +322,7 @@ def test_a_detector_is_judged_by_boxes_and_scores_and_still_chooses(tmp_path: Pa
     assert f"made from {paths[0]}" in approximates
     ran = call("verify", *paths)
     assert ran.code == 0
-    said = " ".join(ran.out.split())
+    said = ran.said
     assert all(note in said for note in compared.notes)
 
 

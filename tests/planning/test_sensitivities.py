@@ -21,13 +21,14 @@ from convrewrite.fitting import Fit
 from convrewrite.fitting.stages import MIN_ITERATIONS
 from convrewrite.graph.sites import Site, find_sites
 from convrewrite.graph.tracing import trace
-from convrewrite.planning import candidates, sensitivities
+from convrewrite.planning import candidates, effects, sensitivities
 from convrewrite.planning.allocation import allocate
 from convrewrite.planning.costs import Timed
 from convrewrite.planning.curves import Surveyed
+from convrewrite.planning.effects import Evaluator
 from convrewrite.planning.effort import FAST, THOROUGH, Effort, fewer
 from convrewrite.planning.latency_table import LatencyTable, aligned
-from convrewrite.planning.sensitivities import Evaluator, survey
+from convrewrite.planning.sensitivities import survey
 from convrewrite.rewriting.site_fit import SiteFit
 from convrewrite.rewriting.surgery import replace_site
 from convrewrite.rules.options import search_spaces
@@ -332,13 +333,15 @@ def test_large_sites_get_few_fits_with_inputs_and_without(
 def test_of_a_large_site_with_cheap_fits_two_ranks_are_refined(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sensitivities, "LARGE", 1)
     efforts: list[int] = []
-    plain = SiteFit.fit
+    plain = SiteFit.go_on
 
-    def fit(self: SiteFit, structure: Structure, option: Option, iterations: int | None = None) -> Fit:
-        efforts.append(iterations or 0)
-        return plain(self, structure, option, iterations)
+    def go_on(self: SiteFit, structure: Structure, option: Option, found: Fit, iterations: int) -> Fit:
+        efforts.append(iterations)
+        refined = plain(self, structure, option, found, iterations)
+        assert refined.unexplained <= 1.01 * self.fit(structure, option, 0).unexplained
+        return refined
 
-    monkeypatch.setattr(SiteFit, "fit", fit)
+    monkeypatch.setattr(SiteFit, "go_on", go_on)
     effort = replace(QUICK, large_ranks=1, large_variants=1, large_iterations=7)
     found = surveyed(settled(Chain().double()), data(), "channel", effort=effort)
     assert efforts == [7, 7] * len([entry for entry in found if entry.options])
@@ -346,3 +349,15 @@ def test_of_a_large_site_with_cheap_fits_two_ranks_are_refined(monkeypatch: pyte
     monkeypatch.setattr(SiteFit, "effort", lambda *_: MIN_ITERATIONS)
     surveyed(settled(Chain().double()), data(), "channel", effort=effort)
     assert efforts == [], "rough fits alone where they are dear"
+
+
+def test_where_a_run_takes_long_one_option_of_most_structures_is_measured(
+    evaluation: list[tuple[Site, nn.Module, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(effects, "ENOUGH", 0)
+    found = surveyed(settled(Chain().double()), data(), "channel", "separable")
+    for entry in (entry for entry in found if entry.options):
+        measured = [value for site, _, value in evaluation if site == entry.site]
+        structures = {option.candidate.option.structure for option in entry.options}
+        assert len(structures) <= len(measured) <= len(structures) + 1, "two of the best one"
+        assert all(option.effect > 0 for option in entry.options)

@@ -202,9 +202,9 @@ def test_what_was_not_measured_is_never_shown_as_measured(render: Any) -> None:
 
 def test_the_text_names_everything_that_was_measured() -> None:
     text = render_text(full())
-    assert "1 of 2 convolution sites rewritten: 0.56x of its MACs and 0.68x of its parameters" in text
+    assert "1 of 2 convolution sites rewritten: 0.56x of its MACs and 0.68x of its\nparameters" in text
     assert "kept: it is the stem" in text
-    assert "0.40x (-60 %), quartiles 0.39x to 0.41x" in line(text, "ONNX latency  ")
+    assert "0.40x (-60 %), quartiles 0.39x to" in line(text, "ONNX latency  ")
     fidelity, parity = [row.split() for row in text.splitlines() if row.startswith("logits ")]
     assert fidelity == ["logits", "logits", "3.2", "%", "98.5", "%", "0.012"]
     assert parity == ["logits", "2.0e-06", "3.0e-07", "1e-04", "passed"]
@@ -255,7 +255,7 @@ def test_analysis_numbers_its_reasons_once() -> None:
     text = render_sites(rows)
     assert line(text, "[1]") == "[1] it is the stem"
     assert line(text, "[2]") == "[2] no cp"
-    assert "yes: separable; no: cp" in line(text, "conv2")
+    assert "yes: separable; no:" in line(text, "conv2") and text.splitlines()[4].endswith(" cp [2]")
     assert line(text, "conv1").split()[5:11] == ["2.30", "k", "147", "k", "25.0", "%"]
     assert "calls)" in text
     assert render_sites([]) == "No convolutions were found.\n"
@@ -311,7 +311,7 @@ def reports(draw: st.DrawFn) -> Report:
 @settings(max_examples=60, deadline=None)
 def test_every_report_renders_within_its_width(report: Report) -> None:
     text = render_text(report)
-    assert max(map(len, text.splitlines())) <= 110
+    assert max(map(len, text.splitlines())) <= 80
     assert text.count("not measured") >= 11
     assert render_markdown(report).count("## ") == 6
     assert Report.model_validate_json(report.model_dump_json()) == report
@@ -356,7 +356,7 @@ def test_the_widest_tables_keep_to_the_width() -> None:
         applies={words: "yes", "other": words},
     )  # fmt: skip
     for text in (render_text(report), render_sites([analysis])):
-        assert 100 <= max(map(len, text.splitlines())) <= 110
+        assert 75 <= max(map(len, text.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("kind", list(Kind))

@@ -21,6 +21,7 @@ from typer.main import get_command
 
 import convrewrite
 from convrewrite.cli.commands import app
+from convrewrite.tables import WIDTH
 
 pytestmark = pytest.mark.slow
 
@@ -46,6 +47,9 @@ SMALLER = {
 }  # fmt: skip
 """Sizes and ranges that only take longer."""
 
+
+AS_IT_IS = {"rules show", "--json", "--help"}
+"""What prints a file, JSON, or in the width of the terminal."""
 
 MADE_OF_ONNX = {"--int8", "--export", "--half", "--opset", "--free-axes"}
 """Options that need the ONNX file."""
@@ -186,6 +190,8 @@ def test_the_command_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, documen
     monkeypatch.setenv("CONVREWRITE_CACHE", str(folder / "cache"))
     ran = call(*shlex.split(adjusted(command))[1:], *quicker(words, known))
     assert ran.code == 0, ran.err
+    if not AS_IT_IS & {" ".join(words[:2]), *words} and words[0] != "schema":
+        assert max(map(len, ran.out.splitlines()), default=0) <= WIDTH, ran.out
 
 
 def adjusted(command: str) -> str:

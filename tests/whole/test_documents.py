@@ -9,6 +9,7 @@ from pathlib import Path
 import candidates_table
 import onnx_table
 import pytest
+import session
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "convrewrite"
@@ -92,3 +93,12 @@ def test_benchmarks_start(benchmark: Path) -> None:
     ran = subprocess.run([sys.executable, str(benchmark), "--help"], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.startswith("usage:")
+
+
+def test_the_session_is_one_of_a_terminal_of_80_columns() -> None:
+    text = (ROOT / "docs" / "session.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == len(session.COMMANDS)
+    for block, command in zip(blocks, session.COMMANDS, strict=True):
+        assert block.startswith("\n".join(session.typed(command)) + "\n")
+        assert max(map(len, block.splitlines())) <= session.COLUMNS and "Traceback" not in block

@@ -14,6 +14,7 @@ from convrewrite.loading.files import load_model
 from convrewrite.onnx_files.model import OnnxModel
 from convrewrite.reporting.report import Report
 from convrewrite.results.folder import FILES
+from convrewrite.tables import WIDTH
 
 FASHION = Path(__file__).parents[2] / "examples" / "fashion"
 MODEL = (FASHION / "fashion.pt", "--factory", f"{FASHION / 'model.py'}:fashion_resnet")
@@ -89,7 +90,7 @@ def test_the_report_says_what_was_saved(report: Report, ran: Ran) -> None:
     assert sum(site.action == "rewritten" for site in report.sites) == 18
     assert {site.error_basis for site in report.sites if site.action == "rewritten"} == {"held-out inputs"}
     assert (report.calibration.fitted_on, report.calibration.held_out) == (819, 205)
-    assert "18 of 21 convolution sites rewritten" in ran.out
+    assert "18 of 21 convolution sites rewritten" in ran.said
 
 
 def test_the_totals_are_those_of_the_models(report: Report, original: nn.Module, rewritten: nn.Module) -> None:
@@ -138,6 +139,28 @@ def test_the_verify_command_agrees(out: Path, few: Path) -> None:
     failing = call("verify", MODEL[0], out, *factory, *calib, "--expect", "parity")
     assert failing.code == 1
     assert failing.message
+
+
+def test_what_commands_print_fits_a_terminal_of_80_columns(ran: Ran, out: Path, few: Path, place: Path) -> None:
+    factory, calib = MODEL[1:], ("--calib", few)
+    said = [
+        ran,
+        call("analyze", *MODEL, "--rule", "balanced"),
+        call("report", out),
+        call("explain", out),
+        call("explain", out, "stage3.2.conv2"),
+        call("compare", out, out),
+        call("verify", MODEL[0], out, *factory, *calib, "--agreement", "0.9", "--error", "0.2"),
+        call("bench", MODEL[0], out, *factory, "--rounds", "3"),
+        call("quantise", out, *factory, *calib),
+        call("export", out, "--to", "half", *factory, *calib),
+        call("rules", "list"),
+        call("rules", "check", "balanced"),
+        call("schema"),
+    ]
+    for one in said:
+        assert one.code == 0 and one.out, one.err
+        assert max(map(len, one.out.splitlines())) <= WIDTH, one.out
 
 
 def test_two_runs_are_byte_equal(place: Path, few: Path) -> None:

@@ -73,7 +73,8 @@ def test_the_changelog_begins_with_this_version() -> None:
 def test_every_lower_bound_is_one_that_is_tried() -> None:
     lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
     tried = {one.name: one for one in map(Requirement, (line for line in lines if not line.startswith("#")))}
-    asked = map(Requirement, (*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["recover"]))
+    extras = (one for extra in ("recover", "cluster") for one in PROJECT["optional-dependencies"][extra])
+    asked = map(Requirement, (*PROJECT["dependencies"], *extras))
     for requirement in asked:
         [bound] = [Version(part.version) for part in requirement.specifier if part.operator == ">="]
         [pinned] = [Version(part.version) for part in tried.pop(requirement.name).specifier]

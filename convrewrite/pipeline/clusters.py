@@ -1,0 +1,262 @@
+"""Work handed to processes elsewhere: what Dask carries, behind a few words. It alone imports Dask.
+
+Dask sends values as pickles, so whoever takes part can run code in all that take part: a scheduler and its workers are trusted
+as this process is. A cluster that is started here listens on this machine alone, and takes in only who has its certificate.
+"""
+
+import importlib.metadata
+import os
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from convrewrite.errors import ProcessLostError, UsageError
+from convrewrite.escaping import message_of
+from convrewrite.folders import temporary
+from convrewrite.process import pickled_by_value, quiet
+from convrewrite.version import tool_version
+
+PATIENCE = 10.0
+"""Seconds in which a scheduler answers and has a worker; one that is up does so in one."""
+
+LONELY = 60.0
+"""Seconds without any worker until nobody is expected to come: a worker that died is back in a few."""
+
+DEATHS = 1
+"""Times that a worker may die at a task of a cluster that is started here, until the task is held to be the cause."""
+
+LOCAL = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The workers of a cluster, as the process that hands out work sees them."""
+
+    client: Any
+    name: str
+
+    @property
+    def count(self) -> int:
+        """How many processes there are; each works on one thing at a time."""
+        return max(1, len(self.client.nthreads()))
+
+    def keep(self, value: object) -> Any:
+        """What many tasks take, sent once; each opens it with :func:`kept`. Raises UsageError for what cannot be sent."""
+        return self.hand(_same, _sendable(value))
+
+    def hand(self, function: Callable[..., Any], *arguments: object) -> Any:
+        """A task, which is begun as soon as a worker is free and its arguments are there."""
+        with quiet():  # Dask warns of arguments that are large
+            return self.client.submit(function, *arguments, pure=False)
+
+    def finished(self, tasks: Sequence[Any]) -> Iterator[Any]:
+        """The tasks as they end. Raises ProcessLostError where no worker is left, and what a task raised."""
+        from distributed import wait
+
+        pending = set(tasks)
+        while pending:
+            try:
+                with self._losses_told(), self.client.as_current():
+                    done, pending = wait(pending, timeout=PATIENCE, return_when="FIRST_COMPLETED")
+            except TimeoutError:
+                self._require_company()
+                continue
+            yield from done
+
+    def result(self, task: Any) -> Any:
+        """What a task that has ended gave. Raises ProcessLostError where its worker died, else what it raised itself."""
+        with self._losses_told():
+            return task.result()
+
+    @contextmanager
+    def _losses_told(self) -> Iterator[None]:
+        from distributed import KilledWorker
+        from distributed.comm import CommClosedError
+
+        try:
+            yield
+        except KilledWorker as error:
+            raise ProcessLostError(
+                f"cluster {self.name}: expected a worker to carry out its task, found that {_deaths(error)} died of it; "
+                "the memory may be too little: take fewer workers, or a smaller --memory, or sweep without a cluster"
+            ) from error
+        except (CommClosedError, CancelledError) as error:
+            raise self._gone() from error
+
+    def _require_company(self) -> None:
+        try:
+            self.client.wait_for_workers(1, timeout=LONELY)
+        except Exception as error:  # a scheduler that is gone fails in ways of its own
+            raise self._gone() from error
+
+    def _gone(self) -> ProcessLostError:
+        return ProcessLostError(
+            f"cluster {self.name}: expected its scheduler and workers to stay until the end, found them gone; "
+            "start them again, and the sweep"
+        )
+
+
+@contextmanager
+def workers_of(cluster: str) -> Iterator[Workers]:
+    """Workers on this machine for ``local`` or ``local:N``, else those of the scheduler at an address, as ``tcp://host:8786``.
+
+    Raises UsageError for another form, a scheduler that does not answer, and workers that have another version.
+    """
+    count = require_cluster(cluster)
+    with _here(count) if count is not None else _elsewhere(cluster) as client:
+        workers = Workers(client, cluster)
+        _require_alike(workers)
+        yield workers
+
+
+def require_cluster(cluster: str) -> int | None:
+    """How many workers are to be started here; None: it is an address. Raises UsageError for another form, and without Dask."""
+    try:
+        import cryptography  # noqa: F401
+        import distributed  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"cluster: expected dask, distributed and cryptography, {error.name} is not installed; "
+            "pip install 'convrewrite[cluster]'"
+        ) from error
+    kind, separator, number = cluster.partition(":")
+    if kind == LOCAL:
+        if not separator:
+            return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if number.isascii() and number.isdigit() and 0 < int(number) <= 1024:
+            return int(number)
+    elif "://" in cluster:
+        return None
+    raise UsageError(f"cluster: expected local, local:N, or an address as tcp://host:8786, found {cluster!r}")
+
+
+@contextmanager
+def _here(count: int) -> Iterator[Any]:
+    """Processes of this machine, each with one thread, that end with the block."""
+    import dask
+    from distributed import Client, LocalCluster
+
+    settings = {"distributed.scheduler.allowed-failures": DEATHS, "distributed.scheduler.http.routes": []}
+    scratch = temporary()
+    with scratch, dask.config.set(settings):
+        try:
+            cluster = LocalCluster(
+                n_workers=count,
+                threads_per_worker=1,
+                host="127.0.0.1",
+                security=True,
+                dashboard_address="127.0.0.1:0",
+                memory_limit=0,  # a run keeps to its own, and a worker that is ended for going beyond tells nothing
+                local_directory=str(scratch.path),
+                silence_logs="CRITICAL",
+            )
+        except (RuntimeError, OSError, TimeoutError) as error:
+            raise UsageError(
+                f"cluster: {count} workers cannot be started here: {message_of(error)}; a script that sweeps has to do it under "
+                'if __name__ == "__main__":'
+            ) from error
+        with cluster, Client(cluster, set_as_default=False) as client:
+            yield client
+            with suppress(Exception):  # those that were started again end in order only once they are up
+                client.wait_for_workers(count, timeout=PATIENCE)
+
+
+@contextmanager
+def _elsewhere(address: str) -> Iterator[Any]:
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout=PATIENCE, set_as_default=False)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise UsageError(
+            f"cluster {address}: expected a scheduler that answers within {PATIENCE:g} s, found none "
+            f"({message_of(error)}); start one with `dask scheduler`, and workers with `dask worker {address}`"
+        ) from error
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=PATIENCE)
+        except TimeoutError as error:
+            raise UsageError(
+                f"cluster {address}: expected a worker within {PATIENCE:g} s, found none; start some with `dask worker {address}`"
+            ) from error
+        yield client
+
+
+def _require_alike(workers: Workers) -> None:
+    """Raise UsageError unless all workers have the versions that results depend on."""
+    own = _versions()
+    try:
+        others = workers.client.run(_versions)
+    except Exception as error:  # of whatever a worker lacks
+        raise UsageError(
+            f"cluster {workers.name}: expected workers that import convrewrite {own['convrewrite']}, found that one does not: "
+            f"{message_of(error)}; install the same version there"
+        ) from error
+    for worker, versions in others.items():
+        for name, version in versions.items():
+            if version != own[name]:
+                raise UsageError(
+                    f"cluster {workers.name}: expected {name} {own[name]} as here, found {version} on {worker}; install the same"
+                )
+
+
+def _versions() -> dict[str, str]:
+    """Of what results depend on, without what says only how torch was built."""
+    torch = importlib.metadata.version("torch").partition("+")[0]
+    return {
+        "convrewrite": tool_version(),
+        "torch": torch,
+        "Python": ".".join(map(str, sys.version_info[:2])),
+    }
+
+
+def kept(value: bytes) -> Any:
+    """In a task: what was sent with :meth:`Workers.keep`."""
+    import cloudpickle
+
+    return cloudpickle.loads(value)
+
+
+def _sendable(value: object) -> bytes:
+    """As a pickle, with the code that only this process has. Raises UsageError for what cannot be pickled."""
+    import cloudpickle
+
+    try:
+        with pickled_by_value(_own_modules()):
+            pickled: bytes = cloudpickle.dumps(value)
+    except Exception as error:  # a class can fail in any way
+        raise UsageError(
+            "cluster: expected a model, inputs and a metric that can be sent to another process, found that "
+            f"{message_of(error)}; sweep without a cluster"
+        ) from error
+    return pickled
+
+
+def _own_modules() -> list[ModuleType]:
+    """Modules that a worker cannot be expected to have: of files outside of where packages are installed."""
+    installed = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")} | {
+        Path(__file__).parents[1]
+    }
+    found = []
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if file is None or getattr(module, "__name__", "__main__") == "__main__":
+            continue
+        if not any(Path(file).is_relative_to(place) for place in installed):
+            found.append(module)
+    return found
+
+
+def _same(value: bytes) -> bytes:
+    return value
+
+
+def _deaths(error: Any) -> str:
+    count = getattr(error, "allowed_failures", DEATHS) + 1
+    return f"{count} workers" if count > 1 else "a worker"

@@ -1,0 +1,138 @@
+"""Frontiers handed to a cluster: what the points of a model share is one task, and every worker gets some of the points.
+
+Results come back as text, which is read as any other text from elsewhere is. What is not asked for again is that a worker is
+the same as this process: its versions are compared (:mod:`convrewrite.pipeline.clusters`), and its threads are made as many.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+import convrewrite.errors
+from convrewrite.errors import ConvRewriteError, ProcessLostError
+from convrewrite.onnx_graph import PortableGraph
+from convrewrite.pipeline.clusters import Workers, kept
+from convrewrite.pipeline.points import Beginning, Frontier, Made
+from convrewrite.process import torch_threads
+from convrewrite.progress import Progress
+
+MADE = TypeAdapter(list[Made])
+
+
+class _Failed(BaseModel):
+    """An error of ours as text: an exception's own pickle would leave out what it was made of."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    error: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A frontier as it travels: ``graph`` is that of a model that came as ONNX; ``threads`` are
+    those of torch in the process that asks, as sums depend on them."""
+
+    frontier: Frontier
+    graph: PortableGraph | None
+    threads: int
+
+    @classmethod
+    def of(cls, frontier: Frontier) -> "_Sent":
+        """What a worker needs, and nothing of this process. Raises UsageError for weights in files beside an ONNX file."""
+        bare = replace(frontier, extras=replace(frontier.extras, progress=None, name=frontier.name))
+        graph = PortableGraph.of(bare.network.model, bare.network.inputs)
+        if graph is not None:
+            bare = replace(bare, network=replace(bare.network, model=torch.nn.Module(), inputs=()))
+        return cls(bare, graph, torch.get_num_threads())
+
+    def unpacked(self) -> Frontier:
+        """The frontier, in the process that works on it."""
+        if self.graph is None:
+            return self.frontier
+        found = self.graph.network(self.frontier.settings.timeout)
+        network = replace(self.frontier.network, model=found.module, inputs=found.inputs)
+        return replace(self.frontier, network=network)
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """A frontier whose tasks are handed out; each task of points has some of them, which another worker can make meanwhile."""
+
+    frontier: Frontier
+    beginning: Any
+    points: Sequence[Any]
+
+    @classmethod
+    def to(cls, workers: Workers, frontier: Frontier) -> "Handed":
+        """Hand it to workers. Raises UsageError for what cannot be sent."""
+        sent = workers.keep(_Sent.of(frontier))
+        beginning = workers.hand(_beginning, sent)
+        shares = [
+            list(frontier.budgets[first :: workers.count]) for first in range(min(workers.count, len(frontier.budgets)))
+        ]
+        return cls(frontier, beginning, [workers.hand(_points, sent, beginning, share) for share in shares])
+
+
+def collected(workers: Workers, handed: Sequence[Handed], progress: Progress) -> list[tuple[Beginning, list[Made]]]:
+    """What became of frontiers, points from the largest budget to the smallest. Raises what the work raised, ProcessLostError."""
+    beginnings = {one.beginning: position for position, one in enumerate(handed)}
+    tasks = [*beginnings, *(task for one in handed for task in one.points)]
+    total, done, found = sum(len(one.frontier.budgets) for one in handed), 0, dict[Any, str]()
+    progress("survey", 0, len(handed), f"on {workers.count} workers")
+    for task in workers.finished(tasks):
+        found[task] = _told(workers.result(task))
+        if task in beginnings:
+            progress("survey", sum(1 for one in beginnings if one in found), len(handed), "done")
+        else:
+            done += len(MADE.validate_json(found[task]))
+            progress("points", done, total, f"{done} of {total}")
+    return [
+        (
+            Beginning.model_validate_json(found[one.beginning]),
+            sorted(
+                (made for task in one.points for made in MADE.validate_json(found[task])),
+                key=lambda made: -made.point.budget,
+            ),
+        )
+        for one in handed
+    ]
+
+
+def _told(text: str) -> str:
+    """The text of a result. Raises the error that it tells of."""
+    if not text.startswith(FAILED):
+        return text
+    failed = _Failed.model_validate_json(text.removeprefix(FAILED))
+    kind = getattr(convrewrite.errors, failed.error, None)
+    if not (isinstance(kind, type) and issubclass(kind, ConvRewriteError)):
+        kind = ProcessLostError
+    raise kind(*failed.message.splitlines())
+
+
+FAILED = "failed:"
+"""What stands before the text of an error, which no JSON begins with."""
+
+
+def _beginning(sent: bytes) -> str:
+    return _answered(sent, lambda frontier: frontier.beginning().model_dump_json())
+
+
+def _points(sent: bytes, beginning: str, budgets: Sequence[float]) -> str:
+    if beginning.startswith(FAILED):
+        return beginning
+    known = Beginning.model_validate_json(beginning)
+    return _answered(sent, lambda frontier: MADE.dump_json(frontier.points(known, budgets)).decode())
+
+
+def _answered(sent: bytes, work: Callable[[Frontier], str]) -> str:
+    """What the work gives, or the error it ends in, as text."""
+    opened: _Sent = kept(sent)
+    try:
+        with torch_threads(opened.threads):
+            return work(opened.unpacked())
+    except ConvRewriteError as error:
+        return FAILED + _Failed(error=type(error).__name__, message=str(error)).model_dump_json()

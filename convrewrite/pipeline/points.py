@@ -1,0 +1,157 @@
+"""The points of one model's frontier: what they share is made once, each is made from that, here or in another process.
+
+What goes from process to process is text: how a frontier begins, and what became of a point.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from convrewrite.errors import PlanError
+from convrewrite.modules import surroundings_preserved
+from convrewrite.pipeline.keywords import Extras
+from convrewrite.pipeline.networks import Given
+from convrewrite.pipeline.run import Run
+from convrewrite.planning import Plan, Planner
+from convrewrite.process import at_work
+from convrewrite.reporting import SweepPoint
+from convrewrite.results import Result
+from convrewrite.rules import Rule
+from convrewrite.settings import Settings
+
+Metric = Callable[[nn.Module], float]
+"""A user's own measure of a model, the more the better or the less; it is only shown."""
+
+Resource = Literal["macs", "params", "latency"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Beginning(_Part):
+    """What all points of a model share: its MACs and parameters, the metric of the original, and the survey as plain values."""
+
+    macs: int
+    parameters: int
+    metric: float | None
+    survey: tuple[dict[str, Any] | None, ...]
+
+
+class Made(_Part):
+    """A point with its plan as JSON, and what its result was measured by: on which inputs, and the original's seconds."""
+
+    point: SweepPoint
+    plan: str | None = None
+    basis: str | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Frontier:
+    """One model, and what is asked of all its points."""
+
+    network: Given
+    rules: Sequence[Rule]
+    calibration: object
+    settings: Settings
+    extras: Extras
+    budgets: Sequence[float]
+    metric: Metric | None
+
+    @property
+    def resource(self) -> Resource:
+        """What the budgets are parts of."""
+        (resource,) = self.settings.budget or {}
+        return cast(Resource, resource)
+
+    @property
+    def name(self) -> str:
+        """What the model is called."""
+        return self.extras.name or self.network.name
+
+    def made(self) -> tuple[Beginning, list[Made]]:
+        """All of it, in this process."""
+        with at_work(self.settings.seed), surroundings_preserved(self.network.model):
+            run = self._run()
+            with run.scratch:
+                surveyed = run.surveyed()
+                return self._beginning(surveyed.planner), list(self._points(surveyed, self.budgets))
+
+    def beginning(self) -> Beginning:
+        """What the points share."""
+        with at_work(self.settings.seed), surroundings_preserved(self.network.model):
+            run = self._run()
+            with run.scratch:
+                return self._beginning(run.surveyed().planner)
+
+    def points(self, beginning: Beginning, budgets: Sequence[float]) -> list[Made]:
+        """Some points, from what all share. Raises ValueError and LookupError for a beginning of another frontier."""
+        with at_work(self.settings.seed), surroundings_preserved(self.network.model):
+            run = self._run()
+            with run.scratch:
+                planner = run.planner.surveyed_by(beginning.survey)
+                return list(self._points(replace(run, planner=planner), budgets))
+
+    def _run(self) -> Run:
+        network, extras = self.network, self.extras
+        return Run.to_plan(
+            network.model, network.inputs, self.rules, self.calibration, self.settings, extras.structures, extras.told
+        )
+
+    def _beginning(self, planner: Planner) -> Beginning:
+        totals = planner.work.prepared.totals
+        return Beginning(
+            macs=totals.macs,
+            parameters=totals.parameters,
+            metric=None if self.metric is None else float(self.metric(self.network.model)),
+            survey=tuple(planner.survey_facts()),
+        )
+
+    def _points(self, run: Run, budgets: Sequence[float]) -> Iterator[Made]:
+        told = self.extras.told
+        for index, budget in enumerate(budgets):
+            told("points", index, len(budgets), f"{self.resource}={budget:g}")
+            constraints = replace(run.planner.constraints, budget={self.resource: budget})
+            planner = replace(run.planner, constraints=constraints, swaps=False)
+            yield self._point(replace(run, planner=planner), budget)
+        told("points", len(budgets), len(budgets), "done")
+
+    def _point(self, run: Run, budget: float) -> Made:
+        try:
+            result = run.finish(run.choose(), self.name, self.network.notes)
+        except PlanError as error:
+            return Made(point=SweepPoint(budget=budget, reason=str(error)))
+        report = result.report
+        latency = report.totals.onnx_latency_seconds
+        return Made(
+            point=self._measured(budget, result),
+            plan=result.plan.to_json(),
+            basis=report.fidelity_basis,
+            seconds=None if latency is None else latency.before,
+        )
+
+    def _measured(self, budget: float, result: Result) -> SweepPoint:
+        report, totals = result.report, result.report.totals
+        agreements = [row.top1_agreement for row in report.fidelity if row.top1_agreement is not None]
+        kls = [row.kl for row in report.fidelity if row.kl is not None]
+        latency = totals.onnx_latency_seconds
+        return SweepPoint(
+            budget=budget,
+            macs=totals.macs.ratio,
+            parameters=totals.parameters.ratio,
+            latency=None if latency is None else latency.ratio,
+            agreement=min(agreements, default=None),
+            kl=None if not kls else max(0.0, *kls),
+            error=max((row.relative_error for row in report.fidelity), default=None),
+            metric=None if self.metric is None else float(self.metric(result.model)),
+            refused=report.refused,
+        )
+
+
+def plan_of(made: Made) -> Plan | None:
+    """The plan of a point, if there is one."""
+    return None if made.plan is None else Plan.from_json(made.plan, "the plan of a point")
