@@ -20,7 +20,10 @@ ROOT = Path(__file__).parents[1]
 
 DOCUMENTS = (
     ROOT / "README.md",
-    *(ROOT / "docs" / name for name in ("index.md", "results.md", "fits.md", "runtimes.md", "int8.md")),
+    *(
+        ROOT / "docs" / name
+        for name in ("index.md", "results.md", "fits.md", "runtimes.md", "int8.md", "performance.md")
+    ),
 )
 """The documents that tell of results."""
 
@@ -29,6 +32,9 @@ MARKED = re.compile(r"<!-- figures: ([\w-]+) -->\n(.*?)<!-- end of figures -->\n
 
 SITES_SHOWN = 4
 """Sites of the demo's report in the README: enough to see what a row says."""
+
+SHORTEST = 0.5
+"""Seconds of a stage that is worth a row."""
 
 Row = Mapping[str, Any]
 
@@ -227,22 +233,37 @@ def few_inputs() -> str:
     return markdown("inputs|top-1 lost, points|agreement with the original|KL", cells)
 
 
-def cost() -> str:
+OWN_TIME = {
+    "import": "`import convrewrite`", "--version": "`convrewrite --version`", "--help": "`convrewrite --help`",
+    "demo": "the main job of `make demo`", "separable": "`separable`, up to the verified ONNX file",
+    "plan": "a plan for half the MACs", "second budget": "then one for two fifths",
+}  # fmt: skip
+"""What each case of ``own_time.py`` is."""
+
+
+def own_time() -> str:
+    """Seconds before and now."""
+    rows = rows_of(RESULTS / "own_time.json")
+    parts = [row | {"case": "second budget", "seconds": row["second budget"]} for row in rows if "second budget" in row]
     cells = [
-        (r["network"], str(r["inputs"]), *(f"{r[key]:.0f} s" for key in ("wall", "cpu")), f"{r['peak']:.1f} GB",
-         *(f"{r['stages'].get(key, 0):.0f} s" for key in ("forward passes", "moments", "solves")))
-        for r in rows_of(RESULTS / "cost.json")
-    ]  # fmt: skip
-    return markdown("network|inputs|wall|processor|peak memory|forward passes|moments|solves", cells)
+        (row.get("network", ""), OWN_TIME[row["case"]], _seconds(before), _seconds(row))
+        for row in (*rows, *parts)
+        for before in chosen(rows + parts, case=row["case"], which="before")
+        if row["which"] == "now" and before.get("network") == row.get("network")
+    ]
+    return markdown("network|what|before|now", cells, left=2)
 
 
-def plans() -> str:
-    rows = rows_of(RESULTS / "plan.json")
-    thorough, fast = (only(rows, network="resnet18", budget=["macs=0.5"], fast=how) for how in (False, True))
-    return (
-        "A plan for ResNet-18 from all structures (`python benchmarks/plan.py resnet18 --budget macs=0.5`) takes "
-        f"{thorough['seconds']:.0f} s,\nwith `--fast` {fast['seconds']:.0f} s.\n"
-    )
+def stages() -> str:
+    """Where the time of a whole run goes."""
+    row = only(rows_of(RESULTS / "own_time.json"), case="separable", network="resnet18", which="now")
+    longest = sorted(row["stages"].items(), key=lambda entry: -entry[1])
+    cells = [(name, f"{seconds:.1f} s") for name, seconds in longest if seconds >= SHORTEST]
+    return markdown("stage|time", cells)
+
+
+def _seconds(row: Row) -> str:
+    return f"{row['seconds']:.2f} s" if row["seconds"] < 1 else f"{row['seconds']:.0f} s"
 
 
 def _plans() -> list[Row]:
@@ -274,8 +295,8 @@ TEXTS: dict[str, Callable[[], str]] = {
     "speed": speed,
     "int8": int8,
     "few-inputs": few_inputs,
-    "cost": cost,
-    "plans": plans,
+    "own-time": own_time,
+    "stages": stages,
 }
 
 

@@ -77,9 +77,10 @@ def _unforeseen(error: Exception) -> int:
 
 
 def run() -> None:
-    """The entry point of the installed command, within the memory that the machine has."""
+    """The entry point of the installed command, within the memory that the machine has, and beside what else runs there."""
     try:
         with terminations_raised(), cleared_later():
+            machine.share_processor()
             machine.limit_memory(int(machine.memory_bytes() * machine.SHARE))
             code = _main()
             ignored_from_here()

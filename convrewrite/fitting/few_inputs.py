@@ -51,8 +51,9 @@ class Evidence:
         return replace(found, trusts=trusts)
 
     def _last_stage(self, structure: Structure, setting: Setting, found: Fit, trusts: tuple[Trust, ...]) -> Fit:
-        """``found`` with its last stage alone fitted again, in float32: how much trust is best shows in it as well, in a tenth
-        of the time."""
+        """``found`` with its last stage alone fitted again, in float32: how much trust is best shows in it as well. For four
+        structures at a layer of 128 to 64 channels with 324 to 2,592 positions, in nine of twelve cases the same trust was
+        chosen as by fits with all of them, and the errors were within 0.001."""
         targets = targets_of(self.kernel, self.spec, self.seen, trusts, torch.float32)
         stages = structure.stages(self.spec.per_group, setting)
         single = replace(found, kernels=tuple(kernel.float() for kernel in found.kernels))

@@ -17,10 +17,6 @@ dropped."""
 LEAST_UNEXPLAINED = 1e-12
 """Share of a variance below which fits are equally good, so that all have a logarithm."""
 
-FLATTEST, STEEPEST = 0.5, 2.0
-"""Powers of the share of variance left unexplained that effects are believed to go with: one for small errors, as both are
-squares of the same change."""
-
 LEAST_EFFECT = 1e-12
 """Effect below which options are equally harmless, so that all have a logarithm."""
 
@@ -140,18 +136,20 @@ class Curve:
         """The relative output error of a candidate, interpolated."""
         return self._unexplained_of(candidate) ** 0.5
 
-    def scored(self, effects: Sequence[tuple[FittedCandidate, float]], slope: float = 1.0) -> list[Scored]:
+    def scored(self, effects: Sequence[tuple[FittedCandidate, float]]) -> list[Scored]:
         """All candidates with their errors, and their effects interpolated between the measured ones.
 
-        An effect was measured on a sample as it was fitted then; beyond the measured ones it goes with what is unexplained, to
-        the power of ``slope``.
+        An effect was measured on a sample as it was fitted then; beyond the measured ones it goes with what is unexplained.
         """
-        known = _logarithms(effects)
+        known = sorted(
+            (math.log(max(LEAST_UNEXPLAINED, sample.fit.unexplained)), math.log(max(LEAST_EFFECT, effect)))
+            for sample, effect in effects
+        )
         measured = {sample.candidate.option for sample, _ in effects if sample.gain == 1.0}
         found = []
         for candidate in self.candidates:
             unexplained, seconds = self._unexplained_of(candidate), self.seconds_of(candidate)
-            effect = math.exp(interpolated(known, math.log(unexplained), slope))
+            effect = math.exp(interpolated(known, math.log(unexplained), 1.0))
             scored = Scored(candidate, unexplained**0.5, effect, candidate.option in measured)
             found.append(scored if seconds is None else scored.timed(seconds))
         return found
@@ -221,21 +219,6 @@ def interpolated(points: Sequence[tuple[float, float]], x: float, slope: float) 
     index = bisect.bisect_right([p[0] for p in points], x)
     (x0, y0), (x1, y1) = points[index - 1], points[index]
     return y0 + (y1 - y0) * (x - x0) / (x1 - x0) if x1 > x0 else y1
-
-
-def slope_of(effects: Sequence[tuple[FittedCandidate, float]]) -> float:
-    """The power of what is unexplained that measured effects go with, from the least harmful one to the most; one where they
-    tell nothing."""
-    known = _logarithms(effects)
-    (x0, y0), (x1, y1) = known[0], known[-1]
-    return min(STEEPEST, max(FLATTEST, (y1 - y0) / (x1 - x0))) if x1 > x0 else 1.0
-
-
-def _logarithms(effects: Sequence[tuple[FittedCandidate, float]]) -> list[tuple[float, float]]:
-    return sorted(
-        (math.log(max(LEAST_UNEXPLAINED, sample.fit.unexplained)), math.log(max(LEAST_EFFECT, effect)))
-        for sample, effect in effects
-    )
 
 
 def _log_macs(candidate: Candidate) -> float:

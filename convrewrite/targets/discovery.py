@@ -10,7 +10,6 @@ adds one without touching this one:
 import importlib
 import pkgutil
 from collections.abc import Callable
-from importlib.metadata import entry_points
 
 from convrewrite.errors import UsageError
 from convrewrite.targets import kinds
@@ -27,6 +26,8 @@ Kind = Callable[[str], Target]
 
 def kinds_of_targets() -> dict[str, Kind]:
     """All kinds by the names they are asked for, those of this package first."""
+    from importlib.metadata import entry_points  # a tenth of what `--help` takes, which asks for none
+
     modules = [
         importlib.import_module(f"{kinds.__name__}.{info.name}") for info in pkgutil.iter_modules(kinds.__path__)
     ]

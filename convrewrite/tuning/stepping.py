@@ -1,8 +1,12 @@
-"""AdamW with a rate that is relative to the size of each parameter, and the running average of what it does.
+"""Steps with a rate that is relative to the size of each parameter, and the running average of what they do.
 
 The stages of a chain may have any sizes as long as their product is the same, so a step is a part of a parameter's own root mean
-square: it changes the product by the same part however the sizes are shared out. Source: Loshchilov and Hutter 2019, "Decoupled
-Weight Decay Regularization", algorithm 2; all parameters go through each line together, as there are many small ones.
+square: it changes the product by the same part however the sizes are shared out. All parameters go through each line together,
+as there are many small ones.
+
+Steps are those of AdamW (Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2); or, for kernels that
+are matrices, from what a stage takes to what it gives, the momentum made orthogonal. All directions of a kernel then move alike,
+where Adam's steps follow the few that are large, and of a stage of low rank all are needed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,11 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.places import in_float64
+from convrewrite.tuning.orthogonal import is_matrix, orthogonal
 from convrewrite.tuning.trainable import numbers_of, put_numbers
 
 FIRST, SECOND, LEAST = 0.9, 0.999, 1e-12
 """Decays of the averages of gradients and of their squares, the authors' own, and what is added to the root of these: far below
 any gradient that counts, as gradients are those of a mean over many."""
+
+MOMENTUM = 0.95
+"""Decay of the average of gradients where steps are orthogonal, the method's author's own."""
 
 AVERAGE = 0.99
 """Decay of the running average of the parameters, about a hundred steps, which is judged and kept: it is less shaken by single
@@ -34,36 +42,63 @@ class Stepper:
     """Steps of named ``parameters``. ``first`` and ``second`` are Adam's moments, ``average`` is the running average, by name, in
     the layouts of the parameters; ``taken`` counts the steps."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], sizes: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        sizes: Mapping[str, float] | None = None,
+        orthogonal: bool = False,
+    ) -> None:
         """At rest where the parameters are. ``sizes``, by name, are what steps are relative to; their own of now, where none are
-        given."""
+        given. ``orthogonal``: whether steps of matrices are."""
         self.parameters = parameters
         self.taken = 0
         self.average = numbers_of(parameters)
         self.first = {name: torch.zeros_like(value) for name, value in self.average.items()}
         self.second = {name: torch.zeros_like(value) for name, value in self.average.items()}
-        self._sizes = [size_of(p) if sizes is None else sizes[name] for name, p in parameters.items()]
+        self._sizes = {name: size_of(p) if sizes is None else sizes[name] for name, p in parameters.items()}
+        self._matrices = [name for name, p in parameters.items() if orthogonal and is_matrix(p)]
+        self._others = [name for name in parameters if name not in set(self._matrices)]
+        self._decay = MOMENTUM if orthogonal else FIRST
 
     def step(self, rate: float) -> None:
         """One step by the parameters' gradients; ``rate`` is a part of each one's size. A parameter without a gradient has none
         to go by, and moves as its earlier ones say."""
         self.taken += 1
-        parameters: list[Tensor] = list(self.parameters.values())
-        first, second = list(self.first.values()), list(self.second.values())
-        rates = [rate * size for size in self._sizes]
-        corrected = 1 - FIRST**self.taken
+        gradients = {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in self.parameters.items()}
         with torch.no_grad():
-            gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-            torch._foreach_lerp_(first, gradients, 1 - FIRST)
-            torch._foreach_mul_(second, SECOND)
-            torch._foreach_addcmul_(second, gradients, gradients, 1 - SECOND)
-            roots = torch._foreach_sqrt(second)
-            torch._foreach_div_(roots, (1 - SECOND**self.taken) ** 0.5)
-            torch._foreach_add_(roots, LEAST)
-            torch._foreach_mul_(parameters, [1 - each * DECAY for each in rates])
-            torch._foreach_addcdiv_(parameters, first, roots, [-each / corrected for each in rates])
+            torch._foreach_lerp_(list(self.first.values()), list(gradients.values()), 1 - self._decay)
+            if self._others:
+                self._step_others(rate, gradients)
+            if self._matrices:
+                self._step_matrices(rate, gradients)
             share = 1 - min(AVERAGE, self.taken / (self.taken + 9))
-            torch._foreach_lerp_(list(self.average.values()), parameters, share)
+            torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), share)
+
+    def _step_others(self, rate: float, gradients: Mapping[str, Tensor]) -> None:
+        """AdamW's."""
+        parameters, first, second, own = (
+            [values[name] for name in self._others] for values in (self.parameters, self.first, self.second, gradients)
+        )
+        rates = [rate * self._sizes[name] for name in self._others]
+        corrected = 1 - self._decay**self.taken
+        torch._foreach_mul_(second, SECOND)
+        torch._foreach_addcmul_(second, own, own, 1 - SECOND)
+        roots = torch._foreach_sqrt(second)
+        torch._foreach_div_(roots, (1 - SECOND**self.taken) ** 0.5)
+        torch._foreach_add_(roots, LEAST)
+        torch._foreach_mul_(parameters, [1 - each * DECAY for each in rates])
+        torch._foreach_addcdiv_(parameters, first, roots, [-each / corrected for each in rates])
+
+    def _step_matrices(self, rate: float, gradients: Mapping[str, Tensor]) -> None:
+        """The momentum with the newest gradient once more, as Nesterov has it, made orthogonal."""
+        parameters, first, own = (
+            [values[name] for name in self._matrices] for values in (self.parameters, self.first, gradients)
+        )
+        rates = [rate * self._sizes[name] for name in self._matrices]
+        steps = orthogonal(torch._foreach_lerp(own, first, self._decay))
+        torch._foreach_mul_(steps, rates)
+        torch._foreach_mul_(parameters, [1 - each * DECAY for each in rates])
+        torch._foreach_sub_(parameters, steps)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -3,14 +3,13 @@
 import re
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 from commands import call
 
 import convrewrite
-from convrewrite import version as module
 
 PACKAGE = Path(convrewrite.__file__).parent
 
@@ -19,7 +18,7 @@ def test_the_version_is_that_of_the_installation(monkeypatch: pytest.MonkeyPatch
     assert convrewrite.__version__ == version("convrewrite")
     ran = call("--version")
     assert (ran.code, ran.out, ran.err) == (0, f"convrewrite {version('convrewrite')}\n", "")
-    monkeypatch.setattr(module, "version", lambda _name: (_ for _ in ()).throw(module.PackageNotFoundError()))
+    monkeypatch.setattr("importlib.metadata.version", lambda name: (_ for _ in ()).throw(PackageNotFoundError(name)))
     assert convrewrite.__version__ == "0+unknown"
 
 

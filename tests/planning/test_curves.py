@@ -15,16 +15,13 @@ from convrewrite.graph.tracing import trace
 from convrewrite.planning.costs import Counted, seconds_of
 from convrewrite.planning.curves import (
     FAR_BEHIND,
-    FLATTEST,
     LEAST_EFFECT,
-    STEEPEST,
     Curve,
     FittedCandidate,
     between,
     competitive,
     faithful_enough,
     interpolated,
-    slope_of,
     spread,
 )
 from convrewrite.rules.options import RankRange, search_spaces
@@ -202,18 +199,3 @@ def test_a_rules_error_limit_drops_what_exceeds_it_with_the_reason() -> None:
     assert ranks([entry.candidate for entry in all_of_it]) == [2, 8]
     unlimited = curve({2: 0.9})
     assert faithful_enough([unlimited]) == ([unlimited], [])
-
-
-def test_effects_grow_with_a_given_power_of_what_is_unexplained() -> None:
-    found = curve({2: 0.4, 8: 0.1})
-    power = slope_of([(found.samples[0], 0.4**1.5), (found.samples[1], 0.1**1.5)])
-    assert power == pytest.approx(1.5)
-    for entry in found.scored([(found.samples[0], 0.02)], power):
-        assert entry.effect == pytest.approx(0.02 * (entry.error**2 / 0.4) ** 1.5)
-
-
-def test_the_power_stays_near_one_whatever_was_measured() -> None:
-    found = curve({2: 0.4, 8: 0.1})
-    assert slope_of([(found.samples[0], 1.0), (found.samples[1], 1e-9)]) == STEEPEST
-    assert slope_of([(found.samples[0], 0.1), (found.samples[1], 0.1)]) == FLATTEST
-    assert slope_of([(found.samples[0], 0.1)]) == 1.0

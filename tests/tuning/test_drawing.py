@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from convrewrite.tuning.drawing import draws, patched
+from convrewrite.tuning.drawing import _blended, _patched, draws, mingled
 
 
 def generator() -> torch.Generator:
@@ -31,7 +31,7 @@ def test_the_inputs_of_an_example_stay_together_in_their_layout() -> None:
 @pytest.mark.parametrize("shape", [(64, 2, 30), (64, 2, 10, 12), (64, 1, 6, 7, 8)], ids=["signal", "image", "volume"])
 def test_half_of_the_examples_get_a_box_of_another(shape: tuple[int, ...]) -> None:
     own = torch.arange(64.0).view(-1, *(1,) * (len(shape) - 1)).expand(shape).contiguous()
-    (found,) = patched((own,), generator())
+    (found,) = _patched((own,), generator())
     foreign = found != own
     changed = foreign.flatten(1).any(1)
     assert 16 < int(changed.sum()) < 48
@@ -53,14 +53,38 @@ def assert_box(inside: Tensor) -> None:
 
 def test_several_inputs_of_an_example_get_the_same_part_of_the_same_other() -> None:
     image = torch.arange(32.0).view(32, 1, 1, 1).expand(32, 3, 8, 8).contiguous(memory_format=torch.channels_last)
-    first, second = patched((image, image[:, :1, ::2, ::2].contiguous()), generator())
+    first, second = _patched((image, image[:, :1, ::2, ::2].contiguous()), generator())
     assert first.is_contiguous(memory_format=torch.channels_last)
     middle = first[:, 0].unfold(1, 2, 2).unfold(2, 2, 2).flatten(3)
     agree = (middle == second[:, 0, :, :, None]).any(-1)
     assert bool(agree.all())
 
 
+@pytest.mark.parametrize("shape", [(64, 2, 30), (64, 2, 10, 12), (64, 1, 6, 7, 8)], ids=["signal", "image", "volume"])
+def test_half_of_the_examples_are_blended_with_another(shape: tuple[int, ...]) -> None:
+    own = 2.0 ** torch.arange(-32, 32).view(-1, *(1,) * (len(shape) - 1)).expand(shape).contiguous()
+    (found,) = _blended((own,), generator())
+    changed = (found != own).flatten(1).any(1)
+    assert 16 < int(changed.sum()) < 48
+    flat = found.flatten(1)
+    assert torch.allclose(flat, flat[:, :1].expand_as(flat)), "one part of the other all over an example"
+
+
+def test_several_inputs_of_an_example_are_blended_alike_in_their_layouts() -> None:
+    image = torch.randn(32, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    first, second = _blended((image, image[:, :1, ::2, ::2].contiguous()), generator())
+    assert first.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(first[:, :1, ::2, ::2], second)
+
+
+def test_examples_are_blended_and_patched_in_half_precision_too() -> None:
+    image = torch.randn(16, 3, 8, 8).bfloat16()
+    (found,) = mingled((image,), generator())
+    assert found.dtype == image.dtype and found.shape == image.shape
+    assert 0 < int((found != image).flatten(1).any(1).sum()) < 16
+
+
 @pytest.mark.parametrize("other", [torch.arange(8), torch.ones(8, 5), torch.ones(8, 1, 4, 4).long()])
 def test_what_is_no_signal_stays_as_it_is(other: Tensor) -> None:
     inputs = (torch.randn(8, 1, 6, 6), other)
-    assert patched(inputs, generator()) is inputs
+    assert mingled(inputs, generator()) is inputs
