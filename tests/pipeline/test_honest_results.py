@@ -24,7 +24,7 @@ from convrewrite.meanings.evaluation import Evaluation
 from convrewrite.meanings.fidelity import Fidelity, RunningFidelity, effect_of
 from convrewrite.meanings.kinds import Meaning, OutputKind, tell
 from convrewrite.onnx_files.provenance import Provenance
-from convrewrite.pipeline import run
+from convrewrite.pipeline import gathering
 from convrewrite.planning.plan import Plan
 from convrewrite.reporting.html import render_html
 from convrewrite.reporting.markdown import render_markdown
@@ -215,7 +215,9 @@ def test_few_inputs_end_in_a_warning_of_overfits_and_many_do_not() -> None:
 def test_noise_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Evaluation] = []
     used: list[Any] = []
-    monkeypatch.setattr(run, "evaluation_inputs", lambda *args: drawn.append(evaluation_inputs(*args)) or drawn[-1])
+    monkeypatch.setattr(
+        gathering, "evaluation_inputs", lambda *args: drawn.append(evaluation_inputs(*args)) or drawn[-1]
+    )
 
     def fidelity(_a: object, _b: object, batches: Any, meanings: Any) -> Fidelity:
         used.append(batches)

@@ -58,7 +58,8 @@ def test_the_runtimes_are_found_by_their_names() -> None:
 
 def test_another_package_adds_one(monkeypatch: pytest.MonkeyPatch) -> None:
     point = importlib.metadata.EntryPoint("liar", f"{__name__}:Lying", discovery.ENTRY_POINTS)
-    monkeypatch.setattr(discovery, "entry_points", lambda group: [point] if group == discovery.ENTRY_POINTS else [])
+    found = {discovery.ENTRY_POINTS: [point]}
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: found.get(group, []))
     assert target_of("liar").name == "liar"
 
 

@@ -155,7 +155,7 @@ def test_what_commands_print_fits_a_terminal_of_80_columns(ran: Ran, out: Path, 
         call("quantise", out, *factory, *calib),
         call("export", out, "--to", "half", *factory, *calib),
         call("rules", "list"),
-        call("rules", "check", "balanced"),
+        call("rules", "check", FASHION.parents[1] / "rules" / "balanced.toml"),
         call("schema"),
     ]
     for one in said:
