@@ -7,10 +7,11 @@ from functools import partial
 from torch import Tensor
 
 from convrewrite.conv import ConvSpec
-from convrewrite.fitting.found import Fit, left_unexplained, told
+from convrewrite.fitting.found import Fit, left_unexplained, pooled, told
+from convrewrite.fitting.last_stages import LastStages
 from convrewrite.fitting.moments import Moments
-from convrewrite.fitting.stages import Roots, fit, grounds_of, refit
-from convrewrite.fitting.targets import LARGE, Ground, Target
+from convrewrite.fitting.stages import Roots, fit, grounds_of
+from convrewrite.fitting.targets import Ground, Target
 from convrewrite.fitting.trust import FULL, Trust, doubtable, doubtful, lesser_trusts
 from convrewrite.structures import Setting, Structure, initial_kernels
 from convrewrite.workers import side_by_side
@@ -53,32 +54,58 @@ class Evidence:
         if not self.room:
             return least
         trusts = list(zip(*(lesser_trusts(moments, self.examples) for moments in self.seen), strict=True))
-        if self.kernel[0].numel() >= LARGE:
-            trials = [self._last_stage(structure, setting, found, each) for each in trusts]
-            trusts = [min(trials, key=_left).trusts]
         fits = side_by_side([partial(self._fit, structure, setting, each) for each in trusts])
         return min([least, *fits], key=_left)
+
+    def fit_large(self, structure: Structure, setting: Setting, full: Sequence[Target], near: Fit) -> Fit:
+        """A fit of a large site, where each takes long: how far the data is to be believed is told by last stages alone, behind
+        the other stages of ``near``, a rough fit. ``full`` are the targets that believe it in full.
+
+        For four structures at a layer of 128 to 64 channels with 324 to 2,592 positions, in nine of twelve cases the same trust
+        was chosen as by fits with all of them, and the errors were within 0.001.
+        """
+        trusts = self._likely(structure, setting, near)
+        if trusts is None:
+            return fit(structure, self.spec, setting, full, self.seen, self.unseen, roots=self.roots)
+        return min(self._fit(structure, setting, trusts), self.from_weights(structure, setting), key=_left)
+
+    def _likely(self, structure: Structure, setting: Setting, near: Fit) -> tuple[Trust, ...] | None:
+        """The trust of every group that does best on held-out inputs; None where there is nothing to doubt."""
+        if not self._doubtable:
+            return None
+        stages = structure.stages(self.spec.per_group, setting)
+        kernels = _by_group([kernel.double() for kernel in near.kernels], self.spec.groups)
+        each = zip(kernels, self.grounds, self.unseen, strict=True)
+        groups = [LastStages.of(own[:-1], stages, ground, unseen) for own, ground, unseen in each]
+        full = [(group, FULL) for group in groups]
+        seen = pooled([group.shares(trust)[0] for group, trust in full], self.seen)
+        if not doubtful(*self._size, seen, self._left_unseen(full)):
+            return None
+        lesser = (
+            zip(*(lesser_trusts(moments, self.examples) for moments in self.seen), strict=True) if self.room else ()
+        )
+        tried = [full, *([*zip(groups, trusts, strict=True)] for trusts in lesser)]
+        return tuple(trust for _, trust in min(tried, key=self._left_unseen))
+
+    def _left_unseen(self, groups: Sequence[tuple[LastStages, Trust]]) -> float:
+        return pooled([group.shares(trust)[1] for group, trust in groups], self.unseen)
 
     def _fit(self, structure: Structure, setting: Setting, trusts: tuple[Trust, ...]) -> Fit:
         found = fit(structure, self.spec, setting, self.targets(trusts), self.seen, self.unseen, roots=self.roots)
         return replace(found, trusts=trusts)
 
-    def _last_stage(self, structure: Structure, setting: Setting, found: Fit, trusts: tuple[Trust, ...]) -> Fit:
-        """``found`` with its last stage alone fitted again: how much trust is best shows in it as well. For four structures at
-        a layer of 128 to 64 channels with 324 to 2,592 positions, in nine of twelve cases the same trust was chosen as by fits
-        with all of them, and the errors were within 0.001."""
-        targets = self.targets(trusts, solved=False)
-        stages = structure.stages(self.spec.per_group, setting)
-        return replace(refit(stages, found, targets, self.seen, self.unseen, 0, self.roots), trusts=trusts)
+    @property
+    def _size(self) -> tuple[int, int]:
+        """Positions that were gathered, and unknowns."""
+        return self.seen[0].count, self.kernel[0].numel()
+
+    @property
+    def _doubtable(self) -> bool:
+        """Without held-out inputs nothing can be doubted."""
+        return bool(self.seen) and self.unseen is not self.seen and doubtable(*self._size)
 
     def _doubts(self, structure: Structure, setting: Setting, found: Fit) -> bool:
-        """Without held-out inputs nothing can be doubted."""
-        if not self.seen or self.unseen is self.seen:
-            return False
-        count, unknowns = self.seen[0].count, self.kernel[0].numel()
-        if not doubtable(count, unknowns):
-            return False
-        return doubtful(count, unknowns, self.left_by(structure, setting, found), found.unexplained)
+        return self._doubtable and doubtful(*self._size, self.left_by(structure, setting, found), found.unexplained)
 
     def left_by(self, structure: Structure, setting: Setting, found: Fit) -> float:
         """The share of the output's variance on the inputs fitted on that a fit leaves unexplained."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from convrewrite.fitting.moments import Moments
 from convrewrite.fitting.objective import LastInput
+from convrewrite.fitting.targets import Second, shape_of
 from convrewrite.fitting.trust import Trust
 from convrewrite.structures import Stage, compose, join_groups
 
@@ -49,33 +50,28 @@ def told(
 def left_unexplained(
     fitted: Sequence[tuple[Tensor, ...]], stages: Sequence[Stage], moments: Sequence[Moments]
 ) -> float:
-    """The share of the variance of all groups' outputs that stage kernels leave unexplained: each group counts by its output's
-    variance."""
-    weights = [float(m.var_y.sum()) for m in moments]
+    """The share of the variance of all groups' outputs that stage kernels leave unexplained."""
     shares = [unexplained(kernels, stages, m) for kernels, m in zip(fitted, moments, strict=True)]
-    total = sum(weights)
-    return sum(w * s for w, s in zip(weights, shares, strict=True)) / total if total > 0 else 0.0
+    return pooled(shares, moments)
 
 
 def unexplained(kernels: tuple[Tensor, ...], stages: Sequence[Stage], moments: Moments) -> float:
     """The share of the variance of one group's output that stage kernels leave unexplained: :meth:`Moments.unexplained` of what
     they compose to, with products by the covariance that are as few as the rank."""
     exact = tuple(kernel.double() for kernel in kernels)
-    seen = LastInput.of(exact[:-1], stages, _Seen.of(moments, compose(exact, stages)))
+    data = Second(moments.cov_p, moments.cov_yp, shape_of(compose(exact, stages)))
+    return share_left(LastInput.of(exact[:-1], stages, data), exact[-1], moments)
+
+
+def share_left(seen: LastInput, last: Tensor, moments: Moments) -> float:
+    """The same from what a last stage is solved from, with this one."""
     total = moments.var_y.sum()
-    residual = max(0.0, seen.objective(exact[-1], float(total)))
+    residual = max(0.0, seen.objective(last, float(total)))
     return residual / float(total.clamp_min(torch.finfo(total.dtype).tiny))
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """Moments as they were gathered."""
-
-    covariance: Tensor
-    response: Tensor
-    shape: tuple[int, int, int, int]
-
-    @classmethod
-    def of(cls, moments: Moments, kernel: Tensor) -> "_Seen":
-        outputs, channels, height, width = kernel.shape
-        return cls(moments.cov_p, moments.cov_yp, (outputs, channels, height, width))
+def pooled(shares: Sequence[float], moments: Sequence[Moments]) -> float:
+    """The share that all groups together leave unexplained: each counts by its output's variance."""
+    weights = [float(m.var_y.sum()) for m in moments]
+    total = sum(weights)
+    return sum(w * s for w, s in zip(weights, shares, strict=True)) / total if total > 0 else 0.0

@@ -6,37 +6,17 @@ one product of matrices (:func:`convrewrite.structures.through`).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from convrewrite.fitting.targets import FLOOR, JITTER, Target, cholesky
+from convrewrite.fitting.targets import FLOOR, JITTER, Second, Target, cholesky
 from convrewrite.structures import Stage, compose, through
 
 SOLVE_CHUNK = 1 << 25
 """Numbers in one block of intermediate products: 256 MB in float64."""
 
 Loss = Callable[[list[Tensor]], Tensor]
-
-
-class Second(Protocol):
-    """Second moments of patches and of the wanted output."""
-
-    @property
-    def covariance(self) -> Tensor:
-        """Of patches, ``(d, d)``."""
-        ...
-
-    @property
-    def response(self) -> Tensor:
-        """The covariance of the wanted output and patches, ``(O, d)``."""
-        ...
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """That of the kernel, ``(O, C, kh, kw)``."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +31,7 @@ class LastInput:
     cross: Tensor
 
     @classmethod
-    def of(cls, kernels: Sequence[Tensor], stages: Sequence[Stage], second: "Second") -> "LastInput":
+    def of(cls, kernels: Sequence[Tensor], stages: Sequence[Stage], second: Second) -> "LastInput":
         """With the kernels of all stages but the last."""
         if stages[-1].groups > 1:
             return _grouped_input(kernels, stages, second)
@@ -105,7 +85,7 @@ def reduced_loss(stages: Sequence[Stage], target: Target) -> Loss:
     scale = target.scale + torch.finfo(torch.float64).tiny
 
     def loss(kernels: list[Tensor]) -> Tensor:
-        seen = LastInput.of(kernels, stages, target)
+        seen = LastInput.of(kernels, stages, target.second)
         with torch.no_grad():
             last = seen.optimum()
             square = last.mT @ last

@@ -217,7 +217,7 @@ class _Point:
 
 def _begin(start: tuple[Tensor, ...], stages: Sequence[Stage], target: Target) -> _Point:
     """``start`` with the last stage's optimum, unless rounding made that one worse."""
-    seen = LastInput.of(start[:-1], stages, target)
+    seen = LastInput.of(start[:-1], stages, target.second)
     point = _Point(start, seen.objective(start[-1], target.scale))
     solved = seen.optimum().reshape(start[-1].shape)
     objective = _descended(point.objective, seen.objective(solved, target.scale), target)

@@ -31,6 +31,20 @@ ENOUGH_POSITIONS = 5
 """Positions per unknown: with fewer, a covariance knows some directions from too little to be believed."""
 
 
+Shape = tuple[int, int, int, int]
+"""That of a kernel, ``(O, C, kh, kw)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Second:
+    """Second moments: the ``covariance (d, d)`` of patches, and ``response (O, d)``, that of the wanted output and patches, for
+    a kernel of this shape."""
+
+    covariance: Tensor
+    response: Tensor
+    shape: Shape
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """What one group is fitted to: kernel ``(O, d)``, covariance ``(d, d)`` with its ridge, and the kernel's shape.
@@ -42,10 +56,15 @@ class Target:
 
     kernel: Tensor
     covariance: Tensor
-    shape: tuple[int, int, int, int]
+    shape: Shape
     response: Tensor
     pull: Tensor
     scale: float
+
+    @property
+    def second(self) -> Second:
+        """What E is quadratic in."""
+        return Second(self.covariance, self.response, self.shape)
 
     def towards(self, moments: Moments) -> "Target":
         """The same patches with other wanted outputs. ``kernel`` and ``scale`` stay: E is then known up to a constant."""
@@ -78,6 +97,16 @@ class Ground:
         """Of a kernel in float64."""
         return cls(kernel, moments, kernel.flatten(1) @ moments.cov_p)
 
+    @property
+    def shape(self) -> Shape:
+        """That of the kernel."""
+        return shape_of(self.kernel)
+
+    @property
+    def data(self) -> Second:
+        """What was gathered, as it is."""
+        return Second(self.moments.cov_p, self.moments.cov_yp, self.shape)
+
     def target(self, ridge: float = RIDGE, shrinkage: float | None = None, *, solved: bool = True) -> Target:
         """``W* = W + (B - W S)(S + lam I)^-1``, MATH: the data's answer, ridged towards the original kernel.
 
@@ -85,18 +114,26 @@ class Ground:
         where there is one already, ``solved=False`` saves the factorisation.
         """
         moments, flat = self.moments, self.kernel.flatten(1)
-        shrinkage = _shrinkage(moments) if shrinkage is None else shrinkage
+        shrinkage, lam = self.drawn(ridge, shrinkage)
         covariance = _shrunk(moments, shrinkage)
         diagonal = covariance.diagonal()
-        lam = ridge * diagonal.mean() + FLOOR
         # W (S' + lam I) - W S, without a second product by a matrix of d x d.
         pull = lam * flat - shrinkage * (self.known - flat * diagonal)
         diagonal.add_(lam)
         wanted = flat + _solution(covariance, moments.cov_yp - self.known) if solved else flat
-        kernel = self.kernel
-        shape = (kernel.shape[0], kernel.shape[1], kernel.shape[2], kernel.shape[3])
         response = moments.cov_yp + pull
-        return Target(wanted, covariance, shape, response, pull, float((response * wanted).sum().abs()))
+        return Target(wanted, covariance, self.shape, response, pull, float((response * wanted).sum().abs()))
+
+    def drawn(self, ridge: float, shrinkage: float | None) -> tuple[float, float]:
+        """How much S is drawn towards its diagonal, and lambda, what is added to that."""
+        lam = ridge * float(self.moments.cov_p.diagonal().mean()) + FLOOR
+        return (_shrinkage(self.moments) if shrinkage is None else shrinkage), lam
+
+
+def shape_of(kernel: Tensor) -> Shape:
+    """The shape of a kernel ``(O, C, kh, kw)``."""
+    outputs, channels, height, width = kernel.shape
+    return outputs, channels, height, width
 
 
 def _solution(covariance: Tensor, rows: Tensor) -> Tensor:

@@ -122,13 +122,22 @@ class SiteFit:
 
         Of large problems only the candidate that does best in a rough fit is fitted, and alone returned.
         """
-        if self.patch >= LARGE and self.seen and len(candidates) > 1:
-            targets = [target.to(torch.float32) for target in self.targets]
-            tried = [partial(self.rough, structures[p.option.structure], p.option, targets) for p in candidates]
-            errors = [found.error for found in self.solved(tried)]
-            candidates = [candidates[errors.index(min(errors))]]
+        if self.patch >= LARGE and self.evidence is not None:
+            return [self._best_large(candidates, structures, self.evidence)]
         fits = [partial(self._believed_fit, structures[p.option.structure], p.option) for p in candidates]
         return list(zip(candidates, self.solved(fits), strict=True))
+
+    def _best_large(
+        self, candidates: Sequence[Candidate], structures: dict[str, Structure], evidence: Evidence
+    ) -> tuple[Candidate, Fit]:
+        targets = [target.to(torch.float32) for target in self.targets]
+        tried = [partial(self.rough, structures[p.option.structure], p.option, targets) for p in candidates]
+        rough = self.solved(tried)
+        best = min(range(len(rough)), key=lambda index: rough[index].error)
+        option = candidates[best].option
+        with solving(self.site.name):
+            found = evidence.fit_large(structures[option.structure], option.parameters, self.targets, rough[best])
+        return candidates[best], found
 
     def _believed_fit(self, structure: Structure, option: Option) -> Fit:
         return self.believed(structure, option, self.fit(structure, option))

@@ -1,0 +1,59 @@
+"""Last stages for several ways to believe the data, the stages before them as they are: how much trust is best shows in them.
+
+What a last stage is solved from is linear in the second moments, so these go through the stages before once, however many
+ways there are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from convrewrite.fitting.found import share_left
+from convrewrite.fitting.moments import Moments
+from convrewrite.fitting.objective import LastInput
+from convrewrite.fitting.targets import Ground, Second
+from convrewrite.fitting.trust import Trust
+from convrewrite.structures import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class LastStages:
+    """What the last stages of one group are solved from: the ``data`` as it is, what is added to it where the covariance is
+    drawn wholly to its ``diagonal``, and that of ``white`` inputs whose wanted output is the original kernel's; and the
+    ``unseen`` data, on which they are judged."""
+
+    ground: Ground
+    held_out: Moments
+    data: LastInput
+    diagonal: LastInput
+    white: LastInput
+    unseen: LastInput
+
+    @classmethod
+    def of(cls, kernels: Sequence[Tensor], stages: Sequence[Stage], ground: Ground, held_out: Moments) -> "LastStages":
+        """With the kernels of all stages but the last, float64."""
+        flat, variances = ground.kernel.flatten(1), ground.moments.cov_p.diagonal()
+
+        def through(covariance: Tensor, response: Tensor) -> LastInput:
+            return LastInput.of(kernels, stages, Second(covariance, response, ground.shape))
+
+        return cls(
+            ground,
+            held_out,
+            through(ground.moments.cov_p, ground.moments.cov_yp),
+            through(torch.diag(variances), flat * variances - ground.known),
+            through(torch.diag(torch.ones_like(variances)), flat),
+            through(held_out.cov_p, held_out.cov_yp),
+        )
+
+    def shares(self, trust: Trust) -> tuple[float, float]:
+        """The shares of the variance of the outputs, on the data and on the unseen, that the last stage of a target with this
+        trust leaves unexplained."""
+        shrinkage, lam = self.ground.drawn(trust.ridge, trust.shrinkage)
+        inner = (1 - shrinkage) * self.data.inner + shrinkage * self.diagonal.inner + lam * self.white.inner
+        cross = self.data.cross + shrinkage * self.diagonal.cross + lam * self.white.cross
+        last = LastInput(inner, cross).optimum()
+        seen = share_left(self.data, last, self.ground.moments)
+        return seen, share_left(self.unseen, last, self.held_out)
