@@ -12,7 +12,6 @@ from convrewrite.fitting.moments import (
     with_wanted_outputs,
 )
 from convrewrite.fitting.stages import (
-    LARGE,
     Roots,
     effort_within,
     fit,
@@ -20,7 +19,7 @@ from convrewrite.fitting.stages import (
     rough_fit,
     targets_of,
 )
-from convrewrite.fitting.targets import ENOUGH_POSITIONS, Target, solving
+from convrewrite.fitting.targets import ENOUGH_POSITIONS, LARGE, Target, solving
 from convrewrite.fitting.trust import doubtable
 
 __all__ = [

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from convrewrite.conv import ConvSpec
 from convrewrite.fitting.found import Fit, left_unexplained, told
 from convrewrite.fitting.moments import Moments
-from convrewrite.fitting.stages import LARGE, Roots, fit, refit, targets_of
-from convrewrite.fitting.trust import Trust, doubtable, doubtful, lesser_trusts
-from convrewrite.structures import Setting, Structure, composed_kernel, initial_kernels
+from convrewrite.fitting.stages import Roots, fit, grounds_of, refit
+from convrewrite.fitting.targets import LARGE, Ground, Target
+from convrewrite.fitting.trust import FULL, Trust, doubtable, doubtful, lesser_trusts
+from convrewrite.structures import Setting, Structure, initial_kernels
 from convrewrite.workers import side_by_side
 
 
@@ -28,7 +28,21 @@ class Evidence:
     unseen: Sequence[Moments]
     examples: int
     roots: Roots
-    room: bool = True
+    room: bool
+    grounds: Sequence[Ground]
+
+    @classmethod
+    def of(
+        cls, spec: ConvSpec, kernel: Tensor, seen: Sequence[Moments], unseen: Sequence[Moments],
+        examples: int, roots: Roots, room: bool = True,
+    ) -> "Evidence":  # fmt: skip
+        """With what all targets are made from."""
+        return cls(spec, kernel, seen, unseen, examples, roots, room, grounds_of(kernel, spec, seen))
+
+    def targets(self, trusts: Sequence[Trust] = (), *, solved: bool = True) -> list[Target]:
+        """The target of every group; ``trusts`` are those of the groups, none: full. See :meth:`Ground.target`."""
+        each = zip(self.grounds, trusts or (FULL,) * len(self.grounds), strict=True)
+        return [ground.target(trust.ridge, trust.shrinkage, solved=solved) for ground, trust in each]
 
     def believed(self, structure: Structure, setting: Setting, found: Fit) -> Fit:
         """``found``, or where it is doubtful the fit of the same option with less trust in the data, or with none, that has
@@ -46,19 +60,16 @@ class Evidence:
         return min([least, *fits], key=_left)
 
     def _fit(self, structure: Structure, setting: Setting, trusts: tuple[Trust, ...]) -> Fit:
-        targets = targets_of(self.kernel, self.spec, self.seen, trusts)
-        found = fit(structure, self.spec, setting, targets, self.seen, self.unseen, roots=self.roots)
+        found = fit(structure, self.spec, setting, self.targets(trusts), self.seen, self.unseen, roots=self.roots)
         return replace(found, trusts=trusts)
 
     def _last_stage(self, structure: Structure, setting: Setting, found: Fit, trusts: tuple[Trust, ...]) -> Fit:
-        """``found`` with its last stage alone fitted again, in float32: how much trust is best shows in it as well. For four
-        structures at a layer of 128 to 64 channels with 324 to 2,592 positions, in nine of twelve cases the same trust was
-        chosen as by fits with all of them, and the errors were within 0.001."""
-        targets = targets_of(self.kernel, self.spec, self.seen, trusts, torch.float32)
+        """``found`` with its last stage alone fitted again: how much trust is best shows in it as well. For four structures at
+        a layer of 128 to 64 channels with 324 to 2,592 positions, in nine of twelve cases the same trust was chosen as by fits
+        with all of them, and the errors were within 0.001."""
+        targets = self.targets(trusts, solved=False)
         stages = structure.stages(self.spec.per_group, setting)
-        single = replace(found, kernels=tuple(kernel.float() for kernel in found.kernels))
-        roots = [None if root is None else root.float() for root in self.roots]
-        return replace(refit(stages, single, targets, self.seen, self.unseen, 0, roots), trusts=trusts)
+        return replace(refit(stages, found, targets, self.seen, self.unseen, 0, self.roots), trusts=trusts)
 
     def _doubts(self, structure: Structure, setting: Setting, found: Fit) -> bool:
         """Without held-out inputs nothing can be doubted."""
@@ -71,15 +82,19 @@ class Evidence:
 
     def left_by(self, structure: Structure, setting: Setting, found: Fit) -> float:
         """The share of the output's variance on the inputs fitted on that a fit leaves unexplained."""
-        kernel = composed_kernel(found.kernels, structure.stages(self.spec.per_group, setting), self.spec.groups)
-        return left_unexplained(kernel, self.seen)
+        stages = structure.stages(self.spec.per_group, setting)
+        return left_unexplained(_by_group(found.kernels, self.spec.groups), stages, self.seen)
 
     def from_weights(self, structure: Structure, setting: Setting) -> Fit:
         """The decomposition of the kernel alone; only its bias knows the inputs."""
         kernels = initial_kernels(structure, self.kernel, self.spec, setting)
-        groups = zip(*(stage.chunk(self.spec.groups) for stage in kernels), strict=True)
         stages = structure.stages(self.spec.per_group, setting)
-        return told([tuple(group) for group in groups], stages, self.seen, self.unseen)
+        return told(_by_group(kernels, self.spec.groups), stages, self.seen, self.unseen)
+
+
+def _by_group(kernels: Sequence[Tensor], groups: int) -> list[tuple[Tensor, ...]]:
+    """The stage kernels of every group."""
+    return list(zip(*(stage.chunk(groups) for stage in kernels), strict=True))
 
 
 def _left(found: Fit) -> float:

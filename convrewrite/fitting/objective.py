@@ -6,6 +6,7 @@ one product of matrices (:func:`convrewrite.structures.through`).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +18,25 @@ SOLVE_CHUNK = 1 << 25
 """Numbers in one block of intermediate products: 256 MB in float64."""
 
 Loss = Callable[[list[Tensor]], Tensor]
+
+
+class Second(Protocol):
+    """Second moments of patches and of the wanted output."""
+
+    @property
+    def covariance(self) -> Tensor:
+        """Of patches, ``(d, d)``."""
+        ...
+
+    @property
+    def response(self) -> Tensor:
+        """The covariance of the wanted output and patches, ``(O, d)``."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """That of the kernel, ``(O, C, kh, kw)``."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +51,14 @@ class LastInput:
     cross: Tensor
 
     @classmethod
-    def of(cls, kernels: Sequence[Tensor], stages: Sequence[Stage], target: Target) -> "LastInput":
+    def of(cls, kernels: Sequence[Tensor], stages: Sequence[Stage], second: "Second") -> "LastInput":
         """With the kernels of all stages but the last."""
         if stages[-1].groups > 1:
-            return _grouped_input(kernels, stages, target)
+            return _grouped_input(kernels, stages, second)
         with torch.no_grad():
-            rows = _through_all(kernels, stages, target, target.covariance)
-        inner = _through_all(kernels, stages, target, rows.T)
-        cross = _through_all(kernels, stages, target, target.response.T)
+            rows = _through_all(kernels, stages, second, second.covariance)
+        inner = _through_all(kernels, stages, second, rows.T)
+        cross = _through_all(kernels, stages, second, second.response.T)
         return cls(((inner + inner.T) / 2)[None], cross.T[None])
 
     def optimum(self) -> Tensor:
@@ -48,10 +68,11 @@ class LastInput:
         jitter = (relative * diagonal.mean(-1, keepdim=True) + least).expand_as(diagonal)
         return torch.cholesky_solve(self.cross.mT, cholesky(self.inner + torch.diag_embed(jitter))).mT
 
-    def objective(self, last: Tensor, target: Target) -> float:
-        """E with this kernel as the last stage, from these moments alone: no product as large as the covariance."""
+    def objective(self, last: Tensor, scale: float) -> float:
+        """E with this kernel as the last stage, from these moments alone: no product as large as the covariance. ``scale`` is E
+        of a kernel of zeros."""
         kernel = last.reshape(self.cross.shape)
-        return target.scale + float(((kernel @ self.inner - 2 * self.cross) * kernel).sum())
+        return scale + float(((kernel @ self.inner - 2 * self.cross) * kernel).sum())
 
 
 def _jitter(dtype: torch.dtype) -> tuple[float, float]:
@@ -59,14 +80,14 @@ def _jitter(dtype: torch.dtype) -> tuple[float, float]:
     return (JITTER, FLOOR**2) if dtype == torch.float64 else (1e-6, FLOOR)
 
 
-def _grouped_input(kernels: Sequence[Tensor], stages: Sequence[Stage], target: Target) -> LastInput:
+def _grouped_input(kernels: Sequence[Tensor], stages: Sequence[Stage], second: Second) -> LastInput:
     """As above for a grouped last stage: every group has its own inputs, which only the stage before gives it."""
     last, before = stages[-1], stages[-2]
     assert len(stages) == 2 and before.groups == 1 and before.axes == "", "a grouped last stage follows a pointwise one"
-    d, (_, channels, height, width) = len(target.covariance), target.shape
+    d, (_, channels, height, width) = len(second.covariance), second.shape
     area = height * width
-    covariance = target.covariance.reshape(channels, area * d)
-    wanted = target.response.reshape(last.groups, -1, channels, area)
+    covariance = second.covariance.reshape(channels, area * d)
+    wanted = second.response.reshape(last.groups, -1, channels, area)
     first = kernels[0][:, :, 0, 0].unflatten(0, (last.groups, -1))  # (g, r, C)
     patch = first.shape[1] * area
     inner, cross = [], []
@@ -96,9 +117,9 @@ def reduced_loss(stages: Sequence[Stage], target: Target) -> Loss:
     return loss
 
 
-def _through_all(kernels: Sequence[Tensor], stages: Sequence[Stage], target: Target, columns: Tensor) -> Tensor:
+def _through_all(kernels: Sequence[Tensor], stages: Sequence[Stage], second: Second, columns: Tensor) -> Tensor:
     """Columns ``(d, N)`` of patches through all stages but the last, ``(q, N)``."""
-    patches = columns.contiguous().unflatten(0, target.shape[1:])
+    patches = columns.contiguous().unflatten(0, second.shape[1:])
     for stage, kernel in zip(stages[:-1], kernels, strict=False):
         patches = through(stage, kernel, patches)
     return patches.flatten(0, 2)

@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 
 from convrewrite.conv import ConvSpec
-from convrewrite.fitting.found import Fit, told
+from convrewrite.fitting.found import Fit, told, unexplained
 from convrewrite.fitting.moments import Moments
 from convrewrite.fitting.objective import LastInput, Loss, full_loss, reduced_loss
-from convrewrite.fitting.targets import FLOOR, Target, colour, first_stage_root, uncolour
-from convrewrite.fitting.trust import FULL, Trust
+from convrewrite.fitting.targets import FLOOR, LARGE, Ground, Target, colour, first_stage_root, uncolour
 from convrewrite.structures import Setting, Stage, Structure, compose, join_groups, split_groups
 
 ITERATIONS = 40
@@ -31,8 +30,8 @@ ITERATIONS = 40
 
 MIN_ITERATIONS = 4
 
-EASY, LARGE = 600, 1000
-"""Numbers in a patch: up to the first every iteration is cheap, from the second on only the best start is refined."""
+EASY = 600
+"""Numbers in a patch up to which every iteration is cheap."""
 
 SINGLE = 600
 """Numbers in a patch from which on iterations run in float32, which takes half the time."""
@@ -85,17 +84,15 @@ def fit(
     return told(fitted, stages, moments, held_out)
 
 
-def targets_of(
-    kernel: Tensor,
-    spec: ConvSpec,
-    moments: Sequence[Moments],
-    trusts: Sequence[Trust] = (),
-    precision: torch.dtype = torch.float64,
-) -> list[Target]:
-    """The target of every group of a canonical kernel; ``trusts`` are those of the groups, none: full."""
+def targets_of(kernel: Tensor, spec: ConvSpec, moments: Sequence[Moments]) -> list[Target]:
+    """The target of every group of a canonical kernel, whose inputs are believed."""
+    return [ground.target() for ground in grounds_of(kernel, spec, moments)]
+
+
+def grounds_of(kernel: Tensor, spec: ConvSpec, moments: Sequence[Moments]) -> list[Ground]:
+    """What the targets of every group of a canonical kernel are made from."""
     parts = split_groups(kernel.double(), spec.groups)
-    each = zip(parts, moments, trusts or (FULL,) * len(parts), strict=True)
-    return [Target.from_moments(part, m, trust.ridge, trust.shrinkage, precision) for part, m, trust in each]
+    return [Ground.of(part, m) for part, m in zip(parts, moments, strict=True)]
 
 
 def _usable(roots: Roots | None, stages: Sequence[Stage], groups: int) -> Roots:
@@ -122,7 +119,7 @@ def _best(fits: Sequence[tuple[Tensor, ...]], stages: Sequence[Stage], unseen: M
     """The start is chosen on the held-out inputs; of equals the first stays."""
     if len(fits) == 1:
         return fits[0]
-    return min(fits, key=lambda kernels: unseen.unexplained(compose(kernels, stages)))
+    return min(fits, key=lambda kernels: unexplained(kernels, stages, unseen))
 
 
 def rough_fit(
@@ -154,9 +151,9 @@ def rough_fit(
         tuple(k.double() for k in _plain(p.kernels, None if r is None else r.to(p.kernels[0]))) for p, r in points
     ]
     composed = [compose(stage_kernels, stages) for stage_kernels in kernels]
-    unexplained = max(0.0, sum(point.objective for point, _ in points)) / max(scale, FLOOR)
+    left = max(0.0, sum(point.objective for point, _ in points)) / max(scale, FLOOR)
     bias = torch.cat([m.bias(kernel) for m, kernel in zip(moments, composed, strict=True)])
-    return Fit(join_groups(kernels), bias, unexplained)
+    return Fit(join_groups(kernels), bias, left)
 
 
 def effort_for(d: int, most: int = ITERATIONS) -> int:
@@ -221,9 +218,9 @@ class _Point:
 def _begin(start: tuple[Tensor, ...], stages: Sequence[Stage], target: Target) -> _Point:
     """``start`` with the last stage's optimum, unless rounding made that one worse."""
     seen = LastInput.of(start[:-1], stages, target)
-    point = _Point(start, seen.objective(start[-1], target))
+    point = _Point(start, seen.objective(start[-1], target.scale))
     solved = seen.optimum().reshape(start[-1].shape)
-    objective = _descended(point.objective, seen.objective(solved, target), target)
+    objective = _descended(point.objective, seen.objective(solved, target.scale), target)
     return point if objective > point.objective else _Point((*start[:-1], solved), objective)
 
 

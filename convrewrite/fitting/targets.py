@@ -24,6 +24,9 @@ JITTER = 1e-9
 FLOOR = 1e-30
 """Variance that is added to that of every patch element: inputs that are always zero leave factors that float32 can hold."""
 
+LARGE = 1000
+"""Numbers in a patch from which on only the best start is refined, and starts are solved for in float32."""
+
 ENOUGH_POSITIONS = 5
 """Positions per unknown: with fewer, a covariance knows some directions from too little to be believed."""
 
@@ -33,7 +36,8 @@ class Target:
     """What one group is fitted to: kernel ``(O, d)``, covariance ``(d, d)`` with its ridge, and the kernel's shape.
 
     ``response (O, d)`` is the kernel times the covariance, ``pull (O, d)`` the part of it that the ridge and the shrinkage
-    add to the covariance of wanted outputs and patches. ``scale`` is E of a kernel of zeros.
+    add to the covariance of wanted outputs and patches. ``scale`` is E of a kernel of zeros. Of one that was not solved for,
+    ``kernel`` is the original's and ``scale`` about right: E is known up to a constant.
     """
 
     kernel: Tensor
@@ -43,32 +47,6 @@ class Target:
     pull: Tensor
     scale: float
 
-    @classmethod
-    def from_moments(
-        cls,
-        kernel: Tensor,
-        moments: Moments,
-        ridge: float = RIDGE,
-        shrinkage: float | None = None,
-        precision: torch.dtype = torch.float64,
-    ) -> "Target":
-        """``W* = W + (B - W S)(S + lam I)^-1``, MATH: the data's answer, ridged towards the original kernel.
-
-        ``shrinkage`` draws S towards its diagonal, 0 to 1; None: by the positions per unknown.
-        """
-        shrinkage = _shrinkage(moments) if shrinkage is None else shrinkage
-        covariance, flat = _shrunk(moments, shrinkage).to(precision), kernel.to(precision).flatten(1)
-        through, wanted_response = flat @ moments.cov_p.to(precision), moments.cov_yp.to(precision)
-        diagonal = covariance.diagonal()
-        lam = ridge * diagonal.mean() + FLOOR
-        # W (S' + lam I) - W S, without a second product by a matrix of d x d.
-        pull = lam * flat - shrinkage * (through - flat * diagonal)
-        diagonal.add_(lam)
-        solved = torch.cholesky_solve((wanted_response - through).T, cholesky(covariance)).T
-        shape = (kernel.shape[0], kernel.shape[1], kernel.shape[2], kernel.shape[3])
-        wanted, response = flat + solved, wanted_response + pull
-        return cls(wanted, covariance, shape, response, pull, float((response * wanted).sum()))
-
     def towards(self, moments: Moments) -> "Target":
         """The same patches with other wanted outputs. ``kernel`` and ``scale`` stay: E is then known up to a constant."""
         return replace(self, response=moments.cov_yp + self.pull)
@@ -76,7 +54,7 @@ class Target:
     def weighted(self, root: Tensor) -> "Target":
         """The same problem for outputs multiplied by ``root (O, O)``, ``R``: there E weighs output errors by ``R^T R``."""
         kernel, response = root @ self.kernel, root @ self.response
-        scale = float((response * kernel).sum())
+        scale = float((response * kernel).sum().abs())
         return replace(self, kernel=kernel, response=response, pull=root @ self.pull, scale=scale)
 
     def to(self, dtype: torch.dtype) -> "Target":
@@ -84,6 +62,48 @@ class Target:
         parts = (self.kernel, self.covariance, self.response, self.pull)
         kernel, covariance, response, pull = (part.to(dtype) for part in parts)
         return Target(kernel, covariance, self.shape, response, pull, self.scale)
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What the targets of one group are made from, however far its data is believed: its ``kernel (O, C, kh, kw)``, the moments
+    of its inputs, and ``known (O, d)``, the kernel times their covariance."""
+
+    kernel: Tensor
+    moments: Moments
+    known: Tensor
+
+    @classmethod
+    def of(cls, kernel: Tensor, moments: Moments) -> "Ground":
+        """Of a kernel in float64."""
+        return cls(kernel, moments, kernel.flatten(1) @ moments.cov_p)
+
+    def target(self, ridge: float = RIDGE, shrinkage: float | None = None, *, solved: bool = True) -> Target:
+        """``W* = W + (B - W S)(S + lam I)^-1``, MATH: the data's answer, ridged towards the original kernel.
+
+        ``shrinkage`` draws S towards its diagonal, 0 to 1; None: by the positions per unknown. Only starts need W* itself:
+        where there is one already, ``solved=False`` saves the factorisation.
+        """
+        moments, flat = self.moments, self.kernel.flatten(1)
+        shrinkage = _shrinkage(moments) if shrinkage is None else shrinkage
+        covariance = _shrunk(moments, shrinkage)
+        diagonal = covariance.diagonal()
+        lam = ridge * diagonal.mean() + FLOOR
+        # W (S' + lam I) - W S, without a second product by a matrix of d x d.
+        pull = lam * flat - shrinkage * (self.known - flat * diagonal)
+        diagonal.add_(lam)
+        wanted = flat + _solution(covariance, moments.cov_yp - self.known) if solved else flat
+        kernel = self.kernel
+        shape = (kernel.shape[0], kernel.shape[1], kernel.shape[2], kernel.shape[3])
+        response = moments.cov_yp + pull
+        return Target(wanted, covariance, shape, response, pull, float((response * wanted).sum().abs()))
+
+
+def _solution(covariance: Tensor, rows: Tensor) -> Tensor:
+    """``rows (O, d)`` times the inverse of a covariance: of large ones in float32, as a start is all that it is for."""
+    precision = torch.float32 if len(covariance) >= LARGE else covariance.dtype
+    factor = cholesky(covariance.to(precision))
+    return torch.cholesky_solve(rows.T.to(precision), factor).T.to(rows.dtype)
 
 
 def _shrinkage(moments: Moments) -> float:

@@ -29,7 +29,6 @@ from convrewrite.fitting import (
     row_bytes,
     solving,
     square_bytes,
-    targets_of,
     with_wanted_outputs,
 )
 from convrewrite.graph import Site
@@ -67,7 +66,7 @@ class SiteFit:
     """One site with its folded kernel ``(O, C / g, kh, kw)``, its bias, and the moments of its inputs where there are any.
 
     ``reached``: False where none of the inputs to fit on gets to the site, whose way through the model depends on them.
-    ``room``: whether memory has any for a target with less trust in few inputs.
+    ``evidence`` stands where there are moments.
     """
 
     walk: Propagation
@@ -84,7 +83,7 @@ class SiteFit:
     fitted: tuple[Block, ...] = ()
     held_out: tuple[Block, ...] = ()
     reached: bool = True
-    room: bool = True
+    evidence: Evidence | None = None
 
     @classmethod
     def of(
@@ -136,8 +135,10 @@ class SiteFit:
 
     def believed(self, structure: Structure, option: Option, found: Fit) -> Fit:
         """A fit, or where it learned few inputs by heart, one that does better on held-out ones."""
+        if self.evidence is None:
+            return found
         with solving(self.site.name):
-            return self._evidence.believed(structure, option.parameters, found)
+            return self.evidence.believed(structure, option.parameters, found)
 
     def fit(self, structure: Structure, option: Option, iterations: int | None = None) -> Fit:
         """One option fitted to the inputs, or without any its initial values.
@@ -243,16 +244,9 @@ class SiteFit:
 
     def fit_error(self, structure: Structure, option: Option, found: Fit) -> float | None:
         """The relative output error on the inputs that were fitted on; None without any."""
-        if not self.seen:
+        if self.evidence is None:
             return None
-        return self._evidence.left_by(structure, option.parameters, found) ** 0.5
-
-    @property
-    def _evidence(self) -> Evidence:
-        examples = sum(self.walk.examples[: self.fitted_batches])
-        return Evidence(
-            self.site.folded_spec, self.kernel, self.seen, self.unseen, examples, self.roots, self.room
-        )  # fmt: skip
+        return self.evidence.left_by(structure, option.parameters, found) ** 0.5
 
     @property
     def _count(self) -> int:
@@ -260,10 +254,10 @@ class SiteFit:
 
     def _targets_of(self, found: Fit) -> Sequence[Target]:
         """The targets of a fit with less trust in the data are its own."""
-        if not found.trusts:
+        if not found.trusts or self.evidence is None:
             return self.targets
         with solving(self.site.name):
-            return targets_of(self.kernel, self.site.spec, self.seen, found.trusts)
+            return self.evidence.targets(found.trusts, solved=False)
 
     def _with_moments(self, watch: Stopwatch) -> "SiteFit":
         """Add the moments over the batches to fit on and over those held out; and where a ReLU follows, the positions.
@@ -287,8 +281,19 @@ class SiteFit:
         blocks = tuple(tuple(accumulator.kept or ()) for accumulator in (fitted, held_out))
         with watch.timed("solves"), solving(self.site.name):
             _require_finite((*seen, *unseen))
-            targets = tuple(targets_of(self.kernel, self.site.spec, seen))
-        return replace(self, seen=seen, unseen=unseen, targets=targets, fitted=blocks[0], held_out=blocks[1], room=room)
+            examples = sum(self.walk.examples[: self.fitted_batches])
+            evidence = Evidence.of(self.site.folded_spec, self.kernel, seen, unseen, examples, self.roots, room)
+            targets = tuple(evidence.targets())
+        fitted_rows, held_out_rows = blocks
+        return replace(
+            self,
+            seen=seen,
+            unseen=unseen,
+            targets=targets,
+            fitted=fitted_rows,
+            held_out=held_out_rows,
+            evidence=evidence,
+        )
 
     def _moments(self, accumulator: Accumulator) -> tuple[Moments, ...]:
         found = accumulator.result()
@@ -381,5 +386,6 @@ def weights_only(structure: Structure, site: Site, option: Option, kernel: Tenso
 def _require_finite(moments: Sequence[Moments]) -> None:
     """Raise ArithmeticError where the site's inputs or outputs, or their squares, overflowed."""
     for part in moments:
-        if not all(bool(tensor.isfinite().all()) for tensor in (part.mean_p, part.mean_y, part.cov_p, part.cov_yp)):
+        # A sum has whatever is not finite in it, and no second matrix is made.
+        if not all(bool(tensor.sum().isfinite()) for tensor in (part.mean_p, part.mean_y, part.cov_p, part.cov_yp)):
             raise ArithmeticError("its inputs or outputs are so large that their squares overflow")

@@ -14,7 +14,7 @@ from convrewrite.fitting import targets
 from convrewrite.fitting.found import Fit
 from convrewrite.fitting.moments import Accumulator, Moments
 from convrewrite.fitting.stages import fit, targets_of
-from convrewrite.fitting.targets import Target
+from convrewrite.fitting.targets import Ground, Target
 from convrewrite.rewriting.surgery import build_conv, build_option
 from convrewrite.structures.algebra import compose, initial_kernels
 from convrewrite.structures.discovery import discover
@@ -43,7 +43,7 @@ class Problem:
         return fit(structure, self.spec, setting, wanted, self.moments, self.held_out, iterations)
 
     def target(self) -> Target:
-        return Target.from_moments(self.kernel, self.moments[0])
+        return Ground.of(self.kernel, self.moments[0]).target()
 
     def composed(self, structure: Structure, setting: Setting, kernels: tuple[Tensor, ...]) -> Tensor:
         stages = structure.stages(self.spec.per_group, setting)
@@ -188,10 +188,10 @@ def test_the_target_is_the_ridge_solution_towards_the_original() -> None:
     d = len(m.cov_p)
     ridge = 0.1 * m.cov_p.diagonal().mean() * torch.eye(d, dtype=torch.float64)
     expected = (m.cov_yp + given.kernel.flatten(1) @ ridge) @ torch.linalg.inv(m.cov_p + ridge)
-    target = Target.from_moments(given.kernel, m, ridge=0.1)
+    target = Ground.of(given.kernel, m).target(ridge=0.1)
     assert target.shape == given.spec.kernel_shape
     torch.testing.assert_close(target.kernel, expected, rtol=1e-6, atol=1e-8)
-    far = Target.from_moments(given.kernel, m, ridge=1e9)
+    far = Ground.of(given.kernel, m).target(ridge=1e9)
     torch.testing.assert_close(far.kernel, given.kernel.flatten(1), rtol=1e-6, atol=1e-6)
 
 
@@ -199,7 +199,7 @@ def test_the_response_is_the_target_times_the_covariance_where_samples_are_few_t
     given = problem(disturb=0.5)
     (m,) = given.moments
     for count in (m.count, 20):
-        target = Target.from_moments(given.kernel, replace(m, count=count))
+        target = Ground.of(given.kernel, replace(m, count=count)).target()
         torch.testing.assert_close(target.response, target.kernel @ target.covariance)
         zero = torch.zeros_like(target.kernel)
         assert target.scale == pytest.approx(error_of(target, zero))

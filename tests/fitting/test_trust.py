@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from convrewrite.fitting.moments import Moments
-from convrewrite.fitting.targets import RIDGE, Target
+from convrewrite.fitting.targets import RIDGE, Ground
 from convrewrite.fitting.trust import FULL, MANY_POSITIONS, RIDGES, Trust, doubtful, lesser_trusts, shrinkage_of
 
 
@@ -53,7 +53,7 @@ def test_the_shrinkage_lies_between_none_and_all_and_falls_with_the_samples(coun
 
 def test_all_shrinkage_leaves_the_variances_and_a_target_that_solves_its_problem() -> None:
     given, kernel = moments_of(correlated(9, 0.8)), torch.randn(3, 1, 3, 3, dtype=torch.float64)
-    target = Target.from_moments(kernel, given, shrinkage=1.0)
+    target = Ground.of(kernel, given).target(shrinkage=1.0)
     torch.testing.assert_close(target.covariance, (1 + RIDGE) * torch.eye(9, dtype=torch.float64))
     torch.testing.assert_close(target.response, target.kernel @ target.covariance)
     # What the kernel itself explains stays with it; only what it misses is told by the inputs, one by one.
@@ -63,7 +63,7 @@ def test_all_shrinkage_leaves_the_variances_and_a_target_that_solves_its_problem
 
 def test_less_trust_comes_nearer_to_the_weights() -> None:
     given, kernel = moments_of(correlated(9, 0.5)), torch.randn(3, 1, 3, 3, dtype=torch.float64)
-    far = [float((Target.from_moments(kernel, given, t.ridge).kernel - kernel.flatten(1)).norm()) for t in ladder()]
+    far = [float((Ground.of(kernel, given).target(t.ridge).kernel - kernel.flatten(1)).norm()) for t in ladder()]
     assert far == sorted(far, reverse=True)
     assert far[-1] < far[0]
 

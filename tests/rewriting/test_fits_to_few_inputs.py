@@ -10,7 +10,8 @@ from torch import nn
 
 from convrewrite.calibration.batches import Calibration
 from convrewrite.fitting import Evidence, few_inputs
-from convrewrite.fitting.found import Fit, left_unexplained
+from convrewrite.fitting.found import Fit
+from convrewrite.fitting.targets import Ground
 from convrewrite.graph.sites import find_sites
 from convrewrite.graph.tracing import trace
 from convrewrite.progress import Stopwatch
@@ -63,7 +64,7 @@ def option_of(site_fit: SiteFit, rank: int) -> Option:
 
 def weights_alone(site_fit: SiteFit, option: Option) -> Fit:
     spec = site_fit.site.folded_spec
-    evidence = Evidence(spec, site_fit.kernel, site_fit.seen, site_fit.unseen, 1, site_fit.roots)
+    evidence = Evidence.of(spec, site_fit.kernel, site_fit.seen, site_fit.unseen, 1, site_fit.roots)
     return evidence.from_weights(CHANNEL, option.parameters)
 
 
@@ -106,9 +107,11 @@ def test_the_weights_alone_stand_where_the_data_can_only_mislead(monkeypatch: py
 
 
 def test_without_room_the_data_is_believed_in_full_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    site_fit = replace(second_site(2), room=False)
+    given = second_site(2)
+    assert given.evidence is not None
+    site_fit = replace(given, evidence=replace(given.evidence, room=False))
     option = option_of(site_fit, 11)
-    monkeypatch.setattr(few_inputs, "targets_of", lambda *_: pytest.fail("there is no room for another target"))
+    monkeypatch.setattr(Ground, "target", lambda *_, **__: pytest.fail("there is no room for another target"))
     found = site_fit.fit(CHANNEL, option)
     best = site_fit.believed(CHANNEL, option, found)
     assert best.unexplained == min(found.unexplained, weights_alone(site_fit, option).unexplained)
@@ -152,4 +155,4 @@ def test_the_error_on_the_inputs_fitted_on_is_that_of_their_moments() -> None:
     found = site_fit.fit(CHANNEL, option)
     kernel = composed_kernel(found.kernels, CHANNEL.stages(site_fit.site.spec, {"rank": 6}), 1)
     assert site_fit.fit_error(CHANNEL, option, found) == pytest.approx(site_fit.seen[0].unexplained(kernel) ** 0.5)
-    assert found.unexplained == pytest.approx(left_unexplained(kernel, site_fit.unseen))
+    assert found.unexplained == pytest.approx(site_fit.unseen[0].unexplained(kernel))
