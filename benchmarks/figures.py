@@ -73,10 +73,9 @@ def demo() -> str:
     found = only(rows_of(RESULTS / "demo.json"), example="demo")
     lines = [line.rstrip() for line in found["printed"]]
     first = next(i for i, line in enumerate(lines) if line.startswith("----"))  # the table of sites is the first
-    sites = [i for i in range(first + 1, len(lines)) if re.match(r"\S+ +(standard|pointwise) ", lines[i])]
-    last = next(i for i in range(sites[-1], len(lines)) if lines[i].startswith("output error:"))
-    more = f"... ({len(sites) - SITES_SHOWN} more sites)"
-    printed = [*lines[: sites[SITES_SHOWN]], more, *lines[last:]]
+    last = next(i for i in range(first, len(lines)) if not lines[i])
+    more = f"... ({last - first - 1 - SITES_SHOWN} more sites)"
+    printed = [*lines[: first + 1 + SITES_SHOWN], more, *lines[last:]]
     return code("\n".join([*printed, *found["evaluated"]]))
 
 

@@ -39,6 +39,11 @@ def table(headers: Sequence[str], rows: Rows, alignment: str, width: int = WIDTH
     return "\n\n".join(parts)
 
 
+def natural_width(headers: Sequence[str], rows: Rows) -> int:
+    """Columns of a table whose cells are whole, with nothing but its headers wrapped."""
+    return _total([_natural(header, [row[i] for row in rows]) for i, header in enumerate(headers)])
+
+
 def filled(text: str, indent: str = "", first: str = "", width: int = WIDTH) -> str:
     """A paragraph of at most ``width`` columns, but for words that are longer; ``first`` begins its first line, ``indent`` the
     others."""
@@ -94,7 +99,7 @@ def _natural(header: str, cells: Sequence[str]) -> int:
 
 
 def _total(widths: Sequence[int]) -> int:
-    return sum(widths) + GAP * (len(widths) - 1)
+    return sum(widths) + GAP * max(0, len(widths) - 1)
 
 
 def _columns_that_fit(headers: Sequence[str], rows: Rows, alignment: str, width: int) -> int:

@@ -30,7 +30,7 @@ from convrewrite.cli.options import (
 )
 from convrewrite.cli.progress import progress_bars, stages_of
 from convrewrite.cli.rule_commands import rules_app
-from convrewrite.cli.voice import Quiet, Verbose, say, say_json, speaking
+from convrewrite.cli.voice import Quiet, Verbose, say, say_json, speaking, width
 from convrewrite.errors import VerificationError
 from convrewrite.settings import Recovery, Settings
 from convrewrite.version import tool_version
@@ -158,7 +158,7 @@ def plan(
     if as_json:
         say_json(made)
         return
-    say(render_plan(made))
+    say(render_plan(made, width=width()))
     for note in network.notes:
         say(f"Note: {note}")
     say(f"Written to {out}")
@@ -300,7 +300,7 @@ def explain(
     if as_json:
         say_json(found if site is None else found.site(site))
     else:
-        say(render_plan(found, site))
+        say(render_plan(found, site, width()))
 
 
 @command(
@@ -333,7 +333,7 @@ def analyze(
     if as_json:
         say_json(rows)
         return
-    say(render_sites(rows))
+    say(render_sites(rows, width()))
     for note in network.notes:
         say(f"Note: {note}")
     if page is not None:
@@ -369,7 +369,7 @@ def show_result(found: "Report", out: Path, as_json: bool = False) -> None:
     if as_json:
         say_json(found)
     else:
-        say(render_text(found))
+        say(render_text(found, width=width()))
         say(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     if (reason := found.refused or found.unwritten) is not None:
         raise VerificationError(reason)

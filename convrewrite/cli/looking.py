@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from convrewrite.cli.options import AsJson
-from convrewrite.cli.voice import say, say_json
+from convrewrite.cli.voice import say, say_json, width
 from convrewrite.errors import UsageError
 from convrewrite.values import shown
 
@@ -28,7 +28,7 @@ def report(
     if as_json:
         say_json(found)
     else:
-        say(render_text(found))
+        say(render_text(found, width=width()))
     if opened:
         if not (out / PAGE).is_file():
             raise UsageError(f"{out / PAGE}: expected the page of the result, found none; leave --open out")

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ import typer
 from convrewrite.errors import UsageError
 from convrewrite.escaping import printable
 from convrewrite.interrupts import held
-from convrewrite.tables import shortened
+from convrewrite.tables import WIDTH, shortened
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -120,12 +121,17 @@ def spoken(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def width() -> int:
+    """Columns of what is printed: those of a terminal, if that has more than the :data:`~convrewrite.tables.WIDTH` of a pipe."""
+    return max(WIDTH, shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDTH
+
+
 def say(text: str, *, as_it_is: bool = False) -> None:
     """Print lines, in which names from elsewhere can do nothing to the terminal; none with ``--quiet``. Long ones are wrapped,
     unless they are of a file that is shown ``as_it_is``."""
     if not is_quiet():
         shown = printable(text, keep="\n\t")
-        typer.echo(shown if as_it_is else shortened(shown))
+        typer.echo(shown if as_it_is else shortened(shown, width()))
 
 
 def say_json(told: "BaseModel | Sequence[BaseModel]") -> None:

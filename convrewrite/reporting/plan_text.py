@@ -1,8 +1,11 @@
 """A plan for the terminal: as a whole, and one site with everything that was measured there."""
 
+from collections.abc import Sequence
+
 from convrewrite.planning import Considered, Plan, PlannedSite
 from convrewrite.reporting import figures
-from convrewrite.tables import filled, table
+from convrewrite.reporting.site_tables import KIND, Column, decisions, site_table
+from convrewrite.tables import WIDTH, filled, table
 
 CONSIDERED_HEADERS = ("", "option", "MACs", "param.", "time", "error", "effect", "")
 """Columns of the table of options; those are shown that hold something."""
@@ -13,12 +16,11 @@ EFFECTS = (
 )
 
 
-def render_plan(plan: Plan, site: str | None = None) -> str:
-    """What was asked, what the plan promises, and every site; or why one ``site`` became what it is. Raises PlanError for one
-    that the plan does not have."""
+def render_plan(plan: Plan, site: str | None = None, width: int = WIDTH) -> str:
+    """What was asked, what the plan promises, and every site; or why one ``site`` became what it is. Where there is more
+    ``width``, tables say more. Raises PlanError for a site that the plan does not have."""
     if site is not None:
-        return render_site(plan.site(site))
-    rows = [(one.name, one.kind, one.geometry, _ratio(one), one.becomes) for one in plan.sites]
+        return render_site(plan.site(site), width)
     constraints = plan.asked()
     parts = [f"{name}={part:g}" for name, part in constraints.budget.items()] + (
         [f"keep {constraints.keep}"] if constraints.keep else []
@@ -30,11 +32,21 @@ def render_plan(plan: Plan, site: str | None = None) -> str:
         lines.append(
             f"promised: macs {p.macs:.3f}, params {p.params:.3f}{latency}; effect on the outputs {p.effect:.2g}"
         )
-    sites = table(("site", "kind", "geometry", "MACs", "becomes"), rows, "lllrl")
-    return "\n".join((*map(filled, lines), "", sites))
+    return "\n".join((*map(filled, lines), "", _sites(plan.sites, width)))
 
 
-def render_site(site: PlannedSite) -> str:
+def _sites(sites: Sequence[PlannedSite], width: int) -> str:
+    columns = [
+        Column("site", [site.name for site in sites]),
+        Column(KIND, [site.kind for site in sites]),
+        Column("geometry", [site.geometry for site in sites]),
+        Column("MACs", [_ratio(site) for site in sites], "r"),
+    ]
+    options = [None if site.option is None else site.becomes for site in sites]
+    return site_table(columns, decisions("becomes", options, [site.reason for site in sites]), width)
+
+
+def render_site(site: PlannedSite, width: int = WIDTH) -> str:
     """Why a site became what it is; columns of what was not measured are left out, and reasons stand
     below the table."""
     head = f"{site.name}: {site.kind} {site.geometry}\n{site.becomes}"
@@ -45,7 +57,7 @@ def render_site(site: PlannedSite) -> str:
     shown = [i for i in range(len(CONSIDERED_HEADERS)) if any(row[i] for row in rows)]
     cells = [[row[i] for i in shown] for row in rows]
     sides = "".join("llrrlrrl"[i] for i in shown)
-    text = table([CONSIDERED_HEADERS[i] for i in shown], cells, sides)
+    text = table([CONSIDERED_HEADERS[i] for i in shown], cells, sides, width)
     notes = [f"[{number}] {reason}" for reason, number in reasons.items()]
     if any(entry.effect is not None for entry in site.considered):
         notes.append(EFFECTS)

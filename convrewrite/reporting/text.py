@@ -1,21 +1,31 @@
-"""The report for a terminal: plain tables, at most 80 columns wide."""
+"""The report for a terminal: plain tables, at most as wide as that, and sentences of 80 columns."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from convrewrite.reporting import figures
 from convrewrite.reporting.report import AnalysisRow, Report, SiteRow
-from convrewrite.tables import filled, table
+from convrewrite.reporting.site_tables import KIND, PARAMETERS, Column, decisions, site_table, verdicts
+from convrewrite.tables import WIDTH, filled, table
 
-_BASIS_MARKS = {"held-out inputs": "", "synthetic inputs": " s", "weights": " w"}
-_BASIS_LEGEND = {
-    "held-out inputs": "on held-out inputs",
-    "synthetic inputs": "s: on synthetic inputs",
-    "weights": "w: of the weights alone, without inputs",
+
+class _Basis(NamedTuple):
+    """What errors were measured on, and its mark where several bases stand in one table."""
+
+    mark: str
+    words: str
+
+
+_BASES: dict[str, _Basis] = {
+    "held-out inputs": _Basis("", "on held-out inputs"),
+    "synthetic inputs": _Basis("s", "on synthetic inputs"),
+    "weights": _Basis("w", "of the weights alone, without inputs"),
 }
 
 
-def render_text(report: Report, *, exports_only: bool = False) -> str:
-    """The whole report, or what it says of other forms alone, ending in a newline."""
+def render_text(report: Report, *, exports_only: bool = False, width: int = WIDTH) -> str:
+    """The whole report, or what it says of other forms alone, ending in a newline. Where there is more ``width``, the table of
+    sites says more."""
     if exports_only:
         return f"{_exports(report)}\n"
     intro = [
@@ -26,7 +36,7 @@ def render_text(report: Report, *, exports_only: bool = False) -> str:
     sections = [
         _titled("Warnings", "\n".join(filled(f"- {warning}", "  ") for warning in report.warnings)),
         "\n".join(map(filled, intro)),
-        _sites(report.sites),
+        _sites(report.sites, width),
         _titled("Totals", table(figures.TOTALS_HEADERS, figures.totals_rows(report), "lrrl")),
         _asked(report),
         _fidelity(report),
@@ -50,77 +60,71 @@ def _exports(report: Report) -> str:
     return _titled("Exports: other forms against torch", "\n".join((forms, *told)))
 
 
-def render_sites(rows: Sequence[AnalysisRow]) -> str:
+def render_sites(rows: Sequence[AnalysisRow], width: int = WIDTH) -> str:
     """The sites of a model with their costs, and which rules would take them; the reasons stand below the table."""
-    reasons: dict[str, int] = {}
-    cells = [
-        (
-            row.name,
-            row.kind,
-            row.geometry + figures.calls(row.calls),
-            figures.count(row.parameters),
-            figures.count(row.macs),
-            figures.percent(row.mac_share),
-            _verdicts(row, reasons),
-        )
-        for row in rows
-    ]
-    if not cells:
+    if not rows:
         return "No convolutions were found.\n"
-    headers = ("site", "kind", "geometry", "param.", "MACs", "share", "rules")
-    sites = table(headers, cells, "lllrrrl")
-    notes = "\n".join(filled(f"[{number}] {reason}", "    ") for reason, number in reasons.items())
-    return "\n\n".join(part for part in (sites, notes) if part) + "\n"
-
-
-def _verdicts(row: AnalysisRow, reasons: dict[str, int]) -> str:
-    """``yes: a, b; no: c [1]``, or ``yes: all``; a reason that is new gets the next number."""
-    taken = [rule for rule, verdict in row.applies.items() if verdict == "yes"]
-    refused = [
-        f"{rule} [{reasons.setdefault(verdict, len(reasons) + 1)}]"
-        for rule, verdict in row.applies.items()
-        if verdict != "yes"
+    columns = [
+        *_geometry(rows),
+        Column("param.", [figures.count(row.parameters) for row in rows], "r"),
+        Column("MACs", [figures.count(row.macs) for row in rows], "r"),
+        Column("share", [figures.percent(row.mac_share) for row in rows], "r"),
     ]
-    if len(taken) == len(row.applies) > 1:
-        return "yes: all"
-    if len(refused) == len(row.applies) > 1 and len(set(row.applies.values())) == 1:
-        return f"no: all [{reasons[row.applies[next(iter(row.applies))]]}]"
-    parts = [f"{word}: {', '.join(rules)}" for word, rules in (("yes", taken), ("no", refused)) if rules]
-    return "; ".join(parts)
+    return site_table(columns, verdicts([row.applies for row in rows]), width) + "\n"
 
 
-def _sites(sites: Sequence[SiteRow]) -> str:
+def _geometry(rows: Sequence[AnalysisRow] | Sequence[SiteRow]) -> list[Column]:
+    calls = [row.calls for row in rows]
+    return [
+        Column("site", [row.name for row in rows]),
+        Column(KIND, [row.kind for row in rows]),
+        Column("geometry", [row.geometry for row in rows]),
+        Column("calls", [str(number) for number in calls] if max(calls) > 1 else [], "r"),
+    ]
+
+
+def _sites(sites: Sequence[SiteRow], width: int) -> str:
     if not sites:
         return "No convolutions were found."
-    headers = ("site", "kind", "geometry", "decision", "MACs before", "MACs ratio", "param. ratio", "output error")
-    drawn = table(headers, [_site_cells(site) for site in sites], "llllrrrr")
-    bases = [text for basis, text in _BASIS_LEGEND.items() if any(site.error_basis == basis for site in sites)]
-    legend = filled(f"output error: relative, {'; '.join(bases)}") if bases else ""
-    return _titled("Sites", "\n".join(part for part in (drawn, legend) if part))
+    rewritten = [site.action == "rewritten" for site in sites]
+    macs = [_ratio(site.macs_before, site.macs_after) for site in sites]
+    parameters = [_ratio(site.parameters_before, site.parameters_after) for site in sites]
+    bases = [basis for basis in _BASES if any(site.error_basis == basis for site in sites)]
+    columns = [
+        *_geometry(sites),
+        Column("MACs before", [figures.count(site.macs_before) for site in sites], "r"),
+        Column("MACs ratio", _where(rewritten, macs), "r"),
+        Column(PARAMETERS, _where(rewritten, parameters), "r"),
+        Column("output error", [_error(site, bases) for site in sites], "r"),
+    ]
+    forms = decisions("decision", [site.option for site in sites], [site.reason for site in sites])
+    return _titled("Sites", site_table(columns, forms, width, _error_legend(sites, bases)))
 
 
-def _site_cells(site: SiteRow) -> tuple[str, ...]:
-    rewritten = site.action == "rewritten"
-    return (
-        site.name,
-        site.kind,
-        site.geometry + figures.calls(site.calls),
-        figures.decision(site),
-        figures.count(site.macs_before),
-        _ratio(site.macs_before, site.macs_after) if rewritten else "",
-        _ratio(site.parameters_before, site.parameters_after) if rewritten else "",
-        _error(site),
-    )
+def _error(site: SiteRow, bases: Sequence[str]) -> str:
+    """With a mark of what it was measured on, where that is not the same for all."""
+    if site.output_error is None or site.error_basis is None:
+        return figures.DOES_NOT_APPLY if site.action == "rewritten" and bases else ""
+    mark = f" {_BASES[site.error_basis].mark}" if len(bases) > 1 else ""
+    return figures.percent(site.output_error) + mark.rstrip()
+
+
+def _error_legend(sites: Sequence[SiteRow], bases: Sequence[str]) -> list[str]:
+    unmeasured = any(site.action == "rewritten" and site.output_error is None for site in sites)
+    if not bases:
+        return [f"output error: {figures.NOT_MEASURED}"] if unmeasured else []
+    marked = len(bases) > 1
+    told = [f"{_BASES[b].mark}: {_BASES[b].words}" if marked and _BASES[b].mark else _BASES[b].words for b in bases]
+    dash = [f"{figures.DOES_NOT_APPLY}: {figures.NOT_MEASURED}"] if unmeasured else []
+    return [f"output error: relative, {'; '.join([*told, *dash])}"]
+
+
+def _where(wanted: Sequence[bool], cells: Sequence[str]) -> list[str]:
+    return [cell if shown else "" for shown, cell in zip(wanted, cells, strict=True)]
 
 
 def _ratio(before: int, after: int) -> str:
     return figures.times(after / before) if before else "-"
-
-
-def _error(site: SiteRow) -> str:
-    if site.output_error is None or site.error_basis is None:
-        return figures.NOT_MEASURED if site.action == "rewritten" else ""
-    return figures.percent(site.output_error) + _BASIS_MARKS[site.error_basis]
 
 
 def _asked(report: Report) -> str:

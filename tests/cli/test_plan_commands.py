@@ -77,7 +77,7 @@ def test_plan_writes_and_shows_a_plan(place: Path, planned: Ran, plan_file: Path
     assert [site.name for site in made.sites] == ["0", "3", "6", "8"]
     for site in made.sites:
         assert any(line.split()[:1] == [site.name] for line in planned.out.splitlines())
-    assert "kept: it is the stem, the first convolution the network runs" in planned.said
+    assert "it is the stem, the first convolution the network runs" in planned.said and "kept [1]" in planned.said
     assert "Note: input size 1x3x16x16 taken from" in planned.said
     assert planned.said.endswith(f"Written to {plan_file}")
     assert "survey" in planned.err

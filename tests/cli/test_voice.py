@@ -13,7 +13,7 @@ from commands import INPUT, call, small_network
 
 from convrewrite.cli.commands import app
 from convrewrite.cli.grouped import _all
-from convrewrite.cli.voice import LIBRARY, is_quiet, say, speaking
+from convrewrite.cli.voice import LIBRARY, is_quiet, say, speaking, width
 from convrewrite.errors import UsageError
 
 ROOT: Any = typer.main.get_command(app)
@@ -109,3 +109,12 @@ def test_a_line_does_nothing_to_the_terminal(capsys: pytest.CaptureFixture[str])
 def test_every_command_can_be_silent_or_say_more(name: str) -> None:
     words = {word for parameter in COMMANDS[name].params for word in parameter.opts}
     assert {"-q", "--quiet", "-v", "--verbose"} <= words
+
+
+@pytest.mark.parametrize(("is_terminal", "columns", "expected"), [(True, 120, 120), (True, 60, 80), (False, 120, 80)])
+def test_only_a_wide_terminal_gets_more_than_80_columns(
+    monkeypatch: pytest.MonkeyPatch, is_terminal: bool, columns: int, expected: int
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: is_terminal, raising=False)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert width() == expected

@@ -58,14 +58,20 @@ def test_what_a_plan_promises_is_told() -> None:
 
 def test_every_site_has_its_row() -> None:
     rows = words(render_plan(plan()))
-    at = rows.index("layer1.0 standard 16->16 3x3 p1 0.35x separable, rank 2, depthwise-first,")
-    assert rows[at + 1] == "as branches"
-    assert "0.10 pointwise 16->4 1x1 kept: kind is pointwise" in rows
+    assert "layer1.0 standard 16->16 3x3 p1 0.35x rank 2 [1]" in rows
+    assert "0.10 pointwise 16->4 1x1 kept [2]" in rows
+    assert rows[-2:] == ["[1] separable, depthwise-first, as branches", "[2] kind is pointwise"]
+
+
+def test_a_wider_terminal_shows_plans_in_words() -> None:
+    rows = words(render_plan(plan(), width=100))
+    assert "layer1.0 standard 16->16 3x3 p1 0.35x separable, rank 2, depthwise-first, as branches" in rows
+    assert rows[-1] == "0.10 pointwise 16->4 1x1 kept: kind is pointwise"
 
 
 def test_names_that_look_like_numbers_stay_names() -> None:
     sites = tuple(KEPT.model_copy(update={"name": name}) for name in ("0.10", "1e3", "007"))
-    names = [row.split()[0] for row in words(render_plan(plan(sites=sites)))[-3:]]
+    names = [row.split()[0] for row in words(render_plan(plan(sites=sites))) if " pointwise " in row]
     assert names == ["0.10", "1e3", "007"]
 
 

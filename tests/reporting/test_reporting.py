@@ -48,7 +48,7 @@ def kept(**changes: Any) -> SiteRow:
 def rewritten(**changes: Any) -> SiteRow:
     values: dict[str, Any] = {
         "name": "conv2", "kind": "standard", "geometry": "16->16 3x3 p1x1", "calls": 2, "action": "rewritten",
-        "option": "separable order=depthwise-first rank=2 as branches",
+        "option": "separable, rank 2, depthwise-first, as branches",
         "parameters_before": KERNEL, "parameters_after": SEPARABLE,
         "macs_before": 2 * KERNEL * POSITIONS, "macs_after": 2 * SEPARABLE * POSITIONS,
         "output_error": 0.0312, "error_basis": "held-out inputs",
@@ -123,7 +123,7 @@ def test_totals_are_the_visible_products() -> None:
 
 def test_rows_show_ratios_of_the_visible_products() -> None:
     row = line(render_text(full()), "conv2 ")
-    assert row.split()[-5:] == ["k", "0.35x", "0.35x", "3.1", "%"]
+    assert " ".join(row.split()).endswith("295 k 0.35x 0.35x 3.1 % rank 2 [2]")
     assert round(SEPARABLE / KERNEL, 2) == 0.35
     assert "295 k" in row
     assert round(2 * KERNEL * POSITIONS / 1000) == 295
@@ -203,7 +203,8 @@ def test_what_was_not_measured_is_never_shown_as_measured(render: Any) -> None:
 def test_the_text_names_everything_that_was_measured() -> None:
     text = render_text(full())
     assert "1 of 2 convolution sites rewritten: 0.56x of its MACs and 0.68x of its\nparameters" in text
-    assert "kept: it is the stem" in text
+    assert line(text, "conv1 ").endswith("kept [1]") and line(text, "[1]") == "[1] it is the stem"
+    assert line(text, "[2]") == "[2] separable, depthwise-first, as branches"
     assert "0.40x (-60 %), quartiles 0.39x to" in line(text, "ONNX latency  ")
     fidelity, parity = [row.split() for row in text.splitlines() if row.startswith("logits ")]
     assert fidelity == ["logits", "logits", "3.2", "%", "98.5", "%", "0.012"]
@@ -234,9 +235,15 @@ def test_names_cannot_break_a_markdown_table() -> None:
 def test_error_marks_say_what_an_error_was_measured_on() -> None:
     sites = (kept(), rewritten(error_basis="weights"))
     text = render_text(bare(sites=sites))
-    assert line(text, "conv2 ").endswith("3.1 % w")
-    assert "output error: relative, w: of the weights alone, without inputs" in text
+    assert "3.1 %  rank 2" in line(text, "conv2 ")
+    assert "output error: relative, of the weights alone, without inputs" in text
     assert "on held-out inputs" not in text
+    third = rewritten(name="conv3", parameters_after=KERNEL, macs_after=2 * KERNEL * POSITIONS)
+    mixed = render_text(bare(sites=(*sites, third)))
+    assert "3.1 % w  rank 2" in line(mixed, "conv2 ") and "3.1 %  rank 2" in line(mixed, "conv3 ")
+    assert "output error: relative, on held-out inputs; w: of the weights alone, without inputs" in " ".join(
+        mixed.split()
+    )
 
 
 def test_a_model_without_a_rewrite_is_said_to_be_as_it_was() -> None:
@@ -252,12 +259,15 @@ def test_analysis_numbers_its_reasons_once() -> None:
         mac_share=0.25, applies={"separable": "it is the stem", "cp": "it is the stem"},
     )  # fmt: skip
     rows = [stem, stem.model_copy(update={"name": "conv2", "calls": 3, "applies": {"separable": "yes", "cp": "no cp"}})]
-    text = render_sites(rows)
-    assert line(text, "[1]") == "[1] it is the stem"
-    assert line(text, "[2]") == "[2] no cp"
-    assert "yes: separable; no:" in line(text, "conv2") and text.splitlines()[4].endswith(" cp [2]")
-    assert line(text, "conv1").split()[5:11] == ["2.30", "k", "147", "k", "25.0", "%"]
-    assert "calls)" in text
+    text, wide = render_sites(rows), render_sites(rows, 100)
+    assert line(text, "conv1").endswith("none [1]") and line(text, "[1]") == "[1] not separable, cp: it is the stem"
+    assert line(text, "conv2").endswith("1 of 2 [2]") and line(text, "[2]") == "[2] not cp: no cp"
+    assert line(wide, "conv1").endswith("no: all [1]") and line(wide, "[1]") == "[1] it is the stem"
+    assert line(wide, "conv2").endswith("yes: separable; no: cp [2]") and line(wide, "[2]") == "[2] no cp"
+    assert line(text, "conv1").split()[5:12] == ["1", "2.30", "k", "147", "k", "25.0", "%"]
+    assert "calls" in text and "calls" not in render_sites([stem])
+    one = render_sites([row.model_copy(update={"applies": {"cp": row.applies["cp"]}}) for row in rows])
+    assert line(one, "site").endswith("  cp") and line(one, "conv1").endswith("%  no [1]")
     assert render_sites([]) == "No convolutions were found.\n"
 
 
@@ -361,7 +371,7 @@ def test_the_widest_tables_keep_to_the_width() -> None:
 
 @pytest.mark.parametrize("kind", list(Kind))
 def test_the_name_of_a_kind_is_never_broken(kind: Kind) -> None:
-    assert f" {kind} " in render_text(bare(sites=(kept(kind=kind), rewritten())))
+    assert f" {kind} " in render_text(bare(sites=(kept(kind=kind), rewritten())), width=90)
 
 
 def test_the_basis_of_fidelity_counts_its_examples_once() -> None:
