@@ -23,6 +23,13 @@ SPINS = "30000"
 0.064, 0.070 and 0.082 s alone with 300,000, 30,000 and 1,000 of them, and 0.27, 0.24 and 0.17 s beside two busy processes; with
 1,000 refinement took half as long again."""
 
+HEAP_BLOCK, HEAP_KEPT = 1 << 27, 1 << 29
+"""Bytes up to which a block comes from the heap, and that the heap keeps unused at its end. What lies outside is given back and
+cleared anew at every use: with a ResNet-18 a batch of 32 images took 0.83 s, and 0.70 s with these."""
+
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
+"""What mallopt calls them."""
+
 PROBE_SECONDS = 30.0
 """Seconds that an ONNX file may take to be opened, and again to run once, unless the caller says otherwise: ordinary
 files take a few, and one that never ends is told before patience does."""
@@ -86,6 +93,16 @@ def share_processor() -> None:
     torch is imported, whose OpenMP reads it then."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+
+
+def keep_heap() -> None:
+    """Let activations and covariances come from memory that this process has had before, where the C library is GNU's and the
+    user's environment does not say otherwise."""
+    if platform.libc_ver()[0] != "glibc" or any(name.startswith(("MALLOC_", "GLIBC_")) for name in os.environ):
+        return
+    library = ctypes.CDLL(None)
+    library.mallopt(_MMAP_THRESHOLD, HEAP_BLOCK)
+    library.mallopt(_TRIM_THRESHOLD, HEAP_KEPT)
 
 
 def end_with_parent() -> None:

@@ -81,6 +81,7 @@ def run() -> None:
     try:
         with terminations_raised(), cleared_later():
             machine.share_processor()
+            machine.keep_heap()
             machine.limit_memory(int(machine.memory_bytes() * machine.SHARE))
             code = _main()
             ignored_from_here()

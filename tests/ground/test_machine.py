@@ -35,3 +35,40 @@ def test_threads_that_wait_sleep_soon_unless_the_user_says_otherwise(monkeypatch
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     machine.share_processor()
     assert "GOMP_SPINCOUNT" not in os.environ
+
+
+class Heap:
+    """Stands in for the C library, and remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.told: dict[int, int] = {}
+
+    def mallopt(self, parameter: int, value: int) -> int:
+        self.told[parameter] = value
+        return 1
+
+
+@pytest.fixture
+def heap(monkeypatch: pytest.MonkeyPatch) -> Heap:
+    found = Heap()
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda _: found)
+    monkeypatch.setattr(machine.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_"))]:
+        monkeypatch.delenv(name)
+    return found
+
+
+def test_large_blocks_come_from_the_heap(heap: Heap) -> None:
+    machine.keep_heap()
+    assert heap.told == {-3: machine.HEAP_BLOCK, -1: machine.HEAP_KEPT}, "M_MMAP_THRESHOLD and M_TRIM_THRESHOLD"
+
+
+def test_the_heap_is_the_users_who_says_so_and_that_of_other_libraries_is_left_alone(
+    heap: Heap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("MALLOC_ARENA_MAX", "2")
+        machine.keep_heap()
+    monkeypatch.setattr(machine.platform, "libc_ver", lambda: ("", ""))
+    machine.keep_heap()
+    assert not heap.told

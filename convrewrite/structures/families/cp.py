@@ -16,8 +16,10 @@ SWEEPS = 40
 Factors = tuple[Tensor, Tensor, Tensor]
 """Factors ``(O, R)``, ``(C, R)`` and ``(k^2, R)``."""
 
-LARGE, LARGE_SWEEPS = 1 << 20, 6
-"""Numbers of a kernel from which on it gets fewer sweeps, and how many: each takes seconds, and most of the gain comes first."""
+FEWER = ((1 << 20, 6), (1 << 19, 12))
+"""Numbers of a kernel from which on it gets fewer sweeps, and how many: each takes long there, most of the gain comes first, and
+the fit to the inputs goes on from there. Of a 128 x 128 x 9 kernel at ranks 42, 128 and 256 sweeps 12 and 40 leave errors of
+0.347 and 0.336, 0.213 and 0.204, 0.140 and 0.130."""
 
 
 SINGLE = 1 << 17
@@ -73,7 +75,7 @@ def _alternate(tensor: Tensor, rank: int) -> Factors:
     """Alternating least squares; of large kernels in float32, with a last sweep in the kernel's own precision."""
     large = tensor.numel() >= SINGLE
     target = tensor.float() if large else tensor.double()
-    sweeps = SWEEPS if tensor.numel() < LARGE else LARGE_SWEEPS
+    sweeps = next((count for numbers, count in FEWER if tensor.numel() >= numbers), SWEEPS)
     o, c, t = _swept(target, _starts(target, rank), sweeps)
     if large and tensor.dtype == torch.float64:
         o, c, t = _swept(tensor, (o.double(), c.double(), t.double()), 1)
