@@ -6,7 +6,7 @@ cut from the input with zeros inserted. Products run in float32, sums in float64
 many more than the covariance needs. On a device products run there, and sums where float64 is.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convrewrite.conv import PADDING_MODES, ConvSpec, Size
+from convrewrite.fitting.squares import Correlations, Products
 from convrewrite.places import PROCESSOR, exact_place, exactly, in_float64
 
 CHUNK = 1 << 23
@@ -23,11 +24,9 @@ CHUNK = 1 << 23
 SPARSE = 0.05
 """Share of the positions: where fewer are gathered, they are picked out of the tensors as they lie."""
 
-PART = 1 << 14
-"""Positions whose products are summed in the precision of the patches before they are added to the sums in float64."""
-
-STRIP = 512
-"""Rows of a covariance that are summed up at a time; what lies left of the diagonal is the mirror of what lies above it."""
+DENSE = 512
+"""Numbers in a patch from which on all positions of a plane are summed up by correlations: below, a few products of patches take
+less time than many of planes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +128,11 @@ class Accumulator:
         place = exact_place(device or torch.device(PROCESSOR))
         zeros = partial(torch.zeros, dtype=torch.float64, device=place)
         self._sum_p, self._sum_y = zeros(groups, size[0]), zeros(groups, size[1])
-        self._sum_pp = zeros(groups, size[0], size[0])
-        self._part: Tensor | None = None
-        self._part_count = 0
         self._sum_yp, self._sum_yy = zeros(groups, size[1], size[0]), zeros(groups, size[1])
+        correlated = self._share >= 1 and self._d >= DENSE and _steps_one_by_one(spec)
+        self._products = [] if correlated else [Products(self._d, place) for _ in range(groups)]
+        planes = (channels, spec.kernel_size, spec.dilation, place)
+        self._correlations = [Correlations(*planes) for _ in range(groups)] if correlated else []
 
     def add(self, x: Tensor, y: Tensor, skip: Tensor | None = None) -> None:
         """One batch: input ``(N, C, H, W)`` and the wanted output ``(N, O, H', W')``; a skip is only kept beside them."""
@@ -140,12 +140,17 @@ class Accumulator:
         pixels = _channels_last(padded, self._share)
         outputs = _channels_last(y, self._share)
         skips = None if skip is None else _channels_last(skip, self._share)
+        if self._correlations:
+            self._add_planes(pixels, outputs.to(pixels.dtype))
+            if self.kept is None:
+                return
         chosen = self._choose(y.shape[0] * y.shape[2] * y.shape[3]).to(x.device)
         for part in chosen.split(max(1, CHUNK // (self._d * self._spec.groups))):
             place = _places(part, (y.shape[2], y.shape[3]))
             rows = (None if t is None else self._grouped(t[place].to(pixels.dtype)) for t in (outputs, skips))
             block = Block(_gather(pixels, place, stride, self._spec), *rows)  # type: ignore[arg-type]
-            self._add(block.patches, block.outputs)
+            if self._products:
+                self._add(block.patches, block.outputs)
             if self.kept is not None:
                 self.kept.append(block)
 
@@ -162,31 +167,38 @@ class Accumulator:
         """Patches ``(g, P, d)`` and outputs ``(g, P, O/g)``, shifted by the first means so that float32 products suffice."""
         if self._shift is None:
             self._shift = (patches.mean(1, keepdim=True), outputs.mean(1, keepdim=True))
-        p, y = patches - self._shift[0], outputs - self._shift[1]
-        self._count += p.shape[1]
+        p = patches - self._shift[0]
+        y = self._add_outputs(outputs)
         self._sum_p += exactly(p.sum(1))
+        for group, products in enumerate(self._products):
+            self._sum_yp[group] += exactly(y[group].T @ p[group])
+            products.add(p[group])
+
+    def _add_outputs(self, outputs: Tensor) -> Tensor:
+        """Count outputs ``(g, P, O / g)``, and give them shifted."""
+        assert self._shift is not None
+        y = outputs - self._shift[1]
+        self._count += y.shape[1]
         self._sum_y += exactly(y.sum(1))
         self._sum_yy += exactly(y.square().sum(1))
-        for group in range(p.shape[0]):
-            self._sum_yp[group] += exactly(y[group].T @ p[group])
-        self._add_squares(p)
+        return y
 
-    def _add_squares(self, p: Tensor) -> None:
-        """Large sums in float64 cost as much as the products: some blocks are added up in the precision of these first."""
-        if self._part is None:
-            self._part = torch.zeros(self._sum_pp.shape, dtype=p.dtype, device=p.device)
-        for group in range(p.shape[0]):
-            for start, strip in _strips(self._part[group]):
-                strip.addmm_(p[group][:, start : start + STRIP].T, p[group][:, start:])
-        self._part_count += p.shape[1]
-        if self._part_count >= PART:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._part is not None:
-            self._sum_pp += exactly(self._part)
-            self._part.zero_()
-        self._part_count = 0
+    def _add_planes(self, pixels: Tensor, outputs: Tensor) -> None:
+        """The same with every position of padded planes ``(N, H, W, C)`` and of outputs ``(N, H', W', O)``."""
+        (height, width), groups = outputs.shape[1:3], self._spec.groups
+        rows = self._grouped(outputs.flatten(0, 2))
+        if self._shift is None:
+            means = pixels.flatten(0, 2).mean(0).unflatten(0, (groups, -1))
+            self._shift = (means.repeat_interleave(self._d // means.shape[1], 1)[:, None], rows.mean(1, keepdim=True))
+        y = self._add_outputs(rows)
+        channels = pixels.shape[-1] // groups
+        taps = self._d // channels
+        for group, correlations in enumerate(self._correlations):
+            planes = pixels[..., group * channels : (group + 1) * channels] - self._shift[0][group, 0, ::taps]
+            sums, products = self._sum_p[group].unflatten(0, (-1, taps)), self._sum_yp[group].unflatten(1, (-1, taps))
+            for tap, seen in enumerate(correlations.add(planes, (height, width))):
+                sums[:, tap] += exactly(seen.sum(0))
+                products[:, :, tap] += exactly(y[group].T @ seen)
 
     @property
     def empty(self) -> bool:
@@ -196,17 +208,13 @@ class Accumulator:
     def result(self) -> tuple[Moments, ...]:
         """The moments of every group. The accumulator gives up its sums: each is turned into a covariance in place."""
         assert self._shift is not None, "no batch was added"
-        self._flush()
-        self._part = None
         return tuple(self._group(group) for group in range(self._spec.groups))
 
     def _group(self, group: int) -> Moments:
         assert self._shift is not None
         n = self._count
         mean_p, mean_y = self._sum_p[group] / n, self._sum_y[group] / n
-        cov_p = self._sum_pp[group].div_(n)
-        for start, strip in _strips(cov_p):
-            cov_p[start + STRIP :, start : start + STRIP] = strip[:, STRIP:].T
+        cov_p = (self._correlations or self._products)[group].total().div_(n)
         cov_p.sub_(torch.outer(mean_p, mean_p))
         cov_yp = self._sum_yp[group].div_(n).sub_(torch.outer(mean_y, mean_p))
         var_y = (self._sum_yy[group] / n - mean_y**2).clamp_min(0)
@@ -214,10 +222,9 @@ class Accumulator:
         return Moments(n, mean_p + shift_p, mean_y + shift_y, cov_p, cov_yp, var_y)
 
 
-def _strips(square: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """The rows of a symmetric matrix, some at a time, from the diagonal on; and which is the first of them."""
-    for start in range(0, len(square), STRIP):
-        yield start, square[start : start + STRIP, start:]
+def _steps_one_by_one(spec: ConvSpec) -> bool:
+    """Whether windows of a kernel lie one position apart in the padded input."""
+    return not spec.transposed and spec.stride == (1, 1) and spec.kernel_size != (1, 1)
 
 
 def with_wanted_outputs(

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from convrewrite.fitting.moments import STRIP, Moments
+from convrewrite.fitting.moments import Moments
+from convrewrite.fitting.squares import STRIP
 from convrewrite.fitting.targets import RIDGE
 
 MANY_POSITIONS = 10

@@ -1,0 +1,162 @@
+"""Sums of products of patches with themselves, of one group: the larger part of what moments take.
+
+Products run in the precision of what is given, float32 as a rule; some positions are summed up in it before they are added to
+the sums in float64, which would cost as much as the products otherwise.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations_with_replacement, product
+
+import torch
+from torch import Tensor
+
+from convrewrite.conv import Size
+from convrewrite.places import exactly
+
+PART = 1 << 14
+"""Positions whose products are summed in the precision of the patches before they are added to the sums in float64."""
+
+STRIP = 512
+"""Rows of a covariance that are summed up at a time; what lies left of the diagonal is the mirror of what lies above it."""
+
+
+class _Sums:
+    """Sums of this shape, in float64 in the end."""
+
+    def __init__(self, shape: Sequence[int], place: torch.device) -> None:
+        self.exact = torch.zeros(*shape, dtype=torch.float64, device=place)
+        self._part: Tensor | None = None
+        self._count = 0
+
+    def part(self, like: Tensor, count: int) -> Tensor:
+        """Where products of so many further positions may be added, in the precision of ``like``."""
+        if self._count >= PART:
+            self._flush()
+        if self._part is None:
+            self._part = torch.zeros(self.exact.shape, dtype=like.dtype, device=like.device)
+        self._count += count
+        return self._part
+
+    def total(self) -> Tensor:
+        """All sums; nothing may be added any more."""
+        self._flush()
+        self._part = None
+        return self.exact
+
+    def _flush(self) -> None:
+        if self._part is not None:
+            self.exact += exactly(self._part)
+            self._part.zero_()
+        self._count = 0
+
+
+class Products:
+    """The sums over any positions."""
+
+    def __init__(self, size: int, place: torch.device) -> None:
+        self._sums = _Sums((size, size), place)
+
+    def add(self, patches: Tensor) -> None:
+        """Patches ``(P, d)``."""
+        for start, strip in strips(self._sums.part(patches, len(patches))):
+            strip.addmm_(patches[:, start : start + STRIP].T, patches[:, start:])
+
+    def total(self) -> Tensor:
+        """The sums ``(d, d)``, float64."""
+        found = self._sums.total()
+        for start, strip in strips(found):
+            found[start + STRIP :, start : start + STRIP] = strip[:, STRIP:].T
+        return found
+
+
+class Correlations:
+    """The sums over all positions of planes that kernels step through one by one.
+
+    Two numbers of a patch lie a lag apart in the plane, whichever taps they belong to, and the windows of two pairs of taps with
+    one lag share all but a line of their positions. So each lag takes one product over a window, and each further pair of taps
+    one over the lines by which its window differs: of a 3 x 3 kernel 13 large products instead of 45.
+    """
+
+    def __init__(self, channels: int, kernel_size: Size, dilation: Size, place: torch.device) -> None:
+        self._kernel_size, self._dilation = kernel_size, dilation
+        self._pairs = tuple(_pairs(kernel_size))
+        self._sums = _Sums((len(self._pairs), channels, channels), place)
+
+    def add(self, planes: Tensor, size: Size) -> tuple[Tensor, ...]:
+        """Padded planes ``(N, H, W, C)``, over ``size`` positions of the kernel's corner. Gives what each tap sees there,
+        ``(P, C)``."""
+        parts = self._sums.part(planes, len(planes) * size[0] * size[1])
+        seen = {tap: self._window(planes, tap, (0, 0), size) for tap in _taps(self._kernel_size)}
+        for part, pair in zip(parts, self._pairs, strict=True):
+            if pair.before is None:
+                part.addmm_(seen[pair.first].T, seen[pair.second])
+                continue
+            new, old = self._lines(pair.first[0] > pair.before[0][0], size)
+            left, right = (
+                (self._window(planes, tap, *new), self._window(planes, tap, *old)) for tap in (pair.first, pair.second)
+            )
+            part.addmm_(torch.cat((left[0], -left[1])).T, torch.cat(right))
+        return tuple(seen.values())
+
+    def total(self) -> Tensor:
+        """The sums ``(d, d)``, float64."""
+        sums = self._sums.total()
+        channels, (height, width) = sums.shape[1], self._kernel_size
+        found = sums.new_zeros(channels, height, width, channels, height, width)
+        for own, pair in zip(sums, self._pairs, strict=True):
+            (a, b), (c, d) = pair.first, pair.second
+            if pair.before is not None:
+                (e, f), (g, h) = pair.before
+                own += found[:, e, f, :, g, h]
+            found[:, a, b, :, c, d] = own
+            found[:, c, d, :, a, b] = own.T
+        return found.reshape(channels * height * width, -1)
+
+    def _lines(self, down: bool, size: Size) -> tuple[tuple[Size, Size], tuple[Size, Size]]:
+        """The positions, by corner and extent, that a window has and the one a step before, upwards or to the left, has not; and
+        the other way round: these lie outside of the window."""
+        (height, width), (dh, dw) = size, self._dilation
+        if down:
+            lines = min(dh, height)
+            return ((height - lines, 0), (lines, width)), ((-dh, 0), (lines, width))
+        lines = min(dw, width)
+        return ((0, width - lines), (height, lines)), ((0, -dw), (height, lines))
+
+    def _window(self, planes: Tensor, tap: Size, corner: Size, extent: Size) -> Tensor:
+        """What a tap sees at these positions, ``(P, C)``."""
+        row, column = (t * d + c for t, d, c in zip(tap, self._dilation, corner, strict=True))
+        return planes[:, row : row + extent[0], column : column + extent[1]].flatten(0, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """Two taps, and those one step before with the same lag between them, along the columns where there are such, else along the
+    rows; None: there are none."""
+
+    first: Size
+    second: Size
+    before: tuple[Size, Size] | None
+
+
+def _pairs(kernel_size: Size) -> Iterator[_Pair]:
+    """Every two taps once, those one step before them earlier."""
+    for first, second in combinations_with_replacement(_taps(kernel_size), 2):
+        (a, b), (c, d) = first, second
+        if min(b, d) > 0:
+            yield _Pair(first, second, ((a, b - 1), (c, d - 1)))
+        elif a > 0:
+            yield _Pair(first, second, ((a - 1, b), (c - 1, d)))
+        else:
+            yield _Pair(first, second, None)
+
+
+def _taps(kernel_size: Size) -> Iterator[Size]:
+    height, width = kernel_size
+    return product(range(height), range(width))
+
+
+def strips(square: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The rows of a symmetric matrix, some at a time, from the diagonal on; and which is the first of them."""
+    for start in range(0, len(square), STRIP):
+        yield start, square[start : start + STRIP, start:]
