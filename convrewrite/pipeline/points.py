@@ -97,10 +97,12 @@ class Frontier:
                 return list(self._points(replace(run, planner=planner), budgets))
 
     def _run(self) -> Run:
+        """A run whose results are not timed in eager torch, which no point tells of."""
         network, extras = self.network, self.extras
-        return Run.to_plan(
+        run = Run.to_plan(
             network.model, network.inputs, self.rules, self.calibration, self.settings, extras.structures, extras.told
         )
+        return run if run.baseline is None else replace(run, baseline=replace(run.baseline, eager=False))
 
     def _beginning(self, planner: Planner) -> Beginning:
         totals = planner.work.prepared.totals

@@ -96,11 +96,12 @@ def sweep(
 ) -> Sweep:
     """What every one of several budgets leaves of a model's fidelity: each plan is fitted, and measured as a result is.
 
-    Inputs, survey and the original's own measurements are shared; points are not refined, unless ``refine=True``, and not
-    bettered by swaps: ``optimize`` within the same budget is at least as good. A budget that cannot be met is a point with the
-    reason. ``metric`` is called with the original and each rewritten model. ``cluster``: hand the work to Dask, to ``"local:2"``
-    processes here or to the scheduler at an address, whose workers are trusted; raises UsageError for one that cannot be used,
-    and ProcessLostError where its workers die. The other arguments are those of :func:`optimize`.
+    Inputs, survey and the original's own measurements are shared, and fits as far as plans begin alike; points are not refined,
+    unless ``refine=True``, and not bettered by swaps: ``optimize`` within the same budget is at least as good. A budget that
+    cannot be met is a point with the reason. ``metric`` is called with the original and each rewritten model. ``cluster``: hand
+    the work to Dask, to ``"local:2"`` processes here or to the scheduler at an address, whose workers are trusted; raises
+    UsageError for one that cannot be used, and ProcessLostError where its workers die. The other arguments are those of
+    :func:`optimize`.
     """
     cluster, rest = keywords.get("cluster"), {name: value for name, value in keywords.items() if name != "cluster"}
     asked = frontier_of(

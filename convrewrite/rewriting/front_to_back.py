@@ -38,7 +38,7 @@ def rewrite(work: Work, shortlists: Sequence[Shortlist]) -> Rewritten:
     if data.kind != "weights only":
         require_memory(active, work.settings.memory)
     walk = Propagation(prepared.model, prepared.traced, active, (*data.fit, *data.held_out), work.memory)
-    kept, outcomes = KeptFits.of(work.cache, prepared.structures, shortlists), list[Outcome]()
+    kept, outcomes = KeptFits(work.cache, prepared.structures), list[Outcome]()
     try:
         for shortlist in shortlists:
             if not shortlist.candidates:
@@ -62,7 +62,7 @@ def _summary(outcome: Outcome) -> str:
 
 def _outcome_at(walk: Propagation, shortlist: Shortlist, work: Work, kept: KeptFits) -> Outcome:
     """What becomes of a site, from an earlier run where that is kept; both networks stand behind it then."""
-    known = kept.find(shortlist)
+    known = kept.find(shortlist, walk.way_to(shortlist.site))
     if known is not None:
         LOG.info("%s: fitted in an earlier run", shortlist.site.name)
         _put_again(walk, work, *known)

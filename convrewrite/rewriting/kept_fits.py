@@ -142,16 +142,12 @@ class KeptFits:
 
     cache: RunCache
     structures: dict[str, Structure]
-    before: str
+    before: str = ""
 
-    @classmethod
-    def of(cls, cache: RunCache, structures: dict[str, Structure], shortlists: Sequence[Shortlist]) -> "KeptFits":
-        """Before the first site."""
-        return cls(cache, structures, json.dumps([s.site.name for s in shortlists if s.candidates]))
-
-    def find(self, shortlist: Shortlist) -> tuple[Outcome, Fit | None] | None:
-        """What became of this site in an earlier run, if that is kept, and fits what the site can become."""
-        self.before = hashlib.sha256(json.dumps([self.before, *self._asked(shortlist)]).encode()).hexdigest()
+    def find(self, shortlist: Shortlist, way: Sequence[str]) -> tuple[Outcome, Fit | None] | None:
+        """What became of this site in an earlier run, if that is kept, and fits what the site can become. ``way``: what runs
+        before it, in its order: which of the sites behind it are fitted too, is of no concern."""
+        self.before = hashlib.sha256(json.dumps([self.before, list(way), *self._asked(shortlist)]).encode()).hexdigest()
         entry = self.cache.get("fit", self.before)
         if entry is None or not self._keeps(shortlist):
             return None

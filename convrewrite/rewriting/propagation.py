@@ -48,6 +48,10 @@ class Propagation:
             for site in sites if start is not None else ():
                 self._streams.foresee(site, self.rewritten.get_submodule(site.name))
 
+    def way_to(self, site: Site) -> list[str]:
+        """What runs before a site, by name, in its order, which depends on the sites behind too; empty without a graph."""
+        return [] if self._streams is None else self._streams.ahead(site.name)
+
     def samples(self, site: Site) -> Iterator[Sample]:
         """One sample per batch and call, as often as wanted until :meth:`replace` is called for this site."""
         mixture = _mixture(self.model, site)

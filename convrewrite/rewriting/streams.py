@@ -84,6 +84,11 @@ class Streams:
         self._position = calls[0]
         return True
 
+    def ahead(self, name: str) -> list[str]:
+        """The names of the nodes that run before a site's first call, in their order."""
+        calls = self._calls[name]
+        return [node.name for node in self._nodes[: calls[0]]] if calls else []
+
     def samples(self, site: Site, mixture: nn.Module | None = None) -> Iterator[Sample]:
         """One sample per batch at the site where the streams stand.
 

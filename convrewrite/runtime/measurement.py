@@ -91,7 +91,7 @@ def measure_everything(
     progress("verify", 3, 5, f"latency in {baseline.target.name}")
     onnx_latency = None if baseline.elsewhere else _latency(original, rewritten, baseline, after)
     progress("verify", 4, 5, "latency in torch")
-    both = exporter.exports and baseline.target.takes == "onnx" and not baseline.elsewhere
+    both = baseline.eager and exporter.exports and baseline.target.takes == "onnx" and not baseline.elsewhere
     torch_latency = baseline.timer.compare_torch(original, rewritten, one, baseline.threads) if both else None
     progress("verify", 5, 5, "done")
     sizes = (size_of(before), size_of(after.path))

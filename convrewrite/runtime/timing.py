@@ -111,7 +111,7 @@ THIS_MACHINE = RuntimeTimer()
 class Baseline:
     """The original's ONNX file, the inputs on which it is timed, a folder for what is timed against it, who makes files, and
     where the result is to run; ``module`` is the original where the target takes modules. ``elsewhere``: times come from
-    another machine, and the result cannot be timed here."""
+    another machine, and the result cannot be timed here. ``eager``: whether both are timed in eager torch, too."""
 
     original: Exported
     inputs: Inputs
@@ -122,6 +122,7 @@ class Baseline:
     target: Target = ONNXRUNTIME
     module: nn.Module | None = None
     elsewhere: bool = False
+    eager: bool = True
 
     @classmethod
     def of(

@@ -118,6 +118,16 @@ def test_a_second_run_gathers_nothing_and_gives_the_same_bytes(
     assert 0 < len(gathered) < plain[0.5][2]
 
 
+def test_a_fit_is_kept_whatever_is_fitted_behind_it(model: Small, inputs: Tensor, gathered: list[str]) -> None:
+    asked: dict[str, Any] = {"measure": False, "refine": False}
+    plain = told(optimize(model, inputs[:1], [RULE], inputs, resume=False, **asked))
+    gathered.clear()
+    optimize(model, inputs[:1], [RULE], inputs, exclude=("third",), **asked)
+    assert gathered == ["first", "second"]
+    assert told(optimize(model, inputs[:1], [RULE], inputs, **asked)) == plain
+    assert gathered == ["first", "second", "third"]
+
+
 @pytest.mark.parametrize("stage", ["survey", "fit", "swaps"])
 def test_an_interrupted_run_goes_on(
     model: Small, inputs: Tensor, plain: dict[float, tuple[dict[str, bytes], str, int]], gathered: list[str], stage: str

@@ -504,3 +504,19 @@ def test_without_a_graph_there_is_no_skip() -> None:
         assert float(lacking(walk, site)[0].abs().max()) == 0
         walk.replace(site, disturbed(model, site))
     walk.close()
+
+
+def test_the_way_to_a_site_tells_which_of_the_sites_behind_matter_to_it() -> None:
+    model, inputs = settled(Residual()), (natural(2, 3, 12, 12, torch.float32),)
+    traced, sites = trace(model), active_sites(model, inputs)
+    by_name = {site.name: site for site in sites}
+
+    def ways(*without: str) -> dict[str, list[str]]:
+        active = [site for name, site in by_name.items() if name not in without]
+        walk = Propagation(model, traced, active, [inputs], PLENTY)
+        return {site.name: walk.way_to(site) for site in active}
+
+    whole, fewer, sum_alone = ways(), ways("blocks.1.conv2"), ways("blocks.1.downsample.0")
+    assert fewer == {name: way for name, way in whole.items() if name != "blocks.1.conv2"}
+    assert whole["blocks.1.conv2"] != sum_alone["blocks.1.conv2"], "it is fitted to the sum"
+    assert whole["blocks.0.conv2"] == sum_alone["blocks.0.conv2"]
