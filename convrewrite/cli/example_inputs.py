@@ -8,21 +8,33 @@ from torch import Tensor, nn
 
 from convrewrite import values
 from convrewrite.calibration import peek_example, read_calibration
+from convrewrite.cli.known_sizes import Known, sizes_of
 from convrewrite.cli.options import Sources, require_calibration
 from convrewrite.errors import UsageError
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, example_of, parameter_names, required_names
-from convrewrite.loading import MOST_NUMBERS, Loaded, find_input_shape, import_object, parse_shape, stated_input_shapes
+from convrewrite.loading import (
+    MOST_NUMBERS,
+    Loaded,
+    find_input_shape,
+    import_object,
+    parse_shape,
+    runs_on,
+    stated_input_shapes,
+)
 from convrewrite.onnx_files import OnnxModel
 from convrewrite.onnx_graph import example_of_graph, noise_for
 
 Network = nn.Module | OnnxModel
 
 
-def for_model(loaded: Loaded, given: Sequence[str], calib: str | None) -> tuple[Inputs, tuple[str, ...]]:
+def for_model(
+    loaded: Loaded, given: Sequence[str], calib: str | None, known: Known | None = None
+) -> tuple[Inputs, tuple[str, ...]]:
     """One example for ``model``, and what was assumed for it, a sentence each.
 
-    It is what ``given``, the values of ``--input``, says; else of the shape of the calibration inputs; else of one that the
-    model accepts. Raises UsageError where the model takes several inputs and nothing says of which shapes.
+    It is what ``given``, the values of ``--input``, says; else of the shape of the calibration inputs, of that of an exported
+    program, or of what is ``known`` from a report; else of one that the model accepts. Raises UsageError where the model takes
+    several inputs and nothing says of which shapes.
     """
     model = loaded.model
     if given:
@@ -35,27 +47,43 @@ def for_model(loaded: Loaded, given: Sequence[str], calib: str | None) -> tuple[
         text = ", ".join("x".join(map(str, shape)) for shape in stated)
         made = tuple(_noise(shape, index, model) for index, shape in enumerate(stated))
         return made, (f"input size {text} is that of the exported program",)
+    if known is not None and runs_on(model, known.shapes):
+        return tuple(_noise(shape, index, model) for index, shape in enumerate(known.shapes)), (known.note,)
     _require_one(names, loaded.source)
     shape, note = find_input_shape(model)
     return (_noise(shape, 0, model),), (note,)
 
 
-def for_graph(session: OnnxModel, given: Sequence[str], calib: str | None) -> ExampleInput | None:
-    """What is known of an ONNX graph's inputs, by name: ``given``, the values of ``--input``, else the sizes of the calibration
-    inputs. Raises UsageError for names and numbers of inputs that the graph does not have."""
+def for_graph(
+    session: OnnxModel, given: Sequence[str], calib: str | None, known: Known | None = None
+) -> tuple[ExampleInput | None, tuple[str, ...]]:
+    """What is known of an ONNX graph's inputs, by name, and what was assumed for it: ``given``, the values of ``--input``, else
+    the sizes of the calibration inputs, or those ``known`` from a report, where the graph leaves them free. Raises UsageError for
+    names and numbers of inputs that the graph does not have."""
     target = values.example_target(given)
     if target is not None:
-        return example_of(import_object(target), f"--input {target}")
+        return example_of(import_object(target), f"--input {target}"), ()
     if given:
-        return noise_for(session, _named_shapes(given, session.input_names))
-    if calib is None or calib == "weights" or (peeked := peek_example(calib, session.input_names)) is None:
-        return None
-    shapes = {name: tuple(tensor.shape) for name, tensor in zip(session.input_names, peeked, strict=True)}
+        return noise_for(session, _named_shapes(given, session.input_names)), ()
+    if calib is not None and calib != "weights" and (peeked := peek_example(calib, session.input_names)) is not None:
+        return noise_for(session, _fitting(session, [tuple(tensor.shape) for tensor in peeked])), ()
+    if known is None or len(known.shapes) != len(session.input_names) or _states_sizes(session):
+        return None, ()
+    return noise_for(session, _fitting(session, known.shapes)), (known.note,)
+
+
+def _states_sizes(file: OnnxModel) -> bool:
+    """Whether an ONNX file leaves no axis free but the first."""
+    return all(isinstance(n, int) for shape in file.input_shapes for n in shape[1:])
+
+
+def _fitting(session: OnnxModel, shapes: Sequence[tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The shapes by the names of inputs, those of images also with their channels last; without those that do not fit."""
     fitting = {
         name: next(filter(None, (_filled(stated, shape) for shape in (found, _last_first(found)))), None)
-        for (name, found), stated in zip(shapes.items(), session.input_shapes, strict=True)
+        for name, found, stated in zip(session.input_names, shapes, session.input_shapes, strict=True)
     }
-    return noise_for(session, {name: shape for name, shape in fitting.items() if shape is not None})
+    return {name: shape for name, shape in fitting.items() if shape is not None}
 
 
 def _filled(stated: Sequence[int | str | None], shape: Sequence[int]) -> tuple[int, ...] | None:
@@ -92,9 +120,12 @@ def _named_shapes(given: Sequence[str], names: Sequence[str]) -> dict[str, tuple
     return {name: parse_shape(shape) for name, shape in named.items()}
 
 
-def for_both(first: Network, second: Network, sources: Sources, seed: int) -> Inputs:
-    """Inputs that both take: the given ones, noise of a shape one of them states or is found for, or calibration inputs."""
-    given, calib = sources.input or (), sources.calib
+def for_both(
+    first: Network, second: Network, sources: Sources, seed: int, names: Sequence[str]
+) -> tuple[Inputs, tuple[str, ...]]:
+    """Inputs that both take, and what was assumed for them: the given ones, noise of a shape one of them states or is found for,
+    or calibration inputs. ``names``: what the user called the two, whose reports may tell of their inputs."""
+    given, calib, notes = sources.input or (), sources.calib, tuple[str, ...]()
     require_calibration(sources)
     modules = [network for network in (first, second) if isinstance(network, nn.Module)]
     files = [network for network in (first, second) if isinstance(network, OnnxModel)]
@@ -107,16 +138,18 @@ def for_both(first: Network, second: Network, sources: Sources, seed: int) -> In
         if len(inputs) < len(files[0].input_names):
             raise UsageError(f"--input: expected shapes of all inputs ({', '.join(files[0].input_names)})")
     else:
-        shapes = [parse_shape(text) for text in given] or _common_shapes(first, second, calib)
+        shapes = [parse_shape(text) for text in given]
+        if not shapes:
+            shapes, notes = _common_shapes(first, second, calib, sizes_of(*names))
         inputs = _of_shapes(shapes, files, seed)
     if calib is None:
-        return inputs
-    names = parameter_names(modules[0])[: len(inputs)] if modules else files[0].input_names
+        return inputs, notes
+    taken = parameter_names(modules[0])[: len(inputs)] if modules else files[0].input_names
     data = read_calibration(
         calib, inputs, seed=seed, mean=sources.mean, std=sources.std, resize=sources.resize, import_object=import_object,
-        names=names,
+        names=taken,
     )  # fmt: skip
-    return tuple(torch.cat(parts) for parts in zip(*data.fit, *data.held_out, strict=True))
+    return tuple(torch.cat(parts) for parts in zip(*data.fit, *data.held_out, strict=True)), notes
 
 
 def batch_of(network: Network) -> int | None:
@@ -141,24 +174,37 @@ def _given(model: nn.Module, given: Sequence[str]) -> Inputs:
     return bind_inputs(model, example_of(import_object(target), f"--input {target}"))
 
 
-def _common_shapes(first: Network, second: Network, calib: str | None) -> list[tuple[int, ...]]:
-    """Shapes of eight examples: of the calibration file, as an ONNX file states them, or found by running the module."""
+def _common_shapes(
+    first: Network, second: Network, calib: str | None, known: Known | None
+) -> tuple[list[tuple[int, ...]], tuple[str, ...]]:
+    """Shapes of eight examples, and what was assumed: of the calibration file, as an ONNX file, a program or a report states
+    them, or found by running the module or the graph."""
     modules = [network for network in (first, second) if isinstance(network, nn.Module)]
     files = [network for network in (first, second) if isinstance(network, OnnxModel)]
     names = files[0].input_names if files else required_names(modules[0]) or ("input",)
     if files and modules and len(named := parameter_names(modules[0])) >= len(names):
         names = named[: len(names)]
     if calib is not None and (peeked := peek_example(calib, names)) is not None:
-        return [tuple(tensor.shape) for tensor in peeked]
+        return [tuple(tensor.shape) for tensor in peeked], ()
+    batch = next((file.batch for file in files if file.batch), 8)
     for file in files:
-        if all(isinstance(n, int) for shape in file.input_shapes for n in shape[1:]):
-            return [(file.batch or 8, *(int(n or 1) for n in shape[1:])) for shape in file.input_shapes]
+        if _states_sizes(file):
+            return [(batch, *(int(n or 1) for n in shape[1:])) for shape in file.input_shapes], ()
+    for module in modules:
+        if stated := stated_input_shapes(module):
+            return [(batch, *shape[1:]) for shape in stated], ()
+    if (
+        known is not None
+        and len(known.shapes) == len(names)
+        and all(runs_on(module, known.shapes) for module in modules)
+    ):
+        return [(batch, *shape[1:]) for shape in known.shapes], (known.note,)
     if not modules:
-        return [tuple(tensor.shape) for tensor in example_of_graph(files[0])[0]]
-    if stated := stated_input_shapes(modules[0]):
-        return [(8, *shape[1:]) for shape in stated]
+        found, notes = example_of_graph(files[0])
+        return [tuple(tensor.shape) for tensor in found], notes
     _require_one(names, type(modules[0]).__name__)
-    return [(8, *find_input_shape(modules[0])[0][1:])]
+    shape, note = find_input_shape(modules[0])
+    return [(batch, *shape[1:])], (note,)
 
 
 def _require_one(names: Sequence[str], where: str) -> None:

@@ -44,7 +44,7 @@ def export(
     named_exports(to)
     report = pipeline.read_report(out / "report.json")
     check_addable(out)
-    network = given_network(model or named_original(report.model, out), sources, trust, settings.timeout)
+    network = given_network(model or named_original(report.model, out), sources, trust, settings.timeout, out)
     data = calibration_of(sources, network.model, network.inputs, report.seed, settings.memory)
     with progress_bars("export") as progress:
         found = pipeline.export_result(

@@ -102,6 +102,7 @@ class Benched(_Form):
     a: str
     b: str
     input_shapes: tuple[tuple[int, ...], ...]
+    notes: tuple[str, ...] = ()
     timings: tuple[BenchedRow, ...]
 
 

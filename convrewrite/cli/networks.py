@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from convrewrite.cli import example_inputs
+from convrewrite.cli.known_sizes import sizes_of
 from convrewrite.cli.options import Sources, load
 from convrewrite.errors import UsageError
 from convrewrite.inputs import Inputs, require_common_batch
@@ -22,21 +23,25 @@ class Given:
     notes: Sequence[str]
 
 
-def given_network(source: str, sources: Sources, trust: bool, seconds: float) -> Given:
+def given_network(
+    source: str, sources: Sources, trust: bool, seconds: float, result: str | Path | None = None
+) -> Given:
     """The model in a file, be it of PyTorch or ONNX, or from a program; an ONNX file has ``seconds`` to open, and to run once.
+    ``result``: a folder whose report tells the sizes of its inputs, where nothing else does.
 
     Raises ModelLoadError, UsageError.
     """
-    shapes = sources.input or ()
+    shapes, known = sources.input or (), sizes_of(source, *([] if result is None else [result]))
     if Path(source).suffix.lower() != ".onnx":
         loaded = load(source, sources.factory, trust)
-        inputs, notes = example_inputs.for_model(loaded, shapes, sources.calib)
+        inputs, notes = example_inputs.for_model(loaded, shapes, sources.calib, known)
         return Given(loaded.model, inputs, (*loaded.notes, *notes))
     if sources.factory is not None:
         raise UsageError(
             f"--factory: expected with a file of weights, but {source} holds its network itself; leave it out"
         )
     opened = open_onnx(source, trust=trust, seconds=seconds)
-    network = read_network(opened, example_inputs.for_graph(opened.session, shapes, sources.calib))
+    example, notes = example_inputs.for_graph(opened.session, shapes, sources.calib, known)
+    network = read_network(opened, example)
     require_common_batch(network.inputs)
-    return Given(network.module, network.inputs, network.notes)
+    return Given(network.module, network.inputs, (*network.notes, *notes))

@@ -39,7 +39,7 @@ def quantise(
     from convrewrite.cli.recovering import named_original
 
     source = model or named_original(pipeline.read_report(out / "report.json").model, out)
-    network = given_network(source, sources, trust, settings.timeout)
+    network = given_network(source, sources, trust, settings.timeout, out)
     data = calibration_of(sources, network.model, network.inputs, settings.seed, settings.memory)
     with progress_bars("int8") as progress:
         rows = pipeline.quantise(out, network.model, network.inputs, data, settings=settings, progress=progress)

@@ -46,7 +46,7 @@ def bench(
     from convrewrite.tables import table
 
     first, second = (runner_of(source, sources.factory, trust, asked.timeout) for source in (a, b))
-    inputs = example_inputs.for_both(first, second, sources, 0)
+    inputs, notes = example_inputs.for_both(first, second, sources, 0, (a, b))
     if all(example_inputs.batch_of(runner) is None for runner in (first, second)):
         inputs = tuple(tensor[:1] for tensor in inputs)
     comparisons = _compared((a, b), (first, second), inputs, asked)
@@ -54,7 +54,7 @@ def bench(
         from convrewrite.cli.json_forms import Benched, BenchedRow
 
         found, shapes = tuple(map(BenchedRow.of, comparisons)), tuple(tuple(tensor.shape) for tensor in inputs)
-        say_json(Benched(a=a, b=b, input_shapes=shapes, timings=found))
+        say_json(Benched(a=a, b=b, input_shapes=shapes, notes=notes, timings=found))
         return
     rows = [
         (c.runtime, reporting.duration(c.seconds_a), reporting.duration(c.seconds_b), f"{c.ratio:.3f}",
@@ -64,6 +64,8 @@ def bench(
     say(table(("runtime", "A", "B", "B / A", "quartiles", "speed-up"), rows, "lrrrrr"))
     sizes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
     say(f"input {sizes}, {asked.threads} thread(s), median of {asked.rounds} interleaved rounds")
+    for note in notes:
+        say(f"Note: {note}")
 
 
 def _compared(sources: tuple[str, str], runners: tuple[Any, Any], inputs: Any, asked: Comparing) -> list[Comparison]:

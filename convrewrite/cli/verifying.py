@@ -1,5 +1,6 @@
 """The command ``verify``: two models, as files or result folders, on the same inputs."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -34,11 +35,12 @@ def verify(
 
     calib, limited = sources.calib, asked.agreement is not None or asked.error is not None
     first, second = (runner_of(source, sources.factory, trust, asked.timeout) for source in (a, b))
-    inputs = example_inputs.for_both(first, second, sources, asked.seed)
+    inputs, assumed = example_inputs.for_both(first, second, sources, asked.seed, (a, b))
     relation = pipeline.relation_of(first, second, (a, b))
     outcome = pipeline.verify(
         first, second, inputs, outputs=asked.outputs, representative=calib is not None, names=(a, b)
     )
+    outcome = replace(outcome, notes=(*outcome.notes, *assumed))
     wanted = asked.expect or ("fidelity" if limited else relation.expected)
     examples, source = inputs[0].shape[0], "calibration inputs" if calib else "random inputs"
     refused = _refused(outcome, relation, wanted, asked)

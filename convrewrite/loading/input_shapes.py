@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,16 @@ def find_input_shape(model: nn.Module) -> tuple[tuple[int, ...], str]:
         f"input shape: none of {tried} runs through the model; pass --input SHAPE. The first failed with "
         f"{summary(first_error)}"
     ) from first_error
+
+
+def runs_on(model: nn.Module, shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether the model accepts zeros of these shapes, one for each of its inputs."""
+    with preserved(model), eval_mode(model), torch.no_grad():
+        try:
+            model(*(_example(model, shape) for shape in shapes))
+        except Exception:  # any model may fail on a wrong shape in any way
+            return False
+    return True
 
 
 def _example(model: nn.Module, shape: tuple[int, ...]) -> Tensor:

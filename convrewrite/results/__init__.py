@@ -2,6 +2,7 @@
 
 from convrewrite.results.analysis import Analysis, check_page
 from convrewrite.results.folder import (
+    FILES,
     INT8,
     ONNX,
     PLAN,
@@ -16,6 +17,7 @@ from convrewrite.results.folder import (
 )
 
 __all__ = [
+    "FILES",
     "INT8",
     "ONNX",
     "PLAN",

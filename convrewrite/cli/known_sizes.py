@@ -1,0 +1,36 @@
+"""Sizes of a model's inputs, where the report of a result tells them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from convrewrite import pipeline, results
+from convrewrite.errors import ModelLoadError
+
+REPORT = "report.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The shape of every input, one example each, and the report that says so."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    report: Path
+
+    @property
+    def note(self) -> str:
+        """A sentence that states the assumption."""
+        text = ", ".join("x".join(map(str, shape)) for shape in self.shapes)
+        return f"input size {text} taken from {self.report}"
+
+
+def sizes_of(*sources: str | Path) -> Known | None:
+    """Those of the first of these that is a result folder, or a file of one. A report of anything else says nothing."""
+    for path in map(Path, sources):
+        folder = path.parent if path.name in (*results.FILES, results.INT8) else path
+        try:
+            report = pipeline.read_report(folder / REPORT)
+        except ModelLoadError:
+            continue
+        if report.input_shapes:
+            return Known(tuple((1, *shape[1:]) for shape in report.input_shapes), folder / REPORT)
+    return None
