@@ -97,6 +97,7 @@ def _compared(sources: tuple[str, str], runners: tuple[Any, Any], inputs: Any, a
             progress("bench", 3, 4, "torch")
             eager = TorchEager()
             found.append(runtime.compare_programs(Program(module=first), Program(module=second), inputs, eager, **how))
+        progress("bench", 4, 4, "done")
     return found
 
 
