@@ -6,7 +6,7 @@ from networks import SPECS, natural, relative
 from torch import Tensor, nn
 
 from convrewrite.conv import ConvSpec, canonical_kernel
-from convrewrite.fitting import moments as module
+from convrewrite.fitting import squares as module
 from convrewrite.fitting.moments import Accumulator, Moments, position_limit
 from convrewrite.rewriting.surgery import build_conv
 
