@@ -34,8 +34,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from convrewrite.conv import Conv
-from convrewrite.fitting import Accumulator, Fit, Moments, fit
-from convrewrite.fitting.targets import Ground
+from convrewrite.fitting import Accumulator, Fit, Ground, Moments, fit
 from convrewrite.graph import Site, find
 from convrewrite.modules import copy_model, tally
 from convrewrite.rewriting import build_option, folded_kernel, replace_site

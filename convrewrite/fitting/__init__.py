@@ -17,9 +17,8 @@ from convrewrite.fitting.stages import (
     fit,
     refit,
     rough_fit,
-    targets_of,
 )
-from convrewrite.fitting.targets import ENOUGH_POSITIONS, LARGE, Target, solving
+from convrewrite.fitting.targets import ENOUGH_POSITIONS, LARGE, Ground, Target, solving
 from convrewrite.fitting.trust import doubtable
 
 __all__ = [
@@ -29,6 +28,7 @@ __all__ = [
     "Block",
     "Evidence",
     "Fit",
+    "Ground",
     "Moments",
     "Roots",
     "Target",
@@ -41,6 +41,5 @@ __all__ = [
     "row_bytes",
     "solving",
     "square_bytes",
-    "targets_of",
     "with_wanted_outputs",
 ]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.conv import ConvSpec
-from convrewrite.fitting import Accumulator, Moments, fit, targets_of
+from convrewrite.fitting import Accumulator, Evidence, Moments, fit
 from convrewrite.structures import Setting, Structure, initial_kernels
 
 ONE_IN_HELD_OUT = 5
@@ -46,7 +46,8 @@ def replacement(
     batches = _checked(owner, conv, [inputs] if isinstance(inputs, Tensor) else list(inputs))
     seen, unseen = _split(batches)
     moments, held_out = (_moments(conv, spec, part) for part in (seen, unseen))
-    found = fit(structure, spec, setting, targets_of(kernel.cpu(), spec, moments), moments, held_out)
+    evidence = Evidence.of(spec, kernel.cpu(), moments, held_out, len(batches), (None,) * spec.groups)
+    found = fit(structure, spec, setting, evidence.targets(), moments, held_out)
     return found.kernels, None if bias is None else found.bias
 
 
