@@ -6,7 +6,8 @@ from networks import SPECS, natural, relative
 from torch import Tensor, nn
 
 from convrewrite.conv import ConvSpec, canonical_kernel
-from convrewrite.fitting import squares as module
+from convrewrite.fitting import moments as module
+from convrewrite.fitting import squares
 from convrewrite.fitting.moments import Accumulator, Moments, position_limit
 from convrewrite.rewriting.surgery import build_conv
 
@@ -180,7 +181,7 @@ def test_a_covariance_summed_strip_by_strip_is_the_whole_one(monkeypatch: pytest
     original, _ = convolution(SPECS["standard"])
     x = natural(4, SPECS["standard"].in_channels, 9, 11, torch.float64)
     (whole,) = gathered(SPECS["standard"], [(x, original(x))])
-    monkeypatch.setattr(module, "STRIP", 7)
+    monkeypatch.setattr(squares, "STRIP", 7)
     (strips,) = gathered(SPECS["standard"], [(x, original(x))])
     torch.testing.assert_close(strips.cov_p, whole.cov_p)
     torch.testing.assert_close(strips.cov_p, strips.cov_p.T, rtol=1e-12, atol=0.0)
