@@ -24,8 +24,12 @@ JITTER = 1e-9
 FLOOR = 1e-30
 """Variance that is added to that of every patch element: inputs that are always zero leave factors that float32 can hold."""
 
+MANY_POSITIONS = 10
+"""Positions per unknown from which on a fit is never doubted: no more of them are gathered for the largest patches."""
+
 LARGE = 1000
-"""Numbers in a patch from which on only the best start is refined, and starts are solved for in float32."""
+"""Numbers in a patch from which on only the best start is refined, and starts are solved for in float32 where positions are
+many."""
 
 ENOUGH_POSITIONS = 5
 """Positions per unknown: with fewer, a covariance knows some directions from too little to be believed."""
@@ -120,9 +124,15 @@ class Ground:
         # W (S' + lam I) - W S, without a second product by a matrix of d x d.
         pull = lam * flat - shrinkage * (self.known - flat * diagonal)
         diagonal.add_(lam)
-        wanted = flat + _solution(covariance, moments.cov_yp - self.known) if solved else flat
+        # Where positions are few the matrix is so near to singular that float32 would cost some of the fit.
+        precision = torch.float64 if len(covariance) < LARGE or self._few else torch.float32
+        wanted = flat + _solution(covariance, moments.cov_yp - self.known, precision) if solved else flat
         response = moments.cov_yp + pull
         return Target(wanted, covariance, self.shape, response, pull, float((response * wanted).sum().abs()))
+
+    @property
+    def _few(self) -> bool:
+        return self.moments.count < MANY_POSITIONS * len(self.moments.cov_p)
 
     def drawn(self, ridge: float, shrinkage: float | None) -> tuple[float, float]:
         """How much S is drawn towards its diagonal, and lambda, what is added to that."""
@@ -136,9 +146,8 @@ def shape_of(kernel: Tensor) -> Shape:
     return outputs, channels, height, width
 
 
-def _solution(covariance: Tensor, rows: Tensor) -> Tensor:
-    """``rows (O, d)`` times the inverse of a covariance: of large ones in float32, as a start is all that it is for."""
-    precision = torch.float32 if len(covariance) >= LARGE else covariance.dtype
+def _solution(covariance: Tensor, rows: Tensor, precision: torch.dtype) -> Tensor:
+    """``rows (O, d)`` times the inverse of a covariance."""
     factor = cholesky(covariance.to(precision))
     return torch.cholesky_solve(rows.T.to(precision), factor).T.to(rows.dtype)
 

@@ -11,10 +11,7 @@ import torch
 
 from convrewrite.fitting.moments import Moments
 from convrewrite.fitting.squares import STRIP
-from convrewrite.fitting.targets import RIDGE
-
-MANY_POSITIONS = 10
-"""Positions per unknown from which on a fit is never doubted: no more of them are gathered for the largest patches."""
+from convrewrite.fitting.targets import MANY_POSITIONS, RIDGE
 
 GAP = 1.05
 """Error on held-out inputs over that on the inputs fitted on, beyond which less trust is tried: two halves of the same inputs

@@ -156,3 +156,24 @@ def test_the_error_on_the_inputs_fitted_on_is_that_of_their_moments() -> None:
     kernel = composed_kernel(found.kernels, CHANNEL.stages(site_fit.site.spec, {"rank": 6}), 1)
     assert site_fit.fit_error(CHANNEL, option, found) == pytest.approx(site_fit.seen[0].unexplained(kernel) ** 0.5)
     assert found.unexplained == pytest.approx(site_fit.unseen[0].unexplained(kernel))
+
+
+def test_of_a_huge_site_trust_is_chosen_before_its_one_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(few_inputs, "HUGE", 1)
+    made = []
+    fit = few_inputs.fit
+    monkeypatch.setattr(few_inputs, "fit", lambda *args, **named: made.append(1) or fit(*args, **named))
+    few, many = second_site(2), second_site(64)
+    for site_fit in (few, many):
+        option = option_of(site_fit, 11)
+        assert site_fit.evidence is not None
+        near = site_fit.rough(CHANNEL, option, [target.to(torch.float32) for target in site_fit.targets])
+        found = site_fit.evidence.fit_large(CHANNEL, option.parameters, site_fit.targets, near)
+        assert len(made) == 1
+        made.clear()
+        assert bool(found.trusts) is (site_fit is few)
+        assert found.unexplained <= weights_alone(site_fit, option).unexplained
+        if site_fit is few:
+            assert found.error < 0.99 * site_fit.fit(CHANNEL, option).error
+        else:
+            assert found.unexplained == site_fit.fit(CHANNEL, option).unexplained
