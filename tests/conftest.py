@@ -93,7 +93,7 @@ def never_slower() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def short_refinements() -> Iterator[None]:
-    """Results are refined as ever, and held to be no worse by it, but in few steps: how far many lead is asked in test_refining.py."""
+    """Results are refined as ever, and held to be no worse by it, but in few steps; test_refining.py takes all that it takes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(refining, "LEAST_STEPS", 25)
         patch.setattr(refining, "STEPS_OF_EFFECT", 0)
@@ -105,7 +105,9 @@ def operators_read_once() -> Iterator[None]:
     """At every export torch's exporter reads the sources of all its operators anew, which takes it half of the time."""
     apis = vars(onnxscript_apis)  # a module that is imported when something of it is asked for
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(apis, "get_torchlib_ops", functools.cache(lambda: onnxscript_apis.__getattr__("get_torchlib_ops")()))
+        patch.setitem(
+            apis, "get_torchlib_ops", functools.cache(lambda: onnxscript_apis.__getattr__("get_torchlib_ops")())
+        )
         yield
 
 
