@@ -3,8 +3,9 @@
     python benchmarks/int8.py [--network example vgg] [--seed 0] [--macs 0.5 0.25] [--results FILE]
 
 The rule ``balanced`` within a budget of MACs, refined where ``optimize`` does that by itself, from the 1,024 unlabelled images of
-the example. Five rows a network:
-original, rewritten, int8 of both, and int8 of the rewritten without scales between its stages. ``time`` is a part of the
+the example. Seven rows a network:
+original, rewritten, int8 of both, int8 of the rewritten without scales between its stages, and both again where options were
+chosen by what they do once they are int8. ``time`` is a part of the
 original's in onnxruntime at one thread, ``lost`` are points of top-1 on 10,000 test images, ``parity`` the relative error to
 the float file that a row was made of, on held-out images.
 """
@@ -25,29 +26,39 @@ from convrewrite.quantising import quantise_file
 from convrewrite.runtime import compare_programs, measure_fidelity
 from convrewrite.targets import OnnxRuntime, Program
 
-ROWS = ("original", "rewritten", "int8 of the original", "int8 of the rewritten", "int8 of the rewritten, no scales")
+ROWS = (
+    "original", "rewritten", "int8 of the original", "int8 of the rewritten", "int8 of the rewritten, no scales",
+    "rewritten for int8", "int8 of the rewritten for int8",
+)  # fmt: skip
+MADE = {2: (0, True), 3: (1, True), 4: (1, False), 6: (5, True)}
+"""Rows that are int8: of which row, and whether scales between stages are tried."""
 
 
 def rows(network: str, seed: int, part: float) -> list[dict[str, Any]]:
     judge, data = judge_of(network, seed), judge_of(network, seed).calibration("data")
-    result = convrewrite.optimize(judge.model, judge.inputs[0], ["balanced"], data, {"macs": part}, measure=False)
-    macs = result.report.totals.macs.ratio
+    asked = {"budget": {"macs": part}, "measure": False}
+    results = {
+        index: convrewrite.optimize(judge.model, judge.inputs[0], ["balanced"], data, int8=int8, **asked)
+        for index, int8 in ((1, False), (5, True))
+    }
+    macs = {index: result.report.totals.macs.ratio for index, result in results.items()}
     with tempfile.TemporaryDirectory() as name:
-        files = [Path(name) / f"{index}.onnx" for index in range(5)]
+        files = [Path(name) / f"{index}.onnx" for index in range(len(ROWS))]
         convrewrite.export(judge.model, judge.inputs, files[0])
-        convrewrite.export(result.model, judge.inputs, files[1])
-        made = {2: (files[0], True), 3: (files[1], True), 4: (files[1], False)}
+        for index, result in results.items():
+            convrewrite.export(result.model, judge.inputs, files[index])
         ways = {
-            index: quantise_file(source, files[index], data.fit, data.held_out, original=files[0], scales=scales)
-            for index, (source, scales) in made.items()
+            index: quantise_file(files[of], files[index], data.fit, data.held_out, original=files[0], scales=scales)
+            for index, (of, scales) in MADE.items()
         }
         found = []
         for index, label in enumerate(ROWS):
-            source = made[index][0] if index in made else files[index]
-            parity = measure_fidelity(OnnxModel(source), OnnxModel(files[index]), data.held_out).worst_error
+            source, _ = MADE.get(index, (index, True))
+            parity = measure_fidelity(OnnxModel(files[source]), OnnxModel(files[index]), data.held_out).worst_error
             way = ways[index].way.describe() if index in ways else ""
-            row = judged(judge, files, index)
-            found.append({"row": label, "way": way, "parts": 1.0 if index in (0, 2) else round(macs, 4), **row})
+            found.append(
+                {"row": label, "way": way, "parts": round(macs.get(source, 1.0), 4), **judged(judge, files, index)}
+            )
             found[-1]["parity"] = round(parity, 5)
     return found
 

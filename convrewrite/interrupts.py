@@ -22,23 +22,56 @@ class Terminated(BaseException):
         self.number = number
 
 
+_raised: list[int] = []
+"""Signals whose exceptions have not yet come to where a command ends."""
+
+
 @contextmanager
-def terminations_raised() -> Iterator[None]:
-    """Meanwhile signals that would kill raise :class:`Terminated`, so that what is temporary is cleared.
+def signals_raised() -> Iterator[None]:
+    """Meanwhile signals that would kill raise :class:`Terminated`, so that what is temporary is cleared; none gets lost.
 
     One that the process ignores, as under nohup, or handles itself is left alone. Only the main thread gets signals: in
     others nothing changes.
     """
     with ExitStack() as stack:
-        for number in KILLING if _gets_signals() else ():
-            if signal.getsignal(number) == signal.SIG_DFL:
-                stack.enter_context(_handled(number, _terminate))
+        for number in (signal.SIGINT, *KILLING) if _gets_signals() else ():
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                stack.enter_context(_handled(number, _raise))
+                _raised.clear()
+        stack.enter_context(interrupts_told())
         yield
 
 
 @contextmanager
+def interrupts_told() -> Iterator[None]:
+    """An error of the block that a signal preceded is told as that interrupt.
+
+    Compiled code may catch what a signal raises and fail for another reason: pybind11, while it looks for an overload that
+    takes the arguments, says that none does.
+    """
+    try:
+        yield
+    except BaseException as error:
+        found = error if isinstance(error, (KeyboardInterrupt, Terminated)) else _unheard()
+        _raised.clear()
+        if found is None or found is error:
+            raise
+        raise found from error
+
+
+def raise_unheard() -> None:
+    """Raise again what a signal raised, where something on its way swallowed it and the command went on."""
+    if (found := _unheard()) is not None:
+        raise found
+
+
+def _unheard() -> BaseException | None:
+    return _error_of(_raised[-1]) if _raised else None
+
+
+@contextmanager
 def held(deliver: Callable[[int], None] = signal.raise_signal) -> Iterator[None]:
-    """Meanwhile Ctrl-C and what :func:`terminations_raised` raises wait; the last of them is delivered at the end."""
+    """Meanwhile Ctrl-C and what :func:`signals_raised` raises wait; the last of them is delivered at the end."""
     came: list[int] = []
     try:
         with ExitStack() as stack:
@@ -88,8 +121,13 @@ def _gets_signals() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def _terminate(number: int, _frame: FrameType | None) -> None:
-    raise Terminated(number)
+def _raise(number: int, _frame: FrameType | None) -> None:
+    _raised.append(number)
+    raise _error_of(number)
+
+
+def _error_of(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
 
 
 @contextmanager

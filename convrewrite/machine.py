@@ -1,6 +1,7 @@
 """What the machine has, and limits that keep one process from taking all of it. Without effect where the system has none."""
 
 import ctypes
+import functools
 import importlib
 import os
 import platform
@@ -56,6 +57,12 @@ def processor() -> tuple[str, frozenset[str]]:
     name = entries.get("model name") or platform.processor() or platform.machine()
     flags = entries.get("flags", "").lower().split()
     return name, frozenset(flags or _numpy_features())
+
+
+@functools.cache
+def adds_bytes() -> bool:
+    """Whether products of two bytes are added up in 32 bits; others add them in 16, which overflow at 8 bits of weight."""
+    return bool({"avx512_vnni", "avx_vnni", "asimddp"} & processor()[1])
 
 
 def _numpy_features() -> list[str]:

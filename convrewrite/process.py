@@ -6,6 +6,7 @@ function does for them what it did before, and what they print is shown.
 
 import builtins
 import contextlib
+import copy
 import functools
 import io
 import logging
@@ -125,7 +126,9 @@ def followed() -> Iterator[None]:
 def exporting(loggers: Sequence[str]) -> Iterator[None]:
     """Meanwhile this thread may export: nothing of it is shown, other threads run their models as before, and ``tensor.set_()``
     frees nothing. Reversible networks let go of a tensor that way once they are done with it, which is no part of what
-    they compute, and which the exporter refuses."""
+    they compute, and which the exporter refuses. Its table of operators is made once."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
     original = torch.Tensor.set_
 
     def set_(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -136,6 +139,7 @@ def exporting(loggers: Sequence[str]) -> Iterator[None]:
         _calls_of_this_thread(),
         quiet(loggers),
         _patched(torch.Tensor, "set_", _for_this_thread(set_, original)),
+        _patched(ONNXRegistry, "from_torchlib", functools.partial(_copied_table, ONNXRegistry.from_torchlib)),
     ):
         yield
 
@@ -201,6 +205,18 @@ def _patched(owner: Any, name: str, value: Any) -> Iterator[None]:
     finally:
         if getattr(owner, name) is value:  # else somebody else has put something there meanwhile
             setattr(owner, name, before)
+
+
+def _copied_table(make: Patched, *args: Any, **kwargs: Any) -> Any:
+    """What the exporter translates operators by. For it torch parses the source of 500 functions: half of a small export."""
+    table = copy.copy(_table(make, args, tuple(kwargs.items())))
+    table.functions = {name: list(functions) for name, functions in table.functions.items()}
+    return table
+
+
+@functools.cache
+def _table(make: Patched, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> Any:
+    return make(*args, **dict(kwargs))
 
 
 def _for_this_thread(function: Patched, otherwise: Patched) -> Patched:

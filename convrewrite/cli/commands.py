@@ -18,7 +18,6 @@ from convrewrite.cli.options import (
     SWEPT,
     WRITTEN,
     AsJson,
-    Besides,
     Model,
     Out,
     Rules,
@@ -95,8 +94,8 @@ def optimize(
     rule: Rules = None,
     sources: Sources,
     settings: Settings,
-    besides: Besides,
     trust: Trust = False,
+    as_json: AsJson = False,
 ) -> None:
     """Rewrite MODEL by the rules, export and verify the result, and report what was saved."""
     from convrewrite import pipeline, results
@@ -105,13 +104,13 @@ def optimize(
 
     assert out is not None  # by then it has a default
     results.check_writable(out, (model,))
-    if besides.int8:
+    if settings.int8:
         quantising.require_inputs_and_onnx(sources.calib, settings.measure)
     chosen = resolve(rule or ["separable"])
     network = given_network(model, sources, trust, settings.timeout)
     data = calibration_of(sources, network.model, network.inputs, settings.seed, settings.memory)
     with progress_bars(
-        *stages_of(settings, sources.calib, "optimize"), *(["int8"] if besides.int8 else [])
+        *stages_of(settings, sources.calib, "optimize"), *(["int8"] if settings.int8 else [])
     ) as progress:
         result = pipeline.optimize(
             network.model, network.inputs, chosen, data, settings=settings, name=model, notes=network.notes,
@@ -119,11 +118,11 @@ def optimize(
         )  # fmt: skip
         result = _commanded(result, context)
         result.save(out)
-        if besides.int8:
+        if settings.int8:
             rows = pipeline.quantise(out, network.model, network.inputs, data, settings=settings, progress=progress)
-    if besides.int8 and not besides.json:
+    if settings.int8 and not as_json:
         say(quantising.table(rows))
-    show_result(result.report, out, besides.json)
+    show_result(result.report, out, as_json)
 
 
 @command(app, "convrewrite plan resnet18.pt --budget macs=0.5 --calib images/ -o plan.json")

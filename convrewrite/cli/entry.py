@@ -12,7 +12,7 @@ from convrewrite.cli.unforeseen import TRACEBACK, unforeseen
 from convrewrite.errors import ConvRewriteError, ModelError
 from convrewrite.escaping import printable
 from convrewrite.folders import cleared_later, disk_full
-from convrewrite.interrupts import Terminated, ignored_from_here, put_back, terminations_raised
+from convrewrite.interrupts import Terminated, ignored_from_here, put_back, signals_raised
 from convrewrite.tables import shortened
 
 _EXITED = "expected code of the model that comes to an end, found that it ended the process (sys.exit({found})); take that out"
@@ -31,7 +31,7 @@ def _main(argv: list[str] | None = None) -> int:
         words = sys.argv[1:] if argv is None else argv
         values.check_words(words)
         # A command returns nothing; a number is the code of typer.Exit, into which typer turns Ctrl-C outside a command.
-        with terminations_raised():
+        with signals_raised():
             code = int(app(words, standalone_mode=False, obj=words) or 0)
         return code if code != INTERRUPTED else interrupted(NOTHING, code)
     except ConvRewriteError as error:
@@ -79,7 +79,7 @@ def _unforeseen(error: Exception) -> int:
 def run() -> None:
     """The entry point of the installed command, within the memory that the machine has, and beside what else runs there."""
     try:
-        with terminations_raised(), cleared_later():
+        with signals_raised(), cleared_later():
             machine.share_processor()
             machine.keep_heap()
             machine.limit_memory(int(machine.memory_bytes() * machine.SHARE))

@@ -8,7 +8,7 @@ from functools import wraps
 from pathlib import Path
 from typing import ParamSpec
 
-from convrewrite.interrupts import Terminated, ignored_from_here
+from convrewrite.interrupts import Terminated, ignored_from_here, interrupts_told
 
 NOTHING = "nothing was written"
 
@@ -37,7 +37,8 @@ def tells_what_stands(command: Callable[Options, None]) -> Callable[Options, Non
         out = Path(str(options["out"] or options.get("graphs")))
         before = _identity(out)
         try:
-            command(*args, **options)
+            with interrupts_told():
+                command(*args, **options)
             ignored_from_here()
         except (KeyboardInterrupt, Terminated) as error:
             raise Interrupted(_standing(out, before), code_of(error)) from error

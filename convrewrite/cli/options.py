@@ -108,16 +108,6 @@ class Towards:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Besides:
-    """What a run leaves and says beside its result: an ``int8`` one, and JSON in place of the report's text."""
-
-    int8: bool = field(
-        default=False, metadata=flag("--int8", kind=bool, help="Make int8 of the result too; see `quantise`.")
-    )
-    json: bool = field(default=False, metadata=flag("--json", kind=bool, help=JSON_HELP))
-
-
 SETTING = {setting.name: setting for setting in fields(Settings)}
 """The options of a comparison that are those of a run too are taken from there."""
 

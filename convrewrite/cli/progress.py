@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from convrewrite.cli.voice import is_quiet
 from convrewrite.escaping import printable
-from convrewrite.interrupts import held
+from convrewrite.interrupts import held, raise_unheard
 from convrewrite.progress import silent
 from convrewrite.stages import Stages
 from convrewrite.tables import WIDTH, shortened
@@ -69,6 +69,7 @@ def progress_bars(*expected: str) -> "Iterator[Progress]":
     stages, views = Stages(expected), list[_View]()
 
     def show(stage: str, done: int, total: int, text: str) -> None:
+        raise_unheard()
         with held():  # a line that is half drawn would run into what is said of the interrupt
             stages.tell(printable(stage), done, total, printable(text))
             if not views:

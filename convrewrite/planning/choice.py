@@ -139,7 +139,7 @@ class Planner:
             data = replace(data, held_out=work.evaluation.batches)
         return survey(
             replace(work, data=data),
-            effort=FAST if settings.fast else THOROUGH,
+            effort=replace(FAST if settings.fast else THOROUGH, int8=settings.int8),
             latency_table=table,
         )
 

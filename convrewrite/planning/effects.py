@@ -1,7 +1,7 @@
 """What a module in a site's place does to the model's outputs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -10,11 +10,15 @@ from convrewrite.graph import Site
 from convrewrite.meanings import Meaning, effect_of, tell
 from convrewrite.modules import named_outputs, run
 from convrewrite.planning.effort import ENOUGH
+from convrewrite.quantising import rounded
 from convrewrite.rewriting import Propagation
 
 DEAR = 6e12
 """MACs of the model times its sites and the inputs that effects are measured on: beyond that a site's options share the
 effects of one structure. VGG-16 in full stays below it, ResNet-101 does not with ``FAST``."""
+
+TOLD_APART = 0.1
+"""Part of what int8 does to the outputs at a site that is kept, below which a difference from that is rounding itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,8 @@ class Evaluator:
     meanings: Mapping[str, Meaning]
     long: bool = False
     dear: bool = False
+    as_they_were: dict[str, float] = field(default_factory=dict)
+    """What int8 does to the outputs at a site that is kept, by its name."""
 
     @classmethod
     def of(
@@ -54,3 +60,10 @@ class Evaluator:
         """J of a module in the site's place."""
         outputs = self.walk.outputs(site, module, self.batches)
         return effect_of(zip(self.originals, map(named_outputs, outputs), strict=True), self.meanings)
+
+    def effect_in_int8(self, site: Site, module: nn.Module) -> float:
+        """J of a module that rounds as int8 in the site's place, less that of the original there."""
+        if site.name not in self.as_they_were:
+            self.as_they_were[site.name] = self.effect(site, rounded(self.walk.model.get_submodule(site.name)))
+        own = self.as_they_were[site.name]
+        return max(TOLD_APART * own, self.effect(site, rounded(module)) - own)

@@ -322,11 +322,12 @@ class _SiteSurvey:
         return min(self.effort.measured, 2) if self.evaluator.long else self.effort.measured
 
     def _effect(self, sample: FittedCandidate) -> float:
-        structure = self.structures[sample.candidate.option.structure]
+        option = sample.candidate.option
+        made, measured = self.site_fit.merged, self.evaluator.effect
+        if self.effort.int8:
+            made, measured = self.site_fit.build, self.evaluator.effect_in_int8
         with torch.no_grad():
-            return self.evaluator.effect(
-                self.site, self.site_fit.merged(structure, sample.candidate.option, sample.fit)
-            )
+            return measured(self.site, made(self.structures[option.structure], option, sample.fit))
 
 
 def _by_structure(curves: Sequence[Curve]) -> list[list[Curve]]:

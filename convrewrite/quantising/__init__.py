@@ -2,5 +2,6 @@
 
 from convrewrite.quantising.choosing import Quantised, quantise_file
 from convrewrite.quantising.even import evened
+from convrewrite.quantising.rounding import rounded
 
-__all__ = ["Quantised", "evened", "quantise_file"]
+__all__ = ["Quantised", "evened", "quantise_file", "rounded"]

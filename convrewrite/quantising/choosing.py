@@ -10,15 +10,12 @@ import onnx
 from convrewrite.errors import ExportError, VerificationError
 from convrewrite.folders import temporary
 from convrewrite.inputs import Inputs
-from convrewrite.machine import processor
+from convrewrite.machine import adds_bytes
 from convrewrite.meanings import Fidelity, Meaning
 from convrewrite.onnx_files import OnnxModel
 from convrewrite.process import quiet
-from convrewrite.quantising.even import Feeds, evened, has_pairs
+from convrewrite.quantising.even import POWERS, Feeds, evened, has_pairs
 from convrewrite.runtime import measure_fidelity
-
-POWERS = (None, 0.5, 1.0)
-"""Scales between stages that are tried: none, shared between values and weights, and even values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +103,10 @@ def _quantised(model: onnx.ModelProto, place: Path, feeds: Feeds, per_channel: b
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    # Processors without VNNI add products of two bytes in 16 bits, which overflow at 8 bits of weight.
-    narrow = not {"avx512_vnni", "avx_vnni", "asimddp"} & processor()[1]
     try:
         with quiet(("root",)):
             quantize_static(
-                copy, str(place), Reader(), quant_format=QuantFormat.QDQ, per_channel=per_channel, reduce_range=narrow,
+                copy, str(place), Reader(), quant_format=QuantFormat.QDQ, per_channel=per_channel, reduce_range=not adds_bytes(),
                 activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             )  # fmt: skip
     except Exception as error:  # the quantiser raises its own, and onnx's

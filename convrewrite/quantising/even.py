@@ -26,6 +26,9 @@ from convrewrite.onnx_files import open_session
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
 """Inputs of a graph by name, batch after batch."""
 
+POWERS = (None, 0.5, 1.0)
+"""Scales between stages that are tried: none, shared between values and weights, and even values."""
+
 FACTOR = 2.0**12
 """Times that a scale may be larger or smaller than the median one: beyond it float32 itself loses digits."""
 
@@ -53,6 +56,19 @@ def evened(model: onnx.ModelProto, feeds: Feeds, power: float) -> onnx.ModelProt
     for pair, largest in zip(pairs, _largest(changed, [pair.between for pair in pairs], feeds), strict=True):
         _scale(weights, pair, largest, power)
     return changed
+
+
+def even_scales(largest: NDArray[np.float64], reading: NDArray[np.float64], power: float) -> NDArray[np.float64]:
+    """s above, for every channel: ``largest`` are the largest values of each, ``reading`` the largest weights that read it."""
+    seen = (largest > 0) & (reading > 0)
+    scale = np.ones_like(largest)
+    if not seen.any():
+        return scale
+    scale[seen] = largest[seen] ** -power * reading[seen] ** (1 - power)
+    middle = np.median(scale[seen])
+    scale[seen] = np.clip(scale[seen] / middle, 1 / FACTOR, FACTOR)
+    scale[seen] *= largest[seen].max() / (largest[seen] * scale[seen]).max()
+    return scale
 
 
 def has_pairs(model: onnx.ModelProto) -> bool:
@@ -99,14 +115,7 @@ def _scale(weights: Mapping[str, onnx.TensorProto], pair: _Pair, largest: NDArra
     first, second = (numpy_helper.to_array(weights[name]).astype(np.float64) for name in (pair.first, pair.second))
     readers = second.reshape(pair.groups, second.shape[0] // pair.groups, second.shape[1], -1)
     reading = np.abs(readers).max(axis=(1, 3)).reshape(-1)  # by channel of what lies between
-    seen = (largest > 0) & (reading > 0)
-    if not seen.any():
-        return
-    scale = np.ones_like(largest)
-    scale[seen] = largest[seen] ** -power * reading[seen] ** (1 - power)
-    middle = np.median(scale[seen])
-    scale[seen] = np.clip(scale[seen] / middle, 1 / FACTOR, FACTOR)
-    scale[seen] *= largest[seen].max() / (largest[seen] * scale[seen]).max()
+    scale = even_scales(largest, reading, power)
     _put(weights[pair.first], first * scale.reshape(-1, *[1] * (first.ndim - 1)))
     if pair.bias:
         _put(weights[pair.bias], numpy_helper.to_array(weights[pair.bias]) * scale)

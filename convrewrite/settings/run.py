@@ -51,6 +51,8 @@ class Settings:
         threads: at which latency is measured.
         any_speed: take options, and hand over results, that measure slower than what they replace, as for targets that cannot be
             measured. By default none is taken, under every budget and every rule.
+        int8: choose options by what they do to the outputs once they are int8, which some structures take worse than others. The
+            result is float32 all the same, from which :func:`convrewrite.quantise` makes int8.
         seed: of everything random; with the same inputs, seed and thread count the result is byte-equal.
         memory: bytes that activations, covariances and gathered positions may take together; activations beyond it wait on
             disk. One batch at work, the model and Python itself come on top. A limit that the largest site exceeds alone
@@ -114,6 +116,14 @@ class Settings:
     any_speed: bool = field(
         default=False,
         metadata=flag("--any-speed", kind=bool, help="Take options that measure slower than what they replace, too."),
+    )
+    int8: bool = field(
+        default=False,
+        metadata=flag(
+            "--int8",
+            kind=bool,
+            help="Choose options by how well they quantise; `optimize` makes int8 of the result too.",
+        ),
     )
     refine: bool | None = field(
         default=None,
@@ -328,6 +338,7 @@ class ChoiceOptions(WorkOptions, total=False):
     keep: KeepSource
     fast: bool
     any_speed: bool
+    int8: bool
 
 
 class SettingsOptions(ChoiceOptions, total=False):

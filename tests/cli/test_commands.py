@@ -1,7 +1,10 @@
 """The commands where all goes well, and what they say where a gate fails."""
 
 import json
+import signal
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -107,6 +110,28 @@ def test_an_interrupted_run_leaves_nothing(
     ran = call("optimize", place / "net.pt", "-o", place / "interrupted", *INPUT, "--calib", "weights")
     assert ran.code == 130
     assert ran.message == "interrupted; nothing was written"
+    assert listing(place) == before
+
+
+@pytest.mark.usefixtures("untimed")
+@pytest.mark.parametrize(("command", "fails"), [("optimize", True), ("optimize", False), ("analyze", True)])
+def test_an_interrupt_that_compiled_code_swallows_ends_the_run_all_the_same(
+    place: Path, monkeypatch: pytest.MonkeyPatch, command: str, fails: bool
+) -> None:
+    real = finding.find_sites
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        if fails:
+            raise TypeError("incompatible arguments. The following argument types are supported:")
+        return real(*args, **options)
+
+    before = listing(place)
+    monkeypatch.setattr(finding, "find_sites", interrupted)
+    words = ("-o", place / "interrupted", "--calib", "weights") if command == "optimize" else ()
+    ran = call(command, place / "net.pt", *words, *INPUT)
+    assert (ran.code, ran.message) == (130, "interrupted; nothing was written")
     assert listing(place) == before
 
 

@@ -15,7 +15,7 @@ from commands import listing
 from convrewrite.errors import ExportError, UsageError
 from convrewrite.folders import scratch
 from convrewrite.folders.scratch import LOCK, Scratch, cleared_later, disk_full, sweep, temporary, told
-from convrewrite.interrupts import Terminated, held, terminations_raised
+from convrewrite.interrupts import Terminated, held, signals_raised
 
 HOLDING = """
 import sys, pathlib
@@ -217,7 +217,7 @@ def test_a_signal_that_would_kill_is_raised_and_can_wait() -> None:
     before = signal.getsignal(signal.SIGTERM)
 
     def terminated() -> None:
-        with terminations_raised(), held():
+        with signals_raised(), held():
             signal.raise_signal(signal.SIGTERM)
             steps.append("after the signal")
 
@@ -230,7 +230,7 @@ def test_a_signal_that_would_kill_is_raised_and_can_wait() -> None:
 def test_a_signal_that_is_ignored_stays_so() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with terminations_raised(), held():
+        with signals_raised(), held():
             signal.raise_signal(signal.SIGHUP)
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN

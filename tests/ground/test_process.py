@@ -212,6 +212,24 @@ def test_another_thread_runs_its_own_model_meanwhile() -> None:
         assert found[1:] == (True, 2)
 
 
+def test_the_table_of_operators_is_made_once_and_never_shared() -> None:
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    before = ONNXRegistry.from_torchlib
+    with exporting(NOISY_LOGGERS):
+        first = ONNXRegistry.from_torchlib()
+        expected = {name: list(functions) for name, functions in first.functions.items()}
+        first.register_op(torch.ops.aten.relu.default, lambda x: x)
+        first.functions.pop("aten::add.Tensor")
+    with exporting(NOISY_LOGGERS):
+        second = ONNXRegistry().from_torchlib()
+    assert second is not first
+    assert second.opset_version == first.opset_version
+    assert second.functions == expected
+    assert all(a is b for name in expected for a, b in zip(second.functions[name], expected[name], strict=True))
+    assert ONNXRegistry.from_torchlib == before
+
+
 def test_what_another_thread_prints_and_warns_of_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     def noisy(_index: int) -> None:
         print("another thread")

@@ -126,7 +126,7 @@ def test_the_command_writes_forms_tells_of_them_and_fails_for_what_is_wrong(
     model, out, _ = made
     ran = call("export", out, "--to", "half", *INPUT)
     assert ran.code == 0, ran.err
-    assert "model.half.onnx" in ran.out and ran.out.endswith(f"Written to {out}: model.half.onnx\n")
+    assert ran.said.endswith(f"Written to {out}: model.half.onnx")
     ran = call("export", out, "--to", "torch_export", "--json", *INPUT)
     rows = {row["name"]: row for row in json.loads(ran.out)["exports"]}
     assert rows["torch_export"]["passed"] and rows["torch_export"]["examples"] == 64

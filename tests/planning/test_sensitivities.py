@@ -361,3 +361,19 @@ def test_where_a_run_takes_long_two_options_of_a_structure_are_measured(
         structures = {option.candidate.option.structure for option in entry.options}
         assert len(structures) <= len(measured) <= 2 * len(structures)
         assert all(option.effect > 0 for option in entry.options)
+
+
+def test_for_int8_effects_are_those_of_options_that_round_less_that_of_the_site_as_it_was(
+    evaluation: list[tuple[Site, nn.Module, float]],
+) -> None:
+    found = surveyed(Chain(), data(torch.float32), "separable", "asymmetric", effort=replace(QUICK, int8=True))
+    for entry in (entry for entry in found if entry.options):
+        tried = [(module, effect) for site, module, effect in evaluation if site.name == entry.site.name]
+        (kept,) = (effect for module, effect in tried if isinstance(module, nn.Conv2d))
+        options = [(module, effect) for module, effect in tried if not isinstance(module, nn.Conv2d)]
+        hooks = [[hook for part in module.modules() for hook in part._forward_pre_hooks] for module, _ in options]
+        assert all(hooks), "what lies between stages is rounded"
+        expected = sorted(max(0.1 * kept, effect - kept) for _, effect in options)
+        assert kept > 0
+        assert sorted({s.effect for s in entry.options if s.measured}) == pytest.approx(expected)
+        assert expected, entry.reason
