@@ -1,6 +1,5 @@
 """Fixtures that several test files share."""
 
-import functools
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,7 +9,6 @@ import pytest
 import torch
 from clocks import by_macs
 from torch import nn
-from torch.onnx._internal._lazy_import import onnxscript_apis
 
 from convrewrite import runtime
 from convrewrite.conv import ConvSpec, Size
@@ -97,17 +95,6 @@ def short_refinements() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(refining, "LEAST_STEPS", 25)
         patch.setattr(refining, "STEPS_OF_EFFECT", 0)
-        yield
-
-
-@pytest.fixture(autouse=True, scope="session")
-def operators_read_once() -> Iterator[None]:
-    """At every export torch's exporter reads the sources of all its operators anew, which takes it half of the time."""
-    apis = vars(onnxscript_apis)  # a module that is imported when something of it is asked for
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(
-            apis, "get_torchlib_ops", functools.cache(lambda: onnxscript_apis.__getattr__("get_torchlib_ops")())
-        )
         yield
 
 
