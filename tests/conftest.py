@@ -58,7 +58,7 @@ def never_slower() -> Iterator[None]:
 def short_refinements() -> Iterator[None]:
     """Results are refined as ever, and held to be no worse by it, but in few steps; test_refining.py takes all that it takes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(refining, "LEAST_STEPS", 25)
+        patch.setattr(refining, "LEAST_STEPS", 10)
         patch.setattr(refining, "STEPS_OF_EFFECT", 0)
         yield
 

@@ -15,7 +15,6 @@ from convrewrite.onnx_files.model import OnnxModel
 from convrewrite.reporting.report import Report
 from convrewrite.results.folder import FILES
 from convrewrite.tables import WIDTH
-from convrewrite.tuning import refining
 
 FASHION = Path(__file__).parents[2] / "examples" / "fashion"
 MODEL = (FASHION / "fashion.pt", "--factory", f"{FASHION / 'model.py'}:fashion_resnet")
@@ -30,11 +29,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ran(place: Path) -> Ran:
-    """The main job; a few steps of refinement show that it works."""
     calib = ("--calib", FASHION / "calibration.npz")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(refining, "LEAST_STEPS", 8)
-        return call("optimize", *MODEL, "--rule", "separable", *calib, "-o", place / "out")
+    return call("optimize", *MODEL, "--rule", "separable", *calib, "-o", place / "out")
 
 
 @pytest.fixture(scope="module")
