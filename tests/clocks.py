@@ -1,7 +1,7 @@
-"""A clock that lies: options take the seconds that a test gives them, and nothing is run."""
+"""Clocks that lie: options take the seconds that a test gives them, and nothing is run; or all is run, and not waited for."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +10,10 @@ from torch import nn
 from convrewrite import runtime
 from convrewrite.conv import ConvSpec, Size
 from convrewrite.inputs import Inputs
+from convrewrite.runtime.latency import compare_onnx, compare_torch, time_program
 from convrewrite.runtime.option_graphs import OptionGraph
-from convrewrite.targets import Comparison, Target
+from convrewrite.runtime.timing import RuntimeTimer
+from convrewrite.targets import Comparison, Program, Target
 
 Seconds = Callable[[OptionGraph, Size], float]
 
@@ -76,6 +78,33 @@ class FalseTimer:
     ) -> tuple[float, list[float]]:
         self.asked += options
         return self.seconds(((original,),), size), [self.seconds(option, size) for option in options]
+
+
+ROUNDS = 2
+"""Of a timing whose result counts for nothing: all is run, but not until the median stands still."""
+
+
+class NeverSlower(RuntimeTimer):
+    """This machine, but results take nine tenths of the original's time, and options as much as their MACs ask."""
+
+    def compare_onnx(self, a: Path, b: Path, inputs: Inputs, threads: int) -> Comparison:
+        measured = compare_onnx(a, b, inputs, threads=threads, rounds=ROUNDS, target=self._of_files)
+        return replace(measured, ratio=0.9, ratio_low=0.8, ratio_high=1.0)
+
+    def compare_torch(self, a: nn.Module, b: nn.Module, inputs: Inputs, threads: int) -> Comparison:
+        return compare_torch(a, b, inputs, threads=threads, rounds=ROUNDS, target=self._of_modules)
+
+    def time_onnx(self, path: Path, inputs: Inputs, threads: int) -> float:
+        return time_program(Program(onnx=path), inputs, self._of_files, threads=threads, rounds=ROUNDS)
+
+    def time_torch(self, model: nn.Module, inputs: Inputs, threads: int) -> float:
+        return time_program(Program(module=model), inputs, self._of_modules, threads=threads, rounds=ROUNDS)
+
+    def time_options(
+        self, original: ConvSpec, options: Sequence[OptionGraph], size: Size, threads: int, rounds: int
+    ) -> tuple[float, list[float]]:
+        """By their MACs: which options are taken must not hang on a busy machine."""
+        return 1e-6 * by_macs(((original,),), size), [1e-6 * by_macs(option, size) for option in options]
 
 
 def in_place_of_this_machine(patch: pytest.MonkeyPatch, timer: FalseTimer) -> FalseTimer:

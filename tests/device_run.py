@@ -149,5 +149,5 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
     torch.set_num_threads(1)
     choose.synthesise = partial(choose.synthesise, count=32, steps=40)  # type: ignore[assignment]
-    refining.LEAST_STEPS, refining.STEPS_OF_EFFECT = 25, 0
+    refining.LEAST_STEPS, refining.STEPS_OF_EFFECT = 10, 0
     serve()

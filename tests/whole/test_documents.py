@@ -2,14 +2,13 @@
 
 import pkgutil
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import candidates_table
 import onnx_table
 import pytest
 import session
+from scripts import Scripts
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "convrewrite"
@@ -89,10 +88,10 @@ def test_the_readme_leads_to_what_a_contributor_reads(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("benchmark", BENCHMARKS, ids=name_of)
-def test_benchmarks_start(benchmark: Path) -> None:
-    ran = subprocess.run([sys.executable, str(benchmark), "--help"], capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.startswith("usage:")
+def test_benchmarks_start(scripts: Scripts, benchmark: Path) -> None:
+    ran = scripts.run(benchmark, "--help", folder=ROOT)
+    assert ran.code == 0, ran.err
+    assert ran.out.startswith("usage:")
 
 
 def test_the_session_is_one_of_a_terminal_of_80_columns() -> None:

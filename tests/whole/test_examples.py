@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import onnxruntime
 import pytest
 import torch
+from scripts import Scripts
 
 from convrewrite.reporting.report import Report
 
@@ -14,13 +16,21 @@ pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
+Run = Callable[..., str]
+"""A script and its arguments: what it prints."""
 
-def run(script: str, *arguments: object, folder: Path) -> str:
-    command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
-    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    assert "Warning" not in ran.stderr
-    return ran.stdout
+
+@pytest.fixture
+def run(scripts: Scripts, tmp_path: Path) -> Run:
+    """An example, from an empty folder."""
+
+    def run(script: str, *arguments: object) -> str:
+        ran = scripts.run(EXAMPLES / script, *arguments, folder=tmp_path)
+        assert ran.code == 0, ran.err
+        assert "Warning" not in ran.err
+        return ran.out
+
+    return run
 
 
 def numbers(text: str) -> dict[str, float]:
@@ -28,8 +38,8 @@ def numbers(text: str) -> dict[str, float]:
     return {name: float(value) for name, value in (line.split() for line in text.splitlines())}
 
 
-def test_the_pipeline(tmp_path: Path) -> None:
-    found = numbers(run("pipeline_api.py", "results", folder=tmp_path))
+def test_the_pipeline(run: Run, tmp_path: Path) -> None:
+    found = numbers(run("pipeline_api.py", "results"))
     assert 0.7 < found["macs"] <= 0.8
     assert found["agreement"] >= 0.95
     assert found["agreement_after_loading"] == 1
@@ -41,8 +51,8 @@ def test_the_pipeline(tmp_path: Path) -> None:
     assert scores.shape == (2, 10)
 
 
-def test_the_rule_and_the_structure(tmp_path: Path) -> None:
-    found = numbers(run("own_rule_and_structure.py", folder=tmp_path))
+def test_the_rule_and_the_structure(run: Run, tmp_path: Path) -> None:
+    found = numbers(run("own_rule_and_structure.py"))
     assert found["examples"] == 2
     assert found["sites"] == 5
     assert found["macs"] < 0.9
@@ -50,8 +60,8 @@ def test_the_rule_and_the_structure(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [], "the script wrote to the working folder"
 
 
-def test_the_passes(tmp_path: Path) -> None:
-    before, between, after = run("fx_passes.py", "state.pt", folder=tmp_path).splitlines()
+def test_the_passes(run: Run, tmp_path: Path) -> None:
+    before, between, after = run("fx_passes.py", "state.pt").splitlines()
     assert "21 BatchNorm2d, 21 Conv2d" in before
     assert "7 Sequential" in between
     assert "14 Identity" in between
@@ -61,8 +71,8 @@ def test_the_passes(tmp_path: Path) -> None:
     assert "stage3.0.conv1.0.weight" in state
 
 
-def test_the_segmentation_network_keeps_both_outputs(tmp_path: Path) -> None:
-    found = numbers(run("segmentation/run.py", "results", folder=tmp_path))
+def test_the_segmentation_network_keeps_both_outputs(run: Run, tmp_path: Path) -> None:
+    found = numbers(run("segmentation/run.py", "results"))
     assert found["macs"] < 0.55
     assert found["iou_before"] > 0.6
     assert found["iou_after"] > found["iou_before"] - 0.05
@@ -77,8 +87,8 @@ def test_the_segmentation_network_keeps_both_outputs(tmp_path: Path) -> None:
     assert (mask.shape, largest.shape) == ((3, 4, 32, 32), (3, 3))
 
 
-def test_the_super_resolution_network_keeps_its_decibels(tmp_path: Path) -> None:
-    found = numbers(run("super_resolution/run.py", folder=tmp_path))
+def test_the_super_resolution_network_keeps_its_decibels(run: Run, tmp_path: Path) -> None:
+    found = numbers(run("super_resolution/run.py"))
     assert found["macs"] < 0.6
     assert found["psnr_before"] > found["psnr_bilinear"] + 1
     assert found["psnr_after"] > found["psnr_before"] - 0.3
@@ -112,7 +122,7 @@ def test_the_readme_names_every_example() -> None:
     assert [path.name for path in EXAMPLES.iterdir() if path.name not in text and path.name not in own] == []
 
 
-def test_the_detector(tmp_path: Path) -> None:
+def test_the_detector(scripts: Scripts, tmp_path: Path) -> None:
     """The trained checkpoint, as its page has it but for the calibration: 48 images, a budget of MACs, and no timing."""
     folder = EXAMPLES / "detection"
     images = f"import sys; sys.path.insert(0, {str(folder)!r})\nfrom shapes import draw\nFEW = draw(48, seed=2)[0]\n"
@@ -130,11 +140,8 @@ def test_the_detector(tmp_path: Path) -> None:
         "-o",
         "out",
     ]
-    ran = subprocess.run(
-        [sys.executable, "-m", "convrewrite", *map(str, words), "--no-onnx"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr
+    ran = scripts.run("convrewrite", *words, "--no-onnx", folder=tmp_path)
+    assert ran.code == 0, ran.err
     report = Report.model_validate_json((tmp_path / "out" / "report.json").read_text())
     assert report.totals.macs.ratio <= 0.75
     assert report.fidelity[0].relative_error <= 0.02

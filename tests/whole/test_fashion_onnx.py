@@ -1,13 +1,12 @@
 """End to end on the trained example as an ONNX file: exported, rewritten, evaluated, as the README has it."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from commands import call, listing
+from scripts import Scripts
 
 from convrewrite.reporting.report import Report
 from convrewrite.results.folder import FILES
@@ -17,17 +16,16 @@ FASHION = Path(__file__).parents[2] / "examples" / "fashion"
 pytestmark = pytest.mark.slow
 
 
-def script(name: str, *arguments: object) -> str:
-    command = [sys.executable, str(FASHION / name), *map(str, arguments)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
+def said(scripts: Scripts, name: str, *arguments: object) -> str:
+    ran = scripts.run(FASHION / name, *arguments, folder=FASHION.parents[1])
+    assert ran.code == 0, ran.err
+    return ran.out
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(scripts: Scripts, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fashion")
-    assert "bytes" in script("export.py", folder / "fashion.onnx")
+    assert "bytes" in said(scripts, "export.py", folder / "fashion.onnx")
     with np.load(FASHION / "calibration.npz") as arrays:
         np.savez(folder / "few.npz", images=arrays["images"][:64])
     return folder
@@ -53,8 +51,10 @@ def test_the_trained_example_as_a_graph(place: Path) -> None:
     assert list(after.graph.output) == list(before.graph.output)
 
 
-def test_the_images_are_still_told_apart(place: Path) -> None:
-    lines = script("evaluate.py", place / "fashion.onnx", place / "out", place / "out" / "model.onnx").splitlines()
+def test_the_images_are_still_told_apart(scripts: Scripts, place: Path) -> None:
+    lines = said(
+        scripts, "evaluate.py", place / "fashion.onnx", place / "out", place / "out" / "model.onnx"
+    ).splitlines()
     original, folder, file = (float(line.split(": ")[1].split("%")[0]) for line in lines)
     assert original > 93
     assert folder == file > original - 3

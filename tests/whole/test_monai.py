@@ -17,7 +17,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     nets: Any = pytest.importorskip("monai.networks.nets")
 
-WIDTHS = (16, 16, 32, 32, 32, 16)
+WIDTHS = (16,) * 6
 
 
 def images(count: int) -> Tensor:
