@@ -20,8 +20,9 @@ lint: $(VENV)/.tested
 types: $(VENV)/.tested
 	$(BIN)/mypy
 
+# A file at a time, slow ones first: tests/conftest.py says in which order, not the number of tests in a file.
 suite: $(VENV)/.tested
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The long forms of tests: faults and interrupts at hundreds of moments, without a time limit.
 soak: $(VENV)/.tested

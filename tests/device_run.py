@@ -1,11 +1,15 @@
-"""One run on the pretended device beside the same run at home, in a process of its own: ``python tests/device_run.py CASE``.
+"""Runs on the pretended device beside the same runs at home: reads a case and its words a line, prints what came of it as JSON.
 
-The modes that make the device hold for a whole thread, and slow it down several times; so the networks are small. Prints JSON.
+The modes that make the device hold for a whole thread; so each runs in a process of its own, forked from this one, which has
+imported all. They slow it down several times; so the networks are small, and steps are few.
 """
 
 import json
+import os
 import sys
+import traceback
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +17,9 @@ from pretend_device import AWAY, Pretended, pretended
 from torch import Tensor, nn
 
 import convrewrite
+from convrewrite.calibration import choose
 from convrewrite.results import Result
+from convrewrite.tuning import refining
 
 PLAIN = {"measure": False, "resume": False}
 
@@ -125,8 +131,23 @@ def main(case: str, *words: str) -> dict[str, object]:
     return facts(case_home, away, device) | {"result away": sorted(lies), "model stays": stays}
 
 
+def serve() -> None:
+    """Until the input ends; null for a case that failed, whose traceback goes to the errors."""
+    for line in sys.stdin:
+        if os.fork() == 0:
+            try:
+                print(json.dumps(main(*line.split())), flush=True)
+            except BaseException:
+                traceback.print_exc()
+                print("null", flush=True)
+            os._exit(0)
+        os.wait()
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     sys.path.insert(0, str(Path(__file__).parent))
     torch.set_num_threads(1)
-    print(json.dumps(main(*sys.argv[1:])))
+    choose.synthesise = partial(choose.synthesise, count=32, steps=40)  # type: ignore[assignment]
+    refining.LEAST_STEPS, refining.STEPS_OF_EFFECT = 25, 0
+    serve()

@@ -253,6 +253,7 @@ def _run_of(run: Recovering, given: Given, asked: Recovery) -> str:
         rewritten=str(Fingerprint.of(run.came.model)),
         inputs=digest.hexdigest(),
         recipe=[
+            "orthogonal steps",
             asked.minutes,
             asked.epochs,
             asked.rate,

@@ -62,8 +62,13 @@ class Evaluator:
         return effect_of(zip(self.originals, map(named_outputs, outputs), strict=True), self.meanings)
 
     def effect_in_int8(self, site: Site, module: nn.Module) -> float:
-        """J of a module that rounds as int8 in the site's place, less that of the original there."""
+        """J of a module that rounds as int8 in the site's place, less that of the original there.
+
+        J alone of the stages of a dynamic convolution, whose kernels are mixed at every call: they stay float32.
+        """
+        if site.spec.kernels > 1:
+            return self.effect(site, module)
         if site.name not in self.as_they_were:
-            self.as_they_were[site.name] = self.effect(site, rounded(self.walk.model.get_submodule(site.name)))
+            self.as_they_were[site.name] = self.effect(site, rounded(self.walk.folded(site)))
         own = self.as_they_were[site.name]
         return max(TOLD_APART * own, self.effect(site, rounded(module)) - own)

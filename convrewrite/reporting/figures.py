@@ -150,7 +150,7 @@ def _latency_row(name: str, latency: LatencyChange | None) -> tuple[str, str, st
     if latency is None:
         return (name, *(NOT_MEASURED,) * 3)
     low, high = map(times, latency.quartiles)
-    ratio = f"{change(latency.ratio)}, quartiles {low} to {high}"
+    ratio = f"{change(latency.ratio)}, quartiles {low}-{high}"
     return (name, duration(latency.before), duration(latency.after), ratio)
 
 

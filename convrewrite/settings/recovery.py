@@ -24,7 +24,7 @@ RATE = 5e-3
 """Largest step of a recovery, as a part of each parameter's size, unless it is told: docs/recover.md says how it was chosen."""
 
 FEATURES = 10.0
-"""Weight of features in a recovery's first part, unless it is told: their errors outweigh the outputs' then."""
+"""Weight of features in a recovery, unless it is told."""
 
 BATCH = 128
 """Examples in a step, unless it is told: half of them would leave cores idle, twice as many halve the steps."""
@@ -40,12 +40,12 @@ class Recovery:
     Attributes:
         minutes: wall time of the training; 10 where neither this nor ``epochs`` is given.
         epochs: instead, times that every input is seen: the result then hangs on inputs and seed alone, not on the clock.
-        rate: the highest learning rate of AdamW, as a part of each parameter's root mean square; a warm-up comes before and a
-            cosine after it.
+        rate: the highest learning rate, as a part of each parameter's root mean square; a warm-up comes before and a cosine
+            after it.
         batch: examples in a step, of all processes together.
         temperature: of the class scores that are compared.
-        features: weight of the relative squared error of features at the ends of blocks against that of the outputs, in the first
-            three tenths of the training. 0: the outputs alone count, and the original need not run beside.
+        features: weight of the relative squared error of features at the ends of blocks against that of the outputs. 0: the
+            outputs alone count, and the original need not run beside.
         everything: train all parameters, not only those of rewritten sites.
         seed: of the order of inputs, of augmentation, and of which inputs are held out.
         threads: at which latency is measured.
@@ -77,7 +77,7 @@ class Recovery:
     )
     features: float = field(
         default=FEATURES,
-        metadata=flag("--features", kind=float, help="Weight of features at the ends of blocks, at first; 0 for none."),
+        metadata=flag("--features", kind=float, help="Weight of features at the ends of blocks; 0 for none."),
     )
     everything: bool = field(
         default=False, metadata=flag("--all", kind=bool, help="Train all parameters, not only rewritten sites.")

@@ -35,10 +35,6 @@ PATIENCE = 12
 """Looks in a row without a new best after which a training ends: three fifths of it, as a high rate may first do harm that its
 decay makes good again."""
 
-FEATURES_UNTIL = 0.3
-"""Part of a training in which features count beside the outputs, where they do: they show every block what it lacks and soon
-teach no more, and the original has to run beside as long. After it the outputs alone count, as it is they that are judged."""
-
 LOOKED_AT = 10
 """Steps between two looks at whether the losses are finite: a look waits for the device."""
 
@@ -117,11 +113,11 @@ class Training:
         started = self.clock()
         with ExitStack() as stack:
             stack.enter_context(training(self.task.rewritten, self.task.parameters))
-            if keep_outputs and self._outputs_pay():
+            if keep_outputs and not self.task.joins and self._outputs_pay():
                 self.task = replace(self.task, examples=self.task.examples.with_outputs(self.task.original))
             ended = None
             if self.task.parameters:
-                stepper = Stepper(self.task.parameters)
+                stepper = Stepper(self.task.parameters, orthogonal=True)
                 self._begin(stepper, resumed)
                 ended = self._steps(stepper, started - self.seconds) if self.curve[0].effect > 0 else None
                 put_numbers(self.task.parameters, self.best)
@@ -144,8 +140,7 @@ class Training:
         time for all of them at most."""
         examples, pace = self.task.examples, self.pace
         if pace.steps is not None:
-            part = 1 - FEATURES_UNTIL if self.task.joins else 1.0
-            return part * pace.steps >= examples.steps_of_epoch
+            return pace.steps >= examples.steps_of_epoch
         started = self.clock()
         with torch.no_grad():
             self.task.original(*(tensor[: examples.batch] for tensor in examples.inputs))
@@ -153,22 +148,14 @@ class Training:
         return each * examples.steps_of_epoch <= OUTPUTS_SHARE * pace.seconds
 
     def _steps(self, stepper: Stepper, started: float) -> str | None:
-        """All steps that are left, first those with features; returns why it ended early. ``started``: what the clock said when
-        the training began."""
-        ended = None
-        if self.task.joins:
-            ended = self._phase(stepper, started, FEATURES_UNTIL, self.task.joins)
-        return ended if ended is not None else self._phase(stepper, started, 1.0, ())
-
-    def _phase(self, stepper: Stepper, started: float, until: float, joins: Sequence[str]) -> str | None:
-        """The steps up to a part of the training; ``joins``: where features count beside the outputs."""
+        """All steps that are left; returns why it ended early. ``started``: what the clock said when the training began."""
         task = self.task
-        with observed(task.original, joins) as wanted, observed(task.rewritten, joins) as found:
+        with observed(task.original, task.joins) as wanted, observed(task.rewritten, task.joins) as found:
             bad = torch.zeros((), device=self.processes.device)
             progress = self.pace.progress(self.step, self.seconds)
-            while progress < until:
+            while progress < 1.0:
                 with composed(task.rewritten, task.sites):
-                    bad += self._loss_and_gradients(wanted, found, bool(joins)).isfinite().logical_not()
+                    bad += self._loss_and_gradients(wanted, found).isfinite().logical_not()
                 stepper.step(self.pace.rate_at(progress))
                 self.step += 1
                 self.seconds = self._now(started)
@@ -185,14 +172,14 @@ class Training:
         seconds = self.clock() - started
         return seconds if self.pace.steps is not None else self.processes.of_main(seconds)
 
-    def _loss_and_gradients(self, wanted: Named, found: Named, features: bool) -> Tensor:
+    def _loss_and_gradients(self, wanted: Named, found: Named) -> Tensor:
         """One batch forwards and backwards: the loss of all processes together, and as much of the gradients."""
         task, processes = self.task, self.processes
         examples = task.examples
         rows = examples.rows(self.step, processes.index, processes.count)
         given = examples.drawn(self.step, rows, processes.index, processes.count)
         with processes.autocast():
-            if examples.outputs and not features:
+            if examples.outputs:
                 outputs = examples.wanted(rows)
             else:
                 with torch.no_grad():
@@ -201,7 +188,7 @@ class Training:
             loss = task.loss(outputs, results, wanted, found)
         if examples.labels is not None:
             loss = loss + LABELS * self._to_labels(results, examples.labels[rows.to(examples.labels.device)])
-        if not loss.requires_grad:
+        if not any(result.requires_grad for result in results.values()):
             raise TraceError(
                 f"{type(task.rewritten).__name__}: expected outputs that gradients lead back from to what is trained, found "
                 "none, as the model cuts them off (detach, no_grad, numpy); give a version that lets them through"

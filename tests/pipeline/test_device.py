@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +23,35 @@ TESTS = Path(__file__).parents[1]
 
 REAL = [name for name in places.known_places() if name in ("cuda", "mps")]
 
+Pretended = Callable[..., dict[str, Any]]
+"""A run on the pretended device: a case of device_run.py and its words, and what came of it."""
+
 WORKED = ("convolution", "mm", "linalg_cholesky_ex", "linalg_solve_triangular")
 """Operations of forward passes, moments and solves."""
 
 
-def pretended(*words: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, str(TESTS / "device_run.py"), *words], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+@pytest.fixture(scope="module")
+def process() -> Iterator[subprocess.Popen[str]]:
+    """It has imported all that a run needs, and forks for each."""
+    command = [sys.executable, str(TESTS / "device_run.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+
+
+@pytest.fixture
+def pretended(process: subprocess.Popen[str]) -> Pretended:
+    def run(*words: str) -> dict[str, Any]:
+        assert process.stdin is not None and process.stdout is not None
+        print(*words, file=process.stdin, flush=True)
+        found: dict[str, Any] | None = json.loads(process.stdout.readline())
+        assert found is not None, "the run failed"
+        return found
+
+    return run
 
 
 @pytest.mark.parametrize("case", ["budget", "keep", "synthetic"])
-def test_a_run_elsewhere_computes_there_and_gives_the_same(case: str) -> None:
+def test_a_run_elsewhere_computes_there_and_gives_the_same(pretended: Pretended, case: str) -> None:
     found = pretended(case)
     assert found["same plan"] and found["apart"] < 1e-5 < found["rewritten"]
     assert found["notes"] == ["computed on meta; exported, timed and verified on the processor"]
@@ -44,33 +59,33 @@ def test_a_run_elsewhere_computes_there_and_gives_the_same(case: str) -> None:
     assert found["result away"] == [False]
 
 
-def test_a_device_without_float64_leaves_the_solves_to_the_processor() -> None:
+def test_a_device_without_float64_leaves_the_solves_to_the_processor(pretended: Pretended) -> None:
     found = pretended("ratio", "float32")
     assert found["same plan"] and found["apart"] < 1e-3
     assert "aten::linalg_solve_triangular" not in found["counts"]
     assert found["counts"]["aten::convolution"] > 0 and found["counts"]["aten::addmm_"] > 0
 
 
-def test_a_model_that_lies_elsewhere_stays_there_and_its_result_comes_there() -> None:
+def test_a_model_that_lies_elsewhere_stays_there_and_its_result_comes_there(pretended: Pretended) -> None:
     found = pretended("ratio", "there")
     assert found["same plan"] and found["apart"] < 1e-5
     assert found["result away"] == [True] and found["model stays"]
 
 
-def test_a_model_that_does_not_run_elsewhere_is_worked_on_at_home() -> None:
+def test_a_model_that_does_not_run_elsewhere_is_worked_on_at_home(pretended: Pretended) -> None:
     found = pretended("weights", "bound")
     (note,) = found["notes"]
     assert note.startswith("the processor took over from meta: Bound: the model does not run on input 1x3x12x12")
 
 
-def test_a_recovery_elsewhere_trains_there_and_gives_the_same() -> None:
+def test_a_recovery_elsewhere_trains_there_and_gives_the_same(pretended: Pretended) -> None:
     found = pretended("weights", "recover")
     assert found["apart"] < 1e-5 < found["rewritten"]
     assert found["counts"]["aten::convolution_backward"] > 0
     assert found["result away"] == [False]
 
 
-def test_a_device_without_room_leaves_the_rest_to_the_processor() -> None:
+def test_a_device_without_room_leaves_the_rest_to_the_processor(pretended: Pretended) -> None:
     found = pretended("ratio", "most=3000000")
     assert found["same plan"] and found["apart"] == 0
     assert found["notes"][1] == "the processor took over from meta: it had no room left"

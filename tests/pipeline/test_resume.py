@@ -61,12 +61,6 @@ def own_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setenv(LIMIT_VARIABLE, "1")
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refining, "LEAST_STEPS", 25)
-    monkeypatch.setattr(refining, "STEPS_OF_EFFECT", 0)
-
-
 def rewritten(model: Small, inputs: Tensor, macs: float = 0.4, **options: Any) -> Result:
     options = {"measure": False, "refine": False} | options
     return optimize(model, inputs[:1], [RULE], inputs, budget={"macs": macs}, **options)

@@ -10,10 +10,28 @@ from torch import Tensor, nn
 
 from convrewrite import Result, optimize
 from convrewrite.meanings import tell
-from convrewrite.tuning.refining import FEWEST, LEAST_STEPS, PASSES, STEPS, WORK, Recipe, Refined, Refinement, refine
+from convrewrite.tuning import refining
+from convrewrite.tuning.refining import (
+    FEWEST,
+    LEAST_STEPS,
+    PASSES,
+    STEPS,
+    STEPS_OF_EFFECT,
+    WORK,
+    Recipe,
+    Refined,
+    Refinement,
+    refine,
+)
 from convrewrite.tuning.trainable import numbers_of
 
 RECIPE = Recipe(steps=120, examples=32)
+
+
+@pytest.fixture(autouse=True)
+def as_many_steps_as_elsewhere_than_in_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refining, "LEAST_STEPS", LEAST_STEPS)
+    monkeypatch.setattr(refining, "STEPS_OF_EFFECT", STEPS_OF_EFFECT)
 
 
 def images(count: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from convrewrite.errors import CalibrationError, ProcessLostError, TraceError, U
 from convrewrite.meanings import Meaning
 from convrewrite.settings import Recovery
 from convrewrite.tuning import Given, OneProcess, Pace, Training, keeps_outputs, task_of
-from convrewrite.tuning.distilling import FEATURES_UNTIL, LOOKS, PATIENCE
+from convrewrite.tuning.distilling import LOOKS, PATIENCE
 from convrewrite.tuning.examples import Examples
 from convrewrite.tuning.pace import WARM_UP
 from convrewrite.tuning.processes import Accelerated
@@ -105,15 +105,15 @@ def training(steps: int = 40, **asked: object) -> Training:
     return Training(task, Pace(settings.rate, steps=steps), OneProcess())
 
 
-def test_features_count_first_and_the_outputs_alone_after() -> None:
-    run = training(features=1.0)
-    assert list(run.task.joins) == ["site"]
+@pytest.mark.parametrize("features", [1.0, 0.0])
+def test_the_original_runs_beside_for_its_features_and_else_once_for_its_outputs(features: float) -> None:
+    run = training(features=features)
+    assert list(run.task.joins) == (["site"] if features else [])
     runs = [0]
     run.task.original.register_forward_pre_hook(lambda *_: runs.__setitem__(0, runs[0] + 1))
     assert keeps_outputs(run.task, 1 << 30)
     run.train(keep_outputs=True)
-    kept = math.ceil(run.task.examples.count / 8)
-    assert runs[0] == kept + round(FEATURES_UNTIL * 40)
+    assert runs[0] == (40 if features else math.ceil(run.task.examples.count / 8))
 
 
 def test_a_training_looks_as_often_as_it_says_and_ends_where_nothing_is_gained() -> None:

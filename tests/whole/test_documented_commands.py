@@ -41,9 +41,10 @@ ELSEWHERE = {
 """Words of commands that other tests run."""
 
 SMALLER = {
-    "net.pt --output": "scored.py:Scored --input 1x3x16x16 --output",
-    "1x3x64x64": "1x3x16x16",
-    "1x3x224x224": "1x3x16x16", "1x3x640x640": "1x3x16x16", "640x640": "16x16", "0.8..0.1": "0.8..0.6:2",
+    "net.pt --output": "scored.py:Scored --input 1x3x8x8 --output",
+    "1x3x64x64": "1x3x8x8",
+    "1x3x224x224": "1x3x8x8", "1x3x640x640": "1x3x8x8", "640x640": "8x8", "0.8..0.1": "0.8..0.6:2",
+    "--cluster local:2": "--cluster local:2 --budgets 0.8..0.6:2",
 }  # fmt: skip
 """Sizes and ranges that only take longer."""
 
@@ -85,11 +86,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = nn.Sequential(layers).eval()
     for name in ("resnet18", "net", "model", "best"):
         torch.save(model, folder / f"{name}.pt")
-    convrewrite.export(model, (torch.zeros(1, 3, 16, 16),), folder / "model.onnx")
+    convrewrite.export(model, (torch.zeros(1, 3, 8, 8),), folder / "model.onnx")
     for name, text in SOURCES.items():
         (folder / f"{name}.py").write_text(text, encoding="utf-8")
     (folder / "images").mkdir()
-    noise = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
     for number, pixels in enumerate(noise):
         Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
     np.savez(
@@ -97,7 +98,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image=noise[:, :, :, :].transpose(0, 3, 1, 2) / np.float32(255),
         vector=np.ones((24, 10), np.float32),
     )
-    convrewrite.export(Net(), (torch.zeros(1, 3, 16, 16), torch.zeros(1, 10)), folder / "net.onnx")
+    convrewrite.export(Net(), (torch.zeros(1, 3, 8, 8), torch.zeros(1, 10)), folder / "net.onnx")
     renamed(folder / "net.onnx", {"input.0": "image", "input.1": "vector"})
     assert (
         call(
@@ -147,11 +148,11 @@ from test_documented_commands import Net as make
 import torch
 
 def example():
-    return torch.rand(1, 3, 16, 16), torch.rand(1, 10)
+    return torch.rand(1, 3, 8, 8), torch.rand(1, 10)
 
 def batches():
     generator = torch.Generator().manual_seed(0)
-    return [(torch.rand(8, 3, 16, 16, generator=generator), torch.rand(8, 10, generator=generator)) for _ in range(3)]
+    return [(torch.rand(8, 3, 8, 8, generator=generator), torch.rand(8, 10, generator=generator)) for _ in range(3)]
 """,
     "scored": """
 import torch
