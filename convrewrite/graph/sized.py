@@ -63,6 +63,13 @@ class _SizedTracer(OpaqueTracer):
     def iter(self, obj: Any) -> Iterator[Any]:
         return iter([obj[index] for index in range(self.length(obj))])
 
+    def keys(self, obj: Any) -> Any:
+        """Of a dictionary, as ``**kwargs`` are where they are passed on."""
+        value = self.value(obj)
+        if not isinstance(value, dict):
+            raise TypeError(f"a {type(value).__name__} has no keys that a graph could list")
+        return value.keys()
+
     def length(self, obj: fx.Proxy) -> int:
         """Of a tuple, a list, or the first axis of a tensor."""
         value = self.value(obj)

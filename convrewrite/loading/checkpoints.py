@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, SimpleNamespace
 from typing import Any, TypeGuard
 
 import torch
@@ -63,6 +63,9 @@ _PLAIN: dict[str, Any] = {
     "torch.nn.parallel.data_parallel.DataParallel": nn.DataParallel,
     **{f"torch.nn.functional.{name}": getattr(nn.functional, name) for name in _ACTIVATIONS},
 }
+
+_NAMESPACES = ("ultralytics.utils.IterableSimpleNamespace",)
+"""Records of a trainer's settings on a network: ultralytics leaves one on what it is still training."""
 
 _FOLLOWING = {"_features_fx", "features_fx", "fx_features", "feature_extraction"}
 """Modules of the zoos whose classes follow a model as a graph when they are made, and so compile what it is called."""
@@ -219,20 +222,30 @@ def _resolve(name: str, classes: Mapping[str, type]) -> Any | None:
     if re.fullmatch(r"torch\.nn\.init\.[a-z]\w*", name):
         function = getattr(nn.init, name.rpartition(".")[2], None)
         return function if isinstance(function, FunctionType) and function.__module__ == "torch.nn.init" else None
-    return _network_class(name)
+    return _namespace(name) if name in _NAMESPACES else _network_class(name)
 
 
 def _network_class(name: str) -> type | None:
     """A class of a known network library, under its present or a former name."""
-    home, _, attribute = name.rpartition(".")
+    home = name.rpartition(".")[0]
     if not _is_at_home(home) or _FOLLOWING & set(home.split(".")) or not re.fullmatch(r"\w+(\.\w+)*", name, re.ASCII):
         return None
-    try:
-        found = getattr(importlib.import_module(home), attribute, None)
-    except Exception:  # not installed, without such a module, or broken: in any case there is no such class
-        return None
+    found = _imported(name)
     usable = _may_be_built(found) and _is_at_home(found.__module__)
     return found if usable and not _FOLLOWING & set(found.__module__.split(".")) else None
+
+
+def _namespace(name: str) -> type | None:
+    found = _imported(name)
+    return found if isinstance(found, type) and issubclass(found, SimpleNamespace) else None
+
+
+def _imported(name: str) -> Any:
+    home, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(home), attribute, None)
+    except Exception:  # not installed, without such a module, or broken: in any case there is no such class
+        return None
 
 
 def _is_at_home(module: str) -> bool:

@@ -282,6 +282,8 @@ def _by_looks(seen: Seen) -> Meaning | None:
     if seen.ndim == 2:
         why = seen.against_classes()
         return Meaning("values", why) if why else None
+    if seen.ndim > 2 and seen.mixed:
+        return Meaning("values", "it holds numbers in [0, 1] beside large ones, as scores beside boxes", axis=seen.axis)
     if seen.ndim > 2 and seen.width >= 2 and seen.confident_map():
         return Meaning("logits", "one class is on top at nearly every position", axis=seen.axis)
     return None

@@ -151,6 +151,13 @@ class Seen:
             return "four numbers of which the last two are always the larger ones: corners of a box"
         return None
 
+    @property
+    def mixed(self) -> bool:
+        """Whether some entries stay in [0, 1] where others are large: a detector's scores beside its boxes in pixels, which
+        stand along its channels, or in the rows of a list of boxes."""
+        lists = self.ndim == 3 and self.shape[-1] < self.shape[1]
+        return any(_mixed(self.rows[axis]) for axis in self.axes if axis == self.axis or lists)
+
     def confident_map(self) -> bool:
         """Whether one of several channels is on top at most positions, not always the same, as of class scores."""
         rows = self.rows[self.axis]
@@ -163,6 +170,12 @@ class Seen:
 def _rows(sample: Tensor, axis: int) -> Tensor:
     rows = sample.detach().movedim(axis, -1).flatten(0, -2)
     return rows[:: max(1, len(rows) // ROWS)].cpu().double()
+
+
+def _mixed(rows: Tensor) -> bool:
+    low, high = rows.amin(0), rows.amax(0)
+    unit = (low >= 0) & (high <= 1) & (high > low)
+    return bool(unit.any()) and float(high.max()) > LARGE
 
 
 def _boxes(rows: Tensor) -> bool:

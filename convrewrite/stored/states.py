@@ -21,6 +21,9 @@ _TABLES = {"_modules": nn.Module, "_parameters": nn.Parameter, "_buffers": Tenso
 _HOOKS = tuple(name for name, value in vars(nn.Module()).items() if "hook" in name and isinstance(value, dict))
 _METHODS = (FunctionType, property, classmethod, staticmethod, functools.cached_property)
 
+_LABELS = ("type",)
+"""Methods of ``nn.Module`` that a text may stand in place of: ultralytics keeps a layer's kind there. A text cannot be called."""
+
 
 class StateRules:
     """Looks through states; ``trusted`` classes may be hooks, and what is looked through is charged to ``bounds``."""
@@ -40,11 +43,10 @@ class StateRules:
             return
         self._bounds.spend_entries(state)
         fields = getattr(type(value), "__dataclass_fields__", {})
-        for name in state:
-            usable = (
-                _is_short(name) and self._is_name(name) and (name in fields or not self._is_method(type(value), name))
-            )
-            if not usable:
+        for name, held in state.items():
+            usable = _is_short(name) and self._is_name(name)
+            is_label = name in _LABELS and type(held) is str
+            if not usable or not (name in fields or is_label or not self._is_method(type(value), name)):
                 raise ForbiddenError(f"it puts {key_shown(name)} in place of the code of a {kind_of(value)}")
         if isinstance(value, nn.Module):
             self._module(value, state)

@@ -20,6 +20,7 @@ from contextlib import suppress
 from enum import Enum
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any, ClassVar
 
 import torch
@@ -297,6 +298,8 @@ class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be re
                 return made
             if isinstance(function, type) and issubclass(function, Enum):
                 return functools.partial(self._member, function)
+            if isinstance(function, type) and issubclass(function, SimpleNamespace):
+                return functools.partial(_namespace, function)
         raise ForbiddenError(f"it calls {kind_of(function)}")
 
     def _member(self, kind: Any, value: Any) -> Any:
@@ -356,6 +359,12 @@ def _base(full: str) -> Any:
     home, _, name = full.rpartition(".")
     value = getattr(torch, name, None) if home == "torch" else None
     return value if isinstance(value, torch.dtype | torch.qscheme) else BASE.get(full)
+
+
+def _namespace(kind: Any, *content: Any) -> Any:
+    """An empty one, without calling the class; its attributes follow as a state."""
+    require(not content, f"it makes a {kind_of(kind)} in another way than saving does")
+    return kind.__new__(kind)
 
 
 def _is_count(value: Any) -> bool:

@@ -91,6 +91,26 @@ def test_the_graph_is_whole_and_takes_any_batch(forward: Callable[[Calls, Tensor
     assert torch.equal(traced.whole(more), model(more))
 
 
+class _PassesAllOn(Calls):
+    """Passes what it is called with on, as the networks of ultralytics do."""
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        return self._predict(x, *args, **kwargs)
+
+    def _predict(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        return super().forward(x) * scale
+
+
+@torch.no_grad()
+def test_arguments_that_are_passed_on_and_not_given_are_none() -> None:
+    model = settled(_PassesAllOn(every_part, stem=conv(3), last=conv()))
+    assert trace(model).whole is None, "otherwise this shows nothing"
+    whole = follow(model, (X,)).whole
+    assert whole is not None and torch.equal(whole(X), model(X))
+    result = optimize(model, X, calibration=torch.randn(40, *X.shape[1:]), measure=False, rules=["separable"])
+    assert result.model(X).shape == model(X).shape
+
+
 @every_forward
 def test_following_leaves_the_model_as_it_was(forward: Callable[[Calls, Tensor], Tensor]) -> None:
     model = network(forward)

@@ -195,15 +195,22 @@ def test_zoo_classes_load_when_the_zoo_is_installed(
 def test_a_checkpoint_of_ultralytics_loads_where_it_is_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its averaged network, which is what it runs, and in float32: it stores halves."""
+    """Its averaged network, which is what it runs, and in float32: it stores halves. Every layer has a text for its
+    ``type``, a method elsewhere, and what is still being trained has a record of settings."""
     package = tmp_path / "site" / "ultralytics" / "nn"
     package.mkdir(parents=True)
     for folder in (package, package.parent):
         (folder / "__init__.py").touch()
     (package / "tasks.py").write_text(DETECTOR.read_text(encoding="utf-8"), encoding="utf-8")
+    (package.parent / "utils.py").write_text(
+        "from types import SimpleNamespace\nclass IterableSimpleNamespace(SimpleNamespace): pass\n"
+    )
     with monkeypatch.context() as patch:
         patch.syspath_prepend(str(tmp_path / "site"))
         model, averaged = (import_object("ultralytics.nn.tasks:detector")().eval() for _ in range(2))
+        for layer in (*model.model, *averaged.model):
+            layer.type = f"ultralytics.nn.tasks.{type(layer).__name__}"
+        averaged.args = import_object("ultralytics.utils:IterableSimpleNamespace")(imgsz=640)
         x = torch.rand(1, 3, 64, 64)
         wanted = copy.deepcopy(averaged.half()).float()(x)
         found = {"epoch": -1, "best_fitness": None, "updates": None, "train_args": {"imgsz": 640}, "date": "2026"}
@@ -216,6 +223,7 @@ def test_a_checkpoint_of_ultralytics_loads_where_it_is_installed(
                 "stored in half precision, taken in float32",
             )
             torch.testing.assert_close(loaded.model(x), wanted)
+            assert vars(loaded.model)["args"].imgsz == 640
         torch.save(averaged, tmp_path / "half.pt")
         assert next(load_model(tmp_path / "half.pt").model.parameters()).dtype == torch.float16
         forget_modules_below(tmp_path / "site")

@@ -233,6 +233,21 @@ def test_maps_of_class_scores_are_confident() -> None:
     assert (found.kind, found.axis) == ("probabilities", 1)
 
 
+def test_boxes_beside_scores_are_values() -> None:
+    """In maps of a detector, and in lists of what it found: as scores of classes they would have one on top everywhere."""
+
+    def maps(x: Tensor) -> Tensor:
+        boxes, scores = x.flatten(2).split((4, 3), 1)
+        return torch.cat((20 + 60 * boxes, scores.sigmoid()), 1)
+
+    def lists(x: Tensor) -> Tensor:
+        return maps(x).transpose(1, 2)
+
+    for behind in (maps, lists):
+        found = meaning(mapping(7, behind))
+        assert (found.kind, "beside large ones" in found.reason) == ("values", True)
+
+
 def test_images_depth_and_heat_are_values() -> None:
     picture = lambda x: images(len(x)) * 255 + 0.0 * x  # noqa: E731
     assert meaning(mapping(3, picture)).kind == "values"

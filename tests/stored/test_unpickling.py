@@ -3,10 +3,12 @@
 import functools
 import os
 import pickle
+import sys
 import zipfile
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from convrewrite.errors import ModelLoadError
 from convrewrite.loading.files import load_model
 from convrewrite.loading.user_code import import_object
+from convrewrite.stored.bounds import ForbiddenError
 from convrewrite.stored.unpickling import read_pickle
 
 pytestmark = pytest.mark.usefixtures("isolated")
@@ -52,6 +55,36 @@ def with_attribute(**attributes: Any) -> nn.Module:
 def test_an_attribute_in_place_of_a_method(tmp_path: Path, name: str) -> None:
     path = saved(with_attribute(**{name: PARTIAL}), tmp_path / "m.pt")
     refused(path, f"it puts '{name}' in place of the code of a Conv2d")
+
+
+def test_a_text_in_place_of_a_method_that_it_is_known_to_stand_for(tmp_path: Path) -> None:
+    """Ultralytics keeps a layer's kind under ``type``; nothing else may stand there, and no text anywhere else."""
+    load_model(saved(with_attribute(type="nn.Conv2d"), tmp_path / "m.pt"))
+    refused(saved(with_attribute(type=PARTIAL), tmp_path / "m.pt"), "it puts 'type' in place of the code of a Conv2d")
+    refused(saved(with_attribute(eval="x"), tmp_path / "m.pt"), "it puts 'eval' in place of the code of a Conv2d")
+
+
+def test_a_namespace_is_made_empty_and_has_no_method_replaced(tmp_path: Path) -> None:
+    class Settings(SimpleNamespace):
+        def get(self, name: str) -> Any:
+            return getattr(self, name)
+
+    settings = Settings(size=640)
+    made = Call(Settings, {"size": 640})
+    Settings.__qualname__, Settings.__module__ = "Settings", "known"
+    known = ModuleType("known")
+    known.Settings = Settings  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "known", known)
+        read = functools.partial(read_pickle, tmp_path / "m.pt", {"known.Settings": Settings}.get)
+        torch.save(settings, tmp_path / "m.pt")
+        assert read() == settings
+        torch.save(made, tmp_path / "m.pt")
+        with pytest.raises(ForbiddenError, match="it makes a Settings in another way than saving does"):
+            read()
+        torch.save(Settings(get=1), tmp_path / "m.pt")
+        with pytest.raises(ForbiddenError, match="it puts 'get' in place of the code of a Settings"):
+            read()
 
 
 @pytest.mark.parametrize(
