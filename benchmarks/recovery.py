@@ -3,7 +3,8 @@
 A result of ``optimize`` on one of the networks of ``training.py``, in FOLDER, is recovered on the 60,000 unlabelled training
 images of Fashion-MNIST, with the recipe that ``recover`` has, for as many steps as ten minutes of two quiet cores make (STEPS).
 ``--weights-only`` starts from the same plan's factors of the weights alone. The labels of the 10,000 test images tell points
-of top-1 that are lost; nothing was chosen by them. Rows go into ``--results``, one for each network, seed, budget and start.
+of top-1 that are lost; nothing was chosen by them. Rows go into ``--results``, one for each network, seed, budget, start and
+recipe.
 """
 
 import argparse
@@ -25,8 +26,8 @@ RESULTS = HERE / "results" / "recovery.json"
 
 STEPS = {"example": 6_000, "resnet20": 6_000, "vgg": 9_000}
 """Steps that ten minutes of two quiet cores make at 0.25 of the MACs, where two do 1.7 times what one does: by the
-seconds of one core that a step takes, 0.135 for ResNet-20 and 0.081 for the plain network, and about twice that while features
-count. ``python benchmarks/recovery.py NETWORK 1 0.25 --start FOLDER --time`` tells the seconds of all steps on the average."""
+seconds of one core that a step takes where the outputs alone count, 0.135 for ResNet-20 and 0.081 for the plain network; with
+features, as the recipe has them, it takes 1.6 to 2 times as long. ``python benchmarks/recovery.py NETWORK 1 0.25 --start FOLDER --time`` tells the seconds of all steps on the average."""
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, device: str) -> float:
@@ -60,7 +61,7 @@ def recovered_row(asked: argparse.Namespace) -> dict[str, object]:
     assert found is not None
     return {
         "network": asked.network, "seed": asked.seed, "macs": asked.macs,
-        "start": "weights only" if asked.weights_only else "fitted",
+        "start": "weights only" if asked.weights_only else "fitted", "recipe": asked.recipe,
         "steps": found.steps, "kept_step": found.kept_step, "device": asked.device, "seconds": round(seconds, 1),
         "original_top1": base, "lost_before": round(100 * (base - before), 2), "lost": round(100 * (base - after), 2),
         "held_out_before": found.before, "held_out": found.after, "settings": found.settings, "ended": found.ended,
@@ -70,7 +71,7 @@ def recovered_row(asked: argparse.Namespace) -> dict[str, object]:
 def write(row: dict[str, object], path: Path) -> None:
     """Put a row beside the others, in the place of an earlier one of the same run."""
     rows = json.loads(path.read_text()) if path.exists() else []
-    keys = ("network", "seed", "macs", "start")
+    keys = ("network", "seed", "macs", "start", "recipe")
     rows = [other for other in rows if any(other[key] != row[key] for key in keys)]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(sorted([*rows, row], key=lambda r: [str(r[key]) for key in keys]), indent=1) + "\n")
@@ -88,6 +89,7 @@ def main() -> None:
     parser.add_argument("--weights-only", action="store_true")
     parser.add_argument("--time", action="store_true", help="Only tell the processor's seconds of a step.")
     parser.add_argument("--options", type=json.loads, default={}, help="Other settings of recover, as JSON.")
+    parser.add_argument("--recipe", default="as it is", help="What the row calls the settings.")
     parser.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_args()
     asked.steps = asked.steps or (100 if asked.time else STEPS[asked.network])
