@@ -93,7 +93,9 @@ class Planner:
         if choice.allocation is None or not self.swaps or self.work.settings.fast or not self.work.data.fit:
             return rewritten, choice.allocation
         checked = evaluate(self.work, choice.allocation, rewritten)
-        if checked.loss <= choice.allocation.effect:  # no more harm than that of the parts: nothing to gain
+        if (
+            checked.loss <= choice.allocation.effect and not self.work.settings.int8
+        ):  # no more harm than that of the parts
             return rewritten, choice.allocation
         attempt = lambda allocation: self._rewrite(self._lowered(allocation))  # noqa: E731
         LOG.info("the whole does more harm (%.3g) than its parts (%.3g): swaps", checked.loss, choice.allocation.effect)
@@ -139,7 +141,7 @@ class Planner:
             data = replace(data, held_out=work.evaluation.batches)
         return survey(
             replace(work, data=data),
-            effort=replace(FAST if settings.fast else THOROUGH, int8=settings.int8),
+            effort=FAST if settings.fast else THOROUGH,
             latency_table=table,
         )
 

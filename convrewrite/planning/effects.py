@@ -1,7 +1,7 @@
 """What a module in a site's place does to the model's outputs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -10,15 +10,11 @@ from convrewrite.graph import Site
 from convrewrite.meanings import Meaning, effect_of, tell
 from convrewrite.modules import named_outputs, run
 from convrewrite.planning.effort import ENOUGH
-from convrewrite.quantising import rounded
 from convrewrite.rewriting import Propagation
 
 DEAR = 6e12
 """MACs of the model times its sites and the inputs that effects are measured on: beyond that a site's options share the
 effects of one structure. VGG-16 in full stays below it, ResNet-101 does not with ``FAST``."""
-
-TOLD_APART = 0.1
-"""Part of what int8 does to the outputs at a site that is kept, below which a difference from that is rounding itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +28,6 @@ class Evaluator:
     meanings: Mapping[str, Meaning]
     long: bool = False
     dear: bool = False
-    as_they_were: dict[str, float] = field(default_factory=dict)
-    """What int8 does to the outputs at a site that is kept, by its name."""
 
     @classmethod
     def of(
@@ -60,15 +54,3 @@ class Evaluator:
         """J of a module in the site's place."""
         outputs = self.walk.outputs(site, module, self.batches)
         return effect_of(zip(self.originals, map(named_outputs, outputs), strict=True), self.meanings)
-
-    def effect_in_int8(self, site: Site, module: nn.Module) -> float:
-        """J of a module that rounds as int8 in the site's place, less that of the original there.
-
-        J alone of the stages of a dynamic convolution, whose kernels are mixed at every call: they stay float32.
-        """
-        if site.spec.kernels > 1:
-            return self.effect(site, module)
-        if site.name not in self.as_they_were:
-            self.as_they_were[site.name] = self.effect(site, rounded(self.walk.folded(site)))
-        own = self.as_they_were[site.name]
-        return max(TOLD_APART * own, self.effect(site, rounded(module)) - own)

@@ -22,8 +22,7 @@ class Effort:
     largest site needs more.
 
     At large sites, where a fit takes seconds, rough fits of ``large_ranks`` of at most ``large_variants`` of a structure; those
-    that compete are refined for ``large_iterations``, where few outputs make that cheap. ``int8``: effects are those of options
-    that round as int8, less what rounding does to the site as it was.
+    that compete are refined for ``large_iterations``, where few outputs make that cheap.
     """
 
     ranks: int = 4
@@ -35,7 +34,6 @@ class Effort:
     examples: int = 512
     inputs: int | None = None
     rounds: int = 7
-    int8: bool = False
 
 
 THOROUGH = Effort()

@@ -323,11 +323,9 @@ class _SiteSurvey:
 
     def _effect(self, sample: FittedCandidate) -> float:
         option = sample.candidate.option
-        made, measured = self.site_fit.merged, self.evaluator.effect
-        if self.effort.int8:
-            made, measured = self.site_fit.build, self.evaluator.effect_in_int8
         with torch.no_grad():
-            return measured(self.site, made(self.structures[option.structure], option, sample.fit))
+            module = self.site_fit.merged(self.structures[option.structure], option, sample.fit)
+            return self.evaluator.effect(self.site, module)
 
 
 def _by_structure(curves: Sequence[Curve]) -> list[list[Curve]]:

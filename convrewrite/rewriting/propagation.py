@@ -82,10 +82,6 @@ class Propagation:
         for index in batches:
             yield run(trial, self._batches[index])
 
-    def folded(self, site: Site) -> nn.Module:
-        """The original's convolution with the BatchNorm that follows it in one, as modules that replace a site have it."""
-        return _folded(self.model, site)
-
     def replace(self, site: Site, module: nn.Module, stand_in: nn.Module | None = None) -> None:
         """From here on the rewritten network has ``module`` at this site. ``stand_in`` computes the same in less time."""
         replace_site(self.rewritten, site, module)

@@ -361,21 +361,3 @@ def test_where_a_run_takes_long_two_options_of_a_structure_are_measured(
         structures = {option.candidate.option.structure for option in entry.options}
         assert len(structures) <= len(measured) <= 2 * len(structures)
         assert all(option.effect > 0 for option in entry.options)
-
-
-@pytest.mark.parametrize("network", [Residual, Chain], ids=["with BatchNorms", "without"])
-def test_for_int8_effects_are_those_of_options_that_round_less_that_of_the_site_as_it_was(
-    network: Callable[[], nn.Module], evaluation: list[tuple[Site, nn.Module, float]]
-) -> None:
-    effort = replace(QUICK, int8=True)
-    found = surveyed(network().float(), data(torch.float32), "separable", "asymmetric", effort=effort)
-    assert any(entry.options for entry in found)
-    for entry in (entry for entry in found if entry.options):
-        tried = [(module, effect) for site, module, effect in evaluation if site.name == entry.site.name]
-        (kept,) = (effect for module, effect in tried if isinstance(module, nn.Conv2d))
-        options = [(module, effect) for module, effect in tried if not isinstance(module, nn.Conv2d)]
-        hooks = [[hook for part in module.modules() for hook in part._forward_pre_hooks] for module, _ in options]
-        assert all(hooks), "what lies between stages is rounded"
-        assert 0 < kept < 1e-3, "8 bits of weight do little"
-        expected = sorted(max(0.1 * kept, effect - kept) for _, effect in options)
-        assert sorted({s.effect for s in entry.options if s.measured}) == pytest.approx(expected)

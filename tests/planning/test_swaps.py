@@ -10,11 +10,13 @@ from torch.nn import functional as F
 
 from convrewrite.calibration.batches import Calibration
 from convrewrite.calibration.choose import evaluation_inputs
+from convrewrite.graph import Site
 from convrewrite.pipeline.prepare import prepare
 from convrewrite.planning import swaps
 from convrewrite.planning.allocation import Allocation, FittedPlan, allocate
 from convrewrite.planning.costs import Counted
-from convrewrite.planning.curves import Surveyed
+from convrewrite.planning.curves import Scored, Surveyed
+from convrewrite.planning.effects import Evaluator
 from convrewrite.planning.effort import FAST
 from convrewrite.planning.sensitivities import survey
 from convrewrite.planning.swaps import evaluate, swap
@@ -138,3 +140,49 @@ def test_a_plan_that_oversteps_its_budget_a_little_stays(case: Case) -> None:
     tight = {"macs": 0.05}
     assert swap(case.work, case.checked, tight, anything, case.attempt) is case.checked
     assert case.fitted == []
+
+
+def in_int8(case: Case) -> Case:
+    """The same, asked for int8."""
+    work = replace(case.work, settings=replace(case.work.settings, int8=True))
+    return Case(work, evaluate(work, case.checked.allocation, case.checked.rewritten))
+
+
+def test_for_int8_a_plan_is_evaluated_with_its_sites_rounded_and_stays_float32(case: Case) -> None:
+    before = {name: value.clone() for name, value in case.checked.rewritten.model.state_dict().items()}
+    found = in_int8(case).checked
+    assert found.loss != case.checked.loss
+    assert found.loss == pytest.approx(case.checked.loss, rel=0.5), "8 bits do less than what is left out"
+    assert found.rewritten is case.checked.rewritten
+    after = found.rewritten.model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert not any(part._forward_pre_hooks for part in found.rewritten.model.modules())
+
+
+def test_for_int8_other_structures_of_about_the_same_cost_are_tried_and_all_is_rounded(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: dict[str, list[tuple[str, float]]] = {}
+    modules: list[nn.Module] = []
+    told, effect = swaps._Effects.told, Evaluator.effect
+
+    def noted(self: swaps._Effects, entry: Surveyed, options: list[Scored]) -> Surveyed:
+        tried[entry.site.name] = [(s.candidate.option.structure, s.candidate.cost.macs) for s in options]
+        return told(self, entry, options)
+
+    def measured(self: Evaluator, site: Site, module: nn.Module) -> float:
+        modules.append(module)
+        return effect(self, site, module)
+
+    monkeypatch.setattr(swaps._Effects, "told", noted)
+    monkeypatch.setattr(Evaluator, "effect", measured)
+    asked = in_int8(case)
+    found = swap(asked.work, asked.checked, BUDGET, anything, asked.attempt)
+    assert found.loss <= asked.checked.loss
+    near = [
+        {name for name, macs in options if abs(macs / options[0][1] - 1) <= 0.1} - {options[0][0]}
+        for options in tried.values()
+    ]
+    assert any(near), "another structure at about the same cost"
+    assert modules
+    assert all(any(part._forward_pre_hooks for part in module.modules()) for module in modules)
