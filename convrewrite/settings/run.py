@@ -51,8 +51,9 @@ class Settings:
         threads: at which latency is measured.
         any_speed: take options, and hand over results, that measure slower than what they replace, as for targets that cannot be
             measured. By default none is taken, under every budget and every rule.
-        int8: choose options by what they do to the outputs once they are int8, which some structures take worse than others. The
-            result is float32 all the same, from which :func:`convrewrite.quantise` makes int8.
+        int8: within a budget, better the plan by what it does to the outputs once it is int8, which some structures take worse
+            than others; not with ``fast``. The result is float32 all the same, from which
+            :func:`convrewrite.quantise` makes int8.
         seed: of everything random; with the same inputs, seed and thread count the result is byte-equal.
         memory: bytes that activations, covariances and gathered positions may take together; activations beyond it wait on
             disk. One batch at work, the model and Python itself come on top. A limit that the largest site exceeds alone
