@@ -73,10 +73,6 @@ led to), 0.04 to 0.97 and 1.31 times it; in 200 at 0.25 of the MACs, 0.01 led to
 good already: Adam's of 0.003 led from 0.0017 to 0.0014 in 200, those of 0.01 to 0.0015, and from 0.0001 smaller ones alone led
 anywhere."""
 
-RATES = (1.0, 0.3)
-"""Parts of the rate that are tried, one after another until something is gained: where a fit is good already, steps that are
-right elsewhere only shake it."""
-
 FEATURES = 20.0
 """Weight of the features' mean relative squared error against the outputs' KL in nats. On held-out inputs a KL of 0.068 fell to
 0.052 with none, to 0.0433 with 3 and to 0.0427 with 20, in 500 to 600 steps; 100 was slower than 20. In 2,000 steps on two other
@@ -198,12 +194,8 @@ def refine(task: Refinement, progress: Progress = silent) -> Refined:
         return Refined(before, before, reason=task.too_few)
     start = numbers_of(rewritten_parameters(task.rewritten, list(task.sites)))
     best = _Best(before, start)
-    steps = 0
     try:
-        for scale in RATES:
-            steps += _descend(_at_work(task), best, scale, progress)
-            if best.effect < before:
-                break
+        steps = _descend(_at_work(task), best, progress)
     except (RuntimeError, ConvRewriteError) as error:  # an operator without a derivative, or one that works in place
         if out_of_memory(error):
             raise
@@ -242,11 +234,10 @@ class _Best:
     numbers: dict[str, Tensor]
 
 
-def _descend(task: Refinement, best: _Best, scale: float, progress: Progress) -> int:
-    """Steps at ``scale`` of the rate until there are enough, or held-out inputs gain nothing any more, or numbers are not finite:
-    how many there were."""
+def _descend(task: Refinement, best: _Best, progress: Progress) -> int:
+    """Steps until there are enough, or held-out inputs gain nothing any more, or numbers are not finite: how many there were."""
     sites, steps = list(task.sites), task.steps_for(best.effect)
-    parameters, pace = rewritten_parameters(task.rewritten, sites), Pace(scale * task.rate_for(best.effect), steps)
+    parameters, pace = rewritten_parameters(task.rewritten, sites), Pace(task.rate_for(best.effect), steps)
     stepper, every = Stepper(parameters, _sizes(task, parameters), orthogonal=True), max(1, steps // CHECKS)
     generator = torch.Generator().manual_seed(task.seed)
     batches = (mingled(batch, generator) for batch in draws(task.fit, task.examples, generator))
