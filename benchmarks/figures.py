@@ -22,7 +22,7 @@ DOCUMENTS = (
     ROOT / "README.md",
     *(
         ROOT / "docs" / name
-        for name in ("index.md", "results.md", "fits.md", "runtimes.md", "int8.md", "performance.md")
+        for name in ("cli.md", "index.md", "results.md", "fits.md", "runtimes.md", "int8.md", "performance.md")
     ),
 )
 """The documents that tell of results."""
@@ -217,11 +217,21 @@ def int8() -> str:
     """Every row of ``int8.py``."""
     cells = [
         (row["network"], row["asked"], r["row"], r["way"], f"{r['parts']:.2f}", f"{r['bytes']:,}", f"{r['time']:.2f}",
-         f"{r['lost']:.2f}", f"{abs(r['kl']):.5f}")
+         f"{r['lost']:.2f}", f"{abs(r['kl']):.5f}", f"{r['parity']:.4f}")
         for row in rows_of(RESULTS / "int8.json")
         for r in row["table"]
     ]  # fmt: skip
-    return markdown("network|asked|model|how|MACs left|bytes|time|top-1 lost|KL", cells, left=4)
+    return markdown("network|asked|model|how|MACs left|bytes|time|top-1 lost|KL|parity", cells, left=4)
+
+
+def never_slower() -> str:
+    """Every row of ``never_slower.py``."""
+    cells = [
+        (row["asked"], "`--any-speed`" if row["any_speed"] else "none that is slower", f"{row['time']:.2f}", f"{row['kl']:.4f}",
+         f"{row['lost']:.2f}")
+        for row in rows_of(RESULTS / "never_slower.json")
+    ]  # fmt: skip
+    return markdown("asked|options|of the original's time|KL|top-1 lost", cells, left=2)
 
 
 def few_inputs() -> str:
@@ -293,6 +303,7 @@ TEXTS: dict[str, Callable[[], str]] = {
     "refinement": refinement,
     "speed": speed,
     "int8": int8,
+    "never-slower": never_slower,
     "few-inputs": few_inputs,
     "own-time": own_time,
     "stages": stages,
