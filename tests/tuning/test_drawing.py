@@ -88,3 +88,22 @@ def test_examples_are_blended_and_patched_in_half_precision_too() -> None:
 def test_what_is_no_signal_stays_as_it_is(other: Tensor) -> None:
     inputs = (torch.randn(8, 1, 6, 6), other)
     assert mingled(inputs, generator()) is inputs
+
+
+def test_signals_without_channels_are_blended_alone() -> None:
+    signals = torch.randn(16, 40)
+    (found,) = mingled((signals,), generator())
+    changed = (found != signals).any(1)
+    assert 0 < int(changed.sum()) < 16
+    assert all(_is_blend(row, signals) for row in found[changed])
+
+
+def _is_blend(row: Tensor, signals: Tensor) -> bool:
+    """Whether a row lies between two of the signals."""
+    for first in signals:
+        for second in signals:
+            way = second - first
+            part = (row - first) @ way / way.square().sum().clamp_min(1e-9)
+            if 0 < part < 1 and torch.allclose(first + part * way, row, atol=1e-5):
+                return True
+    return False
