@@ -41,10 +41,10 @@ FAST = Effort(
     ranks=2,
     large_ranks=1,
     large_variants=1,
-    measured=1,
+    measured=2,
     iterations=0,
     large_iterations=10,
-    examples=16,
+    examples=32,
     inputs=64,
     rounds=5,
 )

@@ -35,7 +35,7 @@ from convrewrite.planning.curves import (
     faithful_enough,
     spread,
 )
-from convrewrite.planning.effects import Evaluator
+from convrewrite.planning.effects import FEW, Evaluator
 from convrewrite.planning.effort import Effort, fewer
 from convrewrite.planning.kept_surveys import KeptSurveys
 from convrewrite.planning.latency_table import LatencyTable, least_of
@@ -136,7 +136,9 @@ class _Surveys:
     def _evaluator(self) -> "Evaluator":
         """Made when it is first asked for, as it runs the model: not where all surveys are kept."""
         prepared, meanings = self.work.prepared, self.work.evaluation.meanings
-        return Evaluator.of(prepared.model, self.walk, self.chosen, self.active, meanings)
+        return Evaluator.of(
+            prepared.model, self.walk, self.chosen, self.active, meanings, min(FEW, self.effort.examples)
+        )
 
     def _measured(self, space: SearchSpace) -> Surveyed:
         work = self.work

@@ -25,7 +25,7 @@ from convrewrite.planning import candidates, effects, sensitivities
 from convrewrite.planning.allocation import allocate
 from convrewrite.planning.costs import Timed
 from convrewrite.planning.curves import Surveyed
-from convrewrite.planning.effects import Evaluator
+from convrewrite.planning.effects import Evaluator, _measured_on
 from convrewrite.planning.effort import FAST, THOROUGH, Effort, fewer
 from convrewrite.planning.latency_table import LatencyTable, aligned
 from convrewrite.planning.sensitivities import survey
@@ -93,10 +93,10 @@ def squared_error(pairs: Pairs) -> float:
 
 @torch.no_grad()
 def replaced(model: nn.Module, site: Site, module: nn.Module, calibration: Calibration) -> list[tuple[Tensor, Tensor]]:
-    """The outputs of a model and of a copy with this one site replaced, on the held-out inputs."""
+    """The outputs of a model and of a copy with this one site replaced, on all inputs, so few are there."""
     changed = copy.deepcopy(model)
     replace_site(changed, site, module)
-    return [(model(*inputs).clone(), changed(*inputs).clone()) for inputs in calibration.held_out]
+    return [(model(*inputs).clone(), changed(*inputs).clone()) for inputs in (*calibration.fit, *calibration.held_out)]
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[Pairs], float]]] = {
@@ -361,3 +361,22 @@ def test_where_a_run_takes_long_two_options_of_a_structure_are_measured(
         structures = {option.candidate.option.structure for option in entry.options}
         assert len(structures) <= len(measured) <= 2 * len(structures)
         assert all(option.effect > 0 for option in entry.options)
+
+
+@pytest.mark.parametrize(
+    ("held_out", "shape", "least", "expected"),
+    [
+        ([32, 32], (3, 8, 8), 64, [4, 5]),  # enough
+        ([32, 8], (3, 8, 8), 64, [0, 1, 4, 5]),  # batches of those that are fitted on, too
+        ([32, 8], (3, 8, 8), 32, [4, 5]),  # fewer will do
+        ([4], (3, 8, 8), 1000, [0, 1, 2, 3, 4]),  # all there are
+        ([4], (3, 1024, 1024), 64, [4]),  # large ones show much
+        ([], (3, 8, 8), 64, [0, 1, 2, 3]),
+    ],
+)
+def test_where_few_inputs_are_held_out_effects_are_measured_on_others_too(
+    held_out: list[int], shape: tuple[int, ...], least: int, expected: list[int]
+) -> None:
+    one = torch.zeros(1, *shape)
+    fit, held = (tuple((one.expand(count, *shape),) for count in counts) for counts in ([16] * 4, held_out))
+    assert _measured_on(Calibration(fit, held, "data", "a test"), least) == expected
