@@ -93,12 +93,11 @@ class Planner:
         if choice.allocation is None or not self.swaps or self.work.settings.fast or not self.work.data.fit:
             return rewritten, choice.allocation
         checked = evaluate(self.work, choice.allocation, rewritten)
-        if (
-            checked.loss <= choice.allocation.effect and not self.work.settings.int8
-        ):  # no more harm than that of the parts
+        as_good_as_promised = checked.loss <= choice.allocation.effect
+        if as_good_as_promised and not self.work.settings.int8:  # that promise knows nothing of rounding
             return rewritten, choice.allocation
         attempt = lambda allocation: self._rewrite(self._lowered(allocation))  # noqa: E731
-        LOG.info("the whole does more harm (%.3g) than its parts (%.3g): swaps", checked.loss, choice.allocation.effect)
+        LOG.info("the whole does harm of %.3g, its parts promised %.3g: swaps", checked.loss, choice.allocation.effect)
         best = swap(self.work, checked, self.constraints.budget, self._measures_within, attempt)
         return best.rewritten, best.allocation
 

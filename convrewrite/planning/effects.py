@@ -16,7 +16,6 @@ DEAR = 6e12
 """MACs of the model times its sites and the inputs that effects are measured on: beyond that a site's options share the
 effects of one structure. VGG-16 in full stays below it, ResNet-101 does not with ``FAST``."""
 
-
 FEW = 64
 """Examples that effects are measured on at least. A classifier is sure of most of them, and what an option does shows in the few
 others: by 6 to 16 held-out images, and one rank of each structure, a plain network for Fashion-MNIST was planned to a quarter of

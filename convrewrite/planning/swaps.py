@@ -27,7 +27,7 @@ from convrewrite.planning.curves import Scored, Surveyed
 from convrewrite.planning.effects import Evaluator
 from convrewrite.planning.effort import THOROUGH
 from convrewrite.quantising import rounded
-from convrewrite.rewriting import Propagation, Rewritten, SiteFit, Work, keepable
+from convrewrite.rewriting import Propagation, Rewritten, SiteFit, Work, keepable, replace_site
 from convrewrite.stored import tensors_digest
 
 STEP = 0.2
@@ -36,7 +36,7 @@ STEP = 0.2
 
 def evaluate(work: Work, allocation: Allocation, rewritten: Rewritten) -> FittedPlan:
     """The effect of the whole plan, on the inputs that effects are measured on; of its sites in int8 where that is asked."""
-    model = _sites_in_int8(allocation, rewritten.model) if work.settings.int8 else rewritten.model
+    model = _sites_in_int8(rewritten) if work.settings.int8 else rewritten.model
     pairs = (
         (named_outputs(run(work.prepared.model, batch)), named_outputs(run(model, batch)))
         for batch in work.evaluation.batches
@@ -49,13 +49,12 @@ def _in_int8(site: Site, module: nn.Module) -> nn.Module:
     return module if site.spec.kernels > 1 else rounded(module)
 
 
-def _sites_in_int8(allocation: Allocation, rewritten: nn.Module) -> nn.Module:
-    """A copy whose rewritten sites round as int8."""
-    model = copy_model(rewritten)
-    for entry, scored in zip(allocation.surveyed, allocation.chosen, strict=True):
-        if scored is not None:
-            name = entry.site.name
-            model.set_submodule(name, _in_int8(entry.site, model.get_submodule(name)))
+def _sites_in_int8(rewritten: Rewritten) -> nn.Module:
+    """A copy of the model whose rewritten sites round as int8."""
+    model = copy_model(rewritten.model)
+    for outcome in rewritten.outcomes:
+        if outcome.candidate is not None:
+            replace_site(model, outcome.site, _in_int8(outcome.site, model.get_submodule(outcome.site.name)))
     return model
 
 

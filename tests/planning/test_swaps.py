@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from networks import Residual, natural, settled
+from networks import Residual, TwoNames, natural, settled
 from torch import nn
 from torch.nn import functional as F
 
@@ -52,12 +52,16 @@ def fit(work: Work, allocation: Allocation) -> Rewritten:
 
 @pytest.fixture
 def case() -> Case:
+    return case_of(Residual(12))
+
+
+def case_of(network: nn.Module) -> Case:
     parts = natural(24, 3, 12, 12, torch.float32).split(4)
     data = Calibration(tuple((p,) for p in parts[:4]), tuple((p,) for p in parts[4:]), "data", "a test")
     rule = Rule(
         name="r", structures=("channel", "asymmetric"), protect=Protect(stem=False, min_channels=0, min_mac_share=0)
     )
-    prepared = prepare(settled(Residual(12)), (parts[0][:1],), [rule])
+    prepared = prepare(settled(network), (parts[0][:1],), [rule])
     evaluation = evaluation_inputs((parts[0][:1],), data).told(prepared.original, {})
     work = Work(prepared, data, evaluation, {}, Settings(measure=False, fast=True), lambda *_: None, Stopwatch())
     allocation = allocate(survey(work, effort=FAST, latency_table=None), BUDGET, Counted(prepared.totals))
@@ -159,30 +163,68 @@ def test_for_int8_a_plan_is_evaluated_with_its_sites_rounded_and_stays_float32(c
     assert not any(part._forward_pre_hooks for part in found.rewritten.model.modules())
 
 
-def test_for_int8_other_structures_of_about_the_same_cost_are_tried_and_all_is_rounded(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tried: dict[str, list[tuple[str, float]]] = {}
-    modules: list[nn.Module] = []
-    told, effect = swaps._Effects.told, Evaluator.effect
+def test_for_int8_a_site_rounds_under_whichever_name_it_is_called() -> None:
+    case = case_of(TwoNames())
+    outcomes = [o for o in case.checked.rewritten.outcomes if o.candidate is not None]
+    (shared,) = (o for o in outcomes if o.site.name in ("encoder.conv", "alias"))
+    model = swaps._sites_in_int8(Rewritten(case.checked.rewritten.model, (shared,)))
+    assert model.alias is model.encoder.conv
+    assert any(part._forward_pre_hooks for part in model.alias.modules())
 
-    def noted(self: swaps._Effects, entry: Surveyed, options: list[Scored]) -> Surveyed:
-        tried[entry.site.name] = [(s.candidate.option.structure, s.candidate.cost.macs) for s in options]
-        return told(self, entry, options)
+
+def test_for_int8_everything_that_is_tried_is_rounded(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules: list[nn.Module] = []
+    effect = Evaluator.effect
 
     def measured(self: Evaluator, site: Site, module: nn.Module) -> float:
         modules.append(module)
         return effect(self, site, module)
 
-    monkeypatch.setattr(swaps._Effects, "told", noted)
     monkeypatch.setattr(Evaluator, "effect", measured)
     asked = in_int8(case)
     found = swap(asked.work, asked.checked, BUDGET, anything, asked.attempt)
     assert found.loss <= asked.checked.loss
-    near = [
-        {name for name, macs in options if abs(macs / options[0][1] - 1) <= 0.1} - {options[0][0]}
-        for options in tried.values()
-    ]
-    assert any(near), "another structure at about the same cost"
     assert modules
     assert all(any(part._forward_pre_hooks for part in module.modules()) for module in modules)
+
+
+def test_for_int8_the_best_option_of_every_other_structure_at_about_the_same_cost_is_tried(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = next(entry for entry in case.checked.allocation.surveyed if entry.options)
+    known = entry.options[0]
+
+    def option(structure: str, cost: float, effect: float) -> Scored:
+        candidate = known.candidate
+        return replace(
+            known,
+            candidate=replace(
+                candidate,
+                option=replace(candidate.option, structure=structure),
+                cost=replace(candidate.cost, macs=round(cost * 10_000)),
+            ),
+            effect=effect,
+        )
+
+    chosen, best = option("cp", 1.0, 0.1), option("tucker", 1.09, 0.2)
+    options = (
+        chosen, option("cp", 1.01, 0.05), option("tucker", 0.95, 0.3), best, option("tucker", 1.2, 0.1),
+        option("grouped", 0.8, 0.1),
+    )  # fmt: skip
+    assert swaps._others(replace(entry, options=options), chosen, ["macs"]) == [best]
+
+    told, tried = swaps._Effects.told, list[Scored]()
+
+    def noted(self: swaps._Effects, entry: Surveyed, options: list[Scored]) -> Surveyed:
+        tried.extend(options)
+        return told(self, entry, options)
+
+    monkeypatch.setattr(swaps._Effects, "told", noted)
+    monkeypatch.setattr(swaps, "_others", lambda entry, scored, resources: [entry.options[-1]])
+    allocation = case.checked.allocation
+    pairs = zip(allocation.surveyed, allocation.chosen, strict=True)
+    last = [entry.options[-1] for entry, scored in pairs if scored is not None]
+    asked = in_int8(case)
+    swap(asked.work, asked.checked, BUDGET, anything, asked.attempt)
+    assert last
+    assert all(option in tried for option in last)
