@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from clocks import NeverSlower
+from hypothesis import HealthCheck, settings
 from scripts import Scripts, scripts
 
 from convrewrite import runtime
@@ -19,8 +20,12 @@ pytest_plugins = ["model_files"]
 
 
 def pytest_configure() -> None:
-    """Ctrl-C interrupts here and in what tests start, also where a shell that runs them in the background had it ignored."""
+    """Ctrl-C interrupts here and in what tests start, also where a shell that runs them in the background had it ignored;
+    examples may take any time to be made."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # No test depends on a time: on a busy machine the first example alone may take longer than what hypothesis calls slow.
+    settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("unhurried")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

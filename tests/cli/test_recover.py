@@ -1,11 +1,13 @@
 """``convrewrite recover``: what the command takes, writes, and says; in one process, and in two that gloo joins."""
 
 import os
+import random
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -107,11 +109,18 @@ def test_without_accelerate_one_line_says_what_to_install(out: Path, monkeypatch
     assert ran.code == 2 and "pip install 'convrewrite[recover]'" in ran.message
 
 
+def free_port() -> int:
+    """One that no connection of another test is given meanwhile: those come from 32768 on."""
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
+
+
 def joined(arguments: Sequence[object]) -> list[subprocess.Popen[str]]:
     """The command in two processes that gloo joins, as torchrun starts them."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    port = free_port()
     words = [sys.executable, "-m", "convrewrite", *map(str, arguments)]
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     common |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}

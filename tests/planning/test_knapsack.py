@@ -30,7 +30,7 @@ def effect(groups: list[list[Item]], chosen: tuple[int, ...]) -> float:
     return sum(group[i].effect for group, i in zip(groups, chosen, strict=True))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(problems())
 def test_it_equals_brute_force(problem: tuple[list[list[Item]], list[float]]) -> None:
     groups, limits = problem

@@ -40,7 +40,7 @@ def exported(model: nn.Module, path: Path) -> tuple[Path, list[dict[str, np.ndar
     ]
 
 
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(power=st.sampled_from([0.0, 0.5, 1.0]), groups=st.sampled_from([1, 4, 8]))
 def test_the_float_model_computes_the_same(power: float, groups: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     path, feeds = exported(uneven(groups), tmp_path_factory.mktemp("even") / "a.onnx")

@@ -318,7 +318,7 @@ def reports(draw: st.DrawFn) -> Report:
 
 
 @given(reports())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_report_renders_within_its_width(report: Report) -> None:
     text = render_text(report)
     assert max(map(len, text.splitlines())) <= 80
@@ -328,7 +328,7 @@ def test_every_report_renders_within_its_width(report: Report) -> None:
 
 
 @given(reports())
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 def test_every_report_renders_as_html(report: Report) -> None:
     page = render_html(report)
     drawn = any(site.output_error is not None for site in report.sites)

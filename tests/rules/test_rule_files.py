@@ -298,7 +298,7 @@ TREES = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), TREES))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_table_is_a_rule_or_an_explained_error(table: dict[str, object]) -> None:
     rule = {"name": "a", "structures": ["separable"]} | table
     lines = []
