@@ -10,11 +10,10 @@ import matplotlib
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import PercentFormatter
 
 from convrewrite.escaping import printable
 from convrewrite.reporting.charts import ACCENT, INK, MARK, SIZE, SOFT, STYLE, svg_of
-from convrewrite.reporting.figures import percent
 from convrewrite.reporting.sweep_report import HEADERS, SweepPoint, SweepReport, SweptModel, cost_of, sweep_rows
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -60,6 +59,9 @@ figcaption { font-weight: 600; margin-bottom: 0.4rem; }
 figure svg { display: block; width: 100%; height: auto; }
 td { white-space: nowrap; }
 tr.knee td { background: var(--chosen); font-weight: 600; }
+.commands { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 0.35rem 1rem; margin: 0; }
+.commands dd { margin: 0; }
+.commands span { display: inline-block; max-width: 100%; overflow-wrap: anywhere; }
 </style>
 </head>
 <body>
@@ -89,15 +91,25 @@ no other beats; one that is beaten by another, which costs no more and loses les
 <table>
 <thead><tr>
 {%- for header in headers %}<th scope="col">{{ header or "point" }}</th>{% endfor -%}
-<th scope="col">command</th></tr></thead>
+{%- if troubled(model) %}<th scope="col">what is wrong</th>{% endif %}</tr></thead>
 <tbody>
 {%- for row, point in rows(model) %}
 <tr{% if point.knee %} class="knee"{% endif %}>{% for cell in row %}<td>{{ cell }}</td>{% endfor -%}
-<td>{% if point.command %}<code>{{ point.command }}</code>{% endif %} {{ point.reason or point.refused or "" }}</td></tr>
+{%- if troubled(model) %}<td>{{ point.reason or point.refused or "" }}</td>{% endif %}</tr>
 {%- endfor %}
 </tbody>
 </table>
 </div>
+{%- if model.points | selectattr("command") | list %}
+<h3>What makes a point</h3>
+<dl class="commands">
+{%- for point in model.points if point.command %}
+<dt>{{ "%g" | format(point.budget) }}</dt><dd><code>
+{%- for word in point.command.split(" ") %}<span>{{ word }}</span>{{ " " if not loop.last }}{% endfor -%}
+</code></dd>
+{%- endfor %}
+</dl>
+{%- endif %}
 </section>
 {%- endfor %}
 {{ charts(others) }}
@@ -123,6 +135,7 @@ def sweep_page(sweep: SweepReport) -> str:
         rows=lambda model: [
             ([row[i] for i in shown], point) for row, point in zip(sweep_rows(model), model.points, strict=True)
         ],
+        troubled=lambda model: any(point.reason or point.refused for point in model.points),
         curves=_curves(sweep, sweep.resource),
         others=[curve for resource in COSTS if resource != sweep.resource for curve in _curves(sweep, resource)],
         data=Markup(data),
@@ -183,13 +196,14 @@ def _chart(sweep: SweepReport, measure: _Measure, resource: Resource, lines: Seq
             for p in front:
                 if p.knee:
                     axes.plot([p.cost], [p.value], "o", markersize=12, fillstyle="none", color=INK)
-                    axes.annotate("knee", (p.cost, p.value), xytext=(0, 11), textcoords="offset points", ha="center")
+                    aside = (9, -16) if front[0].value > front[-1].value else (9, 9)  # where the curve bends away
+                    axes.annotate("knee", (p.cost, p.value), xytext=aside, textcoords="offset points")
         axes.margins(y=0.15)
         axes.set_xlabel(f"{COSTS[resource]} left of the original's")
         axes.set_ylabel(_plain(measure.label))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
         if measure.part:
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
         if len(sweep.models) > 1:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
         return Markup(svg_of(figure))
