@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 
 import typer
 
@@ -18,6 +19,9 @@ from convrewrite.tables import shortened
 _EXITED = "expected code of the model that comes to an end, found that it ended the process (sys.exit({found})); take that out"
 """What a forward or a factory may do; its number is no exit code of this tool."""
 
+NOBODY_READS = 141
+"""Exit code where what reads the output has gone (``| head``): the one of programs that the signal SIGPIPE (13) ends."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code. What signals do in this process is afterwards as it was."""
@@ -33,6 +37,7 @@ def _main(argv: list[str] | None = None) -> int:
         # A command returns nothing; a number is the code of typer.Exit, into which typer turns Ctrl-C outside a command.
         with signals_raised():
             code = int(app(words, standalone_mode=False, obj=words) or 0)
+            sys.stdout.flush()  # what cannot be written is found here, not at the exit
         return code if code != INTERRUPTED else interrupted(NOTHING, code)
     except ConvRewriteError as error:
         _complain(str(error))
@@ -41,12 +46,16 @@ def _main(argv: list[str] | None = None) -> int:
         return interrupted(str(error), error.code)
     except (typer.Abort, KeyboardInterrupt, Terminated) as error:
         return interrupted(NOTHING, code_of(error))
-    except SystemExit as error:  # nothing of ours asks for it
+    except SystemExit as error:  # nothing of ours asks for it, and click where nobody reads
+        if isinstance(error.__context__, BrokenPipeError):
+            return _unread()
         _complain(printable(_EXITED.format(found=repr(error.code)[:60])))
         return ModelError.exit_code
+    except BrokenPipeError:
+        return _unread()
     except Exception as error:
         if (reason := disk_full(error)) is not None:  # of files it is told where they are written
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what it still holds would fail once more at the exit
+            _say_no_more()
             _complain(f"standard output: cannot be written ({reason}); what -o names is whole")
             return 2
         if not hasattr(error, "format_message"):  # click's usage errors have it; typer re-exports no common base
@@ -56,10 +65,22 @@ def _main(argv: list[str] | None = None) -> int:
         return 2
 
 
+def _unread() -> int:
+    """Say nothing more, as nobody reads it; returns the exit code."""
+    _say_no_more()
+    return NOBODY_READS
+
+
+def _say_no_more() -> None:
+    """What standard output still holds would fail once more at the exit."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+
+
 def _complain(text: str) -> None:
     """Say what went wrong on the error stream: in one line, or in a terminal in lines that end with a word."""
     line = f"convrewrite: {text}"
-    print(shortened(line) if sys.stderr.isatty() else line, file=sys.stderr)
+    with suppress(BrokenPipeError):
+        print(shortened(line) if sys.stderr.isatty() else line, file=sys.stderr)
 
 
 def interrupted(stands: str, code: int) -> int:
@@ -76,8 +97,21 @@ def _unforeseen(error: Exception) -> int:
     return ModelError.exit_code
 
 
+def _open_what_is_closed() -> None:
+    """Standard streams that the caller closed (``>&-``) lead nowhere; else the next file opened would take their place, and what
+    libraries print."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+
+
 def run() -> None:
     """The entry point of the installed command, within the memory that the machine has, and beside what else runs there."""
+    _open_what_is_closed()
     try:
         with signals_raised(), cleared_later():
             machine.share_processor()

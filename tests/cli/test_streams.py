@@ -1,0 +1,51 @@
+"""Output that nobody reads and streams that are closed: a command says nothing of it, and does what it was asked."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from commands import INPUT, small_network
+
+from convrewrite.cli.entry import NOBODY_READS
+from convrewrite.pipeline import read_report
+
+UNREAD = 'set -o pipefail; "$@" | true'
+BOTH_UNREAD = 'set -o pipefail; "$@" 2>&1 | true'
+
+
+def in_shell(line: str, words: tuple[object, ...], folder: Path) -> subprocess.CompletedProcess[str]:
+    """A line of bash, ``"$@"`` the command, as it is installed."""
+    command = [sys.executable, "-m", "convrewrite", *map(str, words)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(
+        ["bash", "-c", line, "bash", *command], capture_output=True, text=True, env=environment, cwd=folder
+    )
+
+
+@pytest.mark.parametrize("line", [UNREAD, BOTH_UNREAD])
+@pytest.mark.parametrize("words", [("optimize", "--help"), ("--help",)])
+def test_what_nobody_reads_ends_a_command_without_a_word(line: str, words: tuple[str, ...], tmp_path: Path) -> None:
+    ran = in_shell(line, words, tmp_path)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (NOBODY_READS, "", "")
+
+
+def test_an_error_that_nobody_reads_keeps_its_code(tmp_path: Path) -> None:
+    ran = in_shell(BOTH_UNREAD, ("analyze", "--nothing-like-it"), tmp_path)
+    assert (ran.returncode, ran.stderr) == (2, "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_closed_streams_are_no_fault(closed: str, tmp_path: Path) -> None:
+    assert in_shell(f'"$@" {closed}', ("--help",), tmp_path).returncode == 0
+    ran = in_shell(f'"$@" {closed}', ("analyze", "--nothing-like-it"), tmp_path)
+    assert ran.returncode == 2 and "fault of convrewrite" not in ran.stderr
+
+
+def test_a_result_is_whole_that_was_made_with_all_streams_closed(tmp_path: Path) -> None:
+    torch.save(small_network(), tmp_path / "net.pt")
+    words = ("optimize", "net.pt", *INPUT, "--calib", "weights", "--no-onnx", "-o", "out")
+    assert in_shell('"$@" <&- >&- 2>&-', words, tmp_path).returncode == 0
+    assert read_report(tmp_path / "out" / "report.json").sites
