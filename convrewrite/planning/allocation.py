@@ -18,6 +18,9 @@ NOT_NEEDED = "the budget is met with less harm elsewhere"
 ABOUT_EQUAL = 0.05
 """Part of a plan's effect by which a faster one may do more harm: less than single effects are known to."""
 
+REASONS = 3
+"""Reasons for which convolutions are kept that a message names."""
+
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
@@ -118,7 +121,7 @@ def require_reachable(search_spaces: Sequence[SearchSpace], budget: Mapping[str,
     counted = {name: part for name, part in budget.items() if name != "latency"}
     reach = {name: 1 - _most_saved(search_spaces, name) / max(1, Counted(totals).of(name)) for name in counted}
     if any(reach[name] > part for name, part in counted.items()):
-        raise PlanError(unreachable(counted, reach))
+        raise PlanError(unreachable(counted, reach) + _what_stays(search_spaces, totals))
 
 
 def unreachable(budget: Mapping[str, float], reach: Mapping[str, float]) -> str:
@@ -130,6 +133,18 @@ def unreachable(budget: Mapping[str, float], reach: Mapping[str, float]) -> str:
         f"budget {wanted} cannot be met by these rules on this model: they reach {found} at the least{together}; "
         "ask for more than that, or add rules (--rule balanced)"
     )
+
+
+def _what_stays(search_spaces: Sequence[SearchSpace], totals: Cost) -> str:
+    """Why the convolutions are kept that no rule takes, those of most MACs first; empty where rules take all."""
+    shares: dict[str, float] = {}
+    for space in search_spaces:
+        if space.reason is not None:
+            shares[space.reason] = shares.get(space.reason, 0.0) + space.site.cost.macs / max(1, totals.macs)
+    if not shares:
+        return ""
+    most = sorted(shares.items(), key=lambda pair: -pair[1])[:REASONS]
+    return "; kept: " + ", ".join(f"{100 * share:.0f} % of the MACs ({reason})" for reason, share in most)
 
 
 def _most_saved(search_spaces: Sequence[SearchSpace], resource: str) -> float:

@@ -214,6 +214,14 @@ def test_it_is_known_before_the_long_work_what_counting_can_tell(name: str, stru
     require_reachable(spaces, {"latency": 0.001}, totals)
 
 
+def test_a_budget_out_of_reach_says_what_is_kept_and_why(structures: dict[str, Structure]) -> None:
+    spaces = spaces_of(structures)
+    kept = [replace(space, rank_ranges=(), reason="it is too old") for space in spaces]
+    share = sum(space.site.cost.macs for space in spaces) / totals_of(spaces).cost.macs
+    with pytest.raises(PlanError, match=rf"; kept: {100 * share:.0f} % of the MACs \(it is too old\)$"):
+        require_reachable(kept, {"macs": 0.01}, totals_of(spaces).cost)
+
+
 def test_a_rule_whose_ranks_are_out_of_range_saves_nothing(structures: dict[str, Structure]) -> None:
     names = ("separable", "asymmetric", "channel")
     spaces = spaces_of(structures, parameters={name: {"rank": (10_000,)} for name in names})
