@@ -14,12 +14,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from convrewrite.errors import TraceError, UsageError
+from convrewrite.errors import ModelError, TraceError, UsageError
 from convrewrite.inputs import Inputs
 from convrewrite.meanings.looks import Seen
 from convrewrite.meanings.origins import Origin, origins_noted
 from convrewrite.meanings.words import Hint, hint_of
-from convrewrite.modules import ROOT, named_outputs, run
+from convrewrite.modules import ROOT, alike, named_outputs, run
+from convrewrite.process import same_random_numbers
 
 OutputKind = Literal["logits", "probabilities", "multilabel", "embedding", "values", "ignore", "discrete"]
 SCORES = ("logits", "probabilities")
@@ -143,12 +144,40 @@ def read(
     return found
 
 
-def require_outputs(model: nn.Module, inputs: Inputs, *said: Mapping[str, Meaning]) -> None:
-    """Raise UsageError, before any long work, for names that no output of the model has."""
-    if any(said):
-        names = list(named_outputs(run(model, inputs)))
-        for meanings in said:
-            _by_name(meanings, names)
+def require_outputs(model: nn.Module, inputs: Inputs, *said: Mapping[str, Meaning], repeatable: bool = False) -> None:
+    """Raise UsageError, before any long work, for names that no output of the model has, and ModelError for what nothing could be
+    compared with: an output of NaN alone, or, where it has to be ``repeatable``, one that the same input gives otherwise each
+    time. Outputs that are ignored may be either."""
+    with same_random_numbers(0):
+        outputs = named_outputs(run(model, inputs))
+    ignored: set[str] = set()
+    for meanings in said:
+        ignored |= {name for name, meaning in _by_name(meanings, list(outputs)).items() if not meaning.counts}
+    counted = {name: values for name, values in outputs.items() if name not in ignored}
+    for name, values in counted.items():
+        if values.numel() and values.is_floating_point() and bool(values.isnan().all()):
+            raise ModelError(f"output {name!r}: expected numbers, found NaN alone; {_whence_nan(model)}")
+    if not repeatable:
+        return
+    with same_random_numbers(1):
+        again = named_outputs(run(model, inputs))
+    same = {name: values for name, values in again.items() if name in counted}
+    if not alike(counted, same):
+        changed = next(
+            name for name in counted if not alike({name: counted[name]}, {name: same.get(name, torch.tensor(()))})
+        )
+        raise ModelError(
+            f"output {changed!r}: expected the same for the same input, found another each time; take out what draws random "
+            "numbers in eval mode, as F.dropout does without training=self.training, or keeps a state"
+        )
+
+
+def _whence_nan(model: nn.Module) -> str:
+    """What may have led to NaN, and what to do."""
+    held = [name for name, values in model.state_dict().items() if values.is_floating_point() and values.isnan().any()]
+    if held:
+        return f"the model holds it in {', '.join(held[:3])}: give one whose training went well"
+    return "give an input that the model is made for (--input FILE.py:NAME), in place of random numbers"
 
 
 def outputs_and_origins(model: nn.Module, batch: Inputs) -> tuple[dict[str, Tensor], dict[str, Origin]]:

@@ -98,7 +98,7 @@ class Run:
         of outputs that a plan holds."""
         prepared = narrowed(prepared, settings)
         model, inputs, scratch = prepared.model, prepared.inputs, temporary()
-        require_outputs(model, inputs, constraints.outputs, known)
+        require_outputs(model, inputs, constraints.outputs, known, repeatable=settings.measure)
         progress("prepare", 0, 1, "export the original")
         with watch.timed("export the original"):
             exporter = exporter_of(prepared.original, settings.opset, settings.free_axes)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convrewrite.errors import UsageError
-from convrewrite.meanings.kinds import Meaning, OutputKind, asked_meanings, read, tell
+from convrewrite.errors import ModelError, UsageError
+from convrewrite.meanings.kinds import Meaning, OutputKind, asked_meanings, read, require_outputs, tell
 from convrewrite.modules.outputs import named_outputs
 
 
@@ -368,3 +368,33 @@ def test_every_reason_is_a_sentence() -> None:
     for behind in (torch.sigmoid, torch.tanh, lambda x: x.softmax(1), lambda x: x, lambda x: F.normalize(x)):
         assert re.fullmatch(r"[a-z(].{10,}[^.]", meaning(Net(6, behind)).reason)
     assert named_outputs(torch.zeros(1)).keys() == {"output"}
+
+
+class Sampling(nn.Module):
+    """Beside the numbers, some that are random."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"numbers": x * 2, "noise": F.dropout(x, 0.5, training=True)}
+
+
+def test_outputs_that_change_from_run_to_run_are_refused_unless_they_are_ignored() -> None:
+    given, ignored = (torch.ones(2, 50),), {"noise": Meaning("ignore", "it was said")}
+    with pytest.raises(
+        ModelError, match=r"'output\.noise': expected the same for the same input, found another each time"
+    ):
+        require_outputs(Sampling(), given, repeatable=True)
+    require_outputs(Sampling(), given, ignored, repeatable=True)
+    require_outputs(Sampling(), given)
+
+
+def test_outputs_of_nan_alone_are_refused_with_what_holds_it() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2))
+    require_outputs(model, (torch.ones(1, 3),))
+    with pytest.raises(
+        ModelError, match=r"'output': expected numbers, found NaN alone; give an input that the model is made"
+    ):
+        require_outputs(model, (torch.full((1, 3), float("nan")),))
+    with torch.no_grad():
+        model[2].weight[:, 1] = float("nan")
+    with pytest.raises(ModelError, match=r"found NaN alone; the model holds it in 2\.weight: give one"):
+        require_outputs(model, (torch.ones(1, 3),))
