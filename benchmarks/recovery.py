@@ -44,6 +44,11 @@ def weights_only(original: nn.Module, folder: Path, image: Tensor) -> convrewrit
     return convrewrite.apply(original, image, read_plan(folder / PLAN), "weights", measure=False)
 
 
+def kind_of(start: Path) -> str:
+    """Whether a saved result was refined behind its fit, as its report tells."""
+    return "refined" if "refined in " in (start / "report.json").read_text(encoding="utf-8") else "fitted"
+
+
 def recovered_row(asked: argparse.Namespace) -> dict[str, object]:
     original, start = load(asked.network, asked.seed), Path(asked.start)
     images, _ = load_split("train")
@@ -62,7 +67,7 @@ def recovered_row(asked: argparse.Namespace) -> dict[str, object]:
     assert found is not None
     return {
         "network": asked.network, "seed": asked.seed, "macs": asked.macs,
-        "start": "weights only" if asked.weights_only else "fitted", "recipe": asked.recipe,
+        "start": "weights only" if asked.weights_only else kind_of(start), "recipe": asked.recipe,
         "steps": found.steps, "kept_step": found.kept_step, "device": asked.device, "seconds": round(seconds, 1),
         "original_top1": base, "lost_before": round(100 * (base - before), 2), "lost": round(100 * (base - after), 2),
         "held_out_before": found.before, "held_out": found.after, "settings": found.settings, "ended": found.ended,
