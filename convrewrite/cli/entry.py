@@ -78,6 +78,8 @@ def _say_no_more() -> None:
 
 def _complain(text: str) -> None:
     """Say what went wrong on the error stream: in one line, or in a terminal in lines that end with a word."""
+    if sys.stderr is None:  # closed, and the process was interrupted before anything stood in for it
+        return
     line = f"convrewrite: {text}"
     with suppress(BrokenPipeError):
         print(shortened(line) if sys.stderr.isatty() else line, file=sys.stderr)
@@ -111,9 +113,9 @@ def _open_what_is_closed() -> None:
 
 def run() -> None:
     """The entry point of the installed command, within the memory that the machine has, and beside what else runs there."""
-    _open_what_is_closed()
     try:
         with signals_raised(), cleared_later():
+            _open_what_is_closed()
             machine.share_processor()
             machine.keep_heap()
             machine.limit_memory(int(machine.memory_bytes() * machine.SHARE))
