@@ -157,19 +157,19 @@ def require_outputs(model: nn.Module, inputs: Inputs, *said: Mapping[str, Meanin
     for name, values in counted.items():
         if values.numel() and values.is_floating_point() and bool(values.isnan().all()):
             raise ModelError(f"output {name!r}: expected numbers, found NaN alone; {_whence_nan(model)}")
-    if not repeatable:
-        return
+    if repeatable:
+        _require_same_again(model, inputs, counted)
+
+
+def _require_same_again(model: nn.Module, inputs: Inputs, found: Mapping[str, Tensor]) -> None:
     with same_random_numbers(1):
         again = named_outputs(run(model, inputs))
-    same = {name: values for name, values in again.items() if name in counted}
-    if not alike(counted, same):
-        changed = next(
-            name for name in counted if not alike({name: counted[name]}, {name: same.get(name, torch.tensor(()))})
-        )
-        raise ModelError(
-            f"output {changed!r}: expected the same for the same input, found another each time; take out what draws random "
-            "numbers in eval mode, as F.dropout does without training=self.training, or keeps a state"
-        )
+    for name, values in found.items():
+        if name not in again or not alike({name: values}, {name: again[name]}):
+            raise ModelError(
+                f"output {name!r}: expected the same for the same input, found another each time; take out what draws random "
+                "numbers in eval mode, as F.dropout does without training=self.training, or keeps a state"
+            )
 
 
 def _whence_nan(model: nn.Module) -> str:
