@@ -1,14 +1,17 @@
 """What a device does for a run: ``python benchmarks/device.py [cuda] [--part example] [--limit 100]``.
 
-The trained example at a quarter of its MACs on the processor and on the device, and a ResNet-18 of 256 inputs at half of them on
-the device (with ``--all`` on the processor as well), each in a process of its own, after the tests that need a device. Prints the
-seconds of stages, and how far the results of both are apart. Nothing is exported or timed, and nothing of earlier runs is taken.
+The trained example at a quarter of its MACs on the processor and on the device, and from 256 inputs on the device (with ``--all``
+on the processor as well) a ResNet-18 at half of them, a ResNet-50 at six tenths and a VGG-16 by ``separable``, each in a process
+of its own, after the tests that need a device. Prints the seconds of stages, and how far the results of both are apart. Nothing
+is exported or timed, and nothing of earlier runs is taken.
 """
 
 import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +43,26 @@ def _images(path: Path) -> Tensor:
     return images if images.dim() == 4 else images[:, None]
 
 
-def resnet() -> tuple[nn.Module, Tensor, Tensor, dict[str, Any]]:
-    """A ResNet-18 with random weights, at 224 x 224."""
-    model, images = network_and_inputs("resnet18", 256, 224)
-    return model, images, images[:32], {"budget": {"macs": 0.5}}
+def shaped(network: str, **asked: Any) -> tuple[nn.Module, Tensor, Tensor, dict[str, Any]]:
+    """A network of this shape with random weights, at 224 x 224."""
+    model, images = network_and_inputs(network, 256, 224)
+    return model, images, images[:32], asked
 
 
-PARTS = {"example": example, "resnet18": resnet}
+PARTS: dict[str, Callable[[], tuple[nn.Module, Tensor, Tensor, dict[str, Any]]]] = {
+    "example": example,
+    "resnet18": partial(shaped, "resnet18", budget={"macs": 0.5}),
+    "resnet50": partial(shaped, "resnet50", budget={"macs": 0.6}),
+    "vgg16": partial(shaped, "vgg16", rules=["separable"]),
+}
 
 
 def ran(model: nn.Module, images: Tensor, asked: dict[str, Any], device: str) -> Result:
     """One run, told of."""
     started = time.perf_counter()
+    given = {"rules": ["balanced"]} | asked
     result = convrewrite.optimize(
-        model, images[:1], ["balanced"], images, measure=False, resume=False, device=device, **asked
+        model, images[:1], calibration=images, measure=False, resume=False, device=device, **given
     )
     seconds = time.perf_counter() - started
     stages = sorted(result.report.seconds.items(), key=lambda stage: -stage[1])
@@ -105,14 +114,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("device", nargs="?", default="auto")
     parser.add_argument("--part", choices=[*PARTS, "tests"])
-    parser.add_argument("--all", action="store_true", help="run ResNet-18 on the processor, too")
+    parser.add_argument("--all", action="store_true", help="run all on the processor, too")
     parser.add_argument("--limit", type=float, default=100, help="seconds that each part may take")
     arguments = parser.parse_args()
     if arguments.part in PARTS:
         part(arguments.part, arguments.device, arguments.all)
         return
     tests = [sys.executable, "-m", "pytest", "-q", "-W", "ignore", "tests/pipeline/test_device.py", "-k", "real"]
-    for name in (arguments.part,) if arguments.part else ("tests", "resnet18", "example"):
+    for name in (arguments.part,) if arguments.part else ("tests", *PARTS):
         words = [sys.executable, __file__, arguments.device, "--part", name, *(["--all"] if arguments.all else [])]
         started = time.perf_counter()
         try:

@@ -1,6 +1,7 @@
 """Networks of well-known shapes with random weights, for measuring time and memory where weights do not matter."""
 
-import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -9,19 +10,18 @@ VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 5
 
 
 class Block(nn.Module):
-    """The basic residual block of ResNet-18 (He et al. 2016)."""
+    """The basic residual block (He et al. 2016)."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample: nn.Module | None = None
-        if stride != 1 or in_channels != out_channels:
-            skip = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-            self.downsample = nn.Sequential(skip, nn.BatchNorm2d(out_channels))
+        self.downsample = _shortcut(in_channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         skip = x if self.downsample is None else self.downsample(x)
@@ -30,21 +30,56 @@ class Block(nn.Module):
         return self.relu(y)
 
 
-class ResNet18(nn.Module):
-    """``(N, 3, 224, 224)`` -> ``(N, 1000)``."""
+class Bottleneck(nn.Module):
+    """The residual block of deeper networks, with its stride at the 3 x 3 convolution."""
 
-    def __init__(self) -> None:
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        out_channels = self.expansion * width
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = x if self.downsample is None else self.downsample(x)
+        y = self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
+        y = self.bn3(self.conv3(y))
+        y += skip
+        return self.relu(y)
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+
+
+class ResNet(nn.Module):
+    """``(N, 3, 224, 224)`` -> ``(N, 1000)``: four stages of so many blocks."""
+
+    def __init__(self, block: type[Block] | type[Bottleneck], blocks: Sequence[int]) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
-        widths = (64, 64, 128, 256, 512)
-        self.layers = nn.Sequential(
-            *(nn.Sequential(Block(a, b, 1 if a == b else 2), Block(b, b, 1)) for a, b in itertools.pairwise(widths))
-        )
+        channels, stages = 64, []
+        for index, count in enumerate(blocks):
+            width, stage = 64 << index, []
+            for number in range(count):
+                stage.append(block(channels, width, 2 if index and not number else 1))
+                channels = block.expansion * width
+            stages.append(nn.Sequential(*stage))
+        self.layers = nn.Sequential(*stages)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(512, 1000)
+        self.fc = nn.Linear(channels, 1000)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
@@ -72,7 +107,13 @@ class Vgg16(nn.Module):
         return self.fc(self.avgpool(self.features(x)).flatten(1))
 
 
-NETWORKS: dict[str, type[nn.Module]] = {"resnet18": ResNet18, "vgg16": Vgg16}
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "resnet18": partial(ResNet, Block, (2, 2, 2, 2)),
+    "resnet34": partial(ResNet, Block, (3, 4, 6, 3)),
+    "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
+    "resnet101": partial(ResNet, Bottleneck, (3, 4, 23, 3)),
+    "vgg16": Vgg16,
+}
 
 
 def network_and_inputs(name: str, inputs: int, size: int) -> tuple[nn.Module, Tensor]:

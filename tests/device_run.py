@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import convrewrite
 from convrewrite.calibration import choose
 from convrewrite.results import Result
+from convrewrite.rewriting import site_inputs
 from convrewrite.tuning import refining
 
 PLAIN = {"measure": False, "resume": False}
@@ -106,8 +107,9 @@ def facts(home: Result, away: Result, device: Pretended) -> dict[str, object]:
 
 
 def main(case: str, *words: str) -> dict[str, object]:
-    """Words: ``float32`` for a device without float64; ``most=N`` for one of so many bytes; ``there``: the model lies there,
-    ``bound``: it runs at home alone; ``recover``: the result is recovered, there as at home."""
+    """Words: ``large``: all sites count as large; ``float32`` for a device without float64; ``most=N`` for one of so many bytes;
+    ``there``: the model lies there, ``bound``: it runs at home alone; ``recover``: the result is recovered, there as at home."""
+    site_inputs.LARGE = 1 if "large" in words else site_inputs.LARGE
     case_home = run(case, None, network())
     if "recover" in words:
         with pretended() as device:

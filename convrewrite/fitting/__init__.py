@@ -2,6 +2,7 @@
 
 from convrewrite.fitting.few_inputs import Evidence
 from convrewrite.fitting.found import Fit
+from convrewrite.fitting.goals import Goal, Roots
 from convrewrite.fitting.moments import (
     Accumulator,
     Block,
@@ -11,14 +12,8 @@ from convrewrite.fitting.moments import (
     square_bytes,
     with_wanted_outputs,
 )
-from convrewrite.fitting.stages import (
-    Roots,
-    effort_within,
-    fit,
-    refit,
-    rough_fit,
-)
-from convrewrite.fitting.targets import ENOUGH_POSITIONS, LARGE, Ground, Target, solving
+from convrewrite.fitting.stages import effort_within, fit, refit, rough_fit
+from convrewrite.fitting.targets import ENOUGH_POSITIONS, LARGE, Ground, solving
 from convrewrite.fitting.trust import doubtable
 
 __all__ = [
@@ -28,10 +23,10 @@ __all__ = [
     "Block",
     "Evidence",
     "Fit",
+    "Goal",
     "Ground",
     "Moments",
     "Roots",
-    "Target",
     "doubtable",
     "effort_within",
     "fit",

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from convrewrite.conv import ConvSpec
 from convrewrite.fitting.found import Fit, left_unexplained, pooled, told
+from convrewrite.fitting.goals import Goal, Roots
 from convrewrite.fitting.last_stages import LastStages
 from convrewrite.fitting.moments import Moments
-from convrewrite.fitting.stages import Roots, fit, grounds_of
-from convrewrite.fitting.targets import LARGE, Ground, Target
+from convrewrite.fitting.stages import fit, grounds_of
+from convrewrite.fitting.targets import LARGE, Ground
 from convrewrite.fitting.trust import FULL, Trust, doubtable, doubtful, lesser_trusts
 from convrewrite.structures import Setting, Structure, initial_kernels
 from convrewrite.workers import side_by_side
@@ -45,10 +46,10 @@ class Evidence:
         """With what all targets are made from."""
         return cls(spec, kernel, seen, unseen, examples, roots, room, grounds_of(kernel, spec, seen))
 
-    def targets(self, trusts: Sequence[Trust] = (), *, solved: bool = True) -> list[Target]:
-        """The target of every group; ``trusts`` are those of the groups, none: full. See :meth:`Ground.target`."""
-        each = zip(self.grounds, trusts or (FULL,) * len(self.grounds), strict=True)
-        return [ground.target(trust.ridge, trust.shrinkage, solved=solved) for ground, trust in each]
+    def goals(self, trusts: Sequence[Trust] = (), *, solved: bool = True) -> list[Goal]:
+        """What fits of every group go towards; ``trusts`` are those of the groups, none: full. See :meth:`Ground.target`."""
+        each = zip(self.grounds, trusts or (FULL,) * len(self.grounds), self.roots, strict=True)
+        return [Goal.of(ground.target(t.ridge, t.shrinkage, solved=solved), root) for ground, t, root in each]
 
     def believed(self, structure: Structure, setting: Setting, found: Fit) -> Fit:
         """``found``, or where it is doubtful the fit of the same option with less trust in the data, or with none, that has
@@ -64,14 +65,14 @@ class Evidence:
         fits = side_by_side(tasks) if self.kernel[0].numel() < LARGE else [task() for task in tasks]
         return min([least, *fits], key=_left)
 
-    def fit_large(self, structure: Structure, setting: Setting, full: Sequence[Target], near: Fit) -> Fit:
+    def fit_large(self, structure: Structure, setting: Setting, full: Sequence[Goal], near: Fit) -> Fit:
         """A fit of a large site. Of huge ones each takes long: how far the data is to be believed is told by last stages alone
-        there, behind the other stages of ``near``, a rough fit. ``full`` are the targets that believe it in full.
+        there, behind the other stages of ``near``, a rough fit. ``full`` are the goals that believe it in full.
 
         For four structures at a layer of 128 to 64 channels with 324 to 2,592 positions, in nine of twelve cases the same trust
         was chosen as by fits with all of them, and the errors were within 0.001.
         """
-        whole = partial(fit, structure, self.spec, setting, full, self.seen, self.unseen, roots=self.roots)
+        whole = partial(fit, structure, self.spec, setting, full, self.seen, self.unseen)
         if self.kernel[0].numel() < HUGE:
             return self.believed(structure, setting, whole())
         trusts = self._likely(structure, setting, near)
@@ -101,7 +102,7 @@ class Evidence:
         return pooled([group.shares(trust)[1] for group, trust in groups], self.unseen)
 
     def _fit(self, structure: Structure, setting: Setting, trusts: tuple[Trust, ...]) -> Fit:
-        found = fit(structure, self.spec, setting, self.targets(trusts), self.seen, self.unseen, roots=self.roots)
+        found = fit(structure, self.spec, setting, self.goals(trusts), self.seen, self.unseen)
         return replace(found, trusts=trusts)
 
     @property

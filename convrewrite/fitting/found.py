@@ -8,9 +8,9 @@ from torch import Tensor
 
 from convrewrite.fitting.moments import Moments
 from convrewrite.fitting.objective import LastInput
-from convrewrite.fitting.targets import Second, shape_of
+from convrewrite.fitting.targets import Second, Shape
 from convrewrite.fitting.trust import Trust
-from convrewrite.structures import Stage, compose, join_groups
+from convrewrite.structures import Stage, join_groups, through
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +37,30 @@ def told(
     stages: Sequence[Stage],
     moments: Sequence[Moments],
     held_out: Sequence[Moments],
+    shares: Sequence[float] | None = None,
 ) -> Fit:
-    """The stage kernels of every group joined, with the bias that goes with them, and what they leave unexplained."""
-    composed = [compose(kernels, stages) for kernels in fitted]
+    """The stage kernels of every group joined, with the bias that goes with them, and what they leave unexplained. ``shares``:
+    that of every group, where it is known."""
+    left = left_unexplained(fitted, stages, held_out) if shares is None else pooled(shares, held_out)
     return Fit(
         kernels=join_groups(fitted),
-        bias=torch.cat([m.bias(k) for m, k in zip(moments, composed, strict=True)]),
-        unexplained=left_unexplained(fitted, stages, held_out),
+        bias=torch.cat([bias_of(kernels, stages, m) for kernels, m in zip(fitted, moments, strict=True)]),
+        unexplained=left,
     )
+
+
+def bias_of(kernels: tuple[Tensor, ...], stages: Sequence[Stage], moments: Moments) -> Tensor:
+    """:meth:`Moments.bias` of what the stage kernels of one group compose to."""
+    mean = moments.mean_p.reshape(*shape_through(kernels, stages)[1:], 1)
+    for stage, kernel in zip(stages, kernels, strict=True):
+        mean = through(stage, kernel.to(mean), mean)
+    return moments.mean_y - mean.flatten()
+
+
+def shape_through(kernels: tuple[Tensor, ...], stages: Sequence[Stage]) -> Shape:
+    """The shape of what stage kernels compose to: of each spatial axis one of them has the extent."""
+    height, width = (max(kernel.shape[axis] for kernel in kernels) for axis in (2, 3))
+    return len(kernels[-1]), stages[0].in_channels, height, width
 
 
 def left_unexplained(
@@ -59,7 +75,7 @@ def unexplained(kernels: tuple[Tensor, ...], stages: Sequence[Stage], moments: M
     """The share of the variance of one group's output that stage kernels leave unexplained: :meth:`Moments.unexplained` of what
     they compose to, with products by the covariance that are as few as the rank."""
     exact = tuple(kernel.double() for kernel in kernels)
-    data = Second(moments.cov_p, moments.cov_yp, shape_of(compose(exact, stages)))
+    data = Second(moments.cov_p, moments.cov_yp, shape_through(exact, stages))
     return share_left(LastInput.of(exact[:-1], stages, data), exact[-1], moments)
 
 

@@ -24,6 +24,9 @@ CHUNK = 1 << 23
 SPARSE = 0.05
 """Share of the positions: where fewer are gathered, they are picked out of the tensors as they lie."""
 
+CHEAP = 4_000_000_000
+"""Products of numbers of a patch with each other, or with outputs if these are more, that are cheap anywhere."""
+
 DENSE = 512
 """Numbers in a patch from which on all positions of a plane are summed up by correlations: below, a few products of patches take
 less time than many of planes."""
@@ -53,6 +56,12 @@ class Moments:
         """``b' = E y - W' E p``."""
         return self.mean_y - kernel.double().flatten(1) @ self.mean_p
 
+    def to(self, place: torch.device) -> "Moments":
+        """The same there."""
+        each = (self.mean_p, self.mean_y, self.cov_p, self.cov_yp, self.var_y)
+        mean_p, mean_y, cov_p, cov_yp, var_y = (tensor.to(exact_place(place)) for tensor in each)
+        return Moments(self.count, mean_p, mean_y, cov_p, cov_yp, var_y, self.centred)
+
     def about_zero(self) -> "Moments":
         """The moments without centring: where no bias can make up for it, an error of the mean counts like any other."""
         return replace(
@@ -66,14 +75,14 @@ class Moments:
         )
 
 
-def position_limit(d: int, *, held_out: bool = False) -> int:
-    """How many positions are gathered at most: twenty per unknown of a filter, down to ten where these would take more than
-    half a gigabyte; more if cheap.
+def position_limit(d: int, outputs: int, *, held_out: bool = False) -> int:
+    """How many positions are gathered at most, for patches of ``d`` numbers: twenty per unknown of a filter, down to ten where
+    these would take more than half a gigabyte; more if cheap.
 
     Held-out ones only measure errors, of which a few thousand positions tell a percent: two per unknown are enough.
     """
     wanted = 2 * d if held_out else min(20 * d, max(10 * d, (1 << 27) // d))
-    return max(wanted, 4_000_000_000 // (d * d))
+    return max(wanted, CHEAP // (d * max(d, outputs)))
 
 
 def square_bytes(spec: ConvSpec) -> int:
@@ -95,6 +104,11 @@ class Block:
     patches: Tensor
     outputs: Tensor
     skips: Tensor | None
+
+    def to(self, place: torch.device) -> "Block":
+        """The same there."""
+        skips = None if self.skips is None else self.skips.to(place)
+        return Block(self.patches.to(place), self.outputs.to(place), skips)
 
 
 class Accumulator:
@@ -119,7 +133,7 @@ class Accumulator:
         self.kept: list[Block] | None = [] if keep else None
         outputs, channels, kh, kw = spec.kernel_shape
         self._d = channels * kh * kw
-        most = position_limit(self._d) if limit is None else limit
+        most = position_limit(self._d, outputs // spec.groups) if limit is None else limit
         self._share = min(1.0, most / max(1, expected_positions))
         self._generator = torch.Generator().manual_seed(seed)
         groups, size = spec.groups, (self._d, outputs // spec.groups)

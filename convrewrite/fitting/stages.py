@@ -13,17 +13,18 @@ of large problems in float32; the last step, the closed form of the last stage, 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from convrewrite.conv import ConvSpec
-from convrewrite.fitting.found import Fit, told, unexplained
+from convrewrite.fitting.found import Fit, bias_of, told, unexplained
+from convrewrite.fitting.goals import Goal, Kernels
 from convrewrite.fitting.moments import Moments
 from convrewrite.fitting.objective import LastInput, Loss, full_loss, reduced_loss
 from convrewrite.fitting.targets import FLOOR, LARGE, Ground, Target, colour, first_stage_root, uncolour
-from convrewrite.structures import Setting, Stage, Structure, compose, join_groups, split_groups
+from convrewrite.structures import Setting, Stage, Structure, join_groups, split_groups
 
 ITERATIONS = 40
 """Iterations of L-BFGS, for patches of up to ``EASY`` numbers; beyond, fewer, as an iteration's cost grows with their square."""
@@ -45,48 +46,40 @@ WORK = 3 * 10**9
 """Outputs times squares of a patch times iterations that are cheap anywhere: what all iterations take of a patch of ``EASY``
 numbers with 200 outputs."""
 
-Roots = Sequence[Tensor | None]
-"""Roots of the weights of outputs, for every group: R ``(O, O)``, upper triangular, with
-``R^T R`` the weights of its outputs; None: all alike."""
-
 
 def fit(
     structure: Structure,
     spec: ConvSpec,
     setting: Setting,
-    targets: Sequence[Target],
+    goals: Sequence[Goal],
     moments: Sequence[Moments],
     held_out: Sequence[Moments],
     iterations: int | None = None,
-    roots: Roots | None = None,
 ) -> Fit:
-    """Fit one option at one site; ``targets``, ``moments`` and ``held_out`` have one entry per group.
+    """Fit one option at one site; ``goals``, ``moments`` and ``held_out`` have one entry per group.
 
-    ``iterations`` of L-BFGS; None: as many as the size of the problem allows. ``roots`` weigh the outputs of each group, see
-    :meth:`Target.weighted`.
+    ``iterations`` of L-BFGS; None: as many as the size of the problem allows. Which start is best the held-out inputs say.
     """
     stages = structure.stages(spec.per_group, setting)
-    fitted = []
-    each = zip(targets, _usable(roots, stages, len(targets)), moments, held_out, strict=True)
-    for plain, root_y, seen, unseen in each:
-        target = plain if root_y is None else plain.weighted(root_y)
-        effort = iterations
+    fitted: list[Kernels] = []
+    shares = []
+    for goal, seen, unseen in zip(goals, moments, held_out, strict=True):
+        aim, effort = goal.aim(stages), iterations
+        target = aim.target
         if effort is None:
-            effort = effort_within(len(target.covariance), len(target.kernel), seen.count)
+            effort = effort_within(len(target.covariance), goal.outputs, seen.count)
         root = first_stage_root(stages[0], target)
-        begun = [_begin(start, stages, target) for start in _starts(structure, spec.per_group, setting, target, root)]
+        starts = _starts(structure, _narrow(spec, target), setting, target, root)
+        begun = [_begin(start, stages, target) for start in starts]
         if len(target.covariance) >= LARGE:
             begun = [min(begun, key=lambda point: point.objective)]
-        refined = [_plain(_refine(point, stages, target, root, effort).kernels, root_y) for point in begun]
-        fitted.append(_best(refined, stages, unseen))
-        if not all(torch.isfinite(k).all() for k in fitted[-1]):
+        refined = [aim.real(_refine(point, stages, target, root, effort).kernels) for point in begun]
+        share, best = min(((unexplained(own, stages, unseen), own) for own in refined), key=lambda entry: entry[0])
+        if not all(torch.isfinite(kernel).all() for kernel in best):
             raise ArithmeticError("its fit is not finite")
-    return told(fitted, stages, moments, held_out)
-
-
-def targets_of(kernel: Tensor, spec: ConvSpec, moments: Sequence[Moments]) -> list[Target]:
-    """The target of every group of a canonical kernel, whose inputs are believed."""
-    return [ground.target() for ground in grounds_of(kernel, spec, moments)]
+        fitted.append(best)
+        shares.append(share)
+    return told(fitted, stages, moments, held_out, shares)
 
 
 def grounds_of(kernel: Tensor, spec: ConvSpec, moments: Sequence[Moments]) -> list[Ground]:
@@ -95,31 +88,9 @@ def grounds_of(kernel: Tensor, spec: ConvSpec, moments: Sequence[Moments]) -> li
     return [Ground.of(part, m) for part, m in zip(parts, moments, strict=True)]
 
 
-def _usable(roots: Roots | None, stages: Sequence[Stage], groups: int) -> Roots:
-    """The weights of the outputs, where the last stage mixes them: one that does not, fits each output by itself."""
-    return (None,) * groups if roots is None or stages[-1].groups > 1 else roots
-
-
-def _plain(kernels: tuple[Tensor, ...], root: Tensor | None) -> tuple[Tensor, ...]:
-    """Stage kernels of the weighted problem -> of the plain one."""
-    if root is None:
-        return kernels
-    last = torch.linalg.solve_triangular(root, kernels[-1].flatten(1), upper=True)
-    return (*kernels[:-1], last.reshape(kernels[-1].shape))
-
-
-def _weighted(kernels: tuple[Tensor, ...], root: Tensor | None) -> tuple[Tensor, ...]:
-    """The inverse of :func:`_plain`."""
-    if root is None:
-        return kernels
-    return (*kernels[:-1], (root @ kernels[-1].flatten(1)).reshape(kernels[-1].shape))
-
-
-def _best(fits: Sequence[tuple[Tensor, ...]], stages: Sequence[Stage], unseen: Moments) -> tuple[Tensor, ...]:
-    """The start is chosen on the held-out inputs; of equals the first stays."""
-    if len(fits) == 1:
-        return fits[0]
-    return min(fits, key=lambda kernels: unexplained(kernels, stages, unseen))
+def _narrow(spec: ConvSpec, target: Target) -> ConvSpec:
+    """One group of a convolution with the outputs that a target has."""
+    return replace(spec.per_group, out_channels=len(target.kernel))
 
 
 def rough_fit(
@@ -127,33 +98,29 @@ def rough_fit(
     spec: ConvSpec,
     setting: Setting,
     moments: Sequence[Moments],
-    targets: Sequence[Target],
-    roots: Roots | None = None,
+    goals: Sequence[Goal],
 ) -> Fit:
-    """One start with the last stage's optimum, in the precision of ``targets``: to compare options of large sites by.
+    """One start with the last stage's optimum, in the precision of ``goals``: to compare options of large sites by.
 
     What is left unexplained is the objective, relative to that of a kernel of zeros; nothing is looked at but the moments.
     """
     stages = structure.stages(spec.per_group, setting)
-    points, scale = [], 0.0
-    for plain, root_y in zip(targets, _usable(roots, stages, len(targets)), strict=True):
-        target = plain if root_y is None else plain.weighted(root_y.to(plain.kernel))
-        scale += target.scale
+    kernels, left, scale = [], 0.0, 0.0
+    for goal in goals:
+        aim = goal.aim(stages)
+        target, own = aim.target, _narrow(spec, aim.target)
         wanted = target.kernel.reshape(target.shape)
         if stages[0].axes == "hw" and stages[0].groups == 1:  # there the whitened start is the optimum
             root = first_stage_root(stages[0], target)
-            first, *others = structure.weights(colour(wanted, stages[0], root), spec.per_group, setting)
+            first, *others = structure.weights(colour(wanted, stages[0], root), own, setting)
             start = (uncolour(first, root), *others)
         else:
-            start = structure.weights(wanted, spec.per_group, setting)
-        points.append((_begin(start, stages, target), root_y))
-    kernels = [
-        tuple(k.double() for k in _plain(p.kernels, None if r is None else r.to(p.kernels[0]))) for p, r in points
-    ]
-    composed = [compose(stage_kernels, stages) for stage_kernels in kernels]
-    left = max(0.0, sum(point.objective for point, _ in points)) / max(scale, FLOOR)
-    bias = torch.cat([m.bias(kernel) for m, kernel in zip(moments, composed, strict=True)])
-    return Fit(join_groups(kernels), bias, left)
+            start = structure.weights(wanted, own, setting)
+        point = _begin(start, stages, target)
+        kernels.append(tuple(kernel.double() for kernel in aim.real(point.kernels)))
+        left, scale = left + point.objective, scale + target.scale
+    bias = torch.cat([bias_of(own, stages, m) for own, m in zip(kernels, moments, strict=True)])
+    return Fit(join_groups(kernels), bias, max(0.0, left) / max(scale, FLOOR))
 
 
 def effort_for(d: int, most: int = ITERATIONS) -> int:
@@ -174,22 +141,21 @@ def effort_within(d: int, outputs: int, count: int, most: int = 2 * ITERATIONS) 
 def refit(
     stages: Sequence[Stage],
     found: Fit,
-    targets: Sequence[Target],
+    goals: Sequence[Goal],
     moments: Sequence[Moments],
     held_out: Sequence[Moments],
     iterations: int,
-    roots: Roots | None = None,
 ) -> Fit:
-    """Go on from a fit of these stages, to other wanted outputs if ``targets`` and ``moments`` have them; ``held_out`` has the
+    """Go on from a fit of these stages, to other wanted outputs if ``goals`` and ``moments`` have them; ``held_out`` has the
     original's."""
-    starts = zip(*(kernels.chunk(len(targets)) for kernels in found.kernels), strict=True)
+    starts = zip(*(kernels.chunk(len(goals)) for kernels in found.kernels), strict=True)
     refined = []
-    for start, plain, root_y in zip(starts, targets, _usable(roots, stages, len(targets)), strict=True):
-        target = plain if root_y is None else plain.weighted(root_y)
-        begun = _begin(_weighted(start, root_y), stages, target)
+    for start, goal in zip(starts, goals, strict=True):
+        aim = goal.aim(stages)
+        begun = _begin(aim.own(start), stages, aim.target)
         if iterations:
-            begun = _refine(begun, stages, target, first_stage_root(stages[0], target), iterations)
-        refined.append(_plain(begun.kernels, root_y))
+            begun = _refine(begun, stages, aim.target, first_stage_root(stages[0], aim.target), iterations)
+        refined.append(aim.real(begun.kernels))
     return told(refined, stages, moments, held_out)
 
 

@@ -47,7 +47,7 @@ def replacement(
     seen, unseen = _split(batches)
     moments, held_out = (_moments(conv, spec, part) for part in (seen, unseen))
     evidence = Evidence.of(spec, kernel.cpu(), moments, held_out, len(batches), (None,) * spec.groups)
-    found = fit(structure, spec, setting, evidence.targets(), moments, held_out)
+    found = fit(structure, spec, setting, evidence.goals(), moments, held_out)
     return found.kernels, None if bias is None else found.bias
 
 

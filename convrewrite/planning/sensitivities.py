@@ -244,8 +244,8 @@ class _SiteSurvey:
             picked = [self._picked(curve, self.effort.ranks) for curve in curves]
             return self._fitted(curves, picked, lambda s, o: partial(self.site_fit.fit, s, o, 0))
         picked = [self._picked(curve, self._at_least_two(self.effort.large_ranks)) for curve in curves]
-        targets = [target.to(torch.float32) for target in self.site_fit.targets]
-        rough = self._fitted(curves, picked, lambda s, o: partial(self.site_fit.rough, s, o, targets))
+        goals = [goal.to(torch.float32) for goal in self.site_fit.goals]
+        rough = self._fitted(curves, picked, lambda s, o: partial(self.site_fit.rough, s, o, goals))
         gains = [self.gains.expected(curve.rank_range.structure.name) for curve in curves]
         return [
             replace(curve, samples=tuple(replace(sample, gain=gain) for sample in curve.samples))

@@ -53,7 +53,7 @@ class Propagation:
         return [] if self._streams is None else self._streams.ahead(site.name)
 
     def samples(self, site: Site) -> Iterator[Sample]:
-        """One sample per batch and call, as often as wanted until :meth:`replace` is called for this site."""
+        """One sample per batch and call, to be taken once, before :meth:`replace` is called for this site."""
         mixture = _mixture(self.model, site)
         if self._streams is not None and self._at(self._streams, site):
             return self._streams.samples(site, mixture)

@@ -13,17 +13,14 @@ from convrewrite.calibration import Calibration
 from convrewrite.errors import UsageError
 from convrewrite.fitting import (
     LARGE,
-    Accumulator,
     Block,
     Evidence,
     Fit,
+    Goal,
     Moments,
     Roots,
-    Target,
-    doubtable,
     effort_within,
     fit,
-    position_limit,
     refit,
     rough_fit,
     row_bytes,
@@ -32,10 +29,11 @@ from convrewrite.fitting import (
     with_wanted_outputs,
 )
 from convrewrite.graph import Site
-from convrewrite.places import exactly
+from convrewrite.places import exact_place, exactly
 from convrewrite.progress import Stopwatch
 from convrewrite.rewriting.output_weighting import roots_of
 from convrewrite.rewriting.propagation import Propagation
+from convrewrite.rewriting.site_inputs import SQUARES, Gathering, where_solved
 from convrewrite.rewriting.surgery import build_conv, build_option, folded_kernel, in_place_of
 from convrewrite.rules import Candidate
 from convrewrite.structures import Option, Stage, Structure, composed_kernel, initial_kernels, option_cost
@@ -47,10 +45,6 @@ ROUNDS = 3
 """Refits to what a ReLU lets through, at most; the first one brings most of the gain."""
 
 REFIT_ITERATIONS = 15
-
-SQUARES = 4
-"""Matrices of the size of a covariance that a site needs at once: those of the fitted and of the held-out inputs, the
-target's and a factor of it. Where inputs are few a target with less trust in them is tried beside, if there is room."""
 
 WIDE, WORTH = 256, 0.6
 """Channels of a group from which on a chain of at most this part of the MACs takes less time in torch than the one composed
@@ -79,7 +73,7 @@ class SiteFit:
     roots: Roots
     seen: tuple[Moments, ...] = ()
     unseen: tuple[Moments, ...] = ()
-    targets: tuple[Target, ...] = ()
+    goals: tuple[Goal, ...] = ()
     fitted: tuple[Block, ...] = ()
     held_out: tuple[Block, ...] = ()
     reached: bool = True
@@ -130,13 +124,13 @@ class SiteFit:
     def _best_large(
         self, candidates: Sequence[Candidate], structures: dict[str, Structure], evidence: Evidence
     ) -> tuple[Candidate, Fit]:
-        targets = [target.to(torch.float32) for target in self.targets]
-        tried = [partial(self.rough, structures[p.option.structure], p.option, targets) for p in candidates]
+        goals = [goal.to(torch.float32) for goal in self.goals]
+        tried = [partial(self.rough, structures[p.option.structure], p.option, goals) for p in candidates]
         rough = self.solved(tried)
         best = min(range(len(rough)), key=lambda index: rough[index].error)
         option = candidates[best].option
         with solving(self.site.name):
-            found = evidence.fit_large(structures[option.structure], option.parameters, self.targets, rough[best])
+            found = evidence.fit_large(structures[option.structure], option.parameters, self.goals, rough[best])
         return candidates[best], found
 
     def _believed_fit(self, structure: Structure, option: Option) -> Fit:
@@ -158,33 +152,32 @@ class SiteFit:
             return weights_only(structure, self.site, option, self.kernel, self.bias)
         with solving(self.site.name):
             return fit(
-                structure, self.site.folded_spec, option.parameters, self.targets, self.seen, self.unseen, iterations,
-                self.roots,
-            )  # fmt: skip
+                structure, self.site.folded_spec, option.parameters, self.goals, self.seen, self.unseen, iterations
+            )
 
-    def rough(self, structure: Structure, option: Option, targets: Sequence[Target]) -> Fit:
-        """A quick fit, to compare options by; ``targets`` are the site's own, in any precision."""
+    def rough(self, structure: Structure, option: Option, goals: Sequence[Goal]) -> Fit:
+        """A quick fit, to compare options by; ``goals`` are the site's own, in any precision."""
         if not self.seen:
             return weights_only(structure, self.site, option, self.kernel, self.bias)
         with solving(self.site.name):
-            return rough_fit(structure, self.site.folded_spec, option.parameters, self.seen, targets, self.roots)
+            return rough_fit(structure, self.site.folded_spec, option.parameters, self.seen, goals)
 
     def go_on(self, structure: Structure, option: Option, found: Fit, iterations: int) -> Fit:
         """A fit of an option to the same inputs with more ``iterations``."""
-        return self._refit(structure, option, found, self.targets, self.seen, iterations)
+        return self._refit(structure, option, found, self.goals, self.seen, iterations)
 
     def _refit(
         self,
         structure: Structure,
         option: Option,
         found: Fit,
-        targets: Sequence[Target],
+        goals: Sequence[Goal],
         moments: Sequence[Moments],
         iterations: int,
     ) -> Fit:
         stages = structure.stages(self.site.folded_spec.per_group, option.parameters)
         with solving(self.site.name):
-            return refit(stages, found, targets, moments, self.unseen, iterations, self.roots)
+            return refit(stages, found, goals, moments, self.unseen, iterations)
 
     @property
     def patch(self) -> int:
@@ -235,7 +228,7 @@ class SiteFit:
         stages = structure.stages(self.site.spec.per_group, option.parameters)
         rounds = ROUNDS if self.patch < LARGE else min(ROUNDS, 1)
         effort = self.effort(REFIT_ITERATIONS)
-        own = self._targets_of(found)
+        own = self._goals_of(found)
         for index in range(rounds + 1):
             error = self._error_behind_relu(stages, found)
             if not error < least:
@@ -243,8 +236,8 @@ class SiteFit:
             best, least = found, error
             if index < rounds:
                 moments = self._relaxed_moments(stages, best)
-                targets = [target.towards(m) for target, m in zip(own, moments, strict=True)]
-                found = self._refit(structure, option, best, targets, moments, effort)
+                goals = [goal.towards(m) for goal, m in zip(own, moments, strict=True)]
+                found = self._refit(structure, option, best, goals, moments, effort)
         return best, least
 
     def effort(self, most: int) -> int:
@@ -261,77 +254,41 @@ class SiteFit:
     def _count(self) -> int:
         return self.seen[0].count if self.seen else 0
 
-    def _targets_of(self, found: Fit) -> Sequence[Target]:
-        """The targets of a fit with less trust in the data are its own."""
+    def _goals_of(self, found: Fit) -> Sequence[Goal]:
+        """The goals of a fit with less trust in the data are its own."""
         if not found.trusts or self.evidence is None:
-            return self.targets
+            return self.goals
         with solving(self.site.name):
-            return self.evidence.targets(found.trusts, solved=False)
+            return self.evidence.goals(found.trusts, solved=False)
 
     def _with_moments(self, watch: Stopwatch) -> "SiteFit":
-        """Add the moments over the batches to fit on and over those held out; and where a ReLU follows, the positions.
-
-        The wanted output is the original's at the original's input, plus what the sum that follows lacks.
-        """
-        with watch.timed("forward passes"):
-            keep = self.walk.rectified(self.site)
-        fitted, held_out, room = self._accumulators(keep)
-        for sample in watch.each("forward passes", self.walk.samples(self.site)):
-            chosen = fitted if sample.batch < self.fitted_batches else held_out
-            with watch.timed("moments"):
-                shown = sample.planar(self.site.spec)
-                chosen.add(shown.rewritten, shown.wanted, shown.rewritten_skip)
-        if fitted.empty:
+        """With what the inputs tell, gathered where they lie, and fitted to where that takes less time."""
+        gathering = Gathering(self.walk, self.site, self.fitted_batches, self.seed, self.like.device)
+        gathered = gathering.gathered(watch)
+        if gathered is None:
             return replace(self, reached=False)
-        if held_out.empty:
-            held_out = fitted
-        seen = self._moments(fitted)
-        unseen = seen if held_out is fitted else self._moments(held_out)
-        blocks = tuple(tuple(accumulator.kept or ()) for accumulator in (fitted, held_out))
+        place = where_solved(self.site, self.like.device)
+        inputs, kernel = gathered.to(place), self.kernel.to(exact_place(place))
+        roots = tuple(None if root is None else root.to(exact_place(place)) for root in self.roots)
         with watch.timed("solves"), solving(self.site.name):
-            _require_finite((*seen, *unseen))
+            _require_finite((*inputs.seen, *inputs.unseen))
             examples = sum(self.walk.examples[: self.fitted_batches])
-            evidence = Evidence.of(self.site.folded_spec, self.kernel, seen, unseen, examples, self.roots, room)
-            targets = tuple(evidence.targets())
-        fitted_rows, held_out_rows = blocks
+            evidence = Evidence.of(
+                self.site.folded_spec, kernel, inputs.seen, inputs.unseen, examples, roots, inputs.room
+            )
+            goals = tuple(evidence.goals())
         return replace(
             self,
-            seen=seen,
-            unseen=unseen,
-            targets=targets,
-            fitted=fitted_rows,
-            held_out=held_out_rows,
+            kernel=kernel,
+            bias=self.bias.to(exact_place(place)),
+            roots=roots,
+            seen=inputs.seen,
+            unseen=inputs.unseen,
+            goals=goals,
+            fitted=inputs.fitted,
+            held_out=inputs.held_out,
             evidence=evidence,
         )
-
-    def _moments(self, accumulator: Accumulator) -> tuple[Moments, ...]:
-        found = accumulator.result()
-        return found if self.site.folded_spec.bias else tuple(moments.about_zero() for moments in found)
-
-    def _accumulators(self, keep: bool) -> tuple[Accumulator, Accumulator, bool]:
-        """For the inputs to fit on, and for those held out; and whether there is room for a target with less trust. Activations
-        make room for what these keep in memory."""
-        spec, split = self.site.folded_spec, self.fitted_batches
-        every = self._positions(self.walk.examples[:split]), self._positions(self.walk.examples[split:])
-        limits = position_limit(self.patch), position_limit(self.patch, held_out=True)
-        wanted = [min(pair) for pair in zip(every, limits, strict=True)]
-        squares, rows = SQUARES * square_bytes(spec), sum(wanted) * row_bytes(spec) if keep else 0
-        room = max(0, self.walk.memory - squares)
-        if rows > room:
-            wanted = [max(1, count * room // rows) for count in wanted]
-        spare = square_bytes(spec) if doubtable(wanted[0], self.patch) else 0
-        fits = rows + spare <= room
-        self.walk.make_room(squares + min(rows, room) + (spare if fits else 0))
-        fitted, held_out = (
-            Accumulator(spec, positions, self.seed + index, keep=keep, limit=count, device=self.like.device)
-            for index, (positions, count) in enumerate(zip(every, wanted, strict=True))
-        )
-        return fitted, held_out, fits
-
-    def _positions(self, examples: Sequence[int]) -> int:
-        """Output positions of all calls in so many examples."""
-        sizes = (self.site.folded_spec.output_size(size) for size in self.site.input_sizes)
-        return sum(examples) * sum(height * width for height, width in sizes)
 
     def _error_behind_relu(self, stages: Sequence[Stage], found: Fit) -> float:
         """The error behind the ReLU on held-out positions: the root of the sum of squares."""

@@ -12,10 +12,12 @@ from convrewrite.folders import Scratch, require_room, temporary, told
 
 @dataclass(slots=True, eq=False)
 class Kept:
-    """A value in a :class:`Store`: itself while it is in memory, or the file it waits in. ``size`` is in bytes."""
+    """A value in a :class:`Store`: itself while it is in memory, or the file it waits in. ``size`` is in bytes; ``shared``:
+    another value has the same memory."""
 
     value: Any
     size: int
+    shared: bool
     path: Path | None = None
 
 
@@ -31,7 +33,8 @@ class Store:
 
     def put(self, value: Any, *, shared: bool) -> Kept:
         """Keep a value; ``shared`` memory stays where it is, or it would not be shared."""
-        kept = Kept(value, value.numel() * value.element_size() if isinstance(value, Tensor) else 0)
+        size = value.numel() * value.element_size() if isinstance(value, Tensor) else 0
+        kept = Kept(value, size, shared)
         self._used += kept.size
         if kept.size and not shared:
             self._movable[id(kept)] = kept

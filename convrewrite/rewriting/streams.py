@@ -56,7 +56,8 @@ class Sample:
 
 
 class Streams:
-    """Runs the graph from site to site. The rewritten stream holds only what differs from the original one."""
+    """Runs the graph from site to site, each batch when it is asked for. The rewritten stream holds only what differs from the
+    original one, which goes ahead of it where that leaves less to be kept."""
 
     def __init__(self, graph: fx.GraphModule, sites: Sequence[Site], batches: Sequence[Inputs], memory: int) -> None:
         self.store = Store(memory)
@@ -69,18 +70,18 @@ class Streams:
         self._order = {node: i for i, node in enumerate(self._nodes)}
         self._last_use = _last_uses(self._nodes)
         self._calls = {site.name: _calls(self._nodes, self._modules, site.name) for site in sites}
+        self._stops = sorted(positions[0] for positions in self._calls.values() if len(positions) == 1)
         self._position = 0
+        self._reached = [0] * len(batches)
         self._original: list[dict[fx.Node, Kept]] = [{} for _ in batches]
         self._rewritten: list[dict[fx.Node, Kept]] = [{} for _ in batches]
+        self._ahead: list[set[fx.Node]] = [set() for _ in batches]
 
     def advance(self, name: str) -> bool:
-        """Run up to the site's call; False when it is called more than once, or lies behind."""
+        """Go to the site's call; False when it is called more than once, or lies behind."""
         calls = self._calls[name]
         if len(calls) != 1 or calls[0] < self._position:
             return False
-        segment = self._nodes[self._position : calls[0]]
-        for index in range(len(self._batches)):
-            self._run(index, segment, calls[0])
         self._position = calls[0]
         return True
 
@@ -90,12 +91,13 @@ class Streams:
         return [node.name for node in self._nodes[: calls[0]]] if calls else []
 
     def samples(self, site: Site, mixture: nn.Module | None = None) -> Iterator[Sample]:
-        """One sample per batch at the site where the streams stand.
+        """One sample per batch at the site where the streams stand; they are to be taken once.
 
         ``mixture``: the module whose output is wanted, where that is not what the original network gives there.
         """
         source, skip = self._source(), self._skip(site)
         for index in range(len(self._batches)):
+            self._bring(index)
             output = self._output(index, site) if mixture is None else self._mixed(index, mixture)
             skips = () if skip is None else (self._original_value(index, skip), self._value(index, skip))
             yield Sample(index, self._value(index, source), output, *skips)
@@ -115,20 +117,36 @@ class Streams:
 
     def _output(self, index: int, site: Site) -> Tensor:
         """The original's output, which the original stream then has already; what only led to it is dropped."""
-        original, end = self._original[index], self._end(site)
-        if end in original:
-            output: Tensor = self._original_value(index, end)
-            return output
-        source, conv = self._source(), self._nodes[self._position]
+        original, source, end = self._original[index], self._source(), self._end(site)
         values, modules = {source: self._original_value(index, source)}, self._modules | self._folded
-        for node in dict.fromkeys((conv, end)):
+        for node in dict.fromkeys((self._nodes[self._position], end)):
             values[node] = execute(node, modules, values)
-        if conv is not end:
-            original[conv] = self.store.put(None, shared=False)  # only the BatchNorm asked for it
-        original[end] = self.store.put(values[end], shared=False)
+            self._ahead[index].add(node)
         if source in self._rewritten[index] and self._last_use[source] <= self._position:
             self.store.drop(original.pop(source))
-        return values[end]
+        output: Tensor = values[end]
+        left = self._behind(end, output)
+        self._ahead[index] |= left.keys()
+        used_later = {node: value for node, value in left.items() if not set(node.users) <= left.keys()}
+        shared = _shared(used_later)
+        original |= {node: self.store.put(value, shared=node in shared) for node, value in used_later.items()}
+        return output
+
+    def _behind(self, end: fx.Node, output: Tensor) -> dict[fx.Node, Any]:
+        """A site's output in the original network, and what directly follows from it alone before the next site: as a rule it is
+        not as large."""
+        start = self._order[end] + 1
+        following = {end}
+        for node in self._nodes[start : next((stop for stop in self._stops if stop >= start), start)]:
+            if not node.all_input_nodes or not following.issuperset(node.all_input_nodes):
+                break
+            following.add(node)
+        nodes = self._nodes[start : start + len(following) - 1]
+        changes = any(_may_change(node, self._modules) for node in nodes)
+        values: dict[fx.Node, Any] = {end: output.clone() if changes else output}
+        for node in nodes:
+            values[node] = execute(node, self._modules, values)
+        return values
 
     def rectified(self, site: Site) -> bool:
         """See :meth:`Propagation.rectified`. A ReLU behind a dynamic convolution sees the mixture of what is fitted."""
@@ -146,10 +164,11 @@ class Streams:
 
     def finish(self, index: int, site: Site, module: nn.Module) -> Any:
         """See :meth:`Propagation.outputs`; what the streams hold stays as it is."""
+        self._bring(index)
         modules = self._modules | self._folded | self._foreseen | self._replaced | self._replacements(site, module)
         kept = self._original[index] | self._rewritten[index]
         rest = self._nodes[self._position :]
-        values = {node: self.store.get(value) for node, value in kept.items()}
+        values = {node: self.store.get(kept[node]) for node in kept if self._order[node] < self._position}
         if any(_may_change(node, modules) for node in rest if node.op != "output"):
             values = dict(zip(values, copy.deepcopy(list(values.values())), strict=True))
         for node in rest:
@@ -193,6 +212,7 @@ class Streams:
         other = join.args[1] if join.args[0] is node else join.args[0]
         if not isinstance(other, fx.Node) or other is node:
             return None
+        self._bring(0)
         if other not in self._original[0]:
             return None
         skip, x = self._value(0, other), self._value(0, self._source())
@@ -206,43 +226,53 @@ class Streams:
         """The node that gives the input of the site where the streams stand."""
         return self._nodes[self._position].all_input_nodes[0]
 
-    def _run(self, index: int, segment: Sequence[fx.Node], end: int) -> None:
-        """One batch through a stretch of nodes that ends before position ``end``; only what is used later stays."""
-        used = set(segment) | {source for node in segment for source in node.all_input_nodes}
-        original = self._fetch(self._original[index], used)
-        rewritten = self._fetch(self._rewritten[index], used)
+    def _bring(self, index: int) -> None:
+        """One batch to where the streams stand; only what is used later stays."""
+        segment, self._reached[index] = self._nodes[self._reached[index] : self._position], self._position
+        if segment:
+            self._run(index, segment)
+
+    def _run(self, index: int, segment: Sequence[fx.Node]) -> None:
+        end = self._position
+        used = {source for node in segment for source in node.all_input_nodes}
+        shared: set[fx.Node] = set()
+        original = self._fetch(self._original[index], used, shared)
+        rewritten = self._fetch(self._rewritten[index], used, shared)
         inputs = iter(self._batches[index])
         for node in segment:
             if node.op == "placeholder":
                 original[node] = given_to(node, inputs)
             elif node.op != "output":
-                self._step(node, original, rewritten)
+                self._step(node, original, rewritten, self._ahead[index])
             for source in (*node.all_input_nodes, node):
                 if self._last_use[source] <= self._order[node]:
                     original.pop(source, None)
                     rewritten.pop(source, None)
         for kept, values in ((self._original, original), (self._rewritten, rewritten)):
             later = {n: value for n, value in values.items() if self._last_use[n] >= end}
-            shared = _shared(later)
+            shared |= _shared(later)
             kept[index].update({n: self.store.put(value, shared=n in shared) for n, value in later.items()})
 
-    def _fetch(self, kept: dict[fx.Node, Kept], wanted: set[fx.Node]) -> dict[fx.Node, Any]:
-        """Take the wanted values out of the store."""
+    def _fetch(self, kept: dict[fx.Node, Kept], wanted: set[fx.Node], shared: set[fx.Node]) -> dict[fx.Node, Any]:
+        """Take the wanted values out of the store; those whose memory another one has are added to ``shared``."""
         values: dict[fx.Node, Any] = {}
         for node in wanted & kept.keys():
             handle = kept.pop(node)
+            shared |= {node} if handle.shared else set()
             values[node] = self.store.get(handle)
             self.store.drop(handle)
         return values
 
-    def _step(self, node: fx.Node, original: dict[fx.Node, Any], rewritten: dict[fx.Node, Any]) -> None:
-        """One node in both streams; once when nothing before it differs, and not again where a sample showed the original."""
+    def _step(
+        self, node: fx.Node, original: dict[fx.Node, Any], rewritten: dict[fx.Node, Any], ahead: set[fx.Node]
+    ) -> None:
+        """One node in both streams; once when nothing before it differs, and not again where the original one is ``ahead``."""
         differs = node.op == "call_module" and str(node.target) in self._replaced
         differs = differs or any(source in rewritten for source in node.all_input_nodes)
         changed = _may_change(node, self._modules) if differs else []
         rewritten.update({source: copy.deepcopy(original[source]) for source in changed if source not in rewritten})
         both = {source: rewritten.get(source, original.get(source)) for source in node.all_input_nodes}
-        if node not in original:
+        if node not in ahead:
             original[node] = execute(node, self._modules, original)
         if differs:
             rewritten[node] = execute(node, self._modules | self._replaced, both)

@@ -54,14 +54,18 @@ LOG = logging.getLogger(__name__)
 
 ONNXRUNTIME, TORCH = OnnxRuntime(), TorchEager()
 
+PATIENCE = 4.0
+"""Seconds of measuring after which a comparison within a run has enough rounds: where one takes half a second, it is steady."""
+
 
 def compare_programs(
     a: Program, b: Program, inputs: tuple[Tensor, ...], target: Target, *,
-    threads: int = 1, rounds: int = 25, on_round: Callable[[int], None] | None = None,
+    threads: int = 1, rounds: int = 25, patience: float = math.inf,
 ) -> Comparison:  # fmt: skip
     """Time two models in a target on the same inputs, at the batch size these have; modules as in eval mode.
 
-    Raises VerificationError where the target cannot run one of them.
+    ``patience``: seconds after which fewer rounds will do, see :func:`convrewrite.targets.interleaving.compare`. Raises
+    VerificationError where the target cannot run one of them.
     """
     with eval_mode(a.module, b.module), target.at_work(threads):
         run_a, run_b = (compiled(program, inputs, target, threads) for program in (a, b))
@@ -72,27 +76,26 @@ def compare_programs(
             threads=threads,
             rounds=rounds,
             clock=target.clock(threads),
-            on_round=on_round,
+            patience=patience,
         )
 
 
 def compare_onnx(
     path_a: Path, path_b: Path, inputs: tuple[Tensor, ...], *,
-    threads: int = 1, rounds: int = 25, on_round: Callable[[int], None] | None = None, target: Target = ONNXRUNTIME,
+    threads: int = 1, rounds: int = 25, target: Target = ONNXRUNTIME, patience: float = math.inf,
 ) -> Comparison:  # fmt: skip
     """Time two ONNX files on the same inputs, at the batch size these have."""
-    return compare_programs(
-        Program(onnx=path_a), Program(onnx=path_b), inputs, target, threads=threads, rounds=rounds, on_round=on_round
-    )
+    a, b = Program(onnx=path_a), Program(onnx=path_b)
+    return compare_programs(a, b, inputs, target, threads=threads, rounds=rounds, patience=patience)
 
 
 def compare_torch(
     model_a: nn.Module, model_b: nn.Module, inputs: tuple[Tensor, ...], *,
-    threads: int = 1, rounds: int = 25, on_round: Callable[[int], None] | None = None, target: Target = TORCH,
+    threads: int = 1, rounds: int = 25, target: Target = TORCH, patience: float = math.inf,
 ) -> Comparison:  # fmt: skip
     """Time two modules, in eval and inference mode; thread count and training flags are restored."""
     a, b = Program(module=model_a), Program(module=model_b)
-    return compare_programs(a, b, inputs, target, threads=threads, rounds=rounds, on_round=on_round)
+    return compare_programs(a, b, inputs, target, threads=threads, rounds=rounds, patience=patience)
 
 
 def time_program(
@@ -102,7 +105,7 @@ def time_program(
     """Seconds of one call of a model: the median over the rounds."""
     with eval_mode(program.module), target.at_work(threads):
         run = compiled(program, inputs, target, threads)
-        (samples,) = interleaved([run], rounds, min_seconds, target.clock(threads))
+        (samples,) = interleaved([run], rounds, min_seconds, target.clock(threads), patience=PATIENCE)
     return statistics.median(samples)
 
 

@@ -18,6 +18,7 @@ from convrewrite.modules import eval_mode
 from convrewrite.runtime.exporting import Exporter, TorchExporter
 from convrewrite.runtime.latency import (
     ONNXRUNTIME,
+    PATIENCE,
     TORCH,
     compare_onnx,
     compare_torch,
@@ -74,11 +75,11 @@ class RuntimeTimer:
 
     def compare_onnx(self, a: Path, b: Path, inputs: Inputs, threads: int) -> Comparison:
         """See :class:`Timer`."""
-        return compare_onnx(a, b, inputs, threads=threads, target=self._of_files)
+        return compare_onnx(a, b, inputs, threads=threads, target=self._of_files, patience=PATIENCE)
 
     def compare_torch(self, a: nn.Module, b: nn.Module, inputs: Inputs, threads: int) -> Comparison:
         """See :class:`Timer`."""
-        return compare_torch(a, b, inputs, threads=threads, target=self._of_modules)
+        return compare_torch(a, b, inputs, threads=threads, target=self._of_modules, patience=PATIENCE)
 
     def time_onnx(self, path: Path, inputs: Inputs, threads: int) -> float:
         """See :class:`Timer`."""

@@ -15,6 +15,9 @@ MAX_REPEATS = 1 << 17
 MIN_SHARE = 0.02
 GRAPHS_PER_ROUND = 16
 
+LEAST_ROUNDS = 9
+"""Rounds of a comparison at least, however long they take: as many as leave quartiles that mean something."""
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -44,14 +47,15 @@ def compare(
     rounds: int = 25,
     min_seconds: float = 0.01,
     clock: Clock,
-    on_round: Callable[[int], None] | None = None,
+    patience: float = math.inf,
 ) -> Comparison:
     """Time two callables interleaved, in the order A B, then B A, and so on.
 
-    Each callable is repeated within a round until one sample takes at least ``min_seconds``. ``on_round`` is called with the
-    number of rounds done. Raises VerificationError if the clock stands still.
+    Each callable is repeated within a round until one sample takes at least ``min_seconds``. Once ``patience`` seconds
+    were measured, and ``LEAST_ROUNDS`` rounds, there are no more. Raises VerificationError if the clock stands still.
     """
-    samples = interleaved([run_a, run_b], rounds, min_seconds, clock, on_round)
+    samples = interleaved([run_a, run_b], rounds, min_seconds, clock, patience)
+    rounds = len(samples[0])
     ratios = ratios_of(samples[1], samples[0])
     low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if rounds > 1 else ratios * 3
     seconds_a, seconds_b, ratio = (statistics.median(values) for values in (*samples, ratios))
@@ -63,9 +67,9 @@ def interleaved(
     rounds: int,
     min_seconds: float,
     clock: Clock,
-    on_round: Callable[[int], None] | None = None,
+    patience: float = math.inf,
 ) -> list[list[float]]:
-    """Seconds per call, for each run and round; odd rounds go through the runs backwards.
+    """Seconds per call, for each run and round; odd rounds go through the runs backwards. See :func:`compare` for ``patience``.
 
     With more than two runs every second round also starts further on: what runs last in one round and first in the
     next finds its weights still in the processor's cache (measured: 1 % faster), and that must not always be the same.
@@ -74,13 +78,16 @@ def interleaved(
         raise UsageError(f"timing: expected at least 1 round, found {rounds}")
     repeats = [_repeats(run, min_seconds, clock) for run in runs]
     samples: list[list[float]] = [[] for _ in runs]
+    spent = 0.0
     for index in range(rounds):
+        if index >= LEAST_ROUNDS and spent >= patience:
+            break
         start = index // 2 if len(runs) > 2 else 0
         order = [(start + i) % len(runs) for i in range(len(runs))]
         for i in order if index % 2 == 0 else reversed(order):
-            samples[i].append(_sample(runs[i], repeats[i], clock) / repeats[i])
-        if on_round is not None:
-            on_round(index + 1)
+            seconds = _sample(runs[i], repeats[i], clock)
+            samples[i].append(seconds / repeats[i])
+            spent += seconds
     return samples
 
 

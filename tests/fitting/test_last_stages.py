@@ -41,8 +41,8 @@ def test_a_trust_leaves_what_the_last_stage_of_its_own_target_leaves(structure: 
     for variant in structure.variants(SPEC):
         setting = {**variant, "rank": 2}
         stages = structure.stages(SPEC, setting)
-        first = fit(structure, SPEC, setting, given.targets(), given.seen, given.unseen, 0)
-        own = refit(stages, first, given.targets([trust], solved=False), given.seen, given.unseen, 0)
+        first = fit(structure, SPEC, setting, given.goals(), given.seen, given.unseen, 0)
+        own = refit(stages, first, given.goals([trust], solved=False), given.seen, given.unseen, 0)
         last_stages = LastStages.of(first.kernels[:-1], stages, given.grounds[0], given.unseen[0])
         seen, unseen = last_stages.shares(trust)
         assert seen == pytest.approx(unexplained(own.kernels, stages, given.seen[0]), rel=1e-6)
@@ -52,7 +52,7 @@ def test_a_trust_leaves_what_the_last_stage_of_its_own_target_leaves(structure: 
 def test_a_target_that_was_not_solved_for_differs_in_its_kernel_alone() -> None:
     given = evidence_of()
     trust = [Trust(0.1, 0.2)]
-    [solved], [plain] = given.targets(trust), given.targets(trust, solved=False)
+    solved, plain = (given.goals(trust, solved=own)[0].target for own in (True, False))
     assert torch.equal(solved.covariance, plain.covariance)
     assert torch.equal(solved.response, plain.response)
     assert torch.allclose(solved.response, solved.kernel @ solved.covariance, rtol=1e-9)

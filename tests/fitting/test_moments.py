@@ -110,7 +110,7 @@ def test_positions_are_sub_sampled_when_there_are_too_many() -> None:
     x = natural(40, 4, 16, 16)
     y = original(x)
     (whole,) = gathered(spec, [(x, y)])
-    limit = position_limit(36)
+    limit = position_limit(36, 1)
     (some,) = gathered(spec, [(x[:20], y[:20]), (x[20:], y[20:])], expected=4 * limit)
     assert (whole.count, some.count) == (40 * 256, 10 * 256)
     assert not torch.equal(some.cov_p, whole.cov_p)
@@ -124,15 +124,15 @@ def test_the_seed_alone_decides_which_positions_are_taken() -> None:
     original, _ = convolution(spec)
     x = natural(8, 4, 12, 12)
     batches = [(x, original(x))]
-    many = 3 * position_limit(36)
+    many = 3 * position_limit(36, 1)
     first, again, other = (gathered(spec, batches, many, seed)[0] for seed in (1, 1, 2))
     assert torch.equal(first.cov_p, again.cov_p) and torch.equal(first.cov_yp, again.cov_yp)
     assert not torch.equal(first.cov_p, other.cov_p)
 
 
 def test_the_limit_leaves_several_positions_per_unknown() -> None:
-    assert all(position_limit(d) >= 10 * d for d in (9, 100, 576, 4608))
-    assert position_limit(9) > 10_000
+    assert all(position_limit(d, outputs) >= 10 * d for d in (9, 100, 576, 4608) for outputs in (1, d, 4 * d))
+    assert position_limit(9, 9) > position_limit(9, 900) > 10_000
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from goals import goals_of
 from networks import SPECS, natural, relative
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from convrewrite.fitting import stages as module
 from convrewrite.fitting import targets
 from convrewrite.fitting.found import Fit
 from convrewrite.fitting.moments import Accumulator, Moments
-from convrewrite.fitting.stages import fit, targets_of
+from convrewrite.fitting.stages import fit
 from convrewrite.fitting.targets import Ground, Target
 from convrewrite.rewriting.surgery import build_conv, build_option
 from convrewrite.structures.algebra import compose, initial_kernels
@@ -39,7 +40,7 @@ class Problem:
     held_out: tuple[Moments, ...]
 
     def fit(self, structure: Structure, setting: Setting, iterations: int = 40) -> Fit:
-        wanted = targets_of(self.kernel, self.spec, self.moments)
+        wanted = goals_of(self.kernel, self.spec, self.moments)
         return fit(structure, self.spec, setting, wanted, self.moments, self.held_out, iterations)
 
     def target(self) -> Target:
@@ -287,7 +288,7 @@ def test_few_samples_stay_finite_and_near_the_weights(structure: Structure, spec
     few = tuple(Moments(20, m.mean_p, m.mean_y, m.cov_p, m.cov_yp, m.var_y) for m in given.moments)
     for variant in structure.variants(spec.per_group):
         for setting in ranks(structure, spec, variant, 1, 99):
-            wanted = targets_of(given.kernel, spec, few)
+            wanted = goals_of(given.kernel, spec, few)
             found = fit(structure, spec, setting, wanted, few, given.held_out)
             assert all(bool(torch.isfinite(kernel).all()) for kernel in (*found.kernels, found.bias))
             assert found.unexplained < 2
@@ -307,7 +308,7 @@ def test_constant_inputs_stay_finite_and_keep_their_output(structure: Structure,
     biased = ConvSpec(**{**fields(spec), "bias": True})
     for variant in structure.variants(spec):
         for setting in ranks(structure, spec, variant, 1, 99):
-            found = fit(structure, spec, setting, targets_of(kernel, spec, moments), moments, moments)
+            found = fit(structure, spec, setting, goals_of(kernel, spec, moments), moments, moments)
             stages, option = structure.stages(spec, setting), make_option(structure, spec, setting)
             built = build_option(biased, stages, option, found.kernels, found.bias, x.float())
             torch.testing.assert_close(built(x.float()).detach(), y.float(), rtol=1e-4, atol=1e-4)
@@ -325,7 +326,7 @@ def test_dead_channels_stay_finite(structure: Structure) -> None:
     moments = accumulator.result()
     for variant in structure.variants(spec):
         for setting in ranks(structure, spec, variant, 1, 3, 99):
-            found = fit(structure, spec, setting, targets_of(kernel, spec, moments), moments, moments)
+            found = fit(structure, spec, setting, goals_of(kernel, spec, moments), moments, moments)
             assert all(bool(torch.isfinite(k).all()) for k in (*found.kernels, found.bias))
     assert found.unexplained < 1e-7
 
@@ -341,8 +342,8 @@ def test_the_scale_of_the_inputs_does_not_matter(structure: Structure, scale: fl
         ),
     )
     setting = {**structure.variants(SMALL)[0], "rank": 2}
-    found = fit(structure, SMALL, setting, targets_of(given.kernel, SMALL, scaled), scaled, scaled)
-    wanted = targets_of(given.kernel, SMALL, given.moments)
+    found = fit(structure, SMALL, setting, goals_of(given.kernel, SMALL, scaled), scaled, scaled)
+    wanted = goals_of(given.kernel, SMALL, given.moments)
     expected = fit(structure, SMALL, setting, wanted, given.moments, given.moments)
     assert found.unexplained == pytest.approx(expected.unexplained, rel=0.25)  # another local minimum may be met
 

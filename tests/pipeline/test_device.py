@@ -52,15 +52,23 @@ def pretended(process: subprocess.Popen[str]) -> Pretended:
 
 @pytest.mark.parametrize("case", ["budget", "keep", "synthetic"])
 def test_a_run_elsewhere_computes_there_and_gives_the_same(pretended: Pretended, case: str) -> None:
-    found = pretended(case)
+    found = pretended(case, "large")
     assert found["same plan"] and found["apart"] < 1e-5 < found["rewritten"]
     assert found["notes"] == ["computed on meta; exported, timed and verified on the processor"]
     assert all(found["counts"].get(f"aten::{name}", 0) > 0 for name in WORKED)
     assert found["result away"] == [False]
 
 
+def test_small_sites_are_fitted_on_the_processor(pretended: Pretended) -> None:
+    """A device waits for each of their many small steps."""
+    found = pretended("budget")
+    assert found["same plan"] and found["apart"] < 1e-5 < found["rewritten"]
+    assert found["counts"]["aten::convolution"] > 0 and found["counts"]["aten::mm"] > 0
+    assert "aten::linalg_solve_triangular" not in found["counts"]
+
+
 def test_a_device_without_float64_leaves_the_solves_to_the_processor(pretended: Pretended) -> None:
-    found = pretended("ratio", "float32")
+    found = pretended("ratio", "float32", "large")
     assert found["same plan"] and found["apart"] < 1e-3
     assert "aten::linalg_solve_triangular" not in found["counts"]
     assert found["counts"]["aten::convolution"] > 0 and found["counts"]["aten::addmm_"] > 0

@@ -140,8 +140,8 @@ def test_the_refit_behind_a_relu_goes_on_with_the_same_trust() -> None:
     candidate = Candidate(option, cost, Rule(name="r", structures=("channel",), ratio=0.5))
     [(_, best)] = site_fit.fit_all([candidate], {"channel": CHANNEL})
     assert best.trusts
-    targets = site_fit._targets_of(best)
-    assert not torch.equal(targets[0].covariance, site_fit.targets[0].covariance)
+    goals = site_fit._goals_of(best)
+    assert not torch.equal(goals[0].target.covariance, site_fit.goals[0].target.covariance)
     _, before = site_fit.rectify(CHANNEL, option, best)
     refitted, least = site_fit.rectify(CHANNEL, option, best)
     assert least == before, "the same every time"
@@ -167,8 +167,8 @@ def test_of_a_huge_site_trust_is_chosen_before_its_one_fit(monkeypatch: pytest.M
     for site_fit in (few, many):
         option = option_of(site_fit, 11)
         assert site_fit.evidence is not None
-        near = site_fit.rough(CHANNEL, option, [target.to(torch.float32) for target in site_fit.targets])
-        found = site_fit.evidence.fit_large(CHANNEL, option.parameters, site_fit.targets, near)
+        near = site_fit.rough(CHANNEL, option, [goal.to(torch.float32) for goal in site_fit.goals])
+        found = site_fit.evidence.fit_large(CHANNEL, option.parameters, site_fit.goals, near)
         assert len(made) == 1
         made.clear()
         assert bool(found.trusts) is (site_fit is few)

@@ -289,7 +289,7 @@ def pieces(name: str) -> tuple[SiteFit, SiteFit, Tensor]:
 
 def weighted_error(site_fit: SiteFit, structure: Structure, option: Option, found: Fit, weights: Tensor) -> float:
     """``tr[G (W* - W') S (W* - W')^T]`` over that of a kernel of zeros."""
-    [target] = site_fit.targets
+    target = site_fit.goals[0].target
     kernel = compose(found.kernels, structure.stages(site_fit.site.spec, option.parameters)).flatten(1)
     difference = target.kernel - kernel
     errors = [

@@ -61,13 +61,9 @@ class Timeline:
 
 def test_compare_interleaves_and_turns_the_order() -> None:
     timeline = Timeline()
-    rounds: list[int] = []
     a, b = timeline.job("a", lambda: 2.0), timeline.job("b", lambda: 0.5)
-    result = compare(
-        a, b, runtime="torch", threads=1, rounds=4, min_seconds=0.1, clock=timeline.clock, on_round=rounds.append
-    )
+    result = compare(a, b, runtime="torch", threads=1, rounds=4, min_seconds=0.1, clock=timeline.clock)
     assert "".join(timeline.log)[-8:] == "abbaabba"
-    assert rounds == [1, 2, 3, 4]
     assert result == Comparison("torch", 1, 4, 2.0, 0.5, 0.25, 0.25, 0.25)
     assert result.speedup == 4.0
 
@@ -81,6 +77,16 @@ def test_short_callables_are_repeated_until_a_sample_is_long_enough() -> None:
     assert timeline.log.count("b") >= 2 * 16
     assert (result.seconds_a, result.seconds_b, result.ratio) == (1.0, 0.0625, 0.0625)
     assert (result.ratio_low, result.ratio_high) == (0.0625, 0.0625)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "patience", "rounds"), [(0.5, 4.0, 9), (0.25, 6.0, 12), (0.125, 6.0, 24), (0.5, 1e9, 25)]
+)
+def test_slow_callables_are_timed_in_fewer_rounds(seconds: float, patience: float, rounds: int) -> None:
+    timeline = Timeline()
+    a, b = (timeline.job(name, lambda: seconds) for name in "ab")
+    result = compare(a, b, runtime="torch", threads=1, min_seconds=0.1, clock=timeline.clock, patience=patience)
+    assert (result.rounds, result.ratio) == (rounds, 1.0)
 
 
 def test_no_run_of_several_is_always_last() -> None:

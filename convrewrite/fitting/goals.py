@@ -1,0 +1,119 @@
+"""What a fit of one group goes towards: its target, in the outputs that the fit works on.
+
+Two changes of the outputs come in between, and the last stage that is found is changed back:
+
+- *weighed*: multiplied by the root ``R (O, O)`` of their weights, E counts their errors by ``R^T R``.
+- *narrow*: where there are more outputs than numbers ``d`` in a patch, they are combinations of ``d``. With the response
+  ``Q T``, the columns of Q orthonormal, E of stages towards T is that of the same stages, the last one multiplied by Q, towards
+  Q T; and no other last stage has a lower one, as what does not lie in the space of Q only adds to it.
+
+Neither is for a last stage that does not mix its outputs: it fits each by itself.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from convrewrite.fitting.moments import Moments
+from convrewrite.fitting.targets import Target
+from convrewrite.structures import Stage
+
+Roots = Sequence[Tensor | None]
+"""Roots of the weights of outputs, for every group: R ``(O, O)``, upper triangular, with
+``R^T R`` the weights of its outputs; None: all alike."""
+
+Kernels = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """A target whose outputs are the real ones multiplied by ``root (O, O)`` and then by the transpose of ``basis (O, d)``; None:
+    by nothing. ``back (O, d)`` is the basis in the real outputs."""
+
+    target: Target
+    root: Tensor | None = None
+    basis: Tensor | None = None
+    back: Tensor | None = None
+
+    def real(self, kernels: Kernels) -> Kernels:
+        """Stage kernels towards this target -> those for the real outputs."""
+        last = kernels[-1].flatten(1)
+        if self.back is not None:
+            last = self.back @ last
+        elif self.root is not None:
+            last = torch.linalg.solve_triangular(self.root, last, upper=True)
+        return (*kernels[:-1], last.unflatten(1, kernels[-1].shape[1:]))
+
+    def own(self, kernels: Kernels) -> Kernels:
+        """The inverse of :meth:`real`; of a last stage that is not narrow, the nearest that is."""
+        last = kernels[-1].flatten(1)
+        if self.root is not None:
+            last = self.root @ last
+        if self.basis is not None:
+            last = self.basis.T @ last
+        return (*kernels[:-1], last.unflatten(1, kernels[-1].shape[1:]))
+
+    def sharing(self, covariance: Tensor) -> "Aim":
+        """The same with this covariance, and in its precision."""
+        own, dtype = self.target, covariance.dtype
+        kernel, response, pull = (part.to(dtype) for part in (own.kernel, own.response, own.pull))
+        target = replace(own, kernel=kernel, covariance=covariance, response=response, pull=pull)
+        changes = (None if part is None else part.to(dtype) for part in (self.root, self.basis, self.back))
+        return Aim(target, *changes)
+
+    def narrowed(self) -> "Aim":
+        """The same with as many outputs as a patch has numbers, if there are more."""
+        target = self.target
+        outputs, d = target.kernel.shape
+        if outputs <= d:
+            return self
+        basis, response = torch.linalg.qr(target.response)
+        kernel, shape = basis.T @ target.kernel, (d, *target.shape[1:])
+        narrow = replace(target, kernel=kernel, response=response, pull=response, shape=shape)
+        back = basis if self.root is None else torch.linalg.solve_triangular(self.root, basis, upper=True)
+        return Aim(narrow, self.root, basis, back)
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """The target of one group, for whatever stages: as it is, weighed, and weighed and narrow."""
+
+    plain: Aim
+    weighed: Aim
+    narrow: Aim
+
+    @classmethod
+    def of(cls, target: Target, root: Tensor | None = None) -> "Goal":
+        """``root``: that of the weights of its outputs; None: all count alike."""
+        plain = Aim(target)
+        weighed = plain if root is None else Aim(target.weighted(root), root)
+        return cls(plain, weighed, weighed.narrowed())
+
+    @property
+    def target(self) -> Target:
+        """In the real outputs."""
+        return self.plain.target
+
+    @property
+    def outputs(self) -> int:
+        """How many real ones there are."""
+        return len(self.target.kernel)
+
+    def aim(self, stages: Sequence[Stage]) -> Aim:
+        """The one that fits of these stages go towards."""
+        last = stages[-1]
+        if last.groups > 1:
+            return self.plain
+        return self.narrow if last.in_channels <= len(self.narrow.target.kernel) else self.weighed
+
+    def to(self, dtype: torch.dtype) -> "Goal":
+        """The same in another precision; the covariance is held once."""
+        covariance, each = self.target.covariance.to(dtype), (self.plain, self.weighed, self.narrow)
+        made = {id(aim): aim.sharing(covariance) for aim in each}
+        return Goal(*(made[id(aim)] for aim in each))
+
+    def towards(self, moments: Moments) -> "Goal":
+        """The same patches with other wanted outputs; see :meth:`Target.towards`."""
+        return Goal.of(self.target.towards(moments), self.weighed.root)
