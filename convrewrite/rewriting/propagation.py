@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from convrewrite.graph import Site, Traced
 from convrewrite.inputs import Inputs
+from convrewrite.machine import give_back_heap
 from convrewrite.modules import copy_model, hooked, run
 from convrewrite.rewriting.streams import Sample, Streams
 from convrewrite.rewriting.surgery import build_conv, folded_kernel, replace_site
@@ -40,6 +41,7 @@ class Propagation:
         self.examples = [len(inputs[0]) for inputs in batches]
         self._streams: Streams | None = None
         self._passed: list[tuple[Site, nn.Module | None]] = []
+        give_back_heap()
         if traced.whole is not None:
             self._streams = Streams(traced.whole, sites, batches, memory)
             for site in sites:

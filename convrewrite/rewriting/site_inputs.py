@@ -16,6 +16,7 @@ from convrewrite.fitting import (
     square_bytes,
 )
 from convrewrite.graph import Site
+from convrewrite.machine import give_back_heap
 from convrewrite.places import PROCESSOR
 from convrewrite.progress import Stopwatch
 from convrewrite.rewriting.propagation import Propagation
@@ -48,8 +49,13 @@ class SiteInputs:
 def where_solved(site: Site, device: torch.device) -> torch.device:
     """Where options of a site are fitted whose inputs lie on ``device``: small ones on the processor, side by side, as a device
     waits for each of their many small steps. On an H100 the survey of a ResNet-18 took 56 s of solves before, with 16 cores."""
+    return device if is_large(site) else torch.device(PROCESSOR)
+
+
+def is_large(site: Site) -> bool:
+    """Whether a fit of its options takes long, and matrices of the size of its covariance much of the memory."""
     _, channels, height, width = site.folded_spec.kernel_shape
-    return device if channels * height * width >= LARGE else torch.device(PROCESSOR)
+    return channels * height * width >= LARGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,8 @@ class Gathering:
 
         The wanted output is the original's at the original's input, plus what the sum that follows lacks.
         """
+        if is_large(self.site):
+            give_back_heap()
         with watch.timed("forward passes"):
             keep = self.walk.rectified(self.site)
         fitted, held_out, room = self._accumulators(keep)
