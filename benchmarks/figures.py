@@ -253,16 +253,20 @@ OWN_TIME = {
 
 
 def own_time() -> str:
-    """Seconds before and now."""
+    """Seconds before, where they were measured, and now, and gigabytes at most."""
     rows = rows_of(RESULTS / "own_time.json")
-    parts = [row | {"case": "second budget", "seconds": row["second budget"]} for row in rows if "second budget" in row]
-    cells = [
-        (row.get("network", ""), OWN_TIME[row["case"]], _seconds(before), _seconds(row))
-        for row in (*rows, *parts)
-        for before in chosen(rows + parts, case=row["case"], which="before")
-        if row["which"] == "now" and before.get("network") == row.get("network")
+    parts = [
+        row | {"case": "second budget", "seconds": row["second budget"], "peak": None}
+        for row in rows
+        if "second budget" in row
     ]
-    return markdown("network|what|before|now", cells, left=2)
+    cells = []
+    for row in (row for row in (*rows, *parts) if row["which"] == "now"):
+        same = chosen(rows + parts, case=row["case"], which="before")
+        before = [_seconds(other) for other in same if other.get("network") == row.get("network")]
+        peak = f"{row['peak']:.1f} GB" if row.get("peak") else ""
+        cells.append((row.get("network", ""), OWN_TIME[row["case"]], *(before or [""]), _seconds(row), peak))
+    return markdown("network|what|before|now|memory", cells, left=2)
 
 
 def stages() -> str:
