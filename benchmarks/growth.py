@@ -23,12 +23,12 @@ ROOT = Path(__file__).parents[1]
 NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101")
 FEW = 64
 INPUTS = (64, 128, 256, 512)
-CASES = {"fit": "fitted, `separable`", "plan": "planned, `balanced --fast`"}
+CASES = {"fit": "fitted: separable", "plan": "planned: balanced, fast"}
 """What is done, and what a plot calls it."""
 
 
 def work(case: str, network: str, inputs: int) -> dict[str, Any]:
-    """Seconds of the processor in this process, how many sites there were, and MACs of one input."""
+    """Seconds of the processor in this process, and how many sites there were."""
     from networks import network_and_inputs
 
     import convrewrite
@@ -40,8 +40,7 @@ def work(case: str, network: str, inputs: int) -> dict[str, Any]:
     else:
         convrewrite.optimize(model, images[:1], ["separable"], images, measure=False)
     seconds = time.process_time() - started
-    analysis = convrewrite.analyze(model, images[:1])
-    return {"seconds": round(seconds, 1), "sites": len(analysis.rows)}
+    return {"seconds": round(seconds, 1), "sites": len(convrewrite.analyze(model, images[:1]))}
 
 
 def in_a_process(case: str, network: str, inputs: int) -> dict[str, Any]:
@@ -73,12 +72,15 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             own = [row for row in rows if row["case"] == case]
             own = [row for row in own if (row["inputs"] == FEW if key == "sites" else row["network"] == NETWORKS[0])]
             own.sort(key=lambda row: row[key])
+            if len(own) < 2:
+                continue
             axes.plot([row[key] for row in own], [row["seconds"] for row in own], "o-", label=name)
             for row in own if key == "sites" else ():
                 axes.annotate(
                     row["network"], (row[key], row["seconds"]), (4, -10), textcoords="offset points", fontsize=8
                 )
-        axes.set(xlabel=label, ylabel="seconds of one processor", xlim=(0, None), ylim=(0, None))
+        axes.set(xlabel=label, ylabel="seconds of one processor")
+        axes.set(xlim=(0, 1.15 * axes.get_xlim()[1]), ylim=(0, 1.25 * axes.get_ylim()[1]))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, loc="upper left")
     figure.savefig(path, dpi=110)
