@@ -34,7 +34,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from convrewrite.conv import Conv
-from convrewrite.fitting import Accumulator, Fit, Ground, Moments, fit
+from convrewrite.fitting import Accumulator, Fit, Goal, Ground, Moments, fit
 from convrewrite.graph import Site, find
 from convrewrite.modules import copy_model, tally
 from convrewrite.rewriting import build_option, folded_kernel, replace_site
@@ -62,8 +62,8 @@ class Layer:
     def fitted(self, structure: Structure, setting: Setting, iterations: int | None = None) -> Fit:
         """Factors of this rank, no bias but the layer's own."""
         seen = [self.moments]
-        target = Ground.of(self.kernel, self.moments).target(RIDGE, 0.0)
-        return fit(structure, self.site.spec, setting, [target], seen, seen, iterations)
+        goal = Goal.of(Ground.of(self.kernel, self.moments).target(RIDGE, 0.0))
+        return fit(structure, self.site.spec, setting, [goal], seen, seen, iterations)
 
     def macs(self, structure: Structure, setting: Setting) -> int:
         stages = structure.stages(self.site.spec, setting)
