@@ -57,11 +57,9 @@ class Aim:
 
     def sharing(self, covariance: Tensor) -> "Aim":
         """The same with this covariance, and in its precision."""
-        own, dtype = self.target, covariance.dtype
-        kernel, response, pull = (part.to(dtype) for part in (own.kernel, own.response, own.pull))
-        target = replace(own, kernel=kernel, covariance=covariance, response=response, pull=pull)
+        dtype = covariance.dtype
         changes = (None if part is None else part.to(dtype) for part in (self.root, self.basis, self.back))
-        return Aim(target, *changes)
+        return Aim(self.target.to(dtype, covariance), *changes)
 
     def narrowed(self) -> "Aim":
         """The same with as many outputs as a patch has numbers, if there are more."""
@@ -71,7 +69,7 @@ class Aim:
             return self
         basis, response = torch.linalg.qr(target.response)
         kernel, shape = basis.T @ target.kernel, (d, *target.shape[1:])
-        narrow = replace(target, kernel=kernel, response=response, pull=response, shape=shape)
+        narrow = replace(target, kernel=kernel, response=response, pull=None, shape=shape)
         back = basis if self.root is None else torch.linalg.solve_triangular(self.root, basis, upper=True)
         return Aim(narrow, self.root, basis, back)
 

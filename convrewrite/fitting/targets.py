@@ -54,7 +54,8 @@ class Target:
     """What one group is fitted to: kernel ``(O, d)``, covariance ``(d, d)`` with its ridge, and the kernel's shape.
 
     ``response (O, d)`` is the kernel times the covariance, ``pull (O, d)`` the part of it that the ridge and the shrinkage
-    add to the covariance of wanted outputs and patches. ``scale`` is E of a kernel of zeros. Of one that was not solved for,
+    add to the covariance of wanted outputs and patches; None where these are not the real outputs. ``scale`` is E of a kernel of
+    zeros. Of one that was not solved for,
     ``kernel`` is the original's and ``scale`` about right: E is known up to a constant.
     """
 
@@ -62,7 +63,7 @@ class Target:
     covariance: Tensor
     shape: Shape
     response: Tensor
-    pull: Tensor
+    pull: Tensor | None
     scale: float
 
     @property
@@ -72,19 +73,21 @@ class Target:
 
     def towards(self, moments: Moments) -> "Target":
         """The same patches with other wanted outputs. ``kernel`` and ``scale`` stay: E is then known up to a constant."""
+        assert self.pull is not None, "other outputs are wanted of a target in the real ones"
         return replace(self, response=moments.cov_yp + self.pull)
 
     def weighted(self, root: Tensor) -> "Target":
         """The same problem for outputs multiplied by ``root (O, O)``, ``R``: there E weighs output errors by ``R^T R``."""
         kernel, response = root @ self.kernel, root @ self.response
         scale = float((response * kernel).sum().abs())
-        return replace(self, kernel=kernel, response=response, pull=root @ self.pull, scale=scale)
+        return replace(self, kernel=kernel, response=response, pull=None, scale=scale)
 
-    def to(self, dtype: torch.dtype) -> "Target":
-        """The same in another precision."""
-        parts = (self.kernel, self.covariance, self.response, self.pull)
-        kernel, covariance, response, pull = (part.to(dtype) for part in parts)
-        return Target(kernel, covariance, self.shape, response, pull, self.scale)
+    def to(self, dtype: torch.dtype, covariance: Tensor | None = None) -> "Target":
+        """The same in another precision; ``covariance``: the one in that precision, where there is one already."""
+        kernel, response = self.kernel.to(dtype), self.response.to(dtype)
+        pull = None if self.pull is None else self.pull.to(dtype)
+        shared = self.covariance.to(dtype) if covariance is None else covariance
+        return Target(kernel, shared, self.shape, response, pull, self.scale)
 
 
 @dataclass(frozen=True, slots=True)
