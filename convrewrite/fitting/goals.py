@@ -30,12 +30,26 @@ Kernels = tuple[Tensor, ...]
 @dataclass(frozen=True, slots=True)
 class Aim:
     """A target whose outputs are the real ones multiplied by ``root (O, O)`` and then by the transpose of ``basis (O, d)``; None:
-    by nothing. ``back (O, d)`` is the basis in the real outputs."""
+    by nothing. ``back (O, d)`` is the basis in the real outputs, ``wide (O, d)`` the kernel before the basis."""
 
     target: Target
     root: Tensor | None = None
     basis: Tensor | None = None
     back: Tensor | None = None
+    wide: Tensor | None = None
+
+    @property
+    def wanted(self) -> Tensor:
+        """The kernel ``(O, C, kh, kw)`` with all outputs, weighed: what a structure decomposes to start from."""
+        kernel = self.target.kernel if self.wide is None else self.wide
+        return kernel.reshape(-1, *self.target.shape[1:])
+
+    def begun(self, kernels: Kernels) -> Kernels:
+        """Stage kernels of :attr:`wanted` -> those towards this target."""
+        if self.basis is None:
+            return kernels
+        last = self.basis.T @ kernels[-1].flatten(1)
+        return (*kernels[:-1], last.unflatten(1, kernels[-1].shape[1:]))
 
     def real(self, kernels: Kernels) -> Kernels:
         """Stage kernels towards this target -> those for the real outputs."""
@@ -48,17 +62,16 @@ class Aim:
 
     def own(self, kernels: Kernels) -> Kernels:
         """The inverse of :meth:`real`; of a last stage that is not narrow, the nearest that is."""
-        last = kernels[-1].flatten(1)
-        if self.root is not None:
-            last = self.root @ last
-        if self.basis is not None:
-            last = self.basis.T @ last
-        return (*kernels[:-1], last.unflatten(1, kernels[-1].shape[1:]))
+        if self.root is None:
+            return self.begun(kernels)
+        last = self.root @ kernels[-1].flatten(1)
+        return self.begun((*kernels[:-1], last.unflatten(1, kernels[-1].shape[1:])))
 
     def sharing(self, covariance: Tensor) -> "Aim":
         """The same with this covariance, and in its precision."""
         dtype = covariance.dtype
-        changes = (None if part is None else part.to(dtype) for part in (self.root, self.basis, self.back))
+        parts = (self.root, self.basis, self.back, self.wide)
+        changes = (None if part is None else part.to(dtype) for part in parts)
         return Aim(self.target.to(dtype, covariance), *changes)
 
     def narrowed(self) -> "Aim":
@@ -71,7 +84,7 @@ class Aim:
         kernel, shape = basis.T @ target.kernel, (d, *target.shape[1:])
         narrow = replace(target, kernel=kernel, response=response, pull=None, shape=shape)
         back = basis if self.root is None else torch.linalg.solve_triangular(self.root, basis, upper=True)
-        return Aim(narrow, self.root, basis, back)
+        return Aim(narrow, self.root, basis, back, target.kernel)
 
 
 @dataclass(frozen=True, slots=True)

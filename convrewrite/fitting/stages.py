@@ -13,7 +13,7 @@ of large problems in float32; the last step, the closed form of the last stage, 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -69,8 +69,8 @@ def fit(
         if effort is None:
             effort = effort_within(len(target.covariance), goal.outputs, seen.count)
         root = first_stage_root(stages[0], target)
-        starts = _starts(structure, _narrow(spec, target), setting, target, root)
-        begun = [_begin(start, stages, target) for start in starts]
+        starts = _starts(structure, spec.per_group, setting, aim.wanted, root)
+        begun = [_begin(aim.begun(start), stages, target) for start in starts]
         if len(target.covariance) >= LARGE:
             begun = [min(begun, key=lambda point: point.objective)]
         refined = [aim.real(_refine(point, stages, target, root, effort).kernels) for point in begun]
@@ -88,11 +88,6 @@ def grounds_of(kernel: Tensor, spec: ConvSpec, moments: Sequence[Moments]) -> li
     return [Ground.of(part, m) for part, m in zip(parts, moments, strict=True)]
 
 
-def _narrow(spec: ConvSpec, target: Target) -> ConvSpec:
-    """One group of a convolution with the outputs that a target has."""
-    return replace(spec.per_group, out_channels=len(target.kernel))
-
-
 def rough_fit(
     structure: Structure,
     spec: ConvSpec,
@@ -108,15 +103,14 @@ def rough_fit(
     kernels, left, scale = [], 0.0, 0.0
     for goal in goals:
         aim = goal.aim(stages)
-        target, own = aim.target, _narrow(spec, aim.target)
-        wanted = target.kernel.reshape(target.shape)
+        target, own = aim.target, spec.per_group
         if stages[0].axes == "hw" and stages[0].groups == 1:  # there the whitened start is the optimum
             root = first_stage_root(stages[0], target)
-            first, *others = structure.weights(colour(wanted, stages[0], root), own, setting)
+            first, *others = structure.weights(colour(aim.wanted, stages[0], root), own, setting)
             start = (uncolour(first, root), *others)
         else:
-            start = structure.weights(wanted, own, setting)
-        point = _begin(start, stages, target)
+            start = structure.weights(aim.wanted, own, setting)
+        point = _begin(aim.begun(start), stages, target)
         kernels.append(tuple(kernel.double() for kernel in aim.real(point.kernels)))
         left, scale = left + point.objective, scale + target.scale
     bias = torch.cat([bias_of(own, stages, m) for own, m in zip(kernels, moments, strict=True)])
@@ -160,13 +154,12 @@ def refit(
 
 
 def _starts(
-    structure: Structure, spec: ConvSpec, setting: Setting, target: Target, root: Tensor
+    structure: Structure, spec: ConvSpec, setting: Setting, wanted: Tensor, root: Tensor
 ) -> list[tuple[Tensor, ...]]:
-    """Initial stage kernels: the decomposition of the target, and that of the target with whitened first-stage inputs.
+    """Initial stage kernels: the decomposition of the ``wanted`` kernel, and that of it with whitened first-stage inputs.
 
     For the structure ``channel`` the whitened one is the closed-form optimum (reduced-rank regression).
     """
-    wanted = target.kernel.reshape(target.shape)
     first = structure.stages(spec, setting)[0]
     whitened = structure.weights(colour(wanted, first, root), spec, setting)
     plain = structure.weights(wanted, spec, setting)

@@ -2,15 +2,16 @@
 
 import pytest
 import torch
+from goals import goals_of
 from networks import relative
 from torch import Tensor
 
 from convrewrite.conv import ConvSpec
 from convrewrite.fitting import Accumulator, Goal, Moments
 from convrewrite.fitting.objective import LastInput
-from convrewrite.fitting.stages import fit
+from convrewrite.fitting.stages import fit, rough_fit
 from convrewrite.fitting.targets import Target
-from convrewrite.structures import Stage, Structure, discover
+from convrewrite.structures import Stage, Structure, compose, discover
 
 OUTPUTS, CHANNELS = 40, 12
 """More of the first than a patch has numbers."""
@@ -118,6 +119,29 @@ def test_fits_towards_fewer_outputs_are_as_good(structure: Structure) -> None:
         )
         assert [kernel.shape for kernel in found.kernels] == [kernel.shape for kernel in expected.kernels]
         assert found.unexplained == pytest.approx(expected.unexplained, rel=1e-3)
+
+
+@every_structure
+def test_a_first_layer_has_more_outputs_than_a_patch_has_numbers(structure: Structure) -> None:
+    """What a structure makes of its setting goes by the convolution's own channels."""
+    spec = ConvSpec(in_channels=3, out_channels=64, kernel_size=(3, 3), padding=(1, 1))
+    kernel = torch.randn(spec.kernel_shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    x = torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    accumulator = Accumulator(spec, 0, 0)
+    accumulator.add(x, torch.nn.functional.conv2d(x, kernel, padding=1))
+    moments = accumulator.result()
+    goals = goals_of(kernel, spec, moments)
+    for variant in structure.variants(spec):
+        for rank in sorted({1, min(22, top := structure.full_rank(spec, variant)), top}):
+            setting = {**variant, "rank": rank}
+            stages = structure.stages(spec, setting)
+            expected = [kernel.shape for kernel in structure.weights(kernel, spec, setting)]
+            for found in (
+                fit(structure, spec, setting, goals, moments, moments, iterations=3),
+                rough_fit(structure, spec, setting, moments, [goal.to(torch.float32) for goal in goals]),
+            ):
+                assert [kernel.shape for kernel in found.kernels] == expected
+                assert compose(found.kernels, stages).shape == spec.kernel_shape
 
 
 def moments_of(x: Tensor, kernel: Tensor) -> tuple[Moments, ...]:
