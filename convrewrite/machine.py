@@ -65,6 +65,12 @@ def adds_bytes() -> bool:
     return bool({"avx512_vnni", "avx_vnni", "asimddp"} & processor()[1])
 
 
+@functools.cache
+def multiplies_halves() -> bool:
+    """Whether units for products of matrices take bfloat16: a convolution then takes a sixth of what it does in float32."""
+    return "amx_bf16" in processor()[1]
+
+
 def _numpy_features() -> list[str]:
     try:
         found: object = getattr(importlib.import_module("numpy._core._multiarray_umath"), "__cpu_features__", {})

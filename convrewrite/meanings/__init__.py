@@ -14,6 +14,7 @@ from convrewrite.meanings.kinds import (
     tell,
 )
 from convrewrite.meanings.origins import Origin
+from convrewrite.meanings.rounding import rounding_of
 
 __all__ = [
     "NOTHING",
@@ -31,5 +32,6 @@ __all__ = [
     "read",
     "require_outputs",
     "require_same_outputs",
+    "rounding_of",
     "tell",
 ]

@@ -67,7 +67,8 @@ class Composition:
 
     def __call__(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` -> ``(N, O, H', W')``, what the chains give up to rounding."""
-        numbers = {"weight": module_weight(self.kernel(), self.spec)}
+        with torch.autocast(x.device.type, enabled=False):  # a product of kernels is rounded once, when it is used
+            numbers = {"weight": module_weight(self.kernel(), self.spec)}
         bias = self.bias()
         if bias is not None:
             numbers["bias"] = bias

@@ -16,13 +16,14 @@ from torch.nn import functional as F
 
 from convrewrite.errors import TraceError
 from convrewrite.inputs import Inputs
-from convrewrite.meanings import Meaning, effect_of
+from convrewrite.meanings import Meaning, effect_of, rounding_of
 from convrewrite.modules import named_outputs
+from convrewrite.precision import in_halves
 from convrewrite.tuning.blocks import observed
 from convrewrite.tuning.checkpoint import Checkpoint, Point, Standing
 from convrewrite.tuning.composition import composed
 from convrewrite.tuning.examples import Examples
-from convrewrite.tuning.losses import Distillation, Named
+from convrewrite.tuning.losses import ROUNDING, Distillation, Named
 from convrewrite.tuning.pace import Pace
 from convrewrite.tuning.processes import Processes
 from convrewrite.tuning.stepping import Stepper
@@ -105,6 +106,7 @@ class Training:
     seconds: float = 0.0
     curve: list[Point] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
+    halves: bool = False
 
     def train(self, resumed: Checkpoint | None = None, *, keep_outputs: bool = False) -> Distilled:
         """Train to the end, or until it gains nothing any more; the parameters hold the best then, which may be what they held
@@ -119,6 +121,7 @@ class Training:
             if self.task.parameters:
                 stepper = Stepper(self.task.parameters, orthogonal=True)
                 self._begin(stepper, resumed)
+                self.halves = self._halves_pay()
                 ended = self._steps(stepper, started - self.seconds) if self.curve[0].effect > 0 else None
                 put_numbers(self.task.parameters, self.best)
             else:
@@ -134,6 +137,14 @@ class Training:
         self.curve, self.best = list(resumed.standing.curve), dict(resumed.best)
         put_numbers(self.task.parameters, resumed.now)
         stepper.resume(self.step, resumed.average, resumed.first, resumed.second)
+
+    def _halves_pay(self) -> bool:
+        """Whether steps are taken in bfloat16 unasked: where nobody says how to cast, and rounding does little beside what there
+        is to gain. The main process decides, as the others may run on another processor."""
+        if self.processes.precision_asked:
+            return False
+        rounding = rounding_of(self.task.original, self.task.held_out, self.task.meanings)
+        return self.processes.of_main(rounding) <= ROUNDING * self.curve[0].effect
 
     def _outputs_pay(self) -> bool:
         """Whether every input is seen once at least where they are used; by the clock, whether the original takes a tenth of the
@@ -155,7 +166,7 @@ class Training:
             progress = self.pace.progress(self.step, self.seconds)
             while progress < 1.0:
                 with composed(task.rewritten, task.sites):
-                    bad += self._loss_and_gradients(wanted, found).isfinite().logical_not()
+                    bad += self._gradients(wanted, found).isfinite().logical_not()
                 stepper.step(self.pace.rate_at(progress))
                 self.step += 1
                 self.seconds = self._now(started)
@@ -172,13 +183,23 @@ class Training:
         seconds = self.clock() - started
         return seconds if self.pace.steps is not None else self.processes.of_main(seconds)
 
+    def _gradients(self, wanted: Named, found: Named) -> Tensor:
+        """As below; in float32 from the first step on that does not work in bfloat16."""
+        try:
+            return self._loss_and_gradients(wanted, found)
+        except RuntimeError:  # an operator whose gradient takes no bfloat16
+            if not self.halves:
+                raise
+            self.halves = False
+            return self._loss_and_gradients(wanted, found)
+
     def _loss_and_gradients(self, wanted: Named, found: Named) -> Tensor:
         """One batch forwards and backwards: the loss of all processes together, and as much of the gradients."""
         task, processes = self.task, self.processes
         examples = task.examples
         rows = examples.rows(self.step, processes.index, processes.count)
         given = examples.drawn(self.step, rows, processes.index, processes.count)
-        with processes.autocast():
+        with in_halves() if self.halves else processes.autocast():
             if examples.outputs:
                 outputs = examples.wanted(rows)
             else:

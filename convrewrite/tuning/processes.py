@@ -18,13 +18,18 @@ from convrewrite.places import PROCESSOR, has_float64
 HALF = ("no", "bf16")
 """Precisions of accelerate that are taken: fp16 would need losses to be scaled, and fp8 layers of its own."""
 
+PRECISION = "ACCELERATE_MIXED_PRECISION"
+"""Variable in which ``accelerate launch`` says the precision, ``no`` where nobody asked for one."""
+
 
 class Processes(Protocol):
-    """All that train together, as one of them sees it; ``index`` 0 is the main one, which alone writes and tells."""
+    """All that train together, as one of them sees it; ``index`` 0 is the main one, which alone writes and tells.
+    ``precision_asked``: whether somebody says what :meth:`autocast` does."""
 
     index: int
     count: int
     device: torch.device
+    precision_asked: bool
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over all processes, in every process. Raises ProcessLostError where one of them is gone."""
@@ -37,9 +42,9 @@ class Processes(Protocol):
 
 
 class OneProcess:
-    """This one alone, on one device, in full precision."""
+    """This one alone, on one device; nobody asked for a precision."""
 
-    index, count = 0, 1
+    index, count, precision_asked = 0, 1, False
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
         """``device``: where it trains."""
@@ -70,6 +75,7 @@ class Accelerated:
                 "launch with --mixed_precision bf16"
             )
         self._accelerator = accelerator
+        self.precision_asked = accelerator.mixed_precision != "no" or PRECISION in os.environ
         self.index: int = accelerator.process_index
         self.count: int = accelerator.num_processes
         self.device: torch.device = accelerator.device if device is None or self.count > 1 else device

@@ -19,15 +19,16 @@ from torch import Tensor, nn
 from convrewrite.errors import ConvRewriteError, TraceError
 from convrewrite.escaping import message_of
 from convrewrite.inputs import Inputs
-from convrewrite.meanings import Meaning, effect_of
+from convrewrite.meanings import Meaning, effect_of, rounding_of
 from convrewrite.modules import copy_model, named_outputs, run
 from convrewrite.places import out_of_memory
+from convrewrite.precision import in_halves
 from convrewrite.progress import Progress, silent
 from convrewrite.tuning.activations import Activations, comparable
 from convrewrite.tuning.blocks import observed
 from convrewrite.tuning.composition import composed
 from convrewrite.tuning.drawing import draws, mingled
-from convrewrite.tuning.losses import Distillation, mean_square
+from convrewrite.tuning.losses import ROUNDING, Distillation, mean_square
 from convrewrite.tuning.pace import Pace
 from convrewrite.tuning.stepping import Stepper
 from convrewrite.tuning.trainable import numbers_of, put_numbers, rewritten_parameters, training
@@ -90,6 +91,10 @@ class Recipe:
     features: float = FEATURES
 
 
+Shown = Sequence[tuple[Inputs, Mapping[str, Tensor]]]
+"""Inputs, batch by batch, and what the original gives for them."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refinement:
     """What is to be refined, on what, and how.
@@ -146,13 +151,16 @@ class Refinement:
         more = "" if self.asked else "; --refine does it all the same, in a quarter of an hour or so"
         return f"it would take long for a model of this size{more}"
 
-    def effect(self) -> float:
-        """How far the rewritten model is from the original on held-out inputs, as they stand."""
-        pairs = (
-            (named_outputs(run(self.original, batch)), named_outputs(run(self.rewritten, batch)))
-            for batch in self.held_out
+    def shown(self) -> Shown:
+        """The held-out inputs with what the original gives for them."""
+        return [(batch, named_outputs(run(self.original, batch))) for batch in self.held_out]
+
+    def effect(self, shown: Shown | None = None) -> float:
+        """How far the rewritten model is from the original on held-out inputs, as they stand; ``shown``, where it is known."""
+        pairs = self.shown() if shown is None else shown
+        return effect_of(
+            ((wanted, named_outputs(run(self.rewritten, batch))) for batch, wanted in pairs), self.meanings
         )
-        return effect_of(pairs, self.meanings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +250,8 @@ def _descend(task: Refinement, best: _Best, progress: Progress) -> int:
     generator = torch.Generator().manual_seed(task.seed)
     batches = (mingled(batch, generator) for batch in draws(task.fit, task.examples, generator))
     with training(task.rewritten, parameters), composed(task.rewritten, sites):
-        towards = _Towards.of(task)
+        shown = task.shown()
+        towards = _towards(task, shown, best.effect, parameters)
         size = task.batch or towards.examples_within(task.memory)
         for step in range(steps):
             if not isfinite(sum(towards.backward(part, task.examples) for part in _parts(next(batches), size))):
@@ -253,13 +262,29 @@ def _descend(task: Refinement, best: _Best, progress: Progress) -> int:
             if (step + 1) % every:
                 continue
             with stepper.averaged():
-                effect = task.effect()
+                effect = task.effect(shown)
                 if effect < best.effect:
                     best.effect, best.numbers = effect, numbers_of(parameters)
             progress("refine", step + 1, steps, f"effect on held-out inputs {effect:.3g}")
             if not effect < HOPELESS * best.effect:
                 return step + 1
     return steps
+
+
+def _towards(task: Refinement, shown: Shown, effect: float, parameters: Mapping[str, nn.Parameter]) -> "_Towards":
+    """In bfloat16 where its rounding does little beside the effect that there is, and gradients pass."""
+    exact = _Towards.of(task)
+    if rounding_of(task.original, shown, task.meanings) > ROUNDING * effect:
+        return exact
+    rounded = replace(exact, halves=True)
+    try:
+        rounded.backward(task.fit[0], len(task.fit[0][0]))
+    except RuntimeError:  # an operator whose gradient takes no bfloat16
+        return exact
+    finally:
+        for parameter in parameters.values():
+            parameter.grad = None
+    return rounded
 
 
 def _parts(inputs: Inputs, size: int) -> Iterator[Inputs]:
@@ -283,10 +308,11 @@ def _sizes(task: Refinement, parameters: Mapping[str, nn.Parameter]) -> dict[str
 
 @dataclass(frozen=True, slots=True)
 class _Towards:
-    """The loss of a batch against the original."""
+    """The loss of a batch against the original; ``halves``: whether both run in bfloat16."""
 
     task: Refinement
     distillation: Distillation
+    halves: bool = False
 
     @classmethod
     def of(cls, task: Refinement) -> "_Towards":
@@ -301,9 +327,9 @@ class _Towards:
 
     def loss(self, inputs: Inputs) -> Tensor:
         """That of one batch, with its graph. Raises TraceError where no gradient leads to what is trained."""
-        with Activations() as features:
+        with in_halves(self.halves), Activations() as features:
             wanted = named_outputs(run(self.task.original, inputs))
-        with Activations() as others:
+        with in_halves(self.halves), Activations() as others:
             found = named_outputs(self.task.rewritten(*(tensor.clone() for tensor in inputs)))
         loss = self.distillation(wanted, found, features.seen, others.seen)
         if not loss.requires_grad:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convrewrite import Result, optimize
-from convrewrite.meanings import tell
+from convrewrite import Result, optimize, precision
+from convrewrite.meanings import rounding_of, tell
 from convrewrite.tuning import refining
+from convrewrite.tuning.activations import Activations
 from convrewrite.tuning.refining import (
     FEWEST,
     LEAST_STEPS,
@@ -120,7 +121,59 @@ def test_an_absurd_rate_gives_back_what_came_in(task: Refinement, rate: float) -
         assert torch.equal(value, start[name]), name
 
 
-def test_parts_of_a_batch_give_the_gradients_of_the_whole(task: Refinement) -> None:
+def dtypes_of_steps(task: Refinement, at_most: int) -> set[torch.dtype]:
+    """In which a refinement of so many steps computes; looks at held-out inputs are no part of them."""
+    seen = set()
+
+    class Noted(Activations):
+        def __exit__(self, *raised: object) -> None:
+            super().__exit__(*raised)  # type: ignore[arg-type]
+            seen.update(value.dtype for value in self.seen.values() if value.requires_grad)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(refining, "Activations", Noted)
+        refine(replace(task, recipe=replace(RECIPE, steps=at_most)))
+    return seen
+
+
+def test_steps_are_in_bfloat16_where_it_is_fast_and_does_little(
+    task: Refinement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = task.effect()
+    monkeypatch.setattr(precision, "multiplies_halves", lambda: True)
+    rounding = rounding_of(task.original, task.shown(), task.meanings)
+    assert 0 < rounding < refining.ROUNDING * before
+    assert dtypes_of_steps(task, 120) == {torch.bfloat16}
+    assert task.effect() < 0.95 * before
+    assert all(p.dtype == torch.float32 for p in task.rewritten.parameters())
+    monkeypatch.setattr(refining, "ROUNDING", 0.5 * rounding / task.effect())
+    assert dtypes_of_steps(task, 20) == {torch.float32}
+    monkeypatch.setattr(refining, "ROUNDING", 0.1)
+    monkeypatch.setattr(precision, "multiplies_halves", lambda: False)
+    assert dtypes_of_steps(task, 20) == {torch.float32}
+
+
+class NoGradientInHalves(nn.ReLU):
+    def forward(self, input: Tensor) -> Tensor:
+        if input.requires_grad and input.dtype == torch.bfloat16:
+            raise RuntimeError("derivative for this is not implemented for 'BFloat16'")
+        return super().forward(input)
+
+
+def test_steps_are_in_float32_where_no_gradient_passes_in_bfloat16(
+    classifier: nn.Sequential, small: nn.Sequential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "multiplies_halves", lambda: True)
+    original, rewritten = deepcopy(classifier), deepcopy(small)
+    original[3] = rewritten[3] = NoGradientInHalves()
+    task = task_of(original, rewritten)
+    before = task.effect()
+    assert dtypes_of_steps(task, 120) == {torch.float32}
+    assert task.effect() < 0.95 * before
+
+
+def test_parts_of_a_batch_give_the_gradients_of_the_whole(task: Refinement, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "multiplies_halves", lambda: False)
     other = replace(task, rewritten=deepcopy(task.rewritten))
     few = replace(RECIPE, steps=20)
     refine(replace(task, recipe=few, memory=100_000))

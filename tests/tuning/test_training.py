@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from convrewrite import precision
 from convrewrite.errors import CalibrationError, ProcessLostError, TraceError, UsageError
 from convrewrite.meanings import Meaning
 from convrewrite.settings import Recovery
@@ -15,7 +16,7 @@ from convrewrite.tuning import Given, OneProcess, Pace, Training, keeps_outputs,
 from convrewrite.tuning.distilling import LOOKS, PATIENCE
 from convrewrite.tuning.examples import Examples
 from convrewrite.tuning.pace import WARM_UP
-from convrewrite.tuning.processes import Accelerated
+from convrewrite.tuning.processes import PRECISION, Accelerated
 from convrewrite.tuning.stepping import DECAY, LEAST, Stepper, size_of
 
 EPS = torch.finfo(torch.float64).eps
@@ -106,7 +107,12 @@ def training(steps: int = 40, **asked: object) -> Training:
 
 
 @pytest.mark.parametrize("features", [1.0, 0.0])
-def test_the_original_runs_beside_for_its_features_and_else_once_for_its_outputs(features: float) -> None:
+def test_the_original_runs_beside_for_its_features_and_else_once_for_its_outputs(
+    features: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        precision, "multiplies_halves", lambda: False
+    )  # else it runs in bfloat16 once, to see what that does
     run = training(features=features)
     assert list(run.task.joins) == (["site"] if features else [])
     runs = [0]
@@ -129,6 +135,46 @@ def test_the_clock_ends_a_training_that_was_given_seconds() -> None:
     run.pace, run.clock = Pace(0.01, seconds=30.0), lambda: float(next(ticks))
     found = run.train()
     assert 25 <= found.seconds <= 35 and 20 <= found.steps <= 30
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_steps_are_in_bfloat16_where_nobody_says_how_to_cast(asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "multiplies_halves", lambda: True)
+    run, seen = training(rate=0.02), set()
+    monkeypatch.setattr(OneProcess, "precision_asked", asked)
+
+    def note(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        if torch.is_grad_enabled():
+            seen.add(output.dtype)
+
+    run.task.rewritten.relu.register_forward_hook(note)
+    found = run.train()
+    assert seen == {torch.float32 if asked else torch.bfloat16}
+    assert found.best.effect < 0.9 * found.before and found.best.effect == run.task.effect()
+
+
+def test_a_gradient_that_does_not_pass_in_bfloat16_passes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "multiplies_halves", lambda: True)
+    run = training(rate=0.02)
+
+    def refuse(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        if output.requires_grad and output.dtype == torch.bfloat16:
+            raise RuntimeError("derivative for this is not implemented for 'BFloat16'")
+
+    run.task.rewritten.relu.register_forward_hook(refuse)
+    found = run.train()
+    assert not run.halves and found.best.effect < 0.9 * found.before
+
+
+def test_the_environment_of_a_launcher_says_how_to_cast(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = SimpleNamespace(mixed_precision="no", process_index=0, num_processes=1, device=torch.device("cpu"))
+    monkeypatch.delenv(PRECISION, raising=False)
+    assert not Accelerated(fake).precision_asked
+    monkeypatch.setenv(PRECISION, "no")
+    assert Accelerated(fake).precision_asked
+    monkeypatch.delenv(PRECISION)
+    fake.mixed_precision = "bf16"
+    assert Accelerated(fake).precision_asked
 
 
 def test_outputs_that_cut_gradients_off_are_refused() -> None:
