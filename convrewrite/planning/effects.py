@@ -1,19 +1,15 @@
 """What a module in a site's place does to the model's outputs."""
 
-import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from convrewrite.calibration import Calibration
-from convrewrite.errors import ConvRewriteError
 from convrewrite.graph import Site
-from convrewrite.meanings import Meaning, effect_of, rounding_of, tell
+from convrewrite.meanings import Meaning, effect_of, tell
 from convrewrite.modules import named_outputs, run
 from convrewrite.planning.effort import ENOUGH
-from convrewrite.precision import in_halves
 from convrewrite.rewriting import Propagation
 
 DEAR = 6e12
@@ -25,14 +21,11 @@ FEW = 64
 others: by 6 to 16 held-out images, and one rank of each structure, a plain network for Fashion-MNIST was planned to a quarter of
 its MACs such that it lost 12.1, 14.4 and 0.8 points with 32, 64 and 128 inputs; by 32 to 64 and two ranks, 0.5, 0.9 and 0.7."""
 
-SURE = 30
-"""Times the effect of rounding to bfloat16 that one has from which on it is taken as it was measured in it."""
-
 
 @dataclass(frozen=True, slots=True)
 class Evaluator:
     """The original's outputs on the batches that effects are measured on; ``long``: each takes a good while; ``dear``:
-    all together do, so many are the sites; ``rounding``: the effect of bfloat16 alone, where it is faster, and time counts."""
+    all together do, so many are the sites."""
 
     walk: Propagation
     batches: tuple[int, ...]
@@ -40,7 +33,6 @@ class Evaluator:
     meanings: Mapping[str, Meaning]
     long: bool = False
     dear: bool = False
-    rounding: float = math.inf
 
     @classmethod
     def of(
@@ -62,21 +54,10 @@ class Evaluator:
         examples = sum(len(all_batches[index][0]) for index in batches)
         numbers = sum(all_batches[index][0].numel() for index in batches)
         macs = examples * len(sites) * sum(site.cost.macs for site in sites)
-        shown = [(all_batches[index], outputs) for index, outputs in zip(batches, originals, strict=True)]
-        long = numbers > ENOUGH
-        rounding = rounding_of(model, shown, known) if long else math.inf
-        return cls(walk, tuple(batches), originals, known, long, macs > DEAR, rounding)
+        return cls(walk, tuple(batches), originals, known, numbers > ENOUGH, macs > DEAR)
 
     def effect(self, site: Site, module: nn.Module) -> float:
-        """J of a module in the site's place; a large one is not measured to the last digit."""
-        if self.rounding < math.inf:
-            with suppress(RuntimeError, ConvRewriteError), in_halves():  # a structure of others may take no bfloat16
-                effect = self._effect(site, module)
-                if effect >= SURE * self.rounding:
-                    return effect
-        return self._effect(site, module)
-
-    def _effect(self, site: Site, module: nn.Module) -> float:
+        """J of a module in the site's place."""
         outputs = self.walk.outputs(site, module, self.batches)
         return effect_of(zip(self.originals, map(named_outputs, outputs), strict=True), self.meanings)
 

@@ -165,7 +165,7 @@ class Training:
             bad = torch.zeros((), device=self.processes.device)
             progress = self.pace.progress(self.step, self.seconds)
             while progress < 1.0:
-                with composed(task.rewritten, task.sites):
+                with composed(task.rewritten, task.sites, self.halves):
                     bad += self._gradients(wanted, found).isfinite().logical_not()
                 stepper.step(self.pace.rate_at(progress))
                 self.step += 1

@@ -10,6 +10,7 @@ gives; here all move together, each for the sake of all behind it. Hinton et al.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from math import isfinite
 
@@ -249,9 +250,10 @@ def _descend(task: Refinement, best: _Best, progress: Progress) -> int:
     stepper, every = Stepper(parameters, _sizes(task, parameters), orthogonal=True), max(1, steps // CHECKS)
     generator = torch.Generator().manual_seed(task.seed)
     batches = (mingled(batch, generator) for batch in draws(task.fit, task.examples, generator))
-    with training(task.rewritten, parameters), composed(task.rewritten, sites):
+    with training(task.rewritten, parameters), ExitStack() as stack:
         shown = task.shown()
         towards = _towards(task, shown, best.effect, parameters)
+        stack.enter_context(composed(task.rewritten, sites, towards.halves))
         size = task.batch or towards.examples_within(task.memory)
         for step in range(steps):
             if not isfinite(sum(towards.backward(part, task.examples) for part in _parts(next(batches), size))):

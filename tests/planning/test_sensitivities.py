@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from works import work_of
 
-from convrewrite import precision
 from convrewrite.calibration.batches import Calibration
 from convrewrite.conv import Cost, Size
 from convrewrite.errors import PlanError
@@ -30,7 +29,6 @@ from convrewrite.planning.effects import Evaluator, _measured_on
 from convrewrite.planning.effort import FAST, THOROUGH, Effort, fewer
 from convrewrite.planning.latency_table import LatencyTable, aligned
 from convrewrite.planning.sensitivities import survey
-from convrewrite.rewriting.propagation import Propagation
 from convrewrite.rewriting.site_fit import SiteFit
 from convrewrite.rewriting.surgery import replace_site
 from convrewrite.rules.options import search_spaces
@@ -109,31 +107,6 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[Pairs], float]]] = 
     "two names": (TwoNames, squared_error),
     "nine kinds": (NineKinds, squared_error),
 }
-
-
-@pytest.mark.parametrize("sure", [0.0, math.inf])
-def test_large_effects_are_those_of_bfloat16_and_others_are_exact(sure: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "multiplies_halves", lambda: True)
-    monkeypatch.setattr(effects, "ENOUGH", 1)
-    monkeypatch.setattr(effects, "SURE", sure)
-    model, calibration = settled(Chain()), data(torch.float32)
-    example = calibration.fit[0]
-    traced = trace(model)
-    site = find_sites(model, example, traced)[1]
-    walk = Propagation(model, traced, [site], (*calibration.fit, *calibration.held_out), 1 << 30)
-    found = Evaluator.of(model, walk, calibration)
-    changed = copy.deepcopy(model.get_submodule(site.name))
-    with torch.no_grad():
-        for _ in walk.samples(site):
-            changed.weight.mul_(1.1)
-    assert 0 < found.rounding < math.inf
-    exact = replace(found, rounding=math.inf).effect(site, changed)
-    assert exact > 0
-    if sure == 0:
-        assert found.effect(site, changed) == pytest.approx(exact, rel=0.1)
-        assert found.effect(site, changed) != exact
-    else:
-        assert found.effect(site, changed) == exact
 
 
 @pytest.mark.parametrize("name", NETWORKS)

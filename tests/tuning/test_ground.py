@@ -112,15 +112,20 @@ def test_what_is_no_one_convolution_stays_as_it_is(module: nn.Module) -> None:
     assert composition_of(module) is None
 
 
-def test_within_the_block_a_site_computes_through_its_kernel_where_that_pays() -> None:
+@pytest.mark.parametrize(
+    ("halves", "expected"), [(False, [True, False, False, False]), (True, [True, True, False, False])]
+)
+def test_within_the_block_a_site_computes_through_its_kernel_where_that_pays(
+    halves: bool, expected: list[bool]
+) -> None:
     first, last = ConvSpec(4, 4, (3, 1), padding=(1, 0), bias=False), ConvSpec(4, 4, (1, 3), padding=(0, 1))
-    sparing = [replace(first, out_channels=1), replace(last, in_channels=1)]
-    model = nn.ModuleDict({"dear": chain(replace(first, out_channels=6), replace(last, in_channels=6)),
-                           "sparing": chain(*sparing), "relu": nn.ReLU()})  # fmt: skip
+    sites = {name: chain(replace(first, out_channels=rank), replace(last, in_channels=rank))
+             for name, rank in (("dear", 6), ("cheap", 2), ("sparing", 1))}  # fmt: skip
+    model = nn.ModuleDict({**sites, "relu": nn.ReLU()})
     x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
     before = model["dear"](x)
-    with composed(model, ["dear", "sparing", "relu"]):
-        assert ["forward" in vars(module) for module in model.values()] == [True, False, False]
+    with composed(model, list(model), halves):
+        assert ["forward" in vars(module) for module in model.values()] == expected
         assert torch.allclose(model["dear"](x), before, rtol=EPS, atol=EPS)
     assert not any("forward" in vars(module) for module in model.values())
 
