@@ -96,7 +96,8 @@ def frontier(options: Options, candidates: Sequence[Candidate], resource: str) -
 
 def _groups(single: dict[str, list[Item]], candidates: Sequence[Candidate], resource: str) -> list[list[Item]]:
     """Sites that candidates join are one group; each site is in one pair at most, the first that names it."""
-    groups, taken = [], set()
+    groups: list[list[Item]] = []
+    taken: set[str] = set()
     for pair in dict.fromkeys(c.sites for c in candidates):
         if not taken & set(pair):
             taken |= set(pair)

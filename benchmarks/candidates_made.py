@@ -211,7 +211,7 @@ def dropped(started: Run, first: Site, second: Site) -> list[Candidate]:
         module = build_conv(spec, kernel[:, :, None, None], wanted.mean(0) - kernel @ rows.mean(0), calls[0][0])
         model = copy_model(started.work.prepared.model)
         parent, _, name = block.rpartition(".")
-        model.get_submodule(parent)[int(name)] = Joined(module).eval()  # type: ignore[index, operator]
+        model.get_submodule(parent)[int(name)] = Joined(module).eval()  # type: ignore[operator]
         # The skip's own 1x1, where there is one, costs what the fitted one costs, and goes.
         own_skip = stride != (1, 1) or spec.in_channels != spec.out_channels
         free = detail == "affine" or own_skip

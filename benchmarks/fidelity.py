@@ -36,7 +36,7 @@ class Row:
 
     structure: str
     ratio: float
-    parameters: dict[str, tuple[str | int, ...]] = field(default_factory=dict)
+    parameters: dict[str, tuple[int | float | str, ...]] = field(default_factory=dict)
 
     def rule(self) -> Rule:
         return Rule(

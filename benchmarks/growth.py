@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def main() -> None:
     gathered, rows = Gathered(arguments.results), []
     for case, network, inputs in asked(arguments.cases):
         key = {"case": case, "network": network, "inputs": inputs}
-        rows.append(key | gathered.row(key, lambda key=key: in_a_process(*key.values())))
+        rows.append(key | gathered.row(key, partial(in_a_process, case, network, inputs)))
     print(tabulate([row.values() for row in rows], ["case", "network", "inputs", "seconds", "sites"]))
     if arguments.plot is not None:
         plot(rows, arguments.plot)

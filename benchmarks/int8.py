@@ -12,6 +12,7 @@ the float file that a row was made of, on held-out images.
 
 import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ MADE = {2: (0, True), 3: (1, True), 4: (1, False), 6: (5, True)}
 
 def rows(network: str, seed: int, part: float) -> list[dict[str, Any]]:
     judge, data = judge_of(network, seed), judge_of(network, seed).calibration("data")
-    asked = {"budget": {"macs": part}, "measure": False}
+    asked: dict[str, Any] = {"budget": {"macs": part}, "measure": False}
     results = {
         index: convrewrite.optimize(judge.model, judge.inputs[0], ["balanced"], data, int8=int8, **asked)
         for index, int8 in ((1, False), (5, True))
@@ -76,6 +77,10 @@ def judged(judge: Judge, files: list[Path], index: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def table(network: str, seed: int, part: float) -> dict[str, Any]:
+    return {"table": rows(network, seed, part)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     with_networks(parser)
@@ -87,7 +92,7 @@ def main() -> None:
         for seed in arguments.seed:
             for part in arguments.macs:
                 asked = {"network": network, "seed": seed, "asked": f"macs={part:g}"}
-                made = gathered.row(asked, lambda n=network, s=seed, p=part: {"table": rows(n, s, p)})
+                made = gathered.row(asked, partial(table, network, seed, part))
                 found += [asked | row for row in made["table"]]
     keys = "network seed asked row way parts bytes time top1 lost kl parity"
     headers = ("network", "seed", "asked", "", "how", "MACs", "bytes", "time", "top-1", "lost", "KL", "parity")

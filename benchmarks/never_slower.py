@@ -8,6 +8,7 @@ thread, and what it keeps of 10,000 test images. Nothing is refined, so that pla
 
 import argparse
 import time
+from functools import partial
 from typing import Any
 
 from gathered import Gathered
@@ -48,7 +49,7 @@ def main() -> None:
             for part in arguments.macs:
                 for any_speed in (False, True):
                     asked = {"network": network, "seed": seed, "asked": f"macs={part:g}", "any_speed": any_speed}
-                    found = gathered.row(asked, lambda n=network, s=seed, p=part, a=any_speed: row(n, s, p, a))
+                    found = gathered.row(asked, partial(row, network, seed, part, any_speed))
                     rows.append(asked | found)
     keys = ("network", "seed", "asked", "any_speed", "macs", "time", "lost", "kl", "seconds", "refused")
     print(tabulate([{key: found.get(key, "") for key in keys} for found in rows], headers="keys"))

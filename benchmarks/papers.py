@@ -130,7 +130,9 @@ def by_energy(layers: Sequence[Layer], options: Sequence[Mapping[Chosen, float]]
     ]
     one_each = np.array([[float(i == index) for i, _ in items] for index in range(len(layers))])
     within = LinearConstraint(np.array([macs]) / limit, -np.inf, 1)
-    found = milp(lost, constraints=[LinearConstraint(one_each, 1, 1), within], integrality=np.ones(len(items)))
+    found = milp(
+        lost, constraints=[LinearConstraint(one_each, 1, 1), within], integrality=np.ones(len(items), np.int64)
+    )
     if found.x is None:
         raise SystemExit(
             f"expected a budget of at least what the lowest ranks take, found {limit:,} MACs; ask for more"

@@ -19,8 +19,8 @@ HERE = Path(__file__).parent
 FASHION = HERE.parent / "examples" / "fashion"
 sys.path.insert(0, str(FASHION))
 
-from data import load_split  # noqa: E402
-from model import fashion_resnet  # noqa: E402
+from data import load_split as load_split  # noqa: E402
+from model import fashion_resnet as fashion_resnet  # noqa: E402
 from train import accuracy, augment  # noqa: E402
 
 TRAINED = HERE / "trained"
@@ -89,7 +89,7 @@ def train(name: str, seed: int, device: str, batch: int = 128) -> nn.Module:
     recipe = RECIPES[name]
     torch.manual_seed(seed)
     images, labels = load_split("train")
-    network = recipe.network().to(device, memory_format=torch.channels_last)
+    network = recipe.network().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
         network.parameters(), lr=recipe.rate, momentum=0.9, weight_decay=recipe.decay, nesterov=True
     )

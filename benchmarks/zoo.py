@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from architectures import ARCHITECTURES
@@ -124,7 +125,11 @@ def settled(model: nn.Module) -> nn.Module:
     an error."""
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+            if (
+                isinstance(module, nn.BatchNorm2d)
+                and module.running_mean is not None
+                and module.running_var is not None
+            ):
                 nn.init.normal_(module.running_mean, std=0.1)
                 nn.init.uniform_(module.running_var, 0.5, 1.5)
                 if module.affine:
@@ -226,7 +231,7 @@ def at_the_budget(model: nn.Module, image: Tensor) -> tuple[Report, float | None
     """The report, the greatest relative error of onnxruntime's outputs against torch's (None where the original has no
     ONNX form either), and why the budget was missed or there is none."""
     missed = ""
-    options = {"calibration": without_inputs(image), "fast": True, "measure": False}
+    options: dict[str, Any] = {"calibration": without_inputs(image), "fast": True, "measure": False}
     try:
         result = convrewrite.optimize(model, image, [RULE], budget=BUDGET, **options)
     except PlanError as error:
