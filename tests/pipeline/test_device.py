@@ -1,6 +1,7 @@
 """Runs on a device: on a pretended one, beside which nothing may be left behind, and on real ones where there are any."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from convrewrite import places
 from convrewrite.errors import UsageError
 from convrewrite.results import Result
 from convrewrite.settings import Settings
+from convrewrite.tuning.processes import PRECISION
 
 TESTS = Path(__file__).parents[1]
 
@@ -32,9 +34,11 @@ WORKED = ("convolution", "mm", "linalg_cholesky_ex", "linalg_solve_triangular")
 
 @pytest.fixture(scope="module")
 def process() -> Iterator[subprocess.Popen[str]]:
-    """It has imported all that a run needs, and forks for each."""
-    command = [sys.executable, str(TESTS / "device_run.py")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    """It has imported all that a run needs, and forks for each; its recoveries are in float32 on the processor too."""
+    command, environment = [sys.executable, str(TESTS / "device_run.py")], os.environ | {PRECISION: "no"}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
         yield process
 
 
