@@ -66,7 +66,7 @@ def adds_bytes() -> bool:
 
 
 @functools.cache
-def multiplies_halves() -> bool:
+def multiplies_bfloat16() -> bool:
     """Whether units for products of matrices take bfloat16: a convolution then takes a sixth of what it does in float32."""
     return "amx_bf16" in processor()[1]
 

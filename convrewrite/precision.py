@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from convrewrite.machine import multiplies_halves
+from convrewrite.machine import multiplies_bfloat16
 from convrewrite.places import PROCESSOR
 
-GROUPS = {"conv1d": 6, "conv2d": 6, "conv3d": 6, "conv_transpose1d": 6, "conv_transpose2d": 6, "conv_transpose3d": 6}
-"""Names of torch's convolutions, and where among their arguments the number of groups is."""
+CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
+GROUPS = 6
+"""Place of the number of groups among the arguments of any of torch's convolutions."""
 
 NARROW = 8
 """Channels of a group below which matrix units have little to do. Forwards and backwards of 32 x 64 x 28 x 28 on one thread, in
@@ -25,15 +26,15 @@ float32 and bfloat16: four channels with a stride of two 4.5 and 6.1 ms, one cha
 and 61 ms; 16 channels 9.6 and 4.4 ms."""
 
 
-def halves_pay(model: nn.Module) -> bool:
+def bfloat16_pays(model: nn.Module) -> bool:
     """Whether a model trains faster in bfloat16: one in float32, on a processor with units for it."""
     numbers = [p for p in model.parameters() if p.is_floating_point()]
     ours = all(p.dtype == torch.float32 and p.device.type == PROCESSOR for p in numbers)
-    return bool(numbers) and ours and multiplies_halves()
+    return bool(numbers) and ours and multiplies_bfloat16()
 
 
 @contextmanager
-def in_halves(wanted: bool = True) -> Iterator[None]:
+def in_bfloat16(wanted: bool = True) -> Iterator[None]:
     """Within the block convolutions and products of matrices are in bfloat16, on the processor, but those that float32 is faster
     for; not where that is not ``wanted``."""
     if not wanted:
@@ -59,10 +60,9 @@ class _NarrowInFloat32(TorchFunctionMode):
 
 
 def _is_narrow(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    place = GROUPS.get(name)
-    if place is None:
+    if name not in CONVOLUTIONS:
         return False
-    groups = args[place] if len(args) > place else kwargs.get("groups", 1)
+    groups = args[GROUPS] if len(args) > GROUPS else kwargs.get("groups", 1)
     weight = args[1] if len(args) > 1 else kwargs.get("weight")
     return groups > 1 and isinstance(weight, Tensor) and min(weight.shape[1], len(weight) // groups) < NARROW
 

@@ -1,4 +1,4 @@
-"""What rounding to bfloat16 alone does to a model's outputs: what is measured, or trained towards, must be far above that."""
+"""What rounding to bfloat16 alone does to a model's outputs: what a training in it is to gain must be far above that."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from convrewrite.inputs import Inputs
 from convrewrite.meanings.fidelity import effect_of
 from convrewrite.meanings.kinds import Meaning
 from convrewrite.modules import named_outputs, run
-from convrewrite.precision import halves_pay, in_halves
+from convrewrite.precision import bfloat16_pays, in_bfloat16
 
 
 def rounding_of(
@@ -18,10 +18,10 @@ def rounding_of(
 ) -> float:
     """The effect of running a model in bfloat16, in the unit of every effect, by inputs and the outputs that it gives for them;
     infinite where it does not run so, or gains nothing by it."""
-    if not halves_pay(model):
+    if not bfloat16_pays(model):
         return math.inf
     try:
-        with in_halves():
+        with in_bfloat16():
             effect = effect_of(((wanted, named_outputs(run(model, inputs))) for inputs, wanted in pairs), meanings)
     except (RuntimeError, ConvRewriteError):  # an operator that takes no bfloat16, or two types that do not go together
         return math.inf

@@ -26,15 +26,15 @@ MANY, SPARING_OF_MANY = 4, 0.45
 """Convolutions at a site from which on that part is smaller: four of half the weights take 1.05 to 1.9 times as long as the one
 that they amount to, with up to 128 channels."""
 
-SPARING_IN_HALVES = 0.2
+SPARING_IN_BFLOAT16 = 0.2
 """That part where convolutions are in bfloat16, whose multiplications cost a sixth: a step of refinement took 0.105 s instead of
 0.142 with separable sites of half the weights, 0.107 instead of 0.125 at a quarter of a ResNet's MACs, as long at 0.15."""
 
 
 @contextmanager
-def composed(model: nn.Module, sites: Sequence[str], halves: bool = False) -> Iterator[None]:
-    """Within the block ``sites`` compute through their composed kernels, where this is possible and pays; ``halves``: they are in
-    bfloat16.
+def composed(model: nn.Module, sites: Sequence[str], bfloat16: bool = False) -> Iterator[None]:
+    """Within the block ``sites`` compute through their composed kernels, where this is possible and pays; ``bfloat16``: whether
+    they compute in it.
 
     Modules, their names and their parameters stay what they are: only what a call of the site computes is another way to the
     same numbers. Dynamic, transposed and other sites that are no plain chains stay as they are.
@@ -42,7 +42,7 @@ def composed(model: nn.Module, sites: Sequence[str], halves: bool = False) -> It
     with ExitStack() as stack:
         for site in {id(module): module for module in map(model.get_submodule, sites)}.values():
             way = composition_of(site)
-            if way is not None and way.pays(halves):
+            if way is not None and way.pays(bfloat16):
                 stack.enter_context(_computed_by(site, way))
         yield
 
@@ -80,12 +80,12 @@ class Composition:
         result: Tensor = functional_call(self.shell, numbers, (x,))
         return result
 
-    def pays(self, halves: bool = False) -> bool:
+    def pays(self, bfloat16: bool = False) -> bool:
         """Whether torch takes less time for it than for the chains, in bfloat16 or not."""
         convolutions = [conv for chain in self.chains for conv in chain]
         part = sum(_weight(conv).numel() for conv in convolutions) / prod(self.spec.kernel_shape)
-        if halves:
-            return part > SPARING_IN_HALVES
+        if bfloat16:
+            return part > SPARING_IN_BFLOAT16
         return part > (SPARING_OF_MANY if len(convolutions) >= MANY else SPARING)
 
     def kernel(self) -> Tensor:

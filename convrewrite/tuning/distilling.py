@@ -18,7 +18,7 @@ from convrewrite.errors import TraceError
 from convrewrite.inputs import Inputs
 from convrewrite.meanings import Meaning, effect_of, rounding_of
 from convrewrite.modules import named_outputs
-from convrewrite.precision import in_halves
+from convrewrite.precision import in_bfloat16
 from convrewrite.tuning.blocks import observed
 from convrewrite.tuning.checkpoint import Checkpoint, Point, Standing
 from convrewrite.tuning.composition import composed
@@ -106,7 +106,7 @@ class Training:
     seconds: float = 0.0
     curve: list[Point] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
-    halves: bool = False
+    bfloat16: bool = False
 
     def train(self, resumed: Checkpoint | None = None, *, keep_outputs: bool = False) -> Distilled:
         """Train to the end, or until it gains nothing any more; the parameters hold the best then, which may be what they held
@@ -121,7 +121,7 @@ class Training:
             if self.task.parameters:
                 stepper = Stepper(self.task.parameters, orthogonal=True)
                 self._begin(stepper, resumed)
-                self.halves = self._halves_pay()
+                self.bfloat16 = self._bfloat16_pays()
                 ended = self._steps(stepper, started - self.seconds) if self.curve[0].effect > 0 else None
                 put_numbers(self.task.parameters, self.best)
             else:
@@ -138,7 +138,7 @@ class Training:
         put_numbers(self.task.parameters, resumed.now)
         stepper.resume(self.step, resumed.average, resumed.first, resumed.second)
 
-    def _halves_pay(self) -> bool:
+    def _bfloat16_pays(self) -> bool:
         """Whether steps are taken in bfloat16 unasked: where nobody says how to cast, and rounding does little beside what there
         is to gain. The main process decides, as the others may run on another processor."""
         if self.processes.precision_asked:
@@ -165,7 +165,7 @@ class Training:
             bad = torch.zeros((), device=self.processes.device)
             progress = self.pace.progress(self.step, self.seconds)
             while progress < 1.0:
-                with composed(task.rewritten, task.sites, self.halves):
+                with composed(task.rewritten, task.sites, self.bfloat16):
                     bad += self._gradients(wanted, found).isfinite().logical_not()
                 stepper.step(self.pace.rate_at(progress))
                 self.step += 1
@@ -188,9 +188,9 @@ class Training:
         try:
             return self._loss_and_gradients(wanted, found)
         except RuntimeError:  # an operator whose gradient takes no bfloat16
-            if not self.halves:
+            if not self.bfloat16:
                 raise
-            self.halves = False
+            self.bfloat16 = False
             return self._loss_and_gradients(wanted, found)
 
     def _loss_and_gradients(self, wanted: Named, found: Named) -> Tensor:
@@ -199,7 +199,7 @@ class Training:
         examples = task.examples
         rows = examples.rows(self.step, processes.index, processes.count)
         given = examples.drawn(self.step, rows, processes.index, processes.count)
-        with in_halves() if self.halves else processes.autocast():
+        with in_bfloat16() if self.bfloat16 else processes.autocast():
             if examples.outputs:
                 outputs = examples.wanted(rows)
             else:

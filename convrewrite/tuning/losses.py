@@ -17,7 +17,7 @@ from torch import Tensor
 
 from convrewrite.errors import UsageError
 from convrewrite.meanings import Meaning
-from convrewrite.places import in_float64
+from convrewrite.places import PROCESSOR, in_float64
 
 ROUNDING = 0.1
 """Part of what there is to gain that rounding to bfloat16 may do to the outputs, where steps are taken in it."""
@@ -93,7 +93,7 @@ def output_loss(wanted: Tensor, found: Tensor, meaning: Meaning, scale: float, t
     if meaning.kind == "embedding":
         rows = meaning.rows(wanted.float()), meaning.rows(found.float())
         return 2 * (1 - torch.cosine_similarity(*rows, dim=1).mean())
-    return relative_loss(wanted.float(), found.float(), scale)
+    return relative_loss(_whole(wanted), _whole(found), scale)
 
 
 def relative_loss(wanted: Tensor, found: Tensor, scale: float) -> Tensor:
@@ -108,13 +108,15 @@ class _SquaredDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, wanted: Tensor, found: Tensor) -> Tensor:
-        """A scalar, in single precision at least. Two infinities that are the same do not differ."""
-        difference = found - wanted
-        exact = torch.promote_types(difference.dtype, torch.float32)
-        total = torch.linalg.vector_norm(difference, dtype=exact).square()
-        if not torch.isfinite(total):
+        """A scalar, in single precision at least. Two infinities that are the same do not differ: that is looked for where
+        something is not finite, on a device always, as a look would wait for it."""
+        difference, waits = found - wanted, found.device.type != PROCESSOR
+        if waits:
             difference = torch.where(wanted == found, 0.0, difference)
-            total = torch.linalg.vector_norm(difference, dtype=exact).square()
+        total = _square(difference)
+        if not waits and not total.isfinite():
+            difference = torch.where(wanted == found, 0.0, difference)
+            total = _square(difference)
         ctx.save_for_backward(difference)
         return total
 
@@ -123,6 +125,18 @@ class _SquaredDistance(torch.autograd.Function):
         """That of the sum, with respect to what was found."""
         (difference,) = ctx.saved_tensors
         return None, difference * (2 * gradient).to(difference.dtype)
+
+
+def _square(values: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(values, dtype=_at_least_single(values)).square()
+
+
+def _whole(values: Tensor) -> Tensor:
+    return values.to(_at_least_single(values))
+
+
+def _at_least_single(values: Tensor) -> torch.dtype:
+    return torch.promote_types(values.dtype, torch.float32)
 
 
 def mean_square(values: Tensor) -> float:

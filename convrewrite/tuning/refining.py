@@ -23,7 +23,7 @@ from convrewrite.inputs import Inputs
 from convrewrite.meanings import Meaning, effect_of, rounding_of
 from convrewrite.modules import copy_model, named_outputs, run
 from convrewrite.places import out_of_memory
-from convrewrite.precision import in_halves
+from convrewrite.precision import in_bfloat16
 from convrewrite.progress import Progress, silent
 from convrewrite.tuning.activations import Activations, comparable
 from convrewrite.tuning.blocks import observed
@@ -252,8 +252,10 @@ def _descend(task: Refinement, best: _Best, progress: Progress) -> int:
     batches = (mingled(batch, generator) for batch in draws(task.fit, task.examples, generator))
     with training(task.rewritten, parameters), ExitStack() as stack:
         shown = task.shown()
-        towards = _towards(task, shown, best.effect, parameters)
-        stack.enter_context(composed(task.rewritten, sites, towards.halves))
+        towards = _Towards.of(task)
+        if rounding_of(task.original, shown, task.meanings) <= ROUNDING * best.effect:
+            towards = _in_bfloat16(towards, parameters)
+        stack.enter_context(composed(task.rewritten, sites, towards.bfloat16))
         size = task.batch or towards.examples_within(task.memory)
         for step in range(steps):
             if not isfinite(sum(towards.backward(part, task.examples) for part in _parts(next(batches), size))):
@@ -273,14 +275,11 @@ def _descend(task: Refinement, best: _Best, progress: Progress) -> int:
     return steps
 
 
-def _towards(task: Refinement, shown: Shown, effect: float, parameters: Mapping[str, nn.Parameter]) -> "_Towards":
-    """In bfloat16 where its rounding does little beside the effect that there is, and gradients pass."""
-    exact = _Towards.of(task)
-    if rounding_of(task.original, shown, task.meanings) > ROUNDING * effect:
-        return exact
-    rounded = replace(exact, halves=True)
+def _in_bfloat16(exact: "_Towards", parameters: Mapping[str, nn.Parameter]) -> "_Towards":
+    """The same loss in bfloat16, if gradients pass in it, as a few inputs show."""
+    rounded, few = replace(exact, bfloat16=True), exact.few
     try:
-        rounded.backward(task.fit[0], len(task.fit[0][0]))
+        rounded.backward(few, len(few[0]))
     except RuntimeError:  # an operator whose gradient takes no bfloat16
         return exact
     finally:
@@ -310,11 +309,11 @@ def _sizes(task: Refinement, parameters: Mapping[str, nn.Parameter]) -> dict[str
 
 @dataclass(frozen=True, slots=True)
 class _Towards:
-    """The loss of a batch against the original; ``halves``: whether both run in bfloat16."""
+    """The loss of a batch against the original; ``bfloat16``: whether both run in bfloat16."""
 
     task: Refinement
     distillation: Distillation
-    halves: bool = False
+    bfloat16: bool = False
 
     @classmethod
     def of(cls, task: Refinement) -> "_Towards":
@@ -329,9 +328,9 @@ class _Towards:
 
     def loss(self, inputs: Inputs) -> Tensor:
         """That of one batch, with its graph. Raises TraceError where no gradient leads to what is trained."""
-        with in_halves(self.halves), Activations() as features:
+        with in_bfloat16(self.bfloat16), Activations() as features:
             wanted = named_outputs(run(self.task.original, inputs))
-        with in_halves(self.halves), Activations() as others:
+        with in_bfloat16(self.bfloat16), Activations() as others:
             found = named_outputs(self.task.rewritten(*(tensor.clone() for tensor in inputs)))
         loss = self.distillation(wanted, found, features.seen, others.seen)
         if not loss.requires_grad:
@@ -344,6 +343,11 @@ class _Towards:
         loss.backward()
         return float(loss.detach())
 
+    @property
+    def few(self) -> Inputs:
+        """Two examples, or as many as the model takes."""
+        return tuple(tensor[: self.task.batch or 2] for tensor in self.task.fit[0])
+
     def examples_within(self, memory: int) -> int:
         """How many examples leave no more than these bytes for the way back."""
         held = 0
@@ -353,7 +357,6 @@ class _Towards:
             held += tensor.numel() * tensor.element_size()
             return tensor
 
-        few = tuple(tensor[:2] for tensor in self.task.fit[0])
         with torch.autograd.graph.saved_tensors_hooks(noted, lambda tensor: tensor):
-            self.loss(few)
-        return max(1, memory * len(few[0]) // max(1, held))
+            self.loss(self.few)
+        return max(1, memory * len(self.few[0]) // max(1, held))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from convrewrite import precision
-from convrewrite.precision import halves_pay, in_halves
+from convrewrite.precision import bfloat16_pays, in_bfloat16
 
 EPS = torch.finfo(torch.bfloat16).eps
 
@@ -14,7 +14,7 @@ def seen(conv: nn.Module, wanted: bool = True) -> tuple[torch.Tensor, torch.Tens
     """What a convolution gives within the block, and the gradient of its weight, both beside those in float32."""
     torch.manual_seed(0)
     x = torch.randn(2, conv.in_channels, *[9] * (conv.weight.dim() - 2))
-    with in_halves(wanted):
+    with in_bfloat16(wanted):
         found = conv(x)
     assert not torch.is_autocast_enabled("cpu")
     found.float().square().sum().backward()
@@ -59,8 +59,8 @@ def test_nothing_is_cast_where_it_is_not_wanted() -> None:
 
 def test_only_models_in_float32_on_a_processor_with_units_for_it_gain(monkeypatch: pytest.MonkeyPatch) -> None:
     for units in (True, False):
-        monkeypatch.setattr(precision, "multiplies_halves", lambda units=units: units)
-        assert halves_pay(nn.Conv2d(3, 3, 1)) == units
-        assert not halves_pay(nn.Conv2d(3, 3, 1).double())
-        assert not halves_pay(nn.Conv2d(3, 3, 1).to("meta"))
-        assert not halves_pay(nn.ReLU())
+        monkeypatch.setattr(precision, "multiplies_bfloat16", lambda units=units: units)
+        assert bfloat16_pays(nn.Conv2d(3, 3, 1)) == units
+        assert not bfloat16_pays(nn.Conv2d(3, 3, 1).double())
+        assert not bfloat16_pays(nn.Conv2d(3, 3, 1).to("meta"))
+        assert not bfloat16_pays(nn.ReLU())

@@ -38,7 +38,7 @@ def rounding(model: nn.Module, dtype: torch.dtype = torch.float32) -> float:
 
 @pytest.fixture(autouse=True)
 def units(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "multiplies_halves", lambda: True)
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: True)
 
 
 def test_the_effect_is_that_of_eight_bits_and_leaves_the_model_as_it_was() -> None:
@@ -57,5 +57,5 @@ def test_a_model_that_does_not_run_in_it_is_left_in_float32() -> None:
 def test_doubles_and_processors_without_units_gain_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rounding(network().double(), torch.float64) == math.inf
     assert rounding(nn.ReLU()) == math.inf
-    monkeypatch.setattr(precision, "multiplies_halves", lambda: False)
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: False)
     assert rounding(network()) == math.inf

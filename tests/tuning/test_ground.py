@@ -113,10 +113,10 @@ def test_what_is_no_one_convolution_stays_as_it_is(module: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    ("halves", "expected"), [(False, [True, False, False, False]), (True, [True, True, False, False])]
+    ("bfloat16", "expected"), [(False, [True, False, False, False]), (True, [True, True, False, False])]
 )
 def test_within_the_block_a_site_computes_through_its_kernel_where_that_pays(
-    halves: bool, expected: list[bool]
+    bfloat16: bool, expected: list[bool]
 ) -> None:
     first, last = ConvSpec(4, 4, (3, 1), padding=(1, 0), bias=False), ConvSpec(4, 4, (1, 3), padding=(0, 1))
     sites = {name: chain(replace(first, out_channels=rank), replace(last, in_channels=rank))
@@ -124,7 +124,7 @@ def test_within_the_block_a_site_computes_through_its_kernel_where_that_pays(
     model = nn.ModuleDict({**sites, "relu": nn.ReLU()})
     x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
     before = model["dear"](x)
-    with composed(model, list(model), halves):
+    with composed(model, list(model), bfloat16):
         assert ["forward" in vars(module) for module in model.values()] == expected
         assert torch.allclose(model["dear"](x), before, rtol=EPS, atol=EPS)
     assert not any("forward" in vars(module) for module in model.values())

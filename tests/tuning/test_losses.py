@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from convrewrite.tuning.losses import relative_loss
+from convrewrite.meanings import Meaning
+from convrewrite.tuning.losses import output_loss, relative_loss
 
 
 def plainly(wanted: Tensor, found: Tensor, scale: float) -> Tensor:
@@ -57,3 +58,9 @@ def test_no_gradient_leads_to_what_is_wanted() -> None:
     wanted, found = (torch.ones(3, requires_grad=True) * k for k in (1.0, 2.0))
     relative_loss(wanted, found, 1.0).backward()
     assert wanted.grad_fn is not None and not relative_loss(wanted, found.detach(), 1.0).requires_grad
+
+
+def test_values_in_float64_are_subtracted_in_float64() -> None:
+    wanted = torch.full((4, 3), 1e6, dtype=torch.float64)
+    loss = output_loss(wanted, wanted + 1e-3, Meaning("values", ""), 1.0)
+    assert loss.item() == pytest.approx(1e-6, rel=1e-6)

@@ -140,7 +140,7 @@ def test_steps_are_in_bfloat16_where_it_is_fast_and_does_little(
     task: Refinement, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = task.effect()
-    monkeypatch.setattr(precision, "multiplies_halves", lambda: True)
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: True)
     rounding = rounding_of(task.original, task.shown(), task.meanings)
     assert 0 < rounding < refining.ROUNDING * before
     assert dtypes_of_steps(task, 120) == {torch.bfloat16}
@@ -149,11 +149,11 @@ def test_steps_are_in_bfloat16_where_it_is_fast_and_does_little(
     monkeypatch.setattr(refining, "ROUNDING", 0.5 * rounding / task.effect())
     assert dtypes_of_steps(task, 20) == {torch.float32}
     monkeypatch.setattr(refining, "ROUNDING", 0.1)
-    monkeypatch.setattr(precision, "multiplies_halves", lambda: False)
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: False)
     assert dtypes_of_steps(task, 20) == {torch.float32}
 
 
-class NoGradientInHalves(nn.ReLU):
+class NoGradientInBfloat16(nn.ReLU):
     def forward(self, input: Tensor) -> Tensor:
         if input.requires_grad and input.dtype == torch.bfloat16:
             raise RuntimeError("derivative for this is not implemented for 'BFloat16'")
@@ -163,9 +163,9 @@ class NoGradientInHalves(nn.ReLU):
 def test_steps_are_in_float32_where_no_gradient_passes_in_bfloat16(
     classifier: nn.Sequential, small: nn.Sequential, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "multiplies_halves", lambda: True)
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: True)
     original, rewritten = deepcopy(classifier), deepcopy(small)
-    original[3] = rewritten[3] = NoGradientInHalves()
+    original[3] = rewritten[3] = NoGradientInBfloat16()
     task = task_of(original, rewritten)
     before = task.effect()
     assert dtypes_of_steps(task, 120) == {torch.float32}
@@ -173,7 +173,7 @@ def test_steps_are_in_float32_where_no_gradient_passes_in_bfloat16(
 
 
 def test_parts_of_a_batch_give_the_gradients_of_the_whole(task: Refinement, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "multiplies_halves", lambda: False)
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: False)
     other = replace(task, rewritten=deepcopy(task.rewritten))
     few = replace(RECIPE, steps=20)
     refine(replace(task, recipe=few, memory=100_000))

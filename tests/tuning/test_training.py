@@ -111,7 +111,7 @@ def test_the_original_runs_beside_for_its_features_and_else_once_for_its_outputs
     features: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        precision, "multiplies_halves", lambda: False
+        precision, "multiplies_bfloat16", lambda: False
     )  # else it runs in bfloat16 once, to see what that does
     run = training(features=features)
     assert list(run.task.joins) == (["site"] if features else [])
@@ -139,7 +139,7 @@ def test_the_clock_ends_a_training_that_was_given_seconds() -> None:
 
 @pytest.mark.parametrize("asked", [False, True])
 def test_steps_are_in_bfloat16_where_nobody_says_how_to_cast(asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "multiplies_halves", lambda: True)
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: True)
     run, seen = training(rate=0.02), set()
     monkeypatch.setattr(OneProcess, "precision_asked", asked)
 
@@ -154,7 +154,7 @@ def test_steps_are_in_bfloat16_where_nobody_says_how_to_cast(asked: bool, monkey
 
 
 def test_a_gradient_that_does_not_pass_in_bfloat16_passes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "multiplies_halves", lambda: True)
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: True)
     run = training(rate=0.02)
 
     def refuse(_module: nn.Module, _inputs: object, output: Tensor) -> None:
@@ -163,7 +163,7 @@ def test_a_gradient_that_does_not_pass_in_bfloat16_passes_in_float32(monkeypatch
 
     run.task.rewritten.relu.register_forward_hook(refuse)
     found = run.train()
-    assert not run.halves and found.best.effect < 0.9 * found.before
+    assert not run.bfloat16 and found.best.effect < 0.9 * found.before
 
 
 def test_the_environment_of_a_launcher_says_how_to_cast(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,11 @@ def require_device(name: str, device: str) -> None:
 
     try:
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (
+        RuntimeError,
+        AssertionError,
+        NotImplementedError,
+    ) as error:  # torch's own refusals of devices, each its way
         raise UsageError(
             f"--runtime {name}: expected a device that the installed torch has, found {device!r}; cpu is always there"
         ) from error
