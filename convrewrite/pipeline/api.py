@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Unpack
 
 from torch import fx
@@ -28,7 +29,7 @@ from convrewrite.planning import Choice, Plan, shortlists_of
 from convrewrite.process import at_work
 from convrewrite.progress import Progress, Stopwatch
 from convrewrite.reporting import AnalysisRow
-from convrewrite.results import Analysis, Result
+from convrewrite.results import Analysis, Result, read_plan
 from convrewrite.rules import refusal, require_structures, resolve, subjects
 from convrewrite.settings import Settings
 from convrewrite.structures import Structure, discover
@@ -105,7 +106,7 @@ def plan(
 def apply(
     model: ModelSource,
     example_input: ExampleInput | None,
-    plan: Plan,
+    plan: Plan | str | Path,
     calibration: object = None,
     *,
     settings: Settings | None = None,
@@ -113,11 +114,12 @@ def apply(
 ) -> Result:
     """Carry out a plan on the model it was made for: fit its options to the calibration inputs, apply, verify, report.
 
-    Of ``settings``, those that say what to choose are the plan's: ``budget``, ``keep`` and ``seed``; nothing is chosen ``fast``.
-    Raises PlanError when the plan belongs to another model, or to other weights; the other arguments and errors are those
-    of :func:`optimize`.
+    ``plan`` may be the path of a file with one. Of ``settings``, those that say what to choose are the plan's: ``budget``,
+    ``keep`` and ``seed``; nothing is chosen ``fast``. Raises PlanError when the plan belongs to another model, or to other
+    weights; the other arguments and errors are those of :func:`optimize`.
     """
     given, extras = asked(settings, {}, keywords, ApplyKeywords)
+    plan = _plan_of(plan)
     settings = replace(given, budget=None, keep=None, seed=plan.seed, fast=False)
     network = network_of(model, example_input, settings.timeout)
     model, inputs = network.model, network.inputs
@@ -130,6 +132,15 @@ def apply(
             shortlists = shortlists_of(plan, prepared)
         run = Run.begin(prepared, calibration, constraints, settings, extras.told, watch, plan.meanings())
         return run.finish(Choice(shortlists), extras.name or network.name, (*network.notes, *extras.notes), plan)
+
+
+def _plan_of(plan: Plan | str | Path) -> Plan:
+    """The plan, which may lie in a file. Raises PlanError for a file without one, UsageError for anything else."""
+    if isinstance(plan, Plan):
+        return plan
+    if not isinstance(plan, str | Path):
+        raise UsageError(f"plan: expected a Plan, or the path of a file with one, found {type(plan).__name__}")
+    return read_plan(Path(plan))
 
 
 def analyze(

@@ -11,7 +11,7 @@ from networks import Brighter, NineKinds, Residual, natural, settled, state_byte
 from torch import Tensor, nn
 
 import convrewrite
-from convrewrite.errors import PlanError
+from convrewrite.errors import PlanError, UsageError
 from convrewrite.inputs import Inputs
 from convrewrite.pipeline.prepare import prepare
 from convrewrite.planning.plan import Plan
@@ -91,6 +91,19 @@ def test_a_plan_for_latency_keeps_its_lowerings() -> None:
     second = convrewrite.apply(network(), images()[:1], again(first.plan), images(), measure=False)
     assert state_bytes(second.model) == state_bytes(first.model)
     assert second.report.reached.budget == {"latency": None}, "nothing was measured"
+
+
+def test_a_plan_may_be_given_by_its_file(tmp_path: Path) -> None:
+    first = convrewrite.optimize(network(), images()[:1], [RULE], "weights", {"macs": 0.6}, measure=False)
+    (tmp_path / "plan.json").write_text(first.plan.to_json(), encoding="utf-8")
+    for path in (tmp_path / "plan.json", str(tmp_path / "plan.json")):
+        second = convrewrite.apply(network(), images()[:1], path, "weights", measure=False)
+        assert state_bytes(second.model) == state_bytes(first.model)
+    with pytest.raises(PlanError, match=r"nowhere\.json"):
+        convrewrite.apply(network(), images()[:1], tmp_path / "nowhere.json", "weights", measure=False)
+    for wrong in (None, {}, first):
+        with pytest.raises(UsageError, match="plan: expected a Plan, or the path of a file with one, found"):
+            convrewrite.apply(network(), images()[:1], wrong, "weights", measure=False)  # type: ignore[arg-type]
 
 
 def test_weights_alone_need_no_inputs() -> None:
