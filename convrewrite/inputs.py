@@ -40,6 +40,11 @@ def bind_inputs(model: nn.Module, example: ExampleInput) -> Inputs:
         if not isinstance(value, Tensor):
             found = type(value).__name__
             raise UsageError(f"example input {name!r}: expected a tensor, found {found}; {_wrap(where)}")
+        if value.is_meta:
+            raise UsageError(
+                f"example input {name!r}: expected numbers, found a tensor on the meta device, which holds none; give one as "
+                f"torch.randn({tuple(value.shape)})"
+            )
     if not positional and not named:
         raise UsageError(f"example input: expected {_EXPECTED}, found none")
     return (*positional, *_keywords(model, len(positional), named))

@@ -7,6 +7,7 @@ of letters, digits, ``_`` and ``-``, and of nothing that Python would read as so
 
 import unicodedata
 
+import torch
 from torch import Tensor, nn
 
 from convrewrite.errors import ModelLoadError
@@ -29,8 +30,13 @@ def require_names(model: nn.Module, source: str) -> None:
     """Raise ModelLoadError, which names ``source``, unless every submodule, parameter, buffer and tensor attribute has a
     harmless name.
 
-    Called wherever a model comes in, before anything of it is followed as a graph or exported.
+    Called wherever a model comes in, before anything of it is followed as a graph or exported. TorchScript is refused as well.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelLoadError(
+            f"{source}: expected a Python nn.Module, found a TorchScript module, which cannot be rewritten; give the module that "
+            "it was made from, or an ONNX file"
+        )
     seen: set[int] = set()
     waiting: list[tuple[str, nn.Module]] = [("", model)]
     while waiting:
@@ -38,6 +44,8 @@ def require_names(model: nn.Module, source: str) -> None:
         if id(module) in seen:
             continue
         seen.add(id(module))
+        if isinstance(module, torch.jit.ScriptModule):  # its tables are no dictionaries, and it is one node of a graph
+            continue
         found = [(what, name) for table, what in _TABLES.items() for name in vars(module).get(table, {})]
         # torch.fx looks constants up among these.
         found += [("tensor", name) for name, value in vars(module).items() if isinstance(value, Tensor)]

@@ -23,14 +23,15 @@ _EXHAUSTED = ("out of memory", "STATUS_ALLOC_FAILED", "STATUS_NOT_INITIALIZED")
 """What errors say that tell of a full device: torch's own, and those of libraries that get no room for their work or to begin."""
 
 
-def there(name: str | None) -> str | None:
-    """The name of a device that is there, if one is asked for. Raises UsageError, which says which there are."""
+def there(name: str | None, where: str = "--device") -> str | None:
+    """The name of a device that is there, if one is asked for; ``where`` is what the caller knows the option by. Raises
+    UsageError, which says which there are."""
     if name is None:
         return None
     if not isinstance(name, str) or not _NAMES.fullmatch(name):
-        raise UsageError(f"--device: expected cpu, cuda, cuda:N, mps or auto, found {name!r:.60}")
+        raise UsageError(f"{where}: expected cpu, cuda, cuda:N, mps or auto, found {name!r:.60}")
     if name not in (AUTO, PROCESSOR) and name not in (found := known_places()):
-        raise UsageError(f"--device {name}: expected a device that is here ({', '.join(found)}), found no such one")
+        raise UsageError(f"{where} {name}: expected a device that is here ({', '.join(found)}), found no such one")
     return name
 
 

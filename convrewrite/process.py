@@ -68,12 +68,14 @@ def ordinary(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 @contextlib.contextmanager
 def same_random_numbers(seed: int) -> Iterator[None]:
-    """Torch draws from ``seed``; the random state of torch, of numpy and of Python is given back afterwards."""
+    """Torch, numpy and Python draw from ``seed``; their random states are given back afterwards."""
     states = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % (1 << 32))
             yield
     finally:
         random.setstate(states[0])

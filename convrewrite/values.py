@@ -6,7 +6,7 @@ The limits hold for the Python interface too. A UsageError names the option, wha
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from convrewrite.errors import UsageError
 
@@ -35,7 +35,10 @@ _SHOWN = 60
 
 
 def shown(value: object) -> str:
-    """A value for a message: as Python writes it, and never longer than a line."""
+    """A value for a message: as Python writes it, and never longer than a line. A number of thousands of digits is told by its
+    length, as Python refuses to write it out."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"one of {value.bit_length()} bits"
     text = repr(value[: 2 * _SHOWN]) if isinstance(value, str) else str(value)
     length = len(value) if isinstance(value, str) else len(text)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}... ({length} characters)"
@@ -52,18 +55,18 @@ def check_words(words: Sequence[str]) -> None:
             )
 
 
-def seed(value: int) -> int:
-    """A seed that every generator takes."""
+def seed(value: int, where: str = "--seed") -> int:
+    """A seed that every generator takes; ``where`` is what the caller knows it by, here and below."""
     if not 0 <= value <= LARGEST_SEED:
-        raise UsageError(f"--seed: expected a whole number from 0 to {LARGEST_SEED}, found {_number(value)}")
+        raise UsageError(f"{where}: expected a whole number from 0 to {LARGEST_SEED}, found {shown(value)}")
     return value
 
 
-def threads(value: int) -> int:
+def threads(value: int, where: str = "--threads") -> int:
     """As many threads as can be of use."""
     if not 1 <= value <= MOST_THREADS:
         expected = f"a whole number greater than or equal to 1 and at most {MOST_THREADS}"
-        raise UsageError(f"--threads: expected {expected}, found {_number(value)}; see --help")
+        raise UsageError(f"{where}: expected {expected}, found {shown(value)}; 1 is the default")
     return value
 
 
@@ -71,7 +74,7 @@ def memory(value: float) -> float:
     """Gigabytes that may be used."""
     if not SMALLEST_MEMORY <= value <= LARGEST_MEMORY:
         raise UsageError(
-            f"--memory: expected GB from {SMALLEST_MEMORY:g} to {LARGEST_MEMORY:.0f}, found {_number(value)}; "
+            f"--memory: expected GB from {SMALLEST_MEMORY:g} to {LARGEST_MEMORY:.0f}, found {shown(value)}; "
             "4 is the default"
         )
     return value
@@ -81,14 +84,14 @@ def memory_bytes(value: int) -> int:
     """The same in bytes, as the Python interface takes it."""
     least, most = int(SMALLEST_MEMORY * 2**30), int(LARGEST_MEMORY * 2**30)
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise UsageError(f"memory: expected bytes, a whole number from {least} to {most}, found {_number(value)}")
+        raise UsageError(f"memory: expected bytes, a whole number from {least} to {most}, found {shown(value)}")
     return value
 
 
 def rounds(value: int) -> int:
     """Rounds of a measurement."""
     if not 3 <= value <= MOST_ROUNDS:
-        raise UsageError(f"--rounds: expected a whole number from 3 to {MOST_ROUNDS}, found {_number(value)}")
+        raise UsageError(f"--rounds: expected a whole number from 3 to {MOST_ROUNDS}, found {shown(value)}")
     return value
 
 
@@ -106,10 +109,10 @@ def error(value: float | None) -> float | None:
     return value
 
 
-def seconds(value: float) -> float:
+def seconds(value: float, where: str = "--timeout") -> float:
     """A time limit."""
     if not 0 < value <= LONGEST_SECONDS:
-        raise UsageError(f"--timeout: expected seconds above 0 and at most {LONGEST_SECONDS}, found {value}")
+        raise UsageError(f"{where}: expected seconds above 0 and at most {LONGEST_SECONDS}, found {value}")
     return value
 
 
@@ -239,24 +242,17 @@ def example_target(entries: Sequence[str]) -> str | None:
     return targets[0]
 
 
-def free_axes(names: Sequence[str]) -> tuple[str, ...]:
+def free_axes(names: Sequence[str], where: str = "--free-axes") -> tuple[str, ...]:
     """Names of axes, each once."""
-    if isinstance(names, str):
-        raise UsageError(f'--free-axes: expected names one by one, as ("batch", "height"), found {shown(names)}')
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise UsageError(f'{where}: expected names one by one, as ("batch", "height"), found {shown(names)}')
     strange = [name for name in names if name not in AXES]
     if strange or len(set(names)) < len(names):
         found = shown(",".join(map(str, names)))
-        raise UsageError(f"--free-axes: expected none, or each once of {', '.join(AXES)}, found {found}")
+        raise UsageError(f"{where}: expected none, or each once of {', '.join(AXES)}, found {found}")
     return tuple(names)
 
 
 def axes_of_text(text: str) -> tuple[str, ...]:
     """``batch,height`` -> ``("batch", "height")``; ``none`` are none."""
     return () if text == "none" else free_axes(text.split(","))
-
-
-def _number(value: object) -> str:
-    """A number for a message: one of thousands of digits by its length, which Python refuses to write out."""
-    if isinstance(value, int) and value.bit_length() > 128:
-        return f"one of {value.bit_length()} bits"
-    return str(value)

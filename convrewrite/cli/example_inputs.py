@@ -1,15 +1,14 @@
 """Which inputs a command runs models on: those it was given, noise of a stated or found shape, or calibration inputs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from convrewrite import values
-from convrewrite.calibration import peek_example, read_calibration
-from convrewrite.cli.known_sizes import Known, sizes_of
-from convrewrite.cli.options import Sources, require_calibration
+from convrewrite.calibration import peek_example
+from convrewrite.cli.known_sizes import Known
 from convrewrite.errors import UsageError
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, example_of, parameter_names, required_names
 from convrewrite.loading import (
@@ -22,7 +21,7 @@ from convrewrite.loading import (
     stated_input_shapes,
 )
 from convrewrite.onnx_files import OnnxModel
-from convrewrite.onnx_graph import example_of_graph, noise_for
+from convrewrite.onnx_graph import noise_for
 
 Network = nn.Module | OnnxModel
 
@@ -38,52 +37,63 @@ def for_model(
     """
     model = loaded.model
     if given:
-        return _given(model, given), ()
+        return given_example(model, given), ()
     names = required_names(model) or ("input",)  # a forward with *args alone names none
     if calib is not None and calib != "weights" and (peeked := peek_example(calib, names)) is not None:
         text = ", ".join("x".join(map(str, tensor.shape)) for tensor in peeked)
         return tuple(_like(tensor, model) for tensor in peeked), (f"input size {text} taken from {calib}",)
     if stated := stated_input_shapes(model):
         text = ", ".join("x".join(map(str, shape)) for shape in stated)
-        made = tuple(_noise(shape, index, model) for index, shape in enumerate(stated))
+        made = tuple(noise(shape, index, model) for index, shape in enumerate(stated))
         return made, (f"input size {text} is that of the exported program",)
     if known is not None and runs_on(model, known.shapes):
-        return tuple(_noise(shape, index, model) for index, shape in enumerate(known.shapes)), (known.note,)
-    _require_one(names, loaded.source)
+        return tuple(noise(shape, index, model) for index, shape in enumerate(known.shapes)), (known.note,)
+    require_one(names, loaded.source)
     shape, note = find_input_shape(model)
-    return (_noise(shape, 0, model),), (note,)
+    return (noise(shape, 0, model),), (note,)
 
 
 def for_graph(
-    session: OnnxModel, given: Sequence[str], calib: str | None, known: Known | None = None
+    session: OnnxModel,
+    given: Sequence[str],
+    calib: str | None,
+    known: Known | None = None,
+    *,
+    of_examples: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> tuple[ExampleInput | None, tuple[str, ...]]:
     """What is known of an ONNX graph's inputs, by name, and what was assumed for it: ``given``, the values of ``--input``, else
-    the sizes of the calibration inputs, or those ``known`` from a report, where the graph leaves them free. Raises UsageError for
-    names and numbers of inputs that the graph does not have."""
+    the sizes of the calibration inputs, or those ``known`` from a report, where the graph leaves them free. ``of_examples`` are
+    the inputs that calibration inputs have, all if not told. Raises UsageError for names and numbers of inputs that the graph
+    does not have."""
     target = values.example_target(given)
     if target is not None:
         return example_of(import_object(target), f"--input {target}"), ()
     if given:
-        return noise_for(session, _named_shapes(given, session.input_names)), ()
-    if calib is not None and calib != "weights" and (peeked := peek_example(calib, session.input_names)) is not None:
-        return noise_for(session, _fitting(session, [tuple(tensor.shape) for tensor in peeked])), ()
-    if known is None or len(known.shapes) != len(session.input_names) or _states_sizes(session):
+        return noise_for(session, named_shapes(given, session.input_names), seed), ()
+    names = session.input_names if of_examples is None else tuple(of_examples)
+    if calib is not None and calib != "weights" and (peeked := peek_example(calib, names)) is not None:
+        shapes = {name: tuple(tensor.shape) for name, tensor in zip(names, peeked, strict=True)}
+        return noise_for(session, fitting(session, shapes), seed), ()
+    if known is None or len(known.shapes) != len(session.input_names) or states_sizes(session):
         return None, ()
-    return noise_for(session, _fitting(session, known.shapes)), (known.note,)
+    shapes = dict(zip(session.input_names, known.shapes, strict=True))
+    return noise_for(session, fitting(session, shapes), seed), (known.note,)
 
 
-def _states_sizes(file: OnnxModel) -> bool:
+def states_sizes(file: OnnxModel) -> bool:
     """Whether an ONNX file leaves no axis free but the first."""
     return all(isinstance(n, int) for shape in file.input_shapes for n in shape[1:])
 
 
-def _fitting(session: OnnxModel, shapes: Sequence[tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def fitting(session: OnnxModel, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """The shapes by the names of inputs, those of images also with their channels last; without those that do not fit."""
-    fitting = {
-        name: next(filter(None, (_filled(stated, shape) for shape in (found, _last_first(found)))), None)
-        for name, found, stated in zip(session.input_names, shapes, session.input_shapes, strict=True)
+    stated = dict(zip(session.input_names, session.input_shapes, strict=True))
+    found = {
+        name: next(filter(None, (_filled(stated[name], one) for one in (shape, _last_first(shape)))), None)
+        for name, shape in shapes.items()
     }
-    return {name: shape for name, shape in fitting.items() if shape is not None}
+    return {name: shape for name, shape in found.items() if shape is not None}
 
 
 def _filled(stated: Sequence[int | str | None], shape: Sequence[int]) -> tuple[int, ...] | None:
@@ -101,7 +111,7 @@ def _last_first(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[0], *shape[2:], shape[1]) if len(shape) == 4 else shape
 
 
-def _named_shapes(given: Sequence[str], names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+def named_shapes(given: Sequence[str], names: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Shapes by the names of inputs; those without one in the order of the inputs."""
     entries = [values.named_shape(entry) for entry in given]
     unnamed = [shape for name, shape in entries if name is None]
@@ -120,94 +130,18 @@ def _named_shapes(given: Sequence[str], names: Sequence[str]) -> dict[str, tuple
     return {name: parse_shape(shape) for name, shape in named.items()}
 
 
-def for_both(
-    first: Network, second: Network, sources: Sources, seed: int, names: Sequence[str]
-) -> tuple[Inputs, tuple[str, ...]]:
-    """Inputs that both take, and what was assumed for them: the given ones, noise of a shape one of them states or is found for,
-    or calibration inputs. ``names``: what the user called the two, whose reports may tell of their inputs."""
-    given, calib, notes = sources.input or (), sources.calib, tuple[str, ...]()
-    require_calibration(sources)
-    modules = [network for network in (first, second) if isinstance(network, nn.Module)]
-    files = [network for network in (first, second) if isinstance(network, OnnxModel)]
-    if given and values.example_target(given) is not None:
-        if not modules:
-            raise UsageError(f"--input {given[0]}: expected shapes, as 1x3x224x224, for two ONNX files")
-        inputs = _given(modules[0], given)
-    elif given and files:
-        inputs = tuple(noise_for(files[0], _named_shapes(given, files[0].input_names), seed).values())
-        if len(inputs) < len(files[0].input_names):
-            raise UsageError(f"--input: expected shapes of all inputs ({', '.join(files[0].input_names)})")
-    else:
-        shapes = [parse_shape(text) for text in given]
-        if not shapes:
-            shapes, notes = _common_shapes(first, second, calib, sizes_of(*names))
-        inputs = _of_shapes(shapes, files, seed)
-    if calib is None:
-        return inputs, notes
-    taken = parameter_names(modules[0])[: len(inputs)] if modules else files[0].input_names
-    data = read_calibration(
-        calib, inputs, seed=seed, mean=sources.mean, std=sources.std, resize=sources.resize, import_object=import_object,
-        names=taken,
-    )  # fmt: skip
-    return tuple(torch.cat(parts) for parts in zip(*data.fit, *data.held_out, strict=True)), notes
-
-
-def batch_of(network: Network) -> int | None:
-    """How many examples a network takes at a time, where it says so."""
-    return network.batch if isinstance(network, OnnxModel) else None
-
-
-def _of_shapes(shapes: Sequence[tuple[int, ...]], files: Sequence[OnnxModel], seed: int) -> Inputs:
-    if files and len(files[0].input_names) == len(shapes):
-        return tuple(noise_for(files[0], dict(zip(files[0].input_names, shapes, strict=True)), seed).values())
-    return tuple(_noise(shape, seed + index) for index, shape in enumerate(shapes))
-
-
-def _given(model: nn.Module, given: Sequence[str]) -> Inputs:
+def given_example(model: nn.Module, given: Sequence[str]) -> Inputs:
     target = values.example_target(given)
     if target is None and any(values.named_shape(text)[0] is not None for text in given):
         names = parameter_names(model)
-        shapes = _named_shapes(given, names)
-        return bind_inputs(model, {name: _noise(shapes[name], names.index(name), model) for name in shapes})
+        shapes = named_shapes(given, names)
+        return bind_inputs(model, {name: noise(shapes[name], names.index(name), model) for name in shapes})
     if target is None:
-        return tuple(_noise(parse_shape(text), index, model) for index, text in enumerate(given))
+        return tuple(noise(parse_shape(text), index, model) for index, text in enumerate(given))
     return bind_inputs(model, example_of(import_object(target), f"--input {target}"))
 
 
-def _common_shapes(
-    first: Network, second: Network, calib: str | None, known: Known | None
-) -> tuple[list[tuple[int, ...]], tuple[str, ...]]:
-    """Shapes of eight examples, and what was assumed: of the calibration file, as an ONNX file, a program or a report states
-    them, or found by running the module or the graph."""
-    modules = [network for network in (first, second) if isinstance(network, nn.Module)]
-    files = [network for network in (first, second) if isinstance(network, OnnxModel)]
-    names = files[0].input_names if files else required_names(modules[0]) or ("input",)
-    if files and modules and len(named := parameter_names(modules[0])) >= len(names):
-        names = named[: len(names)]
-    if calib is not None and (peeked := peek_example(calib, names)) is not None:
-        return [tuple(tensor.shape) for tensor in peeked], ()
-    batch = next((file.batch for file in files if file.batch), 8)
-    for file in files:
-        if _states_sizes(file):
-            return [(batch, *(int(n or 1) for n in shape[1:])) for shape in file.input_shapes], ()
-    for module in modules:
-        if stated := stated_input_shapes(module):
-            return [(batch, *shape[1:]) for shape in stated], ()
-    if (
-        known is not None
-        and len(known.shapes) == len(names)
-        and all(runs_on(module, known.shapes) for module in modules)
-    ):
-        return [(batch, *shape[1:]) for shape in known.shapes], (known.note,)
-    if not modules:
-        found, notes = example_of_graph(files[0])
-        return [tuple(tensor.shape) for tensor in found], notes
-    _require_one(names, type(modules[0]).__name__)
-    shape, note = find_input_shape(modules[0])
-    return [(batch, *shape[1:])], (note,)
-
-
-def _require_one(names: Sequence[str], where: str) -> None:
+def require_one(names: Sequence[str], where: str) -> None:
     if len(names) > 1:
         raise UsageError(
             f"{where}: forward takes {len(names)} inputs ({', '.join(names)}); give the shape of each, as "
@@ -218,10 +152,10 @@ def _require_one(names: Sequence[str], where: str) -> None:
 def _like(tensor: Tensor, model: nn.Module) -> Tensor:
     """Noise for pixels and other real numbers; integers as they are, since they may be indices."""
     real = tensor.is_floating_point() or tensor.dtype == torch.uint8
-    return _noise(tuple(tensor.shape), 0, model) if real else tensor
+    return noise(tuple(tensor.shape), 0, model) if real else tensor
 
 
-def _noise(shape: tuple[int, ...], seed: int, model: nn.Module | None = None) -> Tensor:
+def noise(shape: tuple[int, ...], seed: int, model: nn.Module | None = None) -> Tensor:
     """Normal numbers, in the dtype of the model's weights. Raises UsageError for more than MOST_NUMBERS."""
     if math.prod(shape) > MOST_NUMBERS or any(size < 0 for size in shape):
         text = "x".join(map(str, shape))

@@ -32,7 +32,7 @@ class _Group:
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=flag.default,
-                annotation=Annotated[flag.kind, typer.Option(*flag.names, callback=flag.check, help=flag.help)],
+                annotation=Annotated[flag.kind, typer.Option(*flag.names, callback=_callback(flag), help=flag.help)],
             )
             for name, flag in self.flags.items()
         ]
@@ -77,6 +77,12 @@ def _group_of(annotation: Any) -> _Group | None:
         assert set(only) <= set(flags), f"{annotation.__name__} has no options {set(only) - set(flags)}"
         flags = {name: flag for name, flag in flags.items() if name in only}
     return _Group(annotation, flags)
+
+
+def _callback(flag: Flag) -> Callable[[Any], Any] | None:
+    """The check of a flag as typer takes it, which looks at how many parameters a callback has."""
+    check = flag.check
+    return None if check is None else lambda value: check(value)
 
 
 def _flag_of(field: Field[Any]) -> Flag:

@@ -2,10 +2,11 @@
 
 What a file says becomes words of the command line, put in front of those that were given, for options that were not: it is
 read, checked and recorded in the report as if it had been typed. A file comes with a folder, maybe from somebody else: it can
-neither run code nor say where something is written.
+neither run code, nor say where something is written, nor where anything is sent.
 """
 
 import inspect
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ RUNS_CODE = ("trust", "factory", "augment", "metric", "model")
 
 MAY_NAME_CODE = ("input", "calib", "data")
 """Options whose value runs code where it is FILE.py:NAME or pkg.mod:NAME."""
+
+MAY_SEND = {"cluster": re.compile(r"local(:[0-9]+)?")}
+"""Options whose value may name a machine that a model and its inputs are sent to, with the values that name none."""
 
 ONE_RUN = ("out", "page", "graphs", "open")
 """Options that say what one run writes and where, or what it opens."""
@@ -196,6 +200,11 @@ def _words(where: str, key: str, value: object, options: Mapping[str, Option], k
     if key in MAY_NAME_CODE and any(":" in word for word in words):
         raise UsageError(
             f"{where}: expected shapes or files, found {shown(value)}, which may name code to run; give it on the command line"
+        )
+    if key in MAY_SEND and not all(MAY_SEND[key].fullmatch(word.partition("=")[2]) for word in words):
+        raise UsageError(
+            f"{where}: expected local or local:N, found {shown(value)}, to which the model and its inputs would be sent; give it "
+            "on the command line"
         )
     return words
 

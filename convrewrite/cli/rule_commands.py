@@ -46,17 +46,18 @@ def rules_show(
     if as_json:
         say_json(load_rule_file(path))
     else:
-        say(path.read_text(encoding="utf-8"), as_it_is=True)
+        say(path.read_text(encoding="utf-8-sig"), as_it_is=True)
 
 
 @command(rules_app, "convrewrite rules check mine.toml", name="check")
 def rules_check(file: Annotated[Path, typer.Argument(help="A rule file.")], as_json: AsJson = False) -> None:
     """Check a rule file: its keys, its values, and the examples it carries."""
-    from convrewrite.rules import check, load_rule_file
+    from convrewrite.rules import check, check_parameters, load_rule_file
     from convrewrite.structures import discover
 
-    structures = discover()
-    findings = check(load_rule_file(file), lambda name, spec: structures[name].reject(spec.per_group))
+    structures, rules = discover(), load_rule_file(file)
+    findings = check(rules, lambda name, spec: structures[name].reject(spec.per_group))
+    findings += check_parameters(rules, structures)
     if as_json:
         from convrewrite.cli.json_forms import CheckedExample, CheckedRules
 

@@ -42,14 +42,13 @@ def bench(
 ) -> None:
     """Time A and B side by side, interleaved; the ratio is the median over rounds of paired ratios."""
     from convrewrite import reporting
-    from convrewrite.cli import example_inputs
+    from convrewrite.cli.both_inputs import for_both
     from convrewrite.tables import table
 
     first, second = (runner_of(source, sources.factory, trust, asked.timeout) for source in (a, b))
-    inputs, notes = example_inputs.for_both(first, second, sources, 0, (a, b))
-    if all(example_inputs.batch_of(runner) is None for runner in (first, second)):
-        inputs = tuple(tensor[:1] for tensor in inputs)
-    comparisons = _compared((a, b), (first, second), inputs, asked)
+    both = for_both(first, second, sources, 0, (a, b)).whole_batches()
+    inputs, notes = tuple(tensor[: both.batch or 1] for tensor in both.inputs), both.notes
+    comparisons = _compared((a, b), (both.first, both.second), inputs, asked)
     if as_json:
         from convrewrite.cli.json_forms import Benched, BenchedRow
 

@@ -30,19 +30,19 @@ def verify(
     if asked.expect not in (None, "parity", "fidelity"):
         raise UsageError(f"--expect: expected parity or fidelity, found {values.shown(asked.expect)}")
     from convrewrite import pipeline
-    from convrewrite.cli import example_inputs
+    from convrewrite.cli.both_inputs import for_both
     from convrewrite.reporting import render_verification
 
     calib, limited = sources.calib, asked.agreement is not None or asked.error is not None
     first, second = (runner_of(source, sources.factory, trust, asked.timeout) for source in (a, b))
-    inputs, assumed = example_inputs.for_both(first, second, sources, asked.seed, (a, b))
-    relation = pipeline.relation_of(first, second, (a, b))
+    both = for_both(first, second, sources, asked.seed, (a, b)).whole_batches()
+    relation = pipeline.relation_of(both.first, both.second, (a, b))
     outcome = pipeline.verify(
-        first, second, inputs, outputs=asked.outputs, representative=calib is not None, names=(a, b)
+        both.first, both.second, both.inputs, outputs=asked.outputs, representative=calib is not None, names=(a, b)
     )
-    outcome = replace(outcome, notes=(*outcome.notes, *assumed))
+    outcome = replace(outcome, notes=(*outcome.notes, *both.notes))
     wanted = asked.expect or ("fidelity" if limited else relation.expected)
-    examples, source = inputs[0].shape[0], "calibration inputs" if calib else "random inputs"
+    examples, source = both.inputs[0].shape[0], "calibration inputs" if calib else "random inputs"
     refused = _refused(outcome, relation, wanted, asked)
     if as_json:
         from convrewrite.cli.json_forms import Verified

@@ -21,7 +21,7 @@ def read_text(path: Path, error: type[ConvRewriteError], expected: str, largest:
             data = file.read(largest + 1)
         if len(data) > largest:
             raise error(f"{path}: expected {expected}, at most {largest} bytes, found {path.stat().st_size}")
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")  # some editors begin a file with a mark of their own
     except OSError as cause:
         raise error(f"{path}: cannot be read ({cause.strerror}); expected {expected}") from cause
     except UnicodeDecodeError as cause:

@@ -19,6 +19,7 @@ from convrewrite.conv import CONV_TYPES, Conv, ConvSpec, Size
 from convrewrite.graph.volumes import VOLUME_TYPES, Volume
 from convrewrite.layers import DynamicConv2d
 from convrewrite.modules import hooked, run
+from convrewrite.process import same_random_numbers
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
@@ -37,6 +38,9 @@ ARGUMENTS: dict[Any, tuple[str, ...]] = {
     **dict.fromkeys((torch.convolution, _aten.convolution, _aten.convolution.default), _ANY),
 }
 """Functions that convolve -> the names of its arguments in order. Those of ``torch.nn.functional`` are torch's own."""
+
+UNBATCHED = "it is called with inputs that have no axis for the examples, as in a loop over these or under torch.vmap"
+"""Why a convolution stays that is called so."""
 
 GEOMETRY = ("stride", "padding", "dilation", "transposed", "output_padding")
 """Arguments that must be constants for a call to be a module. The number of groups follows from the channels."""
@@ -60,6 +64,8 @@ class Call:
     weights: list[Tensor] = field(default_factory=list)
     biases: list[Tensor | None] = field(default_factory=list)
     given: list[tuple[str, ...]] = field(default_factory=list)
+    unbatched: bool = False
+    """Whether it was ever given an input without an axis for the examples, or one whose axis torch hides (``torch.vmap``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,7 @@ class Observation:
 def observe(model: nn.Module, inputs: tuple[Tensor, ...]) -> Observation:
     """Run the model once. Raises TraceError when it does not run on ``inputs``."""
     observer = _Observer(model, inputs[0].shape[0])
-    with hooked(observer.handles()), observer:
+    with hooked(observer.handles()), same_random_numbers(0), observer:
         run(model, inputs)
     return Observation(observer.calls, observer.runs, observer.users)
 
@@ -160,6 +166,7 @@ class _Observer(TorchFunctionMode):
             spec, axes = geometry, geometry.dims
             size = (int(x.shape[-2]) if axes == 2 else 1, int(x.shape[-1]))
         entry = self.calls.setdefault(name, Call(owner, module, spec))
+        entry.unbatched |= x.dim() != axes + 2 or torch._C._functorch.is_batchedtensor(x)
         entry.sizes += [size] * max(1, (x.shape[0] if x.dim() == axes + 2 else 1) // self._batch)
         return entry
 

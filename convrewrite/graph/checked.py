@@ -5,6 +5,7 @@ graph then has the other branch. So each graph is run once beside its module, an
 """
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,10 +25,13 @@ def follow(model: nn.Module, inputs: Inputs) -> Traced:
     in the mode it is in. Raises TraceError when it does not run on ``inputs``.
     """
     traced = trace(model, len(inputs))
-    if traced.whole is None:
-        sized = _sized(model, inputs)
-        if sized is not None:
-            return sized
+    sized = _sized(model, inputs) if traced.whole is None else None
+    found = _checked(model, traced, inputs)
+    return found if sized is None else replace(sized, unsized=found.parts)
+
+
+def _checked(model: nn.Module, traced: Traced, inputs: Inputs) -> Traced:
+    """Without the graphs that compute something else."""
     parts: dict[str, fx.GraphModule] = {}
     lost = list(traced.lost)
     waiting = list(traced.parts.items())

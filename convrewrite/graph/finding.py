@@ -19,7 +19,7 @@ from convrewrite.graph.lifting import Lifted, lift
 from convrewrite.graph.sites import Site, find_sites
 from convrewrite.graph.tracing import Traced
 from convrewrite.inputs import Inputs
-from convrewrite.modules import alike, calls_counted, copy_model, replace_modules, seeded_outputs
+from convrewrite.modules import alike, calls_counted, copy_model, preserved, replace_modules, seeded_outputs
 from convrewrite.names import require_names
 
 REASON = (
@@ -57,7 +57,7 @@ def _obstacle(
 ) -> str | None:
     """Why the model does not give the same with the parts of these sites one level further down, each called as often as
     before; None where it does."""
-    parts = _parts(model, sites)
+    parts, switches = _parts(model, sites), _switches(model)
     wrappers = {part: nn.Sequential(part) for part in parts.values()}
     replace_modules(model, {id(part): wrapper for part, wrapper in wrappers.items()})
     try:
@@ -65,7 +65,7 @@ def _obstacle(
             calls_counted({name: wrappers[part] for name, part in parts.items()}) as outer,
             calls_counted(parts) as inner,
         ):
-            same = alike(expected, seeded_outputs(model, inputs))
+            same = alike(expected, seeded_outputs(model, inputs)) and (_switches(model) or not switches)
     except TraceError:
         return REASON
     finally:
@@ -75,6 +75,20 @@ def _obstacle(
     if any(outer[name] < inner[name] for name in parts):
         return HELD_ELSEWHERE
     return None if same and all(inner[name] == calls[name] for name in parts) else REASON
+
+
+def _switches(model: nn.Module) -> bool:
+    """Whether the model can be put in train mode and back: a class of its own may do more then, as merge weights."""
+    own = [module for module in model.modules() if type(module).train is not nn.Module.train]
+    if not own:
+        return True
+    try:
+        with preserved(model):
+            model.train()
+            model.eval()
+    except Exception:  # any class may refuse in any way
+        return False
+    return True
 
 
 def find(

@@ -34,10 +34,31 @@ def fixed_convolutions(model: nn.Module, names: Collection[str], inputs: Inputs)
     found: dict[str, ConvSpec] = {}
     for name, x in given.items():
         module = model.get_submodule(name)
-        first, second = (_only_convolution(module, value) for value in (x, x.flip(-1) * 0.5 + 0.25))
-        if first is not None and second is not None and _equal(first, second):
+        first, *others = (_tried(module, value) for value in _variants(x))
+        if first is not None and all(other is not None and _equal(first, other) for other in others):
             found[name] = ConvSpec.of(first)
     return found
+
+
+def _variants(x: Tensor) -> tuple[Tensor, ...]:
+    """The input, and others that a kernel could hang on: its numbers, how large they are, how many there are, its extents."""
+    return (
+        x,
+        x.flip(-1) * 0.5 + 0.25,
+        x * 1000 + 1000,
+        x * -0.001,
+        torch.cat([x, x, x]),
+        x[:1],
+        torch.cat([x, x], -1),
+        torch.cat([x, x, x], -2) if x.dim() > 3 else x,
+    )
+
+
+def _tried(module: nn.Module, x: Tensor) -> Conv | None:
+    try:
+        return _only_convolution(module, x)
+    except Exception:  # a module may refuse an input in any way
+        return None
 
 
 def fixed_convolution(module: nn.Module, spec: ConvSpec) -> Conv:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from convrewrite.errors import ConvRewriteError
-from convrewrite.graph.calls import GEOMETRY, Call, Observation, observe
+from convrewrite.graph.calls import GEOMETRY, UNBATCHED, Call, Observation, observe
 from convrewrite.graph.fixed_kernels import fixed_convolutions, is_normed
 from convrewrite.graph.lifts import (
     Lift,
@@ -25,7 +25,7 @@ from convrewrite.graph.lifts import (
     possible_names,
     tensor_name,
 )
-from convrewrite.graph.tracing import follow_forward, qualified
+from convrewrite.graph.tracing import does_more, follow_forward, qualified
 from convrewrite.graph.volumes import VolumeSpec
 from convrewrite.inputs import Inputs
 from convrewrite.modules import alike, copy_model, seeded_outputs
@@ -93,12 +93,28 @@ def lift_notes(plain: nn.Module, lifted: nn.Module, lifts: Sequence[Lift]) -> tu
     ):
         names = [qualified(one.module, conv.name) for one, conv in convs if conv.computed == computed]
         notes += [f"{text}: {_some(names)}"] if names else []
+    frozen = [one.module or "the model" for one in lifts if _leaves_out(plain, one)]
+    if frozen:
+        notes.append(
+            f"{_some(frozen)} became a graph of what its forward does in eval mode: what else it does in train mode, and what it "
+            "writes to its attributes, is left out"
+        )
     pairs = [pair for one, conv in convs for pair in changed_keys(one, conv)]
     keys = [f"{old} is {new}" for old, new in pairs]
     before, after = plain.state_dict().keys(), lifted.state_dict().keys()
     keys += [f"{key} is new" for key in sorted(after - before - {new for _, new in pairs})]
     keys += [f"{key} is gone" for key in sorted(before - after - {old for old, _ in pairs})]
     return (*notes, f"state-dict keys are others now: {_some(keys)}") if keys else tuple(notes)
+
+
+def _leaves_out(plain: nn.Module, one: Lift) -> bool:
+    """Whether the graph that a module becomes does less than its forward."""
+    if any(conv.name == "" for conv in one.convs):
+        return False
+    try:
+        return does_more(plain.get_submodule(one.module), one.arguments)
+    except Exception:  # it cannot be followed in train mode
+        return True
 
 
 def _functional(model: nn.Module, seen: Observation) -> list[Call]:
@@ -172,6 +188,8 @@ class _Forward:
         where = self._owner or "the model"
         if self._module._forward_hooks or self._module._forward_pre_hooks:
             return f"{where} has forward hooks, which a graph would lose"
+        if any(call.unbatched for call in self._calls):
+            return UNBATCHED
         if len({given for call in self._calls for given in call.given}) > 1:
             return f"{where} is called with different arguments"
         try:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from convrewrite.conv import CONV_TYPES, ConvSpec, Cost, Kind, Size, classify
-from convrewrite.graph.calls import SITE_TYPES, Call, observe, spec_of
+from convrewrite.graph.calls import SITE_TYPES, UNBATCHED, Call, observe, spec_of
 from convrewrite.graph.tracing import Traced, module_calls
 from convrewrite.graph.volumes import REFUSAL, VOLUME_TYPES, Volume, VolumeSpec
 
@@ -74,7 +74,7 @@ def find_sites(
             ):  # the site is the module then
                 sites.append(_functional_site(model, inputs, name, call, unlifted))
             continue
-        refusal = _refusal(name, call.module, shared, unlifted)
+        refusal = UNBATCHED if call.unbatched else _refusal(name, call.module, shared, unlifted)
         if refusal is None and id(call.module.weight) in in_functions:
             refusal = "a functional call uses its weight too, which a replacement would not have"
         follower = followers.get(name) if refusal is None else None
@@ -128,7 +128,11 @@ def _refusal(name: str, module: nn.Module, shared: dict[int, list[str]], unlifte
         return f"shares its weight with {', '.join(others)}"
     if module._forward_hooks or module._forward_pre_hooks:
         return "has forward hooks, which a replacement would lose"
+    if module._backward_hooks or module._backward_pre_hooks:
+        return "has backward hooks, which a replacement would lose"
     weight = module.weight
+    if isinstance(weight, Tensor) and not isinstance(weight, nn.Parameter):
+        return "its weight is no parameter, so that other code may put another one in its place at any time"
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         return f"its weight is {getattr(weight, 'dtype', 'missing')}, not a floating point number"
     if not bool(torch.isfinite(weight).all()):
@@ -151,19 +155,22 @@ def _shared_parameters(model: nn.Module) -> dict[int, list[str]]:
 
 def _executed(model: nn.Module, traced: Traced, runs: Counter[int]) -> Traced:
     """The graphs of modules that the run called: of any other the run may use the submodules in another way."""
-    parts = {name: graph for name, graph in traced.parts.items() if runs[id(model.get_submodule(name))]}
-    return replace(traced, parts=parts)
+    parts, unsized = (
+        {name: graph for name, graph in graphs.items() if runs[id(model.get_submodule(name))]}
+        for graphs in (traced.parts, traced.at_any_size)
+    )
+    return replace(traced, parts=parts, unsized=unsized)
 
 
 def _batch_norms(model: nn.Module, traced: Traced, runs: Counter[int]) -> dict[str, str]:
     """Convolution -> the BatchNorm that can be folded into it: it follows the only call, and nothing else sees either.
 
     A convolution called from two places with a BatchNorm after only one of them is not folded: folding would change the
-    other place as well.
+    other place as well. Nor is one that it follows at this size of inputs: at another the forward may go another way.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     pairs: dict[str, str] = {}
-    for name, node, follower, _ in _sole_followers(traced):
+    for name, node, follower, _ in _sole_followers(traced.at_any_size):
         conv, norm = modules[name], modules[follower]
         wanted = BATCH_NORMS.get(ConvSpec.of(conv).dims) if type(conv) in CONV_TYPES else None
         foldable = wanted is not None and type(norm) is wanted and node.args[1:] == ()
@@ -177,7 +184,7 @@ def _batch_norms(model: nn.Module, traced: Traced, runs: Counter[int]) -> dict[s
 def _separable_pairs(model: nn.Module, traced: Traced) -> set[str]:
     """Names of depthwise convolutions directly followed by a pointwise one, and of these pointwise ones."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    followers = {name: follower for name, _, follower, _ in _sole_followers(traced)}
+    followers = {name: follower for name, _, follower, _ in _sole_followers(traced.parts)}
     found: set[str] = set()
     for name, follower in followers.items():
         after = followers.get(follower) if type(modules[follower]) in BATCH_NORMS.values() else follower
@@ -189,9 +196,9 @@ def _separable_pairs(model: nn.Module, traced: Traced) -> set[str]:
     return found
 
 
-def _sole_followers(traced: Traced) -> Iterator[tuple[str, fx.Node, str, fx.Node]]:
+def _sole_followers(graphs: Mapping[str, fx.GraphModule]) -> Iterator[tuple[str, fx.Node, str, fx.Node]]:
     """(module, its node, module that alone uses its output, that one's node)."""
-    by_node = {node: name for name, node in module_calls(traced)}
+    by_node = {node: name for name, node in module_calls(graphs)}
     for node, name in by_node.items():
         users = list(node.users)
         if len(users) == 1 and users[0] in by_node and users[0].args[:1] == (node,):

@@ -23,16 +23,23 @@ from convrewrite.process import followed
 class Traced:
     """The graphs of a model: one under the name ``""`` when it could be followed whole, else those of its parts.
 
-    ``lost``: the parts that could not be followed and hold convolutions.
+    ``lost``: the parts that could not be followed and hold convolutions. ``unsized``: where the whole was followed for inputs of
+    one size, those of its parts that hold for any; None: all do.
     """
 
     parts: dict[str, fx.GraphModule]
     lost: tuple[str, ...]
+    unsized: Mapping[str, fx.GraphModule] | None = None
 
     @property
     def whole(self) -> fx.GraphModule | None:
         """The graph of the whole model, every convolution a node of it; None when it could not be followed whole."""
         return self.parts.get("") if not self.lost else None
+
+    @property
+    def at_any_size(self) -> Mapping[str, fx.GraphModule]:
+        """The graphs that hold whatever the size of the inputs: a forward that asks for it may go another way at another."""
+        return self.parts if self.unsized is None else self.unsized
 
 
 def trace(model: nn.Module, inputs: int = 1, tracer: "MakeTracer | None" = None) -> Traced:
@@ -98,13 +105,40 @@ def follow_forward(module: nn.Module, given: Collection[str]) -> fx.GraphModule:
     before = Snapshot(module, tensors=False)
     try:
         with followed():
-            traced = _OwnForward(param_shapes_constant=True).trace(module, concrete_args=_defaults(module, given))
-            _drop_defaults(traced, module)
+            traced = _own_forward(module, given)
             graph = fx.Graph()  # a copy does not know the tracer, which a pickle would name
             graph.output(graph.graph_copy(traced, {}))
             return fx.GraphModule(module, graph, type(module).__name__)
     finally:
         before.restore()
+
+
+def does_more(module: nn.Module, given: Collection[str]) -> bool:
+    """Whether this module's own forward does more than its graph in eval mode says: something else while it trains, or a change
+    of its attributes. What following it raises is passed on."""
+    before = Snapshot(module, tensors=False)
+    try:
+        with followed():
+            held = _held(module)
+            graph = str(_own_forward(module, given))
+            writes = _held(module) != held
+            before.restore()
+            module.training = not module.training
+            return writes or str(_own_forward(module, given)) != graph
+    finally:
+        before.restore()
+
+
+def _held(module: nn.Module) -> dict[str, int]:
+    """Which objects the attributes of a module are, by their names; not the constants that a tracer puts there."""
+    held = vars(module) | module._parameters | module._buffers
+    return {name: id(value) for name, value in held.items() if not name.startswith("_tensor_constant")}
+
+
+def _own_forward(module: nn.Module, given: Collection[str]) -> fx.Graph:
+    traced = _OwnForward(param_shapes_constant=True).trace(module, concrete_args=_defaults(module, given))
+    _drop_defaults(traced, module)
+    return traced
 
 
 class _PartsTracer(fx.Tracer):
@@ -214,9 +248,9 @@ def _join(first: str, second: str) -> str:
     return f"{first}.{second}" if first and second else first or second
 
 
-def module_calls(traced: Traced) -> Iterator[tuple[str, fx.Node]]:
-    """Every ``call_module`` node of every part, with the module's name in the whole model."""
-    for part, graph_module in traced.parts.items():
+def module_calls(graphs: Mapping[str, fx.GraphModule]) -> Iterator[tuple[str, fx.Node]]:
+    """Every ``call_module`` node of the graphs of parts, with the module's name in the whole model."""
+    for part, graph_module in graphs.items():
         for node in graph_module.graph.nodes:
             if node.op == "call_module":
                 yield qualified(part, node.target), node

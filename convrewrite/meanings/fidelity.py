@@ -137,7 +137,7 @@ class _Sums:
         if self.meaning.kind == "discrete":
             self.equal += int((original.cpu() == rewritten.cpu()).sum())
             return
-        a, b = in_float64(original), in_float64(rewritten)
+        a, b = in_float64(original.detach()), in_float64(rewritten.detach())
         # Equal infinities, as masks have them, are equal, though their difference is not a number.
         self.squared_difference += float(torch.where(a == b, 0.0, a - b).square().sum())
         self.squared_original += float(a[a.isfinite()].square().sum())

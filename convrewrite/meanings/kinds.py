@@ -174,9 +174,11 @@ def _require_same_again(model: nn.Module, inputs: Inputs, found: Mapping[str, Te
 
 def _whence_nan(model: nn.Module) -> str:
     """What may have led to NaN, and what to do."""
-    held = [name for name, values in model.state_dict().items() if values.is_floating_point() and values.isnan().any()]
+    state = {name: values for name, values in model.state_dict().items() if isinstance(values, Tensor)}
+    floating = {name: values for name, values in state.items() if values.is_floating_point()}
+    held = [name for name, values in floating.items() if not bool(values.isfinite().all())]
     if held:
-        return f"the model holds it in {', '.join(held[:3])}: give one whose training went well"
+        return f"the model holds NaN or infinity in {', '.join(held[:3])}: give one whose training went well"
     return "give an input that the model is made for (--input FILE.py:NAME), in place of random numbers"
 
 

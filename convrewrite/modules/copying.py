@@ -38,14 +38,22 @@ def copy_model(model: nn.Module, *, as_it_is: bool = False) -> nn.Module:
     try:
         with ordinary_mode():
             clone = _copied(model)
-            return clone if as_it_is else clone.eval()
+            if not as_it_is:
+                clone.eval()  # which a class may override without giving anything back
+            return clone
     except TraceError:
         raise
     except Exception as error:
         raise TraceError(
-            f"{type(model).__name__}: the model cannot be copied ({message_of(error)}); "
-            "a model that holds open files, locks or generators must let go of them first"
+            f"{type(model).__name__}: the model cannot be copied ({message_of(error)}); {_what_to_do(error)}"
         ) from error
+
+
+def _what_to_do(error: Exception) -> str:
+    """Where a model cannot be copied."""
+    if isinstance(error, TypeError) and "pickle" in str(error):
+        return "a model that holds open files, locks or generators must let go of them first"
+    return "copy.deepcopy(model).eval() has to work first"
 
 
 def private_copy(model: nn.Module, inputs: Inputs) -> nn.Module:
@@ -70,6 +78,14 @@ def private_copy(model: nn.Module, inputs: Inputs) -> nn.Module:
     if same and not shared and again is not None and alike(expected[0], again):
         snapshot.restore()
         return clone
+    stays = [name or "the model" for name, module in clone.named_modules() if module.training]
+    if stays and not same:
+        raise TraceError(
+            f"{type(model).__name__}: expected a model that eval() puts in eval mode, found {stays[0]} in train mode behind it; "
+            "let its train() do as it is told, and let what is to stay random draw its numbers in any mode"
+        )
+    if found[0] is None:  # it does not even run where the original does: the reason tells more
+        _seeded(clone, inputs, needed=True)
     raise TraceError(_why(model, same and not shared, shared, changes))
 
 

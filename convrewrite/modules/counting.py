@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -14,7 +15,14 @@ from torch.utils.flop_counter import flop_registry
 from convrewrite.inputs import Inputs
 from convrewrite.modules.hooks import hooked
 from convrewrite.modules.running import run
-from convrewrite.process import ordinary_mode
+from convrewrite.process import ordinary_mode, same_random_numbers
+
+
+FORMULAS = {
+    operator: formula
+    for operator, formula in flop_registry.items()
+    if operator is not torch.ops.aten.convolution_backward  # a gradient that a forward takes is no cost of its convolutions
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +38,12 @@ class Tally:
 
 
 def tally(model: nn.Module, inputs: Inputs) -> Tally:
-    """Run the model once and count. Raises TraceError when it does not run on ``inputs``.
+    """Run the model once and count; one that draws numbers draws the same ones every time. Raises TraceError when it does not run
+    on ``inputs``.
 
     The operators and their formulas are those of ``torch.utils.flop_counter``, two operations of which are one MAC.
     """
-    with ordinary_mode(), Watch() as watch:
+    with ordinary_mode(), same_random_numbers(0), Watch() as watch:
         run(model, inputs)
     return Tally(watch.operations // 2 // max(1, inputs[0].shape[0]), frozenset(watch.storages))
 
@@ -74,8 +83,13 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.storages |= {address(value) for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)}
+        formula = FORMULAS.get(getattr(func, "_overloadpacket", None))
+        if formula is None and torch.is_inference_mode_enabled():  # there operators arrive before they are taken apart
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
         result = func(*args, **kwargs)
-        formula = flop_registry.get(getattr(func, "_overloadpacket", None))
         if formula is not None:
             self.operations += formula(*args, **kwargs, out_val=result)
         return result

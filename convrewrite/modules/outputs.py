@@ -26,7 +26,8 @@ def named_outputs(output: object) -> dict[str, Tensor]:
     """Flatten what a forward returned into ``name -> tensor``, in the order in which the model wrote it.
 
     One tensor is called ``output``; parts are named after their index, key or field: ``output.0``, ``output.logits``,
-    ``output.aux.1``. ``None`` is skipped, and so is everything else that is no tensor: see :func:`left_out`.
+    ``output.aux.1``. Complex numbers are pairs of real ones, along a last axis, as ONNX files have them. ``None`` is skipped,
+    and so is everything else that is no tensor: see :func:`left_out`.
 
     Raises TraceError if there is no tensor at all, or if two outputs get the same name.
     """
@@ -34,6 +35,8 @@ def named_outputs(output: object) -> dict[str, Tensor]:
     for name, tensor in _named_leaves(output):
         if not isinstance(tensor, Tensor):
             continue
+        if tensor.is_complex():
+            tensor = torch.view_as_real(tensor.resolve_conj())
         if name in named:
             raise TraceError(f"model output: two tensors are both named {name!r}; give them distinct keys")
         named[name] = tensor
@@ -65,6 +68,7 @@ def _close(a: Tensor, b: Tensor, units: float) -> bool:
         return False
     if not a.is_floating_point():
         return torch.equal(a, b)
+    a, b = a.detach(), b.detach()
     finite = a[a.isfinite()].abs()
     scale = float(finite.max()) if finite.numel() else 0.0
     return torch.allclose(a, b, rtol=0.0, atol=units * torch.finfo(a.dtype).eps * scale, equal_nan=True)

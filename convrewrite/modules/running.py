@@ -1,5 +1,6 @@
 """Running a model: once, without gradients, in eval mode, with the same random numbers."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,10 @@ from convrewrite.escaping import message_of
 from convrewrite.inputs import Inputs
 from convrewrite.modules.outputs import named_outputs
 from convrewrite.process import quiet, same_random_numbers
+
+
+_OF_TYPES = re.compile(r"dtype|scalar type|Input type|data type")
+"""What errors of torch say where not the shape of an input is wrong, but the type of its numbers."""
 
 
 def seeded_outputs(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
@@ -43,6 +48,14 @@ def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     except Exception as error:
         reason = message_of(error).strip().splitlines()[0] if message_of(error).strip() else type(error).__name__
         raise TraceError(
-            f"{type(model).__name__}: the model does not run on input {shapes}: {reason}; "
-            "give the shape it expects (--input, or example_input in Python)"
+            f"{type(model).__name__}: the model does not run on input {shapes}: {reason}; give {_wanted(reason, inputs)} "
+            "(--input, or example_input in Python)"
         ) from error
+
+
+def _wanted(reason: str, inputs: Inputs) -> str:
+    """What to give instead of these inputs, as the reason has it."""
+    if not _OF_TYPES.search(reason):
+        return "the shape it expects"
+    found = ", ".join(str(tensor.dtype).removeprefix("torch.") for tensor in inputs)
+    return f"numbers of the type it expects, which {found} is not, as x.float()"

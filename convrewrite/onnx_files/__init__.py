@@ -6,10 +6,12 @@ from convrewrite.onnx_files.opsets import opset_of, require_opset
 from convrewrite.onnx_files.placing import file_of_weights, is_weights_of, new_name_of_weights, place, size_of
 from convrewrite.onnx_files.probing import require_well_behaved
 from convrewrite.onnx_files.provenance import Provenance, digest_of
+from convrewrite.onnx_files.running import PATIENCE, run_within
 from convrewrite.onnx_files.sessions import open_session
 
 __all__ = [
     "ELEMENT_TYPES",
+    "PATIENCE",
     "OnnxModel",
     "Provenance",
     "Runner",
@@ -23,6 +25,7 @@ __all__ = [
     "place",
     "require_opset",
     "require_well_behaved",
+    "run_within",
     "size_of",
     "tensors",
 ]

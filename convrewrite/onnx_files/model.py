@@ -1,6 +1,7 @@
 """An ONNX file as a callable, beside modules: what can be run on inputs."""
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,6 +15,7 @@ from convrewrite.machine import PROBE_SECONDS
 from convrewrite.modules import left_out, named_outputs
 from convrewrite.onnx_files.contents import require_self_contained
 from convrewrite.onnx_files.probing import require_well_behaved
+from convrewrite.onnx_files.running import PATIENCE, run_within
 from convrewrite.onnx_files.sessions import open_session
 
 Runner = Callable[..., object]
@@ -49,26 +51,56 @@ class OnnxModel:
         if isinstance(source, Path) and not trust:
             require_self_contained(source)
         self.where = str(source) if isinstance(source, Path) else "ONNX model"
-        self._untried = source if isinstance(source, Path) and probe is not None else None
+        self._elsewhere = source if isinstance(source, Path) and probe is not None else None
+        self._untried = self._elsewhere
         self._probe = probe or PROBE_SECONDS
         self._misfit: type[ConvRewriteError] = VerificationError if probe is None else UsageError
         if self._untried is not None:
             require_well_behaved(self._untried, self._probe)
         try:
             self._session = open_session(source, threads, folder)
-            entries, outputs = self._session.get_inputs(), self._session.get_outputs()
-            names = tuple(entry.name for entry in entries), tuple(entry.name for entry in outputs)
+            self.output_names: tuple[str, ...] = tuple(entry.name for entry in self._session.get_outputs())
             metadata = dict(self._session.get_modelmeta().custom_metadata_map)
         except Exception as error:  # onnxruntime's own exceptions share no public base class; text may be no UTF-8
             cause = " ".join(str(error).split())
             raise VerificationError(f"{self.where}: onnxruntime cannot open it: {cause}") from error
-        free = [entry for entry in entries if entry.name not in held]
-        self._held = {name: held[name].numpy() for name in names[0] if name in held}
-        self.input_names: tuple[str, ...] = tuple(entry.name for entry in free)
-        self.output_names: tuple[str, ...] = names[1]
         self.metadata: dict[str, str] = metadata
+        self._hold(held)
+
+    def _hold(self, held: Mapping[str, Tensor]) -> None:
+        entries = self._session.get_inputs()
+        free = [entry for entry in entries if entry.name not in held]
+        self.held = {entry.name: held[entry.name] for entry in entries if entry.name in held}
+        self.input_names: tuple[str, ...] = tuple(entry.name for entry in free)
         self.input_shapes: tuple[tuple[int | str | None, ...], ...] = tuple(tuple(entry.shape) for entry in free)
         self.input_types: tuple[str, ...] = tuple(entry.type for entry in free)
+
+    def holding(self, held: Mapping[str, Tensor]) -> "OnnxModel":
+        """The same file, which gets these inputs at every run from now on; its next run is tried out before, where it would have
+        been at first."""
+        other = copy(self)
+        other._untried = self._elsewhere
+        other._hold(held)
+        return other
+
+    def feed(self, inputs: Inputs) -> Inputs:
+        """``inputs`` and those that are held, in the order of the file."""
+        own = dict(zip(self.input_names, inputs, strict=True))
+        return tuple((own | self.held)[entry.name] for entry in self._session.get_inputs())
+
+    def in_parts(self, inputs: Inputs) -> dict[str, Tensor]:
+        """As a call, with so many examples at a time as the file is fixed at. Raises VerificationError for outputs that have no
+        examples to be put together."""
+        batch, count = self.batch, len(inputs[0]) if inputs and inputs[0].ndim else 0
+        if batch is None or batch >= count or count % batch:
+            return self(*inputs)
+        parts = [self(*(tensor[start : start + batch] for tensor in inputs)) for start in range(0, count, batch)]
+        if alone := [name for name, tensor in parts[0].items() if not tensor.ndim]:
+            raise VerificationError(
+                f"{self.where}: expected outputs of {batch} examples each, found that {', '.join(alone)} is one number for all; "
+                "give so many inputs"
+            )
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     @property
     def batch(self) -> int | None:
@@ -81,11 +113,14 @@ class OnnxModel:
         inputs do not fit, ModelLoadError if it cannot be run on them or gives something else than tensors."""
         self._check_inputs(inputs)
         if self._untried is not None:
-            require_well_behaved(self._untried, self._probe, inputs)
+            require_well_behaved(self._untried, self._probe, self.feed(inputs))
             self._untried = None
         feed = {name: x.detach().cpu().contiguous().numpy() for name, x in zip(self.input_names, inputs, strict=True)}
         try:
-            arrays = self._session.run(None, feed | self._held)
+            feed |= {name: tensor.numpy() for name, tensor in self.held.items()}
+            arrays = run_within(self._session, None, feed, PATIENCE * self._probe, self.where)
+        except ModelLoadError:
+            raise
         except Exception as error:  # onnxruntime's own exceptions share no public base class
             cause = " ".join(str(error).split())[:300]
             raise ModelLoadError(f"{self.where}: onnxruntime cannot run it on these inputs: {cause}") from error
@@ -123,8 +158,8 @@ class OnnxModel:
 def outputs_of(runner: Runner, inputs: Inputs) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The tensors a model gives, and what else it gives."""
     if isinstance(runner, OnnxModel):
-        return runner(*inputs), ()
-    with torch.inference_mode():
+        return runner.in_parts(inputs), ()
+    with torch.no_grad():
         # A model may work in place on what it is given, and the next runner needs the same inputs.
         output = runner(*(tensor.clone() for tensor in inputs))
         return named_outputs(output), left_out(output)

@@ -1,8 +1,17 @@
 """An ONNX graph as a module, and surgery on that graph."""
 
 from convrewrite.onnx_graph.comparing import comparable
+from convrewrite.onnx_graph.example_axis import divided, inputs_of_examples
 from convrewrite.onnx_graph.examples import example_of_graph, noise_for
-from convrewrite.onnx_graph.network import Network, hidden_cost, kept_sites, read_network, refused_sites, regions_of
+from convrewrite.onnx_graph.network import (
+    Network,
+    hidden_cost,
+    kept_sites,
+    read_network,
+    refused_sites,
+    regions_of,
+    require_end,
+)
 from convrewrite.onnx_graph.opening import Opened, open_onnx
 from convrewrite.onnx_graph.portable import PortableGraph
 from convrewrite.onnx_graph.translating import batch_of, graph_inputs, is_graph
@@ -14,10 +23,12 @@ __all__ = [
     "PortableGraph",
     "batch_of",
     "comparable",
+    "divided",
     "example_of_graph",
     "exporter_of",
     "graph_inputs",
     "hidden_cost",
+    "inputs_of_examples",
     "is_graph",
     "kept_sites",
     "noise_for",
@@ -25,5 +36,6 @@ __all__ = [
     "read_network",
     "refused_sites",
     "regions_of",
+    "require_end",
     "take_numbers",
 ]

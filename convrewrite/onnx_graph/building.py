@@ -3,7 +3,7 @@
 import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,16 @@ import onnx
 from torch import Tensor, fx, nn
 
 from convrewrite.modules import NamedOutputs, Operator
-from convrewrite.onnx_graph.file import OnnxFile
+from convrewrite.onnx_files import PATIENCE
 from convrewrite.onnx_graph.layers import SamePad, ZeroPad, layers_of
 from convrewrite.onnx_graph.names import identifier, name_of_node
 from convrewrite.onnx_graph.observing import Values
 from convrewrite.onnx_graph.opaque import Region
+from convrewrite.onnx_graph.opening import Opened
 from convrewrite.onnx_graph.operators import OPERATORS
 from convrewrite.onnx_graph.trying import agrees, least_scale
 from convrewrite.onnx_graph.views import Constants, graphs_in, names_used, view_of
+from convrewrite.onnx_graph.walks import alone_uses, uses_of
 
 SITES = ("Conv", "ConvTranspose", "BatchNormalization")
 """Operators whose positions are remembered."""
@@ -80,12 +82,15 @@ class _Draft:
 class Builder:
     """Builds a module of a graph, given what its nodes give in ``runs``."""
 
-    def __init__(self, file: OnnxFile, constants: Constants, runs: Sequence[Values], inputs: Sequence[str]) -> None:
+    def __init__(self, opened: Opened, constants: Constants, runs: Sequence[Values], inputs: Sequence[str]) -> None:
+        file = opened.file
         self._file = file
+        self._seconds = PATIENCE * opened.seconds
         self._graph = file.model.graph
         self._constants = constants
         self._runs = runs
         self._inputs = inputs
+        self._uses = uses_of(file.model)
         self._ranks = {name: value.ndim for name, value in runs[0].items() if isinstance(value, np.ndarray)}
 
     def build(self, outputs: Sequence[str], with_operators: bool) -> Built:
@@ -158,6 +163,7 @@ class Builder:
         view = None if any(True for _ in graphs_in(node)) else view_of(node, self._file, self._constants, self._ranks)
         if view is None:
             return None
+        view = replace(view, stands=node.op_type == "BatchNormalization" and not self._folds(node))
         made: Sequence[Any] | None = layers_of(view)
         if made is None and with_operators and (maker := OPERATORS.get(view.op_type)) is not None:
             operation = maker(view)
@@ -168,6 +174,11 @@ class Builder:
             if isinstance(part, nn.Module):
                 part.eval()
         return made if agrees(_chained(made), names, list(node.output), self._runs, least_scale(node.op_type)) else None
+
+    def _folds(self, norm: onnx.NodeProto) -> bool:
+        """Whether surgery can fold a BatchNormalization: nothing else reads what it takes, be it of no use to the outputs, and no
+        numbers of it are inputs of the graph."""
+        return alone_uses(norm, self._uses) and not self._constants.from_held & set(norm.input)
 
     def _name_outputs(self, draft: _Draft, node: onnx.NodeProto, value: fx.Node) -> None:
         if len(node.output) == 1:
@@ -183,7 +194,7 @@ class Builder:
             return
         nodes, draft.pending = draft.pending, []
         model = self._region(nodes)
-        region = Region(model, self._file.folder, [node.op_type for node in nodes])
+        region = Region(model, self._file.folder, [node.op_type for node in nodes], self._seconds)
         draft.blocks_gradients |= all(
             any(self._runs[0][name].dtype.kind == "f" for name in side if isinstance(self._runs[0][name], np.ndarray))
             for side in (region.inputs, region.outputs)

@@ -14,27 +14,30 @@ from convrewrite.onnx_graph.outputs import SELECTS, judged_values
 from convrewrite.onnx_graph.views import Constants, graphs_in
 
 
-def comparable(paths: tuple[Path, Path], inputs: Inputs) -> tuple[OnnxModel, OnnxModel, str] | None:
+def comparable(runners: tuple[OnnxModel, OnnxModel], inputs: Inputs) -> tuple[OnnxModel, OnnxModel, str] | None:
     """Both files with the values by which they can be compared for outputs, and what is said of that; None where these are
     their outputs, or where the second has no such values.
 
     Both were opened and run on ``inputs`` before: they end, and take these.
     """
+    paths = [Path(runner.where) for runner in runners]
     models = [onnx.load(str(path), load_external_data=False) for path in paths]
     if not any(_chooses(model.graph) for model in models):
         return None
-    names = [entry.name for entry in models[0].graph.input]
-    taken = {one.name for one in models[0].graph.initializer}
-    feed = dict(zip([name for name in names if name not in taken], inputs, strict=True))
+    own = dict(zip(runners[0].input_names, (tensor[: runners[0].batch] for tensor in inputs), strict=True))
     file = OnnxFile(models[0], paths[0].absolute().parent, str(paths[0]), paths[0])
-    judged = judged_values(models[0].graph, Constants(file, feed).names, _runs(file, feed))
+    held = runners[0].held
+    judged = judged_values(models[0].graph, Constants(file, own, held).names, _runs(file, own, held))
     there = {name for node in models[1].graph.node for name in node.output}
     if judged.note is None or not judged.names or not set(judged.names) <= there:
         return None
     first, second = (
-        OnnxModel(with_outputs(model, judged.names).SerializeToString(), trust=True, folder=path.absolute().parent)
-        for model, path in zip(models, paths, strict=True)
-    )
+        OnnxModel(
+            with_outputs(model, judged.names).SerializeToString(), trust=True, folder=path.absolute().parent,
+            held=runner.held,
+        )
+        for model, path, runner in zip(models, paths, runners, strict=True)
+    )  # fmt: skip
     return first, second, judged.note
 
 
@@ -42,8 +45,11 @@ def _chooses(graph: onnx.GraphProto) -> bool:
     return any(node.op_type == SELECTS or any(map(_chooses, graphs_in(node))) for node in graph.node)
 
 
-def _runs(file: OnnxFile, feed: Mapping[str, Tensor]) -> list[dict[str, object]]:
+def _runs(file: OnnxFile, own: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> list[dict[str, object]]:
     observer = Observer(file, dict.fromkeys(name for node in file.model.graph.node for name in node.output if name))
-    batches = (tuple(feed.values()), varied(tuple(feed.values())))
-    runs = [observer.run({name: x.numpy() for name, x in zip(feed, batch, strict=True)}) for batch in batches]
+    batches = (tuple(own.values()), varied(tuple(own.values())))
+    runs = [
+        observer.run({name: x.numpy() for name, x in (*zip(own, batch, strict=True), *held.items())})
+        for batch in batches
+    ]
     return [run for run in runs if run is not None]

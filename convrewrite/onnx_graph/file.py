@@ -47,6 +47,7 @@ class NodeView:
         present: for every input whether there is one: optional ones may be left out.
         ranks: for every input the number of its axes in the example run; None where it is no tensor or not there.
         outputs: for every output whether the graph uses it.
+        stands: whether it must not be folded into the node before it.
     """
 
     op_type: str
@@ -56,6 +57,7 @@ class NodeView:
     present: tuple[bool, ...]
     ranks: tuple[int | None, ...]
     outputs: tuple[bool, ...] = (True,)
+    stands: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,6 +71,8 @@ class Replacement:
         pads: zeros that the original adds around its input besides the module's own padding, in ONNX's order (all begins,
             then all ends); empty where there are none.
         auto_pad: SAME_UPPER or SAME_LOWER, where the zeros hang on the size of the input; empty otherwise.
+        weight_type: ONNX's number of the type that a run showed the original's weight to have, for weights that the file does
+            not store as they are; 0 where none did.
     """
 
     node: int
@@ -76,3 +80,4 @@ class Replacement:
     batch_norm: int | None = None
     pads: tuple[int, ...] = ()
     auto_pad: str = ""
+    weight_type: int = 0

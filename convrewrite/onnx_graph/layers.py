@@ -14,8 +14,21 @@ CONVS: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.
 TRANSPOSED: dict[int, Callable[..., nn.Module]] = {
     1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d,
 }  # fmt: skip
+
+
+class StandingBatchNorm1d(nn.BatchNorm1d, Operator):
+    """One that stays where it is: only those of torch's own types are folded into convolutions."""
+
+
+class StandingBatchNorm2d(nn.BatchNorm2d, Operator):
+    """The same for images."""
+
+
 NORMS: dict[int, Callable[..., nn.Module]] = {
     2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d,
+}  # fmt: skip
+STANDING_NORMS: dict[int, Callable[..., nn.Module]] = {
+    2: StandingBatchNorm1d, 3: StandingBatchNorm1d, 4: StandingBatchNorm2d, 5: nn.BatchNorm3d,
 }  # fmt: skip
 """Types of layers by the number of axes of the kernel, and of the input."""
 
@@ -166,7 +179,8 @@ def _batch_norm(node: NodeView) -> Layers | None:
     assert scale is not None and bias is not None and mean is not None and variance is not None
     if len({tuple(tensor.shape) for tensor in tensors if tensor is not None}) != 1:
         return None
-    module = NORMS[rank](len(scale), eps=float(node.attributes.get("epsilon", 1e-5)), device="meta")
+    norms = STANDING_NORMS if node.stands else NORMS
+    module = norms[rank](len(scale), eps=float(node.attributes.get("epsilon", 1e-5)), device="meta")
     _give(module, scale, bias)
     module.running_mean, module.running_var = mean.clone(), variance.clone()
     module.num_batches_tracked = torch.tensor(0)

@@ -1,7 +1,7 @@
 """From a file to a module with an example input, in one step."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from convrewrite.errors import ModelLoadError
 from convrewrite.graph import Site
 from convrewrite.inputs import ExampleInput, Inputs
 from convrewrite.machine import PROBE_SECONDS
+from convrewrite.onnx_files import require_well_behaved
 from convrewrite.onnx_graph.examples import example_of_graph
 from convrewrite.onnx_graph.kept import Kept, kept_convolutions
 from convrewrite.onnx_graph.opaque import Region
@@ -104,6 +105,19 @@ def regions_of(model: nn.Module) -> tuple[str, ...]:
         return ()
     found = [operator for part in model.modules() if isinstance(part, Region) for operator in part.operators]
     return tuple(dict.fromkeys(found))
+
+
+def require_end(model: nn.Module, batches: Sequence[Inputs]) -> None:
+    """Raise ModelLoadError unless onnxruntime runs the graph that ``model`` was made of on the first of the batches within its
+    limits, in a process of its own: what a graph does on one example, it need not do on many. Other models pass, and graphs
+    of which onnxruntime runs no part in the module, as nothing in these can go on for ever."""
+    translation = translation_of(model)
+    if translation is None or not translation.opaque or not batches:
+        return
+    opened, count = translation.opened, translation.batch
+    own = {name: tensor[:count] for name, tensor in zip(translation.inputs, batches[0], strict=True)}
+    given = [(own | dict(translation.held))[name] for name in opened.session.input_names]
+    require_well_behaved(opened.path, opened.seconds, given, source=opened.file.source)
 
 
 def _kept(translation: Translation) -> tuple[Kept, ...]:

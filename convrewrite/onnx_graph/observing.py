@@ -11,9 +11,10 @@ from torch import Tensor
 
 from convrewrite.errors import ModelLoadError
 from convrewrite.folders import temporary
-from convrewrite.machine import memory_bytes
-from convrewrite.onnx_files import require_well_behaved
+from convrewrite.machine import PROBE_SECONDS, memory_bytes
+from convrewrite.onnx_files import require_well_behaved, run_within
 from convrewrite.onnx_graph.file import OnnxFile
+from convrewrite.onnx_graph.views import sparse_values
 
 Values = Mapping[str, Any]
 """Values by their names: arrays, and lists of arrays for sequences."""
@@ -60,7 +61,8 @@ class Observer:
     def __init__(self, file: OnnxFile, names: Collection[str]) -> None:
         """``names`` are the values wanted, outputs of nodes of the main graph. Raises ModelLoadError when that has no session."""
         self._file = file
-        self.names = list(names)
+        stored = dict(sparse_values(file.model.graph))  # onnxruntime stores them so too, and cannot show them
+        self.names = [name for name in names if name not in stored]
         try:
             self._session = session_of(with_outputs(file.model, self.names), file.folder)
         except Exception:  # onnxruntime's own exceptions share no public base class
@@ -87,10 +89,13 @@ class Observer:
                 source=f"{self._file.source}, with all values of its nodes",
             )  # fmt: skip
 
-    def run(self, feed: Values) -> dict[str, Any] | None:
-        """The values for these inputs; None where onnxruntime refuses the inputs."""
+    def run(self, feed: Values, seconds: float = PROBE_SECONDS) -> dict[str, Any] | None:
+        """The values for these inputs; None where onnxruntime refuses the inputs. Raises ModelLoadError where it takes more than
+        ``seconds``."""
         try:
-            found = self._session.run(self.names, dict(feed))
+            found = run_within(self._session, self.names, feed, seconds, self._file.source)
+        except ModelLoadError:
+            raise
         except Exception:
             return None
         # A value without axes may come as a number instead of an array.

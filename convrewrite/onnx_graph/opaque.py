@@ -9,24 +9,30 @@ import onnx
 import torch
 from torch import Tensor
 
+from convrewrite.machine import PROBE_SECONDS
 from convrewrite.modules import Operator, Shared
+from convrewrite.onnx_files import PATIENCE, run_within
 from convrewrite.onnx_graph.observing import session_of
 
 HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 """Types that a module holds in float32."""
 
+NAMED = 5
+"""Operators of a region that a message names, at most."""
+
 NUMPY = {onnx.TensorProto.FLOAT16: np.float16}
 
 
 class _Session(Shared):
-    """A session that copies of a module share: it has no state."""
+    """A session that copies of a module share: it has no state. ``seconds`` are what a run of it may take."""
 
-    def __init__(self, model: onnx.ModelProto, folder: Path) -> None:
+    def __init__(self, model: onnx.ModelProto, folder: Path, seconds: float) -> None:
         self._session = session_of(model, folder)
+        self._seconds = seconds
 
-    def run(self, feed: Mapping[str, Any]) -> list[Any]:
-        """All outputs."""
-        return list(self._session.run(None, dict(feed)))
+    def run(self, feed: Mapping[str, Any], where: str) -> list[Any]:
+        """All outputs. Raises ModelLoadError, naming ``where``, for a run that does not end."""
+        return run_within(self._session, None, feed, self._seconds, where)
 
     @property
     def types(self) -> dict[str, str]:
@@ -41,20 +47,25 @@ class Region(Operator):
     precision comes and goes in float32.
     """
 
-    def __init__(self, model: onnx.ModelProto, folder: Path, operators: Sequence[str]) -> None:
-        """``model`` holds the nodes alone. Raises what onnxruntime raises for one it cannot open."""
+    def __init__(
+        self, model: onnx.ModelProto, folder: Path, operators: Sequence[str], seconds: float = PATIENCE * PROBE_SECONDS
+    ) -> None:
+        """``model`` holds the nodes alone; ``seconds`` are what a run may take. Raises what onnxruntime raises for one it cannot
+        open."""
         super().__init__()
         self.operators = tuple(operators)
         self.inputs = tuple(entry.name for entry in model.graph.input)
         self.outputs = tuple(entry.name for entry in model.graph.output)
-        self._session = _Session(model, folder)
+        self._session = _Session(model, folder, seconds)
         self._types = self._session.types
 
     def forward(self, *values: Any) -> Any:
         """The values of the outputs; lists for sequences."""
         given = dict(zip(self.inputs, values, strict=True))
         feed = {name: _to_numpy(given[name], kind) for name, kind in self._types.items()}
-        found = tuple(_to_torch(value) for value in self._session.run(feed))
+        named = ", ".join(list(dict.fromkeys(self.operators))[:NAMED])
+        where = f"the part of the graph that onnxruntime runs ({named})"
+        found = tuple(_to_torch(value) for value in self._session.run(feed, where))
         return found[0] if len(found) == 1 else found
 
     def extra_repr(self) -> str:

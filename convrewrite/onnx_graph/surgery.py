@@ -20,7 +20,7 @@ from convrewrite.onnx_graph.emission import DTYPES, Emitter, Margin, Stage
 from convrewrite.onnx_graph.external import locations, move_out, needs_second_file
 from convrewrite.onnx_graph.file import OnnxFile, Replacement
 from convrewrite.onnx_graph.scopes import inferred_types
-from convrewrite.onnx_graph.walks import STANDARD_DOMAINS, Names, inner_graphs, uses_of
+from convrewrite.onnx_graph.walks import STANDARD_DOMAINS, Names, alone_uses, inner_graphs, uses_of
 
 INITIALISERS_ARE_INPUTS = 4
 """Version of ONNX's format below which every initialiser is an input of the graph, too."""
@@ -128,7 +128,7 @@ class _Operation:
             target,
             name,
             Margin(replacement.pads, replacement.auto_pad),
-            self._type_of_weights(conv),
+            replacement.weight_type or self._type_of_weights(conv),
         )
         self._drop(replacement.node, list(conv.input[1:]))
         if norm is not None and replacement.batch_norm is not None:
@@ -178,7 +178,7 @@ class _Operation:
         number = replacement.batch_norm
         node = self.nodes[number] if number is not None and 0 <= number < len(self.nodes) else onnx.NodeProto()
         normalises = node.op_type == "BatchNormalization" and list(node.input[:1]) == list(conv.output)
-        if normalises and self.uses[conv.output[0]] == 1 and not any(map(self._is_used, node.output[1:])):
+        if normalises and alone_uses(node, self.uses):
             return node
         raise ExportError(
             f"{self.source}: {conv.name or conv.output[0]}: expected node {number} to be a BatchNormalization, at work as in "

@@ -5,10 +5,11 @@ Every node is tried on what onnxruntime gave for it in runs of the whole graph, 
 believed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor, fx
 
@@ -16,8 +17,9 @@ from convrewrite.errors import ModelLoadError, UsageError
 from convrewrite.inputs import INPUT_NAMES, Inputs, varied
 from convrewrite.modules import Shared
 from convrewrite.onnx_graph.building import Builder, Built
+from convrewrite.onnx_graph.example_axis import divided
 from convrewrite.onnx_graph.file import OnnxFile
-from convrewrite.onnx_graph.kept import QUANTISED, dequantised
+from convrewrite.onnx_graph.kept import COMPUTED, QUANTISED, dequantised
 from convrewrite.onnx_graph.observing import Observer, Values
 from convrewrite.onnx_graph.opening import Opened
 from convrewrite.onnx_graph.outputs import Judged, judged_values
@@ -39,6 +41,7 @@ class Translation(Shared):
         judged: the values that the module gives.
         nodes: positions of the nodes that convolutions and BatchNorms were, by the names of these modules.
         pads: for convolutions, zeros and ``auto_pad`` that stand before them, by name.
+        weight_types: ONNX's numbers of the types of weights that nodes compute, by the names of these values.
         refused: why convolutions among these stay, by name.
         opaque: operators of the nodes that onnxruntime runs, with how many of each.
         blocks_gradients: whether real numbers go through these.
@@ -53,6 +56,7 @@ class Translation(Shared):
     judged: Judged
     nodes: Mapping[str, int]
     pads: Mapping[str, tuple[tuple[int, ...], str]]
+    weight_types: Mapping[str, int]
     refused: Mapping[str, str]
     opaque: Mapping[str, int]
     blocks_gradients: bool
@@ -106,7 +110,7 @@ def translate(opened: Opened, inputs: Inputs) -> fx.GraphModule:
 
     Raises ModelLoadError for a graph whose nodes together give something else than the graph does in onnxruntime.
     """
-    own, held = _divided(opened, inputs)
+    own, held = divided(opened.file.model, dict(zip(opened.session.input_names, inputs, strict=True)))
     runs, batch = _observed(opened, own, held)
     constants = Constants(opened.file, own, held)
     constants.learn(runs[0])
@@ -120,13 +124,14 @@ def translate(opened: Opened, inputs: Inputs) -> fx.GraphModule:
     checks = [*zip(feeds, runs, strict=False), (feeds[0], runs[0])]
     scales = {name: least_scale(node.op_type) for node in opened.file.model.graph.node for name in node.output}
     for with_operators in (True, False):
-        built = Builder(opened.file, constants, runs, tuple(own)).build(judged.names, with_operators)
+        built = Builder(opened, constants, runs, tuple(own)).build(judged.names, with_operators)
         if all(_same(built, feed, run, scales) for feed, run in checks):
             takes_any = batch is None or _takes_both(built, feeds, runs)
             sizes = {name: tuple(value.shape) for name, value in runs[0].items() if hasattr(value, "shape")}
             made = Translation(
-                opened, tuple(own), held, judged, built.nodes, built.pads, _refused(opened.file, built),
-                built.opaque, built.blocks_gradients, sizes, batch, None if takes_any else batch,
+                opened, tuple(own), held, judged, built.nodes, built.pads, _weight_types(opened.file, constants, built),
+                _refused(opened.file, constants, built), built.opaque, built.blocks_gradients, sizes, batch,
+                None if takes_any else batch,
             )  # fmt: skip
             built.module.meta |= {INPUT_NAMES: made.inputs, TRANSLATION: made}
             return built.module.eval()
@@ -142,17 +147,6 @@ def _batches(inputs: Inputs) -> list[Inputs]:
     return [inputs, other, tuple(torch.cat([a, b]) if a.ndim else a for a, b in zip(inputs, other, strict=True))]
 
 
-def _divided(opened: Opened, inputs: Inputs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Inputs whose first axis is that of examples, as it is of the first input that has more axes than one; and the others."""
-    named = dict(zip(opened.session.input_names, inputs, strict=True))
-    first = next((tensor for tensor in inputs if tensor.ndim > 1), inputs[0])
-    examples = first.shape[0] if first.ndim else 1
-    own = {
-        name: tensor for name, tensor in named.items() if tensor is first or (tensor.ndim and len(tensor) == examples)
-    }
-    return own, {name: tensor for name, tensor in named.items() if name not in own}
-
-
 def _observed(opened: Opened, own: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> tuple[list[Values], int | None]:
     """The values of all nodes for the batches that the graph takes, and how many examples it takes if not any number."""
     inputs = tuple(own.values())
@@ -165,7 +159,7 @@ def _observed(opened: Opened, own: Mapping[str, Tensor], held: Mapping[str, Tens
     runs: list[Values] = []
     for batch in _batches(inputs):
         feed = {name: tensor.numpy() for name, tensor in (*zip(own, batch, strict=True), *held.items())}
-        found = observer.run(feed)
+        found = observer.run(feed, opened.seconds)
         if found is not None:
             runs.append(feed | found)
         elif not runs:
@@ -216,11 +210,27 @@ def _takes_both(built: Built, batches: Sequence[Inputs], runs: Sequence[Values])
     return all(_stacked(runs[0][name], runs[1][name], tensor.numpy()) for name, tensor in found.items())
 
 
-def _refused(file: OnnxFile, built: Built) -> dict[str, str]:
-    """The convolutions whose weights are whole numbers in the file."""
-    whole, nodes = dequantised(file), file.model.graph.node
-    return {
-        name: QUANTISED
-        for name, index in built.nodes.items()
-        if nodes[index].op_type in ("Conv", "ConvTranspose") and nodes[index].input[1] in whole
-    }
+def _refused(file: OnnxFile, constants: Constants, built: Built) -> dict[str, str]:
+    """The convolutions whose weights are whole numbers in the file, or hang on inputs that are held."""
+    whole = dequantised(file)
+    refused: dict[str, str] = {}
+    for name, node in _convolutions(file, built):
+        if constants.from_held & set(node.input[1:]):
+            refused[name] = COMPUTED
+        elif node.input[1] in whole:
+            refused[name] = QUANTISED
+    return refused
+
+
+def _weight_types(file: OnnxFile, constants: Constants, built: Built) -> dict[str, int]:
+    """What cannot always be inferred: operators of other domains compute weights too."""
+    computed = {node.input[1] for _, node in _convolutions(file, built) if constants.initialiser(node.input[1]) is None}
+    return {name: onnx.helper.np_dtype_to_tensor_dtype(constants.array(name).dtype) for name in computed}
+
+
+def _convolutions(file: OnnxFile, built: Built) -> Iterator[tuple[str, onnx.NodeProto]]:
+    """Those that became layers: their names there, and their nodes."""
+    for name, index in built.nodes.items():
+        node = file.model.graph.node[index]
+        if node.op_type in ("Conv", "ConvTranspose"):
+            yield name, node

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from convrewrite.onnx_graph.file import NodeView, OnnxFile
@@ -45,15 +46,15 @@ class Constants:
     def __init__(
         self, file: OnnxFile, inputs: Collection[str], held: Mapping[str, Tensor] = MappingProxyType({})
     ) -> None:
-        """``inputs`` are those that are given at every run; ``held`` those that are always the same."""
+        """``inputs`` are those that are given at every run; ``held`` those that are the same in every run here. ``from_held``
+        are the constants that hang on these: whoever uses the graph may give others, so that none may be written into it."""
         self._file = file
         self._values: dict[str, Any] = {name: tensor.numpy() for name, tensor in held.items()}
         self._initialisers = {one.name: one for one in file.model.graph.initializer if one.name not in inputs}
-        sparse = {one.values.name for one in file.model.graph.sparse_initializer}
-        self.names: set[str] = {*self._initialisers, *sparse, *held}
-        for node in file.model.graph.node:
-            if node.op_type not in RANDOM and all(name in self.names for name in names_used(node)):
-                self.names.update(filter(None, node.output))
+        self._sparse = dict(sparse_values(file.model.graph))
+        stored = {*self._initialisers, *self._sparse}
+        self.names = _with_computed(file.model.graph, {*stored, *held})
+        self.from_held = self.names - _with_computed(file.model.graph, stored)
 
     def learn(self, values: Mapping[str, Any]) -> None:
         """Take those that nodes compute from a run."""
@@ -63,6 +64,8 @@ class Constants:
         """The numbers, as the graph has them; None for what is no tensor."""
         if name in self._initialisers:
             return self._file.array(self._initialisers[name])
+        if name in self._sparse and name not in self._values:
+            self._values[name] = _dense(self._sparse[name], self._file)
         return self._values.get(name)
 
     def initialiser(self, name: str) -> onnx.TensorProto | None:
@@ -72,6 +75,31 @@ class Constants:
     def tensor(self, name: str) -> Tensor | None:
         """As modules hold it; None where it is not constant, or of a type that torch does not have."""
         return as_tensor(self.array(name)) if name in self.names else None
+
+
+def sparse_values(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.SparseTensorProto]]:
+    """The values of a graph that it stores as their entries that are not zero, by name."""
+    for sparse in graph.sparse_initializer:
+        yield sparse.values.name, sparse
+    for node in graph.node:
+        yield from ((node.output[0], one.sparse_tensor) for one in node.attribute if one.name == "sparse_value")
+
+
+def _with_computed(graph: onnx.GraphProto, names: Collection[str]) -> set[str]:
+    """``names``, and what nodes compute from these alone."""
+    found = set(names)
+    for node in graph.node:
+        if node.op_type not in RANDOM and all(name in found for name in names_used(node)):
+            found.update(filter(None, node.output))
+    return found
+
+
+def _dense(sparse: onnx.SparseTensorProto, file: OnnxFile) -> NDArray[Any]:
+    """All numbers: indices count through the whole tensor, or are one for each axis."""
+    values, places = file.array(sparse.values), file.array(sparse.indices)
+    dense = np.zeros(tuple(sparse.dims), values.dtype)
+    dense[np.unravel_index(places, dense.shape) if places.ndim == 1 else tuple(places.T)] = values
+    return dense
 
 
 def as_tensor(value: Any) -> Tensor | None:

@@ -1,7 +1,7 @@
 """Everything that a model holds, wherever it lies: graphs inside of nodes, tensors, and names."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
 
@@ -64,6 +64,11 @@ def uses_of(model: onnx.ModelProto) -> Counter[str]:
         for entry in (*info.initialization_binding, *info.update_binding):
             uses.update((entry.key, entry.value))
     return uses
+
+
+def alone_uses(norm: onnx.NodeProto, uses: Mapping[str, int]) -> bool:
+    """Whether a BatchNormalization is at work as in inference, and nothing else uses what it takes: it can be folded then."""
+    return uses[norm.input[0]] == 1 and not any(uses[name] for name in norm.output[1:])
 
 
 class Names:

@@ -118,4 +118,5 @@ def _replacements(translation: Translation, model: nn.Module) -> Iterator[Replac
         if not isinstance(module, nn.Sequential | SumOfBranches):
             continue
         pads, auto_pad = translation.pads.get(name, ((), ""))
-        yield Replacement(index, module, norms.get(nodes[index].output[0]), pads, auto_pad)
+        kind = translation.weight_types.get(nodes[index].input[1], 0)
+        yield Replacement(index, module, norms.get(nodes[index].output[0]), pads, auto_pad, kind)

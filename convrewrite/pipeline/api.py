@@ -16,6 +16,7 @@ from convrewrite.onnx_graph import kept_sites, refused_sites
 from convrewrite.pipeline.keywords import (
     ApplyKeywords,
     Budget,
+    Extras,
     OptimizeKeywords,
     PlanKeywords,
     RuleSource,
@@ -159,8 +160,9 @@ def analyze(
 
     network = network_of(model, example_input, timeout)
     model, inputs = network.model, network.inputs
-    known = discover() | {structure.name: structure for structure in structures}
-    chosen = resolve(list(builtin_rules()) if rules is None else rules)
+    known = discover() | {structure.name: structure for structure in Extras(structures).structures}
+    named = list(builtin_rules()) if rules is None else rules
+    chosen = resolve(named) if named else ()
     require_structures(chosen, known)
     with at_work(0), surroundings_preserved(model):
         _, _, sites = find(private_copy(model, inputs), inputs, kept_sites(model), refused_sites(model))

@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import sys
 import sysconfig
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from convrewrite.errors import ProcessLostError, UsageError
-from convrewrite.escaping import message_of
+from convrewrite.escaping import innermost_cause, message_of
 from convrewrite.folders import temporary
 from convrewrite.process import pickled_by_value, quiet
 from convrewrite.version import tool_version
@@ -70,8 +71,14 @@ class Workers:
             yield from done
 
     def result(self, task: Any) -> Any:
-        """What a task that has ended gave. Raises ProcessLostError where its worker died, else what it raised itself."""
+        """What a task that has ended gave. Raises ProcessLostError where its worker died, or could not begin it."""
         with self._losses_told():
+            failed: BaseException | None = task.exception()
+            if isinstance(failed, Exception) and not _is_loss(failed):
+                raise ProcessLostError(
+                    f"cluster {self.name}: expected a worker to carry out its task, found that one ended in "
+                    f"{innermost_cause(failed)}; mend what it names, or sweep without a cluster"
+                ) from failed
             return task.result()
 
     @contextmanager
@@ -216,6 +223,18 @@ def _versions() -> dict[str, str]:
     }
 
 
+def failure(error: Exception) -> str:
+    """In a task: what is told of an error that nobody foresaw, with the worker and the place in the code."""
+    from distributed import get_worker
+
+    *_, last = traceback.extract_tb(error.__traceback__) or [None]
+    place = "" if last is None else f" (in {last.name}, line {last.lineno})"
+    return (
+        f"worker {get_worker().address}: expected to carry out its task, found {innermost_cause(error)}{place}; mend what that "
+        "names, or sweep without a cluster"
+    )
+
+
 def kept(value: bytes) -> Any:
     """In a task: what was sent with :meth:`Workers.keep`."""
     import cloudpickle
@@ -255,6 +274,13 @@ def _own_modules() -> list[ModuleType]:
 
 def _same(value: bytes) -> bytes:
     return value
+
+
+def _is_loss(error: Exception) -> bool:
+    from distributed import KilledWorker
+    from distributed.comm import CommClosedError
+
+    return isinstance(error, KilledWorker | CommClosedError)
 
 
 def _deaths(error: Any) -> str:

@@ -51,6 +51,6 @@ def _comparable(first: Runner, second: Runner, inputs: ExampleInput) -> tuple[Ru
         return first, second, None  # the graph of one that was opened from memory is not known any more
     batch = bind_inputs(nn.Identity(), inputs)
     for runner in (first, second):
-        runner(*batch)  # in a process of its own first, as it may not end
-    found = comparable((Path(first.where), Path(second.where)), batch)
+        runner.in_parts(batch)  # in a process of its own first, as it may not end
+    found = comparable((first, second), batch)
     return (first, second, None) if found is None else found

@@ -9,14 +9,16 @@ from convrewrite.exports import named_exports
 from convrewrite.folders import temporary
 from convrewrite.inputs import ExampleInput
 from convrewrite.modules import private_copy, surroundings_preserved
-from convrewrite.onnx_graph import batch_of, exporter_of, graph_inputs
+from convrewrite.onnx_graph import exporter_of, graph_inputs
+from convrewrite.pipeline.at_a_time import examples_at_a_time
 from convrewrite.pipeline.forms import forms_of
+from convrewrite.pipeline.keywords import settings_of
 from convrewrite.pipeline.networks import ModelSource, network_of
 from convrewrite.pipeline.recovery import example_of, read_report
 from convrewrite.process import at_work
 from convrewrite.progress import Progress, silent
 from convrewrite.reporting import Report
-from convrewrite.results import ONNX, PLAN, add_exports, check_addable, load, read_plan
+from convrewrite.results import ONNX, PLAN, WEIGHTS, add_exports, check_addable, load, read_plan, require_described
 from convrewrite.settings import Settings
 
 
@@ -41,24 +43,26 @@ def export_result(
 
     A form that cannot be written, or that computes something else than the result in torch, leaves no file; the report has the
     reason, ``report.unwritten`` that of the first one. Raises UsageError for names that are not known, packages that are missing
-    and a folder that cannot be written, ModelLoadError for one that holds no result, PlanError for another original.
+    and a folder that cannot be written, ModelLoadError for one that holds no result, or other weights than were measured, PlanError for another original.
     """
-    asked, folder = settings or Settings(), Path(result)
+    asked, folder = settings_of(settings), Path(result)
     if not named_exports(to):
         raise UsageError("--to: expected the name of a form, as openvino, found none")
     report, plan = read_report(folder / "report.json"), read_plan(folder / PLAN)
     check_addable(folder)
+    require_described(folder, report, (WEIGHTS, ONNX))
     network = network_of(model, example_of(report, model, example_input), asked.timeout)
     exporter = exporter_of(network.model, report.asked.opset, report.asked.free_axes)
     file, inputs = folder / ONNX, "weights" if calibration is None else calibration
     with at_work(report.seed), surroundings_preserved(network.model), temporary() as scratch:
         copy = private_copy(network.model, network.inputs)
+        taken = examples_at_a_time(copy if exporter.exports else network.model, network.inputs)
         rewritten = load(folder, network.model) if exporter.exports else copy
         data = calibrate(
             copy, network.inputs, inputs, seed=report.seed, memory=asked.memory, progress=progress,
-            batch=batch_of(network.model), graph_inputs=graph_inputs(network.model),
+            batch=taken, graph_inputs=graph_inputs(network.model),
         )  # fmt: skip
-        evaluation = evaluation_inputs(network.inputs, data, batch_of(network.model)).told(copy, {}, plan.meanings())
+        evaluation = evaluation_inputs(network.inputs, data, taken).told(copy, {}, plan.meanings())
         forms = forms_of(tuple(to), copy, network.inputs, exporter, None, report.asked.free_axes)
         onnx = file if file.is_file() else None
         written = forms.write(rewritten, onnx, evaluation, data.fit, scratch.path, progress)

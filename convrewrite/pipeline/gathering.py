@@ -8,7 +8,7 @@ from torch import Tensor
 
 from convrewrite.calibration import Calibration, calibrate, channels_last, evaluation_inputs
 from convrewrite.meanings import Evaluation, Meaning
-from convrewrite.onnx_graph import batch_of, graph_inputs
+from convrewrite.onnx_graph import graph_inputs, require_end
 from convrewrite.planning import require_evaluable
 from convrewrite.progress import Progress, Stopwatch
 from convrewrite.rewriting import Prepared, Work, output_weights, run_cache_of
@@ -48,8 +48,9 @@ def gathered(
 def _calibrated(prepared: Prepared, calibration: object, settings: Settings, progress: Progress) -> Calibration:
     data = calibrate(
         prepared.model, prepared.inputs, calibration, seed=settings.seed, memory=settings.memory, progress=progress,
-        batch=batch_of(prepared.original), graph_inputs=graph_inputs(prepared.original),
+        batch=prepared.batch, graph_inputs=graph_inputs(prepared.original),
     ).on(prepared.device)  # fmt: skip
+    require_end(prepared.original, data.fit or data.held_out)
     fit, held_out = channels_last(prepared.model, data.fit), channels_last(prepared.model, data.held_out)
     return replace(data, fit=fit, held_out=held_out)
 
@@ -57,7 +58,7 @@ def _calibrated(prepared: Prepared, calibration: object, settings: Settings, pro
 def _evaluation(
     prepared: Prepared, data: Calibration, constraints: Constraints, known: Mapping[str, Meaning]
 ) -> Evaluation:
-    evaluation = evaluation_inputs(prepared.inputs, data, batch_of(prepared.original)).told(
+    evaluation = evaluation_inputs(prepared.inputs, data, prepared.batch).told(
         prepared.model, constraints.outputs, known
     )
     for output, meaning in evaluation.meanings.items():

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 import convrewrite.errors
 from convrewrite.errors import ConvRewriteError, ProcessLostError
 from convrewrite.onnx_graph import PortableGraph
-from convrewrite.pipeline.clusters import Workers, kept
+from convrewrite.pipeline.clusters import Workers, failure, kept
 from convrewrite.pipeline.points import Beginning, Frontier, Made
 from convrewrite.process import torch_threads
 from convrewrite.progress import Progress
@@ -130,9 +130,11 @@ def _points(sent: bytes, beginning: str, budgets: Sequence[float]) -> str:
 
 def _answered(sent: bytes, work: Callable[[Frontier], str]) -> str:
     """What the work gives, or the error it ends in, as text."""
-    opened: _Sent = kept(sent)
     try:
+        opened: _Sent = kept(sent)
         with torch_threads(opened.threads):
             return work(opened.unpacked())
     except ConvRewriteError as error:
         return FAILED + _Failed(error=type(error).__name__, message=str(error)).model_dump_json()
+    except Exception as error:  # of the user's code there, of what the worker lacks
+        return FAILED + _Failed(error=ProcessLostError.__name__, message=failure(error)).model_dump_json()

@@ -12,13 +12,38 @@ from convrewrite.calibration import Reading
 from convrewrite.errors import UsageError
 from convrewrite.progress import Progress, silent
 from convrewrite.rules import Rule, RuleFile
-from convrewrite.settings import ChoiceOptions, Recovery, RecoveryOptions, Settings, WorkOptions
+from convrewrite.settings import (
+    ChoiceOptions,
+    Kind,
+    Recovery,
+    RecoveryOptions,
+    Settings,
+    WorkOptions,
+    require_kinds,
+)
 from convrewrite.structures import Structure
 from convrewrite.tuning import Augment
 
 RuleSource = str | Path | Rule | RuleFile
 Budget = Mapping[str, float] | None
 Entry = TypeVar("Entry", bound=Callable[..., Any])
+
+
+KINDS = {
+    "structures": Kind(
+        "structures, as convrewrite.structures.discover() gives them",
+        lambda value: isinstance(value, Sequence) and all(hasattr(one, "stages") for one in value),
+    ),
+    "progress": Kind("a function of a stage, a position, a total and a text", callable),
+    "name": Kind("text", lambda value: isinstance(value, str)),
+    "notes": Kind("sentences", lambda value: isinstance(value, tuple) and all(isinstance(note, str) for note in value)),
+    "augment": Kind("a function of a batch", callable),
+    "labels": Kind("a tensor of whole numbers", lambda value: isinstance(value, Tensor)),
+    "checkpoint": Kind("the path of a file", lambda value: isinstance(value, str | Path)),
+    "resume": Kind("True or False", lambda value: isinstance(value, bool)),
+    "reading": Kind("a Reading", lambda value: isinstance(value, Reading)),
+}
+"""What is no setting, by its keyword."""
 
 
 class RunKeywords(TypedDict, total=False):
@@ -62,6 +87,9 @@ class Extras:
     name: str | None = None
     notes: Sequence[str] = ()
 
+    def __post_init__(self) -> None:
+        require_kinds(self, KINDS)
+
     @property
     def told(self) -> Progress:
         """Who is told how far the run is."""
@@ -96,6 +124,9 @@ class RecoveryExtras:
     progress: Progress | None = None
     notes: Sequence[str] = ()
 
+    def __post_init__(self) -> None:
+        require_kinds(self, KINDS)
+
     @property
     def told(self) -> Progress:
         """Who is told how far the run is."""
@@ -117,11 +148,7 @@ def asked(
     extras = {name: value for name, value in keywords.items() if name in EXTRAS}
     options = {name: value for name, value in keywords.items() if name not in extras}
     options |= {name: value for name, value in positional.items() if value is not None}
-    if settings is not None and options:
-        raise UsageError(
-            f"settings: expected alone, found {', '.join(options)} beside it; give one or the other, "
-            "or dataclasses.replace(settings, ...)"
-        )
+    _require_alone(settings, Settings, options)
     return settings or Settings(**options), Extras(**extras)
 
 
@@ -133,13 +160,31 @@ def asked_of(settings: Recovery | None, keywords: Mapping[str, Any]) -> tuple[Re
         )
     known = {extra.name for extra in fields(RecoveryExtras)}
     options = {name: value for name, value in keywords.items() if name not in known}
-    if settings is not None and options:
+    _require_alone(settings, Recovery, options)
+    extras = RecoveryExtras(**{name: value for name, value in keywords.items() if name in known})
+    return settings or Recovery(**options), extras
+
+
+def settings_of(settings: Settings | None) -> Settings:
+    """The settings that were given, or the defaults. Raises UsageError for anything else."""
+    _require_alone(settings, Settings, {})
+    return settings or Settings()
+
+
+def _require_alone(settings: object, kind: type, options: Mapping[str, Any]) -> None:
+    """Raise UsageError for settings of another kind, and for options beside settings."""
+    if settings is None:
+        return
+    if not isinstance(settings, kind):
+        raise UsageError(
+            f"settings: expected convrewrite.{kind.__name__}(...), found {type(settings).__name__}; make one, or give its "
+            "fields as keywords"
+        )
+    if options:
         raise UsageError(
             f"settings: expected alone, found {', '.join(options)} beside it; give one or the other, "
             "or dataclasses.replace(settings, ...)"
         )
-    extras = RecoveryExtras(**{name: value for name, value in keywords.items() if name in known})
-    return settings or Recovery(**options), extras
 
 
 def signed(entry: Entry) -> Entry:

@@ -20,7 +20,7 @@ def narrowed(prepared: Prepared, settings: Settings) -> Prepared:
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise UsageError(
-                    f"--{option} {pattern}: expected a site's name or a pattern of some, found none that fits; "
+                    f"{option} {pattern}: expected a site's name or a pattern of some, found none that fits; "
                     "`convrewrite analyze` lists them"
                 )
     return replace(prepared, search_spaces=tuple(_narrowed(space, settings) for space in prepared.search_spaces))
@@ -29,9 +29,9 @@ def narrowed(prepared: Prepared, settings: Settings) -> Prepared:
 def _narrowed(space: SearchSpace, settings: Settings) -> SearchSpace:
     name = space.site.name
     if (pattern := _matching(name, settings.exclude)) is not None:
-        return _kept(space, f"left out by --exclude {pattern}")
+        return _kept(space, f"left out by exclude={pattern}")
     if settings.only and _matching(name, settings.only) is None:
-        return _kept(space, "left out, as --only names others")
+        return _kept(space, "left out: only=... names others")
     return space
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from convrewrite.errors import UsageError
+from convrewrite.errors import ModelLoadError, UsageError
 from convrewrite.inputs import ExampleInput, Inputs, bound_inputs, require_common_batch
 from convrewrite.loading import load_model
 from convrewrite.onnx_graph import read_network
@@ -28,8 +29,10 @@ class Given:
 
 def network_of(source: ModelSource, example: ExampleInput | None, timeout: float) -> Given:
     """A model with its inputs bound; an ONNX file has ``timeout`` seconds to open, and again to run once. Raises UsageError for
-    anything else than a model, and for a module without an example; ModelLoadError for a file that cannot be read."""
+    anything else than a model, and for a module without an example; ModelLoadError for a file that cannot be read, and a module
+    without weights."""
     if isinstance(source, nn.Module):
+        _require_numbers(source)
         return Given(source, bound_inputs(source, _needed(example)), type(source).__name__)
     if type(source).__name__ == "ModelProto" or (isinstance(source, str | Path) and _is_onnx(source)):
         network = read_network(source, example, seconds=timeout)
@@ -40,6 +43,21 @@ def network_of(source: ModelSource, example: ExampleInput | None, timeout: float
         loaded = load_model(source)
         return Given(loaded.model, bound_inputs(loaded.model, _needed(example)), loaded.source, loaded.notes)
     raise UsageError(f"model: expected a module, a path or an onnx.ModelProto, found {type(source).__name__}")
+
+
+def _require_numbers(model: nn.Module) -> None:
+    """Raise ModelLoadError for a module whose weights are not there yet."""
+    for name, tensor in model.named_parameters():
+        if is_lazy(tensor):
+            raise ModelLoadError(
+                f"{type(model).__name__}: expected a trained model, found {name}, which is made when the model is first run; run "
+                "it, and load or train its weights"
+            )
+        if tensor.is_meta:
+            raise ModelLoadError(
+                f"{type(model).__name__}: expected weights, found {name} on the meta device, which holds no numbers; load the "
+                "weights, as with model.to_empty(device='cpu') and model.load_state_dict(...)"
+            )
 
 
 def _is_onnx(source: str | Path) -> bool:

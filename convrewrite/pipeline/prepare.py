@@ -12,6 +12,7 @@ from convrewrite.graph import find
 from convrewrite.inputs import Inputs, moved
 from convrewrite.modules import copy_model, private_copy, put_on, tally
 from convrewrite.onnx_graph import hidden_cost, kept_sites, refused_sites
+from convrewrite.pipeline.at_a_time import examples_at_a_time
 from convrewrite.places import PROCESSOR, place_of_model
 from convrewrite.rewriting import Prepared
 from convrewrite.rules import Rule, search_spaces
@@ -51,6 +52,7 @@ def prepare(
         known,
         spaces,
         hidden,
+        examples_at_a_time(model, inputs),
     )
 
 

@@ -9,7 +9,7 @@ from convrewrite.inputs import ExampleInput
 from convrewrite.machine import processor
 from convrewrite.modules import private_copy, surroundings_preserved
 from convrewrite.onnx_graph import exporter_of
-from convrewrite.pipeline.keywords import RuleSource
+from convrewrite.pipeline.keywords import RuleSource, settings_of
 from convrewrite.pipeline.networks import ModelSource, network_of
 from convrewrite.pipeline.prepare import prepare
 from convrewrite.planning import latency_table_of, to_time
@@ -36,7 +36,7 @@ def profile(
     machine that needs no torch, and None is returned. Raises UsageError for a folder that is there already, ExportError for a
     model that the runtime cannot run.
     """
-    asked = settings or Settings()
+    asked = settings_of(settings)
     network = network_of(model, example_input, asked.timeout)
     module, inputs = network.model, network.inputs
     with at_work(asked.seed), surroundings_preserved(module):
@@ -66,7 +66,7 @@ def _write(prepared: Prepared, asked: Settings, folder: Path) -> None:
         exporter = exporter_of(prepared.original)
         exporter.rewritten(prepared.model, prepared.inputs, made / f"{ORIGINAL}.onnx", {})
         one = tuple(tensor[:1] for tensor in prepared.inputs)
-        given = exporter.feed(one if exporter.exports else prepared.inputs)
+        given = exporter.feed(one if exporter.exports and prepared.batch is None else prepared.inputs)
         groups = [entry.written(made) for entry in to_time(prepared, latency_table_of(prepared, asked))]
         inputs = [{"shape": list(x.shape), "type": str(x.dtype).removeprefix("torch.")} for x in given]
         list_graphs(made, groups, inputs)

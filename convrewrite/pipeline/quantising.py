@@ -12,13 +12,15 @@ from convrewrite.inputs import ExampleInput, Inputs, in_batches_of
 from convrewrite.meanings import Fidelity
 from convrewrite.modules import private_copy, surroundings_preserved
 from convrewrite.onnx_files import OnnxModel, size_of
-from convrewrite.onnx_graph import batch_of, exporter_of, graph_inputs
+from convrewrite.onnx_graph import exporter_of, graph_inputs
+from convrewrite.pipeline.at_a_time import examples_at_a_time
+from convrewrite.pipeline.keywords import settings_of
 from convrewrite.pipeline.networks import Given, ModelSource, network_of
 from convrewrite.pipeline.recovery import read_report
 from convrewrite.process import at_work
 from convrewrite.progress import Progress, silent
 from convrewrite.quantising import quantise_file
-from convrewrite.results import INT8, ONNX
+from convrewrite.results import INT8, ONNX, WEIGHTS, require_described
 from convrewrite.runtime import Baseline, measure_fidelity
 from convrewrite.settings import Settings
 
@@ -58,14 +60,15 @@ def quantise(
             stages, are chosen.
         settings: of these ``seed``, ``threads``, ``memory``, ``timeout`` and ``runtime`` count.
 
-    Raises ModelLoadError for a folder without such a file, ExportError for what onnxruntime cannot quantise, UsageError where the
+    Raises ModelLoadError for a folder without such a file, or with other weights than were measured, ExportError for what onnxruntime cannot quantise, UsageError where the
     file cannot be written.
     """
-    asked, folder = settings or Settings(), Path(result)
+    asked, folder = settings_of(settings), Path(result)
     file = folder / ONNX
     if not file.is_file():
         raise ModelLoadError(f"{file}: missing; expected a result written by `convrewrite optimize` without --no-onnx")
     report = read_report(folder / "report.json")
+    require_described(folder, report, (WEIGHTS, ONNX))
     network = network_of(model, example_input, asked.timeout)
     with at_work(asked.seed), surroundings_preserved(network.model), told(folder, "another folder"):
         place = resolved(folder / INT8)
@@ -84,7 +87,7 @@ def quantise(
 def _data(network: Given, copy: nn.Module, calibration: object, asked: Settings, progress: Progress) -> Calibration:
     return calibrate(
         copy, network.inputs, calibration, seed=asked.seed, memory=asked.memory, progress=progress,
-        batch=batch_of(network.model), graph_inputs=graph_inputs(network.model),
+        batch=examples_at_a_time(copy, network.inputs), graph_inputs=graph_inputs(network.model),
     )  # fmt: skip
 
 

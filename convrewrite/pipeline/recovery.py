@@ -19,7 +19,8 @@ from convrewrite.loading import import_object
 from convrewrite.meanings import Evaluation, asked_meanings
 from convrewrite.modules import copy_model, preserved, put_on, surroundings_preserved
 from convrewrite.onnx_files import Provenance
-from convrewrite.onnx_graph import batch_of, exporter_of, regions_of
+from convrewrite.onnx_graph import exporter_of, regions_of
+from convrewrite.pipeline.at_a_time import examples_at_a_time
 from convrewrite.pipeline.keywords import RecoverKeywords, RecoveryExtras, asked_of, signed
 from convrewrite.pipeline.networks import Given as Network
 from convrewrite.pipeline.networks import ModelSource, network_of
@@ -30,9 +31,10 @@ from convrewrite.planning import Fingerprint, Plan
 from convrewrite.process import at_work
 from convrewrite.progress import Stopwatch
 from convrewrite.reporting import RecoveredSummary, Report, recovered_report
-from convrewrite.results import PLAN, Result, load, read_plan
+from convrewrite.results import PLAN, Result, further_files, kept, left_out, load, onnx_of, read_plan
 from convrewrite.runtime import Baseline, Measured, measure_everything, measure_outputs
 from convrewrite.settings import Recovery
+from convrewrite.stored import raw_bytes
 from convrewrite.structures import Structure
 from convrewrite.targets import target_of
 from convrewrite.tuning import (
@@ -58,11 +60,14 @@ EVERY = 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class Came:
-    """A result as it came: its plan and report, and the rewritten model, which is a copy."""
+    """A result as it came: its plan and report, the rewritten model, which is a copy, its ONNX file with its weights, and
+    files of further forms."""
 
     plan: Plan
     report: Report
     model: nn.Module
+    onnx: Sequence[Path]
+    further: Sequence[Path]
 
 
 @dataclass(slots=True)
@@ -144,11 +149,11 @@ def _came(
 ) -> Came:
     """Raises PlanError, ModelLoadError for folders that hold something else."""
     if isinstance(result, Result):
-        return Came(result.plan, result.report, result.model)
+        return Came(result.plan, result.report, result.model, onnx_of(result), further_files(result))
     folder = Path(result)
     plan, report = read_plan(folder / PLAN), read_report(folder / REPORT)
     network = _network(report, model, example, timeout)
-    return Came(plan, report, load(folder, network.model, tuple(structures)))
+    return Came(plan, report, load(folder, network.model, tuple(structures)), onnx_of(folder), further_files(folder))
 
 
 def read_report(path: Path) -> Report:
@@ -189,7 +194,7 @@ def _train(run: Recovering, data: object, processes: Processes) -> tuple[Distill
     """Read, train, and leave the best in ``run.rewritten``, where its original lies."""
     asked, extras, plan = run.asked, run.extras, run.came.plan
     inputs, source = _inputs(run, data)
-    taken = batch_of(run.network.model)
+    taken = examples_at_a_time(run.original, run.network.inputs)
     asked = asked if taken is None else replace(asked, batch=taken)
     given = Given.split(inputs, extras.labels, asked.seed, taken)
     held_out = given.held_out_batches(min(asked.batch, len(given.held_out[0])))
@@ -216,8 +221,8 @@ def _trained(run: Recovering, training: Training, keep_outputs: bool) -> Distill
         if not out_of_memory(error):
             raise
         raise UsageError(
-            f"--batch {run.asked.batch}: expected room for so many inputs in a step on {described(training.processes.device)}, "
-            "found none left; take fewer, or --device cpu"
+            f"batch {run.asked.batch}: expected room for so many inputs in a step on {described(training.processes.device)}, "
+            "found none left; take fewer, or device cpu"
         ) from error
 
 
@@ -246,7 +251,7 @@ def _run_of(run: Recovering, given: Given, asked: Recovery) -> str:
     """What tells this run from another whose checkpoint may lie there."""
     digest = hashlib.sha256()
     for tensor in (*given.train, *given.held_out, *([] if given.labels is None else [given.labels])):
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(raw_bytes(tensor))
     augment = run.extras.augment
     return fingerprint(
         original=str(run.came.plan.model),
@@ -320,8 +325,11 @@ def _finished(run: Recovering, distilled: Distilled, given: Given, evaluation: E
             if not exporter.exports and main:
                 onnx = scratch.path / "model.onnx"
                 exporter.rewritten(run.rewritten, network.inputs, onnx, provenance.metadata())
+    unchanged, came = distilled.best.step == 0, run.came
+    run.notes += [] if unchanged else left_out(came.further)
     report = _report(run, distilled, given, measured)
-    return Result(run.rewritten, plan, report, onnx, scratch)
+    still = (*came.further, *(came.onnx if onnx is None else ())) if unchanged and main else ()
+    return Result(run.rewritten, plan, report, onnx, scratch, kept(still, scratch.path))
 
 
 def _report(run: Recovering, distilled: Distilled, given: Given, measured: Measured) -> Report:

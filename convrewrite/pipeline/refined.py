@@ -7,7 +7,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from convrewrite.onnx_graph import batch_of
 from convrewrite.rewriting import Rewritten, Work
 from convrewrite.stored import RunCache, tensors_digest
 from convrewrite.tuning import Refined, Refinement, refine
@@ -33,7 +32,7 @@ def refined(work: Work, rewritten: Rewritten) -> list[str]:
         macs=work.prepared.totals.macs,
         memory=work.memory,
         seed=work.settings.seed,
-        batch=batch_of(work.prepared.original),
+        batch=work.prepared.batch,
         asked=bool(work.settings.refine),
     )
     with work.watch.timed("refine"):

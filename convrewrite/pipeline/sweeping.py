@@ -8,6 +8,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Unpack, cast
 
+from convrewrite import values
 from convrewrite.errors import UsageError
 from convrewrite.folders import made_aside, require_room_beside, resolved, told
 from convrewrite.inputs import ExampleInput
@@ -133,6 +134,10 @@ def frontier_of(
     """What ``sweep`` is asked of one model, checked, and the model opened. Raises UsageError, ModelLoadError."""
     given, extras = asked(settings, {}, keywords, OptimizeKeywords)
     parts = _checked(budgets)
+    if metric is not None and not callable(metric):
+        raise UsageError(
+            f"metric: expected a function from a model to a number, found {values.shown(metric)}; give one, or None"
+        )
     given = replace(given, budget={resource: parts[0]}, keep=None, refine=bool(given.refine))
     network = network_of(model, example_input, given.timeout)
     return Frontier(network, resolve(rules), calibration, given, extras, parts, metric)
@@ -152,9 +157,14 @@ def sweep_all(frontiers: Iterable[Frontier], cluster: str | None = None, progres
 
 def _checked(budgets: Sequence[float]) -> list[float]:
     """From the largest to the smallest, each once. Raises UsageError."""
-    wanted = sorted({float(budget) for budget in budgets}, reverse=True)
+    try:
+        wanted = sorted({float(budget) for budget in budgets}, reverse=True)
+    except (TypeError, ValueError):
+        raise UsageError(f"budgets: expected parts in (0, 1), as [0.5, 0.3], found {values.shown(budgets)}") from None
     if not wanted or not all(0 < budget < 1 for budget in wanted):
-        raise UsageError(f"budgets: expected parts in (0, 1), as 0.8..0.1, found {', '.join(f'{b:g}' for b in wanted)}")
+        raise UsageError(
+            f"budgets: expected parts in (0, 1), as 0.8..0.1, found {', '.join(f'{b:g}' for b in wanted) or 'none'}"
+        )
     return wanted
 
 

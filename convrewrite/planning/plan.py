@@ -2,14 +2,17 @@
 
 import hashlib
 import html
+import json
 from collections import Counter
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 from torch import nn
 
+from convrewrite import values
 from convrewrite.conv import ConvSpec, Kind
 from convrewrite.errors import PlanError
 from convrewrite.escaping import printable
@@ -17,11 +20,16 @@ from convrewrite.graph import Lift
 from convrewrite.meanings import Meaning, OutputKind
 from convrewrite.rules import allowed_variants
 from convrewrite.settings import Constraints, check_budget, keep_of
+from convrewrite.stored import raw_bytes
 from convrewrite.structures import Option, Structure, lowerings
 
 OVERSTEP = 1.1
 """Times a budget of latency: a result that measures more is no success. What is less lies within what two measurements of
 a whole model may differ by on a busy machine."""
+
+
+Count = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0)]
 
 
 class _PlanPart(BaseModel):
@@ -42,7 +50,7 @@ class Fingerprint(_PlanPart):
             if not isinstance(tensor, torch.Tensor):
                 continue
             geometry.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            weights.update(raw_bytes(tensor))
         return cls(geometry=geometry.hexdigest(), weights=weights.hexdigest())
 
     def __str__(self) -> str:
@@ -72,9 +80,9 @@ class Considered(_PlanPart):
     and the effect of that on the model's outputs; why it was out of the question, if it was."""
 
     option: PlannedOption
-    macs: int
-    parameters: int
-    seconds: float | None = None
+    macs: Count
+    parameters: Count
+    seconds: Amount | None = None
     error: float | None = None
     effect: float | None = None
     reason: str | None = None
@@ -92,9 +100,9 @@ class PlannedSite(_PlanPart):
     option: PlannedOption | None
     reason: str | None = None
     batch_norm: str | None = None
-    macs: int | None = None
-    parameters: int | None = None
-    seconds: float | None = None
+    macs: Count | None = None
+    parameters: Count | None = None
+    seconds: Amount | None = None
     considered: tuple[Considered, ...] = ()
 
     @property
@@ -107,9 +115,9 @@ class Predicted(_PlanPart):
     """What a plan promises: the sum of the effects of its sites, and the parts of the whole model's costs that are left."""
 
     effect: float
-    macs: float
-    params: float
-    latency: float | None = None
+    macs: Amount
+    params: Amount
+    latency: Amount | None = None
 
 
 class PlannedOutput(_PlanPart):
@@ -140,11 +148,18 @@ class Plan(_PlanPart):
     budget: dict[str, float]
     keep: dict[str, float] | None = None
     any_speed: bool = False
-    seed: int = Field(ge=-(2**63), lt=2**64)  # what torch takes
+    seed: int = Field(ge=0, le=values.LARGEST_SEED)
     predicted: Predicted | None = None
     lifted: tuple[Lift, ...] = ()
     outputs: dict[str, PlannedOutput] = Field(default_factory=dict)
     sites: tuple[PlannedSite, ...]
+
+    @field_validator("schema_version", mode="before")
+    @classmethod
+    def _is_a_number(cls, version: object) -> object:
+        if isinstance(version, bool):  # which equals one
+            raise ValueError("Input should be 1")
+        return version
 
     @field_validator("sites")
     @classmethod
@@ -191,17 +206,22 @@ class Plan(_PlanPart):
     def from_json(cls, text: str, source: str) -> "Plan":
         """Read a plan; raises PlanError that names the first wrong entry."""
         try:
-            plan = cls.model_validate_json(text)
+            plan = cls.model_validate_json(text, strict=True)
+            plan._require_reasons()
+            json.loads(text, object_pairs_hook=_each_key_once)
             plan.asked()
         except PlanError as error:
             raise PlanError(f"{source}: {error}") from error
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the file"
-            raise PlanError(f"{source}: {where}: {first['msg']}; expected a plan written by this tool") from error
-        except UnicodeEncodeError as error:  # half of a surrogate pair
+            raise PlanError(f"{source}: {_wrong(error.errors()[0])}; expected a plan written by this tool") from error
+        except ValueError as error:  # half of a surrogate pair, or a number of thousands of digits
             raise PlanError(f"{source}: no text ({error}); expected a plan written by this tool") from error
         return plan
+
+    def _require_reasons(self) -> None:
+        for site in self.sites:
+            if site.option is None and not (site.reason or "").strip():
+                raise PlanError(f"{site.name}: expected an option, or the reason why it is kept, found neither; make a new plan")
 
     def require_model(self, model: nn.Module, *, weights: bool) -> None:
         """Raise PlanError unless the plan was made for this model; ``weights``: for these very weights."""
@@ -213,6 +233,22 @@ class Plan(_PlanPart):
             )
         if weights and found.weights != self.model.weights:
             raise PlanError("the plan was made for this architecture with other weights; make a new plan for these")
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, of which no entry stands in the shade of another."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise PlanError(f"{values.shown(key)}: expected once in its object, found more than once; make a new plan")
+    return found
+
+
+def _wrong(details: ErrorDetails) -> str:
+    """The first wrong entry: where, what was expected there, and what was found, unless the whole of it is meant."""
+    where = ".".join(str(part) for part in details["loc"]) or "the file"
+    whole = not details["loc"] or details["type"] in ("missing", "extra_forbidden")
+    return f"{where}: {details['msg']}" + ("" if whole else f", found {values.shown(details['input'])}")
 
 
 def planned_structure(site: str, planned: PlannedOption, folded: ConvSpec, known: Mapping[str, Structure]) -> Structure:
@@ -234,8 +270,10 @@ def planned_structure(site: str, planned: PlannedOption, folded: ConvSpec, known
     if variant not in [dict(one) for one in allowed_variants(structure, folded, {})]:
         raise PlanError(f"{site}: {structure.name} has no variant {variant} here; make a new plan")
     top = structure.full_rank(spec, variant)
-    if not isinstance(rank, int) or not 1 <= rank <= top:
-        raise PlanError(f"{site}: {structure.name}: expected a rank from 1 to {top}, found {rank}")
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= top:
+        raise PlanError(
+            f"{site}: {structure.name}: expected a rank from 1 to {top}, found {values.shown(rank)}; make a new plan"
+        )
     ways = lowerings(structure.stages(spec, planned.parameters))
     if planned.lowering not in ways:
         raise PlanError(

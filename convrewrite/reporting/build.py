@@ -114,7 +114,7 @@ def build_report(
         reached=Reached(
             budget={name: parts[name] for name in constraints.budget}, keep=_kept(constraints, measured.fidelity)
         ),
-        refused=refused(constraints, measured, lost),
+        refused=refused(constraints, measured, lost, parts),
         useless=lost is not None,
         warnings=(*([lost] if lost else []), *few_positions(outcomes), *overfitted(outcomes)),
         seed=plan.seed,
@@ -152,8 +152,8 @@ def recovered_report(
     seconds: Mapping[str, float],
 ) -> Report:
     """The report of a result once it was recovered: costs, sites and calibration as they were, what was measured anew. Errors of
-    single sites are those of the plan's fit, and are left out where its factors were trained since; ``data`` are the inputs of
-    the recovery."""
+    single sites are those of the plan's fit, and forms it was exported in are of its model: both are left out where its factors
+    were trained since; ``data`` are the inputs of the recovery."""
     constraints = plan.asked()
     before, after = Cost(*_pair(report, "before")), Cost(*_pair(report, "after"))
     parts, lost = _parts(before, after, measured), useless(constraints, measured, data, fast=False)
@@ -170,7 +170,7 @@ def recovered_report(
         "reached": Reached(
             budget={name: parts[name] for name in constraints.budget}, keep=_kept(constraints, measured.fidelity)
         ),
-        "refused": refused(constraints, measured, lost),
+        "refused": refused(constraints, measured, lost, parts),
         "useless": lost is not None,
         "warnings": (*([lost] if lost else []), *earlier),
         "threads": asked.threads,
@@ -180,7 +180,8 @@ def recovered_report(
         "fidelity_basis": measured.fidelity_basis,
         "parity": _parity_rows(measured),
         "recovered": summary,
-        "exports": (),
+        "exports": () if stale else tuple(row for row in report.exports if row.files),
+        "digests": {},
         "environment": environment(),
         "notes": tuple(dict.fromkeys((*report.notes, *notes, *measured.notes, *_left_out(measured.fidelity)))),
         "seconds": dict(seconds),

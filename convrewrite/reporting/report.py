@@ -38,6 +38,10 @@ class Change(_Part, Generic[Number]):
         return self.after / self.before if self.before else float("inf")
 
 
+WholeNumbers = Change[int]
+"""Named here, as pickle finds a class by the name of it that its module has."""
+
+
 class LatencyChange(_Part):
     """Seconds for one input, each the median of its rounds, and the ratio of the two.
 
@@ -285,12 +289,13 @@ class Environment(_Part):
 
 class Report(_Part):
     """Everything one run did and measured. ``seconds`` is the wall time of each stage, ``refused`` why the result is no
-    success though everything ran: it is slower than the original, loses more than was to be kept, or is ``useless``: it does
-    not compute the same any more, as the first of the ``warnings`` says.
+    success though everything ran: it is slower than the original, costs more than its budget, loses more than was to be kept, or
+    is ``useless``: it does not compute the same any more, as the first of the ``warnings`` says.
 
     ``runtime`` is where the result is to run: what ``totals.onnx_latency_seconds`` and its prediction were measured in.
 
-    ``exports`` are the forms that it was written in besides ONNX.
+    ``exports`` are the forms that it was written in besides ONNX. ``digests`` has the SHA-256 of the files of weights beside it, by
+    their names, once it is saved.
 
     ``fidelity_basis`` is a sentence: ``measured on 205 held-out calibration inputs``. ``commands`` are the command lines that
     led here, as a shell takes them; there are none of results that Python made.
@@ -321,6 +326,7 @@ class Report(_Part):
     runtime_version: str | None = None
     recovered: RecoveredSummary | None = None
     exports: tuple[ExportRow, ...] = ()
+    digests: dict[str, str] = Field(default_factory=dict)
     environment: Environment
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = Field(default_factory=dict)

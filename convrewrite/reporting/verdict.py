@@ -1,6 +1,6 @@
 """Whether a result is a success: what is wrong with it, in sentences that say what would help."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from convrewrite.calibration import Calibration
 from convrewrite.fitting import ENOUGH_POSITIONS
@@ -25,6 +25,9 @@ beyond the few percent by which two halves of the same inputs differ."""
 TELLING = 0.01
 """Relative output error of a site up to which an overfit harms nobody."""
 
+OVERSPENT = 1.001
+"""Times a budget of MACs or parameters, which are counted exactly: beyond it a plan did not have it."""
+
 NAMED = 5
 """Sites that a warning names; of more it gives the number."""
 
@@ -42,12 +45,18 @@ def useless(constraints: Constraints, measured: Measured, calibration: Calibrati
     )
 
 
-def refused(constraints: Constraints, measured: Measured, lost: str | None) -> str | None:
+def refused(
+    constraints: Constraints, measured: Measured, lost: str | None, reached: Mapping[str, float | None]
+) -> str | None:
     """Why the result is no success, though everything ran. ``lost``: why it is useless, if it is; on random noise that is a
-    warning only."""
+    warning only. ``reached``: the parts of the original's costs that are left."""
     if lost is not None and not measured.noise:
         return lost
-    return _too_slow(constraints, measured) or _too_far(constraints, measured.fidelity)
+    return (
+        _too_dear(constraints, reached)
+        or _too_slow(constraints, measured)
+        or _too_far(constraints, measured.fidelity)
+    )
 
 
 def few_positions(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
@@ -118,6 +127,18 @@ def _advice(constraints: Constraints, fidelity: Fidelity, calibration: Calibrati
         else "rules that save less, or a budget (--budget macs=0.7)"
     )
     return found
+
+
+def _too_dear(constraints: Constraints, reached: Mapping[str, float | None]) -> str | None:
+    """Of what is counted: a plan may say another budget than its options have, and sites may be kept when it is carried out."""
+    for name in ("macs", "params"):
+        wanted, part = constraints.budget.get(name), reached.get(name)
+        if wanted is not None and part is not None and part > OVERSPENT * wanted:
+            return (
+                f"asked for {name}={wanted:g}, reached {part:.3f} of the original's; the rows of sites that were kept say why: "
+                "ask for more, or make a new plan for this budget"
+            )
+    return None
 
 
 def _too_slow(constraints: Constraints, measured: Measured) -> str | None:

@@ -4,6 +4,7 @@
 the original architecture give the model back without running code from a file.
 """
 
+import copy
 import errno
 import os
 import re
@@ -11,11 +12,11 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from convrewrite.conv import ConvSpec, Kind, classify
@@ -30,6 +31,7 @@ from convrewrite.folders import (
     require_room,
     require_room_beside,
     resolved,
+    temporary,
     told,
     unwritable,
 )
@@ -41,6 +43,8 @@ from convrewrite.onnx_graph import is_graph, take_numbers
 from convrewrite.places import PROCESSOR, place_of_model
 from convrewrite.planning import Plan, PlannedSite, planned_structure
 from convrewrite.reporting import Report, render_html, render_markdown, render_summary
+from convrewrite.results.digests import with_digests
+from convrewrite.results.weights import read_weights, warn_of, write_weights
 from convrewrite.rewriting import empty_option, replace_site
 from convrewrite.structures import Option, Structure, discover
 
@@ -140,9 +144,7 @@ def save(
     Raises UsageError when that fails, and then ``folder`` is as it was.
     """
     check_writable(folder)
-    gone = [path for path in (*([] if onnx is None else [onnx]), *further) if not path.exists()]
-    if gone:
-        raise UsageError(f"{gone[0]}: was removed from the temporary files since the run; run it again")
+    _require_there((*onnx_files(onnx), *further))
     if place_of_model(model).type != PROCESSOR:  # the files are for any machine
         model = put_on(torch.device(PROCESSOR), copy_model(model, as_it_is=True))
     with made_aside(folder, "another folder with -o") as made:
@@ -182,6 +184,17 @@ def _linked(source: str, place: str) -> None:
         shutil.copy2(source, place, follow_symlinks=False)
 
 
+def onnx_files(onnx: Path | None) -> list[Path]:
+    """The ONNX file, and those that hold its weights beside it."""
+    return [] if onnx is None else sorted({onnx, *onnx.parent.glob(f"{onnx.name}*")})
+
+
+def _require_there(files: Sequence[Path]) -> None:
+    gone = [path for path in files if not path.exists()]
+    if gone:
+        raise UsageError(f"{gone[0]}: was removed from the temporary files since the run; run it again")
+
+
 def _copy(files: Sequence[Path], made: Path) -> None:
     for file in files:
         if file.is_dir():
@@ -193,13 +206,11 @@ def _copy(files: Sequence[Path], made: Path) -> None:
 def _write(made: Path, model: nn.Module, plan: Plan, report: Report, onnx: Path | None) -> None:
     if not is_graph(model):
         _save_module(model, made / "model.pt")
-        save_model(model, str(made / WEIGHTS))
+        warn_of(write_weights(model, made / WEIGHTS))
         (made / WEIGHTS).chmod(0o644)  # safetensors writes a file that only its owner can read
-    if onnx is not None:
-        for file in onnx.parent.glob(f"{onnx.name}*"):
-            shutil.copy(file, made / file.name)
+    _copy(onnx_files(onnx), made)
     (made / PLAN).write_text(plan.to_json(), encoding="utf-8")
-    _write_reports(made, plan, report)
+    _write_reports(made, plan, with_digests(report, [made / WEIGHTS, *(made / file.name for file in onnx_files(onnx))]))
 
 
 def _write_reports(made: Path, plan: Plan, report: Report) -> None:
@@ -228,7 +239,7 @@ def load(folder: str | Path, original_model: nn.Module, structures: tuple[Struct
     """The rewritten model from a result folder and an instance of the original architecture, with any weights.
 
     Raises PlanError when the folder's plan belongs to another architecture, ModelLoadError when files are missing or
-    broken. ``original_model`` is not touched.
+    broken. ``original_model`` is not touched; state that no weights.safetensors can hold is taken from it, with a warning.
     """
     folder = Path(folder)
     graph = is_graph(original_model)
@@ -254,11 +265,12 @@ def load(folder: str | Path, original_model: nn.Module, structures: tuple[Struct
         take_numbers(model, folder / ONNX)
         return model
     try:
-        load_model(model, folder / WEIGHTS)
+        left = read_weights(model, folder / WEIGHTS)
     except Exception as error:
         raise ModelLoadError(
             f"{folder / WEIGHTS}: does not fit the plan beside it: {' '.join(str(error).split())}"
         ) from error
+    warn_of(left)
     return model
 
 
@@ -304,7 +316,7 @@ def _require_batch_norm(planned: PlannedSite, spec: ConvSpec, norm: nn.Module | 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The rewritten model, the plan it followed, and the report."""
+    """The rewritten model, the plan it followed, and the report. It can be copied and pickled; a pickle has its files in it."""
 
     model: nn.Module
     plan: Plan
@@ -332,3 +344,48 @@ class Result:
         things; then it is as it was.
         """
         return save(Path(folder), self.model, self.plan, self.report, self._onnx, self._further)
+
+    def __copy__(self) -> "Result":
+        """The same parts: the files last as long as any result that has them."""
+        return replace(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Result":
+        """A model of its own; nothing else of a result changes."""
+        return replace(self, model=copy.deepcopy(self.model, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As a pickle has it. Raises UsageError where its files are gone."""
+        roots = (*onnx_files(self._onnx), *self._further)
+        _require_there(roots)
+        files = [file for root in roots for file in (root, *root.rglob("*")) if file.is_file()]
+        contents = {self._name(file): file.read_bytes() for file in files}
+        onnx = None if self._onnx is None else self._name(self._onnx)
+        return _unpickled, (
+            self.model,
+            self.plan,
+            self.report,
+            contents,
+            onnx,
+            [self._name(path) for path in self._further],
+        )
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self._folder.path).as_posix()
+
+
+def _unpickled(
+    model: nn.Module,
+    plan: Plan,
+    report: Report,
+    contents: Mapping[str, bytes],
+    onnx: str | None,
+    further: Sequence[str],
+) -> Result:
+    """A result whose files are temporary ones of this process."""
+    folder = temporary()
+    with told():
+        for name, content in contents.items():
+            (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder.path / name).write_bytes(content)
+    onnx_file = None if onnx is None else folder.path / onnx
+    return Result(model, plan, report, onnx_file, folder, [folder.path / name for name in further])

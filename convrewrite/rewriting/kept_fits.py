@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 import convrewrite
 from convrewrite.calibration import Calibration
@@ -70,7 +70,7 @@ def run_cache_of(
         "processor": (processor()[0], torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()),
         "device": described(prepared.device),
         "settings": {name: repr(value) for name, value in options.items() if name not in WITHOUT_EFFECT},
-        "model": _model_facts(prepared),
+        "model": _model_facts(prepared, data),
         "data": (data.kind, _inputs_digest(data.fit), _inputs_digest(data.held_out)),
         "evaluation": (_inputs_digest(evaluation.batches), evaluation.noise, repr(dict(evaluation.meanings))),
         "weights": tensors_digest(weights),
@@ -87,13 +87,22 @@ def _code_digest() -> str:
     return found.hexdigest()
 
 
-def _model_facts(prepared: Prepared) -> tuple[object, ...]:
-    """What it is called, holds, does in which order, and gives for the example: weights alone do not say what uses them."""
+def _model_facts(prepared: Prepared, data: Calibration) -> tuple[object, ...]:
+    """What it is called, holds, does in which order, and gives for the example and for some of the data: weights alone do not say
+    what uses them, and an example of zeros little."""
     model, whole = prepared.model, prepared.traced.whole
     state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     nodes = () if whole is None else tuple(_node_facts(node) for node in whole.graph.nodes)
-    outputs = named_outputs(run(model, prepared.inputs))
-    return repr(model), tensors_digest(state), nodes, tensors_digest(outputs), [repr(site) for site in prepared.sites]
+    given = (prepared.inputs, *(batch for part in (data.fit, data.held_out) for batch in part[:1]))
+    outputs = [tensors_digest(named_outputs(run(model, inputs))) for inputs in given]
+    return _shown(model), tensors_digest(state), nodes, outputs, [repr(site) for site in prepared.sites]
+
+
+def _shown(model: nn.Module) -> str:
+    try:
+        return repr(model)
+    except Exception:  # a class may show itself in any way
+        return type(model).__qualname__
 
 
 def _node_facts(node: fx.Node) -> str:

@@ -96,13 +96,20 @@ def replace_site(model: nn.Module, site: Site, module: nn.Module) -> None:
     original = model.get_submodule(site.name)
     module = in_place_of(original, module)
     module.train(original.training)
-    for parameter in module.parameters():
-        parameter.requires_grad_(any(p.requires_grad for p in original.parameters()))
+    _freeze_alike(original, module)
     replacements: dict[int, nn.Module] = {id(original): module}
     if site.batch_norm is not None:
         norm = model.get_submodule(site.batch_norm)
         replacements[id(norm)] = nn.Identity().train(norm.training)
     replace_modules(model, replacements)
+
+
+def _freeze_alike(original: nn.Module, module: nn.Module) -> None:
+    """Let the kernels of ``module`` train where that of ``original`` does, and its biases where that does, if it has one."""
+    kernels = [p for p in original.parameters() if p.dim() > 1]
+    biases = [p for p in original.parameters() if p.dim() <= 1] or kernels
+    for parameter in module.parameters():
+        parameter.requires_grad_(any(p.requires_grad for p in (kernels if parameter.dim() > 1 else biases)))
 
 
 def settle(original: nn.Module, lifted: Lifted, rewritten: nn.Module, sites: Sequence[Site]) -> Lifted:
@@ -126,10 +133,13 @@ def counted_as_replaced(original: nn.Module, settled: Lifted, sites: Sequence[Si
     ``original``: the model whose ``sites`` were rewritten. Raises TraceError where one does not run as often as there, or
     where the kernel it had is used still. What running changes in the result is put back.
     """
-    with calls_counted({site.name: original.get_submodule(site.name) for site in sites}) as wanted:
+    with (
+        calls_counted({site.name: original.get_submodule(site.name) for site in sites}) as wanted,
+        same_random_numbers(0),
+    ):
         run(original, inputs)
     replaced = {site.name: settled.model.get_submodule(site.name) for site in sites}
-    with preserved(settled.model), same_random_numbers(0), calls_counted(replaced) as calls:
+    with preserved(settled.model), calls_counted(replaced) as calls:
         seen = tally(settled.model, inputs)
     missed = [
         site.name

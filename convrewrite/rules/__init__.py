@@ -14,6 +14,7 @@ from convrewrite.rules.options import (
     shortlist_at,
     subjects,
 )
+from convrewrite.rules.parameters import check_parameters
 from convrewrite.rules.schema import Match, Protect, Require, Rule, RuleFile
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "allowed_variants",
     "builtin_rules",
     "check",
+    "check_parameters",
     "cost_of",
     "load_rule_file",
     "refusal",

@@ -16,6 +16,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from convrewrite import values
 from convrewrite.conv import ConvSpec
 from convrewrite.errors import RuleFileError
 from convrewrite.folders import read_text
@@ -31,6 +32,10 @@ _EXPECTED = {
     "string_type": "text",
     "tuple_type": "a list",
 }
+
+_SOURCES = (str, Path, Rule, RuleFile)
+_WANTED = 'names of built-in rules, paths of rule files or Rule objects, as ["separable"]'
+"""What rules are named by, as types and in words."""
 
 LARGEST = 1 << 20
 """Bytes of a rule file, at most."""
@@ -95,15 +100,22 @@ def builtin_rules() -> dict[str, Path]:
 
 
 def resolve(rules: Sequence[str | Path | Rule | RuleFile]) -> tuple[Rule, ...]:
-    """Built-in names, paths and objects -> the rules they stand for, in order; a rule given twice counts once.
+    """Built-in names, paths and objects -> the rules they stand for, in order; a rule given twice counts once. One of them
+    alone is a list of it.
 
     Raises:
-        RuleFileError: a name is unknown, a file is not valid, or two different rules have one name.
+        RuleFileError: there is none, a name is unknown, a file is not valid, or two different rules have one name.
     """
+    if isinstance(rules, _SOURCES):
+        rules = [rules]
+    if not isinstance(rules, Iterable) or isinstance(rules, Mapping):
+        raise RuleFileError(f"rules: expected {_WANTED}, found {values.shown(rules)}; leave them out for the default")
     found: dict[str, Rule] = {}
     for rule in (rule for source in rules for rule in _rules_of(source)):
         if found.setdefault(rule.name, rule) != rule:
             raise RuleFileError(f"two different rules are named {rule.name}; rename one, reports tell rules by name")
+    if not found:
+        raise RuleFileError(f"rules: expected {_WANTED}, found none; leave them out for the default")
     return tuple(found.values())
 
 
@@ -119,6 +131,8 @@ def _rules_of(source: str | Path | Rule | RuleFile) -> tuple[Rule, ...]:
         return source.rule
     if isinstance(source, Path):
         return load_rule_file(source).rule
+    if not isinstance(source, str):
+        raise RuleFileError(f"rules: expected {_WANTED}, found {values.shown(source)} among them; leave it out")
     builtin = builtin_rules()
     if source in builtin:
         return load_rule_file(builtin[source]).rule
@@ -127,7 +141,7 @@ def _rules_of(source: str | Path | Rule | RuleFile) -> tuple[Rule, ...]:
         return load_rule_file(path).rule
     raise RuleFileError(
         f"{source}: expected a rule file (NAME.toml) or one of the built-in rules "
-        f"{', '.join(builtin)}{_near(source, builtin)}"
+        f"{', '.join(builtin)}{near(source, builtin)}"
     )
 
 
@@ -196,13 +210,13 @@ def _complaint(details: ErrorDetails) -> str:
         return "this key is required, found nothing"
     if kind == "extra_forbidden":
         valid = _keys_at(details["loc"][:-1])
-        return f"unknown key; expected one of {', '.join(valid)}{_near(str(details['loc'][-1]), valid)}"
+        return f"unknown key; expected one of {', '.join(valid)}{near(str(details['loc'][-1]), valid)}"
     if kind == "expected":
         return f"expected {details['msg']}, found {found}"
     if kind in ("enum", "literal_error"):
         choices = [word.strip("'") for word in str(context["expected"]).replace(" or ", ", ").split(", ")]
         one_of = "one of " if len(choices) > 1 else ""
-        return f"expected {one_of}{', '.join(choices)}, found {found}{_near(str(details['input']), choices)}"
+        return f"expected {one_of}{', '.join(choices)}, found {found}{near(str(details['input']), choices)}"
     return f"expected {_EXPECTED.get(kind, details['msg'])}, found {found}"
 
 
@@ -238,7 +252,8 @@ def _tables_in(annotation: object) -> Iterator[type[BaseModel]]:
         yield from _tables_in(argument)
 
 
-def _near(word: str, valid: Iterable[str]) -> str:
+def near(word: str, valid: Iterable[str]) -> str:
+    """The nearest of the valid words, as a question."""
     nearest = difflib.get_close_matches(word, list(valid), n=1)
     return f"; did you mean {nearest[0]}?" if nearest else ""
 

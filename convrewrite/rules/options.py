@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from convrewrite.conv import ConvSpec, Cost
 from convrewrite.errors import RuleFileError
 from convrewrite.graph import Site
+from convrewrite.rules.parameters import require_parameters
 from convrewrite.rules.schema import Rule, Subject
 from convrewrite.structures import Option, Setting, Structure, make_option, option_cost
 
@@ -70,12 +71,13 @@ def subjects(sites: Sequence[Site]) -> dict[str, Subject]:
 
 
 def require_structures(rules: Sequence[Rule], structures: Mapping[str, Structure]) -> None:
-    """Raise RuleFileError for a rule that names an unknown structure."""
+    """Raise RuleFileError for a rule that names an unknown structure, or restricts what its structures do not have."""
     for rule in rules:
         for name in rule.structures:
             if name not in structures:
                 known = ", ".join(sorted(structures))
                 raise RuleFileError(f"rule {rule.name}: structure {name!r} is not known; known are {known}")
+        require_parameters(rule, structures)
 
 
 def search_spaces(

@@ -322,7 +322,9 @@ class Rule(_Table):
 class RuleFile(_Table):
     """A rule file: ``schema = 1``, a sentence, and at least one rule."""
 
-    schema_: Literal[1] = Field(alias="schema")
+    schema_: Annotated[Literal[1], _expect("1", lambda v: type(v) is int and v == 1)] = Field(
+        alias="schema"
+    )
     description: str = ""
     rule: Annotated[tuple[Rule, ...], _SOME]
 

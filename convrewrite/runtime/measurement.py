@@ -87,7 +87,7 @@ def measure_everything(
         outputs = measure_outputs(original, rewritten, evaluation)
     else:
         outputs = measure_files(exporter, (before, after.path), evaluation, after.batch)
-    one = tuple(tensor[:1] for tensor in inputs)
+    one = tuple(tensor[:1] for tensor in inputs) if baseline.original.dynamic_batch else inputs
     progress("verify", 3, 5, f"latency in {baseline.target.name}")
     onnx_latency = None if baseline.elsewhere else _latency(original, rewritten, baseline, after)
     progress("verify", 4, 5, "latency in torch")
@@ -106,7 +106,8 @@ def _latency(original: nn.Module, rewritten: nn.Module, baseline: Baseline, afte
     timer, threads = baseline.timer, baseline.threads
     one = tuple(tensor[:1] for tensor in baseline.inputs)
     if baseline.target.takes == "module":
-        return timer.compare_torch(original, rewritten, one, threads)
+        taken = one if baseline.original.dynamic_batch else baseline.inputs
+        return timer.compare_torch(original, rewritten, taken, threads)
     given = baseline.exporter.feed(one if after.dynamic_batch else baseline.inputs)
     return timer.compare_onnx(baseline.original.path, after.path, given, threads)
 

@@ -178,7 +178,8 @@ class Baseline:
     def ratio(self, model: nn.Module) -> float:
         """The time of another model as a part of the original's: the median of paired ratios."""
         if self.target.takes == "module" and self.module is not None:
-            return self.timer.compare_torch(self.module, model, self._one(True), self.threads).ratio
+            one = self._one(self.original.dynamic_batch)
+            return self.timer.compare_torch(self.module, model, one, self.threads).ratio
         trial = self.exporter.rewritten(model, self.inputs, self.folder / "unfitted.onnx", {})
         one = self._one(self.original.dynamic_batch and trial.dynamic_batch)
         return self.timer.compare_onnx(self.original.path, trial.path, self.exporter.feed(one), self.threads).ratio

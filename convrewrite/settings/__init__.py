@@ -3,6 +3,7 @@ it."""
 
 from convrewrite.settings.constraints import BUDGETS, Constraints, Keep, check_budget, keep_of
 from convrewrite.settings.flags import FLAG, Flag, flag
+from convrewrite.settings.kinds import Kind, require_kinds
 from convrewrite.settings.recovery import Recovery, RecoveryOptions
 from convrewrite.settings.run import GIGABYTE, MEMORY, ChoiceOptions, Settings, SettingsOptions, WorkOptions
 
@@ -15,6 +16,7 @@ __all__ = [
     "Constraints",
     "Flag",
     "Keep",
+    "Kind",
     "Recovery",
     "RecoveryOptions",
     "Settings",
@@ -23,4 +25,5 @@ __all__ = [
     "check_budget",
     "flag",
     "keep_of",
+    "require_kinds",
 ]

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from convrewrite import values
 from convrewrite.errors import PlanError
+from convrewrite.settings.kinds import is_number
 
 if TYPE_CHECKING:
     from convrewrite.meanings import Meaning
@@ -76,6 +78,7 @@ def check_budget(budget: Mapping[str, float]) -> None:
     """Raise PlanError for an unknown budget or a value outside (0, 1)."""
     for name, value in budget.items():
         if name not in BUDGETS:
-            raise PlanError(f"budget {name!r}: expected one of {', '.join(BUDGETS)}, as in macs=0.5")
-        if not 0 < value < 1:
-            raise PlanError(f"budget {name}={value:g}: expected a part of the original's in (0, 1), as in {name}=0.5")
+            raise PlanError(f"budget {values.shown(name)}: expected one of {', '.join(BUDGETS)}, as in macs=0.5")
+        if not is_number(value) or not 0 < value < 1:
+            said = f"{value:g}" if isinstance(value, float) else values.shown(value)
+            raise PlanError(f"budget {name}={said}: expected a part of the original's in (0, 1), as in {name}=0.5")

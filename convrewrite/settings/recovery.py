@@ -8,6 +8,7 @@ from convrewrite import places, values
 from convrewrite.errors import UsageError
 from convrewrite.machine import PROBE_SECONDS
 from convrewrite.settings.flags import flag
+from convrewrite.settings.kinds import require_kinds
 from convrewrite.settings.run import MEMORY, Settings, this_machine
 
 if TYPE_CHECKING:
@@ -99,23 +100,24 @@ class Recovery:
     timer: "Timer | None" = None
 
     def __post_init__(self) -> None:
-        values.seed(self.seed)
-        values.threads(self.threads)
+        require_kinds(self)
+        values.seed(self.seed, "seed")
+        values.threads(self.threads, "threads")
         values.memory_bytes(self.memory)
-        values.seconds(self.timeout)
-        places.there(self.device)
+        values.seconds(self.timeout, "timeout")
+        places.there(self.device, "device")
         if self.minutes is not None and self.epochs is not None:
-            raise UsageError("--minutes, --epochs: expected one of them, found both; leave one out")
-        for name, value in (("--minutes", self.minutes), ("--epochs", self.epochs), ("--rate", self.rate)):
+            raise UsageError("minutes, epochs: expected one of them, found both; leave one out")
+        for name, value in (("minutes", self.minutes), ("epochs", self.epochs), ("rate", self.rate)):
             if value is not None and not 0 < value < math.inf:
                 raise UsageError(f"{name}: expected a finite number above 0, found {value:g}")
         if not 0 < self.temperature < math.inf or not 0 <= self.features < math.inf:
             raise UsageError(
-                "--temperature, --features: expected finite numbers, the first above 0, the second not below it, found "
+                "temperature, features: expected finite numbers, the first above 0, the second not below it, found "
                 f"{self.temperature:g} and {self.features:g}"
             )
         if self.batch < 1:
-            raise UsageError(f"--batch: expected at least 1, found {self.batch}")
+            raise UsageError(f"batch: expected at least 1, found {self.batch}")
 
     @property
     def clock(self) -> "Timer":

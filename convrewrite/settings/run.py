@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, TypedDict
 from convrewrite import places, values
 from convrewrite.errors import PlanError, UsageError
 from convrewrite.machine import PROBE_SECONDS
-from convrewrite.settings.constraints import Constraints, KeepSource, check_budget, keep_of
+from convrewrite.settings.constraints import BUDGETS, Constraints, KeepSource, check_budget, keep_of
 from convrewrite.settings.flags import flag
+from convrewrite.settings.kinds import require_kinds
 from convrewrite.targets import DEFAULT, Target, read_profile, target_of
 
 if TYPE_CHECKING:
@@ -244,11 +245,16 @@ class Settings:
     timer: "Timer | None" = None
 
     def __post_init__(self) -> None:
-        values.seed(self.seed)
-        values.threads(self.threads)
+        require_kinds(self)
+        values.seed(self.seed, "seed")
+        values.threads(self.threads, "threads")
         values.memory_bytes(self.memory)
-        values.seconds(self.timeout)
-        places.there(self.device)
+        values.seconds(self.timeout, "timeout")
+        places.there(self.device, "device")
+        if self.budget is not None and not self.budget:
+            raise PlanError(
+                f'budget: expected one of {", ".join(BUDGETS)}, as {{"macs": 0.5}}, found none; give one, or None'
+            )
         if self.runtime != DEFAULT:
             target_of(self.runtime)
         self._require_exports()
@@ -258,7 +264,7 @@ class Settings:
     def _require_exports(self) -> None:
         """Raise UsageError for what no file can be written in: before any work, and before torch is there if nothing is asked."""
         if self.free_axes is not None:
-            values.free_axes(self.free_axes)
+            values.free_axes(self.free_axes, "free_axes")
         if not self.measure and (self.opset is not None or self.free_axes is not None):
             raise UsageError(
                 "--opset, --free-axes: expected an ONNX file to hold for, found --no-onnx (in Python measure=False)"

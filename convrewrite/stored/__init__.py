@@ -2,8 +2,9 @@
 
 from convrewrite.stored.arrays import Archive, StoredArray, map_array, require_numbers, require_room
 from convrewrite.stored.bounds import ExcessiveError, ForbiddenError, ForbiddenNameError
+from convrewrite.stored.digests import raw_bytes, tensors_digest
 from convrewrite.stored.numbers import NUMPY
-from convrewrite.stored.result_cache import NOTHING_KEPT, Entry, ResultCache, RunCache, tensors_digest
+from convrewrite.stored.result_cache import NOTHING_KEPT, Entry, ResultCache, RunCache
 from convrewrite.stored.unpickling import LEGACY_MAGIC, is_base, names_asked, read_pickle
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "is_base",
     "map_array",
     "names_asked",
+    "raw_bytes",
     "read_pickle",
     "require_numbers",
     "require_room",

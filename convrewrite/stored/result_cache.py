@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from convrewrite.errors import UsageError
 from convrewrite.folders import Scratch
+from convrewrite.stored.digests import tensors_digest
 
 LOG = logging.getLogger(__name__)
 
@@ -147,16 +147,6 @@ class RunCache:
 
 NOTHING_KEPT = RunCache()
 """The cache of a run that finds nothing and keeps nothing."""
-
-
-def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of tensors with their names, dtypes, shapes and order in memory, by which rounding may differ."""
-    found = hashlib.blake2b(digest_size=20)
-    for name, tensor in sorted(tensors.items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.stride()}\n".encode())
-        plain = tensor.detach().cpu().contiguous()
-        found.update(plain.reshape(-1).view(torch.uint8).numpy().data if plain.numel() else b"")
-    return found.hexdigest()
 
 
 def _sum(key: str, facts: str, tensors: Mapping[str, Tensor]) -> str:

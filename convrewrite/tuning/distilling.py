@@ -173,7 +173,7 @@ class Training:
                 before, progress = progress, self.pace.progress(self.step, self.seconds)
                 looks = int(progress * LOOKS + 1e-9) > int(before * LOOKS + 1e-9)
                 if (looks or self.step % LOOKED_AT == 0) and bool(bad):
-                    return f"the loss was no number any more within {self.step} steps; a smaller --rate would help"
+                    return f"the loss was no number any more within {self.step} steps; a smaller rate would help"
                 if looks and (reason := self._look(stepper, progress)) is not None:
                     return reason
         return None

@@ -148,7 +148,7 @@ def test_an_input_of_the_wrong_shape(optimize: Callable[..., str]) -> None:
         (["--std", "1,-1,1", "--calib", "weights"], ["--std: expected positive numbers", "1,-1,1"]),
         (["--mean", "0.5", "--calib", "weights"], ["--mean: expected calibration inputs", "add --calib"]),
         (["--resize", "32x32", "--calib", "weights"], ["--resize: expected calibration inputs", "add --calib"]),
-        (["--threads", "0"], ["--threads", "greater than or equal to 1", "--help"]),
+        (["--threads", "0"], ["--threads", "greater than or equal to 1", "1 is the default"]),
         (["--seed", "x"], ["--seed", "integer", "--help"]),
         (["--quick"], ["No such option: --quick", "--help"]),
         (["--keep", "x"], ["--keep: expected a number as 0.98, or error=0.02, found 'x'"]),

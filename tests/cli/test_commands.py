@@ -331,6 +331,12 @@ def test_rules_check(tmp_path: Path) -> None:
     assert failing.code == 1
     assert "FAIL mine: accepts[0]: kind is pointwise, the rule takes standard" in failing.said
     assert "1 of 1 examples fail" in failing.message
+    file.write_text(head + "parameters = { separable = { order = ['nosuch'], nokey = [1] } }\n")
+    unknown = call("rules", "check", file)
+    assert unknown.code == 1
+    order = "FAIL mine: parameters.separable.order: expected one of depthwise-first, pointwise-first, found 'nosuch'"
+    key = "FAIL mine: parameters.separable.nokey: expected order or rank, found nokey, which separable does not have"
+    assert all(line in unknown.said for line in (order, key))
 
 
 def test_help_and_json_are_readable(out: Path) -> None:

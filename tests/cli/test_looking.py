@@ -129,7 +129,7 @@ def test_sites_are_left_out_and_chosen_by_name() -> None:
         result = optimize(model, inputs[:1], [RULE], inputs, measure=False, fast=True, **options)
         return {row.name: str(row.reason) for row in result.report.sites if row.action == "kept"}
 
-    assert kept(exclude=("2",)) == {"2": "left out by --exclude 2"}
+    assert kept(exclude=("2",)) == {"2": "left out by exclude=2"}
     assert set(kept(only=("[24]",), exclude=("4",))) == {"0", "4"}
     for options in ({"exclude": ("layer9.*",)}, {"only": ("nothing",)}):
         with pytest.raises(UsageError, match="expected a site's name"):

@@ -11,7 +11,7 @@ from commands import INPUT, call, small_network
 
 from convrewrite.cli.commands import app
 from convrewrite.cli.grouped import _all
-from convrewrite.cli.project import MAY_NAME_CODE, ONE_RUN, RUNS_CODE, options_of, read_project
+from convrewrite.cli.project import MAY_NAME_CODE, MAY_SEND, ONE_RUN, RUNS_CODE, options_of, read_project
 from convrewrite.reporting import Report
 
 ROOT: Any = typer.main.get_command(app)
@@ -140,9 +140,27 @@ def test_a_value_that_may_be_code_is_refused(there: Path, text: str) -> None:
     assert "which may name code to run" in ran.message
 
 
+@pytest.mark.parametrize(
+    "value", ["tcp://1.2.3.4:8786", "tls://a:1", "ucx://a", "inproc://a", "local\\n", "locally", "LOCAL"]
+)
+@pytest.mark.parametrize("table", ["", "[sweep]\n"], ids=["common", "sweep"])
+def test_a_file_names_no_machine_to_send_to(there: Path, table: str, value: str) -> None:
+    (there / "convrewrite.toml").write_text(f'{table}cluster = "{value}"')
+    ran = call("sweep", "net.pt", "-o", "out")
+    assert ran.code == 2
+    assert "cluster: expected local or local:N, found" in ran.message
+    assert "to which the model and its inputs would be sent; give it on the command line" in ran.message
+
+
+@pytest.mark.parametrize("value", ["local", "local:2"])
+def test_a_file_may_ask_for_workers_here(there: Path, value: str) -> None:
+    assert words(there, f'[sweep]\ncluster = "{value}"\n', "sweep") == [f"--cluster={value}"]
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_that_may_run_code_is_known_as_one(name: str) -> None:
-    """Whoever adds one that takes FILE.py:NAME, or a file to execute, has to say so in cli/project.py; so for what is written."""
+    """Whoever adds one that takes FILE.py:NAME, or a file to execute, has to say so in cli/project.py; so for one that says where
+    something is written or sent."""
     for parameter in COMMANDS[name].params:
         text = parameter.help or ""
         if parameter.param_type_name != "option":
@@ -152,6 +170,8 @@ def test_every_option_that_may_run_code_is_known_as_one(name: str) -> None:
             assert key in (*RUNS_CODE, *MAY_NAME_CODE)
         if any(word in text for word in ("Folder", "folder for", "File for", "HTML file", "browser")):
             assert key in ONE_RUN
+        if any(word in text for word in ("address", "://", "host")):
+            assert key in MAY_SEND
 
 
 def test_options_are_known_with_their_types() -> None:

@@ -79,8 +79,8 @@ def test_an_absurd_rate_is_said_and_the_result_as_it_was(out: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--minutes", "1"), "--minutes, --epochs: expected one of them, found both"),
-        (("--rate", "-1"), "--rate: expected"),
+        (("--minutes", "1"), "minutes, epochs: expected one of them, found both"),
+        (("--rate", "-1"), "rate: expected"),
         (("--model", "gone.pt"), "gone.pt"),
         (("--labels", "gone.npy"), "gone.npy: expected labels (.npy, .npz or .pt), found no such file"),
         (("--augment", "gone.py:f"), "gone.py"),

@@ -14,6 +14,7 @@ from convrewrite.graph.checked import follow
 from convrewrite.graph.sites import find_sites
 from convrewrite.graph.sized import trace_sized
 from convrewrite.graph.tracing import trace
+from convrewrite.rules.schema import Protect, Rule
 
 X = torch.randn(2, 3, 13, 12, generator=torch.Generator().manual_seed(0))
 
@@ -152,14 +153,46 @@ def test_a_graph_for_the_only_batch_size_there_is_is_used() -> None:
     assert whole is not None and torch.equal(whole(X), model(X))
 
 
-def test_a_batch_norm_in_such_a_model_is_folded() -> None:
-    def forward(model: Calls, x: Tensor) -> Tensor:
-        x = model.bn(model.conv(x))
-        return x if x.shape[-1] % 2 else F.pad(x, (0, 1))
+def padded_at_even_sizes(model: Calls, x: Tensor) -> Tensor:
+    x = model.bn(model.conv(x))
+    return x if x.shape[-1] % 2 else F.pad(x, (0, 1))
 
+
+def with_the_sum_of_large_ones(model: Calls, x: Tensor) -> Tensor:
+    x = model.conv(x)
+    return model.bn(x) + x if x.shape[-1] > 16 else model.bn(x)
+
+
+def without_norm_for_one_alone(model: Calls, x: Tensor) -> Tensor:
+    x = model.conv(x)
+    return model.bn(x) if len(x) > 1 else x
+
+
+@pytest.mark.parametrize("forward", [padded_at_even_sizes, with_the_sum_of_large_ones, without_norm_for_one_alone])
+def test_a_batch_norm_is_folded_only_where_it_follows_at_every_size(forward: Callable[[Calls, Tensor], Tensor]) -> None:
+    """What a graph for inputs of one size shows may not hold for another; what a part's own graph shows does."""
     model = settled(Calls(forward, conv=conv(3), bn=nn.BatchNorm2d(8)))
     (site,) = find_sites(model, (X,), follow(model, (X,)))
-    assert site.batch_norm == "bn"
+    assert site.batch_norm is None
+    inner = nn.Sequential(conv(), nn.BatchNorm2d(8), nn.ReLU())
+    around = settled(Calls(forward, conv=nn.Sequential(conv(3), inner), bn=nn.BatchNorm2d(8)))
+    sites = find_sites(around, (X,), follow(around, (X,)))
+    assert [site.batch_norm for site in sites] == [None, "conv.1.1"]
+
+
+def test_a_result_of_such_a_model_is_right_at_other_sizes() -> None:
+    rule = Rule(
+        name="r", structures=("channel",), ratio=0.99, protect=Protect(stem=False, min_channels=0, min_mac_share=0)
+    )
+    for forward in (with_the_sum_of_large_ones, without_norm_for_one_alone):
+        model = settled(Calls(forward, conv=conv(3, 32), bn=nn.BatchNorm2d(32)))
+        with torch.no_grad():  # of a rank that loses nothing
+            model.conv.weight.copy_((torch.randn(32, 4) @ torch.randn(4, 27)).reshape(32, 3, 3, 3))
+        result = optimize(model, X, [rule], torch.randn(40, 3, 13, 12), measure=False)
+        assert any(row.action == "rewritten" for row in result.report.sites)
+        for shape in ((2, 3, 24, 24), (1, 3, 13, 12)):
+            x = torch.randn(shape)
+            assert torch.allclose(result.model(x), model(x), atol=1e-3)
 
 
 def test_such_a_model_is_rewritten_for_its_true_inputs_and_keeps_its_choices() -> None:

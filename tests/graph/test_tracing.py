@@ -61,7 +61,7 @@ def test_a_model_that_cannot_be_followed_is_followed_in_parts() -> None:
     assert set(traced.parts) == {"stem", "block"}
     x = torch.randn(1, 8, 6, 6)
     assert torch.equal(traced.parts["block"](x.clone()), model.block(x.clone()))
-    names = [name for name, _ in module_calls(traced)]
+    names = [name for name, _ in module_calls(traced.parts)]
     assert names == [
         "stem.0",
         "stem.1",
@@ -82,7 +82,7 @@ def test_an_innermost_part_that_fails_is_left_opaque_in_the_graph_around_it() ->
     assert traced.lost == ("inner",)
     assert set(traced.parts) == {"", "inner.stem", "inner.block"}
     assert torch.equal(traced.parts[""](X), model(X))
-    assert "inner.block.conv1" in [name for name, _ in module_calls(traced)]
+    assert "inner.block.conv1" in [name for name, _ in module_calls(traced.parts)]
 
 
 def test_the_forward_of_a_sum_of_branches_is_one_node() -> None:

@@ -96,6 +96,7 @@ def test_every_form_gives_the_tensors_in_the_order_of_forward(example: Any, expe
         (KeywordOnly, {"image": IMAGE, "vector": VECTOR}, "takes vector by keyword only; wrap the model in a module"),
         (Conditioned, (IMAGE, 3), "example input 1: expected a tensor, found int; wrap the model"),
         (Conditioned, {"image": None}, "example input 'image': expected a tensor, found NoneType"),
+        (Conditioned, IMAGE.to("meta"), "example input 0: expected numbers, found a tensor on the meta device"),
         (Conditioned, (), "expected a tensor, a tuple of tensors, .* found none"),
         (Conditioned, "image", "expected a tensor, a tuple of tensors, .* found str"),
     ],

@@ -1,16 +1,18 @@
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
 
 from convrewrite import Settings, runtime
 from convrewrite.errors import ConvRewriteError, PlanError, UsageError
 from convrewrite.meanings.kinds import Meaning, WantedOutputs
 from convrewrite.runtime.timing import Timer
-from convrewrite.settings import FLAG, Constraints, Flag, Keep, SettingsOptions
+from convrewrite.settings import FLAG, Constraints, Flag, Keep, Recovery, SettingsOptions
 
 NAMES = {"Meaning": Meaning, "WantedOutputs": WantedOutputs, "Timer": Timer}
 FLAGS: dict[str, tuple[Flag, Any]] = {
@@ -65,22 +67,21 @@ def test_text_becomes_the_value_of_a_field(name: str, given: object, value: obje
         ({"budget": {"latency": 0.5}, "measure": False}, PlanError, "budget latency: needs measured times"),
         ({"keep": 1.5}, PlanError, r"keep: expected agreement in \(0, 1\)"),
         ({"outputs": {"a": "colours"}}, UsageError, "output a: expected one of"),
-        ({"seed": -1}, UsageError, "--seed: expected"),
-        ({"threads": 0}, UsageError, "--threads: expected"),
+        ({"seed": -1}, UsageError, "^seed: expected"),
+        ({"threads": 0}, UsageError, "^threads: expected"),
         ({"memory": 1}, UsageError, "memory: expected bytes"),
         (
             {"export": ("tflite",)},
             UsageError,
             "export: expected one of coreml, executorch, half, openvino, torch_export, found",
         ),
-        ({"export": "openvino"}, UsageError, r'export: expected names one by one, as \["openvino"\], found'),
         ({"opset": 9}, UsageError, "--opset: expected a whole number from 18"),
         (
             {"free_axes": ("batch", "batch")},
             UsageError,
-            "--free-axes: expected none, or each once of batch, height, width",
+            "^free_axes: expected none, or each once of batch, height, width",
         ),
-        ({"free_axes": "batch"}, UsageError, "--free-axes: expected names one by one"),
+        ({"free_axes": "batch"}, UsageError, "^free_axes: expected names one by one"),
         ({"opset": 20, "measure": False}, UsageError, "--opset, --free-axes: expected an ONNX file"),
     ],
 )
@@ -89,6 +90,58 @@ def test_what_no_run_can_work_with_is_refused_at_once(
 ) -> None:
     with pytest.raises(error, match=words):
         Settings(**asked)
+
+
+WRONG: dict[str, tuple[object, ...]] = {
+    "budget": (0.5, "macs=0.5", [0.5], {}, {"macs": "a"}, {"macs": math.nan}, {"macs": True}, {3: 0.5}),
+    "keep": ("x", True, {"error": "a"}, math.nan, [0.9]),
+    "outputs": ("logits", {"a": 3}, {"a": ("logits", "b")}, {3: "logits"}),
+    "seed": (1.5, "1", None, True),
+    "memory": ("4", 1e9, True),
+    "threads": ("2", 1.5, None),
+    "timeout": ("1", None, math.nan),
+    "free_axes": (3, [3], "batch"),
+    "device": (3,),
+    "timings": (3,),
+    "timer": (3,),
+    "opset": ("18", 18.5),
+    "runtime": (3, None),
+    **dict.fromkeys(("exclude", "only", "export"), (3, [3], {"a": 1}, b"a", None)),
+    "refine": ("no", 1),
+    **dict.fromkeys(("fast", "any_speed", "int8", "output_weighting", "measure", "resume", "half"), ("yes", 0, None)),
+}
+
+
+def test_every_field_is_held_to_its_kind() -> None:
+    assert WRONG.keys() == {field.name for field in fields(Settings)}
+    for name, found in ((name, value) for name, values in WRONG.items() for value in values):
+        with pytest.raises(UsageError, match=rf"^(output a|{name})\b.*: expected ") as refused:
+            Settings(**{name: found})  # type: ignore[arg-type]
+        assert "--" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["exclude", "only", "export"])
+def test_text_is_one_name(name: str) -> None:
+    assert getattr(Settings(**{name: "openvino"}), name) == ("openvino",)  # type: ignore[arg-type]
+    assert getattr(Settings(**{name: ["openvino"]}), name) == ("openvino",)  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_become_plain_ones() -> None:
+    settings = Settings(seed=np.int64(3), timeout=np.float32(2), opset=np.int32(18))  # type: ignore[arg-type]
+    assert [type(value) for value in (settings.seed, settings.timeout, settings.opset)] == [int, float, int]
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("epochs", "a"), ("minutes", True), ("rate", -1), ("rate", "fast"), ("batch", 1.5), ("batch", 0), ("features", None),
+        ("temperature", "1"), ("everything", "yes"), ("seed", 1.5), ("threads", "2"), ("memory", "4"), ("outputs", "logits"),
+        ("timeout", "1"), ("measure", 0), ("device", 3), ("timer", 3),
+    ],
+)  # fmt: skip
+def test_a_recovery_is_held_to_its_kinds(name: str, found: object) -> None:
+    with pytest.raises(UsageError, match=f"^(temperature, )?{name}.*: expected .*, found "):
+        Recovery(**{name: found})  # type: ignore[arg-type]
 
 
 def test_the_part_that_a_plan_is_made_for_is_parsed() -> None:

@@ -396,5 +396,5 @@ def test_outputs_of_nan_alone_are_refused_with_what_holds_it() -> None:
         require_outputs(model, (torch.full((1, 3), float("nan")),))
     with torch.no_grad():
         model[2].weight[:, 1] = float("nan")
-    with pytest.raises(ModelError, match=r"found NaN alone; the model holds it in 2\.weight: give one"):
+    with pytest.raises(ModelError, match=r"found NaN alone; the model holds NaN or infinity in 2\.weight: give one"):
         require_outputs(model, (torch.ones(1, 3),))

@@ -1,5 +1,6 @@
 """From a file to a module with an example, and what of the file is no part of that module."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +8,23 @@ import onnx
 import pytest
 import torch
 from onnx import helper
-from onnx_texts import classifier, drawn, graph, made_of, noise, require_equal, told
+from onnx_texts import classifier, drawn, graph, made_of, noise, opened, require_equal, told
 from torch import nn
 
 from convrewrite.conv import Cost
-from convrewrite.errors import UsageError
+from convrewrite.errors import ModelLoadError, UsageError
 from convrewrite.inputs import parameter_names
-from convrewrite.onnx_graph import hidden_cost, kept_sites, open_onnx, read_network, refused_sites
+from convrewrite.onnx_graph import (
+    exporter_of,
+    hidden_cost,
+    kept_sites,
+    open_onnx,
+    read_network,
+    refused_sites,
+    require_end,
+)
+from convrewrite.onnx_graph.observing import Observer
+from convrewrite.onnx_graph.translating import translate
 
 BRANCHES = """
 (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {
@@ -72,6 +83,49 @@ def test_inputs_without_an_axis_of_examples_are_held(tmp_path: Path) -> None:
     expected = told(network.module).opened.session(x, example["rate"], example["shift"])["y"]
     assert torch.allclose(network.module(x)["y"], expected, rtol=0, atol=1e-5)
     assert any("rate" in note and "shift" in note for note in network.notes), network.notes
+
+
+LONG = """
+(float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {
+    a = Conv<pads = [1, 1, 1, 1]>(x, w)
+    s = Shape<start = 0, end = 1>(x)
+    n = Squeeze(s)
+    three = Constant<value_int = 3>()
+    one = Constant<value_int = 1>()
+    many = Constant<value_int = 1000000000000000>()
+    more = GreaterOrEqual(n, three)
+    trips = Where(more, many, one)
+    going = Constant<value = bool {1}>()
+    y = Loop(trips, going, a) <
+        body = body (int64 step, bool before, float[N, 4, 6, 6] state) => (bool after, float[N, 4, 6, 6] next) {
+            after = Identity(before)
+            next = Neg(state)
+        }
+    >
+}
+"""
+"""One turn for one example or two, more than anybody waits for with three."""
+
+
+def test_a_batch_on_which_a_graph_does_not_end_is_told_before_it_is_worked_on() -> None:
+    network = read_network(graph(LONG, {"w": (4, 4, 3, 3)}))
+    require_end(network.module, [])
+    require_end(network.module, [(noise(2, 4, 6, 6),), (noise(3, 4, 6, 6),)])
+    translation = told(network.module)
+    hasty = replace(translation, opened=replace(translation.opened, seconds=0.3))
+    network.module.meta["convrewrite.translation"] = hasty
+    with pytest.raises(
+        ModelLoadError, match=r"runs on these inputs within 0\.3 s .* does not end in that time; .*--timeout"
+    ):
+        require_end(network.module, [(noise(3, 4, 6, 6),)])
+    require_end(read_network(classifier()).module, [(noise(1, 1),)])  # nothing in it can go on, so it is not run
+
+
+def test_a_graph_that_does_not_end_on_two_examples_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Observer, "try_out", lambda *_given: None)
+    source = opened(graph(LONG.replace("value_int = 3>", "value_int = 2>"), {"w": (4, 4, 3, 3)}), tmp_path)
+    with pytest.raises(ModelLoadError, match=r"made\.onnx: expected that onnxruntime runs it .* within 0\.3 s"):
+        translate(replace(source, seconds=0.3), (noise(1, 4, 6, 6),))
 
 
 def test_names_of_inputs_that_are_not_there_are_told() -> None:
@@ -141,3 +195,16 @@ def test_a_quantised_kernel_is_a_layer_that_stays(tmp_path: Path) -> None:
     assert "quantised already" in reason
     assert kept_sites(module) == ()
     require_equal(module, noise(2, 4, 6, 6))
+
+
+def test_weights_that_an_operator_of_another_domain_computes_are_written_in_their_type(tmp_path: Path) -> None:
+    text = "(float[N, 4, 6, 6] x) => (float[N, 4, 4, 4] y) { k = com.microsoft.Gelu(w) y = Conv(x, k) }"
+    model = graph(text, {"w": (4, 4, 3, 3)})
+    model.graph.node[1].name = "conv"
+    network = read_network(model)
+    network.module.set_submodule("conv", nn.Sequential(network.module.get_submodule("conv")))
+    path = tmp_path / "out.onnx"
+    exporter_of(network.module).rewritten(network.module, network.inputs, path, {})
+    x = noise(2, 4, 6, 6)
+    expected = told(network.module).opened.session(x)["y"]
+    assert torch.allclose(open_onnx(path).session(x)["y"], expected, rtol=0, atol=1e-6)

@@ -11,7 +11,9 @@ from onnx import helper
 from onnx_texts import drawn, graph, made_of, noise, require_equal, told
 from torch import fx, nn
 
+from convrewrite.errors import ModelLoadError
 from convrewrite.modules import private_copy
+from convrewrite.onnx_graph import building
 from convrewrite.onnx_graph.opaque import Region
 
 BRANCHES = """
@@ -43,6 +45,22 @@ LOOP = """
     y = Conv<pads = [1, 1, 1, 1]>(b, v)
 }
 """
+
+BRIGHT = """
+(float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {
+    a = Conv<pads = [1, 1, 1, 1]>(x, w)
+    most = ReduceMax<keepdims = 0>(x)
+    trips = Cast<to = 7>(most)
+    going = Constant<value = bool {1}>()
+    y = Loop(trips, going, a) <
+        body = body (int64 step, bool before, float[N, 4, 6, 6] state) => (bool after, float[N, 4, 6, 6] next) {
+            after = Identity(before)
+            next = Neg(state)
+        }
+    >
+}
+"""
+"""A loop that goes on as long as the largest number says."""
 
 SEQUENCE = """
 (float[N, 4, 6, 6] x) => (float[N, 8, 6, 6] y) {
@@ -208,3 +226,13 @@ def test_nodes_in_a_row_are_one_region(tmp_path: Path) -> None:
     assert [region.operators for region in regions(module)] == [("Half", "Half"), ("Half",)]
     assert repr(regions(module)[0]) == "Region(Half, Half)"
     require_equal(module, noise(4, 4, 6, 6))
+
+
+def test_a_region_that_does_not_end_on_some_inputs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "PATIENCE", 0.01)
+    module = made_of(graph(BRIGHT, {"w": (4, 4, 3, 3)}), tmp_path, noise(1, 4, 6, 6))
+    require_equal(module, noise(2, 4, 6, 6, seed=1))
+    with pytest.raises(
+        ModelLoadError, match=r"\(Loop\): expected that onnxruntime runs it on these inputs within 0\.3 s"
+    ):
+        module(noise(1, 4, 6, 6) * 1e15)

@@ -215,3 +215,24 @@ def test_weights_beside_the_file_are_read(tmp_path: Path) -> None:
     [layer] = [part for part in module.modules() if isinstance(part, nn.Conv2d)]
     assert torch.equal(layer.weight, kernel)
     require_equal(module, noise(1, 4, 6, 6))
+
+
+def sparse(name: str, *shape: int) -> onnx.SparseTensorProto:
+    """Every fifth number of a tensor."""
+    places = np.arange(0, int(np.prod(shape)), 5)
+    values = numpy_helper.from_array(drawn((1, len(places)))[0], name)
+    return helper.make_sparse_tensor(values, numpy_helper.from_array(places), shape)
+
+
+@pytest.mark.parametrize("how", ["initialiser", "constant"])
+def test_sparse_weights_are_those_of_layers_and_of_regions(how: str, tmp_path: Path) -> None:
+    model = image("a = Conv(x, w) b = Add(a, s) y = com.microsoft.BiasGelu(b, t)", t=(8,))
+    made = {"w": sparse("w", 8, 4, 3, 3), "s": sparse("s", 8, 1, 1)}
+    if how == "constant":
+        for name, value in made.items():
+            model.graph.node.insert(0, helper.make_node("Constant", [], [name], sparse_value=value))
+    else:
+        model.graph.sparse_initializer.extend(made.values())
+    module = made_of(model, tmp_path, noise(1, 4, 9, 10))
+    assert any(isinstance(part, nn.Conv2d) for part in module.modules())
+    require_equal(module, noise(3, 4, 9, 10, seed=1))

@@ -120,3 +120,31 @@ def test_a_constant_that_torch_does_not_have_gives_no_view() -> None:
     model.graph.initializer.append(helper.make_tensor("words", TensorProto.STRING, [1], [b"a"]))
     node = helper.make_node("Thing", ["x", "words"], ["y"])
     assert view_of(node, file(model), Constants(file(model), ["x"]), {}) is None
+
+
+def sparse(name: str, places: list[int] | list[list[int]]) -> onnx.SparseTensorProto:
+    """Two numbers of a tensor of shape (2, 3)."""
+    values = helper.make_tensor(name, TensorProto.FLOAT, [2], [1.5, -2.0])
+    shape = [2] if isinstance(places[0], int) else [2, 2]
+    indices = helper.make_tensor("", TensorProto.INT64, shape, np.array(places).ravel())
+    return helper.make_sparse_tensor(values, indices, [2, 3])
+
+
+@pytest.mark.parametrize("places", [[1, 5], [[0, 1], [1, 2]]])
+def test_sparse_constants_have_all_their_numbers(places: list[int] | list[list[int]]) -> None:
+    model = graph("(float[N, 3] x) => (float[N, 3] y) { c = Identity(s) y = Add(x, c) }")
+    model.graph.sparse_initializer.append(sparse("s", places))
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["t"], sparse_value=sparse("", places)))
+    found = Constants(file(model), ["x"])
+    expected = torch.tensor([[0, 1.5, 0], [0, 0, -2.0]])
+    assert found.names == {"s", "t", "c"}
+    for name in ("s", "t"):
+        tensor = found.tensor(name)
+        assert tensor is not None and torch.equal(tensor, expected)
+
+
+def test_constants_that_hang_on_held_inputs_are_told_apart() -> None:
+    text = "(float[N, 4] x, float h) => (float[N, 4] y) { a = Mul(w, h) b = Neg(a) c = Neg(w) d = Mul(b, c) y = Mul(x, d) }"
+    found = Constants(file(graph(text, {"w": (4,)})), ["x"], {"h": torch.tensor(2.0)})
+    assert found.names == {"w", "h", "a", "b", "c", "d"}
+    assert found.from_held == {"h", "a", "b", "d"}

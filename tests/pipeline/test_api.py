@@ -1,6 +1,7 @@
 import copy
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from convrewrite import RewriteConvolutions, analyze, optimize
 from convrewrite.calibration.batches import Calibration, split_inputs
-from convrewrite.errors import ConvRewriteError, ExportError, PlanError, RuleFileError, TraceError
+from convrewrite.errors import ConvRewriteError, ExportError, ModelLoadError, PlanError, RuleFileError, TraceError
 from convrewrite.results.folder import Result
 from convrewrite.rules.schema import Rule
 
@@ -290,6 +291,31 @@ def test_a_model_with_nothing_to_take_is_returned_as_it_is() -> None:
 def test_a_model_without_convolutions_is_an_error() -> None:
     with pytest.raises(TraceError, match="the model has no convolution"):
         optimize(nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), EXAMPLE)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), "expected a trained model, found 0.weight, which is made when"),
+        (
+            lambda: small_network().to("meta"),
+            "expected weights, found .* on the meta device, which holds no numbers; load",
+        ),
+    ],
+)
+def test_a_model_without_weights_is_refused(make: Callable[[], nn.Module], words: str) -> None:
+    with pytest.raises(ModelLoadError, match=words):
+        optimize(make().eval(), images(1), calibration="weights", measure=False)
+
+
+def test_a_name_alone_is_a_list_of_it() -> None:
+    rows = analyze(small_network(), images(1), "separable")
+    taken = next(row.name for row in rows if row.applies == {"separable": "yes"})
+    said = {"exclude": taken, "notes": "a note", "measure": False}
+    report = optimize(small_network(), images(1), "separable", "weights", **said).report
+    assert {site.name: site.reason for site in report.sites}[taken] == f"left out by exclude={taken}"
+    assert "a note" in report.notes
+    assert analyze(small_network(), images(1), [])[0].applies == {}
 
 
 def test_rules_come_as_names_paths_and_objects(tmp_path: Path) -> None:

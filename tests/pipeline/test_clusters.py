@@ -147,10 +147,36 @@ def test_the_command_hands_over_models_with_code_of_their_own(
 def test_what_a_worker_ends_in_is_told(model: Small, inputs: Tensor, address: str) -> None:
     with pytest.raises(ProcessLostError, match="2 workers died of it"):
         swept(model, inputs, metric=deadly, cluster=address)
-    with pytest.raises(ArithmeticError, match="user's own"):
+    found = r"^worker tcp://127\.0\.0\.1:\d+: expected to carry out its task, found ArithmeticError: a metric of the user's own "
+    with pytest.raises(ProcessLostError, match=found + r"\(in wrong, line \d+\); mend what that names, or sweep"):
         swept(model, inputs, metric=wrong, cluster=address)
     with pytest.raises(UsageError, match="latency"):
         swept(model, inputs, resource="latency", cluster=address)
+
+
+class Unopened:
+    """What can be sent, and not be opened there."""
+
+    def __call__(self, _model: nn.Module) -> float:
+        return 0.0
+
+    def __reduce__(self) -> Any:
+        return wrong, (None,)
+
+
+def test_what_a_worker_cannot_open_is_told(model: Small, inputs: Tensor, address: str) -> None:
+    with pytest.raises(
+        ProcessLostError, match=r"^worker tcp://\S+: expected to carry out its task, found ArithmeticError"
+    ):
+        swept(model, inputs, metric=Unopened(), cluster=address)
+
+
+def test_a_task_that_cannot_begin_is_told(address: str) -> None:
+    with clusters.workers_of(address) as workers:
+        task = workers.hand(wrong, None)
+        (ended,) = workers.finished([task])
+        with pytest.raises(ProcessLostError, match=f"^cluster {address}: .* found that one ended in ArithmeticError"):
+            workers.result(ended)
 
 
 def test_what_cannot_be_sent_is_refused(model: Small, inputs: Tensor, address: str) -> None:

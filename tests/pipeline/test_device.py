@@ -105,12 +105,12 @@ def test_a_device_without_room_leaves_the_rest_to_the_processor(pretended: Prete
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:-1", "CUDA", "cpu\n", "", 3])
 def test_what_is_no_device_is_told(name: Any) -> None:
-    with pytest.raises(UsageError, match="--device: expected cpu, cuda, cuda:N, mps or auto, found"):
+    with pytest.raises(UsageError, match=r"^device: expected cpu, cuda, cuda:N, mps or auto, found"):
         Settings(device=name)
 
 
 def test_a_device_that_is_not_here_is_told_with_those_that_are() -> None:
-    with pytest.raises(UsageError, match=r"--device cuda:99: expected a device that is here \(.*cpu\), found no such"):
+    with pytest.raises(UsageError, match=r"^device cuda:99: expected a device that is here \(.*cpu\), found no such"):
         Settings(device="cuda:99")
 
 

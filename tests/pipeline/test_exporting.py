@@ -1,6 +1,7 @@
 """Other forms of a result: in a run, and of one that lies in a folder."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import onnx
 import pytest
 import torch
 from clocks import FalseTimer, in_place_of_this_machine
-from commands import INPUT, call, images, small_network
+from commands import INPUT, call, images, listing, small_network
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import convrewrite
-from convrewrite.errors import ExportError, UsageError
+from convrewrite.errors import ExportError, ModelLoadError, UsageError
 from convrewrite.exports import Made, Source, discovery, kinds_of_exports
 from convrewrite.exports.kinds.torch_export import TorchExport
 from convrewrite.onnx_files import OnnxModel, opset_of
@@ -222,8 +224,62 @@ def test_a_result_of_one_size_is_quantised_and_recovered_as_it_is(tmp_path: Path
     convrewrite.export_result(tmp_path / "out", model, x, to=["openvino"])
     rows = convrewrite.quantise(tmp_path / "out", model, x, images(16), settings=convrewrite.Settings(timer=timer))
     assert len(rows) == 4
-    recovered = convrewrite.recover(tmp_path / "out", model, images(16), x, epochs=0.1, timer=timer)
+    recovered = convrewrite.recover(tmp_path / "out", model, images(16), x, epochs=10, rate=0.02, timer=timer)
     assert recovered.report.exports == ()
+    [note] = [note for note in recovered.report.notes if "left out, as the model is another now" in note]
+    assert note == (
+        "model.int8.onnx, model.openvino.bin, model.openvino.xml of the result before are left out, as the model is another now; "
+        "make anew by `convrewrite export OUT --to openvino --calib PATH` and `convrewrite quantise OUT --calib PATH`"
+    )
     recovered.save(tmp_path / "out")
     assert OnnxModel(tmp_path / "out" / "model.onnx").batch == 1
     assert not (tmp_path / "out" / "model.openvino.xml").exists()
+
+
+@pytest.mark.parametrize("measure", [True, False])
+def test_forms_of_a_result_that_recovery_leaves_as_it_was_stay(tmp_path: Path, measure: bool) -> None:
+    model, x, timer = tiny_network(), images(1), FalseTimer()
+    made = convrewrite.optimize(model, x, ["separable"], images(16), timer=timer, export=["openvino"], **QUICK)
+    out = made.save(tmp_path / "out")
+    convrewrite.quantise(out, model, x, images(16), settings=convrewrite.Settings(timer=timer))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    asked = {"epochs": 1, "rate": 1e9, "timer": timer, "measure": measure}
+    recovered = convrewrite.recover(out, model, images(16), x, **asked)
+    assert recovered.report.recovered is not None and recovered.report.recovered.unchanged
+    assert recovered.report.exports == made.report.exports
+    recovered.save(out)
+    after = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert after.keys() == before.keys()
+    forms = ["model.int8.onnx", "model.openvino.bin", "model.openvino.xml", *([] if measure else ["model.onnx"])]
+    assert [after[name] for name in forms] == [before[name] for name in forms]
+    again = convrewrite.recover(made, model, images(16), x, **asked)
+    assert again.report.exports == made.report.exports
+    assert (again.save(tmp_path / "new") / "model.openvino.xml").exists()
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "model.onnx"])
+def test_a_folder_with_other_weights_than_its_report_tells_of_is_refused(
+    made: tuple[Path, Path, Report], tmp_path: Path, name: str
+) -> None:
+    _, out, _ = made
+    folder, model, x = tmp_path / "out", tiny_network(), images(1)
+    shutil.copytree(out, folder)
+    if name == "model.onnx":
+        convrewrite.export(model, x, folder / name)
+    else:
+        tensors = load_file(folder / name)
+        save_file({key: 3 * value if key.startswith("2.") else value for key, value in tensors.items()}, folder / name)
+    before = listing(folder)
+    for ran in (
+        lambda: convrewrite.export_result(folder, model, x, to=["half"]),
+        lambda: convrewrite.quantise(folder, model, x, images(16)),
+    ):
+        with pytest.raises(ModelLoadError, match=f"{name}: the folder is not what its report describes; expected the {name}"):
+            ran()
+    assert listing(folder) == before
+    report = json.loads((folder / "report.json").read_text())
+    assert report["digests"].keys() == {"weights.safetensors", "model.onnx"}
+    del report["digests"]
+    (folder / "report.json").write_text(json.dumps(report))
+    read = convrewrite.quantise(folder, model, x, images(16), settings=convrewrite.Settings(timer=FalseTimer()))
+    assert len(read) == 4, "as earlier versions wrote it"

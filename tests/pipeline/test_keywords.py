@@ -10,7 +10,8 @@ from torch import fx
 import convrewrite
 from convrewrite import RewriteConvolutions, Settings, apply, optimize, plan
 from convrewrite.errors import UsageError
-from convrewrite.pipeline.keywords import Extras, RunKeywords
+from convrewrite.pipeline.keywords import Extras, RecoveryExtras, RunKeywords, asked_of
+from convrewrite.settings import Recovery
 
 EXAMPLE = images(1)
 ASKED: dict[str, Any] = {
@@ -54,6 +55,31 @@ def test_a_timer_is_handed_in() -> None:
 def test_settings_stand_alone(given: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=f"settings: expected alone, found {next(iter(given))} beside it"):
         optimize(small_network(), EXAMPLE, settings=Settings(), **given)
+
+
+@pytest.mark.parametrize("given", [3, {"fast": True}, Recovery()])
+def test_settings_are_settings(given: Any) -> None:
+    with pytest.raises(
+        UsageError, match=rf"^settings: expected convrewrite\.Settings.*, found {type(given).__name__}; make"
+    ):
+        optimize(small_network(), EXAMPLE, settings=given)
+    with pytest.raises(UsageError, match=r"^settings: expected convrewrite\.Recovery.*, found Settings; make"):
+        asked_of(Settings(), {})  # type: ignore[arg-type]
+
+
+WRONG: dict[str, tuple[Any, ...]] = {
+    "structures": (3, [3], None), "progress": (3,), "name": (3,), "notes": (3, [3], None), "augment": (3,), "labels": ([3],),
+    "checkpoint": (3,), "resume": ("yes", None), "reading": (3,),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [Extras, RecoveryExtras])
+def test_what_is_no_setting_is_held_to_its_kind(kind: type) -> None:
+    names = [field.name for field in fields(kind)]
+    assert set(names) <= WRONG.keys()
+    for name, found in ((each, value) for each in names for value in WRONG[each]):
+        with pytest.raises(UsageError, match=rf"^{name}: expected .*, found .*; give one, or leave it out"):
+            kind(**{name: found})
 
 
 def test_what_is_no_setting_may_stand_beside_them() -> None:

@@ -227,7 +227,7 @@ def test_what_cannot_be_recovered_is_refused(came: tuple[Net, convrewrite.Result
         convrewrite.recover(came[1], Net(), images, images[:1], measure=False)
     for name, value in {"rate": -1.0, "epochs": math.inf, "minutes": 0.0, "batch": 0, "temperature": 0.0}.items():
         asked = {"epochs": None, name: value}
-        with pytest.raises(UsageError, match=f"--{name}"):
+        with pytest.raises(UsageError, match=f"^{name}"):
             recovered(came, images, **asked)
     with pytest.raises(UsageError, match="found both"):
         recovered(came, images, minutes=1.0)

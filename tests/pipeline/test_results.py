@@ -1,18 +1,24 @@
 """Result folders: what is checked before a run, and what comes back from one."""
 
+import copy
 import os
+import pickle
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from commands import images, listing, small_network
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 
 from convrewrite import load, optimize
 from convrewrite.errors import ModelLoadError, PlanError, UsageError
+from convrewrite.folders import temporary
 from convrewrite.results import folder as results
 from convrewrite.results.folder import FILES, Result, check_writable
+from convrewrite.results.weights import read_weights, write_weights
 
 
 class Transposing(nn.Module):
@@ -216,6 +222,145 @@ def test_tied_weights_are_stored_and_come_back(tmp_path: Path) -> None:
     model = load(made.save(tmp_path / "out"), tied())
     assert torch.equal(model(images(2)), made.model(images(2)))
     assert model.get_parameter("13.weight") is model.get_parameter("12.weight")
+
+
+def holding(seed: int, **buffers: Tensor) -> nn.Module:
+    """Two layers with one weight, and buffers of many sorts, all of which follow from the seed."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(3, 4))
+    model[1].weight = model[0].weight
+    weight, spread = model[0].weight.data, torch.randn(1, 4).expand(3, 4)
+    complexes = torch.randn(2, 3, dtype=torch.complex128)
+    for name, buffer in {
+        "expanded": spread, "expanded_too": spread[:], "slice": torch.randn(9, 4)[:3], "row": weight[:1], "turned": weight.t(),
+        "square": torch.randn(4, 4).t(), "conjugated": torch.randn(3, dtype=torch.complex64).conj(), "complex": complexes,
+        "negated": complexes.conj().imag, "scalar": complexes[0, 0].clone(), "empty": torch.empty(0, 3),
+        "float8": torch.randn(4).to(torch.float8_e4m3fn), "scale8": torch.rand(4).to(torch.float8_e8m0fnu),
+        "whole": torch.tensor([seed, 1], dtype=torch.uint16), **buffers,
+    }.items():  # fmt: skip
+        model.register_buffer(name, buffer)
+    return model
+
+
+def numbers(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).tolist()
+
+
+def test_every_sort_of_tensor_comes_back_bit_by_bit(tmp_path: Path) -> None:
+    first, second = holding(1), holding(2)
+    write_weights(first, tmp_path / "a")
+    read_weights(second, tmp_path / "a")
+    state = second.state_dict()
+    assert {name: numbers(value) for name, value in first.state_dict().items()} == {
+        n: numbers(v) for n, v in state.items()
+    }
+    assert second.get_parameter("1.weight") is second.get_parameter("0.weight")
+    assert {"0.weight", "1.weight"} - load_file(tmp_path / "a").keys() == {"1.weight"}
+    write_weights(holding(1), tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_weights_that_safetensors_itself_wrote_are_read(tmp_path: Path) -> None:
+    def tied(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(3, 4), nn.Linear(3, 4))
+        model[1].weight = model[0].weight
+        model.register_buffer("row", model[0].weight.data.view(-1))
+        return model
+
+    first, second = tied(1), tied(2)
+    save_model(first, str(tmp_path / "a"))
+    assert len(load_file(tmp_path / "a")) == 3
+    read_weights(second, tmp_path / "a")
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(2, 2)}, tmp_path / "a")
+    with pytest.raises(RuntimeError, match="it has no bias"):
+        read_weights(nn.Linear(2, 2), tmp_path / "a")
+    with pytest.raises(RuntimeError, match="it has weight besides"):
+        read_weights(nn.ReLU(), tmp_path / "a")
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        read_weights(nn.Linear(3, 2, bias=False), tmp_path / "a")
+
+
+class Versioned(nn.Module):
+    """State beside the tensors."""
+
+    def __init__(self, said: Any) -> None:
+        super().__init__()
+        self.layers, self.said = small_network(), said
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+    def get_extra_state(self) -> Any:
+        return self.said
+
+    def set_extra_state(self, state: Any) -> None:
+        self.said = state
+
+
+@pytest.mark.parametrize("said", [{"version": 3, "names": ["a"]}, None, torch.ones(2)])
+def test_state_that_is_no_tensor_comes_back(said: Any, tmp_path: Path) -> None:
+    made = rewritten(Versioned(said).eval())
+    model = load(
+        made.save(tmp_path / "out"), Versioned({"version": 1} if not isinstance(said, Tensor) else 0 * said).eval()
+    )
+    assert numbers(model.said) == numbers(said)
+    assert torch.equal(model(images(2)), made.model(images(2)))
+
+
+def test_what_no_weights_can_hold_is_in_the_pickle_and_said(tmp_path: Path) -> None:
+    made = rewritten(Versioned((1, 2)).eval())
+    made.model.register_buffer("sparse", torch.eye(3).to_sparse())
+    made.model.register_buffer("nowhere", torch.empty(3, device="meta"))
+    with pytest.warns(
+        UserWarning,
+        match=r"^sparse, nowhere, _extra_state: only in model\.pt, .* leaves it as the original model has it$",
+    ):
+        folder = made.save(tmp_path / "out")
+    assert torch.load(folder / "model.pt", weights_only=False).said == (1, 2)
+    original = Versioned((3, 4)).eval()
+    with pytest.warns(UserWarning, match=r"^_extra_state: only in model\.pt"):
+        assert load(folder, original).said == (3, 4)
+
+
+@pytest.fixture
+def exported(result: Result) -> Result:
+    """A result with files of its own: a graph, its weights beside it, and a form that is a folder."""
+    folder = temporary()
+    (folder.path / "forms" / "model.mlpackage").mkdir(parents=True)
+    further = [folder.path / "forms" / "model.mlpackage", folder.path / "model.half.onnx"]
+    for file in (folder.path / "model.onnx", folder.path / "model.onnx.data", further[0] / "inner", further[1]):
+        file.write_text(file.name)
+    return replace(result, _onnx=folder.path / "model.onnx", _folder=folder, _further=further)
+
+
+def test_a_copy_and_a_pickle_are_whole_results(exported: Result, tmp_path: Path) -> None:
+    expected, outputs, report = listing(exported.save(tmp_path / "first")), exported.model(images(2)), exported.report
+    assert expected >= {"model.onnx", "model.onnx.data", "model.mlpackage/inner", "model.half.onnx"}
+    others = {
+        "copied": copy.copy(exported),
+        "deep": copy.deepcopy(exported),
+        "pickled": pickle.loads(pickle.dumps(exported)),
+    }
+    assert others["copied"].model is exported.model and others["deep"].model is not exported.model
+    for name, other in others.items():
+        assert torch.equal(other.model(images(2)), outputs) and other.report == report
+        folder = other.save(tmp_path / name)
+        assert listing(folder) == expected
+        for file in (path for path in folder.rglob("*") if path.is_file() and path.name != "model.pt"):
+            assert file.read_bytes() == (tmp_path / "first" / file.relative_to(folder)).read_bytes(), file
+
+
+def test_a_result_whose_files_are_gone_is_not_pickled(exported: Result) -> None:
+    exported._folder.close()
+    with pytest.raises(UsageError, match="was removed from the temporary files since the run"):
+        pickle.dumps(exported)
 
 
 def test_an_error_while_writing_leaves_the_earlier_result(

@@ -174,10 +174,17 @@ def test_a_point_that_another_beats_is_no_part_of_the_frontier(found: Sweep) -> 
     assert page.count("<td>beaten</td>") == 2
 
 
-@pytest.mark.parametrize("budgets", [(), (1.0,), (0.5, -0.1)])
-def test_budgets_are_parts(model: Small, inputs: Tensor, budgets: tuple[float, ...]) -> None:
-    with pytest.raises(UsageError, match="budgets"):
+@pytest.mark.parametrize("budgets", [(), (1.0,), (0.5, -0.1), 0.5, "half", ("half",), None])
+def test_budgets_are_parts(model: Small, inputs: Tensor, budgets: Any) -> None:
+    with pytest.raises(UsageError, match=r"^budgets: expected parts in .*, found "):
         sweep(model, inputs[:1], [RULE], inputs, budgets, measure=False)
+
+
+def test_a_metric_is_a_function(model: Small, inputs: Tensor) -> None:
+    with pytest.raises(
+        UsageError, match=r"^metric: expected a function from a model to a number, found 'top1'; give one"
+    ):
+        sweep(model, inputs[:1], [RULE], inputs, metric="top1", measure=False)  # type: ignore[arg-type]
 
 
 RULES = """schema = 1

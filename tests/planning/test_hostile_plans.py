@@ -176,7 +176,7 @@ def first_option(plan: Any) -> Any:
 CHANGES: dict[str, tuple[Callable[[Any], object], str]] = {
     "rank of a billion": (lambda p: first_option(p)["parameters"].update(rank=10**9), "expected a rank from 1 to"),
     "rank of many digits": (lambda p: first_option(p)["parameters"].update(rank=10**300), "expected a rank from 1 to"),
-    "rank in words": (lambda p: first_option(p)["parameters"].update(rank="two"), "found two"),
+    "rank in words": (lambda p: first_option(p)["parameters"].update(rank="two"), "found 'two'"),
     "rank of a half": (
         lambda p: first_option(p)["parameters"].update(rank=1.5),
         "expected a plan written by this tool",

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from convrewrite.errors import PlanError
 from convrewrite.planning.plan import Fingerprint, Plan, PlannedOption, PlannedSite
+from convrewrite.results import read_plan
 from convrewrite.settings import Constraints, Keep, check_budget, keep_of
 from convrewrite.structures.structure import Option
 
@@ -170,6 +172,12 @@ def test_a_plan_knows_its_sites() -> None:
         ({"schema_version": 2}, "schema_version"),
         ({"sites": [{"name": "0"}]}, r"sites\.0\.kind"),
         ({"model": None}, "model"),
+        ({"schema_version": True}, "schema_version"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed"),
+        ({"seed": 1.0}, "seed"),
+        ({"budget": {"macs": "0.5"}}, r"budget\.macs"),
+        ({"predicted": {"effect": 0, "macs": -0.1, "params": 0.5}}, r"predicted\.macs"),
     ],
 )
 def test_a_wrong_plan_names_the_file_and_the_entry(change: dict[str, object], where: str) -> None:
@@ -191,6 +199,36 @@ def test_a_plan_that_asks_for_what_there_is_not_names_the_file(change: dict[str,
     text = json.dumps({**json.loads(plan(Chain()).to_json()), **change})
     with pytest.raises(PlanError, match=rf"^p\.json: {message}"):
         Plan.from_json(text, "p.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"macs": -1}, r"sites\.0\.macs: .*, found -1; expected a plan"),
+        ({"parameters": -1}, r"sites\.0\.parameters: .*, found -1; expected a plan"),
+        ({"seconds": -1e-3}, r"sites\.0\.seconds: .*, found -0\.001; expected a plan"),
+        ({"macs": "11"}, r"sites\.0\.macs: .*, found '11'; expected a plan"),
+        ({"reason": None}, "0: expected an option, or the reason why it is kept, found neither; make a new plan"),
+        ({"reason": " "}, "0: expected an option, or the reason why it is kept, found neither; make a new plan"),
+    ],
+)
+def test_a_site_that_says_what_cannot_be_is_refused(change: dict[str, object], message: str) -> None:
+    told = json.loads(plan(Chain()).to_json())
+    told["sites"][0] |= change
+    with pytest.raises(PlanError, match=rf"^p\.json: {message}"):
+        Plan.from_json(json.dumps(told), "p.json")
+
+
+def test_an_entry_that_stands_twice_is_refused() -> None:
+    text = plan(Chain()).to_json().replace('"kind":', '"kind": "depthwise",\n"kind":', 1)
+    with pytest.raises(PlanError, match=r"^p\.json: 'kind': expected once in its object, found more than once; make a new plan"):
+        Plan.from_json(text, "p.json")
+
+
+def test_a_mark_of_an_editor_at_the_beginning_of_a_plan_is_no_fault(tmp_path: Path) -> None:
+    made = plan(Chain())
+    (tmp_path / "p.json").write_text(made.to_json(), encoding="utf-8-sig")
+    assert read_plan(tmp_path / "p.json") == made
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null"])

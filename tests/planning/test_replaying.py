@@ -125,6 +125,17 @@ def test_the_fidelity_that_was_to_be_kept_is_asked_of_the_applied_plan() -> None
         convrewrite.apply(network(), images()[:1], made, "weights", measure=False)
 
 
+@pytest.mark.parametrize("resource", ["macs", "params"])
+def test_the_budget_is_asked_of_the_applied_plan(resource: str) -> None:
+    made = convrewrite.plan(network(), images()[:1], [RULE], "weights", {resource: 0.6}, measure=False)
+    held = convrewrite.apply(network(), images()[:1], again(made), "weights", measure=False)
+    assert held.refused is None
+    edited = made.model_copy(update={"budget": {resource: 0.01}})
+    result = convrewrite.apply(network(), images()[:1], again(edited), "weights", measure=False)
+    assert result.refused is not None
+    assert result.refused.startswith(f"asked for {resource}=0.01, reached 0.")
+
+
 class Gated(nn.Module):
     """A gate that works in place on what the backward pass of the gate's own convolution needs."""
 

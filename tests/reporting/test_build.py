@@ -37,8 +37,8 @@ def measured(ratio: float | None = 0.5, outputs: tuple[OutputFidelity, ...] = OU
     ],
 )
 def test_the_worst_output_is_held_to_what_was_to_be_kept(keep: Keep | None, message: str | None) -> None:
-    assert refused(Constraints({"macs": 0.5}, keep), measured(), None) == message
-    assert refused(Constraints({}, keep), measured(None), None) == message, "time was not measured"
+    assert refused(Constraints({"macs": 0.5}, keep), measured(), None, {}) == message
+    assert refused(Constraints({}, keep), measured(None), None, {}) == message, "time was not measured"
 
 
 def test_what_was_kept_is_told_in_the_words_of_what_was_asked() -> None:
@@ -62,16 +62,31 @@ def test_what_was_kept_is_told_in_the_words_of_what_was_asked() -> None:
     ids=str,
 )
 def test_slower_is_no_success_where_time_matters(constraints: Constraints, no_success: bool) -> None:
-    found = refused(constraints, measured(1.5), None)
+    found = refused(constraints, measured(1.5), None, {})
     assert (found is not None) == no_success
     assert found is None or found.startswith("the rewritten model is slower than the original: 1.50 of its time")
     budget = constraints.budget.get("latency", 1.0)
-    assert refused(constraints, measured(0.99 * budget), None) is None
-    assert budget < 1 or refused(constraints, measured(1.005), None) is None, "a quarter of the rounds found it faster"
+    assert refused(constraints, measured(0.99 * budget), None, {}) is None
+    assert budget < 1 or refused(constraints, measured(1.005), None, {}) is None, "a quarter of the rounds found it faster"
 
 
 @pytest.mark.parametrize(("ratio", "no_success"), [(0.5, False), (0.54, False), (0.56, True), (0.99, True)])
 def test_a_latency_budget_is_held_to_what_was_measured(ratio: float, no_success: bool) -> None:
-    found = refused(Constraints({"latency": 0.5}), measured(ratio), None)
+    found = refused(Constraints({"latency": 0.5}), measured(ratio), None, {})
     assert (found is not None) == no_success
     assert found is None or found.startswith(f"asked for latency=0.5, measured {ratio:.2f} of the original's time")
+
+
+@pytest.mark.parametrize(
+    ("reached", "message"),
+    [
+        ({"macs": 0.5, "params": 0.6, "latency": None}, None),
+        ({"macs": 0.5004, "params": 0.9}, None),
+        ({"macs": 0.51, "params": 0.4}, "asked for macs=0.5, reached 0.510 of the original's; the rows of sites"),
+    ],
+)
+def test_a_budget_is_held_to_what_was_counted(reached: dict[str, float | None], message: str | None) -> None:
+    found = refused(Constraints({"macs": 0.5}), measured(), None, reached)
+    assert found is None if message is None else str(found).startswith(message)
+    parameters = refused(Constraints({"params": 0.5}), measured(), None, reached)
+    assert (parameters is None) == (reached["params"] == 0.4)

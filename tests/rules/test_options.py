@@ -1,5 +1,7 @@
 """What the rules allow at every site, and why at some there is nothing."""
 
+import re
+
 import pytest
 import torch
 from networks import CalledTwice, NineKinds, Residual, macs_by_hooks, settled
@@ -10,8 +12,10 @@ from convrewrite.errors import RuleFileError
 from convrewrite.graph.sites import Site, find_sites
 from convrewrite.graph.tracing import trace
 from convrewrite.rewriting.surgery import empty_option, replace_site
+from convrewrite.rules.files import builtin_rules, load_rule_file
 from convrewrite.rules.options import SearchSpace, search_spaces, shortlist_at, subjects
-from convrewrite.rules.schema import Match, Protect, Require, Rule
+from convrewrite.rules.parameters import check_parameters
+from convrewrite.rules.schema import Match, Protect, Require, Rule, RuleFile
 from convrewrite.structures.structure import Structure
 
 X = torch.zeros(1, 3, 12, 12)
@@ -56,8 +60,35 @@ def test_what_no_structure_takes_has_the_structures_reasons(structures: dict[str
 
 
 def test_parameters_that_leave_nothing_are_a_reason(structures: dict[str, Structure]) -> None:
-    found = spaces_of(Residual(), structures, rule("separable", parameters={"separable": {"order": ("sideways",)}}))
-    assert found["stem"].reason == "the rule's parameters leave no variant"
+    found = spaces_of(Residual(), structures, rule("grouped", parameters={"grouped": {"groups": (2048,)}}))
+    assert found["blocks.0.conv2"].reason == "the rule's parameters leave no variant"
+
+
+@pytest.mark.parametrize(
+    ("allowed", "message"),
+    [
+        ({"order": ("sideways",)}, "parameters.separable.order: expected one of depthwise-first, pointwise-first, found 'side"),
+        ({"ordr": (1,)}, "parameters.separable.ordr: expected order or rank, found ordr, which separable does not"),
+        ({"rank": (2, 0)}, "parameters.separable.rank: expected whole numbers of at least 1, found 0"),
+        ({"rank": (1.5,)}, "expected whole numbers of at least 1, found 1.5"),
+        ({"rank": ("a",)}, "expected whole numbers of at least 1, found 'a'"),
+    ],
+)
+def test_parameters_that_no_structure_has_are_refused(
+    structures: dict[str, Structure], allowed: dict[str, tuple[float | str, ...]], message: str
+) -> None:
+    wrong = rule("separable", parameters={"separable": allowed})
+    with pytest.raises(RuleFileError, match=f"^rule r: .*{re.escape(message)}"):
+        spaces_of(Residual(), structures, wrong)
+    (finding,) = check_parameters(RuleFile(schema=1, rule=(wrong,)), structures)
+    assert not finding.passed and message in f"{finding.example}: {finding.text}"
+
+
+def test_parameters_that_structures_have_are_taken(structures: dict[str, Structure]) -> None:
+    allowed = {"separable": {"order": ("depthwise-first",), "rank": (1, 2)}, "grouped": {"groups": (2, 16)}, "cp": {"rank": (3,)}}
+    file = RuleFile(schema=1, rule=(rule("separable", "grouped", "cp", parameters=allowed),))
+    assert check_parameters(file, structures) == []
+    assert all(check_parameters(load_rule_file(path), structures) == [] for path in builtin_rules().values())
 
 
 def test_several_rules_add_up(structures: dict[str, Structure]) -> None:

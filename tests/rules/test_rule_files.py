@@ -1,6 +1,8 @@
 """Rule files: what they take, what they refuse, and what they say when they are wrong."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -212,6 +214,22 @@ def test_files_that_cannot_be_read_say_so(tmp_path: Path) -> None:
         files.load_rule_file(tmp_path / "latin.toml")
 
 
+def test_one_rule_alone_is_a_list_of_it() -> None:
+    rules = files.resolve(["separable"])
+    assert files.resolve("separable") == files.resolve(rules[0]) == rules
+
+
+@pytest.mark.parametrize(
+    ("rules", "found"),
+    [(None, "None"), (3, "3"), ({"a": 1}, "{'a': 1}"), ([3], "3 among them"), ([], "none"), ((), "none")],
+)
+def test_what_names_no_rules_is_refused(rules: Any, found: str) -> None:
+    with pytest.raises(
+        RuleFileError, match=rf'^rules: expected names of .*, as \["separable"\], found {re.escape(found)}; leave'
+    ):
+        files.resolve(rules)
+
+
 def test_resolve_takes_names_paths_and_objects_and_counts_each_rule_once(tmp_path: Path) -> None:
     path = write(tmp_path, HEAD + RULE)
     file = files.load_rule_file(path)
@@ -310,3 +328,13 @@ def test_any_table_is_a_rule_or_an_explained_error(table: dict[str, object]) -> 
     assert all(line.startswith("x.toml: rule[0]") for line in findings)
     assert all(line.endswith("more findings; mend these first") for line in lines[files.MOST_FINDINGS :])
     assert bool(lines) or set(table) <= set(Rule.model_fields)
+
+
+@pytest.mark.parametrize("value", ["true", "1.0", "2", '"1"'])
+def test_the_schema_is_the_number_one(tmp_path: Path, value: str) -> None:
+    assert complaint(tmp_path, f"schema = {value}\n{RULE}").startswith("schema: expected 1, found ")
+
+
+def test_a_mark_of_an_editor_at_the_beginning_is_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text(HEAD + RULE, encoding="utf-8-sig")
+    assert files.load_rule_file(tmp_path / "x.toml").rule[0].name == "a"

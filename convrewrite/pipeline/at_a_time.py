@@ -1,0 +1,23 @@
+"""How many examples a model takes at a time, where that is not any number."""
+
+import torch
+from torch import nn
+
+from convrewrite.errors import TraceError
+from convrewrite.inputs import Inputs
+from convrewrite.modules import seeded_outputs
+from convrewrite.onnx_graph import batch_of, is_graph
+
+
+def examples_at_a_time(model: nn.Module, inputs: Inputs) -> int | None:
+    """None for any number. An ONNX graph says how many; any other model takes as many as its example holds where it does not run
+    on twice as many. Raises TraceError where it does not run on its example."""
+    if is_graph(model):
+        return batch_of(model)
+    twice = tuple(torch.cat([tensor, tensor]) if tensor.ndim else tensor for tensor in inputs)
+    try:
+        seeded_outputs(model, twice)
+    except TraceError:
+        seeded_outputs(model, inputs)
+        return len(inputs[0])
+    return None

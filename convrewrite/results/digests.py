@@ -1,0 +1,35 @@
+"""Whether the weights in a result's folder are those that its report tells of: by the SHA-256 of their files, which stands in it.
+
+Reports of earlier versions have none, and are believed.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from convrewrite.errors import ModelLoadError
+from convrewrite.folders import told
+from convrewrite.onnx_files import digest_of
+from convrewrite.reporting import Report
+
+
+def with_digests(report: Report, files: Sequence[Path]) -> Report:
+    """The report of a result whose weights are in these files."""
+    return report.model_copy(update={"digests": {file.name: digest_of(file) for file in files if file.is_file()}})
+
+
+def require_described(folder: Path, report: Report, names: Sequence[str]) -> None:
+    """Raise ModelLoadError where a file of this name in a result's folder, or weights beside it, is not the one that was measured."""
+    if not report.digests:
+        return
+    beside = [name for name in report.digests if Path(name).name == name and name.startswith(tuple(names))]
+    for name in dict.fromkeys((*names, *beside)):
+        file = folder / name
+        if not file.is_file():
+            continue
+        with told(folder, "another folder"):
+            same = digest_of(file) == report.digests.get(name)
+        if not same:
+            raise ModelLoadError(
+                f"{file}: the folder is not what its report describes; expected the {name} that was measured, found another; put that "
+                "back, or make the result anew from its plan (`convrewrite apply`)"
+            )

@@ -1,0 +1,52 @@
+"""What a result has besides the files that every result has: int8 of it, and other forms, all made of its model as it is."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from convrewrite.exports import file_names, kinds_of_exports
+from convrewrite.folders import told
+from convrewrite.results.folder import INT8, ONNX, Result, onnx_files
+
+FOLDER = "kept"
+"""The folder in the temporary files of a run where such files lie until the result is saved."""
+
+
+def further_files(result: Result | Path) -> list[Path]:
+    """Those of a result, or of a folder with one."""
+    if isinstance(result, Result):
+        return list(result._further)
+    return [result / name for name in sorted({INT8, *file_names()}) if (result / name).exists()]
+
+
+def onnx_of(result: Result | Path) -> list[Path]:
+    """The ONNX file of a result, or of a folder with one, and its weights beside it."""
+    file = result._onnx if isinstance(result, Result) else result / ONNX
+    return onnx_files(file) if file is not None and file.exists() else []
+
+
+def kept(files: Sequence[Path], place: Path) -> list[Path]:
+    """Copies of such files in a folder below ``place``. Raises UsageError where there is no room for them."""
+    found = [place / FOLDER / file.name for file in files]
+    with told():
+        (place / FOLDER).mkdir()
+        for file, copy in zip(files, found, strict=True):
+            if file.is_dir():
+                shutil.copytree(file, copy)
+            else:
+                shutil.copy(file, copy)
+    return found
+
+
+def left_out(files: Sequence[Path]) -> list[str]:
+    """A note of such files that are no longer of the model, with the commands that make them again; nothing where there are
+    none."""
+    names = {file.name for file in files}
+    forms = [name for name, export in kinds_of_exports().items() if not names.isdisjoint(export.files)]
+    commands = [f"convrewrite export OUT {' '.join(f'--to {name}' for name in forms)} --calib PATH"] if forms else []
+    commands += ["convrewrite quantise OUT --calib PATH"] if INT8 in names else []
+    if not commands:
+        return []
+    made = " and ".join(f"`{command}`" for command in commands)
+    verb = "are" if len(names) > 1 else "is"
+    return [f"{', '.join(sorted(names))} of the result before {verb} left out, as the model is another now; make anew by {made}"]

@@ -1,0 +1,157 @@
+"""The state of a rewritten model as safetensors, which hold tensors and cannot run code.
+
+What is one tensor under several names is written once. A view that shares only a part of its memory with others is
+written out, so that every name has its numbers. Tensors of dtypes that the format does not know are written as bytes, and a
+state that is no tensor (``get_extra_state``) as JSON where JSON holds it whole. Quantised and sparse tensors, and any other
+objects, are in model.pt alone; :func:`read_weights` leaves them as the model has them that it is given.
+"""
+
+import json
+import warnings
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load as tensors_of
+from safetensors.torch import save as bytes_of
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from convrewrite.escaping import printable
+
+OTHERS = "convrewrite.state"
+"""The key of the metadata under which the state stands that is no tensor, as JSON."""
+
+SHOWN = 3
+"""Names in a warning, at most."""
+
+
+def write_weights(model: nn.Module, path: Path) -> list[str]:
+    """Write the model's state; the names of what the format cannot hold."""
+    state: dict[str, Any] = model.state_dict()
+    tensors = {name: value for name, value in sorted(state.items()) if _is_plain(value)}
+    others = {name: value for name, value in state.items() if not isinstance(value, Tensor) and _is_json(value)}
+    once = {
+        name: tensors[name] for name in {_identity(tensor): name for name, tensor in reversed(tensors.items())}.values()
+    }
+    known = {dtype for dtype in {tensor.dtype for tensor in once.values()} if _is_known(dtype)}
+    places = Counter(_place(tensor) for tensor in once.values())
+    written = {name: _written(tensor, places[_place(tensor)] > 1, known) for name, tensor in once.items()}
+    save_file(written, str(path), metadata={OTHERS: json.dumps(others, sort_keys=True)} if others else None)
+    return [name for name in state if name not in tensors and name not in others]
+
+
+def read_weights(model: nn.Module, path: Path) -> list[str]:
+    """Put the state in a file into ``model``; the names of what the format cannot hold, which stays as it is. Raises
+    RuntimeError, ValueError or SafetensorError where they do not fit."""
+    expected: dict[str, Any] = model.state_dict()
+    with safe_open(path, "pt") as file:
+        others = json.loads((file.metadata() or {}).get(OTHERS, "{}"))
+        found: dict[str, Any] = {name: _read(file.get_tensor(name), expected.get(name)) for name in file.keys()}  # noqa: SIM118
+    found |= {name: value for name, value in others.items() if not isinstance(expected.get(name), Tensor)}
+    found |= _under_other_names(expected, found)
+    left = [name for name, value in expected.items() if name not in found and not _is_plain(value)]
+    missing = sorted(expected.keys() - found.keys() - {*left} - _parts(expected, found.keys()))
+    strangers = sorted(found.keys() - expected.keys())
+    if missing or strangers:
+        raise RuntimeError(f"it has no {_named(missing)}" if missing else f"it has {_named(strangers)} besides")
+    for tensor in model.state_dict(keep_vars=True).values():
+        if _is_spread(tensor):
+            tensor.data = tensor.detach().clone(memory_format=torch.contiguous_format)
+    model.load_state_dict(found, strict=False)
+    return left
+
+
+def warn_of(left: Sequence[str]) -> None:
+    """Say what is not in the file, if anything."""
+    if left:
+        warnings.warn(
+            f"{_named(left)}: only in model.pt, as weights.safetensors can hold no such state; convrewrite.load leaves it as the "
+            "original model has it",
+            stacklevel=3,
+        )
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return printable(", ".join(names[:SHOWN]) + more)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is numbers in memory of its own, none of a subclass that wraps other tensors."""
+    if not isinstance(value, Tensor) or hasattr(value, "__tensor_flatten__"):
+        return False
+    return value.layout == torch.strided and not (value.is_quantized or value.is_meta or value.is_nested)
+
+
+def _is_json(value: object) -> bool:
+    """Whether it comes back from JSON as it is: a tuple, or a number as a key, does not."""
+    try:
+        return json.loads(json.dumps(value)) == value
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
+def _is_known(dtype: torch.dtype) -> bool:
+    """Whether the installed safetensors write it and read it again."""
+    try:
+        return tensors_of(bytes_of({"one": torch.empty(1, dtype=dtype)}))["one"].dtype == dtype
+    except Exception:  # each version refuses a dtype in its own way
+        return False
+
+
+def _identity(tensor: Tensor) -> object:
+    """Equal for two names of one tensor."""
+    place = _place(tensor)
+    same = (tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg())
+    return (place, *same) if place else id(tensor)
+
+
+def _written(tensor: Tensor, shared: bool, known: Collection[torch.dtype]) -> Tensor:
+    """Its numbers alone, in memory that no other tensor of the file shares."""
+    alone = tensor.resolve_conj().resolve_neg().contiguous()
+    if shared and _place(alone) == _place(tensor):
+        alone = alone.clone()
+    return alone if alone.dtype in known else alone.reshape(-1).view(torch.uint8)
+
+
+def _read(value: Tensor, expected: object) -> Tensor:
+    """A tensor of the file as the model has it, where it was written as bytes."""
+    if not isinstance(expected, Tensor) or value.dtype != torch.uint8 or _is_known(expected.dtype):
+        return value
+    aligned = value.clone()  # in the file bytes may begin anywhere
+    return aligned.view(expected.dtype).reshape(expected.shape)
+
+
+def _under_other_names(expected: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file has under one name, by the other names that the model has for it."""
+    held = {_identity(value): found[name] for name, value in expected.items() if name in found and _is_plain(value)}
+    absent = {name: value for name, value in expected.items() if name not in found and _is_plain(value)}
+    return {name: held[_identity(value)] for name, value in absent.items() if _identity(value) in held}
+
+
+def _parts(expected: Mapping[str, Any], found: Collection[str]) -> set[str]:
+    """Names of tensors all of whose memory is another's, which the file has: earlier versions left those out."""
+    plain = {name: value for name, value in expected.items() if _is_plain(value)}
+    whole = {_place(value) for name, value in plain.items() if name in found and _is_whole(value)}
+    return {name for name, value in plain.items() if _place(value) in whole}
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    return _place(tensor) != 0 and tensor.nbytes == tensor.untyped_storage().nbytes()
+
+
+def _is_spread(value: object) -> bool:
+    """Whether places of it are the same memory, as of an expanded tensor: torch copies nothing into those."""
+    return (
+        isinstance(value, Tensor)
+        and _is_plain(value)
+        and any(stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True))
+    )
