@@ -4,7 +4,7 @@ The factors of a rewrite are fitted on real inputs and measured on others, so ev
 permutation (a data set may be sorted by class). Labels are never needed and always ignored.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack
@@ -141,10 +141,21 @@ def read_inputs(
         source, Request(example, how.limit, how.seed, how.resize, import_object, tuple(names), how.memory)
     )
     inputs, notes = _collect(opened, example, how.limit)
+    notes += [*opened.notes, *(() if opened.images else _of_arrays(how, opened.name))]
     if scale is not None:
         inputs = ((inputs[0] - scale[0]) / scale[1], *inputs[1:])
         _refuse_unusable(inputs[0], range(len(inputs[0])), f"{opened.name}, normalised")
     return inputs, opened.name, notes
+
+
+def _of_arrays(how: Reading, name: str) -> Iterator[str]:
+    """What became of options that are meant for images of a folder."""
+    if how.resize is not None:
+        yield f"resize counts for images of a folder alone: {name} was taken as it is"
+    given = (("mean", how.mean), ("std", how.std))
+    said = [f"{what} {', '.join(f'{number:g}' for number in numbers)}" for what, numbers in given if numbers]
+    if said:
+        yield f"{name} was normalised with {' and '.join(said)}"
 
 
 def peek_example(source: str, names: Sequence[str] = ("input",)) -> Inputs | None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from convrewrite.errors import CalibrationError
+from convrewrite.process import quiet
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,19 +31,20 @@ _BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, O
 _MODES = {1: "L", 3: "RGB"}
 
 
-def list_images(folder: Path) -> list[Path]:
-    """All images under ``folder``, at any depth, sorted by path. Raises CalibrationError when there is none."""
+def list_images(folder: Path) -> tuple[list[Path], list[Path]]:
+    """All images under ``folder``, at any depth, sorted by path, and what else is there. Raises CalibrationError where there
+    are none."""
     found: list[Path] = []
     looked_at = 0
     for parent, _, names in os.walk(folder, onerror=_unreadable):
         looked_at += len(names)
         if looked_at > MOST_FILES:
             raise CalibrationError(f"{folder}: expected at most {MOST_FILES} files in the folder; name a smaller one")
-        found += [Path(parent, name) for name in names if Path(name).suffix.lower() in SUFFIXES]
-    found = sorted(path for path in found if path.is_file())
-    if not found:
+        found += [Path(parent, name) for name in names]
+    images = sorted(path for path in found if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not images:
         raise CalibrationError(f"{folder}: expected images ({', '.join(sorted(SUFFIXES))}), found none in the folder")
-    return found
+    return images, sorted(set(found) - set(images))
 
 
 def _unreadable(error: OSError) -> None:
@@ -83,7 +85,9 @@ def read_images(paths: Sequence[Path], shape: torch.Size, resize: tuple[int, int
 def _read_image(path: Path, mode: str, cover: tuple[int, int], size: tuple[int, int]) -> "np.typing.NDArray[np.uint8]":
     image_type = _pillow()
     try:
-        with path.open("rb") as file, image_type.open(file) as image:
+        with quiet():  # Pillow warns of what is refused here
+            opened = image_type.open(path)
+        with opened as image:
             _refuse_large(path, "found", image.size)
             _refuse_large(path, f"scaled to cover {cover[0]}x{cover[1]} it would have", _covering(image.size, cover))
             return np.asarray(_fit(image.convert(mode), cover, size))

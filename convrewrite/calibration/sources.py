@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from convrewrite.calibration.images import list_images, read_images
+from convrewrite.calibration.images import SUFFIXES, list_images, read_images
 from convrewrite.errors import CalibrationError, ConvRewriteError
 from convrewrite.escaping import TERMINAL_COLOUR, message_of
 from convrewrite.process import quiet
@@ -29,6 +29,9 @@ MEMORY = 4 << 30
 
 MOST_EXAMPLES = 100_000_000
 """Examples that a source may hold, at most: which of them to take is drawn by a permutation of all."""
+
+NAMED = 3
+"""Files that a note names, at most."""
 
 _INPUT_NAMES = ("image", "images", "input", "inputs", "x", "pixel_values")
 LABEL_NAMES = frozenset({"label", "labels", "target", "targets", "y"})
@@ -62,11 +65,14 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A readable source. ``total`` is the number of examples, None when only reading to the end could tell it."""
+    """A readable source. ``total`` is the number of examples, None when only reading to the end could tell it; ``notes`` say what
+    of it was not taken; ``images``: it is a folder of them."""
 
     name: str
     chunks: Iterable[Chunk]
     total: int | None = None
+    notes: tuple[str, ...] = ()
+    images: bool = False
 
 
 @runtime_checkable
@@ -140,7 +146,7 @@ def _read_object(target: str, request: Request) -> Source:
     if request.import_object is None:
         raise CalibrationError(f"{target}: expected a file, found none; objects cannot be named here: pass it itself")
     found = open_source(request.import_object(target), request)
-    return Source(target, found.chunks, found.total)
+    return replace(found, name=target)
 
 
 def _read_npy(path: Path, request: Request) -> Source:
@@ -181,14 +187,23 @@ def _reading(path: Path, expected: str) -> Iterator[None]:
 
 
 def _read_folder(folder: Path, request: Request) -> Source:
-    paths = list_images(folder)
+    paths, others = list_images(folder)
     if len(request.example) != 1:
         inputs = len(request.example)
         raise CalibrationError(f"{folder}: a folder gives one input, the model takes {inputs}; give an .npz")
     chosen = _choose(len(paths), request, str(folder))
     require_room(str(folder), len(chosen) * math.prod(request.example[0].shape[1:]), request.memory)
     images = read_images([paths[i] for i in chosen], request.example[0].shape[1:], request.resize)
-    return Source(str(folder), [Chunk((images,), chosen)], len(paths))
+    return Source(str(folder), [Chunk((images,), chosen)], len(paths), _skipped(others, folder), images=True)
+
+
+def _skipped(others: Sequence[Path], folder: Path) -> tuple[str, ...]:
+    if not others:
+        return ()
+    names = ", ".join(str(path.relative_to(folder)) for path in others[:NAMED])
+    more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+    count = "1 file" if len(others) == 1 else f"{len(others)} files"
+    return (f"{count} skipped in {folder}, no images ({', '.join(sorted(SUFFIXES))}): {names}{more}",)
 
 
 def _read_dataset(dataset: _MapDataset, request: Request) -> Source:

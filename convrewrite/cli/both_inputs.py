@@ -24,7 +24,7 @@ from convrewrite.errors import CalibrationError, UsageError
 from convrewrite.inputs import Inputs, parameter_names, required_names
 from convrewrite.loading import find_input_shape, import_object, parse_shape, runs_on, stated_input_shapes
 from convrewrite.onnx_files import OnnxModel
-from convrewrite.onnx_graph import divided, example_of_graph, inputs_of_examples, noise_for
+from convrewrite.onnx_graph import ExampleAxis, example_of_graph, noise_for
 
 EXAMPLES = 8
 """Random examples that two models are compared on where nothing says how many."""
@@ -76,9 +76,10 @@ def for_both(first: Network, second: Network, sources: Sources, seed: int, names
 def _for_files(first: OnnxModel, second: OnnxModel, sources: Sources, seed: int, known: Known | None) -> Both:
     """Noise is as ``optimize`` has it: what has no axis of examples stays as in the example."""
     given, calib = sources.input or (), sources.calib
-    stated, notes = for_graph(first, given, calib, known, of_examples=inputs_of_examples(first), seed=seed)
+    axis = ExampleAxis.of(first)
+    stated, notes = for_graph(first, given, calib, known, of_examples=axis.names, seed=seed)
     example, assumed = example_of_graph(first, stated)
-    own, held = divided(first, dict(zip(first.input_names, example, strict=True)))
+    own, held = axis.divided(dict(zip(first.input_names, example, strict=True)))
     notes = (*notes, *assumed)
     if held:
         notes = (*notes, f"inputs without an axis of examples stay as in the example input: {', '.join(held)}")

@@ -108,6 +108,8 @@ def optimize(
         quantising.require_inputs_and_onnx(sources.calib, settings.measure)
     chosen = resolve(rule or ["separable"])
     network = given_network(model, sources, trust, settings.timeout)
+    if settings.int8:
+        quantising.require_float32(network.model)
     data = calibration_of(sources, network.model, network.inputs, settings.seed, settings.memory)
     with progress_bars(
         *stages_of(settings, sources.calib, "optimize"), *(["int8"] if settings.int8 else [])
@@ -363,10 +365,11 @@ def _commanded(result: "Result", context: typer.Context) -> "Result":
 
 def show_result(found: "Report", out: Path, as_json: bool = False) -> None:
     """The report and where it is written. Raises VerificationError for a result that is no success."""
+    from convrewrite.pipeline import read_report
     from convrewrite.reporting import render_text
 
     if as_json:
-        say_json(found)
+        say_json(read_report(out / "report.json"))  # which has the digests of what was written
     else:
         say(render_text(found, width=width()))
         say(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 
 import typer
@@ -23,6 +24,10 @@ NOBODY_READS = 141
 """Exit code where what reads the output has gone (``| head``): the one of programs that the signal SIGPIPE (13) ends."""
 
 
+WRITING = ("optimize", "plan", "apply", "sweep", "recover", "quantise", "export", "profile")
+"""Commands that write something besides what they print, and do so before."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code. What signals do in this process is afterwards as it was."""
     with put_back(), cleared_later():
@@ -31,8 +36,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code. Every error this package raises on purpose is caught here and only here."""
+    words = sys.argv[1:] if argv is None else argv
     try:
-        words = sys.argv[1:] if argv is None else argv
         values.check_words(words)
         # A command returns nothing; a number is the code of typer.Exit, into which typer turns Ctrl-C outside a command.
         with signals_raised():
@@ -56,13 +61,20 @@ def _main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if (reason := disk_full(error)) is not None:  # of files it is told where they are written
             _say_no_more()
-            _complain(f"standard output: cannot be written ({reason}); what -o names is whole")
+            _complain(f"standard output: cannot be written ({reason}); {_left_by(words)}")
             return 2
         if not hasattr(error, "format_message"):  # click's usage errors have it; typer re-exports no common base
             return _unforeseen(error)
         if message := error.format_message().rstrip("."):  # without arguments the help is shown, and that is all
             _complain(f"{printable(message)}; see --help")
         return 2
+
+
+def _left_by(words: Sequence[str]) -> str:
+    """What to know, or do, where a command could not say that it is done."""
+    if any(word in WRITING for word in words):
+        return "what the command writes is whole"
+    return "send it elsewhere, or make room"
 
 
 def _unread() -> int:

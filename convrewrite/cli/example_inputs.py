@@ -90,7 +90,9 @@ def fitting(session: OnnxModel, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
     """The shapes by the names of inputs, those of images also with their channels last; without those that do not fit."""
     stated = dict(zip(session.input_names, session.input_shapes, strict=True))
     found = {
-        name: next(filter(None, (_filled(stated[name], one) for one in (shape, _last_first(shape)))), None)
+        name: shape
+        if name in session.unranked
+        else next(filter(None, (_filled(stated[name], one) for one in (shape, _last_first(shape)))), None)
         for name, shape in shapes.items()
     }
     return {name: shape for name, shape in found.items() if shape is not None}
@@ -131,6 +133,7 @@ def named_shapes(given: Sequence[str], names: Sequence[str]) -> dict[str, tuple[
 
 
 def given_example(model: nn.Module, given: Sequence[str]) -> Inputs:
+    """What ``given``, the values of ``--input``, says for a module."""
     target = values.example_target(given)
     if target is None and any(values.named_shape(text)[0] is not None for text in given):
         names = parameter_names(model)
@@ -142,6 +145,7 @@ def given_example(model: nn.Module, given: Sequence[str]) -> Inputs:
 
 
 def require_one(names: Sequence[str], where: str) -> None:
+    """Raise UsageError for several inputs, of which nothing says their shapes."""
     if len(names) > 1:
         raise UsageError(
             f"{where}: forward takes {len(names)} inputs ({', '.join(names)}); give the shape of each, as "

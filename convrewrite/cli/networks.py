@@ -11,7 +11,7 @@ from convrewrite.cli.known_sizes import sizes_of
 from convrewrite.cli.options import Sources, load
 from convrewrite.errors import UsageError
 from convrewrite.inputs import Inputs, require_common_batch
-from convrewrite.onnx_graph import inputs_of_examples, open_onnx, read_network
+from convrewrite.onnx_graph import ExampleAxis, open_onnx, read_network
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def given_network(
             f"--factory: expected with a file of weights, but {source} holds its network itself; leave it out"
         )
     opened = open_onnx(source, trust=trust, seconds=seconds)
-    of_examples = inputs_of_examples(opened.file.model)
+    of_examples = ExampleAxis.of(opened.file.model).names
     example, notes = example_inputs.for_graph(opened.session, shapes, sources.calib, known, of_examples=of_examples)
     network = read_network(opened, example)
     require_common_batch(network.inputs)

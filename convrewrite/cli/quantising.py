@@ -15,6 +15,8 @@ from convrewrite.errors import UsageError
 from convrewrite.settings import Settings
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from convrewrite.pipeline import Int8Row
 
 HEADERS = ("", "bytes", "MACs", "time", "rel. error", "top-1 agreement", "KL", "to its float file", "how")
@@ -40,6 +42,7 @@ def quantise(
 
     source = model or named_original(pipeline.read_report(out / "report.json").model, out)
     network = given_network(source, sources, trust, settings.timeout, out)
+    require_float32(network.model)
     data = calibration_of(sources, network.model, network.inputs, settings.seed, settings.memory)
     with progress_bars("int8") as progress:
         rows = pipeline.quantise(out, network.model, network.inputs, data, settings=settings, progress=progress)
@@ -59,6 +62,17 @@ def require_inputs_and_onnx(calib: str | None, measure: bool) -> None:
         raise UsageError("--int8: expected an ONNX file to quantise, found --no-onnx; leave out one of the two")
     if calib == "weights":
         raise UsageError("--int8: expected inputs to calibrate on, found --calib weights; give real ones")
+
+
+def require_float32(model: "nn.Module") -> None:
+    """Raise UsageError, before any long work, for a module made of an ONNX graph that onnxruntime's quantiser does not take."""
+    from convrewrite.onnx_graph import holds_halves
+
+    if holds_halves(model):
+        raise UsageError(
+            "--int8: expected a model in float32, which alone can be quantised, found one in half precision; leave it out, or "
+            "rewrite the float32 model that this was made of"
+        )
 
 
 def table(rows: "Sequence[Int8Row]") -> str:

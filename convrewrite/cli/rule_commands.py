@@ -52,12 +52,11 @@ def rules_show(
 @command(rules_app, "convrewrite rules check mine.toml", name="check")
 def rules_check(file: Annotated[Path, typer.Argument(help="A rule file.")], as_json: AsJson = False) -> None:
     """Check a rule file: its keys, its values, and the examples it carries."""
-    from convrewrite.rules import check, check_parameters, load_rule_file
+    from convrewrite.rules import check, load_rule_file
     from convrewrite.structures import discover
 
     structures, rules = discover(), load_rule_file(file)
-    findings = check(rules, lambda name, spec: structures[name].reject(spec.per_group))
-    findings += check_parameters(rules, structures)
+    findings = check(rules, lambda name, spec: structures[name].reject(spec.per_group), structures)
     if as_json:
         from convrewrite.cli.json_forms import CheckedExample, CheckedRules
 

@@ -91,7 +91,8 @@ def _compared(sources: tuple[str, str], runners: tuple[Any, Any], inputs: Any, a
             else:
                 paths.append(runtime.export(runner, inputs, folder.path / f"{index}.onnx").path)
         progress("bench", 2, 4, target.name)
-        found = [runtime.compare_programs(Program(onnx=paths[0]), Program(onnx=paths[1]), inputs, target, **how)]
+        whole = next((runner.feed(inputs) for runner in runners if isinstance(runner, OnnxModel)), inputs)
+        found = [runtime.compare_programs(Program(onnx=paths[0]), Program(onnx=paths[1]), whole, target, **how)]
         if modules:
             progress("bench", 3, 4, "torch")
             eager = TorchEager()

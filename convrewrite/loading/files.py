@@ -20,6 +20,7 @@ from convrewrite.loading.checkpoints import (
     runs_no_stored_code,
     summary,
 )
+from convrewrite.loading.contents import require_suffix
 from convrewrite.loading.programs import rebuild
 from convrewrite.loading.state_dicts import find_weights, load_weights, widened
 from convrewrite.loading.user_code import (
@@ -81,6 +82,7 @@ def load_model(source: str | Path, *, factory: str | None = None, trust: bool = 
 
 def _load_file(path: Path, factory: str | None, trust: bool) -> tuple[nn.Module, tuple[str, ...]]:
     _reject_by_name(path)
+    require_suffix(path)
     if path.suffix.lower() == ".safetensors":
         content: object = read_safetensors(path)
         how: tuple[str, ...] = ()

@@ -17,12 +17,10 @@ from convrewrite.modules.hooks import hooked
 from convrewrite.modules.running import run
 from convrewrite.process import ordinary_mode, same_random_numbers
 
+GRADIENTS = torch.ops.aten.convolution_backward
+"""An operator that a forward may call, as for a gradient of its own, and that is no cost of its convolutions."""
 
-FORMULAS = {
-    operator: formula
-    for operator, formula in flop_registry.items()
-    if operator is not torch.ops.aten.convolution_backward  # a gradient that a forward takes is no cost of its convolutions
-}
+FORMULAS = {operator: formula for operator, formula in flop_registry.items() if operator is not GRADIENTS}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from convrewrite.inputs import Inputs
 from convrewrite.modules.outputs import named_outputs
 from convrewrite.process import quiet, same_random_numbers
 
-
 _OF_TYPES = re.compile(r"dtype|scalar type|Input type|data type")
 """What errors of torch say where not the shape of an input is wrong, but the type of its numbers."""
 

@@ -39,6 +39,14 @@ def require_self_contained(path: Path) -> None:
         _require_beside(path, tensor)
 
 
+def without_shape(source: Path | bytes) -> set[str]:
+    """The inputs of which a file does not even state how many axes they have. onnxruntime has opened it before."""
+    model = (
+        onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(str(source), load_external_data=False)
+    )
+    return {entry.name for entry in model.graph.input if not entry.type.tensor_type.HasField("shape")}
+
+
 def _require_beside(path: Path, tensor: onnx.TensorProto) -> None:
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         return

@@ -13,7 +13,7 @@ from convrewrite.errors import ConvRewriteError, ModelLoadError, UsageError, Ver
 from convrewrite.inputs import Inputs
 from convrewrite.machine import PROBE_SECONDS
 from convrewrite.modules import left_out, named_outputs
-from convrewrite.onnx_files.contents import require_self_contained
+from convrewrite.onnx_files.contents import require_self_contained, without_shape
 from convrewrite.onnx_files.probing import require_well_behaved
 from convrewrite.onnx_files.running import PATIENCE, run_within
 from convrewrite.onnx_files.sessions import open_session
@@ -65,6 +65,8 @@ class OnnxModel:
             cause = " ".join(str(error).split())
             raise VerificationError(f"{self.where}: onnxruntime cannot open it: {cause}") from error
         self.metadata: dict[str, str] = metadata
+        scalars = {entry.name for entry in self._session.get_inputs() if not entry.shape}
+        self._without_shape = scalars & without_shape(source) if scalars else scalars
         self._hold(held)
 
     def _hold(self, held: Mapping[str, Tensor]) -> None:
@@ -74,6 +76,8 @@ class OnnxModel:
         self.input_names: tuple[str, ...] = tuple(entry.name for entry in free)
         self.input_shapes: tuple[tuple[int | str | None, ...], ...] = tuple(tuple(entry.shape) for entry in free)
         self.input_types: tuple[str, ...] = tuple(entry.type for entry in free)
+        # onnxruntime tells of these as it does of a single number.
+        self.unranked = self._without_shape & set(self.input_names)
 
     def holding(self, held: Mapping[str, Tensor]) -> "OnnxModel":
         """The same file, which gets these inputs at every run from now on; its next run is tried out before, where it would have
@@ -145,10 +149,10 @@ class OnnxModel:
             self.input_names, self.input_shapes, self.input_types, inputs, strict=True
         ):
             found = tuple(tensor.shape)
-            fits = len(found) == len(shape) and all(
+            alike = len(found) == len(shape) and all(
                 not isinstance(want, int) or want == have for want, have in zip(shape, found, strict=True)
             )
-            if not fits:
+            if not alike and name not in self.unranked:
                 shapes = f"expected shape {_text(shape)}, found {_text(found)}"
                 raise self._misfit(f"{self.where}: input {name!r}: {shapes}")
             if ELEMENT_TYPES.get(tensor.dtype) != kind:

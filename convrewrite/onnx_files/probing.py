@@ -8,6 +8,7 @@ inputs, under a limit of time and one of memory.
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,23 @@ from convrewrite.machine import memory_bytes
 
 SESSIONS = Path(__file__).with_name("sessions.py")
 """Module that is run as a file of its own: the face of this wing would import torch."""
+
+OF_MEMORY = re.compile("allocat|bad_alloc|out of memory", re.IGNORECASE)
+"""What onnxruntime says where memory did not suffice."""
+
+ADVICE = (
+    (OF_MEMORY, "give smaller inputs, or a machine with more memory; else export it again, for smaller inputs"),
+    (
+        re.compile("external data|external_data", re.IGNORECASE),
+        "put the file of its weights where it was, beside the model",
+    ),
+    (
+        re.compile(r"No Op registered|NOT_IMPLEMENTED|Type Error|opset|IR version|ir_version", re.IGNORECASE),
+        "export it again with operators and types that this version of onnxruntime has on a processor, as float32 and an older "
+        "opset, or install a newer onnxruntime",
+    ),
+)
+"""What onnxruntime says, and what to do about it."""
 
 _PROGRAM = (
     "import runpy, sys; try_out = runpy.run_path(sys.argv[1])['try_out']; "
@@ -70,7 +88,9 @@ def require_well_behaved(
     fault = json.loads(ran.stdout)["fault"]
     if fault is not None:
         cannot = "cannot open it" if inputs is None else "cannot run it on these inputs"
-        raise ModelLoadError(f"{name}: onnxruntime {cannot} within {memory} bytes of memory: {fault}; export it again")
+        limit = f" within {memory} bytes of memory" if OF_MEMORY.search(fault) else ""
+        advice = next((text for pattern, text in ADVICE if pattern.search(fault)), "export it again")
+        raise ModelLoadError(f"{name}: onnxruntime {cannot}{limit}: {fault}; {advice}")
 
 
 def _packed(inputs: Sequence[Tensor]) -> bytes:

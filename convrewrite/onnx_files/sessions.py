@@ -12,6 +12,9 @@ import onnxruntime as ort
 from convrewrite.machine import end_with_parent, limit_memory, limit_processor
 from convrewrite.targets import session_options
 
+LONGEST = 400
+"""Characters of an error that are shown."""
+
 
 def open_session(source: Path | bytes, threads: int = 1, folder: Path | None = None) -> ort.InferenceSession:
     """An onnxruntime session on the CPU, all graph optimisations on. ``folder``: where files of weights of bytes lie."""
@@ -35,6 +38,12 @@ def try_out(path: str, seconds: int, memory: int, folder: str | None = None) -> 
     sys.stdout.flush()
 
 
+def shortened(text: str) -> str:
+    """Both ends of what onnxruntime says: where it was found stands first, and what it was last."""
+    half = LONGEST // 2
+    return text if len(text) <= LONGEST else f"{text[: half - 3]} ... {text[-half:]}"
+
+
 def _fault_of(path: str, feed: bytes, folder: str | None) -> str | None:
     try:
         source = Path(path) if folder is None else Path(path).read_bytes()
@@ -48,5 +57,5 @@ def _fault_of(path: str, feed: bytes, folder: str | None) -> str | None:
     except MemoryError:
         return "it ran out of memory"
     except Exception as error:  # onnxruntime's own exceptions share no public base class
-        return " ".join(str(error).split())[:300] or type(error).__name__
+        return shortened(" ".join(str(error).split())) or type(error).__name__
     return None

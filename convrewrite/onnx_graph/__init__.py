@@ -1,11 +1,12 @@
 """An ONNX graph as a module, and surgery on that graph."""
 
 from convrewrite.onnx_graph.comparing import comparable
-from convrewrite.onnx_graph.example_axis import divided, inputs_of_examples
+from convrewrite.onnx_graph.example_axis import ExampleAxis
 from convrewrite.onnx_graph.examples import example_of_graph, noise_for
 from convrewrite.onnx_graph.network import (
     Network,
     hidden_cost,
+    holds_halves,
     kept_sites,
     read_network,
     refused_sites,
@@ -18,17 +19,17 @@ from convrewrite.onnx_graph.translating import batch_of, graph_inputs, is_graph
 from convrewrite.onnx_graph.writing import exporter_of, take_numbers
 
 __all__ = [
+    "ExampleAxis",
     "Network",
     "Opened",
     "PortableGraph",
     "batch_of",
     "comparable",
-    "divided",
     "example_of_graph",
     "exporter_of",
     "graph_inputs",
     "hidden_cost",
-    "inputs_of_examples",
+    "holds_halves",
     "is_graph",
     "kept_sites",
     "noise_for",

@@ -10,12 +10,13 @@ import numpy as np
 import onnx
 from torch import Tensor, fx, nn
 
+from convrewrite.errors import ModelLoadError
 from convrewrite.modules import NamedOutputs, Operator
 from convrewrite.onnx_files import PATIENCE
 from convrewrite.onnx_graph.layers import SamePad, ZeroPad, layers_of
 from convrewrite.onnx_graph.names import identifier, name_of_node
 from convrewrite.onnx_graph.observing import Values
-from convrewrite.onnx_graph.opaque import Region
+from convrewrite.onnx_graph.opaque import NAMED, Region
 from convrewrite.onnx_graph.opening import Opened
 from convrewrite.onnx_graph.operators import OPERATORS
 from convrewrite.onnx_graph.trying import agrees, least_scale
@@ -193,8 +194,7 @@ class Builder:
         if not {name for node in draft.pending for name in node.output} & set(wanted):
             return
         nodes, draft.pending = draft.pending, []
-        model = self._region(nodes)
-        region = Region(model, self._file.folder, [node.op_type for node in nodes], self._seconds)
+        region = self._region_of(nodes)
         draft.blocks_gradients |= all(
             any(self._runs[0][name].dtype.kind == "f" for name in side if isinstance(self._runs[0][name], np.ndarray))
             for side in (region.inputs, region.outputs)
@@ -205,6 +205,18 @@ class Builder:
             return
         for position, name in enumerate(region.outputs):
             draft.values[name] = draft.graph.call_function(operator.getitem, (value, position))
+
+    def _region_of(self, nodes: Sequence[onnx.NodeProto]) -> Region:
+        operators = [node.op_type for node in nodes]
+        try:
+            return Region(self._region(nodes), self._file.folder, operators, self._seconds)
+        except Exception as error:  # onnxruntime's own exceptions share no public base class
+            named = ", ".join(list(dict.fromkeys(operators))[:NAMED])
+            raise ModelLoadError(
+                f"{self._file.source}: expected that onnxruntime runs {named} apart from the rest of the graph, found that "
+                f"{' '.join(str(error).split())[:300]}; a value of an optional type cannot go from one part to another: export "
+                "the model without any"
+            ) from error
 
     def _region(self, nodes: Sequence[onnx.NodeProto]) -> onnx.ModelProto:
         """A model of these nodes alone, with the constants they use."""

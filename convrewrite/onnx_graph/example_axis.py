@@ -1,6 +1,7 @@
 """Which inputs of a graph have examples along their first axis, and which are the same for all, as anchors or a rate are."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import onnx
 from torch import Tensor
@@ -17,28 +18,39 @@ Axis = int | str | None
 """An axis as a graph states it: its size, its name, or nothing."""
 
 
-def inputs_of_examples(source: onnx.ModelProto | OnnxModel) -> tuple[str, ...]:
-    """The inputs that may have examples along their first axis, as the graph states its axes: those with a free first axis, or,
-    where the main input has so many examples, those with as many."""
-    model = _model_of(source)
-    first = {name: shape[0] if shape else None for name, shape in _shapes(model).items() if shape != ()}
-    main = _main(model)
-    if main is None:
-        return tuple(first)
-    free = not isinstance(first.get(main), int)
-    return tuple(name for name, size in first.items() if (not isinstance(size, int) if free else size == first[main]))
+@dataclass(frozen=True, slots=True)
+class ExampleAxis:
+    """What a graph states of examples.
 
+    Attributes:
+        names: the inputs that may have examples along their first axis: those where it is free, or, where the main input has so
+            many, those with as many.
+        main: the input that examples are counted by, None where all are single numbers.
+    """
 
-def divided(
-    source: onnx.ModelProto | OnnxModel, inputs: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Inputs that have examples along their first axis, as many as the main one, and the others."""
-    model = _model_of(source)
-    able = [name for name in inputs_of_examples(model) if inputs[name].ndim] or list(inputs)[:1]
-    main = _main(model)
-    examples = _length(inputs[main if main in able else able[0]])
-    own = {name: tensor for name, tensor in inputs.items() if name in able and _length(tensor) == examples}
-    return own, {name: tensor for name, tensor in inputs.items() if name not in own}
+    names: tuple[str, ...]
+    main: str | None
+
+    @classmethod
+    def of(cls, source: onnx.ModelProto | OnnxModel) -> "ExampleAxis":
+        """That of a model, or of a file."""
+        model = _model_of(source)
+        first = {name: shape[0] if shape else None for name, shape in _shapes(model).items() if shape != ()}
+        main = _main(model)
+        if main is None:
+            return cls(tuple(first), None)
+        size = first.get(main)
+        alike = (
+            name for name, one in first.items() if (one == size if isinstance(size, int) else not isinstance(one, int))
+        )
+        return cls(tuple(alike), main)
+
+    def divided(self, inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Inputs that have examples along their first axis, as many as the main one, and the others."""
+        able = [name for name in self.names if inputs[name].ndim] or list(inputs)[:1]
+        examples = _length(inputs[self.main if self.main in able else able[0]])
+        own = {name: tensor for name, tensor in inputs.items() if name in able and _length(tensor) == examples}
+        return own, {name: tensor for name, tensor in inputs.items() if name not in own}
 
 
 def _model_of(source: onnx.ModelProto | OnnxModel) -> onnx.ModelProto:
@@ -52,7 +64,8 @@ def _length(tensor: Tensor) -> int:
 def _main(model: onnx.ModelProto) -> str | None:
     """The input that examples are counted by: of those with more axes than one, the first whose first axis is free, else the
     first that is an image or a series to a convolution, else the first of all."""
-    shapes = {name: shape for name, shape in _shapes(model).items() if shape is None or len(shape) > 1}
+    axes = {name: shape for name, shape in _shapes(model).items() if shape != ()}
+    shapes = {name: shape for name, shape in axes.items() if shape is None or len(shape) > 1} or axes
     convolved = _convolved(model.graph, shapes)
     free = [name for name, shape in shapes.items() if shape is None or not isinstance(shape[0], int)]
     large = [name for name, shape in shapes.items() if shape is None or len(shape) >= IMAGE_AXES]

@@ -24,6 +24,12 @@ def example_of_graph(session: OnnxModel, given: ExampleInput | None = None) -> t
     names and numbers of inputs that the graph does not have, and where no size of its free axes runs.
     """
     known = _by_name(session, given)
+    if unknown := [name for name in session.unranked if name not in known]:
+        raise UsageError(
+            f"input {', '.join(sorted(unknown))}: expected a shape, found that the graph states not even how many axes it has; "
+            f"pass --input {min(unknown)}=1x3x224x224, or whatever it takes"
+        )
+    _require_examples(session)
     free = [name for name, shape in _shapes(session, known).items() if any(not isinstance(n, int) for n in shape[1:])]
     failed: ConvRewriteError | None = None
     for size in SIZES if free else SIZES[:1]:
@@ -44,6 +50,16 @@ def example_of_graph(session: OnnxModel, given: ExampleInput | None = None) -> t
         f"input shape: expected a size of the free axes of {', '.join(free)} with which the graph runs, found none among "
         f"{', '.join(map(str, SIZES))}; pass --input NAME=SHAPE. The first failed with: {failed}"
     )
+
+
+def _require_examples(session: OnnxModel) -> None:
+    """Raise UsageError for an input that is stated to have no examples."""
+    for name, shape in zip(session.input_names, session.input_shapes, strict=True):
+        if len(shape) > 1 and shape[0] == 0:
+            raise UsageError(
+                f"input {name!r}: expected examples along its first axis, found that the graph states 0; export it with "
+                "that axis free, or with the number that is meant"
+            )
 
 
 def noise_for(session: OnnxModel, shapes: Mapping[str, Sequence[int]], seed: int = 0) -> dict[str, Tensor]:

@@ -19,7 +19,9 @@ from convrewrite.onnx_graph.kept import Kept, kept_convolutions
 from convrewrite.onnx_graph.opaque import Region
 from convrewrite.onnx_graph.opening import Opened, open_onnx
 from convrewrite.onnx_graph.translating import Translation, translate, translation_of
+from convrewrite.onnx_graph.walks import tensors_of
 
+HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 
 
@@ -97,6 +99,14 @@ def refused_sites(model: nn.Module) -> Mapping[str, str]:
     """Convolutions of a module made of a graph that stay, by name, with the reason; none for other models."""
     translation = translation_of(model)
     return {} if translation is None else translation.refused
+
+
+def holds_halves(model: nn.Module) -> bool:
+    """Whether the graph that a module was made of has numbers in half precision; the module itself computes in float32."""
+    translation = translation_of(model)
+    if translation is None:
+        return False
+    return any(tensor.data_type in HALVES for tensor in tensors_of(translation.opened.file.model))
 
 
 def regions_of(model: nn.Module) -> tuple[str, ...]:

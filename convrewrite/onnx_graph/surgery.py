@@ -25,6 +25,9 @@ from convrewrite.onnx_graph.walks import STANDARD_DOMAINS, Names, alone_uses, in
 INITIALISERS_ARE_INPUTS = 4
 """Version of ONNX's format below which every initialiser is an input of the graph, too."""
 
+NAMED = 3
+"""Inputs that a note names, at most."""
+
 FAULT_LENGTH = 300
 """Characters that are shown of what a checker says: it may quote whole shapes."""
 
@@ -50,7 +53,7 @@ def write_rewritten(
         model.metadata_props.remove(entry)
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
-    notes: list[str] = []
+    notes = _lost_inputs(file.model, model)
     with told(path), Scratch(path.parent) as scratch:
         folder = scratch.path / "draft"
         folder.mkdir()
@@ -265,6 +268,18 @@ def _is_same(first: Path, second: Path) -> bool:
         return first.resolve() == second.resolve()
     except (OSError, ValueError, RuntimeError):  # too long, a null byte, a link to itself
         return False
+
+
+def _lost_inputs(before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:
+    """A note on weights that a caller could give as inputs, where they have gone."""
+    if before.ir_version < INITIALISERS_ARE_INPUTS:
+        return []  # all are inputs for the format's sake, and no caller gives them
+    left = {entry.name for entry in after.graph.input}
+    lost = [entry.name for entry in before.graph.input if entry.name not in left]
+    if not lost:
+        return []
+    named = ", ".join(lost[:NAMED]) + (f" and {len(lost) - NAMED} more" if len(lost) > NAMED else "")
+    return [f"weights that were inputs with a value of their own have gone, and cannot be given any more: {named}"]
 
 
 def _checked(draft: Path, file: OnnxFile) -> list[str]:

@@ -17,7 +17,7 @@ from convrewrite.errors import ModelLoadError, UsageError
 from convrewrite.inputs import INPUT_NAMES, Inputs, varied
 from convrewrite.modules import Shared
 from convrewrite.onnx_graph.building import Builder, Built
-from convrewrite.onnx_graph.example_axis import divided
+from convrewrite.onnx_graph.example_axis import ExampleAxis
 from convrewrite.onnx_graph.file import OnnxFile
 from convrewrite.onnx_graph.kept import COMPUTED, QUANTISED, dequantised
 from convrewrite.onnx_graph.observing import Observer, Values
@@ -110,7 +110,8 @@ def translate(opened: Opened, inputs: Inputs) -> fx.GraphModule:
 
     Raises ModelLoadError for a graph whose nodes together give something else than the graph does in onnxruntime.
     """
-    own, held = divided(opened.file.model, dict(zip(opened.session.input_names, inputs, strict=True)))
+    named = dict(zip(opened.session.input_names, inputs, strict=True))
+    own, held = ExampleAxis.of(opened.file.model).divided(named)
     runs, batch = _observed(opened, own, held)
     constants = Constants(opened.file, own, held)
     constants.learn(runs[0])

@@ -43,7 +43,8 @@ def export_result(
 
     A form that cannot be written, or that computes something else than the result in torch, leaves no file; the report has the
     reason, ``report.unwritten`` that of the first one. Raises UsageError for names that are not known, packages that are missing
-    and a folder that cannot be written, ModelLoadError for one that holds no result, or other weights than were measured, PlanError for another original.
+    and a folder that cannot be written, ModelLoadError for one that holds no result, or other weights than were
+    measured, PlanError for another original.
     """
     asked, folder = settings_of(settings), Path(result)
     if not named_exports(to):

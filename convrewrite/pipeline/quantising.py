@@ -6,13 +6,13 @@ from pathlib import Path
 from torch import nn
 
 from convrewrite.calibration import Calibration, calibrate
-from convrewrite.errors import ModelLoadError
+from convrewrite.errors import ModelLoadError, UsageError
 from convrewrite.folders import Scratch, nearest, put, resolved, told
 from convrewrite.inputs import ExampleInput, Inputs, in_batches_of
 from convrewrite.meanings import Fidelity
 from convrewrite.modules import private_copy, surroundings_preserved
 from convrewrite.onnx_files import OnnxModel, size_of
-from convrewrite.onnx_graph import exporter_of, graph_inputs
+from convrewrite.onnx_graph import exporter_of, graph_inputs, holds_halves
 from convrewrite.pipeline.at_a_time import examples_at_a_time
 from convrewrite.pipeline.keywords import settings_of
 from convrewrite.pipeline.networks import Given, ModelSource, network_of
@@ -60,8 +60,8 @@ def quantise(
             stages, are chosen.
         settings: of these ``seed``, ``threads``, ``memory``, ``timeout`` and ``runtime`` count.
 
-    Raises ModelLoadError for a folder without such a file, or with other weights than were measured, ExportError for what onnxruntime cannot quantise, UsageError where the
-    file cannot be written.
+    Raises ModelLoadError for a folder without such a file, or with other weights than were measured, ExportError for what
+    onnxruntime cannot quantise, UsageError where the file cannot be written.
     """
     asked, folder = settings_of(settings), Path(result)
     file = folder / ONNX
@@ -70,6 +70,11 @@ def quantise(
     report = read_report(folder / "report.json")
     require_described(folder, report, (WEIGHTS, ONNX))
     network = network_of(model, example_input, asked.timeout)
+    if holds_halves(network.model):
+        raise UsageError(
+            "int8: expected a model in float32, which alone can be quantised, found one in half precision; quantise the result of the "
+            "float32 model that this was made of"
+        )
     with at_work(asked.seed), surroundings_preserved(network.model), told(folder, "another folder"):
         place = resolved(folder / INT8)
         with Scratch(nearest(place)) as scratch:

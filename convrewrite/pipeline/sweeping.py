@@ -20,7 +20,6 @@ from convrewrite.pipeline.points import Beginning, Frontier, Made, Metric, Resou
 from convrewrite.planning import Plan
 from convrewrite.progress import Progress, silent
 from convrewrite.reporting import SweepPoint, SweepReport, SweptModel, sweep_page
-from convrewrite.results import save_plan
 from convrewrite.rules import resolve
 from convrewrite.settings import Settings
 from convrewrite.version import tool_version
@@ -51,7 +50,7 @@ class Sweep:
         with made_aside(folder, "another folder with -o") as made:
             (made / PLANS).mkdir(parents=True)
             for name, plan in self.plans.items():
-                save_plan(plan, made / PLANS / name)
+                (made / PLANS / name).write_text(plan.to_json(), encoding="utf-8")
             (made / SWEEP).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
             (made / PAGE).write_text(sweep_page(report), encoding="utf-8")
         return folder

@@ -1,7 +1,7 @@
 """One option per site: the least total effect on the outputs within budgets of MACs, parameters and seconds."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from convrewrite.conv import Cost
@@ -17,6 +17,9 @@ NOT_NEEDED = "the budget is met with less harm elsewhere"
 
 ABOUT_EQUAL = 0.05
 """Part of a plan's effect by which a faster one may do more harm: less than single effects are known to."""
+
+WIDEST = "balanced"
+"""The built-in rule that names most structures: what it cannot reach, no other one can."""
 
 REASONS = 3
 """Reasons for which convolutions are kept that a message names."""
@@ -76,7 +79,7 @@ def allocate(surveyed: Sequence[Surveyed], budget: Mapping[str, float], totals: 
     if chosen is None:
         spent = least(groups)
         reach = {r: (s + o) / totals.of(r) for r, s, o in zip(resources, spent, rest, strict=True)}
-        raise PlanError(unreachable(budget, reach))
+        raise PlanError(unreachable(budget, reach, _rules_of(surveyed)))
     picked = tuple(_picked(entry, index) for entry, index in zip(surveyed, chosen, strict=True))
     return Allocation(tuple(surveyed), picked, totals)
 
@@ -116,23 +119,32 @@ def most_gained(surveyed: Sequence[Surveyed]) -> float:
     return sum(max(0.0, gain) for gain in gains)
 
 
-def require_reachable(search_spaces: Sequence[SearchSpace], budget: Mapping[str, float], totals: Cost) -> None:
+def require_reachable(
+    search_spaces: Sequence[SearchSpace], budget: Mapping[str, float], totals: Cost, rules: Collection[str] = ()
+) -> None:
     """Raise PlanError for a budget of MACs or parameters that even the cheapest options miss: before any long work."""
     counted = {name: part for name, part in budget.items() if name != "latency"}
     reach = {name: 1 - _most_saved(search_spaces, name) / max(1, Counted(totals).of(name)) for name in counted}
     if any(reach[name] > part for name, part in counted.items()):
-        raise PlanError(unreachable(counted, reach) + _what_stays(search_spaces, totals))
+        raise PlanError(unreachable(counted, reach, rules) + _what_stays(search_spaces, totals))
 
 
-def unreachable(budget: Mapping[str, float], reach: Mapping[str, float]) -> str:
-    """The message of a budget that cannot be met: the budget, what can be had, what to do."""
+def unreachable(budget: Mapping[str, float], reach: Mapping[str, float], rules: Collection[str] = ()) -> str:
+    """The message of a budget that cannot be met: the budget, what can be had, what to do. ``rules``: names of those in use."""
     wanted = ", ".join(f"{name}={part:g}" for name, part in budget.items())
     found = ", ".join(f"{name}={part:.3f}" for name, part in reach.items())
     together = " each by itself" if len(reach) > 1 else ""
     return (
         f"budget {wanted} cannot be met by these rules on this model: they reach {found} at the least{together}; "
-        "ask for more than that, or add rules (--rule balanced)"
+        f"ask for more than that{'' if WIDEST in rules else f', or add rules (--rule {WIDEST})'}"
     )
+
+
+def _rules_of(surveyed: Sequence[Surveyed]) -> set[str]:
+    """Names of the rules that offered something."""
+    candidates = [one.candidate for entry in surveyed for one in entry.options]
+    candidates += [one.candidate for entry in surveyed for one in entry.dropped]
+    return {candidate.rule.name for candidate in candidates}
 
 
 def _what_stays(search_spaces: Sequence[SearchSpace], totals: Cost) -> str:

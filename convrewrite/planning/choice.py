@@ -74,7 +74,8 @@ class Planner:
         if self.constraints.by_ratio:
             with work.watch.timed("latency"):
                 return Choice(self._by_ratio())
-        require_reachable(work.prepared.search_spaces, self.constraints.budget, work.prepared.totals)
+        rules = [rule.name for rule in work.prepared.rules]
+        require_reachable(work.prepared.search_spaces, self.constraints.budget, work.prepared.totals, rules)
         surveyed = self.survey() if self.surveyed is None else self.surveyed
         if not self.constraints.budget:
             return self._choose_by_fidelity(surveyed)

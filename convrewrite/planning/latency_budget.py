@@ -61,7 +61,7 @@ def allocate_measured(
     within = [allocation for measured, allocation in tried if measured <= limit]
     least, nearest = min(tried, key=lambda pair: pair[0])
     if least > OVERSTEP * limit:
-        raise PlanError(unreachable({"latency": limit}, {"latency": least}))
+        raise PlanError(unreachable({"latency": limit}, {"latency": least}, [rule.name for rule in prepared.rules]))
     return replace(min(within, key=lambda a: a.effect) if within else nearest, totals=totals)
 
 

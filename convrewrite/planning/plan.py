@@ -221,7 +221,9 @@ class Plan(_PlanPart):
     def _require_reasons(self) -> None:
         for site in self.sites:
             if site.option is None and not (site.reason or "").strip():
-                raise PlanError(f"{site.name}: expected an option, or the reason why it is kept, found neither; make a new plan")
+                raise PlanError(
+                    f"{site.name}: expected an option, or the reason why it is kept, found neither; make a new plan"
+                )
 
     def require_model(self, model: nn.Module, *, weights: bool) -> None:
         """Raise PlanError unless the plan was made for this model; ``weights``: for these very weights."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from convrewrite.escaping import printable
 from convrewrite.tables import GAP, filled, natural_width, table
 
 
@@ -18,6 +19,11 @@ class Column:
     header: str
     cells: Sequence[str]
     side: str = "l"
+
+    @property
+    def shown(self) -> "Column":
+        """With what would steer a terminal written out, before anything is laid out by its length."""
+        return replace(self, cells=[printable(cell) for cell in self.cells])
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,7 @@ LONGEST = 12
 def site_table(columns: Sequence[Column], forms: Sequence[Told], width: int, legend: Sequence[str] = ()) -> str:
     """The first column has names. Of the layouts, and the ``forms`` of the words at the end, the first that takes one line a
     site; where none does, the last one, wrapped. Columns without a word are left out. ``legend`` stands below the notes."""
+    columns, forms = [column.shown for column in columns], [replace(form, column=form.column.shown) for form in forms]
     columns = [column for column in columns if any(column.cells)]
     for layout, told in ((a, b) for a in LAYOUTS for b in forms if not b.resort or a is LAYOUTS[-1]):
         shown = [column for column in columns if column.header not in layout.without]

@@ -53,9 +53,7 @@ def refused(
     if lost is not None and not measured.noise:
         return lost
     return (
-        _too_dear(constraints, reached)
-        or _too_slow(constraints, measured)
-        or _too_far(constraints, measured.fidelity)
+        _too_dear(constraints, reached) or _too_slow(constraints, measured) or _too_far(constraints, measured.fidelity)
     )
 
 

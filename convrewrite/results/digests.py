@@ -18,7 +18,8 @@ def with_digests(report: Report, files: Sequence[Path]) -> Report:
 
 
 def require_described(folder: Path, report: Report, names: Sequence[str]) -> None:
-    """Raise ModelLoadError where a file of this name in a result's folder, or weights beside it, is not the one that was measured."""
+    """Raise ModelLoadError where a file of these names in a result's folder, or its weights beside it, is not the one that was
+    measured."""
     if not report.digests:
         return
     beside = [name for name in report.digests if Path(name).name == name and name.startswith(tuple(names))]
@@ -30,6 +31,6 @@ def require_described(folder: Path, report: Report, names: Sequence[str]) -> Non
             same = digest_of(file) == report.digests.get(name)
         if not same:
             raise ModelLoadError(
-                f"{file}: the folder is not what its report describes; expected the {name} that was measured, found another; put that "
-                "back, or make the result anew from its plan (`convrewrite apply`)"
+                f"{file}: the folder is not what its report describes; expected the {name} that was measured, found another; "
+                "put that back, or make the result anew from its plan (`convrewrite apply`)"
             )

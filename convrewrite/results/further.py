@@ -49,4 +49,6 @@ def left_out(files: Sequence[Path]) -> list[str]:
         return []
     made = " and ".join(f"`{command}`" for command in commands)
     verb = "are" if len(names) > 1 else "is"
-    return [f"{', '.join(sorted(names))} of the result before {verb} left out, as the model is another now; make anew by {made}"]
+    return [
+        f"{', '.join(sorted(names))} of the result before {verb} left out, as the model is another now; make anew by {made}"
+    ]

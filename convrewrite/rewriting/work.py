@@ -29,9 +29,9 @@ class Prepared:
     """A model in eval mode with its sites, what the rules allow at each, and the whole model's cost.
 
     ``original`` is the caller's, which never runs; ``model`` a copy of it, functional convolutions ``lifted``; ``hidden`` the
-    part of the cost that a module made of an ONNX graph does not show; ``batch`` how many examples the model takes at a time, None
-    for any number. ``device`` is where ``model`` and ``inputs`` lie, ``home``
-    the same on the processor where that is another, and ``origin`` where the caller's model lay.
+    part of the cost that a module made of an ONNX graph does not show; ``batch`` how many examples the model takes at a time,
+    None for any number. ``device`` is where ``model`` and ``inputs`` lie, ``home`` the same on the processor where that is
+    another, and ``origin`` where the caller's model lay.
     """
 
     original: nn.Module

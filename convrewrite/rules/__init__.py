@@ -14,7 +14,6 @@ from convrewrite.rules.options import (
     shortlist_at,
     subjects,
 )
-from convrewrite.rules.parameters import check_parameters
 from convrewrite.rules.schema import Match, Protect, Require, Rule, RuleFile
 
 __all__ = [
@@ -30,7 +29,6 @@ __all__ = [
     "allowed_variants",
     "builtin_rules",
     "check",
-    "check_parameters",
     "cost_of",
     "load_rule_file",
     "refusal",

@@ -5,12 +5,12 @@ Unknown keys are errors, and all findings of a file are reported together. Posit
 ``rule[0].match.kind`` is the kind of the first rule.
 """
 
-import difflib
 import json
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -20,7 +20,9 @@ from convrewrite import values
 from convrewrite.conv import ConvSpec
 from convrewrite.errors import RuleFileError
 from convrewrite.folders import read_text
-from convrewrite.rules.schema import Example, Refusal, RejectExample, Rule, RuleFile
+from convrewrite.rules.parameters import wrong_parameters
+from convrewrite.rules.schema import Example, Refusal, RejectExample, Rule, RuleFile, near
+from convrewrite.structures import Structure
 
 Applies = Callable[[str, ConvSpec], str | None]
 """Function (structure name, geometry) -> None when the structure can rewrite it, else why not; KeyError: no such structure."""
@@ -42,6 +44,8 @@ LARGEST = 1 << 20
 
 MOST_FINDINGS = 20
 """Findings that are told of one file, at most; there is no sense in thousands."""
+
+NONE: Mapping[str, Structure] = MappingProxyType({})
 
 _PROBE = ConvSpec(64, 64, (3, 3), padding=(1, 1))
 
@@ -119,9 +123,12 @@ def resolve(rules: Sequence[str | Path | Rule | RuleFile]) -> tuple[Rule, ...]:
     return tuple(found.values())
 
 
-def check(file: RuleFile, applies: Applies) -> list[Finding]:
-    """Run every example a rule file carries, and see that the structures it names exist."""
-    return [finding for rule in file.rule for finding in _check_rule(rule, applies)]
+def check(file: RuleFile, applies: Applies, structures: Mapping[str, Structure] = NONE) -> list[Finding]:
+    """Run every example a rule file carries, and see that there are the structures it names, and of ``structures`` the parameters
+    it restricts."""
+    found = [finding for rule in file.rule for finding in _check_rule(rule, applies)]
+    wrong = ((rule.name, key, text) for rule in file.rule for key, text in wrong_parameters(rule, structures))
+    return [*found, *(Finding(name, key, False, text) for name, key, text in wrong)]
 
 
 def _rules_of(source: str | Path | Rule | RuleFile) -> tuple[Rule, ...]:
@@ -250,12 +257,6 @@ def _tables_in(annotation: object) -> Iterator[type[BaseModel]]:
         yield annotation
     for argument in get_args(annotation):
         yield from _tables_in(argument)
-
-
-def near(word: str, valid: Iterable[str]) -> str:
-    """The nearest of the valid words, as a question."""
-    nearest = difflib.get_close_matches(word, list(valid), n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def _shown(value: object) -> str:

@@ -9,8 +9,7 @@ from itertools import product
 
 from convrewrite.conv import ConvSpec
 from convrewrite.errors import RuleFileError
-from convrewrite.rules.files import Finding, near
-from convrewrite.rules.schema import Rule, RuleFile
+from convrewrite.rules.schema import Rule, near
 from convrewrite.structures import Setting, Structure
 
 CHANNELS = (64, 4096, 5040)
@@ -19,11 +18,6 @@ CHANNELS = (64, 4096, 5040)
 KERNELS = ((3, 3), (1, 1), (5, 5), (1, 3))
 
 RANK = "rank"
-
-
-def check_parameters(file: RuleFile, structures: Mapping[str, Structure]) -> list[Finding]:
-    """What a rule file restricts that its structures do not have. Structures that are not known are left to ``check``."""
-    return [Finding(rule.name, key, False, text) for rule in file.rule for key, text in wrong_parameters(rule, structures)]
 
 
 def require_parameters(rule: Rule, structures: Mapping[str, Structure]) -> None:

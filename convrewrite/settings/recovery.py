@@ -108,14 +108,12 @@ class Recovery:
         places.there(self.device, "device")
         if self.minutes is not None and self.epochs is not None:
             raise UsageError("minutes, epochs: expected one of them, found both; leave one out")
-        for name, value in (("minutes", self.minutes), ("epochs", self.epochs), ("rate", self.rate)):
+        for name in ("minutes", "epochs", "rate", "temperature"):
+            value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UsageError(f"{name}: expected a finite number above 0, found {value:g}")
-        if not 0 < self.temperature < math.inf or not 0 <= self.features < math.inf:
-            raise UsageError(
-                "temperature, features: expected finite numbers, the first above 0, the second not below it, found "
-                f"{self.temperature:g} and {self.features:g}"
-            )
+        if not 0 <= self.features < math.inf:
+            raise UsageError(f"features: expected a finite number of at least 0, found {self.features:g}")
         if self.batch < 1:
             raise UsageError(f"batch: expected at least 1, found {self.batch}")
 

@@ -1,5 +1,6 @@
 """Every source of calibration inputs, and every reason to refuse one."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from convrewrite.calibration import images
 from convrewrite.calibration.batches import Calibration, Reading, ReadingOptions, read_calibration
 from convrewrite.errors import CalibrationError, UsageError
 from convrewrite.inputs import Inputs
@@ -131,7 +133,30 @@ def test_uint8_is_scaled_then_normalised_for_each_channel() -> None:
     pixels = torch.full((64, 3, 8, 6), 255, dtype=torch.uint8)
     calibration = read_calibration(pixels, EXAMPLE, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0))
     torch.testing.assert_close(calibration.fit[0][0][0, :, 0, 0], torch.tensor([1.0, 3.0, 0.5]))
-    assert calibration.notes == ("uint8 inputs were taken for pixels and scaled to [0, 1]",)
+    assert calibration.notes == (
+        "uint8 inputs were taken for pixels and scaled to [0, 1]",
+        "a tensor was normalised with mean 0.5, 0.25, 0 and std 0.5, 0.25, 2",
+    )
+
+
+def test_what_does_not_count_for_arrays_is_told(tmp_path: Path) -> None:
+    np.save(tmp_path / "c.npy", numbered(64).numpy())
+    calibration = read_calibration(tmp_path / "c.npy", EXAMPLE, resize=(8, 8))
+    assert calibration.notes == (
+        f"resize counts for images of a folder alone: {tmp_path / 'c.npy'} was taken as it is",
+    )
+
+
+def test_files_of_a_folder_that_are_no_images_are_told(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 6, 3), np.uint8)
+    for index in range(64):
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+    assert not read_calibration(tmp_path, EXAMPLE, mean=(0.5,), resize=(8, 8)).notes[1:], "of a folder all of it counts"
+    for name in ("a.gif", "b.tiff", "labels.csv"):
+        (tmp_path / name).write_bytes(b"x")
+    os.mkfifo(tmp_path / "pipe.png")
+    told = f"4 files skipped in {tmp_path}, no images (.bmp, .jpeg, .jpg, .png, .webp): a.gif, b.tiff, labels.csv and 1 more"
+    assert told in read_calibration(tmp_path, EXAMPLE).notes
 
 
 def test_one_mean_serves_all_channels_and_the_dtype_is_that_of_the_model() -> None:
@@ -334,6 +359,12 @@ def test_archives_that_leave_a_choice(tmp_path: Path) -> None:
     assert "first, second" in refusal(tmp_path / "c.npz")
     np.savez(tmp_path / "l.npz", labels=np.zeros(3))
     assert "labels" in refusal(tmp_path / "l.npz")
+
+
+def test_an_image_that_is_too_large_is_told_in_our_words(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    monkeypatch.setattr(images, "MOST_PIXELS", 200)
+    assert "expected an image of at most 200 pixels, found 24 x 16; remove or replace it" in refusal(folder)
 
 
 def test_images_that_are_none(folder: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from clocks import FalseTimer, in_place_of_this_machine
 from commands import Ran, call, images, listing, small_network
-from onnx_texts import CLASSIFIER, CLASSIFIER_SHAPES, classifier, graph, noise
+from onnx_texts import CLASSIFIER, CLASSIFIER_SHAPES, classifier, drawn, graph, noise
 from PIL import Image
 
 from convrewrite.reporting.report import Report
@@ -206,6 +206,51 @@ def test_mean_and_deviation_count_channels_where_they_are(place: Path, tmp_path:
     assert "mean" in ran.message
 
 
+def test_two_files_take_calibration_inputs_as_they_have_their_axes(place: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "last.npz", image=noise(12, 20, 16, 3).numpy())
+    for command in (("verify",), ("bench", "--rounds", 3)):
+        ran = call(*command, place / "last.onnx", place / "last.onnx", "--calib", tmp_path / "last.npz")
+        assert ran.code == 0, ran.err
+    assert "input 1x20x16x3" in ran.said
+
+
+def test_two_files_of_one_example_take_many_one_by_one(place: Path, tmp_path: Path) -> None:
+    for count in (1, 5):
+        text = CLASSIFIER.replace("[N,", f"[{count},")
+        onnx.save(graph(text, CLASSIFIER_SHAPES), str(tmp_path / f"{count}.onnx"))
+    np.save(tmp_path / "images.npy", images()[:12].numpy())
+    ran = call("verify", tmp_path / "1.onnx", tmp_path / "1.onnx", "--calib", tmp_path / "images.npy")
+    assert ran.code == 0, ran.err
+    assert "on 12 calibration inputs" in ran.said
+    ran = call("verify", tmp_path / "5.onnx", tmp_path / "5.onnx", "--calib", tmp_path / "images.npy")
+    assert ran.code == 0, ran.err
+    assert "on 10 calibration inputs" in ran.said and "last 2 inputs were left out" in ran.said
+    ran = call("bench", tmp_path / "5.onnx", place / "net.onnx", "--calib", tmp_path / "images.npy", "--rounds", 3)
+    assert ran.code == 0, ran.err
+    assert "input 5x3x16x16" in ran.said
+    np.save(tmp_path / "few.npy", images()[:3].numpy())
+    ran = call("verify", tmp_path / "5.onnx", tmp_path / "5.onnx", "--calib", tmp_path / "few.npy")
+    assert (ran.code, "expected at least 5" in ran.message) == (2, True)
+
+
+def test_two_files_hold_inputs_without_an_axis_of_examples(tmp_path: Path) -> None:
+    text = CLASSIFIER.replace("image)", "image, float[16] shift, int64 rate)", 1).replace("stem_bias", "shift")
+    shapes = {name: shape for name, shape in CLASSIFIER_SHAPES.items() if name != "stem_bias"}
+    path = tmp_path / "held.onnx"
+    onnx.save(graph(text, shapes), str(path))
+    np.savez(tmp_path / "inputs.npz", image=images()[:12].numpy(), shift=np.ones(16, np.float32), rate=np.array(2))
+    (tmp_path / "example.py").write_text(
+        "import torch\nSHIFT = {'image': torch.zeros(2, 3, 16, 16), 'shift': torch.ones(16), 'rate': torch.tensor(3)}\n"
+    )
+    for more in (("--calib", tmp_path / "inputs.npz"), ("--input", f"{tmp_path / 'example.py'}:SHIFT")):
+        ran = call("verify", path, path, *more)
+        assert ran.code == 0, ran.err
+        assert "inputs without an axis of examples stay as in the example input: shift, rate" in ran.said
+    assert call("bench", path, path, "--rounds", 3).code == 0
+    ran = call("optimize", path, "--calib", tmp_path / "inputs.npz", "--no-onnx", "--fast", "-o", tmp_path / "out")
+    assert ran.code == 0, ran.err
+
+
 def test_a_graph_that_is_not_measured(place: Path, tmp_path: Path) -> None:
     ran = call("optimize", place / "net.onnx", "-o", tmp_path / "out", "--calib", "weights", "--no-onnx")
     assert ran.code == 0, ran.err
@@ -250,3 +295,16 @@ def test_a_torch_model_takes_inputs_by_name_too(tmp_path: Path) -> None:
     ran = call("analyze", tmp_path / "net.pt", "--input", "picture=1x3x16x16")
     assert ran.code == 2
     assert "expected names of inputs (input), found 'picture'" in ran.message
+
+
+def test_int8_of_a_model_in_half_precision_is_refused_before_any_work(tmp_path: Path) -> None:
+    weights = {name: drawn(shape, seed, np.float16) for seed, (name, shape) in enumerate(CLASSIFIER_SHAPES.items())}
+    onnx.save(graph(CLASSIFIER.replace("float[", "float16["), weights), str(tmp_path / "half.onnx"))
+    np.save(tmp_path / "images.npy", images()[:12].numpy())
+    words = ("--int8", "--any-speed", "--calib", tmp_path / "images.npy", "-o", tmp_path / "out")
+    ran = call("optimize", tmp_path / "half.onnx", *words)
+    assert ran.code == 2, ran.err
+    assert (
+        "--int8: expected a model in float32, which alone can be quantised, found one in half precision" in ran.message
+    )
+    assert not (tmp_path / "out").exists()

@@ -54,8 +54,27 @@ def test_output_that_finds_no_room(arguments: list[str]) -> None:
         )
     assert (ran.returncode, ran.stderr) == (
         2,
-        "convrewrite: standard output: cannot be written (No space left on device); what -o names is whole\n",
+        "convrewrite: standard output: cannot be written (No space left on device); send it elsewhere, or make room\n",
     )
+
+
+INTERRUPTED = """
+import sys
+
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupts())
+from convrewrite.cli import run
+run()
+"""
+
+
+def test_an_interrupt_while_the_command_line_is_imported_is_told_as_any_other() -> None:
+    ran = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (130, "convrewrite: interrupted; nothing was written\n")
 
 
 def test_the_package_says_that_it_is_typed() -> None:

@@ -1,6 +1,7 @@
 """Weights, programs and input shapes: what loads, and what is refused."""
 
 import pickle
+import re
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from model_files import install_fake, plain_net, write_archive
+from safetensors.torch import save as safetensors_of
 from safetensors.torch import save_file
 from safetensors.torch import save_model as save_safetensors
 from torch import nn
@@ -27,6 +29,9 @@ def test_a_state_dict_without_factory_says_how_to_give_one(tmp_path: Path) -> No
     torch.save(plain_net().state_dict(), tmp_path / "m.pt")
     with pytest.raises(ModelLoadError, match=r"found weights without .*--factory FILE\.py:NAME"):
         load_model(tmp_path / "m.pt")
+
+
+SAFETENSORS = safetensors_of({"x": torch.zeros(2)})
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -243,3 +248,36 @@ def test_models_that_take_no_image() -> None:
     picky = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(5, 5))
     with pytest.raises(TraceError, match=r"none of 1x3x224x224, 1x3x32x32.*--input.*RuntimeError: mat1"):
         find_input_shape(picky)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "m.pt",
+            b"\x08\x0a\x12\x07pytorch",
+            "expected a file of torch.save by its name, found an ONNX file; call it m.onnx",
+        ),
+        (
+            "m.bin",
+            SAFETENSORS,
+            "expected a file of torch.save by its name, found a safetensors file; call it m.safetensors",
+        ),
+        (
+            "m.safetensors",
+            b"PK\x03\x04 and more",
+            "expected a safetensors file by its name, found a file of torch.save; call it",
+        ),
+        (
+            "m.safetensors",
+            b"\x08\x0a\x12\x07pytorch",
+            "expected a safetensors file by its name, found an ONNX file; call it",
+        ),
+    ],
+)
+def test_a_file_under_the_name_of_another_kind_is_told_as_what_it_is(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelLoadError, match=f"{name}: {re.escape(message)}"):
+        load_model(tmp_path / name)

@@ -107,3 +107,36 @@ def test_a_function_of_the_file_itself_is_no_library(tmp_path: Path) -> None:
     model.functions.append(helper.make_function("own", "Twice", ["a"], ["b"], body, [helper.make_opsetid("", 18)]))
     onnx.save(model, str(path))
     assert torch.equal(OnnxModel(path)(X + 1)["y"], X + 2)
+
+
+def fixed(path: Path, batch: int | str, *, held: bool = False) -> Path:
+    """``x`` and a number in all; with ``held`` that is an input."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3])
+    shift = helper.make_tensor_value_info("shift", TensorProto.FLOAT, [])
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("y", "sum")]
+    nodes = [helper.make_node("Add", ["x", "shift"], ["y"]), helper.make_node("ReduceSum", ["y"], ["sum"], keepdims=0)]
+    stored = [] if held else [helper.make_tensor("shift", TensorProto.FLOAT, [], [1.0])]
+    graph = helper.make_graph(nodes, "g", [x, *([shift] if held else [])], outputs if held else outputs[:1], stored)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(path))
+    return path
+
+
+def test_many_examples_go_through_a_file_of_few_in_parts(tmp_path: Path) -> None:
+    x = torch.randn(6, 3)
+    assert torch.equal(OnnxModel(fixed(tmp_path / "two.onnx", 2)).in_parts((x,))["y"], x + 1)
+    assert torch.equal(OnnxModel(fixed(tmp_path / "any.onnx", "n")).in_parts((x,))["y"], x + 1)
+    with pytest.raises(VerificationError, match=r"expected shape \(4, 3\), found \(6, 3\)"):
+        OnnxModel(fixed(tmp_path / "four.onnx", 4)).in_parts((x,))
+    model = OnnxModel(fixed(tmp_path / "one.onnx", 2, held=True)).holding({"shift": torch.tensor(1.0)})
+    with pytest.raises(VerificationError, match="found that sum is one number for all"):
+        model.in_parts((x,))
+
+
+def test_a_file_holds_what_it_is_given_at_every_run(tmp_path: Path) -> None:
+    model = OnnxModel(fixed(tmp_path / "m.onnx", "n", held=True), probe=20.0)
+    holding = model.holding({"shift": torch.tensor(2.0), "stranger": torch.zeros(1)})
+    x = torch.randn(2, 3)
+    assert (model.input_names, holding.input_names) == (("x", "shift"), ("x",))
+    assert torch.equal(holding(x)["y"], x + 2)
+    assert torch.equal(model(x, torch.tensor(1.0))["y"], x + 1)
+    assert [tensor.ndim for tensor in holding.feed((x,))] == [2, 0]

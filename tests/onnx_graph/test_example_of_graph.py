@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from onnx_texts import graph, noise, opened
+from onnx_texts import graph, made_of, noise, opened, require_equal
 from torch import Tensor
 
 from convrewrite.errors import ConvRewriteError, ModelLoadError, UsageError
@@ -146,3 +146,29 @@ def test_a_stated_size_beyond_any_machine_is_refused_before_it_is_made(tmp_path:
             UsageError, match="input 'x': expected at most 67108864 numbers, found a shape of 1x1000000x1000000"
         ):
             call(session(text, tmp_path))
+
+
+def test_an_input_of_any_number_of_axes_has_to_be_given(tmp_path: Path) -> None:
+    model = graph("(float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] y) { y = Conv(x, w) }", {"w": (4, 3, 3, 3)})
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    session = opened(model, tmp_path).session
+    with pytest.raises(UsageError, match=r"input x: .* not even how many axes it has; pass --input x=1x3x224x224"):
+        example_of_graph(session)
+    given = noise(1, 3, 8, 8)
+    assert torch.equal(example_of_graph(session, given)[0][0], given)
+    require_equal(made_of(model, tmp_path, given), noise(3, 3, 8, 8))
+
+
+def test_a_single_number_is_no_input_of_any_number_of_axes(tmp_path: Path) -> None:
+    model = graph("(float[N, 4] x, float rate) => (float[N, 4] y) { y = Mul(x, rate) }")
+    session = opened(model, tmp_path).session
+    assert session.unranked == set()
+    assert [tensor.ndim for tensor in example_of_graph(session)[0]] == [2, 0]
+
+
+def test_an_input_of_no_examples_is_refused(tmp_path: Path) -> None:
+    model = graph("(float[0, 3, 8, 8] x) => (float[M, 4, 6, 6] y) { y = Conv(x, w) }", {"w": (4, 3, 3, 3)})
+    with pytest.raises(
+        UsageError, match=r"'x': expected examples .* the graph states 0; export it with that axis free"
+    ):
+        example_of_graph(opened(model, tmp_path).session)

@@ -375,3 +375,15 @@ def test_a_sparse_weight_goes_and_a_sparse_one_that_is_used_stays() -> None:
     assert len(fresh) == 2
     assert [sparse.values.name for sparse in after.graph.sparse_initializer] == ["v"]
     assert [entry.tensor_name for entry in after.graph.quantization_annotation] == ["c"]
+
+
+@pytest.mark.parametrize("ir_version", [3, 8])
+def test_weights_that_a_caller_could_give_are_named_where_they_go(ir_version: int, tmp_path: Path) -> None:
+    """Below version 4 of the format every initialiser is an input, and nobody gives it."""
+    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["c"], "conv"), helper.make_node("Add", ["c", "s"], ["y"])]
+    weights = [tensor("w", W), tensor("b", B), tensor("s", numbers(1))]
+    given = [value("x", ["n", 4, 9, 10]), *(value(t.name, list(t.dims)) for t in weights if ir_version > 3)]
+    model = model_of(nodes, weights, given, ir_version=ir_version)
+    notes = write_rewritten(file_of(model), [Replacement(0, chain_of(W, B))], tmp_path / "result.onnx")
+    told = [note for note in notes if "were inputs" in note]
+    assert (told[0].endswith("cannot be given any more: w, b") and len(told) == 1) if ir_version > 3 else not told

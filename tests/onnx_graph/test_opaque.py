@@ -236,3 +236,23 @@ def test_a_region_that_does_not_end_on_some_inputs_is_ended(tmp_path: Path, monk
         ModelLoadError, match=r"\(Loop\): expected that onnxruntime runs it on these inputs within 0\.3 s"
     ):
         module(noise(1, 4, 6, 6) * 1e15)
+
+
+def test_an_optional_value_that_would_go_from_region_to_region_is_refused(tmp_path: Path) -> None:
+    text = """
+    (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {
+        o = Optional(x)
+        a = Celu(x)
+        b = own.Twice(a)
+        c = Relu(b)
+        d = OptionalGetElement(o)
+        y = Add(c, d)
+    }
+    """
+    model = graph(text)
+    nodes, opsets = [helper.make_node("Add", ["v", "v"], ["o"])], [helper.make_opsetid("", 17)]
+    model.functions.append(helper.make_function("own", "Twice", ["v"], ["o"], nodes, opsets))
+    with pytest.raises(
+        ModelLoadError, match=r"made\.onnx: expected that onnxruntime runs OptionalGetElement apart .*optional type"
+    ):
+        made_of(model, tmp_path, noise(1, 4, 6, 6))

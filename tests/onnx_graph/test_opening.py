@@ -165,7 +165,9 @@ def test_weights_outside_of_the_folder_are_refused(up: str, tmp_path: Path) -> N
 def test_weights_that_are_not_there_are_told(tmp_path: Path) -> None:
     path = outside(tmp_path, "weights.bin")
     (tmp_path / "weights.bin").unlink()
-    with pytest.raises(ModelLoadError, match=r"weights\.bin"):
+    with pytest.raises(
+        ModelLoadError, match=r"weights\.bin.*put the file of its weights where it was, beside the model"
+    ):
         open_onnx(path)
 
 
@@ -186,3 +188,15 @@ def test_a_file_is_tried_in_another_process_first(tmp_path: Path, monkeypatch: p
 def test_a_graph_without_inputs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="expected a graph with inputs, found none"):
         read_network(saved(graph("() => (float[4] y) { y = Relu(w) }", {"w": (4,)}), tmp_path))
+
+
+@pytest.mark.parametrize(("text", "opset", "advice"), [
+    ("y = Nonesuch(x)", 17, "older opset"), ("y = Relu(x)", 99, "older opset"),
+    ("y = MatMul(x, x) y = Neg(x)", 17, "export it again"),
+])  # fmt: skip
+def test_what_onnxruntime_refuses_is_told_with_what_to_do(text: str, opset: int, advice: str, tmp_path: Path) -> None:
+    path = saved(graph(f"(float[N, 4] x) => (float[N, 4] y) {{ {text} }}", opset=opset), tmp_path)
+    with pytest.raises(ModelLoadError, match=r"onnxruntime cannot open it: ") as told:
+        open_onnx(path)
+    assert advice in str(told.value)
+    assert "bytes of memory" not in str(told.value)

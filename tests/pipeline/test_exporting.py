@@ -68,7 +68,8 @@ def test_a_run_writes_every_form_and_says_how_near_each_is(made: tuple[Path, Pat
         assert row.output_error == pytest.approx(report.fidelity[0].relative_error, rel=0.05)
     assert (report.unwritten, report.asked.opset, report.asked.free_axes) == (None, 20, ("batch", "height", "width"))
     assert any("tried at twice the size of each" in note for note in report.notes)
-    assert Report.model_validate_json((out / "report.json").read_text()) == report
+    saved = Report.model_validate_json((out / "report.json").read_text())
+    assert saved.model_copy(update={"digests": {}}) == report
     lines = render_text(report).splitlines()
     assert "Exports: other forms against torch" in lines and max(map(len, lines)) <= 80
     for name in ("report.md", "report.html"):
@@ -274,7 +275,9 @@ def test_a_folder_with_other_weights_than_its_report_tells_of_is_refused(
         lambda: convrewrite.export_result(folder, model, x, to=["half"]),
         lambda: convrewrite.quantise(folder, model, x, images(16)),
     ):
-        with pytest.raises(ModelLoadError, match=f"{name}: the folder is not what its report describes; expected the {name}"):
+        with pytest.raises(
+            ModelLoadError, match=f"{name}: the folder is not what its report describes; expected the {name}"
+        ):
             ran()
     assert listing(folder) == before
     report = json.loads((folder / "report.json").read_text())

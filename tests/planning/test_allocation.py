@@ -1,6 +1,7 @@
 """Budgets: the least effect within them, exactly; and what is said of those that cannot be met."""
 
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -220,6 +221,13 @@ def test_a_budget_out_of_reach_says_what_is_kept_and_why(structures: dict[str, S
     share = sum(space.site.cost.macs for space in spaces) / totals_of(spaces).cost.macs
     with pytest.raises(PlanError, match=rf"; kept: {100 * share:.0f} % of the MACs \(it is too old\)$"):
         require_reachable(kept, {"macs": 0.01}, totals_of(spaces).cost)
+
+
+def test_a_budget_out_of_reach_of_the_widest_rule_is_not_told_to_add_it(structures: dict[str, Structure]) -> None:
+    spaces = spaces_of(structures)
+    for rules, more in (((), ", or add rules (--rule balanced)"), (("balanced",), "")):
+        with pytest.raises(PlanError, match=f"ask for more than that{re.escape(more)}(;|$)"):
+            require_reachable(spaces, {"macs": 0.01}, totals_of(spaces).cost, rules)
 
 
 def test_a_rule_whose_ranks_are_out_of_range_saves_nothing(structures: dict[str, Structure]) -> None:

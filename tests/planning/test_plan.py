@@ -221,7 +221,9 @@ def test_a_site_that_says_what_cannot_be_is_refused(change: dict[str, object], m
 
 def test_an_entry_that_stands_twice_is_refused() -> None:
     text = plan(Chain()).to_json().replace('"kind":', '"kind": "depthwise",\n"kind":', 1)
-    with pytest.raises(PlanError, match=r"^p\.json: 'kind': expected once in its object, found more than once; make a new plan"):
+    with pytest.raises(
+        PlanError, match=r"^p\.json: 'kind': expected once in its object, found more than once; make a new plan"
+    ):
         Plan.from_json(text, "p.json")
 
 

@@ -231,7 +231,7 @@ SITE = "blocks.0.conv1"
         ({"structure": "channel", "parameters": {"rank": 0}}, "channel: expected a rank from 1 to 8, found 0"),
         ({"structure": "channel", "parameters": {"rank": 9}}, "channel: expected a rank from 1 to 8, found 9"),
         ({"structure": "channel", "parameters": {}}, "channel: expected a rank from 1 to 8, found None"),
-        ({"structure": "channel", "parameters": {"rank": "all"}}, "channel: expected a rank from 1 to 8, found all"),
+        ({"structure": "channel", "parameters": {"rank": "all"}}, "channel: expected a rank from 1 to 8, found 'all'"),
         ({"structure": "grouped", "parameters": {"rank": 1, "groups": 3}}, r"grouped has no variant \{'groups': 3\}"),
         ({"structure": "channel", "parameters": {"rank": 2, "order": "x"}}, r"channel has no variant \{'order': 'x'\}"),
         (

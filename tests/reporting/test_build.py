@@ -67,7 +67,9 @@ def test_slower_is_no_success_where_time_matters(constraints: Constraints, no_su
     assert found is None or found.startswith("the rewritten model is slower than the original: 1.50 of its time")
     budget = constraints.budget.get("latency", 1.0)
     assert refused(constraints, measured(0.99 * budget), None, {}) is None
-    assert budget < 1 or refused(constraints, measured(1.005), None, {}) is None, "a quarter of the rounds found it faster"
+    assert budget < 1 or refused(constraints, measured(1.005), None, {}) is None, (
+        "a quarter of the rounds found it faster"
+    )
 
 
 @pytest.mark.parametrize(("ratio", "no_success"), [(0.5, False), (0.54, False), (0.56, True), (0.99, True)])

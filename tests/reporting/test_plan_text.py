@@ -102,3 +102,11 @@ def test_a_site_where_nothing_was_measured_says_no_more_than_it_knows() -> None:
     assert "> separable, rank 2, depthwise-first, as branches 0.35x 0.40x" in words(text)
     assert "effect is the KL" not in text
     assert text.splitlines()[3].split() == ["option", "MACs", "param."]
+
+
+def test_names_that_are_written_out_keep_the_columns() -> None:
+    strange = KEPT.model_copy(update={"name": "a\x1b[31m"})
+    lines = render_plan(plan(sites=(SITE, strange))).splitlines()
+    (shown,) = [line for line in lines if line.startswith("a\\x1b[31m ")]
+    (head,) = [line for line in lines if line.startswith("site ")]
+    assert shown.index("pointwise") == head.index("kind")

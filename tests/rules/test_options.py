@@ -12,9 +12,8 @@ from convrewrite.errors import RuleFileError
 from convrewrite.graph.sites import Site, find_sites
 from convrewrite.graph.tracing import trace
 from convrewrite.rewriting.surgery import empty_option, replace_site
-from convrewrite.rules.files import builtin_rules, load_rule_file
+from convrewrite.rules.files import builtin_rules, check, load_rule_file
 from convrewrite.rules.options import SearchSpace, search_spaces, shortlist_at, subjects
-from convrewrite.rules.parameters import check_parameters
 from convrewrite.rules.schema import Match, Protect, Require, Rule, RuleFile
 from convrewrite.structures.structure import Structure
 
@@ -67,7 +66,10 @@ def test_parameters_that_leave_nothing_are_a_reason(structures: dict[str, Struct
 @pytest.mark.parametrize(
     ("allowed", "message"),
     [
-        ({"order": ("sideways",)}, "parameters.separable.order: expected one of depthwise-first, pointwise-first, found 'side"),
+        (
+            {"order": ("sideways",)},
+            "parameters.separable.order: expected one of depthwise-first, pointwise-first, found 'side",
+        ),
         ({"ordr": (1,)}, "parameters.separable.ordr: expected order or rank, found ordr, which separable does not"),
         ({"rank": (2, 0)}, "parameters.separable.rank: expected whole numbers of at least 1, found 0"),
         ({"rank": (1.5,)}, "expected whole numbers of at least 1, found 1.5"),
@@ -80,15 +82,21 @@ def test_parameters_that_no_structure_has_are_refused(
     wrong = rule("separable", parameters={"separable": allowed})
     with pytest.raises(RuleFileError, match=f"^rule r: .*{re.escape(message)}"):
         spaces_of(Residual(), structures, wrong)
-    (finding,) = check_parameters(RuleFile(schema=1, rule=(wrong,)), structures)
+    (finding,) = check(RuleFile(schema=1, rule=(wrong,)), lambda *_: None, structures)
     assert not finding.passed and message in f"{finding.example}: {finding.text}"
 
 
 def test_parameters_that_structures_have_are_taken(structures: dict[str, Structure]) -> None:
-    allowed = {"separable": {"order": ("depthwise-first",), "rank": (1, 2)}, "grouped": {"groups": (2, 16)}, "cp": {"rank": (3,)}}
+    allowed = {
+        "separable": {"order": ("depthwise-first",), "rank": (1, 2)},
+        "grouped": {"groups": (2, 16)},
+        "cp": {"rank": (3,)},
+    }
     file = RuleFile(schema=1, rule=(rule("separable", "grouped", "cp", parameters=allowed),))
-    assert check_parameters(file, structures) == []
-    assert all(check_parameters(load_rule_file(path), structures) == [] for path in builtin_rules().values())
+    assert check(file, lambda *_: None, structures) == []
+    for path in builtin_rules().values():
+        found = check(load_rule_file(path), lambda name, spec: structures[name].reject(spec.per_group), structures)
+        assert all(finding.passed for finding in found)
 
 
 def test_several_rules_add_up(structures: dict[str, Structure]) -> None:

@@ -23,8 +23,8 @@ LARGEST_FACE = 20
 
 WRITERS = {
     "folders.placing", "folders.scratch", "onnx_graph.observing", "onnx_graph.surgery", "pipeline.forms",
-    "pipeline.profiling", "pipeline.sweeping", "quantising.choosing", "results.analysis", "results.folder", "runtime.onnx_export",
-    "runtime.profiling", "runtime.timing_cache", "stored.result_cache", "targets.profiles",
+    "pipeline.profiling", "pipeline.sweeping", "quantising.choosing", "results.analysis", "results.folder", "results.further",
+    "runtime.onnx_export", "runtime.profiling", "runtime.timing_cache", "stored.result_cache", "targets.profiles",
 }  # fmt: skip
 
 

@@ -1,0 +1,38 @@
+"""What a file holds by how it begins, whatever it is called."""
+
+from pathlib import Path
+
+from convrewrite.errors import ModelLoadError
+
+HEADER = 9
+"""Bytes of a safetensors file up to its first brace: behind the length of its header."""
+
+TORCH, SAFETENSORS, ONNX = "a file of torch.save", "a safetensors file", "an ONNX file"
+
+SUFFIX = {TORCH: ".pt", SAFETENSORS: ".safetensors", ONNX: ".onnx"}
+
+FIRST_FIELDS = b"\x12\x1a\x22\x2a\x32\x3a\x42\x72"
+"""Tags of what follows the version of its format, which an ONNX file begins with."""
+
+
+def require_suffix(path: Path) -> None:
+    """Raise ModelLoadError for a file that holds what another suffix stands for; what is none of these is left to its reader."""
+    expected = SAFETENSORS if path.suffix.lower() == SUFFIX[SAFETENSORS] else TORCH
+    found = content_of(path)
+    if found is not None and found != expected:
+        raise ModelLoadError(
+            f"{path}: expected {expected} by its name, found {found}; call it {path.stem}{SUFFIX[found]}"
+        )
+
+
+def content_of(path: Path) -> str | None:
+    """One of three, or none."""
+    with path.open("rb") as file:
+        start = file.read(HEADER)
+    if start.startswith((b"PK\x03\x04", b"\x80\x02")):
+        return TORCH
+    if start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+        return SAFETENSORS
+    if len(start) == HEADER and start[0] == 8 and 0 < start[1] < 0x80 and start[2] in FIRST_FIELDS:
+        return ONNX
+    return None
