@@ -72,8 +72,8 @@ def quantise(
     network = network_of(model, example_input, asked.timeout)
     if holds_halves(network.model):
         raise UsageError(
-            "int8: expected a model in float32, which alone can be quantised, found one in half precision; quantise the result of the "
-            "float32 model that this was made of"
+            "int8: expected a model in float32, which alone can be quantised, found one in half precision; quantise the result "
+            "of the float32 model that this was made of"
         )
     with at_work(asked.seed), surroundings_preserved(network.model), told(folder, "another folder"):
         place = resolved(folder / INT8)
