@@ -174,11 +174,20 @@ def _batch_norms(model: nn.Module, traced: Traced, runs: Counter[int]) -> dict[s
         conv, norm = modules[name], modules[follower]
         wanted = BATCH_NORMS.get(ConvSpec.of(conv).dims) if type(conv) in CONV_TYPES else None
         foldable = wanted is not None and type(norm) is wanted and node.args[1:] == ()
-        foldable = foldable and norm.running_mean is not None and not norm.training
+        foldable = foldable and not norm.training and _is_finite(norm)
         hooked = norm._forward_hooks or norm._forward_pre_hooks
         if foldable and not hooked and runs[id(conv)] == runs[id(norm)] == 1:
             pairs[name] = follower
     return pairs
+
+
+def _is_finite(norm: nn.Module) -> bool:
+    """Whether what a BatchNorm multiplies by and adds is finite: not where a variance is zero, and nothing is added to it."""
+    if norm.running_mean is None or norm.running_var is None:
+        return False
+    assert isinstance(norm.running_var, Tensor)
+    scale = (norm.running_var.detach().double() + float(norm.eps)).rsqrt()  # type: ignore[arg-type]
+    return bool(scale.isfinite().all())
 
 
 def _separable_pairs(model: nn.Module, traced: Traced) -> set[str]:

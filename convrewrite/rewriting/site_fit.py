@@ -361,7 +361,8 @@ def require_memory(sites: Sequence[Site], memory: int) -> None:
 
 def weights_only(structure: Structure, site: Site, option: Option, kernel: Tensor, bias: Tensor) -> Fit:
     """The initial values as they are; unexplained is the kernel's own energy that they miss."""
-    kernels = initial_kernels(structure, kernel, site.folded_spec, option.parameters)
+    with solving(site.name):
+        kernels = initial_kernels(structure, kernel, site.folded_spec, option.parameters)
     stages = structure.stages(site.spec.per_group, option.parameters)
     composed = composed_kernel(kernels, stages, site.spec.groups)
     unexplained = float(((composed - kernel).norm() / kernel.norm().clamp_min(torch.finfo(kernel.dtype).tiny)) ** 2)

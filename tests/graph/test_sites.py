@@ -352,6 +352,14 @@ def test_batch_norm_in_train_mode_or_without_statistics_is_not_folded() -> None:
     assert sites_of(nn.Sequential(conv(), nn.BatchNorm2d(3, track_running_stats=False)).eval())["0"].batch_norm is None
 
 
+def test_batch_norm_that_divides_by_zero_is_not_folded() -> None:
+    for variance in (0.0, -1.0, float("nan")):
+        model = settled(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, eps=0.0)))
+        assert sites_of(model)["0"].batch_norm == "1"
+        model[1].running_var[3] = variance
+        assert sites_of(model)["0"].batch_norm is None
+
+
 def test_batch_norm_of_a_refused_convolution_is_not_folded() -> None:
     model = nn.Sequential(Scaled(3, 3, 3), nn.BatchNorm2d(3)).eval()
     assert sites_of(model)["0"].batch_norm is None
