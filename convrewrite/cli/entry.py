@@ -88,6 +88,17 @@ def _say_no_more() -> None:
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
 
 
+def _leave_nothing_unwritten() -> None:
+    """What a stream still holds that nobody reads goes nowhere: Python would try once more at the exit, fail, and end with a code
+    of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _complain(text: str) -> None:
     """Say what went wrong on the error stream: in one line, or in a terminal in lines that end with a word."""
     if sys.stderr is None:  # closed, and the process was interrupted before anything stood in for it
@@ -136,4 +147,5 @@ def run() -> None:
     except (KeyboardInterrupt, Terminated) as error:
         ignored_from_here()
         code = interrupted(NOTHING, code_of(error))
+    _leave_nothing_unwritten()
     sys.exit(code)
