@@ -91,12 +91,11 @@ def _say_no_more() -> None:
 def _leave_nothing_unwritten() -> None:
     """What a stream still holds that nobody reads goes nowhere: Python would try once more at the exit, fail, and end with a code
     of its own."""
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
         try:
-            stream.flush()
+            getattr(sys, name).flush()
         except (OSError, ValueError):
-            with suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
 
 
 def _complain(text: str) -> None:
