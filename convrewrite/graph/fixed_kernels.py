@@ -4,7 +4,7 @@ In eval mode a module that does nothing else is a plain convolution with the num
 by running it: one convolution, of the very input, whose result is returned, with the same kernel whatever the input.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -34,24 +34,24 @@ def fixed_convolutions(model: nn.Module, names: Collection[str], inputs: Inputs)
     found: dict[str, ConvSpec] = {}
     for name, x in given.items():
         module = model.get_submodule(name)
-        first, *others = (_tried(module, value) for value in _variants(x))
-        if first is not None and all(other is not None and _equal(first, other) for other in others):
+        made = (_tried(module, value) for value in _variants(x))
+        first = next(made)
+        if first is not None and all(other is not None and _equal(first, other) for other in made):
             found[name] = ConvSpec.of(first)
     return found
 
 
-def _variants(x: Tensor) -> tuple[Tensor, ...]:
+def _variants(x: Tensor) -> Iterator[Tensor]:
     """The input, and others that a kernel could hang on: its numbers, how large they are, how many there are, its extents."""
-    return (
-        x,
-        x.flip(-1) * 0.5 + 0.25,
-        x * 1000 + 1000,
-        x * -0.001,
-        torch.cat([x, x, x]),
-        x[:1],
-        torch.cat([x, x], -1),
-        torch.cat([x, x, x], -2) if x.dim() > 3 else x,
-    )
+    yield x
+    yield x.flip(-1) * 0.5 + 0.25
+    yield x * 1000 + 1000
+    yield x * -0.001
+    yield torch.cat([x, x, x])
+    yield x[:1]
+    yield torch.cat([x, x], -1)
+    if x.dim() > 3:
+        yield torch.cat([x, x, x], -2)
 
 
 def _tried(module: nn.Module, x: Tensor) -> Conv | None:

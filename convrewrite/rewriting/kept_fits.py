@@ -50,6 +50,9 @@ WITHOUT_EFFECT = frozenset(
 )
 """Settings that no fit depends on, or that are among the facts in another form."""
 
+EXAMPLES = 8
+"""Inputs of each kind whose outputs tell a model from another: a whole batch would take a large one seconds."""
+
 PACKAGES = ("torch", "numpy", "scipy", "onnxruntime")
 
 BUILT_IN = "convrewrite.structures."
@@ -93,7 +96,9 @@ def _model_facts(prepared: Prepared, data: Calibration) -> tuple[object, ...]:
     model, whole = prepared.model, prepared.traced.whole
     state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     nodes = () if whole is None else tuple(_node_facts(node) for node in whole.graph.nodes)
-    given = (prepared.inputs, *(batch for part in (data.fit, data.held_out) for batch in part[:1]))
+    few = prepared.batch or EXAMPLES
+    some = (tuple(tensor[:few] for tensor in batch) for part in (data.fit, data.held_out) for batch in part[:1])
+    given = (prepared.inputs, *some)
     outputs = [tensors_digest(named_outputs(run(model, inputs))) for inputs in given]
     return _shown(model), tensors_digest(state), nodes, outputs, [repr(site) for site in prepared.sites]
 
