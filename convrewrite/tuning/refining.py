@@ -42,8 +42,8 @@ WORK = 1.5e13
 """MACs of training, at most, the forward of the original and both ways of the rewritten model counted as four of the original's:
 about four minutes of two cores at 30 GMACs a second each."""
 
-ASKED_WORK = 4
-"""Times that work where refinement was asked for: it may take a quarter of an hour then."""
+ASKED = 4
+"""Times that work, and the steps for an effect, where refinement was asked for: it may take a quarter of an hour then."""
 
 PASSES = 4
 """Runs of the original that one example of a step costs: its own, one forwards and about two backwards."""
@@ -68,12 +68,13 @@ STEPS, LEAST_STEPS, STEPS_OF_EFFECT, EXAMPLES = 2_000, 200, 40_000, 64
 of it: of what 600 steps brought on two networks, three fifths came in 60 of them and 95 % in 300. Deep down many go on gaining:
 at a tenth of the MACs an effect of 0.156 fell to 0.073 in 800 steps, to 0.068 in 2,400 on inputs that are patched together."""
 
-RATE, LEAST_RATE, FULL_RATE_FROM = 0.01, 0.003, 0.02
-"""Size of the largest steps, as a part of each stage's own, from an effect on; and below that. Of orthogonal steps 0.005, 0.01
-and 0.02 led to much the same in 2,000 (on two networks at 0.15 of the MACs, to 0.87 to 0.90 times the effect that Adam's of 0.01
-led to), 0.04 to 0.97 and 1.31 times it; in 200 at 0.25 of the MACs, 0.01 led to 0.95 times that effect. Large steps shake what is
-good already: Adam's of 0.003 led from 0.0017 to 0.0014 in 200, those of 0.01 to 0.0015, and from 0.0001 smaller ones alone led
-anywhere."""
+RATE, LEAST_RATE, FULL_RATE_FROM = 0.01, 0.0005, 0.1
+"""Size of the largest steps, as a part of each stage's own, from an effect on; below that it falls with the error, the root of
+the effect, to the least. Deep down 0.005, 0.01 and 0.02 led to much the same in 2,000 orthogonal steps, on two networks at 0.15
+of the MACs, and 0.04 to 1.31 times it. Large steps shake what is good already: at half the MACs, 200 of 0.003 gained nothing on
+an effect of 0.00075, of 0.001 they led to 0.00063, and 400 of 0.001 or 0.0005 to 0.0006; at a quarter 251 of 0.0064 led from
+0.0081 to 0.0069, of 0.0028 to 0.0061, of 0.0014 to 0.0062, and on the other network 556 to 0.67, 0.63 and 0.70 times the
+effect."""
 
 FEATURES = 20.0
 """Weight of the features' mean relative squared error against the outputs' KL in nats. On held-out inputs a KL of 0.068 fell to
@@ -128,7 +129,7 @@ class Refinement:
     @property
     def steps(self) -> int:
         """At most so many."""
-        by_work = int((ASKED_WORK if self.asked else 1) * WORK / (PASSES * max(1, self.macs) * self.examples))
+        by_work = int(self._effort * WORK / (PASSES * max(1, self.macs) * self.examples))
         return min(self.recipe.steps, by_work, self.steps_by_inputs)
 
     @property
@@ -138,7 +139,11 @@ class Refinement:
 
     def steps_for(self, effect: float) -> int:
         """So many for what there is to gain, within :attr:`steps`."""
-        return min(self.steps, max(LEAST_STEPS, round(STEPS_OF_EFFECT * effect)))
+        return min(self.steps, self._effort * max(LEAST_STEPS, round(STEPS_OF_EFFECT * effect)))
+
+    @property
+    def _effort(self) -> int:
+        return ASKED if self.asked else 1
 
     def rate_for(self, effect: float) -> float:
         """The recipe's rate, and less of it where there is little to gain: effects are squares of errors."""

@@ -282,7 +282,7 @@ def test_a_run_refines_by_itself_unless_it_is_fast_or_told_not_to(classifier: nn
 
 
 def test_the_more_there_is_to_gain_the_more_steps_are_taken(task: Refinement) -> None:
-    long = replace(task, recipe=Recipe(examples=1))
+    long = replace(task, recipe=Recipe(examples=1), asked=False)
     assert long.steps == STEPS
     assert (
         long.steps_for(1e-5) == LEAST_STEPS < long.steps_for(0.02) < long.steps_for(0.04) < long.steps_for(1.0) == STEPS
@@ -290,6 +290,13 @@ def test_the_more_there_is_to_gain_the_more_steps_are_taken(task: Refinement) ->
     assert task.steps_for(1.0) == RECIPE.steps
 
 
+def test_four_times_the_steps_are_taken_where_it_was_asked_for(task: Refinement) -> None:
+    asked = replace(task, recipe=Recipe(examples=1))
+    for effect in (1e-5, 0.006, 0.01):
+        assert asked.steps_for(effect) == 4 * replace(asked, asked=False).steps_for(effect)
+    assert asked.steps_for(1.0) == STEPS
+
+
 def test_the_less_there_is_to_gain_the_smaller_are_the_steps(task: Refinement) -> None:
-    rates = [task.rate_for(effect) for effect in (0.0, 1e-3, 0.01, 0.02, 1.0)]
-    assert rates == pytest.approx([0.003, 0.003, 0.01 / 2**0.5, 0.01, 0.01])
+    rates = [task.rate_for(effect) for effect in (0.0, 1e-4, 0.001, 0.025, 0.1, 1.0)]
+    assert rates == pytest.approx([0.0005, 0.0005, 0.001, 0.005, 0.01, 0.01])
