@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from convrewrite.conv import CONV_TYPES, ConvSpec, Cost, Kind, Size, classify
 from convrewrite.graph.calls import SITE_TYPES, UNBATCHED, Call, observe, spec_of
+from convrewrite.graph.plain import odd_modules
 from convrewrite.graph.tracing import Traced, module_calls
 from convrewrite.graph.volumes import REFUSAL, VOLUME_TYPES, Volume, VolumeSpec
 
@@ -62,6 +63,7 @@ def find_sites(
     seen = observe(model, inputs)
     executed = _executed(model, traced, seen.runs)
     followers = _batch_norms(model, executed, seen.runs)
+    odd = odd_modules(model, inputs, _replaceable(seen.calls, followers))
     separable = _separable_pairs(model, executed)
     shared = _shared_parameters(model)
     in_functions = {id(weight) for call in seen.calls.values() for weight in call.weights}
@@ -77,11 +79,17 @@ def find_sites(
         refusal = UNBATCHED if call.unbatched else _refusal(name, call.module, shared, unlifted)
         if refusal is None and id(call.module.weight) in in_functions:
             refusal = "a functional call uses its weight too, which a replacement would not have"
-        follower = followers.get(name) if refusal is None else None
+        refusal = refusal or odd.get(name)
+        follower = followers.get(name) if refusal is None and followers.get(name) not in odd else None
         sites.append(Site(name, kind, call.spec, tuple(call.sizes), follower, refusal))
     if sites:
         sites[0] = replace(sites[0], is_stem=True)
     return (*sites, *_never_called(model, seen.calls))
+
+
+def _replaceable(calls: Mapping[str, Call], followers: Mapping[str, str]) -> set[str]:
+    """Plain convolutions, and the BatchNorms behind them: what is replaced by what their attributes say."""
+    return {name for name, call in calls.items() if type(call.module) in CONV_TYPES} | set(followers.values())
 
 
 def _functional_site(

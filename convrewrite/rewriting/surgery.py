@@ -40,9 +40,10 @@ def folded_kernel(model: nn.Module, site: Site) -> tuple[Tensor, Tensor]:
     )
     scale = (in_float64(norm.running_var) + norm.eps).rsqrt()
     shift = -in_float64(norm.running_mean) * scale
-    if norm.affine:
-        weight, offset = in_float64(norm.weight.detach()), in_float64(norm.bias.detach())
-        scale, shift = scale * weight, shift * weight + offset
+    if norm.weight is not None:
+        scale, shift = (value * in_float64(norm.weight.detach()) for value in (scale, shift))
+    if norm.bias is not None:
+        shift = shift + in_float64(norm.bias.detach())
     return kernel * scale[:, None, None, None], bias * scale + shift
 
 
