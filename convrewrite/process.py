@@ -42,16 +42,29 @@ def alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def at_work(seed: int) -> Iterator[None]:
-    """One run at a time: seeded random numbers, and torch in its ordinary mode (no inference mode, no autocast). Random
-    state, thread count, default dtype, warning filters and loggers are given back as they were."""
-    with _LOCK, ordinary_mode(), same_random_numbers(seed), _settings_kept():
+    """One run at a time: seeded random numbers, and torch in its ordinary mode (no inference mode, no autocast), which compiles
+    nothing. Random state, thread count, default dtype, warning filters and loggers are given back as they were."""
+    with _LOCK, ordinary_mode(), compiled("force_eager"), same_random_numbers(seed), _settings_kept():
+        yield
+
+
+@contextlib.contextmanager
+def compiled(stance: str) -> Iterator[None]:
+    """What is done meanwhile where ``torch.compile`` is asked for: nothing, ``"force_eager"``, or what is else, ``"default"``.
+    A model that is watched, followed and taken apart would be compiled anew at every step, and parts of this package with it."""
+    with _LOCK, contextlib.ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:  # else nobody has asked for it, and importing it takes seconds
+            stack.enter_context(torch.compiler.set_stance(stance))
         yield
 
 
 @contextlib.contextmanager
 def ordinary_mode() -> Iterator[None]:
-    """Tensors made meanwhile can be trained, whatever mode the caller is in; nothing is cast."""
+    """Tensors made meanwhile can be trained, whatever mode the caller is in; nothing is cast, and what does not say where it is
+    to be lies on the processor."""
     with contextlib.ExitStack() as stack:
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for device in ("cpu", "cuda"):

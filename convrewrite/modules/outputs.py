@@ -29,12 +29,17 @@ def named_outputs(output: object) -> dict[str, Tensor]:
     ``output.aux.1``. Complex numbers are pairs of real ones, along a last axis, as ONNX files have them. ``None`` is skipped,
     and so is everything else that is no tensor: see :func:`left_out`.
 
-    Raises TraceError if there is no tensor at all, or if two outputs get the same name.
+    Raises TraceError if there is no tensor at all, for one that is not dense, or if two outputs get the same name.
     """
     named: dict[str, Tensor] = {}
     for name, tensor in _named_leaves(output):
         if not isinstance(tensor, Tensor):
             continue
+        if tensor.layout != torch.strided or tensor.is_nested:
+            kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+            raise TraceError(
+                f"model output: expected dense tensors, found a {kind} one as {name!r}; return it as .to_dense(), or padded"
+            )
         if tensor.is_complex():
             tensor = torch.view_as_real(tensor.resolve_conj())
         if name in named:

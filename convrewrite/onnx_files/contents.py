@@ -19,6 +19,8 @@ def require_self_contained(path: Path) -> None:
 
     A file that is no ONNX passes: opening it will tell.
     """
+    if not path.is_file():
+        raise ModelLoadError(f"{path}: expected an ONNX file, found {'a folder' if path.is_dir() else 'none'}")
     if path.stat().st_size > LARGEST:
         raise ModelLoadError(
             f"{path}: expected at most {LARGEST} bytes, as ONNX has it, found {path.stat().st_size}; export it with its "

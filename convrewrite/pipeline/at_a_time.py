@@ -11,13 +11,14 @@ from convrewrite.onnx_graph import batch_of, is_graph
 
 def examples_at_a_time(model: nn.Module, inputs: Inputs) -> int | None:
     """None for any number. An ONNX graph says how many; any other model takes as many as its example holds where it does not run
-    on twice as many. Raises TraceError where it does not run on its example."""
+    on twice as many, or gives other outputs then, as one that lists each example's. Raises TraceError where it does not run on
+    its example."""
     if is_graph(model):
         return batch_of(model)
     twice = tuple(torch.cat([tensor, tensor]) if tensor.ndim else tensor for tensor in inputs)
+    named = seeded_outputs(model, inputs).keys()
     try:
-        seeded_outputs(model, twice)
+        same = seeded_outputs(model, twice).keys() == named
     except TraceError:
-        seeded_outputs(model, inputs)
-        return len(inputs[0])
-    return None
+        same = False
+    return None if same else len(inputs[0])

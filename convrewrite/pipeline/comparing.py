@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import nn
 
 from convrewrite import runtime
+from convrewrite.errors import UsageError
 from convrewrite.inputs import ExampleInput, bind_inputs
 from convrewrite.machine import PROBE_SECONDS
 from convrewrite.meanings import WantedOutputs
@@ -31,6 +32,11 @@ def verify(
     or the types of modules unless given. The rest is as in :func:`convrewrite.runtime.verify`, with what it raises;
     ModelLoadError for files that cannot be opened, or do not end.
     """
+    for model in (a, b):
+        if not callable(model) and not isinstance(model, str | Path):
+            raise UsageError(
+                f"verify: expected two modules or paths of ONNX files, found {type(model).__name__} as one of them"
+            )
     first, second = (OnnxModel(Path(x), probe=timeout) if isinstance(x, str | Path) else x for x in (a, b))
     relation = relation_of(first, second, names or (_name(first), _name(second)))
     first, second, compared = _comparable(first, second, inputs)

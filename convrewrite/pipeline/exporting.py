@@ -6,7 +6,7 @@ from pathlib import Path
 from convrewrite.calibration import calibrate, evaluation_inputs
 from convrewrite.errors import UsageError
 from convrewrite.exports import named_exports
-from convrewrite.folders import temporary
+from convrewrite.folders import given_path, temporary
 from convrewrite.inputs import ExampleInput
 from convrewrite.modules import private_copy, surroundings_preserved
 from convrewrite.onnx_graph import exporter_of, graph_inputs
@@ -46,7 +46,7 @@ def export_result(
     and a folder that cannot be written, ModelLoadError for one that holds no result, or other weights than were
     measured, PlanError for another original.
     """
-    asked, folder = settings_of(settings), Path(result)
+    asked, folder = settings_of(settings), given_path(result)
     if not named_exports(to):
         raise UsageError("--to: expected the name of a form, as openvino, found none")
     report, plan = read_report(folder / "report.json"), read_plan(folder / PLAN)

@@ -12,6 +12,7 @@ from convrewrite.errors import ModelLoadError, UsageError
 from convrewrite.inputs import ExampleInput, Inputs, bound_inputs, require_common_batch
 from convrewrite.loading import load_model
 from convrewrite.onnx_graph import read_network
+from convrewrite.process import ordinary_mode
 
 ModelSource = Any
 """A module, the path of a file, or an ``onnx.ModelProto``, whose type is not imported for its name's sake."""
@@ -31,6 +32,11 @@ def network_of(source: ModelSource, example: ExampleInput | None, timeout: float
     """A model with its inputs bound; an ONNX file has ``timeout`` seconds to open, and again to run once. Raises UsageError for
     anything else than a model, and for a module without an example; ModelLoadError for a file that cannot be read, and a module
     without weights."""
+    with ordinary_mode():  # examples that are made lie on the processor
+        return _network(source, example, timeout)
+
+
+def _network(source: ModelSource, example: ExampleInput | None, timeout: float) -> Given:
     if isinstance(source, nn.Module):
         _require_numbers(source)
         return Given(source, bound_inputs(source, _needed(example)), type(source).__name__)

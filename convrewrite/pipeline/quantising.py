@@ -7,7 +7,7 @@ from torch import nn
 
 from convrewrite.calibration import Calibration, calibrate
 from convrewrite.errors import ModelLoadError, UsageError
-from convrewrite.folders import Scratch, nearest, put, resolved, told
+from convrewrite.folders import Scratch, given_path, nearest, put, resolved, told
 from convrewrite.inputs import ExampleInput, Inputs, in_batches_of
 from convrewrite.meanings import Fidelity
 from convrewrite.modules import private_copy, surroundings_preserved
@@ -63,7 +63,7 @@ def quantise(
     Raises ModelLoadError for a folder without such a file, or with other weights than were measured, ExportError for what
     onnxruntime cannot quantise, UsageError where the file cannot be written.
     """
-    asked, folder = settings_of(settings), Path(result)
+    asked, folder = settings_of(settings), given_path(result)
     file = folder / ONNX
     if not file.is_file():
         raise ModelLoadError(f"{file}: missing; expected a result written by `convrewrite optimize` without --no-onnx")

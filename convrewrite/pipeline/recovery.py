@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from convrewrite.calibration import Calibration, Reading, read_inputs
 from convrewrite.errors import ModelLoadError, UsageError
-from convrewrite.folders import read_text, temporary
+from convrewrite.folders import given_path, read_text, temporary
 from convrewrite.graph import apply_lifts
 from convrewrite.inputs import ExampleInput, Inputs, moved, parameter_names
 from convrewrite.loading import import_object
@@ -150,7 +150,7 @@ def _came(
     """Raises PlanError, ModelLoadError for folders that hold something else."""
     if isinstance(result, Result):
         return Came(result.plan, result.report, result.model, onnx_of(result), further_files(result))
-    folder = Path(result)
+    folder = given_path(result)
     plan, report = read_plan(folder / PLAN), read_report(folder / REPORT)
     network = _network(report, model, example, timeout)
     return Came(plan, report, load(folder, network.model, tuple(structures)), onnx_of(folder), further_files(folder))
@@ -177,7 +177,7 @@ def example_of(report: Report, model: ModelSource, example: ExampleInput | None)
     if example is not None or not isinstance(model, nn.Module):
         return example
     generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(shape, generator=generator) for shape in report.input_shapes)
+    return tuple(torch.randn(shape, generator=generator, device="cpu") for shape in report.input_shapes)
 
 
 def _require_gradients(network: Network) -> None:

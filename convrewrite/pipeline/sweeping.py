@@ -10,7 +10,7 @@ from typing import Unpack, cast
 
 from convrewrite import values
 from convrewrite.errors import UsageError
-from convrewrite.folders import made_aside, require_room_beside, resolved, told
+from convrewrite.folders import given_path, made_aside, require_room_beside, resolved, told
 from convrewrite.inputs import ExampleInput
 from convrewrite.pipeline.clusters import require_cluster, workers_of
 from convrewrite.pipeline.handed import Handed, collected
@@ -44,7 +44,7 @@ class Sweep:
         ``words``: what a command needs beside the model and a plan, as ``--calib images``, to make a point again. Raises
         UsageError where the folder holds something else, or cannot be written.
         """
-        folder = Path(folder)
+        folder = given_path(folder, "the folder to write")
         Sweep.check(folder)
         report = _with_commands(self.report, folder, words)
         with made_aside(folder, "another folder with -o") as made:

@@ -25,6 +25,7 @@ from convrewrite.escaping import printable
 from convrewrite.exports import file_names
 from convrewrite.folders import (
     Scratch,
+    given_path,
     made_aside,
     read_text,
     remove,
@@ -241,7 +242,12 @@ def load(folder: str | Path, original_model: nn.Module, structures: tuple[Struct
     Raises PlanError when the folder's plan belongs to another architecture, ModelLoadError when files are missing or
     broken. ``original_model`` is not touched; state that no weights.safetensors can hold is taken from it, with a warning.
     """
-    folder = Path(folder)
+    folder = given_path(folder)
+    if not isinstance(original_model, nn.Module):
+        raise UsageError(
+            f"original_model: expected an instance of the original model, found {type(original_model).__name__}; make one, with "
+            "any weights"
+        )
     graph = is_graph(original_model)
     if (folder / ONNX).is_file() and (folder / PLAN).is_file() and not (folder / WEIGHTS).exists() and not graph:
         raise ModelLoadError(
@@ -343,7 +349,9 @@ class Result:
         aside and take their place together, in one step. Raises UsageError when the folder cannot be written or holds other
         things; then it is as it was.
         """
-        return save(Path(folder), self.model, self.plan, self.report, self._onnx, self._further)
+        return save(
+            given_path(folder, "the folder to write"), self.model, self.plan, self.report, self._onnx, self._further
+        )
 
     def __copy__(self) -> "Result":
         """The same parts: the files last as long as any result that has them."""

@@ -6,6 +6,7 @@ Without inputs the stages keep their weights-only initial values.
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -86,6 +87,13 @@ def _put_again(walk: Propagation, work: Work, outcome: Outcome, found: Fit | Non
     walk.pass_over(outcome.site, site_fit.build(structure, option, found), stand_in)
 
 
+def _none_within(errors: Sequence[float]) -> str:
+    least = min((error for error in errors if not math.isnan(error)), default=None)
+    if least is None:
+        return "every option's output error is not a number: its inputs or outputs are too large or too small to be fitted to"
+    return f"every option's output error exceeds the rule's limit; the least is {least:.3g}"
+
+
 def _rewrite_site(walk: Propagation, shortlist: Shortlist, work: Work) -> tuple[Outcome, Fit | None]:
     """Fit every candidate, put the best in place. A site where all break their rules' error limits is kept."""
     structures, watch = work.prepared.structures, work.watch
@@ -100,9 +108,7 @@ def _rewrite_site(walk: Propagation, shortlist: Shortlist, work: Work) -> tuple[
         if found.error <= (candidate.rule.require.max_output_error or float("inf"))
     ]
     if not within:
-        least = min(found.error for _, found in fits)
-        reason = f"every option's output error exceeds the rule's limit; the least is {least:.3g}"
-        return Outcome(shortlist.site, None, reason=reason), None
+        return Outcome(shortlist.site, None, reason=_none_within([found.error for _, found in fits])), None
     with watch.timed("solves"):
         candidate, best = site_fit.best_of(within, structures)
     structure, option = structures[candidate.option.structure], candidate.option

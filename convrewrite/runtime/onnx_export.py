@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from convrewrite.axes import BATCH, at_least_two, axes_named
 from convrewrite.errors import ExportError, TraceError
 from convrewrite.escaping import innermost_cause
-from convrewrite.folders import Scratch, disk_full, told, unwritable
+from convrewrite.folders import Scratch, disk_full, given_path, told, unwritable
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs
 from convrewrite.modules import ROOT, copy_model, eval_mode, named_outputs, preserved
 from convrewrite.names import require_names
@@ -86,7 +86,7 @@ def export(
     require_names(model, type(model).__name__)
     if opset is not None:
         require_opset(opset)
-    path, example = Path(path), bind_inputs(model, inputs)
+    path, example = given_path(path, "the path of the file to write"), bind_inputs(model, inputs)
     if any(tensor.is_inference() for tensor in (*example, *model.parameters(), *model.buffers())):
         model, example = copy_model(model), ordinary(example)  # torch exports no tensors of inference mode
     free = None if free_axes is None else axes_named(example, checked_axes(free_axes))

@@ -1,7 +1,7 @@
 """torch.compile, with its own backend or another, as ``torch-compile:cudagraphs``; with a device as ``torch-compile:cuda``."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -61,8 +61,16 @@ class TorchCompiled:
         return TorchEager(self._device).clock(threads)
 
     def at_work(self, threads: int) -> AbstractContextManager[object]:
-        """As in eager torch."""
-        return inference_at(threads)
+        """As in eager torch, but what is compiled is called so, whatever holds around it."""
+        return _compiled_at(threads)
+
+
+@contextmanager
+def _compiled_at(threads: int) -> Iterator[None]:
+    from convrewrite.process import compiled
+
+    with inference_at(threads), compiled("default"):
+        yield
 
 
 TARGET = TorchCompiled
