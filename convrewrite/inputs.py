@@ -5,7 +5,7 @@ positions once, here: every stage behind works with a plain tuple, and an ONNX f
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -104,6 +104,15 @@ def varied(inputs: Inputs) -> Inputs:
         (tensor.flip(-1) * 0.5 + 0.25 if tensor.is_floating_point() else tensor.flip(-1)) if tensor.ndim else tensor
         for tensor in inputs
     )
+
+
+def enlarged(inputs: Inputs) -> Iterator[Inputs]:
+    """Inputs of other sizes, made of these: in twice as large a batch, and longer along the last axis, or the last two, beside
+    batch and channels. What hangs on a size shows, in a model that takes others."""
+    yield tuple(torch.cat([tensor, tensor.flip(-1)]) if tensor.ndim else tensor for tensor in inputs)
+    longer = tuple(torch.cat([tensor, tensor], -1) if tensor.ndim > 2 else tensor for tensor in inputs)
+    yield longer
+    yield tuple(torch.cat([tensor, tensor], -2) if tensor.ndim > 3 else tensor for tensor in longer)
 
 
 def example_of(source: object, where: str) -> ExampleInput:

@@ -96,6 +96,23 @@ def same_random_numbers(seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def nothing_drawn() -> Iterator[None]:
+    """Raises RuntimeError at its end where torch, numpy or Python drew a random number meanwhile; their states are given back."""
+    states = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()
+    try:
+        yield
+        same = torch.equal(states[2], torch.get_rng_state()) and repr(states[:2]) == repr(
+            (random.getstate(), np.random.get_state(legacy=False))
+        )
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+    if not same:
+        raise RuntimeError("it draws random numbers")
+
+
+@contextlib.contextmanager
 def whole_float32() -> Iterator[None]:
     """Meanwhile graphics cards multiply float32 as it is, and not rounded to the ten bits of TF32, whose errors would be those of
     the fits; and cuDNN takes the same way every time."""

@@ -89,7 +89,8 @@ def find_sites(
 
 def _replaceable(calls: Mapping[str, Call], followers: Mapping[str, str]) -> set[str]:
     """Plain convolutions, and the BatchNorms behind them: what is replaced by what their attributes say."""
-    return {name for name, call in calls.items() if type(call.module) in CONV_TYPES} | set(followers.values())
+    convs = {name for name, call in calls.items() if type(call.module) in CONV_TYPES and not call.unbatched}
+    return convs | set(followers.values())
 
 
 def _functional_site(

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.proxy import ParameterProxy
 from torch.nn.modules.conv import _ConvNd
 
 from convrewrite.modules import Operator, Snapshot
-from convrewrite.process import followed
+from convrewrite.process import followed, nothing_drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def trace(model: nn.Module, inputs: int = 1, tracer: "MakeTracer | None" = None)
     parts: dict[str, fx.GraphModule] = {}
     lost: list[str] = []
     waiting = [("", model)]
-    before = Snapshot(model, tensors=False)
+    before = Snapshot(model, parameters=False)
     while waiting:
         name, module = waiting.pop(0)
         given, make = (1, OpaqueTracer) if name else (inputs, tracer or OpaqueTracer)
@@ -100,11 +101,11 @@ def follow_forward(module: nn.Module, given: Collection[str]) -> fx.GraphModule:
     """The graph of this module's own forward, its submodules being single nodes of it.
 
     The parameters of the forward that are not ``given`` take their defaults. What following it raises is passed on; the
-    module itself stays as it is.
+    module itself stays as it is. Raises RuntimeError for a forward that draws a random number which would be a constant.
     """
-    before = Snapshot(module, tensors=False)
+    before = Snapshot(module, parameters=False)
     try:
-        with followed():
+        with followed(), nothing_drawn():
             traced = _own_forward(module, given)
             graph = fx.Graph()  # a copy does not know the tracer, which a pickle would name
             graph.output(graph.graph_copy(traced, {}))
@@ -115,13 +116,13 @@ def follow_forward(module: nn.Module, given: Collection[str]) -> fx.GraphModule:
 
 def does_more(module: nn.Module, given: Collection[str]) -> bool:
     """Whether this module's own forward does more than its graph in eval mode says: something else while it trains, or a change
-    of its attributes. What following it raises is passed on."""
-    before = Snapshot(module, tensors=False)
+    of its attributes and what they hold. What following it raises is passed on."""
+    before = Snapshot(module, parameters=False)
     try:
         with followed():
             held = _held(module)
             graph = str(_own_forward(module, given))
-            writes = _held(module) != held
+            writes = _held(module) != held or before.contents_changed()
             before.restore()
             module.training = not module.training
             return writes or str(_own_forward(module, given)) != graph
@@ -136,7 +137,16 @@ def _held(module: nn.Module) -> dict[str, int]:
 
 
 def _own_forward(module: nn.Module, given: Collection[str]) -> fx.Graph:
-    traced = _OwnForward(param_shapes_constant=True).trace(module, concrete_args=_defaults(module, given))
+    """Where the forward asks for the numbers in a buffer, these are constants of its graph. Raises RuntimeError where following
+    it changes numbers, which the graph would not do again."""
+    before = Snapshot(module, parameters=False)
+    try:
+        traced = _OwnForward(buffers=True).trace(module, concrete_args=_defaults(module, given))
+    except Exception:  # a forward may fail in any way while it is being followed
+        before.restore()
+        traced = _OwnForward(buffers=False).trace(module, concrete_args=_defaults(module, given))
+    if before.numbers_changed():
+        raise RuntimeError("it changes a tensor in a way that no graph can be made of")
     _drop_defaults(traced, module)
     return traced
 
@@ -153,8 +163,33 @@ class _PartsTracer(fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
 
+class _BufferProxy(ParameterProxy):
+    """A buffer whose shape is known."""
+
+    def __init__(self, tracer: fx.Tracer, node: fx.Node, name: str, buffer: Tensor) -> None:
+        fx.Proxy.__init__(self, node, tracer)  # that of a parameter takes nothing else
+        self.param: Tensor = buffer  # type: ignore[assignment]
+        self.name = name
+
+
 class _OwnForward(_PartsTracer):
-    """Follows one forward and enters no other."""
+    """Follows one forward and enters no other. ``buffers``: what it does with them is followed, too, and not done."""
+
+    def __init__(self, buffers: bool) -> None:
+        super().__init__(param_shapes_constant=True)
+        self._buffers = buffers
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """An attribute that a forward asks for: a node of the graph where it is a parameter or a buffer."""
+        buffers = self.root.named_buffers() if self._buffers and isinstance(attr_val, Tensor) else ()
+        name = next((name for name, buffer in buffers if buffer is attr_val), None)
+        if name is None:
+            return super().getattr(attr, attr_val, parameter_proxy_cache)
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy(
+                "get_attr", name, (), {}, proxy_factory_fn=lambda node: _BufferProxy(self, node, name, attr_val)
+            )
+        return parameter_proxy_cache[name]
 
     def is_leaf_module(self, _module: nn.Module, _name: str) -> bool:
         return True

@@ -32,12 +32,16 @@ class _Held:
 class Snapshot:
     """Everything that can be got at from a model, as it was when this was made.
 
-    ``tensors``: the numbers in them too, for which they are copied; else only what holds what.
+    ``tensors``: the numbers in them too, for which they are copied, those of ``parameters`` or only of others; else only what
+    holds what.
     """
 
-    def __init__(self, model: nn.Module, *, tensors: bool = True) -> None:
+    def __init__(self, model: nn.Module, *, tensors: bool = True, parameters: bool = True) -> None:
         self._model = model
-        self._saved = [(value, _saved(value, tensors)) for value in reachable(model) if isinstance(value, _KINDS)]
+        held = [value for value in reachable(model) if isinstance(value, _KINDS)]
+        self._saved = [
+            (value, _saved(value, tensors and (parameters or not isinstance(value, nn.Parameter)))) for value in held
+        ]
         self._beside = [(value, _saved(value, False)) for value in _beside(model)]
 
     def restore(self) -> None:
@@ -51,6 +55,20 @@ class Snapshot:
         for value, saved in self._beside:
             if _differs(value, saved):
                 _restore(value, saved)
+
+    def numbers_changed(self) -> bool:
+        """Whether those in a tensor are others, of the tensors whose numbers are known."""
+        return any(isinstance(value, Tensor) and _differs(value, saved) for value, saved in self._saved)
+
+    def contents_changed(self) -> bool:
+        """Whether lists, sets and dictionaries that are no tables of modules hold other things."""
+        tables = {
+            id(table)
+            for module in self._model.modules()
+            for table in (vars(module), module._parameters, module._buffers, module._modules)
+        }
+        found = ((value, saved) for value, saved in self._saved if isinstance(value, dict | list | deque | set))
+        return any(id(value) not in tables and _differs(value, saved) for value, saved in found)
 
     def changed(self) -> tuple[str, ...]:
         """Names of some of what has changed: buffers, parameters and attributes of the model."""

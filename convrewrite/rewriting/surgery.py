@@ -121,7 +121,7 @@ def settle(original: nn.Module, lifted: Lifted, rewritten: nn.Module, sites: Seq
     """
     needed = needed_lifts(lifted.lifts, {site.name for site in sites})
     model = apply_lifts(original, needed) if needed else copy_model(original)
-    notes = lift_notes(original, model, needed) if needed else ()
+    notes = lift_notes(copy_model(original), model, needed) if needed else ()
     gone = tuple(model.get_parameter(f"{site.name}.weight") for site in sites)
     for site in sites:
         replace_site(model, site, rewritten.get_submodule(site.name))
