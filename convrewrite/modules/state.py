@@ -221,6 +221,8 @@ def _restore_tensor(value: Tensor, saved: _Held) -> None:
                 value.copy_(saved.numbers)
             else:
                 value.data = saved.numbers
+    if not value.is_leaf and not saved.requires_grad and not value._is_view():
+        value.detach_()  # a buffer that was updated while gradients were taken
     if value.is_leaf:
         value.requires_grad_(saved.requires_grad)
         value.grad = saved.grad

@@ -17,7 +17,7 @@ from convrewrite.graph import apply_lifts
 from convrewrite.inputs import ExampleInput, Inputs, moved, parameter_names
 from convrewrite.loading import import_object
 from convrewrite.meanings import Evaluation, asked_meanings
-from convrewrite.modules import copy_model, preserved, put_on, surroundings_preserved
+from convrewrite.modules import Snapshot, copy_model, preserved, put_on, surroundings_preserved
 from convrewrite.onnx_files import Provenance
 from convrewrite.onnx_graph import exporter_of, regions_of
 from convrewrite.pipeline.at_a_time import examples_at_a_time
@@ -126,9 +126,11 @@ def recover(
         original = apply_lifts(network.model, plan.lifted) if plan.lifted else copy_model(network.model)
         run = Recovering(came, network, original, put_on(HOME, copy_model(came.model)), asked, extras)
         run.notes += [*network.notes, *extras.notes]
+        before = Snapshot(run.rewritten, parameters=False)
         with accelerated(None if asked.device is None else place_of(asked.device)) as processes:
             distilled, given, evaluation = _train(run, data, processes)
             main = processes.index == 0
+        before.restore()  # buffers that a forward updates would hold what training has left there, and its gradients
         result = _finished(run, distilled, given, evaluation, main)
         return replace(result, model=put_on(origin, result.model))
 

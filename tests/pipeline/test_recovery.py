@@ -233,3 +233,29 @@ def test_what_cannot_be_recovered_is_refused(came: tuple[Net, convrewrite.Result
         recovered(came, images, minutes=1.0)
     with pytest.raises(TypeError, match="unexpected keyword argument 'speed'"):
         recovered(came, images, speed=1)
+
+
+class Counting(Net):
+    """A running mean, updated in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.ones(12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        self.mean.mul_(0.9).add_(x.mean((0, 2, 3)))
+        out: Tensor = self.head(torch.relu(x + self.norm(self.conv(x))).mean((2, 3)))
+        return out
+
+
+def test_buffers_that_a_forward_updates_are_not_those_of_the_training(images: Tensor) -> None:
+    torch.manual_seed(1)
+    model = Counting().eval()
+    came = convrewrite.optimize(model, images[:1], [HALF], images, measure=False, fast=True, refine=False)
+    found = convrewrite.recover(came, model, images, epochs=1, batch=16, measure=False)
+    for one in (model, came.model, found.model):
+        assert torch.equal(one.get_buffer("mean"), torch.ones(12))
+        assert not one.get_buffer("mean").requires_grad
+    trained = [name for name, p in found.model.named_parameters() if not torch.equal(p, came.model.get_parameter(name))]
+    assert trained or found.report.recovered.kept_step == 0  # type: ignore[union-attr]
