@@ -1,7 +1,7 @@
 """Recovery: a result is trained towards its original by distillation, verified anew, and told of in its report."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -16,7 +16,7 @@ from convrewrite.folders import given_path, read_text, temporary
 from convrewrite.graph import apply_lifts
 from convrewrite.inputs import ExampleInput, Inputs, moved, parameter_names
 from convrewrite.loading import import_object
-from convrewrite.meanings import Evaluation, asked_meanings
+from convrewrite.meanings import Evaluation, Meaning, asked_meanings
 from convrewrite.modules import Snapshot, copy_model, preserved, put_on, surroundings_preserved
 from convrewrite.onnx_files import Provenance
 from convrewrite.onnx_graph import exporter_of, regions_of
@@ -31,7 +31,19 @@ from convrewrite.planning import Fingerprint, Plan
 from convrewrite.process import at_work
 from convrewrite.progress import Stopwatch
 from convrewrite.reporting import RecoveredSummary, Report, recovered_report
-from convrewrite.results import PLAN, Result, further_files, kept, left_out, load, onnx_of, read_plan
+from convrewrite.results import (
+    ONNX,
+    PLAN,
+    WEIGHTS,
+    Result,
+    further_files,
+    kept,
+    left_out,
+    load,
+    onnx_of,
+    read_plan,
+    require_described,
+)
 from convrewrite.runtime import Baseline, Measured, measure_everything, measure_outputs
 from convrewrite.settings import Recovery
 from convrewrite.stored import raw_bytes
@@ -45,6 +57,7 @@ from convrewrite.tuning import (
     Processes,
     Training,
     accelerated,
+    code_of,
     fingerprint,
     keeps_outputs,
     load_checkpoint,
@@ -149,11 +162,12 @@ def _came(
     structures: Sequence[Structure],
     timeout: float,
 ) -> Came:
-    """Raises PlanError, ModelLoadError for folders that hold something else."""
+    """Raises PlanError, ModelLoadError for folders that hold something else, or other weights than were measured."""
     if isinstance(result, Result):
         return Came(result.plan, result.report, result.model, onnx_of(result), further_files(result))
     folder = given_path(result)
     plan, report = read_plan(folder / PLAN), read_report(folder / REPORT)
+    require_described(folder, report, (WEIGHTS, ONNX))
     network = _network(report, model, example, timeout)
     return Came(plan, report, load(folder, network.model, tuple(structures)), onnx_of(folder), further_files(folder))
 
@@ -206,7 +220,8 @@ def _train(run: Recovering, data: object, processes: Processes) -> tuple[Distill
     sites = {site.name: site.batch_norm for site in plan.sites if site.option is not None}
     with run.watch.timed("recover"):
         task = task_of(run.original, run.rewritten, sites, given, evaluation.meanings, asked, processes, extras.augment)
-        training = Training(task, _pace(asked, task.examples.steps_of_epoch), processes, _run_of(run, given, asked))
+        run_of = _run_of(run, given, asked, evaluation.meanings)
+        training = Training(task, _pace(asked, task.examples.steps_of_epoch), processes, run_of)
         training.keep, training.tell = _keeper(extras, processes), _teller(extras, asked)
         distilled = _trained(run, training, keeps_outputs(task, asked.memory))
     place = next(run.network.model.parameters()).device
@@ -249,12 +264,12 @@ def _pace(asked: Recovery, steps_of_epoch: int) -> Pace:
     return Pace(asked.rate, seconds=60 * asked.time)
 
 
-def _run_of(run: Recovering, given: Given, asked: Recovery) -> str:
-    """What tells this run from another whose checkpoint may lie there."""
+def _run_of(run: Recovering, given: Given, asked: Recovery, meanings: Mapping[str, Meaning]) -> str:
+    """What tells this run from another whose checkpoint may lie there: of other meanings of outputs too, as effects are told in
+    their units."""
     digest = hashlib.sha256()
     for tensor in (*given.train, *given.held_out, *([] if given.labels is None else [given.labels])):
         digest.update(raw_bytes(tensor))
-    augment = run.extras.augment
     return fingerprint(
         original=str(run.came.plan.model),
         rewritten=str(Fingerprint.of(run.came.model)),
@@ -269,8 +284,9 @@ def _run_of(run: Recovering, given: Given, asked: Recovery) -> str:
             asked.features,
             asked.everything,
         ],
+        outputs={name: [meaning.kind, meaning.weight, meaning.axis] for name, meaning in sorted(meanings.items())},
         seed=asked.seed,
-        augment=None if augment is None else getattr(augment, "__qualname__", type(augment).__qualname__),
+        augment=code_of(run.extras.augment),
     )
 
 

@@ -11,10 +11,21 @@ from convrewrite.folders import told
 from convrewrite.onnx_files import digest_of
 from convrewrite.reporting import Report
 
+REPORT = "report.json"
+
 
 def with_digests(report: Report, files: Sequence[Path]) -> Report:
     """The report of a result whose weights are in these files."""
     return report.model_copy(update={"digests": {file.name: digest_of(file) for file in files if file.is_file()}})
+
+
+def require_reported(folder: Path, names: Sequence[str]) -> None:
+    """As :func:`require_described`, by the report in the folder; one that is missing, or cannot be read, describes nothing."""
+    try:
+        report = Report.model_validate_json((folder / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    require_described(folder, report, names)
 
 
 def require_described(folder: Path, report: Report, names: Sequence[str]) -> None:

@@ -44,7 +44,7 @@ from convrewrite.onnx_graph import is_graph, take_numbers
 from convrewrite.places import PROCESSOR, place_of_model
 from convrewrite.planning import Plan, PlannedSite, planned_structure
 from convrewrite.reporting import Report, render_html, render_markdown, render_summary
-from convrewrite.results.digests import with_digests
+from convrewrite.results.digests import require_reported, with_digests
 from convrewrite.results.weights import read_weights, warn_of, write_weights
 from convrewrite.rewriting import empty_option, replace_site
 from convrewrite.structures import Option, Structure, discover
@@ -239,8 +239,9 @@ def _save_module(model: nn.Module, path: Path) -> None:
 def load(folder: str | Path, original_model: nn.Module, structures: tuple[Structure, ...] = ()) -> nn.Module:
     """The rewritten model from a result folder and an instance of the original architecture, with any weights.
 
-    Raises PlanError when the folder's plan belongs to another architecture, ModelLoadError when files are missing or
-    broken. ``original_model`` is not touched; state that no weights.safetensors can hold is taken from it, with a warning.
+    Raises PlanError when the folder's plan belongs to another architecture, ModelLoadError when files are missing, broken, or
+    not those that its report describes. ``original_model`` is not touched; state that no weights.safetensors can hold is taken
+    from it, with a warning.
     """
     folder = given_path(folder)
     if not isinstance(original_model, nn.Module):
@@ -257,6 +258,7 @@ def load(folder: str | Path, original_model: nn.Module, structures: tuple[Struct
     for name in (PLAN, ONNX if graph else WEIGHTS):
         if not (folder / name).is_file():
             raise ModelLoadError(f"{folder / name}: missing; expected a folder written by `convrewrite optimize -o`")
+    require_reported(folder, (ONNX if graph else WEIGHTS,))
     plan = read_plan(folder / PLAN)
     require_names(original_model, type(original_model).__name__)
     plan.require_model(original_model, weights=False)

@@ -1,9 +1,11 @@
 """Where a training stands, in one file that is put in its place in one step: numbers as safetensors, the rest as JSON beside
 them in the same file. Reading it runs no code."""
 
+import hashlib
+import inspect
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -138,3 +140,16 @@ def _tensors(path: Path, file: Any, keys: set[str], kind: str, parameters: Mappi
 def fingerprint(**facts: object) -> str:
     """What tells one run from another, as text: the facts by name."""
     return json.dumps(facts, sort_keys=True, default=str)
+
+
+def code_of(function: Callable[..., object] | None) -> str | None:
+    """What a caller's function is called, and a hash of how it is written, where that can be found: one that was changed is
+    another."""
+    if function is None:
+        return None
+    named: Any = function if hasattr(function, "__qualname__") else type(function)
+    try:
+        written = inspect.getsource(named)
+    except (OSError, TypeError):  # typed in at a prompt, or not Python's
+        written = ""
+    return f"{named.__qualname__} {hashlib.sha256(written.encode()).hexdigest()}"

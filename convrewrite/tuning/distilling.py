@@ -23,7 +23,7 @@ from convrewrite.tuning.blocks import observed
 from convrewrite.tuning.checkpoint import Checkpoint, Point, Standing
 from convrewrite.tuning.composition import composed
 from convrewrite.tuning.examples import Examples
-from convrewrite.tuning.losses import ROUNDING, Distillation, Named
+from convrewrite.tuning.losses import ROUNDING, Distillation, Named, takes_labels
 from convrewrite.tuning.pace import Pace
 from convrewrite.tuning.processes import Processes
 from convrewrite.tuning.stepping import Stepper
@@ -160,6 +160,8 @@ class Training:
 
     def _steps(self, stepper: Stepper, started: float) -> str | None:
         """All steps that are left; returns why it ended early. ``started``: what the clock said when the training began."""
+        if (reason := self._in_vain()) is not None:  # it had ended when its checkpoint was left
+            return reason
         task = self.task
         with observed(task.original, task.joins) as wanted, observed(task.rewritten, task.joins) as found:
             bad = torch.zeros((), device=self.processes.device)
@@ -173,7 +175,7 @@ class Training:
                 before, progress = progress, self.pace.progress(self.step, self.seconds)
                 looks = int(progress * LOOKS + 1e-9) > int(before * LOOKS + 1e-9)
                 if (looks or self.step % LOOKED_AT == 0) and bool(bad):
-                    return f"the loss was no number any more within {self.step} steps; a smaller rate would help"
+                    return f"the loss was no number any more within {self.step} steps; {self._to_numbers()} would help"
                 if looks and (reason := self._look(stepper, progress)) is not None:
                     return reason
         return None
@@ -224,7 +226,7 @@ class Training:
         parts = [
             F.nll_loss(self.task.meanings[name].log_scores(result.float()), labels.to(result.device))
             for name, result in results.items()
-            if self.task.meanings[name].scores and result.dim() == 2
+            if takes_labels(self.task.meanings[name], result)
         ]
         return torch.stack(parts).mean()
 
@@ -254,10 +256,18 @@ class Training:
             self.tell(progress, f"held out {effect:.3g}, {self.curve[0].effect:.3g} before")
         if self.keep is not None and self.processes.index == 0:
             self.keep(self._checkpoint(stepper))
+        return self._in_vain()
+
+    def _in_vain(self) -> str | None:
+        """Why to end, where nothing was gained for so long."""
         since = len(self.curve) - 1 - self.curve.index(min(self.curve, key=lambda point: point.effect))
-        if since >= PATIENCE:
-            return f"nothing was gained in {since} looks at the held-out inputs in a row"
-        return None
+        return f"nothing was gained in {since} looks at the held-out inputs in a row" if since >= PATIENCE else None
+
+    def _to_numbers(self) -> str:
+        """What makes a number of the loss again."""
+        return "a smaller rate" + (
+            ", or an augmentation that gives finite numbers," if self.task.examples.augment else ""
+        )
 
     def _effect(self) -> float:
         """The main process's, so that all keep the same; infinite where it is no number."""

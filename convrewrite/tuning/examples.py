@@ -104,7 +104,7 @@ def _augmented(augment: Augment, whole: Inputs) -> Inputs:
             made = augment(whole[0]) if len(whole) == 1 else augment(whole)  # type: ignore[arg-type]
     except Exception as error:  # the caller's own code may raise anything
         raise UsageError(f"augmentation: calling it raised {type(error).__name__}: {message_of(error)}") from error
-    changed = (made,) if isinstance(made, Tensor) else tuple(made)
+    changed = tuple(made) if isinstance(made, tuple | list) else (made,)
     wanted = ", ".join(f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in whole)
     found = ", ".join(
         f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__

@@ -82,6 +82,11 @@ class Distillation:
         return total
 
 
+def takes_labels(meaning: Meaning, output: Tensor) -> bool:
+    """Whether labels count for an output: class scores, one row for each example."""
+    return meaning.scores and output.dim() == 2
+
+
 def output_loss(wanted: Tensor, found: Tensor, meaning: Meaning, scale: float, temperature: float = 1.0) -> Tensor:
     """How far one output of a batch is from the original's, a scalar in the unit of its effect: nats for class scores and
     independent probabilities, squared distance of unit vectors, or squared relative error, ``scale`` being the mean square
@@ -151,7 +156,7 @@ def _score_loss(log_p: Tensor, log_q: Tensor, temperature: float) -> Tensor:
     if temperature != 1:
         log_p, log_q = ((values / temperature).log_softmax(1) for values in (log_p, log_q))
     p = log_p.exp()
-    terms = torch.where(p > 0, p * (log_p - log_q), 0.0)
+    terms = torch.where(p == 0, 0.0, p * (log_p - log_q))  # NaN stays NaN, and ends the training
     return terms.sum(1).mean() * temperature**2
 
 

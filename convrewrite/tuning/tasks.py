@@ -14,7 +14,7 @@ from convrewrite.settings import Recovery
 from convrewrite.tuning.blocks import joins, observed
 from convrewrite.tuning.distilling import Task
 from convrewrite.tuning.examples import Augment, Examples
-from convrewrite.tuning.losses import Distillation
+from convrewrite.tuning.losses import Distillation, takes_labels
 from convrewrite.tuning.processes import Processes
 from convrewrite.tuning.trainable import every_parameter, rewritten_parameters
 
@@ -49,7 +49,7 @@ class Given:
             raise CalibrationError(
                 f"data: expected at least {2 * least} inputs, to train on and to hold out, found {count}; give more"
             )
-        if labels is not None and (labels.dim() != 1 or len(labels) != count or labels.is_floating_point()):
+        if labels is not None and (labels.dim() != 1 or len(labels) != count or not _whole(labels.dtype)):
             raise UsageError(
                 f"labels: expected {count} whole numbers, one for each input, found {labels.dtype} {tuple(labels.shape)}"
             )
@@ -79,7 +79,7 @@ def task_of(
     """All that a training works on, on the device of the process. ``sites``: names of rewritten sites and of the BatchNorms that
     were folded into them. The two models are moved there, channels last where they take that.
 
-    Raises UsageError where no output can be trained towards.
+    Raises UsageError where no output can be trained towards, and for labels that are no classes of the model's.
     """
     layout = _layout(original, given.train)
     for model in (original, rewritten):
@@ -91,6 +91,8 @@ def task_of(
     with eval_mode(original), torch.no_grad(), observed(original, names) as seen:
         outputs = named_outputs(original(*few))
         loss = Distillation.of(outputs, meanings, dict(seen), asked.temperature, asked.features)
+    if given.labels is not None:
+        _require_labels(given.labels, outputs, meanings)
     with eval_mode(original), torch.no_grad():
         pairs = [(batch, named_outputs(original(*batch))) for batch in held_out]
     parameters = every_parameter(rewritten) if asked.everything else rewritten_parameters(rewritten, list(sites))
@@ -98,6 +100,28 @@ def task_of(
     batch = max(processes.count, min(asked.batch, len(train[0])) // processes.count * processes.count)
     examples = Examples(train, batch, asked.seed, augment, labels=labels)
     return Task(original, rewritten, parameters, list(sites), names, loss, examples, pairs, meanings)
+
+
+def _require_labels(labels: Tensor, outputs: Mapping[str, Tensor], meanings: Mapping[str, Meaning]) -> None:
+    """Raise UsageError unless some output is class scores, and has a class for every label."""
+    classes = {name: output.shape[1] for name, output in outputs.items() if takes_labels(meanings[name], output)}
+    if not classes:
+        found = ", ".join(f"{name} ({meaning.kind})" for name, meaning in meanings.items())
+        raise UsageError(
+            f"labels: expected an output of class scores, (N, C), which they count for, found {found}; leave them out, or say "
+            "what an output means"
+        )
+    least, most = int(labels.min()), int(labels.max())
+    for name, count in classes.items():
+        if least < 0 or most >= count:
+            raise UsageError(
+                f"labels: expected 0 to {count - 1}, as {name} has {count} classes, found {least if least < 0 else most}; "
+                "number the classes as the model does"
+            )
+
+
+def _whole(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
 
 
 def keeps_outputs(task: Task, memory: int) -> bool:

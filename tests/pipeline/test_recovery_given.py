@@ -1,0 +1,141 @@
+"""Recovery told what does not fit: labels, augmentations, files that were changed, checkpoints of other measures."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from networks import natural, state_bytes
+from torch import Tensor, nn
+
+import convrewrite
+from convrewrite.errors import ModelLoadError, UsageError
+from convrewrite.rules import Rule
+from convrewrite.tuning import Checkpoint
+from convrewrite.tuning.distilling import PATIENCE
+
+CLASSES = 5
+HALF = Rule(name="half", structures=("asymmetric",), ratio=0.3)
+
+
+class Net(nn.Module):
+    """Class scores, or a map where ``flat`` is False."""
+
+    def __init__(self, flat: bool = True) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 3, padding=1)
+        self.conv = nn.Conv2d(12, 12, 3, padding=1)
+        self.head = nn.Conv2d(12, CLASSES, 1)
+        self.flat = flat
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(torch.relu(self.conv(torch.relu(self.stem(x)))))
+        return out.mean((2, 3)) if self.flat else out
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return natural(40, 3, 8, 8, dtype=torch.float32)
+
+
+def came(images: Tensor, flat: bool = True) -> tuple[Net, convrewrite.Result]:
+    torch.manual_seed(1)
+    model = Net(flat).eval()
+    return model, convrewrite.optimize(model, images[:1], [HALF], "weights", measure=False)
+
+
+def recovered(came: tuple[Net, convrewrite.Result], images: Tensor, **asked: object) -> convrewrite.Result:
+    settings = {"measure": False, "epochs": 2, "batch": 8, "rate": 0.02, "features": 0.0} | asked
+    return convrewrite.recover(came[1], came[0], images, images[:1], **settings)  # type: ignore[arg-type]
+
+
+def test_labels_are_classes_of_the_model(images: Tensor) -> None:
+    given, labels = came(images), torch.arange(len(images)) % CLASSES
+    for wrong, found in ((labels + 1, "found 5"), (labels - 100, "found -100")):
+        with pytest.raises(UsageError, match=f"labels: expected 0 to 4, as output has 5 classes, {found}; number"):
+            recovered(given, images, labels=wrong)
+    for wrong in (labels > 2, labels.to(torch.complex64), labels.float()):
+        with pytest.raises(UsageError, match="labels: expected 40 whole numbers"):
+            recovered(given, images, labels=wrong)
+    assert recovered(given, images, labels=labels.to(torch.uint8)).report.recovered
+
+
+def test_labels_need_an_output_that_is_class_scores(images: Tensor) -> None:
+    with pytest.raises(UsageError, match=r"labels: expected an output of class scores, .*leave them out"):
+        recovered(came(images, flat=False), images, labels=torch.zeros(len(images), dtype=torch.long))
+    given = came(images)
+    with pytest.raises(UsageError, match=r"labels: expected an output of class scores, .*found output \(values\)"):
+        recovered(given, images, outputs={"output": "values"}, labels=torch.zeros(len(images), dtype=torch.long))
+
+
+@pytest.mark.parametrize("made", [None, 3, "text"])
+def test_an_augmentation_that_gives_no_batch_is_told_of(made: object, images: Tensor) -> None:
+    with pytest.raises(UsageError, match=f"expected it to give what it takes, .* found {type(made).__name__}"):
+        recovered(came(images), images, augment=lambda _batch: made)
+
+
+def test_an_augmentation_that_gives_no_numbers_is_named_as_the_cause(images: Tensor) -> None:
+    told = recovered(came(images), images, augment=lambda batch: batch * float("nan")).report.recovered
+    assert told is not None and told.unchanged
+    assert told.ended is not None and "an augmentation that gives finite numbers" in told.ended
+
+
+def test_a_checkpoint_is_not_gone_on_with_under_another_measure_or_augmentation(images: Tensor, tmp_path: Path) -> None:
+    given, notes = came(images), []
+
+    def changed(batch: Tensor) -> Tensor:
+        return batch + 1
+
+    changed.__qualname__ = "flipped"
+
+    def flipped(batch: Tensor) -> Tensor:
+        return batch.flip(3)
+
+    flipped.__qualname__ = "flipped"
+    for asked in (
+        {},
+        {"outputs": {"output": "embedding"}},
+        {"outputs": {"output": ("logits", 0.5)}},
+        {"augment": flipped},
+        {"augment": changed},
+        {"augment": changed},
+    ):
+        found = recovered(given, images, checkpoint=tmp_path / "state", **asked)
+        notes.append(any("went on from" in note for note in found.report.notes))
+    assert notes == [False] * 5 + [True]
+
+
+def test_a_training_that_had_ended_when_it_was_killed_does_not_go_on(
+    images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, asked = came(images), {"rate": 1e3, "epochs": 20, "checkpoint": tmp_path / "state"}
+    whole = recovered(given, images, **asked).report.recovered
+    assert whole is not None and whole.ended is not None and f"{PATIENCE} looks" in whole.ended
+    monkeypatch.setattr(Checkpoint, "save", lambda *_: pytest.fail("no step is left"))
+    again = recovered(given, images, **asked)
+    assert again.report.recovered is not None
+    assert (again.report.recovered.steps, again.report.recovered.ended) == (whole.steps, whole.ended)
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "model.onnx"])
+def test_a_folder_with_other_weights_than_its_report_describes_is_not_loaded_or_recovered(
+    file: str, images: Tensor, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    model = Net().eval()
+    folder = convrewrite.optimize(model, images[:1], [HALF], images, any_speed=True, fast=True).save(tmp_path / "out")
+    other = convrewrite.optimize(model, images[:1], ["separable"], images, any_speed=True, fast=True, seed=1)
+    other.save(tmp_path / "other")
+    before = state_bytes(convrewrite.load(folder, model))
+    (folder / file).write_bytes((tmp_path / "other" / file).read_bytes())
+    with pytest.raises(ModelLoadError, match=f"{file}: the folder is not what its report describes"):
+        convrewrite.recover(folder, model, images, epochs=1, measure=False)
+    if file == "model.onnx":  # of a module the weights are loaded
+        assert state_bytes(convrewrite.load(folder, model)) == before
+        return
+    with pytest.raises(ModelLoadError, match=f"{file}: the folder is not what its report describes"):
+        convrewrite.load(folder, model)
+    (folder / "report.json").unlink()
+    with pytest.raises(ModelLoadError, match="does not fit the plan beside it"):
+        convrewrite.load(folder, model)
