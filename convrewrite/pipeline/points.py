@@ -3,16 +3,17 @@
 What goes from process to process is text: how a frontier begins, and what became of a point.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict
-from torch import nn
 
 from convrewrite.errors import PlanError
 from convrewrite.modules import surroundings_preserved
 from convrewrite.pipeline.keywords import Extras
+from convrewrite.pipeline.metrics import Metric, measured_by
 from convrewrite.pipeline.networks import Given
 from convrewrite.pipeline.run import Run
 from convrewrite.planning import Plan, Planner
@@ -21,9 +22,6 @@ from convrewrite.reporting import SweepPoint
 from convrewrite.results import Result
 from convrewrite.rules import Rule
 from convrewrite.settings import Settings
-
-Metric = Callable[[nn.Module], float]
-"""A user's own measure of a model, the more the better or the less; it is only shown."""
 
 Resource = Literal["macs", "params", "latency"]
 
@@ -109,7 +107,7 @@ class Frontier:
         return Beginning(
             macs=totals.macs,
             parameters=totals.parameters,
-            metric=None if self.metric is None else float(self.metric(self.network.model)),
+            metric=measured_by(self.metric, self.network.model, "the original"),
             survey=tuple(planner.survey_facts()),
         )
 
@@ -147,11 +145,16 @@ class Frontier:
             parameters=totals.parameters.ratio,
             latency=None if latency is None else latency.ratio,
             agreement=min(agreements, default=None),
-            kl=None if not kls else max(0.0, *kls),
-            error=max((row.relative_error for row in report.fidelity), default=None),
-            metric=None if self.metric is None else float(self.metric(result.model)),
+            kl=_worst([kl if kl > 0 or math.isnan(kl) else 0.0 for kl in kls]),
+            error=_worst([row.relative_error for row in report.fidelity]),
+            metric=measured_by(self.metric, result.model, f"the model of {self.resource}={budget:g}"),
             refused=report.refused,
         )
+
+
+def _worst(losses: Sequence[float]) -> float | None:
+    """The largest; None where there is none, or where one is infinite or no number."""
+    return max(losses) if losses and all(map(math.isfinite, losses)) else None
 
 
 def plan_of(made: Made) -> Plan | None:

@@ -15,8 +15,9 @@ from convrewrite.inputs import ExampleInput
 from convrewrite.pipeline.clusters import require_cluster, workers_of
 from convrewrite.pipeline.handed import Handed, collected
 from convrewrite.pipeline.keywords import OptimizeKeywords, RuleSource, SweepKeywords, asked, signed
+from convrewrite.pipeline.metrics import Metric, called
 from convrewrite.pipeline.networks import ModelSource, network_of
-from convrewrite.pipeline.points import Beginning, Frontier, Made, Metric, Resource, plan_of
+from convrewrite.pipeline.points import Beginning, Frontier, Made, Resource, plan_of
 from convrewrite.planning import Plan
 from convrewrite.progress import Progress, silent
 from convrewrite.reporting import SweepPoint, SweepReport, SweptModel, sweep_page
@@ -98,10 +99,10 @@ def sweep(
 
     Inputs, survey and the original's own measurements are shared, and fits as far as plans begin alike; points are not refined,
     unless ``refine=True``, and not bettered by swaps: ``optimize`` within the same budget is at least as good. A budget that
-    cannot be met is a point with the reason. ``metric`` is called with the original and each rewritten model. ``cluster``: hand
-    the work to Dask, to ``"local:2"`` processes here or to the scheduler at an address, whose workers are trusted; raises
-    UsageError for one that cannot be used, and ProcessLostError where its workers die. The other arguments are those of
-    :func:`optimize`.
+    cannot be met is a point with the reason. ``metric`` is called with copies of the original and of each rewritten model.
+    ``cluster``: hand the work to Dask, to ``"local:2"`` processes here or to the scheduler at an address, whose workers are
+    trusted; raises UsageError for one that cannot be used, and ProcessLostError where its workers die. The other arguments are
+    those of :func:`optimize`.
     """
     cluster, rest = keywords.get("cluster"), {name: value for name, value in keywords.items() if name != "cluster"}
     asked = frontier_of(
@@ -189,7 +190,7 @@ def _sweep_of(frontier: Frontier, beginning: Beginning, made: Sequence[Made]) ->
         resource=frontier.resource,
         rules=tuple(rule.name for rule in frontier.rules),
         basis=(reached[-1].basis if reached else None) or "not measured",
-        metric=None if frontier.metric is None else getattr(frontier.metric, "__name__", "metric"),
+        metric=None if frontier.metric is None else called(frontier.metric),
         models=(swept.marked(frontier.resource),),
     )
     return Sweep(report, plans)

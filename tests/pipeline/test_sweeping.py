@@ -218,3 +218,41 @@ def test_the_command_sweeps_models_side_by_side(
     assert main([*words, "mine.py:nothing", "-o", "out"]) == 3
     assert main(["sweep", "a.pt", "--budgets", "0.8..x", "-o", "out"]) == 2
     assert main(["sweep", "a.pt", "--resource", "money", "-o", "out"]) == 2
+
+
+def swept(model: Small, inputs: Tensor, metric: Any) -> Any:
+    return sweep(model, inputs[:1], [RULE], inputs, (0.75,), metric=metric, measure=False, fast=True).report.models[0]
+
+
+def test_a_metric_that_raises_or_gives_no_number_is_told_of(model: Small, inputs: Tensor) -> None:
+    calls: list[int] = []
+
+    def second(_model: nn.Module) -> float:
+        calls.append(1)
+        return 1.0 / (2 - len(calls))
+
+    with pytest.raises(
+        UsageError, match=r"metric second: calling it with the model of macs=0\.75 raised ZeroDivisionErr"
+    ):
+        swept(model, inputs, second)
+    for made in ("good", None, (1, 2), torch.zeros(2), 10**400, 1j):
+        with pytest.raises(UsageError, match=r"metric <lambda>: expected a number of the original, found "):
+            swept(model, inputs, lambda _model, made=made: made)
+
+
+@pytest.mark.parametrize("made", [float("nan"), float("inf")])
+def test_a_metric_that_is_no_number_is_left_empty(made: float, model: Small, inputs: Tensor) -> None:
+    found = swept(model, inputs, lambda _model: made)
+    assert found.metric is None and found.points[0].metric is None and found.points[0].error is not None
+
+
+def test_what_a_metric_does_to_its_model_changes_nothing_else(model: Small, inputs: Tensor) -> None:
+    def spoil(model: nn.Module) -> float:
+        for parameter in model.parameters():
+            parameter.data.zero_()
+        return 1.0
+
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found, plain = swept(model, inputs, spoil), swept(model, inputs, None)
+    assert [(p.error, p.agreement) for p in found.points] == [(p.error, p.agreement) for p in plain.points]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
