@@ -107,7 +107,8 @@ class Benched(_Form):
 
 
 class Timings(_Form):
-    """What a file of timings holds: seconds by option, null for what the runtime cannot run."""
+    """What a file of timings holds: seconds by option, null for what the runtime cannot run; ``model`` tells the original from
+    other models."""
 
     format: int
     runtime: str
@@ -116,6 +117,7 @@ class Timings(_Form):
     block: int
     threads: int
     seconds: dict[str, Number]
+    model: str | None = None
 
     @classmethod
     def of(cls, found: Profile) -> "Timings":

@@ -124,6 +124,8 @@ def profile(
         raise UsageError("profile: expected -o FILE for times, or --graphs FOLDER for another machine, and one of them")
     if graphs is not None and as_json:
         raise UsageError("--json: expected with -o, as --graphs measures nothing that could be printed; leave it out")
+    if out is not None:
+        Profile.check_place(out)
     if is_graphs(Path(model)) and out is not None:
         found = profile_graphs(Path(model), settings.target, settings.threads, ROUNDS[settings.fast])
         _profiled(found, out, as_json)

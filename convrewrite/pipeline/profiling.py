@@ -54,7 +54,9 @@ def profile(
             for entry in to_time(prepared, table):
                 seconds |= entry.times(baseline.timer, asked.threads, table.rounds)
     target = asked.target
-    return Profile(target.name, target.version(), processor()[0], target.block(), asked.threads, seconds)
+    return Profile(
+        target.name, target.version(), processor()[0], target.block(), asked.threads, seconds, prepared.layout
+    )
 
 
 def _write(prepared: Prepared, asked: Settings, folder: Path) -> None:
@@ -69,4 +71,4 @@ def _write(prepared: Prepared, asked: Settings, folder: Path) -> None:
         given = exporter.feed(one if exporter.exports and prepared.batch is None else prepared.inputs)
         groups = [entry.written(made) for entry in to_time(prepared, latency_table_of(prepared, asked))]
         inputs = [{"shape": list(x.shape), "type": str(x.dtype).removeprefix("torch.")} for x in given]
-        list_graphs(made, groups, inputs)
+        list_graphs(made, groups, inputs, prepared.layout)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from convrewrite.conv import Cost
+from convrewrite.errors import PlanError
 from convrewrite.exports import Written
 from convrewrite.folders import Scratch, temporary
 from convrewrite.graph import Traced
@@ -96,6 +97,7 @@ class Run:
     ) -> "Run":
         """Everything that comes before a choice; what cannot be done is refused before the long work. ``known``: the meanings
         of outputs that a plan holds."""
+        _require_its_times(prepared, settings)
         prepared = narrowed(prepared, settings)
         model, inputs, scratch = prepared.model, prepared.inputs, temporary()
         require_outputs(model, inputs, constraints.outputs, known, repeatable=settings.measure)
@@ -281,6 +283,18 @@ def _elsewhere(settings: Settings) -> list[str]:
         return []
     profile = read_profile(Path(settings.timings))
     return [f"chosen by times in {profile.describe()}, from {settings.timings}; the result was not timed here"]
+
+
+def _require_its_times(prepared: Prepared, settings: Settings) -> None:
+    """Raise PlanError for a file with the times of another model: what its original takes is not what this one does."""
+    if settings.timings is None:
+        return
+    profiled = read_profile(Path(settings.timings)).model
+    if profiled is not None and profiled != prepared.layout:
+        raise PlanError(
+            f"--timings {settings.timings}: expected times of this model at this input size, found those of another; profile "
+            "this one (`convrewrite profile`)"
+        )
 
 
 def _nothing_done(outcomes: Sequence[Outcome]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from convrewrite.planning.curves import spread
 from convrewrite.planning.latency_table import LatencyTable, aligned, calls_of
@@ -52,7 +52,9 @@ def usable(rank_range: RankRange, latency_table: LatencyTable | None) -> list[Ca
 
 
 def to_time(prepared: Prepared, latency_table: LatencyTable) -> tuple[OptionsAt, ...]:
-    """Every option that a plan by these rules may ask the time of, at every geometry: for another machine to time."""
+    """Every option that a plan by these rules may ask the time of, within any budget, at every geometry: for another machine to
+    time."""
+    latency_table = replace(latency_table, least_gain=0.0)
     found: dict[tuple[object, object], OptionsAt] = {}
     for space in prepared.search_spaces:
         candidates = [c for rank_range in space.rank_ranges for c in usable(rank_range, latency_table)]

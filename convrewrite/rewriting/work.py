@@ -1,7 +1,9 @@
 """What the stages of one run share: the model and its sites, the inputs, how to work, and whom to tell."""
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import cast
 
 import torch
@@ -48,6 +50,15 @@ class Prepared:
     device: torch.device = HOME
     home: "Prepared | None" = None
     origin: torch.device = HOME
+
+    @property
+    def layout(self) -> str:
+        """What tells a model whose time was measured from others, the same of a module and its ONNX file: every convolution
+        with the sizes it runs on, and the MACs of the whole. Weights do not count, nor biases, which an exporter may drop or
+        add."""
+        specs = [(replace(site.spec, bias=True), sorted(site.input_sizes)) for site in self.sites]
+        sites = sorted(json.dumps([asdict(spec), sizes]) for spec, sizes in specs)
+        return hashlib.sha256(json.dumps([sites, self.totals.macs]).encode()).hexdigest()
 
     def on(self, device: torch.device) -> "Prepared":
         """A copy of the model, of its graphs and inputs on a device; on the processor what the copy was made of."""

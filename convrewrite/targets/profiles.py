@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from convrewrite.errors import UsageError
-from convrewrite.folders import made_aside, read_text
+from convrewrite.folders import made_aside, read_text, require_room_beside, resolved, told
 from convrewrite.machine import processor
 from convrewrite.targets.interleaving import framed_seconds, interleaved
 from convrewrite.targets.target import Compiled, Program, Target
+
+OTHER = "another file with -o"
 
 FORMAT = 1
 """Number of the format of both files."""
@@ -29,6 +31,8 @@ ORIGINAL = "original"
 MOST_TIMES = 1_000_000
 """Times in a file, at most: ten times as many as the largest network of a zoo asks for."""
 
+MOST_SECONDS = 1e9
+"""Seconds of one time in a file, at most: thirty years, of which a thousand times as many still add up."""
 
 MOST_NUMBERS = 1 << 28
 """Numbers in an input, at most."""
@@ -41,7 +45,8 @@ TYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "ui
 class Profile:
     """Seconds of options by key, on a machine: the runtime with its version, the processor, its channel block, and threads.
 
-    A time may be infinite: that runtime cannot run the option. ``batch``: the examples of one call.
+    A time may be infinite: that runtime cannot run the option. ``model`` tells the original from other models, whose time it is
+    not; None in files of earlier versions, and then it is believed.
     """
 
     runtime: str
@@ -50,6 +55,16 @@ class Profile:
     block: int
     threads: int
     seconds: Mapping[str, float] = field(default_factory=dict)
+    model: str | None = None
+
+    @staticmethod
+    def check_place(path: Path) -> None:
+        """Raise UsageError unless timings can be written to ``path``: called before any long work."""
+        with told(path, OTHER):
+            place = resolved(path)
+            if place.exists() and not (place.is_file() and (place.stat().st_size == 0 or _holds_timings(place))):
+                raise UsageError(f"{path}: holds something else than timings, which would be lost; name {OTHER}")
+            require_room_beside(place)
 
     def describe(self) -> str:
         """As in a note of a report."""
@@ -80,18 +95,33 @@ def _seconds(profile: Profile) -> dict[str, float]:
     numbers = (profile.block, profile.threads)
     if not all(isinstance(x, str) for x in texts) or not all(isinstance(x, int) and 1 <= x <= 4096 for x in numbers):
         raise ValueError("expected names of runtime and processor, and whole numbers for block and threads")
+    if profile.model is not None and not isinstance(profile.model, str):
+        raise ValueError("expected a text that tells the model")
     if not isinstance(profile.seconds, dict) or len(profile.seconds) > MOST_TIMES:
         raise ValueError("expected seconds by key")
     found = {key: math.inf if value is None else value for key, value in profile.seconds.items()}
     for key, value in found.items():
         if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
             raise ValueError(f"expected seconds above 0 for {key[:40]}, found {str(value)[:40]}")
-    return found
+        if value > MOST_SECONDS and value != math.inf:
+            raise ValueError(f"expected seconds up to {MOST_SECONDS:g} for {key[:40]}, found {str(value)[:40]}")
+    if found.get(ORIGINAL) == math.inf:
+        raise ValueError("expected the seconds of the original, found that it cannot run there; name another runtime")
+    return {key: float(value) for key, value in found.items()}
+
+
+def _holds_timings(place: Path) -> bool:
+    try:
+        read_profile(place)
+    except UsageError:
+        return False
+    return True
 
 
 def save_profile(profile: Profile, path: Path) -> None:
     """Write timings aside and put them in their place. Raises UsageError when that fails."""
-    with made_aside(path, "another file with -o") as made:
+    Profile.check_place(path)
+    with made_aside(path, OTHER) as made:
         made.write_text(profile.to_json(), encoding="utf-8")
 
 
@@ -100,10 +130,12 @@ def is_graphs(folder: Path) -> bool:
     return (folder / GRAPHS).is_file()
 
 
-def list_graphs(folder: Path, groups: Sequence[Mapping[str, Any]], inputs: Sequence[Mapping[str, Any]]) -> None:
+def list_graphs(
+    folder: Path, groups: Sequence[Mapping[str, Any]], inputs: Sequence[Mapping[str, Any]], model: str
+) -> None:
     """Write what the graphs in a folder are: of every group the frame, the original and its options, and the shape of their
-    input; and the inputs of the whole original."""
-    text = json.dumps({"format": FORMAT, "inputs": list(inputs), "groups": list(groups)}, indent=1)
+    input; the inputs of the whole original, and what tells it from other models."""
+    text = json.dumps({"format": FORMAT, "model": model, "inputs": list(inputs), "groups": list(groups)}, indent=1)
     (folder / GRAPHS).write_text(text + "\n", encoding="utf-8")
 
 
@@ -116,6 +148,9 @@ def profile_graphs(folder: Path, target: Target, threads: int, rounds: int) -> P
             raise ValueError(f"format {found['format']}")
         groups = [(_keys(group["graphs"]), _ones(group["input"])) for group in found["groups"]]
         inputs = [_ones(entry["shape"], str(entry["type"])) for entry in found["inputs"]]
+        model = found.get("model")
+        if model is not None and not isinstance(model, str):
+            raise ValueError("expected a text that tells the model")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UsageError(f"{folder / GRAPHS}: expected what `convrewrite profile --graphs` writes: {error}") from error
     seconds: dict[str, float] = {}
@@ -131,7 +166,7 @@ def profile_graphs(folder: Path, target: Target, threads: int, rounds: int) -> P
         run = _Made(folder, ORIGINAL, inputs, target, threads).required()
         (samples,) = interleaved([run], rounds, 0.01, target.clock(threads))
     seconds[ORIGINAL] = statistics.median(samples) / len(inputs[0])
-    return Profile(target.name, target.version(), processor()[0], target.block(), threads, seconds)
+    return Profile(target.name, target.version(), processor()[0], target.block(), threads, seconds, model)
 
 
 def _ones(shape: Sequence[Any], kind: str = "float32") -> Any:
