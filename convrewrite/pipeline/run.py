@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from convrewrite.conv import Cost
-from convrewrite.errors import PlanError
+from convrewrite.errors import PlanError, UsageError
 from convrewrite.exports import Written
 from convrewrite.folders import Scratch, temporary
 from convrewrite.graph import Traced
@@ -97,7 +97,7 @@ class Run:
     ) -> "Run":
         """Everything that comes before a choice; what cannot be done is refused before the long work. ``known``: the meanings
         of outputs that a plan holds."""
-        _require_its_times(prepared, settings)
+        _require_its_times(prepared, constraints, settings)
         prepared = narrowed(prepared, settings)
         model, inputs, scratch = prepared.model, prepared.inputs, temporary()
         require_outputs(model, inputs, constraints.outputs, known, repeatable=settings.measure)
@@ -285,10 +285,16 @@ def _elsewhere(settings: Settings) -> list[str]:
     return [f"chosen by times in {profile.describe()}, from {settings.timings}; the result was not timed here"]
 
 
-def _require_its_times(prepared: Prepared, settings: Settings) -> None:
-    """Raise PlanError for a file with the times of another model: what its original takes is not what this one does."""
-    if settings.timings is None:
+def _require_its_times(prepared: Prepared, constraints: Constraints, settings: Settings) -> None:
+    """Raise PlanError for a file with the times of another model: what its original takes is not what this one does; UsageError
+    where options are chosen from all ranks, as nothing need be fast, of which a file has a few."""
+    if settings.timings is None or not settings.measure:
         return
+    if not (constraints.for_speed or constraints.by_ratio):
+        raise UsageError(
+            f"--timings {settings.timings}, --any-speed: expected one of them with a budget of MACs or parameters, or with a "
+            "fidelity to keep, as times do not count then; leave one out"
+        )
     profiled = read_profile(Path(settings.timings)).model
     if profiled is not None and profiled != prepared.layout:
         raise PlanError(

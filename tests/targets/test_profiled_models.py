@@ -41,6 +41,13 @@ def test_they_hold_for_every_budget(asked: dict[str, object], times: Path) -> No
     assert planned(small_network(), times, **asked).sites
 
 
+def test_they_are_of_no_use_where_nothing_need_be_fast(times: Path) -> None:
+    for asked in ({"budget": {"macs": 0.8}}, {"keep": 0.5}):
+        with pytest.raises(UsageError, match=r"--any-speed: expected one of them .*; leave one out"):
+            planned(small_network(), times, any_speed=True, **asked)
+    assert planned(small_network(), times, any_speed=True).sites
+
+
 def test_times_of_another_model_are_refused_and_those_of_its_file_are_not(times: Path, tmp_path: Path) -> None:
     other = small_network()
     torch.manual_seed(1)
