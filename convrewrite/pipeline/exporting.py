@@ -53,6 +53,7 @@ def export_result(
     check_addable(folder)
     require_described(folder, report, (WEIGHTS, ONNX))
     network = network_of(model, example_of(report, model, example_input), asked.timeout)
+    plan.require_model(network.model, weights=True)
     exporter = exporter_of(network.model, report.asked.opset, report.asked.free_axes)
     file, inputs = folder / ONNX, "weights" if calibration is None else calibration
     with at_work(report.seed), surroundings_preserved(network.model), temporary() as scratch:

@@ -20,7 +20,7 @@ from convrewrite.pipeline.recovery import read_report
 from convrewrite.process import at_work
 from convrewrite.progress import Progress, silent
 from convrewrite.quantising import quantise_file
-from convrewrite.results import INT8, ONNX, WEIGHTS, require_described
+from convrewrite.results import INT8, ONNX, PLAN, WEIGHTS, read_plan, require_described
 from convrewrite.runtime import Baseline, measure_fidelity
 from convrewrite.settings import Settings
 
@@ -60,8 +60,8 @@ def quantise(
             stages, are chosen.
         settings: of these ``seed``, ``threads``, ``memory``, ``timeout`` and ``runtime`` count.
 
-    Raises ModelLoadError for a folder without such a file, or with other weights than were measured, ExportError for what
-    onnxruntime cannot quantise, UsageError where the file cannot be written.
+    Raises ModelLoadError for a folder without such a file, or with other weights than were measured, PlanError for another
+    original, ExportError for what onnxruntime cannot quantise, UsageError where the file cannot be written.
     """
     asked, folder = settings_of(settings), given_path(result)
     file = folder / ONNX
@@ -70,6 +70,7 @@ def quantise(
     report = read_report(folder / "report.json")
     require_described(folder, report, (WEIGHTS, ONNX))
     network = network_of(model, example_input, asked.timeout)
+    read_plan(folder / PLAN).require_model(network.model, weights=True)
     if holds_halves(network.model):
         raise UsageError(
             "int8: expected a model in float32, which alone can be quantised, found one in half precision; quantise the result "

@@ -234,7 +234,10 @@ class Plan(_PlanPart):
                 "give the original model the plan was made from"
             )
         if weights and found.weights != self.model.weights:
-            raise PlanError("the plan was made for this architecture with other weights; make a new plan for these")
+            raise PlanError(
+                "the plan was made for this architecture with other weights; give the original with the weights that it had, or "
+                "make a new plan for these"
+            )
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -206,7 +206,7 @@ WRONG: list[tuple[list[str], int, list[str]]] = [
     (["apply", "net.pt", "key.json", "-o", "out"], 2, ["key.json: surprise: "]),
     (["apply", "net.pt", "budget.json", "-o", "out"], 2, ["budget.json: budget 'flops': expected one of macs"]),
     (["apply", "net.pt", "keep.json", "-o", "out"], 2, ["keep.json: keep: expected agreement in (0, 1)"]),
-    (["apply", "other.pt", "plan.json", "-o", "out", *INPUT], 2, ["with other weights; make a new plan"]),
+    (["apply", "other.pt", "plan.json", "-o", "out", *INPUT], 2, ["with other weights; give the original"]),
     (["apply", "third.pt", "plan.json", "-o", "out", *INPUT], 2, ["made for another model", "the original model"]),
     (["apply", "missing.pt", "plan.json", "-o", "out"], 3, ["missing.pt: no such file"]),
     (["apply", "net.pt", "plan.json", "-o", "file"], 2, ["file: expected a folder for the results, found a file"]),

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import convrewrite
-from convrewrite.errors import ExportError, ModelLoadError, UsageError
+from convrewrite.errors import ExportError, ModelLoadError, PlanError, UsageError
 from convrewrite.exports import Made, Source, discovery, kinds_of_exports
 from convrewrite.exports.kinds.torch_export import TorchExport
 from convrewrite.onnx_files import OnnxModel, opset_of
@@ -286,3 +286,23 @@ def test_a_folder_with_other_weights_than_its_report_tells_of_is_refused(
     (folder / "report.json").write_text(json.dumps(report))
     read = convrewrite.quantise(folder, model, x, images(16), settings=convrewrite.Settings(timer=FalseTimer()))
     assert len(read) == 4, "as earlier versions wrote it"
+
+
+@pytest.mark.parametrize("other", ["weights", "architecture"])
+def test_another_original_is_refused_as_fidelity_is_to_that_of_the_result(
+    made: tuple[Path, Path, Report], tmp_path: Path, other: str
+) -> None:
+    folder, x = tmp_path / "out", images(1)
+    shutil.copytree(made[1], folder)
+    model = (
+        tiny_network() if other == "weights" else nn.Sequential(*list(tiny_network())[:1], *list(tiny_network())[3:])
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    before = listing(folder)
+    with pytest.raises(PlanError, match=r"other weights; give the original|made for another model"):
+        convrewrite.quantise(folder, model, x, images(16))
+    with pytest.raises(PlanError, match=r"other weights; give the original|made for another model"):
+        convrewrite.export_result(folder, model, x, to=["half"])
+    assert listing(folder) == before

@@ -206,7 +206,7 @@ def test_another_model_is_refused(made: Plan) -> None:
 
 
 def test_other_weights_are_refused(made: Plan) -> None:
-    with pytest.raises(PlanError, match="for this architecture with other weights; make a new plan for these"):
+    with pytest.raises(PlanError, match="for this architecture with other weights; give the original"):
         applied(made, network(seed=1))
 
 
