@@ -114,7 +114,7 @@ def build_report(
         reached=Reached(
             budget={name: parts[name] for name in constraints.budget}, keep=_kept(constraints, measured.fidelity)
         ),
-        refused=refused(constraints, measured, lost, parts),
+        refused=refused(constraints, measured, lost, parts, plan.rules),
         useless=lost is not None,
         warnings=(*([lost] if lost else []), *few_positions(outcomes), *overfitted(outcomes)),
         seed=plan.seed,
@@ -170,7 +170,7 @@ def recovered_report(
         "reached": Reached(
             budget={name: parts[name] for name in constraints.budget}, keep=_kept(constraints, measured.fidelity)
         ),
-        "refused": refused(constraints, measured, lost, parts),
+        "refused": refused(constraints, measured, lost, parts, plan.rules),
         "useless": lost is not None,
         "warnings": (*([lost] if lost else []), *earlier),
         "threads": asked.threads,

@@ -28,6 +28,9 @@ TELLING = 0.01
 OVERSPENT = 1.001
 """Times a budget of MACs or parameters, which are counted exactly: beyond it a plan did not have it."""
 
+FASTEST_RULE = "balanced"
+"""The built-in rule that has every structure to choose from."""
+
 NAMED = 5
 """Sites that a warning names; of more it gives the number."""
 
@@ -46,14 +49,20 @@ def useless(constraints: Constraints, measured: Measured, calibration: Calibrati
 
 
 def refused(
-    constraints: Constraints, measured: Measured, lost: str | None, reached: Mapping[str, float | None]
+    constraints: Constraints,
+    measured: Measured,
+    lost: str | None,
+    reached: Mapping[str, float | None],
+    rules: Sequence[str] = (),
 ) -> str | None:
     """Why the result is no success, though everything ran. ``lost``: why it is useless, if it is; on random noise that is a
-    warning only. ``reached``: the parts of the original's costs that are left."""
+    warning only. ``reached``: the parts of the original's costs that are left. ``rules``: those it was made by."""
     if lost is not None and not measured.noise:
         return lost
     return (
-        _too_dear(constraints, reached) or _too_slow(constraints, measured) or _too_far(constraints, measured.fidelity)
+        _too_dear(constraints, reached)
+        or _too_slow(constraints, measured, rules)
+        or _too_far(constraints, measured.fidelity)
     )
 
 
@@ -139,12 +148,12 @@ def _too_dear(constraints: Constraints, reached: Mapping[str, float | None]) -> 
     return None
 
 
-def _too_slow(constraints: Constraints, measured: Measured) -> str | None:
+def _too_slow(constraints: Constraints, measured: Measured, rules: Sequence[str]) -> str | None:
     latency = measured.onnx_latency
     if constraints.for_speed and latency is not None and measured.slower:
         return (
             f"the rewritten model is slower than the original: {latency.ratio:.2f} of its time in {latency.runtime}; "
-            "use --rule balanced --budget latency=0.6, or --any-speed if time does not matter"
+            f"{_faster(constraints, rules)}"
         )
     wanted = constraints.budget.get("latency")
     if wanted is not None and latency is not None and latency.ratio > OVERSTEP * wanted:
@@ -153,6 +162,14 @@ def _too_slow(constraints: Constraints, measured: Measured) -> str | None:
             "ask for less, or repeat the run on a quieter machine"
         )
     return None
+
+
+def _faster(constraints: Constraints, rules: Sequence[str]) -> str:
+    """What would make it so, beyond what was asked already."""
+    if "latency" in constraints.budget:
+        return "ask for less latency, or repeat the run on a quieter machine"
+    rule = "" if FASTEST_RULE in rules else f"--rule {FASTEST_RULE} "
+    return f"use {rule}--budget latency=0.6, or --any-speed if time does not matter"
 
 
 def _too_far(constraints: Constraints, fidelity: Fidelity) -> str | None:

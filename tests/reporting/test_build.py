@@ -72,6 +72,20 @@ def test_slower_is_no_success_where_time_matters(constraints: Constraints, no_su
     )
 
 
+def test_what_is_slower_is_told_what_was_not_tried_yet() -> None:
+    found = [
+        str(refused(constraints, measured(1.5), None, {}, rules))
+        for constraints, rules in (
+            (Constraints({}), ("separable",)),
+            (Constraints({"macs": 0.5}), ("balanced",)),
+            (Constraints({"latency": 0.5}, any_speed=True), ("balanced",)),
+        )
+    ]
+    assert found[0].endswith("; use --rule balanced --budget latency=0.6, or --any-speed if time does not matter")
+    assert found[1].endswith("; use --budget latency=0.6, or --any-speed if time does not matter")
+    assert found[2].endswith("; ask for less latency, or repeat the run on a quieter machine")
+
+
 @pytest.mark.parametrize(("ratio", "no_success"), [(0.5, False), (0.54, False), (0.56, True), (0.99, True)])
 def test_a_latency_budget_is_held_to_what_was_measured(ratio: float, no_success: bool) -> None:
     found = refused(Constraints({"latency": 0.5}), measured(ratio), None, {})
