@@ -82,12 +82,25 @@ class RunningParity:
                 self._worst[name] = parity
 
     def add_arrays(self, expected: Mapping[str, Tensor], arrays: Sequence[Any]) -> dict[str, Tensor]:
-        """One batch, whose arrays or tensors are in the order of what is ``expected``: they by their names."""
+        """One batch, whose arrays or tensors are in the order of what is ``expected``: they by their names. Raises
+        VerificationError where they are something else, as a runtime of another package may give."""
+        if not isinstance(arrays, Sequence) or isinstance(arrays, str | bytes):
+            raise VerificationError(
+                f"{self.runtime}: expected a list of {len(expected)} outputs, found {type(arrays).__name__}; mend the runtime"
+            )
         if len(arrays) != len(expected):
             raise VerificationError(f"{self.runtime}: expected {len(expected)} outputs, found {len(arrays)}")
-        found = {n: torch.as_tensor(array).detach().cpu().clone() for n, array in zip(expected, arrays, strict=True)}
+        found = {name: self._tensor(name, array) for name, array in zip(expected, arrays, strict=True)}
         self.add(expected, found)
         return found
+
+    def _tensor(self, name: str, array: Any) -> Tensor:
+        try:
+            return torch.as_tensor(array).detach().cpu().clone()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise VerificationError(
+                f"{self.runtime}: output {name!r}: expected an array of numbers, found {type(array).__name__}; mend the runtime"
+            ) from error
 
     def result(self) -> Parity:
         """What came of it."""

@@ -11,7 +11,8 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 
-from convrewrite.errors import UsageError
+from convrewrite.errors import ConvRewriteError, UsageError
+from convrewrite.escaping import message_of
 from convrewrite.targets import kinds
 from convrewrite.targets.target import Target
 
@@ -52,5 +53,12 @@ def target_of(text: str) -> Target:
         raise UsageError(
             f"--runtime {target.name}: needs the package {target.package}, which is not installed here; "
             f"pip install {target.package}"
+        ) from error
+    except ConvRewriteError:
+        raise
+    except Exception as error:  # code of another package may raise anything
+        raise UsageError(
+            f"--runtime {target.name}: asked for its version it raised {type(error).__name__}: {message_of(error)}; mend or "
+            f"reinstall {target.package}"
         ) from error
     return target
