@@ -17,7 +17,7 @@ LARGEST = 2**31 - 1
 def require_self_contained(path: Path) -> None:
     """Raise ModelLoadError for operators of a library, and for weights in files that do not lie in the file's own folder.
 
-    A file that is no ONNX passes: opening it will tell.
+    A file that is no ONNX passes, as opening it will tell, unless it is known for what it is.
     """
     if not path.is_file():
         raise ModelLoadError(f"{path}: expected an ONNX file, found {'a folder' if path.is_dir() else 'none'}")
@@ -29,6 +29,7 @@ def require_self_contained(path: Path) -> None:
     try:
         model = onnx.load(str(path), load_external_data=False)
     except Exception:  # protobuf and onnx raise errors of many kinds
+        _require_no_other(path)
         return
     own = {(function.domain, function.name) for function in model.functions}
     for node in _nodes(model):
@@ -106,3 +107,20 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
             sparse += [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else attribute.sparse_tensors
     for one in sparse:
         yield from (one.values, one.indices)
+
+
+def _require_no_other(path: Path) -> None:
+    """Raise ModelLoadError for a file of another format under this name."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    found = (
+        "a zip archive, as torch.save writes; a model of PyTorch is called .pt, and calibration inputs .npz"
+        if start.startswith(b"PK")
+        else "a pickle, as older versions of torch.save write; call it .pt"
+        if start[:1] == b"\x80" and start[1:2] <= b"\x05"
+        else "a safetensors file; call it .safetensors"
+        if start[8:] == b"{"
+        else None
+    )
+    if found is not None:
+        raise ModelLoadError(f"{path}: expected an ONNX file, found {found}")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from commands import call
 from onnx import TensorProto, helper
+from safetensors.torch import save_file
 
 import convrewrite
 from convrewrite.errors import ModelLoadError, VerificationError
@@ -140,3 +141,17 @@ def test_a_file_holds_what_it_is_given_at_every_run(tmp_path: Path) -> None:
     assert torch.equal(holding(x)["y"], x + 2)
     assert torch.equal(model(x, torch.tensor(1.0))["y"], x + 1)
     assert [tensor.ndim for tensor in holding.feed((x,))] == [2, 0]
+
+
+def test_another_format_under_this_name_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    torch.save({"x": X}, path)
+    told = {"zip archive, as torch.save writes; .* called .pt": path.read_bytes()}
+    torch.save({"x": X}, path, _use_new_zipfile_serialization=False)
+    told["pickle, as older versions of torch.save write; call it .pt"] = path.read_bytes()
+    save_file({"x": X}, path)
+    told["safetensors file; call it .safetensors"] = path.read_bytes()
+    for words, content in told.items():
+        path.write_bytes(content)
+        with pytest.raises(ModelLoadError, match=f"m.onnx: expected an ONNX file, found a {words}"):
+            OnnxModel(path)
