@@ -158,7 +158,8 @@ def followed() -> Iterator[None]:
 def exporting(loggers: Sequence[str]) -> Iterator[None]:
     """Meanwhile this thread may export: nothing of it is shown, other threads run their models as before, and ``tensor.set_()``
     frees nothing. Reversible networks let go of a tensor that way once they are done with it, which is no part of what
-    they compute, and which the exporter refuses. Its table of operators is made once."""
+    they compute, and which the exporter refuses. Its table of operators is made once, and so is that of what C++ composes."""
+    from torch._export import utils
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     original = torch.Tensor.set_
@@ -170,6 +171,7 @@ def exporting(loggers: Sequence[str]) -> Iterator[None]:
         _LOCK,
         _calls_of_this_thread(),
         quiet(loggers),
+        _asked_once(utils, "_materialize_cpp_cia_ops"),
         _patched(torch.Tensor, "set_", _for_this_thread(set_, original)),
         _patched(ONNXRegistry, "from_torchlib", functools.partial(_copied_table, ONNXRegistry.from_torchlib)),
     ):
@@ -237,6 +239,18 @@ def _patched(owner: Any, name: str, value: Any) -> Iterator[None]:
     finally:
         if getattr(owner, name) is value:  # else somebody else has put something there meanwhile
             setattr(owner, name, before)
+
+
+@contextlib.contextmanager
+def _asked_once(owner: Any, name: str) -> Iterator[None]:
+    """Meanwhile a function without arguments does its work for this thread at the first call alone. Torch looks through the
+    operators of C++ once for each of its two dozen namespaces, which is a tenth of a small export."""
+    if not hasattr(owner, name):  # of torch's own, and not of every version
+        yield
+        return
+    original = getattr(owner, name)
+    with _patched(owner, name, _for_this_thread(functools.cache(original), original)):
+        yield
 
 
 def _copied_table(make: Patched, *args: Any, **kwargs: Any) -> Any:

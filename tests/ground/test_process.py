@@ -230,6 +230,23 @@ def test_the_table_of_operators_is_made_once_and_never_shared() -> None:
     assert ONNXRegistry.from_torchlib == before
 
 
+def test_operators_of_c_are_looked_through_once_for_an_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._export import utils
+
+    if not hasattr(utils, "_materialize_cpp_cia_ops"):
+        pytest.skip("this torch does not look through them")
+    plain, asked = utils._materialize_cpp_cia_ops, []
+    monkeypatch.setattr(utils, "_materialize_cpp_cia_ops", counted := lambda: asked.append(plain()))
+    expected = utils._collect_all_valid_cia_ops()
+    for _ in range(2):
+        asked.clear()
+        with exporting(NOISY_LOGGERS):
+            assert [utils._collect_all_valid_cia_ops() for _ in range(2)] == [expected] * 2
+            in_threads(lambda _index: utils._materialize_cpp_cia_ops(), 1)
+        assert len(asked) == 2, "once in this thread, and as often as another asks"
+    assert utils._materialize_cpp_cia_ops is counted
+
+
 def test_what_another_thread_prints_and_warns_of_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     def noisy(_index: int) -> None:
         print("another thread")
