@@ -79,8 +79,8 @@ def _check_replaceable(folder: Path, place: Path, inputs: Sequence[str]) -> None
     """Only an earlier result is replaced, or an empty folder, and nothing that is in use."""
     if not place.is_dir():
         raise UsageError(f"{folder}: expected a folder for the results, found a file; name another with -o")
-    names = {path.name for path in place.iterdir()}
-    ours = {name for name in names if name in (*FILES, INT8, *file_names()) or is_weights_of(name, ONNX)}
+    names, known = {path.name for path in place.iterdir()}, {*FILES, INT8, *file_names()}
+    ours = {name for name in names if name in known or is_weights_of(name, ONNX)}
     strangers = sorted(names - ours) or sorted(ours - REPORTS if PLAN not in names else ())
     if strangers:
         raise UsageError(

@@ -172,6 +172,15 @@ def test_a_folder_with_other_things_in_it_is_never_replaced(result: Result, tmp_
     assert listing(tmp_path) == {"notes.txt"}
 
 
+def test_what_may_lie_in_a_result_is_found_out_once(
+    result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, asked, known = result.save(tmp_path / "out"), [], results.file_names()
+    monkeypatch.setattr(results, "file_names", lambda: known if asked.append("once") is None else None)
+    check_writable(place)
+    assert asked == ["once"], "for it the metadata of all packages is read"
+
+
 def test_places_where_nothing_can_be_written(tmp_path: Path) -> None:
     check_writable(tmp_path / "new" / "folder")
     assert listing(tmp_path) == set()
