@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import gc
 import signal
 from collections.abc import Iterator
 
@@ -8,8 +9,10 @@ import torch
 from clocks import NeverSlower
 from hypothesis import HealthCheck, settings
 from scripts import Scripts, scripts
+from short_fits import short_fits
 
 from convrewrite import runtime
+from convrewrite.fitting import stages
 from convrewrite.runtime.timing_cache import FOLDER_VARIABLE
 from convrewrite.stored.result_cache import LIMIT_VARIABLE
 from convrewrite.structures.discovery import discover
@@ -32,6 +35,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files of slow tests come first, so that no worker starts a long one while the other has nothing left."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def unswept() -> None:
+    """What a file of tests finds in memory, mostly modules, stays: else the collector goes through it all, again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -63,8 +73,22 @@ def never_slower() -> Iterator[None]:
 def short_refinements() -> Iterator[None]:
     """Results are refined as ever, and held to be no worse by it, but in few steps; test_refining.py takes all that it takes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(refining, "LEAST_STEPS", 10)
+        patch.setattr(refining, "LEAST_STEPS", 5)
         patch.setattr(refining, "STEPS_OF_EFFECT", 0)
+        yield
+
+
+WHOLE_FITS = {"fitting", "rewriting", "test_clusters.py", "test_fashion.py", "test_swaps.py"}
+"""Folders and files whose fits take all iterations that users get: they test fits, a trained network, how little an exchange of
+good fits loses, or that other processes do the same."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_iterations(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Elsewhere fits go the whole way, and are held to be no worse by it, but in few iterations."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not WHOLE_FITS & {request.path.name, request.path.parent.name}:
+            patch.setattr(stages, "_minimise", short_fits(stages._minimise))
         yield
 
 

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import torch
 from pretend_device import AWAY, Pretended, pretended
+from short_fits import short_fits
 from torch import Tensor, nn
 
 import convrewrite
 from convrewrite.calibration import choose
+from convrewrite.fitting import stages
 from convrewrite.results import Result
 from convrewrite.rewriting import site_inputs
 from convrewrite.tuning import refining
@@ -151,5 +153,6 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
     torch.set_num_threads(1)
     choose.synthesise = partial(choose.synthesise, count=32, steps=40)  # type: ignore[assignment]
-    refining.LEAST_STEPS, refining.STEPS_OF_EFFECT = 10, 0
+    refining.LEAST_STEPS, refining.STEPS_OF_EFFECT = 5, 0
+    stages._minimise = short_fits(stages._minimise)
     serve()

@@ -3,16 +3,17 @@
 As a script it is that process: it reads one order a line from its input, and answers with what came of it.
 """
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 
@@ -26,7 +27,8 @@ class Ended:
 
 
 class Scripts:
-    """The process that scripts are forked from. What they time takes what its MACs ask, as in the tests themselves."""
+    """The process that scripts are forked from. What they time takes what its MACs ask, and their fits
+    take few iterations, as in the tests themselves."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
@@ -47,14 +49,22 @@ def scripts() -> Iterator[Scripts]:
 
 
 def serve() -> None:
+    import gc
+
     import torch
     from clocks import NeverSlower
+    from short_fits import short_fits
 
     from convrewrite import pipeline, runtime
+    from convrewrite.fitting import stages
 
     assert pipeline
     torch.set_num_threads(1)  # before a fork there may be no threads but one
+    _export_once()
     runtime.THIS_MACHINE = NeverSlower()
+    stages._minimise = short_fits(stages._minimise)
+    gc.collect()
+    gc.freeze()  # what is imported is no garbage in any child
     for line in sys.stdin:
         with TemporaryFile() as out, TemporaryFile() as err:
             child = os.fork()
@@ -65,6 +75,18 @@ def serve() -> None:
                 os._exit(_ran(**json.loads(line)))
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             print(json.dumps({"code": code, "out": _text(out), "err": _text(err)}), flush=True)
+
+
+def _export_once() -> None:
+    """The first export of a process imports and builds for seconds."""
+    import torch
+
+    from convrewrite.runtime import export
+
+    with suppress(ImportError):  # where it is installed, the exporter shows bars by it, whose monitor is a thread
+        importlib.import_module("tqdm").tqdm.monitor_interval = 0
+    with TemporaryDirectory() as folder:
+        export(torch.nn.Conv2d(1, 1, 1), torch.zeros(1, 1, 2, 2), Path(folder) / "one.onnx")
 
 
 def _ran(script: str, arguments: list[str], folder: str) -> int:
