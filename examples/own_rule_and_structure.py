@@ -62,7 +62,7 @@ def main(folder: Path) -> dict[str, float]:
     )
     result.save(folder / "result")
     loaded = convrewrite.load(folder / "result", trained_model(), structures=(structure,))
-    unseen = images("test.npz", 500)
+    unseen = images("test.npz", 400)
     return {
         "examples": len(findings),
         "sites": sum(site.action == "rewritten" for site in result.report.sites),

@@ -47,7 +47,7 @@ def main(folder: Path) -> dict[str, float]:
     )
 
     # 2. The gate: stop the pipeline when the rewritten model disagrees too often.
-    unseen = images("test.npz", 1000)
+    unseen = images("test.npz", 400)
     agreed = agreement(model, result.model, unseen)
     if agreed < LEAST_AGREEMENT:
         raise SystemExit(f"top-1 agreement {agreed:.1%}, at least {LEAST_AGREEMENT:.0%} is wanted")

@@ -123,9 +123,9 @@ def test_the_readme_names_every_example() -> None:
 
 
 def test_the_detector(scripts: Scripts, tmp_path: Path) -> None:
-    """The trained checkpoint, as its page has it but for the calibration: 48 images, a budget of MACs, and no timing."""
+    """The trained checkpoint, as its page has it but for the calibration: 24 images, a budget of MACs, and no timing."""
     folder = EXAMPLES / "detection"
-    images = f"import sys; sys.path.insert(0, {str(folder)!r})\nfrom shapes import draw\nFEW = draw(48, seed=2)[0]\n"
+    images = f"import sys; sys.path.insert(0, {str(folder)!r})\nfrom shapes import draw\nFEW = draw(24, seed=2)[0]\n"
     (tmp_path / "few.py").write_text(images, encoding="utf-8")
     words = ["optimize", folder / "best.pt", "--factory", f"{folder / 'model.py'}:detector", "--input", "1x3x96x96"]
     words += [
