@@ -56,12 +56,12 @@ def test_a_loop_without_end_is_left(tmp_path: Path) -> None:
     assert ran.code == 3
     assert "--timeout" in ran.message
     taking: Sequence[Callable[[], object]] = (
-        lambda: convrewrite.verify(path, path, INPUTS, timeout=2),
-        lambda: convrewrite.analyze(path, INPUTS, timeout=2),
-        lambda: convrewrite.optimize(path, INPUTS, timeout=2, measure=False),
+        lambda: convrewrite.verify(path, path, INPUTS, timeout=1),
+        lambda: convrewrite.analyze(path, INPUTS, timeout=1),
+        lambda: convrewrite.optimize(path, INPUTS, timeout=1, measure=False),
     )
     for take in taking:
-        with pytest.raises(ModelLoadError, match=r"within 2 s .*, in Python timeout=300\)"):
+        with pytest.raises(ModelLoadError, match=r"within 1 s .*, in Python timeout=300\)"):
             take()
 
 

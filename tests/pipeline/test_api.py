@@ -2,6 +2,7 @@ import copy
 import json
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from commands import images, small_network
 from torch import Tensor, fx, nn
 
 from convrewrite import RewriteConvolutions, analyze, optimize
+from convrewrite.calibration import choose
 from convrewrite.calibration.batches import Calibration, split_inputs
+from convrewrite.calibration.synthetic import synthesise
 from convrewrite.errors import ConvRewriteError, ExportError, ModelLoadError, PlanError, RuleFileError, TraceError
 from convrewrite.results.folder import Result
 from convrewrite.rules.schema import Rule
@@ -199,7 +202,8 @@ def test_the_report_states_the_kind_of_calibration(source: object, kind: str, ba
     assert report.calibration.fitted_on == (64 if kind == "data" else 0)
 
 
-def test_inputs_are_synthesised_where_there_are_none() -> None:
+def test_inputs_are_synthesised_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "synthesise", partial(synthesise, count=32, steps=40))
     model = small_network()
     model.train()
     for _ in range(20):

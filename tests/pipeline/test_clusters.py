@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from commands import call
 from networks import natural, settled
+from scripts import Scripts
 from torch import Tensor, nn
 
 from convrewrite import Sweep, export, sweep
@@ -208,20 +209,18 @@ def test_a_worker_of_another_version_is_refused(
         swept(model, inputs, cluster=address)
 
 
-def test_without_dask_one_line_says_what_to_install(tmp_path: Path) -> None:
+def test_without_dask_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
     torch.save(settled(Small()), tmp_path / "small.pt")
-    program = (
-        "import sys; sys.modules['distributed'] = None; from convrewrite.cli import main; "
-        "sys.exit(main(['sweep', 'small.pt', '--input', '1x3x8x8', '--cluster', 'local:2', '-o', 'out']))"
-    )
-    ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert ran.returncode == 2
-    assert ran.stderr.splitlines()[-1].endswith("is not installed; pip install 'convrewrite[cluster]'")
+    ran = call("sweep", tmp_path / "small.pt", "--input", "1x3x8x8", "--cluster", "local:2", "-o", tmp_path / "out")
+    assert ran.code == 2
+    assert ran.message.endswith("is not installed; pip install 'convrewrite[cluster]'")
 
 
-def test_dask_is_imported_only_when_it_is_asked_for() -> None:
-    program = (
+def test_dask_is_imported_only_when_it_is_asked_for(scripts: Scripts, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
         "import sys; import convrewrite.pipeline; assert not {'dask', 'distributed', 'cloudpickle'} & set(sys.modules)"
     )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
+    ran = scripts.run(program, folder=tmp_path)
+    assert ran.code == 0, ran.err
