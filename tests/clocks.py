@@ -10,7 +10,7 @@ from torch import nn
 from convrewrite import runtime
 from convrewrite.conv import ConvSpec, Size
 from convrewrite.inputs import Inputs
-from convrewrite.runtime.latency import compare_onnx, compare_torch, time_program
+from convrewrite.runtime.latency import compare_programs, time_program
 from convrewrite.runtime.option_graphs import OptionGraph
 from convrewrite.runtime.timing import RuntimeTimer
 from convrewrite.targets import Comparison, Program, Target
@@ -80,25 +80,33 @@ class FalseTimer:
         return self.seconds(((original,),), size), [self.seconds(option, size) for option in options]
 
 
-ROUNDS = 2
-"""Of a timing whose result counts for nothing: all is run, but not until the median stands still."""
+ROUNDS, SAMPLE = 2, 1e-4
+"""Of a timing whose result counts for nothing, and the seconds of a sample: all is run, but not until the median stands still."""
 
 
 class NeverSlower(RuntimeTimer):
     """This machine, but results take nine tenths of the original's time, and options as much as their MACs ask."""
 
     def compare_onnx(self, a: Path, b: Path, inputs: Inputs, threads: int) -> Comparison:
-        measured = compare_onnx(a, b, inputs, threads=threads, rounds=ROUNDS, target=self._of_files)
+        programs = Program(onnx=a), Program(onnx=b)
+        measured = compare_programs(
+            *programs, inputs, self._of_files, threads=threads, rounds=ROUNDS, min_seconds=SAMPLE
+        )
         return replace(measured, ratio=0.9, ratio_low=0.8, ratio_high=1.0)
 
     def compare_torch(self, a: nn.Module, b: nn.Module, inputs: Inputs, threads: int) -> Comparison:
-        return compare_torch(a, b, inputs, threads=threads, rounds=ROUNDS, target=self._of_modules)
+        programs = Program(module=a), Program(module=b)
+        return compare_programs(*programs, inputs, self._of_modules, threads=threads, rounds=ROUNDS, min_seconds=SAMPLE)
 
     def time_onnx(self, path: Path, inputs: Inputs, threads: int) -> float:
-        return time_program(Program(onnx=path), inputs, self._of_files, threads=threads, rounds=ROUNDS)
+        return time_program(
+            Program(onnx=path), inputs, self._of_files, threads=threads, rounds=ROUNDS, min_seconds=SAMPLE
+        )
 
     def time_torch(self, model: nn.Module, inputs: Inputs, threads: int) -> float:
-        return time_program(Program(module=model), inputs, self._of_modules, threads=threads, rounds=ROUNDS)
+        return time_program(
+            Program(module=model), inputs, self._of_modules, threads=threads, rounds=ROUNDS, min_seconds=SAMPLE
+        )
 
     def time_options(
         self, original: ConvSpec, options: Sequence[OptionGraph], size: Size, threads: int, rounds: int

@@ -60,12 +60,12 @@ PATIENCE = 4.0
 
 def compare_programs(
     a: Program, b: Program, inputs: tuple[Tensor, ...], target: Target, *,
-    threads: int = 1, rounds: int = 25, patience: float = math.inf,
+    threads: int = 1, rounds: int = 25, min_seconds: float = 0.01, patience: float = math.inf,
 ) -> Comparison:  # fmt: skip
     """Time two models in a target on the same inputs, at the batch size these have; modules as in eval mode.
 
-    ``patience``: seconds after which fewer rounds will do, see :func:`convrewrite.targets.interleaving.compare`. Raises
-    VerificationError where the target cannot run one of them.
+    ``min_seconds``: what a sample takes at least; ``patience``: seconds after which fewer rounds will do, see
+    :func:`convrewrite.targets.interleaving.compare`. Raises VerificationError where the target cannot run one of them.
     """
     with eval_mode(a.module, b.module), target.at_work(threads):
         run_a, run_b = (compiled(program, inputs, target, threads) for program in (a, b))
@@ -75,6 +75,7 @@ def compare_programs(
             runtime=target.name,
             threads=threads,
             rounds=rounds,
+            min_seconds=min_seconds,
             clock=target.clock(threads),
             patience=patience,
         )
