@@ -44,7 +44,7 @@ SMALLER = {
     "net.pt --output": "scored.py:Scored --input 1x3x12x12 --output",
     "1x3x64x64": "1x3x12x12",
     "1x3x224x224": "1x3x12x12", "1x3x640x640": "1x3x12x12", "640x640": "12x12", "0.8..0.1": "0.8..0.6:2",
-    "--cluster local:2": "--cluster local:2 --budgets 0.8..0.6:2",
+    "--cluster local:2": "--cluster local:1 --budgets 0.8..0.6:2",
 }  # fmt: skip
 """Sizes and ranges that only take longer."""
 
