@@ -304,7 +304,7 @@ def test_a_detector_is_judged_by_boxes_and_scores_and_still_chooses(tmp_path: Pa
         "score_weight": (2, 16, 1, 1),
     }  # fmt: skip
     onnx.save(graph(DETECTOR, shapes), str(tmp_path / "given.onnx"))
-    result = convrewrite.optimize(tmp_path / "given.onnx", calibration=images(), settings=settings())
+    result = convrewrite.optimize(tmp_path / "given.onnx", calibration=images(40), settings=settings())
     assert rewritten_sites(result) == ["first"]
     assert {row.name for row in result.report.fidelity} == {"boxes", "scores"}
     assert any("detections are chosen" in note for note in result.report.notes)
@@ -382,7 +382,7 @@ def test_parameters_are_those_of_the_file_where_nodes_shared_a_kernel(tmp_path: 
 def test_a_calibration_may_hold_inputs_that_stay_as_in_the_example() -> None:
     text = CLASSIFIER.replace("] image)", "] image, float[3, 1, 1] shift)").replace("(image,", "(moved,")
     model = graph(text.replace("{\n", "{\n moved = Add(image, shift)\n", 1), CLASSIFIER_SHAPES)
-    data, shift = read_calibration(images(), (images(1),)), torch.zeros(3, 1, 1)
+    data, shift = read_calibration(images(40), (images(1),)), torch.zeros(3, 1, 1)
     both = replace(
         data, fit=tuple((*batch, shift) for batch in data.fit), held_out=tuple((*b, shift) for b in data.held_out)
     )
@@ -402,9 +402,9 @@ def test_a_calibration_may_hold_inputs_that_stay_as_in_the_example() -> None:
 def test_a_graph_of_one_example_is_fitted_on_many(tmp_path: Path) -> None:
     rows = "s = Constant<value_ints = [1, 32]>() i = Reshape(h, s)"
     text = CLASSIFIER.replace("[N,", "[1,").replace("i = Flatten(h)", rows)
-    result = convrewrite.optimize(graph(text, CLASSIFIER_SHAPES), calibration=images(), settings=settings())
+    result = convrewrite.optimize(graph(text, CLASSIFIER_SHAPES), calibration=images(40), settings=settings())
     assert rewritten_sites(result) == ["first", "second"]
-    assert (result.report.calibration.fitted_on, result.report.calibration.held_out) == (64, 16)
+    assert (result.report.calibration.fitted_on, result.report.calibration.held_out) == (32, 8)
     result.save(tmp_path / "out")
     [found] = run(tmp_path / "out" / "model.onnx", images(1)).values()
     assert found.shape == (1, 10)
