@@ -245,10 +245,8 @@ def load(folder: str | Path, original_model: nn.Module, structures: tuple[Struct
     """
     folder = given_path(folder)
     if not isinstance(original_model, nn.Module):
-        raise UsageError(
-            f"original_model: expected an instance of the original model, found {type(original_model).__name__}; make one, with "
-            "any weights"
-        )
+        found = type(original_model).__name__
+        raise UsageError(f"expected an instance of the original model, found {found}; make one, with any weights")
     graph = is_graph(original_model)
     if (folder / ONNX).is_file() and (folder / PLAN).is_file() and not (folder / WEIGHTS).exists() and not graph:
         raise ModelLoadError(
