@@ -148,7 +148,7 @@ class _Sums:
         elif self.meaning.kind == "embedding":
             rows = self.meaning.rows(a), self.meaning.rows(b)
             self.rows += len(rows[0])
-            self.cosine += float(torch.cosine_similarity(*rows, dim=1).sum())
+            self.cosine += float(_cosines(*rows).sum())
 
     def _add_scores(self, a: Tensor, b: Tensor) -> None:
         rows = self.meaning.rows(a), self.meaning.rows(b)
@@ -176,6 +176,13 @@ class _Sums:
             return OutputFidelity(name, found.relative_error, cosine=cosine, kind=kind)
         kl = _divergence(self.kl / self.rows)
         return OutputFidelity(name, found.relative_error, self.agreed / self.rows, kl, kind=kind)
+
+
+def _cosines(a: Tensor, b: Tensor) -> Tensor:
+    """Of every pair of rows: 1 of equal ones, those without a direction included, and of small ones as of large ones."""
+    least = torch.finfo(a.dtype).tiny
+    one, other = (rows / rows.abs().amax(1, keepdim=True).clamp_min(least) for rows in (a, b))
+    return torch.where((a == b).all(1), 1.0, torch.cosine_similarity(one, other, dim=1))
 
 
 def _bernoulli_kl(a: Tensor, b: Tensor, least: float) -> float:
