@@ -154,5 +154,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     choose.synthesise = partial(choose.synthesise, count=32, steps=40)  # type: ignore[assignment]
     refining.LEAST_STEPS, refining.STEPS_OF_EFFECT = 5, 0
+    refining.ROUNDING = 0.0  # steps in float32: the processor alone takes bfloat16, where it has units for it
     stages._minimise = short_fits(stages._minimise)
     serve()
