@@ -96,9 +96,8 @@ class OnnxModel:
         """As a call, with so many examples at a time as the file is fixed at. Raises VerificationError for outputs that have no
         examples to be put together."""
         batch, count = self.batch, len(inputs[0]) if inputs and inputs[0].ndim else 0
-        of_examples = all(
-            tensor.ndim and len(tensor) == count for tensor in inputs
-        )  # others are the same for all of them
+        # An input with other than a row for each example is the same for all of them.
+        of_examples = all(tensor.ndim and len(tensor) == count for tensor in inputs)
         if batch is None or not of_examples or batch >= count or count % batch:
             return self(*inputs)
         parts = [self(*(tensor[start : start + batch] for tensor in inputs)) for start in range(0, count, batch)]
