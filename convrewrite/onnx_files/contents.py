@@ -1,6 +1,6 @@
 """What an ONNX file from elsewhere may ask of the machine: the operators that onnxruntime has, and data beside it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
@@ -12,6 +12,9 @@ _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc")
 
 LARGEST = 2**31 - 1
 """Bytes of one file, which protobuf limits."""
+
+IN_MEMORY = "*/"
+"""Beginning of places that are none of a file: onnxruntime takes what follows for an address in the memory of the process."""
 
 
 def require_self_contained(path: Path) -> None:
@@ -27,7 +30,7 @@ def require_self_contained(path: Path) -> None:
             "weights in a second file"
         )
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        model = _loaded(path)
     except Exception:  # protobuf and onnx raise errors of many kinds
         _require_no_other(path)
         return
@@ -44,10 +47,13 @@ def require_self_contained(path: Path) -> None:
 
 def without_shape(source: Path | bytes) -> set[str]:
     """The inputs of which a file does not even state how many axes they have. onnxruntime has opened it before."""
-    model = (
-        onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(str(source), load_external_data=False)
-    )
+    model = onnx.load_from_string(source) if isinstance(source, bytes) else _loaded(source)
     return {entry.name for entry in model.graph.input if not entry.type.tensor_type.HasField("shape")}
+
+
+def _loaded(path: Path) -> onnx.ModelProto:
+    """As onnxruntime reads it, whatever it is called: onnx takes a file of another suffix for text, and cannot read it."""
+    return onnx.load(str(path), format="protobuf", load_external_data=False)
 
 
 def _require_beside(path: Path, tensor: onnx.TensorProto) -> None:
@@ -62,6 +68,8 @@ def _require_beside(path: Path, tensor: onnx.TensorProto) -> None:
 
 
 def _lies_in(folder: Path, name: str) -> bool:
+    if name.startswith(IN_MEMORY):
+        return False
     try:
         return (folder / name).resolve().is_relative_to(folder.resolve())
     except (OSError, ValueError, RuntimeError):  # too long, a NUL, a link to itself: it lies nowhere
@@ -69,42 +77,45 @@ def _lies_in(folder: Path, name: str) -> bool:
 
 
 def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    """The graph of a model and those inside of its nodes; of training too."""
+    """The graph of a model, those of training, and those inside of nodes, of functions too."""
     waiting = [model.graph, *(g for info in model.training_info for g in (info.initialization, info.algorithm))]
+    waiting += [graph for function in model.functions for graph in _inner(function.node)]
     while waiting:
         graph = waiting.pop()
         yield graph
-        for node in graph.node:
-            for attribute in node.attribute:
-                waiting += [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
+        waiting += _inner(graph.node)
 
 
-def _with_inner(nodes: "Iterator[onnx.NodeProto] | list[onnx.NodeProto]") -> Iterator[onnx.NodeProto]:
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        yield node
+def _inner(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
+    """The graphs that are attributes of nodes."""
+    for node in nodes:
         for attribute in node.attribute:
-            for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                waiting += graph.node
+            if attribute.HasField("g"):
+                yield attribute.g
+            yield from attribute.graphs
 
 
 def _nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """Of the graphs, of those inside of nodes, and of functions."""
     nodes = [node for graph in _graphs(model) for node in graph.node]
-    return nodes + [node for function in model.functions for node in _with_inner(function.node)]
+    return nodes + [node for function in model.functions for node in function.node]
 
 
 def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor that a model holds: weights of its graphs, and values of attributes."""
+    """Every tensor that a model holds: weights of its graphs, and values of attributes, also those that a function has where its
+    call gives none."""
     sparse: list[onnx.SparseTensorProto] = []
     for graph in _graphs(model):
         yield from graph.initializer
         sparse += graph.sparse_initializer
-    for node in _nodes(model):
-        for attribute in node.attribute:
-            yield from [attribute.t] if attribute.HasField("t") else attribute.tensors
-            sparse += [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else attribute.sparse_tensors
+    defaults = [attribute for function in model.functions for attribute in function.attribute_proto]
+    for attribute in (*defaults, *(attribute for node in _nodes(model) for attribute in node.attribute)):
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+        if attribute.HasField("sparse_tensor"):
+            sparse.append(attribute.sparse_tensor)
+        sparse += attribute.sparse_tensors
     for one in sparse:
         yield from (one.values, one.indices)
 

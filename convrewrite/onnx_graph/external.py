@@ -10,8 +10,9 @@ import onnx
 import onnx_ir as ir
 
 from convrewrite.errors import ModelLoadError
+from convrewrite.onnx_files import tensors
 from convrewrite.onnx_graph.file import OnnxFile
-from convrewrite.onnx_graph.walks import graphs_of, tensors_of
+from convrewrite.onnx_graph.walks import graphs_of
 
 LARGEST_INLINE = 2**31 - 2**26
 """Bytes of numbers that a file holds itself: protobuf's limit, less what is kept free for the graph."""
@@ -37,14 +38,14 @@ STALE = ("location", "offset", "length", "checksum", "basepath")
 
 def needs_second_file(model: onnx.ModelProto) -> bool:
     """Whether some weights lie outside already, or all together are more than a file holds."""
-    if any(_is_outside(tensor) for tensor in tensors_of(model)):
+    if any(_is_outside(tensor) for tensor in tensors(model)):
         return True
     return _inline_bytes(model) > LARGEST_INLINE
 
 
 def locations(model: onnx.ModelProto) -> set[str]:
     """The names of the other files in which weights lie."""
-    outside = [tensor for tensor in tensors_of(model) if _is_outside(tensor)]
+    outside = [tensor for tensor in tensors(model) if _is_outside(tensor)]
     return {entry.value for tensor in outside for entry in tensor.external_data if entry.key == "location"}
 
 
@@ -57,7 +58,7 @@ def move_out(model: onnx.ModelProto, original: OnnxFile, fresh: set[str], target
     everything = _inline_bytes(model) > LARGEST_INLINE
     with target.open("xb") as file:
         writer = _Writer(file, original, target.name)
-        for tensor in tensors_of(model):
+        for tensor in tensors(model):
             if _is_outside(tensor):
                 writer.copy(tensor)
         for tensor in [tensor for graph in graphs_of(model) for tensor in graph.initializer]:
@@ -152,7 +153,7 @@ def _bytes_of(tensor: onnx.TensorProto) -> int:
 
 def _inline_bytes(model: onnx.ModelProto) -> int:
     """Bytes of all numbers that stand in the model itself."""
-    return sum(_inline_size(tensor) for tensor in tensors_of(model) if not _is_outside(tensor))
+    return sum(_inline_size(tensor) for tensor in tensors(model) if not _is_outside(tensor))
 
 
 def _inline_size(tensor: onnx.TensorProto) -> int:

@@ -13,13 +13,12 @@ from convrewrite.errors import ModelLoadError
 from convrewrite.graph import Site
 from convrewrite.inputs import ExampleInput, Inputs
 from convrewrite.machine import PROBE_SECONDS
-from convrewrite.onnx_files import require_well_behaved
+from convrewrite.onnx_files import require_well_behaved, tensors
 from convrewrite.onnx_graph.examples import example_of_graph
 from convrewrite.onnx_graph.kept import Kept, kept_convolutions
 from convrewrite.onnx_graph.opaque import Region
 from convrewrite.onnx_graph.opening import Opened, open_onnx
 from convrewrite.onnx_graph.translating import Translation, translate, translation_of
-from convrewrite.onnx_graph.walks import tensors_of
 
 HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
@@ -106,7 +105,7 @@ def holds_halves(model: nn.Module) -> bool:
     translation = translation_of(model)
     if translation is None:
         return False
-    return any(tensor.data_type in HALVES for tensor in tensors_of(translation.opened.file.model))
+    return any(tensor.data_type in HALVES for tensor in tensors(translation.opened.file.model))
 
 
 def regions_of(model: nn.Module) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Everything that a model holds, wherever it lies: graphs inside of nodes, tensors, and names."""
+"""Everything that a model holds, wherever it lies: graphs inside of nodes, and names."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,20 +33,6 @@ def with_inner(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
         node = waiting.pop()
         yield node
         waiting += [other for graph in inner_graphs(node) for other in graph.node]
-
-
-def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a model: initialisers of all its graphs, and values of attributes, in functions too."""
-    sparse: list[onnx.SparseTensorProto] = []
-    for graph in graphs_of(model):
-        yield from graph.initializer
-        sparse += graph.sparse_initializer
-    functions = [attribute for function in model.functions for attribute in function.attribute_proto]
-    for attribute in (*functions, *(attribute for node in _all_nodes(model) for attribute in node.attribute)):
-        yield from [attribute.t] if attribute.HasField("t") else attribute.tensors
-        sparse += [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else attribute.sparse_tensors
-    for one in sparse:
-        yield from (one.values, one.indices)
 
 
 def uses_of(model: onnx.ModelProto) -> Counter[str]:

@@ -64,6 +64,46 @@ def test_weights_elsewhere_are_refused(tmp_path: Path, kind: str) -> None:
         OnnxModel(path)
 
 
+def with_function(path: Path, function: onnx.FunctionProto) -> Path:
+    """A file of one call of a function of its own."""
+    file(path, [helper.make_node(function.name, ["x"], ["y"], domain=function.domain)], [], function.domain)
+    model = onnx.load(str(path))
+    model.functions.append(function)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_weights_elsewhere_are_refused_in_functions_too(tmp_path: Path) -> None:
+    opsets = [helper.make_opsetid("", 18)]
+    branch = helper.make_graph(ADD, "b", [], [helper.make_tensor_value_info("y", 1, None)], [external("../secret")])
+    flag = helper.make_node("Constant", [], ["flag"], value=helper.make_tensor("f", TensorProto.BOOL, [], [True]))
+    choice = helper.make_node("If", ["flag"], ["y"], then_branch=branch, else_branch=branch)
+    constant = helper.make_node("Constant", [], ["w"])
+    constant.attribute.add(name="value", ref_attr_name="of", type=onnx.AttributeProto.TENSOR)
+    by_default = helper.make_function("own", "Default", ["x"], ["y"], [constant, *ADD], opsets)
+    by_default.attribute_proto.add(name="of", type=onnx.AttributeProto.TENSOR).t.CopyFrom(external("../secret"))
+    for function in (helper.make_function("own", "Branch", ["x"], ["y"], [flag, choice], opsets), by_default):
+        path = with_function(tmp_path / "m.onnx", function)
+        with pytest.raises(
+            ModelLoadError, match=r"expected weights in the folder of the file, found \.\./secret for w"
+        ):
+            OnnxModel(path)
+
+
+def test_weights_at_an_address_in_memory_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "*").mkdir()
+    path = file(tmp_path / "m.onnx", ADD, [external("*/_ORT_MEM_ADDR_/*")])
+    with pytest.raises(ModelLoadError, match="expected weights in the folder of the file"):
+        OnnxModel(path)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".textproto", ".onnxtxt", ""])
+def test_a_file_is_looked_through_whatever_it_is_called(tmp_path: Path, suffix: str) -> None:
+    path = file(tmp_path / "m.onnx", ADD, [external("../secret")]).rename(tmp_path / f"other{suffix}")
+    with pytest.raises(ModelLoadError, match="expected weights in the folder of the file"):
+        OnnxModel(path)
+
+
 @pytest.mark.parametrize("name", ["w\0.data", "a" * 5000, "loop"])
 def test_weights_that_can_lie_nowhere_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
