@@ -21,6 +21,9 @@ from convrewrite.progress import Progress, silent
 NOISE_EXAMPLES = 64
 """Random inputs that results are evaluated on where there are no others."""
 
+TRIED = 2
+"""Examples that another memory layout is tried on, of a model that takes any number."""
+
 
 def calibrate(
     model: nn.Module,
@@ -121,14 +124,15 @@ def _noise_like(tensor: Tensor) -> Tensor:
     return tensor[:1].expand(shape)
 
 
-def channels_last(model: nn.Module, batches: Sequence[Inputs]) -> tuple[Inputs, ...]:
+def channels_last(model: nn.Module, batches: Sequence[Inputs], batch: int | None = None) -> tuple[Inputs, ...]:
     """The batches with the channels of every image last in memory, where the model takes them so.
 
     The numbers are the same and so are the results, up to rounding; convolutions take up to half the time. A forward that
-    calls ``view`` on an image may refuse the layout: then the batches come back as they are.
+    calls ``view`` on an image may refuse the layout: then the batches come back as they are. ``batch`` is as in
+    :func:`calibrate`.
     """
     moved = tuple(tuple(_last(tensor) for tensor in inputs) for inputs in batches)
-    return moved if not moved or _takes(model, tuple(tensor[:2] for tensor in moved[0])) else tuple(batches)
+    return moved if not moved or _takes(model, tuple(t[: batch or TRIED] for t in moved[0])) else tuple(batches)
 
 
 def _last(tensor: Tensor) -> Tensor:
@@ -139,7 +143,7 @@ def _takes(model: nn.Module, inputs: Inputs) -> bool:
     try:
         with torch.no_grad():
             model(*(tensor.clone() for tensor in inputs))
-    except RuntimeError as error:
+    except Exception as error:  # a forward may refuse a layout in any way
         if out_of_memory(error):
             raise
         return False

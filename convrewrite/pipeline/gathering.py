@@ -37,8 +37,9 @@ def gathered(
         progress("prepare", 0, 1, "what output channels count for")
         with watch.timed("output weights"):
             weights = output_weights(
-                prepared.model, prepared.rewritable, data.fit, settings.seed, meanings=evaluation.meanings
-            )
+                prepared.model, prepared.rewritable, data.fit, settings.seed,
+                meanings=evaluation.meanings, at_a_time=prepared.batch,
+            )  # fmt: skip
     with watch.timed("look up earlier runs"):
         cache = run_cache_of(prepared, data, evaluation, weights, settings)
     progress("prepare", 1, 1, "done")
@@ -51,7 +52,7 @@ def _calibrated(prepared: Prepared, calibration: object, settings: Settings, pro
         batch=prepared.batch, graph_inputs=graph_inputs(prepared.original),
     ).on(prepared.device)  # fmt: skip
     require_end(prepared.original, data.fit or data.held_out)
-    fit, held_out = channels_last(prepared.model, data.fit), channels_last(prepared.model, data.held_out)
+    fit, held_out = (channels_last(prepared.model, part, prepared.batch) for part in (data.fit, data.held_out))
     return replace(data, fit=fit, held_out=held_out)
 
 

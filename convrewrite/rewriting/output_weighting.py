@@ -42,11 +42,13 @@ def output_weights(
     share: float = SHARE,
     *,
     meanings: Mapping[str, Meaning] | None = None,
+    at_a_time: int | None = None,
 ) -> dict[str, Tensor]:
     """For every site ``G = (1 - share) mean(diag F) I + share F``, ``(O, O)`` in float64, scaled to a mean diagonal of one.
 
-    ``meanings`` are those of the outputs; None: they are told on the batches. Sites that no gradient reaches have no entry; a
-    model that cannot be differentiated has none at all.
+    ``meanings`` are those of the outputs; None: they are told on the batches. ``at_a_time``: how many examples the model takes,
+    where that is not any number. Sites that no gradient reaches have no entry; a model that cannot be differentiated has none
+    at all.
     """
     if not batches:
         return {}
@@ -60,7 +62,7 @@ def output_weights(
     anchor = torch.zeros((), device=batches[0][0].device, requires_grad=True)
     with hooked(_gradient_hooks(model, sites, sums, anchor)):
         try:
-            for inputs in _chunks(batches):
+            for inputs in _chunks(batches, at_a_time):
                 _backward(model, inputs, known, anchor, generator)
         except RuntimeError as error:  # an operator without a derivative, or one that changes what a derivative needs
             if out_of_memory(error):
@@ -79,13 +81,15 @@ def _mixed(second_moment: Tensor, share: float) -> Tensor:
     return share * normal + (1 - share) * torch.eye(outputs, dtype=normal.dtype, device=normal.device)
 
 
-def _chunks(batches: Sequence[Inputs]) -> Iterator[Inputs]:
-    """At most ``EXAMPLES`` inputs, fewer large ones, in parts that a backward pass has room for."""
+def _chunks(batches: Sequence[Inputs], at_a_time: int | None) -> Iterator[Inputs]:
+    """At most ``EXAMPLES`` inputs, fewer large ones, in parts that a backward pass has room for; of a model that takes so many
+    ``at_a_time`` in whole batches of these."""
     left = min(EXAMPLES, max(LEAST_EXAMPLES, ENOUGH // max(1, batches[0][0][0].numel()))) if batches else 0
     for batch in batches:
-        size = max(1, CHUNK // max(1, batch[0][0].numel()))
+        size = at_a_time or max(1, CHUNK // max(1, batch[0][0].numel()))
+        most = len(batch[0]) if at_a_time else left
         for start in range(0, min(left, len(batch[0])), size):
-            yield tuple(tensor[start : min(start + size, left)] for tensor in batch)
+            yield tuple(tensor[start : min(start + size, most)] for tensor in batch)
         left -= len(batch[0])
         if left <= 0:
             return

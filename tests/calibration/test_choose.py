@@ -40,3 +40,17 @@ def test_a_model_that_views_its_images_gets_them_as_they_were() -> None:
 
 def test_no_batches_stay_none() -> None:
     assert channels_last(Viewing(), []) == ()
+
+
+def test_a_model_of_a_fixed_batch_is_tried_on_a_whole_one() -> None:
+    class Four(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) != 4:
+                raise ValueError("as a runtime refuses it")
+            return x.mean((1, 2, 3))
+
+    batches = [(torch.randn(4, 3, 8, 8),)]
+    (found,) = channels_last(Four(), batches, 4)
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+    (refused,) = channels_last(Four(), batches)
+    assert refused[0] is batches[0][0]

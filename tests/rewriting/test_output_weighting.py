@@ -113,6 +113,19 @@ def test_a_dictionary_of_outputs_counts_whole() -> None:
         assert torch.allclose(found[site.name], mixed(brute_force(model, site, batches())), atol=1e-5)
 
 
+def test_a_model_that_takes_so_many_examples_at_a_time_gets_so_many() -> None:
+    model = settled(
+        Calls(
+            lambda self, x: self.conv(self.stem(x)).reshape(20, 5 * 2 * 2),
+            stem=nn.Conv2d(3, 6, 3),
+            conv=nn.Conv2d(6, 5, 3),
+        ).double()
+    )
+    given = batches(15, 20, side=6)
+    sites = find_sites(model, given[0], trace(model))
+    assert set(output_weights(model, sites, given, SEED, at_a_time=20)) == {"stem", "conv"}
+
+
 def test_frozen_parameters_change_nothing() -> None:
     model = settled(Residual().double())
     free = output_weights(model, sites_of(model), batches(), SEED)
