@@ -25,6 +25,9 @@ MOST_FILES = 2_000_000
 MOST_PIXELS = 89_478_485
 """Pixels of an image as it is stored or scaled, at most: Pillow's own bound for what is no attack."""
 
+WHITEST = 2**16 - 1
+"""The largest number of a grey image that is stored in more than bytes."""
+
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, MemoryError, struct.error)
 """Exceptions that Pillow's readers raise for a damaged file."""
 
@@ -90,13 +93,24 @@ def _read_image(path: Path, mode: str, cover: tuple[int, int], size: tuple[int, 
         with opened as image:
             _refuse_large(path, "found", image.size)
             _refuse_large(path, f"scaled to cover {cover[0]}x{cover[1]} it would have", _covering(image.size, cover))
-            return np.asarray(_fit(image.convert(mode), cover, size))
+            return np.asarray(_fit(_of_bytes(image).convert(mode), cover, size))
     except CalibrationError:
         raise
     except (*_BROKEN, image_type.DecompressionBombError, image_type.DecompressionBombWarning) as error:
         raise CalibrationError(
             f"{path}: expected an image, but it cannot be read: {error}; remove or replace it"
         ) from error
+
+
+def _of_bytes(image: "Image") -> "Image":
+    """An image whose pixels are bytes: of 16 bits the upper ones, as Pillow itself takes them of colours.
+
+    Of grey ones it would cut off what is above 255, so that nearly all is white.
+    """
+    if not image.mode.startswith("I"):
+        return image
+    grey = np.asarray(image).clip(0, WHITEST) >> 8
+    return _pillow().fromarray(grey.astype(np.uint8))
 
 
 def _covering(found: tuple[int, int], cover: tuple[int, int]) -> tuple[int, int]:

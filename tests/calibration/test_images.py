@@ -1,0 +1,21 @@
+"""Images are read as what they show, however many bits a pixel is stored in."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from convrewrite.calibration.images import read_images
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_grey_images_of_16_bits_show_what_those_of_8_bits_do(tmp_path: Path, channels: int, order: str) -> None:
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(grey).save(tmp_path / "8.png")
+    Image.fromarray((grey.astype(np.uint16) * 257).astype(order)).save(tmp_path / "16.png")
+    few, many = read_images([tmp_path / "8.png", tmp_path / "16.png"], torch.Size((channels, 16, 16)), None)
+    assert len(few.unique()) == 256
+    assert torch.equal(few, many)
