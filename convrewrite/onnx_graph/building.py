@@ -20,7 +20,7 @@ from convrewrite.onnx_graph.opaque import NAMED, Region
 from convrewrite.onnx_graph.opening import Opened
 from convrewrite.onnx_graph.operators import OPERATORS
 from convrewrite.onnx_graph.trying import agrees, least_scale
-from convrewrite.onnx_graph.views import Constants, graphs_in, names_used, view_of
+from convrewrite.onnx_graph.views import Constants, graphs_in, names_used, outputs_of, view_of
 from convrewrite.onnx_graph.walks import alone_uses, uses_of
 
 SITES = ("Conv", "ConvTranspose", "BatchNormalization")
@@ -174,7 +174,7 @@ class Builder:
         for part in made:
             if isinstance(part, nn.Module):
                 part.eval()
-        return made if agrees(_chained(made), names, list(node.output), self._runs, least_scale(node.op_type)) else None
+        return made if agrees(_chained(made), names, outputs_of(node), self._runs, least_scale(node.op_type)) else None
 
     def _folds(self, norm: onnx.NodeProto) -> bool:
         """Whether surgery can fold a BatchNormalization: nothing else reads what it takes, be it of no use to the outputs, and no
@@ -182,10 +182,11 @@ class Builder:
         return alone_uses(norm, self._uses) and not self._constants.from_held & set(norm.input)
 
     def _name_outputs(self, draft: _Draft, node: onnx.NodeProto, value: fx.Node) -> None:
-        if len(node.output) == 1:
-            draft.values[node.output[0]] = value
+        names = outputs_of(node)
+        if len(names) == 1:
+            draft.values[names[0]] = value
             return
-        for position, name in enumerate(node.output):
+        for position, name in enumerate(names):
             if name:
                 draft.values[name] = draft.graph.call_function(operator.getitem, (value, position))
 

@@ -195,6 +195,8 @@ def _gemm(node: NodeView) -> Layers | None:
     bias = node.constants[2] if has_bias else None
     if weight is None or a or node.constants[0] is not None or (has_bias and bias is None):
         return None
+    if not weight.is_floating_point():
+        return None
     weight = (weight if b else weight.T) * alpha
     if bias is not None:
         if bias.numel() not in (1, len(weight)) or bias.dim() > 2 or (bias.dim() == 2 and bias.shape[0] != 1):
@@ -213,11 +215,13 @@ def _matmul(node: NodeView) -> Layers | None:
     left, right = node.constants
     if (left is None) == (right is None):
         return None
-    if right is not None and right.dim() == 2 and (node.ranks[0] or 0) > 0:
-        return (_linear(right.T, None),)
     constant = right if left is None else left
     assert constant is not None
-    return (Product(constant, left is not None),) if constant.is_floating_point() and constant.numel() else None
+    if not constant.is_floating_point():  # of whole numbers torch makes no parameter
+        return None
+    if right is not None and right.dim() == 2 and (node.ranks[0] or 0) > 0:
+        return (_linear(right.T, None),)
+    return (Product(constant, left is not None),) if constant.numel() else None
 
 
 MAKERS: Mapping[str, Callable[[NodeView], Layers | None]] = {

@@ -14,23 +14,13 @@ from convrewrite.folders import temporary
 from convrewrite.machine import PROBE_SECONDS, memory_bytes
 from convrewrite.onnx_files import require_well_behaved, run_within
 from convrewrite.onnx_graph.file import OnnxFile
-from convrewrite.onnx_graph.views import sparse_values
+from convrewrite.onnx_graph.views import NO_TENSORS, sparse_values
 
 Values = Mapping[str, Any]
 """Values by their names: arrays, and lists of arrays for sequences."""
 
 SHARE = 6
 """Part of the machine's memory, as its divisor, that all values of one example may take: they are held for four examples."""
-
-NO_TENSORS = (
-    "Optional",
-    "OptionalGetElement",
-    "SequenceConstruct",
-    "SequenceEmpty",
-    "SequenceInsert",
-    "SplitToSequence",
-)
-"""Operators whose outputs are left out where a session refuses them as outputs."""
 
 
 def session_of(model: onnx.ModelProto, folder: Path, threads: int = 1) -> ort.InferenceSession:

@@ -60,9 +60,8 @@ def close(expected: Any, found: Any, *, loose: bool = False, least: float = 0.0)
     if not isinstance(expected, np.ndarray) or expected.shape != found.shape:
         return False
     if expected.dtype.name not in TOLERANCE:
-        return expected.dtype == found.dtype and bool(
-            (expected == found).mean() > 0.999 if loose else np.array_equal(expected, found)
-        )
+        same = np.array_equal(expected, found)
+        return expected.dtype == found.dtype and bool(same or (loose and (expected == found).mean() > 0.999))
     wanted = expected.astype(np.float64)
     if found.dtype.kind != "f" or (expected.dtype.itemsize >= 4 and found.dtype != expected.dtype):
         return False

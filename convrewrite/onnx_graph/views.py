@@ -17,7 +17,20 @@ RANDOM = frozenset(
 )
 """Operators that give other values at every call, or may."""
 
-ABSENT = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS, onnx.AttributeProto.SPARSE_TENSOR)
+NO_TENSORS = (
+    "Optional",
+    "OptionalGetElement",
+    "SequenceConstruct",
+    "SequenceEmpty",
+    "SequenceInsert",
+    "SplitToSequence",
+)
+"""Operators whose outputs no graph can store as constants; they are left out where a session refuses them as outputs."""
+
+_KINDS = onnx.AttributeProto
+ABSENT = (
+    _KINDS.GRAPH, _KINDS.GRAPHS, _KINDS.SPARSE_TENSOR, _KINDS.SPARSE_TENSORS, _KINDS.TYPE_PROTO, _KINDS.TYPE_PROTOS,
+)  # fmt: skip
 """Types of attributes that a view leaves out."""
 
 
@@ -26,10 +39,19 @@ def names_used(node: onnx.NodeProto) -> Iterator[str]:
     yield from filter(None, node.input)
     for graph in graphs_in(node):
         inner = {entry.name for entry in (*graph.input, *graph.initializer)}
+        inner |= {sparse.values.name for sparse in graph.sparse_initializer}
         inner |= {name for one in graph.node for name in one.output}
         for one in graph.node:
             yield from (name for name in names_used(one) if name not in inner)
         yield from (entry.name for entry in graph.output if entry.name not in inner)
+
+
+def outputs_of(node: onnx.NodeProto) -> list[str]:
+    """The outputs of a node, without those left out behind the last one that there is: to name them "" says no more."""
+    names = list(node.output)
+    while len(names) > 1 and not names[-1]:
+        names.pop()
+    return names
 
 
 def graphs_in(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
@@ -89,7 +111,7 @@ def _with_computed(graph: onnx.GraphProto, names: Collection[str]) -> set[str]:
     """``names``, and what nodes compute from these alone."""
     found = set(names)
     for node in graph.node:
-        if node.op_type not in RANDOM and all(name in found for name in names_used(node)):
+        if node.op_type not in (*RANDOM, *NO_TENSORS) and all(name in found for name in names_used(node)):
             found.update(filter(None, node.output))
     return found
 
@@ -126,7 +148,7 @@ def view_of(node: onnx.NodeProto, file: OnnxFile, constants: Constants, ranks: M
     found = [ranks.get(name) if one is None else one.dim() for name, one in zip(node.input, held, strict=True)]
     return NodeView(
         f"{domain}{node.op_type}", file.opset, attributes, held, tuple(bool(name) for name in node.input), tuple(found),
-        tuple(bool(name) for name in node.output),
+        tuple(bool(name) for name in outputs_of(node)),
     )  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def uses_of(model: onnx.ModelProto) -> Counter[str]:
 
 def alone_uses(norm: onnx.NodeProto, uses: Mapping[str, int]) -> bool:
     """Whether a BatchNormalization is at work as in inference, and nothing else uses what it takes: it can be folded then."""
-    return uses[norm.input[0]] == 1 and not any(uses[name] for name in norm.output[1:])
+    return uses[norm.input[0]] == 1 and not any(uses[name] for name in norm.output[1:] if name)
 
 
 class Names:
