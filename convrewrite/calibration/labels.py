@@ -22,14 +22,13 @@ def read_labels(path: Path, memory: int) -> Tensor:
     if not path.is_file():
         raise CalibrationError(f"{path}: expected labels (.npy, .npz or .pt), found no such file")
     try:
-        found = _found(path, memory)
+        values = _as_tensor(_found(path, memory))
     except ConvRewriteError:
         raise
     except Exception as error:  # whatever a broken file makes a reader raise
         raise CalibrationError(
             f"{path}: expected labels, but reading it raised {type(error).__name__}: {message_of(error)}; save it again"
         ) from error
-    values = found if isinstance(found, Tensor) else torch.from_numpy(np.array(found))
     if values.dim() != 1 or values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise CalibrationError(
             f"{path}: expected one whole number for each input, (N,), found {values.dtype} {tuple(values.shape)}"
@@ -45,8 +44,16 @@ def _found(path: Path, memory: int) -> Any:
         return _named(found, path) if isinstance(found, Mapping) else found
     if path.suffix.lower() == ".npz":
         array = _named(Archive(path, memory), path)
-        return array[range(array.shape[0])] if array.shape else array
+        return array[range(array.shape[0])] if array.shape else np.empty((), array.dtype)
     raise CalibrationError(f"{path}: expected labels as .npy, .npz or .pt, found {path.suffix or 'no suffix'}")
+
+
+def _as_tensor(found: Any) -> Tensor:
+    """Torch knows only the machine's own byte order."""
+    if isinstance(found, Tensor):
+        return found
+    array = np.array(found)
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
 
 
 def _named(arrays: Mapping[Any, Any], path: Path) -> Any:

@@ -5,7 +5,7 @@ user's word, what holds of the values whatever the inputs (rows that sum to one,
 output, the names of the output and of the module that gave it, and what its values look like on representative inputs.
 """
 
-import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -21,6 +21,7 @@ from convrewrite.meanings.origins import Origin, origins_noted
 from convrewrite.meanings.words import Hint, hint_of
 from convrewrite.modules import ROOT, alike, named_outputs, run
 from convrewrite.process import same_random_numbers
+from convrewrite.values import shown
 
 OutputKind = Literal["logits", "probabilities", "multilabel", "embedding", "values", "ignore", "discrete"]
 SCORES = ("logits", "probabilities")
@@ -84,8 +85,8 @@ def asked_meanings(wanted: WantedOutputs | None) -> dict[str, Meaning]:
         kind, weight = (value, 1.0) if isinstance(value, str) else value
         if kind not in ASKABLE:
             raise UsageError(f"output {name}: expected one of {', '.join(ASKABLE)}, found {kind!r}")
-        if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < math.inf:
-            raise UsageError(f"output {name}: expected a positive number as its weight, found {weight!r}")
+        if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight <= sys.float_info.max:
+            raise UsageError(f"output {name}: expected a positive number as its weight, found {shown(weight)}")
         found[name] = Meaning(kind, "as asked", float(weight))  # type: ignore[arg-type]
     return found
 

@@ -322,6 +322,7 @@ def test_the_users_word_goes_first_and_has_a_weight() -> None:
         ({"output": ("logits", 0)}, None, "expected a positive number as its weight, found 0"),
         ({"output": ("logits", float("nan"))}, None, "expected a positive number"),
         ({"output": ("logits", float("inf"))}, None, "expected a positive number"),
+        ({"output": ("logits", 10**400)}, None, "expected a positive number as its weight, found one of 1329 bits"),
         ({"output": ("logits", "2")}, None, "expected a positive number as its weight, found '2'"),
         ({"outpt": "logits"}, None, "output 'outpt': the model has no output of this name; it has output$"),
         ({"a": "logits", "output.a": "values"}, lambda x: {"a": x}, "was named twice"),
