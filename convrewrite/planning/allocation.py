@@ -162,7 +162,7 @@ def _what_stays(search_spaces: Sequence[SearchSpace], totals: Cost) -> str:
 def _most_saved(search_spaces: Sequence[SearchSpace], resource: str) -> float:
     found = 0.0
     for space in search_spaces:
-        cheapest = (rank_range.at(rank_range.ranks[0]) for rank_range in space.rank_ranges if rank_range.ranks)
+        cheapest = (rank_range.at(rank_range.ranks[0]) for rank_range in space.rank_ranges)
         found += max((_saving(space.site, candidate.cost, resource) for candidate in cheapest), default=0.0)
     return found
 

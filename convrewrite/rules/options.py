@@ -106,7 +106,7 @@ def _search_space(
     reasons = [refusal(site, subject, rule, structures) for rule in rules]
     accepting = [rule for rule, reason in zip(rules, reasons, strict=True) if reason is None]
     rank_ranges = tuple(rank_range for rule in accepting for rank_range in _rank_ranges(site, rule, structures))
-    text = "; ".join(dict.fromkeys(r for r in reasons if r)) or "the rule's parameters leave no variant"
+    text = "; ".join(dict.fromkeys(r for r in reasons if r)) or "the rule's parameters leave no variant, or no rank"
     return SearchSpace(site, rank_ranges, None if rank_ranges else text)
 
 
@@ -118,7 +118,7 @@ def _rank_ranges(site: Site, rule: Rule, structures: Mapping[str, Structure]) ->
         allowed = rule.parameters.get(structure.name, {})
         for variant in allowed_variants(structure, site.folded_spec, allowed):
             ranks = allowed_ranks(structure, site.folded_spec, variant, allowed)
-            found.append(RankRange(site, rule, structure, variant, ranks))
+            found += [RankRange(site, rule, structure, variant, ranks)] if ranks else []
     return found
 
 

@@ -60,7 +60,16 @@ def test_what_no_structure_takes_has_the_structures_reasons(structures: dict[str
 
 def test_parameters_that_leave_nothing_are_a_reason(structures: dict[str, Structure]) -> None:
     found = spaces_of(Residual(), structures, rule("grouped", parameters={"grouped": {"groups": (2048,)}}))
-    assert found["blocks.0.conv2"].reason == "the rule's parameters leave no variant"
+    assert found["blocks.0.conv2"].reason == "the rule's parameters leave no variant, or no rank"
+
+
+def test_ranks_that_a_site_has_none_of_leave_nothing_there(structures: dict[str, Structure]) -> None:
+    both = rule("channel", "asymmetric", parameters={"channel": {"rank": (4096,)}})
+    space = spaces_of(Residual(), structures, both)["blocks.0.conv2"]
+    assert {rank_range.structure.name for rank_range in space.rank_ranges} == {"asymmetric"}
+    alone = rule("channel", parameters={"channel": {"rank": (4096,)}})
+    space = spaces_of(Residual(), structures, alone)["blocks.0.conv2"]
+    assert (space.rank_ranges, space.reason) == ((), "the rule's parameters leave no variant, or no rank")
 
 
 @pytest.mark.parametrize(
