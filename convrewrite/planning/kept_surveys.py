@@ -1,7 +1,8 @@
-"""Surveys of sites that are kept from run to run: a budget decides what is chosen from a survey, and nothing in it.
+"""Surveys of sites that are kept from run to run: how large a budget is decides what is chosen from a survey, and nothing in it.
 
 A site's survey depends on the run's context (:mod:`convrewrite.rewriting.kept_fits`), on what the rules allow there, on how much
-is measured, on which sites are surveyed, on what refinement was seen to gain before it, and, where speed counts, on the machine.
+is measured, on which sites are surveyed, on what refinement was seen to gain before it, and, where speed counts, on the machine
+and on how much time an option must gain.
 """
 
 from collections.abc import Mapping, Sequence
@@ -77,7 +78,7 @@ class KeptSurveys:
         """``effort`` is how much is measured, a dataclass."""
         table = latency_table
         lasting = "" if table is None else getattr(table.timer, "lasting", "")
-        times = None if table is None else (table.threads, table.rounds, table.block, lasting)
+        times = None if table is None else (table.threads, table.rounds, table.block, lasting, table.least_gain)
         keeps = table is None or bool(lasting)
         return cls(cache, (asdict(effort), times, list(active)), table is not None, keeps)
 
@@ -106,7 +107,7 @@ class KeptSurveys:
                 r.rule.require.model_dump(),
                 r.structure.name,
                 sorted(r.variant.items()),
-                [r.ranks[0], r.ranks[-1], len(r.ranks)],
+                repr(r.ranks) if isinstance(r.ranks, range) else list(r.ranks),
             )
             for r in space.rank_ranges
         ]

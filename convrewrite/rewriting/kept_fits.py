@@ -152,18 +152,21 @@ class _Kept(BaseModel):
 
 @dataclass(slots=True)
 class KeptFits:
-    """The fits of one rewriting, from the first site to the last; ``before`` stands for all that was put in place so far."""
+    """The fits of one rewriting, from the first site to the last; ``before`` stands for all that was put in place so far, and
+    ``told`` for whether that tells it: not once a structure may have been put there whose code is not known."""
 
     cache: RunCache
     structures: dict[str, Structure]
     before: str = ""
+    told: bool = True
 
     def find(self, shortlist: Shortlist, way: Sequence[str]) -> tuple[Outcome, Fit | None] | None:
         """What became of this site in an earlier run, if that is kept, and fits what the site can become. ``way``: what runs
         before it, in its order: which of the sites behind it are fitted too, is of no concern."""
         self.before = hashlib.sha256(json.dumps([self.before, list(way), *self._asked(shortlist)]).encode()).hexdigest()
-        entry = self.cache.get("fit", self.before)
-        if entry is None or not self._keeps(shortlist):
+        self.told = self.told and keepable([self.structures[c.option.structure] for c in shortlist.candidates])
+        entry = self.cache.get("fit", self.before) if self.told else None
+        if entry is None:
             return None
         try:
             kept = _Kept.model_validate(entry.facts)
@@ -173,7 +176,7 @@ class KeptFits:
 
     def keep(self, shortlist: Shortlist, outcome: Outcome, found: Fit | None) -> None:
         """Keep what became of the site that was asked for last."""
-        if not self._keeps(shortlist) or (found is not None and not bool(torch.isfinite(found.bias).all())):
+        if not self.told or (found is not None and not bool(torch.isfinite(found.bias).all())):
             return
         chosen = None if outcome.candidate is None else shortlist.candidates.index(outcome.candidate)
         kept = {
@@ -203,9 +206,6 @@ class KeptFits:
 
     def _asked(self, shortlist: Shortlist) -> tuple[object, ...]:
         return (shortlist.site.name, [candidate_facts(candidate) for candidate in shortlist.candidates])
-
-    def _keeps(self, shortlist: Shortlist) -> bool:
-        return keepable([self.structures[candidate.option.structure] for candidate in shortlist.candidates])
 
 
 def _fits(tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> bool:

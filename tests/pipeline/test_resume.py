@@ -11,11 +11,17 @@ from networks import natural, settled, state_bytes
 from torch import Tensor, nn
 
 from convrewrite import Plan, Result, optimize, plan
+from convrewrite.conv import ConvSpec
 from convrewrite.planning import choice
 from convrewrite.planning.allocation import FittedPlan
+from convrewrite.planning.effort import FAST
+from convrewrite.planning.kept_surveys import KeptSurveys
+from convrewrite.planning.latency_table import MIN_GAIN, LatencyTable
 from convrewrite.rewriting.site_fit import SiteFit
-from convrewrite.rules.schema import Protect, Rule
-from convrewrite.stored.result_cache import FOLDER_VARIABLE, LIMIT_VARIABLE, Entry, ResultCache
+from convrewrite.rules.schema import Match, Protect, Rule
+from convrewrite.stored.result_cache import FOLDER_VARIABLE, LIMIT_VARIABLE, Entry, ResultCache, RunCache
+from convrewrite.structures.families.channel import Channel
+from convrewrite.structures.structure import Setting
 from convrewrite.tuning import refining
 
 RULE = Rule(name="r", structures=("channel",), protect=Protect(stem=False, min_channels=0, min_mac_share=0), ratio=0.5)
@@ -170,6 +176,50 @@ def test_other_weights_inputs_rules_and_seeds_find_nothing(model: Small, inputs:
         gathered.clear()
         changed()
         assert len(gathered) > first / 3
+
+
+class Split(Channel):
+    """A structure of somebody else's, whose code changes from run to run while its name and its ranks stay."""
+
+    name = "split"
+
+    def __init__(self, sign: float) -> None:
+        self.sign = sign
+
+    def weights(self, kernel: Tensor, spec: ConvSpec, setting: Setting) -> tuple[Tensor, ...]:
+        first, last = super().weights(kernel, spec, setting)
+        return self.sign * first, last
+
+
+def test_behind_a_structure_of_somebody_elses_nothing_is_kept(
+    model: Small, inputs: Tensor, gathered: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Split, "__module__", "somebody.elses")
+    split = RULE.model_copy(update={"name": "s", "structures": ("split",), "match": Match(name="second")})
+    channel = RULE.model_copy(update={"match": Match(name="first|third")})
+    kept = {
+        sign: [
+            told(
+                optimize(
+                    model, inputs[:1], [split, channel], inputs, measure=False, refine=False, fast=True, resume=resume,
+                    structures=[Split(sign)],
+                )
+            )
+            for resume in (True, False)
+        ]
+        for sign in (1.0, 0.0)
+    }  # fmt: skip
+    assert kept[1.0][0] == kept[1.0][1] and kept[0.0][0] == kept[0.0][1]
+    assert kept[1.0] != kept[0.0]
+    assert gathered.count("first") == 3 and gathered.count("third") == 4
+
+
+def test_a_survey_in_which_options_had_to_gain_time_is_not_one_in_which_they_only_must_not_lose_any() -> None:
+    asked = [
+        KeptSurveys.of(RunCache(), FAST, LatencyTable({}, least_gain=least), ["first"]).asked
+        for least in (MIN_GAIN, 0.0, None)
+    ]
+    assert len(set(map(repr, asked))) == 3
 
 
 def _shapes(entry: Entry) -> Entry:
