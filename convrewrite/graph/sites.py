@@ -26,8 +26,8 @@ BATCH_NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
 class Site:
     """One convolution of a model.
 
-    ``input_sizes`` has one entry per call of one example; ``batch_norm`` names the BatchNorm that directly and only follows;
-    ``refusal`` says why this site cannot be rewritten at all, whatever the rules say.
+    ``input_sizes`` has one entry per call of one example; ``batch_norm`` names the BatchNorm that directly and only follows,
+    which has so many ``norm_parameters``; ``refusal`` says why this site cannot be rewritten at all, whatever the rules say.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Site:
     batch_norm: str | None = None
     refusal: str | None = None
     is_stem: bool = False
+    norm_parameters: int = 0
 
     @property
     def folded_spec(self) -> ConvSpec:
@@ -46,8 +47,8 @@ class Site:
     @property
     def cost(self) -> Cost:
         """Parameters (those of the BatchNorm that would be folded included) and MACs of one example."""
-        cost = self.spec.cost(self.input_sizes)
-        return cost + Cost(parameters=2 * self.spec.out_channels if self.batch_norm else 0)
+        folded = self.norm_parameters if self.batch_norm else 0
+        return self.spec.cost(self.input_sizes) + Cost(parameters=folded)
 
 
 def find_sites(
@@ -81,7 +82,8 @@ def find_sites(
             refusal = "a functional call uses its weight too, which a replacement would not have"
         refusal = refusal or odd.get(name)
         follower = followers.get(name) if refusal is None and followers.get(name) not in odd else None
-        sites.append(Site(name, kind, call.spec, tuple(call.sizes), follower, refusal))
+        folded = 0 if follower is None else sum(p.numel() for p in model.get_submodule(follower).parameters())
+        sites.append(Site(name, kind, call.spec, tuple(call.sizes), follower, refusal, norm_parameters=folded))
     if sites:
         sites[0] = replace(sites[0], is_stem=True)
     return (*sites, *_never_called(model, seen.calls))

@@ -320,6 +320,14 @@ def test_batch_norm_that_alone_follows_is_folded() -> None:
     assert sites["stem"].cost.parameters == 3 * 8 * 9 + 16
 
 
+@pytest.mark.parametrize(("affine", "numbers"), [(True, 16), (False, 0)])
+def test_a_batch_norm_costs_the_numbers_that_it_has(affine: bool, numbers: int) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8, affine=affine))
+    (site,) = sites_of(settled(model)).values()
+    assert (site.batch_norm, site.cost.parameters) == ("1", 3 * 8 * 9 + numbers)
+    assert site.cost.parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
 def test_batch_norm_is_not_folded_into_a_convolution_called_twice() -> None:
     assert sites_of(settled(CalledTwice()))["shared"].batch_norm is None
 
