@@ -61,6 +61,12 @@ class Fidelity:
         return min((o.top1_agreement for o in self.outputs if o.top1_agreement is not None), default=None)
 
     @property
+    def effect(self) -> float:
+        """How far all outputs are from the original's, one number: the mean of their own effects by their weights."""
+        parts = [(self.meanings[output.name].weight, output.effect) for output in self.outputs]
+        return sum(weight * effect for weight, effect in parts) / sum(weight for weight, _ in parts)
+
+    @property
     def worst_error(self) -> float:
         """The largest relative error of any output."""
         return max(output.relative_error for output in self.outputs)
@@ -90,16 +96,14 @@ class RunningFidelity:
 def effect_of(
     pairs: Iterable[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]], meanings: Mapping[str, Meaning]
 ) -> float:
-    """How far outputs are from the original's, one number: the mean of the outputs' own effects by their weights. ``pairs``
-    are (original, found), batch by batch.
+    """:attr:`Fidelity.effect` of outputs. ``pairs`` are (original, found), batch by batch.
 
     Raises VerificationError where outputs differ in names or shapes.
     """
     fidelity = RunningFidelity(meanings)
     for original, found in pairs:
         fidelity.add(original, found)
-    parts = [(meanings[output.name].weight, output.effect) for output in fidelity.outputs()]
-    return sum(weight * effect for weight, effect in parts) / sum(weight for weight, _ in parts)
+    return Fidelity(fidelity.outputs(), 0, meanings=meanings).effect
 
 
 def require_same_outputs(

@@ -1,5 +1,6 @@
 """int8 of a result and of its original, side by side with both."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +10,9 @@ from convrewrite.calibration import Calibration, calibrate
 from convrewrite.errors import ModelLoadError, UsageError
 from convrewrite.folders import Scratch, given_path, nearest, put, resolved, told
 from convrewrite.inputs import ExampleInput, Inputs, in_batches_of
-from convrewrite.meanings import Fidelity
+from convrewrite.meanings import Fidelity, Meaning, read
 from convrewrite.modules import private_copy, surroundings_preserved
-from convrewrite.onnx_files import OnnxModel, size_of
+from convrewrite.onnx_files import OnnxModel, outputs_of, size_of
 from convrewrite.onnx_graph import exporter_of, graph_inputs, holds_halves
 from convrewrite.pipeline.at_a_time import examples_at_a_time
 from convrewrite.pipeline.keywords import settings_of
@@ -70,7 +71,8 @@ def quantise(
     report = read_report(folder / "report.json")
     require_described(folder, report, (WEIGHTS, ONNX))
     network = network_of(model, example_input, asked.timeout)
-    read_plan(folder / PLAN).require_model(network.model, weights=True)
+    plan = read_plan(folder / PLAN)
+    plan.require_model(network.model, weights=True)
     if holds_halves(network.model):
         raise UsageError(
             "int8: expected a model in float32, which alone can be quantised, found one in half precision; quantise the result "
@@ -84,7 +86,8 @@ def quantise(
             baseline = Baseline.of(
                 copy, network.inputs, scratch.path, asked.clock, asked.threads, exporter, asked.target
             )
-            four = _Four(file, baseline, _data(network, copy, calibration, asked, progress), progress)
+            data = _data(network, copy, calibration, asked, progress)
+            four = _Four(file, baseline, data, plan.meanings(), progress)
             rows = four.rows((report.totals.macs.before, report.totals.macs.after))
             put(scratch.path / INT8, place, scratch)
     return rows
@@ -99,11 +102,12 @@ def _data(network: Given, copy: nn.Module, calibration: object, asked: Settings,
 
 @dataclass(frozen=True, slots=True)
 class _Four:
-    """The result's file, the original's, and the inputs."""
+    """The result's file, the original's, the inputs, and what the plan took outputs for."""
 
     file: Path
     baseline: Baseline
     data: Calibration
+    planned: Mapping[str, Meaning]
     progress: Progress
 
     def rows(self, macs: tuple[int, int]) -> tuple[Int8Row, ...]:
@@ -111,19 +115,28 @@ class _Four:
         first, folder = self.baseline.original.path, self.baseline.folder
         floats, whole = (first, self.file), (folder / "original.int8.onnx", folder / INT8)
         fit, held_out = self._batches(self.data.fit), self._batches(self.data.held_out)
-        ways = []
+        meanings, ways = self._meanings(first, held_out), []
         for index, (source, place) in enumerate(zip(floats, whole, strict=True)):
             self.progress("int8", index, 2, NAMES[2 + index])
-            ways.append(quantise_file(source, place, fit, held_out, original=first).way.describe())
+            made = quantise_file(source, place, fit, held_out, original=first, meanings=meanings)
+            ways.append(made.way.describe())
         self.progress("int8", 2, 2, "done")
         found = []
         for index, path in enumerate((*floats, *whole)):
-            fidelity = measure_fidelity(OnnxModel(first), OnnxModel(path), held_out)
-            error = measure_fidelity(OnnxModel(floats[index % 2]), OnnxModel(path), held_out).worst_error
+            fidelity = measure_fidelity(OnnxModel(first), OnnxModel(path), held_out, meanings)
+            error = measure_fidelity(OnnxModel(floats[index % 2]), OnnxModel(path), held_out, meanings).worst_error
             way = ways[index - 2] if index > 1 else ""
             latency = self._latency(path)
             found.append(Int8Row(NAMES[index], size_of(path), macs[index % 2], latency, fidelity, error, way))
         return tuple(found)
+
+    def _meanings(self, original: Path, held_out: Sequence[Inputs]) -> dict[str, Meaning] | None:
+        """What outputs of the original's file mean: as in the plan; those that it does not know, as they look."""
+        if not held_out:
+            return None
+        outputs, _ = outputs_of(OnnxModel(original), held_out[0])
+        known = {name: meaning for name, meaning in self.planned.items() if name in outputs}
+        return read(outputs, {}, known=known, origins={}, representative=True)
 
     def _batches(self, batches: tuple[Inputs, ...]) -> list[Inputs]:
         """As many examples at a time as the files take."""

@@ -1,6 +1,6 @@
 """A file quantised in a few ways, of which the one that is nearest to the original on held-out inputs is kept."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,12 +50,13 @@ def quantise_file(
     held_out: Sequence[Inputs],
     *,
     original: Path | None = None,
-    meanings: dict[str, Meaning] | None = None,
+    meanings: Mapping[str, Meaning] | None = None,
     scales: bool = True,
 ) -> Quantised:
     """Quantise a float32 file to static int8 (QDQ) on the inputs in ``fit`` and put it at ``place``.
 
-    It is judged on ``held_out`` against ``original``, by default the file itself. ``scales`` False tries none between stages.
+    It is judged on ``held_out`` against ``original``, by default the file itself, by what outputs mean: ``meanings``, None: as
+    they look there. ``scales`` False tries none between stages.
     Raises ExportError where onnxruntime's quantiser cannot, VerificationError where there are no inputs.
     """
     if not fit or not held_out:
@@ -76,17 +77,12 @@ def quantise_file(
                 made = scratch.path / "int8.onnx"
                 _quantised(source, made, feeds, per_channel)
                 fidelity = measure_fidelity(reference, OnnxModel(made), held_out, meanings)
-                tried[way.describe()] = _loss(fidelity)
-                if best is None or tried[way.describe()] < _loss(best.fidelity):
+                tried[way.describe()] = fidelity.effect
+                if best is None or fidelity.effect < best.fidelity.effect:
                     best = Quantised(place, way, fidelity, tried)
                     place.write_bytes(made.read_bytes())
     assert best is not None
     return best
-
-
-def _loss(fidelity: Fidelity) -> float:
-    """What is compared: the KL of class scores, else the square of the relative error, of all outputs together."""
-    return sum(o.kl if o.kl is not None else o.relative_error**2 for o in fidelity.outputs)
 
 
 def _quantised(model: onnx.ModelProto, place: Path, feeds: Feeds, per_channel: bool) -> None:

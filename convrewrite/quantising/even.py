@@ -12,7 +12,7 @@ cross-layer equalisation (Nagel et al. 2019), there for channels behind a ReLU. 
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,7 @@ def has_pairs(model: onnx.ModelProto) -> bool:
 def _pairs(model: onnx.ModelProto) -> list[_Pair]:
     """Those whose weights are used nowhere else, and between which nobody else reads."""
     graph = model.graph
-    used = Counter(name for node in graph.node for name in node.input)
+    used = Counter(_read(graph))
     used.update(entry.name for entry in graph.output)
     weights = {entry.name for entry in graph.initializer if entry.data_type == onnx.TensorProto.FLOAT}
     makers = {output: node for node in graph.node for output in node.output}
@@ -94,6 +94,16 @@ def _pairs(model: onnx.ModelProto) -> list[_Pair]:
             groups = next((a.i for a in node.attribute if a.name == "group"), 1)
             found.append(_Pair(node.input[0], first.input[1], bias, node.input[1], groups))
     return found
+
+
+def _read(graph: onnx.GraphProto) -> Iterator[str]:
+    """Names that nodes read, those in the branches and loops of others too: these see the names of the graph around them."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield from _read(inner)
+                yield from (entry.name for entry in inner.output)
 
 
 def _largest(model: onnx.ModelProto, names: Sequence[str], feeds: Feeds) -> list[NDArray[np.float64]]:

@@ -76,6 +76,23 @@ def test_what_is_read_elsewhere_or_stands_apart_is_not_scaled(tmp_path: Path) ->
         assert evened(before, feeds, 1.0) == before
 
 
+@pytest.mark.parametrize("reads", ["between", "first"])
+def test_what_a_branch_reads_is_not_scaled(reads: str) -> None:
+    branch = onnx.parser.parse_graph(f"branch () => (float[a, b, c, d] z) {{ z = Identity({reads}) }}")
+    model = onnx.parser.parse_model("""
+        <ir_version: 9, opset_import: ["" : 18]>
+        g (float[n, 2, 4, 4] x, bool c) => (float[n, 2, 4, 4] y, float[a, b, d, e] z)
+        <float[2, 2, 1, 1] first = {1, 2, 300, 4}, float[2, 2, 1, 1] second = {5, 6, 7, 8}>
+        { between = Conv(x, first)  y = Conv(between, second)  z = If(c) }
+    """)
+    made = [onnx.helper.make_attribute(name, branch) for name in ("then_branch", "else_branch")]
+    model.graph.node[2].attribute.extend(made)
+    feed = {"x": np.random.default_rng(0).standard_normal((1, 2, 4, 4)).astype(np.float32), "c": np.array(True)}
+    assert evened(model, [feed], 1.0) == model
+    del model.graph.node[2], model.graph.output[1]
+    assert evened(model, [feed], 1.0) != model
+
+
 def test_with_even_ranges_int8_loses_less_and_the_best_way_is_kept(tmp_path: Path) -> None:
     path, feeds = exported(uneven(), tmp_path / "a.onnx")
     batches = [(torch.from_numpy(feed["input"]),) for feed in feeds]
@@ -114,3 +131,28 @@ def test_a_result_gets_its_int8_file_and_a_table_of_four(tmp_path: Path) -> None
     assert not (tmp_path / "out" / "model.int8.onnx").exists()
     with pytest.raises(ModelLoadError, match="missing; expected a result"):
         convrewrite.quantise(tmp_path, model, x, images())
+
+
+class Two(nn.Module):
+    """One output that counts by its direction, and one that is ignored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.wanted, self.other = small_network(), nn.Linear(10, 8), nn.Linear(10, 4)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = self.body(x)
+        return {"wanted": self.wanted(found), "other": self.other(found)}
+
+
+def test_int8_is_judged_by_what_the_plan_took_outputs_for(tmp_path: Path) -> None:
+    model, x, timer = Two().eval(), images(2)[:1], FalseTimer(0.5)
+    asked = {"wanted": "embedding", "other": "ignore"}
+    result = convrewrite.optimize(
+        model, x, ["separable"], images(), timer=timer, refine=False, fast=True, outputs=asked
+    )
+    result.save(tmp_path / "out")
+    rows = convrewrite.quantise(tmp_path / "out", model, x, images(), settings=convrewrite.Settings(timer=timer))
+    assert {(output.name, output.kind) for row in rows for output in row.fidelity.outputs} == {
+        ("output.wanted", "embedding")
+    }
