@@ -5,6 +5,7 @@ the softmax of a small network on the channels' means. A batch is one convolutio
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Self
 
@@ -186,9 +187,20 @@ class DynamicConv2d(nn.Module):
             x = F.pad(x, margins, mode=PADDING_MODES[self.padding_mode])
         return convolve_mixture(x, shares, self.weight, self.bias, self.stride, self.dilation, self.groups)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As torch's, which a move of the whole model to another memory layout goes through."""
+        moved: Self = super()._apply(of_each_kernel(fn), recurse)  # type: ignore[no-untyped-call]
+        return moved
+
     def extra_repr(self) -> str:
         """The geometry and the number of kernels."""
         return f"{self.spec.describe()}, kernels={self.kernels}, bias={self.bias is not None}"
+
+
+def of_each_kernel(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A function of the tensors of a module, of K kernels together as of one with more outputs: layouts are those of images, and
+    refuse five axes."""
+    return lambda tensor: fn(tensor.flatten(0, 1)).unflatten(0, tensor.shape[:2]) if tensor.dim() == 5 else fn(tensor)
 
 
 def stack(numbers: Tensor, groups: int) -> Tensor:

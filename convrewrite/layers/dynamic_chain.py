@@ -5,7 +5,8 @@ kernels, and only the small kernels of the last stage are mixed. The attention i
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from convrewrite.conv import PADDING_MODES, ConvSpec
 from convrewrite.layers.branches import SumOfBranches
-from convrewrite.layers.dynamic import DynamicConv2d, KernelAttention, convolve_mixture, unstack
+from convrewrite.layers.dynamic import DynamicConv2d, KernelAttention, convolve_mixture, of_each_kernel, unstack
 from convrewrite.layers.geometry import reversed_margins
 
 
@@ -85,6 +86,11 @@ class DynamicChain(nn.Module):
         return convolve_mixture(
             x, shares, self.weight, self.bias, self.spec.stride, self.spec.dilation, self.spec.groups
         )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As torch's, which a move of the whole model to another memory layout goes through."""
+        moved: Self = super()._apply(of_each_kernel(fn), recurse)  # type: ignore[no-untyped-call]
+        return moved
 
     def extra_repr(self) -> str:
         """The geometry of the last stage and the number of its kernels."""

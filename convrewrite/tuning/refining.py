@@ -32,7 +32,7 @@ from convrewrite.tuning.drawing import draws, mingled
 from convrewrite.tuning.losses import ROUNDING, Distillation, mean_square
 from convrewrite.tuning.pace import Pace
 from convrewrite.tuning.stepping import Stepper
-from convrewrite.tuning.trainable import numbers_of, put_numbers, rewritten_parameters, training
+from convrewrite.tuning.trainable import laid_out, numbers_of, put_numbers, rewritten_parameters, training
 
 WORTH = 5e-4
 """The effect on held-out inputs, in nats or squared relative error, from which on refinement is worth its time: below it fewer
@@ -232,11 +232,8 @@ def _at_work(task: Refinement) -> Refinement:
     """The task on copies of both models, in the memory layout of the inputs: convolutions take half the time where their kernels
     have it too."""
     last = any(t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in task.fit[0])
-    layout = torch.channels_last if last else torch.preserve_format
-    original, rewritten = (
-        copy_model(model).to(memory_format=layout)  # type: ignore[call-overload]
-        for model in (task.original, task.rewritten)
-    )
+    copies = [copy_model(model) for model in (task.original, task.rewritten)]
+    original, rewritten = [laid_out(model, torch.channels_last) for model in copies] if last else copies
     return replace(task, original=original, rewritten=rewritten)
 
 

@@ -16,7 +16,7 @@ from convrewrite.tuning.distilling import Task
 from convrewrite.tuning.examples import Augment, Examples
 from convrewrite.tuning.losses import Distillation, takes_labels
 from convrewrite.tuning.processes import Processes
-from convrewrite.tuning.trainable import every_parameter, rewritten_parameters
+from convrewrite.tuning.trainable import every_parameter, laid_out, rewritten_parameters
 
 HELD_OUT, MOST_HELD_OUT = 0.2, 2048
 """Part of the inputs that is held out, and how many at most: enough to tell a hundredth of a KL, and soon gone through."""
@@ -83,7 +83,7 @@ def task_of(
     """
     layout = _layout(original, given.train)
     for model in (original, rewritten):
-        model.to(device=processes.device).to(memory_format=layout)  # type: ignore[call-overload]
+        laid_out(model.to(device=processes.device), layout)
     train = _placed(given.train, processes, layout)
     held_out = [_placed(part, processes, layout) for part in given.held_out_batches(asked.batch)]
     few = tuple(tensor[:SCALED_ON] for tensor in held_out[0])
@@ -140,7 +140,7 @@ def _layout(original: nn.Module, inputs: Inputs) -> torch.memory_format:
         return torch.contiguous_format
     few = tuple(tensor[:2].contiguous(memory_format=torch.channels_last) for tensor in inputs)
     try:
-        trial = copy_model(original).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        trial = laid_out(copy_model(original), torch.channels_last)
         with torch.no_grad():
             trial(*few)
     except RuntimeError:

@@ -1,13 +1,16 @@
-"""Which parameters of a rewritten model are trained, and the block in which they alone are."""
+"""Which parameters of a rewritten model are trained, the block in which they alone are, and the layout of its kernels."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from convrewrite.errors import UsageError
 from convrewrite.modules import eval_mode
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def rewritten_parameters(model: nn.Module, sites: Sequence[str]) -> dict[str, nn.Parameter]:
@@ -60,3 +63,12 @@ def put_numbers(parameters: Mapping[str, nn.Parameter], numbers: Mapping[str, Te
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(numbers[name])
+
+
+def laid_out(model: Module, layout: torch.memory_format) -> Module:
+    """The model itself, the kernels of images in this layout. Others stay, which torch's ``to`` would refuse it for: those of
+    volumes, and those that a dynamic convolution mixes."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=layout)
+    return model

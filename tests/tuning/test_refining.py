@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite import Result, optimize, precision
+from convrewrite.layers import DynamicConv2d
 from convrewrite.meanings import rounding_of, tell
 from convrewrite.tuning import refining
 from convrewrite.tuning.activations import Activations
@@ -300,3 +301,32 @@ def test_four_times_the_steps_are_taken_where_it_was_asked_for(task: Refinement)
 def test_the_less_there_is_to_gain_the_smaller_are_the_steps(task: Refinement) -> None:
     rates = [task.rate_for(effect) for effect in (0.0, 1e-4, 0.001, 0.025, 0.1, 1.0)]
     assert rates == pytest.approx([0.0005, 0.0005, 0.001, 0.005, 0.01, 0.01])
+
+
+class Beside(nn.Module):
+    """A convolution of volumes, whose kernel has five axes, behind one of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plane, self.dynamic = nn.Conv2d(1, 8, 3, padding=1), DynamicConv2d(8, 8, kernels=2)
+        self.volume, self.head = nn.Conv3d(1, 1, 3, padding=1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.dynamic(torch.relu(self.plane(x))))
+        return self.head(torch.relu(self.volume(x[:, None])).mean((1, 3, 4)))
+
+
+def test_kernels_of_five_axes_do_not_stand_in_the_way() -> None:
+    torch.manual_seed(0)
+    original, (x, _) = Beside().eval(), images(96, 3)
+    x = x.contiguous(memory_format=torch.channels_last)
+    rewritten = deepcopy(original)
+    with torch.no_grad():
+        rewritten.plane.weight.mul_(0.8)
+    refinement = Refinement(
+        original=original, rewritten=rewritten, sites={"plane": None}, fit=((x[:64],),), held_out=((x[64:],),),
+        meanings=tell(original, ((x,),)), macs=10**5, memory=1 << 30, recipe=replace(RECIPE, steps=FEWEST),
+    )  # fmt: skip
+    found = refine(refinement)
+    assert found.reason is None and found.after < found.before
+    assert rewritten.volume.weight.is_contiguous()
