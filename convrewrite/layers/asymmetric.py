@@ -1,6 +1,6 @@
 """Asymmetric convolution: a kh x 1 and a 1 x kw (Jaderberg et al. 2014)."""
 
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import nn
@@ -20,8 +20,9 @@ class AsymmetricConv2d(ConvChain):
     They are the submodules ``vertical`` and ``horizontal``.
     """
 
-    vertical: nn.Conv2d
-    horizontal: nn.Conv2d
+    if TYPE_CHECKING:  # TorchScript would take them for interfaces
+        vertical: nn.Conv2d
+        horizontal: nn.Conv2d
 
     def __init__(
         self,

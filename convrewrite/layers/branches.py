@@ -17,8 +17,7 @@ class SumOfBranches(nn.ModuleList):
 
     def forward(self, x: Tensor) -> Tensor:
         """The sum, in the order of the branches."""
-        first, *others = self
-        total: Tensor = first(x)
-        for branch in others:
-            total = total + branch(x)
+        total = x  # TorchScript takes a list of modules for no tuple to be taken apart
+        for index, branch in enumerate(self):
+            total = branch(x) if index == 0 else total + branch(x)
         return total

@@ -5,6 +5,7 @@ The geometry of each stage follows from the structure of the same name by the ax
 """
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from convrewrite.structures import Setting, Structure, stage_specs
 class ConvChain(nn.Module):
     """``(N, in_channels, H, W)`` -> what its stages, convolutions without anything between, make of it in order."""
 
+    __jit_unused_properties__: ClassVar = ["stages"]
     in_channels: int
     out_channels: int
 

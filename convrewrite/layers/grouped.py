@@ -1,7 +1,7 @@
 """Grouped convolution, by itself or with a pointwise that mixes the groups (Xie et al. 2017; Peng et al. 2018)."""
 
 from dataclasses import replace
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import nn
@@ -22,8 +22,9 @@ class GroupedConv2d(ConvChain):
     independent networks. With it, each group has ``rank`` filters and the pointwise makes ``out_channels`` of all.
     """
 
-    grouped: nn.Conv2d
-    pointwise: nn.Conv2d
+    if TYPE_CHECKING:  # TorchScript would take them for interfaces
+        grouped: nn.Conv2d
+        pointwise: nn.Conv2d
 
     def __init__(
         self,

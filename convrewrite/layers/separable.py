@@ -1,6 +1,6 @@
 """Depthwise-separable convolution (Guo et al. 2018; Chollet 2017; Howard et al. 2017)."""
 
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import nn
@@ -21,8 +21,9 @@ class SeparableConv2d(ConvChain):
     (pointwise-first). A convolution of any kernel is one of these with ``multiplier = kernel area`` at most.
     """
 
-    depthwise: nn.Conv2d
-    pointwise: nn.Conv2d
+    if TYPE_CHECKING:  # TorchScript would take them for interfaces
+        depthwise: nn.Conv2d
+        pointwise: nn.Conv2d
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convrewrite.conv import PADDING_MODES, ConvSpec, Cost, PaddingMode, Size
+from convrewrite.conv import ConvSpec, Cost, PaddingMode, Size
 from convrewrite.layers.geometry import (
     Device,
     Padding,
@@ -77,11 +77,12 @@ class SingleConv2d(nn.Conv2d):
         return ConvSpec.of(self).cost([input_size])
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.padding != "same":
-            output: Tensor = super()._conv_forward(input, weight, bias)
-            return output
-        padded = F.pad(input, self._reversed_padding_repeated_twice, mode=PADDING_MODES[self.padding_mode])
-        return F.conv2d(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
+        # As torch has it, and in words that TorchScript compiles.
+        if self.padding_mode != "zeros" or isinstance(self.padding, str):
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            padded = F.pad(input, self._reversed_padding_repeated_twice, mode=mode)
+            return F.conv2d(padded, weight, bias, self.stride, (0, 0), self.dilation, self.groups)
+        return F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class StandardConv2d(SingleConv2d):

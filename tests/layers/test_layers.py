@@ -119,13 +119,23 @@ def test_layers_work_in_float64_and_channels_last(name: str) -> None:
     layer = build(name)
     x = images()
     expected = layer(x)
-    last = copy.deepcopy(layer).to(memory_format=torch.channels_last) if name != "dynamic" else layer
+    last = copy.deepcopy(layer).to(memory_format=torch.channels_last)
     torch.testing.assert_close(last(x.contiguous(memory_format=torch.channels_last)), expected)
     exact = copy.deepcopy(layer).double()(x.double())
     assert exact.dtype == torch.float64
     torch.testing.assert_close(exact.float(), expected)
     assert next(build(name, dtype=torch.float64).parameters()).dtype == torch.float64
     assert next(iter(LAYERS[name](8, 16, device="meta").parameters())).is_meta
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", [name for name in LAYERS if name != "dynamic"])
+@pytest.mark.parametrize("kernel_size", [3, 4])
+def test_layers_go_through_torch_script(name: str, kernel_size: int) -> None:
+    layer, x = build(name, kernel_size=kernel_size), images()
+    branches = layers.SumOfBranches([layer, copy.deepcopy(layer)])
+    torch.testing.assert_close(torch.jit.script(layer)(x), layer(x))
+    torch.testing.assert_close(torch.jit.script(branches)(x), branches(x))
 
 
 @every_layer
