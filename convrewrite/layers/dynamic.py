@@ -92,7 +92,7 @@ class DynamicConv2d(nn.Module):
         )
         require_count(owner, "kernels", kernels)
         require_count(owner, "reduction", reduction)
-        if not 0 < temperature < math.inf:
+        if not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
             raise ValueError(f"{owner}: temperature: expected a finite number above 0, found {temperature!r}")
         self.in_channels, self.out_channels, self.kernels = in_channels, out_channels, kernels
         self.kernel_size, self.stride, self.dilation, self.groups = spec.kernel_size, spec.stride, spec.dilation, groups
@@ -154,7 +154,7 @@ class DynamicConv2d(nn.Module):
         training, ``noise``, as a share of the kernel's standard deviation and drawn from ``seed``, tells them apart.
         """
         source = require_conv2d(cls.__name__, conv)
-        if not 0 <= noise < math.inf:
+        if not (isinstance(noise, int | float) and 0 <= noise < math.inf):
             raise ValueError(f"{cls.__name__}: noise: expected a finite number from 0, found {noise!r}")
         layer = cls(**geometry_of(source), kernels=kernels, temperature=temperature, reduction=reduction)
         with torch.no_grad():

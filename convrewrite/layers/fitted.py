@@ -54,8 +54,15 @@ def replacement(
 def _checked(owner: str, conv: nn.Conv2d, batches: Sequence[Tensor]) -> Sequence[Tensor]:
     wanted = f"batches (N, {conv.in_channels}, H, W) of floating point numbers with at least one example"
     for batch in batches:
+        if not isinstance(batch, Tensor):
+            raise ValueError(f"{owner}: inputs: expected {wanted}, found {type(batch).__name__}")
         if batch.dim() != 4 or batch.shape[1] != conv.in_channels or not batch.is_floating_point():
             raise ValueError(f"{owner}: inputs: expected {wanted}, found {batch.dtype} {tuple(batch.shape)}")
+        if min(ConvSpec.of(conv).output_size((batch.shape[2], batch.shape[3]))) < 1:
+            size = f"{batch.shape[2]}x{batch.shape[3]}"
+            raise ValueError(
+                f"{owner}: inputs: expected planes that the kernel {conv.kernel_size} fits in, found {size}"
+            )
     if not any(len(batch) for batch in batches):
         raise ValueError(f"{owner}: inputs: expected {wanted}, found none")
     return batches

@@ -83,7 +83,7 @@ def _padding(owner: str, padding: Padding) -> Size | str:
 
 def checked_pair(owner: str, name: str, value: Pair, smallest: int = 1) -> Size:
     """One or two whole numbers as (height, width); raises ValueError for anything else."""
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, tuple | list) else ()
     if len(pair) != 2 or not all(isinstance(number, int) and number >= smallest for number in pair):
         raise ValueError(f"{owner}: {name}: expected one or two whole numbers from {smallest}, found {value!r}")
     return (pair[0], pair[1])

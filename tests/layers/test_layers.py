@@ -159,6 +159,8 @@ def test_an_empty_batch_gives_an_empty_output(name: str) -> None:
     [
         ({"stride": 0}, "stride: expected one or two whole numbers from 1, found 0"),
         ({"stride": (1, 2, 3)}, r"stride: .*found \(1, 2, 3\)"),
+        ({"stride": 1.5}, "stride: expected one or two whole numbers from 1, found 1.5"),
+        ({"padding": None}, "padding: expected one or two whole numbers from 0, found None"),
         ({"padding": "full"}, "padding: expected 'same', 'valid' or numbers, found 'full'"),
         ({"padding": -1}, "padding: expected one or two whole numbers from 0, found -1"),
         ({"padding_mode": "mirror"}, "padding_mode: expected one of zeros, reflect.* found 'mirror'"),
@@ -196,6 +198,7 @@ def test_wrong_arguments_are_named(name: str, changes: dict[str, Any], words: st
         (lambda: layers.TransposedConv2d(8, 8, padding=1, output_padding=2), "output_padding: expected less than"),
         (lambda: layers.DynamicConv2d(8, 8, kernels=0), "kernels: expected a whole number from 1"),
         (lambda: layers.DynamicConv2d(8, 8, temperature=0.0), "temperature: expected a finite number above 0"),
+        (lambda: layers.DynamicConv2d(8, 8, temperature="1"), "temperature: expected a finite number above 0"),
     ],
 )
 def test_what_is_not_of_the_kind_is_refused(make: Any, words: str) -> None:

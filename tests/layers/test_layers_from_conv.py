@@ -204,6 +204,8 @@ def test_inputs_may_come_in_batches_of_any_size() -> None:
         (torch.randn(8, 9, 9), r"found torch.float32 \(8, 9, 9\)"),
         (torch.zeros(2, 8, 9, 9, dtype=torch.uint8), "found torch.uint8"),
         ([], "found none"),
+        ([9], "found int"),
+        (torch.randn(2, 8, 1, 9), "found 1x9"),
         ([torch.randn(0, 8, 9, 9)], "found none"),
     ],
 )
