@@ -20,6 +20,9 @@ LEAST_UNEXPLAINED = 1e-12
 LEAST_EFFECT = 1e-12
 """Effect below which options are equally harmless, so that all have a logarithm."""
 
+MOST_EFFECT = 1e6
+"""Effect above which options are equally harmful, those of outputs that are no numbers any more too, so that effects add up."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scored:
@@ -142,14 +145,14 @@ class Curve:
         An effect was measured on a sample as it was fitted then; beyond the measured ones it goes with what is unexplained.
         """
         known = sorted(
-            (math.log(max(LEAST_UNEXPLAINED, sample.fit.unexplained)), math.log(max(LEAST_EFFECT, effect)))
+            (math.log(max(LEAST_UNEXPLAINED, sample.fit.unexplained)), math.log(bounded(effect)))
             for sample, effect in effects
         )
         measured = {sample.candidate.option for sample, _ in effects if sample.gain == 1.0}
         found = []
         for candidate in self.candidates:
             unexplained, seconds = self._unexplained_of(candidate), self.seconds_of(candidate)
-            effect = math.exp(interpolated(known, math.log(unexplained), 1.0))
+            effect = math.exp(min(math.log(MOST_EFFECT), interpolated(known, math.log(unexplained), 1.0)))
             scored = Scored(candidate, unexplained**0.5, effect, candidate.option in measured)
             found.append(scored if seconds is None else scored.timed(seconds))
         return found
@@ -162,6 +165,11 @@ class Curve:
         """The share that a candidate leaves unexplained, log-log in the MACs."""
         shares = sorted((_log_macs(sample.candidate), math.log(sample.unexplained)) for sample in self.samples)
         return math.exp(interpolated(shares, _log_macs(candidate), -1.0))
+
+
+def bounded(effect: float) -> float:
+    """An effect as options are compared by it."""
+    return min(MOST_EFFECT, max(LEAST_EFFECT, effect))
 
 
 def competitive(curves: Sequence[Curve]) -> tuple[list[Curve], list[Curve]]:

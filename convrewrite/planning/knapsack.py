@@ -28,6 +28,10 @@ NODES = 1000
 choice found within so many nodes was less than 2e-4 above the bound; effects are read off a few measured ones anyway.
 A count of nodes is the same on every machine, as a time is not."""
 
+APART = 10.0
+"""Times the sum of effects that was found by which the largest single effect may exceed it: HiGHS takes sums for equal that
+differ by 1e-6, and effects are scaled to the largest one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -95,20 +99,41 @@ def _solve(groups: Sequence[Sequence[Item]], limits: Sequence[float]) -> tuple[i
 def _programme(
     effects: NDArray[np.float64], costs: NDArray[np.float64], bounds: NDArray[np.float64], sizes: Sequence[int]
 ) -> NDArray[np.float64] | None:
-    """The optimal 0-1 vector over all items, or the best that was found within NODES; None when there is none."""
+    """The optimal 0-1 vector over all items, or the best that was found within NODES; None when there is none.
+
+    An item of a larger effect than the whole sum is in no better one: without these, what is left is scaled to the sum.
+    """
+    largest = float(np.abs(effects).max())
+    taken = _searched(effects, costs, bounds, sizes, largest)
+    while taken is not None and 0 < APART * (total := float(taken @ effects)) < largest:
+        nearer = _searched(effects, costs, bounds, sizes, total)
+        if nearer is None or not nearer @ effects < total:
+            break
+        taken, largest = nearer, total
+    return taken
+
+
+def _searched(
+    effects: NDArray[np.float64],
+    costs: NDArray[np.float64],
+    bounds: NDArray[np.float64],
+    sizes: Sequence[int],
+    largest: float,
+) -> NDArray[np.float64] | None:
+    """As above, of items whose effect is at most the ``largest``, to which they are scaled."""
     one_each: csr_matrix[np.float64] = csr_matrix(block_diag([np.ones((1, size)) for size in sizes]))
     constraints = [LinearConstraint(one_each, 1, 1)]
     if len(bounds):
         constraints.append(LinearConstraint(costs.T, -np.inf, bounds))
-    scale = float(np.abs(effects).max()) or 1.0
+    scale = largest or 1.0
 
     def search(nodes: int) -> Any:
         with standard_output_closed():  # HiGHS writes lines of its own there, whatever ``disp`` says
             return milp(
-                effects / scale,
+                np.minimum(effects / scale, 1.0),
                 constraints=constraints,
                 integrality=np.ones(len(effects), dtype=np.int64),
-                bounds=Bounds(0, 1),
+                bounds=Bounds(0, np.where(effects <= largest, 1.0, 0.0)),
                 options={"mip_rel_gap": 0.0, "node_limit": nodes},
             )
 

@@ -23,7 +23,7 @@ from convrewrite.graph import Site
 from convrewrite.meanings import effect_of
 from convrewrite.modules import copy_model, named_outputs, run
 from convrewrite.planning.allocation import Allocation, FittedPlan, allocate
-from convrewrite.planning.curves import Scored, Surveyed
+from convrewrite.planning.curves import MOST_EFFECT, Scored, Surveyed
 from convrewrite.planning.effects import Evaluator
 from convrewrite.planning.effort import THOROUGH
 from convrewrite.quantising import rounded
@@ -167,7 +167,8 @@ class _Effects:
         for option, fitted in zip(tried, fits, strict=True):
             with work.watch.timed("effects"), torch.no_grad():
                 module = site_fit.build(structures[option.structure], option, fitted)
-                effects.append(self._evaluator.effect(site, _in_int8(site, module) if work.settings.int8 else module))
+                effect = self._evaluator.effect(site, _in_int8(site, module) if work.settings.int8 else module)
+                effects.append(min(MOST_EFFECT, effect))
         return effects
 
 

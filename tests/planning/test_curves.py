@@ -16,6 +16,7 @@ from convrewrite.planning.costs import Counted, seconds_of
 from convrewrite.planning.curves import (
     FAR_BEHIND,
     LEAST_EFFECT,
+    MOST_EFFECT,
     Curve,
     FittedCandidate,
     between,
@@ -24,6 +25,7 @@ from convrewrite.planning.curves import (
     interpolated,
     spread,
 )
+from convrewrite.planning.knapsack import Item, choose
 from convrewrite.rules.options import RankRange, search_spaces
 from convrewrite.rules.schema import Protect, Require, Rule
 from convrewrite.structures.discovery import discover
@@ -130,6 +132,17 @@ def test_an_exact_option_has_a_tiny_effect_and_no_logarithm_of_zero() -> None:
     effects = {entry.candidate.option.parameters["rank"]: entry.effect for entry in scored}
     assert effects[8] == pytest.approx(LEAST_EFFECT)
     assert all(math.isfinite(effect) for effect in effects.values())
+
+
+@pytest.mark.parametrize("broken", [(0,), (1,), (0, 1)])
+def test_outputs_that_are_no_numbers_are_as_harmful_as_any_can_be(broken: tuple[int, ...]) -> None:
+    found = curve({2: 0.4, 11: 0.1})
+    measured = [(sample, math.inf if i in broken else 0.02) for i, sample in enumerate(found.samples)]
+    scored = found.scored(measured)
+    assert all(LEAST_EFFECT <= entry.effect <= MOST_EFFECT for entry in scored)
+    assert max(entry.effect for entry in scored) == pytest.approx(MOST_EFFECT)
+    chosen = choose([[Item(0.0, (10.0,)), *(Item(entry.effect, (1.0,)) for entry in scored)]], [5.0])
+    assert chosen is not None
 
 
 def test_what_refinement_is_expected_to_gain_lowers_error_and_effect() -> None:

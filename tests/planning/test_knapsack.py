@@ -3,6 +3,7 @@
 import itertools
 import os
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -63,6 +64,21 @@ def test_large_numbers_keep_their_limit_exactly() -> None:
     assert chosen is not None
     assert spent(groups, chosen, 0) <= 1e10
     assert spent(groups, chosen, 0) > 0.94e10
+
+
+def test_small_effects_are_told_apart_beside_a_large_one() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(6):
+        costs, effects = random.integers(10, 90, (5, 6)), 1e-5 * random.random((5, 6))
+        groups = [
+            [Item(0.0, (100.0,)), *(Item(e, (float(c),)) for e, c in zip(*pair, strict=True)), Item(1e6, (5.0,))]
+            for pair in zip(effects.tolist(), costs.tolist(), strict=True)
+        ]
+        everything = itertools.product(range(8), repeat=5)
+        least_harm = min(effect(groups, chosen) for chosen in everything if spent(groups, chosen, 0) <= 250)
+        chosen = choose(groups, [250.0])
+        assert chosen is not None
+        assert effect(groups, chosen) == pytest.approx(least_harm, rel=1e-5)
 
 
 def test_tiny_effects_count() -> None:
