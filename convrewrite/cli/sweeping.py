@@ -8,10 +8,12 @@ from convrewrite.cli.networks import given_network
 from convrewrite.cli.options import Sources, Sweeping, calibration_of
 from convrewrite.errors import UsageError
 from convrewrite.loading import import_object
+from convrewrite.machine import PROBE_SECONDS
 from convrewrite.pipeline import Frontier, Sweep
 from convrewrite.progress import Progress
 from convrewrite.rules import resolve
 from convrewrite.settings import BUDGETS, GIGABYTE, MEMORY, Settings
+from convrewrite.targets import DEFAULT
 
 
 def swept(
@@ -52,11 +54,17 @@ def _words(sources: Sources, settings: Settings, trust: bool) -> list[str]:
     for name, text in (
         ("--factory", sources.factory),
         ("--calib", sources.calib),
-        ("--mean", sources.mean and ",".join(f"{number:g}" for number in sources.mean)),
-        ("--std", sources.std and ",".join(f"{number:g}" for number in sources.std)),
+        ("--mean", sources.mean and ",".join(map(str, sources.mean))),
+        ("--std", sources.std and ",".join(map(str, sources.std))),
         ("--resize", sources.resize and "x".join(map(str, sources.resize))),
+        ("--runtime", None if settings.runtime == DEFAULT else settings.runtime),
+        ("--timings", settings.timings),
+        ("--device", settings.device),
+        ("--timeout", None if settings.timeout == PROBE_SECONDS else f"{settings.timeout:g}"),
     ):
         words += [name, text] if text else []
     words += ["--memory", f"{settings.memory / GIGABYTE:g}"] if settings.memory != MEMORY else []
     words += ["--threads", str(settings.threads)] if settings.threads != 1 else []
-    return words + (["--trust"] if trust else []) + ([] if settings.measure else ["--no-onnx"])
+    words += ["--trust"] if trust else []
+    words += [] if settings.measure else ["--no-onnx"]
+    return words + (["--refine"] if settings.refine else [])

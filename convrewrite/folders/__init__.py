@@ -1,7 +1,16 @@
 """What is written, so that nothing is lost: scratch folders, and taking a place in one step. Light: torch is not imported."""
 
 from convrewrite.folders.given import given_path
-from convrewrite.folders.placing import made_aside, nearest, put, remove, require_room_beside, resolved, write_new
+from convrewrite.folders.placing import (
+    made_aside,
+    nearest,
+    put,
+    remove,
+    require_replaceable,
+    require_room_beside,
+    resolved,
+    write_new,
+)
 from convrewrite.folders.scratch import Scratch, cleared_later, disk_full, require_room, temporary, told, unwritable
 from convrewrite.folders.texts import read_text
 
@@ -15,6 +24,7 @@ __all__ = [
     "put",
     "read_text",
     "remove",
+    "require_replaceable",
     "require_room",
     "require_room_beside",
     "resolved",

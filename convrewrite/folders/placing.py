@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from convrewrite.errors import UsageError
-from convrewrite.folders.scratch import EARLIER, PLACE, Scratch, told
+from convrewrite.folders.scratch import EARLIER, PLACE, Scratch, told, unwritable
 from convrewrite.interrupts import held
 
 TRIES = 5
@@ -176,6 +176,14 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def require_replaceable(folder: Path, place: Path, other: str = "another place") -> None:
+    """Raise UsageError for a ``folder``, resolved to ``place``, that cannot change places with another."""
+    if os.path.ismount(place) or place.samefile(os.curdir):
+        raise UsageError(f"{folder}: a folder that is mounted, or worked in, cannot be replaced; name one inside it")
+    if not os.access(place, os.W_OK):
+        raise unwritable(folder, os.strerror(errno.EACCES), other)
 
 
 def require_room_beside(place: Path) -> None:

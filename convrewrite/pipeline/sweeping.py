@@ -5,12 +5,13 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import count
 from pathlib import Path
 from typing import Unpack, cast
 
 from convrewrite import values
 from convrewrite.errors import UsageError
-from convrewrite.folders import given_path, made_aside, require_room_beside, resolved, told
+from convrewrite.folders import given_path, made_aside, require_replaceable, require_room_beside, resolved, told
 from convrewrite.inputs import ExampleInput
 from convrewrite.pipeline.clusters import require_cluster, workers_of
 from convrewrite.pipeline.handed import Handed, collected
@@ -39,15 +40,16 @@ class Sweep:
     report: SweepReport
     plans: Mapping[str, Plan]
 
-    def save(self, folder: str | Path, words: Sequence[str] = ()) -> Path:
+    def save(self, folder: str | Path, words: Sequence[str] | None = None) -> Path:
         """Write sweep.json, page.html and every plan, aside and in one step; an earlier sweep there is replaced.
 
-        ``words``: what a command needs beside the model and a plan, as ``--calib images``, to make a point again. Raises
-        UsageError where the folder holds something else, or cannot be written.
+        ``words``: what a command needs beside the model and a plan, as ``--calib images``, to make a point again; None: there is
+        no such command, as of a model that Python made. Raises UsageError where the folder holds something else, or cannot be
+        written.
         """
         folder = given_path(folder, "the folder to write")
         Sweep.check(folder)
-        report = _with_commands(self.report, folder, words)
+        report = self.report if words is None else _with_commands(self.report, folder, words)
         with made_aside(folder, "another folder with -o") as made:
             (made / PLANS).mkdir(parents=True)
             for name, plan in self.plans.items():
@@ -67,12 +69,19 @@ class Sweep:
                     raise UsageError(
                         f"{folder}: expected a new folder or an earlier sweep, found {strangers[0]}; name another with -o"
                     )
+                require_replaceable(folder, place, "another folder with -o")
             require_room_beside(place)
 
     def joined(self, other: "Sweep") -> "Sweep":
-        """Both side by side: the models of the same sweep over several."""
-        models = (*self.report.models, *other.report.models)
-        return Sweep(self.report.model_copy(update={"models": models}), {**self.plans, **other.plans})
+        """Both side by side: the models of the same sweep over several. Where two models are called alike, as two files of one
+        name in two folders are, the plans of the second get names of their own."""
+        plans, models = dict(self.plans), list(self.report.models)
+        for model in other.report.models:
+            names = _free_names(plans, model, other.plans)
+            plans |= {names[name]: other.plans[name] for name in names}
+            points = (p if p.plan is None else p.model_copy(update={"plan": names[p.plan]}) for p in model.points)
+            models.append(model.model_copy(update={"points": tuple(points)}))
+        return Sweep(self.report.model_copy(update={"models": tuple(models)}), plans)
 
     def __str__(self) -> str:
         return self.report.text()
@@ -196,15 +205,28 @@ def _sweep_of(frontier: Frontier, beginning: Beginning, made: Sequence[Made]) ->
     return Sweep(report, plans)
 
 
+def _free_names(plans: Mapping[str, Plan], model: SweptModel, theirs: Mapping[str, Plan]) -> dict[str, str]:
+    """Names for the plans of a model, under which no other plan stands, not even where a file system takes ``A`` for ``a``."""
+    own = [point.plan for point in model.points if point.plan is not None]
+    taken = {name.casefold(): plan for name, plan in plans.items()}
+    numbered = ({name: name if number == 1 else f"{number}-{name}" for name in own} for number in count(1))
+    return next(
+        names
+        for names in numbered
+        if all(taken.get(new.casefold(), theirs[old]) == theirs[old] for old, new in names.items())
+    )
+
+
 def _with_commands(report: SweepReport, folder: Path, words: Sequence[str]) -> SweepReport:
     """With the command that makes each point again."""
+    refined = [] if "--refine" in words else ["--no-refine"]
 
     def told_of(model: SweptModel, point: SweepPoint) -> SweepPoint:
         if point.plan is None:
             return point
-        made = f"{_file_name(model.name)}-{point.budget:g}"
+        made = f"{point.plan.removesuffix(f'-{point.budget:g}.json').rpartition('-')[0]}-{point.budget:g}"
         place = str(folder / PLANS / point.plan)
-        parts = ["convrewrite", "apply", model.name, place, "-o", made, *words, "--no-refine"]
+        parts = ["convrewrite", "apply", model.name, place, "-o", made, *words, *refined]
         return point.model_copy(update={"command": shlex.join(parts)})
 
     models = tuple(
@@ -217,7 +239,23 @@ def _with_commands(report: SweepReport, folder: Path, words: Sequence[str]) -> S
 def _strangers(place: Path) -> list[str]:
     if not place.is_dir():
         return ["a file"]
-    return sorted(path.name for path in place.iterdir() if path.name not in (SWEEP, PAGE, PLANS))
+    names = sorted(path.name for path in place.iterdir())
+    if SWEEP not in names:  # page and plans may be someone's own
+        return names
+    plans = place / PLANS
+    own = [f"{PLANS}/{path.name}" for path in sorted(plans.iterdir())] if plans.is_dir() else []
+    return [name for name in names if name not in (SWEEP, PAGE, PLANS)] + [
+        name for name in own if name not in _plans_of(place / SWEEP)
+    ]
+
+
+def _plans_of(file: Path) -> set[str]:
+    """The plans that belong to an earlier sweep, by its ``sweep.json``; none where that holds something else."""
+    try:
+        report = SweepReport.model_validate_json(file.read_bytes())
+    except ValueError:
+        return set()
+    return {f"{PLANS}/{point.plan}" for model in report.models for point in model.points}
 
 
 def _file_name(name: str) -> str:

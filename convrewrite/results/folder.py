@@ -29,6 +29,7 @@ from convrewrite.folders import (
     made_aside,
     read_text,
     remove,
+    require_replaceable,
     require_room,
     require_room_beside,
     resolved,
@@ -86,20 +87,12 @@ def _check_replaceable(folder: Path, place: Path, inputs: Sequence[str]) -> None
         raise UsageError(
             f"{folder}: holds {', '.join(strangers[:3])}, which would be lost; name a new folder, or an earlier result"
         )
-    require_at_leisure(folder, place)
-    if not os.access(place, os.W_OK):
-        raise unwritable(folder, os.strerror(errno.EACCES), "another folder with -o")
+    require_replaceable(folder, place, "another folder with -o")
     read = [name for name in inputs if Path(os.path.realpath(name)).parent == place and Path(name).exists()]
     if read:
         raise UsageError(
             f"{folder}: holds {read[0]}, which this run reads and would replace; name another folder with -o"
         )
-
-
-def require_at_leisure(folder: Path, place: Path) -> None:
-    """Raise UsageError for a folder that cannot change places with another."""
-    if os.path.ismount(place) or place.samefile(os.curdir):
-        raise UsageError(f"{folder}: a folder that is mounted, or worked in, cannot be replaced; name one inside it")
 
 
 def check_file(path: Path) -> None:
@@ -173,7 +166,7 @@ def check_addable(folder: Path) -> None:
     """Raise UsageError unless files can be added to a result's folder: called before any long work."""
     with told(folder, "another folder"):
         place = resolved(folder)
-        require_at_leisure(folder, place)
+        require_replaceable(folder, place, "another folder")
         require_room_beside(place)
 
 
