@@ -67,7 +67,7 @@ def for_both(first: Network, second: Network, sources: Sources, seed: int, names
     if isinstance(first, OnnxModel) and isinstance(second, OnnxModel):
         return _for_files(first, second, sources, seed, known)
     inputs, notes = _for_modules(first, second, sources, seed, known)
-    if sources.calib is not None:
+    if sources.data is not None:
         module = next(network for network in (first, second) if isinstance(network, nn.Module))
         inputs = _read(sources, inputs, seed, parameter_names(module)[: len(inputs)])
     return Both(first, second, inputs, notes)
@@ -75,7 +75,7 @@ def for_both(first: Network, second: Network, sources: Sources, seed: int, names
 
 def _for_files(first: OnnxModel, second: OnnxModel, sources: Sources, seed: int, known: Known | None) -> Both:
     """Noise is as ``optimize`` has it: what has no axis of examples stays as in the example."""
-    given, calib = sources.input or (), sources.calib
+    given, calib = sources.input or (), sources.data
     axis = ExampleAxis.of(first)
     stated, notes = for_graph(first, given, calib, known, of_examples=axis.names, seed=seed)
     example, assumed = example_of_graph(first, stated)
@@ -113,7 +113,7 @@ def _for_modules(
         return inputs, ()
     shapes, notes = [parse_shape(text) for text in given], tuple[str, ...]()
     if not shapes:
-        shapes, notes = _common_shapes(first, second, sources.calib, known)
+        shapes, notes = _common_shapes(first, second, sources.data, known)
     return _of_shapes(shapes, files, seed), notes
 
 
@@ -162,7 +162,7 @@ def _as_stated(shapes: list[tuple[int, ...]], files: Sequence[OnnxModel]) -> lis
 def _read(sources: Sources, example: Inputs, seed: int, names: Sequence[str]) -> Inputs:
     """All calibration inputs there are, those to fit on first."""
     data = read_calibration(
-        sources.calib, example, seed=seed, mean=sources.mean, std=sources.std, resize=sources.resize,
+        sources.data, example, seed=seed, mean=sources.mean, std=sources.std, resize=sources.resize,
         import_object=import_object, names=names,
     )  # fmt: skip
     return tuple(torch.cat(parts) for parts in zip(*data.fit, *data.held_out, strict=True))

@@ -71,7 +71,7 @@ def _options(
         bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
     ] = False,
     no_config: Annotated[  # noqa: ARG001 - grouped.py asks the context for it
-        bool, typer.Option("--no-config", help="Read no convrewrite.toml, and no [tool.convrewrite] of pyproject.toml.")
+        bool, typer.Option("--no-config", help="Read no convrewrite.toml, and no tool.convrewrite of pyproject.toml.")
     ] = False,
     quiet: Quiet = False,
     verbose: Verbose = 0,
@@ -105,7 +105,7 @@ def optimize(
     assert out is not None  # by then it has a default
     results.check_writable(out, (model,))
     if settings.int8:
-        quantising.require_inputs_and_onnx(sources.calib, settings.measure)
+        quantising.require_inputs_and_onnx(sources, settings.measure)
     chosen = resolve(rule or ["separable"])
     network = given_network(model, sources, trust, settings.timeout)
     if settings.int8:

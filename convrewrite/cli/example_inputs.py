@@ -39,7 +39,7 @@ def for_model(
     if given:
         return given_example(model, given), ()
     names = required_names(model) or ("input",)  # a forward with *args alone names none
-    if calib is not None and calib != "weights" and (peeked := peek_example(calib, names)) is not None:
+    if calib is not None and (peeked := peek_example(calib, names)) is not None:
         text = ", ".join("x".join(map(str, tensor.shape)) for tensor in peeked)
         return tuple(_like(tensor, model) for tensor in peeked), (f"input size {text} taken from {calib}",)
     if stated := stated_input_shapes(model):
@@ -72,7 +72,7 @@ def for_graph(
     if given:
         return noise_for(session, named_shapes(given, session.input_names), seed), ()
     names = session.input_names if of_examples is None else tuple(of_examples)
-    if calib is not None and calib != "weights" and (peeked := peek_example(calib, names)) is not None:
+    if calib is not None and (peeked := peek_example(calib, names)) is not None:
         shapes = {name: tuple(tensor.shape) for name, tensor in zip(names, peeked, strict=True)}
         return noise_for(session, fitting(session, shapes), seed), ()
     if known is None or len(known.shapes) != len(session.input_names) or states_sizes(session):

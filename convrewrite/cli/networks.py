@@ -34,7 +34,7 @@ def given_network(
     shapes, known = sources.input or (), sizes_of(source, *([] if result is None else [result]))
     if Path(source).suffix.lower() != ".onnx":
         loaded = load(source, sources.factory, trust)
-        inputs, notes = example_inputs.for_model(loaded, shapes, sources.calib, known)
+        inputs, notes = example_inputs.for_model(loaded, shapes, sources.data, known)
         return Given(loaded.model, inputs, (*loaded.notes, *notes))
     if sources.factory is not None:
         raise UsageError(
@@ -42,7 +42,7 @@ def given_network(
         )
     opened = open_onnx(source, trust=trust, seconds=seconds)
     of_examples = ExampleAxis.of(opened.file.model).names
-    example, notes = example_inputs.for_graph(opened.session, shapes, sources.calib, known, of_examples=of_examples)
+    example, notes = example_inputs.for_graph(opened.session, shapes, sources.data, known, of_examples=of_examples)
     network = read_network(opened, example)
     require_common_batch(network.inputs)
     return Given(network.module, network.inputs, (*network.notes, *notes))

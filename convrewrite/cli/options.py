@@ -74,9 +74,14 @@ class Sources:
             "--resize",
             check=values.resize,
             read=partial(values.size, "--resize"),
-            help="Resize images of a folder to HxW before they are cropped.",
+            help="Resize images of a folder to HxW before the model's size is cut from their centre.",
         ),
     )
+
+    @property
+    def data(self) -> str | None:
+        """Where calibration inputs are read from; None where there are none, as with ``--calib weights``."""
+        return None if self.calib == "weights" else self.calib
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,18 +225,18 @@ def calibration_of(sources: Sources, model: Any, inputs: "Inputs", seed: int, me
     from convrewrite.inputs import parameter_names
     from convrewrite.loading import import_object
 
-    if sources.calib is None or sources.calib == "weights":
+    if sources.data is None:
         require_calibration(sources)
         return sources.calib
     return read_calibration(
-        sources.calib, inputs, seed=seed, mean=sources.mean, std=sources.std, resize=sources.resize,
+        sources.data, inputs, seed=seed, mean=sources.mean, std=sources.std, resize=sources.resize,
         import_object=import_object, names=parameter_names(model)[: len(inputs)], memory=memory,
     )  # fmt: skip
 
 
 def require_calibration(sources: Sources) -> None:
     """Raise UsageError where something is said of calibration inputs and none are given."""
-    if sources.calib is not None and sources.calib != "weights":
+    if sources.data is not None:
         return
     for option, given in (("--mean", sources.mean), ("--std", sources.std), ("--resize", sources.resize)):
         if given is not None:

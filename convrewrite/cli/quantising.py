@@ -56,12 +56,13 @@ def quantise(
     say(f"Written to {written}")
 
 
-def require_inputs_and_onnx(calib: str | None, measure: bool) -> None:
+def require_inputs_and_onnx(sources: Sources, measure: bool) -> None:
     """Raise UsageError, before any long work, unless ``--int8`` will have what it needs: an ONNX file, and inputs."""
     if not measure:
         raise UsageError("--int8: expected an ONNX file to quantise, found --no-onnx; leave out one of the two")
-    if calib == "weights":
-        raise UsageError("--int8: expected inputs to calibrate on, found --calib weights; give real ones")
+    if sources.data is None:
+        found = "none" if sources.calib is None else "--calib weights"
+        raise UsageError(f"--int8: expected inputs to calibrate on, found {found}; give real ones (--calib)")
 
 
 def require_float32(model: "nn.Module") -> None:

@@ -33,7 +33,7 @@ def verify(
     from convrewrite.cli.both_inputs import for_both
     from convrewrite.reporting import render_verification
 
-    calib, limited = sources.calib, asked.agreement is not None or asked.error is not None
+    calib, limited = sources.data, asked.agreement is not None or asked.error is not None
     first, second = (runner_of(source, sources.factory, trust, asked.timeout) for source in (a, b))
     both = for_both(first, second, sources, asked.seed, (a, b)).whole_batches()
     relation = pipeline.relation_of(both.first, both.second, (a, b))

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from convrewrite.calibration import Calibration, calibrate
-from convrewrite.errors import ModelLoadError, UsageError
+from convrewrite.errors import CalibrationError, ModelLoadError, UsageError
 from convrewrite.folders import Scratch, given_path, nearest, put, resolved, told
 from convrewrite.inputs import ExampleInput, Inputs, in_batches_of
 from convrewrite.meanings import Fidelity, Meaning, read
@@ -62,9 +62,14 @@ def quantise(
         settings: of these ``seed``, ``threads``, ``memory``, ``timeout`` and ``runtime`` count.
 
     Raises ModelLoadError for a folder without such a file, or with other weights than were measured, PlanError for another
-    original, ExportError for what onnxruntime cannot quantise, UsageError where the file cannot be written.
+    original, ExportError for what onnxruntime cannot quantise, UsageError where the file cannot be written, CalibrationError
+    without inputs.
     """
     asked, folder = settings_of(settings), given_path(result)
+    if calibration is None or (isinstance(calibration, str) and calibration == "weights"):
+        raise CalibrationError(
+            "int8: expected inputs to calibrate and to judge on, found none; give real ones (--calib)"
+        )
     file = folder / ONNX
     if not file.is_file():
         raise ModelLoadError(f"{file}: missing; expected a result written by `convrewrite optimize` without --no-onnx")

@@ -237,9 +237,9 @@ def _kept(constraints: Constraints, fidelity: Fidelity) -> str | None:
 
 def _totals(before: Cost, after: Cost, measured: Measured) -> Totals:
     latency, saving = measured.onnx_latency, measured.predicted_saving
+    whole = measured.seconds_elsewhere if latency is None else latency.seconds_a
     # Options that promise to save more than all of it promise nothing that can be told.
-    known = latency is not None and saving is not None and saving < latency.seconds_a
-    predicted = latency.seconds_a - saving if known else None  # type: ignore[union-attr, operator]
+    predicted = whole - saving if whole is not None and saving is not None and saving < whole else None
     return Totals(
         parameters=Change[int](before=before.parameters, after=after.parameters),
         macs=Change[int](before=before.macs, after=after.macs),

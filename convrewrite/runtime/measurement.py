@@ -28,8 +28,9 @@ PARITY_EXAMPLES = 8
 @dataclass(frozen=True, slots=True)
 class Measured:
     """What was measured on the finished model; None where nothing was. ``noise``: its fidelity on nothing better;
-    ``predicted_saving``: the seconds that the options save according to their own times. ``onnx_latency`` is that in the target,
-    onnxruntime unless another was asked for."""
+    ``predicted_saving``: the seconds that the options save according to their own times, ``seconds_elsewhere``: those that the
+    original takes where these times come from another machine. ``onnx_latency`` is that in the target, onnxruntime unless another
+    was asked for."""
 
     fidelity: Fidelity
     fidelity_basis: str
@@ -40,6 +41,7 @@ class Measured:
     notes: tuple[str, ...] = ()
     noise: bool = False
     predicted_saving: float | None = None
+    seconds_elsewhere: float | None = None
 
     @property
     def slower(self) -> bool:
@@ -88,17 +90,20 @@ def measure_everything(
     else:
         outputs = measure_files(exporter, (before, after.path), evaluation, after.batch)
     one = tuple(tensor[:1] for tensor in inputs) if baseline.original.dynamic_batch else inputs
-    progress("verify", 3, 5, f"latency in {baseline.target.name}")
+    if not baseline.elsewhere:
+        progress("verify", 3, 5, f"latency in {baseline.target.name}")
     onnx_latency = None if baseline.elsewhere else _latency(original, rewritten, baseline, after)
-    progress("verify", 4, 5, "latency in torch")
     both = baseline.eager and exporter.exports and baseline.target.takes == "onnx" and not baseline.elsewhere
+    if both:
+        progress("verify", 4, 5, "latency in torch")
     torch_latency = baseline.timer.compare_torch(original, rewritten, one, baseline.threads) if both else None
     progress("verify", 5, 5, "done")
     sizes = (size_of(before), size_of(after.path))
     notes = (after.note,) if after.note else ()
     return replace(
-        outputs, parity=parity, file_bytes=sizes, onnx_latency=onnx_latency, torch_latency=torch_latency, notes=notes
-    )
+        outputs, parity=parity, file_bytes=sizes, onnx_latency=onnx_latency, torch_latency=torch_latency, notes=notes,
+        seconds_elsewhere=baseline.seconds() if baseline.elsewhere else None,
+    )  # fmt: skip
 
 
 def _latency(original: nn.Module, rewritten: nn.Module, baseline: Baseline, after: Exported) -> Comparison:

@@ -140,8 +140,13 @@ def list_graphs(
 
 
 def profile_graphs(folder: Path, target: Target, threads: int, rounds: int) -> Profile:
-    """Time the graphs in a folder. Raises UsageError for a folder that was not written for this, and where the target cannot run
-    an original."""
+    """Time the graphs in a folder. Raises UsageError for a folder that was not written for this, for a target that takes modules,
+    and where the target cannot run an original."""
+    if target.takes == "module":
+        raise UsageError(
+            f"--runtime {target.name}: expected a runtime that takes ONNX files, as {folder} holds them; name another, or "
+            "profile the model itself (`convrewrite profile MODEL`), where torch is"
+        )
     try:
         found = json.loads(read_text(folder / GRAPHS, UsageError, "a list of graphs"))
         if found["format"] != FORMAT:

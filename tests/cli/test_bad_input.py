@@ -167,6 +167,13 @@ def test_options_that_are_wrong(optimize: Callable[..., str], options: list[str]
     assert [part for part in parts if part not in message] == [], message
 
 
+def test_int8_without_inputs_is_refused_before_any_work(place: Path) -> None:
+    ran = call("optimize", place / "net.pt", "-o", place / "out", *INPUT, "--int8")
+    assert ran.code == 2
+    assert ran.message == "--int8: expected inputs to calibrate on, found none; give real ones (--calib)"
+    assert not (place / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("out", "parts"),
     [

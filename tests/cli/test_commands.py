@@ -191,6 +191,15 @@ def test_verify_takes_a_folder_and_calibration_inputs(place: Path, out: Path) ->
     assert "on 80 calibration inputs" in ran.said
 
 
+@pytest.mark.parametrize("command", ["verify", "bench"])
+def test_from_the_weights_alone_two_models_run_on_random_inputs(place: Path, out: Path, command: str) -> None:
+    """As a project's file may say for every command."""
+    rounds = ("--rounds", 3) if command == "bench" else ()
+    ran = call(command, out / "model.onnx", out / "model.onnx", "--calib", "weights", *rounds)
+    assert ran.code == 0, ran.err
+    assert "8 random inputs" in ran.said or "input 1x3x16x16" in ran.said
+
+
 def test_the_rewritten_model_is_not_the_original(place: Path, out: Path) -> None:
     by_default = call("verify", place / "net.pt", out / "model.pt", *INPUT)
     assert by_default.code == 0

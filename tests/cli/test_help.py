@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import typer
 from commands import call
+from rich.markup import render
 
 from convrewrite.cli.commands import app
 from convrewrite.cli.grouped import _all
@@ -37,6 +38,13 @@ def test_every_help_ends_with_examples_and_fits_a_terminal(name: str) -> None:
     assert max(map(len, lines)) <= 80
     shown = [line.strip() for line in lines]
     assert [line for line in shown if line][-len(examples) :] == examples
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, *GROUPS])
+def test_nothing_of_a_help_is_taken_for_markup(name: str) -> None:
+    command = (COMMANDS | GROUPS)[name]
+    texts = [command.help, *(parameter.help for parameter in command.params if getattr(parameter, "help", None))]
+    assert [text for text in texts if render(text).plain != text] == []
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import convrewrite
-from convrewrite.errors import ModelLoadError, VerificationError
+from convrewrite.errors import CalibrationError, ModelLoadError, VerificationError
 from convrewrite.onnx_files import OnnxModel
 from convrewrite.quantising import evened, quantise_file
 from convrewrite.quantising.choosing import _quantised
@@ -114,6 +114,20 @@ def test_inputs_are_needed(tmp_path: Path) -> None:
     path, _ = exported(uneven(), tmp_path / "a.onnx")
     with pytest.raises(VerificationError, match="int8: expected inputs to calibrate and to judge on"):
         quantise_file(path, tmp_path / "b.onnx", [], [])
+
+
+@pytest.mark.parametrize("calibration", [None, "weights"])
+def test_inputs_are_real_ones(calibration: object, tmp_path: Path) -> None:
+    """Also for a model with the statistics of BatchNorms, which inputs are synthesised from elsewhere."""
+    model, x = small_network(), images(2)[:1]
+    convrewrite.optimize(
+        model, x, ["separable"], images(), timer=FalseTimer(0.5), refine=False, fast=True
+    ).save(tmp_path / "out")  # fmt: skip
+    with pytest.raises(
+        CalibrationError, match="int8: expected inputs to calibrate and to judge on, found none; give real"
+    ):
+        convrewrite.quantise(tmp_path / "out", model, x, calibration)
+    assert not (tmp_path / "out" / "model.int8.onnx").exists()
 
 
 def test_a_result_gets_its_int8_file_and_a_table_of_four(tmp_path: Path) -> None:

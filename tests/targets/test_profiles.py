@@ -12,6 +12,7 @@ from commands import INPUT, call, images, small_network
 
 import convrewrite
 from convrewrite.errors import PlanError, UsageError
+from convrewrite.reporting import render_text
 from convrewrite.targets import ORIGINAL, Profile, read_profile
 
 NO_TORCH = """
@@ -77,6 +78,21 @@ def test_a_budget_of_latency_is_met_as_they_promise(files: Path) -> None:
         convrewrite.plan(small_network(), images(2)[:1], ["separable"], images(), settings=settings)
 
 
+def test_the_result_is_told_as_they_predict_it(files: Path) -> None:
+    """Every option takes as long as what it replaces here, so that nothing is saved of what the original takes."""
+    found = read_profile(files / "t.json")
+    equal = dict.fromkeys(found.seconds, 0.001) | {ORIGINAL: 4e-3}
+    profile = Profile(found.runtime, found.version, found.processor, found.block, 1, equal)
+    (files / "saves-nothing.json").write_text(profile.to_json())
+    result = convrewrite.optimize(
+        small_network(), images(2)[:1], calibration=images(), timings=str(files / "saves-nothing.json"), any_speed=True,
+        **FAST,
+    )  # fmt: skip
+    assert any(site.action == "rewritten" for site in result.report.sites)
+    assert result.report.totals.predicted_onnx_latency_seconds == pytest.approx(4e-3)
+    assert "ONNX latency, predicted" in render_text(result.report)
+
+
 def test_options_that_were_not_timed_are_named(files: Path) -> None:
     with pytest.raises(PlanError, match=r"--timings .*: expected the time of .*, found none; profile this model again"):
         convrewrite.plan(
@@ -128,6 +144,18 @@ def test_a_folder_that_is_something_else_is_refused(text: str, tmp_path: Path) -
     assert found.code == 2
     assert "expected what `convrewrite profile --graphs` writes" in found.message
     assert not (tmp_path / "t.json").exists()
+
+
+@pytest.mark.parametrize("runtime", ["torch", "torch-compile"])
+def test_a_runtime_of_modules_takes_no_folder_of_graphs(files: Path, runtime: str) -> None:
+    ran = call("profile", files / "graphs", "--runtime", runtime, "-o", files / "none.json")
+    assert ran.code == 2
+    assert (
+        f"--runtime {runtime}: expected a runtime that takes ONNX files, as {files / 'graphs'} holds them"
+        in ran.message
+    )
+    assert "profile the model itself" in ran.message
+    assert not (files / "none.json").exists()
 
 
 def test_one_place_to_write_to_is_asked_for(files: Path) -> None:
