@@ -150,16 +150,18 @@ WRITTEN = ("export", "half", "opset", "free_axes")
 """Settings that say how a result is written."""
 
 PLANNED = tuple(
-    entry.name for entry in fields(Settings) if FLAG in entry.metadata and entry.name not in ("refine", *WRITTEN)
+    entry.name
+    for entry in fields(Settings)
+    if FLAG in entry.metadata and entry.name not in ("refine", "int8", *WRITTEN)
 )
-"""Settings of a plan, which refines nothing and leaves no model."""
+"""Settings of a plan, which refines nothing, betters nothing for int8 and leaves no model."""
 
 SWEPT = tuple(
     entry.name
     for entry in fields(Settings)
-    if FLAG in entry.metadata and entry.name not in ("budget", "keep", *WRITTEN)
+    if FLAG in entry.metadata and entry.name not in ("budget", "keep", "int8", *WRITTEN)
 )
-"""Settings of a sweep: its points say what each is made for."""
+"""Settings of a sweep: its points say what each is made for, and are not bettered."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,12 +116,12 @@ def apply(
     """Carry out a plan on the model it was made for: fit its options to the calibration inputs, apply, verify, report.
 
     ``plan`` may be the path of a file with one. Of ``settings``, those that say what to choose are the plan's: ``budget``,
-    ``keep`` and ``seed``; nothing is chosen ``fast``. Raises PlanError when the plan belongs to another model, or to other
-    weights; the other arguments and errors are those of :func:`optimize`.
+    ``keep``, ``exclude``, ``only`` and ``seed``; nothing is chosen ``fast``. Raises PlanError when the plan belongs to another
+    model, or to other weights; the other arguments and errors are those of :func:`optimize`.
     """
     given, extras = asked(settings, {}, keywords, ApplyKeywords)
     plan = _plan_of(plan)
-    settings = replace(given, budget=None, keep=None, seed=plan.seed, fast=False)
+    settings = replace(given, budget=None, keep=None, exclude=(), only=(), seed=plan.seed, fast=False)
     network = network_of(model, example_input, settings.timeout)
     model, inputs = network.model, network.inputs
     constraints = replace(plan.asked(), outputs=settings.constraints.outputs)

@@ -64,11 +64,17 @@ class PlanKeywords(ChoiceOptions, RunKeywords, total=False):
     """Those of ``plan``."""
 
 
-class OptimizeKeywords(ChoiceOptions, ReportKeywords, total=False):
-    """Those of ``optimize`` and of the fx pass."""
+class FrontierKeywords(ChoiceOptions, ReportKeywords, total=False):
+    """Those of one model of a sweep."""
 
 
-class SweepKeywords(OptimizeKeywords, total=False):
+class OptimizeKeywords(FrontierKeywords, total=False):
+    """Those of ``optimize`` and of the fx pass, which alone better a plan once it is fitted."""
+
+    int8: bool
+
+
+class SweepKeywords(FrontierKeywords, total=False):
     """Those of ``sweep``."""
 
     cluster: str | None

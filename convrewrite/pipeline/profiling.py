@@ -1,6 +1,7 @@
 """Times of everything a plan may ask for: measured here, or as graphs that another machine measures."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from convrewrite.errors import UsageError
@@ -36,7 +37,7 @@ def profile(
     machine that needs no torch, and None is returned. Raises UsageError for a folder that is there already, ExportError for a
     model that the runtime cannot run.
     """
-    asked = settings_of(settings)
+    asked = replace(settings_of(settings), timings=None)
     network = network_of(model, example_input, asked.timeout)
     module, inputs = network.model, network.inputs
     with at_work(asked.seed), surroundings_preserved(module):

@@ -1,7 +1,7 @@
 """int8 of a result and of its original, side by side with both."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -65,7 +65,8 @@ def quantise(
     original, ExportError for what onnxruntime cannot quantise, UsageError where the file cannot be written, CalibrationError
     without inputs.
     """
-    asked, folder = settings_of(settings), given_path(result)
+    asked = replace(settings_of(settings), timings=None)  # four files are timed, which is done here
+    folder = given_path(result)
     if calibration is None or (isinstance(calibration, str) and calibration == "weights"):
         raise CalibrationError(
             "int8: expected inputs to calibrate and to judge on, found none; give real ones (--calib)"

@@ -25,7 +25,7 @@ from convrewrite.pipeline.keywords import RecoverKeywords, RecoveryExtras, asked
 from convrewrite.pipeline.networks import Given as Network
 from convrewrite.pipeline.networks import ModelSource, network_of
 from convrewrite.pipeline.placing import HOME
-from convrewrite.pipeline.run import NOT_MEASURED
+from convrewrite.pipeline.run import NOT_MEASURED, NOT_TIMED
 from convrewrite.places import described, out_of_memory, place_of, place_of_model
 from convrewrite.planning import Fingerprint, Plan
 from convrewrite.process import at_work
@@ -366,7 +366,8 @@ def _report(run: Recovering, distilled: Distilled, given: Given, measured: Measu
         ended=distilled.ended,
     )
     data = Calibration((given.train,), (given.held_out,), "data", "the inputs of the recovery")
-    earlier = came.report.model_copy(update={"notes": tuple(n for n in came.report.notes if n != NOT_MEASURED)})
+    notes = tuple(note.removesuffix(NOT_TIMED) if asked.measure else note for note in came.report.notes)
+    earlier = came.report.model_copy(update={"notes": tuple(note for note in notes if note != NOT_MEASURED)})
     return recovered_report(
         earlier,
         plan=came.plan,

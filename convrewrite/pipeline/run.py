@@ -56,6 +56,9 @@ LOG = logging.getLogger(__name__)
 NOT_MEASURED = "no ONNX file was asked for: nothing was exported or timed, and onnxruntime was not compared"
 """The note of a result without one."""
 
+NOT_TIMED = "; the result was not timed here"
+"""The end of the note of a result that was chosen by times from elsewhere."""
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -191,7 +194,7 @@ class Run:
             work=work,
             outcomes=rewritten.outcomes,
             costs=_costs(settled.model, prepared, after, rewritten.outcomes),
-            measured=replace(measured, predicted_saving=saved),
+            measured=replace(measured, predicted_saving=saved, original_seconds=self._seconds_elsewhere()),
             notes=[
                 *notes, *settled.notes, *self.place.notes, *refinement, *work.data.notes, *_lost(prepared.traced),
                 *measured.notes,
@@ -244,6 +247,10 @@ class Run:
             work.progress,
         )
 
+    def _seconds_elsewhere(self) -> float | None:
+        """What the original takes on the machine that times came from, if they came from another."""
+        return None if self.baseline is None or not self.baseline.elsewhere else self.baseline.seconds()
+
     def _provenance(self, rewritten: nn.Module, plan: Plan) -> Provenance:
         result = Fingerprint.of(rewritten)
         source = exporter_of(self.work.prepared.original).source
@@ -282,7 +289,7 @@ def _elsewhere(settings: Settings) -> list[str]:
     if settings.timings is None:
         return []
     profile = read_profile(Path(settings.timings))
-    return [f"chosen by times in {profile.describe()}, from {settings.timings}; the result was not timed here"]
+    return [f"chosen by times in {profile.describe()}, from {settings.timings}{NOT_TIMED}"]
 
 
 def _require_its_times(prepared: Prepared, constraints: Constraints, settings: Settings) -> None:

@@ -15,7 +15,7 @@ from convrewrite.folders import given_path, made_aside, require_replaceable, req
 from convrewrite.inputs import ExampleInput
 from convrewrite.pipeline.clusters import require_cluster, workers_of
 from convrewrite.pipeline.handed import Handed, collected
-from convrewrite.pipeline.keywords import OptimizeKeywords, RuleSource, SweepKeywords, asked, signed
+from convrewrite.pipeline.keywords import FrontierKeywords, RuleSource, SweepKeywords, asked, signed
 from convrewrite.pipeline.metrics import Metric, called
 from convrewrite.pipeline.networks import ModelSource, network_of
 from convrewrite.pipeline.points import Beginning, Frontier, Made, Resource, plan_of
@@ -123,7 +123,7 @@ def sweep(
         resource,
         metric,
         settings=settings,
-        **cast(OptimizeKeywords, rest),
+        **cast(FrontierKeywords, rest),
     )
     return sweep_all([asked], cluster, asked.extras.told)
 
@@ -138,10 +138,10 @@ def frontier_of(
     metric: Metric | None,
     *,
     settings: Settings | None = None,
-    **keywords: Unpack[OptimizeKeywords],
+    **keywords: Unpack[FrontierKeywords],
 ) -> Frontier:
     """What ``sweep`` is asked of one model, checked, and the model opened. Raises UsageError, ModelLoadError."""
-    given, extras = asked(settings, {}, keywords, OptimizeKeywords)
+    given, extras = asked(settings, {}, keywords, FrontierKeywords)
     parts = _checked(budgets)
     if metric is not None and not callable(metric):
         raise UsageError(

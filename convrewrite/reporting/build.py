@@ -30,7 +30,7 @@ from convrewrite.reporting.verdict import few_positions, overfitted, refused, us
 from convrewrite.rewriting import Outcome, Work
 from convrewrite.runtime import Measured
 from convrewrite.settings import Constraints, Recovery
-from convrewrite.targets import Comparison
+from convrewrite.targets import Comparison, target_of
 from convrewrite.version import tool_version
 
 ERROR_BASES: dict[str, ErrorBasis] = {
@@ -179,6 +179,9 @@ def recovered_report(
         "fidelity_examples": measured.fidelity.examples,
         "fidelity_basis": measured.fidelity_basis,
         "parity": _parity_rows(measured),
+        "runtime_version": report.runtime_version
+        if measured.onnx_latency is None
+        else target_of(report.runtime).version(),
         "recovered": summary,
         "exports": () if stale else tuple(row for row in report.exports if row.files),
         "digests": {},
@@ -237,7 +240,7 @@ def _kept(constraints: Constraints, fidelity: Fidelity) -> str | None:
 
 def _totals(before: Cost, after: Cost, measured: Measured) -> Totals:
     latency, saving = measured.onnx_latency, measured.predicted_saving
-    whole = measured.seconds_elsewhere if latency is None else latency.seconds_a
+    whole = measured.original_seconds if latency is None else latency.seconds_a
     # Options that promise to save more than all of it promise nothing that can be told.
     predicted = whole - saving if whole is not None and saving is not None and saving < whole else None
     return Totals(

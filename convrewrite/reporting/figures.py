@@ -121,7 +121,10 @@ def totals_rows(report: Report) -> list[tuple[str, str, str, str]]:
     ]
     if totals.predicted_onnx_latency_seconds is not None:
         predicted = duration(totals.predicted_onnx_latency_seconds)
-        rows.append((f"{latency_name(report)}, predicted", "", predicted, "a prediction"))
+        name = (
+            latency_name(report) if totals.onnx_latency_seconds else "latency elsewhere"
+        )  # by times that came from there
+        rows.append((f"{name}, predicted", "", predicted, "a prediction"))
     return [*rows, _latency_row("torch latency", totals.torch_latency_seconds)]
 
 

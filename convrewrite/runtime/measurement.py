@@ -28,9 +28,9 @@ PARITY_EXAMPLES = 8
 @dataclass(frozen=True, slots=True)
 class Measured:
     """What was measured on the finished model; None where nothing was. ``noise``: its fidelity on nothing better;
-    ``predicted_saving``: the seconds that the options save according to their own times, ``seconds_elsewhere``: those that the
-    original takes where these times come from another machine. ``onnx_latency`` is that in the target, onnxruntime unless another
-    was asked for."""
+    ``predicted_saving``: the seconds that the options save according to their own times, ``original_seconds``: what the original
+    takes where they were measured, unless that was here. ``onnx_latency`` is that in the target, onnxruntime unless another was
+    asked for. All seconds are those of one example."""
 
     fidelity: Fidelity
     fidelity_basis: str
@@ -41,7 +41,7 @@ class Measured:
     notes: tuple[str, ...] = ()
     noise: bool = False
     predicted_saving: float | None = None
-    seconds_elsewhere: float | None = None
+    original_seconds: float | None = None
 
     @property
     def slower(self) -> bool:
@@ -96,25 +96,33 @@ def measure_everything(
     both = baseline.eager and exporter.exports and baseline.target.takes == "onnx" and not baseline.elsewhere
     if both:
         progress("verify", 4, 5, "latency in torch")
-    torch_latency = baseline.timer.compare_torch(original, rewritten, one, baseline.threads) if both else None
+    torch_latency = (
+        _of_one(baseline.timer.compare_torch(original, rewritten, one, baseline.threads), one) if both else None
+    )
     progress("verify", 5, 5, "done")
     sizes = (size_of(before), size_of(after.path))
     notes = (after.note,) if after.note else ()
     return replace(
         outputs, parity=parity, file_bytes=sizes, onnx_latency=onnx_latency, torch_latency=torch_latency, notes=notes,
-        seconds_elsewhere=baseline.seconds() if baseline.elsewhere else None,
     )  # fmt: skip
 
 
 def _latency(original: nn.Module, rewritten: nn.Module, baseline: Baseline, after: Exported) -> Comparison:
-    """In the target, of one example where the files take any number."""
+    """In the target, on one example where the files take any number."""
     timer, threads = baseline.timer, baseline.threads
     one = tuple(tensor[:1] for tensor in baseline.inputs)
     if baseline.target.takes == "module":
         taken = one if baseline.original.dynamic_batch else baseline.inputs
-        return timer.compare_torch(original, rewritten, taken, threads)
-    given = baseline.exporter.feed(one if after.dynamic_batch else baseline.inputs)
-    return timer.compare_onnx(baseline.original.path, after.path, given, threads)
+        return _of_one(timer.compare_torch(original, rewritten, taken, threads), taken)
+    taken = one if after.dynamic_batch else baseline.inputs
+    return _of_one(
+        timer.compare_onnx(baseline.original.path, after.path, baseline.exporter.feed(taken), threads), taken
+    )
+
+
+def _of_one(found: Comparison, taken: Inputs) -> Comparison:
+    """The seconds of one example, where so many are taken at a time."""
+    return replace(found, seconds_a=found.seconds_a / len(taken[0]), seconds_b=found.seconds_b / len(taken[0]))
 
 
 def _parity(rewritten: nn.Module, few: Inputs, evaluation: Evaluation, baseline: Baseline, after: Exported) -> Parity:

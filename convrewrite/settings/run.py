@@ -53,8 +53,8 @@ class Settings:
         any_speed: take options, and hand over results, that measure slower than what they replace, as for targets that cannot be
             measured. By default none is taken, under every budget and every rule.
         int8: within a budget, better the plan by what it does to the outputs once it is int8, which some structures take worse
-            than others; not with ``fast``. The result is float32 all the same, from which
-            :func:`convrewrite.quantise` makes int8.
+            than others; not with ``fast``, and in :func:`convrewrite.optimize` alone, as a plan is bettered once it is fitted.
+            The result is float32 all the same, from which :func:`convrewrite.quantise` makes int8.
         seed: of everything random; with the same inputs, seed and thread count the result is byte-equal.
         memory: bytes that activations, covariances and gathered positions may take together; activations beyond it wait on
             disk. One batch at work, the model and Python itself come on top. A limit that the largest site exceeds alone
@@ -124,7 +124,7 @@ class Settings:
         metadata=flag(
             "--int8",
             kind=bool,
-            help="Choose options by how well they quantise; `optimize` makes int8 of the result too.",
+            help="Within a budget, choose options by how well they quantise; and make int8 of the result too.",
         ),
     )
     refine: bool | None = field(
@@ -258,6 +258,11 @@ class Settings:
         if self.runtime != DEFAULT:
             target_of(self.runtime)
         self._require_exports()
+        if self.timings is not None and not self.measure:
+            raise UsageError(
+                "--timings: expected options to be chosen by times, found --no-onnx (in Python measure=False), with which no "
+                "time counts; leave out one of the two"
+            )
         if "latency" in self.constraints.budget and not self.measure:
             raise PlanError(values.NEEDS_TIMES)
 
@@ -326,8 +331,6 @@ class WorkOptions(TypedDict, total=False):
     refine: bool | None
     timeout: float
     measure: bool
-    exclude: tuple[str, ...]
-    only: tuple[str, ...]
     resume: bool
     runtime: str
     timings: str | None
@@ -345,11 +348,13 @@ class ChoiceOptions(WorkOptions, total=False):
     keep: KeepSource
     fast: bool
     any_speed: bool
-    int8: bool
+    exclude: tuple[str, ...]
+    only: tuple[str, ...]
 
 
 class SettingsOptions(ChoiceOptions, total=False):
     """All fields of :class:`Settings` as keyword arguments."""
 
+    int8: bool
     budget: Mapping[str, float] | None
     seed: int

@@ -83,6 +83,11 @@ def test_text_becomes_the_value_of_a_field(name: str, given: object, value: obje
         ),
         ({"free_axes": "batch"}, UsageError, "^free_axes: expected names one by one"),
         ({"opset": 20, "measure": False}, UsageError, "--opset, --free-axes: expected an ONNX file"),
+        (
+            {"timings": "t.json", "measure": False},
+            UsageError,
+            "--timings: expected options to be chosen by times, found --no-onnx",
+        ),
     ],
 )
 def test_what_no_run_can_work_with_is_refused_at_once(

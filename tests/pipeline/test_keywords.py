@@ -42,6 +42,10 @@ def test_the_plan_says_what_is_chosen_and_with_which_seed() -> None:
     other = Settings(budget={"params": 0.9}, seed=9, measure=False, threads=2)
     report = apply(small_network(), EXAMPLE, made, images(), settings=other).report
     assert (report.seed, report.asked.budget, report.threads) == (5, {"macs": 0.6}, 2)
+    same = apply(
+        small_network(), EXAMPLE, made, images(), settings=replace(other, exclude=("gone",), only=("gone",))
+    ).report
+    assert [site.action for site in same.sites] == [site.action for site in report.sites]
 
 
 def test_a_timer_is_handed_in() -> None:
@@ -90,8 +94,12 @@ def test_what_is_no_setting_may_stand_beside_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "name"), [("optimize", "fastt"), ("plan", "name"), ("apply", "keep"), ("RewriteConvolutions", "model")]
-)
+    ("entry", "name"),
+    [
+        ("optimize", "fastt"), ("plan", "name"), ("plan", "int8"), ("sweep", "int8"), ("apply", "keep"), ("apply", "exclude"),
+        ("apply", "only"), ("RewriteConvolutions", "model"),
+    ],
+)  # fmt: skip
 def test_other_names_are_a_type_error(entry: str, name: str) -> None:
     arguments = [None] * (1 if entry == "RewriteConvolutions" else 3)
     with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):

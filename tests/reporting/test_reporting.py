@@ -194,8 +194,8 @@ def test_what_was_not_measured_is_never_shown_as_measured(render: Any) -> None:
     for name in ("ONNX latency", "torch latency", "ONNX file"):
         assert rows[name].count("not measured") == 3
         assert "x" not in rows[name].replace("ONNX", "")
-    assert "1.70 ms" in rows["ONNX latency, predicted"]
-    assert "a prediction" in rows["ONNX latency, predicted"]
+    assert "1.70 ms" in rows["latency elsewhere, predicted"]
+    assert "a prediction" in rows["latency elsewhere, predicted"]
     assert text.count("1.70 ms") == 1
     assert "weights alone" in text
 

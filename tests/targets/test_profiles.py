@@ -12,7 +12,7 @@ from commands import INPUT, call, images, small_network
 
 import convrewrite
 from convrewrite.errors import PlanError, UsageError
-from convrewrite.reporting import render_text
+from convrewrite.reporting import render_markdown, render_text
 from convrewrite.targets import ORIGINAL, Profile, read_profile
 
 NO_TORCH = """
@@ -66,6 +66,23 @@ def test_a_plan_goes_by_them_and_says_so(files: Path) -> None:
     assert totals.onnx_latency_seconds is None
     assert result.refused is None
     assert any("not timed here" in note for note in result.report.notes)
+    assert totals.predicted_onnx_latency_seconds is not None
+    assert 0 < totals.predicted_onnx_latency_seconds < profile.seconds[ORIGINAL]
+    assert "latency elsewhere, predicted" in " ".join(render_markdown(result.report).split())
+    for measure in (True, False):  # a recovery is timed here
+        recovered = convrewrite.recover(
+            result,
+            small_network(),
+            images(),
+            images(2)[:1],
+            epochs=0.01,
+            features=0.0,
+            timer=FalseTimer(),
+            measure=measure,
+        ).report
+        assert measure == (recovered.totals.onnx_latency_seconds is not None) == (recovered.runtime_version is not None)
+        assert measure == (not any("not timed here" in note for note in recovered.notes))
+        assert any("chosen by times in onnxruntime" in note for note in recovered.notes)
 
 
 def test_a_budget_of_latency_is_met_as_they_promise(files: Path) -> None:
@@ -108,7 +125,7 @@ def test_options_that_were_not_timed_are_named(files: Path) -> None:
 
 def test_profiling_here_asks_for_the_same_options(files: Path) -> None:
     timer = FalseTimer()
-    settings = convrewrite.Settings(fast=True, timer=timer)
+    settings = convrewrite.Settings(fast=True, timer=timer, timings=str(files / "gone.json"))  # of which none count
     here = convrewrite.profile(small_network(), images(2)[:1], ["separable"], settings=settings)
     assert here is not None
     assert here.seconds.keys() == read_profile(files / "t.json").seconds.keys()
