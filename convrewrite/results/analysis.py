@@ -7,7 +7,11 @@ from convrewrite.errors import UsageError
 from convrewrite.folders import made_aside, require_room_beside, resolved, told
 from convrewrite.reporting import AnalysisRow, render_analysis, render_rows
 
-PAGE_START = b"<!DOCTYPE html>"
+PAGE_START, PAGE_TITLE = b"<!DOCTYPE html>", b": its convolutions</title>"
+
+TITLED_WITHIN = 1 << 14
+"""How a page of an analysis begins, the end of its title, and in how many bytes that stands: other pages are someone's own."""
+
 OTHER = "another file with --page"
 
 
@@ -41,10 +45,13 @@ def check_page(path: Path) -> None:
     with told(path, OTHER):
         place = resolved(path)
         if place.exists() and not (place.is_file() and _holds_page(place)):
-            raise UsageError(f"{path}: holds something else than a page, which would be lost; name {OTHER}")
+            raise UsageError(
+                f"{path}: holds something else than a page of an analysis, which would be lost; name {OTHER}"
+            )
         require_room_beside(place)
 
 
 def _holds_page(place: Path) -> bool:
     with place.open("rb") as file:
-        return file.read(len(PAGE_START)) in (b"", PAGE_START)
+        start = file.read(TITLED_WITHIN)
+    return not start or (start.startswith(PAGE_START) and PAGE_TITLE in start)

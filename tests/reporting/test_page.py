@@ -169,10 +169,11 @@ def test_a_page_takes_no_place_but_that_of_a_page(tmp_path: Path) -> None:
     analysis().save_page(place)
     analysis().save_page(place)
     assert place.read_text(encoding="utf-8") == render_analysis(EVIL, analysis(), (EVIL,))
-    place.write_text("my notes")
-    with pytest.raises(UsageError, match="holds something else than a page"):
-        analysis().save_page(place)
-    assert place.read_text() == "my notes"
+    for mine in ("my notes", "<!DOCTYPE html><title>my page</title>", render_html(reported())):
+        place.write_text(mine, encoding="utf-8")
+        with pytest.raises(UsageError, match="holds something else than a page of an analysis"):
+            analysis().save_page(place)
+        assert place.read_text(encoding="utf-8") == mine
 
 
 # --- in a browser
