@@ -18,7 +18,7 @@ are written out in it, so that no file can forge a line or steer a terminal. "Th
 is data with a reason and stands in the report.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from convrewrite.escaping import printable
 
@@ -31,6 +31,10 @@ class ConvRewriteError(Exception):
     def __init__(self, *lines: str) -> None:
         """The message: its lines, each of which stays one whatever the names in it hold."""
         super().__init__("\n".join(printable(line.replace("\n", " ")) for line in lines))
+
+    def __reduce__(self) -> tuple[type, tuple[str, ...], dict[str, Any]]:
+        """As it was made, line by line: errors go from process to process."""
+        return type(self), tuple(str(self).split("\n")), self.__dict__
 
 
 class UsageError(ConvRewriteError):
@@ -53,7 +57,11 @@ class FitError(CalibrationError):
     def __init__(self, site: str, reason: str) -> None:
         """``reason``: what was expected of the site's numbers, what was found, and what to do."""
         super().__init__(f"{site}: {reason}")
-        self.reason = reason
+        self.site, self.reason = site, reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, ...], dict[str, Any]]:
+        """As it was made, from its two texts."""
+        return type(self), (self.site, self.reason), self.__dict__
 
 
 class PlanError(UsageError):

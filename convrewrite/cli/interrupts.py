@@ -28,13 +28,14 @@ class Interrupted(Exception):
 
 
 def tells_what_stands(command: Callable[Options, None]) -> Callable[Options, None]:
-    """The same command, one that writes its option ``out``; it raises Interrupted where it is interrupted."""
+    """The same command, one that writes its option ``out``, or ``new`` where it has that too; it raises Interrupted where it is
+    interrupted."""
 
     @wraps(command)
     def run(*args: Options.args, **options: Options.kwargs) -> None:
         if options["out"] is None and command.__name__ in PLACED:
             options["out"] = default_out(command.__name__, options)
-        out = Path(str(options["out"] or options.get("graphs")))
+        out = Path(str(options.get("new") or options["out"] or options.get("graphs")))
         before = _identity(out)
         try:
             with interrupts_told():

@@ -17,6 +17,7 @@ from commands import call, images, listing, small_network
 from safetensors.torch import load_file
 
 import convrewrite
+from convrewrite.cli.interrupts import Interrupted, tells_what_stands
 from convrewrite.reporting import Report
 from convrewrite.rules import Rule
 from convrewrite.tuning.processes import PRECISION
@@ -168,3 +169,15 @@ def test_a_killed_worker_ends_the_run_which_goes_on_from_its_checkpoint(out: Pat
     assert first.returncode == 1, error
     assert "another process of the run has ended" in error and "start the same command again" in error
     assert state.exists() and (out / "plan.json").is_file()
+
+
+def test_an_interrupt_behind_its_end_names_the_folder_that_was_written(tmp_path: Path) -> None:
+    @tells_what_stands
+    def recover(*, out: Path, new: Path) -> None:
+        assert out != new
+        new.mkdir()
+        (new / "plan.json").write_text("")
+        raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="second holds the new result, whole"):
+        recover(out=tmp_path / "first", new=tmp_path / "second")

@@ -1,0 +1,21 @@
+"""Errors, which go from process to process as they are."""
+
+import pickle
+
+import pytest
+
+from convrewrite.errors import CalibrationError, ConvRewriteError, FitError, UsageError
+
+
+@pytest.mark.parametrize("error", [UsageError("one line", "and another"), FitError("body.0", "expected numbers")])
+def test_an_error_comes_out_of_a_pickle_as_it_went_in(error: ConvRewriteError) -> None:
+    found = pickle.loads(pickle.dumps(error))
+    assert (type(found), str(found), vars(found)) == (type(error), str(error), vars(error))
+
+
+def test_an_error_of_one_site_is_told_of_a_worker() -> None:
+    from convrewrite.pipeline import handed
+
+    text = handed.FAILED + handed._Failed(error="FitError", message="body.0: expected numbers").model_dump_json()
+    with pytest.raises(CalibrationError, match=r"^body\.0: expected numbers$"):
+        handed._told(text)
