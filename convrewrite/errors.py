@@ -13,14 +13,15 @@
     |-- ProcessLostError      one of several processes of a run has ended: exit code 1
     `-- VerificationError     the result is not what it must be: exit code 1
 
-Every message says where, what was expected, what was found and what to do. Control characters of names from elsewhere
-are written out in it, so that no file can forge a line or steer a terminal. "This site was left alone" is no error: it
-is data with a reason and stands in the report.
+Every message says where, what was expected, what was found and what to do, by the options of the command line; a note of the
+error tells how Python spells these. Control characters of names from elsewhere are written out in it, so that no file can forge
+a line or steer a terminal. "This site was left alone" is no error: it is data with a reason and stands in the report.
 """
 
 from typing import Any, ClassVar
 
 from convrewrite.escaping import printable
+from convrewrite.spellings import in_python
 
 
 class ConvRewriteError(Exception):
@@ -31,6 +32,8 @@ class ConvRewriteError(Exception):
     def __init__(self, *lines: str) -> None:
         """The message: its lines, each of which stays one whatever the names in it hold."""
         super().__init__("\n".join(printable(line.replace("\n", " ")) for line in lines))
+        if (spelled := in_python(str(self))) is not None:  # a traceback shows it, and the command line does not
+            self.add_note(spelled)
 
     def __reduce__(self) -> tuple[type, tuple[str, ...], dict[str, Any]]:
         """As it was made, line by line: errors go from process to process."""
