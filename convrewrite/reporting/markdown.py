@@ -1,5 +1,6 @@
 """The report as a Markdown page that can be read without knowing the run."""
 
+import re
 from collections.abc import Sequence
 
 from tabulate import tabulate
@@ -8,16 +9,19 @@ from convrewrite.escaping import printable
 from convrewrite.reporting import figures
 from convrewrite.reporting.report import Report
 
+BEGINS = re.compile(r"^(\d+(?=[.)])|(?=[#>+=-]))")
+"""What begins a heading, a quotation, a list or a line below another, were it not for a backslash."""
+
 
 def render_markdown(report: Report) -> str:
     """The whole page, ending in a newline."""
     totals = _table(figures.TOTALS_HEADERS, figures.totals_rows(report), "lrrl")
     sections = [
         f"# {_plain(report.model)}: convolutions rewritten",
-        _section("Warnings", "\n".join(f"- {_plain(warning)}" for warning in report.warnings))
+        _section("Warnings", "\n".join(f"- {_line(warning)}" for warning in report.warnings))
         if report.warnings
         else "",
-        _plain(figures.headline(report)),
+        _line(figures.headline(report)),
         f"Input {figures.shapes(report)}; rules: {_plain(figures.joined(report.rules))}.",
         _section("What was saved", totals, figures.latency_sentence(report)),
         _asked(report),
@@ -27,7 +31,7 @@ def render_markdown(report: Report) -> str:
         _exports(report),
         _section("Sites", *_sites(report)),
         _section("Calibration", _plain(figures.calibration_sentence(report))),
-        _section("Notes", "\n".join(f"- {_plain(note)}" for note in report.notes)) if report.notes else "",
+        _section("Notes", "\n".join(f"- {_line(note)}" for note in report.notes)) if report.notes else "",
         _section("Environment", *_environment(report)),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -43,7 +47,7 @@ def _fidelity(report: Report) -> tuple[str, ...]:
         return (f"Fidelity was {figures.NOT_MEASURED}.",)
     basis = f"Fidelity was {figures.fidelity_basis(report)}."
     headers, rows = figures.fidelity_table(report)
-    taken = "\n".join(f"- {_plain(sentence)}" for sentence in figures.output_sentences(report))
+    taken = "\n".join(f"- {_line(sentence)}" for sentence in figures.output_sentences(report))
     return (_plain(basis), _table(headers, rows, "ll" + "r" * (len(headers) - 2)), taken)
 
 
@@ -51,7 +55,7 @@ def _recovered(report: Report) -> str:
     if report.recovered is None:
         return ""
     rows = [(str(step), f"{effect:.3g}") for step, effect in report.recovered.curve]
-    told = "\n".join(f"- {_plain(sentence)}" for sentence in figures.recovered_sentences(report))
+    told = "\n".join(f"- {_line(sentence)}" for sentence in figures.recovered_sentences(report))
     return _section("Recovery", told, _table(figures.CURVE_HEADERS, rows, "rr"))
 
 
@@ -65,7 +69,7 @@ def _parity(report: Report) -> str:
 def _exports(report: Report) -> str:
     if not report.exports:
         return ""
-    told = "\n".join(f"- {_plain(sentence)}" for sentence in figures.export_sentences(report))
+    told = "\n".join(f"- {_line(sentence)}" for sentence in figures.export_sentences(report))
     return _section("Exports", _table(figures.EXPORT_HEADERS, figures.export_rows(report), "llrrrrrl"), told)
 
 
@@ -94,9 +98,14 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], alignment: str
     return table
 
 
+def _line(text: str) -> str:
+    """The same at the beginning of a line, where a sign or a number may make a heading, a quotation or a list of it."""
+    return BEGINS.sub(r"\1\\", _plain(text))
+
+
 def _plain(text: str) -> str:
     """Text that Markdown shows as it stands, on one line and inside a table cell as well."""
     text = printable(" ".join(part for part in text.replace("\n", " ").split(" ") if part))
-    for character in "\\`*_|<[":
+    for character in "\\`*_|<[&~":
         text = text.replace(character, f"\\{character}")
     return text

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from pydantic import ValidationError
 
 from convrewrite.conv import Kind
@@ -379,3 +380,17 @@ def test_the_basis_of_fidelity_counts_its_examples_once() -> None:
     report = bare(fidelity=(output,), fidelity_examples=8, fidelity_basis="measured on random noise inputs")
     assert figures.fidelity_basis(report) == "measured on random noise inputs (8 examples)"
     assert figures.fidelity_basis(full()) == "measured on 205 held-out calibration inputs"
+
+
+@pytest.mark.parametrize(
+    "name", ["# big", "> quoted", "- one", "+ one", "1. one", "23) one", "=== x", "~~gone~~", "&copy; x"]
+)
+def test_names_make_nothing_of_a_page_in_markdown(name: str) -> None:
+    shown = markdown_to_text(render_markdown(bare(model=name, notes=(f"{name}: a note",))))
+    assert shown.count(name) == 3 and "\\" not in shown
+
+
+def markdown_to_text(text: str) -> str:
+    """What is shown of it: the text without what makes headings, lists and the like."""
+    tokens = MarkdownIt("commonmark").enable("strikethrough").parse(text)
+    return " ".join("".join(part.content for part in token.children) for token in tokens if token.children)
