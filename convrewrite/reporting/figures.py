@@ -121,9 +121,8 @@ def totals_rows(report: Report) -> list[tuple[str, str, str, str]]:
     ]
     if totals.predicted_onnx_latency_seconds is not None:
         predicted = duration(totals.predicted_onnx_latency_seconds)
-        name = (
-            latency_name(report) if totals.onnx_latency_seconds else "latency elsewhere"
-        )  # by times that came from there
+        # What was not timed here is predicted by times that came from another machine.
+        name = latency_name(report) if totals.onnx_latency_seconds else "latency elsewhere"
         rows.append((f"{name}, predicted", "", predicted, "a prediction"))
     return [*rows, _latency_row("torch latency", totals.torch_latency_seconds)]
 

@@ -107,7 +107,7 @@ def test_the_result_is_told_as_they_predict_it(files: Path) -> None:
     )  # fmt: skip
     assert any(site.action == "rewritten" for site in result.report.sites)
     assert result.report.totals.predicted_onnx_latency_seconds == pytest.approx(4e-3)
-    assert "ONNX latency, predicted" in render_text(result.report)
+    assert "latency elsewhere, predicted" in render_text(result.report)
 
 
 def test_options_that_were_not_timed_are_named(files: Path) -> None:
