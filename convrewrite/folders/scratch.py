@@ -229,6 +229,8 @@ def _claim(folder: Path, *, new: bool = False) -> int | None:
 
 
 def _clear_now(_gone: weakref.ref["Scratch"]) -> None:
+    if not _held:  # so it is when the process ends: all is cleared, and of what is called here little may be left
+        return
     with held(deliver=soon):
         _clear_collected()
 

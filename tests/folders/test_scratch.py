@@ -37,6 +37,17 @@ def test_a_folder_goes_with_its_object(tmp_path: Path) -> None:
     assert listing(tmp_path) == set()
 
 
+def test_a_folder_whose_object_outlives_its_modules_goes_in_silence(tmp_path: Path) -> None:
+    outliving = "import contextlib, signal, sys, pathlib\nfrom convrewrite.folders.scratch import Scratch\n" + "".join(
+        f"{module}.kept = Scratch(pathlib.Path(sys.argv[1]))\n" for module in ("contextlib", "signal", "sys")
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", outliving, str(tmp_path)], capture_output=True, text=True, check=True
+    )  # fmt: skip
+    assert ended.stderr == ""
+    assert listing(tmp_path) == set()
+
+
 def test_a_living_process_keeps_its_folder_and_a_killed_one_loses_it(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLDING, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
