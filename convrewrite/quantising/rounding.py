@@ -13,6 +13,9 @@ from convrewrite.quantising.even import POWERS, even_scales
 STEPS = 255
 """Between the least and the largest value of an int8 tensor."""
 
+PLAIN = (nn.Conv2d, nn.Conv1d)
+"""Types of convolutions that are rounded; transposed ones stay as they are."""
+
 
 def rounded(module: nn.Module) -> nn.Module:
     """A copy of a convolution, or of chains of them, that rounds as :func:`quantise_file` will have it rounded.
@@ -26,9 +29,9 @@ def rounded(module: nn.Module) -> nn.Module:
     for chain in chains:
         before: nn.Module | None = None
         for stage in chain:
-            if isinstance(stage, nn.Conv2d) and isinstance(before, nn.Conv2d):
+            if isinstance(stage, PLAIN) and isinstance(before, PLAIN):
                 stage.register_forward_pre_hook(_Between(stage.weight.detach().clone()))
-            elif isinstance(stage, nn.Conv2d):
+            elif isinstance(stage, PLAIN):
                 stage.weight.data = _rounded_weight(stage.weight.detach())
             before = stage
         if len(chains) > 1:
@@ -75,14 +78,14 @@ class _Between:
 
     @torch.no_grad()
     def __call__(self, conv: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(conv, PLAIN)
         if self.found is None:
             conv.weight.data, best_scale, best_grid = self._best(conv, inputs[0])
             self.found = best_scale, best_grid
         scale, grid = self.found
         return (grid.rounded(inputs[0] * scale),)
 
-    def _best(self, conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor, _Grid]:
+    def _best(self, conv: nn.Conv2d | nn.Conv1d, x: Tensor) -> tuple[Tensor, Tensor, _Grid]:
         """Weights, scales and grid by the power that leaves least of an error behind the convolution."""
         exact = _convolved(conv, x, self.weight)
         tried = [self._by(conv, x, power) for power in POWERS]
@@ -92,23 +95,23 @@ class _Between:
         ]
         return tried[errors.index(min(errors))]
 
-    def _by(self, conv: nn.Conv2d, x: Tensor, power: float | None) -> tuple[Tensor, Tensor, _Grid]:
+    def _by(self, conv: nn.Conv2d | nn.Conv1d, x: Tensor, power: float | None) -> tuple[Tensor, Tensor, _Grid]:
         readers = self.weight.unflatten(0, (conv.groups, -1))  # (groups, filters, channels of the group, *kernel)
-        scale = torch.ones_like(x[0, :, 0, 0])
+        largest, reading = x.abs().transpose(0, 1).flatten(1).amax(1), readers.abs().flatten(3).amax((1, 3)).reshape(-1)
+        plane, scale = [1] * (x.dim() - 2), torch.ones_like(largest)
         if power is not None:
-            largest, reading = x.abs().amax((0, 2, 3)), readers.abs().amax((1, 3, 4)).reshape(-1)
             even = even_scales(largest.double().cpu().numpy(), reading.double().cpu().numpy(), power)
             scale = torch.as_tensor(even, dtype=x.dtype, device=x.device)
-        weight = _rounded_weight((readers / scale.view(conv.groups, 1, -1, 1, 1)).flatten(0, 1))
-        scale = scale.view(1, -1, 1, 1)
+        weight = _rounded_weight((readers / scale.view(conv.groups, 1, -1, *plane)).flatten(0, 1))
+        scale = scale.view(1, -1, *plane)
         return weight, scale, _Grid.of(x * scale)
 
 
-def _convolved(conv: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
+def _convolved(conv: nn.Conv2d | nn.Conv1d, x: Tensor, weight: Tensor) -> Tensor:
     """As the convolution does it, but for its bias and for what it pads with unless that is zeros."""
-    return functional.conv2d(
-        x, weight, None, conv.stride, conv.padding if conv.padding_mode == "zeros" else 0, conv.dilation, conv.groups
-    )
+    way = functional.conv2d if isinstance(conv, nn.Conv2d) else functional.conv1d
+    padding = conv.padding if conv.padding_mode == "zeros" else 0
+    return way(x, weight, None, conv.stride, padding, conv.dilation, conv.groups)
 
 
 def _rounded_weight(weight: Tensor) -> Tensor:

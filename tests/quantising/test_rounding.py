@@ -72,6 +72,25 @@ def test_zeros_and_float64_are_rounded_too() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
+def test_signals_are_rounded_as_images_of_one_line(padding_mode: str) -> None:
+    chain = nn.Sequential(
+        nn.Conv1d(4, 8, 3, padding=1, padding_mode=padding_mode), nn.Conv1d(8, 8, 5, stride=2, dilation=2, groups=2)
+    )
+    plane = nn.Sequential(
+        nn.Conv2d(4, 8, (1, 3), padding=(0, 1), padding_mode=padding_mode),
+        nn.Conv2d(8, 8, (1, 5), stride=(1, 2), dilation=(1, 2), groups=2),
+    )
+    for conv, twin in zip(chain, plane, strict=True):
+        twin.weight.copy_(conv.weight[:, :, None])
+        twin.bias.copy_(conv.bias)
+    x = torch.randn(2, 4, 30)
+    found = rounded(chain)(x)
+    assert 1e-3 < error(found, chain(x)) < 0.05
+    torch.testing.assert_close(found, rounded(plane)(x[:, :, None])[:, :, 0])
+
+
+@torch.no_grad()
 def test_what_rounds_later_inputs_keeps_the_ranges_of_the_first() -> None:
     chain = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)).eval()
     x = torch.randn(2, 4, 8, 8)
