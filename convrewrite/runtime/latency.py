@@ -36,7 +36,7 @@ from convrewrite.conv import ConvSpec, Size
 from convrewrite.errors import UsageError, VerificationError
 from convrewrite.modules import eval_mode
 from convrewrite.runtime.option_graphs import OptionGraph, option_program
-from convrewrite.runtime.timing_cache import TimingCache, timing_key
+from convrewrite.runtime.timing_cache import TimingCache, runtime_of, timing_key
 from convrewrite.targets import (
     Clock,
     Comparison,
@@ -179,7 +179,7 @@ def time_options(
     What is cached of an option is its ratio to the original, because ratios stay true when the machine's speed drifts.
     """
     baseline: OptionGraph = ((original,),)
-    runtime = f"{target.name} {target.version()}"
+    runtime = runtime_of(target)
 
     def key_of(option: OptionGraph) -> str:
         return timing_key((baseline, option), input_size, batch, threads, runtime)

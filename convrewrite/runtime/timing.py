@@ -28,7 +28,7 @@ from convrewrite.runtime.latency import (
 )
 from convrewrite.runtime.onnx_export import Exported
 from convrewrite.runtime.option_graphs import OptionGraph
-from convrewrite.runtime.timing_cache import TimingCache
+from convrewrite.runtime.timing_cache import TimingCache, runtime_of
 from convrewrite.targets import Comparison, Program, Target
 
 
@@ -67,7 +67,7 @@ class RuntimeTimer:
     @property
     def lasting(self) -> str:
         """Whose times these are, where they may be kept from run to run, as other timers do not say."""
-        return f"{self.target.name} {self.target.version()}"
+        return runtime_of(self.target)
 
     def on(self, target: Target) -> "RuntimeTimer":
         """See :class:`Timer`."""

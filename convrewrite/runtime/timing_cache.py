@@ -9,10 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import platformdirs
+import torch
 
 from convrewrite.conv import ConvSpec, Size
 from convrewrite.folders import Scratch
 from convrewrite.machine import processor
+from convrewrite.targets import Target
 
 FOLDER_VARIABLE = "CONVREWRITE_CACHE"
 
@@ -55,6 +57,16 @@ class TimingCache:
 
     def _file(self, key: str) -> Path:
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+
+def runtime_of(target: Target) -> str:
+    """The runtime whose times these are, with its version; where it has an option, which may be a device, with the graphics cards
+    that are here: the name of a device is not that of its make."""
+    found = f"{target.name} {target.version()}"
+    if ":" not in target.name or not torch.cuda.is_available():
+        return found
+    cards = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return f"{found} ({', '.join(cards)})"
 
 
 def timing_key(

@@ -25,9 +25,10 @@ from convrewrite.runtime.latency import compare_programs, time_graphs, time_opti
 from convrewrite.runtime.option_graphs import OptionGraph, conv_graph, option_program
 from convrewrite.runtime.parity import Parity, check_target, require_parity
 from convrewrite.runtime.timing import Baseline
-from convrewrite.runtime.timing_cache import TimingCache
+from convrewrite.runtime.timing_cache import TimingCache, runtime_of
 from convrewrite.signal_stacks import _Stack
 from convrewrite.targets import Compiled, OnnxRuntime, Program, Target, discovery, target_of
+from convrewrite.targets.kinds.torch_eager import waiting
 
 SPEC = ConvSpec(16, 24, (3, 3), padding=(1, 1), stride=(2, 1))
 CHAIN: OptionGraph = ((ConvSpec(16, 16, (3, 3), padding=(1, 1), groups=16, bias=False), ConvSpec(16, 24, (1, 1))),)
@@ -215,3 +216,25 @@ def registered() -> tuple[int | None, int, int]:
     stack = _Stack()
     ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack))
     return stack.pointer, stack.flags, stack.size
+
+
+@pytest.mark.parametrize(
+    ("device", "asked"), [("cuda:1", ["cuda:1"]), ("xpu", ["xpu"]), ("mps", [None]), ("cpu", []), ("", [])]
+)
+def test_a_call_waits_for_the_device_that_it_runs_on(
+    device: str, asked: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[str | None] = []
+    for kind in ("cuda", "xpu", "mps"):
+        monkeypatch.setattr(getattr(torch, kind), "synchronize", lambda which=None: waited.append(which))
+    waiting(device)()
+    assert waited == asked
+
+
+def test_times_on_another_graphics_card_are_other_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, there = runtime_of(OnnxRuntime()), runtime_of(OnnxRuntime("cpu"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _index: "a card")
+    assert runtime_of(OnnxRuntime()) == plain
+    assert runtime_of(OnnxRuntime("cpu")) == f"{there} (a card)"

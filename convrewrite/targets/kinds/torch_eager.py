@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from convrewrite.errors import UsageError
@@ -85,6 +86,16 @@ def _nothing() -> None:
     """The processor is done when a call returns."""
 
 
+def waiting(device: str) -> Callable[[], object]:
+    """What waits until this very device is done with all that it was given, and not the one that torch takes by itself."""
+    import torch
+
+    kind = device.partition(":")[0]
+    if kind in ("cuda", "xpu"):
+        return partial(getattr(torch, kind).synchronize, device)
+    return torch.mps.synchronize if kind == "mps" else _nothing
+
+
 def placed(module: Any, inputs: Sequence[Any], device: str, made: Callable[[Any], Callable[..., Any]]) -> Compiled:
     """A module called on inputs, both on this device, or where they are; ``made`` turns it into what is called."""
     import torch
@@ -94,7 +105,7 @@ def placed(module: Any, inputs: Sequence[Any], device: str, made: Callable[[Any]
     if device:
         module, here = copy.deepcopy(module).to(device), [x.to(device) for x in here]
     call = made(module)
-    wait: Callable[[], None] = torch.cuda.synchronize if device.startswith("cuda") else _nothing
+    wait = waiting(device)
 
     def run() -> Sequence[Any]:
         output = call(*here)
