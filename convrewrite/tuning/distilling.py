@@ -17,12 +17,11 @@ from torch.nn import functional as F
 from convrewrite.errors import TraceError
 from convrewrite.inputs import Inputs
 from convrewrite.meanings import Meaning, effect_of, rounding_of
-from convrewrite.modules import named_outputs
 from convrewrite.precision import in_bfloat16
 from convrewrite.tuning.blocks import observed
 from convrewrite.tuning.checkpoint import Checkpoint, Point, Standing
 from convrewrite.tuning.composition import composed
-from convrewrite.tuning.examples import Examples
+from convrewrite.tuning.examples import Examples, results_of
 from convrewrite.tuning.losses import ROUNDING, Distillation, Named, takes_labels
 from convrewrite.tuning.pace import Pace
 from convrewrite.tuning.processes import Processes
@@ -66,7 +65,7 @@ class Task:
         """How far the rewritten model's outputs are from the original's on the held-out inputs, as they are reported."""
         with torch.no_grad():
             return effect_of(
-                ((wanted, named_outputs(self.rewritten(*given))) for given, wanted in self.held_out), self.meanings
+                ((wanted, results_of(self.rewritten, given)) for given, wanted in self.held_out), self.meanings
             )
 
 
@@ -154,7 +153,7 @@ class Training:
             return pace.steps >= examples.steps_of_epoch
         started = self.clock()
         with torch.no_grad():
-            self.task.original(*(tensor[: examples.batch] for tensor in examples.inputs))
+            results_of(self.task.original, tuple(tensor[: examples.batch] for tensor in examples.inputs))
         each = self.processes.of_main(self.clock() - started)
         return each * examples.steps_of_epoch <= OUTPUTS_SHARE * pace.seconds
 
@@ -206,8 +205,8 @@ class Training:
                 outputs = examples.wanted(rows)
             else:
                 with torch.no_grad():
-                    outputs = named_outputs(task.original(*given))
-            results = named_outputs(task.rewritten(*given))
+                    outputs = results_of(task.original, given)
+            results = results_of(task.rewritten, given)
             loss = task.loss(outputs, results, wanted, found)
         if examples.labels is not None:
             loss = loss + LABELS * self._to_labels(results, examples.labels[rows.to(examples.labels.device)])

@@ -77,7 +77,7 @@ class Examples:
         with torch.no_grad():
             for start in range(0, self.count, self.batch):
                 given = tuple(tensor[start : start + self.batch] for tensor in self.inputs)
-                parts.append(named_outputs(original(*given)))
+                parts.append(results_of(original, given))
                 if any(values.dim() == 0 or len(values) != len(given[0]) for values in parts[-1].values()):
                     return self
         return replace(self, outputs={name: torch.cat([part[name] for part in parts]) for name in parts[0]})
@@ -85,6 +85,11 @@ class Examples:
     def wanted(self, rows: Tensor) -> dict[str, Tensor]:
         """What the original gives for these rows, where that is kept."""
         return {name: values[rows.to(values.device)] for name, values in self.outputs.items()}
+
+
+def results_of(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    """What a model gives, by name, with its graph; it gets copies, as it may work on its inputs in place."""
+    return named_outputs(model(*(tensor.clone() for tensor in inputs)))
 
 
 def _chosen(tensor: Tensor, rows: Tensor) -> Tensor:

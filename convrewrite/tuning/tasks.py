@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from convrewrite.errors import CalibrationError, UsageError
 from convrewrite.inputs import Inputs, in_batches_of
 from convrewrite.meanings import Meaning
-from convrewrite.modules import copy_model, eval_mode, named_outputs
+from convrewrite.modules import copy_model, eval_mode
 from convrewrite.settings import Recovery
 from convrewrite.tuning.blocks import joins, observed
 from convrewrite.tuning.distilling import Task
-from convrewrite.tuning.examples import Augment, Examples
+from convrewrite.tuning.examples import Augment, Examples, results_of
 from convrewrite.tuning.losses import Distillation, takes_labels
 from convrewrite.tuning.processes import Processes
 from convrewrite.tuning.trainable import every_parameter, laid_out, rewritten_parameters
@@ -89,12 +89,12 @@ def task_of(
     few = tuple(tensor[:SCALED_ON] for tensor in held_out[0])
     names = joins(original, rewritten, sites, few) if asked.features else ()
     with eval_mode(original), torch.no_grad(), observed(original, names) as seen:
-        outputs = named_outputs(original(*few))
+        outputs = results_of(original, few)
         loss = Distillation.of(outputs, meanings, dict(seen), asked.temperature, asked.features)
     if given.labels is not None:
         _require_labels(given.labels, outputs, meanings)
     with eval_mode(original), torch.no_grad():
-        pairs = [(batch, named_outputs(original(*batch))) for batch in held_out]
+        pairs = [(batch, results_of(original, batch)) for batch in held_out]
     parameters = every_parameter(rewritten) if asked.everything else rewritten_parameters(rewritten, list(sites))
     labels = None if given.labels is None else given.labels.to(processes.device)
     batch = max(processes.count, min(asked.batch, len(train[0])) // processes.count * processes.count)
@@ -142,7 +142,7 @@ def _layout(original: nn.Module, inputs: Inputs) -> torch.memory_format:
     try:
         trial = laid_out(copy_model(original), torch.channels_last)
         with torch.no_grad():
-            trial(*few)
+            results_of(trial, few)
     except RuntimeError:
         return torch.contiguous_format
     return torch.channels_last

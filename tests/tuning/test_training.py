@@ -106,6 +106,29 @@ def training(steps: int = 40, **asked: object) -> Training:
     return Training(task, Pace(settings.rate, steps=steps), OneProcess())
 
 
+class InPlace(Net):
+    """Normalises the image that it is given where it stands."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.sub_(0.5).div_(0.25))
+
+
+class Apart(Net):
+    """The same in another tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x - 0.5) / 0.25)
+
+
+@pytest.mark.parametrize("keep_outputs", [False, True])
+def test_a_model_may_work_on_its_inputs_in_place(keep_outputs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    for kind in (InPlace, Apart):
+        monkeypatch.setattr("test_training.Net", kind)
+        told.append([point.effect for point in training(features=0.0).train(keep_outputs=keep_outputs).curve])
+    assert told[0] == told[1]
+
+
 @pytest.mark.parametrize("features", [1.0, 0.0])
 def test_the_original_runs_beside_for_its_features_and_else_once_for_its_outputs(
     features: float, monkeypatch: pytest.MonkeyPatch
