@@ -238,3 +238,21 @@ def test_times_on_another_graphics_card_are_other_times(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _index: "a card")
     assert runtime_of(OnnxRuntime()) == plain
     assert runtime_of(OnnxRuntime("cpu")) == f"{there} (a card)"
+
+
+class InPlace(nn.Module):
+    """Works on the signal that it is given where it stands."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mul_(0.5) + 1
+
+
+@pytest.mark.parametrize("kind", ["torch", "torch-compile:eager"])
+def test_every_call_gets_the_inputs_that_were_given(kind: str) -> None:
+    x = torch.arange(1.0, 5.0)
+    target = target_of(kind)
+    with target.at_work(1):
+        run = target.compile(Program(module=InPlace()), (x,), 1)
+        for _ in range(3):
+            assert run()[0].tolist() == [1.5, 2.0, 2.5, 3.0]
+    assert x.tolist() == [1.0, 2.0, 3.0, 4.0]

@@ -97,7 +97,8 @@ def waiting(device: str) -> Callable[[], object]:
 
 
 def placed(module: Any, inputs: Sequence[Any], device: str, made: Callable[[Any], Callable[..., Any]]) -> Compiled:
-    """A module called on inputs, both on this device, or where they are; ``made`` turns it into what is called."""
+    """A module called on inputs, both on this device, or where they are; ``made`` turns it into what is called. One that works on
+    its inputs in place, as a call of it shows, gets copies."""
     import torch
     from torch.utils._pytree import tree_leaves
 
@@ -105,10 +106,12 @@ def placed(module: Any, inputs: Sequence[Any], device: str, made: Callable[[Any]
     if device:
         module, here = copy.deepcopy(module).to(device), [x.to(device) for x in here]
     call = made(module)
-    wait = waiting(device)
+    wait, tried = waiting(device), [x.clone() for x in here]
+    call(*tried)
+    stay = all(torch.equal(before, after) for before, after in zip(here, tried, strict=True))
 
     def run() -> Sequence[Any]:
-        output = call(*here)
+        output = call(*(here if stay else [x.clone() for x in here]))
         wait()
         return [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
 
