@@ -25,6 +25,9 @@ from convrewrite.layers.geometry import (
     reversed_margins,
 )
 
+TEMPERATURE = 30.0
+"""That of the paper, to begin with."""
+
 
 class KernelAttention(nn.Module):
     """``(N, C, H, W)`` -> ``(N, kernels)``, rows that sum to one: pool, linear, ReLU, linear, softmax(./temperature).
@@ -33,6 +36,7 @@ class KernelAttention(nn.Module):
     """
 
     temperature: Tensor
+    started_at = TEMPERATURE
 
     def __init__(
         self, channels: int, hidden: int, kernels: int, temperature: float, device: Device, dtype: torch.dtype | None
@@ -41,6 +45,11 @@ class KernelAttention(nn.Module):
         self.squeeze = nn.Linear(channels, hidden, device=device, dtype=dtype)
         self.score = nn.Linear(hidden, kernels, device=device, dtype=dtype)
         self.register_buffer("temperature", torch.tensor(temperature, device=device, dtype=self.score.weight.dtype))
+        self.started_at = temperature
+
+    def reset_parameters(self) -> None:
+        """The temperature as it was asked for: what ``to_empty`` leaves of a layer made on the device "meta" is no number."""
+        self.temperature.fill_(self.started_at)
 
     def forward(self, x: Tensor) -> Tensor:
         """The shares of the kernels for every example."""
@@ -77,7 +86,7 @@ class DynamicConv2d(nn.Module):
         dtype: torch.dtype | None = None,
         *,
         kernels: int = 4,
-        temperature: float = 30.0,
+        temperature: float = TEMPERATURE,
         reduction: int = 4,
     ) -> None:
         """The attention's hidden layer has ``in_channels / reduction`` units.
@@ -143,7 +152,7 @@ class DynamicConv2d(nn.Module):
         conv: nn.Conv2d,
         *,
         kernels: int = 4,
-        temperature: float = 30.0,
+        temperature: float = TEMPERATURE,
         reduction: int = 4,
         noise: float = 0.0,
         seed: int = 0,

@@ -148,6 +148,20 @@ def test_layers_can_be_followed_by_torch_fx(name: str) -> None:
 
 
 @every_layer
+def test_layers_made_without_memory_start_like_others_once_they_have_some(name: str) -> None:
+    layer = build(name).to("meta").to_empty(device="cpu")
+    for tensor in (*layer.parameters(), *layer.buffers()):
+        tensor.data.fill_(math.nan)
+    for module in layer.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert layer(images()).isfinite().all()
+    assert {key: float(value) for key, value in layer.named_buffers()} == {
+        key: float(value) for key, value in build(name).named_buffers()
+    }
+
+
+@every_layer
 def test_an_empty_batch_gives_an_empty_output(name: str) -> None:
     layer = build(name)
     assert layer(images(0)).shape == (0, *layer(images(1)).shape[1:])
