@@ -147,14 +147,14 @@ def _held(export: Export, made: Made, reference: Reference, written: Written) ->
         for batch in _batches(reference.batches, made.batch):
             given = reference.feed(batch)
             expected, _ = outputs_of(reference.rewritten, given)
-            found = parity.add_arrays(expected, run(given))
+            found = parity.add_arrays(expected, run(_copied(given)))
             original, _ = outputs_of(reference.original, given)
             comparable = comparable and expected.keys() == original.keys() == meanings.keys()
             if comparable:
                 fidelity.add(original, found)
             examples += len(batch[0])
         for given in map(reference.feed, _other_sizes(reference.batches[0], made)):
-            parity.add_arrays(outputs_of(reference.rewritten, given)[0], run(given))
+            parity.add_arrays(outputs_of(reference.rewritten, given)[0], run(_copied(given)))
     worst = max(parity.result().outputs, key=lambda output: output.relative_error / output.tolerance)
     if not worst.passed:
         raise VerificationError(
@@ -164,6 +164,11 @@ def _held(export: Export, made: Made, reference: Reference, written: Written) ->
     near = Fidelity(fidelity.outputs(), examples, meanings=meanings) if comparable else None
     parted = (worst.max_abs_difference, worst.relative_error, worst.tolerance)
     return replace(written, parity=parted, fidelity=near, examples=examples)
+
+
+def _copied(inputs: Inputs) -> Inputs:
+    """For a program that works on its inputs in place, as its model does."""
+    return tuple(tensor.clone() for tensor in inputs)
 
 
 def _batches(batches: Sequence[Inputs], size: int | None) -> list[Inputs]:

@@ -126,6 +126,18 @@ def test_torch_export_takes_any_batch_or_says_why_not(tmp_path: Path) -> None:
     assert fixed.notes[0].startswith("batch size fixed at 2: ")
 
 
+def test_a_model_that_works_on_its_inputs_in_place_is_compared_on_those_that_were_given(tmp_path: Path) -> None:
+    class InPlace(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.sub_(0.5))
+
+    model, given = InPlace(nn.Conv2d(3, 4, 3)).eval(), images(7, seed=5)
+    source, reference = Source(EXAMPLE, model), reference_of(model, ((given.clone(),),))
+    [found] = write_all(named_exports(["torch_export"]), source, reference, tmp_path, silent)
+    assert found.fidelity is not None and found.fidelity.worst_error < 1e-5
+    assert torch.equal(reference.batches[0][0], given)
+
+
 def test_axes_that_were_asked_for_are_free_in_the_program_too(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()).eval()
     found = written("torch_export", model, tmp_path, free_axes=("height",))
