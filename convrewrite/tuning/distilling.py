@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -235,9 +236,8 @@ class Training:
             return loss
         parameters = list(self.task.parameters.values())
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-        flat = torch.cat(
-            [loss.reshape(1).to(torch.float32), *(gradient.reshape(-1).to(torch.float32) for gradient in gradients)]
-        )
+        dtype = reduce(torch.promote_types, (gradient.dtype for gradient in gradients), torch.float32)
+        flat = torch.cat([part.reshape(-1).to(dtype) for part in (loss, *gradients)])
         flat = self.processes.mean(flat)
         parts = flat[1:].split([parameter.numel() for parameter in parameters])
         for parameter, part in zip(parameters, parts, strict=True):

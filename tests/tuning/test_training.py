@@ -129,6 +129,22 @@ def test_a_model_may_work_on_its_inputs_in_place(keep_outputs: bool, monkeypatch
     assert told[0] == told[1]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_gradients_go_between_processes_as_exactly_as_they_are(dtype: torch.dtype) -> None:
+    class Two(OneProcess):
+        index, count = 0, 2
+
+    run = training()
+    run.processes = Two()
+    run.task.rewritten.to(dtype)
+    wanted = {name: torch.randn_like(parameter) for name, parameter in run.task.parameters.items()}
+    for name, parameter in run.task.parameters.items():
+        parameter.grad = wanted[name].clone()
+    assert float(run._together(torch.tensor(0.1, dtype=torch.float64))) == pytest.approx(0.1)
+    for name, parameter in run.task.parameters.items():
+        assert parameter.grad is not None and torch.equal(parameter.grad, wanted[name])
+
+
 @pytest.mark.parametrize("features", [1.0, 0.0])
 def test_the_original_runs_beside_for_its_features_and_else_once_for_its_outputs(
     features: float, monkeypatch: pytest.MonkeyPatch
