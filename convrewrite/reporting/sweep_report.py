@@ -81,7 +81,8 @@ class SweepReport(_Part):
     models: tuple[SweptModel, ...]
 
     def text(self) -> str:
-        """The sweep for the terminal: one table a model, without columns that hold nothing; and why points are missing."""
+        """The sweep for the terminal: one table a model, without columns that hold nothing; why points are missing, and why
+        others are no success."""
         parts = [_table(model, self.resource) for model in self.models]
         return "\n\n".join((*parts, filled(f"Fidelity was {self.basis}.")))
 
@@ -145,10 +146,11 @@ def sweep_rows(model: SweptModel) -> list[tuple[str, ...]]:
 
 
 def _table(model: SweptModel, resource: str) -> str:
-    missing = [f"{resource}={point.budget:g}: {point.reason}" for point in model.points if point.reason]
+    told = [(point, point.reason or (point.refused and f"no success: {point.refused}")) for point in model.points]
+    wrong = [f"{resource}={point.budget:g}: {why}" for point, why in told if why]
     headers, cells = _shown(model)
     drawn = table(headers, cells, "l" * headers.count("") + "r" * (len(headers) - headers.count("")))
-    return "\n".join((model.name, drawn, *map(filled, missing)))
+    return "\n".join((model.name, drawn, *map(filled, wrong)))
 
 
 def _shown(model: SweptModel) -> tuple[list[str], list[list[str]]]:

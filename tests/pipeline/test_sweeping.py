@@ -132,6 +132,14 @@ def test_the_page_draws_every_measure_against_every_cost_the_one_of_budgets_firs
     assert titles(nothing) == [] and "cannot be met" in sweep_page(nothing)
 
 
+def test_the_text_says_why_a_point_is_no_success(found: Sweep) -> None:
+    (swept,) = found.report.models
+    refused = [p.model_copy(update={"refused": None if p.reason else "it is slower"}) for p in swept.points]
+    report = found.report.model_copy(update={"models": (swept.model_copy(update={"points": tuple(refused)}),)})
+    assert "macs=0.5: no success: it is slower" in report.text()
+    assert report.text().count("no success: ") == 3 and report.text().count("cannot be met") == 1
+
+
 def scored(report: SweepReport) -> bool:
     return all(p.agreement is not None for model in report.models for p in model.points if p.reason is None)
 
