@@ -154,9 +154,10 @@ def _checked(name: str, table: Mapping[str, Any], commands: Mapping[str, Mapping
     common: dict[str, list[str]] = {}
     tables: dict[str, dict[str, list[str]]] = {}
     for key, value in table.items():
-        if isinstance(value, dict) and key not in everywhere:
+        named = any(command.partition(" ")[0] == key for command in commands)  # `export` is an option too
+        if isinstance(value, dict) and (named or key not in everywhere):
             tables |= dict(_tables(name, key, value, commands))
-        elif any(command.partition(" ")[0] == key for command in commands):
+        elif named and key not in everywhere:
             raise UsageError(f"{name}: {key}: expected the table of that command, as [{key}], found {shown(value)}")
         else:
             common[key] = _words(f"{name}: {key}", key, value, everywhere, [*everywhere])

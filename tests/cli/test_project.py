@@ -63,6 +63,13 @@ def test_a_file_says_what_could_be_typed(there: Path) -> None:
     assert words(there, text, "rules list") == ["--verbose", "--verbose"]
 
 
+def test_a_command_and_an_option_of_one_name_are_told_apart(there: Path) -> None:
+    assert words(there, 'memory = 2\n[export]\nto = ["half"]\n', "export") == ["--memory=2", "--to=half"]
+    assert words(there, 'export = ["openvino"]', "optimize") == ["--export=openvino"]
+    assert words(there, 'export = ["openvino"]', "export") == []
+    assert words(there, '[optimize]\nexport = "openvino"\n[export]\nto = "half"', "optimize") == ["--export=openvino"]
+
+
 def test_the_command_line_wins(there: Path) -> None:
     text = 'seed = 3\nrule = ["separable"]\nfast = true\n[recover]\nminutes = 2.5\n'
     assert words(there, text, "plan", rule=["grouped"], seed="1") == ["--fast"]
