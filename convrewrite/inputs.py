@@ -39,7 +39,7 @@ def bind_inputs(model: nn.Module, example: ExampleInput) -> Inputs:
     for name, value in (*enumerate(positional), *named.items()):
         if not isinstance(value, Tensor):
             found = type(value).__name__
-            raise UsageError(f"example input {name!r}: expected a tensor, found {found}; {_wrap(where)}")
+            raise UsageError(f"example input {name!r}: expected a tensor, found {found}; {wrapping(where)}")
         if value.is_meta:
             raise UsageError(
                 f"example input {name!r}: expected numbers, found a tensor on the meta device, which holds none; give one as "
@@ -155,7 +155,7 @@ def _keywords(model: nn.Module, positional: int, named: Mapping[str, Tensor]) ->
     parameters = inspect.signature(model.forward).parameters
     only = [name for name in named if name in parameters and name not in names]
     if only:
-        raise UsageError(f"{where}: forward takes {', '.join(only)} by keyword only; {_wrap(where)}")
+        raise UsageError(f"{where}: forward takes {', '.join(only)} by keyword only; {wrapping(where)}")
     strangers = [str(name) for name in named if name not in names]
     if strangers:
         has = ", ".join(names) or "none by position"
@@ -169,12 +169,13 @@ def _keywords(model: nn.Module, positional: int, named: Mapping[str, Tensor]) ->
         behind = next(name for name in reversed(names) if name in named)
         raise UsageError(
             f"{where}: forward takes {', '.join(missing)} before {behind}, and no value was given; "
-            f"give one, or {_wrap(where)}"
+            f"give one, or {wrapping(where)}"
         )
     return tuple(named[name] for name in wanted)
 
 
-def _wrap(where: str) -> str:
+def wrapping(where: str) -> str:
+    """What to do with a model whose forward takes something else than tensors by position."""
     return f"wrap the model in a module whose forward takes tensors by position and calls {where} with them as it needs"
 
 

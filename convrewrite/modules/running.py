@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from convrewrite.errors import TraceError
 from convrewrite.escaping import message_of
-from convrewrite.inputs import Inputs
+from convrewrite.inputs import Inputs, wrapping
 from convrewrite.modules.outputs import named_outputs
 from convrewrite.process import quiet, same_random_numbers
 
@@ -47,14 +47,15 @@ def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     except Exception as error:
         reason = message_of(error).strip().splitlines()[0] if message_of(error).strip() else type(error).__name__
         raise TraceError(
-            f"{type(model).__name__}: the model does not run on input {shapes}: {reason}; give {_wanted(reason, inputs)} "
-            "(--input, or example_input in Python)"
+            f"{type(model).__name__}: the model does not run on input {shapes}: {reason}; "
+            f"{_advice(type(model).__name__, reason, inputs)}"
         ) from error
 
 
-def _wanted(reason: str, inputs: Inputs) -> str:
-    """What to give instead of these inputs, as the reason has it."""
-    if not _OF_TYPES.search(reason):
-        return "the shape it expects"
+def _advice(name: str, reason: str, inputs: Inputs) -> str:
+    """What to do about it, as the reason has it."""
+    if "keyword-only argument" in reason:
+        return wrapping(name)
     found = ", ".join(str(tensor.dtype).removeprefix("torch.") for tensor in inputs)
-    return f"numbers of the type it expects, which {found} is not, as x.float()"
+    typed = f"numbers of the type it expects, which {found} is not, as x.float()"
+    return f"give {typed if _OF_TYPES.search(reason) else 'the shape it expects'} (--input, or example_input in Python)"

@@ -31,6 +31,17 @@ def test_a_model_that_does_not_run_is_told_with_the_shapes_it_was_given() -> Non
         run(nn.Conv2d(2, 1, 1), (torch.zeros(1, 3, 4, 4),))
 
 
+class Flagged(nn.Module):
+    def forward(self, image: Tensor, *, flag: Tensor) -> Tensor:
+        return image * flag
+
+
+def test_what_is_taken_by_keyword_only_has_to_be_wrapped() -> None:
+    wrapped = r"Flagged: .* keyword-only argument: 'flag'; wrap the model in a module whose forward takes tensors by position"
+    with pytest.raises(TraceError, match=wrapped):
+        run(Flagged(), (torch.zeros(1, 3, 4, 4),))
+
+
 @pytest.mark.parametrize(("text", "told"), [("", "ValueError"), ("first\nsecond", "first")])
 def test_the_reason_is_one_line(text: str, told: str) -> None:
     class Refuses(nn.Module):
