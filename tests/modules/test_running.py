@@ -37,7 +37,9 @@ class Flagged(nn.Module):
 
 
 def test_what_is_taken_by_keyword_only_has_to_be_wrapped() -> None:
-    wrapped = r"Flagged: .* keyword-only argument: 'flag'; wrap the model in a module whose forward takes tensors by position"
+    wrapped = (
+        r"Flagged: .* keyword-only argument: 'flag'; wrap the model in a module whose forward takes tensors by position"
+    )
     with pytest.raises(TraceError, match=wrapped):
         run(Flagged(), (torch.zeros(1, 3, 4, 4),))
 
