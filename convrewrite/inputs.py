@@ -93,6 +93,15 @@ def in_batches_of(batches: Sequence[Inputs], size: int) -> tuple[Inputs, ...]:
     return tuple(tuple(tensor[i * size : (i + 1) * size] for tensor in together) for i in range(count))
 
 
+def in_whole_batches(batches: Sequence[Inputs], size: int) -> tuple[Inputs, ...]:
+    """:func:`in_batches_of`; of fewer than ``size`` examples one batch, in which they come again and again."""
+    found = in_batches_of(batches, size)
+    if found or not batches:
+        return found
+    together = [torch.cat(column) for column in zip(*batches, strict=True)]
+    return (tuple(tensor[torch.arange(size, device=tensor.device) % len(tensor)] for tensor in together),)
+
+
 def moved(inputs: Inputs, device: torch.device) -> Inputs:
     """The inputs on a device; those that lie there already are not copied."""
     return tuple(tensor.to(device) for tensor in inputs)

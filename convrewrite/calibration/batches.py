@@ -186,9 +186,14 @@ def batch_size(inputs: Inputs) -> int:
 def split_inputs(inputs: Inputs, *, batch: int, seed: int) -> tuple[tuple[Inputs, ...], tuple[Inputs, ...]]:
     """Batches to fit on, and the 20 % (at least one of two examples) to measure on, drawn by a seeded permutation."""
     count = len(inputs[0])
-    held = max(1, round(count * HELD_OUT_SHARE)) if count >= 2 else 0
+    held = held_out_of(count)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return _batches(inputs, order[held:], batch), _batches(inputs, order[:held], batch)
+
+
+def held_out_of(count: int) -> int:
+    """How many of so many are held out."""
+    return max(1, round(count * HELD_OUT_SHARE)) if count >= 2 else 0
 
 
 def _batches(inputs: Inputs, chosen: Tensor, batch: int) -> tuple[Inputs, ...]:

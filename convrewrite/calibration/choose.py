@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from convrewrite.calibration.batches import Calibration, read_calibration
+from convrewrite.calibration.batches import Calibration, held_out_of, read_calibration
 from convrewrite.calibration.synthetic import synthesise
 from convrewrite.errors import CalibrationError
 from convrewrite.inputs import Inputs, in_batches_of, parameter_names
@@ -40,14 +40,29 @@ def calibrate(
 
     ``batch``: how many examples the model takes at a time, where that is not any number; those left over are left out.
     ``graph_inputs``: names of all inputs of the ONNX graph that the model was made of, which it may not take all: a
-    Calibration may hold them all. Raises CalibrationError for one that has others.
+    Calibration may hold them all. Raises CalibrationError for one that has others, and for fewer inputs than ``batch``.
     """
     if isinstance(source, Calibration):
         source = _without_held(source, parameter_names(model)[: len(inputs)], graph_inputs, len(inputs))
     found = _calibration(model, inputs, source, seed=seed, memory=memory, progress=progress, synthetic=batch is None)
-    if batch is None:
+    return found if batch is None else _in_whole_batches(found, batch)
+
+
+def _in_whole_batches(found: Calibration, batch: int) -> Calibration:
+    """Each part by itself; where one of them has no whole batch, what both have together is parted anew."""
+    if not found.fit:
         return found
-    return replace(found, fit=in_batches_of(found.fit, batch), held_out=in_batches_of(found.held_out, batch))
+    fit, held_out = in_batches_of(found.fit, batch), in_batches_of(found.held_out, batch)
+    if not fit or (found.held_out and not held_out):
+        whole = in_batches_of((*found.fit, *found.held_out), batch)
+        held = held_out_of(len(whole))
+        fit, held_out = whole[: len(whole) - held], whole[len(whole) - held :]
+    if not fit:
+        raise CalibrationError(
+            f"{found.source}: expected at least {batch} inputs, as the model takes so many at a time, found "
+            f"{found.fitted_on + found.held_out_count}; give more"
+        )
+    return replace(found, fit=fit, held_out=held_out)
 
 
 def _calibration(

@@ -9,7 +9,7 @@ from torch import nn
 from convrewrite.calibration import Calibration, calibrate
 from convrewrite.errors import CalibrationError, ModelLoadError, UsageError
 from convrewrite.folders import Scratch, given_path, nearest, put, resolved, told
-from convrewrite.inputs import ExampleInput, Inputs, in_batches_of
+from convrewrite.inputs import ExampleInput, Inputs, in_whole_batches
 from convrewrite.meanings import Fidelity, Meaning, read
 from convrewrite.modules import private_copy, surroundings_preserved
 from convrewrite.onnx_files import OnnxModel, outputs_of, size_of
@@ -147,7 +147,7 @@ class _Four:
     def _batches(self, batches: tuple[Inputs, ...]) -> list[Inputs]:
         """As many examples at a time as the files take."""
         taken = OnnxModel(self.file, trust=True).batch
-        sized = batches if taken is None else in_batches_of(batches, taken)
+        sized = batches if taken is None else in_whole_batches(batches, taken)
         return [self.baseline.exporter.feed(batch) for batch in sized]
 
     def _latency(self, path: Path) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from convrewrite.inputs import Inputs, in_batches_of
+from convrewrite.inputs import Inputs, in_whole_batches
 from convrewrite.meanings import Evaluation, Fidelity
 from convrewrite.modules import eval_mode
 from convrewrite.onnx_files import OnnxModel, outputs_of, size_of
@@ -58,8 +58,10 @@ def measure_outputs(original: nn.Module, rewritten: nn.Module, evaluation: Evalu
 def measure_files(exporter: Exporter, files: tuple[Path, Path], evaluation: Evaluation, batch: int | None) -> Measured:
     """Fidelity of one file to another in onnxruntime; ``batch``: the examples they take at a time, None for any number."""
     original, rewritten = (exporter.runner(file) for file in files)
-    batches = evaluation.batches if batch is None else in_batches_of(evaluation.batches, batch)
+    batches = evaluation.batches if batch is None else in_whole_batches(evaluation.batches, batch)
     fidelity = measure_fidelity(original, rewritten, batches, evaluation.meanings)
+    given = sum(len(inputs[0]) for inputs in evaluation.batches)
+    fidelity = replace(fidelity, examples=min(fidelity.examples, given))
     return Measured(fidelity, f"{evaluation.basis}, the files in onnxruntime", noise=evaluation.noise)
 
 
@@ -80,8 +82,7 @@ def measure_everything(
     progress("verify", 0, 5, "export to ONNX")
     after = exporter.rewritten(rewritten, inputs, baseline.result, metadata)
     progress("verify", 1, 5, "parity of onnxruntime with torch")
-    few = tuple(tensor[:PARITY_EXAMPLES] for tensor in evaluation.batches[0])
-    parity = _parity(rewritten, few, evaluation, baseline, after)
+    parity = _parity(rewritten, evaluation, baseline, after)
     require_parity(parity)
     LOG.info("parity of the ONNX file with torch holds")
     progress("verify", 2, 5, "fidelity")
@@ -125,14 +126,22 @@ def _of_one(found: Comparison, taken: Inputs) -> Comparison:
     return replace(found, seconds_a=found.seconds_a / len(taken[0]), seconds_b=found.seconds_b / len(taken[0]))
 
 
-def _parity(rewritten: nn.Module, few: Inputs, evaluation: Evaluation, baseline: Baseline, after: Exported) -> Parity:
+def _few(inputs: Inputs, batch: int | None) -> Inputs:
+    """Enough to tell parity, and no fewer than a file takes at a time."""
+    few = tuple(tensor[: max(PARITY_EXAMPLES, batch or 0)] for tensor in inputs)
+    return few if batch is None or len(few[0]) >= batch else in_whole_batches((few,), batch)[0]
+
+
+def _parity(rewritten: nn.Module, evaluation: Evaluation, baseline: Baseline, after: Exported) -> Parity:
     """Of onnxruntime with torch, and of another target with torch, or with onnxruntime where the model is a graph."""
     meanings, exporter, target = evaluation.meanings, baseline.exporter, baseline.target
     ignored = [name for name, meaning in meanings.items() if not meaning.counts]
     bounded = [name for name, meaning in meanings.items() if meaning.kind in ("probabilities", "multilabel")]
+    file = exporter.runner(after.path)
+    few = _few(evaluation.batches[0], after.batch or file.batch)
     found = check_parity(
         rewritten,
-        exporter.runner(after.path),
+        file,
         few,
         batch=after.batch,
         ignored=ignored,

@@ -1,9 +1,12 @@
 """Batches lie channels last in memory where the model takes them so, and are the same numbers."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from convrewrite.calibration.choose import channels_last
+from convrewrite.calibration.batches import Calibration
+from convrewrite.calibration.choose import calibrate, channels_last
+from convrewrite.errors import CalibrationError
 
 
 class Viewing(nn.Module):
@@ -54,3 +57,29 @@ def test_a_model_of_a_fixed_batch_is_tried_on_a_whole_one() -> None:
     assert found[0].is_contiguous(memory_format=torch.channels_last)
     (refused,) = channels_last(Four(), batches)
     assert refused[0] is batches[0][0]
+
+
+@pytest.mark.parametrize(
+    ("count", "fitted_on", "held_out"), [(12, 12, 0), (13, 12, 0), (30, 12, 12), (40, 24, 12), (130, 96, 24)]
+)
+def test_a_model_of_a_fixed_batch_uses_all_whole_batches_there_are(count: int, fitted_on: int, held_out: int) -> None:
+    given = torch.arange(float(count))[:, None].expand(count, 3)
+    data = calibrate(nn.Linear(3, 2), (torch.zeros(12, 3),), given, batch=12)
+    assert (data.fitted_on, data.held_out_count) == (fitted_on, held_out)
+    rows = torch.cat([inputs[0][:, 0] for inputs in (*data.fit, *data.held_out)])
+    assert len(rows.unique()) == fitted_on + held_out
+    assert all(len(inputs[0]) == 12 for inputs in (*data.fit, *data.held_out))
+
+
+def test_what_the_caller_holds_out_stays_held_out() -> None:
+    fit, held_out = torch.zeros(30, 3), torch.ones(13, 3)
+    data = Calibration(((fit,),), ((held_out,),), "data", "mine")
+    found = calibrate(nn.Linear(3, 2), (torch.zeros(12, 3),), data, batch=12)
+    assert [float(inputs[0].mean()) for inputs in (*found.fit, *found.held_out)] == [0, 0, 1]
+
+
+def test_fewer_inputs_than_a_fixed_batch_are_refused() -> None:
+    with pytest.raises(
+        CalibrationError, match="expected at least 12 inputs, as the model takes so many at a time, found 11"
+    ):
+        calibrate(nn.Linear(3, 2), (torch.zeros(12, 3),), torch.zeros(11, 3), batch=12)
