@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from convrewrite.calibration.batches import Calibration, held_out_of, read_calibration
 from convrewrite.calibration.synthetic import synthesise
 from convrewrite.errors import CalibrationError
-from convrewrite.inputs import Inputs, in_batches_of, parameter_names
+from convrewrite.inputs import Inputs, in_batches_of, in_whole_batches, parameter_names
 from convrewrite.loading import import_object
 from convrewrite.meanings import Evaluation
 from convrewrite.places import out_of_memory
@@ -129,7 +129,7 @@ def evaluation_inputs(inputs: Inputs, data: Calibration, batch: int | None = Non
         return Evaluation(data.fit, f"measured on the {data.fitted_on} inputs that the factors were fitted on")
     noise = tuple(_noise_like(tensor) for tensor in inputs)
     basis = f"measured on {NOISE_EXAMPLES} random noise inputs: says little about real ones"
-    return Evaluation((noise,) if batch is None else in_batches_of((noise,), batch), basis, noise=True)
+    return Evaluation((noise,) if batch is None else in_whole_batches((noise,), batch), basis, noise=True)
 
 
 def _noise_like(tensor: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.calibration.batches import Calibration
-from convrewrite.calibration.choose import calibrate, channels_last
+from convrewrite.calibration.choose import calibrate, channels_last, evaluation_inputs
 from convrewrite.errors import CalibrationError
 
 
@@ -83,3 +83,11 @@ def test_fewer_inputs_than_a_fixed_batch_are_refused() -> None:
         CalibrationError, match="expected at least 12 inputs, as the model takes so many at a time, found 11"
     ):
         calibrate(nn.Linear(3, 2), (torch.zeros(12, 3),), torch.zeros(11, 3), batch=12)
+
+
+@pytest.mark.parametrize("batch", [12, 100])
+def test_noise_fills_a_fixed_batch_of_any_size(batch: int) -> None:
+    example = (torch.zeros(batch, 3),)
+    found = evaluation_inputs(example, calibrate(nn.Linear(3, 2), example, "weights", batch=batch), batch)
+    assert found.batches
+    assert all(len(inputs[0]) == batch for inputs in found.batches)
