@@ -28,6 +28,9 @@ LARGEST = 1e12
 
 HELD_OUT_SHARE = 0.2
 
+_COMPARED = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+"""Types of whole numbers that torch compares in; it has larger ones without a sign, but hardly an operation on them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
@@ -265,6 +268,7 @@ def _with_dtype(found: Tensor, wanted: Tensor, where: str, notes: dict[str, None
     if not wanted.is_floating_point():
         if found.is_floating_point() or found.is_complex():
             raise CalibrationError(f"{where}: expected {wanted.dtype}, as the example input has, found {found.dtype}")
+        _refuse_wrapped(found, wanted.dtype, where)
         return found.to(wanted.device, wanted.dtype)
     if found.is_floating_point():
         return found.to(wanted.device, wanted.dtype)
@@ -274,6 +278,20 @@ def _with_dtype(found: Tensor, wanted: Tensor, where: str, notes: dict[str, None
     raise CalibrationError(
         f"{where}: expected floating-point inputs or uint8 pixels, found {found.dtype}; convert them as for training"
     )
+
+
+def _refuse_wrapped(found: Tensor, wanted: torch.dtype, where: str) -> None:
+    """Raise CalibrationError for whole numbers that would be others in the type of the model; any number is a truth value."""
+    if wanted.is_complex or torch.bool in (found.dtype, wanted) or found.dtype == wanted or found.numel() == 0:
+        return
+    values = found if found.dtype in _COMPARED else found.long()
+    limits = torch.iinfo(wanted)
+    for extreme in map(int, values.aminmax()):
+        if not limits.min <= extreme <= limits.max:
+            raise CalibrationError(
+                f"{where}: expected whole numbers that {wanted} holds, as the example input has it, found {extreme}; convert "
+                "them as the model expects"
+            )
 
 
 def _refuse_unusable(tensor: Tensor, positions: Sequence[int], where: str) -> None:
@@ -299,6 +317,11 @@ def _normalisation(
     """``mean`` and ``std`` shaped to broadcast over channels; None when neither is given."""
     if mean is None and std is None:
         return None
+    if not example.is_floating_point():
+        raise CalibrationError(
+            f"mean, std: expected a model that takes real numbers, found one that takes {example.dtype} and normalises them "
+            "itself, if at all; leave them out"
+        )
     last = example.dim() == 4 and example.shape[3] in (1, 3) and example.shape[1] not in (1, 3)
     channels = example.shape[3 if last else 1] if example.dim() > 1 else 1
     shape = (1, 1, 1, -1) if last else (1, -1, *[1] * (example.dim() - 2))
