@@ -93,8 +93,8 @@ def plan(
 ) -> Plan:
     """Only choose: one option per site, as a value for :func:`apply`. The arguments are those of :func:`optimize`;
     ``measure=False`` leaves out the times of options."""
-    settings, extras = asked(settings, {"budget": budget, "seed": seed}, keywords, PlanKeywords)
-    chosen = resolve(rules)
+    given, extras = asked(settings, {"budget": budget, "seed": seed}, keywords, PlanKeywords)
+    settings, chosen = replace(given, int8=False), resolve(rules)
     network = network_of(model, example_input, settings.timeout)
     model, inputs = network.model, network.inputs
     with at_work(settings.seed), surroundings_preserved(model):
@@ -121,7 +121,7 @@ def apply(
     """
     given, extras = asked(settings, {}, keywords, ApplyKeywords)
     plan = _plan_of(plan)
-    settings = replace(given, budget=None, keep=None, exclude=(), only=(), seed=plan.seed, fast=False)
+    settings = replace(given, budget=None, keep=None, exclude=(), only=(), seed=plan.seed, fast=False, int8=False)
     network = network_of(model, example_input, settings.timeout)
     model, inputs = network.model, network.inputs
     constraints = replace(plan.asked(), outputs=settings.constraints.outputs)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from convrewrite.calibration import Calibration, calibrate, channels_last, evaluation_inputs
+from convrewrite.errors import CalibrationError
 from convrewrite.meanings import Evaluation, Meaning
 from convrewrite.onnx_graph import graph_inputs, require_end
 from convrewrite.planning import require_evaluable
@@ -51,6 +52,10 @@ def _calibrated(prepared: Prepared, calibration: object, settings: Settings, pro
         prepared.model, prepared.inputs, calibration, seed=settings.seed, memory=settings.memory, progress=progress,
         batch=prepared.batch, graph_inputs=graph_inputs(prepared.original),
     ).on(prepared.device)  # fmt: skip
+    if settings.int8 and not (data.fit and data.held_out):
+        raise CalibrationError(
+            "int8: expected inputs to calibrate and to judge on, found none; give real ones (--calib)"
+        )
     require_end(prepared.original, data.fit or data.held_out)
     fit, held_out = (channels_last(prepared.model, part, prepared.batch) for part in (data.fit, data.held_out))
     return replace(data, fit=fit, held_out=held_out)

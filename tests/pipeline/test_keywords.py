@@ -9,7 +9,7 @@ from torch import fx
 
 import convrewrite
 from convrewrite import RewriteConvolutions, Settings, apply, optimize, plan
-from convrewrite.errors import UsageError
+from convrewrite.errors import CalibrationError, UsageError
 from convrewrite.pipeline.keywords import Extras, RecoveryExtras, RunKeywords, asked_of
 from convrewrite.settings import Recovery
 
@@ -46,6 +46,14 @@ def test_the_plan_says_what_is_chosen_and_with_which_seed() -> None:
         small_network(), EXAMPLE, made, images(), settings=replace(other, exclude=("gone",), only=("gone",))
     ).report
     assert [site.action for site in same.sites] == [site.action for site in report.sites]
+
+
+def test_int8_takes_inputs_and_is_of_no_account_where_nothing_is_bettered() -> None:
+    asked = Settings(int8=True, measure=False, fast=True)
+    with pytest.raises(CalibrationError, match="int8: expected inputs to calibrate and to judge on, found none"):
+        optimize(small_network(), EXAMPLE, ["separable"], "weights", settings=asked)
+    made = plan(small_network(), EXAMPLE, ["separable"], "weights", settings=asked)
+    assert apply(small_network(), EXAMPLE, made, "weights", settings=asked).report.sites
 
 
 def test_a_timer_is_handed_in() -> None:
