@@ -272,7 +272,7 @@ def _refusal(path: Path, refused: list[str]) -> ModelLoadError:
             "optimise the float model, then quantize the result"
         )
     return ModelLoadError(
-        f"{path}: expected a state dict or a model of torch, torchvision or timm layers, found a file that asks for "
+        f"{path}: expected a state dict or a model of torch, torchvision, timm or ultralytics layers, found a file that asks for "
         f"{listed(refused)}; pass --factory FILE.py:NAME naming the code that defines these classes, or save a state "
         "dict and pass --factory, or pass --trust, which loads it anyway by executing the file's code"
     )

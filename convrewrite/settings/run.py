@@ -38,7 +38,7 @@ class Settings:
 
     Attributes:
         budget: parts of the whole model that may be left, ``{"macs": 0.5}``, ``"params"`` or ``"latency"`` (measured in
-            onnxruntime), alone or together: at every site the option is chosen whose *measured* effect on the outputs
+            ``runtime``), alone or together: at every site the option is chosen whose *measured* effect on the outputs
             adds up to the least. None: each rule's own ratio.
         keep: instead of a budget, the most saving of MACs whose measured agreement of the top class stays at this share,
             as 0.98, or whose relative output error stays below ``{"error": 0.02}``. With a budget: a limit on its result.

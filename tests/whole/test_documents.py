@@ -1,5 +1,7 @@
 """What documents name is there: files, folders, modules and public names."""
 
+import ast
+import builtins
 import pkgutil
 import re
 from pathlib import Path
@@ -21,6 +23,12 @@ NAMED = [
     *ROOT.glob("benchmarks/*.py"),
 ]
 FOLDERS = ("benchmarks/", "convrewrite/", "docs/", "examples/", "rules/", "tests/")
+GIVEN = {
+    "convrewrite", "torch", "model", "example", "example_input", "images", "many_images", "loader", "batches",
+    "my_pass", "another_pass", "graph_module",
+}  # fmt: skip
+"""Names in snippets that stand for what a reader has."""
+
 BENCHMARKS = [path for path in ROOT.glob("benchmarks/*.py") if "__main__" in path.read_text(encoding="utf-8")]
 
 
@@ -56,6 +64,23 @@ def test_named_modules_are_there(document: Path) -> None:
         "convrewrite.toml"
     }:
         pkgutil.resolve_name(name)
+
+
+@pytest.mark.parametrize("document", [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))], ids=name_of)
+def test_snippets_use_no_name_that_nobody_defined(document: Path) -> None:
+    known = GIVEN | set(dir(builtins))
+    for snippet in re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL):
+        nodes = list(ast.walk(ast.parse(snippet)))
+        names = [node for node in nodes if isinstance(node, ast.Name)]
+        known |= {name.id for name in names if isinstance(name.ctx, ast.Store)}
+        known |= {
+            alias.asname or alias.name
+            for node in nodes
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in node.names
+        }
+        known |= {node.name for node in nodes if isinstance(node, ast.ExceptHandler) and node.name}
+        assert {name.id for name in names} <= known
 
 
 def test_the_table_of_onnx_files_is_what_the_benchmark_wrote() -> None:
