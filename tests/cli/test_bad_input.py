@@ -205,7 +205,7 @@ def test_the_place_is_checked_before_the_model_is_loaded(optimize: Callable[...,
         (["rules", "show", "seperable"], 2, ["did you mean separable?"]),
         (["analyze", "net.pt", *INPUT, "--rule", "structure.toml"], 2, ["rule a: structure 'seperable' is not known"]),
         (["rules", "check", "bad.toml"], 2, ["bad.toml: not valid TOML"]),
-        (["rules", "check", "structure.toml"], 1, ["1 of 1 examples fail"]),
+        (["rules", "check", "structure.toml"], 1, ["1 of 1 checks fail"]),
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else str(value),
 )

@@ -339,7 +339,7 @@ def test_rules_check(tmp_path: Path) -> None:
     failing = call("rules", "check", file)
     assert failing.code == 1
     assert "FAIL mine: accepts[0]: kind is pointwise, the rule takes standard" in failing.said
-    assert "1 of 1 examples fail" in failing.message
+    assert "1 of 1 checks fail" in failing.message
     file.write_text(head + "parameters = { separable = { order = ['nosuch'], nokey = [1] } }\n")
     unknown = call("rules", "check", file)
     assert unknown.code == 1
