@@ -218,7 +218,7 @@ def apply(
 @expanded
 def sweep(
     *,
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL_HELP)],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help=MODEL_HELP)],
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder for the sweep; MODEL-sweep without it.")
     ] = None,

@@ -12,7 +12,7 @@ from convrewrite.errors import UsageError
 from convrewrite.values import shown
 
 REPORT, PAGE = "report.json", "report.html"
-Results = Annotated[list[Path], typer.Argument(metavar="OUT...", help="Result folders.")]
+Results = Annotated[list[Path], typer.Argument(metavar="OUT", help="Result folders.")]
 
 
 def report(
@@ -54,7 +54,9 @@ def compare(
 
 
 def schema(
-    name: Annotated[str | None, typer.Argument(help="As `convrewrite schema` without a name lists them.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="As `convrewrite schema` without a name lists them.")
+    ] = None,
 ) -> None:
     """Print the JSON schema of what a command prints with --json; without NAME, which there are."""
     import json

@@ -36,7 +36,8 @@ def rules_list(as_json: AsJson = False) -> None:
 
 @command(rules_app, "convrewrite rules show balanced > mine.toml", name="show")
 def rules_show(
-    name: Annotated[str, typer.Argument(help="A built-in rule or a rule file.")], as_json: AsJson = False
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A built-in rule or a rule file.")],
+    as_json: AsJson = False,
 ) -> None:
     """A rule file as it stands, comments and examples included; as JSON with every default."""
     from convrewrite.rules import builtin_rules, load_rule_file, resolve
@@ -50,7 +51,9 @@ def rules_show(
 
 
 @command(rules_app, "convrewrite rules check mine.toml", name="check")
-def rules_check(file: Annotated[Path, typer.Argument(help="A rule file.")], as_json: AsJson = False) -> None:
+def rules_check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A rule file.")], as_json: AsJson = False
+) -> None:
     """Check a rule file: its keys, its values, and the examples it carries."""
     from convrewrite.rules import check, load_rule_file
     from convrewrite.structures import discover

@@ -168,7 +168,7 @@ class Settings:
         metadata=flag(
             "--onnx/--no-onnx",
             kind=bool,
-            help="Export to ONNX, check parity and time; without it outputs are compared.",
+            help="Export to ONNX, check parity and time; without it outputs are compared in torch alone.",
         ),
     )
     exclude: tuple[str, ...] = field(
