@@ -1,11 +1,13 @@
 """The command ``quantise``, and the table of four that ``optimize --int8`` shows too."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from convrewrite import values
 from convrewrite.cli.expanded import Only, expanded
 from convrewrite.cli.interrupts import tells_what_stands
 from convrewrite.cli.options import AsJson, Sources, Trust, calibration_of
@@ -31,7 +33,10 @@ def quantise(
         str | None, typer.Option("--model", help="The original; by default the file that OUT's report names.")
     ] = None,
     sources: Sources,
-    settings: Annotated[Settings, Only("threads", "seed", "memory", "timeout", "runtime")],
+    settings: Annotated[Settings, Only("threads", "memory", "timeout", "runtime")],
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Seed of what is held out; by default that of the result in OUT.")
+    ] = None,
     trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
@@ -40,7 +45,9 @@ def quantise(
     from convrewrite.cli.networks import given_network
     from convrewrite.cli.recovering import named_original
 
-    source = model or named_original(pipeline.read_report(out / "report.json").model, out)
+    report = pipeline.read_report(out / "report.json")
+    settings = replace(settings, seed=report.seed if seed is None else values.seed(seed))
+    source = model or named_original(report.model, out)
     network = given_network(source, sources, trust, settings.timeout, out)
     require_float32(network.model)
     data = calibration_of(sources, network.model, network.inputs, settings.seed, settings.memory)

@@ -59,14 +59,14 @@ def quantise(
         model, example_input, calibration: the original and inputs, as in :func:`convrewrite.optimize`; inputs must be real ones,
             on which values are calibrated, and on a held-out part of which weights per channel or per tensor, and scales between
             stages, are chosen.
-        settings: of these ``seed``, ``threads``, ``memory``, ``timeout`` and ``runtime`` count.
+        settings: of these ``seed``, ``threads``, ``memory``, ``timeout`` and ``runtime`` count. None: the seed is that of the
+            result, whose held-out inputs are held out here too.
 
     Raises ModelLoadError for a folder without such a file, or with other weights than were measured, PlanError for another
     original, ExportError for what onnxruntime cannot quantise, UsageError where the file cannot be written, CalibrationError
     without inputs.
     """
-    asked = replace(settings_of(settings), timings=None)  # four files are timed, which is done here
-    folder = given_path(result)
+    asked, folder = settings_of(settings), given_path(result)
     if calibration is None or (isinstance(calibration, str) and calibration == "weights"):
         raise CalibrationError(
             "int8: expected inputs to calibrate and to judge on, found none; give real ones (--calib)"
@@ -75,6 +75,8 @@ def quantise(
     if not file.is_file():
         raise ModelLoadError(f"{file}: missing; expected a result written by `convrewrite optimize` without --no-onnx")
     report = read_report(folder / "report.json")
+    seed = report.seed if settings is None else asked.seed
+    asked = replace(asked, seed=seed, timings=None)  # four files are timed, which is done here
     require_described(folder, report, (WEIGHTS, ONNX))
     network = network_of(model, example_input, asked.timeout)
     plan = read_plan(folder / PLAN)

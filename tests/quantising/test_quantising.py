@@ -7,14 +7,15 @@ import onnx
 import pytest
 import torch
 from clocks import FalseTimer
-from commands import images, small_network
+from commands import call, images, small_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import convrewrite
-from convrewrite.errors import CalibrationError, ModelLoadError, VerificationError
+from convrewrite.errors import CalibrationError, ModelLoadError, UsageError, VerificationError
 from convrewrite.onnx_files import OnnxModel
+from convrewrite.pipeline import quantising
 from convrewrite.quantising import evened, quantise_file
 from convrewrite.quantising.choosing import _quantised
 from convrewrite.quantising.even import _largest, _pairs
@@ -172,3 +173,23 @@ def test_int8_is_judged_by_what_the_plan_took_outputs_for(tmp_path: Path) -> Non
     assert {(output.name, output.kind) for row in rows for output in row.fidelity.outputs} == {
         ("output.wanted", "embedding")
     }
+
+
+@pytest.mark.parametrize(("said", "seed"), [((), 7), (("--seed", 3), 3)])
+def test_what_the_result_held_out_is_held_out_here_too(
+    said: tuple[object, ...], seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(small_network(), tmp_path / "m.pt")
+    torch.save(images(), tmp_path / "images.pt")
+    asked = {"timer": FalseTimer(0.5), "refine": False, "fast": True, "seed": 7}
+    made = convrewrite.optimize(small_network(), images(2)[:1], ["separable"], images(), **asked)  # type: ignore[arg-type]
+    made.save(tmp_path / "out")
+
+    def split(*_given: object, seed: int, **_named: object) -> None:
+        raise UsageError(f"seed {seed}")
+
+    monkeypatch.setattr(quantising, "calibrate", split)
+    words = ("quantise", tmp_path / "out", "--model", tmp_path / "m.pt", "--calib", tmp_path / "images.pt")
+    assert call(*words, *said).message == f"seed {seed}"
+    with pytest.raises(UsageError, match=r"^seed 7$"):
+        convrewrite.quantise(tmp_path / "out", small_network(), images(2)[:1], images())
