@@ -95,7 +95,8 @@ class CalibrationSummary(_Part):
 class SiteRow(_Part):
     """One site: what became of it, its costs summed over its calls (MACs of one example), and its output error.
 
-    ``output_error`` is the relative error of the site's output, and ``error_basis`` says what it was measured on.
+    ``output_error`` is the relative error of the site's output, the root of the part of its variance that is left unexplained
+    (without shifts of channels' means), and ``error_basis`` says what it was measured on.
     ``positions`` is how many patches of inputs the option was fitted on, ``unknowns`` how many numbers one has.
     """
 
