@@ -1,6 +1,7 @@
 """Text from elsewhere, shown as it stands: names, keys and messages may hold what a terminal or a page would act upon."""
 
 import re
+from collections.abc import Iterator
 
 TERMINAL_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 """Sequences that colour what a terminal shows."""
@@ -27,10 +28,19 @@ def message_of(error: BaseException | None) -> str:
         return ""
 
 
+def led_to(error: BaseException | None, *, contexts: bool = True) -> Iterator[BaseException]:
+    """An error, what it was raised from, or with ``contexts`` while handling, and so on; each once, as code from elsewhere may
+    raise an error from what was raised from it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (error.__context__ if contexts else None)
+
+
 def innermost_cause(error: BaseException) -> str:
     """The exception at the start of a chain of ``raise ... from ...``, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    *_, error = led_to(error, contexts=False)
     text = " ".join(TERMINAL_COLOUR.sub("", message_of(error)).split())
     line = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return line if len(line) <= CAUSE_LENGTH else line[: CAUSE_LENGTH - 3] + "..."

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from convrewrite.errors import UsageError
+from convrewrite.escaping import led_to, message_of
 
 if TYPE_CHECKING:
     import torch
@@ -124,10 +125,8 @@ def out_of_memory(error: BaseException | None) -> bool:
     """Whether an error, or one that led to it, tells that a device has no room left."""
     import torch
 
-    while error is not None:
-        if isinstance(error, torch.OutOfMemoryError):
-            return True
-        if isinstance(error, RuntimeError) and any(text in str(error) for text in _EXHAUSTED):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return any(
+        isinstance(one, torch.OutOfMemoryError)
+        or (isinstance(one, RuntimeError) and any(text in message_of(one) for text in _EXHAUSTED))
+        for one in led_to(error)
+    )

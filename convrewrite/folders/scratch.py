@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from convrewrite.errors import ConvRewriteError, UsageError
-from convrewrite.escaping import message_of
+from convrewrite.escaping import led_to, message_of
 from convrewrite.interrupts import held, soon
 
 try:
@@ -144,14 +144,11 @@ def unwritable(path: Path | None, reason: str, other: str = "another place") -> 
 
 def disk_full(error: BaseException | None) -> str | None:
     """The disk's answer where it is one of :data:`FULL`, anywhere in a chain of errors."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        quoted = re.search(r"\(os error (\d+)\)", message_of(error))  # so the libraries written in Rust say it
-        number = error.errno if isinstance(error, OSError) else int(quoted[1]) if quoted else None
+    for one in led_to(error):
+        quoted = re.search(r"\(os error (\d+)\)", message_of(one))  # so the libraries written in Rust say it
+        number = one.errno if isinstance(one, OSError) else int(quoted[1]) if quoted else None
         if number in FULL:
             return os.strerror(number)
-        error = error.__cause__ or error.__context__
     return None
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import convrewrite
 from convrewrite.cli.progress import progress_bars
 from convrewrite.escaping import CAUSE_LENGTH, innermost_cause
+from convrewrite.places import out_of_memory
 from convrewrite.reporting.html import render_html
 from convrewrite.reporting.markdown import render_markdown
 from convrewrite.reporting.text import render_text
@@ -131,3 +132,12 @@ def test_innermost_cause_is_one_short_line() -> None:
     assert text.startswith("ValueError: first line second more")
     assert len(text) == CAUSE_LENGTH
     assert innermost_cause(KeyError()) == "KeyError"
+
+
+def test_errors_that_were_raised_from_each_other_come_to_an_end() -> None:
+    first, second = ValueError("first"), RuntimeError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert innermost_cause(first) == "RuntimeError: second"
+    assert not out_of_memory(first)
+    second.__cause__, second.args = None, ("CUDA error: out of memory",)
+    assert out_of_memory(first)
