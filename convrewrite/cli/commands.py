@@ -232,6 +232,7 @@ def sweep(
     """Show what each of several budgets leaves of the fidelity of MODEL: the frontier, a plan for every point, a page."""
     from convrewrite import pipeline
     from convrewrite.cli.sweeping import swept
+    from convrewrite.reporting import SweepReport
 
     assert out is not None  # by then it has a default
     pipeline.Sweep.check(out)
@@ -240,7 +241,9 @@ def sweep(
         found, words = swept(models, rule or ["balanced"], asked, sources, settings, trust, progress)
         found.save(out, words)
     if as_json:
-        say_json(found.report)
+        say_json(
+            SweepReport.model_validate_json((out / "sweep.json").read_bytes())
+        )  # which has the commands of its points
         return
     say(str(found))
     say(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")

@@ -1,11 +1,13 @@
 """What a sweep writes and replaces: every model's plans under their own names, commands that make the points, no one's files."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from commands import call
 from networks import natural, settled
 from torch import Tensor, nn
 
@@ -117,7 +119,8 @@ def test_the_commands_of_points_say_what_the_sweep_was_asked(tmp_path: Path, mon
         "1,1,1",
     ]
     asked = ["--runtime", "torch", "--device", "cpu", "--timeout", "20", "--refine", "--no-onnx", "--fast"]
-    assert main(["sweep", "net.pt", *words, *asked, "-o", "out"]) == 0
+    ran = call("sweep", "net.pt", *words, *asked, "-o", "out", "--json")
+    assert ran.code == 0 and json.loads(ran.out) == json.loads(Path("out/sweep.json").read_text())
     report = SweepReport.model_validate_json(Path("out/sweep.json").read_text())
     command = str(report.models[0].points[0].command)
     assert "--mean 0.12345678,0.0,0.0" in command and "--runtime torch --device cpu --timeout 20" in command
