@@ -39,6 +39,9 @@ RIVALS = {"minutes": "epochs", "epochs": "minutes", "quiet": "verbose", "verbose
 OF_INPUTS = ("mean", "std", "resize")
 """Options that say how calibration inputs are read, and mean nothing to a run without any."""
 
+OF_FILES = ("timings", "opset", "free-axes", "half", "int8")
+"""Options that take an ONNX file or its times, and mean nothing to a run without any (``--no-onnx``)."""
+
 AROUND = "correct it, or call convrewrite --no-config"
 
 
@@ -92,6 +95,8 @@ class Project:
         calib = given.get("calib", *found.get("calib", ["weights"]))
         if "calib" in options and calib in ("weights", "--calib=weights"):
             found = {key: words for key, words in found.items() if key not in OF_INPUTS}
+        if given.get("onnx") is False:
+            found = {key: words for key, words in found.items() if key not in OF_FILES}
         return found
 
 
