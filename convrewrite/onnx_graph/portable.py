@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from convrewrite.errors import UsageError
 from convrewrite.inputs import Inputs
+from convrewrite.onnx_graph.external import locations
 from convrewrite.onnx_graph.network import Network, read_network
 from convrewrite.onnx_graph.translating import translation_of
 
@@ -26,7 +27,7 @@ class PortableGraph:
         if translation is None:
             return None
         file = translation.opened.file
-        if any(tensor.external_data for tensor in file.model.graph.initializer):
+        if locations(file.model):
             raise UsageError(
                 f"{file.source}: expected weights in the file itself, so that it can be sent, found some in files beside it; "
                 "sweep without a cluster"

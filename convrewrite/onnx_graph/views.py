@@ -144,7 +144,7 @@ def view_of(node: onnx.NodeProto, file: OnnxFile, constants: Constants, ranks: M
     if any(value is None and name in constants.names for name, value in zip(node.input, held, strict=True)):
         return None
     domain = f"{node.domain}::" if node.domain not in ("", "ai.onnx") else ""
-    attributes = {one.name: _attribute(one) for one in node.attribute if one.type not in ABSENT}
+    attributes = {one.name: _attribute(one, file) for one in node.attribute if one.type not in ABSENT}
     found = [ranks.get(name) if one is None else one.dim() for name, one in zip(node.input, held, strict=True)]
     return NodeView(
         f"{domain}{node.op_type}", file.opset, attributes, held, tuple(bool(name) for name in node.input), tuple(found),
@@ -152,12 +152,12 @@ def view_of(node: onnx.NodeProto, file: OnnxFile, constants: Constants, ranks: M
     )  # fmt: skip
 
 
-def _attribute(attribute: onnx.AttributeProto) -> Any:
+def _attribute(attribute: onnx.AttributeProto, file: OnnxFile) -> Any:
     value = onnx.helper.get_attribute_value(attribute)
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, onnx.TensorProto):
-        return as_tensor(onnx.numpy_helper.to_array(value))
+        return as_tensor(file.array(value))
     if attribute.type == onnx.AttributeProto.STRINGS:
         return [text.decode("utf-8", "replace") for text in value]
     return list(value) if not isinstance(value, int | float | str) else value

@@ -4,10 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_texts import graph, made_of, noise, require_equal, told
 from torch import nn
 
+from convrewrite.errors import UsageError
+from convrewrite.onnx_graph import read_network
+from convrewrite.onnx_graph.portable import PortableGraph
 from convrewrite.onnx_graph.views import names_used
 
 X = noise(2, 3, 8, 8)
@@ -83,6 +87,28 @@ def test_an_attribute_that_is_a_type(tmp_path: Path) -> None:
     module = made_of(model, tmp_path, X)
     assert told(module).opaque == {"Optional": 1, "OptionalGetElement": 1}
     require_equal(module, noise(3, 3, 8, 8))
+
+
+def test_a_value_beside_the_file_that_is_no_weight(tmp_path: Path) -> None:
+    (tmp_path / "seven").write_bytes(np.float32(7).tobytes())
+    value = TensorProto(data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    for key, entry in (("location", "seven"), ("offset", "0"), ("length", "4")):
+        value.external_data.add(key=key, value=entry)
+    model = graph("""
+    (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y) {
+        a = Conv<pads = [1, 1, 1, 1]>(x, w)
+        sizes = Shape(a)
+        sevens = ConstantOfShape(sizes)
+        y = Add(a, sevens)
+    }
+    """, {"w": (4, 3, 3, 3)})  # fmt: skip
+    model.graph.node[2].attribute.append(helper.make_attribute("value", value))
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    module = read_network(tmp_path / "model.onnx", X).module
+    assert told(module).opaque == {}
+    require_equal(module, noise(3, 3, 8, 8))
+    with pytest.raises(UsageError, match="expected weights in the file itself"):
+        PortableGraph.of(module, (X,))
 
 
 def test_whole_numbers_of_which_there_are_none_are_the_same(tmp_path: Path) -> None:
