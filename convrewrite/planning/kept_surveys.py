@@ -7,6 +7,7 @@ and on how much time an option must gain.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import inf, isfinite
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -47,8 +48,11 @@ class _Option(_Named):
 
 
 class _Dropped(_Named):
+    """``runs``: whether it takes a time that can be told, as an option that the runtime cannot run does not."""
+
     error: NotNegative | None
     reason: Reason
+    runs: bool = True
 
 
 class _Kept(_Part):
@@ -146,8 +150,15 @@ def _facts(space: SearchSpace, found: Surveyed) -> dict[str, Any]:
         }
         for s in found.options
     ]
-    dropped = [{"error": d.error, "reason": d.reason, **_named(space, d.candidate, d.seconds)} for d in found.dropped]
+    dropped = [_left_out(space, entry) for entry in found.dropped]
     return {"options": options, "dropped": dropped, "seconds": found.seconds, "reason": found.reason}
+
+
+def _left_out(space: SearchSpace, entry: Dropped) -> dict[str, object]:
+    """The fields of a :class:`_Dropped`; JSON has no infinite seconds."""
+    runs = entry.seconds is None or isfinite(entry.seconds)
+    named = _named(space, entry.candidate, entry.seconds if runs else None)
+    return {"error": entry.error, "reason": entry.reason, "runs": runs, **named}
 
 
 def _restored(space: SearchSpace, kept: _Kept, timed: bool) -> Surveyed:
@@ -159,7 +170,10 @@ def _restored(space: SearchSpace, kept: _Kept, timed: bool) -> Surveyed:
     for told in kept.options:
         scored = Scored(_candidate(space, told), told.error, told.effect, told.measured)
         options.append(scored if told.seconds is None else scored.timed(told.seconds))
-    dropped = tuple(Dropped(_candidate(space, told), told.error, told.reason, told.seconds) for told in kept.dropped)
+    dropped = tuple(
+        Dropped(_candidate(space, told), told.error, told.reason, told.seconds if told.runs else inf)
+        for told in kept.dropped
+    )
     return Surveyed(space.site, tuple(options), dropped, kept.seconds, kept.reason)
 
 
