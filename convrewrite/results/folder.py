@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from convrewrite.conv import ConvSpec, Kind, classify
 from convrewrite.errors import ModelLoadError, PlanError, UsageError
 from convrewrite.escaping import printable
-from convrewrite.exports import file_names
+from convrewrite.exports import file_names, kinds_of_exports
 from convrewrite.folders import (
     Scratch,
     given_path,
@@ -149,14 +149,17 @@ def save(
 
 
 def add_exports(folder: Path, plan: Plan, report: Report, files: Sequence[Path]) -> None:
-    """Put further files, with the report that tells of them, into a result's folder, in one step; all else in it stays.
+    """Put further files, with the report that tells of them, into a result's folder, in one step; all else in it stays, but the
+    files of forms that the report says were left out.
 
     Raises UsageError when that fails, and then ``folder`` is as it was.
     """
     check_addable(folder)
+    refused = {row.name for row in report.exports if row.refused is not None}
+    gone = [name for form, export in kinds_of_exports().items() if form in refused for name in export.files]
     with made_aside(folder, "another folder") as made:
         shutil.copytree(resolved(folder), made, symlinks=True, copy_function=_linked)
-        for name in (*REPORTS, *(path.name for path in files)):
+        for name in (*REPORTS, *gone, *(path.name for path in files)):
             remove(made / name)  # a name: the file may have another elsewhere
         _copy(files, made)
         _write_reports(made, plan, report)

@@ -17,11 +17,12 @@ from torch import nn
 
 import convrewrite
 from convrewrite.errors import ExportError, ModelLoadError, PlanError, UsageError
-from convrewrite.exports import Made, Source, discovery, kinds_of_exports
+from convrewrite.exports import Made, Source, Written, discovery, kinds_of_exports
 from convrewrite.exports.kinds.torch_export import TorchExport
 from convrewrite.onnx_files import OnnxModel, opset_of
 from convrewrite.onnx_graph import exporter_of, read_network
 from convrewrite.reporting import Report, render_text
+from convrewrite.results import add_exports
 
 QUICK: dict[str, Any] = {"refine": False, "fast": True}
 
@@ -306,3 +307,14 @@ def test_another_original_is_refused_as_fidelity_is_to_that_of_the_result(
     with pytest.raises(PlanError, match=r"other weights; give the original|made for another model"):
         convrewrite.export_result(folder, model, x, to=["half"])
     assert listing(folder) == before
+
+
+def test_a_form_that_is_left_out_leaves_no_file_of_an_earlier_time(tmp_path: Path) -> None:
+    made = convrewrite.optimize(small_network(), images(2)[:1], ["separable"], "weights", measure=False)
+    folder = made.save(tmp_path / "out")
+    for name in ("model.half.onnx", "model.pt2", "notes.txt"):
+        (folder / name).write_text("earlier")
+    report = made.report.with_exports([Written("half", "onnxruntime 1", refused="cannot be written: it overflows")])
+    add_exports(folder, made.plan, report, [])
+    assert not (folder / "model.half.onnx").exists()
+    assert {"model.pt2", "notes.txt", "weights.safetensors"} <= {path.name for path in folder.iterdir()}
