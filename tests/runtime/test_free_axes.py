@@ -68,7 +68,7 @@ def test_the_opset_is_as_asked_or_refused_at_once(tmp_path: Path, monkeypatch: p
     assert exported.note == "the ONNX file has opset 21"
     for opset in (0, 17, onnx.defs.onnx_opset_version() + 1):
         with pytest.raises(
-            UsageError, match=rf"--opset: expected a whole number from 18, .* to \d+, .* found {opset}$"
+            UsageError, match=rf"(?m)--opset: expected a whole number from 18, .* to \d+, .* found {opset}$"
         ):
             convrewrite.Settings(opset=opset)
     monkeypatch.setattr(onnx_export, "opset_of", lambda _model: 18)

@@ -82,7 +82,9 @@ def test_what_is_not_there_is_said_in_one_line(text: str, words: str) -> None:
 
 def test_a_missing_package_is_said_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
-    with pytest.raises(UsageError, match=r"^--runtime openvino: needs the package openvino, .*; pip install openvino$"):
+    with pytest.raises(
+        UsageError, match=r"(?m)^--runtime openvino: needs the package openvino, .*; pip install openvino$"
+    ):
         target_of("openvino")
 
 
