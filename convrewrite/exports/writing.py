@@ -172,8 +172,8 @@ def _copied(inputs: Inputs) -> Inputs:
 
 
 def _batches(batches: Sequence[Inputs], size: int | None) -> list[Inputs]:
-    """At most so many examples, in batches that the file takes."""
-    few, left = [], EXAMPLES
+    """At most so many examples, or one batch, in batches that the file takes."""
+    few, left = [], max(EXAMPLES, size or 0)
     for batch in batches:
         if left > 0:
             few.append(tuple(tensor[:left] for tensor in batch))

@@ -58,7 +58,7 @@ def load_model(source: str | Path, *, factory: str | None = None, trust: bool = 
     otherwise. Raises :class:`ModelLoadError`, and :class:`UsageError` for arguments that cannot be meant.
     """
     path = Path(source)
-    if path.exists():
+    if os.path.exists(path):  # where a name is too long for one of a file, Path.exists raises
         model, notes = _load_file(path, factory, trust)
         told = factory is None  # a factory's model is new: its mode says nothing
     elif is_target(str(source)):

@@ -1,5 +1,6 @@
 """What an ONNX file from elsewhere may ask of the machine: the operators that onnxruntime has, and data beside it."""
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -22,8 +23,8 @@ def require_self_contained(path: Path) -> None:
 
     A file that is no ONNX passes, as opening it will tell, unless it is known for what it is.
     """
-    if not path.is_file():
-        raise ModelLoadError(f"{path}: expected an ONNX file, found {'a folder' if path.is_dir() else 'none'}")
+    if not os.path.isfile(path):
+        raise ModelLoadError(f"{path}: expected an ONNX file, found {'a folder' if os.path.isdir(path) else 'none'}")
     if path.stat().st_size > LARGEST:
         raise ModelLoadError(
             f"{path}: expected at most {LARGEST} bytes, as ONNX has it, found {path.stat().st_size}; export it with its "

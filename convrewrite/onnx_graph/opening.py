@@ -1,5 +1,6 @@
 """An ONNX file, or a model from memory, checked before anything else is done with it."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def open_onnx(source: str | Path | onnx.ModelProto, *, trust: bool = False, seco
     if isinstance(source, onnx.ModelProto):
         return _from_memory(source, trust, seconds)
     path = Path(source)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelLoadError(f"{path}: no such file; expected an ONNX file")
     try:
         session = OnnxModel(path, probe=seconds, trust=trust)

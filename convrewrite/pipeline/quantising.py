@@ -1,5 +1,6 @@
 """int8 of a result and of its original, side by side with both."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,7 +73,7 @@ def quantise(
             "int8: expected inputs to calibrate and to judge on, found none; give real ones (--calib)"
         )
     file = folder / ONNX
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise ModelLoadError(f"{file}: missing; expected a result written by `convrewrite optimize` without --no-onnx")
     report = read_report(folder / "report.json")
     seed = report.seed if settings is None else asked.seed

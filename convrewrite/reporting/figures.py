@@ -61,17 +61,18 @@ def times(ratio: float) -> str:
 
 
 def percent(part: float) -> str:
-    """A part of one: ``98.2 %``, ``3.2 %``, ``0.012 %``."""
+    """A part of one: ``98.2 %``, ``3.2 %``, ``0.012 %``; less than all is never ``100.0 %``."""
     if abs(part) >= 10:
         return f"{100 * part:.0f} %"
     if abs(part) >= 0.095:
-        return f"{100 * part:.1f} %"
+        return f"{min(100 * part, 99.9) if part < 1 else 100 * part:.1f} %"
     return f"{100 * part:.2g} %"
 
 
 def change(ratio: float) -> str:
     """A ratio and what it means: ``0.38x (-62 %)``."""
-    return f"{times(ratio)} ({100 * (ratio - 1):+.0f} %)"
+    shift = f"{100 * (ratio - 1):+.0f}"
+    return f"{times(ratio)} ({'+0' if shift == '-0' else shift} %)"
 
 
 def _three_digits(number: float) -> str:

@@ -244,13 +244,13 @@ def load(folder: str | Path, original_model: nn.Module, structures: tuple[Struct
         found = type(original_model).__name__
         raise UsageError(f"expected an instance of the original model, found {found}; make one, with any weights")
     graph = is_graph(original_model)
-    if (folder / ONNX).is_file() and (folder / PLAN).is_file() and not (folder / WEIGHTS).exists() and not graph:
+    if os.path.isfile(folder / ONNX) and (folder / PLAN).is_file() and not (folder / WEIGHTS).exists() and not graph:
         raise ModelLoadError(
             f"{folder}: expected the result of a module, found that of an ONNX model, which has no weights of modules; use "
             f"{folder / ONNX}, or carry {PLAN} out again with convrewrite.apply"
         )
     for name in (PLAN, ONNX if graph else WEIGHTS):
-        if not (folder / name).is_file():
+        if not os.path.isfile(folder / name):
             raise ModelLoadError(f"{folder / name}: missing; expected a folder written by `convrewrite optimize -o`")
     require_reported(folder, (ONNX if graph else WEIGHTS,))
     plan = read_plan(folder / PLAN)

@@ -27,6 +27,7 @@ from convrewrite.exports import (
 )
 from convrewrite.exports.export import Opened
 from convrewrite.exports.kinds.torch_export import TorchExport
+from convrewrite.exports.writing import _batches
 from convrewrite.inputs import Inputs
 from convrewrite.meanings import tell
 from convrewrite.progress import silent
@@ -339,6 +340,11 @@ def test_core_ml_is_not_compared_but_on_macos(tmp_path: Path, monkeypatch: pytes
     assert found.notes == ("not compared with torch here: Core ML models run on macOS alone",)
     assert found.parity is None and found.files == (tmp_path / "model.mlpackage",)
     del sys.modules["coremltools"]
+
+
+def test_a_file_for_very_many_examples_is_compared_on_one_batch() -> None:
+    found = _batches([(torch.zeros(200, 1),), (torch.zeros(200, 1),)], 300)
+    assert [len(batch[0]) for batch in found] == [300]
 
 
 def test_a_file_for_more_examples_than_are_held_out_is_refused(tmp_path: Path) -> None:
