@@ -14,6 +14,7 @@ from convrewrite.progress import Progress, silent
 from convrewrite.rules import Rule, RuleFile
 from convrewrite.settings import (
     ChoiceOptions,
+    KeepSource,
     Kind,
     Recovery,
     RecoveryOptions,
@@ -63,14 +64,17 @@ class ReportKeywords(RunKeywords, total=False):
 class PlanKeywords(ChoiceOptions, RunKeywords, total=False):
     """Those of ``plan``."""
 
+    keep: KeepSource
+
 
 class FrontierKeywords(ChoiceOptions, ReportKeywords, total=False):
-    """Those of one model of a sweep."""
+    """Those of one model of a sweep: what is chosen, its budgets say."""
 
 
 class OptimizeKeywords(FrontierKeywords, total=False):
     """Those of ``optimize`` and of the fx pass, which alone better a plan once it is fitted."""
 
+    keep: KeepSource
     int8: bool
 
 

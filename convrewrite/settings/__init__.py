@@ -1,7 +1,7 @@
 """What a run is asked, as one value: :class:`Settings`. The Python interface, the fx pass, the command line and the stages share
 it."""
 
-from convrewrite.settings.constraints import BUDGETS, Constraints, Keep, check_budget, keep_of
+from convrewrite.settings.constraints import BUDGETS, Constraints, Keep, KeepSource, check_budget, keep_of
 from convrewrite.settings.flags import FLAG, Flag, flag
 from convrewrite.settings.kinds import Kind, require_kinds
 from convrewrite.settings.recovery import Recovery, RecoveryOptions
@@ -16,6 +16,7 @@ __all__ = [
     "Constraints",
     "Flag",
     "Keep",
+    "KeepSource",
     "Kind",
     "Recovery",
     "RecoveryOptions",

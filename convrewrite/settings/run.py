@@ -345,7 +345,6 @@ class WorkOptions(TypedDict, total=False):
 class ChoiceOptions(WorkOptions, total=False):
     """Those that can be given by keyword only, where options are chosen."""
 
-    keep: KeepSource
     fast: bool
     any_speed: bool
     exclude: tuple[str, ...]
@@ -355,6 +354,7 @@ class ChoiceOptions(WorkOptions, total=False):
 class SettingsOptions(ChoiceOptions, total=False):
     """All fields of :class:`Settings` as keyword arguments."""
 
+    keep: KeepSource
     int8: bool
     budget: Mapping[str, float] | None
     seed: int

@@ -104,8 +104,8 @@ def test_what_is_no_setting_may_stand_beside_them() -> None:
 @pytest.mark.parametrize(
     ("entry", "name"),
     [
-        ("optimize", "fastt"), ("plan", "name"), ("plan", "int8"), ("sweep", "int8"), ("apply", "keep"), ("apply", "exclude"),
-        ("apply", "only"), ("RewriteConvolutions", "model"),
+        ("optimize", "fastt"), ("plan", "name"), ("plan", "int8"), ("sweep", "int8"), ("sweep", "keep"), ("apply", "keep"),
+        ("apply", "exclude"), ("apply", "only"), ("RewriteConvolutions", "model"),
     ],
 )  # fmt: skip
 def test_other_names_are_a_type_error(entry: str, name: str) -> None:
