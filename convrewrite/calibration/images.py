@@ -109,8 +109,10 @@ def _of_bytes(image: "Image") -> "Image":
     """
     if not image.mode.startswith("I"):
         return image
-    grey = np.asarray(image).clip(0, WHITEST) >> 8
-    return _pillow().fromarray(grey.astype(np.uint8))
+    numbers = np.asarray(image)
+    if image.mode == "I" and numbers.max() <= 255:  # bytes that are stored in 32 bits
+        return image
+    return _pillow().fromarray((numbers.clip(0, WHITEST) >> 8).astype(np.uint8))
 
 
 def _covering(found: tuple[int, int], cover: tuple[int, int]) -> tuple[int, int]:

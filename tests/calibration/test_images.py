@@ -19,3 +19,11 @@ def test_grey_images_of_16_bits_show_what_those_of_8_bits_do(tmp_path: Path, cha
     few, many = read_images([tmp_path / "8.png", tmp_path / "16.png"], torch.Size((channels, 16, 16)), None)
     assert len(few.unique()) == 256
     assert torch.equal(few, many)
+
+
+def test_bytes_stored_in_32_bits_stay_what_they_are(tmp_path: Path) -> None:
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(grey).save(tmp_path / "8.png")
+    Image.fromarray(grey.astype(np.int32)).save(tmp_path / "32.tiff")
+    few, many = read_images([tmp_path / "8.png", tmp_path / "32.tiff"], torch.Size((1, 16, 16)), None)
+    assert torch.equal(few, many)
