@@ -241,9 +241,8 @@ def sweep(
         found, words = swept(models, rule or ["balanced"], asked, sources, settings, trust, progress)
         found.save(out, words)
     if as_json:
-        say_json(
-            SweepReport.model_validate_json((out / "sweep.json").read_bytes())
-        )  # which has the commands of its points
+        # What was written has the commands of its points too.
+        say_json(SweepReport.model_validate_json((out / "sweep.json").read_bytes()))
         return
     say(str(found))
     say(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")

@@ -61,11 +61,7 @@ def require_device(name: str, device: str) -> None:
 
     try:
         torch.zeros(1, device=device)
-    except (
-        RuntimeError,
-        AssertionError,
-        NotImplementedError,
-    ) as error:  # torch's own refusals of devices, each its way
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch refuses devices in these ways
         raise UsageError(
             f"--runtime {name}: expected a device that the installed torch has, found {device!r}; cpu is always there"
         ) from error
