@@ -53,7 +53,7 @@ def profile(
             )
             seconds = {ORIGINAL: baseline.seconds()}
             for entry in to_time(prepared, table):
-                seconds |= entry.times(baseline.timer, asked.threads, table.rounds)
+                seconds |= entry.times(table.timer, asked.threads, table.rounds)
     target = asked.target
     return Profile(
         target.name, target.version(), processor()[0], target.block(), asked.threads, seconds, prepared.layout

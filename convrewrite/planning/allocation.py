@@ -15,7 +15,7 @@ from convrewrite.rules import SearchSpace, Shortlist
 
 NOT_NEEDED = "the budget is met with less harm elsewhere"
 
-ABOUT_EQUAL = 0.05
+ABOUT_EQUAL = 0.1
 """Part of a plan's effect by which a faster one may do more harm: less than single effects are known to."""
 
 WIDEST = "balanced"

@@ -120,10 +120,11 @@ class Planner:
         )
 
     def predicted_saving(self, outcomes: Sequence[Outcome]) -> float:
-        """Seconds that the rewritten sites save, from the times of their options alone."""
+        """The part of the original's time that the rewritten sites save, from the times of their options alone."""
         latency_table = latency_table_of(self.work.prepared, self.work.settings)
         changed = [(o.site, o.candidate) for o in outcomes if o.candidate is not None]
-        return sum(latency_table.saving(site, candidate) for site, candidate in changed)
+        saved = sum(latency_table.saving(site, candidate) for site, candidate in changed)
+        return saved / self.baseline.seconds(latency_table.timer) if changed else 0.0
 
     def _by_ratio(self) -> tuple[Shortlist, ...]:
         """Every rule at its own ratio; options that miss a rule's ``min_latency_gain`` are left out where time is measured."""
@@ -222,4 +223,4 @@ def latency_table_of(prepared: Prepared, settings: Settings) -> LatencyTable:
     """The seconds of candidates in this run."""
     rounds = FAST.rounds if settings.fast else THOROUGH.rounds
     least = MIN_GAIN if settings.constraints.for_gain else 0.0 if settings.constraints.for_speed else None
-    return LatencyTable(prepared.structures, settings.threads, rounds, settings.clock, settings.block, least)
+    return LatencyTable(prepared.structures, settings.threads, rounds, settings.clock.steady(), settings.block, least)

@@ -242,7 +242,7 @@ def _totals(before: Cost, after: Cost, measured: Measured) -> Totals:
     latency, saving = measured.onnx_latency, measured.predicted_saving
     whole = measured.original_seconds if latency is None else latency.seconds_a
     # Options that promise to save more than all of it promise nothing that can be told.
-    predicted = whole - saving if whole is not None and saving is not None and saving < whole else None
+    predicted = whole * (1 - saving) if whole is not None and saving is not None and saving < 1 else None
     return Totals(
         parameters=Change[int](before=before.parameters, after=after.parameters),
         macs=Change[int](before=before.macs, after=after.macs),

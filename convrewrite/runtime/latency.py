@@ -24,7 +24,6 @@ within 11 %.
 
 import logging
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -38,7 +37,6 @@ from convrewrite.modules import eval_mode
 from convrewrite.runtime.option_graphs import OptionGraph, option_program
 from convrewrite.runtime.timing_cache import TimingCache, runtime_of, timing_key
 from convrewrite.targets import (
-    Clock,
     Comparison,
     Compiled,
     OnnxRuntime,
@@ -47,12 +45,17 @@ from convrewrite.targets import (
     TorchEager,
     compare,
     framed_seconds,
-    interleaved,
+    whole_seconds,
 )
 
 LOG = logging.getLogger(__name__)
 
 ONNXRUNTIME, TORCH = OnnxRuntime(), TorchEager()
+
+UNIT, UNIT_SIZE = ConvSpec(64, 64, (3, 3), padding=(1, 1)), (28, 28)
+"""A convolution of usual size, and its input: the machine's speed is how long it takes."""
+
+UNIT_ROUNDS = 15
 
 PATIENCE = 4.0
 """Seconds of measuring after which a comparison within a run has enough rounds: where one takes half a second, it is steady."""
@@ -101,13 +104,15 @@ def compare_torch(
 
 def time_program(
     program: Program, inputs: tuple[Tensor, ...], target: Target = ONNXRUNTIME, *,
-    threads: int = 1, rounds: int = 15, min_seconds: float = 0.01,
+    threads: int = 1, rounds: int = 15, min_seconds: float = 0.01, unit: Callable[[], float] | None = None,
 ) -> float:  # fmt: skip
-    """Seconds of one call of a model: the median over the rounds."""
+    """Seconds of one call of a model: the median over the rounds. ``unit``: the seconds of UNIT at the speed of which they are
+    told."""
     with eval_mode(program.module), target.at_work(threads):
-        run = compiled(program, inputs, target, threads)
-        (samples,) = interleaved([run], rounds, min_seconds, target.clock(threads), patience=PATIENCE)
-    return statistics.median(samples)
+        run, clock = compiled(program, inputs, target, threads), target.clock(threads)
+        beside = _unit_and_frame(target, threads) if unit is not None else ()
+        found = whole_seconds(run, rounds=rounds, min_seconds=min_seconds, clock=clock, patience=PATIENCE, unit=beside)
+    return found if unit is None else unit() * found
 
 
 def compiled(program: Program, inputs: tuple[Tensor, ...], target: Target, threads: int) -> Compiled:
@@ -131,19 +136,19 @@ def time_graphs(
     threads: int = 1,
     rounds: int = 9,
     min_seconds: float = 0.002,
-    clock: Clock | None = None,
     target: Target = ONNXRUNTIME,
+    in_units: bool = False,
 ) -> list[float]:
     """Seconds of each graph in a target, without its frame; infinite for one that the target cannot run.
 
     All are interleaved with ``graphs[0]``; a graph's time is that of ``graphs[0]`` times the median paired ratio, so
-    that the times of one call compare to about 1 %. All graphs must take the same number of channels. Raises
-    VerificationError where ``graphs[0]`` cannot run.
+    that the times of one call compare to about 1 %. ``in_units``: as parts of what UNIT takes, so that several calls
+    compare, too. All graphs must take the same number of channels. Raises VerificationError where ``graphs[0]`` cannot run.
     """
     channels = {branch[0].in_channels for graph in graphs for branch in graph}
     if len(channels) != 1:
         raise UsageError(f"time_graphs: expected graphs with one number of input channels, found {sorted(channels)}")
-    clock, dims = clock or target.clock(threads), graphs[0][0][0].dims
+    clock, dims = target.clock(threads), graphs[0][0][0].dims
 
     def run_of(graph: OptionGraph) -> Compiled:
         program, shape = option_program(target, graph, input_size, channels=min(channels), dims=dims, batch=batch)
@@ -153,7 +158,24 @@ def time_graphs(
         first = run_of(graphs[0])
         made: list[Callable[[], Compiled | None]] = [lambda: first]
         made += [partial(_run_or_none, partial(run_of, graph)) for graph in graphs[1:]]
-        return framed_seconds(made, run_of(()), rounds=rounds, min_seconds=min_seconds, clock=clock)
+        unit = _unit_and_frame(target, threads) if in_units else ()
+        return framed_seconds(made, run_of(()), rounds=rounds, min_seconds=min_seconds, clock=clock, unit=unit)
+
+
+def time_unit(*, threads: int = 1, target: Target = ONNXRUNTIME) -> float:
+    """Seconds that UNIT takes, now."""
+    with target.at_work(threads):
+        framed, frame = _unit_and_frame(target, threads)
+        clock = target.clock(threads)
+        return framed_seconds([lambda: framed], frame, rounds=UNIT_ROUNDS, min_seconds=0.002, clock=clock)[0]
+
+
+def _unit_and_frame(target: Target, threads: int) -> tuple[Compiled, Compiled]:
+    def run_of(graph: OptionGraph) -> Compiled:
+        program, shape = option_program(target, graph, UNIT_SIZE, channels=UNIT.in_channels, dims=UNIT.dims, batch=1)
+        return compiled(program, (torch.ones(shape),), target, threads)
+
+    return run_of(((UNIT,),)), run_of(())
 
 
 def _run_or_none(made: Callable[[], Compiled]) -> Compiled | None:
@@ -168,30 +190,31 @@ def time_options(
     options: Sequence[OptionGraph],
     input_size: Size,
     *,
-    batch: int = 1,
     threads: int = 1,
     rounds: int = 9,
     cache: TimingCache | None = None,
     target: Target = ONNXRUNTIME,
+    unit: Callable[[], float],
 ) -> tuple[float, list[float]]:
-    """Seconds of the original convolution, and of each option in its place, for ``batch`` examples of ``input_size``.
+    """Seconds of the original convolution, and of each option in its place, for one example of ``input_size``.
 
-    What is cached of an option is its ratio to the original, because ratios stay true when the machine's speed drifts.
+    What is cached of an option is its ratio to the original, and of the original that to UNIT, because ratios stay true when
+    the machine's speed drifts. ``unit`` tells the seconds of UNIT, at which speed all are told.
     """
     baseline: OptionGraph = ((original,),)
     runtime = runtime_of(target)
 
-    def key_of(option: OptionGraph) -> str:
-        return timing_key((baseline, option), input_size, batch, threads, runtime)
+    def key_of(*graphs: OptionGraph) -> str:
+        return timing_key(graphs, input_size, 1, threads, runtime)
 
-    keys, base_key = [key_of(option) for option in options], key_of(baseline)
+    keys, base_key = [key_of(baseline, option) for option in options], key_of(((UNIT,),), baseline)
     base = cache.get(base_key) if cache else None
     known = {key: ratio for key in keys if cache and (ratio := cache.get(key)) is not None}
     LOG.debug("%d options timed in earlier runs, %d to time", len(known), len(keys) - len(known))
     missing = {key: option for key, option in zip(keys, options, strict=True) if key not in known}
     if missing or base is None:
         graphs = [baseline, *missing.values()]
-        times = time_graphs(graphs, input_size, batch=batch, threads=threads, rounds=rounds, target=target)
+        times = time_graphs(graphs, input_size, threads=threads, rounds=rounds, target=target, in_units=base is None)
         fresh = {key: seconds / times[0] for key, seconds in zip(missing, times[1:], strict=True)}
         known |= fresh
         if base is None:
@@ -200,4 +223,5 @@ def time_options(
         for key, value in fresh.items():
             if cache and math.isfinite(value):
                 cache.put(key, value)
-    return base, [base * known[key] for key in keys]
+    seconds = base * unit()
+    return seconds, [seconds * known[key] for key in keys]

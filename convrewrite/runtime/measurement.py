@@ -28,9 +28,9 @@ PARITY_EXAMPLES = 8
 @dataclass(frozen=True, slots=True)
 class Measured:
     """What was measured on the finished model; None where nothing was. ``noise``: its fidelity on nothing better;
-    ``predicted_saving``: the seconds that the options save according to their own times, ``original_seconds``: what the original
-    takes where they were measured, unless that was here. ``onnx_latency`` is that in the target, onnxruntime unless another was
-    asked for. All seconds are those of one example."""
+    ``predicted_saving``: the part of the time that the options save according to their own times, ``original_seconds``: what
+    the original takes where they were measured, unless that was here. ``onnx_latency`` is that in the target, onnxruntime unless
+    another was asked for. All seconds are those of one example."""
 
     fidelity: Fidelity
     fidelity_basis: str

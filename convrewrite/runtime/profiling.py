@@ -85,6 +85,10 @@ class ProfiledTimer:
         """As above."""
         return self._seconds(ORIGINAL, "the original") * len(inputs[0])
 
+    def steady(self) -> "ProfiledTimer":
+        """The same: all were measured together."""
+        return self
+
     def time_options(
         self, original: ConvSpec, options: Sequence[OptionGraph], size: Size, _threads: int, _rounds: int
     ) -> tuple[float, list[float]]:

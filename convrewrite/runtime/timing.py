@@ -3,8 +3,9 @@
 A :class:`Timer` is handed into a run; another one, of a test or of another machine, answers in its place.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +26,7 @@ from convrewrite.runtime.latency import (
     compiled,
     time_options,
     time_program,
+    time_unit,
 )
 from convrewrite.runtime.onnx_export import Exported
 from convrewrite.runtime.option_graphs import OptionGraph
@@ -50,19 +52,37 @@ class Timer(Protocol):
     def time_torch(self, model: nn.Module, inputs: Inputs, threads: int) -> float:
         """Seconds of one call of a module."""
 
+    def steady(self) -> "Timer":
+        """The same, for times that are added up: options, and single models, are told at one speed of the machine."""
+
     def time_options(
         self, original: ConvSpec, options: Sequence[OptionGraph], size: Size, threads: int, rounds: int
     ) -> tuple[float, list[float]]:
         """Seconds of a convolution on inputs of this size, and of every option in its place."""
 
 
+@dataclass(slots=True)
+class Speed:
+    """How fast a machine is in one target, by its threads: looked at when it is first asked for."""
+
+    target: Target
+    _seconds: dict[int, float] = field(default_factory=dict)
+
+    def unit(self, threads: int) -> float:
+        """Seconds that a convolution of usual size takes."""
+        if threads not in self._seconds:
+            self._seconds[threads] = time_unit(threads=threads, target=self.target)
+        return self._seconds[threads]
+
+
 @dataclass(frozen=True, slots=True)
 class RuntimeTimer:
     """This machine. ``cache`` keeps the times of options; None: the user's own. ``target`` stands in for onnxruntime, or for
-    eager torch where it takes modules."""
+    eager torch where it takes modules. ``speed``: at which options are told; None: as fast as it is at each call."""
 
     cache: TimingCache | None = None
     target: Target = ONNXRUNTIME
+    speed: Speed | None = None
 
     @property
     def lasting(self) -> str:
@@ -71,7 +91,11 @@ class RuntimeTimer:
 
     def on(self, target: Target) -> "RuntimeTimer":
         """See :class:`Timer`."""
-        return replace(self, target=target)
+        return replace(self, target=target, speed=None if self.speed is None else Speed(target))
+
+    def steady(self) -> "RuntimeTimer":
+        """See :class:`Timer`."""
+        return replace(self, speed=Speed(self.target))
 
     def compare_onnx(self, a: Path, b: Path, inputs: Inputs, threads: int) -> Comparison:
         """See :class:`Timer`."""
@@ -83,18 +107,23 @@ class RuntimeTimer:
 
     def time_onnx(self, path: Path, inputs: Inputs, threads: int) -> float:
         """See :class:`Timer`."""
-        return time_program(Program(onnx=path), inputs, self._of_files, threads=threads)
+        return time_program(Program(onnx=path), inputs, self._of_files, threads=threads, unit=self._unit(threads))
 
     def time_torch(self, model: nn.Module, inputs: Inputs, threads: int) -> float:
         """See :class:`Timer`."""
-        return time_program(Program(module=model), inputs, self._of_modules, threads=threads)
+        return time_program(Program(module=model), inputs, self._of_modules, threads=threads, unit=self._unit(threads))
 
     def time_options(
         self, original: ConvSpec, options: Sequence[OptionGraph], size: Size, threads: int, rounds: int
     ) -> tuple[float, list[float]]:
         """See :class:`Timer`."""
-        cache = self.cache or TimingCache()
-        return time_options(original, options, size, threads=threads, rounds=rounds, cache=cache, target=self.target)
+        return time_options(
+            original, options, size, threads=threads, rounds=rounds, cache=self.cache or TimingCache(), target=self.target,
+            unit=self._unit(threads) or partial(Speed(self.target).unit, threads),
+        )  # fmt: skip
+
+    def _unit(self, threads: int) -> Callable[[], float] | None:
+        return None if self.speed is None else partial(self.speed.unit, threads)
 
     @property
     def _of_files(self) -> Target:
@@ -167,13 +196,12 @@ class Baseline:
         """Where the rewritten model is exported to."""
         return self.folder / "model.onnx"
 
-    def seconds(self) -> float:
-        """Of the original, for one example."""
-        one = self._one(self.original.dynamic_batch)
+    def seconds(self, timer: Timer | None = None) -> float:
+        """Of the original, for one example; as another timer for the same target tells them."""
+        timer, one = timer or self.timer, self._one(self.original.dynamic_batch)
         if self.target.takes == "module" and self.module is not None:
-            return self.timer.time_torch(self.module, one, self.threads) / len(one[0])
-        seconds = self.timer.time_onnx(self.original.path, self.exporter.feed(one), self.threads)
-        return seconds / len(one[0])
+            return timer.time_torch(self.module, one, self.threads) / len(one[0])
+        return timer.time_onnx(self.original.path, self.exporter.feed(one), self.threads) / len(one[0])
 
     def ratio(self, model: nn.Module) -> float:
         """The time of another model as a part of the original's: the median of paired ratios."""
@@ -192,7 +220,7 @@ class Baseline:
 class Unmeasured:
     """In place of a :class:`Baseline` where nothing is exported or timed."""
 
-    def seconds(self) -> float:
+    def seconds(self, _timer: Timer | None = None) -> float:
         """Raises PlanError."""
         raise PlanError(values.NEEDS_TIMES)
 

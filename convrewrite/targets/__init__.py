@@ -1,7 +1,7 @@
 """What a model can run on: runtimes as one small protocol, one file each, and how they are timed. Light: no torch."""
 
 from convrewrite.targets.discovery import DEFAULT, target_of
-from convrewrite.targets.interleaving import Comparison, compare, framed_seconds, interleaved
+from convrewrite.targets.interleaving import Comparison, compare, framed_seconds, whole_seconds
 from convrewrite.targets.kinds.onnx_runtime import OnnxRuntime, session_options
 from convrewrite.targets.kinds.torch_eager import TorchEager
 from convrewrite.targets.profiles import (
@@ -28,7 +28,6 @@ __all__ = [
     "TorchEager",
     "compare",
     "framed_seconds",
-    "interleaved",
     "is_graphs",
     "list_graphs",
     "profile_graphs",
@@ -36,4 +35,5 @@ __all__ = [
     "save_profile",
     "session_options",
     "target_of",
+    "whole_seconds",
 ]

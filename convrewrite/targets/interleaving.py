@@ -68,8 +68,11 @@ def interleaved(
     min_seconds: float,
     clock: Clock,
     patience: float = math.inf,
+    warm: bool = False,
 ) -> list[list[float]]:
     """Seconds per call, for each run and round; odd rounds go through the runs backwards. See :func:`compare` for ``patience``.
+    ``warm``: what ran before has pushed a run out of the processor's cache, so one call goes before each sample. Without it a
+    sample of one call, as of a whole convolution, is told longer than one of many short ones, as of what is to replace it.
 
     With more than two runs every second round also starts further on: what runs last in one round and first in the
     next finds its weights still in the processor's cache (measured: 1 % faster), and that must not always be the same.
@@ -85,6 +88,8 @@ def interleaved(
         start = index // 2 if len(runs) > 2 else 0
         order = [(start + i) % len(runs) for i in range(len(runs))]
         for i in order if index % 2 == 0 else reversed(order):
+            if warm:
+                runs[i]()
             seconds = _sample(runs[i], repeats[i], clock)
             samples[i].append(seconds / repeats[i])
             spent += seconds
@@ -98,25 +103,48 @@ def framed_seconds(
     rounds: int,
     min_seconds: float,
     clock: Clock,
+    unit: Sequence[TimedCall] = (),
 ) -> list[float]:
     """Seconds of programs without those of their ``frame``; each is made when it is its turn, and infinite where it is None.
 
     All are interleaved with the first; a program's time is that of the first times the median paired ratio, so that the times of
-    one call compare to about 1 %.
+    one call compare to about 1 %. ``unit``: a program and its frame, of whose time all are told as parts instead: what several
+    calls tell compares as well then, though the machine's speed changes in between.
     """
     reference = made[0]()
     assert reference is not None, "the first program says what the others are compared with"
-    samples = interleaved([reference, frame], rounds, min_seconds, clock)
+    samples = interleaved([reference, frame, *unit], rounds, min_seconds, clock, warm=True)
     share = statistics.median(ratios_of(samples[1], samples[0]))
+    first = statistics.median(ratios_of(samples[0], _without_frame(*samples[2:])) if unit else samples[0])
     ratios = {0: 1.0}
     for start in range(1, len(made), GRAPHS_PER_ROUND):
         chunk = {index: make() for index, make in enumerate(made[start : start + GRAPHS_PER_ROUND], start)}
         runs = {index: run for index, run in chunk.items() if run is not None}
-        base, *others = interleaved([reference, *runs.values()], rounds, min_seconds, clock)
+        base, *others = interleaved([reference, *runs.values()], rounds, min_seconds, clock, warm=True)
         ratios |= {index: statistics.median(ratios_of(other, base)) for index, other in zip(runs, others, strict=True)}
     # What costs less than the noise of its frame must not come out as free, or as negative.
-    seconds = {i: statistics.median(samples[0]) * max(ratio - share, MIN_SHARE * ratio) for i, ratio in ratios.items()}
+    seconds = {i: first * max(ratio - share, MIN_SHARE * ratio) for i, ratio in ratios.items()}
     return [seconds.get(index, math.inf) for index in range(len(made))]
+
+
+def whole_seconds(
+    run: TimedCall,
+    *,
+    rounds: int,
+    min_seconds: float,
+    clock: Clock,
+    patience: float = math.inf,
+    unit: Sequence[TimedCall] = (),
+) -> float:
+    """Seconds of one call, the median over the rounds; with a ``unit`` as a part of its time, see :func:`framed_seconds`."""
+    samples, *of_unit = interleaved([run, *unit], rounds, min_seconds, clock, patience, warm=bool(unit))
+    return statistics.median(ratios_of(samples, _without_frame(*of_unit)) if of_unit else samples)
+
+
+def _without_frame(framed: Sequence[float], frame: Sequence[float]) -> list[float]:
+    """Samples of a program, each less the median part that its frame has in them."""
+    share = statistics.median(ratios_of(frame, framed))
+    return [seconds * max(1 - share, MIN_SHARE) for seconds in framed]
 
 
 def _repeats(run: TimedCall, min_seconds: float, clock: Clock) -> int:

@@ -7,7 +7,6 @@ timed as a whole.
 
 import json
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 from convrewrite.errors import UsageError
 from convrewrite.folders import made_aside, read_text, require_room_beside, resolved, told
 from convrewrite.machine import processor
-from convrewrite.targets.interleaving import framed_seconds, interleaved
+from convrewrite.targets.interleaving import framed_seconds, whole_seconds
 from convrewrite.targets.target import Compiled, Program, Target
 
 OTHER = "another file with -o"
@@ -158,20 +157,36 @@ def profile_graphs(folder: Path, target: Target, threads: int, rounds: int) -> P
             raise ValueError("expected a text that tells the model")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UsageError(f"{folder / GRAPHS}: expected what `convrewrite profile --graphs` writes: {error}") from error
-    seconds: dict[str, float] = {}
+    parts: dict[str, float] = {}
     with target.at_work(threads):
+        run = _Made(folder, ORIGINAL, inputs, target, threads).required()
+        unit = _first_of(groups, folder, target, threads)
         for (frame, *keys), ones in groups:
             first, *others = (_Made(folder, key, [ones], target, threads) for key in keys)
             times = framed_seconds(
                 [first.required, *(other.possible for other in others)],
                 _Made(folder, frame, [ones], target, threads).required(),
-                rounds=rounds, min_seconds=0.002, clock=target.clock(threads),
+                rounds=rounds, min_seconds=0.002, clock=target.clock(threads), unit=unit,
             )  # fmt: skip
-            seconds |= dict(zip(keys, times, strict=True))
-        run = _Made(folder, ORIGINAL, inputs, target, threads).required()
-        (samples,) = interleaved([run], rounds, 0.01, target.clock(threads))
-    seconds[ORIGINAL] = statistics.median(samples) / len(inputs[0])
+            parts |= dict(zip(keys, times, strict=True))
+        clock = target.clock(threads)
+        whole = whole_seconds(run, rounds=rounds, min_seconds=0.01, clock=clock, unit=unit)
+        [speed] = (
+            framed_seconds([lambda: unit[0]], unit[1], rounds=rounds, min_seconds=0.01, clock=clock) if unit else [1.0]
+        )
+    parts[ORIGINAL] = whole / len(inputs[0])
+    seconds = {key: speed * part for key, part in parts.items()}
     return Profile(target.name, target.version(), processor()[0], target.block(), threads, seconds, model)
+
+
+def _first_of(
+    groups: Sequence[tuple[list[str], Any]], folder: Path, target: Target, threads: int
+) -> tuple[Compiled, ...]:
+    """The first convolution as it is, and its frame: in parts of its time all are told, as the device's speed changes."""
+    if not groups:
+        return ()
+    (frame, original, *_), ones = groups[0]
+    return tuple(_Made(folder, key, [ones], target, threads).required() for key in (original, frame))
 
 
 def _ones(shape: Sequence[Any], kind: str = "float32") -> Any:

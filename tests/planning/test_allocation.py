@@ -246,7 +246,7 @@ def test_of_plans_with_about_equal_effect_the_fastest_is_taken(
     best = allocate(entries, {"macs": 0.5}, surveyed[1])
     found = fastest_of_equals(best, {"macs": 0.5})
     assert found.part("macs") <= 0.5
-    assert found.effect <= 1.05 * best.effect
+    assert found.effect <= 1.1 * best.effect
     assert found.part("latency") < best.part("latency")
 
 

@@ -1,6 +1,7 @@
 """Which option every site gets, and that what was chosen is what is fitted."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,8 +19,10 @@ from convrewrite.planning.choice import Planner, latency_table_of
 from convrewrite.progress import Stopwatch, silent
 from convrewrite.rewriting.work import Prepared, Work
 from convrewrite.rules.schema import Protect, Require, Rule
+from convrewrite.runtime.exporting import TorchExporter
+from convrewrite.runtime.onnx_export import Exported
 from convrewrite.runtime.option_graphs import OptionGraph
-from convrewrite.runtime.timing import Unmeasured
+from convrewrite.runtime.timing import Baseline, Unmeasured
 from convrewrite.settings import Constraints, Keep, Settings
 
 RULE = Rule(
@@ -109,17 +112,20 @@ def test_a_latency_needs_what_is_measured(prepared: Prepared) -> None:
         planner(prepared, replace(FAST, timer=FalseTimer()), budget={"latency": 0.7}).choose()
 
 
-def test_what_the_options_save_is_what_the_timer_says_of_them(prepared: Prepared) -> None:
-    timer = FalseTimer()
+def test_what_the_options_save_is_what_the_timer_says_of_them(prepared: Prepared, tmp_path: Path) -> None:
+    timer = FalseTimer(file_seconds=0.25)
     asked = planner(prepared, replace(FAST, timer=timer), budget={"macs": 0.7})
+    original = Exported(tmp_path / "original.onnx", True)
+    baseline = Baseline(original, prepared.inputs, tmp_path, timer, 1, TorchExporter())
+    asked = replace(asked, baseline=baseline)
     rewritten, _ = asked.fit(asked.choose())
     changed = [(o.site, o.candidate) for o in rewritten.outcomes if o.candidate is not None]
-    expected = sum(1e-9 * (site.cost.macs - candidate.cost.macs) for site, candidate in changed)
-    assert asked.predicted_saving(rewritten.outcomes) == pytest.approx(expected)
+    saved = sum(1e-9 * (site.cost.macs - candidate.cost.macs) for site, candidate in changed)
+    assert asked.predicted_saving(rewritten.outcomes) == pytest.approx(saved / timer.file_seconds)
     assert max(macs_of(graph, (8, 8)) for graph in timer.asked) > 0
 
 
 def test_a_quick_plan_times_each_option_in_fewer_rounds(prepared: Prepared) -> None:
     fast, thorough = (latency_table_of(prepared, replace(FAST, fast=fast)) for fast in (True, False))
     assert fast.rounds < thorough.rounds
-    assert fast.timer == FAST.clock
+    assert fast.timer == FAST.clock.steady()

@@ -21,6 +21,7 @@ from convrewrite.runtime.option_graphs import OptionGraph
 from convrewrite.runtime.timing import RuntimeTimer
 from convrewrite.runtime.timing_cache import TimingCache
 from convrewrite.structures.structure import Stage, Structure
+from convrewrite.targets import Clock, OnnxRuntime
 
 FREE = Protect(stem=False, min_channels=0, min_mac_share=0)
 
@@ -138,22 +139,29 @@ def test_threads_rounds_and_cache_reach_the_timer(
     cache = TimingCache(tmp_path)
     site, candidates = candidates_at(pair(), "1", structures, 2, "channel")
     LatencyTable(structures, threads=2, rounds=7, timer=RuntimeTimer(cache)).of(site, candidates)
-    assert asked == [{"threads": 2, "rounds": 7, "cache": cache, "target": ONNXRUNTIME}]
+    [named] = asked
+    del named["unit"]
+    assert named == {"threads": 2, "rounds": 7, "cache": cache, "target": ONNXRUNTIME}
 
 
 def test_a_clock_that_runs_backwards_in_the_end_is_an_error_and_not_a_time(structures: dict[str, Structure]) -> None:
     readings = iter([0.0, 1.0] * 200 + [5.0, 1.0] * 100_000)
     site, _ = candidates_at(pair(), "1", structures, 2, "channel")
     graphs: list[OptionGraph] = [((site.folded_spec,),)] * 2
+
+    class Backwards(OnnxRuntime):
+        def clock(self, threads: int) -> Clock:
+            return lambda: next(readings)
+
     with pytest.raises(latency.VerificationError, match="expected every sample to take time"):
-        latency.time_graphs(graphs, site.input_sizes[0], rounds=200, clock=lambda: next(readings))
+        latency.time_graphs(graphs, site.input_sizes[0], rounds=200, target=Backwards())
 
 
 def test_a_candidate_is_timed_once(
     structures: dict[str, Structure], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site, candidates = candidates_at(pair(), "1", structures, 2, "channel", "separable")
-    latency_table = LatencyTable(structures, rounds=2, timer=RuntimeTimer(TimingCache(tmp_path)))
+    latency_table = LatencyTable(structures, rounds=2, timer=RuntimeTimer(TimingCache(tmp_path)).steady())
     first = latency_table.of(site, candidates)
     assert all(timed.seconds > 0 and timed.original > 0 for timed in first)
     monkeypatch.setattr(latency, "time_graphs", lambda *_args, **_named: pytest.fail("timed again"))

@@ -1,9 +1,11 @@
 import json
+import math
 import multiprocessing
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -23,17 +25,19 @@ from convrewrite.runtime.latency import (
     time_options,
 )
 from convrewrite.runtime.option_graphs import OptionGraph, conv_graph
+from convrewrite.runtime.timing import RuntimeTimer
 from convrewrite.runtime.timing_cache import TimingCache, timing_key
 from convrewrite.targets import (
+    Clock,
     Comparison,
     Compiled,
     OnnxRuntime,
     Program,
     TorchEager,
     compare,
-    interleaved,
     interleaving,
 )
+from convrewrite.targets.interleaving import interleaved
 
 SPEC = ConvSpec(16, 16, (3, 3), padding=(1, 1))
 SEPARABLE: OptionGraph = (
@@ -230,8 +234,11 @@ def test_times_are_relative_to_the_first_graph_and_without_the_frame() -> None:
             count = sum(w.dims[0] * w.dims[1] * w.dims[2] * w.dims[3] for w in weights if len(w.dims) == 4) - 16
             return timeline.job("x", lambda: seconds[count] * (1.0 + len(timeline.log) % 3 / 1000))
 
+        def clock(self, threads: int) -> Clock:
+            return timeline.clock
+
     graphs = [((SPEC,),), SEPARABLE, *[SEPARABLE] * interleaving.GRAPHS_PER_ROUND]
-    times = time_graphs(graphs, (8, 8), rounds=3, clock=timeline.clock, target=Counted())
+    times = time_graphs(graphs, (8, 8), rounds=3, target=Counted())
     assert times == pytest.approx([8.0] + [2.0] * (1 + interleaving.GRAPHS_PER_ROUND), rel=0.01)
 
 
@@ -257,26 +264,73 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_options_are_measured_once_and_keep_their_ratio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls, cache = counted(monkeypatch), TimingCache(tmp_path)
-    first = time_options(SPEC, [SEPARABLE], (8, 8), cache=cache)
-    assert first[0] == 0.5
-    assert first[1] == pytest.approx([1 / 3])
-    assert time_options(SPEC, [SEPARABLE], (8, 8), cache=TimingCache(tmp_path)) == first
+    asked = partial(time_options, unit=lambda: 2.0)
+    first = asked(SPEC, [SEPARABLE], (8, 8), cache=cache)
+    assert first[0] == 1.0
+    assert first[1] == pytest.approx([2 / 3])
+    assert asked(SPEC, [SEPARABLE], (8, 8), cache=TimingCache(tmp_path)) == first
     longer: OptionGraph = (SEPARABLE[0], SEPARABLE[0])
-    base, times = time_options(SPEC, [SEPARABLE, longer], (8, 8), cache=cache)
+    base, times = asked(SPEC, [SEPARABLE, longer], (8, 8), cache=cache)
     assert calls == [2, 2]
-    assert base == 0.5
-    assert times == pytest.approx([1 / 3, 0.2])
-    time_options(SPEC, [SEPARABLE], (8, 9), cache=cache)
-    time_options(SPEC, [SEPARABLE], (8, 8), batch=2, cache=cache)
-    time_options(SPEC, [SEPARABLE], (8, 8), threads=2, cache=cache)
-    assert calls == [2, 2, 2, 2, 2]
+    assert base == 1.0
+    assert times == pytest.approx([2 / 3, 0.4])
+    asked(SPEC, [SEPARABLE], (8, 9), cache=cache)
+    asked(SPEC, [SEPARABLE], (8, 8), threads=2, cache=cache)
+    assert calls == [2, 2, 2, 2]
 
 
 def test_options_need_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = counted(monkeypatch)
-    assert time_options(SPEC, [SEPARABLE, SEPARABLE], (8, 8))[1] == pytest.approx([1 / 3] * 2)
-    assert time_options(SPEC, [], (8, 8)) == (1.0, [])
+    assert time_options(SPEC, [SEPARABLE, SEPARABLE], (8, 8), unit=lambda: 1.0)[1] == pytest.approx([1 / 3] * 2)
+    assert time_options(SPEC, [], (8, 8), unit=lambda: 1.0) == (1.0, [])
     assert calls == [2, 1]
+
+
+class Drifting(OnnxRuntime):
+    """A runtime whose graphs take a second for each weight of their 3 x 3 kernels, on a machine of changing speed."""
+
+    timeline, slowdown = Timeline(), 1.0
+
+    def clock(self, threads: int) -> Callable[[], float]:
+        return self.timeline.clock
+
+    def compile(self, program: Program, inputs: Sequence[object], threads: int) -> Compiled:
+        found = onnx.load_from_string(program.onnx) if isinstance(program.onnx, bytes) else onnx.load(str(program.onnx))
+        weights = [list(w.dims) for w in found.graph.initializer if list(w.dims)[2:] == [3, 3]]
+        count = sum(math.prod(dims) for dims in weights)
+        return self.timeline.job("x", lambda: Drifting.slowdown * (count or 1e-3))
+
+
+def test_a_machine_that_slows_down_between_two_sites_makes_none_of_them_look_slower(tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(conv_graph(((SPEC, SPEC),), (8, 8), framed=False))
+    timer, found = RuntimeTimer(TimingCache(tmp_path / "times"), Drifting()).steady(), []
+    for pace, channels in ((1.0, 16), (3.0, 32), (0.5, 64)):
+        Drifting.slowdown = pace
+        spec = replace(SPEC, in_channels=channels)
+        found.append(timer.time_options(spec, [((spec, SPEC),)], (8, 8), 1, 3))
+    assert [before for before, _ in found] == pytest.approx([9.0 * 16 * c for c in (16, 32, 64)], rel=1e-3)
+    assert [after for _, (after,) in found] == pytest.approx([9.0 * 16 * (c + 16) for c in (16, 32, 64)], rel=1e-3)
+    Drifting.slowdown = 2.0
+    x = (torch.ones(1, 16, 8, 8),)
+    assert timer.time_onnx(model, x, 1) == pytest.approx(2 * 9.0 * 16 * 16, rel=1e-3)
+    assert timer.steady().time_onnx(model, x, 1) == pytest.approx(4 * 9.0 * 16 * 16, rel=1e-3)
+    assert timer.on(Drifting()).time_options(SPEC, [], (8, 8), 1, 3)[0] == pytest.approx(2 * 9.0 * 16 * 16, rel=1e-3)
+
+
+def test_a_call_goes_before_each_sample_where_runs_push_each_other_out_of_the_cache() -> None:
+    timeline, last = Timeline(), [""]
+
+    def run(name: str) -> Callable[[], None]:
+        def seconds() -> float:
+            cold, last[0] = last[0] != name, name
+            return 1.5 if cold else 1.0
+
+        return timeline.job(name, seconds)
+
+    warm = interleaved([run("a"), run("b")], 4, 0.1, timeline.clock, warm=True)
+    assert warm == [[1.0] * 4, [1.0] * 4]
+    assert max(interleaved([run("a"), run("b")], 4, 0.1, timeline.clock)[0]) == 1.5
 
 
 @pytest.mark.parametrize(
