@@ -23,6 +23,10 @@ Weights = Sequence[Sequence[tuple[Tensor, Tensor | None]]]
 OPSET = 20
 IR_VERSION = 9
 IMAGE_CHANNELS = 4
+
+RANDOM_NUMBERS = 1 << 16
+"""Random numbers that weights repeat: to draw millions for each of hundreds of graphs takes longer than to time them."""
+
 ONNX_PAD_MODE = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
@@ -96,7 +100,7 @@ class _GraphBuilder:
 
     def __init__(self, weights: Weights | None) -> None:
         self._weights = weights
-        self._random = np.random.default_rng(0)
+        self._block = np.random.default_rng(0).standard_normal(RANDOM_NUMBERS, np.float32)
         self._nodes: list[onnx.NodeProto] = []
         self._initialisers: list[onnx.TensorProto] = []
 
@@ -152,7 +156,7 @@ class _GraphBuilder:
 
     def _random_weights(self, spec: ConvSpec) -> tuple[Tensor, Tensor | None]:
         fan_in = spec.kernel_shape[1] * spec.kernel_size[0] * spec.kernel_size[1]
-        weight = self._random.standard_normal(spec.weight_shape, np.float32) / np.float32(fan_in**0.5)
+        weight = np.resize(self._block, spec.weight_shape) / np.float32(fan_in**0.5)
         bias = torch.full((spec.out_channels,), 0.1) if spec.bias else None
         return torch.from_numpy(weight), bias
 

@@ -166,7 +166,7 @@ def profile_graphs(folder: Path, target: Target, threads: int, rounds: int) -> P
             times = framed_seconds(
                 [first.required, *(other.possible for other in others)],
                 _Made(folder, frame, [ones], target, threads).required(),
-                rounds=rounds, min_seconds=0.002, clock=target.clock(threads), unit=unit,
+                rounds=rounds, min_seconds=0.001, clock=target.clock(threads), unit=unit,
             )  # fmt: skip
             parts |= dict(zip(keys, times, strict=True))
         clock = target.clock(threads)
