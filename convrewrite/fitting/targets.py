@@ -24,6 +24,9 @@ JITTER = 1e-9
 FLOOR = 1e-30
 """Variance that is added to that of every patch element: inputs that are always zero leave factors that float32 can hold."""
 
+UNCHANGED = 1e-5
+"""Part of W S up to which B differs from it by the rounding of float32 alone."""
+
 MANY_POSITIONS = 10
 """Positions per unknown from which on a fit is never doubted: no more of them are gathered for the largest patches."""
 
@@ -118,7 +121,7 @@ class Ground:
         """``W* = W + (B - W S)(S + lam I)^-1``, MATH: the data's answer, ridged towards the original kernel.
 
         ``shrinkage`` draws S towards its diagonal, 0 to 1; None: by the positions per unknown. Only starts need W* itself:
-        where there is one already, ``solved=False`` saves the factorisation.
+        where there is one already, ``solved=False`` saves the factorisation. On the original's own inputs B is W S, and W* is W.
         """
         moments, flat = self.moments, self.kernel.flatten(1)
         shrinkage, lam = self.drawn(ridge, shrinkage)
@@ -129,7 +132,9 @@ class Ground:
         diagonal.add_(lam)
         # Where positions are few the matrix is so near to singular that float32 would cost some of the fit.
         precision = torch.float64 if len(covariance) < LARGE or self._few else torch.float32
-        wanted = flat + _solution(covariance, moments.cov_yp - self.known, precision) if solved else flat
+        more = moments.cov_yp - self.known
+        solved = solved and float(more.norm()) > UNCHANGED * float(self.known.norm())
+        wanted = flat + _solution(covariance, more, precision) if solved else flat
         response = moments.cov_yp + pull
         return Target(wanted, covariance, self.shape, response, pull, float((response * wanted).sum().abs()))
 

@@ -1,9 +1,12 @@
 """How far few inputs are believed: the shrinkage against its closed form, and what a target makes of a trust."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
+from convrewrite.fitting import targets
 from convrewrite.fitting.moments import Moments
 from convrewrite.fitting.targets import RIDGE, Ground
 from convrewrite.fitting.trust import FULL, MANY_POSITIONS, RIDGES, Trust, doubtful, lesser_trusts, shrinkage_of
@@ -95,3 +98,17 @@ def test_a_fit_is_doubtful_where_positions_are_few_and_others_fare_worse(
     count: int, seen: float, unseen: float, expected: bool
 ) -> None:
     assert doubtful(count, 100, seen, unseen) is expected
+
+
+def test_where_the_inputs_are_the_originals_nothing_is_solved_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = torch.randn(3, 1, 3, 3, dtype=torch.float64)
+    given = moments_of(correlated(9, 0.8))
+    exact = replace(given, cov_yp=kernel.flatten(1) @ given.cov_p)
+    rounded = replace(given, cov_yp=exact.cov_yp * (1 + 1e-6 * torch.randn(3, 9, dtype=torch.float64)))
+    by_solving = kernel.flatten(1) + targets._solution(
+        Ground.of(kernel, rounded).target().covariance, rounded.cov_yp - exact.cov_yp, torch.float64
+    )
+    torch.testing.assert_close(by_solving, kernel.flatten(1), rtol=1e-3, atol=1e-4)
+    monkeypatch.setattr(targets, "_solution", lambda *_: pytest.fail("solved for"))
+    for moments in (exact, rounded):
+        assert torch.equal(Ground.of(kernel, moments).target().kernel, kernel.flatten(1))
