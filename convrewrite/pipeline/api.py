@@ -92,9 +92,9 @@ def plan(
     **keywords: Unpack[PlanKeywords],
 ) -> Plan:
     """Only choose: one option per site, as a value for :func:`apply`. The arguments are those of :func:`optimize`;
-    ``measure=False`` leaves out the times of options."""
+    ``measure=False`` leaves out the times of options. ``export`` and ``half`` are those of :func:`apply`."""
     given, extras = asked(settings, {"budget": budget, "seed": seed}, keywords, PlanKeywords)
-    settings, chosen = replace(given, int8=False), resolve(rules)
+    settings, chosen = replace(given, int8=False, export=(), half=False), resolve(rules)
     network = network_of(model, example_input, settings.timeout)
     model, inputs = network.model, network.inputs
     with at_work(settings.seed), surroundings_preserved(model):

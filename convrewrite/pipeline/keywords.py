@@ -14,6 +14,7 @@ from convrewrite.progress import Progress, silent
 from convrewrite.rules import Rule, RuleFile
 from convrewrite.settings import (
     ChoiceOptions,
+    FormOptions,
     KeepSource,
     Kind,
     Recovery,
@@ -71,8 +72,9 @@ class FrontierKeywords(ChoiceOptions, ReportKeywords, total=False):
     """Those of one model of a sweep: what is chosen, its budgets say."""
 
 
-class OptimizeKeywords(FrontierKeywords, total=False):
-    """Those of ``optimize`` and of the fx pass, which alone better a plan once it is fitted."""
+class OptimizeKeywords(FrontierKeywords, FormOptions, total=False):
+    """Those of ``optimize`` and of the fx pass, which alone better a plan once it is fitted. Those that leave no file, as
+    ``plan`` and ``sweep`` do, take no forms of it."""
 
     keep: KeepSource
     int8: bool
@@ -84,7 +86,7 @@ class SweepKeywords(FrontierKeywords, total=False):
     cluster: str | None
 
 
-class ApplyKeywords(WorkOptions, ReportKeywords, total=False):
+class ApplyKeywords(WorkOptions, FormOptions, ReportKeywords, total=False):
     """Those of ``apply``: what is chosen, a plan says."""
 
 

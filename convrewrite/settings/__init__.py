@@ -5,7 +5,15 @@ from convrewrite.settings.constraints import BUDGETS, Constraints, Keep, KeepSou
 from convrewrite.settings.flags import FLAG, Flag, flag
 from convrewrite.settings.kinds import Kind, require_kinds
 from convrewrite.settings.recovery import Recovery, RecoveryOptions
-from convrewrite.settings.run import GIGABYTE, MEMORY, ChoiceOptions, Settings, SettingsOptions, WorkOptions
+from convrewrite.settings.run import (
+    GIGABYTE,
+    MEMORY,
+    ChoiceOptions,
+    FormOptions,
+    Settings,
+    SettingsOptions,
+    WorkOptions,
+)
 
 __all__ = [
     "BUDGETS",
@@ -15,6 +23,7 @@ __all__ = [
     "ChoiceOptions",
     "Constraints",
     "Flag",
+    "FormOptions",
     "Keep",
     "KeepSource",
     "Kind",

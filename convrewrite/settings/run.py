@@ -334,12 +334,17 @@ class WorkOptions(TypedDict, total=False):
     resume: bool
     runtime: str
     timings: str | None
-    export: tuple[str, ...]
-    half: bool
     opset: int | None
     free_axes: tuple[str, ...] | None
     device: str | None
     timer: "Timer | None"
+
+
+class FormOptions(TypedDict, total=False):
+    """Those that say in which forms a result is written, besides ONNX."""
+
+    export: tuple[str, ...]
+    half: bool
 
 
 class ChoiceOptions(WorkOptions, total=False):
@@ -351,7 +356,7 @@ class ChoiceOptions(WorkOptions, total=False):
     only: tuple[str, ...]
 
 
-class SettingsOptions(ChoiceOptions, total=False):
+class SettingsOptions(ChoiceOptions, FormOptions, total=False):
     """All fields of :class:`Settings` as keyword arguments."""
 
     keep: KeepSource

@@ -8,7 +8,7 @@ from commands import images, small_network
 from torch import fx
 
 import convrewrite
-from convrewrite import RewriteConvolutions, Settings, apply, optimize, plan
+from convrewrite import RewriteConvolutions, Settings, apply, optimize, plan, sweep
 from convrewrite.errors import CalibrationError, UsageError
 from convrewrite.pipeline.keywords import Extras, RecoveryExtras, RunKeywords, asked_of
 from convrewrite.settings import Recovery
@@ -54,6 +54,12 @@ def test_int8_takes_inputs_and_is_of_no_account_where_nothing_is_bettered() -> N
         optimize(small_network(), EXAMPLE, ["separable"], "weights", settings=asked)
     made = plan(small_network(), EXAMPLE, ["separable"], "weights", settings=asked)
     assert apply(small_network(), EXAMPLE, made, "weights", settings=asked).report.sites
+
+
+def test_forms_of_a_result_are_of_no_account_where_none_is_written() -> None:
+    asked = Settings(export=("torch_export",), half=True, measure=False, fast=True)
+    assert plan(small_network(), EXAMPLE, ["separable"], "weights", settings=asked).sites
+    assert sweep(small_network(), EXAMPLE, ["separable"], images(), [0.9], settings=asked).report.models
 
 
 def test_a_timer_is_handed_in() -> None:
@@ -105,6 +111,7 @@ def test_what_is_no_setting_may_stand_beside_them() -> None:
     ("entry", "name"),
     [
         ("optimize", "fastt"), ("plan", "name"), ("plan", "int8"), ("sweep", "int8"), ("sweep", "keep"), ("apply", "keep"),
+        ("plan", "export"), ("sweep", "export"), ("sweep", "half"),
         ("apply", "exclude"), ("apply", "only"), ("RewriteConvolutions", "model"),
     ],
 )  # fmt: skip
