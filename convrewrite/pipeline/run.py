@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -194,7 +195,7 @@ class Run:
             work=work,
             outcomes=rewritten.outcomes,
             costs=_costs(settled.model, prepared, after, rewritten.outcomes),
-            measured=replace(measured, predicted_saving=saved, original_seconds=self._seconds_elsewhere()),
+            measured=replace(measured, predicted_saving=saved, **self._measured_elsewhere()),
             notes=[
                 *notes, *settled.notes, *self.place.notes, *refinement, *work.data.notes, *_lost(prepared.traced),
                 *measured.notes,
@@ -247,9 +248,12 @@ class Run:
             work.progress,
         )
 
-    def _seconds_elsewhere(self) -> float | None:
-        """What the original takes on the machine that times came from, if they came from another."""
-        return None if self.baseline is None or not self.baseline.elsewhere else self.baseline.seconds()
+    def _measured_elsewhere(self) -> dict[str, Any]:
+        """What the original takes on the machine that times came from, and in which runtime, if they came from another."""
+        timings = self.work.settings.timings
+        if self.baseline is None or timings is None:
+            return {}
+        return {"original_seconds": self.baseline.seconds(), "original_runtime": read_profile(Path(timings)).runtime}
 
     def _provenance(self, rewritten: nn.Module, plan: Plan) -> Provenance:
         result = Fingerprint.of(rewritten)

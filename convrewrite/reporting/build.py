@@ -250,6 +250,7 @@ def _totals(before: Cost, after: Cost, measured: Measured) -> Totals:
         onnx_latency_seconds=_latency(measured.onnx_latency),
         torch_latency_seconds=_latency(measured.torch_latency),
         predicted_onnx_latency_seconds=predicted,
+        predicted_in=None if predicted is None else measured.original_runtime,
     )
 
 

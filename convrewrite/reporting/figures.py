@@ -122,15 +122,21 @@ def totals_rows(report: Report) -> list[tuple[str, str, str, str]]:
     ]
     if totals.predicted_onnx_latency_seconds is not None:
         predicted = duration(totals.predicted_onnx_latency_seconds)
-        # What was not timed here is predicted by times that came from another machine.
-        name = latency_name(report) if totals.onnx_latency_seconds else "latency elsewhere"
-        rows.append((f"{name}, predicted", "", predicted, "a prediction"))
+        rows.append((f"{_predicted_name(report)}, predicted", "", predicted, "a prediction"))
     return [*rows, _latency_row("torch latency", totals.torch_latency_seconds)]
 
 
 def latency_name(report: Report) -> str:
     """What the latency is called: where it was measured."""
     return "ONNX latency" if report.runtime == "onnxruntime" else f"latency in {report.runtime}"
+
+
+def _predicted_name(report: Report) -> str:
+    """What the predicted latency is called: that of what was not timed here comes of times from another machine."""
+    if report.totals.onnx_latency_seconds:
+        return latency_name(report)
+    runtime = report.totals.predicted_in  # reports of earlier versions do not say
+    return "latency elsewhere" if runtime is None else f"latency elsewhere in {runtime}"
 
 
 def parity_title(report: Report) -> str:

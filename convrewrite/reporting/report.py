@@ -142,7 +142,9 @@ class SiteRow(_Part):
 
 
 class Totals(_Part):
-    """The whole model. ``file_bytes`` is the size of the ONNX files; latencies are seconds for one input."""
+    """The whole model. ``file_bytes`` is the size of the ONNX files; latencies are seconds for one input.
+
+    ``predicted_in``: the runtime in which the times were measured that predict the latency, where they came from elsewhere."""
 
     parameters: Change[int]
     macs: Change[int]
@@ -150,6 +152,7 @@ class Totals(_Part):
     onnx_latency_seconds: LatencyChange | None = None
     torch_latency_seconds: LatencyChange | None = None
     predicted_onnx_latency_seconds: Seconds | None = None
+    predicted_in: str | None = None
 
 
 class OutputFidelityRow(_Part):
@@ -293,7 +296,8 @@ class Report(_Part):
     success though everything ran: it is slower than the original, costs more than its budget, loses more than was to be kept, or
     is ``useless``: it does not compute the same any more, as the first of the ``warnings`` says.
 
-    ``runtime`` is where the result is to run: what ``totals.onnx_latency_seconds`` and its prediction were measured in.
+    ``runtime`` is where the result is to run: what ``totals.onnx_latency_seconds`` was measured in, and its prediction unless
+    ``totals.predicted_in`` names another.
 
     ``exports`` are the forms that it was written in besides ONNX. ``digests`` has the SHA-256 of the files of weights beside it,
     by their names, once it is saved.

@@ -29,8 +29,8 @@ PARITY_EXAMPLES = 8
 class Measured:
     """What was measured on the finished model; None where nothing was. ``noise``: its fidelity on nothing better;
     ``predicted_saving``: the part of the time that the options save according to their own times, ``original_seconds``: what
-    the original takes where they were measured, unless that was here. ``onnx_latency`` is that in the target, onnxruntime unless
-    another was asked for. All seconds are those of one example."""
+    the original takes where they were measured, unless that was here, ``original_runtime``: in which runtime.
+    ``onnx_latency`` is that in the target, onnxruntime unless another was asked for. All seconds are those of one example."""
 
     fidelity: Fidelity
     fidelity_basis: str
@@ -42,6 +42,7 @@ class Measured:
     noise: bool = False
     predicted_saving: float | None = None
     original_seconds: float | None = None
+    original_runtime: str | None = None
 
     @property
     def slower(self) -> bool:

@@ -68,7 +68,7 @@ def test_a_plan_goes_by_them_and_says_so(files: Path) -> None:
     assert any("not timed here" in note for note in result.report.notes)
     assert totals.predicted_onnx_latency_seconds is not None
     assert 0 < totals.predicted_onnx_latency_seconds < profile.seconds[ORIGINAL]
-    assert "latency elsewhere, predicted" in " ".join(render_markdown(result.report).split())
+    assert "latency elsewhere in onnxruntime, predicted" in " ".join(render_markdown(result.report).split())
     for measure in (True, False):  # a recovery is timed here
         recovered = convrewrite.recover(
             result,
@@ -99,7 +99,7 @@ def test_the_result_is_told_as_they_predict_it(files: Path) -> None:
     """Every option takes as long as what it replaces here, so that nothing is saved of what the original takes."""
     found = read_profile(files / "t.json")
     equal = dict.fromkeys(found.seconds, 0.001) | {ORIGINAL: 4e-3}
-    profile = Profile(found.runtime, found.version, found.processor, found.block, 1, equal)
+    profile = Profile("openvino", found.version, found.processor, found.block, 1, equal)
     (files / "saves-nothing.json").write_text(profile.to_json())
     result = convrewrite.optimize(
         small_network(), images(2)[:1], calibration=images(), timings=str(files / "saves-nothing.json"), any_speed=True,
@@ -107,7 +107,11 @@ def test_the_result_is_told_as_they_predict_it(files: Path) -> None:
     )  # fmt: skip
     assert any(site.action == "rewritten" for site in result.report.sites)
     assert result.report.totals.predicted_onnx_latency_seconds == pytest.approx(4e-3)
-    assert "latency elsewhere, predicted" in render_text(result.report)
+    assert result.report.totals.predicted_in == "openvino"
+    assert "| latency elsewhere in openvino, predicted |" in render_markdown(result.report)
+    assert "latency elsewhere in openvino" in render_text(result.report)
+    earlier = result.report.totals.model_copy(update={"predicted_in": None})  # as an earlier version wrote it
+    assert "latency elsewhere, predicted" in render_text(result.report.model_copy(update={"totals": earlier}))
 
 
 def test_options_that_were_not_timed_are_named(files: Path) -> None:
