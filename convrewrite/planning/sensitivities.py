@@ -186,8 +186,10 @@ class _SiteSurvey:
                 before = self.latency_table.original(self.site)
                 curves, dropped = self._fast_enough(self._timed(curves), before)
         with self.stopwatch.timed("solves"):
-            near, far = competitive(self._first_fits(curves))
-            near = self._refined(near)
+            begun, failed = self._first_fits(curves)
+            near, far = competitive(begun)
+            near, wild = self._refined(near)
+        dropped += [*failed, *wild]
         dropped += [entry for c in far for entry in c.dropped("far behind others of the same cost in a first fit")]
         kept, wrong = faithful_enough(near)
         with self.stopwatch.timed("effects"):
@@ -237,31 +239,31 @@ class _SiteSurvey:
             ]
         return kept, dropped
 
-    def _first_fits(self, curves: Sequence[Curve]) -> list[Curve]:
+    def _first_fits(self, curves: Sequence[Curve]) -> tuple[list[Curve], list[Dropped]]:
         """Some ranks of every curve, without refinement; of large sites by rough fits in float32, with what refinement is
-        expected to leave of their errors."""
+        expected to leave of their errors. And what cannot be fitted."""
         if not self._large:
             picked = [self._picked(curve, self.effort.ranks) for curve in curves]
             return self._fitted(curves, picked, lambda s, o: partial(self.site_fit.fit, s, o, 0))
         picked = [self._picked(curve, self._at_least_two(self.effort.large_ranks)) for curve in curves]
         goals = [goal.to(torch.float32) for goal in self.site_fit.goals]
-        rough = self._fitted(curves, picked, lambda s, o: partial(self.site_fit.rough, s, o, goals))
-        gains = [self.gains.expected(curve.rank_range.structure.name) for curve in curves]
+        rough, failed = self._fitted(curves, picked, lambda s, o: partial(self.site_fit.rough, s, o, goals))
+        gains = [self.gains.expected(curve.rank_range.structure.name) for curve in rough]
         return [
             replace(curve, samples=tuple(replace(sample, gain=gain) for sample in curve.samples))
             for curve, gain in zip(rough, gains, strict=True)
-        ]
+        ], failed
 
     def _picked(self, curve: Curve, count: int) -> list[Candidate]:
         """So many of its ranks."""
         ranks = {int(p.option.parameters["rank"]): p for p in curve.candidates}
         return [ranks[rank] for rank in (between if self._large else spread)(sorted(ranks), count)]
 
-    def _refined(self, curves: Sequence[Curve]) -> list[Curve]:
-        """The same samples, refined as far as it pays; what that gains is learned."""
+    def _refined(self, curves: Sequence[Curve]) -> tuple[list[Curve], list[Dropped]]:
+        """The same samples, refined as far as it pays, and what cannot be; what that gains is learned."""
         iterations = self._iterations
         if iterations == 0 or not self.site_fit.seen:
-            return list(curves)
+            return list(curves), []
         rough = {sample.candidate.option: sample.fit for curve in curves for sample in curve.samples}
 
         def fitting(structure: Structure, option: Option) -> Callable[[], Fit]:
@@ -269,23 +271,31 @@ class _SiteSurvey:
                 return partial(self.site_fit.go_on, structure, option, rough[option], iterations)
             return partial(self.site_fit.fit, structure, option, iterations)
 
-        refined = self._fitted(curves, [[sample.candidate for sample in curve.samples] for curve in curves], fitting)
-        for before, after in zip(curves, refined, strict=True):
-            for first, found in zip(before.samples, after.samples, strict=True):
-                if first.fit.unexplained > 0 and not self._large:
-                    ratio = found.fit.unexplained / first.fit.unexplained
-                    self.gains.learn(before.rank_range.structure.name, ratio)
-        return refined
+        refined, failed = self._fitted(curves, [[s.candidate for s in curve.samples] for curve in curves], fitting)
+        for sample in (sample for curve in refined for sample in curve.samples):
+            first, structure = rough[sample.candidate.option], sample.candidate.option.structure
+            if first.unexplained > 0 and not self._large:
+                self.gains.learn(structure, sample.fit.unexplained / first.unexplained)
+        return refined, failed
 
-    def _fitted(self, curves: Sequence[Curve], picked: Sequence[Sequence[Candidate]], fitting: _Fitting) -> list[Curve]:
-        """The curves with these candidates of each fitted as their samples, all side by side."""
+    def _fitted(
+        self, curves: Sequence[Curve], picked: Sequence[Sequence[Candidate]], fitting: _Fitting
+    ) -> tuple[list[Curve], list[Dropped]]:
+        """The curves with these candidates of each fitted as their samples, all side by side; and those that cannot be fitted,
+        without which the curves go on. Raises FitError where nothing can be fitted."""
         each = [candidate for candidates in picked for candidate in candidates]
         tasks = [fitting(self.structures[p.option.structure], p.option) for p in each]
-        fits = iter(self.site_fit.solved(tasks))
-        return [
-            replace(curve, samples=tuple(FittedCandidate(candidate, next(fits)) for candidate in candidates))
-            for curve, candidates in zip(curves, picked, strict=True)
-        ]
+        fits = iter(self.site_fit.tried(tasks))
+        kept, failed = list[Curve](), list[Dropped]()
+        for curve, candidates in zip(curves, picked, strict=True):
+            found = [(candidate, next(fits)) for candidate in candidates]
+            errors = [(candidate, fit) for candidate, fit in found if isinstance(fit, FitError)]
+            failed += [Dropped(p, None, error.reason, curve.seconds_of(p)) for p, error in errors]
+            samples = tuple(FittedCandidate(p, fit) for p, fit in found if not isinstance(fit, FitError))
+            if samples:
+                left = [p for p in curve.candidates if p not in [wrong for wrong, _ in errors]]
+                kept.append(replace(curve, samples=samples).only(left))
+        return kept, failed
 
     @property
     def _iterations(self) -> int:

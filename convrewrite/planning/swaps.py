@@ -156,15 +156,21 @@ class _Effects:
         return entry.facts if usable else None
 
     def _measured(self, entry: Surveyed, options: Sequence[Scored]) -> list[float]:
-        """That of every option; of the first alone where no input gets to the site."""
+        """That of every option; of the first alone where no input gets to the site. Of others that cannot be fitted it is the
+        most harmful. Raises FitError where the first cannot be."""
         work, site = self.work, entry.site
         site_fit = SiteFit.of(self.walk, site, work.data, work.weights, work.settings.seed, work.watch)
         tried = [scored.candidate.option for scored in (options if site_fit.reached else options[:1])]
         structures, iterations = work.prepared.structures, site_fit.effort(THOROUGH.iterations)
         with work.watch.timed("solves"):
-            fits = site_fit.solved([partial(site_fit.fit, structures[o.structure], o, iterations) for o in tried])
+            fits = site_fit.tried([partial(site_fit.fit, structures[o.structure], o, iterations) for o in tried])
+        if isinstance(fits[0], FitError):
+            raise fits[0]
         effects = []
         for option, fitted in zip(tried, fits, strict=True):
+            if isinstance(fitted, FitError):
+                effects.append(MOST_EFFECT)
+                continue
             with work.watch.timed("effects"), torch.no_grad():
                 module = site_fit.build(structures[option.structure], option, fitted)
                 effect = self._evaluator.effect(site, _in_int8(site, module) if work.settings.int8 else module)

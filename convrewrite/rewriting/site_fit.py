@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.calibration import Calibration
-from convrewrite.errors import UsageError
+from convrewrite.errors import FitError, UsageError
 from convrewrite.fitting import (
     LARGE,
     Block,
@@ -31,6 +31,7 @@ from convrewrite.fitting import (
 from convrewrite.graph import Site
 from convrewrite.places import exact_place, exactly
 from convrewrite.progress import Stopwatch
+from convrewrite.rewriting.attempts import attempts, first_of, require_one, without_failed
 from convrewrite.rewriting.output_weighting import roots_of
 from convrewrite.rewriting.propagation import Propagation
 from convrewrite.rewriting.site_inputs import SQUARES, Gathering, where_solved
@@ -114,28 +115,37 @@ class SiteFit:
         """What tasks give that fit this site's options, side by side; one alone has all threads where matrices are large."""
         return [tasks[0]()] if len(tasks) == 1 and self.patch >= LARGE else side_by_side(tasks)
 
+    def tried(self, tasks: Sequence[Callable[[], Result]]) -> list[Result | FitError]:
+        """As :meth:`solved`; what cannot be fitted gives its error. Raises FitError where nothing can be."""
+        found = self.solved(attempts(tasks))
+        require_one(found)
+        return found
+
     def fit_all(self, candidates: Sequence[Candidate], structures: dict[str, Structure]) -> list[tuple[Candidate, Fit]]:
         """Every candidate with its stage kernels: fitted to the inputs as far as these are to be believed, or without any the
-        initial values.
+        initial values. What cannot be fitted is left out.
 
-        Of large problems only the candidate that does best in a rough fit is fitted, and alone returned.
+        Of large problems only the candidate that does best in a rough fit is fitted, and alone returned. Raises FitError where
+        no candidate can be fitted.
         """
         if self.patch >= LARGE and self.evidence is not None:
             return [self._best_large(candidates, structures, self.evidence)]
         fits = [partial(self._believed_fit, structures[p.option.structure], p.option) for p in candidates]
-        return list(zip(candidates, self.solved(fits), strict=True))
+        return without_failed(candidates, self.tried(fits))
 
     def _best_large(
         self, candidates: Sequence[Candidate], structures: dict[str, Structure], evidence: Evidence
     ) -> tuple[Candidate, Fit]:
         goals = [goal.to(torch.float32) for goal in self.goals]
         tried = [partial(self.rough, structures[p.option.structure], p.option, goals) for p in candidates]
-        rough = self.solved(tried)
-        best = min(range(len(rough)), key=lambda index: rough[index].error)
-        option = candidates[best].option
-        with solving(self.site.name):
-            found = evidence.fit_large(structures[option.structure], option.parameters, self.goals, rough[best])
-        return candidates[best], found
+        rough = without_failed(candidates, self.tried(tried))
+        ordered = sorted(rough, key=lambda entry: entry[1].error)
+
+        def finished(option: Option, begun: Fit) -> Fit:
+            with solving(self.site.name):
+                return evidence.fit_large(structures[option.structure], option.parameters, self.goals, begun)
+
+        return first_of([p for p, _ in ordered], [partial(finished, p.option, begun) for p, begun in ordered])
 
     def _believed_fit(self, structure: Structure, option: Option) -> Fit:
         return self.believed(structure, option, self.fit(structure, option))
@@ -208,9 +218,10 @@ class SiteFit:
         """Those ahead refitted to what a ReLU lets through, where it alone sees the output, and the one with the least error
         then."""
         ahead = self._ahead(fits, structures)
-        ready = self.solved([partial(self.rectify, structures[p.option.structure], p.option, f) for p, f in ahead])
-        best = min(range(len(ahead)), key=lambda index: ready[index][1])
-        return ahead[best][0], ready[best][0]
+        candidates = [candidate for candidate, _ in ahead]
+        tasks = [partial(self.rectify, structures[p.option.structure], p.option, f) for p, f in ahead]
+        candidate, (found, _) = min(without_failed(candidates, self.tried(tasks)), key=lambda entry: entry[1][1])
+        return candidate, found
 
     def _ahead(
         self, fits: Sequence[tuple[Candidate, Fit]], structures: dict[str, Structure]

@@ -10,21 +10,25 @@ from torch.nn import functional as F
 
 from convrewrite.calibration.batches import Calibration
 from convrewrite.calibration.choose import evaluation_inputs
+from convrewrite.errors import FitError
+from convrewrite.fitting import Fit
 from convrewrite.graph import Site
 from convrewrite.pipeline.prepare import prepare
 from convrewrite.planning import swaps
 from convrewrite.planning.allocation import Allocation, FittedPlan, allocate
 from convrewrite.planning.costs import Counted
-from convrewrite.planning.curves import Scored, Surveyed
+from convrewrite.planning.curves import MOST_EFFECT, Scored, Surveyed
 from convrewrite.planning.effects import Evaluator
 from convrewrite.planning.effort import FAST
 from convrewrite.planning.sensitivities import survey
 from convrewrite.planning.swaps import evaluate, swap
 from convrewrite.progress import Stopwatch
 from convrewrite.rewriting.front_to_back import Rewritten, rewrite
+from convrewrite.rewriting.site_fit import SiteFit
 from convrewrite.rewriting.work import Work
 from convrewrite.rules.schema import Protect, Rule
 from convrewrite.settings import Settings
+from convrewrite.structures.structure import Option, Structure
 
 BUDGET = {"macs": 0.5}
 
@@ -110,6 +114,26 @@ def test_where_no_swap_helps_nothing_is_fitted_again(case: Case, monkeypatch: py
     monkeypatch.setattr(swaps, "_survey_nearby", unmoved)
     assert swap(case.work, case.checked, BUDGET, anything, case.attempt) is case.checked
     assert case.fitted == []
+
+
+def test_of_options_that_cannot_be_fitted_none_is_taken(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are measured all the same."""
+    allocation, real, failed = case.checked.allocation, SiteFit.fit, list[Option]()
+    own = [scored.candidate.option for scored in allocation.chosen if scored is not None]
+
+    def fit_some(self: SiteFit, structure: Structure, option: Option, iterations: int | None = None) -> Fit:
+        if option in own or len(failed) == 1:
+            return real(self, structure, option, iterations)
+        failed.append(option)
+        raise FitError(self.site.name, "expected numbers")
+
+    monkeypatch.setattr(SiteFit, "fit", fit_some)
+    nearby = swaps._survey_nearby(case.work, case.checked, tuple(BUDGET))
+    (entry,) = [entry for entry in nearby if failed[0] in [s.candidate.option for s in entry.options]]
+    effects = {scored.candidate.option: scored.effect for scored in entry.options}
+    assert effects.pop(failed[0]) == MOST_EFFECT
+    assert len(effects) > 1
+    assert all(effect < MOST_EFFECT for effect in effects.values())
 
 
 def test_a_swap_that_does_more_harm_or_takes_longer_in_the_end_is_not_taken(
