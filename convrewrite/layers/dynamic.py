@@ -62,7 +62,8 @@ class KernelAttention(nn.Module):
 
 
 class DynamicConv2d(nn.Module):
-    """``(N, C, H, W)`` -> ``(N, O, H', W')``, with the kernel ``sum_k attention(x)[k] * weight[k]`` for the example x.
+    """``(N, C, H, W)`` -> ``(N, O, H', W')``, with the kernel ``sum_k attention(x)[k] * weight[k]`` for the example x; or one
+    example ``(C, H, W)`` -> ``(O, H', W')``, as ``nn.Conv2d`` has it.
 
     ``weight`` is ``(kernels, O, C / groups, kh, kw)``, ``bias`` ``(kernels, O)`` or None. Exported or jit-traced,
     where the batch must stay open and a number of groups cannot, it multiplies patches instead: the same numbers.
@@ -190,11 +191,12 @@ class DynamicConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Every example with its own kernel."""
-        margins = reversed_margins(self.spec)
-        shares = self.attention(x)
+        margins, batch = reversed_margins(self.spec), as_batch(x)
+        shares = self.attention(batch)
         if any(margins):
-            x = F.pad(x, margins, mode=PADDING_MODES[self.padding_mode])
-        return convolve_mixture(x, shares, self.weight, self.bias, self.stride, self.dilation, self.groups)
+            batch = F.pad(batch, margins, mode=PADDING_MODES[self.padding_mode])
+        mixed = convolve_mixture(batch, shares, self.weight, self.bias, self.stride, self.dilation, self.groups)
+        return as_given(mixed, x)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """As torch's, which a move of the whole model to another memory layout goes through."""
@@ -210,6 +212,20 @@ def of_each_kernel(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
     """A function of the tensors of a module, of K kernels together as of one with more outputs: layouts are those of images, and
     refuse five axes."""
     return lambda tensor: fn(tensor.flatten(0, 1)).unflatten(0, tensor.shape[:2]) if tensor.dim() == 5 else fn(tensor)
+
+
+def as_batch(x: Tensor) -> Tensor:
+    """One example as a batch of one. For torch.fx it is one node, as it depends on the number of axes."""
+    return x.unsqueeze(0) if x.dim() == 3 else x
+
+
+def as_given(outputs: Tensor, x: Tensor) -> Tensor:
+    """The outputs of a batch without its axis, where the input ``x`` had none."""
+    return outputs.squeeze(0) if x.dim() == 3 else outputs
+
+
+torch.fx.wrap("as_batch")
+torch.fx.wrap("as_given")
 
 
 def stack(numbers: Tensor, groups: int) -> Tensor:

@@ -14,7 +14,15 @@ from torch.nn import functional as F
 
 from convrewrite.conv import PADDING_MODES, ConvSpec
 from convrewrite.layers.branches import SumOfBranches
-from convrewrite.layers.dynamic import DynamicConv2d, KernelAttention, convolve_mixture, of_each_kernel, unstack
+from convrewrite.layers.dynamic import (
+    DynamicConv2d,
+    KernelAttention,
+    as_batch,
+    as_given,
+    convolve_mixture,
+    of_each_kernel,
+    unstack,
+)
 from convrewrite.layers.geometry import reversed_margins
 
 
@@ -78,14 +86,14 @@ class DynamicChain(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Every example with its own kernel in the last stage."""
-        shares = self.attention(x)
-        x = self.features(x)
+        batch = as_batch(x)
+        shares, features = self.attention(batch), self.features(batch)
         margins = reversed_margins(self.spec)
         if any(margins):
-            x = F.pad(x, margins, mode=PADDING_MODES[self.spec.padding_mode])
-        return convolve_mixture(
-            x, shares, self.weight, self.bias, self.spec.stride, self.spec.dilation, self.spec.groups
-        )
+            features = F.pad(features, margins, mode=PADDING_MODES[self.spec.padding_mode])
+        spec = self.spec
+        mixed = convolve_mixture(features, shares, self.weight, self.bias, spec.stride, spec.dilation, spec.groups)
+        return as_given(mixed, x)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """As torch's, which a move of the whole model to another memory layout goes through."""

@@ -55,6 +55,14 @@ def test_a_batch_is_its_examples_one_by_one(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("changes", GEOMETRIES)
+def test_an_example_without_a_batch_is_taken_as_torchs_own_layers_take_it(changes: dict[str, Any]) -> None:
+    layer = build("dynamic", dtype=torch.float64, **changes)
+    image = images(1)[0]
+    torch.testing.assert_close(layer(image), layer(image[None])[0])
+    torch.testing.assert_close(torch.fx.symbolic_trace(layer)(image), layer(image))
+
+
+@pytest.mark.parametrize("changes", GEOMETRIES)
 def test_the_exported_formulation_computes_the_same_numbers(changes: dict[str, Any]) -> None:
     layer: Any = build("dynamic", dtype=torch.float64, **{**changes, "padding": "valid"})
     x = images(3)

@@ -165,6 +165,14 @@ def test_a_chain_trains_pickles_and_shows_what_it_is() -> None:
     assert "kernels=3, bias=True" in repr(chain)
 
 
+def test_a_chain_takes_one_example_without_a_batch() -> None:
+    layer, structure = dynamic(), discover()["separable"]
+    for option in options(structure, layer):
+        made = rewritten(layer, structure, option)
+        image = images(1)[0]
+        torch.testing.assert_close(made(image), made(image[None])[0])
+
+
 def test_anything_but_chains_of_convolutions_is_refused() -> None:
     with pytest.raises(TypeError, match="expected chains of convolutions, found ReLU"):
         DynamicChain.of(dynamic(), nn.ReLU())
