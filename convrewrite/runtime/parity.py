@@ -89,7 +89,9 @@ class RunningParity:
                 f"{self.runtime}: expected a list of {len(expected)} outputs, found {type(arrays).__name__}; mend the runtime"
             )
         if len(arrays) != len(expected):
-            raise VerificationError(f"{self.runtime}: expected {len(expected)} outputs, found {len(arrays)}")
+            raise VerificationError(
+                f"{self.runtime}: expected {len(expected)} outputs, found {len(arrays)}; mend the runtime, or name another"
+            )
         found = {name: self._tensor(name, array) for name, array in zip(expected, arrays, strict=True)}
         self.add(expected, found)
         return found

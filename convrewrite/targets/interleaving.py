@@ -4,6 +4,7 @@ the median over the rounds of the *paired* ratios. A machine that is busy for a 
 
 import math
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ TimedCall = Callable[[], object]
 MAX_REPEATS = 1 << 17
 MIN_SHARE = 0.02
 GRAPHS_PER_ROUND = 16
+
+MOST_STILL = 2.0
+"""Seconds that calls may take by which the clock of their runtime does not move: a hundred times the coarsest one."""
 
 LEAST_ROUNDS = 9
 """Rounds of a comparison at least, however long they take: as many as leave quartiles that mean something."""
@@ -148,10 +152,16 @@ def _without_frame(framed: Sequence[float], frame: Sequence[float]) -> list[floa
 
 
 def _repeats(run: TimedCall, min_seconds: float, clock: Clock) -> int:
-    """How often to call so that a sample takes min_seconds; finding it out also warms up."""
+    """How often to call so that a sample takes min_seconds; finding it out also warms up. Raises VerificationError for a clock
+    that stands still meanwhile, as that of a runtime of another package may: it would be waited for in vain."""
     run()
-    repeats = 1
+    repeats, begun = 1, time.perf_counter()
     while repeats < MAX_REPEATS and (spent := _sample(run, repeats, clock)) < min_seconds:
+        if spent <= 0 and time.perf_counter() - begun > MOST_STILL:
+            raise VerificationError(
+                f"timing: expected a clock that moves, found one that stands still while {repeats} calls ran; mend the runtime's "
+                "clock, or name another runtime (--runtime)"
+            )
         needed = 1.2 * min_seconds / spent if spent > 0 else 2.0
         repeats = min(MAX_REPEATS, max(repeats + 1, int(repeats * min(needed, 16.0))))
     return repeats
