@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 import convrewrite.errors
-from convrewrite.errors import CalibrationError, ConvRewriteError, FitError, ProcessLostError
+from convrewrite.errors import ConvRewriteError, FitError, ProcessLostError
 from convrewrite.onnx_graph import PortableGraph
 from convrewrite.pipeline.clusters import Workers, failure, kept
 from convrewrite.pipeline.points import Beginning, Frontier, Made
@@ -110,7 +110,9 @@ def _told(text: str) -> str:
     kind = getattr(convrewrite.errors, failed.error, None)
     if not (isinstance(kind, type) and issubclass(kind, ConvRewriteError)):
         kind = ProcessLostError
-    kind = CalibrationError if issubclass(kind, FitError) else kind  # which is made of two texts, and told as one
+    if issubclass(kind, FitError):  # which is made of two texts, and told as one
+        site, _, reason = failed.message.partition(": ")
+        raise kind(site, reason)
     raise kind(*failed.message.splitlines())
 
 
