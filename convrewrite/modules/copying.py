@@ -21,7 +21,7 @@ from convrewrite.inputs import Inputs, varied
 from convrewrite.modules.counting import Watch, address
 from convrewrite.modules.holders import CACHED, is_importable, is_plain, reachable, referent, replace_parts
 from convrewrite.modules.outputs import alike, named_outputs
-from convrewrite.modules.running import eval_mode, run
+from convrewrite.modules.running import WITHOUT_FUNCTIONS, eval_mode, higher_order, run
 from convrewrite.modules.state import Snapshot, preserved
 from convrewrite.process import ordinary_mode, same_random_numbers
 
@@ -98,6 +98,12 @@ def _why(model: nn.Module, fits: bool, shared: bool, changes: tuple[str, ...]) -
             f"forward changes{what}; rewrite a version whose output depends on its input alone"
         )
     why = "uses tensors of the original" if shared else "gives other outputs than the original"
+    called = higher_order(model)
+    if called is not None:
+        return (
+            f"{where}: expected operators of tensors alone, found {called}, which runs functions of its own: a copy of the model "
+            f"{why}; {WITHOUT_FUNCTIONS}"
+        )
     return (
         f"{where}: a copy of the model {why}: its forward reaches parts of it through something that cannot be copied, as an "
         "attribute of a class or a global name; hold every part as an attribute of the model"

@@ -17,6 +17,11 @@ from convrewrite.process import quiet, same_random_numbers
 _OF_TYPES = re.compile(r"dtype|scalar type|Input type|data type")
 """What errors of torch say where not the shape of an input is wrong, but the type of its numbers."""
 
+HIGHER_ORDER = ("cond", "while_loop")
+"""Operators of torch that run functions: they compile these, and hold on to the parts that they found there first."""
+
+WITHOUT_FUNCTIONS = "compute both branches and choose with torch.where, or give the part of the model that has none"
+
 
 def seeded_outputs(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
     """What a model gives; one that draws numbers draws the same ones at every call. Raises TraceError when it does not run."""
@@ -48,14 +53,27 @@ def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
         reason = message_of(error).strip().splitlines()[0] if message_of(error).strip() else type(error).__name__
         raise TraceError(
             f"{type(model).__name__}: the model does not run on input {shapes}: {reason}; "
-            f"{_advice(type(model).__name__, reason, inputs)}"
+            f"{_advice(model, error, reason, inputs)}"
         ) from error
 
 
-def _advice(name: str, reason: str, inputs: Inputs) -> str:
+def higher_order(model: nn.Module) -> str | None:
+    """The operator that runs functions, as torch.cond does, which a forward of the model calls by its code; None for none."""
+    for module in model.modules():
+        names = getattr(getattr(type(module).forward, "__code__", None), "co_names", ())
+        found = next((name for name in HIGHER_ORDER if name in names), None)
+        if "torch" in names and found is not None:
+            return f"torch.{found}"
+    return None
+
+
+def _advice(model: nn.Module, error: Exception, reason: str, inputs: Inputs) -> str:
     """What to do about it, as the reason has it."""
     if "keyword-only argument" in reason:
-        return wrapping(name)
+        return wrapping(type(model).__name__)
+    called = higher_order(model) if type(error).__module__.startswith("torch._dynamo") else None
+    if called is not None:
+        return f"it calls {called}, which runs functions of its own: {WITHOUT_FUNCTIONS}"
     found = ", ".join(str(tensor.dtype).removeprefix("torch.") for tensor in inputs)
     typed = f"numbers of the type it expects, which {found} is not, as x.float()"
     return f"give {typed if _OF_TYPES.search(reason) else 'the shape it expects'} (--input, or example_input in Python)"

@@ -379,3 +379,19 @@ def test_numbers_that_a_run_changes_are_put_back() -> None:
     assert torch.equal(model.first.weight, before)
     assert model.last.weight.shape == (16, 16, 3, 3)
     assert not hasattr(model, "extra")
+
+
+class Conditional(nn.Module):
+    """One of two convolutions, as torch.cond chooses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda x: self.first(x), lambda x: self.second(x), (x,))
+
+
+def test_operators_that_run_functions_are_named() -> None:
+    with pytest.raises(TraceError, match=r"^Conditional: .* torch\.cond, .* choose with torch\.where, or give"):
+        private_copy(Conditional().eval(), (torch.randn(1, 3, 8, 8),))
