@@ -197,7 +197,7 @@ def test_what_fails_or_lies_leaves_no_file_and_says_why(tmp_path: Path) -> None:
     assert str(lying.refused).startswith(
         "output 'output': expected lying within 4.9e-04 of torch (relative), found 0.01"
     )
-    assert mute.refused == "mute: expected 1 outputs, found 0"
+    assert mute.refused == "mute: expected 1 outputs, found 0; mend the runtime, or name another"
     assert (failing.files, lying.files, mute.files) == ((), (), ())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.blind", "model.pt2"]
     assert (blind.refused, blind.parity) == (None, None)
