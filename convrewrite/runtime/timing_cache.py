@@ -18,7 +18,7 @@ from convrewrite.targets import Target
 
 FOLDER_VARIABLE = "CONVREWRITE_CACHE"
 
-FORMAT = 1
+FORMAT = 2
 """Number of the format, which goes up whenever timings come to mean something else, so that old files no longer count."""
 
 

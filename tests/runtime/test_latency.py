@@ -209,6 +209,29 @@ def test_random_weights_are_the_same_every_time_and_images_enter_plainly() -> No
         conv_graph((), (6, 5))
 
 
+BRANCHES: OptionGraph = (
+    (ConvSpec(32, 32, (3, 3), padding=(1, 1), groups=32, bias=False), ConvSpec(32, 32, (1, 1), bias=False)),
+) * 3  # fmt: skip
+"""A sum of branches that differ in nothing but their weights."""
+
+
+def test_no_two_kernels_of_a_graph_are_equal() -> None:
+    graph = onnx.load_from_string(conv_graph(BRANCHES, (8, 8))).graph
+    kernels = [onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer if len(tensor.dims) == 4]
+    kernels = kernels[1:]  # without that of the frame
+    assert len(kernels) == 6
+    assert len({kernel.tobytes() for kernel in kernels}) == 6
+
+
+def test_onnxruntime_computes_every_branch_of_a_graph(tmp_path: Path) -> None:
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(conv_graph(BRANCHES, (8, 8)), options, providers=["CPUExecutionProvider"])
+    found = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+    assert found.count("Conv") + found.count("FusedConv") == 1 + 6
+
+
 @pytest.mark.parametrize("graph", [((replace(SPEC, in_channels=32, out_channels=32),),), ()], ids=["option", "empty"])
 def test_a_frame_stays_in_the_blocked_layout(graph: OptionGraph, tmp_path: Path) -> None:
     options = ort.SessionOptions()

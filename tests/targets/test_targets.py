@@ -171,6 +171,19 @@ def test_a_runtime_that_lies_is_refused() -> None:
         check_target(expected | {"z": x[0]}, program, x, Lying())
 
 
+def test_openvino_computes_every_branch_of_an_option() -> None:
+    import openvino
+
+    depthwise, pointwise = (ConvSpec(32, 32, (3, 3), padding=(1, 1), groups=32), ConvSpec(32, 32, (1, 1)))
+    program, _ = option_program(
+        target_of("openvino"), ((depthwise, pointwise),) * 3, (8, 8), channels=32, dims=2, batch=1
+    )
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(program.onnx), "CPU")
+    kinds = [node.get_rt_info()["layerType"].astype(str) for node in compiled.get_runtime_model().get_ops()]
+    assert sum(kind.startswith("Convolution") for kind in kinds) == 1 + 6
+
+
 def test_modules_are_compared_as_modules(tmp_path: Path) -> None:
     timer = FalseTimer(ratio=0.7, file_seconds=0.25)
     model = nn.Conv2d(3, 4, 3).eval()
