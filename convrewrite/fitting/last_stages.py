@@ -35,18 +35,13 @@ class LastStages:
     def of(cls, kernels: Sequence[Tensor], stages: Sequence[Stage], ground: Ground, held_out: Moments) -> "LastStages":
         """With the kernels of all stages but the last, float64."""
         flat, variances = ground.kernel.flatten(1), ground.moments.cov_p.diagonal()
+        drawn, white = (variances, flat * variances - ground.known), (torch.ones_like(variances), flat)
+        diagonal, identity = LastInput.of_diagonals(kernels, stages, (drawn, white), ground.shape)
 
-        def through(covariance: Tensor, response: Tensor) -> LastInput:
-            return LastInput.of(kernels, stages, Second(covariance, response, ground.shape))
+        def of(moments: Moments) -> LastInput:
+            return LastInput.of(kernels, stages, Second(moments.cov_p, moments.cov_yp, ground.shape))
 
-        return cls(
-            ground,
-            held_out,
-            through(ground.moments.cov_p, ground.moments.cov_yp),
-            through(torch.diag(variances), flat * variances - ground.known),
-            through(torch.diag(torch.ones_like(variances)), flat),
-            through(held_out.cov_p, held_out.cov_yp),
-        )
+        return cls(ground, held_out, of(ground.moments), diagonal, identity, of(held_out))
 
     def shares(self, trust: Trust) -> tuple[float, float]:
         """The shares of the variance of the outputs, on the data and on the unseen, that the last stage of a target with this

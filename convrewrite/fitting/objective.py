@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convrewrite.fitting.targets import FLOOR, JITTER, Second, Target, cholesky
+from convrewrite.fitting.targets import FLOOR, JITTER, Second, Shape, Target, cholesky
 from convrewrite.structures import Stage, compose, through
 
 SOLVE_CHUNK = 1 << 25
@@ -36,10 +36,22 @@ class LastInput:
         if stages[-1].groups > 1:
             return _grouped_input(kernels, stages, second)
         with torch.no_grad():
-            rows = _through_all(kernels, stages, second, second.covariance)
-        inner = _through_all(kernels, stages, second, rows.T)
-        cross = _through_all(kernels, stages, second, second.response.T)
+            rows = _through_all(kernels, stages, second.shape, second.covariance)
+        inner = _through_all(kernels, stages, second.shape, rows.T)
+        cross = _through_all(kernels, stages, second.shape, second.response.T)
         return cls(((inner + inner.T) / 2)[None], cross.T[None])
+
+    @classmethod
+    def of_diagonals(
+        cls, kernels: Sequence[Tensor], stages: Sequence[Stage], given: Sequence[tuple[Tensor, Tensor]], shape: Shape
+    ) -> list["LastInput"]:
+        """The same of covariances that are diagonals, each ``given`` by its variances ``(d,)`` and its response ``(O, d)``, for a
+        kernel of this ``shape``: no product by a matrix of d x d."""
+        if stages[-1].groups > 1:
+            return [_grouped_input_of_diagonal(kernels, stages, *each, shape) for each in given]
+        units = torch.eye(given[0][0].numel(), dtype=given[0][0].dtype, device=given[0][0].device)
+        reached = _through_all(kernels, stages, shape, units)
+        return [cls(((reached * v) @ reached.T)[None], (response @ reached.T)[None]) for v, response in given]
 
     def optimum(self) -> Tensor:
         """The least-squares kernels ``(g, O / g, q)``."""
@@ -64,20 +76,37 @@ def _grouped_input(kernels: Sequence[Tensor], stages: Sequence[Stage], second: S
     """As above for a grouped last stage: every group has its own inputs, which only the stage before gives it."""
     last, before = stages[-1], stages[-2]
     assert len(stages) == 2 and before.groups == 1 and before.axes == "", "a grouped last stage follows a pointwise one"
-    d, (_, channels, height, width) = len(second.covariance), second.shape
+    _, channels, height, width = second.shape
     area = height * width
-    covariance = second.covariance.reshape(channels, area * d)
-    wanted = second.response.reshape(last.groups, -1, channels, area)
     first = kernels[0][:, :, 0, 0].unflatten(0, (last.groups, -1))  # (g, r, C)
-    patch = first.shape[1] * area
-    inner, cross = [], []
-    for part in torch.arange(last.groups).split(max(1, SOLVE_CHUNK // (d * patch))):
-        a = first[part]
-        half = (a.flatten(0, 1) @ covariance).reshape(len(part), patch, channels, area)
-        square = (a[:, None] @ half).reshape(len(part), patch, patch)
-        inner.append((square + square.mT) / 2)
-        cross.append((a[:, None] @ wanted[part]).flatten(2))
-    return LastInput(torch.cat(inner), torch.cat(cross))
+    groups, rank, _ = first.shape
+    covariance = second.covariance.reshape(channels, area, channels, area)
+    inner = covariance.new_empty(groups, rank, area, rank, area)
+    parts = torch.arange(groups).split(max(1, SOLVE_CHUNK // (rank * area * channels)))
+    for tap in range(area):  # with itself and the taps behind it: the others are the mirror of these
+        rows = covariance[:, tap, :, tap:].transpose(1, 2).flatten(1)
+        for part in parts:
+            a = first[part]
+            half = (a.flatten(0, 1) @ rows).reshape(len(part), -1, channels)
+            pair = (half @ a.mT).unflatten(1, (rank, -1))  # (g, r, taps, r)
+            inner[part, :, tap, :, tap:] = pair.transpose(2, 3)
+            inner[part, :, tap:, :, tap] = pair.transpose(1, 3)
+    wanted = second.response.reshape(groups, -1, channels, area)
+    return LastInput(inner.reshape(groups, rank * area, -1), (first[:, None] @ wanted).flatten(2))
+
+
+def _grouped_input_of_diagonal(
+    kernels: Sequence[Tensor], stages: Sequence[Stage], variances: Tensor, response: Tensor, shape: Shape
+) -> LastInput:
+    """As above of a diagonal: there no tap has to do with another."""
+    _, channels, height, width = shape
+    first = kernels[0][:, :, 0, 0].unflatten(0, (stages[-1].groups, -1))  # (g, r, C)
+    groups, rank, _ = first.shape
+    inner = first.new_zeros(groups, rank, height * width, rank, height * width)
+    for tap, own in enumerate(variances.reshape(channels, -1).T):
+        inner[:, :, tap, :, tap] = (first * own) @ first.mT
+    wanted = response.reshape(groups, -1, channels, height * width)
+    return LastInput(inner.flatten(3).flatten(1, 2), (first[:, None] @ wanted).flatten(2))
 
 
 def reduced_loss(stages: Sequence[Stage], target: Target) -> Loss:
@@ -97,9 +126,9 @@ def reduced_loss(stages: Sequence[Stage], target: Target) -> Loss:
     return loss
 
 
-def _through_all(kernels: Sequence[Tensor], stages: Sequence[Stage], second: Second, columns: Tensor) -> Tensor:
-    """Columns ``(d, N)`` of patches through all stages but the last, ``(q, N)``."""
-    patches = columns.contiguous().unflatten(0, second.shape[1:])
+def _through_all(kernels: Sequence[Tensor], stages: Sequence[Stage], shape: Shape, columns: Tensor) -> Tensor:
+    """Columns ``(d, N)`` of patches through all stages but the last, ``(q, N)``, for a kernel of this shape."""
+    patches = columns.contiguous().unflatten(0, shape[1:])
     for stage, kernel in zip(stages[:-1], kernels, strict=False):
         patches = through(stage, kernel, patches)
     return patches.flatten(0, 2)
