@@ -27,6 +27,10 @@ SPARSE = 0.05
 CHEAP = 4_000_000_000
 """Products of numbers of a patch with each other, or with outputs if these are more, that are cheap anywhere."""
 
+TOGETHER = 4096
+"""Positions of planes that are summed up at a time, at least, unless there are no more: products of fewer take longer than they
+have to, and so does adding each of them to sums in float64."""
+
 DENSE = 512
 """Numbers in a patch from which on all positions of a plane are summed up by correlations: below, a few products of patches take
 less time than many of planes."""
@@ -147,6 +151,7 @@ class Accumulator:
         self._products = [] if correlated else [Products(self._d, place) for _ in range(groups)]
         planes = (channels, spec.kernel_size, spec.dilation, place)
         self._correlations = [Correlations(*planes) for _ in range(groups)] if correlated else []
+        self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def add(self, x: Tensor, y: Tensor, skip: Tensor | None = None) -> None:
         """One batch: input ``(N, C, H, W)`` and the wanted output ``(N, O, H', W')``; a skip is only kept beside them."""
@@ -155,7 +160,7 @@ class Accumulator:
         outputs = _channels_last(y, self._share)
         skips = None if skip is None else _channels_last(skip, self._share)
         if self._correlations:
-            self._add_planes(pixels, outputs.to(pixels.dtype))
+            self._wait(pixels, outputs.to(pixels.dtype))
             if self.kept is None:
                 return
         chosen = self._choose(y.shape[0] * y.shape[2] * y.shape[3]).to(x.device)
@@ -197,6 +202,25 @@ class Accumulator:
         self._sum_yy += exactly(y.square().sum(1))
         return y
 
+    def _wait(self, pixels: Tensor, outputs: Tensor) -> None:
+        """Planes that are summed up once there are enough of one size."""
+        if self._waiting and self._waiting[0][0].shape[1:] != pixels.shape[1:]:
+            self._add_waiting()
+        self._waiting.append((pixels, outputs))
+        if sum(rows.shape[:3].numel() for _, rows in self._waiting) >= TOGETHER:
+            self._add_waiting()
+
+    def _add_waiting(self) -> None:
+        match self._waiting:
+            case []:
+                return
+            case [(pixels, outputs)]:
+                self._add_planes(pixels, outputs)
+            case several:
+                planes, rows = zip(*several, strict=True)
+                self._add_planes(torch.cat(planes), torch.cat(rows))
+        self._waiting = []
+
     def _add_planes(self, pixels: Tensor, outputs: Tensor) -> None:
         """The same with every position of padded planes ``(N, H, W, C)`` and of outputs ``(N, H', W', O)``."""
         (height, width), groups = outputs.shape[1:3], self._spec.groups
@@ -217,10 +241,11 @@ class Accumulator:
     @property
     def empty(self) -> bool:
         """Whether no position was added."""
-        return self._count == 0
+        return self._count == 0 and not self._waiting
 
     def result(self) -> tuple[Moments, ...]:
         """The moments of every group. The accumulator gives up its sums: each is turned into a covariance in place."""
+        self._add_waiting()
         assert self._shift is not None, "no batch was added"
         return tuple(self._group(group) for group in range(self._spec.groups))
 

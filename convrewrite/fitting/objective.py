@@ -128,7 +128,7 @@ def reduced_loss(stages: Sequence[Stage], target: Target) -> Loss:
 
 def _through_all(kernels: Sequence[Tensor], stages: Sequence[Stage], shape: Shape, columns: Tensor) -> Tensor:
     """Columns ``(d, N)`` of patches through all stages but the last, ``(q, N)``, for a kernel of this shape."""
-    patches = columns.contiguous().unflatten(0, shape[1:])
+    patches = columns.unflatten(0, shape[1:])
     for stage, kernel in zip(stages[:-1], kernels, strict=False):
         patches = through(stage, kernel, patches)
     return patches.flatten(0, 2)

@@ -102,16 +102,18 @@ class Correlations:
     def total(self) -> Tensor:
         """The sums ``(d, d)``, float64."""
         sums = self._sums.total()
-        channels, (height, width) = sums.shape[1], self._kernel_size
-        found = sums.new_zeros(channels, height, width, channels, height, width)
+        channels, taps = sums.shape[1], list(_taps(self._kernel_size))
+        which = {(pair.first, pair.second): index for index, pair in enumerate(self._pairs)}
         for own, pair in zip(sums, self._pairs, strict=True):
-            (a, b), (c, d) = pair.first, pair.second
             if pair.before is not None:
-                (e, f), (g, h) = pair.before
-                own += found[:, e, f, :, g, h]
-            found[:, a, b, :, c, d] = own
-            found[:, c, d, :, a, b] = own.T
-        return found.reshape(channels * height * width, -1)
+                own += sums[which[pair.before]]
+        found = sums.new_empty(channels, len(taps), channels, len(taps))
+        for row, first in enumerate(taps):  # what lies together in the end is written together
+            blocks = [
+                sums[which[first, second]] if first <= second else sums[which[second, first]].T for second in taps
+            ]
+            found[:, row] = torch.stack(blocks).permute(1, 2, 0)
+        return found.reshape(channels * len(taps), -1)
 
     def _lines(self, down: bool, size: Size) -> tuple[tuple[Size, Size], tuple[Size, Size]]:
         """The positions, by corner and extent, that a window has and the one a step before, upwards or to the left, has not; and
