@@ -1,6 +1,7 @@
 """Axes of inputs that an exported file takes in any size, by their names, and inputs of another size to try that on."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -33,6 +34,11 @@ def axes_named(inputs: Inputs, names: Sequence[str]) -> tuple[dict[int, str], ..
                 f"--free-axes: expected an input with an axis for {name}, found {shapes}; leave {name} out"
             )
     return tuple(found)
+
+
+def by_parameters(forward: Callable[..., object], free: Sequence[Mapping[int, object]]) -> tuple[object, ...]:
+    """The free axes of every input as torch asks for them: those of ``*inputs`` stand in a tuple of their own."""
+    return tuple(inspect.signature(forward).bind(*free).arguments.values())
 
 
 def position_of(name: str, rank: int) -> int:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from convrewrite.axes import BATCH, at_least_two, axes_named
+from convrewrite.axes import BATCH, at_least_two, axes_named, by_parameters
 from convrewrite.escaping import innermost_cause
 from convrewrite.exports.export import Made, Source
 from convrewrite.inputs import Inputs
@@ -54,5 +54,5 @@ def _program(source: Source, free: Free | None) -> ExportedProgram:
     shapes: Any = None
     if free is not None:
         inputs = at_least_two(inputs) if any(BATCH in axes.values() for axes in free) else inputs
-        shapes = tuple(dict.fromkeys(axes, Dim.DYNAMIC) for axes in free)
+        shapes = by_parameters(source.model.forward, tuple(dict.fromkeys(axes, Dim.DYNAMIC) for axes in free))
     return torch.export.export(source.model, inputs, dynamic_shapes=shapes, strict=False)

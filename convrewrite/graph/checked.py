@@ -83,7 +83,7 @@ def _same_at_first_call(model: nn.Module, name: str, graph: fx.GraphModule, inpu
         args, kwargs, random, expected = call
         torch.set_rng_state(random)
         try:
-            found = named_outputs(graph(*args, **kwargs))
+            found = named_outputs(graph.forward(*args, **kwargs))  # called itself, it prints how it failed
         except Exception:  # a graph that was followed wrongly may fail in any way
             return False
     return alike(expected, found)

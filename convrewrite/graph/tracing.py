@@ -80,7 +80,8 @@ def _follow(
     """A graph of ``module`` and the names of the submodules that had to be left opaque in it (``""``: itself). What following
     it leaves on modules and in what they hold is put back as it was ``before``."""
     opaque: list[str] = []
-    names = list(inspect.signature(module.forward).parameters)[:given]
+    parameters = inspect.signature(module.forward).parameters.values()
+    names = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY][:given]
     while True:
         tracer = make_tracer(frozenset(opaque))
         try:

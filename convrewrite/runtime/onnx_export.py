@@ -14,7 +14,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from convrewrite.axes import BATCH, at_least_two, axes_named
+from convrewrite.axes import BATCH, at_least_two, axes_named, by_parameters
 from convrewrite.errors import ExportError, TraceError
 from convrewrite.escaping import innermost_cause
 from convrewrite.folders import Scratch, disk_full, given_path, told, unwritable
@@ -243,15 +243,16 @@ def _refuse_full_disk(draft: _Draft, error: Exception) -> None:
 def _torch_export(draft: _Draft, inputs: Inputs, free: tuple[dict[int, str], ...] | None) -> None:
     # A model with a single plain output keeps its own parameter names in the file; others are wrapped.
     wrapped = draft.names != [ROOT] or not _has_repr(draft.model)
+    model = _FlatOutputs(draft.model) if wrapped else draft.model
     with exporting(NOISY_LOGGERS):
         torch.onnx.export(
-            _FlatOutputs(draft.model) if wrapped else draft.model,
+            model,
             inputs,
             draft.path,
             input_names=input_names(len(inputs)),
             output_names=draft.names,
             opset_version=draft.opset,
-            dynamic_shapes=(free,) if wrapped and free is not None else free,
+            dynamic_shapes=None if free is None else by_parameters(model.forward, free),
             dynamo=True,
             external_data=draft.external,
             verbose=False,

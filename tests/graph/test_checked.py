@@ -101,3 +101,13 @@ def test_such_a_model_is_rewritten_by_its_true_inputs() -> None:
     rows = {row.name: row for row in report.sites}
     assert [rows[name].action for name in ("join.conv.0", "last")] == ["rewritten", "rewritten"]
     assert any("the model itself, join could not be followed as a graph" in note for note in report.notes)
+
+
+def test_a_graph_that_fails_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    class Deep(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1) if isinstance(x, Tensor) else x * x.shape[7]
+
+    traced = follow(nn.Sequential(nn.Conv2d(3, 4, 3), Deep()).eval(), (torch.randn(2, 3, 6, 6),))
+    assert traced.whole is None
+    assert capfd.readouterr() == ("", "")

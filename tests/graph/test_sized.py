@@ -203,3 +203,19 @@ def test_such_a_model_is_rewritten_for_its_true_inputs_and_keeps_its_choices() -
     assert any(row.action == "rewritten" for row in result.report.sites)
     other = torch.randn(1, 3, 20, 17)
     assert result.model(other).shape == model(other).shape, "the graph is for these sizes; the model is not"
+
+
+class Rest(nn.Module):
+    """Inputs as ``*rest``, and behind them what is given by keyword only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.others = nn.Conv2d(3, 8, 3), nn.Conv2d(1, 8, 3)
+
+    def forward(self, image: Tensor, *rest: Tensor, scale: float = 2.0, **_ignored: object) -> Tensor:
+        return torch.cat([self.first(image), *(self.others(tensor) for tensor in rest)], 1) * scale
+
+
+def test_what_is_given_by_keyword_only_takes_its_default() -> None:
+    traced = follow(Rest().eval(), (torch.randn(2, 3, 6, 6), torch.randn(2, 1, 6, 6), torch.randn(2, 1, 6, 6)))
+    assert traced.whole is not None

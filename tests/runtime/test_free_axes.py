@@ -131,3 +131,22 @@ def test_a_file_that_computes_something_else_at_another_size_is_refused(tmp_path
         ExportError, match=r"does not run itself at another width, on inputs of 1x3x16x32: .*leave width out"
     ):
         check_free_axes(Flattening(), path, (X,), ("width",))
+
+
+class Rest(nn.Module):
+    """A convolution of all that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, first: Tensor, *rest: Tensor, **_ignored: object) -> Tensor:
+        return self.conv(sum(rest, first))
+
+
+@pytest.mark.parametrize("axes", [None, ("batch", "height")])
+def test_inputs_that_are_taken_as_a_tuple_are_free_alike(axes: tuple[str, ...] | None, tmp_path: Path) -> None:
+    model, inputs = Rest().eval(), tuple(torch.randn(2, 3, 8, 8) for _ in range(3))
+    exported = export(model, inputs, tmp_path / "model.onnx", free_axes=axes)
+    assert exported.dynamic_batch
+    assert check_parity(model, exported.path, tuple(torch.randn(5, 3, 8, 8) for _ in range(3))).passed
