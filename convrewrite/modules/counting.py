@@ -20,7 +20,40 @@ from convrewrite.process import ordinary_mode, same_random_numbers
 GRADIENTS = torch.ops.aten.convolution_backward
 """An operator that a forward may call, as for a gradient of its own, and that is no cost of its convolutions."""
 
-FORMULAS = {operator: formula for operator, formula in flop_registry.items() if operator is not GRADIENTS}
+
+def _attended(query: Tensor, *_others: Any, **_named: Any) -> int:
+    """Operations of torch's attention in one operator: four projections, and every position with every other one, twice."""
+    lengths = [len(example) for example in query.unbind()]  # of nested tensors each has its own
+    width: int = query.size(-1)
+    return sum(2 * (4 * length * width * width + 2 * length * length * width) for length in lengths)
+
+
+def _encoded(source: Tensor, *others: Any, **_named: Any) -> int:
+    """Operations of torch's encoder layer in one operator: attention, and the two linear layers behind it at every position."""
+    first, second = others[FEED_FORWARD]
+    positions = sum(len(example) for example in source.unbind())
+    return _attended(source) + 2 * positions * (first.numel() + second.numel())
+
+
+FEED_FORWARD = slice(13, 16, 2)
+"""Where the two weights of an encoder layer's linear layers stand behind its input."""
+
+
+def _recurred(sequence: Tensor, of_input: Tensor, of_state: Tensor, *_others: Any, **_named: Any) -> int:
+    """Operations of one direction of one layer of an LSTM: two matrices at every step of every example."""
+    return 2 * (sequence.numel() // sequence.size(-1)) * (of_input.numel() + of_state.numel())
+
+
+ATEN = torch.ops.aten
+
+FORMULAS = {operator: formula for operator, formula in flop_registry.items() if operator is not GRADIENTS} | {
+    ATEN._scaled_dot_product_flash_attention_for_cpu: flop_registry[ATEN._scaled_dot_product_flash_attention],
+    ATEN._native_multi_head_attention: _attended,
+    ATEN._transformer_encoder_layer_fwd: _encoded,
+    ATEN.mkldnn_rnn_layer: _recurred,
+}
+"""Operator -> operations it does. Torch's own counter lacks the last four, with which a processor runs attention, encoder layers
+and LSTMs in eval mode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +72,8 @@ def tally(model: nn.Module, inputs: Inputs) -> Tally:
     """Run the model once and count; one that draws numbers draws the same ones every time. Raises TraceError when it does not run
     on ``inputs``.
 
-    The operators and their formulas are those of ``torch.utils.flop_counter``, two operations of which are one MAC.
+    The operators and their formulas are those of ``torch.utils.flop_counter``, and what it lacks (:data:`FORMULAS`); two
+    operations are one MAC.
     """
     with ordinary_mode(), same_random_numbers(0), Watch() as watch:
         run(model, inputs)

@@ -1,6 +1,8 @@
 """What is counted by running, and that a site which does not run is not reported as rewritten."""
 
 import copy
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -84,3 +86,81 @@ def test_a_rewritten_site_that_does_not_run_or_whose_kernel_does_is_an_error() -
     made.model.forward = lambda x: made.model.last(made.model.last(made.model.first(x)))
     with pytest.raises(TraceError, match="last: expected"):
         counted_as_replaced(original, made, sites, (X,))
+
+
+class Attention(nn.Module):
+    """Attention over a sequence, in whichever way torch has it."""
+
+    def __init__(self, attend: Callable[[nn.Module, torch.Tensor], torch.Tensor], **parts: nn.Module) -> None:
+        super().__init__()
+        self.attend = attend
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.attend(self, x)
+
+
+LENGTH, WIDTH, HEADS = 20, 32, 4
+CORE = 2 * LENGTH * LENGTH * WIDTH
+PROJECTED = CORE + 4 * LENGTH * WIDTH * WIDTH
+LAYER = PROJECTED + 2 * LENGTH * WIDTH * 48
+
+
+@pytest.mark.parametrize(
+    ("model", "macs"),
+    [
+        (Attention(lambda m, x: F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None])), CORE),
+        (
+            Attention(
+                lambda m, x: m.a(x, x, x, need_weights=False)[0],
+                a=nn.MultiheadAttention(WIDTH, HEADS, batch_first=True),
+            ),
+            PROJECTED,
+        ),
+        (
+            Attention(lambda m, x: m.a(x), a=nn.TransformerEncoderLayer(WIDTH, HEADS, 48, batch_first=True)),
+            LAYER,
+        ),
+        (
+            Attention(
+                lambda m, x: m.a(x),
+                a=nn.TransformerEncoderLayer(WIDTH, HEADS, 48, batch_first=True, norm_first=True, activation="gelu"),
+            ),
+            LAYER,
+        ),
+    ],
+)
+@pytest.mark.parametrize("fast", [True, False])
+def test_attention_counts_its_products_in_whichever_operator(model: nn.Module, macs: int, fast: bool) -> None:
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(fast)
+    try:
+        with torch.no_grad():
+            assert tally(model.eval(), (torch.randn(3, LENGTH, WIDTH),)).macs == macs
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def test_sequences_of_their_own_lengths_count_as_long_as_they_are() -> None:
+    def masked(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        left_out = torch.arange(LENGTH).expand(len(x), LENGTH) >= LENGTH // 2
+        found: torch.Tensor = module.a(x, src_key_padding_mask=left_out)  # type: ignore[operator]
+        return found
+
+    layers = nn.TransformerEncoder(nn.TransformerEncoderLayer(WIDTH, HEADS, 48, batch_first=True), 1)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch's nested tensors are a prototype
+        found = tally(Attention(masked, a=layers).eval(), (torch.randn(3, LENGTH, WIDTH),)).macs
+    half = LENGTH // 2
+    assert found == 2 * half * half * WIDTH + 4 * half * WIDTH * WIDTH + 2 * half * WIDTH * 48
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
+@pytest.mark.parametrize("projected", [0, 4])  # another operator for each
+def test_recurrent_layers_count_alike_in_whichever_operator(projected: int) -> None:
+    lstm = nn.LSTM(8, 16, 2, bidirectional=True, batch_first=True, proj_size=projected)
+    model = Attention(lambda m, x: m.a(x)[0], a=lstm).eval()
+    with torch.no_grad():
+        found = tally(model, (torch.randn(3, 10, 8),)).macs
+    assert found == 10 * sum(p.numel() for p in lstm.parameters() if p.dim() == 2)
