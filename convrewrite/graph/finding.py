@@ -107,4 +107,25 @@ def find(
     sites = tuple(
         replace(site, refusal=refused[site.name], batch_norm=None) if site.name in refused else site for site in sites
     )
-    return lifted, traced, (*without_irreplaceable(lifted.model, inputs, sites), *beside)
+    sites = without_irreplaceable(lifted.model, inputs, sites)
+    return lifted, traced, (*_with_what_makes_them(model, lifted, sites), *beside)
+
+
+def _with_what_makes_them(model: nn.Module, lifted: Lifted, sites: Sequence[Site]) -> tuple[Site, ...]:
+    """The sites, those whose kernel is computed at every call with the parameters that it is computed from, which go with it.
+    One that is made of buffers alone counts as they do: its kernel as parameters."""
+    computed = {one.module for one in lifted.lifts if any(conv.computed for conv in one.convs)}
+    found: list[Site] = []
+    for site in sites:
+        own = _own_parameters(model, site.name) if site.name in computed else None
+        found.append(replace(site, further_parameters=own - site.spec.parameters) if own is not None else site)
+    return tuple(found)
+
+
+def _own_parameters(model: nn.Module, name: str) -> int | None:
+    """How many numbers there are in the parameters of a module that no other one holds; None where it has no parameters."""
+    module = model.get_submodule(name)
+    own = {id(part) for part in module.modules()}
+    elsewhere = {id(p) for part in model.modules() if id(part) not in own for p in part._parameters.values()}
+    parameters = list(module.parameters())
+    return sum(p.numel() for p in parameters if id(p) not in elsewhere) if parameters else None

@@ -28,6 +28,7 @@ class Site:
 
     ``input_sizes`` has one entry per call of one example; ``batch_norm`` names the BatchNorm that directly and only follows,
     which has so many ``norm_parameters``; ``refusal`` says why this site cannot be rewritten at all, whatever the rules say.
+    ``further_parameters``: how many more parameters than numbers there are in a kernel that is computed from them at every call.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Site:
     refusal: str | None = None
     is_stem: bool = False
     norm_parameters: int = 0
+    further_parameters: int = 0
 
     @property
     def folded_spec(self) -> ConvSpec:
@@ -46,9 +48,10 @@ class Site:
 
     @property
     def cost(self) -> Cost:
-        """Parameters (those of the BatchNorm that would be folded included) and MACs of one example."""
+        """Parameters (those of the BatchNorm that would be folded, or of which the kernel is made, included) and MACs of one
+        example."""
         folded = self.norm_parameters if self.batch_norm else 0
-        return self.spec.cost(self.input_sizes) + Cost(parameters=folded)
+        return self.spec.cost(self.input_sizes) + Cost(parameters=folded + self.further_parameters)
 
 
 def find_sites(

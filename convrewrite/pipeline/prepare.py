@@ -35,7 +35,8 @@ def prepare(
     known = discover() | {structure.name: structure for structure in structures}
     lifted, traced, sites = find(model, inputs, kept_sites(model), refused_sites(model))
     hidden = hidden_cost(model)
-    totals = whole_cost(lifted.model, inputs) + hidden
+    made_of = Cost(parameters=sum(site.further_parameters for site in sites))
+    totals = whole_cost(lifted.model, inputs) + hidden + made_of
     spaces = search_spaces(sites, rules, known)
     allowed = sum(1 for space in spaces if space.rank_ranges)
     LOG.info("%d convolution sites, %d of which the rules take; %s MACs", len(sites), allowed, f"{totals.macs:,}")

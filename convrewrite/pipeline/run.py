@@ -13,10 +13,10 @@ from convrewrite.conv import Cost
 from convrewrite.errors import PlanError, UsageError
 from convrewrite.exports import Written
 from convrewrite.folders import Scratch, temporary
-from convrewrite.graph import Traced
+from convrewrite.graph import Lifted, Site, Traced
 from convrewrite.inputs import Inputs
 from convrewrite.meanings import NOTHING, Meaning, require_outputs
-from convrewrite.modules import preserved, put_on
+from convrewrite.modules import preserved, put_on, tally
 from convrewrite.onnx_files import Provenance
 from convrewrite.onnx_graph import exporter_of
 from convrewrite.pipeline.forms import Forms, forms_of
@@ -182,6 +182,8 @@ class Run:
         changed = [outcome.site for outcome in rewritten.outcomes if outcome.candidate is not None]
         settled = settle(prepared.original, prepared.lifted, rewritten.model, changed)
         after = counted_as_replaced(prepared.model, settled, changed, prepared.inputs) + prepared.hidden.macs
+        if _computes_kernels(prepared.lifted, changed):  # which the original's count takes for constants, too
+            after = tally(rewritten.model, prepared.inputs).macs + prepared.hidden.macs
         with work.watch.timed("verify"), preserved(settled.model):
             measured = self._measured(settled.model, followed)
             LOG.info("seconds of stages: %s", work.watch)
@@ -271,11 +273,17 @@ def forms_in(prepared: Prepared, baseline: Baseline | None, settings: Settings) 
 def _costs(result: nn.Module, prepared: Prepared, after: int, outcomes: Sequence[Outcome]) -> tuple[Cost, Cost]:
     """Those of the whole model before and after, the MACs as they were counted. A fixed kernel, one that is a buffer, counts as
     parameters where it was rewritten to some; where its site is kept it is a buffer again, which the model that was
-    prepared does not show."""
+    prepared does not show. So are the parameters of which a kept site's kernel is made."""
     changed = [(o.site.cost, o.candidate.cost) for o in outcomes if o.candidate is not None]
     parameters = sum(parameter.numel() for parameter in result.parameters()) + prepared.hidden.parameters
     before = parameters + sum(b.parameters - a.parameters for b, a in changed)
     return Cost(before, prepared.totals.macs), Cost(parameters, after)
+
+
+def _computes_kernels(lifted: Lifted, changed: Sequence[Site]) -> bool:
+    """Whether the result makes a kernel anew at every call, of a site that was kept."""
+    names = {site.name for site in changed}
+    return any(conv.computed and one.module not in names for one in lifted.lifts for conv in one.convs)
 
 
 def _lost(traced: Traced) -> list[str]:
