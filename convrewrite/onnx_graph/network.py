@@ -57,7 +57,7 @@ def read_network(
     own = tuple(
         tensor for name, tensor in zip(opened.session.input_names, inputs, strict=True) if name in translation.inputs
     )
-    return Network(module, own, (*notes, *translation.notes))
+    return Network(module, own, (*notes, *translation.notes, *_shared(translation, module)))
 
 
 def kept_sites(model: nn.Module) -> tuple[Site, ...]:
@@ -80,6 +80,17 @@ def hidden_cost(model: nn.Module) -> Cost:
     buffers = sum(buffer.numel() for buffer in model.buffers() if buffer.is_floating_point())
     macs = sum(site.cost.macs for site in kept_sites(model))
     return Cost(max(0, stored - own - buffers), macs)
+
+
+def _shared(translation: Translation, model: nn.Module) -> tuple[str, ...]:
+    """That weights count more than once, where they do."""
+    more = _repeated(translation, model)
+    if not more:
+        return ()
+    return (
+        "layers of the graph share weights, which count as parameters of each, as each may be rewritten alone: "
+        f"{more:,} more than are in the file, where they stay for those that are kept",
+    )
 
 
 def _repeated(translation: Translation, model: nn.Module) -> int:

@@ -162,6 +162,9 @@ def test_a_kernel_that_layers_share_is_counted_once(tmp_path: Path) -> None:
     module = made_of(graph(text, {"w": (4, 4, 3, 3), "c": (4,), "unused": (5,)}), tmp_path)
     assert sum(parameter.numel() for parameter in module.parameters()) == 3 * 144 + 2 * 4
     assert hidden_cost(module) == Cost(5, 0)
+    note = read_network(graph(text, {"w": (4, 4, 3, 3), "c": (4,), "unused": (5,)})).notes[-1]
+    assert note.startswith("layers of the graph share weights")
+    assert ": 292 more than are in the file" in note
 
 
 def test_a_convolution_of_a_function_is_told(tmp_path: Path) -> None:
