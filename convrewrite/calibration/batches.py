@@ -265,6 +265,8 @@ def _with_layout(found: Tensor, wanted: Tensor, where: str, notes: dict[str, Non
 
 
 def _with_dtype(found: Tensor, wanted: Tensor, where: str, notes: dict[str, None]) -> Tensor:
+    if wanted.is_complex() and (found.is_complex() or found.is_floating_point()):
+        return found.to(wanted.device, wanted.dtype)
     if not wanted.is_floating_point():
         if found.is_floating_point() or found.is_complex():
             raise CalibrationError(f"{where}: expected {wanted.dtype}, as the example input has, found {found.dtype}")

@@ -87,6 +87,7 @@ def export(
     if opset is not None:
         require_opset(opset)
     path, example = given_path(path, "the path of the file to write"), bind_inputs(model, inputs)
+    _require_real(model, example)
     if any(tensor.is_inference() for tensor in (*example, *model.parameters(), *model.buffers())):
         model, example = copy_model(model), ordinary(example)  # torch exports no tensors of inference mode
     free = None if free_axes is None else axes_named(example, checked_axes(free_axes))
@@ -115,6 +116,15 @@ def export(
     if reason is not None:
         notes.append(f"batch size fixed at {example[0].shape[0]}: {reason}")
     return Exported(path, dynamic, "; ".join([*notes, *_told(opset, free_axes)]) or None)
+
+
+def _require_real(model: nn.Module, inputs: Inputs) -> None:
+    """Raise ExportError for complex inputs: torch's exporter makes pairs of numbers of them, which a model does not take."""
+    if any(tensor.is_complex() for tensor in inputs):
+        raise ExportError(
+            f"{type(model).__name__}: no ONNX form: expected inputs of real numbers, found complex ones; put a module around the "
+            "model that takes their real and imaginary parts, or do without the ONNX file (--no-onnx, in Python measure=False)"
+        )
 
 
 def _told(opset: int | None, free_axes: Sequence[str] | None) -> list[str]:
