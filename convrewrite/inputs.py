@@ -168,7 +168,10 @@ def _keywords(model: nn.Module, positional: int, named: Mapping[str, Tensor]) ->
     strangers = [str(name) for name in named if name not in names]
     if strangers:
         has = ", ".join(names) or "none by position"
-        raise UsageError(f"{where}: expected names of forward's parameters ({has}), found {', '.join(strangers)}")
+        raise UsageError(
+            f"{where}: expected names of forward's parameters ({has}), found {', '.join(strangers)}; give inputs by these, or, "
+            f"where forward takes a dictionary of tensors, {wrapping(where)}"
+        )
     twice = [name for name in names[:positional] if name in named]
     if twice:
         raise UsageError(f"{where}: {', '.join(twice)} was given by position and by keyword; give it once")

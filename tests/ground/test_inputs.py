@@ -84,7 +84,7 @@ def test_every_form_gives_the_tensors_in_the_order_of_forward(example: Any, expe
         (
             Conditioned,
             {"image": IMAGE, "colour": VECTOR},
-            r"forward's parameters \(image, vector, scale\), found colour",
+            r"forward's parameters \(image, vector, scale\), found colour; give inputs by these, or, where forward takes a",
         ),
         (
             Conditioned,
