@@ -28,6 +28,9 @@ LARGEST = 1e12
 
 HELD_OUT_SHARE = 0.2
 
+NO_INPUTS = "expected calibration inputs, found none; a few hundred are advised"
+"""What is said of a source without an example."""
+
 _COMPARED = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 """Types of whole numbers that torch compares in; it has larger ones without a sign, but hardly an operation on them."""
 
@@ -165,13 +168,20 @@ def peek_example(source: str, names: Sequence[str] = ("input",)) -> Inputs | Non
     """The first example in a ``.npy``, ``.npz`` or ``.pt`` file, one tensor for each of the model's inputs ``names``.
 
     The numbers are those of the file, not yet converted. Images with the channels last, ``(H, W, 1)`` or ``(H, W, 3)``, are
-    given channels first, as reading will move them. None for other sources.
+    given channels first, as reading will move them. None for other sources. Raises CalibrationError for a file without one.
     """
     if Path(source).suffix.lower() not in (".npy", ".npz", ".pt", ".pth") or not Path(source).is_file():
         return None
     example = tuple(torch.empty(0) for _ in names)
     opened = open_source(Path(source), Request(example, 1, 0, None, None, tuple(names)))
-    return tuple(_channels_first(tensor[:1]) for tensor in next(iter(opened.chunks)).tensors)
+    first = next((chunk.tensors for chunk in opened.chunks), ())
+    if any(tensor.dim() == 0 for tensor in first):
+        raise CalibrationError(
+            f"{source}: expected the examples along the first axis, found a single number; give several"
+        )
+    if not first or any(len(tensor) == 0 for tensor in first):
+        raise CalibrationError(f"{source}: {NO_INPUTS}")
+    return tuple(_channels_first(tensor[:1]) for tensor in first)
 
 
 def _channels_first(tensor: Tensor) -> Tensor:
@@ -225,7 +235,7 @@ def _collect(source: Source, example: Inputs, limit: int) -> tuple[Inputs, list[
         if count >= limit:
             break
     if count == 0:
-        raise CalibrationError(f"{source.name}: expected calibration inputs, found none; a few hundred are advised")
+        raise CalibrationError(f"{source.name}: {NO_INPUTS}")
     if source.total is not None and source.total > count:
         notes[f"{count} of {source.total} inputs used, drawn at random"] = None
     elif source.total is None and count == limit:

@@ -22,7 +22,7 @@ from convrewrite.cli.known_sizes import Known, sizes_of
 from convrewrite.cli.options import Sources, require_calibration
 from convrewrite.errors import CalibrationError, UsageError
 from convrewrite.inputs import Inputs, parameter_names, required_names
-from convrewrite.loading import find_input_shape, import_object, parse_shape, runs_on, stated_input_shapes
+from convrewrite.loading import find_input_shape, import_object, runs_on, stated_input_shapes
 from convrewrite.onnx_files import OnnxModel
 from convrewrite.onnx_graph import ExampleAxis, example_of_graph, noise_for
 
@@ -104,16 +104,14 @@ def _for_modules(
     given = sources.input or ()
     module = next(network for network in (first, second) if isinstance(network, nn.Module))
     files = [network for network in (first, second) if isinstance(network, OnnxModel)]
-    if given and values.example_target(given) is not None:
-        return given_example(module, given), ()
-    if given and files:
+    if given and (not files or values.example_target(given) is not None):
+        return given_example(module, given, seed), ()
+    if given:
         inputs = tuple(noise_for(files[0], named_shapes(given, files[0].input_names), seed).values())
         if len(inputs) < len(files[0].input_names):
             raise UsageError(f"--input: expected shapes of all inputs ({', '.join(files[0].input_names)})")
         return inputs, ()
-    shapes, notes = [parse_shape(text) for text in given], tuple[str, ...]()
-    if not shapes:
-        shapes, notes = _common_shapes(first, second, sources.data, known)
+    shapes, notes = _common_shapes(first, second, sources.data, known)
     return _of_shapes(shapes, files, seed), notes
 
 

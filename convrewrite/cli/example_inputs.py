@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from convrewrite import values
 from convrewrite.calibration import peek_example
 from convrewrite.cli.known_sizes import Known
-from convrewrite.errors import UsageError
+from convrewrite.errors import CalibrationError, TraceError, UsageError
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, example_of, parameter_names, required_names
 from convrewrite.loading import (
     MOST_NUMBERS,
@@ -20,6 +20,7 @@ from convrewrite.loading import (
     runs_on,
     stated_input_shapes,
 )
+from convrewrite.modules import eval_mode, preserved, run
 from convrewrite.onnx_files import OnnxModel
 from convrewrite.onnx_graph import noise_for
 
@@ -40,8 +41,10 @@ def for_model(
         return given_example(model, given), ()
     names = required_names(model) or ("input",)  # a forward with *args alone names none
     if calib is not None and (peeked := peek_example(calib, names)) is not None:
+        example = tuple(_like(tensor, model) for tensor in peeked)
+        _require_running(model, example, calib)
         text = ", ".join("x".join(map(str, tensor.shape)) for tensor in peeked)
-        return tuple(_like(tensor, model) for tensor in peeked), (f"input size {text} taken from {calib}",)
+        return example, (f"input size {text} taken from {calib}",)
     if stated := stated_input_shapes(model):
         text = ", ".join("x".join(map(str, shape)) for shape in stated)
         made = tuple(noise(shape, index, model) for index, shape in enumerate(stated))
@@ -132,15 +135,15 @@ def named_shapes(given: Sequence[str], names: Sequence[str]) -> dict[str, tuple[
     return {name: parse_shape(shape) for name, shape in named.items()}
 
 
-def given_example(model: nn.Module, given: Sequence[str]) -> Inputs:
-    """What ``given``, the values of ``--input``, says for a module."""
+def given_example(model: nn.Module, given: Sequence[str], seed: int = 0) -> Inputs:
+    """What ``given``, the values of ``--input``, says for a module: shapes are of noise, drawn from ``seed`` on."""
     target = values.example_target(given)
     if target is None and any(values.named_shape(text)[0] is not None for text in given):
         names = parameter_names(model)
         shapes = named_shapes(given, names)
-        return bind_inputs(model, {name: noise(shapes[name], names.index(name), model) for name in shapes})
+        return bind_inputs(model, {name: noise(shapes[name], seed + names.index(name), model) for name in shapes})
     if target is None:
-        return tuple(noise(parse_shape(text), index, model) for index, text in enumerate(given))
+        return tuple(noise(parse_shape(text), seed + index, model) for index, text in enumerate(given))
     return bind_inputs(model, example_of(import_object(target), f"--input {target}"))
 
 
@@ -151,6 +154,15 @@ def require_one(names: Sequence[str], where: str) -> None:
             f"{where}: forward takes {len(names)} inputs ({', '.join(names)}); give the shape of each, as "
             "--input 1x3x64x64 --input 1x10, or an example of all, --input FILE.py:NAME"
         )
+
+
+def _require_running(model: nn.Module, example: Inputs, calib: str) -> None:
+    """Raise CalibrationError, which names the file that an example is of, where the model does not run on it."""
+    try:
+        with preserved(model), eval_mode(model):
+            run(model, example)
+    except TraceError as error:
+        raise CalibrationError(f"{calib}: expected examples as the model takes them; {error}") from error
 
 
 def _like(tensor: Tensor, model: nn.Module) -> Tensor:

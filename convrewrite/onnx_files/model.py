@@ -7,12 +7,12 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from convrewrite.errors import ConvRewriteError, ModelLoadError, UsageError, VerificationError
 from convrewrite.inputs import Inputs
 from convrewrite.machine import PROBE_SECONDS
-from convrewrite.modules import left_out, named_outputs
+from convrewrite.modules import left_out, named_outputs, run
 from convrewrite.onnx_files.contents import require_self_contained, without_shape
 from convrewrite.onnx_files.probing import require_well_behaved
 from convrewrite.onnx_files.running import PATIENCE, run_within
@@ -162,9 +162,12 @@ class OnnxModel:
 
 
 def outputs_of(runner: Runner, inputs: Inputs) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors a model gives, and what else it gives."""
+    """The tensors a model gives, and what else it gives. Raises TraceError where a module does not run on these inputs."""
     if isinstance(runner, OnnxModel):
         return runner.in_parts(inputs), ()
+    if isinstance(runner, nn.Module):
+        output = run(runner, inputs)
+        return named_outputs(output), left_out(output)
     with torch.no_grad():
         # A model may work in place on what it is given, and the next runner needs the same inputs.
         output = runner(*(tensor.clone() for tensor in inputs))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from convrewrite.errors import VerificationError
+from convrewrite.errors import UsageError, VerificationError
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs
 from convrewrite.meanings import (
     Fidelity,
@@ -74,9 +74,13 @@ def verify(
     are believed where these are ``representative``, and no noise.
 
     Nothing is required: :func:`require_parity` raises where the two must be the same. Raises VerificationError if the
-    outputs differ in names, number or shapes, UsageError for outputs that cannot be what they are said to be.
+    outputs differ in names, number or shapes, UsageError for outputs that cannot be what they are said to be, and for inputs
+    without an example, TraceError where a module does not run on them.
     """
     batch = bind_inputs(next((x for x in (a, b) if isinstance(x, nn.Module)), nn.Identity()), inputs)
+    if any(tensor.numel() == 0 for tensor in batch):  # whatever holds of none says nothing
+        shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in batch)
+        raise UsageError(f"verify: expected inputs with at least one example, found inputs of {shapes}; give some")
     with ordinary_mode(), preserved(a, b), eval_mode(a, b):
         (expected, skipped), (found, _) = outputs_of(a, batch), outputs_of(b, batch)
         origins = _origins(a, batch) or _origins(b, batch)

@@ -91,3 +91,17 @@ def test_the_first_example_of_a_file(tmp_path: Path) -> None:
         torch.int64,
     )
     assert peek_example(str(tmp_path), ("image",)) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([], "expected calibration inputs, found none"),
+        (torch.empty(0, 3, 8, 8), "expected calibration inputs, found none"),
+        (torch.tensor(3.0), "expected the examples along the first axis, found a single number"),
+    ],
+)
+def test_a_file_without_an_example_gives_none(tmp_path: Path, content: object, words: str) -> None:
+    torch.save(content, tmp_path / "none.pt")
+    with pytest.raises(CalibrationError, match=words):
+        peek_example(str(tmp_path / "none.pt"))

@@ -166,3 +166,31 @@ def test_a_file_with_only_some_of_the_names_is_refused(place: Path) -> None:
     ran = call("optimize", f"{place}/several_inputs.py:tagged", "-o", place / "no", "--calib", place / "half.npz")
     assert ran.code == 2
     assert "expected 2 arrays, named image, tag or input.0 to input.1, found image, other" in ran.message
+
+
+def test_a_file_whose_examples_the_model_does_not_take_is_named(place: Path) -> None:
+    np.savez(place / "grey.npz", image=np.zeros((4, 1, 16, 16), np.float32), tag=np.zeros(4, np.int64))
+    for command in (("optimize", "-o", place / "no"), ("quantise", place / "out", "--model")):
+        model = f"{place}/several_inputs.py:tagged"
+        words = (command[0], model, *command[1:]) if command[0] == "optimize" else (*command, model)
+        ran = call(*words, "--calib", place / "grey.npz")
+        assert ran.code == 2, ran.err
+        assert "grey.npz: expected examples as the model takes them; Tagged: the model does not run" in ran.message
+
+
+def test_shapes_by_name_for_two_models(place: Path) -> None:
+    model = f"{place}/several_inputs.py:shifted"
+    shapes = ("--input", "shift=2x16", "--input", "image=2x3x16x16")
+    ran = call("verify", model, model, *shapes)
+    assert ran.code == 0, ran.err
+    assert "on 2 random inputs" in ran.said
+    stranger = call("verify", model, model, *shapes, "--input", "mask=2x3")
+    assert stranger.code == 2
+    assert "--input: expected names of inputs (image, shift), found 'mask'" in stranger.message
+
+
+def test_inputs_that_neither_of_two_models_takes(place: Path) -> None:
+    model = f"{place}/several_inputs.py:shifted"
+    ran = call("verify", model, model, "--input", "1x1x16x16", "--input", "1x16")
+    assert ran.code == 3
+    assert "Shifted: the model does not run on input 1x1x16x16, 1x16" in ran.message

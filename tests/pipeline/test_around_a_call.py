@@ -127,3 +127,16 @@ def test_things_of_a_wrong_kind_are_refused_with_what_was_expected(tmp_path: Pat
     for error, text, call in refused:
         with pytest.raises(error, match=text):
             call()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "error", "words"),
+    [
+        (X[:0], UsageError, "verify: expected inputs with at least one example, found inputs of 0x3x10x10"),
+        (X[:1, :1], TraceError, "Net: the model does not run on input 1x1x10x10"),
+        ((X, X), TraceError, "Net: the model does not run on input 24x3x10x10, 24x3x10x10"),
+    ],
+)
+def test_inputs_that_verify_cannot_use(inputs: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        convrewrite.verify(Net(), Net(torch.sin), inputs)
