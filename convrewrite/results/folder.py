@@ -143,8 +143,8 @@ def save(
         model = put_on(torch.device(PROCESSOR), copy_model(model, as_it_is=True))
     with made_aside(folder, "another folder with -o") as made:
         made.mkdir()
-        _write(made, model, plan, report, onnx)
-        _copy(further, made)
+        _copy((*onnx_files(onnx), *further), made)  # what recovery kept of the result before is its ONNX file, too
+        _write(made, model, plan, report)
     return folder
 
 
@@ -200,14 +200,14 @@ def _copy(files: Sequence[Path], made: Path) -> None:
             shutil.copy(file, made / file.name)
 
 
-def _write(made: Path, model: nn.Module, plan: Plan, report: Report, onnx: Path | None) -> None:
+def _write(made: Path, model: nn.Module, plan: Plan, report: Report) -> None:
+    """All that is no copy; the report has the digests of the weights that lie there by now, copies among them."""
     if not is_graph(model):
         _save_module(model, made / "model.pt")
         warn_of(write_weights(model, made / WEIGHTS))
         (made / WEIGHTS).chmod(0o644)  # safetensors writes a file that only its owner can read
-    _copy(onnx_files(onnx), made)
     (made / PLAN).write_text(plan.to_json(), encoding="utf-8")
-    _write_reports(made, plan, with_digests(report, [made / WEIGHTS, *(made / file.name for file in onnx_files(onnx))]))
+    _write_reports(made, plan, with_digests(report, [made / WEIGHTS, *onnx_files(made / ONNX)]))
 
 
 def _write_reports(made: Path, plan: Plan, report: Report) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from clocks import FalseTimer
 from commands import call, images, listing, small_network
 from safetensors.torch import load_file
 
@@ -75,6 +76,20 @@ def test_an_absurd_rate_is_said_and_the_result_as_it_was(out: Path) -> None:
     ran = call("recover", out, "--data", out.parent / "x.npy", "--epochs", "4", "--rate", "1e9", "--no-onnx")
     assert ran.code == 0 and "returned unchanged" in ran.said
     assert all(torch.equal(value, before[name]) for name, value in weights(out).items())
+
+
+def test_the_onnx_file_of_a_result_that_stays_is_described(tmp_path: Path) -> None:
+    network, folder = small_network(), tmp_path / "out"
+    torch.save(network, tmp_path / "model.pt")
+    np.save(tmp_path / "x.npy", images(60).numpy())
+    name = str(tmp_path / "model.pt")
+    asked = convrewrite.Settings(timer=FalseTimer())
+    convrewrite.optimize(network, images(1), [RULE], "weights", settings=asked, name=name).save(folder)
+    before = (folder / "model.onnx").read_bytes()
+    for _ in range(2):  # the second time by what the first one's report says of the folder
+        ran = call("recover", folder, "--data", tmp_path / "x.npy", "--epochs", "4", "--rate", "1e9", "--no-onnx")
+        assert ran.code == 0 and "returned unchanged" in ran.said, ran.err
+    assert (folder / "model.onnx").read_bytes() == before
 
 
 @pytest.mark.parametrize(
