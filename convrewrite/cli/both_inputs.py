@@ -112,13 +112,14 @@ def _for_modules(
             raise UsageError(f"--input: expected shapes of all inputs ({', '.join(files[0].input_names)})")
         return inputs, ()
     shapes, notes = _common_shapes(first, second, sources.data, known)
-    return _of_shapes(shapes, files, seed), notes
+    return _of_shapes(shapes, files, seed, module), notes
 
 
-def _of_shapes(shapes: Sequence[tuple[int, ...]], files: Sequence[OnnxModel], seed: int) -> Inputs:
+def _of_shapes(shapes: Sequence[tuple[int, ...]], files: Sequence[OnnxModel], seed: int, module: nn.Module) -> Inputs:
+    """Noise in the types that a file states, or in that of the module's weights."""
     if files and len(files[0].input_names) == len(shapes):
         return tuple(noise_for(files[0], dict(zip(files[0].input_names, shapes, strict=True)), seed).values())
-    return tuple(noise(shape, seed + index) for index, shape in enumerate(shapes))
+    return tuple(noise(shape, seed + index, module) for index, shape in enumerate(shapes))
 
 
 def _common_shapes(

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from clocks import FalseTimer, in_place_of_this_machine
-from commands import Ran, call
+from commands import Ran, call, small_network
 from model_files import forget_modules_below
 
 from convrewrite.reporting.report import Report
@@ -194,3 +195,13 @@ def test_inputs_that_neither_of_two_models_takes(place: Path) -> None:
     ran = call("verify", model, model, "--input", "1x1x16x16", "--input", "1x16")
     assert ran.code == 3
     assert "Shifted: the model does not run on input 1x1x16x16, 1x16" in ran.message
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_two_models_are_given_numbers_of_their_own_type(tmp_path: Path, dtype: torch.dtype) -> None:
+    torch.save(small_network().to(dtype), tmp_path / "m.pt")
+    np.save(tmp_path / "x.npy", np.zeros((4, 3, 16, 16), np.float32))
+    model = tmp_path / "m.pt"
+    for words in ((), ("--calib", tmp_path / "x.npy"), ("--input", "2x3x16x16")):
+        ran = call("verify", model, model, *words)
+        assert ran.code == 0, ran.err
