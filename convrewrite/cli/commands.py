@@ -333,6 +333,8 @@ def analyze(
         results.check_page(page)
     network = given_network(model, sources, trust, settings.timeout)
     rows = pipeline.analyze(network.model, network.inputs, rule)
+    if page is not None:
+        results.Analysis(rows, model, network.notes).save_page(page)
     if as_json:
         say_json(rows)
         return
@@ -340,7 +342,7 @@ def analyze(
     for note in network.notes:
         say(f"Note: {note}")
     if page is not None:
-        say(f"Written to {results.Analysis(rows, model, network.notes).save_page(page)}")
+        say(f"Written to {page}")
 
 
 command(

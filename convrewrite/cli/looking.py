@@ -49,8 +49,10 @@ def compare(
         folders.write_new(page, compared.page())
     if as_json:
         say_json(compared)
-    else:
-        say(compared.text())
+        return
+    say(compared.text())
+    if page is not None:
+        say(f"Written to {page}")
 
 
 def schema(

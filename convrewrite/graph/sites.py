@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.prune import BasePruningMethod
 
 from convrewrite.conv import CONV_TYPES, ConvSpec, Cost, Kind, Size, classify
 from convrewrite.graph.calls import SITE_TYPES, UNBATCHED, Call, observe, spec_of
@@ -126,13 +127,19 @@ def _depends_on_input(model: nn.Module, inputs: tuple[Tensor, ...], name: str, w
     return again is None or not torch.equal(again.weights[0], weight)
 
 
+def _called(kind: type[nn.Module]) -> str:
+    """A type's name, with its module's where it is that of what it derives from."""
+    plain = any(kind.__name__ == base.__name__ for base in kind.__mro__[1:])
+    return f"{kind.__module__}.{kind.__name__}" if plain else kind.__name__
+
+
 def _refusal(name: str, module: nn.Module, shared: dict[int, list[str]], unlifted: Mapping[str, str]) -> str | None:
     """Why a module cannot be replaced at all."""
     if isinstance(module, VOLUME_TYPES):
         return REFUSAL
     if type(module) not in SITE_TYPES:
         why = unlifted.get(f"{name}.weight", "")
-        return f"{type(module).__name__} is a subclass of a convolution and may have a forward of its own" + (
+        return f"{_called(type(module))} is a subclass of a convolution and may have a forward of its own" + (
             f": {why}" if why else ""
         )
     if "forward" in vars(module):
@@ -140,6 +147,8 @@ def _refusal(name: str, module: nn.Module, shared: dict[int, list[str]], unlifte
     others = [owner for owner in shared.get(id(module.weight), []) if owner != name]
     if others:
         return f"shares its weight with {', '.join(others)}"
+    if any(isinstance(hook, BasePruningMethod) for hook in module._forward_pre_hooks.values()):
+        return "is pruned by a hook, which a replacement would lose; call torch.nn.utils.prune.remove on it before"
     if module._forward_hooks or module._forward_pre_hooks:
         return "has forward hooks, which a replacement would lose"
     if module._backward_hooks or module._backward_pre_hooks:

@@ -89,7 +89,9 @@ def test_results_stand_side_by_side(capsys: Any, tmp_path: Path) -> None:
     schema = schema_of("compared", capsys)
     page = tmp_path / "both.html"
     assert main(["compare", "small-rewritten", "small-rewritten", "--page", str(page)]) == 0
-    assert capsys.readouterr().out.count("small-rewritten") >= 2
+    said = capsys.readouterr().out
+    assert said.count("small-rewritten") >= 2
+    assert "".join(said.split()).endswith("".join(f"Written to {page}".split()))
     assert page.read_text().count("<tr>") == 3 and "http" not in page.read_text()
     assert main(["compare", "small-rewritten", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -22,5 +22,8 @@ def test_a_result_says_how_it_is_made_again_and_an_analysis_has_a_page(tmp_path:
     assert ran.code == 0, ran.err
     assert ran.said.endswith(f"Written to {page}")
     assert page.read_text(encoding="utf-8").count('<article class="site"') == 2
+    page.unlink()
+    ran = call("analyze", model, *INPUT, "--page", page, "--json")
+    assert (ran.code, len(json.loads(ran.said)), page.is_file()) == (0, 2, True)
     ran = call("analyze", model, *INPUT, "--page", model)
     assert (ran.code, "holds something else than a page" in ran.message) == (2, True)

@@ -5,6 +5,7 @@ import torch
 from networks import Block, Branching, CalledTwice, Calls, Chain, NineKinds, Residual, TwoNames, settled
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from convrewrite.conv import ConvSpec, Cost, Kind
 from convrewrite.errors import TraceError
@@ -143,6 +144,18 @@ def test_a_subclass_is_refused() -> None:
     site = sites_of(Calls(lambda m, x: m.conv(x), conv=Scaled(3, 4, 3)))["conv"]
     assert site.refusal == "Scaled is a subclass of a convolution and may have a forward of its own"
     assert site.spec == ConvSpec(3, 4, (3, 3))
+
+
+def test_a_subclass_of_the_same_name_is_called_by_its_module() -> None:
+    same = type("Conv2d", (Scaled,), {"__module__": "elsewhere"})
+    site = sites_of(Calls(lambda m, x: m.conv(x), conv=same(3, 4, 3)))["conv"]
+    assert str(site.refusal).startswith("elsewhere.Conv2d is a subclass of a convolution")
+
+
+def test_a_pruned_convolution_is_refused_with_how_to_make_it_final() -> None:
+    layer = prune.l1_unstructured(conv(), "weight", 0.5)
+    assert str(sites_of(nn.Sequential(layer))["0"].refusal).endswith("call torch.nn.utils.prune.remove on it before")
+    assert sites_of(nn.Sequential(prune.remove(layer, "weight")))["0"].refusal is None
 
 
 def test_a_forward_replaced_on_the_instance_is_refused() -> None:
