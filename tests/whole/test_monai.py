@@ -56,7 +56,12 @@ def dynamic_unet() -> nn.Module:
 
 @pytest.mark.parametrize(
     ("build", "outputs", "rewritten"),
-    [(unet, 1, 8), (basic_unet, 1, 17), (unet_plus_plus, 4, 0), (dynamic_unet, 1, 0)],
+    [
+        (unet, 1, 8),
+        (basic_unet, 1, 17),
+        pytest.param(unet_plus_plus, 4, 0, marks=pytest.mark.soak),
+        (dynamic_unet, 1, 0),
+    ],
 )
 def test_the_whole_way(build: Callable[[], nn.Module], outputs: int, rewritten: int, tmp_path: Path) -> None:
     torch.manual_seed(0)

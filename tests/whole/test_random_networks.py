@@ -42,6 +42,7 @@ SAME_SHAPE = ("skip", "skip in place", "reversed skip", "gate in place", "divide
 CALLS = ("module", "module", "twice", "tied", "parameter", "parameter twice", "buffer", "from input")
 RELUS = ("", "module", "in place", "in place on a view", "function", "before", "in place before")
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, DynamicConv2d)
+SOAK = 1000
 ALL_THE_SAME = settings(
     deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -245,13 +246,13 @@ def check_exact(net: Network, pick: int, calibration: object) -> None:
         assert max(found.values()) < (FROM_WEIGHTS if calibration == "weights" else FITTED)[net.dtype], found
 
 
-@settings(ALL_THE_SAME, max_examples=40)
+@settings(ALL_THE_SAME, max_examples=24)
 @given(net=networks(), pick=st.integers(0, 11))
 def test_at_full_rank_from_the_weights_alone_the_outputs_are_the_originals(net: Network, pick: int) -> None:
     check_exact(net, pick, "weights")
 
 
-@settings(ALL_THE_SAME, max_examples=15)
+@settings(ALL_THE_SAME, max_examples=10)
 @given(net=networks(), pick=st.integers(0, 11))
 def test_at_full_rank_fitted_to_inputs_the_outputs_are_the_originals(net: Network, pick: int) -> None:
     check_exact(net, pick, net.inputs(12, seed=2))
@@ -267,11 +268,8 @@ def smaller(net: Network, model: nn.Module, structures: tuple[str, ...]) -> Resu
 SOME = st.permutations(STRUCTURES).map(lambda names: tuple(names[:2]))
 
 
-@settings(ALL_THE_SAME, max_examples=15)
-@given(net=networks(), structures=SOME)
-def test_at_a_part_of_the_cost_it_runs_costs_what_it_says_and_comes_back(
-    net: Network, structures: tuple[str, ...]
-) -> None:
+def check_smaller(net: Network, structures: tuple[str, ...]) -> None:
+    """It runs, costs what it says, and comes back from a folder."""
     model, x = net.build(), net.inputs(1)
     with untouched(model):
         result = smaller(net, model, structures)
@@ -287,6 +285,14 @@ def test_at_a_part_of_the_cost_it_runs_costs_what_it_says_and_comes_back(
         assert all(torch.equal(found[name], again[name]) for name in found)
 
 
+@settings(ALL_THE_SAME, max_examples=10)
+@given(net=networks(), structures=SOME)
+def test_at_a_part_of_the_cost_it_runs_costs_what_it_says_and_comes_back(
+    net: Network, structures: tuple[str, ...]
+) -> None:
+    check_smaller(net, structures)
+
+
 @settings(ALL_THE_SAME, max_examples=4)
 @given(net=networks(most=4, for_onnx=True), structures=SOME)
 def test_onnxruntime_gives_what_the_smaller_network_gives(net: Network, structures: tuple[str, ...]) -> None:
@@ -294,3 +300,27 @@ def test_onnxruntime_gives_what_the_smaller_network_gives(net: Network, structur
     with tempfile.TemporaryDirectory() as folder:
         exported = export(result.model, (net.inputs(2),), Path(folder) / "model.onnx")
         require_parity(check_parity(result.model, exported.path, (net.inputs(2, seed=5),)))
+
+
+# --- the same for long
+
+
+@pytest.mark.soak
+@settings(ALL_THE_SAME, max_examples=SOAK)
+@given(net=networks(), pick=st.integers(0, 11))
+def test_at_full_rank_from_the_weights_alone_for_long(net: Network, pick: int) -> None:
+    check_exact(net, pick, "weights")
+
+
+@pytest.mark.soak
+@settings(ALL_THE_SAME, max_examples=SOAK)
+@given(net=networks(), pick=st.integers(0, 11))
+def test_at_full_rank_fitted_to_inputs_for_long(net: Network, pick: int) -> None:
+    check_exact(net, pick, net.inputs(12, seed=2))
+
+
+@pytest.mark.soak
+@settings(ALL_THE_SAME, max_examples=SOAK)
+@given(net=networks(), structures=SOME)
+def test_at_a_part_of_the_cost_for_long(net: Network, structures: tuple[str, ...]) -> None:
+    check_smaller(net, structures)
