@@ -46,7 +46,7 @@ class LastInput:
         cls, kernels: Sequence[Tensor], stages: Sequence[Stage], given: Sequence[tuple[Tensor, Tensor]], shape: Shape
     ) -> list["LastInput"]:
         """The same of covariances that are diagonals, each ``given`` by its variances ``(d,)`` and its response ``(O, d)``, for a
-        kernel of this ``shape``: no product by a matrix of d x d."""
+        kernel of this ``shape``: the stages are gone through once for all of them."""
         if stages[-1].groups > 1:
             return [_grouped_input_of_diagonal(kernels, stages, *each, shape) for each in given]
         units = torch.eye(given[0][0].numel(), dtype=given[0][0].dtype, device=given[0][0].device)
