@@ -4,7 +4,12 @@ The public names are these; they are imported when first used, so that ``import 
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# onnxruntime reads this as it is imported, no later: without it, it keeps a file of what ran on this machine in the user's cache
+# folder and sends that to its maker. Who wants that says 0.
 
 if TYPE_CHECKING:
     __version__: str
