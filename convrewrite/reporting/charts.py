@@ -1,22 +1,23 @@
 """The curves of a page, as inline SVG in the colours of its scheme: matplotlib draws them, so a page needs no library of its own.
 
-This module is not imported with the package: matplotlib is only needed by who asks for a page.
+matplotlib is imported as something is drawn, here alone: it takes a while, writes a list of fonts into a cache folder of its own,
+and says so where it cannot.
 """
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+from typing import TYPE_CHECKING, Any
 
 from convrewrite.process import quiet
 from convrewrite.reporting.figures import percent
 from convrewrite.reporting.report import RecoveredSummary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SIZE = (6.2, 3.3)
 """Inches of a chart, at 72 pixels an inch: near the width it is shown at, on a telephone and beside another one alike."""
@@ -51,14 +52,15 @@ def depth_chart(points: Sequence[ErrorPoint]) -> str:
     alone = [(point.place, point.alone) for point in points if point.alone is not None]
     if not measured:
         return ""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _axes()
+    with drawing() as (figure, axes):
         places, errors = zip(*measured, strict=True)
         axes.bar(places, errors, width=0.7, color=ACCENT, label="in the rewritten network")
         if alone:
             axes.plot(*zip(*alone, strict=True), "o", color=MARK, markersize=4.5, label="this site alone")
         axes.set_xlabel("place in the network")
         axes.set_ylabel("relative output error")
+        from matplotlib.ticker import FuncFormatter, MaxNLocator
+
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
         axes.grid(axis="x", visible=False)
@@ -76,13 +78,14 @@ def agreement_chart(points: Sequence[ErrorPoint]) -> str:
     if not both:
         return ""
     ends = [min(map(min, both)) / 1.5, max(map(max, both)) * 1.5]
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _axes()
+    with drawing() as (figure, axes):
         axes.plot(ends, ends, color=SOFT, linewidth=1, linestyle="--", label="as expected")
         axes.plot(*zip(*both, strict=True), "o", color=ACCENT, markersize=6, label="a site")
         axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
         axes.set_xlabel("expected: this site alone")
         axes.set_ylabel("measured: in the rewritten network")
+        from matplotlib.ticker import FuncFormatter, LogLocator
+
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
             axis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
@@ -94,8 +97,7 @@ def agreement_chart(points: Sequence[ErrorPoint]) -> str:
 def recovery_chart(recovered: RecoveredSummary) -> str:
     """The effect on held-out inputs over the steps of a recovery, and that of what came in, as an ``<svg>`` element."""
     points = [(step, effect) for step, effect in recovered.curve if 0 < effect < math.inf]
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _axes()
+    with drawing() as (figure, axes):
         axes.plot([step for step, _ in points], [effect for _, effect in points], ".-", color=ACCENT, label="held out")
         if recovered.before > 0:
             axes.axhline(recovered.before, color=SOFT, linestyle="--", label="what came in")
@@ -109,20 +111,25 @@ def recovery_chart(recovered: RecoveredSummary) -> str:
         return svg_of(figure)
 
 
-def _axes() -> tuple[Figure, Axes]:
-    """An empty drawing through which the page shows."""
-    figure = Figure(figsize=SIZE, layout="constrained")
-    figure.patch.set_alpha(0)
-    axes = figure.subplots()
-    axes.patch.set_alpha(0)
-    return figure, axes
+@contextmanager
+def drawing() -> Iterator[tuple["Figure", "Axes"]]:
+    """An empty drawing through which the page shows, in the style of all."""
+    with quiet(("matplotlib",)):  # of a home folder that cannot be written
+        import matplotlib
+        from matplotlib.figure import Figure
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        figure.patch.set_alpha(0)
+        axes = figure.subplots()
+        axes.patch.set_alpha(0)
+        yield figure, axes
 
 
-def _legend(axes: Axes) -> None:
+def _legend(axes: "Axes") -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
 
 
-def svg_of(figure: Figure) -> str:
+def svg_of(figure: "Figure") -> str:
     """The drawing as an ``<svg>`` element, in colours that the page's scheme gives; no date in it."""
     buffer = io.StringIO()
     with quiet():  # of missing glyphs

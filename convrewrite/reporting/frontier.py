@@ -1,4 +1,4 @@
-"""A sweep as one HTML page without outside references. Not imported with the package, as the report's page is not."""
+"""A sweep as one HTML page without outside references."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,14 +6,11 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal
 
-import matplotlib
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from convrewrite.escaping import printable
-from convrewrite.reporting.charts import ACCENT, INK, MARK, SIZE, SOFT, STYLE, svg_of
+from convrewrite.reporting.charts import ACCENT, INK, MARK, SOFT, drawing, svg_of
 from convrewrite.reporting.sweep_report import HEADERS, SweepPoint, SweepReport, SweptModel, cost_of, sweep_rows
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -182,11 +179,9 @@ def _line(model: SweptModel, measure: _Measure, resource: Resource) -> list[_Dra
 
 def _chart(sweep: SweepReport, measure: _Measure, resource: Resource, lines: Sequence[list[_Drawn]]) -> Markup:
     """One line a model; which is which is told by marks and dashes too, not by colour alone."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=SIZE, layout="constrained")
-        axes = figure.subplots()
-        for patch in (figure.patch, axes.patch):
-            patch.set_alpha(0)
+    with drawing() as (figure, axes):
+        from matplotlib.ticker import PercentFormatter
+
         for (colour, dash, mark), model, line in zip(cycle(LOOKS), sweep.models, lines, strict=False):
             front, beaten = ([p for p in line if p.beaten == behind] for behind in (False, True))
             costs, values = [p.cost for p in front], [p.value for p in front]

@@ -1,7 +1,7 @@
 """The report as one HTML page that asks for nothing: styles, script and drawings are in it, so the file can be mailed.
 
 What the page may do is said in it (a Content-Security-Policy): nothing is loaded, and of scripts only its own runs, so that a
-name in a model could not act even where it were not escaped. This module is not imported with the package.
+name in a model could not act even where it were not escaped.
 """
 
 import base64
