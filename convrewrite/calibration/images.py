@@ -2,7 +2,7 @@
 
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -35,11 +35,11 @@ _MODES = {1: "L", 3: "RGB"}
 
 
 def list_images(folder: Path) -> tuple[list[Path], list[Path]]:
-    """All images under ``folder``, at any depth, sorted by path, and what else is there. Raises CalibrationError where there
-    are none."""
+    """All images under ``folder``, at any depth, also behind links, sorted by path, and what else is there. Raises
+    CalibrationError where there are none."""
     found: list[Path] = []
     looked_at = 0
-    for parent, _, names in os.walk(folder, onerror=_unreadable):
+    for parent, names in _walked(folder):
         looked_at += len(names)
         if looked_at > MOST_FILES:
             raise CalibrationError(f"{folder}: expected at most {MOST_FILES} files in the folder; name a smaller one")
@@ -48,6 +48,20 @@ def list_images(folder: Path) -> tuple[list[Path], list[Path]]:
     if not images:
         raise CalibrationError(f"{folder}: expected images ({', '.join(sorted(SUFFIXES))}), found none in the folder")
     return images, sorted(set(found) - set(images))
+
+
+def _walked(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Every folder below, with the names in it that are no folders. Links are followed, as classes of a data set may lie
+    elsewhere; each folder is entered once, whatever leads there: links may go round in a circle."""
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
+        place = os.path.realpath(parent)
+        if place in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(parent, name)), name))
+        yield parent, names
 
 
 def _unreadable(error: OSError) -> None:

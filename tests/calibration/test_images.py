@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from convrewrite.calibration.images import read_images
+from convrewrite.calibration.images import list_images, read_images
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -27,3 +27,18 @@ def test_bytes_stored_in_32_bits_stay_what_they_are(tmp_path: Path) -> None:
     Image.fromarray(grey.astype(np.int32)).save(tmp_path / "32.tiff")
     few, many = read_images([tmp_path / "8.png", tmp_path / "32.tiff"], torch.Size((1, 16, 16)), None)
     assert torch.equal(few, many)
+
+
+def test_folders_behind_links_are_read_once_though_links_go_round(tmp_path: Path) -> None:
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    for folder in (data / "cats", elsewhere / "dogs"):
+        folder.mkdir(parents=True)
+        Image.new("L", (4, 4)).save(folder / "one.png")
+    (data / "links").symlink_to(elsewhere, target_is_directory=True)
+    (data / "links again").symlink_to(elsewhere, target_is_directory=True)
+    (data / "cats" / "up").symlink_to(data, target_is_directory=True)
+    (elsewhere / "back").symlink_to(data / "cats", target_is_directory=True)
+    (elsewhere / "nowhere").symlink_to(tmp_path / "gone")
+    images, others = list_images(data)
+    assert [str(path.relative_to(data)) for path in images] == ["cats/one.png", "links/dogs/one.png"]
+    assert [path.name for path in others] == ["nowhere"]
