@@ -6,15 +6,19 @@ not measured is None, never an estimate: predictions have fields of their own.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 if TYPE_CHECKING:
     from convrewrite.exports import Written
 
 Number = TypeVar("Number", int, float)
-Count = Annotated[int, Field(ge=0)]
+LARGEST = 2**63 - 1
+"""Any number in a report, at most: beyond it no float need hold it."""
+
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Positive = Annotated[int, Field(ge=1, le=LARGEST)]
 Seconds = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 ErrorBasis = Literal["held-out inputs", "synthetic inputs", "weights"]
@@ -23,12 +27,20 @@ ErrorBasis = Literal["held-out inputs", "synthetic inputs", "weights"]
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _can_be_written(cls, value: Any) -> Any:
+        """Bytes in the name of a file that are no UTF-8 come as halves of surrogate pairs, which no text file holds."""
+        if isinstance(value, tuple):
+            return tuple(cls._can_be_written(entry) for entry in value)
+        return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
 
 class Change(_Part, Generic[Number]):
     """A number of the original and of the rewritten model."""
 
-    before: Number
-    after: Number
+    before: Annotated[Number, Field(ge=0, le=LARGEST)]
+    after: Annotated[Number, Field(ge=0, le=LARGEST)]
 
     @property
     def ratio(self) -> float:
@@ -103,7 +115,7 @@ class SiteRow(_Part):
     name: str
     kind: str
     geometry: str
-    calls: Annotated[int, Field(ge=1)] = 1
+    calls: Positive = 1
     action: Literal["rewritten", "kept"]
     option: str | None = None
     reason: str | None = None
@@ -113,8 +125,8 @@ class SiteRow(_Part):
     macs_after: Count
     output_error: Annotated[float, Field(ge=0)] | None = None
     error_basis: ErrorBasis | None = None
-    positions: Annotated[int, Field(ge=1)] | None = None
-    unknowns: Annotated[int, Field(ge=1)] | None = None
+    positions: Positive | None = None
+    unknowns: Positive | None = None
 
     @model_validator(mode="after")
     def _says_what_and_why(self) -> Self:
@@ -206,10 +218,10 @@ class RecoveredSummary(_Part):
     steps: Count
     kept_step: Count
     minutes: Annotated[float, Field(ge=0)]
-    trained_on: Annotated[int, Field(ge=1)]
-    held_out: Annotated[int, Field(ge=1)]
+    trained_on: Positive
+    held_out: Positive
     settings: dict[str, float | str] = Field(default_factory=dict)
-    curve: tuple[tuple[int, float], ...] = ()
+    curve: tuple[tuple[Count, float], ...] = ()
     ended: str | None = None
 
     @model_validator(mode="after")
@@ -288,7 +300,7 @@ class Environment(_Part):
     onnxruntime: str | None = None
     platform: str
     cpu: str
-    cores: Annotated[int, Field(ge=1)]
+    cores: Positive
 
 
 class Report(_Part):
@@ -318,7 +330,7 @@ class Report(_Part):
     warnings: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
     seed: int
-    threads: Annotated[int, Field(ge=1)]
+    threads: Positive
     calibration: CalibrationSummary
     sites: tuple[SiteRow, ...]
     totals: Totals
@@ -377,7 +389,7 @@ class AnalysisRow(_Part):
     name: str
     kind: str
     geometry: str
-    calls: Annotated[int, Field(ge=1)] = 1
+    calls: Positive = 1
     parameters: Count
     macs: Count
     mac_share: Annotated[float, Field(ge=0, le=1)]
