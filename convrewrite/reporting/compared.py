@@ -20,12 +20,16 @@ td, th {{ padding: 0.2rem 0.8rem; text-align: left; border-bottom: 1px solid #88
 <body><h1>Results compared</h1>
 <table><thead><tr>{head}</tr></thead><tbody>
 {rows}
-</tbody></table></body></html>
+</tbody></table>
+{notes}</body></html>
 """
 
 
 class ComparedResult(BaseModel):
-    """One result: what is left of its original's cost, and the agreement, KL (nats) and relative error of its worst output."""
+    """One result: what is left of its original's cost, and the agreement, KL (nats) and relative error of its worst output.
+
+    ``basis`` says on which inputs these were measured; ``useless`` why it does not compute the same any more.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,6 +42,8 @@ class ComparedResult(BaseModel):
     kl: float | None
     error: float | None
     refused: str | None
+    useless: str | None = None
+    basis: str | None = None
 
     @classmethod
     def of(cls, name: str, report: Report) -> "ComparedResult":
@@ -54,6 +60,8 @@ class ComparedResult(BaseModel):
             kl=max((row.kl for row in report.fidelity if row.kl is not None), default=None),
             error=max((row.relative_error for row in report.fidelity), default=None),
             refused=report.refused,
+            useless=report.warnings[0] if report.useless else None,
+            basis=report.fidelity_basis,
         )
 
 
@@ -71,15 +79,23 @@ class Compared(BaseModel):
         return cls(results=tuple(ComparedResult.of(name, report) for name, report in named))
 
     def text(self) -> str:
-        """For the terminal; reasons why results are no success stand below the table."""
-        notes = [f"{result.name}: {result.refused}" for result in self.results if result.refused]
-        return "\n".join((table(HEADERS, self._rows(), "llrrrrrrl"), *map(shortened, notes)))
+        """For the terminal; what is to be known of results stands below the table."""
+        return "\n".join((table(HEADERS, self._rows(), "llrrrrrrl"), *map(shortened, self._notes())))
 
     def page(self) -> str:
         """As an HTML page without outside references."""
         head = "".join(f'<th scope="col">{header}</th>' for header in HEADERS)
         cells = ("".join(f"<td>{escape(printable(cell))}</td>" for cell in row) for row in self._rows())
-        return _PAGE.format(head=head, rows="\n".join(f"<tr>{row}</tr>" for row in cells))
+        notes = "".join(f"<p>{escape(printable(note))}</p>\n" for note in self._notes())
+        return _PAGE.format(head=head, rows="\n".join(f"<tr>{row}</tr>" for row in cells), notes=notes)
+
+    def _notes(self) -> list[str]:
+        """Why results are no success or of no use; and on what fidelity was measured, where that was not the same for all."""
+        notes = [f"{r.name}: {r.refused or r.useless}" for r in self.results if r.refused or r.useless]
+        bases = {r.name: r.basis for r in self.results if r.basis}
+        if len(set(bases.values())) > 1:
+            notes += [f"{name}: {basis}" for name, basis in bases.items()]
+        return notes
 
     def _rows(self) -> list[tuple[str, ...]]:
         return [
@@ -92,7 +108,7 @@ class Compared(BaseModel):
                 "" if r.agreement is None else figures.percent(r.agreement),
                 "" if r.kl is None else f"{r.kl:.3g}",
                 "" if r.error is None else figures.percent(r.error),
-                "refused" if r.refused else "",
+                "refused" if r.refused else "useless" if r.useless else "",
             )
             for r in self.results
         ]
