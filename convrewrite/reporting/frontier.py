@@ -180,7 +180,7 @@ def _line(model: SweptModel, measure: _Measure, resource: Resource) -> list[_Dra
 def _chart(sweep: SweepReport, measure: _Measure, resource: Resource, lines: Sequence[list[_Drawn]]) -> Markup:
     """One line a model; which is which is told by marks and dashes too, not by colour alone."""
     with drawing() as (figure, axes):
-        from matplotlib.ticker import PercentFormatter
+        from matplotlib.ticker import FuncFormatter, PercentFormatter
 
         for (colour, dash, mark), model, line in zip(cycle(LOOKS), sweep.models, lines, strict=False):
             front, beaten = ([p for p in line if p.beaten == behind] for behind in (False, True))
@@ -197,8 +197,9 @@ def _chart(sweep: SweepReport, measure: _Measure, resource: Resource, lines: Seq
         axes.set_xlabel(f"{COSTS[resource]} left of the original's")
         axes.set_ylabel(_plain(measure.label))
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-        if measure.part:
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        # A power of ten that all have in common would stand where the legend does.
+        each = PercentFormatter(1.0, symbol=" %") if measure.part else FuncFormatter(lambda value, _: f"{value:.4g}")
+        axes.yaxis.set_major_formatter(each)
         if len(sweep.models) > 1:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
         return Markup(svg_of(figure))
