@@ -11,7 +11,7 @@ from convrewrite import machine, values
 from convrewrite.cli.commands import app
 from convrewrite.cli.interrupts import INTERRUPTED, NOTHING, Interrupted, code_of
 from convrewrite.cli.unforeseen import TRACEBACK, unforeseen
-from convrewrite.errors import ConvRewriteError, ModelError
+from convrewrite.errors import ConvRewriteError, ModelError, UsageError
 from convrewrite.escaping import printable
 from convrewrite.folders import cleared_later, disk_full
 from convrewrite.interrupts import Terminated, ignored_from_here, put_back, signals_raised
@@ -39,6 +39,7 @@ def _main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     try:
         values.check_words(words)
+        _require_working_folder()
         # A command returns nothing; a number is the code of typer.Exit, into which typer turns Ctrl-C outside a command.
         with signals_raised():
             code = int(app(words, standalone_mode=False, obj=words) or 0)
@@ -68,6 +69,16 @@ def _main(argv: list[str] | None = None) -> int:
         if message := error.format_message().rstrip("."):  # without arguments the help is shown, and that is all
             _complain(f"{printable(message)}; see --help")
         return 2
+
+
+def _require_working_folder() -> None:
+    """Raise UsageError where there is none: libraries of torch end the process then, and say that a file of theirs is missing."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError(
+            f"expected a working folder that is there, found none ({error.strerror}): it was removed or moved; go to another (cd)"
+        ) from error
 
 
 def _left_by(words: Sequence[str]) -> str:

@@ -49,3 +49,15 @@ def test_a_result_is_whole_that_was_made_with_all_streams_closed(tmp_path: Path)
     words = ("optimize", "net.pt", *INPUT, "--calib", "weights", "--no-onnx", "-o", "out")
     assert in_shell('"$@" <&- >&- 2>&-', words, tmp_path).returncode == 0
     assert read_report(tmp_path / "out" / "report.json").sites
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a folder that is worked in cannot be removed elsewhere")
+def test_a_working_folder_that_was_removed_is_told(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    program = (
+        "import os, sys; from convrewrite.cli.entry import run; "
+        "os.rmdir(os.getcwd()); sys.argv = ['convrewrite', 'rules', 'list']; run()"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], cwd=gone, capture_output=True, text=True, check=False)
+    assert ran.returncode == 2 and "expected a working folder" in ran.stderr and "(cd)" in ran.stderr
