@@ -54,6 +54,8 @@ class StoredArray:
                 return array[list(rows)]
             _header(file)
             found = np.empty((len(rows), *self.shape[1:]), self.dtype)
+            if not found.size:  # there is nothing to read, and numpy cannot tell what a row of nothing is
+                return found
             flat = found.reshape(len(rows), -1).view(np.uint8).reshape(len(rows), self.row_bytes)
             at = 0
             for target, row in zip(flat, rows, strict=True):

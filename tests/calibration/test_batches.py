@@ -92,6 +92,15 @@ def test_npz_with_labels(tmp_path: Path, name: str) -> None:
     assert calibration.source == str(tmp_path / "c.npz")
 
 
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_a_file_without_examples_is_told_to_have_none(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"c.{suffix}"
+    nothing = numbered(70).numpy()[:0]
+    np.savez(path, images=nothing) if suffix == "npz" else np.save(path, nothing)
+    with pytest.raises(CalibrationError, match="expected calibration inputs, found none"):
+        read_calibration(path, EXAMPLE)
+
+
 def test_npz_with_several_inputs_by_number_and_in_order(tmp_path: Path) -> None:
     example = (torch.zeros(1, 2), torch.zeros(1, 3))
     pair = numbered(70, 2).numpy(), numbered(70, 3).numpy()
