@@ -65,7 +65,7 @@ def trace(model: nn.Module, inputs: int = 1, tracer: "MakeTracer | None" = None)
                 continue
             path = _join(name, inner)
             lost.append(path)
-            waiting += [(_join(path, key), sub) for key, sub in child.named_children() if _has_children(sub)]
+            waiting += [(_join(path, key), sub) for key, sub in child.named_children() if _may_be_followed(sub)]
     return Traced(parts, tuple(lost))
 
 
@@ -276,8 +276,9 @@ def _is_own_layer(module: nn.Module) -> bool:
     return type(module).__module__.startswith("convrewrite.layers")
 
 
-def _has_children(module: nn.Module) -> bool:
-    return next(module.children(), None) is not None
+def _may_be_followed(module: nn.Module) -> bool:
+    """Whether it has submodules that a graph of it could show; TorchScript stays as it is, and has no Python to follow."""
+    return next(module.children(), None) is not None and not isinstance(module, torch.jit.ScriptModule)
 
 
 def _join(first: str, second: str) -> str:

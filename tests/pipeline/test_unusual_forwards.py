@@ -106,6 +106,17 @@ def test_scripted_parts_stay_and_scripted_models_are_refused() -> None:
         rewritten(whole)
 
 
+def test_scripted_convolutions_stay_where_no_graph_shows_the_model() -> None:
+    class Asking(Net):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(-x if float(x.sum()) > 1e9 else x)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch advises against it
+        model = Asking(torch.jit.script(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())))
+    assert {row.name for row in rewritten(model).report.sites if row.action == "rewritten"} == {"stem", "last"}
+
+
 def test_a_weight_that_is_no_parameter_stays() -> None:
     for register in (True, False):
         inner = nn.Conv2d(8, 8, 3, padding=1)
