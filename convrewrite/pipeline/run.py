@@ -188,6 +188,7 @@ class Run:
             measured = self._measured(settled.model, followed)
             LOG.info("seconds of stages: %s", work.watch)
             saved = None if self.baseline is None else self.planner.predicted_saving(rewritten.outcomes)
+        costs = _costs(settled.model, prepared, after, rewritten.outcomes)
         file = self._file(settled.model, followed)
         written = self._written(settled.model, file)
         report = build_report(
@@ -196,11 +197,11 @@ class Run:
             constraints=self.planner.constraints,
             work=work,
             outcomes=rewritten.outcomes,
-            costs=_costs(settled.model, prepared, after, rewritten.outcomes),
+            costs=costs,
             measured=replace(measured, predicted_saving=saved, **self._measured_elsewhere()),
             notes=[
                 *notes, *settled.notes, *self.place.notes, *refinement, *work.data.notes, *_lost(prepared.traced),
-                *measured.notes,
+                *measured.notes, *_beyond_its_own(costs[0], prepared),
                 *_nothing_done(rewritten.outcomes), *_elsewhere(work.settings),
                 *([NOT_MEASURED] if self.baseline is None else []),
             ],
@@ -278,6 +279,17 @@ def _costs(result: nn.Module, prepared: Prepared, after: int, outcomes: Sequence
     parameters = sum(parameter.numel() for parameter in result.parameters()) + prepared.hidden.parameters
     before = parameters + sum(b.parameters - a.parameters for b, a in changed)
     return Cost(before, prepared.totals.macs), Cost(parameters, after)
+
+
+def _beyond_its_own(before: Cost, prepared: Prepared) -> list[str]:
+    """That the report's parameters of the original are more than it has, where they are."""
+    own = sum(parameter.numel() for parameter in prepared.original.parameters()) + prepared.hidden.parameters
+    if before.parameters <= own:
+        return []
+    return [
+        f"the original has {own:,} parameters, {before.parameters - own:,} fewer than are counted before: kernels that are "
+        "buffers, and biases or BatchNorms that layers share, count at each rewritten site, which gets parameters of its own"
+    ]
 
 
 def _computes_kernels(lifted: Lifted, changed: Sequence[Site]) -> bool:

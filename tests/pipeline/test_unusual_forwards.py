@@ -117,6 +117,16 @@ def test_scripted_convolutions_stay_where_no_graph_shows_the_model() -> None:
     assert {row.name for row in rewritten(model).report.sites if row.action == "rewritten"} == {"stem", "last"}
 
 
+def test_parameters_before_that_the_original_has_not_are_told() -> None:
+    model = Net()
+    model.last.bias = model.stem.bias
+    result = rewritten(model)
+    own, before = sum(p.numel() for p in model.parameters()), result.report.totals.parameters.before
+    assert before == own + 8
+    assert f"the original has {own:,} parameters, 8 fewer than are counted before" in " ".join(result.report.notes)
+    assert "fewer than are counted" not in " ".join(rewritten(Net()).report.notes)
+
+
 def test_a_weight_that_is_no_parameter_stays() -> None:
     for register in (True, False):
         inner = nn.Conv2d(8, 8, 3, padding=1)
