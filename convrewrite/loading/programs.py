@@ -92,7 +92,7 @@ def _rebuild(program: ExportedProgram, source: str) -> Rebuilt:
             f"the program was exported for a batch of {batch}; it takes any now, which was tried on random inputs",
         )
     flags = {name: module.training for name, module in model.named_modules()}
-    lifted = lift(model, examples).model
+    lifted = lift(model.eval(), examples).model  # it runs, which in train mode would move the statistics of BatchNorms
     assert isinstance(lifted, fx.GraphModule)
     for name, module in lifted.named_modules():
         module.training = flags.get(name, flags[""])

@@ -115,6 +115,15 @@ def test_a_program_in_train_mode_trains_and_switches_to_eval() -> None:
     assert torch.equal(made.eval()(X), model.eval()(X))
 
 
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_statistics_of_a_program_in_train_mode_stay_as_they_were(dynamic: bool) -> None:
+    model = settled(Residual()).train()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    found = dict(rebuild(export(model, X, dynamic=dynamic)).model.named_buffers())
+    assert before
+    assert all(torch.equal(buffer, found[name]) for name, buffer in before.items())
+
+
 def test_a_program_in_eval_mode_can_be_trained() -> None:
     made = rebuild(export(settled(Decoder()), X)).model.train()
     before = made.get_buffer("down.1.running_mean").clone()
