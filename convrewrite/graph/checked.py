@@ -5,11 +5,12 @@ graph then has the other branch. So each graph is run once beside its module, an
 """
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from convrewrite.errors import TraceError
 from convrewrite.graph.sized import trace_sized
@@ -80,34 +81,61 @@ def _same_at_first_call(model: nn.Module, name: str, graph: fx.GraphModule, inpu
         call = _first_call(model, name, inputs)
         if call is None:
             return True
-        args, kwargs, random, expected = call
-        torch.set_rng_state(random)
+        if not call.plain:
+            return False
+        torch.set_rng_state(call.random)
         try:
-            found = named_outputs(graph.forward(*args, **kwargs))  # called itself, it prints how it failed
+            found = named_outputs(graph.forward(*call.args, **call.kwargs))  # called itself, it prints how it failed
         except Exception:  # a graph that was followed wrongly may fail in any way
             return False
-    return alike(expected, found)
+    return alike(call.returned, found)
 
 
-def _first_call(
-    model: nn.Module, name: str, inputs: Inputs
-) -> tuple[tuple[Any, ...], dict[str, Any], Tensor, dict[str, Tensor]] | None:
-    """Copies of what a part is given at its first call, the random state then, and what it returns."""
+@dataclass(slots=True)
+class _FirstCall:
+    """Copies of what a part is given at its first call and of what it returns, and the random state then. ``plain``: whether
+    these are tensors that can be copied, and not those that torch.func lets a function see."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    random: Tensor = field(default_factory=torch.get_rng_state)
+    returned: dict[str, Tensor] = field(default_factory=dict)
+    plain: bool = True
+
+
+def _first_call(model: nn.Module, name: str, inputs: Inputs) -> _FirstCall | None:
+    """The first call of a part, None where it is not called."""
     part = model.get_submodule(name)
-    given: list[tuple[tuple[Any, ...], dict[str, Any], Tensor]] = []
-    returned: list[dict[str, Tensor]] = []
+    calls: list[_FirstCall] = []
+    left: list[_FirstCall] = []
 
     def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not given:
-            given.append((copy.deepcopy(args), copy.deepcopy(kwargs), torch.get_rng_state()))
+        if not calls:
+            calls.append(_entered(args, kwargs))
 
     def leave(_module: nn.Module, _args: object, output: object) -> None:
-        if not returned:
-            returned.append({key: tensor.clone() for key, tensor in _outputs(output).items()})
+        if not left:
+            left.append(calls[0])
+            tensors = _outputs(output)
+            calls[0].plain &= not any(map(_is_wrapped, tensors.values()))
+            calls[0].returned = {key: tensor.clone() for key, tensor in tensors.items()}
 
     with hooked((part.register_forward_pre_hook(enter, with_kwargs=True), part.register_forward_hook(leave))):
         run(model, inputs)
-    return (*given[0], returned[0]) if given and returned else None
+    return next(iter(left), None)
+
+
+def _entered(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _FirstCall:
+    """A call that begins. What hangs on a graph of gradients, which ``deepcopy`` refuses, is copied without it."""
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    if any(map(_is_wrapped, tensors)):
+        return _FirstCall(plain=False)
+    copies: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in tensors if not tensor.is_leaf}
+    return _FirstCall(*copy.deepcopy((args, kwargs), copies), torch.get_rng_state())
+
+
+def _is_wrapped(tensor: Tensor) -> bool:
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
 
 
 def _outputs(output: object) -> dict[str, Tensor]:
