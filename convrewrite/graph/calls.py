@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
@@ -42,6 +43,11 @@ ARGUMENTS: dict[Any, tuple[str, ...]] = {
 UNBATCHED = "it is called with inputs that have no axis for the examples, as in a loop over these or under torch.vmap"
 """Why a convolution stays that is called so."""
 
+TRANSFORMED = (
+    "it is called by a function that torch transforms, as under torch.func.jvp, where numbers of others come in"
+)
+"""Likewise: torch may put other weights in its place there, and multiplies more than the convolution alone does."""
+
 GEOMETRY = ("stride", "padding", "dilation", "transposed", "output_padding")
 """Arguments that must be constants for a call to be a module. The number of groups follows from the channels."""
 
@@ -64,8 +70,8 @@ class Call:
     weights: list[Tensor] = field(default_factory=list)
     biases: list[Tensor | None] = field(default_factory=list)
     given: list[tuple[str, ...]] = field(default_factory=list)
-    unbatched: bool = False
-    """Whether it was ever given an input without an axis for the examples, or one whose axis torch hides (``torch.vmap``)."""
+    refusal: str | None = None
+    """Why no other convolution can stand for it, from what it was given at any of its calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +172,22 @@ class _Observer(TorchFunctionMode):
             spec, axes = geometry, geometry.dims
             size = (int(x.shape[-2]) if axes == 2 else 1, int(x.shape[-1]))
         entry = self.calls.setdefault(name, Call(owner, module, spec))
-        entry.unbatched |= x.dim() != axes + 2 or torch._C._functorch.is_batchedtensor(x)
+        entry.refusal = entry.refusal or self._odd(x, axes)
         entry.sizes += [size] * max(1, (x.shape[0] if x.dim() == axes + 2 else 1) // self._batch)
         return entry
+
+    def _odd(self, x: Tensor, axes: int) -> str | None:
+        """Why what is given to a convolution is no batch of the model's examples that costs so much for each of them."""
+        if x.dim() != axes + 2 or torch._C._functorch.is_batchedtensor(x):
+            return UNBATCHED
+        if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+            return TRANSFORMED
+        if len(x) == 0 or len(x) % self._batch:
+            return (
+                f"it is called with a batch of {len(x)} where the model is given {self._batch}, so that it has no cost of one "
+                "example; give an example input of one"
+            )
+        return None
 
     def _used(self, frame: _Frame, values: Any) -> None:
         """Note every parameter and buffer among the arguments of a function."""

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from convrewrite.errors import ConvRewriteError
-from convrewrite.graph.calls import GEOMETRY, UNBATCHED, Call, Observation, observe
+from convrewrite.graph.calls import GEOMETRY, Call, Observation, observe
 from convrewrite.graph.fixed_kernels import fixed_convolutions, is_normed
 from convrewrite.graph.lifts import (
     Lift,
@@ -188,8 +188,9 @@ class _Forward:
         where = self._owner or "the model"
         if self._module._forward_hooks or self._module._forward_pre_hooks:
             return f"{where} has forward hooks, which a graph would lose"
-        if any(call.unbatched for call in self._calls):
-            return UNBATCHED
+        odd = next((call.refusal for call in self._calls if call.refusal), None)
+        if odd is not None:
+            return odd
         if len({given for call in self._calls for given in call.given}) > 1:
             return f"{where} is called with different arguments"
         try:

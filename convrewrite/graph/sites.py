@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from convrewrite.conv import CONV_TYPES, ConvSpec, Cost, Kind, Size, classify
-from convrewrite.graph.calls import SITE_TYPES, UNBATCHED, Call, observe, spec_of
+from convrewrite.graph.calls import SITE_TYPES, Call, observe, spec_of
 from convrewrite.graph.plain import odd_modules
 from convrewrite.graph.tracing import Traced, module_calls
 from convrewrite.graph.volumes import REFUSAL, VOLUME_TYPES, Volume, VolumeSpec
@@ -81,7 +81,7 @@ def find_sites(
             ):  # the site is the module then
                 sites.append(_functional_site(model, inputs, name, call, unlifted))
             continue
-        refusal = UNBATCHED if call.unbatched else _refusal(name, call.module, shared, unlifted)
+        refusal = call.refusal or _refusal(name, call.module, shared, unlifted)
         if refusal is None and id(call.module.weight) in in_functions:
             refusal = "a functional call uses its weight too, which a replacement would not have"
         refusal = refusal or odd.get(name)
@@ -95,7 +95,7 @@ def find_sites(
 
 def _replaceable(calls: Mapping[str, Call], followers: Mapping[str, str]) -> set[str]:
     """Plain convolutions, and the BatchNorms behind them: what is replaced by what their attributes say."""
-    convs = {name for name, call in calls.items() if type(call.module) in CONV_TYPES and not call.unbatched}
+    convs = {name for name, call in calls.items() if type(call.module) in CONV_TYPES and not call.refusal}
     return convs | set(followers.values())
 
 

@@ -43,9 +43,9 @@ class Sample:
     rewritten_skip: Tensor | None = None
 
     def planar(self, spec: ConvSpec) -> "Sample":
-        """The same with a height, for a one-dimensional convolution."""
+        """The same with a height, for a one-dimensional convolution; without gradients, which a convolved parameter has."""
         tensors = (self.rewritten, self.output, self.original_skip, self.rewritten_skip)
-        return Sample(self.batch, *(None if t is None else planar(t, spec) for t in tensors))  # type: ignore[arg-type]
+        return Sample(self.batch, *(None if t is None else planar(t.detach(), spec) for t in tensors))  # type: ignore[arg-type]
 
     @property
     def wanted(self) -> Tensor:
@@ -218,9 +218,9 @@ class Streams:
         skip, x = self._value(0, other), self._value(0, self._source())
         if not isinstance(skip, Tensor) or skip.dim() != site.spec.dims + 2:
             return None
-        # A skip of another shape would broadcast: the sum is then no output of this site.
-        wanted = (site.spec.out_channels, *site.spec.output_size(_plane(planar(x, site.spec))))
-        return other if planar(skip, site.spec).shape[1:] == wanted else None
+        # A skip of another shape would broadcast, or be broadcast to: the sum is then no output of this site.
+        wanted = (len(x), site.spec.out_channels, *site.spec.output_size(_plane(planar(x, site.spec))))
+        return other if planar(skip, site.spec).shape == wanted else None
 
     def _source(self) -> fx.Node:
         """The node that gives the input of the site where the streams stand."""

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from networks import natural
 from torch import Tensor, nn
@@ -30,6 +31,86 @@ class Net(nn.Module):
 def rewritten(model: nn.Module, example: Tensor = X) -> Result:
     data = natural(24, 3, 10, 10, torch.float32)
     return optimize(model.eval(), example, [RULE], data, measure=False, fast=True)
+
+
+def reason(result: Result, name: str) -> str:
+    return next(row.reason or "" for row in result.report.sites if row.name == name)
+
+
+class Reading(nn.Module):
+    """Adds what a convolution makes of a parameter, or of a buffer of three examples; ``wide``: of one for each example."""
+
+    def __init__(self, learned: bool, wide: bool = False) -> None:
+        super().__init__()
+        self.conv, self.read, self.wide = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), wide
+        self.given = nn.Parameter(torch.randn(1, 8, 10, 10))
+        self.register_buffer("learned", None if learned else torch.randn(3, 8, 10, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.read(self.given if self.learned is None else self.learned).mean(0, keepdim=True)
+        return F.relu(self.conv(x) + (found.expand(len(x), -1, -1, -1) if self.wide else found))
+
+
+class Placed(Reading):
+    """Adds what a convolution makes of a parameter as it is, and a parameter, before a ReLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv(F.relu(self.read(self.given) + x)) + self.given)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [Reading(True), Reading(True, True), Reading(False), Placed(True)],
+    ids=["learned", "wide", "three examples", "placed"],
+)
+def test_what_is_no_example_may_be_convolved_too(body: nn.Module) -> None:
+    result = rewritten(Net(body))
+    assert all(row.action == "rewritten" for row in result.report.sites)
+    assert result.report.fidelity[0].relative_error < 0.3
+    twice = rewritten(Net(body), X.repeat(2, 1, 1, 1))
+    assert "where the model is given 2" in reason(twice, "body.read")
+    assert {row.name for row in twice.report.sites if row.action == "rewritten"} == {"stem", "body.conv", "last"}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch uses it for derivatives
+def test_convolutions_in_functions_that_torch_transforms_stay() -> None:
+    class Sloped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y, slope = torch.func.jvp(self.conv, (x,), (torch.ones_like(x),))
+            return y + slope
+
+    class Mixed(nn.Module):
+        """Two convolutions whose weights are stacked, in a part with parts of its own."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.members = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1)) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            stacked, _ = torch.func.stack_module_state(list(self.members))
+            call = torch.func.functional_call
+            return torch.vmap(lambda state: call(self.members[0], state, (x,)))(stacked).mean(0)
+
+    class Within(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.vmap(self.inner)(x[:, None])[:, 0]
+
+    for body, name, why in (
+        (Sloped(), "body.conv", "a function that torch transforms"),
+        (Mixed(), "body.members.0.0", "a function that torch transforms"),
+        (Within(), "body.inner.0", "no axis for the examples"),
+    ):
+        result = rewritten(Net(body))
+        assert why in reason(result, name)
+        assert {row.name for row in result.report.sites if row.action == "rewritten"} >= {"stem", "last"}
 
 
 def test_parts_may_be_called_with_what_hangs_on_a_graph_of_gradients() -> None:
