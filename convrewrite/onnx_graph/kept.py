@@ -21,6 +21,7 @@ LAID_OUT = "laid out by onnxruntime for one processor; rewrite the model as it w
 DEFORMABLE = "deformable: where its kernel looks depends on the input, so no other has the same effect"
 MOVING = "its padding is computed while the model runs; export the model with a constant padding"
 COMPUTED = "its weights are computed from the model's inputs, so there are none that could be rewritten"
+CONSTANT = "no input of the model changes what it gives; fold constants first, and it is gone"
 OPAQUE = (
     "in a part of the graph that is run by onnxruntime, as torch does not compute it alike; export the model with standard "
     "operators, or simplify it first"
@@ -141,6 +142,8 @@ def _main_reasons(file: OnnxFile, sites: Collection[int] | None) -> Iterator[tup
             reason = COMPUTED
         elif reason is None and weight in whole:
             reason = QUANTISED
+        elif reason is None and _input(node, 0) not in computed:
+            reason = CONSTANT
         elif reason is None and sites is not None:
             reason = OPAQUE
         if reason is not None:

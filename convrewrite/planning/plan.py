@@ -230,7 +230,7 @@ class Plan(_PlanPart):
         found = Fingerprint.of(model)
         if found.geometry != self.model.geometry:
             raise PlanError(
-                f"the plan was made for another model: its tensors' names or shapes differ from {type(model).__name__}; "
+                f"the plan was made for another model: its tensors' names, shapes or types differ from {type(model).__name__}; "
                 "give the original model the plan was made from"
             )
         if weights and found.weights != self.model.weights:

@@ -278,6 +278,17 @@ def test_weights_computed_from_the_input() -> None:
     assert (found.name, found.spec, found.cost, found.reason) == ("conv", SPEC, COST, kept_module.COMPUTED)
 
 
+def test_what_no_input_changes() -> None:
+    nodes = [
+        helper.make_node("Conv", ["learned", "w"], ["m"], "conv"),
+        helper.make_node("Add", ["x", "m"], ["y"]),
+        helper.make_node("Conv", ["y", "w"], ["z"], "plain"),
+    ]
+    model = model_of(nodes, [tensor("w", W), tensor("learned", np.ones((1, 4, 9, 10), np.float32))])
+    found = only(model, learned=(1, 4, 9, 10))
+    assert (found.name, found.reason) == ("conv", kept_module.CONSTANT)
+
+
 def test_weights_computed_inside_of_a_branch_from_the_input() -> None:
     mean = helper.make_node("ReduceMean", ["x"], ["mean"], keepdims=0)
     inner = branch(mean, helper.make_node("Mul", ["w", "mean"], ["m"]))
