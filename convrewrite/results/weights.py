@@ -31,7 +31,7 @@ SHOWN = 3
 
 def write_weights(model: nn.Module, path: Path) -> list[str]:
     """Write the model's state; the names of what the format cannot hold."""
-    state: dict[str, Any] = model.state_dict()
+    state = model.state_dict() | _left_out(model)
     tensors = {name: value for name, value in sorted(state.items()) if _is_plain(value)}
     others = {name: value for name, value in state.items() if not isinstance(value, Tensor) and _is_json(value)}
     once = {
@@ -47,7 +47,8 @@ def write_weights(model: nn.Module, path: Path) -> list[str]:
 def read_weights(model: nn.Module, path: Path) -> list[str]:
     """Put the state in a file into ``model``; the names of what the format cannot hold, which stays as it is. Raises
     RuntimeError, ValueError or SafetensorError where they do not fit."""
-    expected: dict[str, Any] = model.state_dict()
+    unlisted = _left_out(model)
+    expected: dict[str, Any] = model.state_dict() | unlisted
     with safe_open(path, "pt") as file:
         others = json.loads((file.metadata() or {}).get(OTHERS, "{}"))
         found: dict[str, Any] = {name: _read(file.get_tensor(name), expected.get(name)) for name in file.keys()}  # noqa: SIM118
@@ -58,11 +59,30 @@ def read_weights(model: nn.Module, path: Path) -> list[str]:
     strangers = sorted(found.keys() - expected.keys())
     if missing or strangers:
         raise RuntimeError(f"it has no {_named(missing)}" if missing else f"it has {_named(strangers)} besides")
-    for tensor in model.state_dict(keep_vars=True).values():
+    for tensor in (*model.state_dict(keep_vars=True).values(), *unlisted.values()):
         if _is_spread(tensor):
             tensor.data = tensor.detach().clone(memory_format=torch.contiguous_format)
-    model.load_state_dict(found, strict=False)
+    model.load_state_dict({name: value for name, value in found.items() if name not in unlisted}, strict=False)
+    with torch.no_grad():
+        for name in unlisted.keys() & found.keys():
+            unlisted[name].copy_(found[name])
     return left
+
+
+def _left_out(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers that the model's ``state_dict`` has under no name, as where it has what was trained alone."""
+    state: dict[str, Any] = model.state_dict()
+    held = {_identity(value) for value in state.values() if isinstance(value, Tensor) and _is_plain(value)}
+    found: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        lasting = {
+            name: value for name, value in module._buffers.items() if name not in module._non_persistent_buffers_set
+        }
+        for key, tensor in (module._parameters | lasting).items():
+            name = f"{path}.{key}" if path else key
+            if tensor is not None and name not in state and _is_plain(tensor) and _identity(tensor) not in held:
+                found[name] = tensor
+    return found
 
 
 def warn_of(left: Sequence[str]) -> None:
