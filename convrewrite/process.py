@@ -48,6 +48,11 @@ def at_work(seed: int) -> Iterator[None]:
         yield
 
 
+COMPILED_LIMITS = ("recompile_limit", "accumulated_recompile_limit")
+MODULES_COMPILED = 1 << 20
+"""How many modules of one class may be compiled side by side: as many as there are options to time."""
+
+
 @contextlib.contextmanager
 def compiled(stance: str) -> Iterator[None]:
     """What is done meanwhile where ``torch.compile`` is asked for: nothing, ``"force_eager"``, or what is else, ``"default"``.
@@ -55,6 +60,8 @@ def compiled(stance: str) -> Iterator[None]:
     with _LOCK, contextlib.ExitStack() as stack:
         if "torch._dynamo" in sys.modules:  # else nobody has asked for it, and importing it takes seconds
             stack.enter_context(torch.compiler.set_stance(stance))
+            # Of modules of one class, which have one forward, torch runs all beyond eight as they are written.
+            stack.enter_context(torch._dynamo.config.patch(dict.fromkeys(COMPILED_LIMITS, MODULES_COMPILED)))
         yield
 
 

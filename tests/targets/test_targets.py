@@ -271,3 +271,29 @@ def test_every_call_gets_the_inputs_that_were_given(kind: str) -> None:
         for _ in range(3):
             assert run()[0].tolist() == [1.5, 2.0, 2.5, 3.0]
     assert x.tolist() == [1.0, 2.0, 3.0, 4.0]
+
+
+class Scaled(nn.Module):
+    """One of many modules of one class."""
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor
+
+
+def test_many_modules_of_one_class_stay_compiled_side_by_side() -> None:
+    ran: list[int] = []
+
+    def counting(graph: Any, _inputs: object) -> Any:
+        return lambda *args: (ran.append(1), graph(*args))[1]
+
+    torch._dynamo.register_backend(name="counting", compiler_fn=counting)
+    target = target_of("torch-compile:counting")
+    with target.at_work(1):
+        runs = [target.compile(Program(module=Scaled(factor)), (torch.ones(2),), 1) for factor in range(12)]
+        ran.clear()
+        assert [run()[0].tolist() for run in runs] == [[factor, factor] for factor in range(12)]
+    assert len(ran) == 12

@@ -1,5 +1,6 @@
 """torch.compile, with its own backend or another, as ``torch-compile:cudagraphs``; with a device as ``torch-compile:cuda``."""
 
+import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ class TorchCompiled:
 def _compiled_at(threads: int) -> Iterator[None]:
     from convrewrite.process import compiled
 
+    importlib.import_module("torch._dynamo")  # what it may do is said to it, which has to be there then
     with inference_at(threads), compiled("default"):
         yield
 
