@@ -30,12 +30,17 @@ def require_names(model: nn.Module, source: str) -> None:
     """Raise ModelLoadError, which names ``source``, unless every submodule, parameter, buffer and tensor attribute has a
     harmless name.
 
-    Called wherever a model comes in, before anything of it is followed as a graph or exported. TorchScript is refused as well.
+    Called wherever a model comes in, before anything of it is followed as a graph or exported. TorchScript is refused as
+    well, and a wrapper of which no copy runs.
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelLoadError(
             f"{source}: expected a Python nn.Module, found a TorchScript module, which cannot be rewritten; give the module that "
             "it was made from, or an ONNX file"
+        )
+    if isinstance(model, nn.parallel.DistributedDataParallel):  # it runs in the processes alone that it was made in
+        raise ModelLoadError(
+            f"{source}: expected the network itself, found it in DistributedDataParallel; give its .module"
         )
     seen: set[int] = set()
     waiting: list[tuple[str, nn.Module]] = [("", model)]

@@ -3,6 +3,7 @@
 import random
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,6 +116,17 @@ def test_scripted_convolutions_stay_where_no_graph_shows_the_model() -> None:
         warnings.simplefilter("ignore")  # torch advises against it
         model = Asking(torch.jit.script(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())))
     assert {row.name for row in rewritten(model).report.sites if row.action == "rewritten"} == {"stem", "last"}
+
+
+def test_a_network_in_the_wrapper_of_several_processes_is_asked_for_itself(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(Net())
+        with pytest.raises(ModelLoadError, match=r"found it in DistributedDataParallel; give its .module"):
+            rewritten(wrapped)
+        assert rewritten(wrapped.module).report.totals.macs.ratio < 1
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_parameters_before_that_the_original_has_not_are_told() -> None:
