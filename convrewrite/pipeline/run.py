@@ -188,7 +188,7 @@ class Run:
             measured = self._measured(settled.model, followed)
             LOG.info("seconds of stages: %s", work.watch)
             saved = None if self.baseline is None else self.planner.predicted_saving(rewritten.outcomes)
-        costs = _costs(settled.model, prepared, after, rewritten.outcomes)
+        costs = _costs(settled.model, prepared, rewritten.outcomes)
         file = self._file(settled.model, followed)
         written = self._written(settled.model, file)
         report = build_report(
@@ -201,7 +201,7 @@ class Run:
             measured=replace(measured, predicted_saving=saved, **self._measured_elsewhere()),
             notes=[
                 *notes, *settled.notes, *self.place.notes, *refinement, *work.data.notes, *_lost(prepared.traced),
-                *measured.notes, *_beyond_its_own(costs[0], prepared),
+                *measured.notes, *_beyond_its_own(costs[0], prepared), *_went_another_way(costs[1], after),
                 *_nothing_done(rewritten.outcomes), *_elsewhere(work.settings),
                 *([NOT_MEASURED] if self.baseline is None else []),
             ],
@@ -271,14 +271,26 @@ def forms_in(prepared: Prepared, baseline: Baseline | None, settings: Settings) 
     return forms_of(settings.exports, prepared.model, prepared.inputs, exporter, onnx, settings.free_axes)
 
 
-def _costs(result: nn.Module, prepared: Prepared, after: int, outcomes: Sequence[Outcome]) -> tuple[Cost, Cost]:
-    """Those of the whole model before and after, the MACs as they were counted. A fixed kernel, one that is a buffer, counts as
-    parameters where it was rewritten to some; where its site is kept it is a buffer again, which the model that was
-    prepared does not show. So are the parameters of which a kept site's kernel is made."""
+def _costs(result: nn.Module, prepared: Prepared, outcomes: Sequence[Outcome]) -> tuple[Cost, Cost]:
+    """Those of the whole model before, as they were counted, and after, less what was saved at every site. A fixed kernel, one
+    that is a buffer, counts as parameters where it was rewritten to some; where its site is kept it is a buffer again, which the
+    model that was prepared does not show. So are the parameters of which a kept site's kernel is made."""
     changed = [(o.site.cost, o.candidate.cost) for o in outcomes if o.candidate is not None]
     parameters = sum(parameter.numel() for parameter in result.parameters()) + prepared.hidden.parameters
     before = parameters + sum(b.parameters - a.parameters for b, a in changed)
-    return Cost(before, prepared.totals.macs), Cost(parameters, after)
+    saved = sum(b.macs - a.macs for b, a in changed)
+    return Cost(before, prepared.totals.macs), Cost(parameters, prepared.totals.macs - saved)
+
+
+def _went_another_way(after: Cost, counted: int) -> list[str]:
+    """That a run of the result counted other MACs than its sites add up to, where it did."""
+    if counted == after.macs:
+        return []
+    return [
+        f"a run of the result on the example input counted {counted:,} MACs of one example, and not the {after.macs:,} that are "
+        "reported, which are those of the way that the original took: what runs hangs on numbers that the model computes, or "
+        "derivatives of derivatives are taken"
+    ]
 
 
 def _beyond_its_own(before: Cost, prepared: Prepared) -> list[str]:

@@ -113,6 +113,37 @@ def test_convolutions_in_functions_that_torch_transforms_stay() -> None:
         assert {row.name for row in result.report.sites if row.action == "rewritten"} >= {"stem", "last"}
 
 
+def test_a_result_may_take_another_way_than_the_original() -> None:
+    class Chosen(nn.Module):
+        """Convolves one example or two, by whether it stands as it was made."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x if len(list(self.parameters())) == 2 else torch.cat([x, x]))[: len(x)]
+
+    report = rewritten(Net(Chosen())).report
+    macs = report.totals.macs
+    assert macs.before - macs.after == sum(row.macs_before - row.macs_after for row in report.sites) > 0
+    assert "the way that the original took" in " ".join(report.notes)
+
+
+def test_derivatives_of_derivatives_are_no_cost_of_a_site() -> None:
+    class Curved(Net):
+        def forward(self, x: Tensor) -> Any:
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                slope = torch.autograd.grad(self.stem(x).square().sum(), x, create_graph=True)[0]
+                return super().forward(x).detach(), torch.autograd.grad(slope.square().sum(), x)[0]
+
+    report = rewritten(Curved(nn.Identity())).report
+    macs = report.totals.macs
+    assert macs.before - macs.after == sum(row.macs_before - row.macs_after for row in report.sites) > 0
+    assert "derivatives of derivatives" in " ".join(report.notes)
+
+
 def test_parts_may_be_called_with_what_hangs_on_a_graph_of_gradients() -> None:
     class Sensitive(Net):
         """Gives, beside the scores, how they hang on the image."""
