@@ -119,7 +119,7 @@ def keep_heap() -> None:
 
 
 def give_back_heap() -> None:
-    """Give the system what the C library keeps and nothing lies in, before something large is asked for."""
+    """Give the system what the C library keeps and nothing lies in, before other sizes are asked for."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -194,6 +194,9 @@ def _chart(sweep: SweepReport, measure: _Measure, resource: Resource, lines: Seq
                     aside = (9, -16) if front[0].value > front[-1].value else (9, 9)  # where the curve bends away
                     axes.annotate("knee", (p.cost, p.value), xytext=aside, textcoords="offset points")
         axes.margins(y=0.15)
+        low, high = axes.get_ylim()
+        if measure.part and all(point.value <= 1 for line in lines for point in line):  # no tick says 106 %
+            axes.set_ylim(low, min(high, 1 + 0.02 * (1 - low)))
         axes.set_xlabel(f"{COSTS[resource]} left of the original's")
         axes.set_ylabel(_plain(measure.label))
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))

@@ -73,8 +73,7 @@ class Gathering:
 
         The wanted output is the original's at the original's input, plus what the sum that follows lacks.
         """
-        if is_large(self.site):
-            give_back_heap()
+        give_back_heap()
         with watch.timed("forward passes"):
             keep = self.walk.rectified(self.site)
         fitted, held_out, room = self._accumulators(keep)
@@ -85,6 +84,7 @@ class Gathering:
                 chosen.add(shown.rewritten, shown.wanted, shown.rewritten_skip)
         if fitted.empty:
             return None
+        give_back_heap()
         seen, rows = self._moments(fitted), tuple(fitted.kept or ())
         if held_out.empty:
             return SiteInputs(seen, seen, rows, rows, room)

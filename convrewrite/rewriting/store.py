@@ -1,5 +1,6 @@
 """Tensors in memory up to a limit, the others in files of a temporary folder."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,18 +8,64 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convrewrite.folders import Scratch, require_room, temporary, told
+from convrewrite.folders import Scratch, temporary, told
+
+MAPPED = sys.platform != "win32"
+"""Whether a file may be removed while it is read where it lies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A tensor that waits in a file, its numbers in the order they had in memory: nothing of it is copied when it is asked for,
+    but where it is written to."""
+
+    path: Path
+    size: int
+    dtype: torch.dtype
+    shape: torch.Size
+    stride: tuple[int, ...]
+    device: torch.device
+
+    @classmethod
+    def put(cls, value: Tensor, path: Path) -> "Waiting":
+        """Raises UsageError where the disk takes no more."""
+        with torch.no_grad():
+            exact = _dense(value.detach().resolve_conj().resolve_neg())
+            flat = exact.as_strided((exact.numel(),), (1,)).view(torch.uint8).cpu()
+        with told(), path.open("wb") as file:
+            file.write(flat.numpy().data)
+        return cls(path, flat.numel(), exact.dtype, exact.shape, exact.stride(), exact.device)
+
+    def get(self) -> Tensor:
+        """The tensor; what is written to it leaves the file as it is."""
+        return self._numbers().view(self.dtype).as_strided(self.shape, self.stride).to(self.device)
+
+    def _numbers(self) -> Tensor:
+        if MAPPED:
+            return torch.from_file(str(self.path), shared=False, size=self.size, dtype=torch.uint8)
+        return torch.frombuffer(bytearray(self.path.read_bytes()), dtype=torch.uint8)
+
+
+def _dense(value: Tensor) -> Tensor:
+    """The same numbers without gaps, in the memory layout they have, if it is one of images or of rows."""
+    channels_last = value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
+    return value if channels_last else value.contiguous()
+
+
+def _plain(value: Any) -> bool:
+    """Whether a value is nothing but numbers in memory."""
+    return type(value) is Tensor and value.layout == torch.strided and not value.is_quantized
 
 
 @dataclass(slots=True, eq=False)
 class Kept:
-    """A value in a :class:`Store`: itself while it is in memory, or the file it waits in. ``size`` is in bytes; ``shared``:
-    another value has the same memory."""
+    """A value in a :class:`Store`: itself while it is in memory, or where it waits. ``size`` is in bytes; ``shared``: another
+    value has the same memory."""
 
     value: Any
     size: int
     shared: bool
-    path: Path | None = None
+    waiting: Waiting | None = None
 
 
 class Store:
@@ -36,19 +83,19 @@ class Store:
         size = value.numel() * value.element_size() if isinstance(value, Tensor) else 0
         kept = Kept(value, size, shared)
         self._used += kept.size
-        if kept.size and not shared:
+        if kept.size and not shared and _plain(value):
             self._movable[id(kept)] = kept
         self._spill()
         return kept
 
     def get(self, kept: Kept) -> Any:
         """The value that :meth:`put` was given."""
-        return kept.value if kept.path is None else torch.load(kept.path, weights_only=True)
+        return kept.value if kept.waiting is None else kept.waiting.get()
 
     def drop(self, kept: Kept) -> None:
         """Forget a value, and give its room back."""
-        if kept.path is not None:
-            kept.path.unlink()
+        if kept.waiting is not None:
+            kept.waiting.path.unlink()
         else:
             self._used -= kept.size
             self._movable.pop(id(kept), None)
@@ -69,18 +116,7 @@ class Store:
             _, kept = self._movable.popitem()
             if self._folder is None:
                 self._folder = temporary()
-            path = self._folder.path / f"{self._count}.pt"
+            path = self._folder.path / f"{self._count}.numbers"
             self._count += 1
-            _save(kept.value.clone(), path)
-            kept.value, kept.path = None, path
+            kept.value, kept.waiting = None, Waiting.put(kept.value, path)
             self._used -= kept.size
-
-
-def _save(value: Tensor, path: Path) -> None:
-    """Raises UsageError where the disk takes no more."""
-    with told():
-        try:
-            torch.save(value, path)
-        except RuntimeError:
-            require_room(path)
-            raise

@@ -56,9 +56,9 @@ class Settings:
             than others; not with ``fast``, and in :func:`convrewrite.optimize` alone, as a plan is bettered once it is fitted.
             The result is float32 all the same, from which :func:`convrewrite.quantise` makes int8.
         seed: of everything random; with the same inputs, seed and thread count the result is byte-equal.
-        memory: bytes that activations, covariances and gathered positions may take together; activations beyond it wait on
-            disk. One batch at work, the model and Python itself come on top. A limit that the largest site exceeds alone
-            is refused.
+        memory: bytes that activations, covariances and gathered positions may take together; activations beyond half of it
+            wait on disk. One batch at work, the model and Python itself come on top. A limit that the largest site exceeds
+            alone is refused.
         output_weighting: weigh the errors of a site's output channels by what the model's outputs feel of them, which
             takes gradients of the original model. False: all count alike.
         timeout: seconds that an ONNX file may take to open, and again to run once, in a process of its own.

@@ -171,6 +171,14 @@ def test_where_all_classes_agree_the_knee_is_that_of_the_kl() -> None:
     assert [point.budget for point in with_knee(agreeing, "macs") if point.knee] == [0.4]
 
 
+def test_no_tick_says_more_than_all(found: Sweep) -> None:
+    points = tuple(p.model_copy(update={"agreement": 1.0, "kl": 0.0}) for p in found.report.models[0].points)
+    report = found.report.model_copy(update={"models": (found.report.models[0].model_copy(update={"points": points}),)})
+    drawing = sweep_page(report).partition("Agreement against")[2].partition("</svg>")[0]
+    ticks = [float(part) for part in re.findall(r">(\d[\d.]*) %<", drawing)]
+    assert 100 in ticks and max(ticks) == 100
+
+
 def test_a_point_that_another_beats_is_no_part_of_the_frontier(found: Sweep) -> None:
     curve = points((0.9, 0.03), (0.6, 0.02), (0.4, 0.05), (0.3, 0.04), (0.2, 0.6), (0.1, 1.0))
     swept = found.report.models[0].model_copy(update={"points": tuple(curve)}).marked("macs")

@@ -341,7 +341,7 @@ def test_nothing_stays_on_disk(memory: int, monkeypatch: pytest.MonkeyPatch, tmp
     most = 0
     for site in sites:
         list(walk.samples(site))
-        most = max(most, len(list(tmp_path.rglob("*.pt"))))
+        most = max(most, len(list(tmp_path.rglob("*.numbers"))))
         walk.replace(site, disturbed(model, site))
     assert most > 0, "so little memory must spill"
     assert most <= 4 * len(data), "what is not used any more is deleted on the way"
@@ -357,6 +357,22 @@ def test_enough_memory_needs_no_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     for site in active_sites(model, data[0]):
         list(walk.samples(site))
     assert list(tmp_path.iterdir()) == []
+    walk.close()
+
+
+@pytest.mark.parametrize("others", [0, 3000, 7000])
+def test_activations_take_their_share_and_no_more_than_others_leave(
+    others: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    model = settled(Residual().double())
+    data = batches()
+    walk = Propagation(model, trace(model), active_sites(model, data[0]), data, 8000)
+    walk.make_room(others)
+    assert walk._streams is not None
+    for site in active_sites(model, data[0]):
+        list(walk.samples(site))
+        assert walk._streams.store._used <= min(4000, 8000 - others)
     walk.close()
 
 

@@ -118,7 +118,7 @@ def test_only_the_wings_that_say_so_import_onnx() -> None:
 @pytest.mark.parametrize(
     ("called", "where"),
     [
-        (r"torch\.load", {"stored.unpickling", "loading.checkpoints", "rewriting.store"}),
+        (r"torch\.load", {"stored.unpickling", "loading.checkpoints"}),
         (r"subprocess\.\w+|os\.fork|multiprocessing\.\w+", {"onnx_files.probing"}),
         (r"torch\.(manual_seed|set_num_threads|set_default_dtype)|random\.seed|os\.dup2|sys\.set\w+", {"process"}),
         (r"signal\.signal", {"interrupts"}),
