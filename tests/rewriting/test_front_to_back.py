@@ -257,8 +257,8 @@ def test_progress_names_every_site_and_ends_at_the_last() -> None:
 )
 def test_two_runs_give_the_same_bytes(dtype: torch.dtype, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[Path] = []
-    plain = store._save
-    monkeypatch.setattr(store, "_save", lambda value, path: (saved.append(path), plain(value, path)))
+    plain = store.Waiting.put
+    monkeypatch.setattr(store.Waiting, "put", lambda value, path: (saved.append(path), plain(value, path))[1])
     model = settled(Chain().to(dtype))
     shortlists, calibration = shortlists_of(model, rule("separable", "cp", ratio=0.3)), data(dtype, 2, 1)
     first = rewritten(model, shortlists, calibration, memory=memory)
