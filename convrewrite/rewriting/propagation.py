@@ -20,8 +20,8 @@ from convrewrite.rewriting.surgery import build_conv, folded_kernel, replace_sit
 
 SHARE = 0.5
 """Part of the memory that activations take at most: what waits on disk, the system keeps in whatever memory is free, so that it
-takes little longer. With all of 4 GB, a VGG-16 with 256 inputs of 224 x 224 took 5.4 GB, with three eighths of them 4.3; its
-forward passes took 48 and 58 s of three minutes."""
+takes little longer. With all of 4 GB, a VGG-16 with 256 inputs of 224 x 224 took 5.4 GB, with half of them 4.4; its forward
+passes took 48 and 57 s of three minutes."""
 
 
 class Propagation:
