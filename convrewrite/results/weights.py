@@ -31,7 +31,8 @@ SHOWN = 3
 
 def write_weights(model: nn.Module, path: Path) -> list[str]:
     """Write the model's state; the names of what the format cannot hold."""
-    state = model.state_dict() | _left_out(model)
+    listed: dict[str, Any] = model.state_dict()
+    state = listed | _left_out(model, listed)
     tensors = {name: value for name, value in sorted(state.items()) if _is_plain(value)}
     others = {name: value for name, value in state.items() if not isinstance(value, Tensor) and _is_json(value)}
     once = {
@@ -47,8 +48,9 @@ def write_weights(model: nn.Module, path: Path) -> list[str]:
 def read_weights(model: nn.Module, path: Path) -> list[str]:
     """Put the state in a file into ``model``; the names of what the format cannot hold, which stays as it is. Raises
     RuntimeError, ValueError or SafetensorError where they do not fit."""
-    unlisted = _left_out(model)
-    expected: dict[str, Any] = model.state_dict() | unlisted
+    listed: dict[str, Any] = model.state_dict()
+    unlisted = _left_out(model, listed)
+    expected = listed | unlisted
     with safe_open(path, "pt") as file:
         others = json.loads((file.metadata() or {}).get(OTHERS, "{}"))
         found: dict[str, Any] = {name: _read(file.get_tensor(name), expected.get(name)) for name in file.keys()}  # noqa: SIM118
@@ -69,9 +71,8 @@ def read_weights(model: nn.Module, path: Path) -> list[str]:
     return left
 
 
-def _left_out(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers that the model's ``state_dict`` has under no name, as where it has what was trained alone."""
-    state: dict[str, Any] = model.state_dict()
+def _left_out(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Parameters and buffers that the model's ``state`` has under no name, as where it has what was trained alone."""
     held = {_identity(value) for value in state.values() if isinstance(value, Tensor) and _is_plain(value)}
     found: dict[str, Tensor] = {}
     for path, module in model.named_modules():

@@ -84,7 +84,7 @@ class Gathering:
                 chosen.add(shown.rewritten, shown.wanted, shown.rewritten_skip)
         if fitted.empty:
             return None
-        give_back_heap()
+        give_back_heap()  # of batches and their patches, before matrices as large as the covariance
         seen, rows = self._moments(fitted), tuple(fitted.kept or ())
         if held_out.empty:
             return SiteInputs(seen, seen, rows, rows, room)

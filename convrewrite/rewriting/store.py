@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,7 +44,7 @@ class Waiting:
     def _numbers(self) -> Tensor:
         if MAPPED:
             return torch.from_file(str(self.path), shared=False, size=self.size, dtype=torch.uint8)
-        return torch.frombuffer(bytearray(self.path.read_bytes()), dtype=torch.uint8)
+        return torch.from_numpy(np.fromfile(self.path, np.uint8))
 
 
 def _dense(value: Tensor) -> Tensor:

@@ -150,7 +150,7 @@ class Settings:
             check=values.memory,
             read=lambda gigabytes: int(gigabytes * GIGABYTE),
             default=MEMORY / GIGABYTE,
-            help="GB for inputs, activations and moments; activations beyond it wait on disk.",
+            help="GB for inputs, activations and moments; activations beyond half of it wait on disk.",
         ),
     )
     output_weighting: bool = True

@@ -113,6 +113,14 @@ def test_convolutions_in_functions_that_torch_transforms_stay() -> None:
         assert {row.name for row in result.report.sites if row.action == "rewritten"} >= {"stem", "last"}
 
 
+def notes_of_macs_that_add_up(model: nn.Module) -> str:
+    """The notes of a report whose totals are what its sites add up to."""
+    report = rewritten(model).report
+    macs = report.totals.macs
+    assert macs.before - macs.after == sum(row.macs_before - row.macs_after for row in report.sites) > 0
+    return " ".join(report.notes)
+
+
 def test_a_result_may_take_another_way_than_the_original() -> None:
     class Chosen(nn.Module):
         """Convolves one example or two, by whether it stands as it was made."""
@@ -124,10 +132,7 @@ def test_a_result_may_take_another_way_than_the_original() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(x if len(list(self.parameters())) == 2 else torch.cat([x, x]))[: len(x)]
 
-    report = rewritten(Net(Chosen())).report
-    macs = report.totals.macs
-    assert macs.before - macs.after == sum(row.macs_before - row.macs_after for row in report.sites) > 0
-    assert "the way that the original took" in " ".join(report.notes)
+    assert "the way that the original took" in notes_of_macs_that_add_up(Net(Chosen()))
 
 
 def test_derivatives_of_derivatives_are_no_cost_of_a_site() -> None:
@@ -138,10 +143,7 @@ def test_derivatives_of_derivatives_are_no_cost_of_a_site() -> None:
                 slope = torch.autograd.grad(self.stem(x).square().sum(), x, create_graph=True)[0]
                 return super().forward(x).detach(), torch.autograd.grad(slope.square().sum(), x)[0]
 
-    report = rewritten(Curved(nn.Identity())).report
-    macs = report.totals.macs
-    assert macs.before - macs.after == sum(row.macs_before - row.macs_after for row in report.sites) > 0
-    assert "derivatives of derivatives" in " ".join(report.notes)
+    assert "derivatives of derivatives" in notes_of_macs_that_add_up(Curved(nn.Identity()))
 
 
 def test_parts_may_be_called_with_what_hangs_on_a_graph_of_gradients() -> None:
