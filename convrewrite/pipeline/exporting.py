@@ -51,7 +51,7 @@ def export_result(
         raise UsageError("--to: expected the name of a form, as openvino, found none")
     report, plan = read_report(folder / "report.json"), read_plan(folder / PLAN)
     check_addable(folder)
-    require_described(folder, report, (WEIGHTS, ONNX))
+    require_described(folder, report, (PLAN, WEIGHTS, ONNX))
     network = network_of(model, example_of(report, model, example_input), asked.timeout)
     plan.require_model(network.model, weights=True)
     exporter = exporter_of(network.model, report.asked.opset, report.asked.free_axes)

@@ -78,7 +78,7 @@ def quantise(
     report = read_report(folder / "report.json")
     seed = report.seed if settings is None else asked.seed
     asked = replace(asked, seed=seed, timings=None)  # four files are timed, which is done here
-    require_described(folder, report, (WEIGHTS, ONNX))
+    require_described(folder, report, (PLAN, WEIGHTS, ONNX))
     network = network_of(model, example_input, asked.timeout)
     plan = read_plan(folder / PLAN)
     plan.require_model(network.model, weights=True)

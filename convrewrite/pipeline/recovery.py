@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from convrewrite.calibration import Calibration, Reading, read_inputs
 from convrewrite.errors import ModelLoadError, UsageError
-from convrewrite.folders import given_path, read_text, temporary
+from convrewrite.folders import Scratch, given_path, read_text, temporary
 from convrewrite.graph import apply_lifts
 from convrewrite.inputs import ExampleInput, Inputs, moved, parameter_names
 from convrewrite.loading import import_object
@@ -85,7 +85,8 @@ class Came:
 
 @dataclass(slots=True)
 class Recovering:
-    """A recovery under way. ``original`` and ``rewritten`` are copies of its own."""
+    """A recovery under way. ``original`` and ``rewritten`` are copies of its own; ``scratch`` is for files of the result, so that
+    a place where none can be written is found before a training."""
 
     came: Came
     network: Network
@@ -93,6 +94,7 @@ class Recovering:
     rewritten: nn.Module
     asked: Recovery
     extras: RecoveryExtras
+    scratch: Scratch
     watch: Stopwatch = field(default_factory=Stopwatch)
     notes: list[str] = field(default_factory=list)
 
@@ -130,6 +132,7 @@ def recover(
     asked, extras = asked_of(settings, keywords)
     if extras.checkpoint is not None:
         require_place(Path(extras.checkpoint))
+    scratch = temporary()
     came = _came(result, model, example_input, extras.structures, asked.timeout)
     network = _network(came.report, model, example_input, asked.timeout)
     came.plan.require_model(network.model, weights=True)
@@ -137,7 +140,7 @@ def recover(
     with at_work(asked.seed), surroundings_preserved(network.model):
         plan, origin, network = came.plan, place_of_model(network.model), _at_home(network)
         original = apply_lifts(network.model, plan.lifted) if plan.lifted else copy_model(network.model)
-        run = Recovering(came, network, original, put_on(HOME, copy_model(came.model)), asked, extras)
+        run = Recovering(came, network, original, put_on(HOME, copy_model(came.model)), asked, extras, scratch)
         run.notes += [*network.notes, *extras.notes]
         before = Snapshot(run.rewritten, parameters=False)
         with accelerated(None if asked.device is None else place_of(asked.device)) as processes:
@@ -167,7 +170,7 @@ def _came(
         return Came(result.plan, result.report, result.model, onnx_of(result), further_files(result))
     folder = given_path(result)
     plan, report = read_plan(folder / PLAN), read_report(folder / REPORT)
-    require_described(folder, report, (WEIGHTS, ONNX))
+    require_described(folder, report, (PLAN, WEIGHTS, ONNX))
     network = _network(report, model, example, timeout)
     return Came(plan, report, load(folder, network.model, tuple(structures)), onnx_of(folder), further_files(folder))
 
@@ -314,7 +317,7 @@ def _resumed(run: Recovering, training: Training) -> Checkpoint | None:
 
 def _finished(run: Recovering, distilled: Distilled, given: Given, evaluation: Evaluation, main: bool) -> Result:
     """The recovered model verified, with its report; where it gained nothing, what came in."""
-    scratch, plan, network = temporary(), run.came.plan, run.network
+    scratch, plan, network = run.scratch, run.came.plan, run.network
     asked = run.came.report.asked
     exporter = exporter_of(network.model, asked.opset, asked.free_axes)
     source = exporter.source

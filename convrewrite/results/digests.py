@@ -1,6 +1,6 @@
-"""Whether the weights in a result's folder are those that its report tells of: by the SHA-256 of their files, which stands in it.
+"""Whether the files in a result's folder are those that its report tells of: by their SHA-256, which stands in it.
 
-Reports of earlier versions have none, and are believed.
+Reports of earlier versions have none, or those of weights alone, and are believed of the rest.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,12 @@ from convrewrite.reporting import Report
 
 REPORT = "report.json"
 
+LATER = ("model.pt", "plan.json")
+"""Files that earlier versions of reports have no digests of."""
+
 
 def with_digests(report: Report, files: Sequence[Path]) -> Report:
-    """The report of a result whose weights are in these files."""
+    """The report of a result that is in these files."""
     return report.model_copy(update={"digests": {file.name: digest_of(file) for file in files if file.is_file()}})
 
 
@@ -29,14 +32,14 @@ def require_reported(folder: Path, names: Sequence[str]) -> None:
 
 
 def require_described(folder: Path, report: Report, names: Sequence[str]) -> None:
-    """Raise ModelLoadError where a file of these names in a result's folder, or its weights beside it, is not the one that was
-    measured."""
+    """Raise ModelLoadError where a file of these names in a result's folder, or weights that lie beside it, are not those that
+    were measured."""
     if not report.digests:
         return
     beside = [name for name in report.digests if Path(name).name == name and name.startswith(tuple(names))]
     for name in dict.fromkeys((*names, *beside)):
         file = folder / name
-        if not file.is_file():
+        if not file.is_file() or (name in LATER and name not in report.digests):
             continue
         with told(folder, "another folder"):
             same = digest_of(file) == report.digests.get(name)

@@ -50,9 +50,9 @@ from convrewrite.results.weights import read_weights, warn_of, write_weights
 from convrewrite.rewriting import empty_option, replace_site
 from convrewrite.structures import Option, Structure, discover
 
-PLAN, WEIGHTS = "plan.json", "weights.safetensors"
+MODULE, PLAN, WEIGHTS = "model.pt", "plan.json", "weights.safetensors"
 ONNX, INT8 = "model.onnx", "model.int8.onnx"
-FILES = ("model.pt", ONNX, PLAN, WEIGHTS, "report.json", "report.md", "report.html")
+FILES = (MODULE, ONNX, PLAN, WEIGHTS, "report.json", "report.md", "report.html")
 
 REPORTS = frozenset({"report.json", "report.md", "report.html"})
 """Files that a result may consist of alone. All else may be someone's only copy: it belongs to a result where
@@ -201,13 +201,14 @@ def _copy(files: Sequence[Path], made: Path) -> None:
 
 
 def _write(made: Path, model: nn.Module, plan: Plan, report: Report) -> None:
-    """All that is no copy; the report has the digests of the weights that lie there by now, copies among them."""
+    """All that is no copy; the report has the digests of what lies there by now, copies among them."""
     if not is_graph(model):
-        _save_module(model, made / "model.pt")
+        _save_module(model, made / MODULE)
         warn_of(write_weights(model, made / WEIGHTS))
         (made / WEIGHTS).chmod(0o644)  # safetensors writes a file that only its owner can read
     (made / PLAN).write_text(plan.to_json(), encoding="utf-8")
-    _write_reports(made, plan, with_digests(report, [made / WEIGHTS, *onnx_files(made / ONNX)]))
+    files = [made / name for name in (MODULE, PLAN, WEIGHTS)]
+    _write_reports(made, plan, with_digests(report, [*files, *onnx_files(made / ONNX)]))
 
 
 def _write_reports(made: Path, plan: Plan, report: Report) -> None:
@@ -252,7 +253,7 @@ def load(folder: str | Path, original_model: nn.Module, structures: tuple[Struct
     for name in (PLAN, ONNX if graph else WEIGHTS):
         if not os.path.isfile(folder / name):
             raise ModelLoadError(f"{folder / name}: missing; expected a folder written by `convrewrite optimize -o`")
-    require_reported(folder, (ONNX if graph else WEIGHTS,))
+    require_reported(folder, (PLAN, ONNX if graph else WEIGHTS))
     plan = read_plan(folder / PLAN)
     require_names(original_model, type(original_model).__name__)
     plan.require_model(original_model, weights=False)

@@ -259,8 +259,8 @@ def test_forms_of_a_result_that_recovery_leaves_as_it_was_stay(tmp_path: Path, m
     assert (again.save(tmp_path / "new") / "model.openvino.xml").exists()
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "model.onnx"])
-def test_a_folder_with_other_weights_than_its_report_tells_of_is_refused(
+@pytest.mark.parametrize("name", ["weights.safetensors", "model.onnx", "plan.json"])
+def test_a_folder_with_other_files_than_its_report_tells_of_is_refused(
     made: tuple[Path, Path, Report], tmp_path: Path, name: str
 ) -> None:
     _, out, _ = made
@@ -268,6 +268,9 @@ def test_a_folder_with_other_weights_than_its_report_tells_of_is_refused(
     shutil.copytree(out, folder)
     if name == "model.onnx":
         convrewrite.export(model, x, folder / name)
+    elif name == "plan.json":
+        another = convrewrite.optimize(model, x, ["separable"], images(16), budget={"macs": 0.9}, measure=False)
+        (folder / name).write_text(another.plan.to_json())
     else:
         tensors = load_file(folder / name)
         save_file({key: 3 * value if key.startswith("2.") else value for key, value in tensors.items()}, folder / name)
@@ -282,11 +285,16 @@ def test_a_folder_with_other_weights_than_its_report_tells_of_is_refused(
             ran()
     assert listing(folder) == before
     report = json.loads((folder / "report.json").read_text())
-    assert report["digests"].keys() == {"weights.safetensors", "model.onnx"}
-    del report["digests"]
-    (folder / "report.json").write_text(json.dumps(report))
-    read = convrewrite.quantise(folder, model, x, images(16), settings=convrewrite.Settings(timer=FalseTimer()))
-    assert len(read) == 4, "as earlier versions wrote it"
+    assert report["digests"].keys() == {"model.pt", "plan.json", "weights.safetensors", "model.onnx"}
+    shutil.copy(out / "plan.json", folder)
+    timed = convrewrite.Settings(timer=FalseTimer())
+    for earlier in (("model.pt", "plan.json"), ("weights.safetensors", "model.onnx")):
+        for file in earlier:
+            del report["digests"][file]
+        (folder / "report.json").write_text(json.dumps(report))
+        if name == "plan.json" or not report["digests"]:
+            read = convrewrite.quantise(folder, model, x, images(16), settings=timed)
+            assert len(read) == 4, "as earlier versions wrote it"
 
 
 @pytest.mark.parametrize("other", ["weights", "architecture"])

@@ -291,15 +291,17 @@ def test_temporary_files_find_no_room(ground: Ground, small_disk: Path, free: in
     assert (ground.stands("optimize"), ground.left()) == ("old", set())
 
 
-def test_temporary_files_have_no_folder(ground: Ground) -> None:
-    ground.reset("optimize")
+@pytest.mark.parametrize("command", ["optimize", "recover"])
+def test_temporary_files_have_no_folder(ground: Ground, command: str) -> None:
+    ground.reset(command)
     missing = ground.folder / "missing"
-    ended = ground.process.run(*ground.arguments("optimize"), environment={"TMPDIR": str(missing)})
+    ended = ground.process.run(*ground.arguments(command), environment={"TMPDIR": str(missing)})
     assert (ended.code, ended.message) == (
         2,
         f"{missing}: cannot be written (No such file or directory); name another folder for temporary files in TMPDIR",
     )
-    assert (ground.stands("optimize"), ground.left()) == ("old", set())
+    assert (ground.stands(command), ground.left()) == ("old", set())
+    assert not list(ground.out.parent.glob("*.recovering")), "nothing was trained"
 
 
 def test_a_disk_that_is_read_only(ground: Ground, small_disk: Path) -> None:
