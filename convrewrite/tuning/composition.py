@@ -18,17 +18,16 @@ from convrewrite.conv import CONV_TYPES, TRANSPOSED_TYPES, ConvSpec, Size, canon
 from convrewrite.layers import SumOfBranches
 from convrewrite.structures import Stage, composed_kernel
 
-SPARING = 0.75
-"""Part of the composed kernel's weights up to which a chain takes less time, forwards and backwards and with channels last:
-a third to three quarters of it for a quarter of the weights, 0.55 to 0.95 for half, from 16 to 256 channels."""
-
-MANY, SPARING_OF_MANY = 4, 0.45
-"""Convolutions at a site from which on that part is smaller: four of half the weights take 1.05 to 1.9 times as long as the one
-that they amount to, with up to 128 channels."""
+ELEMENT = 30.0
+"""Multiplications that take as long as one number that a convolution reads or writes, forwards and backwards. In steps of whole
+networks, whose activations no cache holds, 30 and 40 did best, on one thread and on two, of 0, 18, 30, 40, 50, 80 and all sites
+composed: separable sites of 16 to 80 channels took 0.9 times as long as with 0, those of a CP plan at a quarter of the MACs 0.85
+times as long as all composed. Alone and in a cache, chains are cheaper, as with 18."""
 
 SPARING_IN_BFLOAT16 = 0.2
-"""That part where convolutions are in bfloat16, whose multiplications cost a sixth: a step of refinement took 0.105 s instead of
-0.142 with separable sites of half the weights, 0.107 instead of 0.125 at a quarter of a ResNet's MACs, as long at 0.15."""
+"""Part of the composed kernel's weights from which on it pays where convolutions are in bfloat16, whose multiplications cost a
+sixth and whose narrow groups work in float32: a step of refinement took 0.105 s instead of 0.142 with separable sites of half the
+weights, 0.107 instead of 0.125 at a quarter of a ResNet's MACs, as long at 0.15."""
 
 
 @contextmanager
@@ -82,11 +81,11 @@ class Composition:
 
     def pays(self, bfloat16: bool = False) -> bool:
         """Whether torch takes less time for it than for the chains, in bfloat16 or not."""
-        convolutions = [conv for chain in self.chains for conv in chain]
-        part = sum(_weight(conv).numel() for conv in convolutions) / prod(self.spec.kernel_shape)
         if bfloat16:
-            return part > SPARING_IN_BFLOAT16
-        return part > (SPARING_OF_MANY if len(convolutions) >= MANY else SPARING)
+            weights = sum(_weight(conv).numel() for chain in self.chains for conv in chain)
+            return weights / prod(self.spec.kernel_shape) > SPARING_IN_BFLOAT16
+        chains = [[ConvSpec.of(conv) for conv in chain] for chain in self.chains]  # type: ignore[arg-type]
+        return sum(map(_cost, chains)) > _cost([self.spec])
 
     def kernel(self) -> Tensor:
         """The composed kernel, canonical ``(O, C / groups, kh, kw)``, with the graph of its gradients."""
@@ -102,6 +101,16 @@ class Composition:
         """The bias, which the last stage of one of the chains has."""
         found = [chain[-1].bias for chain in self.chains if isinstance(chain[-1].bias, Tensor)]
         return found[0] if found else None
+
+
+def _cost(chain: Sequence[ConvSpec]) -> float:
+    """What one position of a chain's input costs, in multiplications."""
+    positions, cost = 1.0, 0.0
+    for spec in chain:
+        cost += ELEMENT * spec.in_channels * positions
+        positions /= prod(spec.stride)
+        cost += (prod(spec.kernel_shape) + ELEMENT * spec.out_channels) * positions
+    return cost
 
 
 def composition_of(site: nn.Module) -> Composition | None:

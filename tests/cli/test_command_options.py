@@ -74,7 +74,7 @@ def test_a_result_folder_is_its_model_or_with_a_factory_is_rebuilt(place: Path, 
     with torch.no_grad():
         assert torch.equal(saved(images(2)), rebuilt(images(2)))
     (out / "model.pt").write_bytes((place / "net.pt").read_bytes())
-    with pytest.raises(ModelLoadError, match="model.pt: the folder is not what its report describes"):
+    with pytest.raises(ModelLoadError, match=r"model\.pt: the folder is not what its report describes"):
         runner_of(str(out), None, False, 30.0)
 
 

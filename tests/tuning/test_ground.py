@@ -118,16 +118,30 @@ def test_what_is_no_one_convolution_stays_as_it_is(module: nn.Module) -> None:
 def test_within_the_block_a_site_computes_through_its_kernel_where_that_pays(
     bfloat16: bool, expected: list[bool]
 ) -> None:
-    first, last = ConvSpec(4, 4, (3, 1), padding=(1, 0), bias=False), ConvSpec(4, 4, (1, 3), padding=(0, 1))
+    first, last = ConvSpec(64, 64, (3, 1), padding=(1, 0), bias=False), ConvSpec(64, 64, (1, 3), padding=(0, 1))
     sites = {name: chain(replace(first, out_channels=rank), replace(last, in_channels=rank))
-             for name, rank in (("dear", 6), ("cheap", 2), ("sparing", 1))}  # fmt: skip
+             for name, rank in (("dear", 96), ("cheap", 48), ("sparing", 16))}  # fmt: skip
     model = nn.ModuleDict({**sites, "relu": nn.ReLU()})
-    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    x = torch.randn(2, 64, 5, 5, dtype=torch.float64)
     before = model["dear"](x)
     with composed(model, list(model), bfloat16):
         assert ["forward" in vars(module) for module in model.values()] == expected
         assert torch.allclose(model["dear"](x), before, rtol=EPS, atol=EPS)
     assert not any("forward" in vars(module) for module in model.values())
+
+
+@pytest.mark.parametrize(
+    ("channels", "pointwise_first", "expected"), [(64, True, True), (64, False, False), (16, False, True)]
+)
+def test_what_convolutions_read_and_write_counts_and_where_a_stride_comes(
+    channels: int, pointwise_first: bool, expected: bool
+) -> None:
+    spec = ConvSpec(channels, channels, (1, 1), bias=False)
+    strided = replace(spec, kernel_size=(3, 3), padding=(1, 1), stride=(2, 2), groups=channels)
+    order = [spec, strided] if pointwise_first else [strided, spec]
+    way = composition_of(SumOfBranches([chain(*order), chain(*order)]))
+    assert way is not None
+    assert way.pays() == expected
 
 
 class Block(nn.Module):
