@@ -213,14 +213,11 @@ def runner_of(source: str, factory: str | None, trust: bool, timeout: float) -> 
             return OnnxModel(path, probe=timeout, trust=trust)
         except VerificationError as error:  # exit code 1 says that two models differ, and this is none
             raise ModelLoadError(f"{error}; export it again") from error
-    if (path / results.ONNX).is_file() and not (path / results.MODULE).is_file():  # a result whose model came as ONNX
+    if (path / results.ONNX).is_file() and not (path / "model.pt").is_file():  # a result whose model came as ONNX
         return runner_of(str(path / results.ONNX), factory, trust, timeout)
     if (path / results.PLAN).is_file() and factory is not None:
         return results.load(path, load(factory, None, trust).model)
-    if not path.is_dir():
-        return load(source, factory, trust).model
-    results.require_reported(path, (results.MODULE,))
-    return load(str(path / results.MODULE), factory, trust).model
+    return load(str(path / "model.pt") if path.is_dir() else source, factory, trust).model
 
 
 def calibration_of(sources: Sources, model: Any, inputs: "Inputs", seed: int, memory: int) -> object:

@@ -10,7 +10,7 @@ import functools
 import gc
 import types
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,14 +30,15 @@ _WEAK = (weakref.ReferenceType, weakref.WeakValueDictionary, weakref.WeakKeyDict
 _VIEWS = (weakref.ProxyType, weakref.CallableProxyType, types.MappingProxyType)
 
 
-def copy_model(model: nn.Module, *, as_it_is: bool = False) -> nn.Module:
-    """A copy in eval mode that shares no state with the model; ``as_it_is``: every module in the mode it is in.
+def copy_model(model: nn.Module, *, as_it_is: bool = False, sharing: Iterable[Tensor] = ()) -> nn.Module:
+    """A copy in eval mode that shares no state with the model but the tensors ``sharing``, which nothing may change;
+    ``as_it_is``: every module in the mode it is in.
 
     Raises TraceError for a model that cannot be copied.
     """
     try:
         with ordinary_mode():
-            clone = _copied(model)
+            clone = _copied(model, sharing)
             if not as_it_is:
                 clone.eval()  # which a class may override without giving anything back
             return clone
@@ -121,8 +122,8 @@ def _seeded(model: nn.Module, inputs: Inputs, *, needed: bool = False) -> dict[s
         return None
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    memo: dict[int, Any] = {}
+def _copied(model: nn.Module, sharing: Iterable[Tensor]) -> nn.Module:
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in sharing}
     special: list[Any] = []
     views: list[tuple[object, Any]] = []
     for value in reachable(model):

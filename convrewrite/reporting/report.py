@@ -311,8 +311,8 @@ class Report(_Part):
     ``runtime`` is where the result is to run: what ``totals.onnx_latency_seconds`` was measured in, and its prediction unless
     ``totals.predicted_in`` names another.
 
-    ``exports`` are the forms that it was written in besides ONNX. ``digests`` has the SHA-256 of the model's files, its plan
-    and its weights beside it, by their names, once it is saved.
+    ``exports`` are the forms that it was written in besides ONNX. ``digests`` has the SHA-256 of the plan and of the files of
+    weights beside it, by their names, once it is saved.
 
     ``fidelity_basis`` is a sentence: ``measured on 205 held-out calibration inputs``. ``commands`` are the command lines that
     led here, as a shell takes them; there are none of results that Python made.

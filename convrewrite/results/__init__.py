@@ -1,11 +1,10 @@
 """What a run leaves: the result as a value, and the folder it is written to and read from."""
 
 from convrewrite.results.analysis import Analysis, check_page
-from convrewrite.results.digests import require_described, require_reported
+from convrewrite.results.digests import require_described
 from convrewrite.results.folder import (
     FILES,
     INT8,
-    MODULE,
     ONNX,
     PLAN,
     WEIGHTS,
@@ -23,7 +22,6 @@ from convrewrite.results.further import further_files, kept, left_out, onnx_of
 __all__ = [
     "FILES",
     "INT8",
-    "MODULE",
     "ONNX",
     "PLAN",
     "WEIGHTS",
@@ -41,6 +39,5 @@ __all__ = [
     "onnx_of",
     "read_plan",
     "require_described",
-    "require_reported",
     "save_plan",
 ]

@@ -13,8 +13,8 @@ from convrewrite.reporting import Report
 
 REPORT = "report.json"
 
-LATER = ("model.pt", "plan.json")
-"""Files that earlier versions of reports have no digests of."""
+PLAN = "plan.json"
+"""A file that earlier versions of reports have no digest of."""
 
 
 def with_digests(report: Report, files: Sequence[Path]) -> Report:
@@ -39,7 +39,7 @@ def require_described(folder: Path, report: Report, names: Sequence[str]) -> Non
     beside = [name for name in report.digests if Path(name).name == name and name.startswith(tuple(names))]
     for name in dict.fromkeys((*names, *beside)):
         file = folder / name
-        if not file.is_file() or (name in LATER and name not in report.digests):
+        if not file.is_file() or (name == PLAN and name not in report.digests):
             continue
         with told(folder, "another folder"):
             same = digest_of(file) == report.digests.get(name)

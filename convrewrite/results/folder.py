@@ -50,9 +50,9 @@ from convrewrite.results.weights import read_weights, warn_of, write_weights
 from convrewrite.rewriting import empty_option, replace_site
 from convrewrite.structures import Option, Structure, discover
 
-MODULE, PLAN, WEIGHTS = "model.pt", "plan.json", "weights.safetensors"
+PLAN, WEIGHTS = "plan.json", "weights.safetensors"
 ONNX, INT8 = "model.onnx", "model.int8.onnx"
-FILES = (MODULE, ONNX, PLAN, WEIGHTS, "report.json", "report.md", "report.html")
+FILES = ("model.pt", ONNX, PLAN, WEIGHTS, "report.json", "report.md", "report.html")
 
 REPORTS = frozenset({"report.json", "report.md", "report.html"})
 """Files that a result may consist of alone. All else may be someone's only copy: it belongs to a result where
@@ -203,12 +203,11 @@ def _copy(files: Sequence[Path], made: Path) -> None:
 def _write(made: Path, model: nn.Module, plan: Plan, report: Report) -> None:
     """All that is no copy; the report has the digests of what lies there by now, copies among them."""
     if not is_graph(model):
-        _save_module(model, made / MODULE)
+        _save_module(model, made / "model.pt")
         warn_of(write_weights(model, made / WEIGHTS))
         (made / WEIGHTS).chmod(0o644)  # safetensors writes a file that only its owner can read
     (made / PLAN).write_text(plan.to_json(), encoding="utf-8")
-    files = [made / name for name in (MODULE, PLAN, WEIGHTS)]
-    _write_reports(made, plan, with_digests(report, [*files, *onnx_files(made / ONNX)]))
+    _write_reports(made, plan, with_digests(report, [made / PLAN, made / WEIGHTS, *onnx_files(made / ONNX)]))
 
 
 def _write_reports(made: Path, plan: Plan, report: Report) -> None:

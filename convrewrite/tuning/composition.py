@@ -6,7 +6,7 @@ as well as by its multiplications: where stages are many and spare little, one c
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from math import gcd, prod
 
@@ -71,7 +71,7 @@ class Composition:
 
     def __call__(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` -> ``(N, O, H', W')``, what the chains give up to rounding."""
-        with torch.autocast(x.device.type, enabled=False):  # a product of kernels is rounded once, when it is used
+        with _exactly(x.device.type):  # a product of kernels is rounded once, when it is used
             numbers = {"weight": module_weight(self.kernel(), self.spec)}
         bias = self.bias()
         if bias is not None:
@@ -101,6 +101,11 @@ class Composition:
         """The bias, which the last stage of one of the chains has."""
         found = [chain[-1].bias for chain in self.chains if isinstance(chain[-1].bias, Tensor)]
         return found[0] if found else None
+
+
+def _exactly(place: str) -> AbstractContextManager[object]:
+    """Within the block nothing is cast for speed, as on devices where nothing ever is."""
+    return torch.autocast(place, enabled=False) if torch.amp.is_autocast_available(place) else nullcontext()
 
 
 def _cost(chain: Sequence[ConvSpec]) -> float:

@@ -73,9 +73,6 @@ def test_a_result_folder_is_its_model_or_with_a_factory_is_rebuilt(place: Path, 
     rebuilt = runner_of(str(out), f"{factory}:small_network", False, 30.0)
     with torch.no_grad():
         assert torch.equal(saved(images(2)), rebuilt(images(2)))
-    (out / "model.pt").write_bytes((place / "net.pt").read_bytes())
-    with pytest.raises(ModelLoadError, match=r"model\.pt: the folder is not what its report describes"):
-        runner_of(str(out), None, False, 30.0)
 
 
 @pytest.mark.parametrize("calib", [(), ("--calib", "weights")], ids=["none", "weights"])

@@ -59,6 +59,19 @@ def disturbed(model: nn.Module, site: Site) -> nn.Module:
     return build_conv(site.folded_spec, kernel + 0.3 * kernel.std() * torch.randn_like(kernel), bias + 0.1, like)
 
 
+def test_the_two_networks_have_linear_layers_in_common_and_nothing_else() -> None:
+    linear = nn.Linear(48, 2)
+    layers = (conv(), nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(4), nn.Flatten(), linear)
+    model = settled(nn.Sequential(*layers).double())
+    inputs = batches()
+    walk = Propagation(model, trace(model), active_sites(model, inputs[0]), inputs, PLENTY)
+    shared = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    found = [tensor for tensor in (*walk.rewritten.parameters(), *walk.rewritten.buffers()) if id(tensor) in shared]
+    assert [id(tensor) for tensor in found] == [id(linear.weight), id(linear.bias)]
+    addresses = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    assert sum(t.data_ptr() in addresses for t in (*walk.rewritten.parameters(), *walk.rewritten.buffers())) == 2
+
+
 @torch.no_grad()
 def inputs_by_hooks(model: nn.Module, name: str, inputs: Inputs) -> list[Tensor]:
     """What a plain run gives a module, at each of its calls; the model and the inputs are copies."""
