@@ -58,7 +58,7 @@ def dynamic_unet() -> nn.Module:
     ("build", "outputs", "rewritten"),
     [
         (unet, 1, 8),
-        (basic_unet, 1, 17),
+        pytest.param(basic_unet, 1, 17, marks=pytest.mark.soak),
         pytest.param(unet_plus_plus, 4, 0, marks=pytest.mark.soak),
         (dynamic_unet, 1, 0),
     ],
