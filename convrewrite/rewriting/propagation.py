@@ -133,7 +133,7 @@ class Propagation:
 
 def _untouched(model: nn.Module) -> list[nn.Parameter]:
     """What neither a rewrite nor a forward changes, so that two copies can have it in common: the weights of linear layers, which
-    are most of some models, 0.5 GB of a VGG-16 with its three. On a device each has its own, as one of the two leaves it first."""
+    are most of some models, 0.5 GB of a VGG-16 with its three. On a device each has its own: one of the two leaves it first."""
     linear = (module for module in model.modules() if type(module) is nn.Linear)
     parameters = (parameter for module in linear for parameter in module.parameters(recurse=False))
     return [parameter for parameter in parameters if parameter.device.type == PROCESSOR]
