@@ -41,7 +41,8 @@ class Propagation:
         the model in which all ``sites`` are rewritten already, to go through once more."""
         self.model = model
         self.memory = memory
-        self.rewritten = copy_model(start or model, sharing=_untouched(start or model))
+        before = model if start is None else start  # which may have a length, of zero
+        self.rewritten = copy_model(before, sharing=_untouched(before))
         self._batches = batches
         self.batches = len(batches)
         self.examples = [len(inputs[0]) for inputs in batches]
@@ -98,14 +99,14 @@ class Propagation:
         """From here on the rewritten network has ``module`` at this site. ``stand_in`` computes the same in less time."""
         replace_site(self.rewritten, site, module)
         if self._streams is not None:
-            self._streams.replace(site, stand_in or module)
+            self._streams.replace(site, module if stand_in is None else stand_in)
 
     def pass_over(self, site: Site, module: nn.Module | None = None, stand_in: nn.Module | None = None) -> None:
         """As if the site's samples had been taken, and ``module``, if there is one, put in its place. Nothing runs before a site
         behind it asks for samples, and no site may be left for good."""
         if module is not None:
             replace_site(self.rewritten, site, module)
-        self._passed.append((site, stand_in or module))
+        self._passed.append((site, module if stand_in is None else stand_in))
 
     def _at(self, streams: Streams, site: Site) -> bool:
         """Run the streams to a site; those that were passed over leave in them what they would have left."""

@@ -59,6 +59,17 @@ def disturbed(model: nn.Module, site: Site) -> nn.Module:
     return build_conv(site.folded_spec, kernel + 0.3 * kernel.std() * torch.randn_like(kernel), bias + 0.1, like)
 
 
+def test_a_start_is_gone_through_once_more_whatever_its_length() -> None:
+    class Empty(Residual):
+        def __len__(self) -> int:
+            return 0
+
+    model, start, inputs = settled(Empty().double()), settled(Empty().double()), batches()
+    start.stem.weight.data *= 2
+    walk = Propagation(model, trace(model), active_sites(model, inputs[0]), inputs, PLENTY, start)
+    assert torch.equal(walk.rewritten.get_parameter("stem.weight"), start.stem.weight)
+
+
 def test_the_two_networks_have_linear_layers_in_common_and_nothing_else() -> None:
     linear = nn.Linear(48, 2)
     layers = (conv(), nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(4), nn.Flatten(), linear)
