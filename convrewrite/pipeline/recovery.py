@@ -94,7 +94,7 @@ class Recovering:
     rewritten: nn.Module
     asked: Recovery
     extras: RecoveryExtras
-    scratch: Scratch
+    scratch: Scratch = field(default_factory=temporary)
     watch: Stopwatch = field(default_factory=Stopwatch)
     notes: list[str] = field(default_factory=list)
 
@@ -132,7 +132,6 @@ def recover(
     asked, extras = asked_of(settings, keywords)
     if extras.checkpoint is not None:
         require_place(Path(extras.checkpoint))
-    scratch = temporary()
     came = _came(result, model, example_input, extras.structures, asked.timeout)
     network = _network(came.report, model, example_input, asked.timeout)
     came.plan.require_model(network.model, weights=True)
@@ -140,7 +139,7 @@ def recover(
     with at_work(asked.seed), surroundings_preserved(network.model):
         plan, origin, network = came.plan, place_of_model(network.model), _at_home(network)
         original = apply_lifts(network.model, plan.lifted) if plan.lifted else copy_model(network.model)
-        run = Recovering(came, network, original, put_on(HOME, copy_model(came.model)), asked, extras, scratch)
+        run = Recovering(came, network, original, put_on(HOME, copy_model(came.model)), asked, extras)
         run.notes += [*network.notes, *extras.notes]
         before = Snapshot(run.rewritten, parameters=False)
         with accelerated(None if asked.device is None else place_of(asked.device)) as processes:

@@ -1,12 +1,11 @@
 """What a run leaves: the result as a value, and the folder it is written to and read from."""
 
 from convrewrite.results.analysis import Analysis, check_page
-from convrewrite.results.digests import require_described
+from convrewrite.results.digests import PLAN, require_described
 from convrewrite.results.folder import (
     FILES,
     INT8,
     ONNX,
-    PLAN,
     WEIGHTS,
     Result,
     add_exports,

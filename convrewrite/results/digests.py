@@ -11,10 +11,7 @@ from convrewrite.folders import told
 from convrewrite.onnx_files import digest_of
 from convrewrite.reporting import Report
 
-REPORT = "report.json"
-
-PLAN = "plan.json"
-"""A file that earlier versions of reports have no digest of."""
+REPORT, PLAN = "report.json", "plan.json"
 
 
 def with_digests(report: Report, files: Sequence[Path]) -> Report:
@@ -39,7 +36,8 @@ def require_described(folder: Path, report: Report, names: Sequence[str]) -> Non
     beside = [name for name in report.digests if Path(name).name == name and name.startswith(tuple(names))]
     for name in dict.fromkeys((*names, *beside)):
         file = folder / name
-        if not file.is_file() or (name == PLAN and name not in report.digests):
+        earlier = name == PLAN and name not in report.digests
+        if earlier or not file.is_file():
             continue
         with told(folder, "another folder"):
             same = digest_of(file) == report.digests.get(name)

@@ -45,12 +45,12 @@ from convrewrite.onnx_graph import is_graph, take_numbers
 from convrewrite.places import PROCESSOR, place_of_model
 from convrewrite.planning import Plan, PlannedSite, planned_structure
 from convrewrite.reporting import Report, render_html, render_markdown, render_summary
-from convrewrite.results.digests import require_reported, with_digests
+from convrewrite.results.digests import PLAN, require_reported, with_digests
 from convrewrite.results.weights import read_weights, warn_of, write_weights
 from convrewrite.rewriting import empty_option, replace_site
 from convrewrite.structures import Option, Structure, discover
 
-PLAN, WEIGHTS = "plan.json", "weights.safetensors"
+WEIGHTS = "weights.safetensors"
 ONNX, INT8 = "model.onnx", "model.int8.onnx"
 FILES = ("model.pt", ONNX, PLAN, WEIGHTS, "report.json", "report.md", "report.html")
 

@@ -81,11 +81,11 @@ class Composition:
 
     def pays(self, bfloat16: bool = False) -> bool:
         """Whether torch takes less time for it than for the chains, in bfloat16 or not."""
-        if bfloat16:
-            weights = sum(_weight(conv).numel() for chain in self.chains for conv in chain)
-            return weights / prod(self.spec.kernel_shape) > SPARING_IN_BFLOAT16
         chains = [[ConvSpec.of(conv) for conv in chain] for chain in self.chains]  # type: ignore[arg-type]
-        return sum(map(_cost, chains)) > _cost([self.spec])
+        if not bfloat16:
+            return sum(map(_cost, chains)) > _cost([self.spec])
+        weights = sum(prod(spec.kernel_shape) for chain in chains for spec in chain)
+        return weights / prod(self.spec.kernel_shape) > SPARING_IN_BFLOAT16
 
     def kernel(self) -> Tensor:
         """The composed kernel, canonical ``(O, C / groups, kh, kw)``, with the graph of its gradients."""
