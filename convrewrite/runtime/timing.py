@@ -198,7 +198,7 @@ class Baseline:
 
     def seconds(self, timer: Timer | None = None) -> float:
         """Of the original, for one example; as another timer for the same target tells them."""
-        timer, one = timer or self.timer, self._one(self.original.dynamic_batch)
+        timer, one = self.timer if timer is None else timer, self._one(self.original.dynamic_batch)
         if self.target.takes == "module" and self.module is not None:
             return timer.time_torch(self.module, one, self.threads) / len(one[0])
         return timer.time_onnx(self.original.path, self.exporter.feed(one), self.threads) / len(one[0])

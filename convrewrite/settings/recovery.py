@@ -120,7 +120,7 @@ class Recovery:
     @property
     def clock(self) -> "Timer":
         """Who measures seconds."""
-        return self.timer or this_machine()
+        return this_machine() if self.timer is None else self.timer
 
     @property
     def time(self) -> float:

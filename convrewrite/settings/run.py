@@ -303,7 +303,7 @@ class Settings:
     def clock(self) -> "Timer":
         """Who measures seconds there. Raises UsageError for a file of times that cannot be read."""
         if self.timings is None:
-            return (self.timer or this_machine()).on(self.target)
+            return (this_machine() if self.timer is None else self.timer).on(self.target)
         from convrewrite.runtime import ProfiledTimer
 
         return ProfiledTimer(read_profile(Path(self.timings)), self.timings)

@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
+from clocks import FalseTimer
 
 from convrewrite import Settings, runtime
 from convrewrite.errors import ConvRewriteError, PlanError, UsageError
@@ -155,3 +156,13 @@ def test_the_part_that_a_plan_is_made_for_is_parsed() -> None:
     assert settings.constraints == Constraints({"macs": 0.5}, Keep("agreement", 0.98), {"a": meaning})
     assert Settings().constraints == Constraints({})
     assert Settings().clock == runtime.THIS_MACHINE
+
+
+def test_a_timer_that_has_noted_nothing_yet_is_the_one_that_measures() -> None:
+    class Noting(FalseTimer):
+        def __len__(self) -> int:
+            return len(self.timed)
+
+    timer = Noting()
+    assert Settings(timer=timer).clock is timer
+    assert Recovery(timer=timer, epochs=1).clock is timer
