@@ -7,6 +7,7 @@ imported all. They slow it down several times; so the networks are small, and st
 import json
 import os
 import sys
+import tempfile
 import traceback
 import warnings
 from functools import partial
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 import convrewrite
 from convrewrite.calibration import choose
 from convrewrite.fitting import stages
+from convrewrite.pipeline import export_result, profile, quantise, verify
 from convrewrite.results import Result
 from convrewrite.rewriting import site_inputs
 from convrewrite.tuning import refining
@@ -94,6 +96,26 @@ def recovered(device: str | None, model: nn.Module, result: Result) -> Result:
     return convrewrite.recover(result, model, images(), x, epochs=4, batch=8, measure=False, device=device)
 
 
+def looked_at(folder: Path) -> dict[str, object]:
+    """What else is done with a model that lies there: each as at home, and the model stays where it lies."""
+    x, here = torch.zeros(1, 3, 12, 12), network()
+    result = convrewrite.optimize(here, x, ["separable"], images(), resume=False, refine=False)
+    result.save(folder / "out")
+    result.save(folder / "other")
+    rows = list(convrewrite.analyze(here, x))
+    with pretended() as device:
+        model = network().to(AWAY)
+        found: dict[str, object] = {
+            "analyze": list(convrewrite.analyze(model, x)) == rows,
+            "profile": profile(model, x, ["separable"], graphs=folder / "graphs") is None,
+            "export": export_result(folder / "out", model, x, images(), to=["torch_export"]).unwritten,
+            "quantise": len(quantise(folder / "other", model, x, images())),
+            "verify": verify(model, folder / "out" / "model.onnx", x, names=("a", "b")).parity.passed,
+            "itself": verify(model, here, x, names=("a", "b")).parity.passed,
+        }
+        return found | {"model stays": all(device.is_away(p) for p in model.parameters())}
+
+
 def facts(home: Result, away: Result, device: Pretended) -> dict[str, object]:
     """What a test looks at."""
     x = images()
@@ -110,7 +132,11 @@ def facts(home: Result, away: Result, device: Pretended) -> dict[str, object]:
 
 def main(case: str, *words: str) -> dict[str, object]:
     """Words: ``large``: all sites count as large; ``float32`` for a device without float64; ``most=N`` for one of so many bytes;
-    ``there``: the model lies there, ``bound``: it runs at home alone; ``recover``: the result is recovered, there as at home."""
+    ``there``: the model lies there, ``bound``: it runs at home alone; ``recover``: the result is recovered, there as at home;
+    ``look``: see :func:`looked_at`."""
+    if "look" in words:
+        with tempfile.TemporaryDirectory() as folder:
+            return looked_at(Path(folder))
     site_inputs.LARGE = 1 if "large" in words else site_inputs.LARGE
     case_home = run(case, None, network())
     if "recover" in words:

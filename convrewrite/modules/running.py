@@ -17,6 +17,9 @@ from convrewrite.process import quiet, same_random_numbers
 _OF_TYPES = re.compile(r"dtype|scalar type|Input type|data type")
 """What errors of torch say where not the shape of an input is wrong, but the type of its numbers."""
 
+_OF_DEVICES = re.compile(r"on the same device|device type|device index")
+"""What they say where an input lies on another device than the weights."""
+
 HIGHER_ORDER = ("cond", "while_loop")
 """Operators of torch that run functions: they compile these, and hold on to the parts that they found there first."""
 
@@ -74,6 +77,8 @@ def _advice(model: nn.Module, error: Exception, reason: str, inputs: Inputs) -> 
     called = higher_order(model) if type(error).__module__.startswith("torch._dynamo") else None
     if called is not None:
         return f"it calls {called}, which runs functions of its own: {WITHOUT_FUNCTIONS}"
+    if _OF_DEVICES.search(reason):
+        return "give inputs that lie where its weights do, and let its forward make tensors there, as x.new_zeros(...)"
     found = ", ".join(str(tensor.dtype).removeprefix("torch.") for tensor in inputs)
     typed = f"numbers of the type it expects, which {found} is not, as x.float()"
     return f"give {typed if _OF_TYPES.search(reason) else 'the shape it expects'} (--input, or example_input in Python)"

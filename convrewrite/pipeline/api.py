@@ -23,7 +23,7 @@ from convrewrite.pipeline.keywords import (
     asked,
     signed,
 )
-from convrewrite.pipeline.networks import ModelSource, network_of
+from convrewrite.pipeline.networks import ModelSource, at_home, network_of
 from convrewrite.pipeline.prepare import prepare_copy
 from convrewrite.pipeline.run import Run
 from convrewrite.planning import Choice, Plan, shortlists_of
@@ -158,7 +158,7 @@ def analyze(
     """
     from convrewrite.rules import builtin_rules
 
-    network = network_of(model, example_input, timeout)
+    network = at_home(network_of(model, example_input, timeout))
     model, inputs = network.model, network.inputs
     known = discover() | {structure.name: structure for structure in Extras(structures).structures}
     named = list(builtin_rules()) if rules is None else rules

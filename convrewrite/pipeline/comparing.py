@@ -6,12 +6,15 @@ from torch import nn
 
 from convrewrite import runtime
 from convrewrite.errors import UsageError
-from convrewrite.inputs import ExampleInput, bind_inputs
+from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, moved
 from convrewrite.machine import PROBE_SECONDS
 from convrewrite.meanings import WantedOutputs
+from convrewrite.modules import copy_model, put_on
 from convrewrite.onnx_files import OnnxModel, Runner
 from convrewrite.onnx_graph import comparable
+from convrewrite.pipeline.placing import HOME
 from convrewrite.pipeline.relations import relation_of
+from convrewrite.places import place_of_model
 from convrewrite.runtime import Verification
 
 
@@ -37,26 +40,35 @@ def verify(
             raise UsageError(
                 f"verify: expected two modules or paths of ONNX files, found {type(model).__name__} as one of them"
             )
-    first, second = (OnnxModel(Path(x), probe=timeout) if isinstance(x, str | Path) else x for x in (a, b))
+    first, second = (_opened(model, timeout) for model in (a, b))
+    inputs = moved(bind_inputs(next((x for x in (a, b) if isinstance(x, nn.Module)), nn.Identity()), inputs), HOME)
     relation = relation_of(first, second, names or (_name(first), _name(second)))
     first, second, compared = _comparable(first, second, inputs)
     found = runtime.verify(first, second, inputs, outputs=outputs, representative=representative)
     return Verification(found.parity, found.fidelity, tuple(filter(None, (compared, relation.note))))
 
 
+def _opened(model: Runner | str | Path, timeout: float) -> Runner:
+    """On the processor: a copy of a module that lies elsewhere."""
+    if isinstance(model, str | Path):
+        return OnnxModel(Path(model), probe=timeout)
+    if isinstance(model, nn.Module) and place_of_model(model) != HOME:
+        return put_on(HOME, copy_model(model))
+    return model
+
+
 def _name(runner: Runner) -> str:
     return runner.where if isinstance(runner, OnnxModel) else type(runner).__name__
 
 
-def _comparable(first: Runner, second: Runner, inputs: ExampleInput) -> tuple[Runner, Runner, str | None]:
+def _comparable(first: Runner, second: Runner, inputs: Inputs) -> tuple[Runner, Runner, str | None]:
     """Two models as they can be compared, and what is said of that: of two ONNX files that choose detections, what they choose
     from."""
     if not (isinstance(first, OnnxModel) and isinstance(second, OnnxModel)):
         return first, second, None
     if not all(Path(runner.where).is_file() for runner in (first, second)):
         return first, second, None  # the graph of one that was opened from memory is not known any more
-    batch = bind_inputs(nn.Identity(), inputs)
     for runner in (first, second):
-        runner.in_parts(batch)  # in a process of its own first, as it may not end
-    found = comparable((first, second), batch)
+        runner.in_parts(inputs)  # in a process of its own first, as it may not end
+    found = comparable((first, second), inputs)
     return (first, second, None) if found is None else found

@@ -13,7 +13,7 @@ from convrewrite.onnx_graph import exporter_of, graph_inputs
 from convrewrite.pipeline.at_a_time import examples_at_a_time
 from convrewrite.pipeline.forms import forms_of
 from convrewrite.pipeline.keywords import settings_of
-from convrewrite.pipeline.networks import ModelSource, network_of
+from convrewrite.pipeline.networks import ModelSource, at_home, network_of
 from convrewrite.pipeline.recovery import example_of, read_report
 from convrewrite.process import at_work
 from convrewrite.progress import Progress, silent
@@ -52,7 +52,7 @@ def export_result(
     report, plan = read_report(folder / "report.json"), read_plan(folder / PLAN)
     check_addable(folder)
     require_described(folder, report, (PLAN, WEIGHTS, ONNX))
-    network = network_of(model, example_of(report, model, example_input), asked.timeout)
+    network = at_home(network_of(model, example_of(report, model, example_input), asked.timeout))
     plan.require_model(network.model, weights=True)
     exporter = exporter_of(network.model, report.asked.opset, report.asked.free_axes)
     file, inputs = folder / ONNX, "weights" if calibration is None else calibration

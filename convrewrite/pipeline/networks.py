@@ -1,7 +1,7 @@
 """What a caller may name a model by, made one module with its inputs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,16 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from convrewrite.errors import ModelLoadError, UsageError
-from convrewrite.inputs import ExampleInput, Inputs, bound_inputs, require_common_batch
+from convrewrite.inputs import ExampleInput, Inputs, bound_inputs, moved, require_common_batch
 from convrewrite.loading import load_model
+from convrewrite.modules import copy_model, put_on
 from convrewrite.onnx_graph import read_network
+from convrewrite.pipeline.placing import HOME
+from convrewrite.places import place_of_model
 from convrewrite.process import ordinary_mode
 
 ModelSource = Any
-"""A module, the path of a file, or an ``onnx.ModelProto``, whose type is not imported for its name's sake."""
+"""A module, the path of a file, or an ``onnx.ModelProto``, which is not named here, so that onnx need not be imported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,13 @@ def network_of(source: ModelSource, example: ExampleInput | None, timeout: float
     without weights."""
     with ordinary_mode():  # examples that are made lie on the processor
         return _network(source, example, timeout)
+
+
+def at_home(network: Given) -> Given:
+    """The network on the processor, where sites are found, and models exported and timed: a copy of one that lies elsewhere."""
+    if place_of_model(network.model) == HOME:
+        return replace(network, inputs=moved(network.inputs, HOME))
+    return replace(network, model=put_on(HOME, copy_model(network.model)), inputs=moved(network.inputs, HOME))
 
 
 def _network(source: ModelSource, example: ExampleInput | None, timeout: float) -> Given:

@@ -11,7 +11,7 @@ from convrewrite.machine import processor
 from convrewrite.modules import private_copy, surroundings_preserved
 from convrewrite.onnx_graph import exporter_of
 from convrewrite.pipeline.keywords import RuleSource, settings_of
-from convrewrite.pipeline.networks import ModelSource, network_of
+from convrewrite.pipeline.networks import ModelSource, at_home, network_of
 from convrewrite.pipeline.prepare import prepare
 from convrewrite.planning import latency_table_of, to_time
 from convrewrite.process import at_work
@@ -38,7 +38,7 @@ def profile(
     model that the runtime cannot run.
     """
     asked = replace(settings_of(settings), timings=None)
-    network = network_of(model, example_input, asked.timeout)
+    network = at_home(network_of(model, example_input, asked.timeout))
     module, inputs = network.model, network.inputs
     with at_work(asked.seed), surroundings_preserved(module):
         prepared = prepare(private_copy(module, inputs), inputs, resolve(rules), (), module)

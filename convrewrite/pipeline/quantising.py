@@ -17,7 +17,7 @@ from convrewrite.onnx_files import OnnxModel, outputs_of, size_of
 from convrewrite.onnx_graph import exporter_of, graph_inputs, holds_halves
 from convrewrite.pipeline.at_a_time import examples_at_a_time
 from convrewrite.pipeline.keywords import settings_of
-from convrewrite.pipeline.networks import Given, ModelSource, network_of
+from convrewrite.pipeline.networks import Given, ModelSource, at_home, network_of
 from convrewrite.pipeline.recovery import read_report
 from convrewrite.process import at_work
 from convrewrite.progress import Progress, silent
@@ -79,7 +79,7 @@ def quantise(
     seed = report.seed if settings is None else asked.seed
     asked = replace(asked, seed=seed, timings=None)  # four files are timed, which is done here
     require_described(folder, report, (PLAN, WEIGHTS, ONNX))
-    network = network_of(model, example_input, asked.timeout)
+    network = at_home(network_of(model, example_input, asked.timeout))
     plan = read_plan(folder / PLAN)
     plan.require_model(network.model, weights=True)
     if holds_halves(network.model):

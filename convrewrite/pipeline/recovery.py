@@ -14,7 +14,7 @@ from convrewrite.calibration import Calibration, Reading, read_inputs
 from convrewrite.errors import ModelLoadError, UsageError
 from convrewrite.folders import Scratch, given_path, read_text, temporary
 from convrewrite.graph import apply_lifts
-from convrewrite.inputs import ExampleInput, Inputs, moved, parameter_names
+from convrewrite.inputs import ExampleInput, Inputs, parameter_names
 from convrewrite.loading import import_object
 from convrewrite.meanings import Evaluation, Meaning, asked_meanings
 from convrewrite.modules import Snapshot, copy_model, preserved, put_on, surroundings_preserved
@@ -23,7 +23,7 @@ from convrewrite.onnx_graph import exporter_of, regions_of
 from convrewrite.pipeline.at_a_time import examples_at_a_time
 from convrewrite.pipeline.keywords import RecoverKeywords, RecoveryExtras, asked_of, signed
 from convrewrite.pipeline.networks import Given as Network
-from convrewrite.pipeline.networks import ModelSource, network_of
+from convrewrite.pipeline.networks import ModelSource, at_home, network_of
 from convrewrite.pipeline.placing import HOME
 from convrewrite.pipeline.run import NOT_MEASURED, NOT_TIMED
 from convrewrite.places import described, out_of_memory, place_of, place_of_model
@@ -137,7 +137,7 @@ def recover(
     came.plan.require_model(network.model, weights=True)
     _require_gradients(network)
     with at_work(asked.seed), surroundings_preserved(network.model):
-        plan, origin, network = came.plan, place_of_model(network.model), _at_home(network)
+        plan, origin, network = came.plan, place_of_model(network.model), at_home(network)
         original = apply_lifts(network.model, plan.lifted) if plan.lifted else copy_model(network.model)
         run = Recovering(came, network, original, put_on(HOME, copy_model(came.model)), asked, extras)
         run.notes += [*network.notes, *extras.notes]
@@ -148,13 +148,6 @@ def recover(
         before.restore()  # buffers that a forward updates would hold what training has left there, and its gradients
         result = _finished(run, distilled, given, evaluation, main)
         return replace(result, model=put_on(origin, result.model))
-
-
-def _at_home(network: Network) -> Network:
-    """The network on the processor, where it is exported and verified: a copy of one that lies elsewhere."""
-    if place_of_model(network.model) == HOME:
-        return network
-    return replace(network, model=put_on(HOME, copy_model(network.model)), inputs=moved(network.inputs, HOME))
 
 
 def _came(

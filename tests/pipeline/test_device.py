@@ -84,6 +84,12 @@ def test_a_model_that_lies_elsewhere_stays_there_and_its_result_comes_there(pret
     assert found["result away"] == [True] and found["model stays"]
 
 
+def test_a_model_that_lies_elsewhere_is_looked_at_as_one_at_home(pretended: Pretended) -> None:
+    """Its example comes from the processor, as for a run."""
+    expected = {"analyze": True, "profile": True, "export": None, "quantise": 4, "verify": False, "itself": True}
+    assert pretended("look", "look") == expected | {"model stays": True}
+
+
 def test_a_model_that_does_not_run_elsewhere_is_worked_on_at_home(pretended: Pretended) -> None:
     found = pretended("weights", "bound")
     (note,) = found["notes"]
