@@ -18,6 +18,7 @@ from convrewrite.targets import (
     Program,
     TorchEager,
     is_graphs,
+    option_rounds,
     profile_graphs,
     save_profile,
     target_of,
@@ -26,8 +27,6 @@ from convrewrite.targets import (
 PROFILED = (
     "A model, whose options are timed here; or a folder of graphs that --graphs wrote, which takes no torch to time."
 )
-ROUNDS = {True: 7, False: 15}
-"""Interleaved rounds in which the graphs of a folder are timed, with --fast and without: as many as in a plan."""
 
 
 @expanded
@@ -127,7 +126,7 @@ def profile(
     if out is not None:
         Profile.check_place(out)
     if is_graphs(Path(model)) and out is not None:
-        found = profile_graphs(Path(model), settings.target, settings.threads, ROUNDS[settings.fast])
+        found = profile_graphs(Path(model), settings.target, settings.threads, option_rounds(settings.fast))
         _profiled(found, out, as_json)
         return
     from convrewrite import pipeline

@@ -36,8 +36,7 @@ def verify(
     calib, limited = sources.data, asked.agreement is not None or asked.error is not None
     first, second = (runner_of(source, sources.factory, trust, asked.timeout) for source in (a, b))
     both = for_both(first, second, sources, asked.seed, (a, b)).whole_batches()
-    relation = pipeline.relation_of(both.first, both.second, (a, b))
-    outcome = pipeline.verify(
+    outcome, relation = pipeline.verify_related(
         both.first, both.second, both.inputs, outputs=asked.outputs, representative=calib is not None, names=(a, b)
     )
     outcome = replace(outcome, notes=(*outcome.notes, *both.notes))

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -129,11 +128,6 @@ def _reject_by_name(path: Path) -> None:
 
 
 def _check(model: nn.Module, source: str) -> None:
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ModelLoadError(
-            f"{source}: expected a Python nn.Module, found a TorchScript module, which cannot be rewritten; "
-            "load its state dict into the Python class"
-        )
     tensors = [*model.named_parameters(), *model.named_buffers()]
     packed = any("quantized" in type(module).__module__.split(".") for module in model.modules())
     if packed or any(tensor.is_quantized for _, tensor in tensors if not is_lazy(tensor)):

@@ -1,13 +1,13 @@
 """The way through, from a model to a result in a folder."""
 
 from convrewrite.pipeline.api import RewriteConvolutions, analyze, apply, optimize, plan
-from convrewrite.pipeline.comparing import verify
+from convrewrite.pipeline.comparing import verify, verify_related
 from convrewrite.pipeline.exporting import export_result
 from convrewrite.pipeline.points import Frontier
 from convrewrite.pipeline.profiling import profile
 from convrewrite.pipeline.quantising import Int8Row, quantise
 from convrewrite.pipeline.recovery import read_report, recover
-from convrewrite.pipeline.relations import Relation, relation_of
+from convrewrite.pipeline.relations import Relation
 from convrewrite.pipeline.run import Run
 from convrewrite.pipeline.sweeping import Sweep, frontier_of, sweep, sweep_all
 
@@ -28,8 +28,8 @@ __all__ = [
     "quantise",
     "read_report",
     "recover",
-    "relation_of",
     "sweep",
     "sweep_all",
     "verify",
+    "verify_related",
 ]

@@ -92,7 +92,8 @@ def plan(
     **keywords: Unpack[PlanKeywords],
 ) -> Plan:
     """Only choose: one option per site, as a value for :func:`apply`. The arguments are those of :func:`optimize`;
-    ``measure=False`` leaves out the times of options. ``export`` and ``half`` are those of :func:`apply`."""
+    ``measure=False`` leaves out the times of options. Nothing is written here: forms are asked of :func:`apply`, and ``int8``,
+    ``export`` and ``half`` of ``settings`` do not count."""
     given, extras = asked(settings, {"budget": budget, "seed": seed}, keywords, PlanKeywords)
     settings, chosen = replace(given, int8=False, export=(), half=False), resolve(rules)
     network = network_of(model, example_input, settings.timeout)

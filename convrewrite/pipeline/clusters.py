@@ -34,6 +34,9 @@ DEATHS = 1
 
 LOCAL = "local"
 
+MOST_WORKERS = 1024
+"""Processes on one machine: a number beyond it is a mistake."""
+
 
 @dataclass(frozen=True, slots=True)
 class Workers:
@@ -136,11 +139,13 @@ def require_cluster(cluster: str) -> int | None:
     if kind == LOCAL:
         if not separator:
             return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if number.isascii() and number.isdigit() and 0 < int(number) <= 1024:
+        if number.isascii() and number.isdigit() and 0 < int(number) <= MOST_WORKERS:
             return int(number)
     elif "://" in cluster:
         return None
-    raise UsageError(f"cluster: expected local, local:N, or an address as tcp://host:8786, found {cluster!r}")
+    raise UsageError(
+        f"cluster: expected local, local:N with N up to {MOST_WORKERS}, or an address such as tcp://host:8786, found {cluster!r}"
+    )
 
 
 @contextmanager

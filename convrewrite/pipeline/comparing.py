@@ -13,7 +13,7 @@ from convrewrite.modules import copy_model, put_on
 from convrewrite.onnx_files import OnnxModel, Runner
 from convrewrite.onnx_graph import comparable
 from convrewrite.pipeline.placing import HOME
-from convrewrite.pipeline.relations import relation_of
+from convrewrite.pipeline.relations import Relation, relation_of
 from convrewrite.places import place_of_model
 from convrewrite.runtime import Verification
 
@@ -35,6 +35,23 @@ def verify(
     or the types of modules unless given. The rest is as in :func:`convrewrite.runtime.verify`, with what it raises;
     ModelLoadError for files that cannot be opened, or do not end.
     """
+    compared, _ = verify_related(
+        a, b, inputs, outputs=outputs, representative=representative, timeout=timeout, names=names
+    )
+    return compared
+
+
+def verify_related(
+    a: Runner | str | Path,
+    b: Runner | str | Path,
+    inputs: ExampleInput,
+    *,
+    outputs: WantedOutputs | None = None,
+    representative: bool = True,
+    timeout: float = PROBE_SECONDS,
+    names: tuple[str, str] | None = None,
+) -> tuple[Verification, Relation]:
+    """:func:`verify`, with what the two models are to each other."""
     for model in (a, b):
         if not callable(model) and not isinstance(model, str | Path):
             raise UsageError(
@@ -45,7 +62,7 @@ def verify(
     relation = relation_of(first, second, names or (_name(first), _name(second)))
     first, second, compared = _comparable(first, second, inputs)
     found = runtime.verify(first, second, inputs, outputs=outputs, representative=representative)
-    return Verification(found.parity, found.fidelity, tuple(filter(None, (compared, relation.note))))
+    return Verification(found.parity, found.fidelity, tuple(filter(None, (compared, relation.note)))), relation
 
 
 def _opened(model: Runner | str | Path, timeout: float) -> Runner:

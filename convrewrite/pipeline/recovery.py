@@ -73,8 +73,8 @@ EVERY = 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class Came:
-    """A result as it came: its plan and report, the rewritten model, which is a copy, its ONNX file with its weights, and
-    files of further forms."""
+    """A result as it came: its plan and report, the rewritten model, its ONNX file with its weights, and files of further
+    forms. The model may be the caller's own."""
 
     plan: Plan
     report: Report
@@ -203,10 +203,11 @@ def _require_gradients(network: Network) -> None:
 
 def _train(run: Recovering, data: object, processes: Processes) -> tuple[Distilled, Given, Evaluation]:
     """Read, train, and leave the best in ``run.rewritten``, where its original lies."""
-    asked, extras, plan = run.asked, run.extras, run.came.plan
     inputs, source = _inputs(run, data)
     taken = examples_at_a_time(run.original, run.network.inputs)
-    asked = asked if taken is None else replace(asked, batch=taken)
+    if taken is not None:
+        run.asked = replace(run.asked, batch=taken)
+    asked, extras, plan = run.asked, run.extras, run.came.plan
     given = Given.split(inputs, extras.labels, asked.seed, taken)
     held_out = given.held_out_batches(min(asked.batch, len(given.held_out[0])))
     basis = f"measured on {len(given.held_out[0])} held-out inputs of {source}"

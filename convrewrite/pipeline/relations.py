@@ -61,11 +61,11 @@ def _provenance(runner: object) -> Provenance | None:
 def _of_one_result(provenance: Provenance, other: object, name: str, other_name: str) -> Relation:
     said = f"{name} is a rewritten model (convrewrite {provenance.tool_version})"
     made = f"{said}, made from {other_name}: it approximates it, fidelity is what counts"
-    if isinstance(other, OnnxModel) and provenance.file:
+    if isinstance(other, OnnxModel) and provenance.file and Path(other.where).is_file():
         if digest_of(Path(other.where)) == provenance.file:
             return Relation("fidelity", made)
         return Relation("fidelity", said, _stranger(name, other_name))
-    if not isinstance(other, nn.Module) or provenance.file:
+    if not isinstance(other, nn.Module) or provenance.file:  # of a model from memory, too, nothing is known
         return Relation("fidelity", f"{said}: it approximates its original, fidelity is what counts")
     found = str(Fingerprint.of(other))
     if found == provenance.result:

@@ -33,7 +33,6 @@ class Effort:
     large_iterations: int = 40
     examples: int = 512
     inputs: int | None = None
-    rounds: int = 7
 
 
 THOROUGH = Effort()
@@ -46,7 +45,6 @@ FAST = Effort(
     large_iterations=10,
     examples=32,
     inputs=64,
-    rounds=5,
 )
 
 

@@ -8,7 +8,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -31,24 +31,9 @@ from convrewrite.settings import Settings
 from convrewrite.stored import ResultCache, RunCache, tensors_digest
 from convrewrite.structures import Structure
 
-WITHOUT_EFFECT = frozenset(
-    {
-        "budget",
-        "keep",
-        "outputs",
-        "fast",
-        "refine",
-        "threads",
-        "timeout",
-        "measure",
-        "timer",
-        "resume",
-        "exclude",
-        "only",
-        "device",
-    }
-)
-"""Settings that no fit depends on, or that are among the facts in another form."""
+WITH_EFFECT = frozenset({"memory", "seed", "output_weighting"})
+"""Settings that fits, surveys and refinements depend on. Whatever else they depend on, such as the inputs, the device, the times
+of options or whether int8 counts, is among the facts in another form, or in the key of what is kept."""
 
 EXAMPLES = 8
 """Inputs of each kind whose outputs tell a model from another: a whole batch would take a large one seconds."""
@@ -66,13 +51,12 @@ def run_cache_of(
     cache = ResultCache() if settings.resume else None
     if cache is None or not cache.keeps:
         return RunCache()
-    options = {entry.name: getattr(settings, entry.name) for entry in fields(settings)}
     facts = {
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "code": _code_digest(),
         "processor": (processor()[0], torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()),
         "device": described(prepared.device),
-        "settings": {name: repr(value) for name, value in options.items() if name not in WITHOUT_EFFECT},
+        "settings": {name: repr(getattr(settings, name)) for name in WITH_EFFECT},
         "model": _model_facts(prepared, data),
         "data": (data.kind, _inputs_digest(data.fit), _inputs_digest(data.held_out)),
         "evaluation": (_inputs_digest(evaluation.batches), evaluation.noise, repr(dict(evaluation.meanings))),

@@ -46,7 +46,7 @@ class Measured:
 
     @property
     def slower(self) -> bool:
-        """Whether three quarters of the paired rounds in onnxruntime found the rewritten model slower."""
+        """Whether three quarters of the paired rounds, in the runtime that was asked for, found the rewritten model slower."""
         return self.onnx_latency is not None and self.onnx_latency.ratio_low > 1
 
 

@@ -40,6 +40,9 @@ PROTOBUF_LIMIT = 2**31
 GRAPH_ALLOWANCE = 2**26
 """Bytes kept free below the limit for the graph itself."""
 
+WITHOUT_CONVOLUTION = frozenset({onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16})
+"""Types of numbers for which onnxruntime has no convolution."""
+
 NOISY_LOGGERS = (
     "torch.onnx._internal.exporter._registration",  # torchvision is not installed
     "torch.onnx._internal.exporter",
@@ -298,7 +301,8 @@ def _stamp(path: Path, metadata: Mapping[str, str]) -> None:
 
 
 def _check(path: Path, model: nn.Module, opset: int | None) -> None:
-    found = opset_of(onnx.load(str(path), load_external_data=False))
+    file = onnx.load(str(path), load_external_data=False)
+    found = opset_of(file)
     if opset is not None and found != opset:
         raise ExportError(
             f"{type(model).__name__}: --opset: expected a file with opset {opset}, found that torch's exporter gives {found}; "
@@ -308,10 +312,20 @@ def _check(path: Path, model: nn.Module, opset: int | None) -> None:
         onnx.checker.check_model(str(path), full_check=True)
         open_session(path)
     except Exception as error:
-        raise ExportError(
-            f"{type(model).__name__}: its ONNX form cannot be used: {innermost_cause(error)}; onnxruntime runs float32 "
-            "throughout, and has no convolution in float64 or bfloat16: convert the model with model.float()"
-        ) from error
+        cause = innermost_cause(error)
+        advice = (
+            "onnxruntime runs float32 throughout, and has no convolution in float64 or bfloat16: convert the model with "
+            "model.float()"
+            if WITHOUT_CONVOLUTION & _types_of(file.graph)
+            else "let the model compute that part with other operators, or leave out export and measurement (--no-onnx, in "
+            "Python measure=False)"
+        )
+        raise ExportError(f"{type(model).__name__}: its ONNX form cannot be used: {cause}; {advice}") from error
+
+
+def _types_of(graph: onnx.GraphProto) -> set[int]:
+    """The types of the numbers that are known of a graph."""
+    return {entry.type.tensor_type.elem_type for entry in (*graph.input, *graph.value_info, *graph.output)}
 
 
 def _has_dynamic_batch(path: Path) -> bool:

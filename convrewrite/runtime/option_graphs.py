@@ -46,7 +46,7 @@ def conv_graph(
 ) -> bytes:
     """A serialised ONNX model that computes the sum of the branches, input ``x``, output ``y``.
 
-    ``framed`` puts it between the cheap neighbours that the module's docstring draws; otherwise x is
+    ``framed`` puts it between the cheap neighbours that :mod:`convrewrite.runtime.latency` draws; otherwise x is
     (batch, C, H, W) and y the sum itself. ``branches=()`` with ``channels`` and ``dims`` is the empty frame. Weights are random
     with a fixed seed unless given; all is float32.
     """

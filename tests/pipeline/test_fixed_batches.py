@@ -27,3 +27,11 @@ def test_a_graph_of_more_examples_than_parity_is_told_on(tmp_path: Path, text: s
     assert report.parity and all(output.passed for output in report.parity)
     assert report.fidelity_basis.startswith(basis)
     assert report.totals.macs.after < report.totals.macs.before
+
+
+def test_a_recovery_tells_of_the_batches_that_it_trained_on(tmp_path: Path) -> None:
+    onnx.save(graph(BOUND, CLASSIFIER_SHAPES), tmp_path / "model.onnx")
+    source, given = tmp_path / "model.onnx", torch.randn(60, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    result = convrewrite.optimize(source, rules=["separable"], calibration="weights", measure=False)
+    found = convrewrite.recover(result, source, given, epochs=1, batch=16, measure=False).report.recovered
+    assert found is not None and found.settings["batch"] == 12

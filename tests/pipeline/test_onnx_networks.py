@@ -19,7 +19,9 @@ import convrewrite
 from convrewrite import Settings
 from convrewrite.calibration import read_calibration
 from convrewrite.errors import CalibrationError, ModelLoadError, PlanError, UsageError, VerificationError
+from convrewrite.onnx_files import OnnxModel
 from convrewrite.results.folder import FILES, Result
+from convrewrite.version import tool_version
 
 SAVED = set(FILES) - {"model.pt", "weights.safetensors"}
 """The files of a result whose model came as ONNX."""
@@ -207,6 +209,15 @@ def test_analyze_lists_every_site_with_the_reason(place: Path) -> None:
 def test_verify_takes_the_files(place: Path, out: Path) -> None:
     found = convrewrite.verify(place / "model.onnx", out / "model.onnx", images(20, seed=2))
     assert 0 < found.fidelity.worst_error < 0.2
+
+
+def test_verify_takes_models_from_memory(place: Path, out: Path) -> None:
+    """Of such a one it is not known whether the other was made from it."""
+    first, second = (OnnxModel((folder / "model.onnx").read_bytes()) for folder in (place, out))
+    found = convrewrite.verify(first, second, images(4, seed=2))
+    assert 0 < found.fidelity.worst_error < 0.2
+    assert found.notes == (f"ONNX model is a rewritten model (convrewrite {tool_version()}): it approximates its original, "
+        "fidelity is what counts",)  # fmt: skip
 
 
 @pytest.mark.parametrize(("source", "words"), [

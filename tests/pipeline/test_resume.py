@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -17,8 +18,10 @@ from convrewrite.planning.allocation import FittedPlan
 from convrewrite.planning.effort import FAST
 from convrewrite.planning.kept_surveys import KeptSurveys
 from convrewrite.planning.latency_table import MIN_GAIN, LatencyTable
+from convrewrite.rewriting.kept_fits import WITH_EFFECT
 from convrewrite.rewriting.site_fit import SiteFit
 from convrewrite.rules.schema import Match, Protect, Rule
+from convrewrite.settings import Settings
 from convrewrite.stored.result_cache import FOLDER_VARIABLE, LIMIT_VARIABLE, Entry, ResultCache, RunCache
 from convrewrite.structures.families.channel import Channel
 from convrewrite.structures.structure import Setting
@@ -116,6 +119,23 @@ def test_a_second_run_gathers_nothing_and_gives_the_same_bytes(
     assert gathered == []
     assert told(rewritten(model, inputs, 0.5)) == plain[0.5][:2]  # another budget costs its own fits alone
     assert 0 < len(gathered) < plain[0.5][2]
+
+
+def test_a_form_more_begins_nothing_again(model: Small, inputs: Tensor, gathered: list[str]) -> None:
+    rewritten(model, inputs)
+    gathered.clear()
+    rewritten(model, inputs, export=("torch_export",), any_speed=True, timeout=9.0, threads=2)
+    assert gathered == []
+
+
+def test_every_setting_is_known_to_change_fits_or_not() -> None:
+    """One that is added is put into one of the two: what it changes must not be taken from runs without it."""
+    without = {
+        "budget", "keep", "outputs", "fast", "any_speed", "int8", "refine", "threads", "timeout", "measure", "exclude", "only",
+        "resume", "runtime", "timings", "export", "half", "opset", "free_axes", "device", "timer",
+    }  # fmt: skip
+    assert {entry.name for entry in fields(Settings)} == without | WITH_EFFECT
+    assert not without & WITH_EFFECT
 
 
 def test_a_fit_is_kept_whatever_is_fitted_behind_it(model: Small, inputs: Tensor, gathered: list[str]) -> None:
