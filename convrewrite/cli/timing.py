@@ -18,7 +18,6 @@ from convrewrite.targets import (
     Program,
     TorchEager,
     is_graphs,
-    option_rounds,
     profile_graphs,
     save_profile,
     target_of,
@@ -126,7 +125,7 @@ def profile(
     if out is not None:
         Profile.check_place(out)
     if is_graphs(Path(model)) and out is not None:
-        found = profile_graphs(Path(model), settings.target, settings.threads, option_rounds(settings.fast))
+        found = profile_graphs(Path(model), settings.target, settings.threads, settings.rounds)
         _profiled(found, out, as_json)
         return
     from convrewrite import pipeline

@@ -31,7 +31,6 @@ from convrewrite.rewriting import Outcome, Prepared, Rewritten, Work, rewrite
 from convrewrite.rules import Candidate, Shortlist, shortlist_at
 from convrewrite.runtime import Baseline, Unmeasured
 from convrewrite.settings import Constraints, Settings
-from convrewrite.targets import option_rounds
 from convrewrite.version import tool_version
 
 LOG = logging.getLogger(__name__)
@@ -223,5 +222,5 @@ class Planner:
 def latency_table_of(prepared: Prepared, settings: Settings) -> LatencyTable:
     """The seconds of candidates in this run."""
     least = MIN_GAIN if settings.constraints.for_gain else 0.0 if settings.constraints.for_speed else None
-    rounds, timer = option_rounds(settings.fast), settings.clock.steady()
-    return LatencyTable(prepared.structures, settings.threads, rounds, timer, settings.block, least)
+    timer = settings.clock.steady()
+    return LatencyTable(prepared.structures, settings.threads, settings.rounds, timer, settings.block, least)

@@ -290,6 +290,11 @@ class Settings:
         return (*self.export, *(["half"] if self.half else []))
 
     @property
+    def rounds(self) -> int:
+        """Interleaved rounds in which options are timed, for a plan as on another machine."""
+        return 5 if self.fast else 7
+
+    @property
     def target(self) -> Target:
         """Where the result is to run."""
         return target_of(self.runtime)

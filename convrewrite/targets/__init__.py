@@ -1,7 +1,7 @@
 """What a model can run on: runtimes as one small protocol, one file each, and how they are timed. Light: no torch."""
 
 from convrewrite.targets.discovery import DEFAULT, target_of
-from convrewrite.targets.interleaving import Comparison, compare, framed_seconds, option_rounds, whole_seconds
+from convrewrite.targets.interleaving import Comparison, compare, framed_seconds, whole_seconds
 from convrewrite.targets.kinds.onnx_runtime import OnnxRuntime, session_options
 from convrewrite.targets.kinds.torch_eager import TorchEager
 from convrewrite.targets.profiles import (
@@ -30,7 +30,6 @@ __all__ = [
     "framed_seconds",
     "is_graphs",
     "list_graphs",
-    "option_rounds",
     "profile_graphs",
     "read_profile",
     "save_profile",

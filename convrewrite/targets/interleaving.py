@@ -23,11 +23,6 @@ LEAST_ROUNDS = 9
 """Rounds of a comparison at least, however long they take: as many as leave quartiles that mean something."""
 
 
-def option_rounds(fast: bool) -> int:
-    """Rounds in which options are timed, for a plan as on another machine."""
-    return 5 if fast else 7
-
-
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """Two callables timed against each other; seconds are medians, ``ratio`` is the median over rounds of b / a."""
