@@ -55,7 +55,7 @@ MODULES_COMPILED = 1 << 20
 
 @contextlib.contextmanager
 def compiled(stance: str) -> Iterator[None]:
-    """What is done meanwhile where ``torch.compile`` is asked for: nothing, ``"force_eager"``, or what is else, ``"default"``.
+    """How code under ``torch.compile`` behaves inside the block: ``"force_eager"`` runs it uncompiled, ``"default"`` as usual.
     A model that is watched, followed and taken apart would be compiled anew at every step, and parts of this package with it."""
     with _LOCK, contextlib.ExitStack() as stack:
         if "torch._dynamo" in sys.modules:  # else nobody has asked for it, and importing it takes seconds

@@ -1,5 +1,5 @@
-"""How far the stages of a run are, and about how long what is left will take: by the pace of each, and by what stages that have
-not begun take beside those that have.
+"""How far the stages of a run are, and about how long the rest will take: from the pace of those under way, and for those that
+have not begun from how long they usually take beside the others.
 """
 
 import time
@@ -10,9 +10,9 @@ SHARES = {
     "prepare": 5.0, "survey": 200.0, "fit": 30.0, "refine": 50.0, "verify": 5.0,
     "points": 280.0, "recover": 600.0, "latency": 2.0, "synthesise inputs": 10.0, "int8": 10.0, "export": 5.0,
 }  # fmt: skip
-"""How long stages take beside each other. The first line has the seconds that they took on the trained example, `separable` at
-its ratio and `balanced` at half of the MACs, on one thread with nothing in the caches; points are eight fits that are verified, a
-recovery has its minutes, and the rest is guessed."""
+"""How long stages take relative to each other. The first line has the seconds that they took on the trained example, `separable`
+at its ratio and `balanced` at half of the MACs, on one thread with nothing in the caches; points are eight fits that are
+verified, a recovery has its minutes, and the rest is guessed."""
 
 OUTER = ("points",)
 """Stages of which others are parts: they go on while those come and go."""

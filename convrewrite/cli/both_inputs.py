@@ -1,4 +1,5 @@
-"""Which inputs a command runs two models on: what both take, with what ONNX files have the same for all examples held in them."""
+"""The inputs that a command runs two models on: those that both take. Inputs of an ONNX file that are the same for all examples
+become part of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

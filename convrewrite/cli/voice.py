@@ -62,7 +62,8 @@ def is_quiet() -> bool:
 
 @contextmanager
 def speaking(quiet: bool, verbose: int) -> Iterator[None]:
-    """Meanwhile that is said which was asked for, here or around this block. Raises UsageError for silence and words."""
+    """Inside the block as much is said as was asked for, here or around it. Raises UsageError for both ``quiet`` and
+    ``verbose``."""
     around = _VOICE.get() or Voice()
     voice = Voice(quiet or around.quiet, verbose or around.verbose)
     if voice.quiet and voice.verbose:

@@ -18,9 +18,9 @@ from convrewrite.structures import Setting, Structure, initial_kernels
 from convrewrite.workers import side_by_side
 
 HUGE = 3000
-"""Numbers in a patch from which on a doubtful fit is not made anew with every trust in few inputs, but with the one that looks
-best before: for patches of 1,024 to 2,048 numbers of a pitch network, in a fast run, all of them kept 91.1 % of the voiced frames
-within 25 cents, the one 89.3 %."""
+"""From so many numbers in a patch on, a doubtful fit is made anew with the most promising trust in few inputs alone, not with
+every one. For patches of 1,024 to 2,048 numbers of a pitch network, in a fast run, all of them kept 91.1 % of the voiced frames
+within 25 cents, the most promising one 89.3 %."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Evidence:
     def goals(self, trusts: Sequence[Trust] = (), *, solved: bool = True) -> list[Goal]:
         """What fits of every group go towards; ``trusts`` are those of the groups, none: full. See :meth:`Ground.target`.
 
-        Of huge patches with few positions W* is known as badly as it is dear, and W is as good to start from: at three layers of
+        For huge patches with few positions W* is both uncertain and expensive, and W is as good to start from: at three layers of
         512 to 512 channels with 10,045 positions, fits left 0.6325, 0.2686 and 0.7512 of the variance, and 0.6324, 0.2689 and
         0.7511 from W*.
         """

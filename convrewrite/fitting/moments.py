@@ -28,8 +28,8 @@ CHEAP = 4_000_000_000
 """Products of numbers of a patch with each other, or with outputs if these are more, that are cheap anywhere."""
 
 TOGETHER = 4096
-"""Positions of planes that are summed up at a time, at least, unless there are no more: products of fewer take longer than they
-have to, and so does adding each of them to sums in float64."""
+"""Fewest positions of planes in one product, unless there are no more: smaller products, and adding each of them to sums in
+float64, waste time."""
 
 DENSE = 512
 """Numbers in a patch from which on all positions of a plane are summed up by correlations: below, a few products of patches take

@@ -116,8 +116,8 @@ class Correlations:
         return found.reshape(channels * len(taps), -1)
 
     def _lines(self, down: bool, size: Size) -> tuple[tuple[Size, Size], tuple[Size, Size]]:
-        """The positions, by corner and extent, that a window has and the one a step before, upwards or to the left, has not; and
-        the other way round: these lie outside of the window."""
+        """Corner and extent of the strip that a window gains by moving one step, down or to the right, and of the strip that it
+        loses, which lies outside of it."""
         (height, width), (dh, dw) = size, self._dilation
         if down:
             lines = min(dh, height)

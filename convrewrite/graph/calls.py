@@ -46,7 +46,8 @@ UNBATCHED = "it is called with inputs that have no axis for the examples, as in 
 TRANSFORMED = (
     "it is called by a function that torch transforms, as under torch.func.jvp, where numbers of others come in"
 )
-"""Likewise: torch may put other weights in its place there, and multiplies more than the convolution alone does."""
+"""Why a convolution stays that is called so: torch may use other weights there, and multiplies more than the convolution
+itself."""
 
 GEOMETRY = ("stride", "padding", "dilation", "transposed", "output_padding")
 """Arguments that must be constants for a call to be a module. The number of groups follows from the channels."""

@@ -31,7 +31,8 @@ HELD_ELSEWHERE = (
 
 
 def without_irreplaceable(model: nn.Module, inputs: Inputs, sites: Sequence[Site]) -> tuple[Site, ...]:
-    """The sites, those refused that the model does not only call, and in the one place. The model is not touched."""
+    """The sites, with a refusal for each one whose module the model uses in another way than by calling it, or reaches by another
+    reference too. The model is not touched."""
     active = [site for site in sites if site.refusal is None]
     trial = copy_model(model)
     with calls_counted(_parts(trial, active)) as calls:

@@ -29,7 +29,7 @@ class Site:
 
     ``input_sizes`` has one entry per call of one example; ``batch_norm`` names the BatchNorm that directly and only follows,
     which has so many ``norm_parameters``; ``refusal`` says why this site cannot be rewritten at all, whatever the rules say.
-    ``further_parameters``: how many more parameters than numbers there are in a kernel that is computed from them at every call.
+    ``further_parameters``: of a kernel that is computed at every call, by how many its parameters outnumber its entries.
     """
 
     name: str

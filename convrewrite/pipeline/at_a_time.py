@@ -10,9 +10,9 @@ from convrewrite.onnx_graph import batch_of, is_graph
 
 
 def examples_at_a_time(model: nn.Module, inputs: Inputs) -> int | None:
-    """None for any number. An ONNX graph says how many; any other model takes as many as its example holds where it does not run
-    on twice as many, or gives other outputs then, as one that lists each example's. Raises TraceError where it does not run on
-    its example."""
+    """None for any number. An ONNX graph says how many. Any other model that fails on twice its example, or then returns outputs
+    of other names (such as a list entry for each example), takes as many as its example holds. Raises TraceError where it does
+    not run on its example."""
     if is_graph(model):
         return batch_of(model)
     twice = tuple(torch.cat([tensor, tensor]) if tensor.ndim else tensor for tensor in inputs)

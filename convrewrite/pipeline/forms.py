@@ -23,8 +23,11 @@ FOLDER = "exports"
 
 @dataclass(frozen=True, slots=True)
 class Forms:
-    """What a result is to be written in, by ``names``, and of what: the ``original``, an example of its inputs, who makes ONNX
-    files, the original's where there is one, the axes that were asked for, and the examples that a graph takes at a time."""
+    """The forms, by ``names``, that a result is to be written in.
+
+    ``original`` and ``inputs``: the model and an example for it; ``exporter``: who makes ONNX files; ``onnx``: the original's
+    file, where there is one; ``free_axes``: the axes that were asked for; ``batch``: how many examples a graph takes at a time.
+    """
 
     names: tuple[str, ...]
     original: nn.Module

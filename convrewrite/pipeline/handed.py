@@ -1,7 +1,7 @@
 """Frontiers handed to a cluster: what the points of a model share is one task, and every worker gets some of the points.
 
-Results come back as text, which is read as any other text from elsewhere is. What is not asked for again is that a worker is
-the same as this process: its versions are compared (:mod:`convrewrite.pipeline.clusters`), and its threads are made as many.
+Results come back as text, which is read as any other text from elsewhere is. A worker must behave as this process does: its
+versions are compared once (:mod:`convrewrite.pipeline.clusters`), and every task sets the same number of threads.
 """
 
 from collections.abc import Callable, Sequence

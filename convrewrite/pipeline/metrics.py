@@ -11,7 +11,7 @@ from convrewrite.modules import copy_model
 from convrewrite.values import shown
 
 Metric = Callable[[nn.Module], float]
-"""The more the better or the less; it is only shown."""
+"""Either direction may be the better one: the number is only shown."""
 
 
 def measured_by(metric: Metric | None, model: nn.Module, what: str) -> float | None:

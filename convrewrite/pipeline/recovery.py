@@ -261,8 +261,8 @@ def _pace(asked: Recovery, steps_of_epoch: int) -> Pace:
 
 
 def _run_of(run: Recovering, given: Given, asked: Recovery, meanings: Mapping[str, Meaning]) -> str:
-    """What tells this run from another whose checkpoint may lie there: of other meanings of outputs too, as effects are told in
-    their units."""
+    """Identifies this run, so that it does not go on from another run's checkpoint. What outputs mean is part of it, as effects
+    are measured in units of that."""
     digest = hashlib.sha256()
     for tensor in (*given.train, *given.held_out, *([] if given.labels is None else [given.labels])):
         digest.update(raw_bytes(tensor))

@@ -272,9 +272,9 @@ def forms_in(prepared: Prepared, baseline: Baseline | None, settings: Settings) 
 
 
 def _costs(result: nn.Module, prepared: Prepared, outcomes: Sequence[Outcome]) -> tuple[Cost, Cost]:
-    """Those of the whole model before, as they were counted, and after, less what was saved at every site. A fixed kernel, one
-    that is a buffer, counts as parameters where it was rewritten to some; where its site is kept it is a buffer again, which the
-    model that was prepared does not show. So are the parameters of which a kept site's kernel is made."""
+    """The costs of the whole model: before, as counted; after, less what was saved at every site. A kernel that is a buffer
+    counts as parameters only where its site was rewritten: in a kept site it is a buffer again, though the prepared model has it
+    as a parameter. The same holds for the parameters that a kept site's kernel is computed from."""
     changed = [(o.site.cost, o.candidate.cost) for o in outcomes if o.candidate is not None]
     parameters = sum(parameter.numel() for parameter in result.parameters()) + prepared.hidden.parameters
     before = parameters + sum(b.parameters - a.parameters for b, a in changed)
@@ -287,9 +287,9 @@ def _went_another_way(after: Cost, counted: int) -> list[str]:
     if counted == after.macs:
         return []
     return [
-        f"a run of the result on the example input counted {counted:,} MACs of one example, and not the {after.macs:,} that are "
-        "reported, which are those of the way that the original took: what runs hangs on numbers that the model computes, or "
-        "derivatives of derivatives are taken"
+        f"a run of the result on the example input counted {counted:,} MACs of one example, not the {after.macs:,} that are "
+        "reported for the path that the original took: which operations run depends on numbers that the model computes, or it "
+        "takes second derivatives"
     ]
 
 
@@ -299,8 +299,8 @@ def _beyond_its_own(before: Cost, prepared: Prepared) -> list[str]:
     if before.parameters <= own:
         return []
     return [
-        f"the original has {own:,} parameters, {before.parameters - own:,} fewer than are counted before: kernels that are "
-        "buffers, and biases or BatchNorms that layers share, count at each rewritten site, which gets parameters of its own"
+        f"the original has {own:,} parameters, {before.parameters - own:,} fewer than the report counts before: kernels that are "
+        "buffers, and biases or BatchNorms that layers share, count once for every rewritten site, as each gets its own copy"
     ]
 
 
@@ -329,8 +329,8 @@ def _elsewhere(settings: Settings) -> list[str]:
 
 
 def _require_its_times(prepared: Prepared, constraints: Constraints, settings: Settings) -> None:
-    """Raise PlanError for a file with the times of another model: what its original takes is not what this one does; UsageError
-    where options are chosen from all ranks, as nothing need be fast, of which a file has a few."""
+    """Raise PlanError for a file with the times of another model, and UsageError where times do not count: options then come from
+    all ranks, and a file has the times of a few."""
     if settings.timings is None or not settings.measure:
         return
     if not (constraints.for_speed or constraints.by_ratio):

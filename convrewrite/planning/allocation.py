@@ -16,7 +16,8 @@ from convrewrite.rules import SearchSpace, Shortlist
 NOT_NEEDED = "the budget is met with less harm elsewhere"
 
 ABOUT_EQUAL = 0.1
-"""Part of a plan's effect by which a faster one may do more harm: less than single effects are known to."""
+"""How much larger, as a part of it, a plan's effect may be for the plan to be taken because it is faster: single effects are not
+known more exactly than that."""
 
 WIDEST = "balanced"
 """The built-in rule that names most structures: what it cannot reach, no other one can."""

@@ -14,7 +14,7 @@ LEAST_RATIO = 0.03
 """Part of a site's own MACs: cheaper options are not sampled."""
 
 RANKS = 256
-"""Ranks of a rank range that may be chosen from, at most: neighbours differ by two percent of their cost then."""
+"""At most so many ranks of a rank range may be chosen from; neighbours then differ by about two percent in cost."""
 
 TIMED = 6
 """Ranks of a rank range that are timed where speed counts; fewer of them are fitted."""

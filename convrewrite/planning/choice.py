@@ -36,7 +36,8 @@ from convrewrite.version import tool_version
 LOG = logging.getLogger(__name__)
 
 ROOM = 0.05
-"""Part of the original's time between the fastest plan there is and a budget that is named: the very fastest harms most."""
+"""Margin, as a part of the original's time, that is added to the fastest plan there is where a budget is suggested: the very
+fastest plan does the most harm."""
 
 
 @dataclass(frozen=True, slots=True)

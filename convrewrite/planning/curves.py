@@ -11,8 +11,8 @@ from convrewrite.planning.costs import Counted, Timed
 from convrewrite.rules import Candidate, RankRange
 
 FAR_BEHIND = 1.5
-"""Times the variance that others leave unexplained at equal cost: a rank range whose cheap fits leave more, everywhere, is
-dropped."""
+"""A rank range is dropped if, at every cost, its first fits leave more than this many times the variance unexplained that another
+range leaves."""
 
 LEAST_UNEXPLAINED = 1e-12
 """Share of a variance below which fits are equally good, so that all have a logarithm."""
@@ -83,17 +83,17 @@ class Surveyed:
 
 @dataclass(frozen=True, slots=True)
 class FittedCandidate:
-    """A rank of a rank range that was fitted; ``gain`` is what full refinement is expected to leave of what the fit leaves
-    unexplained."""
+    """A rank of a rank range that was fitted; ``remaining`` is the part of its unexplained variance that full refinement is
+    expected to leave, 1 where nothing is gained."""
 
     candidate: Candidate
     fit: Fit
-    gain: float = 1.0
+    remaining: float = 1.0
 
     @property
     def unexplained(self) -> float:
         """The share of the output's variance that the finished fit is expected to leave unexplained."""
-        return max(LEAST_UNEXPLAINED, self.fit.unexplained * self.gain)
+        return max(LEAST_UNEXPLAINED, self.fit.unexplained * self.remaining)
 
     @property
     def error(self) -> float:
@@ -148,7 +148,7 @@ class Curve:
             (math.log(max(LEAST_UNEXPLAINED, sample.fit.unexplained)), math.log(bounded(effect)))
             for sample, effect in effects
         )
-        measured = {sample.candidate.option for sample, _ in effects if sample.gain == 1.0}
+        measured = {sample.candidate.option for sample, _ in effects if sample.remaining == 1.0}
         found = []
         for candidate in self.candidates:
             unexplained, seconds = self._unexplained_of(candidate), self.seconds_of(candidate)

@@ -17,9 +17,9 @@ DEAR = 6e12
 effects of one structure. VGG-16 in full stays below it, ResNet-101 does not with ``FAST``."""
 
 FEW = 64
-"""Examples that effects are measured on at least. A classifier is sure of most of them, and what an option does shows in the few
-others: by 6 to 16 held-out images, and one rank of each structure, a plain network for Fashion-MNIST was planned to a quarter of
-its MACs such that it lost 12.1, 14.4 and 0.8 points with 32, 64 and 128 inputs; by 32 to 64 and two ranks, 0.5, 0.9 and 0.7."""
+"""Fewest examples that effects are measured on. A classifier is sure of most examples, and damage shows on the few others only.
+Planned to a quarter of its MACs from 6 to 16 held-out images and one rank per structure, a plain Fashion-MNIST network lost 12.1,
+14.4 and 0.8 points (32, 64 and 128 inputs in all); from 32 to 64 images and two ranks it lost 0.5, 0.9 and 0.7."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,8 @@ class Effort:
     ``examples`` held-out inputs; ``iterations`` of refinement for each fit; ``inputs`` to fit on, None for all, more where the
     largest site needs more.
 
-    At large sites, where a fit takes seconds, rough fits of ``large_ranks`` of at most ``large_variants`` of a structure; those
-    that compete are refined for ``large_iterations``, where few outputs make that cheap.
+    At large sites, where a fit takes seconds, only ``large_ranks`` ranks of at most ``large_variants`` variants of a structure
+    get a rough fit; those that compete are refined for ``large_iterations`` where few outputs make that cheap.
     """
 
     ranks: int = 4

@@ -29,8 +29,8 @@ choice found within so many nodes was less than 2e-4 above the bound; effects ar
 A count of nodes is the same on every machine, as a time is not."""
 
 APART = 10.0
-"""Times the sum of effects that was found by which the largest single effect may exceed it: HiGHS takes sums for equal that
-differ by 1e-6, and effects are scaled to the largest one."""
+"""Where the largest single effect is more than this many times the best sum found, the search is repeated with effects scaled to
+that sum: they are scaled to the largest one first, and HiGHS treats sums within 1e-6 as equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,8 @@ def _programme(
 ) -> NDArray[np.float64] | None:
     """The optimal 0-1 vector over all items, or the best that was found within NODES; None when there is none.
 
-    An item of a larger effect than the whole sum is in no better one: without these, what is left is scaled to the sum.
+    An item whose effect alone exceeds the best sum cannot be part of a better choice: such items are dropped, and effects are
+    scaled to that sum.
     """
     largest = float(np.abs(effects).max())
     taken = _searched(effects, costs, bounds, sizes, largest)

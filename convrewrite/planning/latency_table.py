@@ -34,8 +34,9 @@ class TimedCandidate:
 
 @dataclass(frozen=True, slots=True)
 class LatencyTable:
-    """The seconds of candidates, as a timer measures them at one thread count; ``block``: channels that are worked on at a time
-    there, ``least_gain``: part of a site's time that an option must gain, unless its rule says more; None: it may be slower."""
+    """The seconds of candidates, as a timer measures them at one thread count. ``block``: channels that the runtime works on at a
+    time. ``least_gain``: part of a site's time that an option must save, unless its rule sets its own; None: options may be
+    slower."""
 
     structures: Mapping[str, Structure]
     threads: int = 1

@@ -91,7 +91,8 @@ def _told(entry: Surveyed) -> str:
 
 @dataclass(slots=True)
 class _RefinementGains:
-    """What refinement left of the error of first fits, by structure: learned where it is cheap, expected where it is dear."""
+    """The part of the error of first fits that refinement left, by structure: learned where refining is cheap, expected where it
+    is not tried."""
 
     known: dict[str, list[float]] = field(default_factory=dict)
 
@@ -248,10 +249,10 @@ class _SiteSurvey:
         picked = [self._picked(curve, self._at_least_two(self.effort.large_ranks)) for curve in curves]
         goals = [goal.to(torch.float32) for goal in self.site_fit.goals]
         rough, failed = self._fitted(curves, picked, lambda s, o: partial(self.site_fit.rough, s, o, goals))
-        gains = [self.gains.expected(curve.rank_range.structure.name) for curve in rough]
+        left = [self.gains.expected(curve.rank_range.structure.name) for curve in rough]
         return [
-            replace(curve, samples=tuple(replace(sample, gain=gain) for sample in curve.samples))
-            for curve, gain in zip(rough, gains, strict=True)
+            replace(curve, samples=tuple(replace(sample, remaining=part) for sample in curve.samples))
+            for curve, part in zip(rough, left, strict=True)
         ], failed
 
     def _picked(self, curve: Curve, count: int) -> list[Candidate]:

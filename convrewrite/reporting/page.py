@@ -287,8 +287,8 @@ def _why(entry: Considered, site: PlannedSite, chosen: Considered | None) -> str
     if cost >= 1 and harm >= 1:
         return f"no better in anything: {dearer} and {_times(harm)} the harm of the option taken"
     if cost < 1:
-        return f"cheaper, {dearer}, but {_times(harm)} the harm: there is less to be had elsewhere for that"
-    return f"{_times(harm)} the harm, but {dearer}: what it would cost is better spent elsewhere"
+        return f"cheaper ({dearer}), but {_times(harm)} the harm: that saving does less harm at other sites"
+    return f"{_times(harm)} the harm, but {dearer}: the difference is better spent at other sites"
 
 
 def _times(factor: float) -> str:

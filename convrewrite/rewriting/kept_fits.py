@@ -75,8 +75,8 @@ def _code_digest() -> str:
 
 
 def _model_facts(prepared: Prepared, data: Calibration) -> tuple[object, ...]:
-    """What it is called, holds, does in which order, and gives for the example and for some of the data: weights alone do not say
-    what uses them, and an example of zeros little."""
+    """What identifies the model: how it shows itself, its weights, the order of its operations, and its outputs for the example
+    and for some of the data. Weights alone do not say how they are used, and an example of zeros tells little."""
     model, whole = prepared.model, prepared.traced.whole
     state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     nodes = () if whole is None else tuple(_node_facts(node) for node in whole.graph.nodes)
@@ -136,20 +136,20 @@ class _Kept(BaseModel):
 
 @dataclass(slots=True)
 class KeptFits:
-    """The fits of one rewriting, from the first site to the last; ``before`` stands for all that was put in place so far, and
-    ``told`` for whether that tells it: not once a structure may have been put there whose code is not known."""
+    """The fits of one rewriting, from the first site to the last. ``before`` identifies all that was put in place so far;
+    ``known`` is False once that may include a structure of other code, which cannot be part of a key."""
 
     cache: RunCache
     structures: dict[str, Structure]
     before: str = ""
-    told: bool = True
+    known: bool = True
 
     def find(self, shortlist: Shortlist, way: Sequence[str]) -> tuple[Outcome, Fit | None] | None:
         """What became of this site in an earlier run, if that is kept, and fits what the site can become. ``way``: what runs
         before it, in its order: which of the sites behind it are fitted too, is of no concern."""
         self.before = hashlib.sha256(json.dumps([self.before, list(way), *self._asked(shortlist)]).encode()).hexdigest()
-        self.told = self.told and keepable([self.structures[c.option.structure] for c in shortlist.candidates])
-        entry = self.cache.get("fit", self.before) if self.told else None
+        self.known = self.known and keepable([self.structures[c.option.structure] for c in shortlist.candidates])
+        entry = self.cache.get("fit", self.before) if self.known else None
         if entry is None:
             return None
         try:
@@ -160,7 +160,7 @@ class KeptFits:
 
     def keep(self, shortlist: Shortlist, outcome: Outcome, found: Fit | None) -> None:
         """Keep what became of the site that was asked for last."""
-        if not self.told or (found is not None and not bool(torch.isfinite(found.bias).all())):
+        if not self.known or (found is not None and not bool(torch.isfinite(found.bias).all())):
             return
         chosen = None if outcome.candidate is None else shortlist.candidates.index(outcome.candidate)
         kept = {

@@ -24,9 +24,9 @@ SHARE = 0.4
 """Part of F in the weights; the rest is the identity."""
 
 EXAMPLES, ENOUGH = 256, 1 << 22
-"""Inputs that F is estimated from, at most, and numbers of input, but for ``LEAST_EXAMPLES``: large images have many
-positions. Measured on the trained example, separable at 0.3: KL .0133 with 32 inputs, .0132 with 64, .0134 with 256, .0161
-without weights."""
+"""F is estimated from at most so many inputs, and from at most so many numbers of input, as large images have many positions; but
+from ``LEAST_EXAMPLES`` at least. Measured on the trained example, separable at 0.3: KL .0133 with 32 inputs, .0132 with 64, .0134
+with 256, .0161 without weights."""
 
 LEAST_EXAMPLES = 32
 

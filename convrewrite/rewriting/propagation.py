@@ -20,9 +20,9 @@ from convrewrite.rewriting.streams import Sample, Streams
 from convrewrite.rewriting.surgery import build_conv, folded_kernel, replace_site
 
 SHARE = 0.5
-"""Part of the memory that activations take at most: what waits on disk, the system keeps in whatever memory is free, so that it
-takes little longer. With all of 4 GB, a VGG-16 with 256 inputs of 224 x 224 took 5.4 GB, with half of them 4.4; its forward
-passes took 48 and 57 s of three minutes."""
+"""Part of the memory that activations take at most. The rest waits on disk, which costs little time, as the system caches files
+in whatever memory is free. With all of 4 GB, a VGG-16 with 256 inputs of 224 x 224 took 5.4 GB, with half of them 4.4; its
+forward passes took 48 and 57 s of three minutes."""
 
 
 class Propagation:
@@ -102,8 +102,8 @@ class Propagation:
             self._streams.replace(site, module if stand_in is None else stand_in)
 
     def pass_over(self, site: Site, module: nn.Module | None = None, stand_in: nn.Module | None = None) -> None:
-        """As if the site's samples had been taken, and ``module``, if there is one, put in its place. Nothing runs before a site
-        behind it asks for samples, and no site may be left for good."""
+        """Skip a site, as if its samples had been taken and ``module``, if there is one, put in its place. Nothing runs until a
+        later site asks for samples."""
         if module is not None:
             replace_site(self.rewritten, site, module)
         self._passed.append((site, module if stand_in is None else stand_in))

@@ -48,13 +48,13 @@ ROUNDS = 3
 REFIT_ITERATIONS = 15
 
 CLOSE = 1.1
-"""Times the least error behind a ReLU up to which fits are refitted before one of them is taken: a refit changes it by some
-hundredths, and alike at one site. Of 18 sites none was decided otherwise than by refits of all."""
+"""Only fits whose error behind the ReLU is at most this many times the least are refitted: a refit changes errors by a few
+hundredths, and by about as much for all options of one site. At 18 sites the same option was taken as by refitting all."""
 
 WIDE, WORTH = 256, 0.6
-"""Channels of a group from which on a chain of at most this part of the MACs takes less time in torch than the one composed
-convolution: three quarters to a half of it for half the MACs. With 128 channels it takes 0.75 to 1.7 times as long, with 64
-more than twice."""
+"""With at least so many channels in a group, and at most this part of the MACs, a chain is faster in torch than the one composed
+convolution: it takes half to three quarters of its time at half the MACs. With 128 channels it takes 0.75 to 1.7 times as long,
+with 64 more than twice."""
 
 UNREACHED = "none of the calibration inputs gets to it, so no error could be measured; give some that do"
 """Reason why a site that no input gets to is kept."""

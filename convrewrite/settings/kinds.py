@@ -1,5 +1,5 @@
-"""Of what kind the fields of a dataclass are, held to what was given: in Python anything can be, and a wrong kind would come out
-stages later, as an error of another library."""
+"""Checks that the fields of a dataclass have the types that they are declared with: a value of a wrong type would show stages
+later, as an error of another library."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields

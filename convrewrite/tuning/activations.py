@@ -1,8 +1,8 @@
 """What the activation functions of a model give on the way to its outputs.
 
-Behind an activation only that is left of a feature which the rest of the model sees: of what a ReLU stops, any error is as good.
-Functions are noted in the order in which they are called, since a rewritten model calls the same ones as its original, as modules
-or not, whatever stands between.
+Features are compared behind their activation, where only what the rest of the model sees is left of them: an error in a value
+that a ReLU turns to zero does not matter. Functions are noted in the order in which they are called, since a rewritten model
+calls the same ones as its original, as modules or not, whatever stands between.
 """
 
 from collections.abc import Mapping, Sequence

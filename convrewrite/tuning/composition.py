@@ -19,10 +19,10 @@ from convrewrite.layers import SumOfBranches
 from convrewrite.structures import Stage, composed_kernel
 
 ELEMENT = 30.0
-"""Multiplications that take as long as one number that a convolution reads or writes, forwards and backwards. In steps of whole
-networks, whose activations no cache holds, 30 and 40 did best, on one thread and on two, of 0, 18, 30, 40, 50, 80 and all sites
-composed: separable sites of 16 to 80 channels took 0.9 times as long as with 0, those of a CP plan at a quarter of the MACs 0.85
-times as long as all composed. Alone and in a cache, chains are cheaper, as with 18."""
+"""Cost of one number that a convolution reads or writes, forwards and backwards, in multiplications. In steps of whole networks,
+whose activations fit no cache, 30 and 40 were the fastest of 0, 18, 30, 40, 50, 80 and "compose all", on one thread and on two:
+separable sites of 16 to 80 channels took 0.9 times as long as with 0, those of a CP plan at a quarter of the MACs 0.85 times as
+long as with all composed. A single site whose activations stay in a cache would be judged best with 18."""
 
 SPARING_IN_BFLOAT16 = 0.2
 """Part of the composed kernel's weights from which on it pays where convolutions are in bfloat16, whose multiplications cost a

@@ -1,8 +1,8 @@
-"""Examples in a new order again and again, without the batches that they came in being put together, and mingled so that few show
-more than they are.
+"""Mini-batches of examples, shuffled anew without end and drawn without joining the batches that they came in; and mixed, so that
+few inputs go further.
 
-Of a network without labels the answer is known for any input. Sources: Zhang et al. 2018, "mixup", blends of two images, and Yun
-et al. 2019, "CutMix", boxes of one image in another, here without labels to mix.
+What a network should give is known for any input, mixed ones too, as no labels are used. Sources: Zhang et al. 2018, "mixup",
+blends of two images, and Yun et al. 2019, "CutMix", boxes of one image in another, here without labels to mix.
 """
 
 from collections.abc import Iterator, Sequence

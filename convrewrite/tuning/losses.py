@@ -113,8 +113,8 @@ class _SquaredDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, wanted: Tensor, found: Tensor) -> Tensor:
-        """A scalar, in single precision at least. Two infinities that are the same do not differ: that is looked for where
-        something is not finite, on a device always, as a look would wait for it."""
+        """A scalar, in single precision at least. Equal infinities count as equal: on the processor this is seen to only where
+        the sum is not finite, on a device always, as looking would wait for the device."""
         difference, waits = found - wanted, found.device.type != PROCESSOR
         if waits:
             difference = torch.where(wanted == found, 0.0, difference)

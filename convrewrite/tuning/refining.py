@@ -69,12 +69,12 @@ of it: of what 600 steps brought on two networks, three fifths came in 60 of the
 at a tenth of the MACs an effect of 0.156 fell to 0.073 in 800 steps, to 0.068 in 2,400 on inputs that are patched together."""
 
 RATE, LEAST_RATE, FULL_RATE_FROM = 0.01, 0.0005, 0.1
-"""Size of the largest steps, as a part of each stage's own, from an effect on; below that it falls with the error, the root of
-the effect, to the least. Deep down 0.005, 0.01 and 0.02 led to much the same in 2,000 orthogonal steps, on two networks at 0.15
-of the MACs, and 0.04 to 1.31 times it. Large steps shake what is good already: at half the MACs, 200 of 0.003 gained nothing on
-an effect of 0.00075, of 0.001 they led to 0.00063, and 400 of 0.001 or 0.0005 to 0.0006; at a quarter 251 of 0.0064 led from
-0.0081 to 0.0069, of 0.0028 to 0.0061, of 0.0014 to 0.0062, and on the other network 556 to 0.67, 0.63 and 0.70 times the
-effect."""
+"""Size of the largest steps, as a part of the root mean square of each stage: ``RATE`` for effects of ``FULL_RATE_FROM`` and
+more; below that it shrinks with the square root of the effect, down to ``LEAST_RATE``. For deep budgets 0.005, 0.01 and 0.02 led
+to much the same in 2,000 orthogonal steps, on two networks at 0.15 of the MACs, and 0.04 to 1.31 times it. Large steps shake what
+is good already: at half the MACs, 200 of 0.003 gained nothing on an effect of 0.00075, of 0.001 they led to 0.00063, and 400 of
+0.001 or 0.0005 to 0.0006; at a quarter 251 of 0.0064 led from 0.0081 to 0.0069, of 0.0028 to 0.0061, of 0.0014 to 0.0062, and on
+the other network 556 to 0.67, 0.63 and 0.70 times the effect."""
 
 FEATURES = 20.0
 """Weight of the features' mean relative squared error against the outputs' KL in nats. On held-out inputs a KL of 0.068 fell to

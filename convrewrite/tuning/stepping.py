@@ -31,8 +31,8 @@ AVERAGE = 0.99
 batches than the parameters themselves (Polyak and Juditsky 1992)."""
 
 LEAST_SIZE, LEAST_BIAS = 1e-3, 0.05
-"""Root mean squares that kernels and biases count for at least: a bias of zeros has to move, too, and activations are of about
-one, which a twentieth of it a few hundred times over spans."""
+"""Lower bounds of the root mean squares that steps are parts of, for kernels and for biases, so that a bias of zeros moves too.
+Activations are of about one, which a few hundred steps of a bias can reach so."""
 
 DECAY = 1e-4
 """Weight decay, in units of the rate of each parameter: it keeps factors from growing against each other."""

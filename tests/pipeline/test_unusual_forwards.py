@@ -135,7 +135,9 @@ def test_parameters_before_that_the_original_has_not_are_told() -> None:
     result = rewritten(model)
     own, before = sum(p.numel() for p in model.parameters()), result.report.totals.parameters.before
     assert before == own + 8
-    assert f"the original has {own:,} parameters, 8 fewer than are counted before" in " ".join(result.report.notes)
+    assert f"the original has {own:,} parameters, 8 fewer than the report counts before" in " ".join(
+        result.report.notes
+    )
     assert "fewer than are counted" not in " ".join(rewritten(Net()).report.notes)
 
 

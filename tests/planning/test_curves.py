@@ -45,12 +45,12 @@ def rank_ranges(limit: float | None = None) -> list[RankRange]:
 
 
 def curve(
-    shares: dict[int, float], rank_range: RankRange | None = None, gain: float = 1.0, timed: bool = False
+    shares: dict[int, float], rank_range: RankRange | None = None, remaining: float = 1.0, timed: bool = False
 ) -> Curve:
     """The ranks 2 to 12 of a rank range, fitted at these; these shares are left unexplained; in nanoseconds of their MACs."""
     rank_range = rank_range or rank_ranges()[0]
     candidates = tuple(rank_range.at(rank) for rank in RANKS)
-    samples = tuple(FittedCandidate(rank_range.at(r), Fit((), torch.zeros(0), e), gain) for r, e in shares.items())
+    samples = tuple(FittedCandidate(rank_range.at(r), Fit((), torch.zeros(0), e), remaining) for r, e in shares.items())
     return Curve(rank_range, candidates, tuple(1e-9 * p.cost.macs for p in candidates) if timed else (), samples)
 
 
@@ -146,7 +146,7 @@ def test_outputs_that_are_no_numbers_are_as_harmful_as_any_can_be(broken: tuple[
 
 
 def test_what_refinement_is_expected_to_gain_lowers_error_and_effect() -> None:
-    rough, fine = curve({2: 0.4, 8: 0.1}, gain=0.5), curve({2: 0.4, 8: 0.1})
+    rough, fine = curve({2: 0.4, 8: 0.1}, remaining=0.5), curve({2: 0.4, 8: 0.1})
     measured = [(0, 0.4), (1, 0.1)]
     pairs = zip(
         rough.scored([(rough.samples[i], e) for i, e in measured]),

@@ -131,7 +131,7 @@ def test_every_option_that_lost_says_why() -> None:
     taken, dearer, cheaper = (row.why for row in site.options)
     assert taken == "taken"
     assert dearer.startswith("1/10 of the harm, but 1.33x of the time")
-    assert cheaper.startswith("cheaper, 0.50x of the time, but 100 times the harm")
+    assert cheaper.startswith("cheaper (0.50x of the time), but 100 times the harm")
     assert (len(site.ruled_out), site.more) == (MOST_RULED_OUT, 3)
     assert all(row.why.startswith("no gain") for row in site.ruled_out)
 
