@@ -6,10 +6,9 @@ from convrewrite.fitting.goals import Goal, Roots
 from convrewrite.fitting.moments import (
     Accumulator,
     Block,
+    MomentBytes,
     Moments,
     position_limit,
-    row_bytes,
-    square_bytes,
     with_wanted_outputs,
 )
 from convrewrite.fitting.stages import effort_within, fit, refit, rough_fit
@@ -25,6 +24,7 @@ __all__ = [
     "Fit",
     "Goal",
     "Ground",
+    "MomentBytes",
     "Moments",
     "Roots",
     "doubtable",
@@ -33,8 +33,6 @@ __all__ = [
     "position_limit",
     "refit",
     "rough_fit",
-    "row_bytes",
     "solving",
-    "square_bytes",
     "with_wanted_outputs",
 ]

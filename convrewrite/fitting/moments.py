@@ -89,30 +89,73 @@ def position_limit(d: int, outputs: int, *, held_out: bool = False) -> int:
     return max(wanted, CHEAP // (d * max(d, outputs)))
 
 
-def square_bytes(spec: ConvSpec) -> int:
-    """Bytes of the covariances of all groups' patches, ``(g, d, d)`` in float64."""
-    _, channels, kh, kw = spec.kernel_shape
-    return 8 * spec.groups * (channels * kh * kw) ** 2
+@dataclass(frozen=True, slots=True)
+class MomentBytes:
+    """Bytes that moments of a convolution, and the positions that are kept beside them, take in memory."""
+
+    spec: ConvSpec
+
+    @property
+    def squares(self) -> int:
+        """The covariances of all groups' patches, ``(g, d, d)`` in float64."""
+        return 8 * self.spec.groups * self._patch**2
+
+    @property
+    def row(self) -> int:
+        """One position: its patch, its wanted output and its skip, float32."""
+        return 4 * self.spec.groups * self._patch + self.outputs
+
+    @property
+    def outputs(self) -> int:
+        """The wanted output and the skip of one position, float32."""
+        return 8 * self.spec.out_channels
+
+    def planes(self, sizes: Sequence[Size]) -> int:
+        """Padded input planes of these sizes, one example each, float32: patches are cut from them. Not for transposed ones."""
+        (top, bottom), (left, right) = self.spec.padding_pairs()
+        pixels = sum((height + top + bottom) * (width + left + right) for height, width in sizes)
+        return 4 * self.spec.in_channels * pixels
+
+    @property
+    def _patch(self) -> int:
+        _, channels, height, width = self.spec.kernel_shape
+        return channels * height * width
 
 
-def row_bytes(spec: ConvSpec) -> int:
-    """Bytes of one gathered position that is kept: its patch, its wanted output and its skip, float32."""
-    outputs, channels, kh, kw = spec.kernel_shape
-    return 4 * (spec.groups * channels * kh * kw + 2 * outputs)
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Positions in padded planes ``(N, H, W, C)``, whose patches are cut whenever they are asked for: patches overlap, and all of
+    them for a 3 x 3 kernel take nine times the memory of the plane."""
+
+    pixels: Tensor
+    place: "Places"
+    stride: Size
+    spec: ConvSpec
+
+    def patches(self) -> Tensor:
+        """``(g, P, d)``."""
+        return _gather(self.pixels, self.place, self.stride, self.spec)
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Gathered positions of every group: patches ``(g, P, d)``, wanted outputs and skips ``(g, P, O / g)``, float32."""
+    """Gathered positions of every group: their patches, or where these can be cut from, and wanted outputs and skips
+    ``(g, P, O / g)``, float32."""
 
-    patches: Tensor
+    source: Tensor | Windows
     outputs: Tensor
     skips: Tensor | None
+
+    @property
+    def patches(self) -> Tensor:
+        """``(g, P, d)``, float32."""
+        return self.source if isinstance(self.source, Tensor) else self.source.patches()
 
     def to(self, place: torch.device) -> "Block":
         """The same there."""
         skips = None if self.skips is None else self.skips.to(place)
-        return Block(self.patches.to(place), self.outputs.to(place), skips)
+        stays = isinstance(self.source, Windows) and self.source.pixels.device == place
+        return Block(self.source if stays else self.patches.to(place), self.outputs.to(place), skips)
 
 
 class Accumulator:
@@ -125,16 +168,19 @@ class Accumulator:
         seed: int,
         *,
         keep: bool = False,
+        cut: bool = False,
         limit: int | None = None,
         device: torch.device | None = None,
     ) -> None:
         """Of ``expected_positions`` over all batches about ``limit`` are gathered, None: :func:`position_limit`.
 
-        With ``keep`` the gathered blocks stay in ``kept``, for other outputs at the same positions. ``device``: where batches
+        With ``keep`` the gathered blocks stay in ``kept``, for other outputs at the same positions; with ``cut`` as planes that
+        patches are cut from. ``device``: where batches
         lie; None: the processor.
         """
         self._spec = spec
         self.kept: list[Block] | None = [] if keep else None
+        self._cut = cut
         outputs, channels, kh, kw = spec.kernel_shape
         self._d = channels * kh * kw
         most = position_limit(self._d, outputs // spec.groups) if limit is None else limit
@@ -166,10 +212,14 @@ class Accumulator:
         chosen = self._choose(y.shape[0] * y.shape[2] * y.shape[3]).to(x.device)
         for part in chosen.split(max(1, CHUNK // (self._d * self._spec.groups))):
             place = _places(part, (y.shape[2], y.shape[3]))
-            rows = (None if t is None else self._grouped(t[place].to(pixels.dtype)) for t in (outputs, skips))
-            block = Block(_gather(pixels, place, stride, self._spec), *rows)  # type: ignore[arg-type]
+            wanted, beside = (
+                None if rows is None else self._grouped(rows[place].to(pixels.dtype)) for rows in (outputs, skips)
+            )
+            assert wanted is not None
+            windows = Windows(pixels, place, stride, self._spec)
+            block = Block(windows if self._cut else windows.patches(), wanted, beside)
             if self._products:
-                self._add(block.patches, block.outputs)
+                self._add(block.patches, wanted)
             if self.kept is not None:
                 self.kept.append(block)
 

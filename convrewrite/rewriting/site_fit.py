@@ -17,15 +17,14 @@ from convrewrite.fitting import (
     Evidence,
     Fit,
     Goal,
+    MomentBytes,
     Moments,
     Roots,
     effort_within,
     fit,
     refit,
     rough_fit,
-    row_bytes,
     solving,
-    square_bytes,
     with_wanted_outputs,
 )
 from convrewrite.graph import Site
@@ -334,7 +333,7 @@ class SiteFit:
         """What a fit gives at every position of the blocks."""
         if not blocks:
             return
-        kernel = composed_kernel(found.kernels, stages, self.site.spec.groups).to(blocks[0].patches)
+        kernel = composed_kernel(found.kernels, stages, self.site.spec.groups).to(blocks[0].outputs)
         weights = kernel.flatten(1).unflatten(0, (self.site.spec.groups, -1))
         bias = found.bias.to(kernel).reshape(self.site.spec.groups, 1, -1)
         for block in blocks:
@@ -359,9 +358,9 @@ def require_memory(sites: Sequence[Site], memory: int) -> None:
     """Raise UsageError, before any long work, where ``memory`` bytes do not hold what the largest site needs at least: its
     covariances, and four kept positions per unknown."""
     for site in sites:
-        spec = site.folded_spec
+        spec, size = site.folded_spec, MomentBytes(site.folded_spec)
         d = spec.kernel_shape[1] * spec.kernel_size[0] * spec.kernel_size[1]
-        least = SQUARES * square_bytes(spec) + 4 * d * row_bytes(spec)
+        least = SQUARES * size.squares + 4 * d * size.row
         if least > memory:
             raise UsageError(
                 f"memory: {site.name}, {spec.describe()}, needs {least / 2**20:.1f} MB for the covariances of its patches, "

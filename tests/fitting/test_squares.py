@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from convrewrite.conv import ConvSpec, Size
 from convrewrite.fitting import moments, squares
-from convrewrite.fitting.moments import Accumulator, Moments
+from convrewrite.fitting.moments import Accumulator, Block, Moments, Windows
 from convrewrite.fitting.squares import Correlations, Products
 
 PLACE = torch.device("cpu")
@@ -87,6 +87,38 @@ def test_moments_are_the_same_either_way(spec: ConvSpec, keep: bool, monkeypatch
         for own, other in zip(plain.kept, correlated.kept, strict=True):
             assert torch.equal(own.patches, other.patches)
             assert torch.equal(own.outputs, other.outputs)
+
+
+@pytest.mark.parametrize("dense", [1, 10**9], ids=["all positions", "some"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ConvSpec(6, 8, (3, 3), padding=(1, 1)),
+        ConvSpec(6, 8, (3, 3), stride=(2, 1)),
+        ConvSpec(6, 8, (3, 3), groups=2),
+        ConvSpec(6, 8, (3, 3), padding=(2, 2), padding_mode="reflect"),
+    ],
+    ids=["padded", "strided", "grouped", "reflected"],
+)
+def test_patches_cut_from_planes_are_those_that_were_kept(
+    spec: ConvSpec, dense: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moments, "DENSE", dense)
+    height, width = spec.output_size((9, 10))
+    given, outputs = natural(5, 6, 9, 10), torch.randn(5, 8, height, width)
+
+    def gathered(cut: bool) -> tuple[tuple[Moments, ...], list[Block]]:
+        accumulator = Accumulator(spec, 5 * height * width, 0, keep=True, cut=cut, limit=None if dense == 1 else 90)
+        accumulator.add(given, outputs)
+        assert accumulator.kept is not None
+        return accumulator.result(), accumulator.kept
+
+    (expected, kept), (found, planes) = gathered(False), gathered(True)
+    for a, b in zip(expected, found, strict=True):
+        assert torch.equal(a.cov_p, b.cov_p) and torch.equal(a.cov_yp, b.cov_yp)
+    for own, other in zip(kept, planes, strict=True):
+        assert isinstance(other.source, Windows)
+        assert torch.equal(own.patches, other.patches) and torch.equal(own.outputs, other.outputs)
 
 
 @pytest.mark.parametrize(
