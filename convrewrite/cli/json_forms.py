@@ -13,6 +13,7 @@ from convrewrite.reporting import AnalysisRow, Compared, Report, SweepReport
 from convrewrite.rules import RuleFile
 from convrewrite.runtime import Verification
 from convrewrite.targets import Comparison, Profile
+from convrewrite.worst import Worst
 
 Number = Annotated[
     float | None, BeforeValidator(lambda found: found if found is None or math.isfinite(found) else None)
@@ -142,15 +143,15 @@ class QuantisedModel(_Form):
     @classmethod
     def of(cls, row: Int8Row) -> "QuantisedModel":
         """From its row."""
-        nats = [output.kl for output in row.fidelity.outputs if output.kl is not None]
+        worst = Worst.of(row.fidelity.outputs)
         return cls(
             name=row.name,
             bytes=row.bytes,
             macs=row.macs,
             latency=row.latency,
-            relative_error=row.fidelity.worst_error,
-            top1_agreement=row.fidelity.least_agreement,
-            kl=max(nats, default=None),
+            relative_error=worst.error,
+            top1_agreement=worst.agreement,
+            kl=worst.kl,
             float_error=row.float_error,
             how=row.way,
         )

@@ -15,6 +15,7 @@ from convrewrite.cli.progress import progress_bars
 from convrewrite.cli.voice import say, say_json
 from convrewrite.errors import UsageError
 from convrewrite.settings import Settings
+from convrewrite.worst import Worst
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,11 +90,10 @@ def table(rows: "Sequence[Int8Row]") -> str:
 
     cells = []
     for row in rows:
-        agreement = row.fidelity.least_agreement
-        nats = [output.kl for output in row.fidelity.outputs if output.kl is not None]
+        worst = Worst.of(row.fidelity.outputs)
         cells.append((
-            row.name, f"{row.bytes:,}", f"{row.macs:,}", f"{row.latency:.2f}x", f"{row.fidelity.worst_error:.2%}",
-            "" if agreement is None else f"{agreement:.2%}", f"{max(nats):.2g}" if nats else "",
+            row.name, f"{row.bytes:,}", f"{row.macs:,}", f"{row.latency:.2f}x", f"{worst.error:.2%}",
+            "" if worst.agreement is None else f"{worst.agreement:.2%}", "" if worst.kl is None else f"{worst.kl:.2g}",
             f"{row.float_error:.2%}", row.way,
         ))  # fmt: skip
     return drawn(HEADERS, cells, "lrrrrrrrl")

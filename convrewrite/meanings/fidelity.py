@@ -14,6 +14,7 @@ from torch import Tensor
 from convrewrite.errors import VerificationError
 from convrewrite.meanings.kinds import Meaning, OutputKind
 from convrewrite.places import in_float64
+from convrewrite.worst import Worst
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Fidelity:
     @property
     def least_agreement(self) -> float | None:
         """The smallest top-1 agreement of any output; None without class scores."""
-        return min((o.top1_agreement for o in self.outputs if o.top1_agreement is not None), default=None)
+        return Worst.of(self.outputs).agreement
 
     @property
     def effect(self) -> float:

@@ -22,6 +22,7 @@ from convrewrite.reporting import SweepPoint
 from convrewrite.results import Result
 from convrewrite.rules import Rule
 from convrewrite.settings import Settings
+from convrewrite.worst import Worst
 
 Resource = Literal["macs", "params", "latency"]
 
@@ -136,25 +137,23 @@ class Frontier:
 
     def _measured(self, budget: float, result: Result) -> SweepPoint:
         report, totals = result.report, result.report.totals
-        agreements = [row.top1_agreement for row in report.fidelity if row.top1_agreement is not None]
-        kls = [row.kl for row in report.fidelity if row.kl is not None]
-        latency = totals.onnx_latency_seconds
+        worst, latency = Worst.of(report.fidelity), totals.onnx_latency_seconds
         return SweepPoint(
             budget=budget,
             macs=totals.macs.ratio,
             parameters=totals.parameters.ratio,
             latency=None if latency is None else latency.ratio,
-            agreement=min(agreements, default=None),
-            kl=_worst([kl if kl > 0 or math.isnan(kl) else 0.0 for kl in kls]),
-            error=_worst([row.relative_error for row in report.fidelity]),
+            agreement=worst.agreement,
+            kl=_loss(worst.kl),
+            error=_loss(worst.error),
             metric=measured_by(self.metric, result.model, f"the model of {self.resource}={budget:g}"),
             refused=report.refused,
         )
 
 
-def _worst(losses: Sequence[float]) -> float | None:
-    """The largest; None where there is none, or where one is infinite or no number."""
-    return max(losses) if losses and all(map(math.isfinite, losses)) else None
+def _loss(found: float | None) -> float | None:
+    """None for one that is infinite or no number; a divergence below zero is rounding."""
+    return max(0.0, found) if found is not None and math.isfinite(found) else None
 
 
 def plan_of(made: Made) -> Plan | None:

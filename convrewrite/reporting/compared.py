@@ -9,6 +9,7 @@ from convrewrite.escaping import printable
 from convrewrite.reporting import figures
 from convrewrite.reporting.report import Report
 from convrewrite.tables import shortened, table
+from convrewrite.worst import Worst
 
 HEADERS = ("result", "model", "MACs", "param.", "latency", "agreement", "KL", "error", "")
 
@@ -48,17 +49,16 @@ class ComparedResult(BaseModel):
     @classmethod
     def of(cls, name: str, report: Report) -> "ComparedResult":
         """From a result's report."""
-        totals, latency = report.totals, report.totals.onnx_latency_seconds
-        agreements = [row.top1_agreement for row in report.fidelity if row.top1_agreement is not None]
+        totals, latency, worst = report.totals, report.totals.onnx_latency_seconds, Worst.of(report.fidelity)
         return cls(
             name=name,
             model=report.model,
             macs=totals.macs.ratio,
             parameters=totals.parameters.ratio,
             latency=None if latency is None else latency.ratio,
-            agreement=min(agreements, default=None),
-            kl=max((row.kl for row in report.fidelity if row.kl is not None), default=None),
-            error=max((row.relative_error for row in report.fidelity), default=None),
+            agreement=worst.agreement,
+            kl=worst.kl,
+            error=worst.error,
             refused=report.refused,
             useless=report.warnings[0] if report.useless else None,
             basis=report.fidelity_basis,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from convrewrite.reporting.report import Change, LatencyChange, OutputFidelityRow, ParityRow, Report, SiteRow
+from convrewrite.worst import Worst
 
 NOT_MEASURED = "not measured"
 DOES_NOT_APPLY = "-"
@@ -292,13 +293,11 @@ def headline(report: Report) -> str:
 def _fidelity_sentence(report: Report) -> str:
     if not report.fidelity:
         return f"Fidelity was {NOT_MEASURED}."
-    errors = [row.relative_error for row in report.fidelity if row.equal_share is None]
-    agreements = [row.top1_agreement for row in report.fidelity if row.top1_agreement is not None]
-    equal = [row.equal_share for row in report.fidelity if row.equal_share is not None]
-    of = f" of the worst of {len(errors)} outputs" if len(errors) > 1 else ""
-    parts = [f"relative output error {percent(max(errors))}{of}"] if errors else []
-    parts += [f"top-1 agreement {percent(min(agreements))}"] if agreements else []
-    parts += [f"equal entries {percent(min(equal))}"] if equal else []
+    worst, numbers = Worst.of(report.fidelity), sum(1 for row in report.fidelity if row.equal_share is None)
+    of = f" of the worst of {numbers} outputs" if numbers > 1 else ""
+    parts = [] if worst.number_error is None else [f"relative output error {percent(worst.number_error)}{of}"]
+    parts += [] if worst.agreement is None else [f"top-1 agreement {percent(worst.agreement)}"]
+    parts += [] if worst.equal is None else [f"equal entries {percent(worst.equal)}"]
     sentence = f"{', '.join(parts)}, {fidelity_basis(report)}."
     return sentence[0].upper() + sentence[1:]
 

@@ -9,6 +9,7 @@ from convrewrite.planning import Considered, Plan, PlannedSite
 from convrewrite.reporting import figures
 from convrewrite.reporting.charts import ErrorPoint
 from convrewrite.reporting.report import LatencyChange, Report, SiteRow
+from convrewrite.worst import Worst
 
 Basis = Literal["time", "MACs"]
 
@@ -146,19 +147,14 @@ def _latency(latency: LatencyChange) -> str:
 def _fidelity(report: Report) -> Tile:
     if not report.fidelity:
         return Tile("?", "fidelity", figures.NOT_MEASURED)
-    basis = figures.fidelity_basis(report)
-    errors = [row.relative_error for row in report.fidelity if row.equal_share is None]
-    agreements = [row.top1_agreement for row in report.fidelity if row.top1_agreement is not None]
-    equal = [row.equal_share for row in report.fidelity if row.equal_share is not None]
-    if agreements:
-        return Tile(
-            figures.percent(min(agreements)),
-            "top-1 agreement",
-            f"relative error {figures.percent(max(errors))}; {basis}",
-        )
-    if errors:
-        return Tile(figures.percent(max(errors)), "relative output error", basis)
-    return Tile(figures.percent(min(equal)), "entries stayed equal", basis)
+    basis, worst = figures.fidelity_basis(report), Worst.of(report.fidelity)
+    if worst.number_error is None:
+        assert worst.equal is not None, "outputs are numbers, or integers that can be equal"
+        return Tile(figures.percent(worst.equal), "entries stayed equal", basis)
+    error = figures.percent(worst.number_error)
+    if worst.agreement is None:
+        return Tile(error, "relative output error", basis)
+    return Tile(figures.percent(worst.agreement), "top-1 agreement", f"relative error {error}; {basis}")
 
 
 def _chosen(site: PlannedSite | None) -> Considered | None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Self, TypeVa
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from convrewrite.worst import Worst
+
 if TYPE_CHECKING:
     from convrewrite.exports import Written
 
@@ -271,8 +273,7 @@ class ExportRow(_Part):
     def of(cls, written: "Written") -> Self:
         """From what was written, or was not."""
         difference, error, tolerance = written.parity or (None, None, None)
-        near = written.fidelity
-        nats = [output.kl for output in near.outputs if output.kl is not None] if near else []
+        near = None if written.fidelity is None else Worst.of(written.fidelity.outputs)
         return cls(
             name=written.name,
             package=written.package,
@@ -282,9 +283,9 @@ class ExportRow(_Part):
             relative_error=error,
             tolerance=tolerance,
             passed=False if written.refused else None if written.parity is None else True,
-            output_error=None if near is None else near.worst_error,
-            top1_agreement=None if near is None else near.least_agreement,
-            kl=max(nats, default=None),
+            output_error=None if near is None else near.error,
+            top1_agreement=None if near is None else near.agreement,
+            kl=None if near is None else near.kl,
             examples=written.examples,
             notes=written.notes,
             refused=written.refused,
