@@ -78,6 +78,9 @@ NETWORKS = {
 }  # fmt: skip
 """By what is special about it: how it is built, its input, and how many sites are rewritten at half their MACs."""
 
+LONG = ("irevnet", "fractalnet", "diaresnet", "octresnet")
+"""Those whose export takes longest."""
+
 every_network = pytest.mark.parametrize(("build", "shape", "count"), NETWORKS.values(), ids=NETWORKS)
 
 
@@ -117,7 +120,13 @@ def matters(model: nn.Module, site: Site, x: Tensor) -> bool:
     return any(row.relative_error > 1e-8 for row in measure_fidelity(model, other, [(x,)]).outputs)
 
 
-@every_network
+@pytest.mark.parametrize(
+    ("build", "shape", "count"),
+    [
+        pytest.param(*entry, id=name, marks=[pytest.mark.soak] if name.startswith(LONG) else [])
+        for name, entry in NETWORKS.items()
+    ],
+)
 def test_half_of_every_site_is_computed_by_onnxruntime(
     build: Build, shape: tuple[int, ...], count: int, tmp_path: Path
 ) -> None:
