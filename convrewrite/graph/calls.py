@@ -1,7 +1,7 @@
 """What one run of a model shows of its convolutions: modules and functional calls, their places, geometry, sizes and tensors.
 
-Functional calls are seen by the names of their arguments, from which their geometry is read; other stages, which find the same
-calls in graphs, read them by the same tables.
+The geometry of a functional call is read from its arguments by their names; other stages, which find the same calls in graphs,
+use the same tables.
 """
 
 import inspect
@@ -38,16 +38,16 @@ ARGUMENTS: dict[Any, tuple[str, ...]] = {
     **dict.fromkeys((_aten.conv_transpose3d, _aten.conv_transpose3d.input), _TRANSPOSED),
     **dict.fromkeys((torch.convolution, _aten.convolution, _aten.convolution.default), _ANY),
 }
-"""Functions that convolve -> the names of its arguments in order. Those of ``torch.nn.functional`` are torch's own."""
+"""Functions that convolve -> the names of their arguments in order. Those of ``torch.nn.functional`` are the same objects."""
 
 UNBATCHED = "it is called with inputs that have no axis for the examples, as in a loop over these or under torch.vmap"
-"""Why a convolution stays that is called so."""
+"""Why a convolution that is called so stays."""
 
 TRANSFORMED = (
     "it is called by a function that torch transforms, as under torch.func.jvp, where numbers of others come in"
 )
-"""Why a convolution stays that is called so: torch may use other weights there, and multiplies more than the convolution
-itself."""
+"""Why a convolution that is called so stays: torch may use other weights there, and multiplies more than the convolution
+itself does."""
 
 GEOMETRY = ("stride", "padding", "dilation", "transposed", "output_padding")
 """Arguments that must be constants for a call to be a module. The number of groups follows from the channels."""
@@ -58,7 +58,7 @@ SITE_TYPES = (*CONV_TYPES, DynamicConv2d)
 
 @dataclass(slots=True)
 class Call:
-    """All calls of one convolution in one run; of a functional one (``module`` None) with the tensors it was given.
+    """All calls of one convolution in one run; for a functional one (``module`` is None) with the tensors it was given.
 
     ``owner`` is the module itself, or the innermost one whose forward makes the functional call; ``given`` has, per call,
     the names of the arguments that forward was given.
@@ -72,13 +72,13 @@ class Call:
     biases: list[Tensor | None] = field(default_factory=list)
     given: list[tuple[str, ...]] = field(default_factory=list)
     refusal: str | None = None
-    """Why no other convolution can stand for it, from what it was given at any of its calls."""
+    """Why it cannot be replaced, judging by what it was given at any of its calls."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One run: convolutions by name, a functional one being ``module#index``; how often each module ran, by its id; and by
-    the id of each parameter and buffer the modules whose forward used it for anything but a functional convolution."""
+    """One run: convolutions by name, a functional one being ``module#index``; how often each module ran, by its id; and for each
+    parameter and buffer, by its id, the modules whose forward used it for anything but a functional convolution."""
 
     calls: dict[str, Call]
     runs: Counter[int]
@@ -156,7 +156,7 @@ class _Observer(TorchFunctionMode):
         geometry = geometry_of_call(named)
         spec = geometry.spec() if isinstance(geometry, Volume) else geometry
         name = f"{frame.name}#{frame.functional}"
-        while name in self.calls and self.calls[name].spec != spec:  # another way through the same forward
+        while name in self.calls and self.calls[name].spec != spec:  # another path through the same forward
             frame.functional += 1
             name = f"{frame.name}#{frame.functional}"
         frame.functional += 1
@@ -178,7 +178,7 @@ class _Observer(TorchFunctionMode):
         return entry
 
     def _odd(self, x: Tensor, axes: int) -> str | None:
-        """Why what is given to a convolution is no batch of the model's examples that costs so much for each of them."""
+        """Why the input of a convolution is no batch with the same number of entries for each of the model's examples."""
         if x.dim() != axes + 2 or torch._C._functorch.is_batchedtensor(x):
             return UNBATCHED
         if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
@@ -203,7 +203,7 @@ class _Observer(TorchFunctionMode):
 
 
 def _reads_only_its_shape(func: Any) -> bool:
-    """Whether a function asks a tensor for nothing but what it is, as ``weight.shape`` and ``weight.size()`` do."""
+    """Whether a function asks a tensor only for its shape, dtype or device, as ``weight.shape`` and ``weight.size()`` do."""
     name = getattr(func, "__name__", "")
     if name == "__get__":
         name = getattr(getattr(func, "__self__", None), "__name__", "")
@@ -259,7 +259,7 @@ def geometry_of_call(named: Mapping[str, Any]) -> ConvSpec | Volume:
 
 
 def _size(values: Sequence[int], flat: int) -> Size:
-    """Height and width; of one dimension the height is ``flat``."""
+    """Height and width; in one dimension the height is ``flat``."""
     return (values[0], values[1]) if len(values) == 2 else (flat, values[0])
 
 

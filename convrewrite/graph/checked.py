@@ -1,7 +1,7 @@
 """Graphs that are known to compute what the modules compute.
 
-Following a forward can go wrong in silence: ``isinstance(x, Tensor)`` is false for what a tracer passes for a tensor, and the
-graph then has the other branch. So each graph is run once beside its module, and one that gives something else is dropped.
+Following a forward can go wrong in silence: ``isinstance(x, Tensor)`` is false for what a tracer passes in place of a tensor, and
+the graph then has the wrong branch. So each graph is run beside its module, and dropped if it gives something else.
 """
 
 import copy
@@ -22,7 +22,7 @@ from convrewrite.modules import alike, hooked, named_outputs, run
 def follow(model: nn.Module, inputs: Inputs) -> Traced:
     """:func:`convrewrite.graph.tracing.trace` without the graphs that compute something else on ``inputs`` than their modules.
 
-    What is inside of a module whose graph is dropped is followed part by part, as where there is none. The model is used
+    The inside of a module whose graph is dropped is followed part by part, as if it had none. The model is used
     in the mode it is in. Raises TraceError when it does not run on ``inputs``.
     """
     traced = trace(model, len(inputs))
@@ -53,7 +53,7 @@ def _checked(model: nn.Module, traced: Traced, inputs: Inputs) -> Traced:
 
 
 def _sized(model: nn.Module, inputs: Inputs) -> Traced | None:
-    """One graph for inputs of these sizes in batches of any; None where there is none."""
+    """One graph for inputs of these sizes and any batch size; None where there is none."""
     traced = trace_sized(model, inputs)
     if traced.whole is None or not _computes_the_same(model, "", traced.whole, inputs):
         return None
@@ -66,8 +66,8 @@ def _sized(model: nn.Module, inputs: Inputs) -> Traced | None:
 
 
 def _computes_the_same(model: nn.Module, name: str, graph: fx.GraphModule, inputs: Inputs) -> bool:
-    """Whether a part's graph gives what the part gives at its first call; a part that is never called is not asked. On other
-    numbers too: what a forward found in a cache or a dictionary when it was followed is a constant of the graph."""
+    """Whether a part's graph gives what the part gives at its first call; True for a part that is never called. It is tried on
+    other numbers too: what a forward found in a cache or a dictionary when it was followed is a constant of the graph."""
     if not _same_at_first_call(model, name, graph, inputs):
         return False
     try:
@@ -94,7 +94,7 @@ def _same_at_first_call(model: nn.Module, name: str, graph: fx.GraphModule, inpu
 @dataclass(slots=True)
 class _FirstCall:
     """Copies of what a part is given at its first call and of what it returns, and the random state then. ``plain``: whether
-    these are tensors that can be copied, and not those that torch.func lets a function see."""
+    all are ordinary tensors, which can be copied, and not the wrapped ones that torch.func passes to a function."""
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -126,7 +126,7 @@ def _first_call(model: nn.Module, name: str, inputs: Inputs) -> _FirstCall | Non
 
 
 def _entered(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _FirstCall:
-    """A call that begins. What hangs on a graph of gradients, which ``deepcopy`` refuses, is copied without it."""
+    """A call that begins. A tensor in a graph of gradients, which ``deepcopy`` refuses, is copied without that graph."""
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     if any(map(_is_wrapped, tensors)):
         return _FirstCall(plain=False)

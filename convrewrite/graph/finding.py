@@ -1,9 +1,9 @@
-"""Which convolutions may have something else in their places.
+"""Which convolutions can be replaced.
 
-What is put there is called as the convolution is, and is otherwise another thing: a forward that asks for
-``self.conv.weight.device``, or that ``self.conv`` be an ``nn.Conv2d``, would fail or go another way; and one that finds it
-where no replacement gets to would go on calling it. So the model is run with every site wrapped; where that is not the
-same, or a wrapper is not called as often, with one after another.
+A replacement is called as the convolution is, but differs from it otherwise: a forward that asks for ``self.conv.weight.device``,
+or that ``self.conv`` be an ``nn.Conv2d``, would fail or take another path; and a forward that reaches the convolution by a
+reference that is not replaced would go on calling it. So the model is run with every site wrapped; if the outputs change, or a
+wrapper is not called as often, it is run with one site wrapped at a time.
 """
 
 from collections import Counter
@@ -39,7 +39,7 @@ def without_irreplaceable(model: nn.Module, inputs: Inputs, sites: Sequence[Site
         expected = seeded_outputs(trial, inputs)
     if _obstacle(trial, active, inputs, expected, calls) is None:
         return tuple(sites)
-    repeats = alike(expected, seeded_outputs(trial, inputs))  # one that never gives the same twice says nothing
+    repeats = alike(expected, seeded_outputs(trial, inputs))  # if outputs never repeat, other outputs prove nothing
     reasons = {site.name: _obstacle(trial, [site], inputs, expected, calls) for site in active}
     refusals = {name: why for name, why in reasons.items() if why == HELD_ELSEWHERE or (why is not None and repeats)}
     return tuple(
@@ -56,8 +56,8 @@ def _parts(model: nn.Module, sites: Sequence[Site]) -> dict[str, nn.Module]:
 def _obstacle(
     model: nn.Module, sites: Sequence[Site], inputs: Inputs, expected: dict[str, Tensor], calls: Counter[str]
 ) -> str | None:
-    """Why the model does not give the same with the parts of these sites one level further down, each called as often as
-    before; None where it does."""
+    """Why the model gives other outputs once the parts of these sites are wrapped, or does not call each part as often as before;
+    None where nothing changes."""
     parts, switches = _parts(model, sites), _switches(model)
     wrappers = {part: nn.Sequential(part) for part in parts.values()}
     replace_modules(model, {id(part): wrapper for part, wrapper in wrappers.items()})
@@ -79,7 +79,7 @@ def _obstacle(
 
 
 def _switches(model: nn.Module) -> bool:
-    """Whether the model can be put in train mode and back: a class of its own may do more then, as merge weights."""
+    """Whether the model can be put in train mode and back: a class that overrides ``train`` may do more, as merge weights."""
     own = [module for module in model.modules() if type(module).train is not nn.Module.train]
     if not own:
         return True
@@ -97,7 +97,7 @@ def find(
 ) -> tuple[Lifted, Traced, tuple[Site, ...]]:
     """The model with its functional convolutions lifted, its graphs and its sites; raises TraceError when it has none.
 
-    ``beside`` are sites that the model does not show, and come last; ``refused`` says why sites of it stay, by name.
+    ``beside`` are sites that cannot be found in the model, and come last; ``refused`` says, by name, why sites in it stay.
     """
     require_names(model, type(model).__name__)
     lifted = lift(model, inputs)
@@ -113,8 +113,8 @@ def find(
 
 
 def _with_what_makes_them(model: nn.Module, lifted: Lifted, sites: Sequence[Site]) -> tuple[Site, ...]:
-    """The sites, those whose kernel is computed at every call with the parameters that it is computed from, which go with it.
-    One that is made of buffers alone counts as they do: its kernel as parameters."""
+    """The sites. One whose kernel is computed at every call counts the parameters that it is computed from, which go when it is
+    replaced; if it is computed from buffers alone, its kernel counts as parameters, as at other sites."""
     computed = {one.module for one in lifted.lifts if any(conv.computed for conv in one.convs)}
     found: list[Site] = []
     for site in sites:
@@ -124,7 +124,7 @@ def _with_what_makes_them(model: nn.Module, lifted: Lifted, sites: Sequence[Site
 
 
 def _own_parameters(model: nn.Module, name: str) -> int | None:
-    """How many numbers there are in the parameters of a module that no other one holds; None where it has no parameters."""
+    """How many numbers are in the parameters of a module that no other module holds; None where it has no parameters."""
     module = model.get_submodule(name)
     own = {id(part) for part in module.modules()}
     elsewhere = {id(p) for part in model.modules() if id(part) not in own for p in part._parameters.values()}

@@ -1,7 +1,7 @@
 """Kernels that are computed at every call, though not from the input: weight and spectral norm, standardised weights.
 
-In eval mode a module that does nothing else is a plain convolution with the numbers that come out. Whether it does is seen
-by running it: one convolution, of the very input, whose result is returned, with the same kernel whatever the input.
+In eval mode a module that does nothing else is a plain convolution with the computed kernel. Running it shows whether that is so:
+it must convolve once, its very input, return the result, and use the same kernel whatever the input.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -29,7 +29,7 @@ def is_normed(module: nn.Module) -> bool:
 
 
 def fixed_convolutions(model: nn.Module, names: Collection[str], inputs: Inputs) -> dict[str, ConvSpec]:
-    """Those of the named modules that are plain convolutions with a kernel of their own making -> their geometry."""
+    """The named modules that are plain convolutions with a kernel that they compute -> their geometry."""
     given = _inputs_of(model, names, inputs)
     found: dict[str, ConvSpec] = {}
     for name, x in given.items():
@@ -42,7 +42,7 @@ def fixed_convolutions(model: nn.Module, names: Collection[str], inputs: Inputs)
 
 
 def _variants(x: Tensor) -> Iterator[Tensor]:
-    """The input, and others that a kernel could hang on: its numbers, how large they are, how many there are, its extents."""
+    """The input, and variants in all that a kernel could depend on: its numbers, their scale, the batch size, its extents."""
     yield x
     yield x.flip(-1) * 0.5 + 0.25
     yield x * 1000 + 1000
@@ -100,7 +100,7 @@ class _Convolutions(TorchFunctionMode):
 
 
 def _only_convolution(module: nn.Module, x: Tensor) -> Conv | None:
-    """The convolution that is all a module does to ``x``, with copies of its kernel and bias; None where it is not."""
+    """The convolution that is all a module does to ``x``, with copies of its kernel and bias; None if it does anything else."""
     with torch.no_grad(), _Convolutions() as seen:
         output = module(x)
     if len(seen.calls) != 1:

@@ -1,6 +1,6 @@
 """Functional convolutions become modules, so that they are sites like any other.
 
-A call such as ``F.conv2d(x, self.weight)`` stands in a forward, where no submodule can be replaced. A run shows which calls
+A call such as ``F.conv2d(x, self.weight)`` stands in a forward, where there is no submodule to replace. A run shows which calls
 there are and of what geometry; the graph of the forward shows that a call is always the same and that nothing else needs its
 tensors. What is then done is in :mod:`convrewrite.graph.lifts`.
 """
@@ -39,9 +39,9 @@ SHOWN = 6
 
 @dataclass(frozen=True, slots=True)
 class Lifted:
-    """The model, a copy if anything was lifted; what was; and of other weights, by name, why a call on them was not.
+    """The model, a copy if anything was lifted; the lifts; and, by name of a weight, why a functional call on it was not lifted.
 
-    ``notes`` say what was lifted and which state-dict keys are others now, a sentence each; ``gone`` are the weights of the
+    ``notes`` say what was lifted and which state-dict keys changed, a sentence each; ``gone`` are the weights of the
     convolutions that were replaced.
     """
 
@@ -78,13 +78,13 @@ def lift(model: nn.Module, inputs: Inputs) -> Lifted:
 
 
 def needed_lifts(lifts: Sequence[Lift], rewritten: Collection[str]) -> tuple[Lift, ...]:
-    """The lifts without which these sites, given by their names, would not be there."""
+    """The lifts that these sites, given by their names, come from."""
     needed = [(one, [conv for conv in one.convs if qualified(one.module, conv.name) in rewritten]) for one in lifts]
     return tuple(replace(one, convs=tuple(convs)) for one, convs in needed if convs)
 
 
 def lift_notes(plain: nn.Module, lifted: nn.Module, lifts: Sequence[Lift]) -> tuple[str, ...]:
-    """What was lifted, and which state-dict keys are others now, a sentence each."""
+    """What was lifted, and which state-dict keys changed, a sentence each."""
     convs = [(one, conv) for one in lifts for conv in one.convs]
     notes = []
     for computed, text in (
@@ -125,7 +125,7 @@ def _functional(model: nn.Module, seen: Observation) -> list[Call]:
 
 
 def _computing(model: nn.Module, seen: Observation) -> list[str]:
-    """Modules in the model that convolve once with a kernel they compute, from whatever it may be."""
+    """Modules in the model that convolve exactly once, with a kernel that they compute from anything."""
     held = set(_places(model))
     functional = [call for call in seen.calls.values() if call.module is None]
     computed = [call.owner for call in functional if not any(id(weight) in held for weight in call.weights)]
@@ -134,7 +134,7 @@ def _computing(model: nn.Module, seen: Observation) -> list[str]:
 
 
 def _fixed(model: nn.Module, seen: Observation, inputs: Inputs) -> list[Lift]:
-    """The modules whose kernel does not hang on the input."""
+    """The modules whose kernel does not depend on the input."""
     alone = [name for name in _computing(model, seen) if _replaceable(model.get_submodule(name))]
     return [
         Lift(name, ("input",), (LiftedConv("weight", "bias" if spec.bias else None, "", spec, computed=True),))
@@ -171,7 +171,7 @@ class _Forward:
         self._graph: fx.Graph | None = None
 
     def lift(self, reasons: dict[str, str]) -> Lift | None:
-        """What can be lifted here; ``reasons`` is told of the weights that cannot."""
+        """What can be lifted here; why other weights cannot is added to ``reasons``."""
         weights = {id(w): w for call in self._calls for w in call.weights if id(w) in self._places}
         obstacle = self._obstacle()
         convs: list[LiftedConv] = []
@@ -223,7 +223,7 @@ class _Forward:
         return other or LiftedConv(key, bias, self._name(key, bias, nodes, taken), spec)
 
     def _other_use(self, key: str, role: str, nodes: Sequence[fx.Node]) -> str | None:
-        """Who else needs a tensor that would belong to the convolution alone."""
+        """What else uses a tensor that would belong to the convolution alone; None if nothing does."""
         assert self._graph is not None
         tensor = self._tensors[key]
         if len(self._places[id(tensor)]) > 1:
@@ -239,7 +239,7 @@ class _Forward:
         return None
 
     def _name(self, key: str, bias: str | None, nodes: Sequence[fx.Node], taken: set[str]) -> str:
-        """Where the convolution is put: in place of the module that only holds its tensors, else of the weight."""
+        """Where the convolution is put: in place of a module that only holds its tensors, otherwise of the weight."""
         assert self._graph is not None
         whole = bool(self._owner) and len(nodes) == 1 and _is_all(self._graph, nodes[0])
         path = key.rpartition(".")[0]
@@ -274,8 +274,8 @@ def _is_all(graph: fx.Graph, call: fx.Node) -> bool:
 
 
 def _same_outputs(model: nn.Module, lifts: Sequence[Lift], inputs: Inputs) -> bool:
-    """Whether the model computes the same with these convolutions as modules; one that draws numbers, from the same seed. At
-    other sizes too, which it takes: a forward that catches its own error, or that looks a size up, is followed at one."""
+    """Whether the model computes the same with these convolutions as modules (from the same seed, if it draws numbers), also at
+    other sizes that it takes: a forward that catches its own error, or that looks a size up, is followed at one size only."""
     try:
         lifted = apply_lifts(model, lifts)
         if not alike(seeded_outputs(model, inputs), seeded_outputs(lifted, inputs), ROUNDING):
@@ -286,7 +286,7 @@ def _same_outputs(model: nn.Module, lifts: Sequence[Lift], inputs: Inputs) -> bo
 
 
 def _same_if_taken(model: nn.Module, lifted: nn.Module, inputs: Inputs) -> bool:
-    """Whether a model that takes these inputs takes and gives the same once it is lifted."""
+    """Whether the lifted model gives the same on these inputs, if the model takes them at all."""
     try:
         expected = seeded_outputs(model, inputs)
     except ConvRewriteError:
@@ -298,7 +298,7 @@ def _same_if_taken(model: nn.Module, lifted: nn.Module, inputs: Inputs) -> bool:
 
 
 def _harmless(plain: nn.Module, lifts: Sequence[Lift], inputs: Inputs, reasons: dict[str, str]) -> list[Lift]:
-    """The lifts, tried one after another, that leave the outputs as they are; ``reasons`` is told of the others."""
+    """The lifts, tried one after another, that leave the outputs as they are; why others do not is added to ``reasons``."""
     kept: list[Lift] = []
     for one in lifts:
         if _same_outputs(plain, [*kept, one], inputs):

@@ -21,17 +21,17 @@ from convrewrite.graph.tracing import follow_forward, qualified
 from convrewrite.modules import copy_model, replace_modules
 
 LARGEST_TRIAL = 1 << 26
-"""Numbers in the input on which a module is tried that computes its kernel."""
+"""Most numbers in the input on which a module that computes its kernel is tried."""
 
 SHAPE_READERS = ("getattr", "getitem", "size")
-"""Functions and methods that say how many groups there are; without the call nobody needs them."""
+"""Functions and methods that say how many groups there are; once the call is gone, nothing needs them."""
 
 
 @dataclass(frozen=True, slots=True)
 class LiftedConv:
-    """One convolution: the names of its tensors in the module whose forward calls it, and there that of the new submodule;
-    ``""`` when the module itself becomes the convolution. ``computed``: its kernel is one that the module computes at every
-    call, though not from the input."""
+    """One convolution: the names of its tensors in the module whose forward calls it, and the name of the new submodule in that
+    module; ``""`` when the module itself becomes the convolution. ``computed``: the module computes its kernel at every call,
+    though not from the input."""
 
     weight: str
     bias: str | None
@@ -52,8 +52,8 @@ class Lift:
 def apply_lifts(model: nn.Module, lifts: Sequence[Lift]) -> nn.Module:
     """A copy of the model with these convolutions as modules. Raises PlanError when it has no such calls.
 
-    Nothing of a lift is taken on trust, as it may come from a file. Constants of the forwards that are graphs now, and their
-    buffers, all stand in the state dict, as copies of graph modules have it.
+    Everything in a lift is checked, as it may come from a file. All constants and buffers of the forwards that are now graphs
+    are in the state dict, as they are in copies of graph modules.
     """
     lifted = copy_model(model)
     _require_lifts(lifted, lifts)
@@ -110,15 +110,15 @@ def _require_convs(part: nn.Module, lift: Lift) -> None:
 
 
 def _may_be_called(part: nn.Module, conv: LiftedConv, count: int) -> bool:
-    """Whether lifting gives this name; a convolution that stayed a function may have had a shorter one."""
+    """Whether lifting may give this name, a longer one too: a convolution that stays a function may have had the shorter one."""
     known = possible_names(part, conv.weight, conv.bias, ())
     longer = {known[-1] + "_conv" * number for number in range(1, count + 1)}
     return conv.name in known or (conv.name in longer and not _has(part, conv.name))
 
 
 def possible_names(part: nn.Module, weight: str, bias: str | None, taken: Collection[str]) -> tuple[str, ...]:
-    """Where the convolution with these tensors of a module can be put, the better place first: in place of the module itself
-    (``""``) or of the one that only holds the tensors, else of the weight."""
+    """Where the convolution with these tensors of a module can be put, the best place first: in place of the module itself
+    (``""``), of the submodule that only holds the tensors, or of the weight."""
     own = {name for name in ("weight", "bias") if name == "weight" or bias is not None}
     path, _, last = weight.rpartition(".")
     holder = part.get_submodule(path)
@@ -173,7 +173,7 @@ def tensor_name(node: fx.Node, argument: str) -> str | None:
 
 
 def _lifted_part(part: nn.Module, lift: Lift) -> nn.Module:
-    """What one module becomes. Its submodules and the tensors that are left are moved over, so it is of no use after."""
+    """What one module becomes. Its submodules and remaining tensors are moved over, so the old module is of no use afterwards."""
     if lift.convs[0].computed:
         _require_trial(lift.convs[0].spec)
         return fixed_convolution(part, lift.convs[0].spec)
@@ -213,7 +213,7 @@ def _require_trial(spec: ConvSpec) -> None:
 
 
 def _require_geometry(part: nn.Module, node: fx.Node, conv: LiftedConv) -> None:
-    """Raise ValueError unless a call has this very geometry. How many groups there are may be computed there."""
+    """Raise ValueError unless a call has this very geometry. The forward may compute the number of groups."""
     named = arguments_of(node)
     if (tensor_name(node, "bias") or None) != conv.bias:
         raise ValueError(f"{conv.weight} is called with another bias")
@@ -241,7 +241,7 @@ def _build(part: nn.Module, conv: LiftedConv) -> Conv:
 
 
 def _erase(graph: fx.Graph, node: fx.Node) -> None:
-    """Remove a call, and in front of it what only looked up its arguments."""
+    """Remove a call, and the nodes before it that only looked up its arguments."""
     sources = node.all_input_nodes
     graph.erase_node(node)
     for source in sources:
@@ -264,7 +264,7 @@ def _take_out(part: nn.Module, key: str) -> None:
 
 
 def _take_over(made: fx.GraphModule, part: nn.Module, constants: dict[str, Tensor | None]) -> None:
-    """Give a graph module all submodules and tensors of the module it replaces, those its graph does not use too."""
+    """Give a graph module all submodules and tensors of the module it replaces, even those that its graph does not use."""
     for table in (made._parameters, made._buffers, made._modules):
         table.clear()
     for name, parameter in part._parameters.items():

@@ -1,9 +1,9 @@
 """Whether convolutions and BatchNorms compute what their attributes say.
 
-A convolution is replaced, and a BatchNorm folded, by what stands in their attributes. Other code may have changed that since
-they were made: a padding that was set afterwards, a kernel that was cut by pruning, a forward or part of one that was put on
-the instance, a hook that torch calls for every module. So each is called once more on its own first input, beside what
-its attributes say.
+Replacing a convolution and folding a BatchNorm rely on their attributes. Other code may have made these untrue since the module
+was made: a padding that was set afterwards, a kernel that was cut by pruning, a forward or part of one that was put on the
+instance, a hook that torch calls for every module. So each module is called once more on its own first input, and compared with
+what its attributes say.
 """
 
 from collections.abc import Collection, Iterator
@@ -19,7 +19,7 @@ from convrewrite.process import same_random_numbers
 
 
 def odd_modules(model: nn.Module, inputs: tuple[Tensor, ...], names: Collection[str]) -> dict[str, str]:
-    """Those of the named convolutions and BatchNorms that compute something else than their attributes say, and what that is."""
+    """The named convolutions and BatchNorms that do not compute what their attributes say -> a sentence on it."""
     looker = _Looker()
     with hooked(looker.handles(model, names)), same_random_numbers(0):
         run(model, inputs)
@@ -37,7 +37,7 @@ class _Looker:
             def look(
                 module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any, name: str = name
             ) -> None:
-                if name in self._seen:  # its first call alone, and not the one that is made here
+                if name in self._seen:  # only the first call counts, and not the one that is made below
                     return
                 self._seen.add(name)
                 odd = _odd(module, args[0] if args else next(iter(kwargs.values())))
@@ -73,7 +73,7 @@ def _odd_convolution(module: Conv, x: Tensor) -> str | None:
 
 
 def _convolved(geometry: Conv, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """By functions alone: torch calls some hooks for every module, and its own classes may be changed as well."""
+    """What this geometry gives, by functions alone: torch calls some hooks for every module, and its classes may be changed."""
     g = geometry
     if isinstance(g, nn.ConvTranspose1d | nn.ConvTranspose2d):
         transpose: Any = F.conv_transpose1d if isinstance(g, nn.ConvTranspose1d) else F.conv_transpose2d

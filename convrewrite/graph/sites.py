@@ -27,8 +27,8 @@ BATCH_NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
 class Site:
     """One convolution of a model.
 
-    ``input_sizes`` has one entry per call of one example; ``batch_norm`` names the BatchNorm that directly and only follows,
-    which has so many ``norm_parameters``; ``refusal`` says why this site cannot be rewritten at all, whatever the rules say.
+    ``input_sizes`` has one entry per call of one example; ``batch_norm`` names the BatchNorm that alone directly follows, and
+    ``norm_parameters`` counts its parameters; ``refusal`` says why this site cannot be rewritten at all, whatever the rules say.
     ``further_parameters``: of a kernel that is computed at every call, by how many its parameters outnumber its entries.
     """
 
@@ -49,8 +49,8 @@ class Site:
 
     @property
     def cost(self) -> Cost:
-        """Parameters (those of the BatchNorm that would be folded, or of which the kernel is made, included) and MACs of one
-        example."""
+        """Parameters (including those of the BatchNorm that would be folded, and those that the kernel is computed from) and MACs
+        of one example."""
         folded = self.norm_parameters if self.batch_norm else 0
         return self.spec.cost(self.input_sizes) + Cost(parameters=folded + self.further_parameters)
 
@@ -63,7 +63,7 @@ def find_sites(
 ) -> tuple[Site, ...]:
     """Every convolution that a run on ``inputs`` calls, in order of its first call, then those never called.
 
-    ``unlifted`` says of weights, by name, why a functional call on them stays one (:mod:`convrewrite.graph.lifting`).
+    ``unlifted`` says, by name of a weight, why a functional call on it stays one (:mod:`convrewrite.graph.lifting`).
     """
     seen = observe(model, inputs)
     executed = _executed(model, traced, seen.runs)
@@ -94,7 +94,7 @@ def find_sites(
 
 
 def _replaceable(calls: Mapping[str, Call], followers: Mapping[str, str]) -> set[str]:
-    """Plain convolutions, and the BatchNorms behind them: what is replaced by what their attributes say."""
+    """Plain convolutions, and the BatchNorms behind them: the modules whose replacements are made from their attributes."""
     convs = {name for name, call in calls.items() if type(call.module) in CONV_TYPES and not call.refusal}
     return convs | set(followers.values())
 
@@ -128,7 +128,7 @@ def _depends_on_input(model: nn.Module, inputs: tuple[Tensor, ...], name: str, w
 
 
 def _called(kind: type[nn.Module]) -> str:
-    """A type's name, with its module's where it is that of what it derives from."""
+    """A type's name, with its module's where a type that it derives from has the same name."""
     plain = any(kind.__name__ == base.__name__ for base in kind.__mro__[1:])
     return f"{kind.__module__}.{kind.__name__}" if plain else kind.__name__
 
@@ -177,7 +177,7 @@ def _shared_parameters(model: nn.Module) -> dict[int, list[str]]:
 
 
 def _executed(model: nn.Module, traced: Traced, runs: Counter[int]) -> Traced:
-    """The graphs of modules that the run called: of any other the run may use the submodules in another way."""
+    """The graphs of modules that the run called: it may use the submodules of any other module in another way."""
     parts, unsized = (
         {name: graph for name, graph in graphs.items() if runs[id(model.get_submodule(name))]}
         for graphs in (traced.parts, traced.at_any_size)
@@ -186,10 +186,10 @@ def _executed(model: nn.Module, traced: Traced, runs: Counter[int]) -> Traced:
 
 
 def _batch_norms(model: nn.Module, traced: Traced, runs: Counter[int]) -> dict[str, str]:
-    """Convolution -> the BatchNorm that can be folded into it: it follows the only call, and nothing else sees either.
+    """Convolution -> the BatchNorm that can be folded into it: both are called once, and only it uses the convolution's output.
 
     A convolution called from two places with a BatchNorm after only one of them is not folded: folding would change the
-    other place as well. Nor is one that it follows at this size of inputs: at another the forward may go another way.
+    other place as well. Nor is one whose BatchNorm is known to follow at this input size only: at another, the path may differ.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     pairs: dict[str, str] = {}
@@ -205,7 +205,7 @@ def _batch_norms(model: nn.Module, traced: Traced, runs: Counter[int]) -> dict[s
 
 
 def _is_finite(norm: nn.Module) -> bool:
-    """Whether what a BatchNorm multiplies by and adds is finite: not where a variance is zero, and nothing is added to it."""
+    """Whether the factors ``1 / sqrt(variance + eps)`` of a BatchNorm are finite: not where a variance and eps are both zero."""
     if norm.running_mean is None or norm.running_var is None:
         return False
     assert isinstance(norm.running_var, Tensor)
@@ -229,7 +229,7 @@ def _separable_pairs(model: nn.Module, traced: Traced) -> set[str]:
 
 
 def _sole_followers(graphs: Mapping[str, fx.GraphModule]) -> Iterator[tuple[str, fx.Node, str, fx.Node]]:
-    """(module, its node, module that alone uses its output, that one's node)."""
+    """(module, its node, the module that alone uses its output, the node of that module)."""
     by_node = {node: name for name, node in module_calls(graphs)}
     for node, name in by_node.items():
         users = list(node.users)

@@ -1,7 +1,7 @@
 """Following a forward that asks how large its input is: ``if x.shape[2] % 2``, ``for part in x.split(4)``, ``range(len(x))``.
 
 A tracer cannot answer, since it passes no numbers through. This one can: it computes shapes beside the graph, with tensors
-that have no numbers, so that an answer which hangs on numbers still fails. The graph is one for these sizes of inputs.
+that have no numbers, so a question whose answer depends on numbers still fails. The graph holds for these sizes of inputs.
 """
 
 import operator
@@ -23,7 +23,7 @@ def trace_sized(model: torch.nn.Module, inputs: Inputs) -> Traced:
 
 
 class _SizedTracer(OpaqueTracer):
-    """Knows the shape of every value so far, once it is asked for one."""
+    """When it is asked for a shape, it computes those of all values so far."""
 
     def __init__(self, opaque: frozenset[str], inputs: Inputs) -> None:
         super().__init__(opaque)
@@ -33,11 +33,11 @@ class _SizedTracer(OpaqueTracer):
         self._computing = False
 
     def value(self, proxy: fx.Proxy) -> Any:
-        """What a proxy stands for. Raises what computing it raises, where it hangs on the numbers in a tensor.
+        """What a proxy stands for. If it depends on the numbers in a tensor, the error of computing it is passed on.
 
-        Modules and their parameters are themselves meanwhile, and not followed.
+        Meanwhile modules are run and parameters used as they are, without being followed.
         """
-        wanted = proxy.node  # which an attribute makes when it is asked for it
+        wanted = proxy.node  # the proxy of an attribute makes its node only now
         modules = dict(self.root.named_modules(remove_duplicate=False))
         self._computing = True
         try:
@@ -64,14 +64,14 @@ class _SizedTracer(OpaqueTracer):
         return iter([obj[index] for index in range(self.length(obj))])
 
     def keys(self, obj: Any) -> Any:
-        """Of a dictionary, as ``**kwargs`` are where they are passed on."""
+        """Those of a dictionary, such as ``**kwargs`` that are passed on."""
         value = self.value(obj)
         if not isinstance(value, dict):
             raise TypeError(f"a {type(value).__name__} has no keys that a graph could list")
         return value.keys()
 
     def length(self, obj: fx.Proxy) -> int:
-        """Of a tuple, a list, or the first axis of a tensor."""
+        """That of a tuple, a list, or the first axis of a tensor."""
         value = self.value(obj)
         if not isinstance(value, torch.Tensor | tuple | list):
             raise TypeError(f"a {type(value).__name__} has no items that a graph could count")
@@ -85,7 +85,7 @@ class _SizedTracer(OpaqueTracer):
 
 
 class _Sized(fx.Proxy):
-    """Answers what Python asks a value for, and cannot be told by a node of a graph."""
+    """Answers questions of Python that need a real value, which a node of a graph cannot give."""
 
     tracer: _SizedTracer
 
@@ -106,4 +106,4 @@ class _Sized(fx.Proxy):
 
 
 class _SizedAttribute(_Sized, Attribute):
-    """As ``x.shape``, and as ``x.size`` before it is called."""
+    """An attribute such as ``x.shape``, or a method such as ``x.size`` before it is called."""

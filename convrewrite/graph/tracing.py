@@ -2,7 +2,7 @@
 
 A graph gives what running a model cannot: which module's output goes where, and into nothing else. Rewriting does not need
 it (submodules are replaced through their parents), so a model without a graph loses only what is said in ``lost``. A part
-without a convolution that cannot be followed loses nothing: it is one node of the graph around it, as a layer of torch is.
+that cannot be followed but holds no convolution loses nothing: it is one node of the graph around it, like a layer of torch.
 """
 
 import inspect
@@ -22,10 +22,10 @@ from convrewrite.process import followed, nothing_drawn
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """The graphs of a model: one under the name ``""`` when it could be followed whole, else those of its parts.
+    """The graphs of a model: one under the name ``""`` when it could be followed whole, otherwise those of its parts.
 
-    ``lost``: the parts that could not be followed and hold convolutions. ``unsized``: where the whole was followed for inputs of
-    one size, those of its parts that hold for any; None: all do.
+    ``lost``: the parts that could not be followed and hold convolutions. ``unsized``: if the whole was followed for inputs of
+    one size, the graphs of its parts that hold for any size; None: all graphs do.
     """
 
     parts: dict[str, fx.GraphModule]
@@ -39,7 +39,7 @@ class Traced:
 
     @property
     def at_any_size(self) -> Mapping[str, fx.GraphModule]:
-        """The graphs that hold whatever the size of the inputs: a forward that asks for it may go another way at another."""
+        """The graphs that hold for inputs of any size: a forward that asks for the size may take another path at another one."""
         return self.parts if self.unsized is None else self.unsized
 
 
@@ -78,7 +78,7 @@ def _follow(
     module: nn.Module, given: int, make_tracer: "MakeTracer", before: Snapshot
 ) -> tuple[fx.GraphModule | None, list[str]]:
     """A graph of ``module`` and the names of the submodules that had to be left opaque in it (``""``: itself). What following
-    it leaves on modules and in what they hold is put back as it was ``before``."""
+    changes in modules, and in what they hold, is put back as it was ``before``."""
     opaque: list[str] = []
     parameters = inspect.signature(module.forward).parameters.values()
     names = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY][:given]
@@ -116,8 +116,8 @@ def follow_forward(module: nn.Module, given: Collection[str]) -> fx.GraphModule:
 
 
 def does_more(module: nn.Module, given: Collection[str]) -> bool:
-    """Whether this module's own forward does more than its graph in eval mode says: something else while it trains, or a change
-    of its attributes and what they hold. What following it raises is passed on."""
+    """Whether this module's own forward does more than its graph in eval mode says: it does something else in train mode, or
+    changes its attributes or what they hold. What following it raises is passed on."""
     before = Snapshot(module, parameters=False)
     try:
         with followed():
@@ -132,14 +132,14 @@ def does_more(module: nn.Module, given: Collection[str]) -> bool:
 
 
 def _held(module: nn.Module) -> dict[str, int]:
-    """Which objects the attributes of a module are, by their names; not the constants that a tracer puts there."""
+    """The ids of the objects in a module's attributes, by name, without the constants that a tracer puts there."""
     held = vars(module) | module._parameters | module._buffers
     return {name: id(value) for name, value in held.items() if not name.startswith("_tensor_constant")}
 
 
 def _own_forward(module: nn.Module, given: Collection[str]) -> fx.Graph:
-    """Where the forward asks for the numbers in a buffer, these are constants of its graph. Raises RuntimeError where following
-    it changes numbers, which the graph would not do again."""
+    """The graph of a module's own forward. Where that asks for the numbers in a buffer, they become constants of the graph.
+    Raises RuntimeError where following it changes numbers, as the graph would not repeat the change."""
     before = Snapshot(module, parameters=False)
     try:
         traced = _OwnForward(buffers=True).trace(module, concrete_args=_defaults(module, given))
@@ -153,7 +153,7 @@ def _own_forward(module: nn.Module, given: Collection[str]) -> fx.Graph:
 
 
 class _PartsTracer(fx.Tracer):
-    """Makes nodes of parts of the model alone: a module that is held elsewhere has no name, and its forward is followed."""
+    """Makes nodes only of modules in the model: a module that is held elsewhere has no name, so its forward is followed."""
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -168,13 +168,13 @@ class _BufferProxy(ParameterProxy):
     """A buffer whose shape is known."""
 
     def __init__(self, tracer: fx.Tracer, node: fx.Node, name: str, buffer: Tensor) -> None:
-        fx.Proxy.__init__(self, node, tracer)  # that of a parameter takes nothing else
+        fx.Proxy.__init__(self, node, tracer)  # ParameterProxy's own takes parameters only
         self.param: Tensor = buffer  # type: ignore[assignment]
         self.name = name
 
 
 class _OwnForward(_PartsTracer):
-    """Follows one forward and enters no other. ``buffers``: what it does with them is followed, too, and not done."""
+    """Follows one forward and enters no other. ``buffers``: what it does with buffers becomes nodes too, and is not run."""
 
     def __init__(self, buffers: bool) -> None:
         super().__init__(param_shapes_constant=True)
@@ -197,7 +197,7 @@ class _OwnForward(_PartsTracer):
 
 
 class OpaqueTracer(_PartsTracer):
-    """Remembers the innermost module in which following failed, and takes those already known as leaves."""
+    """Remembers the innermost module in which following failed, and treats those already known to fail as leaves."""
 
     def __init__(self, opaque: frozenset[str]) -> None:
         super().__init__()
@@ -240,7 +240,8 @@ def execute(node: fx.Node, modules: dict[str, nn.Module], values: Mapping[fx.Nod
 
 
 def given_to(node: fx.Node, inputs: Iterator[Tensor]) -> Any:
-    """What a placeholder stands for: the next input, or with ``*args`` all that are left. The network may change it."""
+    """What a placeholder stands for: a copy of the next input, or for ``*args`` of all that are left. The network may change
+    it."""
     if str(node.target).startswith("**"):
         return {}
     if str(node.target).startswith("*"):
@@ -255,7 +256,7 @@ def _defaults(module: nn.Module, given: Collection[str]) -> dict[str, Any]:
 
 
 def _drop_defaults(graph: fx.Graph, module: nn.Module) -> None:
-    """Remove the placeholders of concrete arguments, which tracing numbers, and the assertions it put on them."""
+    """Remove the placeholders of concrete arguments, to whose names tracing adds numbers, and the assertions it put on them."""
     names = inspect.signature(module.forward).parameters
     for node in list(graph.nodes):
         if node.op == "call_function" and node.name.startswith("_assert"):

@@ -1,6 +1,6 @@
 """Three-dimensional convolutions, which are shown with their cost and never rewritten.
 
-Such a one is described by a flat convolution of the same cost, its first two axes laid one behind the other, and by a text.
+Each is described by a flat convolution of the same cost, with its first two axes merged into one, and by a text.
 """
 
 from collections.abc import Sequence
