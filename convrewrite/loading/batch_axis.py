@@ -2,8 +2,8 @@
 
 A program exported with static shapes has its batch size as a constant wherever the model asked for it, as in
 ``x.view(x.shape[0], -1)``. Such a constant at the front of a shape is replaced by the size of the axis it stands for, which
-changes nothing for the old size; and the result is kept only if it gives several random batches at once the same outputs
-as one by one.
+changes nothing for the old size; and the result is kept only if several random batches get the same outputs together
+as each by itself.
 """
 
 import copy
@@ -18,7 +18,7 @@ from convrewrite.process import quiet, same_random_numbers
 _aten = torch.ops.aten
 
 _KEEPING = (_aten.view.default, _aten.reshape.default, _aten._unsafe_view.default)
-"""Operators ``(x, shape)`` whose shape begins with the first axis of x where the two are equal."""
+"""Operators ``(x, shape)`` in which a first number of the shape that equals the first axis of x stands for that axis."""
 
 _MAKING: dict[object, int] = {
     _aten.expand.default: 1,
@@ -34,7 +34,7 @@ _MAKING: dict[object, int] = {
 """Operators that make a tensor of a given shape -> the position of that argument."""
 
 BATCHES = 3
-"""Batches of the old size that the opened program is tried with at once."""
+"""Number of batches of the old size that the opened program gets at once when it is tried."""
 
 ROUNDING = 1e4
 """Units of rounding by which outputs may differ, relative to the largest: sums of several examples go in another order."""
@@ -57,7 +57,7 @@ def open_batch(program: fx.GraphModule, inputs: Inputs, batch: int) -> tuple[fx.
     opened = copy.deepcopy(program)
     _replace_sizes(opened.graph, batch)
     opened.recompile()
-    # In double precision examples that mix by however little show; a program with a dtype in its graph does not run in it.
+    # Double precision shows even the slightest mixing of examples; a program with a dtype in its graph does not run in it.
     for dtype in (torch.float64, None):
         try:
             alike = _treats_batches_alike(program, opened, inputs, dtype)
@@ -106,7 +106,7 @@ def _treats_batches_alike(
         each = [named_outputs(run(modules[0], one)) for one in several]
         together = named_outputs(run(modules[1], tuple(torch.cat(parts) for parts in zip(*several, strict=True))))
     apart = {name: torch.cat([one[name] for one in each]) for name in together}
-    finite = all(bool(output.isfinite().all()) for output in together.values())  # of others nothing could be said
+    finite = all(bool(output.isfinite().all()) for output in together.values())  # infinity and NaN would prove nothing
     return finite and alike(apart, together, ROUNDING)
 
 

@@ -1,8 +1,8 @@
 """Model files -> Python objects, without running the file's code.
 
-A pickle is a program. :func:`read_checkpoint` allows what the file asks for by name: network classes of torch, torchvision,
-timm and this package, classes the user named, and a few plain values; :mod:`convrewrite.stored.unpickling` then reads it, and
-lets a file do with these only what saving a model does. Everything else is refused, unless the caller trusts the file.
+A pickle is a program. :func:`read_checkpoint` says what a file may ask for by name: network classes of torch, torchvision, timm,
+ultralytics and this package, classes the user named, and a few plain values. :mod:`convrewrite.stored.unpickling` then reads the
+file, and lets it do with these only what saving a model does. Everything else is refused, unless the caller trusts the file.
 """
 
 import dataclasses
@@ -65,10 +65,10 @@ _PLAIN: dict[str, Any] = {
 }
 
 _NAMESPACES = ("ultralytics.utils.IterableSimpleNamespace",)
-"""Records of a trainer's settings on a network: ultralytics leaves one on what it is still training."""
+"""Records of a trainer's settings on a network: ultralytics leaves one on a network that is still being trained."""
 
 _FOLLOWING = {"_features_fx", "features_fx", "fx_features", "feature_extraction"}
-"""Modules of the zoos whose classes follow a model as a graph when they are made, and so compile what it is called."""
+"""Modules of the zoos whose classes trace a model when they are made, and so compile code with the names of its parts."""
 
 _NEVER = (torch.fx.GraphModule, torch.jit.ScriptModule)
 
@@ -77,7 +77,7 @@ def read_checkpoint(path: Path, *, classes: Mapping[str, type], trust: bool) -> 
     """The object a ``torch.save`` file holds, on the CPU, or an exported program; and notes on how it was read.
 
     ``classes`` maps names a file may ask for to classes the user vouches for. With ``trust`` a file that is refused
-    otherwise is loaded by executing its code; an exported ``.pt2`` program needs it always. Raises
+    otherwise is loaded by executing its code; an exported ``.pt2`` program always needs it. Raises
     :class:`ModelLoadError`.
     """
     members = _archive_members(path)
@@ -253,7 +253,7 @@ def _is_at_home(module: str) -> bool:
 
 
 def runs_no_stored_code(candidate: object) -> TypeGuard[type]:
-    """Whether this is a class, and none whose instances execute source text or bytecode from the file."""
+    """Whether this is a class whose instances do not execute source text or bytecode from the file."""
     return isinstance(candidate, type) and not issubclass(candidate, _NEVER)
 
 

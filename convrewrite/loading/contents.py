@@ -1,22 +1,22 @@
-"""What a file holds by how it begins, whatever it is called."""
+"""What a file holds, judging by its first bytes and not by its name."""
 
 from pathlib import Path
 
 from convrewrite.errors import ModelLoadError
 
 HEADER = 9
-"""Bytes of a safetensors file up to its first brace: behind the length of its header."""
+"""Bytes of a safetensors file up to its first brace, which follows the length of its header."""
 
 TORCH, SAFETENSORS, ONNX = "a file of torch.save", "a safetensors file", "an ONNX file"
 
 SUFFIX = {TORCH: ".pt", SAFETENSORS: ".safetensors", ONNX: ".onnx"}
 
 FIRST_FIELDS = b"\x12\x1a\x22\x2a\x32\x3a\x42\x72"
-"""Tags of what follows the version of its format, which an ONNX file begins with."""
+"""Tags of the fields that may follow the version of the format, with which an ONNX file begins."""
 
 
 def require_suffix(path: Path) -> None:
-    """Raise ModelLoadError for a file that holds what another suffix stands for; what is none of these is left to its reader."""
+    """Raise ModelLoadError for a file whose content belongs to another suffix. Content of no known kind is left to its reader."""
     expected = SAFETENSORS if path.suffix.lower() == SUFFIX[SAFETENSORS] else TORCH
     found = content_of(path)
     if found is not None and found != expected:
@@ -26,7 +26,7 @@ def require_suffix(path: Path) -> None:
 
 
 def content_of(path: Path) -> str | None:
-    """One of three, or none."""
+    """One of the three kinds; None for any other content."""
     with path.open("rb") as file:
         start = file.read(HEADER)
     if start.startswith((b"PK\x03\x04", b"\x80\x02")):

@@ -53,11 +53,11 @@ def load_model(source: str | Path, *, factory: str | None = None, trust: bool = 
     """Load a model from a file (.pt, .pth, .bin, .ckpt, .safetensors, .pt2) or a program.
 
     A program is ``FILE.py:NAME``, ``pkg.mod:NAME``, ``torchvision:NAME`` or ``timm:NAME``; ``factory`` takes the same
-    forms and gives the network for a file of weights. ``trust`` executes the code a file holds where it is refused
-    otherwise. Raises :class:`ModelLoadError`, and :class:`UsageError` for arguments that cannot be meant.
+    forms and gives the network for a file of weights. With ``trust`` a file that is otherwise refused is loaded by executing
+    its code. Raises :class:`ModelLoadError`, and :class:`UsageError` for arguments that make no sense.
     """
     path = Path(source)
-    if os.path.exists(path):  # where a name is too long for one of a file, Path.exists raises
+    if os.path.exists(path):  # Path.exists raises for a name that is too long for a file
         model, notes = _load_file(path, factory, trust)
         told = factory is None  # a factory's model is new: its mode says nothing
     elif is_target(str(source)):
@@ -175,7 +175,7 @@ def _build(target: str) -> nn.Module:
         return rebuild(made, target).model
     if not isinstance(made, nn.Module):
         if inspect.iscoroutine(made):
-            made.close()  # else Python warns that nobody waited for it
+            made.close()  # otherwise Python warns that nobody waited for it
         raise ModelLoadError(
             f"{target}: expected an nn.Module or a callable without arguments that returns one, found {_kind_of(made)}"
         )
@@ -189,7 +189,7 @@ def _factory_classes(factory: str) -> dict[str, type]:
     """
     where, _ = split_target(factory)
     if where in ZOOS:
-        return {}  # their classes are allowed as it is
+        return {}  # their classes are allowed anyway
     module = named_module(where)
     require_name(module, factory)
     classes: dict[str, type] = {}

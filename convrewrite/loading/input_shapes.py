@@ -16,8 +16,8 @@ _INPUT_SIZES = (224, 32, 28, 64, 128, 256, 299, 512)
 _INPUT_LENGTHS = (1024, 128, 256, 512, 4096, 16000)
 
 MOST_NUMBERS = 1 << 26
-"""Numbers in an input whose shape is given, at most: a volume of 4 x 256 x 256 x 256. What layers make of
-it takes many times its memory."""
+"""Most numbers in an input whose shape is given: a volume of 4 x 256 x 256 x 256. The outputs of layers
+take many times its memory."""
 
 _MOST_AXES = 8
 
@@ -35,8 +35,8 @@ def parse_shape(text: str) -> tuple[int, ...]:
 
 
 def initial_input_shapes(model: nn.Module) -> list[tuple[int, ...]]:
-    """Likely input shapes after the first Conv2d or Conv1d, ``(1, channels, size, size)`` or ``(1, channels, length)``;
-    empty if the model has none."""
+    """Likely input shapes, judging by the first Conv2d or Conv1d: ``(1, channels, size, size)`` or ``(1, channels, length)``;
+    empty if the model has neither."""
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Conv1d)), None)
     if isinstance(first, nn.Conv1d):
         return [(1, first.in_channels, length) for length in _INPUT_LENGTHS]

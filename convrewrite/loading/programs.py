@@ -92,7 +92,7 @@ def _rebuild(program: ExportedProgram, source: str) -> Rebuilt:
             f"the program was exported for a batch of {batch}; it takes any now, which was tried on random inputs",
         )
     flags = {name: module.training for name, module in model.named_modules()}
-    lifted = lift(model.eval(), examples).model  # it runs, which in train mode would move the statistics of BatchNorms
+    lifted = lift(model.eval(), examples).model  # this runs it, and in train mode would move BatchNorm statistics
     assert isinstance(lifted, fx.GraphModule)
     for name, module in lifted.named_modules():
         module.training = flags.get(name, flags[""])
@@ -102,7 +102,7 @@ def _rebuild(program: ExportedProgram, source: str) -> Rebuilt:
 
 
 def _examples(program: ExportedProgram, model: fx.GraphModule) -> Inputs:
-    """Inputs as the program was exported with: those themselves where they are stored, else of their shapes."""
+    """Inputs such as the program was exported with: the stored ones where there are any, otherwise ones of the same shapes."""
     nodes = [node for node in model.graph.nodes if node.op == "placeholder"]
     given = [leaf for leaf in pytree.tree_leaves(program.example_inputs) if isinstance(leaf, Tensor)]
     if len(given) == len(nodes):
@@ -146,7 +146,7 @@ def _unguarded(program: ExportedProgram) -> fx.GraphModule:
 
 
 def _flat_copy(root: fx.GraphModule, program: ExportedProgram) -> fx.Graph:
-    """The graph with tensors for inputs and the program's containers for outputs, without what it does not use."""
+    """The graph with tensors as inputs and the program's containers as outputs, without numbers as inputs or unused tensors."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in root.graph.nodes:
@@ -249,7 +249,7 @@ def _erase_with_users(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def _layer_module(holder: nn.Module, layer: _Layer) -> nn.Module:
-    """The module with the very tensors that are there already."""
+    """The layer as a module, which takes over the tensors of ``holder`` themselves."""
     tensors = dict(holder.named_parameters()) | dict(holder.named_buffers())
     weight = tensors.get("weight")
     if layer.type is nn.Linear:
@@ -271,7 +271,7 @@ def _layer_module(holder: nn.Module, layer: _Layer) -> nn.Module:
 
 
 def _put_dropout(root: fx.GraphModule, graph: fx.Graph, node: fx.Node) -> dict[str, bool]:
-    """A dropout that knows its mode, in place of one that does not; its name, and whether it was exported in train mode."""
+    """Put a module, whose mode can change, in place of a dropout operator; its name -> whether it was exported in train mode."""
     share, mode = node.args[1], bool(node.args[2])
     assert isinstance(share, float | int)
     name = node.name

@@ -1,7 +1,7 @@
 """State dicts: where a checkpoint has one, and how its names become those of the network it is meant for.
 
 Trainers nest weights under keys of their own and put prefixes before every name. Whatever is taken, passed over or removed
-is told in a note.
+is reported in a note.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ _KEYS = (
 _DEPTH = 4
 
 _PROBES = 8
-"""Names of the network that are looked for behind prefixes."""
+"""How many names of the network are looked for behind prefixes."""
 
 
 def find_weights(content: object, depth: int = 0) -> tuple[nn.Module | dict[str, Tensor] | None, tuple[str, ...]]:
@@ -51,7 +51,7 @@ def find_weights(content: object, depth: int = 0) -> tuple[nn.Module | dict[str,
 
 
 def _averaged_network(found: Mapping[str, tuple[object, tuple[str, ...]]]) -> str | None:
-    """``ema`` where it and ``model`` are networks, as ultralytics writes them: the averaged one is what it runs."""
+    """``ema`` where it and ``model`` are both networks, as in files of ultralytics, which runs the averaged one."""
     both = all(isinstance(found.get(key, (None,))[0], nn.Module) for key in ("model", "ema"))
     return "ema" if both else None
 
@@ -63,7 +63,7 @@ def _where_found(key: str, content: Mapping[str, object]) -> str:
 
 
 def widened(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
-    """A network that a checkpoint holds among other things, in float32: trainers store halves to save room, and run floats."""
+    """A network that a checkpoint holds among other things, in float32: trainers store float16 to save room, and run float32."""
     types = {value.dtype for value in model.state_dict().values() if value.is_floating_point()}
     if types != {torch.float16}:
         return model, ()
@@ -88,7 +88,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, factor
 
 
 def _without_prefix(state: dict[str, Tensor], expected: Mapping[str, object]) -> tuple[dict[str, Tensor], list[str]]:
-    """Remove what wrappers put before every name, and leave out what stands beside; unless names fit as they are."""
+    """Remove the prefix that wrappers put before every name, and leave out names without it; unless some fit as they are."""
     if state.keys() & expected.keys():
         return state, []
     prefix = _prefix(list(state), list(expected))
@@ -102,7 +102,7 @@ def _without_prefix(state: dict[str, Tensor], expected: Mapping[str, object]) ->
 
 
 def _prefix(stored: Sequence[str], expected: Sequence[str]) -> str:
-    """What stands before the most names of the network; of several the first."""
+    """The prefix that stands before the most names of the network; among equals the first."""
     known = set(stored)
     probes = expected[:_PROBES]
     found = dict.fromkeys(key.removesuffix(name) for name in probes for key in stored if key.endswith(f".{name}"))

@@ -1,4 +1,4 @@
-"""Code that the user named: importing it, and telling its failures as ours."""
+"""Code that the user named: importing it, and raising its failures as errors of this package."""
 
 import hashlib
 import importlib.util
@@ -62,7 +62,7 @@ def named_module(where: str) -> ModuleType:
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Import a file once, under its stem if that is free, so that what pickles name by it can be found."""
+    """Import a file once, under its stem if that is free, so that pickles find what they name by that stem."""
     if not path.is_file():
         raise ModelLoadError(f"{path}: no such file; expected FILE.py:NAME")
     name = path.stem
@@ -92,7 +92,7 @@ def _is_free(name: str, path: Path) -> bool:
 
 @contextmanager
 def user_code(where: str, what: str) -> Iterator[None]:
-    """Run code the user named, its neighbours importable, and tell its failures as ours."""
+    """Run code that the user named, with the modules beside it importable, and raise its failures as ModelLoadError."""
     is_file = where.endswith(".py")
     entry = str(Path(where).resolve().parent if is_file else Path.cwd())
     # A file's own folder comes first, as for a script; the working folder comes last, lest it hide what is installed.
