@@ -9,7 +9,7 @@ import torch
 from convrewrite.stored.bounds import LONGEST_PICKLE, ExcessiveError
 
 MOST_MEMBERS = 200_000
-"""Members of an archive, at most: one for each storage, and a few more."""
+"""Most members of an archive: one for each storage, and a few more."""
 
 _STORAGES = "data/"
 
@@ -17,7 +17,7 @@ _STORAGES = "data/"
 def stored_sizes(path: Path) -> dict[str, int]:
     """Bytes of every storage by its key.
 
-    Raises ExcessiveError for an archive that unpacks to more than it is, or whose pickle is too long; OSError, ValueError
+    Raises ExcessiveError for an archive that unpacks to more bytes than it has, or whose pickle is too long; OSError, ValueError
     and RuntimeError for a damaged one.
     """
     size = path.stat().st_size
@@ -36,8 +36,8 @@ def stored_sizes(path: Path) -> dict[str, int]:
 
 
 def _sizes_in(path: Path, members: Sequence[zipfile.ZipInfo]) -> dict[str, int]:
-    """Bytes of every record, as PyTorch's own reader sees them: what another one sees may differ. Before version 2.13 it tells no
-    sizes, so that there it has to see the same records, and the other's sizes count."""
+    """Bytes of every record as PyTorch's own reader sees them, since another reader may see others. Before version 2.13 it
+    reports no sizes: then it must see the same records as ``zipfile``, whose sizes count."""
     reader = torch._C.PyTorchFileReader(str(path))
     names = set(reader.get_all_records())
     if hasattr(reader, "get_record_size"):

@@ -1,7 +1,7 @@
 """NumPy files, whose headers are read and checked before anything is allocated.
 
-A header of a hundred bytes can claim any shape, and a zip member of a megabyte can unpack to a gigabyte. Rows are
-therefore taken out of an ``.npz`` as it is unpacked, no further than needed, and what has to be unpacked for them is bounded.
+A header of a hundred bytes can claim any shape, and a zip member of a megabyte can unpack to a gigabyte. Therefore an
+``.npz`` is unpacked only as far as the last row that is needed, and there is a limit to what may be unpacked for it.
 """
 
 import math
@@ -41,7 +41,7 @@ class StoredArray:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row, what the first axis counts."""
+        """Bytes of one row, which is one index of the first axis."""
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     def __getitem__(self, rows: Sequence[int]) -> NDArray[Any]:
@@ -54,7 +54,7 @@ class StoredArray:
                 return array[list(rows)]
             _header(file)
             found = np.empty((len(rows), *self.shape[1:]), self.dtype)
-            if not found.size:  # there is nothing to read, and numpy cannot tell what a row of nothing is
+            if not found.size:  # there is nothing to read, and numpy cannot reshape nothing to rows
                 return found
             flat = found.reshape(len(rows), -1).view(np.uint8).reshape(len(rows), self.row_bytes)
             at = 0
@@ -100,7 +100,7 @@ class Archive(Mapping[str, StoredArray]):
 
 
 def map_array(path: Path) -> NDArray[Any]:
-    """An ``.npy`` mapped into memory: nothing is read before its rows are. Raises CalibrationError, ValueError, OSError."""
+    """An ``.npy`` mapped into memory: rows are read when they are used. Raises CalibrationError, ValueError, OSError."""
     with path.open("rb") as file:
         shape, _, dtype = _header(file)
         stored = path.stat().st_size - file.tell()

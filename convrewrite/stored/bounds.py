@@ -16,30 +16,30 @@ import torch
 from torch import Tensor, nn
 
 LONGEST_PICKLE = 256 << 20
-"""Bytes of the pickle itself, without the tensors."""
+"""Most bytes of the pickle itself, without the tensors."""
 
 MOST_STEPS = 5_000_000
-"""Opcodes of a pickle, at most; a network of a thousand layers takes some 300,000."""
+"""Most opcodes of a pickle; a network of a thousand layers takes some 300,000."""
 
 MOST_ENTRIES = 10_000_000
-"""Entries of all containers that are copied or looked through, at most; and ways that lead through what a file makes."""
+"""Most entries of all containers that are copied or checked; also, most paths that lead through what a file makes."""
 
 DEEPEST = 400
-"""Containers within each other, three for a module in a module."""
+"""Deepest nesting of containers; a module in a module counts as three."""
 
 SPARE_ELEMENTS = 1 << 24
 
 MOST_LAYERS = 10_000
-"""Layers of a recurrent module, at most, which PyTorch counts through when it is read."""
+"""Most layers of a recurrent module: PyTorch loops over them when it is read."""
 
 KEY_BITS = 60
-"""Bits of a whole number as a key, at most: larger ones can be chosen so that a dictionary of them takes quadratic time."""
+"""Most bits of a whole number that is a key: larger ones can be chosen so that a dictionary of them takes quadratic time."""
 
 MOST_NUMBER_KEYS = 10_000
-"""Keys that hold numbers and are no single number: their hashes can be chosen, too."""
+"""Most keys that contain numbers without being a single number: their hashes can be chosen, too."""
 
 LARGEST_KEY = 1_000
-"""Parts of one key, all together: a hash goes through all of them, however often they are the same."""
+"""Most parts of one key, all levels together: hashing visits every part, even one that occurs many times."""
 
 _LEAVES = frozenset(
     (str, int, float, bool, bytes, complex, bytearray, type(None), torch.dtype, torch.Size, nn.Parameter)
@@ -67,7 +67,7 @@ def require(holds: bool, otherwise: str) -> None:
 
 
 class Bounds:
-    """What is left to a file of ``size`` bytes.
+    """What a file of ``size`` bytes may still use.
 
     ``stored`` are the bytes of every storage of an archive, by key; None for the old format, where storages follow the
     pickle and together are no larger than the file.
@@ -84,13 +84,13 @@ class Bounds:
         self._number_keys = MOST_NUMBER_KEYS
 
     def spend_bytes(self, count: int) -> None:
-        """Bytes of the pickle that are about to be read."""
+        """Charge bytes of the pickle that are about to be read."""
         self._bytes -= count
         if self._bytes < 0:
             raise ExcessiveError(f"expected a pickle of at most {LONGEST_PICKLE} bytes, found a longer one")
 
     def spend_entries(self, *values: Any) -> None:
-        """Containers and texts that are about to be copied or looked through."""
+        """Charge containers and texts that are about to be copied or checked."""
         for value in values:
             if isinstance(value, str | bytes | bytearray):
                 self._entries -= len(value) // _BYTES_AN_ENTRY
@@ -100,7 +100,7 @@ class Bounds:
             raise ExcessiveError(f"what it makes has more than {MOST_ENTRIES} entries in all")
 
     def spend_elements(self, size: Sequence[int]) -> None:
-        """A tensor of this shape, which may be much larger than its storage."""
+        """Charge a tensor of this shape, which may be much larger than its storage."""
         self._elements -= math.prod(size)
         if self._elements < 0:
             raise ExcessiveError(
@@ -109,7 +109,7 @@ class Bounds:
             )
 
     def require_storage(self, key: str, wanted: int) -> None:
-        """Raise ExcessiveError unless the storage of a key has so many bytes; in the old format, can have them."""
+        """Raise ExcessiveError unless the storage of a key has ``wanted`` bytes or, in the old format, can have them."""
         if self._stored is not None:
             if key not in self._stored:
                 raise ValueError(f"storage {key[:40]!r} is missing")
@@ -143,7 +143,7 @@ class Bounds:
 
 
 def require_shape(roots: Iterable[Any]) -> None:
-    """Raise ExcessiveError for what is nested too deeply, or reached on too many ways, and for modules within themselves."""
+    """Raise ExcessiveError for what is nested too deeply, or reached on too many paths, and for modules within themselves."""
     ways: dict[int, int] = {}
     heights: dict[int, int] = {}
     entered: set[int] = set()
@@ -214,6 +214,6 @@ def _holds_numbers(key: Any) -> bool:
             found = True
         elif type(part) not in _LEAVES or isinstance(part, tuple):
             _require_within(0, depth)
-            inner = [] if isinstance(part, nn.Module) else _parts(part)  # whose hash is their identity
+            inner = [] if isinstance(part, nn.Module) else _parts(part)  # a module's hash is its id
             todo += [(one, depth + 1) for one in inner[: LARGEST_KEY + 1]]
     raise ExcessiveError(f"it has a key of more than {LARGEST_KEY} parts in a dictionary or a set")

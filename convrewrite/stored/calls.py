@@ -1,4 +1,4 @@
-"""The few functions that files of tensors and plain values call, each with the arguments it has there and no others."""
+"""The few functions that files of tensors and plain values call, each with the arguments that saving gives it and no others."""
 
 import codecs
 from collections import Counter, OrderedDict, defaultdict
@@ -55,7 +55,7 @@ class Calls:
         hooks: Any = None,
         dtype: Any = None,
     ) -> Tensor:
-        """A tensor of numbers that its storage has."""
+        """A tensor whose elements all lie in its storage."""
         require(not hooks, "it stores hooks on a tensor")
         require(type(storage) is torch.storage.TypedStorage, "it builds a tensor of something that is no storage")
         require(dtype is None or isinstance(dtype, torch.dtype), "it builds a tensor of no type of numbers")
@@ -92,7 +92,7 @@ class Calls:
         return parameter
 
     def _with_attributes(self, make: Any, kind: Any, arguments: Any, state: Any) -> Tensor:
-        """A tensor with attributes of the user's."""
+        """A tensor with attributes that a user has set."""
         maker = self._rebuild.get(id(make))
         require(
             maker is not None and kind is Tensor and isinstance(arguments, tuple), "it makes a tensor of another type"
@@ -115,7 +115,7 @@ class Calls:
             setattr(tensor, name, value)
 
     def _ordered(self, *content: Any) -> "OrderedDict[Any, Any]":
-        """Of nothing, or of pairs, as files from Python 2 have it."""
+        """Made from nothing, or from pairs, as in files from Python 2."""
         _content("OrderedDict", content, _CONTAINERS)
         pairs = content[0] if content and not isinstance(content[0], dict) else ()
         require(all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs), "a dictionary has no pairs")

@@ -8,8 +8,8 @@ from torch import Tensor
 
 
 def raw_bytes(tensor: Tensor) -> bytes | memoryview:
-    """The numbers of a tensor, byte by byte in the order of its indices: of a sparse one where its values are and which, of a
-    quantised one what they stand for. Of one without numbers, as on the device ``meta``, nothing."""
+    """The numbers of a tensor, byte by byte in the order of its indices: indices and values of a sparse one, the numbers that a
+    quantised one stands for; nothing where there are no numbers, as on the device ``meta``."""
     plain = tensor.detach()
     if plain.is_meta or plain.numel() == 0:
         return b""
@@ -25,7 +25,7 @@ def raw_bytes(tensor: Tensor) -> bytes | memoryview:
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of tensors with their names, dtypes, shapes and order in memory, by which rounding may differ."""
+    """A hash of tensors with their names, dtypes, shapes and order in memory, on which rounding may depend."""
     found = hashlib.blake2b(digest_size=20)
     for name, tensor in sorted(tensors.items()):
         order = tensor.stride() if tensor.layout is torch.strided else tensor.layout

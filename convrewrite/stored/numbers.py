@@ -9,8 +9,8 @@ import numpy as np
 class _StoredDtype:
     """Stands in for ``numpy.dtype`` in a file: numbers only.
 
-    The real one takes a state that declares any bytes to be object references, which hands a hostile file the memory
-    of this process.
+    The real one accepts a state that declares any bytes to be object references, which gives a hostile file access to the
+    memory of this process.
     """
 
     def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:

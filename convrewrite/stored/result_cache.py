@@ -2,7 +2,7 @@
 
 An entry is one safetensors file. Its name is a hash of its key, which names all that the entry depends on; its metadata holds
 that key, what is no tensor as JSON, and a checksum of all. Reading one runs no code and takes no more memory than the file is
-long. What comes out is still input: whoever asked compares every number and shape with what it must be.
+long. Its content still counts as input: the caller compares every number and shape with what it must be.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ LIMIT = 4.0
 """GB that all entries may take together, unless ``CONVREWRITE_CACHE_GB`` says otherwise: a hundred plans of a ResNet-18."""
 
 LONGEST = 1 << 30
-"""Bytes of one entry: twice the kernels of the largest site of VGG-16, in float64, are a tenth of it."""
+"""Most bytes of one entry: twice the kernels of the largest site of VGG-16, in float64, are a tenth of it."""
 
 FORMAT = "convrewrite.result/1"
 """Key of the metadata; its number goes up whenever entries come to mean something else."""
@@ -44,17 +44,17 @@ SUFFIX = ".safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What was kept: ``facts``, any JSON, and tensors by name. Nothing of it is checked but that it is whole."""
+    """What was kept: ``facts``, any JSON, and tensors by name. The only thing checked is that it is whole."""
 
     facts: Any
     tensors: Mapping[str, Tensor]
 
 
 class ResultCache:
-    """Entries on disk, in the user's cache folder (or ``CONVREWRITE_CACHE``), the oldest of which go when there are too many.
+    """Entries on disk, in the user's cache folder (or ``CONVREWRITE_CACHE``); the oldest are removed beyond the limit.
 
-    Files are put in place in one step, so several runs may share the folder. One that cannot be read, is broken, belongs to
-    another user or holds something else counts as missing; a folder that cannot be written leaves the cache without effect.
+    Files are put in place in one step, so several runs may share the folder. A file that cannot be read, is broken, belongs to
+    another user or holds something else counts as missing; in a folder that cannot be written, nothing is kept.
     """
 
     def __init__(self, folder: Path | None = None, limit: float | None = None) -> None:
@@ -88,7 +88,7 @@ class ResultCache:
         return Entry(facts, tensors)
 
     def put(self, key: str, facts: Any, tensors: Mapping[str, Tensor]) -> None:
-        """Keep this under the key. It never raises for what a disk refuses."""
+        """Keep this under the key. Where the disk refuses it, nothing is kept and nothing raised."""
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         try:
             text = json.dumps(facts, allow_nan=False)
@@ -97,13 +97,13 @@ class ResultCache:
         size = len(text) + sum(tensor.numel() * tensor.element_size() for tensor in plain.values())
         if size > min(LONGEST, self._limit):
             return
-        with suppress(Exception):  # a full disk is told by the library in a way of its own
+        with suppress(Exception):  # the library reports a full disk by an error of its own
             self.folder.mkdir(parents=True, exist_ok=True)
             metadata = {"format": FORMAT, "key": key, "facts": text, "sum": _sum(key, text, plain)}
             with Scratch(self.folder) as scratch:
                 made = scratch.path / f"result{SUFFIX}"
                 save_file(plain, str(made), metadata)
-                made.chmod(0o600)  # a usual umask lets the group write, and then it could not be believed
+                made.chmod(0o600)  # a usual umask lets the group write, and then it would not be trusted
                 os.replace(made, self._file(key))
             self._make_room()
 
@@ -125,7 +125,7 @@ class ResultCache:
 
 @dataclass(frozen=True, slots=True)
 class RunCache:
-    """The entries of one run: ``context`` names all that everything in it depends on. ``cache`` None: nothing is kept."""
+    """The entries of one run: ``context`` names what all of them depend on. ``cache`` None: nothing is kept."""
 
     cache: ResultCache | None = None
     context: str = ""

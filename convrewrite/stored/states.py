@@ -1,6 +1,6 @@
 """What a file may put on the modules and records it makes: no code, no hooks, and no names that are code.
 
-A state goes straight into an instance's dictionary, past all that a class checks when it is used as it is meant to be.
+A state goes straight into an instance's dictionary, past everything that its class checks in normal use.
 """
 
 import functools
@@ -22,11 +22,11 @@ _HOOKS = tuple(name for name, value in vars(nn.Module()).items() if "hook" in na
 _METHODS = (FunctionType, property, classmethod, staticmethod, functools.cached_property)
 
 _LABELS = ("type",)
-"""Methods of ``nn.Module`` that a text may stand in place of: ultralytics keeps a layer's kind there. A text cannot be called."""
+"""Methods of ``nn.Module`` that a text, which cannot be called, may replace: ultralytics keeps a layer's kind there."""
 
 
 class StateRules:
-    """Looks through states; ``trusted`` classes may be hooks, and what is looked through is charged to ``bounds``."""
+    """Checks states; instances of ``trusted`` classes may be hooks, and everything checked is charged to ``bounds``."""
 
     def __init__(self, bounds: Bounds, trusted: tuple[Any, ...]) -> None:
         """One account, one set of classes that the user vouches for."""

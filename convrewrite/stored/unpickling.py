@@ -1,10 +1,10 @@
 """An unpickler for model files: it makes what saving a model writes, in the way saving writes it, and nothing else.
 
-A list of harmless classes is not enough: a pickle calls what is on it with arguments of its own, and puts attributes of its
-own on what it made. Here a class of modules is never called, only filled with its state, as ``torch.save`` stores it; of
-functions only the few that tensors and plain values need are called, each with the arguments it has there; and what was made
-is looked through at the end: no attribute may stand in place of a method, no hook may be stored, no name may be code. All of
-it is charged to an account (:mod:`convrewrite.stored.bounds`), so that reading takes time and memory as the file has bytes.
+A list of harmless classes is not enough: a pickle calls what is on the list with any arguments, and puts any attributes on what
+it made. Here a module's class is never called: its instance is only filled with its state, as ``torch.save`` stores it. Only the
+few functions that tensors and plain values need are called, each with the arguments that saving gives it. At the end everything
+made is checked: no attribute may stand in place of a method, no hook may be stored, no name may be code. All of it is charged to
+an account (:mod:`convrewrite.stored.bounds`), so that time and memory stay in proportion to the file.
 """
 
 import _compat_pickle
@@ -42,10 +42,10 @@ from convrewrite.stored.states import LONGEST_NAME, StateRules, kind_of, require
 ZIP_MAGIC = b"PK\x03\x04"
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""Bytes that ``torch.save`` wrote first before PyTorch 1.6."""
+"""The first bytes of files that ``torch.save`` wrote before PyTorch 1.6."""
 
 _PICKLES_OF_LEGACY = 5
-"""Pickles of such a file: magic number, protocol, system, content, keys of the storages that follow."""
+"""How many pickles such a file has: magic number, protocol, system, content, keys of the storages that follow."""
 
 _DICTIONARIES = (dict, OrderedDict, defaultdict, Counter)
 
@@ -67,9 +67,9 @@ def nothing(_: str) -> None:
 def read_pickle(path: Path, resolve: Resolve = nothing, vouched: Collection[Any] = ()) -> object:
     """The object that ``torch.save`` wrote, on the CPU, from an archive or in the old format.
 
-    ``resolve`` gives what the file may have besides what files of tensors need; ``vouched`` are those that may be called with
-    any arguments, unless they are modules, and be hooks. Raises ForbiddenError and ExcessiveError, and errors of any kind for
-    a damaged file.
+    ``resolve`` gives what the file may have besides what files of tensors need; ``vouched`` are the classes and functions that
+    may be called with any arguments (unless they are modules), and whose instances may be hooks. Raises ForbiddenError and
+    ExcessiveError, and errors of any kind for a damaged file.
     """
     if _require_format(path):
         stored: dict[str, int] | None = stored_sizes(path)
@@ -86,7 +86,7 @@ def read_pickle(path: Path, resolve: Resolve = nothing, vouched: Collection[Any]
 def names_asked(path: Path) -> list[str]:
     """Every class and function that a file names, by its name in Python 3, read without running anything."""
     names: set[str] = set()
-    # A broken rest is no matter: what was found before it is worth telling.
+    # If the rest is broken, the names before it are still worth reporting.
     with suppress(Exception), path.open("rb") as file:
         archived = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
         file.seek(0)
@@ -143,7 +143,7 @@ class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be re
         return self._file.read(count)
 
     def readline(self) -> bytes:
-        """Names alone stand in lines."""
+        """Only names are read by lines."""
         return self._file.readline(LONGEST_NAME)
 
     def load(self) -> Any:
@@ -184,7 +184,7 @@ class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be re
         return value
 
     def refer(self) -> None:
-        """BINPERSID: a storage, or in the old format a class with its source, which is of no interest."""
+        """BINPERSID: a storage, or in the old format a class with its source, which is ignored."""
         reference = self.stack.pop()
         usual = isinstance(reference, tuple) and len(reference) > 1
         if usual and reference[0] == "module":
@@ -285,7 +285,7 @@ class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be re
         return id(value) in self._granted
 
     def _maker(self, function: Any) -> Make:
-        """What is called for a function of the file, which is the function itself only where any arguments will do."""
+        """What is called for a function of the file: the function itself only if it may have any arguments."""
         maker = self._calls.maker(function)
         if maker is not None:
             return maker
@@ -312,7 +312,7 @@ class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be re
         return functools.partial(function)
 
     def _keep(self, value: Any) -> Any:
-        """Remember what may be filled, or has to be looked through."""
+        """Remember a value that may be filled with a state, and has to be checked at the end."""
         if isinstance(value, nn.Module | functools.partial | OrderedDict) or self._is_record(value):
             self._made.append(value)
             self._unfilled.add(id(value))
@@ -362,7 +362,7 @@ def _base(full: str) -> Any:
 
 
 def _namespace(kind: Any, *content: Any) -> Any:
-    """An empty one, without calling the class; its attributes follow as a state."""
+    """An empty namespace, made without calling the class; its attributes follow as a state."""
     require(not content, f"it makes a {kind_of(kind)} in another way than saving does")
     return kind.__new__(kind)
 
@@ -372,7 +372,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_state_of(bound: Any, state: Any) -> bool:
-    """Set the state of a partial, if it is one for the function that it was made with."""
+    """Whether a state of a partial is for the function that the partial was made with; if so, it is set."""
     if not (isinstance(state, tuple) and len(state) == 4):
         return False
     function, arguments, keywords, attributes = state
