@@ -1,8 +1,8 @@
 """Copies of a model that share nothing with it, and the check that they do not.
 
-``copy.deepcopy`` takes functions, methods of lists and dictionaries, and weak references as they are: a hook of the copy that
-fills a dictionary in its closure would fill the original's. Such functions are made again with what the copy holds. What
-cannot be copied at all, as what stands in a class or in a global name, shows when both are run.
+``copy.deepcopy`` shares functions, methods of lists and dictionaries, and weak references: a hook of the copy that fills a
+dictionary in its closure would fill the original's. So such functions are made again with what the copy holds. State that
+cannot be copied at all, as in attributes of a class or in global names, shows when both are run.
 """
 
 import copy
@@ -51,18 +51,18 @@ def copy_model(model: nn.Module, *, as_it_is: bool = False, sharing: Iterable[Te
 
 
 def _what_to_do(error: Exception) -> str:
-    """Where a model cannot be copied."""
+    """Advice for a model that cannot be copied."""
     if isinstance(error, TypeError) and "pickle" in str(error):
         return "a model that holds open files, locks or generators must let go of them first"
     return "copy.deepcopy(model).eval() has to work first"
 
 
 def private_copy(model: nn.Module, inputs: Inputs) -> nn.Module:
-    """:func:`copy_model`, and the copy is seen to compute what the model computes, by itself, on two inputs.
+    """:func:`copy_model`, and a check on two inputs that the copy computes what the model computes, without the model's tensors.
 
     The model runs for that; what its forward changes in it is put back. Raises TraceError where it does not run on
     ``inputs``, where the copy gives something else or uses the model's own tensors, and where the same input gives another
-    output after other ones.
+    output after other inputs.
     """
     clone = copy_model(model)
     batches = (inputs, varied(inputs))
@@ -85,7 +85,7 @@ def private_copy(model: nn.Module, inputs: Inputs) -> nn.Module:
             f"{type(model).__name__}: expected a model that eval() puts in eval mode, found {stays[0]} in train mode behind it; "
             "let its train() do as it is told, and let what is to stay random draw its numbers in any mode"
         )
-    if found[0] is None:  # it does not even run where the original does: the reason tells more
+    if found[0] is None:  # the copy does not even run where the original does: its error says more
         _seeded(clone, inputs, needed=True)
     raise TraceError(_why(model, same and not shared, shared, changes))
 
@@ -112,7 +112,7 @@ def _why(model: nn.Module, fits: bool, shared: bool, changes: tuple[str, ...]) -
 
 
 def _seeded(model: nn.Module, inputs: Inputs, *, needed: bool = False) -> dict[str, Tensor] | None:
-    """What the model gives, always with the same random numbers; None where it does not run and need not."""
+    """What the model gives, always with the same random numbers; None where it does not run and is not ``needed``."""
     try:
         with same_random_numbers(0):
             return {name: tensor.clone() for name, tensor in named_outputs(run(model, inputs)).items()}
@@ -131,7 +131,7 @@ def _copied(model: nn.Module, sharing: Iterable[Tensor]) -> nn.Module:
             views.append((object(), value))
             memo[id(value)] = views[-1][0]
         elif isinstance(value, Tensor) and not value.is_leaf:
-            memo[id(value)] = value.detach().clone()  # deepcopy refuses what hangs on a graph of gradients
+            memo[id(value)] = value.detach().clone()  # deepcopy refuses tensors in a graph of gradients
         elif _is_special(value):
             special.append(value)
     clone = copy.deepcopy(model, memo)
@@ -153,14 +153,14 @@ def _viewed(view: Any, memo: dict[int, Any]) -> Any:
 
 
 def _is_special(value: Any) -> bool:
-    """What ``deepcopy`` takes as it is, though it may lead to parts of the model."""
+    """Whether ``deepcopy`` would share a value although it may lead to parts of the model."""
     if isinstance(value, types.FunctionType):
         return any(not isinstance(part, _WITHOUT_STATE) for part in reachable(value))
     return isinstance(value, (types.BuiltinMethodType, *_WEAK, CACHED))
 
 
 def _remade_functions(special: list[Any], memo: dict[int, Any]) -> list[tuple[Any, Any]]:
-    """(function, one with the same code and copies of what it holds). Functions in these are still the old ones."""
+    """(function, one with the same code and copies of what it holds). Functions in these copies are still the old ones."""
     functions = [value for value in special if isinstance(value, types.FunctionType)]
     cells = {id(cell): (cell, types.CellType()) for function in functions for cell in function.__closure__ or ()}
     for old, new in cells.values():

@@ -1,4 +1,4 @@
-"""What one run of a model multiplies and which memory it uses, seen from below: whatever calls the operators."""
+"""What one run of a model multiplies and which memory it uses, seen at its operators, whatever calls these."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ from convrewrite.modules.running import run
 from convrewrite.process import ordinary_mode, same_random_numbers
 
 GRADIENTS = torch.ops.aten.convolution_backward
-"""An operator that a forward may call, as for a gradient of its own, and that is no cost of its convolutions."""
+"""An operator that a forward may call to compute a gradient; it does not count as a cost of convolutions."""
 
 
 def _attended(query: Tensor, *_others: Any, **_named: Any) -> int:
@@ -36,7 +36,7 @@ def _encoded(source: Tensor, *others: Any, **_named: Any) -> int:
 
 
 FEED_FORWARD = slice(13, 16, 2)
-"""Where the two weights of an encoder layer's linear layers stand behind its input."""
+"""Positions of the weights of an encoder layer's two linear layers among the arguments behind its input."""
 
 
 def _recurred(sequence: Tensor, of_input: Tensor, of_state: Tensor, *_others: Any, **_named: Any) -> int:
@@ -64,15 +64,15 @@ class Tally:
     storages: frozenset[int]
 
     def read(self, tensor: Tensor) -> bool:
-        """Whether a tensor's memory is among that."""
+        """Whether a tensor's memory was read."""
         return address(tensor) in self.storages
 
 
 def tally(model: nn.Module, inputs: Inputs) -> Tally:
-    """Run the model once and count; one that draws numbers draws the same ones every time. Raises TraceError when it does not run
-    on ``inputs``.
+    """Run the model once and count; a model that draws numbers draws the same ones every time. Raises TraceError when it does not
+    run on ``inputs``.
 
-    The operators and their formulas are those of ``torch.utils.flop_counter``, and what it lacks (:data:`FORMULAS`); two
+    The operators and their formulas are those of ``torch.utils.flop_counter``, and those that it lacks (:data:`FORMULAS`); two
     operations are one MAC.
     """
     with ordinary_mode(), same_random_numbers(0), Watch() as watch:
@@ -82,7 +82,7 @@ def tally(model: nn.Module, inputs: Inputs) -> Tally:
 
 @contextmanager
 def calls_counted(modules: Mapping[str, nn.Module]) -> Iterator[Counter[str]]:
-    """How often each of these modules is called meanwhile."""
+    """How often each of these modules is called inside the block."""
     calls: Counter[str] = Counter()
     with hooked(
         module.register_forward_pre_hook(lambda _module, _args, name=name: calls.update((name,)))
@@ -92,7 +92,7 @@ def calls_counted(modules: Mapping[str, nn.Module]) -> Iterator[Counter[str]]:
 
 
 def address(tensor: Tensor) -> int:
-    """That of a tensor's memory; 0 where it has none."""
+    """The address of a tensor's memory; 0 where it has none."""
     try:
         return tensor.untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError):  # a sparse tensor
@@ -116,7 +116,7 @@ class Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         self.storages |= {address(value) for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)}
         formula = FORMULAS.get(getattr(func, "_overloadpacket", None))
-        if formula is None and torch.is_inference_mode_enabled():  # there operators arrive before they are taken apart
+        if formula is None and torch.is_inference_mode_enabled():  # there operators arrive before they are decomposed
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:

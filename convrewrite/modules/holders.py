@@ -23,7 +23,7 @@ from convrewrite.errors import TraceError
 from convrewrite.modules.operator import Shared
 
 LIMIT = 1_000_000
-"""Objects that are looked at, at most."""
+"""Most objects that are looked at."""
 
 _PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
 _WEAK_MAPPINGS = (weakref.WeakValueDictionary, weakref.WeakKeyDictionary)
@@ -45,8 +45,8 @@ Of = Callable[[Any], Any]
 
 
 def reachable(*roots: object) -> Iterator[Any]:
-    """Every object that can be got at from ``roots``, they included, each once. Raises TraceError beyond ``LIMIT``."""
-    seen: dict[int, object] = {}  # the objects too: their ids must not be given to others
+    """Every object that can be reached from ``roots``, including these, each once. Raises TraceError beyond ``LIMIT``."""
+    seen: dict[int, object] = {}  # holds the objects too, so that their ids are not reused
     waiting: list[Any] = [root for root in roots if not is_plain(root)]
 
     def note(part: Any) -> Any:
@@ -68,8 +68,8 @@ def reachable(*roots: object) -> Iterator[Any]:
 
 
 def replace_modules(model: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
-    """Put other modules in the places of parts of the model, given by their id, in every holder that can be got at. What is put
-    there may hold the part itself."""
+    """Put other modules in the places of parts of the model, given by their id, in every holder that can be reached. A new module
+    may hold the part that it replaces."""
     stay = {id(module): module for module in replacements.values()}
     replace_parts((model,), stay | dict(replacements))
 
@@ -90,7 +90,7 @@ def replace_parts(roots: tuple[object, ...], replacements: Mapping[int, object])
 class _Places:
     def __init__(self, replacements: Mapping[int, object]) -> None:
         self._found: dict[int, Any] = dict(replacements)
-        self._alive: list[Any] = []  # ids must not be given to other objects
+        self._alive: list[Any] = []  # so that their ids are not reused
 
     def of(self, value: Any) -> Any:
         """What stands in the place of a value."""
@@ -103,7 +103,7 @@ class _Places:
 
     def visit(self, value: Any) -> Any:
         self._alive.append(value)
-        self._found[id(value)] = value  # where it is met again on the way
+        self._found[id(value)] = value  # for when it is met again on the way
         self._found[id(value)] = made = exchanged(value, self.of)
         return made
 
@@ -123,7 +123,7 @@ def is_plain(value: Any) -> bool:
 
 
 def is_importable(value: Any) -> bool:
-    """Whether a function is found under its own name in its module: it is the process's then, and no part of a model."""
+    """Whether a function is found under its own name in its module: then it belongs to the process, and is no part of a model."""
     home = sys.modules.get(value.__module__ or "")
     found: Any = home
     for name in value.__qualname__.split("."):
@@ -140,8 +140,8 @@ def referent(proxy: Any) -> Any:
 
 
 def exchanged(value: Any, of: Of) -> Any:
-    """The value with ``of(part)`` in the place of every part that it holds directly: changed in place where it can be,
-    else another one where a part is another."""
+    """The value with ``of(part)`` in the place of every part that it holds directly: changed in place where that is possible,
+    otherwise a new value if any part is another."""
     kind = type(value)
     if kind in _BARE:
         return _BARE[kind](value, of)
@@ -208,7 +208,7 @@ def _frozen(value: Any, of: Of) -> Any:
 
 
 def _read_only(value: Any, of: Of) -> Any:
-    """A view of a dictionary that only the collector of garbage can get at."""
+    """A read-only view: only the garbage collector gives access to the dictionary behind it."""
     (shown,) = gc.get_referents(value)
     new = of(shown)
     return value if new is shown else types.MappingProxyType(new)
@@ -286,7 +286,7 @@ def _proxy(value: Any, of: Of) -> Any:
 
 
 def _attributes(value: Any, of: Of) -> None:
-    """Those in ``__dict__`` and in slots, whatever the class does when one is set."""
+    """Exchange those in ``__dict__`` and in slots, without what the class does when an attribute is set."""
     held = getattr(value, "__dict__", None)
     if isinstance(held, dict) and (held or not isinstance(value, _SELDOM_WITH_ATTRIBUTES)):
         of(held)
@@ -335,4 +335,4 @@ _BARE: dict[type, Callable[[Any, Of], Any]] = {
     tuple: _frozen,
     set: _set,
 }
-"""The containers there are most of, which have no attributes."""
+"""The most common containers, which have no attributes."""

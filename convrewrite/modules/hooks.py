@@ -1,4 +1,4 @@
-"""Hooks on modules that stand while a block runs."""
+"""Hooks that stay on modules while a block runs."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -8,9 +8,9 @@ from torch.utils.hooks import RemovableHandle
 
 @contextmanager
 def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """The hooks of these handles stand until the end of the block, however it ends.
+    """The hooks of these handles stay until the end of the block, however it ends.
 
-    ``handles`` may register as it is gone through: where that fails half way, what stands already is removed too.
+    ``handles`` may register the hooks while it is iterated: if that fails half way, those registered already are removed too.
     """
     standing: list[RemovableHandle] = []
     try:

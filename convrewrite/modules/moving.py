@@ -1,4 +1,4 @@
-"""Modules put on other devices, with everything that can be got at from them."""
+"""Modules put on other devices, with everything that can be reached from them."""
 
 from typing import TypeVar
 
@@ -11,8 +11,8 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def put_on(device: torch.device, model: Module) -> Module:
-    """The model itself, every tensor of which then lies on ``device``, also those that stand in no table of a module. Who holds a
-    tensor, and which modules share one, stays."""
+    """The model itself, with every tensor moved to ``device``, also those that are in no table of a module. What holds a tensor,
+    and which modules share one, stays the same."""
     for value in reachable(model):
         if isinstance(value, Tensor) and not value.is_meta and value.device != device:
             with torch.inference_mode(value.is_inference()), torch.no_grad():

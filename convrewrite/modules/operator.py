@@ -1,4 +1,4 @@
-"""What modules consist of that is made here: single operations, and what all copies of a module share."""
+"""What modules that are made here consist of: single operations, and objects that all copies of a module share."""
 
 from typing import Any
 

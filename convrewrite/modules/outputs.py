@@ -15,7 +15,7 @@ from convrewrite.errors import TraceError
 ROOT = "output"
 
 ROUNDING = 2**12
-"""Units of rounding in which two ways of computing the same may differ."""
+"""Units of rounding by which two ways of computing the same may differ."""
 
 
 class NamedOutputs(dict[str, Tensor]):

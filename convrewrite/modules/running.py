@@ -15,19 +15,19 @@ from convrewrite.modules.outputs import named_outputs
 from convrewrite.process import quiet, same_random_numbers
 
 _OF_TYPES = re.compile(r"dtype|scalar type|Input type|data type")
-"""What errors of torch say where not the shape of an input is wrong, but the type of its numbers."""
+"""What errors of torch say where the type of an input's numbers is wrong, and not its shape."""
 
 _OF_DEVICES = re.compile(r"on the same device|device type|device index")
 """What they say where an input lies on another device than the weights."""
 
 HIGHER_ORDER = ("cond", "while_loop")
-"""Operators of torch that run functions: they compile these, and hold on to the parts that they found there first."""
+"""Operators of torch that run functions: they compile these, and go on using the parts of a model that they first found there."""
 
 WITHOUT_FUNCTIONS = "compute both branches and choose with torch.where, or give the part of the model that has none"
 
 
 def seeded_outputs(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-    """What a model gives; one that draws numbers draws the same ones at every call. Raises TraceError when it does not run."""
+    """What a model gives; if it draws numbers, it draws the same ones at every call. Raises TraceError when it does not run."""
     with same_random_numbers(0), quiet():  # a graph module prints where it fails
         return named_outputs(run(model, inputs))
 
@@ -61,7 +61,7 @@ def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
 
 
 def higher_order(model: nn.Module) -> str | None:
-    """The operator that runs functions, as torch.cond does, which a forward of the model calls by its code; None for none."""
+    """The operator that runs functions, such as torch.cond, which the code of a forward of the model names; None if none does."""
     for module in model.modules():
         names = getattr(getattr(type(module).forward, "__code__", None), "co_names", ())
         found = next((name for name in HIGHER_ORDER if name in names), None)
@@ -71,7 +71,7 @@ def higher_order(model: nn.Module) -> str | None:
 
 
 def _advice(model: nn.Module, error: Exception, reason: str, inputs: Inputs) -> str:
-    """What to do about it, as the reason has it."""
+    """What to do about an error, judging by its reason."""
     if "keyword-only argument" in reason:
         return wrapping(type(model).__name__)
     called = higher_order(model) if type(error).__module__.startswith("torch._dynamo") else None

@@ -17,7 +17,7 @@ from convrewrite.modules.holders import reachable
 _EMPTY = object()
 
 SHOWN = 3
-"""Names of what has changed, at most."""
+"""Most names of what has changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,9 @@ class _Held:
 
 
 class Snapshot:
-    """Everything that can be got at from a model, as it was when this was made.
+    """Everything that can be reached from a model, as it was when this was made.
 
-    ``tensors``: the numbers in them too, for which they are copied, those of ``parameters`` or only of others; else only what
+    ``tensors``: copies of the numbers in tensors too (without ``parameters``, only in other tensors); otherwise only what
     holds what.
     """
 
@@ -57,11 +57,11 @@ class Snapshot:
                 _restore(value, saved)
 
     def numbers_changed(self) -> bool:
-        """Whether those in a tensor are others, of the tensors whose numbers are known."""
+        """Whether a tensor has other numbers, where these were copied, or another gradient, or began or ceased to need one."""
         return any(isinstance(value, Tensor) and _differs(value, saved) for value, saved in self._saved)
 
     def contents_changed(self) -> bool:
-        """Whether lists, sets and dictionaries that are no tables of modules hold other things."""
+        """Whether lists, sets and dictionaries that are no tables of modules now hold other things."""
         tables = {
             id(table)
             for module in self._model.modules()
