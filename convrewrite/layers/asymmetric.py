@@ -80,7 +80,7 @@ class AsymmetricConv2d(ConvChain):
         return layer.train(source.training)
 
     def extra_repr(self) -> str:
-        """The whole's channels and what sets its stages; these stand below."""
+        """The channels of the whole and the settings of its stages, which are listed below."""
         return f"{self.in_channels}, {self.out_channels}, rank={self.rank}, order={self.order!r}"
 
 

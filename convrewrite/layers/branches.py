@@ -17,7 +17,7 @@ class SumOfBranches(nn.ModuleList):
 
     def forward(self, x: Tensor) -> Tensor:
         """The sum, in the order of the branches."""
-        total = x  # TorchScript takes a list of modules for no tuple to be taken apart
+        total = x  # TorchScript cannot unpack a list of modules like a tuple
         for index, branch in enumerate(self):
             total = branch(x) if index == 0 else total + branch(x)
         return total

@@ -26,7 +26,7 @@ from convrewrite.layers.geometry import (
 )
 
 TEMPERATURE = 30.0
-"""That of the paper, to begin with."""
+"""The temperature with which training begins in the paper."""
 
 
 class KernelAttention(nn.Module):
@@ -48,7 +48,7 @@ class KernelAttention(nn.Module):
         self.started_at = temperature
 
     def reset_parameters(self) -> None:
-        """The temperature as it was asked for: what ``to_empty`` leaves of a layer made on the device "meta" is no number."""
+        """Set the temperature that was asked for: in a layer made on the device "meta", ``to_empty`` leaves arbitrary memory."""
         self.temperature.fill_(self.started_at)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,8 +65,8 @@ class DynamicConv2d(nn.Module):
     """``(N, C, H, W)`` -> ``(N, O, H', W')``, with the kernel ``sum_k attention(x)[k] * weight[k]`` for the example x; or one
     example ``(C, H, W)`` -> ``(O, H', W')``, as ``nn.Conv2d`` has it.
 
-    ``weight`` is ``(kernels, O, C / groups, kh, kw)``, ``bias`` ``(kernels, O)`` or None. Exported or jit-traced,
-    where the batch must stay open and a number of groups cannot, it multiplies patches instead: the same numbers.
+    ``weight`` is ``(kernels, O, C / groups, kh, kw)``, ``bias`` ``(kernels, O)`` or None. When exported or jit-traced, the batch
+    must stay open, which a number of groups cannot: then it multiplies patches instead, with the same result.
     """
 
     weight: nn.Parameter
@@ -92,7 +92,7 @@ class DynamicConv2d(nn.Module):
     ) -> None:
         """The attention's hidden layer has ``in_channels / reduction`` units.
 
-        A high ``temperature`` makes the mixture even, which training starts best with; the paper goes from 30 down to 1
+        A high ``temperature`` makes the mixture even, which is best for the start of training; the paper goes from 30 down to 1
         in ten epochs: ``layer.attention.temperature.fill_(value)``. Raises ValueError.
         """
         super().__init__()
@@ -160,8 +160,8 @@ class DynamicConv2d(nn.Module):
     ) -> Self:
         """All kernels equal to that of a trained convolution, so that the output is the same for any attention.
 
-        Equal kernels get equal gradients up to their share of attention, and give the attention none at all: for
-        training, ``noise``, as a share of the kernel's standard deviation and drawn from ``seed``, tells them apart.
+        Equal kernels get equal gradients up to their share of attention, and give the attention none at all. For training,
+        ``noise`` makes them differ: it is a share of the kernel's standard deviation, and is drawn from ``seed``.
         """
         source = require_conv2d(cls.__name__, conv)
         if not (isinstance(noise, int | float) and 0 <= noise < math.inf):
@@ -199,7 +199,7 @@ class DynamicConv2d(nn.Module):
         return as_given(mixed, x)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """As torch's, which a move of the whole model to another memory layout goes through."""
+        """As torch's, through which a whole model is moved to another memory layout."""
         moved: Self = super()._apply(of_each_kernel(fn), recurse)  # type: ignore[no-untyped-call]
         return moved
 
@@ -209,8 +209,8 @@ class DynamicConv2d(nn.Module):
 
 
 def of_each_kernel(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A function of the tensors of a module, of K kernels together as of one with more outputs: layouts are those of images, and
-    refuse five axes."""
+    """A function of the tensors of a module, which takes K stacked kernels as one with more outputs: memory layouts are those of
+    images, and refuse five axes."""
     return lambda tensor: fn(tensor.flatten(0, 1)).unflatten(0, tensor.shape[:2]) if tensor.dim() == 5 else fn(tensor)
 
 
@@ -243,7 +243,7 @@ def convolve_mixture(
 ) -> Tensor:
     """Each example of ``x (N, C, H, W)``, unpadded, with its mixture of the K kernels by ``shares (N, K)``.
 
-    For torch.fx it is one node: which of two ways is taken shows when it runs, by whether the batch must stay open.
+    For torch.fx it is one node: which of two ways it takes is decided when it runs, by whether the batch must stay open.
     """
     if _batch_stays_open() or x.shape[0] == 0:
         return _multiply_patches(x, shares, weight, bias, stride, dilation, groups)

@@ -96,7 +96,7 @@ class DynamicChain(nn.Module):
         return as_given(mixed, x)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """As torch's, which a move of the whole model to another memory layout goes through."""
+        """As torch's, through which a whole model is moved to another memory layout."""
         moved: Self = super()._apply(of_each_kernel(fn), recurse)  # type: ignore[no-untyped-call]
         return moved
 

@@ -10,7 +10,7 @@ from convrewrite.fitting import Accumulator, Evidence, Moments, fit
 from convrewrite.structures import Setting, Structure, initial_kernels
 
 ONE_IN_HELD_OUT = 5
-"""Examples for each one that is held out: it measures the error of the fit and has no part in it."""
+"""One in so many examples is held out: it measures the error of the fit and has no part in it."""
 
 FitInputs = Tensor | Iterable[Tensor]
 """Real inputs of a convolution: one batch ``(N, C, H, W)`` or several, which may differ in size."""
@@ -69,7 +69,7 @@ def _checked(owner: str, conv: nn.Conv2d, batches: Sequence[Tensor]) -> Sequence
 
 
 def _split(batches: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Examples to fit on, and held-out ones: every fifth, of fewer the last. A single example has to serve as both."""
+    """Examples to fit on, and held-out ones: every fifth, or the last of fewer. A single example has to serve as both."""
     total = sum(len(batch) for batch in batches)
     if total == 1:
         single = [batch for batch in batches if len(batch)]

@@ -48,7 +48,7 @@ def checked_spec(
     bias: bool,
     padding_mode: PaddingMode,
 ) -> ConvSpec:
-    """The geometry these arguments describe. ``padding="same"`` stays a word, and is meant for every stride.
+    """The geometry these arguments describe. ``padding="same"`` stays a word, and applies at every stride.
 
     Raises ValueError, naming ``owner`` and the argument.
     """
@@ -126,5 +126,5 @@ def geometry_of(conv: nn.Conv2d) -> Geometry:
 
 
 def is_dilated(spec: ConvSpec) -> bool:
-    """Whether the dilation moves any tap; that of an extent of one does not."""
+    """Whether the dilation moves any tap; along an extent of one it does not."""
     return any(d > 1 and k > 1 for d, k in zip(spec.dilation, spec.kernel_size, strict=True))

@@ -94,7 +94,7 @@ class GroupedConv2d(ConvChain):
         return layer.train(source.training)
 
     def extra_repr(self) -> str:
-        """The whole's channels and what sets its stages; these stand below."""
+        """The channels of the whole and the settings of its stages, which are listed below."""
         mixing = f", mix=True, rank={self.rank}" if self.mix else ""
         return f"{self.in_channels}, {self.out_channels}, groups={self.groups}{mixing}"
 

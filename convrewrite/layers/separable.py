@@ -18,7 +18,7 @@ class SeparableConv2d(ConvChain):
     """A depthwise k x k and a pointwise, in either order: ``depthwise`` and ``pointwise``.
 
     ``multiplier`` is the number of spatial filters per input channel (depthwise-first) or per output channel
-    (pointwise-first). A convolution of any kernel is one of these with ``multiplier = kernel area`` at most.
+    (pointwise-first). Any convolution can be written as one of these with ``multiplier = kernel area`` at most.
     """
 
     if TYPE_CHECKING:  # TorchScript would take them for interfaces
@@ -76,5 +76,5 @@ class SeparableConv2d(ConvChain):
         return layer.train(source.training)
 
     def extra_repr(self) -> str:
-        """The whole's channels and what sets its stages; these stand below."""
+        """The channels of the whole and the settings of its stages, which are listed below."""
         return f"{self.in_channels}, {self.out_channels}, multiplier={self.multiplier}, order={self.order!r}"

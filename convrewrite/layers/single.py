@@ -29,7 +29,7 @@ class SingleConv2d(nn.Conv2d):
     """``nn.Conv2d`` whose ``padding="same"`` gives ``ceil(size / stride)`` for every stride, kernel and padding mode.
 
     "same" adds ``dilation * (kernel_size - 1)`` pixels to an axis, the odd one at its end, as ``nn.Conv2d`` does at
-    stride 1. Where both sides get the same number, ``padding`` holds it afterwards, else the word "same".
+    stride 1. Where both sides get the same number, ``padding`` holds it afterwards, otherwise "same".
     """
 
     def __init__(
