@@ -25,7 +25,7 @@ from convrewrite.rules.schema import Example, Refusal, RejectExample, Rule, Rule
 from convrewrite.structures import Structure
 
 Applies = Callable[[str, ConvSpec], str | None]
-"""Function (structure name, geometry) -> None when the structure can rewrite it, else why not; KeyError: no such structure."""
+"""Function (structure name, geometry) -> None when the structure can rewrite it, or why not; KeyError: no such structure."""
 
 _EXPECTED = {
     "bool_type": "true or false",
@@ -40,10 +40,10 @@ _WANTED = 'names of built-in rules, paths of rule files or Rule objects, as ["se
 """What rules are named by, as types and in words."""
 
 LARGEST = 1 << 20
-"""Bytes of a rule file, at most."""
+"""Most bytes of a rule file."""
 
 MOST_FINDINGS = 20
-"""Findings that are told of one file, at most; there is no sense in thousands."""
+"""Most findings that are reported of one file; thousands would be of no use."""
 
 NONE: Mapping[str, Structure] = MappingProxyType({})
 
@@ -69,7 +69,7 @@ def load_rule_file(path: Path) -> RuleFile:
     try:
         data = tomllib.loads(read_text(path, RuleFileError, "a rule file in TOML", LARGEST))
         return read_table(data, str(path))
-    except ValueError as error:  # TOML's own error is one, and Python raises it for a number of thousands of digits
+    except ValueError as error:  # TOML's errors are ValueErrors; Python raises one for numbers of thousands of digits
         raise RuleFileError(f"{path}: not valid TOML: {error}") from error
     except RecursionError as error:
         raise RuleFileError(f"{path}: not a rule file: its tables are nested too deeply to be read") from error
@@ -79,7 +79,7 @@ def read_table(table: Mapping[str, object], source: str) -> RuleFile:
     """A rule file that is already parsed; ``source`` stands at the head of every finding.
 
     Raises:
-        RuleFileError: the table breaks the schema; one line per finding, of MOST_FINDINGS.
+        RuleFileError: the table breaks the schema; one line per finding, at most MOST_FINDINGS.
     """
     try:
         return RuleFile.model_validate(table)
@@ -104,8 +104,8 @@ def builtin_rules() -> dict[str, Path]:
 
 
 def resolve(rules: Sequence[str | Path | Rule | RuleFile]) -> tuple[Rule, ...]:
-    """Built-in names, paths and objects -> the rules they stand for, in order; a rule given twice counts once. One of them
-    alone is a list of it.
+    """Built-in names, paths and objects -> the rules they stand for, in order; a rule given twice counts once. A single one need
+    not be in a list.
 
     Raises:
         RuleFileError: there is none, a name is unknown, a file is not valid, or two different rules have one name.
@@ -124,8 +124,8 @@ def resolve(rules: Sequence[str | Path | Rule | RuleFile]) -> tuple[Rule, ...]:
 
 
 def check(file: RuleFile, applies: Applies, structures: Mapping[str, Structure] = NONE) -> list[Finding]:
-    """Run every example a rule file carries, and see that there are the structures it names, and of ``structures`` the parameters
-    it restricts."""
+    """Run every example that a rule file carries, and check that the structures it names exist, and that those in ``structures``
+    have the parameters it restricts."""
     found = [finding for rule in file.rule for finding in _check_rule(rule, applies)]
     wrong = ((rule.name, key, text) for rule in file.rule for key, text in wrong_parameters(rule, structures))
     return [*found, *(Finding(name, key, False, text) for name, key, text in wrong)]

@@ -71,7 +71,7 @@ def subjects(sites: Sequence[Site]) -> dict[str, Subject]:
 
 
 def require_structures(rules: Sequence[Rule], structures: Mapping[str, Structure]) -> None:
-    """Raise RuleFileError for a rule that names an unknown structure, or restricts what its structures do not have."""
+    """Raise RuleFileError for a rule that names an unknown structure, or restricts a parameter that its structures lack."""
     for rule in rules:
         for name in rule.structures:
             if name not in structures:
@@ -123,7 +123,7 @@ def _rank_ranges(site: Site, rule: Rule, structures: Mapping[str, Structure]) ->
 
 
 def shortlist_at(space: SearchSpace, ratio: float | None) -> Shortlist:
-    """Of every rank range the largest rank within ``ratio`` of the site's own MACs; None: within each rule's own ratio."""
+    """The largest rank of every rank range within ``ratio`` of the site's own MACs; None: within each rule's own ratio."""
     if space.reason is not None:
         return Shortlist(space.site, (), space.reason)
     candidates: dict[Option, Candidate] = {}
@@ -159,7 +159,7 @@ def allowed_variants(structure: Structure, spec: ConvSpec, allowed: Allowed) -> 
 
 
 def _mixes(structure: Structure, spec: ConvSpec, variant: Setting) -> bool:
-    """Whether the last stage is a dense one, of which each of several kernels can have its own."""
+    """Whether the last stage is a dense one, so that each of several kernels can have a last stage of its own."""
     return structure.stages(spec.per_group, {**variant, "rank": 1})[-1].groups == 1
 
 

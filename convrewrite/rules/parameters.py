@@ -1,7 +1,7 @@
 """The parameters that a rule restricts: whether its structures have them, and their values.
 
-What a structure can have depends on the geometry. So it is asked for a few in which nearly every value appears; one that it takes
-none of is not judged.
+Which values a structure has depends on the geometry. So it is asked at a few geometries in which nearly every value appears; a
+structure that takes none of these is not judged.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from convrewrite.rules.schema import Rule, near
 from convrewrite.structures import Setting, Structure
 
 CHANNELS = (64, 4096, 5040)
-"""Numbers of channels that are asked for: they have the powers of two, and the small divisors."""
+"""Numbers of channels of these geometries: among their divisors are powers of two and the small numbers."""
 
 KERNELS = ((3, 3), (1, 1), (5, 5), (1, 3))
 
@@ -42,7 +42,7 @@ def wrong_parameters(rule: Rule, structures: Mapping[str, Structure]) -> Iterato
 
 
 def _wrong(values: Sequence[int | float | str], known: Sequence[int | str]) -> str | None:
-    """What is wrong with the values of a parameter; ``known``: those that there are, none for a rank."""
+    """What is wrong with the values of a parameter; ``known``: the values that exist, empty for a rank."""
     for value in values:
         if known and value not in known:
             some = ", ".join(str(one) for one in dict.fromkeys(known))

@@ -17,8 +17,8 @@ from pydantic_core import PydanticCustomError
 from convrewrite.conv import ConvSpec, Kind, Size, classify
 
 _QUIET = re2.Options()
-"""Options of RE2, which would print what it cannot read. It takes time that grows with the length of a name,
-whatever the pattern."""
+"""Options of RE2, which would otherwise print patterns that it cannot read. Its time grows with the length of a
+name, whatever the pattern."""
 
 _QUIET.log_errors = False
 
