@@ -1,4 +1,4 @@
-"""What an ONNX file from elsewhere may ask of the machine: the operators that onnxruntime has, and data beside it."""
+"""What an ONNX file from elsewhere may ask for: the operators that onnxruntime has, and data beside the file."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -12,16 +12,16 @@ _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc")
 """Domains of the operators that are built into onnxruntime: no library has to be loaded for them."""
 
 LARGEST = 2**31 - 1
-"""Bytes of one file, which protobuf limits."""
+"""Most bytes of one file, which protobuf limits."""
 
 IN_MEMORY = "*/"
-"""Beginning of places that are none of a file: onnxruntime takes what follows for an address in the memory of the process."""
+"""Beginning of locations that are no file: onnxruntime takes what follows for an address in the memory of the process."""
 
 
 def require_self_contained(path: Path) -> None:
     """Raise ModelLoadError for operators of a library, and for weights in files that do not lie in the file's own folder.
 
-    A file that is no ONNX passes, as opening it will tell, unless it is known for what it is.
+    A file that is not ONNX passes, since opening it will fail, unless it is recognised as another format.
     """
     if not os.path.isfile(path):
         raise ModelLoadError(f"{path}: expected an ONNX file, found {'a folder' if os.path.isdir(path) else 'none'}")
@@ -47,13 +47,14 @@ def require_self_contained(path: Path) -> None:
 
 
 def without_shape(source: Path | bytes) -> set[str]:
-    """The inputs of which a file does not even state how many axes they have. onnxruntime has opened it before."""
+    """The inputs for which a file does not even state the number of axes. onnxruntime has opened the file before."""
     model = onnx.load_from_string(source) if isinstance(source, bytes) else _loaded(source)
     return {entry.name for entry in model.graph.input if not entry.type.tensor_type.HasField("shape")}
 
 
 def _loaded(path: Path) -> onnx.ModelProto:
-    """As onnxruntime reads it, whatever it is called: onnx takes a file of another suffix for text, and cannot read it."""
+    """The model as onnxruntime reads it, whatever the suffix: onnx takes files of some suffixes for text, and cannot read
+    them."""
     return onnx.load(str(path), format="protobuf", load_external_data=False)
 
 
@@ -97,14 +98,14 @@ def _inner(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
 
 
 def _nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Of the graphs, of those inside of nodes, and of functions."""
+    """The nodes of the graphs, of those inside of nodes, and of functions."""
     nodes = [node for graph in _graphs(model) for node in graph.node]
     return nodes + [node for function in model.functions for node in function.node]
 
 
 def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor that a model holds: weights of its graphs, and values of attributes, also those that a function has where its
-    call gives none."""
+    """Every tensor that a model holds: weights of its graphs, and values of attributes, also those that are a function's
+    defaults."""
     sparse: list[onnx.SparseTensorProto] = []
     for graph in _graphs(model):
         yield from graph.initializer

@@ -1,4 +1,4 @@
-"""An ONNX file as a callable, beside modules: what can be run on inputs."""
+"""An ONNX file as a callable, so that it can be run on inputs like a module."""
 
 from collections.abc import Callable, Mapping
 from copy import copy
@@ -45,8 +45,8 @@ class OnnxModel:
         operators of a library and for weights outside of its folder.
 
         ``probe`` is for a file from elsewhere: seconds within which it must open, and run once on its first inputs, in a
-        process of its own, before it is used here. ModelLoadError if it does not. ``folder``: where files lie that bytes
-        name. ``held`` are inputs that every run gets, and that are no inputs of this model.
+        process of its own, before it is used here. ModelLoadError if it does not. ``folder``: where the files lie that a model
+        given as bytes names. ``held`` are inputs that every run gets, and that callers do not give.
         """
         if isinstance(source, Path) and not trust:
             require_self_contained(source)
@@ -76,12 +76,12 @@ class OnnxModel:
         self.input_names: tuple[str, ...] = tuple(entry.name for entry in free)
         self.input_shapes: tuple[tuple[int | str | None, ...], ...] = tuple(tuple(entry.shape) for entry in free)
         self.input_types: tuple[str, ...] = tuple(entry.type for entry in free)
-        # onnxruntime tells of these as it does of a single number.
+        # onnxruntime reports these as it reports single numbers.
         self.unranked = self._without_shape & set(self.input_names)
 
     def holding(self, held: Mapping[str, Tensor]) -> "OnnxModel":
-        """The same file, which gets these inputs at every run from now on; its next run is tried out before, where it would have
-        been at first."""
+        """The same file, which gets these inputs at every run. Where the first run of a file is tried out beforehand, so is its
+        next one."""
         other = copy(self)
         other._untried = self._elsewhere
         other._hold(held)
@@ -93,10 +93,10 @@ class OnnxModel:
         return tuple((own | self.held)[entry.name] for entry in self._session.get_inputs())
 
     def in_parts(self, inputs: Inputs) -> dict[str, Tensor]:
-        """As a call, with so many examples at a time as the file is fixed at. Raises VerificationError for outputs that have no
-        examples to be put together."""
+        """As a call, but with as many examples at a time as the file's fixed batch has. Raises VerificationError for outputs that
+        have no axis of examples along which to join them."""
         batch, count = self.batch, len(inputs[0]) if inputs and inputs[0].ndim else 0
-        # An input with other than a row for each example is the same for all of them.
+        # An input that does not have one row for each example is the same for all of them.
         of_examples = all(tensor.ndim and len(tensor) == count for tensor in inputs)
         if batch is None or not of_examples or batch >= count or count % batch:
             return self(*inputs)
@@ -115,7 +115,7 @@ class OnnxModel:
         return next((size for size in sizes if isinstance(size, int)), None)
 
     def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:
-        """Run the model; raises VerificationError (UsageError of a file from elsewhere) if number, shapes or types of the
+        """Run the model; raises VerificationError (UsageError for a file from elsewhere) if number, shapes or types of the
         inputs do not fit, ModelLoadError if it cannot be run on them or gives something else than tensors."""
         self._check_inputs(inputs)
         if self._untried is not None:

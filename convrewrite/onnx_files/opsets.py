@@ -10,13 +10,13 @@ LOWEST_OPSET = 18
 
 
 def highest_opset() -> int:
-    """The newest that the installed onnx knows and the installed onnxruntime opens."""
+    """The newest opset that the installed onnx knows and the installed onnxruntime opens."""
     newest = onnx.defs.onnx_opset_version()
     return next((opset for opset in range(newest, LOWEST_OPSET, -1) if _opens(opset)), LOWEST_OPSET)
 
 
 def require_opset(opset: int) -> None:
-    """Raise UsageError for one that no file can be written in here."""
+    """Raise UsageError for an opset in which no file can be written here."""
     highest = highest_opset()
     if not LOWEST_OPSET <= opset <= highest:
         raise UsageError(
@@ -26,7 +26,7 @@ def require_opset(opset: int) -> None:
 
 
 def opset_of(model: onnx.ModelProto) -> int:
-    """That of ONNX's own operators in a model."""
+    """The opset of ONNX's own operators in a model."""
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)
 
 

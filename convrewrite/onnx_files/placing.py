@@ -1,7 +1,7 @@
 """Puts an ONNX file in its place, together with the second one that holds its weights where there is one.
 
-Two files cannot change places in one step. So the weights get a name of their own every time, and stand there before the
-file that names them replaces the earlier one: at every moment the file in the place finds the weights it was written with.
+Two files cannot be replaced in one step. So the weights get a new name every time, and are in the folder before the ONNX file
+that names them replaces the earlier one: at every moment the ONNX file there finds the weights it was written with.
 """
 
 import os
@@ -31,9 +31,9 @@ def size_of(path: Path) -> int:
 
 
 def place(draft: Path, path: Path) -> None:
-    """Make ``path`` the file that ``draft`` is, alone in its folder with its weights; those of earlier files are removed.
+    """Put ``draft``, which is alone in its folder with its weights, in the place ``path``; weights of earlier files are removed.
 
-    Both lie on one file system, and have one name. Raises OSError, and then the earlier file stands there, whole.
+    Both lie on one file system, and have one name. Where it raises OSError, the earlier file is still there, whole.
     """
     new = _weights_of(draft)
     with held():

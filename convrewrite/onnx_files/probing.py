@@ -60,14 +60,14 @@ def require_well_behaved(
     """Raise ModelLoadError unless onnxruntime opens the file, and runs it on ``inputs`` where they are given, within the limits.
 
     The limits are ``seconds`` and bytes of ``memory``, which are half of the machine's if not given. ``folder`` is where its
-    weights lie if not beside it; ``source`` what it is called.
+    weights lie if not beside it; ``source`` what messages call it.
     """
     memory, name = memory or memory_bytes() // 2, source or str(path)
     feed = b"" if inputs is None else _packed(inputs)
     # The package is found where this one was; -P keeps files of the working folder from being imported.
     places = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places)), "OMP_NUM_THREADS": "1"}
-    # Beyond the time it has, the child ends itself by its processor time: this process may be gone by then.
+    # A limit of processor time, a bit longer, ends the child even if this process has ended by then.
     command = [sys.executable, "-P", "-c", _PROGRAM, str(SESSIONS), str(path), str(int(seconds) + 30), str(memory)]
     command += [] if folder is None else [str(folder)]
     deed = "opens" if inputs is None else "runs on these inputs"

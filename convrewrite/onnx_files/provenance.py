@@ -41,7 +41,7 @@ class Provenance:
 
     @classmethod
     def of(cls, metadata: Mapping[str, str]) -> "Provenance | None":
-        """What stands in a file; None where it is no rewritten one."""
+        """What a file's metadata says; None where it is no rewritten file."""
         if metadata.get(PREFIX + "rewritten") != "true":
             return None
         original, result, version, outputs, file = (

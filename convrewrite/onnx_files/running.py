@@ -1,6 +1,6 @@
 """Runs of onnxruntime that can be ended: by Ctrl-C and its like, and after a time.
 
-While a graph runs, its thread hears no signal. So it runs in a thread of its own, and the one that asked waits.
+While a graph runs, its thread handles no signals. So it runs in a thread of its own, and the calling thread waits.
 """
 
 import threading
@@ -12,10 +12,10 @@ import onnxruntime as ort
 from convrewrite.errors import ModelLoadError
 
 PATIENCE = 10
-"""How many times the seconds of a first run any later one may take: it has more examples, and the machine may be busy."""
+"""A later run may take so many times the seconds of a first one: it has more examples, and the machine may be busy."""
 
 FAREWELL = 5.0
-"""Seconds that a run which is ended has for the operator it is at; it is left behind then."""
+"""Seconds that a run which is being ended has to finish its current operator; then it is left behind."""
 
 
 def run_within(
@@ -26,7 +26,7 @@ def run_within(
     Raises what onnxruntime raises, and ModelLoadError, naming ``where``, for a run that takes more than ``seconds``.
     """
     run = _Run(session, names, dict(feed))
-    # A daemon: one that is left behind must not keep the process.
+    # A daemon: a thread that is left behind must not keep the process alive.
     threading.Thread(target=run.work, daemon=True).start()
     try:
         ended = run.done.wait(seconds)
@@ -44,7 +44,7 @@ def run_within(
 
 
 class _Run:
-    """One run, in whatever thread does its work; ``done`` is waited for, as joining a thread forgets it when interrupted."""
+    """One run, in whatever thread does its work. Callers wait for ``done``: an interrupted ``join`` would forget the thread."""
 
     def __init__(self, session: ort.InferenceSession, names: Sequence[str] | None, feed: dict[str, Any]) -> None:
         self.options, self.done = ort.RunOptions(), threading.Event()

@@ -17,7 +17,8 @@ LONGEST = 400
 
 
 def open_session(source: Path | bytes, threads: int = 1, folder: Path | None = None) -> ort.InferenceSession:
-    """An onnxruntime session on the CPU, all graph optimisations on. ``folder``: where files of weights of bytes lie."""
+    """An onnxruntime session on the CPU, all graph optimisations on. ``folder``: where the weights of a model given as bytes
+    lie."""
     options = session_options(threads)
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
@@ -39,7 +40,7 @@ def try_out(path: str, seconds: int, memory: int, folder: str | None = None) -> 
 
 
 def shortened(text: str) -> str:
-    """Both ends of what onnxruntime says: where it was found stands first, and what it was last."""
+    """Both ends of an error of onnxruntime: the place comes first, and the cause last."""
     half = LONGEST // 2
     return text if len(text) <= LONGEST else f"{text[: half - 3]} ... {text[-half:]}"
 
