@@ -95,7 +95,7 @@ class Builder:
         self._ranks = {name: value.ndim for name, value in runs[0].items() if isinstance(value, np.ndarray)}
 
     def build(self, outputs: Sequence[str], with_operators: bool) -> Built:
-        """A module that gives ``outputs``; without operators, only layers are not run by onnxruntime."""
+        """A module that gives ``outputs``; without operators, onnxruntime runs everything but layers."""
         draft = _Draft()
         self._place_inputs(draft)
         needed = self._needed(outputs)
@@ -125,7 +125,7 @@ class Builder:
                 _, draft.values[name] = draft.add(f"{name}_float", ToFloat(), [draft.values[name]])
 
     def _needed(self, outputs: Sequence[str]) -> set[int]:
-        """The positions of the nodes that outputs hang on, but for constants."""
+        """The positions of the nodes that outputs depend on, except those that make constants."""
         makers = {name: index for index, node in enumerate(self._graph.node) for name in node.output if name}
         waiting, found = list(outputs), set()
         while waiting:
@@ -160,7 +160,7 @@ class Builder:
         self._name_outputs(draft, node, value)
 
     def _made(self, node: onnx.NodeProto, names: Sequence[str], with_operators: bool) -> Sequence[Any] | None:
-        """What a node becomes, seen to compute the same; None where it is onnxruntime's."""
+        """What a node becomes, checked to compute the same; None where onnxruntime has to run it."""
         view = None if any(True for _ in graphs_in(node)) else view_of(node, self._file, self._constants, self._ranks)
         if view is None:
             return None
@@ -177,8 +177,8 @@ class Builder:
         return made if agrees(_chained(made), names, outputs_of(node), self._runs, least_scale(node.op_type)) else None
 
     def _folds(self, norm: onnx.NodeProto) -> bool:
-        """Whether surgery can fold a BatchNormalization: nothing else reads what it takes, be it of no use to the outputs, and no
-        numbers of it are inputs of the graph."""
+        """Whether surgery can fold a BatchNormalization: no other node reads its input, not even one that the outputs do not
+        need, and none of its numbers depends on inputs that are held."""
         return alone_uses(norm, self._uses) and not self._constants.from_held & set(norm.input)
 
     def _name_outputs(self, draft: _Draft, node: onnx.NodeProto, value: fx.Node) -> None:

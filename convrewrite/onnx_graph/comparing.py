@@ -15,10 +15,10 @@ from convrewrite.onnx_graph.views import Constants, graphs_in
 
 
 def comparable(runners: tuple[OnnxModel, OnnxModel], inputs: Inputs) -> tuple[OnnxModel, OnnxModel, str] | None:
-    """Both files with the values by which they can be compared for outputs, and what is said of that; None where these are
-    their outputs, or where the second has no such values.
+    """Both files with the values by which they can be compared as outputs, and a sentence on that; None where these are
+    their outputs anyway, or where the second has no such values.
 
-    Both were opened and run on ``inputs`` before: they end, and take these.
+    Both were opened and run on ``inputs`` before, so they are known to take these, and to end.
     """
     paths = [Path(runner.where) for runner in runners]
     models = [onnx.load(str(path), load_external_data=False) for path in paths]

@@ -33,12 +33,12 @@ PADS_AS_INPUT, WRAP = 11, 19
 """Versions of the standard operators from which Pad takes its amounts as an input, and from which it wraps around."""
 
 EQUAL_SHAPES_ADD = 7
-"""Version from which onnxruntime has Add; before that it has Sum, which adds values of the same shape alike."""
+"""Version from which onnxruntime has Add; before that it has Sum, which does the same for values of the same shape."""
 
 
 @dataclass(frozen=True, slots=True)
 class Margin:
-    """Zeros around the input of a chain: so many, in ONNX's order, or as ``auto_pad`` says from the size of the input."""
+    """Zeros around the input of a chain: ``pads``, in ONNX's order, or what ``auto_pad`` makes of the size of the input."""
 
     pads: tuple[int, ...] = ()
     auto_pad: str = ""
@@ -55,7 +55,7 @@ class Emitter:
 
     @property
     def names(self) -> dict[int, str]:
-        """The initialisers made so far, by the identities of the tensors that they hold."""
+        """The initialisers made so far, by the ids of the tensors that they hold."""
         return {identity: name for (identity, _), name in self._made.items()}
 
     def nodes(
@@ -64,7 +64,7 @@ class Emitter:
         """The nodes that compute value ``target`` from value ``source`` as ``module`` does, named after ``base``.
 
         ``margin`` is what lies around the source besides the module's own padding, ``kind`` ONNX's type of the weights. Raises
-        ExportError for a module that is no chain of convolutions, and for what the model's operators cannot say.
+        ExportError for a module that is no chain of convolutions, and for what the model's operators cannot express.
         """
         chains = self.chains(module, base)
         made: list[onnx.NodeProto] = []
@@ -183,8 +183,8 @@ class Emitter:
 def placed_pads(stages: Sequence[Stage], pads: Sequence[int]) -> list[list[int]]:
     """Zeros around the input of a chain -> zeros around the input of each of its stages, in ONNX's order.
 
-    Those of an axis go to the first stage that sees more than one place of it: a kernel that sees one, without a bias,
-    makes zeros of zeros, so they need not go through it. Else they stay with the first.
+    Those of an axis go to the first stage whose kernel sees more than one place along it: a kernel that sees one place, without
+    a bias, turns zeros into zeros, so they need not go through it. Otherwise they stay with the first stage.
     """
     axes = len(stages[0].kernel_size)
     placed = [[0] * (2 * axes) for _ in stages]

@@ -1,4 +1,4 @@
-"""Which inputs of a graph have examples along their first axis, and which are the same for all, as anchors or a rate are."""
+"""Which inputs of a graph have examples along their first axis, and which are the same for all, such as anchors or a rate."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from convrewrite.onnx_files import OnnxModel
 from convrewrite.onnx_graph.views import names_used
 
 IMAGE_AXES = 3
-"""Axes of what a convolution takes, at least."""
+"""Fewest axes of what a convolution takes."""
 
 CONVOLVES = ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "FusedConv", "NhwcConv", "NhwcFusedConv")
 
@@ -23,8 +23,8 @@ class ExampleAxis:
     """What a graph states of examples.
 
     Attributes:
-        names: the inputs that may have examples along their first axis: those where it is free, or, where the main input has so
-            many, those with as many.
+        names: the inputs that may have examples along their first axis: those where it is free or, if the main input's has a
+            fixed size, those of the same size.
         main: the input that examples are counted by, None where all are single numbers.
     """
 
@@ -62,8 +62,9 @@ def _length(tensor: Tensor) -> int:
 
 
 def _main(model: onnx.ModelProto) -> str | None:
-    """The input that examples are counted by: of those with more axes than one, the first whose first axis is free, else the
-    first that is an image or a series to a convolution, else the first of all."""
+    """The input that examples are counted by: of those with more axes than one, the first whose first axis is free (those that
+    lead to a convolution come before others); otherwise the first that leads to a convolution (images and series come before
+    others); otherwise the first of all."""
     axes = {name: shape for name, shape in _shapes(model).items() if shape != ()}
     shapes = {name: shape for name, shape in axes.items() if shape is None or len(shape) > 1} or axes
     convolved = _convolved(model.graph, shapes)
@@ -94,7 +95,7 @@ def _shapes(model: onnx.ModelProto) -> dict[str, Sequence[Axis] | None]:
 
 
 def _convolved(graph: onnx.GraphProto, names: Mapping[str, object]) -> set[str]:
-    """Those of ``names`` that what convolutions take is made of."""
+    """Those of ``names`` from which the inputs of convolutions are computed."""
     makers = {name: node for node in graph.node for name in node.output}
     waiting = [node.input[0] for node in graph.node if node.op_type in CONVOLVES]
     seen: set[str] = set()

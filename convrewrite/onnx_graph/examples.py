@@ -1,4 +1,4 @@
-"""Example inputs of an ONNX graph: as it states their shapes and types, free axes being given a size that is tried."""
+"""Example inputs of an ONNX graph, in the shapes and types that it states; for free axes several sizes are tried."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -64,7 +64,7 @@ def _require_examples(session: OnnxModel) -> None:
 
 def noise_for(session: OnnxModel, shapes: Mapping[str, Sequence[int]], seed: int = 0) -> dict[str, Tensor]:
     """Inputs of these shapes in the types of the graph: noise for real numbers, zeros for integers, which may be indices, and
-    True."""
+    True for booleans."""
     return {name: _noise(session, session.input_names.index(name), shape, seed) for name, shape in shapes.items()}
 
 
@@ -123,7 +123,7 @@ def _example(session: OnnxModel, known: Mapping[str, Tensor], size: int) -> Inpu
 
 
 def _in_type(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Real numbers in the precision of the graph; all else as it was given, to be refused where it does not fit."""
+    """Real numbers in the precision of the graph; everything else as it was given, to be refused where it does not fit."""
     real = dtype is not None and dtype.is_floating_point and tensor.is_floating_point()
     return tensor.to(dtype) if real else tensor
 

@@ -15,10 +15,10 @@ from convrewrite.onnx_graph.file import OnnxFile
 from convrewrite.onnx_graph.walks import graphs_of
 
 LARGEST_INLINE = 2**31 - 2**26
-"""Bytes of numbers that a file holds itself: protobuf's limit, less what is kept free for the graph."""
+"""Most bytes of numbers that a file holds itself: protobuf's limit, less what is kept free for the graph."""
 
 SMALLEST_OUTSIDE = 1024
-"""Bytes from which a weight goes to the second file: smaller ones are shapes and axes, which whoever reads the graph needs."""
+"""Bytes from which a weight goes to the second file: smaller ones are shapes and axes, which every reader of the graph needs."""
 
 CHUNK = 2**24
 """Bytes that are copied at a time: few calls, and little memory."""

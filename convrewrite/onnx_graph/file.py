@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OnnxFile:
-    """A model as it was read, its weights in other files left there.
+    """A model as it was read; weights in other files are left there.
 
     ``folder`` is where these lie; ``path`` the file itself, None for a model from memory; ``source`` names it in messages.
     """
@@ -67,12 +67,12 @@ class Replacement:
     Attributes:
         node: the position of the ``Conv`` or ``ConvTranspose`` in the nodes of the main graph.
         module: what it was rewritten to: a Sequential of convolutions, or a SumOfBranches of such Sequentials.
-        batch_norm: the position of the BatchNormalization that is folded into it and goes, or None.
+        batch_norm: the position of the BatchNormalization that is folded into it and removed, or None.
         pads: zeros that the original adds around its input besides the module's own padding, in ONNX's order (all begins,
             then all ends); empty where there are none.
-        auto_pad: SAME_UPPER or SAME_LOWER, where the zeros hang on the size of the input; empty otherwise.
-        weight_type: ONNX's number of the type that a run showed the original's weight to have, for weights that the file does
-            not store as they are; 0 where none did.
+        auto_pad: SAME_UPPER or SAME_LOWER, where the zeros depend on the size of the input; empty otherwise.
+        weight_type: ONNX's number of the type that the original's weight had in a run, for weights that the file does not store
+            as they are; 0 for others.
     """
 
     node: int

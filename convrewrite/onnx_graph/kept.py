@@ -1,4 +1,4 @@
-"""Convolutions of a file that cannot become others, each with its geometry, its cost where that is known, and the reason."""
+"""Convolutions of a file that cannot be rewritten, each with its geometry, its cost where that is known, and the reason."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -86,7 +86,7 @@ def kept_convolutions(
     """The convolutions of a file that cannot become sites, those of the main graph first.
 
     ``sizes`` are the shapes of values of the main graph in an example run; inside of nodes and functions they are inferred. A
-    function's convolution is there once for each call. ``sites`` are the positions of the nodes that did become sites, where
+    function's convolution is listed once for each call. ``sites`` are the positions of the nodes that did become sites, where
     that is known: every other Conv of the main graph is kept then.
     """
     main = dict(_main_reasons(file, sites))

@@ -17,7 +17,7 @@ TRANSPOSED: dict[int, Callable[..., nn.Module]] = {
 
 
 class StandingBatchNorm1d(nn.BatchNorm1d, Operator):
-    """One that stays where it is: only those of torch's own types are folded into convolutions."""
+    """A BatchNorm that stays where it is: only those of torch's own types are folded into convolutions."""
 
 
 class StandingBatchNorm2d(nn.BatchNorm2d, Operator):
@@ -73,7 +73,7 @@ class SamePad(Operator):
 
 
 class Product(Operator):
-    """``x @ weight``, or ``weight @ x``, of more than two axes: no layer of torch has it."""
+    """``x @ weight``, or ``weight @ x``, where torch has no layer for it."""
 
     def __init__(self, weight: Tensor, left: bool) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ def _conv_transpose(node: NodeView) -> Layers | None:
         return None
     pads, strides, dilations, groups = geometry
     given = node.attributes.get("output_padding", [0] * axes)
-    # torch crops as much at both ends, and then adds output padding: less is cropped at the end.
+    # torch crops the same at both ends, and then adds output padding, so that less is cropped at the end.
     extra = [n + begin - end for n, (begin, end) in zip(given, pads, strict=True)]
     if any(not 0 <= n < max(s, d) for n, s, d in zip(extra, strides, dilations, strict=True)):
         return None
@@ -161,7 +161,7 @@ def _geometry(attributes: Mapping[str, Any], kernel: tuple[int, ...], *, same: b
 
 
 def _give(module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
-    """The tensors themselves, in the module made without any."""
+    """Put the tensors themselves into a module that was made without any."""
     module.weight = nn.Parameter(weight)
     if bias is not None:
         module.bias = nn.Parameter(bias)
@@ -217,7 +217,7 @@ def _matmul(node: NodeView) -> Layers | None:
         return None
     constant = right if left is None else left
     assert constant is not None
-    if not constant.is_floating_point():  # of whole numbers torch makes no parameter
+    if not constant.is_floating_point():  # torch makes no parameters of whole numbers
         return None
     if right is not None and right.dim() == 2 and (node.ranks[0] or 0) > 0:
         return (_linear(right.T, None),)
@@ -231,4 +231,4 @@ MAKERS: Mapping[str, Callable[[NodeView], Layers | None]] = {
     "Gemm": _gemm,
     "MatMul": _matmul,
 }
-"""Operators -> who makes their layers."""
+"""Operators -> functions that make their layers."""

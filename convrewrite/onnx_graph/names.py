@@ -1,4 +1,4 @@
-"""Harmless names for the modules of a graph, whose own names are any text: they are written into source code."""
+"""Harmless names for the modules of a graph: names are written into source code, and those of a graph may be any text."""
 
 import keyword
 import re
@@ -8,7 +8,7 @@ import onnx
 from torch import fx, nn
 
 LONGEST = 80
-"""Characters of a name, at most."""
+"""Most characters of a name."""
 
 TAKEN = frozenset({*dir(fx.GraphModule(nn.Module(), fx.Graph())), "self"})
 """Names of attributes that every graph module has, which a part of it would hide or could not take."""
@@ -30,7 +30,7 @@ def identifier(text: str, otherwise: str, taken: Collection[str]) -> str:
 
 
 def name_of_node(node: onnx.NodeProto, index: int, taken: Collection[str]) -> str:
-    """That of its weight without what says so, else its own, else its operator and position."""
+    """The name of its weight without the ending, otherwise its own, otherwise its operator and position."""
     weight = node.input[1] if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.input) > 1 else ""
     stem = next((weight.removesuffix(end) for end in WEIGHT_ENDS if weight.endswith(end)), "")
     return identifier(stem or node.name, f"{node.op_type.lower()}_{index}", taken)

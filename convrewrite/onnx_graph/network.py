@@ -61,7 +61,7 @@ def read_network(
 
 
 def kept_sites(model: nn.Module) -> tuple[Site, ...]:
-    """Convolutions of the graph that a module was made of which are no part of it, with the reason; none for other models."""
+    """Convolutions of a graph that are no part of the module made of it, with the reason; none for other models."""
     translation = translation_of(model)
     return () if translation is None else tuple(_site(kept) for kept in _kept(translation) if kept.spec)
 
@@ -69,7 +69,7 @@ def kept_sites(model: nn.Module) -> tuple[Site, ...]:
 def hidden_cost(model: nn.Module) -> Cost:
     """What a graph costs beyond the module made of it: weights that regions and operators hold, MACs of what is kept in them.
 
-    Weights that layers share are in the file once, and in the module once for each, which may be rewritten alone.
+    Weights that layers share are in the file once, and in the module once for each layer, as each may be rewritten alone.
     """
     translation = translation_of(model)
     if translation is None:
@@ -83,7 +83,7 @@ def hidden_cost(model: nn.Module) -> Cost:
 
 
 def _shared(translation: Translation, model: nn.Module) -> tuple[str, ...]:
-    """That weights count more than once, where they do."""
+    """A note on weights that count more than once, where there are any."""
     more = _repeated(translation, model)
     if not more:
         return ()
@@ -94,7 +94,7 @@ def _shared(translation: Translation, model: nn.Module) -> tuple[str, ...]:
 
 
 def _repeated(translation: Translation, model: nn.Module) -> int:
-    """Numbers of the module's weights and biases that are those of another layer in the graph."""
+    """How many numbers of the module's weights and biases are shared with another layer, counted before, in the graph."""
     nodes = translation.opened.file.model.graph.node
     sizes: dict[str, list[int]] = {}
     for name, index in translation.nodes.items():

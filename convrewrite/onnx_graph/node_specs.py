@@ -10,12 +10,12 @@ from convrewrite.conv import ConvSpec, Size, as_size
 from convrewrite.graph import Volume
 
 MOST_AXES = 3
-"""Spatial axes of the convolutions that have a description."""
+"""Most spatial axes of the convolutions that have a description."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """How an operator takes what it convolves: positions of weight and bias, None where it has none of known layout."""
+    """How an operator takes its inputs: positions of weight and bias, None where it has none of known layout."""
 
     weight: int | None = 1
     bias: int | None = 2
@@ -26,7 +26,7 @@ class Operator:
 def geometry(
     node: onnx.NodeProto, operator: Operator, weight: Sequence[int] | None, source: Sequence[int] | None
 ) -> tuple[ConvSpec | None, tuple[Size, ...]]:
-    """The geometry of a node, and the size of its input for one example; None, and nothing, where they are not known.
+    """The geometry of a node, and the size of its input for one example; None and an empty tuple where they are not known.
 
     ``weight`` and ``source`` are the shapes of its weight and its input. Where it pads one side more than the other, the
     input counts as already padded: that costs the same.
@@ -70,7 +70,7 @@ class _Layout:
 
     @property
     def spans(self) -> tuple[int, ...]:
-        """Places that the kernel reaches over, less one."""
+        """How many places the kernel reaches over along each axis, less one."""
         return tuple(d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True))
 
 
@@ -86,7 +86,7 @@ def _geometry(
         return None, ()
     size = _spatial(source, layout, channels_last=operator.channels_last or bool(values.get("channels_last")))
     if source is not None and size is None:
-        return None, ()  # its weight is laid out otherwise than it seemed
+        return None, ()  # its weight is not laid out as it seemed
     begin, end = _pads(values, layout, size)
     padding = begin if begin == end else (0,) * len(begin)
     if size is not None and not layout.transposed:
@@ -110,7 +110,7 @@ def _spatial(source: Sequence[int] | None, layout: _Layout, *, channels_last: bo
 
 
 def _pads(values: Mapping[str, Any], layout: _Layout, size: tuple[int, ...] | None) -> tuple[tuple[int, ...], ...]:
-    """What is added before and after on each axis. To keep a size that is not known, what a stride of 1 takes."""
+    """What is added before and after on each axis; where that depends on a size that is not known, what a stride of 1 needs."""
     axes, automatic = len(layout.kernel), values.get("auto_pad", b"NOTSET")
     none = (0,) * axes
     if automatic in (b"NOTSET", b""):

@@ -20,7 +20,7 @@ Values = Mapping[str, Any]
 """Values by their names: arrays, and lists of arrays for sequences."""
 
 SHARE = 6
-"""Part of the machine's memory, as its divisor, that all values of one example may take: they are held for four examples."""
+"""All values of one example may take the machine's memory divided by this: they are held for four examples."""
 
 
 def session_of(model: onnx.ModelProto, folder: Path, threads: int = 1) -> ort.InferenceSession:
@@ -49,9 +49,10 @@ class Observer:
     """Runs a graph and gives the values of its nodes."""
 
     def __init__(self, file: OnnxFile, names: Collection[str]) -> None:
-        """``names`` are the values wanted, outputs of nodes of the main graph. Raises ModelLoadError when that has no session."""
+        """``names`` are the values wanted, outputs of nodes of the main graph. Raises ModelLoadError when onnxruntime cannot open
+        that."""
         self._file = file
-        stored = dict(sparse_values(file.model.graph))  # onnxruntime stores them so too, and cannot show them
+        stored = dict(sparse_values(file.model.graph))  # onnxruntime stores these sparse too, and cannot show them
         self.names = [name for name in names if name not in stored]
         try:
             self._session = session_of(with_outputs(file.model, self.names), file.folder)

@@ -1,4 +1,4 @@
-"""Nodes that onnxruntime itself runs, inside of a module: whatever torch has no equal for."""
+"""Nodes that onnxruntime itself runs, inside of a module: whatever torch has no equivalent for."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 """Types that a module holds in float32."""
 
 NAMED = 5
-"""Operators of a region that a message names, at most."""
+"""Most operators of a region that a message names."""
 
 NUMPY = {onnx.TensorProto.FLOAT16: np.float16}
 
@@ -41,10 +41,10 @@ class _Session(Shared):
 
 
 class Region(Operator):
-    """Nodes of an ONNX graph in a row, run by onnxruntime. No gradient passes.
+    """Nodes of an ONNX graph in a row, run by onnxruntime. No gradient passes through.
 
-    Takes tensors in the order of ``inputs``, gives one or a tuple of them in the order of ``outputs``. What the graph has in half
-    precision comes and goes in float32.
+    Takes tensors in the order of ``inputs``, gives one or a tuple of them in the order of ``outputs``. Values that the graph has
+    in half precision are taken and given in float32.
     """
 
     def __init__(
@@ -86,6 +86,6 @@ def _to_torch(value: Any) -> Any:
     if isinstance(value, list):
         return [_to_torch(part) for part in value]
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
-        return value  # of text
+        return value  # text
     tensor = torch.from_numpy(np.array(value)) if not value.flags.writeable else torch.from_numpy(value)
     return tensor.float() if tensor.dtype == torch.float16 else tensor

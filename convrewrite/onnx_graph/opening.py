@@ -68,7 +68,7 @@ def _require_text(model: onnx.ModelProto) -> None:
 
 
 def _from_memory(model: onnx.ModelProto, trust: bool, seconds: float) -> Opened:
-    """A copy of the model in a folder for temporary files: a session, and what is timed, wants a file."""
+    """A copy of the model in a folder for temporary files: opening a session and timing need a file."""
     scratch = temporary()
     path = scratch.path / "given.onnx"
     try:

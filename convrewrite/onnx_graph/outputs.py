@@ -1,5 +1,5 @@
-"""Which values of a graph a result is judged by: its outputs, or where a choice of detections comes last, what that chooses
-from. How many are chosen hangs on the numbers, so that the outputs of two models cannot be laid side by side."""
+"""The values of a graph by which a result is judged: its outputs or, where these are chosen detections, what the choice is made
+from. How many are chosen depends on the numbers, so that the outputs of two models cannot be compared one by one."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from convrewrite.onnx_graph.views import graphs_in, names_used
 
 SELECTS = "NonMaxSuppression"
 FINDS = ("NonZero", "Unique", "Compress")
-"""Operators that choose detections, and others whose output has as many entries as the numbers say."""
+"""The operator that chooses detections, and others for which the numbers decide how many entries the output has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Judged:
 
 
 def judged_values(graph: onnx.GraphProto, constants: Collection[str], runs: Sequence[Values]) -> Judged:
-    """Those of a graph; ``runs``: what it gave for several inputs of the same shapes."""
+    """The values by which a graph is judged; ``runs``: what it gave for several inputs of the same shapes."""
     makers = {name: node for node in graph.node for name in node.output if name}
     names: list[str] = []
     cut: list[str] = []
@@ -48,7 +48,7 @@ def judged_values(graph: onnx.GraphProto, constants: Collection[str], runs: Sequ
 
 
 def _ancestors(name: str, makers: Mapping[str, onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """The nodes that lead to a value, none twice; not those behind a choice, which lead to what is chosen from."""
+    """The nodes that lead to a value, each once, back to the nearest choice: those beyond lead to what that chooses from."""
     waiting, seen = [name], set()
     while waiting:
         node = makers.get(waiting.pop())
@@ -70,7 +70,7 @@ def _chooses(node: onnx.NodeProto, varies: bool) -> bool:
 def _chosen_from(
     node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto], constants: Collection[str], runs: Sequence[Values]
 ) -> Iterator[str]:
-    """The values that a node chooses from: of masks, and of what was chosen before, those that led to them."""
+    """The values that a node chooses from: in place of masks, and of what was chosen before, the values that led to them."""
     waiting, seen = list(names_used(node)), set(constants)
     while waiting:
         name = waiting.pop(0)
@@ -88,7 +88,7 @@ def _is_mask(name: str, runs: Sequence[Values]) -> bool:
 
 
 def _varies(name: str, runs: Sequence[Values]) -> bool:
-    """Whether the numbers say how many entries a value has; if it has none, that may be what they say."""
+    """Whether the numbers decide how many entries a value has; if it has none, that may be their decision."""
     shapes = [run[name].shape for run in runs if isinstance(run.get(name), np.ndarray)]
     return len(set(shapes)) > 1 or any(0 in shape for shape in shapes)
 
@@ -96,7 +96,7 @@ def _varies(name: str, runs: Sequence[Values]) -> bool:
 def _usable(
     name: str, makers: Mapping[str, onnx.NodeProto], constants: Collection[str], runs: Sequence[Values]
 ) -> bool:
-    """Whether a value is real numbers that the inputs change."""
+    """Whether a value consists of real numbers that depend on the inputs."""
     value = runs[0].get(name)
     real = isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.size > 0
     return name in makers and name not in constants and real

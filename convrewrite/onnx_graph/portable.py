@@ -1,4 +1,4 @@
-"""A module that was made of an ONNX graph, as values that another process can make it of again."""
+"""A module that was made of an ONNX graph, as values from which another process can make it again."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class PortableGraph:
 
     @classmethod
     def of(cls, module: nn.Module, inputs: Inputs) -> "PortableGraph | None":
-        """None for a module that no graph was made of. Raises UsageError for weights in other files."""
+        """None for a module that was not made of a graph. Raises UsageError for weights in other files."""
         translation = translation_of(module)
         if translation is None:
             return None

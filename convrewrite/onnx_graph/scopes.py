@@ -17,8 +17,8 @@ Shape = tuple[int | None, ...]
 """Extents of a value; None for those that are not known."""
 
 MOST_CALLS, DEEPEST = 4000, 64
-"""Calls of functions that are followed, and how deep: functions that call each other multiply, and a file can be made to have
-no end. Exporters make one call for each layer, two or three deep."""
+"""Most calls of functions that are followed, and how deep: calls inside of functions multiply, and a file can be made so that
+they have no end. Exporters make one call for each layer, two or three deep."""
 
 SCAN_WITHOUT_BATCH = 9
 """Version of the standard operators from which a Scan has no batch of its own."""
@@ -42,7 +42,7 @@ class Scope:
     Attributes:
         nodes: in order.
         values: what is known of the values they see.
-        constants: small ones among these, and those that nodes compute from such.
+        constants: the small ones among these, and those that nodes compute from them.
         names: of the nodes in which this place lies, outermost first; empty for the main graph.
         container: what it lies in, in words; empty for the main graph.
         opsets: the versions of the operators here.
@@ -65,7 +65,7 @@ class Scope:
 
 
 class Scopes:
-    """All places of a model in which there is a node that ``sought`` tells."""
+    """All places of a model that have a node for which ``sought`` is true."""
 
     def __init__(
         self, file: OnnxFile, sizes: Mapping[str, tuple[int, ...]], sought: Callable[[onnx.NodeProto], bool]
@@ -99,7 +99,7 @@ class Scopes:
             waiting += reversed([inner for node in scope.nodes for inner in self._inside(scope, node)])
 
     def _sized(self, values: Mapping[str, Known]) -> dict[str, Known]:
-        """With the shapes of the example run, where there are such."""
+        """``values`` with the shapes of the example run, where there are any."""
         unknown = Known(TensorProto.FLOAT, None)
         found = {name: replace(values.get(name, unknown), shape=tuple(shape)) for name, shape in self._sizes.items()}
         return {**values, **found}
@@ -136,7 +136,7 @@ class Scopes:
         )
 
     def _functions_that_seek(self) -> set[FunctionId]:
-        """Functions with a node that is sought, or that calls one of which this is known already."""
+        """Functions with a node that is sought, or that calls a function already known to have one."""
         return {key for key, function in self._functions.items() if self._seeks(function.node)}
 
 
@@ -164,7 +164,7 @@ def _functions_of(model: onnx.ModelProto) -> dict[FunctionId, onnx.FunctionProto
 
 
 def _shown(model: onnx.ModelProto) -> dict[FunctionId, onnx.FunctionProto]:
-    """The functions of a model for onnx's inference, which follows every call: none where these have no end that is near."""
+    """The functions of a model for onnx's inference, which follows every call: none where there are too many calls."""
     functions = _functions_of(model)
     calls = dict.fromkeys(functions, 0)
     for _ in range(DEEPEST):
@@ -176,7 +176,7 @@ def _shown(model: onnx.ModelProto) -> dict[FunctionId, onnx.FunctionProto]:
 
 
 def _calls(nodes: Iterable[onnx.NodeProto], within: Mapping[FunctionId, int]) -> int:
-    """How many calls nodes make, those that each makes in turn counted; at most MOST_CALLS."""
+    """How many calls nodes make, including the calls inside of the functions they call; at most MOST_CALLS."""
     called = (_id(node.domain, node.op_type, node.overload) for node in with_inner(nodes))
     return min(sum(1 + within[key] for key in called if key in within), MOST_CALLS)
 
@@ -234,7 +234,7 @@ def _without(value: Known, axis: int) -> Known:
 
 
 def _with_attributes(function: onnx.FunctionProto, call: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """The nodes of a function, with what a call gives in the place of attributes that refer to its own."""
+    """The nodes of a function; attributes that refer to the function's own have the values that a call gives."""
     values = {attribute.name: attribute for attribute in (*function.attribute_proto, *call.attribute)}
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in function.node]
     for node in with_inner(nodes):
@@ -253,7 +253,8 @@ def _with_attributes(function: onnx.FunctionProto, call: onnx.NodeProto) -> list
 
 
 def _light_model(scope: Scope) -> onnx.ModelProto:
-    """A model of a scope alone, for inference: what it sees from outside, weights too, are inputs without numbers."""
+    """A model of a scope alone, for inference: all that it sees from outside, except small constants, is an input without
+    numbers."""
     light = onnx.ModelProto(opset_import=scope.opsets)
     graph = light.graph
     graph.name = "scope"

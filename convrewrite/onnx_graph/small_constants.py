@@ -12,17 +12,17 @@ from onnx.reference import ReferenceEvaluator
 from convrewrite.onnx_graph.walks import STANDARD_DOMAINS
 
 SMALL = 1024
-"""Bytes of a constant that is looked at: shapes and axes are that small, weights seldom are."""
+"""Most bytes of a constant that is looked at: shapes and axes are that small, weights seldom are."""
 
 SHAPERS = (
     "Constant", "ConstantOfShape", "Identity", "Cast", "Concat", "Reshape", "Transpose", "Slice", "Gather", "Squeeze",
     "Unsqueeze",
 )  # fmt: skip
-"""Operators of which shapes and pads are made. What they make is not much larger than what they are given."""
+"""Operators that compute shapes and pads. Their outputs are not much larger than their inputs."""
 
 
 def small(tensors: Iterable[TensorProto]) -> dict[str, TensorProto]:
-    """Those of the tensors, by name, that are small and lie in the model itself."""
+    """The small ones among tensors that lie in the model itself, by name."""
     inline = (tensor for tensor in tensors if tensor.data_location != TensorProto.EXTERNAL)
     return {
         tensor.name: tensor for tensor in inline if len(tensor.raw_data) <= SMALL and tensor.ByteSize() <= 2 * SMALL
@@ -32,7 +32,7 @@ def small(tensors: Iterable[TensorProto]) -> dict[str, TensorProto]:
 def folded(
     nodes: Sequence[onnx.NodeProto], constants: Mapping[str, TensorProto], opsets: Iterable[onnx.OperatorSetIdProto]
 ) -> dict[str, TensorProto]:
-    """The small constants that nodes make of others, by name; ``constants`` are those that are there already."""
+    """The small constants that nodes compute from others, by name; ``constants`` are those that are known already."""
     standard = [entry for entry in opsets if entry.domain in STANDARD_DOMAINS]
     known = dict(constants)
     for node in nodes:
@@ -46,7 +46,7 @@ def folded(
 def _computed(
     node: onnx.NodeProto, known: Mapping[str, TensorProto], opsets: list[onnx.OperatorSetIdProto]
 ) -> TensorProto | None:
-    """What a node makes of constants; None where that is large, or where the node is not as its operator has it."""
+    """What a node makes of constants; None where that is large, or where the node is not valid for its operator."""
     given = {name: known[name] for name in node.input if name}
     held = [attribute.t for attribute in node.attribute if attribute.HasField("t")]
     if len(node.output) != 1 or (held and not small(held)):

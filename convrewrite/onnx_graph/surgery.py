@@ -1,7 +1,7 @@
 """The user's graph with rewritten convolutions in it: everything else stays as it came, byte for byte.
 
-Nothing is exported anew. The new nodes stand where the old ones stood, and give values of the old names; of the old weights
-goes what nothing else uses.
+Nothing is exported anew. The new nodes stand where the old ones stood, and give values of the old names; old weights that
+nothing else uses are removed.
 """
 
 from collections import defaultdict
@@ -26,10 +26,10 @@ INITIALISERS_ARE_INPUTS = 4
 """Version of ONNX's format below which every initialiser is an input of the graph, too."""
 
 NAMED = 3
-"""Inputs that a note names, at most."""
+"""Most inputs that a note names."""
 
 FAULT_LENGTH = 300
-"""Characters that are shown of what a checker says: it may quote whole shapes."""
+"""Most characters that are shown of what a checker says: it may quote whole shapes."""
 
 
 def write_rewritten(
@@ -40,12 +40,12 @@ def write_rewritten(
 ) -> tuple[str, ...]:
     """Write a copy of ``file`` in which each replacement stands in the place of its convolution; returns notes.
 
-    Weights that lay in other files are copied to one beside ``path``; so are new ones then, and all if one file cannot hold
-    them. ``metadata`` goes into ``metadata_props``. The file has been checked, as far as the original passes the checks,
-    and opened in onnxruntime; it appears only when complete.
+    Weights that lay in other files are copied to a second file beside ``path``; then new weights go there too. All go there if
+    one file cannot hold them. ``metadata`` goes into ``metadata_props``. The result is checked, as far as the original passes
+    the checks, and opened in onnxruntime; it appears only when complete.
 
     Raises ExportError for a replacement that does not fit its place, and for a result that cannot be used; ModelLoadError
-    where the original's weights are not there; UsageError if ``path`` cannot be written, or belongs to the original.
+    where the original's weights are missing; UsageError if ``path`` cannot be written, or belongs to the original.
     """
     _require_another_place(file, path)
     model, fresh = rewritten(file, replacements)
@@ -82,8 +82,8 @@ def rewritten(file: OnnxFile, replacements: Sequence[Replacement]) -> tuple[onnx
 
 
 def names_of_weights(file: OnnxFile, replacements: Sequence[Replacement]) -> Mapping[int, str]:
-    """The initialisers that hold the weights and biases of these replacements in a graph that :func:`write_rewritten` made of
-    them, or of others of the same shapes, by the identities of their tensors. Raises ExportError."""
+    """The ids of the tensors in these replacements -> the initialisers that hold them in a graph that :func:`write_rewritten`
+    made of these replacements, or of others of the same shapes. Raises ExportError."""
     operation = _Operation.on(file.model, file)
     for replacement in replacements:
         operation.replace(replacement)
@@ -92,7 +92,7 @@ def names_of_weights(file: OnnxFile, replacements: Sequence[Replacement]) -> Map
 
 @dataclass(slots=True)
 class _Operation:
-    """Surgery under way: the model is read until all is decided, and changed in one go."""
+    """Surgery under way: the model is only read until everything is decided, and then changed in one go."""
 
     model: onnx.ModelProto
     source: str
@@ -108,7 +108,7 @@ class _Operation:
 
     @classmethod
     def on(cls, model: onnx.ModelProto, file: OnnxFile) -> "_Operation":
-        """Nothing is done yet. ``initialisers`` are the types of these by name, ``makers`` the nodes that make each value."""
+        """Surgery that has not begun. ``initialisers``: their types, by name; ``makers``: the node that makes each value."""
         graph = model.graph
         nodes = list(graph.node)
         types = {tensor.name: tensor.data_type for tensor in graph.initializer}
@@ -119,7 +119,7 @@ class _Operation:
         )  # fmt: skip
 
     def replace(self, replacement: Replacement) -> None:
-        """Decide on one convolution: its nodes, and what goes."""
+        """Decide on one convolution: its new nodes, and what is removed."""
         conv = self._conv(replacement)
         name = conv.name or conv.output[0]
         norm = None if replacement.batch_norm is None else self._batch_norm(replacement, conv)
@@ -189,7 +189,8 @@ class _Operation:
         )
 
     def _require_channels(self, conv: onnx.NodeProto, chains: list[list[Stage]]) -> None:
-        """Where the old weight is an initialiser: onnxruntime opens what does not fit, and fails as it runs."""
+        """Only where the old weight is an initialiser. onnxruntime opens a graph whose channels do not fit, and fails as it
+        runs."""
         shape = next((list(t.dims) for t in self.model.graph.initializer if t.name == conv.input[1]), [])
         groups = next((attribute.i for attribute in conv.attribute if attribute.name == "group"), 1)
         if len(shape) < 2:
@@ -207,9 +208,9 @@ class _Operation:
         return self.uses[name] > 0
 
     def _drop(self, number: int, inputs: list[str]) -> None:
-        """A node goes; of what made ``inputs``, its constants, goes what nothing else uses.
+        """Remove a node, and of the nodes and initialisers that made its constants, ``inputs``, those that nothing else uses.
 
-        Nodes with graphs inside stay: these use more than their inputs show.
+        Nodes with graphs inside stay: they use more than their inputs show.
         """
         self.gone.add(number)
         waiting = inputs
@@ -249,7 +250,7 @@ class _Operation:
 
 
 def _remove(table: Any, numbers: list[int]) -> None:
-    """Entries of a repeated field go; the others are not copied, as weights are large."""
+    """Remove entries of a repeated field; the others are not copied, as weights are large."""
     for number in reversed(numbers):
         del table[number]
 
@@ -271,7 +272,7 @@ def _is_same(first: Path, second: Path) -> bool:
 
 
 def _lost_inputs(before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:
-    """A note on weights that a caller could give as inputs, where they have gone."""
+    """A note on weights that a caller could give as inputs, and that are gone."""
     if before.ir_version < INITIALISERS_ARE_INPUTS:
         return []  # all are inputs for the format's sake, and no caller gives them
     left = {entry.name for entry in after.graph.input}

@@ -2,7 +2,7 @@
 onnxruntime runs where they do not.
 
 Every node is tried on what onnxruntime gave for it in runs of the whole graph, so that no reading of the standard has to be
-believed.
+trusted.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ class Translation(Shared):
         inputs: names of the inputs that the module takes.
         held: the others, which have no axis of examples: they stay as in the example.
         judged: the values that the module gives.
-        nodes: positions of the nodes that convolutions and BatchNorms were, by the names of these modules.
+        nodes: positions of the nodes that became convolutions and BatchNorms, by the names of these modules.
         pads: for convolutions, zeros and ``auto_pad`` that stand before them, by name.
         weight_types: ONNX's numbers of the types of weights that nodes compute, by the names of these values.
         refused: why convolutions among these stay, by name.
@@ -100,7 +100,8 @@ def batch_of(model: object) -> int | None:
 
 
 def graph_inputs(model: object) -> tuple[str, ...]:
-    """The names of all inputs of the graph that a module was made of, those that it does not take too; none for other models."""
+    """The names of all inputs of the graph that a module was made of, even those that the module does not take; none for other
+    models."""
     translation = translation_of(model)
     return () if translation is None else tuple(translation.opened.session.input_names)
 
@@ -149,7 +150,7 @@ def _batches(inputs: Inputs) -> list[Inputs]:
 
 
 def _observed(opened: Opened, own: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> tuple[list[Values], int | None]:
-    """The values of all nodes for the batches that the graph takes, and how many examples it takes if not any number."""
+    """The values of all nodes for the batches that the graph takes, and how many examples it takes; None for any number."""
     inputs = tuple(own.values())
     # In a process of its own first, as it may not end.
     given = [(dict(own) | dict(held))[name] for name in opened.session.input_names]
@@ -212,7 +213,7 @@ def _takes_both(built: Built, batches: Sequence[Inputs], runs: Sequence[Values])
 
 
 def _refused(file: OnnxFile, constants: Constants, built: Built) -> dict[str, str]:
-    """The convolutions whose weights are whole numbers in the file, or hang on inputs that are held."""
+    """The convolutions whose weights are whole numbers in the file, or whose weights or biases depend on inputs that are held."""
     whole = dequantised(file)
     refused: dict[str, str] = {}
     for name, node in _convolutions(file, built):
@@ -224,7 +225,7 @@ def _refused(file: OnnxFile, constants: Constants, built: Built) -> dict[str, st
 
 
 def _weight_types(file: OnnxFile, constants: Constants, built: Built) -> dict[str, int]:
-    """What cannot always be inferred: operators of other domains compute weights too."""
+    """The types of computed weights, which cannot always be inferred: operators of other domains compute weights too."""
     computed = {node.input[1] for _, node in _convolutions(file, built) if constants.initialiser(node.input[1]) is None}
     return {name: onnx.helper.np_dtype_to_tensor_dtype(constants.array(name).dtype) for name in computed}
 

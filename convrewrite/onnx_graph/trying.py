@@ -11,27 +11,27 @@ from convrewrite.onnx_graph.observing import Values
 from convrewrite.onnx_graph.views import as_tensor
 
 TOLERANCE = {"float32": 2e-5, "float64": 1e-12, "float16": 4e-3, "bfloat16": 3e-2}
-"""Largest difference of one node's output, relative to its largest element: sums of thousands of terms in another order; of half
-precision a rounding more, as modules hold it in float32."""
+"""Largest difference of one node's output, relative to its largest element: sums of thousands of terms are added in another
+order, and half precision has one more rounding, as modules hold it in float32."""
 
 LOOSE = 100.0
-"""Factor of that for a whole graph: rounding adds up from layer to layer."""
+"""Factor on the tolerance for a whole graph: rounding adds up from layer to layer."""
 
 
 OF_UNIT_SCALE = ("Sigmoid", "HardSigmoid", "Softmax", "Tanh", "Erf")
 UNIT_SCALE = 0.05
-"""Operators whose values lie between -1 and 1, and the largest one that their rounding is at least related to: onnxruntime
-approximates them to so many places, however small all of them are."""
+"""Operators whose values lie between -1 and 1, and the least scale that their rounding is relative to: onnxruntime approximates
+them to a fixed number of places, however small all of them are."""
 
 
 def least_scale(op_type: str) -> float:
-    """The largest element that the rounding of an operator's output is at least related to."""
+    """The least scale that the rounding of an operator's output is relative to, however small its elements are."""
     return UNIT_SCALE if op_type in OF_UNIT_SCALE else 0.0
 
 
 def agrees(made: Any, names: Sequence[str], outputs: Sequence[str], runs: Sequence[Values], least: float = 0.0) -> bool:
-    """Whether something made of a node gives, from the values ``names``, those of ``outputs`` in every run; "" is not looked
-    at. ``least``: the largest element that rounding is at least related to."""
+    """Whether something made of a node gives, from the values ``names``, those of ``outputs`` in every run; outputs named "" are
+    ignored. ``least``: the least scale that rounding is relative to."""
     for run in runs:
         given = [_given(run.get(name)) for name in names]
         if any(value is None for value in given):

@@ -35,7 +35,7 @@ ABSENT = (
 
 
 def names_used(node: onnx.NodeProto) -> Iterator[str]:
-    """The values a node takes, those that the graphs inside of it take from outside too."""
+    """The values a node takes, including those that the graphs inside of it take from outside."""
     yield from filter(None, node.input)
     for graph in graphs_in(node):
         inner = {entry.name for entry in (*graph.input, *graph.initializer)}
@@ -47,7 +47,7 @@ def names_used(node: onnx.NodeProto) -> Iterator[str]:
 
 
 def outputs_of(node: onnx.NodeProto) -> list[str]:
-    """The outputs of a node, without those left out behind the last one that there is: to name them "" says no more."""
+    """The outputs of a node without names "" at the end, which mean the same as no names there."""
     names = list(node.output)
     while len(names) > 1 and not names[-1]:
         names.pop()
@@ -69,7 +69,7 @@ class Constants:
         self, file: OnnxFile, inputs: Collection[str], held: Mapping[str, Tensor] = MappingProxyType({})
     ) -> None:
         """``inputs`` are those that are given at every run; ``held`` those that are the same in every run here. ``from_held``
-        are the constants that hang on these: whoever uses the graph may give others, so that none may be written into it."""
+        are the constants that depend on held ones: users of the graph may give others, so none may be written into it."""
         self._file = file
         self._values: dict[str, Any] = {name: tensor.numpy() for name, tensor in held.items()}
         self._initialisers = {one.name: one for one in file.model.graph.initializer if one.name not in inputs}
@@ -79,7 +79,7 @@ class Constants:
         self.from_held = self.names - _with_computed(file.model.graph, stored)
 
     def learn(self, values: Mapping[str, Any]) -> None:
-        """Take those that nodes compute from a run."""
+        """Take from a run the constants that nodes compute."""
         self._values |= {name: value for name, value in values.items() if name in self.names}
 
     def array(self, name: str) -> Any:
@@ -100,7 +100,7 @@ class Constants:
 
 
 def sparse_values(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.SparseTensorProto]]:
-    """The values of a graph that it stores as their entries that are not zero, by name."""
+    """The values of which a graph stores only the entries that are not zero, by name."""
     for sparse in graph.sparse_initializer:
         yield sparse.values.name, sparse
     for node in graph.node:

@@ -53,7 +53,7 @@ def uses_of(model: onnx.ModelProto) -> Counter[str]:
 
 
 def alone_uses(norm: onnx.NodeProto, uses: Mapping[str, int]) -> bool:
-    """Whether a BatchNormalization is at work as in inference, and nothing else uses what it takes: it can be folded then."""
+    """Whether a BatchNormalization works as in inference, and nothing else uses its input: then it can be folded."""
     return uses[norm.input[0]] == 1 and not any(uses[name] for name in norm.output[1:] if name)
 
 
@@ -61,7 +61,7 @@ class Names:
     """The names of a model, of values and of nodes, and new ones that none of them has."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        """Collect the names of all graphs, which see those around them, and of functions, which may be put in their places."""
+        """Collect the names of all graphs, as inner ones see the names around them, and of functions, which may be inlined."""
         self._taken: set[str] = set()
         for graph in graphs_of(model):
             self._taken.update(tensor.name for tensor in graph.initializer)
@@ -71,7 +71,7 @@ class Names:
             self._taken.update((node.name, *node.input, *node.output))
 
     def new(self, wanted: str) -> str:
-        """``wanted`` where nothing has that name, else that with a number; it is taken then."""
+        """``wanted`` where nothing has that name, otherwise with a number added; from then on it is taken."""
         name, number = wanted, 1
         while name in self._taken:
             number += 1

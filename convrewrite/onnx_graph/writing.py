@@ -46,7 +46,7 @@ class GraphExporter:
         return Exported(path, batch is None, "; ".join(notes) or None, batch)
 
     def runner(self, path: Path) -> OnnxModel:
-        """A file with the values by which a result is judged for outputs; the file itself where these are its own."""
+        """A file whose outputs are the values by which a result is judged; the file itself where these are its own outputs."""
         names = list(self._translation.judged.names)
         model = onnx.load(str(path), load_external_data=False)
         if [entry.name for entry in model.graph.output] == names:
@@ -55,7 +55,7 @@ class GraphExporter:
         return OnnxModel(changed, trust=True, folder=path.parent, held=self._translation.held)
 
     def feed(self, inputs: Inputs) -> Inputs:
-        """With those that the module holds."""
+        """``inputs`` and those that the module holds, in the order of the file."""
         own = dict(zip(self._translation.inputs, inputs, strict=True))
         return tuple(
             (own | dict(self._translation.held))[name] for name in self._translation.opened.session.input_names
@@ -78,10 +78,10 @@ def exporter_of(model: nn.Module, opset: int | None = None, free_axes: tuple[str
 
 
 def take_numbers(model: nn.Module, path: Path) -> None:
-    """Fill what stands in place of convolutions in ``model``, made of a graph, with the numbers that it had when it was written
-    to ``path``: surgery names the same weights alike every time.
+    """Fill the replacements of convolutions in ``model``, which was made of a graph, with the numbers that they had when they
+    were written to ``path``: surgery gives the same weights the same names every time.
 
-    Raises ModelLoadError for a file in which they are not, or have other shapes.
+    Raises ModelLoadError for a file that lacks them, or has them in other shapes.
     """
     translation = translation_of(model)
     assert translation is not None, "the model was made of a graph"
@@ -89,7 +89,7 @@ def take_numbers(model: nn.Module, path: Path) -> None:
     parameters = {id(p): p for replacement in replacements for p in replacement.module.parameters()}
     with torch.no_grad():
         for parameter in parameters.values():
-            parameter.zero_()  # whatever memory held is not to be taken for numbers that do not fit the graph's type
+            parameter.zero_()  # arbitrary memory could look like numbers that do not fit the graph's type
     names = names_of_weights(translation.opened.file, replacements)
     file = open_onnx(path).file
     stored = {tensor.name: tensor for tensor in file.model.graph.initializer}
@@ -106,7 +106,7 @@ def take_numbers(model: nn.Module, path: Path) -> None:
 
 
 def _replacements(translation: Translation, model: nn.Module) -> Iterator[Replacement]:
-    """What is no convolution any more, with the BatchNorm that went with it."""
+    """The convolutions that were replaced, each with the BatchNorm that went with it."""
     nodes = translation.opened.file.model.graph.node
     norms = {
         nodes[index].input[0]: index
