@@ -1,7 +1,7 @@
 """The operators of ONNX as functions and modules of torch.
 
-``OPERATORS`` has for every operator known here a maker, under its name, or ``com.microsoft::`` and its name. A maker is given
-a node and gives what computes it when called with the node's inputs that are no constants, or None: not expressible here.
+``OPERATORS`` has for every operator known here a maker, under its name, or ``com.microsoft::`` and its name. A maker takes a
+node and gives what computes it when called with the node's inputs that are no constants, or None where nothing here can.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ OLDEST_OPSET = 7
 
 
 def _guarded(maker: Maker, view: NodeView) -> Made | None:
-    """None too for files that are too old, values that are no tensors, and attributes that are not as the standard says."""
+    """As ``maker``, but None for files that are too old, values that are no tensors, and attributes that break the standard."""
     no_tensor = any(present and rank is None for present, rank in zip(view.present, view.ranks, strict=True))
     if view.opset < OLDEST_OPSET or no_tensor:
         return None

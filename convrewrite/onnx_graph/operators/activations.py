@@ -14,7 +14,7 @@ SINGLE_PRECISION = 2.0**-23
 
 
 def relu(view: NodeView) -> Made | None:
-    """The module by which the pipeline knows a rectifier."""
+    """The module by which the pipeline recognises a rectifier."""
     return nn.ReLU() if len(view.present) == 1 else None
 
 
@@ -49,7 +49,7 @@ def swish(x: Tensor, *, alpha: float) -> Tensor:
 
 
 def hard_sigmoid(x: Tensor, *, alpha: float, beta: float) -> Tensor:
-    """A line cut off at 0 and 1, of which torch has the one through (-3, 0) and (3, 1)."""
+    """A line cut off at 0 and 1; torch has the one through (-3, 0) and (3, 1)."""
     if beta == 0.5 and math.isclose(alpha, 1 / 6, rel_tol=SINGLE_PRECISION):
         return F.hardsigmoid(x)
     return torch.clamp(alpha * x + beta, 0, 1)
@@ -61,7 +61,7 @@ def leaky_relu(x: Tensor, *, alpha: float) -> Tensor:
 
 
 def prelu(x: Tensor, slope: Tensor) -> Tensor:
-    """The slope below zero broadcasts to ``x``; torch has those of which there is one, or one for each channel."""
+    """The slope below zero broadcasts to ``x``; torch takes a single slope, or one for each channel."""
     per_channel = x.dim() > 1 and slope.shape == (x.shape[1], *[1] * (x.dim() - 2))
     if x.is_floating_point() and (slope.numel() == 1 or per_channel):
         return F.prelu(x, slope.reshape(-1))

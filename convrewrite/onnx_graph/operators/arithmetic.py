@@ -76,7 +76,7 @@ def clip(x: Tensor, low: Any = None, high: Any = None) -> Tensor:
 
 
 def shift(a: Tensor, b: Tensor, *, direction: str) -> Tensor:
-    """Of the bits, LEFT or RIGHT."""
+    """Bits moved to the LEFT or RIGHT."""
     return torch.bitwise_left_shift(a, b) if direction == "LEFT" else torch.bitwise_right_shift(a, b)
 
 
@@ -91,7 +91,7 @@ def cast_like(x: Tensor, other: Tensor) -> Tensor:
 
 
 def joined(function: Callable[..., Any]) -> Maker:
-    """A maker for sums: of two values that are no constants it is the function by which the pipeline knows a join."""
+    """A maker for sums: for two values that are no constants it gives the function by which the pipeline recognises a join."""
 
     def maker(view: NodeView) -> Made | None:
         if len(view.present) == 2 and dynamic(view, 0) and dynamic(view, 1) and len(view.outputs) == 1:
@@ -102,7 +102,7 @@ def joined(function: Callable[..., Any]) -> Maker:
 
 
 def make_power(view: NodeView) -> Made | None:
-    """A single constant exponent is a number, with which torch is faster and its gradient exact."""
+    """A single constant exponent becomes a number, with which torch is faster and its gradient exact."""
     exponent = constant(view, 1)
     return Computed(power, view, {}, plain=(1,) if exponent is not None and exponent.dim() == 0 else ())
 

@@ -8,10 +8,11 @@ from convrewrite.onnx_graph.file import NodeView
 from convrewrite.onnx_graph.operators.computed import Computed, Made, Maker
 
 PLAIN = {"softcap": 0.0, "left_window_size": -1, "right_window_size": -1}
-"""Attributes that torch's function has not -> the values with which they change nothing."""
+"""Attributes that torch's function lacks -> the values with which they change nothing."""
 
 INPUTS = 4
-"""Inputs computed with: queries, keys, values and a mask. Those behind them are of a run that goes on from an earlier one."""
+"""Number of inputs that are used: queries, keys, values and a mask. Further ones belong to a run that continues an earlier
+one."""
 
 
 def attention(
@@ -19,7 +20,7 @@ def attention(
 ) -> Tensor:  # fmt: skip
     """Inputs are (batch, head, place, feature), or have the heads within the features when their numbers are given.
 
-    Every head of the keys serves as many of the queries as there are more of these.
+    Where the queries have more heads than the keys, each head of the keys serves several heads of the queries.
     """
     if q.dim() == 3:
         heads = (_with_heads(q, q_heads), _with_heads(k, kv_heads), _with_heads(v, kv_heads))
@@ -37,7 +38,7 @@ def _with_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def make_attention(view: NodeView) -> Made | None:
-    """None for a run that goes on from an earlier one, and for what is not the product of softmax and values."""
+    """None for a run that continues an earlier one, and for what is not the product of softmax and values."""
     given = view.attributes
     plain = all(given.get(name, value) == value for name, value in PLAIN.items())
     if any(view.present[INPUTS:]) or any(view.outputs[1:]) or not plain:

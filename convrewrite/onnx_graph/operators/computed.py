@@ -20,10 +20,10 @@ Numbers = Tensor | Sequence[int] | int
 
 
 class Computed(Operator):
-    """A function of a node's inputs, in their order, an optional one that is not there being None.
+    """A function of a node's inputs, in their order; an optional one that is left out is None.
 
     Constants are buffers ``constant_<position>``, except at the positions in ``plain``, where they are numbers and tuples.
-    Gives a tuple when the node has several outputs, of those that the function computes.
+    When the node has several outputs, it gives a tuple of those that the function computes.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ def _plain(constant: Tensor | None) -> Any:
 def made(
     function: Callable[..., Any], *, plain: Sequence[int] = (), gives: int = 1, **attributes: Any
 ) -> Callable[[NodeView], Computed | None]:
-    """A maker of modules that call ``function`` with the inputs, and with the ``attributes``, for which these are the defaults.
+    """A maker of modules that call ``function`` with the inputs, and with the node's ``attributes``, given with their defaults.
 
-    ``gives``: how many outputs the function computes; a node of which others are used is not expressible.
+    ``gives``: how many outputs the function computes; for a node of which further ones are used, the maker gives None.
     """
     return partial(_make, function, tuple(plain), gives, attributes)
 
@@ -97,7 +97,7 @@ def _since(version: int, maker: Maker, before: Maker, view: NodeView) -> Made | 
 
 
 def moved(version: int, maker: Maker, **positions: int) -> Maker:
-    """A maker for nodes of which some attributes became, with this version, the inputs at these positions."""
+    """A maker for nodes some attributes of which became inputs, at these positions, in this version."""
     return partial(_moved, version, maker, positions)
 
 
@@ -145,7 +145,7 @@ def dynamic(view: NodeView, position: int) -> bool:
 
 
 def taken(x: Tensor, axis: int, places: Tensor) -> Tensor:
-    """The slices of ``x`` at these places along an axis; along the last one torch is faster where it gathers."""
+    """The slices of ``x`` at these places along an axis; along the last one, gathering is faster in torch."""
     places = places.to(x.device)
     if axis % x.dim() == x.dim() - 1:
         return x.gather(axis, places.expand(*x.shape[:-1], len(places)))

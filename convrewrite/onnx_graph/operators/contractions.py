@@ -25,7 +25,7 @@ def gemm(
 def fused_matmul(
     a: Tensor, b: Tensor, *, alpha: float, transA: int, transB: int, transBatchA: int, transBatchB: int  # noqa: N803
 ) -> Tensor:  # fmt: skip
-    """``alpha * a @ b``, the last two axes of each exchanged where asked for, after the first became the last but one."""
+    """``alpha * a @ b``; where asked for, the first axis of each becomes the last but one, then the last two are exchanged."""
     return alpha * (_arranged(a, transBatchA, transA) @ _arranged(b, transBatchB, transB))
 
 

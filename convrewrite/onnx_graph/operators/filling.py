@@ -31,7 +31,7 @@ def eye_like(x: Tensor, *, k: int, dtype: torch.dtype | None) -> Tensor:
 
 
 def one_hot(indices: Tensor, depth: Numbers, values: Tensor, *, axis: int) -> Tensor:
-    """The second value at the index, the first elsewhere; an index that is outside is nowhere."""
+    """The second value at the index, the first elsewhere; for an index out of range, the first value everywhere."""
     count = ints(depth)[0]
     axis = axis % (indices.dim() + 1)
     wanted = indices.long()
@@ -41,7 +41,7 @@ def one_hot(indices: Tensor, depth: Numbers, values: Tensor, *, axis: int) -> Te
 
 
 def make_filled(view: NodeView) -> Made | None:
-    """Zeros in single precision without a value."""
+    """Without a value, zeros in single precision."""
     value = torch.as_tensor(view.attributes.get("value", 0.0))
     dtype = torch.float32 if value.dtype in HALVES else value.dtype
     return Computed(filled, view, {"value": number(value.reshape(-1)), "dtype": dtype}, plain=(0,))

@@ -11,16 +11,16 @@ from convrewrite.onnx_graph.file import NodeView
 from convrewrite.onnx_graph.operators.computed import Computed, Made, Maker, Numbers, ints, made, moved, number, taken
 
 REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
-"""What becomes of a number that is there already -> torch's word for it."""
+"""How an update is combined with the number in its place: ONNX's word -> torch's."""
 
 NO_END = (2**31 - 1, 2**63 - 1)
-"""Ends of a slice that mean the last place, or the first one on the way back."""
+"""Ends of a slice that mean the last place or, with a step below zero, the first one."""
 
 
 def slice_axes(
     x: Tensor, starts: Numbers, ends: Numbers, axes: Numbers | None = None, steps: Numbers | None = None
 ) -> Tensor:
-    """Begin and end of every axis, those below zero counted from its end, and where they lie beside it moved onto it."""
+    """Slices along axes: begins and ends below zero count from the end of an axis, and those outside of it are moved onto it."""
     begins, stops = ints(starts), ints(ends)
     along = range(len(begins)) if axes is None else ints(axes)
     strides = [1] * len(begins) if steps is None else ints(steps)
@@ -32,7 +32,7 @@ def slice_axes(
 
 
 def _places(size: int, begin: int, stop: int, step: int) -> range:
-    """Those of a slice; unlike in Python, a begin before the first place is the first one, also on the way back."""
+    """The places of a slice; unlike in Python, a begin before the first place is the first one, even for a step below zero."""
     begin = min(max(begin + size if begin < 0 else begin, 0), size - 1 if step < 0 else size)
     if stop in NO_END:
         return range(begin, -1 if step < 0 else size, step)
@@ -84,24 +84,24 @@ def _put(x: Tensor, axis: int, places: Tensor, updates: Tensor, reduction: str) 
 
 
 def _from_start(indices: Tensor, size: int) -> Tensor:
-    """Indices of which none is below zero."""
+    """The same indices, all counted from the start."""
     indices = indices.long()
     return torch.where(indices < 0, indices + size, indices)
 
 
 def compress(x: Tensor, condition: Tensor, *, axis: int | None) -> Tensor:
-    """The slices along an axis for which the condition holds, or the numbers of all."""
+    """The slices along an axis for which the condition holds or, without an axis, the numbers."""
     places = torch.nonzero(condition).reshape(-1)
     return x.reshape(-1)[places] if axis is None else x.index_select(axis, places)
 
 
 def nonzero(x: Tensor) -> Tensor:
-    """Where there is something: one column per place."""
+    """The places of what is not zero: one column per place."""
     return torch.nonzero(x).t()
 
 
 def top_k(x: Tensor, k: Numbers, *, axis: int, largest: int) -> tuple[Tensor, Tensor]:
-    """In order; of equal numbers the one that comes first."""
+    """The first ``k`` in order; equal numbers stay in the order of their places."""
     values, indices = torch.sort(x, dim=axis, descending=bool(largest), stable=True)
     count = ints(k)[0]
     return values.narrow(axis, 0, count), indices.narrow(axis, 0, count)

@@ -42,7 +42,7 @@ def layer_norm(
 def layer_norm_alone(
     x: Tensor, scale: Tensor, bias: Tensor | None = None, *, axis: int, epsilon: float
 ) -> Tensor:  # fmt: skip
-    """As :func:`layer_norm`, without what it gives besides: torch does this in one step where the scale need not broadcast."""
+    """As :func:`layer_norm`, without its further outputs: torch does this in one step where the scale need not broadcast."""
     if scale.shape != x.shape[axis:] or (bias is not None and bias.shape != scale.shape):
         return layer_norm(x, scale, bias, axis=axis, epsilon=epsilon)[0]
     return F.layer_norm(x, scale.shape, scale, bias, epsilon)
@@ -56,7 +56,7 @@ def rms_norm(x: Tensor, scale: Tensor, *, axis: int, epsilon: float) -> Tensor:
 def skip_layer_norm(
     x: Tensor, skip: Tensor, scale: Tensor, bias: Tensor | None = None, skip_bias: Tensor | None = None, *, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """The last axis of a sum, which comes last of what is given."""
+    """The last axis of a sum; the sum itself is the last output."""
     total = x + skip if skip_bias is None else x + skip + skip_bias
     return *layer_norm(total, scale, bias, axis=-1, epsilon=epsilon), total
 
@@ -74,7 +74,7 @@ def mean_variance_norm(x: Tensor, *, axes: list[int]) -> Tensor:
 
 
 def local_response_norm(x: Tensor, *, size: int, alpha: float, beta: float, bias: float) -> Tensor:
-    """Divided by a power of the squares in a window of channels, of which an even one reaches one further up."""
+    """Divided by a power of the squares in a window of channels; an even window reaches one channel further up than down."""
     before = (size - 1) // 2
     around = [0, 0] * (x.dim() - 2) + [before, size - 1 - before]
     squares = F.pad(x.square(), around).unfold(1, size, 1).sum(-1)

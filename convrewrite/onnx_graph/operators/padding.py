@@ -24,7 +24,7 @@ MODES = ("constant", "reflect", "edge", "wrap")
 
 
 def pad(x: Tensor, pads: Numbers, value: Any = None, axes: Numbers | None = None, *, mode: str) -> Tensor:
-    """The pads are all begins, then all ends, of the axes or of all; those below zero cut off."""
+    """The pads are all begins, then all ends, of ``axes`` or of all axes; those below zero cut off."""
     around = [(0, 0)] * x.dim()
     amounts = ints(pads)
     along = list(range(x.dim())) if axes is None else [axis % x.dim() for axis in ints(axes)]
@@ -56,7 +56,7 @@ def _sources(size: int, begin: int, end: int, mode: str) -> Tensor:
 
 
 def make_pad(view: NodeView) -> Made | None:
-    """None for modes that are not known, and for pads that cut off where others repeat."""
+    """None for modes that are not known, and for pads that cut off in any mode but "constant"."""
     mode = view.attributes.get("mode", "constant")
     pads = constant(view, 1)
     cuts = pads is not None and pads.numel() > 0 and int(pads.min()) < 0

@@ -26,9 +26,9 @@ class Window:
 
     Attributes:
         kernel, strides, dilations: in places.
-        begins, ends: places around the image.
-        same: "upper" or "lower" when there shall be one output per stride, and the odd place around the image be at the
-            end or at the begin; else "".
+        begins, ends: places added around the image.
+        same: "upper" or "lower" when there is to be one output per stride, with an odd place around the image at the
+            end or at the begin; otherwise "".
         ceil: whether a window that reaches beyond the end counts, if it begins before it.
     """
 
@@ -77,7 +77,7 @@ def window_of(view: NodeView) -> Window | None:
     if (len(strides), len(dilations), len(pads)) != (dims, dims, 2 * dims) or min(kernel + strides + dilations) < 1:
         return None
     if same and any(d > 1 or k < s for d, k, s in zip(dilations, kernel, strides, strict=True)):
-        return None  # onnxruntime leaves dilations out of account here, and cuts off what the strides leave over
+        return None  # onnxruntime ignores dilations here, and cuts off what the strides leave over
     if any(not 0 <= pad < k for pad, k in zip(pads, kernel * 2, strict=True)):
         return None
     return Window(kernel, strides, dilations, pads[:dims], pads[dims:], same, bool(given.get("ceil_mode", 0)))
@@ -103,7 +103,7 @@ def along_axes(window: Window, sizes: Sequence[int]) -> list[Along]:
 
 
 def _framed(x: Tensor, window: Window, along: Sequence[Along], value: float) -> Tensor:
-    """The image with what all windows cover, no more and no less."""
+    """The image, padded or cut to exactly what all windows cover."""
     ends = [
         (axis.outputs - 1) * stride + reach - size - axis.begin
         for axis, stride, reach, size in zip(along, window.strides, window.reach, x.shape[2:], strict=True)
@@ -123,7 +123,7 @@ def max_pool(x: Tensor, *, window: Window) -> Tensor:
 
 
 def average_pool(x: Tensor, *, window: Window, count_padding: bool) -> Tensor:
-    """The mean of every window, of its places within the image, or with those padded."""
+    """The mean of every window, over its places within the image, or over padded places too."""
     along = along_axes(window, x.shape[2:])
     total = _window_sums(_framed(x, window, along, 0), window)
     for i, axis in enumerate(along):
@@ -160,9 +160,7 @@ def lp_pool(x: Tensor, *, window: Window, p: int) -> Tensor:
     total = _window_sums(framed, window)
     nothing = total == 0
     root = torch.where(nothing, torch.ones_like(total), total) ** (1 / p)
-    return torch.where(
-        nothing, torch.zeros_like(total), root
-    )  # the gradient of a root of zero is none that can be used
+    return torch.where(nothing, torch.zeros_like(total), root)  # the gradient of a root at zero cannot be used
 
 
 def global_average(x: Tensor) -> Tensor:
@@ -207,7 +205,7 @@ def _twos(window: Window) -> tuple[Any, Any, Any]:
 
 
 def make_lp_pool(view: NodeView) -> Made | None:
-    """The norm is the second one where none is given."""
+    """The norm is the 2-norm where none is given."""
     window = window_of(view)
     return None if window is None else Computed(lp_pool, view, {"window": window, "p": view.attributes.get("p", 2)})
 

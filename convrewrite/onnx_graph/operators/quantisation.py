@@ -1,4 +1,4 @@
-"""Numbers as small whole ones and back, as networks hold them that were quantised; their gradient is that of rounding: none."""
+"""Numbers to small whole ones and back, as in quantised networks; like rounding, this gives no gradient."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from convrewrite.onnx_graph.operators.computed import Computed, Made, Maker
 
 
 def quantise(x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int) -> Tensor:
-    """Rounded to multiples of the scale, ties to the even one, and counted from zero; without a zero, from 0 up to 255."""
+    """Rounded to multiples of ``scale``, ties to the even one, and counted from ``zero``; without that, from 0 up to 255."""
     dtype = torch.uint8 if zero is None else zero.dtype
     limits = torch.iinfo(dtype)
     counted = torch.round(x / _along(scale, axis, x))
@@ -17,7 +17,7 @@ def quantise(x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int)
 
 
 def dequantise(x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int) -> Tensor:
-    """Multiples of the scale, counted from zero."""
+    """Multiples of ``scale``, counted from ``zero``."""
     counted = x if zero is None else x.to(torch.int32) - _along(zero, axis, x).to(torch.int32)
     return counted.to(scale.dtype) * _along(scale, axis, x)
 
@@ -30,7 +30,7 @@ def _along(values: Tensor, axis: int, x: Tensor) -> Tensor:
 
 
 def make_quantise(view: NodeView) -> Made | None:
-    """None where a scale serves a block of numbers, and where the type is said in another way than by the zero point."""
+    """None where a scale serves a block of numbers, and where the type is stated in another way than by the zero point."""
     special = any(view.attributes.get(name) for name in ("block_size", "output_dtype", "precision"))
     return None if special or not _per_tensor_or_axis(view) else Computed(quantise, view, _axis(view))
 

@@ -34,7 +34,7 @@ WEIGHTS, RECURRENT, BIASES, LENGTHS, HIDDEN, CELL, PEEPHOLES = range(1, 8)
 
 
 class ResetBefore(nn.Module):
-    """A GRU that resets its state before it multiplies it, where torch's does so behind; called and answering as torch's.
+    """A GRU that resets its state before it multiplies it, where torch's does so afterwards; called as torch's is.
 
     Weights are those of ONNX: (direction, gate * feature, input), the gates being update, reset, hidden.
     """
@@ -149,7 +149,7 @@ def _plain_step(view: NodeView) -> bool:
 
 
 def _fill(layer: nn.RNNBase, cell: Cell, weights: Tensor, recurrent: Tensor, biases: Tensor) -> None:
-    """Weights of ONNX, (direction, gate * feature, input), and biases of which the recurrent half comes second."""
+    """Copy weights of ONNX, (direction, gate * feature, input), and biases, whose second half is the recurrent one."""
     order = torch.tensor(cell.gates)
     values = {"weight_ih": weights, "weight_hh": recurrent}
     values["bias_ih"], values["bias_hh"] = biases.chunk(2, 1)

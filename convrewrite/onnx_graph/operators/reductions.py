@@ -51,7 +51,7 @@ def _smallest(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
 def _extreme(
     x: Tensor, axes: tuple[int, ...], keep: bool, reduction: Callable[..., Tensor], lowest: bool
 ) -> Tensor:  # fmt: skip
-    """Of nothing it is the number that never wins."""
+    """The extreme of no numbers is the number that never wins."""
     if not axes:
         return x
     if all(x.shape[axis] for axis in axes):
@@ -76,9 +76,7 @@ def _l1(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
 def _l2(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     if not x.is_floating_point():
         return torch.sqrt(_sum_square(x, axes, keep)).to(x.dtype)
-    return (
-        torch.linalg.vector_norm(x, 2, axes, keep) if axes else x.abs()
-    )  # of zeros it has a gradient, as a root has not
+    return torch.linalg.vector_norm(x, 2, axes, keep) if axes else x.abs()  # unlike a root, it has a gradient at zero
 
 
 def _log_sum(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:

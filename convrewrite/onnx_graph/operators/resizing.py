@@ -27,7 +27,7 @@ Real = Tensor | Sequence[float]
 """Numbers that need not be whole."""
 
 TORCH_MODES = {("linear", 3): "linear", ("linear", 4): "bilinear", ("linear", 5): "trilinear", ("cubic", 4): "bicubic"}
-"""Modes and the numbers of axes of the input -> torch's modes. Its cubic filter has the coefficient -0.75."""
+"""Modes and the numbers of axes of the input -> torch's modes. Torch's cubic filter has the coefficient -0.75."""
 
 GRID_MODES = {
     "linear": "bilinear", "bilinear": "bilinear", "nearest": "nearest", "cubic": "bicubic", "bicubic": "bicubic",
@@ -38,9 +38,9 @@ GRID_MODES = {
 def resize(
     x: Tensor, roi: Real | None = None, scales: Real | None = None, sizes: Numbers | None = None, *, sampling: Sampling
 ) -> Tensor:  # fmt: skip
-    """Axis by axis; of scales and sizes one is given, as the other may be empty. The region of interest is for crops alone.
+    """Axis by axis; either scales or sizes are given, the others missing or empty. The region of interest is for crops alone.
 
-    An image whose size does not change stays as it is, even where the scales are not 1: so it does in onnxruntime.
+    An image whose size does not change stays as it is, even where the scales are not 1, as in onnxruntime.
     """
     del roi
     axes = range(x.dim()) if sampling.axes is None else [axis % x.dim() for axis in sampling.axes]
@@ -51,7 +51,7 @@ def resize(
     if _as_torch(x.dim(), by_axis, sampling):
         wanted = [by_axis[axis].outputs if axis in by_axis else x.shape[axis] for axis in range(2, x.dim())]
         return F.interpolate(x, wanted, mode=TORCH_MODES[sampling.mode, x.dim()])
-    for axis in sorted(by_axis, reverse=True):  # the last one is the slowest, and what grows is then still small
+    for axis in sorted(by_axis, reverse=True):  # the last axis is the slowest, so it comes while the image is small
         stretch = by_axis[axis]
         if stretch.size != stretch.outputs or (stretch.scale != 1 and not sampling.antialias):
             x = _resized(x, axis, stretch, sampling)
@@ -131,7 +131,7 @@ def make_resize(view: NodeView) -> Made | None:
         policy=given.get("keep_aspect_ratio_policy", "stretch"),
     )
     known = sampling.mode in ("nearest", "linear", "cubic") and sampling.coordinates in COORDINATES
-    # Which place is the nearest hangs there on how each sum was rounded.
+    # Which place is the nearest depends there on how each sum was rounded.
     undecided = sampling.mode == "nearest" and sampling.coordinates == "half_pixel_symmetric"
     if not known or undecided or sampling.nearest not in NEAREST:
         return None
@@ -139,7 +139,7 @@ def make_resize(view: NodeView) -> Made | None:
 
 
 def make_upsample(view: NodeView) -> Made | None:
-    """The older form, in which the first places of both images are each other's."""
+    """The older form, in which the first places of both images coincide."""
     mode = view.attributes.get("mode", "nearest")
     if mode not in ("nearest", "linear"):
         return None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 SIMPLE = "simple"
-"""The mode in which older files take the nearest place: the one before, or when there are fewer the one behind."""
+"""The mode in which older files take the nearest place: the one before or, when the axis gets shorter, the one behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +45,12 @@ def pytorch_half_pixel(stretch: Stretch, i: Tensor) -> Tensor:
 
 
 def align_corners(stretch: Stretch, i: Tensor) -> Tensor:
-    """The first and the last places are each other's."""
+    """The first places of both axes coincide, and so do the last ones."""
     return i * (stretch.size - 1) / (stretch.outputs - 1) if stretch.outputs > 1 else torch.zeros_like(i)
 
 
 def asymmetric(stretch: Stretch, i: Tensor) -> Tensor:
-    """The first places are each other's."""
+    """The first places of both axes coincide."""
     return i / _single(stretch.scale)
 
 
@@ -60,7 +60,7 @@ def half_pixel_for_nearest(stretch: Stretch, i: Tensor) -> Tensor:
 
 
 def half_pixel_symmetric(stretch: Stretch, i: Tensor) -> Tensor:
-    """As half_pixel, the middle of the whole being kept where the scale was rounded."""
+    """As half_pixel, but the middle of the axis stays the middle where the scale was rounded."""
     adjustment = stretch.outputs / (_single(stretch.scale) * stretch.size)
     return stretch.size / 2 * (1 - adjustment) + (i + 0.5) / _single(stretch.scale) - 0.5
 

@@ -44,7 +44,7 @@ def flatten(x: Tensor, *, axis: int) -> Tensor:
 
 
 def transpose(x: Tensor, *, perm: list[int] | None) -> Tensor:
-    """The axes in another order, without one in reverse."""
+    """The axes in the order ``perm`` or, without it, reversed."""
     return x.permute(list(reversed(range(x.dim()))) if perm is None else perm)
 
 
@@ -114,7 +114,7 @@ def dropout(
     kept: bool,
     numbers: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Outside of training nothing is dropped: the values, and a mask of ``kept`` in ``numbers`` or booleans."""
+    """Outside of training nothing is dropped: the values, and a mask that is ``kept`` everywhere, as ``numbers`` or booleans."""
     return x, torch.full_like(x, kept, dtype=x.dtype if numbers else torch.bool)
 
 
@@ -124,7 +124,7 @@ def make_identity(view: NodeView) -> Made | None:
 
 
 def make_dropout(view: NodeView) -> Made | None:
-    """None where it may drop something. The mask says what stays since version 12; before, onnxruntime leaves it empty where
+    """None where it may drop something. Since version 12 the mask marks what stays; before, onnxruntime marks nothing in it where
     nothing is dropped, and in versions below 10 it has the type of the values."""
     training = constant(view, 2)
     if dynamic(view, 2) or (training is not None and bool(training)):
