@@ -32,7 +32,7 @@ def follow(model: nn.Module, inputs: Inputs) -> Traced:
 
 
 def _checked(model: nn.Module, traced: Traced, inputs: Inputs) -> Traced:
-    """Without the graphs that compute something else."""
+    """``traced`` without the graphs that compute something else than their modules."""
     parts: dict[str, fx.GraphModule] = {}
     lost = list(traced.lost)
     waiting = list(traced.parts.items())

@@ -1,7 +1,7 @@
 """Kernels that are computed at every call, though not from the input: weight and spectral norm, standardised weights.
 
 In eval mode a module that does nothing else is a plain convolution with the computed kernel. Running it shows whether that is so:
-it must convolve once, its very input, return the result, and use the same kernel whatever the input.
+it must convolve exactly once, with its very input, return the result, and use the same kernel whatever the input.
 """
 
 from collections.abc import Collection, Iterator, Mapping

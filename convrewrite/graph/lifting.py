@@ -34,7 +34,7 @@ ROUNDING = 1e3
 """Units of rounding by which outputs may differ once convolutions are modules, relative to the largest."""
 
 SHOWN = 6
-"""Names in a note, at most."""
+"""Most names in a note."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,7 @@ def _rebuild(program: ExportedProgram, source: str) -> Rebuilt:
 
 
 def _examples(program: ExportedProgram, model: fx.GraphModule) -> Inputs:
-    """Inputs such as the program was exported with: the stored ones where there are any, otherwise ones of the same shapes."""
+    """Inputs like those that the program was exported with: these themselves where they are stored, otherwise of their shapes."""
     nodes = [node for node in model.graph.nodes if node.op == "placeholder"]
     given = [leaf for leaf in pytree.tree_leaves(program.example_inputs) if isinstance(leaf, Tensor)]
     if len(given) == len(nodes):

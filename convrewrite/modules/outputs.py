@@ -94,7 +94,7 @@ def _leaves(name: str, value: object) -> Iterator[tuple[str, object]]:
 
 
 def _parts(value: object) -> list[tuple[str, object]] | None:
-    """The parts of a container under their keys; None for what is none."""
+    """The parts of a container under their keys; None for anything else."""
     # Mapping comes first: the ModelOutput classes of the transformers family are dictionaries and dataclasses at once.
     if isinstance(value, Mapping):
         return [(str(key), part) for key, part in value.items()]

@@ -12,7 +12,7 @@ import onnxruntime as ort
 from convrewrite.errors import ModelLoadError
 
 PATIENCE = 10
-"""A later run may take so many times the seconds of a first one: it has more examples, and the machine may be busy."""
+"""A later run may take so many times the seconds that a first one may: it has more examples, and the machine may be busy."""
 
 FAREWELL = 5.0
 """Seconds that a run which is being ended has to finish its current operator; then it is left behind."""

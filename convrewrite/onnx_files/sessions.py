@@ -13,7 +13,7 @@ from convrewrite.machine import end_with_parent, limit_memory, limit_processor
 from convrewrite.targets import session_options
 
 LONGEST = 400
-"""Characters of an error that are shown."""
+"""Most characters of an error that are shown."""
 
 
 def open_session(source: Path | bytes, threads: int = 1, folder: Path | None = None) -> ort.InferenceSession:

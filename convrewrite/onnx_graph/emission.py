@@ -77,7 +77,7 @@ class Emitter:
         return made if len(ends) == 1 else made + self._sum(ends, target, base)
 
     def chains(self, module: nn.Module, base: str) -> list[list[Stage]]:
-        """The convolutions of each branch of a module. Raises ExportError where something else is among them, or none."""
+        """The convolutions of each branch of a module. Raises ExportError for a branch with anything else, or with none."""
         branches = list(module) if isinstance(module, SumOfBranches) else [module]
         parts = [list(branch) if isinstance(branch, nn.Sequential) else [branch] for branch in branches]
         chains = [[part for part in branch if isinstance(part, Stage)] for branch in parts]

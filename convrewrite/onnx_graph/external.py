@@ -24,16 +24,16 @@ CHUNK = 2**24
 """Bytes that are copied at a time: few calls, and little memory."""
 
 ALIGNMENT = 64
-"""Bytes of which every weight's place is a multiple: a line of a processor's cache, so that vectors load whole."""
+"""Every weight begins at a multiple of so many bytes: a line of a processor's cache, so that vectors load whole."""
 
 PAGE = 4096
-"""Bytes of which the places of large weights are a multiple, as pages of memory are, so that they can be mapped."""
+"""Large weights begin at multiples of so many bytes, as pages of memory do, so that they can be mapped."""
 
 LARGE = 2**20
-"""Bytes from which a weight is large: what alignment to pages wastes does not count then."""
+"""Bytes from which a weight is large: then what alignment to pages wastes does not matter."""
 
 STALE = ("location", "offset", "length", "checksum", "basepath")
-"""Entries that say where a tensor's bytes are, or what the whole file around them is."""
+"""Entries that say where a tensor's bytes are, or that describe the whole file around them."""
 
 
 def needs_second_file(model: onnx.ModelProto) -> bool:

@@ -43,9 +43,9 @@ class NodeView:
         op_type: the operator, of the standard domain or of ``com.microsoft``.
         opset: the version of the standard operators in the file.
         attributes: those that are given, as int, float, str, Tensor, or lists of these; graphs are left out.
-        constants: for every input its value where that is constant (half precision as float32), else None.
+        constants: for every input its value where that is constant (half precision as float32), otherwise None.
         present: for every input whether there is one: optional ones may be left out.
-        ranks: for every input the number of its axes in the example run; None where it is no tensor or not there.
+        ranks: for every input the number of its axes in the example run; None where it is no tensor or left out.
         outputs: for every output whether the graph uses it.
         stands: whether it must not be folded into the node before it.
     """

@@ -13,7 +13,7 @@ from convrewrite.onnx_graph.scopes import Scope, Scopes
 from convrewrite.onnx_graph.walks import STANDARD_DOMAINS, inner_graphs, with_inner
 
 LONGEST_NAME = 120
-"""Characters of a name that are shown: nodes inside of others have long ones."""
+"""Most characters of a name that are shown: nodes inside of others have long ones."""
 
 QUANTISED = "quantised already, and whole numbers cannot be fitted; rewrite the float model, then quantise the result"
 FUSED = "fused by onnxruntime with what follows it; rewrite the model as it was before onnxruntime optimised it"

@@ -88,7 +88,7 @@ def _is_mask(name: str, runs: Sequence[Values]) -> bool:
 
 
 def _varies(name: str, runs: Sequence[Values]) -> bool:
-    """Whether the numbers decide how many entries a value has; if it has none, that may be their decision."""
+    """Whether the numbers decide how many entries a value has, as is assumed of a value without entries."""
     shapes = [run[name].shape for run in runs if isinstance(run.get(name), np.ndarray)]
     return len(set(shapes)) > 1 or any(0 in shape for shape in shapes)
 

@@ -134,7 +134,7 @@ def as_tensor(value: Any) -> Tensor | None:
         return None
     try:
         return torch.from_numpy(np.array(value))
-    except TypeError:  # a type that torch does not have, as of four bits
+    except TypeError:  # a type that torch does not have, such as one of four bits
         return None
 
 

@@ -1,7 +1,7 @@
 """NumPy files, whose headers are read and checked before anything is allocated.
 
 A header of a hundred bytes can claim any shape, and a zip member of a megabyte can unpack to a gigabyte. Therefore an
-``.npz`` is unpacked only as far as the last row that is needed, and there is a limit to what may be unpacked for it.
+``.npz`` is unpacked no further than its wanted rows need, and there is a limit to what may be unpacked for them.
 """
 
 import math
@@ -45,7 +45,7 @@ class StoredArray:
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     def __getitem__(self, rows: Sequence[int]) -> NDArray[Any]:
-        """These rows, in ascending order. Raises CalibrationError where too much would have to be unpacked for them."""
+        """These rows, given in ascending order. Raises CalibrationError where too much would have to be unpacked for them."""
         whole = self.shape[0] if self.columns_first else (max(rows, default=-1) + 1)
         require_room(f"{self.path}: {self.member}", whole * self.row_bytes, self.memory)
         with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:

@@ -47,7 +47,7 @@ def gather(x: Tensor, indices: Tensor, *, axis: int) -> Tensor:
 
 
 def gather_elements(x: Tensor, indices: Tensor, *, axis: int) -> Tensor:
-    """For every number its place along one axis."""
+    """The numbers at the places that the indices give along one axis."""
     return torch.gather(x, axis, _from_start(indices, x.shape[axis]))
 
 
@@ -62,7 +62,7 @@ def gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int) -> Tensor:
 
 
 def scatter_elements(x: Tensor, indices: Tensor, updates: Tensor, *, axis: int, reduction: str) -> Tensor:
-    """For every update its place along one axis."""
+    """Every update at the place that its index gives along one axis."""
     return _put(x, axis, _from_start(indices, x.shape[axis]), updates, reduction)
 
 
@@ -122,7 +122,7 @@ def arg_min(x: Tensor, *, axis: int, keepdims: int, select_last_index: int) -> T
 
 
 def cum_sum(x: Tensor, axis: Numbers, *, exclusive: int, reverse: int) -> Tensor:
-    """The sum of all numbers up to here, of those from here on in reverse, without this one when exclusive."""
+    """At every place the sum of all numbers up to it or, in ``reverse``, from it on; its own is left out when ``exclusive``."""
     return _cumulated(x, ints(axis)[0], bool(exclusive), bool(reverse), torch.cumsum)
 
 
@@ -141,7 +141,7 @@ def _cumulated(x: Tensor, axis: int, exclusive: bool, reverse: bool, function: C
 
 
 def reverse_sequence(x: Tensor, lengths: Tensor, *, batch_axis: int, time_axis: int) -> Tensor:
-    """The first numbers of every sequence in reverse, as many as its length."""
+    """Every sequence with its first numbers, as many as its length, in reverse."""
     time = torch.arange(x.shape[time_axis], device=x.device).unsqueeze(1)
     places = torch.where(time < lengths, lengths - 1 - time, time)
     ordered = x.movedim((time_axis, batch_axis), (0, 1))

@@ -16,7 +16,7 @@ Reduction = Callable[[Tensor, tuple[int, ...], bool], Tensor]
 def reduced(
     reduction: Reduction, x: Tensor, axes: Numbers | None = None, *, keepdims: int, noop_with_empty_axes: int
 ) -> Tensor:
-    """Along all axes where none is given, unless that means along none."""
+    """Along ``axes``; if there are none, along all or, with ``noop_with_empty_axes``, along none."""
     along = tuple(axis % max(x.dim(), 1) for axis in ints(axes)) if axes is not None else ()
     if not along and not noop_with_empty_axes:
         along = tuple(range(x.dim()))
