@@ -12,7 +12,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 def put_on(device: torch.device, model: Module) -> Module:
     """The model itself, with every tensor moved to ``device``, also those that are in no table of a module. What holds a tensor,
-    and which modules share one, stays the same."""
+    and which modules share one, stays the same; the gradients of moved tensors are dropped."""
     for value in reachable(model):
         if isinstance(value, Tensor) and not value.is_meta and value.device != device:
             with torch.inference_mode(value.is_inference()), torch.no_grad():
