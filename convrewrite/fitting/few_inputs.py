@@ -1,4 +1,5 @@
-"""Fits to few inputs: where one has learned its inputs by heart, what less trust in them gives, down to the weights alone."""
+"""Fits to few inputs: where a fit has overfitted its inputs, fits with less trust in them are tried, down to the weights
+alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,16 +19,16 @@ from convrewrite.structures import Setting, Structure, initial_kernels
 from convrewrite.workers import side_by_side
 
 HUGE = 3000
-"""From so many numbers in a patch on, a doubtful fit is made anew with the most promising trust in few inputs alone, not with
-every one. For patches of 1,024 to 2,048 numbers of a pitch network, in a fast run, all of them kept 91.1 % of the voiced frames
-within 25 cents, the most promising one 89.3 %."""
+"""From so many numbers in a patch on, a doubtful fit is repeated only with the most promising of the lesser trusts, not with
+every one. For patches of 1,024 to 2,048 numbers of a pitch network, in a fast run, trying all kept 91.1 % of the voiced frames
+within 25 cents, trying the most promising one 89.3 %."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What is known of a site: its folded kernel ``(O, C / g, kh, kw)``, the moments of its inputs ``seen`` from ``examples``
-    and of the ``unseen``, held-out ones, for every group, and the weights of its outputs. ``room``: whether memory has any for
-    another matrix of the size of a covariance; without it, data is believed in full or not at all."""
+    """What is known of a site: its folded kernel ``(O, C / g, kh, kw)``, for every group the moments of its inputs ``seen`` from
+    ``examples`` and of the ``unseen``, held-out ones, and the ``roots`` of the weights of its outputs. ``room``: whether memory
+    has room for another matrix of the size of a covariance; without it, data is trusted in full or not at all."""
 
     spec: ConvSpec
     kernel: Tensor
@@ -47,19 +48,19 @@ class Evidence:
         return cls(spec, kernel, seen, unseen, examples, roots, room, grounds_of(kernel, spec, seen))
 
     def goals(self, trusts: Sequence[Trust] = (), *, solved: bool = True) -> list[Goal]:
-        """What fits of every group go towards; ``trusts`` are those of the groups, none: full. See :meth:`Ground.target`.
+        """What fits of every group aim at; ``trusts`` are those of the groups, full if empty. See :meth:`Ground.target`.
 
         For huge patches with few positions W* is both uncertain and expensive, and W is as good to start from: at three layers of
-        512 to 512 channels with 10,045 positions, fits left 0.6325, 0.2686 and 0.7512 of the variance, and 0.6324, 0.2689 and
-        0.7511 from W*.
+        512 to 512 channels with 10,045 positions, fits from W left 0.6325, 0.2686 and 0.7512 of the variance, and fits from W*
+        0.6324, 0.2689 and 0.7511.
         """
         solved = solved and not (self._huge and doubtable(*self._size))
         each = zip(self.grounds, trusts or (FULL,) * len(self.grounds), self.roots, strict=True)
         return [Goal.of(ground.target(t.ridge, t.shrinkage, solved=solved), root) for ground, t, root in each]
 
     def believed(self, structure: Structure, setting: Setting, found: Fit) -> Fit:
-        """``found``, or where it is doubtful the fit of the same option with less trust in the data, or with none, that has
-        the least error on held-out inputs."""
+        """``found``; or where it is doubtful, the one with the least error on held-out inputs of ``found`` and of fits of the
+        same option with less trust in the data or with none."""
         if not self._doubts(structure, setting, found):
             return found
         least = min(found, self.from_weights(structure, setting), key=_left)
@@ -72,11 +73,12 @@ class Evidence:
         return min([least, *fits], key=_left)
 
     def fit_large(self, structure: Structure, setting: Setting, full: Sequence[Goal], near: Fit) -> Fit:
-        """A fit of a large site. Of huge ones each takes long: how far the data is to be believed is told by last stages alone
-        there, behind the other stages of ``near``, a rough fit. ``full`` are the goals that believe it in full.
+        """A fit of a large site. A fit of a huge one takes long, so there only last stages are solved for every trust, behind the
+        other stages of ``near``, a rough fit, and the fit with the best trust goes on from ``near``. ``full`` are the goals of
+        full trust.
 
-        For four structures at a layer of 128 to 64 channels with 324 to 2,592 positions, in nine of twelve cases the same trust
-        was chosen as by fits with all of them, and the errors were within 0.001. The fit with that trust goes on from ``near``.
+        For four structures at a layer of 128 to 64 channels with 324 to 2,592 positions, in nine of twelve cases this chose the
+        same trust as fits with all of them, and the errors were within 0.001.
         """
         whole = partial(fit, structure, self.spec, setting, full, self.seen, self.unseen)
         if not self._huge:
@@ -87,7 +89,7 @@ class Evidence:
         return min(self._gone_on(structure, setting, trusts, near), self.from_weights(structure, setting), key=_left)
 
     def _likely(self, structure: Structure, setting: Setting, near: Fit) -> tuple[Trust, ...] | None:
-        """The trust of every group that does best on held-out inputs; None where there is nothing to doubt."""
+        """For every group the trust that does best on held-out inputs; None where there is nothing to doubt."""
         if not self._doubtable:
             return None
         stages = structure.stages(self.spec.per_group, setting)
@@ -137,12 +139,12 @@ class Evidence:
         return self._doubtable and doubtful(*self._size, self.left_by(structure, setting, found), found.unexplained)
 
     def left_by(self, structure: Structure, setting: Setting, found: Fit) -> float:
-        """The share of the output's variance on the inputs fitted on that a fit leaves unexplained."""
+        """The share of the output's variance that a fit leaves unexplained on the inputs that it was fitted on."""
         stages = structure.stages(self.spec.per_group, setting)
         return left_unexplained(_by_group(found.kernels, self.spec.groups), stages, self.seen)
 
     def from_weights(self, structure: Structure, setting: Setting) -> Fit:
-        """The decomposition of the kernel alone; only its bias knows the inputs."""
+        """The decomposition of the kernel alone; only its bias depends on the inputs."""
         kernels = initial_kernels(structure, self.kernel, self.spec, setting)
         stages = structure.stages(self.spec.per_group, setting)
         return told(_by_group(kernels, self.spec.groups), stages, self.seen, self.unseen)

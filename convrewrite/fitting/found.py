@@ -1,4 +1,4 @@
-"""What a fit found: stage kernels, the bias that goes with them, and the errors they leave."""
+"""The result of a fit: stage kernels, the bias that goes with them, and the errors they leave."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from convrewrite.structures import Stage, join_groups, through
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Stage kernels and bias of one site (float64, groups joined), and the share of its output's variance on held-out inputs
-    that they leave unexplained: the square of the relative error. Without inputs, of the kernel's energy.
+    """Stage kernels and bias of one site (float64, groups joined), and the share of its output's variance on held-out inputs that
+    they leave unexplained: the square of the relative error. Without inputs, the share of the kernel's energy.
 
     ``trusts``: those of the groups, where they are less than full.
     """
@@ -40,7 +40,7 @@ def told(
     shares: Sequence[float] | None = None,
 ) -> Fit:
     """The stage kernels of every group joined, with the bias that goes with them, and what they leave unexplained. ``shares``:
-    that of every group, where it is known."""
+    what every group leaves unexplained, where it is known."""
     left = left_unexplained(fitted, stages, held_out) if shares is None else pooled(shares, held_out)
     return Fit(
         kernels=join_groups(fitted),
@@ -50,7 +50,7 @@ def told(
 
 
 def bias_of(kernels: tuple[Tensor, ...], stages: Sequence[Stage], moments: Moments) -> Tensor:
-    """:meth:`Moments.bias` of what the stage kernels of one group compose to."""
+    """:meth:`Moments.bias` of the kernel that the stage kernels of one group compose to."""
     mean = moments.mean_p.reshape(*shape_through(kernels, stages)[1:], 1)
     for stage, kernel in zip(stages, kernels, strict=True):
         mean = through(stage, kernel.to(mean), mean)
@@ -58,7 +58,7 @@ def bias_of(kernels: tuple[Tensor, ...], stages: Sequence[Stage], moments: Momen
 
 
 def shape_through(kernels: tuple[Tensor, ...], stages: Sequence[Stage]) -> Shape:
-    """The shape of what stage kernels compose to: of each spatial axis one of them has the extent."""
+    """The shape of the kernel that stage kernels compose to: one of them has its full extent along each spatial axis."""
     height, width = (max(kernel.shape[axis] for kernel in kernels) for axis in (2, 3))
     return len(kernels[-1]), stages[0].in_channels, height, width
 
@@ -72,15 +72,15 @@ def left_unexplained(
 
 
 def unexplained(kernels: tuple[Tensor, ...], stages: Sequence[Stage], moments: Moments) -> float:
-    """The share of the variance of one group's output that stage kernels leave unexplained: :meth:`Moments.unexplained` of what
-    they compose to, with products by the covariance that are as few as the rank."""
+    """The share of the variance of one group's output that stage kernels leave unexplained: :meth:`Moments.unexplained` of the
+    kernel that they compose to, but with only as many products by the covariance as the rank."""
     exact = tuple(kernel.double() for kernel in kernels)
     data = Second(moments.cov_p, moments.cov_yp, shape_through(exact, stages))
     return share_left(LastInput.of(exact[:-1], stages, data), exact[-1], moments)
 
 
 def share_left(seen: LastInput, last: Tensor, moments: Moments) -> float:
-    """The same from what a last stage is solved from, with this one."""
+    """The same, computed from what a last stage is solved from, for the last stage ``last``."""
     total = moments.var_y.sum()
     residual = max(0.0, seen.objective(last, float(total)))
     return residual / float(total.clamp_min(torch.finfo(total.dtype).tiny))

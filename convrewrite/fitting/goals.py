@@ -1,13 +1,13 @@
-"""What a fit of one group goes towards: its target, in the outputs that the fit works on.
+"""What a fit of one group aims at: its target, in the outputs that the fit works on.
 
-Two changes of the outputs come in between, and the last stage that is found is changed back:
+The fit works on outputs that are changed in two ways, and the last stage that it finds is changed back:
 
-- *weighed*: multiplied by the root ``R (O, O)`` of their weights, E counts their errors by ``R^T R``.
-- *narrow*: where there are more outputs than numbers ``d`` in a patch, they are combinations of ``d``. With the response
-  ``Q T``, the columns of Q orthonormal, E of stages towards T is that of the same stages, the last one multiplied by Q, towards
-  Q T; and no other last stage has a lower one, as what does not lie in the space of Q only adds to it.
+- *weighed*: they are multiplied by the root ``R (O, O)`` of their weights, so that E weighs their errors by ``R^T R``.
+- *narrow*: where there are more outputs than the ``d`` numbers of a patch, they are combinations of ``d``. With the response
+  ``Q T``, the columns of Q orthonormal, E of stages towards T equals E towards Q T of the same stages with the last one
+  multiplied by Q; and no other last stage has a lower E, as any part outside the space of Q only adds to it.
 
-Neither is for a last stage that does not mix its outputs: it fits each by itself.
+Neither applies to a last stage that does not mix its outputs, as it fits each by itself.
 """
 
 from collections.abc import Sequence
@@ -21,16 +21,17 @@ from convrewrite.fitting.targets import Target
 from convrewrite.structures import Stage
 
 Roots = Sequence[Tensor | None]
-"""Roots of the weights of outputs, for every group: R ``(O, O)``, upper triangular, with
-``R^T R`` the weights of its outputs; None: all alike."""
+"""Roots of the weights of outputs, for every group: R ``(O, O)``, upper triangular, with ``R^T R`` the weights of its outputs;
+None if all count alike."""
 
 Kernels = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """A target whose outputs are the real ones multiplied by ``root (O, O)`` and then by the transpose of ``basis (O, d)``; None:
-    by nothing. ``back (O, d)`` is the basis in the real outputs, ``wide (O, d)`` the kernel before the basis."""
+    """A target whose outputs are the real ones multiplied by ``root (O, O)`` and then by the transpose of ``basis (O, d)``, each
+    unless it is None. ``back (O, d)`` is the basis in the real outputs, ``wide (O, d)`` the kernel before the basis was
+    applied."""
 
     target: Target
     root: Tensor | None = None
@@ -40,7 +41,7 @@ class Aim:
 
     @property
     def wanted(self) -> Tensor:
-        """The kernel ``(O, C, kh, kw)`` with all outputs, weighed: what a structure decomposes to start from."""
+        """The weighed kernel ``(O, C, kh, kw)`` with all outputs, which a structure decomposes to start from."""
         kernel = self.target.kernel if self.wide is None else self.wide
         return kernel.reshape(-1, *self.target.shape[1:])
 
@@ -61,14 +62,14 @@ class Aim:
         return (*kernels[:-1], last.unflatten(1, kernels[-1].shape[1:]))
 
     def own(self, kernels: Kernels) -> Kernels:
-        """The inverse of :meth:`real`; of a last stage that is not narrow, the nearest that is."""
+        """The inverse of :meth:`real`; a last stage that is not narrow gives the nearest one that is."""
         if self.root is None:
             return self.begun(kernels)
         last = self.root @ kernels[-1].flatten(1)
         return self.begun((*kernels[:-1], last.unflatten(1, kernels[-1].shape[1:])))
 
     def sharing(self, covariance: Tensor) -> "Aim":
-        """The same with this covariance, and in its precision."""
+        """The same with this covariance and in its precision."""
         dtype = covariance.dtype
         parts = (self.root, self.basis, self.back, self.wide)
         changes = (None if part is None else part.to(dtype) for part in parts)
@@ -89,7 +90,7 @@ class Aim:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """The target of one group, for whatever stages: as it is, weighed, and weighed and narrow."""
+    """The target of one group in all forms that stages may need: as it is, weighed, and weighed and narrow."""
 
     plain: Aim
     weighed: Aim
@@ -97,23 +98,23 @@ class Goal:
 
     @classmethod
     def of(cls, target: Target, root: Tensor | None = None) -> "Goal":
-        """``root``: that of the weights of its outputs; None: all count alike."""
+        """``root``: the root of the weights of its outputs; None if all count alike."""
         plain = Aim(target)
         weighed = plain if root is None else Aim(target.weighted(root), root)
         return cls(plain, weighed, weighed.narrowed())
 
     @property
     def target(self) -> Target:
-        """In the real outputs."""
+        """The target in the real outputs."""
         return self.plain.target
 
     @property
     def outputs(self) -> int:
-        """How many real ones there are."""
+        """How many real outputs there are."""
         return len(self.target.kernel)
 
     def aim(self, stages: Sequence[Stage]) -> Aim:
-        """The one that fits of these stages go towards."""
+        """The form of the target that fits of these stages aim at."""
         last = stages[-1]
         if last.groups > 1:
             return self.plain

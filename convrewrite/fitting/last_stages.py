@@ -1,7 +1,7 @@
-"""Last stages for several ways to believe the data, the stages before them as they are: how much trust is best shows in them.
+"""Last stages for several trusts in the data, with the stages before them left as they are: they show which trust is best.
 
-What a last stage is solved from is linear in the second moments, so these go through the stages before once, however many
-ways there are.
+What a last stage is solved from is linear in the second moments, so these go through the stages before it only once, however many
+trusts there are.
 """
 
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ from convrewrite.structures import Stage
 
 @dataclass(frozen=True, slots=True)
 class LastStages:
-    """What the last stages of one group are solved from: the ``data`` as it is, what is added to it where the covariance is
-    drawn wholly to its ``diagonal``, and that of ``white`` inputs whose wanted output is the original kernel's; and the
-    ``unseen`` data, on which they are judged."""
+    """What the last stages of one group are solved from: the ``data`` as it is; ``diagonal``, with the covariance drawn wholly to
+    its diagonal and what that adds to the response; that of ``white`` inputs whose wanted output is the original kernel's; and
+    the ``unseen`` data, on which they are judged."""
 
     ground: Ground
     held_out: Moments

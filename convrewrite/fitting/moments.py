@@ -1,9 +1,9 @@
 """Means and covariances of a convolution's input patches and outputs, gathered batch by batch.
 
 A patch is what one output position sees, ``d = C * kh * kw`` numbers in the order of the canonical kernel's columns, so that
-``y = W p + b`` holds for every kind: padding of every mode, stride, dilation, and transposed convolutions, whose patch is
-cut from the input with zeros inserted. Products run in float32, sums in float64; positions are sub-sampled when there are
-many more than the covariance needs. On a device products run there, and sums where float64 is.
+``y = W p + b`` holds for every kind: padding of every mode, stride, dilation, and transposed convolutions, whose patch is cut
+from the input with zeros inserted. Products run in float32, sums in float64; positions are sub-sampled when there are many more
+than the covariance needs. Products of data on a device run on it, and sums where float64 is available.
 """
 
 from collections.abc import Sequence
@@ -22,18 +22,18 @@ CHUNK = 1 << 23
 """Numbers in one block of gathered patches: 32 MB in float32."""
 
 SPARSE = 0.05
-"""Share of the positions: where fewer are gathered, they are picked out of the tensors as they lie."""
+"""Where at most this share of the positions is gathered, they are picked out of the tensors without copying these first."""
 
 CHEAP = 4_000_000_000
-"""Products of numbers of a patch with each other, or with outputs if these are more, that are cheap anywhere."""
+"""So many products of numbers of a patch with each other, or with outputs if these are more, are cheap on any machine."""
 
 TOGETHER = 4096
 """Fewest positions of planes in one product, unless there are no more: smaller products, and adding each of them to sums in
 float64, waste time."""
 
 DENSE = 512
-"""Numbers in a patch from which on all positions of a plane are summed up by correlations: below, a few products of patches take
-less time than many of planes."""
+"""From so many numbers in a patch on, all positions of a plane are summed up by correlations: below, a few products of patches
+take less time than many products of planes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Moments:
         return Moments(self.count, mean_p, mean_y, cov_p, cov_yp, var_y, self.centred)
 
     def about_zero(self) -> "Moments":
-        """The moments without centring: where no bias can make up for it, an error of the mean counts like any other."""
+        """The moments without centring: where no bias can compensate for it, an error of the mean counts like any other."""
         return replace(
             self,
             mean_p=torch.zeros_like(self.mean_p),
@@ -83,7 +83,7 @@ def position_limit(d: int, outputs: int, *, held_out: bool = False) -> int:
     """How many positions are gathered at most, for patches of ``d`` numbers: twenty per unknown of a filter, down to ten where
     these would take more than half a gigabyte; more if cheap.
 
-    Held-out ones only measure errors, of which a few thousand positions tell a percent: two per unknown are enough.
+    Held-out positions only measure errors, which a few thousand of them measure to a percent: two per unknown are enough.
     """
     wanted = 2 * d if held_out else min(20 * d, max(10 * d, (1 << 27) // d))
     return max(wanted, CHEAP // (d * max(d, outputs)))
@@ -172,11 +172,10 @@ class Accumulator:
         limit: int | None = None,
         device: torch.device | None = None,
     ) -> None:
-        """Of ``expected_positions`` over all batches about ``limit`` are gathered, None: :func:`position_limit`.
+        """Of ``expected_positions`` over all batches about ``limit`` are gathered; None stands for :func:`position_limit`.
 
         With ``keep`` the gathered blocks stay in ``kept``, for other outputs at the same positions; with ``cut`` as planes that
-        patches are cut from. ``device``: where batches
-        lie; None: the processor.
+        patches are cut from. ``device``: where batches lie; None stands for the processor.
         """
         self._spec = spec
         self.kept: list[Block] | None = [] if keep else None
@@ -244,7 +243,7 @@ class Accumulator:
             products.add(p[group])
 
     def _add_outputs(self, outputs: Tensor) -> Tensor:
-        """Count outputs ``(g, P, O / g)``, and give them shifted."""
+        """Add outputs ``(g, P, O / g)`` to the count and the sums, and return them shifted."""
         assert self._shift is not None
         y = outputs - self._shift[1]
         self._count += y.shape[1]
@@ -253,7 +252,7 @@ class Accumulator:
         return y
 
     def _wait(self, pixels: Tensor, outputs: Tensor) -> None:
-        """Planes that are summed up once there are enough of one size."""
+        """Hold planes back until there are enough of one size to sum up."""
         if self._waiting and self._waiting[0][0].shape[1:] != pixels.shape[1:]:
             self._add_waiting()
         self._waiting.append((pixels, outputs))
@@ -272,7 +271,7 @@ class Accumulator:
         self._waiting = []
 
     def _add_planes(self, pixels: Tensor, outputs: Tensor) -> None:
-        """The same with every position of padded planes ``(N, H, W, C)`` and of outputs ``(N, H', W', O)``."""
+        """As :meth:`_add`, with every position of padded planes ``(N, H, W, C)`` and of outputs ``(N, H', W', O)``."""
         (height, width), groups = outputs.shape[1:3], self._spec.groups
         rows = self._grouped(outputs.flatten(0, 2))
         if self._shift is None:
@@ -337,7 +336,7 @@ def _with_wanted_outputs(moments: Moments, rows: Sequence[tuple[Tensor, Tensor]]
         cov_yp += exactly(centred.T @ p)
         rest += exactly(centred).sum(0, dtype=torch.float64)
         var_y += exactly(centred * centred).sum(0, dtype=torch.float64)
-    cov_yp -= torch.outer(rest, moments.mean_p)  # outputs that are centred but for rounding need no centred patches
+    cov_yp -= torch.outer(rest, moments.mean_p)  # outputs that are centred up to rounding need no centred patches
     return replace(moments, mean_y=mean_y, cov_yp=cov_yp / count, var_y=var_y / count)
 
 
@@ -369,7 +368,7 @@ def _patch_source(x: Tensor, spec: ConvSpec) -> tuple[Tensor, Size]:
 
 
 def _upsampled(x: Tensor, spec: ConvSpec) -> Tensor:
-    """A transposed convolution is an ordinary one, its kernel turned round, over the input with zeros between and around."""
+    """The input with zeros between and around: over it a transposed convolution is an ordinary one with its kernel reversed."""
     assert not isinstance(spec.padding, str)
     n, c, height, width = x.shape
     spread = x.new_zeros(n, c, (height - 1) * spec.stride[0] + 1, (width - 1) * spec.stride[1] + 1)

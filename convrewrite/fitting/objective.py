@@ -1,6 +1,6 @@
-"""What a fit lowers: E of stage kernels, and the moments that a last stage is solved from in closed form.
+"""What a fit minimises: E of stage kernels, and the moments that a last stage is solved from in closed form.
 
-Nothing is copied that is as large as the covariance: it is symmetric, so that stages go through its rows as they lie, each by
+Nothing as large as the covariance is copied: it is symmetric, so stages are applied to its rows as they lie in memory, each by
 one product of matrices (:func:`convrewrite.structures.through`).
 """
 
@@ -21,10 +21,10 @@ Loss = Callable[[list[Tensor]], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class LastInput:
-    """What the last stage is solved from, each of its ``g`` groups by itself: the covariance ``inner (g, q, q)`` of its
-    input patches, and ``cross (g, O / g, q)`` of them with the wanted output.
+    """What the last stage is solved from, each of its ``g`` groups by itself: the covariance ``inner (g, q, q)`` of its input
+    patches, and their covariance ``cross (g, O / g, q)`` with the wanted output.
 
-    ``inner`` is quadratic in the kernels before; what autograd sees of it is one factor, so half of its gradient.
+    ``inner`` is quadratic in the kernels before; autograd sees only one of the two factors, so half of the gradient.
     """
 
     inner: Tensor
@@ -45,8 +45,8 @@ class LastInput:
     def of_diagonals(
         cls, kernels: Sequence[Tensor], stages: Sequence[Stage], given: Sequence[tuple[Tensor, Tensor]], shape: Shape
     ) -> list["LastInput"]:
-        """The same of covariances that are diagonals, each ``given`` by its variances ``(d,)`` and its response ``(O, d)``, for a
-        kernel of this ``shape``: the stages are gone through once for all of them."""
+        """The same for diagonal covariances, each ``given`` by its variances ``(d,)`` and its response ``(O, d)``, for a kernel
+        of this ``shape``: the stages are applied once for all of them."""
         if stages[-1].groups > 1:
             return [_grouped_input_of_diagonal(kernels, stages, *each, shape) for each in given]
         units = torch.eye(given[0][0].numel(), dtype=given[0][0].dtype, device=given[0][0].device)
@@ -68,12 +68,13 @@ class LastInput:
 
 
 def _jitter(dtype: torch.dtype) -> tuple[float, float]:
-    """Part of the mean diagonal, and the least: a channel that is always zero must not lose its kernel to it."""
+    """The part of the mean diagonal that is added to it, and the least that is added: too little for a channel that is always
+    zero to lose its kernel."""
     return (JITTER, FLOOR**2) if dtype == torch.float64 else (1e-6, FLOOR)
 
 
 def _grouped_input(kernels: Sequence[Tensor], stages: Sequence[Stage], second: Second) -> LastInput:
-    """As above for a grouped last stage: every group has its own inputs, which only the stage before gives it."""
+    """As above for a grouped last stage: every group has its own inputs, which only the stage before produces."""
     last, before = stages[-1], stages[-2]
     assert len(stages) == 2 and before.groups == 1 and before.axes == "", "a grouped last stage follows a pointwise one"
     _, channels, height, width = second.shape
@@ -83,7 +84,7 @@ def _grouped_input(kernels: Sequence[Tensor], stages: Sequence[Stage], second: S
     covariance = second.covariance.reshape(channels, area, channels, area)
     inner = covariance.new_empty(groups, rank, area, rank, area)
     parts = torch.arange(groups).split(max(1, SOLVE_CHUNK // (rank * area * channels)))
-    for tap in range(area):  # with itself and the taps behind it: the others are the mirror of these
+    for tap in range(area):  # with itself and the taps after it: the others mirror these
         rows = covariance[:, tap, :, tap:].transpose(1, 2).flatten(1)
         for part in parts:
             a = first[part]
@@ -98,7 +99,7 @@ def _grouped_input(kernels: Sequence[Tensor], stages: Sequence[Stage], second: S
 def _grouped_input_of_diagonal(
     kernels: Sequence[Tensor], stages: Sequence[Stage], variances: Tensor, response: Tensor, shape: Shape
 ) -> LastInput:
-    """As above of a diagonal: there no tap has to do with another."""
+    """As above for a diagonal, in which no tap is correlated with another."""
     _, channels, height, width = shape
     first = kernels[0][:, :, 0, 0].unflatten(0, (stages[-1].groups, -1))  # (g, r, C)
     groups, rank, _ = first.shape
@@ -135,7 +136,7 @@ def _through_all(kernels: Sequence[Tensor], stages: Sequence[Stage], shape: Shap
 
 
 def full_loss(stages: Sequence[Stage], target: Target) -> Loss:
-    """E over the scale of the target, with one product by S for value and gradient together."""
+    """E over the target's scale, with one product by S for value and gradient together."""
     scale = target.scale + torch.finfo(torch.float64).tiny
 
     def loss(kernels: list[Tensor]) -> Tensor:

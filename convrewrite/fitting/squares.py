@@ -1,7 +1,7 @@
-"""Sums of products of patches with themselves, of one group: the larger part of what moments take.
+"""Sums of products of the patches of one group with themselves: the larger part of the cost of moments.
 
-Products run in the precision of what is given, float32 as a rule; some positions are summed up in it before they are added to
-the sums in float64, which would cost as much as the products otherwise.
+Products run in the precision of the input, as a rule float32. Some positions are summed up in that precision before they are
+added to the sums in float64: adding each would cost as much as the products.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,11 +18,11 @@ PART = 1 << 14
 """Positions whose products are summed in the precision of the patches before they are added to the sums in float64."""
 
 STRIP = 512
-"""Rows of a covariance that are summed up at a time; what lies left of the diagonal is the mirror of what lies above it."""
+"""Rows of a covariance that are summed up at a time; what lies left of the diagonal mirrors what lies above it."""
 
 
 class _Sums:
-    """Sums of this shape, in float64 in the end."""
+    """Sums of this shape, which end up in float64."""
 
     def __init__(self, shape: Sequence[int], place: torch.device) -> None:
         self.exact = torch.zeros(*shape, dtype=torch.float64, device=place)
@@ -52,7 +52,7 @@ class _Sums:
 
 
 class Products:
-    """The sums over any positions."""
+    """The sums over arbitrary positions."""
 
     def __init__(self, size: int, place: torch.device) -> None:
         self._sums = _Sums((size, size), place)
@@ -73,9 +73,9 @@ class Products:
 class Correlations:
     """The sums over all positions of planes that kernels step through one by one.
 
-    Two numbers of a patch lie a lag apart in the plane, whichever taps they belong to, and the windows of two pairs of taps with
-    one lag share all but a line of their positions. So each lag takes one product over a window, and each further pair of taps
-    one over the lines by which its window differs: of a 3 x 3 kernel 13 large products instead of 45.
+    For two numbers of a patch only their lag in the plane matters, whichever taps they belong to, and the windows of neighbouring
+    pairs of taps with the same lag share all but a line of their positions. So each lag takes one product over a window, and each
+    further pair of taps one over the lines by which its window differs: for a 3 x 3 kernel 13 large products instead of 45.
     """
 
     def __init__(self, channels: int, kernel_size: Size, dilation: Size, place: torch.device) -> None:
@@ -84,7 +84,7 @@ class Correlations:
         self._sums = _Sums((len(self._pairs), channels, channels), place)
 
     def add(self, planes: Tensor, size: Size) -> tuple[Tensor, ...]:
-        """Padded planes ``(N, H, W, C)``, over ``size`` positions of the kernel's corner. Gives what each tap sees there,
+        """Add padded planes ``(N, H, W, C)``, over ``size`` positions of the kernel's corner. Returns what each tap sees there,
         ``(P, C)``."""
         parts = self._sums.part(planes, len(planes) * size[0] * size[1])
         seen = {tap: self._window(planes, tap, (0, 0), size) for tap in _taps(self._kernel_size)}
@@ -108,7 +108,7 @@ class Correlations:
             if pair.before is not None:
                 own += sums[which[pair.before]]
         found = sums.new_empty(channels, len(taps), channels, len(taps))
-        for row, first in enumerate(taps):  # what lies together in the end is written together
+        for row, first in enumerate(taps):  # blocks that end up next to each other are written together
             blocks = [
                 sums[which[first, second]] if first <= second else sums[which[second, first]].T for second in taps
             ]
@@ -133,8 +133,8 @@ class Correlations:
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """Two taps, and those one step before with the same lag between them, along the columns where there are such, else along the
-    rows; None: there are none."""
+    """Two taps, and the two taps one step ``before`` them with the same lag: a step along the columns if possible, otherwise
+    along the rows; None if neither is possible."""
 
     first: Size
     second: Size
@@ -142,7 +142,7 @@ class _Pair:
 
 
 def _pairs(kernel_size: Size) -> Iterator[_Pair]:
-    """Every two taps once, those one step before them earlier."""
+    """Every pair of taps once, after the pair one step before it."""
     for first, second in combinations_with_replacement(_taps(kernel_size), 2):
         (a, b), (c, d) = first, second
         if min(b, d) > 0:
@@ -159,6 +159,6 @@ def _taps(kernel_size: Size) -> Iterator[Size]:
 
 
 def strips(square: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """The rows of a symmetric matrix, some at a time, from the diagonal on; and which is the first of them."""
+    """The rows of a symmetric matrix, some at a time, from the diagonal on, each time with the index of the first row."""
     for start in range(0, len(square), STRIP):
         yield start, square[start : start + STRIP, start:]

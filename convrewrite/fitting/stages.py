@@ -8,8 +8,8 @@ stage. Nothing here knows a particular structure: stages are applied to S throug
   (variable projection, Golub and Pereyra 1973). Only the covariance of the last stage's input is needed.
 - ``full``: otherwise all stages are refined jointly, then the last is solved for, each of its groups by itself.
 
-Both use L-BFGS on a first stage whose inputs were whitened, and start from several initial values. Iterations run in float64,
-of large problems in float32; the last step, the closed form of the last stage, and every comparison are in float64.
+Both use L-BFGS on a first stage whose inputs were whitened, and start from several initial values. Iterations run in float64, for
+large problems in float32; the last step, the closed form of the last stage, and every comparison are in float64.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,24 +27,25 @@ from convrewrite.fitting.targets import FLOOR, LARGE, Ground, Target, colour, fi
 from convrewrite.structures import Setting, Stage, Structure, join_groups, split_groups
 
 ITERATIONS = 40
-"""Iterations of L-BFGS, for patches of up to ``EASY`` numbers; beyond, fewer, as an iteration's cost grows with their square."""
+"""Iterations of L-BFGS for patches of up to ``EASY`` numbers; fewer for larger ones, as an iteration's cost grows with their
+square."""
 
 MIN_ITERATIONS = 4
 
 EASY = 600
-"""Numbers in a patch up to which every iteration is cheap."""
+"""Up to so many numbers in a patch every iteration is cheap."""
 
 SINGLE = 600
-"""Numbers in a patch from which on iterations run in float32, which takes half the time."""
+"""From so many numbers in a patch on, iterations run in float32, which takes half the time."""
 
 SHARE = 0.25
-"""Part of the products of a covariance that refinement may take where patches are large: few outputs leave room for many
-iterations then. Only one start is refined there, so that twice the usual ones are allowed. Measured on 64 x 1 kernels, 128 to 16
-channels, rank 1: errors of 0.387, 0.328, 0.304 and 0.294 after 4, 15, 40 and 100 iterations."""
+"""Where patches are large, refinement may take this part of the products of a covariance: with few outputs that allows many
+iterations. Only one start is refined there, so twice the usual number of iterations is allowed. Measured on 64 x 1 kernels, 128
+to 16 channels, rank 1: errors of 0.387, 0.328, 0.304 and 0.294 after 4, 15, 40 and 100 iterations."""
 
 WORK = 3 * 10**9
-"""Outputs times squares of a patch times iterations that are cheap anywhere: what all iterations take of a patch of ``EASY``
-numbers with 200 outputs."""
+"""Refinement is cheap on any machine if outputs times the square of a patch times iterations is at most this: as much as all
+iterations take for a patch of ``EASY`` numbers with 200 outputs."""
 
 
 def fit(
@@ -58,7 +59,7 @@ def fit(
 ) -> Fit:
     """Fit one option at one site; ``goals``, ``moments`` and ``held_out`` have one entry per group.
 
-    ``iterations`` of L-BFGS; None: as many as the size of the problem allows. Which start is best the held-out inputs say.
+    ``iterations`` of L-BFGS; None: as many as the size of the problem allows. The best start is chosen by the held-out inputs.
     """
     stages = structure.stages(spec.per_group, setting)
     fitted: list[Kernels] = []
@@ -95,9 +96,9 @@ def rough_fit(
     moments: Sequence[Moments],
     goals: Sequence[Goal],
 ) -> Fit:
-    """One start with the last stage's optimum, in the precision of ``goals``: to compare options of large sites by.
+    """One start with the last stage's optimum, in the precision of ``goals``, for comparing options of large sites.
 
-    What is left unexplained is the objective, relative to that of a kernel of zeros; nothing is looked at but the moments.
+    What is left unexplained is the objective, relative to that of a kernel of zeros; held-out inputs are not used.
     """
     stages = structure.stages(spec.per_group, setting)
     kernels, left, scale = [], 0.0, 0.0
@@ -123,9 +124,9 @@ def effort_for(d: int, most: int = ITERATIONS) -> int:
 
 
 def effort_within(d: int, outputs: int, count: int, most: int = 2 * ITERATIONS) -> int:
-    """The same where ``outputs`` are so few that an iteration, ``4 * outputs * d^2`` products, is cheap: in itself, or beside the
-    covariance of ``count`` positions, ``count * d^2 / 2``. Then so many more, up to ``most``, as keep to ``WORK`` or to about
-    ``SHARE`` of that."""
+    """The same, but more at large patches where ``outputs`` are so few that an iteration, ``4 * outputs * d^2`` products, is
+    cheap: in itself, or compared with the covariance of ``count`` positions, ``count * d^2 / 2``. Up to ``most``, and as many as
+    stay within ``WORK`` or about ``SHARE`` of the covariance's products."""
     usual = effort_for(d, min(most, ITERATIONS))
     if d < LARGE:
         return usual
@@ -140,8 +141,8 @@ def refit(
     held_out: Sequence[Moments],
     iterations: int,
 ) -> Fit:
-    """Go on from a fit of these stages, to other wanted outputs if ``goals`` and ``moments`` have them; ``held_out`` has the
-    original's."""
+    """Go on from a fit of these stages, towards other wanted outputs if ``goals`` and ``moments`` have such; ``held_out`` has the
+    outputs of the original."""
     starts = zip(*(kernels.chunk(len(goals)) for kernels in found.kernels), strict=True)
     refined = []
     for start, goal in zip(starts, goals, strict=True):
@@ -156,9 +157,9 @@ def refit(
 def _starts(
     structure: Structure, spec: ConvSpec, setting: Setting, wanted: Tensor, root: Tensor
 ) -> list[tuple[Tensor, ...]]:
-    """Initial stage kernels: the decomposition of the ``wanted`` kernel, and that of it with whitened first-stage inputs.
+    """Initial stage kernels: the decomposition of the ``wanted`` kernel, and its decomposition with whitened first-stage inputs.
 
-    For the structure ``channel`` the whitened one is the closed-form optimum (reduced-rank regression).
+    For the structure ``channel`` the whitened decomposition is the closed-form optimum (reduced-rank regression).
     """
     first = structure.stages(spec, setting)[0]
     whitened = structure.weights(colour(wanted, first, root), spec, setting)
@@ -168,7 +169,7 @@ def _starts(
 
 @dataclass(frozen=True, slots=True)
 class _Point:
-    """Stage kernels on the way, and their E."""
+    """Stage kernels during a fit, and their E."""
 
     kernels: tuple[Tensor, ...]
     objective: float
@@ -200,13 +201,13 @@ def _refine(start: _Point, stages: Sequence[Stage], target: Target, root: Tensor
     loss = reduced_loss(stages, near) if reduced else full_loss(stages, near)
     refined = [kernel.to(root.dtype) for kernel in assemble(_minimise(loss, assemble, variables, iterations))]
     end = _begin((*refined, start.kernels[-1]) if reduced else tuple(refined), stages, target)
-    if not end.objective <= start.objective:  # L-BFGS lost by rounding what it had: the start stands
+    if not end.objective <= start.objective:  # L-BFGS lost its gain to rounding: the start stands
         return start
     return end
 
 
 def _descended(before: float, after: float, target: Target) -> float:
-    """``after``, once it is certain that E did not rise beyond rounding."""
+    """``after``. Raises ArithmeticError where E rose by more than rounding."""
     rounding = 1e-9 if target.kernel.dtype == torch.float64 else 1e-3
     if not after <= before + rounding * target.scale:
         raise ArithmeticError(f"its error rose from {before:.3g} to {after:.3g}")

@@ -1,6 +1,6 @@
 """What a site is fitted to: the ridged least-squares target and the covariance that measures distances from it.
 
-Beside it the whitening of a first stage's inputs, and the Cholesky factor that both need.
+Also the whitening of a first stage's inputs, and the Cholesky factor that both need.
 """
 
 from collections.abc import Iterator
@@ -16,36 +16,37 @@ from convrewrite.fitting.moments import Moments
 from convrewrite.structures import Stage
 
 RIDGE = 1e-3
-"""Part of the mean variance of a patch: the pull of the target towards the original kernel."""
+"""The pull of the target towards the original kernel, as a part of the mean variance of a patch."""
 
 JITTER = 1e-9
-"""Part of the mean diagonal that is added to it: it keeps Cholesky factors of singular covariances finite."""
+"""This part of the mean diagonal is added to the diagonal, which keeps Cholesky factors of singular covariances finite."""
 
 FLOOR = 1e-30
-"""Variance that is added to that of every patch element: inputs that are always zero leave factors that float32 can hold."""
+"""This is added to the variance of every patch element, so that inputs that are always zero leave factors that float32 can
+hold."""
 
 UNCHANGED = 1e-5
-"""Part of W S up to which B differs from it by the rounding of float32 alone."""
+"""If B differs from W S by at most this part of it, the difference is taken for the rounding of float32."""
 
 MANY_POSITIONS = 10
-"""Positions per unknown from which on a fit is never doubted: no more of them are gathered for the largest patches."""
+"""From so many positions per unknown on, a fit is never doubted; for the largest patches no more of them are gathered."""
 
 LARGE = 1000
-"""Numbers in a patch from which on only the best start is refined, and starts are solved for in float32 where positions are
+"""From so many numbers in a patch on, only the best start is refined, and W* is solved for in float32 where positions are
 many."""
 
 ENOUGH_POSITIONS = 5
-"""Positions per unknown: with fewer, a covariance knows some directions from too little to be believed."""
+"""With fewer positions per unknown, some directions of a covariance rest on too little data to be trusted."""
 
 
 Shape = tuple[int, int, int, int]
-"""That of a kernel, ``(O, C, kh, kw)``."""
+"""The shape of a kernel, ``(O, C, kh, kw)``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Second:
-    """Second moments: the ``covariance (d, d)`` of patches, and ``response (O, d)``, that of the wanted output and patches, for
-    a kernel of this shape."""
+    """Second moments for a kernel of this ``shape``: the ``covariance (d, d)`` of patches, and ``response (O, d)``, the
+    covariance of the wanted output and patches."""
 
     covariance: Tensor
     response: Tensor
@@ -56,10 +57,10 @@ class Second:
 class Target:
     """What one group is fitted to: kernel ``(O, d)``, covariance ``(d, d)`` with its ridge, and the kernel's shape.
 
-    ``response (O, d)`` is the kernel times the covariance, ``pull (O, d)`` the part of it that the ridge and the shrinkage
-    add to the covariance of wanted outputs and patches; None where these are not the real outputs. ``scale`` is E of a kernel of
-    zeros. Of one that was not solved for,
-    ``kernel`` is the original's and ``scale`` about right: E is known up to a constant.
+    ``response (O, d)`` is the kernel times the covariance, ``pull (O, d)`` the part of it that the ridge and the shrinkage add to
+    the covariance of wanted outputs and patches; None where the outputs are not the real ones. ``scale`` is E of a kernel of
+    zeros. In a target that was not solved for, ``kernel`` is the original's and ``scale`` is only about right: E is known up to a
+    constant.
     """
 
     kernel: Tensor
@@ -71,7 +72,7 @@ class Target:
 
     @property
     def second(self) -> Second:
-        """What E is quadratic in."""
+        """The second moments that define the quadratic E."""
         return Second(self.covariance, self.response, self.shape)
 
     def towards(self, moments: Moments) -> "Target":
@@ -95,8 +96,8 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What the targets of one group are made from, however far its data is believed: its ``kernel (O, C, kh, kw)``, the moments
-    of its inputs, and ``known (O, d)``, the kernel times their covariance."""
+    """What the targets of one group are made from, whatever the trust in its data: its ``kernel (O, C, kh, kw)``, the moments of
+    its inputs, and ``known (O, d)``, the kernel times their covariance."""
 
     kernel: Tensor
     moments: Moments
@@ -104,24 +105,25 @@ class Ground:
 
     @classmethod
     def of(cls, kernel: Tensor, moments: Moments) -> "Ground":
-        """Of a kernel in float64."""
+        """Made from a kernel in float64."""
         return cls(kernel, moments, kernel.flatten(1) @ moments.cov_p)
 
     @property
     def shape(self) -> Shape:
-        """That of the kernel."""
+        """The shape of the kernel."""
         return shape_of(self.kernel)
 
     @property
     def data(self) -> Second:
-        """What was gathered, as it is."""
+        """The second moments as they were gathered."""
         return Second(self.moments.cov_p, self.moments.cov_yp, self.shape)
 
     def target(self, ridge: float = RIDGE, shrinkage: float | None = None, *, solved: bool = True) -> Target:
         """``W* = W + (B - W S)(S + lam I)^-1``, MATH: the data's answer, ridged towards the original kernel.
 
-        ``shrinkage`` draws S towards its diagonal, 0 to 1; None: by the positions per unknown. Only starts need W* itself:
-        where there is one already, ``solved=False`` saves the factorisation. On the original's own inputs B is W S, and W* is W.
+        ``shrinkage`` draws S towards its diagonal, 0 to 1; None: it depends on the positions per unknown. Only starts need W*
+        itself: where there is one already, ``solved=False`` saves the factorisation. On the original's own inputs B is W S, and
+        W* is W.
         """
         moments, flat = self.moments, self.kernel.flatten(1)
         shrinkage, lam = self.drawn(ridge, shrinkage)
@@ -130,7 +132,7 @@ class Ground:
         # W (S' + lam I) - W S, without a second product by a matrix of d x d.
         pull = lam * flat - shrinkage * (self.known - flat * diagonal)
         diagonal.add_(lam)
-        # Where positions are few the matrix is so near to singular that float32 would cost some of the fit.
+        # Where positions are few the matrix is so nearly singular that float32 would make the fit worse.
         precision = torch.float64 if len(covariance) < LARGE or self._few else torch.float32
         more = moments.cov_yp - self.known
         solved = solved and float(more.norm()) > UNCHANGED * float(self.known.norm())
@@ -143,7 +145,7 @@ class Ground:
         return self.moments.count < MANY_POSITIONS * len(self.moments.cov_p)
 
     def drawn(self, ridge: float, shrinkage: float | None) -> tuple[float, float]:
-        """How much S is drawn towards its diagonal, and lambda, what is added to that."""
+        """How much S is drawn towards its diagonal, and the lambda that is added to the diagonal."""
         lam = ridge * float(self.moments.cov_p.diagonal().mean()) + FLOOR
         return (_shrinkage(self.moments) if shrinkage is None else shrinkage), lam
 
@@ -220,7 +222,7 @@ def uncolour(kernel: Tensor, root: Tensor) -> Tensor:
 
 @contextmanager
 def solving(site: str) -> Iterator[None]:
-    """Tell failures of the linear algebra as ours: FitError, naming the site."""
+    """Turn failures of the linear algebra into a FitError that names the site."""
     try:
         yield
     except (ArithmeticError, torch._C._LinAlgError) as error:  # type: ignore[attr-defined]

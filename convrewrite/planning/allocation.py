@@ -23,13 +23,13 @@ WIDEST = "balanced"
 """The built-in rule that names most structures: what it cannot reach, no other one can."""
 
 REASONS = 3
-"""Reasons for which convolutions are kept that a message names."""
+"""A message names at most so many reasons why convolutions are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """The chosen option of every site, None to keep it; the sum of their effects, and the parts of the whole
-    model's ``totals`` that are left."""
+    """The chosen option of every site, None to keep it; the sum of their effects, and what is left of the whole model's
+    ``totals``."""
 
     surveyed: tuple[Surveyed, ...]
     chosen: tuple[Scored | None, ...]
@@ -59,8 +59,8 @@ class Allocation:
 
 @dataclass(frozen=True, slots=True)
 class FittedPlan:
-    """An allocation that was carried out, and what was measured of it: ``loss`` is the fidelity it falls short by, or its
-    effect on the outputs, whichever the constraints are about."""
+    """An allocation that was carried out, and what was measured on it: ``loss`` is the fidelity that it falls short by, or its
+    effect on the outputs, depending on the constraints."""
 
     allocation: Allocation
     rewritten: Rewritten
@@ -86,7 +86,8 @@ def allocate(surveyed: Sequence[Surveyed], budget: Mapping[str, float], totals: 
 
 
 def fastest_of_equals(found: Allocation, budget: Mapping[str, float]) -> Allocation:
-    """The fastest plan within the budget whose effect is about that of the best one; the same where no time was measured."""
+    """The fastest plan within the budget whose effect is about that of the best one; ``found`` itself where no time was
+    measured."""
     surveyed = found.surveyed
     timed = all(isinstance(scored.costs, Timed) for entry in surveyed for scored in entry.options)
     if not timed or found.effect <= 0 or any(entry.seconds is None and entry.options for entry in surveyed):
@@ -131,7 +132,8 @@ def require_reachable(
 
 
 def unreachable(budget: Mapping[str, float], reach: Mapping[str, float], rules: Collection[str] = ()) -> str:
-    """The message of a budget that cannot be met: the budget, what can be had, what to do. ``rules``: names of those in use."""
+    """The message for a budget that cannot be met: the budget, what can be reached, what to do. ``rules``: names of those in
+    use."""
     wanted = ", ".join(f"{name}={part:g}" for name, part in budget.items())
     found = ", ".join(f"{name}={part:.3f}" for name, part in reach.items())
     together = " each by itself" if len(reach) > 1 else ""
@@ -149,7 +151,7 @@ def _rules_of(surveyed: Sequence[Surveyed]) -> set[str]:
 
 
 def _what_stays(search_spaces: Sequence[SearchSpace], totals: Cost) -> str:
-    """Why the convolutions are kept that no rule takes, those of most MACs first; empty where rules take all."""
+    """Why convolutions that no rule takes are kept, the largest share of the MACs first; empty where rules take all."""
     shares: dict[str, float] = {}
     for space in search_spaces:
         if space.reason is not None:

@@ -1,4 +1,5 @@
-"""Which candidates of a rank range are looked at: where time is measured a few that fill channel blocks, else nearly all."""
+"""Which candidates of a rank range are considered: where time is measured, a few that fill channel blocks; otherwise nearly
+all."""
 
 import bisect
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from convrewrite.rules import Candidate, RankRange, shortlist_at
 from convrewrite.runtime import OptionsAt
 
 LEAST_RATIO = 0.03
-"""Part of a site's own MACs: cheaper options are not sampled."""
+"""Options that cost less than this part of a site's own MACs are not sampled."""
 
 RANKS = 256
 """At most so many ranks of a rank range may be chosen from; neighbours then differ by about two percent in cost."""
@@ -35,7 +36,7 @@ class _Ranks:
 
 
 def usable(rank_range: RankRange, latency_table: LatencyTable | None) -> list[Candidate]:
-    """The ranks that may be chosen: all that save enough; where speed counts, a few that fill channel blocks."""
+    """The ranks that may be chosen: all that save enough; where speed counts, a few of them that fill channel blocks."""
     site = rank_range.site
     limit = (1 - rank_range.rule.require.min_mac_saving) * site.cost.macs
     ranks = rank_range.ranks
@@ -46,14 +47,14 @@ def usable(rank_range: RankRange, latency_table: LatencyTable | None) -> list[Ca
     if latency_table is None:
         return [rank_range.at(rank) for rank in spread(found.usable, RANKS)]
     chosen = spread(found.aligned(latency_table.block), TIMED)
-    if latency_table.least_gain == 0:  # counts are asked for: ranks between blocks may be the best that is not slower
+    if latency_table.least_gain == 0:  # counts matter: ranks between blocks may be the best ones that are not slower
         chosen = sorted({*chosen, *spread(found.usable, TIMED)})
     return [rank_range.at(rank) for rank in chosen]
 
 
 def to_time(prepared: Prepared, latency_table: LatencyTable) -> tuple[OptionsAt, ...]:
-    """Every option that a plan by these rules may ask the time of, within any budget, at every geometry: for another machine to
-    time."""
+    """Every option whose time a plan by these rules may need, for any budget, at every geometry: another machine is to time
+    them."""
     latency_table = replace(latency_table, least_gain=0.0)
     found: dict[tuple[object, object], OptionsAt] = {}
     for space in prepared.search_spaces:

@@ -1,4 +1,4 @@
-"""Which option every site gets: by each rule's own ratio, within a budget, or by the fidelity that is to be kept."""
+"""Chooses an option for every site: by each rule's own ratio, within a budget, or by the fidelity that is to be kept."""
 
 import logging
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ fastest plan does the most harm."""
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What is to be fitted, how it was come by, and the plan where the choice took fitting it."""
+    """What is to be fitted, the allocation it came from, and the fitted plan where choosing already required fitting it."""
 
     shortlists: tuple[Shortlist, ...]
     allocation: Allocation | None = None
@@ -53,7 +53,7 @@ class Choice:
 class Planner:
     """Chooses for one run, and fits what it chose, as the choice may depend on what the fit shows.
 
-    ``surveyed``: the survey, where one serves several budgets; ``swaps``: whether a fitted plan is bettered by them.
+    ``surveyed``: the survey, where one serves several budgets; ``swaps``: whether swaps may improve a fitted plan.
     """
 
     constraints: Constraints
@@ -65,7 +65,7 @@ class Planner:
     def choose(self) -> Choice:
         """By the rules' ratios, within the budget, or by the fidelity that is to be kept.
 
-        Raises PlanError for a budget that cannot be met, before any long work where counting tells.
+        Raises PlanError for a budget that cannot be met, before any long work where counts alone show it.
         """
         work = self.work
         asked = {**self.constraints.budget, **({"keep": self.constraints.keep} if self.constraints.keep else {})}
@@ -87,8 +87,8 @@ class Planner:
         return Choice(self._lowered(allocation), allocation)
 
     def fit(self, choice: Choice) -> tuple[Rewritten, Allocation | None]:
-        """The choice fitted, and what was allocated in the end: one that came from an allocation is checked as a whole, and
-        bettered by swaps where it does more harm than its parts promised."""
+        """The fitted choice and the final allocation. A choice that came from an allocation is checked as a whole, and improved
+        by swaps where it does more harm than its parts promised, or where int8 is asked for."""
         if choice.fitted is not None:
             return choice.fitted.rewritten, choice.allocation
         rewritten = self._rewrite(choice.shortlists)
@@ -96,7 +96,7 @@ class Planner:
             return rewritten, choice.allocation
         checked = evaluate(self.work, choice.allocation, rewritten)
         as_good_as_promised = checked.loss <= choice.allocation.effect
-        if as_good_as_promised and not self.work.settings.int8:  # that promise knows nothing of rounding
+        if as_good_as_promised and not self.work.settings.int8:  # that promise leaves rounding out
             return rewritten, choice.allocation
         attempt = lambda allocation: self._rewrite(self._lowered(allocation))  # noqa: E731
         LOG.info("the whole does harm of %.3g, its parts promised %.3g: swaps", checked.loss, choice.allocation.effect)
@@ -104,7 +104,7 @@ class Planner:
         return best.rewritten, best.allocation
 
     def plan(self, choice: Choice) -> Plan:
-        """The plan of a choice that was not fitted; where a rule allows several candidates, the cheapest."""
+        """The plan of a choice that was not fitted; where a rule allows several candidates, with the cheapest of them."""
         chosen = [
             (o.site, min(o.candidates, key=lambda p: p.cost.macs) if o.candidates else None, o.reason)
             for o in choice.shortlists
@@ -114,7 +114,7 @@ class Planner:
     def plan_of(
         self, chosen: Sequence[tuple[Site, Candidate | None, str | None]], allocation: Allocation | None
     ) -> Plan:
-        """The plan of what every site became, and of the allocation it came from."""
+        """The plan that records what every site became, and the allocation that this came from."""
         work = self.work
         return make_plan(
             work.prepared, self.constraints, work.settings, tool_version(), chosen, allocation, work.evaluation.meanings
@@ -139,7 +139,7 @@ class Planner:
         timed = "latency" in self.constraints.budget or (self.constraints.for_speed and settings.measure)
         table = latency_table_of(prepared, settings) if timed else None
         data = work.data
-        if not data.fit and not data.held_out:  # from the weights alone: effects are those on noise
+        if not data.fit and not data.held_out:  # from the weights alone: effects are measured on noise
             data = replace(data, held_out=work.evaluation.batches)
         return survey(
             replace(work, data=data),
@@ -148,7 +148,7 @@ class Planner:
         )
 
     def survey_facts(self) -> list[dict[str, Any] | None]:
-        """The survey as plain values, a site each, from which a planner of the same run in another process goes on."""
+        """The survey as plain values, one entry per site, with which a planner of the same run goes on in another process."""
         assert self.surveyed is not None
         return survey_facts(self.work.prepared.search_spaces, self.surveyed)
 
@@ -157,9 +157,9 @@ class Planner:
         return replace(self, surveyed=survey_of_facts(self.work.prepared.search_spaces, facts))
 
     def _allocated(self, surveyed: tuple[Surveyed, ...]) -> Allocation:
-        """Within a budget of counts; of plans with about equal effect the fastest, where time was measured.
+        """The allocation within a budget of counts; among plans of about equal effect the fastest, where time was measured.
 
-        Raises PlanError for a budget that cannot be met, with what options that were left out as slow have to do with it.
+        Raises PlanError for a budget that cannot be met; its message says where options that were left out as slow would help.
         """
         budget, totals = self.constraints.budget, Counted(self.work.prepared.totals)
         try:
@@ -200,7 +200,7 @@ class Planner:
         return Choice(self._lowered(found.allocation), found.allocation, found)
 
     def _lowered(self, allocation: Allocation) -> tuple[Shortlist, ...]:
-        """The chosen options in their fastest lowering; where the survey measured time, they are in it already."""
+        """The chosen options in their fastest lowering, which they already have where the survey measured time."""
         shortlists, settings = allocation.shortlists(), self.work.settings
         timed = any(entry.seconds is not None for entry in allocation.surveyed)
         if timed or not settings.measure:

@@ -13,7 +13,7 @@ class Counted:
     cost: Cost
 
     def of(self, resource: str) -> float:
-        """The amount of "macs", "params" or "latency". Raises PlanError for a latency that nobody measured."""
+        """The amount of "macs", "params" or "latency". Raises PlanError for a latency that was not measured."""
         if resource == "latency":
             raise PlanError("budget latency: expected measured times, found none; ask for macs or params")
         return self.cost.macs if resource == "macs" else self.cost.parameters
@@ -31,5 +31,5 @@ class Timed(Counted):
 
 
 def seconds_of(costs: Counted) -> float | None:
-    """The seconds as a plan tells them: None where none were measured."""
+    """The seconds as a plan states them: None where none were measured."""
     return costs.seconds if isinstance(costs, Timed) else None

@@ -1,4 +1,4 @@
-"""Errors and effects of a site's options, from a few that were measured: curves over the cost, and what is read off them."""
+"""Errors and effects of a site's options, interpolated between a few that were measured, as curves over the cost."""
 
 import bisect
 import math
@@ -15,13 +15,13 @@ FAR_BEHIND = 1.5
 range leaves."""
 
 LEAST_UNEXPLAINED = 1e-12
-"""Share of a variance below which fits are equally good, so that all have a logarithm."""
+"""Fits that leave less than this share of a variance count as equally good: so every share has a logarithm."""
 
 LEAST_EFFECT = 1e-12
-"""Effect below which options are equally harmless, so that all have a logarithm."""
+"""Options of a smaller effect count as equally harmless: so every effect has a logarithm."""
 
 MOST_EFFECT = 1e6
-"""Effect above which options are equally harmful, those of outputs that are no numbers any more too, so that effects add up."""
+"""Options of a larger effect, or with outputs that are not numbers any more, count as equally harmful: so effects add up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Scored:
 
     @property
     def costs(self) -> Counted:
-        """What it costs of every resource."""
+        """Its cost in every resource."""
         return Counted(self.candidate.cost)
 
     def timed(self, seconds: float) -> "TimedScored":
@@ -52,13 +52,13 @@ class TimedScored(Scored):
 
     @property
     def costs(self) -> Counted:
-        """What it costs of every resource, seconds among them."""
+        """Its cost in every resource, including seconds."""
         return Timed(self.candidate.cost, self.seconds)
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A candidate that was timed or fitted, with its relative output error, and the reason why it is none of the options."""
+    """A candidate that was timed or fitted, with its relative output error, and the reason why it is not among the options."""
 
     candidate: Candidate
     error: float | None
@@ -68,9 +68,9 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Surveyed:
-    """All that a site could become; ``seconds`` are those of the site as it is. ``reason`` says why there is nothing.
+    """All that a site could become; ``seconds`` are those of the site as it is. ``reason`` says why there are no options.
 
-    ``must_change``: to keep it as it is, is not among the options.
+    ``must_change``: the site may not be kept as it is.
     """
 
     site: Site
@@ -103,9 +103,10 @@ class FittedCandidate:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A rank range with the ranks that may be chosen, cheap to dear, their seconds where time counts, and its fitted samples.
+    """A rank range with the ranks that may be chosen, from cheap to expensive, their seconds where time counts, and its fitted
+    samples.
 
-    What is interpolated is the share of the output's variance that a fit leaves unexplained, in logarithms.
+    The logarithm of the share of the output's variance that a fit leaves unexplained is interpolated.
     """
 
     rank_range: RankRange
@@ -115,7 +116,7 @@ class Curve:
 
     @property
     def points(self) -> list[tuple[float, float]]:
-        """What the samples leave unexplained over their cost (seconds where time counts, else MACs), both as logarithms."""
+        """What the samples leave unexplained over their cost (seconds where time counts, otherwise MACs), both as logarithms."""
         return sorted((self.log_cost(sample.candidate), math.log(sample.unexplained)) for sample in self.samples)
 
     def log_cost(self, candidate: Candidate) -> float:
@@ -129,7 +130,7 @@ class Curve:
         return self.seconds[self.candidates.index(candidate)] if self.seconds else None
 
     def only(self, kept: Sequence[Candidate]) -> "Curve":
-        """Without the other candidates and their samples."""
+        """The curve of these candidates alone, without the samples of others."""
         pairs = [(p, self.seconds_of(p)) for p in self.candidates if p in kept]
         samples = tuple(sample for sample in self.samples if sample.candidate in kept)
         seconds = tuple(s for _, s in pairs if s is not None)
@@ -142,7 +143,8 @@ class Curve:
     def scored(self, effects: Sequence[tuple[FittedCandidate, float]]) -> list[Scored]:
         """All candidates with their errors, and their effects interpolated between the measured ones.
 
-        An effect was measured on a sample as it was fitted then; beyond the measured ones it goes with what is unexplained.
+        An effect was measured on a sample as it was fitted then; beyond the measured ones it is proportional to the unexplained
+        share.
         """
         known = sorted(
             (math.log(max(LEAST_UNEXPLAINED, sample.fit.unexplained)), math.log(bounded(effect)))
@@ -168,12 +170,12 @@ class Curve:
 
 
 def bounded(effect: float) -> float:
-    """An effect as options are compared by it."""
+    """An effect, limited to the range in which options are compared."""
     return min(MOST_EFFECT, max(LEAST_EFFECT, effect))
 
 
 def competitive(curves: Sequence[Curve]) -> tuple[list[Curve], list[Curve]]:
-    """Those that come near the best one at some cost, and the others."""
+    """The curves that come near the best one at some cost, and the remaining ones."""
     near: list[Curve] = []
     far: list[Curve] = []
     for curve in curves:
@@ -187,13 +189,14 @@ def competitive(curves: Sequence[Curve]) -> tuple[list[Curve], list[Curve]]:
 
 
 def faithful_enough(curves: Sequence[Curve]) -> tuple[list[Curve], list[Dropped]]:
-    """Without the options whose output error their rule does not allow; told are those that were fitted."""
+    """The curves without options whose output error their rule does not allow, and those of the options left out that were
+    fitted."""
     kept: list[Curve] = []
     dropped: list[Dropped] = []
     for curve in curves:
         most = curve.rank_range.rule.require.max_output_error or math.inf
         good = [candidate for candidate in curve.candidates if curve.error_of(candidate) <= most]
-        # All samples stay: what is left is read off between them.
+        # All samples stay: the remaining candidates are interpolated between them.
         kept += [replace(curve.only(good), samples=curve.samples)] if good else []
         wrong = curve.only([candidate for candidate in curve.candidates if candidate not in good])
         dropped += wrong.dropped(f"its output error exceeds {most:.3g}, the rule's limit")
@@ -201,7 +204,7 @@ def faithful_enough(curves: Sequence[Curve]) -> tuple[list[Curve], list[Dropped]
 
 
 def spread(values: Sequence[int], count: int) -> list[int]:
-    """At most ``count`` of ascending numbers, the ends among them, evenly spaced in the logarithm."""
+    """At most ``count`` of ascending numbers, including both ends, evenly spaced in the logarithm."""
     if len(values) <= count:
         return list(values)
     if count == 1:

@@ -13,8 +13,8 @@ from convrewrite.planning.effort import ENOUGH
 from convrewrite.rewriting import Propagation
 
 DEAR = 6e12
-"""MACs of the model times its sites and the inputs that effects are measured on: beyond that a site's options share the
-effects of one structure. VGG-16 in full stays below it, ResNet-101 does not with ``FAST``."""
+"""Above this product (MACs of the model, number of its sites, number of inputs that effects are measured on) all of a site's
+options are scored by the effects of one structure. VGG-16 in full stays below it, ResNet-101 with ``FAST`` does not."""
 
 FEW = 64
 """Fewest examples that effects are measured on. A classifier is sure of most examples, and damage shows on the few others only.
@@ -24,8 +24,8 @@ Planned to a quarter of its MACs from 6 to 16 held-out images and one rank per s
 
 @dataclass(frozen=True, slots=True)
 class Evaluator:
-    """The original's outputs on the batches that effects are measured on; ``long``: each takes a good while; ``dear``:
-    all together do, so many are the sites."""
+    """The original's outputs on the batches that effects are measured on; ``long``: measuring one effect takes a good while;
+    ``dear``: measuring all of them does, as there are many sites."""
 
     walk: Propagation
     batches: tuple[int, ...]
@@ -44,9 +44,10 @@ class Evaluator:
         meanings: Mapping[str, Meaning] | None = None,
         least: int = FEW,
     ) -> "Evaluator":
-        """On held-out inputs, where there are any, and where they are few on some of those that are fitted on too. ``sites``:
-        whose options will be evaluated, to know how long that takes; ``meanings`` of the outputs: None, they are told on these
-        inputs; ``least`` examples, unless there are fewer, or these are large."""
+        """Measures on held-out inputs where there are any; where they are few, also on some of the inputs that are fitted on.
+
+        ``sites``: those whose options will be evaluated, to estimate how long that takes; ``meanings`` of the outputs: if None,
+        they are found on these inputs; ``least`` examples are used, unless there are fewer or they are large."""
         all_batches = (*calibration.fit, *calibration.held_out)
         batches = _measured_on(calibration, least)
         known = tell(model, [all_batches[index] for index in batches]) if meanings is None else meanings
@@ -57,14 +58,14 @@ class Evaluator:
         return cls(walk, tuple(batches), originals, known, numbers > ENOUGH, macs > DEAR)
 
     def effect(self, site: Site, module: nn.Module) -> float:
-        """J of a module in the site's place."""
+        """The effect J of a module in the site's place."""
         outputs = self.walk.outputs(site, module, self.batches)
         return effect_of(zip(self.originals, map(named_outputs, outputs), strict=True), self.meanings)
 
 
 def _measured_on(calibration: Calibration, least: int) -> list[int]:
-    """Which batches, the held-out ones behind the others: those held out, and of the others as many as bring them to ``least``
-    examples, unless their numbers are ``ENOUGH`` before."""
+    """Indices of the batches to measure on, where held-out batches are numbered after the others: all held-out ones, and as many
+    of the others as it takes to reach ``least`` examples, or ``ENOUGH`` numbers if these are reached before."""
     fit, held_out = calibration.fit, calibration.held_out
     if not held_out:
         return list(range(len(fit)))

@@ -12,14 +12,15 @@ from convrewrite.inputs import Inputs
 LEAST_EXAMPLES = 32
 
 ENOUGH = 1 << 22
-"""Numbers of input that effects are measured on, where that is more than ``LEAST_EXAMPLES``: 27 images of 3 x 224 x 224."""
+"""Effects are measured on examples of at most so many numbers in all, but on ``LEAST_EXAMPLES`` at least: these are as many
+numbers as in 27 images of 3 x 224 x 224."""
 
 
 @dataclass(frozen=True, slots=True)
 class Effort:
     """How much is measured: ``ranks`` fitted per rank range, ``measured`` of them through the rest of the model, on at most
-    ``examples`` held-out inputs; ``iterations`` of refinement for each fit; ``inputs`` to fit on, None for all, more where the
-    largest site needs more.
+    ``examples`` held-out inputs; ``iterations`` of refinement for each fit; ``inputs`` to fit on, None for all; more are used
+    where the largest site needs them.
 
     At large sites, where a fit takes seconds, only ``large_ranks`` ranks of at most ``large_variants`` variants of a structure
     get a rough fit; those that compete are refined for ``large_iterations`` where few outputs make that cheap.
@@ -49,8 +50,8 @@ FAST = Effort(
 
 
 def fewer(calibration: Calibration, effort: Effort, sites: Sequence[Site]) -> Calibration:
-    """The calibration with as many inputs as the effort allows, to fit on and to measure effects on; at every site there are
-    enough positions per unknown, if all inputs together have them."""
+    """The calibration with as many inputs to fit on and to measure effects on as the effort allows; more to fit on where a site
+    needs them for enough positions per unknown, as far as there are any."""
     fit = calibration.fit
     if effort.inputs is not None:
         fit = _first(fit, max([effort.inputs, *(_needed(site) for site in sites)]))
@@ -61,7 +62,7 @@ def fewer(calibration: Calibration, effort: Effort, sites: Sequence[Site]) -> Ca
 
 
 def _needed(site: Site) -> int:
-    """Examples that have ``ENOUGH_POSITIONS`` for each number in a patch of the site."""
+    """How many examples have ``ENOUGH_POSITIONS`` for each number in a patch of the site."""
     spec = site.folded_spec
     sizes = (spec.output_size(size) for size in site.input_sizes)
     positions = sum(height * width for height, width in sizes)

@@ -1,8 +1,8 @@
-"""The most saving whose *measured* fidelity stays at what was asked: a search over plans that are really fitted.
+"""The largest saving whose *measured* fidelity stays at what was asked: a search over plans that are really fitted.
 
-A few hundred held-out inputs measure an agreement to about a point only. So beside the measured one stands an estimate of
-lower variance: the changes of the gap between the two highest classes are taken from the held-out inputs, the gaps
-themselves from all calibration inputs, whose number is several times larger. Both must hold.
+A few hundred held-out inputs measure an agreement only to about a point. So the measured agreement is supplemented by an estimate
+of lower variance: the changes of the gap between the two highest classes are taken from the held-out inputs, the gaps themselves
+from all calibration inputs, whose number is several times larger. Both must hold.
 """
 
 import logging
@@ -26,14 +26,14 @@ from convrewrite.settings import Keep
 LOG = logging.getLogger(__name__)
 
 TRIALS = 6
-"""Plans that are fitted, at most."""
+"""At most so many plans are fitted."""
 
 NEAR = 0.03
-"""Part of the cost that is left: the search ends when the saving is known to so much."""
+"""The search ends when the cost that is left is known to within this part of it."""
 
 FIRST_GUESS = {"agreement": 0.2, "error": 1.0}
-"""Factors by which the shortfall follows from the square root of the predicted effect, before anything was measured:
-disagreement from KL on a classifier, relative error from its own square."""
+"""The assumed ratio of the shortfall to the square root of the predicted effect before anything was measured: of the disagreement
+of a classifier to that of its KL, and of the relative error to that of its own square."""
 
 
 def search(
@@ -43,7 +43,8 @@ def search(
     attempt: Callable[[Allocation], Rewritten],
     shortfall_of: Callable[[nn.Module], float],
 ) -> FittedPlan:
-    """The plan with the fewest MACs whose shortfall is allowed. Raises PlanError when none of them is."""
+    """The plan with the fewest MACs whose shortfall is allowed. Raises PlanError when no plan that was tried has such a
+    shortfall."""
     allowed = keep.limit if keep.measure == "error" else 1 - keep.limit
     factor = FIRST_GUESS[keep.measure]
     low, high = _least_part(surveyed, totals), 1.0
@@ -98,8 +99,9 @@ def _cheapest(surveyed: Sequence[Surveyed], totals: Counted, low: float, high: f
 def shortfall(
     original: nn.Module, rewritten: nn.Module, data: Calibration, keep: Keep, meanings: Mapping[str, Meaning]
 ) -> float:
-    """How far the rewritten model falls short of the original on held-out inputs: the part of examples on which the top
-    classes differ, or the relative error, of the worst output. Raises PlanError for agreement without class scores."""
+    """How far the rewritten model falls short of the original on held-out inputs, at the worst output: the part of examples on
+    which the top classes differ (or its estimate, if that is larger), or the relative error. Raises PlanError for agreement
+    without class scores."""
     batches = data.held_out or data.fit
     fidelity = measure_fidelity(original, rewritten, batches, meanings)
     if keep.measure == "error":
@@ -110,7 +112,7 @@ def shortfall(
 
 
 def require_evaluable(data: Calibration, keep: Keep, meanings: Mapping[str, Meaning]) -> None:
-    """Raise PlanError for what can be known before any long work: no inputs to measure on, or no class scores."""
+    """Raise PlanError where it is clear before any long work that nothing can be measured: no inputs, or no class scores."""
     if not (data.held_out or data.fit):
         raise PlanError("keep: needs inputs to measure on, and there are none; give real inputs (--calib)")
     if keep.measure == "agreement" and not any(meaning.scores for meaning in meanings.values()):
@@ -126,8 +128,8 @@ def _no_scores(meanings: Mapping[str, Meaning]) -> str:
 
 
 def _estimate(original: nn.Module, rewritten: nn.Module, data: Calibration, meanings: Mapping[str, Meaning]) -> float:
-    """The part of all calibration inputs whose top class would change, if the gap to the next changed as it does on the
-    held-out ones; of the worst output."""
+    """The part of all calibration inputs whose top class would change if its gap to the next class changed as it does on the
+    held-out ones; at the worst output."""
     scored = {name: meaning for name, meaning in meanings.items() if meaning.scores}
     held = [(_scores(original, x, scored), _scores(rewritten, x, scored)) for x in (data.held_out or data.fit)]
     others = [_scores(original, batch, scored) for batch in data.fit] if data.held_out else []
@@ -150,6 +152,6 @@ def _flips(held: Sequence[tuple[Tensor, Tensor]], others: Sequence[Tensor]) -> f
 
 
 def _scores(model: nn.Module, batch: tuple[Tensor, ...], meanings: Mapping[str, Meaning]) -> dict[str, Tensor]:
-    """``(rows, K)`` of every output of class scores."""
+    """The scores of every output of class scores, as ``(rows, K)``."""
     outputs = named_outputs(run(model, batch))
     return {name: meaning.log_scores(in_float64(outputs[name])) for name, meaning in meanings.items()}

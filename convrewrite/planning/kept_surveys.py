@@ -1,8 +1,8 @@
-"""Surveys of sites that are kept from run to run: how large a budget is decides what is chosen from a survey, and nothing in it.
+"""Surveys of sites that are kept from run to run: a budget decides what is chosen from a survey, but changes nothing in it.
 
 A site's survey depends on the run's context (:mod:`convrewrite.rewriting.kept_fits`), on what the rules allow there, on how much
-is measured, on which sites are surveyed, on what refinement was seen to gain before it, and, where speed counts, on the machine
-and on how much time an option must gain.
+is measured, on which sites are surveyed, on the gains of refinement known before it, and, where speed counts, on the machine and
+on how much time an option must gain.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from convrewrite.stored import RunCache
 from convrewrite.structures import lowerings
 
 Gains = Mapping[str, Sequence[float]]
-"""What refinement left of the error of first fits, by structure, in the order it was learned."""
+"""The part of the unexplained variance of first fits that refinement left, by structure, in the order it was learned."""
 
 NotNegative = Annotated[float, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -48,7 +48,7 @@ class _Option(_Named):
 
 
 class _Dropped(_Named):
-    """``runs``: whether it takes a time that can be told, as an option that the runtime cannot run does not."""
+    """``runs``: false for an option that the runtime cannot run, whose time is infinite."""
 
     error: NotNegative | None
     reason: Reason
@@ -56,7 +56,7 @@ class _Dropped(_Named):
 
 
 class _Kept(_Part):
-    """The survey of one site, and what is known of refinement behind it."""
+    """The survey of one site, and the gains of refinement known after it."""
 
     options: list[_Option]
     dropped: list[_Dropped]
@@ -67,8 +67,8 @@ class _Kept(_Part):
 
 @dataclass(frozen=True, slots=True)
 class KeptSurveys:
-    """The surveys of one run; ``asked``: what all of them are asked alike. ``keeps``: whether times, if any, are those of a
-    machine that can be named."""
+    """The surveys of one run; ``asked``: the part of their keys that all share. ``keeps``: whether they are kept at all, as times
+    must be those of a machine that can be named."""
 
     cache: RunCache
     asked: tuple[Any, ...]
@@ -87,7 +87,7 @@ class KeptSurveys:
         return cls(cache, (asdict(effort), times, list(active)), table is not None, keeps)
 
     def find(self, space: SearchSpace, gains: Gains) -> tuple[Surveyed, Gains] | None:
-        """The survey of this site and the gains known behind it, if they are kept and fit what the rules allow there."""
+        """The survey of this site and the gains known after it, if they are kept and match what the rules allow there."""
         entry = self.cache.get("survey", self._asked(space, gains)) if self._keeps(space) else None
         if entry is None or entry.tensors:
             return None
@@ -128,7 +128,7 @@ def survey_facts(spaces: Sequence[SearchSpace], surveyed: Sequence[Surveyed]) ->
 
 
 def survey_of_facts(spaces: Sequence[SearchSpace], facts: Sequence[object]) -> tuple[Surveyed, ...]:
-    """The survey that such values tell of. Raises ValueError and LookupError for what these search spaces cannot have."""
+    """The survey that such values describe. Raises ValueError and LookupError for what these search spaces cannot have."""
     found = []
     for space, told in zip(spaces, facts, strict=True):
         if told is None:
@@ -140,7 +140,7 @@ def survey_of_facts(spaces: Sequence[SearchSpace], facts: Sequence[object]) -> t
 
 
 def _facts(space: SearchSpace, found: Surveyed) -> dict[str, Any]:
-    """The fields of a :class:`_Kept`, but for the gains."""
+    """The fields of a :class:`_Kept` except the gains."""
     options = [
         {
             "error": s.error,
@@ -162,7 +162,7 @@ def _left_out(space: SearchSpace, entry: Dropped) -> dict[str, object]:
 
 
 def _restored(space: SearchSpace, kept: _Kept, timed: bool) -> Surveyed:
-    """Raises ValueError and LookupError for what the site cannot have."""
+    """The survey of a site as it was kept. Raises ValueError and LookupError for what the site cannot have."""
     times = [kept.seconds, *(option.seconds for option in kept.options)]
     if any((seconds is not None) != timed for seconds in times) or bool(kept.options) == bool(kept.reason):
         raise ValueError("expected the times of all options or of none, and a reason where there is none")
@@ -195,7 +195,7 @@ def _of(rank_range: RankRange, candidate: Candidate) -> bool:
 
 
 def _candidate(space: SearchSpace, told: _Named) -> Candidate:
-    """The candidate that is named; raises LookupError for one that there is not."""
+    """The candidate that is named; raises LookupError for one that does not exist."""
     rank_range = space.rank_ranges[told.range]
     if told.rank not in rank_range.ranks:
         raise LookupError(told.rank)

@@ -1,7 +1,7 @@
-"""The multiple-choice knapsack: of every group one option, the least total effect within limits on several costs.
+"""The multiple-choice knapsack: one option of every group, so that the total effect is least within limits on several costs.
 
-Solved as a mixed-integer linear programme with one binary variable per option (HiGHS, through scipy): exactly, where a
-bounded search finds and proves the optimum.
+Solved as a mixed-integer linear programme with one binary variable per option (HiGHS, through scipy). The solution is exact where
+a bounded search finds and proves the optimum.
 """
 
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ from scipy.sparse import block_diag, csr_matrix
 from convrewrite.process import standard_output_closed
 
 SLACK = 1e-9
-"""Part of a limit by which rounding may overstep it."""
+"""Rounding may overstep a limit by this part of it."""
 
 ALL_NODES = 2**31 - 1
 
 LIMIT_REACHED = 1
-"""Status by which scipy's ``milp`` calls a search that was ended before it was done."""
+"""The status that scipy's ``milp`` gives a search that was ended before it was done."""
 
 NODES = 1000
-"""Nodes of the search tree, at most. Among 74 sites that were nearly alike a proof was not done after minutes, and the best
-choice found within so many nodes was less than 2e-4 above the bound; effects are read off a few measured ones anyway.
-A count of nodes is the same on every machine, as a time is not."""
+"""Most nodes of the search tree. For 74 sites that were nearly alike the proof was not finished after minutes, and the best
+choice found within so many nodes was less than 2e-4 above the bound; effects are interpolated between a few measured ones anyway.
+A limit on nodes, unlike one on time, is the same on every machine."""
 
 APART = 10.0
 """Where the largest single effect is more than this many times the best sum found, the search is repeated with effects scaled to
@@ -35,14 +35,14 @@ that sum: they are scaled to the largest one first, and HiGHS treats sums within
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One option of a group: what it does to the outputs, and what it costs of each resource."""
+    """One option of a group: its effect on the outputs, and its cost in each resource."""
 
     effect: float
     costs: tuple[float, ...]
 
 
 def choose(groups: Sequence[Sequence[Item]], limits: Sequence[float]) -> tuple[int, ...] | None:
-    """The index of the chosen item in every group, or None when nothing keeps within ``limits``.
+    """The index of the chosen item in every group, or None when no choice stays within ``limits``.
 
     ``limits`` has one entry per resource, as have the items' costs; all are at least zero.
     """
@@ -67,7 +67,7 @@ def undominated(group: Sequence[Item]) -> list[int]:
 
 
 def least(groups: Sequence[Sequence[Item]]) -> tuple[float, ...]:
-    """The least that can be spent of each resource, looked at alone."""
+    """The least that can be spent of each resource, regardless of the others."""
     if not groups:
         return ()
     resources = len(groups[0][0].costs)
@@ -75,7 +75,7 @@ def least(groups: Sequence[Sequence[Item]]) -> tuple[float, ...]:
 
 
 def _solve(groups: Sequence[Sequence[Item]], limits: Sequence[float]) -> tuple[int, ...] | None:
-    """As :func:`choose`. HiGHS keeps a constraint to about 1e-7 only: limits are drawn in until the sum really fits."""
+    """As :func:`choose`. HiGHS keeps a constraint only to about 1e-7: limits are tightened until the sum really fits."""
     if any(spent > limit * (1 + SLACK) for spent, limit in zip(least(groups), limits, strict=True)):
         return None
     effects = np.array([item.effect for group in groups for item in group])
@@ -121,7 +121,7 @@ def _searched(
     sizes: Sequence[int],
     largest: float,
 ) -> NDArray[np.float64] | None:
-    """As above, of items whose effect is at most the ``largest``, to which they are scaled."""
+    """As above, of items whose effect is at most ``largest``; effects are scaled to it."""
     one_each: csr_matrix[np.float64] = csr_matrix(block_diag([np.ones((1, size)) for size in sizes]))
     constraints = [LinearConstraint(one_each, 1, 1)]
     if len(bounds):

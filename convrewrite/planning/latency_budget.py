@@ -1,7 +1,7 @@
 """The latency of a plan as a whole, measured before anything is fitted: time does not depend on the weights.
 
-The times of single options add up to that of the model to some percent only. So the whole plan is built with the weights
-it starts with, exported and timed against the original, and the budget is corrected by what was found.
+The times of single options add up to that of the model only to within some percent. So the whole plan is built with the weights
+it starts with, exported and timed against the original, and the budget is corrected by the result.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,10 +20,10 @@ from convrewrite.rules import Shortlist
 from convrewrite.runtime import Baseline, Unmeasured
 
 MEASUREMENTS = 4
-"""Plans that are timed as a whole, at most."""
+"""At most so many plans are timed as a whole."""
 
 CLOSE = 0.97
-"""Part of the budget: a plan that measures between it and the whole budget is taken."""
+"""A plan that measures between this part of the budget and the whole budget is taken."""
 
 
 def allocate_measured(
@@ -33,14 +33,14 @@ def allocate_measured(
     totals: Counted,
     baseline: Baseline | Unmeasured,
 ) -> Allocation:
-    """The allocation of least effect whose latency *measures* within the budget, of a few that are tried.
+    """Of a few allocations that are tried, the one of least effect whose latency *measures* within the budget.
 
-    Where none of them does, the one that comes nearest. Raises PlanError when the options' own times already say no, and
-    when the nearest oversteps the budget by more than ``OVERSTEP``.
+    Where none does, the one that comes nearest. Raises PlanError when even the options' own times cannot meet the budget, and
+    when the nearest measures more than ``OVERSTEP`` times the budget.
     """
     if (
         isinstance(baseline, Baseline) and baseline.elsewhere
-    ):  # what no one can time here is taken as the options promise it
+    ):  # a plan that cannot be timed here is taken as its options predict
         return allocate(surveyed, budget, totals)
     limit = aim = budget["latency"]
     tried: list[tuple[float, Allocation]] = []
@@ -66,8 +66,8 @@ def allocate_measured(
 
 
 def _next_aim(tried: Sequence[tuple[float, float]], limit: float) -> float:
-    """What a plan should be predicted to take so that it measures a little less than ``limit``; ``tried`` are pairs of what
-    was measured and what was predicted. Read off between the nearest on both sides, else in proportion to the last one."""
+    """The predicted latency with which a plan should measure a little less than ``limit``; ``tried`` are pairs of measured and
+    predicted latencies. Interpolated between the nearest on both sides, otherwise in proportion to the last one."""
     wanted = limit * (1 + CLOSE) / 2
     below = max((pair for pair in tried if pair[0] <= limit), default=None)
     above = min((pair for pair in tried if pair[0] > limit), default=None)

@@ -1,6 +1,5 @@
-"""The latency table: measured seconds of candidates at their site's real input shape; and what is read off it.
-
-The fastest lowering of a candidate, which candidates are too slow to stay, and which ranks fill the processor's channel blocks.
+"""The latency table: measured seconds of candidates at their site's real input shape, and what follows from them: the fastest
+lowering of a candidate, and which candidates are too slow to stay. Also which ranks fill the processor's channel blocks.
 """
 
 import math
@@ -15,12 +14,12 @@ from convrewrite.runtime import THIS_MACHINE, OptionGraph, Timer
 from convrewrite.structures import Option, Stage, Structure, branch_specs, lowerings
 
 MIN_GAIN = 0.05
-"""Part of a site's measured time: an option that gains less is not worth its error."""
+"""An option that saves less than this part of a site's measured time is not worth its error."""
 
 
 @dataclass(frozen=True, slots=True)
 class TimedCandidate:
-    """A candidate, in the lowering that runs fastest, and the seconds it takes for one example; and the original's."""
+    """A candidate in the lowering that runs fastest, the seconds that it takes for one example, and those of the original."""
 
     candidate: Candidate
     seconds: float
@@ -67,7 +66,7 @@ class LatencyTable:
         return self._seconds(site, [])[0]
 
     def saving(self, site: Site, candidate: Candidate) -> float:
-        """Seconds saved at a site by a candidate in the very lowering it has; below zero when it is slower."""
+        """Seconds saved at a site by a candidate in the lowering that it has; negative when it is slower."""
         graph = self._graph(site.folded_spec, candidate.option, candidate.option.lowering)
         before, after = self._seconds(site, [graph])
         return before - after[0]
@@ -104,13 +103,13 @@ def calls_of(site: Site) -> dict[Size, int]:
 
 
 def in_fastest_lowering(shortlists: Sequence[Shortlist], latency_table: LatencyTable) -> tuple[Shortlist, ...]:
-    """The same options, each lowered as it runs fastest at its site."""
+    """The same options, each in the lowering that runs fastest at its site."""
     return tuple(_with(shortlist, _timed(shortlist, latency_table)) for shortlist in shortlists)
 
 
 def fast_enough(shortlists: Sequence[Shortlist], latency_table: LatencyTable) -> tuple[Shortlist, ...]:
-    """As above, without the options that are slower than their site, or miss their rule's ``min_latency_gain``; the table's own
-    ``least_gain`` is only whether they may be slower."""
+    """As above, without the options that are slower than their site, or miss their rule's ``min_latency_gain``. Of the table's
+    own ``least_gain`` only this counts: if it is None, options may be slower."""
     least = None if latency_table.least_gain is None else 0.0
     return tuple(_without_slow(shortlist, _timed(shortlist, latency_table), least) for shortlist in shortlists)
 
@@ -142,8 +141,8 @@ def _without_slow(shortlist: Shortlist, timed: Sequence[TimedCandidate], least_g
 
 
 def aligned(stages: Sequence[Stage], block: int | None = None) -> bool:
-    """Whether the chain fills this processor's channel blocks: what lies between its stages is a multiple of a block,
-    and so is each group of a stage, unless it is a depthwise one."""
+    """Whether the chain fills this processor's channel blocks: the channels between its stages are a multiple of a block, and so
+    are those of each group of a stage, unless it is depthwise."""
     size = block or channel_block()
     between = all(stage.out_channels % size == 0 for stage in stages[:-1])
     return between and all(_fills(stage, size) for stage in stages)

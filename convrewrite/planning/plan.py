@@ -24,8 +24,8 @@ from convrewrite.stored import raw_bytes
 from convrewrite.structures import Option, Structure, lowerings
 
 OVERSTEP = 1.1
-"""Times a budget of latency: a result that measures more is no success. What is less lies within what two measurements of
-a whole model may differ by on a busy machine."""
+"""A result that measures more than this many times its budget of latency is no success. A smaller excess lies within what two
+measurements of a whole model may differ by on a busy machine."""
 
 
 Count = Annotated[int, Field(ge=0)]
@@ -76,8 +76,8 @@ class PlannedOption(_PlanPart):
 
 
 class Considered(_PlanPart):
-    """An option at a site: its cost there, and where it was measured its relative output error with only this site rewritten
-    and the effect of that on the model's outputs; why it was out of the question, if it was."""
+    """An option at a site and its cost there. Where it was measured: its relative output error with only this site rewritten, and
+    the effect of that on the model's outputs. ``reason``: why it was left out, if it was."""
 
     option: PlannedOption
     macs: Count
@@ -136,9 +136,9 @@ class PlannedOutput(_PlanPart):
 class Plan(_PlanPart):
     """One option per site of one model. Plans are written as JSON, one site after another in the order they run.
 
-    ``budget``, ``keep``, ``any_speed`` and ``seed`` are those of :class:`convrewrite.Settings`, ``outputs`` are what
-    effects were measured by,
-    ``lifted`` the functional convolutions that were made modules before there were sites.
+    ``budget``, ``keep``, ``any_speed`` and ``seed`` are those of :class:`convrewrite.Settings`; ``outputs``: what the outputs
+    were taken for when effects were measured; ``lifted``: the functional convolutions that were made modules before sites were
+    found.
     """
 
     schema_version: Literal[1] = 1
@@ -186,12 +186,12 @@ class Plan(_PlanPart):
         return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
     def asked(self) -> Constraints:
-        """What the plan was made for; raises PlanError for a budget or a fidelity that there is not."""
+        """What the plan was made for; raises PlanError for an invalid budget or fidelity."""
         check_budget(self.budget)
         return Constraints(self.budget, keep_of(self.keep), any_speed=self.any_speed)
 
     def meanings(self) -> dict[str, Meaning]:
-        """What the outputs were taken for; discrete ones are found to be so again."""
+        """What the outputs were taken for, without discrete ones, which are recognised anew."""
         return {
             name: Meaning(output.kind, output.reason, output.weight)
             for name, output in self.outputs.items()
@@ -241,7 +241,7 @@ class Plan(_PlanPart):
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, of which no entry stands in the shade of another."""
+    """A JSON object. Raises PlanError where a key occurs more than once."""
     found = dict(pairs)
     if len(found) < len(pairs):
         key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
@@ -250,17 +250,18 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _wrong(details: ErrorDetails) -> str:
-    """The first wrong entry: where, what was expected there, and what was found, unless the whole of it is meant."""
+    """The first wrong entry: where it is, what was expected there, and what was found, unless the whole file or entry is
+    wrong."""
     where = ".".join(str(part) for part in details["loc"]) or "the file"
     whole = not details["loc"] or details["type"] in ("missing", "extra_forbidden")
     return f"{where}: {details['msg']}" + ("" if whole else f", found {values.shown(details['input'])}")
 
 
 def planned_structure(site: str, planned: PlannedOption, folded: ConvSpec, known: Mapping[str, Structure]) -> Structure:
-    """The structure of an option of this site, whose geometry is ``folded``, the BatchNorm in it.
+    """The structure of an option of this site, whose geometry with the BatchNorm folded in is ``folded``.
 
-    Raises PlanError for one that is not known or does not take this geometry, for parameters or a lowering that it does not
-    have here, and for a rank out of its range: a plan may come from anywhere, and sizes what is built.
+    Raises PlanError for a structure that is not known or does not take this geometry, for parameters or a lowering that it does
+    not have here, and for a rank out of its range: a plan may come from anywhere, and decides the size of what is built.
     """
     structure, spec = known.get(planned.structure), folded.per_group
     if structure is None:

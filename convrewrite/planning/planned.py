@@ -1,4 +1,4 @@
-"""Between choices and plans: a choice becomes a plan that tells of it, and a plan the shortlists that are to be fitted.
+"""Between choices and plans: a choice becomes a plan that records it, and a plan becomes the shortlists that are to be fitted.
 
 A plan may come from a file, so each of its sites is compared with the model's before anything is fitted.
 """
@@ -35,8 +35,8 @@ def make_plan(
     allocation: Allocation | None,
     meanings: Mapping[str, Meaning] = NOTHING,
 ) -> Plan:
-    """The plan of a choice: site, candidate, and the reason where there is none. ``allocation``: how it was come by;
-    ``meanings`` of the outputs, by which it was."""
+    """The plan of a choice: sites with their candidates, or with the reason where there is none. ``allocation``: what the choice
+    came from; ``meanings`` of the outputs, by which effects were measured."""
     surveyed = {entry.site.name: entry for entry in allocation.surveyed} if allocation else {}
     return Plan(
         tool_version=tool_version,
@@ -72,7 +72,7 @@ def _planned(
 
 
 def _considered(entry: Surveyed | None, candidate: Candidate | None) -> tuple[Considered, ...]:
-    """The measured options and the chosen one, from cheap to dear, then those that were dropped."""
+    """The measured options and the chosen one, from cheap to expensive, then those that were dropped."""
     if entry is None:
         return () if candidate is None else (_unmeasured(candidate),)
     told = [(s, _is_chosen(s, candidate)) for s in entry.options]
@@ -82,7 +82,7 @@ def _considered(entry: Surveyed | None, candidate: Candidate | None) -> tuple[Co
 
 
 def _is_chosen(scored: Scored, candidate: Candidate | None) -> bool:
-    """Whether it is the same option, which may have got another lowering since."""
+    """Whether it is the same option, though its lowering may have changed since."""
     if candidate is None:
         return False
     option, chosen = scored.candidate.option, candidate.option
@@ -144,7 +144,7 @@ def with_outputs(plan: Plan, meanings: Mapping[str, Meaning]) -> Plan:
 
 
 def shortlists_of(plan: Plan, prepared: Prepared) -> tuple[Shortlist, ...]:
-    """One shortlist per site of the model, as the plan has it. Raises PlanError for a plan of other sites or structures."""
+    """One shortlist per site of the model, as planned. Raises PlanError for a plan of other sites or structures."""
     planned = {site.name: site for site in plan.sites}
     strangers = sorted(set(planned) ^ {site.name for site in prepared.sites})
     if strangers:
@@ -168,7 +168,7 @@ def _shortlist(site: Site, planned: PlannedSite, prepared: Prepared) -> Shortlis
 
 
 def _require_same(site: Site, planned: PlannedSite) -> None:
-    """Raise PlanError unless a site is what the plan says of it."""
+    """Raise PlanError unless a site is as the plan describes it."""
     facts = [("kind", site.kind, planned.kind), ("geometry", site.spec.describe(), planned.geometry)]
     if planned.option is not None:
         facts.append(("BatchNorm", site.batch_norm or "none", planned.batch_norm or "none"))

@@ -1,12 +1,12 @@
-"""What every option does to the model's outputs, measured with only that site rewritten.
+"""The effect of every option on the model's outputs, measured with only that site rewritten.
 
-Weight energies, or output errors of the layers, cannot rank layers: an error of 1.7 % at one of them cost a KL of 0.28,
-one of 1.3 % at another 0.001. So the effect J is measured on held-out inputs, at a few ranks of each structure, and is
-interpolated between them, log-log in the share of the site's output variance that an option leaves unexplained; and that
-share log-log in the cost.
+Weight energies, or output errors of the layers, cannot rank layers: an error of 1.7 % at one layer cost a KL of 0.28, and one of
+1.3 % at another 0.001. So the effect J is measured on held-out inputs, at a few ranks of each structure, and is interpolated
+between them, log-log in the share of the site's output variance that an option leaves unexplained. That share is itself
+interpolated, log-log in the MACs.
 
 The output error of every sampled option comes from its fit to the site's inputs in the original network. Rank ranges that stay
-far behind another in a first, cheap fit are dropped before the dear ones.
+far behind another in a first, cheap fit are dropped before the expensive fits.
 """
 
 import copy
@@ -47,14 +47,16 @@ from convrewrite.structures import Option, Structure
 LOG = logging.getLogger(__name__)
 
 _Fitting = Callable[[Structure, Option], Callable[[], Fit]]
-"""What fits an option of a structure."""
+"""Makes the task that fits an option of a structure."""
 
 REFINABLE = 2000
-"""Iterations of refinement in a survey times the numbers in a patch."""
+"""A survey refines for at most this divided by the numbers in a patch, but not for fewer than 3 iterations where it refines at
+all."""
 
 
 def survey(work: Work, *, effort: Effort, latency_table: LatencyTable | None) -> tuple[Surveyed, ...]:
-    """Every site's options with their errors and effects. ``latency_table``: measure their seconds too, drop the slow ones."""
+    """Every site's options with their errors and effects. With a ``latency_table`` their seconds are measured too, and slow
+    options are dropped."""
     prepared, settings = work.prepared, work.settings
     active = [space.site for space in prepared.search_spaces if space.rank_ranges]
     chosen = fewer(work.data, effort, active)
@@ -91,8 +93,8 @@ def _told(entry: Surveyed) -> str:
 
 @dataclass(slots=True)
 class _RefinementGains:
-    """The part of the error of first fits that refinement left, by structure: learned where refining is cheap, expected where it
-    is not tried."""
+    """The part of the unexplained variance of first fits that refinement left, by structure: learned where refining is cheap,
+    expected where it is not tried."""
 
     known: dict[str, list[float]] = field(default_factory=dict)
 
@@ -105,7 +107,7 @@ class _RefinementGains:
 
 @dataclass
 class _Surveys:
-    """The surveys of all sites, front to back, those of earlier runs among them."""
+    """The surveys of all sites, front to back, including those kept from earlier runs."""
 
     work: Work
     chosen: Calibration
@@ -135,7 +137,7 @@ class _Surveys:
 
     @cached_property
     def _evaluator(self) -> "Evaluator":
-        """Made when it is first asked for, as it runs the model: not where all surveys are kept."""
+        """Made when it is first needed, as it runs the model: not at all where every survey was kept from an earlier run."""
         prepared, meanings = self.work.prepared, self.work.evaluation.meanings
         return Evaluator.of(
             prepared.model, self.walk, self.chosen, self.active, meanings, min(FEW, self.effort.examples)
@@ -164,7 +166,7 @@ class _Surveys:
 
 @dataclass(frozen=True, slots=True)
 class _SiteSurvey:
-    """One site, and all that measures its options."""
+    """One site, and everything that its options are measured with."""
 
     site: Site
     site_fit: SiteFit
@@ -216,7 +218,7 @@ class _SiteSurvey:
         ]
 
     def _timed(self, curves: Sequence[Curve]) -> list[Curve]:
-        """With the seconds of all candidates, which are timed against each other."""
+        """The curves with the seconds of all candidates, which are timed against each other."""
         assert self.latency_table is not None
         timed = iter(self.latency_table.of(self.site, [p for curve in curves for p in curve.candidates]))
         found = [(curve, [next(timed) for _ in curve.candidates]) for curve in curves]
@@ -226,7 +228,7 @@ class _SiteSurvey:
         ]
 
     def _fast_enough(self, curves: Sequence[Curve], before: float) -> tuple[list[Curve], list[Dropped]]:
-        """Without the options that gain too little measured time."""
+        """The curves without the options that save too little measured time, and these."""
         kept: list[Curve] = []
         dropped: list[Dropped] = []
         for curve in curves:
@@ -241,8 +243,8 @@ class _SiteSurvey:
         return kept, dropped
 
     def _first_fits(self, curves: Sequence[Curve]) -> tuple[list[Curve], list[Dropped]]:
-        """Some ranks of every curve, without refinement; of large sites by rough fits in float32, with what refinement is
-        expected to leave of their errors. And what cannot be fitted."""
+        """Some ranks of every curve, fitted without refinement; at large sites by rough fits in float32, with the part of their
+        unexplained variance that refinement is expected to leave. Also those that cannot be fitted."""
         if not self._large:
             picked = [self._picked(curve, self.effort.ranks) for curve in curves]
             return self._fitted(curves, picked, lambda s, o: partial(self.site_fit.fit, s, o, 0))
@@ -256,12 +258,12 @@ class _SiteSurvey:
         ], failed
 
     def _picked(self, curve: Curve, count: int) -> list[Candidate]:
-        """So many of its ranks."""
+        """``count`` of a curve's candidates."""
         ranks = {int(p.option.parameters["rank"]): p for p in curve.candidates}
         return [ranks[rank] for rank in (between if self._large else spread)(sorted(ranks), count)]
 
     def _refined(self, curves: Sequence[Curve]) -> tuple[list[Curve], list[Dropped]]:
-        """The same samples, refined as far as it pays, and what cannot be; what that gains is learned."""
+        """The same samples, refined as far as it pays, and those that cannot be refined; the gains are learned."""
         iterations = self._iterations
         if iterations == 0 or not self.site_fit.seen:
             return list(curves), []
@@ -283,7 +285,7 @@ class _SiteSurvey:
         self, curves: Sequence[Curve], picked: Sequence[Sequence[Candidate]], fitting: _Fitting
     ) -> tuple[list[Curve], list[Dropped]]:
         """The curves with these candidates of each fitted as their samples, all side by side; and those that cannot be fitted,
-        without which the curves go on. Raises FitError where nothing can be fitted."""
+        which the curves lose. Raises FitError where nothing can be fitted."""
         each = [candidate for candidates in picked for candidate in candidates]
         tasks = [fitting(self.structures[p.option.structure], p.option) for p in each]
         fits = iter(self.site_fit.tried(tasks))
@@ -300,8 +302,8 @@ class _SiteSurvey:
 
     @property
     def _iterations(self) -> int:
-        """Of refinement for each fit of this site: an iteration's cost grows with the square of the patch, and what it gains is
-        only to be compared. At large sites none, unless more of them than usual are cheap."""
+        """Iterations of refinement for each fit of this site. The cost of one grows with the square of the patch, and its gain
+        only serves a comparison. None at large sites, unless more than the least effort is cheap there."""
         most = self.effort.iterations
         if self._large:
             return self.site_fit.effort(self.effort.large_iterations) if self._cheap else 0
@@ -309,16 +311,19 @@ class _SiteSurvey:
 
     @property
     def _cheap(self) -> bool:
-        """Whether a fit of a large site takes little beside gathering its inputs: more than the least effort is worth it."""
+        """Whether a fit of a large site takes little time compared with gathering its inputs, so that more than the least effort
+        is worth it."""
         return self.site_fit.effort(self.effort.large_iterations) > self.site_fit.effort(0)
 
     def _at_least_two(self, count: int) -> int:
-        """Of ranks and variants of large sites, where fits are cheap: from one alone nothing is known about the others."""
+        """How many ranks or variants of a large site are fitted: at least two where fits are cheap, as one alone says nothing
+        about the others."""
         return max(2, count) if self._cheap else count
 
     def _scored(self, curves: Sequence[Curve]) -> list[Scored]:
-        """All options with the effects that were measured on the best variant of each structure: equal errors do about equal
-        harm, most nearly those of one structure. Where all effects together take long, on the best of all."""
+        """All options, scored by effects that are measured on the best variant of each structure: equal errors do about equal
+        harm, most nearly so within one structure. Where all effects together take long, they are measured on the best variant of
+        all."""
         groups = ([list(curves)] if curves else []) if self.evaluator.dear else _by_structure(curves)
         return [scored for group in groups for scored in self._scored_alike(group)]
 
@@ -330,8 +335,8 @@ class _SiteSurvey:
 
     @property
     def _measured(self) -> int:
-        """Effects measured per structure: fewer where a run of the model takes seconds. One alone is too few: on a ResNet-20 at
-        a quarter of the MACs a KL of 0.031 became 0.051."""
+        """How many effects are measured per structure: fewer where a run of the model takes seconds. One is too few: on a
+        ResNet-20 at a quarter of the MACs the KL rose from 0.031 to 0.051."""
         return min(self.effort.measured, 2) if self.evaluator.long else self.effort.measured
 
     def _effect(self, sample: FittedCandidate) -> float:

@@ -1,13 +1,13 @@
-"""The evaluation as a whole of a fitted plan, and swaps that lower its effect.
+"""A fitted plan is evaluated as a whole, and swaps lower its effect.
 
-The effects of single sites do not simply add up: behind a rewritten prefix and before a rewritten rest an option may do
-more or less harm than alone. So the sites of a fitted plan are gone through once more, with the options next to the
-chosen one fitted in its place, and the knapsack is solved again with what these change *in the whole rewritten model*.
-The new plan is taken when its own measured effect is lower.
+The effects of single sites do not simply add up: behind a rewritten prefix and before a rewritten rest an option may do more or
+less harm than alone. So every site of a fitted plan is visited once more, with the options next to the chosen one fitted in its
+place, and the knapsack is solved again with the effects that these have *in the whole rewritten model*. The new plan is taken
+when its own measured effect is lower.
 
-Where int8 is asked for, all of that is measured on sites that round as int8, and options of other structures are among those
-tried. It shows in well fitted options alone: a plain network for Fashion-MNIST that was planned by what rounding does to those of
-a survey had a KL of 0.035 and 0.0055 in int8 at a quarter and half of the MACs, like this 0.019 and 0.0029.
+Where int8 is asked for, all of that is measured on sites that round as int8, and options of other structures are tried too. What
+rounding does shows only in well fitted options: a plain network for Fashion-MNIST that was planned by the effects of rounding on
+a survey's options had a KL of 0.035 and 0.0055 in int8 at a quarter and half of the MACs; planned as here, 0.019 and 0.0029.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,11 +31,12 @@ from convrewrite.rewriting import Propagation, Rewritten, SiteFit, Work, keepabl
 from convrewrite.stored import tensors_digest
 
 STEP = 0.2
-"""Part of what an option costs of a resource by which its neighbours cost less or more."""
+"""Neighbours of an option cost about this part of its own cost less or more."""
 
 
 def evaluate(work: Work, allocation: Allocation, rewritten: Rewritten) -> FittedPlan:
-    """The effect of the whole plan, on the inputs that effects are measured on; of its sites in int8 where that is asked."""
+    """The effect of the whole plan, on the inputs that effects are measured on; with its sites in int8 where that is asked
+    for."""
     model = _sites_in_int8(rewritten) if work.settings.int8 else rewritten.model
     pairs = (
         (named_outputs(run(work.prepared.model, batch)), named_outputs(run(model, batch)))
@@ -45,7 +46,7 @@ def evaluate(work: Work, allocation: Allocation, rewritten: Rewritten) -> Fitted
 
 
 def _in_int8(site: Site, module: nn.Module) -> nn.Module:
-    """What stands in a site's place, rounding as int8 does; as it is where kernels are mixed at every call: they stay float32."""
+    """A site's new module, rounding as int8 does; unchanged where kernels are mixed at every call, as these stay float32."""
     return module if site.spec.kernels > 1 else rounded(module)
 
 
@@ -65,12 +66,12 @@ def swap(
     holds: Callable[[Allocation], bool],
     attempt: Callable[[Allocation], Rewritten],
 ) -> FittedPlan:
-    """The plan with the swaps that lower its effect, or as it was. ``holds`` says whether a plan is within the budget where
-    only the whole shows it, as its latency does: one that is not is never fitted by ``attempt``."""
+    """The plan with the swaps that lower its effect, or as it was. ``holds`` checks what only the whole plan shows, such as its
+    latency, against the budget: a plan that fails it is never fitted by ``attempt``."""
     nearby = _survey_nearby(work, fitted, tuple(budget))
     try:
         better = allocate(nearby, budget, fitted.allocation.totals)
-    except PlanError:  # the plan itself oversteps the budget a little, as one that was corrected by measurement may
+    except PlanError:  # the plan itself oversteps the budget a little, which one corrected by measurement may do
         return fitted
     chosen = _told_alone(better, fitted.allocation)
     if chosen == fitted.allocation.chosen:
@@ -91,7 +92,7 @@ def _told_alone(better: Allocation, known: Allocation) -> tuple[Scored | None, .
 
 
 def _survey_nearby(work: Work, fitted: FittedPlan, resources: Sequence[str]) -> tuple[Surveyed, ...]:
-    """Every site with its option and the neighbours; effects are differences in the rewritten model, above the least."""
+    """Every site with its option and the neighbours; effects are those of the whole rewritten model with that option in it."""
     prepared, data = work.prepared, work.data
     allocation = fitted.allocation
     rewritten = [entry.site for entry, scored in zip(allocation.surveyed, allocation.chosen, strict=True) if scored]
@@ -115,14 +116,15 @@ def _survey_nearby(work: Work, fitted: FittedPlan, resources: Sequence[str]) -> 
 
 @dataclass
 class _Effects:
-    """The effects of options in the rewritten model, site by site; ``model``, a hash, tells it from others."""
+    """The effects of options in the rewritten model, site by site; ``model``: a hash that identifies that model."""
 
     work: Work
     walk: Propagation
     model: str
 
     def told(self, entry: Surveyed, options: Sequence[Scored]) -> Surveyed:
-        """A site with its option, the first, and the neighbours, all fitted alike, so that their effects can be compared."""
+        """A site with its option, which comes first, and the neighbours, all fitted alike, so that their effects can be
+        compared."""
         named = [repr(scored.candidate.option) for scored in options]
         asked = (self.model, entry.site.name, named, self.work.settings.int8)
         keeps = keepable([self.work.prepared.structures[scored.candidate.option.structure] for scored in options])
@@ -133,7 +135,7 @@ class _Effects:
             return _surveyed(entry, options, effects)
         try:
             effects = self._measured(entry, options)
-        except FitError:  # nothing else can be tried there; the rewriting that follows says whether the option can be
+        except FitError:  # nothing else can be tried there; the rewriting that follows reports it if the option fails
             return replace(entry, options=tuple(options[:1]), must_change=True)
         finally:
             self.walk.replace(entry.site, module)
@@ -143,12 +145,12 @@ class _Effects:
 
     @cached_property
     def _evaluator(self) -> Evaluator:
-        """Made when it is first asked for, as it runs the model."""
+        """Made when it is first needed, as it runs the model."""
         work = self.work
         return Evaluator.of(work.prepared.model, self.walk, work.data, meanings=work.evaluation.meanings)
 
     def _known(self, asked: object, count: int) -> list[float] | None:
-        """Those of an earlier run: one for each of ``count`` options, or for the first alone."""
+        """The effects that an earlier run measured: one for each of ``count`` options, or for the first alone."""
         entry = self.work.cache.get("swap", asked)
         if entry is None or entry.tensors or not isinstance(entry.facts, list) or len(entry.facts) not in (1, count):
             return None
@@ -156,8 +158,8 @@ class _Effects:
         return entry.facts if usable else None
 
     def _measured(self, entry: Surveyed, options: Sequence[Scored]) -> list[float]:
-        """That of every option; of the first alone where no input gets to the site. Of others that cannot be fitted it is the
-        most harmful. Raises FitError where the first cannot be."""
+        """The effect of every option; of the first alone where no input reaches the site. Other options that cannot be fitted get
+        ``MOST_EFFECT``. Raises FitError where the first cannot be fitted."""
         work, site = self.work, entry.site
         site_fit = SiteFit.of(self.walk, site, work.data, work.weights, work.settings.seed, work.watch)
         tried = [scored.candidate.option for scored in (options if site_fit.reached else options[:1])]
@@ -179,14 +181,14 @@ class _Effects:
 
 
 def _surveyed(entry: Surveyed, options: Sequence[Scored], effects: Sequence[float]) -> Surveyed:
-    # Only sites that are rewritten take part, each by its difference: the knapsack does not mind a common constant, but
-    # to keep the site as it was must stay out of it.
+    # Only rewritten sites take part, and only differences between the effects of a site's options matter: a constant that
+    # all of them share does not change the choice. Keeping the site as it was must not be among these options.
     told = [replace(scored, effect=effect) for scored, effect in zip(options, effects, strict=False)]
     return replace(entry, options=tuple(told), must_change=True)
 
 
 def _neighbours(entry: Surveyed, chosen: Scored, resources: Sequence[str]) -> list[Scored]:
-    """Of every resource the least harmful options that cost about a step less and a step more."""
+    """For every resource, the best options (of the least effect times cost) that cost about a step less and a step more."""
     found: dict[object, Scored] = {}
     for resource in resources:
         here = chosen.costs.of(resource)
@@ -199,7 +201,8 @@ def _neighbours(entry: Surveyed, chosen: Scored, resources: Sequence[str]) -> li
 
 
 def _others(entry: Surveyed, chosen: Scored, resources: Sequence[str]) -> list[Scored]:
-    """Of every other structure the least harmful option that costs about the same: int8 takes some worse than others."""
+    """The least harmful option of every other structure that costs about the same: int8 harms some structures more than
+    others."""
     own, found = chosen.candidate.option.structure, dict[str, Scored]()
     for scored in sorted(entry.options, key=lambda s: s.effect):
         costs = ((scored.costs.of(resource), chosen.costs.of(resource)) for resource in resources)
