@@ -1,4 +1,4 @@
-"""Options that are fitted though some of them cannot be: those are left out, with the reason, and the others are taken."""
+"""Fitting several options of which some may fail: those are left out and the reason is logged, and the others are taken."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +14,7 @@ LOG = logging.getLogger(__name__)
 
 
 def attempts(tasks: Iterable[Callable[[], Result]]) -> list[Callable[[], Result | FitError]]:
-    """The same tasks, which give their FitError where they would raise one."""
+    """The same tasks, which return their FitError instead of raising it."""
     return [partial(_attempted, task) for task in tasks]
 
 
@@ -28,7 +28,7 @@ def require_one(found: Sequence[Result | FitError]) -> None:
 def without_failed(
     candidates: Sequence[Candidate], found: Sequence[Result | FitError]
 ) -> list[tuple[Candidate, Result]]:
-    """The candidates with what was found of them; those that failed are told to the log."""
+    """The candidates with their results; those that failed are left out and logged."""
     kept = list[tuple[Candidate, Result]]()
     for candidate, entry in zip(candidates, found, strict=True):
         if isinstance(entry, FitError):
@@ -39,7 +39,7 @@ def without_failed(
 
 
 def first_of(candidates: Sequence[Candidate], tasks: Iterable[Callable[[], Result]]) -> tuple[Candidate, Result]:
-    """The first candidate whose task does not fail; those behind it are not begun. Raises FitError where all fail."""
+    """The first candidate whose task succeeds, with its result; later tasks are not begun. Raises FitError where all fail."""
     found = list[Result | FitError]()
     for task in attempts(tasks):
         found.append(task())

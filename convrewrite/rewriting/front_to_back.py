@@ -1,7 +1,7 @@
 """Fit and replace, site by site, front to back.
 
 At each site the candidates of its shortlist are fitted to the inputs that the already rewritten prefix gives, and refitted to
-what a ReLU lets through where only that sees the output; the one with the least error on held-out inputs is put in place.
+what a ReLU lets through where nothing else uses the output; the one with the least error on held-out inputs is put in place.
 Without inputs the stages keep their weights-only initial values.
 """
 
@@ -33,7 +33,7 @@ class Rewritten:
 
 
 def rewrite(work: Work, shortlists: Sequence[Shortlist]) -> Rewritten:
-    """Rewrite a copy of the model; the memory of the work bounds activations and moments together."""
+    """Rewrite a copy of the model; ``work.memory`` bounds activations and moments together."""
     prepared, data = work.prepared, work.data
     active = [shortlist.site for shortlist in shortlists if shortlist.candidates]
     if data.kind != "weights only":
@@ -62,7 +62,7 @@ def _summary(outcome: Outcome) -> str:
 
 
 def _outcome_at(walk: Propagation, shortlist: Shortlist, work: Work, kept: KeptFits) -> Outcome:
-    """What becomes of a site, from an earlier run where that is kept; both networks stand behind it then."""
+    """What becomes of a site, from an earlier run where that is kept; afterwards both networks are past it."""
     known = kept.find(shortlist, walk.way_to(shortlist.site))
     if known is not None:
         LOG.info("%s: fitted in an earlier run", shortlist.site.name)
@@ -77,7 +77,7 @@ def _outcome_at(walk: Propagation, shortlist: Shortlist, work: Work, kept: KeptF
 
 
 def _put_again(walk: Propagation, work: Work, outcome: Outcome, found: Fit | None) -> None:
-    """What an earlier run put in place, put in place as it did."""
+    """Put in place what an earlier run put there."""
     if outcome.candidate is None or found is None:
         walk.pass_over(outcome.site)
         return
@@ -95,7 +95,7 @@ def _none_within(errors: Sequence[float]) -> str:
 
 
 def _rewrite_site(walk: Propagation, shortlist: Shortlist, work: Work) -> tuple[Outcome, Fit | None]:
-    """Fit every candidate, put the best in place. A site where all break their rules' error limits is kept."""
+    """Fit every candidate and put the best in place. The site is kept if all of them exceed their rules' error limits."""
     structures, watch = work.prepared.structures, work.watch
     site_fit = SiteFit.of(walk, shortlist.site, work.data, work.weights, work.settings.seed, watch)
     if not site_fit.reached:
@@ -112,7 +112,7 @@ def _rewrite_site(walk: Propagation, shortlist: Shortlist, work: Work) -> tuple[
     with watch.timed("solves"):
         candidate, best = site_fit.best_of(within, structures)
     structure, option = structures[candidate.option.structure], candidate.option
-    # From the weights alone no input runs through the rewritten prefix: then nothing has to be fast there.
+    # From the weights alone no input runs through the rewritten prefix, so nothing has to be fast there.
     stand_in = site_fit.merged(structure, option, best) if site_fit.seen else None
     walk.replace(shortlist.site, site_fit.build(structure, option, best), stand_in)
     positions = site_fit.seen[0].count if site_fit.seen else None

@@ -1,7 +1,7 @@
-"""Fits of sites that are kept from run to run: what they depend on, and what of them is believed.
+"""Fits of sites that are kept from run to run: what they depend on, and how they are checked.
 
 A fit depends on the model, the inputs, the settings and the versions (the *context*), and on all that was put in place before it.
-Of two runs that ask the same of the same model up to a site, the second takes that site's fit from the first, byte for byte.
+If two runs ask the same of the same model up to a site, the second takes that site's fit from the first, byte for byte.
 """
 
 import hashlib
@@ -33,21 +33,22 @@ from convrewrite.structures import Structure
 
 WITH_EFFECT = frozenset({"memory", "seed", "output_weighting"})
 """Settings that fits, surveys and refinements depend on. Whatever else they depend on, such as the inputs, the device, the times
-of options or whether int8 counts, is among the facts in another form, or in the key of what is kept."""
+of options or whether int8 counts, is among the facts in another form, or part of an entry's own key."""
 
 EXAMPLES = 8
-"""Inputs of each kind whose outputs tell a model from another: a whole batch would take a large one seconds."""
+"""A model is identified by its outputs for so many inputs of each kind: a whole batch would take a large model seconds."""
 
 PACKAGES = ("torch", "numpy", "scipy", "onnxruntime")
 
 BUILT_IN = "convrewrite.structures."
-"""Where the structures are whose fits are kept: of any other one it is not known when its code changed."""
+"""Only fits of structures from here are kept: whether the code of any other structure has changed is not known."""
 
 
 def run_cache_of(
     prepared: Prepared, data: Calibration, evaluation: Evaluation, weights: Mapping[str, Tensor], settings: Settings
 ) -> RunCache:
-    """Where this run keeps its results; without effect where it is not to, or where there is no room."""
+    """The cache in which this run keeps its results; one without effect where it is not to keep any, or where there is no
+    room."""
     cache = ResultCache() if settings.resume else None
     if cache is None or not cache.keeps:
         return RunCache()
@@ -66,7 +67,7 @@ def run_cache_of(
 
 
 def _code_digest() -> str:
-    """Of the sources of this package: what other code computed is never taken for its own."""
+    """A digest of this package's sources: what other code computed is never reused."""
     found = hashlib.sha256()
     folder = Path(convrewrite.__file__).parent
     for path in sorted(folder.rglob("*.py")):
@@ -75,8 +76,8 @@ def _code_digest() -> str:
 
 
 def _model_facts(prepared: Prepared, data: Calibration) -> tuple[object, ...]:
-    """What identifies the model: how it shows itself, its weights, the order of its operations, and its outputs for the example
-    and for some of the data. Weights alone do not say how they are used, and an example of zeros tells little."""
+    """What identifies the model: its ``repr``, its weights, the order of its operations, and its outputs for the example and for
+    some of the data. Weights alone do not show how they are used, and an example of zeros shows little."""
     model, whole = prepared.model, prepared.traced.whole
     state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     nodes = () if whole is None else tuple(_node_facts(node) for node in whole.graph.nodes)
@@ -90,7 +91,7 @@ def _model_facts(prepared: Prepared, data: Calibration) -> tuple[object, ...]:
 def _shown(model: nn.Module) -> str:
     try:
         return repr(model)
-    except Exception:  # a class may show itself in any way
+    except Exception:  # a class may define any ``__repr__``
         return type(model).__qualname__
 
 
@@ -137,7 +138,7 @@ class _Kept(BaseModel):
 @dataclass(slots=True)
 class KeptFits:
     """The fits of one rewriting, from the first site to the last. ``before`` identifies all that was put in place so far;
-    ``known`` is False once that may include a structure of other code, which cannot be part of a key."""
+    ``known`` is False once that may include a structure that is not built in, which cannot be part of a key."""
 
     cache: RunCache
     structures: dict[str, Structure]
@@ -145,8 +146,8 @@ class KeptFits:
     known: bool = True
 
     def find(self, shortlist: Shortlist, way: Sequence[str]) -> tuple[Outcome, Fit | None] | None:
-        """What became of this site in an earlier run, if that is kept, and fits what the site can become. ``way``: what runs
-        before it, in its order: which of the sites behind it are fitted too, is of no concern."""
+        """What became of this site in an earlier run, if that is kept and matches what the site can become. ``way``: what runs
+        before it, in order; sites behind it matter only as far as they change that."""
         self.before = hashlib.sha256(json.dumps([self.before, list(way), *self._asked(shortlist)]).encode()).hexdigest()
         self.known = self.known and keepable([self.structures[c.option.structure] for c in shortlist.candidates])
         entry = self.cache.get("fit", self.before) if self.known else None

@@ -23,6 +23,6 @@ class Outcome:
 
     @property
     def unknowns(self) -> int:
-        """Numbers in a patch of one group: what a filter of the site has to be told from its positions."""
+        """Numbers in a patch of one group: the unknowns of a filter, which are to be found from the positions."""
         _, channels, height, width = self.site.spec.kernel_shape
         return channels * height * width

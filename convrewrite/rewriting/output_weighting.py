@@ -1,10 +1,10 @@
-"""How much each output channel of a site matters to what the model gives in the end.
+"""How much each output channel of a site matters to the model's outputs.
 
-An error ``e`` of a site's output changes the loss by about ``e^T F e / 2``, F the second moment of the loss gradient there.
-The loss is taken against a label *sampled from the model's own distribution* (the Fisher information: no labels are needed):
-a class of scores, yes or no of every independent probability. Of other numbers it is a random direction (Gauss-Newton), of
-embeddings one along the sphere. BRECQ (Li et al. 2021) uses the diagonal
-of F; here F is whole, over channels, and mixed with the identity, since it is estimated from few inputs.
+An error ``e`` of a site's output changes the loss by about ``e^T F e / 2``, F the second moment of the loss gradient there. The
+loss is taken against a label *sampled from the model's own distribution* (the Fisher information: no labels are needed): a class
+for class scores, yes or no for every independent probability. For other numbers it is their product with a random direction
+(Gauss-Newton), for embeddings with one along the sphere. BRECQ (Li et al. 2021) uses the diagonal of F; here F is the full matrix
+over channels, mixed with the identity, since it is estimated from few inputs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from convrewrite.modules import copy_model, hooked, named_outputs
 from convrewrite.places import in_float64, out_of_memory
 
 SHARE = 0.4
-"""Part of F in the weights; the rest is the identity."""
+"""The share of F in the weights; the rest is the identity."""
 
 EXAMPLES, ENOUGH = 256, 1 << 22
 """F is estimated from at most so many inputs, and from at most so many numbers of input, as large images have many positions; but
@@ -46,19 +46,19 @@ def output_weights(
 ) -> dict[str, Tensor]:
     """For every site ``G = (1 - share) mean(diag F) I + share F``, ``(O, O)`` in float64, scaled to a mean diagonal of one.
 
-    ``meanings`` are those of the outputs; None: they are told on the batches. ``at_a_time``: how many examples the model takes,
-    where that is not any number. Sites that no gradient reaches have no entry; a model that cannot be differentiated has none
-    at all.
+    ``meanings`` are those of the outputs; None: they are found on the batches. ``at_a_time``: how many examples the model takes,
+    where it does not take any number. Sites that no gradient reaches have no entry; a model that cannot be differentiated has
+    none at all.
     """
     if not batches:
         return {}
     known = tell(model, batches) if meanings is None else meanings
     sums: dict[str, Tensor] = {}
-    # What a forward leaves on its modules would hold on to gradients, and such a model cannot be copied any more.
+    # What a forward leaves on its modules would hold on to gradients, and a model with these cannot be copied any more.
     model = copy_model(model)
     generator = torch.Generator().manual_seed(seed)
-    # Every site's output depends on it, so that gradients reach them all: behind frozen parameters, integer inputs, and
-    # operators without a derivative too.
+    # Every site's output depends on it, so that gradients reach them all, even behind frozen parameters, integer inputs, and
+    # operators without a derivative.
     anchor = torch.zeros((), device=batches[0][0].device, requires_grad=True)
     with hooked(_gradient_hooks(model, sites, sums, anchor)):
         try:
@@ -82,8 +82,8 @@ def _mixed(second_moment: Tensor, share: float) -> Tensor:
 
 
 def _chunks(batches: Sequence[Inputs], at_a_time: int | None) -> Iterator[Inputs]:
-    """At most ``EXAMPLES`` inputs, fewer large ones, in parts that a backward pass has room for; of a model that takes so many
-    ``at_a_time`` in whole batches of these."""
+    """At most ``EXAMPLES`` inputs, fewer where they are large, in parts that a backward pass has room for; for a model that takes
+    so many ``at_a_time``, in whole batches of that number."""
     left = min(EXAMPLES, max(LEAST_EXAMPLES, ENOUGH // max(1, batches[0][0][0].numel()))) if batches else 0
     for batch in batches:
         size = at_a_time or max(1, CHUNK // max(1, batch[0][0].numel()))
@@ -99,7 +99,7 @@ def _backward(
     model: nn.Module, inputs: Inputs, meanings: Mapping[str, Meaning], anchor: Tensor, generator: torch.Generator
 ) -> None:
     with torch.enable_grad():
-        outputs = named_outputs(model(*(tensor.clone() for tensor in inputs)))  # it may work on them in place
+        outputs = named_outputs(model(*(tensor.clone() for tensor in inputs)))  # the model may change them in place
         felt = {name: tensor for name, tensor in outputs.items() if tensor.requires_grad and meanings[name].counts}
         losses = [_loss(tensor, meanings[name], generator) for name, tensor in felt.items()]
         if losses:
@@ -107,7 +107,8 @@ def _backward(
 
 
 def _loss(output: Tensor, meaning: Meaning, generator: torch.Generator) -> Tensor:
-    """Its gradient has the second moment that F is made of, times the output's weight; per example, a mean over positions."""
+    """A loss whose gradient has the second moment that F is made of, times the output's weight; per example, a mean over
+    positions."""
     if meaning.scores:
         log_scores = meaning.log_scores(output)
         labels = torch.multinomial(log_scores.detach().exp().cpu(), 1, generator=generator).to(output.device)
@@ -129,7 +130,7 @@ def _bernoulli_loss(output: Tensor, generator: torch.Generator) -> Tensor:
 
 def _along_a_direction(output: Tensor, meaning: Meaning, generator: torch.Generator) -> Tensor:
     direction = torch.randn(output.shape, generator=generator, dtype=output.dtype).to(output.device)
-    if meaning.kind == "embedding":  # whose length does not count: only what turns it is felt
+    if meaning.kind == "embedding":  # its length does not count: only what turns it has a gradient
         output = nn.functional.normalize(output, dim=meaning.axis)
     scale = output.detach().square().mean().sqrt().clamp_min(torch.finfo(output.dtype).tiny)
     return (output * direction).sum() / scale / _size(output) ** 0.5
@@ -142,7 +143,7 @@ def _size(output: Tensor) -> int:
 def _gradient_hooks(
     model: nn.Module, sites: Sequence[Site], sums: dict[str, Tensor], anchor: Tensor
 ) -> Iterator[RemovableHandle]:
-    """Registers what adds up ``sum g g^T`` over all positions of the gradient ``g`` at every site's output, its BatchNorm
+    """Register hooks that add up ``sum g g^T`` over all positions of the gradient ``g`` at every site's output, its BatchNorm
     included.
 
     ``anchor``, a zero, is added to every one of these outputs.
@@ -166,7 +167,7 @@ def _noting(
             return output
         if not isinstance(module, DynamicConv2d):
             anchored.register_hook(add)
-        elif args:  # what is fitted are its kernels, before they are mixed
+        elif args:  # its kernels are what is fitted, before they are mixed
             x = args[0].detach()
             anchored.register_hook(lambda gradient: add(module.stacked_gradient(gradient, x)))
         return anchored

@@ -1,8 +1,8 @@
 """The inputs of every site, front to back: in the original network and behind the prefix that is already rewritten.
 
-With a graph of the whole model, activations are kept from site to site, so each layer runs once per stream however many
-sites there are. Without one, or for a site with several calls, the model is run again for that site. Activations beyond a
-memory limit wait on disk.
+With a graph of the whole model, activations are kept from site to site, so each layer runs once per stream however many sites
+there are. Without a graph, or for a site with several calls, the model is run again for that site. Activations beyond a memory
+limit wait on disk.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,13 +20,13 @@ from convrewrite.rewriting.streams import Sample, Streams
 from convrewrite.rewriting.surgery import build_conv, folded_kernel, replace_site
 
 SHARE = 0.5
-"""Part of the memory that activations take at most. The rest waits on disk, which costs little time, as the system caches files
-in whatever memory is free. With all of 4 GB, a VGG-16 with 256 inputs of 224 x 224 took 5.4 GB, with half of them 4.4; its
+"""Activations take at most this part of the memory. The rest of them waits on disk, which costs little time, as the system caches
+files in whatever memory is free. With all of 4 GB, a VGG-16 with 256 inputs of 224 x 224 took 5.4 GB, with half of it 4.4; its
 forward passes took 48 and 57 s of three minutes."""
 
 
 class Propagation:
-    """Walks all batches through both networks, site by site. ``rewritten`` is the copy under the knife."""
+    """Walks all batches through both networks, site by site. ``rewritten`` is the copy that is being rewritten."""
 
     def __init__(
         self,
@@ -37,11 +37,11 @@ class Propagation:
         memory: int,
         start: nn.Module | None = None,
     ) -> None:
-        """``memory`` in bytes bounds what is kept: activations, and what :meth:`make_room` asks for. ``start``: a copy of
-        the model in which all ``sites`` are rewritten already, to go through once more."""
+        """``memory`` in bytes bounds what is kept: activations, and what :meth:`make_room` asks for. ``start``: a copy of the
+        model in which all ``sites`` are rewritten already, to walk through once more."""
         self.model = model
         self.memory = memory
-        before = model if start is None else start  # which may have a length, of zero
+        before = model if start is None else start  # a model may have a length of zero
         self.rewritten = copy_model(before, sharing=_untouched(before))
         self._batches = batches
         self.batches = len(batches)
@@ -58,7 +58,7 @@ class Propagation:
                 self._streams.foresee(site, self.rewritten.get_submodule(site.name))
 
     def way_to(self, site: Site) -> list[str]:
-        """What runs before a site, by name, in its order, which depends on the sites behind too; empty without a graph."""
+        """What runs before a site, by name and in order; the order also depends on the sites behind it. Empty without a graph."""
         return [] if self._streams is None else self._streams.ahead(site.name)
 
     def samples(self, site: Site) -> Iterator[Sample]:
@@ -69,20 +69,20 @@ class Propagation:
         return self._rerun(site, mixture)
 
     def make_room(self, size: int) -> None:
-        """From now on activations leave so many bytes of the memory to others."""
+        """From now on activations leave ``size`` bytes of the memory free for other things."""
         if self._streams is not None:
             self._streams.store.shrink(self._for_activations(size))
 
     def _for_activations(self, others: int) -> int:
-        """Bytes that activations may take, where others take so many."""
+        """Bytes that activations may take, where other things take ``others`` bytes."""
         return max(0, min(int(SHARE * self.memory), self.memory - others))
 
     def rectified(self, site: Site) -> bool:
-        """Whether nothing but a ReLU sees the output of this site, or of the sum its samples' skips belong to."""
+        """Whether only a ReLU uses the output of this site, or the sum that its samples' skips belong to."""
         return self._streams is not None and self._at(self._streams, site) and self._streams.rectified(site)
 
     def outputs(self, site: Site, module: nn.Module, batches: Sequence[int]) -> Iterator[Any]:
-        """What the rewritten network gives for these batches with ``module`` at the site, which it does not keep.
+        """The rewritten network's outputs for these batches with ``module`` at the site, where it stays only for this.
 
         Only what lies behind the site is run, where the graph of the whole model shows what that is.
         """
@@ -109,7 +109,7 @@ class Propagation:
         self._passed.append((site, module if stand_in is None else stand_in))
 
     def _at(self, streams: Streams, site: Site) -> bool:
-        """Run the streams to a site; those that were passed over leave in them what they would have left."""
+        """Run the streams to a site. Sites that were passed over leave the streams as they would have without that."""
         passed, self._passed = self._passed, []
         for other, module in passed:
             if streams.advance(other.name):
@@ -133,26 +133,28 @@ class Propagation:
 
 
 def _untouched(model: nn.Module) -> list[nn.Parameter]:
-    """What neither a rewrite nor a forward changes, so that two copies can have it in common: the weights of linear layers, which
-    are most of some models, 0.5 GB of a VGG-16 with its three. On a device each has its own: one of the two leaves it first."""
+    """Parameters that neither a rewrite nor a forward changes, so that two copies can share them: those of linear layers, which
+    are most of some models (0.5 GB in the three of a VGG-16). On a device each copy has its own, as one of the two leaves it
+    first."""
     linear = (module for module in model.modules() if type(module) is nn.Linear)
     parameters = (parameter for module in linear for parameter in module.parameters(recurse=False))
     return [parameter for parameter in parameters if parameter.device.type == PROCESSOR]
 
 
 def _mixture(model: nn.Module, site: Site) -> nn.Module | None:
-    """The convolution with all kernels that a dynamic one mixes, one output for each: what is fitted, there, are these."""
+    """For a dynamic convolution, one with all kernels that it mixes and an output for each, as these are what is fitted."""
     return None if site.spec.kernels == 1 else _folded(model, site)
 
 
 def _folds(model: nn.Module, site: Site) -> bool:
-    """Whether a site is one operator with the BatchNorm behind it, up to rounding: that of half precision could be seen."""
+    """Whether a site and the BatchNorm behind it may run as one operator: in half precision the difference in rounding would
+    show."""
     weight = model.get_submodule(site.name).weight
     return site.batch_norm is not None and site.spec.kernels == 1 and weight.dtype in (torch.float32, torch.float64)
 
 
 def _folded(model: nn.Module, site: Site) -> nn.Module:
-    """A site's convolution with the BatchNorm that follows it in one; all kernels of a dynamic one."""
+    """A site's convolution and the BatchNorm that follows it as one convolution; for a dynamic one, with all its kernels."""
     kernel, bias = folded_kernel(model, site)
     like = model.get_submodule(site.name).weight
     assert isinstance(like, Tensor)
@@ -176,10 +178,10 @@ def _calls_of(model: nn.Module, site: Site, inputs: Inputs) -> list[tuple[Tensor
         end.register_forward_hook(leave),
     )
     with hooked(handles), torch.no_grad():
-        model(*(tensor.clone() for tensor in inputs))  # it may work on them in place
+        model(*(tensor.clone() for tensor in inputs))  # the model may change them in place
     return list(zip(entered, left, strict=True))
 
 
 def _batched(tensor: Tensor, site: Site) -> Tensor:
-    """A copy, which work in place later on does not reach, with the batch axis that a convolution may be called without."""
+    """A copy, so that later changes in place do not reach it, with a batch axis, which a convolution may be called without."""
     return (tensor if tensor.dim() == site.spec.dims + 2 else tensor[None]).detach().clone()

@@ -1,4 +1,4 @@
-"""One site at work: its kernel, the moments of its inputs, and the fits of options to them."""
+"""One site during fitting: its kernel, the moments of its inputs, and the fits of options to them."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,7 +42,7 @@ from convrewrite.workers import side_by_side
 Result = TypeVar("Result")
 
 ROUNDS = 3
-"""Refits to what a ReLU lets through, at most; the first one brings most of the gain."""
+"""At most so many refits to what a ReLU lets through; the first one brings most of the gain."""
 
 REFIT_ITERATIONS = 15
 
@@ -56,15 +56,15 @@ convolution: it takes half to three quarters of its time at half the MACs. With 
 with 64 more than twice."""
 
 UNREACHED = "none of the calibration inputs gets to it, so no error could be measured; give some that do"
-"""Reason why a site that no input gets to is kept."""
+"""Reason why a site that no input reaches is kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class SiteFit:
     """One site with its folded kernel ``(O, C / g, kh, kw)``, its bias, and the moments of its inputs where there are any.
 
-    ``reached``: False where none of the inputs to fit on gets to the site, whose way through the model depends on them.
-    ``evidence`` stands where there are moments.
+    ``reached``: False where no input to fit on reaches the site, as the path through a model may depend on its inputs.
+    ``evidence`` is set where there are moments.
     """
 
     walk: Propagation
@@ -93,7 +93,7 @@ class SiteFit:
         seed: int,
         watch: Stopwatch,
     ) -> "SiteFit":
-        """The site where ``walk`` stands before it; its inputs are gathered unless there is no calibration.
+        """The site that ``walk`` stands before; its inputs are gathered unless the calibration is of the weights only.
 
         ``weights`` are those of the outputs, by site: see :mod:`convrewrite.rewriting.output_weighting`.
         """
@@ -104,28 +104,30 @@ class SiteFit:
 
     @classmethod
     def bare(cls, walk: Propagation, site: Site, calibration: Calibration, seed: int) -> "SiteFit":
-        """The site alone, whose options can be built and not fitted."""
+        """The site alone: its options can be built but not fitted."""
         kernel, bias = folded_kernel(walk.model, site)
         like = walk.model.get_submodule(site.name).weight
         assert isinstance(like, Tensor)
         return cls(walk, site, kernel, bias, like, len(calibration.fit), seed, (None,) * site.spec.groups)
 
     def solved(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
-        """What tasks give that fit this site's options, side by side; one alone has all threads where matrices are large."""
+        """The results of tasks that fit this site's options, run side by side; a single one has all threads where matrices are
+        large."""
         return [tasks[0]()] if len(tasks) == 1 and self.patch >= LARGE else side_by_side(tasks)
 
     def tried(self, tasks: Sequence[Callable[[], Result]]) -> list[Result | FitError]:
-        """As :meth:`solved`; what cannot be fitted gives its error. Raises FitError where nothing can be."""
+        """As :meth:`solved`, with the error in place of a result that cannot be found. Raises FitError where none can be
+        found."""
         found = self.solved(attempts(tasks))
         require_one(found)
         return found
 
     def fit_all(self, candidates: Sequence[Candidate], structures: dict[str, Structure]) -> list[tuple[Candidate, Fit]]:
-        """Every candidate with its stage kernels: fitted to the inputs as far as these are to be believed, or without any the
-        initial values. What cannot be fitted is left out.
+        """Every candidate with its stage kernels: fitted to the inputs as far as these are to be trusted, or without inputs the
+        initial values. Candidates that cannot be fitted are left out.
 
-        Of large problems only the candidate that does best in a rough fit is fitted, and alone returned. Raises FitError where
-        no candidate can be fitted.
+        For large problems only the candidate that does best in a rough fit is fitted and returned; if that fails, the next best.
+        Raises FitError where no candidate can be fitted.
         """
         if self.patch >= LARGE and self.evidence is not None:
             return [self._best_large(candidates, structures, self.evidence)]
@@ -150,14 +152,14 @@ class SiteFit:
         return self.believed(structure, option, self.fit(structure, option))
 
     def believed(self, structure: Structure, option: Option, found: Fit) -> Fit:
-        """A fit, or where it learned few inputs by heart, one that does better on held-out ones."""
+        """A fit, or where it overfitted few inputs, one that does better on held-out ones."""
         if self.evidence is None:
             return found
         with solving(self.site.name):
             return self.evidence.believed(structure, option.parameters, found)
 
     def fit(self, structure: Structure, option: Option, iterations: int | None = None) -> Fit:
-        """One option fitted to the inputs, or without any its initial values.
+        """One option fitted to the inputs, or without inputs its initial values.
 
         ``iterations`` None: as many as the size of the problem allows.
         """
@@ -169,7 +171,7 @@ class SiteFit:
             )
 
     def rough(self, structure: Structure, option: Option, goals: Sequence[Goal]) -> Fit:
-        """A quick fit, to compare options by; ``goals`` are the site's own, in any precision."""
+        """A quick fit for comparing options; ``goals`` are the site's own, in any precision."""
         if not self.seen:
             return weights_only(structure, self.site, option, self.kernel, self.bias)
         with solving(self.site.name):
@@ -204,9 +206,9 @@ class SiteFit:
         return in_place_of(self.walk.model.get_submodule(self.site.name), chain)
 
     def merged(self, structure: Structure, option: Option, found: Fit) -> nn.Module:
-        """The same as one convolution with the composed kernel: equal up to rounding, and in torch the faster one, since every
-        further operator has to be paid for, unless channels are many. The kernels of a dynamic convolution are mixed at every
-        call: it stays a chain."""
+        """The same as one convolution with the composed kernel: equal up to rounding, and in torch faster than a chain, unless
+        channels are many, since every further operator costs time. A dynamic convolution stays a chain, as its kernels are mixed
+        at every call."""
         stages = structure.stages(self.site.spec.per_group, option.parameters)
         if self.site.spec.kernels > 1 or self._pays(stages):
             return self.build(structure, option, found)
@@ -214,8 +216,8 @@ class SiteFit:
         return build_conv(self.site.folded_spec, kernel, found.bias, self.like)
 
     def best_of(self, fits: Sequence[tuple[Candidate, Fit]], structures: dict[str, Structure]) -> tuple[Candidate, Fit]:
-        """Those ahead refitted to what a ReLU lets through, where it alone sees the output, and the one with the least error
-        then."""
+        """The fit with the least error after the leading ones were refitted to what a ReLU lets through, where nothing else uses
+        the output."""
         ahead = self._ahead(fits, structures)
         candidates = [candidate for candidate, _ in ahead]
         tasks = [partial(self.rectify, structures[p.option.structure], p.option, f) for p, f in ahead]
@@ -225,7 +227,7 @@ class SiteFit:
     def _ahead(
         self, fits: Sequence[tuple[Candidate, Fit]], structures: dict[str, Structure]
     ) -> list[tuple[Candidate, Fit]]:
-        """Those whose error behind the ReLU is about the least."""
+        """The fits whose error behind the ReLU is about the least."""
         if len(fits) == 1 or not self.fitted:
             return list(fits)
         each = [
@@ -243,12 +245,13 @@ class SiteFit:
         return option_cost(spec, stages, sizes).macs <= WORTH * spec.cost(sizes).macs
 
     def rectify(self, structure: Structure, option: Option, found: Fit) -> tuple[Fit, float]:
-        """Refit to what the ReLU lets through, where it alone sees the output: below zero any value is as good. With the
-        error on held-out inputs, behind the ReLU then and not relative, which tells the options of one site apart.
+        """Refit to what the ReLU lets through, where nothing else uses the output: below zero any value is as good as another.
+        Also returns the error on held-out inputs, which after a refit is the absolute one behind the ReLU: it serves to compare
+        the options of one site.
 
         Where the original is negative, the wanted output becomes what the rewritten site gives, if that is negative too,
-        else zero; a fit to these targets never raises the error behind the ReLU, since each bounds it from above and
-        touches it at the present fit (majorisation; the relaxation of Zhang et al. 2016, section 2.2). Rounds go on
+        otherwise zero; a fit to these targets never raises the error behind the ReLU, since its objective bounds that error from
+        above and touches it at the present fit (majorisation; the relaxation of Zhang et al. 2016, section 2.2). Rounds go on
         while the error behind the ReLU falls on the held-out inputs.
         """
         if not self.fitted:
@@ -270,7 +273,7 @@ class SiteFit:
         return best, least
 
     def effort(self, most: int) -> int:
-        """Iterations of refinement at this site: ``most`` where patches are small, else as many as are cheap."""
+        """Iterations of refinement at this site: ``most`` where patches are small, otherwise as many as are cheap."""
         return effort_within(self.patch, len(self.kernel) // self.site.spec.groups, self._count, most)
 
     def fit_error(self, structure: Structure, option: Option, found: Fit) -> float | None:
@@ -284,14 +287,15 @@ class SiteFit:
         return self.seen[0].count if self.seen else 0
 
     def _goals_of(self, found: Fit) -> Sequence[Goal]:
-        """The goals of a fit with less trust in the data are its own."""
+        """The goals that a fit was made for: those of its trusts where they are less than full."""
         if not found.trusts or self.evidence is None:
             return self.goals
         with solving(self.site.name):
             return self.evidence.goals(found.trusts, solved=False)
 
     def _with_moments(self, watch: Stopwatch) -> "SiteFit":
-        """With what the inputs tell, gathered where they lie, and fitted to where that takes less time."""
+        """The same with the moments of the inputs, gathered on the device where these lie, and moved to where fits take less
+        time."""
         gathering = Gathering(self.walk, self.site, self.fitted_batches, self.seed, self.like.device)
         gathered = gathering.gathered(watch)
         if gathered is None:
@@ -325,12 +329,12 @@ class SiteFit:
         return sum(_squared_error(block, given, self.roots) for block, given in outputs) ** 0.5
 
     def _relaxed_moments(self, stages: Sequence[Stage], found: Fit) -> tuple[Moments, ...]:
-        """The moments with the outputs that are wanted once the ReLU is taken into account."""
+        """The moments with the wanted outputs that take the ReLU into account."""
         relaxed = [_relaxed(block, outputs) for block, outputs in self._outputs(stages, found, self.fitted)]
         return with_wanted_outputs(self.seen, self.fitted, relaxed)
 
     def _outputs(self, stages: Sequence[Stage], found: Fit, blocks: Sequence[Block]) -> Iterator[tuple[Block, Tensor]]:
-        """What a fit gives at every position of the blocks."""
+        """The outputs of a fit at every position of the blocks."""
         if not blocks:
             return
         kernel = composed_kernel(found.kernels, stages, self.site.spec.groups).to(blocks[0].outputs)
@@ -348,7 +352,7 @@ def _squared_error(block: Block, outputs: Tensor, roots: Roots) -> float:
 
 
 def _relaxed(block: Block, outputs: Tensor) -> Tensor:
-    """The wanted outputs; where the original sum is negative, those nearest to the given ones that the ReLU still stops."""
+    """The wanted outputs; where the original sum is negative, the nearest to the given ones that the ReLU still turns to zero."""
     skip = 0.0 if block.skips is None else block.skips
     wanted = block.outputs + skip
     return torch.where(wanted > 0, wanted, (outputs + skip).clamp_max(0)) - skip
@@ -370,7 +374,7 @@ def require_memory(sites: Sequence[Site], memory: int) -> None:
 
 
 def weights_only(structure: Structure, site: Site, option: Option, kernel: Tensor, bias: Tensor) -> Fit:
-    """The initial values as they are; unexplained is the kernel's own energy that they miss."""
+    """The initial values as they are; ``unexplained`` is the share of the kernel's energy that they miss."""
     with solving(site.name):
         kernels = initial_kernels(structure, kernel, site.folded_spec, option.parameters)
     stages = structure.stages(site.spec.per_group, option.parameters)
@@ -382,6 +386,6 @@ def weights_only(structure: Structure, site: Site, option: Option, kernel: Tenso
 def _require_finite(moments: Sequence[Moments]) -> None:
     """Raise ArithmeticError where the site's inputs or outputs, or their squares, overflowed."""
     for part in moments:
-        # A sum has whatever is not finite in it, and no second matrix is made.
+        # The sum is not finite if any number is not, and needs no second matrix.
         if not all(bool(tensor.sum().isfinite()) for tensor in (part.mean_p, part.mean_y, part.cov_p, part.cov_yp)):
             raise ArithmeticError("its inputs or outputs are so large that their squares overflow")

@@ -1,4 +1,4 @@
-"""What goes through one site, gathered over all batches: moments, and where a ReLU follows, positions as they are."""
+"""What goes through one site, gathered over all batches: moments, and where a ReLU follows, the positions themselves."""
 
 import sys
 from collections.abc import Sequence
@@ -26,14 +26,14 @@ OF_MEMORY = 8
 the planes are kept, and patches are cut from them at each use, in about a quarter of the time of the product that follows."""
 
 SQUARES = 4
-"""Matrices of the size of a covariance that a site needs at once: those of the fitted and of the held-out inputs, the
-target's and a factor of it. Where inputs are few a target with less trust in them is tried beside, if there is room."""
+"""Matrices of the size of a covariance that a site needs at once: those of the fitted and of the held-out inputs, the target's
+and a factor of it. Where inputs are few, a target with less trust in them is tried as well, if there is room."""
 
 
 @dataclass(frozen=True, slots=True)
 class SiteInputs:
-    """Of the inputs that are fitted on and of those held out, the same where there are no others: moments of every group, and the
-    positions that are kept. ``room``: whether memory has any for a target with less trust."""
+    """Moments of every group, and the positions that are kept, of the inputs that are fitted on and of those held out; both are
+    the same where nothing is held out. ``room``: whether memory has room for a target with less trust."""
 
     seen: tuple[Moments, ...]
     unseen: tuple[Moments, ...]
@@ -42,7 +42,7 @@ class SiteInputs:
     room: bool
 
     def to(self, place: torch.device) -> "SiteInputs":
-        """The same there."""
+        """The same on ``place``."""
         seen = tuple(moments.to(place) for moments in self.seen)
         unseen = seen if self.unseen is self.seen else tuple(moments.to(place) for moments in self.unseen)
         fitted = tuple(block.to(place) for block in self.fitted)
@@ -51,20 +51,21 @@ class SiteInputs:
 
 
 def where_solved(site: Site, device: torch.device) -> torch.device:
-    """Where options of a site are fitted whose inputs lie on ``device``: small ones on the processor, side by side, as a device
-    waits for each of their many small steps. On an H100 the survey of a ResNet-18 took 56 s of solves before, with 16 cores."""
+    """Where options of a site whose inputs lie on ``device`` are fitted: small ones on the processor, side by side, as a device
+    waits for each of their many small steps. When all were fitted on the device (an H100 with 16 cores), a survey of a ResNet-18
+    took 56 s of solves."""
     return device if is_large(site) else torch.device(PROCESSOR)
 
 
 def is_large(site: Site) -> bool:
-    """Whether a fit of its options takes long, and matrices of the size of its covariance much of the memory."""
+    """Whether a fit of its options takes long, and matrices of the size of its covariance take much of the memory."""
     _, channels, height, width = site.folded_spec.kernel_shape
     return channels * height * width >= LARGE
 
 
 @dataclass(frozen=True, slots=True)
 class Gathering:
-    """One site where ``walk`` stands before it; the first ``split`` batches are fitted on."""
+    """Gathers the inputs of the site that ``walk`` stands before; the first ``split`` batches are fitted on."""
 
     walk: Propagation
     site: Site
@@ -73,9 +74,9 @@ class Gathering:
     device: torch.device
 
     def gathered(self, watch: Stopwatch) -> SiteInputs | None:
-        """None where no input that is fitted on gets to the site.
+        """The inputs of the site; None where no input that is fitted on reaches it.
 
-        The wanted output is the original's at the original's input, plus what the sum that follows lacks.
+        The wanted output is the original's at the original's input, plus what is missing in the sum that follows.
         """
         give_back_heap()
         with watch.timed("forward passes"):
@@ -88,7 +89,7 @@ class Gathering:
                 chosen.add(shown.rewritten, shown.wanted, shown.rewritten_skip)
         if fitted.empty:
             return None
-        give_back_heap()  # of batches and their patches, before matrices as large as the covariance
+        give_back_heap()  # that of batches and their patches, before matrices as large as the covariance are made
         seen, rows = self._moments(fitted), tuple(fitted.kept or ())
         if held_out.empty:
             return SiteInputs(seen, seen, rows, rows, room)
@@ -99,8 +100,8 @@ class Gathering:
         return found if self.site.folded_spec.bias else tuple(moments.about_zero() for moments in found)
 
     def _accumulators(self, keep: bool) -> tuple[Accumulator, Accumulator, bool]:
-        """For the inputs to fit on, and for those held out; and whether there is room for a target with less trust. Activations
-        make room for what these keep in memory."""
+        """Accumulators for the inputs to fit on and for those held out; and whether there is room for a target with less trust.
+        Activations make room for what the accumulators keep in memory."""
         spec, walk = self.site.folded_spec, self.walk
         every = self._positions(walk.examples[: self.split]), self._positions(walk.examples[self.split :])
         outputs, channels, height, width = spec.kernel_shape

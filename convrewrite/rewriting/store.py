@@ -1,4 +1,4 @@
-"""Tensors in memory up to a limit, the others in files of a temporary folder."""
+"""Tensors in memory up to a limit, and further ones in files of a temporary folder."""
 
 import sys
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from torch import Tensor
 from convrewrite.folders import Scratch, temporary, told
 
 MAPPED = sys.platform != "win32"
-"""Whether a file may be removed while it is read where it lies."""
+"""Whether files are mapped into memory: on Windows a mapped file cannot be removed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A tensor that waits in a file, its numbers in the order they had in memory: nothing of it is copied when it is asked for,
-    but where it is written to."""
+    """A tensor that waits in a file, its numbers in the order they had in memory. Where the file is mapped, asking for the tensor
+    copies nothing, and writing to it only what is written to."""
 
     path: Path
     size: int
@@ -29,7 +29,7 @@ class Waiting:
 
     @classmethod
     def put(cls, value: Tensor, path: Path) -> "Waiting":
-        """Raises UsageError where the disk takes no more."""
+        """Write a tensor to a file. Raises UsageError where the disk is full."""
         with torch.no_grad():
             exact = _dense(value.detach().resolve_conj().resolve_neg())
             flat = exact.as_strided((exact.numel(),), (1,)).view(torch.uint8).cpu()
@@ -38,7 +38,7 @@ class Waiting:
         return cls(path, flat.numel(), exact.dtype, exact.shape, exact.stride(), exact.device)
 
     def get(self) -> Tensor:
-        """The tensor; what is written to it leaves the file as it is."""
+        """The tensor; writing to it does not change the file."""
         return self._numbers().view(self.dtype).as_strided(self.shape, self.stride).to(self.device)
 
     def _numbers(self) -> Tensor:
@@ -48,20 +48,20 @@ class Waiting:
 
 
 def _dense(value: Tensor) -> Tensor:
-    """The same numbers without gaps, in the memory layout they have, if it is one of images or of rows."""
+    """The same numbers without gaps; a channels-last layout is kept."""
     channels_last = value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
     return value if channels_last else value.contiguous()
 
 
 def _plain(value: Any) -> bool:
-    """Whether a value is nothing but numbers in memory."""
+    """Whether a value is a plain tensor of numbers in memory."""
     return type(value) is Tensor and value.layout == torch.strided and not value.is_quantized
 
 
 @dataclass(slots=True, eq=False)
 class Kept:
-    """A value in a :class:`Store`: itself while it is in memory, or where it waits. ``size`` is in bytes; ``shared``: another
-    value has the same memory."""
+    """A value in a :class:`Store`: the value itself while it is in memory, or the file where it waits. ``size`` is in bytes;
+    ``shared``: another value has the same memory."""
 
     value: Any
     size: int
@@ -80,7 +80,7 @@ class Store:
         self._count = 0
 
     def put(self, value: Any, *, shared: bool) -> Kept:
-        """Keep a value; ``shared`` memory stays where it is, or it would not be shared."""
+        """Keep a value; ``shared`` memory never goes to disk, as it would not be shared any more."""
         size = value.numel() * value.element_size() if isinstance(value, Tensor) else 0
         kept = Kept(value, size, shared)
         self._used += kept.size
@@ -94,7 +94,7 @@ class Store:
         return kept.value if kept.waiting is None else kept.waiting.get()
 
     def drop(self, kept: Kept) -> None:
-        """Forget a value, and give its room back."""
+        """Forget a value and free its room."""
         if kept.waiting is not None:
             kept.waiting.path.unlink()
         else:
@@ -112,7 +112,7 @@ class Store:
             self._folder.close()
 
     def _spill(self) -> None:
-        """Move the values that came last to disk: they are asked for in the order they came, so these last again."""
+        """Move the values that came last to disk: values are asked for in the order they came, so these are needed last."""
         while self._used > self._limit and self._movable:
             _, kept = self._movable.popitem()
             if self._folder is None:

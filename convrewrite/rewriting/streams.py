@@ -1,7 +1,7 @@
-"""Both networks run from site to site along the graph of the whole model, and what they hold on the way.
+"""Runs both networks from site to site along the graph of the whole model, and holds their activations.
 
-Activations are kept from site to site, so each layer runs once per stream however many sites there are; those beyond a
-memory limit wait on disk.
+Activations are kept from site to site, so each layer runs once per stream however many sites there are; those beyond a memory
+limit wait on disk.
 """
 
 import copy
@@ -25,16 +25,16 @@ MAKE_THEIR_OWN = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.ReLU, nn.Max
 """Layers whose output is never a view of their input, unless they work in place."""
 
 KNOWN_LAYERS = ("torch.nn", "convrewrite.")
-"""Packages of the layers that say whether they work in place."""
+"""Packages whose layers say whether they work in place."""
 
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one batch shows at one call of a site: its input in the rewritten network, its output in the original one (with
-    the BatchNorm that is folded into it), and where that is only added to a skip connection that both networks already
-    have, this skip in each."""
+    """One batch at one call of a site: its input in the rewritten network, its output in the original one (with the BatchNorm
+    that is folded into it), and if that output is only added to a skip connection that both networks already have computed, this
+    skip in each."""
 
     batch: int
     rewritten: Tensor
@@ -43,13 +43,14 @@ class Sample:
     rewritten_skip: Tensor | None = None
 
     def planar(self, spec: ConvSpec) -> "Sample":
-        """The same with a height, for a one-dimensional convolution; without gradients, which a convolved parameter has."""
+        """The same, with a height added for a one-dimensional convolution, and detached, as a parameter may be what is
+        convolved."""
         tensors = (self.rewritten, self.output, self.original_skip, self.rewritten_skip)
         return Sample(self.batch, *(None if t is None else planar(t.detach(), spec) for t in tensors))  # type: ignore[arg-type]
 
     @property
     def wanted(self) -> Tensor:
-        """What the site must give so that the rewritten sum is the original one; without a skip, the original's output."""
+        """The output with which the rewritten sum equals the original one; without a skip, the original's output."""
         if self.original_skip is None or self.rewritten_skip is None:
             return self.output
         return self.output + self.original_skip - self.rewritten_skip
@@ -57,7 +58,7 @@ class Sample:
 
 class Streams:
     """Runs the graph from site to site, each batch when it is asked for. The rewritten stream holds only what differs from the
-    original one, which goes ahead of it where that leaves less to be kept."""
+    original stream, which runs ahead of it where that leaves less to keep."""
 
     def __init__(self, graph: fx.GraphModule, sites: Sequence[Site], batches: Sequence[Inputs], memory: int) -> None:
         self.store = Store(memory)
@@ -78,7 +79,7 @@ class Streams:
         self._ahead: list[set[fx.Node]] = [set() for _ in batches]
 
     def advance(self, name: str) -> bool:
-        """Go to the site's call; False when it is called more than once, or lies behind."""
+        """Go to the site's call; False if it is not called exactly once, or if the streams are past it."""
         calls = self._calls[name]
         if len(calls) != 1 or calls[0] < self._position:
             return False
@@ -103,7 +104,7 @@ class Streams:
             yield Sample(index, self._value(index, source), output, *skips)
 
     def _value(self, index: int, node: fx.Node) -> Any:
-        """A value in the rewritten network, which is that of the original one where nothing before it differs."""
+        """A value in the rewritten network; where nothing before it differs, that is the original's."""
         kept = self._rewritten[index].get(node) or self._original[index][node]
         return self.store.get(kept)
 
@@ -116,7 +117,7 @@ class Streams:
         return output
 
     def _output(self, index: int, site: Site) -> Tensor:
-        """The original's output, which the original stream then has already; what only led to it is dropped."""
+        """The original's output, which the original stream holds from then on; values that only led to it are dropped."""
         original, source, end = self._original[index], self._source(), self._end(site)
         values, modules = {source: self._original_value(index, source)}, self._modules | self._folded
         for node in dict.fromkeys((self._nodes[self._position], end)):
@@ -133,8 +134,8 @@ class Streams:
         return output
 
     def _behind(self, end: fx.Node, output: Tensor) -> dict[fx.Node, Any]:
-        """A site's output in the original network, and what directly follows from it alone before the next site: as a rule it is
-        not as large."""
+        """A site's output in the original network, and the values that directly follow from it alone before the next site: these
+        are usually smaller."""
         start = self._order[end] + 1
         following = {end}
         for node in self._nodes[start : next((stop for stop in self._stops if stop >= start), start)]:
@@ -149,7 +150,8 @@ class Streams:
         return values
 
     def rectified(self, site: Site) -> bool:
-        """See :meth:`Propagation.rectified`. A ReLU behind a dynamic convolution sees the mixture of what is fitted."""
+        """See :meth:`Propagation.rectified`. Not for a dynamic convolution: the ReLU sees only the mixture of the outputs that
+        are fitted."""
         if site.spec.kernels > 1:
             return False
         end = self._end(site)
@@ -181,11 +183,12 @@ class Streams:
         raise AssertionError("a graph ends in its output")
 
     def fold(self, site: Site, module: nn.Module) -> None:
-        """What the original network has at a site, with the BatchNorm that follows it: one operator instead of two."""
+        """Have the original network compute a site and the BatchNorm that follows it with ``module``: one operator instead of
+        two."""
         self._folded |= self._replacements(site, module)
 
     def foresee(self, site: Site, module: nn.Module) -> None:
-        """What :meth:`finish` has at a site that the streams have not reached."""
+        """Have :meth:`finish` run ``module`` at a site that the streams have not reached."""
         self._foreseen |= self._replacements(site, module)
 
     def replace(self, site: Site, module: nn.Module) -> None:
@@ -193,7 +196,8 @@ class Streams:
         self._replaced |= self._replacements(site, module)
 
     def _replacements(self, site: Site, module: nn.Module) -> dict[str, nn.Module]:
-        """What the site's names, and that of the BatchNorm folded into it, stand for once ``module`` is there."""
+        """The modules to use under the site's names, and under that of the BatchNorm folded into it, once ``module`` is in
+        place."""
         original = self._modules.get(site.name)
         found: dict[str, nn.Module] = {name: module for name, old in self._modules.items() if old is original}
         return found if site.batch_norm is None else found | {site.batch_norm: nn.Identity()}
@@ -204,7 +208,7 @@ class Streams:
         return node if site.batch_norm is None else next(iter(node.users))
 
     def _skip(self, site: Site) -> fx.Node | None:
-        """The other summand of the addition that alone uses this site's output, where both networks have it already."""
+        """The other summand of the addition that is the only user of this site's output, where both networks already have it."""
         node = self._end(site)
         join = _only_user(node)
         if join is None or join.target not in ADDITIONS or len(join.args) != 2 or join.kwargs:
@@ -218,7 +222,7 @@ class Streams:
         skip, x = self._value(0, other), self._value(0, self._source())
         if not isinstance(skip, Tensor) or skip.dim() != site.spec.dims + 2:
             return None
-        # A skip of another shape would broadcast, or be broadcast to: the sum is then no output of this site.
+        # A skip of another shape would broadcast, or be broadcast to: then the sum does not have the shape of this site's output.
         wanted = (len(x), site.spec.out_channels, *site.spec.output_size(_plane(planar(x, site.spec))))
         return other if planar(skip, site.spec).shape == wanted else None
 
@@ -227,7 +231,7 @@ class Streams:
         return self._nodes[self._position].all_input_nodes[0]
 
     def _bring(self, index: int) -> None:
-        """One batch to where the streams stand; only what is used later stays."""
+        """Run one batch up to where the streams stand; only values that are used later are kept."""
         segment, self._reached[index] = self._nodes[self._reached[index] : self._position], self._position
         if segment:
             self._run(index, segment)
@@ -254,7 +258,7 @@ class Streams:
             kept[index].update({n: self.store.put(value, shared=n in shared) for n, value in later.items()})
 
     def _fetch(self, kept: dict[fx.Node, Kept], wanted: set[fx.Node], shared: set[fx.Node]) -> dict[fx.Node, Any]:
-        """Take the wanted values out of the store; those whose memory another one has are added to ``shared``."""
+        """Take the wanted values out of the store; nodes whose memory another value shares are added to ``shared``."""
         values: dict[fx.Node, Any] = {}
         for node in wanted & kept.keys():
             handle = kept.pop(node)
@@ -266,7 +270,8 @@ class Streams:
     def _step(
         self, node: fx.Node, original: dict[fx.Node, Any], rewritten: dict[fx.Node, Any], ahead: set[fx.Node]
     ) -> None:
-        """One node in both streams; once when nothing before it differs, and not again where the original one is ``ahead``."""
+        """Run one node in both streams: only once where nothing before it differs, and not in the original stream if that is
+        ``ahead``."""
         differs = node.op == "call_module" and str(node.target) in self._replaced
         differs = differs or any(source in rewritten for source in node.all_input_nodes)
         changed = _may_change(node, self._modules) if differs else []
@@ -283,7 +288,7 @@ def _plane(x: Tensor) -> Size:
 
 
 def _may_change(node: fx.Node, modules: dict[str, nn.Module]) -> list[fx.Node]:
-    """The nodes whose values a node writes to: all it is given, where it is a module that could not be followed."""
+    """The nodes whose values a node may write to: all its inputs, where it is a module of an unknown package."""
     if node.op == "call_module":
         module = modules[str(node.target)]
         if not type(module).__module__.startswith(KNOWN_LAYERS):
@@ -297,7 +302,7 @@ def _may_change(node: fx.Node, modules: dict[str, nn.Module]) -> list[fx.Node]:
 
 
 def _shared(values: dict[fx.Node, Any]) -> set[fx.Node]:
-    """Those whose memory another one holds too, as a view or after work in place."""
+    """The nodes whose memory another node's value holds too, as a view or after work in place."""
     owners: dict[int, set[fx.Node]] = defaultdict(set)
     for node, value in values.items():
         for tensor in _tensors(value):
@@ -306,7 +311,7 @@ def _shared(values: dict[fx.Node, Any]) -> set[fx.Node]:
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    """Those in a value that may be a tuple, a list or a dictionary of others."""
+    """The tensors in a value, which may be a tuple, a list or a dictionary of others."""
     found: list[Tensor] = []
     fx.node.map_aggregate(value, lambda part: found.append(part) if isinstance(part, Tensor) else None)
     return found
@@ -317,7 +322,7 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 
 def _calls(nodes: Sequence[fx.Node], modules: dict[str, nn.Module], name: str) -> list[int]:
-    """Positions at which a module is called, under whichever of its names."""
+    """Positions at which a module is called, under any of its names."""
     module = modules.get(name)
     return [i for i, n in enumerate(nodes) if n.op == "call_module" and modules[str(n.target)] is module]
 
@@ -328,10 +333,10 @@ def _last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, int]:
 
 
 def skips_first(graph: fx.GraphModule, sites: set[str]) -> list[fx.Node]:
-    """The nodes in an order that computes a skip connection before the branch it is added to, where it holds no site.
+    """The nodes in an order that computes a skip connection that holds no site before the branch it is added to.
 
-    So the last convolution of the branch can be fitted to the sum. Only nodes of the skip itself move, and none when any
-    of them works in place, or anything on the way does so on what the skip starts from.
+    So the last convolution of the branch can be fitted to the sum. Only nodes of the skip itself move, and they stay if any of
+    them works in place, or if a node that they would overtake changes in place what the skip starts from.
     """
     modules = dict(graph.named_modules(remove_duplicate=False))
     nodes = list(graph.graph.nodes)
@@ -350,7 +355,7 @@ def skips_first(graph: fx.GraphModule, sites: set[str]) -> list[fx.Node]:
 
 
 def _skip_nodes(end: fx.Node, sites: set[str], modules: dict[str, nn.Module]) -> list[fx.Node]:
-    """The chain of single-use nodes that ends in ``end``, first to last; empty when it holds a site or works in place."""
+    """The chain of single-use nodes that ends in ``end``, first to last; empty if it holds a site or works in place."""
     chain: list[fx.Node] = []
     node = end
     while node.op != "placeholder" and len(node.users) == 1 and len(node.all_input_nodes) == 1:
@@ -370,7 +375,8 @@ def _overtakes_change(nodes: list[fx.Node], moved: list[fx.Node], modules: dict[
 
 
 def _memory_of(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node:
-    """The node that made the memory ``node`` may lie in: back through work in place, and all that may give a view."""
+    """The node that made the memory in which ``node`` may lie, going back through work in place and all that may return a
+    view."""
     while node.all_input_nodes:
         module = modules[str(node.target)] if node.op == "call_module" else None
         makes_its_own = type(module) in MAKE_THEIR_OWN or node.target in (operator.add, torch.add)

@@ -1,5 +1,5 @@
-"""Surgery on a copy of the model: the kernel of a site with its BatchNorm folded in, the module that it becomes, putting that in
-its place, and settling what is handed back.
+"""Surgery on a copy of the model: takes a site's kernel with its BatchNorm folded in, builds the module that the site becomes,
+puts that in its place, and settles what is handed back.
 
 Replacing through the parent needs no graph and keeps the user's own class, its other names and its state-dict keys.
 """
@@ -21,8 +21,8 @@ from convrewrite.structures import Option, Stage, branch_kernels, branch_specs
 
 
 def folded_kernel(model: nn.Module, site: Site) -> tuple[Tensor, Tensor]:
-    """Canonical kernel and bias ``(O,)`` in float64, where that is, with the BatchNorm that follows the
-    site folded in."""
+    """Canonical kernel and bias ``(O,)`` with the BatchNorm that follows the site folded in, in float64, on a device that has
+    it."""
     conv = model.get_submodule(site.name)
     assert isinstance(conv, Conv | DynamicConv2d)
     weight, bias = conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
@@ -77,7 +77,7 @@ def build_option(
 
 
 def empty_option(spec: ConvSpec, stages: Sequence[Stage], option: Option, like: Tensor) -> nn.Module:
-    """As :func:`build_option`, before its weights are loaded."""
+    """The module of :func:`build_option`, without loading any weights."""
     chains = [
         nn.Sequential(*(s.build(like.dtype, like.device) for s in chain))
         for chain in branch_specs(spec, stages, option.lowering)
@@ -86,7 +86,8 @@ def empty_option(spec: ConvSpec, stages: Sequence[Stage], option: Option, like: 
 
 
 def in_place_of(original: nn.Module, module: nn.Module) -> nn.Module:
-    """What can stand where ``original`` stood: a chain for the stacked kernels of a dynamic convolution mixes its last."""
+    """The module as it can replace ``original``: for a dynamic convolution, a chain for its stacked kernels whose last stage
+    mixes them."""
     if isinstance(original, DynamicConv2d) and not isinstance(module, DynamicChain):
         return DynamicChain.of(original, module)
     return module
@@ -106,7 +107,8 @@ def replace_site(model: nn.Module, site: Site, module: nn.Module) -> None:
 
 
 def _freeze_alike(original: nn.Module, module: nn.Module) -> None:
-    """Let the kernels of ``module`` train where that of ``original`` does, and its biases where that does, if it has one."""
+    """Let the kernels of ``module`` train if the kernel of ``original`` does, and its biases if the original's bias does; if
+    there is none, they follow the kernel."""
     kernels = [p for p in original.parameters() if p.dim() > 1]
     biases = [p for p in original.parameters() if p.dim() <= 1] or kernels
     for parameter in module.parameters():
@@ -114,9 +116,9 @@ def _freeze_alike(original: nn.Module, module: nn.Module) -> None:
 
 
 def settle(original: nn.Module, lifted: Lifted, rewritten: nn.Module, sites: Sequence[Site]) -> Lifted:
-    """What is left of the lifts once ``sites`` of the lifted model were rewritten, and the model with these alone.
+    """The rewritten model with only those lifts that its rewritten ``sites`` need.
 
-    Convolutions that were kept stay functions, and a module without any other stays as it was written. All other state is
+    Convolutions that were kept stay functions, and a module in which all were kept stays as it was written. All other state is
     that of ``original``, whatever runs have changed in ``rewritten``.
     """
     needed = needed_lifts(lifted.lifts, {site.name for site in sites})
@@ -129,10 +131,10 @@ def settle(original: nn.Module, lifted: Lifted, rewritten: nn.Module, sites: Seq
 
 
 def counted_as_replaced(original: nn.Module, settled: Lifted, sites: Sequence[Site], inputs: Inputs) -> int:
-    """The MACs of one example of the result, counted by running it, in which every rewritten site is seen to run.
+    """The MACs of one example of the result, counted in a run that also checks that every rewritten site runs.
 
-    ``original``: the model whose ``sites`` were rewritten. Raises TraceError where one does not run as often as there, or
-    where the kernel it had is used still. What running changes in the result is put back.
+    ``original``: the model whose ``sites`` were rewritten. Raises TraceError where a site does not run as often as in it, or
+    where the kernel that the site had is still used. What running changes in the result is put back.
     """
     with (
         calls_counted({site.name: original.get_submodule(site.name) for site in sites}) as wanted,

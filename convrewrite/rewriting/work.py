@@ -1,4 +1,4 @@
-"""What the stages of one run share: the model and its sites, the inputs, how to work, and whom to tell."""
+"""What the stages of one run share: the model and its sites, the inputs, the settings, and who is told of progress."""
 
 import hashlib
 import json
@@ -23,17 +23,17 @@ from convrewrite.stored import NOTHING_KEPT, RunCache
 from convrewrite.structures import Structure
 
 HOME = torch.device(PROCESSOR)
-"""Where models come from files, and are exported."""
+"""Where models that are read from files lie, and where models are exported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A model in eval mode with its sites, what the rules allow at each, and the whole model's cost.
 
-    ``original`` is the caller's, which never runs; ``model`` a copy of it, functional convolutions ``lifted``; ``hidden`` the
-    part of the cost that a module made of an ONNX graph does not show; ``batch`` how many examples the model takes at a time,
-    None for any number. ``device`` is where ``model`` and ``inputs`` lie, ``home`` the same on the processor where that is
-    another, and ``origin`` where the caller's model lay.
+    ``original`` is the caller's, which never runs; ``model`` is a copy of it with functional convolutions ``lifted``; ``hidden``
+    is the part of the cost that a module made of an ONNX graph does not show; ``batch`` is how many examples the model takes at a
+    time, None for any number. ``device`` is where ``model`` and ``inputs`` lie; ``home`` is the same on the processor, where
+    ``device`` is another; ``origin`` is where the caller's model lay.
     """
 
     original: nn.Module
@@ -53,15 +53,15 @@ class Prepared:
 
     @property
     def layout(self) -> str:
-        """What tells a model whose time was measured from others, the same of a module and its ONNX file: every convolution
-        with the sizes it runs on, and the MACs of the whole. Weights do not count, nor biases, which an exporter may drop or
-        add."""
+        """Identifies a model whose time was measured, and is the same for a module and its ONNX file: a hash of every convolution
+        with the sizes it runs on, and of the MACs of the whole. Neither weights nor biases, which an exporter may drop or add,
+        count."""
         specs = [(replace(site.spec, bias=True), sorted(site.input_sizes)) for site in self.sites]
         sites = sorted(json.dumps([asdict(spec), sizes]) for spec, sizes in specs)
         return hashlib.sha256(json.dumps([sites, self.totals.macs]).encode()).hexdigest()
 
     def on(self, device: torch.device) -> "Prepared":
-        """A copy of the model, of its graphs and inputs on a device; on the processor what the copy was made of."""
+        """A copy of the model, its graphs and inputs on a device; for the processor, what such a copy was made from."""
         if device in (self.device, self.at_home.device):
             return self if device == self.device else self.at_home
         parts = self.traced.parts
@@ -79,24 +79,24 @@ class Prepared:
 
     @property
     def at_home(self) -> "Prepared":
-        """On the processor, where models are exported, timed, and handed back from."""
+        """The same on the processor, where models are exported and timed, and from where they are handed back."""
         return self.home or self
 
     @property
     def model(self) -> nn.Module:
-        """What is rewritten."""
+        """The model that is rewritten."""
         return self.lifted.model
 
     @property
     def rewritable(self) -> list[Site]:
-        """The sites that may be rewritten, whatever the rules say: the same ones when a plan is made and carried out."""
+        """The sites that may be rewritten, whatever the rules say: the same when a plan is made and when it is carried out."""
         return [site for site in self.sites if site.refusal is None]
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The model and its sites, the inputs, what the result is evaluated on, the weights of the sites' outputs, how to work,
-    whom to tell, and what earlier runs left."""
+    """The model and its sites, the inputs, what the result is evaluated on, the weights of the sites' outputs, the settings, who
+    is told of progress, and what earlier runs left."""
 
     prepared: Prepared
     data: Calibration
@@ -119,6 +119,6 @@ class Work:
 
     @property
     def memory(self) -> int:
-        """Bytes for activations and moments: as asked on the processor; on a device, what is free there now."""
+        """Bytes for activations and moments: on the processor as the settings say, on a device what is free there now."""
         device = self.prepared.device
         return self.settings.memory if device.type == PROCESSOR else free_memory(device)
