@@ -1,8 +1,8 @@
-"""What the activation functions of a model give on the way to its outputs.
+"""The outputs of a model's activation functions during a run.
 
-Features are compared behind their activation, where only what the rest of the model sees is left of them: an error in a value
-that a ReLU turns to zero does not matter. Functions are noted in the order in which they are called, since a rewritten model
-calls the same ones as its original, as modules or not, whatever stands between.
+Features are compared after their activation, where only what the rest of the model uses is left of them: an error in a value that
+a ReLU turns to zero does not matter. Functions are recorded in the order in which they are called, since a rewritten model calls
+the same ones as its original, whether as modules or not, and whatever lies between them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,11 @@ FUNCTIONS = frozenset(
         "relu", "relu_", "relu6", "selu", "silu",
     }
 )  # fmt: skip
-"""Names of torch's functions that are activations between layers; gates, as a sigmoid, are none."""
+"""Names of torch's functions that are activations between layers; gates, such as a sigmoid, do not count."""
 
 
 class Activations(TorchFunctionMode):
-    """Within the block, ``seen`` gets what the activation functions give, by their place in the order of calls."""
+    """Within the block, ``seen`` collects the outputs of activation functions, by their place in the order of calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Activations(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Runs the function; what it calls itself is not noted again."""
+        """Runs the function and records its output; functions that it calls itself are not recorded."""
         result = func(*args, **(kwargs or {}))
         if getattr(func, "__name__", "") in FUNCTIONS and isinstance(result, Tensor) and result.is_floating_point():
             self.seen[f"activation {len(self.seen)}"] = result

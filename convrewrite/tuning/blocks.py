@@ -1,4 +1,4 @@
-"""Features on the way to the outputs: where blocks end, and what modules of a name give there."""
+"""Features between inputs and outputs: where blocks end, and what named modules output there."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,21 +13,22 @@ ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardtanh,
     nn.Softplus, nn.Sigmoid, nn.Tanh,
 )  # fmt: skip
-"""Types of modules behind a site in a chain at which it is compared instead: what an activation cuts off does not matter."""
+"""If a module of one of these types follows a site in a chain, the site is compared at its output: what an activation cuts off
+does not matter."""
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-"""Types of modules that only hold others: their end is no join."""
+"""Types of modules that only hold others: their outputs are not joins."""
 
 
 def joins(
     original: nn.Module, rewritten: nn.Module, sites: Mapping[str, str | None], inputs: Inputs
 ) -> tuple[str, ...]:
-    """Names of modules at whose outputs both models are compared: for every rewritten site the block around it, and where
-    there is none, or it does not give one tensor of the same shape in both, the site and the activation behind it.
+    """Names of modules at whose outputs both models are compared: for every rewritten site the block around it; or where there is
+    none, or it does not output one tensor of the same shape in both, the activation behind the site, or the site itself.
 
-    ``sites``: names of rewritten sites and of the BatchNorms that were folded into them. A block is the nearest module around
-    a site that is no mere container and not the model itself: with residual connections its output is the end of a sum.
-    Both models run on ``inputs``.
+    ``sites``: names of rewritten sites and of the BatchNorms that were folded into them. A block is the nearest module around a
+    site that is neither a mere container nor the model itself: with residual connections its output is the result of a sum. Both
+    models run on ``inputs``.
     """
     behind = {name: _activation(original, norm or name) for name, norm in sites.items()}
     around = {name: _block(original, name) for name in sites}
@@ -63,7 +64,7 @@ def _activation(model: nn.Module, name: str) -> str:
 
 
 def _usable(original: nn.Module, rewritten: nn.Module, names: Sequence[str], inputs: Inputs) -> set[str]:
-    """The names under which both models gave tensors of numbers of the same shape."""
+    """The names of modules that output floating-point tensors of the same shape in both models."""
     shown = []
     for model in (original, rewritten):
         with eval_mode(model), observed(model, names) as seen:
@@ -75,8 +76,9 @@ def _usable(original: nn.Module, rewritten: nn.Module, names: Sequence[str], inp
 
 @contextmanager
 def observed(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """A dictionary that has, after every run of the model within the block, what the modules of these names gave, with its
-    gradients; of a module called several times the last. What gives no single tensor, or is not called, is not in it."""
+    """A dictionary that holds, after every run of the model within the block, the outputs of the modules of these names, with
+    their graphs; for a module called several times the last output. Modules that do not return a single tensor, or are not
+    called, are not in it."""
     modules = dict(model.named_modules(remove_duplicate=False))
     seen: dict[str, Tensor] = {}
 

@@ -1,5 +1,5 @@
-"""Where a training stands, in one file that is put in its place in one step: numbers as safetensors, the rest as JSON beside
-them in the same file. Reading it runs no code."""
+"""The state of a training in one file, which is written in one step: numbers as safetensors, the rest as JSON in the same file.
+Reading it runs no code."""
 
 import hashlib
 import inspect
@@ -20,10 +20,11 @@ from convrewrite.errors import UsageError
 from convrewrite.folders import made_aside
 
 STATE = "convrewrite.training"
-"""Key of the file's metadata under which the rest stands; by it a checkpoint is known from any other file."""
+"""Key of the file's metadata that holds the rest; it distinguishes a checkpoint from any other file."""
 
 KINDS = ("now", "best", "average", "first", "second")
-"""Names before those of parameters: what they hold, what they held at the best, their running average, and Adam's moments."""
+"""Prefixes of parameter names: what the parameters hold, what they held at the best, their running average, and Adam's
+moments."""
 
 
 class Point(BaseModel):
@@ -37,8 +38,8 @@ class Point(BaseModel):
 
 
 class Standing(BaseModel):
-    """All of a training but its tensors. ``run`` tells which training it is: one of other inputs or another recipe is not gone
-    on with."""
+    """The state of a training without its tensors. ``run`` identifies the training: one of other inputs or another recipe is not
+    continued."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
@@ -51,7 +52,7 @@ class Standing(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where a training stands; the tensors by the names of the parameters."""
+    """The state of a training; the tensors by the names of the parameters."""
 
     standing: Standing
     now: Mapping[str, Tensor]
@@ -61,7 +62,7 @@ class Checkpoint:
     second: Mapping[str, Tensor]
 
     def save(self, path: Path) -> None:
-        """Put it where an earlier one was. Raises UsageError where that cannot be, or where something else stands."""
+        """Replace an earlier checkpoint, if any. Raises UsageError where that fails, or where the file is something else."""
         require_place(path)
         tensors = {
             f"{kind}:{name}": tensor.detach().cpu().contiguous()
@@ -73,9 +74,9 @@ class Checkpoint:
 
 
 def load_checkpoint(path: Path, run: str, parameters: Mapping[str, Tensor]) -> Checkpoint | None:
-    """The checkpoint of this very ``run``; None where there is none, or one of another run.
+    """The checkpoint of this very ``run``; None where there is none, or only one of another run.
 
-    Raises UsageError for a file that is no checkpoint, or a broken one.
+    Raises UsageError for a file that is not a checkpoint, or a broken one.
     """
     if not path.exists():
         return None
@@ -89,7 +90,7 @@ def load_checkpoint(path: Path, run: str, parameters: Mapping[str, Tensor]) -> C
 
 
 def require_place(path: Path) -> None:
-    """Raise UsageError where something else than a checkpoint stands."""
+    """Raise UsageError where the file exists and is not a checkpoint."""
     if path.exists():
         _standing(path)
 
@@ -113,7 +114,7 @@ def _standing(path: Path) -> Standing:
 def _opened(path: Path) -> Any:
     try:
         return safe_open(str(path), framework="pt")
-    except Exception as error:  # the library has errors of its own
+    except Exception as error:  # the library raises its own errors
         reason = " ".join(str(error).split())
         raise UsageError(
             f"{path}: expected a checkpoint of a training, found something else ({reason}); move it away"
@@ -138,12 +139,12 @@ def _tensors(path: Path, file: Any, keys: set[str], kind: str, parameters: Mappi
 
 
 def fingerprint(**facts: object) -> str:
-    """What tells one run from another, as text: the facts by name."""
+    """Text that identifies a run: the facts by name."""
     return json.dumps(facts, sort_keys=True, default=str)
 
 
 def code_of(function: Callable[..., object] | None) -> str | None:
-    """What a caller's function is called, and a hash of how it is written, where that can be found: one that was changed is
+    """The name of a caller's function and a hash of its source, where that can be found: a function that was changed counts as
     another."""
     if function is None:
         return None

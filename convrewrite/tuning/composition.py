@@ -1,8 +1,8 @@
 """Rewritten sites computed in training through the one kernel that their stages amount to.
 
-The stages of a chain are linear with nothing between, so one convolution with the composed kernel gives the same up to
-rounding, and gradients go through the composing to the stages. In torch every operator is paid for by its inputs and outputs
-as well as by its multiplications: where stages are many and spare little, one convolution takes less time than they do.
+The stages of a chain are linear with nothing between, so one convolution with the composed kernel gives the same up to rounding,
+and gradients go through the composition to the stages. In torch the time of an operator depends on its inputs and outputs as well
+as on its multiplications: where stages are many and save little, one convolution takes less time than they do.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,23 +20,23 @@ from convrewrite.structures import Stage, composed_kernel
 
 ELEMENT = 30.0
 """Cost of one number that a convolution reads or writes, forwards and backwards, in multiplications. In steps of whole networks,
-whose activations fit no cache, 30 and 40 were the fastest of 0, 18, 30, 40, 50, 80 and "compose all", on one thread and on two:
+whose activations fit into no cache, 30 and 40 were the fastest of 0, 18, 30, 40, 50, 80 and "compose all", on one thread and two:
 separable sites of 16 to 80 channels took 0.9 times as long as with 0, those of a CP plan at a quarter of the MACs 0.85 times as
 long as with all composed. A single site whose activations stay in a cache would be judged best with 18."""
 
 SPARING_IN_BFLOAT16 = 0.2
-"""Part of the composed kernel's weights from which on it pays where convolutions are in bfloat16, whose multiplications cost a
-sixth and whose narrow groups work in float32: a step of refinement took 0.105 s instead of 0.142 with separable sites of half the
-weights, 0.107 instead of 0.125 at a quarter of a ResNet's MACs, as long at 0.15."""
+"""In bfloat16 the composed kernel pays if the stages have more than this part of its weights: multiplications cost a sixth there,
+and narrow groups work in float32. A step of refinement took 0.105 s instead of 0.142 with separable sites of half the weights,
+0.107 instead of 0.125 at a quarter of a ResNet's MACs, and as long at 0.15."""
 
 
 @contextmanager
 def composed(model: nn.Module, sites: Sequence[str], bfloat16: bool = False) -> Iterator[None]:
     """Within the block ``sites`` compute through their composed kernels, where this is possible and pays; ``bfloat16``: whether
-    they compute in it.
+    they compute in bfloat16.
 
-    Modules, their names and their parameters stay what they are: only what a call of the site computes is another way to the
-    same numbers. Dynamic, transposed and other sites that are no plain chains stay as they are.
+    Modules, their names and their parameters stay what they are: only a call of the site gets to the same numbers in another way.
+    Dynamic, transposed and other sites that are not plain chains stay as they are.
     """
     with ExitStack() as stack:
         for site in {id(module): module for module in map(model.get_submodule, sites)}.values():
@@ -48,7 +48,7 @@ def composed(model: nn.Module, sites: Sequence[str], bfloat16: bool = False) -> 
 
 @contextmanager
 def _computed_by(site: nn.Module, way: "Composition") -> Iterator[None]:
-    """Calls of ``site`` go ``way``: an attribute of the instance stands before the method of its class."""
+    """Calls of ``site`` are computed by ``way``: an attribute of the instance takes precedence over the method of its class."""
     site.forward = way
     try:
         yield
@@ -60,7 +60,7 @@ def _computed_by(site: nn.Module, way: "Composition") -> Iterator[None]:
 class Composition:
     """One convolution for a chain, or for a sum of chains, whose parameters it reads at every call.
 
-    ``shell`` has the geometry and no numbers; ``groups`` are its own.
+    ``shell`` is a module with the geometry and no numbers; ``groups`` are those of the one convolution.
     """
 
     chains: tuple[tuple[nn.Module, ...], ...]
@@ -70,8 +70,8 @@ class Composition:
     spec: ConvSpec
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``(N, C, H, W)`` -> ``(N, O, H', W')``, what the chains give up to rounding."""
-        with _exactly(x.device.type):  # a product of kernels is rounded once, when it is used
+        """``(N, C, H, W)`` -> ``(N, O, H', W')``, the same as the chains up to rounding."""
+        with _exactly(x.device.type):  # a product of kernels is rounded only once, where it is used
             numbers = {"weight": module_weight(self.kernel(), self.spec)}
         bias = self.bias()
         if bias is not None:
@@ -98,18 +98,18 @@ class Composition:
         return total
 
     def bias(self) -> Tensor | None:
-        """The bias, which the last stage of one of the chains has."""
+        """The bias, which belongs to the last stage of one of the chains."""
         found = [chain[-1].bias for chain in self.chains if isinstance(chain[-1].bias, Tensor)]
         return found[0] if found else None
 
 
 def _exactly(place: str) -> AbstractContextManager[object]:
-    """Within the block nothing is cast for speed, as on devices where nothing ever is."""
+    """Within the block nothing is cast for speed; on devices that never cast, this does nothing."""
     return torch.autocast(place, enabled=False) if torch.amp.is_autocast_available(place) else nullcontext()
 
 
 def _cost(chain: Sequence[ConvSpec]) -> float:
-    """What one position of a chain's input costs, in multiplications."""
+    """The cost of one position of a chain's input, in multiplications."""
     positions, cost = 1.0, 0.0
     for spec in chain:
         cost += ELEMENT * spec.in_channels * positions
@@ -137,7 +137,7 @@ def composition_of(site: nn.Module) -> Composition | None:
 
 
 def _chains(site: nn.Module) -> tuple[tuple[nn.Module, ...], ...]:
-    """The convolutions of a site, branch by branch; none where anything else is among them."""
+    """The convolutions of a site, branch by branch; empty if anything else is among them."""
     branches = list(site) if isinstance(site, SumOfBranches) else [site]
     chains = tuple(tuple(branch) for branch in branches if type(branch) is nn.Sequential)
     plain = all(
@@ -147,10 +147,10 @@ def _chains(site: nn.Module) -> tuple[tuple[nn.Module, ...], ...]:
 
 
 def _whole(chain: Sequence[ConvSpec]) -> ConvSpec | None:
-    """The geometry of the one convolution that a chain amounts to; None where there is no such one.
+    """The geometry of the one convolution that a chain amounts to; None where there is none.
 
-    On each axis one stage at most may have an extent, a stride or padding: then the order of the others does not matter. A
-    bias between the stages would be padded over, so only the last may have one.
+    On each axis at most one stage may have an extent, a stride or padding: then the order of the stages does not matter. A bias
+    between the stages would not be part of the padding behind it, so only the last stage may have one.
     """
     if any(spec.bias for spec in chain[:-1]):
         return None
@@ -177,13 +177,13 @@ def _whole(chain: Sequence[ConvSpec]) -> ConvSpec | None:
 
 
 def _owns(spec: ConvSpec, axis: int) -> bool:
-    """Whether a stage does anything along an axis but to take every position by itself."""
+    """Whether a stage does more along an axis than treating every position by itself."""
     padded = isinstance(spec.padding, tuple) and spec.padding[axis] > 0
     return spec.kernel_size[axis] > 1 or spec.stride[axis] > 1 or padded
 
 
 def _padding(rows: ConvSpec, columns: ConvSpec, tall: bool, wide: bool) -> Size | str | None:
-    """Both axes' padding; None where one is a word and the other a number that this word does not mean."""
+    """The padding of both axes; None where one is a word and the other a number, or both are different words."""
     words = {spec.padding for spec, owned in ((rows, tall), (columns, wide)) if owned and isinstance(spec.padding, str)}
     if not words:
         pads = [spec.padding[axis] if owned and isinstance(spec.padding, tuple) else 0

@@ -1,7 +1,7 @@
-"""The training itself: a rewritten model towards the original, step by step, and the best of it kept.
+"""The training itself: steps that bring a rewritten model nearer to the original, of which the best state is kept.
 
-What is held out decides, from time to time: how far the outputs are from the original's there. What came in is the first to
-beat, so that nothing worse is ever handed back.
+From time to time the distance of the outputs from the original's is measured on held-out inputs, and decides what is best. The
+first state to beat is the one before training, so nothing worse is ever handed back.
 """
 
 import math
@@ -30,27 +30,28 @@ from convrewrite.tuning.stepping import Stepper
 from convrewrite.tuning.trainable import numbers_of, put_numbers, training
 
 LOOKS = 20
-"""Times that the held-out inputs are looked at in a training."""
+"""How often the held-out inputs are looked at in a training."""
 
 PATIENCE = 12
-"""Looks in a row without a new best after which a training ends: three fifths of it, as a high rate may first do harm that its
-decay makes good again."""
+"""A training ends after so many looks in a row without a new best: three fifths of all looks, as a high rate may first do harm
+that is undone when it decays."""
 
 LOOKED_AT = 10
-"""Steps between two looks at whether the losses are finite: a look waits for the device."""
+"""Steps between two checks that the losses are finite, as each check waits for the device."""
 
 OUTPUTS_SHARE = 0.1
-"""Part of a training's time that the original's outputs for all inputs may take, to be kept: a step spares a quarter by them."""
+"""The original's outputs for all inputs are computed in advance if that takes at most this part of a training's time: they save a
+quarter of each step."""
 
 LABELS = 0.1
-"""Weight of the cross-entropy to labels, where there are any, against the original's outputs."""
+"""Weight of the cross-entropy to labels, where there are any, relative to the loss against the original's outputs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
     """What is trained: ``rewritten`` towards ``original``, both on the device and in the layout of the examples; ``parameters``
-    by name; ``sites`` that were rewritten and ``joins`` at which features are compared; ``loss`` on ``examples``;
-    ``held_out`` batches with the original's outputs, as ``meanings`` say what these are."""
+    by name; ``sites`` that were rewritten and ``joins`` at which features are compared; ``loss`` on ``examples``; ``held_out``
+    batches with the original's outputs; ``meanings`` of the outputs."""
 
     original: nn.Module
     rewritten: nn.Module
@@ -63,7 +64,7 @@ class Task:
     meanings: Mapping[str, Meaning]
 
     def effect(self) -> float:
-        """How far the rewritten model's outputs are from the original's on the held-out inputs, as they are reported."""
+        """How far the rewritten model's outputs are from the original's on the held-out inputs, in the units of reports."""
         with torch.no_grad():
             return effect_of(
                 ((wanted, results_of(self.rewritten, given)) for given, wanted in self.held_out), self.meanings
@@ -72,8 +73,8 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Distilled:
-    """What came of a training: the effect on held-out inputs before and at the best, which the parameters hold now.
-    ``ended`` says why it ended earlier than asked, if it did."""
+    """The result of a training: the effect on held-out inputs over its steps; the parameters now hold the best. ``ended`` says
+    why it ended earlier than asked, if it did."""
 
     curve: tuple[Point, ...]
     steps: int
@@ -82,18 +83,19 @@ class Distilled:
 
     @property
     def before(self) -> float:
-        """The effect of what came in."""
+        """The effect before training."""
         return self.curve[0].effect
 
     @property
     def best(self) -> Point:
-        """The first of the best."""
+        """The first point with the least effect."""
         return min(self.curve, key=lambda point: point.effect)
 
 
 @dataclass(slots=True)
 class Training:
-    """A training under way. ``keep`` is given every checkpoint, in the main process; ``tell`` the progress and the effect."""
+    """A training under way. ``keep`` receives every checkpoint, in the main process; ``tell`` receives the progress and the
+    effect."""
 
     task: Task
     pace: Pace
@@ -109,9 +111,9 @@ class Training:
     bfloat16: bool = False
 
     def train(self, resumed: Checkpoint | None = None, *, keep_outputs: bool = False) -> Distilled:
-        """Train to the end, or until it gains nothing any more; the parameters hold the best then, which may be what they held
-        before. ``resumed``: go on from there. ``keep_outputs``: those of the original for all inputs, if that takes little of
-        the training. Raises ProcessLostError where another process is gone."""
+        """Train to the end, or until nothing is gained any more; afterwards the parameters hold the best, which may be what they
+        held before. ``resumed``: go on from there. ``keep_outputs``: compute the original's outputs for all inputs in advance, if
+        that takes little of the training. Raises ProcessLostError where another process is gone."""
         started = self.clock()
         with ExitStack() as stack:
             stack.enter_context(training(self.task.rewritten, self.task.parameters))
@@ -139,16 +141,16 @@ class Training:
         stepper.resume(self.step, resumed.average, resumed.first, resumed.second)
 
     def _bfloat16_pays(self) -> bool:
-        """Whether steps are taken in bfloat16 unasked: where nobody says how to cast, and rounding does little beside what there
-        is to gain. The main process decides, as the others may run on another processor."""
+        """Whether steps are taken in bfloat16 unasked: if no precision was asked for, and rounding does little compared with what
+        there is to gain. The main process decides, as the others may run on another processor."""
         if self.processes.precision_asked:
             return False
         rounding = rounding_of(self.task.original, self.task.held_out, self.task.meanings)
         return self.processes.of_main(rounding) <= ROUNDING * self.curve[0].effect
 
     def _outputs_pay(self) -> bool:
-        """Whether every input is seen once at least where they are used; by the clock, whether the original takes a tenth of the
-        time for all of them at most."""
+        """Whether computing the original's outputs in advance pays: in a training by steps, if every input is seen at least once;
+        in one by the clock, if the original takes at most a tenth of the time for all inputs."""
         examples, pace = self.task.examples, self.pace
         if pace.steps is not None:
             return pace.steps >= examples.steps_of_epoch
@@ -159,8 +161,9 @@ class Training:
         return each * examples.steps_of_epoch <= OUTPUTS_SHARE * pace.seconds
 
     def _steps(self, stepper: Stepper, started: float) -> str | None:
-        """All steps that are left; returns why it ended early. ``started``: what the clock said when the training began."""
-        if (reason := self._in_vain()) is not None:  # it had ended when its checkpoint was left
+        """Take all steps that are left; returns why training ended early, if it did. ``started``: the clock when the training
+        began."""
+        if (reason := self._in_vain()) is not None:  # it had already ended when its checkpoint was written
             return reason
         task = self.task
         with observed(task.original, task.joins) as wanted, observed(task.rewritten, task.joins) as found:
@@ -181,22 +184,22 @@ class Training:
         return None
 
     def _now(self, started: float) -> float:
-        """Seconds of training, the same in all processes where they decide anything."""
+        """Seconds of training, the same in all processes where these seconds decide anything."""
         seconds = self.clock() - started
         return seconds if self.pace.steps is not None else self.processes.of_main(seconds)
 
     def _gradients(self, wanted: Named, found: Named) -> Tensor:
-        """As below; in float32 from the first step on that does not work in bfloat16."""
+        """As below; in float32 from the first step that fails in bfloat16."""
         try:
             return self._loss_and_gradients(wanted, found)
-        except RuntimeError:  # an operator whose gradient takes no bfloat16
+        except RuntimeError:  # an operator whose gradient does not support bfloat16
             if not self.bfloat16:
                 raise
             self.bfloat16 = False
             return self._loss_and_gradients(wanted, found)
 
     def _loss_and_gradients(self, wanted: Named, found: Named) -> Tensor:
-        """One batch forwards and backwards: the loss of all processes together, and as much of the gradients."""
+        """One batch forwards and backwards: returns the loss of all processes together, and leaves the gradients of that loss."""
         task, processes = self.task, self.processes
         examples = task.examples
         rows = examples.rows(self.step, processes.index, processes.count)
@@ -231,7 +234,7 @@ class Training:
         return torch.stack(parts).mean()
 
     def _together(self, loss: Tensor) -> Tensor:
-        """Gradients and loss, the mean over the processes; all of them in one message."""
+        """The mean of the loss and of the gradients over the processes, all in one message."""
         if self.processes.count == 1:
             return loss
         parameters = list(self.task.parameters.values())
@@ -245,7 +248,8 @@ class Training:
         return flat[0]
 
     def _look(self, stepper: Stepper, progress: float) -> str | None:
-        """See how far the held-out outputs are, keep the best, and leave a checkpoint; why to end, if there is a reason."""
+        """Measure the effect on held-out inputs, keep the best, and write a checkpoint; returns the reason to end, if there is
+        one."""
         with stepper.averaged():
             effect = self._effect()
         if effect < min(point.effect for point in self.curve):
@@ -258,18 +262,18 @@ class Training:
         return self._in_vain()
 
     def _in_vain(self) -> str | None:
-        """Why to end, where nothing was gained for so long."""
+        """Why to end, if nothing was gained for ``PATIENCE`` looks."""
         since = len(self.curve) - 1 - self.curve.index(min(self.curve, key=lambda point: point.effect))
         return f"nothing was gained in {since} looks at the held-out inputs in a row" if since >= PATIENCE else None
 
     def _to_numbers(self) -> str:
-        """What makes a number of the loss again."""
+        """What would make the loss finite again."""
         return "a smaller rate" + (
             ", or an augmentation that gives finite numbers," if self.task.examples.augment else ""
         )
 
     def _effect(self) -> float:
-        """The main process's, so that all keep the same; infinite where it is no number."""
+        """The main process's effect, so that all processes keep the same numbers; infinite where it is not a number."""
         effect = self.processes.of_main(self.task.effect())
         return math.inf if math.isnan(effect) else effect
 

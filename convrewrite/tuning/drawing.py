@@ -1,7 +1,7 @@
 """Mini-batches of examples, shuffled anew without end and drawn without joining the batches that they came in; and mixed, so that
 few inputs go further.
 
-What a network should give is known for any input, mixed ones too, as no labels are used. Sources: Zhang et al. 2018, "mixup",
+What a network should output is known for any input, mixed ones too, as no labels are used. Sources: Zhang et al. 2018, "mixup",
 blends of two images, and Yun et al. 2019, "CutMix", boxes of one image in another, here without labels to mix.
 """
 
@@ -14,8 +14,8 @@ from convrewrite.inputs import Inputs
 
 
 def draws(batches: Sequence[Inputs], size: int, generator: torch.Generator) -> Iterator[Inputs]:
-    """Batches of ``size`` examples without end: all examples in a new order, and again. Where there are fewer, some come twice
-    in a batch. The generator is one of the CPU; the numbers stay where they are."""
+    """Batches of ``size`` examples without end: all examples in a random order, then again in another. Where there are fewer than
+    ``size``, some come twice in a batch. The generator is one of the CPU; the batches stay on their device."""
     places = [(batch, row) for batch, inputs in enumerate(batches) for row in range(len(inputs[0]))]
     waiting: list[int] = []
     while True:
@@ -29,17 +29,17 @@ def draws(batches: Sequence[Inputs], size: int, generator: torch.Generator) -> I
 
 
 PATCHED, BLENDED = 0.5, 0.5
-"""Parts of the examples that get a piece of another, and that are blended with another before. On two networks at 0.15 of the
-MACs, in 2,000 steps on 819 images, patched ones alone led to effects 0.90 and 0.94 times those of plain ones, both to 0.86 and
-0.92 times, blended ones alone to 0.91 and 0.95 times. Mirrored, shifted, scaled ones, or of other contrasts, gained nothing on
-top, or lost."""
+"""Parts of the examples that get a piece of another, and that are blended with another before that. On two networks at 0.15 of
+the MACs, in 2,000 steps on 819 images, patching alone led to 0.90 and 0.94 times the effect of plain images, blending alone to
+0.91 and 0.95 times, and both to 0.86 and 0.92 times. Mirroring, shifting, scaling or changing the contrast in addition gained
+nothing, or did harm."""
 
 
 def mingled(inputs: Inputs, generator: torch.Generator) -> Inputs:
-    """Half of the examples blended with another of the batch, then half of all with a box of yet another in the same place; as
-    they are where an input is no signal or image of real numbers. Where all come without channels, as signals may, they are
-    blended alone: a pitch network refined on 164 of these erred by 0.405 on other speakers, with blends by 0.392. The generator
-    is one of the CPU."""
+    """Blends half of the examples with another of the batch, then gives half of all a box of yet another in the same place.
+    Inputs that are not signals or images of real numbers stay as they are. Inputs without channels, as signals may be, are only
+    blended: a pitch network refined on 164 of these erred by 0.405 on other speakers, with blends by 0.392. The generator is one
+    of the CPU."""
     axes = {tensor.dim() for tensor in inputs}
     if not all(tensor.is_floating_point() for tensor in inputs) or (min(axes) < 3 and axes != {2}):
         return inputs
@@ -48,7 +48,7 @@ def mingled(inputs: Inputs, generator: torch.Generator) -> Inputs:
 
 
 def _blended(inputs: Inputs, generator: torch.Generator) -> Inputs:
-    """Any part of each chosen example is likely, the same in all of its inputs."""
+    """The part of the other example is uniformly distributed, and the same in all inputs of an example."""
     count = len(inputs[0])
     others = torch.randperm(count, generator=generator)
     chosen = torch.rand(count, generator=generator) < BLENDED
@@ -71,7 +71,7 @@ def _patched(inputs: Inputs, generator: torch.Generator) -> Inputs:
 
 def _with_boxes(tensor: Tensor, others: Tensor, chosen: Tensor, boxes: Tensor) -> Tensor:
     """``boxes`` has, for every axis behind the channels and every example, a middle and a size, as parts of the axis; sizes are
-    roots of equally likely numbers, so that large boxes are not rare. Boxes end where their axes end."""
+    roots of uniformly distributed numbers, so that large boxes are not rare. Boxes are cut off at the ends of their axes."""
     inside = chosen.view(-1, *(1,) * (tensor.dim() - 1)).clone()
     for axis, (middle, size) in enumerate(zip(boxes[0], boxes[1].sqrt(), strict=True), 2):
         if axis >= tensor.dim():

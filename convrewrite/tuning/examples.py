@@ -1,7 +1,7 @@
-"""The inputs that are trained on: drawn batch by batch, with what the original gives for them.
+"""The inputs that are trained on, drawn batch by batch, with the original's outputs for them.
 
-Order and augmentation follow from the seed and the number of the step alone, so that a run that was interrupted goes on as it
-would have, and several processes draw what one would.
+Order and augmentation follow from the seed and the number of the step alone, so that an interrupted run goes on as it would have
+without the interruption, and several processes draw what one process would.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,11 +17,11 @@ from convrewrite.modules import named_outputs
 from convrewrite.process import same_random_numbers
 
 Augment = Callable[[Tensor], Tensor] | Callable[[Inputs], Inputs]
-"""Function that changes a batch of inputs as it likes, shapes and dtypes aside: of one tensor where a model takes one input, else
-of a tuple. Its random numbers come from torch, numpy or Python, which are seeded before every call."""
+"""A function that may change anything in a batch of inputs except shapes and dtypes. It takes a tensor where a model has one
+input, otherwise a tuple. Its random numbers come from torch, numpy or Python, which are seeded before every call."""
 
 APART = 1_000_003
-"""Prime between the seeds of two epochs, so that runs of neighbouring seeds draw other orders."""
+"""The seeds of two successive epochs differ by this prime, so that runs of neighbouring seeds draw different orders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +39,19 @@ class Examples:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """How many examples there are."""
         return len(self.inputs[0])
 
     @property
     def steps_of_epoch(self) -> int:
-        """Steps in which every example is seen once; those left over come in another epoch."""
+        """Steps in which every example is seen once; examples left over come in another epoch."""
         return max(1, self.count // self.batch)
 
     def rows(self, step: int, part: int = 0, parts: int = 1) -> Tensor:
-        """The examples of a step that one of ``parts`` processes sees: every process as many, side by side."""
+        """The examples of a step that process ``part`` of ``parts`` sees: each process gets equally many, one after the other."""
         epoch, place = divmod(step, self.steps_of_epoch)
         if epoch not in self._order:
-            self._order.clear()  # the last one is done with
+            self._order.clear()  # the last epoch is over
             generator = torch.Generator().manual_seed((self.seed + APART * epoch) % 2**63)
             self._order[epoch] = torch.randperm(self.count, generator=generator)
         order = self._order[epoch]
@@ -60,8 +60,9 @@ class Examples:
         return order[start : start + size]
 
     def drawn(self, step: int, rows: Tensor, part: int = 0, parts: int = 1) -> Inputs:
-        """The inputs of these rows; augmented, all processes' together, so that the same numbers are drawn however many
-        there are. Raises UsageError for an augmentation that fails or gives other shapes."""
+        """The inputs of these rows. An augmentation is applied to those of all processes together, so that the same random
+        numbers are drawn however many processes there are. Raises UsageError for one that fails or returns other shapes or
+        dtypes."""
         if self.augment is None:
             return tuple(_chosen(tensor, rows) for tensor in self.inputs)
         every = torch.cat([self.rows(step, index, parts) for index in range(parts)])
@@ -71,8 +72,8 @@ class Examples:
         return tuple(_like(tensor.chunk(parts)[part], whole[0]) for tensor in changed)
 
     def with_outputs(self, original: nn.Module) -> "Examples":
-        """With what the original gives for all of them, a batch at a time; without where an output has no row for every
-        example, so that it cannot be told which are whose."""
+        """The examples with the original's outputs for all of them, computed a batch at a time; without outputs if one of these
+        does not have one row for every example, so that rows cannot be assigned to examples."""
         parts: list[dict[str, Tensor]] = []
         with torch.no_grad():
             for start in range(0, self.count, self.batch):
@@ -83,12 +84,12 @@ class Examples:
         return replace(self, outputs={name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
     def wanted(self, rows: Tensor) -> dict[str, Tensor]:
-        """What the original gives for these rows, where that is kept."""
+        """The original's outputs for these rows, where they are kept."""
         return {name: values[rows.to(values.device)] for name, values in self.outputs.items()}
 
 
 def results_of(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-    """What a model gives, by name, with its graph; it gets copies, as it may work on its inputs in place."""
+    """The outputs of a model, by name, with their graphs; the model gets copies, as it may change its inputs in place."""
     return named_outputs(model(*(tensor.clone() for tensor in inputs)))
 
 
@@ -97,7 +98,7 @@ def _chosen(tensor: Tensor, rows: Tensor) -> Tensor:
 
 
 def _like(tensor: Tensor, other: Tensor) -> Tensor:
-    """In the layout of another."""
+    """The tensor in the layout of another one."""
     if tensor.dim() == 4 and other.dim() == 4 and other.is_contiguous(memory_format=torch.channels_last):
         return tensor.contiguous(memory_format=torch.channels_last)
     return tensor.contiguous()

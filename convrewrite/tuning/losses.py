@@ -1,10 +1,10 @@
-"""What is minimised without labels: how far the outputs are from the original's, each as what it means, and on the way there
-the features at the ends of blocks.
+"""What is minimised without labels: the distance of the outputs from the original's, each according to its meaning, and that of
+features inside the model.
 
-Every loss is a mean over the examples of a batch, with scales that were measured once: of parts of a batch of equal size, as
-several processes have them, the mean of the losses is the loss of the whole. Logits: Hinton et al. 2015, "Distilling the
-Knowledge in a Neural Network", the KL at a temperature T, times T squared. Features: Romero et al. 2015, "FitNets", without
-the regressor, as the rewritten model has the original's shapes, and relative, as scales differ from block to block.
+Every loss is a mean over the examples of a batch, with scales that were measured once. So if several processes have parts of
+equal size of a batch, the mean of their losses is the loss of the whole. Logits: Hinton et al. 2015, "Distilling the Knowledge in
+a Neural Network", the KL at a temperature T, times T squared. Features: Romero et al. 2015, "FitNets", without the regressor, as
+the rewritten model has the original's shapes, and relative, as scales differ from block to block.
 """
 
 import math
@@ -20,7 +20,7 @@ from convrewrite.meanings import Meaning
 from convrewrite.places import PROCESSOR, in_float64
 
 ROUNDING = 0.1
-"""Part of what there is to gain that rounding to bfloat16 may do to the outputs, where steps are taken in it."""
+"""Steps are taken in bfloat16 only if the effect of its rounding on the outputs is at most this part of what there is to gain."""
 
 Named = Mapping[str, Tensor]
 """Outputs or features of one batch, by name."""
@@ -57,15 +57,15 @@ class Distillation:
         temperature: float = 1.0,
         weight: float = 0.0,
     ) -> "Distillation":
-        """With the scales of the original's ``outputs`` and ``features`` on some inputs. Outputs that are ignored, or hold
-        integers, have no part. Raises UsageError where nothing is left."""
+        """With the scales of the original's ``outputs`` and ``features`` on some inputs. Outputs that are ignored or discrete do
+        not count. Raises UsageError where nothing is left."""
         counted = {name for name in outputs if meanings[name].counts and meanings[name].kind != "discrete"}
         scales = {name: mean_square(outputs[name]) for name in outputs if name in counted}
         feature_scales = {name: mean_square(value) for name, value in (features or {}).items()}
         return cls(meanings, scales, feature_scales, temperature, weight)
 
     def __call__(self, wanted: Named, found: Named, wanted_features: Named, found_features: Named) -> Tensor:
-        """The loss of one batch, a scalar: the mean of the outputs' by their weights, and the features'."""
+        """The loss of one batch, a scalar: the weighted mean of the losses of outputs, plus the loss of the features."""
         total: Tensor | None = None
         weights = sum(self.meanings[name].weight for name in self.scales)
         for name, scale in self.scales.items():
@@ -83,7 +83,7 @@ class Distillation:
 
 
 def takes_labels(meaning: Meaning, output: Tensor) -> bool:
-    """Whether labels count for an output: class scores, one row for each example."""
+    """Whether labels count for an output: if it is class scores, with one row for each example."""
     return meaning.scores and output.dim() == 2
 
 
@@ -102,19 +102,20 @@ def output_loss(wanted: Tensor, found: Tensor, meaning: Meaning, scale: float, t
 
 
 def relative_loss(wanted: Tensor, found: Tensor, scale: float) -> Tensor:
-    """The mean squared difference of the numbers that differ, over ``scale``; no gradient leads to what is wanted."""
+    """The mean squared difference over ``scale``; numbers that are equal, infinities too, count as zero. ``wanted`` gets no
+    gradient."""
     total: Tensor = _SquaredDistance.apply(wanted.detach(), found)  # type: ignore[no-untyped-call]
     return total / (max(1, found.numel()) * scale)
 
 
 class _SquaredDistance(torch.autograd.Function):
-    """The sum of the squared differences in one pass over them, and their gradients in another: features are most of what a
-    step reads and writes, and operator by operator this took as long as the convolutions."""
+    """The sum of the squared differences in one pass over them, and their gradients in another: features are most of what a step
+    reads and writes, and computed operator by operator this took as long as the convolutions."""
 
     @staticmethod
     def forward(ctx: Any, wanted: Tensor, found: Tensor) -> Tensor:
-        """A scalar, in single precision at least. Equal infinities count as equal: on the processor this is seen to only where
-        the sum is not finite, on a device always, as looking would wait for the device."""
+        """The sum, a scalar, at least in single precision. Equal infinities count as equal: on the processor this is handled only
+        if the sum is not finite, on a device always, as a check would wait for the device."""
         difference, waits = found - wanted, found.device.type != PROCESSOR
         if waits:
             difference = torch.where(wanted == found, 0.0, difference)
@@ -127,7 +128,7 @@ class _SquaredDistance(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
-        """That of the sum, with respect to what was found."""
+        """The gradient of the sum with respect to ``found``."""
         (difference,) = ctx.saved_tensors
         return None, difference * (2 * gradient).to(difference.dtype)
 
@@ -145,7 +146,7 @@ def _at_least_single(values: Tensor) -> torch.dtype:
 
 
 def mean_square(values: Tensor) -> float:
-    """The mean square of the finite numbers, and 1 where that is zero: errors are then absolute."""
+    """The mean square of the finite numbers, or 1 where that is zero, so that errors are absolute then."""
     finite = in_float64(values.detach()[values.isfinite()])
     square = float(finite.square().mean()) if finite.numel() else 0.0
     return square if square > 0 and math.isfinite(square) else 1.0

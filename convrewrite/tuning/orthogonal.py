@@ -1,7 +1,7 @@
-"""Steps of matrices that are made orthogonal, so that all of a matrix's directions move alike.
+"""Steps of matrices are made orthogonal, so that all directions of a matrix move alike.
 
 Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks", with its quintic iteration of Newton and
-Schulz: products of matrices alone, which bring singular values to within 0.7 and 1.2 of each other, and that is near enough.
+Schulz: it takes only products of matrices and brings singular values to between 0.7 and 1.2, which is near enough to one.
 """
 
 from collections.abc import Sequence
@@ -10,26 +10,27 @@ import torch
 from torch import Tensor
 
 ITERATIONS = 5
-"""The author's own number; singular values from a thousandth of the largest on are then near to one."""
+"""The author's own number, which brings singular values from a thousandth of the largest up near to one."""
 
 FIRST, THIRD, FIFTH = 3.4445, -4.7750, 2.0315
 """The author's coefficients of the odd polynomial that is applied to the singular values in each iteration."""
 
 FEWEST = 4
-"""Rows and columns of a matrix from which on it has directions enough to be told apart."""
+"""A matrix with at least so many rows and columns has enough directions for this to matter."""
 
 LEAST = 1e-30
-"""What is added to norms, so that a step of zeros stays one."""
+"""This is added to norms, so that a step of zeros stays zero."""
 
 
 def is_matrix(parameter: Tensor) -> bool:
-    """Whether a kernel maps several channels to several, ``(O, C, ...)``: a depthwise one does not, nor is a bias a matrix."""
+    """Whether a kernel ``(O, C, ...)`` maps several channels to several: a depthwise kernel does not, and a bias is not a
+    matrix."""
     return parameter.dim() >= 2 and parameter.shape[1] > 1 and min(len(parameter), parameter[0].numel()) >= FEWEST
 
 
 def orthogonal(steps: Sequence[Tensor]) -> list[Tensor]:
-    """Kernels ``(O, C, ...)`` as matrices ``(O, rest)`` made near to orthogonal, each with a root mean square of one. Those of
-    one shape go through together."""
+    """Kernels ``(O, C, ...)``, made nearly orthogonal as matrices ``(O, rest)``, each with a root mean square of one. Kernels of
+    the same shape are computed together."""
     places: dict[tuple[int, int], list[int]] = {}
     for place, step in enumerate(steps):
         places.setdefault((len(step), step[0].numel()), []).append(place)
@@ -42,7 +43,7 @@ def orthogonal(steps: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _iterated(matrices: Tensor) -> Tensor:
-    """``(N, rows, columns)``, all made orthogonal in single precision at least, which the iteration needs."""
+    """Matrices ``(N, rows, columns)``, all made orthogonal, at least in single precision, which the iteration needs."""
     tall = matrices.shape[1] > matrices.shape[2]
     x = (matrices.mT if tall else matrices).to(torch.promote_types(matrices.dtype, torch.float32))
     x = x / (_norms(x) + LEAST)

@@ -1,22 +1,22 @@
-"""How far a training is, by its steps or by the clock, and the rate that belongs to that."""
+"""The progress of a training, by its steps or by the clock, and the rate at that point."""
 
 import math
 from dataclasses import dataclass
 
 WARM_UP = 0.05
-"""Part of a training in which the rate rises in a line: Adam's second moments are known by then."""
+"""The part of a training in which the rate rises linearly: after it Adam's second moments are known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """A training of so many ``steps``, or else of so many ``seconds``, and its highest ``rate``."""
+    """The length of a training, in ``steps`` or otherwise in ``seconds``, and its highest ``rate``."""
 
     rate: float
     steps: int | None = None
     seconds: float = math.inf
 
     def progress(self, step: int, seconds: float) -> float:
-        """Part of the training that is done after ``step`` steps in ``seconds``, 0 to 1."""
+        """The part of the training, 0 to 1, that is done after ``step`` steps in ``seconds``."""
         done = step / max(1, self.steps) if self.steps is not None else seconds / self.seconds
         return min(1.0, done)
 

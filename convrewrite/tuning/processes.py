@@ -1,4 +1,4 @@
-"""The processes that train together, on one machine or several: what accelerate carries, behind a few words.
+"""The processes that train together, on one machine or several: a small interface to accelerate.
 
 Every process sees a part of each batch and has all parameters; gradients are averaged over the processes, so that the step is
 that of one process with the whole batch. Nothing wraps the model: its hooks and its names stay.
@@ -16,15 +16,15 @@ from convrewrite.errors import ProcessLostError, UsageError
 from convrewrite.places import PROCESSOR, has_float64
 
 HALF = ("no", "bf16")
-"""Precisions of accelerate that are taken: fp16 would need losses to be scaled, and fp8 layers of its own."""
+"""Precisions of accelerate that are accepted: fp16 would need losses to be scaled, and fp8 special layers."""
 
 PRECISION = "ACCELERATE_MIXED_PRECISION"
-"""Variable in which ``accelerate launch`` says the precision, ``no`` where nobody asked for one."""
+"""The environment variable in which ``accelerate launch`` passes the precision, ``no`` if none was asked for."""
 
 
 class Processes(Protocol):
-    """All that train together, as one of them sees it; ``index`` 0 is the main one, which alone writes and tells.
-    ``precision_asked``: whether somebody says what :meth:`autocast` does."""
+    """All processes that train together, as one of them sees them; ``index`` 0 is the main one, which alone writes and reports.
+    ``precision_asked``: whether what :meth:`autocast` does was asked for."""
 
     index: int
     count: int
@@ -38,11 +38,11 @@ class Processes(Protocol):
         """The main process's number, in every process. Raises ProcessLostError."""
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Forward passes within are in the precision that was asked for."""
+        """Forward passes within the block run in the precision that was asked for."""
 
 
 class OneProcess:
-    """This one alone, on one device; nobody asked for a precision."""
+    """This process alone, on one device; no precision was asked for."""
 
     index, count, precision_asked = 0, 1, False
 
@@ -64,11 +64,12 @@ class OneProcess:
 
 
 class Accelerated:
-    """What ``accelerate launch`` or torchrun started: devices, precision and processes are as they say."""
+    """The processes that ``accelerate launch`` or torchrun started: these decide devices, precision and number of processes."""
 
     def __init__(self, accelerator: Any, device: torch.device | None = None) -> None:
-        """``accelerator``: an ``accelerate.Accelerator``; ``device``: the one that is asked for, of which several processes have
-        one each. Raises UsageError for a precision that is not taken, and where they have another kind of device."""
+        """``accelerator``: an ``accelerate.Accelerator``; ``device``: the one that is asked for; several processes have one each
+        of its kind. Raises UsageError for a precision that is not accepted, and where the processes have another kind of
+        device."""
         if accelerator.mixed_precision not in HALF:
             raise UsageError(
                 f"accelerate: expected a mixed precision of {' or '.join(HALF)}, found {accelerator.mixed_precision}; "
@@ -110,14 +111,14 @@ class Accelerated:
 
     @property
     def _exact(self) -> torch.dtype:
-        """The most exact numbers that the device has."""
+        """The most exact dtype that the device has."""
         return torch.float64 if has_float64(self.device) else torch.float32
 
 
 @contextmanager
 def accelerated(device: torch.device | None = None) -> Iterator[Accelerated]:
-    """The processes as accelerate finds them in the environment; one where nobody launched several. What it holds for the whole
-    process is let go of at the end, unless the caller's program had it before. ``device``: the one that is asked for.
+    """The processes as accelerate finds them in the environment; one if several were not launched. Accelerate's process-wide
+    state is reset at the end, unless the caller's program had set it up before. ``device``: the one that is asked for.
 
     Raises UsageError where accelerate is not installed.
     """
@@ -143,8 +144,8 @@ def accelerated(device: torch.device | None = None) -> Iterator[Accelerated]:
 
 
 def _on_processor(asked: torch.device | None) -> bool:
-    """Whether accelerate has to be told to stay on the processor: without a device that several processes can share it would
-    take each of those that torchrun started for one alone."""
+    """Whether accelerate has to be told to stay on the processor: without a device that several processes can share, it would
+    take each process that torchrun started for a single one."""
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
         return True
     if asked is not None and asked.type == PROCESSOR:

@@ -1,12 +1,13 @@
-"""All stages of a rewritten model refined together, without labels, on the inputs that they were fitted to.
+"""All stages of a rewritten model are refined together, without labels, on the inputs that they were fitted to.
 
-A fit in closed form sees one site and what goes in; what the errors of all sites make of the outputs together, only a gradient
-through the whole model shows. It is trained towards the original's outputs and, far more, towards what its activation functions
-give: of these one input shows thousands, so that few inputs go a long way. What comes out is taken only where it is nearer to the
-original on inputs that no step has seen.
+A fit in closed form sees one site and its inputs; only a gradient through the whole model shows what the errors of all sites
+together do to the outputs. The model is trained towards the original's outputs and, far more, towards the outputs of the
+original's activation functions: one input shows thousands of these, so that few inputs go a long way. The result is taken only
+where it is nearer to the original on inputs that no step has seen.
 
-Sources: Li et al. 2021 (BRECQ) and Lucas and Mazumder 2025 (SNOWS) refine one block after the other towards what the original's
-gives; here all move together, each for the sake of all behind it. Hinton et al. 2015 for the outputs' part of the loss.
+Sources: Li et al. 2021 (BRECQ) and Lucas and Mazumder 2025 (SNOWS) refine one block after the other towards the output of the
+original's block; here all move together, each to the benefit of all behind it. Hinton et al. 2015 for the outputs' part of the
+loss.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,57 +36,59 @@ from convrewrite.tuning.stepping import Stepper
 from convrewrite.tuning.trainable import laid_out, numbers_of, put_numbers, rewritten_parameters, training
 
 WORTH = 5e-4
-"""The effect on held-out inputs, in nats or squared relative error, from which on refinement is worth its time: below it fewer
-than one top class in a thousand changes."""
+"""Refinement is worth its time if the effect on held-out inputs, in nats or squared relative error, is at least this: below it
+fewer than one top class in a thousand changes."""
 
 WORK = 1.5e13
-"""MACs of training, at most, the forward of the original and both ways of the rewritten model counted as four of the original's:
-about four minutes of two cores at 30 GMACs a second each."""
+"""Most MACs of a training, where a step (forward of the original, forward and backward of the rewritten model) counts as four
+runs of the original: about four minutes of two cores at 30 GMACs a second each."""
 
 ASKED = 4
-"""Times that work, and the steps for an effect, where refinement was asked for: it may take a quarter of an hour then."""
+"""Where refinement was asked for, it may take this many times that work and the steps for an effect: up to a quarter of an
+hour."""
 
 PASSES = 4
-"""Runs of the original that one example of a step costs: its own, one forwards and about two backwards."""
+"""How many runs of the original one example of a step costs: its own, one forwards and about two backwards."""
 
 FEWEST, FEWEST_ASKED = 100, 20
-"""Steps below which no refinement is begun by itself, and none where it was asked for: few steps of a large model are dear, and
-gain little before the rate falls again."""
+"""With fewer steps than the first, refinement is not begun unasked, and with fewer than the second not at all: few steps of a
+large model are expensive, and gain little before the rate falls again."""
 
 EPOCHS = 200
-"""Times that every input is drawn, at most: with few inputs, more of the same teaches nothing."""
+"""Every input is drawn at most so many times: with few inputs, more of the same teaches nothing."""
 
 HOPELESS = 20
-"""Times the best effect from which on there is no way back. Steps of full size shake what is good already, by a factor of three
-to five, and it settles as they become smaller."""
+"""Refinement ends once the effect is this many times the best one, as there is no way back. Steps of full size raise an effect
+that is already small by a factor of three to five, and it falls again as they become smaller."""
 
 CHECKS = 20
-"""Times that held-out inputs are looked at, evenly over the steps."""
+"""How often held-out inputs are looked at, evenly over the steps."""
 
 
 STEPS, LEAST_STEPS, STEPS_OF_EFFECT, EXAMPLES = 2_000, 200, 40_000, 64
-"""Steps at most, at least, and for an effect of one; and inputs in each step. Where little is to be gained, few steps gain most
-of it: of what 600 steps brought on two networks, three fifths came in 60 of them and 95 % in 300. Deep down many go on gaining:
-at a tenth of the MACs an effect of 0.156 fell to 0.073 in 800 steps, to 0.068 in 2,400 on inputs that are patched together."""
+"""Most steps, fewest steps, and steps for an effect of one; and inputs in each step. Where little is to be gained, few steps gain
+most of it: of the gain of 600 steps on two networks, three fifths came in 60 of them and 95 % in 300. With small budgets, more
+steps go on gaining: at a tenth of the MACs an effect of 0.156 fell to 0.073 in 800 steps, and to 0.068 in 2,400 on inputs that
+are patched together."""
 
 RATE, LEAST_RATE, FULL_RATE_FROM = 0.01, 0.0005, 0.1
 """Size of the largest steps, as a part of the root mean square of each stage: ``RATE`` for effects of ``FULL_RATE_FROM`` and
-more; below that it shrinks with the square root of the effect, down to ``LEAST_RATE``. For deep budgets 0.005, 0.01 and 0.02 led
-to much the same in 2,000 orthogonal steps, on two networks at 0.15 of the MACs, and 0.04 to 1.31 times it. Large steps shake what
-is good already: at half the MACs, 200 of 0.003 gained nothing on an effect of 0.00075, of 0.001 they led to 0.00063, and 400 of
-0.001 or 0.0005 to 0.0006; at a quarter 251 of 0.0064 led from 0.0081 to 0.0069, of 0.0028 to 0.0061, of 0.0014 to 0.0062, and on
-the other network 556 to 0.67, 0.63 and 0.70 times the effect."""
+more; below that it shrinks with the square root of the effect, down to ``LEAST_RATE``. For small budgets 0.005, 0.01 and 0.02 led
+to about the same effect in 2,000 orthogonal steps, on two networks at 0.15 of the MACs, and 0.04 to 1.31 times that effect. Large
+steps do harm where the effect is already small: at half the MACs, 200 steps of 0.003 gained nothing on an effect of 0.00075, 200
+of 0.001 led to 0.00063, and 400 of 0.001 or 0.0005 to 0.0006; at a quarter, 251 steps led from 0.0081 to 0.0069 with 0.0064, to
+0.0061 with 0.0028, and to 0.0062 with 0.0014, and on the other network 556 steps led to 0.67, 0.63 and 0.70 times the effect."""
 
 FEATURES = 20.0
 """Weight of the features' mean relative squared error against the outputs' KL in nats. On held-out inputs a KL of 0.068 fell to
-0.052 with none, to 0.0433 with 3 and to 0.0427 with 20, in 500 to 600 steps; 100 was slower than 20. In 2,000 steps on two other
-networks 6, 20 and 60 led to the same within a hundredth, 2 to 1.03 times the effect."""
+0.052 without features, to 0.0433 with 3 and to 0.0427 with 20, in 500 to 600 steps; 100 was slower than 20. In 2,000 steps on two
+other networks 6, 20 and 60 led to the same effect within a hundredth, and 2 to 1.03 times that effect."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a model is refined: ``examples`` in each of at most ``steps``, whose size is at most ``rate`` of each stage's own;
-    ``features`` is the weight of the features. The running average of all steps is what is judged and kept."""
+    """How a model is refined: ``examples`` in each of at most ``steps`` steps, whose size is at most ``rate`` times each stage's
+    own size; ``features`` is the weight of the features. The running average of all steps is what is judged and kept."""
 
     steps: int = STEPS
     examples: int = EXAMPLES
@@ -94,16 +97,16 @@ class Recipe:
 
 
 Shown = Sequence[tuple[Inputs, Mapping[str, Tensor]]]
-"""Inputs, batch by batch, and what the original gives for them."""
+"""Inputs, batch by batch, and the original's outputs for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refinement:
     """What is to be refined, on what, and how.
 
-    ``sites``: names of the rewritten sites, and of the BatchNorms that were folded into them; ``macs``: those of the original
-    for one example; ``memory``: bytes that gradients may take; ``batch``: examples at a time where the model takes no other
-    number; ``asked``: whether it is to be done where there is little to gain, and where it takes long.
+    ``sites``: names of the rewritten sites, and of the BatchNorms that were folded into them; ``macs``: those of the original for
+    one example; ``memory``: bytes that gradients may take; ``batch``: examples at a time where the model takes no other number;
+    ``asked``: whether to refine even where there is little to gain, and where it takes long.
     """
 
     original: nn.Module
@@ -121,24 +124,24 @@ class Refinement:
 
     @property
     def examples(self) -> int:
-        """In a step: whole batches where the model takes a number of its own."""
+        """Examples in a step: whole batches where the model takes a fixed number."""
         if self.batch is None:
             return self.recipe.examples
         return max(1, self.recipe.examples // self.batch) * self.batch
 
     @property
     def steps(self) -> int:
-        """At most so many."""
+        """The most steps that may be taken."""
         by_work = int(self._effort * WORK / (PASSES * max(1, self.macs) * self.examples))
         return min(self.recipe.steps, by_work, self.steps_by_inputs)
 
     @property
     def steps_by_inputs(self) -> int:
-        """Steps after which more of the same inputs teaches nothing."""
+        """The number of steps after which more of the same inputs teaches nothing."""
         return EPOCHS * sum(len(inputs[0]) for inputs in self.fit) // self.examples
 
     def steps_for(self, effect: float) -> int:
-        """So many for what there is to gain, within :attr:`steps`."""
+        """The steps to take for what there is to gain, within :attr:`steps`."""
         return min(self.steps, self._effort * max(LEAST_STEPS, round(STEPS_OF_EFFECT * effect)))
 
     @property
@@ -158,11 +161,12 @@ class Refinement:
         return f"it would take long for a model of this size{more}"
 
     def shown(self) -> Shown:
-        """The held-out inputs with what the original gives for them."""
+        """The held-out inputs with the original's outputs for them."""
         return [(batch, named_outputs(run(self.original, batch))) for batch in self.held_out]
 
     def effect(self, shown: Shown | None = None) -> float:
-        """How far the rewritten model is from the original on held-out inputs, as they stand; ``shown``, where it is known."""
+        """How far the rewritten model now is from the original on held-out inputs; ``shown``: these with the original's outputs,
+        where they are known."""
         pairs = self.shown() if shown is None else shown
         return effect_of(
             ((wanted, named_outputs(run(self.rewritten, batch))) for batch, wanted in pairs), self.meanings
@@ -171,7 +175,8 @@ class Refinement:
 
 @dataclass(frozen=True, slots=True)
 class Refined:
-    """What came of it: the effect on held-out inputs ``before`` and ``after``, the ``steps`` taken, and why there were none."""
+    """The result: the effect on held-out inputs ``before`` and ``after``, the ``steps`` taken, and the ``reason`` if there were
+    none."""
 
     before: float
     after: float
@@ -194,8 +199,8 @@ class Refined:
 
 
 def refine(task: Refinement, progress: Progress = silent) -> Refined:
-    """Refine the rewritten model of ``task`` in place; it is never left further from the original, on held-out inputs, than it
-    was, however this ends.
+    """Refine the rewritten model of ``task`` in place; however this ends, the model is never left further from the original, on
+    held-out inputs, than it was.
 
     Where it cannot be trained, as no gradient passes, nothing is changed, and the result says why.
     """
@@ -217,7 +222,7 @@ def refine(task: Refinement, progress: Progress = silent) -> Refined:
         return Refined(before, before, reason=f"it cannot be trained: {message_of(error).splitlines()[0]}")
     finally:
         _put(task, best.numbers)
-    after = task.effect()  # as it is computed where it is used, stage by stage
+    after = task.effect()  # as the model is computed in use, stage by stage
     if after < before:
         return Refined(before, after, steps)
     _put(task, start)
@@ -229,8 +234,8 @@ def _put(task: Refinement, numbers: Mapping[str, Tensor]) -> None:
 
 
 def _at_work(task: Refinement) -> Refinement:
-    """The task on copies of both models, in the memory layout of the inputs: convolutions take half the time where their kernels
-    have it too."""
+    """The task on copies of both models, in the memory layout of the inputs: convolutions take half the time if their kernels
+    have the same layout."""
     last = any(t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in task.fit[0])
     copies = [copy_model(model) for model in (task.original, task.rewritten)]
     original, rewritten = [laid_out(model, torch.channels_last) for model in copies] if last else copies
@@ -246,7 +251,8 @@ class _Best:
 
 
 def _descend(task: Refinement, best: _Best, progress: Progress) -> int:
-    """Steps until there are enough, or held-out inputs gain nothing any more, or numbers are not finite: how many there were."""
+    """Take steps until there are enough, or the effect on held-out inputs is hopeless, or numbers are not finite; returns how
+    many there were."""
     sites, steps = list(task.sites), task.steps_for(best.effect)
     parameters, pace = rewritten_parameters(task.rewritten, sites), Pace(task.rate_for(best.effect), steps)
     stepper, every = Stepper(parameters, _sizes(task, parameters), orthogonal=True), max(1, steps // CHECKS)
@@ -278,11 +284,11 @@ def _descend(task: Refinement, best: _Best, progress: Progress) -> int:
 
 
 def _in_bfloat16(exact: "_Towards", parameters: Mapping[str, nn.Parameter]) -> "_Towards":
-    """The same loss in bfloat16, if gradients pass in it, as a few inputs show."""
+    """The same loss in bfloat16, if a trial with a few inputs shows that it can be differentiated."""
     rounded, few = replace(exact, bfloat16=True), exact.few
     try:
         rounded.backward(few, len(few[0]))
-    except RuntimeError:  # an operator whose gradient takes no bfloat16
+    except RuntimeError:  # an operator whose gradient does not support bfloat16
         return exact
     finally:
         for parameter in parameters.values():
@@ -296,8 +302,8 @@ def _parts(inputs: Inputs, size: int) -> Iterator[Inputs]:
 
 
 def _sizes(task: Refinement, parameters: Mapping[str, nn.Parameter]) -> dict[str, float]:
-    """What a step of each parameter is relative to: the root mean square of a kernel, and of what comes out of its site for a
-    bias, which may be zero and is added to that."""
+    """The size that a step of each parameter is relative to: for a kernel its root mean square; for a bias, which may be zero,
+    that of its site's outputs, to which it is added."""
     with observed(task.rewritten, list(task.sites)) as seen:
         run(task.rewritten, task.fit[0])
     outputs = {name: mean_square(value) ** 0.5 for name, value in seen.items()}
@@ -329,7 +335,7 @@ class _Towards:
         return cls(task, Distillation.of(outputs, task.meanings, shown, weight=task.recipe.features))
 
     def loss(self, inputs: Inputs) -> Tensor:
-        """That of one batch, with its graph. Raises TraceError where no gradient leads to what is trained."""
+        """The loss of one batch, with its graph. Raises TraceError where no gradient leads to what is trained."""
         with in_bfloat16(self.bfloat16), Activations() as features:
             wanted = named_outputs(run(self.task.original, inputs))
         with in_bfloat16(self.bfloat16), Activations() as others:
@@ -340,7 +346,7 @@ class _Towards:
         return loss
 
     def backward(self, inputs: Inputs, examples: int) -> float:
-        """Adds the gradients of a part of a batch of so many ``examples``; the part's share of the loss."""
+        """Add the gradients of a part of a batch of so many ``examples``; returns the part's share of the loss."""
         loss = self.loss(inputs) * (len(inputs[0]) / examples)
         loss.backward()
         return float(loss.detach())
@@ -351,7 +357,7 @@ class _Towards:
         return tuple(tensor[: self.task.batch or 2] for tensor in self.task.fit[0])
 
     def examples_within(self, memory: int) -> int:
-        """How many examples leave no more than these bytes for the way back."""
+        """How many examples need no more than ``memory`` bytes for what the backward pass keeps."""
         held = 0
 
         def noted(tensor: Tensor) -> Tensor:

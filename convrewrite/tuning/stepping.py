@@ -1,12 +1,12 @@
-"""Steps with a rate that is relative to the size of each parameter, and the running average of what they do.
+"""Steps with a rate that is relative to the size of each parameter, and the running average of the parameters.
 
 The stages of a chain may have any sizes as long as their product is the same, so a step is a part of a parameter's own root mean
-square: it changes the product by the same part however the sizes are shared out. All parameters go through each line together,
-as there are many small ones.
+square: it changes the product by the same part however the size is divided among the stages. Every line works on all parameters
+at once, as there are many small ones.
 
 Steps are those of AdamW (Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2); or, for kernels that
-are matrices, from what a stage takes to what it gives, the momentum made orthogonal. All directions of a kernel then move alike,
-where Adam's steps follow the few that are large, and of a stage of low rank all are needed.
+are matrices from a stage's inputs to its outputs, the momentum made orthogonal. All directions of a kernel then move alike,
+whereas Adam's steps follow the few large ones; in a stage of low rank all are needed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,11 +20,11 @@ from convrewrite.tuning.orthogonal import is_matrix, orthogonal
 from convrewrite.tuning.trainable import numbers_of, put_numbers
 
 FIRST, SECOND, LEAST = 0.9, 0.999, 1e-12
-"""Decays of the averages of gradients and of their squares, the authors' own, and what is added to the root of these: far below
-any gradient that counts, as gradients are those of a mean over many."""
+"""Decays of the averages of gradients and of their squares, the authors' own, and what is added to the root of the latter: far
+below any gradient that counts, as gradients are those of a mean over many numbers."""
 
 MOMENTUM = 0.95
-"""Decay of the average of gradients where steps are orthogonal, the method's author's own."""
+"""Decay of the average of gradients where steps are orthogonal: the value of the method's author."""
 
 AVERAGE = 0.99
 """Decay of the running average of the parameters, about a hundred steps, which is judged and kept: it is less shaken by single
@@ -32,10 +32,10 @@ batches than the parameters themselves (Polyak and Juditsky 1992)."""
 
 LEAST_SIZE, LEAST_BIAS = 1e-3, 0.05
 """Lower bounds of the root mean squares that steps are parts of, for kernels and for biases, so that a bias of zeros moves too.
-Activations are of about one, which a few hundred steps of a bias can reach so."""
+Activations are of about one, a size that a bias then reaches in a few hundred steps."""
 
 DECAY = 1e-4
-"""Weight decay, in units of the rate of each parameter: it keeps factors from growing against each other."""
+"""Weight decay, in units of the rate of each parameter: it keeps one factor from growing while another shrinks."""
 
 
 class Stepper:
@@ -48,8 +48,8 @@ class Stepper:
         sizes: Mapping[str, float] | None = None,
         orthogonal: bool = False,
     ) -> None:
-        """At rest where the parameters are. ``sizes``, by name, are what steps are relative to; their own of now, where none are
-        given. ``orthogonal``: whether steps of matrices are."""
+        """Starts where the parameters are, with moments of zero. ``sizes``, by name, are what steps are relative to; the
+        parameters' present sizes if None. ``orthogonal``: whether steps of matrices are made orthogonal."""
         self.parameters = parameters
         self.taken = 0
         self.average = numbers_of(parameters)
@@ -61,8 +61,8 @@ class Stepper:
         self._decay = MOMENTUM if orthogonal else FIRST
 
     def step(self, rate: float) -> None:
-        """One step by the parameters' gradients; ``rate`` is a part of each one's size. A parameter without a gradient has none
-        to go by, and moves as its earlier ones say."""
+        """One step by the parameters' gradients; ``rate`` is a part of each parameter's size. A parameter without a gradient
+        counts as one with a gradient of zero, and still moves by its earlier ones."""
         self.taken += 1
         gradients = {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in self.parameters.items()}
         with torch.no_grad():
@@ -75,7 +75,7 @@ class Stepper:
             torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), share)
 
     def _step_others(self, rate: float, gradients: Mapping[str, Tensor]) -> None:
-        """AdamW's."""
+        """The steps of AdamW."""
         parameters, first, second, own = (
             [values[name] for name in self._others] for values in (self.parameters, self.first, self.second, gradients)
         )
@@ -90,7 +90,7 @@ class Stepper:
         torch._foreach_addcdiv_(parameters, first, roots, [-each / corrected for each in rates])
 
     def _step_matrices(self, rate: float, gradients: Mapping[str, Tensor]) -> None:
-        """The momentum with the newest gradient once more, as Nesterov has it, made orthogonal."""
+        """Steps along the momentum with the newest gradient added once more (Nesterov), made orthogonal."""
         parameters, first, own = (
             [values[name] for name in self._matrices] for values in (self.parameters, self.first, gradients)
         )
@@ -111,7 +111,7 @@ class Stepper:
             put_numbers(self.parameters, now)
 
     def resume(self, taken: int, average: Mapping[str, Tensor], *moments: Mapping[str, Tensor]) -> None:
-        """Go on after ``taken`` steps with Adam's two moments; what the parameters hold is put there by the caller."""
+        """Go on after ``taken`` steps with Adam's two moments; the caller puts the parameters' numbers in place."""
         self.taken = taken
         for own, given in zip((self.average, self.first, self.second), (average, *moments), strict=True):
             for name, values in own.items():
@@ -119,6 +119,6 @@ class Stepper:
 
 
 def size_of(parameter: Tensor) -> float:
-    """The root mean square of a parameter, or the least that it counts for."""
+    """The root mean square of a parameter, or the lower bound for it."""
     least = LEAST_BIAS if parameter.dim() < 2 else LEAST_SIZE
     return max(least, float(in_float64(parameter.detach()).square().mean().sqrt())) if parameter.numel() else least

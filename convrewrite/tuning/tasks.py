@@ -1,4 +1,5 @@
-"""From a model, what it was rewritten to, and inputs to a training: what is held out, which parameters, towards what."""
+"""Makes a training task from a model, its rewritten form and inputs: what is held out, which parameters are trained, and towards
+what."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,10 +20,10 @@ from convrewrite.tuning.processes import Processes
 from convrewrite.tuning.trainable import every_parameter, laid_out, rewritten_parameters
 
 HELD_OUT, MOST_HELD_OUT = 0.2, 2048
-"""Part of the inputs that is held out, and how many at most: enough to tell a hundredth of a KL, and soon gone through."""
+"""Part of the inputs that is held out, and how many at most: enough to measure a KL to a hundredth, and quick to run."""
 
 MOST_OUTPUTS = 0.5
-"""Part of the memory that the original's outputs may take, where they are kept; the inputs are there already."""
+"""Part of the memory that the original's outputs may take, where they are kept; the inputs are in memory already."""
 
 SCALED_ON = 256
 """Held-out examples on which scales of outputs and features are measured."""
@@ -30,7 +31,7 @@ SCALED_ON = 256
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Inputs in two parts, and labels of the first where there are any."""
+    """Inputs in two parts, and the labels of the first, where there are any."""
 
     train: Inputs
     held_out: Inputs
@@ -38,9 +39,11 @@ class Given:
 
     @classmethod
     def split(cls, inputs: Inputs, labels: Tensor | None, seed: int, batch: int | None = None) -> "Given":
-        """A seeded part is held out. ``batch``: how many examples the model takes at a time, where that is not any number.
+        """A part chosen by the seed is held out. ``batch``: how many examples the model takes at a time, where it does not take
+        any number.
 
-        Raises CalibrationError for a single input, or fewer than two such batches; UsageError for labels of other inputs.
+        Raises CalibrationError for a single input, or fewer than two such batches; UsageError for labels that are not one whole
+        number for each input.
         """
         count, least = len(inputs[0]), batch or 1
         held = max(least, min(round(count * HELD_OUT), MOST_HELD_OUT) // least * least)
@@ -59,7 +62,7 @@ class Given:
         return cls(tuple(tensor[first] for tensor in inputs), tuple(tensor[second] for tensor in inputs), chosen)
 
     def held_out_batches(self, batch: int) -> tuple[Inputs, ...]:
-        """What is held out, so many examples at a time."""
+        """The held-out inputs, ``batch`` examples at a time."""
         whole = in_batches_of((self.held_out,), batch)
         done = len(whole) * batch
         rest = tuple(tensor[done:] for tensor in self.held_out)
@@ -76,10 +79,10 @@ def task_of(
     processes: Processes,
     augment: Augment | None = None,
 ) -> Task:
-    """All that a training works on, on the device of the process. ``sites``: names of rewritten sites and of the BatchNorms that
-    were folded into them. The two models are moved there, channels last where they take that.
+    """Everything that a training works on, on the device of the process. ``sites``: names of rewritten sites and of the
+    BatchNorms that were folded into them. The two models are moved to that device, in channels-last layout if they run in it.
 
-    Raises UsageError where no output can be trained towards, and for labels that are no classes of the model's.
+    Raises UsageError where no output can be trained towards, and for labels that are not classes of the model.
     """
     layout = _layout(original, given.train)
     for model in (original, rewritten):
@@ -103,7 +106,7 @@ def task_of(
 
 
 def _require_labels(labels: Tensor, outputs: Mapping[str, Tensor], meanings: Mapping[str, Meaning]) -> None:
-    """Raise UsageError unless some output is class scores, and has a class for every label."""
+    """Raise UsageError unless some output is class scores, and every such output has a class for every label."""
     classes = {name: output.shape[1] for name, output in outputs.items() if takes_labels(meanings[name], output)}
     if not classes:
         found = ", ".join(f"{name} ({meaning.kind})" for name, meaning in meanings.items())
@@ -134,8 +137,8 @@ def keeps_outputs(task: Task, memory: int) -> bool:
 
 
 def _layout(original: nn.Module, inputs: Inputs) -> torch.memory_format:
-    """Channels last, in which convolutions take half the time forwards and backwards, where the model computes so: one that calls
-    ``view`` on an image does not. The model is left in its own layout."""
+    """Channels last, in which convolutions take half the time forwards and backwards, if the model runs in that layout: one that
+    calls ``view`` on an image does not. The model itself keeps its layout."""
     if not all(tensor.dim() == 4 for tensor in inputs):
         return torch.contiguous_format
     few = tuple(tensor[:2].contiguous(memory_format=torch.channels_last) for tensor in inputs)

@@ -1,4 +1,4 @@
-"""Which parameters of a rewritten model are trained, the block in which they alone are, and the layout of its kernels."""
+"""Which parameters of a rewritten model are trained, the block in which only they are, and the layout of its kernels."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def rewritten_parameters(model: nn.Module, sites: Sequence[str]) -> dict[str, nn.Parameter]:
-    """The stage kernels and biases of what stands at ``sites``, under the model's own names, in the model's order.
+    """The stage kernels and biases of the modules at ``sites``, under the model's own names, in the model's order.
 
     Raises UsageError for a site that the model does not have.
     """
@@ -37,8 +37,8 @@ def _numbers(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 @contextmanager
 def training(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Gradients reach ``parameters`` and no others, and every module is in eval mode: a BatchNorm uses its statistics, and
-    nothing is dropped out. Afterwards all is as it was, and no gradient is left."""
+    """Within the block gradients reach only ``parameters``, and every module is in eval mode: a BatchNorm uses its running
+    statistics, and nothing is dropped out. Afterwards everything is as it was, gradients included."""
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     chosen = {id(parameter) for parameter in parameters.values()}
     try:
@@ -59,15 +59,15 @@ def numbers_of(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
 
 
 def put_numbers(parameters: Mapping[str, nn.Parameter], numbers: Mapping[str, Tensor]) -> None:
-    """Let the parameters hold what :func:`numbers_of` gave."""
+    """Let the parameters hold what :func:`numbers_of` returned."""
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(numbers[name])
 
 
 def laid_out(model: Module, layout: torch.memory_format) -> Module:
-    """The model itself, the kernels of images in this layout. Others stay, which torch's ``to`` would refuse it for: those of
-    volumes, and those that a dynamic convolution mixes."""
+    """The model itself, with its four-dimensional tensors in this layout. Kernels of volumes, and those that a dynamic
+    convolution mixes, stay as they are; torch's ``to`` would refuse the model because of them."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.dim() == 4:
             tensor.data = tensor.data.contiguous(memory_format=layout)
