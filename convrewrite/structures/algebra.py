@@ -1,4 +1,4 @@
-"""The algebra of stage kernels: composing them, factorising a kernel into them, groups apart and together."""
+"""The algebra of stage kernels: composing them, factorising a kernel into them, splitting and joining groups."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,13 @@ from convrewrite.structures.structure import Setting, Stage, Structure
 
 
 def compose(kernels: Sequence[Tensor], stages: Sequence[Stage]) -> Tensor:
-    """The kernel ``(O, C, kh, kw)`` that a chain of ungrouped-original stages amounts to."""
+    """The kernel ``(O, C, kh, kw)`` that a chain of stages amounts to, for an original without groups."""
     total = _dense(kernels[0], stages[0].groups)
     for kernel, stage in zip(kernels[1:], stages[1:], strict=True):
         groups = stage.groups
         before = total.unflatten(0, (groups, -1))
         after = kernel.unflatten(0, (groups, -1))
-        # Of each spatial axis one operand has extent one, so broadcasting it is the convolution of the two kernels.
+        # On each spatial axis one operand has extent one, so broadcasting it convolves the two kernels.
         total = torch.einsum("gomhw,gmchw->gochw", after, before).flatten(0, 1)
     return total
 
@@ -37,9 +37,9 @@ def _dense(kernel: Tensor, groups: int) -> Tensor:
 
 
 def through(stage: Stage, kernel: Tensor, patches: Tensor) -> Tensor:
-    """One stage applied to patches that lie side by side, ``(C, h, w, N)``, whose owned axes hold exactly one kernel extent:
-    ``(O, h', w', N)``. Each group is one product of matrices of what lies together, so that nothing large is copied but where
-    a stage owns the last axis alone."""
+    """One stage applied to patches side by side, ``(C, h, w, N)``, which have exactly the kernel's extent along the axes that the
+    stage owns: ``(O, h', w', N)``. Each group is one product of matrices of numbers that lie next to each other in memory, so
+    something large is copied only where a stage owns the last axis alone."""
     groups, (_, height, width, count) = stage.groups, patches.shape
     k, x = kernel.unflatten(0, (groups, -1)).flatten(2), patches.unflatten(0, (groups, -1))
     match stage.axes:
@@ -54,7 +54,8 @@ def through(stage: Stage, kernel: Tensor, patches: Tensor) -> Tensor:
 
 
 def low_rank(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The nearest matrices of a rank as factors ``(..., n, rank)`` and ``(..., rank, m)``, their singular values shared evenly.
+    """The nearest matrices of a rank as factors ``(..., n, rank)`` and ``(..., rank, m)``, which share the singular values
+    evenly.
 
     The singular vectors of the shorter side come from the eigenvectors of its Gram matrix, which takes a tenth of the time of
     an SVD. They are orthonormal whatever the rounding, so at full rank the product is exact.
@@ -64,14 +65,14 @@ def low_rank(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         return right.mT, left.mT
     squares, vectors = torch.linalg.eigh(matrices.mT @ matrices)
     squares, vectors = squares.flip(-1)[..., :rank], vectors.flip(-1)[..., :rank]
-    # Where a singular value is lost in rounding, any share of its direction is as good: it must only be finite.
+    # Where a singular value is lost in rounding, any way to share it is as good: the factors must only be finite.
     least = squares[..., :1].clamp_min(0) * torch.finfo(squares.dtype).eps + torch.finfo(squares.dtype).tiny
     root = torch.maximum(squares, least) ** 0.25
     return matrices @ vectors / root[..., None, :], (vectors * root[..., None, :]).mT
 
 
 def split_groups(kernel: Tensor, groups: int) -> tuple[Tensor, ...]:
-    """A canonical grouped kernel -> the kernels of its groups."""
+    """A grouped canonical kernel -> the kernels of its groups."""
     return kernel.chunk(groups, dim=0)
 
 

@@ -33,7 +33,7 @@ class Stage:
 
 
 class Structure(Protocol):
-    """A family of linear replacements. One file in ``structures/`` holds one, as its module attribute ``STRUCTURE``.
+    """A family of linear replacements. Each file in ``structures/families/`` holds one, as its module attribute ``STRUCTURE``.
 
     ``spec`` is always ungrouped: the framework splits a grouped convolution and joins the results.
     """
@@ -45,7 +45,7 @@ class Structure(Protocol):
 
     @property
     def reference(self) -> str:
-        """Where it comes from."""
+        """The source that describes it."""
         ...
 
     def reject(self, spec: ConvSpec) -> str | None:

@@ -17,14 +17,14 @@ Factors = tuple[Tensor, Tensor, Tensor]
 """Factors ``(O, R)``, ``(C, R)`` and ``(k^2, R)``."""
 
 FEWER = ((1 << 20, 6), (1 << 19, 12))
-"""Numbers of a kernel from which on it gets fewer sweeps, and how many: each takes long there, most of the gain comes first, and
-the fit to the inputs goes on from there. Of a 128 x 128 x 9 kernel at ranks 42, 128 and 256 sweeps 12 and 40 leave errors of
-0.347 and 0.336, 0.213 and 0.204, 0.140 and 0.130."""
+"""From so many numbers on, a kernel gets fewer sweeps, and how many: each takes long there, most of the gain comes first, and the
+fit to the inputs goes on from their result. For a 128 x 128 x 9 kernel at ranks 42, 128 and 256, 12 sweeps leave errors of 0.347,
+0.213 and 0.140, and 40 sweeps 0.336, 0.204 and 0.130."""
 
 
 SINGLE = 1 << 17
-"""Numbers of a kernel from which on sweeps run in float32, in half the time: after 40 of them the error of a 256 x 256 x 9 kernel
-was the same to five digits, at ranks 64 and 256."""
+"""From so many numbers in a kernel on, sweeps run in float32, in half the time: after 40 of them the error of a 256 x 256 x 9
+kernel was the same to five digits, at ranks 64 and 256."""
 
 
 class Cp:
@@ -59,7 +59,7 @@ class Cp:
 
 
 def _exact(tensor: Tensor, rank: int) -> Factors:
-    """The trivial decomposition: two modes run through their unit vectors, the third takes the numbers."""
+    """The trivial decomposition: two modes run through their unit vectors, the third holds the numbers of the kernel."""
     shape = tensor.shape
     longest = max(range(3), key=lambda mode: shape[mode])
     first, second = (mode for mode in range(3) if mode != longest)
@@ -72,7 +72,7 @@ def _exact(tensor: Tensor, rank: int) -> Factors:
 
 
 def _alternate(tensor: Tensor, rank: int) -> Factors:
-    """Alternating least squares; of large kernels in float32, with a last sweep in the kernel's own precision."""
+    """Alternating least squares; for large kernels in float32, with a last sweep in the kernel's own precision."""
     large = tensor.numel() >= SINGLE
     target = tensor.float() if large else tensor.double()
     sweeps = next((count for numbers, count in FEWER if tensor.numel() >= numbers), SWEEPS)
@@ -108,7 +108,7 @@ def _start(target: Tensor, mode: int, rank: int) -> Tensor:
 
 
 def _solve(right: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """The least-squares factor, given the other two; a little ridge, because CP factors may become collinear."""
+    """The least-squares factor, given the other two; with a small ridge, because CP factors may become collinear."""
     gram = (first.T @ first) * (second.T @ second)
     gram.diagonal().add_(
         max(1e-9, 10 * torch.finfo(gram.dtype).eps) * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny

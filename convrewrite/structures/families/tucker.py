@@ -1,8 +1,8 @@
 """Tucker: a pointwise from C to R1, a k x k from R1 to R2, a pointwise from R2 to O.
 
-Tucker-2 of the kernel over its two channel modes, by higher-order orthogonal iteration. Kim et al. 2016; but of many
-channels each half-sweep is one step of subspace iteration from the vectors so far, which never loses energy, instead of a
-whole eigendecomposition. One ``rank`` t sets both: R1 and R2 are the same share ``t / max(C, O)`` of C and of O.
+Tucker-2 of the kernel over its two channel modes, by higher-order orthogonal iteration. Kim et al. 2016; but with many channels
+each half-sweep is one step of subspace iteration from the current vectors, which never loses energy, instead of a whole
+eigendecomposition. One ``rank`` t sets both: R1 and R2 are the same share ``t / max(C, O)`` of C and of O.
 """
 
 import torch
@@ -14,7 +14,7 @@ from convrewrite.structures.structure import Setting, Stage
 SWEEPS = 10
 
 LARGE = 256
-"""Channels beyond which an eigendecomposition takes the longest of all."""
+"""With more channels than this an eigendecomposition takes the longest of all steps."""
 
 
 class Tucker:
@@ -62,7 +62,7 @@ def _leading(matrix: Tensor, rank: int) -> Tensor:
 
 
 def _towards_leading(matrix: Tensor, vectors: Tensor) -> Tensor:
-    """The leading left singular vectors; of large matrices orthonormal columns nearer to them than the given ones."""
+    """The leading left singular vectors; for large matrices orthonormal columns that are nearer to them than the given ones."""
     if len(matrix) <= LARGE:
         return _leading(matrix, vectors.shape[1])
     turned, _ = torch.linalg.qr(matrix @ (matrix.T @ vectors))
