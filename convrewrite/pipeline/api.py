@@ -1,4 +1,4 @@
-"""The whole way, stage after stage: prepare, calibrate, plan, fit and apply, export, verify, report."""
+"""The entry points, which run all stages in turn: prepare, calibrate, plan, fit and apply, export, verify, report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -50,19 +50,16 @@ def optimize(
 ) -> Result:
     """Rewrite a trained model into a smaller one that computes nearly the same. The model itself is not touched.
 
-    Args:
-        model: any module with convolutions, which is used in eval mode; an ONNX file, by its path, or an ``onnx.ModelProto``;
-            or any other model file that needs no factory.
-        example_input: one input ``(N, C, H, W)``, a tuple of positional inputs, a dictionary by the names of ``forward``'s
-            parameters, or ``(args, kwargs)``. Inputs of an ONNX graph that are not given are made as it states them.
-        rules: names of built-in rules, paths of rule files, or Rule objects; several compete at each site.
-        calibration: real inputs, in any form that :func:`convrewrite.calibration.read_calibration` takes, or a
-            Calibration. None: inputs are synthesised from BatchNorm statistics, where there are any. "weights": no
-            inputs, the stages are decomposed from the weights alone.
-        budget, seed: as in :class:`convrewrite.Settings`.
-        settings: what is asked, as one value, instead of its fields.
-        keywords: the other fields of :class:`convrewrite.Settings`; further ``structures`` that rules may name, besides the
-            discovered ones; ``progress``, which is called with every step; ``name`` of the model, and ``notes``, in the report.
+    Args: model: any module with convolutions, which is used in eval mode; an ONNX file, by its path, or an ``onnx.ModelProto``;
+    or any other model file that needs no factory. example_input: one input ``(N, C, H, W)``, a tuple of positional inputs, a
+    dictionary by the names of ``forward``'s parameters, or ``(args, kwargs)``. Inputs of an ONNX graph that are not given are
+    made as it states them. rules: names of built-in rules, paths of rule files, or Rule objects; several compete at each site.
+    calibration: real inputs, in any form that :func:`convrewrite.calibration.read_calibration` takes, or a Calibration. None:
+    inputs are synthesised from BatchNorm statistics, where there are any. "weights": no inputs, the stages are decomposed from
+    the weights alone. budget, seed: as in :class:`convrewrite.Settings`. settings: all of :class:`convrewrite.Settings` as one
+    value, instead of its fields. keywords: the other fields of :class:`convrewrite.Settings`; further ``structures`` that rules
+    may name, besides the discovered ones; ``progress``, which is called with every step; ``name`` of the model, and ``notes``, in
+    the report.
 
     Raises:
         UsageError, ModelError or VerificationError, each saying what to do (see :mod:`convrewrite.errors`).
@@ -91,8 +88,8 @@ def plan(
     settings: Settings | None = None,
     **keywords: Unpack[PlanKeywords],
 ) -> Plan:
-    """Only choose: one option per site, as a value for :func:`apply`. The arguments are those of :func:`optimize`;
-    ``measure=False`` leaves out the times of options. Nothing is written here: forms are asked of :func:`apply`, and ``int8``,
+    """Only choose one option per site, and return the choice for :func:`apply`. The arguments are those of :func:`optimize`;
+    ``measure=False`` leaves out the times of options. Nothing is written here: :func:`apply` writes forms, and ``int8``,
     ``export`` and ``half`` of ``settings`` do not count."""
     given, extras = asked(settings, {"budget": budget, "seed": seed}, keywords, PlanKeywords)
     settings, chosen = replace(given, int8=False, export=(), half=False), resolve(rules)
@@ -116,9 +113,9 @@ def apply(
 ) -> Result:
     """Carry out a plan on the model it was made for: fit its options to the calibration inputs, apply, verify, report.
 
-    ``plan`` may be the path of a file with one. Of ``settings``, those that say what to choose are the plan's: ``budget``,
-    ``keep``, ``exclude``, ``only`` and ``seed``; nothing is chosen ``fast``. Raises PlanError when the plan belongs to another
-    model, or to other weights; the other arguments and errors are those of :func:`optimize`.
+    ``plan`` may be the path of a file with one. Of ``settings``, those that decide what to choose do not count, as the plan has
+    decided: ``budget``, ``keep``, ``exclude``, ``only``, ``seed``, ``fast`` and ``int8``. Raises PlanError when the plan belongs
+    to another model, or to other weights; the other arguments and errors are those of :func:`optimize`.
     """
     given, extras = asked(settings, {}, keywords, ApplyKeywords)
     plan = _plan_of(plan)
@@ -137,7 +134,7 @@ def apply(
 
 
 def _plan_of(plan: Plan | str | Path) -> Plan:
-    """The plan, which may lie in a file. Raises PlanError for a file without one, UsageError for anything else."""
+    """The plan, which may be in a file. Raises PlanError for a file without one, UsageError for anything else."""
     if isinstance(plan, Plan):
         return plan
     if not isinstance(plan, str | Path):
@@ -153,7 +150,7 @@ def analyze(
     *,
     timeout: float = PROBE_SECONDS,
 ) -> Analysis:
-    """Every site with its kind, geometry, cost and share of the MACs, and which rules take it or why not.
+    """Every site with its kind, geometry, cost and share of the MACs, and for each rule whether it takes the site, or why not.
 
     ``rules`` None: all built-in ones. ``timeout`` is as in :class:`convrewrite.Settings`.
     """
@@ -221,7 +218,7 @@ class RewriteConvolutions:
             object.__setattr__(self, name, value)
 
     def __call__(self, graph_module: fx.GraphModule) -> fx.GraphModule:
-        """A rewritten copy of the graph module. Raises UsageError for a module that is none, and what :func:`optimize` raises."""
+        """A rewritten copy of the graph module. Raises UsageError for any other module, and what :func:`optimize` raises."""
         if not isinstance(graph_module, fx.GraphModule):
             raise UsageError(
                 f"RewriteConvolutions: expected a torch.fx.GraphModule, found {type(graph_module).__name__}; give it "

@@ -1,4 +1,4 @@
-"""How many examples a model takes at a time, where that is not any number."""
+"""How many examples a model takes at a time, where it does not take any number."""
 
 import torch
 from torch import nn

@@ -1,7 +1,7 @@
-"""Work handed to processes elsewhere: what Dask carries, behind a few words. It alone imports Dask.
+"""Work handed to processes elsewhere: a small interface to Dask, which is imported nowhere else.
 
-Dask sends values as pickles, so whoever takes part can run code in all that take part: a scheduler and its workers are trusted
-as this process is. A cluster that is started here listens on this machine alone, and takes in only who has its certificate.
+Dask sends values as pickles, so every process of a cluster can run code in all others: a scheduler and its workers are trusted as
+this process is. A cluster that is started here listens on this machine alone, and admits only processes with its certificate.
 """
 
 import importlib.metadata
@@ -24,18 +24,18 @@ from convrewrite.process import pickled_by_value, quiet
 from convrewrite.version import tool_version
 
 PATIENCE = 10.0
-"""Seconds in which a scheduler answers and has a worker; one that is up does so in one."""
+"""Seconds within which a scheduler must answer and have a worker; a scheduler that is up takes one second."""
 
 LONELY = 60.0
-"""Seconds without any worker until nobody is expected to come: a worker that died is back in a few."""
+"""After so many seconds without any worker none is expected to come: a worker that died is back in a few seconds."""
 
 DEATHS = 1
-"""Times that a worker may die at a task of a cluster that is started here, until the task is held to be the cause."""
+"""In a cluster that is started here, workers may die so many times at a task before the task is taken for the cause."""
 
 LOCAL = "local"
 
 MOST_WORKERS = 1024
-"""Processes on one machine: a number beyond it is a mistake."""
+"""Most processes on one machine: a larger number is a mistake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +51,16 @@ class Workers:
         return max(1, len(self.client.nthreads()))
 
     def keep(self, value: object) -> Any:
-        """What many tasks take, sent once; each opens it with :func:`kept`. Raises UsageError for what cannot be sent."""
+        """Send once what many tasks take; each opens it with :func:`kept`. Raises UsageError for what cannot be sent."""
         return self.hand(_same, _sendable(value))
 
     def hand(self, function: Callable[..., Any], *arguments: object) -> Any:
-        """A task, which is begun as soon as a worker is free and its arguments are there."""
-        with quiet():  # Dask warns of arguments that are large
+        """Hand out a task, which begins as soon as a worker is free and its arguments are known."""
+        with quiet():  # Dask warns about large arguments
             return self.client.submit(function, *arguments, pure=False)
 
     def finished(self, tasks: Sequence[Any]) -> Iterator[Any]:
-        """The tasks as they end. Raises ProcessLostError where no worker is left, and what a task raised."""
+        """The tasks as they end. Raises ProcessLostError where no worker is left."""
         from distributed import wait
 
         pending = set(tasks)
@@ -74,7 +74,7 @@ class Workers:
             yield from done
 
     def result(self, task: Any) -> Any:
-        """What a task that has ended gave. Raises ProcessLostError where its worker died, or could not begin it."""
+        """The result of a task that has ended. Raises ProcessLostError where its worker died, or the task ended in an error."""
         with self._losses_told():
             failed: BaseException | None = task.exception()
             if isinstance(failed, Exception) and not _is_loss(failed):
@@ -102,7 +102,7 @@ class Workers:
     def _require_company(self) -> None:
         try:
             self.client.wait_for_workers(1, timeout=LONELY)
-        except Exception as error:  # a scheduler that is gone fails in ways of its own
+        except Exception as error:  # a scheduler that is gone may raise anything
             raise self._gone() from error
 
     def _gone(self) -> ProcessLostError:
@@ -114,9 +114,10 @@ class Workers:
 
 @contextmanager
 def workers_of(cluster: str) -> Iterator[Workers]:
-    """Workers on this machine for ``local`` or ``local:N``, else those of the scheduler at an address, as ``tcp://host:8786``.
+    """Workers on this machine for ``local`` or ``local:N``, otherwise those of the scheduler at an address, such as
+    ``tcp://host:8786``.
 
-    Raises UsageError for another form, a scheduler that does not answer, and workers that have another version.
+    Raises UsageError for another form, a scheduler that does not answer, and workers that have other versions.
     """
     count = require_cluster(cluster)
     with _here(count) if count is not None else _elsewhere(cluster) as client:
@@ -126,7 +127,8 @@ def workers_of(cluster: str) -> Iterator[Workers]:
 
 
 def require_cluster(cluster: str) -> int | None:
-    """How many workers are to be started here; None: it is an address. Raises UsageError for another form, and without Dask."""
+    """How many workers are to be started here; None for an address. Raises UsageError for another form, and if Dask is
+    missing."""
     try:
         import cryptography  # noqa: F401
         import distributed  # noqa: F401
@@ -164,7 +166,7 @@ def _here(count: int) -> Iterator[Any]:
                 host="127.0.0.1",
                 security=True,
                 dashboard_address="127.0.0.1:0",
-                memory_limit=0,  # a run keeps to its own, and a worker that is ended for going beyond tells nothing
+                memory_limit=0,  # a run has its own limit, and a worker that is ended for exceeding one reports nothing
                 local_directory=str(scratch.path),
                 silence_logs="CRITICAL",
             )
@@ -175,7 +177,7 @@ def _here(count: int) -> Iterator[Any]:
             ) from error
         with cluster, Client(cluster, set_as_default=False) as client:
             yield client
-            with suppress(Exception):  # those that were started again end in order only once they are up
+            with suppress(Exception):  # workers that were started again end in order only once they are up
                 client.wait_for_workers(count, timeout=PATIENCE)
 
 
@@ -205,7 +207,7 @@ def _require_alike(workers: Workers) -> None:
     own = _versions()
     try:
         others = workers.client.run(_versions)
-    except Exception as error:  # of whatever a worker lacks
+    except Exception as error:  # whatever a worker lacks
         raise UsageError(
             f"cluster {workers.name}: expected workers that import convrewrite {own['convrewrite']}, found that one does not: "
             f"{message_of(error)}; install the same version there"
@@ -219,7 +221,7 @@ def _require_alike(workers: Workers) -> None:
 
 
 def _versions() -> dict[str, str]:
-    """Of what results depend on, without what says only how torch was built."""
+    """The versions that results depend on, without the part that only says how torch was built."""
     torch = importlib.metadata.version("torch").partition("+")[0]
     return {
         "convrewrite": tool_version(),
@@ -229,7 +231,7 @@ def _versions() -> dict[str, str]:
 
 
 def failure(error: Exception) -> str:
-    """In a task: what is told of an error that nobody foresaw, with the worker and the place in the code."""
+    """In a task: the message for an unforeseen error, with the worker and the place in the code."""
     from distributed import get_worker
 
     *_, last = traceback.extract_tb(error.__traceback__) or [None]
@@ -248,7 +250,7 @@ def kept(value: bytes) -> Any:
 
 
 def _sendable(value: object) -> bytes:
-    """As a pickle, with the code that only this process has. Raises UsageError for what cannot be pickled."""
+    """The value as a pickle, with the code that only this process has. Raises UsageError for what cannot be pickled."""
     import cloudpickle
 
     try:
@@ -263,7 +265,7 @@ def _sendable(value: object) -> bytes:
 
 
 def _own_modules() -> list[ModuleType]:
-    """Modules that a worker cannot be expected to have: of files outside of where packages are installed."""
+    """Modules that a worker cannot be expected to have: those from files outside the places where packages are installed."""
     installed = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")} | {
         Path(__file__).parents[1]
     }

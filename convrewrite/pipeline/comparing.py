@@ -1,4 +1,4 @@
-"""Any two models side by side, each a module or an ONNX file: what of them can be compared, and what they are to each other."""
+"""Any two models side by side, each a module or an ONNX file: what of them can be compared, and how they are related."""
 
 from pathlib import Path
 
@@ -30,10 +30,10 @@ def verify(
 ) -> Verification:
     """Compare any two models, each a module or the path of an ONNX file; ``a`` counts as the original.
 
-    Of two files that choose detections, as by NonMaxSuppression, what they choose from is compared. ``timeout``: seconds that
-    a file may take to open, and again to run once, in a process of its own. ``names``: what notes call the two; the paths
-    or the types of modules unless given. The rest is as in :func:`convrewrite.runtime.verify`, with what it raises;
-    ModelLoadError for files that cannot be opened, or do not end.
+    If both are files that choose detections, for example by NonMaxSuppression, what they choose from is compared. ``timeout``:
+    seconds that a file may take to open, and again to run once, in a process of its own. ``names``: what notes call the two; by
+    default their paths or the types of modules. The rest is as in :func:`convrewrite.runtime.verify`, including what it raises;
+    also raises ModelLoadError for files that cannot be opened, or do not end.
     """
     compared, _ = verify_related(
         a, b, inputs, outputs=outputs, representative=representative, timeout=timeout, names=names
@@ -51,7 +51,7 @@ def verify_related(
     timeout: float = PROBE_SECONDS,
     names: tuple[str, str] | None = None,
 ) -> tuple[Verification, Relation]:
-    """:func:`verify`, with what the two models are to each other."""
+    """:func:`verify`, also with how the two models are related."""
     for model in (a, b):
         if not callable(model) and not isinstance(model, str | Path):
             raise UsageError(
@@ -66,7 +66,7 @@ def verify_related(
 
 
 def _opened(model: Runner | str | Path, timeout: float) -> Runner:
-    """On the processor: a copy of a module that lies elsewhere."""
+    """The model, ready to run on the processor: a module that lies elsewhere is copied there."""
     if isinstance(model, str | Path):
         return OnnxModel(Path(model), probe=timeout)
     if isinstance(model, nn.Module) and place_of_model(model) != HOME:
@@ -79,12 +79,12 @@ def _name(runner: Runner) -> str:
 
 
 def _comparable(first: Runner, second: Runner, inputs: Inputs) -> tuple[Runner, Runner, str | None]:
-    """Two models as they can be compared, and what is said of that: of two ONNX files that choose detections, what they choose
+    """Two models in a form that can be compared, and a note on it: for two ONNX files that choose detections, what they choose
     from."""
     if not (isinstance(first, OnnxModel) and isinstance(second, OnnxModel)):
         return first, second, None
     if not all(Path(runner.where).is_file() for runner in (first, second)):
-        return first, second, None  # the graph of one that was opened from memory is not known any more
+        return first, second, None  # the graph of a model that was opened from memory is not known any more
     for runner in (first, second):
         runner.in_parts(inputs)  # in a process of its own first, as it may not end
     found = comparable((first, second), inputs)

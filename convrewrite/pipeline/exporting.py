@@ -1,4 +1,4 @@
-"""A result that lies in a folder, in other forms than ONNX."""
+"""Writes a result that is in a folder in other forms than ONNX."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,18 +32,16 @@ def export_result(
     settings: Settings | None = None,
     progress: Progress = silent,
 ) -> Report:
-    """A result in a folder, in other forms, which are put beside it; and its report, which tells of them.
+    """Write a result that is in a folder in other forms, into the same folder. Returns its report, which now lists them.
 
-    Args:
-        result: a folder that ``convrewrite optimize`` wrote.
-        model, example_input: the original, as in :func:`convrewrite.optimize`; by default random numbers of the report's shapes.
-        calibration: inputs, likewise, of which the part is held out that was in the result's run; None: random ones.
-        to: names of forms, as ``"openvino"`` (docs/exports.md).
-        settings: of these ``memory`` and ``timeout`` count.
+    Args: result: a folder that ``convrewrite optimize`` wrote. model, example_input: the original, as in
+    :func:`convrewrite.optimize`; by default random numbers of the report's shapes. calibration: inputs, as in
+    :func:`convrewrite.optimize`; the same part is held out as in the result's run. None: random ones. to: names of forms, such as
+    ``"openvino"`` (docs/exports.md). settings: of these ``memory`` and ``timeout`` count.
 
     A form that cannot be written, or that computes something else than the result in torch, leaves no file; the report has the
-    reason, ``report.unwritten`` that of the first one. Raises UsageError for names that are not known, packages that are missing
-    and a folder that cannot be written, ModelLoadError for one that holds no result, or other weights than were
+    reason, and ``report.unwritten`` the reason of the first such form. Raises UsageError for names that are not known, packages
+    that are missing and a folder that cannot be written, ModelLoadError for one that holds no result, or other weights than were
     measured, PlanError for another original.
     """
     asked, folder = settings_of(settings), given_path(result)

@@ -15,7 +15,7 @@ from convrewrite.progress import Progress
 from convrewrite.runtime import Exporter
 
 SAMPLES = 2
-"""Batches of inputs by which is told how large values become."""
+"""Batches of inputs that show how large values become."""
 
 FOLDER = "exports"
 """The folder in a run's temporary files where its forms lie until the result is saved."""
@@ -25,8 +25,8 @@ FOLDER = "exports"
 class Forms:
     """The forms, by ``names``, that a result is to be written in.
 
-    ``original`` and ``inputs``: the model and an example for it; ``exporter``: who makes ONNX files; ``onnx``: the original's
-    file, where there is one; ``free_axes``: the axes that were asked for; ``batch``: how many examples a graph takes at a time.
+    ``original`` and ``inputs``: the model and an example for it; ``exporter``: makes ONNX files; ``onnx``: the original's file,
+    where there is one; ``free_axes``: the axes that were asked for; ``batch``: how many examples a graph takes at a time.
     """
 
     names: tuple[str, ...]
@@ -38,7 +38,7 @@ class Forms:
     batch: int | None = None
 
     def rehearse(self) -> None:
-        """Raise UsageError or ExportError where the original cannot be written so: before the long work."""
+        """Raise UsageError or ExportError, before the long work, where the original cannot be written in these forms."""
         if self.names:
             rehearse(named_exports(self.names), self._source(self.original, self.onnx))
 
@@ -46,7 +46,8 @@ class Forms:
         self, rewritten: nn.Module, onnx: Path | None, evaluation: Evaluation, samples: Sequence[Inputs], place: Path,
         progress: Progress,
     ) -> tuple[Written, ...]:  # fmt: skip
-        """All of them, in a folder below ``place``. ``onnx``: the rewritten model's file; ``samples``: inputs such as it gets."""
+        """Write all of them to a folder below ``place``. ``onnx``: the rewritten model's file; ``samples``: inputs such as it
+        gets."""
         if not self.names:
             return ()
         batches, feed = evaluation.batches, self.exporter.feed
@@ -77,7 +78,7 @@ def forms_of(
     onnx: Path | None,
     free_axes: tuple[str, ...] | None,
 ) -> Forms:
-    """The forms of a run; ``onnx``: the original's file where one was made. That of a graph is there in any case."""
+    """The forms of a run; ``onnx``: the original's file where one was made. A graph has a file in any case."""
     if exporter.exports:
         return Forms(names, original, inputs, exporter, onnx, free_axes)
     came = exporter.original(original, inputs, Path())

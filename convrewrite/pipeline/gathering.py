@@ -1,4 +1,5 @@
-"""What the stages of a run share, gathered where it is used: the inputs, what outputs mean, what their channels count for."""
+"""What the stages of a run share, gathered on the device where it is used: the inputs, the meanings of outputs, and the weights
+of sites' output channels."""
 
 import logging
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ def gathered(
     watch: Stopwatch,
     known: Mapping[str, Meaning],
 ) -> Work:
-    """All on the device of ``prepared``. ``known``: the meanings of outputs that a plan holds."""
+    """Gather everything on the device of ``prepared``. ``known``: the meanings of outputs that a plan holds."""
     progress("prepare", 0, 1, "inputs")
     with watch.timed("calibrate"):
         data = _calibrated(prepared, calibration, settings, progress)

@@ -1,6 +1,6 @@
 """Frontiers handed to a cluster: what the points of a model share is one task, and every worker gets some of the points.
 
-Results come back as text, which is read as any other text from elsewhere is. A worker must behave as this process does: its
+Results come back as text, which is checked like any other text from elsewhere. A worker must behave as this process does: its
 versions are compared once (:mod:`convrewrite.pipeline.clusters`), and every task sets the same number of threads.
 """
 
@@ -23,7 +23,7 @@ MADE = TypeAdapter(list[Made])
 
 
 class _Failed(BaseModel):
-    """An error of ours as text: an exception's own pickle would leave out what it was made of."""
+    """One of this package's errors as text: an exception's own pickle would leave out the arguments that it was made from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,8 +33,8 @@ class _Failed(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """A frontier as it travels: ``graph`` is that of a model that came as ONNX; ``threads`` are
-    those of torch in the process that asks, as sums depend on them."""
+    """A frontier in the form that is sent: ``graph`` is that of a model that came as ONNX; ``threads`` are those of torch in the
+    process that asks, as sums depend on them."""
 
     frontier: Frontier
     graph: PortableGraph | None
@@ -42,7 +42,8 @@ class _Sent:
 
     @classmethod
     def of(cls, frontier: Frontier) -> "_Sent":
-        """What a worker needs, and nothing of this process. Raises UsageError for weights in files beside an ONNX file."""
+        """What a worker needs, without anything that belongs to this process. Raises UsageError for weights in files beside an
+        ONNX file."""
         bare = replace(frontier, extras=replace(frontier.extras, progress=None, name=frontier.name))
         graph = PortableGraph.of(bare.network.model, bare.network.inputs)
         if graph is not None:
@@ -60,7 +61,7 @@ class _Sent:
 
 @dataclass(frozen=True, slots=True)
 class Handed:
-    """A frontier whose tasks are handed out; each task of points has some of them, which another worker can make meanwhile."""
+    """A frontier whose tasks are handed out; each of the tasks for ``points`` has some of these, so that workers share them."""
 
     frontier: Frontier
     beginning: Any
@@ -78,7 +79,8 @@ class Handed:
 
 
 def collected(workers: Workers, handed: Sequence[Handed], progress: Progress) -> list[tuple[Beginning, list[Made]]]:
-    """What became of frontiers, points from the largest budget to the smallest. Raises what the work raised, ProcessLostError."""
+    """The results of frontiers, with points from the largest budget to the smallest. Raises what the work raised, and
+    ProcessLostError."""
     beginnings = {one.beginning: position for position, one in enumerate(handed)}
     tasks = [*beginnings, *(task for one in handed for task in one.points)]
     total, done, found = sum(len(one.frontier.budgets) for one in handed), 0, dict[Any, str]()
@@ -103,21 +105,21 @@ def collected(workers: Workers, handed: Sequence[Handed], progress: Progress) ->
 
 
 def _told(text: str) -> str:
-    """The text of a result. Raises the error that it tells of."""
+    """The text of a result. Raises the error if the text is one."""
     if not text.startswith(FAILED):
         return text
     failed = _Failed.model_validate_json(text.removeprefix(FAILED))
     kind = getattr(convrewrite.errors, failed.error, None)
     if not (isinstance(kind, type) and issubclass(kind, ConvRewriteError)):
         kind = ProcessLostError
-    if issubclass(kind, FitError):  # which is made of two texts, and told as one
+    if issubclass(kind, FitError):  # it is made from two texts, but its message is one
         site, _, reason = failed.message.partition(": ")
         raise kind(site, reason)
     raise kind(*failed.message.splitlines())
 
 
 FAILED = "failed:"
-"""What stands before the text of an error, which no JSON begins with."""
+"""The prefix of an error's text, with which no JSON begins."""
 
 
 def _beginning(sent: bytes) -> str:
@@ -132,12 +134,12 @@ def _points(sent: bytes, beginning: str, budgets: Sequence[float]) -> str:
 
 
 def _answered(sent: bytes, work: Callable[[Frontier], str]) -> str:
-    """What the work gives, or the error it ends in, as text."""
+    """The result of the work, or the error in which it ends, as text."""
     try:
         opened: _Sent = kept(sent)
         with torch_threads(opened.threads):
             return work(opened.unpacked())
     except ConvRewriteError as error:
         return FAILED + _Failed(error=type(error).__name__, message=str(error)).model_dump_json()
-    except Exception as error:  # of the user's code there, of what the worker lacks
+    except Exception as error:  # from the user's code, or from what the worker lacks
         return FAILED + _Failed(error=ProcessLostError.__name__, message=failure(error)).model_dump_json()

@@ -1,4 +1,4 @@
-"""What the entry points take by keyword, typed: the fields of Settings, and what is no setting."""
+"""The keyword arguments of the entry points, with types: the fields of Settings, and arguments that are not settings."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -45,54 +45,54 @@ KINDS = {
     "resume": Kind("True or False", lambda value: isinstance(value, bool)),
     "reading": Kind("a Reading", lambda value: isinstance(value, Reading)),
 }
-"""What is no setting, by its keyword."""
+"""The arguments that are not settings, by keyword."""
 
 
 class RunKeywords(TypedDict, total=False):
-    """What a run takes that is no setting."""
+    """What a run takes besides settings."""
 
     structures: Sequence[Structure]
     progress: Progress | None
 
 
 class ReportKeywords(RunKeywords, total=False):
-    """What a run takes that leaves a report: the model's name there, and further notes."""
+    """What a run that leaves a report takes: the model's name in it, and further notes."""
 
     name: str | None
     notes: Sequence[str]
 
 
 class PlanKeywords(ChoiceOptions, RunKeywords, total=False):
-    """Those of ``plan``."""
+    """The keywords of ``plan``."""
 
     keep: KeepSource
 
 
 class FrontierKeywords(ChoiceOptions, ReportKeywords, total=False):
-    """Those of one model of a sweep: what is chosen, its budgets say."""
+    """The keywords for one model of a sweep, whose budgets decide what is chosen."""
 
 
 class OptimizeKeywords(FrontierKeywords, FormOptions, total=False):
-    """Those of ``optimize`` and of the fx pass, which alone better a plan once it is fitted. Those that leave no file, as
-    ``plan`` and ``sweep`` do, take no forms of it."""
+    """The keywords of ``optimize`` and of the fx pass, which alone improve a plan once it is fitted. Entry points that leave no
+    model file, ``plan`` and ``sweep``, take no forms of one."""
 
     keep: KeepSource
     int8: bool
 
 
 class SweepKeywords(FrontierKeywords, total=False):
-    """Those of ``sweep``."""
+    """The keywords of ``sweep``."""
 
     cluster: str | None
 
 
 class ApplyKeywords(WorkOptions, FormOptions, ReportKeywords, total=False):
-    """Those of ``apply``: what is chosen, a plan says."""
+    """The keywords of ``apply``, in which a plan decides what is chosen."""
 
 
 @dataclass(frozen=True, slots=True)
 class Extras:
-    """What was given that is no setting."""
+    """The arguments of a run that are not settings."""
 
     structures: Sequence[Structure] = ()
     progress: Progress | None = None
@@ -108,12 +108,12 @@ class Extras:
         return self.progress or silent
 
     def keywords(self) -> dict[str, Any]:
-        """As they were given."""
+        """The arguments as they were given."""
         return {extra.name: getattr(self, extra.name) for extra in fields(self)}
 
 
 class RecoverKeywords(RecoveryOptions, RunKeywords, total=False):
-    """Those of ``recover``."""
+    """The keywords of ``recover``."""
 
     augment: Augment | None
     labels: Tensor | None
@@ -125,7 +125,7 @@ class RecoverKeywords(RecoveryOptions, RunKeywords, total=False):
 
 @dataclass(frozen=True, slots=True)
 class RecoveryExtras:
-    """What was given to ``recover`` that is no setting."""
+    """The arguments of ``recover`` that are not settings."""
 
     augment: Augment | None = None
     labels: Tensor | None = None
@@ -151,7 +151,8 @@ EXTRAS = frozenset(extra.name for extra in fields(Extras))
 def asked(
     settings: Settings | None, positional: Mapping[str, Any], keywords: Mapping[str, Any], known: Any
 ) -> tuple[Settings, Extras]:
-    """What was asked, from ``settings`` or from its fields: ``positional`` ones, where None is not given, and ``keywords``.
+    """What was asked, from ``settings`` or from its fields: ``positional`` ones, of which None counts as not given, and
+    ``keywords``.
 
     Raises TypeError for keywords that are not ``known``, UsageError where both are given, and what Settings raises.
     """
@@ -165,7 +166,7 @@ def asked(
 
 
 def asked_of(settings: Recovery | None, keywords: Mapping[str, Any]) -> tuple[Recovery, RecoveryExtras]:
-    """As :func:`asked`, of a recovery."""
+    """As :func:`asked`, for a recovery."""
     for name in keywords.keys() - RecoverKeywords.__annotations__.keys():
         raise TypeError(
             f"unexpected keyword argument {name!r}; expected {', '.join(sorted(RecoverKeywords.__annotations__))}"
@@ -184,7 +185,7 @@ def settings_of(settings: Settings | None) -> Settings:
 
 
 def _require_alone(settings: object, kind: type, options: Mapping[str, Any]) -> None:
-    """Raise UsageError for settings of another kind, and for options beside settings."""
+    """Raise UsageError for settings of another kind, and if both settings and options are given."""
     if settings is None:
         return
     if not isinstance(settings, kind):

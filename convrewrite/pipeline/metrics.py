@@ -1,4 +1,4 @@
-"""A user's own measure of models, called on copies, so that it may do with them what it likes."""
+"""A user's own measure of models, which is called on copies, so that it may change them."""
 
 import math
 from collections.abc import Callable
@@ -15,9 +15,9 @@ Metric = Callable[[nn.Module], float]
 
 
 def measured_by(metric: Metric | None, model: nn.Module, what: str) -> float | None:
-    """The metric of a model, None where there is none, or where it is infinite or no number.
+    """The metric of a model; None where there is no metric, or where its value is infinite or not a number.
 
-    Raises UsageError for a metric that raises, or gives something else than a number; ``what`` the model is.
+    Raises UsageError for a metric that raises, or returns something else than a number; ``what``: what messages call the model.
     """
     if metric is None:
         return None
@@ -37,5 +37,5 @@ def measured_by(metric: Metric | None, model: nn.Module, what: str) -> float | N
 
 
 def called(metric: Metric) -> str:
-    """What it is called."""
+    """The name of a metric."""
     return getattr(metric, "__name__", "metric")

@@ -1,4 +1,4 @@
-"""Which sites a run may rewrite, beside what the rules say: those that the caller names, or all but those."""
+"""Which sites a run may rewrite, apart from what the rules say: those that the caller names, or all but those."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,9 +11,9 @@ from convrewrite.settings import Settings
 
 
 def narrowed(prepared: Prepared, settings: Settings) -> Prepared:
-    """The same, where sites that ``exclude`` names, or ``only`` does not, can become nothing.
+    """The same, but sites that ``exclude`` names, or that ``only`` does not name, are kept as they are.
 
-    Raises UsageError for a pattern that no site has: it would be obeyed without effect.
+    Raises UsageError for a pattern that fits no site, as it would have no effect.
     """
     names = [site.name for site in prepared.sites]
     for option, patterns in (("exclude", settings.exclude), ("only", settings.only)):

@@ -1,4 +1,4 @@
-"""What a caller may name a model by, made one module with its inputs."""
+"""Turns whatever a caller names a model by into a module with its inputs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ ModelSource = Any
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """The module, one example for it, what to call it, and what was assumed, a sentence each."""
+    """The module, one example for it, its name, and what was assumed, one sentence for each assumption."""
 
     model: nn.Module
     inputs: Inputs
@@ -33,14 +33,14 @@ class Given:
 
 def network_of(source: ModelSource, example: ExampleInput | None, timeout: float) -> Given:
     """A model with its inputs bound; an ONNX file has ``timeout`` seconds to open, and again to run once. Raises UsageError for
-    anything else than a model, and for a module without an example; ModelLoadError for a file that cannot be read, and a module
-    without weights."""
-    with ordinary_mode():  # examples that are made lie on the processor
+    anything other than a model, and for a module without an example; ModelLoadError for a file that cannot be read, and for a
+    module without weights."""
+    with ordinary_mode():  # examples that are made here lie on the processor
         return _network(source, example, timeout)
 
 
 def at_home(network: Given) -> Given:
-    """The network on the processor, where sites are found, and models exported and timed: a copy of one that lies elsewhere."""
+    """The network on the processor, where sites are found and models are exported and timed; a copy if it lies elsewhere."""
     if place_of_model(network.model) == HOME:
         return replace(network, inputs=moved(network.inputs, HOME))
     return replace(network, model=put_on(HOME, copy_model(network.model)), inputs=moved(network.inputs, HOME))
@@ -62,7 +62,7 @@ def _network(source: ModelSource, example: ExampleInput | None, timeout: float) 
 
 
 def _require_numbers(model: nn.Module) -> None:
-    """Raise ModelLoadError for a module whose weights are not there yet."""
+    """Raise ModelLoadError for a module whose weights do not exist yet."""
     for name, tensor in model.named_parameters():
         if is_lazy(tensor):
             raise ModelLoadError(

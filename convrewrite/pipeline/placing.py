@@ -1,7 +1,7 @@
-"""Where a run computes: on a device as long as the model runs and has room there, else on the processor.
+"""Where a run computes: on a device as long as the model runs and has room there, otherwise on the processor.
 
 What has to be on the processor stays there: the model that is exported, timed and handed back. A stage of the run works on
-copies, so that one that finds no room on the device loses nothing: it is done again on the processor, as are those behind it.
+copies, so if it runs out of room on the device, nothing is lost: it and all later stages are done on the processor.
 """
 
 import gc
@@ -27,7 +27,7 @@ Made = TypeVar("Made")
 
 @dataclass(slots=True)
 class Workplace:
-    """The ``device`` on which stages work now; ``notes`` say for the report which that was, and why it was left."""
+    """The ``device`` on which stages work now; ``notes`` for the report name the device, and say why it was left if it was."""
 
     device: torch.device = HOME
     notes: list[str] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Workplace:
         return cls(origin if asked is None else place_of(asked))
 
     def start(self, prepared: Prepared) -> Prepared:
-        """The model on the device, where it runs there; else itself, and all stages stay on the processor."""
+        """The model on the device if it runs there; otherwise ``prepared`` itself, and all stages stay on the processor."""
         if self.device == HOME:
             return prepared
         refused: str | None = None
@@ -47,8 +47,8 @@ class Workplace:
             run(placed.model, placed.inputs)
             if placed.traced.whole is not None:
                 run(placed.traced.whole, placed.inputs)
-            torch.linalg.cholesky(torch.eye(1, device=self.device))  # its libraries must be opened by one thread alone
-        except Exception as error:  # a forward may fail in any way on a device that it was not written for
+            torch.linalg.cholesky(torch.eye(1, device=self.device))  # its libraries must be opened by a single thread
+        except Exception as error:  # a forward may fail in any way on a device for which it was not written
             refused = "it had no room left" if out_of_memory(error) else _first_line(error)
         if refused is not None:
             self._leave(refused)
@@ -57,12 +57,12 @@ class Workplace:
         return placed
 
     def do(self, stage: Callable[[torch.device], Made]) -> Made:
-        """What a stage makes on the device, or where that has no room for it, on the processor."""
+        """The result of a stage on the device, or on the processor if the device has no room for it."""
         if self.device != HOME:
             try:
                 with whole_float32():
                     return stage(self.device)
-            except Exception as error:  # whatever stands between, as what says that a model did not run
+            except Exception as error:  # whatever wraps it, such as the error that a model did not run
                 if not out_of_memory(error):
                     raise
             self._leave("it had no room left")  # here, where nothing holds the stage's tensors any more

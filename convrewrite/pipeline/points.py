@@ -1,6 +1,6 @@
-"""The points of one model's frontier: what they share is made once, each is made from that, here or in another process.
+"""The points of one model's frontier: what they share is made once, and each point is made from that, here or in another process.
 
-What goes from process to process is text: how a frontier begins, and what became of a point.
+Processes exchange text: the beginning of a frontier, and the results of points.
 """
 
 import math
@@ -41,7 +41,8 @@ class Beginning(_Part):
 
 
 class Made(_Part):
-    """A point with its plan as JSON, and what its result was measured by: on which inputs, and the original's seconds."""
+    """A point with its plan as JSON, and what its result was compared with: ``basis`` names the inputs, ``seconds`` are the
+    original's."""
 
     point: SweepPoint
     plan: str | None = None
@@ -63,17 +64,17 @@ class Frontier:
 
     @property
     def resource(self) -> Resource:
-        """What the budgets are parts of."""
+        """The resource that the budgets are parts of."""
         (resource,) = self.settings.budget or {}
         return cast(Resource, resource)
 
     @property
     def name(self) -> str:
-        """What the model is called."""
+        """The model's name."""
         return self.extras.name or self.network.name
 
     def made(self) -> tuple[Beginning, list[Made]]:
-        """All of it, in this process."""
+        """The beginning and all points, made in this process."""
         with at_work(self.settings.seed), surroundings_preserved(self.network.model):
             run = self._run()
             with run.scratch:
@@ -88,7 +89,7 @@ class Frontier:
                 return self._beginning(run.surveyed().planner)
 
     def points(self, beginning: Beginning, budgets: Sequence[float]) -> list[Made]:
-        """Some points, from what all share. Raises ValueError and LookupError for a beginning of another frontier."""
+        """Some points, made from what all share. Raises ValueError and LookupError for a beginning of another frontier."""
         with at_work(self.settings.seed), surroundings_preserved(self.network.model):
             run = self._run()
             with run.scratch:
@@ -96,7 +97,7 @@ class Frontier:
                 return list(self._points(replace(run, planner=planner), budgets))
 
     def _run(self) -> Run:
-        """A run whose results are not timed in eager torch, which no point tells of."""
+        """A run whose results are not timed in eager torch, as points do not show that time."""
         network, extras = self.network, self.extras
         run = Run.to_plan(
             network.model, network.inputs, self.rules, self.calibration, self.settings, extras.structures, extras.told
@@ -152,7 +153,7 @@ class Frontier:
 
 
 def _loss(found: float | None) -> float | None:
-    """None for one that is infinite or no number; a divergence below zero is rounding."""
+    """None for one that is infinite or not a number; a divergence below zero is rounding."""
     return max(0.0, found) if found is not None and math.isfinite(found) else None
 
 

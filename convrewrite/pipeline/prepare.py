@@ -1,4 +1,4 @@
-"""What every run starts from: the followed model with its sites, what the rules allow there, and what the whole costs."""
+"""What every run starts from: the traced model with its sites, what the rules allow there, and the cost of the whole."""
 
 import logging
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def prepare(
 ) -> Prepared:
     """Trace the model, find its sites, and ask the rules. Raises TraceError, RuleFileError.
 
-    ``original``: what ``model`` is a copy of, whose state the result will have.
+    ``original``: the model of which ``model`` is a copy, and whose state the result will have.
     """
     known = discover() | {structure.name: structure for structure in structures}
     lifted, traced, sites = find(model, inputs, kept_sites(model), refused_sites(model))
@@ -60,8 +60,8 @@ def prepare(
 def prepare_copy(
     model: nn.Module, inputs: Inputs, rules: Sequence[Rule], structures: Sequence[Structure] = ()
 ) -> Prepared:
-    """:func:`prepare` of a copy of the caller's model, which is not touched. Where that lies on a device, both the copy and what
-    stands for the original are put on the processor; the result goes back there."""
+    """:func:`prepare` of a copy of the caller's model, which is not touched. Where that lies on a device, the copy and a second
+    one in the original's place are put on the processor; the result goes back to the device."""
     origin, home = place_of_model(model), torch.device(PROCESSOR)
     copy = private_copy(model, moved(inputs, origin))
     if origin == home:

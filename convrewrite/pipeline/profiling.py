@@ -1,4 +1,4 @@
-"""Times of everything a plan may ask for: measured here, or as graphs that another machine measures."""
+"""The times of everything that a plan may need: measured here, or written as graphs for another machine to measure."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,12 +30,12 @@ def profile(
     settings: Settings | None = None,
     graphs: str | Path | None = None,
 ) -> Profile | None:
-    """The times of all options that a plan by these rules may ask for, in ``settings.runtime``; of :class:`Settings` only
+    """The times of all options that a plan by these rules may need, in ``settings.runtime``; of :class:`Settings` only
     ``runtime``, ``threads``, ``fast`` and ``timeout`` count.
 
-    ``graphs``: nothing is timed; a new folder of this name gets the ONNX graphs instead, for ``convrewrite profile FOLDER`` on a
-    machine that needs no torch, and None is returned. Raises UsageError for a folder that is there already, ExportError for a
-    model that the runtime cannot run.
+    ``graphs``: nothing is timed; the ONNX graphs are written to a new folder of this name instead, for
+    ``convrewrite profile FOLDER`` on a machine that needs no torch, and None is returned. Raises UsageError for a folder that
+    exists already, ExportError for a model that the runtime cannot run.
     """
     asked = replace(settings_of(settings), timings=None)
     network = at_home(network_of(model, example_input, asked.timeout))
@@ -61,7 +61,7 @@ def profile(
 
 
 def _write(prepared: Prepared, asked: Settings, folder: Path) -> None:
-    """The graphs and the original into a new folder, in one step."""
+    """Write the graphs and the original to a new folder, in one step."""
     if folder.exists():
         raise UsageError(f"{folder}: expected a new folder for the graphs, found one that is there; name another")
     with made_aside(folder, "another folder with --graphs") as made:

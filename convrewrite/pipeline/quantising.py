@@ -1,4 +1,4 @@
-"""int8 of a result and of its original, side by side with both."""
+"""A result and its original in int8, compared with both in float32."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,8 @@ NAMES = ("original", "rewritten", "int8 of the original", "int8 of the rewritten
 @dataclass(frozen=True, slots=True)
 class Int8Row:
     """One of four models: bytes of its file, MACs of one example, its time as a part of the original's, its fidelity to the
-    original on held-out inputs, and its relative error to the float32 file it was made of. ``way``: how it was quantised."""
+    original on held-out inputs, and its relative error against the float32 file it was made from. ``way``: how it was
+    quantised."""
 
     name: str
     bytes: int
@@ -52,16 +53,14 @@ def quantise(
     settings: Settings | None = None,
     progress: Progress = silent,
 ) -> tuple[Int8Row, ...]:
-    """Static int8 of a result folder's model, as ``model.int8.onnx`` in it, and a table of four: original, rewritten, int8
-    of both.
+    """Quantise a result folder's model to static int8, as ``model.int8.onnx`` in that folder, and return a table of four models:
+    original, rewritten, and both in int8.
 
-    Args:
-        result: a folder that ``convrewrite optimize`` wrote, with a ``model.onnx``.
-        model, example_input, calibration: the original and inputs, as in :func:`convrewrite.optimize`; inputs must be real ones,
-            on which values are calibrated, and on a held-out part of which weights per channel or per tensor, and scales between
-            stages, are chosen.
-        settings: of these ``seed``, ``threads``, ``memory``, ``timeout`` and ``runtime`` count. None: the seed is that of the
-            result, whose held-out inputs are held out here too.
+    Args: result: a folder that ``convrewrite optimize`` wrote, with a ``model.onnx``. model, example_input, calibration: the
+    original and inputs, as in :func:`convrewrite.optimize`; inputs must be real ones. Values are calibrated on them; weights per
+    channel or per tensor, and scales between stages, are chosen on a held-out part. settings: of these ``seed``, ``threads``,
+    ``memory``, ``timeout`` and ``runtime`` count. None: the seed is that of the result, so that the same inputs are held out
+    here.
 
     Raises ModelLoadError for a folder without such a file, or with other weights than were measured, PlanError for another
     original, ExportError for what onnxruntime cannot quantise, UsageError where the file cannot be written, CalibrationError
@@ -77,7 +76,7 @@ def quantise(
         raise ModelLoadError(f"{file}: missing; expected a result written by `convrewrite optimize` without --no-onnx")
     report = read_report(folder / "report.json")
     seed = report.seed if settings is None else asked.seed
-    asked = replace(asked, seed=seed, timings=None)  # four files are timed, which is done here
+    asked = replace(asked, seed=seed, timings=None)  # four files are timed, on this machine
     require_described(folder, report, (PLAN, WEIGHTS, ONNX))
     network = at_home(network_of(model, example_input, asked.timeout))
     plan = read_plan(folder / PLAN)
@@ -111,7 +110,7 @@ def _data(network: Given, copy: nn.Module, calibration: object, asked: Settings,
 
 @dataclass(frozen=True, slots=True)
 class _Four:
-    """The result's file, the original's, the inputs, and what the plan took outputs for."""
+    """The result's file, the original's, the inputs, and the meanings of outputs in the plan."""
 
     file: Path
     baseline: Baseline
@@ -120,7 +119,7 @@ class _Four:
     progress: Progress
 
     def rows(self, macs: tuple[int, int]) -> tuple[Int8Row, ...]:
-        """Both quantised, and all four measured."""
+        """Quantise both models, and measure all four."""
         first, folder = self.baseline.original.path, self.baseline.folder
         floats, whole = (first, self.file), (folder / "original.int8.onnx", folder / INT8)
         fit, held_out = self._batches(self.data.fit), self._batches(self.data.held_out)
@@ -140,7 +139,7 @@ class _Four:
         return tuple(found)
 
     def _meanings(self, original: Path, held_out: Sequence[Inputs]) -> dict[str, Meaning] | None:
-        """What outputs of the original's file mean: as in the plan; those that it does not know, as they look."""
+        """The meanings of outputs of the original's file: as in the plan; for outputs that it does not know, as they look."""
         if not held_out:
             return None
         outputs, _ = outputs_of(OnnxModel(original), held_out[0])
@@ -148,7 +147,7 @@ class _Four:
         return read(outputs, {}, known=known, origins={}, representative=True)
 
     def _batches(self, batches: tuple[Inputs, ...]) -> list[Inputs]:
-        """As many examples at a time as the files take."""
+        """The batches with as many examples as the files take at a time."""
         taken = OnnxModel(self.file, trust=True).batch
         sized = batches if taken is None else in_whole_batches(batches, taken)
         return [self.baseline.exporter.feed(batch) for batch in sized]

@@ -1,4 +1,4 @@
-"""Recovery: a result is trained towards its original by distillation, verified anew, and told of in its report."""
+"""Recovery: a result is trained towards its original by distillation and verified anew, and its report says so."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -68,12 +68,12 @@ from convrewrite.tuning import (
 REPORT = "report.json"
 
 EVERY = 100_000_000
-"""Inputs that are read, at most: all; what they take is bounded by the memory."""
+"""A limit on inputs that are read, larger than any number of them: their size is bounded by the memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Came:
-    """A result as it came: its plan and report, the rewritten model, its ONNX file with its weights, and files of further
+    """A result before recovery: its plan and report, the rewritten model, its ONNX file with its weights, and files of further
     forms. The model may be the caller's own."""
 
     plan: Plan
@@ -85,8 +85,8 @@ class Came:
 
 @dataclass(slots=True)
 class Recovering:
-    """A recovery under way. ``original`` and ``rewritten`` are copies of its own; ``scratch`` is for files of the result, so that
-    a place where none can be written is found before a training."""
+    """A recovery under way. ``original`` and ``rewritten`` are its own copies; ``scratch`` is for files of the result, made early
+    so that it fails before the training if none can be written."""
 
     came: Came
     network: Network
@@ -109,22 +109,20 @@ def recover(
     settings: Recovery | None = None,
     **keywords: Unpack[RecoverKeywords],
 ) -> Result:
-    """Train a result towards its original on inputs without labels; a result that is never worse on those held out.
+    """Train a result towards its original on inputs without labels. The new result is never worse on held-out inputs.
 
-    Where several processes were launched together (accelerate launch, torchrun), all call this; each has the recovered model
-    then, and the main one alone has measured it.
+    Where several processes were launched together (accelerate launch, torchrun), all call this; each then has the recovered
+    model, and only the main one has measured it.
 
-    Args:
-        result: what :func:`convrewrite.optimize` gave, or a folder in which it was saved. It is not touched.
-        model: the original, as :func:`convrewrite.optimize` took it, with the weights that it had.
-        data: inputs, in any form that :func:`convrewrite.calibration.read_calibration` takes. A fifth of them, 2,048 at most,
-            is held out.
-        example_input: as in :func:`convrewrite.optimize`; by default random numbers of the shapes in the report.
-        settings: what is asked, as one value, instead of its fields.
-        keywords: the fields of :class:`convrewrite.settings.Recovery`; ``augment``, a function of a batch of inputs that changes
-            it; ``labels``, one whole number for each input, whose cross-entropy counts beside; ``checkpoint``, a file for where
-            the training stands, from which it goes on unless ``resume=False``; ``reading``, how inputs are read;
-            ``structures``, ``progress`` and ``notes`` as in :func:`convrewrite.optimize`.
+    Args: result: what :func:`convrewrite.optimize` returned, or a folder in which that was saved. It is not touched. model: the
+    original, as :func:`convrewrite.optimize` took it, with the weights that it had. data: inputs, in any form that
+    :func:`convrewrite.calibration.read_calibration` takes. A fifth of them, 2,048 at most, is held out. example_input: as in
+    :func:`convrewrite.optimize`; by default random numbers of the shapes in the report. settings: all of
+    :class:`convrewrite.settings.Recovery` as one value, instead of its fields. keywords: the fields of
+    :class:`convrewrite.settings.Recovery`; ``augment``, a function that changes a batch of inputs; ``labels``, one whole number
+    for each input, whose cross-entropy is added to the loss; ``checkpoint``, a file for the state of the training, from which it
+    goes on unless ``resume=False``; ``reading``, how inputs are read; ``structures``, ``progress`` and ``notes`` as in
+    :func:`convrewrite.optimize`.
 
     Raises:
         UsageError, ModelError, ProcessLostError or VerificationError, each saying what to do (see :mod:`convrewrite.errors`).
@@ -145,7 +143,7 @@ def recover(
         with accelerated(None if asked.device is None else place_of(asked.device)) as processes:
             distilled, given, evaluation = _train(run, data, processes)
             main = processes.index == 0
-        before.restore()  # buffers that a forward updates would hold what training has left there, and its gradients
+        before.restore()  # buffers that a forward updates would hold what training left in them, with its gradients
         result = _finished(run, distilled, given, evaluation, main)
         return replace(result, model=put_on(origin, result.model))
 
@@ -157,7 +155,8 @@ def _came(
     structures: Sequence[Structure],
     timeout: float,
 ) -> Came:
-    """Raises PlanError, ModelLoadError for folders that hold something else, or other weights than were measured."""
+    """The result, opened. Raises PlanError and ModelLoadError for folders that hold something else, or other weights than were
+    measured."""
     if isinstance(result, Result):
         return Came(result.plan, result.report, result.model, onnx_of(result), further_files(result))
     folder = given_path(result)
@@ -184,7 +183,7 @@ def _network(report: Report, model: ModelSource, example: ExampleInput | None, t
 
 
 def example_of(report: Report, model: ModelSource, example: ExampleInput | None) -> ExampleInput | None:
-    """What was given; where nobody gave anything for a module, random numbers of the shapes in the report."""
+    """The example that was given; for a module without one, random numbers of the shapes in the report."""
     if example is not None or not isinstance(model, nn.Module):
         return example
     generator = torch.Generator().manual_seed(0)
@@ -202,7 +201,7 @@ def _require_gradients(network: Network) -> None:
 
 
 def _train(run: Recovering, data: object, processes: Processes) -> tuple[Distilled, Given, Evaluation]:
-    """Read, train, and leave the best in ``run.rewritten``, where its original lies."""
+    """Read inputs, train, and leave the best in ``run.rewritten``, on the device of its original."""
     inputs, source = _inputs(run, data)
     taken = examples_at_a_time(run.original, run.network.inputs)
     if taken is not None:
@@ -227,7 +226,7 @@ def _train(run: Recovering, data: object, processes: Processes) -> tuple[Distill
 
 
 def _trained(run: Recovering, training: Training, keep_outputs: bool) -> Distilled:
-    """Raises UsageError where a device has no room for it."""
+    """Train. Raises UsageError where a device has no room for it."""
     try:
         return training.train(_resumed(run, training), keep_outputs=keep_outputs)
     except Exception as error:
@@ -309,7 +308,7 @@ def _resumed(run: Recovering, training: Training) -> Checkpoint | None:
 
 
 def _finished(run: Recovering, distilled: Distilled, given: Given, evaluation: Evaluation, main: bool) -> Result:
-    """The recovered model verified, with its report; where it gained nothing, what came in."""
+    """The recovered model, verified, with its report; where nothing was gained, the model as it was."""
     scratch, plan, network = run.scratch, run.came.plan, run.network
     asked = run.came.report.asked
     exporter = exporter_of(network.model, asked.opset, asked.free_axes)
@@ -377,7 +376,7 @@ def _report(run: Recovering, distilled: Distilled, given: Given, measured: Measu
 
 
 def _told(asked: Recovery, extras: RecoveryExtras) -> dict[str, float | str]:
-    """The recipe as it stands in the report."""
+    """The recipe in the form that the report shows."""
     told: dict[str, float | str] = {"epochs": asked.epochs} if asked.epochs is not None else {"minutes": asked.time}
     told |= {"rate": asked.rate, "batch": asked.batch, "temperature": asked.temperature, "features": asked.features}
     told |= {"trained": "all parameters" if asked.everything else "rewritten sites", "seed": asked.seed}

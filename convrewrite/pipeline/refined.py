@@ -1,4 +1,4 @@
-"""When a fitted result is refined, what its report says of that, and what of it is kept from run to run."""
+"""When a fitted result is refined, what its report says about that, and what is kept of it from run to run."""
 
 import logging
 from collections.abc import Mapping
@@ -15,9 +15,10 @@ LOG = logging.getLogger(__name__)
 
 
 def refined(work: Work, rewritten: Rewritten) -> list[str]:
-    """Refine all rewritten sites together, in place, where it was asked or there is something to gain; notes for the report.
+    """Refine all rewritten sites together, in place, where it was asked for or there is something to gain; returns notes for the
+    report.
 
-    By itself it is done on real inputs alone, unless the run is ``fast``, and where the effect on held-out inputs is worth it.
+    Unasked it is done only on real inputs, in runs that are not ``fast``, and where the effect on held-out inputs is worth it.
     """
     sites = {o.site.name: o.site.batch_norm for o in rewritten.outcomes if o.candidate is not None}
     if not sites or not _wanted(work):
@@ -42,7 +43,7 @@ def refined(work: Work, rewritten: Rewritten) -> list[str]:
 
 
 class _Kept(BaseModel):
-    """A refinement as it is kept, beside the numbers it came to."""
+    """A refinement as it is kept, together with the numbers it came to."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -52,7 +53,7 @@ class _Kept(BaseModel):
 
 
 def _refined(task: Refinement, work: Work) -> Refined:
-    """Refined in place, or by what an earlier run came to from the same numbers."""
+    """Refine in place, or take what an earlier run came to from the same numbers."""
     asked = (tensors_digest(_numbers(task)), task.asked, task.batch, sorted(task.sites))
     known = _known(task, work.cache, asked)
     if known is not None:
@@ -66,7 +67,7 @@ def _refined(task: Refinement, work: Work) -> Refined:
 
 
 def _known(task: Refinement, cache: RunCache, asked: object) -> Refined | None:
-    """What is kept is taken where it has the shapes of what stands there, and is as near to the original as it says."""
+    """Put a kept refinement in place, if it has the shapes of the present numbers, and is as near to the original as it says."""
     entry = cache.get("refinement", asked)
     own = _numbers(task)
     if entry is None or entry.tensors.keys() != own.keys():
@@ -90,7 +91,7 @@ def _unlike(found: Tensor, own: Tensor) -> bool:
 
 
 def _numbers(task: Refinement) -> dict[str, Tensor]:
-    """What stands at the rewritten sites, under the model's own names; not copied."""
+    """The parameters at the rewritten sites, under the model's own names; not copied."""
     return {
         name: parameter.detach()
         for name, parameter in task.rewritten.named_parameters()

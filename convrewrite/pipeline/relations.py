@@ -1,4 +1,4 @@
-"""How two models that are compared belong together: one and the same, an original and its rewritten form, or strangers."""
+"""How two models that are compared are related: the same model, an original and its rewritten form, or strangers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,8 @@ from convrewrite.planning import Fingerprint
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """What is to be expected of two models, and why; ``stranger``: one was rewritten from another model than the other."""
+    """What is to be expected of two models, and why; ``stranger``: the message that one was rewritten from another model, if it
+    was."""
 
     expected: Literal["parity", "fidelity"]
     note: str | None = None
@@ -41,8 +42,8 @@ class Relation:
 
 
 def relation_of(a: object, b: object, names: tuple[str, str]) -> Relation:
-    """From what rewritten ONNX files say of themselves and the weights of modules; else torch against ONNX is the same model
-    and two of a kind are not."""
+    """The relation, from what rewritten ONNX files say about themselves and from the weights of modules; otherwise a torch and an
+    ONNX model are taken for the same model, and two of one kind for different ones."""
     written = _provenance(a), _provenance(b)
     if written[0] is not None and written[1] is not None:
         return _of_two_results(written[0], written[1], names)
@@ -65,7 +66,7 @@ def _of_one_result(provenance: Provenance, other: object, name: str, other_name:
         if digest_of(Path(other.where)) == provenance.file:
             return Relation("fidelity", made)
         return Relation("fidelity", said, _stranger(name, other_name))
-    if not isinstance(other, nn.Module) or provenance.file:  # of a model from memory, too, nothing is known
+    if not isinstance(other, nn.Module) or provenance.file:  # nothing is known of a model from memory either
         return Relation("fidelity", f"{said}: it approximates its original, fidelity is what counts")
     found = str(Fingerprint.of(other))
     if found == provenance.result:

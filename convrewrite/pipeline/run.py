@@ -55,16 +55,16 @@ from convrewrite.targets import read_profile
 LOG = logging.getLogger(__name__)
 
 NOT_MEASURED = "no ONNX file was asked for: nothing was exported or timed, and onnxruntime was not compared"
-"""The note of a result without one."""
+"""The note of a result without an ONNX file."""
 
 NOT_TIMED = "; the result was not timed here"
-"""The end of the note of a result that was chosen by times from elsewhere."""
+"""The end of the note on a result that was chosen by times from another machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run: what is shared by its stages, who plans, and the original's ONNX file where anything is measured. Stages work at
-    a ``place`` on what is ``placed`` there; ``work`` and ``planner`` are on the processor."""
+    """One run: what its stages share, its planner, and the original's ONNX file where anything is measured. Stages compute at
+    ``place`` on ``placed``, the work on that device; ``work`` and ``planner`` are on the processor."""
 
     work: Work
     planner: Planner
@@ -84,7 +84,7 @@ class Run:
         structures: Sequence[Structure] = (),
         progress: Progress = silent,
     ) -> "Run":
-        """A run of the caller's model, which is not touched, that has all it takes to choose."""
+        """A run of the caller's model that has everything needed to choose. The model is not touched."""
         prepared = prepare_copy(model, inputs, rules, structures)
         return cls.begin(prepared, calibration, settings.constraints, settings, progress, Stopwatch())
 
@@ -99,7 +99,7 @@ class Run:
         watch: Stopwatch,
         known: Mapping[str, Meaning] = NOTHING,
     ) -> "Run":
-        """Everything that comes before a choice; what cannot be done is refused before the long work. ``known``: the meanings
+        """Do everything that comes before a choice; what cannot be done is refused before the long work. ``known``: the meanings
         of outputs that a plan holds."""
         _require_its_times(prepared, constraints, settings)
         prepared = narrowed(prepared, settings)
@@ -144,12 +144,13 @@ class Run:
         return self.place.do(lambda device: self._planner(device).choose())
 
     def surveyed(self) -> "Run":
-        """With all options of all sites measured, for several choices from them."""
+        """The run with all options of all sites measured, so that several choices can be made from them."""
         found = self.place.do(lambda device: self._planner(device).survey())
         return replace(self, planner=replace(self.planner, surveyed=found))
 
     def plan(self) -> Plan:
-        """Only choose. Where several candidates compete at a site by their rules' ratios, they are fitted, as the fits decide."""
+        """Only choose. Where several candidates compete at a site at their rules' own ratios, they are fitted, as the fits
+        decide."""
         choice = self.choose()
         if choice.allocation is None and any(len(shortlist.candidates) > 1 for shortlist in choice.shortlists):
             rewritten, _ = self.place.do(lambda device: self._planner(device).fit(choice))
@@ -157,7 +158,7 @@ class Run:
         return self.planner.plan(choice)
 
     def _planner(self, device: torch.device) -> Planner:
-        """Who chooses and fits on this device. Results of earlier runs are those of the same device."""
+        """The planner that chooses and fits on this device, with the results of earlier runs on the same device."""
         work = self.placed
         if device != work.prepared.device:
             home = self.work
@@ -166,7 +167,7 @@ class Run:
         return replace(self.planner, work=work)
 
     def _fitted(self, choice: Choice, device: torch.device) -> tuple[Rewritten, Allocation | None, list[str]]:
-        """A choice fitted and refined, and notes of that."""
+        """Fit and refine a choice; returns the result, its allocation, and notes on the refinement."""
         planner = self._planner(device)
         if choice.fitted is not None:
             put_on(device, choice.fitted.rewritten.model)
@@ -174,7 +175,7 @@ class Run:
         return rewritten, allocation, refined(planner.work, rewritten)
 
     def finish(self, choice: Choice, name: str, notes: Sequence[str], plan: Plan | None = None) -> Result:
-        """Fit and apply, measure, report. ``plan``: the one that is carried out, else one is made of the choice."""
+        """Fit and apply, measure, report. ``plan``: the one that is carried out; None: one is made from the choice."""
         work, prepared = self.work, self.work.prepared
         rewritten, allocation, refinement = self.place.do(lambda device: self._fitted(choice, device))
         put_on(HOME, rewritten.model)
@@ -182,7 +183,7 @@ class Run:
         changed = [outcome.site for outcome in rewritten.outcomes if outcome.candidate is not None]
         settled = settle(prepared.original, prepared.lifted, rewritten.model, changed)
         after = counted_as_replaced(prepared.model, settled, changed, prepared.inputs) + prepared.hidden.macs
-        if _computes_kernels(prepared.lifted, changed):  # which the original's count takes for constants, too
+        if _computes_kernels(prepared.lifted, changed):  # which the count of the original takes for constants
             after = tally(rewritten.model, prepared.inputs).macs + prepared.hidden.macs
         with work.watch.timed("verify"), preserved(settled.model):
             measured = self._measured(settled.model, followed)
@@ -220,7 +221,7 @@ class Run:
             return forms.write(rewritten, file, work.evaluation, work.data.fit, self.scratch.path, work.progress)
 
     def _file(self, rewritten: nn.Module, plan: Plan) -> Path | None:
-        """The result's ONNX file: of an ONNX graph there is one whether anything was measured or not."""
+        """The result's ONNX file: for an ONNX graph there is one whether anything was measured or not."""
         if self.baseline is not None:
             return self.baseline.result
         exporter = exporter_of(self.work.prepared.original)
@@ -231,7 +232,7 @@ class Run:
         return path
 
     def _followed(self, rewritten: Rewritten, allocation: Allocation | None, plan: Plan | None) -> Plan:
-        """The plan that the result carries out: the given one, where sites had to be kept after all without them."""
+        """The plan that the result carries out: if one was given, that plan without the sites that had to be kept after all."""
         if plan is None:
             return self.planner.plan_of([(o.site, o.candidate, o.reason) for o in rewritten.outcomes], allocation)
         kept = with_kept(plan, {o.site.name: o.reason for o in rewritten.outcomes if o.reason is not None})
@@ -252,7 +253,7 @@ class Run:
         )
 
     def _measured_elsewhere(self) -> dict[str, Any]:
-        """What the original takes on the machine that times came from, and in which runtime, if they came from another."""
+        """The original's seconds and runtime on the machine that times came from, if that is another one."""
         timings = self.work.settings.timings
         if self.baseline is None or timings is None:
             return {}
@@ -265,7 +266,7 @@ class Run:
 
 
 def forms_in(prepared: Prepared, baseline: Baseline | None, settings: Settings) -> Forms:
-    """The other forms that a run is asked for."""
+    """The other forms that are asked of a run."""
     onnx = None if baseline is None else baseline.original.path
     exporter = exporter_of(prepared.original, settings.opset, settings.free_axes)
     return forms_of(settings.exports, prepared.model, prepared.inputs, exporter, onnx, settings.free_axes)
@@ -283,7 +284,7 @@ def _costs(result: nn.Module, prepared: Prepared, outcomes: Sequence[Outcome]) -
 
 
 def _went_another_way(after: Cost, counted: int) -> list[str]:
-    """That a run of the result counted other MACs than its sites add up to, where it did."""
+    """A note if a run of the result counted other MACs than the report has from its sites."""
     if counted == after.macs:
         return []
     return [
@@ -294,7 +295,7 @@ def _went_another_way(after: Cost, counted: int) -> list[str]:
 
 
 def _beyond_its_own(before: Cost, prepared: Prepared) -> list[str]:
-    """That the report's parameters of the original are more than it has, where they are."""
+    """A note if the report counts more parameters for the original than it has."""
     own = sum(parameter.numel() for parameter in prepared.original.parameters()) + prepared.hidden.parameters
     if before.parameters <= own:
         return []
@@ -305,7 +306,7 @@ def _beyond_its_own(before: Cost, prepared: Prepared) -> list[str]:
 
 
 def _computes_kernels(lifted: Lifted, changed: Sequence[Site]) -> bool:
-    """Whether the result makes a kernel anew at every call, of a site that was kept."""
+    """Whether the result computes the kernel of a site that was kept anew at every call."""
     names = {site.name for site in changed}
     return any(conv.computed and one.module not in names for one in lifted.lifts for conv in one.convs)
 

@@ -1,4 +1,4 @@
-"""The frontier of a model: many budgets at the price of a few, as its survey, its inputs and its measurements serve them all."""
+"""The frontier of a model: many budgets for the time of a few, as they share its survey, its inputs and its measurements."""
 
 import re
 import shlex
@@ -27,7 +27,7 @@ from convrewrite.settings import Settings
 from convrewrite.version import tool_version
 
 BUDGETS = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
-"""Parts of the original's cost, unless others are asked for."""
+"""The budgets, as parts of the original's cost, unless others are asked for."""
 
 SWEEP, PAGE, PLANS = "sweep.json", "page.html", "plans"
 """What a sweep's folder holds, and nothing else."""
@@ -35,7 +35,7 @@ SWEEP, PAGE, PLANS = "sweep.json", "page.html", "plans"
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """The points of one or more models, and their plans by the names under which the points know them."""
+    """The points of one or more models, and their plans by the names that the points give."""
 
     report: SweepReport
     plans: Mapping[str, Plan]
@@ -43,9 +43,9 @@ class Sweep:
     def save(self, folder: str | Path, words: Sequence[str] | None = None) -> Path:
         """Write sweep.json, page.html and every plan, aside and in one step; an earlier sweep there is replaced.
 
-        ``words``: what a command needs beside the model and a plan, as ``--calib images``, to make a point again; None: there is
-        no such command, as of a model that Python made. Raises UsageError where the folder holds something else, or cannot be
-        written.
+        ``words``: what a command needs to make a point again besides the model and a plan, such as ``--calib images``; None:
+        there is no such command, for example for a model made in Python. Raises UsageError where the folder holds something else,
+        or cannot be written.
         """
         folder = given_path(folder, "the folder to write")
         Sweep.check(folder)
@@ -73,8 +73,8 @@ class Sweep:
             require_room_beside(place)
 
     def joined(self, other: "Sweep") -> "Sweep":
-        """Both side by side: the models of the same sweep over several. Where two models are called alike, as two files of one
-        name in two folders are, the plans of the second get names of their own."""
+        """Both as one sweep over several models. Where two models have the same name, such as files of one name in two folders,
+        the plans of the second get names of their own."""
         plans, models = dict(self.plans), list(self.report.models)
         for model in other.report.models:
             names = _free_names(plans, model, other.plans)
@@ -104,14 +104,14 @@ def sweep(
     settings: Settings | None = None,
     **keywords: Unpack[SweepKeywords],
 ) -> Sweep:
-    """What every one of several budgets leaves of a model's fidelity: each plan is fitted, and measured as a result is.
+    """How much of a model's fidelity each of several budgets leaves: each plan is fitted, and measured as a result is.
 
     Inputs, survey and the original's own measurements are shared, and fits as far as plans begin alike; points are not refined,
-    unless ``refine=True``, and not bettered by swaps: ``optimize`` within the same budget is at least as good. A budget that
+    unless ``refine=True``, and not improved by swaps: ``optimize`` within the same budget is at least as good. A budget that
     cannot be met is a point with the reason. ``metric`` is called with copies of the original and of each rewritten model.
-    ``cluster``: hand the work to Dask, to ``"local:2"`` processes here or to the scheduler at an address, whose workers are
-    trusted; raises UsageError for one that cannot be used, and ProcessLostError where its workers die. The other arguments are
-    those of :func:`optimize`.
+    ``cluster``: hand the work to Dask, to processes here (two for ``"local:2"``) or to the scheduler at an address, whose workers
+    are trusted; raises UsageError for a cluster that cannot be used, and ProcessLostError where its workers die. The other
+    arguments are those of :func:`optimize`.
     """
     cluster, rest = keywords.get("cluster"), {name: value for name, value in keywords.items() if name != "cluster"}
     asked = frontier_of(
@@ -140,7 +140,7 @@ def frontier_of(
     settings: Settings | None = None,
     **keywords: Unpack[FrontierKeywords],
 ) -> Frontier:
-    """What ``sweep`` is asked of one model, checked, and the model opened. Raises UsageError, ModelLoadError."""
+    """The checked arguments of ``sweep`` for one model, which is opened. Raises UsageError, ModelLoadError."""
     given, extras = asked(settings, {}, keywords, FrontierKeywords)
     parts = _checked(budgets)
     if metric is not None and not callable(metric):
@@ -154,11 +154,11 @@ def frontier_of(
 
 
 def sweep_all(frontiers: Iterable[Frontier], cluster: str | None = None, progress: Progress = silent) -> Sweep:
-    """The sweeps of models side by side, one after another, or all at once in a cluster; the results are the same."""
+    """One sweep over several models, made one after another, or all at once in a cluster; the results are the same."""
     if cluster is None:
         return reduce(Sweep.joined, (_sweep_of(frontier, *frontier.made()) for frontier in frontiers))
     require_cluster(cluster)
-    opened = list(frontiers)  # what is wrong with a model is told before anything is started
+    opened = list(frontiers)  # what is wrong with a model shows before anything is started
     with workers_of(cluster) as workers:
         handed = [Handed.to(workers, frontier) for frontier in opened]
         made = collected(workers, handed, progress)
@@ -166,7 +166,7 @@ def sweep_all(frontiers: Iterable[Frontier], cluster: str | None = None, progres
 
 
 def _checked(budgets: Sequence[float]) -> list[float]:
-    """From the largest to the smallest, each once. Raises UsageError."""
+    """The budgets from the largest to the smallest, each once. Raises UsageError for anything but parts in (0, 1)."""
     try:
         wanted = sorted({float(budget) for budget in budgets}, reverse=True)
     except (TypeError, ValueError):
@@ -179,7 +179,7 @@ def _checked(budgets: Sequence[float]) -> list[float]:
 
 
 def _sweep_of(frontier: Frontier, beginning: Beginning, made: Sequence[Made]) -> Sweep:
-    """The frontier of one model, of its points."""
+    """The sweep of one model, from its points."""
     points, plans = list[SweepPoint](), dict[str, Plan]()
     for one in made:
         name, plan = f"{_file_name(frontier.name)}-{frontier.resource}-{one.point.budget:g}.json", plan_of(one)
@@ -207,7 +207,7 @@ def _sweep_of(frontier: Frontier, beginning: Beginning, made: Sequence[Made]) ->
 
 
 def _free_names(plans: Mapping[str, Plan], model: SweptModel, theirs: Mapping[str, Plan]) -> dict[str, str]:
-    """Names for the plans of a model, under which no other plan stands, not even where a file system takes ``A`` for ``a``."""
+    """Names for the plans of a model that no other plan has, not even on a file system that takes ``A`` for ``a``."""
     own = [point.plan for point in model.points if point.plan is not None]
     taken = {name.casefold(): plan for name, plan in plans.items()}
     numbered = ({name: name if number == 1 else f"{number}-{name}" for name in own} for number in count(1))
@@ -219,7 +219,7 @@ def _free_names(plans: Mapping[str, Plan], model: SweptModel, theirs: Mapping[st
 
 
 def _with_commands(report: SweepReport, folder: Path, words: Sequence[str]) -> SweepReport:
-    """With the command that makes each point again."""
+    """The report with the command that makes each point again."""
     refined = [] if "--refine" in words else ["--no-refine"]
 
     def told_of(model: SweptModel, point: SweepPoint) -> SweepPoint:
@@ -241,7 +241,7 @@ def _strangers(place: Path) -> list[str]:
     if not place.is_dir():
         return ["a file"]
     names = sorted(path.name for path in place.iterdir())
-    if SWEEP not in names:  # page and plans may be someone's own
+    if SWEEP not in names:  # page and plans may be the user's own
         return names
     plans = place / PLANS
     own = [f"{PLANS}/{path.name}" for path in sorted(plans.iterdir())] if plans.is_dir() else []
@@ -251,7 +251,7 @@ def _strangers(place: Path) -> list[str]:
 
 
 def _plans_of(file: Path) -> set[str]:
-    """The plans that belong to an earlier sweep, by its ``sweep.json``; none where that holds something else."""
+    """The plans that belong to an earlier sweep according to its ``sweep.json``; empty where that holds something else."""
     try:
         report = SweepReport.model_validate_json(file.read_bytes())
     except ValueError:
@@ -260,5 +260,5 @@ def _plans_of(file: Path) -> set[str]:
 
 
 def _file_name(name: str) -> str:
-    """A name without what a path cannot have."""
+    """A name without characters that a path cannot have."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", Path(name).stem)[:60].strip("-") or "model"
