@@ -19,9 +19,9 @@ from convrewrite.structures import Setting, Structure, initial_kernels
 from convrewrite.workers import side_by_side
 
 HUGE = 3000
-"""From so many numbers in a patch on, a doubtful fit is repeated only with the most promising of the lesser trusts, not with
-every one. For patches of 1,024 to 2,048 numbers of a pitch network, in a fast run, trying all kept 91.1 % of the voiced frames
-within 25 cents, trying the most promising one 89.3 %."""
+"""For patches of at least this many numbers, a doubtful fit is repeated only with the most promising of the lesser trusts, not
+with every one. For patches of 1,024 to 2,048 numbers of a pitch network, in a fast run, trying all kept 91.1 % of the voiced
+frames within 25 cents, trying the most promising one 89.3 %."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Evidence:
         cls, spec: ConvSpec, kernel: Tensor, seen: Sequence[Moments], unseen: Sequence[Moments],
         examples: int, roots: Roots, room: bool = True,
     ) -> "Evidence":  # fmt: skip
-        """With what all targets are made from."""
+        """The evidence together with what all targets are made from."""
         return cls(spec, kernel, seen, unseen, examples, roots, room, grounds_of(kernel, spec, seen))
 
     def goals(self, trusts: Sequence[Trust] = (), *, solved: bool = True) -> list[Goal]:

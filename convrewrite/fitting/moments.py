@@ -25,15 +25,15 @@ SPARSE = 0.05
 """Where at most this share of the positions is gathered, they are picked out of the tensors without copying these first."""
 
 CHEAP = 4_000_000_000
-"""So many products of numbers of a patch with each other, or with outputs if these are more, are cheap on any machine."""
+"""This many products of numbers of a patch with each other, or with outputs if these are more, are cheap on any machine."""
 
 TOGETHER = 4096
 """Fewest positions of planes in one product, unless there are no more: smaller products, and adding each of them to sums in
 float64, waste time."""
 
 DENSE = 512
-"""From so many numbers in a patch on, all positions of a plane are summed up by correlations: below, a few products of patches
-take less time than many products of planes."""
+"""For patches of at least this many numbers, all positions of a plane are summed up by correlations: for smaller ones, a few
+products of patches take less time than many products of planes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Moments:
         return self.mean_y - kernel.double().flatten(1) @ self.mean_p
 
     def to(self, place: torch.device) -> "Moments":
-        """The same there."""
+        """The same on ``place``."""
         each = (self.mean_p, self.mean_y, self.cov_p, self.cov_yp, self.var_y)
         mean_p, mean_y, cov_p, cov_yp, var_y = (tensor.to(exact_place(place)) for tensor in each)
         return Moments(self.count, mean_p, mean_y, cov_p, cov_yp, var_y, self.centred)
@@ -152,7 +152,7 @@ class Block:
         return self.source if isinstance(self.source, Tensor) else self.source.patches()
 
     def to(self, place: torch.device) -> "Block":
-        """The same there."""
+        """The same on ``place``."""
         skips = None if self.skips is None else self.skips.to(place)
         stays = isinstance(self.source, Windows) and self.source.pixels.device == place
         return Block(self.source if stays else self.patches.to(place), self.outputs.to(place), skips)

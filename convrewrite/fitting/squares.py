@@ -30,7 +30,7 @@ class _Sums:
         self._count = 0
 
     def part(self, like: Tensor, count: int) -> Tensor:
-        """Where products of so many further positions may be added, in the precision of ``like``."""
+        """Where products of ``count`` further positions may be added, in the precision of ``like``."""
         if self._count >= PART:
             self._flush()
         if self._part is None:

@@ -33,10 +33,10 @@ square."""
 MIN_ITERATIONS = 4
 
 EASY = 600
-"""Up to so many numbers in a patch every iteration is cheap."""
+"""Up to this many numbers in a patch every iteration is cheap."""
 
 SINGLE = 600
-"""From so many numbers in a patch on, iterations run in float32, which takes half the time."""
+"""For patches of at least this many numbers, iterations run in float32, which takes half the time."""
 
 SHARE = 0.25
 """Where patches are large, refinement may take this part of the products of a covariance: with few outputs that allows many

@@ -29,10 +29,10 @@ UNCHANGED = 1e-5
 """If B differs from W S by at most this part of it, the difference is taken for the rounding of float32."""
 
 MANY_POSITIONS = 10
-"""From so many positions per unknown on, a fit is never doubted; for the largest patches no more of them are gathered."""
+"""With at least this many positions per unknown, a fit is never doubted; for the largest patches no more are gathered."""
 
 LARGE = 1000
-"""From so many numbers in a patch on, only the best start is refined, and W* is solved for in float32 where positions are
+"""For patches of at least this many numbers, only the best start is refined, and W* is solved for in float32 where positions are
 many."""
 
 ENOUGH_POSITIONS = 5

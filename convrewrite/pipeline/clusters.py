@@ -27,10 +27,10 @@ PATIENCE = 10.0
 """Seconds within which a scheduler must answer and have a worker; a scheduler that is up takes one second."""
 
 LONELY = 60.0
-"""After so many seconds without any worker none is expected to come: a worker that died is back in a few seconds."""
+"""After this many seconds without any worker none is expected to come: a worker that died is back in a few seconds."""
 
 DEATHS = 1
-"""In a cluster that is started here, workers may die so many times at a task before the task is taken for the cause."""
+"""In a cluster that is started here, workers may die this many times at a task before the task is taken for the cause."""
 
 LOCAL = "local"
 

@@ -82,7 +82,7 @@ class Frontier:
                 return self._beginning(surveyed.planner), list(self._points(surveyed, self.budgets))
 
     def beginning(self) -> Beginning:
-        """What the points share."""
+        """What the points share, made in this process."""
         with at_work(self.settings.seed), surroundings_preserved(self.network.model):
             run = self._run()
             with run.scratch:

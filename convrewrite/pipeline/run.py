@@ -232,7 +232,8 @@ class Run:
         return path
 
     def _followed(self, rewritten: Rewritten, allocation: Allocation | None, plan: Plan | None) -> Plan:
-        """The plan that the result carries out: if one was given, that plan without the sites that had to be kept after all."""
+        """The plan that the result carries out: a new one, or the given one with those sites kept that had to be kept after
+        all."""
         if plan is None:
             return self.planner.plan_of([(o.site, o.candidate, o.reason) for o in rewritten.outcomes], allocation)
         kept = with_kept(plan, {o.site.name: o.reason for o in rewritten.outcomes if o.reason is not None})

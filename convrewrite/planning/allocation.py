@@ -23,7 +23,7 @@ WIDEST = "balanced"
 """The built-in rule that names most structures: what it cannot reach, no other one can."""
 
 REASONS = 3
-"""A message names at most so many reasons why convolutions are kept."""
+"""A message names at most this many reasons why convolutions are kept."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ LEAST_RATIO = 0.03
 """Options that cost less than this part of a site's own MACs are not sampled."""
 
 RANKS = 256
-"""At most so many ranks of a rank range may be chosen from; neighbours then differ by about two percent in cost."""
+"""At most this many ranks of a rank range may be chosen from; neighbours then differ by about two percent in cost."""
 
 TIMED = 6
-"""Ranks of a rank range that are timed where speed counts; fewer of them are fitted."""
+"""At most this many ranks of a rank range are timed where speed counts; fewer of them are fitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class _Ranks:
     usable: Sequence[int]
 
     def aligned(self, block: int | None) -> Sequence[int]:
-        """Those that fill channel blocks; all of them where none does."""
+        """The ranks that fill channel blocks; all of them if none does."""
         structure, spec = self.rank_range.structure, self.rank_range.site.folded_spec.per_group
         stages = {rank: structure.stages(spec, {**self.rank_range.variant, "rank": rank}) for rank in self.usable}
         return [rank for rank in self.usable if aligned(stages[rank], block)] or self.usable

@@ -160,7 +160,7 @@ class Curve:
         return found
 
     def dropped(self, reason: str) -> list[Dropped]:
-        """Every sample, for the same reason."""
+        """Every sample as dropped, all for the same reason."""
         return [Dropped(s.candidate, s.error, reason, self.seconds_of(s.candidate)) for s in self.samples]
 
     def _unexplained_of(self, candidate: Candidate) -> float:
@@ -214,7 +214,7 @@ def spread(values: Sequence[int], count: int) -> list[int]:
 
 
 def between(values: Sequence[int], count: int) -> list[int]:
-    """As :func:`spread`, without the ends: the middles of so many equal stretches of the logarithm."""
+    """As :func:`spread`, without the ends: the middles of ``count`` equal stretches of the logarithm."""
     if len(values) <= count:
         return list(values)
     wanted = (values[0] * (values[-1] / values[0]) ** ((i + 0.5) / count) for i in range(count))

@@ -12,7 +12,7 @@ from convrewrite.inputs import Inputs
 LEAST_EXAMPLES = 32
 
 ENOUGH = 1 << 22
-"""Effects are measured on examples of at most so many numbers in all, but on ``LEAST_EXAMPLES`` at least: these are as many
+"""Effects are measured on examples with at most this many numbers in all, but on ``LEAST_EXAMPLES`` at least. It is as many
 numbers as in 27 images of 3 x 224 x 224."""
 
 

@@ -26,7 +26,7 @@ from convrewrite.settings import Keep
 LOG = logging.getLogger(__name__)
 
 TRIALS = 6
-"""At most so many plans are fitted."""
+"""At most this many plans are fitted."""
 
 NEAR = 0.03
 """The search ends when the cost that is left is known to within this part of it."""

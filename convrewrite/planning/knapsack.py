@@ -25,8 +25,8 @@ LIMIT_REACHED = 1
 
 NODES = 1000
 """Most nodes of the search tree. For 74 sites that were nearly alike the proof was not finished after minutes, and the best
-choice found within so many nodes was less than 2e-4 above the bound; effects are interpolated between a few measured ones anyway.
-A limit on nodes, unlike one on time, is the same on every machine."""
+choice found within this many nodes was less than 2e-4 above the bound; effects are interpolated between a few measured ones
+anyway. A limit on nodes, unlike one on time, is the same on every machine."""
 
 APART = 10.0
 """Where the largest single effect is more than this many times the best sum found, the search is repeated with effects scaled to

@@ -20,7 +20,7 @@ from convrewrite.rules import Shortlist
 from convrewrite.runtime import Baseline, Unmeasured
 
 MEASUREMENTS = 4
-"""At most so many plans are timed as a whole."""
+"""At most this many plans are timed as a whole."""
 
 CLOSE = 0.97
 """A plan that measures between this part of the budget and the whole budget is taken."""

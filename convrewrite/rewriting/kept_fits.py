@@ -36,7 +36,7 @@ WITH_EFFECT = frozenset({"memory", "seed", "output_weighting"})
 of options or whether int8 counts, is among the facts in another form, or part of an entry's own key."""
 
 EXAMPLES = 8
-"""A model is identified by its outputs for so many inputs of each kind: a whole batch would take a large model seconds."""
+"""A model is identified by its outputs for this many inputs of each kind: a whole batch would take a large model seconds."""
 
 PACKAGES = ("torch", "numpy", "scipy", "onnxruntime")
 

@@ -24,9 +24,9 @@ SHARE = 0.4
 """The share of F in the weights; the rest is the identity."""
 
 EXAMPLES, ENOUGH = 256, 1 << 22
-"""F is estimated from at most so many inputs, and from at most so many numbers of input, as large images have many positions; but
-from ``LEAST_EXAMPLES`` at least. Measured on the trained example, separable at 0.3: KL .0133 with 32 inputs, .0132 with 64, .0134
-with 256, .0161 without weights."""
+"""F is estimated from at most this many inputs, and from at most this many numbers of input, as large images have many positions;
+but from ``LEAST_EXAMPLES`` at least. Measured on the trained example, separable at 0.3: KL .0133 with 32 inputs, .0132 with 64,
+.0134 with 256, .0161 without weights."""
 
 LEAST_EXAMPLES = 32
 
@@ -83,7 +83,7 @@ def _mixed(second_moment: Tensor, share: float) -> Tensor:
 
 def _chunks(batches: Sequence[Inputs], at_a_time: int | None) -> Iterator[Inputs]:
     """At most ``EXAMPLES`` inputs, fewer where they are large, in parts that a backward pass has room for; for a model that takes
-    so many ``at_a_time``, in whole batches of that number."""
+    a fixed number ``at_a_time``, in whole batches of that number."""
     left = min(EXAMPLES, max(LEAST_EXAMPLES, ENOUGH // max(1, batches[0][0][0].numel()))) if batches else 0
     for batch in batches:
         size = at_a_time or max(1, CHUNK // max(1, batch[0][0].numel()))

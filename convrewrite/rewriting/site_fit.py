@@ -42,7 +42,7 @@ from convrewrite.workers import side_by_side
 Result = TypeVar("Result")
 
 ROUNDS = 3
-"""At most so many refits to what a ReLU lets through; the first one brings most of the gain."""
+"""At most this many refits to what a ReLU lets through; the first one brings most of the gain."""
 
 REFIT_ITERATIONS = 15
 
@@ -51,9 +51,9 @@ CLOSE = 1.1
 hundredths, and by about as much for all options of one site. At 18 sites the same option was taken as by refitting all."""
 
 WIDE, WORTH = 256, 0.6
-"""With at least so many channels in a group, and at most this part of the MACs, a chain is faster in torch than the one composed
-convolution: it takes half to three quarters of its time at half the MACs. With 128 channels it takes 0.75 to 1.7 times as long,
-with 64 more than twice."""
+"""With at least this many channels in a group, and at most this part of the MACs, a chain is faster in torch than the one
+composed convolution: it takes half to three quarters of its time at half the MACs. With 128 channels it takes 0.75 to 1.7 times
+as long, with 64 more than twice."""
 
 UNREACHED = "none of the calibration inputs gets to it, so no error could be measured; give some that do"
 """Reason why a site that no input reaches is kept."""

@@ -132,6 +132,6 @@ class Gathering:
         return sum(self.walk.examples) * taken.planes(self.site.input_sizes)
 
     def _positions(self, examples: Sequence[int]) -> int:
-        """Output positions of all calls in so many examples."""
+        """Output positions of all calls, over batches with these numbers of ``examples``."""
         sizes = (self.site.folded_spec.output_size(size) for size in self.site.input_sizes)
         return sum(examples) * sum(height * width for height, width in sizes)

@@ -102,7 +102,7 @@ class Store:
             self._movable.pop(id(kept), None)
 
     def shrink(self, limit: int) -> None:
-        """From now on at most so many bytes in memory."""
+        """From now on keep at most ``limit`` bytes in memory."""
         self._limit = limit
         self._spill()
 

@@ -33,7 +33,7 @@ LOOKS = 20
 """How often the held-out inputs are looked at in a training."""
 
 PATIENCE = 12
-"""A training ends after so many looks in a row without a new best: three fifths of all looks, as a high rate may first do harm
+"""A training ends after this many looks in a row without a new best: three fifths of all looks, as a high rate may first do harm
 that is undone when it decays."""
 
 LOOKED_AT = 10

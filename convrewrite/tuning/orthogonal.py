@@ -16,7 +16,7 @@ FIRST, THIRD, FIFTH = 3.4445, -4.7750, 2.0315
 """The author's coefficients of the odd polynomial that is applied to the singular values in each iteration."""
 
 FEWEST = 4
-"""A matrix with at least so many rows and columns has enough directions for this to matter."""
+"""A matrix with at least this many rows and columns has enough directions for this to matter."""
 
 LEAST = 1e-30
 """This is added to norms, so that a step of zeros stays zero."""

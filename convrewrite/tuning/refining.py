@@ -55,7 +55,7 @@ FEWEST, FEWEST_ASKED = 100, 20
 large model are expensive, and gain little before the rate falls again."""
 
 EPOCHS = 200
-"""Every input is drawn at most so many times: with few inputs, more of the same teaches nothing."""
+"""Every input is drawn at most this many times: with few inputs, more of the same teaches nothing."""
 
 HOPELESS = 20
 """Refinement ends once the effect is this many times the best one, as there is no way back. Steps of full size raise an effect
@@ -346,7 +346,7 @@ class _Towards:
         return loss
 
     def backward(self, inputs: Inputs, examples: int) -> float:
-        """Add the gradients of a part of a batch of so many ``examples``; returns the part's share of the loss."""
+        """Add the gradients of a part of a batch of ``examples`` examples; returns the part's share of the loss."""
         loss = self.loss(inputs) * (len(inputs[0]) / examples)
         loss.backward()
         return float(loss.detach())

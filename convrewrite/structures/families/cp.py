@@ -17,14 +17,14 @@ Factors = tuple[Tensor, Tensor, Tensor]
 """Factors ``(O, R)``, ``(C, R)`` and ``(k^2, R)``."""
 
 FEWER = ((1 << 20, 6), (1 << 19, 12))
-"""From so many numbers on, a kernel gets fewer sweeps, and how many: each takes long there, most of the gain comes first, and the
-fit to the inputs goes on from their result. For a 128 x 128 x 9 kernel at ranks 42, 128 and 256, 12 sweeps leave errors of 0.347,
-0.213 and 0.140, and 40 sweeps 0.336, 0.204 and 0.130."""
+"""Kernels of at least this many numbers (first) get only this many sweeps (second): each sweep takes long there, most of the gain
+comes first, and the fit to the inputs goes on from the result. For a 128 x 128 x 9 kernel at ranks 42, 128 and 256, 12 sweeps
+leave errors of 0.347, 0.213 and 0.140, and 40 sweeps 0.336, 0.204 and 0.130."""
 
 
 SINGLE = 1 << 17
-"""From so many numbers in a kernel on, sweeps run in float32, in half the time: after 40 of them the error of a 256 x 256 x 9
-kernel was the same to five digits, at ranks 64 and 256."""
+"""For kernels of at least this many numbers, sweeps run in float32, in half the time: after 40 of them the error of a 256 x 256 x
+9 kernel was the same to five digits, at ranks 64 and 256."""
 
 
 class Cp:
