@@ -14,6 +14,7 @@ from torch import nn
 
 from convrewrite.errors import FitError
 from convrewrite.fitting import Fit
+from convrewrite.rewriting.behind_relu import BehindRelu
 from convrewrite.rewriting.kept_fits import KeptFits
 from convrewrite.rewriting.outcomes import Outcome
 from convrewrite.rewriting.propagation import Propagation
@@ -110,7 +111,7 @@ def _rewrite_site(walk: Propagation, shortlist: Shortlist, work: Work) -> tuple[
     if not within:
         return Outcome(shortlist.site, None, reason=_none_within([found.error for _, found in fits])), None
     with watch.timed("solves"):
-        candidate, best = site_fit.best_of(within, structures)
+        candidate, best = BehindRelu(site_fit).best_of(within, structures)
     structure, option = structures[candidate.option.structure], candidate.option
     # From the weights alone no input runs through the rewritten prefix, so nothing has to be fast there.
     stand_in = site_fit.merged(structure, option, best) if site_fit.seen else None

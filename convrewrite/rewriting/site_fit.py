@@ -1,7 +1,7 @@
 """One site during fitting: its kernel, the moments of its inputs, and the fits of options to them."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -25,10 +25,9 @@ from convrewrite.fitting import (
     refit,
     rough_fit,
     solving,
-    with_wanted_outputs,
 )
 from convrewrite.graph import Site
-from convrewrite.places import exact_place, exactly
+from convrewrite.places import exact_place
 from convrewrite.progress import Stopwatch
 from convrewrite.rewriting.attempts import attempts, first_of, require_one, without_failed
 from convrewrite.rewriting.output_weighting import roots_of
@@ -40,15 +39,6 @@ from convrewrite.structures import Option, Stage, Structure, composed_kernel, in
 from convrewrite.workers import side_by_side
 
 Result = TypeVar("Result")
-
-ROUNDS = 3
-"""At most this many refits to what a ReLU lets through; the first one brings most of the gain."""
-
-REFIT_ITERATIONS = 15
-
-CLOSE = 1.1
-"""Only fits whose error behind the ReLU is at most this many times the least are refitted: a refit changes errors by a few
-hundredths, and by about as much for all options of one site. At 18 sites the same option was taken as by refitting all."""
 
 WIDE, WORTH = 256, 0.6
 """With at least this many channels in a group, and at most this part of the MACs, a chain is faster in torch than the one
@@ -179,9 +169,9 @@ class SiteFit:
 
     def go_on(self, structure: Structure, option: Option, found: Fit, iterations: int) -> Fit:
         """A fit of an option to the same inputs with more ``iterations``."""
-        return self._refit(structure, option, found, self.goals, self.seen, iterations)
+        return self.refitted(structure, option, found, self.goals, self.seen, iterations)
 
-    def _refit(
+    def refitted(
         self,
         structure: Structure,
         option: Option,
@@ -190,6 +180,7 @@ class SiteFit:
         moments: Sequence[Moments],
         iterations: int,
     ) -> Fit:
+        """A fit that goes on from another, towards other ``goals`` with their ``moments``, for so many more ``iterations``."""
         stages = structure.stages(self.site.folded_spec.per_group, option.parameters)
         with solving(self.site.name):
             return refit(stages, found, goals, moments, self.unseen, iterations)
@@ -215,62 +206,12 @@ class SiteFit:
         kernel = composed_kernel(found.kernels, stages, self.site.spec.groups)
         return build_conv(self.site.folded_spec, kernel, found.bias, self.like)
 
-    def best_of(self, fits: Sequence[tuple[Candidate, Fit]], structures: dict[str, Structure]) -> tuple[Candidate, Fit]:
-        """The fit with the least error after the leading ones were refitted to what a ReLU lets through, where nothing else uses
-        the output."""
-        ahead = self._ahead(fits, structures)
-        candidates = [candidate for candidate, _ in ahead]
-        tasks = [partial(self.rectify, structures[p.option.structure], p.option, f) for p, f in ahead]
-        candidate, (found, _) = min(without_failed(candidates, self.tried(tasks)), key=lambda entry: entry[1][1])
-        return candidate, found
-
-    def _ahead(
-        self, fits: Sequence[tuple[Candidate, Fit]], structures: dict[str, Structure]
-    ) -> list[tuple[Candidate, Fit]]:
-        """The fits whose error behind the ReLU is about the least."""
-        if len(fits) == 1 or not self.fitted:
-            return list(fits)
-        each = [
-            (structures[p.option.structure].stages(self.site.folded_spec.per_group, p.option.parameters), f)
-            for p, f in fits
-        ]
-        errors = self.solved([partial(self._error_behind_relu, stages, found) for stages, found in each])
-        return [own for own, error in zip(fits, errors, strict=True) if error <= CLOSE * min(errors)]
-
     def _pays(self, stages: Sequence[Stage]) -> bool:
         """Whether torch runs the chain in less time than the convolution it replaces."""
         spec, sizes = self.site.folded_spec, self.site.input_sizes
         if min(spec.in_channels, spec.out_channels) < WIDE * spec.groups:
             return False
         return option_cost(spec, stages, sizes).macs <= WORTH * spec.cost(sizes).macs
-
-    def rectify(self, structure: Structure, option: Option, found: Fit) -> tuple[Fit, float]:
-        """Refit to what the ReLU lets through, where nothing else uses the output: below zero any value is as good as another.
-        Also returns the error on held-out inputs, which after a refit is the absolute one behind the ReLU: it serves to compare
-        the options of one site.
-
-        Where the original is negative, the wanted output becomes what the rewritten site gives, if that is negative too,
-        otherwise zero; a fit to these targets never raises the error behind the ReLU, since its objective bounds that error from
-        above and touches it at the present fit (majorisation; the relaxation of Zhang et al. 2016, section 2.2). Rounds go on
-        while the error behind the ReLU falls on the held-out inputs.
-        """
-        if not self.fitted:
-            return found, found.error
-        best, least = found, float("inf")
-        stages = structure.stages(self.site.spec.per_group, option.parameters)
-        rounds = ROUNDS if self.patch < LARGE else min(ROUNDS, 1)
-        effort = self.effort(REFIT_ITERATIONS)
-        own = self._goals_of(found)
-        for index in range(rounds + 1):
-            error = self._error_behind_relu(stages, found)
-            if not error < least:
-                break
-            best, least = found, error
-            if index < rounds:
-                moments = self._relaxed_moments(stages, best)
-                goals = [goal.towards(m) for goal, m in zip(own, moments, strict=True)]
-                found = self._refit(structure, option, best, goals, moments, effort)
-        return best, least
 
     def effort(self, most: int) -> int:
         """Iterations of refinement at this site: ``most`` where patches are small, otherwise as many as are cheap."""
@@ -286,7 +227,7 @@ class SiteFit:
     def _count(self) -> int:
         return self.seen[0].count if self.seen else 0
 
-    def _goals_of(self, found: Fit) -> Sequence[Goal]:
+    def goals_of(self, found: Fit) -> Sequence[Goal]:
         """The goals that a fit was made for: those of its trusts where they are less than full."""
         if not found.trusts or self.evidence is None:
             return self.goals
@@ -322,40 +263,6 @@ class SiteFit:
             held_out=inputs.held_out,
             evidence=evidence,
         )
-
-    def _error_behind_relu(self, stages: Sequence[Stage], found: Fit) -> float:
-        """The error behind the ReLU on held-out positions: the root of the sum of squares."""
-        outputs = self._outputs(stages, found, self.held_out)
-        return sum(_squared_error(block, given, self.roots) for block, given in outputs) ** 0.5
-
-    def _relaxed_moments(self, stages: Sequence[Stage], found: Fit) -> tuple[Moments, ...]:
-        """The moments with the wanted outputs that take the ReLU into account."""
-        relaxed = [_relaxed(block, outputs) for block, outputs in self._outputs(stages, found, self.fitted)]
-        return with_wanted_outputs(self.seen, self.fitted, relaxed)
-
-    def _outputs(self, stages: Sequence[Stage], found: Fit, blocks: Sequence[Block]) -> Iterator[tuple[Block, Tensor]]:
-        """The outputs of a fit at every position of the blocks."""
-        if not blocks:
-            return
-        kernel = composed_kernel(found.kernels, stages, self.site.spec.groups).to(blocks[0].outputs)
-        weights = kernel.flatten(1).unflatten(0, (self.site.spec.groups, -1))
-        bias = found.bias.to(kernel).reshape(self.site.spec.groups, 1, -1)
-        for block in blocks:
-            yield block, block.patches @ weights.transpose(1, 2) + bias
-
-
-def _squared_error(block: Block, outputs: Tensor, roots: Roots) -> float:
-    skip = 0.0 if block.skips is None else block.skips
-    difference = (block.outputs + skip).relu() - (outputs + skip).relu()
-    weighted = (rows if root is None else rows @ root.T.to(rows) for rows, root in zip(difference, roots, strict=True))
-    return sum(float(exactly(rows.square()).sum(dtype=torch.float64)) for rows in weighted)
-
-
-def _relaxed(block: Block, outputs: Tensor) -> Tensor:
-    """The wanted outputs; where the original sum is negative, the nearest to the given ones that the ReLU still turns to zero."""
-    skip = 0.0 if block.skips is None else block.skips
-    wanted = block.outputs + skip
-    return torch.where(wanted > 0, wanted, (outputs + skip).clamp_max(0)) - skip
 
 
 def require_memory(sites: Sequence[Site], memory: int) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 import convrewrite
 from convrewrite.conv import ConvSpec
 from convrewrite.fitting import stages as module
-from convrewrite.rewriting import site_fit
+from convrewrite.rewriting import behind_relu, site_fit
 from convrewrite.rules.schema import Protect, Rule
 from convrewrite.structures.structure import Setting, Structure
 
@@ -66,7 +66,7 @@ def test_the_refit_lowers_the_error_behind_the_relu(
     torch.manual_seed(1)
     model = Rectified(skip).eval()
     wanted, found = rewritten_output(model, images(), structure)
-    monkeypatch.setattr(site_fit, "ROUNDS", 0)
+    monkeypatch.setattr(behind_relu, "ROUNDS", 0)
     _, plain = rewritten_output(model, images(), structure)
     assert float((found - wanted).square().sum()) < float((plain - wanted).square().sum())
 
@@ -104,7 +104,7 @@ def test_no_refit_where_something_else_sees_the_output(monkeypatch: pytest.Monke
     torch.manual_seed(1)
     model = Seen().eval()
     _, found = rewritten_output(model, images(), "channel")
-    monkeypatch.setattr(site_fit, "ROUNDS", 0)
+    monkeypatch.setattr(behind_relu, "ROUNDS", 0)
     _, plain = rewritten_output(model, images(), "channel")
     assert torch.equal(found, plain)
 

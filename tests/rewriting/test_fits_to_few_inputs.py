@@ -15,6 +15,7 @@ from convrewrite.fitting.targets import Ground
 from convrewrite.graph.sites import find_sites
 from convrewrite.graph.tracing import trace
 from convrewrite.progress import Stopwatch
+from convrewrite.rewriting.behind_relu import BehindRelu
 from convrewrite.rewriting.propagation import Propagation
 from convrewrite.rewriting.site_fit import SiteFit
 from convrewrite.rules.options import Candidate
@@ -140,12 +141,12 @@ def test_the_refit_behind_a_relu_goes_on_with_the_same_trust() -> None:
     candidate = Candidate(option, cost, Rule(name="r", structures=("channel",), ratio=0.5))
     [(_, best)] = site_fit.fit_all([candidate], {"channel": CHANNEL})
     assert best.trusts
-    goals = site_fit._goals_of(best)
+    goals = site_fit.goals_of(best)
     assert not torch.equal(goals[0].target.covariance, site_fit.goals[0].target.covariance)
-    _, before = site_fit.rectify(CHANNEL, option, best)
-    refitted, least = site_fit.rectify(CHANNEL, option, best)
+    _, before = BehindRelu(site_fit).rectify(CHANNEL, option, best)
+    refitted, least = BehindRelu(site_fit).rectify(CHANNEL, option, best)
     assert least == before, "the same every time"
-    assert least <= site_fit._error_behind_relu(CHANNEL.stages(site_fit.site.spec, {"rank": 11}), best)
+    assert least <= BehindRelu(site_fit).error(CHANNEL.stages(site_fit.site.spec, {"rank": 11}), best)
     assert refitted.kernels[0].isfinite().all()
 
 
