@@ -1,4 +1,4 @@
-"""convrewrite: a trained CNN in (PyTorch or ONNX), a smaller and faster one that still computes the same out.
+"""convrewrite takes a trained CNN (PyTorch or ONNX) and gives a smaller and faster one that still computes the same.
 
 The public names are these; they are imported when first used, so that ``import convrewrite`` stays light.
 """
@@ -8,8 +8,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-# onnxruntime reads this as it is imported, no later: without it, it keeps a file of what ran on this machine in the user's cache
-# folder and sends that to its maker. Who wants that says 0.
+# onnxruntime reads this when it is imported, not later. Without it, onnxruntime keeps a file of what ran on this machine in the
+# user's cache folder and sends it to its maker. To allow that, set it to 0.
 
 if TYPE_CHECKING:
     __version__: str

@@ -1,4 +1,4 @@
-"""Axes of inputs that an exported file takes in any size, by their names, and inputs of another size to try that on."""
+"""Named axes of inputs along which an exported file takes any size, and inputs of another size to try that with."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +11,12 @@ from convrewrite.inputs import Inputs
 BATCH = "batch"
 
 LEAST_RANKS = {BATCH: 1, "height": 4, "width": 3}
-"""Axes an input has at least where it has one of this name: height and width are the last two of an image, width is the last
+"""Fewest axes of an input that has an axis of this name: height and width are the last two of an image, width is the last
 of a sequence of vectors, (N, C, W)."""
 
 
 def axes_named(inputs: Inputs, names: Sequence[str]) -> tuple[dict[int, str], ...]:
-    """For every input the names of its free axes by their positions. Axes of one name and another size are told apart.
+    """For every input its free axes, position -> name. Axes of one name but different sizes get different names.
 
     Raises UsageError for a name that no input has an axis of.
     """
@@ -37,7 +37,7 @@ def axes_named(inputs: Inputs, names: Sequence[str]) -> tuple[dict[int, str], ..
 
 
 def by_parameters(forward: Callable[..., object], free: Sequence[Mapping[int, object]]) -> tuple[object, ...]:
-    """The free axes of every input as torch asks for them: those of ``*inputs`` stand in a tuple of their own."""
+    """The free axes of every input in the form that torch asks for: those of ``*inputs`` are in a tuple of their own."""
     return tuple(inspect.signature(forward).bind(*free).arguments.values())
 
 
@@ -47,7 +47,8 @@ def position_of(name: str, rank: int) -> int:
 
 
 def doubled(inputs: Inputs, name: str) -> Inputs:
-    """The inputs at twice the size along this axis: they and their mirror image, so that nothing jumps where the two meet."""
+    """The inputs at twice the size along this axis, each followed by its mirror image, so that values do not jump where they
+    meet."""
     return tuple(
         torch.cat([x, x.flip(at)], at) if x.ndim >= LEAST_RANKS[name] and (at := position_of(name, x.ndim)) >= 0 else x
         for x in inputs

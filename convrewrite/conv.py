@@ -31,7 +31,7 @@ PADDING_MODES: dict[PaddingMode, str] = {
 
 
 class Kind(StrEnum):
-    """What a convolution is. ``separable`` marks both halves of a depthwise convolution directly followed by its pointwise."""
+    """What a convolution is. ``separable`` marks a depthwise convolution and the pointwise one directly after it."""
 
     STANDARD = "standard"
     POINTWISE = "pointwise"
@@ -59,10 +59,10 @@ class Cost:
 class ConvSpec:
     """The geometry of one convolution, as ``nn.Conv2d`` and ``nn.ConvTranspose2d`` name it.
 
-    One of one dimension, ``dims`` 1, is described as a two-dimensional one on inputs of height 1: its kernel is 1 x k.
+    A one-dimensional convolution, ``dims`` 1, is described as a two-dimensional one on inputs of height 1: its kernel is 1 x k.
 
-    A dynamic convolution has several ``kernels``, of which each example goes through a mixture; ``out_channels`` are then
-    those of all kernels, stacked within each group.
+    A dynamic convolution has several ``kernels``, and each example is convolved with a mixture of them; ``out_channels`` then
+    counts those of all kernels, stacked within each group.
     """
 
     in_channels: int
@@ -119,7 +119,7 @@ class ConvSpec:
 
     @property
     def mixed(self) -> "ConvSpec":
-        """The convolution that one example goes through."""
+        """The convolution that one example is convolved with."""
         return replace(self, out_channels=self.out_channels // self.kernels, kernels=1)
 
     @property
@@ -256,12 +256,12 @@ def module_weight(kernel: Tensor, spec: ConvSpec) -> Tensor:
 
 
 def planar(values: Tensor, spec: ConvSpec) -> Tensor:
-    """``(N, C, L)`` of a one-dimensional convolution -> ``(N, C, 1, L)``; what has two dimensions stays."""
+    """``(N, C, L)`` of a one-dimensional convolution -> ``(N, C, 1, L)``; two-dimensional values stay as they are."""
     return values.unsqueeze(-2) if spec.dims == 1 else values
 
 
 def as_size(values: Sequence[int] | int, flat: int) -> Size:
-    """One or two numbers as height and width; a single one in a sequence is a width, and the height then ``flat``."""
+    """One or two numbers as height and width; a single number in a sequence is a width, with the height ``flat``."""
     if isinstance(values, int):
         return (values, values)
     return (int(values[0]), int(values[1])) if len(values) == 2 else (flat, int(values[0]))

@@ -4,7 +4,7 @@
     |-- UsageError            a value given by the caller is wrong: exit code 2
     |   |-- RuleFileError     a rule file is not valid
     |   |-- CalibrationError  the calibration inputs cannot be used
-    |   |   `-- FitError      one site cannot be fitted to what they make of it
+    |   |   `-- FitError      one site cannot be fitted to its inputs and outputs
     |   `-- PlanError         a budget cannot be met, or a plan belongs to another model
     |-- ModelError            the model itself stands in the way: exit code 3
     |   |-- ModelLoadError    the file or factory gives no model
@@ -13,9 +13,9 @@
     |-- ProcessLostError      one of several processes of a run has ended: exit code 1
     `-- VerificationError     the result is not what it must be: exit code 1
 
-Every message says where, what was expected, what was found and what to do, by the options of the command line; a note of the
-error tells how Python spells these. Control characters of names from elsewhere are written out in it, so that no file can forge
-a line or steer a terminal. "This site was left alone" is no error: it is data with a reason and stands in the report.
+Every message says where, what was expected, what was found and what to do, in terms of the command line's options; a note on the
+error says how Python spells these. Control characters of names from elsewhere are written out in it, so that no file can forge a
+line or steer a terminal. "This site was left alone" is not an error: it is data with a reason, and in the report.
 """
 
 from typing import Any, ClassVar
@@ -30,13 +30,13 @@ class ConvRewriteError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, *lines: str) -> None:
-        """The message: its lines, each of which stays one whatever the names in it hold."""
+        """The lines of the message; each stays one line, whatever the names in it contain."""
         super().__init__("\n".join(printable(line.replace("\n", " ")) for line in lines))
         if (spelled := in_python(str(self))) is not None:  # a traceback shows it, and the command line does not
             self.add_note(spelled)
 
     def __reduce__(self) -> tuple[type, tuple[str, ...], dict[str, Any]]:
-        """As it was made, line by line: errors go from process to process."""
+        """Made again from its lines, as errors are sent from process to process."""
         return type(self), tuple(str(self).split("\n")), self.__dict__
 
 
@@ -55,7 +55,7 @@ class CalibrationError(UsageError):
 
 
 class FitError(CalibrationError):
-    """One site cannot be fitted to its inputs and outputs: it is kept. ``reason`` is what its row says."""
+    """One site cannot be fitted to its inputs and outputs, and is kept. ``reason`` is what its row in the report says."""
 
     def __init__(self, site: str, reason: str) -> None:
         """``reason``: what was expected of the site's numbers, what was found, and what to do."""
@@ -63,7 +63,7 @@ class FitError(CalibrationError):
         self.site, self.reason = site, reason
 
     def __reduce__(self) -> tuple[type, tuple[str, ...], dict[str, Any]]:
-        """As it was made, from its two texts."""
+        """Made again from its two texts."""
         return type(self), (self.site, self.reason), self.__dict__
 
 

@@ -1,4 +1,4 @@
-"""Text from elsewhere, shown as it stands: names, keys and messages may hold what a terminal or a page would act upon."""
+"""Text from elsewhere, made harmless to show: names, keys and messages may hold what a terminal or a page would act upon."""
 
 import re
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ TERMINAL_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 """Sequences that colour what a terminal shows."""
 
 CAUSE_LENGTH = 300
-"""Letters of somebody else's message, at most."""
+"""Most letters that are shown of somebody else's message."""
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -29,8 +29,8 @@ def message_of(error: BaseException | None) -> str:
 
 
 def led_to(error: BaseException | None, *, contexts: bool = True) -> Iterator[BaseException]:
-    """An error, what it was raised from, or with ``contexts`` while handling, and so on; each once, as code from elsewhere may
-    raise an error from what was raised from it."""
+    """An error, the one it was raised from (with ``contexts`` otherwise the one it was raised while handling), and so on. Each
+    comes once, as code from elsewhere may raise an error from one that was raised from it."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

@@ -1,7 +1,7 @@
 """What a model is called with: tensors in the order of its forward's parameters, however the caller names them.
 
 A caller gives one tensor, a tuple of them, a dictionary by the names of ``forward``'s parameters, or both. They are bound to
-positions once, here: every stage behind works with a plain tuple, and an ONNX file takes its inputs in the same order.
+positions once, here: every later stage works with a plain tuple, and an ONNX file takes its inputs in the same order.
 """
 
 import inspect
@@ -22,7 +22,8 @@ ExampleInput = Tensor | Sequence[Any] | Mapping[str, Tensor]
 """A tensor, a tuple of tensors, a dictionary of keyword tensors, or ``(args, kwargs)``."""
 
 INPUT_NAMES = "convrewrite.input_names"
-"""The key of a graph module's ``meta`` under which its inputs' names stand, where these are no identifiers of Python."""
+"""The key in the ``meta`` of a module made of an ONNX graph that holds its inputs' names, which need not be Python
+identifiers."""
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _EXPECTED = "a tensor, a tuple of tensors, a dictionary of keyword tensors, or (args, kwargs)"
@@ -32,7 +33,7 @@ def bind_inputs(model: nn.Module, example: ExampleInput) -> Inputs:
     """The tensors of ``example`` in the order in which ``forward`` takes them.
 
     Raises UsageError for anything but tensors, for names that ``forward`` does not have or takes by keyword only, and
-    where an optional parameter before a given one was left out: a tuple cannot say that.
+    where an optional parameter before a given one was left out, which a tuple cannot express.
     """
     positional, named = _parts(example)
     where = type(model).__name__
@@ -85,7 +86,7 @@ def require_common_batch(inputs: Inputs) -> None:
 
 
 def in_batches_of(batches: Sequence[Inputs], size: int) -> tuple[Inputs, ...]:
-    """The same examples, ``size`` at a time; those left over are left out."""
+    """The same examples, ``size`` at a time; an incomplete last batch is left out."""
     if not batches:
         return ()
     together = tuple(torch.cat(column) if len(column) > 1 else column[0] for column in zip(*batches, strict=True))
@@ -94,7 +95,7 @@ def in_batches_of(batches: Sequence[Inputs], size: int) -> tuple[Inputs, ...]:
 
 
 def in_whole_batches(batches: Sequence[Inputs], size: int) -> tuple[Inputs, ...]:
-    """:func:`in_batches_of`; of fewer than ``size`` examples one batch, in which they come again and again."""
+    """As :func:`in_batches_of`; fewer than ``size`` examples are repeated until they fill one batch."""
     found = in_batches_of(batches, size)
     if found or not batches:
         return found
@@ -108,7 +109,8 @@ def moved(inputs: Inputs, device: torch.device) -> Inputs:
 
 
 def varied(inputs: Inputs) -> Inputs:
-    """Other numbers of the same shapes, in the range of the given ones: what hangs on the numbers shows."""
+    """Other numbers of the same shapes, in the range of the given ones if that includes 0.5, to show what depends on the
+    numbers."""
     return tuple(
         (tensor.flip(-1) * 0.5 + 0.25 if tensor.is_floating_point() else tensor.flip(-1)) if tensor.ndim else tensor
         for tensor in inputs
@@ -116,8 +118,8 @@ def varied(inputs: Inputs) -> Inputs:
 
 
 def enlarged(inputs: Inputs) -> Iterator[Inputs]:
-    """Inputs of other sizes, made of these: in twice as large a batch, and longer along the last axis, or the last two, beside
-    batch and channels. What hangs on a size shows, in a model that takes others."""
+    """Inputs of other sizes, made of these: first in twice as large a batch, then twice as long along the last axis, then along
+    the last two; batch and channels do not count. They show what depends on a size, in a model that takes other sizes."""
     yield tuple(torch.cat([tensor, tensor.flip(-1)]) if tensor.ndim else tensor for tensor in inputs)
     longer = tuple(torch.cat([tensor, tensor], -1) if tensor.ndim > 2 else tensor for tensor in inputs)
     yield longer
@@ -157,7 +159,7 @@ def _parts(example: object) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
 
 
 def _keywords(model: nn.Module, positional: int, named: Mapping[str, Tensor]) -> Inputs:
-    """The keyword inputs in the order of ``forward``'s parameters behind the first ``positional`` ones."""
+    """The keyword inputs in the order of ``forward``'s parameters after the first ``positional`` ones."""
     if not named:
         return ()
     where, names = type(model).__name__, parameter_names(model)

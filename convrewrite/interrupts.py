@@ -1,4 +1,4 @@
-"""Ctrl-C and its like: kept waiting while something must not be left half done, and raised where they would kill."""
+"""Ctrl-C and similar signals: delayed while something must not be left half done, and raised where they would kill."""
 
 import signal
 import threading
@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 
 KILLING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Signals that end a process without a word, unless it asks for them."""
+"""Signals that end a process without a word, unless it handles them."""
 
 
 SOON = 0.02
@@ -15,7 +15,7 @@ SOON = 0.02
 
 
 class Terminated(BaseException):
-    """One of :data:`KILLING` came; ``number`` is its own. No Exception, so that nothing on its way takes it for an error."""
+    """One of :data:`KILLING` came; ``number`` is its own. Not an Exception, so that nothing on its way takes it for an error."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -23,15 +23,16 @@ class Terminated(BaseException):
 
 
 _raised: list[int] = []
-"""Signals whose exceptions have not yet come to where a command ends."""
+"""Signals whose exceptions have not yet reached the end of a command."""
 
 
 @contextmanager
 def signals_raised() -> Iterator[None]:
-    """Meanwhile signals that would kill raise :class:`Terminated`, so that what is temporary is cleared; none gets lost.
+    """Inside the block signals that would kill raise :class:`Terminated`, so that what is temporary is cleared; no signal gets
+    lost.
 
-    One that the process ignores, as under nohup, or handles itself is left alone. Only the main thread gets signals: in
-    others nothing changes.
+    A signal that the process ignores, as under nohup, or handles itself is left alone. Only the main thread gets signals: in
+    other threads nothing changes.
     """
     with ExitStack() as stack:
         for number in (signal.SIGINT, *KILLING) if _gets_signals() else ():
@@ -44,10 +45,10 @@ def signals_raised() -> Iterator[None]:
 
 @contextmanager
 def interrupts_told() -> Iterator[None]:
-    """An error of the block that a signal preceded is told as that interrupt.
+    """An error that the block raises after a signal is replaced by that signal's interrupt.
 
-    Compiled code may catch what a signal raises and fail for another reason: pybind11, while it looks for an overload that
-    takes the arguments, says that none does.
+    Compiled code may catch what a signal raises and then fail with another error: pybind11, while it looks for an overload that
+    takes the arguments, says that there is none.
     """
     try:
         yield
@@ -60,7 +61,7 @@ def interrupts_told() -> Iterator[None]:
 
 
 def raise_unheard() -> None:
-    """Raise again what a signal raised, where something on its way swallowed it and the command went on."""
+    """Raise a signal's interrupt again where something on its way swallowed it and the command went on."""
     if (found := _unheard()) is not None:
         raise found
 
@@ -71,7 +72,8 @@ def _unheard() -> BaseException | None:
 
 @contextmanager
 def held(deliver: Callable[[int], None] = signal.raise_signal) -> Iterator[None]:
-    """Meanwhile Ctrl-C and what :func:`signals_raised` raises wait; the last of them is delivered at the end."""
+    """Inside the block Ctrl-C and the signals that :func:`signals_raised` raises wait; the last of them is delivered at the
+    end."""
     came: list[int] = []
     try:
         with ExitStack() as stack:
@@ -85,14 +87,14 @@ def held(deliver: Callable[[int], None] = signal.raise_signal) -> Iterator[None]
 
 
 def ignored_from_here() -> None:
-    """All is done: Ctrl-C and its like come too late to change anything, so until the process ends they say nothing."""
+    """All is done: Ctrl-C and similar signals come too late to change anything, so they are ignored until the process ends."""
     for number in (signal.SIGINT, *KILLING) if _gets_signals() else ():
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def put_back() -> Iterator[None]:
-    """What signals do is afterwards what it was before the block."""
+    """After the block signals do what they did before it."""
     with ExitStack() as stack:
         for number in (signal.SIGINT, *KILLING) if _gets_signals() else ():
             if (before := signal.getsignal(number)) is not None:  # None: something outside Python handles it
@@ -101,7 +103,7 @@ def put_back() -> Iterator[None]:
 
 
 def soon(number: int) -> None:
-    """Deliver a signal a moment later: what is raised while an object is collected goes nowhere."""
+    """Deliver a signal a moment later, since an exception that is raised while an object is garbage-collected is lost."""
     timer = threading.Timer(SOON, _deliver, [number])
     timer.daemon = True
     with suppress(RuntimeError):  # the interpreter is about to end anyway
@@ -109,7 +111,7 @@ def soon(number: int) -> None:
 
 
 def _deliver(number: int) -> None:
-    """To the main thread, which it wakes where it sleeps."""
+    """Deliver it to the main thread, and wake that if it sleeps."""
     main = threading.main_thread().ident
     if hasattr(signal, "pthread_kill") and main is not None:
         signal.pthread_kill(main, number)
@@ -132,7 +134,7 @@ def _error_of(number: int) -> BaseException:
 
 @contextmanager
 def _handled(number: int, handler: "signal._HANDLER") -> Iterator[None]:
-    """The signal is handled so, unless the block itself decides what it does from then on."""
+    """Inside the block ``handler`` handles the signal, and the earlier handler after it, unless the block set another one."""
     before = signal.getsignal(number)
     try:
         signal.signal(number, handler)

@@ -14,26 +14,27 @@ _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 _SET_PARENT_DEATH_SIGNAL = 1
 
 UNKNOWN_MEMORY = 8 << 30
-"""Bytes that a machine is taken to have when it does not tell."""
+"""Bytes of memory that a machine is taken to have when it does not report them."""
 
 SHARE = 0.9
 """Share of the main memory that the command line may take."""
 
 SPINS = "30000"
-"""Turns that a thread of GNU OpenMP waits in before it sleeps; its own choice is 300,000. On two cores a step of training took
-0.064, 0.070 and 0.082 s alone with 300,000, 30,000 and 1,000 of them, and 0.27, 0.24 and 0.17 s beside two busy processes; with
+"""How often a waiting thread of GNU OpenMP spins before it sleeps; GNU's default is 300,000. On two cores a step of training took
+0.064, 0.070 and 0.082 s alone with 300,000, 30,000 and 1,000 spins, and 0.27, 0.24 and 0.17 s beside two busy processes; with
 1,000 refinement took half as long again."""
 
 HEAP_BLOCK, HEAP_KEPT = 1 << 26, 1 << 29
-"""Bytes up to which a block comes from the heap, and that the heap keeps unused at its end. What lies outside is given back and
-cleared anew at every use: with a ResNet-18 a batch of 32 images took 0.83 s, and 0.70 s with these."""
+"""The largest block that comes from the heap, and how much the heap keeps unused at its end, in bytes. Memory outside the heap is
+returned to the system and cleared again at every use: with a ResNet-18 a batch of 32 images took 0.83 s, and 0.70 s with
+these."""
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
-"""What mallopt calls them."""
+"""mallopt's numbers for the two."""
 
 PROBE_SECONDS = 30.0
 """Seconds that an ONNX file may take to be opened, and again to run once, unless the caller says otherwise: ordinary
-files take a few, and one that never ends is told before patience does."""
+files take a few, and one that never ends is reported before the user loses patience."""
 
 
 def memory_bytes() -> int:
@@ -61,13 +62,14 @@ def processor() -> tuple[str, frozenset[str]]:
 
 @functools.cache
 def adds_bytes() -> bool:
-    """Whether products of two bytes are added up in 32 bits; others add them in 16, which overflow at 8 bits of weight."""
+    """Whether the processor adds up products of two bytes in 32 bits. Other processors add them in 16, which overflow with 8-bit
+    weights."""
     return bool({"avx512_vnni", "avx_vnni", "asimddp"} & processor()[1])
 
 
 @functools.cache
 def multiplies_bfloat16() -> bool:
-    """Whether units for products of matrices take bfloat16: a convolution then takes a sixth of what it does in float32."""
+    """Whether the processor's matrix units take bfloat16: a convolution then takes a sixth of its time in float32."""
     return "amx_bf16" in processor()[1]
 
 
@@ -80,14 +82,14 @@ def _numpy_features() -> list[str]:
 
 
 def channel_block() -> int:
-    """Channels in one block of onnxruntime's NCHWc layout: 16 with AVX-512, else 8."""
+    """Channels in one block of onnxruntime's NCHWc layout: 16 with AVX-512, otherwise 8."""
     return 16 if "avx512f" in processor()[1] else 8
 
 
 def limit_memory(limit: int, *, address_space: bool = False) -> None:
     """Let this process have ``limit`` bytes of data, or of address space, and no more: what asks for more gets a MemoryError.
 
-    A limit that is lower already stays.
+    A limit that is already lower stays.
     """
     try:
         import resource
@@ -102,14 +104,14 @@ def limit_memory(limit: int, *, address_space: bool = False) -> None:
 
 def share_processor() -> None:
     """Let torch's threads sleep soon while they wait for each other, unless the user's environment says how long they spin.
-    Beside other work on the same cores spinning threads keep those from running that they wait for. To be called before
-    torch is imported, whose OpenMP reads it then."""
+    Where other work runs on the same cores, spinning threads keep the threads that they wait for from running. To be called
+    before torch is imported, as its OpenMP reads the variable then."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def keep_heap() -> None:
-    """Let activations and covariances come from memory that this process has had before, where the C library is GNU's and the
+    """Let activations and covariances reuse memory that this process has already, where the C library is GNU's and the
     user's environment does not say otherwise."""
     if platform.libc_ver()[0] != "glibc" or any(name.startswith(("MALLOC_", "GLIBC_")) for name in os.environ):
         return
@@ -119,13 +121,13 @@ def keep_heap() -> None:
 
 
 def give_back_heap() -> None:
-    """Give the system what the C library keeps and nothing lies in, before other sizes are asked for."""
+    """Return memory that the C library keeps unused to the system, before blocks of other sizes are asked for."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def end_with_parent() -> None:
-    """Let this process be killed when the one that started it ends, however that ends. Linux alone knows that."""
+    """Let this process be killed when the one that started it ends, however that ends. Only Linux has this."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 

@@ -1,8 +1,8 @@
 """What a module, a parameter or a buffer may be called.
 
-torch.fx and torch.export write these names into Python source, which they compile. nn.Module itself forbids no more than a
-dot, and a file sets names past it: a quote in one ends the string it stands in, and what follows it runs. So a name is made
-of letters, digits, ``_`` and ``-``, and of nothing that Python would read as something else.
+torch.fx and torch.export write these names into Python source, which they compile. nn.Module itself forbids dots only, and a file
+can set names without asking it: a quote in a name ends the string that the name is written in, and what follows it runs as code.
+So a name consists of letters, digits, ``_`` and ``-``, and of nothing that Python would read as something else.
 """
 
 import unicodedata
@@ -30,15 +30,15 @@ def require_names(model: nn.Module, source: str) -> None:
     """Raise ModelLoadError, which names ``source``, unless every submodule, parameter, buffer and tensor attribute has a
     harmless name.
 
-    Called wherever a model comes in, before anything of it is followed as a graph or exported. TorchScript is refused as
-    well, and a wrapper of which no copy runs.
+    Called wherever a model comes in, before any part of it is traced or exported. TorchScript is refused too, and so is
+    DistributedDataParallel, of which no copy runs.
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelLoadError(
             f"{source}: expected a Python nn.Module, found a TorchScript module, which cannot be rewritten; give the module that "
             "it was made from, or an ONNX file"
         )
-    if isinstance(model, nn.parallel.DistributedDataParallel):  # it runs in the processes alone that it was made in
+    if isinstance(model, nn.parallel.DistributedDataParallel):  # it runs only in the processes that it was made in
         raise ModelLoadError(
             f"{source}: expected the network itself, found it in DistributedDataParallel; give its .module"
         )

@@ -1,6 +1,6 @@
 """Where torch can compute: the processor, and the devices beside it, by the names that users give them.
 
-What a device has not is told here too: room, and float64. Torch is imported only where a device is asked for.
+What a device may lack is found out here too: free memory and float64. Torch is imported only where a device is asked for.
 """
 
 import re
@@ -18,15 +18,15 @@ PROCESSOR, AUTO = "cpu", "auto"
 _NAMES = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?", re.ASCII)
 
 ROOM = 0.7
-"""Part of a device's free memory that activations and moments may take: the rest is for what works on them."""
+"""Part of a device's free memory that activations and moments may take: the rest is for the operations on them."""
 
 _EXHAUSTED = ("out of memory", "STATUS_ALLOC_FAILED", "STATUS_NOT_INITIALIZED")
-"""What errors say that tell of a full device: torch's own, and those of libraries that get no room for their work or to begin."""
+"""What errors say where a device is full: torch's own, and those of libraries that get no memory to work in or to start with."""
 
 
 def there(name: str | None, where: str = "--device") -> str | None:
-    """The name of a device that is there, if one is asked for; ``where`` is what the caller knows the option by. Raises
-    UsageError, which says which there are."""
+    """The name as it is, if a device is asked for and available; ``where`` is what the caller calls the option. Raises
+    UsageError, which lists the names or the devices that are possible."""
     if name is None:
         return None
     if not isinstance(name, str) or not _NAMES.fullmatch(name):
@@ -37,7 +37,7 @@ def there(name: str | None, where: str = "--device") -> str | None:
 
 
 def known_places() -> tuple[str, ...]:
-    """All names of devices that there are, the one that ``auto`` takes first."""
+    """The names of all available devices; the first is the one that ``auto`` takes."""
     import torch
 
     cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
@@ -46,7 +46,7 @@ def known_places() -> tuple[str, ...]:
 
 
 def place_of(name: str) -> "torch.device":
-    """The device of a name, with its number, as tensors that lie there tell it. Raises UsageError where it is not there."""
+    """The device of a name, with its number, as tensors on it report it. Raises UsageError where it is not available."""
     import torch
 
     there(name)
@@ -65,14 +65,15 @@ def place_of_model(model: "nn.Module") -> "torch.device":
 
 
 def described(device: "torch.device") -> str:
-    """A device by its name, and by that of its maker where torch tells it."""
+    """A device's name, with its product name where torch reports that."""
     import torch
 
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 def free_memory(device: "torch.device") -> int:
-    """Bytes that activations and moments may take on a device as it is now; what torch holds there without need is free."""
+    """Bytes that activations and moments may take on a device as it is now; memory that torch only caches there counts as
+    free."""
     import torch
 
     if device.type == "cuda":
@@ -82,7 +83,7 @@ def free_memory(device: "torch.device") -> int:
 
 
 def let_go(device: "torch.device") -> None:
-    """Give back what torch holds on a device without need."""
+    """Give back the memory that torch only caches on a device."""
     import torch
 
     if device.type == "cuda":
@@ -92,7 +93,7 @@ def let_go(device: "torch.device") -> None:
 
 
 def ready_thread() -> None:
-    """What a new thread has to do before it works on a device: cuBLAS warns of one in which nothing was asked of it before."""
+    """What a new thread has to do before it works on a device: cuBLAS warns in a thread that has not used CUDA before."""
     import torch
 
     if torch.cuda.is_initialized():
@@ -105,24 +106,24 @@ def has_float64(device: "torch.device") -> bool:
 
 
 def exact_place(device: "torch.device") -> "torch.device":
-    """Where float64 is that goes with a device: there, or on the processor."""
+    """Where float64 is computed for a device: on it, or on the processor where it has no float64."""
     import torch
 
     return device if has_float64(device) else torch.device(PROCESSOR)
 
 
 def exactly(tensor: "Tensor") -> "Tensor":
-    """The tensor where float64 is: itself, or from a device without it a copy on the processor."""
+    """The tensor on a device that has float64: itself, or a copy on the processor."""
     return tensor if has_float64(tensor.device) else tensor.to(PROCESSOR)
 
 
 def in_float64(tensor: "Tensor") -> "Tensor":
-    """The numbers in float64, where that is."""
+    """The numbers in float64, on a device that has it."""
     return exactly(tensor).double()
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, tells that a device has no room left."""
+    """Whether an error, or one that led to it, says that a device has no memory left."""
     import torch
 
     return any(

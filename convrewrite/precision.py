@@ -1,6 +1,6 @@
 """Where models run in bfloat16: on a processor with matrix units for it, in steps of a training.
 
-What comes of a training is judged in float32; nothing that is reported, measured or fitted in closed form is computed so.
+The result of a training is judged in float32; nothing that is reported, measured or fitted in closed form is in bfloat16.
 Sources: Micikevicius et al. 2018, "Mixed precision training"; Kalamkar et al. 2019, "A study of bfloat16 for deep learning
 training": it has the range of float32, so that losses need no scale.
 """
@@ -18,10 +18,10 @@ from convrewrite.places import PROCESSOR
 
 CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
 GROUPS = 6
-"""Place of the number of groups among the arguments of any of torch's convolutions."""
+"""Position of the number of groups among the arguments of any of torch's convolutions."""
 
 NARROW = 8
-"""Channels of a group below which matrix units have little to do. Forwards and backwards of 32 x 64 x 28 x 28 on one thread, in
+"""With fewer channels in a group, matrix units have little to do. Forwards and backwards of 32 x 64 x 28 x 28 on one thread, in
 float32 and bfloat16: four channels with a stride of two 4.5 and 6.1 ms, one channel 2.2 and 23 ms, one with a 5 x 5 kernel 15
 and 61 ms; 16 channels 9.6 and 4.4 ms."""
 
@@ -35,8 +35,8 @@ def bfloat16_pays(model: nn.Module) -> bool:
 
 @contextmanager
 def in_bfloat16(wanted: bool = True) -> Iterator[None]:
-    """Within the block convolutions and products of matrices are in bfloat16, on the processor, but those that float32 is faster
-    for; not where that is not ``wanted``."""
+    """Inside the block convolutions and products of matrices on the processor are in bfloat16, except those that are faster in
+    float32. Nothing changes unless that is ``wanted``."""
     if not wanted:
         yield
         return

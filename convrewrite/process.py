@@ -1,6 +1,6 @@
 """The one place for what belongs to the whole process: patches of torch and Python, streams, loggers, random state, threads.
 
-Everything here stands behind one lock, and is as it was once the lock is free again. Meanwhile other threads go on: a patched
+Everything here happens under one lock, and is as it was once the lock is free again. Meanwhile other threads go on: a patched
 function does for them what it did before, and what they print is shown.
 """
 
@@ -28,7 +28,7 @@ _LOCK = threading.RLock()
 """Lock of what belongs to the process. A thread that holds it may take it again."""
 
 CHOICES = {"max": torch.sym_max, "min": torch.sym_min}
-"""Functions of Python that cannot be followed -> those of torch that can, and do the same with two numbers."""
+"""Functions of Python that cannot be traced -> those of torch that can, and do the same with two numbers."""
 
 Patched = Callable[..., Any]
 
@@ -42,8 +42,8 @@ def alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def at_work(seed: int) -> Iterator[None]:
-    """One run at a time: seeded random numbers, and torch in its ordinary mode (no inference mode, no autocast), which compiles
-    nothing. Random state, thread count, default dtype, warning filters and loggers are given back as they were."""
+    """One run at a time: seeded random numbers, and torch in its ordinary mode (no inference mode, no autocast, nothing
+    compiled). Random state, thread count, default dtype, warning filters and loggers are restored afterwards."""
     with _LOCK, ordinary_mode(), compiled("force_eager"), same_random_numbers(seed), _settings_kept():
         yield
 
@@ -56,19 +56,19 @@ MODULES_COMPILED = 1 << 20
 @contextlib.contextmanager
 def compiled(stance: str) -> Iterator[None]:
     """How code under ``torch.compile`` behaves inside the block: ``"force_eager"`` runs it uncompiled, ``"default"`` as usual.
-    A model that is watched, followed and taken apart would be compiled anew at every step, and parts of this package with it."""
+    A model that is observed, traced and taken apart would be compiled anew at every step, and parts of this package with it."""
     with _LOCK, contextlib.ExitStack() as stack:
-        if "torch._dynamo" in sys.modules:  # else nobody has asked for it, and importing it takes seconds
+        if "torch._dynamo" in sys.modules:  # otherwise nobody has asked for it, and importing it takes seconds
             stack.enter_context(torch.compiler.set_stance(stance))
-            # Of modules of one class, which have one forward, torch runs all beyond eight as they are written.
+            # Modules of one class share one forward: torch compiles it for eight of them, and runs the others uncompiled.
             stack.enter_context(torch._dynamo.config.patch(dict.fromkeys(COMPILED_LIMITS, MODULES_COMPILED)))
         yield
 
 
 @contextlib.contextmanager
 def ordinary_mode() -> Iterator[None]:
-    """Tensors made meanwhile can be trained, whatever mode the caller is in; nothing is cast, and what does not say where it is
-    to be lies on the processor."""
+    """Tensors made inside the block can be trained, whatever mode the caller is in; nothing is autocast, and tensors made without
+    naming a device are on the processor."""
     with contextlib.ExitStack() as stack:
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
@@ -81,7 +81,7 @@ def ordinary_mode() -> Iterator[None]:
 
 
 def ordinary(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The tensors; of those made in inference mode, which torch cannot differentiate with, copies."""
+    """The tensors, with copies of those made in inference mode, which torch cannot differentiate with."""
     with torch.inference_mode(False):
         return tuple(tensor.clone() if tensor.is_inference() else tensor for tensor in tensors)
 
@@ -104,7 +104,7 @@ def same_random_numbers(seed: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def nothing_drawn() -> Iterator[None]:
-    """Raises RuntimeError at its end where torch, numpy or Python drew a random number meanwhile; their states are given back."""
+    """Raises RuntimeError at its end where torch, numpy or Python drew a random number inside; their states are given back."""
     states = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()
     try:
         yield
@@ -121,11 +121,11 @@ def nothing_drawn() -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole_float32() -> Iterator[None]:
-    """Meanwhile graphics cards multiply float32 as it is, and not rounded to the ten bits of TF32, whose errors would be those of
-    the fits; and cuDNN takes the same way every time."""
+    """Inside the block graphics cards multiply float32 in full, not rounded to the ten bits of TF32, whose errors would end up in
+    the fits; and cuDNN takes the same algorithm every time."""
     cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
     asked: list[tuple[Any, str, object]] = [(cudnn, "benchmark", False), (cudnn, "deterministic", True)]
-    if hasattr(cudnn, "conv"):  # from torch 2.9 on; what is asked of it in one way cannot be read in the other
+    if hasattr(cudnn, "conv"):  # from torch 2.9 on; what is set through one interface cannot be read through the other
         asked += [(part, "fp32_precision", "ieee") for part in (products, cudnn.conv, cudnn.rnn)]
     else:
         asked += [(part, "allow_tf32", False) for part in (products, cudnn)]
@@ -138,7 +138,7 @@ def whole_float32() -> Iterator[None]:
 
 @contextlib.contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """So many threads for torch, for one caller at a time: the number is the process's."""
+    """So many threads for torch, for one caller at a time, as the number belongs to the process."""
     with _LOCK:
         before = torch.get_num_threads()
         torch.set_num_threads(count)
@@ -150,9 +150,9 @@ def torch_threads(count: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def followed() -> Iterator[None]:
-    """Meanwhile this thread may follow modules with torch.fx, which replaces ``nn.Module.__call__`` for the whole process: other
-    threads keep the one they had. ``max`` and ``min`` of what a tracer passes are nodes, as paddings that depend on a size
-    ask for them; fx does so for the functions of ``math``."""
+    """Inside the block this thread may trace modules with torch.fx, which replaces ``nn.Module.__call__`` for the whole process;
+    other threads keep the original. ``max`` and ``min`` of traced values become nodes, as paddings that depend on a size need
+    them; fx itself does so for the functions of ``math``."""
     with _LOCK, contextlib.ExitStack() as stack:
         stack.enter_context(_calls_of_this_thread())
         for name, symbolic in CHOICES.items():
@@ -163,9 +163,10 @@ def followed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def exporting(loggers: Sequence[str]) -> Iterator[None]:
-    """Meanwhile this thread may export: nothing of it is shown, other threads run their models as before, and ``tensor.set_()``
-    frees nothing. Reversible networks let go of a tensor that way once they are done with it, which is no part of what
-    they compute, and which the exporter refuses. Its table of operators is made once, and so is that of what C++ composes."""
+    """Inside the block this thread may export: nothing of it is shown, other threads run their models as before, and
+    ``tensor.set_()`` does nothing. Reversible networks free a tensor that way once they are done with it, which is no part of
+    what they compute and which the exporter refuses. The exporter's table of operators is made only once, and so is its list of
+    operators that C++ composes."""
     from torch._export import utils
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
@@ -187,7 +188,8 @@ def exporting(loggers: Sequence[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def standard_output_closed() -> Iterator[None]:
-    """Meanwhile what libraries write to the process' standard output themselves goes nowhere; a report may be piped there."""
+    """Inside the block what libraries themselves write to the process's standard output is discarded, as a report may be piped
+    there."""
     with _LOCK:
         sys.stdout.flush()
         try:
@@ -207,7 +209,7 @@ def standard_output_closed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def pickled_by_value(modules: Sequence[ModuleType]) -> Iterator[None]:
-    """Meanwhile cloudpickle writes the code of these modules out, where it otherwise only names them."""
+    """Inside the block cloudpickle writes out the code of these modules, where it otherwise only names them."""
     import cloudpickle
 
     with _LOCK, contextlib.ExitStack() as stack:
@@ -244,15 +246,15 @@ def _patched(owner: Any, name: str, value: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        if getattr(owner, name) is value:  # else somebody else has put something there meanwhile
+        if getattr(owner, name) is value:  # otherwise somebody else has replaced it meanwhile
             setattr(owner, name, before)
 
 
 @contextlib.contextmanager
 def _asked_once(owner: Any, name: str) -> Iterator[None]:
-    """Meanwhile a function without arguments does its work for this thread at the first call alone. Torch looks through the
-    operators of C++ once for each of its two dozen namespaces, which is a tenth of a small export."""
-    if not hasattr(owner, name):  # of torch's own, and not of every version
+    """Inside the block a function without arguments does its work for this thread at the first call only. Torch looks through the
+    operators of C++ once for each of its two dozen namespaces, a tenth of the time of a small export."""
+    if not hasattr(owner, name):  # private to torch, and not in every version
         yield
         return
     original = getattr(owner, name)
@@ -261,7 +263,8 @@ def _asked_once(owner: Any, name: str) -> Iterator[None]:
 
 
 def _copied_table(make: Patched, *args: Any, **kwargs: Any) -> Any:
-    """What the exporter translates operators by. For it torch parses the source of 500 functions: half of a small export."""
+    """A copy of the table by which the exporter translates operators. To make it torch parses the source of 500 functions, half
+    of the time of a small export."""
     table = copy.copy(_table(make, args, tuple(kwargs.items())))
     table.functions = {name: list(functions) for name, functions in table.functions.items()}
     return table
@@ -286,7 +289,7 @@ def _for_this_thread(function: Patched, otherwise: Patched) -> Patched:
 
 @contextlib.contextmanager
 def _calls_of_this_thread() -> Iterator[None]:
-    """Whatever a tracer of torch puts on ``nn.Module`` meanwhile holds for this thread alone."""
+    """What a tracer of torch patches in ``nn.Module`` inside the block holds for this thread only."""
     patcher = _symbolic_trace._Patcher
     original = patcher.patch_method
 
@@ -299,7 +302,7 @@ def _calls_of_this_thread() -> Iterator[None]:
 
 
 class _Stream(io.TextIOBase):
-    """Swallows what the thread that made it writes; others write to the stream it stands for."""
+    """Swallows what the thread that made it writes; other threads write to the original stream."""
 
     def __init__(self, original: IO[str] | None) -> None:
         super().__init__()
@@ -333,7 +336,7 @@ class _Stream(io.TextIOBase):
 
 
 class _Here:
-    """A pattern of a warning filter that matches every text, in the thread that made it and while it holds."""
+    """A pattern for a warning filter that matches every text, but only in the thread that made it, and while it ``holds``."""
 
     def __init__(self) -> None:
         self._owner = threading.get_ident()
@@ -345,7 +348,7 @@ class _Here:
 
 @contextlib.contextmanager
 def _no_warnings() -> Iterator[None]:
-    """Warnings of this thread are ignored. A filter and not ``catch_warnings``, which would be every thread's."""
+    """Warnings of this thread are ignored, by a filter, as ``catch_warnings`` would act on every thread."""
     here = _Here()
     entry = ("ignore", here, Warning, None, 0)
     filters = cast("list[Any]", warnings.filters)

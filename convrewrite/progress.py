@@ -1,4 +1,4 @@
-"""Who is told how far a run is, and the wall time of its stages."""
+"""How the progress of a run is reported, and the wall time of its stages."""
 
 import logging
 import time
@@ -10,7 +10,7 @@ from typing import TypeVar
 LOG = logging.getLogger(__name__)
 
 LOGGED = 0.1
-"""Seconds of a stage's part that are worth a line in a log: batches by the hundred are not."""
+"""A part of a stage that takes so many seconds or more gets a line in the log; short batches, by the hundred, do not."""
 
 Element = TypeVar("Element")
 

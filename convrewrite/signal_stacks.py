@@ -1,6 +1,6 @@
 """The stack that signal handlers of this thread run on: OpenVINO puts one of its own there and frees it when it is unloaded.
 
-Python's handlers run on whatever is registered, so that the next Ctrl-C would end the process with a segmentation fault.
+Python's handlers run on whatever is registered, so the next Ctrl-C would end the process with a segmentation fault.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ class _Stack(ctypes.Structure):
 
 @contextmanager
 def signal_stack_kept() -> Iterator[None]:
-    """What is registered before the block is registered again behind it; does nothing on other systems than Linux."""
+    """The stack that is registered before the block is registered again after it; does nothing on systems other than Linux."""
     if not sys.platform.startswith("linux"):
         yield
         return

@@ -28,7 +28,7 @@ IN_PYTHON = {
     "--trust": "convrewrite.loading.load_model(source, trust=True)",
     **{f"--{name}": f"convrewrite.calibration.Reading({name}=...)" for name in ("mean", "std", "resize")},
 }  # fmt: skip
-"""What the Python interface takes in place of an option. Those that it has not are left out."""
+"""What the Python interface takes in place of an option. Options that it does not have are left out."""
 
 
 def in_python(text: str) -> str | None:

@@ -1,5 +1,5 @@
-"""How far the stages of a run are, and about how long the rest will take: from the pace of those under way, and for those that
-have not begun from how long they usually take beside the others.
+"""How far the stages of a run are, and about how long the rest will take: judged by the pace of stages under way, and for those
+that have not begun by how long they usually take relative to the others.
 """
 
 import time
@@ -11,11 +11,11 @@ SHARES = {
     "points": 280.0, "recover": 600.0, "latency": 2.0, "synthesise inputs": 10.0, "int8": 10.0, "export": 5.0,
 }  # fmt: skip
 """How long stages take relative to each other. The first line has the seconds that they took on the trained example, `separable`
-at its ratio and `balanced` at half of the MACs, on one thread with nothing in the caches; points are eight fits that are
-verified, a recovery has its minutes, and the rest is guessed."""
+at its ratio and `balanced` at half of the MACs, on one thread with nothing in the caches; ``points`` counts eight fits that are
+verified, ``recover`` its ten minutes, and the rest is guessed."""
 
 OUTER = ("points",)
-"""Stages of which others are parts: they go on while those come and go."""
+"""Stages that contain others: they go on while those come and go."""
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class Stage:
         return self.before + (now if self.ended is None else self.ended) - self.began
 
     def left(self, now: float) -> float | None:
-        """About how long it will take; None as long as no step is done that would tell."""
+        """About how long it will still take; None as long as no step is done to judge by."""
         steps = self.done - self.skipped
         if self.ended is not None or self.done >= self.total:
             return 0.0
@@ -49,9 +49,9 @@ class Stage:
 
 @dataclass(slots=True)
 class Stages:
-    """The stages of a run. ``expected``: those that will come, as far as that is known; others may.
+    """The stages of a run. ``expected``: the stages that will come, as far as that is known; others may come too.
 
-    It is told like a :data:`convrewrite.progress.Progress`. A stage ends when it is done, or when another one begins.
+    :meth:`tell` is a :data:`convrewrite.progress.Progress`. A stage ends when it is done, or when another one begins.
     """
 
     expected: Sequence[str] = ()
@@ -60,7 +60,7 @@ class Stages:
     started: float = -1.0
 
     def tell(self, name: str, done: int, total: int, text: str) -> None:
-        """What a stage tells of itself."""
+        """Take a stage's report on its progress."""
         now = self.clock()
         self.started = now if self.started < 0 else self.started
         stage = self.begun.get(name)
@@ -77,7 +77,7 @@ class Stages:
 
     @property
     def current(self) -> Stage | None:
-        """The stage that told last, and is not over; else the outer one; else that which told last."""
+        """The inner stage under way; otherwise the outer one; otherwise the stage that ended last."""
         going = [stage for stage in self.begun.values() if stage.ended is None]
         inner = [stage for stage in going if stage.name not in OUTER]
         latest = max(self.begun.values(), key=lambda stage: stage.ended or 0.0, default=None)
@@ -85,7 +85,7 @@ class Stages:
 
     @property
     def to_come(self) -> list[str]:
-        """The expected ones that have not begun; what was expected before one that has is not expected any more."""
+        """The expected stages that have not begun; those expected before one that has begun are not expected any more."""
         begun = [index for index, name in enumerate(self.expected) if name in self.begun]
         return [name for name in self.expected[max(begun, default=-1) + 1 :] if name not in self.begun]
 
@@ -94,9 +94,10 @@ class Stages:
         return self.clock() - self.started if self.begun else 0.0
 
     def left(self) -> float | None:
-        """About how long all of it will take; None where nothing tells yet.
+        """About how long all of it will still take; None where nothing is known yet.
 
-        What comes takes as long, beside what has begun, as on the example: the parts of an outer stage count in it alone.
+        Stages to come are taken to last as long, relative to those that have begun, as on the example; the parts of an outer
+        stage count only as part of it.
         """
         now, outer = self.clock(), self._outer
         own = outer or self.current

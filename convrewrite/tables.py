@@ -1,4 +1,5 @@
-"""Tables and lines for a terminal or a pipe of 80 columns: cells are wrapped until they fit, and what cannot stands below."""
+"""Tables and lines for a terminal or a pipe of 80 columns: cells are wrapped until they fit, and columns that do not fit are put
+below."""
 
 import re
 import textwrap
@@ -11,11 +12,12 @@ GAP = 2
 """Columns between two columns of a table."""
 
 NARROWEST = 10
-"""Columns that a text keeps before others are narrowed, or the table is divided: words in less are hard to read."""
+"""No column of text is narrowed below so many characters; the table is divided instead, as words in less are hard to read."""
 
 STAND_INS = 0xF0000
-"""Code point from which on letters of other scripts are laid out as: of private use, one column wide. tabulate counts a wide
-letter as two columns where wcwidth happens to be installed, and a table is the same text everywhere."""
+"""First of the code points, of private use and one column wide, that stand in for letters of other scripts while a table is laid
+out. tabulate counts a wide letter as two columns where wcwidth happens to be installed, and a table is the same text
+everywhere."""
 
 Rows = Sequence[Sequence[str]]
 
@@ -23,8 +25,8 @@ Rows = Sequence[Sequence[str]]
 def table(headers: Sequence[str], rows: Rows, alignment: str, width: int = WIDTH) -> str:
     """A table of at most ``width`` columns; ``alignment`` has ``l`` or ``r`` for every column.
 
-    Headers are wrapped, then cells aligned left, the widest first. Where that is not enough, the columns that find no room stand
-    in a table below, behind the first column once more.
+    Headers are wrapped, then cells aligned left, the widest first. Where that is not enough, the columns that do not fit are put
+    in a table below, after the first column once more.
     """
     widths = _fitted(headers, rows, alignment, width)
     if widths is not None:
@@ -40,7 +42,7 @@ def table(headers: Sequence[str], rows: Rows, alignment: str, width: int = WIDTH
 
 
 def natural_width(headers: Sequence[str], rows: Rows) -> int:
-    """Columns of a table whose cells are whole, with nothing but its headers wrapped."""
+    """Width of a table whose cells are whole, with nothing but its headers wrapped."""
     return _total([_natural(header, [row[i] for row in rows]) for i, header in enumerate(headers)])
 
 
@@ -58,7 +60,7 @@ def filled(text: str, indent: str = "", first: str = "", width: int = WIDTH) -> 
 
 
 def shortened(text: str, width: int = WIDTH) -> str:
-    """Lines as they are, but that those beyond ``width`` are wrapped, indented as they begin."""
+    """The lines; those longer than ``width`` are wrapped, and what follows is indented two columns more than their start."""
     return "\n".join(_shortened(line, width) for line in text.split("\n"))
 
 
@@ -69,13 +71,13 @@ def _shortened(line: str, width: int) -> str:
 
 
 def _fitted(headers: Sequence[str], rows: Rows, alignment: str, width: int) -> list[int] | None:
-    """Columns of each column; None where they do not fit."""
+    """The width of each column; None where they do not fit."""
     widths = _narrowed(headers, rows, alignment, width)
     return widths if _total(widths) <= width else None
 
 
 def _narrowed(headers: Sequence[str], rows: Rows, alignment: str, width: int) -> list[int]:
-    """Columns of each column, narrowed as far as that is needed: first where only lines are broken, then where words are."""
+    """The width of each column, narrowed as far as needed: first only as far as lines break between words, then within words."""
     columns = [[header, *(row[i] for row in rows)] for i, header in enumerate(headers)]
     widths = [_natural(header, cells) for header, *cells in columns]
     for breaks_words in (False, True):
@@ -93,7 +95,7 @@ def _longest_word(cells: Sequence[str]) -> int:
 
 
 def _natural(header: str, cells: Sequence[str]) -> int:
-    """What a column takes when only its header is wrapped, at spaces."""
+    """The width of a column when only its header is wrapped, at spaces."""
     lines = [line for cell in cells for line in cell.split("\n")]
     return max((len(text) for text in (*header.split(), *lines)), default=0)
 
@@ -114,7 +116,7 @@ def _columns_that_fit(headers: Sequence[str], rows: Rows, alignment: str, width:
 
 
 def _drawn(headers: Sequence[str], rows: Rows, widths: Sequence[int], alignment: str) -> str:
-    from tabulate import tabulate  # where a table is drawn: the command line says other things without it
+    from tabulate import tabulate  # only where a table is drawn: the command line prints other things without it
 
     cells = [[_wrapped(cell, width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     names = ["\n".join(textwrap.wrap(header, max(1, width))) for header, width in zip(headers, widths, strict=True)]
@@ -138,7 +140,7 @@ def _widths(rows: Rows) -> list[int]:
 
 
 class _Named(textwrap.TextWrapper):
-    """Breaks names behind their dots, slashes, commas and hyphens."""
+    """Breaks names after their dots, slashes, commas and hyphens."""
 
     wordsep_simple_re = re.compile(r"(\s+|(?<=[./,-])(?=\S))")
 

@@ -19,7 +19,7 @@ SMALLEST_MEMORY, LARGEST_MEMORY = 0.001, 2.0**20
 MOST_ROUNDS = 10_000
 
 LONGEST_SIDE = 16_384
-"""Pixels on a side of an image that ``--resize`` makes, at most."""
+"""Most pixels on a side of an image that ``--resize`` makes."""
 
 LONGEST_SECONDS = 86_400
 
@@ -35,8 +35,8 @@ _SHOWN = 60
 
 
 def shown(value: object) -> str:
-    """A value for a message: as Python writes it, and never longer than a line. A number of thousands of digits is told by its
-    length, as Python refuses to write it out."""
+    """A value for a message: as Python writes it, and never longer than a line. A huge whole number is described by its length,
+    as Python refuses to write out thousands of digits."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"one of {value.bit_length()} bits"
     text = repr(value[: 2 * _SHOWN]) if isinstance(value, str) else str(value)
@@ -45,7 +45,7 @@ def shown(value: object) -> str:
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Raise UsageError for words of a command line that can be meant for nothing: empty ones, and broken names."""
+    """Raise UsageError for words of a command line that cannot mean anything: empty ones, and broken names."""
     for word in words:
         if not word.strip():
             raise UsageError(f"expected text in every argument, found {word!r}; give a value, or leave the option out")
@@ -56,7 +56,7 @@ def check_words(words: Sequence[str]) -> None:
 
 
 def seed(value: int, where: str = "--seed") -> int:
-    """A seed that every generator takes; ``where`` is what the caller knows it by, here and below."""
+    """A seed that every generator takes; ``where`` is what the caller calls the option, here and below."""
     if not 0 <= value <= LARGEST_SEED:
         raise UsageError(f"{where}: expected a whole number from 0 to {LARGEST_SEED}, found {shown(value)}")
     return value
@@ -123,7 +123,7 @@ def mean(text: str | None) -> str | None:
 
 
 def std(text: str | None) -> str | None:
-    """A standard deviation for each channel: something is divided by it."""
+    """A standard deviation for each channel, above 0, as inputs are divided by it."""
     if any(number <= 0 for number in numbers("--std", text) or ()):
         raise UsageError(f"--std: expected positive numbers, found {shown(text)}")
     return text
@@ -136,7 +136,7 @@ def resize(text: str | None) -> str | None:
 
 
 def budget(entries: Sequence[str]) -> dict[str, float]:
-    """``["macs=0.5,params=0.6"]`` -> ``{"macs": 0.5, "params": 0.6}``; which names there are is for the plan to say."""
+    """``["macs=0.5,params=0.6"]`` -> ``{"macs": 0.5, "params": 0.6}``; the names are checked later, with the plan."""
     found: dict[str, float] = {}
     for entry in (part for text in entries for part in text.split(",")):
         name, _, value = (part.strip() for part in entry.partition("="))
@@ -150,7 +150,7 @@ def budget(entries: Sequence[str]) -> dict[str, float]:
 
 
 MOST_BUDGETS = 100
-"""Points of a sweep, at most."""
+"""Most points of a sweep."""
 
 
 def budgets(text: str) -> list[float]:
@@ -171,7 +171,7 @@ def budgets(text: str) -> list[float]:
 
 
 def keep(text: str | None) -> dict[str, float] | None:
-    """``0.98`` or ``error=0.02``; which measures there are is for the plan to say."""
+    """``0.98`` or ``error=0.02``; the measure's name is checked later, with the plan."""
     if text is None:
         return None
     name, _, value = text.rpartition("=")
@@ -182,7 +182,7 @@ def keep(text: str | None) -> dict[str, float] | None:
 
 
 def outputs(entries: Sequence[str]) -> dict[str, tuple[str, float]]:
-    """``NAME=KIND`` or ``NAME=KIND:WEIGHT``; which names and kinds there are is for the model to say."""
+    """``NAME=KIND`` or ``NAME=KIND:WEIGHT``; names and kinds are checked later, with the model."""
     found: dict[str, tuple[str, float]] = {}
     for entry in entries:
         name, _, said = entry.rpartition("=")
@@ -254,5 +254,5 @@ def free_axes(names: Sequence[str], where: str = "--free-axes") -> tuple[str, ..
 
 
 def axes_of_text(text: str) -> tuple[str, ...]:
-    """``batch,height`` -> ``("batch", "height")``; ``none`` are none."""
+    """``batch,height`` -> ``("batch", "height")``; ``none`` means no axes."""
     return () if text == "none" else free_axes(text.split(","))

@@ -1,7 +1,7 @@
 """Independent tasks side by side, each on one thread of torch.
 
 Products of small matrices gain nothing from several threads, and two that share the processor's cores wait for each other; two
-tasks on one thread each do not. What a task gives does not depend on how many others run beside it.
+tasks on one thread each do not. A task's result does not depend on how many others run beside it.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,10 +18,10 @@ Result = TypeVar("Result")
 
 
 def side_by_side(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
-    """What the tasks give, in their order: as many at a time as torch has threads here, each with one of them.
+    """The results of the tasks, in their order: as many run at a time as torch has threads here, each on one of them.
 
-    The first task that fails, in their order, says why; those that have not begun are left out then, and where this is
-    interrupted. Tasks must not touch what belongs to the process. Within a task, others run one after the other.
+    If tasks fail, the error of the first one in their order is raised, and tasks that have not begun are left out; so they are on
+    an interrupt. Tasks must not touch what belongs to the process. Tasks within a task run one after the other.
     """
     workers = min(len(tasks), torch.get_num_threads())
     with torch_threads(1) if torch.get_num_threads() > 1 else nullcontext():
