@@ -1,4 +1,5 @@
-"""What is written, so that nothing is lost: scratch folders, and taking a place in one step. Light: torch is not imported."""
+"""Writing such that nothing is lost: scratch folders, and replacing what is in a place in one step. Light: torch is not
+imported."""
 
 from convrewrite.folders.given import given_path
 from convrewrite.folders.placing import (

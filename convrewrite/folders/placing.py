@@ -1,4 +1,4 @@
-"""Puts something finished in its place in one step, so that at every moment the earlier or the new stands there, whole."""
+"""Puts something finished in its place in one step, so that at every moment either the earlier or the new is there, whole."""
 
 import ctypes
 import errno
@@ -15,12 +15,12 @@ from convrewrite.folders.scratch import EARLIER, PLACE, Scratch, told, unwritabl
 from convrewrite.interrupts import held
 
 TRIES = 5
-"""Times that the place is looked at: another process may make or remove it meanwhile."""
+"""How often putting it there is tried: another process may make or remove the place meanwhile."""
 
 MOVED = (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY)
 
 CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
-"""The answers of systems, and of file systems, that have no exchange."""
+"""The errors of systems, and of file systems, that have no exchange."""
 
 AT_FDCWD, RENAME_EXCHANGE, RENAME_SWAP = -100, 2, 2
 
@@ -29,8 +29,8 @@ RENAMEAT2 = {"x86_64": 316, "aarch64": 276, "riscv64": 276, "ppc64le": 357, "s39
 
 
 def resolved(place: Path) -> Path:
-    """Where ``place`` is: links are followed, as they are not to be replaced. Raises UsageError for one
-    that leads nowhere, and for what is no path."""
+    """Where ``place`` is: links are followed, as they are not to be replaced. Raises UsageError for a link that leads nowhere,
+    and for what is no path."""
     if "\0" in str(place):
         raise UsageError(f"{str(place)!r}: cannot be written (no path holds a null byte); name another place")
     if place.is_symlink() and not place.exists():
@@ -41,15 +41,15 @@ def resolved(place: Path) -> Path:
 
 
 def nearest(place: Path) -> Path:
-    """The nearest folder above a resolved place that is there: on its file system everything is made ready."""
+    """The nearest existing folder above a resolved place: everything is prepared on its file system."""
     return next((parent for parent in place.parents if parent.exists()), place)
 
 
 def put(made: Path, place: Path, scratch: Scratch) -> None:
-    """Make ``place`` what ``made``, a file or a folder in ``scratch``, is; ``made`` is gone then, and what stood there too.
+    """Put ``made``, a file or a folder in ``scratch``, in ``place``; afterwards what was there before is gone.
 
-    ``scratch`` lies in the folder nearest to ``place``. Folders on the way that are missing appear with it. Ctrl-C waits.
-    Raises OSError, and then what stood there stands there still; UsageError where it could not be put back.
+    ``scratch`` lies in the folder nearest to ``place``. Missing folders on the way appear with it. Ctrl-C waits. Raises OSError,
+    and then what was there is there still; UsageError where it could not be put back.
     """
     _write_out(made)
     for attempt in range(TRIES):
@@ -60,12 +60,13 @@ def put(made: Path, place: Path, scratch: Scratch) -> None:
         except OSError as error:
             if error.errno not in MOVED or attempt == TRIES - 1 or not made.exists():
                 raise
-    with suppress(OSError):  # it stands there; whether that outlives a loss of power is the file system's word
+    with suppress(OSError):  # it is there; whether that survives a loss of power is up to the file system
         _sync(nearest(place))
 
 
 def exchange(first: Path, second: Path) -> None:
-    """Two paths change places in one step of the file system. Raises OSError, of CANNOT_EXCHANGE where there is no such step."""
+    """Two paths change places in one step of the file system. Raises OSError, with a number of CANNOT_EXCHANGE where that is
+    missing."""
     library = ctypes.CDLL(None, use_errno=True)
     a, b = os.fsencode(first), os.fsencode(second)
     if sys.platform == "darwin":
@@ -97,7 +98,7 @@ def _put(made: Path, place: Path, scratch: Scratch) -> None:
 
 
 def _put_new(made: Path, place: Path, scratch: Scratch) -> None:
-    """Together with the folders above it that are missing, in one step."""
+    """Put it there together with the missing folders above it, in one step."""
     parent = nearest(place)
     names = place.relative_to(parent).parts
     if len(names) == 1:
@@ -114,7 +115,7 @@ def _put_new(made: Path, place: Path, scratch: Scratch) -> None:
 
 
 def _put_in_two_steps(made: Path, place: Path, scratch: Scratch) -> None:
-    """Without an exchange: what stood there comes back if the second step fails, in the next run if this one is killed."""
+    """Without an exchange: what was there is put back if the second step fails, in the next run if this one is killed."""
     earlier = scratch.path / EARLIER
     (scratch.path / PLACE).write_text(place.name, encoding="utf-8")
     try:
@@ -138,7 +139,7 @@ def _put_back(earlier: Path, place: Path, scratch: Scratch, error: BaseException
 
 
 def _write_out(made: Path) -> None:
-    """See that everything is on the disk before it takes the place of what is."""
+    """See that everything is on the disk before it replaces what is there."""
     files = [path for path in made.rglob("*") if path.is_file()] if made.is_dir() else [made]
     for file in files:
         _sync(file)
@@ -159,7 +160,7 @@ def _sync(path: Path) -> None:
 def made_aside(path: Path, other: str = "another place") -> Iterator[Path]:
     """A path in a scratch folder, for a file or a folder; what is made there takes the place of ``path`` in one step.
 
-    Links in ``path`` are followed. If the block raises, what stood in the place stands there still. Raises UsageError that
+    Links in ``path`` are followed. If the block raises, what was in the place is there still. Raises UsageError that
     says to name ``other`` where the place cannot be written.
     """
     with told(path, other):
@@ -171,7 +172,7 @@ def made_aside(path: Path, other: str = "another place") -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """A file, or a folder with all that is in it, if it is there."""
+    """Remove a file, or a folder with all that is in it, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -179,7 +180,7 @@ def remove(path: Path) -> None:
 
 
 def require_replaceable(folder: Path, place: Path, other: str = "another place") -> None:
-    """Raise UsageError for a ``folder``, resolved to ``place``, that cannot change places with another."""
+    """Raise UsageError for a ``folder``, resolved to ``place``, that cannot be replaced by another."""
     if os.path.ismount(place) or place.samefile(os.curdir):
         raise UsageError(f"{folder}: a folder that is mounted, or worked in, cannot be replaced; name one inside it")
     if not os.access(place, os.W_OK):
@@ -193,7 +194,8 @@ def require_room_beside(place: Path) -> None:
 
 
 def write_new(path: Path, text: str) -> None:
-    """Write a text file where there is none, aside and in one step. Raises UsageError where there is something, or it fails."""
+    """Write a new text file, aside and in one step. Raises UsageError where something is there already, or where writing
+    fails."""
     with told(path, "another file"):
         if resolved(path).exists():
             raise UsageError(f"{path}: expected a new file, found that there is one; name another, or remove it")

@@ -1,6 +1,6 @@
-"""Temporary folders that no end of a process leaves behind for good.
+"""Temporary folders that are cleared sooner or later, however their process ends.
 
-Every one has a name by which it is known and a file that its process holds locked. The lock ends with the process, however
+Every one has a name by which it is recognised and a file that its process holds locked. The lock ends with the process, however
 that ends; whoever makes the next folder in the same place clears those that nobody holds.
 """
 
@@ -21,7 +21,7 @@ from convrewrite.interrupts import held, soon
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing is locked there, so nothing of others is cleared either
+except ImportError:  # Windows: nothing is locked there, so nothing of other processes is cleared either
     fcntl = None  # type: ignore[assignment]
 
 
@@ -36,10 +36,10 @@ EARLIER, PLACE = "earlier", "place"
 """Names of what is out of its place while a folder is replaced in two steps, and of the file that names the place."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-"""Answers of a disk that is full or lets nothing be written."""
+"""Errors of a disk that is full or lets nothing be written."""
 
 PROBE = 1 << 20
-"""Bytes that are written to find out why a file could not be; more than writers hold back before they write."""
+"""Bytes that are written to find out why a file could not be written; more than writers buffer."""
 
 VARIABLES = ("TMPDIR", "TEMP", "TMP")
 
@@ -56,13 +56,13 @@ _held: dict[int, _Held] = {}
 """The folders of this process that are not cleared yet."""
 
 _later = False
-"""Whether folders whose objects are collected wait until another is made or closed, or the process ends."""
+"""Whether folders whose objects are garbage-collected are cleared only when another is made or closed, or the process ends."""
 
 
 @contextmanager
 def cleared_later() -> Iterator[None]:
-    """In this block nothing of ours runs as an object is collected: an interrupt there would be lost, and the folder left. What
-    was collected is cleared at the end."""
+    """Inside the block none of our code runs while an object is garbage-collected: an interrupt there would be lost, and the
+    folder left. Folders whose objects were collected are cleared at the end."""
     global _later
     before, _later = _later, True
     try:
@@ -76,7 +76,7 @@ def cleared_later() -> Iterator[None]:
 class Scratch:
     """A folder that lasts as long as this object, or until it is closed. Raises OSError where it cannot be made.
 
-    ``parent`` None: among the temporary files. What processes that are gone left in the same parent is cleared first.
+    ``parent`` None: among the temporary files. What processes that have ended left in the same parent is cleared first.
     """
 
     def __init__(self, parent: Path | None = None) -> None:
@@ -110,7 +110,7 @@ class Scratch:
 
 
 def temporary_folder() -> Path:
-    """Where temporary files go: what ``TMPDIR`` names, whether it is there or not, else the system's own choice."""
+    """Where temporary files go: what ``TMPDIR`` names, whether it exists or not, otherwise the system's own choice."""
     named = next((os.environ[name] for name in VARIABLES if os.environ.get(name)), None)
     return Path(named or tempfile.gettempdir()).absolute()
 
@@ -143,7 +143,7 @@ def unwritable(path: Path | None, reason: str, other: str = "another place") -> 
 
 
 def disk_full(error: BaseException | None) -> str | None:
-    """The disk's answer where it is one of :data:`FULL`, anywhere in a chain of errors."""
+    """What the disk says, where an error anywhere in a chain is one of :data:`FULL`."""
     for one in led_to(error):
         quoted = re.search(r"\(os error (\d+)\)", message_of(one))  # so the libraries written in Rust say it
         number = one.errno if isinstance(one, OSError) else int(quoted[1]) if quoted else None
@@ -159,7 +159,8 @@ def require_room(path: Path) -> None:
 
 
 def sweep(parent: Path) -> None:
-    """Clear the scratch folders in ``parent`` whose processes are gone. Others' are left alone, and so is what resists."""
+    """Clear the scratch folders in ``parent`` whose processes have ended. Other users' are left alone, and so is what cannot be
+    removed."""
     with suppress(OSError), os.scandir(parent) as entries:
         for entry in entries:
             if KNOWN.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False) and _is_ours(entry):
@@ -173,7 +174,7 @@ def _is_ours(entry: os.DirEntry[str]) -> bool:
 
 def _sweep_one(folder: Path) -> None:
     if not (folder / LOCK).exists():
-        folder.rmdir()  # its process ended as it was made, or as it was cleared: it is empty, or no scratch folder
+        folder.rmdir()  # its process ended while making or clearing it: it is empty, or no scratch folder
         return
     lock = _claim(folder)
     if lock is None:
@@ -186,7 +187,7 @@ def _sweep_one(folder: Path) -> None:
 
 
 def _put_back(folder: Path) -> None:
-    """What a process that was killed between the two steps of a replacement took away, if nothing stands there since."""
+    """Put back what a process took away that was killed between the two steps of a replacement, if nothing is there since."""
     if (folder / EARLIER).exists() and (folder / PLACE).exists():
         place = folder.parent / Path((folder / PLACE).read_text(encoding="utf-8")).name
         if not os.path.lexists(place):
@@ -226,7 +227,7 @@ def _claim(folder: Path, *, new: bool = False) -> int | None:
 
 
 def _clear_now(_gone: weakref.ref["Scratch"]) -> None:
-    if not _held:  # so it is when the process ends: all is cleared, and of what is called here little may be left
+    if not _held:  # as when the process ends: all is cleared, and little of what is called here may be left
         return
     with held(deliver=soon):
         _clear_collected()
@@ -255,7 +256,7 @@ def _clear_own(one: _Held) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Remove a claimed folder, the lock last: what is left of it half-way can be found again."""
+    """Remove a claimed folder, the lock last: if that is cut short, what is left can be found again."""
     with suppress(OSError):
         for path in folder.iterdir():
             if path.name != LOCK and path.is_dir() and not path.is_symlink():

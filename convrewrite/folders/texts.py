@@ -5,13 +5,13 @@ from pathlib import Path
 from convrewrite.errors import ConvRewriteError
 
 LARGEST = 64 << 20
-"""Bytes of a plan, at most; the plan of a network of a thousand sites has three million."""
+"""Most bytes of a plan; the plan of a network of a thousand sites has three million."""
 
 
 def read_text(path: Path, error: type[ConvRewriteError], expected: str, largest: int = LARGEST) -> str:
     """The text of a UTF-8 file. ``expected`` says what it should be, as ``a rule file in TOML``.
 
-    Raises ``error`` for what is missing, no regular file (a pipe or a device would never end), too large, or not UTF-8.
+    Raises ``error`` for a file that is missing, not regular (a pipe or a device would never end), too large, or not UTF-8.
     """
     try:
         if path.exists() and not path.is_file():

@@ -10,7 +10,7 @@ from convrewrite.reporting import AnalysisRow, render_analysis, render_rows
 PAGE_START, PAGE_TITLE = b"<!DOCTYPE html>", b": its convolutions</title>"
 
 TITLED_WITHIN = 1 << 14
-"""How a page of an analysis begins, the end of its title, and in how many bytes that stands: other pages are someone's own."""
+"""How a page of an analysis begins, the end of its title, and within how many bytes both are: other pages are someone's own."""
 
 OTHER = "another file with --page"
 

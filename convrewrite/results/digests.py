@@ -1,6 +1,6 @@
-"""Whether the files in a result's folder are those that its report tells of: by their SHA-256, which stands in it.
+"""Whether the files in a result's folder are those that its report describes, by their SHA-256 in the report.
 
-Reports of earlier versions have none, or those of weights alone, and are believed of the rest.
+Reports of earlier versions have no digests, and nothing is checked, or only those of weights, and the plan is not checked.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def with_digests(report: Report, files: Sequence[Path]) -> Report:
 
 
 def require_reported(folder: Path, names: Sequence[str]) -> None:
-    """As :func:`require_described`, by the report in the folder; one that is missing, or cannot be read, describes nothing."""
+    """As :func:`require_described`, by the report in the folder; nothing is checked where that is missing or cannot be read."""
     try:
         report = Report.model_validate_json((folder / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -55,19 +55,20 @@ ONNX, INT8 = "model.onnx", "model.int8.onnx"
 FILES = ("model.pt", ONNX, PLAN, WEIGHTS, "report.json", "report.md", "report.html")
 
 REPORTS = frozenset({"report.json", "report.md", "report.html"})
-"""Files that a result may consist of alone. All else may be someone's only copy: it belongs to a result where
-its plan stands beside it."""
+"""A folder with no other files than these may be replaced. Any other file may be someone's only copy, and counts as part of a
+result only where a plan is beside it."""
 
 PLAN_START = re.compile(rb'"model"\s*:\s*\{\s*"geometry"')
 
 PLAN_STARTS_WITHIN = 1 << 16
-"""Pattern that tells a plan, be it of another version or broken, from any other file, and in how many bytes."""
+"""The pattern that identifies a plan, even one of another version or a broken one, and within how many bytes it must be."""
 
 
 def check_writable(folder: Path, inputs: Sequence[str] = ()) -> None:
     """Raise UsageError unless results can be put into ``folder``: called before any long work.
 
-    ``inputs`` name what the run reads; files that do not exist are no files. What runs that are gone left there is cleared.
+    ``inputs`` name what the run reads; names of no existing file do not count. What runs that have ended left beside it is
+    cleared.
     """
     with told(folder, "another folder with -o"):
         place = resolved(folder)
@@ -143,14 +144,14 @@ def save(
         model = put_on(torch.device(PROCESSOR), copy_model(model, as_it_is=True))
     with made_aside(folder, "another folder with -o") as made:
         made.mkdir()
-        _copy((*onnx_files(onnx), *further), made)  # what recovery kept of the result before is its ONNX file, too
+        _copy((*onnx_files(onnx), *further), made)  # after a recovery without gain, the earlier ONNX file is among them
         _write(made, model, plan, report)
     return folder
 
 
 def add_exports(folder: Path, plan: Plan, report: Report, files: Sequence[Path]) -> None:
-    """Put further files, with the report that tells of them, into a result's folder, in one step; all else in it stays, but the
-    files of forms that the report says were left out.
+    """Put further files, with the report that describes them, into a result's folder, in one step; all else in it stays, except
+    the files of forms that the report says were refused.
 
     Raises UsageError when that fails, and then ``folder`` is as it was.
     """
@@ -160,7 +161,7 @@ def add_exports(folder: Path, plan: Plan, report: Report, files: Sequence[Path])
     with made_aside(folder, "another folder") as made:
         shutil.copytree(resolved(folder), made, symlinks=True, copy_function=_linked)
         for name in (*REPORTS, *gone, *(path.name for path in files)):
-            remove(made / name)  # a name: the file may have another elsewhere
+            remove(made / name)  # only this name: the file may have another elsewhere
         _copy(files, made)
         _write_reports(made, plan, report)
 
@@ -174,7 +175,8 @@ def check_addable(folder: Path) -> None:
 
 
 def _linked(source: str, place: str) -> None:
-    """The same file under another name, where the file system can; the folder it came from goes when its place is taken."""
+    """The same file under another name where the file system can, otherwise a copy; its old folder is removed once this one
+    replaces it."""
     try:
         os.link(source, place, follow_symlinks=False)
     except OSError:
@@ -201,7 +203,8 @@ def _copy(files: Sequence[Path], made: Path) -> None:
 
 
 def _write(made: Path, model: nn.Module, plan: Plan, report: Report) -> None:
-    """All that is no copy; the report has the digests of what lies there by now, copies among them."""
+    """Write all files that are not copied; the report gets the digests of the files that are there by then, copied ones
+    included."""
     if not is_graph(model):
         _save_module(model, made / "model.pt")
         warn_of(write_weights(model, made / WEIGHTS))
@@ -217,7 +220,7 @@ def _write_reports(made: Path, plan: Plan, report: Report) -> None:
 
 
 def _save_module(model: nn.Module, path: Path) -> None:
-    """The whole module; a class that cannot be pickled leaves its state dict, which needs its factory to be loaded."""
+    """The whole module; for a class that cannot be pickled its state dict, which needs the factory to be loaded."""
     try:
         torch.save(model, path)
         return
@@ -277,7 +280,8 @@ def load(folder: str | Path, original_model: nn.Module, structures: tuple[Struct
 
 
 def _planned(plan: Plan, model: nn.Module, known: Mapping[str, Structure]) -> list[tuple[Site, Option, Structure]]:
-    """The sites that a plan rewrites in this model; raises PlanError where it says what the model or a structure has not."""
+    """The sites that a plan rewrites in this model; raises PlanError where it names what the model or a structure does not
+    have."""
     modules, norms = dict(model.named_modules()), Counter(site.batch_norm for site in plan.sites if site.option)
     found: list[tuple[Site, Option, Structure]] = []
     for planned in plan.sites:
@@ -341,24 +345,24 @@ class Result:
         """Write model.pt, model.onnx, plan.json, weights.safetensors, report.json, report.md and report.html, and what else was
         asked for.
 
-        Of a model that came as ONNX, model.pt and weights.safetensors are left out: model.onnx is the result. They are written
-        aside and take their place together, in one step. Raises UsageError when the folder cannot be written or holds other
-        things; then it is as it was.
+        For a model that came as ONNX, model.pt and weights.safetensors are left out: model.onnx is the result. All files are
+        written aside and take their place together, in one step. Raises UsageError when the folder cannot be written or holds
+        other things; then it is as it was.
         """
         return save(
             given_path(folder, "the folder to write"), self.model, self.plan, self.report, self._onnx, self._further
         )
 
     def __copy__(self) -> "Result":
-        """The same parts: the files last as long as any result that has them."""
+        """A result of the same parts; the files last as long as any result that has them."""
         return replace(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Result":
-        """A model of its own; nothing else of a result changes."""
+        """A result with a model of its own; nothing else in a result ever changes."""
         return replace(self, model=copy.deepcopy(self.model, memo))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """As a pickle has it. Raises UsageError where its files are gone."""
+        """What a pickle holds, the contents of the files included. Raises UsageError where the files are gone."""
         roots = (*onnx_files(self._onnx), *self._further)
         _require_there(roots)
         files = [file for root in roots for file in (root, *root.rglob("*")) if file.is_file()]

@@ -1,4 +1,4 @@
-"""What a result has besides the files that every result has: int8 of it, and other forms, all made of its model as it is."""
+"""Files of a result besides those that every result has: int8, and other forms, all made of its model as it is."""
 
 import shutil
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ FOLDER = "kept"
 
 
 def further_files(result: Result | Path) -> list[Path]:
-    """Those of a result, or of a folder with one."""
+    """The further files of a result, or of a folder with one."""
     if isinstance(result, Result):
         return list(result._further)
     return [result / name for name in sorted({INT8, *file_names()}) if (result / name).exists()]
@@ -39,8 +39,8 @@ def kept(files: Sequence[Path], place: Path) -> list[Path]:
 
 
 def left_out(files: Sequence[Path]) -> list[str]:
-    """A note of such files that are no longer of the model, with the commands that make them again; nothing where there are
-    none."""
+    """A note that such files no longer match the model, with the commands that make them again; nothing where there are no such
+    files."""
     names = {file.name for file in files}
     forms = [name for name, export in kinds_of_exports().items() if not names.isdisjoint(export.files)]
     commands = [f"convrewrite export OUT {' '.join(f'--to {name}' for name in forms)} --calib PATH"] if forms else []

@@ -3,7 +3,7 @@
 What is one tensor under several names is written once. A view that shares only a part of its memory with others is
 written out, so that every name has its numbers. Tensors of dtypes that the format does not know are written as bytes, and a
 state that is no tensor (``get_extra_state``) as JSON where JSON holds it whole. Quantised and sparse tensors, and any other
-objects, are in model.pt alone; :func:`read_weights` leaves them as the model has them that it is given.
+objects, are in model.pt alone; :func:`read_weights` leaves them as they are in the model that it is given.
 """
 
 import json
@@ -23,14 +23,14 @@ from torch import Tensor, nn
 from convrewrite.escaping import printable
 
 OTHERS = "convrewrite.state"
-"""The key of the metadata under which the state stands that is no tensor, as JSON."""
+"""The key of the metadata that holds state that is no tensor, as JSON."""
 
 SHOWN = 3
-"""Names in a warning, at most."""
+"""Most names in a warning."""
 
 
 def write_weights(model: nn.Module, path: Path) -> list[str]:
-    """Write the model's state; the names of what the format cannot hold."""
+    """Write the model's state; returns the names of what the format cannot hold."""
     listed: dict[str, Any] = model.state_dict()
     state = listed | _left_out(model, listed)
     tensors = {name: value for name, value in sorted(state.items()) if _is_plain(value)}
@@ -46,7 +46,7 @@ def write_weights(model: nn.Module, path: Path) -> list[str]:
 
 
 def read_weights(model: nn.Module, path: Path) -> list[str]:
-    """Put the state in a file into ``model``; the names of what the format cannot hold, which stays as it is. Raises
+    """Put the state in a file into ``model``; returns the names of what the format cannot hold, which stays as it is. Raises
     RuntimeError, ValueError or SafetensorError where they do not fit."""
     listed: dict[str, Any] = model.state_dict()
     unlisted = _left_out(model, listed)
@@ -72,7 +72,7 @@ def read_weights(model: nn.Module, path: Path) -> list[str]:
 
 
 def _left_out(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Parameters and buffers that the model's ``state`` has under no name, as where it has what was trained alone."""
+    """Parameters and buffers that the model's ``state`` has under no name, as where it holds only what was trained."""
     held = {_identity(value) for value in state.values() if isinstance(value, Tensor) and _is_plain(value)}
     found: dict[str, Tensor] = {}
     for path, module in model.named_modules():
@@ -102,7 +102,7 @@ def _named(names: Sequence[str]) -> str:
 
 
 def _is_plain(value: object) -> bool:
-    """Whether it is numbers in memory of its own, none of a subclass that wraps other tensors."""
+    """Whether it is a tensor with its numbers in its own memory, and not of a subclass that wraps other tensors."""
     if not isinstance(value, Tensor) or hasattr(value, "__tensor_flatten__"):
         return False
     return value.layout == torch.strided and not (value.is_quantized or value.is_meta or value.is_nested)
@@ -155,7 +155,7 @@ def _under_other_names(expected: Mapping[str, Any], found: Mapping[str, Any]) ->
 
 
 def _parts(expected: Mapping[str, Any], found: Collection[str]) -> set[str]:
-    """Names of tensors all of whose memory is another's, which the file has: earlier versions left those out."""
+    """Names of tensors whose memory is part of that of a tensor in the file: earlier versions left those out."""
     plain = {name: value for name, value in expected.items() if _is_plain(value)}
     whole = {_place(value) for name, value in plain.items() if name in found and _is_whole(value)}
     return {name for name, value in plain.items() if _place(value) in whole}
@@ -170,7 +170,7 @@ def _is_whole(tensor: Tensor) -> bool:
 
 
 def _is_spread(value: object) -> bool:
-    """Whether places of it are the same memory, as of an expanded tensor: torch copies nothing into those."""
+    """Whether several of its elements share the same memory, as in an expanded tensor: torch copies nothing into those."""
     return (
         isinstance(value, Tensor)
         and _is_plain(value)

@@ -34,9 +34,9 @@ KeepSource = float | Mapping[str, float] | Keep | None
 
 @dataclass(frozen=True, slots=True)
 class Constraints:
-    """What a plan is made for: parts of the whole model's costs that may be left, the fidelity to keep, or neither: then
-    every rule's own ratio holds. ``outputs``: what the caller said of their meanings; ``any_speed``: that options may be slower
-    than what they replace."""
+    """What a plan is made for: parts of the whole model's costs that may be left, the fidelity to keep, or neither: then every
+    rule's own ratio holds. ``outputs``: what the caller said they mean; ``any_speed``: whether options may be slower than what
+    they replace."""
 
     budget: Mapping[str, float]
     keep: Keep | None = None
@@ -45,12 +45,12 @@ class Constraints:
 
     @property
     def by_ratio(self) -> bool:
-        """Whether nothing was asked."""
+        """Whether neither a budget nor a fidelity was asked for."""
         return not self.budget and self.keep is None
 
     @property
     def for_speed(self) -> bool:
-        """Whether the result must not be slower: unless the caller said so, and asked for no latency."""
+        """Whether the result must not be slower: always, unless the caller allows any speed and asks for no latency."""
         return not self.any_speed or "latency" in self.budget
 
     @property

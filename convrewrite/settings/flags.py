@@ -9,8 +9,8 @@ from typing import Any
 class Flag:
     """How the command line takes a field of a dataclass.
 
-    ``kind`` is the type of what is given, which ``read`` turns into the field's value; ``check`` refuses it where words are
-    parsed. ``default`` is shown in the help, and given where the option is left out; None: the field's own.
+    ``kind`` is the type of what is given, which ``read`` turns into the field's value; ``check`` may refuse it while words are
+    parsed. ``default`` is shown in the help, and used where the option is left out; None: the field's own default.
     """
 
     names: tuple[str, ...]
@@ -26,7 +26,7 @@ class Flag:
 
 
 FLAG = "flag"
-"""The key of a field's metadata under which its Flag stands."""
+"""The key of a field's metadata that holds its Flag."""
 
 
 def flag(*names: str, **said: Any) -> dict[str, Flag]:

@@ -1,5 +1,5 @@
-"""Checks that the fields of a dataclass have the types that they are declared with: a value of a wrong type would show stages
-later, as an error of another library."""
+"""Checks that the fields of a dataclass have the types that they are declared with: a value of a wrong type would otherwise show
+only stages later, as an error of another library."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
@@ -66,7 +66,7 @@ BY_TYPE: Mapping[Any, Kind] = {
     str | None: TEXT,
     tuple[str, ...]: NAMES,
 }
-"""Of fields whose type says all; the others are below, or have a check of their own."""
+"""For fields whose type says all; the other fields are below, or have a check of their own."""
 
 BY_NAME: Mapping[str, Kind] = {
     "budget": Kind('parts of the original by their names, as {"macs": 0.5}', lambda value: isinstance(value, Mapping)),
@@ -77,7 +77,7 @@ BY_NAME: Mapping[str, Kind] = {
     "timings": Kind("the path of a file", lambda value: isinstance(value, str | PathLike)),
     "timer": Kind("a Timer", lambda value: hasattr(value, "time_onnx")),
 }
-"""Of fields with a type of their own."""
+"""For fields with a type of their own."""
 
 OWN_CHECK = frozenset({"memory", "free_axes", "device"})
 """Fields whose values are checked with their kind, in :mod:`convrewrite.values` and :mod:`convrewrite.places`."""
@@ -96,7 +96,7 @@ def require_kinds(asked: Any, by_name: Mapping[str, Kind] = BY_NAME) -> None:
 
 
 def _plain(field: Field[Any], value: Any) -> Any:
-    """The value as the field's type has it; what cannot be made that stays as it is."""
+    """The value as the field's type has it; a value that cannot be converted stays as it is."""
     if field.type in (tuple[str, ...], Sequence[str]):
         return _names(value)
     if not is_number(value) or isinstance(value, int | float):
@@ -105,7 +105,7 @@ def _plain(field: Field[Any], value: Any) -> Any:
 
 
 def _names(value: Any) -> Any:
-    """Names one by one; what cannot be any stays as it is."""
+    """Names one by one; a value that cannot be names stays as it is."""
     if isinstance(value, str):
         return (value,)
     return tuple(value) if isinstance(value, Iterable) and not isinstance(value, Mapping | bytes) else value

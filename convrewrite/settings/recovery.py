@@ -19,19 +19,20 @@ SHARED = {entry.name: entry.metadata for entry in fields(Settings)}
 """The flags of Settings, for options that a recovery has too."""
 
 MINUTES = 10.0
-"""Minutes of a recovery, unless it is told: on two cores, ten epochs of a small network's training images."""
+"""Minutes of a recovery, unless others are given: on two cores, ten epochs of a small network's training images."""
 
 RATE = 5e-3
-"""Largest step of a recovery, as a part of each parameter's size, unless it is told: docs/recover.md says how it was chosen."""
+"""Largest step of a recovery, as a part of each parameter's size, unless another is given: docs/recover.md says how it was
+chosen."""
 
 FEATURES = 10.0
-"""Weight of features in a recovery, unless it is told."""
+"""Weight of features in a recovery, unless another is given."""
 
 BATCH = 128
-"""Examples in a step, unless it is told: half of them would leave cores idle, twice as many halve the steps."""
+"""Examples in a step, unless others are given: half as many would leave cores idle, twice as many halve the number of steps."""
 
 TEMPERATURE = 1.0
-"""Temperature of class scores, unless it is told: what is judged is the KL at 1."""
+"""Temperature of class scores, unless another is given: the result is judged by the KL at 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,13 +41,13 @@ class Recovery:
 
     Attributes:
         minutes: wall time of the training; 10 where neither this nor ``epochs`` is given.
-        epochs: instead, times that every input is seen: the result then hangs on inputs and seed alone, not on the clock.
-        rate: the highest learning rate, as a part of each parameter's root mean square; a warm-up comes before and a cosine
-            after it.
+        epochs: instead, how often every input is seen: the result then depends on inputs and seed alone, not on the clock.
+        rate: the highest learning rate, as a part of each parameter's root mean square; a warm-up comes before it and a cosine
+            decay after it.
         batch: examples in a step, of all processes together.
         temperature: of the class scores that are compared.
         features: weight of the relative squared error of features at the ends of blocks against that of the outputs. 0: the
-            outputs alone count, and the original need not run beside.
+            outputs alone count, and the original need not run alongside.
         everything: train all parameters, not only those of rewritten sites.
         seed: of the order of inputs, of augmentation, and of which inputs are held out.
         threads: at which latency is measured.
@@ -54,8 +55,8 @@ class Recovery:
         outputs: what outputs mean, as in :class:`Settings`; by default what the plan says.
         timeout: seconds that an original in an ONNX file may take to open, and again to run once.
         measure: False leaves out export, parity and latency.
-        device: where it trains, as in :class:`Settings`; None: where accelerate finds that it should. Of several processes each
-            has one of that kind.
+        device: where it trains, as in :class:`Settings`; None: where accelerate chooses to. Several processes have a device of
+            that kind each.
         timer: as in :class:`Settings`.
 
     Raises UsageError for values that no training can work with.

@@ -1,5 +1,5 @@
-"""What a run is asked. An option is added here and nowhere else: as a field of :class:`Settings`, told of in its docstring, and
-as a key of the keyword arguments below it. What its field says as a :class:`Flag` is its option on the command line.
+"""What a run is asked. An option is added here and nowhere else: as a field of :class:`Settings`, described in its docstring, and
+as a key of the keyword arguments below it. The :class:`Flag` of its field is its option on the command line.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ MEMORY = 4 * GIGABYTE
 
 
 def this_machine() -> "Timer":
-    """Who measures unless another timer is handed in."""
+    """The timer that measures unless another one is handed in."""
     from convrewrite.runtime import THIS_MACHINE
 
     return THIS_MACHINE
@@ -38,11 +38,11 @@ class Settings:
 
     Attributes:
         budget: parts of the whole model that may be left, ``{"macs": 0.5}``, ``"params"`` or ``"latency"`` (measured in
-            ``runtime``), alone or together: at every site the option is chosen whose *measured* effect on the outputs
-            adds up to the least. None: each rule's own ratio.
-        keep: instead of a budget, the most saving of MACs whose measured agreement of the top class stays at this share,
-            as 0.98, or whose relative output error stays below ``{"error": 0.02}``. With a budget: a limit on its result.
-        outputs: what outputs mean, by name, where it is not as it is told from the model and its values: ``"logits"``,
+            ``runtime``), alone or together: at every site an option is chosen such that their *measured* effects on the outputs
+            add up to the least. None: each rule's own ratio.
+        keep: instead of a budget, the most saving of MACs whose measured agreement of the top class stays at this share, such as
+            0.98, or whose relative output error stays below ``{"error": 0.02}``. With a budget: a limit on its result.
+        outputs: what outputs mean, by name, where that is not what the model and its values suggest: ``"logits"``,
             ``"probabilities"`` (that sum to one), ``"multilabel"`` (independent probabilities), ``"embedding"`` (only its
             direction counts), ``"values"`` or ``"ignore"``; or a pair of that and a weight among several outputs.
         fast: measure less while planning, and refine nothing.
@@ -51,29 +51,29 @@ class Settings:
             to gain, unless the model is so large that it would take longer than that.
         threads: at which latency is measured.
         any_speed: take options, and hand over results, that measure slower than what they replace, as for targets that cannot be
-            measured. By default none is taken, under every budget and every rule.
-        int8: within a budget, better the plan by what it does to the outputs once it is int8, which some structures take worse
-            than others; not with ``fast``, and in :func:`convrewrite.optimize` alone, as a plan is bettered once it is fitted.
-            The result is float32 all the same, from which :func:`convrewrite.quantise` makes int8.
+            measured. By default no slower one is taken, under every budget and every rule.
+        int8: within a budget, improve the plan by what it does to the outputs once it is int8, which harms some structures more
+            than others; not with ``fast``, and only in :func:`convrewrite.optimize`, as a plan is improved once it is fitted. The
+            result is float32 all the same; :func:`convrewrite.quantise` makes int8 from it.
         seed: of everything random; with the same inputs, seed and thread count the result is byte-equal.
         memory: bytes that activations, covariances and gathered positions may take together; activations beyond half of it
             wait on disk. One batch at work, the model and Python itself come on top. A limit that the largest site exceeds
             alone is refused.
-        output_weighting: weigh the errors of a site's output channels by what the model's outputs feel of them, which
-            takes gradients of the original model. False: all count alike.
+        output_weighting: weigh the errors of a site's output channels by how much they affect the model's outputs, which takes
+            gradients of the original model. False: all count alike.
         timeout: seconds that an ONNX file may take to open, and again to run once, in a process of its own.
         measure: False leaves out export, parity and latency.
         exclude: sites to keep, whatever the rules say, by name or as shell patterns, ``layer4.*``.
-        only: where any are named, the only sites that may be rewritten, likewise.
-        resume: take the survey and the fits that earlier runs of the same model left in the user's cache folder, an interrupted
-            one or one within another budget, and leave those of this run. The result is the same with them and without.
+        only: where any are named, the only sites that may be rewritten, by name or pattern too.
+        resume: take the survey and the fits that earlier runs of the same model left in the user's cache folder (an interrupted
+            run, or one within another budget), and leave those of this run there. The result is the same with them and without.
         runtime: where the result is to run, ``NAME`` or ``NAME:option``: what is timed, and where parity must hold besides
             onnxruntime (docs/runtimes.md).
         timings: a file of times that ``convrewrite profile`` wrote on another machine: options are chosen by it, and the
             result is not timed here.
         export: forms that the result is written in besides ONNX, by name: ``"openvino"``, ``"torch_export"``, ``"executorch"``,
             ``"coreml"``, each held to torch on held-out inputs (docs/exports.md).
-        half: write the ONNX file in half precision as well, likewise.
+        half: write the ONNX file in half precision as well, held to torch in the same way.
         opset: version of the ONNX file's operators; None: that of the exporter.
         free_axes: axes along which the ONNX file must take any size, of ``"batch"``, ``"height"`` and ``"width"``; () for none.
             None: any batch where the model allows it.
@@ -267,7 +267,8 @@ class Settings:
             raise PlanError(values.NEEDS_TIMES)
 
     def _require_exports(self) -> None:
-        """Raise UsageError for what no file can be written in: before any work, and before torch is there if nothing is asked."""
+        """Raise UsageError for what no file can be written in: before any work, and without importing torch if nothing is asked
+        for."""
         if self.free_axes is not None:
             values.free_axes(self.free_axes, "free_axes")
         if not self.measure and (self.opset is not None or self.free_axes is not None):
@@ -306,7 +307,7 @@ class Settings:
 
     @property
     def clock(self) -> "Timer":
-        """Who measures seconds there. Raises UsageError for a file of times that cannot be read."""
+        """The timer that measures seconds there. Raises UsageError for a file of times that cannot be read."""
         if self.timings is None:
             return (this_machine() if self.timer is None else self.timer).on(self.target)
         from convrewrite.runtime import ProfiledTimer
@@ -317,7 +318,7 @@ class Settings:
     def constraints(self) -> Constraints:
         """The part that says what a plan is made for, parsed."""
         meanings: Mapping[str, Meaning] = {}
-        if self.outputs:  # what they mean takes torch, which a device that is only timed has not
+        if self.outputs:  # meanings need torch, which a device that only measures times does not have
             from convrewrite.meanings import asked_meanings
 
             meanings = asked_meanings(self.outputs)
@@ -327,7 +328,7 @@ class Settings:
 
 
 class WorkOptions(TypedDict, total=False):
-    """The fields of :class:`Settings` that a plan holds nothing of, as keyword arguments."""
+    """The fields of :class:`Settings` that a plan does not record, as keyword arguments."""
 
     outputs: "WantedOutputs | None"
     threads: int
@@ -346,14 +347,14 @@ class WorkOptions(TypedDict, total=False):
 
 
 class FormOptions(TypedDict, total=False):
-    """Those that say in which forms a result is written, besides ONNX."""
+    """The fields that say in which forms a result is written, besides ONNX."""
 
     export: tuple[str, ...]
     half: bool
 
 
 class ChoiceOptions(WorkOptions, total=False):
-    """Those that can be given by keyword only, where options are chosen."""
+    """The fields that can be given by keyword only, where options are chosen."""
 
     fast: bool
     any_speed: bool
