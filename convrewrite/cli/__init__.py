@@ -1,6 +1,6 @@
 """The command line. The only wing that prints and exits.
 
-What it is made of is imported when it is first used, so that Ctrl-C finds somebody who hears it from the beginning.
+Its parts are imported when they are first used, so that Ctrl-C is handled from the beginning.
 """
 
 import sys

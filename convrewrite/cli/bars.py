@@ -1,4 +1,4 @@
-"""Progress in a terminal: a bar for every stage, and below them how far all of it is."""
+"""Progress in a terminal: a bar for every stage, and below them how far the whole run is."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ BAR = 12
 
 
 class Bars:
-    """The stages, drawn anew some times a second, so that what is left counts down between two steps."""
+    """The stages, drawn anew several times a second, so that the time left counts down between two steps."""
 
     def __init__(self, stages: Stages, console: Console) -> None:
         self._stages = stages
@@ -23,19 +23,19 @@ class Bars:
         self._bars.start()
 
     def change(self) -> None:
-        """What was told is drawn."""
+        """Draw what was reported."""
         for name, stage in self._stages.begun.items():
             if name not in self._tasks:
                 self._tasks[name] = self._bars.add_task(stage.text, total=stage.total, stage=name)
             self._bars.update(self._tasks[name], completed=stage.done, total=stage.total, description=stage.text)
 
     def end(self) -> None:
-        """The last that was told stays."""
+        """Draw no more; what was drawn last stays."""
         self._bars.stop()
 
 
 class _Drawn(Progress):
-    """Bars, and below them a line for all."""
+    """Bars, and below them a line for the whole run."""
 
     def __init__(self, stages: Stages, console: Console) -> None:
         self._stages = stages
@@ -52,7 +52,7 @@ class _Drawn(Progress):
         )
 
     def get_renderables(self) -> Iterator[RenderableType]:
-        """The bars, and how long all of it takes: so far, and about from now on."""
+        """The bars, and how long the whole run takes: so far, and about from now on."""
         yield self.make_tasks_table(self.tasks)
         if self._stages.begun:
             parts = [clock_text(self._stages.seconds()), about(self._stages.left() or None)]
@@ -61,7 +61,7 @@ class _Drawn(Progress):
 
 
 class _Times(ProgressColumn):
-    """How long a stage took, or takes and about how long it will."""
+    """How long a stage took; for one under way how long so far, and about how long it still will."""
 
     def __init__(self, stages: Stages) -> None:
         self._stages = stages

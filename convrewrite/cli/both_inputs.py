@@ -33,7 +33,8 @@ EXAMPLES = 8
 
 @dataclass(frozen=True, slots=True)
 class Both:
-    """Two models, inputs of examples that both take, and what was assumed for them. What else ONNX files take, they hold."""
+    """Two models, inputs of examples that both take, and what was assumed for them. Other inputs of ONNX files are held by the
+    files."""
 
     first: Network
     second: Network
@@ -47,7 +48,8 @@ class Both:
         return next(filter(None, sizes), None)
 
     def whole_batches(self) -> "Both":
-        """Without the examples that are left over where so many are taken at a time. Raises CalibrationError if none are left."""
+        """Without the examples that do not fill a batch where so many are taken at a time. Raises CalibrationError if none
+        remain."""
         count, batch = len(self.inputs[0]), self.batch or 1
         left = count - count % batch
         if left == count:
@@ -62,7 +64,7 @@ class Both:
 
 def for_both(first: Network, second: Network, sources: Sources, seed: int, names: Sequence[str]) -> Both:
     """Two models with inputs that both take: the given ones, noise of a shape one of them states or is found for, or calibration
-    inputs. ``names``: what the user called the two, whose reports may tell of their inputs."""
+    inputs. ``names``: what the user called the two, whose reports may state the sizes of their inputs."""
     require_calibration(sources)
     known = sizes_of(*names)
     if isinstance(first, OnnxModel) and isinstance(second, OnnxModel):
@@ -75,7 +77,7 @@ def for_both(first: Network, second: Network, sources: Sources, seed: int, names
 
 
 def _for_files(first: OnnxModel, second: OnnxModel, sources: Sources, seed: int, known: Known | None) -> Both:
-    """Noise is as ``optimize`` has it: what has no axis of examples stays as in the example."""
+    """Noise is as ``optimize`` makes it: inputs without an axis of examples stay as in the example."""
     given, calib = sources.input or (), sources.data
     axis = ExampleAxis.of(first)
     stated, notes = for_graph(first, given, calib, known, of_examples=axis.names, seed=seed)
@@ -84,7 +86,7 @@ def _for_files(first: OnnxModel, second: OnnxModel, sources: Sources, seed: int,
     notes = (*notes, *assumed)
     if held:
         notes = (*notes, f"inputs without an axis of examples stay as in the example input: {', '.join(held)}")
-    # The second file may call its inputs otherwise: they go by their order.
+    # The second file may have other names for its inputs: they are matched by their order.
     others = {
         other: held[name] for name, other in zip(first.input_names, second.input_names, strict=False) if name in held
     }
@@ -126,8 +128,8 @@ def _of_shapes(shapes: Sequence[tuple[int, ...]], files: Sequence[OnnxModel], se
 def _common_shapes(
     first: Network, second: Network, calib: str | None, known: Known | None
 ) -> tuple[list[tuple[int, ...]], tuple[str, ...]]:
-    """Shapes of examples, and what was assumed: of the calibration file, as an ONNX file, a program or a report states them, or
-    found by running the module."""
+    """Shapes of examples, and what was assumed: those of the calibration file, those that an ONNX file, a program or a report
+    states, or those found by running the module."""
     modules = [network for network in (first, second) if isinstance(network, nn.Module)]
     files = [network for network in (first, second) if isinstance(network, OnnxModel)]
     names = files[0].input_names if files else required_names(modules[0]) or ("input",)
@@ -151,7 +153,7 @@ def _common_shapes(
 
 
 def _as_stated(shapes: list[tuple[int, ...]], files: Sequence[OnnxModel]) -> list[tuple[int, ...]]:
-    """Of images that were given their channels first, with the axes as an ONNX file has them."""
+    """The shapes; those of images, which have their channels first, with the axes in an ONNX file's order."""
     if not files or len(files[0].input_names) != len(shapes):
         return shapes
     named = dict(zip(files[0].input_names, shapes, strict=True))
@@ -160,7 +162,7 @@ def _as_stated(shapes: list[tuple[int, ...]], files: Sequence[OnnxModel]) -> lis
 
 
 def _read(sources: Sources, example: Inputs, seed: int, names: Sequence[str]) -> Inputs:
-    """All calibration inputs there are, those to fit on first."""
+    """All calibration inputs, those to fit on first."""
     data = read_calibration(
         sources.data, example, seed=seed, mean=sources.mean, std=sources.std, resize=sources.resize,
         import_object=import_object, names=names,

@@ -1,4 +1,4 @@
-"""The commands. A thin layer: each reads its arguments, and shows progress and results; :mod:`.entry` tells errors."""
+"""The commands. A thin layer: each reads its arguments, and shows progress and results; :mod:`.entry` reports errors."""
 
 import shlex
 from dataclasses import replace
@@ -276,7 +276,7 @@ def recover(
     asked = Asked(out, data, place, checkpoint, towards, trust)
     with progress_bars("recover", *(["verify"] if settings.measure else [])) as progress:
         result = recovered(asked, sources, settings, progress)
-    if result is not None:  # else another process of the run writes and tells
+    if result is not None:  # otherwise another process of the run writes and reports
         result = _commanded(result, context)
         result.save(place)
         checkpoint.unlink(missing_ok=True)  # of no use any more
@@ -368,7 +368,7 @@ def _commanded(result: "Result", context: typer.Context) -> "Result":
 
 
 def show_result(found: "Report", out: Path, as_json: bool = False) -> None:
-    """The report and where it is written. Raises VerificationError for a result that is no success."""
+    """Show the report and where it is written. Raises VerificationError for a result that is no success."""
     from convrewrite.pipeline import read_report
     from convrewrite.reporting import render_text
 

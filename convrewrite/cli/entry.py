@@ -18,10 +18,11 @@ from convrewrite.interrupts import Terminated, ignored_from_here, put_back, sign
 from convrewrite.tables import shortened
 
 _EXITED = "expected code of the model that comes to an end, found that it ended the process (sys.exit({found})); take that out"
-"""What a forward or a factory may do; its number is no exit code of this tool."""
+"""For a forward or a factory that ends the process; its number is no exit code of this tool."""
 
 NOBODY_READS = 141
-"""Exit code where what reads the output has gone (``| head``): the one of programs that the signal SIGPIPE (13) ends."""
+"""Exit code where the program that reads the output has ended (``| head``): that of programs that the signal SIGPIPE (13)
+ends."""
 
 
 WRITING = ("optimize", "plan", "apply", "sweep", "recover", "quantise", "export", "profile")
@@ -29,7 +30,7 @@ WRITING = ("optimize", "plan", "apply", "sweep", "recover", "quantise", "export"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code. What signals do in this process is afterwards as it was."""
+    """Run one command; returns the exit code. Afterwards signals do in this process what they did before."""
     with put_back(), cleared_later():
         return _main(argv)
 
@@ -52,7 +53,7 @@ def _main(argv: list[str] | None = None) -> int:
         return interrupted(str(error), error.code)
     except (typer.Abort, KeyboardInterrupt, Terminated) as error:
         return interrupted(NOTHING, code_of(error))
-    except SystemExit as error:  # nothing of ours asks for it, and click where nobody reads
+    except SystemExit as error:  # none of our code raises it, and click does where nobody reads
         if isinstance(error.__context__, BrokenPipeError):
             return _unread()
         _complain(printable(_EXITED.format(found=repr(error.code)[:60])))
@@ -60,7 +61,7 @@ def _main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         return _unread()
     except Exception as error:
-        if (reason := disk_full(error)) is not None:  # of files it is told where they are written
+        if (reason := disk_full(error)) is not None:  # for files this is reported where they are written
             _say_no_more()
             _complain(f"standard output: cannot be written ({reason}); {_left_by(words)}")
             return 2
@@ -82,7 +83,7 @@ def _require_working_folder() -> None:
 
 
 def _left_by(words: Sequence[str]) -> str:
-    """What to know, or do, where a command could not say that it is done."""
+    """What to know, or do, where a command could not print that it is done."""
     if any(word in WRITING for word in words):
         return "what the command writes is whole"
     return "send it elsewhere, or make room"
@@ -95,13 +96,13 @@ def _unread() -> int:
 
 
 def _say_no_more() -> None:
-    """What standard output still holds would fail once more at the exit."""
+    """Drop what standard output still holds, which would fail once more at the exit."""
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
 
 
 def _leave_nothing_unwritten() -> None:
-    """What a stream still holds that nobody reads goes nowhere: Python would try once more at the exit, fail, and end with a code
-    of its own."""
+    """Drop what a stream that nobody reads still holds: Python would try to write it at the exit, fail, and end with a code of
+    its own."""
     for name in ("stdout", "stderr"):
         try:
             getattr(sys, name).flush()
@@ -110,8 +111,8 @@ def _leave_nothing_unwritten() -> None:
 
 
 def _complain(text: str) -> None:
-    """Say what went wrong on the error stream: in one line, or in a terminal in lines that end with a word."""
-    if sys.stderr is None:  # closed, and the process was interrupted before anything stood in for it
+    """Say what went wrong on the error stream: in one line, or in a terminal wrapped between words."""
+    if sys.stderr is None:  # closed, and the process was interrupted before it was replaced
         return
     line = f"convrewrite: {text}"
     with suppress(BrokenPipeError):
@@ -119,13 +120,13 @@ def _complain(text: str) -> None:
 
 
 def interrupted(stands: str, code: int) -> int:
-    """Say that an interrupt ended the command, and what stands where it was to write; returns the exit code."""
+    """Say that an interrupt ended the command, and what is now where it was to write; returns the exit code."""
     _complain(f"interrupted; {stands}")
     return code
 
 
 def _unforeseen(error: Exception) -> int:
-    """Say in one line what nobody caught; the exit code."""
+    """Report an error that nobody caught, in one line; returns the exit code."""
     if os.environ.get(TRACEBACK):
         raise error
     _complain(unforeseen(error))
@@ -133,8 +134,8 @@ def _unforeseen(error: Exception) -> int:
 
 
 def _open_what_is_closed() -> None:
-    """Standard streams that the caller closed (``>&-``) lead nowhere; else the next file opened would take their place, and what
-    libraries print."""
+    """Let standard streams that the caller closed (``>&-``) lead nowhere; otherwise the next file opened would take their number,
+    and receive what libraries print."""
     for number in range(3):
         try:
             os.fstat(number)

@@ -32,9 +32,9 @@ def for_model(
 ) -> tuple[Inputs, tuple[str, ...]]:
     """One example for ``model``, and what was assumed for it, a sentence each.
 
-    It is what ``given``, the values of ``--input``, says; else of the shape of the calibration inputs, of that of an exported
-    program, or of what is ``known`` from a report; else of one that the model accepts. Raises UsageError where the model takes
-    several inputs and nothing says of which shapes.
+    It is what ``given``, the values of ``--input``, says; otherwise it has the shape of the calibration inputs, that of an
+    exported program, or the one ``known`` from a report; otherwise one that the model accepts. Raises UsageError where the model
+    takes several inputs and nothing states their shapes.
     """
     model = loaded.model
     if given:
@@ -65,10 +65,10 @@ def for_graph(
     of_examples: Sequence[str] | None = None,
     seed: int = 0,
 ) -> tuple[ExampleInput | None, tuple[str, ...]]:
-    """What is known of an ONNX graph's inputs, by name, and what was assumed for it: ``given``, the values of ``--input``, else
-    the sizes of the calibration inputs, or those ``known`` from a report, where the graph leaves them free. ``of_examples`` are
-    the inputs that calibration inputs have, all if not told. Raises UsageError for names and numbers of inputs that the graph
-    does not have."""
+    """What is known of an ONNX graph's inputs, by name, and what was assumed for it: ``given``, the values of ``--input``,
+    otherwise the sizes of the calibration inputs, or those ``known`` from a report, where the graph leaves them free.
+    ``of_examples``: the inputs that calibration files hold, None for all. Raises UsageError for other names or another number of
+    inputs than the graph has."""
     target = values.example_target(given)
     if target is not None:
         return example_of(import_object(target), f"--input {target}"), ()
@@ -136,7 +136,7 @@ def named_shapes(given: Sequence[str], names: Sequence[str]) -> dict[str, tuple[
 
 
 def given_example(model: nn.Module, given: Sequence[str], seed: int = 0) -> Inputs:
-    """What ``given``, the values of ``--input``, says for a module: shapes are of noise, drawn from ``seed`` on."""
+    """What ``given``, the values of ``--input``, says for a module: shapes are filled with noise, drawn from ``seed`` on."""
     target = values.example_target(given)
     if target is None and any(values.named_shape(text)[0] is not None for text in given):
         names = parameter_names(model)
@@ -148,7 +148,7 @@ def given_example(model: nn.Module, given: Sequence[str], seed: int = 0) -> Inpu
 
 
 def require_one(names: Sequence[str], where: str) -> None:
-    """Raise UsageError for several inputs, of which nothing says their shapes."""
+    """Raise UsageError for several inputs whose shapes nothing states."""
     if len(names) > 1:
         raise UsageError(
             f"{where}: forward takes {len(names)} inputs ({', '.join(names)}); give the shape of each, as "
@@ -157,7 +157,7 @@ def require_one(names: Sequence[str], where: str) -> None:
 
 
 def _require_running(model: nn.Module, example: Inputs, calib: str) -> None:
-    """Raise CalibrationError, which names the file that an example is of, where the model does not run on it."""
+    """Raise CalibrationError, which names the file of an example, where the model does not run on the example."""
     try:
         with preserved(model), eval_mode(model):
             run(model, example)

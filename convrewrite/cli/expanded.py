@@ -20,7 +20,7 @@ class Only:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """One parameter of a command, which is a dataclass: what it is made of, and the flags of its fields by their names."""
+    """One parameter of a command, which is a dataclass: its class, and the flags of its fields by their names."""
 
     made: type
     flags: Mapping[str, Flag]
@@ -86,6 +86,6 @@ def _callback(flag: Flag) -> Callable[[Any], Any] | None:
 
 
 def _flag_of(field: Field[Any]) -> Flag:
-    """The flag of a field, with a default: its own, else that of the field."""
+    """The flag of a field, with a default: its own, otherwise that of the field."""
     flag: Flag = field.metadata[FLAG]
     return replace(flag, default=field.default) if flag.default is None else flag

@@ -1,4 +1,4 @@
-"""Commands in a group: each with examples, what it may say, and the defaults of the project it is called in."""
+"""Commands in a group: each with examples, options for how much it says, and the defaults of the project it is called in."""
 
 import logging
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from convrewrite.errors import UsageError
 LOG = logging.getLogger(__name__)
 
 DEFAULTS = "convrewrite.defaults"
-"""Key of what a context knows of the project's file: its name, and the options it was asked for."""
+"""Key of a context's ``meta`` for the project's file: its name, and the options that were taken from it."""
 
 
 def examples_of(*examples: str) -> str:
@@ -35,8 +35,8 @@ def command(app: typer.Typer, *examples: str, name: str | None = None) -> Callab
 
 
 class Commands(TyperGroup):
-    """The commands. None takes the last of several values for an option that has one: which was meant? What is left out, and the
-    project has a default for, is put in front of the words of the command."""
+    """The commands. Several values for an option that takes one are refused, as it is unclear which was meant. Options that were
+    left out, and that the project has defaults for, are put in front of the words of the command."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that was named; raises UsageError where one of its options is given twice."""
@@ -64,7 +64,7 @@ class Commands(TyperGroup):
         return name, command, [*words, *rest]
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; what is wrong with a value that came from the project's file is said of that file."""
+        """Run the command; an error about a value that came from the project's file names that file."""
         try:
             return super().invoke(ctx)
         except UsageError as error:
@@ -75,7 +75,7 @@ class Commands(TyperGroup):
 
 
 def _project_of(ctx: Any) -> Project | None:
-    """What the file of the working folder says, unless that is not wanted."""
+    """What the project's file in the working folder says, unless that is not wanted."""
     root = ctx.find_root()
     if root.params.get("no_config"):
         return None

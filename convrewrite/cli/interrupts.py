@@ -1,4 +1,4 @@
-"""What a command that writes says when it is interrupted: which result stands in the place it was given."""
+"""What a command that writes says when it is interrupted: which result is in the place it was given."""
 
 import os
 import re
@@ -13,14 +13,14 @@ from convrewrite.interrupts import Terminated, ignored_from_here, interrupts_tol
 NOTHING = "nothing was written"
 
 SIGNALLED = 128
-"""Exit code after a signal, less the number of the signal, as shells have it."""
+"""Exit code after a signal, without the number of the signal added, as in shells."""
 
 INTERRUPTED = SIGNALLED + signal.SIGINT
 Options = ParamSpec("Options")
 
 
 class Interrupted(Exception):
-    """A command was interrupted; the text says what stands, and ``code`` is the exit code."""
+    """A command was interrupted; the text says what is in its place, and ``code`` is the exit code."""
 
     def __init__(self, stands: str, code: int) -> None:
         super().__init__(stands)
@@ -28,7 +28,7 @@ class Interrupted(Exception):
 
 
 def tells_what_stands(command: Callable[Options, None]) -> Callable[Options, None]:
-    """The same command, one that writes its option ``out``, or ``new`` where it has that too; it raises Interrupted where it is
+    """The same command, which writes to its option ``out``, or to ``new`` where that is given; it raises Interrupted when it is
     interrupted."""
 
     @wraps(command)
@@ -48,14 +48,15 @@ def tells_what_stands(command: Callable[Options, None]) -> Callable[Options, Non
 
 
 PLACED = ("optimize", "apply", "plan", "sweep")
-"""Commands that have a place of their own; `profile` is told one of two."""
+"""Commands that have a default place to write to; `profile` is given one of two."""
 
 ENDINGS = {"plan": "-plan.json", "sweep": "-sweep"}
-"""What follows the model's name in the place that a command writes unless told; else ``-rewritten``."""
+"""What follows the model's name in a command's default place; otherwise ``-rewritten``."""
 
 
 def default_out(command: str, options: Mapping[str, object]) -> Path:
-    """In the working folder, by the name of the model: ``nets/resnet18.pt`` becomes ``resnet18-rewritten``."""
+    """A command's default place, in the working folder by the name of the model: ``resnet18-rewritten`` for
+    ``nets/resnet18.pt``."""
     model = options.get("model") or options["models"]
     first = str(model[0] if isinstance(model, list) else model)
     stem = Path(first).stem if "." in Path(first).name and ":" not in first else first.rpartition(":")[2]
@@ -76,7 +77,7 @@ def _standing(out: Path, before: tuple[int, int] | None) -> str:
 
 
 def _identity(out: Path) -> tuple[int, int] | None:
-    """What tells one result from the next, which takes its place while it is still there; None: there is none."""
+    """What differs between one result and the next, which replaces it while it still exists; None: there is none."""
     try:
         found = os.stat(out)
         return None if out.is_dir() and not os.listdir(out) else (found.st_dev, found.st_ino)

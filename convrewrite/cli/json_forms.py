@@ -1,4 +1,4 @@
-"""What ``--json`` prints of commands whose values have no such form of their own, and the schemas of all of them."""
+"""What ``--json`` prints for commands whose values have no JSON form of their own, and the schemas of all commands."""
 
 import math
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ class Verified(_Form):
 
     @classmethod
     def of(cls, outcome: Verification, **said: Any) -> "Verified":
-        """From what was compared; ``said`` are the fields that it does not know."""
+        """From what was compared; ``said`` are the fields that this does not hold."""
         outputs = tuple(
             VerifiedOutput(
                 name=parity.name,

@@ -1,4 +1,4 @@
-"""Sizes of a model's inputs, where the report of a result tells them."""
+"""Sizes of a model's inputs, where the report of a result states them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ class Known:
 
 
 def sizes_of(*sources: str | Path) -> Known | None:
-    """Those of the first of these that is a result folder, or a file of one. A report of anything else says nothing."""
+    """The sizes in the report of the first source that is a result folder or a file of one; None where no report states any."""
     for path in map(Path, sources):
         folder = path.parent if path.name in (*results.FILES, results.INT8) else path
         try:

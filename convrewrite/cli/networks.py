@@ -27,7 +27,7 @@ def given_network(
     source: str, sources: Sources, trust: bool, seconds: float, result: str | Path | None = None
 ) -> Given:
     """The model in a file, be it of PyTorch or ONNX, or from a program; an ONNX file has ``seconds`` to open, and to run once.
-    ``result``: a folder whose report tells the sizes of its inputs, where nothing else does.
+    ``result``: a folder whose report states the sizes of its inputs, where nothing else does.
 
     Raises ModelLoadError, UsageError.
     """

@@ -86,8 +86,8 @@ class Sources:
 
 @dataclass(frozen=True, slots=True)
 class Towards:
-    """What a recovery takes beside its inputs and settings; ``new``: where the result goes, if not into the place of the one that
-    came."""
+    """What a recovery takes beside its inputs and settings; ``new``: where the result goes, if it does not replace the one that
+    was given."""
 
     model: str | None = field(
         default=None,
@@ -114,7 +114,7 @@ class Towards:
 
 
 SETTING = {setting.name: setting for setting in fields(Settings)}
-"""The options of a comparison that are those of a run too are taken from there."""
+"""Options that a comparison shares with a run are taken from there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +154,14 @@ PLANNED = tuple(
     for entry in fields(Settings)
     if FLAG in entry.metadata and entry.name not in ("refine", "int8", *WRITTEN)
 )
-"""Settings of a plan, which refines nothing, betters nothing for int8 and leaves no model."""
+"""Settings of a plan, which refines nothing, improves nothing for int8 and leaves no model."""
 
 SWEPT = tuple(
     entry.name
     for entry in fields(Settings)
     if FLAG in entry.metadata and entry.name not in ("budget", "keep", "int8", *WRITTEN)
 )
-"""Settings of a sweep: its points say what each is made for, and are not bettered."""
+"""Settings of a sweep: its points set what each is made for, and are not improved for int8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +211,7 @@ def runner_of(source: str, factory: str | None, trust: bool, timeout: float) -> 
             raise ModelLoadError(f"{source}: no such file; expected an ONNX file, a PyTorch model or a result folder")
         try:
             return OnnxModel(path, probe=timeout, trust=trust)
-        except VerificationError as error:  # exit code 1 says that two models differ, and this is none
+        except VerificationError as error:  # exit code 1 would say that two models differ
             raise ModelLoadError(f"{error}; export it again") from error
     if (path / results.ONNX).is_file() and not (path / "model.pt").is_file():  # a result whose model came as ONNX
         return runner_of(str(path / results.ONNX), factory, trust, timeout)
@@ -237,7 +237,7 @@ def calibration_of(sources: Sources, model: Any, inputs: "Inputs", seed: int, me
 
 
 def require_calibration(sources: Sources) -> None:
-    """Raise UsageError where something is said of calibration inputs and none are given."""
+    """Raise UsageError for options about calibration inputs where none are given."""
     if sources.data is not None:
         return
     for option, given in (("--mean", sources.mean), ("--std", sources.std), ("--resize", sources.resize)):

@@ -25,7 +25,8 @@ SECONDS_BETWEEN_CHANGES = 0.5
 
 
 def stages_of(settings: "Settings", calib: str | None, command: str, *, several: bool = False) -> tuple[str, ...]:
-    """The stages of ``optimize``, ``plan``, ``apply`` or ``sweep``, as far as what was asked tells; ``several``: rules compete.
+    """The stages of ``optimize``, ``plan``, ``apply`` or ``sweep``, as far as they follow from what was asked; ``several``: rules
+    compete.
 
     Swaps, and whether a plan within a budget leaves anything to refine, cannot be known before.
     """
@@ -51,7 +52,7 @@ class _View(Protocol):
     """Where progress is shown."""
 
     def change(self) -> None:
-        """Something was told."""
+        """Progress was reported."""
 
     def end(self) -> None:
         """The run came to its end, or to an error."""
@@ -61,7 +62,7 @@ class _View(Protocol):
 def progress_bars(*expected: str) -> "Iterator[Progress]":
     """Progress on the error stream, so that the report can be piped, or in the cell of a notebook; nothing with ``--quiet``.
 
-    ``expected``: the stages that will come, in order, as far as that is known; how long all of it takes is told by them.
+    ``expected``: the stages that will come, in order, as far as that is known; the time that is left is estimated by them.
     """
     if is_quiet():
         yield silent
@@ -70,7 +71,7 @@ def progress_bars(*expected: str) -> "Iterator[Progress]":
 
     def show(stage: str, done: int, total: int, text: str) -> None:
         raise_unheard()
-        with held():  # a line that is half drawn would run into what is said of the interrupt
+        with held():  # a line that is half drawn would run into the message about an interrupt
             stages.tell(printable(stage), done, total, printable(text))
             if not views:
                 views.append(_view(stages))
@@ -90,7 +91,7 @@ def _view(stages: Stages) -> _View:
     if sys.stderr.isatty():
         from rich.console import Console
 
-        console = Console(file=sys.stderr)  # as it is now: what stands there while a thread is quiet is not for bars
+        console = Console(file=sys.stderr)  # as it is now: the stand-in while a thread is quiet is not for bars
         if console.is_terminal and not console.is_dumb_terminal:
             from convrewrite.cli.bars import Bars
 
@@ -99,7 +100,7 @@ def _view(stages: Stages) -> _View:
 
 
 def _notebook() -> Any:
-    """What shows in the cell of a notebook that runs; None: this is no notebook."""
+    """The function that displays in the running cell of a notebook; None: this is no notebook."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     if shell is None or not hasattr(shell, "kernel"):

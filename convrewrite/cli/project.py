@@ -1,8 +1,8 @@
 """A project's defaults for options: ``convrewrite.toml`` in the working folder, or ``[tool.convrewrite]`` of its pyproject.toml.
 
-What a file says becomes words of the command line, put in front of those that were given, for options that were not: it is
-read, checked and recorded in the report as if it had been typed. A file comes with a folder, maybe from somebody else: it can
-neither run code, nor say where something is written, nor where anything is sent.
+What a file says for options that were not given becomes words of the command line, in front of those that were given: it is read,
+checked and recorded in the report as if it had been typed. A file comes with a folder, maybe from somebody else, so it can
+neither run code, nor say where anything is written or sent.
 """
 
 import inspect
@@ -19,7 +19,7 @@ from convrewrite.values import shown
 
 FILE, SHARED_FILE = "convrewrite.toml", "pyproject.toml"
 LARGEST = 1 << 20
-"""Bytes of either file, at most."""
+"""Most bytes of either file."""
 
 RUNS_CODE = ("trust", "factory", "augment", "metric", "model")
 """Options that run code, or name a model, which may be code."""
@@ -40,14 +40,14 @@ OF_INPUTS = ("mean", "std", "resize")
 """Options that say how calibration inputs are read, and mean nothing to a run without any."""
 
 OF_FILES = ("timings", "opset", "free-axes", "half", "int8")
-"""Options that take an ONNX file or its times, and mean nothing to a run without any (``--no-onnx``)."""
+"""Options that need an ONNX file or its times, and mean nothing to a run without any (``--no-onnx``)."""
 
 AROUND = "correct it, or call convrewrite --no-config"
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """An option of a command: its name without dashes, its words, and what it takes. ``no``: the word that denies a flag."""
+    """An option of a command: its name without dashes, its words, and what it takes. ``no``: the word that turns a flag off."""
 
     name: str
     word: str
@@ -58,7 +58,7 @@ class Option:
 
     @property
     def expected(self) -> str:
-        """What a file has to say, in words."""
+        """What a file has to give, in words."""
         if self.counted:
             return "0, 1 or 2"
         names = {bool: "true or false", int: "a whole number", float: "a number"}
@@ -66,7 +66,7 @@ class Option:
         return f"{text}, or a list of such" if self.several else text
 
     def words(self, value: object) -> list[str] | None:
-        """What a value of a file is on the command line; None where it is of another type."""
+        """A value of a file as words of the command line; None where it is of another type."""
         if self.counted:
             return [self.word] * value if type(value) is int and 0 <= value <= 2 else None
         if self.several and isinstance(value, list):
@@ -172,7 +172,7 @@ def _checked(name: str, table: Mapping[str, Any], commands: Mapping[str, Mapping
 def _tables(
     name: str, key: str, table: Mapping[str, Any], commands: Mapping[str, Mapping[str, Option]]
 ) -> Iterator[tuple[str, dict[str, list[str]]]]:
-    """The table of a command; of a group of commands those in it, which are called ``group command``."""
+    """The table of a command, or for a group those of its commands, which are called ``group command``."""
     if key in commands:
         options = commands[key]
         yield key, {k: _words(f"{name}: {key}.{k}", k, value, options, [*options]) for k, value in table.items()}
@@ -216,7 +216,7 @@ def _words(where: str, key: str, value: object, options: Mapping[str, Option], k
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:
-    """The nearest name that is known, else all that a file may have."""
+    """The nearest name that is known, otherwise all that a file may have."""
     import difflib
 
     near = difflib.get_close_matches(key, known, 1, 0.5)

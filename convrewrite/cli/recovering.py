@@ -17,8 +17,8 @@ from convrewrite.settings import Recovery
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The words of the command that are no settings; ``place``: where the recovered result goes, ``checkpoint``: where the
-    training stands."""
+    """What the command was given besides settings; ``place``: where the recovered result goes, ``checkpoint``: the file of the
+    training's state."""
 
     out: Path
     data: str
@@ -29,7 +29,7 @@ class Asked:
 
 
 def checkpoint_of(place: Path) -> Path:
-    """Beside the result, which is whole at every moment."""
+    """A file beside the result, as the result is whole at every moment."""
     return place.absolute().with_name(f"{place.absolute().name}.recovering")
 
 
@@ -63,7 +63,7 @@ def recovered(asked: Asked, sources: Sources, settings: Recovery, progress: Prog
 
 
 def named_original(model: str, out: Path) -> str:
-    """The original as the report names it, if that is a file: what names code is imported only where the user says it."""
+    """The original as the report names it, if that is a file: a name of code is imported only where the user gives it."""
     if not Path(model).is_file():
         raise UsageError(
             f"{out}: expected the file of its original, which its report names {model!r}, found no such file; "

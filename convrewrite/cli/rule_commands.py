@@ -67,7 +67,7 @@ def rules_check(
         say_json(CheckedRules(file=str(file), passed=all(one.passed for one in examples), examples=examples))
     for finding in findings if not as_json else ():
         say(f"{'ok  ' if finding.passed else 'FAIL'} {finding.rule}: {finding.example}: {finding.text}")
-    # What a rule names and no structure has is a finding besides those of its examples.
+    # Names in a rule that no structure has are findings too, besides those of its examples.
     failed = [finding for finding in findings if not finding.passed]
     if failed:
         raise VerificationError(f"{file}: {len(failed)} of {len(findings)} checks fail")

@@ -49,7 +49,7 @@ def swept(
 
 
 def _words(sources: Sources, settings: Settings, trust: bool) -> list[str]:
-    """What was said of the model and its inputs, as ``apply`` takes it."""
+    """The options about the model and its inputs, as ``apply`` takes them."""
     words = [word for text in sources.input or () for word in ("--input", text)]
     for name, text in (
         ("--factory", sources.factory),

@@ -66,7 +66,7 @@ def bench(
 
 
 def _compared(sources: tuple[str, str], runners: tuple[Any, Any], inputs: Any, asked: Comparing) -> list[Comparison]:
-    """In the runtime that was asked for, and in eager torch too where both are modules."""
+    """The two timed in the runtime that was asked for, and in eager torch too where both are modules."""
     from convrewrite import folders, runtime
     from convrewrite.onnx_files import OnnxModel
 

@@ -8,7 +8,7 @@ TRACEBACK = "CONVREWRITE_TRACEBACK"
 """The environment variable that asks for the traceback."""
 
 FAULT = "this is a fault of convrewrite itself"
-"""Words in the message of every error that it did not foresee."""
+"""Words in the message of every unforeseen error."""
 
 _NO_MEMORY = re.compile(
     r"not enough memory|can't allocate memory|out of memory|bad_alloc|Cannot allocate memory", re.IGNORECASE

@@ -57,7 +57,7 @@ def verify(
 
 
 def _refused(outcome: "Verification", relation: "Relation", wanted: str, asked: Comparing) -> VerificationError | None:
-    """Why the two are not what they must be to each other."""
+    """Why the two fail what they had to fulfil; None where they do not fail."""
     from convrewrite import runtime
 
     try:

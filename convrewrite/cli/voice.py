@@ -1,4 +1,5 @@
-"""How much a command says: nothing but errors with ``--quiet``, what the library logs with ``-v``; and what says it."""
+"""How much a command says: nothing but errors with ``--quiet``, what the library logs with ``-v``; and the functions that
+print."""
 
 import inspect
 import logging
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 LIBRARY = "convrewrite"
-"""The logger above all of the library's own."""
+"""The parent of all loggers of the library."""
 
 LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
-"""What is shown without ``-v``, with it, and with two of it."""
+"""The levels of the log that are shown without ``-v``, with ``-v`` and with ``-vv``."""
 
 Quiet = Annotated[
     bool, typer.Option("-q", "--quiet", help="Say nothing but errors: no progress, no table. JSON is still printed.")
@@ -45,7 +46,7 @@ Verbose = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """What was asked: silence, or how many times more."""
+    """What was asked for: silence, or how many ``-v``."""
 
     quiet: bool = False
     verbose: int = 0
@@ -72,7 +73,7 @@ def speaking(quiet: bool, verbose: int) -> Iterator[None]:
     logger, handler = logging.getLogger(LIBRARY), _ToErrorStream()
     before = logger.level
     if voice.verbose:
-        if not around.verbose:  # else the one around this block writes
+        if not around.verbose:  # otherwise the one around this block writes
             logger.addHandler(handler)
         logger.setLevel(LEVELS[min(voice.verbose, len(LEVELS) - 1)])
     try:
@@ -95,7 +96,7 @@ class _ToErrorStream(logging.Handler):
         """One line, in which names from elsewhere do nothing to the terminal: seconds since the command began, where, what."""
         where = record.name.removeprefix(f"{LIBRARY}.")
         text = printable(record.getMessage().replace("\n", " "))
-        with held():  # a line that is half written would run into what is said of an interrupt
+        with held():  # a line that is half written would run into the message about an interrupt
             sys.stderr.write(f"[{time.monotonic() - self._began:7.1f} s] {where}: {text}\n")
             sys.stderr.flush()
 
