@@ -151,9 +151,9 @@ def recovered_report(
     notes: Sequence[str],
     seconds: Mapping[str, float],
 ) -> Report:
-    """The report of a result once it was recovered: costs, sites and calibration as they were, what was measured anew. Errors of
-    single sites are those of the plan's fit, and forms it was exported in are of its model: both are left out where its factors
-    were trained since; ``data`` are the inputs of the recovery."""
+    """The report of a recovered result: costs, sites and calibration as they were, and what was measured anew. Errors of single
+    sites belong to the plan's fit, and exported forms to the model before: both are left out where factors were trained since.
+    ``data`` are the inputs of the recovery."""
     constraints = plan.asked()
     before, after = Cost(*_pair(report, "before")), Cost(*_pair(report, "after"))
     parts, lost = _parts(before, after, measured), useless(constraints, measured, data, fast=False)
@@ -230,7 +230,7 @@ def _fidelity_rows(fidelity: Fidelity) -> tuple[OutputFidelityRow, ...]:
 
 
 def _kept(constraints: Constraints, fidelity: Fidelity) -> str | None:
-    """What was kept of what was asked to be kept, in the same words."""
+    """The fidelity that was measured, in the words of the one that was to be kept; None where none was."""
     if constraints.keep is None:
         return None
     if constraints.keep.measure == "agreement" and fidelity.least_agreement is not None:
@@ -241,7 +241,7 @@ def _kept(constraints: Constraints, fidelity: Fidelity) -> str | None:
 def _totals(before: Cost, after: Cost, measured: Measured) -> Totals:
     latency, saving = measured.onnx_latency, measured.predicted_saving
     whole = measured.original_seconds if latency is None else latency.seconds_a
-    # Options that promise to save more than all of it promise nothing that can be told.
+    # Options that promise to save more than the whole time give no prediction that could be shown.
     predicted = whole * (1 - saving) if whole is not None and saving is not None and saving < 1 else None
     return Totals(
         parameters=Change[int](before=before.parameters, after=after.parameters),

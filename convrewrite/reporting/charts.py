@@ -1,7 +1,7 @@
 """The curves of a page, as inline SVG in the colours of its scheme: matplotlib draws them, so a page needs no library of its own.
 
-matplotlib is imported as something is drawn, here alone: it takes a while, writes a list of fonts into a cache folder of its own,
-and says so where it cannot.
+matplotlib is imported only when something is drawn: that takes a while, writes a list of fonts into a cache folder, and warns
+where it cannot.
 """
 
 import io
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZE = (6.2, 3.3)
-"""Inches of a chart, at 72 pixels an inch: near the width it is shown at, on a telephone and beside another one alike."""
+"""Inches of a chart, at 72 pixels an inch: near the width it is shown at, both on a telephone and beside another chart."""
 
 INKS = {"#010101": "--ink", "#020202": "--soft", "#030303": "--line", "#040404": "--accent", "#050505": "--mark"}
-"""Colours that are drawn with, and the colour of the page's scheme that takes the place of each."""
+"""Colours that are drawn with, and the colour of the page's scheme that replaces each."""
 
 INK, SOFT, LINE, ACCENT, MARK = INKS
 
@@ -38,8 +38,8 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class ErrorPoint:
-    """One rewritten site: its place in the network, from 1, and its relative output error: alone, as it was chosen by, and as
-    it was measured behind all sites before it. None: not measured."""
+    """One rewritten site: its place in the network, from 1, and its relative output error: alone, by which it was chosen, and as
+    measured after all sites before it. None: not measured."""
 
     place: int
     alone: float | None
@@ -69,7 +69,7 @@ def depth_chart(points: Sequence[ErrorPoint]) -> str:
 
 
 def agreement_chart(points: Sequence[ErrorPoint]) -> str:
-    """Errors that the choice expected against those that came of it, as an ``<svg>`` element; empty where there are none."""
+    """Errors that the choice expected against those that were measured, as an ``<svg>`` element; empty where there are none."""
     both = [
         (point.alone, point.measured)
         for point in points
@@ -113,8 +113,8 @@ def recovery_chart(recovered: RecoveredSummary) -> str:
 
 @contextmanager
 def drawing() -> Iterator[tuple["Figure", "Axes"]]:
-    """An empty drawing through which the page shows, in the style of all."""
-    with quiet(("matplotlib",)):  # of a home folder that cannot be written
+    """An empty, transparent drawing in the style of all charts."""
+    with quiet(("matplotlib",)):  # it warns of a home folder that cannot be written
         import matplotlib
         from matplotlib.figure import Figure
     with matplotlib.rc_context(STYLE):
@@ -132,7 +132,7 @@ def _legend(axes: "Axes") -> None:
 def svg_of(figure: "Figure") -> str:
     """The drawing as an ``<svg>`` element, in colours that the page's scheme gives; no date in it."""
     buffer = io.StringIO()
-    with quiet():  # of missing glyphs
+    with quiet():  # it warns of missing glyphs
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]

@@ -79,7 +79,7 @@ class Compared(BaseModel):
         return cls(results=tuple(ComparedResult.of(name, report) for name, report in named))
 
     def text(self) -> str:
-        """For the terminal; what is to be known of results stands below the table."""
+        """For the terminal; notes on results are below the table."""
         return "\n".join((table(HEADERS, self._rows(), "llrrrrrrl"), *map(shortened, self._notes())))
 
     def page(self) -> str:

@@ -133,7 +133,7 @@ def latency_name(report: Report) -> str:
 
 
 def _predicted_name(report: Report) -> str:
-    """What the predicted latency is called: that of what was not timed here comes of times from another machine."""
+    """What the predicted latency is called: where nothing was timed here, it comes from times of another machine."""
     if report.totals.onnx_latency_seconds:
         return latency_name(report)
     runtime = report.totals.predicted_in  # reports of earlier versions do not say
@@ -187,7 +187,7 @@ def output_sentences(report: Report) -> list[str]:
 
 
 def taken(name: str, kind: str, reason: str, weight: float) -> str:
-    """One such sentence."""
+    """One sentence of :func:`output_sentences`."""
     if kind == "ignore":
         return f"{name}: neither compared nor checked, {reason}"
     return f"{name}: taken for {kind}{'' if weight == 1 else f' (weight {weight:g})'}: {reason}"
@@ -227,7 +227,7 @@ def export_rows(report: Report) -> list[tuple[str, ...]]:
 
 
 def export_sentences(report: Report) -> list[str]:
-    """What wrote each form, on how many examples it was run, and what is not as one would wish."""
+    """What wrote each form, on how many examples it was run, and what is wrong with it."""
     return [
         "; ".join(
             (
@@ -254,7 +254,7 @@ def _equal(row: OutputFidelityRow | ParityRow) -> str:
 
 
 def _without_empty(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """The table without those optional columns that say nothing of any output."""
+    """The table without those optional columns that are empty for every output."""
     kept = [
         index
         for index, header in enumerate(headers)
@@ -361,7 +361,7 @@ def latency_sentence(report: Report) -> str:
 
 
 def calls(number: int) -> str:
-    """Nothing for one call, else `` (2 calls)``."""
+    """Nothing for one call, otherwise `` (2 calls)``."""
     return "" if number == 1 else f" ({number} calls)"
 
 

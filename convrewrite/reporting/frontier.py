@@ -20,7 +20,7 @@ Resource = Literal["macs", "params", "latency"]
 COSTS: dict[Resource, str] = {"macs": "MACs", "params": "parameters", "latency": "latency"}
 
 LOOKS = ((ACCENT, "-", "o"), (MARK, "--", "s"), (SOFT, ":", "^"), (INK, "-.", "D"))
-"""Colour, dash and mark of the lines, one a model."""
+"""Colour, dash and mark of the lines, one per model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ no other beats; one that is beaten by another, which costs no more and loses les
 
 
 def sweep_page(sweep: SweepReport) -> str:
-    """The page; all that it shows stands in it as JSON too, in the element ``sweep``. No script runs in it."""
+    """The page; all that it shows is in it as JSON too, in the element ``sweep``. No script runs in it."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_shown)
     rows = [row for model in sweep.models for row in sweep_rows(model)]
     shown = [i for i in range(len(HEADERS)) if i == 0 or any(row[i] for row in rows)]
@@ -154,7 +154,8 @@ def _curves(sweep: SweepReport, resource: Resource) -> list[tuple[str, Markup]]:
 
 
 def _measures(sweep: SweepReport) -> list[_Measure]:
-    """Where every output that is scored has an agreement, the error of outputs would tell the same again."""
+    """The measures to draw. Where every point has an agreement, the error of outputs would show the same again, and is left
+    out."""
     points = [point for model in sweep.models for point in model.points if point.reason is None]
     usual = SCORES if all(point.agreement is not None for point in points) else (*SCORES, ERROR)
     own = sweep.metric or "metric"
@@ -178,7 +179,7 @@ def _line(model: SweptModel, measure: _Measure, resource: Resource) -> list[_Dra
 
 
 def _chart(sweep: SweepReport, measure: _Measure, resource: Resource, lines: Sequence[list[_Drawn]]) -> Markup:
-    """One line a model; which is which is told by marks and dashes too, not by colour alone."""
+    """One line per model; lines differ by marks and dashes too, not by colour alone."""
     with drawing() as (figure, axes):
         from matplotlib.ticker import FuncFormatter, PercentFormatter
 
@@ -200,7 +201,7 @@ def _chart(sweep: SweepReport, measure: _Measure, resource: Resource, lines: Seq
         axes.set_xlabel(f"{COSTS[resource]} left of the original's")
         axes.set_ylabel(_plain(measure.label))
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-        # A power of ten that all have in common would stand where the legend does.
+        # A power of ten that all ticks share would be drawn where the legend is.
         each = PercentFormatter(1.0, symbol=" %") if measure.part else FuncFormatter(lambda value, _: f"{value:.4g}")
         axes.yaxis.set_major_formatter(each)
         if len(sweep.models) > 1:

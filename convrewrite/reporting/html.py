@@ -1,7 +1,7 @@
-"""The report as one HTML page that asks for nothing: styles, script and drawings are in it, so the file can be mailed.
+"""The report as one HTML page without outside references: styles, script and drawings are in it, so the file can be mailed.
 
-What the page may do is said in it (a Content-Security-Policy): nothing is loaded, and of scripts only its own runs, so that a
-name in a model could not act even where it were not escaped.
+The page states what it may do (a Content-Security-Policy): nothing is loaded, and only its own script runs, so that a name in a
+model could do nothing even if it were not escaped.
 """
 
 import base64
@@ -25,7 +25,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render_html(report: Report, plan: Plan | None = None) -> str:
-    """The whole page; every name is escaped. ``plan``: what the report followed, for the options that were considered."""
+    """The whole page; every name is escaped. ``plan``: the plan that was followed, for the options that were considered."""
     view = view_of(report, plan)
     return _rendered(
         "report.html.j2",
@@ -82,5 +82,5 @@ def _rendered(template: str, **values: Any) -> str:
 
 
 def _finalized(value: Any) -> Any:
-    """What stands in the page for a value: its text without control characters. What is a piece of a page already stays."""
+    """A value as the page shows it: its text, with control characters written out. What is markup already stays."""
     return value if isinstance(value, Markup) else printable(str(value))

@@ -10,7 +10,7 @@ from convrewrite.reporting import figures
 from convrewrite.reporting.report import Report
 
 BEGINS = re.compile(r"^(\d+(?=[.)])|(?=[#>+=-]))")
-"""What begins a heading, a quotation, a list or a line below another, were it not for a backslash."""
+"""What would begin a heading, a quotation, a list or an underline, if no backslash were put before it."""
 
 
 def render_markdown(report: Report) -> str:
@@ -99,12 +99,12 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], alignment: str
 
 
 def _line(text: str) -> str:
-    """The same at the beginning of a line, where a sign or a number may make a heading, a quotation or a list of it."""
+    """As :func:`_plain`, at the beginning of a line, where a sign or a number may make a heading, a quotation or a list of it."""
     return BEGINS.sub(r"\1\\", _plain(text))
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it stands, on one line and inside a table cell as well."""
+    """Text that Markdown shows as it is, on one line and inside a table cell as well."""
     text = printable(" ".join(part for part in text.replace("\n", " ").split(" ") if part))
     for character in "\\`*_|<[&~":
         text = text.replace(character, f"\\{character}")

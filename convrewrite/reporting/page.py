@@ -14,7 +14,7 @@ from convrewrite.worst import Worst
 Basis = Literal["time", "MACs"]
 
 MOST_RULED_OUT = 12
-"""Options of a site that were never in question, which a page lists: all of them stand in the plan."""
+"""Most options of a site that a page lists of those without a measured effect; the plan has all of them."""
 
 MOSTLY = 0.5
 """Part of the MACs whose time must have been measured for the blocks to be drawn by time."""
@@ -23,7 +23,7 @@ MINUS = "\N{MINUS SIGN}"
 
 
 class Cell(NamedTuple):
-    """What stands in a table, and what it is sorted by."""
+    """The text of a cell in a table, and the value it is sorted by."""
 
     text: str
     value: float | str
@@ -70,7 +70,7 @@ class SiteView:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """All of it. ``before`` and ``after`` are the sums of the blocks."""
+    """The whole page. ``before`` and ``after`` are the sums of the blocks."""
 
     basis: Basis
     before: float
@@ -116,7 +116,7 @@ def view_of(report: Report, plan: Plan | None) -> View:
 
 
 def tiles(report: Report) -> tuple[Tile, ...]:
-    """The headline in three figures: what is saved of time (else of MACs), of parameters, and what stayed the same."""
+    """The headline in three figures: what is saved of time (otherwise of MACs), of parameters, and how much stayed the same."""
     totals, latency = report.totals, report.totals.onnx_latency_seconds
     if latency is None:
         cost = Tile(
@@ -164,7 +164,7 @@ def _chosen(site: PlannedSite | None) -> Considered | None:
 
 
 def _basis(pairs: Sequence[tuple[SiteRow, PlannedSite | None]]) -> Basis:
-    """Time, where that of most sites was measured before, and of those that were rewritten after too."""
+    """Time, if it was measured for most of the original's MACs, and for all options that were chosen; otherwise MACs."""
     timed = sum(row.macs_before for row, site in pairs if site is not None and site.seconds)
     complete = all(row.action == "kept" or ((found := _chosen(site)) and found.seconds) for row, site in pairs)
     return "time" if complete and timed > MOSTLY * sum(row.macs_before for row, _ in pairs) else "MACs"
@@ -266,7 +266,7 @@ def _of(value: float, whole: float | None, text: str) -> str:
 
 
 def _why(entry: Considered, site: PlannedSite, chosen: Considered | None) -> str:
-    """Why an option was not taken: its own reason, else how it compares with the one that was."""
+    """Why an option was not taken: its own reason, otherwise how it compares with the one that was taken."""
     if entry == chosen:
         return "taken"
     if entry.reason:
@@ -288,7 +288,7 @@ def _why(entry: Considered, site: PlannedSite, chosen: Considered | None) -> str
 
 
 def _times(factor: float) -> str:
-    """``3.1 times``, ``1/130 of``; nothing exact where it is beyond all measure."""
+    """``3.1 times``, ``1/130 of``; no number for factors that are extremely small or large."""
     if factor == 0:
         return "none of"
     if not 1e-4 < factor < 1e4:

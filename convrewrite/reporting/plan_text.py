@@ -8,7 +8,7 @@ from convrewrite.reporting.site_tables import KIND, Column, decisions, site_tabl
 from convrewrite.tables import WIDTH, filled, table
 
 CONSIDERED_HEADERS = ("", "option", "MACs", "param.", "time", "error", "effect", "")
-"""Columns of the table of options; those are shown that hold something."""
+"""Columns of the table of options; empty ones are not shown."""
 
 EFFECTS = (
     "Errors and effects are those with only this site rewritten. The effect is the KL of the model's outputs, or their "
@@ -47,8 +47,7 @@ def _sites(sites: Sequence[PlannedSite], width: int) -> str:
 
 
 def render_site(site: PlannedSite, width: int = WIDTH) -> str:
-    """Why a site became what it is; columns of what was not measured are left out, and reasons stand
-    below the table."""
+    """Why a site became what it is; columns of what was not measured are left out, and reasons are below the table."""
     head = f"{site.name}: {site.kind} {site.geometry}\n{site.becomes}"
     if not site.considered:
         return head

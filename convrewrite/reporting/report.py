@@ -32,7 +32,8 @@ class _Part(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _can_be_written(cls, value: Any) -> Any:
-        """Bytes in the name of a file that are no UTF-8 come as halves of surrogate pairs, which no text file holds."""
+        """Write out bytes of file names that are no UTF-8: Python has them as halves of surrogate pairs, which no text file can
+        hold."""
         if isinstance(value, tuple):
             return tuple(cls._can_be_written(entry) for entry in value)
         return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
@@ -53,7 +54,7 @@ class Change(_Part, Generic[Number]):
 
 
 WholeNumbers = Change[int]
-"""Named here, as pickle finds a class by the name of it that its module has."""
+"""Given a name here, as pickle looks a class up by its name in its module."""
 
 
 class LatencyChange(_Part):
@@ -351,11 +352,11 @@ class Report(_Part):
 
     @property
     def unwritten(self) -> str | None:
-        """Why a form that was asked for was left out, of the first one."""
+        """Why the first form that was asked for and refused was left out."""
         return next((f"export {row.name}: {row.refused}" for row in self.exports if row.refused is not None), None)
 
     def with_exports(self, written: Sequence["Written"]) -> Self:
-        """With these forms; of one name the new one stands in the place of the earlier."""
+        """With these forms; a new one replaces an earlier one of the same name."""
         rows = {row.name: row for row in (*self.exports, *map(ExportRow.of, written))}
         return self.model_copy(update={"exports": tuple(rows.values())})
 

@@ -1,6 +1,6 @@
-"""Tables of sites for a terminal: one line a site, in the fullest form whose lines are as wide as that at most.
+"""Tables of sites for a terminal: one line per site, in the fullest form whose lines are not wider than the terminal.
 
-What a form numbers is told below the table; what it leaves out stands in the files of the report, and is named.
+What a form numbers is written out below the table; what it leaves out is named there, and is in the files of the report.
 """
 
 import re
@@ -22,14 +22,14 @@ class Column:
 
     @property
     def shown(self) -> "Column":
-        """With what would steer a terminal written out, before anything is laid out by its length."""
+        """The column with control characters written out, before anything is laid out by its length."""
         return replace(self, cells=[printable(cell) for cell in self.cells])
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
     """A column of words in one of its forms; ``notes``: what its numbers stand for, from 1 on. A last ``resort`` says so little
-    that columns are left out before."""
+    that columns are left out first."""
 
     column: Column
     notes: Sequence[str] = ()
@@ -46,16 +46,17 @@ class Layout(NamedTuple):
 KIND, PARAMETERS = "kind", "param. ratio"
 
 LAYOUTS = (Layout(), Layout((KIND,)), Layout((KIND,), 4), Layout((KIND, PARAMETERS), 1))
-"""From the fullest to the shortest. A kind goes first: the geometry says the same, if less plainly. Four letters tell most words
-apart, and a ratio of parameters is much like that of MACs."""
+"""From the fullest to the shortest. The kind is left out first: the geometry says the same, if less plainly. Four letters
+distinguish most words, and a ratio of parameters is much like that of MACs."""
 
 LONGEST = 12
-"""Letters of a word in a name at most, where words are cut at all."""
+"""Most letters of a word in a name, where words are cut at all."""
 
 
 def site_table(columns: Sequence[Column], forms: Sequence[Told], width: int, legend: Sequence[str] = ()) -> str:
-    """The first column has names. Of the layouts, and the ``forms`` of the words at the end, the first that takes one line a
-    site; where none does, the last one, wrapped. Columns without a word are left out. ``legend`` stands below the notes."""
+    """The table in the first pair of a layout and one of the ``forms`` of its last column that takes one line per site; where
+    none does, all columns with the last form, wrapped. The first column has names; empty columns are left out. ``legend`` is put
+    below the notes."""
     columns, forms = [column.shown for column in columns], [replace(form, column=form.column.shown) for form in forms]
     columns = [column for column in columns if any(column.cells)]
     for layout, told in ((a, b) for a in LAYOUTS for b in forms if not b.resort or a is LAYOUTS[-1]):
@@ -79,8 +80,8 @@ class Cut(NamedTuple):
 
 
 def cut_names(names: Sequence[str], room: int, least: int | None) -> Cut | None:
-    """Names of at most ``room`` columns. Words in them are cut, to ``least`` letters if need be: numbers stay, and what told two
-    names apart still does. None where that is not enough."""
+    """Names of at most ``room`` columns. Words in them are cut, to ``least`` letters if need be: numbers stay, and names that
+    differ still do. None where that is not enough."""
     if max(map(len, names), default=0) <= room:
         return Cut(names, None)
     for letters in range(LONGEST, (least or LONGEST + 1) - 1, -1):
@@ -91,10 +92,10 @@ def cut_names(names: Sequence[str], room: int, least: int | None) -> Cut | None:
 
 
 def decisions(header: str, options: Sequence[str | None], reasons: Sequence[str | None]) -> tuple[Told, ...]:
-    """What became of sites: of each its option, as :meth:`Option.describe` puts it, or the reason why it was kept.
+    """What became of each site: its option, as :meth:`Option.describe` puts it, or the reason why it was kept.
 
-    In full; with reasons numbered; with all of an option numbered but its ranks, and its structure where there are several;
-    and with nothing but numbers.
+    Four forms: in full; with reasons numbered; with options numbered too, except for their ranks, and their structures where
+    there are several; and with nothing but numbers.
     """
     sites = list(zip(options, map(str, reasons), strict=True))
     several = len({option.split(", ")[0] for option in options if option}) > 1
@@ -108,8 +109,8 @@ def decisions(header: str, options: Sequence[str | None], reasons: Sequence[str 
 
 
 def verdicts(applies: Sequence[dict[str, str]]) -> tuple[Told, ...]:
-    """What rules say of sites: of each ``yes``, or the reason why not. Of one rule below its name, of several below ``rules``: by
-    their names, then how many of them."""
+    """What rules say of each site: ``yes``, or the reason why not. One rule has a column of its name; several share a column
+    ``rules``, in two forms: by their names, and by how many they are."""
     rules = list(dict.fromkeys(rule for row in applies for rule in row))
     names, counts = Notes(), Notes()
     if len(rules) == 1:

@@ -35,7 +35,7 @@ class Reach:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """All of it; ``macs`` and ``parameters`` are those of the convolutions."""
+    """The whole page; ``macs`` and ``parameters`` are those of the convolutions."""
 
     sites: tuple[Found, ...]
     kinds: tuple[str, ...]

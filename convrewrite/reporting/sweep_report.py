@@ -47,8 +47,8 @@ class SweepPoint(_Part):
 
     @property
     def loss(self) -> float | None:
-        """What points are compared by, the less the better: the KL, which still tells apart what agrees in all classes; else one
-        less the agreement, else the error."""
+        """What points are compared by, the less the better: the KL, which still distinguishes points that agree in all classes;
+        otherwise one minus the agreement, otherwise the error."""
         if self.kl is not None:
             return self.kl
         return self.error if self.agreement is None else 1 - self.agreement
@@ -81,8 +81,8 @@ class SweepReport(_Part):
     models: tuple[SweptModel, ...]
 
     def text(self) -> str:
-        """The sweep for the terminal: one table a model, without columns that hold nothing; why points are missing, and why
-        others are no success."""
+        """The sweep for the terminal: one table per model, without empty columns; why points are missing, and why other points
+        are no success."""
         parts = [_table(model, self.resource) for model in self.models]
         return "\n\n".join((*parts, filled(f"Fidelity was {self.basis}.")))
 

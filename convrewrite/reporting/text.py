@@ -1,4 +1,4 @@
-"""The report for a terminal: plain tables, at most as wide as that, and sentences of 80 columns."""
+"""The report for a terminal: plain tables, at most as wide as the terminal, and sentences of 80 columns."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -24,7 +24,7 @@ _BASES: dict[str, _Basis] = {
 
 
 def render_text(report: Report, *, exports_only: bool = False, width: int = WIDTH) -> str:
-    """The whole report, or what it says of other forms alone, ending in a newline. Where there is more ``width``, the table of
+    """The whole report, or only what it says of other forms, ending in a newline. Where there is more ``width``, the table of
     sites says more."""
     if exports_only:
         return f"{_exports(report)}\n"
@@ -102,7 +102,7 @@ def _sites(sites: Sequence[SiteRow], width: int) -> str:
 
 
 def _error(site: SiteRow, bases: Sequence[str]) -> str:
-    """With a mark of what it was measured on, where that is not the same for all."""
+    """The error, with a mark of what it was measured on where that is not the same for all."""
     if site.output_error is None or site.error_basis is None:
         return figures.DOES_NOT_APPLY if site.action == "rewritten" and bases else ""
     mark = f" {_BASES[site.error_basis].mark}" if len(bases) > 1 else ""

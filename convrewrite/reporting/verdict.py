@@ -16,27 +16,28 @@ MOST_ERROR, LEAST_AGREEMENT = 0.2, 0.9
 the same any more."""
 
 FEW_INPUTS = 512
-"""Inputs to fit on: with fewer, more of them help."""
+"""With fewer inputs to fit on than this, more of them help."""
 
 OVERFIT = 1.25
-"""Error on held-out inputs over that on the inputs fitted on, from which on a site counts as overfitted: a quarter more is well
-beyond the few percent by which two halves of the same inputs differ."""
+"""A site whose error on held-out inputs is more than this many times that on the inputs fitted on is overfitted: a quarter more
+is well beyond the few percent by which two halves of the same inputs differ."""
 
 TELLING = 0.01
-"""Relative output error of a site up to which an overfit harms nobody."""
+"""Relative output error of a site up to which overfitting does no harm."""
 
 OVERSPENT = 1.001
-"""Times a budget of MACs or parameters, which are counted exactly: beyond it a plan did not have it."""
+"""A budget of MACs or parameters, which are counted exactly, is missed by a result that costs more than this many times the
+budget."""
 
 FASTEST_RULE = "balanced"
 """The built-in rule that has every structure to choose from."""
 
 NAMED = 5
-"""Sites that a warning names; of more it gives the number."""
+"""Most sites that a warning names; of the others it gives the number."""
 
 
 def useless(constraints: Constraints, measured: Measured, calibration: Calibration, *, fast: bool) -> str | None:
-    """Why the result does not compute the same any more, and what would hold; None where it does, or where the caller set the
+    """Why the result does not compute the same any more, and what would help; None where it does, or where the caller set the
     limit with ``keep``."""
     lost = _lost(measured.fidelity)
     if constraints.keep is not None or not lost:
@@ -101,7 +102,7 @@ def overfitted(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
 
 
 def _lost(fidelity: Fidelity) -> list[str]:
-    """What is beyond the limits, output by output; nothing but a number within them is good."""
+    """What is beyond the limits, output by output; only a number within them is good, and NaN is not."""
     found = []
     for output in fidelity.outputs:
         where = f" of {output.name}" if len(fidelity.outputs) > 1 else ""
@@ -117,7 +118,7 @@ def _lost(fidelity: Fidelity) -> list[str]:
 
 
 def _advice(constraints: Constraints, fidelity: Fidelity, calibration: Calibration, fast: bool) -> list[str]:
-    """What applies to this run."""
+    """What would help in this run."""
     real = calibration.kind == "data"
     found = ["a run without --fast"] if fast else []
     if not real:
@@ -137,7 +138,8 @@ def _advice(constraints: Constraints, fidelity: Fidelity, calibration: Calibrati
 
 
 def _too_dear(constraints: Constraints, reached: Mapping[str, float | None]) -> str | None:
-    """Of what is counted: a plan may say another budget than its options have, and sites may be kept when it is carried out."""
+    """For what is counted: a plan may state another budget than its options have, and sites may be kept when it is carried
+    out."""
     for name in ("macs", "params"):
         wanted, part = constraints.budget.get(name), reached.get(name)
         if wanted is not None and part is not None and part > OVERSPENT * wanted:
@@ -165,7 +167,7 @@ def _too_slow(constraints: Constraints, measured: Measured, rules: Sequence[str]
 
 
 def _faster(constraints: Constraints, rules: Sequence[str]) -> str:
-    """What would make it so, beyond what was asked already."""
+    """What would make the result faster, beyond what was asked already."""
     if "latency" in constraints.budget:
         return "ask for less latency, or repeat the run on a quieter machine"
     rule = "" if FASTEST_RULE in rules else f"--rule {FASTEST_RULE} "
