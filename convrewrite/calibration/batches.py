@@ -21,18 +21,18 @@ FEW_INPUTS = 64
 LARGEST_BATCH = 32
 
 BATCH_NUMBERS = 1_250_000
-"""Numbers of input in a batch, at most: eight images of 3 x 224 x 224."""
+"""Most numbers of input in a batch: eight images of 3 x 224 x 224."""
 
 LARGEST = 1e12
-"""Absolute value of an input, at most: beyond it, sums of squares of what a layer makes of it overflow in float32."""
+"""Largest absolute value of an input: beyond it, sums of squares of what a layer makes of it overflow in float32."""
 
 HELD_OUT_SHARE = 0.2
 
 NO_INPUTS = "expected calibration inputs, found none; a few hundred are advised"
-"""What is said of a source without an example."""
+"""The message for a source without an example."""
 
 _COMPARED = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-"""Types of whole numbers that torch compares in; it has larger ones without a sign, but hardly an operation on them."""
+"""Types of whole numbers that torch can compare; it has larger unsigned types too, but hardly an operation on them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +69,12 @@ class Reading:
     """How inputs are read.
 
     Attributes:
-        limit: examples at most; of a source of known length they are drawn at random, of others the first are taken.
-        batch: examples in a batch; None: 32, fewer of large inputs.
+        limit: most examples; from a source of known length they are drawn at random, from any other the first are taken.
+        batch: examples in a batch; None: 32, fewer if inputs are large.
         seed: of what is drawn, and of the split.
         mean, std: one number, or one for each channel: they normalise the first input, uint8 scaled to [0, 1] before.
         resize: height and width to which images of a folder are scaled before the model's size is cut from the centre.
-        memory: bytes of what is read from a file, at most.
+        memory: most bytes that are read.
 
     Raises CalibrationError for a limit or a batch below 1.
     """
@@ -119,9 +119,8 @@ def read_calibration(
     ``source`` is a path (``.npy``, ``.npz``, ``.pt``, a folder of images, ``FILE.py:NAME`` that ``import_object``
     resolves), a tensor or array, a tuple of them (one for each model input), a data set, or an iterable of batches,
     whose first tensors count. A dictionary, or a batch that is one, gives the inputs by ``names``, those of ``forward``'s
-    parameters; or else the values that are not called like labels, in their order.
-    Raises CalibrationError when the source cannot be read or does not fit the model, or for numbers beyond LARGEST; UsageError
-    for ``options`` beside ``reading``.
+    parameters; otherwise its values that are not called like labels, in their order. Raises CalibrationError when the source
+    cannot be read or does not fit the model, or for numbers beyond LARGEST; UsageError for ``options`` beside ``reading``.
     """
     if reading is not None and options:
         raise UsageError(f"reading: expected alone, found {', '.join(options)} beside it; give one or the other")
@@ -155,7 +154,7 @@ def read_inputs(
 
 
 def _of_arrays(how: Reading, name: str) -> Iterator[str]:
-    """What became of options that are meant for images of a folder."""
+    """Notes on options for images of a folder, where the source is something else."""
     if how.resize is not None:
         yield f"resize counts for images of a folder alone: {name} was taken as it is"
     given = (("mean", how.mean), ("std", how.std))
@@ -191,7 +190,7 @@ def _channels_first(tensor: Tensor) -> Tensor:
 
 
 def batch_size(inputs: Inputs) -> int:
-    """Examples in a batch: what a layer makes of one, as many channels as it likes, must fit in memory several times."""
+    """Examples in a batch: what a layer makes of a batch, with however many channels, must fit in memory several times."""
     numbers = max(tensor[:1].numel() for tensor in inputs)
     return max(1, min(LARGEST_BATCH, BATCH_NUMBERS // max(1, numbers)))
 
@@ -205,7 +204,7 @@ def split_inputs(inputs: Inputs, *, batch: int, seed: int) -> tuple[tuple[Inputs
 
 
 def held_out_of(count: int) -> int:
-    """How many of so many are held out."""
+    """How many of ``count`` examples are held out."""
     return max(1, round(count * HELD_OUT_SHARE)) if count >= 2 else 0
 
 
@@ -293,7 +292,7 @@ def _with_dtype(found: Tensor, wanted: Tensor, where: str, notes: dict[str, None
 
 
 def _refuse_wrapped(found: Tensor, wanted: torch.dtype, where: str) -> None:
-    """Raise CalibrationError for whole numbers that would be others in the type of the model; any number is a truth value."""
+    """Raise CalibrationError for whole numbers that the type of the model does not hold; any number can be a truth value."""
     if wanted.is_complex or torch.bool in (found.dtype, wanted) or found.dtype == wanted or found.numel() == 0:
         return
     values = found if found.dtype in _COMPARED else found.long()

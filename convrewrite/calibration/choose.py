@@ -1,6 +1,7 @@
 """Which inputs a run is fitted to and evaluated on, and the memory layout in which they run fastest.
 
-Real inputs where the caller gives any, else images made from the model itself, else none: then the weights alone are fitted.
+Real inputs where the caller gives any, otherwise images made from the model itself, otherwise none: then the factors are those of
+the weights alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ NOISE_EXAMPLES = 64
 """Random inputs that results are evaluated on where there are no others."""
 
 TRIED = 2
-"""Examples that another memory layout is tried on, of a model that takes any number."""
+"""Examples that another memory layout is tried on, for a model that takes any number."""
 
 
 def calibrate(
@@ -36,11 +37,12 @@ def calibrate(
     batch: int | None = None,
     graph_inputs: Sequence[str] = (),
 ) -> Calibration:
-    """Real inputs of at most ``memory`` bytes where there are any, else synthesised ones, else none, with a loud note.
+    """Real inputs of at most ``memory`` bytes where there are any, otherwise synthesised ones, otherwise none, with a loud note.
 
-    ``batch``: how many examples the model takes at a time, where that is not any number; those left over are left out.
-    ``graph_inputs``: names of all inputs of the ONNX graph that the model was made of, which it may not take all: a
-    Calibration may hold them all. Raises CalibrationError for one that has others, and for fewer inputs than ``batch``.
+    ``batch``: how many examples the model takes at a time, where that is not any number; an incomplete batch is left out.
+    ``graph_inputs``: names of all inputs of the ONNX graph that the model was made of. A Calibration may hold all of them, even
+    if the model does not take all. Raises CalibrationError for a Calibration with another number of inputs, and for fewer
+    examples than ``batch``.
     """
     if isinstance(source, Calibration):
         source = _without_held(source, parameter_names(model)[: len(inputs)], graph_inputs, len(inputs))
@@ -49,7 +51,7 @@ def calibrate(
 
 
 def _in_whole_batches(found: Calibration, batch: int) -> Calibration:
-    """Each part by itself; where one of them has no whole batch, what both have together is parted anew."""
+    """Each part by itself in whole batches; where one of them has none, the two are put together and split anew."""
     if not found.fit:
         return found
     fit, held_out = in_batches_of(found.fit, batch), in_batches_of(found.held_out, batch)
@@ -120,7 +122,7 @@ def _steps(progress: Progress) -> Callable[[int, int, float], None]:
 
 
 def evaluation_inputs(inputs: Inputs, data: Calibration, batch: int | None = None) -> Evaluation:
-    """The held-out inputs where there are any. Drawn once in a run: noise is other noise at every call. ``batch``: how many
+    """The held-out inputs where there are any. Called once in a run, as every call draws other noise. ``batch``: how many
     examples the model takes at a time."""
     if data.held_out:
         kind = "calibration" if data.kind == "data" else "synthetic"

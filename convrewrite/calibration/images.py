@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 
 MOST_FILES = 2_000_000
-"""Files in a folder and those below it, images or not, at most; ImageNet has 1.4 million."""
+"""Most files in a folder and those below it, images or not; ImageNet has 1.4 million."""
 
 MOST_PIXELS = 89_478_485
-"""Pixels of an image as it is stored or scaled, at most: Pillow's own bound for what is no attack."""
+"""Most pixels of an image, as stored or as scaled: Pillow's own limit, beyond which it suspects an attack."""
 
 WHITEST = 2**16 - 1
-"""The largest number of a grey image that is stored in more than bytes."""
+"""The largest number of a grey image that is stored in more than a byte per pixel."""
 
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, MemoryError, struct.error)
 """Exceptions that Pillow's readers raise for a damaged file."""
@@ -52,7 +52,7 @@ def list_images(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def _walked(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """Every folder below, with the names in it that are no folders. Links are followed, as classes of a data set may lie
-    elsewhere; each folder is entered once, whatever leads there: links may go round in a circle."""
+    elsewhere; each folder is entered once, however it is reached, as links may form a circle."""
     seen: set[str] = set()
     for parent, folders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
         place = os.path.realpath(parent)
@@ -65,7 +65,7 @@ def _walked(folder: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def _unreadable(error: OSError) -> None:
-    """Folders may vanish meanwhile; images that may not be read are not left out in silence."""
+    """Let folders vanish meanwhile, but do not silently leave out images that may not be read."""
     if not isinstance(error, FileNotFoundError):
         raise CalibrationError(
             f"{error.filename}: expected a folder of images, but it cannot be read ({error.strerror}); "
@@ -117,9 +117,9 @@ def _read_image(path: Path, mode: str, cover: tuple[int, int], size: tuple[int, 
 
 
 def _of_bytes(image: "Image") -> "Image":
-    """An image whose pixels are bytes: of 16 bits the upper ones, as Pillow itself takes them of colours.
+    """An image whose pixels are bytes: the upper eight of 16 bits, which Pillow itself takes for colours.
 
-    Of grey ones it would cut off what is above 255, so that nearly all is white.
+    Grey values above 255 it would clip, so that nearly all is white.
     """
     if not image.mode.startswith("I"):
         return image

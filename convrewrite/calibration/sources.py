@@ -25,13 +25,13 @@ from convrewrite.process import quiet
 from convrewrite.stored import Archive, StoredArray, map_array, read_pickle, require_numbers, require_room
 
 MEMORY = 4 << 30
-"""Bytes of inputs, at most, unless the caller says otherwise."""
+"""Most bytes of inputs, unless the caller says otherwise."""
 
 MOST_EXAMPLES = 100_000_000
-"""Examples that a source may hold, at most: which of them to take is drawn by a permutation of all."""
+"""Most examples that a source may hold: which of them to take is drawn by a permutation of all."""
 
 NAMED = 3
-"""Files that a note names, at most."""
+"""Most files that a note names."""
 
 _INPUT_NAMES = ("image", "images", "input", "inputs", "x", "pixel_values")
 LABEL_NAMES = frozenset({"label", "labels", "target", "targets", "y"})
@@ -57,7 +57,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some examples as they were found: one tensor for each model input, and where in the source each example stood."""
+    """Some examples as they were found: one tensor for each model input, and the position of each example in the source."""
 
     tensors: tuple[Tensor, ...]
     positions: Sequence[int]
@@ -65,8 +65,8 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A readable source. ``total`` is the number of examples, None when only reading to the end could tell it; ``notes`` say what
-    of it was not taken; ``images``: it is a folder of them."""
+    """A readable source. ``total`` is the number of examples, None where it is known only after reading to the end; ``notes`` say
+    what was not taken; ``images``: it is a folder of them."""
 
     name: str
     chunks: Iterable[Chunk]

@@ -30,19 +30,19 @@ OnStep = Callable[[int, int, float], None]
 _PIXEL_RANGES = ((0.0, 1.0), (-1.0, 1.0), (-2.1, 2.6), (0.0, 255.0))
 
 
-# Of the start, in parts of the range: about what photographs have.
+# Contrast of the noise at the start, as a part of the range: about that of photographs.
 _CONTRAST = 0.25
 _STEPS = 150
 _FEWEST_STEPS = 40
 _FEWEST_INPUTS = 8
 
 
-# In parts of the range, at the first step; it falls to zero along a cosine.
+# As a part of the range, at the first step; it falls to zero along a cosine.
 _LEARNING_RATE = 0.2
 _TOTAL_VARIATION = 0.01
 
 
-# Numbers that reach the BatchNorms of one batch: with what else the backward pass keeps, about 1 GB in float32.
+# Most numbers of one batch that reach BatchNorms: with all else that the backward pass keeps, about 1 GB in float32.
 _ACTIVATIONS = 2**26
 
 
@@ -168,7 +168,7 @@ def _count_macs(seen: _Statistics, conv: nn.Conv2d | nn.ConvTranspose2d, args: t
 def _schedule(seen: _Statistics, count: int, batch: int, steps: int, work: float) -> _Schedule:
     """Within ``work``: first fewer images, as they add little beyond 64, then fewer steps, then fewer images still.
 
-    A step costs an image its MACs twice: forwards, and backwards to the input.
+    For each image a step costs its MACs twice: forwards, and backwards to the input.
     """
     image_steps = int(work / (2 * max(seen.macs, 1)))
     count = min(count, max(image_steps // steps, FEW_INPUTS))
@@ -274,7 +274,7 @@ def _pixel_range(model: nn.Module, seen: _Statistics, noise: Tensor) -> tuple[fl
 
 
 def _total_variation(pixels: Tensor) -> Tensor:
-    """Neighbouring pixels are alike: the mean absolute difference, vertically and horizontally."""
+    """How much neighbouring pixels differ: the mean absolute difference, vertically and horizontally."""
     variation: Tensor = pixels.diff(dim=2).abs().mean() + pixels.diff(dim=3).abs().mean()
     return variation
 

@@ -33,7 +33,7 @@ def kinds_of_exports() -> dict[str, Export]:
 
 
 def named_exports(names: Sequence[str]) -> tuple[Export, ...]:
-    """The forms of these names, each once, their packages seen to be there.
+    """The forms of these names, each once; their packages are known to be usable.
 
     Raises UsageError for a name that is not known, and for a package that is missing or cannot be used.
     """

@@ -1,8 +1,7 @@
-"""A form that a result can be exported to, as a protocol, and the values it speaks in.
+"""A form that a result can be exported to, as a protocol, and the values that it takes and gives.
 
 A form says its name, the package that writes it, and the names of its files; it writes them, and opens what it wrote again, so
-that the file itself is held to torch. It imports its package when it is asked for something, so that a list of forms costs
-nothing.
+that the file itself is held to torch. It imports its package only when it is used, so that a list of forms costs nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,7 +44,7 @@ class Source:
 
     @property
     def file(self) -> Path:
-        """The ONNX file, likewise."""
+        """The ONNX file, which a form that takes it is always given."""
         assert self.onnx is not None, "the form takes an ONNX file"
         return self.onnx
 
@@ -53,7 +52,7 @@ class Source:
 @dataclass(frozen=True, slots=True)
 class Made:
     """What was written: the examples that it takes at a time, None for any number; axes ``beyond`` the batch that it takes in any
-    size, by their names; and what is not as one would wish."""
+    size, by their names; and notes on what falls short."""
 
     batch: int | None = None
     beyond: tuple[str, ...] = ()
@@ -61,8 +60,9 @@ class Made:
 
 
 class Export(Protocol):
-    """A form. ``package`` is what pip installs it by, ``takes`` which of a source's two it is made of, ``files`` are the names of
-    what it writes, first the one that is opened, ``tolerance`` is that of its numbers, None for that of the outputs' own type."""
+    """A form. ``package`` is what pip installs it by, ``takes`` which of a source's two models it is made of, ``files`` are the
+    names of what it writes, first the one that is opened, ``tolerance`` is that of its numbers, None for that of the outputs' own
+    type."""
 
     name: ClassVar[str]
     package: ClassVar[str]

@@ -1,4 +1,4 @@
-"""A float32 graph in half precision, but for what would overflow there.
+"""A float32 graph in half precision, except for what would overflow there.
 
 The largest number of float16 is 65,504. A node whose inputs, weights or outputs come near it, on the inputs that were given,
 stays in float32; so do values between two such nodes, which the converter would round to float16 and back.
@@ -20,13 +20,13 @@ from convrewrite.process import quiet
 LARGEST = float(np.finfo(np.float16).max)
 
 ROOM = 4.0
-"""Times that values may be larger on other inputs than on those that were watched, before they overflow."""
+"""How many times larger values may be on other inputs than on those that were watched, before they overflow."""
 
 SLICE = 4
 """Examples that are watched at a time: every value of the graph is held meanwhile."""
 
 SEPARATE = 4
-"""Version of the format from which on initialisers are no inputs of the graph."""
+"""Version of the format from which on initialisers need not be inputs of the graph."""
 
 Feed = Mapping[str, Any]
 
@@ -43,7 +43,7 @@ class Halved:
 def halved(model: onnx.ModelProto, feeds: Sequence[Feed]) -> Halved:
     """The graph with weights and values in float16, its inputs and outputs as they were. ``model`` is changed.
 
-    Raises ExportError for one that has no float32 weights, and for what the converter raises.
+    Raises ExportError for one that has no float32 weights, and whatever the converter raises.
     """
     if not any(weight.data_type == TensorProto.FLOAT for weight in _weights(model.graph)):
         raise ExportError("expected float32 weights to halve, found none")
@@ -65,7 +65,7 @@ def halved(model: onnx.ModelProto, feeds: Sequence[Feed]) -> Halved:
 
 
 def _take_weights_from_inputs(model: onnx.ModelProto) -> None:
-    """In old files every weight is an input as well, and inputs stay as they are."""
+    """Leave weights out of the inputs: in old files every weight is an input as well, and inputs are not converted."""
     stored = {weight.name for weight in model.graph.initializer}
     left = [entry for entry in model.graph.input if entry.name not in stored]
     del model.graph.input[:]
@@ -107,7 +107,7 @@ def _large(model: onnx.ModelProto, feeds: Sequence[Feed]) -> set[str]:
 
 
 def _within(array: Any, limit: float) -> bool:
-    """By finite numbers: infinities of float32, as in masks, are infinities of float16."""
+    """Whether finite numbers lie within the limit: infinities of float32, as in masks, are infinities of float16."""
     finite = array[np.isfinite(array)]
     return bool(np.abs(finite).max(initial=0.0) <= limit)
 
@@ -119,7 +119,7 @@ def _batch(session: Any) -> int | None:
 
 
 def _slices(feeds: Sequence[Feed], size: int) -> Iterator[Feed]:
-    """So many examples at a time; a batch of fewer is one, and inputs that do not share a batch are taken as they are."""
+    """So many examples at a time; a smaller batch is one slice, and inputs that do not share a batch are taken as they are."""
     for feed in feeds:
         counts = {len(array) if array.ndim else 0 for array in feed.values()}
         count = counts.pop() if len(counts) == 1 else 0
@@ -131,8 +131,8 @@ def _slices(feeds: Sequence[Feed], size: int) -> Iterator[Feed]:
 
 
 def _join_casts(graph: onnx.GraphProto, kept: set[str]) -> None:
-    """Leave out where the converter casts an input, or what a node that stays float32 gives, to float16 and back: a value beyond
-    float16 would not come through."""
+    """Remove the converter's casts of an input, or of the output of a node that stays float32, to float16 and back: a value
+    beyond float16 would not survive them."""
     real = {entry.name for entry in graph.input if entry.type.tensor_type.elem_type == TensorProto.FLOAT}
     real |= {name for node in graph.node if node.name in kept for name in node.output}
     narrowed = {

@@ -34,7 +34,8 @@ def fixed_program(source: Source) -> ExportedProgram:
 
 
 def free_program(source: Source) -> tuple[ExportedProgram, Made]:
-    """A program that takes any size along the axes that were asked for, else any number of examples where the model allows it."""
+    """A program that takes any size along the axes that were asked for; if none were named, any number of examples where the
+    model allows it."""
     inputs = source.inputs
     if source.free_axes is not None:
         free = axes_named(inputs, source.free_axes)

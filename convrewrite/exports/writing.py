@@ -21,7 +21,7 @@ from convrewrite.runtime import RunningParity
 LOG = logging.getLogger(__name__)
 
 EXAMPLES = 256
-"""Held-out examples that a form is run on at most: top classes are compared to less than half a percent, within seconds."""
+"""Most held-out examples that a form is run on: they compare top classes to less than half a percent, within seconds."""
 
 NOISY_LOGGERS = (
     "torch.export",
@@ -53,8 +53,8 @@ class Reference:
 @dataclass(frozen=True, slots=True)
 class Written:
     """A form: its files, their bytes, and the ``package`` that wrote them, with its version. ``parity`` is the worst output's
-    largest difference to the rewritten model, that relative to its largest element, and the tolerance of it; ``fidelity`` is to
-    the original. Both are None where it could not be run, as ``notes`` say. ``refused``: why it was left out."""
+    largest difference to the rewritten model, that relative to its largest element, and its tolerance; ``fidelity`` is to the
+    original. Both are None where the form could not be run, as ``notes`` say. ``refused``: why it was left out."""
 
     name: str
     package: str
@@ -70,7 +70,7 @@ class Written:
 def rehearse(exports: Sequence[Export], source: Source) -> None:
     """Write every form of the original and throw it away: before the long work, not after it.
 
-    Raises UsageError for a form that takes what there is not, ExportError for one that cannot be made.
+    Raises UsageError for a form that needs a module or a file that is missing, ExportError for one that cannot be made.
     """
     for export in exports:
         _require_form(export, source)
@@ -124,7 +124,7 @@ def _written(export: Export, source: Source, reference: Reference, folder: Path)
         return replace(written, notes=(*written.notes, f"not compared with torch here: {reason}"))
     try:
         return _held(export, made, reference, written)
-    except Exception as error:  # so does every runtime
+    except Exception as error:  # every runtime raises its own, too
         _leave_out(export, folder)
         said = str(error) if isinstance(error, ConvRewriteError) else innermost_cause(error)
         return replace(written, files=(), size=0, refused=said)
@@ -167,12 +167,12 @@ def _held(export: Export, made: Made, reference: Reference, written: Written) ->
 
 
 def _copied(inputs: Inputs) -> Inputs:
-    """For a program that works on its inputs in place, as its model does."""
+    """Copies, for a program that works on its inputs in place, as its model does."""
     return tuple(tensor.clone() for tensor in inputs)
 
 
 def _batches(batches: Sequence[Inputs], size: int | None) -> list[Inputs]:
-    """At most so many examples, or one batch, in batches that the file takes."""
+    """At most :data:`EXAMPLES` examples, or one batch, in batches that the file takes."""
     few, left = [], max(EXAMPLES, size or 0)
     for batch in batches:
         if left > 0:

@@ -12,8 +12,8 @@ from convrewrite.meanings.kinds import NOTHING, Meaning, tell
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The inputs that effects, fidelity and parity are measured on in one run, and the sentence that says so; ``noise``: nothing
-    but that was there. ``meanings`` are those of the outputs."""
+    """The inputs that effects, fidelity and parity are measured on in one run, and the sentence that says so; ``noise``: they are
+    noise, as there was nothing else. ``meanings`` are those of the outputs."""
 
     batches: tuple[Inputs, ...]
     basis: str
@@ -27,6 +27,6 @@ class Evaluation:
     def told(
         self, model: nn.Module, asked: Mapping[str, Meaning], known: Mapping[str, Meaning] = NOTHING
     ) -> "Evaluation":
-        """With what the outputs of the original mean, told on these inputs once for the whole run."""
+        """With what the outputs of the original mean, found on these inputs once for the whole run."""
         meanings = tell(model, self.batches, asked, known=known, representative=not self.noise)
         return replace(self, meanings=meanings)

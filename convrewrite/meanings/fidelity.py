@@ -1,7 +1,8 @@
-"""How near a rewritten model's outputs are to the original's, each measured as what it means.
+"""How near a rewritten model's outputs are to the original's, each measured according to what it means.
 
-An output of class scores by the divergence of its distributions and by its top class, one of independent probabilities by
-that of each entry, an embedding by the angle, numbers by their relative error. The models are run elsewhere.
+An output of class scores is measured by the divergence of its distributions and by its top class, one of independent
+probabilities by the divergence of each entry, an embedding by the angle, numbers by their relative error. The models are run
+elsewhere.
 """
 
 import math
@@ -39,8 +40,8 @@ class OutputFidelity:
 
     @property
     def effect(self) -> float:
-        """One number to be kept small: the KL where there is one, the squared distance of unit vectors, else the squared
-        relative error."""
+        """One number to be kept small: the KL where there is one, for embeddings the squared distance of unit vectors, otherwise
+        the squared relative error."""
         if self.kl is not None:
             return self.kl
         return self.relative_error**2 if self.cosine is None else 2 * (1 - self.cosine)
@@ -63,7 +64,7 @@ class Fidelity:
 
     @property
     def effect(self) -> float:
-        """How far all outputs are from the original's, one number: the mean of their own effects by their weights."""
+        """How far all outputs are from the original's, as one number: the weighted mean of their own effects."""
         parts = [(self.meanings[output.name].weight, output.effect) for output in self.outputs]
         return sum(weight * effect for weight, effect in parts) / sum(weight for weight, _ in parts)
 
@@ -90,7 +91,7 @@ class RunningFidelity:
                 self._sums.setdefault(name, _Sums(self.meanings[name])).add(tensor, found[name])
 
     def outputs(self) -> tuple[OutputFidelity, ...]:
-        """What came of it."""
+        """The fidelity of every output, over what was added."""
         return tuple(sums.fidelity(name) for name, sums in self._sums.items())
 
 
@@ -143,7 +144,7 @@ class _Sums:
             self.equal += int((original.cpu() == rewritten.cpu()).sum())
             return
         a, b = in_float64(original.detach()), in_float64(rewritten.detach())
-        # Equal infinities, as masks have them, are equal, though their difference is not a number.
+        # Equal infinities, as in masks, count as equal, though their difference is not a number.
         self.squared_difference += float(torch.where(a == b, 0.0, a - b).square().sum())
         self.squared_original += float(a[a.isfinite()].square().sum())
         if self.meaning.scores:
@@ -176,7 +177,7 @@ class _Sums:
         if not self.rows:
             return found
         if kind == "embedding":
-            # A vector that is not a number points nowhere: as far from the original as an opposite one.
+            # A vector with NaN has no direction: it counts as far from the original as an opposite one.
             cosine = -1.0 if math.isnan(self.cosine) else min(1.0, self.cosine / self.rows)
             return OutputFidelity(name, found.relative_error, cosine=cosine, kind=kind)
         kl = _divergence(self.kl / self.rows)
@@ -184,7 +185,8 @@ class _Sums:
 
 
 def _cosines(a: Tensor, b: Tensor) -> Tensor:
-    """Of every pair of rows: 1 of equal ones, those without a direction included, and of small ones as of large ones."""
+    """The cosine of every pair of rows: 1 for equal rows, those without a direction included, and as exact for small rows as for
+    large ones."""
     least = torch.finfo(a.dtype).tiny
     one, other = (rows / rows.abs().amax(1, keepdim=True).clamp_min(least) for rows in (a, b))
     return torch.where((a == b).all(1), 1.0, torch.cosine_similarity(one, other, dim=1))
@@ -196,7 +198,7 @@ def _bernoulli_kl(a: Tensor, b: Tensor, least: float) -> float:
 
 
 def _divergence(value: float) -> float:
-    """Rounding can leave a sum of equal distributions a little below zero, which no KL is."""
+    """Rounding can leave a sum of equal distributions a little below zero, and no KL is negative."""
     return max(_number(value), 0.0)
 
 

@@ -1,7 +1,7 @@
 """What each output of a model means: class scores, probabilities, a direction, or numbers whose size counts.
 
-How far a rewritten output is off can only be said once that is known. It is told from evidence, the strongest first: the
-user's word, what holds of the values whatever the inputs (rows that sum to one, unit vectors), the function that gave the
+How far a rewritten output is off can only be said once that is known. It is inferred from evidence, the strongest first: the
+user's word, what holds for the values whatever the inputs (rows that sum to one, unit vectors), the function that gave the
 output, the names of the output and of the module that gave it, and what its values look like on representative inputs.
 """
 
@@ -29,13 +29,13 @@ OF_UNIT_NUMBERS = ("sigmoid", "special_expit", "hardsigmoid", "softmax")
 OF_MEASURES = ("relu", "tanh", "hardtanh", "clamp", "softplus", "exp", "abs", "square", "sqrt", "atan", "sin", "cos")
 
 QUOTIENTS = ("reciprocal", "div", "mul")
-"""Functions that end a sigmoid that is written out, as ``1 / (1 + exp(-x))``."""
+"""Functions that come last in a sigmoid that is written out, such as ``1 / (1 + exp(-x))``."""
 
 ASKABLE = tuple(kind for kind in get_args(OutputKind) if kind != "discrete")
 """Kinds that a user may name; integers and booleans are found to be discrete."""
 
 EXAMPLES = 64
-"""Inputs that meanings are told from, unless one batch alone has more."""
+"""Inputs that meanings are inferred from, unless one batch alone has more."""
 
 WantedOutputs = Mapping[str, "str | tuple[str, float]"]
 NOTHING: Mapping[str, "Meaning"] = MappingProxyType({})
@@ -99,10 +99,10 @@ def tell(
     known: Mapping[str, Meaning] = NOTHING,
     representative: bool = True,
 ) -> dict[str, Meaning]:
-    """What every output of ``model`` means, told on the first of the batches. ``asked`` goes before all evidence, and before
-    what is ``known`` from an earlier run.
+    """What every output of ``model`` means, inferred from the first of the batches. ``asked`` overrides all evidence, and what is
+    ``known`` from an earlier run.
 
-    ``representative``: whether the inputs are like those that the model will get; of random noise no statistics are believed.
+    ``representative``: whether the inputs are like those that the model will get; statistics on random noise are not trusted.
     Raises UsageError for names that no output has, and for meanings that an output cannot have; TraceError when the model
     does not run.
     """
@@ -133,7 +133,7 @@ def read(
     input_sizes: Iterable[tuple[int, ...]] = (),
     representative: bool,
 ) -> dict[str, Meaning]:
-    """As :func:`tell`, of outputs that are there already; ``input_sizes`` are the inputs' without their batches."""
+    """As :func:`tell`, from outputs that were computed before; ``input_sizes`` are the inputs' without their batches."""
     said = {**_by_name(known, list(samples)), **_by_name(asked, list(samples))}
     found: dict[str, Meaning] = {}
     for name, sample in samples.items():
@@ -146,9 +146,9 @@ def read(
 
 
 def require_outputs(model: nn.Module, inputs: Inputs, *said: Mapping[str, Meaning], repeatable: bool = False) -> None:
-    """Raise UsageError, before any long work, for names that no output of the model has, and ModelError for what nothing could be
-    compared with: an output of NaN alone, or, where it has to be ``repeatable``, one that the same input gives otherwise each
-    time. Outputs that are ignored may be either."""
+    """Raise UsageError, before any long work, for names that no output of the model has, and ModelError for outputs that nothing
+    could be compared with: one of NaN alone, or, where they have to be ``repeatable``, one that differs each time for the same
+    input. Outputs that are ignored may be either."""
     with same_random_numbers(0):
         outputs = named_outputs(run(model, inputs))
     ignored: set[str] = set()
@@ -189,7 +189,7 @@ def outputs_and_origins(model: nn.Module, batch: Inputs) -> tuple[dict[str, Tens
         with origins_noted(model) as origins_of:
             outputs = named_outputs(run(model, batch))
             return outputs, origins_of(outputs)
-    except TraceError:  # what runs, but not while it is followed, gives its values alone; what never runs raises here
+    except TraceError:  # it runs, but not while it is followed: values alone; if it never runs, this raises
         return named_outputs(run(model, batch)), {}
 
 
@@ -230,7 +230,7 @@ def _agreed(name: str, said: Meaning, told: Meaning, sample: Tensor) -> Meaning:
 
 
 def _told(seen: Seen) -> Meaning:
-    """The evidence in its order."""
+    """What the evidence says, the strongest first."""
     if not seen.floating:
         return Meaning("discrete", "it holds integers or booleans")
     hint = hint_of(seen.name, seen.origin.module if seen.origin else "")

@@ -10,22 +10,24 @@ from torch import Tensor
 from convrewrite.meanings.origins import Origin
 
 ROWS = 1 << 15
-"""Rows that statistics are taken of, evenly spread."""
+"""About as many rows as statistics are taken of, evenly spread."""
 
 ENOUGH = 16
-"""Examples from which looks are believed."""
+"""Fewest examples whose looks are trusted."""
 
 LINEAR = ("addmm", "mm", "bmm", "baddbmm", "linear", "matmul")
 CONVOLUTION = ("convolution", "conv2d", "conv1d", "mkldnn_convolution")
 
 WIDE = 100
-"""Entries of a vector without any that stands out: of so many classes a trained network knows at least some to be wrong."""
+"""From so many entries on, a vector without any that stands out holds no class scores: of so many classes a trained network knows
+at least some to be wrong."""
 
 LARGE = 5.0
-"""Mean of two or three numbers without a negative one, which may be chance in scores where they are small."""
+"""Numbers above this are large. Two or three numbers without a negative one speak against scores only if their mean is: where
+they are small, that may be chance."""
 
 EVEN = 0.9
-"""Part of the logarithm of the number of classes: an entropy beyond it is that of a guess."""
+"""An entropy of more than this part of the logarithm of the number of classes is that of a guess."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,24 +76,24 @@ class Seen:
 
     @property
     def axis(self) -> int:
-        """The last where a linear layer gave the output, else that of the channels."""
+        """The last axis where a linear layer gave the output, otherwise that of the channels."""
         return -1 if self.ndim > 2 and self.function in LINEAR else 1
 
     @property
     def width(self) -> int:
-        """Entries along the axis; of four numbers that stand last, these."""
+        """Entries along the axis; along the last of three axes instead if that has four."""
         if self.ndim < 2:
             return 1
         return self.shape[-1] if self.ndim == 3 and self.shape[-1] == 4 else self.shape[self.axis]
 
     @property
     def function(self) -> str:
-        """The function that gave it; empty where nobody knows."""
+        """The function that gave it; empty where that is not known."""
         return self.origin.function if self.origin else ""
 
     @property
     def enough(self) -> bool:
-        """Whether there are inputs to tell looks from."""
+        """Whether there are enough inputs to judge looks by."""
         return self.representative and self.axis in self.axes and self.shape[0] >= ENOUGH and self._finite
 
     @property
@@ -187,7 +189,7 @@ def _boxes(rows: Tensor) -> bool:
 
 def _opposed(rows: Tensor) -> bool:
     """Whether a few channels rise at each other's cost. Scores that a cross entropy has trained do, as its gradients sum up to
-    zero; the channels of an image rise together, and those of a flow go their own ways."""
+    zero; the channels of an image rise together, and those of a flow independently."""
     spread = rows.std(0)
     if not bool((spread > 0).all()):
         return False

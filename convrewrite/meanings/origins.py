@@ -1,6 +1,6 @@
 """What gave each output of a model: the last function that computed it, and the module in which it ran.
 
-Whatever only moves numbers (views, slices, copies, interpolation) is looked through. Nothing is kept of the run but that.
+Whatever only moves numbers (views, slices, copies, interpolation) is looked through. Nothing else of the run is kept.
 """
 
 import threading
@@ -40,7 +40,7 @@ class Origin:
 
 @contextmanager
 def origins_noted(model: nn.Module) -> Iterator[Callable[[Mapping[str, Tensor]], dict[str, Origin]]]:
-    """What runs in this block is followed; the function that is given tells the origins of its outputs afterwards."""
+    """Follow what runs in this block; the function that is given returns the origins of its outputs afterwards."""
     path = [""]
     follower = _Follower(path)
     with hooked(_path_hooks(model, path)), follower:
@@ -77,7 +77,7 @@ def _leaving(path: list[str]) -> Callable[[nn.Module, Any, Any], None]:
 
 @dataclass(slots=True)
 class _Known:
-    """Origins by tensor, without keeping any tensor alive: an id counts only while it means the same one."""
+    """Origins by tensor, without keeping any tensor alive: an id counts only while it belongs to the same tensor."""
 
     entries: dict[int, tuple["weakref.ref[Tensor]", Origin]] = field(default_factory=dict)
 
@@ -109,7 +109,7 @@ class _Follower(TorchDispatchMode):
         return result
 
     def _moved(self, args: Any) -> Origin | None:
-        """The origin of the tensor that a function only moves; of what is copied, not of what is copied into."""
+        """The origin of what a function only moves: that of its first argument whose origin is known."""
         tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
         known = [origin for origin in map(self._known.get, tensors) if origin is not None]
         return known[0] if known else None

@@ -1,4 +1,4 @@
-"""What rounding to bfloat16 alone does to a model's outputs: what a training in it is to gain must be far above that."""
+"""What rounding to bfloat16 alone does to a model's outputs: a training in bfloat16 must have far more than that to gain."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ from convrewrite.precision import bfloat16_pays, in_bfloat16
 def rounding_of(
     model: nn.Module, pairs: Sequence[tuple[Inputs, Mapping[str, Tensor]]], meanings: Mapping[str, Meaning]
 ) -> float:
-    """The effect of running a model in bfloat16, in the unit of every effect, by inputs and the outputs that it gives for them;
-    infinite where it does not run so, or gains nothing by it."""
+    """The effect of running a model in bfloat16, in the unit of every effect; ``pairs`` are inputs and the outputs that it gives
+    for them otherwise. Infinite where it does not run in bfloat16, or is no faster."""
     if not bfloat16_pays(model):
         return math.inf
     try:

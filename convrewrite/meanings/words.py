@@ -20,7 +20,7 @@ WORDS: dict[Literal["size", "class", "vector"], re.Pattern[str]] = {
 """Words that name a kind, looked for in this order: a ``bbox_embed`` gives boxes and a ``class_embed`` classes."""
 
 PLAIN_FEATURES = re.compile(r"features?|feats?")
-"""Names of plain features, only of the output or module itself: a whole network stands in a ``features`` as often."""
+"""Names of plain features, which count only for the output or module itself: as often a ``features`` holds a whole network."""
 
 STAGES = re.compile(r"(entry|middle|exit)_?flow", re.IGNORECASE)
 """Stages of a network, as Xception calls them: no flow of pixels."""
@@ -35,7 +35,7 @@ class Hint:
 
 
 def hint_of(output: str, module: str) -> Hint | None:
-    """What the innermost telling part of the output's name says, else that of the module's path; None when none does."""
+    """What the innermost telling part of the output's name says, otherwise that of the module's path; None when no part does."""
     own = output.removeprefix(ROOT).strip(".")
     for path, what in ((own, "output"), (module, "module")):
         parts = [part for part in path.split(".") if part]

@@ -55,9 +55,9 @@ def quantise_file(
 ) -> Quantised:
     """Quantise a float32 file to static int8 (QDQ) on the inputs in ``fit`` and put it at ``place``.
 
-    It is judged on ``held_out`` against ``original``, by default the file itself, by what outputs mean: ``meanings``, None: as
-    they look there. ``scales`` False tries none between stages.
-    Raises ExportError where onnxruntime's quantiser cannot, VerificationError where there are no inputs.
+    It is judged on ``held_out`` against ``original``, by default the file itself, according to what outputs mean: ``meanings``,
+    None: as inferred there. ``scales`` False tries none between stages. Raises ExportError where onnxruntime's quantiser cannot,
+    VerificationError where there are no inputs.
     """
     if not fit or not held_out:
         raise VerificationError(

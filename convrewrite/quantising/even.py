@@ -1,4 +1,4 @@
-"""Even ranges between the stages of a site: any diagonal scale there is free.
+"""Even ranges between the stages of a site: a diagonal scale there can be chosen freely.
 
 Where one convolution follows another with nothing between them, channel r of what lies between may be multiplied by any s > 0,
 in the first one's filters, and divided by it in the second one's: the chain computes the same, up to rounding. An int8 tensor has
@@ -8,7 +8,7 @@ have such channels. With a_r the largest value of the channel on the calibration
     s_r = a_r^-p * w_r^(1-p),   scaled so that the largest value of all stays what it was,
 
 p = 1 makes all channels equally large, at the cost of uneven weights; p = 1/2 shares the unevenness between both, which is
-cross-layer equalisation (Nagel et al. 2019), there for channels behind a ReLU. Which is better is measured.
+cross-layer equalisation (Nagel et al. 2019), given there for channels behind a ReLU. Which is better is measured.
 """
 
 from collections import Counter
@@ -30,7 +30,7 @@ POWERS = (None, 0.5, 1.0)
 """Scales between stages that are tried: none, shared between values and weights, and even values."""
 
 FACTOR = 2.0**12
-"""Times that a scale may be larger or smaller than the median one: beyond it float32 itself loses digits."""
+"""How many times larger or smaller than the median a scale may be: beyond it float32 itself loses digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def has_pairs(model: onnx.ModelProto) -> bool:
 
 
 def _pairs(model: onnx.ModelProto) -> list[_Pair]:
-    """Those whose weights are used nowhere else, and between which nobody else reads."""
+    """The pairs whose weights are used nowhere else, and whose value in between nothing else reads."""
     graph = model.graph
     used = Counter(_read(graph))
     used.update(entry.name for entry in graph.output)

@@ -1,4 +1,4 @@
-"""What stands in a site's place, computing as static int8 does: what a plan for int8 measures."""
+"""A stand-in for a site that computes as static int8 does, which a plan for int8 measures."""
 
 import copy
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from convrewrite.machine import adds_bytes
 from convrewrite.quantising.even import POWERS, even_scales
 
 STEPS = 255
-"""Between the least and the largest value of an int8 tensor."""
+"""Steps between the least and the largest value of an int8 tensor."""
 
 PLAIN = (nn.Conv2d, nn.Conv1d)
 """Types of convolutions that are rounded; transposed ones stay as they are."""
@@ -20,9 +20,9 @@ PLAIN = (nn.Conv2d, nn.Conv1d)
 def rounded(module: nn.Module) -> nn.Module:
     """A copy of a convolution, or of chains of them, that rounds as :func:`quantise_file` will have it rounded.
 
-    Weights have a step for every output channel, what lies between two stages, and what branches add up, one for all channels,
-    between stages after even scales where these lose less. Ranges are those of the first batch. What enters and leaves the
-    site is not rounded: original and rewritten model have these tensors in common.
+    Weights have a step for every output channel. Values between two stages, and those that branches add up, have one step for all
+    channels; between stages even scales are applied first where these lose less. Ranges are those of the first batch. What enters
+    and leaves the site is not rounded: original and rewritten model have these tensors in common.
     """
     changed = copy.deepcopy(module)
     chains = [part for part in changed.modules() if isinstance(part, nn.Sequential)] or [nn.Sequential(changed)]
@@ -59,7 +59,7 @@ class _Grid:
 
 @dataclass
 class _Added:
-    """What a branch hands over, as a hook of its chain."""
+    """Rounds what a branch hands over, as a hook of its chain."""
 
     grid: _Grid | None = None
 
@@ -70,7 +70,8 @@ class _Added:
 
 @dataclass
 class _Between:
-    """What lies before the second of two convolutions in a row, as a hook of that one, whose ``weight`` is here as it was."""
+    """Rounds what lies before the second of two convolutions in a row, as a hook of that one; ``weight`` is its original
+    weight."""
 
     weight: Tensor
     found: tuple[Tensor, _Grid] | None = None
@@ -86,7 +87,7 @@ class _Between:
         return (grid.rounded(inputs[0] * scale),)
 
     def _best(self, conv: nn.Conv2d | nn.Conv1d, x: Tensor) -> tuple[Tensor, Tensor, _Grid]:
-        """Weights, scales and grid by the power that leaves least of an error behind the convolution."""
+        """Weights, scales and grid of the power that leaves the least error after the convolution."""
         exact = _convolved(conv, x, self.weight)
         tried = [self._by(conv, x, power) for power in POWERS]
         errors = [
@@ -108,7 +109,7 @@ class _Between:
 
 
 def _convolved(conv: nn.Conv2d | nn.Conv1d, x: Tensor, weight: Tensor) -> Tensor:
-    """As the convolution does it, but for its bias and for what it pads with unless that is zeros."""
+    """As the convolution does it, without its bias, and without its padding unless that is zeros."""
     way = functional.conv2d if isinstance(conv, nn.Conv2d) else functional.conv1d
     padding = conv.padding if conv.padding_mode == "zeros" else 0
     return way(x, weight, None, conv.stride, padding, conv.dilation, conv.groups)

@@ -14,7 +14,7 @@ from convrewrite.inputs import Inputs
 
 
 class CoreML:
-    """A program for inputs of the example's shapes. It is written on any system, and runs on macOS alone."""
+    """A program for inputs of the example's shapes. It is written on any system, and runs only on macOS."""
 
     name: ClassVar[str] = "coreml"
     package: ClassVar[str] = "coremltools"
@@ -33,7 +33,7 @@ class CoreML:
         return None if sys.platform == "darwin" else "Core ML models run on macOS alone"
 
     def write(self, source: Source, path: Path) -> Made:
-        """In float32: in half precision, coremltools' own choice, it would be held to torch more loosely."""
+        """In float32: in half precision, coremltools' default, it would be held to torch more loosely."""
         import coremltools
 
         from convrewrite.exports.programs import fixed_program

@@ -22,7 +22,7 @@ class ExecuTorch:
     tolerance: ClassVar[float | None] = None
 
     def version(self) -> str:
-        """That of ExecuTorch; what writes and what runs are imported, as they are built for one version of torch."""
+        """That of ExecuTorch; its writer and its runtime are imported, as they are built for one version of torch."""
         import executorch.backends.xnnpack.partition.xnnpack_partitioner
         import executorch.exir
         import executorch.runtime  # noqa: F401 - whether they can be
@@ -33,7 +33,7 @@ class ExecuTorch:
         """It does."""
 
     def write(self, source: Source, path: Path) -> Made:
-        """What XNNPACK has not is left to ExecuTorch's own kernels."""
+        """What XNNPACK does not support is left to ExecuTorch's own kernels."""
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
@@ -53,7 +53,7 @@ class ExecuTorch:
 
         def run(inputs: Inputs) -> Sequence[Any]:
             assert program is not None  # the method runs in its memory
-            # What it gives lies in memory that the next call writes to.
+            # Its outputs lie in memory that the next call writes to.
             return [tensor.clone() for tensor in method.execute([tensor.contiguous() for tensor in inputs])]
 
         return run

@@ -7,10 +7,10 @@ from convrewrite.exports.export import Made, Opened, Source
 from convrewrite.inputs import Inputs
 
 LARGEST_FILE = 1_900_000_000
-"""Bytes of a file that is halved at most: onnx checks and infers a graph in one message, which holds 2 GB."""
+"""Most bytes of a file that is halved: onnx checks and infers a graph in one message, which holds 2 GB at most."""
 
 NAMED = 5
-"""Nodes that a note names."""
+"""Most nodes that a note names."""
 
 
 class Half:

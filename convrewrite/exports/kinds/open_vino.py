@@ -28,7 +28,7 @@ class OpenVino:
         """It does."""
 
     def write(self, source: Source, path: Path) -> Made:
-        """Weights stay float32, which OpenVINO would halve by itself."""
+        """Weights stay float32; by default OpenVINO would halve them."""
         import openvino as ov
 
         # Not ov.convert_model, which may report to its makers that it was called.
@@ -36,7 +36,7 @@ class OpenVino:
         return Made(source.batch, source.beyond)
 
     def open(self, path: Path) -> Opened:
-        """Compiled for the processor; in float32, as bfloat16 units would round by themselves."""
+        """Compiled for the processor; in float32, as processors with bfloat16 units would otherwise round."""
         import openvino as ov
 
         core = ov.Core()

@@ -9,7 +9,7 @@ from convrewrite.inputs import Inputs
 
 
 class TorchExport:
-    """Outputs are in the containers of the model."""
+    """A program whose outputs are in the containers of the model."""
 
     name: ClassVar[str] = "torch_export"
     package: ClassVar[str] = "torch"
