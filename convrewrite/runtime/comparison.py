@@ -28,7 +28,7 @@ def measure_fidelity(
 ) -> Fidelity:
     """Run both on every batch and compare their outputs by name; sums are kept in float64, tensors are not kept.
 
-    ``meanings`` of the outputs; None: they are told from the original and the first batch. A value that is not a number
+    ``meanings`` of the outputs; None: they are inferred from the original and the first batch. A value that is not a number
     counts as an infinite error. Raises VerificationError if the outputs differ in names or shapes, or if there is no batch.
     """
     comparison: RunningFidelity | None = None
@@ -52,7 +52,7 @@ def measure_fidelity(
 @dataclass(frozen=True, slots=True)
 class Verification:
     """Two models side by side on the same inputs: are they the same up to rounding, and how near are they? ``notes`` say what
-    was compared, and what the two are to each other."""
+    was compared, and how the two are related."""
 
     parity: Parity
     fidelity: Fidelity
@@ -70,15 +70,15 @@ def verify(
     """Compare any two models, each a module or an opened ONNX file; ``a`` counts as the original.
 
     ``inputs`` are a tensor or a tuple of positional inputs; keyword inputs are bound by the forward of a module among the two.
-    ``outputs``: what outputs mean, as in :func:`convrewrite.optimize`, where it is not as they look on the inputs; whose looks
-    are believed where these are ``representative``, and no noise.
+    ``outputs``: what outputs mean, as in :func:`convrewrite.optimize`, where that is not what they look like on the inputs; looks
+    are trusted where the inputs are ``representative``, and no noise.
 
     Nothing is required: :func:`require_parity` raises where the two must be the same. Raises VerificationError if the
     outputs differ in names, number or shapes, UsageError for outputs that cannot be what they are said to be, and for inputs
     without an example, TraceError where a module does not run on them.
     """
     batch = bind_inputs(next((x for x in (a, b) if isinstance(x, nn.Module)), nn.Identity()), inputs)
-    if any(tensor.numel() == 0 for tensor in batch):  # whatever holds of none says nothing
+    if any(tensor.numel() == 0 for tensor in batch):  # what holds for no example says nothing
         shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in batch)
         raise UsageError(f"verify: expected inputs with at least one example, found inputs of {shapes}; give some")
     with ordinary_mode(), preserved(a, b), eval_mode(a, b):

@@ -1,7 +1,7 @@
-"""How a run comes by ONNX files of the original and of what it is rewritten to.
+"""How a run gets ONNX files of the original and of what it is rewritten to.
 
-A module of torch is exported. A module that was made of an ONNX graph has that graph, into which what was rewritten is put:
-another :class:`Exporter` does that.
+A module of torch is exported. For a module that was made of an ONNX graph, another :class:`Exporter` puts what was rewritten into
+that graph.
 """
 
 from collections.abc import Mapping
@@ -18,8 +18,8 @@ from convrewrite.runtime.onnx_export import Exported, export, require_runtime_dt
 
 
 class Exporter(Protocol):
-    """Gives the files. ``exports`` says whether torch makes them; else the file itself is what came in and goes out. ``beyond``
-    are axes besides the batch that files take in any size, by their names."""
+    """Gives the files. ``exports`` says whether torch makes them; otherwise a file came in, and a file of it goes out. ``beyond``
+    names the axes besides the batch that files take in any size."""
 
     @property
     def exports(self) -> bool:
@@ -60,7 +60,7 @@ class TorchExporter:
 
     @property
     def source(self) -> str:
-        """None came in."""
+        """Empty: no file came in."""
         return ""
 
     @property

@@ -17,9 +17,9 @@ How well such times add up, on a ResNet-18 at 224 x 224, one thread, AVX-512, on
 :func:`time_graphs` over its convolutions against :func:`compare_onnx` on the whole networks, every 3x3 rewritten, in
 milliseconds. At batch 1: 34.4 predicted, 34.4 measured for the original; 6.5 and 6.9 separable, 10.4 and 11.0 as the
 sum of two branches, 12.9 and 13.7 asymmetric, 10.2 and 10.8 cp, 14.0 and 15.0 four groups, 15.3 and 16.4 with a
-multiplier of two; pooling, additions and the classifier are not in the sums. The time saved was met to 5 %, in a run
-on a busier machine to 9 %. At batch 4: 137 and 136 for the original, the others within 7 %, the multiplier of two
-within 11 %.
+multiplier of two; pooling, additions and the classifier are not in the sums. The prediction of the time saved was right to 5 %,
+in a run on a busier machine to 9 %. At batch 4: 137 and 136 for the original, the others within 7 %, the multiplier of two within
+11 %.
 """
 
 import logging
@@ -53,13 +53,13 @@ LOG = logging.getLogger(__name__)
 ONNXRUNTIME, TORCH = OnnxRuntime(), TorchEager()
 
 UNIT, UNIT_SIZE = ConvSpec(64, 64, (3, 3), padding=(1, 1)), (28, 28)
-"""A convolution of usual size, and its input: the machine's speed is how long it takes."""
+"""A convolution of usual size, and the size of its input: how long it takes is the measure of the machine's speed."""
 
 UNIT_ROUNDS = 15
 
 SAMPLE = 0.001
-"""Seconds that a sample of an option takes at least. Samples of two milliseconds, and more rounds, do not compare better: times
-of one graph that is made anew differ by 2 to 4 %, as its memory lies elsewhere."""
+"""Fewest seconds that a sample of an option takes. Samples of two milliseconds, and more rounds, do not compare better: times of
+one graph differ by 2 to 4 % once it is made anew, as its memory lies elsewhere."""
 
 PATIENCE = 4.0
 """Seconds of measuring after which a comparison within a run has enough rounds: where one takes half a second, it is steady."""
@@ -110,8 +110,8 @@ def time_program(
     program: Program, inputs: tuple[Tensor, ...], target: Target = ONNXRUNTIME, *,
     threads: int = 1, rounds: int = 15, min_seconds: float = 0.01, unit: Callable[[], float] | None = None,
 ) -> float:  # fmt: skip
-    """Seconds of one call of a model: the median over the rounds. ``unit``: the seconds of UNIT at the speed of which they are
-    told."""
+    """Seconds of one call of a model: the median over the rounds. ``unit``: gives the seconds of UNIT at the speed of the machine
+    that the result is converted to."""
     with eval_mode(program.module), target.at_work(threads):
         run, clock = compiled(program, inputs, target, threads), target.clock(threads)
         beside = _unit_and_frame(target, threads) if unit is not None else ()
@@ -202,8 +202,8 @@ def time_options(
 ) -> tuple[float, list[float]]:
     """Seconds of the original convolution, and of each option in its place, for one example of ``input_size``.
 
-    What is cached of an option is its ratio to the original, and of the original that to UNIT, because ratios stay true when
-    the machine's speed drifts. ``unit`` tells the seconds of UNIT, at which speed all are told.
+    The cache holds an option's ratio to the original, and the original's to UNIT, because ratios stay true when the machine's
+    speed drifts. ``unit`` gives the seconds of UNIT that all ratios are multiplied by.
     """
     baseline: OptionGraph = ((original,),)
     runtime = runtime_of(target)

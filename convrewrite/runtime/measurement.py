@@ -27,10 +27,10 @@ PARITY_EXAMPLES = 8
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was measured on the finished model; None where nothing was. ``noise``: its fidelity on nothing better;
-    ``predicted_saving``: the part of the time that the options save according to their own times, ``original_seconds``: what
-    the original takes where they were measured, unless that was here, ``original_runtime``: in which runtime.
-    ``onnx_latency`` is that in the target, onnxruntime unless another was asked for. All seconds are those of one example."""
+    """What was measured on the finished model; None where nothing was. ``noise``: fidelity was measured on noise only;
+    ``predicted_saving``: the part of the time that the options save according to their own times; ``original_seconds``: what the
+    original takes where those were measured, unless that was here; ``original_runtime``: in which runtime. ``onnx_latency`` is
+    that in the target, onnxruntime unless another was asked for. All seconds are those of one example."""
 
     fidelity: Fidelity
     fidelity_basis: str
@@ -110,7 +110,7 @@ def measure_everything(
 
 
 def _latency(original: nn.Module, rewritten: nn.Module, baseline: Baseline, after: Exported) -> Comparison:
-    """In the target, on one example where the files take any number."""
+    """Latency in the target, on one example where the files take any number."""
     timer, threads = baseline.timer, baseline.threads
     one = tuple(tensor[:1] for tensor in baseline.inputs)
     if baseline.target.takes == "module":
@@ -123,18 +123,18 @@ def _latency(original: nn.Module, rewritten: nn.Module, baseline: Baseline, afte
 
 
 def _of_one(found: Comparison, taken: Inputs) -> Comparison:
-    """The seconds of one example, where so many are taken at a time."""
+    """The comparison in seconds of one example, where several are taken at a time."""
     return replace(found, seconds_a=found.seconds_a / len(taken[0]), seconds_b=found.seconds_b / len(taken[0]))
 
 
 def _few(inputs: Inputs, batch: int | None) -> Inputs:
-    """Enough to tell parity, and no fewer than a file takes at a time."""
+    """Enough examples to judge parity by, and no fewer than a file takes at a time."""
     few = tuple(tensor[: max(PARITY_EXAMPLES, batch or 0)] for tensor in inputs)
     return few if batch is None or len(few[0]) >= batch else in_whole_batches((few,), batch)[0]
 
 
 def _parity(rewritten: nn.Module, evaluation: Evaluation, baseline: Baseline, after: Exported) -> Parity:
-    """Of onnxruntime with torch, and of another target with torch, or with onnxruntime where the model is a graph."""
+    """Parity of onnxruntime with torch, and of another target with torch, or with onnxruntime where the model is a graph."""
     meanings, exporter, target = evaluation.meanings, baseline.exporter, baseline.target
     ignored = [name for name, meaning in meanings.items() if not meaning.counts]
     bounded = [name for name, meaning in meanings.items() if meaning.kind in ("probabilities", "multilabel")]

@@ -1,4 +1,4 @@
-"""From a torch model to one ONNX file that takes any batch size, or what else is asked for, and that onnxruntime can run.
+"""From a torch model to one ONNX file that takes any batch size, or any size of the axes asked for, and that onnxruntime can run.
 
 The file's inputs are called ``input`` (or ``input.0``, ``input.1``, ...), its outputs as
 :func:`convrewrite.modules.named_outputs` calls them.
@@ -35,7 +35,7 @@ from convrewrite.runtime.parity import check_free_axes
 from convrewrite.values import free_axes as checked_axes
 
 PROTOBUF_LIMIT = 2**31
-"""Bytes one ONNX file may have; weights beyond it must stand in a second file."""
+"""Bytes one ONNX file may have; weights beyond it must be in a second file."""
 
 GRAPH_ALLOWANCE = 2**26
 """Bytes kept free below the limit for the graph itself."""
@@ -55,7 +55,7 @@ NOISY_LOGGERS = (
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """An ONNX file; ``note`` says what is not as one would wish: a fixed batch size, weights in a second file. ``batch`` is that
+    """An ONNX file; ``note`` says what falls short: a fixed batch size, weights in a second file. ``batch`` is that
     size, where the file itself may not say it."""
 
     path: Path
@@ -77,14 +77,14 @@ def export(
 
     ``inputs`` are example inputs, the batch as first axis of each: a tensor, a tuple of positional inputs, a dictionary by the
     names of ``forward``'s parameters, or ``(args, kwargs)``. The file takes any batch size if the model allows
-    it, else only that of the example, and then the note gives the reason. ``free_axes`` says instead which axes must take any
-    size, ``"batch"``, ``"height"`` and ``"width"``, or that none does; the file has been run at twice the size of each, against
-    the model. ``opset`` is the version of ONNX's operators; None: that of the exporter. The file has been checked with onnx's
-    checker and opened in onnxruntime; it appears only when complete. ``metadata`` goes into its ``metadata_props``.
+    it, otherwise only that of the example, and then the note gives the reason. ``free_axes`` says instead which axes must take
+    any size, ``"batch"``, ``"height"`` and ``"width"``, or that none does; the file has been run at twice the size of each,
+    against the model. ``opset`` is the version of ONNX's operators; None: that of the exporter. The file has been checked with
+    onnx's checker and opened in onnxruntime; it appears only when complete. ``metadata`` goes into its ``metadata_props``.
 
     Raises TraceError if the model does not run on the inputs or returns no tensor, ExportError if it has no ONNX form, none with
     that opset or those axes, or one for which onnxruntime lacks an operator, UsageError if ``path`` cannot be written, for an
-    opset that there is not, and for axes that no input has.
+    opset that does not exist, and for axes that no input has.
     """
     require_names(model, type(model).__name__)
     if opset is not None:
@@ -131,7 +131,7 @@ def _require_real(model: nn.Module, inputs: Inputs) -> None:
 
 
 def _told(opset: int | None, free_axes: Sequence[str] | None) -> list[str]:
-    """What was asked of the file, and is so."""
+    """Notes on what was asked of the file, and holds."""
     said = [] if opset is None else [f"the ONNX file has opset {opset}"]
     if free_axes is not None:
         tried = (
@@ -166,7 +166,7 @@ class _FlatOutputs(nn.Module):
         return tuple(named_outputs(self.model(*inputs)).values())
 
     def __repr__(self) -> str:
-        """Not the model's own: the exporter asks for it, and one that raises would be the end."""
+        """Not the model's own: the exporter calls it, and would fail with one that raises."""
         return type(self.model).__name__
 
 
@@ -191,7 +191,7 @@ def _output_names(model: nn.Module, inputs: Inputs) -> list[str]:
 
 
 def _write(draft: _Draft, inputs: Inputs) -> tuple[bool, str | None]:
-    """Write the draft; whether its batch is dynamic, and if not, why."""
+    """Write the draft; returns whether its batch is dynamic, and if not, why."""
     batches = {tensor.shape[0] if tensor.ndim else None for tensor in inputs}
     if len(batches) != 1 or None in batches:
         reason = f"the inputs' shapes {_shapes(inputs)} have no common first axis"
@@ -221,7 +221,8 @@ def _no_form(draft: _Draft, error: Exception) -> ExportError:
 
 
 def _write_asked(draft: _Draft, inputs: Inputs, free: tuple[dict[int, str], ...]) -> tuple[bool, None]:
-    """Write the draft with these axes free and no others; whether the batch is one. Raises ExportError where that cannot be."""
+    """Write the draft with these axes free and no others; returns whether the batch is one of them. Raises ExportError where that
+    fails."""
     names = list(dict.fromkeys(name for axes in free for name in axes.values()))
     try:
         _torch_export(draft, at_least_two(inputs) if BATCH in names else inputs, free if names else None)
@@ -278,7 +279,7 @@ def input_names(count: int) -> list[str]:
 
 
 def _name_weights(path: Path) -> None:
-    """Give the weights beside a file a name of their own, so that they never stand where those of an earlier one do."""
+    """Give the weights beside a file a name of their own, so that they never replace those of an earlier file."""
     weights, name = file_of_weights(path), new_name_of_weights(path)
     if not weights.is_file():
         return
@@ -324,7 +325,7 @@ def _check(path: Path, model: nn.Module, opset: int | None) -> None:
 
 
 def _types_of(graph: onnx.GraphProto) -> set[int]:
-    """The types of the numbers that are known of a graph."""
+    """The types of numbers in a graph, as far as they are known."""
     return {entry.type.tensor_type.elem_type for entry in (*graph.input, *graph.value_info, *graph.output)}
 
 

@@ -28,8 +28,8 @@ RANDOM_NUMBERS = 1 << 16
 """Random numbers that weights repeat: to draw millions for each of hundreds of graphs takes longer than to time them."""
 
 APART = 1009
-"""Numbers by which each kernel of a graph begins further on: runtimes compute branches of equal weights once, and what stood for
-five branches would be timed as one."""
+"""Each kernel of a graph begins so many random numbers further on: runtimes compute branches of equal weights once, and five
+branches would be timed as one."""
 
 ONNX_PAD_MODE = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
@@ -79,9 +79,9 @@ def option_program(
 
 
 class _Summed(nn.Module):
-    """The sum of branches, each a chain of convolutions with the weights they start with; of none, its input.
+    """The sum of branches, each a chain of convolutions with their initial weights; without branches, its input.
 
-    What computes kernels of their own for every example is left out, as in the graphs.
+    The computation of a kernel for every example is left out, as in the graphs.
     """
 
     def __init__(self, branches: OptionGraph) -> None:

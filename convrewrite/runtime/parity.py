@@ -19,7 +19,8 @@ from convrewrite.runtime.latency import compiled
 from convrewrite.targets import Program, Target
 
 UNIT_SCALE = 0.05
-"""Scale of probabilities at least: onnxruntime computes a sigmoid to so many places, however small all of them are."""
+"""Least scale that errors of probabilities are related to: onnxruntime computes a sigmoid to so many places, however small all
+are."""
 
 FLIPPED = 1e-3
 """Part of the entries of an integer or boolean output that may differ from torch's."""
@@ -29,7 +30,7 @@ FLIPPED = 1e-3
 class OutputParity:
     """One output, torch against a runtime, the worst over all inputs; ``relative_error`` is max |a - b| / max |a|.
 
-    Of integers and booleans it is the share of entries that differ, and ``equal_share`` that of the equal ones.
+    For integers and booleans it is the share of entries that differ, and ``equal_share`` that of the equal ones.
     """
 
     name: str
@@ -56,8 +57,8 @@ class Parity:
 
 @dataclass(slots=True)
 class RunningParity:
-    """Batch by batch the worst of every output that is not ``ignored``, in this ``runtime``. ``bounded`` is as in
-    :func:`check_parity`; ``tolerance`` stands in for that of real outputs' own type."""
+    """The worst parity over batches of every output that is not ``ignored``, in this ``runtime``. ``bounded`` is as in
+    :func:`check_parity`; ``tolerance`` replaces that of real outputs' own type."""
 
     runtime: str
     ignored: Collection[str] = ()
@@ -67,7 +68,7 @@ class RunningParity:
     _batches: int = 0
 
     def add(self, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str | None = None) -> None:
-        """One batch. Raises VerificationError if names, number or shapes of the outputs differ; ``where`` that says."""
+        """One batch. Raises VerificationError if names, number or shapes of the outputs differ, which names ``where``."""
         require_same_outputs(expected, found, where or self.runtime, self.ignored)
         self._batches += 1
         for name, tensor in expected.items():
@@ -82,7 +83,7 @@ class RunningParity:
                 self._worst[name] = parity
 
     def add_arrays(self, expected: Mapping[str, Tensor], arrays: Sequence[Any]) -> dict[str, Tensor]:
-        """One batch, whose arrays or tensors are in the order of what is ``expected``: they by their names. Raises
+        """One batch, whose arrays or tensors are in the order of what is ``expected``; returns them by name. Raises
         VerificationError where they are something else, as a runtime of another package may give."""
         if not isinstance(arrays, Sequence) or isinstance(arrays, str | bytes):
             raise VerificationError(
@@ -105,7 +106,7 @@ class RunningParity:
             ) from error
 
     def result(self) -> Parity:
-        """What came of it."""
+        """The parity of every output, over what was added."""
         return Parity(tuple(self._worst.values()), self._batches)
 
 
@@ -116,7 +117,7 @@ def tolerance_for(dtype: torch.dtype) -> float:
     sums of thousands of terms: 2**12 units cover deep networks (5e-4 in float32, where up to 2e-4 was met on correct
     exports of 100 layers, and a wrong weight or attribute shows as 1e-2 and more). For float64 the bound is a round
     1e-9, as scalar functions are approximated there; for half precision 2e-2, since the runtime may keep float32
-    between layers while torch rounds each. Integers and booleans must be equal but for one entry in a thousand: where they
+    between layers while torch rounds each. Integers and booleans must be equal except for one entry in a thousand: where they
     come from comparing real numbers, as the largest class of each pixel does, rounding decides a tie.
     """
     if not dtype.is_floating_point:

@@ -41,7 +41,7 @@ class OptionsAt:
         return dict(zip(self._graphs(), [before, *after], strict=True))
 
     def written(self, folder: Path) -> dict[str, Any]:
-        """Write the graphs, framed, into a folder; what they are, for :func:`convrewrite.targets.list_graphs`."""
+        """Write the graphs, framed, into a folder; returns what they are, for :func:`convrewrite.targets.list_graphs`."""
         spec = self.original
         frame = option_key(spec, (), self.size)
         shape: tuple[int, ...] = ()
@@ -60,7 +60,7 @@ class OptionsAt:
 
 @dataclass(frozen=True, slots=True)
 class ProfiledTimer:
-    """Answers with the times in a profile. Whole models other than the original are not in it: nothing is compared."""
+    """Answers with the times in a profile. Whole models other than the original are not in it, so nothing is compared."""
 
     profile: Profile
     source: str
@@ -78,7 +78,7 @@ class ProfiledTimer:
         raise PlanError(self._lacking("whole models"))
 
     def time_onnx(self, _path: Path, inputs: Inputs, _threads: int) -> float:
-        """The original's, of as many examples. Raises PlanError where the profile has none."""
+        """The original's time, for as many examples. Raises PlanError where the profile has none."""
         return self._seconds(ORIGINAL, "the original") * len(inputs[0])
 
     def time_torch(self, _model: nn.Module, inputs: Inputs, _threads: int) -> float:

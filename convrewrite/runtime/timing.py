@@ -53,7 +53,8 @@ class Timer(Protocol):
         """Seconds of one call of a module."""
 
     def steady(self) -> "Timer":
-        """The same, for times that are added up: options, and single models, are told at one speed of the machine."""
+        """The same, for times that are added up: those of options, and of single models, are given at one speed of the
+        machine."""
 
     def time_options(
         self, original: ConvSpec, options: Sequence[OptionGraph], size: Size, threads: int, rounds: int
@@ -63,7 +64,7 @@ class Timer(Protocol):
 
 @dataclass(slots=True)
 class Speed:
-    """How fast a machine is in one target, by its threads: looked at when it is first asked for."""
+    """How fast a machine is in one target, by its threads: measured when it is first asked for."""
 
     target: Target
     _seconds: dict[int, float] = field(default_factory=dict)
@@ -78,7 +79,7 @@ class Speed:
 @dataclass(frozen=True, slots=True)
 class RuntimeTimer:
     """This machine. ``cache`` keeps the times of options; None: the user's own. ``target`` stands in for onnxruntime, or for
-    eager torch where it takes modules. ``speed``: at which options are told; None: as fast as it is at each call."""
+    eager torch where it takes modules. ``speed``: the speed of the machine that times are given at; None: that at each call."""
 
     cache: TimingCache | None = None
     target: Target = ONNXRUNTIME
@@ -86,7 +87,7 @@ class RuntimeTimer:
 
     @property
     def lasting(self) -> str:
-        """Whose times these are, where they may be kept from run to run, as other timers do not say."""
+        """The runtime whose times these are, by which they may be kept from run to run; other timers have no such name."""
         return runtime_of(self.target)
 
     def on(self, target: Target) -> "RuntimeTimer":
@@ -197,7 +198,7 @@ class Baseline:
         return self.folder / "model.onnx"
 
     def seconds(self, timer: Timer | None = None) -> float:
-        """Of the original, for one example; as another timer for the same target tells them."""
+        """Seconds of the original for one example, by another timer for the same target if one is given."""
         timer, one = self.timer if timer is None else timer, self._one(self.original.dynamic_batch)
         if self.target.takes == "module" and self.module is not None:
             return timer.time_torch(self.module, one, self.threads) / len(one[0])

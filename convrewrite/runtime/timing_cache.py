@@ -30,7 +30,7 @@ class TimingCache:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        """Use this folder, else ``CONVREWRITE_CACHE``, else the user's cache folder."""
+        """Use this folder, otherwise ``CONVREWRITE_CACHE``, otherwise the user's cache folder."""
         default = os.environ.get(FOLDER_VARIABLE) or platformdirs.user_cache_dir("convrewrite")
         self.folder = folder if folder is not None else Path(default) / "timings"
 
@@ -61,7 +61,7 @@ class TimingCache:
 
 def runtime_of(target: Target) -> str:
     """The runtime whose times these are, with its version; where it has an option, which may be a device, with the graphics cards
-    that are here: the name of a device is not that of its make."""
+    that are here, as the name of a device does not say which card it is."""
     found = f"{target.name} {target.version()}"
     if ":" not in target.name or not torch.cuda.is_available():
         return found

@@ -1,6 +1,6 @@
 """The targets, discovered: every module in ``kinds``, and every entry point in the group below, holds one.
 
-A module has its target's type as the attribute ``TARGET``, which is called with what stands behind the colon. Another package
+A module has its target's type as the attribute ``TARGET``, which is called with what follows the colon. Another package
 adds one without touching this one:
 
     [project.entry-points."convrewrite.targets"]
@@ -22,12 +22,12 @@ DEFAULT = "onnxruntime"
 """The target unless another is named."""
 
 Kind = Callable[[str], Target]
-"""What makes a target of the option behind its colon; with none, of an empty one."""
+"""What makes a target of the option after its colon, which is empty if there is none."""
 
 
 def kinds_of_targets() -> dict[str, Kind]:
     """All kinds by the names they are asked for, those of this package first."""
-    from importlib.metadata import entry_points  # a tenth of what `--help` takes, which asks for none
+    from importlib.metadata import entry_points  # a tenth of the time of `--help`, which needs none
 
     modules = [
         importlib.import_module(f"{kinds.__name__}.{info.name}") for info in pkgutil.iter_modules(kinds.__path__)
@@ -38,9 +38,9 @@ def kinds_of_targets() -> dict[str, Kind]:
 
 
 def target_of(text: str) -> Target:
-    """The target of ``NAME`` or ``NAME:option``, seen to be installed.
+    """The target of ``NAME`` or ``NAME:option``, known to be installed.
 
-    Raises UsageError for a name that is not known, an option that it has not, and a package that is missing.
+    Raises UsageError for a name that is not known, an option that it does not have, and a package that is missing.
     """
     name, _, option = text.partition(":")
     known = kinds_of_targets()

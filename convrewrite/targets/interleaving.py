@@ -1,5 +1,6 @@
-"""All timings are interleaved: each round runs every candidate once, the order turning round by round, and what is reported is
-the median over the rounds of the *paired* ratios. A machine that is busy for a while then slows both sides of a ratio alike.
+"""All timings are interleaved: each round runs every candidate once, the order being reversed round by round, and what is
+reported is the median over the rounds of the *paired* ratios. A machine that is busy for a while then slows both sides of a ratio
+alike.
 """
 
 import math
@@ -17,10 +18,10 @@ MIN_SHARE = 0.02
 GRAPHS_PER_ROUND = 16
 
 MOST_STILL = 2.0
-"""Seconds that calls may take by which the clock of their runtime does not move: a hundred times the coarsest one."""
+"""Seconds that calls may take while the clock of their runtime stands still: a hundred times the step of the coarsest clock."""
 
 LEAST_ROUNDS = 9
-"""Rounds of a comparison at least, however long they take: as many as leave quartiles that mean something."""
+"""Fewest rounds of a comparison, however long they take: as many as give quartiles that mean something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ def interleaved(
 ) -> list[list[float]]:
     """Seconds per call, for each run and round; odd rounds go through the runs backwards. See :func:`compare` for ``patience``.
     ``warm``: what ran before has pushed a run out of the processor's cache, so one call goes before each sample. Without it a
-    sample of one call, as of a whole convolution, is told longer than one of many short ones, as of what is to replace it.
+    sample of one call, as of a whole convolution, seems slower than one of many short calls, as of what is to replace it.
 
     With more than two runs every second round also starts further on: what runs last in one round and first in the
     next finds its weights still in the processor's cache (measured: 1 % faster), and that must not always be the same.
@@ -112,8 +113,8 @@ def framed_seconds(
     """Seconds of programs without those of their ``frame``; each is made when it is its turn, and infinite where it is None.
 
     All are interleaved with the first; a program's time is that of the first times the median paired ratio, so that the times of
-    one call compare to about 1 %. ``unit``: a program and its frame, of whose time all are told as parts instead: what several
-    calls tell compares as well then, though the machine's speed changes in between.
+    one call compare to about 1 %. ``unit``: a program and its frame; the times are then parts of its time, so that those of
+    several calls compare too, though the machine's speed changes in between.
     """
     reference = made[0]()
     assert reference is not None, "the first program says what the others are compared with"
@@ -153,7 +154,7 @@ def _without_frame(framed: Sequence[float], frame: Sequence[float]) -> list[floa
 
 def _repeats(run: TimedCall, min_seconds: float, clock: Clock) -> int:
     """How often to call so that a sample takes min_seconds; finding it out also warms up. Raises VerificationError for a clock
-    that stands still meanwhile, as that of a runtime of another package may: it would be waited for in vain."""
+    that stands still meanwhile, as that of a runtime of another package may, and which would be waited for in vain."""
     run()
     repeats, begun = 1, time.perf_counter()
     while repeats < MAX_REPEATS and (spent := _sample(run, repeats, clock)) < min_seconds:

@@ -1,8 +1,8 @@
 """Times that were measured on another machine: written there, read where a plan is made.
 
 A folder of graphs has one ONNX file for each option at each geometry, and ``graphs.json``, which says what is compared with what.
-To time them takes a runtime and numpy, and no torch: nothing else of the model goes to the device but the original, which is
-timed as a whole.
+Timing them needs a runtime and numpy, but no torch: besides the graphs only the original goes to the device, where it is timed as
+a whole.
 """
 
 import json
@@ -28,13 +28,13 @@ ORIGINAL = "original"
 """The key of the whole original's seconds, and the name of its file."""
 
 MOST_TIMES = 1_000_000
-"""Times in a file, at most: ten times as many as the largest network of a zoo asks for."""
+"""Most times in a file: ten times as many as the largest network of a zoo asks for."""
 
 MOST_SECONDS = 1e9
-"""Seconds of one time in a file, at most: thirty years, of which a thousand times as many still add up."""
+"""Most seconds of one time in a file: thirty years, of which a thousand times as many still add up."""
 
 MOST_NUMBERS = 1 << 28
-"""Numbers in an input, at most."""
+"""Most numbers in an input."""
 
 TYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 """Types of inputs, as numpy calls them."""
@@ -44,8 +44,8 @@ TYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "ui
 class Profile:
     """Seconds of options by key, on a machine: the runtime with its version, the processor, its channel block, and threads.
 
-    A time may be infinite: that runtime cannot run the option. ``model`` tells the original from other models, whose time it is
-    not; None in files of earlier versions, and then it is believed.
+    A time may be infinite: that runtime cannot run the option. ``model`` identifies the original, as its time is not that of
+    other models; None in files of earlier versions, which are then trusted.
     """
 
     runtime: str
@@ -89,7 +89,7 @@ def read_profile(path: Path) -> Profile:
 
 
 def _seconds(profile: Profile) -> dict[str, float]:
-    """Checked: a file comes from elsewhere."""
+    """The seconds, checked, as a file comes from elsewhere."""
     texts = (profile.runtime, profile.version, profile.processor)
     numbers = (profile.block, profile.threads)
     if not all(isinstance(x, str) for x in texts) or not all(isinstance(x, int) and 1 <= x <= 4096 for x in numbers):
@@ -133,7 +133,7 @@ def list_graphs(
     folder: Path, groups: Sequence[Mapping[str, Any]], inputs: Sequence[Mapping[str, Any]], model: str
 ) -> None:
     """Write what the graphs in a folder are: of every group the frame, the original and its options, and the shape of their
-    input; the inputs of the whole original, and what tells it from other models."""
+    input; the inputs of the whole original, and ``model``, which identifies it."""
     text = json.dumps({"format": FORMAT, "model": model, "inputs": list(inputs), "groups": list(groups)}, indent=1)
     (folder / GRAPHS).write_text(text + "\n", encoding="utf-8")
 
@@ -182,7 +182,8 @@ def profile_graphs(folder: Path, target: Target, threads: int, rounds: int) -> P
 def _first_of(
     groups: Sequence[tuple[list[str], Any]], folder: Path, target: Target, threads: int
 ) -> tuple[Compiled, ...]:
-    """The first convolution as it is, and its frame: in parts of its time all are told, as the device's speed changes."""
+    """The first convolution as it is, and its frame: all times are measured as parts of its time, as the device's speed
+    changes."""
     if not groups:
         return ()
     (frame, original, *_), ones = groups[0]
@@ -190,7 +191,7 @@ def _first_of(
 
 
 def _ones(shape: Sequence[Any], kind: str = "float32") -> Any:
-    """What the graphs run on: their times do not depend on it."""
+    """What the graphs run on: their times do not depend on the numbers."""
     import numpy as np
 
     sizes = [int(size) for size in shape]

@@ -1,9 +1,9 @@
-"""What can run a model, as a protocol, and the values it speaks in.
+"""What can run a model, as a protocol, and the values that it takes and gives.
 
 A target says its name and version, how many channels it works on at a time, and which operators of a model it lacks; it makes
-a program ready to run, and names the clock by which its runs are timed. It imports the package of its runtime when it is asked
-for something, so that a list of targets costs nothing, and torch only where the runtime is torch's own: a device that is only
-timed has none.
+a program ready to run, and names the clock by which its runs are timed. It imports the package of its runtime only when it is
+used, so that a list of targets costs nothing, and torch only where the runtime is torch's own: a device that only measures times
+has none.
 """
 
 import time
@@ -37,7 +37,8 @@ class Target(Protocol):
         """As it is asked for: the runtime, and after a colon its option where it has one."""
 
     def version(self) -> str:
-        """The version of the runtime that is installed. Raises ImportError where none is, UsageError for an option it has not."""
+        """The version of the runtime that is installed. Raises ImportError where none is, UsageError for an option that it
+        lacks."""
 
     def block(self) -> int:
         """Channels that it works on at a time: ranks and groups that are no multiple of it waste a part."""
@@ -57,7 +58,7 @@ class Target(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OnnxTarget:
-    """What runtimes of ONNX files on this machine's processor have in common. ``option`` is what stands behind the colon."""
+    """What runtimes of ONNX files on this machine's processor have in common. ``option`` is what follows the colon."""
 
     option: str = ""
     takes: ClassVar[Literal["onnx", "module"]] = "onnx"

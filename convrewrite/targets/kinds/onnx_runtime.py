@@ -18,7 +18,7 @@ PROVIDERS = {
 ON_PROCESSOR = ("CPUExecutionProvider",)
 
 ACCELERATOR_BLOCK = 8
-"""Channels that matrix units of accelerators take at a time at the least, in half precision."""
+"""Fewest channels that matrix units of accelerators take at a time, in half precision."""
 
 
 def session_options(threads: int) -> Any:
@@ -37,7 +37,7 @@ def session_options(threads: int) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class OnnxRuntime(OnnxTarget):
-    """onnxruntime with one execution provider; what that cannot do runs on the processor, as onnxruntime has it."""
+    """onnxruntime with one execution provider; onnxruntime itself runs what that cannot do on the processor."""
 
     package: ClassVar[str] = "onnxruntime"
 
@@ -47,7 +47,7 @@ class OnnxRuntime(OnnxTarget):
         return name_of("onnxruntime", self.option)
 
     def version(self) -> str:
-        """Raises UsageError for a provider that the installed build has not."""
+        """Raises UsageError for a provider that the installed build does not have."""
         import onnxruntime as ort
 
         if self.option:

@@ -11,12 +11,12 @@ from convrewrite.signal_stacks import signal_stack_kept
 from convrewrite.targets.target import Compiled, OnnxTarget, Program, array_of, name_of, source_of
 
 UNCONVERTED = re.compile(r"No conversion rule found for operations: *(.+)")
-"""Pattern of the sentence in which OpenVINO lists what it has not."""
+"""Pattern of the sentence in which OpenVINO lists the operators that it lacks."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenVino(OnnxTarget):
-    """OpenVINO in float32: on processors with bfloat16 units it would round by itself, and parity be lost."""
+    """OpenVINO in float32: on processors with bfloat16 units it would otherwise round to these, and parity would be lost."""
 
     package: ClassVar[str] = "openvino"
 

@@ -13,7 +13,7 @@ from convrewrite.targets.target import Clock, Compiled, Program, name_of
 
 @dataclass(frozen=True, slots=True)
 class TorchCompiled:
-    """Modules compiled for inputs of one shape. On the processor the default backend takes a C++ compiler."""
+    """Modules compiled for inputs of one shape. On the processor the default backend needs a C++ compiler."""
 
     option: str = ""
     package: ClassVar[str] = "torch"
@@ -62,7 +62,7 @@ class TorchCompiled:
         return TorchEager(self._device).clock(threads)
 
     def at_work(self, threads: int) -> AbstractContextManager[object]:
-        """As in eager torch, but what is compiled is called so, whatever holds around it."""
+        """As in eager torch, but compiled modules run compiled, whatever holds around it."""
         return _compiled_at(threads)
 
 
@@ -70,7 +70,7 @@ class TorchCompiled:
 def _compiled_at(threads: int) -> Iterator[None]:
     from convrewrite.process import compiled
 
-    importlib.import_module("torch._dynamo")  # what it may do is said to it, which has to be there then
+    importlib.import_module("torch._dynamo")  # ``compiled`` only sets it up if it is imported
     with inference_at(threads), compiled("default"):
         yield
 

@@ -43,7 +43,7 @@ class TorchEager:
         return ()
 
     def compile(self, program: Program, inputs: Sequence[Any], _threads: int) -> Compiled:
-        """The module on the device, which waits until the device is done."""
+        """The module on the device; a call returns once the device is done."""
         return placed(program.module, inputs, self.option, lambda module: module)
 
     def clock(self, threads: int) -> Clock:
@@ -83,7 +83,7 @@ def _nothing() -> None:
 
 
 def waiting(device: str) -> Callable[[], object]:
-    """What waits until this very device is done with all that it was given, and not the one that torch takes by itself."""
+    """What waits until this very device, not the one that torch takes by itself, is done with all that it was given."""
     import torch
 
     kind = device.partition(":")[0]
