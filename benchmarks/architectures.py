@@ -135,4 +135,4 @@ ARCHITECTURES = {
     "ibnresnext": "ibn_resnext50_32x4d",
     "seresnext": "seresnext50_32x4d",
 }
-"""Of every architecture's module the function of its smallest network."""
+"""Module of every architecture -> the function of its smallest network."""

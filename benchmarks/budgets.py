@@ -34,14 +34,14 @@ from convrewrite.settings import Settings
 STRUCTURES = ("separable", "asymmetric", "grouped", "channel", "tucker", "cp")
 
 CLOSE = 0.005
-"""Of the whole model's MACs: a uniform ratio that comes so near the plan's MACs will do."""
+"""Part of the whole model's MACs: a uniform ratio that comes so near the plan's MACs is near enough."""
 
 REFINES = "refine" in {field.name for field in fields(Settings)}
-"""Whether blocks can be refined once a plan is fitted; where they cannot, no row says so."""
+"""Whether blocks can be refined once a plan is fitted; where they cannot, no row says that they were."""
 
 
 def uneven(model: nn.Module) -> nn.Module:
-    """The last two residual branches count for little beside their skip connections."""
+    """The model, with its last two residual branches weakened beside their skip connections."""
     with torch.no_grad():
         for name, module in model.named_modules():
             if name in ("stage3.1.bn2", "stage3.2.bn2") and isinstance(module, nn.BatchNorm2d):
@@ -75,7 +75,7 @@ def saved(network: str, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def uniform(network: str, seed: int, structure: str, part: float, **asked: Any) -> dict[str, Any]:
-    """The ratio is searched for, on the weights alone, and then fitted."""
+    """A row of one structure at one ratio for all sites, which is searched for on the weights alone before the fit."""
     judge = named(network, seed)
     low, high, ratio = 0.0, 1.0, part
     rule = _rule(structure, ratio)

@@ -48,7 +48,7 @@ def survey_options(started: Run, resource: str) -> list[dict[str, Any]]:
 
 
 Options = dict[str, list[Item]]
-"""What is known of single sites: effect, MACs and seconds of every option, first of the site as it is."""
+"""What is known of single sites: effect, MACs and seconds of every option; the first is the site as it is."""
 
 
 def by_site(rows: Sequence[dict[str, Any]]) -> Options:
@@ -72,7 +72,7 @@ def added(first: Sequence[Item], second: Sequence[Item]) -> list[Item]:
 
 
 def least_effect(items: Sequence[Item], cost: float) -> float | None:
-    """None where no option costs so little."""
+    """The least effect within a cost; None where no option costs so little."""
     return min((item.effect for item in items if item.costs[0] <= cost * (1 + 1e-9)), default=None)
 
 
@@ -108,7 +108,7 @@ def _groups(single: dict[str, list[Item]], candidates: Sequence[Candidate], reso
 
 
 def made(network: str, started: Run) -> list[Candidate]:
-    """Every candidate of a network, told as they come."""
+    """Every candidate of a network; sites are printed as they are done."""
     found: list[Candidate] = []
     for space in started.work.prepared.search_spaces:
         if space.rank_ranges and space.site.spec.kernel_size == (3, 3):

@@ -30,7 +30,7 @@ SIZES: tuple[Size, ...] = ((1, 1), (1, 3), (3, 1))
 """What a 3 x 3 kernel is cut down to."""
 
 RIDGE = 1e-3
-"""Part of the mean variance of a patch, as the tool's own fits have it."""
+"""Part of the mean variance of a patch, as in the tool's own fits."""
 
 
 def begin(network: str, seed: int) -> Run:
@@ -141,7 +141,7 @@ def _calls(started: Run, name: str) -> list[tuple[Tensor, Tensor]]:
 
 
 def _moments_of(started: Run, site: Site) -> Moments:
-    """Of the site's inputs, and of the outputs that it has with its BatchNorm folded."""
+    """Moments of the site's inputs, and of the outputs that it has with its BatchNorm folded."""
     calls = _calls(started, site.name)
     model = started.work.prepared.model
     norm = nn.Identity() if site.batch_norm is None else model.get_submodule(site.batch_norm)
@@ -188,8 +188,8 @@ class Joined(nn.Module):
 
 
 def dropped(started: Run, first: Site, second: Site) -> list[Candidate]:
-    """The block that the two convolutions are the branch of: its join fitted by an affine function of channels, and by a 1x1
-    over the block's input that takes the skip's own convolution in."""
+    """The block whose branch the two convolutions are, without it: its join fitted by an affine function of channels, and by a
+    1x1 over the block's input, which replaces the skip's own convolution."""
     block = first.name.rpartition(".")[0]
     calls = _joins(started, block)
     x = torch.cat([a for a, _ in calls]).double()
@@ -212,7 +212,7 @@ def dropped(started: Run, first: Site, second: Site) -> list[Candidate]:
         model = copy_model(started.work.prepared.model)
         parent, _, name = block.rpartition(".")
         model.get_submodule(parent)[int(name)] = Joined(module).eval()  # type: ignore[operator]
-        # The skip's own 1x1, where there is one, costs what the fitted one costs, and goes.
+        # The skip's own 1x1, where there is one, costs what the fitted one costs, and is dropped.
         own_skip = stride != (1, 1) or spec.in_channels != spec.out_channels
         free = detail == "affine" or own_skip
         macs = 0.0 if free else _macs(spec, first)
@@ -238,8 +238,8 @@ def _macs(spec: ConvSpec, site: Site) -> float:
 
 
 def _seconds(spec: ConvSpec, site: Site) -> float:
-    """In the place of the site, one call. A convolution with fewer inputs is timed as one with so many fewer outputs, as only
-    graphs with the same input can be timed in turns."""
+    """Seconds of one call in the place of the site. A convolution with fewer inputs is timed as one with fewer outputs in
+    proportion, as only graphs with the same input can be timed in turns."""
     whole = site.folded_spec
     outputs = round(spec.out_channels * spec.in_channels / whole.in_channels)
     graph: OptionGraph = ((replace(spec, in_channels=whole.in_channels, out_channels=max(1, outputs)),),)

@@ -11,7 +11,7 @@ RESULTS = Path(__file__).parent / "results" / "candidates.json"
 KINDS = ("smaller kernel", "inner width", "dropped branch")
 RESOURCES = {"macs": "MACs", "seconds": "time"}
 NONE = 1e-6
-"""Effect, in nats, that counts as none where effects are divided: ratios of less mean nothing."""
+"""Smaller effects, in nats, count as this one where effects are divided, as their ratios mean nothing."""
 
 Networks = Sequence[Mapping[str, Any]]
 

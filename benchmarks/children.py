@@ -21,14 +21,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class Done(Generic[Found]):
-    """What the work gave, or how it failed, and the seconds of the processor that it took; of the clock, for a timeout."""
+    """What the work gave, or how it failed, and the seconds that it took: of the processor, or of the clock for a timeout."""
 
     found: Found | Failure
     seconds: float
 
 
 def guarded(work: Callable[[], Found], timeout: float) -> Done[Found]:
-    """The outcome of a child process with so many seconds; forked, so that torch is imported once."""
+    """The outcome of the work in a child process that may take so many seconds; forked, so that torch is imported once."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(work, sender))

@@ -58,7 +58,7 @@ PARTS: dict[str, Callable[[], tuple[nn.Module, Tensor, Tensor, dict[str, Any]]]]
 
 
 def ran(model: nn.Module, images: Tensor, asked: dict[str, Any], device: str) -> Result:
-    """One run, told of."""
+    """One run, printed."""
     started = time.perf_counter()
     given = {"rules": ["balanced"]} | asked
     result = convrewrite.optimize(

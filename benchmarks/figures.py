@@ -25,22 +25,22 @@ DOCUMENTS = (
         for name in ("cli.md", "index.md", "results.md", "fits.md", "runtimes.md", "int8.md", "performance.md")
     ),
 )
-"""The documents that tell of results."""
+"""The documents that show results."""
 
 MARKED = re.compile(r"<!-- figures: ([\w-]+) -->\n(.*?)<!-- end of figures -->\n", re.DOTALL)
-"""A name, and the text that is its own."""
+"""A name, and the text between its marks."""
 
 SITES_SHOWN = 4
 """Sites of the demo's report in the README: enough to see what a row says."""
 
 SHORTEST = 0.5
-"""Seconds of a stage that is worth a row."""
+"""Fewest seconds of a stage that gets a row."""
 
 Row = Mapping[str, Any]
 
 
 def markdown(headers: str, rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """A table of Markdown; ``headers`` apart by ``|``, all but the first ``left`` columns to the right."""
+    """A table of Markdown; ``headers`` are separated by ``|``; all but the first ``left`` columns are aligned to the right."""
     names = headers.split("|")
     rule = "|" + "---|" * left + "--:|" * (len(names) - left)
     lines = ["| " + " | ".join(cells) + " |" for cells in (names, *rows)]
@@ -69,7 +69,7 @@ def only(rows: Iterable[Row], **wanted: object) -> Row:
 
 
 def demo() -> str:
-    """What ``make demo`` printed, but for most of its sites."""
+    """What ``make demo`` printed, without most of its sites."""
     found = only(rows_of(RESULTS / "demo.json"), example="demo")
     lines = [line.rstrip() for line in found["printed"]]
     first = next(i for i, line in enumerate(lines) if line.startswith("----"))  # the table of sites is the first
@@ -80,7 +80,7 @@ def demo() -> str:
 
 
 def demo_short() -> str:
-    """Of that the headline, the totals and the test images."""
+    """The headline, the totals and the test images of what ``make demo`` printed."""
     found = only(rows_of(RESULTS / "demo.json"), example="demo")
     lines = [line.rstrip() for line in found["printed"]]
     headline = lines[: next(i for i, line in enumerate(lines) if line.startswith("Input "))]
@@ -115,7 +115,7 @@ def fidelity() -> str:
 
 
 def budgets() -> str:
-    """The example's rows of ``budgets.py``; those of single structures by what they lose."""
+    """The example's rows of ``budgets.py``; those of single structures are sorted by what they lose."""
     rows = chosen(_plans(), network="example", seed=0, fast=False)
     alike = sorted((row for row in rows if row["asked"].startswith("all sites")), key=lambda row: row["lost"])
     cells = [
@@ -282,7 +282,8 @@ def _seconds(row: Row) -> str:
 
 
 def _plans() -> list[Row]:
-    """The rows of ``budgets.py`` as the tool is by default: of one with and without refinement the one with it."""
+    """The rows of ``budgets.py`` as the tool is by default: where one was measured with and without refinement, the one with
+    it."""
     rows = sorted(rows_of(RESULTS / "budgets.json"), key=lambda row: row["refine"])
     return list({(row["network"], row["seed"], row["fast"], row["asked"]): row for row in rows}.values())
 

@@ -17,11 +17,11 @@ import torch
 import convrewrite
 
 RESULTS = Path(__file__).parent / "results"
-"""Where results lie that documents tell of."""
+"""Where the results lie that documents show."""
 
 
 def versions() -> dict[str, str]:
-    """What the figures of a run hang on beside its arguments."""
+    """What the figures of a run depend on besides its arguments."""
     return {
         "convrewrite": convrewrite.__version__,
         "python": platform.python_version(),
@@ -57,7 +57,7 @@ class Gathered:
         return found
 
     def _note_run(self) -> None:
-        """Before the first row of this run; a run that finds all its rows there leaves the file as it is."""
+        """Note this run before its first row; a run that finds all its rows in the file leaves it as it is."""
         if not self._begun:
             self._begun = True
             self._runs.append({"arguments": sys.argv[1:], "versions": versions()})

@@ -32,7 +32,7 @@ ROWS = (
     "rewritten for int8", "int8 of the rewritten for int8",
 )  # fmt: skip
 MADE = {2: (0, True), 3: (1, True), 4: (1, False), 6: (5, True)}
-"""Rows that are int8: of which row, and whether scales between stages are tried."""
+"""Rows that are int8: the row that each is made of, and whether scales between stages are tried."""
 
 
 def rows(network: str, seed: int, part: float) -> list[dict[str, Any]]:

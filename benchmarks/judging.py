@@ -73,7 +73,7 @@ def judge_of(network: str, seed: int) -> Judge:
 
 
 def told(row: dict[str, Any], keys: str) -> tuple[str, ...]:
-    """Cells of a table: parts as percents, points and KL with the digits that tell something, the rest as they are."""
+    """Cells of a table: parts as percents, points and KL with their significant digits, the rest as they are."""
     return tuple(_cell(key, row[key]) for key in keys.split())
 
 

@@ -15,10 +15,10 @@ CONVOLUTIONS = ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "FusedCon
 """Convolutions of every kind, also those that no rewriting takes: what a reader of the file would call one."""
 
 ERRORS_ONLY = 3
-"""The level of onnxruntime's messages: of graphs whose names shadow others and the like it warns in long lines."""
+"""The level of onnxruntime's messages: it warns in long lines of graphs whose names shadow others, and the like."""
 
 HEARD = 1e-3
-"""Heard are inputs that change the outputs by more than this, relative; of others a comparison says little."""
+"""Inputs count as heard if they change the outputs by more than this, relative; with others a comparison says little."""
 
 Values = Mapping[str, NDArray[Any]]
 """Values by their names."""

@@ -1,4 +1,4 @@
-"""What the corpus of ONNX files holds, and how a file of it is had."""
+"""What the corpus of ONNX files holds, and how a file of it is obtained."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ EXAMPLES = 8
 
 
 class UnavailableError(Exception):
-    """A file that cannot be had here; the message says why."""
+    """A file that cannot be obtained here; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ class Drawing:
         return f"{self.prefix}{stem}_{self._count}"
 
     def node(self, op_type: str, *inputs: str, outputs: Sequence[str] = (), domain: str = "", **attributes: Any) -> str:
-        """Add a node; the name of its first output."""
+        """Add a node; returns the name of its first output."""
         name = self.name(op_type)
         made = list(outputs) or [f"{name}_out"]
         self.nodes.append(helper.make_node(op_type, list(inputs), made, name=name, domain=domain, **attributes))
@@ -135,4 +135,4 @@ class Drawing:
 
 
 STATISTICS = ("gamma", "beta", "mean", "variance")
-"""Stems of the inputs of a BatchNormalization, in their order; the mean stands behind scale and offset."""
+"""Stems of the inputs of a BatchNormalization, in their order; the mean comes after scale and offset."""

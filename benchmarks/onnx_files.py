@@ -50,12 +50,12 @@ SEEDS = {"example": 0, "calibration": 1, "held out": 2}
 """Seeds of the inputs that a file is opened with, fitted to, and compared on."""
 
 EQUAL, EQUAL_IN_HALF = 1e-5, 1e-2
-"""Equal outputs at full rank differ by less, relative to the original's: the rounding of float32, layer after layer; of float16,
-whose steps are 8,192 times as great, what a few layers add up to."""
+"""Outputs at full rank count as equal if they differ by less, relative to the original's: by the rounding of float32, layer after
+layer; by that of float16, whose steps are 8,192 times as great, as a few layers add it up."""
 
 ROUNDINGS = 3
-"""Roundings that outputs at full rank may differ by instead, where that is more: the original's own, by which it differs from
-itself as onnxruntime runs it unoptimised. A network with more layers rounds more often."""
+"""Outputs at full rank may differ by this many roundings instead, where that is more: a rounding is the difference of the
+original from itself as onnxruntime runs it unoptimised. A network with more layers rounds more often."""
 
 THROUGH, REFUSED, WRONG, UNAVAILABLE = "through", "refused", "wrong", "unavailable"
 
@@ -130,7 +130,7 @@ def heard(entry: Entry, path: Path) -> float:
 
 
 def at_full_rank(entry: Entry, path: Path, folder: Path, outcome: Outcome) -> Outcome:
-    """With the error in onnxruntime once every site is rewritten exactly, and what else changed in the file."""
+    """The outcome with the error in onnxruntime once every site is rewritten exactly, and what else changed in the file."""
     network = read_network(path, entry.inputs(entry.batch, SEEDS["example"]))
     outcome = replace(outcome, opaque=opaque_operators(network.module.meta))
     data = Calibration((), (network.inputs,), "weights only", "none")
@@ -150,7 +150,7 @@ def opaque_operators(meta: Mapping[str, Any]) -> dict[str, int]:
 
 
 def at_the_budget(entry: Entry, path: Path, folder: Path, outcome: Outcome) -> Outcome:
-    """With what the report says, the error on other inputs, and what else changed in the file."""
+    """The outcome with what the report says, the error on other inputs, and what else changed in the file."""
     result, budget = optimized(entry, path)
     written = result.save(folder / "result") / "model.onnx"
     held = entry.inputs(entry.batch, SEEDS["held out"])
@@ -182,8 +182,8 @@ def optimized(entry: Entry, path: Path) -> tuple[Result, str]:
 
 
 def calibration_of(entry: Entry) -> dict[str, Tensor] | str:
-    """Examples by the names of inputs; but of those that have none along their first axis, as the state of a recurrent layer:
-    they stay as in the example input. Without examples: from the weights alone."""
+    """Examples by the names of inputs, without inputs that have none along their first axis, such as the state of a recurrent
+    layer: these stay as in the example input. For an entry without examples: the weights alone."""
     if not entry.examples:
         return "weights"
     known = entry.inputs(entry.examples, SEEDS["calibration"])

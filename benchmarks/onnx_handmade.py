@@ -17,7 +17,7 @@ from onnx_drawing import Drawing, Sizes
 from onnx_inputs import Inputs, Maker, garments, noise, one, sounds
 
 SIZE, CHANNELS, WIDE = 32, 16, 32
-"""Size of images, and channels of the layers: the least that structures of every family find room in."""
+"""Size of images, and channels of the layers: the least that structures of every family fit into."""
 
 CLASSES = 10
 """Classes that a classifier ends in."""
@@ -54,7 +54,7 @@ def plain() -> onnx.ModelProto:
 
 
 def channels_last() -> onnx.ModelProto:
-    """From Keras: images (N, H, W, C), and Transposes before and behind every Conv."""
+    """From Keras: images (N, H, W, C), and Transposes before and after every Conv."""
     drawing = Drawing(15, prefix="StatefulPartitionedCall/model/")
     x = "image"
     for before, after, stride in ((3, CHANNELS, 1), (CHANNELS, WIDE, 2), (WIDE, WIDE, 1)):
@@ -106,7 +106,7 @@ def swish(drawing: Drawing, x: str) -> str:
 
 
 def excited(drawing: Drawing, x: str, channels: int) -> str:
-    """Squeeze and excitation: every channel by what the means of all say of it."""
+    """Squeeze and excitation: every channel is multiplied by a gate made of the means of all."""
     mean = drawing.node("GlobalAveragePool", x)
     squeezed = drawing.node("Relu", drawing.conv(mean, (channels, channels // 4), (1, 1)))
     gates = drawing.node("HardSigmoid", drawing.conv(squeezed, (channels // 4, channels), (1, 1)), alpha=0.2, beta=0.5)
@@ -276,7 +276,7 @@ def old() -> onnx.ModelProto:
 
 
 def same_upper() -> onnx.ModelProto:
-    """auto_pad SAME_UPPER at stride 2 of an even size: one zero more behind than before. And SAME_LOWER, VALID."""
+    """auto_pad SAME_UPPER at stride 2 of an even size: one zero more after than before. And SAME_LOWER, VALID."""
     drawing = Drawing(13)
     x = drawing.node("Relu", drawing.conv("image", (3, CHANNELS), (3, 3), auto_pad="SAME_UPPER", strides=[2, 2]))
     x = drawing.node("Relu", drawing.conv(x, (CHANNELS, WIDE), (3, 3), auto_pad="SAME_LOWER", strides=[2, 2]))
@@ -287,7 +287,7 @@ def same_upper() -> onnx.ModelProto:
 
 
 def shared_kernel() -> onnx.ModelProto:
-    """One kernel of two Convs, and another one that is also an output of the graph's arithmetic."""
+    """One kernel of two Convs, and another one that the graph's arithmetic reads as well."""
     drawing = Drawing(13)
     x = drawing.node("Relu", drawing.conv("image", (3, CHANNELS), (3, 3)))
     kernel = drawing.drawn("kernel", (CHANNELS, CHANNELS, 3, 3), fan=CHANNELS * 9)

@@ -18,7 +18,7 @@ Inputs = Mapping[str, Tensor]
 """Inputs of a network by their names, the first axis that of examples."""
 
 Maker = Callable[[int, int], Inputs]
-"""Makers of inputs: from how many examples there shall be, and a seed."""
+"""Makers of inputs, from the number of examples and a seed."""
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 """Letters that text is written in; every recogniser of the corpus knows these."""

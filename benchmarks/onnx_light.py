@@ -1,7 +1,7 @@
-"""The light models of the onnx package: the graphs of the first networks in ONNX, whose weights a node of one number makes.
+"""The light models of the onnx package: the graphs of the first networks in ONNX, whose weights are made by nodes that repeat one
+number.
 
-As they are they answer every image alike, so that errors would not be seen; beside them stand the same graphs with weights
-that are drawn.
+As they are they answer every image alike, so that errors would not be seen; so there are the same graphs with drawn weights, too.
 """
 
 import math
@@ -18,8 +18,8 @@ from onnx_corpus import Entry, UnavailableError
 from onnx_inputs import garments, one
 
 EXAMPLES = 2
-"""Examples to calibrate on where weights are drawn, which make no use of more. The files as they are get none: with all weights
-alike, numbers grow from layer to layer up to 2e19, and no covariance of such can be fitted to."""
+"""Examples to calibrate on where weights are drawn, for which more are of no use. The files as they are get none: with all
+weights alike, numbers grow from layer to layer up to 2e19, and nothing can be fitted to their covariance."""
 
 SIZE = 224
 """Height and width of their images, which the files fix."""
@@ -39,10 +39,10 @@ INPUTS = {
 """Inputs of the light models by their names."""
 
 DRAWN = ("densenet121", "inception_v1", "inception_v2", "resnet50", "shufflenet", "squeezenet")
-"""Drawn are the weights of those without huge dense layers, which would take half a gigabyte each."""
+"""Networks that are also taken with drawn weights: those without huge dense layers, which would take half a gigabyte each."""
 
 POSITIVE = {("BatchNormalization", 1), ("BatchNormalization", 4), ("Mul", 1)}
-"""Positive are scales and variances: operators and the place of such an input."""
+"""Operators and the positions of inputs that must be positive: scales and variances."""
 
 
 def light(name: str, folder: Path) -> Path:
@@ -80,7 +80,7 @@ def draw_weights(graph: onnx.GraphProto, draw: np.random.Generator) -> None:
 
 
 def end_before_softmax(graph: onnx.GraphProto) -> None:
-    """Leave the last Softmax out: of weights that nobody trained it makes nearly the same of every image."""
+    """Leave the last Softmax out: with weights that nobody trained it gives nearly the same for every image."""
     last = graph.node[-1]
     if last.op_type == "Softmax":
         graph.output[0].name = last.input[0]

@@ -48,7 +48,7 @@ def kept_nodes(graph: onnx.GraphProto, gone: Sequence[onnx.NodeProto]) -> list[o
 
 
 def unexplained(graph: onnx.GraphProto, gone: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """Missing nodes that are neither convolutions nor norms behind these nor what only their weights were made by."""
+    """Missing nodes that are neither convolutions, nor norms after these, nor nodes that only made their weights."""
     convolved = {name for node in gone if node.op_type in REPLACED for name in node.output}
     replaced = [
         node for node in gone if node.op_type in REPLACED or (node.op_type == FOLDED and node.input[0] in convolved)
@@ -96,7 +96,7 @@ def in_order(few: Sequence[onnx.NodeProto], many: Sequence[onnx.NodeProto]) -> b
 def frame_differences(before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:
     """Differences of inputs, outputs, operator versions, functions and whatever else the file says of itself.
 
-    Missing inputs are none where they were the initialisers of what went; what is said besides may be more than before.
+    Missing inputs do not count where they were initialisers of what was taken out; operator versions and notes may be added.
     """
     kept = {tensor.name for tensor in after.graph.initializer}
     weights = {tensor.name for tensor in before.graph.initializer}
@@ -123,12 +123,12 @@ def serialised(messages: Sequence[onnx.ValueInfoProto] | Sequence[onnx.FunctionP
 
 
 def differences_of_files(before: Path, after: Path, rewritten: int) -> list[str]:
-    """:func:`differences` of two files, weights beside them read."""
+    """:func:`differences` of two files, with the weights beside them."""
     return differences(whole(before), whole(after), rewritten)
 
 
 def whole(path: Path) -> onnx.ModelProto:
-    """The model with its weights, which do not say any more where they lay."""
+    """The model with its weights, which no longer say where they were stored."""
     model = onnx.load(path)
     for tensor in model.graph.initializer:
         tensor.ClearField("data_location")

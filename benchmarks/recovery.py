@@ -28,7 +28,7 @@ STEPS = {"example": 6_000, "resnet20": 6_000, "vgg": 9_000}
 """Steps that ten minutes of two quiet cores make at 0.25 of the MACs, where two do 1.7 times what one does: by the
 seconds of one core that a step takes where the outputs alone count, 0.135 for ResNet-20 and 0.081 for the plain network; with
 features, as the recipe has them, it takes 1.6 to 2 times as long. ``python benchmarks/recovery.py NETWORK 1 0.25 --start FOLDER
---time`` tells the seconds of all steps on the average."""
+--time`` prints the average seconds of a step."""
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, device: str) -> float:
@@ -45,7 +45,7 @@ def weights_only(original: nn.Module, folder: Path, image: Tensor) -> convrewrit
 
 
 def kind_of(start: Path) -> str:
-    """Whether a saved result was refined behind its fit, as its report tells."""
+    """Whether a saved result was refined after its fit, according to its report."""
     return "refined" if "refined in " in (start / "report.json").read_text(encoding="utf-8") else "fitted"
 
 

@@ -85,7 +85,7 @@ def task_of(model: nn.Module, rewritten: nn.Module, image: Tensor) -> Refinement
 
 
 def moved(task: Refinement, device: str) -> Refinement:
-    """All of it there."""
+    """The task, with all of it on a device."""
     fit, held_out = (
         [tuple(tensor.to(device) for tensor in inputs) for inputs in batches] for batches in (task.fit, task.held_out)
     )

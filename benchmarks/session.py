@@ -65,7 +65,7 @@ class Terminal:
         )  # fmt: skip
 
     def run(self, command: str) -> str:
-        """What stands there once the command is done, its own line first."""
+        """What the terminal shows once the command is done, its own line first."""
         done = self.socket.parent / "done"
         self.tmux("send-keys", "-R")
         self.tmux("clear-history")

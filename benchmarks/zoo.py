@@ -53,7 +53,7 @@ FIXED = {"pfpcnet": (320, 240), "ntsnet_cub": (448, 448), "condensenet": (224, 2
 """Networks for one height and width; condensenet runs at others, but sees two channels only."""
 
 OPTIONS = {"simplepose_coco": {"return_heatmap": True}, "simpleposemobile_coco": {"return_heatmap": True}}
-"""Without the loop over numbers in tensors that looks for maxima: with it there is no ONNX form, of the original neither."""
+"""These leave out the loop over numbers in tensors that looks for maxima: with it not even the original has an ONNX form."""
 WITHOUT = "without ONNX"
 RULE = "balanced"
 BUDGET = {"macs": 0.6}
@@ -121,8 +121,8 @@ def sized(build: Callable[..., nn.Module], size: tuple[int, int]) -> nn.Module:
 
 
 def settled(model: nn.Module) -> nn.Module:
-    """With BatchNorms that do something, as after training, and no weights or indices that are constant: neither would show
-    an error."""
+    """The model with BatchNorms that do something, as after training, and without constant weights or indices: otherwise errors
+    might not show."""
     with torch.no_grad():
         for module in model.modules():
             if (
@@ -171,7 +171,8 @@ def attempt(module: str) -> Outcome:
 
 
 def require_hearing(model: nn.Module, image: Tensor) -> None:
-    """What does not depend on the image, or on kernels, would be equal whatever became of the convolutions."""
+    """Raise LookupError for outputs that do not depend on the image, or on kernels: they are equal whatever becomes of
+    convolutions."""
     other = copy.deepcopy(model)
     with torch.no_grad():
         for conv in (part for part in other.modules() if isinstance(part, nn.Conv2d)):
