@@ -47,7 +47,7 @@ def natural_width(headers: Sequence[str], rows: Rows) -> int:
 
 
 def filled(text: str, indent: str = "", first: str = "", width: int = WIDTH) -> str:
-    """A paragraph of at most ``width`` columns, but for words that are longer; ``first`` begins its first line, ``indent`` the
+    """A paragraph of at most ``width`` columns, except for longer words; ``first`` begins its first line, ``indent`` the
     others."""
     return textwrap.fill(
         text,

@@ -136,7 +136,7 @@ def resize(text: str | None) -> str | None:
 
 
 def budget(entries: Sequence[str]) -> dict[str, float]:
-    """``["macs=0.5,params=0.6"]`` -> ``{"macs": 0.5, "params": 0.6}``; the names are checked later, with the plan."""
+    """``["macs=0.5,params=0.6"]`` -> ``{"macs": 0.5, "params": 0.6}``; the names are checked later."""
     found: dict[str, float] = {}
     for entry in (part for text in entries for part in text.split(",")):
         name, _, value = (part.strip() for part in entry.partition("="))
@@ -171,7 +171,7 @@ def budgets(text: str) -> list[float]:
 
 
 def keep(text: str | None) -> dict[str, float] | None:
-    """``0.98`` or ``error=0.02``; the measure's name is checked later, with the plan."""
+    """``0.98`` or ``error=0.02``; the measure's name is checked later."""
     if text is None:
         return None
     name, _, value = text.rpartition("=")
@@ -182,7 +182,7 @@ def keep(text: str | None) -> dict[str, float] | None:
 
 
 def outputs(entries: Sequence[str]) -> dict[str, tuple[str, float]]:
-    """``NAME=KIND`` or ``NAME=KIND:WEIGHT``; names and kinds are checked later, with the model."""
+    """``NAME=KIND`` or ``NAME=KIND:WEIGHT``; names and kinds are checked later."""
     found: dict[str, tuple[str, float]] = {}
     for entry in entries:
         name, _, said = entry.rpartition("=")

@@ -74,7 +74,7 @@ class Reading:
         seed: of what is drawn, and of the split.
         mean, std: one number, or one for each channel: they normalise the first input, uint8 scaled to [0, 1] before.
         resize: height and width to which images of a folder are scaled before the model's size is cut from the centre.
-        memory: most bytes that are read.
+        memory: most bytes that are read from a file, a folder or arrays.
 
     Raises CalibrationError for a limit or a batch below 1.
     """

@@ -63,8 +63,8 @@ class Both:
 
 
 def for_both(first: Network, second: Network, sources: Sources, seed: int, names: Sequence[str]) -> Both:
-    """Two models with inputs that both take: the given ones, noise of a shape one of them states or is found for, or calibration
-    inputs. ``names``: what the user called the two, whose reports may state the sizes of their inputs."""
+    """Two models with inputs that both take: the given ones, noise of a shape that one of them states or that is found by running
+    one, or calibration inputs. ``names``: what the user called the two, whose reports may state the sizes of their inputs."""
     require_calibration(sources)
     known = sizes_of(*names)
     if isinstance(first, OnnxModel) and isinstance(second, OnnxModel):

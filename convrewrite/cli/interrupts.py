@@ -13,7 +13,7 @@ from convrewrite.interrupts import Terminated, ignored_from_here, interrupts_tol
 NOTHING = "nothing was written"
 
 SIGNALLED = 128
-"""Exit code after a signal, without the number of the signal added, as in shells."""
+"""What is added to the number of a signal for the exit code after it, as in shells."""
 
 INTERRUPTED = SIGNALLED + signal.SIGINT
 Options = ParamSpec("Options")

@@ -23,7 +23,7 @@ ROOM = 4.0
 """How many times larger values may be on other inputs than on those that were watched, before they overflow."""
 
 SLICE = 4
-"""Examples that are watched at a time: every value of the graph is held meanwhile."""
+"""Examples that are watched at a time: every value of the graph is held at the same time."""
 
 SEPARATE = 4
 """Version of the format from which on initialisers need not be inputs of the graph."""

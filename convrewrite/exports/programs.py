@@ -34,7 +34,7 @@ def fixed_program(source: Source) -> ExportedProgram:
 
 
 def free_program(source: Source) -> tuple[ExportedProgram, Made]:
-    """A program that takes any size along the axes that were asked for; if none were named, any number of examples where the
+    """A program that takes any size along the axes that were asked for; where nothing was asked, any number of examples if the
     model allows it."""
     inputs = source.inputs
     if source.free_axes is not None:

@@ -65,8 +65,8 @@ def put(made: Path, place: Path, scratch: Scratch) -> None:
 
 
 def exchange(first: Path, second: Path) -> None:
-    """Two paths change places in one step of the file system. Raises OSError, with a number of CANNOT_EXCHANGE where that is
-    missing."""
+    """Two paths change places in one step of the file system. Raises OSError, with an errno of CANNOT_EXCHANGE where there is no
+    such step."""
     library = ctypes.CDLL(None, use_errno=True)
     a, b = os.fsencode(first), os.fsencode(second)
     if sys.platform == "darwin":

@@ -155,8 +155,8 @@ class Seen:
 
     @property
     def mixed(self) -> bool:
-        """Whether some entries stay in [0, 1] where others are large: a detector's scores beside its boxes in pixels, which
-        stand along its channels, or in the rows of a list of boxes."""
+        """Whether some entries stay in [0, 1] where others are large: a detector's scores beside its boxes in pixels, which are
+        along its channels, or in the rows of a list of boxes."""
         lists = self.ndim == 3 and self.shape[-1] < self.shape[1]
         return any(_mixed(self.rows[axis]) for axis in self.axes if axis == self.axis or lists)
 

@@ -90,7 +90,7 @@ SITE_COLUMNS = (
     ("#", True), ("site", False), ("kind", False), ("geometry", False), ("decision", False), ("parameters", True),
     ("after", True), ("MACs", True), ("after", True), ("ratio", True), ("error", True), ("per unknown", True),
 )  # fmt: skip
-"""Headers of the table of sites, and whether numbers stand below."""
+"""Headers of the table of sites, and whether their columns hold numbers."""
 
 
 def view_of(report: Report, plan: Plan | None) -> View:

@@ -11,7 +11,7 @@ ANALYSIS_COLUMNS = (
     ("#", True), ("site", False), ("kind", False), ("geometry", False), ("parameters", True), ("MACs", True), ("share", True),
     ("rules that take it", False),
 )  # fmt: skip
-"""Headers of the table of a model that nothing was done to, and whether numbers stand below."""
+"""Headers of the table of a model that nothing was done to, and whether their columns hold numbers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from convrewrite.tables import WIDTH, filled, table
 
 
 class _Basis(NamedTuple):
-    """What errors were measured on, and its mark where several bases stand in one table."""
+    """What errors were measured on, and its mark where several bases are in one table."""
 
     mark: str
     words: str
@@ -61,7 +61,7 @@ def _exports(report: Report) -> str:
 
 
 def render_sites(rows: Sequence[AnalysisRow], width: int = WIDTH) -> str:
-    """The sites of a model with their costs, and which rules would take them; the reasons stand below the table."""
+    """The sites of a model with their costs, and which rules would take them; the reasons are below the table."""
     if not rows:
         return "No convolutions were found.\n"
     columns = [

@@ -73,9 +73,9 @@ def verify(
     ``outputs``: what outputs mean, as in :func:`convrewrite.optimize`, where that is not what they look like on the inputs; looks
     are trusted where the inputs are ``representative``, and no noise.
 
-    Nothing is required: :func:`require_parity` raises where the two must be the same. Raises VerificationError if the
-    outputs differ in names, number or shapes, UsageError for outputs that cannot be what they are said to be, and for inputs
-    without an example, TraceError where a module does not run on them.
+    Nothing is required: :func:`require_parity` raises where the two must be the same. Raises VerificationError if the outputs
+    differ in number or shapes, UsageError for outputs that cannot be what they are said to be, and for inputs without an example,
+    TraceError where a module does not run on them.
     """
     batch = bind_inputs(next((x for x in (a, b) if isinstance(x, nn.Module)), nn.Identity()), inputs)
     if any(tensor.numel() == 0 for tensor in batch):  # what holds for no example says nothing

@@ -83,8 +83,8 @@ def export(
     onnx's checker and opened in onnxruntime; it appears only when complete. ``metadata`` goes into its ``metadata_props``.
 
     Raises TraceError if the model does not run on the inputs or returns no tensor, ExportError if it has no ONNX form, none with
-    that opset or those axes, or one for which onnxruntime lacks an operator, UsageError if ``path`` cannot be written, for an
-    opset that does not exist, and for axes that no input has.
+    that opset or those axes, or one for which onnxruntime lacks an operator, and if the folder of ``path`` is missing, UsageError
+    if ``path`` cannot be written, for an opset that does not exist, and for axes that no input has.
     """
     require_names(model, type(model).__name__)
     if opset is not None:

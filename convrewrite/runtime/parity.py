@@ -68,7 +68,8 @@ class RunningParity:
     _batches: int = 0
 
     def add(self, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str | None = None) -> None:
-        """One batch. Raises VerificationError if names, number or shapes of the outputs differ, which names ``where``."""
+        """One batch. Raises VerificationError if names, number or shapes of the outputs differ; its message begins with
+        ``where``."""
         require_same_outputs(expected, found, where or self.runtime, self.ignored)
         self._batches += 1
         for name, tensor in expected.items():

@@ -35,8 +35,8 @@ KeepSource = float | Mapping[str, float] | Keep | None
 @dataclass(frozen=True, slots=True)
 class Constraints:
     """What a plan is made for: parts of the whole model's costs that may be left, the fidelity to keep, or neither: then every
-    rule's own ratio holds. ``outputs``: what the caller said they mean; ``any_speed``: whether options may be slower than what
-    they replace."""
+    rule's own ratio holds. ``outputs``: what the caller said that outputs mean; ``any_speed``: whether options may be slower than
+    what they replace."""
 
     budget: Mapping[str, float]
     keep: Keep | None = None

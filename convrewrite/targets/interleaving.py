@@ -154,7 +154,7 @@ def _without_frame(framed: Sequence[float], frame: Sequence[float]) -> list[floa
 
 def _repeats(run: TimedCall, min_seconds: float, clock: Clock) -> int:
     """How often to call so that a sample takes min_seconds; finding it out also warms up. Raises VerificationError for a clock
-    that stands still meanwhile, as that of a runtime of another package may, and which would be waited for in vain."""
+    that stands still meanwhile, as that of a runtime of another package may: it would be waited for in vain."""
     run()
     repeats, begun = 1, time.perf_counter()
     while repeats < MAX_REPEATS and (spent := _sample(run, repeats, clock)) < min_seconds:

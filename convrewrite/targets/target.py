@@ -58,7 +58,7 @@ class Target(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OnnxTarget:
-    """What runtimes of ONNX files on this machine's processor have in common. ``option`` is what follows the colon."""
+    """What runtimes of ONNX files on this machine have in common. ``option`` is what follows the colon."""
 
     option: str = ""
     takes: ClassVar[Literal["onnx", "module"]] = "onnx"

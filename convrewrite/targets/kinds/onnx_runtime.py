@@ -43,7 +43,7 @@ class OnnxRuntime(OnnxTarget):
 
     @property
     def name(self) -> str:
-        """``onnxruntime``, or with the provider behind a colon."""
+        """``onnxruntime``, or with the provider after a colon."""
         return name_of("onnxruntime", self.option)
 
     def version(self) -> str:
@@ -65,7 +65,8 @@ class OnnxRuntime(OnnxTarget):
         return channel_block() if self.option in ("", "cpu", "openvino", "xnnpack") else ACCELERATOR_BLOCK
 
     def lacks(self, program: Program) -> tuple[str, ...]:
-        """Those that neither the provider nor the processor has a kernel for; functions of other operators are not counted."""
+        """Operators that neither the provider nor the processor has a kernel for; functions of other operators are not
+        counted."""
         import onnx
         from onnxruntime.capi import onnxruntime_pybind11_state as state
 

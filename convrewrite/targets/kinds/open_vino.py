@@ -22,7 +22,7 @@ class OpenVino(OnnxTarget):
 
     @property
     def name(self) -> str:
-        """``openvino``, or with the device behind a colon."""
+        """``openvino``, or with the device after a colon."""
         return name_of("openvino", self.option)
 
     def version(self) -> str:
@@ -42,7 +42,7 @@ class OpenVino(OnnxTarget):
         return channel_block()
 
     def lacks(self, program: Program) -> tuple[str, ...]:
-        """Those that it names when it cannot convert the file."""
+        """The operators that it names when it cannot convert the file."""
         import openvino as ov
 
         try:

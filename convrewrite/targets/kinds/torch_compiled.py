@@ -21,7 +21,7 @@ class TorchCompiled:
 
     @property
     def name(self) -> str:
-        """``torch-compile``, or with backend or device behind a colon."""
+        """``torch-compile``, or with backend or device after a colon."""
         return name_of("torch-compile", self.option)
 
     def version(self) -> str:

@@ -23,7 +23,7 @@ class TorchEager:
 
     @property
     def name(self) -> str:
-        """``torch``, or with the device behind a colon."""
+        """``torch``, or with the device after a colon."""
         return name_of("torch", self.option)
 
     def version(self) -> str:
