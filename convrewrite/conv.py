@@ -31,7 +31,7 @@ PADDING_MODES: dict[PaddingMode, str] = {
 
 
 class Kind(StrEnum):
-    """What a convolution is. ``separable`` marks a depthwise convolution and the pointwise one directly after it."""
+    """What a convolution is. ``separable`` marks both halves of a depthwise convolution directly followed by its pointwise."""
 
     STANDARD = "standard"
     POINTWISE = "pointwise"
@@ -59,10 +59,10 @@ class Cost:
 class ConvSpec:
     """The geometry of one convolution, as ``nn.Conv2d`` and ``nn.ConvTranspose2d`` name it.
 
-    A one-dimensional convolution, ``dims`` 1, is described as a two-dimensional one on inputs of height 1: its kernel is 1 x k.
+    One of one dimension, ``dims`` 1, is described as a two-dimensional one on inputs of height 1: its kernel is 1 x k.
 
-    A dynamic convolution has several ``kernels``, and each example is convolved with a mixture of them; ``out_channels`` then
-    counts those of all kernels, stacked within each group.
+    A dynamic convolution has several ``kernels``, of which each example goes through a mixture; ``out_channels`` are then
+    those of all kernels, stacked within each group.
     """
 
     in_channels: int
