@@ -1,7 +1,8 @@
 """The one place for what belongs to the whole process: patches of torch and Python, streams, loggers, random state, threads.
 
 Everything here happens under one lock, and is as it was once the lock is free again. Meanwhile other threads go on: a patched
-function does for them what it did before, and what they print is shown.
+function does for them what it did before, and what they print is shown. Random numbers alone are one state for all: a thread of
+the caller's that draws some meanwhile gets other ones.
 """
 
 import builtins
@@ -89,34 +90,36 @@ def ordinary(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 @contextlib.contextmanager
 def same_random_numbers(seed: int) -> Iterator[None]:
     """Torch, numpy and Python draw from ``seed``; their random states are given back afterwards."""
-    states = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % (1 << 32))
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+    with _LOCK:
+        states = random.getstate(), np.random.get_state()
+        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+        try:
+            with torch.random.fork_rng(devices=devices):
+                torch.manual_seed(seed)
+                random.seed(seed)
+                np.random.seed(seed % (1 << 32))
+                yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 @contextlib.contextmanager
 def nothing_drawn() -> Iterator[None]:
     """Raises RuntimeError at its end where torch, numpy or Python drew a random number inside; their states are given back."""
-    states = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()
-    try:
-        yield
-        same = torch.equal(states[2], torch.get_rng_state()) and repr(states[:2]) == repr(
-            (random.getstate(), np.random.get_state(legacy=False))
-        )
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-    if not same:
-        raise RuntimeError("it draws random numbers")
+    with _LOCK:
+        states = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()
+        try:
+            yield
+            same = torch.equal(states[2], torch.get_rng_state()) and repr(states[:2]) == repr(
+                (random.getstate(), np.random.get_state(legacy=False))
+            )
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            torch.set_rng_state(states[2])
+        if not same:
+            raise RuntimeError("it draws random numbers")
 
 
 @contextlib.contextmanager

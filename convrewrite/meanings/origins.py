@@ -102,8 +102,10 @@ class _Follower(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         function = str(func._schema.name).partition("::")[2].strip("_")
-        origin = self._moved(args) if function in MOVES else None
-        for tensor in tree_leaves(result):
+        copied = function == "copy"  # into what stands first
+        origin = self._moved(args[1:] if copied else args) if function in MOVES else None
+        filled = [args[0]._base] if copied and args[0]._base is not None else []  # of which that is a part
+        for tensor in (*tree_leaves(result), *filled):
             if isinstance(tensor, Tensor):
                 self._known.put(tensor, origin or Origin(function, self._path[-1]))
         return result

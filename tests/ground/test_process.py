@@ -5,6 +5,7 @@ import logging
 import random
 import sys
 import threading
+import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from torch.fx import _symbolic_trace
 
 from convrewrite import RewriteConvolutions, analyze, export, optimize, verify
 from convrewrite.errors import UsageError
-from convrewrite.process import at_work, exporting, followed, quiet, torch_threads
+from convrewrite.process import at_work, exporting, followed, quiet, same_random_numbers, torch_threads
 from convrewrite.runtime.onnx_export import NOISY_LOGGERS
 
 DATA = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -301,3 +302,15 @@ def test_the_pass_has_the_options_of_optimize(traced: fx.GraphModule) -> None:
     assert "fit" in steps
     assert type(found.body) is not nn.Conv2d
     assert type(traced.body) is nn.Conv2d
+
+
+def test_threads_draw_the_numbers_of_their_own_seeds() -> None:
+    def work(seed: int) -> list[float]:
+        with same_random_numbers(seed):
+            found = []
+            for _ in range(50):
+                found.append(float(torch.rand(())))
+                time.sleep(1e-4)  # another thread's turn
+            return found
+
+    assert in_threads(work) == {seed: work(seed) for seed in range(4)}
