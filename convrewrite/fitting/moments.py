@@ -200,6 +200,8 @@ class Accumulator:
 
     def add(self, x: Tensor, y: Tensor, skip: Tensor | None = None) -> None:
         """One batch: input ``(N, C, H, W)`` and the wanted output ``(N, O, H', W')``; a skip is only kept beside them."""
+        if not y.numel():  # no example of the batch got here, and nothing has no mean
+            return
         padded, stride = _patch_source(x, self._spec)
         pixels = _channels_last(padded, self._share)
         outputs = _channels_last(y, self._share)

@@ -16,7 +16,8 @@ from convrewrite.inputs import Inputs
 from convrewrite.machine import give_back_heap
 from convrewrite.modules import copy_model, hooked, run
 from convrewrite.places import PROCESSOR
-from convrewrite.rewriting.streams import Sample, Streams
+from convrewrite.rewriting.samples import Sample
+from convrewrite.rewriting.streams import Streams
 from convrewrite.rewriting.surgery import build_conv, folded_kernel, replace_site
 
 SHARE = 0.5
@@ -129,7 +130,8 @@ class Propagation:
             before = _calls_of(self.model, site, inputs)
             after = _calls_of(self.rewritten, site, inputs)
             for (x, output), (rewritten, _) in zip(before, after, strict=False):
-                yield Sample(index, rewritten, output if mixture is None else mixture(x))
+                sample = Sample(index, rewritten, output if mixture is None else mixture(x))
+                yield sample.of_the_same_examples(x, self.examples[index])
 
 
 def _untouched(model: nn.Module) -> list[nn.Parameter]:

@@ -8,15 +8,15 @@ import copy
 import operator
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from convrewrite.conv import ConvSpec, Size, planar
+from convrewrite.conv import Size, planar
 from convrewrite.graph import Site, execute, given_to
 from convrewrite.inputs import Inputs
+from convrewrite.rewriting.samples import Sample
 from convrewrite.rewriting.store import Kept, Store
 
 RECTIFIERS = (torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_, "relu", "relu_")
@@ -28,32 +28,6 @@ KNOWN_LAYERS = ("torch.nn", "convrewrite.")
 """Packages whose layers say whether they work in place."""
 
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One batch at one call of a site: its input in the rewritten network, its output in the original one (with the BatchNorm
-    that is folded into it), and if that output is only added to a skip connection that both networks already have computed, this
-    skip in each."""
-
-    batch: int
-    rewritten: Tensor
-    output: Tensor
-    original_skip: Tensor | None = None
-    rewritten_skip: Tensor | None = None
-
-    def planar(self, spec: ConvSpec) -> "Sample":
-        """The same, with a height added for a one-dimensional convolution, and detached, as a parameter may be what is
-        convolved."""
-        tensors = (self.rewritten, self.output, self.original_skip, self.rewritten_skip)
-        return Sample(self.batch, *(None if t is None else planar(t.detach(), spec) for t in tensors))  # type: ignore[arg-type]
-
-    @property
-    def wanted(self) -> Tensor:
-        """The output with which the rewritten sum equals the original one; without a skip, the original's output."""
-        if self.original_skip is None or self.rewritten_skip is None:
-            return self.output
-        return self.output + self.original_skip - self.rewritten_skip
 
 
 class Streams:
@@ -99,9 +73,10 @@ class Streams:
         source, skip = self._source(), self._skip(site)
         for index in range(len(self._batches)):
             self._bring(index)
-            output = self._output(index, site) if mixture is None else self._mixed(index, mixture)
+            x, output = self._shown(index, site, mixture)
             skips = () if skip is None else (self._original_value(index, skip), self._value(index, skip))
-            yield Sample(index, self._value(index, source), output, *skips)
+            sample = Sample(index, self._value(index, source), output, *skips)
+            yield sample.of_the_same_examples(x, len(self._batches[index][0]))
 
     def _value(self, index: int, node: fx.Node) -> Any:
         """A value in the rewritten network; where nothing before it differs, that is the original's."""
@@ -111,15 +86,18 @@ class Streams:
     def _original_value(self, index: int, node: fx.Node) -> Any:
         return self.store.get(self._original[index][node])
 
-    def _mixed(self, index: int, mixture: nn.Module) -> Tensor:
+    def _shown(self, index: int, site: Site, mixture: nn.Module | None) -> tuple[Tensor, Tensor]:
+        """The original's input, and its output there or that of a ``mixture``."""
+        x: Tensor = self._original_value(index, self._source())
+        if mixture is None:
+            return x, self._output(index, site, x)
         with torch.no_grad():
-            output: Tensor = mixture(self._original_value(index, self._source()))
-        return output
+            return x, mixture(x)
 
-    def _output(self, index: int, site: Site) -> Tensor:
+    def _output(self, index: int, site: Site, x: Tensor) -> Tensor:
         """The original's output, which the original stream holds from then on; values that only led to it are dropped."""
         original, source, end = self._original[index], self._source(), self._end(site)
-        values, modules = {source: self._original_value(index, source)}, self._modules | self._folded
+        values, modules = {source: x}, self._modules | self._folded
         for node in dict.fromkeys((self._nodes[self._position], end)):
             values[node] = execute(node, modules, values)
             self._ahead[index].add(node)

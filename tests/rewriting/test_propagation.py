@@ -31,7 +31,7 @@ from convrewrite.graph.sites import Site, find_sites
 from convrewrite.graph.tracing import Traced, trace
 from convrewrite.inputs import Inputs
 from convrewrite.rewriting.propagation import Propagation
-from convrewrite.rewriting.streams import Sample
+from convrewrite.rewriting.samples import Sample
 from convrewrite.rewriting.surgery import build_conv, build_option, folded_kernel, replace_site
 from convrewrite.structures.discovery import discover
 from convrewrite.structures.lowering import make_option
