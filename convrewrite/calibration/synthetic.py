@@ -139,10 +139,13 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
 def _statistics_seen(model: nn.Module) -> Iterator[_Statistics]:
     seen = _Statistics({name: module for name, module in model.named_modules() if _has_statistics(module)})
     norms = (
-        module.register_forward_pre_hook(partial(_record_moments, seen, name)) for name, module in seen.norms.items()
+        module.register_forward_pre_hook(partial(_record_moments, seen, name), with_kwargs=True)
+        for name, module in seen.norms.items()
     )
     convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d))
-    counted = (module.register_forward_pre_hook(partial(_count_macs, seen)) for module in convolutions)
+    counted = (
+        module.register_forward_pre_hook(partial(_count_macs, seen), with_kwargs=True) for module in convolutions
+    )
     with hooked(chain(norms, counted)):
         yield seen
 
@@ -154,15 +157,26 @@ def _has_statistics(module: nn.Module) -> bool:
     return bool((module.running_mean != 0).any() or (module.running_var != 1).any())
 
 
-def _record_moments(seen: _Statistics, name: str, _norm: nn.Module, args: tuple[Tensor, ...]) -> None:
-    variance, mean = torch.var_mean(args[0], (0, 2, 3), unbiased=False)
+def _record_moments(
+    seen: _Statistics, name: str, _norm: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
+) -> None:
+    x = _input(args, kwargs)
+    variance, mean = torch.var_mean(x, (0, 2, 3), unbiased=False)
     seen.moments.setdefault(name, []).append((mean, variance))
-    seen.elements += args[0].numel()
+    seen.elements += x.numel()
 
 
-def _count_macs(seen: _Statistics, conv: nn.Conv2d | nn.ConvTranspose2d, args: tuple[Tensor, ...]) -> None:
-    height, width = args[0].shape[-2:]
-    seen.macs += len(args[0]) * ConvSpec.of(conv).macs((height, width))
+def _count_macs(
+    seen: _Statistics, conv: nn.Conv2d | nn.ConvTranspose2d, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
+) -> None:
+    x = _input(args, kwargs)
+    height, width = x.shape[-2:]
+    seen.macs += len(x) * ConvSpec.of(conv).macs((height, width))
+
+
+def _input(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Tensor:
+    """What a layer is given, which a forward may hand to it by its name."""
+    return args[0] if args else kwargs["input"]
 
 
 def _schedule(seen: _Statistics, count: int, batch: int, steps: int, work: float) -> _Schedule:

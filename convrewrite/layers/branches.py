@@ -15,9 +15,9 @@ class SumOfBranches(nn.ModuleList):
     def __init__(self, branches: Iterable[nn.Module]) -> None:
         super().__init__(branches)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The sum, in the order of the branches."""
-        total = x  # TorchScript cannot unpack a list of modules like a tuple
+    def forward(self, input: Tensor) -> Tensor:
+        """The sum, in the order of the branches. The argument has the name that the replaced convolution gives it."""
+        total = input  # TorchScript cannot unpack a list of modules like a tuple
         for index, branch in enumerate(self):
-            total = branch(x) if index == 0 else total + branch(x)
+            total = branch(input) if index == 0 else total + branch(input)
         return total

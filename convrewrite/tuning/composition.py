@@ -69,14 +69,14 @@ class Composition:
     shell: nn.Module
     spec: ConvSpec
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, input: Tensor) -> Tensor:
         """``(N, C, H, W)`` -> ``(N, O, H', W')``, the same as the chains up to rounding."""
-        with _exactly(x.device.type):  # a product of kernels is rounded only once, where it is used
+        with _exactly(input.device.type):  # a product of kernels is rounded only once, where it is used
             numbers = {"weight": module_weight(self.kernel(), self.spec)}
         bias = self.bias()
         if bias is not None:
             numbers["bias"] = bias
-        result: Tensor = functional_call(self.shell, numbers, (x,))
+        result: Tensor = functional_call(self.shell, numbers, (input,))
         return result
 
     def pays(self, bfloat16: bool = False) -> bool:
