@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from convrewrite.errors import ModelLoadError
 from convrewrite.loading.checkpoints import listed, summary
+from convrewrite.state import fill_listed, listed_state, state_of
 
 _KEYS = (
     "model", "state_dict", "model_state_dict", "model_state", "ema", "model_ema", "state_dict_ema", "ema_state_dict",
@@ -64,7 +65,8 @@ def _where_found(key: str, content: Mapping[str, object]) -> str:
 
 def widened(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     """A network that a checkpoint holds among other things, in float32: trainers store float16 to save room, and run float32."""
-    types = {value.dtype for value in model.state_dict().values() if value.is_floating_point()}
+    held = (value for value in state_of(model).values() if isinstance(value, Tensor))
+    types = {value.dtype for value in held if value.is_floating_point()}
     if types != {torch.float16}:
         return model, ()
     return model.float(), ("stored in half precision, taken in float32",)
@@ -72,11 +74,11 @@ def widened(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, factory: str) -> tuple[str, ...]:
     """Fill the network with a state dict, and say how its names were changed; raises ModelLoadError unless all fits."""
-    expected = model.state_dict()
+    expected = listed_state(model)
     state, notes = _without_prefix(state, expected)
     tied = _fill_tied(state, expected)
     try:
-        model.load_state_dict(state, strict=True)
+        fill_listed(model, state, strict=True)
     except Exception as error:  # values of any type can stand in a checkpoint
         raise ModelLoadError(
             f"{source}: expected the weights of {factory} ({type(model).__name__}), found "

@@ -21,6 +21,7 @@ from convrewrite.meanings.origins import Origin, origins_noted
 from convrewrite.meanings.words import Hint, hint_of
 from convrewrite.modules import ROOT, alike, named_outputs, run
 from convrewrite.process import same_random_numbers
+from convrewrite.state import state_of
 from convrewrite.values import shown
 
 OutputKind = Literal["logits", "probabilities", "multilabel", "embedding", "values", "ignore", "discrete"]
@@ -175,7 +176,7 @@ def _require_same_again(model: nn.Module, inputs: Inputs, found: Mapping[str, Te
 
 def _whence_nan(model: nn.Module) -> str:
     """What may have led to NaN, and what to do."""
-    state = {name: values for name, values in model.state_dict().items() if isinstance(values, Tensor)}
+    state = {name: values for name, values in state_of(model).items() if isinstance(values, Tensor)}
     floating = {name: values for name, values in state.items() if values.is_floating_point()}
     held = [name for name, values in floating.items() if not bool(values.isfinite().all())]
     if held:

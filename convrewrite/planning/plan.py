@@ -20,6 +20,7 @@ from convrewrite.graph import Lift
 from convrewrite.meanings import Meaning, OutputKind
 from convrewrite.rules import allowed_variants
 from convrewrite.settings import Constraints, check_budget, keep_of
+from convrewrite.state import state_of
 from convrewrite.stored import raw_bytes
 from convrewrite.structures import Option, Structure, lowerings
 
@@ -46,7 +47,7 @@ class Fingerprint(_PlanPart):
     def of(cls, model: nn.Module) -> "Fingerprint":
         """The fingerprint of a model as it stands."""
         geometry, weights = hashlib.sha256(), hashlib.sha256()
-        for name, tensor in sorted(model.state_dict().items()):
+        for name, tensor in sorted(state_of(model).items()):
             if not isinstance(tensor, torch.Tensor):
                 continue
             geometry.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())

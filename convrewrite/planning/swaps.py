@@ -28,6 +28,7 @@ from convrewrite.planning.effects import Evaluator
 from convrewrite.planning.effort import THOROUGH
 from convrewrite.quantising import rounded
 from convrewrite.rewriting import Propagation, Rewritten, SiteFit, Work, keepable, replace_site
+from convrewrite.state import state_of
 from convrewrite.stored import tensors_digest
 
 STEP = 0.2
@@ -212,4 +213,4 @@ def _others(entry: Surveyed, chosen: Scored, resources: Sequence[str]) -> list[S
 
 
 def _digest_of(model: nn.Module) -> str:
-    return tensors_digest({name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)})
+    return tensors_digest({name: value for name, value in state_of(model).items() if isinstance(value, Tensor)})

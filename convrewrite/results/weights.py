@@ -21,6 +21,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from convrewrite.escaping import printable
+from convrewrite.state import (
+    fill_listed,
+    identity_of,
+    is_plain_tensor,
+    listed_state,
+    place_of,
+    state_of,
+    unlisted_state,
+)
 
 OTHERS = "convrewrite.state"
 """The key of the metadata that holds state that is no tensor, as JSON."""
@@ -31,16 +40,16 @@ SHOWN = 3
 
 def write_weights(model: nn.Module, path: Path) -> list[str]:
     """Write the model's state; returns the names of what the format cannot hold."""
-    listed: dict[str, Any] = model.state_dict()
-    state = listed | _left_out(model, listed)
-    tensors = {name: value for name, value in sorted(state.items()) if _is_plain(value)}
+    state = state_of(model)
+    tensors = {name: value for name, value in sorted(state.items()) if is_plain_tensor(value)}
     others = {name: value for name, value in state.items() if not isinstance(value, Tensor) and _is_json(value)}
     once = {
-        name: tensors[name] for name in {_identity(tensor): name for name, tensor in reversed(tensors.items())}.values()
+        name: tensors[name]
+        for name in {identity_of(tensor): name for name, tensor in reversed(tensors.items())}.values()
     }
     known = {dtype for dtype in {tensor.dtype for tensor in once.values()} if _is_known(dtype)}
-    places = Counter(_place(tensor) for tensor in once.values())
-    written = {name: _written(tensor, places[_place(tensor)] > 1, known) for name, tensor in once.items()}
+    places = Counter(place_of(tensor) for tensor in once.values())
+    written = {name: _written(tensor, places[place_of(tensor)] > 1, known) for name, tensor in once.items()}
     save_file(written, str(path), metadata={OTHERS: json.dumps(others, sort_keys=True)} if others else None)
     return [name for name in state if name not in tensors and name not in others]
 
@@ -48,42 +57,27 @@ def write_weights(model: nn.Module, path: Path) -> list[str]:
 def read_weights(model: nn.Module, path: Path) -> list[str]:
     """Put the state in a file into ``model``; returns the names of what the format cannot hold, which stays as it is. Raises
     RuntimeError, ValueError or SafetensorError where they do not fit."""
-    listed: dict[str, Any] = model.state_dict()
-    unlisted = _left_out(model, listed)
+    listed = listed_state(model)
+    unlisted = unlisted_state(model, listed)
     expected = listed | unlisted
     with safe_open(path, "pt") as file:
         others = json.loads((file.metadata() or {}).get(OTHERS, "{}"))
         found: dict[str, Any] = {name: _read(file.get_tensor(name), expected.get(name)) for name in file.keys()}  # noqa: SIM118
     found |= {name: value for name, value in others.items() if not isinstance(expected.get(name), Tensor)}
     found |= _under_other_names(expected, found)
-    left = [name for name, value in expected.items() if name not in found and not _is_plain(value)]
+    left = [name for name, value in expected.items() if name not in found and not is_plain_tensor(value)]
     missing = sorted(expected.keys() - found.keys() - {*left} - _parts(expected, found.keys()))
     strangers = sorted(found.keys() - expected.keys())
     if missing or strangers:
         raise RuntimeError(f"it has no {_named(missing)}" if missing else f"it has {_named(strangers)} besides")
-    for tensor in (*model.state_dict(keep_vars=True).values(), *unlisted.values()):
+    for tensor in (*nn.Module.state_dict(model, keep_vars=True).values(), *unlisted.values()):
         if _is_spread(tensor):
             tensor.data = tensor.detach().clone(memory_format=torch.contiguous_format)
-    model.load_state_dict({name: value for name, value in found.items() if name not in unlisted}, strict=False)
+    fill_listed(model, {name: value for name, value in found.items() if name not in unlisted})
     with torch.no_grad():
         for name in unlisted.keys() & found.keys():
             unlisted[name].copy_(found[name])
     return left
-
-
-def _left_out(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Parameters and buffers that the model's ``state`` has under no name, as where it holds only what was trained."""
-    held = {_identity(value) for value in state.values() if isinstance(value, Tensor) and _is_plain(value)}
-    found: dict[str, Tensor] = {}
-    for path, module in model.named_modules():
-        lasting = {
-            name: value for name, value in module._buffers.items() if name not in module._non_persistent_buffers_set
-        }
-        for key, tensor in (module._parameters | lasting).items():
-            name = f"{path}.{key}" if path else key
-            if tensor is not None and name not in state and _is_plain(tensor) and _identity(tensor) not in held:
-                found[name] = tensor
-    return found
 
 
 def warn_of(left: Sequence[str]) -> None:
@@ -99,13 +93,6 @@ def warn_of(left: Sequence[str]) -> None:
 def _named(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return printable(", ".join(names[:SHOWN]) + more)
-
-
-def _is_plain(value: object) -> bool:
-    """Whether it is a tensor with its numbers in its own memory, and not of a subclass that wraps other tensors."""
-    if not isinstance(value, Tensor) or hasattr(value, "__tensor_flatten__"):
-        return False
-    return value.layout == torch.strided and not (value.is_quantized or value.is_meta or value.is_nested)
 
 
 def _is_json(value: object) -> bool:
@@ -124,17 +111,10 @@ def _is_known(dtype: torch.dtype) -> bool:
         return False
 
 
-def _identity(tensor: Tensor) -> object:
-    """Equal for two names of one tensor."""
-    place = _place(tensor)
-    same = (tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg())
-    return (place, *same) if place else id(tensor)
-
-
 def _written(tensor: Tensor, shared: bool, known: Collection[torch.dtype]) -> Tensor:
     """Its numbers alone, in memory that no other tensor of the file shares."""
     alone = tensor.resolve_conj().resolve_neg().contiguous()
-    if shared and _place(alone) == _place(tensor):
+    if shared and place_of(alone) == place_of(tensor):
         alone = alone.clone()
     return alone if alone.dtype in known else alone.reshape(-1).view(torch.uint8)
 
@@ -149,30 +129,28 @@ def _read(value: Tensor, expected: object) -> Tensor:
 
 def _under_other_names(expected: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
     """What the file has under one name, by the other names that the model has for it."""
-    held = {_identity(value): found[name] for name, value in expected.items() if name in found and _is_plain(value)}
-    absent = {name: value for name, value in expected.items() if name not in found and _is_plain(value)}
-    return {name: held[_identity(value)] for name, value in absent.items() if _identity(value) in held}
+    held = {
+        identity_of(value): found[name] for name, value in expected.items() if name in found and is_plain_tensor(value)
+    }
+    absent = {name: value for name, value in expected.items() if name not in found and is_plain_tensor(value)}
+    return {name: held[identity_of(value)] for name, value in absent.items() if identity_of(value) in held}
 
 
 def _parts(expected: Mapping[str, Any], found: Collection[str]) -> set[str]:
     """Names of tensors whose memory is part of that of a tensor in the file: earlier versions left those out."""
-    plain = {name: value for name, value in expected.items() if _is_plain(value)}
-    whole = {_place(value) for name, value in plain.items() if name in found and _is_whole(value)}
-    return {name for name, value in plain.items() if _place(value) in whole}
-
-
-def _place(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    plain = {name: value for name, value in expected.items() if is_plain_tensor(value)}
+    whole = {place_of(value) for name, value in plain.items() if name in found and _is_whole(value)}
+    return {name for name, value in plain.items() if place_of(value) in whole}
 
 
 def _is_whole(tensor: Tensor) -> bool:
-    return _place(tensor) != 0 and tensor.nbytes == tensor.untyped_storage().nbytes()
+    return place_of(tensor) != 0 and tensor.nbytes == tensor.untyped_storage().nbytes()
 
 
 def _is_spread(value: object) -> bool:
     """Whether several of its elements share the same memory, as in an expanded tensor: torch copies nothing into those."""
     return (
         isinstance(value, Tensor)
-        and _is_plain(value)
+        and is_plain_tensor(value)
         and any(stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True))
     )

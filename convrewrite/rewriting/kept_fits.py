@@ -28,6 +28,7 @@ from convrewrite.rewriting.outcomes import Outcome
 from convrewrite.rewriting.work import Prepared
 from convrewrite.rules import Candidate, Shortlist
 from convrewrite.settings import Settings
+from convrewrite.state import state_of
 from convrewrite.stored import ResultCache, RunCache, tensors_digest
 from convrewrite.structures import Structure
 
@@ -79,7 +80,7 @@ def _model_facts(prepared: Prepared, data: Calibration) -> tuple[object, ...]:
     """What identifies the model: its ``repr``, its weights, the order of its operations, and its outputs for the example and for
     some of the data. Weights alone do not show how they are used, and an example of zeros shows little."""
     model, whole = prepared.model, prepared.traced.whole
-    state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    state = {name: value for name, value in state_of(model).items() if isinstance(value, Tensor)}
     nodes = () if whole is None else tuple(_node_facts(node) for node in whole.graph.nodes)
     few = prepared.batch or EXAMPLES
     some = (tuple(tensor[:few] for tensor in batch) for part in (data.fit, data.held_out) for batch in part[:1])

@@ -1,13 +1,17 @@
 """Models whose state is not all of their weights."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from commands import images, small_network
 from torch import Tensor, nn
 
-from convrewrite import load, optimize
+from convrewrite import apply, load, optimize, plan
+from convrewrite.errors import PlanError
+from convrewrite.loading.state_dicts import load_weights, widened
 
 
 class Brief(nn.Module):
@@ -25,7 +29,57 @@ class Brief(nn.Module):
         return self.inner(x + self.shift)
 
 
-def test_a_state_dict_that_leaves_weights_out_is_completed(tmp_path: Path) -> None:
-    made = optimize(Brief().eval(), images(1), calibration=images(16), measure=False, fast=True)
+class Nested(nn.Module):
+    """Gives its state as a trainer's checkpoint, and takes it so; what is no tensor in it is kept, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.classes = small_network(), ["a", "b"]
+
+    def state_dict(self, *args: Any, **named: Any) -> Any:
+        return {"model": super().state_dict(*args, **named), "epoch": 3}
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **named: Any) -> Any:
+        return super().load_state_dict(state_dict["model"], *args, **named)
+
+    def get_extra_state(self) -> Any:
+        return {"classes": self.classes}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.classes = state["classes"]
+
+    def forward(self, x: Tensor) -> Any:
+        return self.inner(x)
+
+
+KINDS = pytest.mark.parametrize("kind", [Brief, Nested])
+
+
+@KINDS
+def test_all_of_the_state_is_saved_and_loaded_again(kind: type[nn.Module], tmp_path: Path) -> None:
+    made = optimize(kind().eval(), images(1), calibration=images(16), measure=False, fast=True)
     assert any(row.action == "rewritten" for row in made.report.sites)
-    assert torch.equal(load(made.save(tmp_path / "out"), Brief())(images(2)), made.model(images(2)))
+    again = load(made.save(tmp_path / "out"), kind())
+    assert torch.equal(again(images(2)), made.model(images(2)))
+    assert getattr(again, "classes", ["a", "b"]) == ["a", "b"]
+
+
+@KINDS
+def test_a_plan_belongs_to_all_of_the_weights(kind: type[nn.Module]) -> None:
+    model = kind().eval()
+    made = plan(model, images(1), ["separable"], images(16), measure=False, fast=True)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        next(iter(other.parameters())).mul_(2)
+    with pytest.raises(PlanError, match="with other weights"):
+        apply(other, images(1), made, images(16), measure=False)
+    other.add_module("further", nn.Linear(2, 2))
+    with pytest.raises(PlanError, match="made for another model"):
+        apply(other, images(1), made, images(16), measure=False)
+
+
+def test_a_checkpoint_fills_a_network_that_nests_its_state() -> None:
+    one, other = Nested().half(), Nested()
+    assert widened(one) == (one, ("stored in half precision, taken in float32",))
+    load_weights(other, one.state_dict()["model"], "c.pt", "net.py:Nested")
+    assert torch.equal(other.eval()(images(2)), one.eval()(images(2)))

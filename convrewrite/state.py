@@ -1,0 +1,75 @@
+"""The state of a model under flat names, whatever its class says of it.
+
+A class may give a ``state_dict`` of its own: one that nests what others list, or has what was trained alone. What a model is
+told by, and stored as, is all of its state.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+EXTRA = "_extra_state"
+"""How names end under which ``state_dict`` has what a module's ``get_extra_state`` gives, which may be a dictionary."""
+
+
+def state_of(model: nn.Module) -> dict[str, Any]:
+    """What a model's ``state_dict`` lists, and the parameters and buffers that this leaves out."""
+    listed = listed_state(model)
+    return listed | unlisted_state(model, listed)
+
+
+def listed_state(model: nn.Module) -> dict[str, Any]:
+    """What a model's ``state_dict`` lists by name; what torch's own lists, where it is nested."""
+    own: Any = model.state_dict()
+    return dict(own) if _is_flat(own) else dict(nn.Module.state_dict(model))
+
+
+def fill_listed(model: nn.Module, state: Mapping[str, Any], *, strict: bool = False) -> None:
+    """Put what :func:`listed_state` lists back. Raises whatever ``load_state_dict`` raises where it does not fit."""
+    if _is_flat(model.state_dict()):
+        model.load_state_dict(state, strict=strict)
+    else:
+        nn.Module.load_state_dict(model, state, strict=strict)
+
+
+def unlisted_state(model: nn.Module, listed: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Parameters and lasting buffers that ``listed`` has under no name."""
+    held = {identity_of(value) for value in listed.values() if is_plain_tensor(value)}
+    found: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        lasting = {
+            name: value for name, value in module._buffers.items() if name not in module._non_persistent_buffers_set
+        }
+        for key, tensor in (module._parameters | lasting).items():
+            name = f"{path}.{key}" if path else key
+            if name not in listed and is_plain_tensor(tensor) and identity_of(tensor) not in held:
+                found[name] = tensor
+    return found
+
+
+def is_plain_tensor(value: Any) -> bool:
+    """Whether it is numbers in memory of its own, none of a subclass that wraps other tensors."""
+    if not isinstance(value, Tensor) or hasattr(value, "__tensor_flatten__"):
+        return False
+    return value.layout == torch.strided and not (value.is_quantized or value.is_meta or value.is_nested)
+
+
+def identity_of(tensor: Any) -> object:
+    """Equal for two names of one plain tensor."""
+    place = place_of(tensor)
+    same = (tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg())
+    return (place, *same) if place else id(tensor)
+
+
+def place_of(tensor: Tensor) -> int:
+    """Where the memory of a plain tensor begins; 0 where it has none."""
+    return tensor.untyped_storage().data_ptr()
+
+
+def _is_flat(state: Any) -> bool:
+    return isinstance(state, Mapping) and not any(
+        not isinstance(name, str) or (isinstance(value, Mapping) and not name.endswith(EXTRA))
+        for name, value in state.items()
+    )
