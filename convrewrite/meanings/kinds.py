@@ -104,8 +104,8 @@ def tell(
     ``known`` from an earlier run.
 
     ``representative``: whether the inputs are like those that the model will get; statistics on random noise are not trusted.
-    Raises UsageError for names that no output has, and for meanings that an output cannot have; TraceError when the model
-    does not run.
+    Raises UsageError for names that no output has, and for meanings that an output cannot have; ModelError where all outputs that
+    count are empty; TraceError when the model does not run.
     """
     parts: list[dict[str, Tensor]] = []
     origins: dict[str, Origin] = {}
@@ -122,7 +122,19 @@ def tell(
         if examples >= EXAMPLES:
             break
     samples = {name: _together([part[name] for part in parts if name in part]) for name in parts[0]}
-    return read(samples, asked, origins=origins, known=known, input_sizes=sizes, representative=representative)
+    found = read(samples, asked, origins=origins, known=known, input_sizes=sizes, representative=representative)
+    _require_numbers(parts, found, examples)
+    return found
+
+
+def _require_numbers(parts: Sequence[Mapping[str, Tensor]], meanings: Mapping[str, Meaning], examples: int) -> None:
+    """Raise ModelError where there is nothing to compare: whatever a rewritten model gives would be told to be the same."""
+    counted = [name for name, meaning in meanings.items() if meaning.counts]
+    if not any(part[name].numel() for part in parts for name in counted if name in part):
+        raise ModelError(
+            f"{', '.join(counted[:3])}: expected numbers to compare, found none at all on {examples} inputs, as of a detector "
+            "that finds nothing; give inputs in which the model finds something (--calib), or the part of it that comes before"
+        )
 
 
 def read(

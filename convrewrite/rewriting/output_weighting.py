@@ -100,7 +100,11 @@ def _backward(
 ) -> None:
     with torch.enable_grad():
         outputs = named_outputs(model(*(tensor.clone() for tensor in inputs)))  # the model may change them in place
-        felt = {name: tensor for name, tensor in outputs.items() if tensor.requires_grad and meanings[name].counts}
+        felt = {
+            name: tensor
+            for name, tensor in outputs.items()
+            if tensor.requires_grad and tensor.numel() and meanings[name].counts
+        }
         losses = [_loss(tensor, meanings[name], generator) for name, tensor in felt.items()]
         if losses:
             torch.autograd.grad(torch.stack(losses).sum(), anchor, allow_unused=True)
