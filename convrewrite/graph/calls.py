@@ -184,9 +184,10 @@ class _Observer(TorchFunctionMode):
         if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
             return TRANSFORMED
         if len(x) == 0 or len(x) % self._batch:
+            advice = "of one" if len(x) else "that gets there"
             return (
                 f"it is called with a batch of {len(x)} where the model is given {self._batch}, so that it has no cost of one "
-                "example; give an example input of one"
+                f"example; give an example input {advice}"
             )
         return None
 

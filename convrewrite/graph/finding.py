@@ -104,7 +104,14 @@ def find(
     traced = follow(lifted.model, inputs)
     sites = find_sites(lifted.model, inputs, traced, lifted.reasons)
     if not sites and not beside:
-        raise TraceError(f"{type(model).__name__}: the model has no convolution; there is nothing to rewrite")
+        packed = any("quantized" in type(module).__module__.split(".") for module in model.modules())
+        what = (
+            "the model has no convolution of floating point numbers, as it is quantised; give the one that it was made from, and "
+            "quantise the result"
+            if packed
+            else "the model has no convolution; there is nothing to rewrite"
+        )
+        raise TraceError(f"{type(model).__name__}: {what}")
     sites = tuple(
         replace(site, refusal=refused[site.name], batch_norm=None) if site.name in refused else site for site in sites
     )

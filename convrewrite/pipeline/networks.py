@@ -67,7 +67,7 @@ def _require_numbers(model: nn.Module) -> None:
         if is_lazy(tensor):
             raise ModelLoadError(
                 f"{type(model).__name__}: expected a trained model, found {name}, which is made when the model is first run; run "
-                "it, and load or train its weights"
+                "it, and load or train its weights, or take out a part that never runs"
             )
         if tensor.is_meta:
             raise ModelLoadError(

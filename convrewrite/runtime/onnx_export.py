@@ -4,6 +4,7 @@ The file's inputs are called ``input`` (or ``input.0``, ``input.1``, ...), its o
 :func:`convrewrite.modules.named_outputs` calls them.
 """
 
+import keyword
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -213,6 +214,14 @@ def _write(draft: _Draft, inputs: Inputs) -> tuple[bool, str | None]:
 
 
 def _no_form(draft: _Draft, error: Exception) -> ExportError:
+    called = next(
+        (name for name, _ in draft.model.named_modules() if any(map(keyword.iskeyword, name.split(".")))), None
+    )
+    if called is not None and "SyntaxError" in innermost_cause(error):
+        return ExportError(
+            f"{type(draft.model).__name__}: no ONNX form: torch writes the names of parts into Python source, where that of "
+            f"{called} is a word of the language; rename it, or do without the ONNX file (--no-onnx, in Python measure=False)"
+        )
     return ExportError(
         f"{type(draft.model).__name__}: no ONNX form: {innermost_cause(error)}; "
         "change the part of the model's forward that this names, or do without the ONNX file (--no-onnx, in Python "
