@@ -39,6 +39,8 @@ def unlisted_state(model: nn.Module, listed: Mapping[str, Any]) -> dict[str, Ten
     held = {identity_of(value) for value in listed.values() if is_plain_tensor(value)}
     found: dict[str, Tensor] = {}
     for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # which has no other state, and tables that are no dictionaries
+            continue
         lasting = {
             name: value for name, value in module._buffers.items() if name not in module._non_persistent_buffers_set
         }

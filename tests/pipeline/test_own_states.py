@@ -1,6 +1,7 @@
 """Models whose state is not all of their weights."""
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,18 @@ def test_a_checkpoint_fills_a_network_that_nests_its_state() -> None:
     assert widened(one) == (one, ("stored in half precision, taken in float32",))
     load_weights(other, one.state_dict()["model"], "c.pt", "net.py:Nested")
     assert torch.equal(other.eval()(images(2)), one.eval()(images(2)))
+
+
+def test_a_part_of_torchscript_is_saved_and_loaded_again(tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch advises against it
+            part = torch.jit.script(nn.Sequential(nn.Linear(8, 8), nn.PReLU()))
+        torch.manual_seed(0)
+        first, last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        return nn.Sequential(first, last, nn.AdaptiveAvgPool2d(1), nn.Flatten(), part).eval()
+
+    made = optimize(make(), images(1), calibration=images(16), measure=False, fast=True)
+    with pytest.warns(UserWarning, match="cannot be pickled"):
+        made.save(tmp_path / "out")
+    assert torch.equal(load(tmp_path / "out", make())(images(2)), made.model(images(2)))
