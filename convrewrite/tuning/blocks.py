@@ -64,14 +64,17 @@ def _activation(model: nn.Module, name: str) -> str:
 
 
 def _usable(original: nn.Module, rewritten: nn.Module, names: Sequence[str], inputs: Inputs) -> set[str]:
-    """The names of modules that output floating-point tensors of the same shape in both models."""
+    """The names of modules that output floating-point tensors of the same shape in both models, for whole batches: some of the
+    examples alone need not be the same ones in both."""
     shown = []
     for model in (original, rewritten):
         with eval_mode(model), observed(model, names) as seen:
             run(model, inputs)
             shown.append({name: value.shape for name, value in seen.items() if value.is_floating_point()})
     first, second = shown
-    return {name for name, shape in first.items() if second.get(name) == shape}
+    examples = len(inputs[0])
+    whole = {name for name, shape in first.items() if not shape or shape[0] % examples == 0 or examples in shape}
+    return {name for name in whole if second.get(name) == first[name]}
 
 
 @contextmanager

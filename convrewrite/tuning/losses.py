@@ -72,7 +72,9 @@ class Distillation:
             meaning = self.meanings[name]
             part = output_loss(wanted[name], found[name], meaning, scale, self.temperature) * (meaning.weight / weights)
             total = part if total is None else total + part
-        shown = [name for name in self.feature_scales if self.features and name in found_features]
+        both = wanted_features.keys() & found_features.keys() if self.features else ()
+        # What gets the examples that an earlier layer picks gets others in the rewritten model, and as a rule not as many.
+        shown = [n for n in self.feature_scales if n in both and wanted_features[n].shape == found_features[n].shape]
         for name in shown:
             error = relative_loss(wanted_features[name], found_features[name], self.feature_scales[name])
             part = error * (self.features / len(shown))
