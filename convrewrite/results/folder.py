@@ -220,8 +220,11 @@ def _write_reports(made: Path, plan: Plan, report: Report) -> None:
 
 
 def _save_module(model: nn.Module, path: Path) -> None:
-    """The whole module; for a class that cannot be pickled its state dict, which needs the factory to be loaded."""
+    """The whole module; for a class that cannot be pickled, or whose pickle makes a model that was not rewritten, its state dict,
+    which needs the factory to be loaded."""
     try:
+        if any(type(part).__reduce__ is not object.__reduce__ for part in model.modules()):
+            copy_model(model)  # as a pickle is read: where a class makes itself anew, it finds other parts than it has
         torch.save(model, path)
         return
     except Exception as error:  # a user's class may refuse in any way

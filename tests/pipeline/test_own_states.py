@@ -99,3 +99,31 @@ def test_a_part_of_torchscript_is_saved_and_loaded_again(tmp_path: Path) -> None
     with pytest.warns(UserWarning, match="cannot be pickled"):
         made.save(tmp_path / "out")
     assert torch.equal(load(tmp_path / "out", make())(images(2)), made.model(images(2)))
+
+
+class Remade(nn.Module):
+    """Its pickle makes a new network, which has the convolutions that were there before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = small_network()
+
+    def __reduce__(self) -> Any:
+        return remade, (self.state_dict(),)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.inner(x)
+
+
+def remade(state: dict[str, Tensor]) -> Remade:
+    made = Remade()
+    made.load_state_dict(state)
+    return made.eval()
+
+
+def test_a_pickle_that_could_not_be_read_is_none(tmp_path: Path) -> None:
+    made = optimize(Remade().eval(), images(1), calibration=images(16), measure=False, fast=True)
+    with pytest.warns(UserWarning, match=r"model\.pt holds its state dict"):
+        made.save(tmp_path / "out")
+    assert torch.load(tmp_path / "out" / "model.pt").keys() == made.model.state_dict().keys()
+    assert torch.equal(load(tmp_path / "out", Remade())(images(2)), made.model(images(2)))
