@@ -287,7 +287,8 @@ def _with_dtype(found: Tensor, wanted: Tensor, where: str, notes: dict[str, None
         notes["uint8 inputs were taken for pixels and scaled to [0, 1]"] = None
         return (found.to(torch.float32) / 255).to(wanted.device, wanted.dtype)
     raise CalibrationError(
-        f"{where}: expected floating-point inputs or uint8 pixels, found {found.dtype}; convert them as for training"
+        f"{where}: expected floating-point inputs or uint8 pixels, found {found.dtype}; convert them as for training, or, where "
+        "the model takes whole numbers, as indices, give an example that has them (--input FILE.py:NAME)"
     )
 
 

@@ -305,7 +305,9 @@ def test_shapes_that_do_not_fit_name_both() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
 def test_dtypes_that_are_no_images(dtype: torch.dtype) -> None:
-    assert str(dtype) in refusal(torch.zeros(70, 3, 8, 6, dtype=dtype))
+    said = refusal(torch.zeros(70, 3, 8, 6, dtype=dtype))
+    assert str(dtype) in said
+    assert "give an example that has them (--input FILE.py:NAME)" in said
 
 
 def test_arrays_of_text() -> None:
