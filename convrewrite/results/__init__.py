@@ -12,11 +12,10 @@ from convrewrite.results.folder import (
     check_addable,
     check_file,
     check_writable,
-    load,
-    read_plan,
     save_plan,
 )
 from convrewrite.results.further import further_files, kept, left_out, onnx_of
+from convrewrite.results.reading import load, read_plan
 
 __all__ = [
     "FILES",

@@ -18,6 +18,7 @@ from convrewrite.pipeline import run
 from convrewrite.planning import choice
 from convrewrite.reporting.report import Report
 from convrewrite.results import folder as results
+from convrewrite.results import read_plan
 from convrewrite.results.folder import FILES
 from convrewrite.runtime import exporting, measurement
 from convrewrite.runtime.measurement import Measured
@@ -70,7 +71,7 @@ def plan_file(place: Path, planned: Ran) -> Path:
 
 
 def test_plan_writes_and_shows_a_plan(place: Path, planned: Ran, plan_file: Path) -> None:
-    made = results.read_plan(plan_file)
+    made = read_plan(plan_file)
     assert (made.budget, made.seed, made.rules) == ({"macs": 0.6}, 3, ("separable",))
     assert "asked: macs=0.6" in planned.said
     assert "promised: macs 0." in planned.said
@@ -90,7 +91,7 @@ def test_a_plan_goes_into_a_new_folder_and_over_an_older_one(place: Path, tmp_pa
     for seed in (1, 2):
         ran = call("plan", place / "net.pt", "-o", target, *RULE, *INPUT, "--calib", "weights", "--seed", seed)
         assert ran.code == 0, ran.err
-        assert results.read_plan(target).seed == seed
+        assert read_plan(target).seed == seed
         assert listing(tmp_path) == {"new", "new/folder", "new/folder/p.json"}
 
 
@@ -108,7 +109,7 @@ def test_an_interrupted_plan_leaves_nothing(place: Path, monkeypatch: pytest.Mon
 def test_balanced_is_what_plans_choose_from(place: Path, tmp_path: Path) -> None:
     ran = call("plan", place / "net.pt", "-o", tmp_path / "p.json", *INPUT, "--calib", "weights")
     assert ran.code == 0, ran.err
-    assert results.read_plan(tmp_path / "p.json").rules == ("balanced",)
+    assert read_plan(tmp_path / "p.json").rules == ("balanced",)
 
 
 # --- apply
@@ -144,7 +145,7 @@ def test_explain_shows_a_plan_or_a_site_of_it(planned: Ran, plan_file: Path) -> 
     assert whole.out.strip() in planned.out
     one = call("explain", plan_file, "3")
     assert one.code == 0, one.err
-    made = results.read_plan(plan_file).site("3")
+    made = read_plan(plan_file).site("3")
     assert one.out.startswith(f"3: standard {made.geometry}\n")
     assert "Errors and effects are those with only this site rewritten." in one.said
     assert sum(line.startswith(">") for line in one.out.splitlines()) == (made.option is not None)
@@ -294,10 +295,10 @@ def test_an_applied_plan_is_held_to_what_it_was_made_for(
 ) -> None:
     unexported(1.3)
     inputs = ("--calib", place / "images.npy")
-    at_any_speed = results.read_plan(plan_file).model_copy(update={"any_speed": True})
+    at_any_speed = read_plan(plan_file).model_copy(update={"any_speed": True})
     results.save_plan(at_any_speed, tmp_path / "any.json")
     assert call("apply", place / "net.pt", tmp_path / "any.json", "-o", tmp_path / "a", *inputs).code == 0
-    by_ratio = results.read_plan(plan_file).model_copy(update={"budget": {}})
+    by_ratio = read_plan(plan_file).model_copy(update={"budget": {}})
     results.save_plan(by_ratio, tmp_path / "ratio.json")
     ran = call("apply", place / "net.pt", tmp_path / "ratio.json", "-o", tmp_path / "b", *inputs)
     assert ran.code == 1
@@ -314,7 +315,7 @@ def test_a_budget_that_loses_more_than_was_to_be_kept_is_no_success(
     assert "asked to keep a relative output error of at most 1e-05, measured 0." in ran.message
     assert "give the budget more room" in ran.message
     followed = tmp_path / "out" / "plan.json"
-    assert results.read_plan(followed).keep == {"error": 0.00001}
+    assert read_plan(followed).keep == {"error": 0.00001}
     applied = call("apply", place / "net.pt", followed, "-o", tmp_path / "a", "--calib", place / "images.npy")
     assert (applied.code, applied.message) == (1, ran.message)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import convrewrite
 from convrewrite.errors import ModelLoadError, PlanError
-from convrewrite.results.folder import read_plan
+from convrewrite.results.reading import read_plan
 
 X = torch.zeros(1, 3, 12, 12)
 

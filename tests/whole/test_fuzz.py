@@ -26,7 +26,8 @@ from convrewrite.loading.checkpoints import read_safetensors
 from convrewrite.loading.files import load_model
 from convrewrite.onnx_files.model import OnnxModel
 from convrewrite.onnx_files.probing import require_well_behaved
-from convrewrite.results.folder import read_plan, save_plan
+from convrewrite.results.folder import save_plan
+from convrewrite.results.reading import read_plan
 from convrewrite.rules.files import builtin_rules, load_rule_file
 from convrewrite.runtime.onnx_export import export
 

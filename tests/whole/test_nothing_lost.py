@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 from convrewrite.folders import scratch
 from convrewrite.reporting.report import Report
-from convrewrite.results.folder import FILES, read_plan
+from convrewrite.results.folder import FILES
+from convrewrite.results.reading import read_plan
 
 pytestmark = pytest.mark.slow
 
