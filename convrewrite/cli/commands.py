@@ -242,7 +242,7 @@ def sweep(
         found.save(out, words)
     if as_json:
         # What was written has the commands of its points too.
-        say_json(SweepReport.model_validate_json((out / "sweep.json").read_bytes()))
+        say_json(SweepReport.read((out / "sweep.json").read_text(encoding="utf-8")))
         return
     say(str(found))
     say(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")

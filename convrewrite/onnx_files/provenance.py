@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from convrewrite.errors import UsageError
+from convrewrite.json_texts import each_key_once
 from convrewrite.meanings import Meaning, asked_meanings
 
 PREFIX = "convrewrite."
@@ -61,8 +62,8 @@ def digest_of(path: Path) -> str:
 def _meanings(text: str) -> dict[str, Meaning]:
     """What can be read of the outputs' meanings: the file may have been changed since."""
     try:
-        entries: Any = json.loads(text or "{}")
-    except (ValueError, RecursionError):  # so deep a nesting is no entry of ours
+        entries: Any = each_key_once(text or "{}")
+    except (ValueError, RecursionError):  # so deep a nesting is no entry of ours, nor is one that stands twice
         return {}
     found: dict[str, Meaning] = {}
     for name, entry in entries.items() if isinstance(entries, dict) else ():

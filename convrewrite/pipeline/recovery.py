@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from convrewrite.calibration import Calibration, Reading, read_inputs
@@ -30,6 +29,7 @@ from convrewrite.places import described, out_of_memory, place_of, place_of_mode
 from convrewrite.planning import Fingerprint, Plan
 from convrewrite.process import at_work
 from convrewrite.progress import Stopwatch
+from convrewrite.records import first_fault
 from convrewrite.reporting import RecoveredSummary, Report, recovered_report
 from convrewrite.results import (
     ONNX,
@@ -170,11 +170,9 @@ def read_report(path: Path) -> Report:
     """The report in a file. Raises ModelLoadError for a file that is missing or holds something else."""
     text = read_text(path, ModelLoadError, "a report that `convrewrite optimize` wrote")
     try:
-        return Report.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ModelLoadError(f"{path}: {where}: {first['msg']}; expected a report written by this tool") from error
+        return Report.read(text)
+    except ValueError as error:
+        raise ModelLoadError(f"{path}: {first_fault(error)}; expected a report written by this tool") from error
 
 
 def _network(report: Report, model: ModelSource, example: ExampleInput | None, timeout: float) -> Network:

@@ -253,7 +253,7 @@ def _strangers(place: Path) -> list[str]:
 def _plans_of(file: Path) -> set[str]:
     """The plans that belong to an earlier sweep according to its ``sweep.json``; empty where that holds something else."""
     try:
-        report = SweepReport.model_validate_json(file.read_bytes())
+        report = SweepReport.read(file.read_text(encoding="utf-8"))
     except ValueError:
         return set()
     return {f"{PLANS}/{point.plan}" for model in report.models for point in model.points}

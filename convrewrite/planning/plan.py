@@ -2,10 +2,9 @@
 
 import hashlib
 import html
-import json
 from collections import Counter
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -17,6 +16,7 @@ from convrewrite.conv import ConvSpec, Kind
 from convrewrite.errors import PlanError
 from convrewrite.escaping import printable
 from convrewrite.graph import Lift
+from convrewrite.json_texts import each_key_once
 from convrewrite.meanings import Meaning, OutputKind
 from convrewrite.rules import allowed_variants
 from convrewrite.settings import Constraints, check_budget, keep_of
@@ -209,14 +209,14 @@ class Plan(_PlanPart):
         try:
             plan = cls.model_validate_json(text, strict=True)
             plan._require_reasons()
-            json.loads(text, object_pairs_hook=_each_key_once)
+            each_key_once(text)
             plan.asked()
         except PlanError as error:
             raise PlanError(f"{source}: {error}") from error
         except ValidationError as error:
             raise PlanError(f"{source}: {_wrong(error.errors()[0])}; expected a plan written by this tool") from error
-        except ValueError as error:  # half of a surrogate pair, or a number of thousands of digits
-            raise PlanError(f"{source}: no text ({error}); expected a plan written by this tool") from error
+        except ValueError as error:  # half of a surrogate pair, a number too long, or a key that stands twice
+            raise PlanError(f"{source}: {error}; make a new plan") from error
         return plan
 
     def _require_reasons(self) -> None:
@@ -239,15 +239,6 @@ class Plan(_PlanPart):
                 "the plan was made for this architecture with other weights; give the original with the weights that it had, or "
                 "make a new plan for these"
             )
-
-
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Raises PlanError where a key occurs more than once."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise PlanError(f"{values.shown(key)}: expected once in its object, found more than once; make a new plan")
-    return found
 
 
 def _wrong(details: ErrorDetails) -> str:

@@ -8,7 +8,9 @@ not measured is None, never an estimate: predictions have fields of their own.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from convrewrite.records import Record
 
 from convrewrite.worst import Worst
 
@@ -26,9 +28,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 ErrorBasis = Literal["held-out inputs", "synthetic inputs", "weights"]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
-
+class _Part(Record):
     @field_validator("*", mode="before")
     @classmethod
     def _can_be_written(cls, value: Any) -> Any:

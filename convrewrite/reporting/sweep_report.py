@@ -4,10 +4,11 @@ import html
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tabulate import tabulate
 
 from convrewrite.escaping import printable
+from convrewrite.records import Record
 from convrewrite.reporting import figures
 from convrewrite.tables import filled, table
 
@@ -18,11 +19,7 @@ Loss = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 HEADERS = ("", "budget", "MACs", "param.", "latency", "agreement", "KL", "error", "metric")
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SweepPoint(_Part):
+class SweepPoint(Record):
     """One budget of one model, and what its plan, carried out, was measured to be.
 
     ``macs``, ``parameters`` and ``latency`` are what is left of the original's; ``agreement``, ``kl`` (nats) and ``error``, a
@@ -54,7 +51,7 @@ class SweepPoint(_Part):
         return self.error if self.agreement is None else 1 - self.agreement
 
 
-class SweptModel(_Part):
+class SweptModel(Record):
     """One model, what it costs, the metric of the original, and its points, from the largest budget to the smallest."""
 
     name: str
@@ -69,7 +66,7 @@ class SweptModel(_Part):
         return self.model_copy(update={"points": with_knee(with_beaten(self.points, resource), resource)})
 
 
-class SweepReport(_Part):
+class SweepReport(Record):
     """All of a sweep: ``resource`` is what the budgets are parts of, ``metric`` the name of the user's own, if there is one."""
 
     schema_version: Literal[1] = 1

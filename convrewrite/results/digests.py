@@ -22,7 +22,7 @@ def with_digests(report: Report, files: Sequence[Path]) -> Report:
 def require_reported(folder: Path, names: Sequence[str]) -> None:
     """As :func:`require_described`, by the report in the folder; nothing is checked where that is missing or cannot be read."""
     try:
-        report = Report.model_validate_json((folder / REPORT).read_text(encoding="utf-8"))
+        report = Report.read((folder / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return
     require_described(folder, report, names)

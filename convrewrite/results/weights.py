@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from convrewrite.escaping import printable
+from convrewrite.json_texts import each_key_once
 from convrewrite.state import (
     fill_listed,
     identity_of,
@@ -61,7 +62,7 @@ def read_weights(model: nn.Module, path: Path) -> list[str]:
     unlisted = unlisted_state(model, listed)
     expected = listed | unlisted
     with safe_open(path, "pt") as file:
-        others = json.loads((file.metadata() or {}).get(OTHERS, "{}"))
+        others = each_key_once((file.metadata() or {}).get(OTHERS, "{}"))
         found: dict[str, Any] = {name: _read(file.get_tensor(name), expected.get(name)) for name in file.keys()}  # noqa: SIM118
     found |= {name: value for name, value in others.items() if not isinstance(expected.get(name), Tensor)}
     found |= _under_other_names(expected, found)

@@ -14,6 +14,7 @@ from typing import Any
 
 from convrewrite.errors import UsageError
 from convrewrite.folders import made_aside, read_text, require_room_beside, resolved, told
+from convrewrite.json_texts import each_key_once
 from convrewrite.machine import processor
 from convrewrite.targets.interleaving import framed_seconds, whole_seconds
 from convrewrite.targets.target import Compiled, Program, Target
@@ -78,8 +79,8 @@ class Profile:
 def read_profile(path: Path) -> Profile:
     """A file of timings. Raises UsageError for one that is missing, or anything else."""
     try:
-        entries = json.loads(read_text(path, UsageError, "a file of timings"))
-        if not isinstance(entries, dict) or entries.pop("format", None) != FORMAT:
+        entries = each_key_once(read_text(path, UsageError, "a file of timings"))
+        if not isinstance(entries, dict) or not _is_current(entries.pop("format", None)):
             raise ValueError("not a file of timings of this version")
         profile = Profile(**entries)
         return Profile(**{**entries, "seconds": _seconds(profile)})
@@ -88,11 +89,16 @@ def read_profile(path: Path) -> Profile:
         raise UsageError(f"--timings {path}: expected a file written by `convrewrite profile`: {reason}") from error
 
 
+def _is_current(found: object) -> bool:
+    """Whether a file says that it is of this format; true, which is no number, equals 1."""
+    return type(found) is int and found == FORMAT
+
+
 def _seconds(profile: Profile) -> dict[str, float]:
     """The seconds, checked, as a file comes from elsewhere."""
     texts = (profile.runtime, profile.version, profile.processor)
     numbers = (profile.block, profile.threads)
-    if not all(isinstance(x, str) for x in texts) or not all(isinstance(x, int) and 1 <= x <= 4096 for x in numbers):
+    if not all(isinstance(x, str) for x in texts) or not all(type(x) is int and 1 <= x <= 4096 for x in numbers):
         raise ValueError("expected names of runtime and processor, and whole numbers for block and threads")
     if profile.model is not None and not isinstance(profile.model, str):
         raise ValueError("expected a text that tells the model")
@@ -147,8 +153,8 @@ def profile_graphs(folder: Path, target: Target, threads: int, rounds: int) -> P
             "profile the model itself (`convrewrite profile MODEL`), where torch is"
         )
     try:
-        found = json.loads(read_text(folder / GRAPHS, UsageError, "a list of graphs"))
-        if found["format"] != FORMAT:
+        found = each_key_once(read_text(folder / GRAPHS, UsageError, "a list of graphs"))
+        if not _is_current(found["format"]):
             raise ValueError(f"format {found['format']}")
         groups = [(_keys(group["graphs"]), _ones(group["input"])) for group in found["groups"]]
         inputs = [_ones(entry["shape"], str(entry["type"])) for entry in found["inputs"]]
@@ -194,8 +200,8 @@ def _ones(shape: Sequence[Any], kind: str = "float32") -> Any:
     """What the graphs run on: their times do not depend on the numbers."""
     import numpy as np
 
-    sizes = [int(size) for size in shape]
-    if not sizes or min(sizes) < 1 or math.prod(sizes) > MOST_NUMBERS or kind not in TYPES:
+    sizes = [size for size in shape if type(size) is int]
+    if not sizes or len(sizes) != len(shape) or min(sizes) < 1 or math.prod(sizes) > MOST_NUMBERS or kind not in TYPES:
         raise ValueError(f"expected the shape and type of an input, found {shape} of {kind}")
     return np.ones(sizes, kind)
 

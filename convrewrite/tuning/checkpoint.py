@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from convrewrite.errors import UsageError
 from convrewrite.folders import made_aside
+from convrewrite.records import Record, first_fault
 
 STATE = "convrewrite.training"
 """Key of the file's metadata that holds the rest; it distinguishes a checkpoint from any other file."""
@@ -27,21 +28,17 @@ KINDS = ("now", "best", "average", "first", "second")
 moments."""
 
 
-class Point(BaseModel):
+class Point(Record):
     """How far the outputs were from the original's on the held-out inputs after some steps."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     step: Annotated[int, Field(ge=0)]
     seconds: Annotated[float, Field(ge=0)]
     effect: Annotated[float, Field(ge=0)]
 
 
-class Standing(BaseModel):
+class Standing(Record):
     """The state of a training without its tensors. ``run`` identifies the training: one of other inputs or another recipe is not
     continued."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     schema_version: Literal[1] = 1
     run: str
@@ -101,11 +98,9 @@ def _standing(path: Path) -> Standing:
     if text is None:
         raise UsageError(f"{path}: expected a checkpoint of a training, found something else; move it away")
     try:
-        standing = Standing.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UsageError(f"{path}: {where}: {first['msg']}; the checkpoint is broken: remove it") from error
+        standing = Standing.read(text)
+    except ValueError as error:
+        raise UsageError(f"{path}: {first_fault(error)}; the checkpoint is broken: remove it") from error
     if not all(math.isfinite(point.seconds) for point in standing.curve):
         raise UsageError(f"{path}: curve: expected finite seconds; the checkpoint is broken: remove it")
     return standing

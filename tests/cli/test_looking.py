@@ -159,3 +159,23 @@ def test_pipes_get_no_colours_and_no_lines_that_are_too_long(words: list[str]) -
         )
         assert "\x1b" not in ran.stdout + ran.stderr
         assert max(map(len, ran.stdout.splitlines())) <= 200
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "found"),
+    [
+        ('"schema_version": 1', '"schema_version": true', "schema_version: Value error, Input should not be true or false"),
+        ('"seed": 0', '"seed": 1, "seed": 0', "'seed': expected once in its object, found more than once"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("command", ["report", "compare"])
+def test_a_report_that_says_two_things_is_refused(
+    command: str, before: str, after: str, found: str, place: Path, tmp_path: Path, capsys: Any
+) -> None:
+    text = (place / "small-rewritten" / "report.json").read_text(encoding="utf-8")
+    assert text.count(before) == 1
+    (tmp_path / "report.json").write_text(text.replace(before, after), encoding="utf-8")
+    assert main([command, str(tmp_path)]) == 3
+    assert capsys.readouterr().err == (
+        f"convrewrite: {tmp_path}/report.json: {found}; expected a report written by this tool\n"
+    )

@@ -139,7 +139,8 @@ def test_profiling_here_asks_for_the_same_options(files: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 2}, {"format": None}, {"runtime": 3}, {"block": 0}, {"threads": "1"}, {"seconds": [1]}, {"more": 1},
+        {"format": 2}, {"format": None}, {"format": True}, {"runtime": 3}, {"block": 0}, {"block": True}, {"threads": "1"},
+        {"more": 1}, {"seconds": [1]},
         {"seconds": {"a": -1.0}}, {"seconds": {"a": True}}, {"seconds": {"a": "1"}}, {"seconds": {"a": float("nan")}},
     ],
 )  # fmt: skip
@@ -153,11 +154,21 @@ def test_a_file_that_is_something_else_is_refused(change: dict[str, object], tmp
     assert read_profile(path).seconds == {"a": 1.0}
 
 
+def test_times_that_stand_twice_are_refused(tmp_path: Path) -> None:
+    text = Profile("onnxruntime", "1", "a processor", 16, 1, {"a": 1.0}).to_json()
+    (tmp_path / "t.json").write_text(text.replace('"a": 1.0', '"a": 9.0, "a": 1.0'))
+    with pytest.raises(UsageError, match="'a': expected once in its object, found more than once"):
+        read_profile(tmp_path / "t.json")
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "[", '{"format": 1}', '{"format": 1, "groups": [{"graphs": ["../a", "b"], "input": [1]}], "inputs": []}',
      '{"format": 1, "groups": [{"graphs": ["a", "b"], "input": [99999, 99999, 99]}], "inputs": []}',
-     '{"format": 1, "groups": [], "inputs": [{"shape": [1], "type": "object"}]}'],
+     '{"format": 1, "groups": [], "inputs": [{"shape": [1], "type": "object"}]}',
+     '{"format": true, "groups": [], "inputs": [{"shape": [1], "type": "float32"}]}',
+     '{"format": 1, "groups": [], "inputs": [{"shape": [true], "type": "float32"}]}',
+     '{"format": 1, "groups": [1], "groups": [], "inputs": [{"shape": [1], "type": "float32"}]}'],
 )  # fmt: skip
 def test_a_folder_that_is_something_else_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "graphs.json").write_text(text)

@@ -1,0 +1,48 @@
+"""What values are made of that are written as JSON and read again: :class:`Record`."""
+
+from typing import Any, Self, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+
+from convrewrite.json_texts import each_key_once
+
+
+class Record(BaseModel):
+    """A frozen value of which every key is known. True and false are no numbers, though Python takes them for one and zero."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        assert info.field_name is not None
+        annotation = cls.model_fields[info.field_name].annotation
+        if bool in (annotation, *get_args(annotation)):
+            return value
+        if _has_truth_value(value, get_origin(annotation) is dict):
+            raise ValueError("Input should not be true or false")
+        return value
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """The value in the text of a file. Raises ValidationError, and ValueError for a key that an object has twice."""
+        made = cls.model_validate_json(text)
+        each_key_once(text)
+        return made
+
+
+def first_fault(error: ValueError) -> str:
+    """What is wrong with a text that :meth:`Record.read` refused: where, and what."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc']) or 'the file'}: {first['msg']}"
+
+
+def _has_truth_value(value: object, is_table: bool) -> bool:
+    """Whether it is one, or has one among its entries; those of another record are for that to judge."""
+    if isinstance(value, list | tuple):
+        return any(_has_truth_value(entry, False) for entry in value)
+    if isinstance(value, dict) and is_table:
+        return any(_has_truth_value(entry, False) for entry in value.values())
+    return isinstance(value, bool)
