@@ -5,13 +5,17 @@ The public names are these; they are imported when first used, so that ``import 
 
 import importlib
 import os
-from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # onnxruntime reads this when it is imported, not later. Without it, onnxruntime keeps a file of what ran on this machine in the
 # user's cache folder and sends it to its maker. To allow that, set it to 0.
 
+TYPE_CHECKING = False
+# That of typing, which is not imported: with ``python -m`` a file in the working folder may still stand in its place.
+
 if TYPE_CHECKING:
+    from typing import Any
+
     __version__: str
     from convrewrite.errors import ConvRewriteError
     from convrewrite.pipeline import (
@@ -77,7 +81,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name == "__version__":
         return importlib.import_module("convrewrite.version").tool_version()
     if name not in _HOMES:

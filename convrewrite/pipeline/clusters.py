@@ -20,7 +20,7 @@ from typing import Any
 from convrewrite.errors import ProcessLostError, UsageError
 from convrewrite.escaping import innermost_cause, message_of
 from convrewrite.folders import temporary
-from convrewrite.process import pickled_by_value, quiet
+from convrewrite.process import pickled_by_value, quiet, working_folder_apart
 from convrewrite.version import tool_version
 
 PATIENCE = 10.0
@@ -158,7 +158,7 @@ def _here(count: int) -> Iterator[Any]:
 
     settings = {"distributed.scheduler.allowed-failures": DEATHS, "distributed.scheduler.http.routes": []}
     scratch = temporary()
-    with scratch, dask.config.set(settings):
+    with scratch, working_folder_apart(), dask.config.set(settings):
         try:
             cluster = LocalCluster(
                 n_workers=count,
