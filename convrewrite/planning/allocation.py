@@ -1,7 +1,7 @@
 """One option per site: the least total effect on the outputs within budgets of MACs, parameters and seconds."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from convrewrite.conv import Cost
@@ -24,6 +24,9 @@ WIDEST = "balanced"
 
 REASONS = 3
 """A message names at most this many reasons why convolutions are kept."""
+
+NAMED = 2
+"""Convolutions kept for one reason that a message names; of more only the share is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,8 @@ def allocate(surveyed: Sequence[Surveyed], budget: Mapping[str, float], totals: 
     if chosen is None:
         spent = least(groups)
         reach = {r: (s + o) / totals.of(r) for r, s, o in zip(resources, spent, rest, strict=True)}
-        raise PlanError(unreachable(budget, reach, _rules_of(surveyed)))
+        stay = [(entry.site, entry.reason) for entry in surveyed if not entry.options]
+        raise PlanError(unreachable(budget, reach, _rules_of(surveyed)) + _what_stays(stay, totals.of("macs")))
     picked = tuple(_picked(entry, index) for entry, index in zip(surveyed, chosen, strict=True))
     return Allocation(tuple(surveyed), picked, totals)
 
@@ -128,7 +132,8 @@ def require_reachable(
     counted = {name: part for name, part in budget.items() if name != "latency"}
     reach = {name: 1 - _most_saved(search_spaces, name) / max(1, Counted(totals).of(name)) for name in counted}
     if any(reach[name] > part for name, part in counted.items()):
-        raise PlanError(unreachable(counted, reach, rules) + _what_stays(search_spaces, totals))
+        stay = [(space.site, space.reason) for space in search_spaces]
+        raise PlanError(unreachable(counted, reach, rules) + _what_stays(stay, totals.macs))
 
 
 def unreachable(budget: Mapping[str, float], reach: Mapping[str, float], rules: Collection[str] = ()) -> str:
@@ -150,16 +155,23 @@ def _rules_of(surveyed: Sequence[Surveyed]) -> set[str]:
     return {candidate.rule.name for candidate in candidates}
 
 
-def _what_stays(search_spaces: Sequence[SearchSpace], totals: Cost) -> str:
-    """Why convolutions that no rule takes are kept, the largest share of the MACs first; empty where rules take all."""
-    shares: dict[str, float] = {}
-    for space in search_spaces:
-        if space.reason is not None:
-            shares[space.reason] = shares.get(space.reason, 0.0) + space.site.cost.macs / max(1, totals.macs)
-    if not shares:
+def _what_stays(sites: Iterable[tuple[Site, str | None]], macs: float) -> str:
+    """Why convolutions without an option are kept, the largest share of the MACs first; empty where all have one. A reason that
+    holds for few convolutions, such as all options of one being refused, comes with their names."""
+    groups: dict[str, list[Site]] = {}
+    for site, reason in sites:
+        if reason is not None:
+            groups.setdefault(reason, []).append(site)
+    if not groups:
         return ""
-    most = sorted(shares.items(), key=lambda pair: -pair[1])[:REASONS]
-    return "; kept: " + ", ".join(f"{100 * share:.0f} % of the MACs ({reason})" for reason, share in most)
+    shares = {reason: sum(site.cost.macs for site in found) / max(1, macs) for reason, found in groups.items()}
+    most = sorted(shares, key=lambda reason: -shares[reason])[:REASONS]
+    told = [f"{_named(groups[reason])}{100 * shares[reason]:.0f} % of the MACs ({reason})" for reason in most]
+    return "; kept: " + ", ".join(told)
+
+
+def _named(sites: Sequence[Site]) -> str:
+    return "" if len(sites) > NAMED else f"{' and '.join(site.name for site in sites)} with "
 
 
 def _most_saved(search_spaces: Sequence[SearchSpace], resource: str) -> float:

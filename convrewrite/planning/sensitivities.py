@@ -367,5 +367,6 @@ def _too_slow(seconds: float, before: float, least: float) -> str:
 def _nothing_left(dropped: Sequence[Dropped]) -> str:
     if not dropped:
         return "no option costs less than the original"
-    best = min(dropped, key=lambda entry: entry.seconds or math.inf)
+    # Of options that were not timed, or take equally long, the one that does least harm.
+    best = min(dropped, key=lambda one: (one.seconds or math.inf, math.inf if one.error is None else one.error))
     return f"no option is left; the best, {best.candidate.option.describe()}, {best.reason}"

@@ -189,6 +189,19 @@ def test_a_budget_without_any_option_is_impossible(surveyed: tuple[tuple[Surveye
         require_reachable([], {"macs": 0.9}, surveyed[1].cost)
 
 
+def test_sites_whose_options_were_refused_are_named(surveyed: tuple[tuple[Surveyed, ...], Counted]) -> None:
+    first, second, *others = [entry for entry in surveyed[0] if entry.options]
+    gone = [replace(first, options=(), reason="no option is left"), replace(second, options=(), reason="it is odd")]
+    entries = [*gone, *others, *(entry for entry in surveyed[0] if not entry.options)]
+    share = {entry.site.name: 100 * entry.site.cost.macs / surveyed[1].of("macs") for entry in gone}
+    with pytest.raises(PlanError) as caught:
+        allocate(entries, {"macs": 0.01}, surveyed[1])
+    for entry in gone:
+        assert f"{entry.site.name} with {share[entry.site.name]:.0f} % of the MACs ({entry.reason})" in str(
+            caught.value
+        )
+
+
 def test_what_is_no_site_can_rule_a_budget_out(surveyed: tuple[tuple[Surveyed, ...], Counted]) -> None:
     heavy = Counted(
         Cost(surveyed[1].cost.parameters * 5, surveyed[1].cost.macs)

@@ -210,7 +210,8 @@ def test_a_rules_error_limit_leaves_what_keeps_it() -> None:
     nothing = surveyed(model, calibration, "channel", require=Require(max_output_error=1e-9))[1]
     assert nothing.options == ()
     assert nothing.reason is not None
-    assert nothing.reason.startswith("no option is left; the best, channel, rank ")
+    best = min(nothing.dropped, key=lambda one: 1.0 if one.error is None else one.error)
+    assert nothing.reason.startswith(f"no option is left; the best, {best.candidate.option.describe()}, ")
     assert nothing.reason.endswith("its output error exceeds 1e-09, the rule's limit")
 
 
