@@ -31,6 +31,9 @@ NEEDS_TIMES = (
 )
 """The message of a budget of latency where nothing is timed."""
 
+NEEDS_INPUTS = "keep: needs inputs to measure on, and there are none; give real inputs (--calib)"
+"""The message of a fidelity to keep where nothing can be measured."""
+
 _SHOWN = 60
 
 

@@ -26,6 +26,7 @@ from convrewrite.cli.options import (
     Towards,
     Trust,
     calibration_of,
+    require_agreeing,
 )
 from convrewrite.cli.progress import progress_bars, stages_of
 from convrewrite.cli.rule_commands import rules_app
@@ -103,6 +104,7 @@ def optimize(
     from convrewrite.rules import resolve
 
     assert out is not None  # by then it has a default
+    require_agreeing(sources, settings)
     results.check_writable(out, (model,))
     if settings.int8:
         quantising.require_inputs_and_onnx(sources, settings.measure)
@@ -149,6 +151,7 @@ def plan(
     from convrewrite.rules import resolve
 
     assert out is not None  # by then it has a default
+    require_agreeing(sources, settings)
     results.check_file(out)
     chosen = resolve(rule or ["balanced"])
     network = given_network(model, sources, trust, settings.timeout)
@@ -199,6 +202,7 @@ def apply(
     from convrewrite.cli.networks import given_network
 
     assert out is not None  # by then it has a default
+    require_agreeing(sources, settings)
     results.check_writable(out, (model,))
     followed = results.read_plan(plan_file)
     network = given_network(model, sources, trust, settings.timeout)
@@ -235,6 +239,7 @@ def sweep(
     from convrewrite.reporting import SweepReport
 
     assert out is not None  # by then it has a default
+    require_agreeing(sources, settings)
     pipeline.Sweep.check(out)
     stages = stages_of(settings, sources.calib, "sweep") if asked.cluster is None else ("survey", "points")
     with progress_bars(*stages) as progress:

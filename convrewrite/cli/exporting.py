@@ -7,7 +7,7 @@ import typer
 
 from convrewrite.cli.expanded import Only, expanded
 from convrewrite.cli.interrupts import tells_what_stands
-from convrewrite.cli.options import AsJson, Sources, Trust, calibration_of
+from convrewrite.cli.options import AsJson, Sources, Trust, calibration_of, require_agreeing
 from convrewrite.cli.progress import progress_bars
 from convrewrite.cli.voice import say, say_json
 from convrewrite.errors import UsageError, VerificationError
@@ -42,6 +42,7 @@ def export(
     if not to:
         raise UsageError("--to: expected a form, as openvino, found none; repeat it for several")
     named_exports(to)
+    require_agreeing(sources)
     report = pipeline.read_report(out / "report.json")
     check_addable(out)
     network = given_network(model or named_original(report.model, out), sources, trust, settings.timeout, out)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convrewrite import values
-from convrewrite.errors import ModelLoadError, UsageError, VerificationError
+from convrewrite.errors import ModelLoadError, PlanError, UsageError, VerificationError
 from convrewrite.machine import PROBE_SECONDS
 from convrewrite.settings import FLAG, Settings, flag
-from convrewrite.targets import DEFAULT
+from convrewrite.targets import DEFAULT, read_profile
 
 if TYPE_CHECKING:
     from convrewrite.inputs import Inputs
@@ -234,6 +234,18 @@ def calibration_of(sources: Sources, model: Any, inputs: "Inputs", seed: int, me
         sources.data, inputs, seed=seed, mean=sources.mean, std=sources.std, resize=sources.resize,
         import_object=import_object, names=parameter_names(model)[: len(inputs)], memory=memory,
     )  # fmt: skip
+
+
+def require_agreeing(sources: Sources, settings: Settings | None = None) -> None:
+    """Raise UsageError, or PlanError, for options that contradict each other whatever the model is, and for a file of times that
+    cannot be read: before a model is loaded."""
+    require_calibration(sources)
+    if settings is None:
+        return
+    if settings.keep is not None and sources.calib == "weights":
+        raise PlanError(values.NEEDS_INPUTS)
+    if settings.timings is not None:
+        read_profile(Path(settings.timings))
 
 
 def require_calibration(sources: Sources) -> None:

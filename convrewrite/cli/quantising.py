@@ -10,7 +10,7 @@ import typer
 from convrewrite import values
 from convrewrite.cli.expanded import Only, expanded
 from convrewrite.cli.interrupts import tells_what_stands
-from convrewrite.cli.options import AsJson, Sources, Trust, calibration_of
+from convrewrite.cli.options import AsJson, Sources, Trust, calibration_of, require_agreeing
 from convrewrite.cli.progress import progress_bars
 from convrewrite.cli.voice import say, say_json
 from convrewrite.errors import UsageError
@@ -46,6 +46,8 @@ def quantise(
     from convrewrite.cli.networks import given_network
     from convrewrite.cli.recovering import named_original
 
+    require_agreeing(sources)
+    _require_inputs(sources, "quantise")
     report = pipeline.read_report(out / "report.json")
     settings = replace(settings, seed=report.seed if seed is None else values.seed(seed))
     source = model or named_original(report.model, out)
@@ -68,9 +70,13 @@ def require_inputs_and_onnx(sources: Sources, measure: bool) -> None:
     """Raise UsageError, before any long work, unless ``--int8`` will have what it needs: an ONNX file, and inputs."""
     if not measure:
         raise UsageError("--int8: expected an ONNX file to quantise, found --no-onnx; leave out one of the two")
+    _require_inputs(sources, "--int8")
+
+
+def _require_inputs(sources: Sources, where: str) -> None:
     if sources.data is None:
         found = "none" if sources.calib is None else "--calib weights"
-        raise UsageError(f"--int8: expected inputs to calibrate on, found {found}; give real ones (--calib)")
+        raise UsageError(f"{where}: expected inputs to calibrate on, found {found}; give real ones (--calib)")
 
 
 def require_float32(model: "nn.Module") -> None:

@@ -22,6 +22,7 @@ from convrewrite.planning.curves import Surveyed
 from convrewrite.rewriting import Rewritten
 from convrewrite.runtime import measure_fidelity
 from convrewrite.settings import Keep
+from convrewrite.values import NEEDS_INPUTS
 
 LOG = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ def shortfall(
 def require_evaluable(data: Calibration, keep: Keep, meanings: Mapping[str, Meaning]) -> None:
     """Raise PlanError where it is clear before any long work that nothing can be measured: no inputs, or no class scores."""
     if not (data.held_out or data.fit):
-        raise PlanError("keep: needs inputs to measure on, and there are none; give real inputs (--calib)")
+        raise PlanError(NEEDS_INPUTS)
     if keep.measure == "agreement" and not any(meaning.scores for meaning in meanings.values()):
         raise PlanError(_no_scores(meanings))
 

@@ -224,3 +224,26 @@ def test_without_arguments_the_help_is_shown_and_no_error() -> None:
     assert ran.code == 2
     assert "optimize" in ran.out + ran.err
     assert "convrewrite: " not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("optimize", "own.py:net", "--calib", "weights", "--keep", "0.98"), "keep: needs inputs to measure on"),
+        (("plan", "own.py:net", "--calib", "weights", "--keep", "0.98"), "keep: needs inputs to measure on"),
+        (("optimize", "own.py:net", "--mean", "0.5"), "--mean: expected calibration inputs"),
+        (("plan", "own.py:net", "--std", "0.5"), "--std: expected calibration inputs"),
+        (("sweep", "own.py:net", "--resize", "8x8"), "--resize: expected calibration inputs"),
+        (("sweep", "own.py:net", "--timings", "none.json"), "none.json: cannot be read"),
+        (("quantise", "out", "--model", "own.py:net", "--calib", "weights"), "quantise: expected inputs to calibrate on"),
+    ],
+)  # fmt: skip
+def test_what_options_alone_tell_is_refused_before_a_model_is_loaded(
+    words: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text("raise ValueError('it was loaded')\n")
+    ran = call(*words)
+    assert ran.code == 2
+    assert message in ran.message
+    assert {path.name for path in tmp_path.iterdir()} == {"own.py"}
