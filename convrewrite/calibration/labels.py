@@ -20,7 +20,8 @@ def read_labels(path: Path, memory: int) -> Tensor:
     Raises CalibrationError for a file that is missing, or holds no such numbers.
     """
     if not path.is_file():
-        raise CalibrationError(f"{path}: expected labels (.npy, .npz or .pt), found no such file")
+        kind = "regular" if path.exists() else "such"
+        raise CalibrationError(f"{path}: expected labels (.npy, .npz or .pt), found no {kind} file")
     try:
         values = _as_tensor(_found(path, memory))
     except ConvRewriteError:

@@ -11,7 +11,9 @@ FAULT = "this is a fault of convrewrite itself"
 """Words in the message of every unforeseen error."""
 
 _NO_MEMORY = re.compile(
-    r"not enough memory|can't allocate memory|out of memory|bad_alloc|Cannot allocate memory", re.IGNORECASE
+    r"not enough memory|can't allocate memory|out of memory|bad_alloc|Cannot allocate memory|"
+    r"failed to map segment from shared object$",
+    re.IGNORECASE,
 )
 _LONGEST = 300
 

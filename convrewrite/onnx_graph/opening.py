@@ -40,7 +40,9 @@ def open_onnx(source: str | Path | onnx.ModelProto, *, trust: bool = False, seco
         return _from_memory(source, trust, seconds)
     path = Path(source)
     if not os.path.isfile(path):
-        raise ModelLoadError(f"{path}: no such file; expected an ONNX file")
+        raise ModelLoadError(
+            f"{path}: {'no regular file' if os.path.exists(path) else 'no such file'}; expected an ONNX file"
+        )
     try:
         session = OnnxModel(path, probe=seconds, trust=trust)
         model = onnx.load(str(path), load_external_data=False)

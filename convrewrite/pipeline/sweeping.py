@@ -11,7 +11,15 @@ from typing import Unpack, cast
 
 from convrewrite import values
 from convrewrite.errors import UsageError
-from convrewrite.folders import given_path, made_aside, require_replaceable, require_room_beside, resolved, told
+from convrewrite.folders import (
+    given_path,
+    made_aside,
+    read_text,
+    require_replaceable,
+    require_room_beside,
+    resolved,
+    told,
+)
 from convrewrite.inputs import ExampleInput
 from convrewrite.pipeline.clusters import require_cluster, workers_of
 from convrewrite.pipeline.handed import Handed, collected
@@ -253,8 +261,8 @@ def _strangers(place: Path) -> list[str]:
 def _plans_of(file: Path) -> set[str]:
     """The plans that belong to an earlier sweep according to its ``sweep.json``; empty where that holds something else."""
     try:
-        report = SweepReport.read(file.read_text(encoding="utf-8"))
-    except ValueError:
+        report = SweepReport.read(read_text(file, UsageError, "a sweep"))
+    except (UsageError, ValueError):
         return set()
     return {f"{PLANS}/{point.plan}" for model in report.models for point in model.points}
 

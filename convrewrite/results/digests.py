@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from convrewrite.errors import ModelLoadError
-from convrewrite.folders import told
+from convrewrite.folders import read_text, told
 from convrewrite.onnx_files import digest_of
 from convrewrite.reporting import Report
 
@@ -22,8 +22,8 @@ def with_digests(report: Report, files: Sequence[Path]) -> Report:
 def require_reported(folder: Path, names: Sequence[str]) -> None:
     """As :func:`require_described`, by the report in the folder; nothing is checked where that is missing or cannot be read."""
     try:
-        report = Report.read((folder / REPORT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        report = Report.read(read_text(folder / REPORT, ModelLoadError, "a report"))
+    except (ModelLoadError, ValueError):
         return
     require_described(folder, report, names)
 

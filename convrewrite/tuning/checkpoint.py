@@ -107,6 +107,8 @@ def _standing(path: Path) -> Standing:
 
 
 def _opened(path: Path) -> Any:
+    if not path.is_file():  # to open a pipe would never end, nor hear of Ctrl-C
+        raise UsageError(f"{path}: expected a checkpoint of a training, found no regular file; move it away")
     try:
         return safe_open(str(path), framework="pt")
     except Exception as error:  # the library raises its own errors

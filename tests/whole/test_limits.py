@@ -365,6 +365,7 @@ def test_a_pattern_takes_no_longer_for_a_name_that_nearly_matches(tmp_path: Path
     [
         (MemoryError(), "it is not enough"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "it is not enough"),
+        (ImportError("_imaging.so: failed to map segment from shared object"), "it is not enough"),
         (RecursionError("maximum recursion depth exceeded"), "nested too deeply"),
         (OSError(28, "No space left on device", "x"), "No space left on device"),
         (KeyError("x"), f"{FAULT} (KeyError: 'x')"),
