@@ -323,7 +323,7 @@ class Report(_Part):
     schema_version: Literal[1] = 1
     tool_version: str
     model: str
-    input_shapes: tuple[tuple[int, ...], ...]
+    input_shapes: tuple[tuple[Count, ...], ...]
     rules: tuple[str, ...]
     asked: Asked = Asked()
     reached: Reached = Reached()
@@ -331,7 +331,7 @@ class Report(_Part):
     useless: bool = False
     warnings: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
-    seed: int
+    seed: Count
     threads: Positive
     calibration: CalibrationSummary
     sites: tuple[SiteRow, ...]

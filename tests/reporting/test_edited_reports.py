@@ -32,7 +32,7 @@ def small(**changed: object) -> Report:
     "way",
     [
         ("totals", "file_bytes", "before"), ("totals", "macs", "after"), ("sites", 0, "positions"), ("sites", 0, "macs_before"),
-        ("calibration", "held_out"), ("recovered", "curve", 0, 0),
+        ("calibration", "held_out"), ("recovered", "curve", 0, 0), ("seed",), ("input_shapes", 0, 1),
     ],
 )  # fmt: skip
 def test_a_count_that_none_can_be_is_refused(way: tuple[str | int, ...], value: int) -> None:
