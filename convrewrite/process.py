@@ -90,36 +90,38 @@ def ordinary(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 @contextlib.contextmanager
 def same_random_numbers(seed: int) -> Iterator[None]:
     """Torch, numpy and Python draw from ``seed``; their random states are given back afterwards."""
-    with _LOCK:
-        states = random.getstate(), np.random.get_state()
-        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-        try:
-            with torch.random.fork_rng(devices=devices):
-                torch.manual_seed(seed)
-                random.seed(seed)
-                np.random.seed(seed % (1 << 32))
-                yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+    with _random_states_kept():
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % (1 << 32))
+        yield
 
 
 @contextlib.contextmanager
 def nothing_drawn() -> Iterator[None]:
     """Raises RuntimeError at its end where torch, numpy or Python drew a random number inside; their states are given back."""
-    with _LOCK:
-        states = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()
+    with _random_states_kept():
+        before = _random_states()
+        yield
+        same = _random_states() == before
+    if not same:
+        raise RuntimeError("it draws random numbers")
+
+
+@contextlib.contextmanager
+def _random_states_kept() -> Iterator[None]:
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with _LOCK, torch.random.fork_rng(devices=devices):
+        states = random.getstate(), np.random.get_state()
         try:
             yield
-            same = torch.equal(states[2], torch.get_rng_state()) and repr(states[:2]) == repr(
-                (random.getstate(), np.random.get_state(legacy=False))
-            )
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
-            torch.set_rng_state(states[2])
-        if not same:
-            raise RuntimeError("it draws random numbers")
+
+
+def _random_states() -> tuple[str, bytes]:
+    return repr((random.getstate(), np.random.get_state(legacy=False))), torch.get_rng_state().numpy().tobytes()
 
 
 @contextlib.contextmanager
@@ -232,9 +234,8 @@ def working_folder_apart() -> Iterator[None]:
     try:
         yield
     finally:
-        if before is None:
-            os.environ.pop("PYTHONSAFEPATH", None)
-        else:
+        del os.environ["PYTHONSAFEPATH"]
+        if before is not None:
             os.environ["PYTHONSAFEPATH"] = before
 
 

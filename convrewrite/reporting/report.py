@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Self, TypeVa
 from pydantic import Field, field_validator, model_validator
 
 from convrewrite.records import Record
-
 from convrewrite.worst import Worst
 
 if TYPE_CHECKING:
