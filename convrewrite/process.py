@@ -226,20 +226,6 @@ def pickled_by_value(modules: Sequence[ModuleType]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def working_folder_apart() -> Iterator[None]:
-    """Processes that Python starts meanwhile import nothing from the working folder, whoever's that is: by itself it is the first
-    place where they look for their modules."""
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
-    try:
-        yield
-    finally:
-        del os.environ["PYTHONSAFEPATH"]
-        if before is not None:
-            os.environ["PYTHONSAFEPATH"] = before
-
-
-@contextlib.contextmanager
 def quiet(loggers: Sequence[str] = ()) -> Iterator[None]:
     """Show nothing that this thread prints or warns of, and nothing of these loggers."""
     with _LOCK, contextlib.ExitStack() as stack:

@@ -374,11 +374,11 @@ def _commanded(result: "Result", context: typer.Context) -> "Result":
 
 def show_result(found: "Report", out: Path, as_json: bool = False) -> None:
     """Show the report and where it is written. Raises VerificationError for a result that is no success."""
-    from convrewrite.pipeline import read_report
     from convrewrite.reporting import render_text
+    from convrewrite.results import read_report
 
     if as_json:
-        say_json(read_report(out / "report.json"))  # which has the digests of what was written
+        say_json(read_report(out))  # which has the digests of what was written
     else:
         say(render_text(found, width=width()))
         say(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")

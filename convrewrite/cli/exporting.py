@@ -37,13 +37,13 @@ def export(
     from convrewrite.cli.recovering import named_original
     from convrewrite.exports import named_exports
     from convrewrite.reporting import render_text
-    from convrewrite.results import check_addable
+    from convrewrite.results import check_addable, read_report
 
     if not to:
         raise UsageError("--to: expected a form, as openvino, found none; repeat it for several")
     named_exports(to)
     require_agreeing(sources)
-    report = pipeline.read_report(out / "report.json")
+    report = read_report(out)
     check_addable(out)
     network = given_network(model or named_original(report.model, out), sources, trust, settings.timeout, out)
     data = calibration_of(sources, network.model, network.inputs, report.seed, settings.memory)

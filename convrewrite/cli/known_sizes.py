@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from convrewrite import pipeline, results
+from convrewrite import results
 from convrewrite.errors import ModelLoadError
-
-REPORT = "report.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +26,9 @@ def sizes_of(*sources: str | Path) -> Known | None:
     for path in map(Path, sources):
         folder = path.parent if path.name in (*results.FILES, results.INT8) else path
         try:
-            report = pipeline.read_report(folder / REPORT)
+            report = results.read_report(folder)
         except ModelLoadError:
             continue
         if report.input_shapes:
-            return Known(tuple((1, *shape[1:]) for shape in report.input_shapes), folder / REPORT)
+            return Known(tuple((1, *shape[1:]) for shape in report.input_shapes), folder / "report.json")
     return None

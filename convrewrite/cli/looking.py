@@ -11,7 +11,7 @@ from convrewrite.cli.voice import say, say_json, width
 from convrewrite.errors import UsageError
 from convrewrite.values import shown
 
-REPORT, PAGE = "report.json", "report.html"
+PAGE = "report.html"
 Results = Annotated[list[Path], typer.Argument(metavar="OUT", help="Result folders.")]
 
 
@@ -21,10 +21,10 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Show the report of a result again."""
-    from convrewrite import pipeline
     from convrewrite.reporting import render_text
+    from convrewrite.results import read_report
 
-    found = pipeline.read_report(out / REPORT)
+    found = read_report(out)
     if as_json:
         say_json(found)
     else:
@@ -41,10 +41,11 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Show results side by side: what is left of each one's cost, and how near it is to its original."""
-    from convrewrite import folders, pipeline
+    from convrewrite import folders
     from convrewrite.reporting import Compared
+    from convrewrite.results import read_report
 
-    compared = Compared.of([(str(out), pipeline.read_report(out / REPORT)) for out in outs])
+    compared = Compared.of([(str(out), read_report(out)) for out in outs])
     if page is not None:
         folders.write_new(page, compared.page())
     if as_json:

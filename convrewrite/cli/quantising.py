@@ -45,10 +45,11 @@ def quantise(
     from convrewrite import pipeline
     from convrewrite.cli.networks import given_network
     from convrewrite.cli.recovering import named_original
+    from convrewrite.results import read_report
 
     require_agreeing(sources)
     _require_inputs(sources, "quantise")
-    report = pipeline.read_report(out / "report.json")
+    report = read_report(out)
     settings = replace(settings, seed=report.seed if seed is None else values.seed(seed))
     source = model or named_original(report.model, out)
     network = given_network(source, sources, trust, settings.timeout, out)

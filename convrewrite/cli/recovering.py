@@ -36,7 +36,7 @@ def checkpoint_of(place: Path) -> Path:
 def recovered(asked: Asked, sources: Sources, settings: Recovery, progress: Progress) -> Result | None:
     """The recovered result, not yet written; None in every process but the main one."""
     main, towards = is_main_process(), asked.towards
-    report = pipeline.read_report(asked.out / "report.json")
+    report = results.read_report(asked.out)
     source = towards.model or named_original(report.model, asked.out)
     if main:
         results.check_writable(asked.place, (source, asked.data))

@@ -6,7 +6,7 @@ from convrewrite.pipeline.exporting import export_result
 from convrewrite.pipeline.points import Frontier
 from convrewrite.pipeline.profiling import profile
 from convrewrite.pipeline.quantising import Int8Row, quantise
-from convrewrite.pipeline.recovery import read_report, recover
+from convrewrite.pipeline.recovery import recover
 from convrewrite.pipeline.relations import Relation
 from convrewrite.pipeline.run import Run
 from convrewrite.pipeline.sweeping import Sweep, frontier_of, sweep, sweep_all
@@ -26,7 +26,6 @@ __all__ = [
     "plan",
     "profile",
     "quantise",
-    "read_report",
     "recover",
     "sweep",
     "sweep_all",

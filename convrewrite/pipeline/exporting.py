@@ -14,11 +14,21 @@ from convrewrite.pipeline.at_a_time import examples_at_a_time
 from convrewrite.pipeline.forms import forms_of
 from convrewrite.pipeline.keywords import settings_of
 from convrewrite.pipeline.networks import ModelSource, at_home, network_of
-from convrewrite.pipeline.recovery import example_of, read_report
+from convrewrite.pipeline.recovery import example_of
 from convrewrite.process import at_work
 from convrewrite.progress import Progress, silent
 from convrewrite.reporting import Report
-from convrewrite.results import ONNX, PLAN, WEIGHTS, add_exports, check_addable, load, read_plan, require_described
+from convrewrite.results import (
+    ONNX,
+    PLAN,
+    WEIGHTS,
+    add_exports,
+    check_addable,
+    load,
+    read_plan,
+    read_report,
+    require_described,
+)
 from convrewrite.settings import Settings
 
 
@@ -47,7 +57,7 @@ def export_result(
     asked, folder = settings_of(settings), given_path(result)
     if not named_exports(to):
         raise UsageError("--to: expected the name of a form, as openvino, found none")
-    report, plan = read_report(folder / "report.json"), read_plan(folder / PLAN)
+    report, plan = read_report(folder), read_plan(folder / PLAN)
     check_addable(folder)
     require_described(folder, report, (PLAN, WEIGHTS, ONNX))
     network = at_home(network_of(model, example_of(report, model, example_input), asked.timeout))

@@ -18,11 +18,10 @@ from convrewrite.onnx_graph import exporter_of, graph_inputs, holds_halves
 from convrewrite.pipeline.at_a_time import examples_at_a_time
 from convrewrite.pipeline.keywords import settings_of
 from convrewrite.pipeline.networks import Given, ModelSource, at_home, network_of
-from convrewrite.pipeline.recovery import read_report
 from convrewrite.process import at_work
 from convrewrite.progress import Progress, silent
 from convrewrite.quantising import quantise_file
-from convrewrite.results import INT8, ONNX, PLAN, WEIGHTS, read_plan, require_described
+from convrewrite.results import INT8, ONNX, PLAN, WEIGHTS, read_plan, read_report, require_described
 from convrewrite.runtime import Baseline, measure_fidelity
 from convrewrite.settings import Settings
 
@@ -74,7 +73,7 @@ def quantise(
     file = folder / ONNX
     if not os.path.isfile(file):
         raise ModelLoadError(f"{file}: missing; expected a result written by `convrewrite optimize` without --no-onnx")
-    report = read_report(folder / "report.json")
+    report = read_report(folder)
     seed = report.seed if settings is None else asked.seed
     asked = replace(asked, seed=seed, timings=None)  # four files are timed, on this machine
     require_described(folder, report, (PLAN, WEIGHTS, ONNX))

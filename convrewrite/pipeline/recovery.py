@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.calibration import Calibration, Reading, read_inputs
-from convrewrite.errors import ModelLoadError, UsageError
-from convrewrite.folders import Scratch, given_path, read_text, temporary
+from convrewrite.errors import UsageError
+from convrewrite.folders import Scratch, given_path, temporary
 from convrewrite.graph import apply_lifts
 from convrewrite.inputs import ExampleInput, Inputs, parameter_names
 from convrewrite.loading import import_object
@@ -29,19 +29,18 @@ from convrewrite.places import described, out_of_memory, place_of, place_of_mode
 from convrewrite.planning import Fingerprint, Plan
 from convrewrite.process import at_work
 from convrewrite.progress import Stopwatch
-from convrewrite.records import first_fault
 from convrewrite.reporting import RecoveredSummary, Report, recovered_report
 from convrewrite.results import (
     ONNX,
     PLAN,
     WEIGHTS,
     Result,
-    further_files,
+    files_of,
     kept,
     left_out,
     load,
-    onnx_of,
     read_plan,
+    read_report,
     require_described,
 )
 from convrewrite.runtime import Baseline, Measured, measure_everything, measure_outputs
@@ -64,8 +63,6 @@ from convrewrite.tuning import (
     require_place,
     task_of,
 )
-
-REPORT = "report.json"
 
 EVERY = 100_000_000
 """A limit on inputs that are read, larger than any number of them: their size is bounded by the memory."""
@@ -158,21 +155,12 @@ def _came(
     """The result, opened. Raises PlanError and ModelLoadError for folders that hold something else, or other weights than were
     measured."""
     if isinstance(result, Result):
-        return Came(result.plan, result.report, result.model, onnx_of(result), further_files(result))
+        return Came(result.plan, result.report, result.model, *files_of(result))
     folder = given_path(result)
-    plan, report = read_plan(folder / PLAN), read_report(folder / REPORT)
+    plan, report = read_plan(folder / PLAN), read_report(folder)
     require_described(folder, report, (PLAN, WEIGHTS, ONNX))
     network = _network(report, model, example, timeout)
-    return Came(plan, report, load(folder, network.model, tuple(structures)), onnx_of(folder), further_files(folder))
-
-
-def read_report(path: Path) -> Report:
-    """The report in a file. Raises ModelLoadError for a file that is missing or holds something else."""
-    text = read_text(path, ModelLoadError, "a report that `convrewrite optimize` wrote")
-    try:
-        return Report.read(text)
-    except ValueError as error:
-        raise ModelLoadError(f"{path}: {first_fault(error)}; expected a report written by this tool") from error
+    return Came(plan, report, load(folder, network.model, tuple(structures)), *files_of(folder))
 
 
 def _network(report: Report, model: ModelSource, example: ExampleInput | None, timeout: float) -> Network:

@@ -14,8 +14,8 @@ from convrewrite.results.folder import (
     check_writable,
     save_plan,
 )
-from convrewrite.results.further import further_files, kept, left_out, onnx_of
-from convrewrite.results.reading import load, read_plan
+from convrewrite.results.further import files_of, kept, left_out
+from convrewrite.results.reading import load, read_plan, read_report
 
 __all__ = [
     "FILES",
@@ -30,12 +30,12 @@ __all__ = [
     "check_file",
     "check_page",
     "check_writable",
-    "further_files",
+    "files_of",
     "kept",
     "left_out",
     "load",
-    "onnx_of",
     "read_plan",
+    "read_report",
     "require_described",
     "save_plan",
 ]

@@ -40,14 +40,14 @@ from convrewrite.onnx_graph import is_graph
 from convrewrite.places import PROCESSOR, place_of_model
 from convrewrite.planning import Plan
 from convrewrite.reporting import Report, render_html, render_markdown, render_summary
-from convrewrite.results.digests import PLAN, with_digests
+from convrewrite.results.digests import PLAN, REPORT, with_digests
 from convrewrite.results.weights import warn_of, write_weights
 
 WEIGHTS = "weights.safetensors"
 ONNX, INT8 = "model.onnx", "model.int8.onnx"
-FILES = ("model.pt", ONNX, PLAN, WEIGHTS, "report.json", "report.md", "report.html")
+FILES = ("model.pt", ONNX, PLAN, WEIGHTS, REPORT, "report.md", "report.html")
 
-REPORTS = frozenset({"report.json", "report.md", "report.html"})
+REPORTS = frozenset({REPORT, "report.md", "report.html"})
 """A folder with no other files than these may be replaced. Any other file may be someone's only copy, and counts as part of a
 result only where a plan is beside it."""
 
@@ -202,7 +202,7 @@ def _write(made: Path, model: nn.Module, plan: Plan, report: Report) -> None:
 
 
 def _write_reports(made: Path, plan: Plan, report: Report) -> None:
-    (made / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (made / REPORT).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (made / "report.md").write_text(render_markdown(report), encoding="utf-8")
     (made / "report.html").write_text(render_html(report, plan), encoding="utf-8")
 

@@ -12,17 +12,14 @@ FOLDER = "kept"
 """The folder in the temporary files of a run where such files lie until the result is saved."""
 
 
-def further_files(result: Result | Path) -> list[Path]:
-    """The further files of a result, or of a folder with one."""
+def files_of(result: Result | Path) -> tuple[list[Path], list[Path]]:
+    """The ONNX file of a result, or of a folder with one, with its weights beside it; and its further files."""
     if isinstance(result, Result):
-        return list(result._further)
-    return [result / name for name in sorted({INT8, *file_names()}) if (result / name).exists()]
-
-
-def onnx_of(result: Result | Path) -> list[Path]:
-    """The ONNX file of a result, or of a folder with one, and its weights beside it."""
-    file = result._onnx if isinstance(result, Result) else result / ONNX
-    return onnx_files(file) if file is not None and file.exists() else []
+        onnx, further = result._onnx, list(result._further)
+    else:
+        onnx = result / ONNX
+        further = [result / name for name in sorted({INT8, *file_names()}) if (result / name).exists()]
+    return onnx_files(onnx) if onnx is not None and onnx.exists() else [], further
 
 
 def kept(files: Sequence[Path], place: Path) -> list[Path]:

@@ -15,7 +15,9 @@ from convrewrite.modules import copy_model
 from convrewrite.names import require_names
 from convrewrite.onnx_graph import is_graph, take_numbers
 from convrewrite.planning import Plan, PlannedSite, planned_structure
-from convrewrite.results.digests import PLAN, require_reported
+from convrewrite.records import first_fault
+from convrewrite.reporting import Report
+from convrewrite.results.digests import PLAN, REPORT, require_reported
 from convrewrite.results.folder import ONNX, WEIGHTS
 from convrewrite.results.weights import read_weights, warn_of
 from convrewrite.rewriting import empty_option, replace_site
@@ -25,6 +27,16 @@ from convrewrite.structures import Option, Structure, discover
 def read_plan(path: Path) -> Plan:
     """The plan in a file. Raises PlanError for a file that is missing or holds something else."""
     return Plan.from_json(read_text(path, PlanError, "a plan that `convrewrite plan` wrote"), str(path))
+
+
+def read_report(folder: Path) -> Report:
+    """The report of the result in a folder. Raises ModelLoadError for one that is missing or is something else."""
+    path = folder / REPORT
+    text = read_text(path, ModelLoadError, "a report that `convrewrite optimize` wrote")
+    try:
+        return Report.read(text)
+    except ValueError as error:
+        raise ModelLoadError(f"{path}: {first_fault(error)}; expected a report written by this tool") from error
 
 
 def load(folder: str | Path, original_model: nn.Module, structures: tuple[Structure, ...] = ()) -> nn.Module:

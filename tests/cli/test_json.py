@@ -16,8 +16,7 @@ from commands import INPUT, call, images, small_network
 from convrewrite.cli.commands import app
 from convrewrite.cli.grouped import _all
 from convrewrite.cli.json_forms import SCHEMAS, Timings, Verified, VerifiedOutput
-from convrewrite.pipeline import read_report
-from convrewrite.results import read_plan
+from convrewrite.results import read_plan, read_report
 from convrewrite.targets import Profile, read_profile
 
 COMMANDS = dict(_all(typer.main.get_command(app), ()))
@@ -129,7 +128,7 @@ def test_what_is_made_of_a_result_prints_json_too(place: Path) -> None:
         place / "new",
     )
     assert report["recovered"] is not None
-    assert report == json.loads(read_report(place / "new" / "report.json").model_dump_json())
+    assert report == json.loads(read_report(place / "new").model_dump_json())
 
 
 def test_rules_print_json(tmp_path: Path) -> None:

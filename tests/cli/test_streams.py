@@ -10,7 +10,7 @@ import torch
 from commands import INPUT, small_network
 
 from convrewrite.cli.entry import NOBODY_READS
-from convrewrite.pipeline import read_report
+from convrewrite.results import read_report
 
 UNREAD = 'set -o pipefail; "$@" | true'
 BOTH_UNREAD = 'set -o pipefail; "$@" 2>&1 | true'
@@ -48,7 +48,7 @@ def test_a_result_is_whole_that_was_made_with_all_streams_closed(tmp_path: Path)
     torch.save(small_network(), tmp_path / "net.pt")
     words = ("optimize", "net.pt", *INPUT, "--calib", "weights", "--no-onnx", "-o", "out")
     assert in_shell('"$@" <&- >&- 2>&-', words, tmp_path).returncode == 0
-    assert read_report(tmp_path / "out" / "report.json").sites
+    assert read_report(tmp_path / "out").sites
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a folder that is worked in cannot be removed elsewhere")
