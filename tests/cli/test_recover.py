@@ -151,7 +151,10 @@ def joined(arguments: Sequence[object]) -> list[subprocess.Popen[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "eps"), [("no", 1e-4), (None, 4 * torch.finfo(torch.bfloat16).eps)])
+@pytest.mark.parametrize(
+    ("precision", "eps"),
+    [("no", 1e-4), pytest.param(None, 4 * torch.finfo(torch.bfloat16).eps, marks=pytest.mark.soak)],
+)
 def test_two_processes_give_what_one_does_and_the_main_one_alone_writes_and_prints(
     out: Path, precision: str | None, eps: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

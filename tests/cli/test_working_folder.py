@@ -36,7 +36,7 @@ def test_files_called_like_libraries_do_not_run(tmp_path: Path) -> None:
     called_like_libraries(tmp_path, LIBRARIES)
     torch.save(small_network(), tmp_path / "net.pt")
     ran = python(
-        tmp_path, "-m", "convrewrite", "optimize", "net.pt", *INPUT, "--calib", "weights", "-o", "out", "--fast"
+        tmp_path, "-m", "convrewrite", "optimize", "net.pt", *INPUT, "--calib", "weights", "-o", "out", "--no-onnx"
     )
     assert "Written to out" in ran.stdout, ran.stderr
     assert not (tmp_path / "ran").exists()

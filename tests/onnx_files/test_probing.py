@@ -48,11 +48,11 @@ def endless(value: str) -> NodeProto:
 def test_a_loop_without_end_is_left(tmp_path: Path) -> None:
     mean = helper.make_node("ReduceMean", ["looped"], ["output"], axes=[1, 2, 3], keepdims=0)
     path = write(tmp_path / "loop.onnx", [endless("input"), mean], true=True)
-    model = OnnxModel(path, probe=2.0)
-    with pytest.raises(ModelLoadError, match=r"loop\.onnx.*runs on these inputs within 2 s.*does not end in that time"):
+    model = OnnxModel(path, probe=1.0)
+    with pytest.raises(ModelLoadError, match=r"loop\.onnx.*runs on these inputs within 1 s.*does not end in that time"):
         model(*INPUTS)
     torch.save(small_network(), tmp_path / "net.pt")
-    ran = call("verify", tmp_path / "net.pt", path, "--input", "1x3x16x16", "--timeout", "2")
+    ran = call("verify", tmp_path / "net.pt", path, "--input", "1x3x16x16", "--timeout", "1")
     assert ran.code == 3
     assert "--timeout" in ran.message
     taking: Sequence[Callable[[], object]] = (

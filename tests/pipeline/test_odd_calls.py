@@ -132,7 +132,7 @@ def test_a_result_may_take_another_way_than_the_original() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(x if len(list(self.parameters())) == 2 else torch.cat([x, x]))[: len(x)]
 
-    assert "the way that the original took" in notes_of_macs_that_add_up(Net(Chosen()))
+    assert "for the path that the original took" in notes_of_macs_that_add_up(Net(Chosen()))
 
 
 def test_derivatives_of_derivatives_are_no_cost_of_a_site() -> None:
@@ -143,7 +143,7 @@ def test_derivatives_of_derivatives_are_no_cost_of_a_site() -> None:
                 slope = torch.autograd.grad(self.stem(x).square().sum(), x, create_graph=True)[0]
                 return super().forward(x).detach(), torch.autograd.grad(slope.square().sum(), x)[0]
 
-    assert "derivatives of derivatives" in notes_of_macs_that_add_up(Curved(nn.Identity()))
+    assert "it takes second derivatives" in notes_of_macs_that_add_up(Curved(nn.Identity()))
 
 
 def test_parts_may_be_called_with_what_hangs_on_a_graph_of_gradients() -> None:

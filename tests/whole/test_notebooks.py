@@ -36,6 +36,7 @@ def test_the_first_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     assert printed(outputs) == [], "library code prints nothing"
 
 
+@pytest.mark.soak
 @pytest.mark.filterwarnings(*QUIET)
 def test_the_frontier(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     outputs = outputs_of("frontier.ipynb", monkeypatch, tmp_path)
