@@ -321,25 +321,22 @@ def with_wanted_outputs(
     moments: Sequence[Moments], blocks: Sequence[Block], outputs: Sequence[Tensor]
 ) -> tuple[Moments, ...]:
     """The same patches with other wanted outputs ``(g, P, O / g)``, one tensor for each block."""
+    count = sum(y.shape[1] for y in outputs)
+    sums = torch.stack([exactly(y).sum(1, dtype=torch.float64) for y in outputs]).sum(0)  # (g, O / g)
+    means = [mean if m.centred else torch.zeros_like(mean) for m, mean in zip(moments, sums / count, strict=True)]
+    found = [(torch.zeros_like(m.cov_yp), torch.zeros_like(m.var_y), torch.zeros_like(m.mean_y)) for m in moments]
+    for block, wanted in zip(blocks, outputs, strict=True):
+        patches = block.patches  # of one block at a time, as they may be cut from planes
+        for p, y, mean, (cov_yp, var_y, rest) in zip(patches, wanted, means, found, strict=True):
+            centred = y - mean.to(y)
+            cov_yp += exactly(centred.T @ p)
+            rest += exactly(centred).sum(0, dtype=torch.float64)
+            var_y += exactly(centred * centred).sum(0, dtype=torch.float64)
     return tuple(
-        _with_wanted_outputs(m, [(block.patches[g], y[g]) for block, y in zip(blocks, outputs, strict=True)])
-        for g, m in enumerate(moments)
+        # Outputs that are centred but for rounding need no centred patches.
+        replace(m, mean_y=mean, cov_yp=(cov_yp - torch.outer(rest, m.mean_p)) / count, var_y=var_y / count)
+        for m, mean, (cov_yp, var_y, rest) in zip(moments, means, found, strict=True)
     )
-
-
-def _with_wanted_outputs(moments: Moments, rows: Sequence[tuple[Tensor, Tensor]]) -> Moments:
-    count = sum(len(y) for _, y in rows)
-    mean_y = torch.stack([exactly(y).sum(0, dtype=torch.float64) for _, y in rows]).sum(0) / count
-    if not moments.centred:
-        mean_y = torch.zeros_like(mean_y)
-    cov_yp, var_y, rest = (torch.zeros_like(t) for t in (moments.cov_yp, moments.var_y, moments.mean_y))
-    for p, y in rows:
-        centred = y - mean_y.to(y)
-        cov_yp += exactly(centred.T @ p)
-        rest += exactly(centred).sum(0, dtype=torch.float64)
-        var_y += exactly(centred * centred).sum(0, dtype=torch.float64)
-    cov_yp -= torch.outer(rest, moments.mean_p)  # outputs that are centred up to rounding need no centred patches
-    return replace(moments, mean_y=mean_y, cov_yp=cov_yp / count, var_y=var_y / count)
 
 
 Places = tuple[Tensor, Tensor, Tensor]

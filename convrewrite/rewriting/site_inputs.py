@@ -22,7 +22,7 @@ from convrewrite.progress import Stopwatch
 from convrewrite.rewriting.propagation import Propagation
 
 OF_MEMORY = 8
-"""Where the patches of kept positions take more than one eighth of the memory, and input planes less than half as much as they,
+"""Where the patches of kept positions take more than one eighth of the memory, and input planes less than three quarters of that,
 the planes are kept, and patches are cut from them at each use, in about a quarter of the time of the product that follows."""
 
 SQUARES = 4
@@ -112,7 +112,7 @@ class Gathering:
         squares, rows = SQUARES * taken.squares, sum(wanted) * taken.row if keep else 0
         room = max(0, walk.memory - squares)
         planes = self._planes(taken) + sum(wanted) * taken.outputs
-        cut = OF_MEMORY * rows > walk.memory and 2 * planes < rows and planes <= room
+        cut = OF_MEMORY * rows > walk.memory and 4 * planes < 3 * rows and planes <= room
         rows = planes if cut else rows
         if rows > room:
             wanted = [max(1, count * room // rows) for count in wanted]

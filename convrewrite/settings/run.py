@@ -56,7 +56,7 @@ class Settings:
             than others; not with ``fast``, and only in :func:`convrewrite.optimize`, as a plan is improved once it is fitted. The
             result is float32 all the same; :func:`convrewrite.quantise` makes int8 from it.
         seed: of everything random; with the same inputs, seed and thread count the result is byte-equal.
-        memory: bytes that activations, covariances and gathered positions may take together; activations beyond half of it
+        memory: bytes that activations, covariances and gathered positions may take together; activations beyond two fifths of it
             wait on disk. One batch at work, the model and Python itself come on top. A limit that the largest site exceeds
             alone is refused.
         output_weighting: weigh the errors of a site's output channels by how much they affect the model's outputs, which takes
@@ -150,7 +150,7 @@ class Settings:
             check=values.memory,
             read=lambda gigabytes: int(gigabytes * GIGABYTE),
             default=MEMORY / GIGABYTE,
-            help="GB for inputs, activations and moments; activations beyond half of it wait on disk.",
+            help="GB for inputs, activations and moments; activations beyond two fifths of it wait on disk.",
         ),
     )
     output_weighting: bool = True
