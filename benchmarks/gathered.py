@@ -31,6 +31,11 @@ def versions() -> dict[str, str]:
     }
 
 
+def _shown(argument: str) -> str:
+    """An argument as the file says it: where a folder lies on one machine is nobody else's."""
+    return Path(argument).name.upper() if Path(argument).is_absolute() else argument
+
+
 class Gathered:
     """The rows of one file, or of none where ``path`` is None; written anew after every row that was measured."""
 
@@ -60,7 +65,7 @@ class Gathered:
         """Note this run before its first row; a run that finds all its rows in the file leaves it as it is."""
         if not self._begun:
             self._begun = True
-            self._runs.append({"arguments": sys.argv[1:], "versions": versions()})
+            self._runs.append({"arguments": [_shown(word) for word in sys.argv[1:]], "versions": versions()})
 
     def _write(self) -> None:
         if self._path is None:

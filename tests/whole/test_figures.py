@@ -46,6 +46,13 @@ def test_marks_come_in_pairs() -> None:
         )
 
 
+@pytest.mark.parametrize("path", sorted(gathered.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_results_name_no_folder_of_a_machine(path: Path) -> None:
+    runs = json.loads(path.read_text(encoding="utf-8"))
+    words = [word for run in runs["runs"] for word in run["arguments"]] if "runs" in runs else []
+    assert [word for word in words if Path(word).is_absolute()] == []
+
+
 def test_the_readme_has_no_figure_that_is_not_marked() -> None:
     rest = figures.MARKED.sub("", README.read_text(encoding="utf-8"))
     assert MEASURED.findall(rest) == []
