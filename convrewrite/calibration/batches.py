@@ -4,6 +4,7 @@ The factors of a rewrite are fitted on real inputs and measured on others, so ev
 permutation (a data set may be sorted by class). Labels are never needed and always ignored.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from convrewrite.calibration.sources import MEMORY, Chunk, Request, Source, open
 from convrewrite.conv import Size
 from convrewrite.errors import CalibrationError, UsageError
 from convrewrite.inputs import Inputs, moved
+from convrewrite.stored import raw_bytes
 
 FEW_INPUTS = 64
 LARGEST_BATCH = 32
@@ -30,6 +32,9 @@ HELD_OUT_SHARE = 0.2
 
 NO_INPUTS = "expected calibration inputs, found none; a few hundred are advised"
 """The message for a source without an example."""
+
+REPEATED = 0.05
+"""Part of the inputs that may repeat others unmentioned: data sets have a few such images."""
 
 _COMPARED = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 """Types of whole numbers that torch can compare; it has larger unsigned types too, but hardly an operation on them."""
@@ -239,7 +244,22 @@ def _collect(source: Source, example: Inputs, limit: int) -> tuple[Inputs, list[
         notes[f"{count} of {source.total} inputs used, drawn at random"] = None
     elif source.total is None and count == limit:
         notes[f"reading stopped after the first {count} inputs"] = None
-    return tuple(torch.cat(column) for column in zip(*parts, strict=True)), list(notes)
+    inputs = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    repeated = count - len({_digest(inputs, index) for index in range(count)})
+    if repeated > REPEATED * count:
+        notes[
+            f"{repeated} of {count} inputs are the same as another: they show nothing new, and where one of two is held out, the "
+            "errors that are measured there are too small; give different ones"
+        ] = None
+    return inputs, list(notes)
+
+
+def _digest(inputs: Inputs, index: int) -> bytes:
+    """What tells one example from others."""
+    found = hashlib.blake2b(digest_size=16)
+    for tensor in inputs:
+        found.update(raw_bytes(tensor[index]))
+    return found.digest()
 
 
 def _conform(chunk: Chunk, example: Inputs, where: str, notes: dict[str, None]) -> Inputs:

@@ -77,6 +77,14 @@ def test_few_inputs_are_noted_with_the_reason() -> None:
     assert read_calibration(numbered(64), EXAMPLE).notes == ()
 
 
+def test_inputs_that_repeat_others_are_noted() -> None:
+    found = read_calibration(numbered(80)[torch.arange(80) % 10], EXAMPLE)
+    assert any(note.startswith("70 of 80 inputs are the same as another") for note in found.notes)
+    few = numbered(80)
+    few[:3] = few[3]
+    assert not any("same as another" in note for note in read_calibration(few, EXAMPLE).notes)
+
+
 def test_more_than_the_limit_are_thinned_at_random_and_noted() -> None:
     calibration = read_calibration(numbered(500), EXAMPLE, limit=100)
     assert calibration.fitted_on + calibration.held_out_count == 100
@@ -140,6 +148,7 @@ def test_pt_files(tmp_path: Path, suffix: str, pack: object) -> None:
 
 def test_uint8_is_scaled_then_normalised_for_each_channel() -> None:
     pixels = torch.full((64, 3, 8, 6), 255, dtype=torch.uint8)
+    pixels[:, 0, 7, 5] = torch.arange(64)  # so that none is another one's copy
     calibration = read_calibration(pixels, EXAMPLE, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0))
     torch.testing.assert_close(calibration.fit[0][0][0, :, 0, 0], torch.tensor([1.0, 3.0, 0.5]))
     assert calibration.notes == (
@@ -157,8 +166,8 @@ def test_what_does_not_count_for_arrays_is_told(tmp_path: Path) -> None:
 
 
 def test_files_of_a_folder_that_are_no_images_are_told(tmp_path: Path) -> None:
-    pixels = np.zeros((8, 6, 3), np.uint8)
     for index in range(64):
+        pixels = np.full((8, 6, 3), index, np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{index}.png")
     assert not read_calibration(tmp_path, EXAMPLE, mean=(0.5,), resize=(8, 8)).notes[1:], "of a folder all of it counts"
     for name in ("a.gif", "b.tiff", "labels.csv"):

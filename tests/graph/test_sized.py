@@ -217,5 +217,9 @@ class Rest(nn.Module):
 
 
 def test_what_is_given_by_keyword_only_takes_its_default() -> None:
-    traced = follow(Rest().eval(), (torch.randn(2, 3, 6, 6), torch.randn(2, 1, 6, 6), torch.randn(2, 1, 6, 6)))
+    model = Rest().eval()
+    inputs = (torch.randn(2, 3, 6, 6), torch.randn(2, 1, 6, 6), torch.randn(2, 1, 6, 6))
+    traced = follow(model, inputs)
     assert traced.whole is not None
+    with torch.no_grad():
+        assert torch.equal(traced.whole(*inputs), model(*inputs))

@@ -9,7 +9,8 @@ import torch
 from commands import INPUT, call, listing, small_network
 
 from convrewrite.errors import UsageError
-from convrewrite.results.folder import check_file, check_writable
+from convrewrite.results.folder import check_file, check_writable, save_plan
+from convrewrite.results.reading import read_plan
 
 OPTIONS = (*INPUT, "--calib", "weights", "--no-onnx")
 
@@ -120,3 +121,5 @@ def test_an_earlier_plan_is_replaced(place: Path, out: Path) -> None:
     for text in ("", (out / "plan.json").read_text(), (out / "plan.json").read_text()[:300]):
         (place / "plan.json").write_text(text)
         check_file(place / "plan.json")
+        save_plan(read_plan(out / "plan.json"), place / "plan.json")
+        assert read_plan(place / "plan.json") == read_plan(out / "plan.json")
