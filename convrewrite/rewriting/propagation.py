@@ -23,7 +23,7 @@ from convrewrite.rewriting.surgery import build_conv, folded_kernel, replace_sit
 SHARE = 0.4
 """Part of the memory that activations take at most. The rest waits on disk, which costs little time, as the system caches files
 in whatever memory is free. With all of 4 GB, a VGG-16 with 256 inputs of 224 x 224 took 5.4 GB, with half of it 4.4, with two
-fifths 4.1; its forward passes took 48, 57 and 57 s of three minutes."""
+fifths 3.9; its forward passes took 48, 57 and 57 s of three minutes."""
 
 
 class Propagation:
