@@ -32,7 +32,7 @@ soak: $(VENV)/.tested
 # The lowest versions that pyproject.toml allows, in an environment of their own: the tests that need no network from a zoo.
 lowest:
 	$(PYTHON) -m venv build/lowest
-	build/lowest/bin/python -m pip install --quiet -c constraints-lowest.txt ".[recover,cluster]" pytest hypothesis
+	build/lowest/bin/python -m pip install --quiet -c constraints-lowest.txt ".[recover,cluster]" pytest hypothesis markdown-it-py
 	OMP_NUM_THREADS=1 build/lowest/bin/python -m pytest -W default tests/reporting tests/fitting tests/planning tests/stored tests/loading \
 		tests/pipeline/test_sweeping.py tests/pipeline/test_clusters.py tests/whole/test_earlier_files.py
 
