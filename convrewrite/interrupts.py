@@ -1,6 +1,7 @@
 """Ctrl-C and similar signals: delayed while something must not be left half done, and raised where they would kill."""
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -39,8 +40,27 @@ def signals_raised() -> Iterator[None]:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 stack.enter_context(_handled(number, _raise))
                 _raised.clear()
+                stack.enter_context(_swallowed_in_silence())
         stack.enter_context(interrupts_told())
         yield
+
+
+@contextmanager
+def _swallowed_in_silence() -> Iterator[None]:
+    """Where an interrupt is raised in code that can raise nothing, Python prints its traceback and goes on; it is not lost here,
+    as :func:`raise_unheard` raises it again, so nothing is printed."""
+    before = sys.unraisablehook
+
+    def hook(found: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(found.exc_type, (KeyboardInterrupt, Terminated)):
+            before(found)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        if sys.unraisablehook is hook:
+            sys.unraisablehook = before
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Signals whose exceptions something on their way swallows: what they interrupt ends by them all the same."""
 
 import signal
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -57,3 +58,24 @@ def test_one_run_does_not_end_by_the_signal_of_an_earlier_one() -> None:
     with signals_raised():
         raise_unheard()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_in_code_that_can_raise_nothing_is_no_traceback() -> None:
+    class Finalised:
+        def __init__(self, error: BaseException) -> None:
+            self.error = error
+
+        def __del__(self) -> None:
+            raise self.error
+
+    usual, seen = sys.unraisablehook, []
+    sys.unraisablehook = lambda found: seen.append(found.exc_type)
+    try:
+        with signals_raised():
+            Finalised(KeyboardInterrupt())
+            Finalised(ValueError())
+        assert seen == [ValueError], "others are told as ever"
+        Finalised(KeyboardInterrupt())
+        assert seen == [ValueError, KeyboardInterrupt], "as before behind the block"
+    finally:
+        sys.unraisablehook = usual
