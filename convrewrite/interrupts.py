@@ -36,11 +36,13 @@ def signals_raised() -> Iterator[None]:
     other threads nothing changes.
     """
     with ExitStack() as stack:
-        for number in (signal.SIGINT, *KILLING) if _gets_signals() else ():
-            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-                stack.enter_context(_handled(number, _raise))
-                _raised.clear()
-                stack.enter_context(_swallowed_in_silence())
+        numbers = (signal.SIGINT, *KILLING) if _gets_signals() else ()
+        ours = [n for n in numbers if signal.getsignal(n) in (signal.SIG_DFL, signal.default_int_handler)]
+        for number in ours:
+            stack.enter_context(_handled(number, _raise))
+        if ours:
+            _raised.clear()
+            stack.enter_context(_swallowed_in_silence())
         stack.enter_context(interrupts_told())
         yield
 

@@ -1,4 +1,4 @@
-"""What values are made of that are written as JSON and read again: :class:`Record`."""
+"""The base class of values that are written as JSON and read again: :class:`Record`."""
 
 from typing import Any, Self, get_args, get_origin
 
@@ -8,7 +8,7 @@ from convrewrite.json_texts import each_key_once
 
 
 class Record(BaseModel):
-    """A frozen value of which every key is known. True and false are no numbers, though Python takes them for one and zero."""
+    """A frozen value that refuses unknown keys, and true and false in place of numbers, which Python takes for one and zero."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 

@@ -1,7 +1,7 @@
 """The state of a model under flat names, whatever its class says of it.
 
-A class may give a ``state_dict`` of its own: one that nests what others list, or has what was trained alone. What a model is
-told by, and stored as, is all of its state.
+A class may have a ``state_dict`` of its own, which nests its entries or holds only what was trained. A model is identified by,
+and stored with, all of its state.
 """
 
 from collections.abc import Mapping

@@ -37,7 +37,7 @@ def verify(
     first, second = (runner_of(source, sources.factory, trust, asked.timeout) for source in (a, b))
     both = for_both(first, second, sources, asked.seed, (a, b)).whole_batches()
     outcome, relation = pipeline.verify_related(
-        both.first, both.second, both.inputs, outputs=asked.outputs, representative=calib is not None, names=(a, b)
+        both.first, both.second, both.inputs, (a, b), outputs=asked.outputs, representative=calib is not None
     )
     outcome = replace(outcome, notes=(*outcome.notes, *both.notes))
     wanted = asked.expect or ("fidelity" if limited else relation.expected)

@@ -35,31 +35,24 @@ def verify(
     default their paths or the types of modules. The rest is as in :func:`convrewrite.runtime.verify`, including what it raises;
     also raises ModelLoadError for files that cannot be opened, or do not end.
     """
-    compared, _ = verify_related(
-        a, b, inputs, outputs=outputs, representative=representative, timeout=timeout, names=names
-    )
-    return compared
-
-
-def verify_related(
-    a: Runner | str | Path,
-    b: Runner | str | Path,
-    inputs: ExampleInput,
-    *,
-    outputs: WantedOutputs | None = None,
-    representative: bool = True,
-    timeout: float = PROBE_SECONDS,
-    names: tuple[str, str] | None = None,
-) -> tuple[Verification, Relation]:
-    """:func:`verify`, also with how the two models are related."""
     for model in (a, b):
         if not callable(model) and not isinstance(model, str | Path):
             raise UsageError(
                 f"verify: expected two modules or paths of ONNX files, found {type(model).__name__} as one of them"
             )
     first, second = (_opened(model, timeout) for model in (a, b))
-    inputs = moved(bind_inputs(next((x for x in (a, b) if isinstance(x, nn.Module)), nn.Identity()), inputs), HOME)
-    relation = relation_of(first, second, names or (_name(first), _name(second)))
+    batch = moved(bind_inputs(next((x for x in (a, b) if isinstance(x, nn.Module)), nn.Identity()), inputs), HOME)
+    called = names or (_name(first), _name(second))
+    found, _ = verify_related(first, second, batch, called, outputs=outputs, representative=representative)
+    return found
+
+
+def verify_related(
+    first: Runner, second: Runner, inputs: Inputs, names: tuple[str, str], *,
+    outputs: WantedOutputs | None, representative: bool,
+) -> tuple[Verification, Relation]:  # fmt: skip
+    """:func:`verify` of two models that are opened, on the processor; also how they are related."""
+    relation = relation_of(first, second, names)
     first, second, compared = _comparable(first, second, inputs)
     found = runtime.verify(first, second, inputs, outputs=outputs, representative=representative)
     return Verification(found.parity, found.fidelity, tuple(filter(None, (compared, relation.note)))), relation

@@ -26,7 +26,7 @@ REASONS = 3
 """A message names at most this many reasons why convolutions are kept."""
 
 NAMED = 2
-"""Convolutions kept for one reason that a message names; of more only the share is told."""
+"""A message names the convolutions that are kept for one reason if they are at most this many."""
 
 
 @dataclass(frozen=True, slots=True)
