@@ -82,6 +82,15 @@ def test_rows_that_sum_to_one_are_probabilities(behind: Callable[[Tensor], objec
     assert told(classes, behind) == "probabilities"
 
 
+@pytest.mark.parametrize(
+    ("dtype", "kind"),
+    [(torch.float32, "multilabel"), (torch.float16, "probabilities"), (torch.bfloat16, "probabilities")],
+)
+def test_rows_sum_to_one_as_exactly_as_their_numbers_allow(dtype: torch.dtype, kind: OutputKind) -> None:
+    rows = 1.01 * torch.randn(32, 10, generator=generator()).softmax(1)
+    assert read({"y": rows.to(dtype)}, {}, origins={}, representative=True)["y"].kind == kind
+
+
 @pytest.mark.parametrize("name", ["last", "fc", "classifier", "bbox"])
 def test_what_always_holds_of_values_goes_before_names(name: str) -> None:
     assert told(10, lambda x: x.softmax(1), name) == "probabilities"
