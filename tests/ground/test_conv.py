@@ -38,6 +38,16 @@ def test_cost_counts_parameters_once_and_macs_per_call() -> None:
     assert Cost(1, 2) + Cost(3, 4) == Cost(4, 6)
 
 
+def test_several_kernels_are_stored_each_and_convolved_with_as_one() -> None:
+    """Mixing them multiplies every number once."""
+    one = ConvSpec(2, 3, (3, 3), padding=(1, 1))
+    two = ConvSpec(2, 6, (3, 3), padding=(1, 1), kernels=2)
+    assert two.mixed == one
+    assert two.parameters == 2 * one.parameters
+    assert two.macs((4, 4)) == one.macs((4, 4)) + two.parameters
+    assert classify(two) is Kind.DYNAMIC
+
+
 @named_specs
 def test_canonical_kernel_and_module_weight_are_inverse(spec: ConvSpec) -> None:
     weight = spec.build().weight.detach()
@@ -67,6 +77,7 @@ def test_the_canonical_kernel_of_a_transposed_convolution_is_its_convolution_tur
         (ConvSpec(4, 8, (3, 3), dilation=(2, 1)), Kind.DILATED),
         (ConvSpec(4, 4, (3, 3), groups=4), Kind.DEPTHWISE),
         (ConvSpec(4, 8, (3, 3), groups=4), Kind.DEPTHWISE),
+        (ConvSpec(2, 2, (3, 3), groups=2), Kind.DEPTHWISE),
         (ConvSpec(4, 8, (3, 3), groups=2, dilation=(2, 2)), Kind.GROUPED),
         (ConvSpec(1, 8, (3, 3)), Kind.STANDARD),
         (ConvSpec(4, 4, (3, 3), groups=4, transposed=True), Kind.TRANSPOSED),
