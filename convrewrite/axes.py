@@ -7,6 +7,7 @@ import torch
 
 from convrewrite.errors import UsageError
 from convrewrite.inputs import Inputs
+from convrewrite.values import shape_text
 
 BATCH = "batch"
 
@@ -29,7 +30,7 @@ def axes_named(inputs: Inputs, names: Sequence[str]) -> tuple[dict[int, str], ..
                 size = tensor.shape[position]
                 axes[position] = sizes.setdefault(size, f"{name}_{len(sizes)}" if sizes else name)
         if not sizes:
-            shapes = ", ".join("x".join(map(str, tensor.shape)) or "a scalar" for tensor in inputs)
+            shapes = shape_text(*(tensor.shape for tensor in inputs))
             raise UsageError(
                 f"--free-axes: expected an input with an axis for {name}, found {shapes}; leave {name} out"
             )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from convrewrite.errors import UsageError
 from convrewrite.escaping import message_of
 from convrewrite.process import ordinary
+from convrewrite.values import shape_text
 
 Inputs = tuple[Tensor, ...]
 """The positional inputs of a model; the batch is the first axis of each."""
@@ -78,7 +79,7 @@ def require_common_batch(inputs: Inputs) -> None:
     if len(inputs) == 1:
         return
     if any(tensor.ndim == 0 for tensor in inputs) or len({tensor.shape[0] for tensor in inputs}) > 1:
-        shapes = ", ".join("x".join(map(str, tensor.shape)) or "a scalar" for tensor in inputs)
+        shapes = shape_text(*(tensor.shape for tensor in inputs))
         raise UsageError(
             f"example input: expected the batch as first axis of every input, of one size, found {shapes}; "
             "give every input a batch axis, or let a wrapping module hold what is the same for all examples as a buffer"

@@ -47,6 +47,11 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}... ({length} characters)"
 
 
+def shape_text(*shapes: Iterable[int]) -> str:
+    """Shapes for a message, ``1x3x8x8``; those of several tensors are separated by commas."""
+    return ", ".join("x".join(map(str, shape)) or "a scalar" for shape in shapes)
+
+
 def check_words(words: Sequence[str]) -> None:
     """Raise UsageError for words of a command line that cannot mean anything: empty ones, and broken names."""
     for word in words:

@@ -43,12 +43,10 @@ def for_model(
     if calib is not None and (peeked := peek_example(calib, names)) is not None:
         example = tuple(_like(tensor, model) for tensor in peeked)
         _require_running(model, example, calib)
-        text = ", ".join("x".join(map(str, tensor.shape)) for tensor in peeked)
-        return example, (f"input size {text} taken from {calib}",)
+        return example, (f"input size {values.shape_text(*(tensor.shape for tensor in peeked))} taken from {calib}",)
     if stated := stated_input_shapes(model):
-        text = ", ".join("x".join(map(str, shape)) for shape in stated)
         made = tuple(noise(shape, index, model) for index, shape in enumerate(stated))
-        return made, (f"input size {text} is that of the exported program",)
+        return made, (f"input size {values.shape_text(*stated)} is that of the exported program",)
     if known is not None and runs_on(model, known.shapes):
         return tuple(noise(shape, index, model) for index, shape in enumerate(known.shapes)), (known.note,)
     require_one(names, loaded.source)
@@ -174,9 +172,9 @@ def _like(tensor: Tensor, model: nn.Module) -> Tensor:
 def noise(shape: tuple[int, ...], seed: int, model: nn.Module | None = None) -> Tensor:
     """Normal numbers, in the dtype of the model's weights. Raises UsageError for more than MOST_NUMBERS."""
     if math.prod(shape) > MOST_NUMBERS or any(size < 0 for size in shape):
-        text = "x".join(map(str, shape))
+        found = values.shape_text(shape)
         raise UsageError(
-            f"input: expected at most {MOST_NUMBERS} numbers, found a shape of {text}; give a smaller one with --input"
+            f"input: expected at most {MOST_NUMBERS} numbers, found a shape of {found}; give a smaller one with --input"
         )
     weights = () if model is None else model.parameters()
     dtype = next((weight.dtype for weight in weights if weight.is_floating_point()), torch.float32)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from convrewrite import results
 from convrewrite.errors import ModelLoadError
+from convrewrite.values import shape_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +18,7 @@ class Known:
     @property
     def note(self) -> str:
         """A sentence that states the assumption."""
-        text = ", ".join("x".join(map(str, shape)) for shape in self.shapes)
-        return f"input size {text} taken from {self.report}"
+        return f"input size {shape_text(*self.shapes)} taken from {self.report}"
 
 
 def sizes_of(*sources: str | Path) -> Known | None:

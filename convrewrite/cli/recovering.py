@@ -13,6 +13,7 @@ from convrewrite.machine import is_main_process
 from convrewrite.progress import Progress, silent
 from convrewrite.results import Result
 from convrewrite.settings import Recovery
+from convrewrite.values import shape_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ def recovered(asked: Asked, sources: Sources, settings: Recovery, progress: Prog
     source = towards.model or named_original(report.model, asked.out)
     if main:
         results.check_writable(asked.place, (source, asked.data))
-    shapes = ["x".join(map(str, shape)) for shape in report.input_shapes]
+    shapes = list(map(shape_text, report.input_shapes))
     augment = None if towards.augment is None else import_object(towards.augment)
     if augment is not None and not callable(augment):
         raise UsageError(f"--augment {towards.augment}: expected a function of a batch, found {type(augment).__name__}")

@@ -14,6 +14,7 @@ from convrewrite.progress import Progress
 from convrewrite.rules import resolve
 from convrewrite.settings import BUDGETS, GIGABYTE, MEMORY, Settings
 from convrewrite.targets import DEFAULT
+from convrewrite.values import shape_text
 
 
 def swept(
@@ -56,7 +57,7 @@ def _words(sources: Sources, settings: Settings, trust: bool) -> list[str]:
         ("--calib", sources.calib),
         ("--mean", sources.mean and ",".join(map(str, sources.mean))),
         ("--std", sources.std and ",".join(map(str, sources.std))),
-        ("--resize", sources.resize and "x".join(map(str, sources.resize))),
+        ("--resize", sources.resize and shape_text(sources.resize)),
         ("--runtime", None if settings.runtime == DEFAULT else settings.runtime),
         ("--timings", settings.timings),
         ("--device", settings.device),

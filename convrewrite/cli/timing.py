@@ -22,6 +22,7 @@ from convrewrite.targets import (
     save_profile,
     target_of,
 )
+from convrewrite.values import shape_text
 
 PROFILED = (
     "A model, whose options are timed here; or a folder of graphs that --graphs wrote, which takes no torch to time."
@@ -59,7 +60,7 @@ def bench(
         for c in comparisons
     ]  # fmt: skip
     say(table(("runtime", "A", "B", "B / A", "quartiles", "speed-up"), rows, "lrrrrr"))
-    sizes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
+    sizes = shape_text(*(tensor.shape for tensor in inputs))
     say(f"input {sizes}, {asked.threads} thread(s), median of {asked.rounds} interleaved rounds")
     for note in notes:
         say(f"Note: {note}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from convrewrite.conv import ConvSpec, Size
+from convrewrite.values import shape_text
 
 VOLUME_TYPES = (nn.Conv3d, nn.ConvTranspose3d)
 REFUSAL = "three-dimensional convolutions are not rewritten"
@@ -70,13 +71,13 @@ class Volume:
         return (size + 2 * self.padding[axis] - span - 1) // self.stride[axis] + 1
 
     def _text(self) -> str:
-        parts = [f"{self.in_channels}->{self.out_channels} {'x'.join(map(str, self.kernel_size))}"]
+        parts = [f"{self.in_channels}->{self.out_channels} {shape_text(self.kernel_size)}"]
         for letter, values, usual in (("s", self.stride, 1), ("p", self.padding, 0), ("d", self.dilation, 1)):
             if isinstance(values, str):
                 parts.append(values)
             elif any(value != usual for value in values):
                 alike = len(set(values)) == 1
-                parts.append(letter + (str(values[0]) if alike else "x".join(map(str, values))))
+                parts.append(letter + (str(values[0]) if alike else shape_text(values)))
         parts += [f"g{self.groups}"] if self.groups > 1 else []
         parts += ["transposed"] if self.transposed else []
         return " ".join(parts)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from convrewrite.errors import TraceError, UsageError
 from convrewrite.loading.checkpoints import summary
 from convrewrite.modules import eval_mode, preserved
-from convrewrite.values import shown
+from convrewrite.values import shape_text, shown
 
 _INPUT_SIZES = (224, 32, 28, 64, 128, 256, 299, 512)
 _INPUT_LENGTHS = (1024, 128, 256, 512, 4096, 16000)
@@ -58,8 +58,8 @@ def find_input_shape(model: nn.Module) -> tuple[tuple[int, ...], str]:
             except Exception as error:  # any model may fail on a wrong shape in any way
                 first_error = first_error or error
             else:
-                return shape, f"input size assumed {_times(shape)}; pass --input to change it"
-    tried = ", ".join(_times(shape) for shape in candidates)
+                return shape, f"input size assumed {shape_text(shape)}; pass --input to change it"
+    tried = shape_text(*candidates)
     raise TraceError(
         f"input shape: none of {tried} runs through the model; pass --input SHAPE. The first failed with "
         f"{summary(first_error)}"
@@ -79,10 +79,6 @@ def runs_on(model: nn.Module, shapes: Sequence[tuple[int, ...]]) -> bool:
 def _example(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
     weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     return torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
 
 
 SHAPES = "convrewrite.input_shapes"

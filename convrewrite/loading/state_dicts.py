@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from convrewrite.errors import ModelLoadError
 from convrewrite.loading.checkpoints import listed, summary
 from convrewrite.state import fill_listed, listed_state, state_of
+from convrewrite.values import shape_text
 
 _KEYS = (
     "model", "state_dict", "model_state_dict", "model_state", "ema", "model_ema", "state_dict_ema", "ema_state_dict",
@@ -139,4 +140,4 @@ def _mismatch(state: Mapping[str, object], expected: Mapping[str, object]) -> st
 
 
 def _shape(value: object) -> str:
-    return "x".join(map(str, value.shape)) or "scalar" if isinstance(value, Tensor) else type(value).__name__
+    return shape_text(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -13,6 +13,7 @@ from convrewrite.escaping import message_of
 from convrewrite.inputs import Inputs, wrapping
 from convrewrite.modules.outputs import named_outputs
 from convrewrite.process import quiet, same_random_numbers
+from convrewrite.values import shape_text
 
 _OF_TYPES = re.compile(r"dtype|scalar type|Input type|data type")
 """What errors of torch say where the type of an input's numbers is wrong, and not its shape."""
@@ -48,7 +49,7 @@ def eval_mode(*models: object) -> Iterator[None]:
 
 def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     """The model's output without gradients. Raises TraceError that names the input shapes when the model cannot run."""
-    shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
+    shapes = shape_text(*(tensor.shape for tensor in inputs))
     try:
         with torch.no_grad():
             return model(*(tensor.clone() for tensor in inputs))  # it may work on them in place

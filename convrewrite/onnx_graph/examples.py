@@ -10,6 +10,7 @@ from convrewrite.errors import ConvRewriteError, UsageError
 from convrewrite.inputs import ExampleInput, Inputs
 from convrewrite.loading import MOST_NUMBERS
 from convrewrite.onnx_files import ELEMENT_TYPES, OnnxModel
+from convrewrite.values import shape_text
 
 SIZES = (224, 320, 640, 64, 32, 28, 96, 112, 128, 256, 299, 384, 512, 1024, 4096, 16000)
 """Sizes of free axes that are tried, those of images first."""
@@ -41,7 +42,7 @@ def example_of_graph(session: OnnxModel, given: ExampleInput | None = None) -> t
             continue
         if not free:
             return inputs, ()
-        stated = ", ".join(f"{name} as {_times(inputs[session.input_names.index(name)])}" for name in free)
+        stated = ", ".join(f"{name} as {shape_text(inputs[session.input_names.index(name)].shape)}" for name in free)
         return inputs, (f"free axes of inputs got an example size: {stated}; pass --input NAME=SHAPE to change it",)
     assert failed is not None
     if not free:
@@ -126,7 +127,3 @@ def _in_type(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """Real numbers in the precision of the graph; everything else as it was given, to be refused where it does not fit."""
     real = dtype is not None and dtype.is_floating_point and tensor.is_floating_point()
     return tensor.to(dtype) if real else tensor
-
-
-def _times(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape))

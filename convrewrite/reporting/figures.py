@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from convrewrite.reporting.report import Change, LatencyChange, OutputFidelityRow, ParityRow, Report, SiteRow
+from convrewrite.values import shape_text
 from convrewrite.worst import Worst
 
 NOT_MEASURED = "not measured"
@@ -84,7 +85,7 @@ def _three_digits(number: float) -> str:
 
 def shapes(report: Report) -> str:
     """The shapes of the model's inputs: ``1x3x224x224``."""
-    return ", ".join("x".join(map(str, shape)) for shape in report.input_shapes) or "no inputs"
+    return shape_text(*report.input_shapes) or "no inputs"
 
 
 def decision(site: SiteRow) -> str:

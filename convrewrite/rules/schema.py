@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, 
 from pydantic_core import PydanticCustomError
 
 from convrewrite.conv import ConvSpec, Kind, Size, classify
+from convrewrite.values import shape_text
 
 _QUIET = re2.Options()
 """Options of RE2, which would otherwise print patterns that it cannot read. Its time grows with the length of a
@@ -182,7 +183,7 @@ class Match(_Table):
             ("dilation", spec.dilation, self.dilation),
         ):
             if sizes is not None and size not in sizes:
-                yield _not_taken(key, _times(size), ", ".join(map(_times, sizes)))
+                yield _not_taken(key, shape_text(size), shape_text(*sizes))
         for key, number, bounds in (
             ("in_channels", spec.in_channels, self.in_channels),
             ("out_channels", spec.mixed.out_channels, self.out_channels),
@@ -342,10 +343,6 @@ def near(word: str, valid: Iterable[str]) -> str:
 
 def _not_taken(key: str, found: object, taken: object) -> Refusal:
     return Refusal(key, f"{key} is {found}, the rule takes {taken}")
-
-
-def _times(size: Size) -> str:
-    return f"{size[0]}x{size[1]}"
 
 
 def _twice(names: Iterable[str]) -> str:

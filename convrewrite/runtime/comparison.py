@@ -21,6 +21,7 @@ from convrewrite.modules import eval_mode, preserved
 from convrewrite.onnx_files import OnnxModel, Provenance, Runner, outputs_of
 from convrewrite.process import ordinary_mode
 from convrewrite.runtime.parity import Parity, output_parity
+from convrewrite.values import shape_text
 
 
 def measure_fidelity(
@@ -79,7 +80,7 @@ def verify(
     """
     batch = bind_inputs(next((x for x in (a, b) if isinstance(x, nn.Module)), nn.Identity()), inputs)
     if any(tensor.numel() == 0 for tensor in batch):  # what holds for no example says nothing
-        shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in batch)
+        shapes = shape_text(*(tensor.shape for tensor in batch))
         raise UsageError(f"verify: expected inputs with at least one example, found inputs of {shapes}; give some")
     with ordinary_mode(), preserved(a, b), eval_mode(a, b):
         (expected, skipped), (found, _) = outputs_of(a, batch), outputs_of(b, batch)

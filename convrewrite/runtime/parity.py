@@ -17,6 +17,7 @@ from convrewrite.modules import eval_mode
 from convrewrite.onnx_files import OnnxModel, outputs_of
 from convrewrite.runtime.latency import compiled
 from convrewrite.targets import Program, Target
+from convrewrite.values import shape_text
 
 UNIT_SCALE = 0.05
 """Least scale that errors of probabilities are related to: onnxruntime computes a sigmoid to so many places, however small all
@@ -171,7 +172,7 @@ def check_free_axes(model: nn.Module, path: Path, inputs: Inputs, names: Sequenc
     file.where = "the ONNX file"  # which has no place yet
     for name in names:
         running, given = RunningParity("onnxruntime"), doubled(inputs, name)
-        shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in given)
+        shapes = shape_text(*(tensor.shape for tensor in given))
         try:
             with eval_mode(model):
                 expected, _ = outputs_of(model, given)

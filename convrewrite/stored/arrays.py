@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convrewrite.errors import CalibrationError
+from convrewrite.values import shape_text
 
 NUMBERS = "fuib"
 """The kinds of dtype that hold numbers: floating, unsigned, signed, boolean."""
@@ -85,7 +86,7 @@ class Archive(Mapping[str, StoredArray]):
         require_numbers(where, dtype)
         if math.prod(shape) * dtype.itemsize != stored:
             raise CalibrationError(
-                f"{where}: expected {_times(shape)} numbers of {dtype}, {math.prod(shape) * dtype.itemsize} bytes, as its "
+                f"{where}: expected {shape_text(shape)} numbers of {dtype}, {math.prod(shape) * dtype.itemsize} bytes, as its "
                 f"header says, found {stored}; save it again"
             )
         return StoredArray(self._path, member, shape, dtype, columns_first and len(shape) > 1, self._memory)
@@ -107,7 +108,7 @@ def map_array(path: Path) -> NDArray[Any]:
     require_numbers(str(path), dtype)
     if math.prod(shape) * dtype.itemsize > stored:
         raise CalibrationError(
-            f"{path}: it cannot be read: expected {_times(shape)} numbers of {dtype}, "
+            f"{path}: it cannot be read: expected {shape_text(shape)} numbers of {dtype}, "
             f"{math.prod(shape) * dtype.itemsize} bytes, as its header says, found {stored}; save it again"
         )
     if math.prod(shape) == 0:
@@ -138,7 +139,7 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         raise ValueError(f"a NumPy file of version {version}, which numbers do not need")
     shape, columns_first, dtype = readers[version](file)
     if any(size < 0 for size in shape):
-        raise ValueError(f"a shape of negative sizes, {_times(shape)}")
+        raise ValueError(f"a shape of negative sizes, {shape_text(shape)}")
     return shape, columns_first, dtype
 
 
@@ -152,7 +153,3 @@ def _exactly(file: IO[bytes], count: int) -> bytes:
     if len(data) != count:
         raise EOFError(f"{count - len(data)} bytes are missing at its end")
     return data
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "a scalar"

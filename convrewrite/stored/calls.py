@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from convrewrite.escaping import printable
 from convrewrite.stored.bounds import Bounds, ExcessiveError, ForbiddenError, require
+from convrewrite.values import shape_text
 
 LONGEST_RANGE = 1_000_000
 MOST_AXES = 64
@@ -66,8 +67,9 @@ class Calls:
         numel = untyped.nbytes() // kind.itemsize
         last = 0 if 0 in sizes else offset + 1 + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True))
         if last > numel:
-            shape = "x".join(map(str, sizes))
-            raise ExcessiveError(f"a tensor of shape {shape} ends at element {last} of a storage of {numel}")
+            raise ExcessiveError(
+                f"a tensor of shape {shape_text(sizes)} ends at element {last} of a storage of {numel}"
+            )
         self._bounds.spend_elements(sizes)
         made = torch.empty((0,), dtype=kind, device=untyped.device)
         made.set_(untyped, offset, sizes, strides)
