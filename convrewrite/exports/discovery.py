@@ -7,15 +7,13 @@ touching this one:
     tflite = "my_package.tflite:EXPORT"
 """
 
-import importlib
-import pkgutil
-from collections.abc import Callable, Sequence
-from importlib.metadata import entry_points
+from collections.abc import Sequence
 
 from convrewrite.errors import UsageError
 from convrewrite.escaping import innermost_cause
 from convrewrite.exports import kinds
 from convrewrite.exports.export import Export
+from convrewrite.plugins import plugins
 from convrewrite.process import quiet
 from convrewrite.values import shown
 
@@ -24,12 +22,7 @@ ENTRY_POINTS = "convrewrite.exports"
 
 def kinds_of_exports() -> dict[str, Export]:
     """All forms by their names, those of this package first."""
-    modules = [
-        importlib.import_module(f"{kinds.__name__}.{info.name}") for info in pkgutil.iter_modules(kinds.__path__)
-    ]
-    found: list[Callable[[], Export]] = [module.EXPORT for module in modules]
-    found += [point.load() for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)]
-    return {export.name: export for export in (kind() for kind in found)}
+    return {export.name: export for export in (kind() for kind in plugins(kinds, "EXPORT", ENTRY_POINTS))}
 
 
 def named_exports(names: Sequence[str]) -> tuple[Export, ...]:

@@ -6,10 +6,7 @@ A module has its structure as the attribute ``STRUCTURE``. Another package adds 
     butterfly = "my_package.butterfly:STRUCTURE"
 """
 
-import importlib
-import pkgutil
-from importlib.metadata import entry_points
-
+from convrewrite.plugins import plugins
 from convrewrite.structures import families
 from convrewrite.structures.structure import Structure
 
@@ -18,9 +15,4 @@ ENTRY_POINTS = "convrewrite.structures"
 
 def discover() -> dict[str, Structure]:
     """All structures by name, those of this package first."""
-    modules = [
-        importlib.import_module(f"{families.__name__}.{info.name}") for info in pkgutil.iter_modules(families.__path__)
-    ]
-    found: list[Structure] = [module.STRUCTURE for module in modules]
-    found += [point.load() for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)]
-    return {structure.name: structure for structure in found}
+    return {structure.name: structure for structure in plugins(families, "STRUCTURE", ENTRY_POINTS)}

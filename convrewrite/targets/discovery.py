@@ -7,12 +7,11 @@ adds one without touching this one:
     tflite = "my_package.tflite:TARGET"
 """
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 
 from convrewrite.errors import ConvRewriteError, UsageError
 from convrewrite.escaping import message_of
+from convrewrite.plugins import plugins
 from convrewrite.targets import kinds
 from convrewrite.targets.target import Target
 
@@ -27,14 +26,7 @@ Kind = Callable[[str], Target]
 
 def kinds_of_targets() -> dict[str, Kind]:
     """All kinds by the names they are asked for, those of this package first."""
-    from importlib.metadata import entry_points  # a tenth of the time of `--help`, which needs none
-
-    modules = [
-        importlib.import_module(f"{kinds.__name__}.{info.name}") for info in pkgutil.iter_modules(kinds.__path__)
-    ]
-    found: list[Kind] = [module.TARGET for module in modules]
-    found += [point.load() for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)]
-    return {kind("").name: kind for kind in found}
+    return {kind("").name: kind for kind in plugins(kinds, "TARGET", ENTRY_POINTS)}
 
 
 def target_of(text: str) -> Target:

@@ -217,7 +217,8 @@ def test_a_form_is_refused_where_there_is_not_what_it_is_made_of(tmp_path: Path)
 def test_another_package_adds_one_by_an_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     point = importlib.metadata.EntryPoint("lying", f"{__name__}:Lying", discovery.ENTRY_POINTS)
     monkeypatch.setitem(sys.modules, __name__, sys.modules[Lying.__module__])
-    monkeypatch.setattr(discovery, "entry_points", lambda group: [point] if group == discovery.ENTRY_POINTS else [])
+    found = {discovery.ENTRY_POINTS: [point]}
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: found.get(group, []))
     assert [export.name for export in named_exports(["lying"])] == ["lying"]
     assert "model.lying" in file_names()
 

@@ -102,9 +102,8 @@ def test_a_result_in_a_folder_gets_further_forms_and_keeps_all_else(
     shutil.copytree(earlier, out)
     (out / "notes.txt").write_text("mine")
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    monkeypatch.setattr(
-        discovery, "entry_points", lambda group: [type("Point", (), {"name": "wrong", "load": lambda: Wrong})]
-    )
+    found = {discovery.ENTRY_POINTS: [type("Point", (), {"name": "wrong", "load": lambda: Wrong})]}
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: found.get(group, []))
     report = convrewrite.export_result(out, tiny_network(), images(1), images(24), to=["openvino", "wrong"])
     assert [row.name for row in report.exports] == ["openvino", "torch_export", "half", "wrong"]
     assert str(report.unwritten).startswith("export wrong: output 'output': expected wrong within")

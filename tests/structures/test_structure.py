@@ -310,5 +310,6 @@ def test_an_entry_point_adds_a_structure(monkeypatch: pytest.MonkeyPatch) -> Non
         name = "butterfly"
 
     point = SimpleNamespace(name="butterfly", load=Butterfly)
-    monkeypatch.setattr(package, "entry_points", lambda group: [point] if group == package.ENTRY_POINTS else [])
+    found = {package.ENTRY_POINTS: [point]}
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: found.get(group, []))
     assert discover()["butterfly"].name == "butterfly"
