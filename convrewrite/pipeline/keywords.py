@@ -91,12 +91,11 @@ class ApplyKeywords(WorkOptions, FormOptions, ReportKeywords, total=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Extras:
-    """The arguments of a run that are not settings."""
+class _CommonExtras:
+    """The arguments of runs and recoveries that are not settings."""
 
     structures: Sequence[Structure] = ()
     progress: Progress | None = None
-    name: str | None = None
     notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -106,6 +105,13 @@ class Extras:
     def told(self) -> Progress:
         """Who is told how far the run is."""
         return self.progress or silent
+
+
+@dataclass(frozen=True, slots=True)
+class Extras(_CommonExtras):
+    """The arguments of a run that are not settings."""
+
+    name: str | None = None
 
     def keywords(self) -> dict[str, Any]:
         """The arguments as they were given."""
@@ -124,7 +130,7 @@ class RecoverKeywords(RecoveryOptions, RunKeywords, total=False):
 
 
 @dataclass(frozen=True, slots=True)
-class RecoveryExtras:
+class RecoveryExtras(_CommonExtras):
     """The arguments of ``recover`` that are not settings."""
 
     augment: Augment | None = None
@@ -132,20 +138,6 @@ class RecoveryExtras:
     checkpoint: str | Path | None = None
     resume: bool = True
     reading: Reading | None = None
-    structures: Sequence[Structure] = ()
-    progress: Progress | None = None
-    notes: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        require_kinds(self, KINDS)
-
-    @property
-    def told(self) -> Progress:
-        """Who is told how far the run is."""
-        return self.progress or silent
-
-
-EXTRAS = frozenset(extra.name for extra in fields(Extras))
 
 
 def asked(
@@ -156,10 +148,7 @@ def asked(
 
     Raises TypeError for keywords that are not ``known``, UsageError where both are given, and what Settings raises.
     """
-    for name in keywords.keys() - known.__annotations__.keys():
-        raise TypeError(f"unexpected keyword argument {name!r}; expected {', '.join(sorted(known.__annotations__))}")
-    extras = {name: value for name, value in keywords.items() if name in EXTRAS}
-    options = {name: value for name, value in keywords.items() if name not in extras}
+    extras, options = _told_apart(keywords, known, Extras)
     options |= {name: value for name, value in positional.items() if value is not None}
     _require_alone(settings, Settings, options)
     return settings or Settings(**options), Extras(**extras)
@@ -167,15 +156,17 @@ def asked(
 
 def asked_of(settings: Recovery | None, keywords: Mapping[str, Any]) -> tuple[Recovery, RecoveryExtras]:
     """As :func:`asked`, for a recovery."""
-    for name in keywords.keys() - RecoverKeywords.__annotations__.keys():
-        raise TypeError(
-            f"unexpected keyword argument {name!r}; expected {', '.join(sorted(RecoverKeywords.__annotations__))}"
-        )
-    known = {extra.name for extra in fields(RecoveryExtras)}
-    options = {name: value for name, value in keywords.items() if name not in known}
+    extras, options = _told_apart(keywords, RecoverKeywords, RecoveryExtras)
     _require_alone(settings, Recovery, options)
-    extras = RecoveryExtras(**{name: value for name, value in keywords.items() if name in known})
-    return settings or Recovery(**options), extras
+    return settings or Recovery(**options), RecoveryExtras(**extras)
+
+
+def _told_apart(keywords: Mapping[str, Any], known: Any, kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keywords that are fields of ``kind``, and all others. Raises TypeError for keywords that are not ``known``."""
+    for name in keywords.keys() - known.__annotations__.keys():
+        raise TypeError(f"unexpected keyword argument {name!r}; expected {', '.join(sorted(known.__annotations__))}")
+    extras = {extra.name: keywords[extra.name] for extra in fields(kind) if extra.name in keywords}
+    return extras, {name: value for name, value in keywords.items() if name not in extras}
 
 
 def settings_of(settings: Settings | None) -> Settings:

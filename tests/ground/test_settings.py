@@ -13,7 +13,7 @@ from convrewrite import Settings, runtime
 from convrewrite.errors import ConvRewriteError, PlanError, UsageError
 from convrewrite.meanings.kinds import Meaning, WantedOutputs
 from convrewrite.runtime.timing import Timer
-from convrewrite.settings import FLAG, Constraints, Flag, Keep, Recovery, SettingsOptions
+from convrewrite.settings import FLAG, Constraints, Flag, Keep, Recovery, RecoveryOptions, SettingsOptions
 
 NAMES = {"Meaning": Meaning, "WantedOutputs": WantedOutputs, "Timer": Timer}
 FLAGS: dict[str, tuple[Flag, Any]] = {
@@ -21,9 +21,10 @@ FLAGS: dict[str, tuple[Flag, Any]] = {
 }
 
 
-def test_the_keyword_arguments_are_the_fields() -> None:
-    assert get_type_hints(SettingsOptions, localns=NAMES) == get_type_hints(Settings, localns=NAMES)
-    assert not SettingsOptions.__required_keys__
+@pytest.mark.parametrize(("options", "settings"), [(SettingsOptions, Settings), (RecoveryOptions, Recovery)])
+def test_the_keyword_arguments_are_the_fields(options: Any, settings: type) -> None:
+    assert get_type_hints(options, localns=NAMES) == get_type_hints(settings, localns=NAMES)
+    assert not options.__required_keys__
 
 
 def test_every_field_is_told_of() -> None:

@@ -9,6 +9,7 @@ import pytest
 import convrewrite
 from convrewrite import Recovery, Settings
 from convrewrite.calibration import Reading
+from convrewrite.cli.options import Sources, Sweeping, Towards
 from convrewrite.errors import CalibrationError, FitError, UsageError
 from convrewrite.loading import load_model
 from convrewrite.settings import FLAG
@@ -23,6 +24,13 @@ def test_every_option_of_a_setting_is_spelled_as_its_field(settings: type) -> No
         names = field.metadata[FLAG].names if FLAG in field.metadata else ()
         for option in (word for name in names for word in name.split("/")):
             assert IN_PYTHON[option].startswith(f"{field.name}="), option
+
+
+@pytest.mark.parametrize("options", [Sources, Towards, Sweeping])
+def test_every_other_option_of_a_run_is_spelled(options: type) -> None:
+    """The original of a recovery and the folder of its result are named by position, or not at all."""
+    names = {name.partition("/")[0] for field in fields(options) for name in field.metadata[FLAG].names}
+    assert names - {"--model", "-o", "--out"} <= IN_PYTHON.keys()
 
 
 def test_every_spelling_is_a_keyword_that_there_is() -> None:

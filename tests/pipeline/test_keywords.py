@@ -10,8 +10,16 @@ from torch import fx
 import convrewrite
 from convrewrite import RewriteConvolutions, Settings, apply, optimize, plan, sweep
 from convrewrite.errors import CalibrationError, UsageError
-from convrewrite.pipeline.keywords import Extras, RecoveryExtras, RunKeywords, asked_of
-from convrewrite.settings import Recovery
+from convrewrite.pipeline.keywords import (
+    KINDS,
+    Extras,
+    RecoverKeywords,
+    RecoveryExtras,
+    ReportKeywords,
+    RunKeywords,
+    asked_of,
+)
+from convrewrite.settings import Recovery, RecoveryOptions
 
 EXAMPLE = images(1)
 ASKED: dict[str, Any] = {
@@ -98,6 +106,13 @@ def test_what_is_no_setting_is_held_to_its_kind(kind: type) -> None:
     for name, found in ((each, value) for each in names for value in WRONG[each]):
         with pytest.raises(UsageError, match=rf"^{name}: expected .*, found .*; give one, or leave it out"):
             kind(**{name: found})
+
+
+def test_what_is_no_setting_is_a_keyword_all_the_same() -> None:
+    assert {field.name for field in fields(Extras)} == ReportKeywords.__annotations__.keys()
+    extras = {field.name for field in fields(RecoveryExtras)}
+    assert extras == RecoverKeywords.__annotations__.keys() - RecoveryOptions.__annotations__.keys()
+    assert KINDS.keys() == {field.name for kind in (Extras, RecoveryExtras) for field in fields(kind)}
 
 
 def test_what_is_no_setting_may_stand_beside_them() -> None:
