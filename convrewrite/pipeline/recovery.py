@@ -23,8 +23,8 @@ from convrewrite.pipeline.at_a_time import examples_at_a_time
 from convrewrite.pipeline.keywords import RecoverKeywords, RecoveryExtras, asked_of, signed
 from convrewrite.pipeline.networks import Given as Network
 from convrewrite.pipeline.networks import ModelSource, at_home, network_of
+from convrewrite.pipeline.notes import NOT_MEASURED, NOT_TIMED
 from convrewrite.pipeline.placing import HOME
-from convrewrite.pipeline.run import NOT_MEASURED, NOT_TIMED
 from convrewrite.places import described, out_of_memory, place_of, place_of_model
 from convrewrite.planning import Fingerprint, Plan
 from convrewrite.process import at_work

@@ -13,7 +13,7 @@ from convrewrite.conv import Cost
 from convrewrite.errors import PlanError, UsageError
 from convrewrite.exports import Written
 from convrewrite.folders import Scratch, temporary
-from convrewrite.graph import Lifted, Site, Traced
+from convrewrite.graph import Lifted, Site
 from convrewrite.inputs import Inputs
 from convrewrite.meanings import NOTHING, Meaning, require_outputs
 from convrewrite.modules import preserved, put_on, tally
@@ -22,6 +22,7 @@ from convrewrite.onnx_graph import exporter_of
 from convrewrite.pipeline.forms import Forms, forms_of
 from convrewrite.pipeline.gathering import gathered
 from convrewrite.pipeline.narrowing import narrowed
+from convrewrite.pipeline.notes import notes_on
 from convrewrite.pipeline.placing import HOME, Workplace
 from convrewrite.pipeline.prepare import prepare_copy
 from convrewrite.pipeline.refined import refined
@@ -53,12 +54,6 @@ from convrewrite.structures import Structure
 from convrewrite.targets import read_profile
 
 LOG = logging.getLogger(__name__)
-
-NOT_MEASURED = "no ONNX file was asked for: nothing was exported or timed, and onnxruntime was not compared"
-"""The note of a result without an ONNX file."""
-
-NOT_TIMED = "; the result was not timed here"
-"""The end of the note on a result that was chosen by times from another machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,13 +177,8 @@ class Run:
         followed = self._followed(rewritten, allocation, plan)
         changed = [outcome.site for outcome in rewritten.outcomes if outcome.candidate is not None]
         settled = settle(prepared.original, prepared.lifted, rewritten.model, changed)
-        after = counted_as_replaced(prepared.model, settled, changed, prepared.inputs) + prepared.hidden.macs
-        if _computes_kernels(prepared.lifted, changed):  # which the count of the original takes for constants
-            after = tally(rewritten.model, prepared.inputs).macs + prepared.hidden.macs
-        with work.watch.timed("verify"), preserved(settled.model):
-            measured = self._measured(settled.model, followed)
-            LOG.info("seconds of stages: %s", work.watch)
-            saved = None if self.baseline is None else self.planner.predicted_saving(rewritten.outcomes)
+        counted = self._counted(settled, rewritten.model, changed)
+        measured = self._measured(settled.model, followed, rewritten.outcomes)
         costs = _costs(settled.model, prepared, rewritten.outcomes)
         file = self._file(settled.model, followed)
         written = self._written(settled.model, file)
@@ -199,17 +189,23 @@ class Run:
             work=work,
             outcomes=rewritten.outcomes,
             costs=costs,
-            measured=replace(measured, predicted_saving=saved, **self._measured_elsewhere()),
+            measured=measured,
             notes=[
-                *notes, *settled.notes, *self.place.notes, *refinement, *work.data.notes, *_lost(prepared.traced),
-                *measured.notes, *_beyond_its_own(costs[0], prepared), *_went_another_way(costs[1], after),
-                *_nothing_done(rewritten.outcomes), *_elsewhere(work.settings),
-                *([NOT_MEASURED] if self.baseline is None else []),
+                *notes, *settled.notes, *self.place.notes, *refinement,
+                *notes_on(work, rewritten.outcomes, costs, counted, measured, exported=self.baseline is not None),
             ],
         )  # fmt: skip
         further = [path for form in written for path in form.files]
         model = put_on(prepared.origin, settled.model)
         return Result(model, followed, report.with_exports(written), file, self.scratch, further)
+
+    def _counted(self, settled: Lifted, rewritten: nn.Module, changed: Sequence[Site]) -> int:
+        """The MACs of one example in a run of the result, which also checks that every rewritten site runs."""
+        prepared = self.work.prepared
+        macs = counted_as_replaced(prepared.model, settled, changed, prepared.inputs)
+        if _computes_kernels(prepared.lifted, changed):  # which the count of the original takes for constants
+            macs = tally(rewritten, prepared.inputs).macs
+        return macs + prepared.hidden.macs
 
     def _written(self, rewritten: nn.Module, file: Path | None) -> tuple[Written, ...]:
         """The result in the other forms that were asked for."""
@@ -239,19 +235,20 @@ class Run:
         kept = with_kept(plan, {o.site.name: o.reason for o in rewritten.outcomes if o.reason is not None})
         return with_outputs(kept, self.work.evaluation.meanings)
 
-    def _measured(self, rewritten: nn.Module, plan: Plan) -> Measured:
-        prepared, work = self.work.prepared, self.work
-        if self.baseline is None:
-            return measure_outputs(prepared.model, rewritten, work.evaluation)
-        return measure_everything(
-            prepared.model,
-            rewritten,
-            prepared.inputs,
-            work.evaluation,
-            self.baseline,
-            self._provenance(rewritten, plan).metadata(),
-            work.progress,
-        )
+    def _measured(self, rewritten: nn.Module, plan: Plan, outcomes: Sequence[Outcome]) -> Measured:
+        """What the result computes and how fast it is, as far as that was asked for, and what it was predicted to save."""
+        prepared, work, baseline = self.work.prepared, self.work, self.baseline
+        with work.watch.timed("verify"), preserved(rewritten):
+            if baseline is None:
+                found, saved = measure_outputs(prepared.model, rewritten, work.evaluation), None
+            else:
+                metadata = self._provenance(rewritten, plan).metadata()
+                found = measure_everything(
+                    prepared.model, rewritten, prepared.inputs, work.evaluation, baseline, metadata, work.progress
+                )
+                saved = self.planner.predicted_saving(outcomes)
+        LOG.info("seconds of stages: %s", work.watch)
+        return replace(found, predicted_saving=saved, **self._measured_elsewhere())
 
     def _measured_elsewhere(self) -> dict[str, Any]:
         """The original's seconds and runtime on the machine that times came from, if that is another one."""
@@ -284,50 +281,10 @@ def _costs(result: nn.Module, prepared: Prepared, outcomes: Sequence[Outcome]) -
     return Cost(before, prepared.totals.macs), Cost(parameters, prepared.totals.macs - saved)
 
 
-def _went_another_way(after: Cost, counted: int) -> list[str]:
-    """A note if a run of the result counted other MACs than the report has from its sites."""
-    if counted == after.macs:
-        return []
-    return [
-        f"a run of the result on the example input counted {counted:,} MACs of one example, not the {after.macs:,} that are "
-        "reported for the path that the original took: which operations run depends on numbers that the model computes, or it "
-        "takes second derivatives"
-    ]
-
-
-def _beyond_its_own(before: Cost, prepared: Prepared) -> list[str]:
-    """A note if the report counts more parameters for the original than it has."""
-    own = sum(parameter.numel() for parameter in prepared.original.parameters()) + prepared.hidden.parameters
-    if before.parameters <= own:
-        return []
-    return [
-        f"the original has {own:,} parameters, {before.parameters - own:,} fewer than the report counts before: kernels that are "
-        "buffers, and biases or BatchNorms that layers share, count once for every rewritten site, as each gets its own copy"
-    ]
-
-
 def _computes_kernels(lifted: Lifted, changed: Sequence[Site]) -> bool:
     """Whether the result computes the kernel of a site that was kept anew at every call."""
     names = {site.name for site in changed}
     return any(conv.computed and one.module not in names for one in lifted.lifts for conv in one.convs)
-
-
-def _lost(traced: Traced) -> list[str]:
-    if not traced.lost:
-        return []
-    names = ", ".join(name or "the model itself" for name in traced.lost[:5])
-    more = f" and {len(traced.lost) - 5} more" if len(traced.lost) > 5 else ""
-    return [
-        f"{names}{more} could not be followed as a graph: convolutions there are rewritten, "
-        "but a BatchNorm that follows one is not folded into it"
-    ]
-
-
-def _elsewhere(settings: Settings) -> list[str]:
-    if settings.timings is None:
-        return []
-    profile = read_profile(Path(settings.timings))
-    return [f"chosen by times in {profile.describe()}, from {settings.timings}{NOT_TIMED}"]
 
 
 def _require_its_times(prepared: Prepared, constraints: Constraints, settings: Settings) -> None:
@@ -346,9 +303,3 @@ def _require_its_times(prepared: Prepared, constraints: Constraints, settings: S
             f"--timings {settings.timings}: expected times of this model at this input size, found those of another; profile "
             "this one (`convrewrite profile`)"
         )
-
-
-def _nothing_done(outcomes: Sequence[Outcome]) -> list[str]:
-    if any(outcome.candidate is not None for outcome in outcomes):
-        return []
-    return ["no site was rewritten; each row says why, and `convrewrite analyze` shows what other rules would take"]

@@ -11,8 +11,9 @@ from torch import nn
 
 from convrewrite.errors import ExportError, PlanError, UsageError
 from convrewrite.meanings.kinds import Meaning
+from convrewrite.pipeline.notes import NOT_MEASURED
 from convrewrite.pipeline.prepare import prepare
-from convrewrite.pipeline.run import NOT_MEASURED, Run
+from convrewrite.pipeline.run import Run
 from convrewrite.progress import Stopwatch, silent
 from convrewrite.results.folder import Result
 from convrewrite.rules.schema import Protect, Rule

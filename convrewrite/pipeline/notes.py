@@ -1,0 +1,82 @@
+"""What a report of a run says in its notes, besides what the stages note themselves."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from convrewrite.conv import Cost
+from convrewrite.graph import Traced
+from convrewrite.rewriting import Outcome, Prepared, Work
+from convrewrite.runtime import Measured
+from convrewrite.settings import Settings
+from convrewrite.targets import read_profile
+
+NOT_MEASURED = "no ONNX file was asked for: nothing was exported or timed, and onnxruntime was not compared"
+"""The note of a result without an ONNX file."""
+
+NOT_TIMED = "; the result was not timed here"
+"""The end of the note on a result that was chosen by times from another machine."""
+
+
+def notes_on(
+    work: Work,
+    outcomes: Sequence[Outcome],
+    costs: tuple[Cost, Cost],
+    counted: int,
+    measured: Measured,
+    *,
+    exported: bool,
+) -> list[str]:
+    """What is to be known about the inputs and the result. ``costs`` of the whole model are before and after, ``counted`` are the
+    MACs that a run of the result took."""
+    before, after = costs
+    return [
+        *work.data.notes, *_lost(work.prepared.traced), *measured.notes, *_beyond_its_own(before, work.prepared),
+        *_went_another_way(after, counted), *_nothing_done(outcomes), *_elsewhere(work.settings),
+        *([] if exported else [NOT_MEASURED]),
+    ]  # fmt: skip
+
+
+def _went_another_way(after: Cost, counted: int) -> list[str]:
+    """A note if a run of the result counted other MACs than the report has from its sites."""
+    if counted == after.macs:
+        return []
+    return [
+        f"a run of the result on the example input counted {counted:,} MACs of one example, not the {after.macs:,} that are "
+        "reported for the path that the original took: which operations run depends on numbers that the model computes, or it "
+        "takes second derivatives"
+    ]
+
+
+def _beyond_its_own(before: Cost, prepared: Prepared) -> list[str]:
+    """A note if the report counts more parameters for the original than it has."""
+    own = sum(parameter.numel() for parameter in prepared.original.parameters()) + prepared.hidden.parameters
+    if before.parameters <= own:
+        return []
+    return [
+        f"the original has {own:,} parameters, {before.parameters - own:,} fewer than the report counts before: kernels that are "
+        "buffers, and biases or BatchNorms that layers share, count once for every rewritten site, as each gets its own copy"
+    ]
+
+
+def _lost(traced: Traced) -> list[str]:
+    if not traced.lost:
+        return []
+    names = ", ".join(name or "the model itself" for name in traced.lost[:5])
+    more = f" and {len(traced.lost) - 5} more" if len(traced.lost) > 5 else ""
+    return [
+        f"{names}{more} could not be followed as a graph: convolutions there are rewritten, "
+        "but a BatchNorm that follows one is not folded into it"
+    ]
+
+
+def _elsewhere(settings: Settings) -> list[str]:
+    if settings.timings is None:
+        return []
+    profile = read_profile(Path(settings.timings))
+    return [f"chosen by times in {profile.describe()}, from {settings.timings}{NOT_TIMED}"]
+
+
+def _nothing_done(outcomes: Sequence[Outcome]) -> list[str]:
+    if any(outcome.candidate is not None for outcome in outcomes):
+        return []
+    return ["no site was rewritten; each row says why, and `convrewrite analyze` shows what other rules would take"]
