@@ -11,7 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
 _SET_PARENT_DEATH_SIGNAL = 1
+"""Linux's number of this operation of ``prctl``."""
 
 UNKNOWN_MEMORY = 8 << 30
 """Bytes of memory that a machine is taken to have when it does not report them."""

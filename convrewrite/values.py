@@ -11,17 +11,22 @@ from collections.abc import Iterable, Sequence
 from convrewrite.errors import UsageError
 
 LARGEST_SEED = 2**63 - 1
+"""The largest whole number of 64 bits with a sign."""
+
 MOST_THREADS = max(64, os.cpu_count() or 1)
+"""Most threads at which latency is timed: as many as the machine has processors, and 64 where it has fewer."""
 
 SMALLEST_MEMORY, LARGEST_MEMORY = 0.001, 2.0**20
 """Least and most of ``--memory``, in GB: a megabyte, and a petabyte, which no machine has."""
 
 MOST_ROUNDS = 10_000
+"""Most rounds of a comparison."""
 
 LONGEST_SIDE = 16_384
 """Most pixels on a side of an image that ``--resize`` makes."""
 
 LONGEST_SECONDS = 86_400
+"""Most seconds of a limit: a day."""
 
 AXES = ("batch", "height", "width")
 """Names of axes that an exported file may take in any size: the first one of every input, and the last two of images."""
@@ -35,6 +40,7 @@ NEEDS_INPUTS = "keep: needs inputs to measure on, and there are none; give real 
 """The message of a fidelity to keep where nothing can be measured."""
 
 _SHOWN = 60
+"""Most letters of a value that a message shows."""
 
 
 def shown(value: object) -> str:

@@ -20,7 +20,11 @@ from convrewrite.inputs import Inputs, moved
 from convrewrite.stored import raw_bytes
 
 FEW_INPUTS = 64
+"""With fewer calibration inputs than this a note says that fits have fewer samples than unknowns; more of them add little to
+synthetic ones."""
+
 LARGEST_BATCH = 32
+"""Most examples in a batch, however small they are."""
 
 BATCH_NUMBERS = 1_250_000
 """Most numbers of input in a batch: eight images of 3 x 224 x 224."""
@@ -29,6 +33,7 @@ LARGEST = 1e12
 """Largest absolute value of an input: beyond it, sums of squares of what a layer makes of it overflow in float32."""
 
 HELD_OUT_SHARE = 0.2
+"""Part of the inputs that nothing is fitted on, and everything is measured on."""
 
 NO_INPUTS = "expected calibration inputs, found none; a few hundred are advised"
 """The message for a source without an example."""

@@ -32,15 +32,16 @@ _PIXEL_RANGES = ((0.0, 1.0), (-1.0, 1.0), (-2.1, 2.6), (0.0, 255.0))
 
 # Contrast of the noise at the start, as a part of the range: about that of photographs.
 _CONTRAST = 0.25
-_STEPS = 150
-_FEWEST_STEPS = 40
-_FEWEST_INPUTS = 8
 
+# Steps of Adam, and how few they, and the images of a batch or in all, may become where a model is so large that more would take
+# too long.
+_STEPS, _FEWEST_STEPS, _FEWEST_INPUTS = 150, 40, 8
 
 # As a part of the range, at the first step; it falls to zero along a cosine.
 _LEARNING_RATE = 0.2
-_TOTAL_VARIATION = 0.01
 
+# Weight of the differences between neighbouring pixels against the mismatch of BatchNorm statistics.
+_TOTAL_VARIATION = 0.01
 
 # Most numbers of one batch that reach BatchNorms: with all else that the backward pass keeps, about 1 GB in float32.
 _ACTIVATIONS = 2**26

@@ -2,7 +2,7 @@
 
 import re
 
-from convrewrite.escaping import message_of, printable
+from convrewrite.escaping import CAUSE_LENGTH, message_of, printable
 
 TRACEBACK = "CONVREWRITE_TRACEBACK"
 """The environment variable that asks for the traceback."""
@@ -15,13 +15,12 @@ _NO_MEMORY = re.compile(
     r"failed to map segment from shared object$",
     re.IGNORECASE,
 )
-_LONGEST = 300
 
 
 def unforeseen(error: Exception) -> str:
     """One line for the error: what happened, and what to do."""
     lines = printable(message_of(error), keep="\n").strip().splitlines()
-    text = f"{type(error).__name__}: {lines[0][:_LONGEST]}" if lines else type(error).__name__
+    text = f"{type(error).__name__}: {lines[0][:CAUSE_LENGTH]}" if lines else type(error).__name__
     if isinstance(error, MemoryError) or _NO_MEMORY.search(message_of(error)):
         return (
             f"expected to get by with the memory of this machine, but it is not enough ({text}); "
@@ -32,6 +31,6 @@ def unforeseen(error: Exception) -> str:
             f"expected a model that Python can walk through, found one that is nested too deeply ({text}); flatten it"
         )
     if isinstance(error, OSError) and error.strerror:
-        where = "" if error.filename is None else f"{str(error.filename)[:_LONGEST]!r}: "
+        where = "" if error.filename is None else f"{str(error.filename)[:CAUSE_LENGTH]!r}: "
         return f"{where}the system refused it ({error.strerror}); name another file or folder, or make room"
     return f"{FAULT} ({text}); set {TRACEBACK}=1 to see where, and report it"

@@ -31,6 +31,7 @@ ITERATIONS = 40
 square."""
 
 MIN_ITERATIONS = 4
+"""Fewest iterations, whatever the size of a patch."""
 
 EASY = 600
 """Up to this many numbers in a patch every iteration is cheap."""

@@ -23,6 +23,7 @@ CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 """The errors of systems, and of file systems, that have no exchange."""
 
 AT_FDCWD, RENAME_EXCHANGE, RENAME_SWAP = -100, 2, 2
+"""The system's own numbers: a path is relative to the working folder, and two paths change places (Linux, macOS)."""
 
 RENAMEAT2 = {"x86_64": 316, "aarch64": 276, "riscv64": 276, "ppc64le": 357, "s390x": 347}
 """Numbers of the system call, by machine, for C libraries that have no function for it."""

@@ -13,6 +13,7 @@ from convrewrite.layers.geometry import Device, Padding, Pair, checked_spec, geo
 from convrewrite.structures import GROUPED, Setting
 
 GROUPS = 4
+"""Groups, unless others are given."""
 
 
 class GroupedConv2d(ConvChain):

@@ -36,8 +36,10 @@ from convrewrite.stored import (
 )
 
 TRUST_NOTE = "the file was loaded by executing the code it holds, as --trust allows"
-_NAMES_SHOWN = 4
-_NAME_SHOWN = 200
+
+# Most names in a refusal, and most letters of each: the file chose them.
+_NAMES_SHOWN, _NAME_SHOWN = 4, 200
+
 _QUANTIZED = "torch._utils._rebuild_qtensor"
 
 

@@ -12,6 +12,7 @@ from convrewrite.loading.checkpoints import summary
 from convrewrite.modules import eval_mode, preserved
 from convrewrite.values import shape_text, shown
 
+# Pixels on a side of an image, and numbers in a sequence, in the order in which they are tried.
 _INPUT_SIZES = (224, 32, 28, 64, 128, 256, 299, 512)
 _INPUT_LENGTHS = (1024, 128, 256, 512, 4096, 16000)
 
@@ -19,6 +20,7 @@ MOST_NUMBERS = 1 << 26
 """Most numbers in an input whose shape is given: a volume of 4 x 256 x 256 x 256. The outputs of layers
 take many times its memory."""
 
+# As many axes as an input may have; a convolution of volumes takes five.
 _MOST_AXES = 8
 
 

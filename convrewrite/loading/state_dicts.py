@@ -22,6 +22,7 @@ _KEYS = (
 """Keys under which weights usually are in a checkpoint, those of the model itself before averaged ones."""
 
 _DEPTH = 4
+"""Dictionaries within dictionaries in which weights are looked for."""
 
 _PROBES = 8
 """How many names of the network are looked for behind prefixes."""

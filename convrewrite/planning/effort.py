@@ -9,11 +9,9 @@ from convrewrite.fitting import ENOUGH_POSITIONS
 from convrewrite.graph import Site
 from convrewrite.inputs import Inputs
 
-LEAST_EXAMPLES = 32
-
-ENOUGH = 1 << 22
-"""Effects are measured on examples with at most this many numbers in all, but on ``LEAST_EXAMPLES`` at least. It is as many
-numbers as in 27 images of 3 x 224 x 224."""
+LEAST_EXAMPLES, ENOUGH = 32, 1 << 22
+"""Effects are measured on held-out examples with at most the second number of numbers in all, as many as in 27 images of 3 x 224
+x 224, but on the first number of examples at least."""
 
 
 @dataclass(frozen=True, slots=True)

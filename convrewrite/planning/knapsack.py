@@ -18,8 +18,6 @@ from convrewrite.process import standard_output_closed
 SLACK = 1e-9
 """Rounding may overstep a limit by this part of it."""
 
-ALL_NODES = 2**31 - 1
-
 LIMIT_REACHED = 1
 """The status that scipy's ``milp`` gives a search that was ended before it was done."""
 
@@ -27,6 +25,9 @@ NODES = 1000
 """Most nodes of the search tree. For 74 sites that were nearly alike the proof was not finished after minutes, and the best
 choice found within this many nodes was less than 2e-4 above the bound; effects are interpolated between a few measured ones
 anyway. A limit on nodes, unlike one on time, is the same on every machine."""
+
+ALL_NODES = 2**31 - 1
+"""No limit, as HiGHS writes it: where no choice was found within ``NODES``, the search goes on to its end."""
 
 APART = 10.0
 """Where the largest single effect is more than this many times the best sum found, the search is repeated with effects scaled to

@@ -47,6 +47,7 @@ MOST_FINDINGS = 20
 
 NONE: Mapping[str, Structure] = MappingProxyType({})
 
+# A convolution to ask a structure about where only its name is in question.
 _PROBE = ConvSpec(64, 64, (3, 3), padding=(1, 1))
 
 

@@ -16,6 +16,7 @@ CHANNELS = (64, 4096, 5040)
 """Numbers of channels of these geometries: among their divisors are powers of two and the small numbers."""
 
 KERNELS = ((3, 3), (1, 1), (5, 5), (1, 3))
+"""Kernels of these geometries: of each structure those count that it takes."""
 
 RANK = "rank"
 

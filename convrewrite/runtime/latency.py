@@ -56,6 +56,7 @@ UNIT, UNIT_SIZE = ConvSpec(64, 64, (3, 3), padding=(1, 1)), (28, 28)
 """A convolution of usual size, and the size of its input: how long it takes is the measure of the machine's speed."""
 
 UNIT_ROUNDS = 15
+"""Rounds in which that is timed."""
 
 SAMPLE = 0.001
 """Fewest seconds that a sample of an option takes. Samples of two milliseconds, and more rounds, do not compare better: times of

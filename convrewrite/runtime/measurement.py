@@ -23,6 +23,7 @@ from convrewrite.targets import Comparison, Program
 LOG = logging.getLogger(__name__)
 
 PARITY_EXAMPLES = 8
+"""Examples that parity is decided on, unless a file takes more at a time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,11 @@ OptionGraph = tuple[tuple[ConvSpec, ...], ...]
 Weights = Sequence[Sequence[tuple[Tensor, Tensor | None]]]
 """Weight as its module stores it, and bias, of every convolution of every branch."""
 
-OPSET = 20
-IR_VERSION = 9
+OPSET, IR_VERSION = 20, 9
+"""Versions of the operators of a graph, and of its format."""
+
 IMAGE_CHANNELS = 4
+"""Up to this many channels an input is an image, which a network's stem gets as it lies in memory: such graphs have no head."""
 
 RANDOM_NUMBERS = 1 << 16
 """Random numbers that weights repeat: to draw millions for each of hundreds of graphs takes longer than to time them."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from convrewrite.runtime import Timer
 
 GIGABYTE = 1 << 30
+"""Bytes of a GB, as ``--memory`` counts them."""
 
 MEMORY = 4 * GIGABYTE
 """Bytes of activations and moments held at once, unless the caller says otherwise."""

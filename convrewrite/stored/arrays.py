@@ -21,7 +21,10 @@ NUMBERS = "fuib"
 """The kinds of dtype that hold numbers: floating, unsigned, signed, boolean."""
 
 MOST_MEMBERS = 10_000
+"""Most arrays in an ``.npz``."""
+
 _CHUNK = 1 << 22
+"""Most bytes that are read at a time where rows are passed over."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convrewrite.values import shape_text
+
 LONGEST_PICKLE = 256 << 20
 """Most bytes of the pickle itself, without the tensors."""
 
@@ -28,6 +30,7 @@ DEEPEST = 400
 """Deepest nesting of containers; a module in a module counts as three."""
 
 SPARE_ELEMENTS = 1 << 24
+"""Elements that tensors may have beyond four for each byte of the file, as one that is expanded has more than its storage."""
 
 MOST_LAYERS = 10_000
 """Most layers of a recurrent module: PyTorch loops over them when it is read."""
@@ -46,6 +49,7 @@ _LEAVES = frozenset(
 )
 _LEADING_OUT = (type, FunctionType, BuiltinFunctionType, ModuleType, Tensor, Enum)
 _BYTES_AN_ENTRY = 64
+"""Letters or bytes of a text that are charged as one entry of a container."""
 
 
 class ForbiddenError(UnpicklingError):
@@ -104,7 +108,7 @@ class Bounds:
         self._elements -= math.prod(size)
         if self._elements < 0:
             raise ExcessiveError(
-                f"with a tensor of shape {'x'.join(map(str, size))} its tensors have more elements than four for each "
+                f"with a tensor of shape {shape_text(size)} its tensors have more elements than four for each "
                 f"byte of the file and {SPARE_ELEMENTS}"
             )
 

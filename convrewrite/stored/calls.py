@@ -13,7 +13,11 @@ from convrewrite.stored.bounds import Bounds, ExcessiveError, ForbiddenError, re
 from convrewrite.values import shape_text
 
 LONGEST_RANGE = 1_000_000
+"""Most numbers in a range."""
+
 MOST_AXES = 64
+"""Most axes of a tensor."""
+
 _CONTAINERS = (list, tuple, dict, OrderedDict)
 _PLAIN_VALUES = (int, float, str, bytes, bool, complex, type(None), torch.dtype, torch.Size)
 Make = Callable[..., Any]

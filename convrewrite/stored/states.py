@@ -17,6 +17,8 @@ from convrewrite.names import is_name
 from convrewrite.stored.bounds import MOST_LAYERS, Bounds, ExcessiveError, ForbiddenError, require
 
 LONGEST_NAME = 1_000
+"""Most letters in the name of a module, a parameter or a buffer, and most bytes in that of a type."""
+
 _TABLES = {"_modules": nn.Module, "_parameters": nn.Parameter, "_buffers": Tensor}
 _HOOKS = tuple(name for name, value in vars(nn.Module()).items() if "hook" in name and isinstance(value, dict))
 _METHODS = (FunctionType, property, classmethod, staticmethod, functools.cached_property)

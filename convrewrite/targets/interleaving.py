@@ -13,9 +13,16 @@ from convrewrite.errors import UsageError, VerificationError
 from convrewrite.targets.target import Clock
 
 TimedCall = Callable[[], object]
+
 MAX_REPEATS = 1 << 17
+"""Most calls in a sample, however short they are."""
+
 MIN_SHARE = 0.02
+"""Least part of a time that is left once that of the frame is taken off: what costs less than the noise of its frame must not
+come out as free, or as negative."""
+
 GRAPHS_PER_ROUND = 16
+"""Programs that are interleaved with the first one at a time: each is in memory meanwhile."""
 
 MOST_STILL = 2.0
 """Seconds that calls may take while the clock of their runtime stands still: a hundred times the step of the coarsest clock."""
@@ -127,7 +134,6 @@ def framed_seconds(
         runs = {index: run for index, run in chunk.items() if run is not None}
         base, *others = interleaved([reference, *runs.values()], rounds, min_seconds, clock, warm=True)
         ratios |= {index: statistics.median(ratios_of(other, base)) for index, other in zip(runs, others, strict=True)}
-    # What costs less than the noise of its frame must not come out as free, or as negative.
     seconds = {i: first * max(ratio - share, MIN_SHARE * ratio) for i, ratio in ratios.items()}
     return [seconds.get(index, math.inf) for index in range(len(made))]
 

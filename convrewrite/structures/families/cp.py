@@ -12,6 +12,7 @@ from convrewrite.conv import ConvSpec
 from convrewrite.structures.structure import Setting, Stage
 
 SWEEPS = 40
+"""Rounds of alternating least squares, each of which solves for every factor once."""
 
 Factors = tuple[Tensor, Tensor, Tensor]
 """Factors ``(O, R)``, ``(C, R)`` and ``(k^2, R)``."""

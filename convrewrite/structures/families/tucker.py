@@ -12,6 +12,7 @@ from convrewrite.conv import ConvSpec
 from convrewrite.structures.structure import Setting, Stage
 
 SWEEPS = 10
+"""Rounds in which the two bases are improved in turn."""
 
 LARGE = 256
 """With more channels than this an eigendecomposition takes the longest of all steps."""
