@@ -75,39 +75,31 @@ def allocate(surveyed: Sequence[Surveyed], budget: Mapping[str, float], totals: 
 
     Raises PlanError that says what these options can reach, when they cannot meet the budget.
     """
-    resources = list(budget)
-    groups = [_items(entry, resources) for entry in surveyed]
-    rest = [totals.of(r) - sum(_amount_kept(entry, r) for entry in surveyed) for r in resources]
-    limits = [budget[r] * totals.of(r) - other for r, other in zip(resources, rest, strict=True)]
+    groups = [_items(entry, list(budget)) for entry in surveyed]
+    rest = _rest(surveyed, budget, totals)
+    limits = [budget[r] * totals.of(r) - other for r, other in rest.items()]
     chosen = choose(groups, limits) if all(limit >= 0 for limit in limits) else None
     if chosen is None:
-        spent = least(groups)
-        reach = {r: (s + o) / totals.of(r) for r, s, o in zip(resources, spent, rest, strict=True)}
+        reach = {r: (spent + rest[r]) / totals.of(r) for r, spent in zip(budget, least(groups), strict=True)}
         stay = [(entry.site, entry.reason) for entry in surveyed if not entry.options]
         raise PlanError(unreachable(budget, reach, _rules_of(surveyed)) + _what_stays(stay, totals.of("macs")))
-    picked = tuple(_picked(entry, index) for entry, index in zip(surveyed, chosen, strict=True))
-    return Allocation(tuple(surveyed), picked, totals)
+    return _allocation(surveyed, chosen, totals)
 
 
 def fastest_of_equals(found: Allocation, budget: Mapping[str, float]) -> Allocation:
     """The fastest plan within the budget whose effect is about that of the best one; ``found`` itself where no time was
     measured."""
-    surveyed = found.surveyed
+    surveyed, totals = found.surveyed, found.totals
     timed = all(isinstance(scored.costs, Timed) for entry in surveyed for scored in entry.options)
     if not timed or found.effect <= 0 or any(entry.seconds is None and entry.options for entry in surveyed):
         return found
-    resources = list(budget)
     groups = [
-        [Item(item.costs[-1], (*item.costs[:-1], item.effect)) for item in _items(entry, [*resources, "latency"])]
+        [Item(item.costs[-1], (*item.costs[:-1], item.effect)) for item in _items(entry, [*budget, "latency"])]
         for entry in surveyed
     ]
-    rest = [found.totals.of(r) - sum(_amount_kept(entry, r) for entry in surveyed) for r in resources]
-    limits = [budget[r] * found.totals.of(r) - other for r, other in zip(resources, rest, strict=True)]
+    limits = [budget[r] * totals.of(r) - other for r, other in _rest(surveyed, budget, totals).items()]
     chosen = choose(groups, [*limits, (1 + ABOUT_EQUAL) * found.effect])
-    if chosen is None:
-        return found
-    picked = tuple(_picked(entry, index) for entry, index in zip(surveyed, chosen, strict=True))
-    return Allocation(surveyed, picked, found.totals)
+    return found if chosen is None else _allocation(surveyed, chosen, totals)
 
 
 def too_slow(dropped: Dropped, entry: Surveyed) -> bool:
@@ -186,23 +178,26 @@ def _saving(site: Site, cost: Cost, resource: str) -> float:
     return max(0.0, Counted(site.cost).of(resource) - Counted(cost).of(resource))
 
 
+def _rest(surveyed: Sequence[Surveyed], budget: Iterable[str], totals: Counted) -> dict[str, float]:
+    """What the model takes of every resource outside these sites."""
+    return {r: totals.of(r) - sum(_amount_kept(entry, r) for entry in surveyed) for r in budget}
+
+
+def _allocation(surveyed: Sequence[Surveyed], chosen: Sequence[int], totals: Counted) -> Allocation:
+    picked = tuple(_picked(entry, index) for entry, index in zip(surveyed, chosen, strict=True))
+    return Allocation(tuple(surveyed), picked, totals)
+
+
 def _items(entry: Surveyed, resources: Sequence[str]) -> list[Item]:
-    options = [_item(scored, resources) for scored in entry.options]
-    return options if entry.must_change else [_kept(entry, resources), *options]
+    options = [Item(scored.effect, tuple(scored.costs.of(r) for r in resources)) for scored in entry.options]
+    kept = Item(0.0, tuple(_amount_kept(entry, r) for r in resources))
+    return options if entry.must_change else [kept, *options]
 
 
 def _picked(entry: Surveyed, index: int) -> Scored | None:
     if entry.must_change:
         return entry.options[index]
     return None if index == 0 else entry.options[index - 1]
-
-
-def _kept(entry: Surveyed, resources: Sequence[str]) -> Item:
-    return Item(0.0, tuple(_amount_kept(entry, r) for r in resources))
-
-
-def _item(scored: Scored, resources: Sequence[str]) -> Item:
-    return Item(scored.effect, tuple(scored.costs.of(r) for r in resources))
 
 
 def _amount_kept(entry: Surveyed, resource: str) -> float:

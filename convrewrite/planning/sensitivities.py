@@ -14,6 +14,7 @@ import logging
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
@@ -62,10 +63,9 @@ def survey(work: Work, *, effort: Effort, latency_table: LatencyTable | None) ->
     chosen = fewer(work.data, effort, active)
     if chosen.kind != "weights only":
         require_memory(active, settings.memory)
-    walk = Propagation(prepared.model, prepared.traced, active, (*chosen.fit, *chosen.held_out), work.memory)
-    sites = _Surveys(work, chosen, active, effort, latency_table, walk)
-    found: list[Surveyed] = []
-    try:
+    found, batches = list[Surveyed](), (*chosen.fit, *chosen.held_out)
+    with closing(Propagation(prepared.model, prepared.traced, active, batches, work.memory)) as walk:
+        sites = _Surveys(work, chosen, active, effort, latency_table, walk)
         for space in prepared.search_spaces:
             if not space.rank_ranges:
                 found.append(Surveyed(space.site, (), reason=space.reason))
@@ -75,8 +75,6 @@ def survey(work: Work, *, effort: Effort, latency_table: LatencyTable | None) ->
             found.append(sites.of(space))
             LOG.info("%s", _told(found[-1]))
             work.progress("survey", done + 1, len(active), f"{space.site.name}: {len(found[-1].options)} options")
-    finally:
-        walk.close()
     return tuple(found)
 
 

@@ -11,6 +11,7 @@ a survey's options had a KL of 0.035 and 0.0055 in int8 at a quarter and half of
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import isfinite
@@ -97,11 +98,9 @@ def _survey_nearby(work: Work, fitted: FittedPlan, resources: Sequence[str]) -> 
     prepared, data = work.prepared, work.data
     allocation = fitted.allocation
     rewritten = [entry.site for entry, scored in zip(allocation.surveyed, allocation.chosen, strict=True) if scored]
-    batches = (*data.fit, *data.held_out)
-    walk = Propagation(prepared.model, prepared.traced, rewritten, batches, work.memory, fitted.rewritten.model)
-    effects = _Effects(work, walk, _digest_of(fitted.rewritten.model))
-    found: list[Surveyed] = []
-    try:
+    found, batches, start = list[Surveyed](), (*data.fit, *data.held_out), fitted.rewritten.model
+    with closing(Propagation(prepared.model, prepared.traced, rewritten, batches, work.memory, start)) as walk:
+        effects = _Effects(work, walk, _digest_of(start))
         for entry, scored in zip(allocation.surveyed, allocation.chosen, strict=True):
             if scored is None:
                 found.append(replace(entry, options=()))
@@ -110,8 +109,6 @@ def _survey_nearby(work: Work, fitted: FittedPlan, resources: Sequence[str]) -> 
             others = _others(entry, scored, resources) if work.settings.int8 else []
             found.append(effects.told(entry, [scored, *_neighbours(entry, scored, resources), *others]))
             work.progress("swaps", len([f for f in found if f.options]), len(rewritten), entry.site.name)
-    finally:
-        walk.close()
     return tuple(found)
 
 

@@ -8,6 +8,7 @@ Without inputs the stages keep their weights-only initial values.
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from torch import nn
@@ -39,9 +40,9 @@ def rewrite(work: Work, shortlists: Sequence[Shortlist]) -> Rewritten:
     active = [shortlist.site for shortlist in shortlists if shortlist.candidates]
     if data.kind != "weights only":
         require_memory(active, work.settings.memory)
-    walk = Propagation(prepared.model, prepared.traced, active, (*data.fit, *data.held_out), work.memory)
     kept, outcomes = KeptFits(work.cache, prepared.structures), list[Outcome]()
-    try:
+    batches = (*data.fit, *data.held_out)
+    with closing(Propagation(prepared.model, prepared.traced, active, batches, work.memory)) as walk:
         for shortlist in shortlists:
             if not shortlist.candidates:
                 outcomes.append(Outcome(shortlist.site, None, reason=shortlist.reason))
@@ -51,8 +52,6 @@ def rewrite(work: Work, shortlists: Sequence[Shortlist]) -> Rewritten:
             outcomes.append(_outcome_at(walk, shortlist, work, kept))
             LOG.info("%s", _summary(outcomes[-1]))
             work.progress("fit", done + 1, len(active), _summary(outcomes[-1]))
-    finally:
-        walk.close()
     return Rewritten(walk.rewritten, tuple(outcomes))
 
 
