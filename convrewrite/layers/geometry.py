@@ -101,14 +101,14 @@ def require_conv2d(owner: str, conv: nn.Module) -> nn.Conv2d:
         raise ValueError(f"{owner}: expected an nn.Conv2d, found an nn.ConvTranspose2d; TransposedConv2d takes these")
     if not isinstance(conv, nn.Conv2d):
         raise ValueError(f"{owner}: expected an nn.Conv2d, found {type(conv).__name__}")
-    require_own_forward(owner, conv, "convrewrite.layers", nn.Conv2d.forward, nn.Conv2d._conv_forward)
+    require_own_forward(owner, conv, nn.Conv2d.forward, nn.Conv2d._conv_forward)
     return conv
 
 
-def require_own_forward(owner: str, conv: nn.Module, home: str, *originals: Callable[..., Any]) -> None:
-    """Raise ValueError for a subclass from outside ``home`` that overrides one of torch's methods."""
+def require_own_forward(owner: str, conv: nn.Module, *originals: Callable[..., Any]) -> None:
+    """Raise ValueError for a subclass from outside this package that overrides one of torch's methods."""
     changed = [f.__name__ for f in originals if getattr(type(conv), f.__name__) is not f]
-    if changed and not type(conv).__module__.startswith(home):
+    if changed and not type(conv).__module__.startswith("convrewrite.layers"):
         raise ValueError(
             f"{owner}: expected a plain convolution, found {type(conv).__name__}, which has its own {changed[0]}; "
             "build the layer with its constructor and set its weights"

@@ -65,7 +65,7 @@ class TransposedConv2d(nn.ConvTranspose2d):
         """A copy of a transposed convolution, its numbers included. Raises ValueError for any other module."""
         if not isinstance(conv, nn.ConvTranspose2d):
             raise ValueError(f"{cls.__name__}: expected an nn.ConvTranspose2d, found {type(conv).__name__}")
-        require_own_forward(cls.__name__, conv, "convrewrite.layers", nn.ConvTranspose2d.forward)
+        require_own_forward(cls.__name__, conv, nn.ConvTranspose2d.forward)
         spec = ConvSpec.of(conv)
         layer = cls(
             spec.in_channels, spec.out_channels, spec.kernel_size, spec.stride, spec.padding, spec.dilation,

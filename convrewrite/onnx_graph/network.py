@@ -37,15 +37,14 @@ def read_network(
     source: str | Path | onnx.ModelProto | Opened,
     example: ExampleInput | None = None,
     *,
-    trust: bool = False,
     seconds: float = PROBE_SECONDS,
 ) -> Network:
     """The network in an ONNX file or model. ``example``: a tensor, a tuple, or a dictionary by the graph's input names, for all
     inputs or some; the others are made as the graph states them.
 
-    ``trust`` and ``seconds`` are as in :func:`convrewrite.onnx_graph.open_onnx`. Raises ModelLoadError, UsageError.
+    ``seconds`` is as in :func:`convrewrite.onnx_graph.open_onnx`. Raises ModelLoadError, UsageError.
     """
-    opened = source if isinstance(source, Opened) else open_onnx(source, trust=trust, seconds=seconds)
+    opened = source if isinstance(source, Opened) else open_onnx(source, seconds=seconds)
     if not opened.session.input_names:
         raise ModelLoadError(
             f"{opened.file.source}: expected a graph with inputs, found none; there is nothing to run it on"

@@ -23,10 +23,10 @@ SHARE = 6
 """All values of one example may take the machine's memory divided by this: they are held for four examples."""
 
 
-def session_of(model: onnx.ModelProto, folder: Path, threads: int = 1) -> ort.InferenceSession:
+def session_of(model: onnx.ModelProto, folder: Path) -> ort.InferenceSession:
     """A session of a model in memory, whose weights may lie in files of ``folder``. Nothing is fused in it."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

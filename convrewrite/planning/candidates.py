@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from convrewrite.planning.curves import spread
 from convrewrite.planning.latency_table import LatencyTable, aligned, calls_of
 from convrewrite.rewriting import Prepared
-from convrewrite.rules import Candidate, RankRange, shortlist_at
+from convrewrite.rules import Candidate, RankRange, shortlist_of
 from convrewrite.runtime import OptionsAt
 
 LEAST_RATIO = 0.03
@@ -59,7 +59,7 @@ def to_time(prepared: Prepared, latency_table: LatencyTable) -> tuple[OptionsAt,
     found: dict[tuple[object, object], OptionsAt] = {}
     for space in prepared.search_spaces:
         candidates = [c for rank_range in space.rank_ranges for c in usable(rank_range, latency_table)]
-        candidates += shortlist_at(space, None).candidates if space.rank_ranges else ()
+        candidates += shortlist_of(space).candidates if space.rank_ranges else ()
         graphs = latency_table.graphs(space.site, candidates) if candidates else []
         for size in calls_of(space.site) if graphs else ():
             key = (space.site.folded_spec, size)

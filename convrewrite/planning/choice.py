@@ -28,7 +28,7 @@ from convrewrite.planning.planned import make_plan
 from convrewrite.planning.sensitivities import survey
 from convrewrite.planning.swaps import evaluate, swap
 from convrewrite.rewriting import Outcome, Prepared, Rewritten, Work, rewrite
-from convrewrite.rules import Candidate, Shortlist, shortlist_at
+from convrewrite.rules import Candidate, Shortlist, shortlist_of
 from convrewrite.runtime import Baseline, Unmeasured
 from convrewrite.settings import Constraints, Settings
 from convrewrite.version import tool_version
@@ -130,7 +130,7 @@ class Planner:
     def _by_ratio(self) -> tuple[Shortlist, ...]:
         """Every rule at its own ratio; options that miss a rule's ``min_latency_gain`` are left out where time is measured."""
         prepared, settings = self.work.prepared, self.work.settings
-        shortlists = tuple(shortlist_at(space, None) for space in prepared.search_spaces)
+        shortlists = tuple(shortlist_of(space) for space in prepared.search_spaces)
         return fast_enough(shortlists, latency_table_of(prepared, settings)) if settings.measure else shortlists
 
     def survey(self) -> tuple[Surveyed, ...]:

@@ -11,7 +11,7 @@ from convrewrite.rules.options import (
     refusal,
     require_structures,
     search_spaces,
-    shortlist_at,
+    shortlist_of,
     subjects,
 )
 from convrewrite.rules.schema import Match, Protect, Require, Rule, RuleFile
@@ -35,6 +35,6 @@ __all__ = [
     "require_structures",
     "resolve",
     "search_spaces",
-    "shortlist_at",
+    "shortlist_of",
     "subjects",
 ]

@@ -122,24 +122,24 @@ def _rank_ranges(site: Site, rule: Rule, structures: Mapping[str, Structure]) ->
     return found
 
 
-def shortlist_at(space: SearchSpace, ratio: float | None) -> Shortlist:
-    """The largest rank of every rank range within ``ratio`` of the site's own MACs; None: within each rule's own ratio."""
+def shortlist_of(space: SearchSpace) -> Shortlist:
+    """The largest rank of every rank range within its rule's ratio of the site's own MACs."""
     if space.reason is not None:
         return Shortlist(space.site, (), space.reason)
     candidates: dict[Option, Candidate] = {}
     for rank_range in space.rank_ranges:
-        found = rank_range.largest_within(_limit(rank_range.rule, ratio) * space.site.cost.macs)
+        found = rank_range.largest_within(_limit(rank_range.rule) * space.site.cost.macs)
         if found is not None:
             candidates[found.option] = found
     if candidates:
         return Shortlist(space.site, tuple(candidates.values()))
-    limit = max(_limit(rank_range.rule, ratio) for rank_range in space.rank_ranges)
+    limit = max(_limit(rank_range.rule) for rank_range in space.rank_ranges)
     names = ", ".join(dict.fromkeys(rank_range.structure.name for rank_range in space.rank_ranges))
     return Shortlist(space.site, (), f"no option of {names} costs at most {limit:.3g} of its MACs")
 
 
-def _limit(rule: Rule, ratio: float | None) -> float:
-    return min(rule.ratio if ratio is None else ratio, 1 - rule.require.min_mac_saving)
+def _limit(rule: Rule) -> float:
+    return min(rule.ratio, 1 - rule.require.min_mac_saving)
 
 
 def cost_of(site: Site, option: Option, structure: Structure) -> Cost:

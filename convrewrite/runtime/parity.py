@@ -136,7 +136,6 @@ def check_parity(
     onnx: Path | OnnxModel,
     inputs: Inputs,
     *,
-    threads: int = 1,
     batch: int | None = None,
     ignored: Collection[str] = (),
     bounded: Collection[str] = (),
@@ -152,7 +151,7 @@ def check_parity(
 
     Raises VerificationError if names, number or shapes of the outputs differ.
     """
-    runtime = onnx if isinstance(onnx, OnnxModel) else OnnxModel(onnx, threads=threads)
+    runtime = onnx if isinstance(onnx, OnnxModel) else OnnxModel(onnx)
     running = RunningParity("onnxruntime", ignored, bounded)
     batches = _parity_batches(inputs, batch or runtime.batch)
     with eval_mode(model):

@@ -14,7 +14,7 @@ from convrewrite.errors import PlanError
 from convrewrite.graph.sites import find_sites
 from convrewrite.graph.tracing import trace
 from convrewrite.planning.latency_table import LatencyTable, fast_enough, in_fastest_lowering
-from convrewrite.rules.options import Shortlist, search_spaces, shortlist_at
+from convrewrite.rules.options import Shortlist, search_spaces, shortlist_of
 from convrewrite.rules.schema import Protect, Require, Rule
 from convrewrite.runtime.option_graphs import OptionGraph
 from convrewrite.runtime.timing import RuntimeTimer
@@ -32,7 +32,7 @@ def rule(gain: float | None, *names: str) -> Rule:
 
 def shortlist(structures: dict[str, Structure], gain: float | None, *names: str) -> Shortlist:
     sites = find_sites(MODEL, (X,), trace(MODEL))
-    return shortlist_at(search_spaces(sites, [rule(gain, *names)], structures)[0], None)
+    return shortlist_of(search_spaces(sites, [rule(gain, *names)], structures)[0])
 
 
 def in_order(seconds: Sequence[float], ratio: float = 0.9) -> FalseTimer:

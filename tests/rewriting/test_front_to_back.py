@@ -34,7 +34,7 @@ from convrewrite.graph.tracing import trace
 from convrewrite.rewriting import site_inputs, store
 from convrewrite.rewriting.front_to_back import Rewritten, rewrite
 from convrewrite.rewriting.site_fit import UNREACHED
-from convrewrite.rules.options import Candidate, Shortlist, search_spaces, shortlist_at
+from convrewrite.rules.options import Candidate, Shortlist, search_spaces, shortlist_of
 from convrewrite.rules.schema import Match, Protect, Require, Rule
 from convrewrite.settings import Settings
 from convrewrite.structures.algebra import compose
@@ -61,7 +61,7 @@ def sites_of(model: nn.Module) -> tuple[Site, ...]:
 
 
 def shortlists_of(model: nn.Module, *rules: Rule) -> tuple[Shortlist, ...]:
-    return tuple(shortlist_at(space, None) for space in search_spaces(sites_of(model), rules, discover()))
+    return tuple(shortlist_of(space) for space in search_spaces(sites_of(model), rules, discover()))
 
 
 def full_rank_shortlists(model: nn.Module, *names: str) -> tuple[Shortlist, ...]:
@@ -181,7 +181,7 @@ def test_a_site_beyond_its_rules_error_limit_is_kept_with_a_reason() -> None:
 def test_a_site_is_kept_when_no_input_to_fit_on_gets_to_it() -> None:
     model, bright = Brighter().double().eval(), natural(4, 3, 12, 12) + 1
     shortlists = search_spaces(find_sites(model, (bright,), trace(model)), [rule("channel")], discover())
-    shortlists = [shortlist_at(space, None) for space in shortlists]
+    shortlists = [shortlist_of(space) for space in shortlists]
     dark = torch.full_like(bright, -1)
     never = rewritten(model, shortlists, Calibration(((dark,),), ((bright,),), "data", "a test"))
     assert [outcome.reason for outcome in never.outcomes] == [None, UNREACHED]

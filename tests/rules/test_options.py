@@ -13,7 +13,7 @@ from convrewrite.graph.sites import Site, find_sites
 from convrewrite.graph.tracing import trace
 from convrewrite.rewriting.surgery import empty_option, replace_site
 from convrewrite.rules.files import builtin_rules, check, load_rule_file
-from convrewrite.rules.options import SearchSpace, search_spaces, shortlist_at, subjects
+from convrewrite.rules.options import SearchSpace, search_spaces, shortlist_of, subjects
 from convrewrite.rules.schema import Match, Protect, Require, Rule, RuleFile
 from convrewrite.structures.structure import Structure
 
@@ -35,7 +35,7 @@ def spaces_of(model: nn.Module, structures: dict[str, Structure], *rules: Rule) 
 
 def test_every_site_has_options_or_a_reason(structures: dict[str, Structure]) -> None:
     for space in spaces_of(NineKinds(16), structures, rule(*structures)).values():
-        shortlist = shortlist_at(space, 0.7)
+        shortlist = shortlist_of(space)
         assert bool(shortlist.candidates) != bool(shortlist.reason), space.site.name
         assert shortlist.candidates or len(str(shortlist.reason).split()) > 2
 
@@ -43,7 +43,7 @@ def test_every_site_has_options_or_a_reason(structures: dict[str, Structure]) ->
 def test_a_refused_site_keeps_its_own_reason(structures: dict[str, Structure]) -> None:
     space = spaces_of(NineKinds(), structures, rule("channel"))["#0"]
     assert (space.rank_ranges, space.reason) == ((), "the kernel is computed from the input")
-    assert shortlist_at(space, 0.9).reason == space.reason
+    assert shortlist_of(space).reason == space.reason
 
 
 def test_what_a_rule_does_not_take_has_the_rules_reason(structures: dict[str, Structure]) -> None:
@@ -131,9 +131,9 @@ def test_the_share_of_macs_counts_every_call() -> None:
 
 @pytest.mark.parametrize("ratio", [0.2, 0.35, 0.5, 0.8])
 def test_of_every_rank_range_the_largest_rank_within_the_ratio(ratio: float, structures: dict[str, Structure]) -> None:
-    for space in spaces_of(Residual(16), structures, rule(*structures, ratio=0.99)).values():
+    for space in spaces_of(Residual(16), structures, rule(*structures, ratio=ratio)).values():
         limit = ratio * space.site.cost.macs
-        candidates = {candidate.option for candidate in shortlist_at(space, ratio).candidates}
+        candidates = {candidate.option for candidate in shortlist_of(space).candidates}
         expected = set()
         for rank_range in space.rank_ranges:
             fitting = [rank for rank in rank_range.ranks if rank_range.at(rank).cost.macs <= limit]
@@ -142,18 +142,18 @@ def test_of_every_rank_range_the_largest_rank_within_the_ratio(ratio: float, str
         assert candidates == expected
 
 
-def test_without_a_ratio_each_rule_has_its_own(structures: dict[str, Structure]) -> None:
+def test_each_rule_has_its_own_ratio(structures: dict[str, Structure]) -> None:
     narrow, wide = rule("channel", ratio=0.3), rule("asymmetric", name="wide", ratio=0.7)
     space = spaces_of(Residual(16), structures, narrow, wide)["blocks.0.conv1"]
-    parts = {p.rule.name: p.cost.macs / space.site.cost.macs for p in shortlist_at(space, None).candidates}
+    parts = {p.rule.name: p.cost.macs / space.site.cost.macs for p in shortlist_of(space).candidates}
     assert 0.2 < parts["r"] <= 0.3
     assert 0.6 < parts["wide"] <= 0.7
 
 
 def test_the_required_saving_bounds_every_ratio(structures: dict[str, Structure]) -> None:
     space = spaces_of(Residual(16), structures, rule("channel", require=Require(min_mac_saving=0.6), ratio=0.9))["stem"]
-    assert all(p.cost.macs <= 0.4 * space.site.cost.macs for p in shortlist_at(space, 0.95).candidates)
-    nothing = shortlist_at(spaces_of(Residual(16), structures, rule("channel", ratio=0.01))["stem"], None)
+    assert all(p.cost.macs <= 0.4 * space.site.cost.macs for p in shortlist_of(space).candidates)
+    nothing = shortlist_of(spaces_of(Residual(16), structures, rule("channel", ratio=0.01))["stem"])
     assert nothing.reason == "no option of channel costs at most 0.01 of its MACs"
 
 
@@ -164,7 +164,7 @@ def test_the_cost_of_a_candidate_is_what_the_rewritten_model_has_less(
 ) -> None:
     model = settled(network(16))  # type: ignore[call-arg]
     for space in search_spaces(sites_of(model), [rule("separable", "channel")], structures):
-        for candidate in shortlist_at(space, None).candidates:
+        for candidate in shortlist_of(space).candidates:
             copy = settled(network(16))  # type: ignore[call-arg]
             option = candidate.option
             stages = structures[option.structure].stages(space.site.spec.per_group, option.parameters)
