@@ -8,7 +8,7 @@ from functools import partial
 from torch import Tensor
 
 from convrewrite.conv import ConvSpec
-from convrewrite.fitting.found import Fit, left_unexplained, pooled, told
+from convrewrite.fitting.found import Fit, fit_of, left_unexplained, pooled
 from convrewrite.fitting.goals import Goal, Roots
 from convrewrite.fitting.last_stages import LastStages
 from convrewrite.fitting.moments import Moments
@@ -147,7 +147,7 @@ class Evidence:
         """The decomposition of the kernel alone; only its bias depends on the inputs."""
         kernels = initial_kernels(structure, self.kernel, self.spec, setting)
         stages = structure.stages(self.spec.per_group, setting)
-        return told(_by_group(kernels, self.spec.groups), stages, self.seen, self.unseen)
+        return fit_of(_by_group(kernels, self.spec.groups), stages, self.seen, self.unseen)
 
 
 def _by_group(kernels: Sequence[Tensor], groups: int) -> list[tuple[Tensor, ...]]:

@@ -32,7 +32,7 @@ class Fit:
         return self.unexplained**0.5
 
 
-def told(
+def fit_of(
     fitted: Sequence[tuple[Tensor, ...]],
     stages: Sequence[Stage],
     moments: Sequence[Moments],

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from convrewrite.conv import ConvSpec
-from convrewrite.fitting.found import Fit, bias_of, told, unexplained
+from convrewrite.fitting.found import Fit, bias_of, fit_of, unexplained
 from convrewrite.fitting.goals import Goal, Kernels
 from convrewrite.fitting.moments import Moments
 from convrewrite.fitting.objective import LastInput, Loss, full_loss, reduced_loss
@@ -81,7 +81,7 @@ def fit(
             raise ArithmeticError("its fit is not finite")
         fitted.append(best)
         shares.append(share)
-    return told(fitted, stages, moments, held_out, shares)
+    return fit_of(fitted, stages, moments, held_out, shares)
 
 
 def grounds_of(kernel: Tensor, spec: ConvSpec, moments: Sequence[Moments]) -> list[Ground]:
@@ -152,7 +152,7 @@ def refit(
         if iterations:
             begun = _refine(begun, stages, aim.target, first_stage_root(stages[0], aim.target), iterations)
         refined.append(aim.real(begun.kernels))
-    return told(refined, stages, moments, held_out)
+    return fit_of(refined, stages, moments, held_out)
 
 
 def _starts(

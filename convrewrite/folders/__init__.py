@@ -12,7 +12,15 @@ from convrewrite.folders.placing import (
     resolved,
     write_new,
 )
-from convrewrite.folders.scratch import Scratch, cleared_later, disk_full, require_room, temporary, told, unwritable
+from convrewrite.folders.scratch import (
+    Scratch,
+    cleared_later,
+    disk_full,
+    require_room,
+    temporary,
+    unwritable,
+    write_errors,
+)
 from convrewrite.folders.texts import read_text
 
 __all__ = [
@@ -30,7 +38,7 @@ __all__ = [
     "require_room_beside",
     "resolved",
     "temporary",
-    "told",
     "unwritable",
+    "write_errors",
     "write_new",
 ]

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from convrewrite.errors import UsageError
-from convrewrite.folders.scratch import EARLIER, PLACE, Scratch, told, unwritable
+from convrewrite.folders.scratch import EARLIER, PLACE, Scratch, unwritable, write_errors
 from convrewrite.interrupts import held
 
 TRIES = 5
@@ -164,7 +164,7 @@ def made_aside(path: Path, other: str = "another place") -> Iterator[Path]:
     Links in ``path`` are followed. If the block raises, what was in the place is there still. Raises UsageError that
     says to name ``other`` where the place cannot be written.
     """
-    with told(path, other):
+    with write_errors(path, other):
         place = resolved(path)
         with Scratch(nearest(place)) as scratch:
             made = scratch.path / "made"
@@ -197,7 +197,7 @@ def require_room_beside(place: Path) -> None:
 def write_new(path: Path, text: str) -> None:
     """Write a new text file, aside and in one step. Raises UsageError where something is there already, or where writing
     fails."""
-    with told(path, "another file"):
+    with write_errors(path, "another file"):
         if resolved(path).exists():
             raise UsageError(f"{path}: expected a new file, found that there is one; name another, or remove it")
     with made_aside(path, "another file") as made:

@@ -117,12 +117,12 @@ def temporary_folder() -> Path:
 
 def temporary() -> Scratch:
     """A scratch folder among the temporary files. Raises UsageError that names the folder."""
-    with told():
+    with write_errors():
         return Scratch()
 
 
 @contextmanager
-def told(path: Path | None = None, other: str = "another place") -> Iterator[None]:
+def write_errors(path: Path | None = None, other: str = "another place") -> Iterator[None]:
     """Turn a file system's refusal to write ``path``, or temporary files, into a UsageError that says to name ``other``."""
     try:
         yield

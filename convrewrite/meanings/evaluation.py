@@ -24,7 +24,7 @@ class Evaluation:
         """The same on a device."""
         return replace(self, batches=tuple(moved(batch, device) for batch in self.batches))
 
-    def told(
+    def with_meanings(
         self, model: nn.Module, asked: Mapping[str, Meaning], known: Mapping[str, Meaning] = NOTHING
     ) -> "Evaluation":
         """With what the outputs of the original mean, found on these inputs once for the whole run."""

@@ -151,7 +151,7 @@ def read(
     found: dict[str, Meaning] = {}
     for name, sample in samples.items():
         seen = Seen.of(name, sample, origins.get(name), tuple(input_sizes), representative)
-        told = _told(seen)
+        told = _judged(seen)
         found[name] = _agreed(name, said[name], told, sample) if name in said else told
     if not any(meaning.counts for meaning in found.values()):
         raise UsageError(f"outputs: every output is ignored; keep one of {', '.join(found)}")
@@ -242,7 +242,7 @@ def _agreed(name: str, said: Meaning, told: Meaning, sample: Tensor) -> Meaning:
     return replace(said, axis=told.axis)
 
 
-def _told(seen: Seen) -> Meaning:
+def _judged(seen: Seen) -> Meaning:
     """What the evidence says, the strongest first."""
     if not seen.floating:
         return Meaning("discrete", "it holds integers or booleans")

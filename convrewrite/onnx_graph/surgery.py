@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 
 from convrewrite.errors import ExportError, UsageError, VerificationError
-from convrewrite.folders import Scratch, told
+from convrewrite.folders import Scratch, write_errors
 from convrewrite.onnx_files import OnnxModel, new_name_of_weights, place
 from convrewrite.onnx_graph.emission import DTYPES, Emitter, Margin, Stage
 from convrewrite.onnx_graph.external import locations, move_out, needs_second_file
@@ -54,7 +54,7 @@ def write_rewritten(
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     notes = _lost_inputs(file.model, model)
-    with told(path), Scratch(path.parent) as scratch:
+    with write_errors(path), Scratch(path.parent) as scratch:
         folder = scratch.path / "draft"
         folder.mkdir()
         draft = folder / path.name

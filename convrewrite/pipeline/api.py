@@ -72,7 +72,7 @@ def optimize(
         watch = Stopwatch()
         with watch.timed("find sites"):
             prepared = prepare_copy(model, inputs, chosen, extras.structures)
-        run = Run.begin(prepared, calibration, settings.constraints, settings, extras.told, watch)
+        run = Run.begin(prepared, calibration, settings.constraints, settings, extras.listener, watch)
         return run.finish(run.choose(), extras.name or network.name, (*network.notes, *extras.notes))
 
 
@@ -96,7 +96,7 @@ def plan(
     network = network_of(model, example_input, settings.timeout)
     model, inputs = network.model, network.inputs
     with at_work(settings.seed), surroundings_preserved(model):
-        run = Run.to_plan(model, inputs, chosen, calibration, settings, extras.structures, extras.told)
+        run = Run.to_plan(model, inputs, chosen, calibration, settings, extras.structures, extras.listener)
         with run.scratch:
             return run.plan()
 
@@ -129,7 +129,7 @@ def apply(
         with watch.timed("find sites"):
             prepared = prepare_copy(model, inputs, (), extras.structures)
             shortlists = shortlists_of(plan, prepared)
-        run = Run.begin(prepared, calibration, constraints, settings, extras.told, watch, plan.meanings())
+        run = Run.begin(prepared, calibration, constraints, settings, extras.listener, watch, plan.meanings())
         return run.finish(Choice(shortlists), extras.name or network.name, (*network.notes, *extras.notes), plan)
 
 

@@ -72,7 +72,7 @@ def export_result(
             copy, network.inputs, inputs, seed=report.seed, memory=asked.memory, progress=progress,
             batch=taken, graph_inputs=graph_inputs(network.model),
         )  # fmt: skip
-        evaluation = evaluation_inputs(network.inputs, data, taken).told(copy, {}, plan.meanings())
+        evaluation = evaluation_inputs(network.inputs, data, taken).with_meanings(copy, {}, plan.meanings())
         forms = forms_of(tuple(to), copy, network.inputs, exporter, None, report.asked.free_axes)
         onnx = file if file.is_file() else None
         written = forms.write(rewritten, onnx, evaluation, data.fit, scratch.path, progress)

@@ -65,7 +65,7 @@ def _calibrated(prepared: Prepared, calibration: object, settings: Settings, pro
 def _evaluation(
     prepared: Prepared, data: Calibration, constraints: Constraints, known: Mapping[str, Meaning]
 ) -> Evaluation:
-    evaluation = evaluation_inputs(prepared.inputs, data, prepared.batch).told(
+    evaluation = evaluation_inputs(prepared.inputs, data, prepared.batch).with_meanings(
         prepared.model, constraints.outputs, known
     )
     for output, meaning in evaluation.meanings.items():

@@ -86,7 +86,7 @@ def collected(workers: Workers, handed: Sequence[Handed], progress: Progress) ->
     total, done, found = sum(len(one.frontier.budgets) for one in handed), 0, dict[Any, str]()
     progress("survey", 0, len(handed), f"on {workers.count} workers")
     for task in workers.finished(tasks):
-        found[task] = _told(workers.result(task))
+        found[task] = _result_in(workers.result(task))
         if task in beginnings:
             progress("survey", sum(1 for one in beginnings if one in found), len(handed), "done")
         else:
@@ -104,7 +104,7 @@ def collected(workers: Workers, handed: Sequence[Handed], progress: Progress) ->
     ]
 
 
-def _told(text: str) -> str:
+def _result_in(text: str) -> str:
     """The text of a result. Raises the error if the text is one."""
     if not text.startswith(FAILED):
         return text

@@ -102,7 +102,7 @@ class _CommonExtras:
         require_kinds(self, KINDS)
 
     @property
-    def told(self) -> Progress:
+    def listener(self) -> Progress:
         """Who is told how far the run is."""
         return self.progress or silent
 
@@ -148,7 +148,7 @@ def asked(
 
     Raises TypeError for keywords that are not ``known``, UsageError where both are given, and what Settings raises.
     """
-    extras, options = _told_apart(keywords, known, Extras)
+    extras, options = _sorted_out(keywords, known, Extras)
     options |= {name: value for name, value in positional.items() if value is not None}
     _require_alone(settings, Settings, options)
     return settings or Settings(**options), Extras(**extras)
@@ -156,12 +156,12 @@ def asked(
 
 def asked_of(settings: Recovery | None, keywords: Mapping[str, Any]) -> tuple[Recovery, RecoveryExtras]:
     """As :func:`asked`, for a recovery."""
-    extras, options = _told_apart(keywords, RecoverKeywords, RecoveryExtras)
+    extras, options = _sorted_out(keywords, RecoverKeywords, RecoveryExtras)
     _require_alone(settings, Recovery, options)
     return settings or Recovery(**options), RecoveryExtras(**extras)
 
 
-def _told_apart(keywords: Mapping[str, Any], known: Any, kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
+def _sorted_out(keywords: Mapping[str, Any], known: Any, kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
     """The keywords that are fields of ``kind``, and all others. Raises TypeError for keywords that are not ``known``."""
     for name in keywords.keys() - known.__annotations__.keys():
         raise TypeError(f"unexpected keyword argument {name!r}; expected {', '.join(sorted(known.__annotations__))}")

@@ -100,7 +100,13 @@ class Frontier:
         """A run whose results are not timed in eager torch, as points do not show that time."""
         network, extras = self.network, self.extras
         run = Run.to_plan(
-            network.model, network.inputs, self.rules, self.calibration, self.settings, extras.structures, extras.told
+            network.model,
+            network.inputs,
+            self.rules,
+            self.calibration,
+            self.settings,
+            extras.structures,
+            extras.listener,
         )
         return run if run.baseline is None else replace(run, baseline=replace(run.baseline, eager=False))
 
@@ -114,13 +120,13 @@ class Frontier:
         )
 
     def _points(self, run: Run, budgets: Sequence[float]) -> Iterator[Made]:
-        told = self.extras.told
+        progress = self.extras.listener
         for index, budget in enumerate(budgets):
-            told("points", index, len(budgets), f"{self.resource}={budget:g}")
+            progress("points", index, len(budgets), f"{self.resource}={budget:g}")
             constraints = replace(run.planner.constraints, budget={self.resource: budget})
             planner = replace(run.planner, constraints=constraints, swaps=False)
             yield self._point(replace(run, planner=planner), budget)
-        told("points", len(budgets), len(budgets), "done")
+        progress("points", len(budgets), len(budgets), "done")
 
     def _point(self, run: Run, budget: float) -> Made:
         try:

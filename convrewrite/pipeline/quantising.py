@@ -9,7 +9,7 @@ from torch import nn
 
 from convrewrite.calibration import Calibration, calibrate
 from convrewrite.errors import CalibrationError, ModelLoadError, UsageError
-from convrewrite.folders import Scratch, given_path, nearest, put, resolved, told
+from convrewrite.folders import Scratch, given_path, nearest, put, resolved, write_errors
 from convrewrite.inputs import ExampleInput, Inputs, in_whole_batches
 from convrewrite.meanings import Fidelity, Meaning, read
 from convrewrite.modules import private_copy, surroundings_preserved
@@ -85,7 +85,7 @@ def quantise(
             "int8: expected a model in float32, which alone can be quantised, found one in half precision; quantise the result "
             "of the float32 model that this was made of"
         )
-    with at_work(asked.seed), surroundings_preserved(network.model), told(folder, "another folder"):
+    with at_work(asked.seed), surroundings_preserved(network.model), write_errors(folder, "another folder"):
         place = resolved(folder / INT8)
         with Scratch(nearest(place)) as scratch:
             copy = private_copy(network.model, network.inputs)

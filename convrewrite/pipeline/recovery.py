@@ -197,7 +197,7 @@ def _train(run: Recovering, data: object, processes: Processes) -> tuple[Distill
     held_out = given.held_out_batches(min(asked.batch, len(given.held_out[0])))
     basis = f"measured on {len(given.held_out[0])} held-out inputs of {source}"
     said = asked_meanings(asked.outputs)
-    evaluation = Evaluation(held_out, basis).told(run.original, said, plan.meanings())
+    evaluation = Evaluation(held_out, basis).with_meanings(run.original, said, plan.meanings())
     sites = {site.name: site.batch_norm for site in plan.sites if site.option is not None}
     with run.watch.timed("recover"):
         task = task_of(run.original, run.rewritten, sites, given, evaluation.meanings, asked, processes, extras.augment)
@@ -280,7 +280,7 @@ def _keeper(extras: RecoveryExtras, processes: Processes) -> Any:
 
 def _teller(extras: RecoveryExtras, asked: Recovery) -> Any:
     what = f"{asked.epochs:g} epochs" if asked.epochs is not None else f"{asked.time:g} min"
-    return lambda progress, text: extras.told("recover", round(100 * progress), 100, f"{what}: {text}")
+    return lambda progress, text: extras.listener("recover", round(100 * progress), 100, f"{what}: {text}")
 
 
 def _resumed(run: Recovering, training: Training) -> Checkpoint | None:
@@ -314,9 +314,9 @@ def _finished(run: Recovering, distilled: Distilled, given: Given, evaluation: E
                 exporter,
                 target_of(run.came.report.runtime),
             )
-            metadata, told = provenance.metadata(), run.extras.told
+            metadata, progress = provenance.metadata(), run.extras.listener
             measured = measure_everything(
-                run.original, run.rewritten, network.inputs, evaluation, baseline, metadata, told
+                run.original, run.rewritten, network.inputs, evaluation, baseline, metadata, progress
             )
             onnx = baseline.result
         else:
@@ -342,7 +342,7 @@ def _report(run: Recovering, distilled: Distilled, given: Given, measured: Measu
         minutes=distilled.seconds / 60,
         trained_on=len(given.train[0]),
         held_out=len(given.held_out[0]),
-        settings=_told(asked, run.extras),
+        settings=_recipe(asked, run.extras),
         curve=tuple((point.step, point.effect) for point in distilled.curve),
         ended=distilled.ended,
     )
@@ -361,13 +361,13 @@ def _report(run: Recovering, distilled: Distilled, given: Given, measured: Measu
     )
 
 
-def _told(asked: Recovery, extras: RecoveryExtras) -> dict[str, float | str]:
+def _recipe(asked: Recovery, extras: RecoveryExtras) -> dict[str, float | str]:
     """The recipe in the form that the report shows."""
-    told: dict[str, float | str] = {"epochs": asked.epochs} if asked.epochs is not None else {"minutes": asked.time}
-    told |= {"rate": asked.rate, "batch": asked.batch, "temperature": asked.temperature, "features": asked.features}
-    told |= {"trained": "all parameters" if asked.everything else "rewritten sites", "seed": asked.seed}
+    recipe: dict[str, float | str] = {"epochs": asked.epochs} if asked.epochs is not None else {"minutes": asked.time}
+    recipe |= {"rate": asked.rate, "batch": asked.batch, "temperature": asked.temperature, "features": asked.features}
+    recipe |= {"trained": "all parameters" if asked.everything else "rewritten sites", "seed": asked.seed}
     if extras.augment is not None:
-        told["augmentation"] = getattr(extras.augment, "__qualname__", type(extras.augment).__qualname__)
+        recipe["augmentation"] = getattr(extras.augment, "__qualname__", type(extras.augment).__qualname__)
     if isinstance(extras.labels, Tensor):
-        told["labels"] = "given"
-    return told
+        recipe["labels"] = "given"
+    return recipe

@@ -18,7 +18,7 @@ from convrewrite.folders import (
     require_replaceable,
     require_room_beside,
     resolved,
-    told,
+    write_errors,
 )
 from convrewrite.inputs import ExampleInput
 from convrewrite.pipeline.clusters import require_cluster, workers_of
@@ -69,7 +69,7 @@ class Sweep:
     @staticmethod
     def check(folder: Path) -> None:
         """Raise UsageError unless a sweep can be put there: only an earlier one is replaced, or an empty folder."""
-        with told(folder, "another folder with -o"):
+        with write_errors(folder, "another folder with -o"):
             place = resolved(folder)
             if place.exists():
                 strangers = _strangers(place)
@@ -133,7 +133,7 @@ def sweep(
         settings=settings,
         **cast(FrontierKeywords, rest),
     )
-    return sweep_all([asked], cluster, asked.extras.told)
+    return sweep_all([asked], cluster, asked.extras.listener)
 
 
 def frontier_of(

@@ -73,12 +73,12 @@ def survey(work: Work, *, effort: Effort, latency_table: LatencyTable | None) ->
             done = sum(1 for entry in found if entry.site in active)
             work.progress("survey", done, len(active), space.site.name)
             found.append(sites.of(space))
-            LOG.info("%s", _told(found[-1]))
+            LOG.info("%s", _summary(found[-1]))
             work.progress("survey", done + 1, len(active), f"{space.site.name}: {len(found[-1].options)} options")
     return tuple(found)
 
 
-def _told(entry: Surveyed) -> str:
+def _summary(entry: Surveyed) -> str:
     """What a site could become, for a log."""
     if not entry.options:
         return f"{entry.site.name}: kept: {entry.reason or 'no option is left'}"

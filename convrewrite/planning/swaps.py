@@ -107,7 +107,7 @@ def _survey_nearby(work: Work, fitted: FittedPlan, resources: Sequence[str]) -> 
                 continue
             work.progress("swaps", len([f for f in found if f.options]), len(rewritten), entry.site.name)
             others = _others(entry, scored, resources) if work.settings.int8 else []
-            found.append(effects.told(entry, [scored, *_neighbours(entry, scored, resources), *others]))
+            found.append(effects.surveyed(entry, [scored, *_neighbours(entry, scored, resources), *others]))
             work.progress("swaps", len([f for f in found if f.options]), len(rewritten), entry.site.name)
     return tuple(found)
 
@@ -120,7 +120,7 @@ class _Effects:
     walk: Propagation
     model: str
 
-    def told(self, entry: Surveyed, options: Sequence[Scored]) -> Surveyed:
+    def surveyed(self, entry: Surveyed, options: Sequence[Scored]) -> Surveyed:
         """A site with its option, which comes first, and the neighbours, all fitted alike, so that their effects can be
         compared."""
         named = [repr(scored.candidate.option) for scored in options]

@@ -27,7 +27,7 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class NotedColumn:
     """A column of words in one of its forms; ``notes``: what its numbers stand for, from 1 on. A last ``resort`` says so little
     that columns are left out first."""
 
@@ -53,7 +53,7 @@ LONGEST = 12
 """Most letters of a word in a name, where words are cut at all."""
 
 
-def site_table(columns: Sequence[Column], forms: Sequence[Told], width: int, legend: Sequence[str] = ()) -> str:
+def site_table(columns: Sequence[Column], forms: Sequence[NotedColumn], width: int, legend: Sequence[str] = ()) -> str:
     """The table in the first pair of a layout and one of the ``forms`` of its last column that takes one line per site; where
     none does, all columns with the last form, wrapped. The first column has names; empty columns are left out. ``legend`` is put
     below the notes."""
@@ -91,7 +91,7 @@ def cut_names(names: Sequence[str], room: int, least: int | None) -> Cut | None:
     return None
 
 
-def decisions(header: str, options: Sequence[str | None], reasons: Sequence[str | None]) -> tuple[Told, ...]:
+def decisions(header: str, options: Sequence[str | None], reasons: Sequence[str | None]) -> tuple[NotedColumn, ...]:
     """What became of each site: its option, as :meth:`Option.describe` puts it, or the reason why it was kept.
 
     Four forms: in full; with reasons numbered; with options numbered too, except for their ranks, and their structures where
@@ -101,24 +101,24 @@ def decisions(header: str, options: Sequence[str | None], reasons: Sequence[str 
     several = len({option.split(", ")[0] for option in options if option}) > 1
     whole, ranks, bare = Notes(), Notes(), Notes()
     return (
-        Told(Column(header, [option or f"kept: {reason}" for option, reason in sites])),
-        _told(header, [option or f"kept {whole[reason]}" for option, reason in sites], whole),
-        _told(header, [_short(o, ranks, several) if o else f"kept {ranks[reason]}" for o, reason in sites], ranks),
-        _told(header, [bare[o] if o else f"kept {bare[reason]}" for o, reason in sites], bare, resort=True),
+        NotedColumn(Column(header, [option or f"kept: {reason}" for option, reason in sites])),
+        _noted(header, [option or f"kept {whole[reason]}" for option, reason in sites], whole),
+        _noted(header, [_short(o, ranks, several) if o else f"kept {ranks[reason]}" for o, reason in sites], ranks),
+        _noted(header, [bare[o] if o else f"kept {bare[reason]}" for o, reason in sites], bare, resort=True),
     )
 
 
-def verdicts(applies: Sequence[dict[str, str]]) -> tuple[Told, ...]:
+def verdicts(applies: Sequence[dict[str, str]]) -> tuple[NotedColumn, ...]:
     """What rules say of each site: ``yes``, or the reason why not. One rule has a column of its name; several share a column
     ``rules``, in two forms: by their names, and by how many they are."""
     rules = list(dict.fromkeys(rule for row in applies for rule in row))
     names, counts = Notes(), Notes()
     if len(rules) == 1:
         (rule,) = rules
-        return (_told(rule, ["yes" if row[rule] == "yes" else f"no {names[row[rule]]}" for row in applies], names),)
+        return (_noted(rule, ["yes" if row[rule] == "yes" else f"no {names[row[rule]]}" for row in applies], names),)
     return (
-        _told("rules", [_by_name(row, names) for row in applies], names),
-        _told("rules", [_by_count(row, counts) for row in applies], counts),
+        _noted("rules", [_by_name(row, names) for row in applies], names),
+        _noted("rules", [_by_count(row, counts) for row in applies], counts),
     )
 
 
@@ -130,8 +130,8 @@ class Notes(dict[str, str]):
         return self[text]
 
 
-def _told(header: str, cells: Sequence[str], notes: Notes, *, resort: bool = False) -> Told:
-    return Told(Column(header, cells), tuple(notes), resort)
+def _noted(header: str, cells: Sequence[str], notes: Notes, *, resort: bool = False) -> NotedColumn:
+    return NotedColumn(Column(header, cells), tuple(notes), resort)
 
 
 def _short(option: str, notes: Notes, several: bool) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from convrewrite.errors import UsageError
-from convrewrite.folders import made_aside, require_room_beside, resolved, told
+from convrewrite.folders import made_aside, require_room_beside, resolved, write_errors
 from convrewrite.reporting import AnalysisRow, render_analysis, render_rows
 
 PAGE_START, PAGE_TITLE = b"<!DOCTYPE html>", b": its convolutions</title>"
@@ -42,7 +42,7 @@ class Analysis(tuple[AnalysisRow, ...]):
 
 def check_page(path: Path) -> None:
     """Raise UsageError unless a page can be written to ``path``: called before any long work."""
-    with told(path, OTHER):
+    with write_errors(path, OTHER):
         place = resolved(path)
         if place.exists() and not (place.is_file() and _holds_page(place)):
             raise UsageError(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from convrewrite.errors import ModelLoadError
-from convrewrite.folders import read_text, told
+from convrewrite.folders import read_text, write_errors
 from convrewrite.onnx_files import digest_of
 from convrewrite.reporting import Report
 
@@ -39,7 +39,7 @@ def require_described(folder: Path, report: Report, names: Sequence[str]) -> Non
         earlier = name == PLAN and name not in report.digests
         if earlier or not file.is_file():
             continue
-        with told(folder, "another folder"):
+        with write_errors(folder, "another folder"):
             same = digest_of(file) == report.digests.get(name)
         if not same:
             raise ModelLoadError(

@@ -31,8 +31,8 @@ from convrewrite.folders import (
     require_room_beside,
     resolved,
     temporary,
-    told,
     unwritable,
+    write_errors,
 )
 from convrewrite.modules import copy_model, put_on
 from convrewrite.onnx_files import is_weights_of
@@ -63,7 +63,7 @@ def check_writable(folder: Path, inputs: Sequence[str] = ()) -> None:
     ``inputs`` name what the run reads; names of no existing file do not count. What runs that have ended left beside it is
     cleared.
     """
-    with told(folder, "another folder with -o"):
+    with write_errors(folder, "another folder with -o"):
         place = resolved(folder)
         if place.exists():
             _check_replaceable(folder, place, inputs)
@@ -91,7 +91,7 @@ def _check_replaceable(folder: Path, place: Path, inputs: Sequence[str]) -> None
 
 def check_file(path: Path) -> None:
     """Raise UsageError unless a plan can be written to ``path``: called before any long work."""
-    with told(path, "another file with -o"):
+    with write_errors(path, "another file with -o"):
         place = resolved(path)
         if place.is_dir():
             raise UsageError(f"{path}: expected a file for the plan, found a folder; name one in it, as {path / PLAN}")
@@ -156,7 +156,7 @@ def add_exports(folder: Path, plan: Plan, report: Report, files: Sequence[Path])
 
 def check_addable(folder: Path) -> None:
     """Raise UsageError unless files can be added to a result's folder: called before any long work."""
-    with told(folder, "another folder"):
+    with write_errors(folder, "another folder"):
         place = resolved(folder)
         require_replaceable(folder, place, "another folder")
         require_room_beside(place)
@@ -297,7 +297,7 @@ def _unpickled(
 ) -> Result:
     """A result whose files are temporary ones of this process."""
     folder = temporary()
-    with told():
+    with write_errors():
         for name, content in contents.items():
             (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
             (folder.path / name).write_bytes(content)

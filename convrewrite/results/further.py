@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from convrewrite.exports import file_names, kinds_of_exports
-from convrewrite.folders import told
+from convrewrite.folders import write_errors
 from convrewrite.results.folder import INT8, ONNX, Result, onnx_files
 
 FOLDER = "kept"
@@ -25,7 +25,7 @@ def files_of(result: Result | Path) -> tuple[list[Path], list[Path]]:
 def kept(files: Sequence[Path], place: Path) -> list[Path]:
     """Copies of such files in a folder below ``place``. Raises UsageError where there is no room for them."""
     found = [place / FOLDER / file.name for file in files]
-    with told():
+    with write_errors():
         (place / FOLDER).mkdir()
         for file, copy in zip(files, found, strict=True):
             if file.is_dir():

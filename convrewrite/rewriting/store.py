@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convrewrite.folders import Scratch, temporary, told
+from convrewrite.folders import Scratch, temporary, write_errors
 
 MAPPED = sys.platform != "win32"
 """Whether files are mapped into memory: on Windows a mapped file cannot be removed."""
@@ -33,7 +33,7 @@ class Waiting:
         with torch.no_grad():
             exact = _dense(value.detach().resolve_conj().resolve_neg())
             flat = exact.as_strided((exact.numel(),), (1,)).view(torch.uint8).cpu()
-        with told(), path.open("wb") as file:
+        with write_errors(), path.open("wb") as file:
             file.write(flat.numpy().data)
         return cls(path, flat.numel(), exact.dtype, exact.shape, exact.stride(), exact.device)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from convrewrite.axes import BATCH, at_least_two, axes_named, by_parameters
 from convrewrite.errors import ExportError, TraceError
 from convrewrite.escaping import innermost_cause
-from convrewrite.folders import Scratch, disk_full, given_path, told, unwritable
+from convrewrite.folders import Scratch, disk_full, given_path, unwritable, write_errors
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs
 from convrewrite.modules import ROOT, copy_model, eval_mode, named_outputs, preserved
 from convrewrite.names import require_names
@@ -100,7 +100,7 @@ def export(
     external = _needs_external_data(model)
     notes = [f"weights stand in a second file, {path.name}.*.data, as one holds at most 2 GB"] if external else []
     with ExitStack() as stack:
-        with told(path):
+        with write_errors(path):
             scratch = stack.enter_context(Scratch(path.parent))
             folder = scratch.path / "draft"
             folder.mkdir()
@@ -115,11 +115,11 @@ def export(
         _stamp(draft.path, metadata)
         _check(draft.path, model, opset)
         check_free_axes(model, draft.path, example, free_axes or ())
-        with told(path):
+        with write_errors(path):
             place(draft.path, path)
     if reason is not None:
         notes.append(f"batch size fixed at {example[0].shape[0]}: {reason}")
-    return Exported(path, dynamic, "; ".join([*notes, *_told(opset, free_axes)]) or None)
+    return Exported(path, dynamic, "; ".join([*notes, *_notes(opset, free_axes)]) or None)
 
 
 def _require_real(model: nn.Module, inputs: Inputs) -> None:
@@ -131,7 +131,7 @@ def _require_real(model: nn.Module, inputs: Inputs) -> None:
         )
 
 
-def _told(opset: int | None, free_axes: Sequence[str] | None) -> list[str]:
+def _notes(opset: int | None, free_axes: Sequence[str] | None) -> list[str]:
     """Notes on what was asked of the file, and holds."""
     said = [] if opset is None else [f"the ONNX file has opset {opset}"]
     if free_axes is not None:

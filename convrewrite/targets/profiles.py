@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from convrewrite.errors import UsageError
-from convrewrite.folders import made_aside, read_text, require_room_beside, resolved, told
+from convrewrite.folders import made_aside, read_text, require_room_beside, resolved, write_errors
 from convrewrite.json_texts import each_key_once
 from convrewrite.machine import processor
 from convrewrite.targets.interleaving import framed_seconds, whole_seconds
@@ -60,7 +60,7 @@ class Profile:
     @staticmethod
     def check_place(path: Path) -> None:
         """Raise UsageError unless timings can be written to ``path``: called before any long work."""
-        with told(path, OTHER):
+        with write_errors(path, OTHER):
             place = resolved(path)
             if place.exists() and not (place.is_file() and (place.stat().st_size == 0 or _holds_timings(place))):
                 raise UsageError(f"{path}: holds something else than timings, which would be lost; name {OTHER}")

@@ -14,7 +14,7 @@ from commands import listing
 
 from convrewrite.errors import ExportError, UsageError
 from convrewrite.folders import scratch
-from convrewrite.folders.scratch import LOCK, Scratch, cleared_later, disk_full, sweep, temporary, told
+from convrewrite.folders.scratch import LOCK, Scratch, cleared_later, disk_full, sweep, temporary, write_errors
 from convrewrite.interrupts import Terminated, held, signals_raised
 
 HOLDING = """
@@ -146,9 +146,12 @@ def test_a_full_disk_is_told_from_other_errors(error: Exception, found: int | No
 
 def test_errors_of_other_kinds_pass(tmp_path: Path) -> None:
     for error in (ExportError("no form"), RuntimeError("a bug"), KeyboardInterrupt()):
-        with pytest.raises(type(error)), told(tmp_path):
+        with pytest.raises(type(error)), write_errors(tmp_path):
             raise error
-    with pytest.raises(UsageError, match=r"cannot be written \(odd\); name another place"), told(tmp_path):
+    with (
+        pytest.raises(UsageError, match=r"cannot be written \(odd\); name another place"),
+        write_errors(tmp_path),
+    ):
         raise OSError("odd")
 
 

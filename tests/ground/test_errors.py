@@ -19,5 +19,5 @@ def test_an_error_of_one_site_is_told_of_a_worker() -> None:
     made = FitError("body.0", "expected numbers: normalise the inputs")
     text = handed.FAILED + handed._Failed(error=type(made).__name__, message=str(made)).model_dump_json()
     with pytest.raises(FitError) as found:
-        handed._told(text)
+        handed._result_in(text)
     assert (found.value.site, found.value.reason, str(found.value)) == (made.site, made.reason, str(made))

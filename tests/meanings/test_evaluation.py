@@ -13,7 +13,7 @@ BATCHES = ((torch.rand(8, 1, 2, 2),), (torch.rand(8, 1, 2, 2),))
 
 def test_meanings_are_told_from_the_model_once_and_the_rest_stays() -> None:
     before = Evaluation(BATCHES, "8 inputs")
-    told = before.told(MODEL, {})
+    told = before.with_meanings(MODEL, {})
     assert (told.batches, told.basis, told.noise) == (before.batches, before.basis, before.noise)
     assert {name: meaning.kind for name, meaning in told.meanings.items()} == {"output": "probabilities"}
     assert before.meanings == {}
@@ -22,14 +22,14 @@ def test_meanings_are_told_from_the_model_once_and_the_rest_stays() -> None:
 def test_what_the_caller_says_counts_before_what_is_known_and_that_before_what_is_told() -> None:
     said, known = Meaning("embedding", "asked for"), Meaning("values", "as the plan has it")
     evaluation = Evaluation(BATCHES, "8 inputs")
-    assert evaluation.told(MODEL, {}, {"output": known}).meanings["output"].kind == "values"
-    assert evaluation.told(MODEL, {"output": said}, {"output": known}).meanings["output"].kind == "embedding"
+    assert evaluation.with_meanings(MODEL, {}, {"output": known}).meanings["output"].kind == "values"
+    assert evaluation.with_meanings(MODEL, {"output": said}, {"output": known}).meanings["output"].kind == "embedding"
 
 
 def test_on_noise_looks_are_not_believed() -> None:
     """Maps in which one channel is far on top at every position, as those of a segmentation."""
     model = nn.Identity()
     maps = 20 * F.one_hot(torch.randint(3, (64, 8, 8)), 3).permute(0, 3, 1, 2) + torch.randn(64, 3, 8, 8)
-    real = Evaluation(((maps,),), "inputs").told(model, {})
-    noise = Evaluation(((maps,),), "noise", noise=True).told(model, {})
+    real = Evaluation(((maps,),), "inputs").with_meanings(model, {})
+    noise = Evaluation(((maps,),), "noise", noise=True).with_meanings(model, {})
     assert (real.meanings["output"].kind, noise.meanings["output"].kind) == ("logits", "values")

@@ -245,7 +245,7 @@ def test_parity_runs_on_the_first_of_the_inputs_of_fidelity(monkeypatch: pytest.
     monkeypatch.setattr(exporting, "OnnxModel", lambda _path: SimpleNamespace(batch=None))
     model, path = small_network(), tmp_path / "a.onnx"
     path.touch()
-    evaluation = evaluation_inputs((images(1),), Calibration((), (), "weights only", "none")).told(model, {})
+    evaluation = evaluation_inputs((images(1),), Calibration((), (), "weights only", "none")).with_meanings(model, {})
     baseline = Baseline(Exported(path, True), (images(1),), tmp_path, FalseTimer(), 1, exporting.TorchExporter())
     measure_everything(model, model, (images(1),), evaluation, baseline, {"a": "b"}, lambda *_: None)
     ((inputs, ignored),) = checked

@@ -66,7 +66,7 @@ def case_of(network: nn.Module) -> Case:
         name="r", structures=("channel", "asymmetric"), protect=Protect(stem=False, min_channels=0, min_mac_share=0)
     )
     prepared = prepare(settled(network), (parts[0][:1],), [rule])
-    evaluation = evaluation_inputs((parts[0][:1],), data).told(prepared.original, {})
+    evaluation = evaluation_inputs((parts[0][:1],), data).with_meanings(prepared.original, {})
     work = Work(prepared, data, evaluation, {}, Settings(measure=False, fast=True), lambda *_: None, Stopwatch())
     allocation = allocate(survey(work, effort=FAST, latency_table=None), BUDGET, Counted(prepared.totals))
     return Case(work, evaluate(work, allocation, fit(work, allocation)))
@@ -237,13 +237,13 @@ def test_for_int8_the_best_option_of_every_other_structure_at_about_the_same_cos
     )  # fmt: skip
     assert swaps._others(replace(entry, options=options), chosen, ["macs"]) == [best]
 
-    told, tried = swaps._Effects.told, list[Scored]()
+    surveyed, tried = swaps._Effects.surveyed, list[Scored]()
 
     def noted(self: swaps._Effects, entry: Surveyed, options: list[Scored]) -> Surveyed:
         tried.extend(options)
-        return told(self, entry, options)
+        return surveyed(self, entry, options)
 
-    monkeypatch.setattr(swaps._Effects, "told", noted)
+    monkeypatch.setattr(swaps._Effects, "surveyed", noted)
     monkeypatch.setattr(swaps, "_others", lambda entry, scored, resources: [entry.options[-1]])
     allocation = case.checked.allocation
     pairs = zip(allocation.surveyed, allocation.chosen, strict=True)

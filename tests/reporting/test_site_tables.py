@@ -4,14 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convrewrite.reporting.site_tables import Column, Told, cut_names, decisions, site_table, verdicts
+from convrewrite.reporting.site_tables import Column, NotedColumn, cut_names, decisions, site_table, verdicts
 
 MOBILE = ("features.0.0", "features.12.block.1.0", "features.12.block.2.fc1", "features.13.block.1.0")
 OPTIONS = ("separable, rank 2, pointwise-first, as branches", "separable, rank 3, pointwise-first, as branches", None)
 REASONS = (None, None, "it is the stem")
 
 
-def cells(told: Told) -> list[str]:
+def cells(told: NotedColumn) -> list[str]:
     return list(told.column.cells)
 
 

@@ -27,7 +27,7 @@ def networks() -> tuple[nn.Module, nn.Module]:
 
 
 def evaluation_of(model: nn.Module) -> Evaluation:
-    return Evaluation(((X,),), BASIS).told(model, {})
+    return Evaluation(((X,),), BASIS).with_meanings(model, {})
 
 
 @pytest.fixture(scope="module")

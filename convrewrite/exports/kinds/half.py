@@ -51,7 +51,7 @@ class Half:
         found = halved(onnx.load(str(source.file)), feeds)
         onnx.checker.check_model(found.model, full_check=True)
         onnx.save(found.model, str(path))
-        return Made(source.batch, source.beyond, _told(found.kept, found.nodes))
+        return Made(source.batch, source.beyond, _notes(found.kept, found.nodes))
 
     def open(self, path: Path) -> Opened:
         """In onnxruntime."""
@@ -61,7 +61,7 @@ class Half:
         return lambda inputs: list(runtime(*inputs).values())
 
 
-def _told(kept: tuple[str, ...], nodes: int) -> tuple[str, ...]:
+def _notes(kept: tuple[str, ...], nodes: int) -> tuple[str, ...]:
     if not kept:
         return ()
     named = ", ".join(kept[:NAMED]) + (f" and {len(kept) - NAMED} more" if len(kept) > NAMED else "")
