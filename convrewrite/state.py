@@ -60,12 +60,12 @@ def is_plain_tensor(value: Any) -> bool:
 
 def identity_of(tensor: Any) -> object:
     """Equal for two names of one plain tensor."""
-    place = place_of(tensor)
+    place = address_of(tensor)
     same = (tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg())
     return (place, *same) if place else id(tensor)
 
 
-def place_of(tensor: Tensor) -> int:
+def address_of(tensor: Tensor) -> int:
     """Where the memory of a plain tensor begins; 0 where it has none."""
     return tensor.untyped_storage().data_ptr()
 

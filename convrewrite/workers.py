@@ -14,10 +14,10 @@ import torch
 from convrewrite.places import ready_thread
 from convrewrite.process import torch_threads
 
-Result = TypeVar("Result")
+Found = TypeVar("Found")
 
 
-def side_by_side(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
+def side_by_side(tasks: Sequence[Callable[[], Found]]) -> list[Found]:
     """The results of the tasks, in their order: as many run at a time as torch has threads here, each on one of them.
 
     If tasks fail, the error of the first one in their order is raised, and tasks that have not begun are left out; so they are on

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
-class Compared(Protocol):
+class ComparedOutput(Protocol):
     """How near one output of a model is to the original's; None for figures that it does not have."""
 
     @property
@@ -39,7 +39,7 @@ class Worst:
     equal: float | None
 
     @classmethod
-    def of(cls, outputs: Iterable[Compared]) -> "Worst":
+    def of(cls, outputs: Iterable[ComparedOutput]) -> "Worst":
         """From the figures of all of them."""
         rows = list(outputs)
         return cls(

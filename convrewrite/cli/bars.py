@@ -7,7 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column
 from rich.text import Text
 
-from convrewrite.stages import Stages, about, clock_text
+from convrewrite.run_stages import RunStages, about, clock_text
 
 BAR = 12
 """Columns of a bar: a terminal of 80 has room for what is being done beside it."""
@@ -16,7 +16,7 @@ BAR = 12
 class Bars:
     """The stages, drawn anew several times a second, so that the time left counts down between two steps."""
 
-    def __init__(self, stages: Stages, console: Console) -> None:
+    def __init__(self, stages: RunStages, console: Console) -> None:
         self._stages = stages
         self._bars = _Drawn(stages, console)
         self._tasks: dict[str, TaskID] = {}
@@ -37,7 +37,7 @@ class Bars:
 class _Drawn(Progress):
     """Bars, and below them a line for the whole run."""
 
-    def __init__(self, stages: Stages, console: Console) -> None:
+    def __init__(self, stages: RunStages, console: Console) -> None:
         self._stages = stages
         super().__init__(
             TextColumn("{task.fields[stage]}", markup=False),
@@ -63,7 +63,7 @@ class _Drawn(Progress):
 class _Times(ProgressColumn):
     """How long a stage took; for one under way how long so far, and about how long it still will."""
 
-    def __init__(self, stages: Stages) -> None:
+    def __init__(self, stages: RunStages) -> None:
         self._stages = stages
         super().__init__(table_column=Column(no_wrap=True))
 

@@ -19,7 +19,7 @@ from convrewrite.cli.example_inputs import (
     require_one,
     states_sizes,
 )
-from convrewrite.cli.known_sizes import Known, sizes_of
+from convrewrite.cli.known_sizes import KnownSizes, sizes_of
 from convrewrite.cli.options import Sources, require_calibration
 from convrewrite.errors import CalibrationError, UsageError
 from convrewrite.inputs import Inputs, parameter_names, required_names
@@ -76,7 +76,7 @@ def for_both(first: Network, second: Network, sources: Sources, seed: int, names
     return Both(first, second, inputs, notes)
 
 
-def _for_files(first: OnnxModel, second: OnnxModel, sources: Sources, seed: int, known: Known | None) -> Both:
+def _for_files(first: OnnxModel, second: OnnxModel, sources: Sources, seed: int, known: KnownSizes | None) -> Both:
     """Noise is as ``optimize`` makes it: inputs without an axis of examples stay as in the example."""
     given, calib = sources.input or (), sources.data
     axis = ExampleAxis.of(first)
@@ -101,7 +101,7 @@ def _for_files(first: OnnxModel, second: OnnxModel, sources: Sources, seed: int,
 
 
 def _for_modules(
-    first: Network, second: Network, sources: Sources, seed: int, known: Known | None
+    first: Network, second: Network, sources: Sources, seed: int, known: KnownSizes | None
 ) -> tuple[Inputs, tuple[str, ...]]:
     """Inputs of two modules, or of a module and a file, before calibration inputs are read that look like them."""
     given = sources.input or ()
@@ -126,7 +126,7 @@ def _of_shapes(shapes: Sequence[tuple[int, ...]], files: Sequence[OnnxModel], se
 
 
 def _common_shapes(
-    first: Network, second: Network, calib: str | None, known: Known | None
+    first: Network, second: Network, calib: str | None, known: KnownSizes | None
 ) -> tuple[list[tuple[int, ...]], tuple[str, ...]]:
     """Shapes of examples, and what was assumed: those of the calibration file, those that an ONNX file, a program or a report
     states, or those found by running the module."""

@@ -274,11 +274,11 @@ def recover(
     as_json: AsJson = False,
 ) -> None:
     """Train the result in OUT towards its original, without labels; it is never worse then on inputs held out."""
-    from convrewrite.cli.recovering import Asked, checkpoint_of, recovered
+    from convrewrite.cli.recovering import RecoverArguments, checkpoint_of, recovered
 
     place = towards.new or out
     checkpoint = checkpoint_of(place)
-    asked = Asked(out, data, place, checkpoint, towards, trust)
+    asked = RecoverArguments(out, data, place, checkpoint, towards, trust)
     with progress_bars("recover", *(["verify"] if settings.measure else [])) as progress:
         result = recovered(asked, sources, settings, progress)
     if result is not None:  # otherwise another process of the run writes and reports

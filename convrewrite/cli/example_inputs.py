@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from convrewrite import values
 from convrewrite.calibration import peek_example
-from convrewrite.cli.known_sizes import Known
+from convrewrite.cli.known_sizes import KnownSizes
 from convrewrite.errors import CalibrationError, TraceError, UsageError
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, example_of, parameter_names, required_names
 from convrewrite.loading import (
@@ -28,7 +28,7 @@ Network = nn.Module | OnnxModel
 
 
 def for_model(
-    loaded: Loaded, given: Sequence[str], calib: str | None, known: Known | None = None
+    loaded: Loaded, given: Sequence[str], calib: str | None, known: KnownSizes | None = None
 ) -> tuple[Inputs, tuple[str, ...]]:
     """One example for ``model``, and what was assumed for it, a sentence each.
 
@@ -58,7 +58,7 @@ def for_graph(
     session: OnnxModel,
     given: Sequence[str],
     calib: str | None,
-    known: Known | None = None,
+    known: KnownSizes | None = None,
     *,
     of_examples: Sequence[str] | None = None,
     seed: int = 0,

@@ -9,7 +9,7 @@ from convrewrite.values import shape_text
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class KnownSizes:
     """The shape of every input, one example each, and the report that says so."""
 
     shapes: tuple[tuple[int, ...], ...]
@@ -21,7 +21,7 @@ class Known:
         return f"input size {shape_text(*self.shapes)} taken from {self.report}"
 
 
-def sizes_of(*sources: str | Path) -> Known | None:
+def sizes_of(*sources: str | Path) -> KnownSizes | None:
     """The sizes in the report of the first source that is a result folder or a file of one; None where no report states any."""
     for path in map(Path, sources):
         folder = path.parent if path.name in (*results.FILES, results.INT8) else path
@@ -30,5 +30,5 @@ def sizes_of(*sources: str | Path) -> Known | None:
         except ModelLoadError:
             continue
         if report.input_shapes:
-            return Known(tuple((1, *shape[1:]) for shape in report.input_shapes), folder / "report.json")
+            return KnownSizes(tuple((1, *shape[1:]) for shape in report.input_shapes), folder / "report.json")
     return None

@@ -15,7 +15,7 @@ from convrewrite.onnx_graph import ExampleAxis, open_onnx, read_network
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class GivenNetwork:
     """A model, one example, and what was assumed on the way, a sentence each."""
 
     model: nn.Module
@@ -25,7 +25,7 @@ class Given:
 
 def given_network(
     source: str, sources: Sources, trust: bool, seconds: float, result: str | Path | None = None
-) -> Given:
+) -> GivenNetwork:
     """The model in a file, be it of PyTorch or ONNX, or from a program; an ONNX file has ``seconds`` to open, and to run once.
     ``result``: a folder whose report states the sizes of its inputs, where nothing else does.
 
@@ -35,7 +35,7 @@ def given_network(
     if Path(source).suffix.lower() != ".onnx":
         loaded = load(source, sources.factory, trust)
         inputs, notes = example_inputs.for_model(loaded, shapes, sources.data, known)
-        return Given(loaded.model, inputs, (*loaded.notes, *notes))
+        return GivenNetwork(loaded.model, inputs, (*loaded.notes, *notes))
     if sources.factory is not None:
         raise UsageError(
             f"--factory: expected with a file of weights, but {source} holds its network itself; leave it out"
@@ -45,4 +45,4 @@ def given_network(
     example, notes = example_inputs.for_graph(opened.session, shapes, sources.data, known, of_examples=of_examples)
     network = read_network(opened, example)
     require_common_batch(network.inputs)
-    return Given(network.module, network.inputs, (*network.notes, *notes))
+    return GivenNetwork(network.module, network.inputs, (*network.notes, *notes))

@@ -10,7 +10,7 @@ from convrewrite.cli.voice import is_quiet
 from convrewrite.escaping import printable
 from convrewrite.interrupts import held, raise_unheard
 from convrewrite.progress import silent
-from convrewrite.stages import Stages
+from convrewrite.run_stages import RunStages
 from convrewrite.tables import WIDTH, shortened
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def progress_bars(*expected: str) -> "Iterator[Progress]":
     if is_quiet():
         yield silent
         return
-    stages, views = Stages(expected), list[_View]()
+    stages, views = RunStages(expected), list[_View]()
 
     def show(stage: str, done: int, total: int, text: str) -> None:
         raise_unheard()
@@ -85,7 +85,7 @@ def progress_bars(*expected: str) -> "Iterator[Progress]":
                 views[0].end()
 
 
-def _view(stages: Stages) -> _View:
+def _view(stages: RunStages) -> _View:
     if (notebook := _notebook()) is not None:
         return _Cell(stages, notebook)
     if sys.stderr.isatty():
@@ -113,7 +113,7 @@ def _notebook() -> Any:
 class _Lines:
     """Plain lines, at most one in :data:`SECONDS_BETWEEN_LINES`, and one at the end."""
 
-    def __init__(self, stages: Stages, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, stages: RunStages, clock: Callable[[], float] = time.monotonic) -> None:
         self._stages, self._clock = stages, clock
         self._last = -SECONDS_BETWEEN_LINES
 
@@ -137,7 +137,7 @@ class _Lines:
 class _Cell:
     """One text in a notebook's cell, which is replaced."""
 
-    def __init__(self, stages: Stages, display: Any) -> None:
+    def __init__(self, stages: RunStages, display: Any) -> None:
         self._stages, self._display = stages, display
         self._last = 0.0
         self._handle: Any = None

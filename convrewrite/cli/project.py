@@ -46,7 +46,7 @@ AROUND = "correct it, or call convrewrite --no-config"
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
+class CommandOption:
     """An option of a command: its name without dashes, its words, and what it takes. ``no``: the word that turns a flag off."""
 
     name: str
@@ -100,7 +100,7 @@ class Project:
         return found
 
 
-def read_project(folder: Path, commands: Mapping[str, Mapping[str, Option]]) -> Project | None:
+def read_project(folder: Path, commands: Mapping[str, Mapping[str, CommandOption]]) -> Project | None:
     """The project's file in a folder, every key of it checked; None where there is none.
 
     Raises UsageError, with file, key and the nearest name that is known.
@@ -119,7 +119,7 @@ def read_project(folder: Path, commands: Mapping[str, Mapping[str, Option]]) -> 
     return None
 
 
-def options_of(command: Any) -> dict[str, Option]:
+def options_of(command: Any) -> dict[str, CommandOption]:
     """The options of a command as typer made it, by their names."""
     annotations = {
         name: p.annotation for name, p in inspect.signature(command.callback, eval_str=True).parameters.items()
@@ -131,7 +131,7 @@ def options_of(command: Any) -> dict[str, Option]:
             no = max(parameter.secondary_opts, key=len, default=None)
             kind = _kind_of(annotations[parameter.name])
             several, counted = bool(parameter.multiple), bool(getattr(parameter, "count", False))
-            found[word[2:]] = Option(word[2:], word, no, kind, several, counted)
+            found[word[2:]] = CommandOption(word[2:], word, no, kind, several, counted)
     return found
 
 
@@ -154,7 +154,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path.name}: its tables are nested too deeply to be read; {AROUND}") from error
 
 
-def _checked(name: str, table: Mapping[str, Any], commands: Mapping[str, Mapping[str, Option]]) -> Project:
+def _checked(name: str, table: Mapping[str, Any], commands: Mapping[str, Mapping[str, CommandOption]]) -> Project:
     everywhere = {key: option for options in commands.values() for key, option in options.items()}
     common: dict[str, list[str]] = {}
     tables: dict[str, dict[str, list[str]]] = {}
@@ -170,7 +170,7 @@ def _checked(name: str, table: Mapping[str, Any], commands: Mapping[str, Mapping
 
 
 def _tables(
-    name: str, key: str, table: Mapping[str, Any], commands: Mapping[str, Mapping[str, Option]]
+    name: str, key: str, table: Mapping[str, Any], commands: Mapping[str, Mapping[str, CommandOption]]
 ) -> Iterator[tuple[str, dict[str, list[str]]]]:
     """The table of a command, or for a group those of its commands, which are called ``group command``."""
     if key in commands:
@@ -187,7 +187,9 @@ def _tables(
         yield from _tables(name, whole, value, commands)
 
 
-def _words(where: str, key: str, value: object, options: Mapping[str, Option], known: Sequence[str]) -> list[str]:
+def _words(
+    where: str, key: str, value: object, options: Mapping[str, CommandOption], known: Sequence[str]
+) -> list[str]:
     """A value of a file as words. Raises UsageError for what a file may not say."""
     if key in RUNS_CODE:
         raise UsageError(

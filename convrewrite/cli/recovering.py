@@ -17,7 +17,7 @@ from convrewrite.values import shape_text
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RecoverArguments:
     """What the command was given besides settings; ``place``: where the recovered result goes, ``checkpoint``: the file of the
     training's state."""
 
@@ -34,7 +34,7 @@ def checkpoint_of(place: Path) -> Path:
     return place.absolute().with_name(f"{place.absolute().name}.recovering")
 
 
-def recovered(asked: Asked, sources: Sources, settings: Recovery, progress: Progress) -> Result | None:
+def recovered(asked: RecoverArguments, sources: Sources, settings: Recovery, progress: Progress) -> Result | None:
     """The recovered result, not yet written; None in every process but the main one."""
     main, towards = is_main_process(), asked.towards
     report = results.read_report(asked.out)

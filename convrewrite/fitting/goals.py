@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from convrewrite.fitting.moments import Moments
-from convrewrite.fitting.targets import Target
+from convrewrite.fitting.targets import FitTarget
 from convrewrite.structures import Stage
 
 Roots = Sequence[Tensor | None]
@@ -33,7 +33,7 @@ class Aim:
     unless it is None. ``back (O, d)`` is the basis in the real outputs, ``wide (O, d)`` the kernel before the basis was
     applied."""
 
-    target: Target
+    target: FitTarget
     root: Tensor | None = None
     basis: Tensor | None = None
     back: Tensor | None = None
@@ -97,14 +97,14 @@ class Goal:
     narrow: Aim
 
     @classmethod
-    def of(cls, target: Target, root: Tensor | None = None) -> "Goal":
+    def of(cls, target: FitTarget, root: Tensor | None = None) -> "Goal":
         """``root``: the root of the weights of its outputs; None if all count alike."""
         plain = Aim(target)
         weighed = plain if root is None else Aim(target.weighted(root), root)
         return cls(plain, weighed, weighed.narrowed())
 
     @property
-    def target(self) -> Target:
+    def target(self) -> FitTarget:
         """The target in the real outputs."""
         return self.plain.target
 
@@ -127,5 +127,5 @@ class Goal:
         return Goal(*(made[id(aim)] for aim in each))
 
     def towards(self, moments: Moments) -> "Goal":
-        """The same patches with other wanted outputs; see :meth:`Target.towards`."""
+        """The same patches with other wanted outputs; see :meth:`FitTarget.towards`."""
         return Goal.of(self.target.towards(moments), self.weighed.root)

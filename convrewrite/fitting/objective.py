@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convrewrite.fitting.targets import FLOOR, JITTER, Second, Shape, Target, cholesky
+from convrewrite.fitting.targets import FLOOR, JITTER, FitTarget, Second, Shape, cholesky
 from convrewrite.structures import Stage, compose, through
 
 SOLVE_CHUNK = 1 << 25
@@ -110,7 +110,7 @@ def _grouped_input_of_diagonal(
     return LastInput(inner.flatten(3).flatten(1, 2), (first[:, None] @ wanted).flatten(2))
 
 
-def reduced_loss(stages: Sequence[Stage], target: Target) -> Loss:
+def reduced_loss(stages: Sequence[Stage], target: FitTarget) -> Loss:
     """E after the last stage's optimum, over the target's scale: ``-tr[M H^-1 M^T]``, H the covariance of its input."""
     scale = target.scale + torch.finfo(torch.float64).tiny
 
@@ -135,7 +135,7 @@ def _through_all(kernels: Sequence[Tensor], stages: Sequence[Stage], shape: Shap
     return patches.flatten(0, 2)
 
 
-def full_loss(stages: Sequence[Stage], target: Target) -> Loss:
+def full_loss(stages: Sequence[Stage], target: FitTarget) -> Loss:
     """E over the target's scale, with one product by S for value and gradient together."""
     scale = target.scale + torch.finfo(torch.float64).tiny
 

@@ -23,7 +23,7 @@ from convrewrite.fitting.found import Fit, bias_of, fit_of, unexplained
 from convrewrite.fitting.goals import Goal, Kernels
 from convrewrite.fitting.moments import Moments
 from convrewrite.fitting.objective import LastInput, Loss, full_loss, reduced_loss
-from convrewrite.fitting.targets import FLOOR, LARGE, Ground, Target, colour, first_stage_root, uncolour
+from convrewrite.fitting.targets import FLOOR, LARGE, FitTarget, Ground, colour, first_stage_root, uncolour
 from convrewrite.structures import Setting, Stage, Structure, join_groups, split_groups
 
 ITERATIONS = 40
@@ -176,7 +176,7 @@ class _Point:
     objective: float
 
 
-def _begin(start: tuple[Tensor, ...], stages: Sequence[Stage], target: Target) -> _Point:
+def _begin(start: tuple[Tensor, ...], stages: Sequence[Stage], target: FitTarget) -> _Point:
     """``start`` with the last stage's optimum, unless rounding made that one worse."""
     seen = LastInput.of(start[:-1], stages, target.second)
     point = _Point(start, seen.objective(start[-1], target.scale))
@@ -185,7 +185,7 @@ def _begin(start: tuple[Tensor, ...], stages: Sequence[Stage], target: Target) -
     return point if objective > point.objective else _Point((*start[:-1], solved), objective)
 
 
-def _refine(start: _Point, stages: Sequence[Stage], target: Target, root: Tensor, iterations: int) -> _Point:
+def _refine(start: _Point, stages: Sequence[Stage], target: FitTarget, root: Tensor, iterations: int) -> _Point:
     """Lower E from ``start``: the last stage in closed form, the others by L-BFGS. Never returns a higher E."""
     if iterations == 0:
         return start
@@ -207,7 +207,7 @@ def _refine(start: _Point, stages: Sequence[Stage], target: Target, root: Tensor
     return end
 
 
-def _descended(before: float, after: float, target: Target) -> float:
+def _descended(before: float, after: float, target: FitTarget) -> float:
     """``after``. Raises ArithmeticError where E rose by more than rounding."""
     rounding = 1e-9 if target.kernel.dtype == torch.float64 else 1e-3
     if not after <= before + rounding * target.scale:

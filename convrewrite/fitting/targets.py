@@ -54,7 +54,7 @@ class Second:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class FitTarget:
     """What one group is fitted to: kernel ``(O, d)``, covariance ``(d, d)`` with its ridge, and the kernel's shape.
 
     ``response (O, d)`` is the kernel times the covariance, ``pull (O, d)`` the part of it that the ridge and the shrinkage add to
@@ -75,23 +75,23 @@ class Target:
         """The second moments that define the quadratic E."""
         return Second(self.covariance, self.response, self.shape)
 
-    def towards(self, moments: Moments) -> "Target":
+    def towards(self, moments: Moments) -> "FitTarget":
         """The same patches with other wanted outputs. ``kernel`` and ``scale`` stay: E is then known up to a constant."""
         assert self.pull is not None, "other outputs are wanted of a target in the real ones"
         return replace(self, response=moments.cov_yp + self.pull)
 
-    def weighted(self, root: Tensor) -> "Target":
+    def weighted(self, root: Tensor) -> "FitTarget":
         """The same problem for outputs multiplied by ``root (O, O)``, ``R``: there E weighs output errors by ``R^T R``."""
         kernel, response = root @ self.kernel, root @ self.response
         scale = float((response * kernel).sum().abs())
         return replace(self, kernel=kernel, response=response, pull=None, scale=scale)
 
-    def to(self, dtype: torch.dtype, covariance: Tensor | None = None) -> "Target":
+    def to(self, dtype: torch.dtype, covariance: Tensor | None = None) -> "FitTarget":
         """The same in another precision; ``covariance``: the one in that precision, where there is one already."""
         kernel, response = self.kernel.to(dtype), self.response.to(dtype)
         pull = None if self.pull is None else self.pull.to(dtype)
         shared = self.covariance.to(dtype) if covariance is None else covariance
-        return Target(kernel, shared, self.shape, response, pull, self.scale)
+        return FitTarget(kernel, shared, self.shape, response, pull, self.scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class Ground:
         """The second moments as they were gathered."""
         return Second(self.moments.cov_p, self.moments.cov_yp, self.shape)
 
-    def target(self, ridge: float = RIDGE, shrinkage: float | None = None, *, solved: bool = True) -> Target:
+    def target(self, ridge: float = RIDGE, shrinkage: float | None = None, *, solved: bool = True) -> FitTarget:
         """``W* = W + (B - W S)(S + lam I)^-1``, MATH: the data's answer, ridged towards the original kernel.
 
         ``shrinkage`` draws S towards its diagonal, 0 to 1; None: it depends on the positions per unknown. Only starts need W*
@@ -138,7 +138,7 @@ class Ground:
         solved = solved and float(more.norm()) > UNCHANGED * float(self.known.norm())
         wanted = flat + _solution(covariance, more, precision) if solved else flat
         response = moments.cov_yp + pull
-        return Target(wanted, covariance, self.shape, response, pull, float((response * wanted).sum().abs()))
+        return FitTarget(wanted, covariance, self.shape, response, pull, float((response * wanted).sum().abs()))
 
     @property
     def _few(self) -> bool:
@@ -185,7 +185,7 @@ def cholesky(matrix: Tensor) -> Tensor:
     raise ArithmeticError("a covariance is not positive semidefinite beyond rounding")
 
 
-def first_stage_root(first: Stage, target: Target) -> Tensor:
+def first_stage_root(first: Stage, target: FitTarget) -> Tensor:
     """Cholesky factors ``(groups, n, n)`` of the covariance of the first stage's own patches, averaged over free axes."""
     _, channels, kh, kw = target.shape
     g = first.groups

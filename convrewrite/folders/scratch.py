@@ -82,7 +82,7 @@ class Scratch:
     def __init__(self, parent: Path | None = None) -> None:
         hidden = "" if parent is None else "."
         folder = temporary_folder() if parent is None else parent.absolute()
-        sweep(folder)
+        remove_leftovers(folder)
         with held():
             _clear_collected()
             self.path, lock = _claimed_new(folder, hidden + NAME)
@@ -158,7 +158,7 @@ def require_room(path: Path) -> None:
         file.write(bytes(PROBE))
 
 
-def sweep(parent: Path) -> None:
+def remove_leftovers(parent: Path) -> None:
     """Clear the scratch folders in ``parent`` whose processes have ended. Other users' are left alone, and so is what cannot be
     removed."""
     with suppress(OSError), os.scandir(parent) as entries:

@@ -14,7 +14,7 @@ from convrewrite.errors import ExportError
 from convrewrite.layers import SumOfBranches
 from convrewrite.onnx_graph.walks import Names
 
-Stage = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+ConvModule = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -76,13 +76,13 @@ class Emitter:
             made += self._chain(stages, source, ends[-1], name, margin, kind)
         return made if len(ends) == 1 else made + self._sum(ends, target, base)
 
-    def chains(self, module: nn.Module, base: str) -> list[list[Stage]]:
+    def chains(self, module: nn.Module, base: str) -> list[list[ConvModule]]:
         """The convolutions of each branch of a module. Raises ExportError for a branch with anything else, or with none."""
         branches = list(module) if isinstance(module, SumOfBranches) else [module]
         parts = [list(branch) if isinstance(branch, nn.Sequential) else [branch] for branch in branches]
-        chains = [[part for part in branch if isinstance(part, Stage)] for branch in parts]
+        chains = [[part for part in branch if isinstance(part, ConvModule)] for branch in parts]
         if not chains or not all(chains) or chains != parts:
-            others = [type(part).__name__ for branch in parts for part in branch if not isinstance(part, Stage)]
+            others = [type(part).__name__ for branch in parts for part in branch if not isinstance(part, ConvModule)]
             raise ExportError(
                 f"{self._source}: {base}: expected a chain of convolutions in its place, found "
                 f"{', '.join(others) or 'an empty one'}; leave it as it is"
@@ -90,7 +90,7 @@ class Emitter:
         return chains
 
     def _chain(
-        self, stages: list[Stage], source: str, target: str, base: str, margin: Margin, kind: int
+        self, stages: list[ConvModule], source: str, target: str, base: str, margin: Margin, kind: int
     ) -> list[onnx.NodeProto]:
         if len(margin.pads) not in (0, 2 * len(stages[0].kernel_size)):
             raise ExportError(
@@ -107,7 +107,7 @@ class Emitter:
         return made
 
     def _stage(
-        self, stage: Stage, values: tuple[str, str], name: str, margin: Margin, kind: int
+        self, stage: ConvModule, values: tuple[str, str], name: str, margin: Margin, kind: int
     ) -> list[onnx.NodeProto]:
         (source, target), own, extra = values, own_pads(stage), list(margin.pads)
         transposed, mirrored = isinstance(stage, TRANSPOSED), stage.padding_mode != "zeros" and any(own)
@@ -180,7 +180,7 @@ class Emitter:
         return str(made.name)
 
 
-def placed_pads(stages: Sequence[Stage], pads: Sequence[int]) -> list[list[int]]:
+def placed_pads(stages: Sequence[ConvModule], pads: Sequence[int]) -> list[list[int]]:
     """Zeros around the input of a chain -> zeros around the input of each of its stages, in ONNX's order.
 
     Those of an axis go to the first stage whose kernel sees more than one place along it: a kernel that sees one place, without
@@ -198,7 +198,7 @@ def placed_pads(stages: Sequence[Stage], pads: Sequence[int]) -> list[list[int]]
     return placed
 
 
-def own_pads(stage: Stage) -> list[int]:
+def own_pads(stage: ConvModule) -> list[int]:
     """What a module itself adds around its input, or cuts from its output where it is transposed; all begins, then all ends."""
     if stage.padding == "valid":
         return [0] * (2 * len(stage.kernel_size))
@@ -208,7 +208,7 @@ def own_pads(stage: Stage) -> list[int]:
     return [int(size) for size in stage.padding] * 2
 
 
-def _keeps_zeros(stage: Stage, axis: int) -> bool:
+def _keeps_zeros(stage: ConvModule, axis: int) -> bool:
     """Whether zeros around a stage's input are as many zeros around its output."""
     plain = stage.padding_mode == "zeros" and not isinstance(stage, TRANSPOSED)
     return plain and stage.bias is None and stage.stride[axis] == 1

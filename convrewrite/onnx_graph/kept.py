@@ -8,7 +8,7 @@ import onnx
 
 from convrewrite.conv import ConvSpec, Cost, Size
 from convrewrite.onnx_graph.file import OnnxFile
-from convrewrite.onnx_graph.node_specs import Operator, geometry
+from convrewrite.onnx_graph.node_specs import ConvOperator, geometry
 from convrewrite.onnx_graph.scopes import Scope, Scopes
 from convrewrite.onnx_graph.walks import STANDARD_DOMAINS, inner_graphs, with_inner
 
@@ -27,22 +27,22 @@ OPAQUE = (
     "operators, or simplify it first"
 )
 
-_PLAIN = {"Conv": Operator(), "ConvTranspose": Operator(transposed=True)}
+_PLAIN = {"Conv": ConvOperator(), "ConvTranspose": ConvOperator(transposed=True)}
 
-_OTHERS: dict[tuple[str, str], tuple[Operator, str]] = {
-    ("", "QLinearConv"): (Operator(3, 8), QUANTISED),
-    ("", "ConvInteger"): (Operator(1, None), QUANTISED),
-    ("", "DeformConv"): (Operator(1, 3), DEFORMABLE),
-    ("com.microsoft", "QLinearConv"): (Operator(3, 8), QUANTISED),
-    ("com.microsoft", "FusedConv"): (Operator(), FUSED),
-    ("com.microsoft", "NhwcFusedConv"): (Operator(channels_last=True), FUSED),
-    ("com.microsoft", "NhwcConv"): (Operator(channels_last=True), LAID_OUT),
-    ("com.microsoft", "ConvTransposeWithDynamicPads"): (Operator(1, 3, transposed=True), MOVING),
-    ("com.microsoft.nchwc", "Conv"): (Operator(None), LAID_OUT),
-    ("com.ms.internal.nhwc", "Conv"): (Operator(None), LAID_OUT),
-    ("com.ms.internal.nhwc", "ConvTranspose"): (Operator(None), LAID_OUT),
-    ("com.ms.internal.nhwc", "QLinearConv"): (Operator(None), QUANTISED),
-    ("com.ms.internal.nhwc", "QLinearConvTranspose"): (Operator(None), QUANTISED),
+_OTHERS: dict[tuple[str, str], tuple[ConvOperator, str]] = {
+    ("", "QLinearConv"): (ConvOperator(3, 8), QUANTISED),
+    ("", "ConvInteger"): (ConvOperator(1, None), QUANTISED),
+    ("", "DeformConv"): (ConvOperator(1, 3), DEFORMABLE),
+    ("com.microsoft", "QLinearConv"): (ConvOperator(3, 8), QUANTISED),
+    ("com.microsoft", "FusedConv"): (ConvOperator(), FUSED),
+    ("com.microsoft", "NhwcFusedConv"): (ConvOperator(channels_last=True), FUSED),
+    ("com.microsoft", "NhwcConv"): (ConvOperator(channels_last=True), LAID_OUT),
+    ("com.microsoft", "ConvTransposeWithDynamicPads"): (ConvOperator(1, 3, transposed=True), MOVING),
+    ("com.microsoft.nchwc", "Conv"): (ConvOperator(None), LAID_OUT),
+    ("com.ms.internal.nhwc", "Conv"): (ConvOperator(None), LAID_OUT),
+    ("com.ms.internal.nhwc", "ConvTranspose"): (ConvOperator(None), LAID_OUT),
+    ("com.ms.internal.nhwc", "QLinearConv"): (ConvOperator(None), QUANTISED),
+    ("com.ms.internal.nhwc", "QLinearConvTranspose"): (ConvOperator(None), QUANTISED),
 }
 """Domain and name -> how the operator takes its weight, and why it stays."""
 
@@ -57,7 +57,7 @@ _INLINE = "inline the functions of the model first (onnx.inliner.inline_local_fu
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class KeptConv:
     """A convolution that stays as it is.
 
     Attributes:
@@ -82,7 +82,7 @@ class Kept:
 
 def kept_convolutions(
     file: OnnxFile, sizes: Mapping[str, tuple[int, ...]], sites: Collection[int] | None = None
-) -> tuple[Kept, ...]:
+) -> tuple[KeptConv, ...]:
     """The convolutions of a file that cannot become sites, those of the main graph first.
 
     ``sizes`` are the shapes of values of the main graph in an example run; inside of nodes and functions they are inferred. A
@@ -93,7 +93,7 @@ def kept_convolutions(
     if not main and not file.model.functions and not any(map(inner_graphs, file.model.graph.node)):
         return ()  # nothing has to be inferred
     names: set[str] = set()
-    found: list[Kept] = []
+    found: list[KeptConv] = []
     for scope in Scopes(file, sizes, lambda node: _operator(node) is not None):
         reasons = dict(_inner_reasons(scope)) if scope.names else main
         for number, reason in reasons.items():
@@ -102,11 +102,11 @@ def kept_convolutions(
             if operator is not None:
                 weight = None if operator.weight is None else scope.shape(_input(node, operator.weight))
                 spec, input_sizes = geometry(node, operator, weight, scope.shape(_input(node, 0)))
-                found.append(Kept(_name(scope, node, names), node.op_type, spec, input_sizes, reason))
+                found.append(KeptConv(_name(scope, node, names), node.op_type, spec, input_sizes, reason))
     return tuple(found)
 
 
-def _operator(node: onnx.NodeProto) -> Operator | None:
+def _operator(node: onnx.NodeProto) -> ConvOperator | None:
     """How a node takes its weight; None for one that does not convolve."""
     domain = "" if node.domain in STANDARD_DOMAINS else node.domain
     if domain == "" and node.op_type in _PLAIN:

@@ -15,7 +15,7 @@ from convrewrite.inputs import ExampleInput, Inputs
 from convrewrite.machine import PROBE_SECONDS
 from convrewrite.onnx_files import require_well_behaved, tensors
 from convrewrite.onnx_graph.examples import example_of_graph
-from convrewrite.onnx_graph.kept import Kept, kept_convolutions
+from convrewrite.onnx_graph.kept import KeptConv, kept_convolutions
 from convrewrite.onnx_graph.opaque import Region
 from convrewrite.onnx_graph.opening import Opened, open_onnx
 from convrewrite.onnx_graph.translating import Translation, translate, translation_of
@@ -139,11 +139,11 @@ def require_end(model: nn.Module, batches: Sequence[Inputs]) -> None:
     require_well_behaved(opened.path, opened.seconds, given, source=opened.file.source)
 
 
-def _kept(translation: Translation) -> tuple[Kept, ...]:
+def _kept(translation: Translation) -> tuple[KeptConv, ...]:
     return kept_convolutions(translation.opened.file, translation.sizes, translation.nodes.values())
 
 
-def _site(kept: Kept) -> Site:
+def _site(kept: KeptConv) -> Site:
     assert kept.spec is not None
     return Site(kept.name, classify(kept.spec), kept.spec, kept.input_sizes, refusal=kept.reason)
 

@@ -14,7 +14,7 @@ MOST_AXES = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Operator:
+class ConvOperator:
     """How an operator takes its inputs: positions of weight and bias, None where it has none of known layout."""
 
     weight: int | None = 1
@@ -24,7 +24,7 @@ class Operator:
 
 
 def geometry(
-    node: onnx.NodeProto, operator: Operator, weight: Sequence[int] | None, source: Sequence[int] | None
+    node: onnx.NodeProto, operator: ConvOperator, weight: Sequence[int] | None, source: Sequence[int] | None
 ) -> tuple[ConvSpec | None, tuple[Size, ...]]:
     """The geometry of a node, and the size of its input for one example; None and an empty tuple where they are not known.
 
@@ -55,7 +55,9 @@ class _Layout:
     output_padding: tuple[int, ...]
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], weight: Sequence[int], operator: Operator, bias: bool) -> "_Layout | None":
+    def of(
+        cls, values: Mapping[str, Any], weight: Sequence[int], operator: ConvOperator, bias: bool
+    ) -> "_Layout | None":
         """None where the numbers do not fit each other."""
         axes, groups = len(weight) - 2, int(values.get("group", 1))
         stride, dilation = (tuple(values.get(name, (1,) * axes)) for name in ("strides", "dilations"))
@@ -76,7 +78,7 @@ class _Layout:
 
 def _geometry(
     node: onnx.NodeProto,
-    operator: Operator,
+    operator: ConvOperator,
     values: Mapping[str, Any],
     weight: Sequence[int],
     source: Sequence[int] | None,

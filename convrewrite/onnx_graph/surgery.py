@@ -16,7 +16,7 @@ import onnx
 from convrewrite.errors import ExportError, UsageError, VerificationError
 from convrewrite.folders import Scratch, write_errors
 from convrewrite.onnx_files import OnnxModel, new_name_of_weights, place
-from convrewrite.onnx_graph.emission import DTYPES, Emitter, Margin, Stage
+from convrewrite.onnx_graph.emission import DTYPES, ConvModule, Emitter, Margin
 from convrewrite.onnx_graph.external import locations, move_out, needs_second_file
 from convrewrite.onnx_graph.file import OnnxFile, Replacement
 from convrewrite.onnx_graph.scopes import inferred_types
@@ -188,7 +188,7 @@ class _Operation:
             f"inference, which alone uses {conv.output[0]}, found {node.op_type or 'no node'}; fold only such a one"
         )
 
-    def _require_channels(self, conv: onnx.NodeProto, chains: list[list[Stage]]) -> None:
+    def _require_channels(self, conv: onnx.NodeProto, chains: list[list[ConvModule]]) -> None:
         """Only where the old weight is an initialiser. onnxruntime opens a graph whose channels do not fit, and fails as it
         runs."""
         shape = next((list(t.dims) for t in self.model.graph.initializer if t.name == conv.input[1]), [])

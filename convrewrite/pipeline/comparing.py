@@ -12,8 +12,8 @@ from convrewrite.meanings import WantedOutputs
 from convrewrite.modules import copy_model, put_on
 from convrewrite.onnx_files import OnnxModel, Runner
 from convrewrite.onnx_graph import comparable
-from convrewrite.pipeline.placing import HOME
 from convrewrite.pipeline.relations import Relation, relation_of
+from convrewrite.pipeline.workplace import HOME
 from convrewrite.places import place_of_model
 from convrewrite.runtime import Verification
 

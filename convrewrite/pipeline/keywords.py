@@ -14,9 +14,9 @@ from convrewrite.progress import Progress, silent
 from convrewrite.rules import Rule, RuleFile
 from convrewrite.settings import (
     ChoiceOptions,
+    FieldKind,
     FormOptions,
     KeepSource,
-    Kind,
     Recovery,
     RecoveryOptions,
     Settings,
@@ -32,18 +32,20 @@ Entry = TypeVar("Entry", bound=Callable[..., Any])
 
 
 KINDS = {
-    "structures": Kind(
+    "structures": FieldKind(
         "structures, as convrewrite.structures.discover() gives them",
         lambda value: isinstance(value, Sequence) and all(hasattr(one, "stages") for one in value),
     ),
-    "progress": Kind("a function of a stage, a position, a total and a text", callable),
-    "name": Kind("text", lambda value: isinstance(value, str)),
-    "notes": Kind("sentences", lambda value: isinstance(value, tuple) and all(isinstance(note, str) for note in value)),
-    "augment": Kind("a function of a batch", callable),
-    "labels": Kind("a tensor of whole numbers", lambda value: isinstance(value, Tensor)),
-    "checkpoint": Kind("the path of a file", lambda value: isinstance(value, str | Path)),
-    "resume": Kind("True or False", lambda value: isinstance(value, bool)),
-    "reading": Kind("a Reading", lambda value: isinstance(value, Reading)),
+    "progress": FieldKind("a function of a stage, a position, a total and a text", callable),
+    "name": FieldKind("text", lambda value: isinstance(value, str)),
+    "notes": FieldKind(
+        "sentences", lambda value: isinstance(value, tuple) and all(isinstance(note, str) for note in value)
+    ),
+    "augment": FieldKind("a function of a batch", callable),
+    "labels": FieldKind("a tensor of whole numbers", lambda value: isinstance(value, Tensor)),
+    "checkpoint": FieldKind("the path of a file", lambda value: isinstance(value, str | Path)),
+    "resume": FieldKind("True or False", lambda value: isinstance(value, bool)),
+    "reading": FieldKind("a Reading", lambda value: isinstance(value, Reading)),
 }
 """The arguments that are not settings, by keyword."""
 

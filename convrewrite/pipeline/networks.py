@@ -13,7 +13,7 @@ from convrewrite.inputs import ExampleInput, Inputs, bound_inputs, moved, requir
 from convrewrite.loading import load_model
 from convrewrite.modules import copy_model, put_on
 from convrewrite.onnx_graph import read_network
-from convrewrite.pipeline.placing import HOME
+from convrewrite.pipeline.workplace import HOME
 from convrewrite.places import place_of_model
 from convrewrite.process import ordinary_mode
 
@@ -22,7 +22,7 @@ ModelSource = Any
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class BoundNetwork:
     """The module, one example for it, its name, and what was assumed, one sentence for each assumption."""
 
     model: nn.Module
@@ -31,7 +31,7 @@ class Given:
     notes: Sequence[str] = ()
 
 
-def network_of(source: ModelSource, example: ExampleInput | None, timeout: float) -> Given:
+def network_of(source: ModelSource, example: ExampleInput | None, timeout: float) -> BoundNetwork:
     """A model with its inputs bound; an ONNX file has ``timeout`` seconds to open, and again to run once. Raises UsageError for
     anything other than a model, and for a module without an example; ModelLoadError for a file that cannot be read, and for a
     module without weights."""
@@ -39,25 +39,25 @@ def network_of(source: ModelSource, example: ExampleInput | None, timeout: float
         return _network(source, example, timeout)
 
 
-def at_home(network: Given) -> Given:
+def at_home(network: BoundNetwork) -> BoundNetwork:
     """The network on the processor, where sites are found and models are exported and timed; a copy if it lies elsewhere."""
     if place_of_model(network.model) == HOME:
         return replace(network, inputs=moved(network.inputs, HOME))
     return replace(network, model=put_on(HOME, copy_model(network.model)), inputs=moved(network.inputs, HOME))
 
 
-def _network(source: ModelSource, example: ExampleInput | None, timeout: float) -> Given:
+def _network(source: ModelSource, example: ExampleInput | None, timeout: float) -> BoundNetwork:
     if isinstance(source, nn.Module):
         _require_numbers(source)
-        return Given(source, bound_inputs(source, _needed(example)), type(source).__name__)
+        return BoundNetwork(source, bound_inputs(source, _needed(example)), type(source).__name__)
     if type(source).__name__ == "ModelProto" or (isinstance(source, str | Path) and _is_onnx(source)):
         network = read_network(source, example, seconds=timeout)
         require_common_batch(network.inputs)
         name = source.graph.name if not isinstance(source, str | Path) else str(source)
-        return Given(network.module, network.inputs, name, network.notes)
+        return BoundNetwork(network.module, network.inputs, name, network.notes)
     if isinstance(source, str | Path):
         loaded = load_model(source)
-        return Given(loaded.model, bound_inputs(loaded.model, _needed(example)), loaded.source, loaded.notes)
+        return BoundNetwork(loaded.model, bound_inputs(loaded.model, _needed(example)), loaded.source, loaded.notes)
     raise UsageError(f"model: expected a module, a path or an onnx.ModelProto, found {type(source).__name__}")
 
 

@@ -14,7 +14,7 @@ from convrewrite.errors import PlanError
 from convrewrite.modules import surroundings_preserved
 from convrewrite.pipeline.keywords import Extras
 from convrewrite.pipeline.metrics import Metric, measured_by
-from convrewrite.pipeline.networks import Given
+from convrewrite.pipeline.networks import BoundNetwork
 from convrewrite.pipeline.run import Run
 from convrewrite.planning import Plan, Planner
 from convrewrite.process import at_work
@@ -54,7 +54,7 @@ class Made(_Part):
 class Frontier:
     """One model, and what is asked of all its points."""
 
-    network: Given
+    network: BoundNetwork
     rules: Sequence[Rule]
     calibration: object
     settings: Settings

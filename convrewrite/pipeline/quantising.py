@@ -17,7 +17,7 @@ from convrewrite.onnx_files import OnnxModel, outputs_of, size_of
 from convrewrite.onnx_graph import exporter_of, graph_inputs, holds_halves
 from convrewrite.pipeline.at_a_time import examples_at_a_time
 from convrewrite.pipeline.keywords import settings_of
-from convrewrite.pipeline.networks import Given, ModelSource, at_home, network_of
+from convrewrite.pipeline.networks import BoundNetwork, ModelSource, at_home, network_of
 from convrewrite.process import at_work
 from convrewrite.progress import Progress, silent
 from convrewrite.quantising import quantise_file
@@ -100,7 +100,9 @@ def quantise(
     return rows
 
 
-def _data(network: Given, copy: nn.Module, calibration: object, asked: Settings, progress: Progress) -> Calibration:
+def _data(
+    network: BoundNetwork, copy: nn.Module, calibration: object, asked: Settings, progress: Progress
+) -> Calibration:
     return calibrate(
         copy, network.inputs, calibration, seed=asked.seed, memory=asked.memory, progress=progress,
         batch=examples_at_a_time(copy, network.inputs), graph_inputs=graph_inputs(network.model),

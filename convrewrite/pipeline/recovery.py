@@ -21,10 +21,9 @@ from convrewrite.onnx_files import Provenance
 from convrewrite.onnx_graph import exporter_of, regions_of
 from convrewrite.pipeline.at_a_time import examples_at_a_time
 from convrewrite.pipeline.keywords import RecoverKeywords, RecoveryExtras, asked_of, signed
-from convrewrite.pipeline.networks import Given as Network
-from convrewrite.pipeline.networks import ModelSource, at_home, network_of
+from convrewrite.pipeline.networks import BoundNetwork, ModelSource, at_home, network_of
 from convrewrite.pipeline.notes import NOT_MEASURED, NOT_TIMED
-from convrewrite.pipeline.placing import HOME
+from convrewrite.pipeline.workplace import HOME
 from convrewrite.places import described, out_of_memory, place_of, place_of_model
 from convrewrite.planning import Fingerprint, Plan
 from convrewrite.process import at_work
@@ -51,10 +50,10 @@ from convrewrite.targets import target_of
 from convrewrite.tuning import (
     Checkpoint,
     Distilled,
-    Given,
     Pace,
     Processes,
     Training,
+    TrainingInputs,
     accelerated,
     code_of,
     fingerprint,
@@ -86,7 +85,7 @@ class Recovering:
     so that it fails before the training if none can be written."""
 
     came: Came
-    network: Network
+    network: BoundNetwork
     original: nn.Module
     rewritten: nn.Module
     asked: Recovery
@@ -163,7 +162,7 @@ def _came(
     return Came(plan, report, load(folder, network.model, tuple(structures)), *files_of(folder))
 
 
-def _network(report: Report, model: ModelSource, example: ExampleInput | None, timeout: float) -> Network:
+def _network(report: Report, model: ModelSource, example: ExampleInput | None, timeout: float) -> BoundNetwork:
     """The original with its inputs."""
     return network_of(model, example_of(report, model, example), timeout)
 
@@ -176,7 +175,7 @@ def example_of(report: Report, model: ModelSource, example: ExampleInput | None)
     return tuple(torch.randn(shape, generator=generator, device="cpu") for shape in report.input_shapes)
 
 
-def _require_gradients(network: Network) -> None:
+def _require_gradients(network: BoundNetwork) -> None:
     """Raise UsageError for an ONNX graph of which onnxruntime runs a part, through which no gradient passes."""
     regions = regions_of(network.model)
     if regions:
@@ -186,14 +185,14 @@ def _require_gradients(network: Network) -> None:
         )
 
 
-def _train(run: Recovering, data: object, processes: Processes) -> tuple[Distilled, Given, Evaluation]:
+def _train(run: Recovering, data: object, processes: Processes) -> tuple[Distilled, TrainingInputs, Evaluation]:
     """Read inputs, train, and leave the best in ``run.rewritten``, on the device of its original."""
     inputs, source = _inputs(run, data)
     taken = examples_at_a_time(run.original, run.network.inputs)
     if taken is not None:
         run.asked = replace(run.asked, batch=taken)
     asked, extras, plan = run.asked, run.extras, run.came.plan
-    given = Given.split(inputs, extras.labels, asked.seed, taken)
+    given = TrainingInputs.split(inputs, extras.labels, asked.seed, taken)
     held_out = given.held_out_batches(min(asked.batch, len(given.held_out[0])))
     basis = f"measured on {len(given.held_out[0])} held-out inputs of {source}"
     said = asked_meanings(asked.outputs)
@@ -245,7 +244,7 @@ def _pace(asked: Recovery, steps_of_epoch: int) -> Pace:
     return Pace(asked.rate, seconds=60 * asked.time)
 
 
-def _run_of(run: Recovering, given: Given, asked: Recovery, meanings: Mapping[str, Meaning]) -> str:
+def _run_of(run: Recovering, given: TrainingInputs, asked: Recovery, meanings: Mapping[str, Meaning]) -> str:
     """Identifies this run, so that it does not go on from another run's checkpoint. What outputs mean is part of it, as effects
     are measured in units of that."""
     digest = hashlib.sha256()
@@ -293,7 +292,9 @@ def _resumed(run: Recovering, training: Training) -> Checkpoint | None:
     return found
 
 
-def _finished(run: Recovering, distilled: Distilled, given: Given, evaluation: Evaluation, main: bool) -> Result:
+def _finished(
+    run: Recovering, distilled: Distilled, given: TrainingInputs, evaluation: Evaluation, main: bool
+) -> Result:
     """The recovered model, verified, with its report; where nothing was gained, the model as it was."""
     scratch, plan, network = run.scratch, run.came.plan, run.network
     asked = run.came.report.asked
@@ -331,7 +332,7 @@ def _finished(run: Recovering, distilled: Distilled, given: Given, evaluation: E
     return Result(run.rewritten, plan, report, onnx, scratch, kept(still, scratch.path))
 
 
-def _report(run: Recovering, distilled: Distilled, given: Given, measured: Measured) -> Report:
+def _report(run: Recovering, distilled: Distilled, given: TrainingInputs, measured: Measured) -> Report:
     came, asked = run.came, run.asked
     best = distilled.best
     summary = RecoveredSummary(

@@ -23,9 +23,9 @@ from convrewrite.pipeline.forms import Forms, forms_of
 from convrewrite.pipeline.gathering import gathered
 from convrewrite.pipeline.narrowing import narrowed
 from convrewrite.pipeline.notes import notes_on
-from convrewrite.pipeline.placing import HOME, Workplace
 from convrewrite.pipeline.prepare import prepare_copy
 from convrewrite.pipeline.refined import refined
+from convrewrite.pipeline.workplace import HOME, Workplace
 from convrewrite.planning import (
     Allocation,
     Choice,

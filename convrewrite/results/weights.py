@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from convrewrite.escaping import printable
 from convrewrite.json_texts import each_key_once
 from convrewrite.state import (
+    address_of,
     fill_listed,
     identity_of,
     is_plain_tensor,
     listed_state,
-    place_of,
     state_of,
     unlisted_state,
 )
@@ -49,8 +49,8 @@ def write_weights(model: nn.Module, path: Path) -> list[str]:
         for name in {identity_of(tensor): name for name, tensor in reversed(tensors.items())}.values()
     }
     known = {dtype for dtype in {tensor.dtype for tensor in once.values()} if _is_known(dtype)}
-    places = Counter(place_of(tensor) for tensor in once.values())
-    written = {name: _written(tensor, places[place_of(tensor)] > 1, known) for name, tensor in once.items()}
+    places = Counter(address_of(tensor) for tensor in once.values())
+    written = {name: _written(tensor, places[address_of(tensor)] > 1, known) for name, tensor in once.items()}
     save_file(written, str(path), metadata={OTHERS: json.dumps(others, sort_keys=True)} if others else None)
     return [name for name in state if name not in tensors and name not in others]
 
@@ -115,7 +115,7 @@ def _is_known(dtype: torch.dtype) -> bool:
 def _written(tensor: Tensor, shared: bool, known: Collection[torch.dtype]) -> Tensor:
     """Its numbers alone, in memory that no other tensor of the file shares."""
     alone = tensor.resolve_conj().resolve_neg().contiguous()
-    if shared and place_of(alone) == place_of(tensor):
+    if shared and address_of(alone) == address_of(tensor):
         alone = alone.clone()
     return alone if alone.dtype in known else alone.reshape(-1).view(torch.uint8)
 
@@ -140,12 +140,12 @@ def _under_other_names(expected: Mapping[str, Any], found: Mapping[str, Any]) ->
 def _parts(expected: Mapping[str, Any], found: Collection[str]) -> set[str]:
     """Names of tensors whose memory is part of that of a tensor in the file: earlier versions left those out."""
     plain = {name: value for name, value in expected.items() if is_plain_tensor(value)}
-    whole = {place_of(value) for name, value in plain.items() if name in found and _is_whole(value)}
-    return {name for name, value in plain.items() if place_of(value) in whole}
+    whole = {address_of(value) for name, value in plain.items() if name in found and _is_whole(value)}
+    return {name for name, value in plain.items() if address_of(value) in whole}
 
 
 def _is_whole(tensor: Tensor) -> bool:
-    return place_of(tensor) != 0 and tensor.nbytes == tensor.untyped_storage().nbytes()
+    return address_of(tensor) != 0 and tensor.nbytes == tensor.untyped_storage().nbytes()
 
 
 def _is_spread(value: object) -> bool:

@@ -8,28 +8,26 @@ from typing import TypeVar
 from convrewrite.errors import FitError
 from convrewrite.rules import Candidate
 
-Result = TypeVar("Result")
+Found = TypeVar("Found")
 
 LOG = logging.getLogger(__name__)
 
 
-def attempts(tasks: Iterable[Callable[[], Result]]) -> list[Callable[[], Result | FitError]]:
+def attempts(tasks: Iterable[Callable[[], Found]]) -> list[Callable[[], Found | FitError]]:
     """The same tasks, which return their FitError instead of raising it."""
     return [partial(_attempted, task) for task in tasks]
 
 
-def require_one(found: Sequence[Result | FitError]) -> None:
+def require_one(found: Sequence[Found | FitError]) -> None:
     """Raise the first FitError where nothing else was found."""
     errors = [entry for entry in found if isinstance(entry, FitError)]
     if errors and len(errors) == len(found):
         raise errors[0]
 
 
-def without_failed(
-    candidates: Sequence[Candidate], found: Sequence[Result | FitError]
-) -> list[tuple[Candidate, Result]]:
+def without_failed(candidates: Sequence[Candidate], found: Sequence[Found | FitError]) -> list[tuple[Candidate, Found]]:
     """The candidates with their results; those that failed are left out and logged."""
-    kept = list[tuple[Candidate, Result]]()
+    kept = list[tuple[Candidate, Found]]()
     for candidate, entry in zip(candidates, found, strict=True):
         if isinstance(entry, FitError):
             LOG.info("%s: left out %s: %s", entry.site, candidate.option.describe(), entry.reason)
@@ -38,9 +36,9 @@ def without_failed(
     return kept
 
 
-def first_of(candidates: Sequence[Candidate], tasks: Iterable[Callable[[], Result]]) -> tuple[Candidate, Result]:
+def first_of(candidates: Sequence[Candidate], tasks: Iterable[Callable[[], Found]]) -> tuple[Candidate, Found]:
     """The first candidate whose task succeeds, with its result; later tasks are not begun. Raises FitError where all fail."""
-    found = list[Result | FitError]()
+    found = list[Found | FitError]()
     for task in attempts(tasks):
         found.append(task())
         if not isinstance(found[-1], FitError):
@@ -49,7 +47,7 @@ def first_of(candidates: Sequence[Candidate], tasks: Iterable[Callable[[], Resul
     return without_failed(candidates[: len(found)], found)[0]
 
 
-def _attempted(task: Callable[[], Result]) -> Result | FitError:
+def _attempted(task: Callable[[], Found]) -> Found | FitError:
     try:
         return task()
     except FitError as error:

@@ -38,7 +38,7 @@ from convrewrite.rules import Candidate
 from convrewrite.structures import Option, Stage, Structure, composed_kernel, initial_kernels, option_cost
 from convrewrite.workers import side_by_side
 
-Result = TypeVar("Result")
+Found = TypeVar("Found")
 
 WIDE, WORTH = 256, 0.6
 """With at least this many channels in a group, and at most this part of the MACs, a chain is faster in torch than the one
@@ -100,12 +100,12 @@ class SiteFit:
         assert isinstance(like, Tensor)
         return cls(walk, site, kernel, bias, like, len(calibration.fit), seed, (None,) * site.spec.groups)
 
-    def solved(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
+    def solved(self, tasks: Sequence[Callable[[], Found]]) -> list[Found]:
         """The results of tasks that fit this site's options, run side by side; a single one has all threads where matrices are
         large."""
         return [tasks[0]()] if len(tasks) == 1 and self.patch >= LARGE else side_by_side(tasks)
 
-    def tried(self, tasks: Sequence[Callable[[], Result]]) -> list[Result | FitError]:
+    def tried(self, tasks: Sequence[Callable[[], Found]]) -> list[Found | FitError]:
         """As :meth:`solved`, with the error in place of a result that cannot be found. Raises FitError where none can be
         found."""
         found = self.solved(attempts(tasks))

@@ -59,7 +59,7 @@ def _plain(value: Any) -> bool:
 
 
 @dataclass(slots=True, eq=False)
-class Kept:
+class StoredValue:
     """A value in a :class:`Store`: the value itself while it is in memory, or the file where it waits. ``size`` is in bytes;
     ``shared``: another value has the same memory."""
 
@@ -75,25 +75,25 @@ class Store:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._used = 0
-        self._movable: dict[int, Kept] = {}
+        self._movable: dict[int, StoredValue] = {}
         self._folder: Scratch | None = None
         self._count = 0
 
-    def put(self, value: Any, *, shared: bool) -> Kept:
+    def put(self, value: Any, *, shared: bool) -> StoredValue:
         """Keep a value; ``shared`` memory never goes to disk, as it would not be shared any more."""
         size = value.numel() * value.element_size() if isinstance(value, Tensor) else 0
-        kept = Kept(value, size, shared)
+        kept = StoredValue(value, size, shared)
         self._used += kept.size
         if kept.size and not shared and _plain(value):
             self._movable[id(kept)] = kept
         self._spill()
         return kept
 
-    def get(self, kept: Kept) -> Any:
+    def get(self, kept: StoredValue) -> Any:
         """The value that :meth:`put` was given."""
         return kept.value if kept.waiting is None else kept.waiting.get()
 
-    def drop(self, kept: Kept) -> None:
+    def drop(self, kept: StoredValue) -> None:
         """Forget a value and free its room."""
         if kept.waiting is not None:
             kept.waiting.path.unlink()

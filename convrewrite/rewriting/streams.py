@@ -17,7 +17,7 @@ from convrewrite.conv import Size, planar
 from convrewrite.graph import Site, execute, given_to
 from convrewrite.inputs import Inputs
 from convrewrite.rewriting.samples import Sample
-from convrewrite.rewriting.store import Kept, Store
+from convrewrite.rewriting.store import Store, StoredValue
 
 RECTIFIERS = (torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_, "relu", "relu_")
 
@@ -48,8 +48,8 @@ class Streams:
         self._stops = sorted(positions[0] for positions in self._calls.values() if len(positions) == 1)
         self._position = 0
         self._reached = [0] * len(batches)
-        self._original: list[dict[fx.Node, Kept]] = [{} for _ in batches]
-        self._rewritten: list[dict[fx.Node, Kept]] = [{} for _ in batches]
+        self._original: list[dict[fx.Node, StoredValue]] = [{} for _ in batches]
+        self._rewritten: list[dict[fx.Node, StoredValue]] = [{} for _ in batches]
         self._ahead: list[set[fx.Node]] = [set() for _ in batches]
 
     def advance(self, name: str) -> bool:
@@ -235,7 +235,9 @@ class Streams:
             shared |= _shared(later)
             kept[index].update({n: self.store.put(value, shared=n in shared) for n, value in later.items()})
 
-    def _fetch(self, kept: dict[fx.Node, Kept], wanted: set[fx.Node], shared: set[fx.Node]) -> dict[fx.Node, Any]:
+    def _fetch(
+        self, kept: dict[fx.Node, StoredValue], wanted: set[fx.Node], shared: set[fx.Node]
+    ) -> dict[fx.Node, Any]:
         """Take the wanted values out of the store; nodes whose memory another value shares are added to ``shared``."""
         values: dict[fx.Node, Any] = {}
         for node in wanted & kept.keys():

@@ -3,7 +3,7 @@ it."""
 
 from convrewrite.settings.constraints import BUDGETS, Constraints, Keep, KeepSource, check_budget, keep_of
 from convrewrite.settings.flags import FLAG, Flag, flag
-from convrewrite.settings.kinds import Kind, require_kinds
+from convrewrite.settings.kinds import FieldKind, require_kinds
 from convrewrite.settings.recovery import Recovery, RecoveryOptions
 from convrewrite.settings.run import (
     GIGABYTE,
@@ -22,11 +22,11 @@ __all__ = [
     "MEMORY",
     "ChoiceOptions",
     "Constraints",
+    "FieldKind",
     "Flag",
     "FormOptions",
     "Keep",
     "KeepSource",
-    "Kind",
     "Recovery",
     "RecoveryOptions",
     "Settings",

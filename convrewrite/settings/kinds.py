@@ -12,7 +12,7 @@ from convrewrite.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class FieldKind:
     """What a field takes beside its default, in words and as a test."""
 
     words: str
@@ -49,13 +49,13 @@ def _is_fidelity(value: object) -> bool:
     return is_number(value) or type(value).__name__ == "Keep"
 
 
-BOOLEAN = Kind("True or False", lambda value: isinstance(value, bool))
-WHOLE = Kind("a whole number", _is_whole)
-NUMBER = Kind("a number", is_number)
-TEXT = Kind("text", _is_text)
-NAMES = Kind('names, as ["a", "b"]', _are_names)
+BOOLEAN = FieldKind("True or False", lambda value: isinstance(value, bool))
+WHOLE = FieldKind("a whole number", _is_whole)
+NUMBER = FieldKind("a number", is_number)
+TEXT = FieldKind("text", _is_text)
+NAMES = FieldKind('names, as ["a", "b"]', _are_names)
 
-BY_TYPE: Mapping[Any, Kind] = {
+BY_TYPE: Mapping[Any, FieldKind] = {
     bool: BOOLEAN,
     bool | None: BOOLEAN,
     int: WHOLE,
@@ -68,14 +68,16 @@ BY_TYPE: Mapping[Any, Kind] = {
 }
 """For fields whose type says all; the other fields are below, or have a check of their own."""
 
-BY_NAME: Mapping[str, Kind] = {
-    "budget": Kind('parts of the original by their names, as {"macs": 0.5}', lambda value: isinstance(value, Mapping)),
-    "keep": Kind('a number as 0.98, or {"error": 0.02}', _is_fidelity),
-    "outputs": Kind(
+BY_NAME: Mapping[str, FieldKind] = {
+    "budget": FieldKind(
+        'parts of the original by their names, as {"macs": 0.5}', lambda value: isinstance(value, Mapping)
+    ),
+    "keep": FieldKind('a number as 0.98, or {"error": 0.02}', _is_fidelity),
+    "outputs": FieldKind(
         'kinds by the names of outputs, as {"output": "logits"}, or pairs of a kind and a weight', _are_meanings
     ),
-    "timings": Kind("the path of a file", lambda value: isinstance(value, str | PathLike)),
-    "timer": Kind("a Timer", lambda value: hasattr(value, "time_onnx")),
+    "timings": FieldKind("the path of a file", lambda value: isinstance(value, str | PathLike)),
+    "timer": FieldKind("a Timer", lambda value: hasattr(value, "time_onnx")),
 }
 """For fields with a type of their own."""
 
@@ -83,7 +85,7 @@ OWN_CHECK = frozenset({"memory", "free_axes", "device"})
 """Fields whose values are checked with their kind, in :mod:`convrewrite.values` and :mod:`convrewrite.places`."""
 
 
-def require_kinds(asked: Any, by_name: Mapping[str, Kind] = BY_NAME) -> None:
+def require_kinds(asked: Any, by_name: Mapping[str, FieldKind] = BY_NAME) -> None:
     """Raise UsageError for a field of another kind than its type says; text where names are taken is one name, and numbers of
     NumPy become those of Python."""
     for field in fields(asked):

@@ -20,11 +20,11 @@ ENTRY_POINTS = "convrewrite.targets"
 DEFAULT = "onnxruntime"
 """The target unless another is named."""
 
-Kind = Callable[[str], Target]
+TargetMaker = Callable[[str], Target]
 """What makes a target of the option after its colon, which is empty if there is none."""
 
 
-def kinds_of_targets() -> dict[str, Kind]:
+def kinds_of_targets() -> dict[str, TargetMaker]:
     """All kinds by the names they are asked for, those of this package first."""
     return {kind("").name: kind for kind in plugins(kinds, "TARGET", ENTRY_POINTS)}
 

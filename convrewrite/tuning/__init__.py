@@ -6,13 +6,12 @@ from convrewrite.tuning.examples import Augment
 from convrewrite.tuning.pace import Pace
 from convrewrite.tuning.processes import OneProcess, Processes, accelerated
 from convrewrite.tuning.refining import Refined, Refinement, refine
-from convrewrite.tuning.tasks import Given, keeps_outputs, task_of
+from convrewrite.tuning.tasks import TrainingInputs, keeps_outputs, task_of
 
 __all__ = [
     "Augment",
     "Checkpoint",
     "Distilled",
-    "Given",
     "OneProcess",
     "Pace",
     "Point",
@@ -20,6 +19,7 @@ __all__ = [
     "Refined",
     "Refinement",
     "Training",
+    "TrainingInputs",
     "accelerated",
     "code_of",
     "fingerprint",

@@ -30,7 +30,7 @@ SCALED_ON = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class TrainingInputs:
     """Inputs in two parts, and the labels of the first, where there are any."""
 
     train: Inputs
@@ -38,7 +38,7 @@ class Given:
     labels: Tensor | None = None
 
     @classmethod
-    def split(cls, inputs: Inputs, labels: Tensor | None, seed: int, batch: int | None = None) -> "Given":
+    def split(cls, inputs: Inputs, labels: Tensor | None, seed: int, batch: int | None = None) -> "TrainingInputs":
         """A part chosen by the seed is held out. ``batch``: how many examples the model takes at a time, where it does not take
         any number.
 
@@ -73,7 +73,7 @@ def task_of(
     original: nn.Module,
     rewritten: nn.Module,
     sites: Mapping[str, str | None],
-    given: Given,
+    given: TrainingInputs,
     meanings: Mapping[str, Meaning],
     asked: Recovery,
     processes: Processes,

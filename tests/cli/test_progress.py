@@ -17,8 +17,8 @@ from convrewrite.cli import progress, progress_bars
 from convrewrite.cli.bars import Bars
 from convrewrite.cli.progress import SECONDS_BETWEEN_LINES, _Lines, stages_of
 from convrewrite.process import quiet
+from convrewrite.run_stages import RunStages
 from convrewrite.settings import Settings
-from convrewrite.stages import Stages
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +32,7 @@ class Clock:
 
 def test_a_log_gets_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    stages = Stages(("survey", "fit"), clock)
+    stages = RunStages(("survey", "fit"), clock)
     lines = _Lines(stages, clock)
     for step in range(1, 101):
         clock.now += 0.5
@@ -58,7 +58,7 @@ def test_names_from_elsewhere_do_nothing_to_a_log(capsys: pytest.CaptureFixture[
 
 def test_a_terminal_of_80_columns_shows_every_stage_and_all_of_it() -> None:
     clock, out = Clock(), io.StringIO()
-    stages = Stages(("prepare", "survey", "fit", "verify"), clock)
+    stages = RunStages(("prepare", "survey", "fit", "verify"), clock)
     console = Console(file=out, width=80, force_terminal=True, color_system=None)
     stages.tell("prepare", 1, 1, "done")
     bars = Bars(stages, console)
@@ -128,7 +128,7 @@ def test_bars_are_drawn_over_themselves_while_a_thread_is_quiet(monkeypatch: pyt
     """As it is while a model is exported: what stands in place of the stream then writes a line for every frame."""
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-    view = progress._view(Stages(("fit",), Clock()))
+    view = progress._view(RunStages(("fit",), Clock()))
     assert isinstance(view, Bars)
     with quiet():
         assert view._bars.console.file is terminal

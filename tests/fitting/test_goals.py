@@ -10,7 +10,7 @@ from convrewrite.conv import ConvSpec
 from convrewrite.fitting import Accumulator, Goal, Moments
 from convrewrite.fitting.objective import LastInput
 from convrewrite.fitting.stages import fit, rough_fit
-from convrewrite.fitting.targets import Target
+from convrewrite.fitting.targets import FitTarget
 from convrewrite.structures import Stage, Structure, compose, discover
 
 OUTPUTS, CHANNELS = 40, 12
@@ -21,12 +21,12 @@ EXPANDING = ConvSpec(in_channels=CHANNELS, out_channels=OUTPUTS, kernel_size=(1,
 every_structure = pytest.mark.parametrize("structure", discover().values(), ids=discover().keys())
 
 
-def target_of(outputs: int = OUTPUTS, d: int = CHANNELS, seed: int = 0) -> Target:
+def target_of(outputs: int = OUTPUTS, d: int = CHANNELS, seed: int = 0) -> FitTarget:
     generator = torch.Generator().manual_seed(seed)
     kernel, square = (torch.randn(n, d, generator=generator, dtype=torch.float64) for n in (outputs, 3 * d))
     covariance = square.T @ square / len(square)
     response = kernel @ covariance
-    return Target(kernel, covariance, (outputs, d, 1, 1), response, response, float((response * kernel).sum()))
+    return FitTarget(kernel, covariance, (outputs, d, 1, 1), response, response, float((response * kernel).sum()))
 
 
 def root_of(outputs: int = OUTPUTS, seed: int = 1) -> Tensor:

@@ -15,7 +15,7 @@ from convrewrite.fitting import targets
 from convrewrite.fitting.found import Fit
 from convrewrite.fitting.moments import Accumulator, Moments
 from convrewrite.fitting.stages import fit
-from convrewrite.fitting.targets import Ground, Target
+from convrewrite.fitting.targets import FitTarget, Ground
 from convrewrite.rewriting.surgery import build_conv, build_option
 from convrewrite.structures.algebra import compose, initial_kernels
 from convrewrite.structures.discovery import discover
@@ -43,7 +43,7 @@ class Problem:
         wanted = goals_of(self.kernel, self.spec, self.moments)
         return fit(structure, self.spec, setting, wanted, self.moments, self.held_out, iterations)
 
-    def target(self) -> Target:
+    def target(self) -> FitTarget:
         return Ground.of(self.kernel, self.moments[0]).target()
 
     def composed(self, structure: Structure, setting: Setting, kernels: tuple[Tensor, ...]) -> Tensor:
@@ -52,7 +52,7 @@ class Problem:
         return torch.cat([compose(parts, stages) for parts in groups])
 
 
-def error_of(target: Target, kernel: Tensor) -> float:
+def error_of(target: FitTarget, kernel: Tensor) -> float:
     """E of a composed kernel."""
     difference = target.kernel - kernel.flatten(1)
     return float(((difference @ target.covariance) * difference).sum())
@@ -255,7 +255,7 @@ def test_every_fit_passes_the_guard_with_its_errors(structure: Structure, monkey
     steps: list[tuple[float, float]] = []
     guard = module._descended
 
-    def noted(before: float, after: float, target: Target) -> float:
+    def noted(before: float, after: float, target: FitTarget) -> float:
         steps.append((before, after))
         return guard(before, after, target)
 

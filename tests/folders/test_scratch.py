@@ -14,7 +14,15 @@ from commands import listing
 
 from convrewrite.errors import ExportError, UsageError
 from convrewrite.folders import scratch
-from convrewrite.folders.scratch import LOCK, Scratch, cleared_later, disk_full, sweep, temporary, write_errors
+from convrewrite.folders.scratch import (
+    LOCK,
+    Scratch,
+    cleared_later,
+    disk_full,
+    remove_leftovers,
+    temporary,
+    write_errors,
+)
 from convrewrite.interrupts import Terminated, held, signals_raised
 
 HOLDING = """
@@ -53,7 +61,7 @@ def test_a_living_process_keeps_its_folder_and_a_killed_one_loses_it(tmp_path: P
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         folder = Path(other.stdout.readline().strip())
-        sweep(tmp_path)
+        remove_leftovers(tmp_path)
         assert (folder / "file").read_text() == "mine"
         other.kill()
         other.wait()
@@ -83,7 +91,7 @@ def test_what_only_looks_like_one_stays(tmp_path: Path) -> None:
     (tmp_path / ".convrewrite-run-aaaaaaaa").symlink_to(tmp_path / "convrewrite-results")
     (tmp_path / ".convrewrite-run-bbbbbbbb").mkdir()  # one whose process was killed before it could lock it
     before = listing(tmp_path)
-    sweep(tmp_path)
+    remove_leftovers(tmp_path)
     assert listing(tmp_path) == before - {".convrewrite-run-bbbbbbbb"}
 
 
@@ -93,7 +101,7 @@ def test_a_folder_swept_before_it_was_locked_is_made_again(tmp_path: Path, monke
     def slow(**named: str) -> str:
         calls.append(real(**named))
         if len(calls) == 1:
-            sweep(tmp_path)
+            remove_leftovers(tmp_path)
         return calls[-1]
 
     monkeypatch.setattr(tempfile, "mkdtemp", slow)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from convrewrite.stages import SHARES, Stages, about, clock_text
+from convrewrite.run_stages import SHARES, RunStages, about, clock_text
 
 
 class Clock:
@@ -18,7 +18,7 @@ def clock() -> Clock:
 
 
 def test_a_stage_goes_on_at_its_pace(clock: Clock) -> None:
-    stages = Stages(("survey",), clock)
+    stages = RunStages(("survey",), clock)
     assert (stages.line(), stages.seconds(), stages.left()) == ("", 0.0, None)
     stages.tell("survey", 0, 10, "conv1")
     clock.now += 4
@@ -36,7 +36,7 @@ def test_a_stage_goes_on_at_its_pace(clock: Clock) -> None:
 
 
 def test_what_is_to_come_takes_as_long_beside_as_on_the_example(clock: Clock) -> None:
-    stages = Stages(("survey", "fit", "verify"), clock)
+    stages = RunStages(("survey", "fit", "verify"), clock)
     stages.tell("survey", 0, 4, "")
     clock.now += 10
     stages.tell("survey", 1, 4, "conv2: 5 options")
@@ -54,7 +54,7 @@ def test_what_is_to_come_takes_as_long_beside_as_on_the_example(clock: Clock) ->
 
 
 def test_a_stage_that_was_not_expected_and_one_that_does_not_come(clock: Clock) -> None:
-    stages = Stages(("survey", "latency", "fit", "refine", "verify"), clock)
+    stages = RunStages(("survey", "latency", "fit", "refine", "verify"), clock)
     stages.tell("survey", 1, 1, "")
     stages.tell("swaps", 0, 2, "")
     assert stages.to_come == ["latency", "fit", "refine", "verify"]
@@ -68,7 +68,7 @@ def test_a_stage_that_was_not_expected_and_one_that_does_not_come(clock: Clock) 
 
 
 def test_a_stage_that_comes_again_adds_to_its_time(clock: Clock) -> None:
-    stages = Stages((), clock)
+    stages = RunStages((), clock)
     for _ in range(3):
         stages.tell("fit", 0, 2, "")
         clock.now += 3
@@ -81,7 +81,7 @@ def test_a_stage_that_comes_again_adds_to_its_time(clock: Clock) -> None:
 
 
 def test_an_outer_stage_tells_of_all_its_parts(clock: Clock) -> None:
-    stages = Stages(("survey", "points"), clock)
+    stages = RunStages(("survey", "points"), clock)
     stages.tell("survey", 1, 1, "")
     stages.tell("points", 0, 3, "macs=0.8")
     stages.tell("fit", 0, 5, "conv1")

@@ -11,7 +11,7 @@ from onnx_surgery_cases import file_of, model_of, numbers, run, tensor, value
 from convrewrite.conv import ConvSpec, Cost
 from convrewrite.onnx_graph import kept as kept_module
 from convrewrite.onnx_graph import scopes, small_constants
-from convrewrite.onnx_graph.kept import Kept, kept_convolutions
+from convrewrite.onnx_graph.kept import KeptConv, kept_convolutions
 
 W = numbers(8, 4, 3, 3)
 BYTES = np.ones((8, 4, 3, 3), np.int8)
@@ -32,7 +32,7 @@ def in_both_branches(inner: onnx.GraphProto) -> onnx.NodeProto:
 YES = tensor("yes", np.array(True))
 
 
-def only(model: onnx.ModelProto, **sizes: tuple[int, ...]) -> Kept:
+def only(model: onnx.ModelProto, **sizes: tuple[int, ...]) -> KeptConv:
     (found,) = kept_convolutions(file_of(model), SIZES | sizes)
     assert re.fullmatch("[A-Za-z0-9_]+", found.name)
     return found

@@ -12,7 +12,7 @@ from convrewrite import precision
 from convrewrite.errors import CalibrationError, ProcessLostError, TraceError, UsageError
 from convrewrite.meanings import Meaning
 from convrewrite.settings import Recovery
-from convrewrite.tuning import Given, OneProcess, Pace, Training, keeps_outputs, task_of
+from convrewrite.tuning import OneProcess, Pace, Training, TrainingInputs, keeps_outputs, task_of
 from convrewrite.tuning.distilling import LOOKS, PATIENCE
 from convrewrite.tuning.examples import Examples
 from convrewrite.tuning.pace import WARM_UP
@@ -101,7 +101,7 @@ def training(steps: int = 40, **asked: object) -> Training:
     torch.manual_seed(0)
     original, rewritten = Net().eval(), Net().eval()
     settings = Recovery(batch=8, **asked)  # type: ignore[arg-type]
-    given = Given.split((torch.randn(40, 3, 6, 6),), None, 0)
+    given = TrainingInputs.split((torch.randn(40, 3, 6, 6),), None, 0)
     task = task_of(original, rewritten, {"site": None}, given, MEANING, settings, OneProcess())
     return Training(task, Pace(settings.rate, steps=steps), OneProcess())
 
@@ -225,13 +225,16 @@ def test_outputs_that_cut_gradients_off_are_refused() -> None:
 
 def test_what_was_given_is_split_by_its_seed_and_enough_of_it_is_needed() -> None:
     inputs = (torch.arange(30.0)[:, None],)
-    one, two, other = (Given.split(inputs, torch.arange(30), seed) for seed in (0, 0, 1))
+    one, two, other = (TrainingInputs.split(inputs, torch.arange(30), seed) for seed in (0, 0, 1))
     assert torch.equal(one.train[0], two.train[0]) and not torch.equal(one.train[0], other.train[0])
     assert sorted(torch.cat([one.train[0], one.held_out[0]]).flatten().tolist()) == inputs[0].flatten().tolist()
     assert one.labels is not None and torch.equal(one.labels, one.train[0].flatten().long())
-    assert (len(Given.split(inputs, None, 0, 4).train[0]), len(Given.split(inputs, None, 0, 4).held_out[0])) == (24, 4)
+    assert (
+        len(TrainingInputs.split(inputs, None, 0, 4).train[0]),
+        len(TrainingInputs.split(inputs, None, 0, 4).held_out[0]),
+    ) == (24, 4)
     with pytest.raises(CalibrationError, match="expected at least 8 inputs"):
-        Given.split((inputs[0][:6],), None, 0, 4)
+        TrainingInputs.split((inputs[0][:6],), None, 0, 4)
 
 
 def test_a_precision_that_needs_scaled_losses_is_refused() -> None:

@@ -19,7 +19,7 @@ OUTER = ("points",)
 
 
 @dataclass(slots=True)
-class Stage:
+class RunStage:
     """One stage: how many of its steps are done, what is being done; ``began``, ``stepped`` and ``ended`` are seconds of the
     clock, ``skipped`` the steps that were done when it began, ``before`` seconds of earlier rounds of it."""
 
@@ -48,7 +48,7 @@ class Stage:
 
 
 @dataclass(slots=True)
-class Stages:
+class RunStages:
     """The stages of a run. ``expected``: the stages that will come, as far as that is known; others may come too.
 
     :meth:`tell` is a :data:`convrewrite.progress.Progress`. A stage ends when it is done, or when another one begins.
@@ -56,7 +56,7 @@ class Stages:
 
     expected: Sequence[str] = ()
     clock: Callable[[], float] = time.monotonic
-    begun: dict[str, Stage] = field(default_factory=dict)
+    begun: dict[str, RunStage] = field(default_factory=dict)
     started: float = -1.0
 
     def tell(self, name: str, done: int, total: int, text: str) -> None:
@@ -66,7 +66,7 @@ class Stages:
         stage = self.begun.get(name)
         if stage is None or stage.ended is not None or done < stage.done:
             before = 0.0 if stage is None else stage.seconds(now)
-            stage = self.begun[name] = Stage(name, now, now, done, done, total, text, before=before)
+            stage = self.begun[name] = RunStage(name, now, now, done, done, total, text, before=before)
         if done > stage.done:
             stage.stepped = now
         stage.done, stage.total, stage.text = done, total, text
@@ -76,7 +76,7 @@ class Stages:
                 other.ended = now
 
     @property
-    def current(self) -> Stage | None:
+    def current(self) -> RunStage | None:
         """The inner stage under way; otherwise the outer one; otherwise the stage that ended last."""
         going = [stage for stage in self.begun.values() if stage.ended is None]
         inner = [stage for stage in going if stage.name not in OUTER]
@@ -121,7 +121,7 @@ class Stages:
         return f"{words}. {stage.text}"
 
     @property
-    def _outer(self) -> Stage | None:
+    def _outer(self) -> RunStage | None:
         return next((stage for stage in self.begun.values() if stage.ended is None and stage.name in OUTER), None)
 
     def summary(self) -> str:
