@@ -65,7 +65,7 @@ class Calls:
         require(type(storage) is torch.storage.TypedStorage, "it builds a tensor of something that is no storage")
         require(dtype is None or isinstance(dtype, torch.dtype), "it builds a tensor of no type of numbers")
         sizes, strides = _sizes(size), _sizes(stride)
-        require(_is_count(offset) and len(sizes) == len(strides), "a tensor has no shape")
+        require(is_count(offset) and len(sizes) == len(strides), "a tensor has no shape")
         kind = dtype or storage.dtype
         untyped = storage._untyped_storage
         numel = untyped.nbytes() // kind.itemsize
@@ -144,11 +144,12 @@ def _content(kind: str, content: tuple[Any, ...], kinds: tuple[type, ...]) -> tu
 
 def _sizes(values: Any) -> tuple[int, ...]:
     require(isinstance(values, list | tuple) and len(values) <= MOST_AXES, f"a tensor has more than {MOST_AXES} axes")
-    require(all(map(_is_count, values)), "a tensor has no shape")
+    require(all(map(is_count, values)), "a tensor has no shape")
     return tuple(values)
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
+    """Whether it is a whole number that can count something."""
     return type(value) is int and 0 <= value < 1 << 62
 
 

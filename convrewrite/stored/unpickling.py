@@ -36,7 +36,7 @@ from convrewrite.stored.bounds import (
     require,
     require_shape,
 )
-from convrewrite.stored.calls import BASE, Calls, Make
+from convrewrite.stored.calls import BASE, Calls, Make, is_count
 from convrewrite.stored.states import LONGEST_NAME, StateRules, kind_of, require_few_layers
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -202,12 +202,12 @@ class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be re
             kind is torch.UntypedStorage or type(kind) is torch.serialization.StorageType,
             "it refers to a storage of no type",
         )
-        require(isinstance(key, str) and _is_count(numel), "it refers to a storage without a size")
+        require(isinstance(key, str) and is_count(numel), "it refers to a storage without a size")
         itemsize = 1 if kind is torch.UntypedStorage else kind.dtype.itemsize
         self.account.require_storage(key, numel * itemsize)
         if view and view[0] is not None:
             _, first, count = view[0]
-            if not _is_count(first) or not _is_count(count) or first + count > numel:
+            if not is_count(first) or not is_count(count) or first + count > numel:
                 raise ExcessiveError(f"it refers to a part of a storage that ends behind its {numel} elements")
         self.stack.append(self.persistent_load(reference))
 
@@ -365,10 +365,6 @@ def _namespace(kind: Any, *content: Any) -> Any:
     """An empty namespace, made without calling the class; its attributes follow as a state."""
     require(not content, f"it makes a {kind_of(kind)} in another way than saving does")
     return kind.__new__(kind)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 62
 
 
 def _is_state_of(bound: Any, state: Any) -> bool:
