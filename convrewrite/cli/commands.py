@@ -13,10 +13,10 @@ from convrewrite.cli.grouped import Commands, command, examples_of
 from convrewrite.cli.interrupts import tells_what_stands
 from convrewrite.cli.looking import compare, report, schema
 from convrewrite.cli.options import (
+    APPLIED,
     MODEL_HELP,
     PLANNED,
     SWEPT,
-    WRITTEN,
     AsJson,
     Model,
     Out,
@@ -178,22 +178,7 @@ def apply(
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan of this model, as `plan` writes it.")],
     out: Out = None,
     sources: Sources,
-    settings: Annotated[
-        Settings,
-        Only(
-            "outputs",
-            "refine",
-            "threads",
-            "memory",
-            "timeout",
-            "measure",
-            "resume",
-            "runtime",
-            "timings",
-            *WRITTEN,
-            "device",
-        ),
-    ],
+    settings: Annotated[Settings, Only(*APPLIED)],
     trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:

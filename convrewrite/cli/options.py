@@ -11,7 +11,7 @@ import typer
 from convrewrite import values
 from convrewrite.errors import ModelLoadError, PlanError, UsageError, VerificationError
 from convrewrite.machine import PROBE_SECONDS
-from convrewrite.settings import FLAG, Settings, flag
+from convrewrite.settings import FLAG, FormOptions, Settings, WorkOptions, flag
 from convrewrite.targets import DEFAULT, read_profile
 
 if TYPE_CHECKING:
@@ -149,19 +149,20 @@ class Comparing:
 WRITTEN = ("export", "half", "opset", "free_axes")
 """Settings that say how a result is written."""
 
-PLANNED = tuple(
-    entry.name
-    for entry in fields(Settings)
-    if FLAG in entry.metadata and entry.name not in ("refine", "int8", *WRITTEN)
-)
+
+def _without(*names: str) -> tuple[str, ...]:
+    """The settings that are options, but for some."""
+    return tuple(name for name, setting in SETTING.items() if FLAG in setting.metadata and name not in names)
+
+
+PLANNED = _without("refine", "int8", *WRITTEN)
 """Settings of a plan, which refines nothing, improves nothing for int8 and leaves no model."""
 
-SWEPT = tuple(
-    entry.name
-    for entry in fields(Settings)
-    if FLAG in entry.metadata and entry.name not in ("budget", "keep", "int8", *WRITTEN)
-)
+SWEPT = _without("budget", "keep", "int8", *WRITTEN)
 """Settings of a sweep: its points set what each is made for, and are not improved for int8."""
+
+APPLIED = _without(*(SETTING.keys() - WorkOptions.__annotations__.keys() - FormOptions.__annotations__.keys()))
+"""Settings of an application of a plan: those that a plan does not record."""
 
 
 @dataclass(frozen=True, slots=True)

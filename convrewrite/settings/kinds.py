@@ -7,7 +7,7 @@ from numbers import Integral, Real
 from os import PathLike
 from typing import Any
 
-from convrewrite import values
+from convrewrite import places, values
 from convrewrite.errors import UsageError
 
 
@@ -83,6 +83,15 @@ BY_NAME: Mapping[str, FieldKind] = {
 
 OWN_CHECK = frozenset({"memory", "free_axes", "device"})
 """Fields whose values are checked with their kind, in :mod:`convrewrite.values` and :mod:`convrewrite.places`."""
+
+
+def require_limits(asked: Any) -> None:
+    """Raise UsageError for values of the fields that runs and recoveries share which no run can work with."""
+    values.seed(asked.seed, "seed")
+    values.threads(asked.threads, "threads")
+    values.memory_bytes(asked.memory)
+    values.seconds(asked.timeout, "timeout")
+    places.there(asked.device, "device")
 
 
 def require_kinds(asked: Any, by_name: Mapping[str, FieldKind] = BY_NAME) -> None:

@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, TypedDict
 
-from convrewrite import places, values
+from convrewrite import places
 from convrewrite.errors import UsageError
 from convrewrite.machine import PROBE_SECONDS
 from convrewrite.settings.flags import flag
-from convrewrite.settings.kinds import require_kinds
+from convrewrite.settings.kinds import require_kinds, require_limits
 from convrewrite.settings.run import MEMORY, Settings, this_machine
 
 if TYPE_CHECKING:
@@ -102,11 +102,7 @@ class Recovery:
 
     def __post_init__(self) -> None:
         require_kinds(self)
-        values.seed(self.seed, "seed")
-        values.threads(self.threads, "threads")
-        values.memory_bytes(self.memory)
-        values.seconds(self.timeout, "timeout")
-        places.there(self.device, "device")
+        require_limits(self)
         if self.minutes is not None and self.epochs is not None:
             raise UsageError("minutes, epochs: expected one of them, found both; leave one out")
         for name in ("minutes", "epochs", "rate", "temperature"):

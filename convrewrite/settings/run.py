@@ -12,7 +12,7 @@ from convrewrite.errors import PlanError, UsageError
 from convrewrite.machine import PROBE_SECONDS
 from convrewrite.settings.constraints import BUDGETS, Constraints, KeepSource, check_budget, keep_of
 from convrewrite.settings.flags import flag
-from convrewrite.settings.kinds import require_kinds
+from convrewrite.settings.kinds import require_kinds, require_limits
 from convrewrite.targets import DEFAULT, Target, read_profile, target_of
 
 if TYPE_CHECKING:
@@ -247,11 +247,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         require_kinds(self)
-        values.seed(self.seed, "seed")
-        values.threads(self.threads, "threads")
-        values.memory_bytes(self.memory)
-        values.seconds(self.timeout, "timeout")
-        places.there(self.device, "device")
+        require_limits(self)
         if self.budget is not None and not self.budget:
             raise PlanError(
                 f'budget: expected one of {", ".join(BUDGETS)}, as {{"macs": 0.5}}, found none; give one, or None'

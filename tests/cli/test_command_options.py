@@ -1,17 +1,20 @@
 """What the commands share: options given once, loading, calibration, and progress on the error stream."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 from commands import INPUT, call, images, small_network
 
-from convrewrite.cli.options import runner_of
+from convrewrite.cli import sweeping
+from convrewrite.cli.options import APPLIED, SETTING, SWEPT, Sources, runner_of
 from convrewrite.cli.progress import progress_bars
 from convrewrite.cli.voice import say
 from convrewrite.errors import ModelLoadError
 from convrewrite.onnx_files.model import OnnxModel
 from convrewrite.runtime import export
+from convrewrite.settings import FLAG, Flag, Settings
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +107,20 @@ def test_progress_goes_to_the_error_stream_and_leaves_nothing_where_there_was_no
     said = capsys.readouterr()
     assert said.out == ""
     assert "layer1.conv" in said.err
+
+
+def test_the_command_that_makes_a_point_of_a_sweep_again_has_every_option_of_both() -> None:
+    """But for those of outputs, which the plan says, and of resuming, which changes no result."""
+    sources = Sources(["1x1x8x8"], "a.py:b", "c.npy", [0.0], [1.0], (8, 8))
+    settings = Settings(
+        runtime="torch", timings="t.json", device="cpu", timeout=5, memory=1 << 29, threads=2, refine=True
+    )
+    words = {*sweeping._words(sources, settings, True), *sweeping._words(Sources(), Settings(measure=False), False)}
+    flags = [one.metadata[FLAG] for one in fields(Sources)]
+    flags += [SETTING[name].metadata[FLAG] for name in {*APPLIED} & {*SWEPT} - {"outputs", "resume"}]
+    assert {word for word in words if word.startswith("--")} == {"--trust", *map(_given, flags)}
+
+
+def _given(flag: Flag) -> str:
+    """The word that asks for what is not the default."""
+    return "--no-onnx" if flag.names == ("--onnx/--no-onnx",) else flag.names[0].partition("/")[0]
