@@ -3,17 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from convrewrite.escaping import printable
 from convrewrite.reporting.charts import ACCENT, INK, MARK, SOFT, drawing, svg_of
+from convrewrite.reporting.html import rendered
 from convrewrite.reporting.sweep_report import HEADERS, SweepPoint, SweepReport, SweptModel, cost_of, sweep_rows
-
-TEMPLATES = Path(__file__).parent / "templates"
 
 Resource = Literal["macs", "params", "latency"]
 
@@ -41,93 +38,16 @@ SCORES = (
 ERROR = _Measure("Error", lambda point: point.error, "relative error of outputs", True)
 
 
-_TEMPLATE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>Sweep: {{ names }}</title>
-<style>
-{{ style }}
-figure { margin: 0; }
-figcaption { font-weight: 600; margin-bottom: 0.4rem; }
-figure svg { display: block; width: 100%; height: auto; }
-td { white-space: nowrap; }
-tr.knee td { background: var(--chosen); font-weight: 600; }
-.commands { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 0.35rem 1rem; margin: 0; }
-.commands dd { margin: 0; }
-.commands span { display: inline-block; max-width: 100%; overflow-wrap: anywhere; }
-</style>
-</head>
-<body>
-<header>
-<p class="brand">convrewrite sweep</p>
-<h1>{{ names }}</h1>
-<p class="lead">How far outputs are from the original's, against what is left of its cost. Budgets are parts of the {{ axis }};
-rules: {{ report.rules | join(", ") }}. Fidelity was {{ report.basis }}. A line leads through the points that
-no other beats; one that is beaten by another, which costs no more and loses less, is hollow.</p>
-</header>
-<main>
-{%- macro charts(curves) %}
-<div class="pair">
-{%- for title, curve in curves %}
-<section class="card"><figure><figcaption>{{ title }}</figcaption>{{ curve }}</figure></section>
-{%- endfor %}
-</div>
-{%- endmacro %}
-{{ charts(curves) }}
-{%- for model in report.models %}
-<section class="card" aria-labelledby="model-{{ loop.index }}">
-<h2 id="model-{{ loop.index }}">{{ model.name }}</h2>
-{%- if model.metric is not none %}
-<p class="soft">{{ report.metric }} of the original: {{ "%.4g" | format(model.metric) }}.</p>
-{%- endif %}
-<div class="scroll" role="region" tabindex="0" aria-label="Points of {{ model.name }}">
-<table>
-<thead><tr>
-{%- for header in headers %}<th scope="col">{{ header or "point" }}</th>{% endfor -%}
-{%- if troubled(model) %}<th scope="col">what is wrong</th>{% endif %}</tr></thead>
-<tbody>
-{%- for row, point in rows(model) %}
-<tr{% if point.knee %} class="knee"{% endif %}>{% for cell in row %}<td>{{ cell }}</td>{% endfor -%}
-{%- if troubled(model) %}<td>{{ point.reason or point.refused or "" }}</td>{% endif %}</tr>
-{%- endfor %}
-</tbody>
-</table>
-</div>
-{%- if model.points | selectattr("command") | list %}
-<h3>What makes a point</h3>
-<dl class="commands">
-{%- for point in model.points if point.command %}
-<dt>{{ "%g" | format(point.budget) }}</dt><dd><code>
-{%- for word in point.command.split(" ") %}<span>{{ word }}</span>{{ " " if not loop.last }}{% endfor -%}
-</code></dd>
-{%- endfor %}
-</dl>
-{%- endif %}
-</section>
-{%- endfor %}
-{{ charts(others) }}
-</main>
-<script type="application/json" id="sweep">{{ data }}</script>
-</body>
-</html>
-"""
-
-
 def sweep_page(sweep: SweepReport) -> str:
     """The page; all that it shows is in it as JSON too, in the element ``sweep``. No script runs in it."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_shown)
     rows = [row for model in sweep.models for row in sweep_rows(model)]
     shown = [i for i in range(len(HEADERS)) if i == 0 or any(row[i] for row in rows)]
     data = sweep.model_dump_json().replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    return environment.from_string(_TEMPLATE).render(
+    return rendered(
+        "sweep.html.j2",
         report=sweep,
         names=", ".join(model.name for model in sweep.models),
         axis=COSTS[sweep.resource],
-        style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
         headers=[HEADERS[i] for i in shown],
         rows=lambda model: [
             ([row[i] for i in shown], point) for row, point in zip(sweep_rows(model), model.points, strict=True)
@@ -137,10 +57,6 @@ def sweep_page(sweep: SweepReport) -> str:
         others=[curve for resource in COSTS if resource != sweep.resource for curve in _curves(sweep, resource)],
         data=Markup(data),
     )
-
-
-def _shown(value: Any) -> Any:
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _curves(sweep: SweepReport, resource: Resource) -> list[tuple[str, Markup]]:

@@ -27,7 +27,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 def render_html(report: Report, plan: Plan | None = None) -> str:
     """The whole page; every name is escaped. ``plan``: the plan that was followed, for the options that were considered."""
     view = view_of(report, plan)
-    return _rendered(
+    return rendered(
         "report.html.j2",
         report=report,
         view=view,
@@ -40,7 +40,7 @@ def render_html(report: Report, plan: Plan | None = None) -> str:
 
 def render_analysis(model: str, rows: Sequence[AnalysisRow], notes: Sequence[str] = ()) -> str:
     """The page of a model that nothing was done to: where its cost lies, and which rules would take what."""
-    return _rendered(
+    return rendered(
         "analysis.html.j2",
         model=model,
         survey=survey_of(rows),
@@ -53,7 +53,7 @@ def render_analysis(model: str, rows: Sequence[AnalysisRow], notes: Sequence[str
 def render_summary(report: Report) -> str:
     """The report as a piece of a notebook: warnings, the headline in three figures, and the sites to unfold."""
     view = view_of(report, None)
-    return _rendered(
+    return rendered(
         "summary.html.j2", title=report.model, warnings=report.warnings, tiles=view.tiles, columns=SITE_COLUMNS,
         rows=[site.cells for site in view.sites],
     )  # fmt: skip
@@ -62,13 +62,13 @@ def render_summary(report: Report) -> str:
 def render_rows(model: str, rows: Sequence[AnalysisRow]) -> str:
     """The sites of a model as a piece of a notebook."""
     survey = survey_of(rows)
-    return _rendered(
+    return rendered(
         "summary.html.j2", title=model, warnings=(), tiles=survey.tiles, columns=ANALYSIS_COLUMNS,
         rows=[site.cells for site in survey.sites],
     )  # fmt: skip
 
 
-def _rendered(template: str, **values: Any) -> str:
+def rendered(template: str, **values: Any) -> str:
     """A template with these values, and with the style and the script of all pages; every text is escaped."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True,
