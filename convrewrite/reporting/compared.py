@@ -104,10 +104,10 @@ class Compared(BaseModel):
                 r.model,
                 figures.times(r.macs),
                 figures.times(r.parameters),
-                "" if r.latency is None else figures.times(r.latency),
-                "" if r.agreement is None else figures.percent(r.agreement),
-                "" if r.kl is None else f"{r.kl:.3g}",
-                "" if r.error is None else figures.percent(r.error),
+                figures.cell(r.latency, figures.times),
+                figures.cell(r.agreement, figures.percent),
+                figures.cell(r.kl, ".3g"),
+                figures.cell(r.error, figures.percent),
                 "refused" if r.refused else "useless" if r.useless else "",
             )
             for r in self.results

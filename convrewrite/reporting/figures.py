@@ -1,6 +1,6 @@
 """Numbers as a person reads them, and the rows and sentences that every form of the report shares."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from convrewrite.reporting.report import Change, LatencyChange, OutputFidelityRow, ParityRow, Report, SiteRow
@@ -60,6 +60,13 @@ def duration(seconds: float) -> str:
 def times(ratio: float) -> str:
     """A ratio, after over before: ``0.38x``."""
     return f"{ratio:.2f}x" if ratio >= 0.095 or ratio == 0 else f"{ratio:.3f}x"
+
+
+def cell(value: float | None, form: str | Callable[[float], str], otherwise: str = "") -> str:
+    """A figure in a table, by a format or a function; ``otherwise`` where there is none."""
+    if value is None:
+        return otherwise
+    return format(value, form) if isinstance(form, str) else form(value)
 
 
 def percent(part: float) -> str:
@@ -172,10 +179,10 @@ def fidelity_table(report: Report) -> Table:
             row.name,
             row.taken_for or DOES_NOT_APPLY,
             _relative(row),
-            DOES_NOT_APPLY if row.top1_agreement is None else percent(row.top1_agreement),
-            DOES_NOT_APPLY if row.kl is None else f"{row.kl:.2g}",
-            DOES_NOT_APPLY if row.cosine is None else f"{row.cosine:.4f}",
-            _equal(row),
+            cell(row.top1_agreement, percent, DOES_NOT_APPLY),
+            cell(row.kl, ".2g", DOES_NOT_APPLY),
+            cell(row.cosine, ".4f", DOES_NOT_APPLY),
+            cell(row.equal_share, percent, DOES_NOT_APPLY),
         )
         for row in report.fidelity
     ]
@@ -201,7 +208,7 @@ def parity_table(report: Report) -> Table:
             _where(row),
             f"{row.max_abs_difference:.1e}",
             DOES_NOT_APPLY if row.equal_share is not None else f"{row.relative_error:.1e}",
-            _equal(row),
+            cell(row.equal_share, percent, DOES_NOT_APPLY),
             f"{row.tolerance:.0e}",
             "passed" if row.passed else "FAILED",
         )
@@ -217,10 +224,10 @@ def export_rows(report: Report) -> list[tuple[str, ...]]:
             row.name,
             ", ".join(row.files) or "none",
             size(row.bytes) if row.files else DOES_NOT_APPLY,
-            DOES_NOT_APPLY if row.relative_error is None else f"{row.relative_error:.1e}",
-            DOES_NOT_APPLY if row.tolerance is None else f"{row.tolerance:.0e}",
-            DOES_NOT_APPLY if row.output_error is None else percent(row.output_error),
-            DOES_NOT_APPLY if row.top1_agreement is None else percent(row.top1_agreement),
+            cell(row.relative_error, ".1e", DOES_NOT_APPLY),
+            cell(row.tolerance, ".0e", DOES_NOT_APPLY),
+            cell(row.output_error, percent, DOES_NOT_APPLY),
+            cell(row.top1_agreement, percent, DOES_NOT_APPLY),
             "FAILED" if row.refused else "passed" if row.passed else "not compared",
         )
         for row in report.exports
@@ -248,10 +255,6 @@ def _where(row: ParityRow) -> str:
 
 def _relative(row: OutputFidelityRow) -> str:
     return DOES_NOT_APPLY if row.equal_share is not None else percent(row.relative_error)
-
-
-def _equal(row: OutputFidelityRow | ParityRow) -> str:
-    return DOES_NOT_APPLY if row.equal_share is None else percent(row.equal_share)
 
 
 def _without_empty(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -254,8 +254,8 @@ def _option(entry: Considered, site: PlannedSite, chosen: Considered | None) -> 
         macs=_of(entry.macs, site.macs, figures.count(entry.macs)),
         parameters=_of(entry.parameters, site.parameters, figures.count(entry.parameters)),
         time="" if seconds is None else _of(seconds, site.seconds, figures.duration(seconds)),
-        error="" if entry.error is None else figures.percent(entry.error),
-        effect="" if entry.effect is None else f"{entry.effect:.2g}",
+        error=figures.cell(entry.error, figures.percent),
+        effect=figures.cell(entry.effect, ".2g"),
         why=_why(entry, site, chosen),
         chosen=entry == chosen,
     )

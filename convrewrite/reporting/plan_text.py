@@ -72,8 +72,8 @@ def _row(site: PlannedSite, entry: Considered, reasons: dict[str, int]) -> tuple
         ""
         if entry.seconds is None
         else f"{figures.duration(entry.seconds)} {_part(entry.seconds, site.seconds)}".strip(),
-        "" if entry.error is None else figures.percent(entry.error),
-        "" if entry.effect is None else f"{entry.effect:.2g}",
+        figures.cell(entry.error, figures.percent),
+        figures.cell(entry.effect, ".2g"),
         f"[{reasons.setdefault(entry.reason, len(reasons) + 1)}]" if entry.reason else "",
     )
 

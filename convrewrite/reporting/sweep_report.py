@@ -130,13 +130,13 @@ def sweep_rows(model: SweptModel) -> list[tuple[str, ...]]:
         (
             "knee" if point.knee else "beaten" if point.beaten else "",
             f"{point.budget:g}",
-            _times(point.macs),
-            _times(point.parameters),
-            _times(point.latency),
-            "" if point.agreement is None else figures.percent(point.agreement),
-            "" if point.kl is None else f"{point.kl:.3g}",
-            "" if point.error is None else figures.percent(point.error),
-            "" if point.metric is None else f"{point.metric:.4g}",
+            figures.cell(point.macs, figures.times),
+            figures.cell(point.parameters, figures.times),
+            figures.cell(point.latency, figures.times),
+            figures.cell(point.agreement, figures.percent),
+            figures.cell(point.kl, ".3g"),
+            figures.cell(point.error, figures.percent),
+            figures.cell(point.metric, ".4g"),
         )
         for point in model.points
     ]
@@ -160,7 +160,3 @@ def _shown(model: SweptModel) -> tuple[list[str], list[list[str]]]:
 def _html(model: SweptModel) -> str:
     headers, cells = _shown(model)
     return tabulate(cells, headers, tablefmt="html", disable_numparse=True)
-
-
-def _times(part: float | None) -> str:
-    return "" if part is None else figures.times(part)

@@ -34,12 +34,8 @@ def _row(outcome: Verification, index: int) -> tuple[str, ...]:
         f"{parity.tolerance:.0e}",
         "yes" if parity.passed else "no",
         f"{fidelity.relative_error:.3%}" if fidelity.equal_share is None else "",
-        _share(fidelity.top1_agreement),
-        "" if fidelity.kl is None else f"{fidelity.kl:.3g}",
-        "" if fidelity.cosine is None else f"{fidelity.cosine:.4f}",
-        _share(fidelity.equal_share),
+        figures.cell(fidelity.top1_agreement, ".2%"),
+        figures.cell(fidelity.kl, ".3g"),
+        figures.cell(fidelity.cosine, ".4f"),
+        figures.cell(fidelity.equal_share, ".2%"),
     )
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.2%}"
