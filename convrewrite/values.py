@@ -58,6 +58,11 @@ def shape_text(*shapes: Iterable[int]) -> str:
     return ", ".join("x".join(map(str, shape)) or "a scalar" for shape in shapes)
 
 
+def some_of(names: Sequence[str], most: int, more: str = "more") -> str:
+    """The first names, and how many follow: ``a, b and 3 more``."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} {more}" if len(names) > most else "")
+
+
 def check_words(words: Sequence[str]) -> None:
     """Raise UsageError for words of a command line that cannot mean anything: empty ones, and broken names."""
     for word in words:

@@ -23,6 +23,7 @@ from convrewrite.errors import CalibrationError, ConvRewriteError
 from convrewrite.escaping import TERMINAL_COLOUR, message_of
 from convrewrite.process import quiet
 from convrewrite.stored import Archive, StoredArray, map_array, read_pickle, require_numbers, require_room
+from convrewrite.values import some_of
 
 MEMORY = 4 << 30
 """Most bytes of inputs, unless the caller says otherwise."""
@@ -200,10 +201,9 @@ def _read_folder(folder: Path, request: Request) -> Source:
 def _skipped(others: Sequence[Path], folder: Path) -> tuple[str, ...]:
     if not others:
         return ()
-    names = ", ".join(str(path.relative_to(folder)) for path in others[:NAMED])
-    more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+    names = some_of([str(path.relative_to(folder)) for path in others], NAMED)
     count = "1 file" if len(others) == 1 else f"{len(others)} files"
-    return (f"{count} skipped in {folder}, no images ({', '.join(sorted(SUFFIXES))}): {names}{more}",)
+    return (f"{count} skipped in {folder}, no images ({', '.join(sorted(SUFFIXES))}): {names}",)
 
 
 def _read_dataset(dataset: _MapDataset, request: Request) -> Source:
@@ -287,13 +287,8 @@ def _pick(named: Mapping[str, Any], request: Request, where: str, *, strict: boo
     if mixed or len(rest) < count or (strict and len(rest) > count):
         several = f"{count} arrays, named {', '.join(wanted)} or " if wanted else f"{count} arrays, named "
         expected = f"{several}input.0 to input.{count - 1}" if count > 1 else "one array, or images"
-        raise CalibrationError(f"{where}: expected {expected}, found {_listed(names)}")
+        raise CalibrationError(f"{where}: expected {expected}, found {some_of(names, 6) or 'nothing'}")
     return [named[name] for name in rest[:count]]
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:6]) or "nothing"
-    return f"{shown} and {len(names) - 6} more" if len(names) > 6 else shown
 
 
 def _read_arrays(values: Sequence[Any], name: str, request: Request) -> Source:

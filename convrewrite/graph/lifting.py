@@ -29,6 +29,7 @@ from convrewrite.graph.tracing import does_more, follow_forward, qualified
 from convrewrite.graph.volumes import VolumeSpec
 from convrewrite.inputs import Inputs, enlarged
 from convrewrite.modules import alike, copy_model, seeded_outputs
+from convrewrite.values import some_of
 
 ROUNDING = 1e3
 """Units of rounding by which outputs may differ once convolutions are modules, relative to the largest."""
@@ -92,19 +93,19 @@ def lift_notes(plain: nn.Module, lifted: nn.Module, lifts: Sequence[Lift]) -> tu
         (True, "kernels that were computed at every call, though not from the input, became constants"),
     ):
         names = [qualified(one.module, conv.name) for one, conv in convs if conv.computed == computed]
-        notes += [f"{text}: {_some(names)}"] if names else []
+        notes += [f"{text}: {some_of(names, SHOWN)}"] if names else []
     frozen = [one.module or "the model" for one in lifts if _leaves_out(plain, one)]
     if frozen:
         notes.append(
-            f"{_some(frozen)} became a graph of what its forward does in eval mode: what else it does in train mode, and what it "
-            "writes to its attributes, is left out"
+            f"{some_of(frozen, SHOWN)} became a graph of what its forward does in eval mode: what else it does in train mode, "
+            "and what it writes to its attributes, is left out"
         )
     pairs = [pair for one, conv in convs for pair in changed_keys(one, conv)]
     keys = [f"{old} is {new}" for old, new in pairs]
     before, after = plain.state_dict().keys(), lifted.state_dict().keys()
     keys += [f"{key} is new" for key in sorted(after - before - {new for _, new in pairs})]
     keys += [f"{key} is gone" for key in sorted(before - after - {old for old, _ in pairs})]
-    return (*notes, f"state-dict keys are others now: {_some(keys)}") if keys else tuple(notes)
+    return (*notes, f"state-dict keys are others now: {some_of(keys, SHOWN)}") if keys else tuple(notes)
 
 
 def _leaves_out(plain: nn.Module, one: Lift) -> bool:
@@ -307,8 +308,3 @@ def _harmless(plain: nn.Module, lifts: Sequence[Lift], inputs: Inputs, reasons: 
         where = one.module or "the model"
         reasons |= {qualified(one.module, c.weight): f"{where} does not compute the same as a graph" for c in one.convs}
     return kept
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

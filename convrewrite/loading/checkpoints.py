@@ -34,6 +34,7 @@ from convrewrite.stored import (
     names_asked,
     read_pickle,
 )
+from convrewrite.values import some_of
 
 TRUST_NOTE = "the file was loaded by executing the code it holds, as --trust allows"
 
@@ -293,8 +294,7 @@ def _unreadable(path: Path, error: Exception) -> ModelLoadError:
 
 def listed(names: list[str]) -> str:
     """The first few names, and how many follow."""
-    rest = len(names) - _NAMES_SHOWN
-    return ", ".join(map(printable, names[:_NAMES_SHOWN])) + (f" and {rest} more" if rest > 0 else "")
+    return some_of([printable(name) for name in names], _NAMES_SHOWN)
 
 
 def summary(error: BaseException | None) -> str:

@@ -21,6 +21,7 @@ from convrewrite.onnx_graph.external import locations, move_out, needs_second_fi
 from convrewrite.onnx_graph.file import OnnxFile, Replacement
 from convrewrite.onnx_graph.scopes import inferred_types
 from convrewrite.onnx_graph.walks import STANDARD_DOMAINS, Names, alone_uses, inner_graphs, uses_of
+from convrewrite.values import some_of
 
 INITIALISERS_ARE_INPUTS = 4
 """Version of ONNX's format below which every initialiser is an input of the graph, too."""
@@ -279,7 +280,7 @@ def _lost_inputs(before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:
     lost = [entry.name for entry in before.graph.input if entry.name not in left]
     if not lost:
         return []
-    named = ", ".join(lost[:NAMED]) + (f" and {len(lost) - NAMED} more" if len(lost) > NAMED else "")
+    named = some_of(lost, NAMED)
     return [f"weights that were inputs with a value of their own have gone, and cannot be given any more: {named}"]
 
 

@@ -9,6 +9,7 @@ from convrewrite.rewriting import Outcome, Prepared, Work
 from convrewrite.runtime import Measured
 from convrewrite.settings import Settings
 from convrewrite.targets import read_profile
+from convrewrite.values import some_of
 
 NOT_MEASURED = "no ONNX file was asked for: nothing was exported or timed, and onnxruntime was not compared"
 """The note of a result without an ONNX file."""
@@ -61,10 +62,9 @@ def _beyond_its_own(before: Cost, prepared: Prepared) -> list[str]:
 def _lost(traced: Traced) -> list[str]:
     if not traced.lost:
         return []
-    names = ", ".join(name or "the model itself" for name in traced.lost[:5])
-    more = f" and {len(traced.lost) - 5} more" if len(traced.lost) > 5 else ""
+    names = some_of([name or "the model itself" for name in traced.lost], 5)
     return [
-        f"{names}{more} could not be followed as a graph: convolutions there are rewritten, "
+        f"{names} could not be followed as a graph: convolutions there are rewritten, "
         "but a BatchNorm that follows one is not folded into it"
     ]
 

@@ -10,6 +10,7 @@ from convrewrite.reporting.figures import percent
 from convrewrite.rewriting import Outcome
 from convrewrite.runtime import Measured
 from convrewrite.settings import Constraints
+from convrewrite.values import some_of
 
 MOST_ERROR, LEAST_AGREEMENT = 0.2, 0.9
 """Relative error and agreement of any output, unless the caller sets a limit: beyond them a model does not compute
@@ -76,10 +77,9 @@ def few_positions(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
     ]
     if not few:
         return ()
-    named = ", ".join(f"{name} ({positions} for {unknowns})" for name, positions, unknowns in few[:NAMED])
-    more = f" and {len(few) - NAMED} more sites" if len(few) > NAMED else ""
+    named = some_of([f"{name} ({positions} for {unknowns})" for name, positions, unknowns in few], NAMED, "more sites")
     return (
-        f"fewer than {ENOUGH_POSITIONS} positions per unknown to fit on at {named}{more}: what was fitted there may not hold "
+        f"fewer than {ENOUGH_POSITIONS} positions per unknown to fit on at {named}: what was fitted there may not hold "
         "for other inputs; give more calibration inputs",
     )
 
@@ -93,11 +93,12 @@ def overfitted(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
     ]
     if not found:
         return ()
-    named = ", ".join(f"{name} ({percent(fit)} against {percent(error)})" for name, fit, error in found[:NAMED])
-    more = f" and {len(found) - NAMED} more sites" if len(found) > NAMED else ""
+    named = some_of(
+        [f"{name} ({percent(fit)} against {percent(error)})" for name, fit, error in found], NAMED, "more sites"
+    )
     return (
         "overfitted, which is a smaller output error on the inputs that were fitted on than on held-out ones, at "
-        f"{named}{more}: more calibration inputs would help there most",
+        f"{named}: more calibration inputs would help there most",
     )
 
 

@@ -31,6 +31,7 @@ from convrewrite.state import (
     state_of,
     unlisted_state,
 )
+from convrewrite.values import some_of
 
 OTHERS = "convrewrite.state"
 """The key of the metadata that holds state that is no tensor, as JSON."""
@@ -92,8 +93,7 @@ def warn_of(left: Sequence[str]) -> None:
 
 
 def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return printable(", ".join(names[:SHOWN]) + more)
+    return printable(some_of(names, SHOWN))
 
 
 def _is_json(value: object) -> bool:

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from convrewrite.exports.export import Made, Opened, Source
 from convrewrite.inputs import Inputs
+from convrewrite.values import some_of
 
 LARGEST_FILE = 1_900_000_000
 """Most bytes of a file that is halved: onnx checks and infers a graph in one message, which holds 2 GB at most."""
@@ -64,8 +65,9 @@ class Half:
 def _notes(kept: tuple[str, ...], nodes: int) -> tuple[str, ...]:
     if not kept:
         return ()
-    named = ", ".join(kept[:NAMED]) + (f" and {len(kept) - NAMED} more" if len(kept) > NAMED else "")
-    return (f"{len(kept)} of {nodes} nodes stay float32, as their numbers come near the largest of float16: {named}",)
+    return (
+        f"{len(kept)} of {nodes} nodes stay float32, as their numbers come near the largest of float16: {some_of(kept, NAMED)}",
+    )
 
 
 EXPORT = Half
