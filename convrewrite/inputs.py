@@ -5,6 +5,7 @@ positions once, here: every later stage works with a plain tuple, and an ONNX fi
 """
 
 import inspect
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,9 @@ ExampleInput = Tensor | Sequence[Any] | Mapping[str, Tensor]
 INPUT_NAMES = "convrewrite.input_names"
 """The key in the ``meta`` of a module made of an ONNX graph that holds its inputs' names, which need not be Python
 identifiers."""
+
+LOOKED_AT = 64
+"""How many numbers of an input decide, at most, which random numbers a model draws when it runs on it."""
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _EXPECTED = "a tensor, a tuple of tensors, a dictionary of keyword tensors, or (args, kwargs)"
@@ -116,6 +120,12 @@ def varied(inputs: Inputs) -> Inputs:
         (tensor.flip(-1) * 0.5 + 0.25 if tensor.is_floating_point() else tensor.flip(-1)) if tensor.ndim else tensor
         for tensor in inputs
     )
+
+
+def seed_of(inputs: Inputs) -> int:
+    """A seed for what a model draws when it runs on these inputs: the same for the same numbers, mostly another for others."""
+    shown = [tensor.flatten()[:: 1 + tensor.numel() // LOOKED_AT].tolist() for tensor in inputs]
+    return zlib.crc32(repr(shown).encode())
 
 
 def enlarged(inputs: Inputs) -> Iterator[Inputs]:

@@ -20,7 +20,6 @@ from convrewrite.conv import CONV_TYPES, Conv, ConvSpec, Size
 from convrewrite.graph.volumes import VOLUME_TYPES, Volume
 from convrewrite.layers import DynamicConv2d
 from convrewrite.modules import hooked, run
-from convrewrite.process import same_random_numbers
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
@@ -88,7 +87,7 @@ class Observation:
 def observe(model: nn.Module, inputs: tuple[Tensor, ...]) -> Observation:
     """Run the model once. Raises TraceError when it does not run on ``inputs``."""
     observer = _Observer(model, inputs[0].shape[0])
-    with hooked(observer.handles()), same_random_numbers(0), observer:
+    with hooked(observer.handles()), observer:
         run(model, inputs)
     return Observation(observer.calls, observer.runs, observer.users)
 

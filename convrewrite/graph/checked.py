@@ -17,6 +17,7 @@ from convrewrite.graph.sized import trace_sized
 from convrewrite.graph.tracing import Traced, trace
 from convrewrite.inputs import Inputs, varied
 from convrewrite.modules import alike, hooked, named_outputs, run
+from convrewrite.process import nothing_drawn
 
 
 def follow(model: nn.Module, inputs: Inputs) -> Traced:
@@ -28,7 +29,18 @@ def follow(model: nn.Module, inputs: Inputs) -> Traced:
     traced = trace(model, len(inputs))
     sized = _sized(model, inputs) if traced.whole is None else None
     found = _checked(model, traced, inputs)
-    return found if sized is None else replace(sized, unsized=found.parts)
+    followed = found if sized is None else replace(sized, unsized=found.parts)
+    return replace(followed, draws=_draws(model, inputs))
+
+
+def _draws(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether the model draws random numbers."""
+    try:
+        with nothing_drawn(), torch.no_grad():
+            model(*(tensor.clone() for tensor in inputs))
+    except RuntimeError:
+        return True
+    return False
 
 
 def _checked(model: nn.Module, traced: Traced, inputs: Inputs) -> Traced:

@@ -25,12 +25,14 @@ class Traced:
     """The graphs of a model: one under the name ``""`` when it could be followed whole, otherwise those of its parts.
 
     ``lost``: the parts that could not be followed and hold convolutions. ``unsized``: if the whole was followed for inputs of
-    one size, the graphs of its parts that hold for any size; None: all graphs do.
+    one size, the graphs of its parts that hold for any size; None: all graphs do. ``draws``: whether the model draws random
+    numbers, so that two runs are alike only from their beginning on.
     """
 
     parts: dict[str, fx.GraphModule]
     lost: tuple[str, ...]
     unsized: Mapping[str, fx.GraphModule] | None = None
+    draws: bool = False
 
     @property
     def whole(self) -> fx.GraphModule | None:

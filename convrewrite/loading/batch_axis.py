@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from convrewrite.inputs import Inputs
 from convrewrite.modules import alike, named_outputs, run
-from convrewrite.process import quiet, same_random_numbers
+from convrewrite.process import quiet
 
 _aten = torch.ops.aten
 
@@ -102,7 +102,7 @@ def _treats_batches_alike(
     """Whether several batches at once give what they give one by one; both in eval mode, where examples do not mix."""
     modules = [copy.deepcopy(program).eval().to(dtype) for program in (closed, opened)]
     several = [tuple(_another(tensor, index, dtype) for tensor in inputs) for index in range(BATCHES)]
-    with same_random_numbers(0), quiet():  # a graph module prints where it fails
+    with quiet():  # a graph module prints where it fails
         each = [named_outputs(run(modules[0], one)) for one in several]
         together = named_outputs(run(modules[1], tuple(torch.cat(parts) for parts in zip(*several, strict=True))))
     apart = {name: torch.cat([one[name] for one in each]) for name in together}

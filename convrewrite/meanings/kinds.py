@@ -20,7 +20,6 @@ from convrewrite.meanings.looks import Seen
 from convrewrite.meanings.origins import Origin, origins_noted
 from convrewrite.meanings.words import Hint, hint_of
 from convrewrite.modules import ROOT, alike, named_outputs, run
-from convrewrite.process import same_random_numbers
 from convrewrite.state import state_of
 from convrewrite.values import shown
 
@@ -162,8 +161,7 @@ def require_outputs(model: nn.Module, inputs: Inputs, *said: Mapping[str, Meanin
     """Raise UsageError, before any long work, for names that no output of the model has, and ModelError for outputs that nothing
     could be compared with: one of NaN alone, or, where they have to be ``repeatable``, one that differs each time for the same
     input. Outputs that are ignored may be either."""
-    with same_random_numbers(0):
-        outputs = named_outputs(run(model, inputs))
+    outputs = named_outputs(run(model, inputs))
     ignored: set[str] = set()
     for meanings in said:
         ignored |= {name for name, meaning in _by_name(meanings, list(outputs)).items() if not meaning.counts}
@@ -176,8 +174,7 @@ def require_outputs(model: nn.Module, inputs: Inputs, *said: Mapping[str, Meanin
 
 
 def _require_same_again(model: nn.Module, inputs: Inputs, found: Mapping[str, Tensor]) -> None:
-    with same_random_numbers(1):
-        again = named_outputs(run(model, inputs))
+    again = named_outputs(run(model, inputs, draw=1))
     for name, values in found.items():
         if name not in again or not alike({name: values}, {name: again[name]}):
             raise ModelError(

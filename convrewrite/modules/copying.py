@@ -23,7 +23,7 @@ from convrewrite.modules.holders import CACHED, is_importable, is_plain, reachab
 from convrewrite.modules.outputs import alike, named_outputs
 from convrewrite.modules.running import WITHOUT_FUNCTIONS, eval_mode, higher_order, run
 from convrewrite.modules.state import Snapshot, preserved
-from convrewrite.process import ordinary_mode, same_random_numbers
+from convrewrite.process import ordinary_mode
 
 _WITHOUT_STATE = (types.FunctionType, tuple, frozenset)
 _WEAK = (weakref.ReferenceType, weakref.WeakValueDictionary, weakref.WeakKeyDictionary)
@@ -114,8 +114,7 @@ def _why(model: nn.Module, fits: bool, shared: bool, changes: tuple[str, ...]) -
 def _seeded(model: nn.Module, inputs: Inputs, *, needed: bool = False) -> dict[str, Tensor] | None:
     """What the model gives, always with the same random numbers; None where it does not run and is not ``needed``."""
     try:
-        with same_random_numbers(0):
-            return {name: tensor.clone() for name, tensor in named_outputs(run(model, inputs)).items()}
+        return {name: tensor.clone() for name, tensor in named_outputs(run(model, inputs)).items()}
     except TraceError:
         if needed:
             raise

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import flop_registry
 from convrewrite.inputs import Inputs
 from convrewrite.modules.hooks import hooked
 from convrewrite.modules.running import run
-from convrewrite.process import ordinary_mode, same_random_numbers
+from convrewrite.process import ordinary_mode
 
 GRADIENTS = torch.ops.aten.convolution_backward
 """An operator that a forward may call to compute a gradient; it does not count as a cost of convolutions."""
@@ -75,7 +75,7 @@ def tally(model: nn.Module, inputs: Inputs) -> Tally:
     The operators and their formulas are those of ``torch.utils.flop_counter``, and those that it lacks (:data:`FORMULAS`); two
     operations are one MAC.
     """
-    with ordinary_mode(), same_random_numbers(0), Watch() as watch:
+    with ordinary_mode(), Watch() as watch:
         run(model, inputs)
     return Tally(watch.operations // 2 // max(1, inputs[0].shape[0]), frozenset(watch.storages))
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from convrewrite.errors import TraceError
 from convrewrite.escaping import message_of
-from convrewrite.inputs import Inputs, wrapping
+from convrewrite.inputs import Inputs, seed_of, wrapping
 from convrewrite.modules.outputs import named_outputs
 from convrewrite.process import quiet, same_random_numbers
 from convrewrite.values import shape_text
@@ -29,7 +29,7 @@ WITHOUT_FUNCTIONS = "compute both branches and choose with torch.where, or give 
 
 def seeded_outputs(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
     """What a model gives; if it draws numbers, it draws the same ones at every call. Raises TraceError when it does not run."""
-    with same_random_numbers(0), quiet():  # a graph module prints where it fails
+    with quiet():  # a graph module prints where it fails
         return named_outputs(run(model, inputs))
 
 
@@ -47,11 +47,13 @@ def eval_mode(*models: object) -> Iterator[None]:
             module.training = training
 
 
-def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-    """The model's output without gradients. Raises TraceError that names the input shapes when the model cannot run."""
+def run(model: nn.Module, inputs: tuple[Tensor, ...], *, draw: int = 0) -> Any:
+    """The model's output without gradients. If it draws numbers, they are the same at every run on the same inputs, or others for
+    another ``draw``; so two models differ only by what they compute. Raises TraceError that names the input shapes when the
+    model cannot run."""
     shapes = shape_text(*(tensor.shape for tensor in inputs))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), same_random_numbers(seed_of(inputs) + draw):
             return model(*(tensor.clone() for tensor in inputs))  # it may work on them in place
     except Exception as error:
         reason = message_of(error).strip().splitlines()[0] if message_of(error).strip() else type(error).__name__

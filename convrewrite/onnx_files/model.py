@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.errors import ConvRewriteError, ModelLoadError, UsageError, VerificationError
-from convrewrite.inputs import Inputs
+from convrewrite.inputs import Inputs, seed_of
 from convrewrite.machine import PROBE_SECONDS
 from convrewrite.modules import left_out, named_outputs, run
 from convrewrite.onnx_files.contents import require_self_contained, without_shape
 from convrewrite.onnx_files.probing import require_well_behaved
 from convrewrite.onnx_files.running import PATIENCE, run_within
 from convrewrite.onnx_files.sessions import open_session
+from convrewrite.process import same_random_numbers
 
 Runner = Callable[..., object]
 """A model, an OnnxModel, or anything else that maps input tensors to outputs."""
@@ -168,7 +169,7 @@ def outputs_of(runner: Runner, inputs: Inputs) -> tuple[dict[str, Tensor], tuple
     if isinstance(runner, nn.Module):
         output = run(runner, inputs)
         return named_outputs(output), left_out(output)
-    with torch.no_grad():
+    with torch.no_grad(), same_random_numbers(seed_of(inputs)):
         # A model may work in place on what it is given, and the next runner needs the same inputs.
         output = runner(*(tensor.clone() for tensor in inputs))
         return named_outputs(output), left_out(output)

@@ -1,8 +1,8 @@
 """The inputs of every site, front to back: in the original network and behind the prefix that is already rewritten.
 
 With a graph of the whole model, activations are kept from site to site, so each layer runs once per stream however many sites
-there are. Without a graph, or for a site with several calls, the model is run again for that site. Activations beyond a memory
-limit wait on disk.
+there are. Without a graph, or for a site with several calls, the model is run again for that site; so is one that draws random
+numbers, as two runs draw the same only from their beginning on. Activations beyond a memory limit wait on disk.
 """
 
 from collections.abc import Iterator, Sequence
@@ -50,7 +50,7 @@ class Propagation:
         self._streams: Streams | None = None
         self._passed: list[tuple[Site, nn.Module | None]] = []
         give_back_heap()
-        if traced.whole is not None:
+        if traced.whole is not None and not traced.draws:
             self._streams = Streams(traced.whole, sites, batches, self._for_activations(0))
             for site in sites:
                 if _folds(model, site):
@@ -179,8 +179,8 @@ def _calls_of(model: nn.Module, site: Site, inputs: Inputs) -> list[tuple[Tensor
         model.get_submodule(site.name).register_forward_pre_hook(enter, with_kwargs=True),
         end.register_forward_hook(leave),
     )
-    with hooked(handles), torch.no_grad():
-        model(*(tensor.clone() for tensor in inputs))  # the model may change them in place
+    with hooked(handles):
+        run(model, inputs)
     return list(zip(entered, left, strict=True))
 
 

@@ -16,7 +16,6 @@ from convrewrite.inputs import Inputs
 from convrewrite.layers import DynamicChain, DynamicConv2d, SumOfBranches, stack
 from convrewrite.modules import calls_counted, copy_model, preserved, replace_modules, run, tally
 from convrewrite.places import in_float64
-from convrewrite.process import same_random_numbers
 from convrewrite.structures import Option, Stage, branch_kernels, branch_specs
 
 
@@ -136,10 +135,7 @@ def counted_as_replaced(original: nn.Module, settled: Lifted, sites: Sequence[Si
     ``original``: the model whose ``sites`` were rewritten. Raises TraceError where a site does not run as often as in it, or
     where the kernel that the site had is still used. What running changes in the result is put back.
     """
-    with (
-        calls_counted({site.name: original.get_submodule(site.name) for site in sites}) as wanted,
-        same_random_numbers(0),
-    ):
+    with calls_counted({site.name: original.get_submodule(site.name) for site in sites}) as wanted:
         run(original, inputs)
     replaced = {site.name: settled.model.get_submodule(site.name) for site in sites}
     with preserved(settled.model), calls_counted(replaced) as calls:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from convrewrite.errors import UsageError
 from convrewrite.escaping import message_of
-from convrewrite.inputs import Inputs
+from convrewrite.inputs import Inputs, seed_of
 from convrewrite.modules import named_outputs
 from convrewrite.process import same_random_numbers
 
@@ -89,8 +89,10 @@ class Examples:
 
 
 def results_of(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-    """The outputs of a model, by name, with their graphs; the model gets copies, as it may change its inputs in place."""
-    return named_outputs(model(*(tensor.clone() for tensor in inputs)))
+    """The outputs of a model, by name, with their graphs; the model gets copies, as it may change its inputs in place, and draws
+    what it draws for the same inputs every time."""
+    with same_random_numbers(seed_of(inputs)):
+        return named_outputs(model(*(tensor.clone() for tensor in inputs)))
 
 
 def _chosen(tensor: Tensor, rows: Tensor) -> Tensor:

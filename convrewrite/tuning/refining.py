@@ -30,6 +30,7 @@ from convrewrite.tuning.activations import Activations, comparable
 from convrewrite.tuning.blocks import observed
 from convrewrite.tuning.composition import composed
 from convrewrite.tuning.drawing import draws, mingled
+from convrewrite.tuning.examples import results_of
 from convrewrite.tuning.losses import ROUNDING, Distillation, mean_square
 from convrewrite.tuning.pace import Pace
 from convrewrite.tuning.stepping import Stepper
@@ -339,7 +340,7 @@ class _Towards:
         with in_bfloat16(self.bfloat16), Activations() as features:
             wanted = named_outputs(run(self.task.original, inputs))
         with in_bfloat16(self.bfloat16), Activations() as others:
-            found = named_outputs(self.task.rewritten(*(tensor.clone() for tensor in inputs)))
+            found = results_of(self.task.rewritten, inputs)
         loss = self.distillation(wanted, found, features.seen, others.seen)
         if not loss.requires_grad:
             raise TraceError("no gradient leads from the outputs to a rewritten site, as where onnxruntime runs a part")

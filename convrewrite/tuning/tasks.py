@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from convrewrite.errors import CalibrationError, UsageError
 from convrewrite.inputs import Inputs, in_batches_of
 from convrewrite.meanings import Meaning
-from convrewrite.modules import copy_model, eval_mode
+from convrewrite.modules import alike, copy_model, eval_mode
 from convrewrite.settings import Recovery
 from convrewrite.tuning.blocks import joins, observed
 from convrewrite.tuning.distilling import Task
@@ -128,12 +128,24 @@ def _whole(dtype: torch.dtype) -> bool:
 
 
 def keeps_outputs(task: Task, memory: int) -> bool:
-    """Whether the original's outputs for all inputs can be kept: nothing is augmented, and there is room for them."""
-    if task.examples.augment is not None:
-        return False
+    """Whether the original's outputs for all inputs can be kept: nothing is augmented, there is room for them, and those of an
+    example are the same whatever else is in its batch."""
     given, wanted = task.held_out[0]
+    if task.examples.augment is not None or not _apart(task.original, given, wanted):
+        return False
     each = sum(values.numel() * values.element_size() for values in wanted.values()) / len(given[0])
     return each * task.examples.count <= MOST_OUTPUTS * memory
+
+
+def _apart(original: nn.Module, given: Inputs, wanted: Mapping[str, Tensor]) -> bool:
+    """Whether the first half of a batch gets the same outputs among others: not where a model normalises by its batch, or draws
+    random numbers."""
+    half = (len(given[0]) + 1) // 2
+    twice = torch.arange(len(given[0]), device=given[0].device) % half
+    with torch.no_grad():
+        others = results_of(original, tuple(tensor[twice] for tensor in given))
+    parts = [{name: values[:half] for name, values in found.items() if values.dim()} for found in (wanted, others)]
+    return alike(parts[0], parts[1])
 
 
 def _layout(original: nn.Module, inputs: Inputs) -> torch.memory_format:

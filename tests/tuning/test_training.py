@@ -154,11 +154,27 @@ def test_the_original_runs_beside_for_its_features_and_else_once_for_its_outputs
     )  # else it runs in bfloat16 once, to see what that does
     run = training(features=features)
     assert list(run.task.joins) == (["site"] if features else [])
+    assert keeps_outputs(run.task, 1 << 30)
     runs = [0]
     run.task.original.register_forward_pre_hook(lambda *_: runs.__setitem__(0, runs[0] + 1))
-    assert keeps_outputs(run.task, 1 << 30)
     run.train(keep_outputs=True)
     assert runs[0] == (40 if features else math.ceil(run.task.examples.count / 8))
+
+
+class Batched(Net):
+    """Normalises by the batch that it gets."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - x.mean(0))
+
+
+def test_outputs_that_depend_on_the_rest_of_a_batch_are_not_kept() -> None:
+    run = training()
+    assert keeps_outputs(run.task, 1 << 30)
+    torch.manual_seed(0)
+    original, given = Batched().eval(), Given.split((torch.randn(40, 3, 6, 6),), None, 0)
+    task = task_of(original, Batched().eval(), {"site": None}, given, MEANING, Recovery(batch=8), OneProcess())
+    assert not keeps_outputs(task, 1 << 30)
 
 
 def test_a_training_looks_as_often_as_it_says_and_ends_where_nothing_is_gained() -> None:
