@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convrewrite.errors import TraceError
+from convrewrite.escaping import innermost_cause
 from convrewrite.inputs import Inputs
 from convrewrite.meanings import Meaning, effect_of, rounding_of
+from convrewrite.places import out_of_memory
 from convrewrite.precision import in_bfloat16
 from convrewrite.tuning.blocks import observed
 from convrewrite.tuning.checkpoint import Checkpoint, Point, Standing
@@ -189,14 +191,20 @@ class Training:
         return seconds if self.pace.steps is not None else self.processes.of_main(seconds)
 
     def _gradients(self, wanted: Named, found: Named) -> Tensor:
-        """As below; in float32 from the first step that fails in bfloat16."""
+        """As below; in float32 from the first step that fails in bfloat16. Raises TraceError where there are no gradients."""
         try:
             return self._loss_and_gradients(wanted, found)
-        except RuntimeError:  # an operator whose gradient does not support bfloat16
-            if not self.bfloat16:
+        except RuntimeError as error:
+            if self.bfloat16:  # an operator whose gradient does not support bfloat16
+                self.bfloat16 = False
+                return self._gradients(wanted, found)
+            if out_of_memory(error):
                 raise
-            self.bfloat16 = False
-            return self._loss_and_gradients(wanted, found)
+            raise TraceError(
+                f"{type(self.task.rewritten).__name__}: expected a model that torch can differentiate, found that it cannot: "
+                f"{innermost_cause(error)}; give a version without operators that have no gradient, and without work in "
+                "place on numbers that a gradient needs"
+            ) from error
 
     def _loss_and_gradients(self, wanted: Named, found: Named) -> Tensor:
         """One batch forwards and backwards: returns the loss of all processes together, and leaves the gradients of that loss."""

@@ -1,8 +1,10 @@
 """The parts of a training: order, pace, steps, and the processes that share it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -236,6 +238,30 @@ def test_outputs_that_cut_gradients_off_are_refused() -> None:
     run = training()
     run.task.rewritten.register_forward_hook(lambda _module, _inputs, output: output.detach())
     with pytest.raises(TraceError, match="as the model cuts them off"):
+        run.train()
+
+
+class NoGradient(torch.autograd.Function):
+    """An operator of the user's own that was written for use alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+
+@pytest.mark.parametrize(
+    ("after", "told"),
+    [(NoGradient.apply, "NotImplementedError"), (lambda x: x.exp().add_(1), "modified by an inplace operation")],
+    ids=["no gradient", "in place"],
+)
+@pytest.mark.parametrize("fast", [False, True])
+def test_what_torch_cannot_differentiate_is_refused(
+    after: Callable[[Tensor], Tensor], told: str, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: fast)
+    run = training()
+    run.task.rewritten.register_forward_hook(lambda _module, _inputs, output: after(output))
+    with pytest.raises(TraceError, match=f"that torch can differentiate, found that it cannot: .*{told}"):
         run.train()
 
 
