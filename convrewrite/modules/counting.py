@@ -44,16 +44,44 @@ def _recurred(sequence: Tensor, of_input: Tensor, of_state: Tensor, *_others: An
     return 2 * (sequence.numel() // sequence.size(-1)) * (of_input.numel() + of_state.numel())
 
 
+def _with_vector(first: Tensor, _second: Tensor, **_named: Any) -> int:
+    """Operations of a matrix, or a vector, with a vector."""
+    return 2 * first.numel()
+
+
+def _added_to(_sum: Tensor, first: Tensor, second: Tensor, **_named: Any) -> int:
+    """Operations of a product of matrices, or of a matrix with a vector, that is added to something."""
+    return 2 * first.numel() * (second.size(-1) if second.dim() > 1 else 1)
+
+
+def _bilinear(first: Tensor, weight: Tensor, *_others: Any, **_named: Any) -> int:
+    """Operations of a bilinear layer: its weight has an entry for each pair of features and each output."""
+    return 2 * len(first) * weight.numel()
+
+
+def _over_time(_input: Tensor, weight: Tensor, *_others: Any, out_val: Tensor, **_named: Any) -> int:
+    """Operations of a convolution whose inputs are (time, batch, channels), and its weight (kernel, inputs, outputs)."""
+    return 2 * out_val.numel() * (weight.numel() // weight.size(-1))
+
+
 ATEN = torch.ops.aten
 
 FORMULAS = {operator: formula for operator, formula in flop_registry.items() if operator is not GRADIENTS} | {
+    ATEN.mv: _with_vector,
+    ATEN.dot: _with_vector,
+    ATEN.vdot: _with_vector,
+    ATEN.addmv: _added_to,
+    ATEN.addbmm: _added_to,
+    ATEN._addmm_activation: _added_to,
+    ATEN._trilinear: _bilinear,
+    ATEN.conv_tbc: _over_time,
     ATEN._scaled_dot_product_flash_attention_for_cpu: flop_registry[ATEN._scaled_dot_product_flash_attention],
     ATEN._native_multi_head_attention: _attended,
     ATEN._transformer_encoder_layer_fwd: _encoded,
     ATEN.mkldnn_rnn_layer: _recurred,
 }
-"""Operator -> operations it does. Torch's own counter lacks the last four, with which a processor runs attention, encoder layers
-and LSTMs in eval mode."""
+"""Operator -> operations it does. Torch's own counter lacks those that are named here; with the last four a processor runs
+attention, encoder layers and LSTMs in eval mode."""
 
 
 @dataclass(frozen=True, slots=True)

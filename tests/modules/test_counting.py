@@ -55,6 +55,23 @@ def test_a_single_convolution_is_counted_by_hand() -> None:
     assert tally(nn.Linear(12, 5), (X,)).macs == 3 * 12 * 12 * 5
 
 
+def test_products_with_vectors_count_like_those_with_matrices() -> None:
+    x, bilinear = torch.randn(4, 6), nn.Bilinear(6, 6, 5)
+    matrix, vector, wide = torch.randn(6, 7), torch.randn(6), torch.randn(4, 6, 7)
+    counts: list[tuple[Callable[[Tensor], Tensor], int]] = [
+        (lambda x: x @ vector, 6),
+        (lambda x: torch.addmv(x.new_zeros(4), x, vector), 6),
+        (lambda x: torch.stack([torch.dot(row, vector) for row in x]), 6),
+        (lambda x: torch.stack([torch.vdot(row, vector) for row in x]), 6),
+        (lambda x: x @ matrix, 6 * 7),
+        (lambda x: torch.addbmm(x.new_zeros(3, 7), x[:, None].expand(-1, 3, -1), wide), 3 * 6 * 7),
+        (lambda x: bilinear(x, x), 5 * 6 * 6),
+        (lambda x: torch.conv_tbc(x.repeat(8, 1, 1), torch.ones(3, 6, 5), torch.zeros(5)), 6 * 3 * 6 * 5),
+    ]
+    for product, macs in counts:
+        assert tally(Calls(lambda _model, x, product=product: product(x)), (x,)).macs == macs
+
+
 def test_memory_that_is_read_and_calls_are_seen() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 1))
     used = Calls(lambda m, x: m.parts[0](m.parts[0](x)), parts=model)
