@@ -43,13 +43,14 @@ def load(folder: str | Path, original_model: nn.Module, structures: tuple[Struct
     """The rewritten model from a result folder and an instance of the original architecture, with any weights.
 
     Raises PlanError when the folder's plan belongs to another architecture, ModelLoadError when files are missing, broken, or
-    not those that its report describes. ``original_model`` is not touched; state that no weights.safetensors can hold is taken
-    from it, with a warning.
+    not those that its report describes, and for an instance without memory. ``original_model`` is not touched; state that no
+    weights.safetensors can hold is taken from it, with a warning.
     """
     folder = given_path(folder)
     if not isinstance(original_model, nn.Module):
         found = type(original_model).__name__
         raise UsageError(f"expected an instance of the original model, found {found}; make one, with any weights")
+    _require_memory(original_model)
     graph = is_graph(original_model)
     if os.path.isfile(folder / ONNX) and (folder / PLAN).is_file() and not (folder / WEIGHTS).exists() and not graph:
         raise ModelLoadError(
@@ -81,6 +82,15 @@ def load(folder: str | Path, original_model: nn.Module, structures: tuple[Struct
         ) from error
     warn_of(left)
     return model
+
+
+def _require_memory(model: nn.Module) -> None:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            raise ModelLoadError(
+                f"{type(model).__name__}: expected an instance with memory for its weights, found {name} on the meta "
+                "device; make it on the processor, or call model.to_empty(device='cpu') before"
+            )
 
 
 def _planned(plan: Plan, model: nn.Module, known: Mapping[str, Structure]) -> list[tuple[Site, Option, Structure]]:

@@ -141,6 +141,13 @@ def test_another_architecture_is_refused(folder: Path) -> None:
         load(folder, Transposing())
 
 
+def test_an_instance_without_memory_is_refused(folder: Path) -> None:
+    with torch.device("meta"):
+        instance = small_network()
+    with pytest.raises(ModelLoadError, match="expected an instance with memory for its weights, found .* on the meta device"):
+        load(folder, instance)
+
+
 def test_missing_and_broken_files(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"plan\.json: missing; expected a folder written by"):
         load(tmp_path, small_network())
