@@ -31,6 +31,10 @@ OF_MEMORY = re.compile("allocat|bad_alloc|out of memory", re.IGNORECASE)
 ADVICE = (
     (OF_MEMORY, "give smaller inputs, or a machine with more memory; else export it again, for smaller inputs"),
     (
+        re.compile("Numpy type"),
+        "let its outputs be float32, or of another type that numpy has: onnxruntime hands over no others",
+    ),
+    (
         re.compile("external data|external_data", re.IGNORECASE),
         "put the file of its weights where it was, beside the model",
     ),

@@ -2,7 +2,7 @@
 
 import operator
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -62,12 +62,12 @@ class Built:
 
 @dataclass(slots=True)
 class _Draft:
-    """A graph in the making; ``pending`` are the nodes that the next region will run."""
+    """A graph in the making; ``pending`` are the positions of the nodes that the next region will run."""
 
     root: nn.Module = field(default_factory=nn.Module)
     graph: fx.Graph = field(default_factory=fx.Graph)
     values: dict[str, fx.Node] = field(default_factory=dict)
-    pending: list[onnx.NodeProto] = field(default_factory=list)
+    pending: list[int] = field(default_factory=list)
     nodes: dict[str, int] = field(default_factory=dict)
     pads: dict[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
     opaque: Counter[str] = field(default_factory=Counter)
@@ -92,6 +92,7 @@ class Builder:
         self._runs = runs
         self._inputs = inputs
         self._uses = uses_of(file.model)
+        self._makers = {name: index for index, node in enumerate(self._graph.node) for name in node.output if name}
         self._ranks = {name: value.ndim for name, value in runs[0].items() if isinstance(value, np.ndarray)}
 
     def build(self, outputs: Sequence[str], with_operators: bool) -> Built:
@@ -126,14 +127,17 @@ class Builder:
 
     def _needed(self, outputs: Sequence[str]) -> set[int]:
         """The positions of the nodes that outputs depend on, except those that make constants."""
-        makers = {name: index for index, node in enumerate(self._graph.node) for name in node.output if name}
-        waiting, found = list(outputs), set()
+        return self._leading_to(outputs, self._constants.names)
+
+    def _leading_to(self, wanted: Iterable[str], known: Collection[str]) -> set[int]:
+        """The positions of the nodes that values depend on, back to those that are ``known``."""
+        waiting, found = list(wanted), set()
         while waiting:
             name = waiting.pop()
-            if name in self._constants.names or name not in makers or makers[name] in found:
+            if name in known or name not in self._makers or self._makers[name] in found:
                 continue
-            found.add(makers[name])
-            waiting += names_used(self._graph.node[makers[name]])
+            found.add(self._makers[name])
+            waiting += names_used(self._graph.node[self._makers[name]])
         return found
 
     def _place(self, draft: _Draft, index: int, node: onnx.NodeProto, with_operators: bool) -> None:
@@ -141,7 +145,7 @@ class Builder:
         names = [name for name in node.input if name and name not in self._constants.names]
         made = self._made(node, names, with_operators)
         if made is None:
-            draft.pending.append(node)
+            draft.pending.append(index)
             draft.opaque[node.op_type] += 1
             return
         self._flush(draft, names)
@@ -192,9 +196,13 @@ class Builder:
 
     def _flush(self, draft: _Draft, wanted: Sequence[str]) -> None:
         """Make a region of the nodes that wait, if one of them gives a value that is wanted now."""
-        if not {name for node in draft.pending for name in node.output} & set(wanted):
+        given = {name for index in draft.pending for name in self._graph.node[index].output}
+        if not given & set(wanted):
             return
-        nodes, draft.pending = draft.pending, []
+        # Values that onnxruntime cannot show, as those in bfloat16, go from no region to another: each makes its own.
+        known = {*self._constants.names, *draft.values}
+        nodes = [self._graph.node[index] for index in sorted(self._leading_to(given, known))]
+        draft.pending = []
         region = self._region_of(nodes)
         draft.blocks_gradients |= all(
             any(self._runs[0][name].dtype.kind == "f" for name in side if isinstance(self._runs[0][name], np.ndarray))

@@ -1,5 +1,6 @@
 """Every value of a graph, as onnxruntime computes it: what a translation is checked against, node by node."""
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from convrewrite.onnx_graph.views import NO_TENSORS, sparse_values
 
 Values = Mapping[str, Any]
 """Values by their names: arrays, and lists of arrays for sequences."""
+
+SHOWN = re.compile(r"\((float|double|float16|u?int(8|16|32|64)|bool|string)\)")
+"""Types of values, single or in sequences, that onnxruntime hands over; it runs others, as bfloat16, and cannot show them."""
 
 SHARE = 6
 """All values of one example may take the machine's memory divided by this: they are held for four examples."""
@@ -55,17 +59,26 @@ class Observer:
         stored = dict(sparse_values(file.model.graph))  # onnxruntime stores these sparse too, and cannot show them
         self.names = [name for name in names if name not in stored]
         try:
-            self._session = session_of(with_outputs(file.model, self.names), file.folder)
+            self._session = self._opened()
         except Exception:  # onnxruntime's own exceptions share no public base class
             odd = {name for node in file.model.graph.node if node.op_type in NO_TENSORS for name in node.output}
             self.names = [name for name in self.names if name not in odd]
             try:
-                self._session = session_of(with_outputs(file.model, self.names), file.folder)
+                self._session = self._opened()
             except Exception as error:
                 raise ModelLoadError(
                     f"{file.source}: expected a graph whose inner values onnxruntime can show, found that "
                     f"{' '.join(str(error).split())[:300]}; simplify the graph, or export it again"
                 ) from error
+
+    def _opened(self) -> ort.InferenceSession:
+        """A session that gives the values of those names whose types onnxruntime can hand over; the other names are left out."""
+        session = session_of(with_outputs(self._file.model, self.names), self._file.folder)
+        shown = [entry.name for entry in session.get_outputs() if SHOWN.search(entry.type)]
+        if shown == self.names:
+            return session
+        self.names = shown
+        return session_of(with_outputs(self._file.model, shown), self._file.folder)
 
     def try_out(self, inputs: Sequence[Tensor], seconds: float) -> None:
         """Run it in a process of its own first, where all values together may take a part of the machine's memory. Raises

@@ -126,3 +126,14 @@ def test_outputs_that_are_no_tensors(tmp_path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "x.onnx")
     with pytest.raises(ModelLoadError, match="found that 'output' is list"):
         OnnxModel(tmp_path / "x.onnx", probe=20.0)(*INPUTS)
+
+
+def test_an_output_of_a_type_that_numpy_lacks(tmp_path: Path) -> None:
+    out = helper.make_tensor_value_info("output", TensorProto.BFLOAT16, None)
+    value = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["b", 3, 16, 16])
+    graph = helper.make_graph(
+        [helper.make_node("Cast", ["input"], ["output"], to=TensorProto.BFLOAT16)], "g", [value], [out]
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "x.onnx")
+    with pytest.raises(ModelLoadError, match="let its outputs be float32"):
+        OnnxModel(tmp_path / "x.onnx", probe=20.0)(*INPUTS)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from onnx import helper
+from onnx import TensorProto, helper
 from onnx_texts import drawn, graph, made_of, noise, require_equal, told
 from torch import fx, nn
 
@@ -236,6 +236,47 @@ def test_a_region_that_does_not_end_on_some_inputs_is_ended(tmp_path: Path, monk
         ModelLoadError, match=r"\(Loop\): expected that onnxruntime runs it on these inputs within 0\.3 s"
     ):
         module(noise(1, 4, 6, 6) * 1e15)
+
+
+def test_values_that_onnxruntime_cannot_show_go_from_no_region_to_another(tmp_path: Path) -> None:
+    text = """
+    (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {
+        a = Conv<pads = [1, 1, 1, 1]>(x, w)
+        b = own.Twice(a)
+        c = Cast<to = 16>(b)
+        d = own.Twice(a)
+        e = Relu(d)
+        f = Cast<to = 1>(c)
+        g = Add(e, f)
+        y = Conv<pads = [1, 1, 1, 1]>(g, v)
+    }
+    """
+    model = graph(text, {"w": (4, 4, 3, 3), "v": (4, 4, 3, 3)})
+    nodes, opsets = [helper.make_node("Add", ["v", "v"], ["o"])], [helper.make_opsetid("", 17)]
+    model.functions.append(helper.make_function("own", "Twice", ["v"], ["o"], nodes, opsets))
+    module = made_of(model, tmp_path)
+    assert [region.operators for region in regions(module)] == [("Twice", "Cast", "Twice"), ("Twice", "Cast", "Cast")]
+    assert told(module).opaque == {"Twice": 2, "Cast": 2}
+    assert len(told(module).nodes) == 2
+    for count in (1, 3):
+        require_equal(module, noise(count, 4, 6, 6, seed=count))
+
+
+@pytest.mark.parametrize("kind", ["FLOAT8E5M2", "UINT4"])
+def test_quantised_values_of_types_that_numpy_lacks(tmp_path: Path, kind: str) -> None:
+    text = """
+    (float[N, 4, 6, 6] x) => (float[N, 4, 4, 4] y) {
+        a = QuantizeLinear(x, s, z)
+        b = DequantizeLinear(a, s, z)
+        y = Conv(b, w)
+    }
+    """
+    model = graph(text, {"w": (4, 4, 3, 3), "s": np.array(0.25, np.float32)}, opset=21, ir=10)
+    model.graph.initializer.append(helper.make_tensor("z", getattr(TensorProto, kind), [], [0]))
+    module = made_of(model, tmp_path)
+    assert told(module).opaque == {"QuantizeLinear": 1, "DequantizeLinear": 1}
+    assert len(told(module).nodes) == 1
+    require_equal(module, noise(2, 4, 6, 6))
 
 
 def test_an_optional_value_that_would_go_from_region_to_region_is_refused(tmp_path: Path) -> None:
