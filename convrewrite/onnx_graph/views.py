@@ -27,6 +27,10 @@ NO_TENSORS = (
 )
 """Operators whose outputs no graph can store as constants; they are left out where a session refuses them as outputs."""
 
+TYPE_FROM = ("CastLike",)
+"""Operators that take only the type from their second input: its numbers change nothing. The new exporter of torch writes the
+zeros of a missing bias so, unless it optimises."""
+
 _KINDS = onnx.AttributeProto
 ABSENT = (
     _KINDS.GRAPH, _KINDS.GRAPHS, _KINDS.SPARSE_TENSOR, _KINDS.SPARSE_TENSORS, _KINDS.TYPE_PROTO, _KINDS.TYPE_PROTOS,
@@ -111,7 +115,8 @@ def _with_computed(graph: onnx.GraphProto, names: Collection[str]) -> set[str]:
     """``names``, and what nodes compute from these alone."""
     found = set(names)
     for node in graph.node:
-        if node.op_type not in (*RANDOM, *NO_TENSORS) and all(name in found for name in names_used(node)):
+        read = node.input[:1] if node.op_type in TYPE_FROM else names_used(node)
+        if node.op_type not in (*RANDOM, *NO_TENSORS) and all(name in found for name in read):
             found.update(filter(None, node.output))
     return found
 

@@ -175,6 +175,24 @@ def test_a_kernel_in_a_constant_node_and_one_that_is_filled(tmp_path: Path) -> N
     require_equal(module, noise(2, 4, 7, 8))
 
 
+def test_a_bias_that_takes_its_type_from_the_input(tmp_path: Path) -> None:
+    """As torch's new exporter writes a convolution without a bias, unless it optimises."""
+    text = """
+    (float[N, 4, 6, 6] x) => (float[N, 5, 4, 4] y) {
+        zero = Constant<value_float = 0.0>()
+        same = CastLike(zero, x)
+        count = Shape<end = 1>(w)
+        bias = Expand(same, count)
+        y = Conv(x, w, bias)
+    }
+    """
+    module = made_of(graph(text, {"w": (5, 4, 3, 3)}), tmp_path)
+    assert told(module).opaque == {}
+    [name] = told(module).nodes
+    assert module.get_submodule(name).bias is not None
+    require_equal(module, noise(2, 4, 6, 6))
+
+
 def test_a_kernel_that_hangs_on_the_input_is_no_layer(tmp_path: Path) -> None:
     module = made_of(image("m = ReduceMean<keepdims = 0>(x) v = Mul(w, m) y = Conv(x, v)", w=(8, 4, 3, 3)), tmp_path)
     assert not any(isinstance(part, nn.Conv2d) for part in module.modules())

@@ -49,6 +49,14 @@ def test_constants_are_what_no_input_reaches() -> None:
     assert found.tensor("x") is None
 
 
+def test_what_takes_only_the_type_of_an_input_is_constant() -> None:
+    nodes = "zero = Constant<value_float = 0.0>() a = CastLike(zero, x) b = CastLike(x, w) y = Add(b, a)"
+    model = graph(f"(float[N, 4] x, float[4] z) => (float[N, 4] y) {{ {nodes} }}", {"w": (4,)})
+    assert Constants(file(model), ["x", "z"]).names == {"w", "zero", "a"}
+    held = Constants(file(model), ["z"], {"x": torch.zeros(1, 4)})
+    assert held.from_held == {"x", "b", "y"}
+
+
 def test_an_initialiser_that_is_given_at_every_run_is_none() -> None:
     model = graph("(float[N, 4] x, float[4] w) => (float[N, 4] y) { y = Mul(x, w) }", {"w": (4,)})
     assert Constants(file(model), ["x", "w"]).names == set()
