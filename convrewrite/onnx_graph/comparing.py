@@ -10,6 +10,7 @@ from convrewrite.inputs import Inputs, varied
 from convrewrite.onnx_files import OnnxModel
 from convrewrite.onnx_graph.file import OnnxFile
 from convrewrite.onnx_graph.observing import Observer, with_outputs
+from convrewrite.onnx_graph.ordering import put_in_order
 from convrewrite.onnx_graph.outputs import SELECTS, judged_values
 from convrewrite.onnx_graph.views import Constants, graphs_in
 
@@ -22,6 +23,7 @@ def comparable(runners: tuple[OnnxModel, OnnxModel], inputs: Inputs) -> tuple[On
     """
     paths = [Path(runner.where) for runner in runners]
     models = [onnx.load(str(path), load_external_data=False) for path in paths]
+    put_in_order(models[0].graph)
     if not any(_chooses(model.graph) for model in models):
         return None
     own = dict(zip(runners[0].input_names, (tensor[: runners[0].batch] for tensor in inputs), strict=True))

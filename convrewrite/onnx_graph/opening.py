@@ -1,7 +1,7 @@
 """An ONNX file, or a model from memory, checked before anything else is done with it."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
@@ -11,18 +11,20 @@ from convrewrite.folders import Scratch, temporary
 from convrewrite.machine import PROBE_SECONDS
 from convrewrite.onnx_files import OnnxModel
 from convrewrite.onnx_graph.file import OnnxFile
+from convrewrite.onnx_graph.ordering import put_in_order
 from convrewrite.onnx_graph.walks import graphs_of, with_inner
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Opened:
     """A file and its session; ``seconds`` is what opening it may take, and running it once; ``scratch`` where a model from memory
-    was written."""
+    was written; ``reordered``: whether its nodes stood in another order in the file."""
 
     file: OnnxFile
     session: OnnxModel
     seconds: float = PROBE_SECONDS
     scratch: Scratch | None = field(default=None, repr=False)
+    reordered: bool = False
 
     @property
     def path(self) -> Path:
@@ -47,13 +49,15 @@ def open_onnx(source: str | Path | onnx.ModelProto, *, trust: bool = False, seco
         session = OnnxModel(path, probe=seconds, trust=trust)
         model = onnx.load(str(path), load_external_data=False)
         _require_text(model)
+        reordered = put_in_order(model.graph)
     except VerificationError as error:
         raise ModelLoadError(f"{error}; export it again") from error
     except Exception as error:
         if isinstance(error, ModelLoadError):
             raise
         raise ModelLoadError(f"{path}: expected an ONNX file, found one that cannot be read ({error})") from error
-    return Opened(OnnxFile(model, path.absolute().parent, str(source), path.absolute()), session, seconds)
+    file = OnnxFile(model, path.absolute().parent, str(source), path.absolute())
+    return Opened(file, session, seconds, reordered=reordered)
 
 
 def _require_text(model: onnx.ModelProto) -> None:
@@ -81,4 +85,4 @@ def _from_memory(model: onnx.ModelProto, trust: bool, seconds: float) -> Opened:
         ) from error
     opened = open_onnx(path, trust=trust, seconds=seconds)
     name = f"ModelProto {model.graph.name}".strip()
-    return Opened(OnnxFile(opened.file.model, scratch.path, name, path), opened.session, seconds, scratch)
+    return replace(opened, file=OnnxFile(opened.file.model, scratch.path, name, path), scratch=scratch)

@@ -68,6 +68,10 @@ class Translation(Shared):
     def notes(self) -> tuple[str, ...]:
         """What a user should know, a sentence each."""
         notes = [] if self.judged.note is None else [self.judged.note]
+        if self.opened.reordered:
+            notes.append(
+                "nodes stand in the file before others whose values they take; in the result they are in order"
+            )
         if self.opaque:
             named = ", ".join(f"{name} ({count})" if count > 1 else name for name, count in self.opaque.items())
             ends = "; gradients end there: of sites before them all output channels count alike where no other way leads on"

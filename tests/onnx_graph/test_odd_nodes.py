@@ -11,6 +11,7 @@ from torch import nn
 
 from convrewrite.errors import UsageError
 from convrewrite.onnx_graph import read_network
+from convrewrite.onnx_graph.ordering import put_in_order
 from convrewrite.onnx_graph.portable import PortableGraph
 from convrewrite.onnx_graph.views import names_used
 
@@ -125,3 +126,41 @@ def test_a_weight_that_a_branch_stores_by_its_entries_is_its_own() -> None:
     branch.sparse_initializer.append(helper.make_sparse_tensor(values, places, [3]))
     choice = helper.make_node("If", ["flag"], ["y"], then_branch=branch, else_branch=branch)
     assert set(names_used(choice)) == {"flag", "outer"}
+
+
+DISORDER = """
+(float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {
+    y = Conv<pads = [1, 1, 1, 1]>(e, v)
+    e = If(bright) <
+        then_branch = yes () => (float[N, 4, 6, 6] p) { p = Relu(d) },
+        else_branch = no () => (float[N, 4, 6, 6] q) { q = Neg(d) }
+    >
+    d = Mul(c, k)
+    c = Conv<pads = [1, 1, 1, 1]>(x, w)
+    bright = Greater(mean, zero)
+    mean = ReduceMean<keepdims = 0>(x)
+    k = Exp(zero)
+    zero = Constant<value_float = 0.0>()
+}
+"""
+
+
+def test_nodes_that_stand_before_those_whose_values_they_take(tmp_path: Path) -> None:
+    path = tmp_path / "disorder.onnx"
+    onnx.save(graph(DISORDER, {"w": (4, 4, 3, 3), "v": (4, 4, 3, 3)}), str(path))
+    network = read_network(path, noise(1, 4, 6, 6))
+    assert any("nodes stand in the file before others" in note for note in network.notes)
+    translation = told(network.module)
+    assert translation.opaque == {"If": 1}
+    nodes = translation.opened.file.model.graph.node
+    assert " ".join(n.op_type for n in nodes) == "ReduceMean Constant Greater Conv Exp Mul If Conv"
+    assert {nodes[index].op_type for index in translation.nodes.values()} == {"Conv"}
+    require_equal(network.module, noise(1, 4, 6, 6, seed=3))
+
+
+def test_nodes_in_order_stay_where_they_are() -> None:
+    model = graph(DISORDER, {"w": (4, 4, 3, 3), "v": (4, 4, 3, 3)})
+    assert put_in_order(model.graph)
+    before = model.SerializeToString(deterministic=True)
+    assert not put_in_order(model.graph)
+    assert model.SerializeToString(deterministic=True) == before
