@@ -2,7 +2,7 @@
 
 import operator
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from convrewrite.onnx_graph.observing import Values
 from convrewrite.onnx_graph.opaque import NAMED, Region
 from convrewrite.onnx_graph.opening import Opened
 from convrewrite.onnx_graph.operators import OPERATORS
+from convrewrite.onnx_graph.ordering import leading_to, makers_of
 from convrewrite.onnx_graph.trying import agrees, least_scale
 from convrewrite.onnx_graph.views import Constants, graphs_in, names_used, outputs_of, view_of
 from convrewrite.onnx_graph.walks import alone_uses, uses_of
@@ -92,7 +93,7 @@ class Builder:
         self._runs = runs
         self._inputs = inputs
         self._uses = uses_of(file.model)
-        self._makers = {name: index for index, node in enumerate(self._graph.node) for name in node.output if name}
+        self._makers = makers_of(self._graph)
         self._ranks = {name: value.ndim for name, value in runs[0].items() if isinstance(value, np.ndarray)}
 
     def build(self, outputs: Sequence[str], with_operators: bool) -> Built:
@@ -127,18 +128,7 @@ class Builder:
 
     def _needed(self, outputs: Sequence[str]) -> set[int]:
         """The positions of the nodes that outputs depend on, except those that make constants."""
-        return self._leading_to(outputs, self._constants.names)
-
-    def _leading_to(self, wanted: Iterable[str], known: Collection[str]) -> set[int]:
-        """The positions of the nodes that values depend on, back to those that are ``known``."""
-        waiting, found = list(wanted), set()
-        while waiting:
-            name = waiting.pop()
-            if name in known or name not in self._makers or self._makers[name] in found:
-                continue
-            found.add(self._makers[name])
-            waiting += names_used(self._graph.node[self._makers[name]])
-        return found
+        return leading_to(self._graph, self._makers, outputs, self._constants.names)
 
     def _place(self, draft: _Draft, index: int, node: onnx.NodeProto, with_operators: bool) -> None:
         """One node: as layers, as an operator, or among those that wait for their region."""
@@ -201,7 +191,7 @@ class Builder:
             return
         # Values that onnxruntime cannot show, as those in bfloat16, go from no region to another: each makes its own.
         known = {*self._constants.names, *draft.values}
-        nodes = [self._graph.node[index] for index in sorted(self._leading_to(given, known))]
+        nodes = [self._graph.node[index] for index in sorted(leading_to(self._graph, self._makers, given, known))]
         draft.pending = []
         region = self._region_of(nodes)
         draft.blocks_gradients |= all(

@@ -9,6 +9,7 @@ import onnx
 from convrewrite.conv import ConvSpec, Cost, Size
 from convrewrite.onnx_graph.file import OnnxFile
 from convrewrite.onnx_graph.node_specs import ConvOperator, geometry
+from convrewrite.onnx_graph.ordering import leading_to, makers_of
 from convrewrite.onnx_graph.scopes import Scope, Scopes
 from convrewrite.onnx_graph.walks import STANDARD_DOMAINS, inner_graphs, with_inner
 
@@ -22,6 +23,11 @@ DEFORMABLE = "deformable: where its kernel looks depends on the input, so no oth
 MOVING = "its padding is computed while the model runs; export the model with a constant padding"
 COMPUTED = "its weights are computed from the model's inputs, so there are none that could be rewritten"
 CONSTANT = "no input of the model changes what it gives; fold constants first, and it is gone"
+UNUSED = "no output of the model depends on it, and it is never run; simplify the model first, and it is gone"
+BEHIND = (
+    "what it takes is chosen by numbers (detections): two models choose differently, so nothing can be fitted to it; cut the "
+    "model in two there, and rewrite the second part by itself"
+)
 OPAQUE = (
     "in a part of the graph that is run by onnxruntime, as torch does not compute it alike; export the model with standard "
     "operators, or simplify it first"
@@ -64,7 +70,7 @@ class KeptConv:
         name: of its node and those around it: letters, digits and ``_``, different from all others here.
         op_type: the operator.
         spec: its geometry, None where it is not known.
-        input_sizes: height and width of its input for one example; empty where they are not known.
+        input_sizes: height and width of its input for one example; empty where they are not known, or where it is never run.
         reason: why it stays, and what to do if it should not.
     """
 
@@ -81,15 +87,19 @@ class KeptConv:
 
 
 def kept_convolutions(
-    file: OnnxFile, sizes: Mapping[str, tuple[int, ...]], sites: Collection[int] | None = None
+    file: OnnxFile,
+    sizes: Mapping[str, tuple[int, ...]],
+    sites: Collection[int] | None = None,
+    judged: Collection[str] = (),
 ) -> tuple[KeptConv, ...]:
     """The convolutions of a file that cannot become sites, those of the main graph first.
 
     ``sizes`` are the shapes of values of the main graph in an example run; inside of nodes and functions they are inferred. A
     function's convolution is listed once for each call. ``sites`` are the positions of the nodes that did become sites, where
-    that is known: every other Conv of the main graph is kept then.
+    that is known: every other Conv of the main graph is kept then. ``judged`` are the values from which these were found, if they
+    are not the outputs.
     """
-    main = dict(_main_reasons(file, sites))
+    main = dict(_main_reasons(file, sites, judged))
     if not main and not file.model.functions and not any(map(inner_graphs, file.model.graph.node)):
         return ()  # nothing has to be inferred
     names: set[str] = set()
@@ -102,6 +112,7 @@ def kept_convolutions(
             if operator is not None:
                 weight = None if operator.weight is None else scope.shape(_input(node, operator.weight))
                 spec, input_sizes = geometry(node, operator, weight, scope.shape(_input(node, 0)))
+                input_sizes = () if reason == UNUSED else input_sizes
                 found.append(KeptConv(_name(scope, node, names), node.op_type, spec, input_sizes, reason))
     return tuple(found)
 
@@ -129,15 +140,17 @@ def _inner_reasons(scope: Scope) -> Iterator[tuple[int, str]]:
             yield number, _own_reason(node) or f"inside of {scope.container}, which stays as it is; {remedy}"
 
 
-def _main_reasons(file: OnnxFile, sites: Collection[int] | None) -> Iterator[tuple[int, str]]:
-    nodes = file.model.graph.node
-    computed, whole = _computed(file), dequantised(file)
+def _main_reasons(file: OnnxFile, sites: Collection[int] | None, judged: Collection[str]) -> Iterator[tuple[int, str]]:
+    graph, nodes = file.model.graph, file.model.graph.node
+    computed, whole, makers = _computed(file), dequantised(file), makers_of(graph)
+    used = leading_to(graph, makers, [entry.name for entry in graph.output])
+    within = leading_to(graph, makers, judged) if judged else used
     for number, node in enumerate(nodes):
         operator = _operator(node)
         if operator is None or number in (sites or ()):
             continue
         weight = _input(node, 1)
-        reason = _own_reason(node)
+        reason = UNUSED if number not in used else _own_reason(node)
         if reason is None and weight in computed:
             reason = COMPUTED
         elif reason is None and weight in whole:
@@ -145,7 +158,7 @@ def _main_reasons(file: OnnxFile, sites: Collection[int] | None) -> Iterator[tup
         elif reason is None and _input(node, 0) not in computed:
             reason = CONSTANT
         elif reason is None and sites is not None:
-            reason = OPAQUE
+            reason = OPAQUE if number in within else BEHIND
         if reason is not None:
             yield number, reason
 

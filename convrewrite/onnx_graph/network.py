@@ -140,7 +140,9 @@ def require_end(model: nn.Module, batches: Sequence[Inputs]) -> None:
 
 
 def _kept(translation: Translation) -> tuple[KeptConv, ...]:
-    return kept_convolutions(translation.opened.file, translation.sizes, translation.nodes.values())
+    return kept_convolutions(
+        translation.opened.file, translation.sizes, translation.nodes.values(), translation.judged.names
+    )
 
 
 def _site(kept: KeptConv) -> Site:

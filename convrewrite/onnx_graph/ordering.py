@@ -1,10 +1,30 @@
-"""The order of nodes: a graph should have each behind those whose values it takes, and onnxruntime takes graphs that do not."""
+"""The order of nodes: a graph should have each behind those whose values it takes, and onnxruntime takes graphs that do not; and
+which nodes lead to which values."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import onnx
 
 from convrewrite.onnx_graph.views import names_used
+
+
+def makers_of(graph: onnx.GraphProto) -> dict[str, int]:
+    """The position of the node that makes each value."""
+    return {name: number for number, node in enumerate(graph.node) for name in node.output if name}
+
+
+def leading_to(
+    graph: onnx.GraphProto, makers: Mapping[str, int], wanted: Iterable[str], known: Collection[str] = ()
+) -> set[int]:
+    """The positions of the nodes that values depend on, back to those that are ``known``."""
+    waiting, found = list(wanted), set[int]()
+    while waiting:
+        name = waiting.pop()
+        if name in known or name not in makers or makers[name] in found:
+            continue
+        found.add(makers[name])
+        waiting += names_used(graph.node[makers[name]])
+    return found
 
 
 def put_in_order(graph: onnx.GraphProto) -> bool:

@@ -44,7 +44,7 @@ def test_what_can_become_a_site_is_not_kept() -> None:
         helper.make_node("Conv", ["x", "v"], ["y"]),
         helper.make_node("ConvTranspose", ["y", "w"], ["z"]),
     ]
-    assert kept_convolutions(file_of(model_of(nodes, [tensor("w", W)])), SIZES) == ()
+    assert kept_convolutions(file_of(model_of(nodes, [tensor("w", W)], None, [value("z")])), SIZES) == ()
 
 
 def test_the_branch_of_an_if_sees_the_graph_around_it() -> None:
@@ -273,7 +273,7 @@ def test_weights_computed_from_the_input() -> None:
         helper.make_node("Conv", ["x", "v"], ["y"], "conv"),
         helper.make_node("Conv", ["x", "w"], ["z"], "plain"),
     ]
-    model = model_of(nodes, [tensor("w", W)])
+    model = model_of(nodes, [tensor("w", W)], None, [value("y"), value("z")])
     found = only(model)
     assert (found.name, found.spec, found.cost, found.reason) == ("conv", SPEC, COST, kept_module.COMPUTED)
 
@@ -284,7 +284,8 @@ def test_what_no_input_changes() -> None:
         helper.make_node("Add", ["x", "m"], ["y"]),
         helper.make_node("Conv", ["y", "w"], ["z"], "plain"),
     ]
-    model = model_of(nodes, [tensor("w", W), tensor("learned", np.ones((1, 4, 9, 10), np.float32))])
+    weights = [tensor("w", W), tensor("learned", np.ones((1, 4, 9, 10), np.float32))]
+    model = model_of(nodes, weights, None, [value("z")])
     found = only(model, learned=(1, 4, 9, 10))
     assert (found.name, found.reason) == ("conv", kept_module.CONSTANT)
 
@@ -302,10 +303,27 @@ def test_weights_computed_inside_of_a_branch_from_the_input() -> None:
 
 def test_whoever_knows_the_sites_learns_of_all_others() -> None:
     nodes = [helper.make_node("Conv", ["x", "w"], [name], name) for name in ("a", "b", "c")]
-    file = file_of(model_of(nodes, [tensor("w", W)]))
+    file = file_of(model_of(nodes, [tensor("w", W)], None, [value(name) for name in ("a", "b", "c")]))
     found = kept_convolutions(file, SIZES, sites=[0, 2])
     assert [(one.name, one.reason) for one in found] == [("b", kept_module.OPAQUE)]
     assert kept_convolutions(file, SIZES, sites=range(3)) == ()
+    found = kept_convolutions(file, SIZES, sites=[0, 2], judged=["a", "c"])
+    assert [(one.name, one.reason) for one in found] == [("b", kept_module.BEHIND)]
+
+
+def test_what_no_output_depends_on_is_never_run() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["y"], "live"),
+        helper.make_node("Conv", ["x", "w"], ["a"], "dead"),
+        helper.make_node("DequantizeLinear", ["bytes", "scale"], ["v"]),
+        helper.make_node("Conv", ["x", "v"], ["b"], "dead_quantised"),
+    ]
+    weights = [tensor("w", W), tensor("bytes", BYTES), tensor("scale", np.array(1, np.float32))]
+    found = kept_convolutions(file_of(model_of(nodes, weights)), SIZES, sites=[0])
+    assert [(one.name, one.spec, one.input_sizes, one.cost) for one in found] == [
+        ("dead", SPEC, (), None), ("dead_quantised", SPEC, (), None),
+    ]  # fmt: skip
+    assert {one.reason for one in found} == {kept_module.UNUSED}
 
 
 GEOMETRIES: list[tuple[str, tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [

@@ -151,6 +151,36 @@ def test_a_convolution_in_a_branch_is_told_and_counted(tmp_path: Path) -> None:
     assert len(told(module).nodes) == 2
 
 
+def test_a_convolution_that_is_never_run_costs_no_macs(tmp_path: Path) -> None:
+    text = "(float[N, 4, 8, 8] x) => (float[N, 4, 6, 6] y) { y = Conv(x, w) b = Conv(y, v) c = Relu(b) }"
+    module = made_of(graph(text, {"w": (4, 4, 3, 3), "v": (4, 4, 3, 3)}), tmp_path)
+    [kept] = kept_sites(module)
+    assert kept.refusal is not None
+    assert "never run" in kept.refusal
+    assert hidden_cost(module) == Cost(144, 0)
+
+
+def test_a_convolution_behind_a_choice_is_told(tmp_path: Path) -> None:
+    text = """
+    (float[1, 4, 8, 8] x) => (float[K, 4, 4, 4] y) {
+        a = Conv(x, w)
+        rows = Reshape(a, pairs)
+        sums = ReduceMax<axes = [1, 2], keepdims = 0>(rows)
+        zero = Constant<value_float = 1.0>()
+        chosen = Greater(sums, zero)
+        b = Compress<axis = 0>(rows, chosen)
+        c = Unsqueeze(b, last)
+        y = Conv(c, v)
+    }
+    """
+    numbers = {"pairs": np.array([4, 6, 6], np.int64), "last": np.array([1], np.int64)}
+    model = graph(text, {"w": (4, 4, 3, 3), "v": (4, 1, 3, 3), **numbers})
+    module = made_of(model, tmp_path, noise(1, 4, 8, 8))
+    [kept] = kept_sites(module)
+    assert kept.refusal is not None
+    assert "chosen by numbers" in kept.refusal
+
+
 def test_weights_that_only_regions_hold_are_counted(tmp_path: Path) -> None:
     text = BRANCHES.replace("y = Conv<pads = [1, 1, 1, 1]>(b, w)", "y = Relu(b)")
     module = made_of(graph(text, WEIGHTS), tmp_path)
