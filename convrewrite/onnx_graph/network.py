@@ -18,10 +18,14 @@ from convrewrite.onnx_graph.examples import example_of_graph
 from convrewrite.onnx_graph.kept import KeptConv, kept_convolutions
 from convrewrite.onnx_graph.opaque import Region
 from convrewrite.onnx_graph.opening import Opened, open_onnx
+from convrewrite.onnx_graph.ordering import makers_of
 from convrewrite.onnx_graph.translating import Translation, translate, translation_of
+from convrewrite.onnx_graph.walks import uses_of
 
 HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
+
+NORM = "BatchNormalization"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,28 +72,60 @@ def kept_sites(model: nn.Module) -> tuple[Site, ...]:
 def hidden_cost(model: nn.Module) -> Cost:
     """What a graph costs beyond the module made of it: weights that regions and operators hold, MACs of what is kept in them.
 
-    Weights that layers share are in the file once, and in the module once for each layer, as each may be rewritten alone.
+    All real numbers that the file stores are parameters, except statistics of BatchNorms. Weights that layers share are in the
+    file once, and in the module once for each layer, as each may be rewritten alone; those that other nodes use too count once
+    more, as they stay for these.
     """
     translation = translation_of(model)
     if translation is None:
         return Cost()
-    graph = translation.opened.file.model.graph
-    stored = sum(_numbers(one) for one in graph.initializer if one.data_type in FLOATS)
-    own = sum(parameter.numel() for parameter in model.parameters()) - _repeated(translation, model)
-    buffers = sum(buffer.numel() for buffer in model.buffers() if buffer.is_floating_point())
     macs = sum(site.cost.macs for site in kept_sites(model))
-    return Cost(max(0, stored - own - buffers), macs)
+    return Cost(max(0, _unseen(translation, model) + _staying(translation)), macs)
+
+
+def _unseen(translation: Translation, model: nn.Module) -> int:
+    """How many numbers the file stores that are no parameters of the module; negative where it computes some of these."""
+    graph = translation.opened.file.model.graph
+    stored = {one.name: _numbers(one) for one in graph.initializer if one.data_type in FLOATS}
+    norms = [graph.node[index] for index in translation.nodes.values() if graph.node[index].op_type == NORM]
+    statistics = {name for node in norms for name in node.input[3:5]}
+    own = sum(parameter.numel() for parameter in model.parameters()) - _repeated(translation, model)
+    return sum(number for name, number in stored.items() if name not in statistics) - own
+
+
+def _staying(translation: Translation) -> int:
+    """How many numbers of layers' weights would stay in the file were all layers rewritten, as other nodes use them too."""
+    graph = translation.opened.file.model.graph
+    stored = {one.name: _numbers(one) for one in graph.initializer if one.data_type in FLOATS}
+    uses, makers = uses_of(translation.opened.file.model), makers_of(graph)
+    layers = [graph.node[index] for name, index in translation.nodes.items() if name not in translation.refused]
+    waiting = [name for node in layers for name in node.input[1:] if name]
+    seen: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        uses[name] -= 1
+        if uses[name] == 0 and name in makers:
+            waiting += filter(None, graph.node[makers[name]].input)
+    return sum(stored[name] for name in seen if name in stored and uses[name] > 0)
 
 
 def _shared(translation: Translation, model: nn.Module) -> tuple[str, ...]:
-    """A note on weights that count more than once, where there are any."""
-    more = _repeated(translation, model)
-    if not more:
-        return ()
-    return (
-        "layers of the graph share weights, which count as parameters of each, as each may be rewritten alone: "
-        f"{more:,} more than are in the file, where they stay for those that are kept",
-    )
+    """Notes on weights that count more than once, where there are any."""
+    more, unseen = _repeated(translation, model), _unseen(translation, model)
+    staying = max(0, unseen + _staying(translation)) - max(0, unseen)
+    notes = []
+    if more:
+        notes.append(
+            "layers of the graph share weights, which count as parameters of each, as each may be rewritten alone: "
+            f"{more:,} more than are in the file, where they stay for those that are kept"
+        )
+    if staying:
+        notes.append(
+            "other nodes of the graph use weights of layers too, which count once more, as they stay for these if a layer is "
+            f"rewritten: {staying:,} more than are in the file"
+        )
+    return tuple(notes)
 
 
 def _repeated(translation: Translation, model: nn.Module) -> int:

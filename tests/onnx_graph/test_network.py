@@ -184,7 +184,34 @@ def test_a_convolution_behind_a_choice_is_told(tmp_path: Path) -> None:
 def test_weights_that_only_regions_hold_are_counted(tmp_path: Path) -> None:
     text = BRANCHES.replace("y = Conv<pads = [1, 1, 1, 1]>(b, w)", "y = Relu(b)")
     module = made_of(graph(text, WEIGHTS), tmp_path)
-    assert hidden_cost(module) == Cost(144, 144 * 36)
+    assert hidden_cost(module) == Cost(145, 144 * 36)  # and the limit that the condition compares with
+
+
+def test_weights_that_other_nodes_use_too_stay_for_these() -> None:
+    model = graph(BRANCHES.replace("(a, v)", "(a, w)"), {"w": (4, 4, 3, 3), "zero": np.array(0, np.float32)})
+    network = read_network(model)
+    assert sum(parameter.numel() for parameter in network.module.parameters()) == 2 * 144
+    assert hidden_cost(network.module) == Cost(144 + 1, 144 * 36)
+    assert "layers of the graph share weights" in network.notes[-2]
+    assert "other nodes of the graph use weights" in network.notes[-1]
+    assert all(": 144 more than are in the file" in note for note in network.notes[-2:])
+
+
+def test_weights_that_are_made_of_others_that_stay() -> None:
+    text = "(float[N, 4, 8, 8] x) => (float[N, 4, 6, 6] y, float[4, 4, 3, 3] w) { v = Neg(w) y = Conv(x, v) }"
+    network = read_network(graph(text, {"w": (4, 4, 3, 3)}))
+    assert hidden_cost(network.module) == Cost(144, 0)
+    assert ": 144 more than are in the file" in network.notes[-1]
+
+
+def test_what_operators_hold_counts_and_statistics_do_not(tmp_path: Path) -> None:
+    norm = "BatchNormalization"
+    nodes = f"a = Conv(x, w) b = {norm}(a, g, h, m, v) c = Conv(b, w) d = {norm}(c, g, h, m, v) y = Mul(d, k)"
+    text = f"(float[N, 4, 8, 8] x) => (float[N, 4, 4, 4] y) {{ {nodes} }}"
+    per_channel = dict.fromkeys(("g", "h", "m", "v"), (4,))
+    module = made_of(graph(text, {"w": (4, 4, 3, 3), "k": (1, 4, 1, 1)} | per_channel), tmp_path)
+    assert sum(parameter.numel() for parameter in module.parameters()) == 2 * (144 + 8)
+    assert hidden_cost(module) == Cost(4, 0)
 
 
 def test_a_kernel_that_layers_share_is_counted_once(tmp_path: Path) -> None:
