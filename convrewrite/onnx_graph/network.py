@@ -1,6 +1,7 @@
 """From a file to a module with an example input, in one step."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import onnx
 from torch import fx, nn
 
 from convrewrite.conv import Cost, classify
-from convrewrite.errors import ModelLoadError
+from convrewrite.errors import ModelLoadError, TraceError
 from convrewrite.graph import Site
 from convrewrite.inputs import ExampleInput, Inputs
 from convrewrite.machine import PROBE_SECONDS
@@ -26,6 +27,7 @@ HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 
 NORM = "BatchNormalization"
+"""The operator whose statistics are no parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +62,38 @@ def read_network(
     own = tuple(
         tensor for name, tensor in zip(opened.session.input_names, inputs, strict=True) if name in translation.inputs
     )
+    unlisted = _unlisted(_kept(translation))
+    if unlisted:
+        told = "convolutions whose geometry the file does not tell stay, neither listed nor counted as MACs"
+        notes = (*notes, f"{told}: {unlisted}")
     return Network(module, own, (*notes, *translation.notes, *_shared(translation, module)))
 
 
 def kept_sites(model: nn.Module) -> tuple[Site, ...]:
-    """Convolutions of a graph that are no part of the module made of it, with the reason; none for other models."""
+    """Convolutions of a graph that are no part of the module made of it, with the reason; none for other models.
+
+    Raises TraceError for a graph all of whose convolutions have a geometry that is not known: none is a site.
+    """
     translation = translation_of(model)
-    return () if translation is None else tuple(_site(kept) for kept in _kept(translation) if kept.spec)
+    if translation is None:
+        return ()
+    kept = _kept(translation)
+    known = tuple(_site(one) for one in kept if one.spec)
+    if kept and not known and not any(_convolves(translation, index) for index in translation.nodes.values()):
+        raise TraceError(
+            f"{translation.opened.file.source}: expected convolutions that can be rewritten, found {_unlisted(kept)}"
+        )
+    return known
+
+
+def _convolves(translation: Translation, index: int) -> bool:
+    return translation.opened.file.model.graph.node[index].op_type != NORM
+
+
+def _unlisted(kept: Sequence[Kept]) -> str:
+    """How many there are of each operator, and why they stay."""
+    counts = Counter((one.op_type, one.reason) for one in kept if one.spec is None)
+    return "; ".join(f"{count} {operator}: {reason}" for (operator, reason), count in counts.items())
 
 
 def hidden_cost(model: nn.Module) -> Cost:

@@ -12,7 +12,7 @@ from onnx_texts import classifier, drawn, graph, made_of, noise, opened, require
 from torch import nn
 
 from convrewrite.conv import Cost
-from convrewrite.errors import ModelLoadError, UsageError
+from convrewrite.errors import ModelLoadError, TraceError, UsageError
 from convrewrite.inputs import parameter_names
 from convrewrite.onnx_graph import (
     exporter_of,
@@ -244,6 +244,36 @@ def test_a_convolution_that_onnxruntime_runs_is_told(tmp_path: Path) -> None:
     [kept] = kept_sites(module)
     assert kept.refusal is not None
     assert "its weights are computed from the model's inputs" in kept.refusal
+
+
+LAID_OUT = """
+(float[N, 16, 6, 6] x) => (float[N, 16, 4, 4] y) {
+    a = com.microsoft.nchwc.Conv<kernel_shape = [3, 3]>(x, w)
+    b = com.microsoft.nchwc.ReorderOutput<channels = 16>(a)
+    y = REST(b)
+}
+"""
+
+
+def laid_out(rest: str, tmp_path: Path) -> Path:
+    """A file as onnxruntime writes it after all its optimisations."""
+    model = graph(LAID_OUT.replace("y = REST(b)", rest), {"w": (16, 16, 3, 3), "v": (16, 16, 1, 1)})
+    model.opset_import.append(helper.make_opsetid("com.microsoft.nchwc", 1))
+    onnx.save(model, str(tmp_path / "laid_out.onnx"))
+    return tmp_path / "laid_out.onnx"
+
+
+def test_convolutions_of_unknown_geometry_are_told(tmp_path: Path) -> None:
+    network = read_network(laid_out("y = Conv(b, v)", tmp_path), noise(1, 16, 6, 6))
+    assert kept_sites(network.module) == ()
+    [note] = [note for note in network.notes if "geometry" in note]
+    assert ": 1 Conv: laid out by onnxruntime for one processor; " in note
+
+
+def test_a_graph_of_convolutions_of_unknown_geometry_alone_is_refused_with_the_reason(tmp_path: Path) -> None:
+    network = read_network(laid_out("y = Relu(b)", tmp_path), noise(1, 16, 6, 6))
+    with pytest.raises(TraceError, match=r"laid_out\.onnx: .* found 1 Conv: laid out by onnxruntime"):
+        kept_sites(network.module)
 
 
 def test_a_quantised_kernel_is_a_layer_that_stays(tmp_path: Path) -> None:
