@@ -11,6 +11,10 @@ TORCH, SAFETENSORS, ONNX = "a file of torch.save", "a safetensors file", "an ONN
 
 SUFFIX = {TORCH: ".pt", SAFETENSORS: ".safetensors", ONNX: ".onnx"}
 
+OPTIMISED = "a model in onnxruntime's own format, which it made for one machine; give the ONNX file that it was made of"
+
+"""What a file is that no command takes, whatever its name."""
+
 FIRST_FIELDS = b"\x12\x1a\x22\x2a\x32\x3a\x42\x72"
 """Tags of the fields that may follow the version of the format, with which an ONNX file begins."""
 
@@ -18,11 +22,19 @@ FIRST_FIELDS = b"\x12\x1a\x22\x2a\x32\x3a\x42\x72"
 def require_suffix(path: Path) -> None:
     """Raise ModelLoadError for a file whose content belongs to another suffix. Content of no known kind is left to its reader."""
     expected = SAFETENSORS if path.suffix.lower() == SUFFIX[SAFETENSORS] else TORCH
+    if is_optimised(path):
+        raise ModelLoadError(f"{path}: expected {expected} by its name, found {OPTIMISED}")
     found = content_of(path)
     if found is not None and found != expected:
         raise ModelLoadError(
             f"{path}: expected {expected} by its name, found {found}; call it {path.stem}{SUFFIX[found]}"
         )
+
+
+def is_optimised(path: Path) -> bool:
+    """Whether it is a file in onnxruntime's own format, as its mark says."""
+    with path.open("rb") as file:
+        return file.read(8)[4:] == b"ORTM"
 
 
 def content_of(path: Path) -> str | None:

@@ -133,6 +133,8 @@ def _require_no_other(path: Path) -> None:
         if start[:1] == b"\x80" and start[1:2] <= b"\x05"
         else "a safetensors file; call it .safetensors"
         if start[8:] == b"{"
+        else "a model in onnxruntime's own format, which it made for one machine; give the ONNX file that it was made of"
+        if start[4:8] == b"ORTM"
         else None
     )
     if found is not None:

@@ -273,6 +273,11 @@ def test_models_that_take_no_image() -> None:
             b"\x08\x0a\x12\x07pytorch",
             "expected a safetensors file by its name, found an ONNX file; call it",
         ),
+        (
+            "m.ort",
+            b"\x18\x00\x00\x00ORTM and more",
+            "expected a file of torch.save by its name, found a model in onnxruntime's own format",
+        ),
     ],
 )
 def test_a_file_under_the_name_of_another_kind_is_told_as_what_it_is(

@@ -191,6 +191,7 @@ def test_another_format_under_this_name_is_named(tmp_path: Path) -> None:
     told["pickle, as older versions of torch.save write; call it .pt"] = path.read_bytes()
     save_file({"x": X}, path)
     told["safetensors file; call it .safetensors"] = path.read_bytes()
+    told["model in onnxruntime's own format, .*; give the ONNX file"] = b"\x18\x00\x00\x00ORTM" + bytes(40)
     for words, content in told.items():
         path.write_bytes(content)
         with pytest.raises(ModelLoadError, match=f"m.onnx: expected an ONNX file, found a {words}"):
