@@ -173,6 +173,23 @@ def test_transposed(kind: Any, groups: int, tmp_path: Path) -> None:
     assert [node.op_type for node in after.graph.node] == ["Conv", "ConvTranspose"]
 
 
+@pytest.mark.parametrize(("pads", "given"), [([1, 1, 0, 0], [0, 0]), ([2, 1, 1, 0], [0, 0]), ([1, 0, 0, 0], [0, 1])])
+def test_a_transposed_one_that_cuts_more_before_than_after(pads: list[int], given: list[int], tmp_path: Path) -> None:
+    """torch has it as an output padding beyond the stride, which onnxruntime opens and does not run."""
+    strides, extra = (1, 2), (1, given[1] + pads[1] - pads[3])
+    conv = nn.ConvTranspose2d(4, 6, 3, strides, (pads[0], pads[1]), extra, dilation=2)
+    assert conv.bias is not None
+    pointwise = nn.Conv2d(4, 4, 1, bias=False)
+    with torch.no_grad():
+        pointwise.weight.copy_(torch.eye(4).reshape(4, 4, 1, 1))
+    before, result, after = replaced(
+        conv.weight.detach().numpy(), conv.bias.detach().numpy(), numbers(2, 4, 6, 7), nn.Sequential(pointwise, conv), (),
+        tmp_path, op="ConvTranspose", strides=list(strides), pads=pads, output_padding=given, dilations=[2, 2],
+    )  # fmt: skip
+    assert_same(before, result)
+    assert [node.op_type for node in after.graph.node] == ["Conv", "ConvTranspose"]
+
+
 def test_zeros_around_the_input_of_a_transposed_one_need_a_pad(tmp_path: Path) -> None:
     conv = nn.ConvTranspose2d(4, 8, 3, stride=2, padding=1)
     _, result, after = replaced(W, B, IMAGE, conv, (1, 0, 2, 1), tmp_path)
