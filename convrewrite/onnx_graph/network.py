@@ -90,7 +90,7 @@ def _convolves(translation: Translation, index: int) -> bool:
     return translation.opened.file.model.graph.node[index].op_type != NORM
 
 
-def _unlisted(kept: Sequence[Kept]) -> str:
+def _unlisted(kept: Sequence[KeptConv]) -> str:
     """How many there are of each operator, and why they stay."""
     counts = Counter((one.op_type, one.reason) for one in kept if one.spec is None)
     return "; ".join(f"{count} {operator}: {reason}" for (operator, reason), count in counts.items())
