@@ -30,6 +30,14 @@ _WEAK = (weakref.ReferenceType, weakref.WeakValueDictionary, weakref.WeakKeyDict
 _VIEWS = (weakref.ProxyType, weakref.CallableProxyType, types.MappingProxyType)
 
 
+_WITHOUT_HISTORY = "rewrite a version whose output depends on its input alone"
+_WITHOUT_OBSERVERS = (
+    "it is prepared for quantisation-aware training, and its observers measure at every run: rewrite the model before it is "
+    "prepared, and prepare the result; or stop them, with model.apply(torch.ao.quantization.disable_observer), after which "
+    "convolutions that are prepared stay as they are"
+)
+
+
 def copy_model(model: nn.Module, *, as_it_is: bool = False, sharing: Iterable[Tensor] = ()) -> nn.Module:
     """A copy in eval mode that shares no state with the model but the tensors ``sharing``, which nothing may change;
     ``as_it_is``: every module in the mode it is in.
@@ -96,7 +104,7 @@ def _why(model: nn.Module, fits: bool, shared: bool, changes: tuple[str, ...]) -
         what = f" ({', '.join(changes)})" if changes else ""
         return (
             f"{where}: the same input gives another output once the model has run: its output depends on state that its "
-            f"forward changes{what}; rewrite a version whose output depends on its input alone"
+            f"forward changes{what}; {_WITHOUT_OBSERVERS if _observes(model) else _WITHOUT_HISTORY}"
         )
     why = "uses tensors of the original" if shared else "gives other outputs than the original"
     called = higher_order(model)
@@ -109,6 +117,12 @@ def _why(model: nn.Module, fits: bool, shared: bool, changes: tuple[str, ...]) -
         f"{where}: a copy of the model {why}: its forward reaches parts of it through something that cannot be copied, as an "
         "attribute of a class or a global name; hold every part as an attribute of the model"
     )
+
+
+def _observes(model: nn.Module) -> bool:
+    """Whether observers of torch's preparation for quantisation-aware training are at work."""
+    switches = (module._buffers.get("observer_enabled") for module in model.modules())
+    return any(bool(switch.any()) for switch in switches if switch is not None)
 
 
 def _seeded(model: nn.Module, inputs: Inputs, *, needed: bool = False) -> dict[str, Tensor] | None:
