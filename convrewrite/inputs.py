@@ -5,6 +5,7 @@ positions once, here: every later stage works with a plain tuple, and an ONNX fi
 """
 
 import inspect
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -32,6 +33,14 @@ LOOKED_AT = 64
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _EXPECTED = "a tensor, a tuple of tensors, a dictionary of keyword tensors, or (args, kwargs)"
+
+
+_OF_TYPES = re.compile(r"dtype|scalar type|Input type|data type")
+
+
+def about_types(message: str) -> bool:
+    """Whether what an error of torch says is about the type of an input's numbers, and not about its shape."""
+    return _OF_TYPES.search(message) is not None
 
 
 def bind_inputs(model: nn.Module, example: ExampleInput) -> Inputs:

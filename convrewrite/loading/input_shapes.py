@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.errors import TraceError, UsageError
+from convrewrite.escaping import message_of
+from convrewrite.inputs import about_types
 from convrewrite.loading.checkpoints import summary
 from convrewrite.modules import eval_mode, preserved
 from convrewrite.values import shape_text, shown
@@ -63,9 +65,16 @@ def find_input_shape(model: nn.Module) -> tuple[tuple[int, ...], str]:
                 return shape, f"input size assumed {shape_text(shape)}; pass --input to change it"
     tried = shape_text(*candidates)
     raise TraceError(
-        f"input shape: none of {tried} runs through the model; pass --input SHAPE. The first failed with "
+        f"input shape: none of {tried} runs through the model; {_advice(first_error)}. The first failed with "
         f"{summary(first_error)}"
     ) from first_error
+
+
+def _advice(error: Exception | None) -> str:
+    """What to pass, as noise of any shape has the type of the weights."""
+    if about_types(message_of(error)):
+        return "pass an example with numbers of the type that it takes, as indices, --input FILE.py:NAME"
+    return "pass --input SHAPE"
 
 
 def runs_on(model: nn.Module, shapes: Sequence[tuple[int, ...]]) -> bool:

@@ -10,13 +10,10 @@ from torch import Tensor, nn
 
 from convrewrite.errors import TraceError
 from convrewrite.escaping import message_of
-from convrewrite.inputs import Inputs, seed_of, wrapping
+from convrewrite.inputs import Inputs, about_types, seed_of, wrapping
 from convrewrite.modules.outputs import named_outputs
 from convrewrite.process import quiet, same_random_numbers
 from convrewrite.values import shape_text
-
-_OF_TYPES = re.compile(r"dtype|scalar type|Input type|data type")
-"""What errors of torch say where the type of an input's numbers is wrong, and not its shape."""
 
 _OF_DEVICES = re.compile(r"on the same device|device type|device index")
 """What they say where an input lies on another device than the weights."""
@@ -82,6 +79,11 @@ def _advice(model: nn.Module, error: Exception, reason: str, inputs: Inputs) -> 
         return f"it calls {called}, which runs functions of its own: {WITHOUT_FUNCTIONS}"
     if _OF_DEVICES.search(reason):
         return "give inputs that lie where its weights do, and let its forward make tensors there, as x.new_zeros(...)"
+    if not about_types(reason):
+        return "give the shape it expects (--input, or example_input in Python)"
     found = ", ".join(str(tensor.dtype).removeprefix("torch.") for tensor in inputs)
-    typed = f"numbers of the type it expects, which {found} is not, as x.float()"
-    return f"give {typed if _OF_TYPES.search(reason) else 'the shape it expects'} (--input, or example_input in Python)"
+    cast = "x.long()" if all(tensor.is_floating_point() for tensor in inputs) else "x.float()"
+    return (
+        f"give numbers of the type it expects, which {found} is not, as {cast} (example_input in Python, or an example, "
+        "--input FILE.py:NAME)"
+    )

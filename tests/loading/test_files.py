@@ -248,6 +248,11 @@ def test_models_that_take_no_image() -> None:
     picky = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(5, 5))
     with pytest.raises(TraceError, match=r"none of 1x3x224x224, 1x3x32x32.*--input.*RuntimeError: mat1"):
         find_input_shape(picky)
+    indices = nn.Sequential(nn.Embedding(8, 4), nn.Conv1d(4, 4, 1))
+    with pytest.raises(
+        TraceError, match=r"pass an example with numbers of the type that it takes.*--input FILE\.py:NAME"
+    ):
+        find_input_shape(indices)
 
 
 @pytest.mark.parametrize(
