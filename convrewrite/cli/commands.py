@@ -107,7 +107,7 @@ def optimize(
     require_agreeing(sources, settings)
     results.check_writable(out, (model,))
     if settings.int8:
-        quantising.require_inputs_and_onnx(sources, settings.measure)
+        quantising.require_inputs_and_onnx(sources, settings)
     chosen = resolve(rule or ["separable"])
     network = given_network(model, sources, trust, settings.timeout)
     if settings.int8:

@@ -39,7 +39,7 @@ RIVALS = {"minutes": "epochs", "epochs": "minutes", "quiet": "verbose", "verbose
 OF_INPUTS = ("mean", "std", "resize")
 """Options that say how calibration inputs are read, and mean nothing to a run without any."""
 
-OF_FILES = ("timings", "opset", "free-axes", "half", "int8")
+OF_FILES = ("runtime", "timings", "opset", "free-axes", "half", "int8")
 """Options that need an ONNX file or its times, and mean nothing to a run without any (``--no-onnx``)."""
 
 AROUND = "correct it, or call convrewrite --no-config"

@@ -67,10 +67,12 @@ def quantise(
     say(f"Written to {written}")
 
 
-def require_inputs_and_onnx(sources: Sources, measure: bool) -> None:
-    """Raise UsageError, before any long work, unless ``--int8`` will have what it needs: an ONNX file, and inputs."""
-    if not measure:
+def require_inputs_and_onnx(sources: Sources, settings: Settings) -> None:
+    """Raise UsageError, before any long work, unless ``--int8`` will have what it needs: an ONNX file, a runtime that runs it,
+    and inputs."""
+    if not settings.measure:
         raise UsageError("--int8: expected an ONNX file to quantise, found --no-onnx; leave out one of the two")
+    settings.require_files_run()
     _require_inputs(sources, "--int8")
 
 

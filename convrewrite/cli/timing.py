@@ -11,6 +11,7 @@ from convrewrite.cli.options import AsJson, Comparing, Rules, Sources, Trust, ru
 from convrewrite.cli.progress import progress_bars
 from convrewrite.cli.voice import say, say_json
 from convrewrite.errors import UsageError
+from convrewrite.machine import PROBE_SECONDS
 from convrewrite.settings import Settings
 from convrewrite.targets import (
     Comparison,
@@ -125,9 +126,14 @@ def profile(
         raise UsageError("--json: expected with -o, as --graphs measures nothing that could be printed; leave it out")
     if out is not None:
         Profile.check_place(out)
-    if is_graphs(Path(model)) and out is not None:
+    idle = _idle(model, graphs, rule, sources, settings, trust)
+    if is_graphs(Path(model)):
+        if out is None:
+            raise UsageError(
+                f"--graphs: expected a model to make graphs of, found {model}, which holds graphs; time them, -o FILE"
+            )
         found = profile_graphs(Path(model), settings.target, settings.threads, settings.rounds)
-        _profiled(found, out, as_json)
+        _profiled(found, out, as_json, idle)
         return
     from convrewrite import pipeline
     from convrewrite.cli.networks import given_network
@@ -135,13 +141,32 @@ def profile(
     network = given_network(model, sources, trust, settings.timeout)
     made = pipeline.profile(network.model, network.inputs, rule or ["balanced"], settings=settings, graphs=graphs)
     if made is None:
+        for note in idle:
+            say(f"Note: {note}")
         say(f"Written to {graphs}; there: convrewrite profile {graphs} --runtime NAME -o timings.json")
         return
     assert out is not None
-    _profiled(made, out, as_json)
+    _profiled(made, out, as_json, idle)
 
 
-def _profiled(found: Profile, out: Path, as_json: bool) -> None:
+def _idle(
+    model: str, graphs: Path | None, rule: list[str] | None, sources: Sources, settings: Settings, trust: bool
+) -> list[str]:
+    """A sentence on the options that have no effect, as nothing is timed, or as graphs were made before."""
+    if is_graphs(Path(model)):
+        given = {
+            "--rule": rule, "--input": sources.input, "--factory": sources.factory, "--calib": sources.calib, "--trust": trust,
+            "--timeout": settings.timeout != PROBE_SECONDS,
+        }  # fmt: skip
+        why = f"{model} holds all that is timed"
+    else:
+        given = {"--threads": settings.threads != 1, "--fast": settings.fast} if graphs is not None else {}
+        why = "--graphs times nothing; give it where the graphs are timed"
+    idle = [option for option, value in given.items() if value]
+    return [f"without effect: {', '.join(idle)}, as {why}"] if idle else []
+
+
+def _profiled(found: Profile, out: Path, as_json: bool, notes: list[str]) -> None:
     """Write the times, and say so."""
     save_profile(found, out)
     if as_json:
@@ -149,4 +174,6 @@ def _profiled(found: Profile, out: Path, as_json: bool) -> None:
 
         say_json(Timings.of(found))
         return
+    for note in notes:
+        say(f"Note: {note}")
     say(f"{len(found.seconds)} times in {found.describe()}. Written to {out}")

@@ -66,6 +66,7 @@ def quantise(
     without inputs.
     """
     asked, folder = settings_of(settings), given_path(result)
+    asked.require_files_run()
     if calibration is None or (isinstance(calibration, str) and calibration == "weights"):
         raise CalibrationError(
             "int8: expected inputs to calibrate and to judge on, found none; give real ones (--calib)"

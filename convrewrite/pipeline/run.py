@@ -297,8 +297,13 @@ def _require_its_times(prepared: Prepared, constraints: Constraints, settings: S
             f"--timings {settings.timings}, --any-speed: expected one of them with a budget of MACs or parameters, or with a "
             "fidelity to keep, as times do not count then; leave one out"
         )
-    profiled = read_profile(Path(settings.timings)).model
-    if profiled is not None and profiled != prepared.layout:
+    profile = read_profile(Path(settings.timings))
+    if settings.threads not in (1, profile.threads):
+        raise UsageError(
+            f"--timings {settings.timings}, --threads {settings.threads}: expected the threads that its times are of, "
+            f"{profile.threads}, found others; leave out --threads, or profile with so many"
+        )
+    if profile.model is not None and profile.model != prepared.layout:
         raise PlanError(
             f"--timings {settings.timings}: expected times of this model at this input size, found those of another; profile "
             "this one (`convrewrite profile`)"

@@ -118,7 +118,7 @@ def build_report(
         useless=lost is not None,
         warnings=(*([lost] if lost else []), *few_positions(outcomes), *overfitted(outcomes)),
         seed=plan.seed,
-        threads=settings.threads,
+        threads=settings.threads_timed,
         calibration=CalibrationSummary(
             source=calibration.source,
             kind=calibration.kind,

@@ -260,6 +260,11 @@ class Settings:
                 "--timings: expected options to be chosen by times, found --no-onnx (in Python measure=False), with which no "
                 "time counts; leave out one of the two"
             )
+        if self.runtime != DEFAULT and not self.measure:
+            raise UsageError(
+                f"--runtime {values.shown(self.runtime)}: expected something to be timed and held to torch there, found "
+                "--no-onnx (in Python measure=False); leave out one of the two"
+            )
         if "latency" in self.constraints.budget and not self.measure:
             raise PlanError(values.NEEDS_TIMES)
 
@@ -282,6 +287,14 @@ class Settings:
             named_exports(self.export)
             named_exports(self.exports)
 
+    def require_files_run(self) -> None:
+        """Raise UsageError for a runtime in which int8 files cannot be timed."""
+        if self.target.takes != "onnx":
+            raise UsageError(
+                f"int8: expected a runtime of ONNX files, as int8 is one, found --runtime {self.runtime}, which runs modules; "
+                "leave out one of the two"
+            )
+
     @property
     def exports(self) -> tuple[str, ...]:
         """All forms to be written besides ONNX."""
@@ -301,6 +314,11 @@ class Settings:
     def block(self) -> int:
         """Channels that are worked on at a time where the result is to run."""
         return self.target.block() if self.timings is None else read_profile(Path(self.timings)).block
+
+    @property
+    def threads_timed(self) -> int:
+        """The threads that latencies are of: those of the other machine, where times come from there."""
+        return self.threads if self.timings is None else read_profile(Path(self.timings)).threads
 
     @property
     def clock(self) -> "Timer":

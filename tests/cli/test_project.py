@@ -85,9 +85,9 @@ def test_what_says_how_inputs_are_read_waits_for_inputs(there: Path) -> None:
     assert words(there, mean, "optimize", calib="images") == ["--mean=0,0,0"]
     assert words(there, mean + 'calib = "images"', "optimize") == ["--mean=0,0,0", "--calib=images"]
     assert words(there, mean, "recover", data="images") == ["--mean=0,0,0"]
-    file = 'opset = 20\ntimings = "t.json"\nhalf = true\n'
-    assert words(there, file, "optimize") == ["--opset=20", "--timings=t.json", "--half"]
-    assert words(there, file, "optimize", onnx=True) == ["--opset=20", "--timings=t.json", "--half"]
+    file = 'opset = 20\ntimings = "t.json"\nhalf = true\nruntime = "torch"\n'
+    assert words(there, file, "optimize") == ["--opset=20", "--timings=t.json", "--half", "--runtime=torch"]
+    assert words(there, file, "optimize", onnx=True) == ["--opset=20", "--timings=t.json", "--half", "--runtime=torch"]
     assert words(there, file, "optimize", onnx=False) == []
 
 

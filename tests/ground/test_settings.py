@@ -90,6 +90,11 @@ def test_text_becomes_the_value_of_a_field(name: str, given: object, value: obje
             UsageError,
             "--timings: expected options to be chosen by times, found --no-onnx",
         ),
+        (
+            {"runtime": "torch", "measure": False},
+            UsageError,
+            "--runtime 'torch': expected something to be timed and held to torch there, found --no-onnx",
+        ),
     ],
 )
 def test_what_no_run_can_work_with_is_refused_at_once(

@@ -11,8 +11,10 @@ from commands import call
 from networks import natural, settled
 from torch import Tensor, nn
 
-from convrewrite import Plan, Sweep, sweep
+from convrewrite import Plan, Settings, Sweep, sweep
 from convrewrite.cli import main
+from convrewrite.cli.options import Sources
+from convrewrite.cli.sweeping import _words
 from convrewrite.errors import UsageError
 from convrewrite.reporting import SweepReport
 from convrewrite.rules.schema import Protect, Rule
@@ -118,11 +120,12 @@ def test_the_commands_of_points_say_what_the_sweep_was_asked(tmp_path: Path, mon
         "--std",
         "1,1,1",
     ]
-    asked = ["--runtime", "torch", "--device", "cpu", "--timeout", "20", "--refine", "--no-onnx", "--fast"]
+    asked = ["--device", "cpu", "--timeout", "20", "--refine", "--no-onnx", "--fast"]
     ran = call("sweep", "net.pt", *words, *asked, "-o", "out", "--json")
     assert ran.code == 0 and json.loads(ran.out) == json.loads(Path("out/sweep.json").read_text())
     report = SweepReport.model_validate_json(Path("out/sweep.json").read_text())
     command = str(report.models[0].points[0].command)
-    assert "--mean 0.12345678,0.0,0.0" in command and "--runtime torch --device cpu --timeout 20" in command
+    assert "--mean 0.12345678,0.0,0.0" in command and "--device cpu --timeout 20" in command
     assert command.endswith("--no-onnx --refine")
     assert main(command.split()[1:]) in (0, 1)
+    assert _words(Sources(), Settings(runtime="torch"), trust=False) == ["--runtime", "torch"]

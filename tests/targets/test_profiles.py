@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -188,6 +190,25 @@ def test_a_runtime_of_modules_takes_no_folder_of_graphs(files: Path, runtime: st
     )
     assert "profile the model itself" in ran.message
     assert not (files / "none.json").exists()
+
+
+def test_threads_are_those_of_the_times(files: Path) -> None:
+    found = read_profile(files / "t.json")
+    (files / "two.json").write_text(replace(found, threads=2).to_json())
+    asked: dict[str, Any] = {"calibration": images(), "timings": str(files / "two.json"), **FAST}
+    assert convrewrite.optimize(small_network(), images(2)[:1], **asked).report.threads == 2
+    with pytest.raises(UsageError, match=r"--threads 3: expected the threads that its times are of, 2, found others"):
+        convrewrite.optimize(small_network(), images(2)[:1], threads=3, **asked)
+
+
+def test_options_without_effect_are_noted(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(files)
+    rules = ("--rule", "separable")
+    made = call("profile", "model.pt", *INPUT, *rules, "--graphs", tmp_path / "g", "--threads", 2, "--fast")
+    assert "Note: without effect: --threads, --fast, as --graphs times nothing" in made.said
+    timed = call("profile", "graphs", *rules, "--trust", "--fast", "-o", tmp_path / "t.json")
+    assert "Note: without effect: --rule, --trust, as graphs holds all that is timed" in timed.said
+    assert "which holds graphs; time them" in call("profile", "graphs", "--graphs", tmp_path / "h").message
 
 
 def test_one_place_to_write_to_is_asked_for(files: Path) -> None:
