@@ -13,7 +13,7 @@ from short_fits import short_fits
 
 from convrewrite import runtime
 from convrewrite.fitting import stages
-from convrewrite.runtime.timing_cache import FOLDER_VARIABLE
+from convrewrite.folders.lasting import FOLDER_VARIABLE
 from convrewrite.stored.result_cache import LIMIT_VARIABLE
 from convrewrite.structures.discovery import discover
 from convrewrite.structures.structure import Structure

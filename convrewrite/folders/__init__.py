@@ -2,6 +2,7 @@
 imported."""
 
 from convrewrite.folders.given import given_path
+from convrewrite.folders.lasting import user_cache
 from convrewrite.folders.placing import (
     made_aside,
     nearest,
@@ -39,6 +40,7 @@ __all__ = [
     "resolved",
     "temporary",
     "unwritable",
+    "user_cache",
     "write_errors",
     "write_new",
 ]

@@ -8,15 +8,12 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-import platformdirs
 import torch
 
 from convrewrite.conv import ConvSpec, Size
-from convrewrite.folders import Scratch
+from convrewrite.folders import Scratch, user_cache
 from convrewrite.machine import processor
 from convrewrite.targets import Target
-
-FOLDER_VARIABLE = "CONVREWRITE_CACHE"
 
 FORMAT = 2
 """Number of the format, which goes up whenever timings come to mean something else, so that old files no longer count."""
@@ -31,8 +28,7 @@ class TimingCache:
 
     def __init__(self, folder: Path | None = None) -> None:
         """Use this folder, otherwise ``CONVREWRITE_CACHE``, otherwise the user's cache folder."""
-        default = os.environ.get(FOLDER_VARIABLE) or platformdirs.user_cache_dir("convrewrite")
-        self.folder = folder if folder is not None else Path(default) / "timings"
+        self.folder = folder if folder is not None else user_cache() / "timings"
 
     def get(self, key: str) -> float | None:
         """The number stored under this key, if there is one."""

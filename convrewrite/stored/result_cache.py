@@ -17,18 +17,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from convrewrite.errors import UsageError
-from convrewrite.folders import Scratch
+from convrewrite.folders import Scratch, user_cache
 from convrewrite.stored.digests import tensors_digest
 
 LOG = logging.getLogger(__name__)
 
-FOLDER_VARIABLE, LIMIT_VARIABLE = "CONVREWRITE_CACHE", "CONVREWRITE_CACHE_GB"
+LIMIT_VARIABLE = "CONVREWRITE_CACHE_GB"
 
 LIMIT = 4.0
 """GB that all entries may take together, unless ``CONVREWRITE_CACHE_GB`` says otherwise: a hundred plans of a ResNet-18."""
@@ -59,8 +58,7 @@ class ResultCache:
 
     def __init__(self, folder: Path | None = None, limit: float | None = None) -> None:
         """``limit`` in GB, as in :data:`LIMIT`. Raises UsageError where the environment states one that is no number."""
-        default = os.environ.get(FOLDER_VARIABLE) or platformdirs.user_cache_dir("convrewrite")
-        self.folder = folder if folder is not None else Path(default) / "results"
+        self.folder = folder if folder is not None else user_cache() / "results"
         self._limit = int((_stated_limit() if limit is None else limit) * (1 << 30))
 
     @property

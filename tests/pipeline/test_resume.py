@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from convrewrite import Plan, Result, optimize, plan
 from convrewrite.conv import ConvSpec
+from convrewrite.folders.lasting import FOLDER_VARIABLE
 from convrewrite.planning import choice
 from convrewrite.planning.allocation import FittedPlan
 from convrewrite.planning.effort import FAST
@@ -22,7 +23,7 @@ from convrewrite.rewriting.kept_fits import WITH_EFFECT
 from convrewrite.rewriting.site_fit import SiteFit
 from convrewrite.rules.schema import Match, Protect, Rule
 from convrewrite.settings import Settings
-from convrewrite.stored.result_cache import FOLDER_VARIABLE, LIMIT_VARIABLE, Entry, ResultCache, RunCache
+from convrewrite.stored.result_cache import LIMIT_VARIABLE, Entry, ResultCache, RunCache
 from convrewrite.structures.families.channel import Channel
 from convrewrite.structures.structure import Setting
 from convrewrite.tuning import refining

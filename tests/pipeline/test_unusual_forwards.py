@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from convrewrite import Result, optimize
 from convrewrite.errors import ModelLoadError, TraceError
+from convrewrite.folders.lasting import FOLDER_VARIABLE
 from convrewrite.rules.schema import Protect, Rule
-from convrewrite.stored.result_cache import FOLDER_VARIABLE, LIMIT_VARIABLE
+from convrewrite.stored.result_cache import LIMIT_VARIABLE
 
 RULE = Rule(name="r", structures=("channel",), protect=Protect(stem=False, min_channels=0, min_mac_share=0), ratio=0.7)
 X = torch.randn(1, 3, 10, 10, generator=torch.Generator().manual_seed(0))

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from convrewrite.conv import ConvSpec
 from convrewrite.errors import UsageError, VerificationError
+from convrewrite.folders.lasting import FOLDER_VARIABLE
 from convrewrite.onnx_files.sessions import open_session
-from convrewrite.runtime import latency, timing_cache
+from convrewrite.runtime import latency
 from convrewrite.runtime.latency import (
     compare_onnx,
     compare_torch,
@@ -386,7 +387,7 @@ def test_a_folder_that_cannot_be_used_leaves_no_cache_and_no_error(tmp_path: Pat
 
 
 def test_the_environment_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(timing_cache.FOLDER_VARIABLE, str(tmp_path / "mine"))
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "mine"))
     TimingCache().put("k", 1.5)
     (file,) = (tmp_path / "mine" / "timings").iterdir()
     assert json.loads(file.read_text()) == {"key": "k", "value": 1.5}
