@@ -70,7 +70,8 @@ def check_words(words: Sequence[str]) -> None:
             raise UsageError(f"expected text in every argument, found {word!r}; give a value, or leave the option out")
         if "\0" in word or any("\ud800" <= letter <= "\udfff" for letter in word):
             raise UsageError(
-                f"expected arguments in UTF-8 without NUL, found {shown(word)}; rename the file, or quote its name anew"
+                f"expected arguments in UTF-8 without NUL, found {shown(word)}; rename the file, quote its name anew, or where "
+                "the locale has another encoding set LC_ALL=C.UTF-8"
             )
 
 

@@ -55,7 +55,8 @@ def export(
         say_json(found)
     else:
         say(render_text(found, exports_only=True))
-        say(f"Written to {out}: {', '.join(name for row in found.exports if row.name in to for name in row.files)}")
+        names = [name for row in found.exports if row.name in to for name in row.files]
+        say(f"Written to {out}: {', '.join(names or ['the report alone'])}")
     failed = next((row for row in found.exports if row.name in to and row.refused is not None), None)
     if failed is not None:
         raise VerificationError(f"export {failed.name}: {failed.refused}")

@@ -9,7 +9,7 @@ from convrewrite.axes import doubled
 from convrewrite.errors import ConvRewriteError, ExportError, UsageError, VerificationError
 from convrewrite.escaping import innermost_cause
 from convrewrite.exports.export import Export, Made, Source
-from convrewrite.folders import remove, temporary
+from convrewrite.folders import disk_full, remove, require_room, temporary, told, unwritable
 from convrewrite.inputs import Inputs, in_batches_of
 from convrewrite.meanings import Fidelity, Meaning, RunningFidelity
 from convrewrite.modules import eval_mode
@@ -79,6 +79,7 @@ def rehearse(exports: Sequence[Export], source: Source) -> None:
             try:
                 _write(export, source, scratch.path)
             except Exception as error:  # every package raises its own
+                _require_room(error, scratch.path / export.files[0])
                 raise ExportError(
                     f"export {export.name}: cannot be made of the original: {innermost_cause(error)}; leave it out"
                 ) from error
@@ -115,6 +116,7 @@ def _written(export: Export, source: Source, reference: Reference, folder: Path)
     try:
         made = _write(export, source, folder)
     except Exception as error:  # every package raises its own
+        _require_room(error, folder / export.files[0])
         _leave_out(export, folder)
         return Written(export.name, package, refused=f"cannot be written: {innermost_cause(error)}")
     files = tuple(path for path in (folder / name for name in export.files) if path.exists())
@@ -125,6 +127,7 @@ def _written(export: Export, source: Source, reference: Reference, folder: Path)
     try:
         return _held(export, made, reference, written)
     except Exception as error:  # every runtime raises its own, too
+        _require_room(error, folder / export.files[0])
         _leave_out(export, folder)
         said = str(error) if isinstance(error, ConvRewriteError) else innermost_cause(error)
         return replace(written, files=(), size=0, refused=said)
@@ -133,6 +136,17 @@ def _written(export: Export, source: Source, reference: Reference, folder: Path)
 def _write(export: Export, source: Source, folder: Path) -> Made:
     with exporting(NOISY_LOGGERS), eval_mode(source.module):
         return export.write(source, folder / export.files[0])
+
+
+def _require_room(error: Exception, path: Path) -> None:
+    """Raise UsageError if the disk is full, which says nothing of a form: what was written in it before stays. Not every package
+    tells why it could not write."""
+    full = disk_full(error)
+    if full is not None:
+        raise unwritable(path, full) from error
+    if not path.is_dir():
+        with told(path):
+            require_room(path)
 
 
 def _held(export: Export, made: Made, reference: Reference, written: Written) -> Written:

@@ -110,9 +110,13 @@ class Scratch:
 
 
 def temporary_folder() -> Path:
-    """Where temporary files go: what ``TMPDIR`` names, whether it exists or not, otherwise the system's own choice."""
+    """Where temporary files go: what ``TMPDIR`` names, whether it exists or not, otherwise the system's own choice; its first one
+    where it finds none that can be written."""
     named = next((os.environ[name] for name in VARIABLES if os.environ.get(name)), None)
-    return Path(named or tempfile.gettempdir()).absolute()
+    try:
+        return Path(named or tempfile.gettempdir()).absolute()
+    except FileNotFoundError:
+        return Path(os.sep, "tmp")
 
 
 def temporary() -> Scratch:
@@ -136,8 +140,12 @@ def write_errors(path: Path | None = None, other: str = "another place") -> Iter
 
 
 def unwritable(path: Path | None, reason: str, other: str = "another place") -> UsageError:
-    """The error for a place that cannot be written; None: the temporary files."""
-    if path is None or path.parent.name.startswith(NAME):
+    """The error for a place that cannot be written; None: the temporary files. What lies in a scratch folder is gone by the time
+    this is read: the folder that holds it is named."""
+    scratch = None if path is None else next((one for one in reversed(path.parents) if KNOWN.fullmatch(one.name)), None)
+    if path is not None and scratch is not None and scratch.name.startswith("."):
+        path = scratch.parent
+    elif path is None or scratch is not None:
         path, other = temporary_folder(), "another folder for temporary files in TMPDIR"
     return UsageError(f"{path}: cannot be written ({reason}); name {other}")
 

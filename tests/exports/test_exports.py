@@ -358,3 +358,22 @@ def test_a_file_for_more_examples_than_are_held_out_is_refused(tmp_path: Path) -
     exports: Sequence[Any] = (OfFour(),)
     [found] = write_all(exports, Source(EXAMPLE, model), reference_of(model), tmp_path, silent)
     assert str(found.refused).startswith("expected at least 9 held-out inputs")
+
+
+def test_a_full_disk_ends_an_export_and_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source(EXAMPLE, small_network())
+    with pytest.raises(OSError, match="No space left on device"):
+        TorchExport().write(source, Path("/dev/full"))
+    monkeypatch.setattr(TorchExport, "write", lambda *_: Path("/dev/full").write_bytes(bytes(1 << 20)))
+    with pytest.raises(UsageError, match=rf"{tmp_path}.*: cannot be written \(No space left on device\)"):
+        write_all(named_exports(["torch_export"]), source, reference_of(small_network()), tmp_path, silent)
+    with pytest.raises(UsageError, match="name another folder for temporary files in TMPDIR"):
+        rehearse(named_exports(["torch_export"]), source)
+
+    def says_nothing(_export: TorchExport, _source: Source, path: Path) -> None:
+        path.symlink_to("/dev/full")
+        raise RuntimeError("iostream error")
+
+    monkeypatch.setattr(TorchExport, "write", says_nothing)
+    with pytest.raises(UsageError, match=rf"{tmp_path}.*: cannot be written \(No space left on device\)"):
+        write_all(named_exports(["torch_export"]), source, reference_of(small_network()), tmp_path, silent)

@@ -21,6 +21,7 @@ from convrewrite.folders.scratch import (
     disk_full,
     remove_leftovers,
     temporary,
+    unwritable,
     write_errors,
 )
 from convrewrite.interrupts import Terminated, held, signals_raised
@@ -136,6 +137,21 @@ def test_the_folder_that_was_named_is_used_or_refused(
         temporary()
 
 
+def test_no_folder_for_temporary_files_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    def refused(**_where: object) -> str:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for name in ("TMPDIR", "TEMP", "TMP"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    monkeypatch.setattr(tempfile, "mkdtemp", refused)
+    with pytest.raises(UsageError, match=r"^/tmp: cannot be written \(Read-only file system\); .* in TMPDIR"):
+        temporary()
+
+
 @pytest.mark.parametrize(
     ("error", "found"),
     [
@@ -161,6 +177,20 @@ def test_errors_of_other_kinds_pass(tmp_path: Path) -> None:
         write_errors(tmp_path),
     ):
         raise OSError("odd")
+
+
+def test_what_lies_in_a_scratch_folder_is_told_by_the_folder_that_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "t"))
+    (tmp_path / "t").mkdir()
+    with Scratch(tmp_path) as beside, temporary() as among, Scratch(among.path) as inner:
+        for path in (beside.path / "a.onnx", beside.path / "made" / "a.onnx"):
+            assert str(unwritable(path, "full")) == f"{tmp_path}: cannot be written (full); name another place"
+        for path in (among.path / "a.onnx", inner.path / "made" / "a.onnx"):
+            assert str(unwritable(path, "full")).startswith(
+                f"{tmp_path / 't'}: cannot be written (full); name another folder for"
+            )
 
 
 # --- interrupts

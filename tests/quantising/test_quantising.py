@@ -1,5 +1,6 @@
 """Scales between stages that change nothing, and int8 files that are chosen by what they keep."""
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -193,3 +194,17 @@ def test_what_the_result_held_out_is_held_out_here_too(
     assert call(*words, *said).message == f"seed {seed}"
     with pytest.raises(UsageError, match=r"^seed 7$"):
         convrewrite.quantise(tmp_path / "out", small_network(), images(2)[:1], images())
+
+
+def test_a_full_disk_is_no_fault_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, feeds = exported(uneven(), tmp_path / "a.onnx")
+
+    def without_room(*_given: object, **_named: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("onnxruntime.quantization.quantize_static", without_room)
+    with pytest.raises(UsageError, match=r"cannot be written \(No space left on device\); .* in TMPDIR"):
+        _quantised(onnx.load(str(path)), tmp_path / "b.onnx", feeds, True)
+    (tmp_path / "c.onnx").symlink_to("/dev/full")
+    with pytest.raises(UsageError, match=rf"{tmp_path / 'c.onnx'}: cannot be written \(No space left on device\)"):
+        _quantised(onnx.load(str(path)), tmp_path / "c.onnx", feeds, True)

@@ -1,5 +1,6 @@
 """torch.export: a program of torch's own operators in a ``.pt2``, which runs where torch does, and is compiled ahead of time."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -33,7 +34,10 @@ class TorchExport:
         from convrewrite.exports.programs import free_program
 
         program, made = free_program(source)
-        torch.export.save(program, path)
+        content = io.BytesIO()  # torch ends the process where its own writer finds no room
+        torch.export.save(program, content)
+        with path.open("wb") as file:
+            file.write(content.getbuffer())
         return made
 
     def open(self, path: Path) -> Opened:
