@@ -60,7 +60,9 @@ def place_of_model(model: "nn.Module") -> "torch.device":
     """Where the parameters and buffers of a model lie: the processor unless all of them lie on one device."""
     import torch
 
-    found = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if not tensor.is_meta}
+    from convrewrite.state import parameters_of
+
+    found = {tensor.device for tensor in (*parameters_of(model), *model.buffers()) if not tensor.is_meta}
     return found.pop() if len(found) == 1 else torch.device(PROCESSOR)
 
 

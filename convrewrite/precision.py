@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from convrewrite.machine import multiplies_bfloat16
 from convrewrite.places import PROCESSOR
+from convrewrite.state import parameters_of
 
 CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
 GROUPS = 6
@@ -28,7 +29,7 @@ and 61 ms; 16 channels 9.6 and 4.4 ms."""
 
 def bfloat16_pays(model: nn.Module) -> bool:
     """Whether a model trains faster in bfloat16: one in float32, on a processor with units for it."""
-    numbers = [p for p in model.parameters() if p.is_floating_point()]
+    numbers = [p for p in parameters_of(model) if p.is_floating_point()]
     ours = all(p.dtype == torch.float32 and p.device.type == PROCESSOR for p in numbers)
     return bool(numbers) and ours and multiplies_bfloat16()
 

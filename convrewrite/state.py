@@ -1,10 +1,10 @@
 """The state of a model under flat names, whatever its class says of it.
 
-A class may have a ``state_dict`` of its own, which nests its entries or holds only what was trained. A model is identified by,
-and stored with, all of its state.
+A class may have a ``state_dict`` of its own, which nests its entries or holds only what was trained, or such a ``parameters``. A
+model is identified by, and stored with, all of its state.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,16 @@ from torch import Tensor, nn
 
 EXTRA = "_extra_state"
 """How names end under which ``state_dict`` has what a module's ``get_extra_state`` gives, which may be a dictionary."""
+
+
+def named_parameters_of(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """All parameters by name, each once, as torch's own method gives them: a class may have one that gives what is trained."""
+    return nn.Module.named_parameters(model)
+
+
+def parameters_of(model: nn.Module) -> Iterator[nn.Parameter]:
+    """All parameters, each once, whatever the class gives by a method of its own."""
+    return (parameter for _, parameter in named_parameters_of(model))
 
 
 def state_of(model: nn.Module) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from convrewrite.conv import ConvSpec
 from convrewrite.inputs import Inputs
 from convrewrite.modules import copy_model, hooked, run
 from convrewrite.places import out_of_memory
+from convrewrite.state import parameters_of
 
 OnStep = Callable[[int, int, float], None]
 """Function that is called after every step as ``(steps done, steps in all, mismatch)``."""
@@ -132,7 +133,7 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
     # Tensors made in inference mode could not be run backwards through.
     with torch.inference_mode(False):
         frozen = copy_model(model).requires_grad_(False)
-        narrow = any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in frozen.parameters())
+        narrow = any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in parameters_of(frozen))
         return frozen.float() if narrow else frozen
 
 

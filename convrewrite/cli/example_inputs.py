@@ -23,6 +23,7 @@ from convrewrite.loading import (
 from convrewrite.modules import eval_mode, preserved, run
 from convrewrite.onnx_files import OnnxModel
 from convrewrite.onnx_graph import noise_for
+from convrewrite.state import parameters_of
 
 Network = nn.Module | OnnxModel
 
@@ -176,6 +177,6 @@ def noise(shape: tuple[int, ...], seed: int, model: nn.Module | None = None) -> 
         raise UsageError(
             f"input: expected at most {MOST_NUMBERS} numbers, found a shape of {found}; give a smaller one with --input"
         )
-    weights = () if model is None else model.parameters()
+    weights = () if model is None else parameters_of(model)
     dtype = next((weight.dtype for weight in weights if weight.is_floating_point()), torch.float32)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)

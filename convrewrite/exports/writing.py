@@ -9,7 +9,7 @@ from convrewrite.axes import doubled
 from convrewrite.errors import ConvRewriteError, ExportError, UsageError, VerificationError
 from convrewrite.escaping import innermost_cause
 from convrewrite.exports.export import Export, Made, Source
-from convrewrite.folders import disk_full, remove, require_room, temporary, told, unwritable
+from convrewrite.folders import disk_full, remove, require_room, temporary, write_errors, unwritable
 from convrewrite.inputs import Inputs, in_batches_of
 from convrewrite.meanings import Fidelity, Meaning, RunningFidelity
 from convrewrite.modules import eval_mode
@@ -145,7 +145,7 @@ def _require_room(error: Exception, path: Path) -> None:
     if full is not None:
         raise unwritable(path, full) from error
     if not path.is_dir():
-        with told(path):
+        with write_errors(path):
             require_room(path)
 
 

@@ -20,6 +20,7 @@ from convrewrite.conv import CONV_TYPES, Conv, ConvSpec, Size
 from convrewrite.graph.volumes import VOLUME_TYPES, Volume
 from convrewrite.layers import DynamicConv2d
 from convrewrite.modules import hooked, run
+from convrewrite.state import parameters_of
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
@@ -116,7 +117,7 @@ class _Observer(TorchFunctionMode):
         self._model = model
         self._batch = batch
         self._names = {id(module): name for name, module in model.named_modules()}
-        self._own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        self._own = {id(tensor) for tensor in (*parameters_of(model), *model.buffers())}
         self._stack: list[_Frame] = []
         self.calls: dict[str, Call] = {}
         self.runs: Counter[int] = Counter()

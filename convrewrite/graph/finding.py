@@ -21,6 +21,7 @@ from convrewrite.graph.tracing import Traced
 from convrewrite.inputs import Inputs
 from convrewrite.modules import alike, calls_counted, copy_model, preserved, replace_modules, seeded_outputs
 from convrewrite.names import require_names
+from convrewrite.state import parameters_of
 
 REASON = (
     "the model asks more of it than to be called, as its attributes or its type, which a replacement would not have"
@@ -135,5 +136,5 @@ def _own_parameters(model: nn.Module, name: str) -> int | None:
     module = model.get_submodule(name)
     own = {id(part) for part in module.modules()}
     elsewhere = {id(p) for part in model.modules() if id(part) not in own for p in part._parameters.values()}
-    parameters = list(module.parameters())
+    parameters = list(parameters_of(module))
     return sum(p.numel() for p in parameters if id(p) not in elsewhere) if parameters else None

@@ -17,6 +17,7 @@ from convrewrite.conv import Conv, ConvSpec
 from convrewrite.graph.calls import ARGUMENTS, geometry_of_call, named_arguments
 from convrewrite.inputs import Inputs
 from convrewrite.modules import hooked, run
+from convrewrite.state import parameters_of
 
 NORMS = (WeightNorm, SpectralNorm)
 """Hooks that compute a weight before every call, as torch had them before it had parametrisations."""
@@ -63,7 +64,7 @@ def _tried(module: nn.Module, x: Tensor) -> Conv | None:
 
 def fixed_convolution(module: nn.Module, spec: ConvSpec) -> Conv:
     """The plain convolution of this geometry that a module amounts to. Raises ValueError where it is none."""
-    like = next(tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point())
+    like = next(tensor for tensor in (*parameters_of(module), *module.buffers()) if tensor.is_floating_point())
     extents = [(k - 1) * d + 1 for k, d in zip(spec.kernel_size, spec.dilation, strict=True)][-spec.dims :]
     conv = _only_convolution(module, like.new_zeros(1, spec.in_channels, *extents))
     if conv is None or ConvSpec.of(conv) != spec:

@@ -29,6 +29,7 @@ from convrewrite.graph.tracing import does_more, follow_forward, qualified
 from convrewrite.graph.volumes import VolumeSpec
 from convrewrite.inputs import Inputs, enlarged
 from convrewrite.modules import alike, copy_model, seeded_outputs
+from convrewrite.state import named_parameters_of
 from convrewrite.values import some_of
 
 ROUNDING = 1e3
@@ -167,7 +168,7 @@ class _Forward:
         self._seen = seen
         self._module = model.get_submodule(owner)
         self._places = _places(model)
-        self._tensors = dict([*self._module.named_parameters(), *self._module.named_buffers()])
+        self._tensors = dict([*named_parameters_of(self._module), *self._module.named_buffers()])
         self._calls = [call for call in _functional(model, seen) if call.owner == owner]
         self._graph: fx.Graph | None = None
 

@@ -19,6 +19,7 @@ from convrewrite.graph.calls import ARGUMENTS, geometry_of_call, named_arguments
 from convrewrite.graph.fixed_kernels import fixed_convolution
 from convrewrite.graph.tracing import follow_forward, qualified
 from convrewrite.modules import copy_model, replace_modules
+from convrewrite.state import named_parameters_of
 
 LARGEST_TRIAL = 1 << 26
 """Most numbers in the input on which a module that computes its kernel is tried."""
@@ -91,7 +92,7 @@ def _require_lifts(model: nn.Module, lifts: Sequence[Lift]) -> None:
 
 def _require_convs(part: nn.Module, lift: Lift) -> None:
     """Raise ValueError for tensors or arguments that a module does not have, or names that lifting would not give."""
-    tensors = {name for name, _ in (*part.named_parameters(), *part.named_buffers())}
+    tensors = {name for name, _ in (*named_parameters_of(part), *part.named_buffers())}
     computed = any(conv.computed for conv in lift.convs)  # its one argument may have any name
     unknown = set() if computed else set(lift.arguments) - set(inspect.signature(part.forward).parameters)
     taken: set[str] = set()

@@ -18,6 +18,7 @@ from convrewrite.graph.calls import SITE_TYPES, Call, observe, spec_of
 from convrewrite.graph.plain import odd_modules
 from convrewrite.graph.tracing import Traced, module_calls
 from convrewrite.graph.volumes import REFUSAL, VOLUME_TYPES, Volume, VolumeSpec
+from convrewrite.state import named_parameters_of, parameters_of
 
 BATCH_NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
 """Types of BatchNorm by the number of dimensions of the convolution they follow."""
@@ -86,7 +87,7 @@ def find_sites(
             refusal = "a functional call uses its weight too, which a replacement would not have"
         refusal = refusal or odd.get(name)
         follower = followers.get(name) if refusal is None and followers.get(name) not in odd else None
-        folded = 0 if follower is None else sum(p.numel() for p in model.get_submodule(follower).parameters())
+        folded = 0 if follower is None else sum(p.numel() for p in parameters_of(model.get_submodule(follower)))
         sites.append(Site(name, kind, call.spec, tuple(call.sizes), follower, refusal, norm_parameters=folded))
     if sites:
         sites[0] = replace(sites[0], is_stem=True)
@@ -103,7 +104,7 @@ def _functional_site(
     model: nn.Module, inputs: tuple[Tensor, ...], name: str, call: Call, unlifted: Mapping[str, str]
 ) -> Site:
     """A convolution called as a function: on a parameter or buffer, or with a kernel computed on the way."""
-    owned = {id(tensor): key for key, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    owned = {id(tensor): key for key, tensor in [*named_parameters_of(model), *model.named_buffers()]}
     key = owned.get(id(call.weights[0]))
     kind = classify(call.spec)
     if isinstance(call.spec, VolumeSpec):

@@ -33,6 +33,7 @@ from convrewrite.loading.user_code import (
 )
 from convrewrite.modules import copy_model
 from convrewrite.names import require_names
+from convrewrite.state import named_parameters_of
 
 _NEED_FACTORY = (
     "found weights without their network; pass --factory FILE.py:NAME (or pkg.mod:NAME, torchvision:NAME, "
@@ -128,7 +129,7 @@ def _reject_by_name(path: Path) -> None:
 
 
 def _check(model: nn.Module, source: str) -> None:
-    tensors = [*model.named_parameters(), *model.named_buffers()]
+    tensors = [*named_parameters_of(model), *model.named_buffers()]
     packed = any("quantized" in type(module).__module__.split(".") for module in model.modules())
     if packed or any(tensor.is_quantized for _, tensor in tensors if not is_lazy(tensor)):
         raise ModelLoadError(

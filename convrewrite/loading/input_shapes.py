@@ -12,6 +12,7 @@ from convrewrite.escaping import message_of
 from convrewrite.inputs import about_types
 from convrewrite.loading.checkpoints import summary
 from convrewrite.modules import eval_mode, preserved
+from convrewrite.state import parameters_of
 from convrewrite.values import shape_text, shown
 
 # Pixels on a side of an image, and numbers in a sequence, in the order in which they are tried.
@@ -88,7 +89,7 @@ def runs_on(model: nn.Module, shapes: Sequence[tuple[int, ...]]) -> bool:
 
 
 def _example(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    weight = next((p for p in parameters_of(model) if p.is_floating_point()), torch.empty(0))
     return torch.zeros(shape, dtype=weight.dtype, device=weight.device)
 
 

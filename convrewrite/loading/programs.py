@@ -23,6 +23,7 @@ from convrewrite.graph import lift
 from convrewrite.inputs import Inputs
 from convrewrite.loading.batch_axis import fixed_batch, open_batch
 from convrewrite.loading.input_shapes import SHAPES
+from convrewrite.state import named_parameters_of
 
 _aten = torch.ops.aten
 
@@ -212,7 +213,7 @@ def _number(node: fx.Node, position: int) -> float:
 def _alone(graph: fx.Graph, holder: nn.Module, layers: Sequence[_Layer]) -> bool:
     """Whether calls are of one and the same layer, whose tensors nothing else needs."""
     first = layers[0]
-    held = {name for name, _ in (*holder.named_parameters(), *holder.named_buffers())}
+    held = {name for name, _ in (*named_parameters_of(holder), *holder.named_buffers())}
     wanted = {f"{first.path}.{name}" for name in first.names}
     nodes = {layer.node for layer in layers}
     users = {user for node in graph.nodes if node.op == "get_attr" and node.target in wanted for user in node.users}
@@ -250,7 +251,7 @@ def _erase_with_users(graph: fx.Graph, node: fx.Node) -> None:
 
 def _layer_module(holder: nn.Module, layer: _Layer) -> nn.Module:
     """The layer as a module, which takes over the tensors of ``holder`` themselves."""
-    tensors = dict(holder.named_parameters()) | dict(holder.named_buffers())
+    tensors = dict(named_parameters_of(holder)) | dict(holder.named_buffers())
     weight = tensors.get("weight")
     if layer.type is nn.Linear:
         assert weight is not None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.modules.holders import reachable
+from convrewrite.state import named_parameters_of
 
 _EMPTY = object()
 
@@ -80,7 +81,7 @@ class Snapshot:
                 keys = [key for key in value if value[key] is not before.get(key, _EMPTY)]
                 found += [f"{labels[id(value)][0]}.{key}".lstrip(".") for key in keys]
         held = {id(value): saved for value, saved in self._saved if isinstance(value, Tensor)}
-        for name, tensor in (*self._model.named_parameters(), *self._model.named_buffers()):
+        for name, tensor in (*named_parameters_of(self._model), *self._model.named_buffers()):
             if id(tensor) in held and _differs(tensor, held[id(tensor)]):
                 found.append(name)
         others = any(_differs(value, saved) for value, saved in self._saved)

@@ -22,6 +22,7 @@ from convrewrite.onnx_graph.opening import Opened, open_onnx
 from convrewrite.onnx_graph.ordering import makers_of
 from convrewrite.onnx_graph.translating import Translation, translate, translation_of
 from convrewrite.onnx_graph.walks import uses_of
+from convrewrite.state import parameters_of
 
 HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
@@ -116,7 +117,7 @@ def _unseen(translation: Translation, model: nn.Module) -> int:
     stored = {one.name: _numbers(one) for one in graph.initializer if one.data_type in FLOATS}
     norms = [graph.node[index] for index in translation.nodes.values() if graph.node[index].op_type == NORM]
     statistics = {name for node in norms for name in node.input[3:5]}
-    own = sum(parameter.numel() for parameter in model.parameters()) - _repeated(translation, model)
+    own = sum(parameter.numel() for parameter in parameters_of(model)) - _repeated(translation, model)
     return sum(number for name, number in stored.items() if name not in statistics) - own
 
 

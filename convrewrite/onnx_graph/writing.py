@@ -18,6 +18,7 @@ from convrewrite.onnx_graph.opening import open_onnx
 from convrewrite.onnx_graph.surgery import names_of_weights, write_rewritten
 from convrewrite.onnx_graph.translating import Translation, translation_of
 from convrewrite.runtime import Exported, Exporter, TorchExporter
+from convrewrite.state import parameters_of
 
 
 class GraphExporter:
@@ -86,7 +87,7 @@ def take_numbers(model: nn.Module, path: Path) -> None:
     translation = translation_of(model)
     assert translation is not None, "the model was made of a graph"
     replacements = tuple(_replacements(translation, model))
-    parameters = {id(p): p for replacement in replacements for p in replacement.module.parameters()}
+    parameters = {id(p): p for replacement in replacements for p in parameters_of(replacement.module)}
     with torch.no_grad():
         for parameter in parameters.values():
             parameter.zero_()  # arbitrary memory could look like numbers that do not fit the graph's type

@@ -16,6 +16,7 @@ from convrewrite.onnx_graph import read_network
 from convrewrite.pipeline.workplace import HOME
 from convrewrite.places import place_of_model
 from convrewrite.process import ordinary_mode
+from convrewrite.state import named_parameters_of
 
 ModelSource = Any
 """A module, the path of a file, or an ``onnx.ModelProto``, which is not named here, so that onnx need not be imported."""
@@ -63,7 +64,7 @@ def _network(source: ModelSource, example: ExampleInput | None, timeout: float) 
 
 def _require_numbers(model: nn.Module) -> None:
     """Raise ModelLoadError for a module whose weights do not exist yet."""
-    for name, tensor in model.named_parameters():
+    for name, tensor in named_parameters_of(model):
         if is_lazy(tensor):
             raise ModelLoadError(
                 f"{type(model).__name__}: expected a trained model, found {name}, which is made when the model is first run; run "

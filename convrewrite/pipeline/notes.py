@@ -8,6 +8,7 @@ from convrewrite.graph import Traced
 from convrewrite.rewriting import Outcome, Prepared, Work
 from convrewrite.runtime import Measured
 from convrewrite.settings import Settings
+from convrewrite.state import parameters_of
 from convrewrite.targets import read_profile
 from convrewrite.values import some_of
 
@@ -50,7 +51,7 @@ def _went_another_way(after: Cost, counted: int) -> list[str]:
 
 def _beyond_its_own(before: Cost, prepared: Prepared) -> list[str]:
     """A note if the report counts more parameters for the original than it has."""
-    own = sum(parameter.numel() for parameter in prepared.original.parameters()) + prepared.hidden.parameters
+    own = sum(parameter.numel() for parameter in parameters_of(prepared.original)) + prepared.hidden.parameters
     if before.parameters <= own:
         return []
     return [

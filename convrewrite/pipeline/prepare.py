@@ -16,6 +16,7 @@ from convrewrite.pipeline.at_a_time import examples_at_a_time
 from convrewrite.places import PROCESSOR, place_of_model
 from convrewrite.rewriting import Prepared
 from convrewrite.rules import Rule, search_spaces
+from convrewrite.state import parameters_of
 from convrewrite.structures import Structure, discover
 
 LOG = logging.getLogger(__name__)
@@ -72,4 +73,4 @@ def prepare_copy(
 
 def whole_cost(model: nn.Module, inputs: Inputs) -> Cost:
     """Parameters of the whole model; MACs of one example, as a run of it shows them (:func:`convrewrite.modules.tally`)."""
-    return Cost(sum(parameter.numel() for parameter in model.parameters()), tally(model, inputs).macs)
+    return Cost(sum(parameter.numel() for parameter in parameters_of(model)), tally(model, inputs).macs)

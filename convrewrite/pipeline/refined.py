@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from convrewrite.rewriting import Rewritten, Work
+from convrewrite.state import named_parameters_of
 from convrewrite.stored import RunCache, tensors_digest
 from convrewrite.tuning import Refined, Refinement, refine
 
@@ -94,7 +95,7 @@ def _numbers(task: Refinement) -> dict[str, Tensor]:
     """The parameters at the rewritten sites, under the model's own names; not copied."""
     return {
         name: parameter.detach()
-        for name, parameter in task.rewritten.named_parameters()
+        for name, parameter in named_parameters_of(task.rewritten)
         if any(name.startswith(f"{site}.") for site in task.sites)
     }
 

@@ -50,6 +50,7 @@ from convrewrite.rewriting import (
 from convrewrite.rules import Rule
 from convrewrite.runtime import Baseline, Measured, Unmeasured, measure_everything, measure_outputs
 from convrewrite.settings import Constraints, Settings
+from convrewrite.state import parameters_of
 from convrewrite.structures import Structure
 from convrewrite.targets import read_profile
 
@@ -275,7 +276,7 @@ def _costs(result: nn.Module, prepared: Prepared, outcomes: Sequence[Outcome]) -
     counts as parameters only where its site was rewritten: in a kept site it is a buffer again, though the prepared model has it
     as a parameter. The same holds for the parameters that a kept site's kernel is computed from."""
     changed = [(o.site.cost, o.candidate.cost) for o in outcomes if o.candidate is not None]
-    parameters = sum(parameter.numel() for parameter in result.parameters()) + prepared.hidden.parameters
+    parameters = sum(parameter.numel() for parameter in parameters_of(result)) + prepared.hidden.parameters
     before = parameters + sum(b.parameters - a.parameters for b, a in changed)
     saved = sum(b.macs - a.macs for b, a in changed)
     return Cost(before, prepared.totals.macs), Cost(parameters, prepared.totals.macs - saved)

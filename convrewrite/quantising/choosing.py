@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 
 from convrewrite.errors import ExportError, VerificationError
-from convrewrite.folders import disk_full, require_room, temporary, told, unwritable
+from convrewrite.folders import disk_full, require_room, temporary, write_errors, unwritable
 from convrewrite.inputs import Inputs
 from convrewrite.machine import adds_bytes
 from convrewrite.meanings import Fidelity, Meaning
@@ -107,7 +107,7 @@ def _quantised(model: onnx.ModelProto, place: Path, feeds: Feeds, per_channel: b
             )  # fmt: skip
     except Exception as error:  # the quantiser raises its own, and onnx's
         if disk_full(error) is not None:  # it writes to the place, and its drafts to the temporary files
-            with told(place):
+            with write_errors(place):
                 require_room(place)
             raise unwritable(None, str(disk_full(error))) from error
         cause = " ".join(str(error).split())[:200]

@@ -77,9 +77,22 @@ def read_weights(model: nn.Module, path: Path) -> list[str]:
             tensor.data = tensor.detach().clone(memory_format=torch.contiguous_format)
     fill_listed(model, {name: value for name, value in found.items() if name not in unlisted})
     with torch.no_grad():
-        for name in unlisted.keys() & found.keys():
-            unlisted[name].copy_(found[name])
+        for name, tensor in (unlisted | _unfilled(model, found)).items():
+            if name in found:
+                tensor.copy_(found[name])
     return left
+
+
+def _unfilled(model: nn.Module, found: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The model's own tensors that do not hold what was found under their names: a class may list them under names that its
+    ``load_state_dict`` does not know."""
+    own = {identity_of(tensor) for tensor in nn.Module.state_dict(model).values() if is_plain_tensor(tensor)}
+    listed = {name: value for name, value in listed_state(model).items() if name in found and is_plain_tensor(value)}
+    return {
+        name: value
+        for name, value in listed.items()
+        if identity_of(value) in own and value.shape == found[name].shape and not torch.equal(value, found[name])
+    }
 
 
 def warn_of(left: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from convrewrite.inputs import Inputs
 from convrewrite.layers import DynamicChain, DynamicConv2d, SumOfBranches, stack
 from convrewrite.modules import calls_counted, copy_model, preserved, replace_modules, run, tally
 from convrewrite.places import in_float64
+from convrewrite.state import parameters_of
 from convrewrite.structures import Option, Stage, branch_kernels, branch_specs
 
 
@@ -108,9 +109,9 @@ def replace_site(model: nn.Module, site: Site, module: nn.Module) -> None:
 def _freeze_alike(original: nn.Module, module: nn.Module) -> None:
     """Let the kernels of ``module`` train if the kernel of ``original`` does, and its biases if the original's bias does; if
     there is none, they follow the kernel."""
-    kernels = [p for p in original.parameters() if p.dim() > 1]
-    biases = [p for p in original.parameters() if p.dim() <= 1] or kernels
-    for parameter in module.parameters():
+    kernels = [p for p in parameters_of(original) if p.dim() > 1]
+    biases = [p for p in parameters_of(original) if p.dim() <= 1] or kernels
+    for parameter in parameters_of(module):
         parameter.requires_grad_(any(p.requires_grad for p in (kernels if parameter.dim() > 1 else biases)))
 
 

@@ -33,6 +33,7 @@ from convrewrite.onnx_files import (
 )
 from convrewrite.process import exporting, ordinary, ordinary_mode, quiet
 from convrewrite.runtime.parity import check_free_axes
+from convrewrite.state import named_parameters_of, parameters_of
 from convrewrite.values import free_axes as checked_axes
 
 PROTOBUF_LIMIT = 2**31
@@ -92,7 +93,7 @@ def export(
         require_opset(opset)
     path, example = given_path(path, "the path of the file to write"), bind_inputs(model, inputs)
     _require_real(model, example)
-    if any(tensor.is_inference() for tensor in (*example, *model.parameters(), *model.buffers())):
+    if any(tensor.is_inference() for tensor in (*example, *parameters_of(model), *model.buffers())):
         model, example = copy_model(model), ordinary(example)  # torch exports no tensors of inference mode
     free = None if free_axes is None else axes_named(example, checked_axes(free_axes))
     if not path.parent.is_dir():
@@ -344,7 +345,7 @@ def _has_dynamic_batch(path: Path) -> bool:
 
 
 def _needs_external_data(model: nn.Module) -> bool:
-    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    tensors = {id(tensor): tensor for tensor in (*parameters_of(model), *model.buffers())}
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     return total > PROTOBUF_LIMIT - GRAPH_ALLOWANCE
 
@@ -355,7 +356,7 @@ def _shapes(inputs: Inputs) -> str:
 
 def require_runtime_dtype(model: nn.Module) -> None:
     """Raise ExportError for what onnxruntime cannot run: before the long work, not after it."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in named_parameters_of(model):
         if parameter.dtype in (torch.float64, torch.bfloat16):
             raise ExportError(
                 f"{type(model).__name__}: expected float32 weights, found {name} in {str(parameter.dtype)[6:]}, for which "

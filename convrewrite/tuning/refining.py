@@ -26,6 +26,7 @@ from convrewrite.modules import copy_model, named_outputs, run
 from convrewrite.places import out_of_memory
 from convrewrite.precision import in_bfloat16
 from convrewrite.progress import Progress, silent
+from convrewrite.state import parameters_of
 from convrewrite.tuning.activations import Activations, comparable
 from convrewrite.tuning.blocks import observed
 from convrewrite.tuning.composition import composed
@@ -309,7 +310,7 @@ def _sizes(task: Refinement, parameters: Mapping[str, nn.Parameter]) -> dict[str
         run(task.rewritten, task.fit[0])
     outputs = {name: mean_square(value) ** 0.5 for name, value in seen.items()}
     modules = dict(task.rewritten.named_modules(remove_duplicate=False))
-    site_of = {id(p): name for name in task.sites for p in modules[name].parameters()}
+    site_of = {id(p): name for name in task.sites for p in parameters_of(modules[name])}
     return {
         name: mean_square(p) ** 0.5 if p.dim() > 1 else outputs.get(site_of[id(p)], mean_square(p) ** 0.5)
         for name, p in parameters.items()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from convrewrite.errors import UsageError
 from convrewrite.modules import eval_mode
+from convrewrite.state import named_parameters_of, parameters_of
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -22,7 +23,7 @@ def rewritten_parameters(model: nn.Module, sites: Sequence[str]) -> dict[str, nn
     missing = [name for name in sites if name not in modules]
     if missing:
         raise UsageError(f"{missing[0]}: expected a rewritten site of the model, found no module of this name")
-    wanted = {id(parameter) for name in sites for parameter in modules[name].parameters()}
+    wanted = {id(parameter) for name in sites for parameter in parameters_of(modules[name])}
     return {name: parameter for name, parameter in _numbers(model) if id(parameter) in wanted}
 
 
@@ -32,14 +33,14 @@ def every_parameter(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _numbers(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((name, p) for name, p in model.named_parameters() if p.is_floating_point())
+    return ((name, p) for name, p in named_parameters_of(model) if p.is_floating_point())
 
 
 @contextmanager
 def training(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
     """Within the block gradients reach only ``parameters``, and every module is in eval mode: a BatchNorm uses its running
     statistics, and nothing is dropped out. Afterwards everything is as it was, gradients included."""
-    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in parameters_of(model)]
     chosen = {id(parameter) for parameter in parameters.values()}
     try:
         for parameter, _, _ in before:
@@ -68,7 +69,7 @@ def put_numbers(parameters: Mapping[str, nn.Parameter], numbers: Mapping[str, Te
 def laid_out(model: Module, layout: torch.memory_format) -> Module:
     """The model itself, with its four-dimensional tensors in this layout. Kernels of volumes, and those that a dynamic
     convolution mixes, stay as they are; torch's ``to`` would refuse the model because of them."""
-    for tensor in (*model.parameters(), *model.buffers()):
+    for tensor in (*parameters_of(model), *model.buffers()):
         if tensor.dim() == 4:
             tensor.data = tensor.data.contiguous(memory_format=layout)
     return model

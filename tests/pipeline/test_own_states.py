@@ -127,3 +127,38 @@ def test_a_pickle_that_could_not_be_read_is_none(tmp_path: Path) -> None:
         made.save(tmp_path / "out")
     assert torch.load(tmp_path / "out" / "model.pt").keys() == made.model.state_dict().keys()
     assert torch.equal(load(tmp_path / "out", Remade())(images(2)), made.model(images(2)))
+
+
+class Groups(nn.Module):
+    """Gives the parameters that are trained, in groups for an optimizer, and its state under other names than it takes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = small_network()
+
+    def parameters(self, recurse: bool = True) -> Any:
+        return [{"params": list(self.inner[11].parameters(recurse)), "lr": 0.1}]
+
+    def named_parameters(self, *args: Any, **named: Any) -> Any:
+        return self.inner[11].named_parameters(*args, **named)
+
+    def state_dict(self, *args: Any, **named: Any) -> Any:
+        return {f"net.{name}": value for name, value in super().state_dict(*args, **named).items()}
+
+    def forward(self, x: Tensor) -> Any:
+        return self.inner(x)
+
+
+def test_a_class_that_gives_some_parameters_is_counted_and_loaded_whole(tmp_path: Path) -> None:
+    plain, model = small_network(), Groups().eval()
+    asked: dict[str, Any] = {"measure": False, "refine": False}
+    found = optimize(model, images(1), ["separable"], images(), **asked)
+    expected = optimize(plain, images(1), ["separable"], images(), **asked).report
+    assert found.report.totals.parameters == expected.totals.parameters
+    assert not any("fewer than the report counts" in note for note in found.report.notes)
+    found.save(tmp_path / "out")
+    other = Groups().eval()
+    for _, parameter in nn.Module.named_parameters(other):
+        parameter.data.zero_()
+    again = load(tmp_path / "out", other)
+    assert torch.equal(again(images(2)), found.model(images(2)))
