@@ -9,7 +9,7 @@ from convrewrite.axes import doubled
 from convrewrite.errors import ConvRewriteError, ExportError, UsageError, VerificationError
 from convrewrite.escaping import innermost_cause
 from convrewrite.exports.export import Export, Made, Source
-from convrewrite.folders import disk_full, remove, require_room, temporary, write_errors, unwritable
+from convrewrite.folders import disk_full, remove, require_room, temporary, unwritable, write_errors
 from convrewrite.inputs import Inputs, in_batches_of
 from convrewrite.meanings import Fidelity, Meaning, RunningFidelity
 from convrewrite.modules import eval_mode

@@ -13,6 +13,7 @@ from convrewrite.escaping import message_of
 from convrewrite.inputs import Inputs, about_types, seed_of, wrapping
 from convrewrite.modules.outputs import named_outputs
 from convrewrite.process import quiet, same_random_numbers
+from convrewrite.state import parameters_of
 from convrewrite.values import shape_text
 
 _OF_DEVICES = re.compile(r"on the same device|device type|device index")
@@ -82,8 +83,13 @@ def _advice(model: nn.Module, error: Exception, reason: str, inputs: Inputs) -> 
     if not about_types(reason):
         return "give the shape it expects (--input, or example_input in Python)"
     found = ", ".join(str(tensor.dtype).removeprefix("torch.") for tensor in inputs)
-    cast = "x.long()" if all(tensor.is_floating_point() for tensor in inputs) else "x.float()"
     return (
-        f"give numbers of the type it expects, which {found} is not, as {cast} (example_input in Python, or an example, "
-        "--input FILE.py:NAME)"
+        f"give numbers of the type it expects, which {found} is not, as {_cast(model, inputs)} (example_input in Python, or an "
+        "example, --input FILE.py:NAME)"
     )
+
+
+def _cast(model: nn.Module, inputs: Inputs) -> str:
+    """What makes numbers of the type that the model probably expects: that of its weights, or indices where they have that."""
+    own = next((parameter.dtype for parameter in parameters_of(model) if parameter.is_floating_point()), torch.float32)
+    return "x.long()" if all(tensor.dtype == own for tensor in inputs) else f"x.to({own})"

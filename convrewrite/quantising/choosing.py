@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 
 from convrewrite.errors import ExportError, VerificationError
-from convrewrite.folders import disk_full, require_room, temporary, write_errors, unwritable
+from convrewrite.folders import disk_full, require_room, temporary, unwritable, write_errors
 from convrewrite.inputs import Inputs
 from convrewrite.machine import adds_bytes
 from convrewrite.meanings import Fidelity, Meaning

@@ -333,8 +333,10 @@ def test_a_model_that_takes_no_other_batch_is_given_that(taken: int) -> None:
 
 
 def test_the_wrong_type_of_numbers_is_told() -> None:
-    with pytest.raises(TraceError, match="give numbers of the type it expects, which float64 is not"):
+    with pytest.raises(TraceError, match=r"of the type it expects, which float64 is not, as x\.to\(torch\.float32\)"):
         optimize(Net().eval(), X.double(), [RULE], measure=False)
+    with pytest.raises(TraceError, match=r"which float32 is not, as x\.to\(torch\.float64\)"):
+        optimize(Net().double().eval(), X, [RULE], measure=False)
     indices = nn.Sequential(nn.Embedding(8, 4), nn.Conv1d(4, 4, 1)).eval()
     with pytest.raises(TraceError, match=r"float32 is not, as x\.long\(\) .*an example, --input FILE\.py:NAME"):
         optimize(indices, torch.zeros(1, 4), [RULE], measure=False)
