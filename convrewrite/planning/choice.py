@@ -91,16 +91,15 @@ class Planner:
         by swaps where it does more harm than its parts promised, or where int8 is asked for."""
         if choice.fitted is not None:
             return choice.fitted.rewritten, choice.allocation
-        rewritten = self._rewrite(choice.shortlists)
+        rewritten = rewrite(self.work, choice.shortlists)
         if choice.allocation is None or not self.swaps or self.work.settings.fast or not self.work.data.fit:
             return rewritten, choice.allocation
         checked = evaluate(self.work, choice.allocation, rewritten)
         as_good_as_promised = checked.loss <= choice.allocation.effect
         if as_good_as_promised and not self.work.settings.int8:  # that promise leaves rounding out
             return rewritten, choice.allocation
-        attempt = lambda allocation: self._rewrite(self._lowered(allocation))  # noqa: E731
         LOG.info("the whole does harm of %.3g, its parts promised %.3g: swaps", checked.loss, choice.allocation.effect)
-        best = swap(self.work, checked, self.constraints.budget, self._measures_within, attempt)
+        best = swap(self.work, checked, self.constraints.budget, self._measures_within, self._carried_out)
         return best.rewritten, best.allocation
 
     def plan(self, choice: Choice) -> Plan:
@@ -194,7 +193,7 @@ class Planner:
             surveyed,
             Counted(work.prepared.totals),
             keep,
-            lambda allocation: self._rewrite(self._lowered(allocation)),
+            self._carried_out,
             lambda rewritten: shortfall(work.prepared.model, rewritten, work.data, keep, work.evaluation.meanings),
         )
         return Choice(self._lowered(found.allocation), found.allocation, found)
@@ -208,8 +207,8 @@ class Planner:
         with self.work.watch.timed("latency"):
             return in_fastest_lowering(shortlists, latency_table_of(self.work.prepared, settings))
 
-    def _rewrite(self, shortlists: Sequence[Shortlist]) -> Rewritten:
-        return rewrite(self.work, shortlists)
+    def _carried_out(self, allocation: Allocation) -> Rewritten:
+        return rewrite(self.work, self._lowered(allocation))
 
     def _measures_within(self, allocation: Allocation) -> bool:
         """Whether the whole plan measures within the budget of latency, if there is one: the times of options do not add up."""
