@@ -26,6 +26,9 @@ _METHODS = (FunctionType, property, classmethod, staticmethod, functools.cached_
 _LABELS = ("type",)
 """Methods of ``nn.Module`` that a text, which cannot be called, may replace: ultralytics keeps a layer's kind there."""
 
+_SCRIPTED = "__overloads__"
+"""What ``torch.jit.script`` leaves on every module that it saw: an empty dictionary, as no class of torch has overloads."""
+
 
 class StateRules:
     """Checks states; instances of ``trusted`` classes may be hooks, and everything checked is charged to ``bounds``."""
@@ -47,8 +50,8 @@ class StateRules:
         fields = getattr(type(value), "__dataclass_fields__", {})
         for name, held in state.items():
             usable = _is_short(name) and self._is_name(name)
-            is_label = name in _LABELS and type(held) is str
-            if not usable or not (name in fields or is_label or not self._is_method(type(value), name)):
+            inert = (name in _LABELS and type(held) is str) or (name == _SCRIPTED and type(held) is dict and not held)
+            if not (inert or (usable and (name in fields or not self._is_method(type(value), name)))):
                 raise ForbiddenError(f"it puts {key_shown(name)} in place of the code of a {kind_of(value)}")
         if isinstance(value, nn.Module):
             self._module(value, state)

@@ -64,6 +64,19 @@ def test_a_text_in_place_of_a_method_that_it_is_known_to_stand_for(tmp_path: Pat
     refused(saved(with_attribute(eval="x"), tmp_path / "m.pt"), "it puts 'eval' in place of the code of a Conv2d")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_scripting_leaves_on_a_model(tmp_path: Path) -> None:
+    model = plain_net()
+    torch.jit.script(model)
+    assert vars(model[0])["__overloads__"] == {}
+    load_model(saved(model, tmp_path / "m.pt"))
+    for other in ({"forward": ["eval"]}, PARTIAL, ""):
+        refused(
+            saved(with_attribute(__overloads__=other), tmp_path / "m.pt"),
+            "it puts '__overloads__' in place of the code",
+        )
+
+
 def test_a_namespace_is_made_empty_and_has_no_method_replaced(tmp_path: Path) -> None:
     class Settings(SimpleNamespace):
         def get(self, name: str) -> Any:
