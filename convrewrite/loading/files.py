@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from torch import nn
 from torch.export import ExportedProgram
 
+from convrewrite.absent import require_content
 from convrewrite.errors import ModelLoadError, UsageError
 from convrewrite.loading.checkpoints import (
     fault_of,
@@ -80,6 +82,10 @@ def load_model(source: str | Path, *, factory: str | None = None, trust: bool = 
     return Loaded(model, str(source), notes)
 
 
+_PART = re.compile(r"(\.index\.json|-\d{5}-of-(?P<count>\d{5})\.\w+)\Z")
+"""How the files are called over which a large model's weights are spread, and their index."""
+
+
 def _load_file(path: Path, factory: str | None, trust: bool) -> tuple[nn.Module, tuple[str, ...]]:
     _reject_by_name(path)
     require_suffix(path)
@@ -124,8 +130,14 @@ def _reject_by_name(path: Path) -> None:
             f"{path}: expected a PyTorch model, found an ONNX file, whose graph is rewritten as it is; "
             "give its path to convrewrite.optimize(path), or to `convrewrite optimize`"
         )
-    if path.stat().st_size == 0:
-        raise ModelLoadError(f"{path}: expected a model file, found an empty file; save or download it again")
+    require_content(path)
+    part = _PART.search(path.name)
+    if part is not None and part["count"] != "00001":
+        found = "an index" if part["count"] is None else "a part"
+        raise ModelLoadError(
+            f"{path}: expected all weights in one file, found {found} of several; put them into one, with "
+            "safetensors.torch.load_file of each part and save_file of all together"
+        )
 
 
 def _check(model: nn.Module, source: str) -> None:

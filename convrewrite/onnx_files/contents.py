@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx
 
+from convrewrite.absent import require_content
 from convrewrite.errors import ModelLoadError
 
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc")
@@ -25,6 +26,7 @@ def require_self_contained(path: Path) -> None:
     """
     if not os.path.isfile(path):
         raise ModelLoadError(f"{path}: expected an ONNX file, found {'a folder' if os.path.isdir(path) else 'none'}")
+    require_content(path, "an ONNX file")
     if path.stat().st_size > LARGEST:
         raise ModelLoadError(
             f"{path}: expected at most {LARGEST} bytes, as ONNX has it, found {path.stat().st_size}; export it with its "

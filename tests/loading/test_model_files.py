@@ -319,6 +319,10 @@ def test_a_zip_whose_tensors_are_gone(tmp_path: Path) -> None:
     [
         ("m.pt", b"", "found an empty file"),
         ("m.safetensors", b"", "found an empty file"),
+        ("m.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", r"Git LFS .*\(git lfs pull\)"),
+        ("m.safetensors.index.json", b"{}", "expected all weights in one file, found an index of several"),
+        ("m-00001-of-00002.safetensors", b"x", "expected all weights in one file, found a part of several"),
+        ("m-00001-of-00001.safetensors", b"x", "damaged or truncated"),
         ("m.pt", b"no model at all", "begins with b'no model"),
         ("m.safetensors", b"no model at all", "damaged or truncated"),
         ("m.onnx", b"\x08\x08", r"found an ONNX file, .*give its path to convrewrite\.optimize\(path\)"),

@@ -83,15 +83,20 @@ def test_the_scratch_folder_outlives_the_caller_of_read_network() -> None:
 
 @pytest.mark.parametrize(
     ("content", "found"),
-    [(b"", "model.onnx"), (b"no model at all", "model.onnx"), (b"\x08\x08", "model.onnx")],
-    ids=["empty", "text", "cut"],
+    [
+        (b"", "empty file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+        (b"no model at all", "model.onnx"),
+        (b"\x08\x08", "model.onnx"),
+    ],
+    ids=["empty", "pointer", "text", "cut"],
 )
 def test_what_is_no_onnx_is_told(content: bytes, found: str, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     with pytest.raises(ModelLoadError, match=found) as told:
         open_onnx(path)
-    assert "export it again" in str(told.value)
+    assert any(advice in str(told.value) for advice in ("export it again", "download it again", "git lfs pull"))
 
 
 def test_a_cut_file_is_told(tmp_path: Path) -> None:
