@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from convrewrite.errors import UsageError
-from convrewrite.folders.scratch import EARLIER, PLACE, Scratch, unwritable, write_errors
+from convrewrite.folders.scratch import EARLIER, KNOWN, PLACE, Scratch, remove_leftovers, unwritable, write_errors
 from convrewrite.interrupts import held
 
 TRIES = 5
@@ -178,6 +178,16 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def require_idle(folder: Path, place: Path) -> None:
+    """Raise UsageError for a ``folder``, resolved to ``place``, in which another process has a scratch folder; those of processes
+    that have ended are cleared first."""
+    remove_leftovers(place)
+    if place.is_dir() and any(KNOWN.fullmatch(name) for name in os.listdir(place)):
+        raise UsageError(
+            f"{folder}: another run writes in it; wait until that has ended, or name another folder with -o"
+        )
 
 
 def require_replaceable(folder: Path, place: Path, other: str = "another place") -> None:

@@ -97,6 +97,9 @@ def quantise(
             data = _data(network, copy, calibration, asked, progress)
             four = _Four(file, baseline, data, plan.meanings(), progress)
             rows = four.rows((report.totals.macs.before, report.totals.macs.after))
+            require_described(
+                folder, report, (PLAN, WEIGHTS, ONNX)
+            )  # another run may have replaced the result meanwhile
             put(scratch.path / INT8, place, scratch)
     return rows
 

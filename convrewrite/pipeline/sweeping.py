@@ -15,6 +15,7 @@ from convrewrite.folders import (
     given_path,
     made_aside,
     read_text,
+    require_idle,
     require_replaceable,
     require_room_beside,
     resolved,
@@ -72,6 +73,7 @@ class Sweep:
         with write_errors(folder, "another folder with -o"):
             place = resolved(folder)
             if place.exists():
+                require_idle(folder, place)
                 strangers = _strangers(place)
                 if strangers:
                     raise UsageError(

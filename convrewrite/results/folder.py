@@ -26,6 +26,7 @@ from convrewrite.folders import (
     given_path,
     made_aside,
     remove,
+    require_idle,
     require_replaceable,
     require_room,
     require_room_beside,
@@ -74,6 +75,7 @@ def _check_replaceable(folder: Path, place: Path, inputs: Sequence[str]) -> None
     """Only an earlier result is replaced, or an empty folder, and nothing that is in use."""
     if not place.is_dir():
         raise UsageError(f"{folder}: expected a folder for the results, found a file; name another with -o")
+    require_idle(folder, place)
     names, known = {path.name for path in place.iterdir()}, {*FILES, INT8, *file_names()}
     ours = {name for name in names if name in known or is_weights_of(name, ONNX)}
     strangers = sorted(names - ours) or sorted(ours - REPORTS if PLAN not in names else ())

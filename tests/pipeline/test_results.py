@@ -13,9 +13,9 @@ from commands import images, listing, small_network
 from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 
-from convrewrite import load, optimize
+from convrewrite import Sweep, load, optimize
 from convrewrite.errors import ModelLoadError, PlanError, UsageError
-from convrewrite.folders import temporary
+from convrewrite.folders import Scratch, temporary
 from convrewrite.results import folder as results
 from convrewrite.results.folder import FILES, Result, check_writable
 from convrewrite.results.weights import read_weights, write_weights
@@ -181,6 +181,21 @@ def test_a_folder_with_other_things_in_it_is_never_replaced(result: Result, tmp_
     with pytest.raises(UsageError, match=r"holds notes\.txt, which would be lost"):
         result.save(tmp_path)
     assert listing(tmp_path) == {"notes.txt"}
+
+
+def test_what_a_killed_run_left_within_a_folder_is_cleared_and_a_living_one_waited_for(
+    result: Result, folder: Path
+) -> None:
+    left = folder / ".convrewrite-run-abcdefgh"  # as quantise works within the folder
+    left.mkdir()
+    (left / "lock").touch()
+    check_writable(folder)
+    assert not left.exists()
+    with Scratch(folder), pytest.raises(UsageError, match="another run writes in it; wait until that has ended"):
+        check_writable(folder)
+    with Scratch(folder), pytest.raises(UsageError, match="another run writes in it; wait until that has ended"):
+        Sweep.check(folder)
+    assert result.save(folder) == folder
 
 
 def test_what_may_lie_in_a_result_is_found_out_once(
