@@ -22,6 +22,9 @@ ModelSource = Any
 """A module, the path of a file, or an ``onnx.ModelProto``, which is not named here, so that onnx need not be imported."""
 
 
+REBUILT = "give convrewrite.loading.rebuild(program).model, where program is what torch.export gave"
+
+
 @dataclass(frozen=True, slots=True)
 class BoundNetwork:
     """The module, one example for it, its name, and what was assumed, one sentence for each assumption."""
@@ -49,6 +52,7 @@ def at_home(network: BoundNetwork) -> BoundNetwork:
 
 def _network(source: ModelSource, example: ExampleInput | None, timeout: float) -> BoundNetwork:
     if isinstance(source, nn.Module):
+        _require_modes(source)
         _require_numbers(source)
         return BoundNetwork(source, bound_inputs(source, _needed(example)), type(source).__name__)
     if type(source).__name__ == "ModelProto" or (isinstance(source, str | Path) and _is_onnx(source)):
@@ -59,7 +63,18 @@ def _network(source: ModelSource, example: ExampleInput | None, timeout: float) 
     if isinstance(source, str | Path):
         loaded = load_model(source)
         return BoundNetwork(loaded.model, bound_inputs(loaded.model, _needed(example)), loaded.source, loaded.notes)
-    raise UsageError(f"model: expected a module, a path or an onnx.ModelProto, found {type(source).__name__}")
+    rebuilt = f"; {REBUILT}" if type(source).__name__ == "ExportedProgram" else ""
+    raise UsageError(f"model: expected a module, a path or an onnx.ModelProto, found {type(source).__name__}{rebuilt}")
+
+
+def _require_modes(model: nn.Module) -> None:
+    """Raise ModelLoadError for the module of an exported program: torch has put a refusal in place of its ``eval``."""
+    own = getattr(vars(model).get("eval"), "__func__", None)
+    if getattr(own, "__module__", None) == "torch.export.exported_program":
+        raise ModelLoadError(
+            f"{type(model).__name__}: expected a module that can change its mode, found what ExportedProgram.module() gives; "
+            f"{REBUILT}"
+        )
 
 
 def _require_numbers(model: nn.Module) -> None:

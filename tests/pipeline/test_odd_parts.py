@@ -8,7 +8,7 @@ from commands import images
 from torch import Tensor, nn
 
 from convrewrite import analyze, optimize
-from convrewrite.errors import ExportError, TraceError
+from convrewrite.errors import ConvRewriteError, ExportError, TraceError
 
 
 def test_a_quantised_network_is_told_to_be_one() -> None:
@@ -66,3 +66,17 @@ def test_a_convolution_that_gets_no_example_says_what_to_give(examples: int) -> 
     reason = {row.name: row.reason or "" for row in made.report.sites}["bright"]
     assert reason.startswith("it is called with a batch of 0")
     assert reason.endswith("give an example input that gets there")
+
+
+def test_an_exported_program_is_told_to_be_rebuilt() -> None:
+    example = images(2)
+    program = torch.export.export(nn.Sequential(nn.Conv2d(3, 8, 3)).eval(), (example,))
+    with pytest.raises(
+        ConvRewriteError, match=r"found ExportedProgram; give convrewrite\.loading\.rebuild\(program\)\.model"
+    ):
+        optimize(program, example, calibration="weights", measure=False)
+    for call in (optimize, analyze):
+        with pytest.raises(
+            ConvRewriteError, match=r"what ExportedProgram\.module\(\) gives; give convrewrite\.loading\.rebuild"
+        ):
+            call(program.module(), example)

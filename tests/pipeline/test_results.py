@@ -144,9 +144,7 @@ def test_another_architecture_is_refused(folder: Path) -> None:
 def test_an_instance_without_memory_is_refused(folder: Path) -> None:
     with torch.device("meta"):
         instance = small_network()
-    with pytest.raises(
-        ModelLoadError, match=r"expected an instance with memory for its weights, found .* on the meta device"
-    ):
+    with pytest.raises(ModelLoadError, match=r"with memory for its weights, found 0\.weight on the meta"):
         load(folder, instance)
 
 
