@@ -265,3 +265,20 @@ def as_size(values: Sequence[int] | int, flat: int) -> Size:
     if isinstance(values, int):
         return (values, values)
     return (int(values[0]), int(values[1])) if len(values) == 2 else (flat, int(values[0]))
+
+
+def within_strides(
+    pads: Sequence[int], output_padding: Sequence[int], stride: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Pads (all begins, then all ends) and output padding of a transposed convolution that are the same as these to ONNX.
+
+    torch takes an output padding as large as the stride where there is a dilation, which onnxruntime opens and does not run: then
+    less is cut from the end instead.
+    """
+    axes = len(output_padding)
+    begins, ends = list(pads[:axes]), list(pads[axes:])
+    if all(n < step for n, step in zip(output_padding, stride, strict=True)):
+        return [*begins, *ends], list(output_padding)
+    moved = [min(n, end) for n, end in zip(output_padding, ends, strict=True)]
+    fewer = [end - n for end, n in zip(ends, moved, strict=True)]
+    return [*begins, *fewer], [n - taken for n, taken in zip(output_padding, moved, strict=True)]

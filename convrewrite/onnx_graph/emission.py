@@ -10,6 +10,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from convrewrite.conv import within_strides
 from convrewrite.errors import ExportError
 from convrewrite.layers import SumOfBranches
 from convrewrite.onnx_graph.walks import Names
@@ -128,7 +129,8 @@ class Emitter:
             del geometry["pads"]
             geometry["auto_pad"] = margin.auto_pad
         if isinstance(stage, TRANSPOSED):
-            geometry |= _ends(stage, geometry["pads"])
+            pads, output_padding = within_strides(geometry["pads"], stage.output_padding, stage.stride)
+            geometry |= {"pads": pads, "output_padding": output_padding}
         made.append(helper.make_node("ConvTranspose" if transposed else "Conv", inputs, [target], name, **geometry))
         return made
 
@@ -206,20 +208,6 @@ def own_pads(stage: ConvModule) -> list[int]:
         totals = [d * (k - 1) for d, k in zip(stage.dilation, stage.kernel_size, strict=True)]
         return [total // 2 for total in totals] + [total - total // 2 for total in totals]
     return [int(size) for size in stage.padding] * 2
-
-
-def _ends(stage: ConvModule, pads: Sequence[int]) -> dict[str, Any]:
-    """Pads and output padding of a transposed stage. onnxruntime runs none whose output padding is as large as the stride, as
-    torch does with a dilation: then less is cut from the end instead, which is the same."""
-    extra = tuple(stage.output_padding)
-    if all(n < stride for n, stride in zip(extra, stage.stride, strict=True)):
-        return {"output_padding": extra}
-    begins, ends = pads[: len(extra)], pads[len(extra) :]
-    moved = [min(n, end) for n, end in zip(extra, ends, strict=True)]
-    return {
-        "pads": [*begins, *(end - n for end, n in zip(ends, moved, strict=True))],
-        "output_padding": [n - m for n, m in zip(extra, moved, strict=True)],
-    }
 
 
 def _keeps_zeros(stage: ConvModule, axis: int) -> bool:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from convrewrite.conv import ConvSpec, Size
+from convrewrite.conv import ConvSpec, Size, within_strides
 from convrewrite.errors import UsageError
 from convrewrite.targets import Program, Target
 
@@ -152,12 +152,15 @@ class _GraphBuilder:
             source = self.node("Pad", [source, amounts], mode=ONNX_PAD_MODE[spec.padding_mode])
             pads = [0] * len(pads)
         inputs = [source, *(self.constant(t.detach().cpu().numpy()) for t in (weight, bias) if t is not None)]
-        geometry = {
+        geometry: dict[str, Any] = {
             "kernel_shape": spec.kernel_size[axes], "strides": spec.stride[axes], "dilations": spec.dilation[axes],
             "pads": pads, "group": spec.groups,
         }  # fmt: skip
         if spec.transposed:
-            return self.node("ConvTranspose", inputs, output_padding=spec.output_padding[axes], **geometry)
+            first = 2 - spec.dims
+            ends = within_strides(pads, spec.output_padding[first:], spec.stride[first:])
+            geometry |= {"pads": ends[0], "output_padding": ends[1]}
+            return self.node("ConvTranspose", inputs, **geometry)
         return self.node("Conv", inputs, **geometry)
 
     def _random_weights(self, spec: ConvSpec) -> tuple[Tensor, Tensor | None]:

@@ -173,12 +173,13 @@ def run_graph(model: bytes, x: Tensor) -> Tensor:
         ((ConvSpec(6, 8, (3, 3), padding=(2, 1), padding_mode="replicate", stride=(2, 2)),),),
         ((ConvSpec(6, 8, (2, 4), padding="same", padding_mode="circular"),),),
         ((ConvSpec(6, 8, (3, 4), stride=(2, 3), padding=(1, 0), groups=2, transposed=True, output_padding=(1, 2)),),),
+        ((ConvSpec(6, 8, (3, 3), (1, 2), (1, 2), (2, 3), transposed=True, output_padding=(1, 2)),),),
         ((ConvSpec(6, 6, (3, 3), padding=(1, 1), groups=6, bias=False), ConvSpec(6, 8, (1, 1))),
          (ConvSpec(6, 12, (3, 3), padding=(1, 1), groups=6, bias=False), ConvSpec(12, 8, (1, 1), bias=False))),
         ((ConvSpec(6, 4, (3, 1), stride=(2, 1), padding=(1, 0), bias=False),
           ConvSpec(4, 8, (1, 3), stride=(1, 2), padding=(0, 1))),),
     ],
-    ids=["strided", "same", "same-even", "grouped", "reflect", "replicate", "circular", "transposed", "sum", "chain"],
+    ids=["strided", "same", "same-even", "grouped", "reflect", "replicate", "circular", "transposed", "dilated", "sum", "chain"],
 )  # fmt: skip
 def test_a_graph_computes_what_torch_computes_with_the_same_weights(branches: OptionGraph) -> None:
     torch.manual_seed(0)
