@@ -4,9 +4,11 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 
 from convrewrite.conv import ConvSpec, Cost, Size
+from convrewrite.onnx_graph.emission import DTYPES
 from convrewrite.onnx_graph.file import OnnxFile
 from convrewrite.onnx_graph.node_specs import ConvOperator, geometry
 from convrewrite.onnx_graph.ordering import leading_to, makers_of
@@ -28,6 +30,7 @@ BEHIND = (
     "what it takes is chosen by numbers (detections): two models choose differently, so nothing can be fitted to it; cut the "
     "model in two there, and rewrite the second part by itself"
 )
+BROKEN = "its weight or bias holds NaN or infinity; export the model from a state before its training went wrong"
 OPAQUE = (
     "in a part of the graph that is run by onnxruntime, as torch does not compute it alike; export the model with standard "
     "operators, or simplify it first"
@@ -158,9 +161,15 @@ def _main_reasons(file: OnnxFile, sites: Collection[int] | None, judged: Collect
         elif reason is None and _input(node, 0) not in computed:
             reason = CONSTANT
         elif reason is None and sites is not None:
-            reason = OPAQUE if number in within else BEHIND
+            reason = BEHIND if number not in within else OPAQUE if _is_finite(file, node.input[1:]) else BROKEN
         if reason is not None:
             yield number, reason
+
+
+def _is_finite(file: OnnxFile, names: Collection[str]) -> bool:
+    """Whether those of the initialisers ``names`` that are real numbers hold neither NaN nor infinity."""
+    held = [one for one in file.model.graph.initializer if one.name in names and one.data_type in DTYPES]
+    return all(bool(np.isfinite(file.array(one)).all()) for one in held)
 
 
 def _computed(file: OnnxFile) -> set[str]:

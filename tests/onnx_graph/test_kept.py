@@ -311,6 +311,16 @@ def test_whoever_knows_the_sites_learns_of_all_others() -> None:
     assert [(one.name, one.reason) for one in found] == [("b", kept_module.BEHIND)]
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_weights_that_hold_no_numbers_are_told(number: float, dtype: Any) -> None:
+    bad = W.astype(dtype)
+    bad[1, 2, 0, 0] = number
+    model = model_of([helper.make_node("Conv", ["x", "w"], ["y"], "conv")], [tensor("w", bad)])
+    (found,) = kept_convolutions(file_of(model), SIZES, sites=())
+    assert found.reason == kept_module.BROKEN
+
+
 def test_what_no_output_depends_on_is_never_run() -> None:
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["y"], "live"),
