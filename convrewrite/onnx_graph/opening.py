@@ -9,7 +9,7 @@ import onnx
 from convrewrite.errors import ModelLoadError, VerificationError
 from convrewrite.folders import Scratch, temporary
 from convrewrite.machine import PROBE_SECONDS
-from convrewrite.onnx_files import OnnxModel
+from convrewrite.onnx_files import OnnxModel, tensors
 from convrewrite.onnx_graph.file import OnnxFile
 from convrewrite.onnx_graph.ordering import put_in_order
 from convrewrite.onnx_graph.walks import graphs_of, with_inner
@@ -73,8 +73,20 @@ def _require_text(model: onnx.ModelProto) -> None:
         raise UnicodeError(f"the name {wrong!r} is no UTF-8")
 
 
+def _left_behind(model: onnx.ModelProto) -> set[str]:
+    """The files that have those numbers of a model from memory that were not loaded with it."""
+    external = onnx.TensorProto.EXTERNAL
+    outside = [one for one in tensors(model) if one.data_location == external and not one.HasField("raw_data")]
+    return {entry.value for one in outside for entry in one.external_data if entry.key == "location"}
+
+
 def _from_memory(model: onnx.ModelProto, trust: bool, seconds: float) -> Opened:
     """A copy of the model in a folder for temporary files: opening a session and timing need a file."""
+    if elsewhere := _left_behind(model):
+        raise ModelLoadError(
+            f"ModelProto {model.graph.name}: expected weights in the model itself, found some in files beside it "
+            f"({', '.join(sorted(elsewhere)[:3])}); give the path of its file, or load it with these (onnx.load(path))"
+        )
     scratch = temporary()
     path = scratch.path / "given.onnx"
     try:

@@ -167,6 +167,21 @@ def test_weights_outside_of_the_folder_are_refused(up: str, tmp_path: Path) -> N
         open_onnx(path)
 
 
+def test_a_model_from_memory_has_its_weights(tmp_path: Path) -> None:
+    path = outside(tmp_path, "weights.bin")
+    with pytest.raises(
+        ModelLoadError, match=r"found some in files beside it \(weights\.bin\); give the path of its file"
+    ):
+        open_onnx(onnx.load(str(path), load_external_data=False))
+    x = noise(2, 3, 16, 16)
+    expected = open_onnx(path).session(x)["logits"]
+    marked = classifier()  # its numbers are still in it, and go to a file of their own once it is written
+    onnx.external_data_helper.convert_model_to_external_data(marked, location="weights.bin", size_threshold=0)
+    for given in (onnx.load(str(path)), marked):
+        held = open_onnx(given)  # as long as this, the file is there
+        assert torch.equal(held.session(x)["logits"], expected)
+
+
 def test_weights_that_are_not_there_are_told(tmp_path: Path) -> None:
     path = outside(tmp_path, "weights.bin")
     (tmp_path / "weights.bin").unlink()
