@@ -130,8 +130,8 @@ def test_killed_at_any_moment(ground: Ground, command: str, count: int) -> None:
         assert ended.code in (-signal.SIGKILL, 0), ended
         stood.add(ground.stands(command))
         left += bool(ground.left())
-        scratch.sweep(ground.out.parent)
-        scratch.sweep(ground.folder / "tmp")
+        scratch.remove_leftovers(ground.out.parent)
+        scratch.remove_leftovers(ground.folder / "tmp")
         assert ground.left() == set(), moment
     assert "old" in stood
     assert left > 0, "none of the moments lay within the work"
@@ -344,7 +344,7 @@ def test_with_onnx_at_any_moment(ground: Ground, sent: signal.Signals) -> None:
         assert names == (RESULT if plan["rules"] == ["asymmetric"] else set(FILES))
         for folder in (ground.out.parent, ground.folder / "tmp", ground.folder / "cache" / "timings"):
             if sent == signal.SIGKILL:
-                scratch.sweep(folder)
+                scratch.remove_leftovers(folder)
             assert not [path for path in folder.glob("*") if scratch.KNOWN.fullmatch(path.name)]
 
 
