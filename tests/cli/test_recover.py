@@ -175,7 +175,7 @@ def test_two_processes_give_what_one_does_and_the_main_one_alone_writes_and_prin
 
 @pytest.mark.slow
 def test_a_killed_worker_ends_the_run_which_goes_on_from_its_checkpoint(out: Path) -> None:
-    asked = ("recover", out, "--data", out.parent / "x.npy", "--batch", "16", "--no-onnx", "--epochs", "4000")
+    asked = ("recover", out, "--data", out.parent / "x.npy", "--batch", "16", "--no-onnx", "--epochs", "600")
     first, second = joined(asked)
     state = out.parent / "out.recovering"
     deadline = time.monotonic() + 300

@@ -167,7 +167,7 @@ def test_what_commands_print_fits_a_terminal_of_80_columns(ran: Ran, verified: R
         call("explain", out, "stage3.2.conv2"),
         call("compare", out, out),
         verified,
-        call("bench", MODEL[0], out, *factory, "--rounds", "3"),
+        call("bench", out / "model.onnx", out / "model.onnx", "--rounds", "3"),
         call("quantise", out, *factory, *calib),
         call("export", out, "--to", "half", *factory, *calib),
         call("rules", "list"),

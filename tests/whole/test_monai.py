@@ -60,7 +60,7 @@ def dynamic_unet() -> nn.Module:
         (unet, 1, 8),
         pytest.param(basic_unet, 1, 17, marks=pytest.mark.soak),
         pytest.param(unet_plus_plus, 4, 0, marks=pytest.mark.soak),
-        (dynamic_unet, 1, 0),
+        pytest.param(dynamic_unet, 1, 0, marks=pytest.mark.soak),
     ],
 )
 def test_the_whole_way(build: Callable[[], nn.Module], outputs: int, rewritten: int, tmp_path: Path) -> None:

@@ -152,7 +152,15 @@ def test_the_next_run_clears_what_a_killed_one_left(ground: Ground, command: str
 
 
 @pytest.mark.parametrize("count", MOMENTS)
-@pytest.mark.parametrize("command", ["optimize", "apply", "plan", "recover"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "optimize",
+        pytest.param("apply", marks=pytest.mark.soak),
+        pytest.param("plan", marks=pytest.mark.soak),
+        "recover",
+    ],
+)
 def test_interrupted_at_any_moment(ground: Ground, command: str, count: int) -> None:
     said = set()
     for number, moment in enumerate(moments(ground, command, count)):
