@@ -159,16 +159,19 @@ def read(
 
 def require_outputs(model: nn.Module, inputs: Inputs, *said: Mapping[str, Meaning], repeatable: bool = False) -> None:
     """Raise UsageError, before any long work, for names that no output of the model has, and ModelError for outputs that nothing
-    could be compared with: one of NaN alone, or, where they have to be ``repeatable``, one that differs each time for the same
-    input. Outputs that are ignored may be either."""
+    could be compared with: one of NaN alone, one with NaN where the model itself holds some, or, if they have to be
+    ``repeatable``, one that differs each time for the same input. Outputs that are ignored may be so."""
     outputs = named_outputs(run(model, inputs))
     ignored: set[str] = set()
     for meanings in said:
         ignored |= {name for name, meaning in _by_name(meanings, list(outputs)).items() if not meaning.counts}
     counted = {name: values for name, values in outputs.items() if name not in ignored}
     for name, values in counted.items():
-        if values.numel() and values.is_floating_point() and bool(values.isnan().all()):
+        nan = values.isnan() if values.is_floating_point() else torch.zeros(0, dtype=torch.bool)
+        if nan.numel() and bool(nan.all()):
             raise ModelError(f"output {name!r}: expected numbers, found NaN alone; {_whence_nan(model)}")
+        if bool(nan.any()) and any(bool(values.isnan().any()) for values in _real_numbers(model).values()):
+            raise ModelError(f"output {name!r}: expected numbers, found NaN among them; {_whence_nan(model)}")
     if repeatable:
         _require_same_again(model, inputs, counted)
 
@@ -185,12 +188,16 @@ def _require_same_again(model: nn.Module, inputs: Inputs, found: Mapping[str, Te
 
 def _whence_nan(model: nn.Module) -> str:
     """What may have led to NaN, and what to do."""
-    state = {name: values for name, values in state_of(model).items() if isinstance(values, Tensor)}
-    floating = {name: values for name, values in state.items() if values.is_floating_point()}
-    held = [name for name, values in floating.items() if not bool(values.isfinite().all())]
+    held = [name for name, values in _real_numbers(model).items() if not bool(values.isfinite().all())]
     if held:
         return f"the model holds NaN or infinity in {', '.join(held[:3])}: give one whose training went well"
     return "give an input that the model is made for (--input FILE.py:NAME), in place of random numbers"
+
+
+def _real_numbers(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers that hold real numbers."""
+    state = {name: values for name, values in state_of(model).items() if isinstance(values, Tensor)}
+    return {name: values for name, values in state.items() if values.is_floating_point()}
 
 
 def outputs_and_origins(model: nn.Module, batch: Inputs) -> tuple[dict[str, Tensor], dict[str, Origin]]:

@@ -69,13 +69,18 @@ class RunningParity:
     _batches: int = 0
 
     def add(self, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str | None = None) -> None:
-        """One batch. Raises VerificationError if names, number or shapes of the outputs differ; its message begins with
-        ``where``."""
+        """One batch. Raises VerificationError if names, number or shapes of the outputs differ, in a message that begins with
+        ``where``; and where what is ``expected`` holds NaN, which nothing equals."""
         require_same_outputs(expected, found, where or self.runtime, self.ignored)
         self._batches += 1
         for name, tensor in expected.items():
             if name in self.ignored:
                 continue
+            if tensor.is_floating_point() and bool(tensor.isnan().any()):
+                raise VerificationError(
+                    f"output {name!r}: expected numbers to hold {self.runtime} to, found NaN in what the model itself gives; "
+                    "give inputs that it is made for, or a model whose weights hold none"
+                )
             least = UNIT_SCALE if name in self.bounded else 0.0
             parity = replace(output_parity(name, tensor, found[name], least), runtime=self.runtime)
             if self.tolerance is not None and parity.equal_share is None:

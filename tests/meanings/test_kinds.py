@@ -405,6 +405,13 @@ def test_outputs_of_nan_alone_are_refused_with_what_holds_it() -> None:
     ):
         require_outputs(model, (torch.full((1, 3), float("nan")),))
     with torch.no_grad():
+        model[2].weight[0, 1] = float("nan")
+    with pytest.raises(
+        ModelError, match=r"found NaN among them; the model holds NaN or infinity in 2\.weight: give one"
+    ):
+        require_outputs(model, (torch.ones(1, 3),))
+    require_outputs(model, (torch.ones(1, 3),), {"output": Meaning("ignore", "")})
+    with torch.no_grad():
         model[2].weight[:, 1] = float("nan")
     with pytest.raises(ModelError, match=r"found NaN alone; the model holds NaN or infinity in 2\.weight: give one"):
         require_outputs(model, (torch.ones(1, 3),))

@@ -15,7 +15,14 @@ from convrewrite.meanings.kinds import Meaning
 from convrewrite.onnx_files.model import OnnxModel
 from convrewrite.runtime.comparison import measure_fidelity
 from convrewrite.runtime.onnx_export import export
-from convrewrite.runtime.parity import OutputParity, Parity, check_parity, require_parity, tolerance_for
+from convrewrite.runtime.parity import (
+    OutputParity,
+    Parity,
+    RunningParity,
+    check_parity,
+    require_parity,
+    tolerance_for,
+)
 
 
 def net() -> nn.Sequential:
@@ -68,11 +75,10 @@ def test_one_corrupted_weight_breaks_parity(exported: Path) -> None:
         require_parity(parity)
 
 
-@pytest.mark.parametrize("weight", [math.nan, math.inf])
-def test_what_is_no_number_breaks_parity(weight: float, exported: Path) -> None:
+def test_what_is_no_number_breaks_parity(exported: Path) -> None:
     model = net()
     with torch.no_grad():
-        model.get_parameter("6.bias")[2] = weight
+        model.get_parameter("6.bias")[2] = math.inf
     parity = check_parity(model, exported, (images(3),))
     assert not parity.passed
     assert parity.outputs[0].relative_error == math.inf
@@ -80,12 +86,13 @@ def test_what_is_no_number_breaks_parity(weight: float, exported: Path) -> None:
         require_parity(parity)
 
 
-def test_nan_on_both_sides_breaks_parity_and_equal_infinities_do_not(tmp_path: Path) -> None:
+def test_nan_on_both_sides_is_told_and_equal_infinities_are_equal(tmp_path: Path) -> None:
     path = tmp_path / "identity.onnx"
     path.write_bytes(graph("Identity", TensorProto.FLOAT, ["batch", 2]))
     assert check_parity(nn.Identity(), path, (torch.tensor([[math.inf, 1.0], [2.0, -math.inf]]),)).passed
-    assert not check_parity(nn.Identity(), path, (torch.tensor([[math.nan, 1.0], [2.0, 3.0]]),)).passed
-    assert not check_parity(nn.Identity(), path, (torch.tensor([[1.0, math.nan], [2.0, 3.0]]),)).passed
+    for numbers in ([[math.nan, 1.0], [2.0, 3.0]], [[1.0, math.nan], [2.0, 3.0]]):
+        with pytest.raises(VerificationError, match="found NaN in what the model itself gives"):
+            check_parity(nn.Identity(), path, (torch.tensor(numbers),))
 
 
 @pytest.mark.parametrize(
@@ -251,6 +258,16 @@ def test_nan_and_zero_outputs_never_look_good() -> None:
     from_zero = measure_fidelity(scaled(0.0), scaled(1.0), [(images(2),)]).outputs[0]
     assert from_zero.relative_error == math.inf
     assert measure_fidelity(scaled(0.0), scaled(0.0), [(images(2),)]).outputs[0].relative_error == 0.0
+
+
+def test_a_model_that_gives_nan_itself_is_told_and_not_its_file() -> None:
+    running = RunningParity("onnxruntime", ignored=("left",))
+    nan = torch.tensor([1.0, math.nan])
+    running.add({"y": nan[:1], "left": nan}, {"y": nan[:1], "left": nan})
+    with pytest.raises(VerificationError, match=r"'y': expected numbers .* found NaN in what the model itself gives"):
+        running.add({"y": nan, "left": nan}, {"y": nan, "left": nan})
+    running.add({"y": nan[:1], "left": nan}, {"y": nan[1:], "left": nan})
+    assert not running.result().passed
 
 
 def test_masked_classes_leave_kl_finite() -> None:
