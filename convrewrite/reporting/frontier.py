@@ -97,7 +97,7 @@ def _line(model: SweptModel, measure: _Measure, resource: Resource) -> list[_Dra
 def _chart(sweep: SweepReport, measure: _Measure, resource: Resource, lines: Sequence[list[_Drawn]]) -> Markup:
     """One line per model; lines differ by marks and dashes too, not by colour alone."""
     with drawing() as (figure, axes):
-        from matplotlib.ticker import FuncFormatter, PercentFormatter
+        from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
         for (colour, dash, mark), model, line in zip(cycle(LOOKS), sweep.models, lines, strict=False):
             front, beaten = ([p for p in line if p.beaten == behind] for behind in (False, True))
@@ -107,7 +107,7 @@ def _chart(sweep: SweepReport, measure: _Measure, resource: Resource, lines: Seq
             axes.plot(costs, values, mark, color=colour, markersize=5, fillstyle="none")
             for p in front:
                 if p.knee:
-                    axes.plot([p.cost], [p.value], "o", markersize=12, fillstyle="none", color=INK)
+                    axes.plot([p.cost], [p.value], "o", markersize=12, fillstyle="none", color=INK, clip_on=False)
                     aside = (9, -16) if front[0].value > front[-1].value else (9, 9)  # where the curve bends away
                     axes.annotate("knee", (p.cost, p.value), xytext=aside, textcoords="offset points")
         axes.margins(y=0.15)
@@ -116,7 +116,8 @@ def _chart(sweep: SweepReport, measure: _Measure, resource: Resource, lines: Seq
             axes.set_ylim(low, min(high, 1 + 0.02 * (1 - low)))
         axes.set_xlabel(f"{COSTS[resource]} left of the original's")
         axes.set_ylabel(_plain(measure.label))
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
         # A power of ten that all ticks share would be drawn where the legend is.
         each = PercentFormatter(1.0, symbol=" %") if measure.part else FuncFormatter(lambda value, _: f"{value:.4g}")
         axes.yaxis.set_major_formatter(each)
