@@ -170,7 +170,7 @@ def require_outputs(model: nn.Module, inputs: Inputs, *said: Mapping[str, Meanin
         nan = values.isnan() if values.is_floating_point() else torch.zeros(0, dtype=torch.bool)
         if nan.numel() and bool(nan.all()):
             raise ModelError(f"output {name!r}: expected numbers, found NaN alone; {_whence_nan(model)}")
-        if bool(nan.any()) and any(bool(values.isnan().any()) for values in _real_numbers(model).values()):
+        if bool(nan.any()) and any(bool(held.isnan().any()) for held in _real_numbers(model).values()):
             raise ModelError(f"output {name!r}: expected numbers, found NaN among them; {_whence_nan(model)}")
     if repeatable:
         _require_same_again(model, inputs, counted)
