@@ -71,7 +71,8 @@ def optimize(
     with at_work(settings.seed), surroundings_preserved(model):
         watch = Stopwatch()
         with watch.timed("find sites"):
-            prepared = prepare_copy(model, inputs, chosen, extras.structures)
+            by_effect = not settings.constraints.by_ratio
+            prepared = prepare_copy(model, inputs, chosen, extras.structures, measured=by_effect)
         run = Run.begin(prepared, calibration, settings.constraints, settings, extras.listener, watch)
         return run.finish(run.choose(), extras.name or network.name, (*network.notes, *extras.notes))
 

@@ -28,17 +28,20 @@ def prepare(
     rules: Sequence[Rule],
     structures: Sequence[Structure] = (),
     original: nn.Module | None = None,
+    *,
+    measured: bool = False,
 ) -> Prepared:
     """Trace the model, find its sites, and ask the rules. Raises TraceError, RuleFileError.
 
-    ``original``: the model of which ``model`` is a copy, and whose state the result will have.
+    ``original``: the model of which ``model`` is a copy, and whose state the result will have. ``measured``: options will be
+    chosen by their effects, or are those that such a choice needs.
     """
     known = discover() | {structure.name: structure for structure in structures}
     lifted, traced, sites = find(model, inputs, kept_sites(model), refused_sites(model))
     hidden = hidden_cost(model)
     made_of = Cost(parameters=sum(site.further_parameters for site in sites))
     totals = whole_cost(lifted.model, inputs) + hidden + made_of
-    spaces = search_spaces(sites, rules, known)
+    spaces = search_spaces(sites, rules, known, measured=measured)
     allowed = sum(1 for space in spaces if space.rank_ranges)
     LOG.info("%d convolution sites, %d of which the rules take; %s MACs", len(sites), allowed, f"{totals.macs:,}")
     for space in spaces:
@@ -59,16 +62,23 @@ def prepare(
 
 
 def prepare_copy(
-    model: nn.Module, inputs: Inputs, rules: Sequence[Rule], structures: Sequence[Structure] = ()
+    model: nn.Module,
+    inputs: Inputs,
+    rules: Sequence[Rule],
+    structures: Sequence[Structure] = (),
+    *,
+    measured: bool = False,
 ) -> Prepared:
     """:func:`prepare` of a copy of the caller's model, which is not touched. Where that lies on a device, the copy and a second
     one in the original's place are put on the processor; the result goes back to the device."""
     origin, home = place_of_model(model), torch.device(PROCESSOR)
     copy = private_copy(model, moved(inputs, origin))
     if origin == home:
-        return prepare(copy, inputs, rules, structures, model)
+        return prepare(copy, inputs, rules, structures, model, measured=measured)
     original = put_on(home, copy)
-    return replace(prepare(copy_model(original), moved(inputs, home), rules, structures, original), origin=origin)
+    placed = moved(inputs, home)
+    prepared = prepare(copy_model(original), placed, rules, structures, original, measured=measured)
+    return replace(prepared, origin=origin)
 
 
 def whole_cost(model: nn.Module, inputs: Inputs) -> Cost:

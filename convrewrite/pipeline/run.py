@@ -81,8 +81,9 @@ class Run:
         progress: Progress = silent,
     ) -> "Run":
         """A run of the caller's model that has everything needed to choose. The model is not touched."""
-        prepared = prepare_copy(model, inputs, rules, structures)
-        return cls.begin(prepared, calibration, settings.constraints, settings, progress, Stopwatch())
+        constraints = settings.constraints
+        prepared = prepare_copy(model, inputs, rules, structures, measured=not constraints.by_ratio)
+        return cls.begin(prepared, calibration, constraints, settings, progress, Stopwatch())
 
     @classmethod
     def begin(

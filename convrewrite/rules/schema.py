@@ -24,15 +24,27 @@ name, whatever the pattern."""
 _QUIET.log_errors = False
 
 
+LARGE_SHARE = 0.1
+"""Part of a network's MACs from which a budget is hard to keep without a site: of residual networks and VGG the stem has at most
+a fifteenth, of networks for sound or for one-channel images up to a half."""
+
+NARROWEST = 8
+"""Channels on a convolution's narrower side below which it is kept, unless a rule or ``LARGE_SHARE`` says otherwise."""
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a rule looks at: one site, and ``mac_share``, its part in [0, 1] of the network's MACs."""
+    """What a rule looks at: one site, and ``mac_share``, its part in [0, 1] of the network's MACs.
+
+    ``measured``: whether an option is chosen by what it does to the model's outputs, as within a budget.
+    """
 
     name: str
     kind: Kind
     spec: ConvSpec
     is_stem: bool = False
     mac_share: float = 1.0
+    measured: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,20 +208,31 @@ class Match(_Table):
 
 
 class Protect(_Table):
-    """Sites that are left alone although they match: the first convolution the network runs, and the small ones."""
+    """Sites that are left alone although they match: the first convolution the network runs, and the small ones.
 
-    stem: StrictBool = True
-    min_channels: Natural = 8
+    ``stem`` and ``min_channels`` None: as if true and 8, since such convolutions mostly save little and lose much. This does not
+    cover a site with ``LARGE_SHARE`` of the network's MACs or more where options are chosen by their measured effect, which then
+    decides. What a rule file gives covers every site.
+    """
+
+    stem: StrictBool | None = None
+    min_channels: Natural | None = None
     min_mac_share: Share = 0.001
 
     def refusals(self, subject: Subject) -> Iterator[Refusal]:
         """Every protection that covers the candidate."""
         channels = min(subject.spec.in_channels, subject.spec.mixed.out_channels)
-        if self.stem and subject.is_stem:
-            yield Refusal("protect.stem", "it is the stem, the first convolution the network runs")
-        if channels < self.min_channels:
-            text = f"too small to gain: {channels} channels on its narrower side, the rule asks for {self.min_channels}"
-            yield Refusal("protect.min_channels", text)
+        large = subject.mac_share >= LARGE_SHARE
+        weighed = large and subject.measured
+        share = f"{100 * subject.mac_share:.0f} % of the network's MACs"
+        way_out = f"; with {share} it takes part where a budget is set" if large else ""
+        if subject.is_stem and (not weighed if self.stem is None else self.stem):
+            text = "it is the stem, the first convolution the network runs"
+            yield Refusal("protect.stem", text + (way_out if self.stem is None else ""))
+        least_channels = (1 if weighed else NARROWEST) if self.min_channels is None else self.min_channels
+        if channels < least_channels:
+            text = f"too small to gain: {channels} channels on its narrower side, the rule asks for {least_channels}"
+            yield Refusal("protect.min_channels", text + (way_out if self.min_channels is None else ""))
         if subject.mac_share < self.min_mac_share:
             share, least = f"{subject.mac_share:.2%}", f"{self.min_mac_share:.2%}"
             text = f"too small to gain: {share} of the network's MACs, the rule asks for {least}"

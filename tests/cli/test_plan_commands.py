@@ -78,7 +78,7 @@ def test_plan_writes_and_shows_a_plan(place: Path, planned: Ran, plan_file: Path
     assert [site.name for site in made.sites] == ["0", "3", "6", "8"]
     for site in made.sites:
         assert any(line.split()[:1] == [site.name] for line in planned.out.splitlines())
-    assert "it is the stem, the first convolution the network runs" in planned.said and "kept [1]" in planned.said
+    assert "the budget is met with less harm elsewhere" in planned.said and "kept [1]" in planned.said
     assert "Note: input size 1x3x16x16 taken from" in planned.said
     assert planned.said.endswith(f"Written to {plan_file}")
     assert "survey" in planned.err
@@ -150,7 +150,7 @@ def test_explain_shows_a_plan_or_a_site_of_it(planned: Ran, plan_file: Path) -> 
     assert "Errors and effects are those with only this site rewritten." in one.said
     assert sum(line.startswith(">") for line in one.out.splitlines()) == (made.option is not None)
     kept = call("explain", plan_file, "0")
-    assert kept.out.splitlines()[1] == "kept: it is the stem, the first convolution the network runs"
+    assert kept.out.splitlines()[1] == "kept: the budget is met with less harm elsewhere"
 
 
 def test_explain_takes_a_result_folder(plan_file: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Rule files: what they take, what they refuse, and what they say when they are wrong."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def test_built_in_rules_are_exactly_the_files_of_the_folder() -> None:
 
 def test_defaults_are_the_documented_ones(tmp_path: Path) -> None:
     rule = files.load_rule_file(write(tmp_path, HEAD + RULE)).rule[0]
-    assert (rule.protect.stem, rule.protect.min_channels, rule.protect.min_mac_share) == (True, 8, 0.001)
+    assert (rule.protect.stem, rule.protect.min_channels, rule.protect.min_mac_share) == (None, None, 0.001)
     assert rule.require.model_dump() == {"min_mac_saving": 0.05, "max_output_error": None, "min_latency_gain": None}
     assert rule.refuse(subject()) is None
 
@@ -120,6 +121,21 @@ def test_protection_covers_the_stem_and_small_sites_and_can_be_lifted(look: Subj
     assert refusal is not None
     assert refusal.key == key
     assert open_rule.refuse(look) is None
+
+
+@pytest.mark.parametrize("look", [subject(stem=True, share=0.1), subject(ConvSpec(1, 64, (9, 1)), share=0.1)])
+def test_of_sites_with_a_tenth_of_the_network_measured_effects_decide(look: Subject) -> None:
+    rule = Rule(name="a", structures=("separable",))
+    refusal = rule.refuse(look)
+    assert refusal is not None
+    assert refusal.text.endswith("; with 10 % of the network's MACs it takes part where a budget is set")
+    measured = replace(look, measured=True)
+    assert rule.refuse(measured) is None
+    assert rule.refuse(replace(measured, mac_share=0.099)) is not None
+    as_told = Protect(stem=True, min_channels=8)
+    refusal = rule.model_copy(update={"protect": as_told}).refuse(measured)
+    assert refusal is not None
+    assert "budget" not in refusal.text
 
 
 @given(st.integers(1, 99), st.integers(1, 99), st.integers(1, 99))
