@@ -79,6 +79,7 @@ def test_plan_writes_and_shows_a_plan(place: Path, planned: Ran, plan_file: Path
     for site in made.sites:
         assert any(line.split()[:1] == [site.name] for line in planned.out.splitlines())
     assert "the budget is met with less harm elsewhere" in planned.said and "kept [1]" in planned.said
+    assert made.site("0").considered  # a stem with a tenth of the network's MACs, within a budget
     assert "Note: input size 1x3x16x16 taken from" in planned.said
     assert planned.said.endswith(f"Written to {plan_file}")
     assert "survey" in planned.err

@@ -14,9 +14,17 @@ from convrewrite.conv import Cost
 from convrewrite.errors import PlanError
 from convrewrite.graph.sites import find_sites
 from convrewrite.graph.tracing import trace
-from convrewrite.planning.allocation import NOT_NEEDED, Allocation, allocate, fastest_of_equals, require_reachable
+from convrewrite.planning.allocation import (
+    NOT_NEEDED,
+    Allocation,
+    allocate,
+    fastest_of_equals,
+    most_gained,
+    require_reachable,
+    too_slow,
+)
 from convrewrite.planning.costs import Counted, Timed
-from convrewrite.planning.curves import Scored, Surveyed
+from convrewrite.planning.curves import Dropped, Scored, Surveyed
 from convrewrite.rewriting.surgery import empty_option, replace_site
 from convrewrite.rules.options import SearchSpace, search_spaces
 from convrewrite.rules.schema import Protect, Rule
@@ -226,6 +234,50 @@ def test_it_is_known_before_the_long_work_what_counting_can_tell(name: str, stru
     assert reached == pytest.approx(1 - saved / (totals.macs if name == "macs" else totals.parameters), abs=0.0006)
     require_reachable(spaces, {name: reached + 0.001}, totals)
     require_reachable(spaces, {"latency": 0.001}, totals)
+
+
+@pytest.mark.parametrize("names", [("macs",), ("params",), ("macs", "params")])
+def test_a_budget_of_just_what_can_be_reached_is_taken(
+    names: tuple[str, ...], structures: dict[str, Structure]
+) -> None:
+    spaces, totals = spaces_of(structures), Counted(totals_of(spaces_of(structures)).cost)
+    reach = {}
+    for name in names:
+        cheapest = [
+            max(0.0, Counted(space.site.cost).of(name) - min(Counted(r.at(r.ranks[0]).cost).of(name) for r in space.rank_ranges))
+            for space in spaces if space.rank_ranges
+        ]  # fmt: skip
+        reach[name] = 1 - sum(cheapest) / totals.of(name)
+    require_reachable(spaces, reach, totals.cost)
+    for name in names:
+        with pytest.raises(PlanError) as caught:
+            require_reachable(spaces, reach | {name: 0.999 * reach[name]}, totals.cost)
+        assert (" each by itself;" in str(caught.value)) == (len(names) > 1)
+
+
+def test_what_time_can_be_gained_is_that_of_the_fastest_options(
+    surveyed: tuple[tuple[Surveyed, ...], Counted],
+) -> None:
+    entries = surveyed[0]
+    fastest = [min((o.costs.of("latency") for o in e.options), default=e.seconds or 0.0) for e in entries]
+    gains = [max(0.0, (e.seconds or 0.0) - least) for e, least in zip(entries, fastest, strict=True)]
+    assert most_gained(entries) == pytest.approx(sum(gains))
+    assert sum(gains) > 0
+    untimed = [replace(entry, seconds=None) for entry in entries[:1]]
+    assert most_gained([*untimed, *entries[1:]]) == pytest.approx(sum(gains[1:]))
+    slower = [replace(entry, seconds=0.0) for entry in entries]
+    assert most_gained(slower) == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "site", "slow"), [(2.0, 1.0, True), (1.0, 1.0, False), (None, 1.0, False), (2.0, None, False)]
+)
+def test_an_option_is_too_slow_if_it_takes_longer_than_the_site_itself(
+    surveyed: tuple[tuple[Surveyed, ...], Counted], option: float | None, site: float | None, slow: bool
+) -> None:
+    entry = next(entry for entry in surveyed[0] if entry.options)
+    dropped = Dropped(entry.options[0].candidate, None, "it is slow", option)
+    assert too_slow(dropped, replace(entry, seconds=site)) is slow
 
 
 def test_a_budget_out_of_reach_says_what_is_kept_and_why(structures: dict[str, Structure]) -> None:
