@@ -71,8 +71,7 @@ def optimize(
     with at_work(settings.seed), surroundings_preserved(model):
         watch = Stopwatch()
         with watch.timed("find sites"):
-            by_effect = not settings.constraints.by_ratio
-            prepared = prepare_copy(model, inputs, chosen, extras.structures, measured=by_effect)
+            prepared = prepare_copy(model, inputs, chosen, extras.structures, left=settings.constraints.left)
         run = Run.begin(prepared, calibration, settings.constraints, settings, extras.listener, watch)
         return run.finish(run.choose(), extras.name or network.name, (*network.notes, *extras.notes))
 

@@ -29,19 +29,19 @@ def prepare(
     structures: Sequence[Structure] = (),
     original: nn.Module | None = None,
     *,
-    measured: bool = False,
+    left: float | None = None,
 ) -> Prepared:
     """Trace the model, find its sites, and ask the rules. Raises TraceError, RuleFileError.
 
-    ``original``: the model of which ``model`` is a copy, and whose state the result will have. ``measured``: options will be
-    chosen by their effects, or are those that such a choice needs.
+    ``original``: the model of which ``model`` is a copy, and whose state the result will have. ``left``: the part of the
+    network that a budget leaves, where options are chosen by what they do to the outputs.
     """
     known = discover() | {structure.name: structure for structure in structures}
     lifted, traced, sites = find(model, inputs, kept_sites(model), refused_sites(model))
     hidden = hidden_cost(model)
     made_of = Cost(parameters=sum(site.further_parameters for site in sites))
     totals = whole_cost(lifted.model, inputs) + hidden + made_of
-    spaces = search_spaces(sites, rules, known, measured=measured)
+    spaces = search_spaces(sites, rules, known, left)
     allowed = sum(1 for space in spaces if space.rank_ranges)
     LOG.info("%d convolution sites, %d of which the rules take; %s MACs", len(sites), allowed, f"{totals.macs:,}")
     for space in spaces:
@@ -67,17 +67,17 @@ def prepare_copy(
     rules: Sequence[Rule],
     structures: Sequence[Structure] = (),
     *,
-    measured: bool = False,
+    left: float | None = None,
 ) -> Prepared:
     """:func:`prepare` of a copy of the caller's model, which is not touched. Where that lies on a device, the copy and a second
     one in the original's place are put on the processor; the result goes back to the device."""
     origin, home = place_of_model(model), torch.device(PROCESSOR)
     copy = private_copy(model, moved(inputs, origin))
     if origin == home:
-        return prepare(copy, inputs, rules, structures, model, measured=measured)
+        return prepare(copy, inputs, rules, structures, model, left=left)
     original = put_on(home, copy)
     placed = moved(inputs, home)
-    prepared = prepare(copy_model(original), placed, rules, structures, original, measured=measured)
+    prepared = prepare(copy_model(original), placed, rules, structures, original, left=left)
     return replace(prepared, origin=origin)
 
 

@@ -82,7 +82,7 @@ class Run:
     ) -> "Run":
         """A run of the caller's model that has everything needed to choose. The model is not touched."""
         constraints = settings.constraints
-        prepared = prepare_copy(model, inputs, rules, structures, measured=not constraints.by_ratio)
+        prepared = prepare_copy(model, inputs, rules, structures, left=constraints.left)
         return cls.begin(prepared, calibration, constraints, settings, progress, Stopwatch())
 
     @classmethod

@@ -64,10 +64,10 @@ class Shortlist:
     reason: str | None = None
 
 
-def subjects(sites: Sequence[Site], *, measured: bool = False) -> dict[str, Subject]:
-    """What the rules look at, by site name. ``measured`` is as in :class:`Subject`."""
+def subjects(sites: Sequence[Site], left: float | None = None) -> dict[str, Subject]:
+    """What the rules look at, by site name. ``left`` is as in :class:`Subject`."""
     total = sum(site.cost.macs for site in sites) or 1
-    return {s.name: Subject(s.name, s.kind, s.spec, s.is_stem, s.cost.macs / total, measured) for s in sites}
+    return {s.name: Subject(s.name, s.kind, s.spec, s.is_stem, s.cost.macs / total, left) for s in sites}
 
 
 def require_structures(rules: Sequence[Rule], structures: Mapping[str, Structure]) -> None:
@@ -81,12 +81,12 @@ def require_structures(rules: Sequence[Rule], structures: Mapping[str, Structure
 
 
 def search_spaces(
-    sites: Sequence[Site], rules: Sequence[Rule], structures: Mapping[str, Structure], *, measured: bool = False
+    sites: Sequence[Site], rules: Sequence[Rule], structures: Mapping[str, Structure], left: float | None = None
 ) -> tuple[SearchSpace, ...]:
-    """What every site could become. ``measured`` is as in :class:`Subject`. Raises RuleFileError for a rule that names an unknown
+    """What every site could become. ``left`` is as in :class:`Subject`. Raises RuleFileError for a rule that names an unknown
     structure."""
     require_structures(rules, structures)
-    seen = subjects(sites, measured=measured)
+    seen = subjects(sites, left)
     return tuple(_search_space(site, seen[site.name], rules, structures) for site in sites)
 
 

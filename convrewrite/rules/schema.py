@@ -25,8 +25,11 @@ _QUIET.log_errors = False
 
 
 LARGE_SHARE = 0.1
-"""Part of a network's MACs from which a budget is hard to keep without a site: of residual networks and VGG the stem has at most
-a fifteenth, of networks for sound or for one-channel images up to a half."""
+"""Part of what a budget leaves of a network's MACs from which it is hard to keep without a site. The stem of a ResNet-18 has
+0.065 of its MACs, thus 0.13 of the half; of networks for sound it has up to a half of them all."""
+
+TOLD = 0.1
+"""A budget from which on a protected site takes part is told if it is at least this: few ask for less."""
 
 NARROWEST = 8
 """Channels on a convolution's narrower side below which it is kept, unless a rule or ``LARGE_SHARE`` says otherwise."""
@@ -36,7 +39,8 @@ NARROWEST = 8
 class Subject:
     """What a rule looks at: one site, and ``mac_share``, its part in [0, 1] of the network's MACs.
 
-    ``measured``: whether an option is chosen by what it does to the model's outputs, as within a budget.
+    ``left``: the part of the network that a budget leaves, where an option is chosen by what it does to the model's outputs;
+    otherwise None.
     """
 
     name: str
@@ -44,7 +48,12 @@ class Subject:
     spec: ConvSpec
     is_stem: bool = False
     mac_share: float = 1.0
-    measured: bool = False
+    left: float | None = None
+
+    @property
+    def weighed_from(self) -> float:
+        """The largest budget that the candidate would have ``LARGE_SHARE`` of, or 1."""
+        return min(1.0, self.mac_share / LARGE_SHARE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +219,9 @@ class Match(_Table):
 class Protect(_Table):
     """Sites that are left alone although they match: the first convolution the network runs, and the small ones.
 
-    ``stem`` and ``min_channels`` None: as if true and 8, since such convolutions mostly save little and lose much. This does not
-    cover a site with ``LARGE_SHARE`` of the network's MACs or more where options are chosen by their measured effect, which then
-    decides. What a rule file gives covers every site.
+    ``stem`` and ``min_channels`` None: as if true and 8, since such convolutions mostly save little and lose much. Where a budget
+    leaves so little that a site would have ``LARGE_SHARE`` of it or more, this does not cover that site: its options' measured
+    effects decide. What a rule file gives covers every site.
     """
 
     stem: StrictBool | None = None
@@ -222,21 +231,26 @@ class Protect(_Table):
     def refusals(self, subject: Subject) -> Iterator[Refusal]:
         """Every protection that covers the candidate."""
         channels = min(subject.spec.in_channels, subject.spec.mixed.out_channels)
-        large = subject.mac_share >= LARGE_SHARE
-        weighed = large and subject.measured
-        share = f"{100 * subject.mac_share:.0f} % of the network's MACs"
-        way_out = f"; with {share} it takes part where a budget is set" if large else ""
+        weighed = subject.left is not None and subject.left <= subject.weighed_from
         if subject.is_stem and (not weighed if self.stem is None else self.stem):
             text = "it is the stem, the first convolution the network runs"
-            yield Refusal("protect.stem", text + (way_out if self.stem is None else ""))
+            yield Refusal("protect.stem", text + (_way_out(subject) if self.stem is None else ""))
         least_channels = (1 if weighed else NARROWEST) if self.min_channels is None else self.min_channels
         if channels < least_channels:
             text = f"too small to gain: {channels} channels on its narrower side, the rule asks for {least_channels}"
-            yield Refusal("protect.min_channels", text + (way_out if self.min_channels is None else ""))
+            yield Refusal("protect.min_channels", text + (_way_out(subject) if self.min_channels is None else ""))
         if subject.mac_share < self.min_mac_share:
             share, least = f"{subject.mac_share:.2%}", f"{self.min_mac_share:.2%}"
             text = f"too small to gain: {share} of the network's MACs, the rule asks for {least}"
             yield Refusal("protect.min_mac_share", text)
+
+
+def _way_out(subject: Subject) -> str:
+    """Within which budgets a protected candidate takes part, if that is worth telling."""
+    if subject.weighed_from < TOLD:
+        return ""
+    budget = "any budget" if subject.weighed_from >= 1 else f"a budget of {subject.weighed_from:.2g} or less"
+    return f"; it takes part within {budget}"
 
 
 class Require(_Table):

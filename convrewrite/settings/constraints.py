@@ -49,6 +49,14 @@ class Constraints:
         return not self.budget and self.keep is None
 
     @property
+    def left(self) -> float | None:
+        """The part of the network's MACs that is to be left, or of its time, which is about as much; 1 where that is open; None
+        where rules' own ratios hold."""
+        if self.by_ratio:
+            return None
+        return min((part for name, part in self.budget.items() if name != "params"), default=1.0)
+
+    @property
     def for_speed(self) -> bool:
         """Whether the result must not be slower: always, unless the caller allows any speed and asks for no latency."""
         return not self.any_speed or "latency" in self.budget

@@ -29,8 +29,10 @@ def test_the_whole_cost_is_all_parameters_and_the_macs_of_one_example() -> None:
 def test_every_site_has_its_search_space_in_order() -> None:
     prepared = prepare(Residual(64).eval(), (X,), [Rule(name="r", structures=("channel",))])
     assert [space.site for space in prepared.search_spaces] == list(prepared.sites)
-    assert prepared.search_spaces[0].reason == "it is the stem, the first convolution the network runs"
+    assert str(prepared.search_spaces[0].reason).startswith("it is the stem, the first convolution the network runs")
     assert any(space.rank_ranges for space in prepared.search_spaces)
+    rules = prepared.rules
+    assert prepare(Residual(64).eval(), (X,), rules, left=0.1).search_spaces[0].rank_ranges
 
 
 def test_the_original_is_kept_beside_its_copy() -> None:

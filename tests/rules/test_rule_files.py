@@ -123,17 +123,21 @@ def test_protection_covers_the_stem_and_small_sites_and_can_be_lifted(look: Subj
     assert open_rule.refuse(look) is None
 
 
-@pytest.mark.parametrize("look", [subject(stem=True, share=0.1), subject(ConvSpec(1, 64, (9, 1)), share=0.1)])
-def test_of_sites_with_a_tenth_of_the_network_measured_effects_decide(look: Subject) -> None:
+@pytest.mark.parametrize("look", [subject(stem=True, share=0.05), subject(ConvSpec(1, 64, (9, 1)), share=0.05)])
+def test_of_sites_with_a_tenth_of_what_a_budget_leaves_measured_effects_decide(look: Subject) -> None:
     rule = Rule(name="a", structures=("separable",))
-    refusal = rule.refuse(look)
-    assert refusal is not None
-    assert refusal.text.endswith("; with 10 % of the network's MACs it takes part where a budget is set")
-    measured = replace(look, measured=True)
-    assert rule.refuse(measured) is None
-    assert rule.refuse(replace(measured, mac_share=0.099)) is not None
+    for left in (None, 0.51):
+        refusal = rule.refuse(replace(look, left=left))
+        assert refusal is not None
+        assert refusal.text.endswith("; it takes part within a budget of 0.5 or less")
+    within = replace(look, left=0.5)
+    assert rule.refuse(within) is None
+    assert rule.refuse(replace(within, left=1.0, mac_share=0.1)) is None
+    small = rule.refuse(replace(look, mac_share=0.009))
+    assert small is not None
+    assert "budget" not in small.text
     as_told = Protect(stem=True, min_channels=8)
-    refusal = rule.model_copy(update={"protect": as_told}).refuse(measured)
+    refusal = rule.model_copy(update={"protect": as_told}).refuse(within)
     assert refusal is not None
     assert "budget" not in refusal.text
 

@@ -200,7 +200,7 @@ def test_an_interrupt_leaves_the_best_so_far(task: Refinement) -> None:
 def test_a_model_of_values_is_refined_towards_them() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(*convolutions(), nn.Conv2d(12, 2, 3, padding=1)).eval()
-    task = task_of(model, rewritten(model, refine=False).model)
+    task = task_of(model, rewritten(model, refine=False, exclude=["0", "6"]).model)
     assert {meaning.kind for meaning in task.meanings.values()} == {"values"}
     found = refine(task)
     assert found.after < 0.95 * found.before
