@@ -41,6 +41,7 @@ def profile(
     network = at_home(network_of(model, example_input, asked.timeout))
     module, inputs = network.model, network.inputs
     with at_work(asked.seed), surroundings_preserved(module):
+        # left=0: within the smallest budgets most sites take part, and no budget is known here.
         prepared = prepare(private_copy(module, inputs), inputs, resolve(rules), (), module, left=0.0)
         if graphs is not None:
             _write(prepared, asked, Path(graphs))

@@ -157,6 +157,7 @@ def frontier_of(
         raise UsageError(
             f"metric: expected a function from a model to a number, found {values.shown(metric)}; give one, or None"
         )
+    # The smallest budget, within which most sites take part: all points share one survey.
     points = replace(given, budget={resource: parts[-1]}, keep=None, refine=bool(given.refine))
     given = replace(points, int8=False, export=(), half=False)
     network = network_of(model, example_input, given.timeout)

@@ -246,11 +246,13 @@ class Protect(_Table):
 
 
 def _way_out(subject: Subject) -> str:
-    """Within which budgets a protected candidate takes part, if that is worth telling."""
+    """Within which budgets a protected candidate takes part, if that is worth telling. Rounded down: what is told must do."""
     if subject.weighed_from < TOLD:
         return ""
-    budget = "any budget" if subject.weighed_from >= 1 else f"a budget of {subject.weighed_from:.2g} or less"
-    return f"; it takes part within {budget}"
+    part = math.floor(100 * subject.weighed_from) / 100
+    return "; it takes part within " + (
+        "any budget" if part >= 1 else f"a budget that leaves {part:g} or less of the MACs"
+    )
 
 
 class Require(_Table):

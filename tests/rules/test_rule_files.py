@@ -129,7 +129,10 @@ def test_of_sites_with_a_tenth_of_what_a_budget_leaves_measured_effects_decide(l
     for left in (None, 0.51):
         refusal = rule.refuse(replace(look, left=left))
         assert refusal is not None
-        assert refusal.text.endswith("; it takes part within a budget of 0.5 or less")
+        assert refusal.text.endswith("; it takes part within a budget that leaves 0.5 or less of the MACs")
+    told = rule.refuse(replace(look, mac_share=0.01299))
+    assert told is not None
+    assert told.text.endswith(" that leaves 0.12 or less of the MACs"), "rounded down, or it would not take part there"
     within = replace(look, left=0.5)
     assert rule.refuse(within) is None
     assert rule.refuse(replace(within, left=1.0, mac_share=0.1)) is None
