@@ -13,7 +13,7 @@ import sys
 import types
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -158,16 +158,34 @@ def exchanged(value: Any, of: Of) -> Any:
     return made
 
 
+def items_of(mapping: dict[Any, Any]) -> list[tuple[Any, Any]]:
+    """The items of a dictionary, whatever its class makes of ``items``."""
+    return list(_table(mapping).items(mapping))
+
+
+def refill(mapping: dict[Any, Any], items: Iterable[tuple[Any, Any]]) -> None:
+    """Give a dictionary these items and no others, whatever its class makes of ``update``."""
+    table = _table(mapping)
+    table.clear(mapping)
+    for key, value in items:
+        table.__setitem__(mapping, key, value)
+
+
+def _table(mapping: dict[Any, Any]) -> type[dict[Any, Any]]:
+    """The class whose methods work on a dictionary's content. An OrderedDict keeps its order beside it: ``dict.clear`` leaves
+    that order behind, and going through the items then ends in a KeyError."""
+    return OrderedDict if isinstance(mapping, OrderedDict) else dict
+
+
 def _mapping(value: dict[Any, Any], of: Of) -> dict[Any, Any]:
-    items = list(dict.items(value))
+    items = items_of(value)
     made = [(of(key), of(part)) for key, part in items]
     if all(key is new for (key, _), (new, _) in zip(items, made, strict=True)):
         for (key, part), (_, new) in zip(items, made, strict=True):
             if new is not part:
                 dict.__setitem__(value, key, new)
     else:
-        dict.clear(value)
-        dict.update(value, made)
+        refill(value, made)
     return value
 
 

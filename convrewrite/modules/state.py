@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convrewrite.modules.holders import reachable
+from convrewrite.modules.holders import items_of, reachable, refill
 from convrewrite.state import named_parameters_of
 
 _EMPTY = object()
@@ -138,7 +138,7 @@ def _tables(model: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _saved(value: Any, tensors: bool) -> Any:
     if isinstance(value, dict):
-        return list(dict.items(value))
+        return items_of(value)
     if isinstance(value, set):
         return set(value)
     if isinstance(value, list | deque):
@@ -169,7 +169,7 @@ def _generator_state(value: Any) -> Any:
 
 def _differs(value: Any, saved: Any) -> bool:
     if isinstance(value, dict):
-        items = list(dict.items(value))
+        items = items_of(value)
         return len(items) != len(saved) or any(
             key is not old_key or part is not old
             for (key, part), (old_key, old) in zip(items, saved, strict=True)
@@ -193,8 +193,7 @@ def _same_numbers(value: Tensor, numbers: Tensor) -> bool:
 
 def _restore(value: Any, saved: Any) -> None:
     if isinstance(value, dict):
-        dict.clear(value)
-        dict.update(value, saved)
+        refill(value, saved)
     elif isinstance(value, list):
         value[:] = saved
     elif isinstance(value, deque | set):

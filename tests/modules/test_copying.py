@@ -76,14 +76,30 @@ class BoundedHistory(Stateful):
 
 
 class CacheByShape(Stateful):
+    """The least recently used are let go."""
+
     def setup(self) -> None:
-        self.grids: dict[Any, Tensor] = {}
+        self.grids: collections.OrderedDict[Any, Tensor] = collections.OrderedDict()
 
     def touch(self, x: Tensor) -> Tensor:
         size = tuple(x.shape[2:])
         if size not in self.grids:
             self.grids[size] = torch.linspace(0, 1, size[1])
+        self.grids.move_to_end(size)
+        while len(self.grids) > 2:
+            self.grids.popitem(last=False)
         return x + self.grids[size]
+
+
+class HooksAtTheFirstCall(Stateful):
+    def setup(self) -> None:
+        self.relay, self.hooked = nn.Identity(), False
+
+    def touch(self, x: Tensor) -> Tensor:
+        if not self.hooked:
+            self.relay.register_forward_hook(lambda _module, _args, output: 2 * output)
+            self.hooked = True
+        return self.relay(x)
 
 
 class HookFillsClosure(Stateful):
@@ -186,7 +202,7 @@ class ClassCache(Stateful):
 
 STATEFUL = [
     BufferCounter, PythonCounter, ListAppend, BoundedHistory, CacheByShape, HookFillsClosure, HookFillsUnseenDictionary,
-    HookOfWeakOwner, RunningMean, GlobalCache, ClassCache, OwnGenerators, GlobalDraws, Flags,
+    HookOfWeakOwner, HooksAtTheFirstCall, RunningMean, GlobalCache, ClassCache, OwnGenerators, GlobalDraws, Flags,
 ]  # fmt: skip
 every_state = pytest.mark.parametrize("make", STATEFUL, ids=lambda make: make.__name__)
 
@@ -251,6 +267,19 @@ def test_analysis_planning_and_applying_leave_the_original_too(make: Callable[[]
     apply(model, X, made_plan, "weights", measure=False)
     assert snapshot.changed() == ()
     assert draws() == random_state
+
+
+def test_an_ordered_dictionary_is_put_back_in_its_order() -> None:
+    model = made(CacheByShape)
+    model.grids.update(a=torch.zeros(1), b=torch.ones(1))
+    snapshot = Snapshot(model)
+    model.grids.move_to_end("a")
+    assert snapshot.changed() != ()
+    model.grids["c"] = model.grids.pop("b")
+    snapshot.restore()
+    assert list(model.grids) == ["a", "b"] and snapshot.changed() == ()
+    model.grids.popitem(last=False)
+    assert list(model.grids.items()) == [("b", torch.ones(1))]
 
 
 @pytest.mark.parametrize(("make", "held"), [(GlobalCache, GRIDS), (ClassCache, ClassCache.grids)])

@@ -91,6 +91,7 @@ HOLDERS: dict[str, tuple[Callable[[nn.Module], Any], Use]] = {
     "frozenset": (lambda conv: frozenset([conv]), lambda held, x: next(iter(held))(x)),
     "deque": (lambda conv: collections.deque([conv]), lambda held, x: held[0](x)),
     "ordered dict": (lambda conv: collections.OrderedDict(a=conv), lambda held, x: held["a"](x)),
+    "ordered dict key": (lambda conv: collections.OrderedDict([(conv, 1)]), lambda held, x: next(iter(held))(x)),
     "read-only dict": (lambda conv: types.MappingProxyType({"a": conv}), lambda held, x: held["a"](x)),
     "partial": (lambda conv: functools.partial(applied, conv), lambda held, x: held(x)),
     "partial of it": (lambda conv: functools.partial(conv), lambda held, x: held(x)),
