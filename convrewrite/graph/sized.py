@@ -6,6 +6,7 @@ that have no numbers, so a question whose answer depends on numbers still fails.
 
 import operator
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.proxy import Attribute
 
-from convrewrite.graph.tracing import OpaqueTracer, Traced, execute, given_to, trace
+from convrewrite.graph.tracing import OpaqueTracer, Traced, execute, given_to, names_given, trace
 from convrewrite.inputs import Inputs
 
 
@@ -29,6 +30,7 @@ class _SizedTracer(OpaqueTracer):
         super().__init__(opaque)
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._inputs = iter([self._mode.from_tensor(tensor) for tensor in inputs])
+        self._count = len(inputs)
         self._values: dict[fx.Node, Any] = {}
         self._computing = False
 
@@ -49,10 +51,17 @@ class _SizedTracer(OpaqueTracer):
             self._computing = False
         return self._values[wanted]
 
+    @cached_property
+    def _given(self) -> list[str]:
+        """The arguments of the forward that the inputs are given to, though they may have defaults."""
+        return names_given(self.root, self._count)
+
     def _computed(self, node: fx.Node, modules: dict[str, torch.nn.Module]) -> Any:
         if node.op != "placeholder":
             return execute(node, modules, self._values)
-        return node.args[0] if node.args else given_to(node, self._inputs)
+        if node.args and str(node.target) not in self._given:
+            return node.args[0]
+        return given_to(node, self._inputs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Sized(node, self)

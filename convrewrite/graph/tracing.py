@@ -82,8 +82,7 @@ def _follow(
     """A graph of ``module`` and the names of the submodules that had to be left opaque in it (``""``: itself). What following
     changes in modules, and in what they hold, is put back as it was ``before``."""
     opaque: list[str] = []
-    parameters = inspect.signature(module.forward).parameters.values()
-    names = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY][:given]
+    names = names_given(module, given)
     while True:
         tracer = make_tracer(frozenset(opaque))
         try:
@@ -249,6 +248,12 @@ def given_to(node: fx.Node, inputs: Iterator[Tensor]) -> Any:
     if str(node.target).startswith("*"):
         return tuple(tensor.clone() for tensor in inputs)
     return next(inputs).clone()
+
+
+def names_given(module: nn.Module, count: int) -> list[str]:
+    """The arguments of a module's forward that ``count`` inputs are given to."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    return [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY][:count]
 
 
 def _defaults(module: nn.Module, given: Collection[str]) -> dict[str, Any]:

@@ -112,6 +112,23 @@ def test_arguments_that_are_passed_on_and_not_given_are_none() -> None:
     assert result.model(X).shape == model(X).shape
 
 
+class _OptionalInput(Calls):
+    """Every argument has a default, as in networks of transformers; the forward asks for the size of what is given."""
+
+    def forward(self, x: Tensor | None = None, mask: Tensor | None = None, scale: float = 2.0, **_: object) -> Tensor:
+        assert x is not None
+        if x.shape[1] != 3:
+            raise ValueError(f"3 channels, not {x.shape[1]}")
+        return super().forward(x) * (scale if mask is None else mask)
+
+
+@torch.no_grad()
+def test_an_input_that_has_a_default_is_what_is_given() -> None:
+    model = settled(_OptionalInput(row_by_row, stem=conv(3), last=conv()))
+    whole = follow(model, (X,)).whole
+    assert whole is not None and torch.equal(whole(X), model(X))
+
+
 @every_forward
 def test_following_leaves_the_model_as_it_was(forward: Callable[[Calls, Tensor], Tensor]) -> None:
     model = network(forward)
