@@ -7,6 +7,7 @@ that cannot be followed but holds no convolution loses nothing: it is one node o
 
 import inspect
 import operator
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from convrewrite.modules import Operator, Snapshot
 from convrewrite.process import followed, nothing_drawn
+
+FUNCTIONS_OF_EINOPS = ("rearrange", "reduce", "repeat", "einsum", "pack", "unpack", "parse_shape")
+"""Those that take tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +205,7 @@ class OpaqueTracer(_PartsTracer):
     """Remembers the innermost module in which following failed, and treats those already known to fail as leaves."""
 
     def __init__(self, opaque: frozenset[str]) -> None:
-        super().__init__()
+        super().__init__(autowrap_functions=_foreign_functions())
         self.opaque = opaque
         self.failed: str | None = None
 
@@ -220,6 +224,14 @@ class OpaqueTracer(_PartsTracer):
             if self.failed is None and m in (self.submodule_paths or {}):
                 self.failed = self.path_of_module(m)
             raise
+
+
+def _foreign_functions() -> tuple[Callable[..., Any], ...]:
+    """Functions of einops, where a model has imported it: they ask what kind of tensor they are given, and refuse what a tracer
+    passes through. Each call of one is a node."""
+    einops = sys.modules.get("einops")
+    found = (getattr(einops, name, None) for name in FUNCTIONS_OF_EINOPS)
+    return tuple(function for function in found if callable(function))
 
 
 MakeTracer = Callable[[frozenset[str]], OpaqueTracer]

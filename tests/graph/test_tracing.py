@@ -3,6 +3,8 @@
 import math
 import operator
 import pickle
+import sys
+import types
 
 import pytest
 import torch
@@ -218,3 +220,30 @@ def test_shapes_of_parameters_are_constants_of_a_forward() -> None:
 
     (call,) = [n for n in follow_forward(Padded(), ["x"]).graph.nodes if n.op == "call_function"]
     assert call.kwargs == {"padding": 2}
+
+
+def rearrange(tensor: Tensor, pattern: str) -> Tensor:
+    """Refuses what is no tensor, as einops does."""
+    if not isinstance(tensor, Tensor):
+        raise RuntimeError(f"Tensor type unknown to einops {type(tensor)}")
+    return tensor.flatten(2) if pattern == "b c h w -> b c (h w)" else tensor.transpose(1, 2)
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rearrange(rearrange(self.norm(self.conv(x)), "b c h w -> b c (h w)"), "b c n -> b n c")
+
+
+def test_functions_of_einops_are_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(Tokens(), nn.Linear(8, 4)).eval()
+    assert trace(model).lost == ("0",), "otherwise this shows nothing"
+    monkeypatch.setitem(sys.modules, "einops", types.SimpleNamespace(rearrange=rearrange))
+    whole = trace(model).whole
+    x = torch.randn(2, 3, 6, 6)
+    with torch.no_grad():
+        assert whole is not None and torch.equal(whole(x), model(x))
+    assert rearrange(x, "").shape == (2, 6, 3, 6), "it is itself again"
