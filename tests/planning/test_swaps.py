@@ -1,15 +1,17 @@
 """A fitted plan is checked as a whole, and bettered by swaps that lower its measured effect."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 from networks import Residual, TwoNames, natural, settled
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convrewrite.calibration.batches import Calibration
 from convrewrite.calibration.choose import evaluation_inputs
+from convrewrite.conv import Cost
 from convrewrite.errors import FitError
 from convrewrite.fitting import Fit
 from convrewrite.graph import Site
@@ -24,10 +26,12 @@ from convrewrite.planning.sensitivities import survey
 from convrewrite.planning.swaps import evaluate, swap
 from convrewrite.progress import Stopwatch
 from convrewrite.rewriting.front_to_back import Rewritten, rewrite
+from convrewrite.rewriting.propagation import Propagation
 from convrewrite.rewriting.site_fit import SiteFit
 from convrewrite.rewriting.work import Work
 from convrewrite.rules.schema import Protect, Rule
 from convrewrite.settings import Settings
+from convrewrite.stored.result_cache import Entry, RunCache
 from convrewrite.structures.structure import Option, Structure
 
 BUDGET = {"macs": 0.5}
@@ -54,9 +58,24 @@ def fit(work: Work, allocation: Allocation) -> Rewritten:
     return rewrite(work, allocation.shortlists())
 
 
+@pytest.fixture(scope="module")
+def planned() -> Iterator[Case]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        case = case_of(Residual(12))
+    before = state_of(case)
+    yield case
+    after = state_of(case)
+    assert all(torch.equal(value, after[name]) for name, value in before.items()), "a plan stays as it was fitted"
+
+
 @pytest.fixture
-def case() -> Case:
-    return case_of(Residual(12))
+def case(planned: Case) -> Case:
+    return Case(planned.work, planned.checked)
+
+
+def state_of(case: Case) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in case.checked.rewritten.model.state_dict().items()}
 
 
 def case_of(network: nn.Module) -> Case:
@@ -164,7 +183,8 @@ def test_a_swap_that_does_more_harm_or_takes_longer_in_the_end_is_not_taken(
     assert len(case.fitted) == 1
 
 
-def test_a_plan_that_oversteps_its_budget_a_little_stays(case: Case) -> None:
+def test_a_plan_that_oversteps_its_budget_a_little_stays(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swaps, "_survey_nearby", lambda _work, fitted, _resources: fitted.allocation.surveyed)
     tight = {"macs": 0.05}
     assert swap(case.work, case.checked, tight, anything, case.attempt) is case.checked
     assert case.fitted == []
@@ -177,7 +197,7 @@ def in_int8(case: Case) -> Case:
 
 
 def test_for_int8_a_plan_is_evaluated_with_its_sites_rounded_and_stays_float32(case: Case) -> None:
-    before = {name: value.clone() for name, value in case.checked.rewritten.model.state_dict().items()}
+    before = state_of(case)
     found = in_int8(case).checked
     assert found.loss != case.checked.loss
     assert found.loss == pytest.approx(case.checked.loss, rel=0.5), "8 bits do less than what is left out"
@@ -196,59 +216,89 @@ def test_for_int8_a_site_rounds_under_whichever_name_it_is_called() -> None:
     assert any(part._forward_pre_hooks for part in model.alias.modules())
 
 
-def test_for_int8_everything_that_is_tried_is_rounded(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    modules: list[nn.Module] = []
-    effect = Evaluator.effect
+def test_for_int8_everything_that_is_tried_is_rounded_and_others_are_tried_too(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules, tried = list[nn.Module](), list[Scored]()
+    effect, surveyed = Evaluator.effect, swaps._Effects.surveyed
 
     def measured(self: Evaluator, site: Site, module: nn.Module) -> float:
         modules.append(module)
         return effect(self, site, module)
 
+    def noted(self: swaps._Effects, entry: Surveyed, options: list[Scored]) -> Surveyed:
+        tried.extend(options)
+        return surveyed(self, entry, options)
+
     monkeypatch.setattr(Evaluator, "effect", measured)
+    monkeypatch.setattr(swaps._Effects, "surveyed", noted)
+    monkeypatch.setattr(swaps, "_others", lambda entry, scored, resources: [entry.options[-1]])
     asked = in_int8(case)
     found = swap(asked.work, asked.checked, BUDGET, anything, asked.attempt)
     assert found.loss <= asked.checked.loss
     assert modules
     assert all(any(part._forward_pre_hooks for part in module.modules()) for module in modules)
-
-
-def test_for_int8_the_best_option_of_every_other_structure_at_about_the_same_cost_is_tried(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    entry = next(entry for entry in case.checked.allocation.surveyed if entry.options)
-    known = entry.options[0]
-
-    def option(structure: str, cost: float, effect: float) -> Scored:
-        candidate = known.candidate
-        return replace(
-            known,
-            candidate=replace(
-                candidate,
-                option=replace(candidate.option, structure=structure),
-                cost=replace(candidate.cost, macs=round(cost * 10_000)),
-            ),
-            effect=effect,
-        )
-
-    chosen, best = option("cp", 1.0, 0.1), option("tucker", 1.09, 0.2)
-    options = (
-        chosen, option("cp", 1.01, 0.05), option("tucker", 0.95, 0.3), best, option("tucker", 1.2, 0.1),
-        option("grouped", 0.8, 0.1),
-    )  # fmt: skip
-    assert swaps._others(replace(entry, options=options), chosen, ["macs"]) == [best]
-
-    surveyed, tried = swaps._Effects.surveyed, list[Scored]()
-
-    def noted(self: swaps._Effects, entry: Surveyed, options: list[Scored]) -> Surveyed:
-        tried.extend(options)
-        return surveyed(self, entry, options)
-
-    monkeypatch.setattr(swaps._Effects, "surveyed", noted)
-    monkeypatch.setattr(swaps, "_others", lambda entry, scored, resources: [entry.options[-1]])
-    allocation = case.checked.allocation
-    pairs = zip(allocation.surveyed, allocation.chosen, strict=True)
+    pairs = zip(case.checked.allocation.surveyed, case.checked.allocation.chosen, strict=True)
     last = [entry.options[-1] for entry, scored in pairs if scored is not None]
-    asked = in_int8(case)
-    swap(asked.work, asked.checked, BUDGET, anything, asked.attempt)
     assert last
     assert all(option in tried for option in last)
+
+
+def costing(case: Case, structure: str, macs: float, effect: float, parameters: float = 1.0) -> tuple[Surveyed, Scored]:
+    """A site, and an option for it that costs so much, in units of which its neighbours are parts."""
+    entry = next(entry for entry in case.checked.allocation.surveyed if entry.options)
+    known = entry.options[0]
+    option = replace(known.candidate.option, structure=structure, setting=(("macs", round(macs * 10_000)),))
+    cost = Cost(round(parameters * 10_000), round(macs * 10_000))
+    return entry, replace(known, candidate=replace(known.candidate, option=option, cost=cost), effect=effect)
+
+
+def test_for_int8_the_best_option_of_every_other_structure_at_about_the_same_cost_is_tried(case: Case) -> None:
+    entry, chosen = costing(case, "cp", 1.0, 0.1)
+    _, best = costing(case, "tucker", 1.09, 0.2)
+    rest = [
+        costing(case, *given)[1]
+        for given in (("cp", 1.01, 0.05), ("tucker", 0.95, 0.3), ("tucker", 1.2, 0.1), ("grouped", 0.8, 0.1))
+    ]
+    assert swaps._others(replace(entry, options=(chosen, *rest, best)), chosen, ["macs"]) == [best]
+
+
+def test_neighbours_cost_a_step_less_and_a_step_more_and_the_best_of_them_harm_least_for_their_cost(case: Case) -> None:
+    entry, chosen = costing(case, "cp", 1.0, 0.1)
+    less, more, fewer = (
+        costing(case, *given)[1] for given in (("cp", 0.65, 0.2), ("cp", 1.35, 0.1), ("tucker", 1.02, 9.0, 0.8))
+    )
+    # Products of effect and cost: 0.13 and 0.135 of the best; 0.135 of what costs 0.9; 0.136 of what costs 1.15.
+    rest = [
+        costing(case, *given)[1]
+        for given in (
+            ("cp", 0.9, 0.15), ("cp", 1.15, 0.1183), ("cp", 0.59, 0.0), ("cp", 0.95, 0.0), ("cp", 1.05, 0.0), ("cp", 1.41, 0.0),
+        )
+    ]  # fmt: skip
+    options = (chosen, *rest, fewer, more, less)
+    assert swaps._neighbours(replace(entry, options=options), chosen, ["macs"]) == [less, more]
+    assert swaps._neighbours(replace(entry, options=options), chosen, ["macs", "params"]) == [less, more, fewer]
+    assert swaps._neighbours(replace(entry, options=(chosen,)), chosen, ["macs"]) == []
+
+
+@pytest.mark.parametrize(
+    ("facts", "tensors", "known"),
+    [
+        ([0.5, 0.25, 0.125], {}, True),
+        ([0.5], {}, True),
+        ([0.5, 0.25], {}, False),
+        ([], {}, False),
+        ([0.5, 0.25, 1], {}, False),
+        ([0.5, 0.25, float("inf")], {}, False),
+        ({"0": 0.5}, {}, False),
+        ([0.5], {"0": torch.zeros(1)}, False),
+    ],
+)
+def test_kept_effects_are_one_of_every_option_or_of_the_first(
+    case: Case, facts: list[float], tensors: dict[str, Tensor], known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RunCache, "get", lambda self, kind, asked: Entry(facts, tensors))
+    effects = swaps._Effects(case.work, Propagation.__new__(Propagation), "")
+    assert effects._known((), 3) == (facts if known else None)
+    monkeypatch.setattr(RunCache, "get", lambda self, kind, asked: None)
+    assert effects._known((), 3) is None
