@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from convrewrite.conv import ConvSpec, canonical_kernel
 from convrewrite.fitting import moments as module
 from convrewrite.fitting import squares
-from convrewrite.fitting.moments import Accumulator, Moments, position_limit
+from convrewrite.fitting.moments import (
+    Accumulator,
+    Block,
+    MomentBytes,
+    Moments,
+    position_limit,
+    with_wanted_outputs,
+)
 from convrewrite.rewriting.surgery import build_conv
 
 named_specs = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
@@ -185,3 +192,40 @@ def test_a_covariance_summed_strip_by_strip_is_the_whole_one(monkeypatch: pytest
     (strips,) = gathered(SPECS["standard"], [(x, original(x))])
     torch.testing.assert_close(strips.cov_p, whole.cov_p)
     torch.testing.assert_close(strips.cov_p, strips.cov_p.T, rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@torch.no_grad()
+def test_other_wanted_outputs_at_the_same_positions_have_the_moments_of_their_own(groups: int) -> None:
+    spec = ConvSpec(4, 6, (3, 2), padding=(1, 0), groups=groups)
+    x, (y, other) = natural(5, 4, 6, 7), torch.randn(2, 5, 6, 6, 6, dtype=torch.float64) + 2
+    accumulator = Accumulator(spec, 0, 0, keep=True)
+    for part in (slice(0, 2), slice(2, 5)):
+        accumulator.add(x[part], y[part])
+    expected, found, blocks = gathered(spec, [(x, other)]), accumulator.result(), accumulator.kept
+    assert blocks is not None
+    wanted = [other[:2], other[2:]]
+    outputs = [part.permute(1, 0, 2, 3).flatten(1).unflatten(0, (groups, -1)).transpose(1, 2) for part in wanted]
+    for centred in (True, False):
+        own = [m if centred else m.about_zero() for m in found]
+        for a, b in zip(with_wanted_outputs(own, blocks, outputs), expected, strict=True):
+            b = b if centred else b.about_zero()
+            assert (a.count, a.centred) == (b.count, centred)
+            for name in ("mean_p", "mean_y", "cov_p", "cov_yp", "var_y"):
+                torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=1e-9, atol=1e-11)
+
+
+@torch.no_grad()
+def test_bytes_are_those_of_what_is_held() -> None:
+    spec = ConvSpec(4, 6, (3, 2), padding=(1, 2), groups=2)
+    x, size = natural(1, 4, 5, 7, torch.float32), MomentBytes(spec)
+    accumulator = Accumulator(spec, 0, 0, keep=True)
+    accumulator.add(x, spec.build(torch.float32)(x), torch.zeros(1, 6, *spec.output_size((5, 7))))
+    assert accumulator.kept is not None
+    (block,) = accumulator.kept
+    assert isinstance(block, Block) and block.skips is not None
+    positions = block.patches.shape[1]
+    assert size.outputs * positions == block.outputs.nbytes + block.skips.nbytes
+    assert size.row * positions == block.patches.nbytes + block.outputs.nbytes + block.skips.nbytes
+    assert size.squares == sum(m.cov_p.nbytes for m in accumulator.result())
+    assert size.planes([(5, 7), (2, 3)]) == 4 * 4 * ((5 + 2) * (7 + 4) + (2 + 2) * (3 + 4))
