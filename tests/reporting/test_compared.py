@@ -1,7 +1,15 @@
 """Results side by side: what is to be known before their numbers are laid beside each other."""
 
 from convrewrite.reporting import Compared, Report
-from convrewrite.reporting.report import CalibrationSummary, Change, Environment, OutputFidelityRow, SiteRow, Totals
+from convrewrite.reporting.report import (
+    CalibrationSummary,
+    Change,
+    Environment,
+    LatencyChange,
+    OutputFidelityRow,
+    SiteRow,
+    Totals,
+)
 
 NOISE = "measured on 64 random noise inputs"
 WARNING = "the result does not compute the same any more: <75 %>"
@@ -39,3 +47,25 @@ def test_fidelity_that_was_measured_on_other_inputs_is_told_to_be() -> None:
     compared = Compared.of([("a", result(NOISE)), ("b", result("measured on 13 held-out calibration inputs"))])
     for line in (f"a: {NOISE}", "b: measured on 13 held-out calibration inputs"):
         assert line in compared.text() and line in compared.page()
+
+
+def test_every_number_is_in_its_column() -> None:
+    latency = LatencyChange(before=2.0, after=1.0, ratio=0.5, quartiles=(0.4, 0.6))
+    costs = {"parameters": Change[int](before=100, after=100), "macs": Change[int](before=90, after=90)}
+    timed = Totals(**costs, onnx_latency_seconds=latency)
+    outputs = (
+        OutputFidelityRow(name="scores", relative_error=0.25, top1_agreement=0.9, kl=0.0123),
+        OutputFidelityRow(name="more", relative_error=0.125, top1_agreement=0.8, kl=0.002),
+    )
+    named = [
+        ("a", result(NOISE, totals=timed, fidelity=outputs)),
+        ("b", result(NOISE, useless=True, warnings=(WARNING,))),
+        ("c", result(NOISE, useless=True, warnings=(WARNING,), refused="it is slower")),
+    ]
+    rows = [line.split("  ") for line in Compared.of(named).text().splitlines()]
+    cells = [[cell.strip() for cell in row if cell] for row in rows]
+    assert ["a", "net.pt", "1.00x", "1.00x", "0.50x", "80.0 %", "0.0123", "25.0 %"] in cells
+    assert ["b", "net.pt", "1.00x", "1.00x", "75.0 %", "useless"] in cells
+    assert ["c", "net.pt", "1.00x", "1.00x", "75.0 %", "refused"] in cells
+    assert [row[0] for row in cells if row[0][1:2] == ":"] == [f"b: {WARNING}", "c: it is slower"]
+    assert {r.name: r.latency for r in Compared.of(named).results} == {"a": 0.5, "b": None, "c": None}
