@@ -51,8 +51,8 @@ def test_fidelity_that_was_measured_on_other_inputs_is_told_to_be() -> None:
 
 def test_every_number_is_in_its_column() -> None:
     latency = LatencyChange(before=2.0, after=1.0, ratio=0.5, quartiles=(0.4, 0.6))
-    costs = {"parameters": Change[int](before=100, after=100), "macs": Change[int](before=90, after=90)}
-    timed = Totals(**costs, onnx_latency_seconds=latency)
+    same = Change[int](before=90, after=90)
+    timed = Totals(parameters=same, macs=same, onnx_latency_seconds=latency)
     outputs = (
         OutputFidelityRow(name="scores", relative_error=0.25, top1_agreement=0.9, kl=0.0123),
         OutputFidelityRow(name="more", relative_error=0.125, top1_agreement=0.8, kl=0.002),
