@@ -29,9 +29,10 @@ FLIPPED = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class OutputParity:
-    """One output, torch against a runtime, the worst over all inputs; ``relative_error`` is max |a - b| / max |a|.
+    """One output, torch against a runtime; ``relative_error`` is max |a - b| / max |a|, both over all inputs.
 
-    For integers and booleans it is the share of entries that differ, and ``equal_share`` that of the equal ones.
+    For integers and booleans it is the share of entries that differ, in the worst batch, and ``equal_share`` that of the equal
+    ones.
     """
 
     name: str
@@ -58,14 +59,19 @@ class Parity:
 
 @dataclass(slots=True)
 class RunningParity:
-    """The worst parity over batches of every output that is not ``ignored``, in this ``runtime``. ``bounded`` is as in
-    :func:`check_parity`; ``tolerance`` replaces that of real outputs' own type."""
+    """The parity over batches of every output that is not ``ignored``, in this ``runtime``. ``bounded`` is as in
+    :func:`check_parity`; ``tolerance`` replaces that of real outputs' own type.
+
+    Differences are related to the largest element of all batches: the only number that a regression gives for a single example
+    may be almost zero, and rounding is no smaller for that.
+    """
 
     runtime: str
     ignored: Collection[str] = ()
     bounded: Collection[str] = ()
     tolerance: float | None = None
-    _worst: dict[str, OutputParity] = field(default_factory=dict)
+    _found: dict[str, OutputParity] = field(default_factory=dict)
+    _scales: dict[str, float] = field(default_factory=dict)
     _batches: int = 0
 
     def add(self, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str | None = None) -> None:
@@ -81,13 +87,24 @@ class RunningParity:
                     f"output {name!r}: expected numbers to hold {self.runtime} to, found NaN in what the model itself gives; "
                     "give inputs that it is made for, or a model whose weights hold none"
                 )
-            least = UNIT_SCALE if name in self.bounded else 0.0
-            parity = replace(output_parity(name, tensor, found[name], least), runtime=self.runtime)
-            if self.tolerance is not None and parity.equal_share is None:
-                passed = parity.relative_error <= self.tolerance
-                parity = replace(parity, tolerance=self.tolerance, passed=passed)
-            if name not in self._worst or not parity.relative_error <= self._worst[name].relative_error:
-                self._worst[name] = parity
+            self._found[name] = self._with(name, tensor, found[name])
+
+    def _with(self, name: str, expected: Tensor, found: Tensor) -> OutputParity:
+        """The parity of an output over this batch and those before."""
+        least = self._scales.get(name, UNIT_SCALE if name in self.bounded else 0.0)
+        now, before = replace(output_parity(name, expected, found, least), runtime=self.runtime), self._found.get(name)
+        if now.equal_share is not None:
+            return now if before is None or now.relative_error > before.relative_error else before
+        scale = self._scales[name] = max(least, scale_of(expected))
+        difference = max(now.max_abs_difference, 0.0 if before is None else before.max_abs_difference)
+        tolerance, relative = now.tolerance if self.tolerance is None else self.tolerance, difference / scale
+        return replace(
+            now,
+            max_abs_difference=difference,
+            relative_error=relative,
+            tolerance=tolerance,
+            passed=relative <= tolerance,
+        )
 
     def add_arrays(self, expected: Mapping[str, Tensor], arrays: Sequence[Any]) -> dict[str, Tensor]:
         """One batch, whose arrays or tensors are in the order of what is ``expected``; returns them by name. Raises
@@ -114,7 +131,7 @@ class RunningParity:
 
     def result(self) -> Parity:
         """The parity of every output, over what was added."""
-        return Parity(tuple(self._worst.values()), self._batches)
+        return Parity(tuple(self._found.values()), self._batches)
 
 
 def tolerance_for(dtype: torch.dtype) -> float:
@@ -233,10 +250,14 @@ def output_parity(name: str, expected: Tensor, found: Tensor, least: float = 0.0
     # Equal infinities are equal, though their difference is not a number; a NaN equals nothing, not even itself.
     difference = torch.where(a == b, 0.0, (a - b).abs()).nan_to_num(nan=math.inf, posinf=math.inf)
     largest = float(difference.max()) if difference.numel() else 0.0
-    finite = a[a.isfinite()].abs()
-    scale = max(float(finite.max()) if finite.numel() else 0.0, least, torch.finfo(torch.float32).tiny)
-    relative = largest / scale
+    relative = largest / max(scale_of(a), least)
     return OutputParity(name, largest, relative, tolerance, relative <= tolerance)
+
+
+def scale_of(expected: Tensor) -> float:
+    """The largest finite element of a real output, or the least positive number where there is none."""
+    finite = expected.detach()[expected.isfinite()].abs()
+    return max(float(finite.max()) if finite.numel() else 0.0, torch.finfo(torch.float32).tiny)
 
 
 def _discrete_parity(name: str, expected: Tensor, found: Tensor) -> OutputParity:

@@ -19,7 +19,9 @@ from convrewrite.runtime.parity import (
     OutputParity,
     Parity,
     RunningParity,
+    _parity_batches,
     check_parity,
+    output_parity,
     require_parity,
     tolerance_for,
 )
@@ -310,3 +312,70 @@ def test_outputs_whose_size_depends_on_their_numbers_are_refused() -> None:
         effect_of([({"output": points(x)}, {"output": points(-x)})], {"output": Meaning("values", "")})
     with pytest.raises(VerificationError, match=why):
         measure_fidelity(points, lambda y: points(-y), [(x,)])
+
+
+def of_numbers(*numbers: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.tensor([numbers], dtype=dtype)
+
+
+def test_a_difference_is_a_part_of_the_largest_element() -> None:
+    found = output_parity("y", of_numbers(-8.0, 2.0, math.inf, 0.0), of_numbers(-8.0, 2.5, math.inf, 0.25))
+    assert (found.max_abs_difference, found.relative_error, found.passed) == (0.5, 0.0625, False)
+    least = output_parity("y", of_numbers(1.0), of_numbers(1.5), least=4.0)
+    assert (least.max_abs_difference, least.relative_error) == (0.5, 0.125)
+    limit = 2.0**-11
+    assert [output_parity("y", of_numbers(1.0), of_numbers(1 + part * limit)).passed for part in (1, 1.5)] == [
+        True,
+        False,
+    ]
+    nothing = output_parity("y", torch.zeros(0), torch.zeros(0))
+    assert (nothing.max_abs_difference, nothing.relative_error, nothing.passed) == (0.0, 0.0, True)
+
+
+def test_of_a_single_example_whose_only_number_is_almost_zero_rounding_is_no_fault() -> None:
+    few, one = (of_numbers(3.0, 0.001), of_numbers(3.0, 0.001001)), (of_numbers(0.001), of_numbers(0.001001))
+    for batches in ([few, one], [one, few]):
+        running = RunningParity("onnxruntime")
+        for expected, found in batches:
+            running.add({"y": expected}, {"y": found})
+        (output,) = running.result().outputs
+        assert output.passed and running.result().inputs_checked == 2
+        assert output.max_abs_difference == pytest.approx(1e-6, rel=1e-3)
+        assert output.relative_error == pytest.approx(1e-6 / 3, rel=1e-3)
+    running.add({"y": few[0]}, {"y": few[0] * 1.01})
+    (output,) = running.result().outputs
+    assert (output.passed, output.relative_error) == (False, pytest.approx(0.01, rel=1e-3))
+
+
+def test_outputs_between_0_and_1_have_a_least_scale_and_a_form_has_its_own_tolerance() -> None:
+    given = {"p": of_numbers(0.0001), "y": of_numbers(0.0001), "n": torch.tensor([[1, 2]])}
+    found = {"p": of_numbers(0.0002), "y": of_numbers(0.0002), "n": torch.tensor([[1, 3]])}
+    running = RunningParity("half", bounded=("p",), tolerance=2.5)
+    running.add(given, found)
+    p, y, n = running.result().outputs
+    assert (p.relative_error, y.relative_error) == (
+        pytest.approx(0.0001 / 0.05, rel=1e-4),
+        pytest.approx(1.0, rel=1e-4),
+    )
+    assert [(output.tolerance, output.passed) for output in (p, y, n)] == [(2.5, True), (2.5, True), (1e-3, False)]
+    running.add({**given, "n": torch.tensor([[1, 2]])}, {**found, "n": torch.tensor([[1, 2]])})
+    assert running.result().outputs[2].equal_share == 0.5, "of whole numbers the worst batch counts"
+    assert {output.runtime for output in running.result().outputs} == {"half"}
+
+
+def test_a_single_example_is_given_twice_as_well() -> None:
+    assert [len(batch[0]) for batch in _parity_batches((images(1),), None)] == [1, 2]
+    assert [len(batch[0]) for batch in _parity_batches((images(2),), None)] == [2, 1]
+    assert [len(batch[0]) for batch in _parity_batches((images(5),), 2)] == [2, 2]
+
+
+@pytest.mark.parametrize("arrays", [3, "ab", b"ab", {"a": 1}], ids=str)
+def test_what_a_runtime_gives_is_a_list(arrays: Any) -> None:
+    running = RunningParity("there")
+    with pytest.raises(VerificationError, match="there: expected a list of 2 outputs, found "):
+        running.add_arrays({"a": of_numbers(1.0), "b": of_numbers(1.0)}, arrays)
+    with pytest.raises(VerificationError, match="there: expected 2 outputs, found 1; mend the runtime"):
+        running.add_arrays({"a": of_numbers(1.0), "b": of_numbers(1.0)}, [[1.0]])
+    with pytest.raises(VerificationError, match="output 'a': expected an array of numbers, found object"):
+        running.add_arrays({"a": of_numbers(1.0)}, [object()])
+    assert running.add_arrays({"a": of_numbers(1.0)}, [[[1.0]]])["a"].tolist() == [[1.0]]
