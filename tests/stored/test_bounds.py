@@ -13,6 +13,7 @@ from model_files import write_archive
 from convrewrite.calibration.batches import read_calibration
 from convrewrite.errors import CalibrationError, ModelLoadError
 from convrewrite.loading.files import load_model
+from convrewrite.stored.bounds import SPARE_ELEMENTS, Bounds, ExcessiveError
 
 EXAMPLE = (torch.zeros(1, 3, 16, 16),)
 
@@ -96,3 +97,32 @@ def test_a_tar_archive_that_begins_like_an_old_file_is_not_opened(tmp_path: Path
     (tmp_path / "m.pt").write_bytes(header)
     with pytest.raises(ModelLoadError, match="it is a tar archive"):
         load_model(tmp_path / "m.pt")
+
+
+def test_a_storage_has_the_bytes_that_the_archive_says() -> None:
+    bounds = Bounds(100, {"a": 40, "b": 0})
+    for _ in range(2):
+        bounds.require_storage("a", 40)
+    bounds.require_storage("b", 0)
+    with pytest.raises(ExcessiveError, match="storage 'a' should have 41 bytes, found 40"):
+        bounds.require_storage("a", 41)
+    with pytest.raises(ValueError, match="storage 'c' is missing"):
+        bounds.require_storage("c", 0)
+
+
+def test_in_the_old_format_all_storages_together_have_the_bytes_of_the_file() -> None:
+    bounds = Bounds(100, None)
+    for key, size in (("a", 60), ("b", 40), ("a", 60), ("c", 0)):
+        bounds.require_storage(key, size)
+    with pytest.raises(ExcessiveError, match="storage 'a' should have 59 bytes, and 60 before"):
+        bounds.require_storage("a", 59)
+    with pytest.raises(ExcessiveError, match="its storages take more than 100 bytes"):
+        bounds.require_storage("d", 1)
+
+
+def test_tensors_have_a_few_elements_for_each_byte_of_the_file() -> None:
+    bounds = Bounds(100, {})
+    bounds.spend_elements((SPARE_ELEMENTS + 100, 1))
+    bounds.spend_elements((3, 100))
+    with pytest.raises(ExcessiveError, match=r"a tensor of shape 1 its tensors have more elements than four"):
+        bounds.spend_elements((1,))
