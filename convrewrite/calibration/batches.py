@@ -361,7 +361,7 @@ def _normalisation(
         )
     last = example.dim() == 4 and example.shape[3] in (1, 3) and example.shape[1] not in (1, 3)
     channels = example.shape[3 if last else 1] if example.dim() > 1 else 1
-    shape = (1, 1, 1, -1) if last else (1, -1, *[1] * (example.dim() - 2))
+    shape = (1, 1, 1, -1) if last else (1, -1, *[1] * (example.dim() - 2))[: example.dim()]
     values = []
     for name, numbers in (("mean", mean or (0.0,)), ("std", std or (1.0,))):
         if len(numbers) not in (1, channels):
