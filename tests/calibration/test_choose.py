@@ -91,3 +91,46 @@ def test_noise_fills_a_fixed_batch_of_any_size(batch: int) -> None:
     found = evaluation_inputs(example, calibrate(nn.Linear(3, 2), example, "weights", batch=batch), batch)
     assert found.batches
     assert all(len(inputs[0]) == batch for inputs in found.batches)
+
+
+class Counted(nn.Module):
+    """Takes images, and how much each of them counts."""
+
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        return x.mean((1, 2, 3)) * weight
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "batch", "why"),
+    [
+        (nn.Conv2d(3, 2, 3), (torch.zeros(1, 3, 8, 8),), None, "has no BatchNorm statistics to make any from"),
+        (nn.Linear(3, 2), (torch.zeros(1, 3),), None, "takes no images, which alone could be made"),
+        (Counted(), (torch.zeros(1, 3, 8, 8), torch.ones(1)), None, "takes several inputs"),
+        (nn.Conv2d(3, 2, 3), (torch.zeros(4, 3, 8, 8),), 4, "takes so many examples at a time only"),
+    ],
+    ids=["no statistics", "no images", "several", "a fixed batch"],
+)
+def test_why_there_are_no_inputs_is_told(
+    model: nn.Module, example: tuple[Tensor, ...], batch: int | None, why: str
+) -> None:
+    found = calibrate(model, example, None, batch=batch)
+    assert (found.kind, found.fit, found.held_out) == ("weights only", (), ())
+    (note,) = found.notes
+    assert note.startswith(f"no calibration inputs were given and the model {why}")
+
+
+def test_what_is_measured_on_is_told() -> None:
+    one, two = ((torch.zeros(3, 2),),), ((torch.ones(2, 2),),)
+    example = (torch.zeros(1, 2), torch.tensor([[7]]))
+    bases = {kind: evaluation_inputs(example, Calibration(one, two, kind, "given")) for kind in ("data", "synthetic")}
+    assert [found.basis for found in bases.values()] == [
+        "measured on 2 held-out calibration inputs", "measured on 2 held-out synthetic inputs",
+    ]  # fmt: skip
+    assert all(found.batches is two and not found.noise for found in bases.values())
+    fitted = evaluation_inputs(example, Calibration(one, (), "data", "given"))
+    assert (fitted.basis, fitted.batches) == ("measured on the 3 inputs that the factors were fitted on", one)
+    noise = evaluation_inputs(example, Calibration((), (), "weights only", "none"))
+    ((numbers, indices),) = noise.batches
+    assert noise.noise and noise.basis.startswith("measured on 64 random noise inputs")
+    assert numbers.shape == (64, 2) and len(numbers.unique()) == 128
+    assert indices.shape == (64, 1) and indices.unique().tolist() == [7], "indices that the model is known to take"
