@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from convrewrite.tuning.drawing import _blended, _patched, draws, mingled
+from convrewrite.tuning.drawing import _blended, _patched, _with_boxes, draws, mingled
 
 
 def generator() -> torch.Generator:
@@ -107,3 +107,29 @@ def _is_blend(row: Tensor, signals: Tensor) -> bool:
             if 0 < part < 1 and torch.allclose(first + part * way, row, atol=1e-5):
                 return True
     return False
+
+
+@pytest.mark.parametrize("shape", [(32, 2, 30), (32, 2, 10, 12), (32, 1, 6, 7, 8)], ids=["signal", "image", "volume"])
+def test_what_has_channels_is_blended_and_then_patched(shape: tuple[int, ...]) -> None:
+    given, random = torch.randn(shape), generator()
+    expected = _patched(_blended((given,), random), random)
+    assert torch.equal(mingled((given,), generator())[0], expected[0])
+    assert not torch.equal(expected[0], given)
+    with_numbers = (given, torch.randn(32, 5))
+    assert mingled(with_numbers, generator()) is with_numbers, "a box has no place in numbers without axes"
+
+
+def test_signals_without_channels_are_never_patched() -> None:
+    signals = torch.randn(16, 40)
+    assert torch.equal(mingled((signals,), generator())[0], _blended((signals,), generator())[0])
+
+
+def test_boxes_by_hand() -> None:
+    """A middle of 0.5 and a size of 0.36, the root of which is 0.6, of an axis of five: from 0.2 to 0.8."""
+    own = torch.arange(2.0).view(2, 1, 1, 1).expand(2, 1, 5, 4)
+    boxes = torch.tensor([[[0.5, 0.5], [0.0, 0.5]], [[0.36, 0.36], [0.25, 1.0]]])
+    found = _with_boxes(own, torch.tensor([1, 0]), torch.tensor([True, False]), boxes)
+    expected = torch.zeros(5, 4)
+    expected[1:4, :1] = 1  # along the second axis up to 0.25, cut off at its beginning
+    assert torch.equal(found[0, 0], expected)
+    assert torch.equal(found[1], own[1])

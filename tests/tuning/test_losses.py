@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from convrewrite.errors import UsageError
 from convrewrite.meanings import Meaning
-from convrewrite.tuning.losses import output_loss, relative_loss
+from convrewrite.tuning.losses import Distillation, mean_square, output_loss, relative_loss
 
 
 def plainly(wanted: Tensor, found: Tensor, scale: float) -> Tensor:
@@ -64,3 +65,41 @@ def test_values_in_float64_are_subtracted_in_float64() -> None:
     wanted = torch.full((4, 3), 1e6, dtype=torch.float64)
     loss = output_loss(wanted, wanted + 1e-3, Meaning("values", ""), 1.0)
     assert loss.item() == pytest.approx(1e-6, rel=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_scores_are_softened_by_the_temperature_and_their_divergence_is_multiplied_by_its_square(
+    temperature: float,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    wanted, found = torch.randn(2, 6, 5, generator=generator)
+    p, q = ((values / temperature).log_softmax(1) for values in (wanted, found))
+    expected = temperature**2 * nn.functional.kl_div(q, p, reduction="batchmean", log_target=True)
+    torch.testing.assert_close(output_loss(wanted, found, Meaning("logits", ""), 1.0, temperature), expected)
+    probabilities = wanted.softmax(1), found.softmax(1)
+    soft = output_loss(*probabilities, Meaning("probabilities", ""), 1.0, temperature)
+    torch.testing.assert_close(soft, expected)
+
+
+def test_outputs_count_by_their_weights_and_features_as_one() -> None:
+    meanings = {"a": Meaning("values", ""), "b": Meaning("values", "", weight=3.0), "c": Meaning("ignore", "")}
+    ones = {name: torch.ones(2, 4) for name in meanings}
+    features = {"f": torch.full((2, 4), 2.0), "g": torch.ones(2, 3), "picked": torch.ones(2, 3)}
+    loss = Distillation.of(ones, meanings, features, weight=0.5)
+    assert loss.scales == {"a": 1.0, "b": 1.0} and loss.feature_scales == {"f": 4.0, "g": 1.0, "picked": 1.0}
+    found = {"a": ones["a"] + 2, "b": ones["b"] + 1, "c": ones["c"] + 9}
+    assert loss(ones, found, {}, {}).item() == pytest.approx((1 * 4 + 3 * 1) / 4)
+    others = {"f": features["f"] + 4, "g": features["g"] + 1, "picked": torch.ones(5, 3)}
+    errors = (16 / 4, 1.0)  # what is picked has another shape, and does not count
+    assert loss(ones, found, features, others).item() == pytest.approx(7 / 4 + 0.5 * sum(errors) / 2)
+    assert loss(ones, found, features, {"g": others["g"]}).item() == pytest.approx(7 / 4 + 0.5)
+    unweighed = Distillation.of(ones, meanings, features)
+    assert unweighed(ones, found, features, others).item() == pytest.approx(7 / 4)
+    with pytest.raises(UsageError, match="none is trained towards, and no feature was seen"):
+        Distillation(meanings, {}, {"f": 4.0})({}, {}, {}, {})
+
+
+def test_a_scale_is_the_mean_square_of_what_is_finite_or_one() -> None:
+    assert mean_square(torch.tensor([3.0, math.inf, -1.0, math.nan])) == 5.0
+    assert [mean_square(torch.tensor(values)) for values in ([0.0, 0.0], [math.inf], [])] == [1.0, 1.0, 1.0]
+    assert mean_square(torch.tensor([3, 1])) == 5.0
