@@ -183,6 +183,7 @@ def test_a_candidate_is_timed_once(
         ((Stage(64, 64, "hw", 4), Stage(64, 24)), True),
         ((Stage(64, 64, "hw", 8), Stage(64, 24)), False),  # groups of eight
         ((Stage(64, 32, "hw", 4), Stage(32, 24)), False),  # groups of sixteen in, of eight out
+        ((Stage(32, 64, "hw", 4), Stage(64, 24)), False),  # groups of eight in, of sixteen out
         ((Stage(16, 16), Stage(16, 16, "hw"), Stage(16, 24)), True),
         ((Stage(16, 16), Stage(16, 8, "hw"), Stage(8, 24)), False),
         ((Stage(16, 24, "hw"),), True),
