@@ -5,6 +5,7 @@ import pickle
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from model_files import write_archive
 from convrewrite.calibration.batches import read_calibration
 from convrewrite.errors import CalibrationError, ModelLoadError
 from convrewrite.loading.files import load_model
+from convrewrite.stored import bounds, unpickling
 from convrewrite.stored.bounds import SPARE_ELEMENTS, Bounds, ExcessiveError
 
 EXAMPLE = (torch.zeros(1, 3, 16, 16),)
@@ -69,10 +71,31 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
 }
 
 
+LOWERED: dict[str, tuple[ModuleType, str, int]] = {
+    "many steps": (unpickling, "MOST_STEPS", 50_000),
+    "a list in many sets": (bounds, "MOST_ENTRIES", 100_000),
+}
+"""Limits that take long to be reached, and what takes their place where they are met again."""
+
+
+@pytest.mark.parametrize("name", LOWERED)
+def test_limits_that_take_long_to_be_reached_hold(tmp_path: Path, name: str) -> None:
+    data, message = HOSTILE[name]
+    with pytest.raises(ModelLoadError, match=message):
+        load_model(write_archive(tmp_path / "m.pt", data))
+
+
 @pytest.mark.parametrize("legacy", [False, True], ids=["archive", "legacy"])
 @pytest.mark.parametrize("name", HOSTILE)
-def test_pickles_that_saving_never_writes_are_refused_in_either_format(tmp_path: Path, name: str, legacy: bool) -> None:
+def test_pickles_that_saving_never_writes_are_refused_in_either_format(
+    tmp_path: Path, name: str, legacy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data, message = HOSTILE[name]
+    if name in LOWERED:
+        module, limit, lower = LOWERED[name]
+        message = message.replace(f"{getattr(module, limit)}", f"{lower}")
+        monkeypatch.setattr(module, limit, lower)
+        assert f"{lower}" in message
     path = write_archive(tmp_path / "m.pt", data)
     if legacy:
         torch.save({}, path, _use_new_zipfile_serialization=False)
@@ -100,29 +123,29 @@ def test_a_tar_archive_that_begins_like_an_old_file_is_not_opened(tmp_path: Path
 
 
 def test_a_storage_has_the_bytes_that_the_archive_says() -> None:
-    bounds = Bounds(100, {"a": 40, "b": 0})
+    account = Bounds(100, {"a": 40, "b": 0})
     for _ in range(2):
-        bounds.require_storage("a", 40)
-    bounds.require_storage("b", 0)
+        account.require_storage("a", 40)
+    account.require_storage("b", 0)
     with pytest.raises(ExcessiveError, match="storage 'a' should have 41 bytes, found 40"):
-        bounds.require_storage("a", 41)
+        account.require_storage("a", 41)
     with pytest.raises(ValueError, match="storage 'c' is missing"):
-        bounds.require_storage("c", 0)
+        account.require_storage("c", 0)
 
 
 def test_in_the_old_format_all_storages_together_have_the_bytes_of_the_file() -> None:
-    bounds = Bounds(100, None)
+    account = Bounds(100, None)
     for key, size in (("a", 60), ("b", 40), ("a", 60), ("c", 0)):
-        bounds.require_storage(key, size)
+        account.require_storage(key, size)
     with pytest.raises(ExcessiveError, match="storage 'a' should have 59 bytes, and 60 before"):
-        bounds.require_storage("a", 59)
+        account.require_storage("a", 59)
     with pytest.raises(ExcessiveError, match="its storages take more than 100 bytes"):
-        bounds.require_storage("d", 1)
+        account.require_storage("d", 1)
 
 
 def test_tensors_have_a_few_elements_for_each_byte_of_the_file() -> None:
-    bounds = Bounds(100, {})
-    bounds.spend_elements((SPARE_ELEMENTS + 100, 1))
-    bounds.spend_elements((3, 100))
+    account = Bounds(100, {})
+    account.spend_elements((SPARE_ELEMENTS + 100, 1))
+    account.spend_elements((3, 100))
     with pytest.raises(ExcessiveError, match=r"a tensor of shape 1 its tensors have more elements than four"):
-        bounds.spend_elements((1,))
+        account.spend_elements((1,))
