@@ -120,17 +120,20 @@ def test_full_rank_equals_the_original(
     assert checked == times * 2 * math.ceil(each)
 
 
+@pytest.mark.parametrize("alternately", [True, pytest.param(False, marks=pytest.mark.soak)], ids=["alternately", "all"])
 @every_structure
 @every_kernel
 @torch.no_grad()
-def test_the_cost_is_that_of_the_built_module(structure: Structure, kernel_size: Size) -> None:
+def test_the_cost_is_that_of_the_built_module(structure: Structure, kernel_size: Size, alternately: bool) -> None:
+    """At full rank and at rank two; ``alternately``: each of them at every second geometry."""
     x = torch.randn(1, CHANNELS[0], *INPUT)
     if reason := structure.reject(ConvSpec(*CHANNELS, kernel_size)):
         pytest.skip(reason)
-    for spec in [*convolutions(kernel_size, modes=("zeros",)), *transposed(kernel_size)]:
+    for index, spec in enumerate([*convolutions(kernel_size, modes=("zeros",)), *transposed(kernel_size)]):
         assert spec.macs(INPUT) == macs_by_hooks(spec.build(), x)
         full = list(settings(structure, spec))
-        for setting in [*full, *({**s, "rank": min(2, int(s["rank"]))} for s in full)]:
+        low: list[Setting] = [{**setting, "rank": min(2, int(setting["rank"]))} for setting in full]
+        for setting in [*full, *low] if not alternately else (full, low)[index % 2]:
             stages = structure.stages(spec.per_group, setting)
             for lowering in lowerings(stages):
                 option = make_option(structure, spec, setting, lowering)
