@@ -15,7 +15,7 @@ from convrewrite.planning import latency_budget
 from convrewrite.planning.allocation import Allocation
 from convrewrite.planning.costs import Timed
 from convrewrite.planning.curves import Scored, Surveyed
-from convrewrite.planning.latency_budget import MEASUREMENTS, allocate_measured, measured_part
+from convrewrite.planning.latency_budget import MEASUREMENTS, _next_aim, allocate_measured, measured_part
 from convrewrite.rewriting.work import Prepared
 from convrewrite.rules.options import Shortlist
 from convrewrite.rules.schema import Protect, Rule
@@ -99,6 +99,27 @@ def test_it_comes_near_though_times_do_not_add_up(search: Search, seed: int) -> 
     [measured] = [t for part, t in zip(seen, told, strict=True) if part == pytest.approx(found.part("latency"))]
     assert 0.95 * 0.5 <= measured <= 0.5
     assert len(seen) <= MEASUREMENTS
+
+
+@pytest.mark.parametrize(
+    ("tried", "expected"),
+    [
+        ([(0.8, 0.7)], 0.7 * 0.591 / 0.8),  # in proportion
+        ([(0.4, 0.5)], 0.5 * 0.591 / 0.4),
+        ([(0.7, 0.65), (0.5, 0.45)], 0.45 + 0.2 * (0.591 - 0.5) / 0.2),  # between the two
+        ([(0.9, 0.9), (0.3, 0.2), (0.7, 0.65), (0.5, 0.45)], 0.45 + 0.2 * (0.591 - 0.5) / 0.2),  # the nearest ones
+        ([(0.6, 0.5), (0.65, 0.55)], 0.5 + 0.05 * (0.591 - 0.6) / 0.05),  # the limit itself is within
+        (
+            [(0.7, 0.45), (0.5, 0.5)],
+            0.5 * 0.591 / 0.5,
+        ),  # what measures less was predicted to take longer: the last counts
+        ([(0.7, 0.5), (0.5, 0.5)], 0.5 * 0.591 / 0.5),
+        ([(0.8, 0.7), (0.7, 0.65)], 0.65 * 0.591 / 0.7),
+    ],
+)
+def test_the_next_aim_by_hand(tried: list[tuple[float, float]], expected: float) -> None:
+    """Of a limit of 0.6: half way between it and 0.97 of it lies 0.591."""
+    assert _next_aim(tried, 0.6) == pytest.approx(expected)
 
 
 def test_a_plan_that_was_measured_is_not_measured_again(search: Search) -> None:

@@ -6,7 +6,7 @@ import importlib.metadata
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +193,9 @@ def test_modules_are_compared_as_modules(tmp_path: Path) -> None:
     [(a, b, (x,))] = timer.compared
     assert (a, b) == (model, other)
     assert len(x) == 1
+    fixed = replace(baseline, original=replace(baseline.original, dynamic_batch=False))
+    assert (fixed.ratio(other), fixed.seconds()) == (0.7, 0.125), "seconds are those of one of its two examples"
+    assert len(timer.compared[1][2][0]) == 2
 
 
 def test_an_original_that_the_runtime_cannot_run_is_told_at_the_start(tmp_path: Path) -> None:

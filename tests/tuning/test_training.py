@@ -20,6 +20,7 @@ from convrewrite.tuning.examples import Examples
 from convrewrite.tuning.pace import WARM_UP
 from convrewrite.tuning.processes import PRECISION, Accelerated
 from convrewrite.tuning.stepping import DECAY, LEAST, Stepper, size_of
+from convrewrite.tuning.trainable import numbers_of, put_numbers
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -83,6 +84,40 @@ def test_steps_are_those_of_adamw_with_a_rate_relative_to_each_size() -> None:
     with stepper.averaged():
         assert all(torch.equal(own[name], stepper.average[name]) for name in own)
     assert not torch.equal(own["a"], stepper.average["a"])
+
+
+def test_the_average_follows_closely_at_first_and_a_hundred_steps_later_on() -> None:
+    own = {"a": nn.Parameter(torch.zeros(2).double())}
+    stepper, expected = Stepper(own), torch.zeros(2).double()
+    for step in range(1, 1001):
+        own["a"].grad = torch.tensor([1.0, -0.5]).double() if step < 3 else None
+        stepper.step(0.1)
+        part = min(0.99, step / (step + 9))
+        expected = part * expected + (1 - part) * own["a"].detach()
+        if step in (1, 2, 20, 891, 1000):
+            assert torch.allclose(stepper.average["a"], expected, rtol=1e-9)
+    assert stepper.taken == 1000
+
+
+def test_without_gradients_kernels_only_decay_by_their_own_rates() -> None:
+    own = {
+        "matrix": nn.Parameter(torch.randn(16, 16, 1, 1).double()),
+        "depthwise": nn.Parameter(torch.randn(16, 1, 3, 3).double()),
+        "bias": nn.Parameter(torch.zeros(16).double() + 1e-4),
+        "small": nn.Parameter(torch.zeros(2, 2).double() + 1e-6),
+    }
+    before = numbers_of(own)
+    for sizes in (None, dict.fromkeys(own, 4.0)):
+        put_numbers(own, before)
+        stepper = Stepper(own, sizes, orthogonal=True)
+        assert stepper._matrices == ["matrix"]
+        stepper.step(0.5)
+        by_hand = {"bias": 0.05, "small": 1e-3} | {
+            n: float(before[n].square().mean().sqrt()) for n in ("matrix", "depthwise")
+        }
+        for name, parameter in own.items():
+            size = by_hand[name] if sizes is None else 4.0
+            assert torch.allclose(parameter, before[name] * (1 - 0.5 * size * DECAY), rtol=1e-12), name
 
 
 class Net(nn.Module):
@@ -177,6 +212,8 @@ def test_outputs_that_depend_on_the_rest_of_a_batch_are_not_kept() -> None:
     original, given = Batched().eval(), TrainingInputs.split((torch.randn(40, 3, 6, 6),), None, 0)
     task = task_of(original, Batched().eval(), {"site": None}, given, MEANING, Recovery(batch=8), OneProcess())
     assert not keeps_outputs(task, 1 << 30)
+    needed = 2 * run.task.examples.count * 4 * 4  # four numbers for each example, in half of the memory
+    assert [keeps_outputs(run.task, memory) for memory in (needed, needed - 1)] == [True, False]
 
 
 def test_a_training_looks_as_often_as_it_says_and_ends_where_nothing_is_gained() -> None:
