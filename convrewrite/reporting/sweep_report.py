@@ -1,6 +1,7 @@
 """A sweep as a value: for every model its points, from little saved to much, and which of them is the knee."""
 
 import html
+import math
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -91,22 +92,37 @@ class SweepReport(Record):
 
 def with_beaten(points: Sequence[SweepPoint], resource: str) -> tuple[SweepPoint, ...]:
     """The points with those marked that lie behind the frontier: another costs no more and loses less."""
-    known = [
-        (cost, loss) for p in points if (cost := cost_of(p, resource)) is not None and (loss := p.loss) is not None
-    ]
+    each = [(cost_of(point, resource), loss) for point, loss in zip(points, _losses(points), strict=True)]
+    known = [(cost, loss) for cost, loss in each if cost is not None and loss is not None]
 
-    def is_beaten(point: SweepPoint) -> bool:
-        cost, lost = cost_of(point, resource), point.loss
+    def is_beaten(cost: float | None, lost: float | None) -> bool:
         return cost is not None and lost is not None and any(c <= cost and loss < lost for c, loss in known)
 
-    return tuple(point.model_copy(update={"beaten": is_beaten(point)}) for point in points)
+    return tuple(point.model_copy(update={"beaten": is_beaten(*own)}) for point, own in zip(points, each, strict=True))
+
+
+def _losses(points: Sequence[SweepPoint]) -> list[float | None]:
+    """The loss of every point, all in one unit. A result that lacks what others have loses more than any of them, as what it has
+    is no number; and where there is no result there is no loss."""
+    shares = [None if point.agreement is None else 1 - point.agreement for point in points]
+    for losses in ([point.kl for point in points], shares, [point.error for point in points]):
+        if any(loss is not None for loss in losses):
+            return [
+                math.inf if loss is None and point.macs is not None else loss
+                for point, loss in zip(points, losses, strict=True)
+            ]
+    return [None] * len(points)
 
 
 def with_knee(points: Sequence[SweepPoint], resource: str) -> tuple[SweepPoint, ...]:
     """The points with the knee marked, of those that none beats: the one farthest from the line between the ends, with both axes
     from 0 to 1, and below it; none where fewer than three are left or the curve is straight (Satopaa et al. 2011, "Kneedle")."""
-    known = [(cost_of(point, resource), point.loss, point) for point in points if not point.beaten]
-    curve = [(cost, loss, point) for cost, loss, point in known if cost is not None and loss is not None]
+    known = [(cost_of(p, resource), loss, p) for p, loss in zip(points, _losses(points), strict=True) if not p.beaten]
+    curve = [
+        (cost, loss, point)
+        for cost, loss, point in known
+        if cost is not None and loss is not None and math.isfinite(loss)
+    ]
     plain = tuple(point.model_copy(update={"knee": False}) for point in points)
     if len(curve) < 3:
         return plain
