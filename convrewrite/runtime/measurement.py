@@ -111,13 +111,13 @@ def measure_everything(
 
 
 def _latency(original: nn.Module, rewritten: nn.Module, baseline: Baseline, after: Exported) -> Comparison:
-    """Latency in the target, on one example where the files take any number."""
+    """Latency in the target, on one example where both files take any number."""
     timer, threads = baseline.timer, baseline.threads
     one = tuple(tensor[:1] for tensor in baseline.inputs)
     if baseline.target.takes == "module":
         taken = one if baseline.original.dynamic_batch else baseline.inputs
         return _of_one(timer.compare_torch(original, rewritten, taken, threads), taken)
-    taken = one if after.dynamic_batch else baseline.inputs
+    taken = one if after.dynamic_batch and baseline.original.dynamic_batch else baseline.inputs
     return _of_one(
         timer.compare_onnx(baseline.original.path, after.path, baseline.exporter.feed(taken), threads), taken
     )

@@ -8,7 +8,7 @@ from networks import SPECS
 from torch import nn
 from torch.nn import functional as F
 
-from convrewrite.conv import ConvSpec, Cost, Kind, canonical_kernel, classify, module_weight
+from convrewrite.conv import ConvSpec, Cost, Kind, canonical_kernel, classify, module_weight, within_strides
 
 named_specs = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 
@@ -108,3 +108,20 @@ def test_describe_leaves_out_defaults_and_tells_geometries_apart() -> None:
     assert spec.describe() == "64->128 3x1 s2x1 p1x0 d2x1 g4 reflect"
     texts = [s.describe() for s in SPECS.values() if s.output_padding == (0, 0)]
     assert all(first != second for first, second in itertools.combinations(texts, 2))
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("dilation", [1, 2, 4])
+@pytest.mark.parametrize("padding", [0, 1, 3])
+def test_output_padding_within_the_stride_cuts_less_from_the_end(stride: int, dilation: int, padding: int) -> None:
+    """An output padding adds to the end, as does what is not cut there."""
+    kernel, x = torch.randn(1, 1, 5, dtype=torch.float64), torch.randn(1, 1, 7, dtype=torch.float64)
+    whole = F.conv_transpose1d(x, kernel, stride=stride, dilation=dilation)
+    for extra in range(max(stride, dilation)):
+        wanted = F.conv_transpose1d(x, kernel, None, stride, padding, extra, 1, dilation)
+        (begin, end), (left,) = within_strides((padding, padding), (extra,), (stride,))
+        found = F.pad(whole, (0, left))[..., begin : whole.shape[-1] + left - end]
+        assert torch.equal(found, wanted)
+        assert (begin, min(end, left)) == (padding, 0) or left < stride
+    assert within_strides((1, 2, 3, 4), (1, 0), (2, 1)) == ([1, 2, 3, 4], [1, 0])
+    assert within_strides((1, 2, 3, 4), (2, 1), (2, 1)) == ([1, 2, 1, 3], [0, 0])

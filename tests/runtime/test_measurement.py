@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,18 @@ from torch import nn
 
 from convrewrite.meanings.evaluation import Evaluation
 from convrewrite.onnx_files.model import OnnxModel
-from convrewrite.runtime.measurement import PARITY_EXAMPLES, Measured, measure_everything, measure_outputs
+from convrewrite.runtime.exporting import TorchExporter
+from convrewrite.runtime.measurement import (
+    PARITY_EXAMPLES,
+    Measured,
+    _few,
+    _latency,
+    measure_everything,
+    measure_outputs,
+)
+from convrewrite.runtime.onnx_export import Exported
 from convrewrite.runtime.timing import Baseline
+from convrewrite.targets import TorchEager
 
 X = torch.randn(12, 1, 6, 6)
 BASIS = "12 random inputs"
@@ -89,3 +100,38 @@ def test_slower_is_what_three_quarters_of_the_rounds_found_slower(ratio: float, 
     original, other = networks()
     found = replace(measure_outputs(original, other, evaluation_of(original)), onnx_latency=compared(ratio)())
     assert found.slower == slower
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "examples"), [(True, True, 1), (True, False, 3), (False, True, 3), (False, False, 3)]
+)
+def test_files_are_timed_on_what_both_take_and_told_for_one(
+    before: bool, after: bool, examples: int, tmp_path: Path
+) -> None:
+    timer, (original, other) = FalseTimer(ratio=0.6), networks()
+    exported = Exported(tmp_path / "original.onnx", before), Exported(tmp_path / "model.onnx", after)
+    baseline = Baseline(exported[0], (X[:3],), tmp_path, timer, 1, TorchExporter())
+    found = _latency(original, other, baseline, exported[1])
+    assert (found.seconds_a, found.seconds_b, found.ratio) == (1 / examples, 0.6 / examples, 0.6)
+    [(_, _, (x,))] = timer.compared
+    assert len(x) == examples
+
+
+@pytest.mark.parametrize(("dynamic", "examples"), [(True, 1), (False, 3)])
+def test_modules_are_timed_on_what_the_original_takes(dynamic: bool, examples: int, tmp_path: Path) -> None:
+    timer, (original, other) = FalseTimer(ratio=0.6), networks()
+    exported = Exported(tmp_path / "original.onnx", dynamic)
+    baseline = Baseline(exported, (X[:3],), tmp_path, timer, 1, TorchExporter(), TorchEager(), original)
+    found = _latency(original, other, baseline, exported)
+    assert (found.seconds_a, found.runtime) == (1 / examples, "torch")
+    [(a, b, (x,))] = timer.compared
+    assert (a, b, len(x)) == (original, other, examples)
+
+
+@pytest.mark.parametrize(
+    ("given", "batch", "examples"), [(12, None, 8), (5, None, 5), (12, 10, 10), (3, 10, 10), (12, 2, 8)]
+)
+def test_parity_is_decided_on_few_examples_and_on_a_whole_batch(given: int, batch: int | None, examples: int) -> None:
+    (few,) = _few((X[:given],), batch)
+    assert len(few) == examples
+    assert torch.equal(few[: min(given, examples)], X[: min(given, examples)])
