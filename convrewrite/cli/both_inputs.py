@@ -1,6 +1,7 @@
 """The inputs that a command runs two models on: those that both take. Inputs of an ONNX file that are the same for all examples
 become part of it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -43,9 +44,10 @@ class Both:
 
     @property
     def batch(self) -> int | None:
-        """How many examples they take at a time, where one says so."""
+        """How many examples they take at a time, where one says so; where both do, the fewest that are whole batches of both."""
         sizes = [network.batch for network in (self.first, self.second) if isinstance(network, OnnxModel)]
-        return next(filter(None, sizes), None)
+        known = list(filter(None, sizes))
+        return math.lcm(*known) if known else None
 
     def whole_batches(self) -> "Both":
         """Without the examples that do not fill a batch where so many are taken at a time. Raises CalibrationError if none

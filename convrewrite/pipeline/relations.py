@@ -26,7 +26,7 @@ class Relation:
         """Raise VerificationError where an output misses the limits that were given."""
         for output in fidelity.outputs:
             if error is not None and not output.relative_error <= error:
-                raise VerificationError(f"{output.name}: relative error {output.relative_error:.4f} exceeds {error:g}")
+                raise VerificationError(f"{output.name}: relative error {output.relative_error:.6g} exceeds {error:g}")
         if agreement is None:
             return
         if fidelity.least_agreement is None:
