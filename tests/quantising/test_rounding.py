@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from test_quantising import uneven
@@ -11,6 +13,7 @@ import convrewrite
 from convrewrite.layers.branches import SumOfBranches
 from convrewrite.onnx_files import OnnxModel
 from convrewrite.quantising import quantise_file, rounded
+from convrewrite.quantising.even import _Pair, _scale, even_scales
 
 
 def inputs(seed: int = 1) -> Tensor:
@@ -31,6 +34,38 @@ def test_it_errs_as_much_as_the_int8_file(groups: int, tmp_path: Path) -> None:
     quantise_file(tmp_path / "a.onnx", tmp_path / "b.onnx", [(inputs(),)], [(inputs(),)])
     real = error(next(iter(OnnxModel(tmp_path / "b.onnx")(inputs()).values())), exact)
     assert 0.4 * real < found < 1.1 * real, "inputs and outputs are rounded in the file alone"
+
+
+def test_even_scales_by_hand() -> None:
+    largest, reading = np.array([1.0, 4.0, 16.0]), np.array([2.0, 2.0, 32.0])
+    np.testing.assert_allclose(even_scales(largest, reading, 1.0), [16.0, 4.0, 1.0])  # all become 16
+    shared = largest**-0.5 * reading**0.5  # [1.41, 0.71, 1.41]; the largest values become [1.41, 2.83, 22.6] of 16
+    np.testing.assert_allclose(even_scales(largest, reading, 0.5), shared * 16 / (16 * 2**0.5))
+    for power in (0.5, 1.0):
+        assert (largest * even_scales(largest, reading, power)).max() == pytest.approx(16.0)
+    unseen = even_scales(np.array([0.0, 1.0, 4.0]), np.array([1.0, 0.0, 1.0]), 1.0)
+    np.testing.assert_allclose(
+        unseen, [1.0, 1.0, 1.0]
+    )  # what is always zero, or never read, stays, and so does one alone
+    far = even_scales(np.array([1e-9, 1.0, 1e9]), np.ones(3), 1.0)
+    np.testing.assert_allclose(far, np.array([2.0**12, 1.0, 2.0**-12]) * 1e9 / (1e9 * 2.0**-12))
+
+
+def test_weights_are_read_by_the_groups_of_the_second_stage() -> None:
+    """Two groups of two filters each, which read two channels: the largest weights that read each of the four."""
+    second = np.array([[1.0, -2.0], [-3.0, 0.5], [5.0, 0.0], [4.0, -8.0]], np.float32)[:, :, None, None]
+    first, bias = np.ones((4, 1, 1, 1), np.float32), np.array([1.0, 2.0, 3.0, 4.0], np.float32)
+    weights = {
+        name: onnx.numpy_helper.from_array(array, name) for name, array in (("f", first), ("b", bias), ("s", second))
+    }
+    largest, reading = np.array([1.0, 2.0, 4.0, 8.0]), np.array([3.0, 2.0, 5.0, 8.0])
+    _scale(weights, _Pair("x", "f", "b", "s", 2), largest, 0.5)
+    scale = even_scales(largest, reading, 0.5)
+    found = {name: onnx.numpy_helper.to_array(tensor) for name, tensor in weights.items()}
+    np.testing.assert_allclose(found["f"].ravel(), scale, rtol=1e-6)
+    np.testing.assert_allclose(found["b"], bias * scale, rtol=1e-6)
+    np.testing.assert_allclose(found["s"][:2, :, 0, 0], second[:2, :, 0, 0] / scale[:2], rtol=1e-6)
+    np.testing.assert_allclose(found["s"][2:, :, 0, 0], second[2:, :, 0, 0] / scale[2:], rtol=1e-6)
 
 
 @torch.no_grad()
