@@ -118,13 +118,18 @@ def test_inputs_are_needed(tmp_path: Path) -> None:
         quantise_file(path, tmp_path / "b.onnx", [], [])
 
 
+@pytest.fixture(scope="module")
+def result() -> convrewrite.Result:
+    """Of a small network, made with a seed of its own."""
+    asked = {"timer": FalseTimer(0.5), "refine": False, "fast": True, "seed": 7}
+    return convrewrite.optimize(small_network(), images(2)[:1], ["separable"], images(), **asked)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("calibration", [None, "weights"])
-def test_inputs_are_real_ones(calibration: object, tmp_path: Path) -> None:
+def test_inputs_are_real_ones(calibration: object, result: convrewrite.Result, tmp_path: Path) -> None:
     """Also for a model with the statistics of BatchNorms, which inputs are synthesised from elsewhere."""
     model, x = small_network(), images(2)[:1]
-    convrewrite.optimize(
-        model, x, ["separable"], images(), timer=FalseTimer(0.5), refine=False, fast=True
-    ).save(tmp_path / "out")  # fmt: skip
+    result.save(tmp_path / "out")
     with pytest.raises(
         CalibrationError, match="int8: expected inputs to calibrate and to judge on, found none; give real"
     ):
@@ -132,13 +137,11 @@ def test_inputs_are_real_ones(calibration: object, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "model.int8.onnx").exists()
 
 
-def test_a_result_gets_its_int8_file_and_a_table_of_four(tmp_path: Path) -> None:
+def test_a_result_gets_its_int8_file_and_a_table_of_four(result: convrewrite.Result, tmp_path: Path) -> None:
     model, x = small_network(), images(2)[:1]
-    timer = FalseTimer(0.5)
-    result = convrewrite.optimize(model, x, ["separable"], images(), timer=timer, refine=False, fast=True)
     result.save(tmp_path / "out")
     gone = str(tmp_path / "gone.json")  # times that the run was planned by, perhaps: files are timed here
-    settings = convrewrite.Settings(timer=timer, timings=gone)
+    settings = convrewrite.Settings(timer=FalseTimer(0.5), timings=gone)
     rows = convrewrite.quantise(tmp_path / "out", model, x, images(), settings=settings)
     assert [row.name for row in rows] == ["original", "rewritten", "int8 of the original", "int8 of the rewritten"]
     assert rows[2].bytes < rows[0].bytes and rows[3].bytes < rows[1].bytes
@@ -176,22 +179,20 @@ def test_int8_is_judged_by_what_the_plan_took_outputs_for(tmp_path: Path) -> Non
     }
 
 
-@pytest.mark.parametrize(("said", "seed"), [((), 7), (("--seed", 3), 3)])
 def test_what_the_result_held_out_is_held_out_here_too(
-    said: tuple[object, ...], seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    result: convrewrite.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save(small_network(), tmp_path / "m.pt")
     torch.save(images(), tmp_path / "images.pt")
-    asked = {"timer": FalseTimer(0.5), "refine": False, "fast": True, "seed": 7}
-    made = convrewrite.optimize(small_network(), images(2)[:1], ["separable"], images(), **asked)  # type: ignore[arg-type]
-    made.save(tmp_path / "out")
+    result.save(tmp_path / "out")
 
     def split(*_given: object, seed: int, **_named: object) -> None:
         raise UsageError(f"seed {seed}")
 
     monkeypatch.setattr(quantising, "calibrate", split)
     words = ("quantise", tmp_path / "out", "--model", tmp_path / "m.pt", "--calib", tmp_path / "images.pt")
-    assert call(*words, *said).message == f"seed {seed}"
+    assert call(*words).message == "seed 7"
+    assert call(*words, "--seed", 3).message == "seed 3"
     with pytest.raises(UsageError, match=r"^seed 7$"):
         convrewrite.quantise(tmp_path / "out", small_network(), images(2)[:1], images())
 
