@@ -13,7 +13,7 @@ from torch import Tensor
 
 from convrewrite.errors import ExportError
 from convrewrite.exports import Made, Source, named_exports
-from convrewrite.exports.halving import halved
+from convrewrite.exports.halving import LARGEST, ROOM, _within, halved
 from convrewrite.onnx_files import OnnxModel
 
 [HALF] = named_exports(["half"])
@@ -163,3 +163,18 @@ def test_weights_in_nodes_and_files_of_old_versions_are_halved() -> None:
         assert [entry.name for entry in found.model.graph.input] == ["x"]
         [y] = OnnxModel(found.model.SerializeToString())(x).values()
         assert float((expected - y).abs().max()) <= 2e-2 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("numbers", "within"),
+    [
+        ([1.0, -16376.0], True),
+        ([1.0, 16377.0], False),
+        ([1.0, -16377.0], False),  # a quarter of the largest number is 16376
+        ([np.inf, -np.inf, 2.0], True),  # masks stay what they are
+        ([np.nan, 1e9], False),
+        ([], True),
+    ],
+)
+def test_numbers_of_either_sign_have_to_leave_room(numbers: list[float], within: bool) -> None:
+    assert _within(np.array(numbers, np.float32), LARGEST / ROOM) is within
