@@ -10,6 +10,7 @@ from networks import Chain, Residual, settled
 from torch import nn
 
 from convrewrite.errors import PlanError
+from convrewrite.meanings import Meaning
 from convrewrite.planning.plan import Fingerprint, Plan, PlannedOption, PlannedSite
 from convrewrite.results import read_plan
 from convrewrite.settings import Constraints, Keep, check_budget, keep_of
@@ -158,7 +159,33 @@ def test_a_plan_survives_its_file() -> None:
     assert again.asked() == Constraints({"macs": 0.5}, Keep("agreement", 0.98))
 
 
+def test_an_option_is_the_same_in_whichever_order_its_parameters_are_written() -> None:
+    text = plan(Chain()).to_json()
+    assert text.endswith("}\n") and not text.endswith("\n\n")
+    written = json.loads(text)
+    parameters = written["sites"][1]["option"]["parameters"]
+    written["sites"][1]["option"]["parameters"] = dict(reversed(parameters.items()))
+    found = Plan.from_json(json.dumps(written), "p.json").sites[1]
+    assert found.option is not None
+    assert found.option.option().setting == (("order", "depthwise-first"), ("rank", 2))
+
+
+def test_two_sites_of_one_name_are_refused_and_discrete_outputs_are_recognised_anew() -> None:
+    written = json.loads(plan(Chain()).to_json())
+    twice = {**written, "sites": [*written["sites"], written["sites"][0]]}
+    with pytest.raises(PlanError, match=r"p\.json: sites: .*two sites are called '0'"):
+        Plan.from_json(json.dumps(twice), "p.json")
+    outputs = {
+        "scores": {"kind": "logits", "weight": 2.0, "reason": "it is said"}, "mask": {"kind": "discrete", "reason": "whole"},
+    }  # fmt: skip
+    found = Plan.from_json(json.dumps({**written, "outputs": outputs}), "p.json").meanings()
+    assert found == {"scores": Meaning("logits", "it is said", 2.0)}
+
+
 def test_a_plan_knows_its_sites() -> None:
+    assert [site.becomes for site in plan(Chain()).sites] == [
+        "kept: it is the stem", "separable, rank 2, depthwise-first, as branches",
+    ]  # fmt: skip
     assert plan(Chain()).site("0").reason == "it is the stem"
     with pytest.raises(PlanError, match="the plan has no site '1'; its sites are 0, 3"):
         plan(Chain()).site("1")
