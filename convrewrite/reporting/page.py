@@ -273,18 +273,36 @@ def _why(entry: Considered, site: PlannedSite, chosen: Considered | None) -> str
         return entry.reason
     if chosen is None:
         return site.reason or ""
-    timed = entry.seconds and chosen.seconds
-    cost = entry.seconds / chosen.seconds if entry.seconds and chosen.seconds else entry.macs / max(1, chosen.macs)
-    noun = "time" if timed else "MACs"
-    dearer = f"{figures.times(cost)} of the {noun}"
+    costs = _compared(entry, chosen)
     if entry.effect is None or chosen.effect is None:
-        return f"{dearer} of the option taken"
+        return f"{costs[0].text} of the option taken"
     harm = entry.effect / chosen.effect if chosen.effect > 0 else float("inf")
-    if cost >= 1 and harm >= 1:
-        return f"no better in anything: {dearer} and {_times(harm)} the harm of the option taken"
-    if cost < 1:
-        return f"cheaper ({dearer}), but {_times(harm)} the harm: that saving does less harm at other sites"
-    return f"{_times(harm)} the harm, but {dearer}: the difference is better spent at other sites"
+    cheaper, dearer = [cost.text for cost in costs if cost.ratio < 1], [cost.text for cost in costs if cost.ratio > 1]
+    if harm >= 1 and not cheaper:
+        return f"no better in anything: {costs[0].text} and {_times(harm)} the harm of the option taken"
+    if harm >= 1:
+        return f"cheaper ({cheaper[0]}), but {_times(harm)} the harm: that saving does less harm at other sites"
+    if dearer:
+        return f"{_times(harm)} the harm, but {dearer[0]}: the difference is better spent at other sites"
+    return f"{_times(harm)} the harm alone and {costs[0].text}, but behind the option taken in the model as a whole"
+
+
+class _Cost(NamedTuple):
+    """What an option costs of something, as a part of what another one does."""
+
+    ratio: float
+    text: str
+
+
+def _compared(entry: Considered, chosen: Considered) -> list[_Cost]:
+    """Time, where both were timed, then MACs and parameters."""
+    pairs = (
+        ("time", entry.seconds, chosen.seconds),
+        ("MACs", entry.macs, max(1, chosen.macs)),
+        ("parameters", entry.parameters, max(1, chosen.parameters)),
+    )
+    ratios = [(own / other, noun) for noun, own, other in pairs if own is not None and other]
+    return [_Cost(ratio, f"{figures.times(ratio)} of the {noun}") for ratio, noun in ratios]
 
 
 def _times(factor: float) -> str:

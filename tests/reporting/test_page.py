@@ -13,7 +13,7 @@ from convrewrite.errors import UsageError
 from convrewrite.planning import Considered, Plan, PlannedSite
 from convrewrite.planning.plan import Fingerprint, PlannedOption, Predicted
 from convrewrite.reporting.html import render_analysis, render_html, render_summary
-from convrewrite.reporting.page import MOST_RULED_OUT, view_of
+from convrewrite.reporting.page import MOST_RULED_OUT, _why, view_of
 from convrewrite.reporting.report import (
     AnalysisRow,
     Asked,
@@ -134,6 +134,42 @@ def test_every_option_that_lost_says_why() -> None:
     assert cheaper.startswith("cheaper (0.50x of the time), but 100 times the harm")
     assert (len(site.ruled_out), site.more) == (MOST_RULED_OUT, 3)
     assert all(row.why.startswith("no gain") for row in site.ruled_out)
+
+
+@pytest.mark.parametrize(
+    ("costs", "effect", "why"),
+    [
+        ((100, 10, 1.1), 2e-3, "no better in anything: 1.10x of the time and 2.0 times the harm of the option taken"),
+        (
+            (90, 10, 1.1),
+            2e-3,
+            "cheaper (0.90x of the MACs), but 2.0 times the harm: that saving does less harm at other sites",
+        ),
+        ((110, 9, None), 2e-3, "cheaper (0.90x of the parameters), but 2.0 times the harm: that saving"),
+        (
+            (120, 10, 0.9),
+            5e-4,
+            "1/2.0 of the harm, but 1.20x of the MACs: the difference is better spent at other sites",
+        ),
+        ((90, 12, None), 5e-4, "1/2.0 of the harm, but 1.20x of the parameters: the difference"),
+        (
+            (90, 10, 0.9),
+            5e-4,
+            "1/2.0 of the harm alone and 0.90x of the time, but behind the option taken in the model as a",
+        ),
+        ((120, 10, 1.5), None, "1.50x of the time of the option taken"),
+    ],
+)
+def test_what_is_said_of_an_option_is_true_of_time_macs_and_parameters(
+    costs: tuple[int, int, float | None], effect: float | None, why: str
+) -> None:
+    known = {"error": 0.1, "reason": None}
+    taken = Considered(option=option(*CP), macs=100, parameters=10, seconds=1.0, effect=1e-3, **known)  # type: ignore[arg-type]
+    macs, parameters, seconds = costs
+    entry = Considered(
+        option=option(*CHANNEL), macs=macs, parameters=parameters, seconds=seconds, effect=effect, **known,  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert _why(entry, planned().sites[1], taken).startswith(why)
 
 
 def test_the_page_of_an_earlier_result_needs_no_plan() -> None:
