@@ -145,7 +145,7 @@ def _too_dear(constraints: Constraints, reached: Mapping[str, float | None]) -> 
         wanted, part = constraints.budget.get(name), reached.get(name)
         if wanted is not None and part is not None and part > OVERSPENT * wanted:
             return (
-                f"asked for {name}={wanted:g}, reached {part:.3f} of the original's; the rows of sites that were kept say why: "
+                f"asked for {name}={wanted:g}, reached {part:.4g} of the original's; the rows of sites that were kept say why: "
                 "ask for more, or make a new plan for this budget"
             )
     return None
@@ -180,7 +180,7 @@ def _too_far(constraints: Constraints, fidelity: Fidelity) -> str | None:
     if keep is None:
         return None
     if keep.measure == "agreement" and agreement is not None and not agreement >= keep.limit:
-        return f"asked to keep a {keep}, measured {agreement:.4g}; give the budget more room"
+        return f"asked to keep a {keep}, measured {agreement:.6g}; give the budget more room"
     if keep.measure == "error" and not fidelity.worst_error <= keep.limit:
-        return f"asked to keep a {keep}, measured {fidelity.worst_error:.3g}; give the budget more room"
+        return f"asked to keep a {keep}, measured {fidelity.worst_error:.6g}; give the budget more room"
     return None

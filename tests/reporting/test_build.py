@@ -98,7 +98,7 @@ def test_a_latency_budget_is_held_to_what_was_measured(ratio: float, no_success:
     [
         ({"macs": 0.5, "params": 0.6, "latency": None}, None),
         ({"macs": 0.5004, "params": 0.9}, None),
-        ({"macs": 0.51, "params": 0.4}, "asked for macs=0.5, reached 0.510 of the original's; the rows of sites"),
+        ({"macs": 0.51, "params": 0.4}, "asked for macs=0.5, reached 0.51 of the original's; the rows of sites"),
     ],
 )
 def test_a_budget_is_held_to_what_was_counted(reached: dict[str, float | None], message: str | None) -> None:
@@ -106,3 +106,22 @@ def test_a_budget_is_held_to_what_was_counted(reached: dict[str, float | None], 
     assert found is None if message is None else str(found).startswith(message)
     parameters = refused(Constraints({"params": 0.5}), measured(), None, reached)
     assert (parameters is None) == (reached["params"] == 0.4)
+
+
+def test_what_was_measured_is_told_in_digits_that_show_the_miss() -> None:
+    near = (OutputFidelity("a", 0.050021, 0.97996, 0.1),)
+    for constraints, reached, told in (
+        (Constraints({"macs": 0.25}), {"macs": 0.25031}, "asked for macs=0.25, reached 0.2503 of"),
+        (Constraints({"params": 0.01}), {"params": 0.01004}, "asked for params=0.01, reached 0.01004 of"),
+        (
+            Constraints({}, Keep("error", 0.05)),
+            {},
+            "asked to keep a relative output error of at most 0.05, measured 0.050021;",
+        ),
+        (
+            Constraints({}, Keep("agreement", 0.98)),
+            {},
+            "asked to keep a top-1 agreement of at least 0.98, measured 0.97996;",
+        ),
+    ):
+        assert str(refused(constraints, measured(0.5, near), None, reached)).startswith(told)
