@@ -5,7 +5,6 @@ function does for them what it did before, and what they print is shown. Random 
 the caller's that draws some meanwhile gets other ones.
 """
 
-import builtins
 import contextlib
 import copy
 import functools
@@ -22,14 +21,13 @@ from typing import IO, Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.fx import _symbolic_trace
+
+from convrewrite.traceable import traceable
 
 _LOCK = threading.RLock()
 """Lock of what belongs to the process. A thread that holds it may take it again."""
-
-CHOICES = {"max": torch.sym_max, "min": torch.sym_min}
-"""Functions of Python that cannot be traced -> those of torch that can, and do the same with two numbers."""
 
 Patched = Callable[..., Any]
 
@@ -156,13 +154,11 @@ def torch_threads(count: int) -> Iterator[None]:
 @contextlib.contextmanager
 def followed() -> Iterator[None]:
     """Inside the block this thread may trace modules with torch.fx, which replaces ``nn.Module.__call__`` for the whole process;
-    other threads keep the original. ``max`` and ``min`` of traced values become nodes, as paddings that depend on a size need
-    them; fx itself does so for the functions of ``math``."""
+    other threads keep the original. What is made of sizes becomes a node too: fx itself does so for the functions of ``math``."""
     with _LOCK, contextlib.ExitStack() as stack:
         stack.enter_context(_calls_of_this_thread())
-        for name, symbolic in CHOICES.items():
-            original = getattr(builtins, name)
-            stack.enter_context(_patched(builtins, name, functools.partial(_chosen, original, symbolic)))
+        for owner, name, function in list(traceable()):
+            stack.enter_context(_patched(owner, name, function))
         yield
 
 
@@ -236,12 +232,6 @@ def quiet(loggers: Sequence[str] = ()) -> Iterator[None]:
             stack.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.CRITICAL)
         yield
-
-
-def _chosen(original: Patched, symbolic: Patched, *args: Any, **kwargs: Any) -> Any:
-    if len(args) > 1 and not kwargs and any(isinstance(value, fx.Proxy) for value in args):
-        return functools.reduce(symbolic, args)
-    return original(*args, **kwargs)
 
 
 @contextlib.contextmanager

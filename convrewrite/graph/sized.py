@@ -14,7 +14,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.proxy import Attribute
 
-from convrewrite.graph.tracing import OpaqueTracer, Traced, execute, given_to, names_given, trace
+from convrewrite.graph.tracing import OpaqueTracer, Traced, WritableProxy, execute, given_to, names_given, trace
 from convrewrite.inputs import Inputs
 
 
@@ -86,6 +86,13 @@ class _SizedTracer(OpaqueTracer):
             raise TypeError(f"a {type(value).__name__} has no items that a graph could count")
         return len(value)
 
+    def type_of(self, obj: fx.Proxy) -> torch.dtype | None:
+        """The type of a tensor's numbers; None for anything else, and where computing its shape fails."""
+        try:
+            return getattr(self.value(obj), "dtype", None)
+        except Exception:  # an operator may fail in any way without numbers
+            return None
+
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         return attr_val if self._computing else super().getattr(attr, attr_val, parameter_proxy_cache)
 
@@ -93,13 +100,14 @@ class _SizedTracer(OpaqueTracer):
         return forward(*args, **kwargs) if self._computing else super().call_module(m, forward, args, kwargs)
 
 
-class _Sized(fx.Proxy):
+class _Sized(WritableProxy):
     """Answers questions of Python that need a real value, which a node of a graph cannot give."""
 
     tracer: _SizedTracer
 
     def __getattr__(self, name: str) -> Any:
-        return _SizedAttribute(self, name)
+        found = self.tracer.type_of(self) if name == "dtype" else None  # torch.finfo takes no node
+        return _SizedAttribute(self, name) if found is None else found
 
     def __len__(self) -> int:
         return self.tracer.length(self)
@@ -112,6 +120,9 @@ class _Sized(fx.Proxy):
 
     def __float__(self) -> float:
         return float(self.tracer.value(self))
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return round(self.tracer.value(self), digits)
 
 
 class _SizedAttribute(_Sized, Attribute):

@@ -157,8 +157,19 @@ def _own_forward(module: nn.Module, given: Collection[str]) -> fx.Graph:
     return traced
 
 
+class WritableProxy(fx.Proxy):
+    """A value whose entries may be written: ``y[:, 1:] = x``, which torch.fx itself does not take."""
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+
 class _PartsTracer(fx.Tracer):
     """Makes nodes only of modules in the model: a module that is held elsewhere has no name, so its forward is followed."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """What stands for the value of a node while a forward is followed."""
+        return WritableProxy(node, self)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -169,7 +180,7 @@ class _PartsTracer(fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
 
-class _BufferProxy(ParameterProxy):
+class _BufferProxy(WritableProxy, ParameterProxy):
     """A buffer whose shape is known."""
 
     def __init__(self, tracer: fx.Tracer, node: fx.Node, name: str, buffer: Tensor) -> None:

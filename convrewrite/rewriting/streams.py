@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.graph import inplace_methods
 
 from convrewrite.conv import Size, planar
 from convrewrite.graph import Site, execute, given_to
@@ -26,6 +27,9 @@ MAKE_THEIR_OWN = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.ReLU, nn.Max
 
 KNOWN_LAYERS = ("torch.nn", "convrewrite.")
 """Packages whose layers say whether they work in place."""
+
+IN_PLACE = tuple(getattr(operator, name) for name in inplace_methods)
+"""Functions of Python that write to their first argument: ``x += y``, ``x[0] = y``."""
 
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
@@ -277,7 +281,7 @@ def _may_change(node: fx.Node, modules: dict[str, nn.Module]) -> list[fx.Node]:
     else:
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         name = name.partition(".")[0]  # an operator of aten has its overload behind a dot: add_.Tensor
-        in_place = name.endswith("_") or name in ("iadd", "imul", "isub") or bool(node.kwargs.get("inplace"))
+        in_place = name.endswith("_") or node.target in IN_PLACE or bool(node.kwargs.get("inplace"))
     return node.all_input_nodes[:1] if in_place else []
 
 

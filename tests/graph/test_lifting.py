@@ -43,6 +43,7 @@ class Mixed(nn.Module):
             x = x * mask
         x = F.conv2d(x, self.conv.weight, self.conv.bias, padding="same")
         x = torch.conv2d(x, self.many[0]) + F.conv2d(x, self.many[1].square())
+        x[:, :1] = torch.ones(x.shape[0], 1, 1, 1)
         return F.conv_transpose2d(x, weight=self.up, stride=2)
 
 

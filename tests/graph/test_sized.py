@@ -49,6 +49,12 @@ def by_the_number_of_axes(model: Calls, x: Tensor) -> Tensor:
     return model.last(x) if x.dim() == 4 and len(x.shape) == 4 else x
 
 
+def by_the_type_of_numbers(model: Calls, x: Tensor) -> Tensor:
+    x = model.stem(x)
+    x = x.masked_fill(x > 1, torch.finfo(x.dtype).min / 1e38)
+    return model.last(x[:, :, : round(x.shape[2] * 0.7)])
+
+
 def row_by_row(model: Calls, x: Tensor) -> Tensor:
     x = model.stem(x)
     return model.last(torch.stack([x[:, :, row] * row for row in range(x.shape[2])], 2))
@@ -66,6 +72,7 @@ FORWARDS: list[Callable[[Calls, Tensor], Tensor]] = [
     padded_as_tensorflow_does,
     every_part,
     by_the_number_of_axes,
+    by_the_type_of_numbers,
     row_by_row,
     keeps_what_it_saw,
 ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convrewrite.errors import TraceError
+from convrewrite.graph.checked import follow
 from convrewrite.graph.tracing import follow_forward, module_calls, qualified, trace
 from convrewrite.layers.branches import SumOfBranches
 from convrewrite.modules.running import run
@@ -183,6 +184,26 @@ def test_tensors_made_on_the_way_are_not_left_on_the_model() -> None:
     whole = trace(model).whole
     assert whole is not None and torch.equal(whole(X), model(X))
     assert set(vars(model)) == before
+
+
+@torch.no_grad()
+def test_what_is_made_of_sizes_and_written_in_part_is_in_the_graph() -> None:
+    def forward(model: Calls, x: Tensor) -> Tensor:
+        y = torch.zeros(x.size(0), 4, x.shape[2] - 2, x.shape[3] - 2)
+        y[:, 1:] += model.conv(x)[:, 1:]
+        y[y > 1] = 0
+        h = model.start
+        for part in y.unbind(2)[:2]:
+            h = model.cell(part.mean(2), h.expand(x.shape[0], 4))
+        return (h[..., None, None] + y) / torch.tensor([x.shape[2], 2.0])[0]
+
+    model = Calls(forward, conv=nn.Conv2d(3, 4, 3), cell=nn.GRUCell(4, 4)).eval()
+    model.register_buffer("start", torch.randn(1, 4))
+    made = (torch.zeros, torch.tensor, Tensor.expand)
+    whole = follow(model, (X,)).whole
+    assert whole is not None and (torch.zeros, torch.tensor, Tensor.expand) == made
+    for x in (X, torch.randn(5, 3, 12, 12)):
+        assert torch.equal(whole(x), model(x))
 
 
 def test_an_input_that_is_not_used_stays_an_input() -> None:

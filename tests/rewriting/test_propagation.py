@@ -214,6 +214,15 @@ def halves_in_place(model: Calls, x: Tensor) -> Tensor:
     return model.last(y) + x
 
 
+def parts_written(model: Calls, x: Tensor) -> Tensor:
+    """Entries of what a convolution gives are overwritten behind the next one, and those of a tensor made for that."""
+    x = model.stem(x)
+    y = torch.zeros(x.shape[0], 8, 12, 12).to(x.dtype)
+    y[:, 2:6] = model.side(x)[:, :4]
+    x[:, :4] = F.relu(x[:, 4:])
+    return model.last(x + y)
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "chain": Chain,
     "residual": Residual,
@@ -250,6 +259,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "opaque part in place": lambda: Calls(
         opaque_in_place, stem=conv(3, 8), side=conv(8, 8), cooled=Cooled(), last=conv(8, 8)
     ),
+    "parts written": lambda: Calls(parts_written, stem=conv(3, 8), side=conv(8, 8), last=conv(8, 4)),
     "halves in place": lambda: Calls(halves_in_place, stem=conv(3, 8), side=conv(4, 4), last=conv(4, 8)),
     "changes its input": lambda: Calls(changes_its_input, stem=conv(3, 8), last=conv(8, 4)),
 }
