@@ -12,6 +12,7 @@ from convrewrite.errors import ModelLoadError, UsageError
 from convrewrite.inputs import ExampleInput, Inputs, bound_inputs, moved, require_common_batch
 from convrewrite.loading import load_model
 from convrewrite.modules import copy_model, put_on
+from convrewrite.names import require_names
 from convrewrite.onnx_graph import read_network
 from convrewrite.pipeline.workplace import HOME
 from convrewrite.places import place_of_model
@@ -52,6 +53,7 @@ def at_home(network: BoundNetwork) -> BoundNetwork:
 
 def _network(source: ModelSource, example: ExampleInput | None, timeout: float) -> BoundNetwork:
     if isinstance(source, nn.Module):
+        require_names(source, type(source).__name__)
         _require_modes(source)
         _require_numbers(source)
         return BoundNetwork(source, bound_inputs(source, _needed(example)), type(source).__name__)

@@ -65,6 +65,34 @@ def test_modules_that_hold_each_other_end() -> None:
         require_names(model, "net.pt")
 
 
+def leaves_out(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return ((name, part) for name, part in nn.Module.named_modules(self, *args, **kwargs) if name != "body.0")
+
+
+def fails(_self: nn.Module, _name: str = "") -> Any:
+    raise KeyError
+
+
+@pytest.mark.parametrize(
+    ("finder", "own", "missed"),
+    [
+        ("named_modules", leaves_out, "body.0"),
+        ("named_modules", lambda self: [], "the module itself"),
+        ("modules", lambda self: [self], "first"),
+        ("get_submodule", fails, "the module itself"),
+    ],
+)
+def test_methods_by_which_parts_are_found_have_to_give_all(finder: str, own: Any, missed: str) -> None:
+    kind = type("Own", (Holder,), {finder: own})
+    for model in (kind(), nn.Sequential(kind())):
+        with pytest.raises(
+            ModelLoadError, match=rf"expected {finder}\(\) .* Own defines itself, .* give {missed}; give that"
+        ):
+            convrewrite.analyze(model, X)
+    same = type("Same", (Holder,), {finder: lambda self, *args, **kw: getattr(nn.Module, finder)(self, *args, **kw)})
+    require_names(nn.Sequential(same(), same()), "net.pt")
+
+
 def test_the_code_of_these_tests_runs_where_nobody_looks(tmp_path: Path) -> None:
     model = nn.Sequential()
     model._modules[code(tmp_path / "executed")] = nn.ReLU()
