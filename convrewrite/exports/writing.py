@@ -30,6 +30,7 @@ NOISY_LOGGERS = (
     "executorch",
     "coremltools",
     "root",
+    "torch._subclasses.fake_tensor",  # a forward may catch its own errors
 )
 
 

@@ -52,6 +52,7 @@ NOISY_LOGGERS = (
     "torch.export",
     "onnxscript",
     "onnx_ir",
+    "torch._subclasses.fake_tensor",  # a forward may catch its own errors
 )
 
 

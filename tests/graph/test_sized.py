@@ -1,5 +1,6 @@
 """Graphs of forwards that ask for the size of their input."""
 
+import logging.handlers
 import math
 from collections.abc import Callable
 
@@ -142,6 +143,23 @@ def test_following_leaves_the_model_as_it_was(forward: Callable[[Calls, Tensor],
     before = {name: dict(vars(part)) for name, part in model.named_modules()}
     trace_sized(model, (X,))
     assert all(vars(part) == before[name] for name, part in model.named_modules())
+
+
+def test_an_error_that_a_forward_catches_is_not_printed() -> None:
+    def forward(model: Calls, x: Tensor) -> Tensor:
+        try:
+            x = model.conv(x) + x[:, :, 1:]
+            return x if x.shape[1] > 2 else -x
+        except RuntimeError:
+            return model.conv(x)
+
+    logger, records = logging.getLogger("torch._subclasses.fake_tensor"), logging.handlers.BufferingHandler(100)
+    logger.addHandler(records)
+    try:
+        follow(Calls(forward, conv=conv(3, 3)).eval(), (X,))
+    finally:
+        logger.removeHandler(records)
+    assert records.buffer == []
 
 
 def test_a_way_that_hangs_on_numbers_is_not_taken() -> None:
