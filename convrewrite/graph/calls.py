@@ -40,6 +40,9 @@ ARGUMENTS: dict[Any, tuple[str, ...]] = {
 }
 """Functions that convolve -> the names of their arguments in order. Those of ``torch.nn.functional`` are the same objects."""
 
+MORE_THAN_INPUT = "it is called with more than its input, as with an output_size, which a replacement would not take"
+"""Why a convolution that is called so stays."""
+
 UNBATCHED = "it is called with inputs that have no axis for the examples, as in a loop over these or under torch.vmap"
 """Why a convolution that is called so stays."""
 
@@ -60,14 +63,18 @@ SITE_TYPES = (*CONV_TYPES, DynamicConv2d)
 class Call:
     """All calls of one convolution in one run; for a functional one (``module`` is None) with the tensors it was given.
 
-    ``owner`` is the module itself, or the innermost one whose forward makes the functional call; ``given`` has, per call,
-    the names of the arguments that forward was given.
+    ``sizes`` are those of the inputs for one of the model's examples; ``all_sizes`` those for all of its examples together, which
+    alone are true where the calls are not ``even``, with as many inputs for each example. ``owner`` is the module itself, or the
+    innermost one whose forward makes the functional call; ``given`` has, per call, the names of the arguments that forward was
+    given.
     """
 
     owner: str
     module: nn.Module | None
     spec: ConvSpec
     sizes: list[Size] = field(default_factory=list)
+    all_sizes: list[Size] = field(default_factory=list)
+    even: bool = True
     weights: list[Tensor] = field(default_factory=list)
     biases: list[Tensor | None] = field(default_factory=list)
     given: list[tuple[str, ...]] = field(default_factory=list)
@@ -138,7 +145,9 @@ class _Observer(TorchFunctionMode):
         if isinstance(module, (*SITE_TYPES, *VOLUME_TYPES)):
             x = args[0] if args else next(iter(kwargs.values()))
             geometry = Volume.of(module) if isinstance(module, VOLUME_TYPES) else spec_of(module)
-            self._note(name, name, module, geometry, x)
+            entry = self._note(name, name, module, geometry, x)
+            if len(args) + len(kwargs) > 1:
+                entry.refusal = entry.refusal or MORE_THAN_INPUT
 
     def _leave(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         self._stack.pop()
@@ -174,7 +183,12 @@ class _Observer(TorchFunctionMode):
             size = (int(x.shape[-2]) if axes == 2 else 1, int(x.shape[-1]))
         entry = self.calls.setdefault(name, Call(owner, module, spec))
         entry.refusal = entry.refusal or self._odd(x, axes)
-        entry.sizes += [size] * max(1, (x.shape[0] if x.dim() == axes + 2 else 1) // self._batch)
+        count = x.shape[0] if x.dim() == axes + 2 else 1
+        if torch._C._functorch.is_batchedtensor(x):  # whose examples are in an axis that it does not show
+            count *= self._batch
+        entry.sizes += [size] * max(1, count // self._batch)
+        entry.all_sizes += [size] * count
+        entry.even &= count > 0 and count % self._batch == 0
         return entry
 
     def _odd(self, x: Tensor, axes: int) -> str | None:

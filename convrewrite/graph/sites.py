@@ -30,6 +30,7 @@ class Site:
 
     ``input_sizes`` has one entry per call of one example; ``batch_norm`` names the BatchNorm that alone directly follows, and
     ``norm_parameters`` counts its parameters; ``refusal`` says why this site cannot be rewritten at all, whatever the rules say.
+    ``examples``: how many examples ``input_sizes`` are for together, where there is no telling them apart.
     ``further_parameters``: of a kernel that is computed at every call, by how many its parameters outnumber its entries.
     """
 
@@ -42,6 +43,12 @@ class Site:
     is_stem: bool = False
     norm_parameters: int = 0
     further_parameters: int = 0
+    examples: int = 1
+
+    @property
+    def calls(self) -> int:
+        """How often it is called for one example, 1 if it is never called."""
+        return max(1, len(self.input_sizes) // self.examples)
 
     @property
     def folded_spec(self) -> ConvSpec:
@@ -52,8 +59,8 @@ class Site:
     def cost(self) -> Cost:
         """Parameters (including those of the BatchNorm that would be folded, and those that the kernel is computed from) and MACs
         of one example."""
-        folded = self.norm_parameters if self.batch_norm else 0
-        return self.spec.cost(self.input_sizes) + Cost(parameters=folded + self.further_parameters)
+        own, folded = self.spec.cost(self.input_sizes), self.norm_parameters if self.batch_norm else 0
+        return Cost(own.parameters + folded + self.further_parameters, own.macs // self.examples)
 
 
 def find_sites(
@@ -88,7 +95,8 @@ def find_sites(
         refusal = refusal or odd.get(name)
         follower = followers.get(name) if refusal is None and followers.get(name) not in odd else None
         folded = 0 if follower is None else sum(p.numel() for p in parameters_of(model.get_submodule(follower)))
-        sites.append(Site(name, kind, call.spec, tuple(call.sizes), follower, refusal, norm_parameters=folded))
+        sizes, examples = _sizes(call, inputs)
+        sites.append(Site(name, kind, call.spec, sizes, follower, refusal, norm_parameters=folded, examples=examples))
     if sites:
         sites[0] = replace(sites[0], is_stem=True)
     return (*sites, *_never_called(model, seen.calls))
@@ -119,7 +127,13 @@ def _functional_site(
         kind, reason = Kind.DYNAMIC, "the kernel is computed from the input"
     else:
         reason = "the kernel is computed from parameters at every call"
-    return Site(name, kind, call.spec, tuple(call.sizes), refusal=reason)
+    sizes, examples = _sizes(call, inputs)
+    return Site(name, kind, call.spec, sizes, refusal=reason, examples=examples)
+
+
+def _sizes(call: Call, inputs: tuple[Tensor, ...]) -> tuple[tuple[Size, ...], int]:
+    """The sizes of a convolution's inputs, and for how many examples these are."""
+    return (tuple(call.sizes), 1) if call.even else (tuple(call.all_sizes), len(inputs[0]))
 
 
 def _depends_on_input(model: nn.Module, inputs: tuple[Tensor, ...], name: str, weight: Tensor) -> bool:

@@ -171,7 +171,7 @@ def analyze(
             name=site.name,
             kind=site.kind,
             geometry=site.spec.describe(),
-            calls=max(1, len(site.input_sizes)),
+            calls=site.calls,
             parameters=site.cost.parameters,
             macs=site.cost.macs,
             mac_share=site.cost.macs / total,

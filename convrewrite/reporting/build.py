@@ -69,7 +69,7 @@ def site_row(outcome: Outcome, error_basis: ErrorBasis) -> SiteRow:
         name=site.name,
         kind=site.kind,
         geometry=site.spec.describe(),
-        calls=max(1, len(site.input_sizes)),
+        calls=site.calls,
         action="kept" if candidate is None else "rewritten",
         option=None if candidate is None else candidate.option.describe(),
         reason=(outcome.reason or "kept") if candidate is None else None,

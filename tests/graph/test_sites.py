@@ -1,5 +1,7 @@
 """Finding every convolution of a model, what it is, and why some may not be touched."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from networks import Block, Branching, CalledTwice, Calls, Chain, NineKinds, Residual, TwoNames, settled
@@ -92,6 +94,25 @@ def test_a_convolution_on_more_examples_than_the_batch_counts_them() -> None:
     """Frames or crops folded into the batch are calls of one example."""
     model = Calls(lambda m, x: m.conv(torch.cat([x, x, x])), conv=conv())
     assert sites_of(model)["conv"].input_sizes == ((12, 12),) * 3
+
+
+def test_macs_are_those_of_one_example_however_the_examples_come() -> None:
+    """One by one, or as halves of a batch: X has two examples."""
+    ways: list[Callable[[Calls, Tensor], Tensor]] = [
+        lambda m, x: m.conv(x),
+        lambda m, x: torch.stack([m.conv(one) for one in x]),
+        lambda m, x: torch.cat([m.conv(one) for one in x.split(1)]),
+        lambda m, x: torch.vmap(m.conv)(x),
+        lambda m, x: m.conv(x[:0]),
+    ]
+    sites = [sites_of(Calls(way, conv=conv()))["conv"] for way in ways]
+    assert [(site.calls, site.cost.macs // (3 * 3 * 9)) for site in sites] == [(1, 144)] * 4 + [(1, 0)]
+    assert [site.refusal is None for site in sites] == [True, False, False, False, False]
+
+
+def test_a_transposed_convolution_that_is_told_its_output_size_stays() -> None:
+    model = Calls(lambda m, x: m.up(x, output_size=(24, 24)), up=nn.ConvTranspose2d(3, 4, 3, 2, 1))
+    assert "with an output_size" in str(sites_of(model)["up"].refusal)
 
 
 def test_a_convolution_never_called_comes_last_with_a_reason() -> None:
@@ -245,6 +266,7 @@ def test_a_kernel_per_example_counts_its_examples_as_groups() -> None:
 
     site = sites_of(Calls(forward, make=nn.Linear(3, 12)))["#0"]
     assert (site.kind, site.spec.groups, site.input_sizes) == (Kind.DYNAMIC, 2, ((12, 12),))
+    assert site.cost.macs == 4 * 3 * 144
 
 
 # --- dynamic convolutions
