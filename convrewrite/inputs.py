@@ -62,7 +62,24 @@ def bind_inputs(model: nn.Module, example: ExampleInput) -> Inputs:
             )
     if not positional and not named:
         raise UsageError(f"example input: expected {_EXPECTED}, found none")
+    _require_room(model, len(positional))
     return (*positional, *_keywords(model, len(positional), named))
+
+
+def _require_room(model: nn.Module, count: int) -> None:
+    """Raise UsageError where ``forward`` does not take so many inputs by position."""
+    try:
+        parameters, names = inspect.signature(model.forward).parameters.values(), parameter_names(model)
+    except (TypeError, ValueError):  # it does not say what it takes
+        return
+    if count <= len(names) or any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        return
+    where, only = type(model).__name__, [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    takes = f", and {', '.join(only)} by keyword only" if only else ""
+    raise UsageError(
+        f"{where}: expected inputs for the parameters that forward takes by position ({', '.join(names) or 'none'}{takes}), "
+        f"found {count} of them; give one for each, or {wrapping(where)}"
+    )
 
 
 def parameter_names(model: nn.Module) -> tuple[str, ...]:

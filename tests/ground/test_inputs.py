@@ -94,6 +94,11 @@ def test_every_form_gives_the_tensors_in_the_order_of_forward(example: Any, expe
         (Conditioned, {"vector": VECTOR}, "takes image before vector"),
         (Conditioned, ((IMAGE,), {"image": IMAGE}), "image was given by position and by keyword"),
         (KeywordOnly, {"image": IMAGE, "vector": VECTOR}, "takes vector by keyword only; wrap the model in a module"),
+        (
+            KeywordOnly,
+            (IMAGE, VECTOR),
+            r"by position \(image, and vector by keyword only\), found 2 of them; give one for each",
+        ),
         (Conditioned, (IMAGE, 3), "example input 1: expected a tensor, found int; wrap the model"),
         (Conditioned, {"image": None}, "example input 'image': expected a tensor, found NoneType"),
         (Conditioned, IMAGE.to("meta"), "example input 0: expected numbers, found a tensor on the meta device"),
