@@ -24,6 +24,8 @@ from convrewrite.modules.outputs import alike, named_outputs
 from convrewrite.modules.running import WITHOUT_FUNCTIONS, eval_mode, higher_order, run
 from convrewrite.modules.state import Snapshot, preserved
 from convrewrite.process import ordinary_mode
+from convrewrite.state import named_parameters_of
+from convrewrite.values import some_of
 
 _WITHOUT_STATE = (types.FunctionType, tuple, frozenset)
 _WEAK = (weakref.ReferenceType, weakref.WeakValueDictionary, weakref.WeakKeyDictionary)
@@ -85,6 +87,9 @@ def private_copy(model: nn.Module, inputs: Inputs) -> nn.Module:
     changes = snapshot.changed()
     again = _seeded(clone, inputs)
     if same and not shared and again is not None and alike(expected[0], again):
+        made = {name for name, _ in named_parameters_of(clone)} - {name for name, _ in named_parameters_of(model)}
+        snapshot.restore()
+        _require_same_weights(clone, inputs, made, expected[0])
         snapshot.restore()
         return clone
     stays = [name or "the model" for name, module in clone.named_modules() if module.training]
@@ -96,6 +101,18 @@ def private_copy(model: nn.Module, inputs: Inputs) -> nn.Module:
     if found[0] is None:  # the copy does not even run where the original does: its error says more
         _seeded(clone, inputs, needed=True)
     raise TraceError(_why(model, same and not shared, shared, changes))
+
+
+def _require_same_weights(
+    model: nn.Module, inputs: Inputs, made: Iterable[str], expected: Mapping[str, Tensor]
+) -> None:
+    """Raise TraceError where the first run of a model makes parameters of random numbers, which differ at every first run."""
+    names = sorted(made)
+    if names and not alike(expected, named_outputs(run(model, inputs, draw=1))):
+        raise TraceError(
+            f"{type(model).__name__}: expected all weights of a trained model, found that its first run makes "
+            f"{some_of(names, 3)} of random numbers; run the model once, and load or train its weights, before it is given"
+        )
 
 
 def _why(model: nn.Module, fits: bool, shared: bool, changes: tuple[str, ...]) -> str:

@@ -316,6 +316,28 @@ class FirstShapeForEver(Stateful):
         return x + self.offset
 
 
+class Unbuilt(Stateful):
+    """Its first run makes a layer: of random numbers, or ``constant`` ones."""
+
+    def __init__(self, constant: bool) -> None:
+        super().__init__()
+        self.constant = constant
+
+    def touch(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "scale"):
+            self.scale = nn.Parameter(torch.ones(16, 1, 1) if self.constant else torch.rand(16, 1, 1))
+        return x * self.scale
+
+
+def test_weights_that_the_first_run_draws_are_asked_for() -> None:
+    assert made(lambda: private_copy(Unbuilt(True), (X,))).state_dict().keys() == Stateful().state_dict().keys()
+    with pytest.raises(TraceError, match="its first run makes scale of random numbers; run the model once"):
+        private_copy(made(lambda: Unbuilt(False)), (X,))
+    model = Unbuilt(False).eval()
+    model(X)
+    assert torch.equal(private_copy(model, (X,))(X), model(X))
+
+
 @pytest.mark.parametrize(
     ("make", "named"),
     [
