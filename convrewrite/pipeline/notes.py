@@ -45,7 +45,7 @@ def _went_another_way(after: Cost, counted: int) -> list[str]:
     return [
         f"a run of the result on the example input counted {counted:,} MACs of one example, not the {after.macs:,} that are "
         "reported for the path that the original took: which operations run depends on numbers that the model computes, or it "
-        "takes second derivatives"
+        "takes second derivatives, or its forward starts threads, in which nothing is counted"
     ]
 
 

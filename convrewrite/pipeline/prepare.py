@@ -41,6 +41,8 @@ def prepare(
     hidden = hidden_cost(model)
     made_of = Cost(parameters=sum(site.further_parameters for site in sites))
     totals = whole_cost(lifted.model, inputs) + hidden + made_of
+    # A run counts what its own thread does; sites are also seen in threads that a forward starts.
+    totals = replace(totals, macs=max(totals.macs, sum(site.cost.macs for site in sites)))
     spaces = search_spaces(sites, rules, known, left)
     allowed = sum(1 for space in spaces if space.rank_ranges)
     LOG.info("%d convolution sites, %d of which the rules take; %s MACs", len(sites), allowed, f"{totals.macs:,}")

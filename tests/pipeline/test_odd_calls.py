@@ -1,5 +1,6 @@
 """Convolutions of parameters, of other numbers of examples than the model is given, and in functions that torch transforms."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -144,6 +145,15 @@ def test_derivatives_of_derivatives_are_no_cost_of_a_site() -> None:
                 return super().forward(x).detach(), torch.autograd.grad(slope.square().sum(), x)[0]
 
     assert "it takes second derivatives" in notes_of_macs_that_add_up(Curved(nn.Identity()))
+
+
+def test_what_a_thread_of_a_forward_runs_is_counted() -> None:
+    class Threaded(Net):
+        def forward(self, x: Tensor) -> Any:
+            with ThreadPoolExecutor(1) as pool:
+                return pool.submit(super().forward, x).result()
+
+    assert "its forward starts threads" in notes_of_macs_that_add_up(Threaded(nn.Identity()))
 
 
 def test_parts_may_be_called_with_what_hangs_on_a_graph_of_gradients() -> None:
