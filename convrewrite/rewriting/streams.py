@@ -196,7 +196,7 @@ class Streams:
         if join is None or join.target not in ADDITIONS or len(join.args) != 2 or join.kwargs:
             return None
         other = join.args[1] if join.args[0] is node else join.args[0]
-        if not isinstance(other, fx.Node) or other is node:
+        if not isinstance(other, fx.Node) or other is node or self._changes_before(join, other):
             return None
         self._bring(0)
         if other not in self._original[0]:
@@ -207,6 +207,12 @@ class Streams:
         # A skip of another shape would broadcast, or be broadcast to: then the sum does not have the shape of this site's output.
         wanted = (len(x), site.spec.out_channels, *site.spec.output_size(_plane(planar(x, site.spec))))
         return other if planar(skip, site.spec).shape == wanted else None
+
+    def _changes_before(self, join: fx.Node, other: fx.Node) -> bool:
+        """Whether a value is changed in place behind this site, before an addition takes it."""
+        memory, between = _memory_of(other, self._modules), self._nodes[self._position + 1 : self._order[join]]
+        changed = (source for node in between for source in _may_change(node, self._modules))
+        return any(_memory_of(source, self._modules) is memory for source in changed)
 
     def _source(self) -> fx.Node:
         """The node that gives the input of the site where the streams stand."""

@@ -461,6 +461,16 @@ def added_in_place(a: Tensor, b: Tensor) -> Tensor:
     return a
 
 
+def halved_before(a: Tensor, b: Tensor) -> Tensor:
+    b.mul_(0.5)
+    return a + b
+
+
+def written_before(a: Tensor, b: Tensor) -> Tensor:
+    b[:, :2] = 1.0
+    return a + b
+
+
 ADDED = {
     "a + b": lambda a, b: a + b,
     "b + a": lambda a, b: b + a,
@@ -478,6 +488,8 @@ OTHERWISE = {
     "alpha": lambda a, b: torch.add(b, a, alpha=0.5),
     "alpha on the skip": lambda a, b: torch.add(a, b, alpha=0.5),
     "a number": lambda a, b: a + 1.0,
+    "skip halved before": halved_before,
+    "skip written before": written_before,
 }
 
 
