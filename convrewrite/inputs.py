@@ -62,11 +62,11 @@ def bind_inputs(model: nn.Module, example: ExampleInput) -> Inputs:
             )
     if not positional and not named:
         raise UsageError(f"example input: expected {_EXPECTED}, found none")
-    _require_room(model, len(positional))
+    require_room(model, len(positional))
     return (*positional, *_keywords(model, len(positional), named))
 
 
-def _require_room(model: nn.Module, count: int) -> None:
+def require_room(model: nn.Module, count: int) -> None:
     """Raise UsageError where ``forward`` does not take so many inputs by position."""
     try:
         parameters, names = inspect.signature(model.forward).parameters.values(), parameter_names(model)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from convrewrite.errors import TraceError, UsageError
 from convrewrite.escaping import message_of
-from convrewrite.inputs import about_types
+from convrewrite.inputs import about_types, require_room
 from convrewrite.loading.checkpoints import summary
 from convrewrite.modules import eval_mode, preserved
 from convrewrite.state import parameters_of
@@ -49,7 +49,9 @@ def initial_input_shapes(model: nn.Module) -> list[tuple[int, ...]]:
 
 
 def find_input_shape(model: nn.Module) -> tuple[tuple[int, ...], str]:
-    """The first likely input shape the model accepts, and a sentence that states the assumption; raises TraceError."""
+    """The first likely input shape the model accepts, and a sentence that states the assumption; raises TraceError, and
+    UsageError for a model that takes no input by position."""
+    require_room(model, 1)
     candidates = initial_input_shapes(model)
     if not candidates:
         raise TraceError(

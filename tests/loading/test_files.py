@@ -13,7 +13,7 @@ from model_files import install_fake, plain_net, write_archive
 from safetensors.torch import save as safetensors_of
 from safetensors.torch import save_file
 from safetensors.torch import save_model as save_safetensors
-from torch import nn
+from torch import Tensor, nn
 
 from convrewrite.errors import ModelLoadError, TraceError, UsageError
 from convrewrite.loading.files import load_model
@@ -245,6 +245,13 @@ def test_models_that_take_no_image() -> None:
     assert initial_input_shapes(nn.Linear(2, 2)) == []
     with pytest.raises(TraceError, match="expected a Conv2d"):
         find_input_shape(nn.Linear(2, 2))
+
+    class ByKeyword(nn.Conv2d):
+        def forward(self, *, image: Tensor) -> Tensor:
+            return super().forward(image)
+
+    with pytest.raises(UsageError, match="none, and image by keyword only"):
+        find_input_shape(ByKeyword(3, 8, 3))
     picky = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(5, 5))
     with pytest.raises(TraceError, match=r"none of 1x3x224x224, 1x3x32x32.*--input.*RuntimeError: mat1"):
         find_input_shape(picky)
