@@ -1,6 +1,7 @@
 """Recovery: a result is trained towards its original by distillation and verified anew, and its report says so."""
 
 import hashlib
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,7 +45,7 @@ from convrewrite.results import (
 )
 from convrewrite.runtime import Baseline, Measured, measure_everything, measure_outputs
 from convrewrite.settings import Recovery
-from convrewrite.state import parameters_of
+from convrewrite.state import named_parameters_of, parameters_of
 from convrewrite.stored import raw_bytes
 from convrewrite.structures import Structure
 from convrewrite.targets import target_of
@@ -199,6 +200,7 @@ def _train(run: Recovering, data: object, processes: Processes) -> tuple[Distill
     said = asked_meanings(asked.outputs)
     evaluation = Evaluation(held_out, basis).with_meanings(run.original, said, plan.meanings())
     sites = {site.name: site.batch_norm for site in plan.sites if site.option is not None}
+    lasts = _channels_last(run.rewritten)
     with run.watch.timed("recover"):
         task = task_of(run.original, run.rewritten, sites, given, evaluation.meanings, asked, processes, extras.augment)
         run_of = _run_of(run, given, asked, evaluation.meanings)
@@ -208,7 +210,16 @@ def _train(run: Recovering, data: object, processes: Processes) -> tuple[Distill
     place = next(parameters_of(run.network.model)).device
     for model in (run.original, run.rewritten):
         model.to(device=place).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    for name in lasts:
+        tensor = operator.attrgetter(name)(run.rewritten)
+        tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     return distilled, given, evaluation
+
+
+def _channels_last(model: nn.Module) -> list[str]:
+    """The names of the tensors of a model that lie with their channels last, as training may lay out all of them."""
+    named = [(name, t) for name, t in (*named_parameters_of(model), *model.named_buffers()) if t.dim() == 4]
+    return [name for name, t in named if not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last)]
 
 
 def _trained(run: Recovering, training: Training, keep_outputs: bool) -> Distilled:

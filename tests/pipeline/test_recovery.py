@@ -1,5 +1,6 @@
 """Recovery: towards the original, never worse, resumable, told of in the report."""
 
+import copy
 import math
 from pathlib import Path
 
@@ -101,7 +102,11 @@ def test_an_absurd_rate_returns_what_came_in_and_says_so(
 
 
 def test_all_parameters_train_where_asked(came: tuple[Net, convrewrite.Result], images: Tensor) -> None:
-    found = recovered(came, images, everything=True, epochs=4)
+    model, result = copy.deepcopy(came)
+    for one in (model, result.model):
+        one.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    found = recovered((model, result), images, everything=True, epochs=4)
+    assert found.model.stem.weight.stride() == model.stem.weight.stride()  # type: ignore[operator, union-attr]
     assert not torch.equal(found.model.head.weight, came[1].model.head.weight)  # type: ignore[arg-type, union-attr]
     assert torch.equal(came[0].head.weight, came[1].model.head.weight)  # type: ignore[arg-type, union-attr]
 
