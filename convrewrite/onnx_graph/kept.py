@@ -1,7 +1,7 @@
 """Convolutions of a file that cannot be rewritten, each with its geometry, its cost where that is known, and the reason."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,9 @@ from convrewrite.onnx_graph.walks import STANDARD_DOMAINS, inner_graphs, with_in
 
 LONGEST_NAME = 120
 """Most characters of a name that are shown: nodes inside of others have long ones."""
+
+MOST_ROWS = 4096
+"""Most rows of one example that are counted: what a file states of values inside of nodes need not be true."""
 
 QUANTISED = "quantised already, and whole numbers cannot be fitted; rewrite the float model, then quantise the result"
 FUSED = "fused by onnxruntime with what follows it; rewrite the model as it was before onnxruntime optimised it"
@@ -73,7 +76,8 @@ class KeptConv:
         name: of its node and those around it: letters, digits and ``_``, different from all others here.
         op_type: the operator.
         spec: its geometry, None where it is not known.
-        input_sizes: height and width of its input for one example; empty where they are not known, or where it is never run.
+        input_sizes: height and width of its input for one example, once for each row that an example has there; empty where they
+            are not known, or where it is never run.
         reason: why it stays, and what to do if it should not.
     """
 
@@ -94,13 +98,14 @@ def kept_convolutions(
     sizes: Mapping[str, tuple[int, ...]],
     sites: Collection[int] | None = None,
     judged: Collection[str] = (),
+    examples: int = 1,
 ) -> tuple[KeptConv, ...]:
     """The convolutions of a file that cannot become sites, those of the main graph first.
 
-    ``sizes`` are the shapes of values of the main graph in an example run; inside of nodes and functions they are inferred. A
-    function's convolution is listed once for each call. ``sites`` are the positions of the nodes that did become sites, where
-    that is known: every other Conv of the main graph is kept then. ``judged`` are the values from which these were found, if they
-    are not the outputs.
+    ``sizes`` are the shapes of values of the main graph in a run on so many ``examples``; inside of nodes and functions they are
+    inferred. A function's convolution is listed once for each call. ``sites`` are the positions of the nodes that did become
+    sites, where that is known: every other Conv of the main graph is kept then. ``judged`` are the values from which these were
+    found, if they are not the outputs.
     """
     main = dict(_main_reasons(file, sites, judged))
     if not main and not file.model.functions and not any(map(inner_graphs, file.model.graph.node)):
@@ -114,10 +119,16 @@ def kept_convolutions(
             operator = _operator(node)
             if operator is not None:
                 weight = None if operator.weight is None else scope.shape(_input(node, operator.weight))
-                spec, input_sizes = geometry(node, operator, weight, scope.shape(_input(node, 0)))
-                input_sizes = () if reason == UNUSED else input_sizes
+                source = scope.shape(_input(node, 0))
+                spec, input_sizes = geometry(node, operator, weight, source)
+                input_sizes = () if reason == UNUSED else input_sizes * _rows(source, examples)
                 found.append(KeptConv(_name(scope, node, names), node.op_type, spec, input_sizes, reason))
     return tuple(found)
+
+
+def _rows(source: Sequence[int] | None, examples: int) -> int:
+    """How many rows of a convolution's input are of one example: windows and frames of it stand along the first axis, too."""
+    return min(max(1, source[0] // examples), MOST_ROWS) if source else 1
 
 
 def _operator(node: onnx.NodeProto) -> ConvOperator | None:

@@ -73,17 +73,18 @@ def read_network(
 def kept_sites(model: nn.Module) -> tuple[Site, ...]:
     """Convolutions of a graph that are no part of the module made of it, with the reason; none for other models.
 
-    Raises TraceError for a graph all of whose convolutions have a geometry that is not known: none is a site.
+    Raises TraceError for a graph without a convolution, and for one all of whose convolutions have a geometry that is not known:
+    none is a site.
     """
     translation = translation_of(model)
     if translation is None:
         return ()
     kept = _kept(translation)
     known = tuple(_site(one) for one in kept if one.spec)
-    if kept and not known and not any(_convolves(translation, index) for index in translation.nodes.values()):
-        raise TraceError(
-            f"{translation.opened.file.source}: expected convolutions that can be rewritten, found {_unlisted(kept)}"
-        )
+    if not known and not any(_convolves(translation, index) for index in translation.nodes.values()):
+        told = f"expected convolutions that can be rewritten, found {_unlisted(kept)}"
+        none = "the model has no convolution; there is nothing to rewrite"
+        raise TraceError(f"{translation.opened.file.source}: {told if kept else none}")
     return known
 
 
@@ -204,9 +205,11 @@ def require_end(model: nn.Module, batches: Sequence[Inputs]) -> None:
 
 
 def _kept(translation: Translation) -> tuple[KeptConv, ...]:
+    shape = translation.sizes[translation.inputs[0]]
     return kept_convolutions(
-        translation.opened.file, translation.sizes, translation.nodes.values(), translation.judged.names
-    )
+        translation.opened.file, translation.sizes, translation.nodes.values(), translation.judged.names,
+        max(1, math.prod(shape[:1])),
+    )  # fmt: skip
 
 
 def _site(kept: KeptConv) -> Site:

@@ -361,6 +361,16 @@ def test_multiplications_are_those_of_the_output_that_onnxruntime_gives(
     assert found.cost == Cost(int(np.prod(weight)), output[0, 0].size * int(np.prod(weight)))
 
 
+@pytest.mark.parametrize(
+    ("rows", "examples", "counted"), [(6, 2, 3), (6, 1, 6), (2, 2, 1), (1, 2, 1), (2**40, 1, 4096)]
+)
+def test_every_row_of_an_example_is_counted(rows: int, examples: int, counted: int) -> None:
+    inner = branch(helper.make_node("Conv", ["x", "w"], ["m"]))
+    model = model_of([in_both_branches(inner)], [tensor("w", W), YES])
+    (found,) = kept_convolutions(file_of(model), {"x": (rows, 4, 9, 10)}, examples=examples)
+    assert found.cost == Cost(COST.parameters, counted * COST.macs)
+
+
 def test_a_stride_beyond_the_kernel_takes_no_padding() -> None:
     node = helper.make_node("Conv", ["x", "k"], ["y"], auto_pad="SAME_UPPER", strides=[2, 2])
     model = model_of([node], [tensor("k", numbers(8, 4, 1, 1))])

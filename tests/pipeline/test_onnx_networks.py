@@ -235,7 +235,7 @@ def test_files_that_are_not_there_or_no_models_are_told(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(ModelLoadError, match="export it again"):
         convrewrite.analyze(tmp_path / "text.onnx")
-    with pytest.raises(convrewrite.ConvRewriteError, match="no convolution"):
+    with pytest.raises(convrewrite.ConvRewriteError, match="ModelProto agraph: the model has no convolution"):
         convrewrite.analyze(graph("(float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }"))
 
 
