@@ -20,15 +20,12 @@ from convrewrite.onnx_graph.kept import KeptConv, kept_convolutions
 from convrewrite.onnx_graph.opaque import Region
 from convrewrite.onnx_graph.opening import Opened, open_onnx
 from convrewrite.onnx_graph.ordering import makers_of
+from convrewrite.onnx_graph.stored import NORM, parameters_stored, stored_in_functions
 from convrewrite.onnx_graph.translating import Translation, translate, translation_of
-from convrewrite.onnx_graph.walks import uses_of
+from convrewrite.onnx_graph.walks import uses_inside, uses_of
 from convrewrite.state import parameters_of
 
 HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
-
-NORM = "BatchNormalization"
-"""The operator whose statistics are no parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +98,9 @@ def _unlisted(kept: Sequence[KeptConv]) -> str:
 def hidden_cost(model: nn.Module) -> Cost:
     """What a graph costs beyond the module made of it: weights that regions and operators hold, MACs of what is kept in them.
 
-    All real numbers that the file stores are parameters, except statistics of BatchNorms. Weights that layers share are in the
-    file once, and in the module once for each layer, as each may be rewritten alone; those that other nodes use too count once
-    more, as they stay for these.
+    All real numbers that the file stores are parameters, wherever they are, except statistics of BatchNorms. Weights that layers
+    share are in the file once, and in the module once for each layer, as each may be rewritten alone; those that other nodes use
+    too count once more, as they stay for these.
     """
     translation = translation_of(model)
     if translation is None:
@@ -114,18 +111,17 @@ def hidden_cost(model: nn.Module) -> Cost:
 
 def _unseen(translation: Translation, model: nn.Module) -> int:
     """How many numbers the file stores that are no parameters of the module; negative where it computes some of these."""
-    graph = translation.opened.file.model.graph
-    stored = {one.name: _numbers(one) for one in graph.initializer if one.data_type in FLOATS}
-    norms = [graph.node[index] for index in translation.nodes.values() if graph.node[index].op_type == NORM]
-    statistics = {name for node in norms for name in node.input[3:5]}
+    model_proto = translation.opened.file.model
+    graph = model_proto.graph
+    stored = sum(parameters_stored(graph).values()) + stored_in_functions(model_proto)
     own = sum(parameter.numel() for parameter in parameters_of(model)) - _repeated(translation, model)
-    return sum(number for name, number in stored.items() if name not in statistics) - own
+    return stored - own
 
 
 def _staying(translation: Translation) -> int:
     """How many numbers of layers' weights would stay in the file were all layers rewritten, as other nodes use them too."""
     graph = translation.opened.file.model.graph
-    stored = {one.name: _numbers(one) for one in graph.initializer if one.data_type in FLOATS}
+    stored = parameters_stored(graph)
     uses, makers = uses_of(translation.opened.file.model), makers_of(graph)
     layers = [graph.node[index] for name, index in translation.nodes.items() if name not in translation.refused]
     waiting = [name for node in layers for name in node.input[1:] if name]
@@ -135,7 +131,8 @@ def _staying(translation: Translation) -> int:
         seen.add(name)
         uses[name] -= 1
         if uses[name] == 0 and name in makers:
-            waiting += filter(None, graph.node[makers[name]].input)
+            maker = graph.node[makers[name]]
+            waiting += filter(None, [*maker.input, *uses_inside(maker).elements()])
     return sum(stored[name] for name in seen if name in stored and uses[name] > 0)
 
 
@@ -215,7 +212,3 @@ def _kept(translation: Translation) -> tuple[KeptConv, ...]:
 def _site(kept: KeptConv) -> Site:
     assert kept.spec is not None
     return Site(kept.name, classify(kept.spec), kept.spec, kept.input_sizes, refusal=kept.reason)
-
-
-def _numbers(tensor: onnx.TensorProto) -> int:
-    return math.prod(tensor.dims)

@@ -20,7 +20,7 @@ from convrewrite.onnx_graph.emission import DTYPES, ConvModule, Emitter, Margin
 from convrewrite.onnx_graph.external import locations, move_out, needs_second_file
 from convrewrite.onnx_graph.file import OnnxFile, Replacement
 from convrewrite.onnx_graph.scopes import inferred_types
-from convrewrite.onnx_graph.walks import STANDARD_DOMAINS, Names, alone_uses, inner_graphs, uses_of
+from convrewrite.onnx_graph.walks import STANDARD_DOMAINS, Names, alone_uses, uses_inside, uses_of
 from convrewrite.values import some_of
 
 INITIALISERS_ARE_INPUTS = 4
@@ -209,10 +209,7 @@ class _Operation:
         return self.uses[name] > 0
 
     def _drop(self, number: int, inputs: list[str]) -> None:
-        """Remove a node, and of the nodes and initialisers that made its constants, ``inputs``, those that nothing else uses.
-
-        Nodes with graphs inside stay: they use more than their inputs show.
-        """
+        """Remove a node, and of the nodes and initialisers that made its constants, ``inputs``, those that nothing else uses."""
         self.gone.add(number)
         waiting = inputs
         self._release(inputs)
@@ -225,12 +222,13 @@ class _Operation:
                 self.unused.add(name)
             elif maker is not None and maker not in self.gone:
                 node = self.nodes[maker]
-                if any(map(self._is_used, node.output)) or inner_graphs(node):
+                if any(map(self._is_used, node.output)):
                     continue
+                used = [*node.input, *uses_inside(node).elements()]
                 self.gone.add(maker)
                 self.unused.update(filter(None, node.output))
-                self._release(node.input)
-                waiting += node.input
+                self._release(used)
+                waiting += used
 
     def _release(self, names: Sequence[str]) -> None:
         for name in names:

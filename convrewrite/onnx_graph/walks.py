@@ -40,15 +40,28 @@ def uses_of(model: onnx.ModelProto) -> Counter[str]:
 
     Functions are left out: they see only what they are given.
     """
+    uses = _uses_in(graphs_of(model))
+    for info in model.training_info:
+        for entry in (*info.initialization_binding, *info.update_binding):
+            uses.update((entry.key, entry.value))
+    return uses
+
+
+def uses_inside(node: onnx.NodeProto) -> Counter[str]:
+    """How often the graphs inside of a node use each value, their own ones too."""
+    graphs = inner_graphs(node)
+    return _uses_in(
+        [*graphs, *(deeper for graph in graphs for one in with_inner(graph.node) for deeper in inner_graphs(one))]
+    )
+
+
+def _uses_in(graphs: Iterable[onnx.GraphProto]) -> Counter[str]:
     uses: Counter[str] = Counter()
-    for graph in graphs_of(model):
+    for graph in graphs:
         uses.update(name for node in graph.node for name in node.input)
         uses.update(value.name for value in graph.output)
         for annotation in graph.quantization_annotation:
             uses.update(entry.value for entry in annotation.quant_parameter_tensor_names)
-    for info in model.training_info:
-        for entry in (*info.initialization_binding, *info.update_binding):
-            uses.update((entry.key, entry.value))
     return uses
 
 

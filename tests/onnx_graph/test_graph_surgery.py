@@ -218,15 +218,18 @@ def test_a_node_that_makes_something_else_too_stays(tmp_path: Path) -> None:
     assert_same(run(model, x=IMAGE), run(path, x=IMAGE))
 
 
-def test_a_node_with_graphs_inside_stays_and_tells_the_type(tmp_path: Path) -> None:
+@pytest.mark.parametrize("used", [False, True])
+def test_a_choice_of_weights_goes_with_them_if_nothing_else_uses_it(used: bool, tmp_path: Path) -> None:
     inner = helper.make_graph([helper.make_node("Identity", ["k"], ["m"])], "branch", [], [value("m", W.shape)])
+    other = helper.make_graph([helper.make_node("Neg", ["l"], ["n"])], "other", [], [value("n", W.shape)])
     nodes = [
-        helper.make_node("If", ["yes"], ["w"], then_branch=inner, else_branch=inner),
+        helper.make_node("If", ["yes"], ["w"], then_branch=inner, else_branch=other),
         helper.make_node("Conv", ["x", "w"], ["y"], "conv"),
     ]
-    model = model_of(nodes, [tensor("k", W), tensor("yes", np.array(True))])
+    outputs = [value("y", ["n", 8, "h", "w"]), *([value("w", W.shape)] if used else [])]
+    model = model_of(nodes, [tensor("k", W), tensor("l", W), tensor("yes", np.array(True))], None, outputs)
     after, path = written(file_of(model), [Replacement(1, chain_of(W))], tmp_path)
-    untouched(model, after, {1}, set())
+    untouched(model, after, {1} if used else {0, 1}, set() if used else {"k", "l", "yes"})
     assert_same(run(model, x=IMAGE), run(path, x=IMAGE))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import helper
+from onnx import helper, numpy_helper
 from onnx_texts import classifier, drawn, graph, made_of, noise, opened, require_equal, told
 from torch import nn
 
@@ -185,6 +185,21 @@ def test_weights_that_only_regions_hold_are_counted(tmp_path: Path) -> None:
     text = BRANCHES.replace("y = Conv<pads = [1, 1, 1, 1]>(b, w)", "y = Relu(b)")
     module = made_of(graph(text, WEIGHTS), tmp_path)
     assert hidden_cost(module) == Cost(145, 144 * 36)  # and the limit that the condition compares with
+
+
+def test_numbers_count_wherever_the_file_stores_them() -> None:
+    model = graph(BRANCHES, {"zero": np.array(0, np.float32)})
+    held = numpy_helper.from_array(np.ones((4, 4, 3, 3), np.float32), "v")
+    model.graph.node[3].attribute[0].g.initializer.append(held)
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["w"], value=held))
+    constants = [
+        helper.make_node("Constant", [], ["k"], value_floats=[1.0, 2.0]),
+        helper.make_node("Add", ["p", "k"], ["r"]),
+    ]
+    model.functions.append(helper.make_function("own", "Never", ["p"], ["r"], constants, model.opset_import))
+    network = read_network(model)
+    assert sum(parameter.numel() for parameter in network.module.parameters()) == 2 * 144
+    assert hidden_cost(network.module) == Cost(144 + 1 + 2, 144 * 36)
 
 
 def test_weights_that_other_nodes_use_too_stay_for_these() -> None:
