@@ -106,8 +106,6 @@ def required_names(model: nn.Module) -> tuple[str, ...]:
 
 def require_common_batch(inputs: Inputs) -> None:
     """Raise UsageError unless every input has the batch as its first axis, of one size."""
-    if len(inputs) == 1:
-        return
     if any(tensor.ndim == 0 for tensor in inputs) or len({tensor.shape[0] for tensor in inputs}) > 1:
         shapes = shape_text(*(tensor.shape for tensor in inputs))
         raise UsageError(

@@ -49,9 +49,10 @@ def require_self_contained(path: Path) -> None:
 
 
 def without_shape(source: Path | bytes) -> set[str]:
-    """The inputs for which a file does not even state the number of axes. onnxruntime has opened the file before."""
+    """The tensors among the inputs for which not even the number of axes is stated. onnxruntime has opened the file before."""
     model = onnx.load_from_string(source) if isinstance(source, bytes) else _loaded(source)
-    return {entry.name for entry in model.graph.input if not entry.type.tensor_type.HasField("shape")}
+    tensors = [entry for entry in model.graph.input if entry.type.HasField("tensor_type")]
+    return {entry.name for entry in tensors if not entry.type.tensor_type.HasField("shape")}
 
 
 def _loaded(path: Path) -> onnx.ModelProto:

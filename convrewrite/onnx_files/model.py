@@ -140,7 +140,7 @@ class OnnxModel:
                 f"{self.where}: expected tensors of numbers as outputs, found that {name!r} is {found}; "
                 "leave that output out"
             )
-        return torch.as_tensor(array)
+        return torch.as_tensor(array.view(array.dtype.name))  # numpy has two types of one name, torch knows one
 
     def _check_inputs(self, inputs: Inputs) -> None:
         if len(inputs) != len(self.input_names):

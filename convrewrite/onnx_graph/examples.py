@@ -16,6 +16,7 @@ SIZES = (224, 320, 640, 64, 32, 28, 96, 112, 128, 256, 299, 384, 512, 1024, 4096
 """Sizes of free axes that are tried, those of images first."""
 
 DTYPES = {name: dtype for dtype, name in ELEMENT_TYPES.items()}
+_NAMES = [name.removeprefix("tensor(").removesuffix(")") for name in DTYPES]
 
 
 def example_of_graph(session: OnnxModel, given: ExampleInput | None = None) -> tuple[Inputs, tuple[str, ...]]:
@@ -74,7 +75,8 @@ def _noise(session: OnnxModel, index: int, shape: Sequence[int], seed: int = 0) 
     dtype = DTYPES.get(kind)
     if dtype is None:
         raise UsageError(
-            f"input {name!r}: expected a tensor of numbers, found {kind}; cut that part of the graph off first"
+            f"input {name!r}: expected a tensor of numbers in one of the types {', '.join(sorted(_NAMES))}, found {kind}; export "
+            "the model with such an input, or cut that part of the graph off first"
         )
     if math.prod(shape) > MOST_NUMBERS:
         raise UsageError(

@@ -28,6 +28,10 @@ DEFORMABLE = "deformable: where its kernel looks depends on the input, so no oth
 MOVING = "its padding is computed while the model runs; export the model with a constant padding"
 COMPUTED = "its weights are computed from the model's inputs, so there are none that could be rewritten"
 CONSTANT = "no input of the model changes what it gives; fold constants first, and it is gone"
+HELD = (
+    "no input with examples changes what it gives, so nothing can be fitted to it; export the model with examples along the "
+    "first axis of what it takes"
+)
 UNUSED = "no output of the model depends on it, and it is never run; simplify the model first, and it is gone"
 BEHIND = (
     "what it takes is chosen by numbers (detections): two models choose differently, so nothing can be fitted to it; cut the "
@@ -99,15 +103,16 @@ def kept_convolutions(
     sites: Collection[int] | None = None,
     judged: Collection[str] = (),
     examples: int = 1,
+    held: Collection[str] = (),
 ) -> tuple[KeptConv, ...]:
     """The convolutions of a file that cannot become sites, those of the main graph first.
 
     ``sizes`` are the shapes of values of the main graph in a run on so many ``examples``; inside of nodes and functions they are
     inferred. A function's convolution is listed once for each call. ``sites`` are the positions of the nodes that did become
     sites, where that is known: every other Conv of the main graph is kept then. ``judged`` are the values from which these were
-    found, if they are not the outputs.
+    found, if they are not the outputs; ``held`` the inputs that have no examples.
     """
-    main = dict(_main_reasons(file, sites, judged))
+    main = dict(_main_reasons(file, sites, judged, held))
     if not main and not file.model.functions and not any(map(inner_graphs, file.model.graph.node)):
         return ()  # nothing has to be inferred
     names: set[str] = set()
@@ -154,9 +159,12 @@ def _inner_reasons(scope: Scope) -> Iterator[tuple[int, str]]:
             yield number, _own_reason(node) or f"inside of {scope.container}, which stays as it is; {remedy}"
 
 
-def _main_reasons(file: OnnxFile, sites: Collection[int] | None, judged: Collection[str]) -> Iterator[tuple[int, str]]:
+def _main_reasons(
+    file: OnnxFile, sites: Collection[int] | None, judged: Collection[str], held: Collection[str]
+) -> Iterator[tuple[int, str]]:
     graph, nodes = file.model.graph, file.model.graph.node
     computed, whole, makers = _computed(file), dequantised(file), makers_of(graph)
+    from_examples = _computed(file, held) if held else computed
     used = leading_to(graph, makers, [entry.name for entry in graph.output])
     within = leading_to(graph, makers, judged) if judged else used
     for number, node in enumerate(nodes):
@@ -171,6 +179,8 @@ def _main_reasons(file: OnnxFile, sites: Collection[int] | None, judged: Collect
             reason = QUANTISED
         elif reason is None and _input(node, 0) not in computed:
             reason = CONSTANT
+        elif reason is None and _input(node, 0) not in from_examples:
+            reason = HELD
         elif reason is None and sites is not None:
             reason = BEHIND if number not in within else OPAQUE if _is_finite(file, node.input[1:]) else BROKEN
         if reason is not None:
@@ -183,10 +193,12 @@ def _is_finite(file: OnnxFile, names: Collection[str]) -> bool:
     return all(bool(np.isfinite(file.array(one)).all()) for one in held)
 
 
-def _computed(file: OnnxFile) -> set[str]:
-    """Values that depend on the inputs of the model. Inputs with a value of their own count as constants."""
+def _computed(file: OnnxFile, held: Collection[str] = ()) -> set[str]:
+    """Values that depend on inputs of the model that are not ``held``. Inputs with a value of their own count as constants."""
     graph = file.model.graph
-    constants = {tensor.name for tensor in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+    constants = (
+        set(held) | {tensor.name for tensor in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+    )
     found = {value.name for value in graph.input} - constants
     return _reached(graph, found)
 

@@ -87,5 +87,6 @@ def _to_torch(value: Any) -> Any:
         return [_to_torch(part) for part in value]
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
         return value  # text
+    value = value.view(value.dtype.name)  # numpy has two types of one name, torch knows one
     tensor = torch.from_numpy(np.array(value)) if not value.flags.writeable else torch.from_numpy(value)
     return tensor.float() if tensor.dtype == torch.float16 else tensor

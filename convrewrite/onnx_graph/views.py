@@ -138,7 +138,7 @@ def as_tensor(value: Any) -> Tensor | None:
     if value.dtype.kind not in "fiub" or value.dtype.itemsize == 0:
         return None
     try:
-        return torch.from_numpy(np.array(value))
+        return torch.from_numpy(np.array(value).view(value.dtype.name))  # numpy has two types of one name
     except TypeError:  # a type that torch does not have, such as one of four bits
         return None
 

@@ -123,6 +123,8 @@ def test_inputs_without_a_common_batch_are_refused() -> None:
     require_common_batch((torch.zeros(3, 16, 16),))
     with pytest.raises(UsageError, match=r"of one size, found 1x3x16x16, 2x4; give every input a batch axis"):
         require_common_batch((IMAGE, VECTOR.repeat(2, 1)))
+    with pytest.raises(UsageError, match="of one size, found a scalar"):
+        require_common_batch((torch.tensor(1.0),))
     with pytest.raises(UsageError, match="found 1x3x16x16, a scalar"):
         optimize(Conditioned(), (IMAGE, torch.tensor(1.0)))
 

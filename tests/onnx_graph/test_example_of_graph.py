@@ -54,9 +54,13 @@ def test_every_type_of_input(name: str, kind: str, dtype: torch.dtype, tmp_path:
         assert bool(made.all())
 
 
-def test_text_is_no_input(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"input 'x': expected a tensor of numbers, found tensor\(string\)"):
-        example_of_graph(session("(string[N] x) => (string[N] y) { y = Identity(x) }", tmp_path))
+@pytest.mark.parametrize("kind", ["string[N]", "uint16[N]", "seq(float)"])
+def test_text_and_sequences_and_types_without_operations_are_no_inputs(kind: str, tmp_path: Path) -> None:
+    text = f"({kind} x, float[N] z) => (float[N] y) {{ y = Identity(z) }}"
+    with pytest.raises(
+        UsageError, match=rf"input 'x': expected a tensor of .* float16, .* found .*{kind[:3]}.*; export"
+    ):
+        example_of_graph(session(text, tmp_path))
 
 
 def test_free_axes_get_a_size_that_is_said(tmp_path: Path) -> None:

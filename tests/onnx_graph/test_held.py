@@ -10,8 +10,8 @@ from onnx_texts import graph, noise
 from torch import nn
 
 from convrewrite.graph import find
-from convrewrite.onnx_graph import Network, exporter_of, read_network, refused_sites
-from convrewrite.onnx_graph.kept import COMPUTED
+from convrewrite.onnx_graph import Network, exporter_of, kept_sites, read_network, refused_sites
+from convrewrite.onnx_graph.kept import COMPUTED, HELD
 
 PLAIN = "(float[N, 3, 8, 8] image) => (float[N, 8, 8, 8] y)"
 WEIGHTS = {"w": (8, 3, 3, 3), "v": (8, 8, 3, 3)}
@@ -45,6 +45,13 @@ def test_a_weight_that_hangs_on_a_held_input_is_not_rewritten(inputs: str, body:
     [(name, reason)] = refused_sites(made.module).items()
     assert name.startswith("conv") and name != "conv_0"
     assert reason == COMPUTED
+
+
+def test_a_convolution_of_held_inputs_alone_is_told_as_that() -> None:
+    made = network(
+        ", float[1, 8, 3, 3] still", "b = Conv<pads = [1, 1, 1, 1]>(still, v) c = GlobalMaxPool(b) y = Add(a, c)"
+    )
+    assert [site.refusal for site in kept_sites(made.module)] == [HELD]
 
 
 def test_a_batch_norm_that_hangs_on_a_held_input_stays() -> None:

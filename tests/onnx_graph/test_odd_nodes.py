@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx_texts import graph, made_of, noise, require_equal, told
 from torch import nn
@@ -13,6 +14,7 @@ from convrewrite.errors import UsageError
 from convrewrite.onnx_graph import read_network
 from convrewrite.onnx_graph.ordering import put_in_order
 from convrewrite.onnx_graph.portable import PortableGraph
+from convrewrite.onnx_graph.translating import translation_of
 from convrewrite.onnx_graph.views import names_used
 
 X = noise(2, 3, 8, 8)
@@ -67,6 +69,16 @@ def test_a_product_of_whole_numbers_with_a_constant_is_no_layer(tmp_path: Path) 
     assert told(module).opaque == {}
     assert [part for part in module.modules() if isinstance(part, nn.Linear)] == []
     require_equal(module, noise(3, 3, 8, 8) * 9)
+
+
+def test_large_whole_numbers_come_out_of_the_file_and_of_its_parts() -> None:
+    """onnxruntime gives them in the other one of two types that numpy calls uint64."""
+    text = "(float[N, 3, 8, 8] x) => (uint64[N, 8, 6, 6] y) { a = Conv(x, w) b = Abs(a) c = Cast<to = 13>(b) "
+    text += "d = SequenceConstruct(c, c) y = SequenceAt(d, first) }"
+    network = read_network(graph(text, {"w": (8, 3, 3, 3), "first": np.array(1)}))
+    opened = translation_of(network.module).opened
+    assert opened.session(X)["y"].dtype == network.module(X)["y"].dtype == torch.uint64
+    assert torch.equal(opened.session(X)["y"], network.module(X)["y"])
 
 
 def test_outputs_that_are_left_out_by_an_empty_name_are_not_there(tmp_path: Path) -> None:
