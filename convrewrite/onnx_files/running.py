@@ -1,11 +1,13 @@
 """Runs of onnxruntime that can be ended: by Ctrl-C and its like, and after a time.
 
-While a graph runs, its thread handles no signals. So it runs in a thread of its own, and the calling thread waits.
+While a graph runs, its thread handles no signals. So it runs in another thread, and the calling thread waits.
 """
 
+import os
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from queue import Empty, SimpleQueue
+from typing import Any, ClassVar
 
 import onnxruntime as ort
 
@@ -17,6 +19,9 @@ PATIENCE = 10
 FAREWELL = 5.0
 """Seconds that a run which is being ended has to finish its current operator; then it is left behind."""
 
+IDLE = 1.0
+"""Seconds that a thread waits for another run: to start one takes longer than many a run, above all on a busy machine."""
+
 
 def run_within(
     session: ort.InferenceSession, names: Sequence[str] | None, feed: Mapping[str, Any], seconds: float, where: str
@@ -26,8 +31,7 @@ def run_within(
     Raises what onnxruntime raises, and ModelLoadError, naming ``where``, for a run that takes more than ``seconds``.
     """
     run = _Run(session, names, dict(feed))
-    # A daemon: a thread that is left behind must not keep the process alive.
-    threading.Thread(target=run.work, daemon=True).start()
+    _Worker.free().begin(run)
     try:
         ended = run.done.wait(seconds)
     finally:
@@ -59,11 +63,60 @@ class _Run:
             self._found = self._session.run(self._names, self._feed, self.options)
         except BaseException as error:  # raised again in the thread that waits
             self._error = error
-        finally:
-            self.done.set()
 
     def found(self) -> list[Any]:
         """The outputs; raises what the run did."""
         if self._error is not None:
             raise self._error
         return self._found
+
+
+class _Worker:
+    """A thread that does runs, one after another. It ends where none comes, and after one that was ended."""
+
+    idle: ClassVar[list["_Worker"]] = []
+
+    def __init__(self) -> None:
+        self._runs: SimpleQueue[_Run] = SimpleQueue()
+        # A daemon: a thread that is left behind must not keep the process alive.
+        threading.Thread(target=self._work, daemon=True).start()
+
+    @classmethod
+    def free(cls) -> "_Worker":
+        """An idle one, or a new one."""
+        try:
+            return cls.idle.pop()
+        except IndexError:
+            return cls()
+
+    def begin(self, run: _Run) -> None:
+        """Do this run next."""
+        self._runs.put(run)
+
+    def _work(self) -> None:
+        while self._does_one():
+            pass
+
+    def _does_one(self) -> bool:
+        """Whether another run may follow. The run is forgotten then: it holds a session, inputs and outputs."""
+        try:
+            run = self._runs.get(timeout=IDLE)
+        except Empty:
+            return not self._retired()
+        run.work()
+        ended = bool(run.options.terminate)
+        if not ended:  # idle before it is done: the caller may have the next run at once
+            self.idle.append(self)
+        run.done.set()
+        return not ended
+
+    def _retired(self) -> bool:
+        """Whether it was idle still; otherwise someone has taken it, and a run is about to come."""
+        try:
+            self.idle.remove(self)
+        except ValueError:
+            return False
+        return True
+
+
+os.register_at_fork(after_in_child=_Worker.idle.clear)  # threads stay in the parent
