@@ -19,9 +19,10 @@ from convrewrite.onnx_graph.examples import example_of_graph
 from convrewrite.onnx_graph.kept import KeptConv, kept_convolutions
 from convrewrite.onnx_graph.opaque import Region
 from convrewrite.onnx_graph.opening import Opened, open_onnx
-from convrewrite.onnx_graph.ordering import makers_of
+from convrewrite.onnx_graph.ordering import leading_to, makers_of
 from convrewrite.onnx_graph.stored import NORM, parameters_stored, stored_in_functions
 from convrewrite.onnx_graph.translating import Translation, translate, translation_of
+from convrewrite.onnx_graph.views import names_used
 from convrewrite.onnx_graph.walks import uses_inside, uses_of
 from convrewrite.state import parameters_of
 
@@ -133,7 +134,9 @@ def _staying(translation: Translation) -> int:
         if uses[name] == 0 and name in makers:
             maker = graph.node[makers[name]]
             waiting += filter(None, [*maker.input, *uses_inside(maker).elements()])
-    return sum(stored[name] for name in seen if name in stored and uses[name] > 0)
+    left = {name for name in seen if uses[name] > 0}
+    behind = (graph.node[index] for index in leading_to(graph, makers, left))  # what computes them stays, too
+    return sum(stored.get(name, 0) for name in left.union(*map(names_used, behind)))
 
 
 def _shared(translation: Translation, model: nn.Module) -> tuple[str, ...]:
