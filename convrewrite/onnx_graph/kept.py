@@ -104,18 +104,19 @@ def kept_convolutions(
     judged: Collection[str] = (),
     examples: int = 1,
     held: Collection[str] = (),
+    taken: Collection[str] = (),
 ) -> tuple[KeptConv, ...]:
     """The convolutions of a file that cannot become sites, those of the main graph first.
 
     ``sizes`` are the shapes of values of the main graph in a run on so many ``examples``; inside of nodes and functions they are
     inferred. A function's convolution is listed once for each call. ``sites`` are the positions of the nodes that did become
     sites, where that is known: every other Conv of the main graph is kept then. ``judged`` are the values from which these were
-    found, if they are not the outputs; ``held`` the inputs that have no examples.
+    found, if they are not the outputs; ``held`` the inputs that have no examples; ``taken`` the names that sites have.
     """
     main = dict(_main_reasons(file, sites, judged, held))
     if not main and not file.model.functions and not any(map(inner_graphs, file.model.graph.node)):
         return ()  # nothing has to be inferred
-    names: set[str] = set()
+    names = set(taken)
     found: list[KeptConv] = []
     for scope in Scopes(file, sizes, lambda node: _operator(node) is not None):
         reasons = dict(_inner_reasons(scope)) if scope.names else main

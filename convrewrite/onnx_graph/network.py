@@ -208,7 +208,7 @@ def _kept(translation: Translation) -> tuple[KeptConv, ...]:
     shape = translation.sizes[translation.inputs[0]]
     return kept_convolutions(
         translation.opened.file, translation.sizes, translation.nodes.values(), translation.judged.names,
-        max(1, math.prod(shape[:1])), translation.held,
+        max(1, math.prod(shape[:1])), translation.held, translation.nodes,
     )  # fmt: skip
 
 

@@ -151,6 +151,13 @@ def test_a_convolution_in_a_branch_is_told_and_counted(tmp_path: Path) -> None:
     assert len(told(module).nodes) == 2
 
 
+def test_a_convolution_that_stays_has_another_name_than_all_sites() -> None:
+    text = "(float[N, 4, 8, 8] x) => (float[N, 4, 6, 6] y) { conv_1 = Conv(x, w) y = Conv(x, v) }"
+    module = read_network(graph(text, {"w": (4, 4, 3, 3), "v": (4, 4, 3, 3)})).module
+    assert list(told(module).nodes) == ["conv_1"]
+    assert [site.name for site in kept_sites(module)] == ["conv_1_2"]
+
+
 def test_a_convolution_that_is_never_run_costs_no_macs(tmp_path: Path) -> None:
     text = "(float[N, 4, 8, 8] x) => (float[N, 4, 6, 6] y) { y = Conv(x, w) b = Conv(y, v) c = Relu(b) }"
     module = made_of(graph(text, {"w": (4, 4, 3, 3), "v": (4, 4, 3, 3)}), tmp_path)
