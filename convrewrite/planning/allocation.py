@@ -134,9 +134,11 @@ def unreachable(budget: Mapping[str, float], reach: Mapping[str, float], rules: 
     wanted = ", ".join(f"{name}={part:g}" for name, part in budget.items())
     found = ", ".join(f"{name}={part:.3f}" for name, part in reach.items())
     together = " each by itself" if len(reach) > 1 else ""
+    ways = ["ask for more than that"] if any(part < 1 for part in reach.values()) else []
+    ways += [] if WIDEST in rules else [f"add rules (--rule {WIDEST})"]
     return (
         f"budget {wanted} cannot be met by these rules on this model: they reach {found} at the least{together}; "
-        f"ask for more than that{'' if WIDEST in rules else f', or add rules (--rule {WIDEST})'}"
+        f"{', or '.join(ways) or 'leave this model as it is'}"
     )
 
 

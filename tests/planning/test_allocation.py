@@ -195,6 +195,10 @@ def test_a_budget_without_any_option_is_impossible(surveyed: tuple[tuple[Surveye
         allocate([replace(entry, options=()) for entry in surveyed[0]], {"macs": 0.9}, surveyed[1])
     with pytest.raises(PlanError, match=r"they reach macs=1\.000"):
         require_reachable([], {"macs": 0.9}, surveyed[1].cost)
+    with pytest.raises(PlanError, match=r"macs=1\.000 at the least; add rules \(--rule balanced\)"):
+        require_reachable([], {"macs": 0.9}, surveyed[1].cost, ["separable"])
+    with pytest.raises(PlanError, match=r"macs=1\.000 at the least; leave this model as it is$"):
+        require_reachable([], {"macs": 0.9}, surveyed[1].cost, ["balanced"])
 
 
 def test_sites_whose_options_were_refused_are_named(surveyed: tuple[tuple[Surveyed, ...], Counted]) -> None:
