@@ -25,6 +25,7 @@ def traceable() -> Iterator[tuple[Any, str, Function]]:
     torch.overrides.get_overridable_functions()  # torch keeps a table of its functions, which has to have the original ones
     for name, symbolic in CHOICES.items():
         yield builtins, name, functools.partial(_chosen, getattr(builtins, name), symbolic)
+    yield torch, "is_tensor", functools.partial(_is_tensor, torch.is_tensor)
     for owner, names in SIZED:
         for name in names:
             yield owner, name, _of_sizes(getattr(owner, name))
@@ -34,6 +35,15 @@ def _chosen(original: Function, symbolic: Function, *args: Any, **kwargs: Any) -
     if len(args) > 1 and not kwargs and any(isinstance(value, fx.Proxy) for value in args):
         return functools.reduce(symbolic, args)
     return original(*args, **kwargs)
+
+
+def _is_tensor(original: Function, value: Any) -> bool:
+    """A traced value is none of torch's tensors; what it stands for is known to a tracer that computes shapes."""
+    if not isinstance(value, fx.Proxy):
+        return bool(original(value))
+    if not hasattr(value.tracer, "value"):
+        raise fx.proxy.TraceError("whether a value is a tensor cannot be known without computing shapes")
+    return bool(original(value.tracer.value(value)))
 
 
 def _of_sizes(original: Function) -> Function:

@@ -68,6 +68,13 @@ def keeps_what_it_saw(model: Calls, x: Tensor) -> Tensor:
     return model.last(x)
 
 
+def takes_a_number_or_a_tensor(model: Calls, x: Tensor) -> Tensor:
+    scale = x.mean((1, 2, 3))
+    if not torch.is_tensor(scale) or torch.is_tensor(x.shape):
+        scale = torch.tensor([scale])
+    return model.last(model.stem(x) * scale[:, None, None, None])
+
+
 FORWARDS: list[Callable[[Calls, Tensor], Tensor]] = [
     cut_to_the_smaller,
     padded_as_tensorflow_does,
@@ -76,6 +83,7 @@ FORWARDS: list[Callable[[Calls, Tensor], Tensor]] = [
     by_the_type_of_numbers,
     row_by_row,
     keeps_what_it_saw,
+    takes_a_number_or_a_tensor,
 ]
 every_forward = pytest.mark.parametrize("forward", FORWARDS, ids=lambda f: f.__name__)
 
