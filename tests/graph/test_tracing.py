@@ -1,10 +1,12 @@
 """Graphs of whole models, and of the parts of those that cannot be followed whole."""
 
+import functools
 import math
 import operator
 import pickle
 import sys
 import types
+from typing import Any
 
 import pytest
 import torch
@@ -241,6 +243,45 @@ def test_shapes_of_parameters_are_constants_of_a_forward() -> None:
 
     (call,) = [n for n in follow_forward(Padded(), ["x"]).graph.nodes if n.op == "call_function"]
     assert call.kwargs == {"padding": 2}
+
+
+def with_return_dict(forward: Any) -> Any:
+    """Takes an argument of its own, as decorators of transformers do."""
+
+    @functools.wraps(forward)
+    def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        found = forward(self, *args, **kwargs)
+        return {"logits": found} if kwargs.pop("return_dict", True) else found
+
+    return wrapper
+
+
+class Decorated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+    @with_return_dict
+    def forward(self, x: Tensor, mask: Tensor | None = None, *, scale: float = 2.0, **kwargs: Any) -> Tensor:
+        x = self.norm(self.conv(x)) * scale
+        return x if mask is None or "output_attentions" in kwargs else x * mask
+
+
+def test_a_forward_is_followed_through_its_decorator() -> None:
+    model = settled(Decorated())
+    x, mask = torch.randn(2, 3, 6, 6), torch.randn(2, 8, 4, 4)
+    for inputs in ((x,), (x, mask)):
+        whole = trace(model, len(inputs)).whole
+        with torch.no_grad():
+            assert whole is not None and torch.equal(whole(*inputs)["logits"], model(*inputs)["logits"])
+
+
+def test_what_a_decorated_forward_is_given_by_keyword_is_given_on() -> None:
+    model = settled(Decorated())
+    followed = follow_forward(model, ["x", "scale"])
+    x = torch.randn(2, 3, 6, 6)
+    with torch.no_grad():
+        assert torch.equal(followed(x, scale=3.0)["logits"], model(x, scale=3.0)["logits"])
 
 
 def rearrange(tensor: Tensor, pattern: str) -> Tensor:
