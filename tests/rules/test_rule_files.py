@@ -347,8 +347,8 @@ def test_any_table_is_a_rule_or_an_explained_error(table: dict[str, object]) -> 
         files.read_table({"schema": 1, "rule": [rule]}, "x.toml")
     except RuleFileError as error:
         lines = str(error).splitlines()
-    assert len(lines) <= files.MOST_FINDINGS
-    assert all(line.startswith("x.toml: rule[0]") for line in lines)
+    assert len(lines) <= files.MOST_FINDINGS + 1
+    assert all(line.startswith("x.toml: rule[0]") for line in lines[: files.MOST_FINDINGS])
     assert bool(lines) or set(table) <= set(Rule.model_fields)
 
 
