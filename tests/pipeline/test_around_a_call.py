@@ -134,7 +134,11 @@ def test_things_of_a_wrong_kind_are_refused_with_what_was_expected(tmp_path: Pat
     [
         (X[:0], UsageError, "verify: expected inputs with at least one example, found inputs of 0x3x10x10"),
         (X[:1, :1], TraceError, "Net: the model does not run on input 1x1x10x10"),
-        ((X, X), UsageError, r"Net: expected inputs for the parameters that forward takes by position \(x\), found 2 of them"),
+        (
+            (X, X),
+            UsageError,
+            r"Net: expected inputs for the parameters that forward takes by position \(x\), found 2 of them",
+        ),
     ],
 )
 def test_inputs_that_verify_cannot_use(inputs: Any, error: type[Exception], words: str) -> None:
