@@ -2,6 +2,8 @@
 
     python benchmarks/zoo.py [NAME ...] [--results FILE] [--limit N] [--timeout SECONDS] [--threads N]
 
+With NAMEs such as ``transformers:resnet`` it does the same for networks of ``small_networks.py``.
+
 One small network of every architecture, with random weights and without torchvision (``pip install --no-deps pytorchcv
 requests``), is rewritten with the rule ``balanced`` from its weights alone to 0.6 of its MACs, exported, and onnxruntime
 compared with torch; nothing is timed. Where that budget is out of reach, mostly because the network is
@@ -29,6 +31,7 @@ from typing import Any
 import torch
 from architectures import ARCHITECTURES
 from children import Failure, guarded
+from small_networks import SMALL
 from tabulate import tabulate
 from torch import Tensor, nn
 
@@ -86,6 +89,9 @@ class Outcome:
 
 def network(module: str) -> tuple[nn.Module, Tensor]:
     """The network and the least input of SIZES (32 x 32 for those of CIFAR) that it takes."""
+    if module in SMALL:
+        torch.manual_seed(0)
+        return settled(SMALL[module].build().eval()), torch.randn(1, *SMALL[module].shape)
     name = ARCHITECTURES.get(module, module)
     build = builder(module)
     squares = [(size, size) for size in ((32,) if "cifar" in name else SIZES)]
@@ -175,7 +181,7 @@ def require_hearing(model: nn.Module, image: Tensor) -> None:
     convolutions."""
     other = copy.deepcopy(model)
     with torch.no_grad():
-        for conv in (part for part in other.modules() if isinstance(part, nn.Conv2d)):
+        for conv in (part for part in other.modules() if isinstance(part, nn.Conv1d | nn.Conv2d)):
             conv.weight.mul_(1.5)
         first = named_outputs(model(image.clone()))
         for name, changed in (("input", model(image.flip(-1))), ("kernels", other(image.clone()))):
@@ -342,15 +348,21 @@ def row(module: str, outcome: Outcome) -> list[object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="modules of pytorchcv.models, or timm:NAME; none: all")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="modules of pytorchcv.models, timm:NAME, transformers:NAME or diffusers:NAME; none: all of pytorchcv",
+    )
     parser.add_argument("--results", type=Path, metavar="FILE", help="what is there is not done again, unless named")
     parser.add_argument("--limit", type=int, help="only so many, the most different first")
     parser.add_argument("--timeout", type=float, default=300, help="seconds per architecture")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    unknown = [name for name in arguments.names if name not in ARCHITECTURES and not name.startswith("timm:")]
+    known_names = (*ARCHITECTURES, *SMALL)
+    unknown = [name for name in arguments.names if name not in known_names and not name.startswith("timm:")]
     if unknown:
-        parser.error(f"not known: {', '.join(unknown)}; known are {', '.join(ARCHITECTURES)}")
+        parser.error(f"not known: {', '.join(unknown)}; known are {', '.join(known_names)}")
     torch.set_num_threads(arguments.threads)
     parity_of(
         nn.Conv2d(1, 1, 1).eval(), torch.zeros(1, 1, 2, 2)
