@@ -29,6 +29,9 @@ PADDING_MODES: dict[PaddingMode, str] = {
 }
 """Names of ``nn.Conv2d`` -> names of ``F.pad``."""
 
+SHOWN = ("in_channels", "out_channels", "kernel_size", "stride", "dilation")
+"""Attributes of a convolution that what replaces it has too: a forward may compute paddings and lengths from them."""
+
 
 class Kind(StrEnum):
     """What a convolution is. ``separable`` marks both halves of a depthwise convolution directly followed by its pointwise."""
@@ -253,6 +256,13 @@ def module_weight(kernel: Tensor, spec: ConvSpec) -> Tensor:
     g, (kh, kw) = spec.groups, spec.kernel_size
     grouped = kernel.reshape(g, spec.out_channels // g, spec.in_channels // g, kh, kw)
     return grouped.transpose(1, 2).reshape(spec.weight_shape)
+
+
+def show_geometry(original: nn.Module, module: nn.Module) -> None:
+    """Give ``module``, which replaces ``original``, those of the attributes ``SHOWN`` that only the original has."""
+    for name in SHOWN:
+        if hasattr(original, name) and not hasattr(module, name):
+            setattr(module, name, getattr(original, name))
 
 
 def planar(values: Tensor, spec: ConvSpec) -> Tensor:

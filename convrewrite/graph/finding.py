@@ -1,9 +1,9 @@
 """Which convolutions can be replaced.
 
-A replacement is called as the convolution is, but differs from it otherwise: a forward that asks for ``self.conv.weight.device``,
-or that ``self.conv`` be an ``nn.Conv2d``, would fail or take another path; and a forward that reaches the convolution by a
-reference that is not replaced would go on calling it. So the model is run with every site wrapped; if the outputs change, or a
-wrapper is not called as often, it is run with one site wrapped at a time.
+A replacement is called as the convolution is, and shows its stride and the like, but differs from it otherwise: a forward that
+asks for ``self.conv.weight.device``, or that ``self.conv`` be an ``nn.Conv2d``, would fail or take another path; and a forward
+that reaches the convolution by a reference that is not replaced would go on calling it. So the model is run with every site
+wrapped; if the outputs change, or a wrapper is not called as often, it is run with one site wrapped at a time.
 """
 
 from collections import Counter
@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from torch import Tensor, nn
 
+from convrewrite.conv import show_geometry
 from convrewrite.errors import TraceError
 from convrewrite.graph.checked import follow
 from convrewrite.graph.lifting import Lifted, lift
@@ -23,9 +24,7 @@ from convrewrite.modules import alike, calls_counted, copy_model, preserved, rep
 from convrewrite.names import require_names
 from convrewrite.state import parameters_of
 
-REASON = (
-    "the model asks more of it than to be called, as its attributes or its type, which a replacement would not have"
-)
+REASON = "the model asks more of it than to be called, as its weight or its type, which a replacement would not have"
 HELD_ELSEWHERE = (
     "the model also reaches it in a way that a replacement does not: not every call came to what was put in its place"
 )
@@ -61,6 +60,8 @@ def _obstacle(
     None where nothing changes."""
     parts, switches = _parts(model, sites), _switches(model)
     wrappers = {part: nn.Sequential(part) for part in parts.values()}
+    for part, wrapper in wrappers.items():
+        show_geometry(part, wrapper)
     replace_modules(model, {id(part): wrapper for part, wrapper in wrappers.items()})
     try:
         with (

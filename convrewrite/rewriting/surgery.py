@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from convrewrite.conv import Conv, ConvSpec, canonical_kernel, module_weight
+from convrewrite.conv import Conv, ConvSpec, canonical_kernel, module_weight, show_geometry
 from convrewrite.errors import TraceError
 from convrewrite.graph import Lifted, Site, apply_lifts, lift_notes, needed_lifts
 from convrewrite.inputs import Inputs
@@ -98,6 +98,7 @@ def replace_site(model: nn.Module, site: Site, module: nn.Module) -> None:
     original = model.get_submodule(site.name)
     module = in_place_of(original, module)
     module.train(original.training)
+    show_geometry(original, module)
     _freeze_alike(original, module)
     replacements: dict[int, nn.Module] = {id(original): module}
     if site.batch_norm is not None:

@@ -18,7 +18,7 @@ Forward = Callable[[Calls, Tensor], Tensor]
 
 FORWARDS: dict[str, Forward] = {
     "dtype of its weight": lambda m, x: m.last(m.asked(m.first(x).to(m.asked.weight.dtype))),
-    "channels": lambda m, x: m.last(m.asked(m.first(x)[:, : m.asked.in_channels])),
+    "groups": lambda m, x: m.last(m.asked(m.first(x)[:, : 8 * m.asked.groups])),
     "type": lambda m, x: m.last(m.asked(m.first(x)) if isinstance(m.asked, nn.Conv2d) else m.first(x)),
     "type, without failing": lambda m, x: m.last(m.asked(m.first(x)) * (2 if type(m.asked) is nn.Conv2d else 3)),
     "its own method": lambda m, x: m.last(m.asked._conv_forward(m.asked(m.first(x)), m.asked.weight, None)),
@@ -44,7 +44,7 @@ def test_a_site_whose_attributes_or_type_are_asked_for_is_refused_and_no_other(f
 
 
 def test_such_a_model_comes_through() -> None:
-    model = network(FORWARDS["channels"])
+    model = network(FORWARDS["groups"])
     report = optimize(model, X, calibration="weights", measure=False).report
     assert {row.name: row.action for row in report.sites} == {"first": "kept", "asked": "kept", "last": "rewritten"}
     (reason,) = [row.reason for row in report.sites if row.name == "asked"]

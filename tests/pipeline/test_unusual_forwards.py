@@ -1,5 +1,6 @@
 """Networks whose forwards, modes or tensors are out of the ordinary: rewritten faithfully, or refused with the cause."""
 
+import math
 import random
 import warnings
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from networks import natural, state_bytes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convrewrite import Result, optimize
+from convrewrite import Result, load, optimize
 from convrewrite.errors import ModelLoadError, TraceError
 from convrewrite.folders.lasting import FOLDER_VARIABLE
 from convrewrite.rules.schema import Protect, Rule
@@ -241,6 +242,36 @@ def test_a_kernel_that_hangs_on_how_large_or_many_inputs_are_is_not_made_a_const
     for make in makes:
         assert "body" not in {row.name for row in rewritten(Net(Made(make))).report.sites}
     assert {row.name for row in rewritten(Net(Made(lambda kernel, _: kernel - kernel.mean()))).report.sites} >= {"body"}
+
+
+class PaddedByItsGeometry(nn.Module):
+    """Asks the convolution for its stride, kernel and channels, as networks do that pad as TensorFlow does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, stride=2, dilation=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, sides = self.conv, list[int]()
+        for axis in (1, 0):
+            span = (conv.kernel_size[axis] - 1) * conv.dilation[axis] + 1
+            missing = max(
+                (math.ceil(x.shape[2 + axis] / conv.stride[axis]) - 1) * conv.stride[axis] + span - x.shape[2 + axis], 0
+            )
+            sides += [missing // 2, missing - missing // 2]
+        return conv(F.pad(x, sides))[:, : conv.out_channels] * conv.in_channels
+
+
+def test_a_convolution_whose_geometry_is_read_is_replaced_and_still_shows_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), PaddedByItsGeometry(), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    result = rewritten(model)
+    assert "2.conv" in {row.name for row in result.report.sites if row.action == "rewritten"}
+    folder = result.save(tmp_path / "out")
+    with torch.no_grad():
+        wanted = result.model(X)
+        assert torch.equal(load(folder, model)(X), wanted)
+        assert torch.equal(torch.load(folder / "model.pt", weights_only=False)(X), wanted)
 
 
 def test_a_weight_that_a_mode_of_its_own_merges_into_stays() -> None:
