@@ -91,11 +91,13 @@ class RunningParity:
 
     def _with(self, name: str, expected: Tensor, found: Tensor) -> OutputParity:
         """The parity of an output over this batch and those before."""
-        least = self._scales.get(name, UNIT_SCALE if name in self.bounded else 0.0)
-        now, before = replace(output_parity(name, expected, found, least), runtime=self.runtime), self._found.get(name)
-        if now.equal_share is not None:
+        before = self._found.get(name)
+        if not expected.is_floating_point():
+            now = replace(output_parity(name, expected, found), runtime=self.runtime)
             return now if before is None or now.relative_error > before.relative_error else before
-        scale = self._scales[name] = max(least, scale_of(expected))
+        least = self._scales.get(name, UNIT_SCALE if name in self.bounded else 0.0)
+        scale = self._scales[name] = max(least, _scale_of(expected))
+        now = replace(_real_parity(name, expected, found, scale), runtime=self.runtime)
         difference = max(now.max_abs_difference, 0.0 if before is None else before.max_abs_difference)
         tolerance, relative = now.tolerance if self.tolerance is None else self.tolerance, difference / scale
         return replace(
@@ -245,16 +247,20 @@ def output_parity(name: str, expected: Tensor, found: Tensor, least: float = 0.0
     """One output of torch against the same one of onnxruntime. ``least``: the scale that differences are related to at least."""
     if not expected.is_floating_point():
         return _discrete_parity(name, expected.detach().cpu(), found)
+    return _real_parity(name, expected, found, max(least, _scale_of(expected)))
+
+
+def _real_parity(name: str, expected: Tensor, found: Tensor, scale: float) -> OutputParity:
     tolerance = tolerance_for(expected.dtype)
     a, b = expected.detach().cpu().double(), found.double()
     # Equal infinities are equal, though their difference is not a number; a NaN equals nothing, not even itself.
     difference = torch.where(a == b, 0.0, (a - b).abs()).nan_to_num(nan=math.inf, posinf=math.inf)
     largest = float(difference.max()) if difference.numel() else 0.0
-    relative = largest / max(scale_of(a), least)
+    relative = largest / scale
     return OutputParity(name, largest, relative, tolerance, relative <= tolerance)
 
 
-def scale_of(expected: Tensor) -> float:
+def _scale_of(expected: Tensor) -> float:
     """The largest finite element of a real output, or the least positive number where there is none."""
     finite = expected.detach()[expected.isfinite()].abs()
     return max(float(finite.max()) if finite.numel() else 0.0, torch.finfo(torch.float32).tiny)
