@@ -89,8 +89,9 @@ def private_copy(model: nn.Module, inputs: Inputs) -> nn.Module:
     if same and not shared and again is not None and alike(expected[0], again):
         made = {name for name, _ in named_parameters_of(clone)} - {name for name, _ in named_parameters_of(model)}
         snapshot.restore()
-        _require_same_weights(clone, inputs, made, expected[0])
-        snapshot.restore()
+        if made:
+            _require_same_weights(clone, inputs, made, expected[0])
+            snapshot.restore()
         return clone
     stays = [name or "the model" for name, module in clone.named_modules() if module.training]
     if stays and not same:
@@ -107,11 +108,10 @@ def _require_same_weights(
     model: nn.Module, inputs: Inputs, made: Iterable[str], expected: Mapping[str, Tensor]
 ) -> None:
     """Raise TraceError where the first run of a model makes parameters of random numbers, which differ at every first run."""
-    names = sorted(made)
-    if names and not alike(expected, named_outputs(run(model, inputs, draw=1))):
+    if not alike(expected, named_outputs(run(model, inputs, draw=1))):
         raise TraceError(
             f"{type(model).__name__}: expected all weights of a trained model, found that its first run makes "
-            f"{some_of(names, 3)} of random numbers; run the model once, and load or train its weights, before it is given"
+            f"{some_of(sorted(made), 3)} of random numbers; run the model once, and load or train its weights, before it is given"
         )
 
 
