@@ -174,9 +174,11 @@ class _PartsTracer(fx.Tracer):
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """What to call, and with which values, to follow a module's forward. One that a decorator wraps is called with what is
         given alone: fx itself would fill the decorator's ``*args`` and ``**kwargs`` with single arguments of the forward."""
-        inner = list(inspect.signature(root_fn).parameters.values())[1:]
-        given = [p for p in inner if p.name not in (concrete_args or {}) and p.kind is not p.VAR_KEYWORD]
-        if inspect.unwrap(root_fn) is root_fn or any(p.kind is p.VAR_POSITIONAL for p in given):
+        if inspect.unwrap(root_fn) is root_fn:
+            return super().create_args_for_root(root_fn, is_module, concrete_args)
+        parameters = list(inspect.signature(root_fn).parameters.values())[1:]
+        given = [p for p in parameters if p.name not in (concrete_args or {}) and p.kind is not p.VAR_KEYWORD]
+        if any(p.kind is p.VAR_POSITIONAL for p in given):
             return super().create_args_for_root(root_fn, is_module, concrete_args)
         values = {p.name: self.create_proxy("placeholder", p.name, (), {}) for p in given}
         by_name = {p.name: values.pop(p.name) for p in given if p.kind is p.KEYWORD_ONLY}
