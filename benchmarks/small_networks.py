@@ -76,7 +76,8 @@ def _diffusers(name: str, **options: Any) -> nn.Module:
     return found
 
 
-def _unet(name: str, channels: int, down: str, up: str, **options: Any) -> nn.Module:
+def _unet(name: str, channels: int, down: str, up: str, *condition: tuple[int, ...], **options: Any) -> nn.Module:
+    """A U-Net at one time step; ``condition``: the shape of what else it takes."""
     network = _diffusers(
         name,
         sample_size=16,
@@ -89,23 +90,7 @@ def _unet(name: str, channels: int, down: str, up: str, **options: Any) -> nn.Mo
         attention_head_dim=8,
         **options,
     )
-    return AtOneStep(network)
-
-
-def _conditioned() -> nn.Module:
-    network = _diffusers(
-        "UNet2DConditionModel",
-        sample_size=16,
-        in_channels=4,
-        out_channels=4,
-        layers_per_block=1,
-        block_out_channels=(32, 64),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=16,
-        attention_head_dim=8,
-    )
-    return AtOneStep(network, torch.randn(1, 7, 16))
+    return AtOneStep(network, *map(torch.randn, condition))
 
 
 def _of_transformers(name: str, shape: tuple[int, ...] = IMAGE, /, **configuration: Any) -> Small:
@@ -284,7 +269,18 @@ SMALL: Mapping[str, Small] = MappingProxyType(
             upsample_kernel_sizes=[8, 8],
         ),
         "diffusers:unet": Small(partial(_unet, "UNet2DModel", 3, "AttnDownBlock2D", "AttnUpBlock2D"), (3, 16, 16)),
-        "diffusers:unet_condition": Small(_conditioned, (4, 16, 16)),
+        "diffusers:unet_condition": Small(
+            partial(
+                _unet,
+                "UNet2DConditionModel",
+                4,
+                "CrossAttnDownBlock2D",
+                "CrossAttnUpBlock2D",
+                (1, 7, 16),
+                cross_attention_dim=16,
+            ),
+            (4, 16, 16),
+        ),
         "diffusers:autoencoder_kl": Small(partial(_diffusers, "AutoencoderKL", **_BLOCKS, **_ENDS), (3, 32, 32)),
         "diffusers:autoencoder_tiny": Small(
             partial(
