@@ -29,7 +29,9 @@ PADDING_MODES: dict[PaddingMode, str] = {
 }
 """Names of ``nn.Conv2d`` -> names of ``F.pad``."""
 
-SHOWN = ("in_channels", "out_channels", "kernel_size", "stride", "dilation")
+NO_CONVOLUTION = "the model has no convolution; there is nothing to rewrite"
+
+READABLE = ("in_channels", "out_channels", "kernel_size", "stride", "dilation")
 """Attributes of a convolution that what replaces it has too: a forward may compute paddings and lengths from them."""
 
 
@@ -259,8 +261,8 @@ def module_weight(kernel: Tensor, spec: ConvSpec) -> Tensor:
 
 
 def show_geometry(original: nn.Module, module: nn.Module) -> None:
-    """Give ``module``, which replaces ``original``, those of the attributes ``SHOWN`` that only the original has."""
-    for name in SHOWN:
+    """Give ``module``, which replaces ``original``, those of the attributes ``READABLE`` that only the original has."""
+    for name in READABLE:
         if hasattr(original, name) and not hasattr(module, name):
             setattr(module, name, getattr(original, name))
 

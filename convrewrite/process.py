@@ -29,6 +29,9 @@ from convrewrite.traceable import traceable
 _LOCK = threading.RLock()
 """Lock of what belongs to the process. A thread that holds it may take it again."""
 
+FAKE_TENSORS = "torch._subclasses.fake_tensor"
+"""torch's logger of errors while shapes are computed; a forward may catch these itself."""
+
 Patched = Callable[..., Any]
 
 

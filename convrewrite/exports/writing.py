@@ -14,7 +14,7 @@ from convrewrite.inputs import Inputs, in_batches_of
 from convrewrite.meanings import Fidelity, Meaning, RunningFidelity
 from convrewrite.modules import eval_mode
 from convrewrite.onnx_files import Runner, outputs_of
-from convrewrite.process import exporting
+from convrewrite.process import FAKE_TENSORS, exporting
 from convrewrite.progress import Progress
 from convrewrite.runtime import RunningParity
 
@@ -30,7 +30,7 @@ NOISY_LOGGERS = (
     "executorch",
     "coremltools",
     "root",
-    "torch._subclasses.fake_tensor",  # a forward may catch its own errors
+    FAKE_TENSORS,
 )
 
 

@@ -17,7 +17,7 @@ from convrewrite.graph.sized import trace_sized
 from convrewrite.graph.tracing import Traced, trace
 from convrewrite.inputs import Inputs, varied
 from convrewrite.modules import alike, hooked, named_outputs, run
-from convrewrite.process import nothing_drawn, quiet
+from convrewrite.process import FAKE_TENSORS, nothing_drawn, quiet
 
 
 def follow(model: nn.Module, inputs: Inputs) -> Traced:
@@ -66,7 +66,7 @@ def _checked(model: nn.Module, traced: Traced, inputs: Inputs) -> Traced:
 
 def _sized(model: nn.Module, inputs: Inputs) -> Traced | None:
     """One graph for inputs of these sizes and any batch size; None where there is none."""
-    with quiet(("torch._subclasses.fake_tensor",)):  # a forward may catch its own errors
+    with quiet((FAKE_TENSORS,)):
         traced = trace_sized(model, inputs)
     if traced.whole is None or not _computes_the_same(model, "", traced.whole, inputs):
         return None

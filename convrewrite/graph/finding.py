@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from torch import Tensor, nn
 
-from convrewrite.conv import show_geometry
+from convrewrite.conv import NO_CONVOLUTION, show_geometry
 from convrewrite.errors import TraceError
 from convrewrite.graph.checked import follow
 from convrewrite.graph.lifting import Lifted, lift
@@ -111,7 +111,7 @@ def find(
             "the model has no convolution of floating point numbers, as it is quantised; give the one that it was made from, and "
             "quantise the result"
             if packed
-            else "the model has no convolution; there is nothing to rewrite"
+            else NO_CONVOLUTION
         )
         raise TraceError(f"{type(model).__name__}: {what}")
     sites = tuple(

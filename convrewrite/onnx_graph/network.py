@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 from torch import fx, nn
 
-from convrewrite.conv import Cost, classify
+from convrewrite.conv import NO_CONVOLUTION, Cost, classify
 from convrewrite.errors import ModelLoadError, TraceError
 from convrewrite.graph import Site
 from convrewrite.inputs import ExampleInput, Inputs
@@ -80,9 +80,8 @@ def kept_sites(model: nn.Module) -> tuple[Site, ...]:
     kept = _kept(translation)
     known = tuple(_site(one) for one in kept if one.spec)
     if not known and not any(_convolves(translation, index) for index in translation.nodes.values()):
-        told = f"expected convolutions that can be rewritten, found {_unlisted(kept)}"
-        none = "the model has no convolution; there is nothing to rewrite"
-        raise TraceError(f"{translation.opened.file.source}: {told if kept else none}")
+        reason = f"expected convolutions that can be rewritten, found {_unlisted(kept)}" if kept else NO_CONVOLUTION
+        raise TraceError(f"{translation.opened.file.source}: {reason}")
     return known
 
 

@@ -31,7 +31,7 @@ from convrewrite.onnx_files import (
     require_opset,
     tensors,
 )
-from convrewrite.process import exporting, ordinary, ordinary_mode, quiet
+from convrewrite.process import FAKE_TENSORS, exporting, ordinary, ordinary_mode, quiet
 from convrewrite.runtime.parity import check_free_axes
 from convrewrite.state import named_parameters_of, parameters_of
 from convrewrite.values import free_axes as checked_axes
@@ -52,7 +52,7 @@ NOISY_LOGGERS = (
     "torch.export",
     "onnxscript",
     "onnx_ir",
-    "torch._subclasses.fake_tensor",  # a forward may catch its own errors
+    FAKE_TENSORS,
 )
 
 
