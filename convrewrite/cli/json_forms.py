@@ -36,6 +36,7 @@ class VerifiedOutput(_Form):
     tolerance: float
     same: bool
     relative_error: Number
+    unexplained: Number
     top1_agreement: Number
     kl: Number
     cosine: Number
@@ -68,6 +69,7 @@ class Verified(_Form):
                 tolerance=parity.tolerance,
                 same=parity.passed,
                 relative_error=fidelity.relative_error,
+                unexplained=fidelity.unexplained,
                 top1_agreement=fidelity.top1_agreement,
                 kl=fidelity.kl,
                 cosine=fidelity.cosine,

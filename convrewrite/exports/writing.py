@@ -153,9 +153,7 @@ def _require_room(error: Exception, path: Path) -> None:
 def _held(export: Export, made: Made, reference: Reference, written: Written) -> Written:
     """Raises VerificationError where the file computes something else than the rewritten model."""
     meanings = reference.meanings
-    ignored = {name for name, meaning in meanings.items() if not meaning.counts}
-    bounded = {name for name, meaning in meanings.items() if meaning.kind in ("probabilities", "multilabel")}
-    parity, fidelity = RunningParity(export.name, ignored, bounded, export.tolerance), RunningFidelity(meanings)
+    parity, fidelity = RunningParity(export.name, meanings, export.tolerance), RunningFidelity(meanings)
     examples, comparable = 0, True
     with exporting(NOISY_LOGGERS), eval_mode(reference.rewritten, reference.original):
         run = export.open(written.files[0])

@@ -1,7 +1,14 @@
 """What each output of a model means, and how near two models' outputs are."""
 
 from convrewrite.meanings.evaluation import Evaluation
-from convrewrite.meanings.fidelity import Fidelity, OutputFidelity, RunningFidelity, effect_of, require_same_outputs
+from convrewrite.meanings.fidelity import (
+    MOST_UNEXPLAINED,
+    Fidelity,
+    OutputFidelity,
+    RunningFidelity,
+    effect_of,
+    require_same_outputs,
+)
 from convrewrite.meanings.kinds import (
     NOTHING,
     Meaning,
@@ -15,8 +22,10 @@ from convrewrite.meanings.kinds import (
 )
 from convrewrite.meanings.origins import Origin
 from convrewrite.meanings.rounding import rounding_of
+from convrewrite.meanings.variation import Variation
 
 __all__ = [
+    "MOST_UNEXPLAINED",
     "NOTHING",
     "Evaluation",
     "Fidelity",
@@ -25,6 +34,7 @@ __all__ = [
     "OutputFidelity",
     "OutputKind",
     "RunningFidelity",
+    "Variation",
     "WantedOutputs",
     "asked_meanings",
     "effect_of",

@@ -7,15 +7,19 @@ elsewhere.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from convrewrite.errors import VerificationError
 from convrewrite.meanings.kinds import Meaning, OutputKind
+from convrewrite.meanings.variation import Variation
 from convrewrite.places import in_float64
 from convrewrite.worst import Worst
+
+MOST_UNEXPLAINED = 0.5
+"""A model that leaves more than this part of the variance of an output unexplained hardly follows its inputs any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,10 @@ class OutputFidelity:
     their entries of the KL of two Bernoulli distributions; embeddings ``cosine``, the mean cosine between a and b.
     Integers and booleans have ``equal_share``, the share of their entries that are equal; their ``relative_error`` is the
     share that differ, as the distance of two indices means nothing.
+
+    Values that vary have ``unexplained``, the part of the original's variance that is not explained: ||a - b||^2 over the squared
+    deviations of a from the mean of its channel. Where an output has parts of different units (``Meaning.parts``), that is the
+    mean over the parts, and ``relative_error`` that of the worst part.
     """
 
     name: str
@@ -37,13 +45,16 @@ class OutputFidelity:
     equal_share: float | None = None
     cosine: float | None = None
     kind: OutputKind = "values"
+    unexplained: float | None = None
 
     @property
     def effect(self) -> float:
-        """One number to be kept small: the KL where there is one, for embeddings the squared distance of unit vectors, otherwise
-        the squared relative error."""
+        """One number to be kept small: the KL where there is one, for embeddings the squared distance of unit vectors, the part
+        of the variance of values that is not explained, otherwise the squared relative error."""
         if self.kl is not None:
             return self.kl
+        if self.unexplained is not None:
+            return self.unexplained
         return self.relative_error**2 if self.cosine is None else 2 * (1 - self.cosine)
 
 
@@ -72,6 +83,11 @@ class Fidelity:
     def worst_error(self) -> float:
         """The largest relative error of any output."""
         return max(output.relative_error for output in self.outputs)
+
+    @property
+    def most_unexplained(self) -> float:
+        """The largest part of the variance of any output of values that is not explained; 0 without values."""
+        return max((output.unexplained for output in self.outputs if output.unexplained is not None), default=0.0)
 
 
 @dataclass(slots=True)
@@ -125,12 +141,35 @@ def require_same_outputs(
 
 
 @dataclass(slots=True)
+class _Numbers:
+    """Running sums over numbers of one unit; ``variation`` that of values alone."""
+
+    squared_difference: float = 0.0
+    squared_original: float = 0.0
+    variation: Variation = field(default_factory=Variation)
+
+    def add(self, a: Tensor, b: Tensor, meaning: Meaning) -> None:
+        # Equal infinities, as in masks, count as equal, though their difference is not a number.
+        self.squared_difference += float(torch.where(a == b, 0.0, a - b).square().sum())
+        self.squared_original += float(a[a.isfinite()].square().sum())
+        if meaning.kind == "values":
+            self.variation.add(a, meaning)
+
+    @property
+    def relative(self) -> float:
+        return _number(_part(math.sqrt(self.squared_difference), math.sqrt(self.squared_original)))
+
+    @property
+    def unexplained(self) -> float:
+        return _number(_part(self.squared_difference, self.variation.energy))
+
+
+@dataclass(slots=True)
 class _Sums:
     """Running sums of one output's fidelity."""
 
     meaning: Meaning
-    squared_difference: float = 0.0
-    squared_original: float = 0.0
+    numbers: list["_Numbers"] = field(default_factory=list)
     kl: float = 0.0
     agreed: int = 0
     cosine: float = 0.0
@@ -144,9 +183,7 @@ class _Sums:
             self.equal += int((original.cpu() == rewritten.cpu()).sum())
             return
         a, b = in_float64(original.detach()), in_float64(rewritten.detach())
-        # Equal infinities, as in masks, count as equal, though their difference is not a number.
-        self.squared_difference += float(torch.where(a == b, 0.0, a - b).square().sum())
-        self.squared_original += float(a[a.isfinite()].square().sum())
+        self._add_numbers(a, b)
         if self.meaning.scores:
             self._add_scores(a, b)
         elif self.meaning.kind == "multilabel":
@@ -155,6 +192,14 @@ class _Sums:
             rows = self.meaning.rows(a), self.meaning.rows(b)
             self.rows += len(rows[0])
             self.cosine += float(_cosines(*rows).sum())
+
+    def _add_numbers(self, a: Tensor, b: Tensor) -> None:
+        parts = [(a, b)]
+        if self.meaning.kind == "values":
+            parts = list(zip(self.meaning.parts(a), self.meaning.parts(b), strict=True))
+        self.numbers += [_Numbers() for _ in range(len(parts) - len(self.numbers))]
+        for sums, (one, other) in zip(self.numbers, parts, strict=False):
+            sums.add(one, other, self.meaning)
 
     def _add_scores(self, a: Tensor, b: Tensor) -> None:
         rows = self.meaning.rows(a), self.meaning.rows(b)
@@ -169,9 +214,10 @@ class _Sums:
         if kind == "discrete":
             share = self.equal / self.entries if self.entries else 1.0
             return OutputFidelity(name, 1 - share, equal_share=share, kind=kind)
-        error = math.sqrt(self.squared_difference)
-        relative = error / math.sqrt(self.squared_original) if self.squared_original else math.inf if error else 0.0
-        found = OutputFidelity(name, _number(relative), kind=kind)
+        found = OutputFidelity(name, max(sums.relative for sums in self.numbers), kind=kind)
+        if kind == "values" and not any(sums.variation.constant for sums in self.numbers):
+            unexplained = sum(sums.unexplained for sums in self.numbers) / len(self.numbers)
+            return replace(found, unexplained=unexplained)
         if kind == "multilabel" and self.entries:
             return OutputFidelity(name, found.relative_error, kl=_divergence(self.kl / self.entries), kind=kind)
         if not self.rows:
@@ -200,6 +246,12 @@ def _bernoulli_kl(a: Tensor, b: Tensor, least: float) -> float:
 def _divergence(value: float) -> float:
     """Rounding can leave a sum of equal distributions a little below zero, and no KL is negative."""
     return max(_number(value), 0.0)
+
+
+def _part(value: float, whole: float) -> float:
+    if whole:
+        return value / whole
+    return math.inf if value else 0.0
 
 
 def _number(value: float) -> float:

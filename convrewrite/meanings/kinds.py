@@ -47,13 +47,15 @@ class Meaning:
 
     ``logits``: any scores whose softmax are probabilities; ``probabilities``: sum to one; ``multilabel``: each a
     probability of its own; ``embedding``: only its direction counts; ``values``; ``discrete``: integers and booleans;
-    ``ignore``: not compared.
+    ``ignore``: not compared. ``shares`` are the entries of ``values`` along the axis that lie in [0, 1] beside large numbers, as
+    a detector's scores beside its boxes in pixels.
     """
 
     kind: OutputKind
     reason: str
     weight: float = 1.0
     axis: int = 1
+    shares: tuple[int, ...] = ()
 
     @property
     def scores(self) -> bool:
@@ -68,6 +70,16 @@ class Meaning:
     def rows(self, output: Tensor) -> Tensor:
         """``(rows, K)``: the classes of every example and position, or its vectors."""
         return output.movedim(self.axis, -1).flatten(0, -2)
+
+    def parts(self, output: Tensor) -> tuple[Tensor, ...]:
+        """The output in parts of one unit each, in which errors can be added: one, or the large numbers and the shares."""
+        if not self.shares or self.shares[-1] >= output.shape[self.axis]:
+            return (output,)
+        inside = torch.zeros(output.shape[self.axis], dtype=torch.bool)
+        inside[list(self.shares)] = True
+        return tuple(
+            output.index_select(self.axis, chosen.nonzero().flatten().to(output.device)) for chosen in (~inside, inside)
+        )
 
     def log_scores(self, output: Tensor) -> Tensor:
         """``(rows, K)``: logarithms of the class probabilities."""
@@ -151,7 +163,7 @@ def read(
     for name, sample in samples.items():
         seen = Seen.of(name, sample, origins.get(name), tuple(input_sizes), representative)
         told = _judged(seen)
-        found[name] = _agreed(name, said[name], told, sample) if name in said else told
+        found[name] = _in_parts(seen, _agreed(name, said[name], told, sample) if name in said else told)
     if not any(meaning.counts for meaning in found.values()):
         raise UsageError(f"outputs: every output is ignored; keep one of {', '.join(found)}")
     return found
@@ -265,6 +277,14 @@ def _judged(seen: Seen) -> Meaning:
     return Meaning("values", "nothing shows that it holds class scores, probabilities or unit vectors", axis=seen.axis)
 
 
+def _in_parts(seen: Seen, meaning: Meaning) -> Meaning:
+    """With the shares among the values, unless a function gave all of them that leaves no units apart."""
+    found = seen.shares() if meaning.kind == "values" and seen.enough and seen.ndim > 2 else None
+    if found is None or seen.function in OF_MEASURES:
+        return meaning
+    return replace(meaning, axis=found[0], shares=found[1])
+
+
 def _by_what_always_holds(seen: Seen) -> Meaning | None:
     for axis in seen.axes:
         if seen.sums_to_one(axis):
@@ -331,7 +351,7 @@ def _by_looks(seen: Seen) -> Meaning | None:
     if seen.ndim == 2:
         why = seen.against_classes()
         return Meaning("values", why) if why else None
-    if seen.ndim > 2 and seen.mixed:
+    if seen.ndim > 2 and seen.shares():
         return Meaning("values", "it holds numbers in [0, 1] beside large ones, as scores beside boxes", axis=seen.axis)
     if seen.ndim > 2 and seen.width >= 2 and seen.confident_map():
         return Meaning("logits", "one class is on top at nearly every position", axis=seen.axis)

@@ -153,12 +153,12 @@ class Seen:
             return "four numbers of which the last two are always the larger ones: corners of a box"
         return None
 
-    @property
-    def mixed(self) -> bool:
-        """Whether some entries stay in [0, 1] where others are large: a detector's scores beside its boxes in pixels, which are
-        along its channels, or in the rows of a list of boxes."""
+    def shares(self) -> tuple[int, tuple[int, ...]] | None:
+        """The entries that stay in [0, 1] where others are large, and their axis: a detector's scores beside its boxes in pixels,
+        which are along its channels, or in the rows of a list of boxes."""
         lists = self.ndim == 3 and self.shape[-1] < self.shape[1]
-        return any(_mixed(self.rows[axis]) for axis in self.axes if axis == self.axis or lists)
+        found = [(axis, _shares(self.rows[axis])) for axis in self.axes if axis == self.axis or lists]
+        return next(((axis, shares) for axis, shares in reversed(found) if shares), None)
 
     def confident_map(self) -> bool:
         """Whether one of several channels is on top at most positions, not always the same, as of class scores."""
@@ -174,10 +174,12 @@ def _rows(sample: Tensor, axis: int) -> Tensor:
     return rows[:: max(1, len(rows) // ROWS)].cpu().double()
 
 
-def _mixed(rows: Tensor) -> bool:
+def _shares(rows: Tensor) -> tuple[int, ...]:
     low, high = rows.amin(0), rows.amax(0)
-    unit = (low >= 0) & (high <= 1) & (high > low)
-    return bool(unit.any()) and float(high.max()) > LARGE
+    inside = (low >= 0) & (high <= 1)
+    if not bool((inside & (high > low)).any()) or not float(high.max()) > LARGE:
+        return ()
+    return tuple(inside.nonzero().flatten().tolist())
 
 
 def _boxes(rows: Tensor) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from convrewrite.calibration import Calibration
 from convrewrite.errors import PlanError
-from convrewrite.meanings import Meaning
+from convrewrite.meanings import MOST_UNEXPLAINED, Meaning
 from convrewrite.modules import named_outputs, run
 from convrewrite.places import in_float64
 from convrewrite.planning.allocation import Allocation, FittedPlan, allocate
@@ -101,12 +101,14 @@ def shortfall(
     original: nn.Module, rewritten: nn.Module, data: Calibration, keep: Keep, meanings: Mapping[str, Meaning]
 ) -> float:
     """How far the rewritten model falls short of the original on held-out inputs, at the worst output: the part of examples on
-    which the top classes differ (or its estimate, if that is larger), or the relative error. Raises PlanError for agreement
-    without class scores."""
+    which the top classes differ (or its estimate, if that is larger), or the relative error. That is at the limit, too, where so
+    much of the variance of an output is lost that it hardly follows the inputs. Raises PlanError for agreement without class
+    scores."""
     batches = data.held_out or data.fit
     fidelity = measure_fidelity(original, rewritten, batches, meanings)
     if keep.measure == "error":
-        return fidelity.worst_error
+        follows = (fidelity.most_unexplained / MOST_UNEXPLAINED) ** 0.5
+        return max(fidelity.worst_error, keep.limit * follows)
     if fidelity.least_agreement is None:
         raise PlanError(_no_scores(meanings))
     return max(1 - fidelity.least_agreement, _estimate(original, rewritten, data, meanings))

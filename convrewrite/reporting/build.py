@@ -223,6 +223,7 @@ def _fidelity_rows(fidelity: Fidelity) -> tuple[OutputFidelityRow, ...]:
             kl=o.kl,
             equal_share=o.equal_share,
             cosine=o.cosine,
+            unexplained=o.unexplained,
             taken_for=o.kind,
         )
         for o in fidelity.outputs

@@ -10,9 +10,11 @@ from convrewrite.worst import Worst
 NOT_MEASURED = "not measured"
 DOES_NOT_APPLY = "-"
 TOTALS_HEADERS = ("", "before", "after", "after / before")
-FIDELITY_HEADERS = ("output", "taken for", "relative error", "top-1 agreement", "KL (nats)", "cosine", "equal entries")
+FIDELITY_HEADERS = (
+    "output", "taken for", "relative error", "unexplained variance", "top-1 agreement", "KL (nats)", "cosine", "equal entries",
+)  # fmt: skip
 
-OPTIONAL = ("cosine", "equal entries")
+OPTIONAL = ("unexplained variance", "cosine", "equal entries")
 """Columns that are left out where no output has them."""
 
 PARITY_HEADERS = ("output", "max. abs. difference", "relative error", "equal entries", "tolerance", "")
@@ -173,12 +175,14 @@ def _latency_row(name: str, latency: LatencyChange | None) -> tuple[str, str, st
 
 
 def fidelity_table(report: Report) -> Table:
-    """One row for every output that was compared; cosine and equal entries are columns where an output has them."""
+    """One row for every output that was compared; unexplained variance, cosine and equal entries are columns where an output has
+    them."""
     rows = [
         (
             row.name,
             row.taken_for or DOES_NOT_APPLY,
             _relative(row),
+            cell(row.unexplained, percent, DOES_NOT_APPLY),
             cell(row.top1_agreement, percent, DOES_NOT_APPLY),
             cell(row.kl, ".2g", DOES_NOT_APPLY),
             cell(row.cosine, ".4f", DOES_NOT_APPLY),

@@ -175,7 +175,8 @@ class OutputFidelityRow(_Part):
     ``top1_agreement`` is the part of the examples, or positions, with the same class on top, of logits and probabilities.
     ``kl`` is in nats: of the softmax of logits, of probabilities as they are, of independent probabilities the mean over
     their entries. ``cosine`` is that of embeddings. ``equal_share`` is the part of the entries of an integer or boolean
-    output that are equal, and ``relative_error`` there the part that differs.
+    output that are equal, and ``relative_error`` there the part that differs. ``unexplained`` is the part of the variance of
+    values that is lost; if they are scores beside boxes, it is the mean of both, and ``relative_error`` that of the worse.
     """
 
     name: str
@@ -184,6 +185,7 @@ class OutputFidelityRow(_Part):
     kl: float | None = None
     equal_share: Share | None = None
     cosine: float | None = None
+    unexplained: float | None = None
     taken_for: str | None = None
 
 
@@ -210,7 +212,7 @@ class ParityRow(_Part):
 
 class RecoveredSummary(_Part):
     """What a recovery by distillation did. ``before`` and ``after`` are how far the outputs were from the original's on inputs
-    that were ``held_out``: nats of KL for class scores, squared relative errors for numbers; ``curve`` has that after so many
+    that were ``held_out``: nats of KL for class scores, the unexplained variance of numbers; ``curve`` has that after so many
     steps. ``kept_step`` is the step whose parameters were kept, 0 where nothing was better than what came in; ``ended`` says why
     it ended earlier than asked.
     """

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from convrewrite.calibration import Calibration
 from convrewrite.fitting import ENOUGH_POSITIONS
-from convrewrite.meanings import Fidelity
+from convrewrite.meanings import MOST_UNEXPLAINED, Fidelity
 from convrewrite.planning import OVERSTEP
 from convrewrite.reporting.figures import percent
 from convrewrite.rewriting import Outcome
@@ -38,10 +38,10 @@ NAMED = 5
 
 
 def useless(constraints: Constraints, measured: Measured, calibration: Calibration, *, fast: bool) -> str | None:
-    """Why the result does not compute the same any more, and what would help; None where it does, or where the caller set the
-    limit with ``keep``."""
-    lost = _lost(measured.fidelity)
-    if constraints.keep is not None or not lost:
+    """Why the result does not compute the same any more, and what would help; None where it does. Where the caller set the limit
+    with ``keep``, only outputs that hardly follow the inputs are beyond it."""
+    lost = [*([] if constraints.keep else _lost(measured.fidelity)), *_unexplained(measured.fidelity)]
+    if not lost:
         return None
     advice = _advice(constraints, measured.fidelity, calibration, fast)
     return (
@@ -118,6 +118,15 @@ def _lost(fidelity: Fidelity) -> list[str]:
     return found
 
 
+def _unexplained(fidelity: Fidelity) -> list[str]:
+    """Outputs that hardly follow the inputs any more, however small their error may be beside numbers that hardly vary."""
+    return [
+        f"unexplained variance{f' of {output.name}' if len(fidelity.outputs) > 1 else ''} {percent(output.unexplained)}"
+        for output in fidelity.outputs
+        if output.unexplained is not None and not output.unexplained <= MOST_UNEXPLAINED
+    ]
+
+
 def _advice(constraints: Constraints, fidelity: Fidelity, calibration: Calibration, fast: bool) -> list[str]:
     """What would help in this run."""
     real = calibration.kind == "data"
@@ -126,7 +135,9 @@ def _advice(constraints: Constraints, fidelity: Fidelity, calibration: Calibrati
         found.append("real inputs (--calib)")
     elif calibration.fitted_on < FEW_INPUTS:
         found.append(f"more calibration inputs than the {calibration.fitted_on} that were fitted on")
-    if calibration.kind != "weights only":
+    if constraints.keep is not None:
+        found.append("to keep more (--keep)")
+    elif calibration.kind != "weights only":
         limit = "0.98" if fidelity.least_agreement is not None else "error=0.05"
         found.append(f"--keep {limit}, which saves only as much as holds")
     asked = ", ".join(f"{name}={part:g}" for name, part in constraints.budget.items())

@@ -5,10 +5,10 @@ from convrewrite.runtime import Verification
 from convrewrite.tables import shortened, table
 
 HEADERS = (
-    "output", "taken for", "max. diff.", "max. / max.", "tolerance", "the same", "rel. error", "top-1 agreement", "KL",
-    "cosine", "equal entries",
+    "output", "taken for", "max. diff.", "max. / max.", "tolerance", "the same", "rel. error", "unexpl. variance",
+    "top-1 agreement", "KL", "cosine", "equal entries",
 )  # fmt: skip
-OPTIONAL = ("cosine", "equal entries")
+OPTIONAL = ("unexpl. variance", "cosine", "equal entries")
 
 
 def render_verification(outcome: Verification, examples: int, source: str) -> str:
@@ -34,6 +34,7 @@ def _row(outcome: Verification, index: int) -> tuple[str, ...]:
         f"{parity.tolerance:.0e}",
         "yes" if parity.passed else "no",
         f"{fidelity.relative_error:.3%}" if fidelity.equal_share is None else "",
+        figures.cell(fidelity.unexplained, ".2%"),
         figures.cell(fidelity.top1_agreement, ".2%"),
         figures.cell(fidelity.kl, ".3g"),
         figures.cell(fidelity.cosine, ".4f"),

@@ -94,8 +94,8 @@ def verify(
     )  # fmt: skip
     comparison = RunningFidelity(meanings, "the second model")
     comparison.add(expected, found)
-    compared = [name for name, meaning in meanings.items() if meaning.counts]
-    parity = Parity(tuple(output_parity(name, expected[name], found[name]) for name in compared), 1)
+    compared = [(name, meaning) for name, meaning in meanings.items() if meaning.counts]
+    parity = Parity(tuple(output_parity(name, expected[name], found[name], meaning) for name, meaning in compared), 1)
     return Verification(parity, Fidelity(comparison.outputs(), batch[0].shape[0], skipped, meanings))
 
 

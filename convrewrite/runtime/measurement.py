@@ -137,8 +137,6 @@ def _few(inputs: Inputs, batch: int | None) -> Inputs:
 def _parity(rewritten: nn.Module, evaluation: Evaluation, baseline: Baseline, after: Exported) -> Parity:
     """Parity of onnxruntime with torch, and of another target with torch, or with onnxruntime where the model is a graph."""
     meanings, exporter, target = evaluation.meanings, baseline.exporter, baseline.target
-    ignored = [name for name, meaning in meanings.items() if not meaning.counts]
-    bounded = [name for name, meaning in meanings.items() if meaning.kind in ("probabilities", "multilabel")]
     file = exporter.runner(after.path)
     few = _few(evaluation.batches[0], after.batch or file.batch)
     found = check_parity(
@@ -146,8 +144,7 @@ def _parity(rewritten: nn.Module, evaluation: Evaluation, baseline: Baseline, af
         file,
         few,
         batch=after.batch,
-        ignored=ignored,
-        bounded=bounded,
+        meanings=meanings,
         free=exporter.beyond,
     )
     if target == ONNXRUNTIME or baseline.elsewhere:
@@ -158,6 +155,6 @@ def _parity(rewritten: nn.Module, evaluation: Evaluation, baseline: Baseline, af
         expected, _ = outputs_of(reference, given)
     program = Program(after.path, rewritten)
     others: tuple[OutputParity, ...] = check_target(
-        expected, program, given, target, threads=baseline.threads, ignored=ignored, bounded=bounded
+        expected, program, given, target, threads=baseline.threads, meanings=meanings
     )
     return Parity((*found.outputs, *others), found.inputs_checked)

@@ -1,7 +1,7 @@
 """Parity: whether onnxruntime, and the target, compute what torch computes for the same model. They must, up to rounding."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from convrewrite.axes import doubled
 from convrewrite.errors import ConvRewriteError, ExportError, VerificationError
 from convrewrite.inputs import Inputs, in_batches_of
-from convrewrite.meanings import require_same_outputs
+from convrewrite.meanings import NOTHING, Meaning, require_same_outputs
 from convrewrite.modules import eval_mode
 from convrewrite.onnx_files import OnnxModel, outputs_of
 from convrewrite.runtime.latency import compiled
@@ -22,6 +22,9 @@ from convrewrite.values import shape_text
 UNIT_SCALE = 0.05
 """Least scale that errors of probabilities are related to: onnxruntime computes a sigmoid to so many places, however small all
 are."""
+
+ANY = Meaning("values", "not told")
+"""What an output is taken for where nothing is known of it."""
 
 FLIPPED = 1e-3
 """Part of the entries of an integer or boolean output that may differ from torch's."""
@@ -59,28 +62,30 @@ class Parity:
 
 @dataclass(slots=True)
 class RunningParity:
-    """The parity over batches of every output that is not ``ignored``, in this ``runtime``. ``bounded`` is as in
-    :func:`check_parity`; ``tolerance`` replaces that of real outputs' own type.
+    """The parity over batches of every output that is not ignored according to the ``meanings``, in this ``runtime``;
+    ``tolerance`` replaces that of real outputs' own type.
 
     Differences are related to the largest element of all batches: the only number that a regression gives for a single example
-    may be almost zero, and rounding is no smaller for that.
+    may be almost zero, and rounding is no smaller for that. If an output has parts of different units, as scores beside boxes,
+    each is related to its own largest element, and the worst part counts. What lies between 0 and 1, as probabilities do, is
+    related to UNIT_SCALE at least.
     """
 
     runtime: str
-    ignored: Collection[str] = ()
-    bounded: Collection[str] = ()
+    meanings: Mapping[str, Meaning] = field(default_factory=dict)
     tolerance: float | None = None
     _found: dict[str, OutputParity] = field(default_factory=dict)
-    _scales: dict[str, float] = field(default_factory=dict)
+    _parts: dict[str, list["_RealPart"]] = field(default_factory=dict)
     _batches: int = 0
 
     def add(self, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str | None = None) -> None:
         """One batch. Raises VerificationError if names, number or shapes of the outputs differ, in a message that begins with
         ``where``; and where what is ``expected`` holds NaN, which nothing equals."""
-        require_same_outputs(expected, found, where or self.runtime, self.ignored)
+        ignored = {name for name, meaning in self.meanings.items() if not meaning.counts}
+        require_same_outputs(expected, found, where or self.runtime, ignored)
         self._batches += 1
         for name, tensor in expected.items():
-            if name in self.ignored:
+            if name in ignored:
                 continue
             if tensor.is_floating_point() and bool(tensor.isnan().any()):
                 raise VerificationError(
@@ -95,18 +100,10 @@ class RunningParity:
         if not expected.is_floating_point():
             now = replace(output_parity(name, expected, found), runtime=self.runtime)
             return now if before is None or now.relative_error > before.relative_error else before
-        least = self._scales.get(name, UNIT_SCALE if name in self.bounded else 0.0)
-        scale = self._scales[name] = max(least, _scale_of(expected))
-        now = replace(_real_parity(name, expected, found, scale), runtime=self.runtime)
-        difference = max(now.max_abs_difference, 0.0 if before is None else before.max_abs_difference)
-        tolerance, relative = now.tolerance if self.tolerance is None else self.tolerance, difference / scale
-        return replace(
-            now,
-            max_abs_difference=difference,
-            relative_error=relative,
-            tolerance=tolerance,
-            passed=relative <= tolerance,
-        )
+        meaning = self.meanings.get(name, ANY)
+        parts = self._parts[name] = _with_batch(self._parts.get(name, []), expected, found, meaning)
+        tolerance = tolerance_for(expected.dtype) if self.tolerance is None else self.tolerance
+        return replace(_worst(name, parts, tolerance), runtime=self.runtime)
 
     def add_arrays(self, expected: Mapping[str, Tensor], arrays: Sequence[Any]) -> dict[str, Tensor]:
         """One batch, whose arrays or tensors are in the order of what is ``expected``; returns them by name. Raises
@@ -136,6 +133,22 @@ class RunningParity:
         return Parity(tuple(self._found.values()), self._batches)
 
 
+@dataclass(slots=True)
+class _RealPart:
+    """Real numbers of one unit: their largest difference, and the largest of what was expected."""
+
+    scale: float
+    difference: float = 0.0
+
+    @property
+    def relative(self) -> float:
+        return self.difference / self.scale
+
+    def add(self, expected: Tensor, found: Tensor) -> None:
+        self.scale = max(self.scale, _scale_of(expected))
+        self.difference = max(self.difference, _largest_difference(expected, found))
+
+
 def tolerance_for(dtype: torch.dtype) -> float:
     """The largest relative error that rounding explains, of an output relative to its largest element.
 
@@ -161,22 +174,21 @@ def check_parity(
     inputs: Inputs,
     *,
     batch: int | None = None,
-    ignored: Collection[str] = (),
-    bounded: Collection[str] = (),
+    meanings: Mapping[str, Meaning] = NOTHING,
     free: Sequence[str] = (),
 ) -> Parity:
-    """Run torch and onnxruntime on the same inputs and compare every output that is not ``ignored``.
+    """Run torch and onnxruntime on the same inputs and compare every output that is not ignored.
 
     A file with a dynamic batch is run at a second batch size as well: 1, or 2 where the inputs hold one example; one with further
     ``free`` axes, by their names, also at twice the size of each. A
     file with a fixed batch, or one that is known to take only ``batch`` examples, is run on as many of ``inputs`` at a time.
 
-    ``bounded`` outputs lie between 0 and 1, as probabilities do: their rounding is related to UNIT_SCALE at least.
+    ``meanings`` are those of the outputs, as in :class:`RunningParity`.
 
     Raises VerificationError if names, number or shapes of the outputs differ.
     """
     runtime = onnx if isinstance(onnx, OnnxModel) else OnnxModel(onnx)
-    running = RunningParity("onnxruntime", ignored, bounded)
+    running = RunningParity("onnxruntime", meanings)
     batches = _parity_batches(inputs, batch or runtime.batch)
     with eval_mode(model):
         for given in (*batches, *(doubled(batches[0], name) for name in free)):
@@ -218,14 +230,13 @@ def check_target(
     target: Target,
     *,
     threads: int = 1,
-    ignored: Collection[str] = (),
-    bounded: Collection[str] = (),
+    meanings: Mapping[str, Meaning] = NOTHING,
 ) -> tuple[OutputParity, ...]:
     """A program run by a target, against the outputs that are ``expected`` on the same inputs, in their order; the rest is as in
     :func:`check_parity`. Raises VerificationError where the target cannot run it, or gives other outputs in number or shape."""
     with eval_mode(program.module), target.at_work(threads):
         arrays = compiled(program, inputs, target, threads)()
-    running = RunningParity(target.name, ignored, bounded)
+    running = RunningParity(target.name, meanings)
     running.add_arrays(expected, arrays)
     return running.result().outputs
 
@@ -243,21 +254,34 @@ def require_parity(parity: Parity) -> None:
         )
 
 
-def output_parity(name: str, expected: Tensor, found: Tensor, least: float = 0.0) -> OutputParity:
-    """One output of torch against the same one of onnxruntime. ``least``: the scale that differences are related to at least."""
+def output_parity(name: str, expected: Tensor, found: Tensor, meaning: Meaning = ANY) -> OutputParity:
+    """One output of torch against the same one of onnxruntime."""
     if not expected.is_floating_point():
         return _discrete_parity(name, expected.detach().cpu(), found)
-    return _real_parity(name, expected, found, max(least, _scale_of(expected)))
+    return _worst(name, _with_batch([], expected, found, meaning), tolerance_for(expected.dtype))
 
 
-def _real_parity(name: str, expected: Tensor, found: Tensor, scale: float) -> OutputParity:
-    tolerance = tolerance_for(expected.dtype)
+def _with_batch(parts: list[_RealPart], expected: Tensor, found: Tensor, meaning: Meaning) -> list[_RealPart]:
+    """The parts of a real output with one more batch, in place."""
+    wanted, given = meaning.parts(expected), meaning.parts(found)
+    for index in range(len(parts), len(wanted)):
+        bounded = meaning.kind in ("probabilities", "multilabel") or index > 0
+        parts.append(_RealPart(UNIT_SCALE if bounded else torch.finfo(torch.float32).tiny))
+    for part, one, other in zip(parts, wanted, given, strict=False):  # a batch of another size may be in one part
+        part.add(one, other)
+    return parts
+
+
+def _worst(name: str, parts: Sequence[_RealPart], tolerance: float) -> OutputParity:
+    worst = max(parts, key=lambda part: part.relative)
+    return OutputParity(name, worst.difference, worst.relative, tolerance, worst.relative <= tolerance)
+
+
+def _largest_difference(expected: Tensor, found: Tensor) -> float:
     a, b = expected.detach().cpu().double(), found.double()
     # Equal infinities are equal, though their difference is not a number; a NaN equals nothing, not even itself.
     difference = torch.where(a == b, 0.0, (a - b).abs()).nan_to_num(nan=math.inf, posinf=math.inf)
-    largest = float(difference.max()) if difference.numel() else 0.0
-    relative = largest / scale
-    return OutputParity(name, largest, relative, tolerance, relative <= tolerance)
+    return float(difference.max()) if difference.numel() else 0.0
 
 
 def _scale_of(expected: Tensor) -> float:

@@ -8,7 +8,7 @@ the rewritten model has the original's shapes, and relative, as scales differ fr
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from convrewrite.errors import UsageError
-from convrewrite.meanings import Meaning
+from convrewrite.meanings import Meaning, Variation
 from convrewrite.places import PROCESSOR, in_float64
 
 ROUNDING = 0.1
@@ -30,12 +30,12 @@ Named = Mapping[str, Tensor]
 class Distillation:
     """The loss of a batch of the rewritten model against the original.
 
-    ``scales`` and ``feature_scales`` are mean squares of the original's outputs and features; ``features`` is the weight of the
-    mean relative squared error of the features against that of the outputs, in nats per unit.
+    ``scales`` are the variances of the original's outputs, part by part, ``feature_scales`` the mean squares of its features;
+    ``features`` is the weight of the mean relative squared error of the features against that of the outputs, in nats per unit.
     """
 
     meanings: Mapping[str, Meaning]
-    scales: Mapping[str, float]
+    scales: Mapping[str, Sequence[float]]
     feature_scales: Mapping[str, float] = field(default_factory=dict)
     temperature: float = 1.0
     features: float = 0.0
@@ -60,7 +60,7 @@ class Distillation:
         """With the scales of the original's ``outputs`` and ``features`` on some inputs. Outputs that are ignored or discrete do
         not count. Raises UsageError where nothing is left."""
         counted = {name for name in outputs if meanings[name].counts and meanings[name].kind != "discrete"}
-        scales = {name: mean_square(outputs[name]) for name in outputs if name in counted}
+        scales = {name: _scales(outputs[name], meanings[name]) for name in outputs if name in counted}
         feature_scales = {name: mean_square(value) for name, value in (features or {}).items()}
         return cls(meanings, scales, feature_scales, temperature, weight)
 
@@ -68,9 +68,11 @@ class Distillation:
         """The loss of one batch, a scalar: the weighted mean of the losses of outputs, plus the loss of the features."""
         total: Tensor | None = None
         weights = sum(self.meanings[name].weight for name in self.scales)
-        for name, scale in self.scales.items():
+        for name, scales in self.scales.items():
             meaning = self.meanings[name]
-            part = output_loss(wanted[name], found[name], meaning, scale, self.temperature) * (meaning.weight / weights)
+            part = output_loss(wanted[name], found[name], meaning, scales, self.temperature) * (
+                meaning.weight / weights
+            )
             total = part if total is None else total + part
         both = wanted_features.keys() & found_features.keys() if self.features else ()
         # What gets the examples that an earlier layer picks gets others in the rewritten model, and as a rule not as many.
@@ -89,10 +91,12 @@ def takes_labels(meaning: Meaning, output: Tensor) -> bool:
     return meaning.scores and output.dim() == 2
 
 
-def output_loss(wanted: Tensor, found: Tensor, meaning: Meaning, scale: float, temperature: float = 1.0) -> Tensor:
+def output_loss(
+    wanted: Tensor, found: Tensor, meaning: Meaning, scales: Sequence[float], temperature: float = 1.0
+) -> Tensor:
     """How far one output of a batch is from the original's, a scalar in the unit of its effect: nats for class scores and
-    independent probabilities, squared distance of unit vectors, or squared relative error, ``scale`` being the mean square
-    of what is wanted."""
+    independent probabilities, squared distance of unit vectors, or the part of the variance that is not explained, ``scales``
+    being the variances of the parts of what is wanted."""
     if meaning.scores:
         return _score_loss(meaning.log_scores(wanted.float()), meaning.log_scores(found.float()), temperature)
     if meaning.kind == "multilabel":
@@ -100,7 +104,8 @@ def output_loss(wanted: Tensor, found: Tensor, meaning: Meaning, scale: float, t
     if meaning.kind == "embedding":
         rows = meaning.rows(wanted.float()), meaning.rows(found.float())
         return 2 * (1 - torch.cosine_similarity(*rows, dim=1).mean())
-    return relative_loss(_whole(wanted), _whole(found), scale)
+    parts = zip(meaning.parts(_whole(wanted)), meaning.parts(_whole(found)), scales, strict=False)
+    return torch.stack([relative_loss(*part) for part in parts]).mean()
 
 
 def relative_loss(wanted: Tensor, found: Tensor, scale: float) -> Tensor:
@@ -145,6 +150,10 @@ def _whole(values: Tensor) -> Tensor:
 
 def _at_least_single(values: Tensor) -> torch.dtype:
     return torch.promote_types(values.dtype, torch.float32)
+
+
+def _scales(output: Tensor, meaning: Meaning) -> tuple[float, ...]:
+    return tuple(Variation.per_number(part, meaning) for part in meaning.parts(output))
 
 
 def mean_square(values: Tensor) -> float:

@@ -38,7 +38,7 @@ from convrewrite.tuning.stepping import Stepper
 from convrewrite.tuning.trainable import laid_out, numbers_of, put_numbers, rewritten_parameters, training
 
 WORTH = 5e-4
-"""Refinement is worth its time if the effect on held-out inputs, in nats or squared relative error, is at least this: below it
+"""Refinement is worth its time if the effect on held-out inputs, in nats or unexplained variance, is at least this: below it
 fewer than one top class in a thousand changes."""
 
 WORK = 1.5e13

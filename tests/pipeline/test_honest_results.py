@@ -145,10 +145,20 @@ def test_the_limits(kind: OutputKind, factor: float, lost: bool) -> None:
     measured = Measured(outcome_of(kind, x, x * factor), "measured on a test")
     found = useless(Constraints({}), measured, Calibration((), (), "data", "a test"), fast=False)
     assert (found is not None) == lost
-    assert (
-        useless(Constraints({}, Keep("error", 0.5)), measured, Calibration((), (), "data", "a test"), fast=False)
-        is None
-    )
+    kept = useless(Constraints({}, Keep("error", 0.5)), measured, Calibration((), (), "data", "a test"), fast=False)
+    assert (kept is not None) == (kind == "values" and math.isnan(factor)), "what it is like was asked for"
+
+
+@pytest.mark.parametrize("constraints", [Constraints({}), Constraints({}, Keep("error", 0.05))], ids=str)
+def test_what_ignores_its_inputs_is_useless_whatever_was_to_be_kept(constraints: Constraints) -> None:
+    kelvin = 300 + torch.randn(64, 1, generator=torch.Generator().manual_seed(0))
+    data = Calibration((), (), "data", "a test")
+    for found, lost in ((kelvin.mean().expand_as(kelvin), True), (kelvin + 0.5, False)):
+        fidelity = outcome_of("values", kelvin, found)
+        assert fidelity.worst_error < 0.01
+        told = useless(constraints, Measured(fidelity, "measured"), data, fast=False)
+        assert (told is not None) == lost
+        assert told is None or ("unexplained variance 98.4 %" in told and "--keep" in told)
 
 
 def test_top_classes_and_equal_entries_have_a_limit_too() -> None:
@@ -232,8 +242,8 @@ def test_noise_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_parity_runs_on_the_first_of_the_inputs_of_fidelity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     checked: list[Any] = []
 
-    def parity(_model: nn.Module, _file: object, inputs: Any, *, ignored: Any, **_named: object) -> Parity:
-        checked.append((inputs, ignored))
+    def parity(_model: nn.Module, _file: object, inputs: Any, *, meanings: Any, **_named: object) -> Parity:
+        checked.append((inputs, meanings))
         return Parity((), 1)
 
     def exported(_model: nn.Module, _inputs: Any, path: Path, *, metadata: Any, **_asked: Any) -> Exported:
@@ -248,9 +258,9 @@ def test_parity_runs_on_the_first_of_the_inputs_of_fidelity(monkeypatch: pytest.
     evaluation = evaluation_inputs((images(1),), Calibration((), (), "weights only", "none")).with_meanings(model, {})
     baseline = Baseline(Exported(path, True), (images(1),), tmp_path, FalseTimer(), 1, exporting.TorchExporter())
     measure_everything(model, model, (images(1),), evaluation, baseline, {"a": "b"}, lambda *_: None)
-    ((inputs, ignored),) = checked
+    ((inputs, meanings),) = checked
     assert torch.equal(inputs[0], evaluation.batches[0][0][:8])
-    assert ignored == []
+    assert meanings == evaluation.meanings
     assert json.loads(baseline.result.read_text()) == {"a": "b"}
 
 

@@ -181,6 +181,18 @@ def test_what_cannot_be_kept_says_what_was_lost(
 # --- how the shortfall is measured
 
 
+def test_what_ignores_its_inputs_is_beyond_any_error_that_is_allowed() -> None:
+    values = {"output.0": Meaning("values", "")}
+    data = Calibration(*numbered(40, 20), "data", "a test")
+    kelvin = 300 + torch.randn(60, 1, dtype=torch.float64)
+    keep = Keep("error", 0.05)
+    near, constant = (
+        shortfall_of(Table(kelvin), Table(found), data, keep, values)
+        for found in (kelvin + 0.1, torch.full_like(kelvin, 300.0))
+    )
+    assert near < 0.05 < constant
+
+
 def scores(count: int, classes: int = 4) -> Tensor:
     return torch.randn(count, classes, dtype=torch.float64)
 

@@ -91,7 +91,9 @@ def test_a_site_shows_all_that_was_measured_there() -> None:
     assert " ".join(rows[at + 1 :]).startswith("depthwise-first, as branches ")
     assert "channel, rank 8 0.50x 0.50x 44.0 us 1.10x [1]" in rows
     assert "[1] changes the measured time by +10%" in rows
-    assert " ".join(text.split()).endswith("is the KL of the model's outputs, or their squared relative error.")
+    assert " ".join(text.split()).endswith(
+        "is the KL of the model's outputs, or the part of their variance that is lost."
+    )
     assert max(map(len, text.splitlines())) <= WIDTH
 
 

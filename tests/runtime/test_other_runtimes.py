@@ -16,7 +16,7 @@ EXPECTED = {"output": torch.zeros(2, 3)}
 @pytest.mark.parametrize("given", [None, 3, "text"])
 def test_outputs_come_in_a_list(given: Any) -> None:
     with pytest.raises(VerificationError, match=r"^other: expected a list of 1 outputs, found .*; mend the runtime"):
-        RunningParity("other", (), ()).add_arrays(EXPECTED, given)
+        RunningParity("other").add_arrays(EXPECTED, given)
 
 
 @pytest.mark.parametrize("given", ["text", None, object(), [[1.0], [1.0, 2.0]]])
@@ -24,8 +24,8 @@ def test_outputs_are_arrays_of_numbers(given: Any) -> None:
     with pytest.raises(
         VerificationError, match=r"^other: output 'output': expected an array of numbers, found .*; mend"
     ):
-        RunningParity("other", (), ()).add_arrays(EXPECTED, [given])
-    RunningParity("other", (), ()).add_arrays(EXPECTED, [np.zeros((2, 3), np.float32)])
+        RunningParity("other").add_arrays(EXPECTED, [given])
+    RunningParity("other").add_arrays(EXPECTED, [np.zeros((2, 3), np.float32)])
 
 
 class Broken:

@@ -263,7 +263,7 @@ def test_nan_and_zero_outputs_never_look_good() -> None:
 
 
 def test_a_model_that_gives_nan_itself_is_told_and_not_its_file() -> None:
-    running = RunningParity("onnxruntime", ignored=("left",))
+    running = RunningParity("onnxruntime", {"left": Meaning("ignore", "")})
     nan = torch.tensor([1.0, math.nan])
     running.add({"y": nan[:1], "left": nan}, {"y": nan[:1], "left": nan})
     with pytest.raises(VerificationError, match=r"'y': expected numbers .* found NaN in what the model itself gives"):
@@ -321,8 +321,8 @@ def of_numbers(*numbers: float, dtype: torch.dtype = torch.float32) -> Tensor:
 def test_a_difference_is_a_part_of_the_largest_element() -> None:
     found = output_parity("y", of_numbers(-8.0, 2.0, math.inf, 0.0), of_numbers(-8.0, 2.5, math.inf, 0.25))
     assert (found.max_abs_difference, found.relative_error, found.passed) == (0.5, 0.0625, False)
-    least = output_parity("y", of_numbers(1.0), of_numbers(1.5), least=4.0)
-    assert (least.max_abs_difference, least.relative_error) == (0.5, 0.125)
+    least = output_parity("y", of_numbers(0.0), of_numbers(0.025), Meaning("multilabel", ""))
+    assert (least.max_abs_difference, least.relative_error) == (pytest.approx(0.025), pytest.approx(0.5))
     limit = 2.0**-11
     assert [output_parity("y", of_numbers(1.0), of_numbers(1 + part * limit)).passed for part in (1, 1.5)] == [
         True,
@@ -350,7 +350,7 @@ def test_of_a_single_example_whose_only_number_is_almost_zero_rounding_is_no_fau
 def test_outputs_between_0_and_1_have_a_least_scale_and_a_form_has_its_own_tolerance() -> None:
     given = {"p": of_numbers(0.0001), "y": of_numbers(0.0001), "n": torch.tensor([[1, 2]])}
     found = {"p": of_numbers(0.0002), "y": of_numbers(0.0002), "n": torch.tensor([[1, 3]])}
-    running = RunningParity("half", bounded=("p",), tolerance=2.5)
+    running = RunningParity("half", {"p": Meaning("multilabel", "")}, tolerance=2.5)
     running.add(given, found)
     p, y, n = running.result().outputs
     assert (p.relative_error, y.relative_error) == (
