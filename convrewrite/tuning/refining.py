@@ -144,7 +144,9 @@ class Refinement:
 
     def steps_for(self, effect: float) -> int:
         """The steps to take for what there is to gain, within :attr:`steps`."""
-        return min(self.steps, self._effort * max(LEAST_STEPS, round(STEPS_OF_EFFECT * effect)))
+        # Infinite where an output is zero for all held-out inputs in the original alone.
+        by_effect = round(min(STEPS_OF_EFFECT * effect, self.steps))
+        return min(self.steps, self._effort * max(LEAST_STEPS, by_effect))
 
     @property
     def _effort(self) -> int:

@@ -289,7 +289,7 @@ def test_the_more_there_is_to_gain_the_more_steps_are_taken(task: Refinement) ->
     assert (
         long.steps_for(1e-5) == LEAST_STEPS < long.steps_for(0.02) < long.steps_for(0.04) < long.steps_for(1.0) == STEPS
     )
-    assert task.steps_for(1.0) == RECIPE.steps
+    assert task.steps_for(1.0) == task.steps_for(float("inf")) == RECIPE.steps
 
 
 def test_four_times_the_steps_are_taken_where_it_was_asked_for(task: Refinement) -> None:
