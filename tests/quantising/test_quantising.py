@@ -57,6 +57,8 @@ def test_the_float_model_computes_the_same(power: float, groups: int, tmp_path_f
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(a.abs().max()))
     if power == 1.0:
         [before], [after] = (_largest(m, [pair.between], feeds) for m in (model, changed))
+        each = [_largest(model, [pair.between], [feed])[0] for feed in feeds]
+        assert (before == np.maximum(*each)).all() and (before > each[1]).any()
         assert before.max() / before.min() > 1000
         assert after.max() / after.min() < 1.01
         assert after.max() == pytest.approx(before.max(), rel=1e-4)

@@ -49,6 +49,10 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "a set of one on many ways": (steps(PYRAMID, b"cbuiltins\nset\n]h\x3ca\x85R"), "a key of more than 1000 parts"),
     "ways": (steps(PYRAMID), "more than 10000000 ways lead"),
     "a deep list": (steps(b"]" * 200_000, b"a" * 199_999), "nested more than 400 deep"),
+    "a deep list at the bottom of another": (
+        steps(b"]" * 601, b"a" * 299, b"q\x00", b"a" * 301, b"h\x00a"),
+        "nested more than 400 deep",
+    ),
     "a deep dictionary": (steps(b"}" + b"K\x01}" * 9_000, b"s" * 9_000), "nested more than 400 deep"),
     "a deep key": (steps(b"})" + b"\x85" * 9_000, b"K\x01s"), "nested more than 400 deep"),
     "chosen hashes": (

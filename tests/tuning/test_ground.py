@@ -34,7 +34,7 @@ CHAINS = {
     ],
     "separable": [ConvSpec(4, 8, (3, 3), (1, 1), (1, 1), groups=4, bias=False), ConvSpec(8, 5, (1, 1))],
     "grouped, dilated": [
-        ConvSpec(4, 4, (3, 3), (1, 1), (2, 2), (2, 2), groups=2, bias=False),
+        ConvSpec(4, 4, (3, 3), (1, 1), (2, 1), (2, 3), groups=2, bias=False),
         ConvSpec(4, 6, (1, 1), groups=2),
     ],
     "three stages, reflected": [
