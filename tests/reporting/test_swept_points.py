@@ -54,6 +54,18 @@ def test_a_point_that_is_beaten_is_no_knee() -> None:
     ]  # fmt: skip
 
 
+def test_the_knee_is_looked_for_between_the_ends_wherever_these_are() -> None:
+    curve = [point(macs, kl=kl) for macs, kl in ((0.9, 2.1), (0.7, 2.2), (0.5, 3.1))]
+    assert [found.knee for found in with_knee(curve, "macs")] == [False, True, False]
+
+
+def test_the_loss_of_a_point_is_the_finest_of_its_measures() -> None:
+    assert point(0.9, kl=0.2, agreement=0.75, error=0.5).loss == 0.2
+    assert point(0.9, agreement=0.75, error=0.5).loss == 0.25
+    assert point(0.9, error=0.5).loss == 0.5
+    assert SweepPoint(budget=0.1, reason="it cannot be reached").loss is None
+
+
 @pytest.mark.parametrize(
     "curve",
     [
