@@ -177,7 +177,10 @@ def sweep_all(frontiers: Iterable[Frontier], cluster: str | None = None, progres
 
 
 def _checked(budgets: Sequence[float]) -> list[float]:
-    """The budgets from the largest to the smallest, each once. Raises UsageError for anything but parts in (0, 1)."""
+    """The budgets from the largest to the smallest, each once. Raises UsageError for anything but parts in (0, 1).
+
+    Two that read alike count as one, as 0.1 + 0.2 and 0.3: their plans would have the same name.
+    """
     try:
         wanted = sorted({float(budget) for budget in budgets}, reverse=True)
     except (TypeError, ValueError):
@@ -186,7 +189,7 @@ def _checked(budgets: Sequence[float]) -> list[float]:
         raise UsageError(
             f"budgets: expected parts in (0, 1), as 0.8..0.1, found {', '.join(f'{b:g}' for b in wanted) or 'none'}"
         )
-    return wanted
+    return list({f"{budget:g}": budget for budget in wanted}.values())
 
 
 def _sweep_of(frontier: Frontier, beginning: Beginning, made: Sequence[Made]) -> Sweep:

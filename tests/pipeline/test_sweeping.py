@@ -19,7 +19,7 @@ from convrewrite.reporting.sweep_report import with_knee
 from convrewrite.rules.schema import Protect, Rule
 
 RULE = Rule(name="r", structures=("channel",), protect=Protect(stem=False, min_channels=0, min_mac_share=0), ratio=0.5)
-BUDGETS = (0.3, 0.75, 0.5, 0.01)
+BUDGETS = (0.3, 0.75, 0.5, 0.01, 0.1 + 0.2)
 
 
 class Small(nn.Sequential):
