@@ -136,6 +136,25 @@ def test_every_option_that_lost_says_why() -> None:
     assert all(row.why.startswith("no gain") for row in site.ruled_out)
 
 
+def test_a_site_is_sorted_by_its_numbers_and_told_in_words() -> None:
+    _, body, _, head = view_of(reported(), planned()).sites
+    told = [2, "body.0", "standard", "8->8 3x3", "cp, rank 4", 90, 30, 9000, 3000, 1 / 3, 0.03, 25.0]
+    assert [cell.value for cell in body.cells] == told
+    assert [cell.value for cell in head.cells[5:]] == [90, 90, 800, 800, 1.0, -1.0, -1.0]
+    facts = dict(body.facts)
+    assert facts["MACs"] == "9.00 k to 3.00 k" and facts["parameters"] == "90 to 30"
+    assert facts["time alone"] == "9.00 us to 4.50 us" and dict(head.facts)["time alone"] == "0.80 us"
+    assert facts["error expected"] == "2 %" and facts["error measured"] == "3 % on held-out inputs"
+    assert facts["fitted on"] == "500 positions for 20 unknowns"
+
+
+def test_what_was_expected_stands_beside_what_was_measured() -> None:
+    assert view_of(reported(), planned()).promises == (
+        ("MACs left", "0.40x", "0.38x"), ("parameters left", "0.50x", "0.70x"), ("latency left", "0.60x", "0.60x"),
+        ("ONNX latency", "11.0 us", "12.0 us"), ("effect on the output (KL, nats)", "0.001", "0.0012"),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("costs", "effect", "why"),
     [

@@ -17,7 +17,7 @@ from convrewrite.meanings.kinds import Meaning, tell
 from convrewrite.modules.outputs import named_outputs
 from convrewrite.progress import Stopwatch
 from convrewrite.rewriting import output_weighting
-from convrewrite.rewriting.output_weighting import EXAMPLES, SHARE, output_weights, roots_of
+from convrewrite.rewriting.output_weighting import EXAMPLES, SHARE, _loss, output_weights, roots_of
 from convrewrite.rewriting.propagation import Propagation
 from convrewrite.rewriting.site_fit import SiteFit
 from convrewrite.structures.algebra import compose
@@ -141,6 +141,36 @@ def test_gradients_may_be_switched_off_around_it() -> None:
         found = output_weights(model, sites_of(model), batches(), SEED)
         assert not torch.is_grad_enabled()
     assert set(found) == {site.name for site in sites_of(model)}
+
+
+def test_independent_probabilities_weigh_by_their_own_information() -> None:
+    chances = torch.tensor([0.1, 0.5, 0.98], dtype=torch.float64)
+    output = chances.repeat(4000, 1).requires_grad_()
+    (slopes,) = torch.autograd.grad(_loss(output, Meaning("multilabel", ""), torch.Generator().manual_seed(SEED)), output)
+    slopes = slopes * 3**0.5  # of a mean over the entries
+    yes, no = torch.isclose(slopes, -1 / chances), torch.isclose(slopes, 1 / (1 - chances))
+    assert bool((yes ^ no).all())
+    assert torch.allclose(yes.double().mean(0), chances, atol=0.03)
+    certain = torch.tensor([[0.0, 1.0]], requires_grad=True)
+    loss = _loss(certain, Meaning("multilabel", ""), torch.Generator())
+    assert all(bool(found.isfinite().all()) for found in (loss, *torch.autograd.grad(loss, certain)))
+
+
+def test_only_what_turns_an_embedding_counts() -> None:
+    output = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
+    slopes = []
+    for length in (1.0, 10.0):
+        loss = _loss(length * output, Meaning("embedding", ""), torch.Generator().manual_seed(SEED))
+        slopes += torch.autograd.grad(loss, output)
+    assert torch.allclose((slopes[0] * output).sum(1), torch.zeros(5, dtype=torch.float64), atol=1e-12)
+    assert float(slopes[0].norm()) > 0.1 and torch.allclose(slopes[0], slopes[1])
+
+
+def test_a_mean_over_the_batch_has_no_axis() -> None:
+    mean = torch.tensor(2.0, requires_grad=True)
+    loss = _loss(mean, Meaning("values", ""), torch.Generator().manual_seed(SEED))
+    (slope,) = torch.autograd.grad(loss, mean)
+    assert abs(float(slope)) == abs(float(torch.randn((), generator=torch.Generator().manual_seed(SEED)))) / 2
 
 
 def test_the_share_of_the_identity() -> None:
