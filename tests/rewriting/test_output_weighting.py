@@ -146,7 +146,9 @@ def test_gradients_may_be_switched_off_around_it() -> None:
 def test_independent_probabilities_weigh_by_their_own_information() -> None:
     chances = torch.tensor([0.1, 0.5, 0.98], dtype=torch.float64)
     output = chances.repeat(4000, 1).requires_grad_()
-    (slopes,) = torch.autograd.grad(_loss(output, Meaning("multilabel", ""), torch.Generator().manual_seed(SEED)), output)
+    (slopes,) = torch.autograd.grad(
+        _loss(output, Meaning("multilabel", ""), torch.Generator().manual_seed(SEED)), output
+    )
     slopes = slopes * 3**0.5  # of a mean over the entries
     yes, no = torch.isclose(slopes, -1 / chances), torch.isclose(slopes, 1 / (1 - chances))
     assert bool((yes ^ no).all())
