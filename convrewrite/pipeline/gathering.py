@@ -54,9 +54,8 @@ def _calibrated(prepared: Prepared, calibration: object, settings: Settings, pro
         batch=prepared.batch, graph_inputs=graph_inputs(prepared.original),
     ).on(prepared.device)  # fmt: skip
     if settings.int8 and not (data.fit and data.held_out):
-        raise CalibrationError(
-            "int8: expected inputs to calibrate and to judge on, found none; give real ones (--calib)"
-        )
+        found = f"{data.fitted_on} and none; give more" if data.fit else "none; give real ones"
+        raise CalibrationError(f"int8: expected inputs to calibrate and to judge on, found {found} (--calib)")
     require_end(prepared.original, data.fit or data.held_out)
     fit, held_out = (channels_last(prepared.model, part, prepared.batch) for part in (data.fit, data.held_out))
     return replace(data, fit=fit, held_out=held_out)

@@ -60,9 +60,8 @@ def quantise_file(
     VerificationError where there are no inputs.
     """
     if not fit or not held_out:
-        raise VerificationError(
-            "int8: expected inputs to calibrate and to judge on, found none; give real ones (--calib)"
-        )
+        found = f"{sum(len(batch[0]) for batch in fit)} and none; give more" if fit else "none; give real ones"
+        raise VerificationError(f"int8: expected inputs to calibrate and to judge on, found {found} (--calib)")
     reference = OnnxModel(original or path)
     names = OnnxModel(path).input_names
     feeds = [{n: x.detach().cpu().numpy() for n, x in zip(names, batch, strict=True)} for batch in fit]

@@ -116,8 +116,12 @@ def test_with_even_ranges_int8_loses_less_and_the_best_way_is_kept(tmp_path: Pat
 
 def test_inputs_are_needed(tmp_path: Path) -> None:
     path, _ = exported(uneven(), tmp_path / "a.onnx")
-    with pytest.raises(VerificationError, match="int8: expected inputs to calibrate and to judge on"):
+    with pytest.raises(
+        VerificationError, match="int8: expected inputs to calibrate and to judge on, found none; give r"
+    ):
         quantise_file(path, tmp_path / "b.onnx", [], [])
+    with pytest.raises(VerificationError, match="found 1 and none; give more"):
+        quantise_file(path, tmp_path / "b.onnx", [(torch.zeros(1, 8, 6, 6),)], [])
 
 
 @pytest.fixture(scope="module")
