@@ -1,10 +1,13 @@
 """Which results are no success, though everything ran."""
 
+from dataclasses import replace
+
 import pytest
 from clocks import compared
 
+from convrewrite.conv import Cost
 from convrewrite.meanings.fidelity import Fidelity, OutputFidelity
-from convrewrite.reporting.build import _kept
+from convrewrite.reporting.build import _kept, _totals
 from convrewrite.reporting.verdict import refused
 from convrewrite.runtime.measurement import Measured
 from convrewrite.settings import Constraints, Keep
@@ -46,6 +49,19 @@ def test_what_was_kept_is_told_in_the_words_of_what_was_asked() -> None:
     assert _kept(Constraints({}), fidelity) is None
     assert _kept(Constraints({}, Keep("agreement", 0.9)), fidelity) == "top-1 agreement of 0.95"
     assert _kept(Constraints({}, Keep("error", 0.9)), fidelity) == "relative output error of 0.3"
+
+
+@pytest.mark.parametrize(("saving", "there", "elsewhere"), [(None, None, None), (0.25, 0.75, 1.5), (1.0, None, None)])
+def test_what_options_promise_is_a_time_where_any_is_left(
+    saving: float | None, there: float | None, elsewhere: float | None
+) -> None:
+    costs = Cost(10, 100), Cost(5, 40)
+    found = _totals(*costs, replace(measured(), predicted_saving=saving))
+    assert found.onnx_latency_seconds is not None and found.onnx_latency_seconds.before == 1.0
+    assert (found.predicted_onnx_latency_seconds, found.predicted_in) == (there, None)
+    known = replace(measured(None), predicted_saving=saving, original_seconds=2.0, original_runtime="tensorrt")
+    found = _totals(*costs, known)
+    assert (found.predicted_onnx_latency_seconds, found.predicted_in) == (elsewhere, elsewhere and "tensorrt")
 
 
 @pytest.mark.parametrize(

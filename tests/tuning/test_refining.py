@@ -15,6 +15,7 @@ from convrewrite.tuning import refining
 from convrewrite.tuning.activations import Activations
 from convrewrite.tuning.refining import (
     FEWEST,
+    HOPELESS,
     LEAST_STEPS,
     PASSES,
     STEPS,
@@ -182,6 +183,27 @@ def test_parts_of_a_batch_give_the_gradients_of_the_whole(task: Refinement, monk
     refine(replace(other, recipe=few))
     for name, value in task.rewritten.named_parameters():
         assert torch.allclose(value, other.rewritten.get_parameter(name), rtol=1e-3, atol=1e-4), name
+
+
+def test_the_best_of_all_looks_is_kept_and_steps_end_where_it_is_far_behind(
+    task: Refinement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, seen = (
+        iter([1.0, 0.5, 0.2, 0.8, 0.1 * HOPELESS, 0.1 * HOPELESS, 0.2 * HOPELESS, 0.3]),
+        list[dict[str, Tensor]](),
+    )
+
+    def effect(self: Refinement, shown: object = None) -> float:
+        del shown
+        seen.append(numbers_of(dict(self.rewritten.named_parameters())))
+        return next(told)
+
+    monkeypatch.setattr(Refinement, "effect", effect)
+    found = refine(replace(task, recipe=replace(RECIPE, steps=20)))
+    assert (found.before, found.after, found.steps, next(told, None)) == (1.0, 0.3, 6, None)
+    for name, value in task.rewritten.named_parameters():
+        assert torch.equal(value, seen[2][name]) and torch.equal(value, seen[-1][name]), name
+    assert any(not torch.equal(seen[2][name], value) for name, value in seen[6].items())
 
 
 def test_an_interrupt_leaves_the_best_so_far(task: Refinement) -> None:
