@@ -47,6 +47,8 @@ def test_fidelity_that_was_measured_on_other_inputs_is_told_to_be() -> None:
     compared = Compared.of([("a", result(NOISE)), ("b", result("measured on 13 held-out calibration inputs"))])
     for line in (f"a: {NOISE}", "b: measured on 13 held-out calibration inputs"):
         assert line in compared.text() and line in compared.page()
+    earlier = Compared.of([("a", result(NOISE)), ("b", result(NOISE, fidelity=(), fidelity_basis=None))])
+    assert len(earlier.text().splitlines()) == 4, "where nothing was measured there is nothing to tell"
 
 
 def test_every_number_is_in_its_column() -> None:
