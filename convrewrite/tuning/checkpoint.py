@@ -19,6 +19,7 @@ from torch import Tensor
 from convrewrite.errors import UsageError
 from convrewrite.folders import made_aside
 from convrewrite.records import Record, first_fault
+from convrewrite.tuning.trainable import at_least_single
 
 STATE = "convrewrite.training"
 """Key of the file's metadata that holds the rest; it distinguishes a checkpoint from any other file."""
@@ -131,7 +132,7 @@ def _tensors(path: Path, file: Any, keys: set[str], kind: str, parameters: Mappi
         tensor = file.get_tensor(key)
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
             raise UsageError(f"{path}: {key}: expected finite numbers; the checkpoint is broken: remove it")
-        found[name] = tensor.to(parameter.device, parameter.dtype)
+        found[name] = tensor.to(parameter.device, at_least_single(parameter))
     return found
 
 

@@ -139,8 +139,7 @@ class Training:
             return
         self.step, self.seconds = resumed.standing.step, resumed.standing.seconds
         self.curve, self.best = list(resumed.standing.curve), dict(resumed.best)
-        put_numbers(self.task.parameters, resumed.now)
-        stepper.resume(self.step, resumed.average, resumed.first, resumed.second)
+        stepper.resume(self.step, resumed.now, resumed.average, resumed.first, resumed.second)
 
     def _bfloat16_pays(self) -> bool:
         """Whether steps are taken in bfloat16 unasked: if no precision was asked for, and rounding does little compared with what
@@ -287,5 +286,5 @@ class Training:
 
     def _checkpoint(self, stepper: Stepper) -> Checkpoint:
         standing = Standing(run=self.run, step=self.step, seconds=self.seconds, curve=tuple(self.curve))
-        now = numbers_of(self.task.parameters)
+        now = {name: value.clone() for name, value in stepper.exact.items()}
         return Checkpoint(standing, now, self.best, stepper.average, stepper.first, stepper.second)

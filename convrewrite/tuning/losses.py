@@ -18,6 +18,7 @@ from torch import Tensor
 from convrewrite.errors import UsageError
 from convrewrite.meanings import Meaning, Variation
 from convrewrite.places import PROCESSOR, in_float64
+from convrewrite.tuning.trainable import at_least_single
 
 ROUNDING = 0.1
 """Steps are taken in bfloat16 only if the effect of its rounding on the outputs is at most this part of what there is to gain."""
@@ -141,15 +142,11 @@ class _SquaredDistance(torch.autograd.Function):
 
 
 def _square(values: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(values, dtype=_at_least_single(values)).square()
+    return torch.linalg.vector_norm(values, dtype=at_least_single(values)).square()
 
 
 def _whole(values: Tensor) -> Tensor:
-    return values.to(_at_least_single(values))
-
-
-def _at_least_single(values: Tensor) -> torch.dtype:
-    return torch.promote_types(values.dtype, torch.float32)
+    return values.to(at_least_single(values))
 
 
 def _scales(output: Tensor, meaning: Meaning) -> tuple[float, ...]:

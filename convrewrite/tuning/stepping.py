@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from convrewrite.places import in_float64
 from convrewrite.tuning.orthogonal import is_matrix, orthogonal
-from convrewrite.tuning.trainable import numbers_of, put_numbers
+from convrewrite.tuning.trainable import at_least_single, numbers_of, put_numbers
 
 FIRST, SECOND, LEAST = 0.9, 0.999, 1e-12
 """Decays of the averages of gradients and of their squares, the authors' own, and what is added to the root of the latter: far
@@ -39,8 +39,10 @@ DECAY = 1e-4
 
 
 class Stepper:
-    """Steps of named ``parameters``. ``first`` and ``second`` are Adam's moments, ``average`` is the running average, by name, in
-    the layouts of the parameters; ``taken`` counts the steps."""
+    """Steps of named ``parameters``. ``exact`` are their numbers; in half precision, where most steps would be lost in rounding,
+    they are those in single precision that the parameters are rounded from (Micikevicius et al. 2018). ``first`` and ``second``
+    are Adam's moments, ``average`` is the running average, by name, in the layouts of the parameters; ``taken`` counts the
+    steps."""
 
     def __init__(
         self,
@@ -52,7 +54,8 @@ class Stepper:
         parameters' present sizes if None. ``orthogonal``: whether steps of matrices are made orthogonal."""
         self.parameters = parameters
         self.taken = 0
-        self.average = numbers_of(parameters)
+        self.exact = {name: p.detach().to(at_least_single(p)) for name, p in parameters.items()}
+        self.average = {name: value.clone() for name, value in self.exact.items()}
         self.first = {name: torch.zeros_like(value) for name, value in self.average.items()}
         self.second = {name: torch.zeros_like(value) for name, value in self.average.items()}
         self._sizes = {name: size_of(p) if sizes is None else sizes[name] for name, p in parameters.items()}
@@ -64,7 +67,10 @@ class Stepper:
         """One step by the parameters' gradients; ``rate`` is a part of each parameter's size. A parameter without a gradient
         counts as one with a gradient of zero, and still moves by its earlier ones."""
         self.taken += 1
-        gradients = {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in self.parameters.items()}
+        gradients = {
+            name: p.grad.to(at_least_single(p)) if p.grad is not None else torch.zeros_like(self.exact[name])
+            for name, p in self.parameters.items()
+        }
         with torch.no_grad():
             torch._foreach_lerp_(list(self.first.values()), list(gradients.values()), 1 - self._decay)
             if self._others:
@@ -72,12 +78,13 @@ class Stepper:
             if self._matrices:
                 self._step_matrices(rate, gradients)
             share = 1 - min(AVERAGE, self.taken / (self.taken + 9))
-            torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), share)
+            torch._foreach_lerp_(list(self.average.values()), list(self.exact.values()), share)
+            self._round()
 
     def _step_others(self, rate: float, gradients: Mapping[str, Tensor]) -> None:
         """The steps of AdamW."""
         parameters, first, second, own = (
-            [values[name] for name in self._others] for values in (self.parameters, self.first, self.second, gradients)
+            [values[name] for name in self._others] for values in (self.exact, self.first, self.second, gradients)
         )
         rates = [rate * self._sizes[name] for name in self._others]
         corrected = 1 - self._decay**self.taken
@@ -92,7 +99,7 @@ class Stepper:
     def _step_matrices(self, rate: float, gradients: Mapping[str, Tensor]) -> None:
         """Steps along the momentum with the newest gradient added once more (Nesterov), made orthogonal."""
         parameters, first, own = (
-            [values[name] for name in self._matrices] for values in (self.parameters, self.first, gradients)
+            [values[name] for name in self._matrices] for values in (self.exact, self.first, gradients)
         )
         rates = [rate * self._sizes[name] for name in self._matrices]
         steps = orthogonal(torch._foreach_lerp(own, first, self._decay))
@@ -110,12 +117,17 @@ class Stepper:
         finally:
             put_numbers(self.parameters, now)
 
-    def resume(self, taken: int, average: Mapping[str, Tensor], *moments: Mapping[str, Tensor]) -> None:
-        """Go on after ``taken`` steps with Adam's two moments; the caller puts the parameters' numbers in place."""
+    def resume(self, taken: int, *numbers: Mapping[str, Tensor]) -> None:
+        """Go on after ``taken`` steps with the exact numbers, their average and Adam's two moments of then."""
         self.taken = taken
-        for own, given in zip((self.average, self.first, self.second), (average, *moments), strict=True):
+        for own, given in zip((self.exact, self.average, self.first, self.second), numbers, strict=True):
             for name, values in own.items():
                 values.copy_(given[name])
+        self._round()
+
+    def _round(self) -> None:
+        """Let parameters in half precision hold what their exact numbers are rounded to; others are these numbers."""
+        put_numbers({name: p for name, p in self.parameters.items() if p.dtype != self.exact[name].dtype}, self.exact)
 
 
 def size_of(parameter: Tensor) -> float:

@@ -59,6 +59,11 @@ def numbers_of(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
 
+def at_least_single(tensor: Tensor) -> torch.dtype:
+    """The tensor's type of numbers, or single precision where that is more."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
 def put_numbers(parameters: Mapping[str, nn.Parameter], numbers: Mapping[str, Tensor]) -> None:
     """Let the parameters hold what :func:`numbers_of` returned."""
     with torch.no_grad():

@@ -120,6 +120,33 @@ def test_without_gradients_kernels_only_decay_by_their_own_rates() -> None:
             assert torch.allclose(parameter, before[name] * (1 - 0.5 * size * DECAY), rtol=1e-12), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_half_precision_steps_are_those_of_single_precision_rounded(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"matrix": (16, 16, 1, 1), "depthwise": (16, 1, 3, 3), "bias": (16,)}
+    half = {name: nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for name, shape in shapes.items()}
+    single = {name: nn.Parameter(p.detach().float()) for name, p in half.items()}
+    start = numbers_of(half)
+    one, two = Stepper(half, orthogonal=True), Stepper(single, orthogonal=True)
+    for step in range(8):
+        for name, parameter in half.items():
+            parameter.grad = 1e-6 * torch.randn(parameter.shape, generator=generator).to(
+                dtype
+            )  # squares are lost in float16
+            single[name].grad = parameter.grad.float()
+        if step == 4:
+            resumed, exact = Stepper(half, one._sizes, orthogonal=True), numbers_of(one.exact)  # type: ignore[arg-type]
+            put_numbers(half, start)
+            resumed.resume(one.taken, exact, one.average, one.first, one.second)
+            one = resumed
+        for stepper in (one, two):
+            stepper.step(1e-4)  # much less than a part that rounding leaves
+        for name, parameter in half.items():
+            assert torch.equal(parameter, single[name].to(dtype)) and torch.equal(one.exact[name], single[name]), name
+            assert torch.equal(one.average[name], two.average[name]), name
+    assert all(not torch.equal(one.exact[name], start[name]) for name in start)
+
+
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
