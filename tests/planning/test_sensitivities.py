@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from convrewrite.fitting import Fit
 from convrewrite.fitting.stages import MIN_ITERATIONS
 from convrewrite.graph.sites import Site, find_sites
 from convrewrite.graph.tracing import trace
+from convrewrite.meanings import Meaning, tell
 from convrewrite.planning import candidates, effects, sensitivities
 from convrewrite.planning.allocation import allocate
 from convrewrite.planning.costs import Timed
@@ -241,6 +243,23 @@ def test_fast_lives_on_no_fewer_inputs_than_the_largest_site_needs(count: int, e
     few = fewer(calibration, FAST, sites)
     assert few.fitted_on == expected
     assert fewer(calibration, FAST, ()).fitted_on == FAST.inputs == 64
+
+
+def test_inputs_are_cut_where_there_are_enough_and_batches_are_never_empty() -> None:
+    image = torch.zeros(1, 1, 1, 1).expand(32, 3, 200, 200)  # of 35 there are 2**22 numbers, rounded up
+    few = fewer(Calibration(((image,),) * 4, ((image,),) * 4, "data", "a test"), FAST, ())
+    assert [len(batch[0]) for batch in few.fit] == [32, 32]
+    assert [len(batch[0]) for batch in few.held_out] == [32]
+    thorough = fewer(Calibration(((image,),), ((image,),) * 4, "data", "a test"), THOROUGH, ())
+    assert [len(batch[0]) for batch in thorough.held_out] == [32, 2]
+
+
+def test_effects_are_by_what_outputs_are_said_to_mean() -> None:
+    model, batches = nn.Conv2d(3, 4, 3).eval(), ((torch.ones(2, 3, 4, 4),),)
+    calibration, said = Calibration(batches, batches, "data", "a test"), {"output": Meaning("embedding", "it was said")}
+    assert tell(model, batches) != said
+    none: Any = None
+    assert Evaluator.of(model, none, calibration, (), said).meanings == said
 
 
 # --- a clock that lies

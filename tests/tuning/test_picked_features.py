@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.meanings.kinds import Meaning
-from convrewrite.tuning.blocks import joins
+from convrewrite.tuning.blocks import joins, observed
 from convrewrite.tuning.losses import Distillation
 
 MEANINGS = {"output": Meaning("values", "it was said")}
@@ -38,3 +38,19 @@ def test_features_of_other_shapes_have_no_part_in_a_batch() -> None:
     wanted = {"some": torch.ones(2, 3), "every": torch.ones(4, 3)}
     assert float(loss(OUTPUTS, OUTPUTS, wanted, found)) == float(every(OUTPUTS, OUTPUTS, wanted, found)) == 1.0
     assert float(loss(OUTPUTS, OUTPUTS, {}, found)) == 0.0
+
+
+def test_what_was_not_called_in_a_run_is_not_seen_of_the_run_before() -> None:
+    class Sometimes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 2), nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x)) if len(x) > 1 else self.a(x)
+
+    model = Sometimes()
+    with observed(model, ["a", "b", "none"]) as seen:
+        for count, names in ((2, {"a", "b"}), (1, {"a"})):
+            model(torch.zeros(count, 2))
+            assert seen.keys() == names and len(seen["a"]) == count
