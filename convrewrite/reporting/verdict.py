@@ -1,6 +1,7 @@
 """Whether a result is a success: what is wrong with it, in sentences that say what would help."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from convrewrite.calibration import Calibration
 from convrewrite.fitting import ENOUGH_POSITIONS
@@ -138,8 +139,7 @@ def _advice(constraints: Constraints, fidelity: Fidelity, calibration: Calibrati
     if constraints.keep is not None:
         found.append("to keep more (--keep)")
     elif calibration.kind != "weights only":
-        limit = "0.98" if fidelity.least_agreement is not None else "error=0.05"
-        found.append(f"--keep {limit}, which saves only as much as holds")
+        found.append(f"--keep {_limit(fidelity)}, which saves only as much as holds")
     asked = ", ".join(f"{name}={part:g}" for name, part in constraints.budget.items())
     found.append(
         f"a larger budget than {asked}"
@@ -147,6 +147,14 @@ def _advice(constraints: Constraints, fidelity: Fidelity, calibration: Calibrati
         else "rules that save less, or a budget (--budget macs=0.7)"
     )
     return found
+
+
+def _limit(fidelity: Fidelity) -> str:
+    """The fidelity to ask for. An agreement is one of class scores, and would hold nothing of what is lost at another output, or
+    where the classes agree."""
+    apart = [o for o in fidelity.outputs if o.top1_agreement is None or o.top1_agreement >= LEAST_AGREEMENT]
+    others = replace(fidelity, outputs=tuple(apart))
+    return "error=0.05" if _lost(others) or _unexplained(others) else "0.98"
 
 
 def _too_dear(constraints: Constraints, reached: Mapping[str, float | None]) -> str | None:

@@ -1,14 +1,17 @@
 """Which results are no success, though everything ran."""
 
+import math
 from dataclasses import replace
 
 import pytest
+import torch
 from clocks import compared
 
+from convrewrite.calibration.batches import Calibration
 from convrewrite.conv import Cost
 from convrewrite.meanings.fidelity import Fidelity, OutputFidelity
 from convrewrite.reporting.build import _kept, _totals
-from convrewrite.reporting.verdict import refused
+from convrewrite.reporting.verdict import refused, useless
 from convrewrite.runtime.measurement import Measured
 from convrewrite.settings import Constraints, Keep
 
@@ -62,6 +65,23 @@ def test_what_options_promise_is_a_time_where_any_is_left(
     known = replace(measured(None), predicted_saving=saving, original_seconds=2.0, original_runtime="tensorrt")
     found = _totals(*costs, known)
     assert (found.predicted_onnx_latency_seconds, found.predicted_in) == (elsewhere, elsewhere and "tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "limit"),
+    [
+        ((OutputFidelity("scores", 0.9, 0.5, 1.0), OUTPUTS[1]), "0.98"),
+        ((OutputFidelity("scores", 0.9, 0.5, 1.0), OUTPUTS[2]), "error=0.05"),
+        ((OUTPUTS[0], OutputFidelity("map", math.inf)), "error=0.05"),
+        ((OutputFidelity("scores", 0.9, 0.95, 0.1),), "error=0.05"),
+        ((OUTPUTS[0], OutputFidelity("index", 0.5, equal_share=0.5)), "error=0.05"),
+    ],
+    ids=["classes", "classes and a map", "a map", "scores whose classes agree", "an index"],
+)
+def test_the_fidelity_that_would_help_is_one_of_what_was_lost(outputs: tuple[OutputFidelity, ...], limit: str) -> None:
+    data = Calibration(((torch.zeros(1, 3),),), (), "data", "a test")
+    told = useless(Constraints({"macs": 0.5}), measured(0.5, outputs), data, fast=False)
+    assert told is not None and f"or --keep {limit}, which" in told
 
 
 @pytest.mark.parametrize(
