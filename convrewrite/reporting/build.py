@@ -26,7 +26,7 @@ from convrewrite.reporting.report import (
     SiteRow,
     Totals,
 )
-from convrewrite.reporting.verdict import few_positions, overfitted, refused, useless
+from convrewrite.reporting.verdict import few_positions, overfitted, refused, unheld, useless
 from convrewrite.rewriting import Outcome, Work
 from convrewrite.runtime import Measured
 from convrewrite.settings import Constraints, Recovery
@@ -116,7 +116,12 @@ def build_report(
         ),
         refused=refused(constraints, measured, lost, parts, plan.rules),
         useless=lost is not None,
-        warnings=(*([lost] if lost else []), *few_positions(outcomes), *overfitted(outcomes)),
+        warnings=(
+            *([lost] if lost else []),
+            *unheld(constraints, measured.fidelity),
+            *few_positions(outcomes),
+            *overfitted(outcomes),
+        ),
         seed=plan.seed,
         threads=settings.threads_timed,
         calibration=CalibrationSummary(
@@ -162,7 +167,7 @@ def recovered_report(
         site.model_copy(update={"output_error": None, "error_basis": None}) if stale and site.option else site
         for site in report.sites
     )
-    earlier = () if stale else report.warnings[1 if report.useless else 0 :]
+    earlier = unheld(constraints, measured.fidelity) if stale else report.warnings[1 if report.useless else 0 :]
     fields = {name: getattr(report, name) for name in type(report).model_fields}
     fields |= {
         "sites": sites,

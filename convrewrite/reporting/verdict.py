@@ -1,11 +1,10 @@
 """Whether a result is a success: what is wrong with it, in sentences that say what would help."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from convrewrite.calibration import Calibration
 from convrewrite.fitting import ENOUGH_POSITIONS
-from convrewrite.meanings import MOST_UNEXPLAINED, Fidelity
+from convrewrite.meanings import MOST_UNEXPLAINED, Fidelity, OutputFidelity
 from convrewrite.planning import OVERSTEP
 from convrewrite.reporting.figures import percent
 from convrewrite.rewriting import Outcome
@@ -41,7 +40,9 @@ NAMED = 5
 def useless(constraints: Constraints, measured: Measured, calibration: Calibration, *, fast: bool) -> str | None:
     """Why the result does not compute the same any more, and what would help; None where it does. Where the caller set the limit
     with ``keep``, only outputs that hardly follow the inputs are beyond it."""
-    lost = [*([] if constraints.keep else _lost(measured.fidelity)), *_unexplained(measured.fidelity)]
+    outputs = measured.fidelity.outputs
+    named = len(outputs) > 1
+    lost = [*([] if constraints.keep else _lost(outputs, named=named)), *_unexplained(outputs, named=named)]
     if not lost:
         return None
     advice = _advice(constraints, measured.fidelity, calibration, fast)
@@ -103,11 +104,24 @@ def overfitted(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
     )
 
 
-def _lost(fidelity: Fidelity) -> list[str]:
+def unheld(constraints: Constraints, fidelity: Fidelity) -> tuple[str, ...]:
+    """In one warning what is lost of outputs that the agreement which was to be kept says nothing of."""
+    if constraints.keep is None or constraints.keep.measure != "agreement":
+        return ()
+    lost = _lost([output for output in fidelity.outputs if output.top1_agreement is None], named=True)
+    if not lost:
+        return ()
+    return (
+        f"a {constraints.keep} was to be kept, which says nothing of outputs that are no class scores: {', '.join(lost)}; what "
+        "would help: --keep error=0.05, which counts every output, or --output NAME=ignore for one that does not matter",
+    )
+
+
+def _lost(outputs: Sequence[OutputFidelity], *, named: bool) -> list[str]:
     """What is beyond the limits, output by output; only a number within them is good, and NaN is not."""
     found = []
-    for output in fidelity.outputs:
-        where = f" of {output.name}" if len(fidelity.outputs) > 1 else ""
+    for output in outputs:
+        where = f" of {output.name}" if named else ""
         if output.equal_share is not None:
             if not output.equal_share >= LEAST_AGREEMENT:
                 found.append(f"equal entries{where} {percent(output.equal_share)}")
@@ -119,11 +133,11 @@ def _lost(fidelity: Fidelity) -> list[str]:
     return found
 
 
-def _unexplained(fidelity: Fidelity) -> list[str]:
+def _unexplained(outputs: Sequence[OutputFidelity], *, named: bool) -> list[str]:
     """Outputs that hardly follow the inputs any more, however small their error may be beside numbers that hardly vary."""
     return [
-        f"unexplained variance{f' of {output.name}' if len(fidelity.outputs) > 1 else ''} {percent(output.unexplained)}"
-        for output in fidelity.outputs
+        f"unexplained variance{f' of {output.name}' if named else ''} {percent(output.unexplained)}"
+        for output in outputs
         if output.unexplained is not None and not output.unexplained <= MOST_UNEXPLAINED
     ]
 
@@ -153,8 +167,7 @@ def _limit(fidelity: Fidelity) -> str:
     """The fidelity to ask for. An agreement is one of class scores, and would hold nothing of what is lost at another output, or
     where the classes agree."""
     apart = [o for o in fidelity.outputs if o.top1_agreement is None or o.top1_agreement >= LEAST_AGREEMENT]
-    others = replace(fidelity, outputs=tuple(apart))
-    return "error=0.05" if _lost(others) or _unexplained(others) else "0.98"
+    return "error=0.05" if _lost(apart, named=False) or _unexplained(apart, named=False) else "0.98"
 
 
 def _too_dear(constraints: Constraints, reached: Mapping[str, float | None]) -> str | None:

@@ -11,7 +11,7 @@ from convrewrite.calibration.batches import Calibration
 from convrewrite.conv import Cost
 from convrewrite.meanings.fidelity import Fidelity, OutputFidelity
 from convrewrite.reporting.build import _kept, _totals
-from convrewrite.reporting.verdict import refused, useless
+from convrewrite.reporting.verdict import refused, unheld, useless
 from convrewrite.runtime.measurement import Measured
 from convrewrite.settings import Constraints, Keep
 
@@ -82,6 +82,18 @@ def test_the_fidelity_that_would_help_is_one_of_what_was_lost(outputs: tuple[Out
     data = Calibration(((torch.zeros(1, 3),),), (), "data", "a test")
     told = useless(Constraints({"macs": 0.5}), measured(0.5, outputs), data, fast=False)
     assert told is not None and f"or --keep {limit}, which" in told
+
+
+def test_an_agreement_that_is_kept_does_not_hide_what_else_is_lost() -> None:
+    kept, lost = Keep("agreement", 0.9), (OUTPUTS[0], OutputFidelity("map", math.inf))
+    (told,) = unheld(Constraints({}, kept), Fidelity(lost, 20))
+    assert "top-1 agreement of at least 0.9" in told and "relative output error of map inf %" in told
+    assert unheld(Constraints({}, kept), Fidelity(OUTPUTS[:2], 20)) == (), "what is left of class scores was said"
+    assert (
+        unheld(Constraints({}, Keep("error", 0.9)), Fidelity(lost, 20))
+        == unheld(Constraints({}), Fidelity(lost, 20))
+        == ()
+    )
 
 
 @pytest.mark.parametrize(
