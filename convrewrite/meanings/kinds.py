@@ -28,6 +28,9 @@ SCORES = ("logits", "probabilities")
 OF_UNIT_NUMBERS = ("sigmoid", "special_expit", "hardsigmoid", "softmax")
 OF_MEASURES = ("relu", "tanh", "hardtanh", "clamp", "softplus", "exp", "abs", "square", "sqrt", "atan", "sin", "cos")
 
+BESIDE = "it holds numbers in [0, 1] beside large ones, as scores beside boxes"
+"""The reason of an output that is compared in two parts."""
+
 QUOTIENTS = ("reciprocal", "div", "mul")
 """Functions that come last in a sigmoid that is written out, such as ``1 / (1 + exp(-x))``."""
 
@@ -282,7 +285,8 @@ def _in_parts(seen: Seen, meaning: Meaning) -> Meaning:
     found = seen.shares() if meaning.kind == "values" and seen.enough and seen.ndim > 2 else None
     if found is None or seen.function in OF_MEASURES:
         return meaning
-    return replace(meaning, axis=found[0], shares=found[1])
+    told = "" if BESIDE in meaning.reason else f", and {BESIDE}"
+    return replace(meaning, reason=meaning.reason + told, axis=found[0], shares=found[1])
 
 
 def _by_what_always_holds(seen: Seen) -> Meaning | None:
@@ -352,7 +356,7 @@ def _by_looks(seen: Seen) -> Meaning | None:
         why = seen.against_classes()
         return Meaning("values", why) if why else None
     if seen.ndim > 2 and seen.shares():
-        return Meaning("values", "it holds numbers in [0, 1] beside large ones, as scores beside boxes", axis=seen.axis)
+        return Meaning("values", BESIDE, axis=seen.axis)
     if seen.ndim > 2 and seen.width >= 2 and seen.confident_map():
         return Meaning("logits", "one class is on top at nearly every position", axis=seen.axis)
     return None

@@ -67,11 +67,12 @@ def test_embeddings_have_the_mean_cosine_and_its_distance() -> None:
     assert found.kl is None and found.relative_error > 0
 
 
-def test_numbers_have_their_relative_error_and_its_square() -> None:
+def test_numbers_have_their_relative_error_and_the_variance_that_is_lost() -> None:
     a, b = drawn(6, 2, 3)
     found = summed(a, b, "values")
     assert found.relative_error == pytest.approx(float((a - b).norm() / a.norm()), rel=1e-12)
-    assert found.effect == pytest.approx(found.relative_error**2, rel=1e-12)
+    rows = a.movedim(1, -1).flatten(0, -2)
+    assert found.effect == pytest.approx(float((a - b).square().sum() / (rows.var(0).sum() * len(rows))), rel=1e-12)
     assert (found.kl, found.cosine, found.top1_agreement) == (None, None, None)
 
 

@@ -98,6 +98,8 @@ def test_scores_beside_boxes_are_found(rows: bool, axis: int) -> None:
     assert (boxes.shape[axis], scores.shape[axis]) == (4, 2) and float(scores.max()) < 1 < float(boxes.max())
     said = tell(Detector(rows=rows), batches, {"output": replace(VALUES, weight=2.0)})["output"]
     assert (said.axis, said.shares, said.weight) == (axis, (4, 5), 2.0)
+    again = tell(Detector(rows=rows), batches, known={"output": said})["output"]
+    assert again == said and "scores beside boxes" in said.reason
 
 
 def test_neither_few_inputs_nor_features_have_parts() -> None:
