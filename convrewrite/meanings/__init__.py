@@ -22,7 +22,7 @@ from convrewrite.meanings.kinds import (
 )
 from convrewrite.meanings.origins import Origin
 from convrewrite.meanings.rounding import rounding_of
-from convrewrite.meanings.variation import Variation
+from convrewrite.meanings.variation import along_axis, scales_of
 
 __all__ = [
     "MOST_UNEXPLAINED",
@@ -34,8 +34,8 @@ __all__ = [
     "OutputFidelity",
     "OutputKind",
     "RunningFidelity",
-    "Variation",
     "WantedOutputs",
+    "along_axis",
     "asked_meanings",
     "effect_of",
     "outputs_and_origins",
@@ -43,5 +43,6 @@ __all__ = [
     "require_outputs",
     "require_same_outputs",
     "rounding_of",
+    "scales_of",
     "tell",
 ]

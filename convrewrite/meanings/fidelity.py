@@ -34,8 +34,8 @@ class OutputFidelity:
     share that differ, as the distance of two indices means nothing.
 
     Values that vary have ``unexplained``, the part of the original's variance that is not explained: ||a - b||^2 over the squared
-    deviations of a from the mean of its channel. Where an output has parts of different units (``Meaning.parts``), that is the
-    mean over the parts, and ``relative_error`` that of the worst part.
+    deviations of a from the mean of its channel, the mean over units (``Meaning.units``). Of scores beside boxes
+    (``Meaning.parts``), ``relative_error`` is that of the worse.
     """
 
     name: str
@@ -142,26 +142,19 @@ def require_same_outputs(
 
 @dataclass(slots=True)
 class _Numbers:
-    """Running sums over numbers of one unit; ``variation`` that of values alone."""
+    """Running sums over numbers of one part."""
 
     squared_difference: float = 0.0
     squared_original: float = 0.0
-    variation: Variation = field(default_factory=Variation)
 
-    def add(self, a: Tensor, b: Tensor, meaning: Meaning) -> None:
+    def add(self, a: Tensor, b: Tensor) -> None:
         # Equal infinities, as in masks, count as equal, though their difference is not a number.
         self.squared_difference += float(torch.where(a == b, 0.0, a - b).square().sum())
         self.squared_original += float(a[a.isfinite()].square().sum())
-        if meaning.kind == "values":
-            self.variation.add(a, meaning)
 
     @property
     def relative(self) -> float:
         return _number(_part(math.sqrt(self.squared_difference), math.sqrt(self.squared_original)))
-
-    @property
-    def unexplained(self) -> float:
-        return _number(_part(self.squared_difference, self.variation.energy))
 
 
 @dataclass(slots=True)
@@ -176,6 +169,10 @@ class _Sums:
     rows: int = 0
     equal: int = 0
     entries: int = 0
+    variation: Variation = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.variation = Variation(self.meaning)
 
     def add(self, original: Tensor, rewritten: Tensor) -> None:
         self.entries += original.numel()
@@ -197,9 +194,10 @@ class _Sums:
         parts = [(a, b)]
         if self.meaning.kind == "values":
             parts = list(zip(self.meaning.parts(a), self.meaning.parts(b), strict=True))
+            self.variation.add(a, b)
         self.numbers += [_Numbers() for _ in range(len(parts) - len(self.numbers))]
         for sums, (one, other) in zip(self.numbers, parts, strict=False):
-            sums.add(one, other, self.meaning)
+            sums.add(one, other)
 
     def _add_scores(self, a: Tensor, b: Tensor) -> None:
         rows = self.meaning.rows(a), self.meaning.rows(b)
@@ -215,9 +213,8 @@ class _Sums:
             share = self.equal / self.entries if self.entries else 1.0
             return OutputFidelity(name, 1 - share, equal_share=share, kind=kind)
         found = OutputFidelity(name, max(sums.relative for sums in self.numbers), kind=kind)
-        if kind == "values" and not any(sums.variation.constant for sums in self.numbers):
-            unexplained = sum(sums.unexplained for sums in self.numbers) / len(self.numbers)
-            return replace(found, unexplained=unexplained)
+        if kind == "values" and not self.variation.constant:
+            return replace(found, unexplained=_number(self.variation.unexplained))
         if kind == "multilabel" and self.entries:
             return OutputFidelity(name, found.relative_error, kl=_divergence(self.kl / self.entries), kind=kind)
         if not self.rows:

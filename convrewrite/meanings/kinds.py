@@ -28,6 +28,9 @@ SCORES = ("logits", "probabilities")
 OF_UNIT_NUMBERS = ("sigmoid", "special_expit", "hardsigmoid", "softmax")
 OF_MEASURES = ("relu", "tanh", "hardtanh", "clamp", "softplus", "exp", "abs", "square", "sqrt", "atan", "sin", "cos")
 
+QUANTITIES = 32
+"""Up to so many entries of values are quantities that each have a unit of their own."""
+
 BESIDE = "it holds numbers in [0, 1] beside large ones, as scores beside boxes"
 """The reason of an output that is compared in two parts."""
 
@@ -83,6 +86,16 @@ class Meaning:
         return tuple(
             output.index_select(self.axis, chosen.nonzero().flatten().to(output.device)) for chosen in (~inside, inside)
         )
+
+    def units(self, entries: int) -> Tensor:
+        """``(entries,)``: the number of the unit of each entry along the axis. A few entries are quantities of their own, as an
+        angle beside a distance; many are features of one unit, or the large numbers and the shares."""
+        if entries <= QUANTITIES:
+            return torch.arange(entries)
+        units = torch.zeros(entries, dtype=torch.long)
+        if self.shares and self.shares[-1] < entries:
+            units[list(self.shares)] = 1
+        return units
 
     def log_scores(self, output: Tensor) -> Tensor:
         """``(rows, K)``: logarithms of the class probabilities."""

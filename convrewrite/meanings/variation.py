@@ -1,7 +1,8 @@
-"""How much the numbers of an output vary.
+"""How much the numbers of an output vary, and how much of that another output does not explain.
 
 An error is small or large compared with that, not with the numbers themselves: a model that always gives 300 errs by one part in
-a hundred where the original gives 297 to 303, and has learned nothing.
+a hundred where the original gives 297 to 303, and has learned nothing. Numbers of several units are compared unit by unit, as the
+R squared of a regression with several targets is the mean of theirs.
 """
 
 import math
@@ -17,55 +18,103 @@ LEAST = 1e-3
 """Numbers that vary by less than this part of their root mean square count as constant: so little is near what rounding does to
 deep networks."""
 
+NOTHING_BESIDE = 1e-6
+"""Numbers of one unit that vary by less than this part of what all do count as constant, too: scores that vary by 0.02 beside
+boxes of thousands of pixels do not."""
+
 
 @dataclass(slots=True)
 class Variation:
-    """The running sum of the squared deviations of numbers from the mean of their entry, a channel or a column; float64, no
-    number is kept. Numbers that are not finite do not count."""
+    """Running sums over the numbers of one output, entry by entry along its axis, in float64; no number is kept. Numbers that are
+    not finite do not count. An output whose number of entries changes from batch to batch has one entry."""
 
-    _settled: float = 0.0
-    _squares: float = 0.0
+    meaning: Meaning
     _sums: Tensor | None = None
 
-    @classmethod
-    def per_number(cls, values: Tensor, meaning: Meaning) -> float:
-        """That of the numbers of a tensor, over how many there are; 1 where they are all zero, so that errors are absolute."""
-        numbers = in_float64(values.detach())
-        found = cls()
-        found.add(numbers, meaning)
-        each = found.energy / max(1, int(numbers.isfinite().sum()))
-        return each if 0 < each < math.inf else 1.0
-
-    def add(self, numbers: Tensor, meaning: Meaning) -> None:
-        """A batch in float64. Those with another number of entries than the one before have means of their own."""
-        rows = meaning.rows(numbers) if numbers.ndim > 1 else numbers.reshape(-1, 1)
-        finite = rows.isfinite()
-        known = torch.where(finite, rows, 0.0)
-        sums = torch.stack([finite.sum(0).to(rows.dtype), known.sum(0), known.square().sum(0)])
-        self._squares += float(sums[2].sum())
+    def add(self, wanted: Tensor, found: Tensor) -> None:
+        """A batch of an output in float64, and of another's."""
+        finite = wanted.isfinite()
+        known, difference = torch.where(finite, wanted, 0.0), torch.where(wanted == found, 0.0, wanted - found)
+        parts = (finite.to(wanted.dtype), known, known.square(), difference.square())
+        sums = torch.stack([self._rows(part).sum(0) for part in parts])
         if self._sums is not None and self._sums.shape != sums.shape:
-            self._settled, self._sums = self._settled + _deviations(self._sums), None
+            self._sums, sums = self._sums.sum(1, keepdim=True), sums.sum(1, keepdim=True)
         self._sums = sums if self._sums is None else self._sums + sums
 
     @property
     def constant(self) -> bool:
         """Whether the numbers do not vary."""
-        return self._centred < LEAST**2 * self._squares or not self._squares
+        _, _, squares, _ = self._of_entries
+        return not bool(self._deviations.sum() >= LEAST**2 * squares.sum()) or not bool(squares.sum())
 
     @property
-    def energy(self) -> float:
-        """The sum, as an unbiased estimate has it (n / (n - 1)); the mean of a single number is not known, and is taken for
-        zero. Of constant numbers the sum of their squares."""
-        return self._squares if self.constant else self._centred
+    def unexplained(self) -> float:
+        """The part of the variance that is not explained, the mean over the units; of constant numbers, the squared error over
+        their squares."""
+        _, _, squares, differences = self._of_entries
+        if not bool(squares.sum()):
+            return math.inf if bool(differences.sum()) else 0.0
+        return float((differences / self._wholes).sum())
+
+    def scales(self) -> Tensor:
+        """``(entries,)``: what a squared difference counts in relation to, so that the mean over all numbers is
+        :attr:`unexplained`; a single number where that is the same for all. 1 where all numbers are zero."""
+        count, _, squares, _ = self._of_entries
+        if not bool(squares.sum() > 0) or not bool(squares.sum().isfinite()):
+            return torch.ones(1)
+        scales = self._wholes / count.sum()
+        return scales[:1] if bool((scales == scales[0]).all()) else scales
 
     @property
-    def _centred(self) -> float:
-        return self._settled + (0.0 if self._sums is None else _deviations(self._sums))
+    def _of_entries(self) -> Tensor:
+        assert self._sums is not None
+        return self._sums
+
+    @property
+    def _deviations(self) -> Tensor:
+        """``(entries,)``: squared deviations from the mean, as an unbiased estimate has them; the mean of a single number is not
+        known, and is taken for zero."""
+        count, total, squares, _ = self._of_entries
+        several = count > 1
+        centred = (squares - total.square() / count.clamp_min(1)).clamp_min(0) * count / (count - 1).clamp_min(1)
+        return torch.where(several, centred, squares)
+
+    @property
+    def _wholes(self) -> Tensor:
+        """``(entries,)``: what the squared error of each entry is a part of: the sum of the squared deviations of its unit, times
+        the number of units. A unit whose numbers are constant is compared with the average of all."""
+        count, _, squares, _ = self._of_entries
+        units = self.meaning.units(len(count)).to(count.device)
+        energy = squares if self.constant else self._deviations
+        counts, energies = _summed(count, units).clamp_min(1), _summed(energy, units)
+        average = energy.sum() / count.sum().clamp_min(1)
+        each = energies / counts
+        still = (energies < LEAST**2 * _summed(squares, units)) | (each <= NOTHING_BESIDE**2 * average)
+        return (torch.where(still, average, each) * counts * len(counts))[units]
+
+    def _rows(self, numbers: Tensor) -> Tensor:
+        single = numbers.ndim < 2 or (self._sums is not None and self._sums.shape[1] == 1)
+        return numbers.reshape(-1, 1) if single else self.meaning.rows(numbers)
 
 
-def _deviations(sums: Tensor) -> float:
-    """From ``(3, entries)``: the number of numbers, their sum, and that of their squares."""
-    count, total, squares = sums
-    several = count > 1
-    centred = (squares - total.square() / count.clamp_min(1)).clamp_min(0) * count / (count - 1).clamp_min(1)
-    return float(torch.where(several, centred, squares).sum())
+def scales_of(output: Tensor, meaning: Meaning) -> Tensor:
+    """:meth:`Variation.scales` of one batch."""
+    sums, numbers = Variation(meaning), in_float64(output.detach())
+    sums.add(numbers, numbers)
+    return sums.scales()
+
+
+def along_axis(scales: Tensor, output: Tensor, meaning: Meaning) -> Tensor:
+    """The scales in a shape that goes with the output; their mean, where it has another number of entries."""
+    scales = scales.to(output)
+    if len(scales) == 1:
+        return scales
+    if output.ndim < 2 or output.shape[meaning.axis] != len(scales):
+        return scales.mean()
+    shape = [1] * output.ndim
+    shape[meaning.axis] = -1
+    return scales.reshape(shape)
+
+
+def _summed(numbers: Tensor, units: Tensor) -> Tensor:
+    return numbers.new_zeros(int(units.max()) + 1 if len(units) else 1).index_add(0, units, numbers)

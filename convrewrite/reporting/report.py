@@ -176,7 +176,7 @@ class OutputFidelityRow(_Part):
     ``kl`` is in nats: of the softmax of logits, of probabilities as they are, of independent probabilities the mean over
     their entries. ``cosine`` is that of embeddings. ``equal_share`` is the part of the entries of an integer or boolean
     output that are equal, and ``relative_error`` there the part that differs. ``unexplained`` is the part of the variance of
-    values that is lost; if they are scores beside boxes, it is the mean of both, and ``relative_error`` that of the worse.
+    values that is lost, the mean over their units; ``relative_error`` of scores beside boxes is that of the worse.
     """
 
     name: str

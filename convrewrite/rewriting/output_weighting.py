@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from convrewrite.graph import Site
 from convrewrite.inputs import Inputs
 from convrewrite.layers import DynamicConv2d
-from convrewrite.meanings import Meaning, Variation, tell
+from convrewrite.meanings import Meaning, along_axis, scales_of, tell
 from convrewrite.modules import copy_model, hooked, named_outputs
 from convrewrite.places import in_float64, out_of_memory
 
@@ -133,18 +133,12 @@ def _bernoulli_loss(output: Tensor, generator: torch.Generator) -> Tensor:
 def _along_a_direction(output: Tensor, meaning: Meaning, generator: torch.Generator) -> Tensor:
     if meaning.kind == "embedding":  # its length does not count: only what turns it has a gradient
         output = nn.functional.normalize(output, dim=meaning.axis)
-    parts = meaning.parts(output)
-    losses = [_weighed(part, meaning, generator) for part in parts]
-    return torch.stack(losses).sum() / len(parts) ** 0.5
-
-
-def _weighed(part: Tensor, meaning: Meaning, generator: torch.Generator) -> Tensor:
-    """The product of numbers of one unit with a random direction, over their scale."""
-    direction = torch.randn(part.shape, generator=generator, dtype=part.dtype).to(part.device)
-    square = (
-        float(part.detach().square().mean()) if meaning.kind == "embedding" else Variation.per_number(part, meaning)
-    )
-    return (part * direction).sum() / max(square, torch.finfo(part.dtype).tiny) ** 0.5 / _size(part) ** 0.5
+        scale = output.detach().square().mean()
+    else:
+        scale = along_axis(scales_of(output, meaning), output, meaning)
+    direction = torch.randn(output.shape, generator=generator, dtype=output.dtype).to(output.device)
+    weights = scale.clamp_min(torch.finfo(output.dtype).tiny).rsqrt()
+    return (output * direction * weights).sum() / _size(output) ** 0.5
 
 
 def _size(output: Tensor) -> int:

@@ -8,7 +8,7 @@ the rewritten model has the original's shapes, and relative, as scales differ fr
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from convrewrite.errors import UsageError
-from convrewrite.meanings import Meaning, Variation
+from convrewrite.meanings import Meaning, along_axis, scales_of
 from convrewrite.places import PROCESSOR, in_float64
 from convrewrite.tuning.trainable import at_least_single
 
@@ -31,12 +31,12 @@ Named = Mapping[str, Tensor]
 class Distillation:
     """The loss of a batch of the rewritten model against the original.
 
-    ``scales`` are the variances of the original's outputs, part by part, ``feature_scales`` the mean squares of its features;
+    ``scales`` are the variances of the original's outputs, unit by unit, ``feature_scales`` the mean squares of its features;
     ``features`` is the weight of the mean relative squared error of the features against that of the outputs, in nats per unit.
     """
 
     meanings: Mapping[str, Meaning]
-    scales: Mapping[str, Sequence[float]]
+    scales: Mapping[str, Tensor]
     feature_scales: Mapping[str, float] = field(default_factory=dict)
     temperature: float = 1.0
     features: float = 0.0
@@ -61,7 +61,7 @@ class Distillation:
         """With the scales of the original's ``outputs`` and ``features`` on some inputs. Outputs that are ignored or discrete do
         not count. Raises UsageError where nothing is left."""
         counted = {name for name in outputs if meanings[name].counts and meanings[name].kind != "discrete"}
-        scales = {name: _scales(outputs[name], meanings[name]) for name in outputs if name in counted}
+        scales = {name: scales_of(outputs[name], meanings[name]) for name in outputs if name in counted}
         feature_scales = {name: mean_square(value) for name, value in (features or {}).items()}
         return cls(meanings, scales, feature_scales, temperature, weight)
 
@@ -92,12 +92,10 @@ def takes_labels(meaning: Meaning, output: Tensor) -> bool:
     return meaning.scores and output.dim() == 2
 
 
-def output_loss(
-    wanted: Tensor, found: Tensor, meaning: Meaning, scales: Sequence[float], temperature: float = 1.0
-) -> Tensor:
+def output_loss(wanted: Tensor, found: Tensor, meaning: Meaning, scales: Tensor, temperature: float = 1.0) -> Tensor:
     """How far one output of a batch is from the original's, a scalar in the unit of its effect: nats for class scores and
     independent probabilities, squared distance of unit vectors, or the part of the variance that is not explained, ``scales``
-    being the variances of the parts of what is wanted."""
+    being the variances of what is wanted, by unit."""
     if meaning.scores:
         return _score_loss(meaning.log_scores(wanted.float()), meaning.log_scores(found.float()), temperature)
     if meaning.kind == "multilabel":
@@ -105,8 +103,11 @@ def output_loss(
     if meaning.kind == "embedding":
         rows = meaning.rows(wanted.float()), meaning.rows(found.float())
         return 2 * (1 - torch.cosine_similarity(*rows, dim=1).mean())
-    parts = zip(meaning.parts(_whole(wanted)), meaning.parts(_whole(found)), scales, strict=False)
-    return torch.stack([relative_loss(*part) for part in parts]).mean()
+    wanted, found = _whole(wanted), _whole(found)
+    if len(scales) == 1:
+        return relative_loss(wanted, found, float(scales))
+    weights = along_axis(scales, found, meaning).rsqrt()
+    return relative_loss(wanted * weights, found * weights, 1.0)
 
 
 def relative_loss(wanted: Tensor, found: Tensor, scale: float) -> Tensor:
@@ -147,10 +148,6 @@ def _square(values: Tensor) -> Tensor:
 
 def _whole(values: Tensor) -> Tensor:
     return values.to(at_least_single(values))
-
-
-def _scales(output: Tensor, meaning: Meaning) -> tuple[float, ...]:
-    return tuple(Variation.per_number(part, meaning) for part in meaning.parts(output))
 
 
 def mean_square(values: Tensor) -> float:

@@ -72,7 +72,8 @@ def test_numbers_have_their_relative_error_and_the_variance_that_is_lost() -> No
     found = summed(a, b, "values")
     assert found.relative_error == pytest.approx(float((a - b).norm() / a.norm()), rel=1e-12)
     rows = a.movedim(1, -1).flatten(0, -2)
-    assert found.effect == pytest.approx(float((a - b).square().sum() / (rows.var(0).sum() * len(rows))), rel=1e-12)
+    squares = (a - b).movedim(1, -1).flatten(0, -2).square()
+    assert found.effect == pytest.approx(float((squares.mean(0) / rows.var(0)).mean()), rel=1e-12)
     assert (found.kl, found.cosine, found.top1_agreement) == (None, None, None)
 
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convrewrite.meanings import Fidelity, Meaning, OutputFidelity, RunningFidelity, Variation, tell
+from convrewrite.meanings import Fidelity, Meaning, OutputFidelity, RunningFidelity, along_axis, scales_of, tell
+from convrewrite.meanings.variation import Variation
 from convrewrite.rewriting.output_weighting import _along_a_direction
 from convrewrite.runtime.parity import RunningParity
 from convrewrite.tuning.losses import Distillation
 
 VALUES = Meaning("values", "")
-BOXES = Meaning("values", "", axis=1, shares=(4, 5))
+BOXES = Meaning("values", "", axis=1, shares=tuple(range(4, 44)))
 
 
 def drawn(*size: int, seed: int = 0) -> Tensor:
@@ -21,9 +22,9 @@ def drawn(*size: int, seed: int = 0) -> Tensor:
 
 
 def detections(*, seed: int = 0, count: int = 24) -> Tensor:
-    """``(count, 6, 30)``: boxes in pixels, two scores."""
-    numbers = drawn(count, 6, 30, seed=seed)
-    return torch.cat([300 + 100 * numbers[:, :4], (numbers[:, 4:] - 2).sigmoid()], 1)
+    """``(count, 44, 30)``: boxes in pixels, 40 scores of which few are large."""
+    numbers = drawn(count, 44, 30, seed=seed)
+    return torch.cat([300 + 300 * numbers[:, :4], (numbers[:, 4:] - 4).sigmoid()], 1)
 
 
 def fidelity(a: Tensor, b: Tensor, meaning: Meaning = VALUES, parts: int = 1) -> OutputFidelity:
@@ -37,12 +38,12 @@ def fidelity(a: Tensor, b: Tensor, meaning: Meaning = VALUES, parts: int = 1) ->
 @pytest.mark.parametrize("shape", [(12, 3), (12, 3, 4, 5), (12,)], ids=str)
 def test_the_variance_is_that_of_each_channel_however_the_inputs_are_batched(shape: tuple[int, ...]) -> None:
     a = 300 + drawn(*shape)
-    columns = a.movedim(1, -1).flatten(0, -2) if a.ndim > 1 else a[:, None]
-    assert Variation.per_number(a, VALUES) == pytest.approx(float(columns.var(0).mean()), rel=1e-9)
     b = a + 0.1 * drawn(*shape, seed=1)
-    energy = float(columns.var(0).sum()) * len(columns)
+    rows, others = (x.movedim(1, -1).flatten(0, -2) if x.ndim > 1 else x[:, None] for x in (a, b))
+    torch.testing.assert_close(scales_of(a, VALUES), rows.var(0))
     found = fidelity(a, b, parts=3)
-    assert found.unexplained == pytest.approx(float((a - b).square().sum()) / energy, rel=1e-9)
+    wanted = ((rows - others).square().mean(0) / rows.var(0)).mean()
+    assert found.unexplained == pytest.approx(float(wanted), rel=1e-9)
     assert found.effect == found.unexplained and found.relative_error < 1e-3
 
 
@@ -58,22 +59,45 @@ def test_what_always_gives_the_mean_explains_nothing_however_small_its_error() -
 def test_constants_and_single_numbers_are_compared_with_their_size() -> None:
     constant = torch.full((10, 2), 300.0, dtype=torch.float64)
     for numbers in (constant, constant[:1], constant + 0.2 * drawn(10, 2)):
-        assert Variation.per_number(numbers, VALUES) == pytest.approx(300.0**2, rel=1e-3)
+        torch.testing.assert_close(scales_of(numbers, VALUES).mean(), constant.square().mean(), rtol=1e-3, atol=0)
     found = fidelity(constant, 1.1 * constant)
     assert (found.unexplained, found.effect) == (None, pytest.approx(0.01))
-    assert Variation.per_number(constant + drawn(10, 2), VALUES) < 4
-    assert Variation.per_number(torch.zeros(3, 2), VALUES) == 1.0, "errors are absolute then"
+    assert float(scales_of(constant + drawn(10, 2), VALUES).max()) < 4
+    assert scales_of(torch.zeros(3, 2), VALUES).tolist() == [1.0], "errors are absolute then"
     odd = torch.tensor([[1.0, math.inf], [3.0, math.nan], [math.nan, 5.0]])
-    assert Variation.per_number(odd, VALUES) == pytest.approx((2 * 2.0 + 25.0) / 3)
+    assert (scales_of(odd, VALUES) * 3).tolist() == pytest.approx([2.0 * 2 * 2, 25.0 * 2])
     assert fidelity(torch.zeros(4, 2), torch.ones(4, 2)).effect == math.inf
 
 
-def test_batches_of_other_sizes_have_means_of_their_own() -> None:
-    sums = Variation()
-    a, b = 100 + drawn(5, 3), 200 + drawn(6, 2)
-    for batch in (a, b):
-        sums.add(batch, VALUES)
-    assert sums.energy == pytest.approx(float(a.var(0).sum() * 5 + b.var(0).sum() * 6))
+def test_entries_that_change_from_batch_to_batch_have_one_mean() -> None:
+    sums = Variation(VALUES)
+    a, b = drawn(5, 3), 2 + drawn(6, 2)
+    for batch in (a, b, b):
+        sums.add(batch, batch + 0.1)
+    numbers = torch.cat([x.flatten() for x in (a, b, b)])
+    assert sums.unexplained == pytest.approx(0.01 / float(numbers.var()))
+
+
+def test_each_of_a_few_quantities_counts_alike_in_its_own_unit() -> None:
+    pose = drawn(60, 3) * torch.tensor([10.0, 10.0, 0.1])
+    lost = pose.clone()
+    lost[:, 2] = 0
+    assert fidelity(pose, lost).relative_error < 0.01
+    assert fidelity(pose, lost).unexplained == pytest.approx(1 / 3, rel=0.05)
+    features = torch.cat([pose, drawn(60, 40)], 1)
+    assert fidelity(features, torch.cat([lost, features[:, 3:]], 1)).unexplained < 1e-4  # type: ignore[operator]
+
+
+def test_a_column_that_hardly_varies_is_compared_with_the_others() -> None:
+    for still in (torch.zeros(60), 5 + 1e-6 * drawn(60)):
+        a = drawn(60, 3)
+        a[:, 2] = still
+        variance = a.var(0)
+        whole = torch.stack([variance[0], variance[1], variance.mean()])
+        found, b = scales_of(a, VALUES), a + 0.1
+        torch.testing.assert_close(found, whole)
+        assert fidelity(a, b).unexplained == pytest.approx(float((0.01 / whole).mean()))
+    assert along_axis(scales_of(a, VALUES), a[:, :2], VALUES).ndim == 0, "of another number of entries, the mean"
 
 
 class Detector(nn.Module):
@@ -116,24 +140,25 @@ def test_the_worse_of_boxes_and_scores_is_the_error_and_both_count() -> None:
     found = fidelity(a, b, BOXES)
     alone = fidelity(a[:, 4:], b[:, 4:])
     assert found.relative_error == alone.relative_error > 0.3
-    assert found.unexplained == pytest.approx(alone.unexplained / 2)  # type: ignore[operator]
-    assert fidelity(a, b).unexplained < 1e-5, "in one part the scores are invisible"  # type: ignore[operator]
+    assert found.unexplained == pytest.approx(0.5, rel=0.01)
+    assert alone.unexplained == pytest.approx(1.0, rel=0.01)
+    assert fidelity(a, b).unexplained < 1e-4, "in one part the scores are invisible"  # type: ignore[operator]
 
 
 def test_training_is_towards_the_unexplained_variance() -> None:
     a = detections()
-    b = a + torch.cat([5 * drawn(24, 4, 30, seed=1), 0.05 * drawn(24, 2, 30, seed=2)], 1)
-    loss = Distillation.of({"y": a}, {"y": BOXES})({"y": a}, {"y": b}, {}, {})
-    assert float(loss) == pytest.approx(fidelity(a, b, BOXES).effect, rel=1e-5)  # type: ignore[arg-type]
+    b = a + torch.cat([5 * drawn(24, 4, 30, seed=1), 0.05 * drawn(24, 40, 30, seed=2)], 1)
+    for meaning, one, other in ((BOXES, a, b), (VALUES, a, b), (VALUES, a[:, :6], b[:, :6])):
+        loss = Distillation.of({"y": one}, {"y": meaning})({"y": one}, {"y": other}, {}, {})
+        assert float(loss) == pytest.approx(fidelity(one, other, meaning).effect, rel=1e-5)
 
 
 def test_boxes_and_scores_matter_alike_to_the_weights_of_sites() -> None:
     output = detections().requires_grad_()
     (gradient,) = torch.autograd.grad(_along_a_direction(output, BOXES, torch.Generator().manual_seed(0)), output)
-    boxes, scores = BOXES.parts(gradient * Variation.per_number(output[:, :4], VALUES) ** 0.5), BOXES.parts(gradient)
-    assert float(boxes[0].square().sum()) == pytest.approx(24 / 2, rel=0.2)
-    scale = Variation.per_number(output[:, 4:], VALUES)
-    assert float(scores[1].square().sum()) * scale == pytest.approx(24 / 2, rel=0.2)
+    for part, numbers in zip(BOXES.parts(gradient), BOXES.parts(output.detach()), strict=True):
+        variance = numbers.movedim(1, -1).flatten(0, -2).var(0).mean()
+        assert float(part.square().sum() * variance) == pytest.approx(24 / 2, rel=0.2)
 
 
 @pytest.mark.parametrize(("meaning", "passed"), [(BOXES, False), (VALUES, True)])
