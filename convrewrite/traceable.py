@@ -25,7 +25,7 @@ def traceable() -> Iterator[tuple[Any, str, Function]]:
     torch.overrides.get_overridable_functions()  # torch keeps a table of its functions, which has to have the original ones
     for name, symbolic in CHOICES.items():
         yield builtins, name, functools.partial(_chosen, getattr(builtins, name), symbolic)
-    yield torch, "is_tensor", functools.partial(_is_tensor, torch.is_tensor)
+    yield builtins, "isinstance", functools.partial(_is_instance, isinstance)
     for owner, names in SIZED:
         for name in names:
             yield owner, name, _of_sizes(getattr(owner, name))
@@ -37,13 +37,14 @@ def _chosen(original: Function, symbolic: Function, *args: Any, **kwargs: Any) -
     return original(*args, **kwargs)
 
 
-def _is_tensor(original: Function, value: Any) -> bool:
-    """A traced value is none of torch's tensors; what it stands for is known to a tracer that computes shapes."""
-    if not isinstance(value, fx.Proxy):
-        return bool(original(value))
-    if not hasattr(value.tracer, "value"):
-        raise fx.proxy.TraceError("whether a value is a tensor cannot be known without computing shapes")
-    return bool(original(value.tracer.value(value)))
+def _is_instance(original: Function, value: Any, kinds: Any) -> bool:
+    """A traced value is none of torch's tensors; what it stands for is known to a tracer that computes shapes. It cannot be told
+    by a ``__class__`` of its own, which torch's compiled code believes as well."""
+    if original(value, kinds):
+        return True
+    if not original(value, fx.Proxy) or not hasattr(value.tracer, "class_of"):
+        return False
+    return issubclass(value.tracer.class_of(value), kinds)
 
 
 def _of_sizes(original: Function) -> Function:

@@ -1,7 +1,7 @@
 """Graphs that are known to compute what the modules compute.
 
-Following a forward can go wrong in silence: ``isinstance(x, Tensor)`` is false for what a tracer passes in place of a tensor, and
-the graph then has the wrong branch. So each graph is run beside its module, and dropped if it gives something else.
+Following a forward can go wrong in silence: ``type(x) is Tensor`` is false for what a tracer passes in place of a tensor, and the
+graph then has the wrong branch. So each graph is run beside its module, and dropped if it gives something else.
 """
 
 import copy
@@ -27,8 +27,8 @@ def follow(model: nn.Module, inputs: Inputs) -> Traced:
     in the mode it is in. Raises TraceError when it does not run on ``inputs``.
     """
     traced = trace(model, len(inputs))
-    sized = _sized(model, inputs) if traced.whole is None else None
     found = _checked(model, traced, inputs)
+    sized = _sized(model, inputs) if found.whole is None else None
     followed = found if sized is None else replace(sized, unsized=found.parts)
     return replace(followed, draws=_draws(model, inputs))
 

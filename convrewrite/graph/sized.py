@@ -7,8 +7,10 @@ that have no numbers, so a question whose answer depends on numbers still fails.
 import operator
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -16,6 +18,9 @@ from torch.fx.proxy import Attribute
 
 from convrewrite.graph.tracing import OpaqueTracer, Traced, WritableProxy, execute, given_to, names_given, trace
 from convrewrite.inputs import Inputs
+
+OF_ARRAYS = "__array_"
+"""How the names of attributes begin that numpy looks for in arrays of others; ``__array__`` gives it a whole array."""
 
 
 def trace_sized(model: torch.nn.Module, inputs: Inputs) -> Traced:
@@ -32,6 +37,7 @@ class _SizedTracer(OpaqueTracer):
         self._inputs = iter([self._mode.from_tensor(tensor) for tensor in inputs])
         self._count = len(inputs)
         self._values: dict[fx.Node, Any] = {}
+        self._failed: Exception | None = None
         self._computing = False
 
     def value(self, proxy: fx.Proxy) -> Any:
@@ -40,25 +46,32 @@ class _SizedTracer(OpaqueTracer):
         Meanwhile modules are run and parameters used as they are, without being followed.
         """
         wanted = proxy.node  # the proxy of an attribute makes its node only now
-        modules = dict(self.root.named_modules(remove_duplicate=False))
+        if self._failed is not None:
+            raise self._failed
         self._computing = True
         try:
             with self._mode, torch.no_grad():
-                for node in list(self.graph.nodes):  # in their order: some of them may work in place
-                    if node not in self._values:
-                        self._values[node] = self._computed(node, modules)
+                for node in reversed(list(takewhile(lambda n: n not in self._values, reversed(self.graph.nodes)))):
+                    self._values[node] = self._computed(node)  # in their order: some of them may work in place
+        except Exception as error:
+            self._failed = error
+            raise
         finally:
             self._computing = False
         return self._values[wanted]
+
+    @cached_property
+    def _modules(self) -> dict[str, torch.nn.Module]:
+        return dict(self.root.named_modules(remove_duplicate=False))
 
     @cached_property
     def _given(self) -> list[str]:
         """The arguments of the forward that the inputs are given to, though they may have defaults."""
         return names_given(self.root, self._count)
 
-    def _computed(self, node: fx.Node, modules: dict[str, torch.nn.Module]) -> Any:
+    def _computed(self, node: fx.Node) -> Any:
         if node.op != "placeholder":
-            return execute(node, modules, self._values)
+            return execute(node, self._modules, self._values)
         if node.args and str(node.target) not in self._given:
             return node.args[0]
         return given_to(node, self._inputs)
@@ -86,12 +99,17 @@ class _SizedTracer(OpaqueTracer):
             raise TypeError(f"a {type(value).__name__} has no items that a graph could count")
         return len(value)
 
-    def type_of(self, obj: fx.Proxy) -> torch.dtype | None:
-        """The type of a tensor's numbers; None for anything else, and where computing its shape fails."""
+    def known(self, obj: fx.Proxy) -> Any:
+        """What a proxy stands for; None where computing it fails, as it does where it depends on the numbers in a tensor."""
         try:
-            return getattr(self.value(obj), "dtype", None)
+            return self.value(obj)
         except Exception:  # an operator may fail in any way without numbers
             return None
+
+    def class_of(self, obj: fx.Proxy) -> type:
+        """The class of what a proxy stands for, torch's own for a tensor without numbers; NoneType where computing it fails."""
+        value = self.known(obj)
+        return torch.Tensor if isinstance(value, torch.Tensor) else type(value)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         return attr_val if self._computing else super().getattr(attr, attr_val, parameter_proxy_cache)
@@ -106,8 +124,12 @@ class _Sized(WritableProxy):
     tracer: _SizedTracer
 
     def __getattr__(self, name: str) -> Any:
-        found = self.tracer.type_of(self) if name == "dtype" else None  # torch.finfo takes no node
-        return _SizedAttribute(self, name) if found is None else found
+        found = self.tracer.known(self)
+        if name.startswith(OF_ARRAYS) or not (found is None or hasattr(found, name)):
+            raise AttributeError(f"{type(found).__name__} has no attribute {name}")
+        if name == "dtype" and isinstance(found, torch.Tensor):
+            return found.dtype  # torch.finfo takes no node
+        return _SizedAttribute(self, name)
 
     def __len__(self) -> int:
         return self.tracer.length(self)
@@ -120,6 +142,16 @@ class _Sized(WritableProxy):
 
     def __float__(self) -> float:
         return float(self.tracer.value(self))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Sizes, for functions of numpy."""
+        return np.array(self.tracer.value(self), dtype)
+
+    def __str__(self) -> str:
+        return str(self.tracer.value(self))
+
+    def __format__(self, spec: str) -> str:
+        return format(self.tracer.value(self), spec)
 
     def __round__(self, digits: int | None = None) -> Any:
         return round(self.tracer.value(self), digits)

@@ -5,6 +5,7 @@ it (submodules are replaced through their parents), so a model without a graph l
 that cannot be followed but holds no convolution loses nothing: it is one node of the graph around it, like a layer of torch.
 """
 
+import contextlib
 import inspect
 import operator
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import ParameterProxy
@@ -93,6 +95,8 @@ def _follow(
             with followed():
                 graph = tracer.trace(module, concrete_args=_defaults(module, names))
                 _drop_defaults(graph, module)
+                before.restore()  # an attribute may hold a proxy now: self.mean = self.mean.type_as(x)
+                _hold(module, tracer.tensor_attrs)
                 return fx.GraphModule(module, graph), opaque
         except Exception:  # a forward may fail in any way while it is being followed
             failed = tracer.failed or ""
@@ -101,6 +105,13 @@ def _follow(
             opaque.append(failed)
         finally:
             before.restore()
+
+
+def _hold(module: nn.Module, tensors: Mapping[Any, str]) -> None:
+    """Make attributes of a module of the constants that its graph has, by their names."""
+    for tensor, name in tensors.items():
+        owner, _, attribute = name.rpartition(".")
+        setattr(module.get_submodule(owner), attribute, tensor)
 
 
 def follow_forward(module: nn.Module, given: Collection[str]) -> fx.GraphModule:
@@ -112,9 +123,11 @@ def follow_forward(module: nn.Module, given: Collection[str]) -> fx.GraphModule:
     before = Snapshot(module, parameters=False)
     try:
         with followed(), nothing_drawn():
-            traced = _own_forward(module, given)
+            traced, constants = _own_forward(module, given)
             graph = fx.Graph()  # a copy does not know the tracer, which a pickle would name
             graph.output(graph.graph_copy(traced, {}))
+            before.restore()
+            _hold(module, constants)
             return fx.GraphModule(module, graph, type(module).__name__)
     finally:
         before.restore()
@@ -127,11 +140,11 @@ def does_more(module: nn.Module, given: Collection[str]) -> bool:
     try:
         with followed():
             held = _held(module)
-            graph = str(_own_forward(module, given))
+            graph = str(_own_forward(module, given)[0])
             writes = _held(module) != held or before.contents_changed()
             before.restore()
             module.training = not module.training
-            return writes or str(_own_forward(module, given)) != graph
+            return writes or str(_own_forward(module, given)[0]) != graph
     finally:
         before.restore()
 
@@ -142,19 +155,21 @@ def _held(module: nn.Module) -> dict[str, int]:
     return {name: id(value) for name, value in held.items() if not name.startswith("_tensor_constant")}
 
 
-def _own_forward(module: nn.Module, given: Collection[str]) -> fx.Graph:
-    """The graph of a module's own forward. Where that asks for the numbers in a buffer, they become constants of the graph.
-    Raises RuntimeError where following it changes numbers, as the graph would not repeat the change."""
+def _own_forward(module: nn.Module, given: Collection[str]) -> tuple[fx.Graph, Mapping[Any, str]]:
+    """The graph of a module's own forward, and the names of its constants, to which the numbers in a buffer belong where it asks
+    for them. Raises RuntimeError where following it changes numbers, as the graph would not repeat the change."""
     before = Snapshot(module, parameters=False)
+    tracer = _OwnForward(buffers=True)
     try:
-        traced = _OwnForward(buffers=True).trace(module, concrete_args=_defaults(module, given))
+        traced = tracer.trace(module, concrete_args=_defaults(module, given))
     except Exception:  # a forward may fail in any way while it is being followed
         before.restore()
-        traced = _OwnForward(buffers=False).trace(module, concrete_args=_defaults(module, given))
+        tracer = _OwnForward(buffers=False)
+        traced = tracer.trace(module, concrete_args=_defaults(module, given))
     if before.numbers_changed():
         raise RuntimeError("it changes a tensor in a way that no graph can be made of")
     _drop_defaults(traced, module)
-    return traced
+    return traced, tracer.tensor_attrs
 
 
 class WritableProxy(fx.Proxy):
@@ -163,6 +178,9 @@ class WritableProxy(fx.Proxy):
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
+    def __divmod__(self, other: Any) -> tuple[Any, Any]:
+        return self // other, self % other
+
 
 class _PartsTracer(fx.Tracer):
     """Makes nodes only of modules in the model: a module that is held elsewhere has no name, so its forward is followed."""
@@ -170,6 +188,13 @@ class _PartsTracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """What stands for the value of a node while a forward is followed."""
         return WritableProxy(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        """What stands for a value in the arguments of a node: for a proxy its node, before fx asks whether it is a tensor; for a
+        number of numpy one of Python, whose text is code."""
+        if isinstance(a, fx.Proxy):
+            return a.node
+        return super().create_arg(a.item() if isinstance(a, np.generic) else a)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """What to call, and with which values, to follow a module's forward. One that a decorator wraps is called with what is
@@ -191,9 +216,12 @@ class _PartsTracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Follow a module, or make a node of it."""
+        """Follow a module, or make a node of it. Raises TypeError for arguments that it does not take, as calling it would: a
+        forward may catch that."""
         if m not in (self.submodule_paths or {}):
             return forward(*args, **kwargs)
+        with contextlib.suppress(ValueError):  # TorchScript has no signature
+            inspect.signature(m.forward).bind(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
 

@@ -4,6 +4,7 @@ import logging.handlers
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from networks import Calls, settled
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convrewrite import optimize
-from convrewrite.graph.checked import follow
+from convrewrite.graph.checked import _computes_the_same, follow
 from convrewrite.graph.sites import find_sites
 from convrewrite.graph.sized import trace_sized
 from convrewrite.graph.tracing import trace
@@ -75,6 +76,37 @@ def takes_a_number_or_a_tensor(model: Calls, x: Tensor) -> Tensor:
     return model.last(model.stem(x) * scale[:, None, None, None])
 
 
+def by_the_class(model: Calls, x: Tensor) -> Tensor:
+    x = model.stem(x)
+    parts = x.split(4, 1)
+    if isinstance(x, Tensor) and not isinstance(x, nn.Parameter) and isinstance(parts, tuple | list):
+        x = torch.cat(list(parts), 1) * 2
+    return model.last(x / (3 if isinstance(x.shape[1], int) else 5))
+
+
+def by_its_attributes(model: Calls, x: Tensor) -> Tensor:
+    x = model.stem(x)
+    return model.last(x.tensors if hasattr(x, "tensors") else x * x.size(1))
+
+
+def scaled_by_numpy(model: Calls, x: Tensor) -> Tensor:
+    x = model.stem(x) / np.sqrt(x.shape[1]) + np.log10(np.maximum(1e-3, 2.0))
+    size = np.array(x.shape[2:]) * 2
+    return model.last(F.interpolate(x, size=tuple(size.tolist())) * int(np.prod(x.shape[2:])))
+
+
+def by_the_size_as_text(model: Calls, x: Tensor) -> Tensor:
+    scale = {"13x12": 2.0}[f"{x.shape[2]}x{x.shape[3]}"]
+    rows, columns = divmod(x.shape[2], 5)
+    return model.last(F.pad(model.stem(x) * scale, (0, int(str(columns)), 0, rows)))
+
+
+def on_its_own_mean(model: Calls, x: Tensor) -> Tensor:
+    model.mean = model.mean.type_as(x)
+    x = model.last(model.stem(x - model.mean))
+    return x + model.mean.sum() if len(x.shape) == 4 else x
+
+
 FORWARDS: list[Callable[[Calls, Tensor], Tensor]] = [
     cut_to_the_smaller,
     padded_as_tensorflow_does,
@@ -84,6 +116,11 @@ FORWARDS: list[Callable[[Calls, Tensor], Tensor]] = [
     row_by_row,
     keeps_what_it_saw,
     takes_a_number_or_a_tensor,
+    by_the_class,
+    by_its_attributes,
+    scaled_by_numpy,
+    by_the_size_as_text,
+    on_its_own_mean,
 ]
 every_forward = pytest.mark.parametrize("forward", FORWARDS, ids=lambda f: f.__name__)
 
@@ -93,14 +130,20 @@ def network(forward: Callable[[Calls, Tensor], Tensor]) -> nn.Module:
         return settled(Calls(forward, strided=nn.Conv2d(3, 8, 3, stride=2), last=conv()))
     layers = {"stem": conv(3), "valid": nn.Conv2d(8, 8, 3), "last": conv()}
     used = ("stem", "valid", "last") if forward is cut_to_the_smaller else ("stem", "last")
-    return settled(Calls(forward, **{name: layers[name] for name in used}))
+    model = settled(Calls(forward, **{name: layers[name] for name in used}))
+    if forward is on_its_own_mean:
+        model.mean = torch.tensor([0.4, 0.5, 0.6]).view(1, 3, 1, 1)
+    return model
 
 
 @every_forward
 @torch.no_grad()
 def test_the_graph_is_whole_and_takes_any_batch(forward: Callable[[Calls, Tensor], Tensor]) -> None:
     model = network(forward)
-    assert trace(model).whole is None, "otherwise this shows nothing"
+    without = trace(model)
+    assert without.whole is None or not _computes_the_same(model, "", without.whole, (X,)), (
+        "otherwise this shows nothing"
+    )
     traced = follow(model, (X,))
     assert traced.whole is not None
     more = torch.randn(5, *X.shape[1:])
@@ -168,6 +211,27 @@ def test_an_error_that_a_forward_catches_is_not_printed() -> None:
     finally:
         logger.removeHandler(records)
     assert records.buffer == []
+
+
+class Longer(nn.Conv2d):
+    """Passes on an argument that its layer may not take."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer", [nn.Conv2d, Longer])
+def test_an_argument_that_a_layer_does_not_take_is_an_error_that_a_forward_may_catch(layer: type[nn.Conv2d]) -> None:
+    def forward(model: Calls, x: Tensor) -> Tensor:
+        try:
+            return model.conv(x, lengths=None)
+        except TypeError:
+            return model.conv(x)
+
+    model = settled(Calls(forward, conv=layer(3, 8, 3)))
+    whole = follow(model, (X,)).whole
+    assert whole is not None and torch.equal(whole(X), model(X))
 
 
 def test_a_way_that_hangs_on_numbers_is_not_taken() -> None:

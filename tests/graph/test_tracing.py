@@ -8,6 +8,7 @@ import sys
 import types
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from networks import Branching, CalledTwice, Calls, Chain, NineKinds, Residual, settled
@@ -243,6 +244,32 @@ def test_shapes_of_parameters_are_constants_of_a_forward() -> None:
 
     (call,) = [n for n in follow_forward(Padded(), ["x"]).graph.nodes if n.op == "call_function"]
     assert call.kwargs == {"padding": 2}
+
+
+class Centred(nn.Module):
+    """Keeps its mean on the device and in the type of its input, as networks for super-resolution do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3)
+        self.mean = torch.tensor([0.4, 0.5, 0.6]).view(1, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean = self.mean.type_as(x)
+        return self.conv(x - self.mean) + self.mean * torch.tensor(np.float64(2.0))
+
+
+@torch.no_grad()
+def test_an_attribute_that_a_forward_replaces_is_what_it_was() -> None:
+    model = Centred().eval()
+    mean, x = model.mean, torch.randn(2, 3, 6, 6)
+    whole = trace(model).whole
+    for graph in (whole, follow_forward(model, ["x"])):
+        assert graph is not None and torch.equal(graph(x), model(x))
+    model.mean = mean
+    assert trace(model).whole is not None
+    assert model.mean is mean
+    assert not any(name.startswith("_tensor_constant") for name in vars(model))
 
 
 def with_return_dict(forward: Any) -> Any:
