@@ -19,7 +19,7 @@ from convrewrite.errors import TraceError
 from convrewrite.escaping import message_of
 from convrewrite.inputs import Inputs, varied
 from convrewrite.modules.counting import Watch, address
-from convrewrite.modules.holders import CACHED, is_importable, is_plain, reachable, referent, replace_parts
+from convrewrite.modules.holders import CACHED, VIEWS, is_importable, is_plain, reachable, referent, replace_parts
 from convrewrite.modules.outputs import alike, named_outputs
 from convrewrite.modules.running import WITHOUT_FUNCTIONS, eval_mode, higher_order, run
 from convrewrite.modules.state import Snapshot, preserved
@@ -29,7 +29,7 @@ from convrewrite.values import some_of
 
 _WITHOUT_STATE = (types.FunctionType, tuple, frozenset)
 _WEAK = (weakref.ReferenceType, weakref.WeakValueDictionary, weakref.WeakKeyDictionary)
-_VIEWS = (weakref.ProxyType, weakref.CallableProxyType, types.MappingProxyType)
+_VIEWS = (weakref.ProxyType, weakref.CallableProxyType, *VIEWS)
 
 
 _WITHOUT_HISTORY = "rewrite a version whose output depends on its input alone"
@@ -138,8 +138,8 @@ def _why(model: nn.Module, fits: bool, shared: bool, changes: tuple[str, ...]) -
 
 def _observes(model: nn.Module) -> bool:
     """Whether observers of torch's preparation for quantisation-aware training are at work."""
-    switches = (module._buffers.get("observer_enabled") for module in model.modules())
-    return any(bool(switch.any()) for switch in switches if switch is not None)
+    switches = (buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] == "observer_enabled")
+    return any(bool(switch.any()) for switch in switches)
 
 
 def _seeded(model: nn.Module, inputs: Inputs, *, needed: bool = False) -> dict[str, Tensor] | None:
@@ -176,8 +176,8 @@ def _copied(model: nn.Module, sharing: Iterable[Tensor]) -> nn.Module:
 
 def _viewed(view: Any, memo: dict[int, Any]) -> Any:
     """The same view of the copy of what it shows."""
-    if type(view) is types.MappingProxyType:
-        return types.MappingProxyType(copy.deepcopy(gc.get_referents(view)[0], memo))
+    if type(view) in VIEWS:
+        return VIEWS[type(view)](copy.deepcopy(gc.get_referents(view)[0], memo))
     shown = referent(view)
     return weakref.proxy(memo.get(id(shown), shown))
 

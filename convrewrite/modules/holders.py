@@ -9,6 +9,7 @@ import enum
 import functools
 import gc
 import logging
+import operator
 import sys
 import types
 import weakref
@@ -42,6 +43,17 @@ _OUTSIDE = (
 
 Of = Callable[[Any], Any]
 """Function from an object to what stands in its place: the object itself where that stays."""
+
+
+VIEWS: Mapping[type, Callable[[Any], Any]] = {
+    types.MappingProxyType: types.MappingProxyType,
+    **{
+        type(getattr(kind(), name)()): operator.methodcaller(name)
+        for kind in (dict, OrderedDict)
+        for name in ("keys", "values", "items")
+    },
+}
+"""Types of views of a dictionary -> what makes the same view of another one."""
 
 
 def reachable(*roots: object) -> Iterator[Any]:
@@ -226,10 +238,10 @@ def _frozen(value: Any, of: Of) -> Any:
 
 
 def _read_only(value: Any, of: Of) -> Any:
-    """A read-only view: only the garbage collector gives access to the dictionary behind it."""
+    """A view of a dictionary: only the garbage collector gives access to the dictionary itself."""
     (shown,) = gc.get_referents(value)
     new = of(shown)
-    return value if new is shown else types.MappingProxyType(new)
+    return value if new is shown else VIEWS[type(value)](new)
 
 
 def _partial(value: Any, of: Of) -> Any:
@@ -335,7 +347,7 @@ _WAYS: tuple[tuple[Any, Callable[[Any, Of], Any]], ...] = (
     (tuple, _frozen),
     (set, _set),
     (frozenset, _frozen),
-    (types.MappingProxyType, _read_only),
+    (tuple(VIEWS), _read_only),
     (functools.partial, _partial),
     (types.FunctionType, _function),
     (types.CellType, _cell),

@@ -93,6 +93,11 @@ HOLDERS: dict[str, tuple[Callable[[nn.Module], Any], Use]] = {
     "ordered dict": (lambda conv: collections.OrderedDict(a=conv), lambda held, x: held["a"](x)),
     "ordered dict key": (lambda conv: collections.OrderedDict([(conv, 1)]), lambda held, x: next(iter(held))(x)),
     "read-only dict": (lambda conv: types.MappingProxyType({"a": conv}), lambda held, x: held["a"](x)),
+    "values of a dict": (lambda conv: {"a": conv}.values(), lambda held, x: next(iter(held))(x)),
+    "items of an ordered dict": (
+        lambda conv: collections.OrderedDict(a=conv).items(),
+        lambda held, x: dict(held)["a"](x),
+    ),
     "partial": (lambda conv: functools.partial(applied, conv), lambda held, x: held(x)),
     "partial of it": (lambda conv: functools.partial(conv), lambda held, x: held(x)),
     "partial keyword": (lambda conv: functools.partial(applied, module=conv), lambda held, x: held(x=x)),

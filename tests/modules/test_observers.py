@@ -28,3 +28,19 @@ def test_observers_at_work_are_named_with_what_stops_them() -> None:
     }
     assert "subclass of a convolution" in str(sites["0"].reason)
     assert sites["1"].option is not None
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_whose_output_depends_on_its_state_is_refused_with_the_reason() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("count", torch.zeros(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.count += 1
+            return x * self.count
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), torch.jit.script(Counting()))
+    with pytest.raises(TraceError, match="depends on state that its forward changes"):
+        optimize(model, X, ["separable"], DATA, measure=False)
