@@ -160,6 +160,8 @@ def followed() -> Iterator[None]:
     other threads keep the original. What is made of sizes becomes a node too: fx itself does so for the functions of ``math``."""
     with _LOCK, contextlib.ExitStack() as stack:
         stack.enter_context(_calls_of_this_thread())
+        if "torch._dynamo" in sys.modules:  # what torch.compile made is then followed as what it was made of
+            stack.enter_context(torch._dynamo.config.patch(error_on_nested_fx_trace=False))
         for owner, name, function in list(traceable()):
             stack.enter_context(_patched(owner, name, function))
         yield

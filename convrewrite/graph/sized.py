@@ -127,8 +127,9 @@ class _Sized(WritableProxy):
         found = self.tracer.known(self)
         if name.startswith(OF_ARRAYS) or not (found is None or hasattr(found, name)):
             raise AttributeError(f"{type(found).__name__} has no attribute {name}")
-        if name == "dtype" and isinstance(found, torch.Tensor):
-            return found.dtype  # torch.finfo takes no node
+        value = getattr(found, name, None)
+        if isinstance(value, str | torch.dtype):  # torch.autocast(x.device.type) and torch.finfo(x.dtype) take no node
+            return value
         return _SizedAttribute(self, name)
 
     def __len__(self) -> int:

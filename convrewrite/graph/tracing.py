@@ -6,6 +6,7 @@ that cannot be followed but holds no convolution loses nothing: it is one node o
 """
 
 import contextlib
+import functools
 import inspect
 import operator
 import sys
@@ -91,6 +92,7 @@ def _follow(
     names = names_given(module, given)
     while True:
         tracer = make_tracer(frozenset(opaque))
+        tracer.inputs = given
         try:
             with followed():
                 graph = tracer.trace(module, concrete_args=_defaults(module, names))
@@ -183,7 +185,12 @@ class WritableProxy(fx.Proxy):
 
 
 class _PartsTracer(fx.Tracer):
-    """Makes nodes only of modules in the model: a module that is held elsewhere has no name, so its forward is followed."""
+    """Makes nodes only of modules in the model: a module that is held elsewhere has no name, so its forward is followed.
+
+    ``inputs``: how many a forward is given that takes any number of them.
+    """
+
+    inputs = 1
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """What stands for the value of a node while a forward is followed."""
@@ -197,19 +204,24 @@ class _PartsTracer(fx.Tracer):
         return super().create_arg(a.item() if isinstance(a, np.generic) else a)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        """What to call, and with which values, to follow a module's forward. One that a decorator wraps is called with what is
-        given alone: fx itself would fill the decorator's ``*args`` and ``**kwargs`` with single arguments of the forward."""
-        if inspect.unwrap(root_fn) is root_fn:
+        """What to call, and with which values, to follow a module's forward: its own one, where it has one instead of its
+        class's. One that a decorator wraps is called with what is given alone: fx itself would fill the decorator's ``*args``
+        and ``**kwargs`` with single arguments of the forward."""
+        own = vars(self.root).get("forward")
+        if own is None and inspect.unwrap(root_fn) is root_fn:
             return super().create_args_for_root(root_fn, is_module, concrete_args)
-        parameters = list(inspect.signature(root_fn).parameters.values())[1:]
+        function = functools.partial(root_fn, self.root) if own is None else own
+        parameters = inspect.signature(function).parameters.values()
         given = [p for p in parameters if p.name not in (concrete_args or {}) and p.kind is not p.VAR_KEYWORD]
+        if own is not None and [p.kind for p in given] == [inspect.Parameter.VAR_POSITIONAL]:  # torch.compile made it
+            given = [inspect.Parameter(f"{given[0].name}_{i}", given[0].POSITIONAL_ONLY) for i in range(self.inputs)]
         if any(p.kind is p.VAR_POSITIONAL for p in given):
             return super().create_args_for_root(root_fn, is_module, concrete_args)
         values = {p.name: self.create_proxy("placeholder", p.name, (), {}) for p in given}
         by_name = {p.name: values.pop(p.name) for p in given if p.kind is p.KEYWORD_ONLY}
 
-        def forward(*args: Any) -> Any:
-            return root_fn(*args, **by_name)
+        def forward(_root: nn.Module, *args: Any) -> Any:
+            return function(*args, **by_name)
 
         return forward, [self.root, *values.values()]
 

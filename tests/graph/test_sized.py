@@ -85,7 +85,8 @@ def by_the_class(model: Calls, x: Tensor) -> Tensor:
 
 
 def by_its_attributes(model: Calls, x: Tensor) -> Tensor:
-    x = model.stem(x)
+    with torch.autocast(x.device.type, enabled=False):
+        x = model.stem(x)
     return model.last(x.tensors if hasattr(x, "tensors") else x * x.size(1))
 
 

@@ -303,6 +303,15 @@ def test_a_forward_is_followed_through_its_decorator() -> None:
             assert whole is not None and torch.equal(whole(*inputs)["logits"], model(*inputs)["logits"])
 
 
+@torch.no_grad()
+def test_a_forward_that_replaces_that_of_the_class_is_followed() -> None:
+    model = settled(Residual())
+    plain = model.forward
+    model.forward = lambda x, scale=2.0: plain(x * scale) + 1  # type: ignore[method-assign]
+    for traced in (follow(model, (X,)).whole, follow_forward(model, ["x"])):
+        assert traced is not None and torch.equal(traced(X), model(X))
+
+
 def test_what_a_decorated_forward_is_given_by_keyword_is_given_on() -> None:
     model = settled(Decorated())
     followed = follow_forward(model, ["x", "scale"])

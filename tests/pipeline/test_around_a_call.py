@@ -67,6 +67,7 @@ def test_compiled_models_run_as_they_were_written_meanwhile() -> None:
     found = rewritten(model)  # type: ignore[arg-type]
     assert len(COMPILED) == before
     assert len(sites(found)) == 2
+    assert not any("could not be followed" in note for note in found.report.notes)
     with at_work(0):
         assert torch.equal(Net().eval()(X), expected)
     with torch.no_grad():
