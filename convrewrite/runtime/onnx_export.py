@@ -32,7 +32,7 @@ from convrewrite.onnx_files import (
     tensors,
 )
 from convrewrite.process import FAKE_TENSORS, exporting, ordinary, ordinary_mode, quiet
-from convrewrite.runtime.parity import check_free_axes
+from convrewrite.runtime.parity import check_free_axes, wrong_for_one
 from convrewrite.state import named_parameters_of, parameters_of
 from convrewrite.values import free_axes as checked_axes
 
@@ -196,14 +196,17 @@ def _output_names(model: nn.Module, inputs: Inputs) -> list[str]:
 def _write(draft: _Draft, inputs: Inputs) -> tuple[bool, str | None]:
     """Write the draft; returns whether its batch is dynamic, and if not, why."""
     batches = {tensor.shape[0] if tensor.ndim else None for tensor in inputs}
+    reason: str | None
     if len(batches) != 1 or None in batches:
         reason = f"the inputs' shapes {_shapes(inputs)} have no common first axis"
     else:
         try:
             _torch_export(draft, at_least_two(inputs), tuple({0: BATCH} for _ in inputs))
-            if _has_dynamic_batch(draft.path):
-                return True, None
             reason = "the exported graph holds on to the batch size of the example"
+            if _has_dynamic_batch(draft.path):
+                reason = wrong_for_one(draft.model, draft.path, inputs)
+            if reason is None:
+                return True, None
         except Exception as error:
             _refuse_full_disk(draft, error)
             reason = innermost_cause(error)

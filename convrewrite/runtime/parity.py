@@ -198,6 +198,29 @@ def check_parity(
     return running.result()
 
 
+def wrong_for_one(model: nn.Module, path: Path, inputs: Inputs) -> str | None:
+    """Why a file that takes any batch computes something else than its model for a single example, None if it does not: torch may
+    take a batch for fixed that a forward computes in a roundabout way. Integers are left to :func:`check_parity`, as rounding
+    decides ties, and so is what the model itself does not take, or answers with NaN."""
+    one = tuple(tensor[:1].clone() for tensor in inputs)
+    try:
+        with eval_mode(model):
+            expected, _ = outputs_of(model, one)
+    except Exception:  # a model may raise anything
+        return None
+    real = {name: tensor for name, tensor in expected.items() if tensor.is_floating_point()}
+    if any(bool(tensor.isnan().any()) for tensor in real.values()):
+        return None
+    running, file = RunningParity("onnxruntime"), OnnxModel(path)
+    try:
+        found, _ = outputs_of(file, one)
+        running.add(real, {name: tensor for name, tensor in found.items() if name in real})
+    except ConvRewriteError:
+        return "the exported graph does not run for one example"
+    wrong = [output.name for output in running.result().outputs if not output.passed]
+    return f"the exported graph computes another {wrong[0]} for one example" if wrong else None
+
+
 def check_free_axes(model: nn.Module, path: Path, inputs: Inputs, names: Sequence[str]) -> None:
     """Run model and file at twice the size along every axis of these names. Raises ExportError where one of them does not run so,
     or where they do not compute the same."""

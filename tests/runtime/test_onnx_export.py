@@ -16,7 +16,7 @@ from convrewrite.onnx_files.model import OnnxModel
 from convrewrite.onnx_files.placing import is_weights_of, size_of
 from convrewrite.runtime import onnx_export
 from convrewrite.runtime.onnx_export import export
-from convrewrite.runtime.parity import check_parity
+from convrewrite.runtime.parity import check_parity, wrong_for_one
 
 IMAGE = (1, 4, 12, 12)
 
@@ -153,6 +153,57 @@ def test_a_batch_that_the_model_fixes_is_exported_fixed_with_the_reason(tmp_path
     parity = check_parity(model, exported.path, (images(5)[:2],))
     assert parity.passed
     assert parity.inputs_checked == 1
+
+
+class Windows(nn.Module):
+    """Computes the number of examples from that of windows by a division of real numbers, which torch exports as a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        n, c, h, w = y.shape
+        windows = y.reshape(n, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, c)
+        batch = int(windows.shape[0] / (h * w / 4 / 4))
+        together = windows.view(batch, h // 4, w // 4, 4, 4, -1).permute(0, 1, 3, 2, 4, 5).reshape(batch, h, w, -1)
+        return torch.roll(together, (1, 1), (1, 2)).view(n, h * w, c)
+
+
+def test_a_graph_that_is_right_for_the_batch_of_the_example_alone_is_exported_fixed(tmp_path: Path) -> None:
+    model = seeded(Windows()).eval()
+    exported = export(model, images(3), tmp_path / "m.onnx")
+    assert exported.note == "batch size fixed at 3: the exported graph does not run for one example"
+    assert not exported.dynamic_batch and check_parity(model, exported.path, (images(3),)).passed
+
+
+def test_a_graph_that_computes_something_else_for_one_example_is_wrong(tmp_path: Path) -> None:
+    export(nn.ReLU(), images(3), tmp_path / "m.onnx")
+    assert wrong_for_one(nn.ReLU(), tmp_path / "m.onnx", (images(3),)) is None
+    why = wrong_for_one(nn.Sigmoid(), tmp_path / "m.onnx", (images(3),))
+    assert why == "the exported graph computes another output for one example"
+
+
+class OfSeveral(nn.Module):
+    """Takes no single example, or answers it with NaN."""
+
+    def __init__(self, of_one: str) -> None:
+        super().__init__()
+        self.conv, self.of_one = nn.Conv2d(4, 4, 3), of_one
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.of_one == "raises" and x.shape[0] < 2:
+            raise ValueError("several")
+        y = self.conv(x).mean((2, 3))
+        return y / (x.shape[0] - 1) * 0 if self.of_one == "nan" else y
+
+
+@pytest.mark.parametrize("of_one", ["raises", "nan"])
+def test_what_a_model_does_not_do_for_one_example_does_not_fix_its_batch(tmp_path: Path, of_one: str) -> None:
+    model = seeded(OfSeveral(of_one)).eval()
+    exported = export(model, images(3), tmp_path / "m.onnx")
+    assert exported.dynamic_batch and check_parity(model, exported.path, (images(4),), batch=4).passed
 
 
 def test_inputs_without_a_common_batch_are_exported_fixed(tmp_path: Path) -> None:
