@@ -6,6 +6,7 @@ R squared of a regression with several targets is the mean of theirs.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -33,10 +34,7 @@ class Variation:
 
     def add(self, wanted: Tensor, found: Tensor) -> None:
         """A batch of an output in float64, and of another's."""
-        finite = wanted.isfinite()
-        known, difference = torch.where(finite, wanted, 0.0), torch.where(wanted == found, 0.0, wanted - found)
-        parts = (finite.to(wanted.dtype), known, known.square(), difference.square())
-        sums = torch.stack([self._rows(part).sum(0) for part in parts])
+        sums = torch.stack([self._rows(part).sum(0) for part in _terms(wanted, found)])
         if self._sums is not None and self._sums.shape != sums.shape:
             self._sums, sums = self._sums.sum(1, keepdim=True), sums.sum(1, keepdim=True)
         self._sums = sums if self._sums is None else self._sums + sums
@@ -114,6 +112,17 @@ def along_axis(scales: Tensor, output: Tensor, meaning: Meaning) -> Tensor:
     shape = [1] * output.ndim
     shape[meaning.axis] = -1
     return scales.reshape(shape)
+
+
+def _terms(wanted: Tensor, found: Tensor) -> Iterator[Tensor]:
+    """What is summed: whether numbers count, the numbers, their squares and those of the differences; one at a time, as outputs
+    may be large."""
+    finite = wanted.isfinite()
+    yield finite.to(wanted.dtype)
+    known = torch.where(finite, wanted, 0.0)
+    yield known
+    yield known.square()
+    yield torch.where(wanted == found, 0.0, wanted - found).square()
 
 
 def _summed(numbers: Tensor, units: Tensor) -> Tensor:

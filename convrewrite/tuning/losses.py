@@ -31,7 +31,7 @@ Named = Mapping[str, Tensor]
 class Distillation:
     """The loss of a batch of the rewritten model against the original.
 
-    ``scales`` are the variances of the original's outputs, unit by unit, ``feature_scales`` the mean squares of its features;
+    ``scales`` are the variances of the original's values, unit by unit, ``feature_scales`` the mean squares of its features;
     ``features`` is the weight of the mean relative squared error of the features against that of the outputs, in nats per unit.
     """
 
@@ -61,7 +61,11 @@ class Distillation:
         """With the scales of the original's ``outputs`` and ``features`` on some inputs. Outputs that are ignored or discrete do
         not count. Raises UsageError where nothing is left."""
         counted = {name for name in outputs if meanings[name].counts and meanings[name].kind != "discrete"}
-        scales = {name: scales_of(outputs[name], meanings[name]) for name in outputs if name in counted}
+        scales = {
+            name: scales_of(outputs[name], meanings[name]) if meanings[name].kind == "values" else torch.ones(1)
+            for name in outputs
+            if name in counted
+        }
         feature_scales = {name: mean_square(value) for name, value in (features or {}).items()}
         return cls(meanings, scales, feature_scales, temperature, weight)
 
