@@ -232,7 +232,7 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_halves(kind: str) -> None:
 def test_masked_scores_have_finite_gradients() -> None:
     wanted = torch.tensor([[0.0, 1.0, -math.inf]])
     found = torch.tensor([[1.0, 0.0, -math.inf]], requires_grad=True)
-    output_loss(wanted, found, Meaning("logits", ""), (1.0,), 2.0).backward()
+    output_loss(wanted, found, Meaning("logits", ""), torch.ones(1), 2.0).backward()
     assert found.grad is not None and bool(found.grad.isfinite().all()) and float(found.grad[0, 0]) > 0
 
 

@@ -63,7 +63,7 @@ def test_no_gradient_leads_to_what_is_wanted() -> None:
 
 def test_values_in_float64_are_subtracted_in_float64() -> None:
     wanted = torch.full((4, 3), 1e6, dtype=torch.float64)
-    loss = output_loss(wanted, wanted + 1e-3, Meaning("values", ""), (1.0,))
+    loss = output_loss(wanted, wanted + 1e-3, Meaning("values", ""), torch.ones(1))
     assert loss.item() == pytest.approx(1e-6, rel=1e-6)
 
 
@@ -75,9 +75,9 @@ def test_scores_are_softened_by_the_temperature_and_their_divergence_is_multipli
     wanted, found = torch.randn(2, 6, 5, generator=generator)
     p, q = ((values / temperature).log_softmax(1) for values in (wanted, found))
     expected = temperature**2 * nn.functional.kl_div(q, p, reduction="batchmean", log_target=True)
-    torch.testing.assert_close(output_loss(wanted, found, Meaning("logits", ""), (1.0,), temperature), expected)
+    torch.testing.assert_close(output_loss(wanted, found, Meaning("logits", ""), torch.ones(1), temperature), expected)
     probabilities = wanted.softmax(1), found.softmax(1)
-    soft = output_loss(*probabilities, Meaning("probabilities", ""), (1.0,), temperature)
+    soft = output_loss(*probabilities, Meaning("probabilities", ""), torch.ones(1), temperature)
     torch.testing.assert_close(soft, expected)
 
 
@@ -86,7 +86,8 @@ def test_outputs_count_by_their_weights_and_features_as_one() -> None:
     ones = {name: torch.ones(2, 4) for name in meanings}
     features = {"f": torch.full((2, 4), 2.0), "g": torch.ones(2, 3), "picked": torch.ones(2, 3)}
     loss = Distillation.of(ones, meanings, features, weight=0.5)
-    assert loss.scales == {"a": (1.0,), "b": (1.0,)} and loss.feature_scales == {"f": 4.0, "g": 1.0, "picked": 1.0}
+    assert {name: scale.tolist() for name, scale in loss.scales.items()} == {"a": [1.0], "b": [1.0]}
+    assert loss.feature_scales == {"f": 4.0, "g": 1.0, "picked": 1.0}
     found = {"a": ones["a"] + 2, "b": ones["b"] + 1, "c": ones["c"] + 9}
     assert loss(ones, found, {}, {}).item() == pytest.approx((1 * 4 + 3 * 1) / 4)
     others = {"f": features["f"] + 4, "g": features["g"] + 1, "picked": torch.ones(5, 3)}
