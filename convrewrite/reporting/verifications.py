@@ -8,7 +8,7 @@ HEADERS = (
     "output", "taken for", "max. diff.", "max. / max.", "tolerance", "the same", "rel. error", "unexpl. variance",
     "top-1 agreement", "KL", "cosine", "equal entries",
 )  # fmt: skip
-OPTIONAL = ("unexpl. variance", "cosine", "equal entries")
+OPTIONAL = ("unexpl. variance", "top-1 agreement", "KL", "cosine", "equal entries")
 
 
 def render_verification(outcome: Verification, examples: int, source: str) -> str:

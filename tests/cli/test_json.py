@@ -155,8 +155,11 @@ def test_numbers_that_json_does_not_have_are_null() -> None:
     profile = Profile("onnxruntime", "1", "a processor", 8, 1, {"a": 1.5, "b": float("inf")})
     assert Timings.of(profile).seconds == {"a": 1.5, "b": None}
     numbers = dict.fromkeys(
-        ("max_abs_difference", "parity_error", "relative_error", "top1_agreement", "kl", "cosine", "equal_share")
-    )
+        (
+            "max_abs_difference", "parity_error", "relative_error", "unexplained", "top1_agreement", "kl", "cosine",
+            "equal_share",
+        )
+    )  # fmt: skip
     output = VerifiedOutput(name="o", taken_for="values", tolerance=1e-3, same=False, **numbers | {"kl": float("nan")})
     text = Verified(
         a="a",

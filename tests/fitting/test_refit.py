@@ -75,7 +75,7 @@ def test_of_several_options_the_one_with_the_least_error_behind_the_relu_is_take
     inputs, told_apart = images(), 0
     depthwise_first, pointwise_first = (ordered(f"{first}-first") for first in ("depthwise", "pointwise"))
     ways = ((depthwise_first,), (pointwise_first,), (depthwise_first, pointwise_first))
-    for seed in (2, 3, 6):  # before the ReLU the other one looks better at the last two
+    for seed in (2, 8, 9):  # before the ReLU the other one looks better at the last two
         torch.manual_seed(seed)
         model = Rectified(skip=False).eval()
         with torch.no_grad():

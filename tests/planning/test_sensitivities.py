@@ -87,10 +87,11 @@ def divergence(pairs: Pairs) -> float:
     return float(F.kl_div(b, a, reduction="batchmean", log_target=True))
 
 
-def squared_error(pairs: Pairs) -> float:
-    """Of all outputs together, relative."""
+def unexplained(pairs: Pairs) -> float:
+    """The part of the variance of a channel that is lost, the mean over the channels."""
     a, b = (torch.cat([tensor.double() for tensor in side]) for side in zip(*pairs, strict=True))
-    return float((a - b).square().sum() / a.square().sum())
+    rows, differences = (tensor.movedim(1, -1).flatten(0, -2) for tensor in (a, a - b))
+    return float((differences.square().mean(0) / rows.var(0)).mean())
 
 
 @torch.no_grad()
@@ -103,11 +104,11 @@ def replaced(model: nn.Module, site: Site, module: nn.Module, calibration: Calib
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[Pairs], float]]] = {
     "residual, ReLU in place, BatchNorm folded, class scores": (Residual, divergence),
-    "a chain with ReLU in place": (Chain, squared_error),
-    "no graph of the whole": (Branching, squared_error),
-    "called twice": (CalledTwice, squared_error),
-    "two names": (TwoNames, squared_error),
-    "nine kinds": (NineKinds, squared_error),
+    "a chain with ReLU in place": (Chain, unexplained),
+    "no graph of the whole": (Branching, unexplained),
+    "called twice": (CalledTwice, unexplained),
+    "two names": (TwoNames, unexplained),
+    "nine kinds": (NineKinds, unexplained),
 }
 
 

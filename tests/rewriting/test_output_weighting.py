@@ -14,6 +14,7 @@ from convrewrite.fitting.found import Fit
 from convrewrite.graph.sites import Site, find_sites
 from convrewrite.graph.tracing import trace
 from convrewrite.meanings.kinds import Meaning, tell
+from convrewrite.meanings.variation import scales_of
 from convrewrite.modules.outputs import named_outputs
 from convrewrite.progress import Stopwatch
 from convrewrite.rewriting import output_weighting
@@ -49,8 +50,9 @@ def losses(
             found.append(lambda o, i, n=name, y=labels: F.cross_entropy(o[n], y[i : i + 1]))  # type: ignore[misc]
         else:
             direction = torch.randn(output.shape, generator=generator, dtype=output.dtype)
-            scale = float(output.square().mean().sqrt()) * output[0].numel() ** 0.5
-            found.append(lambda o, i, n=name, d=direction, s=scale: (o[n] * d[i]).sum() / s)  # type: ignore[misc]
+            scale = (scales_of(output, meanings[name]) * output[0].numel()).sqrt()
+            scale = scale if len(scale) == 1 else scale.view(-1, *(1,) * (output.dim() - 2))
+            found.append(lambda o, i, n=name, d=direction, s=scale: (o[n] * d[i] / s).sum())  # type: ignore[misc]
     return found
 
 
