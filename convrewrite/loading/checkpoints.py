@@ -286,6 +286,11 @@ def _unreadable(path: Path, error: Exception) -> ModelLoadError:
         return ModelLoadError(f"{path}: expected a model as torch.save writes it, found a file that is not: {error}")
     reason = str(error).strip()
     reason = reason.splitlines()[0][:200] if reason else "no reason given"
+    if isinstance(error, ImportError) or "Can't get attribute" in reason:
+        return ModelLoadError(
+            f"{path}: expected a model whose code is at hand, found that some of it is not ({reason}); pass --factory "
+            "FILE.py:NAME naming that code, or put its folder into PYTHONPATH, or save a state dict and pass --factory"
+        )
     return ModelLoadError(
         f"{path}: expected a complete model file, found one that is damaged, truncated or of an unknown layout "
         f"({type(error).__name__}: {reason}); save it again with torch.save(model.state_dict(), FILE)"

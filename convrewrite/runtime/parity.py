@@ -32,7 +32,8 @@ FLIPPED = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class OutputParity:
-    """One output, torch against a runtime; ``relative_error`` is max |a - b| / max |a|, both over all inputs.
+    """One output, torch against a runtime; ``relative_error`` is max |a - b| / max |a|, both over all inputs. Of scores beside
+    boxes both figures are those of the worse.
 
     For integers and booleans it is the share of entries that differ, in the worst batch, and ``equal_share`` that of the equal
     ones.

@@ -71,6 +71,20 @@ def test_classes_of_the_users_file_need_the_factory(tmp_path: Path, net_file: Pa
     assert "factory was not called" in loaded.notes[0]
 
 
+@pytest.mark.parametrize("home", ["net_of_user", "__main__"])
+def test_a_trusted_file_whose_code_is_elsewhere_is_not_called_damaged(
+    tmp_path: Path, net_file: Path, home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = import_object(f"{net_file}:Net")
+    with monkeypatch.context() as patch:
+        patch.setattr(net, "__module__", home)
+        patch.setattr(sys.modules[home], "Net", net, raising=False)
+        torch.save(import_object(f"{net_file}:make")(), tmp_path / "m.pt")
+    monkeypatch.delitem(sys.modules, "net_of_user")
+    with pytest.raises(ModelLoadError, match=rf"whose code is at hand, .*{home}.*; pass --factory .* PYTHONPATH"):
+        load_model(tmp_path / "m.pt", trust=True)
+
+
 def test_a_class_saved_from_main_is_mapped_to_the_factorys(
     tmp_path: Path, net_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
