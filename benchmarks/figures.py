@@ -22,7 +22,16 @@ DOCUMENTS = (
     ROOT / "README.md",
     *(
         ROOT / "docs" / name
-        for name in ("cli.md", "index.md", "results.md", "fits.md", "runtimes.md", "int8.md", "performance.md")
+        for name in (
+            "cli.md",
+            "index.md",
+            "results.md",
+            "fits.md",
+            "runtimes.md",
+            "int8.md",
+            "performance.md",
+            "outputs.md",
+        )
     ),
 )
 """The documents that show results."""
@@ -190,6 +199,17 @@ def pitch() -> str:
     return markdown("run|relative output error|within 25 cents|voicing decisions", cells)
 
 
+def detection() -> str:
+    """Every row of ``detection.py``."""
+    cells = [
+        (f"{row['macs']:g}", "yes" if row["refined"] else "no", f"{row['before']:.3f}", f"{row['after']:.3f}",
+         percent(row["relative_error"], 1), percent(row["unexplained"], 2))
+        for row in held(RESULTS / "detection.json")
+    ]  # fmt: skip
+    names = "MACs|refined|mean average precision before|after|relative error of the scores|unexplained variance"
+    return markdown(names, cells)
+
+
 def refinement() -> str:
     """Every row of ``refinement.py``, and the most that any network loses at a part of its MACs."""
     rows = held(RESULTS / "refinement.json")
@@ -306,6 +326,7 @@ TEXTS: dict[str, Callable[[], str]] = {
     "budgets-more": budgets_more,
     "methods": methods,
     "networks": networks,
+    "detection": detection,
     "pitch": pitch,
     "refinement": refinement,
     "speed": speed,
