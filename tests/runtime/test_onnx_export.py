@@ -178,32 +178,28 @@ def test_a_graph_that_is_right_for_the_batch_of_the_example_alone_is_exported_fi
     assert not exported.dynamic_batch and check_parity(model, exported.path, (images(3),)).passed
 
 
-def test_a_graph_that_computes_something_else_for_one_example_is_wrong(tmp_path: Path) -> None:
-    export(nn.ReLU(), images(3), tmp_path / "m.onnx")
-    assert wrong_for_one(nn.ReLU(), tmp_path / "m.onnx", (images(3),)) is None
-    why = wrong_for_one(nn.Sigmoid(), tmp_path / "m.onnx", (images(3),))
-    assert why == "the exported graph computes another output for one example"
-
-
 class OfSeveral(nn.Module):
     """Takes no single example, or answers it with NaN."""
 
     def __init__(self, of_one: str) -> None:
         super().__init__()
-        self.conv, self.of_one = nn.Conv2d(4, 4, 3), of_one
+        self.of_one = of_one
 
     def forward(self, x: Tensor) -> Tensor:
         if self.of_one == "raises" and x.shape[0] < 2:
             raise ValueError("several")
-        y = self.conv(x).mean((2, 3))
-        return y / (x.shape[0] - 1) * 0 if self.of_one == "nan" else y
+        return x / (x.shape[0] - 1) * 0
 
 
-@pytest.mark.parametrize("of_one", ["raises", "nan"])
-def test_what_a_model_does_not_do_for_one_example_does_not_fix_its_batch(tmp_path: Path, of_one: str) -> None:
-    model = seeded(OfSeveral(of_one)).eval()
-    exported = export(model, images(3), tmp_path / "m.onnx")
-    assert exported.dynamic_batch and check_parity(model, exported.path, (images(4),), batch=4).passed
+def test_a_graph_that_computes_something_else_for_one_example_is_wrong(tmp_path: Path) -> None:
+    export(nn.ReLU(), images(3), tmp_path / "m.onnx")
+    assert wrong_for_one(nn.ReLU(), tmp_path / "m.onnx", (images(3),)) is None
+    why = wrong_for_one(nn.Sigmoid(), tmp_path / "m.onnx", (images(3),))
+    assert why == "the exported graph computes another output for one example"
+    for of_one in ("raises", "nan"):
+        assert wrong_for_one(OfSeveral(of_one), tmp_path / "m.onnx", (images(3),)) is None, (
+            "nothing to hold the file to"
+        )
 
 
 def test_inputs_without_a_common_batch_are_exported_fixed(tmp_path: Path) -> None:

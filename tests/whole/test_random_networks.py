@@ -246,13 +246,13 @@ def check_exact(net: Network, pick: int, calibration: object) -> None:
         assert max(found.values()) < (FROM_WEIGHTS if calibration == "weights" else FITTED)[net.dtype], found
 
 
-@settings(ALL_THE_SAME, max_examples=16)
+@settings(ALL_THE_SAME, max_examples=12)
 @given(net=networks(), pick=st.integers(0, 11))
 def test_at_full_rank_from_the_weights_alone_the_outputs_are_the_originals(net: Network, pick: int) -> None:
     check_exact(net, pick, "weights")
 
 
-@settings(ALL_THE_SAME, max_examples=8)
+@settings(ALL_THE_SAME, max_examples=6)
 @given(net=networks(), pick=st.integers(0, 11))
 def test_at_full_rank_fitted_to_inputs_the_outputs_are_the_originals(net: Network, pick: int) -> None:
     check_exact(net, pick, net.inputs(12, seed=2))
