@@ -7,7 +7,7 @@ elsewhere.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -141,28 +141,12 @@ def require_same_outputs(
 
 
 @dataclass(slots=True)
-class _Numbers:
-    """Running sums over numbers of one part."""
-
-    squared_difference: float = 0.0
-    squared_original: float = 0.0
-
-    def add(self, a: Tensor, b: Tensor) -> None:
-        # Equal infinities, as in masks, count as equal, though their difference is not a number.
-        self.squared_difference += float(torch.where(a == b, 0.0, a - b).square().sum())
-        self.squared_original += float(a[a.isfinite()].square().sum())
-
-    @property
-    def relative(self) -> float:
-        return _number(_part(math.sqrt(self.squared_difference), math.sqrt(self.squared_original)))
-
-
-@dataclass(slots=True)
 class _Sums:
     """Running sums of one output's fidelity."""
 
     meaning: Meaning
-    numbers: list["_Numbers"] = field(default_factory=list)
+    squared_difference: float = 0.0
+    squared_original: float = 0.0
     kl: float = 0.0
     agreed: int = 0
     cosine: float = 0.0
@@ -180,7 +164,12 @@ class _Sums:
             self.equal += int((original.cpu() == rewritten.cpu()).sum())
             return
         a, b = in_float64(original.detach()), in_float64(rewritten.detach())
-        self._add_numbers(a, b)
+        if self.meaning.kind == "values":
+            self.variation.add(a, b)
+            return
+        # Equal infinities, as in masks, count as equal, though their difference is not a number.
+        self.squared_difference += float(torch.where(a == b, 0.0, a - b).square().sum())
+        self.squared_original += float(a[a.isfinite()].square().sum())
         if self.meaning.scores:
             self._add_scores(a, b)
         elif self.meaning.kind == "multilabel":
@@ -189,15 +178,6 @@ class _Sums:
             rows = self.meaning.rows(a), self.meaning.rows(b)
             self.rows += len(rows[0])
             self.cosine += float(_cosines(*rows).sum())
-
-    def _add_numbers(self, a: Tensor, b: Tensor) -> None:
-        parts = [(a, b)]
-        if self.meaning.kind == "values":
-            parts = list(zip(self.meaning.parts(a), self.meaning.parts(b), strict=True))
-            self.variation.add(a, b)
-        self.numbers += [_Numbers() for _ in range(len(parts) - len(self.numbers))]
-        for sums, (one, other) in zip(self.numbers, parts, strict=False):
-            sums.add(one, other)
 
     def _add_scores(self, a: Tensor, b: Tensor) -> None:
         rows = self.meaning.rows(a), self.meaning.rows(b)
@@ -212,9 +192,9 @@ class _Sums:
         if kind == "discrete":
             share = self.equal / self.entries if self.entries else 1.0
             return OutputFidelity(name, 1 - share, equal_share=share, kind=kind)
-        found = OutputFidelity(name, max(sums.relative for sums in self.numbers), kind=kind)
-        if kind == "values" and not self.variation.constant:
-            return replace(found, unexplained=_number(self.variation.unexplained))
+        if kind == "values":
+            return self._of_values(name)
+        found = OutputFidelity(name, _relative(self.squared_difference, self.squared_original), kind=kind)
         if kind == "multilabel" and self.entries:
             return OutputFidelity(name, found.relative_error, kl=_divergence(self.kl / self.entries), kind=kind)
         if not self.rows:
@@ -225,6 +205,11 @@ class _Sums:
             return OutputFidelity(name, found.relative_error, cosine=cosine, kind=kind)
         kl = _divergence(self.kl / self.rows)
         return OutputFidelity(name, found.relative_error, self.agreed / self.rows, kl, kind=kind)
+
+    def _of_values(self, name: str) -> OutputFidelity:
+        error = max(_relative(*part) for part in self.variation.parts())
+        unexplained = None if self.variation.constant else _number(self.variation.unexplained)
+        return OutputFidelity(name, error, unexplained=unexplained)
 
 
 def _cosines(a: Tensor, b: Tensor) -> Tensor:
@@ -245,10 +230,9 @@ def _divergence(value: float) -> float:
     return max(_number(value), 0.0)
 
 
-def _part(value: float, whole: float) -> float:
-    if whole:
-        return value / whole
-    return math.inf if value else 0.0
+def _relative(squared_difference: float, squared_original: float) -> float:
+    error = math.sqrt(squared_difference)
+    return _number(error / math.sqrt(squared_original) if squared_original else math.inf if error else 0.0)
 
 
 def _number(value: float) -> float:

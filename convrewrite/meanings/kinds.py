@@ -77,12 +77,18 @@ class Meaning:
         """``(rows, K)``: the classes of every example and position, or its vectors."""
         return output.movedim(self.axis, -1).flatten(0, -2)
 
+    def inside(self, entries: int) -> Tensor:
+        """``(entries,)``: which entries along the axis are shares; none of an output of another size."""
+        inside = torch.zeros(entries, dtype=torch.bool)
+        if self.shares and self.shares[-1] < entries:
+            inside[list(self.shares)] = True
+        return inside
+
     def parts(self, output: Tensor) -> tuple[Tensor, ...]:
         """The output in parts of one unit each, in which errors can be added: one, or the large numbers and the shares."""
-        if not self.shares or self.shares[-1] >= output.shape[self.axis]:
+        inside = self.inside(output.shape[self.axis]) if self.shares else None
+        if inside is None or not bool(inside.any()):
             return (output,)
-        inside = torch.zeros(output.shape[self.axis], dtype=torch.bool)
-        inside[list(self.shares)] = True
         return tuple(
             output.index_select(self.axis, chosen.nonzero().flatten().to(output.device)) for chosen in (~inside, inside)
         )
@@ -90,12 +96,7 @@ class Meaning:
     def units(self, entries: int) -> Tensor:
         """``(entries,)``: the number of the unit of each entry along the axis. A few entries are quantities of their own, as an
         angle beside a distance; many are features of one unit, or the large numbers and the shares."""
-        if entries <= QUANTITIES:
-            return torch.arange(entries)
-        units = torch.zeros(entries, dtype=torch.long)
-        if self.shares and self.shares[-1] < entries:
-            units[list(self.shares)] = 1
-        return units
+        return torch.arange(entries) if entries <= QUANTITIES else self.inside(entries).long()
 
     def log_scores(self, output: Tensor) -> Tensor:
         """``(rows, K)``: logarithms of the class probabilities."""

@@ -39,6 +39,13 @@ class Variation:
             self._sums, sums = self._sums.sum(1, keepdim=True), sums.sum(1, keepdim=True)
         self._sums = sums if self._sums is None else self._sums + sums
 
+    def parts(self) -> list[tuple[float, float]]:
+        """The sums of the squared differences and of the squared numbers of every part (``Meaning.parts``)."""
+        _, _, squares, differences = self._of_entries
+        inside = self.meaning.inside(len(squares)).to(squares.device)
+        chosen = (~inside, inside) if bool(inside.any()) else (~inside,)
+        return [(float(differences[part].sum()), float(squares[part].sum())) for part in chosen]
+
     @property
     def constant(self) -> bool:
         """Whether the numbers do not vary."""

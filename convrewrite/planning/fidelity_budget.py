@@ -107,8 +107,8 @@ def shortfall(
     batches = data.held_out or data.fit
     fidelity = measure_fidelity(original, rewritten, batches, meanings)
     if keep.measure == "error":
-        follows = (fidelity.most_unexplained / MOST_UNEXPLAINED) ** 0.5
-        return max(fidelity.worst_error, keep.limit * follows)
+        ignoring = (fidelity.most_unexplained / MOST_UNEXPLAINED) ** 0.5
+        return max(fidelity.worst_error, keep.limit * ignoring)
     if fidelity.least_agreement is None:
         raise PlanError(_no_scores(meanings))
     return max(1 - fidelity.least_agreement, _estimate(original, rewritten, data, meanings))

@@ -289,7 +289,9 @@ def _with_batch(parts: list[_RealPart], expected: Tensor, found: Tensor, meaning
     """The parts of a real output with one more batch, in place."""
     wanted, given = meaning.parts(expected), meaning.parts(found)
     for index in range(len(parts), len(wanted)):
-        bounded = meaning.kind in ("probabilities", "multilabel") or index > 0
+        bounded = (
+            meaning.kind in ("probabilities", "multilabel") or index > 0
+        )  # behind the large numbers come the shares
         parts.append(_RealPart(UNIT_SCALE if bounded else torch.finfo(torch.float32).tiny))
     for part, one, other in zip(parts, wanted, given, strict=False):  # a batch of another size may be in one part
         part.add(one, other)
