@@ -4,7 +4,8 @@ What a device may lack is found out here too: free memory and float64. Torch is 
 """
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 from convrewrite.errors import UsageError
 from convrewrite.escaping import led_to, message_of
@@ -133,3 +134,23 @@ def out_of_memory(error: BaseException | None) -> bool:
         or (isinstance(one, RuntimeError) and any(text in message_of(one) for text in _EXHAUSTED))
         for one in led_to(error)
     )
+
+
+class RandomSource(NamedTuple):
+    """How the state of one of torch's generators is read, put back, and made from a seed."""
+
+    state: "Callable[[], Tensor]"
+    put: "Callable[[Tensor], object]"
+    seed: Callable[[int], object]
+
+
+def random_sources() -> list[RandomSource]:
+    """The generators of the processor and of the devices in use. ``torch.manual_seed`` would also let a device that is first used
+    later begin with this seed, and keeps the whole call stack for each kind of device: most of its time on the processor."""
+    import torch
+
+    used = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    found = [RandomSource(one.get_state, one.set_state, one.manual_seed) for one in (torch.default_generator, *used)]
+    if torch.backends.mps.is_available():
+        found.append(RandomSource(torch.mps.get_rng_state, torch.mps.set_rng_state, torch.mps.manual_seed))
+    return found

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import _symbolic_trace
 
+from convrewrite.places import random_sources
 from convrewrite.traceable import traceable
 
 _LOCK = threading.RLock()
@@ -91,8 +92,9 @@ def ordinary(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 @contextlib.contextmanager
 def same_random_numbers(seed: int) -> Iterator[None]:
     """Torch, numpy and Python draw from ``seed``; their random states are given back afterwards."""
-    with _random_states_kept():
-        torch.manual_seed(seed)
+    with random_states_kept():
+        for source in random_sources():
+            source.seed(seed)
         random.seed(seed)
         np.random.seed(seed % (1 << 32))
         yield
@@ -101,7 +103,7 @@ def same_random_numbers(seed: int) -> Iterator[None]:
 @contextlib.contextmanager
 def nothing_drawn() -> Iterator[None]:
     """Raises RuntimeError at its end where torch, numpy or Python drew a random number inside; their states are given back."""
-    with _random_states_kept():
+    with random_states_kept():
         before = _random_states()
         yield
         same = _random_states() == before
@@ -110,19 +112,19 @@ def nothing_drawn() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _random_states_kept() -> Iterator[None]:
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with _LOCK, torch.random.fork_rng(devices=devices):
-        states = random.getstate(), np.random.get_state()
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+def random_states_kept() -> Iterator[None]:
+    """The random states of torch, numpy and Python are those before once the block is left."""
+    with _LOCK, contextlib.ExitStack() as stack:
+        for source in random_sources():
+            stack.callback(source.put, source.state())
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())
+        yield
 
 
-def _random_states() -> tuple[str, bytes]:
-    return repr((random.getstate(), np.random.get_state(legacy=False))), torch.get_rng_state().numpy().tobytes()
+def _random_states() -> list[str | bytes]:
+    drawn = [source.state().numpy().tobytes() for source in random_sources()]
+    return [repr((random.getstate(), np.random.get_state(legacy=False))), *drawn]
 
 
 @contextlib.contextmanager

@@ -8,12 +8,14 @@ import pytest
 import torch
 from clocks import NeverSlower
 from hypothesis import HealthCheck, settings
+from probes import Probes, probes
 from scripts import Scripts, scripts
 from short_fits import short_fits
 
 from convrewrite import runtime
 from convrewrite.fitting import stages
 from convrewrite.folders.lasting import FOLDER_VARIABLE
+from convrewrite.onnx_files import probing
 from convrewrite.stored.result_cache import LIMIT_VARIABLE
 from convrewrite.structures.discovery import discover
 from convrewrite.structures.structure import Structure
@@ -46,10 +48,11 @@ def unswept() -> None:
 
 @pytest.fixture(autouse=True)
 def seeded() -> Iterator[None]:
-    """Every test starts from the same random state and leaves none behind."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
+    """Every test starts from the same random numbers of torch's, and leaves none behind."""
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(0)
+    yield
+    torch.set_rng_state(before)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -90,6 +93,21 @@ def few_iterations(request: pytest.FixtureRequest) -> Iterator[None]:
         if not WHOLE_FITS & {request.path.name, request.path.parent.name}:
             patch.setattr(stages, "_minimise", short_fits(stages._minimise))
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_probes(request: pytest.FixtureRequest, own_probes: Probes) -> Iterator[None]:
+    """Elsewhere than in their own tests, files are tried out in children of one process."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.parent.name != "onnx_files":
+            patch.setattr(probing, "subprocess", own_probes)
+        yield
+
+
+@pytest.fixture(scope="session")
+def own_probes() -> Iterator[Probes]:
+    with probes(probing._PROGRAM) as found:
+        yield found
 
 
 @pytest.fixture(scope="session", name="scripts")

@@ -17,7 +17,7 @@ from convrewrite.graph.sized import trace_sized
 from convrewrite.graph.tracing import Traced, trace
 from convrewrite.inputs import Inputs, varied
 from convrewrite.modules import alike, hooked, named_outputs, run
-from convrewrite.process import FAKE_TENSORS, nothing_drawn, quiet
+from convrewrite.process import FAKE_TENSORS, nothing_drawn, quiet, random_states_kept
 
 
 def follow(model: nn.Module, inputs: Inputs) -> Traced:
@@ -90,7 +90,7 @@ def _computes_the_same(model: nn.Module, name: str, graph: fx.GraphModule, input
 
 
 def _same_at_first_call(model: nn.Module, name: str, graph: fx.GraphModule, inputs: Inputs) -> bool:
-    with torch.random.fork_rng(), torch.no_grad():
+    with random_states_kept(), torch.no_grad():
         call = _first_call(model, name, inputs)
         if call is None:
             return True

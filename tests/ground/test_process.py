@@ -20,7 +20,7 @@ from torch.fx import _symbolic_trace
 
 from convrewrite import RewriteConvolutions, analyze, export, optimize, verify
 from convrewrite.errors import UsageError
-from convrewrite.process import at_work, exporting, followed, quiet, same_random_numbers, torch_threads
+from convrewrite.process import at_work, exporting, followed, nothing_drawn, quiet, same_random_numbers, torch_threads
 from convrewrite.runtime.onnx_export import NOISY_LOGGERS
 
 DATA = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -314,3 +314,36 @@ def test_threads_draw_the_numbers_of_their_own_seeds() -> None:
             return found
 
     assert in_threads(work) == {seed: work(seed) for seed in range(4)}
+
+
+def test_a_device_that_is_used_later_does_not_begin_with_the_seed_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    model = net()
+    for device, name in ((torch.cuda, "manual_seed_all"), (torch.xpu, "manual_seed_all"), (torch.mps, "manual_seed")):
+        monkeypatch.setattr(device, name, told.append)
+    optimize(model, DATA[:1], ["asymmetric"], DATA, fast=True, measure=False)
+    assert told == []
+
+
+@pytest.fixture
+def on_device(monkeypatch: pytest.MonkeyPatch) -> torch.Generator:
+    """The generator of a device that is in use."""
+    generator = torch.Generator().manual_seed(5)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "default_generators", (generator,))
+    return generator
+
+
+def test_devices_in_use_draw_from_the_seed_too_and_get_their_state_back(on_device: torch.Generator) -> None:
+    before = on_device.get_state()
+    with same_random_numbers(3):
+        found = torch.rand(4, generator=on_device)
+    assert torch.equal(found, torch.rand(4, generator=torch.Generator().manual_seed(3)))
+    assert torch.equal(on_device.get_state(), before)
+
+
+def test_what_is_drawn_on_a_device_is_noticed(on_device: torch.Generator) -> None:
+    with nothing_drawn():
+        pass
+    with pytest.raises(RuntimeError, match="random"), nothing_drawn():
+        torch.rand(1, generator=on_device)
