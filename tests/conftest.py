@@ -81,8 +81,8 @@ def short_refinements() -> Iterator[None]:
         yield
 
 
-WHOLE_FITS = {"fitting", "rewriting", "test_clusters.py", "test_fashion.py", "test_swaps.py"}
-"""Folders and files whose fits take all iterations that users get: they test fits, a trained network, how little an exchange of
+WHOLE_FITS = {"fitting", "rewriting", "test_clusters.py", "test_swaps.py"}
+"""Folders and files whose fits take all iterations that users get: they test fits, how little an exchange of
 good fits loses, or that other processes do the same."""
 
 

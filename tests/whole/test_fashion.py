@@ -21,7 +21,7 @@ MODEL = (FASHION / "fashion.pt", "--factory", f"{FASHION / 'model.py'}:fashion_r
 
 pytestmark = pytest.mark.slow
 
-FITTED, HELD_OUT = 320, 80
+FITTED, HELD_OUT = 192, 48
 """Of the calibration images: enough that accuracy stays as with all, which take the most time of a fit."""
 
 
