@@ -169,11 +169,7 @@ def _generator_state(value: Any) -> Any:
 
 def _differs(value: Any, saved: Any) -> bool:
     if isinstance(value, dict):
-        items = items_of(value)
-        return len(items) != len(saved) or any(
-            key is not old_key or part is not old
-            for (key, part), (old_key, old) in zip(items, saved, strict=True)
-        )  # fmt: skip
+        return _items_differ(value, saved)
     if isinstance(value, set):
         return bool(value != saved)
     if isinstance(value, list | deque):
@@ -185,6 +181,18 @@ def _differs(value: Any, saved: Any) -> bool:
         return flags or (saved.numbers is not None and not _same_numbers(value, saved.numbers))
     state = _generator_state(value)
     return not torch.equal(state, saved) if isinstance(state, Tensor) else repr(state) != repr(saved)
+
+
+def _items_differ(mapping: dict[Any, Any], saved: list[tuple[Any, Any]]) -> bool:
+    """Most dictionaries of a model are tables of hooks without any: those are told apart without going through items."""
+    if dict.__len__(mapping) != len(saved):
+        return True
+    if not saved:
+        return False
+    for (key, part), (old_key, old) in zip(items_of(mapping), saved, strict=True):
+        if key is not old_key or part is not old:
+            return True
+    return False
 
 
 def _same_numbers(value: Tensor, numbers: Tensor) -> bool:
