@@ -1,7 +1,6 @@
 """What a report of a run says in its notes, besides what the stages note themselves."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from convrewrite.conv import Cost
 from convrewrite.graph import Traced
@@ -9,7 +8,6 @@ from convrewrite.rewriting import Outcome, Prepared, Work
 from convrewrite.runtime import Measured
 from convrewrite.settings import Settings
 from convrewrite.state import parameters_of
-from convrewrite.targets import read_profile
 from convrewrite.values import some_of
 
 NOT_MEASURED = "no ONNX file was asked for: nothing was exported or timed, and onnxruntime was not compared"
@@ -71,9 +69,9 @@ def _lost(traced: Traced) -> list[str]:
 
 
 def _elsewhere(settings: Settings) -> list[str]:
-    if settings.timings is None:
+    profile = settings.profile
+    if profile is None:
         return []
-    profile = read_profile(Path(settings.timings))
     return [f"chosen by times in {profile.describe()}, from {settings.timings}{NOT_TIMED}"]
 
 

@@ -52,7 +52,6 @@ from convrewrite.runtime import Baseline, Measured, Unmeasured, measure_everythi
 from convrewrite.settings import Constraints, Settings
 from convrewrite.state import parameters_of
 from convrewrite.structures import Structure
-from convrewrite.targets import read_profile
 
 LOG = logging.getLogger(__name__)
 
@@ -98,6 +97,7 @@ class Run:
     ) -> "Run":
         """Do everything that comes before a choice; what cannot be done is refused before the long work. ``known``: the meanings
         of outputs that a plan holds."""
+        settings = settings.with_times()
         _require_its_times(prepared, constraints, settings)
         prepared = narrowed(prepared, settings)
         model, inputs, scratch = prepared.model, prepared.inputs, temporary()
@@ -254,10 +254,10 @@ class Run:
 
     def _measured_elsewhere(self) -> dict[str, Any]:
         """The original's seconds and runtime on the machine that times came from, if that is another one."""
-        timings = self.work.settings.timings
-        if self.baseline is None or timings is None:
+        profile = self.work.settings.profile
+        if self.baseline is None or profile is None:
             return {}
-        return {"original_seconds": self.baseline.seconds(), "original_runtime": read_profile(Path(timings)).runtime}
+        return {"original_seconds": self.baseline.seconds(), "original_runtime": profile.runtime}
 
     def _provenance(self, rewritten: nn.Module, plan: Plan) -> Provenance:
         result = Fingerprint.of(rewritten)
@@ -292,14 +292,14 @@ def _computes_kernels(lifted: Lifted, changed: Sequence[Site]) -> bool:
 def _require_its_times(prepared: Prepared, constraints: Constraints, settings: Settings) -> None:
     """Raise PlanError for a file with the times of another model, and UsageError where times do not count: options then come from
     all ranks, and a file has the times of a few."""
-    if settings.timings is None or not settings.measure:
+    profile = settings.profile
+    if profile is None or not settings.measure:
         return
     if not (constraints.for_speed or constraints.by_ratio):
         raise UsageError(
             f"--timings {settings.timings}, --any-speed: expected one of them with a budget of MACs or parameters, or with a "
             "fidelity to keep, as times do not count then; leave one out"
         )
-    profile = read_profile(Path(settings.timings))
     if settings.threads not in (1, profile.threads):
         raise UsageError(
             f"--timings {settings.timings}, --threads {settings.threads}: expected the threads that its times are of, "

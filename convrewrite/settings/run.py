@@ -3,7 +3,7 @@ as a key of the keyword arguments below it. The :class:`Flag` of its field is it
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -13,7 +13,7 @@ from convrewrite.machine import PROBE_SECONDS
 from convrewrite.settings.constraints import BUDGETS, Constraints, KeepSource, check_budget, keep_of
 from convrewrite.settings.flags import flag
 from convrewrite.settings.kinds import require_kinds, require_limits
-from convrewrite.targets import DEFAULT, Target, read_profile, target_of
+from convrewrite.targets import DEFAULT, Profile, Target, read_profile, target_of
 
 if TYPE_CHECKING:
     from convrewrite.meanings import Meaning, WantedOutputs
@@ -313,21 +313,34 @@ class Settings:
     @property
     def block(self) -> int:
         """Channels that are worked on at a time where the result is to run."""
-        return self.target.block() if self.timings is None else read_profile(Path(self.timings)).block
+        return self.target.block() if self.profile is None else self.profile.block
 
     @property
     def threads_timed(self) -> int:
         """The threads that latencies are of: those of the other machine, where times come from there."""
-        return self.threads if self.timings is None else read_profile(Path(self.timings)).threads
+        return self.threads if self.profile is None else self.profile.threads
+
+    @property
+    def profile(self) -> Profile | None:
+        """The times from another machine. Raises UsageError for a file of times that cannot be read."""
+        if self.timings is None:
+            return None
+        known = getattr(self.timer, "profile", None)
+        return known if isinstance(known, Profile) else read_profile(Path(self.timings))
+
+    def with_times(self) -> "Settings":
+        """The same, with the file of times read: a long run needs it again at its end, when it may be gone, or another."""
+        return self if self.timings is None else replace(self, timer=self.clock)
 
     @property
     def clock(self) -> "Timer":
         """The timer that measures seconds there. Raises UsageError for a file of times that cannot be read."""
-        if self.timings is None:
+        profile = self.profile
+        if profile is None or self.timings is None:
             return (this_machine() if self.timer is None else self.timer).on(self.target)
         from convrewrite.runtime import ProfiledTimer
 
-        return ProfiledTimer(read_profile(Path(self.timings)), self.timings)
+        return ProfiledTimer(profile, self.timings)
 
     @property
     def constraints(self) -> Constraints:
