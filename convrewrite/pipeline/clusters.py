@@ -137,16 +137,18 @@ def require_cluster(cluster: str) -> int | None:
             f"cluster: expected dask, distributed and cryptography, {error.name} is not installed; "
             "pip install 'convrewrite[cluster]'"
         ) from error
-    kind, separator, number = cluster.partition(":")
+    text = cluster if isinstance(cluster, str) else ""  # a caller in Python may give anything
+    kind, separator, number = text.partition(":")
     if kind == LOCAL:
         if not separator:
             return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if number.isascii() and number.isdigit() and 0 < int(number) <= MOST_WORKERS:
             return int(number)
-    elif "://" in cluster:
+    elif "://" in text:
         return None
     raise UsageError(
-        f"cluster: expected local, local:N with N up to {MOST_WORKERS}, or an address such as tcp://host:8786, found {cluster!r}"
+        f"cluster: expected local, local:N with N up to {MOST_WORKERS}, or an address such as tcp://host:8786, found "
+        f"{cluster!r:.60}"
     )
 
 

@@ -186,8 +186,8 @@ def test_what_cannot_be_sent_is_refused(model: Small, inputs: Tensor, address: s
         swept(model, inputs, metric=lambda _: float(lock.locked()), cluster=address)
 
 
-@pytest.mark.parametrize("cluster", ["local:0", "local:x", "locally", "host:8786", ""])
-def test_a_cluster_is_local_or_an_address(model: Small, inputs: Tensor, cluster: str) -> None:
+@pytest.mark.parametrize("cluster", ["local:0", "local:x", "locally", "host:8786", "", 2])
+def test_a_cluster_is_local_or_an_address(model: Small, inputs: Tensor, cluster: Any) -> None:
     with pytest.raises(UsageError, match="expected local, local:N with N up to 1024, or an address"):
         swept(model, inputs, cluster=cluster)
 
