@@ -41,6 +41,12 @@ BUDGETS = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 SWEEP, PAGE, PLANS = "sweep.json", "page.html", "plans"
 """What a sweep's folder holds, and nothing else."""
 
+NOT_MEASURED = "not measured"
+"""The basis of a sweep without a point that has a plan."""
+
+OR = ", or "
+"""Between the bases of several models."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
@@ -83,15 +89,16 @@ class Sweep:
             require_room_beside(place)
 
     def joined(self, other: "Sweep") -> "Sweep":
-        """Both as one sweep over several models. Where two models have the same name, such as files of one name in two folders,
-        the plans of the second get names of their own."""
+        """Both as one sweep over several models; its basis is that of each where they differ. Where two models have the same
+        name, such as files of one name in two folders, the plans of the second get names of their own."""
         plans, models = dict(self.plans), list(self.report.models)
         for model in other.report.models:
             names = _free_names(plans, model, other.plans)
             plans |= {names[name]: other.plans[name] for name in names}
             points = (p if p.plan is None else p.model_copy(update={"plan": names[p.plan]}) for p in model.points)
             models.append(model.model_copy(update={"points": tuple(points)}))
-        return Sweep(self.report.model_copy(update={"models": tuple(models)}), plans)
+        told = {"models": tuple(models), "basis": _basis_of((self.report, other.report))}
+        return Sweep(self.report.model_copy(update=told), plans)
 
     def __str__(self) -> str:
         return self.report.text()
@@ -213,11 +220,17 @@ def _sweep_of(frontier: Frontier, beginning: Beginning, made: Sequence[Made]) ->
         tool_version=tool_version(),
         resource=frontier.resource,
         rules=tuple(rule.name for rule in frontier.rules),
-        basis=(reached[-1].basis if reached else None) or "not measured",
+        basis=(reached[-1].basis if reached else None) or NOT_MEASURED,
         metric=None if frontier.metric is None else called(frontier.metric),
         models=(swept.marked(frontier.resource),),
     )
     return Sweep(report, plans)
+
+
+def _basis_of(reports: Sequence[SweepReport]) -> str:
+    """What fidelity was measured on in any of the reports."""
+    parts = dict.fromkeys(part for report in reports for part in report.basis.split(OR))
+    return OR.join(part for part in parts if part != NOT_MEASURED) or NOT_MEASURED
 
 
 def _free_names(plans: Mapping[str, Plan], model: SweptModel, theirs: Mapping[str, Plan]) -> dict[str, str]:
@@ -255,22 +268,24 @@ def _strangers(place: Path) -> list[str]:
     if not place.is_dir():
         return ["a file"]
     names = sorted(path.name for path in place.iterdir())
-    if SWEEP not in names:  # page and plans may be the user's own
+    known = _plans_of(place / SWEEP)
+    if known is None:  # page, plans, and a file of that name may be the user's own
         return names
     plans = place / PLANS
     own = [f"{PLANS}/{path.name}" for path in sorted(plans.iterdir())] if plans.is_dir() else []
     return [name for name in names if name not in (SWEEP, PAGE, PLANS)] + [
-        name for name in own if name not in _plans_of(place / SWEEP)
+        name for name in own if name not in known
     ]
 
 
-def _plans_of(file: Path) -> set[str]:
-    """The plans that belong to an earlier sweep according to its ``sweep.json``; empty where that holds something else."""
+def _plans_of(file: Path) -> set[str] | None:
+    """The plans that belong to an earlier sweep according to its ``sweep.json``; None where that is missing or holds something
+    else."""
     try:
         report = SweepReport.read(read_text(file, UsageError, "a sweep"))
     except (UsageError, ValueError):
-        return set()
-    return {f"{PLANS}/{point.plan}" for model in report.models for point in model.points}
+        return None
+    return {f"{PLANS}/{point.plan}" for model in report.models for point in model.points if point.plan}
 
 
 def _file_name(name: str) -> str:

@@ -51,6 +51,17 @@ def test_models_of_one_name_keep_their_own_plans(pair: tuple[Sweep, Sweep], tmp_
     assert pair[0].joined(swept(1, "Net.pt")).plans.keys() == {"net-macs-0.6.json", "2-Net-macs-0.6.json"}
 
 
+def test_the_basis_of_several_models_is_that_of_each(pair: tuple[Sweep, Sweep]) -> None:
+    unmet, more = (
+        Sweep(pair[0].report.model_copy(update={"basis": basis}), pair[0].plans)
+        for basis in ("not measured", "measured on 9")
+    )
+    own = pair[0].report.basis
+    assert unmet.joined(pair[0]).report.basis == pair[0].joined(unmet).report.basis == own
+    assert pair[0].joined(pair[1]).report.basis == own and unmet.joined(unmet).report.basis == "not measured"
+    assert pair[0].joined(more).joined(more).report.basis == f"{own}, or measured on 9"
+
+
 def test_a_sweep_of_a_model_that_python_made_names_no_command(pair: tuple[Sweep, Sweep], tmp_path: Path) -> None:
     place = pair[0].save(tmp_path / "sweep")
     assert '"command": null' in (place / "sweep.json").read_text() and "What makes a point" not in (
@@ -68,7 +79,12 @@ def own_page(place: Path) -> Path:
     return place / "page.html"
 
 
-@pytest.mark.parametrize("made", [own_plans, own_page])
+def own_sweep(place: Path) -> Path:
+    place.mkdir()
+    return place / "sweep.json"
+
+
+@pytest.mark.parametrize("made", [own_plans, own_page, own_sweep])
 def test_what_no_sweep_wrote_is_not_replaced(
     pair: tuple[Sweep, Sweep], tmp_path: Path, made: Callable[[Path], Path]
 ) -> None:
@@ -87,7 +103,7 @@ def test_a_file_that_was_put_beside_its_plans_is_not_replaced(pair: tuple[Sweep,
         pair[0].save(place)
     (place / "plans" / "notes.txt").unlink()
     (place / "sweep.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"found plans/net-macs-0\.6\.json"):
+    with pytest.raises(UsageError, match=r"found page\.html"):
         pair[0].save(place)
 
 
