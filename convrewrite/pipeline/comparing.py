@@ -6,7 +6,7 @@ from torch import nn
 
 from convrewrite import runtime
 from convrewrite.errors import UsageError
-from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, moved
+from convrewrite.inputs import ExampleInput, Inputs, moved
 from convrewrite.machine import PROBE_SECONDS
 from convrewrite.meanings import WantedOutputs
 from convrewrite.modules import copy_model, put_on
@@ -41,7 +41,7 @@ def verify(
                 f"verify: expected two modules or paths of ONNX files, found {type(model).__name__} as one of them"
             )
     first, second = (_opened(model, timeout) for model in (a, b))
-    batch = moved(bind_inputs(next((x for x in (a, b) if isinstance(x, nn.Module)), nn.Identity()), inputs), HOME)
+    batch = moved(runtime.in_order((first, second), inputs), HOME)
     called = names or (_name(first), _name(second))
     found, _ = verify_related(first, second, batch, called, outputs=outputs, representative=representative)
     return found

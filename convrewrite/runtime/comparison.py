@@ -1,6 +1,6 @@
 """Two models run on the same inputs: how near their outputs are."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -70,7 +70,8 @@ def verify(
 ) -> Verification:
     """Compare any two models, each a module or an opened ONNX file; ``a`` counts as the original.
 
-    ``inputs`` are a tensor or a tuple of positional inputs; keyword inputs are bound by the forward of a module among the two.
+    ``inputs`` are a tensor or a tuple of positional inputs; keyword inputs are bound by the forward of a module among the two, or
+    by the names of a file's inputs.
     ``outputs``: what outputs mean, as in :func:`convrewrite.optimize`, where that is not what they look like on the inputs; looks
     are trusted where the inputs are ``representative``, and no noise.
 
@@ -78,7 +79,7 @@ def verify(
     differ in number or shapes, UsageError for outputs that cannot be what they are said to be, and for inputs without an example,
     TraceError where a module does not run on them.
     """
-    batch = bind_inputs(next((x for x in (a, b) if isinstance(x, nn.Module)), nn.Identity()), inputs)
+    batch = in_order((a, b), inputs)
     if any(tensor.numel() == 0 for tensor in batch):  # what holds for no example says nothing
         shapes = shape_text(*(tensor.shape for tensor in batch))
         raise UsageError(f"verify: expected inputs with at least one example, found inputs of {shapes}; give some")
@@ -97,6 +98,28 @@ def verify(
     compared = [(name, meaning) for name, meaning in meanings.items() if meaning.counts]
     parity = Parity(tuple(output_parity(name, expected[name], found[name], meaning) for name, meaning in compared), 1)
     return Verification(parity, Fidelity(comparison.outputs(), batch[0].shape[0], skipped, meanings))
+
+
+class _Models(nn.Module):
+    """Stands for models that take any tensors by position; what they are given is checked when they run."""
+
+    def forward(self, *inputs: Tensor) -> None:
+        pass
+
+
+def in_order(runners: Sequence[Runner], inputs: ExampleInput) -> Inputs:
+    """Inputs in the order in which models take them: by the names of a module's forward, and where none is a module by those of
+    a file's inputs. Raises UsageError."""
+    module = next((runner for runner in runners if isinstance(runner, nn.Module)), None)
+    if module is not None or not isinstance(inputs, Mapping):
+        return bind_inputs(_Models() if module is None else module, inputs)
+    names = next((runner.input_names for runner in runners if isinstance(runner, OnnxModel)), ())
+    if sorted(names) != sorted(map(str, inputs)):
+        raise UsageError(
+            f"example input: expected a tensor for every input of the file by its name ({', '.join(names) or 'no file'}), found "
+            f"{', '.join(map(str, inputs)) or 'none'}"
+        )
+    return bind_inputs(_Models(), tuple(inputs[name] for name in names))
 
 
 def _written(runner: Runner, outputs: Mapping[str, Tensor]) -> dict[str, Meaning]:

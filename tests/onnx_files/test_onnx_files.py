@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from safetensors.torch import save_file
 
 import convrewrite
-from convrewrite.errors import ModelLoadError, VerificationError
+from convrewrite.errors import ModelLoadError, UsageError, VerificationError
 from convrewrite.onnx_files.model import OnnxModel
 
 X = torch.zeros(1, 3, 8, 8)
@@ -30,6 +30,23 @@ def external(location: str) -> TensorProto:
     for key, value in (("location", location), ("offset", "0"), ("length", "4")):
         tensor.external_data.add(key=key, value=value)
     return tensor
+
+
+def of_two_inputs() -> OnnxModel:
+    x, y, z = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 8, 8]) for name in "xyz")
+    graph = helper.make_graph([helper.make_node("Sub", ["x", "y"], ["z"])], "g", [x, y], [z])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return OnnxModel(made.SerializeToString())
+
+
+def test_two_files_of_several_inputs_are_compared() -> None:
+    model, inputs = of_two_inputs(), {"y": X + 1, "x": X}
+    for given in ((X, X + 1), inputs):
+        assert convrewrite.verify(model, model, given).parity.passed
+    assert not convrewrite.verify(model, lambda x, y: y - x, inputs).parity.passed
+    for wrong, found in (({"x": X}, "found x"), ({"x": X, "z": X}, "found x, z"), ({}, "found none")):
+        with pytest.raises(UsageError, match=rf"every input of the file by its name \(x, y\), {found}"):
+            convrewrite.verify(model, model, wrong)
 
 
 ADD = [helper.make_node("Add", ["x", "w"], ["y"])]
