@@ -118,6 +118,10 @@ def _last_first(shape: tuple[int, ...]) -> tuple[int, ...]:
 def named_shapes(given: Sequence[str], names: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Shapes by the names of inputs; those without one in the order of the inputs."""
     entries = [values.named_shape(entry) for entry in given]
+    if not names:
+        raise UsageError(
+            f"--input: expected shapes without names, as the model names no inputs, found {values.shown(' '.join(given))}"
+        )
     unnamed = [shape for name, shape in entries if name is None]
     if unnamed and (len(unnamed) != len(given) or len(given) != len(names)):
         raise UsageError(

@@ -9,7 +9,10 @@ import torch
 from clocks import FalseTimer, in_place_of_this_machine
 from commands import Ran, call, small_network
 from model_files import forget_modules_below
+from torch import nn
 
+from convrewrite.cli.example_inputs import given_example
+from convrewrite.errors import UsageError
 from convrewrite.reporting.report import Report
 
 MODEL = """
@@ -161,6 +164,17 @@ def test_what_is_wrong_is_said_before_the_long_work(
     ran = call("analyze", f"{file}:tagged", *(text.format(file=file) for text in arguments))
     assert ran.code == code
     assert words in ran.message
+
+
+def test_names_of_a_model_that_names_no_inputs() -> None:
+    class AnyNumber(nn.Module):
+        def forward(self, *images: torch.Tensor) -> torch.Tensor:
+            return images[0]
+
+    assert given_example(AnyNumber(), ["1x2", "1x3"])[1].shape == (1, 3)
+    for given in (["a=1x2"], ["a=1x2", "1x3"]):
+        with pytest.raises(UsageError, match="expected shapes without names, as the model names no inputs"):
+            given_example(AnyNumber(), given)
 
 
 def test_a_file_with_only_some_of_the_names_is_refused(place: Path) -> None:
