@@ -273,9 +273,7 @@ def _strangers(place: Path) -> list[str]:
         return names
     plans = place / PLANS
     own = [f"{PLANS}/{path.name}" for path in sorted(plans.iterdir())] if plans.is_dir() else []
-    return [name for name in names if name not in (SWEEP, PAGE, PLANS)] + [
-        name for name in own if name not in known
-    ]
+    return [name for name in names if name not in (SWEEP, PAGE, PLANS)] + [name for name in own if name not in known]
 
 
 def _plans_of(file: Path) -> set[str] | None:
