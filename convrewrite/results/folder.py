@@ -50,7 +50,7 @@ FILES = ("model.pt", ONNX, PLAN, WEIGHTS, REPORT, "report.md", "report.html")
 
 REPORTS = frozenset({REPORT, "report.md", "report.html"})
 """A folder with no other files than these may be replaced. Any other file may be someone's only copy, and counts as part of a
-result only where a plan is beside it."""
+result only where a plan of ours is beside it."""
 
 PLAN_START = re.compile(rb'"model"\s*:\s*\{\s*"geometry"')
 
@@ -78,7 +78,8 @@ def _check_replaceable(folder: Path, place: Path, inputs: Sequence[str]) -> None
     require_idle(folder, place)
     names, known = {path.name for path in place.iterdir()}, {*FILES, INT8, *file_names()}
     ours = {name for name in names if name in known or is_weights_of(name, ONNX)}
-    strangers = sorted(names - ours) or sorted(ours - REPORTS if PLAN not in names else ())
+    planned = (place / PLAN).is_file() and _holds_plan(place / PLAN)
+    strangers = sorted(names - ours) or sorted(() if planned else ours - REPORTS)
     if strangers:
         raise UsageError(
             f"{folder}: holds {', '.join(strangers[:3])}, which would be lost; name a new folder, or an earlier result"

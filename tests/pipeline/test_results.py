@@ -179,6 +179,13 @@ def test_a_folder_with_other_things_in_it_is_never_replaced(result: Result, tmp_
     with pytest.raises(UsageError, match=r"holds notes\.txt, which would be lost"):
         result.save(tmp_path)
     assert listing(tmp_path) == {"notes.txt"}
+    (tmp_path / "notes.txt").rename(tmp_path / "plan.json")  # another tool's plan makes no result of a model beside it
+    (tmp_path / "model.pt").write_text("mine")
+    with pytest.raises(UsageError, match=r"holds model\.pt, plan\.json, which would be lost"):
+        result.save(tmp_path)
+    (tmp_path / "model.pt").unlink()
+    with pytest.raises(UsageError, match=r"holds plan\.json, which would be lost"):
+        result.save(tmp_path)
 
 
 def test_what_a_killed_run_left_within_a_folder_is_cleared_and_a_living_one_waited_for(
