@@ -32,7 +32,11 @@ def report(
     if opened:
         if not (out / PAGE).is_file():
             raise UsageError(f"{out / PAGE}: expected the page of the result, found none; leave --open out")
-        webbrowser.open((out / PAGE).absolute().as_uri())
+        page = (out / PAGE).absolute()
+        if not webbrowser.open(page.as_uri()):
+            raise UsageError(
+                f"--open: expected a browser to show {page}, found none that can be started here; open it yourself"
+            )
 
 
 def compare(

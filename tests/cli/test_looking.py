@@ -78,11 +78,14 @@ def test_a_report_is_shown_again_and_as_json(capsys: Any) -> None:
     assert told == json.loads(Path("small-rewritten/report.json").read_text())
 
 
-def test_the_page_is_opened_where_it_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_is_opened_where_it_was_asked(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     opened: list[str] = []
-    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr("webbrowser.open", lambda page: opened.append(page) is None and len(opened) == 1)
     assert main(["report", "small-rewritten", "--open"]) == 0
     assert opened == [Path("small-rewritten/report.html").absolute().as_uri()]
+    capsys.readouterr()
+    assert main(["report", "small-rewritten", "--open"]) == 2  # no browser can be started
+    assert "--open: expected a browser to show /" in capsys.readouterr().err
 
 
 def test_results_stand_side_by_side(capsys: Any, tmp_path: Path) -> None:
