@@ -256,6 +256,15 @@ def test_higher_order_orthogonal_iteration_beats_one_pass_and_is_orthonormal(mon
     assert errors[-1] < errors[0]
 
 
+def test_grouped_takes_powers_of_two_and_says_so_where_there_is_none() -> None:
+    grouped = discover()["grouped"]
+    assert [v["groups"] for v in grouped.variants(ConvSpec(12, 8, (3, 3)))] == [2, 4]
+    assert [v["groups"] for v in grouped.variants(ConvSpec(4, 8, (3, 3)))] == [2]
+    for channels in (1, 2, 9):
+        reason = f"the input channels ({channels}) do not divide into 2, 4, 8 or more groups of at least two"
+        assert grouped.reject(ConvSpec(channels, 8, (3, 3))) == reason
+
+
 def test_grouped_is_the_family_of_channel_and_separable() -> None:
     kernel = torch.randn(ROUND.kernel_shape, dtype=torch.float64)
     for groups, name, variant in ((1, "channel", {}), (8, "separable", {"order": "depthwise-first"})):

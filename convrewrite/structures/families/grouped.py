@@ -19,7 +19,7 @@ class Grouped:
 
     def reject(self, spec: ConvSpec) -> str | None:
         if not self.variants(spec):
-            return f"{spec.in_channels} input channels do not divide into groups of two or more"
+            return f"the input channels ({spec.in_channels}) do not divide into 2, 4, 8 or more groups of at least two"
         return None
 
     def variants(self, spec: ConvSpec) -> tuple[Setting, ...]:
