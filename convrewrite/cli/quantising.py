@@ -53,7 +53,7 @@ def quantise(
     settings = replace(settings, seed=report.seed if seed is None else values.seed(seed))
     source = model or named_original(report.model, out)
     network = given_network(source, sources, trust, settings.timeout, out)
-    require_float32(network.model)
+    require_float32(network.model, "quantise", "quantise the result of the float32 model that this was made of")
     data = calibration_of(sources, network.model, network.inputs, settings.seed, settings.memory)
     with progress_bars("int8") as progress:
         rows = pipeline.quantise(out, network.model, network.inputs, data, settings=settings, progress=progress)
@@ -82,14 +82,16 @@ def _require_inputs(sources: Sources, where: str) -> None:
         raise UsageError(f"{where}: expected inputs to calibrate on, found {found}; give real ones (--calib)")
 
 
-def require_float32(model: "nn.Module") -> None:
+LEFT_OUT = "leave it out, or rewrite the float32 model that this was made of"
+
+
+def require_float32(model: "nn.Module", where: str = "--int8", instead: str = LEFT_OUT) -> None:
     """Raise UsageError, before any long work, for a module made of an ONNX graph that onnxruntime's quantiser does not take."""
     from convrewrite.onnx_graph import holds_halves
 
     if holds_halves(model):
         raise UsageError(
-            "--int8: expected a model in float32, which alone can be quantised, found one in half precision; leave it out, or "
-            "rewrite the float32 model that this was made of"
+            f"{where}: expected a model in float32, which alone can be quantised, found one in half precision; {instead}"
         )
 
 
