@@ -170,8 +170,12 @@ def _require_running(model: nn.Module, example: Inputs, calib: str) -> None:
 
 def _like(tensor: Tensor, model: nn.Module) -> Tensor:
     """Noise for pixels and other real numbers; integers as they are, since they may be indices."""
-    real = tensor.is_floating_point() or tensor.dtype == torch.uint8
-    return noise(tuple(tensor.shape), 0, model) if real else tensor
+    return tensor if is_whole(tensor) else noise(tuple(tensor.shape), 0, model)
+
+
+def is_whole(tensor: Tensor) -> bool:
+    """Whether it holds neither pixels nor other real numbers."""
+    return not tensor.is_floating_point() and tensor.dtype != torch.uint8
 
 
 def noise(shape: tuple[int, ...], seed: int, model: nn.Module | None = None) -> Tensor:

@@ -4,12 +4,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convrewrite import pipeline, results
-from convrewrite.calibration import Reading, read_labels
-from convrewrite.cli.networks import given_network
+from convrewrite.calibration import Reading, peek_example, read_labels
+from convrewrite.cli.example_inputs import is_whole
+from convrewrite.cli.networks import GivenNetwork, given_network
 from convrewrite.cli.options import Sources, Towards
 from convrewrite.errors import UsageError
+from convrewrite.inputs import parameter_names
 from convrewrite.loading import import_object
 from convrewrite.machine import is_main_process
+from convrewrite.onnx_graph import is_graph
 from convrewrite.progress import Progress, silent
 from convrewrite.results import Result
 from convrewrite.settings import Recovery
@@ -46,6 +49,8 @@ def recovered(asked: RecoverArguments, sources: Sources, settings: Recovery, pro
     if augment is not None and not callable(augment):
         raise UsageError(f"--augment {towards.augment}: expected a function of a batch, found {type(augment).__name__}")
     network = given_network(source, replace(sources, input=sources.input or shapes), asked.trust, settings.timeout)
+    if not sources.input:
+        network = with_whole_numbers(network, asked.data)
     result = pipeline.recover(
         asked.out,
         network.model,
@@ -61,6 +66,20 @@ def recovered(asked: RecoverArguments, sources: Sources, settings: Recovery, pro
         notes=[note for note in network.notes if note not in report.notes],
     )
     return result if main else None
+
+
+def with_whole_numbers(network: GivenNetwork, data: str) -> GivenNetwork:
+    """The network with an example that has whole numbers where the inputs in a file have them, as these may be indices: the
+    shapes in a report do not tell."""
+    if is_graph(network.model):  # which states the types of its inputs
+        return network
+    own = network.inputs
+    found = peek_example(data, parameter_names(network.model)[: len(own)]) or own
+    given = tuple(
+        there.expand_as(noise) if is_whole(there) and there.shape[1:] == noise.shape[1:] else noise
+        for noise, there in zip(own, found, strict=True)
+    )
+    return replace(network, inputs=given)
 
 
 def named_original(model: str, out: Path) -> str:

@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 
 import convrewrite
 from convrewrite.cli.interrupts import Interrupted, tells_what_stands
+from convrewrite.cli.networks import GivenNetwork
+from convrewrite.cli.recovering import with_whole_numbers
 from convrewrite.reporting import Report
 from convrewrite.rules import Rule
 from convrewrite.tuning.processes import PRECISION
@@ -55,6 +57,22 @@ def test_a_result_is_recovered_in_its_place_and_no_checkpoint_is_left(out: Path)
     assert told is not None and told.after < told.before
     assert any(not torch.equal(value, before[name]) for name, value in weights(out).items())
     assert not [name for name in listing(out.parent) if "recovering" in name]
+
+
+def test_indices_are_taken_from_the_data(tmp_path: Path) -> None:
+    """The shapes in a report do not tell that an input holds whole numbers."""
+
+    class Tagged(torch.nn.Module):
+        def forward(self, image: torch.Tensor, tag: torch.Tensor) -> torch.Tensor:
+            return image + tag
+
+    network = GivenNetwork(Tagged(), (torch.ones(2, 3, 4, 4), torch.ones(2, 5)), ())
+    torch.save({"tag": torch.arange(10).view(2, 5), "image": torch.zeros(2, 3, 4, 4)}, tmp_path / "x.pt")
+    image, tag = with_whole_numbers(network, str(tmp_path / "x.pt")).inputs
+    assert torch.equal(image, network.inputs[0]) and tag.tolist() == [[0, 1, 2, 3, 4]] * 2
+    torch.save({"tag": torch.arange(8).view(2, 4), "image": torch.zeros(2, 3, 4, 4)}, tmp_path / "x.pt")
+    for data in (str(tmp_path / "x.pt"), str(tmp_path), "code.py:batches"):  # another size, or none
+        assert with_whole_numbers(network, data).inputs[1] is network.inputs[1]
 
 
 def test_another_folder_augmentation_labels_and_a_model_may_be_named(out: Path) -> None:
