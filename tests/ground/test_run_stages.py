@@ -26,7 +26,9 @@ def test_a_stage_goes_on_at_its_pace(clock: Clock) -> None:
     stages.tell("survey", 2, 10, "conv2")
     assert stages.left() == 16.0
     clock.now += 3
+    stages.tell("survey", 2, 10, "conv2 again")
     assert stages.left() == 13.0, "it counts down between two steps"
+    assert stages.line() == "[0:07] survey 2 of 10, about 0:13 left. conv2 again"
     clock.now += 30
     assert stages.left() == 0.0
     stages.tell("survey", 10, 10, "done")
@@ -60,6 +62,9 @@ def test_a_stage_that_was_not_expected_and_one_that_does_not_come(clock: Clock) 
     assert stages.to_come == ["latency", "fit", "refine", "verify"]
     stages.tell("fit", 1, 1, "")
     assert stages.to_come == ["refine", "verify"]
+    clock.now += 1
+    stages.tell("other", 1, 1, "")
+    assert stages.line().startswith("[0:01] other 1 of 1"), "all have ended, this one last"
     stages.tell("refine", 3, 1000, "")
     clock.now += 2
     stages.tell("verify", 0, 1, "")
@@ -98,6 +103,10 @@ def test_an_outer_stage_tells_of_all_its_parts(clock: Clock) -> None:
     stages.tell("fit", 5, 5, "conv5")
     stages.tell("points", 3, 3, "done")
     assert stages.begun["points"].ended == clock.now
+    stages.tell("verify", 0, 2, "")
+    clock.now += 4
+    stages.tell("verify", 1, 2, "")
+    assert stages.left() == 4.0, "one that has ended holds no other"
 
 
 def test_times_as_text() -> None:
