@@ -1,7 +1,7 @@
 """ONNX files as files: what they may ask for, opened and tried out safely, run, and put in their places."""
 
 from convrewrite.onnx_files.contents import tensors
-from convrewrite.onnx_files.model import ELEMENT_TYPES, OnnxModel, Runner, outputs_of
+from convrewrite.onnx_files.model import ELEMENT_TYPES, OnnxModel, Runner, inputs_of, outputs_of
 from convrewrite.onnx_files.opsets import opset_of, require_opset
 from convrewrite.onnx_files.placing import file_of_weights, is_weights_of, new_name_of_weights, place, size_of
 from convrewrite.onnx_files.probing import require_well_behaved
@@ -17,6 +17,7 @@ __all__ = [
     "Runner",
     "digest_of",
     "file_of_weights",
+    "inputs_of",
     "is_weights_of",
     "new_name_of_weights",
     "open_session",

@@ -1,6 +1,6 @@
 """An ONNX file as a callable, so that it can be run on inputs like a module."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from types import MappingProxyType
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.errors import ConvRewriteError, ModelLoadError, UsageError, VerificationError
-from convrewrite.inputs import Inputs, seed_of
+from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, seed_of
 from convrewrite.machine import PROBE_SECONDS
 from convrewrite.modules import left_out, named_outputs, run
 from convrewrite.onnx_files.contents import require_self_contained, without_shape
@@ -160,6 +160,28 @@ class OnnxModel:
                 raise self._misfit(f"{self.where}: input {name!r}: {shapes}")
             if ELEMENT_TYPES.get(tensor.dtype) != kind:
                 raise self._misfit(f"{self.where}: input {name!r}: expected {kind}, found {tensor.dtype}")
+
+
+class _Models(nn.Module):
+    """Stands for models that take any tensors by position; what they are given is checked when they run."""
+
+    def forward(self, *inputs: Tensor) -> None:
+        pass
+
+
+def inputs_of(runners: Sequence[Runner], inputs: ExampleInput) -> Inputs:
+    """Inputs in the order in which models take them: by the names of a module's forward, and where none is a module by those of
+    a file's inputs. Raises UsageError."""
+    module = next((runner for runner in runners if isinstance(runner, nn.Module)), None)
+    if module is not None or not isinstance(inputs, Mapping):
+        return bind_inputs(_Models() if module is None else module, inputs)
+    names = next((runner.input_names for runner in runners if isinstance(runner, OnnxModel)), ())
+    if sorted(names) != sorted(map(str, inputs)):
+        raise UsageError(
+            f"example input: expected a tensor for every input of the file by its name ({', '.join(names) or 'no file'}), found "
+            f"{', '.join(map(str, inputs)) or 'none'}"
+        )
+    return bind_inputs(_Models(), tuple(inputs[name] for name in names))
 
 
 def outputs_of(runner: Runner, inputs: Inputs) -> tuple[dict[str, Tensor], tuple[str, ...]]:

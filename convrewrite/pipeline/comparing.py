@@ -10,12 +10,13 @@ from convrewrite.inputs import ExampleInput, Inputs, moved
 from convrewrite.machine import PROBE_SECONDS
 from convrewrite.meanings import WantedOutputs
 from convrewrite.modules import copy_model, put_on
-from convrewrite.onnx_files import OnnxModel, Runner
+from convrewrite.onnx_files import OnnxModel, Runner, inputs_of
 from convrewrite.onnx_graph import comparable
 from convrewrite.pipeline.relations import Relation, relation_of
 from convrewrite.pipeline.workplace import HOME
 from convrewrite.places import place_of_model
 from convrewrite.runtime import Verification
+from convrewrite.settings import Settings
 
 
 def verify(
@@ -36,14 +37,14 @@ def verify(
     also raises ModelLoadError for files that cannot be opened, or do not end.
     """
     for model in (a, b):
-        if not callable(model) and not isinstance(model, str | Path):
-            raise UsageError(
-                f"verify: expected two modules or paths of ONNX files, found {type(model).__name__} as one of them"
-            )
-    first, second = (_opened(model, timeout) for model in (a, b))
-    batch = moved(runtime.in_order((first, second), inputs), HOME)
+        if isinstance(model, type) or not (callable(model) or isinstance(model, str | Path)):
+            what = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+            raise UsageError(f"verify: expected two modules or paths of ONNX files, found {what} as one of them")
+    asked = Settings(outputs=outputs, timeout=timeout)  # which checks them
+    first, second = (_opened(model, asked.timeout) for model in (a, b))
+    batch = moved(inputs_of((first, second), inputs), HOME)
     called = names or (_name(first), _name(second))
-    found, _ = verify_related(first, second, batch, called, outputs=outputs, representative=representative)
+    found, _ = verify_related(first, second, batch, called, outputs=asked.outputs, representative=representative)
     return found
 
 

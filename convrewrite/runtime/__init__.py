@@ -1,6 +1,6 @@
 """Export, run, compare, time."""
 
-from convrewrite.runtime.comparison import Verification, in_order, measure_fidelity, verify
+from convrewrite.runtime.comparison import Verification, measure_fidelity, verify
 from convrewrite.runtime.exporting import Exporter, TorchExporter
 from convrewrite.runtime.latency import compare_programs
 from convrewrite.runtime.measurement import Measured, measure_everything, measure_outputs
@@ -26,7 +26,6 @@ __all__ = [
     "Verification",
     "compare_programs",
     "export",
-    "in_order",
     "measure_everything",
     "measure_fidelity",
     "measure_outputs",

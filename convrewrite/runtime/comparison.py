@@ -1,12 +1,12 @@
 """Two models run on the same inputs: how near their outputs are."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from convrewrite.errors import UsageError, VerificationError
-from convrewrite.inputs import ExampleInput, Inputs, bind_inputs
+from convrewrite.inputs import ExampleInput, Inputs
 from convrewrite.meanings import (
     Fidelity,
     Meaning,
@@ -18,7 +18,7 @@ from convrewrite.meanings import (
     read,
 )
 from convrewrite.modules import eval_mode, preserved
-from convrewrite.onnx_files import OnnxModel, Provenance, Runner, outputs_of
+from convrewrite.onnx_files import OnnxModel, Provenance, Runner, inputs_of, outputs_of
 from convrewrite.process import ordinary_mode
 from convrewrite.runtime.parity import Parity, output_parity
 from convrewrite.values import shape_text
@@ -79,7 +79,7 @@ def verify(
     differ in number or shapes, UsageError for outputs that cannot be what they are said to be, and for inputs without an example,
     TraceError where a module does not run on them.
     """
-    batch = in_order((a, b), inputs)
+    batch = inputs_of((a, b), inputs)
     if any(tensor.numel() == 0 for tensor in batch):  # what holds for no example says nothing
         shapes = shape_text(*(tensor.shape for tensor in batch))
         raise UsageError(f"verify: expected inputs with at least one example, found inputs of {shapes}; give some")
@@ -98,28 +98,6 @@ def verify(
     compared = [(name, meaning) for name, meaning in meanings.items() if meaning.counts]
     parity = Parity(tuple(output_parity(name, expected[name], found[name], meaning) for name, meaning in compared), 1)
     return Verification(parity, Fidelity(comparison.outputs(), batch[0].shape[0], skipped, meanings))
-
-
-class _Models(nn.Module):
-    """Stands for models that take any tensors by position; what they are given is checked when they run."""
-
-    def forward(self, *inputs: Tensor) -> None:
-        pass
-
-
-def in_order(runners: Sequence[Runner], inputs: ExampleInput) -> Inputs:
-    """Inputs in the order in which models take them: by the names of a module's forward, and where none is a module by those of
-    a file's inputs. Raises UsageError."""
-    module = next((runner for runner in runners if isinstance(runner, nn.Module)), None)
-    if module is not None or not isinstance(inputs, Mapping):
-        return bind_inputs(_Models() if module is None else module, inputs)
-    names = next((runner.input_names for runner in runners if isinstance(runner, OnnxModel)), ())
-    if sorted(names) != sorted(map(str, inputs)):
-        raise UsageError(
-            f"example input: expected a tensor for every input of the file by its name ({', '.join(names) or 'no file'}), found "
-            f"{', '.join(map(str, inputs)) or 'none'}"
-        )
-    return bind_inputs(_Models(), tuple(inputs[name] for name in names))
 
 
 def _written(runner: Runner, outputs: Mapping[str, Tensor]) -> dict[str, Meaning]:
