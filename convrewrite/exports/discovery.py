@@ -7,7 +7,7 @@ touching this one:
     tflite = "my_package.tflite:EXPORT"
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from convrewrite.errors import UsageError
 from convrewrite.escaping import innermost_cause
@@ -30,7 +30,7 @@ def named_exports(names: Sequence[str]) -> tuple[Export, ...]:
 
     Raises UsageError for a name that is not known, and for a package that is missing or cannot be used.
     """
-    if isinstance(names, str):
+    if isinstance(names, str) or not isinstance(names, Iterable):
         raise UsageError(f'export: expected names one by one, as ["openvino"], found {shown(names)}')
     known, found = kinds_of_exports(), list[Export]()
     for name in dict.fromkeys(names):

@@ -32,6 +32,7 @@ from convrewrite.planning import Plan
 from convrewrite.progress import Progress, silent
 from convrewrite.reporting import SweepPoint, SweepReport, SweptModel, sweep_page
 from convrewrite.rules import resolve
+from convrewrite.settings import BUDGETS as BUDGETED
 from convrewrite.settings import Settings
 from convrewrite.version import tool_version
 
@@ -160,6 +161,8 @@ def frontier_of(
     """The checked arguments of ``sweep`` for one model, which is opened. Raises UsageError, ModelLoadError."""
     given, extras = asked(settings, {}, keywords, FrontierKeywords)
     parts = _checked(budgets)
+    if resource not in BUDGETED:
+        raise UsageError(f"resource: expected {', '.join(BUDGETED)}, found {values.shown(resource)}")
     if metric is not None and not callable(metric):
         raise UsageError(
             f"metric: expected a function from a model to a number, found {values.shown(metric)}; give one, or None"
@@ -190,7 +193,7 @@ def _checked(budgets: Sequence[float]) -> list[float]:
     """
     try:
         wanted = sorted({float(budget) for budget in budgets}, reverse=True)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UsageError(f"budgets: expected parts in (0, 1), as [0.5, 0.3], found {values.shown(budgets)}") from None
     if not wanted or not all(0 < budget < 1 for budget in wanted):
         raise UsageError(

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from convrewrite.results.folder import ONNX, WEIGHTS
 from convrewrite.results.weights import read_weights, warn_of
 from convrewrite.rewriting import empty_option, replace_site
 from convrewrite.structures import Option, Structure, discover
+from convrewrite.values import shown
 
 
 def read_plan(path: Path) -> Plan:
@@ -39,7 +40,7 @@ def read_report(folder: Path) -> Report:
         raise ModelLoadError(f"{path}: {first_fault(error)}; expected a report written by this tool") from error
 
 
-def load(folder: str | Path, original_model: nn.Module, structures: tuple[Structure, ...] = ()) -> nn.Module:
+def load(folder: str | Path, original_model: nn.Module, structures: Sequence[Structure] = ()) -> nn.Module:
     """The rewritten model from a result folder and an instance of the original architecture, with any weights.
 
     Raises PlanError when the folder's plan belongs to another architecture, ModelLoadError when files are missing, broken, or
@@ -50,6 +51,7 @@ def load(folder: str | Path, original_model: nn.Module, structures: tuple[Struct
     if not isinstance(original_model, nn.Module):
         found = type(original_model).__name__
         raise UsageError(f"expected an instance of the original model, found {found}; make one, with any weights")
+    _require_structures(structures)
     _require_memory(original_model)
     graph = is_graph(original_model)
     if os.path.isfile(folder / ONNX) and (folder / PLAN).is_file() and not (folder / WEIGHTS).exists() and not graph:
@@ -82,6 +84,14 @@ def load(folder: str | Path, original_model: nn.Module, structures: tuple[Struct
         ) from error
     warn_of(left)
     return model
+
+
+def _require_structures(structures: object) -> None:
+    """Raise UsageError for anything else, as a caller in Python may give anything."""
+    if not isinstance(structures, Sequence) or not all(hasattr(one, "stages") for one in structures):
+        raise UsageError(
+            f"structures: expected structures, as convrewrite.structures.discover() gives them, found {shown(structures)}"
+        )
 
 
 def _require_memory(model: nn.Module) -> None:

@@ -122,6 +122,14 @@ def test_things_of_a_wrong_kind_are_refused_with_what_was_expected(tmp_path: Pat
             lambda: convrewrite.load(folder, model.state_dict()),  # type: ignore[arg-type]
         ),
         (UsageError, "expected two modules or paths.*found NoneType", lambda: convrewrite.verify(model, None, X)),  # type: ignore[arg-type]
+        (UsageError, "paths.*found the class Net", lambda: convrewrite.verify(Net, model, X)),  # type: ignore[arg-type]
+        (UsageError, "outputs: expected kinds", lambda: convrewrite.verify(model, model, X, outputs=["x"])),  # type: ignore[arg-type]
+        (UsageError, "timeout: expected", lambda: convrewrite.verify(model, model, X, timeout="3")),  # type: ignore[arg-type]
+        (UsageError, "timeout: expected", lambda: convrewrite.verify(model, model, X, timeout=-1)),
+        (UsageError, "export: expected names", lambda: convrewrite.export_result(folder, model, to=None)),  # type: ignore[arg-type]
+        (UsageError, "structures: expected", lambda: convrewrite.load(folder, model, ("x",))),  # type: ignore[arg-type]
+        (UsageError, "resource: expected macs", lambda: convrewrite.sweep(model, X, resource=["macs"])),  # type: ignore[arg-type]
+        (UsageError, "budgets: expected parts", lambda: convrewrite.sweep(model, X, budgets=[10**400])),
         (ModelLoadError, "expected an ONNX file, found none", lambda: convrewrite.verify(model, "no.onnx", X)),
         (ModelLoadError, "expected an ONNX file, found a folder", lambda: convrewrite.verify(model, folder, X)),
     ]
