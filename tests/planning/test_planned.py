@@ -16,7 +16,7 @@ from convrewrite.planning.allocation import Allocation
 from convrewrite.planning.costs import Counted, Timed
 from convrewrite.planning.curves import Dropped, Scored, Surveyed
 from convrewrite.planning.plan import Fingerprint, PlannedOption
-from convrewrite.planning.planned import make_plan
+from convrewrite.planning.planned import make_plan, with_kept
 from convrewrite.rewriting.work import Prepared
 from convrewrite.rules.options import Candidate
 from convrewrite.rules.schema import Protect, Rule
@@ -101,6 +101,22 @@ def test_a_site_shows_the_measured_the_chosen_and_the_dropped(prepared: Prepared
     assert site.batch_norm == "blocks.0.bn1"
     assert (kept.batch_norm, kept.option) == (None, None)
     assert kept.reason == "the budget is met with less harm elsewhere"
+
+
+def test_a_kept_site_shows_the_measured_and_the_dropped(prepared: Prepared, allocation: Allocation) -> None:
+    none = replace(allocation, chosen=(None,) * len(allocation.chosen))
+    made = make_plan(prepared, Constraints({"macs": 0.5}), Settings(), "", choice_of(none), none)  # type: ignore[arg-type]
+    assert [entry.option.parameters["rank"] for entry in made.sites[1].considered] == [2, 6, 7, 1]
+
+
+def test_a_site_that_has_to_be_kept_after_all_says_why(prepared: Prepared, allocation: Allocation) -> None:
+    made = make_plan(prepared, Constraints({"macs": 0.5}), Settings(), "", choice_of(allocation), allocation)  # type: ignore[arg-type]
+    stem, site, *others = made.sites
+    kept = with_kept(made, {stem.name: "no fit", site.name: "no fit"})
+    assert kept.sites == (stem, kept.sites[1], *others), "what the plan keeps has its own reason"
+    assert (kept.sites[1].option, kept.sites[1].batch_norm, kept.sites[1].reason) == (None, None, "no fit")
+    assert kept.sites[1].considered == site.considered
+    assert with_kept(made, {stem.name: "no fit"}) == made
 
 
 def test_a_chosen_option_is_shown_in_the_lowering_it_got(prepared: Prepared, allocation: Allocation) -> None:
