@@ -37,8 +37,8 @@ def swept(
         raise UsageError(f"--metric {asked.metric}: expected a function of a model, found {type(metric).__name__}")
     chosen = resolve(rules)
 
-    def frontiers() -> Iterator[Frontier]:
-        for model in models:
+    def frontiers(names: Sequence[str]) -> Iterator[Frontier]:
+        for model in names:
             network = given_network(model, sources, trust, settings.timeout)
             data = calibration_of(sources, network.model, network.inputs, settings.seed, settings.memory)
             yield pipeline.frontier_of(
@@ -46,7 +46,10 @@ def swept(
                 name=model, notes=network.notes, progress=progress,
             )  # fmt: skip
 
-    return pipeline.sweep_all(frontiers(), asked.cluster, progress), _words(sources, settings, trust)
+    if asked.cluster is None:  # which opens all of them first; here one is held at a time
+        for _ in frontiers(models[1:]):
+            pass  # what is wrong with a later one shows before the long work on the first
+    return pipeline.sweep_all(frontiers(models), asked.cluster, progress), _words(sources, settings, trust)
 
 
 def _words(sources: Sources, settings: Settings, trust: bool) -> list[str]:

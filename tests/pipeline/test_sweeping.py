@@ -10,7 +10,7 @@ import torch
 from networks import natural, settled
 from torch import Tensor, nn
 
-from convrewrite import Plan, Sweep, apply, sweep
+from convrewrite import Plan, Sweep, apply, pipeline, sweep
 from convrewrite.cli import main
 from convrewrite.errors import UsageError
 from convrewrite.reporting import SweepPoint, SweepReport, sweep_page
@@ -234,6 +234,8 @@ def test_the_command_sweeps_models_side_by_side(
     assert main([*words, "mine.py:nothing", "-o", "out"]) == 3
     assert main(["sweep", "a.pt", "--budgets", "0.8..x", "-o", "out"]) == 2
     assert main(["sweep", "a.pt", "--resource", "money", "-o", "out"]) == 2
+    monkeypatch.setattr(pipeline, "sweep_all", lambda *_: pytest.fail("the work began before all models were opened"))
+    assert main(["sweep", "a.pt", "gone.pt", *words[3:-1], "-o", "out"]) == 3
 
 
 def swept(model: Small, inputs: Tensor, metric: Any) -> Any:
