@@ -11,7 +11,15 @@ from convrewrite import analyze, optimize, verify
 from convrewrite.errors import UsageError
 from convrewrite.graph import finding
 from convrewrite.graph.tracing import Traced
-from convrewrite.inputs import bind_inputs, example_of, parameter_names, require_common_batch, required_names
+from convrewrite.inputs import (
+    bind_inputs,
+    enlarged,
+    example_of,
+    parameter_names,
+    require_common_batch,
+    required_names,
+    varied,
+)
 
 IMAGE, VECTOR, SCALE = torch.zeros(1, 3, 16, 16), torch.ones(1, 4), torch.full((1, 16), 2.0)
 
@@ -179,6 +187,19 @@ def test_any_number_of_inputs_is_followed(monkeypatch: pytest.MonkeyPatch) -> No
     followed = error_of_conv(model, (left[:1], right[:1]), (left, right))
     lose_the_graph(monkeypatch)
     assert error_of_conv(model, (left[:1], right[:1]), (left, right)) == pytest.approx(followed, rel=1e-3)
+
+
+def test_other_numbers_and_other_sizes_are_made_of_the_given_ones() -> None:
+    image, indices, scale = torch.linspace(0, 1, 5).expand(1, 2, 3, 5), torch.tensor([[1, 2, 3]]), torch.tensor(3.0)
+    numbers, reversed_indices, same = varied((image, indices, scale))
+    assert numbers[0, 0, 0].tolist() == [0.75, 0.625, 0.5, 0.375, 0.25], "within the range of those that were given"
+    assert reversed_indices.tolist() == [[3, 2, 1]] and same is scale
+    shapes = [[tuple(tensor.shape) for tensor in made] for made in enlarged((image, image[0], indices, scale))]
+    assert shapes == [
+        [(2, 2, 3, 5), (4, 3, 5), (2, 3), ()],
+        [(1, 2, 3, 10), (2, 3, 10), (1, 3), ()],
+        [(1, 2, 6, 10), (2, 3, 10), (1, 3), ()],
+    ]
 
 
 def test_several_inputs_without_calibration_are_said() -> None:
