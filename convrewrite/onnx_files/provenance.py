@@ -6,27 +6,42 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convrewrite.errors import UsageError
 from convrewrite.json_texts import each_key_once
 from convrewrite.meanings import Meaning, asked_meanings
 
+if TYPE_CHECKING:
+    import onnx
+
 PREFIX = "convrewrite."
 VERSION = re.compile(r"[0-9A-Za-z.+-]{1,40}")
 WRITTEN = "as the file's metadata has it"
+FORMS = {"int8": "int8", "half": "half precision"}
+"""Forms in which a file made of a rewritten one has its numbers, and how sentences call them."""
+
+QUANTISED = ("onnx.infer", "onnxruntime.quant")
+"""The entry that onnxruntime's quantiser leaves in the metadata of a file, whoever ran it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
     """Fingerprints of the original's and of the rewritten weights, the version of this tool, the outputs' meanings, and where the
-    original was an ONNX file the SHA-256 of that, as :func:`digest_of` gives it."""
+    original was an ONNX file the SHA-256 of that, as :func:`digest_of` gives it. ``form``: one of FORMS, where the file only
+    approximates the rewritten weights."""
 
     original: str
     result: str
     tool_version: str
     outputs: Mapping[str, Meaning] = field(default_factory=dict)
     file: str = ""
+    form: str = ""
+
+    @property
+    def precision(self) -> str:
+        """In what the file has its numbers."""
+        return FORMS.get(self.form, "full precision")
 
     def metadata(self) -> dict[str, str]:
         """The entries of ``metadata_props``."""
@@ -48,9 +63,22 @@ class Provenance:
         original, result, version, outputs, file = (
             metadata.get(PREFIX + name, "") for name in ("original", "result", "version", "outputs", "file")
         )
-        return cls(
-            original, result, version if VERSION.fullmatch(version) else "of unknown version", _meanings(outputs), file
-        )
+        version = version if VERSION.fullmatch(version) else "of unknown version"
+        return cls(original, result, version, _meanings(outputs), file, _form(metadata))
+
+
+def mark_form(model: "onnx.ModelProto", form: str) -> None:
+    """Say in what form a file has the numbers of the rewritten one that it was made of; one of FORMS."""
+    known = {entry.key: entry for entry in model.metadata_props}
+    if PREFIX + "rewritten" in known:
+        entry = known.get(PREFIX + "form")
+        entry = model.metadata_props.add(key=PREFIX + "form") if entry is None else entry
+        entry.value = form
+
+
+def _form(metadata: Mapping[str, str]) -> str:
+    form = metadata.get(PREFIX + "form", "int8" if metadata.get(QUANTISED[0]) == QUANTISED[1] else "")
+    return form if form in FORMS else ""
 
 
 def digest_of(path: Path) -> str:

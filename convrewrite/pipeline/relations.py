@@ -69,6 +69,9 @@ def _of_one_result(provenance: Provenance, other: object, name: str, other_name:
     if not isinstance(other, nn.Module) or provenance.file:  # nothing is known of a model from memory either
         return Relation("fidelity", f"{said}: it approximates its original, fidelity is what counts")
     found = str(Fingerprint.of(other))
+    if found == provenance.result and provenance.form:
+        less = f"in {provenance.precision}, and {other_name} holds its weights as they were"
+        return Relation("fidelity", f"{said} {less}: it approximates these, fidelity is what counts")
     if found == provenance.result:
         return Relation("parity", f"{said}, and {other_name} holds the same weights")
     if found == provenance.original:
@@ -85,7 +88,10 @@ def _stranger(name: str, other: str) -> str:
 
 def _of_two_results(first: Provenance, second: Provenance, names: tuple[str, str]) -> Relation:
     if first.result == second.result:
-        return Relation("parity", f"{names[0]} and {names[1]} are the same rewritten model")
+        same = f"{names[0]} and {names[1]} are the same rewritten model"
+        if not first.form and not second.form:
+            return Relation("parity", same)
+        return Relation("fidelity", f"{same}, in {first.precision} and in {second.precision}: fidelity is what counts")
     if first.original == second.original:
         return Relation("fidelity", f"{names[0]} and {names[1]} are rewritten from the same model")
     return Relation(

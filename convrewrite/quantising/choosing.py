@@ -12,7 +12,7 @@ from convrewrite.folders import disk_full, require_room, temporary, unwritable, 
 from convrewrite.inputs import Inputs
 from convrewrite.machine import adds_bytes
 from convrewrite.meanings import Fidelity, Meaning
-from convrewrite.onnx_files import OnnxModel
+from convrewrite.onnx_files import OnnxModel, mark_form
 from convrewrite.process import quiet
 from convrewrite.quantising.even import POWERS, Feeds, evened, has_pairs
 from convrewrite.runtime import measure_fidelity
@@ -66,6 +66,7 @@ def quantise_file(
     names = OnnxModel(path).input_names
     feeds = [{n: x.detach().cpu().numpy() for n, x in zip(names, batch, strict=True)} for batch in fit]
     model = onnx.load(str(path))
+    mark_form(model, "int8")
     best: Quantised | None = None
     tried: dict[str, float] = {}
     with temporary() as scratch:

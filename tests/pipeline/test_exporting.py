@@ -90,6 +90,8 @@ def test_the_files_compute_what_the_result_does_at_another_size(made: tuple[Path
         found = OnnxModel(out / name)(x)["output"]
         assert float((found - expected).abs().max()) <= error * float(expected.abs().max())
     assert opset_of(onnx.load(str(out / "model.onnx"))) == 20
+    compared = convrewrite.verify(model, out / "model.half.onnx", x)  # which says that it is no copy
+    assert "in half precision, and" in compared.notes[0]
 
 
 def test_a_result_in_a_folder_gets_further_forms_and_keeps_all_else(

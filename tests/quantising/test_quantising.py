@@ -154,6 +154,8 @@ def test_a_result_gets_its_int8_file_and_a_table_of_four(result: convrewrite.Res
     assert [row.macs for row in rows] == [result.report.totals.macs.before, result.report.totals.macs.after] * 2
     assert rows[0].float_error == 0.0 < rows[3].float_error < 0.5
     assert (tmp_path / "out" / "model.int8.onnx").stat().st_size == rows[3].bytes
+    files = [tmp_path / "out" / name for name in ("model.onnx", "model.int8.onnx")]
+    assert convrewrite.verify(*files, x).notes[-1].endswith("in full precision and in int8: fidelity is what counts")
     result.save(tmp_path / "out")  # an earlier result is replaced with its int8 file
     assert not (tmp_path / "out" / "model.int8.onnx").exists()
     with pytest.raises(ModelLoadError, match="missing; expected a result"):

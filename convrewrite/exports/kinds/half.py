@@ -39,7 +39,7 @@ class Half:
 
         from convrewrite.errors import ExportError
         from convrewrite.exports.halving import halved
-        from convrewrite.onnx_files import OnnxModel, size_of
+        from convrewrite.onnx_files import OnnxModel, mark_form, size_of
 
         if size_of(source.file) > LARGEST_FILE:
             raise ExportError(f"expected an ONNX file of less than {LARGEST_FILE:,} bytes")
@@ -50,6 +50,7 @@ class Half:
             for b in batches
         ]
         found = halved(onnx.load(str(source.file)), feeds)
+        mark_form(found.model, "half")
         onnx.checker.check_model(found.model, full_check=True)
         onnx.save(found.model, str(path))
         return Made(source.batch, source.beyond, _notes(found.kept, found.nodes))

@@ -1,0 +1,80 @@
+"""How two models that are compared are related, and what is expected of them for that."""
+
+import re
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from torch import nn
+
+from convrewrite.onnx_files import OnnxModel, Provenance, mark_form
+from convrewrite.pipeline.relations import relation_of
+from convrewrite.planning import Fingerprint
+
+NAMES = ("a", "b")
+MODULE = nn.Linear(2, 2)
+OWN = str(Fingerprint.of(MODULE))
+SAID = r"^b is a rewritten model \(convrewrite 9\.9\)"
+
+
+def file(original: str = "", result: str = "", form: str = "", quantised: bool = False) -> OnnxModel:
+    """A file that says that it was rewritten, or without arguments nothing."""
+    entries = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    made = helper.make_model(
+        helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", entries[:1], entries[1:]),
+        opset_imports=[helper.make_opsetid("", 18)], ir_version=9,
+    )  # fmt: skip
+    if original or result:
+        helper.set_model_props(made, Provenance(original, result, "9.9").metadata())
+    if quantised:
+        made.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")
+    if form:
+        mark_form(made, form)
+    return OnnxModel(made.SerializeToString())
+
+
+PLAIN, RESULT, INT8, HALF = file(), file("o", OWN), file("o", OWN, "int8"), file("o", OWN, "half")
+
+
+@pytest.mark.parametrize(("pair", "expected", "note"), [
+    ((MODULE, PLAIN), "parity", None),
+    ((PLAIN, PLAIN), "fidelity", None),
+    ((MODULE, nn.Linear(2, 2)), "fidelity", None),
+    ((MODULE, RESULT), "parity", f"{SAID}, and a holds the same weights$"),
+    ((MODULE, file(OWN, "r")), "fidelity", f"{SAID}, made from a: it approximates it, fidelity is what counts$"),
+    ((MODULE, INT8), "fidelity", f"{SAID} in int8, and a holds its weights as they were: it approximates these"),
+    ((MODULE, HALF), "fidelity", f"{SAID} in half precision, and a holds its weights as they were"),
+    ((MODULE, file("o", OWN, quantised=True)), "fidelity", f"{SAID} in int8, and a holds"),
+    ((PLAIN, RESULT), "fidelity", f"{SAID}: it approximates its original, fidelity is what counts$"),
+    ((RESULT, file("o", OWN)), "parity", "^a and b are the same rewritten model$"),
+    ((RESULT, INT8), "fidelity", "^a and b are the same rewritten model, in full precision and in int8: fidelity is"),
+    ((INT8, INT8), "fidelity", "^a and b are the same rewritten model, in int8 and in int8: fidelity is what counts$"),
+    ((RESULT, file("o", "r")), "fidelity", "^a and b are rewritten from the same model$"),
+])  # fmt: skip
+def test_what_is_expected(pair: tuple[object, object], expected: str, note: str | None) -> None:
+    relation = relation_of(*pair, NAMES)
+    assert (relation.expected, relation.stranger) == (expected, None)
+    assert relation.note is None if note is None else re.search(note, str(relation.note))
+
+
+def test_models_that_were_rewritten_from_others_are_strangers() -> None:
+    for pair, name in (((MODULE, file("o", "r")), "b"), ((file("o", "r"), MODULE), "a")):
+        relation = relation_of(*pair, NAMES)
+        assert relation.expected == "fidelity" and str(relation.stranger).startswith(
+            f"{name}: was rewritten from another"
+        )
+    two = relation_of(RESULT, file("p", "r"), NAMES)
+    assert str(two.stranger).startswith("b: was rewritten from another model than a")
+
+
+def test_a_form_is_said_once_and_only_of_rewritten_files() -> None:
+    made = onnx.ModelProto()
+    mark_form(made, "int8")
+    assert not made.metadata_props
+    helper.set_model_props(made, Provenance("o", "r", "9.9").metadata())
+    mark_form(made, "half")
+    mark_form(made, "int8")
+    found = {entry.key: entry.value for entry in made.metadata_props}
+    assert len(made.metadata_props) == len(found)
+    assert Provenance.of(found) == Provenance("o", "r", "9.9", form="int8")
+    assert Provenance.of(found | {"convrewrite.form": "pure gold"}) == Provenance("o", "r", "9.9")
