@@ -34,7 +34,8 @@ ONE_RUN = ("out", "page", "graphs", "open")
 """Options that say what one run writes and where, or what it opens."""
 
 RIVALS = {"minutes": "epochs", "epochs": "minutes", "quiet": "verbose", "verbose": "quiet"}
-"""Options that are not given together: one on the command line takes the place of the other in the file."""
+"""Options that are not given together: one on the command line takes the place of the other in the file, and one in the table of
+the command that of the other for all commands."""
 
 OF_INPUTS = ("mean", "std", "resize")
 """Options that say how calibration inputs are read, and mean nothing to a run without any."""
@@ -88,7 +89,9 @@ class Project:
 
     def words(self, command: str, options: Iterable[str], given: Mapping[str, object]) -> dict[str, Sequence[str]]:
         """The words for options of a command that were not ``given``, by the names of the options."""
-        own = {key: words for key, words in self.common.items() if key in options} | dict(self.tables.get(command, {}))
+        table = self.tables.get(command, {})
+        common = {key: words for key, words in self.common.items() if key in options and RIVALS.get(key) not in table}
+        own = common | dict(table)
         found = {
             key: words for key, words in own.items() if key not in given and RIVALS.get(key) not in given and words
         }

@@ -75,6 +75,9 @@ def test_the_command_line_wins(there: Path) -> None:
     assert words(there, text, "plan", rule=["grouped"], seed="1") == ["--fast"]
     assert words(there, text, "recover", epochs="3") == ["--seed=3"]
     assert words(there, text, "recover") == ["--seed=3", "--minutes=2.5"]
+    assert words(there, f"epochs = 4.0\n{text}", "recover") == ["--seed=3", "--minutes=2.5"], "a table goes first"
+    assert words(there, "quiet = true\n", "recover") == ["--quiet"], "of two words the long one"
+    assert words(there, "minutes = 1.0\n[optimize]\nseed = 3\n", "recover") == ["--minutes=1.0"]
     assert words(there, "verbose = 1", "report", quiet=True) == []
 
 
