@@ -64,11 +64,17 @@ def _words(sources: Sources, settings: Settings, trust: bool) -> list[str]:
         ("--runtime", None if settings.runtime == DEFAULT else settings.runtime),
         ("--timings", settings.timings),
         ("--device", settings.device),
-        ("--timeout", None if settings.timeout == PROBE_SECONDS else f"{settings.timeout:g}"),
+        ("--timeout", None if settings.timeout == PROBE_SECONDS else repr(float(settings.timeout)).removesuffix(".0")),
     ):
         words += [name, text] if text else []
-    words += ["--memory", f"{settings.memory / GIGABYTE:g}"] if settings.memory != MEMORY else []
+    words += ["--memory", _gigabytes(settings.memory)] if settings.memory != MEMORY else []
     words += ["--threads", str(settings.threads)] if settings.threads != 1 else []
     words += ["--trust"] if trust else []
     words += [] if settings.measure else ["--no-onnx"]
     return words + (["--refine"] if settings.refine else [])
+
+
+def _gigabytes(size: int) -> str:
+    """The shortest text that ``--memory`` reads as so many bytes."""
+    texts = (f"{size / GIGABYTE:.{digits}g}" for digits in range(1, 18))
+    return next(text for text in texts if int(float(text) * GIGABYTE) == size)

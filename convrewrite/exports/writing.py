@@ -108,7 +108,8 @@ def _require_form(export: Export, source: Source) -> None:
         raise UsageError(f"export {export.name}: expected a PyTorch model, found an ONNX graph; leave it out")
     if export.takes == "onnx" and source.onnx is None:
         raise UsageError(
-            f"export {export.name}: is made of the ONNX file, found none; leave out --no-onnx (in Python measure=False), or it"
+            f"export {export.name}: is made of the ONNX file, found none; leave out --no-onnx (in Python measure=False) "
+            "where the result is made, or this form"
         )
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from commands import INPUT, call, images, small_network
 
+from convrewrite import values
 from convrewrite.cli import sweeping
 from convrewrite.cli.options import APPLIED, SETTING, SWEPT, Sources, runner_of
 from convrewrite.cli.progress import progress_bars
@@ -14,7 +15,7 @@ from convrewrite.cli.voice import say
 from convrewrite.errors import ModelLoadError
 from convrewrite.onnx_files.model import OnnxModel
 from convrewrite.runtime import export
-from convrewrite.settings import FLAG, Flag, Settings
+from convrewrite.settings import FLAG, GIGABYTE, Flag, Settings
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,14 @@ def test_the_command_that_makes_a_point_of_a_sweep_again_has_every_option_of_bot
     flags = [one.metadata[FLAG] for one in fields(Sources)]
     flags += [SETTING[name].metadata[FLAG] for name in {*APPLIED} & {*SWEPT} - {"outputs", "resume"}]
     assert {word for word in words if word.startswith("--")} == {"--trust", *map(_given, flags)}
+
+
+def test_the_command_of_a_point_has_numbers_as_they_were_given() -> None:
+    for memory in (values.LARGEST_MEMORY, values.SMALLEST_MEMORY, 1.23456789):
+        words = sweeping._words(Sources(), Settings(memory=int(memory * GIGABYTE), timeout=12.3456789), False)
+        said = {name: float(text) for name, text in zip(words[::2], words[1::2], strict=True)}
+        assert int(values.memory(said["--memory"]) * GIGABYTE) == int(memory * GIGABYTE)
+        assert said["--timeout"] == 12.3456789
 
 
 def _given(flag: Flag) -> str:
