@@ -256,6 +256,19 @@ def test_higher_order_orthogonal_iteration_beats_one_pass_and_is_orthonormal(mon
     assert errors[-1] < errors[0]
 
 
+def test_the_least_rank_that_reproduces_any_kernel_and_which_kernels_are_taken() -> None:
+    known, spec = discover(), ConvSpec(2, 64, (3, 5))
+    expected = {
+        "asymmetric": [2 * 3, 2 * 5], "channel": [2 * 3 * 5], "cp": [2 * 3 * 5], "separable": [3 * 5, 2], "tucker": [64],
+    }  # fmt: skip
+    for name, ranks in expected.items():
+        assert [known[name].full_rank(spec, variant) for variant in known[name].variants(spec)] == ranks, name
+    refused = {
+        size: {n for n in expected if known[n].reject(ConvSpec(4, 8, size))} for size in ((1, 1), (1, 3), (3, 3))
+    }
+    assert refused == {(1, 1): expected.keys() - {"channel"}, (1, 3): {"asymmetric"}, (3, 3): set()}
+
+
 def test_grouped_takes_powers_of_two_and_says_so_where_there_is_none() -> None:
     grouped = discover()["grouped"]
     assert [v["groups"] for v in grouped.variants(ConvSpec(12, 8, (3, 3)))] == [2, 4]
