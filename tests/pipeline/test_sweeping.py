@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from convrewrite import Plan, Sweep, apply, pipeline, sweep
 from convrewrite.cli import main
-from convrewrite.errors import UsageError
+from convrewrite.errors import UsageError, VerificationError
+from convrewrite.pipeline.run import Run
 from convrewrite.reporting import SweepPoint, SweepReport, sweep_page
 from convrewrite.reporting.charts import INKS
 from convrewrite.reporting.sweep_report import with_knee
+from convrewrite.results import Result
 from convrewrite.rules.schema import Protect, Rule
 
 RULE = Rule(name="r", structures=("channel",), protect=Protect(stem=False, min_channels=0, min_mac_share=0), ratio=0.5)
@@ -65,6 +67,23 @@ def test_every_budget_has_a_point_that_keeps_to_it_or_a_reason(found: Sweep, mod
     assert losses == sorted(losses)  # less left, more lost
     assert swept.metric == swept.parameters == parameters_of(model)
     assert set(found.plans) == {point.plan for point in reached}
+
+
+def test_a_result_that_fails_its_verification_leaves_the_other_points(
+    model: Small, inputs: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Run.finish
+
+    def finish(self: Run, *rest: Any) -> Result:
+        if (self.planner.constraints.budget or {})["macs"] == 0.5:
+            raise VerificationError("onnxruntime gives something else")
+        return whole(self, *rest)
+
+    monkeypatch.setattr(Run, "finish", finish)
+    (swept,) = sweep(model, inputs[:1], [RULE], inputs, (0.75, 0.5), measure=False, fast=True).report.models
+    good, failed = swept.points
+    assert good.plan is not None and good.reason is None
+    assert failed == SweepPoint(budget=0.5, reason="onnxruntime gives something else")
 
 
 def test_the_plan_of_a_point_gives_what_the_point_says(found: Sweep, model: Small, inputs: Tensor) -> None:
