@@ -5,6 +5,7 @@ import random
 import threading
 import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -369,6 +370,12 @@ class SharedByTheClass(Stateful):
 def test_a_model_whose_copy_uses_the_originals_parts_is_refused() -> None:
     with pytest.raises(TraceError, match="a copy of the model uses tensors of the original"):
         optimize(made(SharedByTheClass), X, ["asymmetric"], DATA, measure=False)
+
+
+def test_a_model_may_hold_the_data_from_which_its_inputs_are_cut() -> None:
+    model, data = nn.Identity(), torch.rand(4, 1, 2, 2)
+    model.trainer = SimpleNamespace(loader=data)
+    assert private_copy(model, (data[:2],)).trainer.loader is not data
 
 
 def test_a_model_that_cannot_be_copied_is_refused() -> None:
