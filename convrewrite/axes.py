@@ -56,6 +56,16 @@ def doubled(inputs: Inputs, name: str) -> Inputs:
     )
 
 
+def doubled_along(inputs: Inputs, free: Sequence[Mapping[int, str]]) -> Inputs:
+    """The inputs at twice the size along all of their free axes, each followed by its mirror image."""
+    larger = []
+    for tensor, axes in zip(inputs, free, strict=True):
+        for position in axes:
+            tensor = torch.cat([tensor, tensor.flip(position)], position)
+        larger.append(tensor)
+    return tuple(larger)
+
+
 def at_least_two(inputs: Inputs) -> Inputs:
     """The inputs, one example twice: torch.export takes an axis of length 1 for a constant, so that a batch of one would be
     exported as fixed."""

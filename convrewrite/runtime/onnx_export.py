@@ -6,7 +6,7 @@ The file's inputs are called ``input`` (or ``input.0``, ``input.1``, ...), its o
 
 import keyword
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +15,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from convrewrite.axes import BATCH, at_least_two, axes_named, by_parameters
+from convrewrite.axes import BATCH, at_least_two, axes_named, by_parameters, doubled_along
 from convrewrite.errors import ExportError, TraceError
 from convrewrite.escaping import innermost_cause
 from convrewrite.folders import Scratch, disk_full, given_path, unwritable, write_errors
@@ -201,7 +201,7 @@ def _write(draft: _Draft, inputs: Inputs) -> tuple[bool, str | None]:
         reason = f"the inputs' shapes {_shapes(inputs)} have no common first axis"
     else:
         try:
-            _torch_export(draft, at_least_two(inputs), tuple({0: BATCH} for _ in inputs))
+            _export_freed(draft, at_least_two(inputs), tuple({0: BATCH} for _ in inputs))
             reason = "the exported graph holds on to the batch size of the example"
             if _has_dynamic_batch(draft.path):
                 reason = wrong_for_one(draft.model, draft.path, inputs)
@@ -239,7 +239,10 @@ def _write_asked(draft: _Draft, inputs: Inputs, free: tuple[dict[int, str], ...]
     fails."""
     names = list(dict.fromkeys(name for axes in free for name in axes.values()))
     try:
-        _torch_export(draft, at_least_two(inputs) if BATCH in names else inputs, free if names else None)
+        if names:
+            _export_freed(draft, at_least_two(inputs) if BATCH in names else inputs, free)
+        else:
+            _torch_export(draft, inputs, None)
     except Exception as error:
         _refuse_full_disk(draft, error)
         if not names:
@@ -266,6 +269,17 @@ def _write_asked(draft: _Draft, inputs: Inputs, free: tuple[dict[int, str], ...]
 def _refuse_full_disk(draft: _Draft, error: Exception) -> None:
     if (reason := disk_full(error)) is not None:
         raise unwritable(draft.path.parents[2] / draft.path.name, reason) from error
+
+
+def _export_freed(draft: _Draft, inputs: Inputs, free: tuple[dict[int, str], ...]) -> None:
+    """Write the draft with these axes free. A forward that keeps what it made for the last size is held to that size where torch
+    exports it at the same, so it first sees another one."""
+    with (
+        quiet(NOISY_LOGGERS),
+        suppress(Exception),
+    ):  # a model may raise anything at another size
+        draft.model(*doubled_along(inputs, free))
+    _torch_export(draft, inputs, free)
 
 
 def _torch_export(draft: _Draft, inputs: Inputs, free: tuple[dict[int, str], ...] | None) -> None:

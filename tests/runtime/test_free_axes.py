@@ -35,6 +35,26 @@ class Flattening(nn.Module):
         return self.fc(self.conv(x).flatten(1))
 
 
+class KeepsItsGrid(nn.Module):
+    """Makes what it needs for a size when that is another than the last one, as heads of detectors do with their anchors."""
+
+    grid: tuple[torch.Size, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.grid is None or self.grid[0] != x.shape:
+            self.grid = (x.shape, torch.ones_like(x[0, 0]).cumsum(-1))
+        return x * self.grid[1]
+
+
+@pytest.mark.parametrize("axes", [None, ("width",)])
+def test_a_size_that_a_model_has_just_seen_is_not_held_to(axes: tuple[str, ...] | None, tmp_path: Path) -> None:
+    model = KeepsItsGrid().eval()
+    model(x := images(2))
+    exported = export(model, x, tmp_path / "m.onnx", free_axes=axes)
+    assert exported.dynamic_batch == (axes is None)
+    assert model.grid is not None and model.grid[0] == x.shape
+
+
 def test_axes_go_by_their_names_and_sizes() -> None:
     image, other, vector, scalar = (
         torch.zeros(2, 3, 8, 16),
