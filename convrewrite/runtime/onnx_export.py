@@ -32,6 +32,7 @@ from convrewrite.onnx_files import (
     tensors,
 )
 from convrewrite.process import FAKE_TENSORS, exporting, ordinary, ordinary_mode, quiet
+from convrewrite.runtime.bounds import BoundsOfOneKind
 from convrewrite.runtime.parity import check_free_axes, wrong_for_one
 from convrewrite.state import named_parameters_of, parameters_of
 from convrewrite.values import free_axes as checked_axes
@@ -286,7 +287,7 @@ def _torch_export(draft: _Draft, inputs: Inputs, free: tuple[dict[int, str], ...
     # A model with a single plain output keeps its own parameter names in the file; others are wrapped.
     wrapped = draft.names != [ROOT] or not _has_repr(draft.model)
     model = _FlatOutputs(draft.model) if wrapped else draft.model
-    with exporting(NOISY_LOGGERS):
+    with exporting(NOISY_LOGGERS), BoundsOfOneKind():
         torch.onnx.export(
             model,
             inputs,

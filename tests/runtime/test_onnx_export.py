@@ -119,6 +119,20 @@ def test_a_model_whose_repr_raises_is_exported_with_parity(tmp_path: Path) -> No
     assert check_parity(model, exported.path, (images(3),)).passed
 
 
+class Clamps(nn.Module):
+    """Bounds of two kinds, which torch's exporter alone has no ONNX form for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = torch.arange(3, device=x.device).clip(max=1.5, min=0).sum()
+        return torch.clamp(x, 0, max=0.5) + torch.ops.aten.clamp.default(-x, 0, 0.25) + (x * 2).clamp_(-1, 0.5) + whole
+
+
+def test_bounds_of_two_kinds_are_exported_with_parity(tmp_path: Path) -> None:
+    exported = export(Clamps().eval(), images(), tmp_path / "m.onnx")
+    assert exported.dynamic_batch
+    assert check_parity(Clamps().eval(), exported.path, (images(3),)).passed
+
+
 class FreesMemory(nn.Module):
     """As reversible networks do in their forward."""
 
