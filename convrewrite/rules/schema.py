@@ -240,9 +240,15 @@ class Protect(_Table):
             text = f"too small to gain: {channels} channels on its narrower side, the rule asks for {least_channels}"
             yield Refusal("protect.min_channels", text + (_way_out(subject) if self.min_channels is None else ""))
         if subject.mac_share < self.min_mac_share:
-            share, least = f"{subject.mac_share:.2%}", f"{self.min_mac_share:.2%}"
+            share, least = _told_apart(subject.mac_share, self.min_mac_share)
             text = f"too small to gain: {share} of the network's MACs, the rule asks for {least}"
             yield Refusal("protect.min_mac_share", text)
+
+
+def _told_apart(less: float, more: float) -> tuple[str, str]:
+    """Two unequal parts of a whole as percentages, with as many digits as show which is less, at least two."""
+    written = ((f"{less:.{digits}%}", f"{more:.{digits}%}") for digits in range(2, 16))
+    return next((texts for texts in written if texts[0] != texts[1]), (repr(less), repr(more)))
 
 
 def _way_out(subject: Subject) -> str:

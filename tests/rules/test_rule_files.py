@@ -123,6 +123,16 @@ def test_protection_covers_the_stem_and_small_sites_and_can_be_lifted(look: Subj
     assert open_rule.refuse(look) is None
 
 
+@pytest.mark.parametrize(
+    ("share", "told"), [(0.0004, "0.04% .*asks for 0.10%"), (0.000998, "0.0998% .*asks for 0.1000%")]
+)
+def test_a_share_that_narrowly_misses_what_a_rule_asks_for_is_told_in_digits_that_show_it(
+    share: float, told: str
+) -> None:
+    refusal = Rule(name="a", structures=("separable",)).refuse(subject(share=share))
+    assert refusal is not None and re.search(told, refusal.text)
+
+
 @pytest.mark.parametrize("look", [subject(stem=True, share=0.05), subject(ConvSpec(1, 64, (9, 1)), share=0.05)])
 def test_of_sites_with_a_tenth_of_what_a_budget_leaves_measured_effects_decide(look: Subject) -> None:
     rule = Rule(name="a", structures=("separable",))
