@@ -56,14 +56,16 @@ def doubled(inputs: Inputs, name: str) -> Inputs:
     )
 
 
-def doubled_along(inputs: Inputs, free: Sequence[Mapping[int, str]]) -> Inputs:
-    """The inputs at twice the size along all of their free axes, each followed by its mirror image."""
-    larger = []
+def of_another_size(inputs: Inputs, free: Sequence[Mapping[int, str]]) -> Inputs:
+    """The inputs with another size along each of their free axes: a single example, which costs least, and the other axes twice
+    as long, each followed by its mirror image."""
+    others = []
     for tensor, axes in zip(inputs, free, strict=True):
-        for position in axes:
-            tensor = torch.cat([tensor, tensor.flip(position)], position)
-        larger.append(tensor)
-    return tuple(larger)
+        for position, name in axes.items():
+            single = name == BATCH and tensor.shape[position] > 1
+            tensor = tensor.narrow(position, 0, 1) if single else torch.cat([tensor, tensor.flip(position)], position)
+        others.append(tensor)
+    return tuple(others)
 
 
 def at_least_two(inputs: Inputs) -> Inputs:

@@ -34,8 +34,8 @@ def for_model(
     """One example for ``model``, and what was assumed for it, a sentence each.
 
     It is what ``given``, the values of ``--input``, says; otherwise it has the shape of the calibration inputs, that of an
-    exported program, or the one ``known`` from a report; otherwise one that the model accepts. Raises UsageError where the model
-    takes several inputs and nothing states their shapes.
+    exported program, the one ``known`` from a report, or that of the example which a module of Lightning keeps; otherwise one
+    that the model accepts. Raises UsageError where the model takes several inputs and nothing states their shapes.
     """
     model = loaded.model
     if given:
@@ -50,6 +50,9 @@ def for_model(
         return made, (f"input size {values.shape_text(*stated)} is that of the exported program",)
     if known is not None and runs_on(model, known.shapes):
         return tuple(noise(shape, index, model) for index, shape in enumerate(known.shapes)), (known.note,)
+    if (own := _own_example(model)) is not None:
+        shapes = values.shape_text(*(tensor.shape for tensor in own))
+        return own, (f"input size {shapes} is that of the model's example_input_array",)
     require_one(names, loaded.source)
     shape, note = find_input_shape(model)
     return (noise(shape, 0, model),), (note,)
@@ -157,6 +160,20 @@ def require_one(names: Sequence[str], where: str) -> None:
             f"{where}: forward takes {len(names)} inputs ({', '.join(names)}); give the shape of each, as "
             "--input 1x3x64x64 --input 1x10, or an example of all, --input FILE.py:NAME"
         )
+
+
+def _own_example(model: nn.Module) -> Inputs | None:
+    """The first of the examples that a module of Lightning keeps; None where it keeps none, or does not run on it."""
+    kept = getattr(model, "example_input_array", None)
+    if kept is None:
+        return None
+    try:
+        own = tuple(tensor[:1].detach() for tensor in bind_inputs(model, example_of(kept, "example_input_array")))
+        with preserved(model), eval_mode(model):
+            run(model, own)
+    except (UsageError, TraceError):
+        return None
+    return own
 
 
 def _require_running(model: nn.Module, example: Inputs, calib: str) -> None:

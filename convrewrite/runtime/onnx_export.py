@@ -15,12 +15,12 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from convrewrite.axes import BATCH, at_least_two, axes_named, by_parameters, doubled_along
+from convrewrite.axes import BATCH, at_least_two, axes_named, by_parameters, of_another_size
 from convrewrite.errors import ExportError, TraceError
 from convrewrite.escaping import innermost_cause
 from convrewrite.folders import Scratch, disk_full, given_path, unwritable, write_errors
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs
-from convrewrite.modules import ROOT, copy_model, eval_mode, named_outputs, preserved
+from convrewrite.modules import ROOT, copy_model, eval_mode, named_outputs, preserved, run
 from convrewrite.names import require_names
 from convrewrite.onnx_files import (
     file_of_weights,
@@ -275,11 +275,8 @@ def _refuse_full_disk(draft: _Draft, error: Exception) -> None:
 def _export_freed(draft: _Draft, inputs: Inputs, free: tuple[dict[int, str], ...]) -> None:
     """Write the draft with these axes free. A forward that keeps what it made for the last size is held to that size where torch
     exports it at the same, so it first sees another one."""
-    with (
-        quiet(NOISY_LOGGERS),
-        suppress(Exception),
-    ):  # a model may raise anything at another size
-        draft.model(*doubled_along(inputs, free))
+    with quiet(NOISY_LOGGERS), suppress(TraceError):  # a model may take no other size
+        run(draft.model, of_another_size(inputs, free))
     _torch_export(draft, inputs, free)
 
 

@@ -119,6 +119,35 @@ def test_optimize_and_verify_with_an_example_and_batches_by_name(place: Path) ->
     assert "input 1x3x16x16, 1, 1 thread(s)" in timed.said
 
 
+KEPT = """
+import torch
+from torch import nn
+
+class Kept(nn.Module):
+    def __init__(self, *examples):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 8, 3)
+        self.example_input_array = examples
+
+    def forward(self, image, scale):
+        return self.conv(image) * scale
+
+def kept():
+    return Kept(torch.ones(4, 2, 9, 7), torch.ones(4, 1, 1, 1))
+
+def other():
+    return Kept(torch.ones(4, 3, 9, 7), torch.ones(4, 1, 1, 1))
+"""
+
+
+def test_a_module_of_lightning_keeps_an_example(tmp_path: Path) -> None:
+    (tmp_path / "lightning_kept.py").write_text(KEPT)
+    ran = call("analyze", f"{tmp_path}/lightning_kept.py:kept")
+    assert ran.code == 0 and "input size 1x2x9x7, 1x1x1x1 is that of the model's example_input_array" in ran.said
+    refused = call("analyze", f"{tmp_path}/lightning_kept.py:other")  # it does not run on that
+    assert refused.code == 2 and "forward takes 2 inputs" in refused.message
+
+
 @pytest.mark.usefixtures("untimed")
 def test_a_calibration_file_gives_sizes_and_integers(place: Path) -> None:
     _, report = optimized(place, "tagged", "--calib", place / "named.npz")
