@@ -40,7 +40,7 @@ def export_result(
     *,
     to: Sequence[str],
     settings: Settings | None = None,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Report:
     """Write a result that is in a folder in other forms, into the same folder. Returns its report, which now lists them.
 
@@ -54,7 +54,7 @@ def export_result(
     that are missing and a folder that cannot be written, ModelLoadError for one that holds no result, or other weights than were
     measured, PlanError for another original.
     """
-    asked, folder = settings_of(settings), given_path(result)
+    asked, folder, progress = settings_of(settings), given_path(result), progress or silent
     if not named_exports(to):
         raise UsageError("--to: expected the name of a form, as openvino, found none")
     report, plan = read_report(folder), read_plan(folder / PLAN)

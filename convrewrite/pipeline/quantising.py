@@ -50,7 +50,7 @@ def quantise(
     calibration: object = None,
     *,
     settings: Settings | None = None,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> tuple[Int8Row, ...]:
     """Quantise a result folder's model to static int8, as ``model.int8.onnx`` in that folder, and return a table of four models:
     original, rewritten, and both in int8.
@@ -65,7 +65,7 @@ def quantise(
     original, ExportError for what onnxruntime cannot quantise, UsageError where the file cannot be written, CalibrationError
     without inputs.
     """
-    asked, folder = settings_of(settings), given_path(result)
+    asked, folder, progress = settings_of(settings), given_path(result), progress or silent
     asked.require_files_run()
     if calibration is None or (isinstance(calibration, str) and calibration == "weights"):
         raise CalibrationError(

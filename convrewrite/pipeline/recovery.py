@@ -290,7 +290,8 @@ def _keeper(extras: RecoveryExtras, processes: Processes) -> Any:
 
 
 def _teller(extras: RecoveryExtras, asked: Recovery) -> Any:
-    what = f"{asked.epochs:g} epochs" if asked.epochs is not None else f"{asked.time:g} min"
+    epochs = "1 epoch" if asked.epochs == 1 else f"{asked.epochs} epochs"
+    what = epochs if asked.epochs is not None else f"{asked.time:g} min"
     return lambda progress, text: extras.listener("recover", round(100 * progress), 100, f"{what}: {text}")
 
 
