@@ -290,8 +290,10 @@ def _keeper(extras: RecoveryExtras, processes: Processes) -> Any:
 
 
 def _teller(extras: RecoveryExtras, asked: Recovery) -> Any:
-    epochs = "1 epoch" if asked.epochs == 1 else f"{asked.epochs} epochs"
-    what = epochs if asked.epochs is not None else f"{asked.time:g} min"
+    if asked.epochs is None:
+        what = f"{asked.time:g} min"
+    else:
+        what = f"{asked.epochs:g} epoch{'' if asked.epochs == 1 else 's'}"
     return lambda progress, text: extras.listener("recover", round(100 * progress), 100, f"{what}: {text}")
 
 
