@@ -290,10 +290,8 @@ def _keeper(extras: RecoveryExtras, processes: Processes) -> Any:
 
 
 def _teller(extras: RecoveryExtras, asked: Recovery) -> Any:
-    if asked.epochs is None:
-        what = f"{asked.time:g} min"
-    else:
-        what = f"{asked.epochs:g} epoch{'' if asked.epochs == 1 else 's'}"
+    unit = "epoch" if asked.epochs == 1 else "epochs"
+    what = f"{asked.time:g} min" if asked.epochs is None else f"{asked.epochs:g} {unit}"
     return lambda progress, text: extras.listener("recover", round(100 * progress), 100, f"{what}: {text}")
 
 
