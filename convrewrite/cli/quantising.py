@@ -82,10 +82,10 @@ def _require_inputs(sources: Sources, where: str) -> None:
         raise UsageError(f"{where}: expected inputs to calibrate on, found {found}; give real ones (--calib)")
 
 
-LEFT_OUT = "leave it out, or rewrite the float32 model that this was made of"
+_LEFT_OUT = "leave it out, or rewrite the float32 model that this was made of"
 
 
-def require_float32(model: "nn.Module", where: str = "--int8", instead: str = LEFT_OUT) -> None:
+def require_float32(model: "nn.Module", where: str = "--int8", instead: str = _LEFT_OUT) -> None:
     """Raise UsageError, before any long work, for a module made of an ONNX graph that onnxruntime's quantiser does not take."""
     from convrewrite.onnx_graph import holds_halves
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict
 
-from convrewrite.errors import ExportError, PlanError, VerificationError
+from convrewrite.errors import PlanError
 from convrewrite.modules import surroundings_preserved
 from convrewrite.pipeline.keywords import Extras
 from convrewrite.pipeline.metrics import Metric, measured_by
@@ -131,7 +131,7 @@ class Frontier:
     def _point(self, run: Run, budget: float) -> Made:
         try:
             result = run.finish(run.choose(), self.name, self.network.notes)
-        except (PlanError, ExportError, VerificationError) as error:  # the other points are results all the same
+        except PlanError as error:
             return Made(point=SweepPoint(budget=budget, reason=str(error)))
         report = result.report
         latency = report.totals.onnx_latency_seconds

@@ -126,10 +126,10 @@ def sweep(
 
     Inputs, survey and the original's own measurements are shared, and fits as far as plans begin alike; points are not refined,
     unless ``refine=True``, and not improved by swaps: ``optimize`` within the same budget is at least as good. A budget that
-    cannot be met, or whose result has no ONNX form or fails its verification, is a point with the reason. ``metric`` is called
-    with copies of the original and of each rewritten model. ``cluster``: hand the work to Dask, to processes here (two for
-    ``"local:2"``) or to the scheduler at an address, whose workers are trusted; raises UsageError for a cluster that
-    cannot be used, and ProcessLostError where its workers die. The other arguments are those of :func:`optimize`.
+    cannot be met is a point with the reason. ``metric`` is called with copies of the original and of each rewritten model.
+    ``cluster``: hand the work to Dask, to processes here (two for ``"local:2"``) or to the scheduler at an address, whose workers
+    are trusted; raises UsageError for a cluster that cannot be used, and ProcessLostError where its workers die. The other
+    arguments are those of :func:`optimize`.
     """
     cluster, rest = keywords.get("cluster"), {name: value for name, value in keywords.items() if name != "cluster"}
     asked = frontier_of(

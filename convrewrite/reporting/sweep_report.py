@@ -25,7 +25,7 @@ class SweepPoint(Record):
 
     ``macs``, ``parameters`` and ``latency`` are what is left of the original's; ``agreement``, ``kl`` (nats) and ``error``, a
     relative one, are those of the worst output on held-out inputs. ``refused`` says why the result is no success, ``reason`` why
-    there is no plan or no result. A point is ``beaten`` where another costs no more and loses less.
+    there is no plan, where there is none. A point is ``beaten`` where another costs no more and loses less.
     """
 
     budget: Annotated[float, Field(gt=0, lt=1)]
