@@ -5,6 +5,7 @@ import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from convrewrite.machine import channel_block
 from convrewrite.planning.curves import spread
 from convrewrite.planning.latency_table import LatencyTable, aligned, calls_of
 from convrewrite.rewriting import Prepared
@@ -21,6 +22,10 @@ TIMED = 6
 """At most this many ranks of a rank range are timed where speed counts; fewer of them are fitted."""
 
 
+SMALLER = 2
+"""At most this many ranks that fill a quarter or a half of one block are timed besides."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Ranks:
     """The ranks of one rank range."""
@@ -28,11 +33,17 @@ class _Ranks:
     rank_range: RankRange
     usable: Sequence[int]
 
-    def aligned(self, block: int | None) -> Sequence[int]:
-        """The ranks that fill channel blocks; all of them if none does."""
+    def timed(self, block: int) -> list[int]:
+        """A few ranks that fill channel blocks, or any if none does; and a few that fill a part of the first block: these waste
+        the rest of it, but nothing else takes as little time."""
+        full = self._filling(block) or self.usable
+        part = [rank for rank in self._filling(max(1, block // 4)) if rank < full[0]]
+        return [*spread(part, SMALLER), *spread(full, TIMED)]
+
+    def _filling(self, block: int) -> list[int]:
         structure, spec = self.rank_range.structure, self.rank_range.site.folded_spec.per_group
         stages = {rank: structure.stages(spec, {**self.rank_range.variant, "rank": rank}) for rank in self.usable}
-        return [rank for rank in self.usable if aligned(stages[rank], block)] or self.usable
+        return [rank for rank in self.usable if aligned(stages[rank], block)]
 
 
 def usable(rank_range: RankRange, latency_table: LatencyTable | None) -> list[Candidate]:
@@ -46,7 +57,7 @@ def usable(rank_range: RankRange, latency_table: LatencyTable | None) -> list[Ca
     found = _Ranks(rank_range, ranks[min(first, max(0, last - 1)) : last])
     if latency_table is None:
         return [rank_range.at(rank) for rank in spread(found.usable, RANKS)]
-    chosen = spread(found.aligned(latency_table.block), TIMED)
+    chosen = found.timed(latency_table.block or channel_block())
     if latency_table.least_gain == 0:  # counts matter: ranks between blocks may be the best ones that are not slower
         chosen = sorted({*chosen, *spread(found.usable, TIMED)})
     return [rank_range.at(rank) for rank in chosen]

@@ -22,6 +22,7 @@ from convrewrite.fitting import Fit
 from convrewrite.fitting.stages import MIN_ITERATIONS
 from convrewrite.graph.sites import Site, find_sites
 from convrewrite.graph.tracing import trace
+from convrewrite.machine import channel_block
 from convrewrite.meanings import Meaning, tell
 from convrewrite.planning import candidates, effects, sensitivities
 from convrewrite.planning.allocation import allocate
@@ -320,13 +321,15 @@ def test_a_rules_own_gain_is_asked_for() -> None:
         assert all("less than the 50% it must gain" in dropped.reason for dropped in entry.dropped)
 
 
-def test_where_time_counts_ranks_fill_the_channel_blocks() -> None:
+def test_where_time_counts_ranks_fill_the_channel_blocks_or_a_part_of_the_first() -> None:
     model = settled(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 64, 3, padding=1)).double())
     [_, entry] = surveyed(model, data(), "channel", timer=FalseTimer())
-    spec = entry.site.folded_spec.per_group
-    ranks = [scored.candidate.option.parameters for scored in entry.options]
-    assert ranks
-    assert all(aligned(STRUCTURES["channel"].stages(spec, setting)) for setting in ranks)
+    spec, block = entry.site.folded_spec.per_group, channel_block()
+    found = {int(scored.candidate.option.parameters["rank"]): scored.candidate.option for scored in entry.options}
+    whole = {rank for rank, o in found.items() if aligned(STRUCTURES["channel"].stages(spec, o.parameters), block)}
+    assert whole == {rank for rank in found if rank % block == 0} and len(whole) > 1
+    part = found.keys() - whole
+    assert part and max(part) < block and all(rank % (block // 4) == 0 for rank in part)
 
 
 def test_where_no_rank_that_saves_fills_a_block_the_others_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
