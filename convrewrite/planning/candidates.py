@@ -25,6 +25,9 @@ TIMED = 6
 SMALLER = 2
 """At most this many ranks that fill a quarter or a half of one block are timed besides."""
 
+DEAR = 0.2
+"""These are timed where the first whole block costs more than this part of a site's own MACs; elsewhere it is little enough."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Ranks:
@@ -36,9 +39,11 @@ class _Ranks:
     def timed(self, block: int) -> list[int]:
         """A few ranks that fill channel blocks, or any if none does; and a few that fill a part of the first block: these waste
         the rest of it, but nothing else takes as little time."""
-        full = self._filling(block) or self.usable
+        full = spread(self._filling(block) or self.usable, TIMED)
+        if not full or self.rank_range.at(full[0]).cost.macs <= DEAR * self.rank_range.site.cost.macs:
+            return full
         part = [rank for rank in self._filling(max(1, block // 4)) if rank < full[0]]
-        return [*spread(part, SMALLER), *spread(full, TIMED)]
+        return [*spread(part, SMALLER), *full]
 
     def _filling(self, block: int) -> list[int]:
         structure, spec = self.rank_range.structure, self.rank_range.site.folded_spec.per_group
