@@ -31,7 +31,7 @@ import convrewrite
 from convrewrite.rules import Match, Rule
 from convrewrite.settings import Settings
 
-STRUCTURES = ("separable", "asymmetric", "grouped", "channel", "input-channel", "tucker", "cp")
+STRUCTURES = ("separable", "asymmetric", "grouped", "channel", "tucker", "cp")
 
 CLOSE = 0.005
 """Part of the whole model's MACs: a uniform ratio that comes so near the plan's MACs is near enough."""

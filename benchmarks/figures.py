@@ -31,7 +31,6 @@ DOCUMENTS = (
             "int8.md",
             "performance.md",
             "outputs.md",
-            "frontier.md",
         )
     ),
 )
@@ -255,20 +254,6 @@ def never_slower() -> str:
     return markdown("asked|options|of the original's time|KL|top-1 lost", cells, left=2)
 
 
-def within_time() -> str:
-    """Every budget of ``within_time.py``, without a structure and with it."""
-    rows, cells = rows_of(RESULTS / "within_time.json"), []
-    for row in rows:
-        if row["without"]:
-            same = {key: row[key] for key in ("network", "seed", "asked")}
-            both = (row, only(rows, without="", **same))
-            figures = [
-                f"{one[key]:.{digits}f}" for key, digits in (("kl", 5), ("lost", 2), ("ratio", 2)) for one in both
-            ]
-            cells.append((f"{row['network']}, {row['seed']}", row["asked"], row["without"], *figures))
-    return markdown("network, seed|asked|structure|KL without|with|lost without|with|time without|with", cells, left=3)
-
-
 def few_inputs() -> str:
     rows = held(RESULTS / "few_inputs.json")
     cells = [
@@ -347,7 +332,6 @@ TEXTS: dict[str, Callable[[], str]] = {
     "speed": speed,
     "int8": int8,
     "never-slower": never_slower,
-    "within-time": within_time,
     "few-inputs": few_inputs,
     "own-time": own_time,
     "stages": stages,

@@ -19,45 +19,40 @@ from convrewrite.conv import ConvSpec
 from convrewrite.rules import check, load_rule_file
 from convrewrite.structures import Setting, Stage
 
-RULE = Path(__file__).parent / "output_groups.toml"
+RULE = Path(__file__).parent / "input_channel.toml"
 
 
-class OutputGroups:
-    """A pointwise to g R channels, then k x k in g groups: each group of outputs sees R mixtures of the inputs of its own."""
+class InputChannel:
+    """A pointwise to R channels, then k x k from these: the kernel's rank-R factorisation over its input channels."""
 
-    name = "output-groups"
-    reference = "the mirror of Peng et al. 2018"
+    name = "input-channel"
+    reference = "the mirror of Zhang et al. 2016"
 
     def reject(self, spec: ConvSpec) -> str | None:
-        if spec.kernel_size == (1, 1):
-            return "a 1x1 kernel gives two pointwise stages"
-        return None if self.variants(spec) else "the output channels do not divide into two groups"
+        return "a 1x1 kernel gives two pointwise stages" if spec.kernel_size == (1, 1) else None
 
     def variants(self, spec: ConvSpec) -> tuple[Setting, ...]:
-        return tuple({"groups": groups} for groups in (2, 4) if spec.out_channels % groups == 0)
+        return ({},)
 
     def full_rank(self, spec: ConvSpec, variant: Setting) -> int:
-        outputs = spec.out_channels // int(variant["groups"])
-        return min(spec.in_channels, outputs * spec.kernel_size[0] * spec.kernel_size[1])
+        return min(spec.in_channels, spec.out_channels * spec.kernel_size[0] * spec.kernel_size[1])
 
     def stages(self, spec: ConvSpec, setting: Setting) -> tuple[Stage, ...]:
-        groups, inner = int(setting["groups"]), int(setting["groups"]) * int(setting["rank"])
-        return (Stage(spec.in_channels, inner), Stage(inner, spec.out_channels, "hw", groups=groups))
+        rank = int(setting["rank"])
+        return (Stage(spec.in_channels, rank), Stage(rank, spec.out_channels, "hw"))
 
     def weights(self, kernel: Tensor, spec: ConvSpec, setting: Setting) -> tuple[Tensor, ...]:
-        groups, rank = int(setting["groups"]), int(setting["rank"])
+        rank = int(setting["rank"])
         outputs, inputs, kh, kw = kernel.shape
-        own = kernel.unflatten(0, (groups, -1)).transpose(1, 2).flatten(2)  # (g, C, O/g k^2)
-        u, s, vh = torch.linalg.svd(own, full_matrices=False)
-        root = s[:, :rank].sqrt()
-        pointwise = (u[..., :rank] * root[:, None]).transpose(1, 2).reshape(groups * rank, inputs, 1, 1)
-        filters = (vh[:, :rank] * root[..., None]).reshape(groups, rank, outputs // groups, kh, kw)
-        return pointwise, filters.transpose(1, 2).reshape(outputs, rank, kh, kw)
+        u, s, vh = torch.linalg.svd(kernel.transpose(0, 1).reshape(inputs, -1), full_matrices=False)
+        root = s[:rank].sqrt()
+        filters = (vh[:rank] * root[:, None]).reshape(rank, outputs, kh, kw).transpose(0, 1)
+        return (u[:, :rank] * root).T[:, :, None, None].contiguous(), filters.contiguous()
 
 
 def main(folder: Path) -> dict[str, float]:
     """Check the rule's own examples, rewrite by it, save, and load again."""
-    structure = OutputGroups()
+    structure = InputChannel()
     findings = check(load_rule_file(RULE), lambda name, spec: {structure.name: structure}[name].reject(spec))
     assert all(finding.passed for finding in findings), findings
 

@@ -29,7 +29,7 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
     "strided": {"stride": 2, "kernel_size": (3, 5), "padding_mode": "reflect"},
     "dilated": {"dilation": (2, 1), "padding": "valid", "kernels": 2},
 }
-STRUCTURES = ["separable", "asymmetric", "grouped", "channel", "input-channel", "tucker", "cp"]
+STRUCTURES = ["separable", "asymmetric", "grouped", "channel", "tucker", "cp"]
 
 
 def dynamic(dtype: torch.dtype = torch.float64, **changes: Any) -> DynamicConv2d:

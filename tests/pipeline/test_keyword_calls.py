@@ -30,9 +30,7 @@ class Named(nn.Module):
         return self.head(input=F.relu(input=x).mean((2, 3)))
 
 
-@pytest.mark.parametrize(
-    "structure", ["separable", "asymmetric", "grouped", "channel", "input-channel", "tucker", "cp"]
-)
+@pytest.mark.parametrize("structure", ["separable", "asymmetric", "grouped", "channel", "tucker", "cp"])
 def test_whatever_takes_a_convolutions_place_is_called_as_it_was(structure: str) -> None:
     rule = Rule(name="r", structures=(structure,), protect=PROTECT, ratio=0.9)
     result = optimize(Named().eval(), X[:1], [rule], X, measure=False, refine=True, only="last")

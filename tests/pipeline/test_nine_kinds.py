@@ -68,7 +68,7 @@ schema = 1
 [[rule]]
 name       = "generous"
 match      = { kind = ["standard", "pointwise", "asymmetric", "dilated", "grouped", "transposed", "dynamic"] }
-structures = ["separable", "asymmetric", "grouped", "channel", "input-channel", "tucker", "cp"]
+structures = ["separable", "asymmetric", "grouped", "channel", "tucker", "cp"]
 ratio      = 0.8
 """
 

@@ -14,7 +14,7 @@ from convrewrite.errors import RuleFileError
 from convrewrite.rules import files
 from convrewrite.rules.schema import Match, Protect, Range, Rule, RuleFile, Subject
 
-STRUCTURES = ("separable", "asymmetric", "grouped", "channel", "input-channel", "tucker", "cp")
+STRUCTURES = ("separable", "asymmetric", "grouped", "channel", "tucker", "cp")
 RULE = '[[rule]]\nname = "a"\nstructures = ["separable"]\n'
 HEAD = "schema = 1\n"
 

@@ -99,20 +99,19 @@ def test_the_super_resolution_network_keeps_its_decibels(run: Run, tmp_path: Pat
 
 def test_the_structure_is_exact_at_full_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    from own_rule_and_structure import OutputGroups
+    from own_rule_and_structure import InputChannel
 
     from convrewrite.conv import ConvSpec
     from convrewrite.structures.algebra import compose
 
-    structure, generator = OutputGroups(), torch.Generator().manual_seed(0)
-    assert structure.reject(ConvSpec(12, 5, (3, 2))) and not structure.reject(ConvSpec(12, 6, (3, 2)))
-    for inputs, outputs, groups in ((12, 4, 4), (3, 20, 2)):
+    structure, generator = InputChannel(), torch.Generator().manual_seed(0)
+    for inputs, outputs in ((12, 5), (3, 20)):
         spec = ConvSpec(inputs, outputs, (3, 2))
         kernel = torch.randn(spec.kernel_shape, generator=generator, dtype=torch.float64)
-        setting = {"groups": groups, "rank": structure.full_rank(spec, {"groups": groups})}
+        setting = {"rank": structure.full_rank(spec, {})}
         composed = compose(structure.weights(kernel, spec, setting), structure.stages(spec, setting))
         assert torch.allclose(composed, kernel, atol=1e-12)
-        less = {**setting, "rank": setting["rank"] - 1}
+        less = {"rank": setting["rank"] - 1}
         truncated = compose(structure.weights(kernel, spec, less), structure.stages(spec, less))
         assert not torch.allclose(truncated, kernel, atol=1e-2)
 

@@ -37,7 +37,7 @@ FITTED = {torch.float64: 1e-7, torch.float32: 1e-4}
 """Fits compare squares of errors, which rounding hides below 1.5e-8, the root of its unit, at each of up to ten sites."""
 
 EVERYWHERE = Protect(stem=False, min_channels=0, min_mac_share=0)
-STRUCTURES = ("separable", "asymmetric", "grouped", "channel", "input-channel", "tucker", "cp")
+STRUCTURES = ("separable", "asymmetric", "grouped", "channel", "tucker", "cp")
 SAME_SHAPE = ("skip", "skip in place", "reversed skip", "gate in place", "divide in place", "exchange")
 CALLS = ("module", "module", "twice", "tied", "parameter", "parameter twice", "buffer", "from input")
 RELUS = ("", "module", "in place", "in place on a view", "function", "before", "in place before")
