@@ -42,7 +42,7 @@ class _Ranks:
         full = spread(self._filling(block) or self.usable, TIMED)
         if not full or self.rank_range.at(full[0]).cost.macs <= DEAR * self.rank_range.site.cost.macs:
             return full
-        part = [rank for rank in self._filling(max(1, block // 4)) if rank < full[0]]
+        part = [rank for rank in self._filling(max(1, block // 4)) if 2 * rank <= full[0]]
         return [*spread(part, SMALLER), *full]
 
     def _filling(self, block: int) -> list[int]:

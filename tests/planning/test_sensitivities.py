@@ -329,7 +329,7 @@ def test_where_time_counts_ranks_fill_the_channel_blocks_or_a_part_of_the_first(
     whole = {rank for rank, o in found.items() if aligned(STRUCTURES["channel"].stages(spec, o.parameters), block)}
     assert whole == {rank for rank in found if rank % block == 0} and len(whole) > 1
     part = found.keys() - whole
-    assert part and max(part) < block and all(rank % (block // 4) == 0 for rank in part)
+    assert part and max(part) <= block // 2 and all(rank % (block // 4) == 0 for rank in part)
 
 
 def test_where_no_rank_that_saves_fills_a_block_the_others_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
