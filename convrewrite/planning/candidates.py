@@ -1,5 +1,5 @@
-"""Which candidates of a rank range are considered: where time is measured, a few that fill channel blocks; otherwise nearly
-all."""
+"""Which candidates of a rank range are considered: where time is measured, a few that fill channel blocks, or a part of the
+first; otherwise nearly all."""
 
 import bisect
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ TIMED = 6
 """At most this many ranks of a rank range are timed where speed counts; fewer of them are fitted."""
 
 
-SMALLER = 2
+PARTS = 2
 """At most this many ranks that fill a quarter or a half of one block are timed besides."""
 
-DEAR = 0.2
+DEAR_BLOCK = 0.2
 """These are timed where the first whole block costs more than this part of a site's own MACs; elsewhere it is little enough."""
 
 
@@ -39,20 +39,20 @@ class _Ranks:
     def timed(self, block: int) -> list[int]:
         """A few ranks that fill channel blocks, or any if none does; and a few that fill a part of the first block: these waste
         the rest of it, but nothing else takes as little time."""
-        full = spread(self._filling(block) or self.usable, TIMED)
-        if not full or self.rank_range.at(full[0]).cost.macs <= DEAR * self.rank_range.site.cost.macs:
+        full = spread(self._filling(block, self.usable) or self.usable, TIMED)
+        if not full or self.rank_range.at(full[0]).cost.macs <= DEAR_BLOCK * self.rank_range.site.cost.macs:
             return full
-        part = [rank for rank in self._filling(max(1, block // 4)) if 2 * rank <= full[0]]
-        return [*spread(part, SMALLER), *full]
+        lower = [rank for rank in self.usable if 2 * rank <= full[0]]
+        return [*spread(self._filling(max(1, block // 4), lower), PARTS), *full]
 
-    def _filling(self, block: int) -> list[int]:
+    def _filling(self, block: int, ranks: Sequence[int]) -> list[int]:
         structure, spec = self.rank_range.structure, self.rank_range.site.folded_spec.per_group
-        stages = {rank: structure.stages(spec, {**self.rank_range.variant, "rank": rank}) for rank in self.usable}
-        return [rank for rank in self.usable if aligned(stages[rank], block)]
+        settings = ({**self.rank_range.variant, "rank": rank} for rank in ranks)
+        return [int(setting["rank"]) for setting in settings if aligned(structure.stages(spec, setting), block)]
 
 
 def usable(rank_range: RankRange, latency_table: LatencyTable | None) -> list[Candidate]:
-    """The ranks that may be chosen: all that save enough; where speed counts, a few of them that fill channel blocks."""
+    """The ranks that may be chosen: all that save enough; where speed counts, a few of them, see :meth:`_Ranks.timed`."""
     site = rank_range.site
     limit = (1 - rank_range.rule.require.min_mac_saving) * site.cost.macs
     ranks = rank_range.ranks

@@ -332,6 +332,13 @@ def test_where_time_counts_ranks_fill_the_channel_blocks_or_a_part_of_the_first(
     assert part and max(part) <= block // 2 and all(rank % (block // 4) == 0 for rank in part)
 
 
+def test_where_a_whole_block_costs_little_no_part_of_one_is_timed() -> None:
+    model = settled(nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 256, 3, padding=1)).double())
+    [_, entry] = surveyed(model, data(), "channel", timer=FalseTimer())
+    ranks = [int(scored.candidate.option.parameters["rank"]) for scored in entry.options]
+    assert ranks and all(rank % channel_block() == 0 for rank in ranks)
+
+
 def test_where_no_rank_that_saves_fills_a_block_the_others_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = settled(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3, padding=1)).double())
     monkeypatch.setattr(candidates, "aligned", lambda stages, _block: all(s.out_channels % 16 == 0 for s in stages))
