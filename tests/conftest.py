@@ -1,6 +1,8 @@
 """Fixtures that several test files share."""
 
+import functools
 import gc
+import importlib.metadata
 import signal
 from collections.abc import Iterator
 
@@ -61,6 +63,14 @@ def own_timings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FOLDER_VARIABLE, str(tmp_path_factory.mktemp("timings")))
         patch.setenv(LIMIT_VARIABLE, "0")
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def plugins_looked_for_once() -> Iterator[None]:
+    """Nothing is installed meanwhile, and an environment of many packages is read for every group of every run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.metadata, "entry_points", functools.cache(importlib.metadata.entry_points))
         yield
 
 

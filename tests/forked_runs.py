@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from commands import INPUT, small_network
-from matplotlib.mathtext import MathTextParser
 
 WATCHED = ("open", "os.", "shutil.", "tempfile.", "ctypes.call", "fcntl.")
 """Audit events that are counted: those of the file system."""
@@ -106,7 +105,6 @@ def _warm_up() -> None:
         torch.save(small_network(), network)
         code = entry.main(["optimize", str(network), "-o", f"{folder}/out", *INPUT, "--calib", "weights", "--no-onnx"])
         assert code == 0
-    MathTextParser("path").parse("$10^2$")  # the ticks of a recovery's curve: training here would leave threads behind
 
 
 class _Child:

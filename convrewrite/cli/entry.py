@@ -4,6 +4,8 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
+from typing import Any
 
 import typer
 
@@ -43,7 +45,7 @@ def _main(argv: list[str] | None = None) -> int:
         _require_working_folder()
         # A command returns nothing; a number is the code of typer.Exit, into which typer turns Ctrl-C outside a command.
         with signals_raised():
-            code = int(app(words, standalone_mode=False, obj=words) or 0)
+            code = int(_commands()(words, standalone_mode=False, obj=words) or 0)
             sys.stdout.flush()  # what cannot be written is found here, not at the exit
         return code if code != INTERRUPTED else interrupted(NOTHING, code)
     except ConvRewriteError as error:
@@ -70,6 +72,12 @@ def _main(argv: list[str] | None = None) -> int:
         if message := error.format_message().rstrip("."):  # without arguments the help is shown, and that is all
             _complain(f"{printable(message)}; see --help")
         return 2
+
+
+@cache
+def _commands() -> Any:
+    """The commands, made of their functions once in a process: that takes longer than to call one."""
+    return typer.main.get_command(app)
 
 
 def _require_working_folder() -> None:

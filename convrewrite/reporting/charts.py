@@ -6,7 +6,7 @@ where it cannot.
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,10 +17,14 @@ from convrewrite.reporting.report import RecoveredSummary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 SIZE = (6.2, 3.3)
 """Inches of a chart, at 72 pixels an inch: near the width it is shown at, both on a telephone and beside another chart."""
+
+MARGIN = 1.1
+"""How far a curve's axis goes on beyond it, at least: ticks of one that is nearly flat would have the same label otherwise."""
 
 INKS = {"#010101": "--ink", "#020202": "--soft", "#030303": "--line", "#040404": "--accent", "#050505": "--mark"}
 """Colours that are drawn with, and the colour of the page's scheme that replaces each."""
@@ -59,9 +63,9 @@ def depth_chart(points: Sequence[ErrorPoint]) -> str:
             axes.plot(*zip(*alone, strict=True), "o", color=MARK, markersize=4.5, label="this site alone")
         axes.set_xlabel("place in the network")
         axes.set_ylabel("relative output error")
-        from matplotlib.ticker import FuncFormatter, MaxNLocator
+        from matplotlib.ticker import FuncFormatter
 
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        _whole_numbers(axes.xaxis)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
         axes.grid(axis="x", visible=False)
         _legend(axes)
@@ -82,14 +86,10 @@ def agreement_chart(points: Sequence[ErrorPoint]) -> str:
         axes.plot(ends, ends, color=SOFT, linewidth=1, linestyle="--", label="as expected")
         axes.plot(*zip(*both, strict=True), "o", color=ACCENT, markersize=6, label="a site")
         axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+        for axis in (axes.xaxis, axes.yaxis):
+            _plain_numbers(axis, percent)
         axes.set_xlabel("expected: this site alone")
         axes.set_ylabel("measured: in the rewritten network")
-        from matplotlib.ticker import FuncFormatter, LogLocator
-
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
-            axis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
-            axis.set_minor_formatter(FuncFormatter(lambda *_: ""))
         _legend(axes)
         return svg_of(figure)
 
@@ -104,7 +104,12 @@ def recovery_chart(recovered: RecoveredSummary) -> str:
         if not recovered.unchanged:
             axes.plot([recovered.kept_step], [recovered.after], "o", color=MARK, label="kept")
         if points:
+            shown = [effect for _, effect in points] + [recovered.before] * (recovered.before > 0)
             axes.set_yscale("log")
+            _plain_numbers(axes.yaxis, lambda effect: f"{effect:.3g}")
+            low, high = axes.get_ylim()
+            axes.set_ylim(min(low, min(shown) / MARGIN), max(high, max(shown) * MARGIN))
+        _whole_numbers(axes.xaxis)
         axes.set_xlabel("steps")
         axes.set_ylabel("effect on held-out inputs")
         _legend(axes)
@@ -123,6 +128,22 @@ def drawing() -> Iterator[tuple["Figure", "Axes"]]:
         axes = figure.subplots()
         axes.patch.set_alpha(0)
         yield figure, axes
+
+
+def _whole_numbers(axis: "Axis") -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _plain_numbers(axis: "Axis", text: Callable[[float], str]) -> None:
+    """Ticks of a logarithmic axis: powers of ten, and twice and five times these, as plain numbers. matplotlib's own are
+    formulas, slow to lay out."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+    axis.set_minor_formatter(FuncFormatter(lambda *_: ""))
 
 
 def _legend(axes: "Axes") -> None:

@@ -7,6 +7,7 @@ model could do nothing even if it were not escaped.
 import base64
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +71,22 @@ def render_rows(model: str, rows: Sequence[AnalysisRow]) -> str:
 
 def rendered(template: str, **values: Any) -> str:
     """A template with these values, and with the style and the script of all pages; every text is escaped."""
-    environment = Environment(
+    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        _environment()
+        .get_template(template)
+        .render(figures=figures, style=Markup(style), script=Markup(script), script_hash=allowed, **values)
+    )
+
+
+@cache
+def _environment() -> Environment:
+    """Kept for the process, as it keeps its templates once they are compiled."""
+    return Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True,
         trim_blocks=True, lstrip_blocks=True, finalize=_finalized,
     )  # fmt: skip
-    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template(template).render(
-        figures=figures, style=Markup(style), script=Markup(script), script_hash=allowed, **values
-    )
 
 
 def _finalized(value: Any) -> Any:

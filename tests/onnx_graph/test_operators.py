@@ -63,6 +63,7 @@ def opset_of(model: onnx.ModelProto) -> int:
     return max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
 
 
+@cache
 def outcomes(key: str) -> list[tuple[str, bool]]:
     """For every case, twice where there are usual constants: its name and whether it was made, its numbers then compared."""
     found = []

@@ -1,9 +1,15 @@
 """Drawings of pages."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from convrewrite.reporting.charts import recovery_chart
+from convrewrite.reporting.report import RecoveredSummary
 
 
 def test_matplotlib_is_imported_as_something_is_drawn_and_does_not_say_where_its_fonts_are_kept(tmp_path: Path) -> None:
@@ -15,3 +21,21 @@ def test_matplotlib_is_imported_as_something_is_drawn_and_does_not_say_where_its
     nowhere = {name: str(tmp_path / "file") for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR")}
     ran = subprocess.run([sys.executable, "-c", program], env=os.environ | nowhere, capture_output=True, check=False)
     assert ran.returncode == 0 and ran.stderr == b"", ran.stderr
+
+
+@pytest.mark.parametrize("effects", [(0.0123, 0.01225), (0.5, 0.004, 1e-05), (0.001, 0.001)])
+def test_ticks_of_a_recovery_are_different_numbers_and_steps_whole(effects: tuple[float, ...]) -> None:
+    last = len(effects) - 1
+    drawn = recovery_chart(
+        RecoveredSummary(
+            before=effects[0], after=effects[-1], steps=last, kept_step=last, minutes=1, trained_on=8, held_out=2,
+            curve=tuple(enumerate(effects)),
+        )
+    )  # fmt: skip
+    steps, effect = (
+        re.findall(r"<text[^>]*>([^<]+)</text>", axis) for axis in re.split(r'<g id="matplotlib.axis_', drawn)[1:]
+    )
+    assert steps.pop() == "steps" and steps == [str(int(step)) for step in steps]
+    assert effect[0] != effect[1] and len(effect) == len(set(effect)) > 2, effect
+    ticks = [float(text) for text in effect if text[0].isdigit()]
+    assert ticks == sorted(ticks) and ticks[0] <= effects[-1] * 1.1 and ticks[-1] >= effects[0] / 2
