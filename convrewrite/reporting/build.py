@@ -99,7 +99,7 @@ def build_report(
     before, after = costs
     calibration, settings = work.data, work.settings
     parts = _parts(before, after, measured)
-    lost = useless(constraints, measured, calibration, fast=settings.fast)
+    lost = useless(constraints, measured, calibration, fast=settings.fast, left=parts["macs"])
     return Report(
         tool_version=tool_version(),
         model=model,
@@ -161,7 +161,8 @@ def recovered_report(
     ``data`` are the inputs of the recovery."""
     constraints = plan.asked()
     before, after = Cost(*_pair(report, "before")), Cost(*_pair(report, "after"))
-    parts, lost = _parts(before, after, measured), useless(constraints, measured, data, fast=False)
+    parts = _parts(before, after, measured)
+    lost = useless(constraints, measured, data, fast=False, left=parts["macs"])
     stale = not summary.unchanged
     sites = tuple(
         site.model_copy(update={"output_error": None, "error_basis": None}) if stale and site.option else site

@@ -30,6 +30,9 @@ OVERSPENT = 1.001
 """A budget of MACs or parameters, which are counted exactly, is missed by a result that costs more than this many times the
 budget."""
 
+ADVISED_BUDGETS = (0.7, 0.8, 0.9)
+"""Parts of the MACs of which the least that is more than what a useless result has left is advised."""
+
 FASTEST_RULE = "balanced"
 """The built-in rule that has every structure to choose from."""
 
@@ -37,15 +40,18 @@ NAMED = 5
 """Most sites that a warning names; of the others it gives the number."""
 
 
-def useless(constraints: Constraints, measured: Measured, calibration: Calibration, *, fast: bool) -> str | None:
+def useless(
+    constraints: Constraints, measured: Measured, calibration: Calibration, *, fast: bool, left: float | None = None
+) -> str | None:
     """Why the result does not compute the same any more, and what would help; None where it does. Where the caller set the limit
-    with ``keep``, only outputs that hardly follow the inputs are beyond it."""
+    with ``keep``, only outputs that hardly follow the inputs are beyond it. ``left``: the part of the original's MACs that is
+    left."""
     outputs = measured.fidelity.outputs
     named = len(outputs) > 1
     lost = [*([] if constraints.keep else _lost(outputs, named=named)), *_unexplained(outputs, named=named)]
     if not lost:
         return None
-    advice = _advice(constraints, measured.fidelity, calibration, fast)
+    advice = _advice(constraints, measured.fidelity, calibration, fast, left)
     return (
         f"the result does not compute the same any more as the original: {', '.join(lost)}, {measured.fidelity_basis}; "
         f"what would help: {', or '.join(advice)}"
@@ -142,7 +148,9 @@ def _unexplained(outputs: Sequence[OutputFidelity], *, named: bool) -> list[str]
     ]
 
 
-def _advice(constraints: Constraints, fidelity: Fidelity, calibration: Calibration, fast: bool) -> list[str]:
+def _advice(
+    constraints: Constraints, fidelity: Fidelity, calibration: Calibration, fast: bool, left: float | None
+) -> list[str]:
     """What would help in this run."""
     real = calibration.kind == "data"
     found = ["a run without --fast"] if fast else []
@@ -155,12 +163,14 @@ def _advice(constraints: Constraints, fidelity: Fidelity, calibration: Calibrati
     elif calibration.kind != "weights only":
         found.append(f"--keep {_limit(fidelity)}, which saves only as much as holds")
     asked = ", ".join(f"{name}={part:g}" for name, part in constraints.budget.items())
-    found.append(
-        f"a larger budget than {asked}"
-        if constraints.budget
-        else "rules that save less, or a budget (--budget macs=0.7)"
-    )
+    found.append(f"a larger budget than {asked}" if constraints.budget else _milder(left))
     return found
+
+
+def _milder(left: float | None) -> str:
+    """What would save less than the rules' own ratios did: a budget below what they left would only save more."""
+    larger = next((part for part in ADVISED_BUDGETS if left is None or part > left), None)
+    return "rules that save less" if larger is None else f"rules that save less, or a budget (--budget macs={larger:g})"
 
 
 def _limit(fidelity: Fidelity) -> str:

@@ -84,6 +84,14 @@ def test_the_fidelity_that_would_help_is_one_of_what_was_lost(outputs: tuple[Out
     assert told is not None and f"or --keep {limit}, which" in told
 
 
+@pytest.mark.parametrize(("left", "advised"), [(0.34, "macs=0.7"), (0.75, "macs=0.8"), (0.97, None)])
+def test_a_budget_that_would_save_more_is_not_advised(left: float, advised: str | None) -> None:
+    data = Calibration(((torch.zeros(1, 3),),), (), "data", "a test")
+    told = useless(Constraints({}), measured(0.5, (OutputFidelity("map", 0.5),)), data, fast=False, left=left)
+    assert told is not None
+    assert told.endswith("rules that save less" if advised is None else f"or a budget (--budget {advised})")
+
+
 def test_an_agreement_that_is_kept_does_not_hide_what_else_is_lost() -> None:
     kept, lost = Keep("agreement", 0.9), (OUTPUTS[0], OutputFidelity("map", math.inf))
     (told,) = unheld(Constraints({}, kept), Fidelity(lost, 20))
