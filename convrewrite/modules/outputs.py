@@ -48,7 +48,8 @@ def named_outputs(output: object) -> dict[str, Tensor]:
     if not named:
         raise TraceError(
             f"model output: expected at least one tensor, found {type(output).__name__} without any; "
-            "return tensors, or tuples, lists, dictionaries or dataclasses of tensors"
+            "return tensors, or tuples, lists, dictionaries or dataclasses of tensors; where it only wraps a network, as "
+            "ultralytics' YOLO does with its .model, give that network"
         )
     return named
 

@@ -48,7 +48,9 @@ def test_names_and_order(output: object, expected: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("output", [None, 3, (), {"a": None}, "text", b"text", Scores])
 def test_no_tensor_is_an_error(output: object) -> None:
-    with pytest.raises(TraceError, match="at least one tensor"):
+    with pytest.raises(
+        TraceError, match=r"at least one tensor, found .*where it only wraps a network, .* give that network"
+    ):
         named_outputs(output)
 
 
