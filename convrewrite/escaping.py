@@ -9,6 +9,10 @@ TERMINAL_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 CAUSE_LENGTH = 300
 """Most letters that are shown of somebody else's message."""
 
+BLAMED = re.compile(r'The following call raised this error:\s+File "(.+?)", line (\d+), in (\S+)\n *([^\n]*)')
+"""Where torch's exporter names the line of a forward that it cannot follow: after several lines of advice, and the place
+that it names in them may be one of the code that called it."""
+
 
 def printable(text: str, keep: str = "") -> str:
     r"""The text with every control, format and direction character written out, as ``\x1b``; those in ``keep`` stay.
@@ -39,8 +43,14 @@ def led_to(error: BaseException | None, *, contexts: bool = True) -> Iterator[Ba
 
 
 def innermost_cause(error: BaseException) -> str:
-    """The exception at the start of a chain of ``raise ... from ...``, in one line."""
+    """The exception at the start of a chain of ``raise ... from ...``, in one line; first the line of a forward that torch
+    blames, if it does."""
     *_, error = led_to(error, contexts=False)
-    text = " ".join(TERMINAL_COLOUR.sub("", message_of(error)).split())
+    said = TERMINAL_COLOUR.sub("", message_of(error))
+    blamed = BLAMED.search(said)
+    if blamed is not None:
+        file, line, function, code = blamed.groups()
+        said = f"in {function}, line {line} of {file} ({code.strip()}): {said.strip().splitlines()[0]}"
+    text = " ".join(said.split())
     line = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return line if len(line) <= CAUSE_LENGTH else line[: CAUSE_LENGTH - 3] + "..."
