@@ -339,15 +339,20 @@ def _check(path: Path, model: nn.Module, opset: int | None) -> None:
         onnx.checker.check_model(str(path), full_check=True)
         open_session(path)
     except Exception as error:
-        cause = innermost_cause(error)
-        advice = (
-            "onnxruntime runs float32 throughout, and has no convolution in float64 or bfloat16: convert the model with "
-            "model.float()"
-            if WITHOUT_CONVOLUTION & _types_of(file.graph)
-            else "let the model compute that part with other operators, or leave out export and measurement (--no-onnx, in "
-            "Python measure=False)"
-        )
-        raise ExportError(f"{type(model).__name__}: its ONNX form cannot be used: {cause}; {advice}") from error
+        raise ExportError(
+            f"{type(model).__name__}: its ONNX form cannot be used: {innermost_cause(error)}; {_advice(model, file.graph)}"
+        ) from error
+
+
+def _advice(model: nn.Module, graph: onnx.GraphProto) -> str:
+    """What to do about a file that onnxruntime does not run."""
+    without = "leave out export and measurement (--no-onnx, in Python measure=False)"
+    if not WITHOUT_CONVOLUTION & _types_of(graph):
+        return f"let the model compute that part with other operators, or {without}"
+    tensors = (*parameters_of(model), *model.buffers())
+    own = any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in tensors)
+    advice = "convert the model with model.float()" if own else "let its forward do without torch.autocast and casts"
+    return f"onnxruntime has no convolution in float64 or bfloat16: {advice}, or {without}"
 
 
 def _types_of(graph: onnx.GraphProto) -> set[int]:

@@ -104,6 +104,15 @@ def test_one_plain_output_keeps_names_and_parameter_names(tmp_path: Path) -> Non
     assert [entry.version for entry in model.opset_import if entry.domain == ""] == [19]
 
 
+class CastsInside(nn.Conv2d):
+    def __init__(self) -> None:
+        super().__init__(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(x)
+
+
 class NoRepr(nn.Conv2d):
     def __repr__(self) -> str:
         raise KeyError("channels")
@@ -243,10 +252,11 @@ def test_eval_semantics_and_untouched_training_flags(tmp_path: Path) -> None:
             torch.float32,
             r"no ONNX form: \w+: in forward, line \d+ of .*test_onnx_export.py \(.*x\.sum\(\)",
         ),
+        (CastsInside(), torch.float32, r"onnxruntime.*bfloat16: let its forward do without torch\.autocast"),
         (nn.Conv2d(4, 4, 3), torch.float64, r"onnxruntime.*float64.*model\.float\(\)"),
         (nn.Conv2d(4, 4, 3), torch.bfloat16, r"model\.float\(\)"),
     ],
-    ids=["operator", "control-flow", "float64", "bfloat16"],
+    ids=["operator", "control-flow", "cast-inside", "float64", "bfloat16"],
 )
 def test_what_has_no_usable_onnx_form(
     model: nn.Module, dtype: torch.dtype, words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
