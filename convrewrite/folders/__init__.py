@@ -2,7 +2,7 @@
 imported."""
 
 from convrewrite.folders.given import given_path
-from convrewrite.folders.lasting import user_cache
+from convrewrite.folders.lasting import scratch_of_cache, user_cache
 from convrewrite.folders.placing import (
     made_aside,
     nearest,
@@ -40,6 +40,7 @@ __all__ = [
     "require_room",
     "require_room_beside",
     "resolved",
+    "scratch_of_cache",
     "temporary",
     "unwritable",
     "user_cache",

@@ -1,9 +1,12 @@
 """Where results and timings are kept from run to run."""
 
 import os
+from functools import cache
 from pathlib import Path
 
 import platformdirs
+
+from convrewrite.folders.scratch import Scratch, remove_leftovers
 
 FOLDER_VARIABLE = "CONVREWRITE_CACHE"
 
@@ -21,3 +24,18 @@ def user_cache() -> Path:
         return Path(platformdirs.user_cache_dir("convrewrite"))
     except RuntimeError:
         return NOWHERE
+
+
+def scratch_of_cache(folder: Path) -> Scratch:
+    """A scratch folder among the entries of a cache. Raises OSError where it cannot be made.
+
+    What ended processes left is looked for once in a process: there may be tens of thousands of entries, and every one is looked
+    at for that.
+    """
+    _sweep_once(folder)
+    return Scratch(folder, swept=True)
+
+
+@cache
+def _sweep_once(folder: Path) -> None:
+    remove_leftovers(folder)

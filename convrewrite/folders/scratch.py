@@ -76,13 +76,15 @@ def cleared_later() -> Iterator[None]:
 class Scratch:
     """A folder that lasts as long as this object, or until it is closed. Raises OSError where it cannot be made.
 
-    ``parent`` None: among the temporary files. What processes that have ended left in the same parent is cleared first.
+    ``parent`` None: among the temporary files. What processes that have ended left in the same parent is cleared first, unless
+    ``swept``.
     """
 
-    def __init__(self, parent: Path | None = None) -> None:
+    def __init__(self, parent: Path | None = None, *, swept: bool = False) -> None:
         hidden = "" if parent is None else "."
         folder = temporary_folder() if parent is None else parent.absolute()
-        remove_leftovers(folder)
+        if not swept:
+            remove_leftovers(folder)
         with held():
             _clear_collected()
             self.path, lock = _claimed_new(folder, hidden + NAME)

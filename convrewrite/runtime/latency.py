@@ -225,8 +225,7 @@ def time_options(
         if base is None:
             base = times[0]
             fresh[base_key] = base
-        for key, value in fresh.items():
-            if cache and math.isfinite(value):
-                cache.put(key, value)
+        if cache:
+            cache.put({key: value for key, value in fresh.items() if math.isfinite(value)})
     seconds = base * unit()
     return seconds, [seconds * known[key] for key in keys]

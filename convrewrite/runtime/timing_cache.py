@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from convrewrite.conv import ConvSpec, Size
-from convrewrite.folders import Scratch, user_cache
+from convrewrite.folders import scratch_of_cache, user_cache
 from convrewrite.machine import processor
 from convrewrite.targets import Target
 
@@ -42,14 +42,16 @@ class TimingCache:
         usable = isinstance(value, float) and 0.0 < value < float("inf")
         return value if usable else None
 
-    def put(self, key: str, value: float) -> None:
-        """Store a positive number under this key."""
+    def put(self, values: Mapping[str, float]) -> None:
+        """Store positive numbers by their keys."""
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with Scratch(self.folder) as scratch:
+            with scratch_of_cache(self.folder) as scratch:
                 made = scratch.path / "timing.json"
-                made.write_text(json.dumps({"key": key, "value": value}), encoding="utf-8")
-                os.replace(made, self._file(key))
+                for key, value in values.items():
+                    made.write_text(json.dumps({"key": key, "value": value}), encoding="utf-8")
+                    with suppress(OSError):
+                        os.replace(made, self._file(key))
 
     def _file(self, key: str) -> Path:
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from convrewrite.errors import UsageError
-from convrewrite.folders import Scratch, user_cache
+from convrewrite.folders import scratch_of_cache, user_cache
 from convrewrite.stored.digests import tensors_digest
 
 LOG = logging.getLogger(__name__)
@@ -31,6 +31,9 @@ LIMIT_VARIABLE = "CONVREWRITE_CACHE_GB"
 
 LIMIT = 4.0
 """GB that all entries may take together, unless ``CONVREWRITE_CACHE_GB`` says otherwise: a hundred plans of a ResNet-18."""
+
+FILLED = 0.9
+"""Of the limit, what is left once the oldest were removed."""
 
 LONGEST = 1 << 30
 """Most bytes of one entry: twice the kernels of the largest site of VGG-16, in float64, are 38 MB."""
@@ -60,6 +63,7 @@ class ResultCache:
         """``limit`` in GB, as in :data:`LIMIT`. Raises UsageError where the environment states one that is no number."""
         self.folder = folder if folder is not None else user_cache() / "results"
         self._limit = int((_stated_limit() if limit is None else limit) * (1 << 30))
+        self._left: int | None = None
 
     @property
     def keeps(self) -> bool:
@@ -98,24 +102,31 @@ class ResultCache:
         with suppress(Exception):  # the library reports a full disk by an error of its own
             self.folder.mkdir(parents=True, exist_ok=True)
             metadata = {"format": FORMAT, "key": key, "facts": text, "sum": _sum(key, text, plain)}
-            with Scratch(self.folder) as scratch:
+            with scratch_of_cache(self.folder) as scratch:
                 made = scratch.path / f"result{SUFFIX}"
                 save_file(plain, str(made), metadata)
                 made.chmod(0o600)  # a usual umask lets the group write, and then it would not be trusted
+                written = made.stat().st_size
                 os.replace(made, self._file(key))
-            self._make_room()
+            self._make_room(written)
 
-    def _make_room(self) -> None:
-        """Remove the oldest entries until what is left keeps to the limit."""
+    def _make_room(self, size: int) -> None:
+        """Count an entry of so many bytes; where there may be no room for it, remove the oldest until all keep to the limit. All
+        entries are looked at for that, which takes long where they are many, so it leaves room for some more."""
+        if self._left is not None and size <= self._left:
+            self._left -= size
+            return
         with os.scandir(self.folder) as found:
             files = [(entry.stat(follow_symlinks=False), entry.path) for entry in found if entry.name.endswith(SUFFIX)]
         used = sum(about.st_size for about, _ in files)
+        aim = self._limit if used <= self._limit else int(FILLED * self._limit)
         for about, path in sorted(files, key=lambda pair: pair[0].st_mtime_ns):
-            if used <= self._limit:
-                return
+            if used <= aim:
+                break
             with suppress(OSError):
                 os.unlink(path)
             used -= about.st_size
+        self._left = self._limit - used
 
     def _file(self, key: str) -> Path:
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}{SUFFIX}"

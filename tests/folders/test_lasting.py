@@ -1,6 +1,8 @@
 """Where results and timings are kept, also for a user without a home."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import pytest
@@ -25,7 +27,26 @@ def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv(FOLDER_VARIABLE)
     monkeypatch.setattr(platformdirs, "user_cache_dir", no_home)
     timings, results = TimingCache(), ResultCache()
-    timings.put("a", 0.5)
+    timings.put({"a": 0.5})
     results.put("a", {}, {})
     assert (timings.get("a"), results.get("a")) == (None, None)
     assert not timings.folder.exists() and not results.folder.exists()
+
+
+def test_entries_are_put_without_a_look_at_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be tens of thousands, and a run puts thousands."""
+    looked: list[str] = []
+    scandir = os.scandir
+
+    def counted(path: Any) -> Any:
+        looked.append(str(path))
+        return scandir(path)
+
+    timings, results = TimingCache(tmp_path / "timings"), ResultCache(tmp_path / "results", 1.0)
+    monkeypatch.setattr(os, "scandir", counted)
+    for number in range(5):
+        timings.put({f"{number}": 0.5})
+        results.put(f"{number}", {}, {})
+    folders = [looked.count(str(cache.folder)) for cache in (timings, results)]
+    assert folders == [1, 2]  # for what ended runs left, and for how much there is
+    assert timings.get("4") == 0.5 and results.get("4") is not None

@@ -365,11 +365,11 @@ def test_a_call_goes_before_each_sample_where_runs_push_each_other_out_of_the_ca
 )  # fmt: skip
 def test_broken_files_are_ignored_and_rewritten(content: bytes, tmp_path: Path) -> None:
     cache = TimingCache(tmp_path)
-    cache.put("k", 2.0)
+    cache.put({"k": 2.0})
     (file,) = tmp_path.iterdir()
     file.write_bytes(content)
     assert cache.get("k") is None
-    cache.put("k", 3.0)
+    cache.put({"k": 3.0})
     assert cache.get("k") == 3.0
     assert list(tmp_path.iterdir()) == [file]
 
@@ -377,19 +377,19 @@ def test_broken_files_are_ignored_and_rewritten(content: bytes, tmp_path: Path) 
 def test_a_folder_that_cannot_be_used_leaves_no_cache_and_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     cache = TimingCache(tmp_path / "file" / "timings")
-    cache.put("k", 1.0)
+    cache.put({"k": 1.0})
     assert cache.get("k") is None
     (tmp_path / "taken").mkdir()
     cache = TimingCache(tmp_path / "taken")
     cache._file("k").mkdir()
-    cache.put("k", 1.0)
+    cache.put({"k": 1.0})
     assert cache.get("k") is None
     assert [path.name for path in (tmp_path / "taken").iterdir()] == [cache._file("k").name]
 
 
 def test_the_environment_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "mine"))
-    TimingCache().put("k", 1.5)
+    TimingCache().put({"k": 1.5})
     (file,) = (tmp_path / "mine" / "timings").iterdir()
     assert json.loads(file.read_text()) == {"key": "k", "value": 1.5}
 
@@ -397,7 +397,7 @@ def test_the_environment_names_the_folder(tmp_path: Path, monkeypatch: pytest.Mo
 def write_many(folder: Path, value: float) -> None:
     cache = TimingCache(folder)
     for index in range(200):
-        cache.put(f"key {index % 5}", value)
+        cache.put({f"key {index % 5}": value})
 
 
 def test_concurrent_writers_never_leave_a_torn_file(tmp_path: Path) -> None:
