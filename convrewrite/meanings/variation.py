@@ -34,7 +34,7 @@ class Variation:
 
     def add(self, wanted: Tensor, found: Tensor) -> None:
         """A batch of an output in float64, and of another's."""
-        sums = torch.stack([self._rows(part).sum(0) for part in _terms(wanted, found)])
+        sums = torch.stack([self._by_entry(part) for part in _terms(wanted, found)])
         if self._sums is not None and self._sums.shape != sums.shape:
             self._sums, sums = self._sums.sum(1, keepdim=True), sums.sum(1, keepdim=True)
         self._sums = sums if self._sums is None else self._sums + sums
@@ -97,9 +97,12 @@ class Variation:
         still = (energies < LEAST**2 * _summed(squares, units)) | (each <= NOTHING_BESIDE**2 * average)
         return (torch.where(still, average, each) * counts * len(counts))[units]
 
-    def _rows(self, numbers: Tensor) -> Tensor:
-        single = numbers.ndim < 2 or (self._sums is not None and self._sums.shape[1] == 1)
-        return numbers.reshape(-1, 1) if single else self.meaning.rows(numbers)
+    def _by_entry(self, numbers: Tensor) -> Tensor:
+        """``(entries,)``: the sums over all but the axis of the entries."""
+        if numbers.ndim < 2 or (self._sums is not None and self._sums.shape[1] == 1):
+            return numbers.sum().reshape(1)
+        axis = self.meaning.axis % numbers.ndim
+        return numbers.sum([other for other in range(numbers.ndim) if other != axis])
 
 
 def scales_of(output: Tensor, meaning: Meaning) -> Tensor:
@@ -125,6 +128,12 @@ def _terms(wanted: Tensor, found: Tensor) -> Iterator[Tensor]:
     """What is summed: whether numbers count, the numbers, their squares and those of the differences; one at a time, as outputs
     may be large."""
     finite = wanted.isfinite()
+    if finite.all():
+        yield wanted.new_ones(()).expand(wanted.shape)
+        yield wanted
+        yield wanted.square()
+        yield (wanted - found).square()
+        return
     yield finite.to(wanted.dtype)
     known = torch.where(finite, wanted, 0.0)
     yield known
