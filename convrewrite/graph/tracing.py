@@ -12,6 +12,7 @@ import operator
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import ParameterProxy
 from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves
 
 from convrewrite.modules import Operator, Snapshot
 from convrewrite.process import followed, nothing_drawn
@@ -206,19 +208,22 @@ class _PartsTracer(fx.Tracer):
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """What to call, and with which values, to follow a module's forward: its own one, where it has one instead of its
         class's. One that a decorator wraps is called with what is given alone: fx itself would fill the decorator's ``*args``
-        and ``**kwargs`` with single arguments of the forward."""
-        own = vars(self.root).get("forward")
-        if own is None and inspect.unwrap(root_fn) is root_fn:
+        and ``**kwargs`` with single arguments of the forward. So is one with a tuple, list or dictionary among its defaults: fx
+        itself would take it apart, and the graph would return a flat list of what the forward returns."""
+        own, defaults = vars(self.root).get("forward"), concrete_args or {}
+        if own is None and inspect.unwrap(root_fn) is root_fn and not any(map(_is_container, defaults.values())):
             return super().create_args_for_root(root_fn, is_module, concrete_args)
         function = functools.partial(root_fn, self.root) if own is None else own
         parameters = inspect.signature(function).parameters.values()
-        given = [p for p in parameters if p.name not in (concrete_args or {}) and p.kind is not p.VAR_KEYWORD]
+        given = [p for p in parameters if p.name not in defaults and p.kind is not p.VAR_KEYWORD]
         if own is not None and [p.kind for p in given] == [inspect.Parameter.VAR_POSITIONAL]:  # torch.compile made it
             given = [inspect.Parameter(f"{given[0].name}_{i}", given[0].POSITIONAL_ONLY) for i in range(self.inputs)]
         if any(p.kind is p.VAR_POSITIONAL for p in given):
             return super().create_args_for_root(root_fn, is_module, concrete_args)
         values = {p.name: self.create_proxy("placeholder", p.name, (), {}) for p in given}
-        by_name = {p.name: values.pop(p.name) for p in given if p.kind is p.KEYWORD_ONLY}
+        first = list(takewhile(lambda p: p.name not in defaults, parameters))  # behind them, place alone tells nothing
+        late = [p for p in given if p.kind is p.POSITIONAL_OR_KEYWORD and p not in first]
+        by_name = {p.name: values.pop(p.name) for p in given if p.kind is p.KEYWORD_ONLY or p in late}
 
         def forward(_root: nn.Module, *args: Any) -> Any:
             return function(*args, **by_name)
@@ -340,6 +345,12 @@ def _defaults(module: nn.Module, given: Collection[str]) -> dict[str, Any]:
     """The arguments that are not ``given``, with their defaults: as Proxies they would bake ``if x is None`` to False."""
     parameters = inspect.signature(module.forward).parameters.values()
     return {p.name: p.default for p in parameters if p.name not in given and p.default is not p.empty}
+
+
+def _is_container(value: Any) -> bool:
+    """Whether fx takes a value apart: a tuple, a list, a dictionary, and whatever else torch knows as one."""
+    leaves = tree_leaves(value)
+    return len(leaves) != 1 or leaves[0] is not value
 
 
 def _drop_defaults(graph: fx.Graph, module: nn.Module) -> None:

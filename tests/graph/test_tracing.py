@@ -233,6 +233,26 @@ def test_arguments_that_are_not_given_take_their_defaults() -> None:
     assert torch.equal(given(X, 3.0), model(X, scale=3.0))
 
 
+class Pooled(nn.Module):
+    """Has a tuple among its defaults, as blocks of audio networks do, and one argument behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor, pool_size: tuple[int, int] = (2, 2), scale: float = 2.0) -> Tensor:
+        return F.avg_pool2d(self.conv(x), pool_size) * scale
+
+
+@torch.no_grad()
+def test_a_tuple_among_the_defaults_is_taken_as_it_is() -> None:
+    model = Pooled().eval()
+    for traced in (follow(model, (X,)).whole, follow_forward(model, ["x"])):
+        assert traced is not None and torch.equal(traced(X), model(X))
+    given = follow_forward(model, ["x", "scale"])
+    assert torch.equal(given(X, 3.0), model(X, scale=3.0))
+
+
 def test_shapes_of_parameters_are_constants_of_a_forward() -> None:
     class Padded(nn.Module):
         def __init__(self) -> None:
