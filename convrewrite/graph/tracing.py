@@ -75,7 +75,7 @@ def trace(model: nn.Module, inputs: int = 1, tracer: "MakeTracer | None" = None)
             if graph is not None and not _convolves(child):
                 continue
             path = _join(name, inner)
-            lost.append(path)
+            lost += [path] if _has_forward(child) else []
             waiting += [(_join(path, key), sub) for key, sub in child.named_children() if _may_be_followed(sub)]
     return Traced(parts, tuple(lost))
 
@@ -373,6 +373,11 @@ def _convolves(module: nn.Module) -> bool:
 
 def _is_own_layer(module: nn.Module) -> bool:
     return type(module).__module__.startswith("convrewrite.layers")
+
+
+def _has_forward(module: nn.Module) -> bool:
+    """Whether it can be called: a ModuleList cannot, and only its modules can be followed."""
+    return "forward" in vars(module) or type(module).forward is not nn.Module.forward
 
 
 def _may_be_followed(module: nn.Module) -> bool:

@@ -77,6 +77,13 @@ def test_a_model_that_cannot_be_followed_is_followed_in_parts() -> None:
 
 
 @torch.no_grad()
+def test_a_list_of_modules_is_not_said_to_be_impossible_to_follow() -> None:
+    blocks = nn.ModuleList([nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))])
+    traced = trace(settled(Calls(lambda m, x: m.blocks[0](x) if x.sum() > 0 else x, blocks=blocks)))
+    assert (traced.lost, list(traced.parts)) == (("",), ["blocks.0"])
+
+
+@torch.no_grad()
 def test_an_innermost_part_that_fails_is_left_opaque_in_the_graph_around_it() -> None:
     inner = Branching()
     inner.stem = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1))
