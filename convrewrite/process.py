@@ -26,6 +26,7 @@ from torch.fx import _symbolic_trace
 
 from convrewrite.places import random_sources
 from convrewrite.traceable import traceable
+from convrewrite.written_data import WrittenData
 
 _LOCK = threading.RLock()
 """Lock of what belongs to the process. A thread that holds it may take it again."""
@@ -171,10 +172,10 @@ def followed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def exporting(loggers: Sequence[str]) -> Iterator[None]:
-    """Inside the block this thread may export: nothing of it is shown, other threads run their models as before, and
-    ``tensor.set_()`` does nothing. Reversible networks free a tensor that way once they are done with it, which is no part of
-    what they compute and which the exporter refuses. The exporter's table of operators is made only once, and so is its list of
-    operators that C++ composes."""
+    """Inside the block this thread may export: nothing of it is shown, other threads run their models as before, weights are
+    not written (:mod:`convrewrite.written_data`), and ``tensor.set_()`` does nothing. Reversible networks free a tensor that way
+    once they are done with it, which is no part of what they compute and which the exporter refuses. The exporter's table of
+    operators is made only once, and so is its list of operators that C++ composes."""
     from torch._export import utils
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
@@ -190,6 +191,7 @@ def exporting(loggers: Sequence[str]) -> Iterator[None]:
         _asked_once(utils, "_materialize_cpp_cia_ops"),
         _patched(torch.Tensor, "set_", _for_this_thread(set_, original)),
         _patched(ONNXRegistry, "from_torchlib", functools.partial(_copied_table, ONNXRegistry.from_torchlib)),
+        WrittenData(),
     ):
         yield
 

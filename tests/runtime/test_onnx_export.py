@@ -142,6 +142,21 @@ def test_bounds_of_two_kinds_are_exported_with_parity(tmp_path: Path) -> None:
     assert check_parity(Clamps().eval(), exported.path, (images(3),)).passed
 
 
+class BoundedNorm(nn.Conv2d):
+    """Writes its weight before every call, as EEGNet does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.weight.data = torch.renorm(self.weight.data, p=2, dim=0, maxnorm=0.1)
+        return super().forward(x)
+
+
+def test_a_weight_that_the_forward_writes_is_exported_as_it_is_then(tmp_path: Path) -> None:
+    model = BoundedNorm(4, 4, 3).eval()
+    exported = export(model, images(), tmp_path / "m.onnx")
+    assert exported.dynamic_batch
+    assert check_parity(model, exported.path, (images(3),)).passed
+
+
 class FreesMemory(nn.Module):
     """As reversible networks do in their forward."""
 
