@@ -5,12 +5,15 @@ graph then has the wrong branch. So each graph is run beside its module, and dro
 """
 
 import copy
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from convrewrite.errors import TraceError
 from convrewrite.graph.sized import trace_sized
@@ -47,20 +50,21 @@ def _checked(model: nn.Module, traced: Traced, inputs: Inputs) -> Traced:
     """``traced`` without the graphs that compute something else than their modules."""
     parts: dict[str, fx.GraphModule] = {}
     lost = list(traced.lost)
-    waiting = list(traced.parts.items())
+    waiting = dict(traced.parts)
     while waiting:
-        name, graph = waiting.pop(0)
-        if _computes_the_same(model, name, graph, inputs):
-            parts[name] = graph
-            continue
-        lost.append(name)
-        for key, child in model.get_submodule(name).named_children():
-            if next(child.children(), None) is None:
-                continue
-            path = f"{name}.{key}" if name else key
-            inner = trace(child)
-            lost += [f"{path}.{part}" if part else path for part in inner.lost]
-            waiting += [(f"{path}.{part}" if part else path, graph) for part, graph in inner.parts.items()]
+        same = _computing_the_same(model, waiting, inputs)
+        parts |= {name: graph for name, graph in waiting.items() if name in same}
+        dropped = [name for name in waiting if name not in same]
+        lost += dropped
+        waiting = {}
+        for name in dropped:
+            for key, child in model.get_submodule(name).named_children():
+                if next(child.children(), None) is None:
+                    continue
+                path = f"{name}.{key}" if name else key
+                inner = trace(child)
+                lost += [f"{path}.{part}" if part else path for part in inner.lost]
+                waiting |= {f"{path}.{part}" if part else path: graph for part, graph in inner.parts.items()}
     return Traced(parts, tuple(lost))
 
 
@@ -68,39 +72,44 @@ def _sized(model: nn.Module, inputs: Inputs) -> Traced | None:
     """One graph for inputs of these sizes and any batch size; None where there is none."""
     with quiet((FAKE_TENSORS,)):
         traced = trace_sized(model, inputs)
-    if traced.whole is None or not _computes_the_same(model, "", traced.whole, inputs):
+    if traced.whole is None or not _computing_the_same(model, traced.parts, inputs):
         return None
     others = tuple(torch.cat([tensor, tensor.flip(-1)]) for tensor in inputs)
     try:
         run(model, others)
     except TraceError:  # it takes this batch alone
         return traced
-    return traced if _computes_the_same(model, "", traced.whole, others) else None
+    return traced if _computing_the_same(model, traced.parts, others) else None
 
 
-def _computes_the_same(model: nn.Module, name: str, graph: fx.GraphModule, inputs: Inputs) -> bool:
-    """Whether a part's graph gives what the part gives at its first call; True for a part that is never called. It is tried on
+def _computing_the_same(model: nn.Module, graphs: Mapping[str, fx.GraphModule], inputs: Inputs) -> set[str]:
+    """The parts whose graph gives what the part gives at its first call, and those that are never called. Graphs are tried on
     other numbers too: what a forward found in a cache or a dictionary when it was followed is a constant of the graph."""
-    if not _same_at_first_call(model, name, graph, inputs):
-        return False
+    same = _same_at_first_calls(model, graphs, inputs)
+    if not same:
+        return same
     try:
-        return _same_at_first_call(model, name, graph, varied(inputs))
+        return _same_at_first_calls(model, {name: graphs[name] for name in same}, varied(inputs))
     except TraceError:  # it does not run on these numbers
-        return True
+        return same
 
 
-def _same_at_first_call(model: nn.Module, name: str, graph: fx.GraphModule, inputs: Inputs) -> bool:
+def _same_at_first_calls(model: nn.Module, graphs: Mapping[str, fx.GraphModule], inputs: Inputs) -> set[str]:
+    """One run of the model shows the calls of all parts."""
     with random_states_kept(), torch.no_grad():
-        call = _first_call(model, name, inputs)
-        if call is None:
-            return True
-        if not call.plain:
-            return False
-        torch.set_rng_state(call.random)
-        try:
-            found = named_outputs(graph.forward(*call.args, **call.kwargs))  # called itself, it prints how it failed
-        except Exception:  # a graph that was followed wrongly may fail in any way
-            return False
+        calls = _first_calls(model, graphs, inputs)
+        return {name for name, graph in graphs.items() if name not in calls or _gives(graph, calls.pop(name))}
+
+
+def _gives(graph: fx.GraphModule, call: "_FirstCall") -> bool:
+    """Whether a graph gives what a part returned."""
+    if not call.plain:
+        return False
+    torch.set_rng_state(call.random)
+    try:
+        found = named_outputs(graph.forward(*call.args, **call.kwargs))  # called itself, it prints how it failed
+    except Exception:  # a graph that was followed wrongly may fail in any way
+        return False
     return alike(call.returned, found)
 
 
@@ -116,26 +125,31 @@ class _FirstCall:
     plain: bool = True
 
 
-def _first_call(model: nn.Module, name: str, inputs: Inputs) -> _FirstCall | None:
-    """The first call of a part, None where it is not called."""
-    part = model.get_submodule(name)
-    calls: list[_FirstCall] = []
-    left: list[_FirstCall] = []
+def _first_calls(model: nn.Module, names: Iterable[str], inputs: Inputs) -> dict[str, _FirstCall]:
+    """The first calls of parts, without those that are not called, or do not return."""
+    begun: dict[str, _FirstCall] = {}
+    ended: dict[str, _FirstCall] = {}
 
-    def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not calls:
-            calls.append(_entered(args, kwargs))
+    def enter(name: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if name not in begun:
+            begun[name] = _entered(args, kwargs)
 
-    def leave(_module: nn.Module, _args: object, output: object) -> None:
-        if not left:
-            left.append(calls[0])
+    def leave(name: str, _module: nn.Module, _args: object, output: object) -> None:
+        if name not in ended:
+            call = ended[name] = begun[name]
             tensors = _outputs(output)
-            calls[0].plain &= not any(map(_is_wrapped, tensors.values()))
-            calls[0].returned = {key: tensor.clone() for key, tensor in tensors.items()}
+            call.plain &= not any(map(_is_wrapped, tensors.values()))
+            call.returned = {key: tensor.clone() for key, tensor in tensors.items()}
 
-    with hooked((part.register_forward_pre_hook(enter, with_kwargs=True), part.register_forward_hook(leave))):
+    def handles() -> Iterator[RemovableHandle]:
+        for name in names:
+            part = model.get_submodule(name)
+            yield part.register_forward_pre_hook(partial(enter, name), with_kwargs=True)
+            yield part.register_forward_hook(partial(leave, name))
+
+    with hooked(handles()):
         run(model, inputs)
-    return next(iter(left), None)
+    return ended
 
 
 def _entered(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _FirstCall:

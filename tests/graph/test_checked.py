@@ -111,3 +111,26 @@ def test_a_graph_that_fails_prints_nothing(capfd: pytest.CaptureFixture[str]) ->
     traced = follow(nn.Sequential(nn.Conv2d(3, 4, 3), Deep()).eval(), (torch.randn(2, 3, 6, 6),))
     assert traced.whole is None
     assert capfd.readouterr() == ("", "")
+
+
+def test_parts_are_compared_in_one_run_however_many_they_are() -> None:
+    def runs(parts: int) -> int:
+        counted: list[int] = []
+
+        def forward(module: nn.Module, x: Tensor) -> Tensor:
+            if type(x) is Tensor:  # so it is followed part by part
+                counted.append(1)
+            for block in module.children():
+                x = x + block(x) if float(x.sum()) else x
+            return x
+
+        def block() -> nn.Module:
+            return nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3))
+
+        model = settled(Calls(forward, **{f"block{index}": block() for index in range(parts)}))
+        counted.clear()
+        traced = follow(model, (X,))
+        assert traced.parts.keys() == {f"block{index}" for index in range(parts)}
+        return len(counted)
+
+    assert runs(8) == runs(1)
