@@ -100,10 +100,13 @@ class Meaning:
 
     def log_scores(self, output: Tensor) -> Tensor:
         """``(rows, K)``: logarithms of the class probabilities."""
-        rows = self.rows(output)
+        return self.rows(self.log_probabilities(output))
+
+    def log_probabilities(self, output: Tensor) -> Tensor:
+        """:meth:`log_scores` in the shape of the output."""
         if self.kind == "logits":
-            return rows.log_softmax(1)
-        return rows.clamp_min(torch.finfo(torch.float32).tiny).log()
+            return output.log_softmax(self.axis)
+        return output.clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
 def asked_meanings(wanted: WantedOutputs | None) -> dict[str, Meaning]:
