@@ -40,7 +40,7 @@ def tells_what_stands(command: Callable[Options, None]) -> Callable[Options, Non
         try:
             with interrupts_told():
                 command(*args, **options)
-            ignored_from_here()
+                ignored_from_here()
         except (KeyboardInterrupt, Terminated) as error:
             raise Interrupted(_standing(out, before), code_of(error)) from error
 

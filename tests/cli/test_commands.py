@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import convrewrite
+from convrewrite.cli import interrupts
 from convrewrite.graph import finding
 from convrewrite.planning import choice
 from convrewrite.reporting.report import Report
@@ -354,3 +355,17 @@ def test_help_and_json_are_readable(out: Path) -> None:
     report = json.loads((out / "report.json").read_text())
     assert report["schema_version"] == 1
     assert report["model"].endswith("net.pt")
+
+
+@pytest.mark.usefixtures("untimed")
+def test_an_interrupt_as_a_command_is_done_says_that_its_result_stands(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last moment at which a signal is heard."""
+
+    def late() -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(interrupts, "ignored_from_here", late)
+    ran = call("optimize", place / "net.pt", "-o", tmp_path / "out", *INPUT, "--calib", "weights", "--no-onnx")
+    assert (ran.code, ran.message) == (130, f"interrupted; {tmp_path / 'out'} holds the new result, whole")
