@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, kl_divergence
 
 from convrewrite.errors import VerificationError
-from convrewrite.meanings import Fidelity, Meaning, OutputFidelity, RunningFidelity, effect_of
+from convrewrite.meanings import Fidelity, Meaning, OutputFidelity, RunningFidelity, effect_of, fidelity
 
 EPSILON = torch.finfo(torch.float64).eps
 
@@ -126,3 +126,26 @@ def test_other_outputs_are_refused(name: str, classes: int, what: str) -> None:
     running = RunningFidelity({"y": Meaning("values", "")}, "the other")
     with pytest.raises(VerificationError, match=f"the other.*{what}"):
         running.add({"y": torch.zeros(2, 3)}, {name: torch.zeros(2, classes)})
+
+
+@pytest.mark.parametrize("kind", ["logits", "probabilities", "multilabel", "embedding", "values", "discrete"])
+@pytest.mark.parametrize("size", [(6, 5), (6, 5, 3, 4), (6, 2, 5), (1, 5)])
+def test_what_is_compared_in_pieces_gives_what_it_does_as_a_whole(
+    monkeypatch: pytest.MonkeyPatch, kind: str, size: tuple[int, ...]
+) -> None:
+    a, b = drawn(*size)
+    if kind == "probabilities":
+        a, b = a.softmax(1), b.softmax(1)
+    elif kind == "multilabel":
+        a, b = a.sigmoid(), b.sigmoid()
+    elif kind == "discrete":
+        a, b = (3 * a).long(), (3 * b).long()
+    else:
+        b[0, 0] = a[0, 0] = -math.inf if kind == "values" else 0.5
+    found = []
+    for piece in (1, a.numel()):
+        monkeypatch.setattr(fidelity, "PIECE", piece)
+        one = summed(a, b, kind, parts=1)
+        found.append([one.relative_error, one.effect, one.top1_agreement or 0.0, one.cosine or 0.0])
+    assert found[0] == pytest.approx(found[1], rel=1e-12)
+    assert found[0][0] > 0
