@@ -56,15 +56,23 @@ def _checked(model: nn.Module, traced: Traced, inputs: Inputs) -> Traced:
         parts |= {name: graph for name, graph in waiting.items() if name in same}
         dropped = [name for name in waiting if name not in same]
         lost += dropped
-        waiting = {}
-        for name in dropped:
-            for key, child in model.get_submodule(name).named_children():
-                if next(child.children(), None) is None:
-                    continue
-                path = f"{name}.{key}" if name else key
-                inner = trace(child)
-                lost += [f"{path}.{part}" if part else path for part in inner.lost]
-                waiting |= {f"{path}.{part}" if part else path: graph for part, graph in inner.parts.items()}
+        inside = [_inside(model, name) for name in dropped]
+        lost += [name for inner in inside for name in inner.lost]
+        waiting = {name: graph for inner in inside for name, graph in inner.parts.items()}
+    return Traced(parts, tuple(lost))
+
+
+def _inside(model: nn.Module, name: str) -> Traced:
+    """What can be followed inside a part whose own graph was dropped, by names in the model."""
+    parts: dict[str, fx.GraphModule] = {}
+    lost: list[str] = []
+    for key, child in model.get_submodule(name).named_children():
+        if next(child.children(), None) is None:
+            continue
+        path = f"{name}.{key}" if name else key
+        inner = trace(child)
+        lost += [f"{path}.{part}" if part else path for part in inner.lost]
+        parts |= {f"{path}.{part}" if part else path: graph for part, graph in inner.parts.items()}
     return Traced(parts, tuple(lost))
 
 
@@ -89,7 +97,9 @@ def _computing_the_same(model: nn.Module, graphs: Mapping[str, fx.GraphModule], 
     if not same:
         return same
     try:
-        return _same_at_first_calls(model, {name: graphs[name] for name in same}, varied(inputs))
+        return _same_at_first_calls(
+            model, {name: graph for name, graph in graphs.items() if name in same}, varied(inputs)
+        )
     except TraceError:  # it does not run on these numbers
         return same
 

@@ -73,11 +73,8 @@ def rendered(template: str, **values: Any) -> str:
     """A template with these values, and with the style and the script of all pages; every text is escaped."""
     style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
-        _environment()
-        .get_template(template)
-        .render(figures=figures, style=Markup(style), script=Markup(script), script_hash=allowed, **values)
-    )
+    page = _environment().get_template(template)
+    return page.render(figures=figures, style=Markup(style), script=Markup(script), script_hash=allowed, **values)
 
 
 @cache
