@@ -9,6 +9,9 @@ import re
 import secrets
 from pathlib import Path
 
+import onnx
+from onnx.external_data_helper import uses_external_data
+
 from convrewrite.interrupts import held
 
 WEIGHTS = re.compile(r"(?P<model>.+)\.[0-9a-f]{8}\.data")
@@ -26,8 +29,11 @@ def new_name_of_weights(draft: Path) -> str:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of an ONNX file and its weights."""
-    return sum(file.stat().st_size for file in (path, *_weights_of(path)))
+    """Bytes of an ONNX file and of the files in which it says that weights lie, whoever wrote and named them."""
+    found = onnx.load(str(path), load_external_data=False).graph.initializer
+    entries = [entry for tensor in found if uses_external_data(tensor) for entry in tensor.external_data]
+    outside = {path.parent / entry.value for entry in entries if entry.key == "location"}
+    return sum(file.stat().st_size for file in {path, *outside, *_weights_of(path)})
 
 
 def place(draft: Path, path: Path) -> None:
