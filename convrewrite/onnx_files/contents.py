@@ -55,6 +55,13 @@ def without_shape(source: Path | bytes) -> set[str]:
     return {entry.name for entry in tensors if not entry.type.tensor_type.HasField("shape")}
 
 
+def files_beside(path: Path) -> set[Path]:
+    """The other files in which an ONNX file says that numbers of it lie: of its graph, of graphs inside of nodes, and of
+    attributes."""
+    outside = [tensor for tensor in tensors(_loaded(path)) if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    return {path.parent / entry.value for one in outside for entry in one.external_data if entry.key == "location"}
+
+
 def _loaded(path: Path) -> onnx.ModelProto:
     """The model as onnxruntime reads it, whatever the suffix: onnx takes files of some suffixes for text, and cannot read
     them."""

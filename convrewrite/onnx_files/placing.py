@@ -9,10 +9,8 @@ import re
 import secrets
 from pathlib import Path
 
-import onnx
-from onnx.external_data_helper import uses_external_data
-
 from convrewrite.interrupts import held
+from convrewrite.onnx_files.contents import files_beside
 
 WEIGHTS = re.compile(r"(?P<model>.+)\.[0-9a-f]{8}\.data")
 """Names of files of weights; ``model`` is the ONNX file that they were written with."""
@@ -30,10 +28,7 @@ def new_name_of_weights(draft: Path) -> str:
 
 def size_of(path: Path) -> int:
     """Bytes of an ONNX file and of the files in which it says that weights lie, whoever wrote and named them."""
-    found = onnx.load(str(path), load_external_data=False).graph.initializer
-    entries = [entry for tensor in found if uses_external_data(tensor) for entry in tensor.external_data]
-    outside = {path.parent / entry.value for entry in entries if entry.key == "location"}
-    return sum(file.stat().st_size for file in {path, *outside, *_weights_of(path)})
+    return sum(file.stat().st_size for file in {path, *files_beside(path), *_weights_of(path)})
 
 
 def place(draft: Path, path: Path) -> None:

@@ -253,6 +253,7 @@ def test_parity_runs_on_the_first_of_the_inputs_of_fidelity(monkeypatch: pytest.
     monkeypatch.setattr(measurement, "check_parity", parity)
     monkeypatch.setattr(exporting, "export", exported)
     monkeypatch.setattr(exporting, "OnnxModel", lambda _path: SimpleNamespace(batch=None))
+    monkeypatch.setattr(measurement, "size_of", lambda _path: 1)
     model, path = small_network(), tmp_path / "a.onnx"
     path.touch()
     evaluation = evaluation_inputs((images(1),), Calibration((), (), "weights only", "none")).with_meanings(model, {})
