@@ -36,6 +36,7 @@ from convrewrite.rewriting.site_inputs import SQUARES, Gathering, where_solved
 from convrewrite.rewriting.surgery import build_conv, build_option, folded_kernel, in_place_of
 from convrewrite.rules import Candidate
 from convrewrite.structures import Option, Stage, Structure, composed_kernel, initial_kernels, option_cost
+from convrewrite.values import some_of
 from convrewrite.workers import side_by_side
 
 Found = TypeVar("Found")
@@ -44,6 +45,9 @@ WIDE, WORTH = 256, 0.6
 """With at least this many channels in a group, and at most this part of the MACs, a chain is faster in torch than the one
 composed convolution: it takes half to three quarters of its time at half the MACs. With 128 channels it takes 0.75 to 1.7 times
 as long, with 64 more than twice."""
+
+SHOWN = 6
+"""Most names of sites in a message."""
 
 UNREACHED = "none of the calibration inputs gets to it, so no error could be measured; give some that do"
 """Reason why a site that no input reaches is kept."""
@@ -266,18 +270,24 @@ class SiteFit:
 
 
 def require_memory(sites: Sequence[Site], memory: int) -> None:
-    """Raise UsageError, before any long work, where ``memory`` bytes do not hold what the largest site needs at least: its
-    covariances, and four kept positions per unknown."""
-    for site in sites:
-        spec, size = site.folded_spec, MomentBytes(site.folded_spec)
-        d = spec.kernel_shape[1] * spec.kernel_size[0] * spec.kernel_size[1]
-        least = SQUARES * size.squares + 4 * d * size.row
-        if least > memory:
-            raise UsageError(
-                f"memory: {site.name}, {spec.describe()}, needs {least / 2**20:.1f} MB for the covariances of its patches, "
-                f"found a limit of {memory / 2**20:.1f} MB; give more (--memory {math.ceil(least / 2**28) / 4:g}), or leave "
-                "the site out by a rule"
-            )
+    """Raise UsageError, before any long work, where ``memory`` bytes do not hold what each site needs at least."""
+    needs = sorted(((_least_memory(site), site) for site in sites), key=lambda pair: -pair[0])
+    over = [site for least, site in needs if least > memory]
+    if not over:
+        return
+    least, worst = needs[0]
+    raise UsageError(
+        f"memory: {worst.name}, {worst.spec.describe()}, needs {least / 2**20:.1f} MB for the covariances of its patches, "
+        f"found a limit of {memory / 2**20:.1f} MB; give more (--memory {math.ceil(least / 2**28) / 4:g}), or keep what needs "
+        f"more than the limit as it is ({some_of([f'--exclude {site.name}' for site in over], SHOWN)})"
+    )
+
+
+def _least_memory(site: Site) -> int:
+    """Bytes for the covariances of a site, and for four kept positions per unknown."""
+    spec, size = site.folded_spec, MomentBytes(site.folded_spec)
+    unknowns = spec.kernel_shape[1] * spec.kernel_size[0] * spec.kernel_size[1]
+    return SQUARES * size.squares + 4 * unknowns * size.row
 
 
 def weights_only(structure: Structure, site: Site, option: Option, kernel: Tensor, bias: Tensor) -> Fit:

@@ -150,6 +150,6 @@ def counted_as_replaced(original: nn.Module, settled: Lifted, sites: Sequence[Si
     if missed:
         raise TraceError(
             f"{', '.join(missed[:3])}: expected what was put in its place to run as often as it did, and nothing else to use "
-            "its weight, found otherwise; leave it out by a rule, or hold it as an attribute of its parent alone"
+            f"its weight, found otherwise; leave it out (--exclude {missed[0]}), or hold it as an attribute of its parent alone"
         )
     return seen.macs

@@ -369,6 +369,11 @@ def test_a_memory_limit_that_the_largest_site_exceeds_is_refused_before_the_work
     with pytest.raises(UsageError, match=r"memory: .* needs \d+\.\d MB .* found a limit of 0\.0 MB; give more"):
         rewritten(model, shortlists, calibration, memory=1000, progress=lambda stage, *_: told.append(stage))
     assert told == []
+    with pytest.raises(UsageError) as refused:
+        rewritten(model, shortlists, calibration, memory=1000)
+    active = [shortlist.site.name for shortlist in shortlists if shortlist.candidates]
+    assert len(active) > 1
+    assert all(f"--exclude {name}" in str(refused.value) for name in active)
     weights = Calibration((), calibration.held_out, "weights only", "none")
     assert rewritten(model, shortlists, weights, memory=1000).model is not model
 
