@@ -25,6 +25,7 @@ def traceable() -> Iterator[tuple[Any, str, Function]]:
     torch.overrides.get_overridable_functions()  # torch keeps a table of its functions, which has to have the original ones
     for name, symbolic in CHOICES.items():
         yield builtins, name, functools.partial(_chosen, getattr(builtins, name), symbolic)
+    yield builtins, "len", functools.partial(_length, len)
     yield builtins, "isinstance", functools.partial(_is_instance, isinstance)
     for owner, names in SIZED:
         for name in names:
@@ -35,6 +36,14 @@ def _chosen(original: Function, symbolic: Function, *args: Any, **kwargs: Any) -
     if len(args) > 1 and not kwargs and any(isinstance(value, fx.Proxy) for value in args):
         return functools.reduce(symbolic, args)
     return original(*args, **kwargs)
+
+
+def _length(original: Function, value: Any) -> Any:
+    """Python itself takes nothing but a number for a length. What a forward is given is mostly a tensor; of other values, which
+    may as well be tuples, only a tracer that computes shapes knows the number."""
+    if getattr(type(value), "__len__", None) is fx.Proxy.__len__ and value.node.op == "placeholder":
+        return value.size(0)
+    return original(value)
 
 
 def _is_instance(original: Function, value: Any, kinds: Any) -> bool:

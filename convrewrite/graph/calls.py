@@ -146,7 +146,7 @@ class _Observer(TorchFunctionMode):
             x = args[0] if args else next(iter(kwargs.values()))
             geometry = Volume.of(module) if isinstance(module, VOLUME_TYPES) else spec_of(module)
             entry = self._note(name, name, module, geometry, x)
-            if len(args) + len(kwargs) > 1:
+            if len(args) + len(kwargs) > 1 and type(module) in (*SITE_TYPES, *VOLUME_TYPES):
                 entry.refusal = entry.refusal or MORE_THAN_INPUT
 
     def _leave(self, _module: nn.Module, _args: Any, _output: Any) -> None:

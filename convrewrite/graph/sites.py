@@ -154,8 +154,10 @@ def _refusal(name: str, module: nn.Module, shared: dict[int, list[str]], unlifte
         return REFUSAL
     if type(module) not in SITE_TYPES:
         why = unlifted.get(f"{name}.weight", "")
-        return f"{_called(type(module))} is a subclass of a convolution and may have a forward of its own" + (
-            f": {why}" if why else ""
+        return (
+            f"{_called(type(module))} is a subclass of a convolution and may have a forward of its own"
+            + (f": {why}" if why else "")
+            + "; a plain convolution that its forward calls would be a site"
         )
     if "forward" in vars(module):
         return "the module's forward is replaced on the instance"

@@ -98,6 +98,24 @@ def test_every_way_of_holding_a_kernel() -> None:
     assert (sites["1.up"].kind, sites["1.up"].spec.stride) == (Kind.TRANSPOSED, (2, 2))
 
 
+class Masked(nn.Conv1d):
+    """Of Jasper and QuartzNet: it hides what is behind the end of each example, and hands the lengths on."""
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        behind = torch.arange(x.size(2)).expand(len(lengths), x.size(2)) >= lengths.unsqueeze(1)
+        x = F.conv1d(x.masked_fill(behind[:, None], 0.0), self.weight, self.bias, self.stride, self.padding)
+        return x, (lengths + 2 * self.padding[0] - self.kernel_size[0]) // self.stride[0] + 1
+
+
+def test_a_convolution_that_is_given_the_lengths_of_its_examples_too() -> None:
+    model = Calls(lambda m, x: m.conv(x, m.ends[: len(x)])[0], conv=Masked(3, 4, 3, 2)).eval()
+    model.register_buffer("ends", torch.tensor([12, 5, 9]))
+    for lifted in (lift(model, (X[:, :, 0],)).model, lift(model, (X[:1, :, 0],)).model):
+        assert type(lifted.conv.weight) is nn.Conv1d
+        for x in torch.randn(4, 3, 14).split([3, 1]):
+            assert torch.allclose(lifted(x), model(x), atol=1e-6)
+
+
 def test_only_the_module_with_the_calls_becomes_a_graph_and_other_keys_stay() -> None:
     model = within(Mixed())
     lifted = lift(model, (X,)).model

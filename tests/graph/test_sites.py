@@ -157,13 +157,17 @@ def test_hooks_are_removed_when_the_model_fails() -> None:
 
 
 class Scaled(nn.Conv2d):
-    def forward(self, x: Tensor) -> Tensor:
-        return 2 * super().forward(x)
+    def forward(self, x: Tensor, factor: float = 2) -> Tensor:
+        return factor * super().forward(x)
 
 
-def test_a_subclass_is_refused() -> None:
-    site = sites_of(Calls(lambda m, x: m.conv(x), conv=Scaled(3, 4, 3)))["conv"]
-    assert site.refusal == "Scaled is a subclass of a convolution and may have a forward of its own"
+@pytest.mark.parametrize("given", [(), (3.0,)], ids=["input", "more"])
+def test_a_subclass_is_refused_for_its_own_forward_whatever_it_is_given(given: tuple[float, ...]) -> None:
+    site = sites_of(Calls(lambda m, x: m.conv(x, *given), conv=Scaled(3, 4, 3)))["conv"]
+    assert site.refusal == (
+        "Scaled is a subclass of a convolution and may have a forward of its own; a plain convolution that its forward calls "
+        "would be a site"
+    )
     assert site.spec == ConvSpec(3, 4, (3, 3))
 
 

@@ -181,6 +181,14 @@ def test_the_greatest_and_the_least_of_sizes_are_nodes_and_python_has_its_own_ag
         assert torch.equal(again(x), model(x))
 
 
+@torch.no_grad()
+def test_the_length_of_a_tensor_is_a_node() -> None:
+    model = Calls(lambda m, x: m.conv(x) + torch.arange(len(x)).view(len(x), 1, 1, 1), conv=nn.Conv2d(3, 4, 3)).eval()
+    graph = pickle.loads(pickle.dumps(follow_forward(model, ["x"])))
+    for x in torch.randn(5, 3, 8, 8).split([2, 3]):
+        assert torch.equal(graph(x), model(x))
+
+
 def test_python_has_its_own_again_where_following_fails() -> None:
     own = (max, min)
     model = Calls(lambda m, x: m.conv(x) if max(x.size()) > 3 else min([x.mean()]), conv=nn.Conv2d(3, 4, 3))
