@@ -5,7 +5,7 @@ graph then has the wrong branch. So each graph is run beside its module, and dro
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from convrewrite.errors import TraceError
+from convrewrite.graph.arguments import given_to_parts, named_values
 from convrewrite.graph.sized import trace_sized
 from convrewrite.graph.tracing import Traced, trace
 from convrewrite.inputs import Inputs, varied
@@ -29,8 +30,8 @@ def follow(model: nn.Module, inputs: Inputs) -> Traced:
     The inside of a module whose graph is dropped is followed part by part, as if it had none. The model is used
     in the mode it is in. Raises TraceError when it does not run on ``inputs``.
     """
-    traced = trace(model, len(inputs))
-    found = _checked(model, traced, inputs)
+    given = given_to_parts(model, inputs)
+    found = _checked(model, trace(model, len(inputs), given=given), inputs, given)
     sized = _sized(model, inputs) if found.whole is None else None
     followed = found if sized is None else replace(sized, unsized=found.parts)
     return replace(followed, draws=_draws(model, inputs))
@@ -46,7 +47,7 @@ def _draws(model: nn.Module, inputs: Inputs) -> bool:
     return False
 
 
-def _checked(model: nn.Module, traced: Traced, inputs: Inputs) -> Traced:
+def _checked(model: nn.Module, traced: Traced, inputs: Inputs, given: Mapping[nn.Module, Sequence[str]]) -> Traced:
     """``traced`` without the graphs that compute something else than their modules."""
     parts: dict[str, fx.GraphModule] = {}
     lost = list(traced.lost)
@@ -56,13 +57,13 @@ def _checked(model: nn.Module, traced: Traced, inputs: Inputs) -> Traced:
         parts |= {name: graph for name, graph in waiting.items() if name in same}
         dropped = [name for name in waiting if name not in same]
         lost += dropped
-        inside = [_inside(model, name) for name in dropped]
+        inside = [_inside(model, name, given) for name in dropped]
         lost += [name for inner in inside for name in inner.lost]
         waiting = {name: graph for inner in inside for name, graph in inner.parts.items()}
     return Traced(parts, tuple(lost))
 
 
-def _inside(model: nn.Module, name: str) -> Traced:
+def _inside(model: nn.Module, name: str, given: Mapping[nn.Module, Sequence[str]]) -> Traced:
     """What can be followed inside a part whose own graph was dropped, by names in the model."""
     parts: dict[str, fx.GraphModule] = {}
     lost: list[str] = []
@@ -70,7 +71,7 @@ def _inside(model: nn.Module, name: str) -> Traced:
         if next(child.children(), None) is None:
             continue
         path = f"{name}.{key}" if name else key
-        inner = trace(child)
+        inner = trace(child, given=given)
         lost += [f"{path}.{part}" if part else path for part in inner.lost]
         parts |= {f"{path}.{part}" if part else path: graph for part, graph in inner.parts.items()}
     return Traced(parts, tuple(lost))
@@ -108,16 +109,22 @@ def _same_at_first_calls(model: nn.Module, graphs: Mapping[str, fx.GraphModule],
     """One run of the model shows the calls of all parts."""
     with random_states_kept(), torch.no_grad():
         calls = _first_calls(model, graphs, inputs)
-        return {name for name, graph in graphs.items() if name not in calls or _gives(graph, calls.pop(name))}
+        return {
+            name
+            for name, graph in graphs.items()
+            if name not in calls or _gives(model.get_submodule(name), graph, calls.pop(name))
+        }
 
 
-def _gives(graph: fx.GraphModule, call: "_FirstCall") -> bool:
+def _gives(part: nn.Module, graph: fx.GraphModule, call: "_FirstCall") -> bool:
     """Whether a graph gives what a part returned."""
     if not call.plain:
         return False
+    named = named_values(part, call.args, call.kwargs)
+    args, kwargs = (call.args, call.kwargs) if named is None else ((), named)
     torch.set_rng_state(call.random)
     try:
-        found = named_outputs(graph.forward(*call.args, **call.kwargs))  # called itself, it prints how it failed
+        found = named_outputs(graph.forward(*args, **kwargs))  # called itself, it prints how it failed
     except Exception:  # a graph that was followed wrongly may fail in any way
         return False
     return alike(call.returned, found)

@@ -16,7 +16,8 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.proxy import Attribute
 
-from convrewrite.graph.tracing import OpaqueTracer, Traced, WritableProxy, execute, given_to, names_given, trace
+from convrewrite.graph.arguments import names_given
+from convrewrite.graph.tracing import OpaqueTracer, Traced, WritableProxy, execute, given_to, trace
 from convrewrite.inputs import Inputs
 
 OF_ARRAYS = "__array_"

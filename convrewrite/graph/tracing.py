@@ -10,9 +10,10 @@ import functools
 import inspect
 import operator
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch.fx.proxy import ParameterProxy
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
+from convrewrite.graph.arguments import defaults_of, names_given
 from convrewrite.modules import Operator, Snapshot
 from convrewrite.process import followed, nothing_drawn
 
@@ -54,11 +56,17 @@ class Traced:
         return self.parts if self.unsized is None else self.unsized
 
 
-def trace(model: nn.Module, inputs: int = 1, tracer: "MakeTracer | None" = None) -> Traced:
+def trace(
+    model: nn.Module,
+    inputs: int = 1,
+    tracer: "MakeTracer | None" = None,
+    given: Mapping[nn.Module, Sequence[str]] = MappingProxyType({}),
+) -> Traced:
     """Follow ``model`` whole if possible; otherwise leave out the innermost modules that fail and follow those inside.
 
-    The first ``inputs`` arguments of its ``forward`` are given; optional ones behind them take their defaults. ``tracer``
-    makes the tracer that follows the whole model, given the names of submodules to be left opaque.
+    The first ``inputs`` arguments of its ``forward`` are given, those that ``given`` names of a part inside, or its first one;
+    optional ones behind them take their defaults. ``tracer`` makes the tracer that follows the whole model, given the names of
+    submodules to be left opaque.
     """
     parts: dict[str, fx.GraphModule] = {}
     lost: list[str] = []
@@ -66,8 +74,9 @@ def trace(model: nn.Module, inputs: int = 1, tracer: "MakeTracer | None" = None)
     before = Snapshot(model, parameters=False)
     while waiting:
         name, module = waiting.pop(0)
-        given, make = (1, OpaqueTracer) if name else (inputs, tracer or OpaqueTracer)
-        graph, opaque = _follow(module, given, make, before)
+        count, make = (1, OpaqueTracer) if name else (inputs, tracer or OpaqueTracer)
+        names = given.get(module) or names_given(module, count)
+        graph, opaque = _follow(module, count, names, make, before)
         if graph is not None:
             parts[name] = graph
         for inner in opaque:
@@ -86,18 +95,17 @@ def qualified(part: str, target: object) -> str:
 
 
 def _follow(
-    module: nn.Module, given: int, make_tracer: "MakeTracer", before: Snapshot
+    module: nn.Module, count: int, names: Sequence[str], make_tracer: "MakeTracer", before: Snapshot
 ) -> tuple[fx.GraphModule | None, list[str]]:
     """A graph of ``module`` and the names of the submodules that had to be left opaque in it (``""``: itself). What following
     changes in modules, and in what they hold, is put back as it was ``before``."""
     opaque: list[str] = []
-    names = names_given(module, given)
     while True:
         tracer = make_tracer(frozenset(opaque))
-        tracer.inputs = given
+        tracer.inputs = count
         try:
             with followed():
-                graph = tracer.trace(module, concrete_args=_defaults(module, names))
+                graph = tracer.trace(module, concrete_args=defaults_of(module, names))
                 _drop_defaults(graph, module)
                 before.restore()  # an attribute may hold a proxy now: self.mean = self.mean.type_as(x)
                 _hold(module, tracer.tensor_attrs)
@@ -165,11 +173,11 @@ def _own_forward(module: nn.Module, given: Collection[str]) -> tuple[fx.Graph, M
     before = Snapshot(module, parameters=False)
     tracer = _OwnForward(buffers=True)
     try:
-        traced = tracer.trace(module, concrete_args=_defaults(module, given))
+        traced = tracer.trace(module, concrete_args=defaults_of(module, given))
     except Exception:  # a forward may fail in any way while it is being followed
         before.restore()
         tracer = _OwnForward(buffers=False)
-        traced = tracer.trace(module, concrete_args=_defaults(module, given))
+        traced = tracer.trace(module, concrete_args=defaults_of(module, given))
     if before.numbers_changed():
         raise RuntimeError("it changes a tensor in a way that no graph can be made of")
     _drop_defaults(traced, module)
@@ -333,18 +341,6 @@ def given_to(node: fx.Node, inputs: Iterator[Tensor]) -> Any:
     if str(node.target).startswith("*"):
         return tuple(tensor.clone() for tensor in inputs)
     return next(inputs).clone()
-
-
-def names_given(module: nn.Module, count: int) -> list[str]:
-    """The arguments of a module's forward that ``count`` inputs are given to."""
-    parameters = inspect.signature(module.forward).parameters.values()
-    return [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY][:count]
-
-
-def _defaults(module: nn.Module, given: Collection[str]) -> dict[str, Any]:
-    """The arguments that are not ``given``, with their defaults: as Proxies they would bake ``if x is None`` to False."""
-    parameters = inspect.signature(module.forward).parameters.values()
-    return {p.name: p.default for p in parameters if p.name not in given and p.default is not p.empty}
 
 
 def _is_container(value: Any) -> bool:

@@ -134,3 +134,29 @@ def test_parts_are_compared_in_one_run_however_many_they_are() -> None:
         return len(counted)
 
     assert runs(8) == runs(1)
+
+
+class Up(nn.Module):
+    """As in the decoder of a U-Net, with a skip that may be missing, and a switch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor, skip: Tensor | None = None, normed: bool = True) -> Tensor:
+        x = self.conv(x if skip is None else x + skip)
+        return self.norm(x) if normed else x
+
+
+def test_a_part_is_followed_with_all_that_it_is_given_but_no_constant_is_taken_for_the_one_of_every_call() -> None:
+    def forward(m: Calls, x: Tensor) -> Tensor:
+        x = m.plain(m.second(m.first(x, x), skip=x), None) if x.sum() < 1e9 else x  # so it is followed part by part
+        return m.without(m.switched(x, x, normed=bool(x.sum() < 1e9))) + m.without(x, x)
+
+    names = ("first", "second", "plain", "switched", "without")
+    model = settled(Calls(forward, **{name: Up() for name in names}))
+    traced = follow(model, (X,))
+    assert set(traced.parts) == {"first", "second", "plain", "without"}
+    assert "switched" in traced.lost
+    folded = {site.name: site.batch_norm for site in find_sites(model, (X,), traced) if site.batch_norm}
+    assert folded == {f"{name}.conv": f"{name}.norm" for name in ("first", "second", "plain")}
