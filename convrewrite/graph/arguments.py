@@ -5,6 +5,8 @@ A part that is followed by itself has to be followed as the model calls it: ``se
 
 import inspect
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from convrewrite.inputs import Inputs
 from convrewrite.modules import hooked, run
+from convrewrite.process import random_states_kept
 
 
 def names_given(module: nn.Module, count: int) -> list[str]:
@@ -27,23 +30,35 @@ def defaults_of(module: nn.Module, given: Collection[str]) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.name not in given and p.default is not p.empty}
 
 
-def given_to_parts(model: nn.Module, inputs: Inputs) -> dict[nn.Module, tuple[str, ...]]:
-    """The parameters of a part's forward that it is given a value for, where all calls in a run give it the same ones. What they
-    are given is not told: a constant may be another one at the next call."""
-    found: dict[nn.Module, set[tuple[str, ...] | None]] = {}
+@dataclass
+class GivenToParts:
+    """The parameters of the forwards of a model's parts that they are given a value for, as a run on ``inputs`` shows. The
+    run waits until something is asked, as most models are followed whole."""
 
-    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        named = named_values(module, args, kwargs)
-        found.setdefault(module, set()).add(None if named is None else tuple(named))
+    model: nn.Module
+    inputs: Inputs
 
-    def handles() -> Iterator[RemovableHandle]:
-        for module in model.modules():
-            if module is not model and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
-                yield module.register_forward_pre_hook(enter, with_kwargs=True)
+    def of(self, part: nn.Module) -> tuple[str, ...]:
+        """Those of one part, where all its calls give it the same ones; none where they do not, nor of the model itself. What
+        they are given is not told: a constant may be another one at the next call. Raises TraceError where the model does
+        not run."""
+        return () if part is self.model else self._known.get(part, ())
 
-    with hooked(handles()):
-        run(model, inputs)
-    return {module: names for module, calls in found.items() if len(calls) == 1 and (names := next(iter(calls)))}
+    @cached_property
+    def _known(self) -> dict[nn.Module, tuple[str, ...]]:
+        found: dict[nn.Module, set[tuple[str, ...]]] = {}
+
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found.setdefault(module, set()).add(tuple(named_values(module, args, kwargs) or ()))
+
+        def handles() -> Iterator[RemovableHandle]:
+            for module in self.model.modules():
+                if module is not self.model and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
+                    yield module.register_forward_pre_hook(enter, with_kwargs=True)
+
+        with random_states_kept(), hooked(handles()):
+            run(self.model, self.inputs)
+        return {module: next(iter(calls)) for module, calls in found.items() if len(calls) == 1}
 
 
 def named_values(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:

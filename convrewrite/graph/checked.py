@@ -5,7 +5,7 @@ graph then has the wrong branch. So each graph is run beside its module, and dro
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from convrewrite.errors import TraceError
-from convrewrite.graph.arguments import given_to_parts, named_values
+from convrewrite.graph.arguments import GivenToParts, named_values
 from convrewrite.graph.sized import trace_sized
 from convrewrite.graph.tracing import Traced, trace
 from convrewrite.inputs import Inputs, varied
@@ -30,8 +30,8 @@ def follow(model: nn.Module, inputs: Inputs) -> Traced:
     The inside of a module whose graph is dropped is followed part by part, as if it had none. The model is used
     in the mode it is in. Raises TraceError when it does not run on ``inputs``.
     """
-    given = given_to_parts(model, inputs)
-    found = _checked(model, trace(model, len(inputs), given=given), inputs, given)
+    given = GivenToParts(model, inputs)
+    found = _checked(trace(model, len(inputs), given=given), given)
     sized = _sized(model, inputs) if found.whole is None else None
     followed = found if sized is None else replace(sized, unsized=found.parts)
     return replace(followed, draws=_draws(model, inputs))
@@ -47,8 +47,9 @@ def _draws(model: nn.Module, inputs: Inputs) -> bool:
     return False
 
 
-def _checked(model: nn.Module, traced: Traced, inputs: Inputs, given: Mapping[nn.Module, Sequence[str]]) -> Traced:
+def _checked(traced: Traced, given: GivenToParts) -> Traced:
     """``traced`` without the graphs that compute something else than their modules."""
+    model, inputs = given.model, given.inputs
     parts: dict[str, fx.GraphModule] = {}
     lost = list(traced.lost)
     waiting = dict(traced.parts)
@@ -57,17 +58,17 @@ def _checked(model: nn.Module, traced: Traced, inputs: Inputs, given: Mapping[nn
         parts |= {name: graph for name, graph in waiting.items() if name in same}
         dropped = [name for name in waiting if name not in same]
         lost += dropped
-        inside = [_inside(model, name, given) for name in dropped]
+        inside = [_inside(name, given) for name in dropped]
         lost += [name for inner in inside for name in inner.lost]
         waiting = {name: graph for inner in inside for name, graph in inner.parts.items()}
     return Traced(parts, tuple(lost))
 
 
-def _inside(model: nn.Module, name: str, given: Mapping[nn.Module, Sequence[str]]) -> Traced:
+def _inside(name: str, given: GivenToParts) -> Traced:
     """What can be followed inside a part whose own graph was dropped, by names in the model."""
     parts: dict[str, fx.GraphModule] = {}
     lost: list[str] = []
-    for key, child in model.get_submodule(name).named_children():
+    for key, child in given.model.get_submodule(name).named_children():
         if next(child.children(), None) is None:
             continue
         path = f"{name}.{key}" if name else key

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from torch.fx.proxy import ParameterProxy
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
-from convrewrite.graph.arguments import defaults_of, names_given
+from convrewrite.graph.arguments import GivenToParts, defaults_of, names_given
 from convrewrite.modules import Operator, Snapshot
 from convrewrite.process import followed, nothing_drawn
 
@@ -60,11 +59,11 @@ def trace(
     model: nn.Module,
     inputs: int = 1,
     tracer: "MakeTracer | None" = None,
-    given: Mapping[nn.Module, Sequence[str]] = MappingProxyType({}),
+    given: GivenToParts | None = None,
 ) -> Traced:
     """Follow ``model`` whole if possible; otherwise leave out the innermost modules that fail and follow those inside.
 
-    The first ``inputs`` arguments of its ``forward`` are given, those that ``given`` names of a part inside, or its first one;
+    The first ``inputs`` arguments of its ``forward`` are given, those that ``given`` knows of a part inside, or its first one;
     optional ones behind them take their defaults. ``tracer`` makes the tracer that follows the whole model, given the names of
     submodules to be left opaque.
     """
@@ -75,7 +74,7 @@ def trace(
     while waiting:
         name, module = waiting.pop(0)
         count, make = (1, OpaqueTracer) if name else (inputs, tracer or OpaqueTracer)
-        names = given.get(module) or names_given(module, count)
+        names = (given.of(module) if given else ()) or names_given(module, count)
         graph, opaque = _follow(module, count, names, make, before)
         if graph is not None:
             parts[name] = graph
