@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from convrewrite import Sweep, load, optimize
 from convrewrite.errors import ModelLoadError, PlanError, UsageError
 from convrewrite.folders import Scratch, temporary
+from convrewrite.reporting.report import ExportRow
 from convrewrite.results import folder as results
-from convrewrite.results.folder import FILES, Result, check_writable
+from convrewrite.results.digests import require_described
+from convrewrite.results.folder import FILES, Result, add_exports, check_writable
+from convrewrite.results.reading import read_report
 from convrewrite.results.weights import read_weights, write_weights
 
 
@@ -397,10 +400,31 @@ def test_a_copy_and_a_pickle_are_whole_results(exported: Result, tmp_path: Path)
             assert file.read_bytes() == (tmp_path / "first" / file.relative_to(folder)).read_bytes(), file
 
 
-def test_a_result_whose_files_are_gone_is_not_pickled(exported: Result) -> None:
+def test_weights_beside_a_graph_are_replaced_with_it_and_held_to_the_report(result: Result, tmp_path: Path) -> None:
+    files, beside = temporary(), "model.onnx.0123abcd.data"
+    for name in ("model.onnx", beside):
+        (files.path / name).write_text(name)
+    made = replace(result, _onnx=files.path / "model.onnx", _folder=files)
+    folder = made.save(made.save(tmp_path / "out"))
+    require_described(folder, read_report(folder), ("model.onnx",))
+    (folder / beside).write_text("others")
+    with pytest.raises(ModelLoadError, match=f"{beside}: the folder is not what its report describes"):
+        require_described(folder, read_report(folder), ("model.onnx",))
+
+
+def test_a_result_whose_files_are_gone_is_neither_pickled_nor_saved(exported: Result, tmp_path: Path) -> None:
     exported._folder.close()
-    with pytest.raises(UsageError, match="was removed from the temporary files since the run"):
-        pickle.dumps(exported)
+    for use in (pickle.dumps, lambda gone: gone.save(tmp_path / "out")):
+        with pytest.raises(UsageError, match="was removed from the temporary files since the run"):
+            use(exported)
+
+
+def test_a_result_that_lacks_a_form_is_no_success(result: Result) -> None:
+    lacking = ExportRow(name="half", package="onnx 1", refused="it overflows")
+    assert result.refused is None
+    assert replace(result, report=result.report.model_copy(update={"exports": (lacking,)})).refused == (
+        "export half: it overflows"
+    )
 
 
 def test_an_error_while_writing_leaves_the_earlier_result(
@@ -416,3 +440,23 @@ def test_an_error_while_writing_leaves_the_earlier_result(
         result.save(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in folder.parent.iterdir()] == ["out"]
+
+
+def test_what_cannot_be_added_leaves_a_result_as_it_was_and_what_can_leaves_all_else(
+    result: Result, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "link").symlink_to("plan.json")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def fail(*_given: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    report = result.report.model_copy(update={"notes": ("of another run",)})
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "render_html", fail)
+        with pytest.raises(UsageError, match="No space left on device"):
+            add_exports(folder, result.plan, report, [])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    add_exports(folder, result.plan, report, [])
+    changed = {path.name for path in folder.iterdir() if path.read_bytes() != before[path.name]}
+    assert changed == {"report.json", "report.md", "report.html"} and (folder / "link").is_symlink()
