@@ -1,15 +1,17 @@
 import inspect
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from clocks import FalseTimer
 from commands import images, small_network
 from torch import fx
 
 import convrewrite
-from convrewrite import RewriteConvolutions, Settings, apply, optimize, plan, sweep
-from convrewrite.errors import CalibrationError, UsageError
+from convrewrite import RewriteConvolutions, Settings, analyze, apply, load, optimize, plan, sweep
+from convrewrite.errors import CalibrationError, PlanError, UsageError
 from convrewrite.pipeline.keywords import (
     KINDS,
     Extras,
@@ -19,7 +21,9 @@ from convrewrite.pipeline.keywords import (
     RunKeywords,
     asked_of,
 )
+from convrewrite.rules import Rule
 from convrewrite.settings import Recovery, RecoveryOptions
+from convrewrite.structures.families.channel import Channel
 
 EXAMPLE = images(1)
 ASKED: dict[str, Any] = {
@@ -120,6 +124,22 @@ def test_what_is_no_setting_may_stand_beside_them() -> None:
     report = optimize(small_network(), EXAMPLE, calibration="weights", settings=Settings(measure=False), **said).report
     assert report.model == "mine"
     assert "a note" in report.notes
+
+
+class Mine(Channel):
+    name = "mine"
+
+
+def test_a_structure_of_the_callers_own_is_known_wherever_it_is_given(tmp_path: Path) -> None:
+    model, rule, own = small_network(), Rule(name="r", structures=("mine",), ratio=0.5), [Mine()]
+    assert any(row.applies == {"r": "yes"} for row in analyze(model, EXAMPLE, [rule], own))
+    made = plan(model, EXAMPLE, [rule], "weights", structures=own, measure=False)
+    assert {site.option.structure for site in made.sites if site.option is not None} == {"mine"}
+    folder = apply(model, EXAMPLE, made, "weights", structures=own, measure=False).save(tmp_path / "out")
+    loaded = load(folder, model, own)
+    assert torch.equal(loaded(EXAMPLE), torch.load(folder / "model.pt", weights_only=False)(EXAMPLE))
+    with pytest.raises(PlanError, match="mine"):
+        load(folder, model)
 
 
 @pytest.mark.parametrize(
