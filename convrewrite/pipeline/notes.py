@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 
+from torch import nn
+
 from convrewrite.conv import Cost
 from convrewrite.graph import Traced
+from convrewrite.onnx_graph import is_graph
 from convrewrite.rewriting import Outcome, Prepared, Work
 from convrewrite.runtime import Measured
 from convrewrite.settings import Settings
@@ -12,6 +15,9 @@ from convrewrite.values import some_of
 
 NOT_MEASURED = "no ONNX file was asked for: nothing was exported or timed, and onnxruntime was not compared"
 """The note of a result without an ONNX file."""
+
+NOT_TRIED = "as was asked, the ONNX file was neither timed nor compared: outputs were compared in torch alone"
+"""The note of the result of an ONNX model, which has its file whether it was measured or not."""
 
 NOT_TIMED = "; the result was not timed here"
 """The end of the note on a result that was chosen by times from another machine."""
@@ -32,8 +38,13 @@ def notes_on(
     return [
         *work.data.notes, *_lost(work.prepared.traced), *measured.notes, *_beyond_its_own(before, work.prepared),
         *_went_another_way(after, counted), *_nothing_done(outcomes), *_elsewhere(work.settings),
-        *([] if exported else [NOT_MEASURED]),
+        *([] if exported else [unmeasured(work.prepared.original)]),
     ]  # fmt: skip
+
+
+def unmeasured(original: nn.Module) -> str:
+    """The note of a result of this model that was not measured."""
+    return NOT_TRIED if is_graph(original) else NOT_MEASURED
 
 
 def _went_another_way(after: Cost, counted: int) -> list[str]:

@@ -23,7 +23,7 @@ from convrewrite.onnx_graph import exporter_of, regions_of
 from convrewrite.pipeline.at_a_time import examples_at_a_time
 from convrewrite.pipeline.keywords import RecoverKeywords, RecoveryExtras, asked_of, signed
 from convrewrite.pipeline.networks import BoundNetwork, ModelSource, at_home, network_of
-from convrewrite.pipeline.notes import NOT_MEASURED, NOT_TIMED
+from convrewrite.pipeline.notes import NOT_MEASURED, NOT_TIMED, NOT_TRIED, unmeasured
 from convrewrite.pipeline.workplace import HOME
 from convrewrite.places import described, out_of_memory, place_of, place_of_model
 from convrewrite.planning import Fingerprint, Plan
@@ -362,7 +362,8 @@ def _report(run: Recovering, distilled: Distilled, given: TrainingInputs, measur
     )
     data = Calibration((given.train,), (given.held_out,), "data", "the inputs of the recovery")
     notes = tuple(note.removesuffix(NOT_TIMED) if asked.measure else note for note in came.report.notes)
-    earlier = came.report.model_copy(update={"notes": tuple(note for note in notes if note != NOT_MEASURED)})
+    still = tuple(note for note in notes if note not in (NOT_MEASURED, NOT_TRIED))
+    earlier = came.report.model_copy(update={"notes": still})
     return recovered_report(
         earlier,
         plan=came.plan,
@@ -370,7 +371,7 @@ def _report(run: Recovering, distilled: Distilled, given: TrainingInputs, measur
         measured=measured,
         data=data,
         summary=summary,
-        notes=[*run.notes, *([] if asked.measure else [NOT_MEASURED])],
+        notes=[*run.notes, *([] if asked.measure else [unmeasured(run.network.model)])],
         seconds=run.watch.seconds,
     )
 

@@ -255,6 +255,7 @@ def test_a_graph_that_is_not_measured(place: Path, tmp_path: Path) -> None:
     ran = call("optimize", place / "net.onnx", "-o", tmp_path / "out", "--calib", "weights", "--no-onnx")
     assert ran.code == 0, ran.err
     assert listing(tmp_path / "out") == SAVED
+    assert "the ONNX file was neither timed nor compared" in ran.said and "no ONNX file" not in ran.said
 
 
 def test_the_place_of_the_original_is_not_taken(place: Path, tmp_path: Path) -> None:
