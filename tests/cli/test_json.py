@@ -13,11 +13,16 @@ import typer
 from clocks import FalseTimer, in_place_of_this_machine
 from commands import INPUT, call, images, small_network
 
+from convrewrite.cli import quantising, timing
 from convrewrite.cli.commands import app
 from convrewrite.cli.grouped import _all
-from convrewrite.cli.json_forms import SCHEMAS, Timings, Verified, VerifiedOutput
+from convrewrite.cli.json_forms import SCHEMAS, QuantisedModel, Timings, Verified, VerifiedOutput
+from convrewrite.meanings import Fidelity, OutputFidelity
+from convrewrite.pipeline import Int8Row
 from convrewrite.results import read_plan, read_report
-from convrewrite.targets import Profile, read_profile
+from convrewrite.runtime import Verification
+from convrewrite.runtime.parity import OutputParity, Parity
+from convrewrite.targets import Comparison, Profile, read_profile
 
 COMMANDS = dict(_all(typer.main.get_command(app), ()))
 
@@ -173,3 +178,28 @@ def test_numbers_that_json_does_not_have_are_null() -> None:
         refused=None,
     ).model_dump_json()
     assert json.loads(text)["outputs"][0]["kl"] is None
+
+
+def test_every_figure_stands_under_its_own_name(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As JSON and as a line of a table: each is another number here."""
+    near = OutputFidelity("y", 0.11, 0.12, 0.13, 0.14, 0.15, "logits", 0.16)
+    same = OutputParity("y", 0.21, 0.22, 0.24, True, 0.23)
+    outcome = Verification(Parity((same,), 1), Fidelity((near,), 1))
+    said = {"a": "a", "b": "b", "examples": 1, "inputs": "random inputs", "expected": "parity", "refused": None}
+    [output] = Verified.of(outcome, **said).outputs
+    assert output.model_dump() == {
+        "name": "y", "taken_for": "logits", "max_abs_difference": 0.21, "parity_error": 0.22, "tolerance": 0.24, "same": True,
+        "relative_error": 0.11, "unexplained": 0.16, "top1_agreement": 0.12, "kl": 0.13, "cosine": 0.15, "equal_share": 0.14,
+    }  # fmt: skip
+    row = Int8Row("int8", 3100, 3200, 0.33, Fidelity((near,), 1), 0.34, "one way")
+    assert QuantisedModel.of(row).model_dump() == {
+        "name": "int8", "bytes": 3100, "macs": 3200, "latency": 0.33, "relative_error": 0.11, "top1_agreement": 0.12,
+        "kl": 0.13, "float_error": 0.34, "how": "one way",
+    }  # fmt: skip
+    assert quantising.table([row]).splitlines()[-1].split() == [
+        "int8", "3,100", "3,200", "0.33x", "11.00%", "12.00%", "0.13", "34.00%", "one", "way",
+    ]  # fmt: skip
+    timed = Comparison("there", 1, 3, 0.041, 0.082, 2.0, 1.5, 2.5)
+    monkeypatch.setattr(timing, "_compared", lambda *_: [timed])
+    ran = call("bench", *[place / "out" / "model.onnx"] * 2, *INPUT)
+    assert "there 41.0 ms 82.0 ms 2.000 1.500 to 2.500 0.50x" in ran.said

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,15 @@ from commands import call, images, listing, small_network
 from safetensors.torch import load_file
 
 import convrewrite
+from convrewrite import pipeline
+from convrewrite.calibration import Reading
+from convrewrite.cli import recovering
 from convrewrite.cli.interrupts import Interrupted, tells_what_stands
-from convrewrite.cli.networks import GivenNetwork
+from convrewrite.cli.networks import GivenNetwork, given_network
 from convrewrite.cli.recovering import with_whole_numbers
+from convrewrite.errors import UsageError
 from convrewrite.reporting import Report
+from convrewrite.results import read_report
 from convrewrite.rules import Rule
 from convrewrite.tuning.processes import PRECISION
 
@@ -87,6 +93,26 @@ def test_another_folder_augmentation_labels_and_a_model_may_be_named(out: Path) 
     assert "augmentation flipped" in ran.said and "all parameters" in ran.said
     assert all(torch.equal(value, before[name]) for name, value in weights(out).items())
     assert (out.parent / "new" / "report.html").is_file()
+
+
+def test_what_was_asked_reaches_the_training(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, object] = {}
+
+    def train(*given: object, **named: object) -> None:
+        asked.update(named, result=given[0], example=given[3])
+        raise UsageError("not here")
+
+    def network_of(*given: object) -> GivenNetwork:
+        return replace(given_network(*given), notes=("of another code", *read_report(out).notes))
+
+    monkeypatch.setattr(pipeline, "recover", train)
+    monkeypatch.setattr(recovering, "given_network", network_of)
+    words = ("--input", "1x3x12x12", "--no-resume", "--mean", "0,0,0", "--std", "1,1,2", "--resize", "20x24")
+    assert call(*recover(out, *words)).message == "not here"
+    assert asked["result"] == out and asked["checkpoint"] == out.with_name("out.recovering")
+    assert [tensor.shape for tensor in asked["example"]] == [(1, 3, 12, 12)]  # type: ignore[attr-defined]
+    assert asked["reading"] == Reading(mean=[0, 0, 0], std=[1, 1, 2], resize=(20, 24)) and asked["resume"] is False
+    assert asked["notes"] == ["of another code"], "the others are in the report already"
 
 
 def test_an_absurd_rate_is_said_and_the_result_as_it_was(out: Path) -> None:

@@ -143,6 +143,7 @@ def test_the_command_writes_forms_tells_of_them_and_fails_for_what_is_wrong(
     ran = call("export", out, "--to", "wrong", *INPUT)
     assert ran.code == 1 and ran.message.startswith("export wrong: output 'output': expected wrong within")
     assert not (out / "model.wrong").exists()
+    assert call("export", out, "--to", "half", *INPUT).code == 0, "what was refused before is not asked for"
     call("export", model, "--to", "half")
 
 
