@@ -129,6 +129,8 @@ def test_a_plan_that_is_applied_gives_what_optimize_gives(place: Path, plan_file
     assert (tmp_path / "applied" / "plan.json").read_bytes() == plan_file.read_bytes()
     report = Report.model_validate_json((tmp_path / "applied" / "report.json").read_text())
     assert report.asked.budget == {"macs": 0.6}
+    assert f"input size 1x3x16x16 taken from {place / 'images.npy'}" in report.notes
+    assert [command.split()[1] for command in report.commands] == ["apply"]
     reached = report.reached.budget["macs"]
     assert reached is not None
     assert reached <= 0.6
