@@ -43,7 +43,8 @@ def compared(ratio: float, runtime: str = "onnxruntime") -> Callable[..., Compar
 class FalseTimer:
     """A Timer to hand in: the second model takes ``ratio`` of the first one's time, options take ``seconds``; nothing is run.
 
-    What was asked is noted: the pairs that were compared, the files that were timed with their inputs, and the options.
+    What was asked is noted: the pairs that were compared, the files that were timed with their inputs, the options, and for which
+    runtimes and numbers of threads.
     """
 
     ratio: float = 0.9
@@ -53,6 +54,7 @@ class FalseTimer:
     timed: list[tuple[Path, Inputs]] = field(default_factory=list)
     asked: list[OptionGraph] = field(default_factory=list)
     targets: list[str] = field(default_factory=list)
+    threads: set[int] = field(default_factory=set)
 
     def on(self, target: Target) -> "FalseTimer":
         self.targets.append(target.name)
@@ -60,14 +62,17 @@ class FalseTimer:
 
     def compare_onnx(self, a: Path, b: Path, inputs: Inputs, threads: int) -> Comparison:
         self.compared.append((a, b, inputs))
+        self.threads.add(threads)
         return compared(self.ratio)()
 
     def compare_torch(self, a: nn.Module, b: nn.Module, inputs: Inputs, threads: int) -> Comparison:
         self.compared.append((a, b, inputs))
+        self.threads.add(threads)
         return compared(self.ratio, "torch")()
 
     def time_onnx(self, path: Path, inputs: Inputs, threads: int) -> float:
         self.timed.append((path, inputs))
+        self.threads.add(threads)
         return self.file_seconds
 
     def time_torch(self, model: nn.Module, inputs: Inputs, threads: int) -> float:
@@ -80,6 +85,7 @@ class FalseTimer:
         self, original: ConvSpec, options: Sequence[OptionGraph], size: Size, threads: int, rounds: int
     ) -> tuple[float, list[float]]:
         self.asked += options
+        self.threads.add(threads)
         return self.seconds(((original,),), size), [self.seconds(option, size) for option in options]
 
 

@@ -90,7 +90,7 @@ def test_another_folder_augmentation_labels_and_a_model_may_be_named(out: Path) 
         "--labels", out.parent / "y.npz", "--model", out.parent / "model.pt", "--all",
     )  # fmt: skip
     assert ran.code == 0, ran.err
-    assert "augmentation flipped" in ran.said and "all parameters" in ran.said
+    assert "augmentation flipped" in ran.said and "all parameters" in ran.said and "labels given" in ran.said
     assert all(torch.equal(value, before[name]) for name, value in weights(out).items())
     assert (out.parent / "new" / "report.html").is_file()
 

@@ -2,17 +2,21 @@
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from clocks import FalseTimer
 from networks import natural, state_bytes
 from torch import Tensor, nn
 
 import convrewrite
 from convrewrite.errors import CalibrationError, PlanError, UsageError
+from convrewrite.pipeline import recovery
 from convrewrite.reporting import Report, render_html, render_markdown, render_text
 from convrewrite.rules import Rule
+from convrewrite.settings import Recovery
 from convrewrite.tuning import Checkpoint
 
 IMAGES = (64, 3, 12, 12)
@@ -212,6 +216,24 @@ def test_a_saved_result_is_recovered_measured_and_saved_whole(
     report = Report.model_validate_json((folder / "report.json").read_text())
     assert report.recovered == found.report.recovered
     assert (folder / "model.onnx").is_file()
+
+
+def test_a_recovered_result_is_timed_where_it_was_and_tells_what_was_asked(
+    came: tuple[Net, convrewrite.Result], images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, result = came
+    trained = recovery._trained
+    monkeypatch.setattr(recovery, "_trained", lambda *given: replace(trained(*given), seconds=90.0))
+    elsewhere = replace(result, report=result.report.model_copy(update={"runtime": "torch"}))
+    timer = FalseTimer()
+    found = recovered((model, elsewhere), images, epochs=1, measure=True, timer=timer, threads=2)
+    assert (set(timer.targets), timer.threads, found.report.threads) == ({"torch"}, {2}, 2)
+    told = found.report.recovered
+    assert told is not None and told.minutes == 1.5
+    assert told.settings == {
+        "epochs": 1, "rate": 0.02, "batch": 16, "temperature": Recovery().temperature, "features": 0.0,
+        "trained": "rewritten sites", "seed": 0,
+    }  # fmt: skip
 
 
 def test_the_curve_is_in_every_form_of_the_report(came: tuple[Net, convrewrite.Result], images: Tensor) -> None:

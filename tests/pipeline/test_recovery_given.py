@@ -1,6 +1,9 @@
 """Recovery told what does not fit: labels, augmentations, files that were changed, checkpoints of other measures."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +12,11 @@ from torch import Tensor, nn
 
 import convrewrite
 from convrewrite.errors import ModelLoadError, UsageError
+from convrewrite.pipeline.keywords import RecoveryExtras
+from convrewrite.pipeline.recovery import _run_of
 from convrewrite.rules import Rule
-from convrewrite.tuning import Checkpoint
+from convrewrite.settings import Recovery
+from convrewrite.tuning import Checkpoint, TrainingInputs
 from convrewrite.tuning.distilling import PATIENCE
 
 CLASSES = 5
@@ -104,6 +110,38 @@ def test_a_checkpoint_is_not_gone_on_with_under_another_measure_or_augmentation(
         found = recovered(given, images, checkpoint=tmp_path / "state", **asked)
         notes.append(any("went on from" in note for note in found.report.notes))
     assert notes == [False] * 5 + [True]
+
+
+def test_a_run_is_another_where_anything_differs_that_its_steps_depend_on(images: Tensor) -> None:
+    result, labels, asked = came(images)[1], torch.zeros(30, dtype=torch.long), Recovery(epochs=2)
+    given = TrainingInputs((images[:30],), (images[30:],))
+    again = replace(result, model=Net().eval())
+
+    def identified(result: convrewrite.Result, given: TrainingInputs, asked: Recovery) -> str:
+        run: Any = SimpleNamespace(came=result, extras=RecoveryExtras())
+        return _run_of(run, given, asked, {})
+
+    others = [
+        replace(given, labels=labels), replace(given, labels=labels + 1), replace(given, held_out=(images[29:],)),
+        replace(given, train=(images[:29],)),
+    ]  # fmt: skip
+    changes: list[dict[str, Any]] = [
+        {"epochs": 3}, {"epochs": None, "minutes": 1.0}, {"epochs": None, "minutes": 2.0}, {"rate": 0.5}, {"batch": 9},
+        {"temperature": 3.0}, {"features": 0.9}, {"everything": True}, {"seed": 1},
+    ]  # fmt: skip
+    told = [identified(result, given, asked), identified(again, given, asked)]
+    told += [identified(result, other, asked) for other in others]
+    told += [identified(result, given, replace(asked, **change)) for change in changes]
+    assert len(set(told)) == len(told)
+
+
+def test_the_seed_says_what_is_held_out(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def split(_inputs: object, _labels: object, seed: int, _taken: object) -> None:
+        raise UsageError(f"seed {seed}")
+
+    monkeypatch.setattr(TrainingInputs, "split", split)
+    with pytest.raises(UsageError, match=r"^seed 7$"):
+        recovered(came(images), images, seed=7)
 
 
 def test_a_training_that_had_ended_when_it_was_killed_does_not_go_on(

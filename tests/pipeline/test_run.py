@@ -45,7 +45,7 @@ def finished(model: nn.Module, settings: Settings = UNMEASURED, **options: objec
 @pytest.fixture(scope="module")
 def measured() -> tuple[Result, FalseTimer]:
     timer = FalseTimer(ratio=0.6)
-    return finished(network(), replace(UNMEASURED, measure=True, timer=timer), budget={"macs": 0.7}), timer
+    return finished(network(), replace(UNMEASURED, measure=True, timer=timer, threads=2), budget={"macs": 0.7}), timer
 
 
 def test_what_is_shared_is_made_before_anything_is_chosen() -> None:
@@ -93,6 +93,7 @@ def test_a_measured_result_is_exported_and_timed_against_the_original(measured: 
     assert all(row.passed for row in result.report.parity)
     assert NOT_MEASURED not in result.report.notes
     assert timer.asked, "options are lowered as they run fastest"
+    assert (timer.threads, result.report.threads) == ({2}, 2)
     assert {path.name for path in timer.compared[0][:2]} == {"original.onnx", "model.onnx"}  # type: ignore[attr-defined]
 
 

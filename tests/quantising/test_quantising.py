@@ -147,12 +147,14 @@ def test_a_result_gets_its_int8_file_and_a_table_of_four(result: convrewrite.Res
     model, x = small_network(), images(2)[:1]
     result.save(tmp_path / "out")
     gone = str(tmp_path / "gone.json")  # times that the run was planned by, perhaps: files are timed here
-    settings = convrewrite.Settings(timer=FalseTimer(0.5), timings=gone)
+    timer = FalseTimer(0.5)
+    settings = convrewrite.Settings(timer=timer, timings=gone, threads=2)
     rows = convrewrite.quantise(tmp_path / "out", model, x, images(), settings=settings)
     assert [row.name for row in rows] == ["original", "rewritten", "int8 of the original", "int8 of the rewritten"]
     assert rows[2].bytes < rows[0].bytes and rows[3].bytes < rows[1].bytes
     assert [row.macs for row in rows] == [result.report.totals.macs.before, result.report.totals.macs.after] * 2
     assert rows[0].float_error == 0.0 < rows[3].float_error < 0.5
+    assert timer.threads == {2}
     assert (tmp_path / "out" / "model.int8.onnx").stat().st_size == rows[3].bytes
     files = [tmp_path / "out" / name for name in ("model.onnx", "model.int8.onnx")]
     assert convrewrite.verify(*files, x).notes[-1].endswith("in full precision and in int8: fidelity is what counts")
