@@ -11,6 +11,7 @@ from networks import natural, state_bytes
 from torch import Tensor, nn
 
 import convrewrite
+from convrewrite.calibration import Calibration
 from convrewrite.errors import ModelLoadError, UsageError
 from convrewrite.pipeline.keywords import RecoveryExtras
 from convrewrite.pipeline.recovery import _run_of
@@ -133,6 +134,15 @@ def test_a_run_is_another_where_anything_differs_that_its_steps_depend_on(images
     told += [identified(result, other, asked) for other in others]
     told += [identified(result, given, replace(asked, **change)) for change in changes]
     assert len(set(told)) == len(told)
+
+
+def test_of_a_calibration_all_inputs_are_taken(images: Tensor) -> None:
+    asked: dict[str, Any] = {"epochs": 1, "batch": 8, "features": 0.0, "measure": False}
+    model, result = came(images)
+    data = Calibration(((images[:20],), (images[20:30],)), ((images[30:],),), "data", "mine")
+    told = convrewrite.recover(result, model, data, images[:1], **asked).report
+    assert told.recovered is not None and (told.recovered.trained_on, told.recovered.held_out) == (32, 8)
+    assert told.fidelity_basis == "measured on 8 held-out inputs of mine"
 
 
 def test_the_seed_says_what_is_held_out(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
