@@ -2,6 +2,8 @@
 
 import errno
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +17,7 @@ from torch import nn
 
 import convrewrite
 from convrewrite.errors import CalibrationError, ModelLoadError, UsageError, VerificationError
+from convrewrite.inputs import Inputs
 from convrewrite.onnx_files import OnnxModel
 from convrewrite.pipeline import quantising
 from convrewrite.quantising import evened, quantise_file
@@ -143,7 +146,19 @@ def test_inputs_are_real_ones(calibration: object, result: convrewrite.Result, t
     assert not (tmp_path / "out" / "model.int8.onnx").exists()
 
 
-def test_a_result_gets_its_int8_file_and_a_table_of_four(result: convrewrite.Result, tmp_path: Path) -> None:
+def test_a_result_gets_its_int8_file_and_a_table_of_four(
+    result: convrewrite.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[object, ...]] = []
+
+    def noted(source: Path, place: Path, fit: list[Inputs], held_out: list[Inputs], **named: Any) -> Any:
+        quantise_file(source, place, fit, held_out, **named)
+        made.append(
+            (source.name, named["original"].name, *(sum(len(one) for (one,) in part) for part in (fit, held_out)))
+        )
+        return SimpleNamespace(way=SimpleNamespace(describe=lambda: f"that of {source.name}"))
+
+    monkeypatch.setattr(quantising, "quantise_file", noted)
     model, x = small_network(), images(2)[:1]
     result.save(tmp_path / "out")
     gone = str(tmp_path / "gone.json")  # times that the run was planned by, perhaps: files are timed here
@@ -153,7 +168,14 @@ def test_a_result_gets_its_int8_file_and_a_table_of_four(result: convrewrite.Res
     assert [row.name for row in rows] == ["original", "rewritten", "int8 of the original", "int8 of the rewritten"]
     assert rows[2].bytes < rows[0].bytes and rows[3].bytes < rows[1].bytes
     assert [row.macs for row in rows] == [result.report.totals.macs.before, result.report.totals.macs.after] * 2
-    assert rows[0].float_error == 0.0 < rows[3].float_error < 0.5
+    assert rows[0].float_error == rows[1].float_error == 0.0 < rows[3].float_error < 0.5
+    assert rows[0].fidelity.worst_error == 0.0 < rows[1].fidelity.worst_error
+    parts = result.report.calibration.fitted_on, result.report.calibration.held_out
+    assert made == [("original.onnx", "original.onnx", *parts), ("model.onnx", "original.onnx", *parts)]
+    assert {row.fidelity.examples for row in rows} == {parts[1]}
+    assert [row.way for row in rows] == ["", "", "that of original.onnx", "that of model.onnx"]
+    names = "original.onnx", "model.onnx", "original.int8.onnx", "model.int8.onnx"
+    assert [(a.name, b.name) for a, b, _ in timer.compared] == [("original.onnx", name) for name in names]  # type: ignore[attr-defined]
     assert timer.threads == {2}
     assert (tmp_path / "out" / "model.int8.onnx").stat().st_size == rows[3].bytes
     files = [tmp_path / "out" / name for name in ("model.onnx", "model.int8.onnx")]
