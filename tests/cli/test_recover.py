@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,7 +103,7 @@ def test_what_was_asked_reaches_the_training(out: Path, monkeypatch: pytest.Monk
         asked.update(named, result=given[0], example=given[3])
         raise UsageError("not here")
 
-    def network_of(*given: object) -> GivenNetwork:
+    def network_of(*given: Any) -> GivenNetwork:
         return replace(given_network(*given), notes=("of another code", *read_report(out).notes))
 
     monkeypatch.setattr(pipeline, "recover", train)

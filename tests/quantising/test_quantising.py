@@ -130,7 +130,7 @@ def test_inputs_are_needed(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def result() -> convrewrite.Result:
     """Of a small network, made with a seed of its own."""
-    asked = {"timer": FalseTimer(0.5), "refine": False, "fast": True, "seed": 7}
+    asked = {"timer": FalseTimer(0.5), "refine": False, "fast": True, "seed": 7, "opset": 19}
     return convrewrite.optimize(small_network(), images(2)[:1], ["separable"], images(), **asked)  # type: ignore[arg-type]
 
 
@@ -153,9 +153,9 @@ def test_a_result_gets_its_int8_file_and_a_table_of_four(
 
     def noted(source: Path, place: Path, fit: list[Inputs], held_out: list[Inputs], **named: Any) -> Any:
         quantise_file(source, place, fit, held_out, **named)
-        made.append(
-            (source.name, named["original"].name, *(sum(len(one) for (one,) in part) for part in (fit, held_out)))
-        )
+        opset = max(one.version for one in onnx.load(str(source)).opset_import)
+        counts = (sum(len(one) for (one,) in part) for part in (fit, held_out))
+        made.append((source.name, named["original"].name, opset, *counts))
         return SimpleNamespace(way=SimpleNamespace(describe=lambda: f"that of {source.name}"))
 
     monkeypatch.setattr(quantising, "quantise_file", noted)
@@ -171,7 +171,7 @@ def test_a_result_gets_its_int8_file_and_a_table_of_four(
     assert rows[0].float_error == rows[1].float_error == 0.0 < rows[3].float_error < 0.5
     assert rows[0].fidelity.worst_error == 0.0 < rows[1].fidelity.worst_error
     parts = result.report.calibration.fitted_on, result.report.calibration.held_out
-    assert made == [("original.onnx", "original.onnx", *parts), ("model.onnx", "original.onnx", *parts)]
+    assert made == [("original.onnx", "original.onnx", 19, *parts), ("model.onnx", "original.onnx", 19, *parts)]
     assert {row.fidelity.examples for row in rows} == {parts[1]}
     assert [row.way for row in rows] == ["", "", "that of original.onnx", "that of model.onnx"]
     names = "original.onnx", "model.onnx", "original.int8.onnx", "model.int8.onnx"
