@@ -176,6 +176,19 @@ def test_a_site_that_no_input_gets_to_is_kept_in_the_plan_that_comes_back(
     assert state_bytes(result.model.second) == state_bytes(model.second)
 
 
+def test_a_site_that_the_inputs_of_an_applied_plan_do_not_get_to_is_kept_in_the_plan_of_the_result(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    model, bright = Brighter().eval(), images()[:1] + 1
+    planned = convrewrite.plan(model, bright, [RULE], "weights", measure=False)
+    assert planned.site("second").option is not None
+    result = convrewrite.apply(model, bright, planned, -images(), measure=False)
+    assert (result.plan.site("second").option, result.plan.site("second").reason) == (None, UNREACHED)
+    loaded = convrewrite.load(result.save(tmp_path / "out"), Brighter().eval())
+    assert torch.equal(loaded(bright), result.model(bright))
+
+
 def test_modes_and_random_numbers_come_back() -> None:
     made = convrewrite.plan(network(), images()[:1], [RULE], "weights", measure=False)
     model = network().train()
