@@ -11,9 +11,11 @@ from torch import nn
 
 from convrewrite.errors import ExportError, PlanError, UsageError
 from convrewrite.meanings.kinds import Meaning
+from convrewrite.onnx_files import OnnxModel, Provenance
 from convrewrite.pipeline.notes import NOT_MEASURED
 from convrewrite.pipeline.prepare import prepare
 from convrewrite.pipeline.run import Run
+from convrewrite.planning import Fingerprint
 from convrewrite.progress import Stopwatch, silent
 from convrewrite.results.folder import Result
 from convrewrite.rules.schema import Protect, Rule
@@ -94,6 +96,13 @@ def test_a_measured_result_is_exported_and_timed_against_the_original(measured: 
     assert NOT_MEASURED not in result.report.notes
     assert timer.asked, "options are lowered as they run fastest"
     assert (timer.threads, result.report.threads) == ({2}, 2)
+    assert result._onnx is not None
+    assert (
+        OnnxModel(result._onnx).metadata
+        == Provenance(
+            str(result.plan.model), str(Fingerprint.of(result.model)), result.plan.tool_version, result.plan.meanings()
+        ).metadata()
+    )
     assert {path.name for path in timer.compared[0][:2]} == {"original.onnx", "model.onnx"}  # type: ignore[attr-defined]
 
 
