@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from networks import natural, relative
+from networks import natural, relative, state_bytes
 from torch import Tensor, nn
 
-from convrewrite import optimize, recover, verify
+from convrewrite import apply, optimize, recover, verify
 from convrewrite.rules.schema import Protect, Rule
 
 EVERYWHERE = Protect(stem=False, min_channels=0, min_mac_share=0)
@@ -53,6 +53,13 @@ def test_fits_and_fidelity_are_those_of_the_same_draws(branching: bool) -> None:
     expected = model(images)
     torch.manual_seed(7)
     assert relative(result.model(images), expected) < 1e-3
+
+
+def test_an_applied_plan_draws_what_was_drawn_for_it() -> None:
+    model, images = sampled(), natural(20, 3, 12, 12, torch.float32)
+    result = optimize(model, images[:1], [HALVED], images, seed=5, **OPTIONS)
+    again = apply(model, images[:1], result.plan, images, measure=False, refine=False)
+    assert state_bytes(again.model) == state_bytes(result.model)
 
 
 def test_a_copy_is_verified_as_the_same() -> None:
