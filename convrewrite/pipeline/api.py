@@ -226,5 +226,4 @@ class RewriteConvolutions:
             )
         result = optimize(graph_module, **{field.name: getattr(self, field.name) for field in fields(self)})
         assert isinstance(result.model, fx.GraphModule)
-        result.model.recompile()
         return result.model
