@@ -16,11 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import convrewrite
+from convrewrite.calibration import Calibration, calibrate
 from convrewrite.errors import ExportError, ModelLoadError, PlanError, UsageError
 from convrewrite.exports import Made, Source, Written, discovery, kinds_of_exports
 from convrewrite.exports.kinds.torch_export import TorchExport
+from convrewrite.meanings import Evaluation
 from convrewrite.onnx_files import OnnxModel, opset_of
 from convrewrite.onnx_graph import exporter_of, read_network
+from convrewrite.pipeline import exporting
 from convrewrite.reporting import Report, render_text
 from convrewrite.results import add_exports
 
@@ -123,6 +126,47 @@ def test_a_result_in_a_folder_gets_further_forms_and_keeps_all_else(
     monkeypatch.chdir(out)
     with pytest.raises(UsageError, match="mounted, or worked in, cannot be replaced"):
         convrewrite.export_result(".", tiny_network(), to=["openvino"])
+
+
+def test_later_forms_are_written_as_the_result_was(
+    made: tuple[Path, Path, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the axes and the opset, and judged by the meanings, that its run was asked for; on what it held out."""
+    found: dict[str, Any] = {}
+
+    class Noted:
+        def write(
+            self, _model: object, _file: object, evaluation: Evaluation, samples: object, *_where: object
+        ) -> None:
+            found.update(kinds={meaning.kind for meaning in evaluation.meanings.values()}, samples=samples)
+            raise UsageError("not here")
+
+    def forms_of(
+        _names: object, _model: object, _inputs: object, exporter: object, _file: object, axes: object
+    ) -> Noted:
+        found.update(exporter=exporter, axes=axes)
+        return Noted()
+
+    def calibrated(*given: Any, **named: Any) -> Calibration:
+        found["seed"] = named["seed"]
+        return calibrate(*given, **named)
+
+    monkeypatch.setattr(exporting, "forms_of", forms_of)
+    monkeypatch.setattr(exporting, "calibrate", calibrated)
+    _, out, report = made
+    shutil.copytree(out, tmp_path / "out")
+    plan = json.loads((out / "plan.json").read_text())
+    for meaning in plan["outputs"].values():
+        meaning["kind"] = "embedding"
+    (tmp_path / "out" / "plan.json").write_text(json.dumps(plan))
+    other = report.model_copy(update={"seed": 7, "digests": {}})
+    (tmp_path / "out" / "report.json").write_text(other.model_dump_json())
+    with pytest.raises(UsageError, match="not here"):
+        convrewrite.export_result(tmp_path / "out", tiny_network(), images(1), images(24), to=["half"])
+    assert (found["exporter"].opset, found["exporter"].free_axes, found["axes"]) == (20, *[report.asked.free_axes] * 2)
+    assert (found["kinds"], found["seed"], sum(len(x) for x, in found["samples"])) == (
+        {"embedding"}, 7, report.calibration.fitted_on,
+    )  # fmt: skip
 
 
 def test_the_command_writes_forms_tells_of_them_and_fails_for_what_is_wrong(

@@ -388,6 +388,8 @@ def test_parameters_are_those_of_the_file_where_nodes_shared_a_kernel(tmp_path: 
     after = onnx.load(str(result.save(tmp_path / "out") / "model.onnx"))
     numbers = sum(int(np.prod(one.dims)) for one in after.graph.initializer if one.data_type == onnx.TensorProto.FLOAT)
     assert result.report.totals.parameters.after == numbers
+    assert result.report.totals.parameters.before == 32 * 3 * 3 * 3 + 2 * 32 * 32 * 3 * 3 + 7
+    assert not [note for note in result.report.notes if note.startswith("the original has")]
 
 
 def test_a_calibration_may_hold_inputs_that_stay_as_in_the_example() -> None:

@@ -3,22 +3,28 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from clocks import FalseTimer
 from networks import natural, settled
 from torch import Tensor, nn
 
-from convrewrite import Plan, Sweep, apply, pipeline, sweep
+from convrewrite import Plan, Sweep, apply, optimize, pipeline, sweep
 from convrewrite.cli import main
 from convrewrite.errors import UsageError, VerificationError
+from convrewrite.pipeline.keywords import Extras
+from convrewrite.pipeline.networks import BoundNetwork
+from convrewrite.pipeline.points import Frontier
 from convrewrite.pipeline.run import Run
 from convrewrite.reporting import SweepPoint, SweepReport, sweep_page
 from convrewrite.reporting.charts import INKS
 from convrewrite.reporting.sweep_report import with_knee
 from convrewrite.results import Result
 from convrewrite.rules.schema import Protect, Rule
+from convrewrite.settings import Settings
 
 RULE = Rule(name="r", structures=("channel",), protect=Protect(stem=False, min_channels=0, min_mac_share=0), ratio=0.5)
 BUDGETS = (0.3, 0.75, 0.5, 0.01, 0.1 + 0.2)
@@ -87,6 +93,24 @@ def test_the_plan_of_a_point_gives_what_the_point_says(found: Sweep, model: Smal
     result = apply(model, inputs[:1], found.plans[str(point.plan)], inputs, measure=False, refine=False)
     assert result.report.totals.macs.ratio == point.macs
     assert max(row.relative_error for row in result.report.fidelity) == point.error
+
+
+def test_a_point_says_what_its_result_does(model: Small, inputs: Tensor) -> None:
+    timer = FalseTimer(1.3)
+    result = optimize(model, inputs[:1], [RULE], inputs, timer=timer, fast=True)
+    run: Any = SimpleNamespace(choose=lambda: None, finish=lambda *_given: result)
+    network = BoundNetwork(model, (inputs[:1],), "small")
+    frontier = Frontier(network, (), inputs, Settings(budget={"macs": 0.5}), Extras(), (0.5,), parameters_of)
+    made, totals = frontier._point(run, 0.5), result.report.totals
+    assert totals.onnx_latency_seconds is not None
+    [output] = result.report.fidelity
+    assert (made.seconds, made.basis, made.plan) == (1.0, result.report.fidelity_basis, result.plan.to_json())
+    assert made.point.model_dump(exclude={"command", "plan", "knee", "beaten"}) == {
+        "budget": 0.5, "macs": totals.macs.ratio, "parameters": totals.parameters.ratio, "latency": 1.3,
+        "agreement": output.top1_agreement, "kl": output.kl, "error": output.relative_error,
+        "metric": parameters_of(result.model), "refused": result.report.refused, "reason": None,
+    }  # fmt: skip
+    assert "slower" in str(made.point.refused)
 
 
 def test_the_survey_is_made_once(model: Small, inputs: Tensor) -> None:
