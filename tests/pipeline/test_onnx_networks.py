@@ -20,6 +20,8 @@ from convrewrite import Settings
 from convrewrite.calibration import read_calibration
 from convrewrite.errors import CalibrationError, ModelLoadError, PlanError, UsageError, VerificationError
 from convrewrite.onnx_files import OnnxModel
+from convrewrite.onnx_graph import read_network
+from convrewrite.pipeline.prepare import prepare
 from convrewrite.results.folder import FILES, Result
 from convrewrite.version import tool_version
 
@@ -278,6 +280,8 @@ def test_convolutions_that_stay_are_listed_with_the_reason(tmp_path: Path) -> No
     reasons = " | ".join(str(site.reason) for site in result.report.sites if site.action == "kept")
     for words in ("it is the stem", "inside of the If", "inline the functions", "quantised already"):
         assert words in reasons
+    assert result.report.totals.macs.before == 16 * 16 * (16 * 3 * 9 + 4 * 16 * 16 * 9 + 16 * 16)
+    assert not [note for note in result.report.notes if note.startswith("a run of the result")]
     result.save(tmp_path / "out")
     after = onnx.load(str(tmp_path / "out" / "model.onnx"))
     assert nodes_of(after) == nodes_of(model)
@@ -388,7 +392,9 @@ def test_parameters_are_those_of_the_file_where_nodes_shared_a_kernel(tmp_path: 
     after = onnx.load(str(result.save(tmp_path / "out") / "model.onnx"))
     numbers = sum(int(np.prod(one.dims)) for one in after.graph.initializer if one.data_type == onnx.TensorProto.FLOAT)
     assert result.report.totals.parameters.after == numbers
-    assert result.report.totals.parameters.before == 32 * 3 * 3 * 3 + 2 * 32 * 32 * 3 * 3 + 7
+    network, before = read_network(model), 32 * 3 * 3 * 3 + 2 * 32 * 32 * 3 * 3 + 7
+    assert prepare(network.module, network.inputs, ()).totals.parameters == before  # of which budgets are parts
+    assert result.report.totals.parameters.before == before
     assert not [note for note in result.report.notes if note.startswith("the original has")]
 
 

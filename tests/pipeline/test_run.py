@@ -12,6 +12,7 @@ from torch import nn
 from convrewrite.errors import ExportError, PlanError, UsageError
 from convrewrite.meanings.kinds import Meaning
 from convrewrite.onnx_files import OnnxModel, Provenance
+from convrewrite.pipeline import gathering
 from convrewrite.pipeline.notes import NOT_MEASURED
 from convrewrite.pipeline.prepare import prepare
 from convrewrite.pipeline.run import Run
@@ -58,6 +59,15 @@ def test_what_is_shared_is_made_before_anything_is_chosen() -> None:
     assert run.work.evaluation.meanings["output"].kind == "logits"
     assert run.work.weights.keys() == {site.name for site in run.work.prepared.rewritable}
     assert {"calibrate", "output weights"} <= run.work.watch.seconds.keys()
+
+
+def test_the_seed_says_which_inputs_are_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def split(*_given: object, seed: int, **_named: object) -> None:
+        raise UsageError(f"seed {seed}")
+
+    monkeypatch.setattr(gathering, "calibrate", split)
+    with pytest.raises(UsageError, match=r"^seed 7$"):
+        begin(network(), replace(UNMEASURED, seed=7))
 
 
 def test_outputs_are_weighed_only_where_that_is_asked_and_there_are_inputs() -> None:
