@@ -15,6 +15,8 @@ from convrewrite.calibration import choose
 from convrewrite.calibration.batches import Calibration, split_inputs
 from convrewrite.calibration.synthetic import synthesise
 from convrewrite.errors import ConvRewriteError, ExportError, ModelLoadError, PlanError, RuleFileError, TraceError
+from convrewrite.loading import Loaded
+from convrewrite.pipeline import networks
 from convrewrite.results.folder import Result
 from convrewrite.rules.schema import Rule
 
@@ -310,6 +312,12 @@ def test_a_model_without_convolutions_is_an_error() -> None:
 def test_a_model_without_weights_is_refused(make: Callable[[], nn.Module], words: str) -> None:
     with pytest.raises(ModelLoadError, match=words):
         optimize(make().eval(), images(1), calibration="weights", measure=False)
+
+
+def test_what_was_assumed_of_a_file_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "load_model", lambda path: Loaded(small_network(), str(path), ("it was assumed",)))
+    result = optimize("net.pt", images(1), calibration="weights", measure=False)
+    assert result.report.model == "net.pt" and "it was assumed" in result.report.notes
 
 
 def test_a_name_alone_is_a_list_of_it() -> None:

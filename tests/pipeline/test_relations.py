@@ -4,10 +4,14 @@ import re
 
 import onnx
 import pytest
+from commands import images, small_network
 from onnx import TensorProto, helper
 from torch import nn
 
+from convrewrite import runtime, verify
+from convrewrite.errors import UsageError
 from convrewrite.onnx_files import OnnxModel, Provenance, mark_form
+from convrewrite.pipeline import comparing
 from convrewrite.pipeline.relations import relation_of
 from convrewrite.planning import Fingerprint
 
@@ -78,3 +82,21 @@ def test_a_form_is_said_once_and_only_of_rewritten_files() -> None:
     assert len(made.metadata_props) == len(found)
     assert Provenance.of(found) == Provenance("o", "r", "9.9", form="int8")
     assert Provenance.of(found | {"convrewrite.form": "pure gold"}) == Provenance("o", "r", "9.9")
+
+
+def test_what_verify_is_asked_reaches_the_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def related(_first: object, _second: object, names: tuple[str, str]) -> None:
+        asked.append(names)
+
+    def compared(*_given: object, outputs: dict[str, object], representative: bool) -> None:
+        asked.extend((list(outputs), representative))
+        raise UsageError("not here")
+
+    monkeypatch.setattr(comparing, "relation_of", related)
+    monkeypatch.setattr(runtime, "verify", compared)
+    said = {"outputs": {"output": "values"}, "representative": False, "names": ("one", "other")}
+    with pytest.raises(UsageError, match="not here"):
+        verify(small_network(), small_network(), images(1), **said)  # type: ignore[arg-type]
+    assert asked == [("one", "other"), ["output"], False]

@@ -65,9 +65,22 @@ def test_the_seed_says_which_inputs_are_held_out(monkeypatch: pytest.MonkeyPatch
     def split(*_given: object, seed: int, **_named: object) -> None:
         raise UsageError(f"seed {seed}")
 
-    monkeypatch.setattr(gathering, "calibrate", split)
-    with pytest.raises(UsageError, match=r"^seed 7$"):
-        begin(network(), replace(UNMEASURED, seed=7))
+    with monkeypatch.context() as patch:
+        patch.setattr(gathering, "calibrate", split)
+        with pytest.raises(UsageError, match=r"^seed 7$"):
+            begin(network(), replace(UNMEASURED, seed=7))
+
+
+def test_a_graph_is_tried_on_the_inputs_that_it_is_fitted_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They, unlike an example, may lead into a loop that does not end."""
+
+    def endless(_model: nn.Module, batches: object) -> None:
+        assert batches
+        raise UsageError("without an end")
+
+    monkeypatch.setattr(gathering, "require_end", endless)
+    with pytest.raises(UsageError, match="without an end"):
+        begin(network())
 
 
 def test_outputs_are_weighed_only_where_that_is_asked_and_there_are_inputs() -> None:

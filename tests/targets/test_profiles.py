@@ -135,11 +135,13 @@ def test_options_that_were_not_timed_are_named(files: Path) -> None:
 
 def test_profiling_here_asks_for_the_same_options(files: Path) -> None:
     timer = FalseTimer()
-    settings = convrewrite.Settings(fast=True, timer=timer, timings=str(files / "gone.json"))  # of which none count
+    gone = str(files / "gone.json")  # of which none count
+    settings = convrewrite.Settings(fast=True, timer=timer, timings=gone, threads=2)
     here = convrewrite.profile(small_network(), images(2)[:1], ["separable"], settings=settings)
     assert here is not None
     assert here.seconds.keys() == read_profile(files / "t.json").seconds.keys()
     assert here.seconds[ORIGINAL] == timer.file_seconds
+    assert (timer.threads, here.threads) == ({2}, 2)
 
 
 @pytest.mark.parametrize(
