@@ -139,7 +139,9 @@ def test_the_seed_alone_decides_which_positions_are_taken() -> None:
 
 def test_the_limit_leaves_several_positions_per_unknown() -> None:
     assert all(position_limit(d, outputs) >= 10 * d for d in (9, 100, 576, 4608) for outputs in (1, d, 4 * d))
-    assert position_limit(9, 9) > position_limit(9, 900) > 10_000
+    assert position_limit(9, 9) == position_limit(9, 900) == 32_768, "more show nothing more"
+    assert position_limit(9, 9, held_out=True) == 8_192
+    assert position_limit(400, 400) == 25_000, "as many as are cheap"
 
 
 @torch.no_grad()
