@@ -87,20 +87,25 @@ class ConvSpec:
     @classmethod
     def of(cls, conv: Conv) -> "ConvSpec":
         """The geometry of an existing module."""
-        padding = conv.padding if isinstance(conv.padding, str) else as_size(conv.padding, 0)
+        dims = len(conv.kernel_size)
+
+        def size(values: Sequence[int] | int, flat: int) -> Size:
+            """A single number is that of every axis, as in torch."""
+            return as_size([values] * dims if isinstance(values, int) else [*values, *values][:dims], flat)
+
         return cls(
-            in_channels=conv.in_channels,
-            out_channels=conv.out_channels,
+            in_channels=int(conv.in_channels),  # of numpy, too
+            out_channels=int(conv.out_channels),
             kernel_size=as_size(conv.kernel_size, 1),
-            stride=as_size(conv.stride, 1),
-            padding=padding,
-            dilation=as_size(conv.dilation, 1),
-            groups=conv.groups,
+            stride=size(conv.stride, 1),
+            padding=conv.padding if isinstance(conv.padding, str) else size(conv.padding, 0),
+            dilation=size(conv.dilation, 1),
+            groups=int(conv.groups),
             bias=conv.bias is not None,
             padding_mode=conv.padding_mode,
             transposed=isinstance(conv, TRANSPOSED_TYPES),
-            output_padding=as_size(conv.output_padding, 0),
-            dims=len(conv.kernel_size),
+            output_padding=size(conv.output_padding, 0),
+            dims=dims,
         )
 
     @property

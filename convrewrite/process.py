@@ -245,12 +245,16 @@ def quiet(loggers: Sequence[str] = ()) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _patched(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
+    before, inherited = getattr(owner, name), name not in vars(owner)
     setattr(owner, name, value)
     try:
         yield
     finally:
-        if getattr(owner, name) is value:  # otherwise somebody else has replaced it meanwhile
+        if getattr(owner, name) is not value:  # somebody else has replaced it meanwhile
+            pass
+        elif inherited:
+            delattr(owner, name)
+        else:
             setattr(owner, name, before)
 
 

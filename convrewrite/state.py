@@ -76,8 +76,11 @@ def identity_of(tensor: Any) -> object:
 
 
 def address_of(tensor: Tensor) -> int:
-    """Where the memory of a plain tensor begins; 0 where it has none."""
-    return tensor.untyped_storage().data_ptr()
+    """Where the memory of a tensor begins; 0 where it has none of its own."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # a sparse tensor
+        return 0
 
 
 def _is_flat(state: Any) -> bool:

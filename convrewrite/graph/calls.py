@@ -5,6 +5,7 @@ use the same tables.
 """
 
 import inspect
+import operator
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -258,7 +259,10 @@ def geometry_of_call(named: Mapping[str, Any]) -> ConvSpec | Volume:
 
     def numbers(name: str, default: int) -> list[int]:
         value = named.get(name, default)
-        values = [value] if isinstance(value, int) else [int(n) for n in value]
+        try:
+            values = [operator.index(value)]  # a number of numpy, too
+        except TypeError:
+            values = [int(n) for n in value]
         return values * axes if len(values) == 1 else values
 
     around = padding if isinstance(padding, str) else numbers("padding", 0)

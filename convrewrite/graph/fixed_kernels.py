@@ -69,7 +69,8 @@ def fixed_convolution(module: nn.Module, spec: ConvSpec) -> Conv:
     conv = _only_convolution(module, like.new_zeros(1, spec.in_channels, *extents))
     if conv is None or ConvSpec.of(conv) != spec:
         raise ValueError(f"it is no {spec.describe()}")
-    return conv.train(module.training)
+    trained = any(parameter.requires_grad for parameter in parameters_of(module))
+    return conv.train(module.training).requires_grad_(trained)
 
 
 def _inputs_of(model: nn.Module, names: Collection[str], inputs: Inputs) -> Mapping[str, Tensor]:

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from convrewrite.errors import TraceError
 from convrewrite.escaping import message_of
 from convrewrite.inputs import Inputs, varied
-from convrewrite.modules.counting import Watch, address
+from convrewrite.modules.counting import Watch
 from convrewrite.modules.holders import CACHED, VIEWS, is_importable, is_plain, reachable, referent, replace_parts
 from convrewrite.modules.outputs import alike, named_outputs
 from convrewrite.modules.running import WITHOUT_FUNCTIONS, eval_mode, higher_order, run
 from convrewrite.modules.state import Snapshot, preserved
 from convrewrite.process import ordinary_mode
-from convrewrite.state import named_parameters_of
+from convrewrite.state import address_of, named_parameters_of
 from convrewrite.values import some_of
 
 _WITHOUT_STATE = (types.FunctionType, tuple, frozenset)
@@ -81,8 +81,9 @@ def private_copy(model: nn.Module, inputs: Inputs) -> nn.Module:
     snapshot = Snapshot(clone)
     with ordinary_mode(), Watch() as watch:
         found = [_seeded(clone, batch) for batch in batches[: len(expected)]]
-    own = {address(value) for value in reachable(model) if isinstance(value, Tensor)} - {0}
-    given = {address(value) for value in inputs}  # a model that holds its trainer holds the data that they are cut from
+    own = {address_of(value) for value in reachable(model) if isinstance(value, Tensor)} - {0}
+    # A model that holds its trainer holds the data that they are cut from.
+    given = {address_of(value) for value in inputs}
     shared = bool((own - given) & watch.storages)
     same = all(two is not None and alike(one, two) for one, two in zip(expected, found, strict=True))
     changes = snapshot.changed()

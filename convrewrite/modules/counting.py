@@ -16,6 +16,7 @@ from convrewrite.inputs import Inputs
 from convrewrite.modules.hooks import hooked
 from convrewrite.modules.running import run
 from convrewrite.process import ordinary_mode
+from convrewrite.state import address_of
 
 GRADIENTS = torch.ops.aten.convolution_backward
 """An operator that a forward may call to compute a gradient; it does not count as a cost of convolutions."""
@@ -93,7 +94,7 @@ class Tally:
 
     def read(self, tensor: Tensor) -> bool:
         """Whether a tensor's memory was read."""
-        return address(tensor) in self.storages
+        return address_of(tensor) in self.storages
 
 
 def tally(model: nn.Module, inputs: Inputs) -> Tally:
@@ -119,14 +120,6 @@ def calls_counted(modules: Mapping[str, nn.Module]) -> Iterator[Counter[str]]:
         yield calls
 
 
-def address(tensor: Tensor) -> int:
-    """The address of a tensor's memory; 0 where it has none."""
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):  # a sparse tensor
-        return 0
-
-
 class Watch(TorchDispatchMode):
     """Adds up the operations of every operator and notes the memory of every tensor it is given."""
 
@@ -142,7 +135,7 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self.storages |= {address(value) for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)}
+        self.storages |= {address_of(value) for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)}
         formula = FORMULAS.get(getattr(func, "_overloadpacket", None))
         if formula is None and torch.is_inference_mode_enabled():  # there operators arrive before they are decomposed
             with self:

@@ -7,29 +7,21 @@ limit wait on disk.
 import copy
 import operator
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.graph import inplace_methods
 
 from convrewrite.conv import Size, planar
 from convrewrite.graph import Site, execute, given_to
 from convrewrite.inputs import Inputs
+from convrewrite.rewriting.in_place import may_change, memory_of
 from convrewrite.rewriting.samples import Sample
 from convrewrite.rewriting.store import Store, StoredValue
+from convrewrite.state import address_of
 
 RECTIFIERS = (torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_, "relu", "relu_")
-
-MAKE_THEIR_OWN = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d)
-"""Layers whose output is never a view of their input, unless they work in place."""
-
-KNOWN_LAYERS = ("torch.nn", "convrewrite.")
-"""Packages whose layers say whether they work in place."""
-
-IN_PLACE = tuple(getattr(operator, name) for name in inplace_methods)
-"""Functions of Python that write to their first argument: ``x += y``, ``x[0] = y``."""
 
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
@@ -125,7 +117,7 @@ class Streams:
                 break
             following.add(node)
         nodes = self._nodes[start : start + len(following) - 1]
-        changes = any(_may_change(node, self._modules) for node in nodes)
+        changes = any(may_change(node, self._modules) for node in nodes)
         values: dict[fx.Node, Any] = {end: output.clone() if changes else output}
         for node in nodes:
             values[node] = execute(node, self._modules, values)
@@ -153,7 +145,7 @@ class Streams:
         kept = self._original[index] | self._rewritten[index]
         rest = self._nodes[self._position :]
         values = {node: self.store.get(kept[node]) for node in kept if self._order[node] < self._position}
-        if any(_may_change(node, modules) for node in rest if node.op != "output"):
+        if any(may_change(node, modules) for node in rest if node.op != "output"):
             values = dict(zip(values, copy.deepcopy(list(values.values())), strict=True))
         for node in rest:
             if node.op == "output":
@@ -210,9 +202,9 @@ class Streams:
 
     def _changes_before(self, join: fx.Node, other: fx.Node) -> bool:
         """Whether a value is changed in place behind this site, before an addition takes it."""
-        memory, between = _memory_of(other, self._modules), self._nodes[self._position + 1 : self._order[join]]
-        changed = (source for node in between for source in _may_change(node, self._modules))
-        return any(_memory_of(source, self._modules) is memory for source in changed)
+        memory, between = memory_of(other, self._modules), self._nodes[self._position + 1 : self._order[join]]
+        changed = (source for node in between for source in may_change(node, self._modules))
+        return any(memory_of(source, self._modules) is memory for source in changed)
 
     def _source(self) -> fx.Node:
         """The node that gives the input of the site where the streams stand."""
@@ -248,9 +240,10 @@ class Streams:
     def _fetch(
         self, kept: dict[fx.Node, StoredValue], wanted: set[fx.Node], shared: set[fx.Node]
     ) -> dict[fx.Node, Any]:
-        """Take the wanted values out of the store; nodes whose memory another value shares are added to ``shared``."""
+        """Take the wanted values out of the store, and all whose memory another value shares, which may change with it: these
+        are added to ``shared``."""
         values: dict[fx.Node, Any] = {}
-        for node in wanted & kept.keys():
+        for node in [node for node, handle in kept.items() if node in wanted or handle.shared]:
             handle = kept.pop(node)
             shared |= {node} if handle.shared else set()
             values[node] = self.store.get(handle)
@@ -264,8 +257,8 @@ class Streams:
         ``ahead``."""
         differs = node.op == "call_module" and str(node.target) in self._replaced
         differs = differs or any(source in rewritten for source in node.all_input_nodes)
-        changed = _may_change(node, self._modules) if differs else []
-        rewritten.update({source: copy.deepcopy(original[source]) for source in changed if source not in rewritten})
+        changed = may_change(node, self._modules) if differs else []
+        rewritten.update(_apart(changed, original, rewritten) if changed else {})
         both = {source: rewritten.get(source, original.get(source)) for source in node.all_input_nodes}
         if node not in ahead:
             original[node] = execute(node, self._modules, original)
@@ -277,27 +270,32 @@ def _plane(x: Tensor) -> Size:
     return (int(x.shape[-2]), int(x.shape[-1]))
 
 
-def _may_change(node: fx.Node, modules: dict[str, nn.Module]) -> list[fx.Node]:
-    """The nodes whose values a node may write to: all its inputs, where it is a module of an unknown package."""
-    if node.op == "call_module":
-        module = modules[str(node.target)]
-        if not type(module).__module__.startswith(KNOWN_LAYERS):
-            return node.all_input_nodes
-        in_place = bool(getattr(module, "inplace", False))
-    else:
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        name = name.partition(".")[0]  # an operator of aten has its overload behind a dot: add_.Tensor
-        in_place = name.endswith("_") or node.target in IN_PLACE or bool(node.kwargs.get("inplace"))
-    return node.all_input_nodes[:1] if in_place else []
-
-
 def _shared(values: dict[fx.Node, Any]) -> set[fx.Node]:
     """The nodes whose memory another node's value holds too, as a view or after work in place."""
     owners: dict[int, set[fx.Node]] = defaultdict(set)
     for node, value in values.items():
         for tensor in _tensors(value):
-            owners[tensor.untyped_storage().data_ptr()].add(node)
-    return {node for nodes in owners.values() if len(nodes) > 1 for node in nodes}
+            owners[address_of(tensor)].add(node)
+    return {node for place, nodes in owners.items() if place and len(nodes) > 1 for node in nodes}
+
+
+def _apart(
+    changed: Sequence[fx.Node], original: dict[fx.Node, Any], rewritten: dict[fx.Node, Any]
+) -> dict[fx.Node, Any]:
+    """Copies of what a node is about to change in the rewritten network alone, for values that the original still holds, and of
+    all that lies in the same memory, which changes with it."""
+    present = original | rewritten
+    memory = _places(present[node] for node in changed)
+    own = {node for node in changed if node not in rewritten}
+    if not own and not memory & _places(original.values()):
+        return {}
+    together = [node for node, value in present.items() if node in own or memory & _places([value])]
+    return dict(zip(together, copy.deepcopy([present[node] for node in together]), strict=True))
+
+
+def _places(values: Iterable[Any]) -> set[int]:
+    """Where the memory of all tensors in the values begins."""
+    return {address_of(tensor) for value in values for tensor in _tensors(value)} - {0}
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -349,7 +347,7 @@ def _skip_nodes(end: fx.Node, sites: set[str], modules: dict[str, nn.Module]) ->
     chain: list[fx.Node] = []
     node = end
     while node.op != "placeholder" and len(node.users) == 1 and len(node.all_input_nodes) == 1:
-        if str(node.target) in sites or _may_change(node, modules):
+        if str(node.target) in sites or may_change(node, modules):
             return []
         chain.insert(0, node)
         node = node.all_input_nodes[0]
@@ -360,20 +358,8 @@ def _overtakes_change(nodes: list[fx.Node], moved: list[fx.Node], modules: dict[
     """Whether a node that the chain would overtake changes, in place, the memory the chain reads."""
     start = moved[0].all_input_nodes[0]
     overtaken = nodes[nodes.index(start) + 1 : nodes.index(moved[-1])]
-    changed = {_memory_of(source, modules) for node in overtaken for source in _may_change(node, modules)}
-    return _memory_of(start, modules) in changed
-
-
-def _memory_of(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node:
-    """The node that made the memory in which ``node`` may lie, going back through work in place and all that may return a
-    view."""
-    while node.all_input_nodes:
-        module = modules[str(node.target)] if node.op == "call_module" else None
-        makes_its_own = type(module) in MAKE_THEIR_OWN or node.target in (operator.add, torch.add)
-        if makes_its_own and not _may_change(node, modules):
-            return node
-        node = node.all_input_nodes[0]
-    return node
+    changed = {memory_of(source, modules) for node in overtaken for source in may_change(node, modules)}
+    return memory_of(start, modules) in changed
 
 
 def _move_up(nodes: list[fx.Node], moved: list[fx.Node]) -> None:

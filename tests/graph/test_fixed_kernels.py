@@ -152,6 +152,12 @@ def test_modules_that_do_more_stay(forward: Callable[[Own, Tensor], Tensor]) -> 
     assert type(lifted.model.own) is Own
 
 
+def test_what_was_frozen_stays_frozen() -> None:
+    frozen = network(KINDS["weight norm"]).requires_grad_(False)
+    assert not any(parameter.requires_grad for parameter in lift(frozen, (X,)).model.parameters())
+    assert all(parameter.requires_grad for parameter in lift(network(KINDS["weight norm"]), (X,)).model.parameters())
+
+
 def test_hooks_of_the_user_are_not_lost() -> None:
     model = network(Standardised)
     model[2].register_forward_hook(lambda _module, _args, output: output + 1)

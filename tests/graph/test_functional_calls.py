@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from networks import SPECS
@@ -20,6 +21,7 @@ X = torch.randn(1, 4, 7, 7)
     ("function", "args", "kwargs"),
     [
         (F.conv2d, (X, WEIGHT, BIAS, 2, (1, 0), 1, 2), {}),
+        (F.conv2d, (X, WEIGHT, BIAS, np.int64(2), (1, 0), np.int64(1), 2), {}),
         (torch.conv2d, (X, WEIGHT), {"bias": BIAS, "stride": [2], "padding": [1, 0], "groups": 2}),
         (aten.conv2d, (X, WEIGHT, BIAS, [2, 2], [1, 0], [1, 1], 2), {}),
         (aten.conv2d.default, (X, WEIGHT, BIAS, [2, 2], [1, 0], [1, 1], 2), {}),

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from networks import SPECS
@@ -19,6 +20,15 @@ def test_a_module_built_from_a_spec_has_that_spec(spec: ConvSpec) -> None:
     assert ConvSpec.of(module) == spec
     assert (module.weight.shape, module.weight.dtype) == (spec.weight_shape, torch.float64)
     assert sum(p.numel() for p in module.parameters()) == spec.parameters
+
+
+def test_channels_may_be_numbers_of_numpy_and_a_single_number_is_that_of_every_axis() -> None:
+    made = nn.Conv2d(np.int64(4), np.int64(6), 3, stride=(2,), padding=(1,), groups=np.int64(2))  # type: ignore[arg-type]
+    spec = ConvSpec.of(made)
+    assert spec == ConvSpec(4, 6, (3, 3), (2, 2), (1, 1), groups=2)
+    assert {type(number) for number in (spec.in_channels, spec.out_channels, spec.groups)} == {int}
+    assert spec.output_size((9, 9)) == made(torch.zeros(1, 4, 9, 9)).shape[-2:]
+    assert ConvSpec.of(nn.Conv1d(4, 6, 3, 2, 1)).stride == (1, 2)
 
 
 @named_specs

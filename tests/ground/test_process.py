@@ -54,6 +54,7 @@ def process_state() -> dict[str, Any]:
         "loggers": [(logger.level, list(logger.handlers), logger.disabled) for logger in loggers],
         "threads": torch.get_num_threads(),
         "dtype": torch.get_default_dtype(),
+        "methods": sorted(vars(torch.Tensor)),
         "modes": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")),
         "draws": (torch.get_rng_state().tolist(), repr(np.random.get_state()), random.getstate()),
     }

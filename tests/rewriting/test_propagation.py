@@ -223,6 +223,33 @@ def parts_written(model: Calls, x: Tensor) -> Tensor:
     return model.last(x + y)
 
 
+def coupled_in_place(model: Calls, x: Tensor) -> Tensor:
+    """A half is changed by what the other half gives, and the whole is used again, behind one more convolution."""
+    x = model.stem(x)
+    first, second = x.chunk(2, 1)
+    y = model.side(second)
+    first.add_(y)
+    y = model.wide(y)
+    return model.last(x) + y
+
+
+def given_room(model: Calls, x: Tensor) -> Tensor:
+    """A function is told where to put what it gives."""
+    x = model.stem(x)
+    room = torch.zeros_like(x)
+    y = model.side(x)
+    torch.mul(y, 2.0, out=room)
+    return model.last(room + x) + model.wide(y)
+
+
+def sparse_meanwhile(model: Calls, x: Tensor) -> Tensor:
+    """A value that has no memory of its own is kept while a convolution runs."""
+    x = model.stem(x)
+    mask = (x.mean((2, 3)) > 0).to(x.dtype).to_sparse()
+    y = model.side(x) * mask.to_dense()[:, :, None, None]
+    return model.last(y) + x
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "chain": Chain,
     "residual": Residual,
@@ -261,6 +288,11 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     ),
     "parts written": lambda: Calls(parts_written, stem=conv(3, 8), side=conv(8, 8), last=conv(8, 4)),
     "halves in place": lambda: Calls(halves_in_place, stem=conv(3, 8), side=conv(4, 4), last=conv(4, 8)),
+    "coupled in place": lambda: Calls(
+        coupled_in_place, stem=conv(3, 8), side=conv(4, 4), wide=conv(4, 8), last=conv(8, 8)
+    ),
+    "given room": lambda: Calls(given_room, stem=conv(3, 8), side=conv(8, 8), wide=conv(8, 8), last=conv(8, 8)),
+    "sparse meanwhile": lambda: Calls(sparse_meanwhile, stem=conv(3, 8), side=conv(8, 8), last=conv(8, 8)),
     "changes its input": lambda: Calls(changes_its_input, stem=conv(3, 8), last=conv(8, 4)),
 }
 every_network = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS.keys())
