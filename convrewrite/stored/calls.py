@@ -82,14 +82,13 @@ class Calls:
     def _tensor_v2(
         self, storage: Any, offset: int, size: Any, stride: Any, grad: bool, hooks: Any, metadata: Any = None
     ) -> Tensor:
-        del metadata  # of views that are conjugated or negated, which no weight is
-        return self._tensor(storage, offset, size, stride, grad, hooks)
+        return _lazily_changed(self._tensor(storage, offset, size, stride, grad, hooks), metadata)
 
     def _tensor_v3(
         self, storage: Any, offset: int, size: Any, stride: Any, grad: bool, hooks: Any, dtype: Any, *metadata: Any
     ) -> Tensor:
         require(len(metadata) < 2, "it builds a tensor of more than it has")
-        return self._tensor(storage, offset, size, stride, grad, hooks, dtype)
+        return _lazily_changed(self._tensor(storage, offset, size, stride, grad, hooks, dtype), *metadata)
 
     def _parameter(self, data: Any, grad: Any, hooks: Any, state: Any = None) -> nn.Parameter:
         require(isinstance(data, Tensor) and not hooks, "a parameter is no tensor, or has hooks")
@@ -134,6 +133,19 @@ class Calls:
         for entry in entries:
             self._bounds.require_key(entry)
         return entries
+
+
+def _lazily_changed(tensor: Tensor, marks: Any = None) -> Tensor:
+    """A tensor with the marks that torch keeps in place of computing a conjugate (``conj``) or a negative (``neg``)."""
+    if not marks:
+        return tensor
+    usual = type(marks) is dict and set(marks) <= {"conj", "neg"} and all(type(mark) is bool for mark in marks.values())
+    require(usual, "it marks a tensor in a way that torch does not")
+    has_conjugate, has_negative = tensor.is_complex(), tensor.is_complex() or tensor.is_floating_point()
+    require(has_conjugate or not marks.get("conj"), f"it marks numbers of {tensor.dtype} as conjugated")
+    require(has_negative or not marks.get("neg"), f"it marks numbers of {tensor.dtype} as negated")
+    torch._utils.set_tensor_metadata(tensor, marks)
+    return tensor
 
 
 def _content(kind: str, content: tuple[Any, ...], kinds: tuple[type, ...]) -> tuple[Any, ...]:

@@ -275,6 +275,37 @@ def test_attributes_of_tensors_and_conventional_layers_come_back(tmp_path: Path)
     assert got[0].mask.stride() == model[0].mask.stride()
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_numbers_that_torch_conjugates_or_negates_when_they_are_read(tmp_path: Path, zipped: bool) -> None:
+    """A lazy view is stored as the numbers it is a view of, with a mark: without it a weight has the wrong sign."""
+    spectrum = torch.complex(torch.ones(2), torch.arange(2.0))
+    weight = nn.Parameter(spectrum.clone().conj().imag)
+    state = {"conjugated": spectrum.conj(), "negated": weight, "both": spectrum.conj()._neg_view()}
+    torch.save(state, tmp_path / "m.pt", _use_new_zipfile_serialization=zipped)
+    got: Any = read_pickle(tmp_path / "m.pt")
+    assert got["negated"].tolist() == [0.0, -1.0]
+    assert all(torch.equal(got[name], value) for name, value in state.items())
+    assert got["conjugated"].is_conj(), "as torch.load gives it"
+
+
+@pytest.mark.parametrize(
+    ("tensor", "marks", "message"),
+    [
+        (torch.ones(1), {"conj": True}, "it marks numbers of torch.float32 as conjugated"),
+        (torch.ones(1, dtype=torch.uint16), {"neg": True}, "it marks numbers of torch.uint16 as negated"),
+        (torch.ones(1), {"neg": 1}, "it marks a tensor in a way that torch does not"),
+        (torch.ones(1), {"neg": True, "x": True}, "it marks a tensor in a way that torch does not"),
+    ],
+)
+def test_marks_of_lazy_views_that_torch_does_not_store(
+    tmp_path: Path, tensor: Tensor, marks: dict[str, Any], message: str
+) -> None:
+    function, arguments = tensor.__reduce_ex__(2)
+    torch.save({"x": Call(function, *arguments, marks)}, tmp_path / "m.pt")
+    with pytest.raises(ForbiddenError, match=message):
+        read_pickle(tmp_path / "m.pt")
+
+
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
 def test_a_quantized_state_dict_is_told_apart(tmp_path: Path) -> None:
     torch.save({"w": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, tmp_path / "m.pt")
