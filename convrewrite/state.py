@@ -4,6 +4,7 @@ A class may have a ``state_dict`` of its own, which nests its entries or holds o
 model is identified by, and stored with, all of its state.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -42,6 +43,23 @@ def fill_listed(model: nn.Module, state: Mapping[str, Any], *, strict: bool = Fa
         model.load_state_dict(state, strict=strict)
     else:
         nn.Module.load_state_dict(model, state, strict=strict)
+
+
+def versions_of(state: object) -> dict[str, dict[str, Any]]:
+    """What torch notes of each module beside a state dict, above all the version of its class: by that a class knows weights that
+    an earlier one of it has saved, and changes them."""
+    noted = getattr(state, "_metadata", None)
+    if not isinstance(noted, dict):
+        return {}
+    return {path: dict(note) for path, note in noted.items() if isinstance(path, str) and isinstance(note, dict)}
+
+
+def with_versions(state: Mapping[str, Any], versions: Mapping[str, Any]) -> "OrderedDict[str, Any]":
+    """A copy of a state dict with notes like those of :func:`versions_of`, where ``load_state_dict`` looks for them."""
+    made = OrderedDict(state)
+    if versions:
+        made._metadata = versions  # type: ignore[attr-defined]
+    return made
 
 
 def unlisted_state(model: nn.Module, listed: Mapping[str, Any]) -> dict[str, Tensor]:

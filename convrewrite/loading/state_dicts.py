@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from convrewrite.errors import ModelLoadError
 from convrewrite.loading.checkpoints import listed, summary
-from convrewrite.state import fill_listed, listed_state, state_of
+from convrewrite.state import fill_listed, listed_state, state_of, versions_of, with_versions
 from convrewrite.values import shape_text
 
 _KEYS = (
@@ -40,7 +40,7 @@ def find_weights(content: object, depth: int = 0) -> tuple[nn.Module | dict[str,
     if not isinstance(content, Mapping) or depth > _DEPTH or not all(isinstance(key, str) for key in content):
         return None, ()
     if content and all(isinstance(value, Tensor) for value in content.values()):
-        return dict(content), ()
+        return with_versions(content, versions_of(content)), ()
     others = [key for key in content if key not in _KEYS]
     for keys in (_KEYS, others):
         found = {key: find_weights(content.get(key), depth + 1) for key in keys}
@@ -50,7 +50,7 @@ def find_weights(content: object, depth: int = 0) -> tuple[nn.Module | dict[str,
             weights, notes = found[key]
             return weights, (_where_found(key, content), *notes)
     is_mixed = any(isinstance(value, Tensor) for value in content.values())
-    return (dict(content), ()) if is_mixed else (None, ())
+    return (with_versions(content, versions_of(content)), ()) if is_mixed else (None, ())
 
 
 def _averaged_network(found: Mapping[str, tuple[object, tuple[str, ...]]]) -> str | None:
@@ -102,7 +102,17 @@ def _without_prefix(state: dict[str, Tensor], expected: Mapping[str, object]) ->
     left_out = [key for key in state if not key.startswith(prefix)]
     if left_out:
         notes.append(f"only names that begin with it were taken, not {listed(left_out)}")
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}, notes
+    kept = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return with_versions(kept, _versions_below(prefix, state)), notes
+
+
+def _versions_below(prefix: str, state: object) -> dict[str, Any]:
+    """What is noted of the module behind a prefix, and of its parts, by their names behind it."""
+    return {
+        f"{path}.".removeprefix(prefix).removesuffix("."): note
+        for path, note in versions_of(state).items()
+        if f"{path}.".startswith(prefix)
+    }
 
 
 def _prefix(stored: Sequence[str], expected: Sequence[str]) -> str:

@@ -30,6 +30,8 @@ from convrewrite.state import (
     listed_state,
     state_of,
     unlisted_state,
+    versions_of,
+    with_versions,
 )
 from convrewrite.values import some_of
 
@@ -72,10 +74,12 @@ def read_weights(model: nn.Module, path: Path) -> list[str]:
     strangers = sorted(found.keys() - expected.keys())
     if missing or strangers:
         raise RuntimeError(f"it has no {_named(missing)}" if missing else f"it has {_named(strangers)} besides")
-    for tensor in (*nn.Module.state_dict(model, keep_vars=True).values(), *unlisted.values()):
+    own = nn.Module.state_dict(model, keep_vars=True)
+    for tensor in (*own.values(), *unlisted.values()):
         if _is_spread(tensor):
             tensor.data = tensor.detach().clone(memory_format=torch.contiguous_format)
-    fill_listed(model, {name: value for name, value in found.items() if name not in unlisted})
+    kept = {name: value for name, value in found.items() if name not in unlisted}
+    fill_listed(model, with_versions(kept, versions_of(own)))  # as the same classes have written it, just as they are
     with torch.no_grad():
         for name, tensor in (unlisted | _unfilled(model, found)).items():
             if name in found:

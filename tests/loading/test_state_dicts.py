@@ -1,5 +1,6 @@
 """Where checkpoints of trainers have their weights, and what stands before the names."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +13,23 @@ from convrewrite.errors import ModelLoadError
 from convrewrite.loading.state_dicts import find_weights, load_weights
 
 STATE = plain_net().state_dict()
+
+
+class Rescaled(nn.Module):
+    """Its first version stored weights twice as large, and its second one takes those, too, by the version beside the weights."""
+
+    _version = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def _load_from_state_dict(self, state: Any, prefix: str, noted: dict[str, Any], *rest: Any) -> None:
+        if noted.get("version", 1) < 2:
+            state[f"{prefix}conv.weight"] = state[f"{prefix}conv.weight"] / 2
+        super()._load_from_state_dict(state, prefix, noted, *rest)
+
+
 KEYS = [
     "model", "state_dict", "model_state_dict", "model_state", "ema", "model_ema", "state_dict_ema", "ema_state_dict",
     "net", "network", "module", "weights", "params", "params_ema",
@@ -89,3 +107,26 @@ def test_a_part_of_the_network_is_not_enough() -> None:
         filled(state)
     with pytest.raises(ModelLoadError, match=r"7 missing: .*; 1 unexpected: other\.weight"):
         filled({"other.weight": torch.ones(1)})
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "none": lambda net: net,
+    "parallel": nn.DataParallel,
+    "two": lambda net: nn.ModuleDict({"a": nn.ModuleDict({"b": net})}),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_versions_of_modules_come_with_their_weights(wrapper: str) -> None:
+    stored, model = Rescaled(), Rescaled()
+    content = WRAPPERS[wrapper](stored).state_dict()
+    state, _ = find_weights({"epoch": 1, "model": content})
+    assert isinstance(state, dict)
+    load_weights(model, state, "m.pt", "net.py:make")
+    assert torch.equal(model.conv.weight, stored.conv.weight)
+
+
+def test_weights_without_versions_are_those_of_the_first() -> None:
+    stored, model = Rescaled(), Rescaled()
+    load_weights(model, dict(stored.state_dict()), "m.pt", "net.py:make")
+    assert torch.equal(model.conv.weight, stored.conv.weight / 2)

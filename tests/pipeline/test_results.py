@@ -305,6 +305,22 @@ def test_every_sort_of_tensor_comes_back_bit_by_bit(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+class Exacting(nn.Linear):
+    """Takes no weights of an unknown version of itself, as MNASNet of torchvision does."""
+
+    def _load_from_state_dict(self, state: Any, prefix: str, noted: dict[str, Any], *rest: Any) -> None:
+        if noted.get("version") != 1:
+            raise ValueError("version should be set to 1")
+        super()._load_from_state_dict(state, prefix, noted, *rest)
+
+
+def test_weights_are_read_as_those_of_the_present_versions_of_their_classes(tmp_path: Path) -> None:
+    first, second = nn.Sequential(Exacting(2, 2)), nn.Sequential(Exacting(2, 2))
+    write_weights(first, tmp_path / "a")
+    read_weights(second, tmp_path / "a")
+    assert torch.equal(second[0].weight, first[0].weight)
+
+
 def test_weights_that_safetensors_itself_wrote_are_read(tmp_path: Path) -> None:
     def tied(seed: int) -> nn.Module:
         torch.manual_seed(seed)
