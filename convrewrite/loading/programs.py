@@ -259,6 +259,7 @@ def _layer_module(holder: nn.Module, layer: _Layer) -> nn.Module:
     else:
         features = len(tensors["running_mean"])
         made = layer.type(features, layer.eps, layer.momentum, affine=weight is not None, device="meta")
+        made.register_parameter("bias", None)  # ``affine`` makes both, and a BatchNorm may have a weight alone
         counted = tensors.get("num_batches_tracked")
         made.register_buffer("num_batches_tracked", torch.tensor(0) if counted is None else counted)
     for name in layer.names:

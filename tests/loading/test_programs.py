@@ -149,6 +149,16 @@ def test_a_batch_norm_of_flat_inputs() -> None:
     assert torch.equal(made(X), model(X))
 
 
+@pytest.mark.parametrize("absent", ["weight", "bias"])
+def test_a_batch_norm_with_a_weight_or_a_bias_alone(absent: str) -> None:
+    model = settled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    model[1].register_parameter(absent, None)
+    made = rebuild(export(model, X)).model
+    norm = made.get_submodule("1")
+    assert isinstance(norm, nn.BatchNorm2d) and getattr(norm, absent) is None
+    assert torch.equal(made(X), model(X))
+
+
 def test_a_program_of_one_dimensional_convolutions() -> None:
     model = settled(
         nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.ConvTranspose1d(4, 2, 4, stride=2))
