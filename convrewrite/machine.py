@@ -148,9 +148,15 @@ def limit_processor(seconds: int) -> None:
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 """Variables in which launchers tell a process its number: torchrun and accelerate launch, and three kinds of mpirun."""
 
+COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Variables in which they tell how many processes there are."""
+
 
 def is_main_process() -> bool:
     """Whether this process is the first of those that were launched together, which alone writes and prints; True where it is
-    the only one."""
-    told = next((os.environ[name] for name in RANKS if os.environ.get(name, "").isdigit()), "0")
-    return int(told) == 0
+    the only one. A number without a count of several counts for nothing: something else has left it, and no other process
+    would write."""
+    ranks, counts = (
+        [int(os.environ[name]) for name in told if os.environ.get(name, "").isdecimal()] for told in (RANKS, COUNTS)
+    )
+    return not ranks or ranks[0] == 0 or all(count < 2 for count in counts)

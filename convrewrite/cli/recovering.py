@@ -11,11 +11,13 @@ from convrewrite.cli.options import Sources, Towards
 from convrewrite.errors import UsageError
 from convrewrite.inputs import parameter_names
 from convrewrite.loading import import_object
-from convrewrite.machine import is_main_process
+from convrewrite.machine import RANKS, is_main_process
 from convrewrite.onnx_graph import is_graph
+from convrewrite.places import place_of
 from convrewrite.progress import Progress, silent
 from convrewrite.results import Result
 from convrewrite.settings import Recovery
+from convrewrite.tuning import joins_others
 from convrewrite.values import shape_text
 
 
@@ -42,7 +44,9 @@ def recovered(asked: RecoverArguments, sources: Sources, settings: Recovery, pro
     main, towards = is_main_process(), asked.towards
     report = results.read_report(asked.out)
     source = towards.model or named_original(report.model, asked.out)
-    if main:
+    if not main:
+        _require_joined(settings)
+    else:
         results.check_writable(asked.place, (source, asked.data))
     shapes = list(map(shape_text, report.input_shapes))
     augment = None if towards.augment is None else import_object(towards.augment)
@@ -66,6 +70,15 @@ def recovered(asked: RecoverArguments, sources: Sources, settings: Recovery, pro
         notes=[note for note in network.notes if note not in report.notes],
     )
     return result if main else None
+
+
+def _require_joined(settings: Recovery) -> None:
+    """Raise UsageError for a process that is not the main one and that would train alone: its result would be lost."""
+    if not joins_others(None if settings.device is None else place_of(settings.device)):
+        raise UsageError(
+            "recover: expected LOCAL_RANK beside the number of this process, by which accelerate joins those that were launched "
+            f"together, found none; use accelerate launch or torchrun, or, for one process alone, unset {', '.join(RANKS)}"
+        )
 
 
 def with_whole_numbers(network: GivenNetwork, data: str) -> GivenNetwork:

@@ -4,7 +4,7 @@ from convrewrite.tuning.checkpoint import Checkpoint, Point, code_of, fingerprin
 from convrewrite.tuning.distilling import Distilled, Training
 from convrewrite.tuning.examples import Augment
 from convrewrite.tuning.pace import Pace
-from convrewrite.tuning.processes import OneProcess, Processes, accelerated
+from convrewrite.tuning.processes import OneProcess, Processes, accelerated, joins_others
 from convrewrite.tuning.refining import Refined, Refinement, refine
 from convrewrite.tuning.tasks import TrainingInputs, keeps_outputs, task_of
 
@@ -23,6 +23,7 @@ __all__ = [
     "accelerated",
     "code_of",
     "fingerprint",
+    "joins_others",
     "keeps_outputs",
     "load_checkpoint",
     "refine",

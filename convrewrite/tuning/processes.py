@@ -143,6 +143,12 @@ def accelerated(device: torch.device | None = None) -> Iterator[Accelerated]:
             AcceleratorState._reset_state(reset_partial_state=True)
 
 
+def joins_others(device: torch.device | None = None) -> bool:
+    """Whether accelerate makes this process one of those that were launched with it: on devices other than the processor only
+    where the launcher numbers the processes of a machine. ``device``: the one that is asked for."""
+    return _on_processor(device) or os.environ.get("LOCAL_RANK", "-1") != "-1"
+
+
 def _on_processor(asked: torch.device | None) -> bool:
     """Whether accelerate has to be told to stay on the processor: without a device that several processes can share, it would
     take each process that torchrun started for a single one."""

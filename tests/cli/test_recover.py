@@ -30,6 +30,7 @@ from convrewrite.errors import UsageError
 from convrewrite.reporting import Report
 from convrewrite.results import read_report
 from convrewrite.rules import Rule
+from convrewrite.tuning import processes
 from convrewrite.tuning.processes import PRECISION
 
 RULE = Rule(name="low", structures=("asymmetric",), ratio=0.3)
@@ -163,6 +164,16 @@ def test_a_report_names_no_code_that_would_be_imported(out: Path) -> None:
     (out / "report.json").write_text(report.model_copy(update={"model": "os:getcwd"}).model_dump_json())
     ran = call(*recover(out))
     assert ran.code == 2 and "name it with --model" in ran.message
+
+
+def test_a_process_whose_result_nobody_would_write_is_refused(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of several by its number, on a device where accelerate joins none without a number within the machine."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(processes, "_on_processor", lambda _: False)
+    ran = call(*recover(out))
+    assert ran.code == 2 and "expected LOCAL_RANK" in ran.message and "torchrun" in ran.message
 
 
 def test_without_accelerate_one_line_says_what_to_install(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

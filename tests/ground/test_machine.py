@@ -72,3 +72,25 @@ def test_the_heap_is_the_users_who_says_so_and_that_of_other_libraries_is_left_a
     monkeypatch.setattr(machine.platform, "libc_ver", lambda: ("", ""))
     machine.keep_heap()
     assert not heap.told
+
+
+@pytest.mark.parametrize(
+    ("told", "main"),
+    [
+        ({}, True),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, True),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, False),
+        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, False),
+        ({"RANK": "1"}, True),  # nobody else is there who would write
+        ({"PMI_RANK": "1", "PMI_SIZE": "1"}, True),
+        ({"RANK": "", "WORLD_SIZE": "many"}, True),
+    ],
+)
+def test_the_main_process_is_the_first_of_several(
+    told: dict[str, str], main: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (*machine.RANKS, *machine.COUNTS):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert machine.is_main_process() is main
