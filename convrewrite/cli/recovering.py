@@ -87,7 +87,11 @@ def with_whole_numbers(network: GivenNetwork, data: str) -> GivenNetwork:
     if is_graph(network.model):  # which states the types of its inputs
         return network
     own = network.inputs
-    found = peek_example(data, parameter_names(network.model)[: len(own)]) or own
+    named = parameter_names(network.model)[: len(own)]
+    unnamed = [
+        f"input.{place}" for place in range(len(named), len(own))
+    ]  # what *args takes, as files of inputs name it
+    found = peek_example(data, (*named, *unnamed)) or own
     given = tuple(
         there.expand_as(noise) if is_whole(there) and there.shape[1:] == noise.shape[1:] else noise
         for noise, there in zip(own, found, strict=True)

@@ -83,6 +83,24 @@ def test_indices_are_taken_from_the_data(tmp_path: Path) -> None:
         assert with_whole_numbers(network, data).inputs[1] is network.inputs[1]
 
 
+def test_inputs_that_forward_does_not_name_are_taken_from_the_data(tmp_path: Path) -> None:
+    class All(torch.nn.Module):
+        def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+            return inputs[0]
+
+    class First(All):
+        def forward(self, first: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+            return first
+
+    one, two = (torch.ones(2, 3, 4, 4),), (torch.ones(2, 3, 4, 4), torch.ones(2, 5))
+    np.save(tmp_path / "x.npy", np.zeros((2, 3, 4, 4), np.float32))
+    torch.save((torch.zeros(2, 3, 4, 4), torch.arange(10).view(2, 5)), tmp_path / "x.pt")
+    assert with_whole_numbers(GivenNetwork(All(), one, ()), str(tmp_path / "x.npy")).inputs[0] is one[0]
+    for model in (All(), First()):
+        _, tag = with_whole_numbers(GivenNetwork(model, two, ()), str(tmp_path / "x.pt")).inputs
+        assert tag.tolist() == [[0, 1, 2, 3, 4]] * 2
+
+
 def test_another_folder_augmentation_labels_and_a_model_may_be_named(out: Path) -> None:
     (out.parent / "mine.py").write_text("def flipped(batch):\n    return batch.flip(3)\n")
     np.savez(out.parent / "y.npz", labels=np.arange(60) % 10)
