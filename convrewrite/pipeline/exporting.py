@@ -51,8 +51,8 @@ def export_result(
 
     A form that cannot be written, or that computes something else than the result in torch, leaves no file; the report has the
     reason, and ``report.unwritten`` the reason of the first such form. Raises UsageError for names that are not known, packages
-    that are missing and a folder that cannot be written, ModelLoadError for one that holds no result, or other weights than were
-    measured, PlanError for another original.
+    that are missing and a folder that cannot be written, ModelLoadError for one that holds no result, other weights than were
+    measured, or another result by the end, PlanError for another original.
     """
     asked, folder, progress = settings_of(settings), given_path(result), progress or silent
     if not named_exports(to):
@@ -76,6 +76,4 @@ def export_result(
         forms = forms_of(tuple(to), copy, network.inputs, exporter, None, report.asked.free_axes)
         onnx = file if file.is_file() else None
         written = forms.write(rewritten, onnx, evaluation, data.fit, scratch.path, progress)
-        found = report.with_exports(written)
-        add_exports(folder, plan, found, [path for form in written for path in form.files])
-    return found
+        return add_exports(folder, plan, report, written)

@@ -4,6 +4,7 @@ Reports of earlier versions have no digests, and nothing is checked, or only tho
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from convrewrite.errors import ModelLoadError
@@ -46,3 +47,22 @@ def require_described(folder: Path, report: Report, names: Sequence[str]) -> Non
                 f"{file}: the folder is not what its report describes; expected the {name} that was measured, found another; "
                 "put that back, or make the result anew from its plan (`convrewrite apply`)"
             )
+
+
+def report_now(folder: Path, place: Path, report: Report) -> Report:
+    """The report of a result's ``folder`` as it lies in ``place``, which may tell of further files by now. Raises ModelLoadError
+    unless it is of the result that ``report`` was read of."""
+    now: Report | None = None
+    with suppress(ValueError):
+        now = Report.read(read_text(place / REPORT, ModelLoadError, "a report"))
+    if now is None or _identity(now) != _identity(report):
+        raise ModelLoadError(
+            f"{folder}: expected the result that this run began with, found another, which another run has put there meanwhile; "
+            "run this again"
+        )
+    return now
+
+
+def _identity(report: Report) -> dict[str, str] | str:
+    """What differs between the reports of two results, whatever was added to their folders."""
+    return report.digests or report.model_dump_json(exclude={"exports"})

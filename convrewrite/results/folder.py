@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from convrewrite.errors import UsageError
+from convrewrite.errors import ModelLoadError, UsageError
 from convrewrite.escaping import printable
-from convrewrite.exports import file_names, kinds_of_exports
+from convrewrite.exports import Written, file_names, kinds_of_exports
 from convrewrite.folders import (
     Scratch,
     given_path,
@@ -41,7 +41,7 @@ from convrewrite.onnx_graph import is_graph
 from convrewrite.places import PROCESSOR, place_of_model
 from convrewrite.planning import Plan
 from convrewrite.reporting import Report, render_html, render_markdown, render_summary
-from convrewrite.results.digests import PLAN, REPORT, with_digests
+from convrewrite.results.digests import PLAN, REPORT, report_now, with_digests
 from convrewrite.results.weights import warn_of, write_weights
 
 WEIGHTS = "weights.safetensors"
@@ -140,21 +140,29 @@ def save(
     return folder
 
 
-def add_exports(folder: Path, plan: Plan, report: Report, files: Sequence[Path]) -> None:
-    """Put further files, with the report that describes them, into a result's folder, in one step; all else in it stays, except
-    the files of forms that the report says were refused.
+def add_exports(folder: Path, plan: Plan, report: Report, written: Sequence[Written]) -> Report:
+    """Put further forms into a result's folder, in one step, and return the report that tells of them, which is in it then; all
+    else in it stays, except the files of forms that the report says were refused. ``plan``, ``report``: what was there when the
+    work began.
 
-    Raises UsageError when that fails, and then ``folder`` is as it was.
+    Raises UsageError when that fails, ModelLoadError where another run has replaced the result; then ``folder`` stays as it is.
     """
     check_addable(folder)
-    refused = {row.name for row in report.exports if row.refused is not None}
-    gone = [name for form, export in kinds_of_exports().items() if form in refused for name in export.files]
+    files = [path for form in written for path in form.files]
     with made_aside(folder, "another folder") as made:
-        shutil.copytree(resolved(folder), made, symlinks=True, copy_function=_linked)
+        place = resolved(folder)
+        before = os.stat(place).st_ino
+        shutil.copytree(place, made, symlinks=True, copy_function=_linked)
+        found = report_now(folder, made, report).with_exports(written)
+        refused = {row.name for row in found.exports if row.refused is not None}
+        gone = [name for form, export in kinds_of_exports().items() if form in refused for name in export.files]
         for name in (*REPORTS, *gone, *(path.name for path in files)):
             remove(made / name)  # only this name: the file may have another elsewhere
         _copy(files, made)
-        _write_reports(made, plan, report)
+        _write_reports(made, plan, found)
+        if os.stat(place).st_ino != before:
+            raise ModelLoadError(f"{folder}: another run has changed it while files were added to it; run this again")
+    return found
 
 
 def check_addable(folder: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from convrewrite import Sweep, load, optimize
 from convrewrite.errors import ModelLoadError, PlanError, UsageError
+from convrewrite.exports import Written
 from convrewrite.folders import Scratch, temporary
 from convrewrite.reporting.report import ExportRow
 from convrewrite.results import folder as results
@@ -467,12 +468,43 @@ def test_what_cannot_be_added_leaves_a_result_as_it_was_and_what_can_leaves_all_
     def fail(*_given: object) -> str:
         raise OSError(28, "No space left on device")
 
-    report = result.report.model_copy(update={"notes": ("of another run",)})
+    report, form = read_report(folder), Written("half", "onnxruntime 1", refused="it overflows")
     with monkeypatch.context() as patch:
         patch.setattr(results, "render_html", fail)
         with pytest.raises(UsageError, match="No space left on device"):
-            add_exports(folder, result.plan, report, [])
+            add_exports(folder, result.plan, report, [form])
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    add_exports(folder, result.plan, report, [])
+    add_exports(folder, result.plan, report, [form])
     changed = {path.name for path in folder.iterdir() if path.read_bytes() != before[path.name]}
     assert changed == {"report.json", "report.md", "report.html"} and (folder / "link").is_symlink()
+
+
+def test_forms_are_added_to_the_result_that_they_were_made_of_alone(result: Result, folder: Path) -> None:
+    """Exporting takes minutes, in which another run may add forms, or replace the result."""
+    report = read_report(folder)
+    forms = [Written(name, "any 1", refused="it overflows") for name in ("half", "coreml")]
+    for form in forms:
+        add_exports(folder, result.plan, report, [form])
+    assert [row.name for row in read_report(folder).exports] == ["half", "coreml"]
+    another = report.model_copy(update={"digests": report.digests | {"plan.json": "of another"}})
+    (folder / "report.json").write_text(another.model_dump_json())
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ModelLoadError, match=r"expected the result that this run began with, found another"):
+        add_exports(folder, result.plan, report, forms)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_forms_are_not_added_beside_a_run_that_replaces_the_folder(
+    result: Result, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is exchanged after it was copied: what was copied is no longer what is there."""
+
+    def replacing(*_given: object) -> str:
+        monkeypatch.undo()
+        result.save(folder)
+        return ""
+
+    monkeypatch.setattr(results, "render_html", replacing)
+    with pytest.raises(ModelLoadError, match="another run has changed it"):
+        add_exports(folder, result.plan, read_report(folder), [])
+    assert (folder / "report.html").read_bytes()
