@@ -49,13 +49,17 @@ ONNX, INT8 = "model.onnx", "model.int8.onnx"
 FILES = ("model.pt", ONNX, PLAN, WEIGHTS, REPORT, "report.md", "report.html")
 
 REPORTS = frozenset({REPORT, "report.md", "report.html"})
-"""A folder with no other files than these may be replaced. Any other file may be someone's only copy, and counts as part of a
-result only where a plan of ours is beside it."""
+"""A folder with no other files than these, and a plan of ours, may be replaced. Any other file may be someone's only copy, and
+counts as part of a result only where a plan and a report of ours are beside it: a plan alone may lie beside the model that it was
+made of."""
 
 PLAN_START = re.compile(rb'"model"\s*:\s*\{\s*"geometry"')
 
-PLAN_STARTS_WITHIN = 1 << 16
-"""The pattern that identifies a plan, even one of another version or a broken one, and within how many bytes it must be."""
+REPORT_START = re.compile(rb'"schema_version"\s*:\s*\d+\s*,\s*"tool_version"')
+
+STARTS_WITHIN = 1 << 16
+"""The patterns that identify a plan and a report, even one of another version or a broken one, and within how many bytes they
+must be."""
 
 
 def check_writable(folder: Path, inputs: Sequence[str] = ()) -> None:
@@ -78,14 +82,16 @@ def _check_replaceable(folder: Path, place: Path, inputs: Sequence[str]) -> None
     require_idle(folder, place)
     names, known = {path.name for path in place.iterdir()}, {*FILES, INT8, *file_names()}
     ours = {name for name in names if name in known or is_weights_of(name, ONNX)}
-    planned = (place / PLAN).is_file() and _holds_plan(place / PLAN)
-    strangers = sorted(names - ours) or sorted(() if planned else ours - REPORTS)
+    planned = (place / PLAN).is_file() and _holds(place / PLAN, PLAN_START)
+    reported = (place / REPORT).is_file() and _holds(place / REPORT, REPORT_START)
+    earlier = planned and (reported or ours <= {PLAN, *REPORTS})
+    strangers = sorted(names - ours) or sorted(() if earlier else ours - REPORTS)
     if strangers:
         raise UsageError(
             f"{folder}: holds {', '.join(strangers[:3])}, which would be lost; name a new folder, or an earlier result"
         )
     require_replaceable(folder, place, "another folder with -o")
-    read = [name for name in inputs if Path(os.path.realpath(name)).parent == place and Path(name).exists()]
+    read = [name for name in inputs if os.path.exists(name) and Path(os.path.realpath(name)).parent == place]
     if read:
         raise UsageError(
             f"{folder}: holds {read[0]}, which this run reads and would replace; name another folder with -o"
@@ -100,7 +106,7 @@ def check_file(path: Path) -> None:
             raise UsageError(f"{path}: expected a file for the plan, found a folder; name one in it, as {path / PLAN}")
         if place.exists() and not place.is_file():
             raise UsageError(f"{path}: expected a file for the plan, found a pipe or a device; name a file with -o")
-        if place.exists() and not _holds_plan(place):
+        if place.exists() and not _holds(place, PLAN_START):
             raise UsageError(
                 f"{path}: holds something else than a plan, which would be lost; name another file with -o"
             )
@@ -109,11 +115,11 @@ def check_file(path: Path) -> None:
         require_room_beside(place)
 
 
-def _holds_plan(place: Path) -> bool:
-    """Whether a plan may take its place: it is empty, or a plan."""
+def _holds(place: Path, pattern: re.Pattern[bytes]) -> bool:
+    """Whether a file may be replaced by another of its kind: it is empty, or begins as one of that kind."""
     with place.open("rb") as file:
-        start = file.read(PLAN_STARTS_WITHIN)
-    return not start.strip() or PLAN_START.search(start) is not None
+        start = file.read(STARTS_WITHIN)
+    return not start.strip() or pattern.search(start) is not None
 
 
 def save_plan(plan: Plan, path: Path) -> None:
@@ -125,11 +131,12 @@ def save_plan(plan: Plan, path: Path) -> None:
 def save(
     folder: Path, model: nn.Module, plan: Plan, report: Report, onnx: Path | None, further: Sequence[Path] = ()
 ) -> Path:
-    """Write everything aside and put it in its place in one step; an earlier result there is replaced.
+    """Write everything aside and put it in its place in one step; an earlier result there is replaced, unless the model that the
+    report names lies in it.
 
     Raises UsageError when that fails, and then ``folder`` is as it was.
     """
-    check_writable(folder)
+    check_writable(folder, (report.model,))
     _require_there((*onnx_files(onnx), *further))
     if place_of_model(model).type != PROCESSOR:  # the files are for any machine
         model = put_on(torch.device(PROCESSOR), copy_model(model, as_it_is=True))

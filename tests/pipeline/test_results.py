@@ -20,7 +20,7 @@ from convrewrite.folders import Scratch, temporary
 from convrewrite.reporting.report import ExportRow
 from convrewrite.results import folder as results
 from convrewrite.results.digests import require_described
-from convrewrite.results.folder import FILES, Result, add_exports, check_writable
+from convrewrite.results.folder import FILES, Result, add_exports, check_writable, save_plan
 from convrewrite.results.reading import read_report
 from convrewrite.results.weights import read_weights, write_weights
 
@@ -190,6 +190,24 @@ def test_a_folder_with_other_things_in_it_is_never_replaced(result: Result, tmp_
     (tmp_path / "model.pt").unlink()
     with pytest.raises(UsageError, match=r"holds plan\.json, which would be lost"):
         result.save(tmp_path)
+
+
+def test_a_model_is_never_replaced_by_the_result_that_is_made_of_it(result: Result, tmp_path: Path) -> None:
+    """Nor is a model beside its plan an earlier result, which a report tells of."""
+    place = tmp_path / "work"
+    place.mkdir()
+    (place / "model.pt").write_text("mine")
+    save_plan(result.plan, place / "plan.json")
+    for _ in range(2):
+        with pytest.raises(UsageError, match=r"work: holds model\.pt, plan\.json, which would be lost"):
+            result.save(place)
+        (place / "report.json").write_text('{"tests": 3}')  # of another tool
+    assert (place / "model.pt").read_text() == "mine"
+    (place / "model.pt").unlink()
+    assert result.save(place) == place
+    made_of = result.report.model_copy(update={"model": str(place / "model.pt")})
+    with pytest.raises(UsageError, match=r"holds .*model\.pt, which this run reads and would replace"):
+        replace(result, report=made_of).save(place)
 
 
 def test_what_a_killed_run_left_within_a_folder_is_cleared_and_a_living_one_waited_for(
