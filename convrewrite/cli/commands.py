@@ -301,6 +301,7 @@ def explain(
     "convrewrite analyze resnet18.pt",
     "convrewrite analyze net.onnx --rule balanced --page net.html",
 )
+@tells_what_stands
 @expanded
 def analyze(
     *,

@@ -28,23 +28,37 @@ class Interrupted(Exception):
 
 
 def tells_what_stands(command: Callable[Options, None]) -> Callable[Options, None]:
-    """The same command, which writes to its option ``out``, or to ``new`` where that is given; it raises Interrupted when it is
-    interrupted."""
+    """The same command; it raises Interrupted when it is interrupted."""
 
     @wraps(command)
     def run(*args: Options.args, **options: Options.kwargs) -> None:
-        if options["out"] is None and command.__name__ in PLACED:
+        if command.__name__ in PLACED and options["out"] is None:
             options["out"] = default_out(command.__name__, options)
-        out = Path(str(options.get("new") or options["out"] or options.get("graphs")))
-        before = _identity(out)
+        put = _put(command.__name__, options)
+        before = _identity(put)
         try:
             with interrupts_told():
                 command(*args, **options)
                 ignored_from_here()
         except (KeyboardInterrupt, Terminated) as error:
-            raise Interrupted(_standing(out, before), code_of(error)) from error
+            raise Interrupted(_standing(put, before), code_of(error)) from error
 
     return run
+
+
+INT8 = "model.int8.onnx"
+"""What ``quantise`` puts into a folder that stays the same."""
+
+
+def _put(command: str, options: Mapping[str, object]) -> Path | None:
+    """What a command with these options puts in its place in one step; None where it writes nothing."""
+    if command in ("analyze", "compare"):
+        named = options["page"]
+    else:
+        named = options.get("new") or options["out"] or options.get("graphs")
+    if named is None:
+        return None
+    return Path(str(named)) / INT8 if command == "quantise" else Path(str(named))
 
 
 PLACED = ("optimize", "apply", "plan", "sweep")
@@ -69,17 +83,19 @@ def code_of(error: BaseException) -> int:
     return SIGNALLED + error.number if isinstance(error, Terminated) else INTERRUPTED
 
 
-def _standing(out: Path, before: tuple[int, int] | None) -> str:
-    after = _identity(out)
+def _standing(put: Path | None, before: tuple[int, int] | None) -> str:
+    after = _identity(put)
     if after is None:
         return NOTHING
-    return f"what stood in {out} before stands" if after == before else f"{out} holds the new result, whole"
+    return f"what stood in {put} before stands" if after == before else f"{put} holds the new result, whole"
 
 
-def _identity(out: Path) -> tuple[int, int] | None:
+def _identity(put: Path | None) -> tuple[int, int] | None:
     """What differs between one result and the next, which replaces it while it still exists; None: there is none."""
+    if put is None:
+        return None
     try:
-        found = os.stat(out)
-        return None if out.is_dir() and not os.listdir(out) else (found.st_dev, found.st_ino)
+        found = os.stat(put)
+        return None if put.is_dir() and not os.listdir(put) else (found.st_dev, found.st_ino)
     except (OSError, ValueError):
         return None

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from convrewrite.cli.interrupts import tells_what_stands
 from convrewrite.cli.options import AsJson
 from convrewrite.cli.voice import say, say_json, width
 from convrewrite.errors import UsageError
@@ -39,7 +40,9 @@ def report(
             )
 
 
+@tells_what_stands
 def compare(
+    *,
     outs: Results,
     page: Annotated[Path | None, typer.Option("--page", help="Write the table as an HTML file, too.")] = None,
     as_json: AsJson = False,

@@ -9,7 +9,7 @@ import typer
 
 from convrewrite import values
 from convrewrite.cli.expanded import Only, expanded
-from convrewrite.cli.interrupts import tells_what_stands
+from convrewrite.cli.interrupts import INT8, tells_what_stands
 from convrewrite.cli.options import AsJson, Sources, Trust, calibration_of, require_agreeing
 from convrewrite.cli.progress import progress_bars
 from convrewrite.cli.voice import say, say_json
@@ -57,7 +57,7 @@ def quantise(
     data = calibration_of(sources, network.model, network.inputs, settings.seed, settings.memory)
     with progress_bars("int8") as progress:
         rows = pipeline.quantise(out, network.model, network.inputs, data, settings=settings, progress=progress)
-    written = out / "model.int8.onnx"
+    written = out / INT8
     if as_json:
         from convrewrite.cli.json_forms import QuantisedModels
 

@@ -15,7 +15,9 @@ from torch import nn
 
 from convrewrite import Plan, optimize, plan
 from convrewrite.cli import main
+from convrewrite.cli.interrupts import Interrupted, tells_what_stands
 from convrewrite.errors import UsageError
+from convrewrite.folders import placing
 from convrewrite.reporting import Report
 from convrewrite.rules.schema import Protect, Rule
 
@@ -124,6 +126,53 @@ def test_analyze_prints_json(capsys: Any) -> None:
     assert [row["name"] for row in rows] == ["0", "2", "4"]
     for row in rows:
         jsonschema.validate(row, schema)
+
+
+@pytest.mark.parametrize("command", ["analyze", "compare"])
+def test_an_interrupt_behind_a_page_tells_that_it_is_there(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    put, page = placing.put, tmp_path / "page.html"
+
+    def interrupted(*given: Any) -> None:
+        put(*given)
+        raise KeyboardInterrupt
+
+    source = ["analyze", "small.pt", "--input", "1x3x8x8"] if command == "analyze" else ["compare", "small-rewritten"]
+    with monkeypatch.context() as patch:
+        patch.setattr(placing, "put", interrupted)
+        assert main([*source, "--page", str(page)]) == 130
+    assert capsys.readouterr().err == f"convrewrite: interrupted; {page} holds the new result, whole\n"
+    monkeypatch.setattr(
+        "convrewrite.reporting.Compared.of" if command == "compare" else "convrewrite.pipeline.analyze", interrupt
+    )
+    assert main(source) == 130
+    assert capsys.readouterr().err == "convrewrite: interrupted; nothing was written\n"
+
+
+def interrupt(*_given: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupt_tells_of_the_int8_file_alone(tmp_path: Path) -> None:
+    """The folder that it is put into stays."""
+
+    @tells_what_stands
+    def quantise(*, out: Path, text: str | None) -> None:
+        if text is not None:
+            (out / "new").write_text(text)
+            (out / "new").replace(out / "model.int8.onnx")
+        raise KeyboardInterrupt
+
+    (tmp_path / "plan.json").touch()
+    for text, told in (
+        (None, "nothing was written"),
+        ("one", r"int8\.onnx holds the new"),
+        ("two", r"int8\.onnx holds the new"),
+        (None, r"what stood in .*int8\.onnx before stands"),
+    ):
+        with pytest.raises(Interrupted, match=told):
+            quantise(out=tmp_path, text=text)
 
 
 def test_sites_are_left_out_and_chosen_by_name() -> None:
