@@ -163,12 +163,16 @@ def require_one(names: Sequence[str], where: str) -> None:
 
 
 def _own_example(model: nn.Module) -> Inputs | None:
-    """The first of the examples that a module of Lightning keeps; None where it keeps none, or does not run on it."""
+    """The first of the examples that a module of Lightning keeps; None where it keeps none, keeps a single number beside
+    them, which has no first one, or does not run on it."""
     kept = getattr(model, "example_input_array", None)
     if kept is None:
         return None
     try:
-        own = tuple(tensor[:1].detach() for tensor in bind_inputs(model, example_of(kept, "example_input_array")))
+        bound = bind_inputs(model, example_of(kept, "example_input_array"))
+        if any(tensor.ndim == 0 or len(tensor) == 0 for tensor in bound):
+            return None
+        own = tuple(tensor[:1].detach() for tensor in bound)
         with preserved(model), eval_mode(model):
             run(model, own)
     except (UsageError, TraceError):

@@ -137,6 +137,12 @@ def kept():
 
 def other():
     return Kept(torch.ones(4, 3, 9, 7), torch.ones(4, 1, 1, 1))
+
+def single():
+    return Kept(torch.ones(4, 2, 9, 7), torch.tensor(0.5))
+
+def empty():
+    return Kept(torch.ones(0, 2, 9, 7), torch.ones(0, 1, 1, 1))
 """
 
 
@@ -144,8 +150,9 @@ def test_a_module_of_lightning_keeps_an_example(tmp_path: Path) -> None:
     (tmp_path / "lightning_kept.py").write_text(KEPT)
     ran = call("analyze", f"{tmp_path}/lightning_kept.py:kept")
     assert ran.code == 0 and "input size 1x2x9x7, 1x1x1x1 is that of the model's example_input_array" in ran.said
-    refused = call("analyze", f"{tmp_path}/lightning_kept.py:other")  # it does not run on that
-    assert refused.code == 2 and "forward takes 2 inputs" in refused.message
+    for kept in ("other", "single", "empty"):  # it does not run on that, and these have no first example
+        refused = call("analyze", f"{tmp_path}/lightning_kept.py:{kept}")
+        assert refused.code == 2 and "forward takes 2 inputs" in refused.message
 
 
 @pytest.mark.usefixtures("untimed")
