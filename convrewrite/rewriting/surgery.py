@@ -87,10 +87,10 @@ def empty_option(spec: ConvSpec, stages: Sequence[Stage], option: Option, like: 
 
 def in_place_of(original: nn.Module, module: nn.Module) -> nn.Module:
     """The module as it can replace ``original``: for a dynamic convolution, a chain for its stacked kernels whose last stage
-    mixes them."""
-    if isinstance(original, DynamicConv2d) and not isinstance(module, DynamicChain):
-        return DynamicChain.of(original, module)
-    return module
+    mixes them. A single kernel is always taken in full, whatever the attention, so it may become any static chain."""
+    if not isinstance(original, DynamicConv2d) or original.kernels == 1 or isinstance(module, DynamicChain):
+        return module
+    return DynamicChain.of(original, module)
 
 
 def replace_site(model: nn.Module, site: Site, module: nn.Module) -> None:

@@ -105,6 +105,18 @@ def test_at_full_rank_the_outputs_are_the_originals(changes: dict[str, Any], nam
         assert torch.equal(chain.attention(x), layer.attention(x))
 
 
+@torch.no_grad()
+def test_a_single_kernel_becomes_a_static_chain_of_any_kind() -> None:
+    structure, layer, x = discover()["separable"], dynamic(kernels=1), images(3)
+    spec = layer.stacked_spec
+    kernel, bias = folded_kernel(nn.Sequential(layer), Site("0", Kind.DYNAMIC, spec, ()))
+    for option in options(structure, layer):
+        kernels = initial_kernels(structure, kernel, spec, option.parameters)
+        stages = structure.stages(spec, option.parameters)
+        made = in_place_of(layer, build_option(spec, stages, option, kernels, bias, layer.weight))
+        assert relative(made(x), layer(x)) < 1e-10, option.describe()
+
+
 def test_a_last_stage_that_does_not_mix_is_no_variant() -> None:
     spec = dynamic().stacked_spec
     orders = [variant["order"] for variant in allowed_variants(discover()["separable"], spec, {})]
