@@ -200,7 +200,12 @@ def _refine(start: _Point, stages: Sequence[Stage], target: FitTarget, root: Ten
         return [uncolour(values[0], whitener), *values[1:]]
 
     loss = reduced_loss(stages, near) if reduced else full_loss(stages, near)
-    refined = [kernel.to(root.dtype) for kernel in assemble(_minimise(loss, assemble, variables, iterations))]
+    try:
+        refined = [kernel.to(root.dtype) for kernel in assemble(_minimise(loss, assemble, variables, iterations))]
+    except ArithmeticError:  # as where outputs hardly vary: their squares are zero in float32
+        return start
+    if not all(bool(kernel.isfinite().all()) for kernel in refined):
+        return start
     end = _begin((*refined, start.kernels[-1]) if reduced else tuple(refined), stages, target)
     if not end.objective <= start.objective:  # L-BFGS lost its gain to rounding: the start stands
         return start

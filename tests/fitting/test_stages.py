@@ -314,6 +314,19 @@ def test_constant_inputs_stay_finite_and_keep_their_output(structure: Structure,
             torch.testing.assert_close(built(x.float()).detach(), y.float(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("weight", "value"), [(0.0, 1.0), (1e-21, 1.0), (1.0, 0.0)], ids=["zero", "tiny", "dead"])
+def test_outputs_that_float32_cannot_square_are_fitted_without_refinement(weight: float, value: float) -> None:
+    structure, spec = discover()["separable"], ConvSpec(67, 4, (3, 3))
+    assert spec.kernel_shape[1] * 9 >= module.SINGLE
+    kernel, x = weight * torch.randn(spec.kernel_shape, dtype=torch.float64), value * natural(4, 67, 5, 5)
+    accumulator = Accumulator(spec, 0, 0)
+    accumulator.add(x, build_conv(spec, kernel, torch.zeros(4), kernel)(x).detach())
+    moments = accumulator.result()
+    for variant in structure.variants(spec):
+        found = fit(structure, spec, {**variant, "rank": 1}, goals_of(kernel, spec, moments), moments, moments, 4)
+        assert found.error < 1, variant
+
+
 @every_structure
 def test_dead_channels_stay_finite(structure: Structure) -> None:
     spec = SMALL
