@@ -6,6 +6,7 @@ from functools import partial
 from typing import TypeVar
 
 from convrewrite.errors import FitError
+from convrewrite.fitting import Fit
 from convrewrite.rules import Candidate
 
 Found = TypeVar("Found")
@@ -36,15 +37,26 @@ def without_failed(candidates: Sequence[Candidate], found: Sequence[Found | FitE
     return kept
 
 
-def first_of(candidates: Sequence[Candidate], tasks: Iterable[Callable[[], Found]]) -> tuple[Candidate, Found]:
-    """The first candidate whose task succeeds, with its result; later tasks are not begun. Raises FitError where all fail."""
-    found = list[Found | FitError]()
-    for task in attempts(tasks):
-        found.append(task())
-        if not isinstance(found[-1], FitError):
+def until_within(candidates: Sequence[Candidate], tasks: Iterable[Callable[[], Fit]]) -> list[tuple[Candidate, Fit]]:
+    """The first candidates with their fits, up to one that is within its rule's error limit; later tasks are not begun.
+
+    After one that is not, only candidates with a larger limit are tried: with many options under one limit, fitting the best
+    of them is enough. Raises FitError where all that were tried fail.
+    """
+    tried, found, missed = list[Candidate](), list[Fit | FitError](), 0.0
+    for candidate, task in zip(candidates, attempts(tasks), strict=True):
+        if candidate.most_error <= missed:
+            continue
+        fitted = task()
+        tried.append(candidate)
+        found.append(fitted)
+        if isinstance(fitted, FitError):
+            continue
+        if fitted.error <= candidate.most_error:
             break
+        missed = candidate.most_error
     require_one(found)
-    return without_failed(candidates[: len(found)], found)[0]
+    return without_failed(tried, found)
 
 
 def _attempted(task: Callable[[], Found]) -> Found | FitError:

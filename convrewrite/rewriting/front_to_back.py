@@ -102,11 +102,7 @@ def _rewrite_site(walk: Propagation, shortlist: Shortlist, work: Work) -> tuple[
         return Outcome(shortlist.site, None, reason=UNREACHED), None
     with watch.timed("solves"):
         fits = site_fit.fit_all(shortlist.candidates, structures)
-    within = [
-        (candidate, found)
-        for candidate, found in fits
-        if found.error <= (candidate.rule.require.max_output_error or float("inf"))
-    ]
+    within = [(candidate, found) for candidate, found in fits if found.error <= candidate.most_error]
     if not within:
         return Outcome(shortlist.site, None, reason=_none_within([found.error for _, found in fits])), None
     with watch.timed("solves"):

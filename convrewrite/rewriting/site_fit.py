@@ -29,7 +29,7 @@ from convrewrite.fitting import (
 from convrewrite.graph import Site
 from convrewrite.places import exact_place
 from convrewrite.progress import Stopwatch
-from convrewrite.rewriting.attempts import attempts, first_of, require_one, without_failed
+from convrewrite.rewriting.attempts import attempts, require_one, until_within, without_failed
 from convrewrite.rewriting.output_weighting import roots_of
 from convrewrite.rewriting.propagation import Propagation
 from convrewrite.rewriting.site_inputs import SQUARES, Gathering, where_solved
@@ -120,17 +120,18 @@ class SiteFit:
         """Every candidate with its stage kernels: fitted to the inputs as far as these are to be trusted, or without inputs the
         initial values. Candidates that cannot be fitted are left out.
 
-        For large problems only the candidate that does best in a rough fit is fitted and returned; if that fails, the next best.
+        For large problems only the candidate that does best in a rough fit is fitted and returned; if that fails, the next best;
+        and if it misses its rule's error limit, also the best with a larger limit.
         Raises FitError where no candidate can be fitted.
         """
         if self.patch >= LARGE and self.evidence is not None:
-            return [self._best_large(candidates, structures, self.evidence)]
+            return self._best_large(candidates, structures, self.evidence)
         fits = [partial(self._believed_fit, structures[p.option.structure], p.option) for p in candidates]
         return without_failed(candidates, self.tried(fits))
 
     def _best_large(
         self, candidates: Sequence[Candidate], structures: dict[str, Structure], evidence: Evidence
-    ) -> tuple[Candidate, Fit]:
+    ) -> list[tuple[Candidate, Fit]]:
         goals = [goal.to(torch.float32) for goal in self.goals]
         tried = [partial(self.rough, structures[p.option.structure], p.option, goals) for p in candidates]
         rough = without_failed(candidates, self.tried(tried))
@@ -140,7 +141,7 @@ class SiteFit:
             with solving(self.site.name):
                 return evidence.fit_large(structures[option.structure], option.parameters, self.goals, begun)
 
-        return first_of([p for p, _ in ordered], [partial(finished, p.option, begun) for p, begun in ordered])
+        return until_within([p for p, _ in ordered], [partial(finished, p.option, begun) for p, begun in ordered])
 
     def _believed_fit(self, structure: Structure, option: Option) -> Fit:
         return self.believed(structure, option, self.fit(structure, option))

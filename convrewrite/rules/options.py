@@ -1,6 +1,7 @@
 """What the rules allow a site to become: its search space, rank by rank, and what every candidate costs."""
 
 import bisect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +20,11 @@ class Candidate:
     option: Option
     cost: Cost
     rule: Rule
+
+    @property
+    def most_error(self) -> float:
+        """The largest relative output error that the rule allows."""
+        return self.rule.require.max_output_error or math.inf
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from convrewrite.errors import UsageError
 from convrewrite.fitting.moments import Accumulator
 from convrewrite.graph.sites import Site, find_sites
 from convrewrite.graph.tracing import trace
-from convrewrite.rewriting import site_inputs, store
+from convrewrite.rewriting import site_fit, site_inputs, store
 from convrewrite.rewriting.front_to_back import Rewritten, rewrite
 from convrewrite.rewriting.site_fit import UNREACHED
 from convrewrite.rules.options import Candidate, Shortlist, search_spaces, shortlist_of
@@ -188,6 +188,19 @@ def test_a_site_is_kept_when_no_input_to_fit_on_gets_to_it() -> None:
     assert state_bytes(never.model.second) == state_bytes(model.second)
     seldom = rewritten(model, shortlists, Calibration(((dark,), (bright,)), ((dark,),), "data", "a test"))
     assert all(outcome.candidate is not None and outcome.error for outcome in seldom.outcomes)
+
+
+def test_at_a_large_site_a_missed_limit_does_not_shut_out_another_rules_options(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(site_fit, "LARGE", 1)
+    model = settled(Chain().double())
+    strict = rule("channel", name="strict", require=Require(max_output_error=1e-6))
+    loose = rule("separable", name="loose", parameters={"separable": {"rank": (1,)}})
+    [kept] = rewritten(model, shortlists_of(model, strict)[:1], data(count=2)).outcomes
+    assert str(kept.reason).startswith("every option's output error exceeds the rule's limit; the least is 0.")
+    [taken] = rewritten(model, shortlists_of(model, strict, loose)[:1], data(count=2)).outcomes
+    assert taken.candidate is not None and taken.candidate.rule.name == "loose"
 
 
 def test_a_lenient_limit_keeps_nothing() -> None:
