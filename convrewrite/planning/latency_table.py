@@ -108,8 +108,8 @@ def in_fastest_lowering(shortlists: Sequence[Shortlist], latency_table: LatencyT
 
 
 def fast_enough(shortlists: Sequence[Shortlist], latency_table: LatencyTable) -> tuple[Shortlist, ...]:
-    """As above, without the options that are slower than their site, or miss their rule's ``min_latency_gain``. Of the table's
-    own ``least_gain`` only this counts: if it is None, options may be slower."""
+    """As above, without the options that cannot run, are slower than their site, or miss their rule's ``min_latency_gain``. Of
+    the table's own ``least_gain`` only this counts: if it is None, options may be slower."""
     least = None if latency_table.least_gain is None else 0.0
     return tuple(_without_slow(shortlist, _timed(shortlist, latency_table), least) for shortlist in shortlists)
 
@@ -122,6 +122,11 @@ def least_of(rule: Rule, least_gain: float | None) -> float:
     return -math.inf if least_gain is None else least_gain
 
 
+def gains(seconds: float, before: float, least_gain: float) -> bool:
+    """Whether an option saves this part of its site's time; one that takes forever cannot run, and is never taken."""
+    return math.isfinite(seconds) and 1 - seconds / before >= least_gain
+
+
 def _timed(shortlist: Shortlist, latency_table: LatencyTable) -> tuple[TimedCandidate, ...]:
     return latency_table.of(shortlist.site, shortlist.candidates) if shortlist.candidates else ()
 
@@ -131,10 +136,12 @@ def _with(shortlist: Shortlist, timed: Sequence[TimedCandidate]) -> Shortlist:
 
 
 def _without_slow(shortlist: Shortlist, timed: Sequence[TimedCandidate], least_gain: float | None) -> Shortlist:
-    kept = [entry for entry in timed if entry.gain >= least_of(entry.candidate.rule, least_gain)]
+    kept = [t for t in timed if gains(t.seconds, t.original, least_of(t.candidate.rule, least_gain))]
     if kept or not timed:
         return _with(shortlist, kept)
     best = max(timed, key=lambda entry: entry.gain)
+    if best.seconds == math.inf:
+        return Shortlist(shortlist.site, (), "no option can run there")
     return Shortlist(
         shortlist.site, (), f"no option is fast enough: the best changes the measured time by {-best.gain:+.0%}"
     )

@@ -39,7 +39,7 @@ from convrewrite.planning.curves import (
 from convrewrite.planning.effects import FEW, Evaluator
 from convrewrite.planning.effort import Effort, fewer
 from convrewrite.planning.kept_surveys import KeptSurveys
-from convrewrite.planning.latency_table import LatencyTable, least_of
+from convrewrite.planning.latency_table import LatencyTable, gains, least_of
 from convrewrite.progress import Stopwatch
 from convrewrite.rewriting import UNREACHED, Propagation, SiteFit, Work, require_memory
 from convrewrite.rules import Candidate, RankRange, SearchSpace
@@ -233,7 +233,7 @@ class _SiteSurvey:
             assert self.latency_table is not None
             least = least_of(curve.rank_range.rule, self.latency_table.least_gain)
             pairs = list(zip(curve.candidates, curve.seconds, strict=True))
-            fast = [candidate for candidate, seconds in pairs if 1 - seconds / before >= least]
+            fast = [candidate for candidate, seconds in pairs if gains(seconds, before, least)]
             kept += [curve.only(fast)] if fast else []
             dropped += [
                 Dropped(p, None, _too_slow(seconds, before, least), seconds) for p, seconds in pairs if p not in fast

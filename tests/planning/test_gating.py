@@ -1,5 +1,6 @@
 """The latency gate, with a timer that is made to lie."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from convrewrite.conv import Size
 from convrewrite.errors import PlanError
 from convrewrite.graph.sites import find_sites
 from convrewrite.graph.tracing import trace
-from convrewrite.planning.latency_table import LatencyTable, fast_enough, in_fastest_lowering
+from convrewrite.planning.latency_table import LatencyTable, fast_enough, gains, in_fastest_lowering, least_of
 from convrewrite.rules.options import Shortlist, search_spaces, shortlist_of
 from convrewrite.rules.schema import Protect, Require, Rule
 from convrewrite.runtime.option_graphs import OptionGraph
@@ -83,6 +84,15 @@ def test_by_default_none_is_slower_than_what_it_replaces(structures: dict[str, S
     assert len(found.candidates) == 1
     [nothing] = fast_enough([before], LatencyTable(structures, timer=in_order([1.2, 1.01, 1.3])))
     assert nothing.reason == "no option is fast enough: the best changes the measured time by +1%"
+
+
+def test_what_cannot_run_there_is_never_taken(structures: dict[str, Structure]) -> None:
+    before = shortlist(structures, None)
+    [found] = fast_enough([before], LatencyTable(structures, timer=in_order([1.2, math.inf, 1.3]), least_gain=None))
+    assert found.candidates == (before.candidates[0], before.candidates[2])
+    [nothing] = fast_enough([before], LatencyTable(structures, timer=in_order([math.inf] * 3), least_gain=None))
+    assert (nothing.candidates, nothing.reason) == ((), "no option can run there")
+    assert not gains(math.inf, 1.0, least_of(rule(None), None)) and gains(9.0, 1.0, least_of(rule(None), None))
 
 
 @pytest.mark.parametrize("fastest", ["branches", "chain"])
