@@ -103,8 +103,8 @@ def fastest_of_equals(found: Allocation, budget: Mapping[str, float]) -> Allocat
 
 
 def too_slow(dropped: Dropped, entry: Surveyed) -> bool:
-    """Whether an option was left out because it takes longer than the site as it is."""
-    return dropped.seconds is not None and entry.seconds is not None and dropped.seconds > entry.seconds
+    """Whether an option was left out because it takes longer than the site as it is; not one that cannot run at all."""
+    return dropped.seconds is not None and entry.seconds is not None and entry.seconds < dropped.seconds < math.inf
 
 
 def most_gained(surveyed: Sequence[Surveyed]) -> float:

@@ -167,15 +167,18 @@ class Planner:
             slow = sum(1 for entry in surveyed for dropped in entry.dropped if too_slow(dropped, entry))
             if not slow or self.constraints.any_speed:
                 raise
-            fastest = 1 - most_gained(surveyed) / self.baseline.seconds()
-            raise PlanError(
-                f"{error}; {slow} options were left out because they measure slower than what they replace: --any-speed takes "
-                f"them too; --budget latency={min(0.99, fastest + ROOM):.2f} would make it faster"
-            ) from error
+            left_out = f"{slow} options were left out because they measure slower than what they replace"
+            raise PlanError("; ".join([str(error), left_out, *self._ways_out(surveyed)])) from error
         found = fastest_of_equals(allocation, budget)
         left = ", ".join(f"{name} {found.part(name):.3f}" for name in budget)
         LOG.info("chosen: %s, predicted effect %.3g, of the best plan %.3g", left, found.effect, allocation.effect)
         return found
+
+    def _ways_out(self, surveyed: Sequence[Surveyed]) -> list[str]:
+        """What may be asked for instead where options were left out as slow."""
+        fast = 1 - most_gained(surveyed) / self.baseline.seconds() + ROOM
+        ways = ["--any-speed takes them too"] if self.work.settings.timings is None else []  # one excludes the other
+        return [*ways, f"--budget latency={min(0.99, fast):.2f} would make it faster"] if fast < 1 else ways
 
     def _choose_by_latency(self, surveyed: tuple[Surveyed, ...]) -> Choice:
         work = self.work

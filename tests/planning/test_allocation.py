@@ -1,6 +1,7 @@
 """Budgets: the least effect within them, exactly; and what is said of those that cannot be met."""
 
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -274,7 +275,8 @@ def test_what_time_can_be_gained_is_that_of_the_fastest_options(
 
 
 @pytest.mark.parametrize(
-    ("option", "site", "slow"), [(2.0, 1.0, True), (1.0, 1.0, False), (None, 1.0, False), (2.0, None, False)]
+    ("option", "site", "slow"),
+    [(2.0, 1.0, True), (1.0, 1.0, False), (math.inf, 1.0, False), (None, 1.0, False), (2.0, None, False)],
 )
 def test_an_option_is_too_slow_if_it_takes_longer_than_the_site_itself(
     surveyed: tuple[tuple[Surveyed, ...], Counted], option: float | None, site: float | None, slow: bool

@@ -16,6 +16,7 @@ from convrewrite.meanings.evaluation import Evaluation
 from convrewrite.meanings.kinds import tell
 from convrewrite.pipeline.prepare import prepare
 from convrewrite.planning.choice import Planner, latency_table_of
+from convrewrite.planning.curves import Scored, Surveyed
 from convrewrite.progress import Stopwatch, silent
 from convrewrite.rewriting.work import Prepared, Work
 from convrewrite.rules.schema import Protect, Require, Rule
@@ -129,3 +130,18 @@ def test_a_quick_plan_times_each_option_in_fewer_rounds(prepared: Prepared) -> N
     fast, thorough = (latency_table_of(prepared, replace(FAST, fast=fast)) for fast in (True, False))
     assert fast.rounds < thorough.rounds
     assert fast.timer == FAST.clock.steady()
+
+
+def test_where_slow_options_were_left_out_only_what_would_help_is_named(prepared: Prepared, tmp_path: Path) -> None:
+    timer = FalseTimer(file_seconds=1.0)
+    baseline = Baseline(Exported(tmp_path / "o.onnx", True), prepared.inputs, tmp_path, timer, 1, TorchExporter())
+    space = next(space for space in prepared.search_spaces if space.rank_ranges)
+    halved = Scored(space.rank_ranges[0].at(1), 0.1, 0.1, measured=True).timed(0.5)
+    gaining = [Surveyed(space.site, (halved,), seconds=1.0)]
+    here, elsewhere = (
+        replace(planner(prepared, settings), baseline=baseline) for settings in (FAST, replace(FAST, timings="t.json"))
+    )
+    assert here._ways_out(gaining) == ["--any-speed takes them too", "--budget latency=0.55 would make it faster"]
+    assert here._ways_out([]) == ["--any-speed takes them too"]
+    assert elsewhere._ways_out(gaining) == ["--budget latency=0.55 would make it faster"]
+    assert elsewhere._ways_out([]) == []
