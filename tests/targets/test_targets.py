@@ -184,6 +184,23 @@ def test_openvino_computes_every_branch_of_an_option() -> None:
     assert sum(kind.startswith("Convolution") for kind in kinds) == 1 + 6
 
 
+@pytest.mark.parametrize("name", ["openvino", "openvino:CPU", "openvino:cpu"])
+def test_openvino_keeps_to_its_threads_on_the_processor(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import openvino
+
+    compile_model, asked = openvino.Core.compile_model, list[Any]()
+
+    def noting(core: Any, model: Any, device: str, settings: dict[str, Any]) -> Any:
+        asked.append(settings)
+        return compile_model(core, model, device, settings)
+
+    monkeypatch.setattr(openvino.Core, "compile_model", noting)
+    target = target_of(name)
+    program, shape = option_program(target, ((SPEC,),), (8, 8), channels=16, dims=2, batch=1)
+    target.compile(program, (torch.ones(shape),), 3)
+    assert [(found["INFERENCE_NUM_THREADS"], found["NUM_STREAMS"]) for found in asked] == [(3, 1)]
+
+
 def test_modules_are_compared_as_modules(tmp_path: Path) -> None:
     timer = FalseTimer(ratio=0.7, file_seconds=0.25)
     model = nn.Conv2d(3, 4, 3).eval()

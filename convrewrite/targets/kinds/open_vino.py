@@ -61,10 +61,11 @@ class OpenVino(OnnxTarget):
         model = core.read_model(source_of(program))
         model.reshape({port: list(array_of(value).shape) for port, value in zip(model.inputs, inputs, strict=True)})
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
-        if not self.option:
+        device = self.option.upper() or "CPU"
+        if device.split(".")[0] == "CPU":  # also when it was asked for by name
             settings |= {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
         with signal_stack_kept():
-            request = core.compile_model(model, self.option.upper() or "CPU", settings).create_infer_request()
+            request = core.compile_model(model, device, settings).create_infer_request()
         for index, value in enumerate(inputs):
             request.set_input_tensor(index, ov.Tensor(array_of(value).copy()))
         outputs = range(len(model.outputs))
