@@ -133,6 +133,14 @@ def test_an_option_that_cannot_run_takes_forever_and_an_original_that_cannot_is_
         time_graphs([CHAIN], (8, 8), rounds=1, target=WithoutGroups())
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_provider_that_does_not_load_is_an_error_and_not_the_processor() -> None:
+    with pytest.raises(
+        VerificationError, match=r"onnxruntime:cuda: cannot run .* expected CUDAExecutionProvider to load"
+    ):
+        time_graphs([((SPEC,),)], (8, 8), rounds=1, target=OnnxRuntime("cuda"))
+
+
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 def test_operators_that_are_missing_are_named(name: str, tmp_path: Path) -> None:
     node = helper.make_node("Unheard", ["x"], ["y"], domain="of.mine")

@@ -79,14 +79,22 @@ class OnnxRuntime(OnnxTarget):
         return tuple(sorted(asked - kernels))
 
     def compile(self, program: Program, inputs: Sequence[Any], threads: int) -> Compiled:
-        """A session, and its inputs in order."""
+        """A session, and its inputs in order. Raises RuntimeError where the provider does not load: a build has it also where its
+        libraries are missing, and onnxruntime would run everything on the processor and say nothing."""
         import onnxruntime as ort
 
         source = source_of(program)
         providers = [PROVIDERS[self.option], *ON_PROCESSOR] if self.option not in ("", "cpu") else list(ON_PROCESSOR)
         session = ort.InferenceSession(
-            source if isinstance(source, bytes) else str(source), session_options(threads), providers=providers
+            source if isinstance(source, bytes) else str(source),
+            session_options(threads),
+            providers=providers,
+            enable_fallback=0,
         )
+        if providers[0] not in session.get_providers():
+            raise RuntimeError(
+                f"expected {providers[0]} to load, found that it does not here; see that its libraries are installed"
+            )
         names = [entry.name for entry in session.get_inputs()]
         feed = {name: array_of(value) for name, value in zip(names, inputs, strict=True)}
         return lambda: session.run(None, feed)
