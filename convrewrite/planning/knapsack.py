@@ -18,6 +18,10 @@ from convrewrite.process import standard_output_closed
 SLACK = 1e-9
 """Rounding may overstep a limit by this part of it."""
 
+DEAREST = 1e12
+"""Costs above this many times a limit count as this many times: an item beyond the limit is never taken, and HiGHS refuses a
+programme with coefficients above 1e15."""
+
 LIMIT_REACHED = 1
 """The status that scipy's ``milp`` gives a search that was ended before it was done."""
 
@@ -84,6 +88,7 @@ def _solve(groups: Sequence[Sequence[Item]], limits: Sequence[float]) -> tuple[i
     costs = np.array(
         [[c / limit if limit else c for c, limit in zip(i.costs, limits, strict=True)] for g in groups for i in g]
     )
+    costs = np.minimum(costs, DEAREST)
     bounds = np.array([1.0 if limit else 0.0 for limit in limits])
     sizes = [len(group) for group in groups]
     taken = _programme(effects, costs, bounds, sizes)

@@ -108,6 +108,11 @@ def test_the_solver_writes_nothing_to_standard_output(
     assert capfd.readouterr().out == "before\nafter\n"
 
 
+def test_a_tiny_limit_beside_large_costs_is_kept() -> None:
+    group = [Item(2.0, (1e-12,)), Item(1.0, (1e5,)), Item(3.0, (0.0,))]
+    assert sorted(choose([group, group], [1e-12]) or ()) == [0, 2]
+
+
 def alike(count: int) -> list[list[Item]]:
     """Sites with almost the same curves, which a proof takes long to tell apart."""
     costs = [1.0, 0.8, 0.55, 0.4, 0.3, 0.2]
