@@ -63,18 +63,18 @@ def survey(work: Work, *, effort: Effort, latency_table: LatencyTable | None) ->
     chosen = fewer(work.data, effort, active)
     if chosen.kind != "weights only":
         require_memory(active, settings.memory)
-    found, batches = list[Surveyed](), (*chosen.fit, *chosen.held_out)
+    found, done, batches = list[Surveyed](), 0, (*chosen.fit, *chosen.held_out)
     with closing(Propagation(prepared.model, prepared.traced, active, batches, work.memory)) as walk:
         sites = _Surveys(work, chosen, active, effort, latency_table, walk)
         for space in prepared.search_spaces:
             if not space.rank_ranges:
                 found.append(Surveyed(space.site, (), reason=space.reason))
                 continue
-            done = sum(1 for entry in found if entry.site in active)
             work.progress("survey", done, len(active), space.site.name)
             found.append(sites.of(space))
             LOG.info("%s", _summary(found[-1]))
-            work.progress("survey", done + 1, len(active), f"{space.site.name}: {len(found[-1].options)} options")
+            done += 1
+            work.progress("survey", done, len(active), f"{space.site.name}: {len(found[-1].options)} options")
     return tuple(found)
 
 

@@ -226,6 +226,23 @@ def test_a_site_that_no_rule_takes_keeps_its_reason() -> None:
     assert "no second axis" in str(found["pointwise"].reason)
 
 
+def test_sites_are_counted_as_they_are_done_and_not_compared_with_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs, told = settled(Chain()), data(torch.float32), list[tuple[int, int]]()
+    rule = Rule(name="r", structures=("channel",), protect=Protect(stem=False, min_channels=0, min_mac_share=0))
+    spaces = search_spaces(find_sites(model, inputs.fit[0], trace(model)), [rule], STRUCTURES)
+
+    def progress(_stage: str, done: int, count: int, _text: str = "") -> None:
+        told.append((done, count))
+
+    work = work_of(model, inputs, search_spaces=spaces, progress=progress)
+    monkeypatch.setattr(sensitivities._Surveys, "of", lambda _surveys, space: Surveyed(space.site, ()))
+    monkeypatch.setattr(Site, "__eq__", lambda *_sites: pytest.fail("sites are compared"))
+    survey(work, effort=QUICK, latency_table=None)
+    count = sum(1 for space in spaces if space.rank_ranges)
+    assert count >= 3
+    assert told == [(done + after, count) for done in range(count) for after in (0, 1)]
+
+
 def test_fast_measures_less(evaluation: list[tuple[Site, nn.Module, float]]) -> None:
     model, calibration = settled(Chain().double()), data()
     surveyed(model, calibration, "channel", effort=THOROUGH)
