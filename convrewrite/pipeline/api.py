@@ -150,7 +150,8 @@ def analyze(
     *,
     timeout: float = PROBE_SECONDS,
 ) -> Analysis:
-    """Every site with its kind, geometry, cost and share of the MACs, and for each rule whether it takes the site, or why not.
+    """Every site with its kind, geometry, cost and share of all convolutions' MACs, and for each rule whether it takes the
+    site, or why not.
 
     ``rules`` None: all built-in ones. ``timeout`` is as in :class:`convrewrite.Settings`.
     """

@@ -37,7 +37,7 @@ NARROWEST = 8
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a rule looks at: one site, and ``mac_share``, its part in [0, 1] of the network's MACs.
+    """What a rule looks at: one site, and ``mac_share``, its part in [0, 1] of the MACs of all convolutions.
 
     ``left``: the part of the network that a budget leaves, where an option is chosen by what it does to the model's outputs;
     otherwise None.
@@ -241,7 +241,7 @@ class Protect(_Table):
             yield Refusal("protect.min_channels", text + (_way_out(subject) if self.min_channels is None else ""))
         if subject.mac_share < self.min_mac_share:
             share, least = _told_apart(subject.mac_share, self.min_mac_share)
-            text = f"too small to gain: {share} of the network's MACs, the rule asks for {least}"
+            text = f"too small to gain: {share} of the convolutions' MACs, the rule asks for {least}"
             yield Refusal("protect.min_mac_share", text)
 
 
