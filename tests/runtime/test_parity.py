@@ -13,7 +13,7 @@ from convrewrite.errors import VerificationError
 from convrewrite.meanings.fidelity import effect_of
 from convrewrite.meanings.kinds import Meaning
 from convrewrite.onnx_files.model import OnnxModel
-from convrewrite.runtime.comparison import measure_fidelity
+from convrewrite.runtime.comparison import measure_fidelity, verify
 from convrewrite.runtime.onnx_export import export
 from convrewrite.runtime.parity import (
     OutputParity,
@@ -217,6 +217,20 @@ def test_outputs_are_compared_by_name_and_scores_only_where_there_are_classes() 
     assert [output.relative_error for output in outputs] == [0.0] * 4
     assert [output.kl for output in outputs] == [0.0, None, None, None]
     assert [output.top1_agreement for output in outputs] == [1.0, None, None, None]
+
+
+def test_verify_pairs_outputs_by_name_and_by_position_only_where_names_differ() -> None:
+    def model(x: Tensor) -> dict[str, Tensor]:
+        return {"heat": x, "depth": 2 * x.mean(1)}
+
+    def turned(x: Tensor) -> dict[str, Tensor]:
+        return dict(reversed(model(x).items()))
+
+    def renamed(x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(model(x).values())
+
+    assert verify(model, turned, images(2)).parity.passed
+    assert verify(model, renamed, images(2)).parity.passed
 
 
 def test_indices_and_masks_have_the_share_of_equal_entries() -> None:
