@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch.export import ExportedProgram
 
 from convrewrite.errors import UsageError
 from convrewrite.inputs import Inputs
@@ -14,6 +15,13 @@ BATCH = "batch"
 LEAST_RANKS = {BATCH: 1, "height": 4, "width": 3}
 """Fewest axes of an input that has an axis of this name: height and width are the last two of an image, width is the last
 of a sequence of vectors, (N, C, W)."""
+
+
+LARGEST_SIZE = 2**31
+"""Longest axis that an input may have: what torch takes for no bound is beyond."""
+
+ANY_BATCH = 2
+"""Fewest examples that torch assumes a free batch has."""
 
 
 def axes_named(inputs: Inputs, names: Sequence[str]) -> tuple[dict[int, str], ...]:
@@ -72,3 +80,22 @@ def at_least_two(inputs: Inputs) -> Inputs:
     """The inputs, one example twice: torch.export takes an axis of length 1 for a constant, so that a batch of one would be
     exported as fixed."""
     return tuple(torch.cat([tensor, tensor]) if tensor.shape[0] == 1 else tensor for tensor in inputs)
+
+
+def held_within(program: ExportedProgram, free: Sequence[Mapping[int, str]]) -> str | None:
+    """Why an exported program does not compute what its model does at every size of these axes of its inputs; None if nothing
+    says so. A forward that branches on a size is exported along the branch that the example took, and torch notes for which sizes
+    that is right. Least heights and widths do not count, as every kernel has them: the model does not run on less either.
+    """
+    inputs = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    for name, axes in zip(program.graph_signature.user_inputs, free, strict=True):
+        for position, axis in axes.items():
+            size = inputs[name].shape[position]
+            bounds = program.range_constraints.get(size.node.expr) if isinstance(size, torch.SymInt) else None
+            if bounds is None:
+                continue
+            if bounds.upper < LARGEST_SIZE:
+                return f"the forward does something else where the {axis} is more than {bounds.upper}"
+            if position_of(BATCH, inputs[name].ndim) == position and bounds.lower > ANY_BATCH:
+                return f"the forward does something else where the {axis} is less than {bounds.lower}"
+    return None

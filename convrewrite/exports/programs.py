@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from convrewrite.axes import BATCH, at_least_two, axes_named, by_parameters
+from convrewrite.axes import BATCH, at_least_two, axes_named, by_parameters, held_within
+from convrewrite.errors import ExportError
 from convrewrite.escaping import innermost_cause
 from convrewrite.exports.export import Made, Source
 from convrewrite.inputs import Inputs
@@ -56,4 +57,7 @@ def _program(source: Source, free: Free | None) -> ExportedProgram:
     if free is not None:
         inputs = at_least_two(inputs) if any(BATCH in axes.values() for axes in free) else inputs
         shapes = by_parameters(source.model.forward, tuple(dict.fromkeys(axes, Dim.DYNAMIC) for axes in free))
-    return torch.export.export(source.model, inputs, dynamic_shapes=shapes, strict=False)
+    program = torch.export.export(source.model, inputs, dynamic_shapes=shapes, strict=False)
+    if free is not None and (reason := held_within(program, free)) is not None:
+        raise ExportError(f"{type(source.model).__name__}: {reason}")
+    return program

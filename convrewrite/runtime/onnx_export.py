@@ -14,8 +14,9 @@ from types import MappingProxyType
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
-from convrewrite.axes import BATCH, at_least_two, axes_named, by_parameters, of_another_size
+from convrewrite.axes import BATCH, at_least_two, axes_named, by_parameters, held_within, of_another_size
 from convrewrite.errors import ExportError, TraceError
 from convrewrite.escaping import innermost_cause
 from convrewrite.folders import Scratch, disk_full, given_path, unwritable, write_errors
@@ -202,10 +203,10 @@ def _write(draft: _Draft, inputs: Inputs) -> tuple[bool, str | None]:
         reason = f"the inputs' shapes {_shapes(inputs)} have no common first axis"
     else:
         try:
-            _export_freed(draft, at_least_two(inputs), tuple({0: BATCH} for _ in inputs))
-            reason = "the exported graph holds on to the batch size of the example"
-            if _has_dynamic_batch(draft.path):
-                reason = wrong_for_one(draft.model, draft.path, inputs)
+            reason = _export_freed(draft, at_least_two(inputs), tuple({0: BATCH} for _ in inputs))
+            if not _has_dynamic_batch(draft.path):
+                reason = "the exported graph holds on to the batch size of the example"
+            reason = reason or wrong_for_one(draft.model, draft.path, inputs)
             if reason is None:
                 return True, None
         except Exception as error:
@@ -238,10 +239,12 @@ def _no_form(draft: _Draft, error: Exception) -> ExportError:
 def _write_asked(draft: _Draft, inputs: Inputs, free: tuple[dict[int, str], ...]) -> tuple[bool, None]:
     """Write the draft with these axes free and no others; returns whether the batch is one of them. Raises ExportError where that
     fails."""
-    names = list(dict.fromkeys(name for axes in free for name in axes.values()))
+    names, reason = list(dict.fromkeys(name for axes in free for name in axes.values())), None
     try:
         if names:
-            _export_freed(draft, at_least_two(inputs) if BATCH in names else inputs, free)
+            reason = _export_freed(draft, at_least_two(inputs) if BATCH in names else inputs, free)
+            if BATCH in names:
+                reason = reason or wrong_for_one(draft.model, draft.path, inputs)
         else:
             _torch_export(draft, inputs, None)
     except Exception as error:
@@ -252,6 +255,8 @@ def _write_asked(draft: _Draft, inputs: Inputs, free: tuple[dict[int, str], ...]
             f"{type(draft.model).__name__}: no ONNX form that takes any {', '.join(names)}: {innermost_cause(error)}; name fewer "
             "axes (--free-axes), or none"
         ) from error
+    if reason is not None:
+        raise ExportError(f"{type(draft.model).__name__}: --free-axes: {reason}; leave that axis out")
     graph = onnx.load(str(draft.path), load_external_data=False).graph
     held = [
         name
@@ -272,20 +277,21 @@ def _refuse_full_disk(draft: _Draft, error: Exception) -> None:
         raise unwritable(draft.path.parents[2] / draft.path.name, reason) from error
 
 
-def _export_freed(draft: _Draft, inputs: Inputs, free: tuple[dict[int, str], ...]) -> None:
-    """Write the draft with these axes free. A forward that keeps what it made for the last size is held to that size where torch
-    exports it at the same, so it first sees another one."""
+def _export_freed(draft: _Draft, inputs: Inputs, free: tuple[dict[int, str], ...]) -> str | None:
+    """Write the draft with these axes free; returns why it is not right at every size of them. A forward that keeps what it made
+    for the last size is held to that size where torch exports it at the same, so it first sees another one."""
     with quiet(NOISY_LOGGERS), suppress(TraceError):  # a model may take no other size
         run(draft.model, of_another_size(inputs, free))
-    _torch_export(draft, inputs, free)
+    program = _torch_export(draft, inputs, free)
+    return None if program is None else held_within(program, free)
 
 
-def _torch_export(draft: _Draft, inputs: Inputs, free: tuple[dict[int, str], ...] | None) -> None:
+def _torch_export(draft: _Draft, inputs: Inputs, free: tuple[dict[int, str], ...] | None) -> ExportedProgram | None:
     # A model with a single plain output keeps its own parameter names in the file; others are wrapped.
     wrapped = draft.names != [ROOT] or not _has_repr(draft.model)
     model = _FlatOutputs(draft.model) if wrapped else draft.model
     with exporting(NOISY_LOGGERS), BoundsOfOneKind():
-        torch.onnx.export(
+        written = torch.onnx.export(
             model,
             inputs,
             draft.path,
@@ -297,6 +303,7 @@ def _torch_export(draft: _Draft, inputs: Inputs, free: tuple[dict[int, str], ...
             external_data=draft.external,
             verbose=False,
         )
+    return None if written is None else written.exported_program
 
 
 def input_names(count: int) -> list[str]:

@@ -203,7 +203,7 @@ def wrong_for_one(model: nn.Module, path: Path, inputs: Inputs) -> str | None:
     """Why a file that takes any batch computes something else than its model for a single example, None if it does not: torch may
     take a batch for fixed that a forward computes in a roundabout way. Integers are left to :func:`check_parity`, as rounding
     decides ties, and so is what the model itself does not take, or answers with NaN."""
-    one = tuple(tensor[:1].clone() for tensor in inputs)
+    one = tuple((tensor[:1] if tensor.ndim else tensor).clone() for tensor in inputs)
     try:
         with eval_mode(model):
             expected, _ = outputs_of(model, one)

@@ -27,6 +27,7 @@ from convrewrite.exports import (
 )
 from convrewrite.exports.export import Opened
 from convrewrite.exports.kinds.torch_export import TorchExport
+from convrewrite.exports.programs import free_program
 from convrewrite.exports.writing import _batches
 from convrewrite.inputs import Inputs
 from convrewrite.meanings import tell
@@ -125,6 +126,15 @@ def test_torch_export_takes_any_batch_or_says_why_not(tmp_path: Path) -> None:
     )
     assert fixed.refused is None
     assert fixed.notes[0].startswith("batch size fixed at 2: ")
+
+
+def test_torch_export_does_not_claim_batches_at_which_the_model_takes_another_branch() -> None:
+    class Branches(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if x.shape[0] > 16 else x
+
+    _, made = free_program(Source((images(2),), Branches()))
+    assert made.batch == 2 and "where the batch is more than 16" in made.notes[0]
 
 
 def test_a_model_that_works_on_its_inputs_in_place_is_compared_on_those_that_were_given(tmp_path: Path) -> None:

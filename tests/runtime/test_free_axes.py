@@ -170,3 +170,38 @@ def test_inputs_that_are_taken_as_a_tuple_are_free_alike(axes: tuple[str, ...] |
     exported = export(model, inputs, tmp_path / "model.onnx", free_axes=axes)
     assert exported.dynamic_batch
     assert check_parity(model, exported.path, tuple(torch.randn(5, 3, 8, 8) for _ in range(3))).passed
+
+
+class Branches(nn.Module):
+    """Computes something else where an axis is longer than a limit."""
+
+    def __init__(self, axis: int, limit: int) -> None:
+        super().__init__()
+        self.axis, self.limit = axis, limit
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.shape[self.axis] > self.limit else x
+
+
+@pytest.mark.parametrize(
+    ("branches", "axis", "why"),
+    [
+        (Branches(0, 16), "batch", "does something else where the batch is more than 16"),
+        (Branches(0, 3), "batch", "does something else where the batch is less than 4"),
+        (Branches(0, 1), "batch", "computes another output for one example"),
+        (Branches(-1, 40), "width", "does something else where the width is more than 40"),
+    ],
+    ids=["more", "less", "one", "width"],
+)
+def test_a_file_does_not_claim_sizes_at_which_its_model_takes_another_branch(
+    branches: nn.Module, axis: str, why: str, tmp_path: Path
+) -> None:
+    x = images(4)
+    with pytest.raises(ExportError, match=f"--free-axes: .*{why}; leave that axis out"):
+        export(branches, x, tmp_path / "a.onnx", free_axes=(axis,))
+
+
+def test_where_no_axes_were_asked_for_such_a_file_has_a_fixed_batch(tmp_path: Path) -> None:
+    exported = export(Branches(0, 16), images(4), tmp_path / "a.onnx")
+    assert not exported.dynamic_batch
+    assert exported.note == "batch size fixed at 4: the forward does something else where the batch is more than 16"
