@@ -56,7 +56,8 @@ def quantise_file(
     """Quantise a float32 file to static int8 (QDQ) on the inputs in ``fit`` and put it at ``place``.
 
     It is judged on ``held_out`` against ``original``, by default the file itself, according to what outputs mean: ``meanings``,
-    None: as inferred there. ``scales`` False tries none between stages. Raises ExportError where onnxruntime's quantiser cannot,
+    None: as inferred there. ``scales`` False tries none between stages. A way whose file onnxruntime does not open, as scales for
+    every channel below opset 13, is not taken. Raises ExportError where onnxruntime's quantiser cannot, or no way is left,
     VerificationError where there are no inputs.
     """
     if not fit or not held_out:
@@ -69,6 +70,7 @@ def quantise_file(
     mark_form(model, "int8")
     best: Quantised | None = None
     tried: dict[str, float] = {}
+    unopened: VerificationError | None = None
     with temporary() as scratch:
         for power in POWERS if scales and has_pairs(model) else (None,):
             source = model if power is None else evened(model, feeds, power)
@@ -76,12 +78,21 @@ def quantise_file(
                 way = Way(per_channel, power)
                 made = scratch.path / "int8.onnx"
                 _quantised(source, made, feeds, per_channel)
-                fidelity = measure_fidelity(reference, OnnxModel(made), held_out, meanings)
+                data = made.read_bytes()
+                try:
+                    opened = OnnxModel(data)
+                except VerificationError as error:
+                    unopened = error
+                    continue
+                fidelity = measure_fidelity(reference, opened, held_out, meanings)
                 tried[way.describe()] = fidelity.effect
                 if best is None or fidelity.effect < best.fidelity.effect:
                     best = Quantised(place, way, fidelity, tried)
-                    place.write_bytes(made.read_bytes())
-    assert best is not None
+                    place.write_bytes(data)
+    if best is None:
+        raise ExportError(
+            f"int8: what onnxruntime's quantiser makes of the model cannot be used: {unopened}; do without int8"
+        )
     return best
 
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import convrewrite
-from convrewrite.errors import CalibrationError, ModelLoadError, UsageError, VerificationError
+from convrewrite.errors import CalibrationError, ExportError, ModelLoadError, UsageError, VerificationError
 from convrewrite.inputs import Inputs
 from convrewrite.onnx_files import OnnxModel
 from convrewrite.pipeline import quantising
-from convrewrite.quantising import evened, quantise_file
+from convrewrite.quantising import choosing, evened, quantise_file
 from convrewrite.quantising.choosing import _quantised
 from convrewrite.quantising.even import _largest, _pairs
 from convrewrite.runtime import measure_fidelity
@@ -115,6 +115,24 @@ def test_with_even_ranges_int8_loses_less_and_the_best_way_is_kept(tmp_path: Pat
     assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
     _quantised(onnx.load(str(path)), tmp_path / "same.onnx", feeds[:1], per_channel=True)
     assert (tmp_path / "same.onnx").is_file()
+
+
+def test_of_an_old_graph_the_way_is_kept_whose_file_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """<ir_version: 7, opset_import: ["" : 12]> g (float[n, 2, 4, 4] x) => (float[n, 2, 4, 4] y)
+        <float[2, 2, 1, 1] w = {1, 2, 3, 4}> { y = Conv(x, w) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "old.onnx")
+    data = torch.randn(8, 2, 4, 4)
+    found = quantise_file(tmp_path / "old.onnx", tmp_path / "int8.onnx", [(data[:4],)], [(data[4:],)])
+    assert list(found.tried) == ["per tensor, no scales"], "DequantizeLinear has no axis before opset 13"
+
+    def refuse(_source: bytes) -> None:
+        raise VerificationError("no")
+
+    monkeypatch.setattr(
+        choosing, "OnnxModel", lambda source: OnnxModel(source) if isinstance(source, Path) else refuse(source)
+    )
+    with pytest.raises(ExportError, match="int8: what onnxruntime's quantiser makes of the model cannot be used: no"):
+        quantise_file(tmp_path / "old.onnx", tmp_path / "int8.onnx", [(data[:4],)], [(data[4:],)])
 
 
 def test_inputs_are_needed(tmp_path: Path) -> None:
