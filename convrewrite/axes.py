@@ -79,7 +79,7 @@ def of_another_size(inputs: Inputs, free: Sequence[Mapping[int, str]]) -> Inputs
 def at_least_two(inputs: Inputs) -> Inputs:
     """The inputs, one example twice: torch.export takes an axis of length 1 for a constant, so that a batch of one would be
     exported as fixed."""
-    return tuple(torch.cat([tensor, tensor]) if tensor.shape[0] == 1 else tensor for tensor in inputs)
+    return tuple(torch.cat([tensor, tensor]) if tensor.shape[:1] == (1,) else tensor for tensor in inputs)
 
 
 def held_within(program: ExportedProgram, free: Sequence[Mapping[int, str]]) -> str | None:

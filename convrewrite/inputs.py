@@ -114,6 +114,11 @@ def require_common_batch(inputs: Inputs) -> None:
         )
 
 
+def examples_in(inputs: Inputs) -> int:
+    """How many examples these inputs have, by the first of them that has axes: a single number is the same for all examples."""
+    return next((len(tensor) for tensor in inputs if tensor.ndim), 1)
+
+
 def in_batches_of(batches: Sequence[Inputs], size: int) -> tuple[Inputs, ...]:
     """The same examples, ``size`` at a time; an incomplete last batch is left out."""
     if not batches:

@@ -23,7 +23,7 @@ from convrewrite.cli.example_inputs import (
 from convrewrite.cli.known_sizes import KnownSizes, sizes_of
 from convrewrite.cli.options import Sources, require_calibration
 from convrewrite.errors import CalibrationError, UsageError
-from convrewrite.inputs import Inputs, parameter_names, required_names
+from convrewrite.inputs import Inputs, examples_in, parameter_names, required_names
 from convrewrite.loading import find_input_shape, import_object, runs_on, stated_input_shapes
 from convrewrite.onnx_files import OnnxModel
 from convrewrite.onnx_graph import ExampleAxis, example_of_graph, noise_for
@@ -52,7 +52,7 @@ class Both:
     def whole_batches(self) -> "Both":
         """Without the examples that do not fill a batch where so many are taken at a time. Raises CalibrationError if none
         remain."""
-        count, batch = len(self.inputs[0]), self.batch or 1
+        count, batch = examples_in(self.inputs), self.batch or 1
         left = count - count % batch
         if left == count:
             return self

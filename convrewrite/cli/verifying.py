@@ -31,6 +31,7 @@ def verify(
         raise UsageError(f"--expect: expected parity or fidelity, found {values.shown(asked.expect)}")
     from convrewrite import pipeline
     from convrewrite.cli.both_inputs import for_both
+    from convrewrite.inputs import examples_in
     from convrewrite.reporting import render_verification
 
     calib, limited = sources.data, asked.agreement is not None or asked.error is not None
@@ -41,7 +42,7 @@ def verify(
     )
     outcome = replace(outcome, notes=(*outcome.notes, *both.notes))
     wanted = asked.expect or ("fidelity" if limited else relation.expected)
-    examples, source = both.inputs[0].shape[0], "calibration inputs" if calib else "random inputs"
+    examples, source = examples_in(both.inputs), "calibration inputs" if calib else "random inputs"
     refused = _refused(outcome, relation, wanted, asked)
     if as_json:
         from convrewrite.cli.json_forms import Verified

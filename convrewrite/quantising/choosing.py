@@ -9,7 +9,7 @@ import onnx
 
 from convrewrite.errors import ExportError, VerificationError
 from convrewrite.folders import disk_full, require_room, temporary, unwritable, write_errors
-from convrewrite.inputs import Inputs
+from convrewrite.inputs import Inputs, examples_in
 from convrewrite.machine import adds_bytes
 from convrewrite.meanings import Fidelity, Meaning
 from convrewrite.onnx_files import OnnxModel, mark_form
@@ -61,7 +61,7 @@ def quantise_file(
     VerificationError where there are no inputs.
     """
     if not fit or not held_out:
-        found = f"{sum(len(batch[0]) for batch in fit)} and none; give more" if fit else "none; give real ones"
+        found = f"{sum(map(examples_in, fit))} and none; give more" if fit else "none; give real ones"
         raise VerificationError(f"int8: expected inputs to calibrate and to judge on, found {found} (--calib)")
     reference = OnnxModel(original or path)
     names = OnnxModel(path).input_names

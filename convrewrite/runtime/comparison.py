@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from convrewrite.errors import UsageError, VerificationError
-from convrewrite.inputs import ExampleInput, Inputs
+from convrewrite.inputs import ExampleInput, Inputs, examples_in
 from convrewrite.meanings import (
     Fidelity,
     Meaning,
@@ -44,7 +44,7 @@ def measure_fidelity(
                 comparison = RunningFidelity(known)
             comparison.add(expected, found)
             others |= dict.fromkeys(skipped)
-            examples += batch[0].shape[0]
+            examples += examples_in(batch)
     if comparison is None:
         raise VerificationError("fidelity: expected at least one batch of inputs, found none")
     return Fidelity(comparison.outputs(), examples, tuple(others), comparison.meanings)
@@ -98,7 +98,7 @@ def verify(
     comparison.add(expected, found)
     compared = [(name, meaning) for name, meaning in meanings.items() if meaning.counts]
     parity = Parity(tuple(output_parity(name, expected[name], found[name], meaning) for name, meaning in compared), 1)
-    return Verification(parity, Fidelity(comparison.outputs(), batch[0].shape[0], skipped, meanings))
+    return Verification(parity, Fidelity(comparison.outputs(), examples_in(batch), skipped, meanings))
 
 
 def _written(runner: Runner, outputs: Mapping[str, Tensor]) -> dict[str, Meaning]:

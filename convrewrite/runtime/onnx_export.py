@@ -20,7 +20,7 @@ from convrewrite.axes import BATCH, at_least_two, axes_named, by_parameters, hel
 from convrewrite.errors import ExportError, TraceError
 from convrewrite.escaping import innermost_cause
 from convrewrite.folders import Scratch, disk_full, given_path, unwritable, write_errors
-from convrewrite.inputs import ExampleInput, Inputs, bind_inputs
+from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, examples_in
 from convrewrite.modules import ROOT, copy_model, eval_mode, named_outputs, preserved, run
 from convrewrite.names import require_names
 from convrewrite.onnx_files import (
@@ -122,7 +122,7 @@ def export(
         with write_errors(path):
             place(draft.path, path)
     if reason is not None:
-        notes.append(f"batch size fixed at {example[0].shape[0]}: {reason}")
+        notes.append(f"batch size fixed at {examples_in(example)}: {reason}")
     return Exported(path, dynamic, "; ".join([*notes, *_notes(opset, free_axes)]) or None)
 
 

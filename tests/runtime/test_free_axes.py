@@ -205,3 +205,14 @@ def test_where_no_axes_were_asked_for_such_a_file_has_a_fixed_batch(tmp_path: Pa
     exported = export(Branches(0, 16), images(4), tmp_path / "a.onnx")
     assert not exported.dynamic_batch
     assert exported.note == "batch size fixed at 4: the forward does something else where the batch is more than 16"
+
+
+def test_a_single_number_as_first_input_has_no_axis_to_free(tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def forward(self, factor: Tensor, x: Tensor) -> Tensor:
+            return x * factor
+
+    inputs = (torch.tensor(2.0), images(1))
+    assert export(Scaled(), inputs, tmp_path / "a.onnx", free_axes=("batch",)).dynamic_batch
+    note = export(Scaled(), inputs, tmp_path / "a.onnx").note
+    assert note is not None and note.startswith("batch size fixed at 1: the inputs' shapes (), (1, 3, 16, 16) have no")

@@ -233,6 +233,15 @@ def test_verify_pairs_outputs_by_name_and_by_position_only_where_names_differ() 
     assert verify(model, renamed, images(2)).parity.passed
 
 
+def test_examples_are_counted_by_the_first_input_that_has_axes() -> None:
+    def scaled_by(factor: Tensor, x: Tensor) -> Tensor:
+        return x * factor
+
+    inputs = (torch.tensor(2.0), images(3))
+    assert verify(scaled_by, scaled_by, inputs).fidelity.examples == 3
+    assert measure_fidelity(scaled_by, scaled_by, [inputs, inputs]).examples == 6
+
+
 def test_indices_and_masks_have_the_share_of_equal_entries() -> None:
     def original(x: Tensor) -> dict[str, Any]:
         return {
