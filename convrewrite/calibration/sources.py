@@ -266,7 +266,8 @@ def _positional(batch: object, request: Request) -> tuple[Tensor, ...]:
             f"a batch: expected a tensor, a tuple or a dict of tensors, found {type(batch).__name__}; "
             "convert it, for images with a ToTensor transform"
         )
-    return _tensors(values, count, "a batch")
+    # A loader may fill the same tensors anew for its next batch.
+    return tuple(tensor.clone() for tensor in _tensors(values, count, "a batch"))
 
 
 def _pick(named: Mapping[str, Any], request: Request, where: str, *, strict: bool) -> list[Any]:

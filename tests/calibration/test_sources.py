@@ -1,5 +1,6 @@
 """Batches for models of several inputs: by the names of forward's parameters, by number, by place."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,32 @@ def test_every_form_gives_the_same_inputs_in_the_order_of_forward(source: object
     for left, right in (*calibration.fit, *calibration.held_out):
         assert torch.equal(right, -left - 1)
         assert bool((left >= 0).all())
+
+
+class Refilled(Dataset[Tensor]):
+    """Gives one tensor again and again, with other numbers in it."""
+
+    def __init__(self) -> None:
+        self.tensor = torch.empty(2)
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.tensor.copy_(LEFT[index])
+
+
+def refilled_batches() -> Iterator[Tensor]:
+    batch = torch.empty(10, 2)
+    for rows in LEFT.split(10):
+        yield batch.copy_(rows)
+
+
+@pytest.mark.parametrize("source", [Refilled(), refilled_batches()], ids=["data set", "loader"])
+def test_a_tensor_that_is_filled_anew_keeps_what_it_held_when_it_was_read(source: object) -> None:
+    read = read_calibration(source, EXAMPLE[:1])
+    rows = torch.cat([batch[0] for batch in (*read.fit, *read.held_out)])
+    assert torch.equal(rows[rows[:, 0].argsort()], LEFT)
 
 
 def test_a_name_of_forward_comes_before_what_it_may_usually_mean() -> None:
