@@ -45,7 +45,7 @@ from convrewrite.results import (
 )
 from convrewrite.runtime import Baseline, Measured, measure_everything, measure_outputs
 from convrewrite.settings import Recovery
-from convrewrite.state import named_parameters_of, parameters_of
+from convrewrite.state import named_parameters_of
 from convrewrite.stored import raw_bytes
 from convrewrite.structures import Structure
 from convrewrite.targets import target_of
@@ -207,7 +207,7 @@ def _train(run: Recovering, data: object, processes: Processes) -> tuple[Distill
         training = Training(task, _pace(asked, task.examples.steps_of_epoch), processes, run_of)
         training.keep, training.tell = _keeper(extras, processes), _teller(extras, asked)
         distilled = _trained(run, training, keeps_outputs(task, asked.memory))
-    place = next(parameters_of(run.network.model)).device
+    place = place_of_model(run.network.model)
     for model in (run.original, run.rewritten):
         model.to(device=place).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     for name in lasts:

@@ -73,13 +73,16 @@ class Examples:
 
     def with_outputs(self, original: nn.Module) -> "Examples":
         """The examples with the original's outputs for all of them, computed a batch at a time; without outputs if one of these
-        does not have one row for every example, so that rows cannot be assigned to examples."""
+        does not have one row for every example, so that rows cannot be assigned to examples, or has rows of another size in
+        another batch."""
         parts: list[dict[str, Tensor]] = []
         with torch.no_grad():
             for start in range(0, self.count, self.batch):
                 given = tuple(tensor[start : start + self.batch] for tensor in self.inputs)
                 parts.append(results_of(original, given))
                 if any(values.dim() == 0 or len(values) != len(given[0]) for values in parts[-1].values()):
+                    return self
+                if _rows(parts[-1]) != _rows(parts[0]):
                     return self
         return replace(self, outputs={name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
@@ -93,6 +96,11 @@ def results_of(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
     what it draws for the same inputs every time."""
     with same_random_numbers(seed_of(inputs)):
         return named_outputs(model(*(tensor.clone() for tensor in inputs)))
+
+
+def _rows(outputs: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """The shapes that outputs have for one example."""
+    return {name: values.shape[1:] for name, values in outputs.items()}
 
 
 def _chosen(tensor: Tensor, rows: Tensor) -> Tensor:

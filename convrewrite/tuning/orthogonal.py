@@ -24,8 +24,10 @@ LEAST = 1e-30
 
 def is_matrix(parameter: Tensor) -> bool:
     """Whether a kernel ``(O, C, ...)`` maps several channels to several: a depthwise kernel does not, and a bias is not a
-    matrix."""
-    return parameter.dim() >= 2 and parameter.shape[1] > 1 and min(len(parameter), parameter[0].numel()) >= FEWEST
+    matrix, nor is what has no numbers."""
+    if parameter.dim() < 2 or parameter.numel() == 0 or parameter.shape[1] == 1:
+        return False
+    return min(len(parameter), parameter[0].numel()) >= FEWEST
 
 
 def orthogonal(steps: Sequence[Tensor]) -> list[Tensor]:

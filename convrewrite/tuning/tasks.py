@@ -25,17 +25,22 @@ HELD_OUT, MOST_HELD_OUT = 0.2, 2048
 MOST_OUTPUTS = 0.5
 """Part of the memory that the original's outputs may take, where they are kept; the inputs are in memory already."""
 
+TRIED = 2
+"""Examples that a layout is tried on, for a model that takes any number."""
+
 SCALED_ON = 256
 """Held-out examples on which scales of outputs and features are measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingInputs:
-    """Inputs in two parts, and the labels of the first, where there are any."""
+    """Inputs in two parts, and the labels of the first, where there are any; ``at_a_time``: how many examples the model takes,
+    where it does not take any number."""
 
     train: Inputs
     held_out: Inputs
     labels: Tensor | None = None
+    at_a_time: int | None = None
 
     @classmethod
     def split(cls, inputs: Inputs, labels: Tensor | None, seed: int, batch: int | None = None) -> "TrainingInputs":
@@ -59,7 +64,8 @@ class TrainingInputs:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
         first, second = order[held : held + train], order[:held]
         chosen = None if labels is None else labels[first].long()
-        return cls(tuple(tensor[first] for tensor in inputs), tuple(tensor[second] for tensor in inputs), chosen)
+        parts = (tuple(tensor[rows] for tensor in inputs) for rows in (first, second))
+        return cls(*parts, chosen, batch)
 
     def held_out_batches(self, batch: int) -> tuple[Inputs, ...]:
         """The held-out inputs, ``batch`` examples at a time."""
@@ -84,7 +90,7 @@ def task_of(
 
     Raises UsageError where no output can be trained towards, and for labels that are not classes of the model.
     """
-    layout = _layout(original, given.train)
+    layout = _layout(original, tuple(tensor[: given.at_a_time or TRIED] for tensor in given.train))
     for model in (original, rewritten):
         laid_out(model.to(device=processes.device), layout)
     train = _placed(given.train, processes, layout)
@@ -148,17 +154,16 @@ def _apart(original: nn.Module, given: Inputs, wanted: Mapping[str, Tensor]) -> 
     return alike(parts[0], parts[1])
 
 
-def _layout(original: nn.Module, inputs: Inputs) -> torch.memory_format:
+def _layout(original: nn.Module, few: Inputs) -> torch.memory_format:
     """Channels last, in which convolutions take half the time forwards and backwards, if the model runs in that layout: one that
     calls ``view`` on an image does not. The model itself keeps its layout."""
-    if not all(tensor.dim() == 4 for tensor in inputs):
+    if not all(tensor.dim() == 4 for tensor in few):
         return torch.contiguous_format
-    few = tuple(tensor[:2].contiguous(memory_format=torch.channels_last) for tensor in inputs)
     try:
         trial = laid_out(copy_model(original), torch.channels_last)
         with torch.no_grad():
-            results_of(trial, few)
-    except RuntimeError:
+            results_of(trial, tuple(tensor.contiguous(memory_format=torch.channels_last) for tensor in few))
+    except Exception:  # a forward may refuse a layout in any way
         return torch.contiguous_format
     return torch.channels_last
 

@@ -145,6 +145,24 @@ def test_of_a_calibration_all_inputs_are_taken(images: Tensor) -> None:
     assert told.fidelity_basis == "measured on 8 held-out inputs of mine"
 
 
+class Buffers(Net):
+    """Keeps its kernels as buffers, and has no parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, parameter in [*self.named_parameters()]:
+            owner = self.get_submodule(name.rpartition(".")[0])
+            delattr(owner, name.rpartition(".")[2])
+            owner.register_buffer(name.rpartition(".")[2], parameter.detach())
+
+
+def test_a_model_without_parameters_is_left_as_it_is(images: Tensor) -> None:
+    model = Buffers().eval()
+    given = model, convrewrite.optimize(model, images[:1], [HALF], "weights", measure=False)
+    told = recovered(given, images).report.recovered
+    assert told is not None and told.unchanged
+
+
 def test_the_seed_says_what_is_held_out(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     def split(_inputs: object, _labels: object, seed: int, _taken: object) -> None:
         raise UsageError(f"seed {seed}")

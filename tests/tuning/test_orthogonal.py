@@ -47,6 +47,8 @@ def test_a_step_of_zeros_stays_one() -> None:
         ((8, 1, 3, 3), False),
         ((3, 64), False),
         ((64, 3, 1, 1), False),
+        ((0, 5), False),
+        ((5, 0, 3, 3), False),
     ],
 )
 def test_which_kernels_are_matrices(shape: tuple[int, ...], expected: bool) -> None:

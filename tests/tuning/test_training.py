@@ -55,6 +55,13 @@ def test_outputs_that_have_no_row_for_each_example_are_not_kept() -> None:
 
     assert not examples.with_outputs(Mean()).outputs
 
+    class Longest(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, : 1 + int(x.amax() > examples.inputs[0][4:].amax())]
+
+    examples.inputs[0][0] = 10.0
+    assert not examples.with_outputs(Longest()).outputs
+
 
 def test_the_rate_rises_falls_and_ends_at_nothing() -> None:
     pace = Pace(2.0, steps=100)
@@ -191,6 +198,32 @@ def test_a_model_may_work_on_its_inputs_in_place(keep_outputs: bool, monkeypatch
         monkeypatch.setattr("test_training.Net", kind)
         told.append([point.effect for point in training(features=0.0).train(keep_outputs=keep_outputs).curve])
     assert told[0] == told[1]
+
+
+class Fours(Net):
+    """Takes four images at a time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) != 4:
+            raise ValueError("expected four images")
+        return super().forward(x)
+
+
+class Contiguous(Net):
+    """Takes images with their channels first alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.is_contiguous()
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("kind", "last"), [(Fours, True), (Contiguous, False)])
+def test_a_layout_is_tried_on_as_many_examples_as_a_model_takes_and_may_be_refused_in_any_way(
+    kind: type[Net], last: bool
+) -> None:
+    given = TrainingInputs.split((torch.randn(40, 3, 6, 6),), None, 0, 4)
+    task = task_of(kind().eval(), kind().eval(), {"site": None}, given, MEANING, Recovery(batch=4), OneProcess())
+    assert task.examples.inputs[0].is_contiguous(memory_format=torch.channels_last) is last
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
