@@ -217,12 +217,12 @@ def _observe(model: nn.Module, seen: _Statistics, images: Tensor) -> tuple[Tenso
 
 def _lets_gradients_through(model: nn.Module, seen: _Statistics, image: Tensor) -> bool:
     pixels = image.clone().requires_grad_()
-    means, variances = _observe(model, seen, pixels + 0)
-    if not means.requires_grad:
-        return False
     try:
+        means, variances = _observe(model, seen, pixels + 0)
+        if not means.requires_grad:
+            return False
         torch.autograd.grad(means + variances, [pixels])
-    except RuntimeError as error:  # an operator without a derivative, or one that changes what a derivative needs
+    except Exception as error:  # an operator without a derivative, or a forward that refuses gradients in any way
         if out_of_memory(error):
             raise
         return False

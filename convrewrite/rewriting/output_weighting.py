@@ -62,7 +62,7 @@ def output_weights(
         try:
             for inputs in _chunks(batches, at_a_time):
                 _backward(model, inputs, known, anchor, generator)
-        except RuntimeError as error:  # an operator without a derivative, or one that changes what a derivative needs
+        except Exception as error:  # an operator without a derivative, or a forward that refuses gradients in any way
             if out_of_memory(error):
                 raise
             return {}

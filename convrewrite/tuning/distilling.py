@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convrewrite.errors import TraceError
+from convrewrite.errors import ConvRewriteError, TraceError
 from convrewrite.escaping import innermost_cause
 from convrewrite.inputs import Inputs
 from convrewrite.meanings import Meaning, effect_of, rounding_of
@@ -193,7 +193,9 @@ class Training:
         """As below; in float32 from the first step that fails in bfloat16. Raises TraceError where there are no gradients."""
         try:
             return self._loss_and_gradients(wanted, found)
-        except RuntimeError as error:
+        except ConvRewriteError:
+            raise
+        except Exception as error:  # a forward may refuse gradients in any way
             if self.bfloat16:  # an operator whose gradient does not support bfloat16
                 self.bfloat16 = False
                 return self._gradients(wanted, found)

@@ -11,7 +11,7 @@ loss.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from math import isfinite
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.errors import ConvRewriteError, TraceError
-from convrewrite.escaping import message_of
+from convrewrite.escaping import innermost_cause, message_of
 from convrewrite.inputs import Inputs
 from convrewrite.meanings import Meaning, effect_of, rounding_of
 from convrewrite.modules import copy_model, named_outputs, run
@@ -223,7 +223,8 @@ def refine(task: Refinement, progress: Progress = silent) -> Refined:
         if out_of_memory(error):
             raise
         best.numbers = start
-        return Refined(before, before, reason=f"it cannot be trained: {message_of(error).splitlines()[0]}")
+        said = message_of(error).strip() or type(error).__name__
+        return Refined(before, before, reason=f"it cannot be trained: {said.splitlines()[0]}")
     finally:
         _put(task, best.numbers)
     after = task.effect()  # as the model is computed in use, stage by stage
@@ -292,7 +293,7 @@ def _in_bfloat16(exact: "_Towards", parameters: Mapping[str, nn.Parameter]) -> "
     rounded, few = replace(exact, bfloat16=True), exact.few
     try:
         rounded.backward(few, len(few[0]))
-    except RuntimeError:  # an operator whose gradient does not support bfloat16
+    except (RuntimeError, ConvRewriteError):  # an operator whose gradient does not support bfloat16
         return exact
     finally:
         for parameter in parameters.values():
@@ -319,6 +320,18 @@ def _sizes(task: Refinement, parameters: Mapping[str, nn.Parameter]) -> dict[str
     }
 
 
+@contextmanager
+def _refusals_told() -> Iterator[None]:
+    """What the caller's own code raises where it is run with gradients becomes a TraceError, or is the RuntimeError that torch
+    raises itself."""
+    try:
+        yield
+    except (RuntimeError, ConvRewriteError):
+        raise
+    except Exception as error:  # a forward may refuse gradients in any way
+        raise TraceError(innermost_cause(error)) from error
+
+
 @dataclass(frozen=True, slots=True)
 class _Towards:
     """The loss of a batch against the original; ``bfloat16``: whether both run in bfloat16."""
@@ -342,7 +355,7 @@ class _Towards:
         """The loss of one batch, with its graph. Raises TraceError where no gradient leads to what is trained."""
         with in_bfloat16(self.bfloat16), Activations() as features:
             wanted = named_outputs(run(self.task.original, inputs))
-        with in_bfloat16(self.bfloat16), Activations() as others:
+        with in_bfloat16(self.bfloat16), Activations() as others, _refusals_told():
             found = results_of(self.task.rewritten, inputs)
         loss = self.distillation(wanted, found, features.seen, others.seen)
         if not loss.requires_grad:
@@ -352,7 +365,8 @@ class _Towards:
     def backward(self, inputs: Inputs, examples: int) -> float:
         """Add the gradients of a part of a batch of ``examples`` examples; returns the part's share of the loss."""
         loss = self.loss(inputs) * (len(inputs[0]) / examples)
-        loss.backward()
+        with _refusals_told():
+            loss.backward()
         return float(loss.detach())
 
     @property

@@ -203,6 +203,14 @@ def test_none_where_no_gradient_reaches_the_image() -> None:
 
     assert synthesise(nn.Sequential(Cut(), trained_net()), EXAMPLE) is None
 
+    class ForInference(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if torch.is_grad_enabled() and x.requires_grad:
+                raise ValueError("for inference only")
+            return x
+
+    assert synthesise(nn.Sequential(ForInference(), trained_net()), EXAMPLE) is None
+
 
 def test_a_network_that_torch_cannot_differentiate_gives_none() -> None:
     class Overwrites(nn.Module):

@@ -244,7 +244,14 @@ class Stubborn(torch.autograd.Function):
         return x.clone()
 
 
+def for_inference(x: Tensor) -> Tensor:
+    if torch.is_grad_enabled():
+        raise ValueError("for inference only")
+    return x
+
+
 WITHOUT: dict[str, Callable[[Calls, Tensor], Tensor]] = {
+    "refused": lambda self, x: self.last(self.first(for_inference(x))),
     "no derivative": lambda self, x: self.last(Stubborn.apply(self.first(x))),
     "numpy": lambda self, x: torch.as_tensor(self.last(self.first(x)).numpy()),
     "detached": lambda self, x: self.last(self.first(x)).detach(),

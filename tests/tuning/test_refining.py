@@ -246,6 +246,20 @@ def test_where_no_gradient_passes_nothing_is_changed_and_it_is_said() -> None:
     assert any(note.startswith("not refined: it cannot be trained: ") for note in result.report.notes)
 
 
+class ForInference(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise ValueError("for inference only")
+        return super().forward(x)
+
+
+def test_a_forward_may_refuse_gradients_in_any_way() -> None:
+    torch.manual_seed(0)
+    task = task_of(ForInference(*convolutions()).eval(), ForInference(*convolutions()).eval())
+    found = refine(replace(task, sites={"0": None}))
+    assert found.reason == "it cannot be trained: ValueError: for inference only"
+
+
 def test_features_are_trained_towards_where_outputs_have_no_gradient() -> None:
     torch.manual_seed(0)
     model = Detached(*convolutions()).eval()

@@ -346,10 +346,20 @@ class NoGradient(torch.autograd.Function):
         return x.round()
 
 
+def for_inference(x: Tensor) -> Tensor:
+    if torch.is_grad_enabled():
+        raise ValueError("for inference only")
+    return x
+
+
 @pytest.mark.parametrize(
     ("after", "told"),
-    [(NoGradient.apply, "NotImplementedError"), (lambda x: x.exp().add_(1), "modified by an inplace operation")],
-    ids=["no gradient", "in place"],
+    [
+        (NoGradient.apply, "NotImplementedError"),
+        (lambda x: x.exp().add_(1), "modified by an inplace operation"),
+        (for_inference, "ValueError: for inference only"),
+    ],
+    ids=["no gradient", "in place", "refused"],
 )
 @pytest.mark.parametrize("fast", [False, True])
 def test_what_torch_cannot_differentiate_is_refused(
