@@ -239,6 +239,19 @@ class Calls(nn.Module):
         return self._call(self, x)
 
 
+class Refilling(nn.Module):
+    """Writes what a network gives into a tensor that it keeps for each shape, and returns that."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.made: dict[torch.Size, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.network(x)
+        return self.made.setdefault(y.shape, torch.empty_like(y)).detach().copy_(y)
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One step of a :class:`Drawn` network."""

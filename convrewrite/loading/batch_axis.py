@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from convrewrite.inputs import Inputs
-from convrewrite.modules import alike, named_outputs, run
+from convrewrite.modules import alike, kept_outputs, named_outputs, run
 from convrewrite.process import quiet
 
 _aten = torch.ops.aten
@@ -103,7 +103,7 @@ def _treats_batches_alike(
     modules = [copy.deepcopy(program).eval().to(dtype) for program in (closed, opened)]
     several = [tuple(_another(tensor, index, dtype) for tensor in inputs) for index in range(BATCHES)]
     with quiet():  # a graph module prints where it fails
-        each = [named_outputs(run(modules[0], one)) for one in several]
+        each = [kept_outputs(modules[0], one) for one in several]
         together = named_outputs(run(modules[1], tuple(torch.cat(parts) for parts in zip(*several, strict=True))))
     apart = {name: torch.cat([one[name] for one in each]) for name in together}
     finite = all(bool(output.isfinite().all()) for output in together.values())  # infinity and NaN would prove nothing

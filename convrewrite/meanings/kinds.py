@@ -19,7 +19,7 @@ from convrewrite.inputs import Inputs
 from convrewrite.meanings.looks import Seen
 from convrewrite.meanings.origins import Origin, origins_noted
 from convrewrite.meanings.words import Hint, hint_of
-from convrewrite.modules import ROOT, alike, named_outputs, run
+from convrewrite.modules import ROOT, alike, kept_outputs, named_outputs, run
 from convrewrite.state import state_of
 from convrewrite.values import shown
 
@@ -144,10 +144,10 @@ def tell(
     sizes: set[tuple[int, ...]] = set()
     for batch in batches:
         if parts:
-            parts.append(named_outputs(run(model, batch)))
+            parts.append(kept_outputs(model, batch))
         else:
             outputs, origins = outputs_and_origins(model, batch)
-            parts.append(outputs)
+            parts.append({name: tensor.clone() for name, tensor in outputs.items()})  # the next run may write to them
         sizes |= {tuple(tensor.shape[1:]) for tensor in batch}
         examples += len(batch[0])
         if examples >= EXAMPLES:
@@ -193,7 +193,7 @@ def require_outputs(model: nn.Module, inputs: Inputs, *said: Mapping[str, Meanin
     """Raise UsageError, before any long work, for names that no output of the model has, and ModelError for outputs that nothing
     could be compared with: one of NaN alone, one with NaN where the model itself holds some, or, if they have to be
     ``repeatable``, one that differs each time for the same input. Outputs that are ignored may be so."""
-    outputs = named_outputs(run(model, inputs))
+    outputs = kept_outputs(model, inputs)
     ignored: set[str] = set()
     for meanings in said:
         ignored |= {name for name, meaning in _by_name(meanings, list(outputs)).items() if not meaning.counts}

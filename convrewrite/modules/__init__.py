@@ -7,7 +7,7 @@ from convrewrite.modules.hooks import hooked
 from convrewrite.modules.moving import put_on
 from convrewrite.modules.operator import Operator, Shared
 from convrewrite.modules.outputs import ROOT, NamedOutputs, alike, left_out, named_outputs
-from convrewrite.modules.running import eval_mode, run, seeded_outputs
+from convrewrite.modules.running import eval_mode, kept_outputs, run, seeded_outputs
 from convrewrite.modules.state import Snapshot, preserved, surroundings_preserved
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "copy_model",
     "eval_mode",
     "hooked",
+    "kept_outputs",
     "left_out",
     "named_outputs",
     "preserved",

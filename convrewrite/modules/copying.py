@@ -21,7 +21,7 @@ from convrewrite.inputs import Inputs, varied
 from convrewrite.modules.counting import Watch
 from convrewrite.modules.holders import CACHED, VIEWS, is_importable, is_plain, reachable, referent, replace_parts
 from convrewrite.modules.outputs import alike, named_outputs
-from convrewrite.modules.running import WITHOUT_FUNCTIONS, eval_mode, higher_order, run
+from convrewrite.modules.running import WITHOUT_FUNCTIONS, eval_mode, higher_order, kept_outputs, run
 from convrewrite.modules.state import Snapshot, preserved
 from convrewrite.process import ordinary_mode
 from convrewrite.state import address_of, named_parameters_of
@@ -147,7 +147,7 @@ def _observes(model: nn.Module) -> bool:
 def _seeded(model: nn.Module, inputs: Inputs, *, needed: bool = False) -> dict[str, Tensor] | None:
     """What the model gives, always with the same random numbers; None where it does not run and is not ``needed``."""
     try:
-        return {name: tensor.clone() for name, tensor in named_outputs(run(model, inputs)).items()}
+        return kept_outputs(model, inputs)
     except TraceError:
         if needed:
             raise

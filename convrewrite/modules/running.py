@@ -26,9 +26,15 @@ WITHOUT_FUNCTIONS = "compute both branches and choose with torch.where, or give 
 
 
 def seeded_outputs(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-    """What a model gives; if it draws numbers, it draws the same ones at every call. Raises TraceError when it does not run."""
-    with quiet():  # a graph module prints where it fails
-        return named_outputs(run(model, inputs))
+    """As :func:`kept_outputs`, for a model that may not run: a graph module would print where it fails."""
+    with quiet():
+        return kept_outputs(model, inputs)
+
+
+def kept_outputs(model: nn.Module, inputs: Inputs, *, draw: int = 0) -> dict[str, Tensor]:
+    """What :func:`run` gives, by name, to be held beyond the model's next run, which may write to the same tensors again. If it
+    draws numbers, these are the same at every run, or others for another ``draw``. Raises TraceError when it does not run."""
+    return {name: tensor.clone() for name, tensor in named_outputs(run(model, inputs, draw=draw)).items()}
 
 
 @contextmanager

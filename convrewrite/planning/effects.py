@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from convrewrite.calibration import Calibration
 from convrewrite.graph import Site
 from convrewrite.meanings import Meaning, effect_of, tell
-from convrewrite.modules import named_outputs, run
+from convrewrite.modules import kept_outputs, named_outputs
 from convrewrite.planning.effort import ENOUGH
 from convrewrite.rewriting import Propagation
 
@@ -51,7 +51,7 @@ class Evaluator:
         all_batches = (*calibration.fit, *calibration.held_out)
         batches = _measured_on(calibration, least)
         known = tell(model, [all_batches[index] for index in batches]) if meanings is None else meanings
-        originals = tuple(named_outputs(run(model, all_batches[index])) for index in batches)
+        originals = tuple(kept_outputs(model, all_batches[index]) for index in batches)
         examples = sum(len(all_batches[index][0]) for index in batches)
         numbers = sum(all_batches[index][0].numel() for index in batches)
         macs = examples * len(sites) * sum(site.cost.macs for site in sites)

@@ -79,7 +79,7 @@ class Examples:
         with torch.no_grad():
             for start in range(0, self.count, self.batch):
                 given = tuple(tensor[start : start + self.batch] for tensor in self.inputs)
-                parts.append(results_of(original, given))
+                parts.append(kept_results_of(original, given))
                 if any(values.dim() == 0 or len(values) != len(given[0]) for values in parts[-1].values()):
                     return self
                 if _rows(parts[-1]) != _rows(parts[0]):
@@ -101,6 +101,11 @@ def results_of(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
 def _rows(outputs: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     """The shapes that outputs have for one example."""
     return {name: values.shape[1:] for name, values in outputs.items()}
+
+
+def kept_results_of(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    """The same, to be held beyond the model's next run, which may write to the same tensors again."""
+    return {name: tensor.clone() for name, tensor in results_of(model, inputs).items()}
 
 
 def _chosen(tensor: Tensor, rows: Tensor) -> Tensor:

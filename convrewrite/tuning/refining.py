@@ -22,7 +22,7 @@ from convrewrite.errors import ConvRewriteError, TraceError
 from convrewrite.escaping import innermost_cause, message_of
 from convrewrite.inputs import Inputs
 from convrewrite.meanings import Meaning, effect_of, rounding_of
-from convrewrite.modules import copy_model, named_outputs, run
+from convrewrite.modules import copy_model, kept_outputs, named_outputs, run
 from convrewrite.places import out_of_memory
 from convrewrite.precision import in_bfloat16
 from convrewrite.progress import Progress, silent
@@ -166,7 +166,7 @@ class Refinement:
 
     def shown(self) -> Shown:
         """The held-out inputs with the original's outputs for them."""
-        return [(batch, named_outputs(run(self.original, batch))) for batch in self.held_out]
+        return [(batch, kept_outputs(self.original, batch)) for batch in self.held_out]
 
     def effect(self, shown: Shown | None = None) -> float:
         """How far the rewritten model now is from the original on held-out inputs; ``shown``: these with the original's outputs,

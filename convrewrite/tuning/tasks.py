@@ -14,7 +14,7 @@ from convrewrite.modules import alike, copy_model, eval_mode
 from convrewrite.settings import Recovery
 from convrewrite.tuning.blocks import joins, observed
 from convrewrite.tuning.distilling import Task
-from convrewrite.tuning.examples import Augment, Examples, results_of
+from convrewrite.tuning.examples import Augment, Examples, kept_results_of, results_of
 from convrewrite.tuning.losses import Distillation, takes_labels
 from convrewrite.tuning.processes import Processes
 from convrewrite.tuning.trainable import every_parameter, laid_out, rewritten_parameters
@@ -103,7 +103,7 @@ def task_of(
     if given.labels is not None:
         _require_labels(given.labels, outputs, meanings)
     with eval_mode(original), torch.no_grad():
-        pairs = [(batch, results_of(original, batch)) for batch in held_out]
+        pairs = [(batch, kept_results_of(original, batch)) for batch in held_out]
     parameters = every_parameter(rewritten) if asked.everything else rewritten_parameters(rewritten, list(sites))
     labels = None if given.labels is None else given.labels.to(processes.device)
     batch = max(processes.count, min(asked.batch, len(train[0])) // processes.count * processes.count)

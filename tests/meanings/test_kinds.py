@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from networks import Calls, Refilling
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -393,6 +394,8 @@ def test_outputs_that_change_from_run_to_run_are_refused_unless_they_are_ignored
         ModelError, match=r"'output\.noise': expected the same for the same input, found another each time"
     ):
         require_outputs(Sampling(), given, repeatable=True)
+    with pytest.raises(ModelError, match="found another each time"):
+        require_outputs(Refilling(Calls(lambda _self, x: x + torch.rand_like(x))), given, repeatable=True)
     require_outputs(Sampling(), given, ignored, repeatable=True)
     require_outputs(Sampling(), given)
 

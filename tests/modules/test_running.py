@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from networks import Refilling
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convrewrite.errors import TraceError
-from convrewrite.modules.running import eval_mode, run, seeded_outputs
+from convrewrite.modules.running import eval_mode, kept_outputs, run, seeded_outputs
 
 
 class InPlace(nn.Module):
@@ -29,6 +30,14 @@ def test_what_is_run_needs_no_gradient_and_leaves_its_input() -> None:
 def test_a_model_that_does_not_run_is_told_with_the_shapes_it_was_given() -> None:
     with pytest.raises(TraceError, match=r"^Conv2d: the model does not run on input 1x3x4x4: .*--input"):
         run(nn.Conv2d(2, 1, 1), (torch.zeros(1, 3, 4, 4),))
+
+
+def test_outputs_that_are_kept_are_not_those_of_a_later_run() -> None:
+    model, x = Refilling(nn.Identity()), torch.ones(2)
+    kept = [kept_outputs(model, (x * factor,))["output"] for factor in (1, 2)]
+    seeded = [seeded_outputs(model, (x * factor,))["output"] for factor in (1, 2)]
+    assert torch.equal(torch.stack(kept), torch.tensor([[1.0, 1.0], [2.0, 2.0]]))
+    assert torch.equal(torch.stack(seeded), torch.stack(kept))
 
 
 class Flagged(nn.Module):

@@ -10,7 +10,18 @@ from typing import Any
 import pytest
 import torch
 from clocks import FalseTimer, by_macs
-from networks import Branching, CalledTwice, Chain, NineKinds, Residual, TwoNames, natural, settled, state_bytes
+from networks import (
+    Branching,
+    CalledTwice,
+    Chain,
+    NineKinds,
+    Refilling,
+    Residual,
+    TwoNames,
+    natural,
+    settled,
+    state_bytes,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 from works import work_of
@@ -279,6 +290,13 @@ def test_effects_are_by_what_outputs_are_said_to_mean() -> None:
     assert tell(model, batches) != said
     none: Any = None
     assert Evaluator.of(model, none, calibration, (), said).meanings == said
+
+
+def test_the_outputs_of_every_batch_are_its_own() -> None:
+    batches = tuple((torch.full((2, 3), float(index)),) for index in range(2))
+    none: Any = None
+    found = Evaluator.of(Refilling(nn.Identity()), none, Calibration((), batches, "data", "a test"))
+    assert [outputs["output"].unique().tolist() for outputs in found.originals] == [[0.0], [1.0]]
 
 
 # --- a clock that lies

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from networks import Refilling
 from torch import Tensor, nn
 
 from convrewrite import Result, optimize, precision
@@ -244,6 +245,13 @@ def test_where_no_gradient_passes_nothing_is_changed_and_it_is_said() -> None:
     model = Ungradable(*convolutions()).eval()
     result = rewritten(model, refine=True)
     assert any(note.startswith("not refined: it cannot be trained: ") for note in result.report.notes)
+
+
+def test_the_original_may_give_the_same_tensor_again_and_again() -> None:
+    model = Refilling(nn.Sequential(*convolutions())).eval()
+    batches = [(part,) for part in images(8, seed=2)[0].split(4)]
+    shown = replace(task_of(model.network, model.network), original=model, held_out=batches).shown()
+    assert all(torch.equal(wanted["output"], model.network(*batch)) for batch, wanted in shown)
 
 
 class ForInference(nn.Sequential):

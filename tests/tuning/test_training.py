@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from networks import Refilling
 from torch import Tensor, nn
 
 from convrewrite import precision
@@ -198,6 +199,16 @@ def test_a_model_may_work_on_its_inputs_in_place(keep_outputs: bool, monkeypatch
         monkeypatch.setattr("test_training.Net", kind)
         told.append([point.effect for point in training(features=0.0).train(keep_outputs=keep_outputs).curve])
     assert told[0] == told[1]
+
+
+def test_the_original_may_give_the_same_tensor_again_and_again() -> None:
+    given = TrainingInputs.split((torch.randn(64, 3, 6, 6),), None, 0, 4)
+    original = Refilling(Net()).eval()
+    task = task_of(original, Refilling(Net()).eval(), {}, given, MEANING, Recovery(batch=4), OneProcess())
+    for batch, wanted in task.held_out:
+        assert torch.equal(wanted["output"], original.network(*batch))
+    kept = task.examples.with_outputs(original).outputs["output"]
+    assert torch.equal(kept[:4], original.network(task.examples.inputs[0][:4]))
 
 
 class Fours(Net):
