@@ -390,6 +390,19 @@ def test_a_module_whose_attributes_others_read() -> None:
     assert lifted.reasons == {"own.weight": "own does not compute the same as a graph"}
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_wrong_branch_is_seen_in_half_precision(dtype: torch.dtype) -> None:
+    class Branching(Own):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            return 1 - y if type(y) is Tensor else y
+
+    model = within(Branching()).to(dtype)
+    lifted = lift(model, (X.to(dtype),))
+    assert lifted.model is model
+    assert lifted.reasons == {"1.weight": "1 does not compute the same as a graph"}
+
+
 def test_a_kernel_from_the_input_stays_dynamic() -> None:
     model = Calls(lambda m, x: F.conv2d(x, m.make(x.mean((0, 2, 3))).reshape(4, 3, 1, 1)), make=nn.Linear(3, 12))
     site = sites_of(model.eval())["#0"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from convrewrite.errors import TraceError
-from convrewrite.modules.outputs import left_out, named_outputs
+from convrewrite.modules.outputs import alike, left_out, named_outputs
 
 A, B, C = torch.zeros(1), torch.ones(2), torch.full((3,), 2.0)
 
@@ -63,3 +63,12 @@ def test_what_is_no_tensor_is_left_out_with_its_type() -> None:
 def test_equal_names_are_an_error() -> None:
     with pytest.raises(TraceError, match=r"output\.a\.b"):
         named_outputs({"a.b": A, "a": {"b": B}})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("units", [1e3, 1e4])
+def test_other_numbers_are_not_alike_in_any_precision(dtype: torch.dtype, units: float) -> None:
+    values = torch.linspace(-1, 1, 8).to(dtype)
+    for other in (values.flip(0), 0.9 * values, values + 0.1):
+        assert not alike({"": values}, {"": other}, units)
+    assert alike({"": values}, {"": values * (1 + 3 * torch.finfo(dtype).eps)}, units)
