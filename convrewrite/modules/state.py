@@ -1,5 +1,7 @@
 """What running a model may change in it, and putting that back: tensors, attributes, containers, flags, hooks, generators."""
 
+import dis
+import functools
 import random
 import types
 from collections import deque
@@ -123,11 +125,19 @@ def _beside(model: nn.Module) -> Iterator[Any]:
         if owner.__module__.partition(".")[0] in ("torch", "builtins", "convrewrite"):
             continue
         methods = [value for value in vars(owner).values() if isinstance(value, types.FunctionType)]
-        found = [method.__globals__.get(name) for method in methods for name in method.__code__.co_names]
+        found = [method.__globals__.get(name) for method in methods for name in _global_names(method.__code__)]
         for value in (*vars(owner).values(), *found):
             if isinstance(value, dict | list | set | deque) and id(value) not in seen:
                 seen.add(id(value))
                 yield value
+
+
+@functools.lru_cache(maxsize=4096)
+def _global_names(code: types.CodeType) -> frozenset[str]:
+    """The global names that a function reads, and the functions in it: ``co_names`` has those of attributes too."""
+    own = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    inner = (_global_names(part) for part in code.co_consts if isinstance(part, types.CodeType))
+    return frozenset(own).union(*inner)
 
 
 def _tables(model: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:

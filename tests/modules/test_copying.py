@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from convrewrite import analyze, apply, optimize, plan
 from convrewrite.errors import TraceError
 from convrewrite.modules.copying import copy_model, private_copy
-from convrewrite.modules.state import Snapshot, preserved
+from convrewrite.modules.state import Snapshot, preserved, surroundings_preserved
 
 DATA = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 X, Y = DATA[:1], DATA[1:2]
@@ -288,6 +288,30 @@ def test_what_classes_and_global_names_hold_is_put_back(make: Callable[[], nn.Mo
     held.clear()
     analyze(made(make), X)
     assert held == {}
+
+
+steps: list[str] = []
+"""A record of the caller's, which the model knows nothing of."""
+
+
+class NamesAttributesAlike(Stateful):
+    """One of its own is called as the caller's list is, and a function within its method fills a global cache."""
+
+    def setup(self) -> None:
+        self.steps = nn.Identity()
+
+    def touch(self, x: Tensor) -> Tensor:
+        return self.steps(x) + (lambda: GRIDS.setdefault("once", torch.ones(1)))()
+
+
+def test_what_the_caller_adds_meanwhile_to_what_an_attribute_is_called_as_stays() -> None:
+    GRIDS.clear()
+    steps.clear()
+    with surroundings_preserved(made(NamesAttributesAlike)), torch.no_grad():
+        made(NamesAttributesAlike)(X)
+        steps.append("fit")
+        assert GRIDS
+    assert (steps, GRIDS) == (["fit"], {})
 
 
 class DependsOnCalls(BufferCounter):
