@@ -56,13 +56,14 @@ VIEWS: Mapping[type, Callable[[Any], Any]] = {
 """Types of views of a dictionary -> what makes the same view of another one."""
 
 
-def reachable(*roots: object) -> Iterator[Any]:
-    """Every object that can be reached from ``roots``, including these, each once. Raises TraceError beyond ``LIMIT``."""
+def reachable(*roots: object, functions: bool = False) -> Iterator[Any]:
+    """Every object that can be reached from ``roots``, including these, each once. ``functions``: those that can be imported too,
+    but not what they lead to. Raises TraceError beyond ``LIMIT``."""
     seen: dict[int, object] = {}  # holds the objects too, so that their ids are not reused
     waiting: list[Any] = [root for root in roots if not is_plain(root)]
 
     def note(part: Any) -> Any:
-        if not is_plain(part):
+        if not is_plain(part) or (functions and isinstance(part, types.FunctionType)):
             waiting.append(part)
         return part
 
@@ -76,7 +77,8 @@ def reachable(*roots: object) -> Iterator[Any]:
                 f"the model holds more than {LIMIT:,} objects; take what is no part of it off its attributes"
             )
         yield value
-        exchanged(value, note)
+        if not is_plain(value):
+            exchanged(value, note)
 
 
 def replace_modules(model: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
@@ -320,17 +322,20 @@ def _attributes(value: Any, of: Of) -> None:
     held = getattr(value, "__dict__", None)
     if isinstance(held, dict) and (held or not isinstance(value, _SELDOM_WITH_ATTRIBUTES)):
         of(held)
-    for owner in type(value).__mro__:
-        for name, member in vars(owner).items() if "__slots__" in vars(owner) else ():
-            if not isinstance(member, types.MemberDescriptorType):
-                continue
-            try:
-                part = member.__get__(value)
-            except AttributeError:  # nothing is in it yet
-                continue
-            new = of(part)
-            if new is not part:
-                object.__setattr__(value, name, new)
+    for member in slots_of(value):
+        try:
+            part = member.__get__(value)
+        except AttributeError:  # nothing is in it yet
+            continue
+        new = of(part)
+        if new is not part:
+            member.__set__(value, new)
+
+
+def slots_of(value: Any) -> list[types.MemberDescriptorType]:
+    """The slots of an object, which hold attributes outside its ``__dict__``."""
+    owners = [owner for owner in type(value).__mro__ if "__slots__" in vars(owner)]
+    return [slot for owner in owners for slot in vars(owner).values() if isinstance(slot, types.MemberDescriptorType)]
 
 
 def _object(value: Any, _of: Of) -> Any:

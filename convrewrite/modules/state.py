@@ -1,11 +1,10 @@
-"""What running a model may change in it, and putting that back: tensors, attributes, containers, flags, hooks, generators."""
+"""What running a model may change in it, and putting that back: numbers, attributes, containers, flags, hooks, generators."""
 
-import dis
-import functools
 import random
 import types
+from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convrewrite.modules.holders import items_of, reachable, refill
+from convrewrite.modules.holders import items_of, reachable, refill, slots_of
+from convrewrite.modules.surroundings import surroundings
 from convrewrite.state import named_parameters_of
 
 _EMPTY = object()
 
 SHOWN = 3
 """Most names of what has changed."""
+
+MOST_NUMBERS = 1_000_000
+"""Most numbers in an array, and in a tensor that the model does not hold, that is kept: larger ones are data and no record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,45 +35,41 @@ class _Held:
     grad: Tensor | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Slots:
+    """The slots of an object."""
+
+    owner: Any
+
+
 class Snapshot:
-    """Everything that can be reached from a model, as it was when this was made.
+    """Everything that can be reached from a model, as it was when this was made, with the numbers in its tensors (without
+    ``parameters``, only in other tensors), and what runs find beside it."""
 
-    ``tensors``: copies of the numbers in tensors too (without ``parameters``, only in other tensors); otherwise only what
-    holds what.
-    """
-
-    def __init__(self, model: nn.Module, *, tensors: bool = True, parameters: bool = True) -> None:
+    def __init__(self, model: nn.Module, *, parameters: bool = True) -> None:
         self._model = model
-        held = [value for value in reachable(model) if isinstance(value, _KINDS)]
+        held = list(reachable(model, functions=True))
         self._saved = [
-            (value, _saved(value, tensors and (parameters or not isinstance(value, nn.Parameter)))) for value in held
+            (value, _saved(value, parameters or not isinstance(value, nn.Parameter))) for value in _kept(held)
         ]
-        self._beside = [(value, _saved(value, False)) for value in _beside(model)]
+        self._beside = _saved_beside(model, held)
 
     def restore(self) -> None:
         """Put back what has changed; what has not is not touched."""
-        for value, saved in (*self._saved, *self._beside):
-            if _differs(value, saved):
-                _restore(value, saved)
-
-    def restore_beside(self) -> None:
-        """Put back only what the classes of the model and the global names in their methods hold."""
-        for value, saved in self._beside:
-            if _differs(value, saved):
-                _restore(value, saved)
+        _put_back((*self._saved, *self._beside))
 
     def numbers_changed(self) -> bool:
         """Whether a tensor has other numbers, where these were copied, or another gradient, or began or ceased to need one."""
         return any(isinstance(value, Tensor) and _differs(value, saved) for value, saved in self._saved)
 
     def contents_changed(self) -> bool:
-        """Whether lists, sets and dictionaries that are no tables of modules now hold other things."""
+        """Whether containers that are no tables of modules, arrays and slots now hold other things."""
         tables = {
             id(table)
             for module in self._model.modules()
             for table in (vars(module), module._parameters, module._buffers, module._modules)
         }
-        found = ((value, saved) for value, saved in self._saved if isinstance(value, dict | list | deque | set))
+        found = ((value, saved) for value, saved in self._saved if isinstance(value, _CONTAINERS))
         return any(id(value) not in tables and _differs(value, saved) for value, saved in found)
 
     def changed(self) -> tuple[str, ...]:
@@ -94,11 +93,11 @@ class Snapshot:
 def surroundings_preserved(model: nn.Module) -> Iterator[None]:
     """Caches in classes and global names that runs of the model, and of copies of it, fill are put back; the model itself is
     left alone."""
-    snapshot = Snapshot(model, tensors=False)
+    saved = _saved_beside(model, reachable(model, functions=True))
     try:
         yield
     finally:
-        snapshot.restore_beside()
+        _put_back(saved)
 
 
 @contextmanager
@@ -112,32 +111,39 @@ def preserved(*models: object) -> Iterator[None]:
             snapshot.restore()
 
 
+_CONTAINERS = (dict, list, deque, set, bytearray, array, np.ndarray, _Slots)
 _KINDS = (
-    dict, list, deque, set, types.CellType, Tensor, torch.Generator, random.Random, np.random.Generator, np.random.RandomState,
+    *_CONTAINERS, types.CellType, Tensor, torch.Generator, random.Random, np.random.Generator, np.random.RandomState,
 )  # fmt: skip
 
 
-def _beside(model: nn.Module) -> Iterator[Any]:
-    """Dictionaries, lists and sets that forwards find beside the model: attributes of its classes, and the global names that
-    these classes' methods use."""
-    seen: set[int] = set()
-    for owner in {owner for module in model.modules() for owner in type(module).__mro__}:
-        if owner.__module__.partition(".")[0] in ("torch", "builtins", "convrewrite"):
-            continue
-        methods = [value for value in vars(owner).values() if isinstance(value, types.FunctionType)]
-        found = [method.__globals__.get(name) for method in methods for name in _global_names(method.__code__)]
-        for value in (*vars(owner).values(), *found):
-            if isinstance(value, dict | list | set | deque) and id(value) not in seen:
-                seen.add(id(value))
-                yield value
+def _kept(values: Iterable[Any]) -> Iterator[Any]:
+    """What among these values, and in them, can be put back."""
+    for value in values:
+        if isinstance(value, _KINDS) and not (isinstance(value, np.ndarray) and _is_data(value)):
+            yield value
+        if hasattr(type(value), "__slots__") and slots_of(value):
+            yield _Slots(value)
 
 
-@functools.lru_cache(maxsize=4096)
-def _global_names(code: types.CodeType) -> frozenset[str]:
-    """The global names that a function reads, and the functions in it: ``co_names`` has those of attributes too."""
-    own = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    inner = (_global_names(part) for part in code.co_consts if isinstance(part, types.CodeType))
-    return frozenset(own).union(*inner)
+def _saved_beside(model: nn.Module, held: Iterable[Any]) -> list[tuple[Any, Any]]:
+    """What runs find beside the model, which holds all that is ``held``."""
+    functions = [value for value in held if isinstance(value, types.FunctionType)]
+    found = _kept(surroundings(model, functions))
+    return [(value, _saved(value, True)) for value in found if not (isinstance(value, Tensor) and _is_data(value))]
+
+
+def _is_data(numbers: Tensor | np.ndarray[Any, Any]) -> bool:
+    """Whether it is larger than what code keeps a record in, or cannot be written to."""
+    if isinstance(numbers, Tensor):
+        return numbers.numel() > MOST_NUMBERS
+    return numbers.size > MOST_NUMBERS or not numbers.flags.writeable
+
+
+def _put_back(saved: Iterable[tuple[Any, Any]]) -> None:
+    for value, before in saved:
+        if _differs(value, before):
+            _restore(value, before)
 
 
 def _tables(model: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -153,6 +159,10 @@ def _saved(value: Any, tensors: bool) -> Any:
         return set(value)
     if isinstance(value, list | deque):
         return list(value)
+    if isinstance(value, bytearray | array | np.ndarray):
+        return value.copy() if isinstance(value, np.ndarray) else value[:]
+    if isinstance(value, _Slots):
+        return [_in_slot(value.owner, slot) for slot in slots_of(value.owner)]
     if isinstance(value, types.CellType):
         return _contents(value)
     if isinstance(value, Tensor):
@@ -160,6 +170,13 @@ def _saved(value: Any, tensors: bool) -> Any:
         numbers = value.detach().clone() if copied else None
         return _Held(numbers, value.requires_grad, value.grad if value.is_leaf else None)
     return _generator_state(value)
+
+
+def _in_slot(owner: Any, slot: types.MemberDescriptorType) -> Any:
+    try:
+        return slot.__get__(owner)
+    except AttributeError:  # nothing is in it yet
+        return _EMPTY
 
 
 def _contents(cell: types.CellType) -> Any:
@@ -184,6 +201,14 @@ def _differs(value: Any, saved: Any) -> bool:
         return bool(value != saved)
     if isinstance(value, list | deque):
         return len(value) != len(saved) or any(part is not old for part, old in zip(value, saved, strict=True))
+    if isinstance(value, bytearray | array):
+        return bytes(value) != bytes(saved)
+    if isinstance(value, np.ndarray):
+        return value.shape != saved.shape or value.tobytes() != saved.tobytes()
+    if isinstance(value, _Slots):
+        return any(
+            _in_slot(value.owner, slot) is not old for slot, old in zip(slots_of(value.owner), saved, strict=True)
+        )
     if isinstance(value, types.CellType):
         return _contents(value) is not saved
     if isinstance(value, Tensor):
@@ -212,8 +237,12 @@ def _same_numbers(value: Tensor, numbers: Tensor) -> bool:
 def _restore(value: Any, saved: Any) -> None:
     if isinstance(value, dict):
         refill(value, saved)
-    elif isinstance(value, list):
+    elif isinstance(value, list | bytearray | array):
         value[:] = saved
+    elif isinstance(value, np.ndarray):
+        _restore_array(value, saved)
+    elif isinstance(value, _Slots):
+        _refill_slots(value.owner, saved)
     elif isinstance(value, deque | set):
         value.clear()
         value.update(saved) if isinstance(value, set) else value.extend(saved)
@@ -230,6 +259,20 @@ def _restore(value: Any, saved: Any) -> None:
         value.bit_generator.state = saved
     else:
         value.set_state(saved)
+
+
+def _restore_array(value: Any, saved: Any) -> None:
+    if value.shape != saved.shape:
+        value.resize(saved.shape, refcheck=False)
+    value[...] = saved
+
+
+def _refill_slots(owner: Any, saved: list[Any]) -> None:
+    for slot, old in zip(slots_of(owner), saved, strict=True):
+        if old is not _EMPTY:
+            slot.__set__(owner, old)
+        elif _in_slot(owner, slot) is not _EMPTY:
+            slot.__delete__(owner)
 
 
 def _restore_tensor(value: Tensor, saved: _Held) -> None:

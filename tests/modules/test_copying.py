@@ -1,10 +1,14 @@
 """Copies that share nothing, state that a forward changes, and the models whose copy is something else."""
 
 import collections
+import functools
 import random
+import sys
 import threading
 import weakref
+from array import array
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -312,6 +316,84 @@ def test_what_the_caller_adds_meanwhile_to_what_an_attribute_is_called_as_stays(
         steps.append("fit")
         assert GRIDS
     assert (steps, GRIDS) == (["fit"], {})
+
+
+@dataclass(slots=True)
+class Seen:
+    calls: int = 0
+    latest: Tensor = field(init=False)
+
+
+HISTORY: list[float] = []
+COUNTS, TOTAL = np.zeros(2), torch.zeros(2)
+ACTIVATIONS: dict[str, Tensor] = {}
+
+
+def note(x: Tensor) -> None:
+    HISTORY.append(float(x.mean()))
+
+
+def keep(_module: nn.Module, _args: object, output: Tensor) -> None:
+    ACTIVATIONS["last"] = output
+    COUNTS[0] += 1
+    TOTAL.add_(1)
+
+
+def recorded(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    calls = []
+
+    def called(*args: Any) -> Tensor:
+        calls.append(args)
+        note(args[1])
+        return forward(*args)
+
+    called.calls = calls  # type: ignore[attr-defined]
+    return called
+
+
+class Recording(Stateful):
+    """In arrays, in slots, and by functions that it calls or has as hooks."""
+
+    def setup(self) -> None:
+        self.counts, self.bytes, self.codes, self.seen = np.zeros(2), bytearray(1), array("d", [0.0]), Seen()
+        self.last.register_forward_hook(keep)
+
+    @recorded
+    def touch(self, x: Tensor) -> Tensor:
+        self.counts += len(x)
+        self.bytes[0] += 1
+        self.codes[0] += 1
+        self.seen.calls += 1
+        self.seen.latest = x
+        return x
+
+    def kept(self) -> str:
+        return str((self.counts, self.bytes, self.codes, self.seen.calls, hasattr(self.seen, "latest")))
+
+
+def kept_beside() -> str:
+    return str((HISTORY, COUNTS, TOTAL, ACTIVATIONS, Recording.touch.calls))
+
+
+@torch.no_grad()
+def test_what_arrays_slots_hooks_and_helping_functions_keep_is_put_back() -> None:
+    model, other = made(Recording), made(Recording)
+    before, beside = model.kept(), kept_beside()
+    with preserved(model):
+        model(X)
+        assert model.kept() != before and kept_beside() != beside
+    assert (model.kept(), kept_beside()) == (before, beside)
+    with surroundings_preserved(model):
+        other(X)
+    assert kept_beside() == beside and other.kept() != before
+
+
+def test_what_belongs_to_the_process_is_not_put_back() -> None:
+    model = nn.Identity()
+    model.register_forward_hook(lambda *_: sys.modules.get("x") or functools.reduce)
+    with surroundings_preserved(model):
+        sys.modules["x"] = sys
+    assert sys.modules.pop("x") is sys
 
 
 class DependsOnCalls(BufferCounter):

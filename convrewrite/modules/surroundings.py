@@ -1,0 +1,96 @@
+"""What the code of a model finds beside the model: attributes of its classes, and the global names that it reads."""
+
+import dis
+import functools
+import sys
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+_OUTSIDE = ("torch", "builtins", "convrewrite")
+"""Packages whose classes and global names are none of a model's."""
+
+_INSTALLED = ("site-packages", "dist-packages")
+"""Folders of installed packages."""
+
+
+def surroundings(model: nn.Module, functions: Iterable[types.FunctionType]) -> list[Any]:
+    """What the classes of the model's modules hold; and what the global names hold that their methods read, and the ``functions``
+    that the model holds, as its hooks are, and the user's own functions that any of these call. Each object once."""
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__}
+    held = [value for kind in kinds if not _is_outside(kind.__module__) for value in vars(kind).values()]
+    found = {id(value): value for value in held}
+    waiting = [value for value in map(_function_of, held) if value is not None]
+    waiting += [function for function in functions if _is_users(function.__globals__)]
+    seen: set[int] = set()
+    while waiting:
+        function = waiting.pop()
+        if id(function) in seen:
+            continue
+        seen.add(id(function))
+        for value in _used(function):
+            found[id(value)] = value
+            if isinstance(value, types.FunctionType) and _is_users(value.__globals__):
+                waiting.append(value)
+    return list(found.values())
+
+
+def _function_of(value: Any) -> types.FunctionType | None:
+    """The function that an attribute of a class stands for."""
+    if isinstance(value, property):
+        value = value.fget
+    elif isinstance(value, staticmethod | classmethod):
+        value = value.__func__
+    return value if isinstance(value, types.FunctionType) else None
+
+
+def _used(function: types.FunctionType) -> Iterator[Any]:
+    """What a function holds in cells, as one that a decorator made does, and what it reads by global names: themselves, and their
+    attributes where they are modules and classes of the user's."""
+    for cell in function.__closure__ or ():
+        yield cell
+        yield from _contents(cell)
+    names, attributes = _names(function.__code__)
+    if _is_outside(function.__globals__.get("__name__", "")):
+        return
+    for value in (function.__globals__.get(name) for name in names):
+        yield value
+        if isinstance(value, type | types.ModuleType) and _is_users(_namespace(value)):
+            yield from (vars(value)[name] for name in attributes & vars(value).keys())
+
+
+def _contents(cell: types.CellType) -> Iterator[Any]:
+    try:
+        yield cell.cell_contents
+    except ValueError:  # nothing is in it yet
+        return
+
+
+@functools.lru_cache(maxsize=4096)
+def _names(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
+    """The global names that a function and the functions within it read; and the other names, which are those of attributes."""
+    read = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    inner = [_names(part) for part in code.co_consts if isinstance(part, types.CodeType)]
+    attributes = frozenset(code.co_names).union(*(others for _, others in inner))
+    return frozenset(read).union(*(names for names, _ in inner)), attributes
+
+
+def _namespace(value: type | types.ModuleType) -> Mapping[str, Any]:
+    """The global names beside a class, or in a module."""
+    if isinstance(value, types.ModuleType):
+        return vars(value)
+    return vars(sys.modules[value.__module__]) if value.__module__ in sys.modules else {}
+
+
+def _is_users(namespace: Mapping[str, Any]) -> bool:
+    """Whether code with these global names is of the user's own, and not of an installed package: what such a package keeps, it
+    may keep in several places, which have to stay with one another."""
+    name, file = str(namespace.get("__name__")), str(namespace.get("__file__"))
+    comes_along = _is_outside(name) or name.partition(".")[0] in sys.stdlib_module_names
+    return not comes_along and not any(part in file for part in _INSTALLED)
+
+
+def _is_outside(module: str) -> bool:
+    return module.partition(".")[0] in _OUTSIDE
