@@ -144,7 +144,8 @@ class _FirstCall:
 
 
 def _first_calls(model: nn.Module, names: Iterable[str], inputs: Inputs) -> dict[str, _FirstCall]:
-    """The first calls of parts, without those that are not called, or do not return."""
+    """The first calls of parts, without those that are not called, or do not return. That of the model itself, ``""``, has what
+    a caller gives and gets: its own hooks, and a ``__call__`` of its class, may change both, and its graph has neither."""
     begun: dict[str, _FirstCall] = {}
     ended: dict[str, _FirstCall] = {}
 
@@ -166,7 +167,11 @@ def _first_calls(model: nn.Module, names: Iterable[str], inputs: Inputs) -> dict
             yield part.register_forward_hook(partial(leave, name))
 
     with hooked(handles()):
-        run(model, inputs)
+        output = run(model, inputs)
+    if "" in ended:
+        returned = {key: tensor.clone() for key, tensor in _outputs(output).items()}
+        given = tuple(tensor.clone() for tensor in inputs)
+        ended[""] = replace(ended[""], args=given, kwargs={}, returned=returned)
     return ended
 
 

@@ -72,6 +72,27 @@ def test_a_graph_that_runs_but_gives_other_numbers_is_dropped() -> None:
     assert follow(model, (X,)).lost == ("",)
 
 
+class Called(Chain):
+    """Normalises in front of its forward, and doubles what that gives."""
+
+    def __init__(self, before: float, after: float) -> None:
+        super().__init__()
+        self.before, self.after = before, after
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x * self.before) * self.after  # type: ignore[no-any-return]
+
+
+def test_a_graph_without_what_is_done_around_the_forward_of_the_model_is_dropped() -> None:
+    hooked = [settled(Chain()) for _ in range(3)]
+    hooked[0].register_forward_pre_hook(lambda _module, args: (args[0] * 0.1,))
+    hooked[1].register_forward_pre_hook(lambda _module, args, kwargs: ((args[0] * 0.1,), kwargs), with_kwargs=True)
+    hooked[2].register_forward_hook(lambda _module, _args, output: output * 2)
+    models = [*hooked, settled(Called(0.1, 1)), settled(Called(1, 2))]
+    assert [follow(model, (X,)).whole for model in models] == [None] * 5
+    assert follow(settled(Called(1, 1)), (X,)).whole is not None
+
+
 def test_random_numbers_of_a_forward_are_the_same_for_both() -> None:
     model = Calls(lambda m, x: m.conv(x + torch.randn_like(x)), conv=nn.Conv2d(3, 4, 3)).eval()
     state = torch.get_rng_state()
