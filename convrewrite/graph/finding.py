@@ -7,41 +7,64 @@ wrapped; if the outputs change, or a wrapper is not called as often, it is run w
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from torch import Tensor, nn
 
 from convrewrite.conv import NO_CONVOLUTION, show_geometry
-from convrewrite.errors import TraceError
+from convrewrite.errors import PlanError, TraceError
 from convrewrite.graph.checked import follow
 from convrewrite.graph.lifting import Lifted, lift
+from convrewrite.graph.lifts import apply_lifts
 from convrewrite.graph.sites import Site, find_sites
-from convrewrite.graph.tracing import Traced
+from convrewrite.graph.tracing import Traced, qualified
 from convrewrite.inputs import Inputs
-from convrewrite.modules import alike, calls_counted, copy_model, preserved, replace_modules, seeded_outputs
+from convrewrite.modules import (
+    Snapshot,
+    alike,
+    calls_counted,
+    copy_model,
+    named_outputs,
+    preserved,
+    replace_modules,
+    seeded_outputs,
+    tally,
+)
 from convrewrite.names import require_names
+from convrewrite.process import quiet
 from convrewrite.state import parameters_of
 
 REASON = "the model asks more of it than to be called, as its weight or its type, which a replacement would not have"
 HELD_ELSEWHERE = (
     "the model also reaches it in a way that a replacement does not: not every call came to what was put in its place"
 )
+WEIGHT_HELD_ELSEWHERE = (
+    "the model also reaches its weight in a way that a replacement does not, as through a plain list: something else than the "
+    "convolution goes on using it"
+)
+LIFTED_LATE = "its forward can be followed only once it has run; run the model once before it is given"
+MADE_LATE = "the model makes it only when it runs; run it once before it is given"
 
 
 def without_irreplaceable(model: nn.Module, inputs: Inputs, sites: Sequence[Site]) -> tuple[Site, ...]:
     """The sites, with a refusal for each one whose module the model uses in another way than by calling it, or reaches by another
-    reference too. The model is not touched."""
+    reference too; and for those that the model does not hold before it runs.
+
+    ``model`` is as a caller has it: what a forward keeps from a run may hide what a fresh one asks of a part. What runs change in
+    it is put back.
+    """
+    held = {name for name, _ in model.named_modules()}
+    sites = [site if site.name in held else replace(site, refusal=site.refusal or MADE_LATE) for site in sites]
     active = [site for site in sites if site.refusal is None]
-    trial = copy_model(model)
-    with calls_counted(_parts(trial, active)) as calls:
-        expected = seeded_outputs(trial, inputs)
-    if _obstacle(trial, active, inputs, expected, calls) is None:
+    trial = _Trial.begin(model, inputs, active)
+    if trial.obstacle(active) is None:
         return tuple(sites)
-    repeats = alike(expected, seeded_outputs(trial, inputs))  # if outputs never repeat, other outputs prove nothing
-    reasons = {site.name: _obstacle(trial, [site], inputs, expected, calls) for site in active}
-    refusals = {name: why for name, why in reasons.items() if why == HELD_ELSEWHERE or (why is not None and repeats)}
+    repeats = trial.repeats()  # if outputs never repeat, other outputs prove nothing
+    reasons = {site.name: trial.obstacle([site]) for site in active}
+    refusals = {name: why for name, why in reasons.items() if why is not None and (repeats or why != REASON)}
     return tuple(
         replace(site, refusal=refusals[site.name], batch_norm=None) if site.name in refusals else site for site in sites
     )
@@ -53,31 +76,87 @@ def _parts(model: nn.Module, sites: Sequence[Site]) -> dict[str, nn.Module]:
     return {name: model.get_submodule(name) for name in names}
 
 
-def _obstacle(
-    model: nn.Module, sites: Sequence[Site], inputs: Inputs, expected: dict[str, Tensor], calls: Counter[str]
-) -> str | None:
-    """Why the model gives other outputs once the parts of these sites are wrapped, or does not call each part as often as before;
-    None where nothing changes."""
-    parts, switches = _parts(model, sites), _switches(model)
-    wrappers = {part: nn.Sequential(part) for part in parts.values()}
-    for part, wrapper in wrappers.items():
-        show_geometry(part, wrapper)
-    replace_modules(model, {id(part): wrapper for part, wrapper in wrappers.items()})
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A model that is run with some of its parts wrapped, each time as it was ``before`` it ran. ``expected``: what it gives
+    unwrapped, at a second run too where the first changes something in it, so that the second may ask for other things."""
+
+    model: nn.Module
+    inputs: Inputs
+    before: Snapshot
+    calls: Counter[str]
+    expected: list[dict[str, Tensor]]
+
+    @classmethod
+    def begin(cls, model: nn.Module, inputs: Inputs, sites: Sequence[Site]) -> "_Trial":
+        """Run the model as it is."""
+        before = Snapshot(model, parameters=False)
+        with calls_counted(_parts(model, sites)) as calls:
+            expected = [_copied_outputs(model, inputs)]
+            if before.changed():
+                expected.append(_copied_outputs(model, inputs))
+        before.restore()
+        return cls(model, inputs, before, calls, expected)
+
+    def repeats(self) -> bool:
+        """Whether the model gives the same once more."""
+        same = alike(self.expected[0], seeded_outputs(self.model, self.inputs))
+        self.before.restore()
+        return same
+
+    def obstacle(self, sites: Sequence[Site]) -> str | None:
+        """Why the model gives other outputs once the parts of these sites are wrapped, does not call each part as often as
+        before, or uses a weight that a wrapped part does not have; None where nothing changes."""
+        model, switches = self.model, _switches(self.model)
+        parts, convs = _parts(model, sites), [model.get_submodule(site.name) for site in sites]
+        wrappers = {part: nn.Sequential(part) for part in parts.values()}
+        for part, wrapper in wrappers.items():
+            show_geometry(part, wrapper)
+        replace_modules(model, {id(part): wrapper for part, wrapper in wrappers.items()})
+        same, reads = True, False
+        try:
+            with (
+                _other_weights(convs) as weights,
+                calls_counted({name: wrappers[part] for name, part in parts.items()}) as outer,
+                calls_counted(parts) as inner,
+                quiet(),
+            ):
+                for outputs in self.expected:
+                    seen = tally(model, self.inputs)
+                    same &= alike(outputs, named_outputs(seen.output))
+                    reads |= any(map(seen.read, weights))
+            same = same and (_switches(model) or not switches)
+        except TraceError:
+            return REASON
+        finally:
+            for wrapper in wrappers.values():
+                wrapper.pop(0)  # or the part in it would be replaced by itself
+            replace_modules(model, {id(wrapper): part for part, wrapper in wrappers.items()})
+            self.before.restore()
+        if any(outer[name] < inner[name] for name in parts):
+            return HELD_ELSEWHERE
+        if reads:
+            return WEIGHT_HELD_ELSEWHERE
+        return None if same and all(inner[name] == self.calls[name] for name in parts) else REASON
+
+
+def _copied_outputs(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    """What a model gives, also where that is a buffer which is put back as it was."""
+    return {name: tensor.clone() for name, tensor in seeded_outputs(model, inputs).items()}
+
+
+@contextmanager
+def _other_weights(convs: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Inside the block these convolutions have copies of their weights, as a replacement has weights of its own; gives those that
+    they had."""
+    weights = [conv.get_parameter("weight") for conv in convs]
     try:
-        with (
-            calls_counted({name: wrappers[part] for name, part in parts.items()}) as outer,
-            calls_counted(parts) as inner,
-        ):
-            same = alike(expected, seeded_outputs(model, inputs)) and (_switches(model) or not switches)
-    except TraceError:
-        return REASON
+        for conv, weight in zip(convs, weights, strict=True):
+            conv._parameters["weight"] = nn.Parameter(weight.detach().clone(), weight.requires_grad)
+        yield list[Tensor](weights)
     finally:
-        for wrapper in wrappers.values():
-            wrapper.pop(0)  # or the part in it would be replaced by itself
-        replace_modules(model, {id(wrapper): part for part, wrapper in wrappers.items()})
-    if any(outer[name] < inner[name] for name in parts):
-        return HELD_ELSEWHERE
-    return None if same and all(inner[name] == calls[name] for name in parts) else REASON
+        for conv, weight in zip(convs, weights, strict=True):
+            conv._parameters["weight"] = weight
 
 
 def _switches(model: nn.Module) -> bool:
@@ -102,7 +181,8 @@ def find(
     ``beside`` are sites that cannot be found in the model, and come last; ``refused`` says, by name, why sites in it stay.
     """
     require_names(model, type(model).__name__)
-    lifted = lift(model, inputs)
+    fresh = copy_model(model)
+    lifted, fresh = _lifted_alike(lift(model, inputs), model, fresh)
     traced = follow(lifted.model, inputs)
     sites = find_sites(lifted.model, inputs, traced, lifted.reasons)
     if not sites and not beside:
@@ -117,8 +197,19 @@ def find(
     sites = tuple(
         replace(site, refusal=refused[site.name], batch_norm=None) if site.name in refused else site for site in sites
     )
-    sites = without_irreplaceable(lifted.model, inputs, sites)
+    sites = without_irreplaceable(fresh, inputs, sites)
     return lifted, traced, (*_with_what_makes_them(model, lifted, sites), *beside)
+
+
+def _lifted_alike(lifted: Lifted, model: nn.Module, fresh: nn.Module) -> tuple[Lifted, nn.Module]:
+    """What was lifted, and the same in a copy of the model that has not run; nothing where that one cannot be followed."""
+    if not lifted.lifts:
+        return lifted, fresh
+    try:
+        return lifted, apply_lifts(fresh, lifted.lifts)
+    except PlanError:  # a forward that fills a cache when it runs first
+        why = {qualified(one.module, c.weight): LIFTED_LATE for one in lifted.lifts for c in one.convs}
+        return Lifted(model, reasons={**lifted.reasons, **why}), fresh
 
 
 def _with_what_makes_them(model: nn.Module, lifted: Lifted, sites: Sequence[Site]) -> tuple[Site, ...]:

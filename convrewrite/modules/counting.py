@@ -87,10 +87,12 @@ attention, encoder layers and LSTMs in eval mode."""
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """MACs of one example, of convolutions and matrix products of any origin; and the addresses of all memory that was read."""
+    """MACs of one example, of convolutions and matrix products of any origin; the addresses of all memory that was read; and what
+    the model returned."""
 
     macs: int
     storages: frozenset[int]
+    output: Any
 
     def read(self, tensor: Tensor) -> bool:
         """Whether a tensor's memory was read."""
@@ -105,8 +107,8 @@ def tally(model: nn.Module, inputs: Inputs) -> Tally:
     operations are one MAC.
     """
     with ordinary_mode(), Watch() as watch:
-        run(model, inputs)
-    return Tally(watch.operations // 2 // max(1, inputs[0].shape[0]), frozenset(watch.storages))
+        output = run(model, inputs)
+    return Tally(watch.operations // 2 // max(1, inputs[0].shape[0]), frozenset(watch.storages), output)
 
 
 @contextmanager

@@ -9,9 +9,17 @@ from networks import Branching, CalledTwice, Calls, Chain, NineKinds, Residual, 
 from torch import Tensor, nn
 
 from convrewrite import optimize
-from convrewrite.graph.finding import REASON, find, without_irreplaceable
+from convrewrite.graph.finding import (
+    LIFTED_LATE,
+    MADE_LATE,
+    REASON,
+    WEIGHT_HELD_ELSEWHERE,
+    find,
+    without_irreplaceable,
+)
 from convrewrite.graph.sites import find_sites
 from convrewrite.graph.tracing import trace
+from convrewrite.modules import copy_model
 
 X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 Forward = Callable[[Calls, Tensor], Tensor]
@@ -41,6 +49,86 @@ def test_a_site_whose_attributes_or_type_are_asked_for_is_refused_and_no_other(f
     assert not {"first", "last"} & refused
     assert state_bytes(model) == before
     assert type(model.asked) is nn.Conv2d
+
+
+class Kept(nn.Module):
+    """Keeps what it computes in its first run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.asked = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        self.scale: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.scale is None:
+            self.scale = self.once()
+        return self.asked(self.first(x)) * self.scale
+
+    def once(self) -> Tensor:
+        """What the first run computes."""
+        return self.asked.weight.detach().norm()
+
+
+class Later(Kept):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.scale is not None:
+            x = x + 0 * self.asked.weight.detach().norm()
+        return super().forward(x)
+
+    def once(self) -> Tensor:
+        return torch.ones(())
+
+
+class Listed(Kept):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = [self.asked.weight]
+
+    def once(self) -> Tensor:
+        return self.weights[0].detach().norm()
+
+
+class Made(Kept):
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "made"):
+            self.made = nn.Conv2d(8, 8, 1)
+            nn.init.ones_(self.made.weight), nn.init.zeros_(self.made.bias)  # type: ignore[arg-type]
+        return self.made(self.asked(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "why"),
+    [
+        (Kept, "asked", REASON),
+        (Later, "asked", REASON),
+        (Listed, "asked", WEIGHT_HELD_ELSEWHERE),
+        (Made, "made", MADE_LATE),
+    ],
+)
+def test_what_a_first_run_and_later_runs_ask_of_a_site_is_seen_before_anything_is_fitted(
+    make: Callable[[], nn.Module], name: str, why: str
+) -> None:
+    model = settled(make())
+    _, _, sites = find(copy_model(model), (X,))
+    assert {site.name: site.refusal for site in sites if site.refusal} == {name: why}
+
+
+def test_a_functional_call_that_only_a_second_run_shows_stays_one() -> None:
+    class Filter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 8, 3, 3))
+            self.kept: list[float] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.kept:
+                self.kept.append(float(x.sum()))  # which stops what follows a forward
+            return nn.functional.conv2d(x, self.weight)
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Filter()).eval()
+    lifted, _, sites = find(copy_model(model), (X,))
+    assert not lifted.lifts
+    assert {site.name: LIFTED_LATE in (site.refusal or "") for site in sites} == {"0": False, "1#0": True}
 
 
 def test_such_a_model_comes_through() -> None:
