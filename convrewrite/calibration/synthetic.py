@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -169,16 +170,18 @@ def _record_moments(
 
 
 def _count_macs(
-    seen: _Statistics, conv: nn.Conv2d | nn.ConvTranspose2d, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
+    seen: _Statistics, conv: nn.Conv2d | nn.ConvTranspose2d, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     x = _input(args, kwargs)
+    if not isinstance(x, Tensor) or x.dim() < 3:  # a subclass of a convolution takes what it likes
+        return
     height, width = x.shape[-2:]
     seen.macs += len(x) * ConvSpec.of(conv).macs((height, width))
 
 
-def _input(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Tensor:
-    """What a layer is given, which a forward may hand to it by its name."""
-    return args[0] if args else kwargs["input"]
+def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a layer is given first, which a forward may hand to it by its name."""
+    return next(iter((*args, *kwargs.values())), None)
 
 
 def _schedule(seen: _Statistics, count: int, batch: int, steps: int, work: float) -> _Schedule:

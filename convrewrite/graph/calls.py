@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from convrewrite.conv import CONV_TYPES, Conv, ConvSpec, Size
@@ -144,9 +145,8 @@ class _Observer(TorchFunctionMode):
         self._stack.append(_Frame(module, name, args, kwargs))
         self.runs[id(module)] += 1
         if isinstance(module, (*SITE_TYPES, *VOLUME_TYPES)):
-            x = args[0] if args else next(iter(kwargs.values()))
             geometry = Volume.of(module) if isinstance(module, VOLUME_TYPES) else spec_of(module)
-            entry = self._note(name, name, module, geometry, x)
+            entry = self._note(name, name, module, geometry, _convolved_input(geometry, (args, kwargs)))
             if len(args) + len(kwargs) > 1 and type(module) in (*SITE_TYPES, *VOLUME_TYPES):
                 entry.refusal = entry.refusal or MORE_THAN_INPUT
 
@@ -175,14 +175,19 @@ class _Observer(TorchFunctionMode):
         call.biases.append(named.get("bias"))
         call.given.append(_names_given(frame))
 
-    def _note(self, name: str, owner: str, module: nn.Module | None, geometry: ConvSpec | Volume, x: Tensor) -> Call:
+    def _note(
+        self, name: str, owner: str, module: nn.Module | None, geometry: ConvSpec | Volume, x: Tensor | None
+    ) -> Call:
+        """A call on ``x``; None: on nothing that a convolution takes, so that it has no size."""
+        spec = geometry.spec() if isinstance(geometry, Volume) else geometry
+        entry = self.calls.setdefault(name, Call(owner, module, spec))
+        if x is None:
+            return entry
         if isinstance(geometry, Volume):
-            spec: ConvSpec = geometry.spec()
             axes, size = 3, geometry.input_size(x.shape)
         else:
-            spec, axes = geometry, geometry.dims
+            axes = geometry.dims
             size = (int(x.shape[-2]) if axes == 2 else 1, int(x.shape[-1]))
-        entry = self.calls.setdefault(name, Call(owner, module, spec))
         entry.refusal = entry.refusal or self._odd(x, axes)
         count = x.shape[0] if x.dim() == axes + 2 else 1
         if torch._C._functorch.is_batchedtensor(x):  # whose examples are in an axis that it does not show
@@ -216,6 +221,14 @@ class _Observer(TorchFunctionMode):
                 self._used(frame, value)
         elif isinstance(values, dict):
             self._used(frame, tuple(values.values()))
+
+
+def _convolved_input(geometry: ConvSpec | Volume, given: Any) -> Tensor | None:
+    """The tensor, among what a module is given, that it can convolve: a subclass of a convolution may take others before it, or
+    none. One with an axis for the examples comes first."""
+    axes = 3 if isinstance(geometry, Volume) else geometry.dims
+    tensors = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+    return next((tensor for count in (axes + 2, axes + 1) for tensor in tensors if tensor.dim() == count), None)
 
 
 def _reads_only_its_shape(func: Any) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from convrewrite.conv import CONV_TYPES, ConvSpec, Cost, Kind, Size, classify
+from convrewrite.errors import TraceError
 from convrewrite.graph.calls import SITE_TYPES, Call, observe, spec_of
 from convrewrite.graph.plain import odd_modules
 from convrewrite.graph.tracing import Traced, module_calls
@@ -22,6 +23,14 @@ from convrewrite.state import named_parameters_of, parameters_of
 
 BATCH_NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
 """Types of BatchNorm by the number of dimensions of the convolution they follow."""
+
+
+COMPUTED: dict[bool | None, str] = {
+    True: "the kernel is computed from the input",
+    False: "the kernel is computed from parameters at every call",
+    None: "the kernel is computed at every call; from what does not show, as the model does not run on other numbers",
+}
+"""Whether a kernel depends on the input -> why its convolution stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +132,10 @@ def _functional_site(
         reason = (
             "torch does not see that the model holds its kernel, as in a plain list: use an attribute or a ModuleList"
         )
-    elif _depends_on_input(model, inputs, name, call.weights[0]):
-        kind, reason = Kind.DYNAMIC, "the kernel is computed from the input"
     else:
-        reason = "the kernel is computed from parameters at every call"
+        depends = _depends_on_input(model, inputs, name, call.weights[0])
+        kind = Kind.DYNAMIC if depends else kind
+        reason = COMPUTED[depends]
     sizes, examples = _sizes(call, inputs)
     return Site(name, kind, call.spec, sizes, refusal=reason, examples=examples)
 
@@ -136,9 +145,13 @@ def _sizes(call: Call, inputs: tuple[Tensor, ...]) -> tuple[tuple[Size, ...], in
     return (tuple(call.sizes), 1) if call.even else (tuple(call.all_sizes), len(inputs[0]))
 
 
-def _depends_on_input(model: nn.Module, inputs: tuple[Tensor, ...], name: str, weight: Tensor) -> bool:
+def _depends_on_input(model: nn.Module, inputs: tuple[Tensor, ...], name: str, weight: Tensor) -> bool | None:
+    """Whether a kernel is another one for other inputs; None where the model runs on no others."""
     other = tuple(tensor.flip(-1) * 0.5 + 0.25 if tensor.is_floating_point() else tensor for tensor in inputs)
-    again = observe(model, other).calls.get(name)
+    try:
+        again = observe(model, other).calls.get(name)
+    except TraceError:  # it may refuse what cannot be an input of it
+        return None
     return again is None or not torch.equal(again.weights[0], weight)
 
 

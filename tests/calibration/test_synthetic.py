@@ -182,6 +182,20 @@ def test_only_batch_norms_that_are_called_and_trained_count() -> None:
     assert batch_norms(net) == ["1"]
 
 
+def test_a_convolution_that_takes_no_image_is_not_counted() -> None:
+    class Pair(nn.Conv2d):
+        def forward(self, pair: tuple[Tensor, int]) -> Tensor:  # type: ignore[override]
+            return super().forward(pair[0]) * pair[1]
+
+    class Net(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[1](self[0]((x, 2)))
+
+    norm = nn.BatchNorm2d(4)
+    nn.init.ones_(norm.running_mean)  # type: ignore[arg-type]
+    assert batch_norms(Net(Pair(3, 4, 3), norm).eval()) == ["1"]
+
+
 def test_none_where_there_is_nothing_to_match() -> None:
     conv = nn.Conv2d(3, 4, 3)
     untracked = nn.Sequential(conv, nn.BatchNorm2d(4, track_running_stats=False))

@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 
 from convrewrite.conv import ConvSpec, Cost, Kind
 from convrewrite.errors import TraceError
-from convrewrite.graph.sites import Site, find_sites
+from convrewrite.graph.sites import COMPUTED, Site, find_sites
 from convrewrite.graph.tracing import trace
 from convrewrite.layers.dynamic import DynamicConv2d
 
@@ -171,6 +171,37 @@ def test_a_subclass_is_refused_for_its_own_forward_whatever_it_is_given(given: t
     assert site.spec == ConvSpec(3, 4, (3, 3))
 
 
+class Masked(nn.Conv2d):
+    def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:  # type: ignore[override]
+        return super().forward(pair[0]) * pair[1]
+
+
+class Styled(nn.Conv2d):
+    def forward(self, style: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x) * style
+
+
+class Kernel(nn.Conv2d):
+    def forward(self) -> Tensor:  # type: ignore[override]
+        return self.weight / self.weight.detach().norm()
+
+
+@pytest.mark.parametrize(
+    ("make", "forward", "sizes"),
+    [
+        (Masked, lambda m, x: m.conv((x, x[:, :1, 2:, 2:])), ((12, 12),)),
+        (Styled, lambda m, x: m.conv(x.mean(), x), ((12, 12),)),
+        (Kernel, lambda m, x: F.conv2d(x, m.conv()), ()),
+    ],
+)
+def test_a_subclass_may_take_something_else_before_its_input_or_nothing(
+    make: type[nn.Conv2d], forward: Callable[[Calls, Tensor], Tensor], sizes: tuple[tuple[int, int], ...]
+) -> None:
+    site = sites_of(Calls(forward, conv=make(3, 4, 3)))["conv"]
+    assert str(site.refusal).startswith(f"{make.__name__} is a subclass of a convolution")
+    assert site.input_sizes == sizes
+
+
 def test_a_subclass_of_the_same_name_is_called_by_its_module() -> None:
     same = type("Conv2d", (Scaled,), {"__module__": "elsewhere"})
     site = sites_of(Calls(lambda m, x: m.conv(x), conv=same(3, 4, 3)))["conv"]
@@ -260,6 +291,15 @@ def test_functional_calls_are_sites_with_a_reason() -> None:
     assert "functional call on weight" in reasons[0]
     assert "functional call on blur" in reasons[1]
     assert reasons[2] == reasons[3] == "the kernel is computed from parameters at every call"
+
+
+def test_a_model_that_refuses_other_numbers_keeps_a_computed_kernel() -> None:
+    def forward(model: Calls, x: Tensor) -> Tensor:
+        assert torch.equal(x, x.round())
+        return F.conv2d(x, model.conv.weight * x.mean())
+
+    (computed, _) = sites_of(Calls(forward, conv=conv()), X.round()).values()
+    assert (computed.kind, computed.refusal) == (Kind.STANDARD, COMPUTED[None])
 
 
 def test_a_kernel_per_example_counts_its_examples_as_groups() -> None:

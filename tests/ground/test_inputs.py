@@ -133,6 +133,8 @@ def test_inputs_without_a_common_batch_are_refused() -> None:
         require_common_batch((IMAGE, VECTOR.repeat(2, 1)))
     with pytest.raises(UsageError, match="of one size, found a scalar"):
         require_common_batch((torch.tensor(1.0),))
+    with pytest.raises(UsageError, match=r"expected one example or more, found none \(0x3x16x16\)"):
+        require_common_batch((IMAGE[:0],))
     with pytest.raises(UsageError, match="found 1x3x16x16, a scalar"):
         optimize(Conditioned(), (IMAGE, torch.tensor(1.0)))
 
