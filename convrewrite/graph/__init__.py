@@ -1,7 +1,7 @@
 """Follow a model and find every convolution in it, wherever it is called."""
 
 from convrewrite.graph.calls import SITE_TYPES, spec_of
-from convrewrite.graph.finding import find
+from convrewrite.graph.finding import find, on_other_paths
 from convrewrite.graph.lifting import Lifted, lift, lift_notes, needed_lifts
 from convrewrite.graph.lifts import Lift, apply_lifts
 from convrewrite.graph.sites import BATCH_NORMS, Site
@@ -23,5 +23,6 @@ __all__ = [
     "lift",
     "lift_notes",
     "needed_lifts",
+    "on_other_paths",
     "spec_of",
 ]

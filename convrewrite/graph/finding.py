@@ -7,8 +7,8 @@ wrapped; if the outputs change, or a wrapper is not called as often, it is run w
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -21,7 +21,7 @@ from convrewrite.graph.lifting import Lifted, lift
 from convrewrite.graph.lifts import apply_lifts
 from convrewrite.graph.sites import Site, find_sites
 from convrewrite.graph.tracing import Traced, qualified
-from convrewrite.inputs import Inputs
+from convrewrite.inputs import Inputs, enlarged, varied
 from convrewrite.modules import (
     Snapshot,
     alike,
@@ -51,7 +51,8 @@ MADE_LATE = "the model makes it only when it runs; run it once before it is give
 
 def without_irreplaceable(model: nn.Module, inputs: Inputs, sites: Sequence[Site]) -> tuple[Site, ...]:
     """The sites, with a refusal for each one whose module the model uses in another way than by calling it, or reaches by another
-    reference too; and for those that the model does not hold before it runs.
+    reference too; and for those that the model does not hold before it runs. A BatchNorm that does not run as often as its
+    convolution is not folded.
 
     ``model`` is as a caller has it: what a forward keeps from a run may hide what a fresh one asks of a part. What runs change in
     it is put back.
@@ -60,6 +61,8 @@ def without_irreplaceable(model: nn.Module, inputs: Inputs, sites: Sequence[Site
     sites = [site if site.name in held else replace(site, refusal=site.refusal or MADE_LATE) for site in sites]
     active = [site for site in sites if site.refusal is None]
     trial = _Trial.begin(model, inputs, active)
+    sites = [replace(site, batch_norm=None) if trial.goes_around(site) else site for site in sites]
+    active = [site for site in sites if site.refusal is None]
     if trial.obstacle(active) is None:
         return tuple(sites)
     repeats = trial.repeats()  # if outputs never repeat, other outputs prove nothing
@@ -68,6 +71,15 @@ def without_irreplaceable(model: nn.Module, inputs: Inputs, sites: Sequence[Site
     return tuple(
         replace(site, refusal=refusals[site.name], batch_norm=None) if site.name in refusals else site for site in sites
     )
+
+
+def on_other_paths(model: nn.Module, others: Iterable[Inputs], sites: Sequence[Site]) -> tuple[Site, ...]:
+    """:func:`without_irreplaceable` for other inputs, on which the model may take other paths. Those that it does not take show
+    nothing."""
+    for inputs in others:
+        with suppress(TraceError):
+            sites = without_irreplaceable(model, inputs, sites)
+    return tuple(sites)
 
 
 def _parts(model: nn.Module, sites: Sequence[Site]) -> dict[str, nn.Module]:
@@ -97,6 +109,10 @@ class _Trial:
                 expected.append(_copied_outputs(model, inputs))
         before.restore()
         return cls(model, inputs, before, calls, expected)
+
+    def goes_around(self, site: Site) -> bool:
+        """Whether not every call of a site went on to the BatchNorm behind it."""
+        return site.batch_norm is not None and self.calls[site.name] != self.calls[site.batch_norm]
 
     def repeats(self) -> bool:
         """Whether the model gives the same once more."""
@@ -198,6 +214,8 @@ def find(
         replace(site, refusal=refused[site.name], batch_norm=None) if site.name in refused else site for site in sites
     )
     sites = without_irreplaceable(fresh, inputs, sites)
+    if traced.whole is None or traced.unsized is not None:  # then other inputs may take other paths
+        sites = on_other_paths(fresh, (varied(inputs), *enlarged(inputs)), sites)
     return lifted, traced, (*_with_what_makes_them(model, lifted, sites), *beside)
 
 

@@ -1,10 +1,14 @@
-"""Which sites a run may rewrite, apart from what the rules say: those that the caller names, or all but those."""
+"""Which sites a run may rewrite, apart from what the rules say: those that the caller names, or all but those; and those that the
+model only calls, on all inputs that are given."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from convrewrite.errors import UsageError
+from convrewrite.graph import on_other_paths
+from convrewrite.inputs import Inputs
+from convrewrite.modules import copy_model
 from convrewrite.rewriting import Prepared
 from convrewrite.rules import SearchSpace
 from convrewrite.settings import Settings
@@ -24,6 +28,22 @@ def narrowed(prepared: Prepared, settings: Settings) -> Prepared:
                     "`convrewrite analyze` lists them"
                 )
     return replace(prepared, search_spaces=tuple(_narrowed(space, settings) for space in prepared.search_spaces))
+
+
+def without_asked(prepared: Prepared, batches: Sequence[Inputs]) -> Prepared:
+    """The same, but sites of which the model asks more than to be called, on a path that one of these batches takes, are kept. A
+    model with a graph takes one path, and is not run."""
+    if prepared.traced.whole is not None or not batches:
+        return prepared
+    sites = [space.site for space in prepared.search_spaces if space.reason is None]
+    found = on_other_paths(copy_model(prepared.model), batches, sites)
+    reasons = {site.name: site.refusal for site in found if site.refusal is not None}
+    spaces = tuple(
+        _kept(space, reasons[space.site.name]) if space.site.name in reasons else space
+        for space in prepared.search_spaces
+    )
+    home = prepared.home if prepared.home is None else replace(prepared.home, search_spaces=spaces)
+    return replace(prepared, search_spaces=spaces, home=home)
 
 
 def _narrowed(space: SearchSpace, settings: Settings) -> SearchSpace:

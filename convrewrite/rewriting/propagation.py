@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convrewrite.errors import FitError
 from convrewrite.graph import Site, Traced
 from convrewrite.inputs import Inputs
 from convrewrite.machine import give_back_heap
@@ -24,6 +25,12 @@ SHARE = 0.4
 """Part of the memory that activations take at most. The rest waits on disk, which costs little time, as the system caches files
 in whatever memory is free. With all of 4 GB, a VGG-16 with 256 inputs of 224 x 224 took 5.4 GB, with half of it 4.4, with two
 fifths 3.9; its forward passes took 48, 57 and 57 s of three minutes."""
+
+
+NORMS_NOT_ALL = (
+    "on some calibration inputs its BatchNorm does not follow it, so it cannot be folded into what replaces it"
+)
+"""Why a site stays whose model takes another path on other inputs."""
 
 
 class Propagation:
@@ -164,7 +171,8 @@ def _folded(model: nn.Module, site: Site) -> nn.Module:
 
 
 def _calls_of(model: nn.Module, site: Site, inputs: Inputs) -> list[tuple[Tensor, Tensor]]:
-    """Input and output of a convolution at each of its calls in one forward, its BatchNorm included where one is folded."""
+    """Input and output of a convolution at each of its calls in one forward, its BatchNorm included where one is folded. Raises
+    FitError where that does not follow at every call."""
     entered: list[Tensor] = []
     left: list[Tensor] = []
 
@@ -181,6 +189,8 @@ def _calls_of(model: nn.Module, site: Site, inputs: Inputs) -> list[tuple[Tensor
     )
     with hooked(handles):
         run(model, inputs)
+    if len(entered) != len(left):
+        raise FitError(site.name, NORMS_NOT_ALL)
     return list(zip(entered, left, strict=True))
 
 

@@ -1,6 +1,7 @@
 """Sites that the model asks more of than to be called."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from convrewrite.graph.finding import (
     REASON,
     WEIGHT_HELD_ELSEWHERE,
     find,
+    on_other_paths,
     without_irreplaceable,
 )
 from convrewrite.graph.sites import find_sites
@@ -129,6 +131,29 @@ def test_a_functional_call_that_only_a_second_run_shows_stays_one() -> None:
     lifted, _, sites = find(copy_model(model), (X,))
     assert not lifted.lifts
     assert {site.name: LIFTED_LATE in (site.refusal or "") for site in sites} == {"0": False, "1#0": True}
+
+
+def test_what_other_sizes_ask_of_a_site_and_which_batch_norm_they_go_around_is_seen() -> None:
+    def forward(m: Calls, x: Tensor) -> Tensor:
+        y = m.first(x)
+        if x.shape[-1] > 16:
+            return m.asked(y) / m.asked.weight.norm()
+        return m.asked(m.norm(y))
+
+    layers = {"first": nn.Conv2d(3, 8, 3), "norm": nn.BatchNorm2d(8), "asked": nn.Conv2d(8, 8, 3)}
+    model = settled(Calls(forward, **layers))
+    _, _, sites = find(model, (X,))
+    assert {site.name: site.refusal for site in sites} == {"first": None, "asked": REASON}
+    found = without_irreplaceable(model, (X,), [replace(sites[0], batch_norm="norm")])
+    assert found[0].batch_norm == "norm"
+    assert on_other_paths(model, [(X.repeat(1, 1, 2, 2),), (X[:, :, :1, :1],)], found)[0].batch_norm is None
+
+
+def test_a_site_that_is_asked_for_more_on_a_calibration_input_is_kept() -> None:
+    model = network(lambda m, x: m.last(m.asked(m.first(x)) * (m.asked.weight.norm() if x[0].mean() < -1 else 1)))
+    images = torch.cat([X, X - 3] * 4)
+    report = optimize(model, X, rules=["separable"], calibration=images, measure=False, refine=False).report
+    assert [row.reason for row in report.sites if row.name == "asked"] == [REASON]
 
 
 def test_such_a_model_comes_through() -> None:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convrewrite.conv import Kind
+from convrewrite.errors import FitError
 from convrewrite.fitting.moments import Accumulator
 from convrewrite.fitting.stages import fit
 from convrewrite.graph.sites import Site, find_sites
@@ -68,6 +69,27 @@ def test_a_start_is_gone_through_once_more_whatever_its_length() -> None:
     start.stem.weight.data *= 2
     walk = Propagation(model, trace(model), active_sites(model, inputs[0]), inputs, PLENTY, start)
     assert torch.equal(walk.rewritten.get_parameter("stem.weight"), start.stem.weight)
+
+
+class Normed(nn.Module):
+    """A convolution with its BatchNorm, which the caller may leave out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor, raw: bool = False) -> Tensor:
+        return self.conv(x) if raw else self.norm(self.conv(x))
+
+
+def test_a_site_whose_batch_norm_other_inputs_go_around_is_kept() -> None:
+    model = settled(Calls(lambda m, x: m.block(x) if x.mean() > 0 else m.block(x, raw=True), block=Normed())).double()
+    x = batches(1)[0][0].abs()
+    (site,) = active_sites(model, (x,))
+    assert site.batch_norm == "block.norm"
+    walk = Propagation(model, trace(model), [site], [(x,), (-x,)], PLENTY)
+    with pytest.raises(FitError, match="its BatchNorm does not follow it"):
+        list(walk.samples(site))
 
 
 def test_the_two_networks_have_linear_layers_in_common_and_nothing_else() -> None:
