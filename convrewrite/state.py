@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 EXTRA = "_extra_state"
 """How names end under which ``state_dict`` has what a module's ``get_extra_state`` gives, which may be a dictionary."""
@@ -77,6 +78,15 @@ def unlisted_state(model: nn.Module, listed: Mapping[str, Any]) -> dict[str, Ten
             if name not in listed and is_plain_tensor(tensor) and identity_of(tensor) not in held:
                 found[name] = tensor
     return found
+
+
+def unmade_part(model: nn.Module) -> str:
+    """A lazy module that has not run yet and so lacks its sizes, even if a file has filled it; empty if there is none."""
+    for name, module in model.named_modules():
+        if isinstance(module, LazyModuleMixin) and hasattr(module, "_initialize_hook"):  # which its first run removes
+            kind = type(module).__name__
+            return f"{name} ({kind})" if name else kind
+    return ""
 
 
 def is_plain_tensor(value: Any) -> bool:

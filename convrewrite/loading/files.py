@@ -35,7 +35,7 @@ from convrewrite.loading.user_code import (
 )
 from convrewrite.modules import copy_model
 from convrewrite.names import require_names
-from convrewrite.state import named_parameters_of
+from convrewrite.state import named_parameters_of, unmade_part
 
 _NEED_FACTORY = (
     "found weights without their network; pass --factory FILE.py:NAME (or pkg.mod:NAME, torchvision:NAME, "
@@ -111,6 +111,7 @@ def _load_file(path: Path, factory: str | None, trust: bool) -> tuple[nn.Module,
     if factory is None:
         raise ModelLoadError(f"{path}: expected a whole model, {_NEED_FACTORY}")
     model = _build(factory)
+    _require_made(model, factory)
     return model, (*notes, *load_weights(model, found, str(path), factory))
 
 
@@ -140,7 +141,17 @@ def _reject_by_name(path: Path) -> None:
         )
 
 
+def _require_made(model: nn.Module, source: str) -> None:
+    unmade = unmade_part(model)
+    if unmade:
+        raise ModelLoadError(
+            f"{source}: expected a model whose layers have their sizes, found {unmade}, a lazy module that gets them in its "
+            "first run; run the model once before it is saved or returned, or take out a part that never runs"
+        )
+
+
 def _check(model: nn.Module, source: str) -> None:
+    _require_made(model, source)
     tensors = [*named_parameters_of(model), *model.named_buffers()]
     packed = any("quantized" in type(module).__module__.split(".") for module in model.modules())
     if packed or any(tensor.is_quantized for _, tensor in tensors if not is_lazy(tensor)):

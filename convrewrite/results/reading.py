@@ -21,6 +21,7 @@ from convrewrite.results.digests import PLAN, REPORT, require_reported
 from convrewrite.results.folder import ONNX, WEIGHTS
 from convrewrite.results.weights import read_weights, warn_of
 from convrewrite.rewriting import empty_option, replace_site
+from convrewrite.state import unmade_part
 from convrewrite.structures import Option, Structure, discover
 from convrewrite.values import shown
 
@@ -95,6 +96,12 @@ def _require_structures(structures: object) -> None:
 
 
 def _require_memory(model: nn.Module) -> None:
+    unmade = unmade_part(model)
+    if unmade:
+        raise ModelLoadError(
+            f"{type(model).__name__}: expected an instance whose layers have their sizes, found {unmade}, a lazy module that "
+            "gets them in its first run; run the model once before, or take out a part that never runs"
+        )
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta:
             raise ModelLoadError(

@@ -199,6 +199,19 @@ def test_meta_lazy_and_quantized_models_are_refused(tmp_path: Path) -> None:
             load_model(f"odd.py:{name}")
 
 
+def test_weights_for_a_lazy_network_that_has_not_run_are_refused(tmp_path: Path) -> None:
+    """Torch would fill it, but its layers would still not know their sizes."""
+    (tmp_path / "odd.py").write_text(
+        "import torch\nfrom torch import nn\ndef lazy():\n    return nn.Sequential(nn.LazyConv2d(4, 3))\n"
+        "def run():\n    made = lazy()\n    made(torch.zeros(1, 3, 8, 8))\n    return made\n"
+    )
+    state = nn.Sequential(nn.Conv2d(3, 4, 3)).state_dict()
+    torch.save(state, tmp_path / "m.pt")
+    with pytest.raises(ModelLoadError, match=r"odd\.py:lazy: .* found 0 \(LazyConv2d\).* run the model once"):
+        load_model("m.pt", factory="odd.py:lazy")
+    assert torch.equal(load_model("m.pt", factory="odd.py:run").model.get_parameter("0.weight"), state["0.weight"])
+
+
 def test_a_quantized_file_is_told_apart(tmp_path: Path) -> None:
     path = write_archive(tmp_path / "m.pt", b"\x80\x02ctorch.ao.nn.quantized.modules.conv\nConv2d\n)\x81.")
     with pytest.raises(ModelLoadError, match="found a quantized one"):

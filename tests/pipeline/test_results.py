@@ -150,6 +150,9 @@ def test_an_instance_without_memory_is_refused(folder: Path) -> None:
         instance = small_network()
     with pytest.raises(ModelLoadError, match=r"with memory for its weights, found 0\.weight on the meta"):
         load(folder, instance)
+    instance = small_network().append(nn.LazyLinear(2))
+    with pytest.raises(ModelLoadError, match=r"found \d+ \(LazyLinear\), .*; run the model once before"):
+        load(folder, instance)
 
 
 def test_missing_and_broken_files(folder: Path, tmp_path: Path) -> None:
