@@ -139,6 +139,12 @@ def is_lazy(tensor: Tensor) -> bool:
     return isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer)
 
 
+def is_quantized_home(name: str) -> bool:
+    """Whether a dotted name is that of torch's quantised layers; anyone else may call a module so."""
+    first, *others = name.split(".")
+    return first == "torch" and "quantized" in others
+
+
 def _archive_members(path: Path) -> list[str] | None:
     """The names in a zip archive; None if the file is no zip."""
     with path.open("rb") as file:
@@ -269,7 +275,7 @@ def _may_be_built(candidate: object) -> bool:
 
 
 def _refusal(path: Path, refused: list[str]) -> ModelLoadError:
-    if any(name == _QUANTIZED or "quantized" in name.split(".") for name in refused):
+    if any(name == _QUANTIZED or is_quantized_home(name) for name in refused):
         return ModelLoadError(
             f"{path}: expected a floating-point model, found a quantized one (it asks for {listed(refused)}); "
             "optimise the float model, then quantize the result"

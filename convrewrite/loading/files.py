@@ -15,6 +15,7 @@ from convrewrite.errors import ModelLoadError, UsageError
 from convrewrite.loading.checkpoints import (
     fault_of,
     is_lazy,
+    is_quantized_home,
     listed,
     read_checkpoint,
     read_safetensors,
@@ -153,7 +154,7 @@ def _require_made(model: nn.Module, source: str) -> None:
 def _check(model: nn.Module, source: str) -> None:
     _require_made(model, source)
     tensors = [*named_parameters_of(model), *model.named_buffers()]
-    packed = any("quantized" in type(module).__module__.split(".") for module in model.modules())
+    packed = any(is_quantized_home(type(module).__module__) for module in model.modules())
     if packed or any(tensor.is_quantized for _, tensor in tensors if not is_lazy(tensor)):
         raise ModelLoadError(
             f"{source}: expected a floating-point model, found a quantized one; "

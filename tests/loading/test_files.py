@@ -212,6 +212,16 @@ def test_weights_for_a_lazy_network_that_has_not_run_are_refused(tmp_path: Path)
     assert torch.equal(load_model("m.pt", factory="odd.py:run").model.get_parameter("0.weight"), state["0.weight"])
 
 
+def test_a_float_network_in_a_module_called_quantized_loads(tmp_path: Path) -> None:
+    (tmp_path / "quantized.py").write_text(
+        "from torch import nn\nclass Net(nn.Conv2d):\n    pass\nnet = Net(3, 4, 3)\n"
+    )
+    net = load_model("quantized.py:net").model
+    torch.save(net, tmp_path / "m.pt")
+    with pytest.raises(ModelLoadError, match=r"a file that asks for quantized\.Net; pass --factory"):
+        load_model("m.pt")
+
+
 def test_a_quantized_file_is_told_apart(tmp_path: Path) -> None:
     path = write_archive(tmp_path / "m.pt", b"\x80\x02ctorch.ao.nn.quantized.modules.conv\nConv2d\n)\x81.")
     with pytest.raises(ModelLoadError, match="found a quantized one"):
