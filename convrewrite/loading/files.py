@@ -62,8 +62,7 @@ def load_model(source: str | Path, *, factory: str | None = None, trust: bool = 
     """
     path = Path(source)
     if os.path.exists(path):  # Path.exists raises for a name that is too long for a file
-        model, notes = _load_file(path, factory, trust)
-        told = factory is None  # a factory's model is new: its mode says nothing
+        model, notes, told = _load_file(path, factory, trust)
     elif is_target(str(source)):
         if factory is not None:
             raise UsageError(f"--factory {factory}: expected with a file of weights, but {source} is a program already")
@@ -87,7 +86,8 @@ _PART = re.compile(r"(\.index\.json|-\d{5}-of-(?P<count>\d{5})\.\w+)\Z")
 """How the files are called over which a large model's weights are spread, and their index."""
 
 
-def _load_file(path: Path, factory: str | None, trust: bool) -> tuple[nn.Module, tuple[str, ...]]:
+def _load_file(path: Path, factory: str | None, trust: bool) -> tuple[nn.Module, tuple[str, ...], bool]:
+    """The network, notes, and whether it was in the file: a factory's network is new, and its mode says nothing."""
     _reject_by_name(path)
     require_suffix(path)
     if path.suffix.lower() == ".safetensors":
@@ -98,12 +98,12 @@ def _load_file(path: Path, factory: str | None, trust: bool) -> tuple[nn.Module,
         content, how = read_checkpoint(path, classes=classes, trust=trust)
     if isinstance(content, ExportedProgram):
         rebuilt = rebuild(content, str(path))
-        return rebuilt.model, (*how, *rebuilt.notes, *_unused(factory))
+        return rebuilt.model, (*how, *rebuilt.notes, *_unused(factory)), True
     found, where = find_weights(content)
     notes = (*how, *where)
     if isinstance(found, nn.Module):
         model, how = (found, ()) if isinstance(content, nn.Module) else widened(found)
-        return model, (*notes, *how, *_unused(factory))
+        return model, (*notes, *how, *_unused(factory)), True
     if found is None:
         raise ModelLoadError(
             f"{path}: expected an nn.Module or a state dict, found {_content_of(content)}; "
@@ -113,7 +113,7 @@ def _load_file(path: Path, factory: str | None, trust: bool) -> tuple[nn.Module,
         raise ModelLoadError(f"{path}: expected a whole model, {_NEED_FACTORY}")
     model = _build(factory)
     _require_made(model, factory)
-    return model, (*notes, *load_weights(model, found, str(path), factory))
+    return model, (*notes, *load_weights(model, found, str(path), factory)), False
 
 
 def _unused(factory: str | None) -> tuple[str, ...]:

@@ -69,6 +69,10 @@ def test_classes_of_the_users_file_need_the_factory(tmp_path: Path, net_file: Pa
     loaded = load_model(tmp_path / "m.pt", factory=f"{net_file}:make")
     assert type(loaded.model).__name__ == "Net"
     assert "factory was not called" in loaded.notes[0]
+    assert loaded.notes[1:] == ()
+    torch.save(import_object(f"{net_file}:Net")().train(), tmp_path / "m.pt")
+    loaded = load_model(tmp_path / "m.pt", factory=f"{net_file}:make")
+    assert loaded.notes[1:] == ("the model was in train mode and was put in eval mode",)
 
 
 @pytest.mark.parametrize("home", ["net_of_user", "__main__"])
