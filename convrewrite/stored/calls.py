@@ -190,6 +190,12 @@ def _complex(*parts: Any) -> complex:
     return complex(*parts)
 
 
+def _bytes(*content: Any) -> bytes:
+    """Those of no length, which protocol 2 writes as a call; others come through :func:`_encode`."""
+    require(not content, "it makes bytes of something")
+    return b""
+
+
 def _bytearray(*content: Any) -> bytearray:
     return bytearray(*_content("bytearray", content, (bytes,)))
 
@@ -216,6 +222,7 @@ _FREE: dict[Any, Make] = {
     range: _range,
     slice: _slice,
     complex: _complex,
+    bytes: _bytes,
     bytearray: _bytearray,
     codecs.encode: _encode,
     defaultdict: _defaultdict,
@@ -248,6 +255,7 @@ BASE: dict[str, Any] = {
     "_codecs.encode": codecs.encode,
     "builtins.set": set,
     "builtins.frozenset": frozenset,
+    "builtins.bytes": bytes,
     "builtins.bytearray": bytearray,
     "builtins.complex": complex,
     "builtins.range": range,

@@ -44,6 +44,7 @@ def test_harmless_values_load_and_keep_their_meaning(tmp_path: Path) -> None:
     model.init = nn.init.kaiming_normal_
     model.values = (frozenset({1}), slice(1, 2), range(3), np.float32(0.5), np.int64(3))
     model.array = np.arange(6, dtype=">f4").reshape(2, 3).copy(order="F")
+    model.empty = (np.zeros((0, 3)), b"")
     torch.save(model, tmp_path / "m.pt")
     got: Any = load_model(tmp_path / "m.pt").model
     assert got.act.func is nn.functional.leaky_relu
@@ -52,6 +53,7 @@ def test_harmless_values_load_and_keep_their_meaning(tmp_path: Path) -> None:
     assert got.init is nn.init.kaiming_normal_
     assert got.values == model.values
     assert np.array_equal(got.array, model.array)
+    assert got.empty[0].shape == (0, 3) and got.empty[1] == b""
     assert type(pickle.loads(pickle.dumps(got.array))) is np.ndarray
 
 

@@ -170,6 +170,7 @@ CALLS: list[tuple[Callable[..., Any], tuple[Any, ...], str]] = [
     (set, (range(3),), "it makes a set of another type"),
     (frozenset, (range(3),), "it makes a frozenset of another type"),
     (bytearray, (10**12,), "it makes a bytearray of another type"),
+    (bytes, (10**12,), "it makes bytes of something"),
     (range, (10**9,), "a range of 1000000000 numbers, the limit is 1000000"),
     (defaultdict, (PARTIAL,), "a dictionary makes its values by a call"),
     (
