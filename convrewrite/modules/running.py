@@ -84,6 +84,9 @@ def _advice(model: nn.Module, error: Exception, reason: str, inputs: Inputs) -> 
     called = higher_order(model) if type(error).__module__.startswith("torch._dynamo") else None
     if called is not None:
         return f"it calls {called}, which runs functions of its own: {WITHOUT_FUNCTIONS}"
+    if isinstance(error, ModuleNotFoundError):
+        # The folder of FILE.py:NAME is searched while that file is imported, and not any more when a forward runs.
+        return "install what its forward imports, or put the folder of that into PYTHONPATH"
     if _OF_DEVICES.search(reason):
         return "give inputs that lie where its weights do, and let its forward make tensors there, as x.new_zeros(...)"
     if not about_types(reason):

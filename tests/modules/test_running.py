@@ -40,6 +40,18 @@ def test_outputs_that_are_kept_are_not_those_of_a_later_run() -> None:
     assert torch.equal(torch.stack(seeded), torch.stack(kept))
 
 
+class Importing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        import no_such_module_beside_it
+
+        return no_such_module_beside_it.double(x)  # type: ignore[no-any-return]
+
+
+def test_what_a_forward_imports_is_no_matter_of_shapes() -> None:
+    with pytest.raises(TraceError, match=r"No module named '\w+'; .* put the folder of that into PYTHONPATH"):
+        run(Importing(), (torch.ones(1),))
+
+
 class Flagged(nn.Module):
     def forward(self, image: Tensor, *, flag: Tensor) -> Tensor:
         return image * flag
