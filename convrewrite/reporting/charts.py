@@ -74,11 +74,7 @@ def depth_chart(points: Sequence[ErrorPoint]) -> str:
 
 def agreement_chart(points: Sequence[ErrorPoint]) -> str:
     """Errors that the choice expected against those that were measured, as an ``<svg>`` element; empty where there are none."""
-    both = [
-        (point.alone, point.measured)
-        for point in points
-        if point.alone and point.measured and point.measured < math.inf
-    ]
+    both = [(p.alone, p.measured) for p in points if p.alone and p.measured and math.isfinite(p.alone + p.measured)]
     if not both:
         return ""
     ends = [min(map(min, both)) / 1.5, max(map(max, both)) * 1.5]
@@ -97,14 +93,15 @@ def agreement_chart(points: Sequence[ErrorPoint]) -> str:
 def recovery_chart(recovered: RecoveredSummary) -> str:
     """The effect on held-out inputs over the steps of a recovery, and that of what came in, as an ``<svg>`` element."""
     points = [(step, effect) for step, effect in recovered.curve if 0 < effect < math.inf]
+    came = [recovered.before] if 0 < recovered.before < math.inf else []
     with drawing() as (figure, axes):
         axes.plot([step for step, _ in points], [effect for _, effect in points], ".-", color=ACCENT, label="held out")
-        if recovered.before > 0:
+        if came:
             axes.axhline(recovered.before, color=SOFT, linestyle="--", label="what came in")
         if not recovered.unchanged:
             axes.plot([recovered.kept_step], [recovered.after], "o", color=MARK, label="kept")
         if points:
-            shown = [effect for _, effect in points] + [recovered.before] * (recovered.before > 0)
+            shown = [effect for _, effect in points] + came
             axes.set_yscale("log")
             _plain_numbers(axes.yaxis, lambda effect: f"{effect:.3g}")
             low, high = axes.get_ylim()

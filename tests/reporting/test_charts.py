@@ -1,5 +1,6 @@
 """Drawings of pages."""
 
+import math
 import os
 import re
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from convrewrite.reporting.charts import recovery_chart
+from convrewrite.reporting.charts import ErrorPoint, agreement_chart, recovery_chart
 from convrewrite.reporting.report import RecoveredSummary
 
 
@@ -39,3 +40,22 @@ def test_ticks_of_a_recovery_are_different_numbers_and_steps_whole(effects: tupl
     assert effect[0] != effect[1] and len(effect) == len(set(effect)) > 2, effect
     ticks = [float(text) for text in effect if text[0].isdigit()]
     assert ticks == sorted(ticks) and ticks[0] <= effects[-1] * 1.1 and ticks[-1] >= effects[0] / 2
+
+
+def test_numbers_that_are_none_are_not_drawn() -> None:
+    sound = ErrorPoint(3, 0.1, 0.2)
+    beside = [ErrorPoint(place, alone, 0.1) for place, alone in enumerate((math.inf, math.nan), 1)]
+    assert agreement_chart(beside) == ""
+    assert agreement_chart([*beside, sound]) == agreement_chart([sound]) != ""
+    came = RecoveredSummary(
+        before=math.inf,
+        after=0.1,
+        steps=5,
+        kept_step=5,
+        minutes=1,
+        trained_on=8,
+        held_out=2,
+        curve=((0, math.inf), (5, 0.1)),
+    )
+    drawn = recovery_chart(came)
+    assert "kept" in drawn and "what came in" not in drawn
