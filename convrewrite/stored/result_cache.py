@@ -84,9 +84,10 @@ class ResultCache:
             if metadata.get("sum") != _sum(key, metadata.get("facts", ""), tensors):
                 return None
             facts = json.loads(metadata["facts"], parse_constant=_refused)
-            os.utime(path)
         except Exception:  # the library has errors of its own, and nothing that a file holds may end a run
             return None
+        with suppress(OSError):  # a folder that can only be read has entries all the same
+            os.utime(path)
         return Entry(facts, tensors)
 
     def put(self, key: str, facts: Any, tensors: Mapping[str, Tensor]) -> None:

@@ -158,6 +158,17 @@ def test_a_folder_that_cannot_be_used_leaves_no_cache_and_no_error(tmp_path: Pat
     assert cache.get("key") is None
 
 
+def test_what_lies_in_a_folder_that_can_only_be_read_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That an entry was used cannot be written down there."""
+    cache, _ = kept(tmp_path)
+
+    def refused(_path: Path) -> None:
+        raise PermissionError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refused)
+    assert cache.get("key") is not None
+
+
 def test_numbers_that_are_none_are_not_kept(tmp_path: Path) -> None:
     cache = ResultCache(tmp_path, 1.0)
     cache.put("key", float("nan"), {})
