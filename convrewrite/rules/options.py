@@ -26,6 +26,12 @@ class Candidate:
         """The largest relative output error that the rule allows."""
         return self.rule.require.max_output_error or math.inf
 
+    def stands_for(self, other: "Candidate") -> bool:
+        """Whether the other is the same option, by a rule that asks at least as much of its error and its time."""
+        own, others = (c.rule.require.min_latency_gain for c in (self, other))
+        asks_no_more = own is None or (others is not None and own <= others)
+        return self.option == other.option and self.most_error >= other.most_error and asks_no_more
+
 
 @dataclass(frozen=True, slots=True)
 class RankRange:
@@ -130,16 +136,18 @@ def _rank_ranges(site: Site, rule: Rule, structures: Mapping[str, Structure]) ->
 
 
 def shortlist_of(space: SearchSpace) -> Shortlist:
-    """The largest rank of every rank range within its rule's ratio of the site's own MACs."""
+    """The largest rank of every rank range within its rule's ratio of the site's own MACs. An option that several rules allow is
+    the one of the rule that asks least of it; if each asks more than another of something, it is there for each of them."""
     if space.reason is not None:
         return Shortlist(space.site, (), space.reason)
-    candidates: dict[Option, Candidate] = {}
+    candidates: list[Candidate] = []
     for rank_range in space.rank_ranges:
         found = rank_range.largest_within(_limit(rank_range.rule) * space.site.cost.macs)
-        if found is not None:
-            candidates[found.option] = found
+        if found is None or any(known.stands_for(found) for known in candidates):
+            continue
+        candidates = [known for known in candidates if not found.stands_for(known)] + [found]
     if candidates:
-        return Shortlist(space.site, tuple(candidates.values()))
+        return Shortlist(space.site, tuple(candidates))
     limit = max(_limit(rank_range.rule) for rank_range in space.rank_ranges)
     names = ", ".join(dict.fromkeys(rank_range.structure.name for rank_range in space.rank_ranges))
     return Shortlist(space.site, (), f"no option of {names} costs at most {limit:.3g} of its MACs")

@@ -150,6 +150,22 @@ def test_each_rule_has_its_own_ratio(structures: dict[str, Structure]) -> None:
     assert 0.6 < parts["wide"] <= 0.7
 
 
+def test_the_least_strict_of_the_rules_that_allow_an_option_counts_in_any_order(
+    structures: dict[str, Structure],
+) -> None:
+    loose = rule("separable", name="loose")
+    strict = rule("separable", name="strict", require=Require(max_output_error=0.01, min_latency_gain=0.2))
+    near = rule("separable", name="near", require=Require(max_output_error=0.01))
+    fast = rule("separable", name="fast", require=Require(min_latency_gain=0.2))
+
+    def names(*rules: Rule) -> set[str]:
+        spaces = spaces_of(Residual(), structures, *rules).values()
+        return {c.rule.name for space in spaces for c in shortlist_of(space).candidates}
+
+    assert names(loose, strict, near) == names(strict, near, loose) == {"loose"}
+    assert names(near, strict, fast) == names(fast, strict, near) == {"near", "fast"}
+
+
 def test_the_required_saving_bounds_every_ratio(structures: dict[str, Structure]) -> None:
     space = spaces_of(Residual(16), structures, rule("channel", require=Require(min_mac_saving=0.6), ratio=0.9))["stem"]
     assert all(p.cost.macs <= 0.4 * space.site.cost.macs for p in shortlist_of(space).candidates)
