@@ -5,8 +5,10 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from convrewrite.conv import ConvSpec
+from convrewrite.conv import ConvSpec, Size
+from convrewrite.escaping import message_of
 from convrewrite.fitting import Accumulator, Evidence, Moments, fit
+from convrewrite.process import ordinary, ordinary_mode
 from convrewrite.structures import Setting, Structure, initial_kernels
 
 ONE_IN_HELD_OUT = 5
@@ -36,19 +38,52 @@ def replacement(
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
     """Stage kernels and bias, float64, of the replacement of ``conv``; fitted if there are ``inputs``.
 
-    Raises ValueError for inputs the convolution does not take.
+    Raises ValueError for inputs the convolution does not take, and for numbers that nothing can be fitted to.
     """
+    _require_real(owner, "weight", conv.weight)
+    if conv.bias is not None:
+        _require_real(owner, "bias", conv.bias)
+    with ordinary_mode():
+        batches = None if inputs is None else _checked(owner, conv, _listed(owner, inputs))
+        try:
+            return _found(structure, conv, setting, batches)
+        except (ArithmeticError, torch._C._LinAlgError) as error:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"{owner}: expected weights and inputs of ordinary size, found numbers that nothing can be fitted to "
+                f"({message_of(error)}); normalise the inputs as for training, or leave out extreme ones"
+            ) from error
+
+
+def _found(
+    structure: Structure, conv: nn.Conv2d, setting: Setting, batches: Sequence[Tensor] | None
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
     spec = ConvSpec.of(conv)
-    kernel = conv.weight.detach().double()
-    bias = None if conv.bias is None else conv.bias.detach().double()
-    if inputs is None:
+    kernel, *biases = (
+        p.double() for p in ordinary(tuple(p.detach() for p in (conv.weight, conv.bias) if p is not None))
+    )
+    bias = biases[0] if biases else None
+    if batches is None:
         return initial_kernels(structure, kernel, spec, setting), bias
-    batches = _checked(owner, conv, [inputs] if isinstance(inputs, Tensor) else list(inputs))
     seen, unseen = _split(batches)
     moments, held_out = (_moments(conv, spec, part) for part in (seen, unseen))
     evidence = Evidence.of(spec, kernel.cpu(), moments, held_out, len(batches), (None,) * spec.groups)
     found = fit(structure, spec, setting, evidence.goals(), moments, held_out)
     return found.kernels, None if bias is None else found.bias
+
+
+def _require_real(owner: str, name: str, numbers: Tensor) -> None:
+    if not numbers.is_floating_point():
+        raise ValueError(f"{owner}: {name}: expected real floating point numbers, found {numbers.dtype}")
+    if not numbers.is_meta and not bool(numbers.isfinite().all()):
+        raise ValueError(f"{owner}: {name}: expected finite numbers, found NaN or infinity")
+
+
+def _listed(owner: str, inputs: FitInputs) -> list[Tensor]:
+    if isinstance(inputs, Tensor):
+        return [inputs]
+    if not isinstance(inputs, Iterable):
+        raise ValueError(f"{owner}: inputs: expected a batch or several, found {type(inputs).__name__}")
+    return list(inputs)
 
 
 def _checked(owner: str, conv: nn.Conv2d, batches: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -58,14 +93,25 @@ def _checked(owner: str, conv: nn.Conv2d, batches: Sequence[Tensor]) -> Sequence
             raise ValueError(f"{owner}: inputs: expected {wanted}, found {type(batch).__name__}")
         if batch.dim() != 4 or batch.shape[1] != conv.in_channels or not batch.is_floating_point():
             raise ValueError(f"{owner}: inputs: expected {wanted}, found {batch.dtype} {tuple(batch.shape)}")
+        size = f"{batch.shape[2]}x{batch.shape[3]}"
         if min(ConvSpec.of(conv).output_size((batch.shape[2], batch.shape[3]))) < 1:
-            size = f"{batch.shape[2]}x{batch.shape[3]}"
             raise ValueError(
                 f"{owner}: inputs: expected planes that the kernel {conv.kernel_size} fits in, found {size}"
             )
+        if not _can_be_padded(ConvSpec.of(conv), (batch.shape[2], batch.shape[3])):
+            raise ValueError(f"{owner}: inputs: expected planes that its padding can be taken from, found {size}")
+        _require_real(owner, "inputs", batch)
     if not any(len(batch) for batch in batches):
         raise ValueError(f"{owner}: inputs: expected {wanted}, found none")
     return batches
+
+
+def _can_be_padded(spec: ConvSpec, size: Size) -> bool:
+    """Whether a plane has the pixels that its margins repeat: a reflection leaves out the outermost one."""
+    if spec.padding_mode not in ("reflect", "circular"):
+        return min(size) > 0
+    own = 1 if spec.padding_mode == "reflect" else 0
+    return all(max(margins) <= extent - own for margins, extent in zip(spec.padding_pairs(), size, strict=True))
 
 
 def _split(batches: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -96,7 +142,7 @@ def _run(conv: nn.Conv2d, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, T
     """Inputs and wanted outputs on the CPU, in a precision that moments can be summed in."""
     exact = torch.float64 if conv.weight.dtype == torch.float64 else torch.float32
     for batch in batches:
-        x = batch.detach().to(conv.weight.device, conv.weight.dtype)
+        (x,) = ordinary((batch.detach().to(conv.weight.device, conv.weight.dtype),))
         with torch.no_grad():
             y = conv(x)
         yield x.to("cpu", exact), y.to("cpu", exact)

@@ -72,8 +72,9 @@ class GroupedConv2d(ConvChain):
         """A copy of a grouped convolution; of an ungrouped one, its replacement with ``mix``.
 
         The replacement has 4 groups unless told otherwise, and is fitted to the convolution's outputs where its real
-        ``inputs`` are given. It is exact at rank ``min(O, C / groups * kernel area)``. Raises ValueError for a rank
-        beyond, for a depthwise convolution, and for a grouped one with any argument that asks for a change.
+        ``inputs`` are given. It is exact at rank ``min(O, C / groups * kernel area)``, which the rank is at most unless
+        given. Raises ValueError for a rank beyond, for a depthwise convolution, and for a grouped one with any argument
+        that asks for a change.
         """
         source = require_conv2d(cls.__name__, conv)
         spec = ConvSpec.of(source)
@@ -89,6 +90,9 @@ class GroupedConv2d(ConvChain):
         geometry = geometry_of(source)
         geometry["groups"] = GROUPS if groups is None else groups
         layer = cls(**geometry, mix=True, rank=rank)
+        most = GROUPED.full_rank(spec.per_group, {"groups": layer.groups})
+        if rank is None and layer.rank > most:
+            layer = cls(**geometry, mix=True, rank=most)
         setting: Setting = {"groups": layer.groups, "rank": layer.rank}
         require_rank(cls.__name__, "rank", GROUPED, spec, setting)
         layer.set_numbers(*replacement(cls.__name__, GROUPED, source, setting, inputs))

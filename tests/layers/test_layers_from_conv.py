@@ -205,13 +205,44 @@ def test_inputs_may_come_in_batches_of_any_size() -> None:
         (torch.zeros(2, 8, 9, 9, dtype=torch.uint8), "found torch.uint8"),
         ([], "found none"),
         ([9], "found int"),
+        (5, "found int"),
         (torch.randn(2, 8, 1, 9), "found 1x9"),
+        (torch.full((2, 8, 9, 9), torch.nan), "found NaN or infinity"),
         ([torch.randn(0, 8, 9, 9)], "found none"),
     ],
 )
 def test_inputs_of_another_convolution_are_refused(inputs: Any, words: str) -> None:
     with pytest.raises(ValueError, match=f"SeparableConv2d: inputs: .*{words}"):
         SeparableConv2d.from_conv(conv(), inputs=inputs)
+
+
+@torch.no_grad()
+def test_numbers_that_nothing_can_be_fitted_to_are_refused() -> None:
+    x, undefined = images(3), conv()
+    undefined.weight[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="SeparableConv2d: weight: expected finite numbers"):
+        SeparableConv2d.from_conv(undefined)
+    with pytest.raises(ValueError, match=r"SeparableConv2d: weight: expected real .* found torch\.complex64"):
+        SeparableConv2d.from_conv(conv(dtype=torch.complex64))
+    with pytest.raises(ValueError, match="expected weights and inputs of ordinary size"):
+        SeparableConv2d.from_conv(conv(dtype=torch.float32), inputs=x.float() * 1e25)
+    with pytest.raises(ValueError, match="planes that its padding can be taken from, found 3x3"):
+        SeparableConv2d.from_conv(conv(kernel_size=7, padding=3, padding_mode="reflect"), inputs=x[:, :, :3, :3])
+
+
+def test_the_callers_mode_and_default_device_change_nothing() -> None:
+    source, x = conv(), images(3)
+    plain = AsymmetricConv2d.from_conv(source, inputs=x)
+    with torch.inference_mode(), torch.device("meta"):
+        found = AsymmetricConv2d.from_conv(source, inputs=x.clone())
+    assert torch.equal(found.vertical.weight, plain.vertical.weight)
+
+
+def test_a_grouped_layer_has_no_more_filters_than_are_exact_unless_told() -> None:
+    source = conv(outputs=64, kernel_size=1)
+    layer, x = GroupedConv2d.from_conv(source), images()
+    assert (layer.groups, layer.rank) == (4, 2)
+    assert relative(layer(x), source(x)) < 1e-10
 
 
 @pytest.mark.parametrize(
