@@ -33,8 +33,11 @@ class LastInput:
     @classmethod
     def of(cls, kernels: Sequence[Tensor], stages: Sequence[Stage], second: Second) -> "LastInput":
         """With the kernels of all stages but the last."""
-        if stages[-1].groups > 1:
+        if _behind_pointwise(stages):
             return _grouped_input(kernels, stages, second)
+        if stages[-1].groups > 1:
+            reached = _reached(kernels, stages, second.shape, second.covariance)
+            return cls(reached @ second.covariance @ reached.mT, _of_groups(second.response, stages) @ reached.mT)
         with torch.no_grad():
             rows = _through_all(kernels, stages, second.shape, second.covariance)
         inner = _through_all(kernels, stages, second.shape, rows.T)
@@ -47,11 +50,10 @@ class LastInput:
     ) -> list["LastInput"]:
         """The same for diagonal covariances, each ``given`` by its variances ``(d,)`` and its response ``(O, d)``, for a kernel
         of this ``shape``: the stages are applied once for all of them."""
-        if stages[-1].groups > 1:
+        if _behind_pointwise(stages):
             return [_grouped_input_of_diagonal(kernels, stages, *each, shape) for each in given]
-        units = torch.eye(given[0][0].numel(), dtype=given[0][0].dtype, device=given[0][0].device)
-        reached = _through_all(kernels, stages, shape, units)
-        return [cls(((reached * v) @ reached.T)[None], (response @ reached.T)[None]) for v, response in given]
+        reached = _reached(kernels, stages, shape, given[0][0])
+        return [cls((reached * v) @ reached.mT, _of_groups(response, stages) @ reached.mT) for v, response in given]
 
     def optimum(self) -> Tensor:
         """The least-squares kernels ``(g, O / g, q)``."""
@@ -73,10 +75,25 @@ def _jitter(dtype: torch.dtype) -> tuple[float, float]:
     return (JITTER, FLOOR**2) if dtype == torch.float64 else (1e-6, FLOOR)
 
 
+def _behind_pointwise(stages: Sequence[Stage]) -> bool:
+    """Whether the last stage is in groups and has only a dense pointwise before it, which allows less work."""
+    return stages[-1].groups > 1 and len(stages) == 2 and stages[0].groups == 1 and stages[0].axes == ""
+
+
+def _reached(kernels: Sequence[Tensor], stages: Sequence[Stage], shape: Shape, like: Tensor) -> Tensor:
+    """What a patch's ``d`` numbers are to the input patches of each group of the last stage, ``(g, q, d)``."""
+    units = torch.eye(len(like), dtype=like.dtype, device=like.device)
+    return _through_all(kernels, stages, shape, units).unflatten(0, (stages[-1].groups, -1))
+
+
+def _of_groups(response: Tensor, stages: Sequence[Stage]) -> Tensor:
+    """A response ``(O, d)`` by groups of the last stage, ``(g, O / g, d)``."""
+    return response.unflatten(0, (stages[-1].groups, -1))
+
+
 def _grouped_input(kernels: Sequence[Tensor], stages: Sequence[Stage], second: Second) -> LastInput:
-    """As above for a grouped last stage: every group has its own inputs, which only the stage before produces."""
-    last, before = stages[-1], stages[-2]
-    assert len(stages) == 2 and before.groups == 1 and before.axes == "", "a grouped last stage follows a pointwise one"
+    """:meth:`LastInput.of` where :func:`_behind_pointwise`: every group has its own inputs, made by that pointwise alone."""
+    last = stages[-1]
     _, channels, height, width = second.shape
     area = height * width
     first = kernels[0][:, :, 0, 0].unflatten(0, (last.groups, -1))  # (g, r, C)

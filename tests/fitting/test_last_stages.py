@@ -13,10 +13,39 @@ from convrewrite.fitting.moments import Accumulator, Moments
 from convrewrite.fitting.stages import fit, refit
 from convrewrite.fitting.trust import FULL, Trust
 from convrewrite.rewriting.surgery import build_conv
+from convrewrite.structures.algebra import compose
 from convrewrite.structures.discovery import discover
-from convrewrite.structures.structure import Structure
+from convrewrite.structures.structure import Setting, Stage, Structure
 
 SPEC = SPECS["standard"]
+
+
+class Spatial:
+    """A pointwise, then a vertical and a horizontal stage for each output: a last stage in groups behind another spatial one."""
+
+    name, reference = "spatial", "a test"
+
+    def reject(self, spec: ConvSpec) -> str | None:
+        return None
+
+    def variants(self, spec: ConvSpec) -> tuple[Setting, ...]:
+        return ({},)
+
+    def full_rank(self, spec: ConvSpec, variant: Setting) -> int:
+        return spec.in_channels * spec.kernel_size[0]
+
+    def stages(self, spec: ConvSpec, setting: Setting) -> tuple[Stage, ...]:
+        outputs, inner = spec.out_channels, spec.out_channels * int(setting["rank"])
+        return Stage(spec.in_channels, inner), Stage(inner, inner, "h", inner), Stage(inner, outputs, "w", outputs)
+
+    def weights(self, kernel: Tensor, spec: ConvSpec, setting: Setting) -> tuple[Tensor, ...]:
+        """The first rows of the kernel, each picked out by its channel and its height."""
+        outputs, rank = len(kernel), int(setting["rank"])
+        channels, heights = (torch.eye(n, dtype=kernel.dtype) for n in kernel.shape[1:3])
+        picked = [(c, h) for c in range(len(channels)) for h in range(len(heights))][:rank]
+        pointwise = torch.stack([channels[c] for c, _ in picked]).repeat(outputs, 1)
+        vertical = torch.stack([heights[h] for _, h in picked]).repeat(outputs, 1)
+        return pointwise[:, :, None, None], vertical[:, None, :, None], kernel.flatten(1, 2)[:, :rank, None]
 
 
 @torch.no_grad()
@@ -34,7 +63,7 @@ def evidence_of(spec: ConvSpec = SPEC) -> Evidence:
     return Evidence.of(spec, kernel, seen, unseen, 3, [None])
 
 
-@pytest.mark.parametrize("structure", discover().values(), ids=discover().keys())
+@pytest.mark.parametrize("structure", [*discover().values(), Spatial()], ids=lambda structure: structure.name)
 @pytest.mark.parametrize("trust", [FULL, Trust(0.1), Trust(1.0), Trust(shrinkage=0.4), Trust(0.03, 1.0)])
 def test_a_trust_leaves_what_the_last_stage_of_its_own_target_leaves(structure: Structure, trust: Trust) -> None:
     given = evidence_of()
@@ -47,6 +76,15 @@ def test_a_trust_leaves_what_the_last_stage_of_its_own_target_leaves(structure: 
         seen, unseen = last_stages.shares(trust)
         assert seen == pytest.approx(unexplained(own.kernels, stages, given.seen[0]), rel=1e-6)
         assert unseen == pytest.approx(own.unexplained, rel=1e-6)
+
+
+def test_a_last_stage_in_groups_may_follow_any_other() -> None:
+    given, structure = evidence_of(), Spatial()
+    stages = structure.stages(SPEC, {"rank": 2})
+    found = fit(structure, SPEC, {"rank": 2}, given.goals(), given.seen, given.unseen, 4)
+    assert found.unexplained == pytest.approx(given.unseen[0].unexplained(compose(found.kernels, stages)))
+    start = structure.weights(given.kernel, SPEC, {"rank": 2})
+    assert found.unexplained < 0.8 * unexplained(start, stages, given.unseen[0])
 
 
 def test_a_target_that_was_not_solved_for_differs_in_its_kernel_alone() -> None:
