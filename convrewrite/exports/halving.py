@@ -52,12 +52,12 @@ def halved(model: onnx.ModelProto, feeds: Sequence[Feed]) -> Halved:
         node.name = node.name or f"node_{index}"
     large = _large(model, feeds)
     kept = tuple(node.name for node in model.graph.node if large & {*node.input, *node.output})
-    nodes = len(model.graph.node)
+    own, nodes = {node.name for node in model.graph.node}, len(model.graph.node)
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     with quiet():
         made = convert_float_to_float16(model, keep_io_types=True, node_block_list=list(kept))
-    _join_casts(made.graph, set(kept))
+    _join_casts(made.graph, set(kept), own)
     del made.graph.value_info[:]  # the converter leaves types of float16 on what is float32 still
     sorted_graph = onnx_ir.from_proto(made)
     sorted_graph.graph.sort()
@@ -130,15 +130,15 @@ def _slices(feeds: Sequence[Feed], size: int) -> Iterator[Feed]:
             yield {name: array[start : start + size] for name, array in feed.items()}
 
 
-def _join_casts(graph: onnx.GraphProto, kept: set[str]) -> None:
+def _join_casts(graph: onnx.GraphProto, kept: set[str], own: set[str]) -> None:
     """Remove the converter's casts of an input, or of the output of a node that stays float32, to float16 and back: a value
-    beyond float16 would not survive them."""
+    beyond float16 would not survive them. The graph's ``own`` casts stay, as they may be from integers or booleans."""
     real = {entry.name for entry in graph.input if entry.type.tensor_type.elem_type == TensorProto.FLOAT}
     real |= {name for node in graph.node if node.name in kept for name in node.output}
     narrowed = {
         node.output[0]: node.input[0]
         for node in graph.node
-        if _is_cast(node, TensorProto.FLOAT16) and node.input[0] in real
+        if _is_cast(node, TensorProto.FLOAT16) and node.name not in own and node.input[0] in real
     }
     instead: dict[str, str] = {}
     outputs = {entry.name for entry in graph.output}

@@ -138,6 +138,20 @@ def test_casts_of_the_graph_itself_and_graphs_in_nodes_come_through() -> None:
         assert y.tolist() == (torch.arange(6).reshape(2, 3) + (0.5 if yes else -0.5)).tolist()
 
 
+def test_a_mask_of_large_values_is_still_made_a_number() -> None:
+    """The graph's own cast reads what a node gives that stays float32, and is none of the converter's."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 9, opset_import: ["" : 20]>
+        g (float[n, 3] x) => (float[n, 3] y) <float w = {100000.0}, float zero = {0.0}>
+        { large = Mul(x, w)  over = Greater(large, zero)  mask = Cast<to = 1>(over)  left = Mul(large, mask)  y = Div(left, w) }
+    """)
+    x = torch.tensor([[1.0, -2.0, 3.0]])
+    found = halved(model, [{"x": x.numpy()}])
+    onnx.checker.check_model(found.model, full_check=True)
+    [y] = OnnxModel(found.model.SerializeToString())(x).values()
+    assert y.tolist() == [[1.0, 0.0, 3.0]]
+
+
 def test_weights_in_nodes_and_files_of_old_versions_are_halved() -> None:
     model = scaled()
     x = images(3)
