@@ -2,7 +2,7 @@
 
 from convrewrite.exports.discovery import file_names, kinds_of_exports, named_exports
 from convrewrite.exports.export import Export, Made, Source
-from convrewrite.exports.writing import Reference, Written, rehearse, write_all
+from convrewrite.exports.writing import Reference, Written, in_slices, rehearse, write_all
 
 __all__ = [
     "Export",
@@ -11,6 +11,7 @@ __all__ = [
     "Source",
     "Written",
     "file_names",
+    "in_slices",
     "kinds_of_exports",
     "named_exports",
     "rehearse",

@@ -22,7 +22,7 @@ Opened = Callable[[Inputs], Sequence[Any]]
 class Source:
     """What is exported: a model of torch in eval mode with an example of its inputs, and its ONNX file; one of the two may be
     missing. ``batch``: the examples that the file takes at a time, None for any number. ``free_axes`` are as in
-    :func:`convrewrite.export`; ``samples`` are inputs such as the model will see."""
+    :func:`convrewrite.export`; ``samples`` are inputs such as the model will see, a few examples at a time."""
 
     inputs: Inputs
     module: nn.Module | None = None

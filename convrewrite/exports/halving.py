@@ -22,9 +22,6 @@ LARGEST = float(np.finfo(np.float16).max)
 ROOM = 4.0
 """How many times larger values may be on other inputs than on those that were watched, before they overflow."""
 
-SLICE = 4
-"""Examples that are watched at a time: every value of the graph is held at the same time."""
-
 SEPARATE = 4
 """Version of the format from which on initialisers need not be inputs of the graph."""
 
@@ -41,7 +38,8 @@ class Halved:
 
 
 def halved(model: onnx.ModelProto, feeds: Sequence[Feed]) -> Halved:
-    """The graph with weights and values in float16, its inputs and outputs as they were. ``model`` is changed.
+    """The graph with weights and values in float16, its inputs and outputs as they were. ``model`` is changed. On each of the
+    ``feeds`` all values of the graph are held at the same time, so each should have few examples.
 
     Raises ExportError for one that has no float32 weights, and whatever the converter raises.
     """
@@ -100,7 +98,7 @@ def _large(model: onnx.ModelProto, feeds: Sequence[Feed]) -> set[str]:
     )
     session = open_session(watched.SerializeToString())
     asked = [entry.name for entry in session.get_outputs() if entry.type == "tensor(float)"]
-    for feed in _slices(feeds, _batch(session) or SLICE):
+    for feed in feeds:
         arrays = [*zip(asked, session.run(asked, dict(feed)), strict=True), *feed.items()]
         found |= {name for name, array in arrays if array.dtype == np.float32 and not _within(array, limit)}
     return found
@@ -110,24 +108,6 @@ def _within(array: Any, limit: float) -> bool:
     """Whether finite numbers lie within the limit: infinities of float32, as in masks, are infinities of float16."""
     finite = array[np.isfinite(array)]
     return bool(np.abs(finite).max(initial=0.0) <= limit)
-
-
-def _batch(session: Any) -> int | None:
-    """How many examples the graph takes at a time; None for any number."""
-    sizes = [entry.shape[0] for entry in session.get_inputs() if entry.shape]
-    return next((size for size in sizes if isinstance(size, int)), None)
-
-
-def _slices(feeds: Sequence[Feed], size: int) -> Iterator[Feed]:
-    """So many examples at a time; a smaller batch is one slice, and inputs that do not share a batch are taken as they are."""
-    for feed in feeds:
-        counts = {len(array) if array.ndim else 0 for array in feed.values()}
-        count = counts.pop() if len(counts) == 1 else 0
-        if count <= size:
-            yield feed
-            continue
-        for start in range(0, count - size + 1, size):
-            yield {name: array[start : start + size] for name, array in feed.items()}
 
 
 def _join_casts(graph: onnx.GraphProto, kept: set[str], own: set[str]) -> None:

@@ -10,7 +10,7 @@ from convrewrite.errors import ConvRewriteError, ExportError, UsageError, Verifi
 from convrewrite.escaping import innermost_cause
 from convrewrite.exports.export import Export, Made, Source
 from convrewrite.folders import disk_full, remove, require_room, temporary, unwritable, write_errors
-from convrewrite.inputs import Inputs, in_batches_of
+from convrewrite.inputs import Inputs, in_batches_of, in_whole_batches
 from convrewrite.meanings import Fidelity, Meaning, RunningFidelity
 from convrewrite.modules import eval_mode
 from convrewrite.onnx_files import Runner, outputs_of
@@ -22,6 +22,9 @@ LOG = logging.getLogger(__name__)
 
 EXAMPLES = 256
 """Most held-out examples that a form is run on: they compare top classes to less than half a percent, within seconds."""
+
+FEW = 4
+"""Examples that a form is shown at a time: it may hold every value of a graph on them at the same time."""
 
 NOISY_LOGGERS = (
     "torch.export",
@@ -200,6 +203,18 @@ def _batches(batches: Sequence[Inputs], size: int | None) -> list[Inputs]:
             f"expected at least {size} held-out inputs, as the file takes so many at a time; give more"
         )
     return found
+
+
+def in_slices(batches: Sequence[Inputs], size: int | None) -> tuple[Inputs, ...]:
+    """Inputs in slices of :data:`FEW` examples, the last of a batch maybe shorter; of ``size`` where a graph takes so many at a
+    time."""
+    if size is not None:
+        return in_whole_batches(batches, size)
+    return tuple(
+        tuple(tensor[start : start + FEW] for tensor in batch)
+        for batch in batches
+        for start in range(0, len(batch[0]), FEW)
+    )
 
 
 def _other_sizes(batch: Inputs, made: Made) -> list[Inputs]:

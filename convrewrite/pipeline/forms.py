@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from convrewrite.exports import Reference, Source, Written, named_exports, rehearse, write_all
+from convrewrite.exports import Reference, Source, Written, in_slices, named_exports, rehearse, write_all
 from convrewrite.inputs import Inputs
 from convrewrite.meanings import Evaluation
 from convrewrite.modules import preserved
@@ -40,7 +40,7 @@ class Forms:
     def rehearse(self) -> None:
         """Raise UsageError or ExportError, before the long work, where the original cannot be written in these forms."""
         if self.names:
-            rehearse(named_exports(self.names), self._source(self.original, self.onnx))
+            rehearse(named_exports(self.names), self._source(self.original, self.onnx, (self.inputs,)))
 
     def write(
         self, rewritten: nn.Module, onnx: Path | None, evaluation: Evaluation, samples: Sequence[Inputs], place: Path,
@@ -51,7 +51,7 @@ class Forms:
         if not self.names:
             return ()
         batches, feed = evaluation.batches, self.exporter.feed
-        few = tuple(feed(batch) for batch in (samples or evaluation.batches)[:SAMPLES])
+        few = (samples or evaluation.batches)[:SAMPLES]
         if self.exporter.exports:
             reference = Reference(rewritten, self.original, batches, evaluation.meanings, feed)
         else:
@@ -64,10 +64,12 @@ class Forms:
         with preserved(rewritten):
             return write_all(named_exports(self.names), self._source(rewritten, onnx, few), reference, folder, progress)
 
-    def _source(self, model: nn.Module, onnx: Path | None, samples: tuple[Inputs, ...] = ()) -> Source:
+    def _source(self, model: nn.Module, onnx: Path | None, samples: Sequence[Inputs]) -> Source:
         module = model if self.exporter.exports else None
         batch = OnnxModel(onnx).batch if self.exporter.exports and onnx is not None else self.batch
-        return Source(self.exporter.feed(self.inputs), module, onnx, batch, self.free_axes, samples)
+        feed = self.exporter.feed  # after the slices: what it adds has no examples
+        shown = tuple(map(feed, in_slices(samples, batch)))
+        return Source(feed(self.inputs), module, onnx, batch, self.free_axes, shown)
 
 
 def forms_of(

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from convrewrite.errors import ExportError
-from convrewrite.exports import Made, Source, named_exports
+from convrewrite.exports import Made, Source, in_slices, named_exports
 from convrewrite.exports.halving import LARGEST, ROOM, _within, halved
 from convrewrite.onnx_files import OnnxModel
 
@@ -44,7 +44,8 @@ def half_of(model: onnx.ModelProto, x: Tensor, folder: Path) -> tuple[onnx.Model
     """The file in half precision, what is said of it, and the outputs of both files."""
     whole, half = folder / "model.onnx", folder / "model.half.onnx"
     onnx.save(model, str(whole))
-    made = HALF.write(Source((x[:1],), None, whole, OnnxModel(whole).batch, samples=((x,),)), half)
+    batch = OnnxModel(whole).batch
+    made = HALF.write(Source((x[:1],), None, whole, batch, samples=in_slices([(x,)], batch)), half)
     [expected] = OnnxModel(whole)(x[: made.batch]).values()
     [found] = HALF.open(half)((x[: made.batch],))
     return onnx.load(str(half)), made, expected, torch.as_tensor(found)

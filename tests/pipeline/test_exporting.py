@@ -20,12 +20,15 @@ from convrewrite.calibration import Calibration, calibrate
 from convrewrite.errors import ExportError, ModelLoadError, PlanError, UsageError
 from convrewrite.exports import Made, Source, Written, discovery, kinds_of_exports
 from convrewrite.exports.kinds.torch_export import TorchExport
+from convrewrite.inputs import Inputs
 from convrewrite.meanings import Evaluation
 from convrewrite.onnx_files import OnnxModel, opset_of
 from convrewrite.onnx_graph import exporter_of, read_network
 from convrewrite.pipeline import exporting
+from convrewrite.pipeline.forms import Forms
 from convrewrite.reporting import Report, render_text
 from convrewrite.results import add_exports, read_report
+from convrewrite.runtime import TorchExporter
 
 QUICK: dict[str, Any] = {"refine": False, "fast": True}
 
@@ -372,3 +375,16 @@ def test_a_form_that_is_left_out_leaves_no_file_of_an_earlier_time(tmp_path: Pat
     add_exports(folder, made.plan, read_report(folder), [refused])
     assert not (folder / "model.half.onnx").exists()
     assert {"model.pt2", "notes.txt", "weights.safetensors"} <= {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(("batch", "sizes"), [(None, [4, 2]), (1, [1] * 6), (16, [16])])
+def test_forms_are_shown_slices_of_a_models_own_inputs_and_whole_what_it_holds(
+    batch: int | None, sizes: list[int]
+) -> None:
+    class Holding(TorchExporter):
+        def feed(self, inputs: Inputs) -> Inputs:
+            return (*inputs, torch.ones(3, 1, 1))
+
+    forms = Forms(("half",), nn.Identity(), (images(1),), Holding(), None, None, batch)
+    shown = forms._source(nn.Identity(), None, [(images(6),)]).samples
+    assert [tuple(map(len, inputs)) for inputs in shown] == [(size, 3) for size in sizes]
