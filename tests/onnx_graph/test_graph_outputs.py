@@ -3,9 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+import torch
 from onnx_texts import graph, made_of, noise, opened, require_equal, told
+from torch import Tensor
 
+from convrewrite.onnx_files import OnnxModel
+from convrewrite.onnx_graph.comparing import comparable
 from convrewrite.onnx_graph.outputs import judged_values
 
 DETECTOR = """
@@ -62,6 +67,19 @@ def test_detections_are_judged_by_what_they_are_chosen_from(tmp_path: Path) -> N
     assert translation.notes[0] == translation.judged.note
     assert "NonMaxSuppression" not in translation.opaque, "what comes behind the choice is not run"
     assert list(module(noise(1, 4, 6, 6))) == ["boxes", "scores"]
+
+
+@pytest.mark.parametrize("scale", [torch.tensor(2.0), torch.ones(4, 1, 1)], ids=["number", "channels"])
+def test_two_files_with_an_input_that_is_the_same_for_all_examples_are_compared(scale: Tensor, tmp_path: Path) -> None:
+    shape = ", ".join(map(str, scale.shape))
+    text = DETECTOR.replace("] x)", f"] x, float[{shape}] scale)").replace(
+        "b = Sigmoid(a)", "s = Mul(a, scale) b = Sigmoid(s)"
+    )
+    onnx.save(graph(text.replace("float[]", "float"), WEIGHTS), tmp_path / "a.onnx")
+    first, second = OnnxModel(tmp_path / "a.onnx"), OnnxModel(tmp_path / "a.onnx")
+    found = comparable((first, second), (noise(1, 4, 6, 6), scale))
+    assert found is not None and found[0].output_names == ("boxes", "scores")
+    assert comparable((first, second), (noise(1, 4, 6, 6), torch.ones(5, 1, 1))) is None, "onnxruntime does not run it"
 
 
 def test_a_choice_inside_of_a_loop_is_found(tmp_path: Path) -> None:
