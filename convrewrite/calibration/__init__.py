@@ -1,7 +1,13 @@
 """Which inputs a model is fitted to and evaluated on."""
 
 from convrewrite.calibration.batches import Calibration, Reading, peek_example, read_calibration, read_inputs
-from convrewrite.calibration.choose import calibrate, channels_last, evaluation_inputs
+from convrewrite.calibration.choose import (
+    calibrate,
+    channels_last,
+    checked_calibration,
+    evaluation_inputs,
+    whole_inputs,
+)
 from convrewrite.calibration.labels import read_labels
 
 __all__ = [
@@ -9,9 +15,11 @@ __all__ = [
     "Reading",
     "calibrate",
     "channels_last",
+    "checked_calibration",
     "evaluation_inputs",
     "peek_example",
     "read_calibration",
     "read_inputs",
     "read_labels",
+    "whole_inputs",
 ]

@@ -18,6 +18,7 @@ from convrewrite.loading import import_object
 from convrewrite.meanings import Evaluation
 from convrewrite.places import out_of_memory
 from convrewrite.progress import Progress, silent
+from convrewrite.values import shape_text
 
 NOISE_EXAMPLES = 64
 """Random inputs that results are evaluated on where there are no others."""
@@ -41,13 +42,48 @@ def calibrate(
 
     ``batch``: how many examples the model takes at a time, where that is not any number; an incomplete batch is left out.
     ``graph_inputs``: names of all inputs of the ONNX graph that the model was made of. A Calibration may hold all of them, even
-    if the model does not take all. Raises CalibrationError for a Calibration with another number of inputs, and for fewer
-    examples than ``batch``.
+    if the model does not take all. Raises CalibrationError for a Calibration with another number of inputs or an empty batch, and
+    for fewer examples than ``batch``.
     """
     if isinstance(source, Calibration):
-        source = _without_held(source, parameter_names(model)[: len(inputs)], graph_inputs, len(inputs))
+        source = checked_calibration(source, model, len(inputs), graph_inputs)
     found = _calibration(model, inputs, source, seed=seed, memory=memory, progress=progress, synthetic=batch is None)
     return found if batch is None else _in_whole_batches(found, batch)
+
+
+def checked_calibration(source: Calibration, model: nn.Module, count: int, graph_inputs: Sequence[str]) -> Calibration:
+    """A caller's own Calibration, with the ``count`` inputs alone that the model takes. Raises CalibrationError for one with
+    another number of inputs, and for batches without an example, which nothing can be fitted to or measured on."""
+    found = _without_held(source, parameter_names(model)[:count], graph_inputs, count)
+    for name, batches in (("fit", found.fit), ("held_out", found.held_out)):
+        for number, batch in enumerate(batches):
+            if any(tensor.numel() == 0 for tensor in batch):
+                raise CalibrationError(
+                    f"calibration: expected examples in every batch, found none in batch {number} of {name}; leave it out"
+                )
+    return found
+
+
+def whole_inputs(source: Calibration) -> Inputs:
+    """All inputs of a Calibration, in its order, in one tensor for each input of the model. Raises CalibrationError where there
+    are none, where they are of several shapes, and where a batch holds something else than one row for each example."""
+    batches = (*source.fit, *source.held_out)
+    if not batches:
+        raise CalibrationError("data: expected inputs to train on, found a calibration without any; give some")
+    for batch in batches:
+        if any(tensor.dim() == 0 for tensor in batch) or len({len(tensor) for tensor in batch}) > 1:
+            found = shape_text(*(tensor.shape for tensor in batch))
+            raise CalibrationError(
+                f"data: expected as many examples in every input of a batch, found {found}; give as many"
+            )
+    for column in zip(*batches, strict=True):
+        shapes = {tuple(tensor.shape[1:]) for tensor in column}
+        if len(shapes) > 1:
+            raise CalibrationError(
+                "data: expected inputs of one shape, as batches are drawn from all of them, found "
+                f"{shape_text(*sorted(shapes))}; make the Calibration of one shape"
+            )
+    return tuple(torch.cat(column) for column in zip(*batches, strict=True))
 
 
 def _in_whole_batches(found: Calibration, batch: int) -> Calibration:

@@ -10,16 +10,16 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from convrewrite.calibration import Calibration, Reading, read_inputs
+from convrewrite.calibration import Calibration, Reading, checked_calibration, read_inputs, whole_inputs
 from convrewrite.errors import UsageError
 from convrewrite.folders import Scratch, given_path, temporary
 from convrewrite.graph import apply_lifts
-from convrewrite.inputs import ExampleInput, Inputs, parameter_names
+from convrewrite.inputs import ExampleInput, Inputs, moved, parameter_names
 from convrewrite.loading import import_object
 from convrewrite.meanings import Evaluation, Meaning, asked_meanings
 from convrewrite.modules import Snapshot, copy_model, preserved, put_on, surroundings_preserved
 from convrewrite.onnx_files import Provenance
-from convrewrite.onnx_graph import exporter_of, regions_of
+from convrewrite.onnx_graph import exporter_of, graph_inputs, regions_of
 from convrewrite.pipeline.at_a_time import examples_at_a_time
 from convrewrite.pipeline.keywords import RecoverKeywords, RecoveryExtras, asked_of, signed
 from convrewrite.pipeline.networks import BoundNetwork, ModelSource, at_home, network_of
@@ -238,10 +238,10 @@ def _trained(run: Recovering, training: Training, keep_outputs: bool) -> Distill
 def _inputs(run: Recovering, data: object) -> tuple[Inputs, str]:
     """All inputs, in their order, and where they come from."""
     if isinstance(data, Calibration):
-        parts = (*data.fit, *data.held_out)
-        if not parts:
-            raise UsageError("data: expected inputs to train on, found a calibration without any; give some")
-        return tuple(torch.cat(column).to(HOME) for column in zip(*parts, strict=True)), data.source
+        model, count = run.network.model, len(run.network.inputs)
+        checked = checked_calibration(data, model, count, graph_inputs(model))
+        run.notes += checked.notes[len(data.notes) :]
+        return moved(whole_inputs(checked), HOME), data.source
     example, extras = run.network.inputs, run.extras
     how = replace(extras.reading or Reading(), limit=EVERY, seed=run.asked.seed, memory=run.asked.memory)
     names = parameter_names(run.network.model)[: len(example)]

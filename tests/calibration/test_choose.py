@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.calibration.batches import Calibration
-from convrewrite.calibration.choose import calibrate, channels_last, evaluation_inputs
+from convrewrite.calibration.choose import calibrate, channels_last, evaluation_inputs, whole_inputs
 from convrewrite.errors import CalibrationError
 
 
@@ -76,6 +76,29 @@ def test_what_the_caller_holds_out_stays_held_out() -> None:
     data = Calibration(((fit,),), ((held_out,),), "data", "mine")
     found = calibrate(nn.Linear(3, 2), (torch.zeros(12, 3),), data, batch=12)
     assert [float(inputs[0].mean()) for inputs in (*found.fit, *found.held_out)] == [0, 0, 1]
+
+
+def test_an_empty_batch_of_a_calibration_is_refused() -> None:
+    data = Calibration(((torch.zeros(30, 3),), (torch.zeros(0, 3),)), ((torch.ones(13, 3),),), "data", "mine")
+    with pytest.raises(
+        CalibrationError, match="expected examples in every batch, found none in batch 1 of fit; leave it"
+    ):
+        calibrate(nn.Linear(3, 2), (torch.zeros(12, 3),), data)
+
+
+def test_the_whole_of_a_calibration_has_one_shape_and_one_row_for_each_example() -> None:
+    def whole(*batches: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return whole_inputs(Calibration(batches[:1], batches[1:], "data", "mine"))
+
+    x, y = torch.zeros(2, 3), torch.ones(4, 3)
+    assert torch.equal(whole((x,), (y,))[0], torch.cat([x, y]))
+    with pytest.raises(CalibrationError, match=r"expected inputs of one shape, .* found 3, 5; make"):
+        whole((x,), (torch.zeros(2, 5),))
+    for scale in (torch.ones(1), torch.tensor(1.0)):
+        with pytest.raises(CalibrationError, match="expected as many examples in every input of a batch, found 2x3, "):
+            whole((x, scale))
+    with pytest.raises(CalibrationError, match="found a calibration without any"):
+        whole()
 
 
 def test_fewer_inputs_than_a_fixed_batch_are_refused() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import convrewrite
 from convrewrite.calibration import Calibration
-from convrewrite.errors import ModelLoadError, UsageError
+from convrewrite.errors import CalibrationError, ModelLoadError, UsageError
 from convrewrite.pipeline.keywords import RecoveryExtras
 from convrewrite.pipeline.recovery import _run_of
 from convrewrite.rules import Rule
@@ -143,6 +143,8 @@ def test_of_a_calibration_all_inputs_are_taken(images: Tensor) -> None:
     told = convrewrite.recover(result, model, data, images[:1], **asked).report
     assert told.recovered is not None and (told.recovered.trained_on, told.recovered.held_out) == (32, 8)
     assert told.fidelity_basis == "measured on 8 held-out inputs of mine"
+    with pytest.raises(CalibrationError, match=r"expected 1 tensors in every batch, .* found 2"):
+        convrewrite.recover(result, model, Calibration(((images, images),), (), "data", "mine"), images[:1], **asked)
 
 
 class Buffers(Net):
