@@ -27,10 +27,10 @@ from convrewrite.modules import (
     alike,
     calls_counted,
     copy_model,
+    kept_outputs,
     named_outputs,
     preserved,
     replace_modules,
-    seeded_outputs,
     tally,
 )
 from convrewrite.names import require_names
@@ -104,9 +104,9 @@ class _Trial:
         """Run the model as it is."""
         before = Snapshot(model, parameters=False)
         with calls_counted(_parts(model, sites)) as calls:
-            expected = [_copied_outputs(model, inputs)]
+            expected = [kept_outputs(model, inputs, silent=True)]
             if before.changed():
-                expected.append(_copied_outputs(model, inputs))
+                expected.append(kept_outputs(model, inputs, silent=True))
         before.restore()
         return cls(model, inputs, before, calls, expected)
 
@@ -116,7 +116,7 @@ class _Trial:
 
     def repeats(self) -> bool:
         """Whether the model gives the same once more."""
-        same = alike(self.expected[0], seeded_outputs(self.model, self.inputs))
+        same = alike(self.expected[0], kept_outputs(self.model, self.inputs, silent=True))
         self.before.restore()
         return same
 
@@ -154,11 +154,6 @@ class _Trial:
         if reads:
             return WEIGHT_HELD_ELSEWHERE
         return None if same and all(inner[name] == self.calls[name] for name in parts) else REASON
-
-
-def _copied_outputs(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-    """What a model gives, also where that is a buffer which is put back as it was."""
-    return {name: tensor.clone() for name, tensor in seeded_outputs(model, inputs).items()}
 
 
 @contextmanager

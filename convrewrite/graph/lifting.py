@@ -28,7 +28,7 @@ from convrewrite.graph.lifts import (
 from convrewrite.graph.tracing import does_more, follow_forward, qualified
 from convrewrite.graph.volumes import VolumeSpec
 from convrewrite.inputs import Inputs, enlarged
-from convrewrite.modules import alike, copy_model, seeded_outputs
+from convrewrite.modules import alike, copy_model, kept_outputs
 from convrewrite.state import named_parameters_of
 from convrewrite.values import some_of
 
@@ -280,7 +280,7 @@ def _same_outputs(model: nn.Module, lifts: Sequence[Lift], inputs: Inputs) -> bo
     other sizes that it takes: a forward that catches its own error, or that looks a size up, is followed at one size only."""
     try:
         lifted = apply_lifts(model, lifts)
-        if not alike(seeded_outputs(model, inputs), seeded_outputs(lifted, inputs), ROUNDING):
+        if not alike(kept_outputs(model, inputs, silent=True), kept_outputs(lifted, inputs, silent=True), ROUNDING):
             return False
     except ConvRewriteError:
         return False
@@ -290,11 +290,11 @@ def _same_outputs(model: nn.Module, lifts: Sequence[Lift], inputs: Inputs) -> bo
 def _same_if_taken(model: nn.Module, lifted: nn.Module, inputs: Inputs) -> bool:
     """Whether the lifted model gives the same on these inputs, if the model takes them at all."""
     try:
-        expected = seeded_outputs(model, inputs)
+        expected = kept_outputs(model, inputs, silent=True)
     except ConvRewriteError:
         return True
     try:
-        return alike(expected, seeded_outputs(lifted, inputs), ROUNDING)
+        return alike(expected, kept_outputs(lifted, inputs, silent=True), ROUNDING)
     except ConvRewriteError:
         return False
 

@@ -7,7 +7,7 @@ from convrewrite.modules.hooks import hooked
 from convrewrite.modules.moving import put_on
 from convrewrite.modules.operator import Operator, Shared
 from convrewrite.modules.outputs import ROOT, NamedOutputs, alike, left_out, named_outputs
-from convrewrite.modules.running import eval_mode, kept_outputs, run, seeded_outputs
+from convrewrite.modules.running import eval_mode, kept_outputs, run
 from convrewrite.modules.state import Snapshot, preserved, surroundings_preserved
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "put_on",
     "replace_modules",
     "run",
-    "seeded_outputs",
     "surroundings_preserved",
     "tally",
 ]

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,16 +25,12 @@ HIGHER_ORDER = ("cond", "while_loop")
 WITHOUT_FUNCTIONS = "compute both branches and choose with torch.where, or give the part of the model that has none"
 
 
-def seeded_outputs(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-    """As :func:`kept_outputs`, for a model that may not run: a graph module would print where it fails."""
-    with quiet():
-        return kept_outputs(model, inputs)
-
-
-def kept_outputs(model: nn.Module, inputs: Inputs, *, draw: int = 0) -> dict[str, Tensor]:
+def kept_outputs(model: nn.Module, inputs: Inputs, *, draw: int = 0, silent: bool = False) -> dict[str, Tensor]:
     """What :func:`run` gives, by name, to be held beyond the model's next run, which may write to the same tensors again. If it
-    draws numbers, these are the same at every run, or others for another ``draw``. Raises TraceError when it does not run."""
-    return {name: tensor.clone() for name, tensor in named_outputs(run(model, inputs, draw=draw)).items()}
+    draws numbers, these are the same at every run, or others for another ``draw``. ``silent``: print nothing, as a graph module
+    does where it fails. Raises TraceError when it does not run."""
+    with quiet() if silent else nullcontext():
+        return {name: tensor.clone() for name, tensor in named_outputs(run(model, inputs, draw=draw)).items()}
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from torch import nn
 
 from convrewrite.errors import TraceError
 from convrewrite.inputs import Inputs
-from convrewrite.modules import seeded_outputs
+from convrewrite.modules import kept_outputs
 from convrewrite.onnx_graph import batch_of, is_graph
 
 
@@ -16,9 +16,9 @@ def examples_at_a_time(model: nn.Module, inputs: Inputs) -> int | None:
     if is_graph(model):
         return batch_of(model)
     twice = tuple(torch.cat([tensor, tensor]) if tensor.ndim else tensor for tensor in inputs)
-    named = seeded_outputs(model, inputs).keys()
+    named = kept_outputs(model, inputs, silent=True).keys()
     try:
-        same = seeded_outputs(model, twice).keys() == named
+        same = kept_outputs(model, twice, silent=True).keys() == named
     except TraceError:
         same = False
     return None if same else len(inputs[0])
