@@ -1,8 +1,7 @@
 """Recovery: a result is trained towards its original by distillation and verified anew, and its report says so."""
 
-import hashlib
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -16,11 +15,12 @@ from convrewrite.folders import Scratch, given_path, temporary
 from convrewrite.graph import apply_lifts
 from convrewrite.inputs import ExampleInput, Inputs, moved, parameter_names
 from convrewrite.loading import import_object
-from convrewrite.meanings import Evaluation, Meaning, asked_meanings
+from convrewrite.meanings import Evaluation, asked_meanings
 from convrewrite.modules import Snapshot, copy_model, preserved, put_on, surroundings_preserved
 from convrewrite.onnx_files import Provenance
 from convrewrite.onnx_graph import exporter_of, graph_inputs, regions_of
 from convrewrite.pipeline.at_a_time import examples_at_a_time
+from convrewrite.pipeline.identity import augmentation_of, identity_of
 from convrewrite.pipeline.keywords import RecoverKeywords, RecoveryExtras, asked_of, signed
 from convrewrite.pipeline.networks import BoundNetwork, ModelSource, at_home, network_of
 from convrewrite.pipeline.notes import NOT_MEASURED, NOT_TIMED, NOT_TRIED, unmeasured
@@ -46,7 +46,6 @@ from convrewrite.results import (
 from convrewrite.runtime import Baseline, Measured, measure_everything, measure_outputs
 from convrewrite.settings import Recovery
 from convrewrite.state import named_parameters_of
-from convrewrite.stored import raw_bytes
 from convrewrite.structures import Structure
 from convrewrite.targets import target_of
 from convrewrite.tuning import (
@@ -57,8 +56,6 @@ from convrewrite.tuning import (
     Training,
     TrainingInputs,
     accelerated,
-    code_of,
-    fingerprint,
     keeps_outputs,
     load_checkpoint,
     require_place,
@@ -203,7 +200,8 @@ def _train(run: Recovering, data: object, processes: Processes) -> tuple[Distill
     lasts = _channels_last(run.rewritten)
     with run.watch.timed("recover"):
         task = task_of(run.original, run.rewritten, sites, given, evaluation.meanings, asked, processes, extras.augment)
-        run_of = _run_of(run, given, asked, evaluation.meanings)
+        augment = augmentation_of(extras, run.notes)
+        run_of = identity_of(plan, run.came.model, given, asked, evaluation.meanings, augment)
         training = Training(task, _pace(asked, task.examples.steps_of_epoch), processes, run_of)
         training.keep, training.tell = _keeper(extras, processes), _teller(extras, asked)
         distilled = _trained(run, training, keeps_outputs(task, asked.memory))
@@ -254,32 +252,6 @@ def _pace(asked: Recovery, steps_of_epoch: int) -> Pace:
     if asked.epochs is not None:
         return Pace(asked.rate, steps=max(1, round(asked.epochs * steps_of_epoch)))
     return Pace(asked.rate, seconds=60 * asked.time)
-
-
-def _run_of(run: Recovering, given: TrainingInputs, asked: Recovery, meanings: Mapping[str, Meaning]) -> str:
-    """Identifies this run, so that it does not go on from another run's checkpoint. What outputs mean is part of it, as effects
-    are measured in units of that."""
-    digest = hashlib.sha256()
-    for tensor in (*given.train, *given.held_out, *([] if given.labels is None else [given.labels])):
-        digest.update(raw_bytes(tensor))
-    return fingerprint(
-        original=str(run.came.plan.model),
-        rewritten=str(Fingerprint.of(run.came.model)),
-        inputs=digest.hexdigest(),
-        recipe=[
-            "orthogonal steps",
-            asked.minutes,
-            asked.epochs,
-            asked.rate,
-            asked.batch,
-            asked.temperature,
-            asked.features,
-            asked.everything,
-        ],
-        outputs={name: [meaning.kind, meaning.weight, meaning.axis] for name, meaning in sorted(meanings.items())},
-        seed=asked.seed,
-        augment=code_of(run.extras.augment),
-    )
 
 
 def _keeper(extras: RecoveryExtras, processes: Processes) -> Any:

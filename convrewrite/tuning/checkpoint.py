@@ -1,11 +1,9 @@
 """The state of a training in one file, which is written in one step: numbers as safetensors, the rest as JSON in the same file.
 Reading it runs no code."""
 
-import hashlib
-import inspect
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -139,16 +137,3 @@ def _tensors(path: Path, file: Any, keys: set[str], kind: str, parameters: Mappi
 def fingerprint(**facts: object) -> str:
     """Text that identifies a run: the facts by name."""
     return json.dumps(facts, sort_keys=True, default=str)
-
-
-def code_of(function: Callable[..., object] | None) -> str | None:
-    """The name of a caller's function and a hash of its source, where that can be found: a function that was changed counts as
-    another."""
-    if function is None:
-        return None
-    named: Any = function if hasattr(function, "__qualname__") else type(function)
-    try:
-        written = inspect.getsource(named)
-    except (OSError, TypeError):  # typed in at a prompt, or not Python's
-        written = ""
-    return f"{named.__qualname__} {hashlib.sha256(written.encode()).hexdigest()}"

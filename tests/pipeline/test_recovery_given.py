@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -13,8 +13,7 @@ from torch import Tensor, nn
 import convrewrite
 from convrewrite.calibration import Calibration
 from convrewrite.errors import CalibrationError, ModelLoadError, UsageError
-from convrewrite.pipeline.keywords import RecoveryExtras
-from convrewrite.pipeline.recovery import _run_of
+from convrewrite.pipeline.identity import NOT_TOLD, identity_of
 from convrewrite.rules import Rule
 from convrewrite.settings import Recovery
 from convrewrite.tuning import Checkpoint, TrainingInputs
@@ -100,17 +99,26 @@ def test_a_checkpoint_is_not_gone_on_with_under_another_measure_or_augmentation(
         return batch.flip(3)
 
     flipped.__qualname__ = "flipped"
+    lock = Lock()
+
+    def locked(batch: Tensor) -> Tensor:
+        with lock:
+            return batch
+
     for asked in (
         {},
         {"outputs": {"output": "embedding"}},
         {"outputs": {"output": ("logits", 0.5)}},
         {"augment": flipped},
+        {"augment": locked},
+        {"augment": locked},
         {"augment": changed},
         {"augment": changed},
     ):
         found = recovered(given, images, checkpoint=tmp_path / "state", **asked)
         notes.append(any("went on from" in note for note in found.report.notes))
-    assert notes == [False] * 5 + [True]
+        assert (NOT_TOLD in found.report.notes) == (asked == {"augment": locked})
+    assert notes == [False] * 7 + [True]
 
 
 def test_a_run_is_another_where_anything_differs_that_its_steps_depend_on(images: Tensor) -> None:
@@ -119,8 +127,7 @@ def test_a_run_is_another_where_anything_differs_that_its_steps_depend_on(images
     again = replace(result, model=Net().eval())
 
     def identified(result: convrewrite.Result, given: TrainingInputs, asked: Recovery) -> str:
-        run: Any = SimpleNamespace(came=result, extras=RecoveryExtras())
-        return _run_of(run, given, asked, {})
+        return identity_of(result.plan, result.model, given, asked, {}, None)
 
     others = [
         replace(given, labels=labels), replace(given, labels=labels + 1), replace(given, held_out=(images[29:],)),
