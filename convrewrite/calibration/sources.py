@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from convrewrite.calibration.images import SUFFIXES, list_images, read_images
 from convrewrite.errors import CalibrationError, ConvRewriteError
@@ -112,6 +112,8 @@ def _open(source: object, request: Request) -> Source:
             return _read_arrays(_pick(source, request, "a mapping", strict=True), "a mapping", request)
         case list():
             return _read_stream(source, "a list of batches", request)
+        case IterableDataset():  # it has the __getitem__ of a Dataset, which refuses, and may have a length
+            return _read_stream(source, type(source).__name__, request)
         case _MapDataset() if isinstance(source, Dataset) or not isinstance(source, Iterable):
             return _read_dataset(source, request)
         case Iterable():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from convrewrite.calibration.batches import peek_example, read_calibration
 from convrewrite.errors import CalibrationError
@@ -67,6 +67,22 @@ class Refilled(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         return self.tensor.copy_(LEFT[index])
+
+
+class Streamed(IterableDataset[Tensor]):
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(LEFT[:40])
+
+
+class Counted(Streamed):
+    def __len__(self) -> int:
+        return 40
+
+
+@pytest.mark.parametrize("source", [Streamed(), Counted(), Counted() + Counted()], ids=["stream", "length", "chain"])
+def test_a_stream_is_read_to_its_end_whether_it_has_a_length_or_not(source: IterableDataset[Tensor]) -> None:
+    read = read_calibration(source, EXAMPLE[:1])
+    assert read.fitted_on + read.held_out_count == len(list(source))
 
 
 def refilled_batches() -> Iterator[Tensor]:
