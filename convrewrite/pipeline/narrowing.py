@@ -13,6 +13,9 @@ from convrewrite.rewriting import Prepared
 from convrewrite.rules import SearchSpace
 from convrewrite.settings import Settings
 
+TRIED = 4
+"""At most this many batches are tried for other paths: each takes several runs of the model."""
+
 
 def narrowed(prepared: Prepared, settings: Settings) -> Prepared:
     """The same, but sites that ``exclude`` names, or that ``only`` does not name, are kept as they are.
@@ -36,7 +39,8 @@ def without_asked(prepared: Prepared, batches: Sequence[Inputs]) -> Prepared:
     if prepared.traced.whole is not None or not batches:
         return prepared
     sites = [space.site for space in prepared.search_spaces if space.reason is None]
-    found = on_other_paths(copy_model(prepared.model), batches, sites)
+    some = batches[:: -(-len(batches) // TRIED)]
+    found = on_other_paths(copy_model(prepared.model), some, sites)
     reasons = {site.name: site.refusal for site in found if site.refusal is not None}
     spaces = tuple(
         _kept(space, reasons[space.site.name]) if space.site.name in reasons else space

@@ -64,8 +64,8 @@ class TrainingInputs:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
         first, second = order[held : held + train], order[:held]
         chosen = None if labels is None else labels[first].long()
-        parts = (tuple(tensor[rows] for tensor in inputs) for rows in (first, second))
-        return cls(*parts, chosen, batch)
+        own, held_out = (tuple(tensor[rows] for tensor in inputs) for rows in (first, second))
+        return cls(own, held_out, chosen, batch)
 
     def held_out_batches(self, batch: int) -> tuple[Inputs, ...]:
         """The held-out inputs, ``batch`` examples at a time."""
