@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,16 +90,27 @@ def _noise(session: OnnxModel, index: int, shape: Sequence[int], seed: int = 0) 
 
 
 def _by_name(session: OnnxModel, given: ExampleInput | None) -> dict[str, Tensor]:
+    """What was given for the inputs, on the processor, and without a graph of gradients."""
+    known = {} if given is None else _named(session, given)
+    for name, tensor in known.items():
+        if not isinstance(tensor, Tensor):
+            raise UsageError(f"example input: expected a tensor for {name}, found {type(tensor).__name__}")
+        if tensor.ndim > 1 and not len(tensor):
+            raise UsageError(
+                f"example input: expected at least one example along the first axis of {name}, found {shape_text(tensor.shape)}"
+            )
+    return {name: tensor.detach().cpu() for name, tensor in known.items()}
+
+
+def _named(session: OnnxModel, given: ExampleInput) -> dict[str, Tensor]:
     names = session.input_names
-    if given is None:
-        return {}
     if isinstance(given, Mapping):
         if strangers := [str(name) for name in given if name not in names]:
             raise UsageError(
                 f"example input: expected names of the graph's inputs ({', '.join(names)}), found {', '.join(strangers)}"
             )
         return dict(given)
-    tensors: Sequence[Tensor] = (given,) if isinstance(given, Tensor) else given
+    tensors: tuple[Any, ...] = tuple(given) if isinstance(given, list | tuple) else (given,)
     if len(tensors) != len(names) or not all(isinstance(tensor, Tensor) for tensor in tensors):
         raise UsageError(
             f"example input: expected {len(names)} tensors ({', '.join(names)}), or a dictionary of them by name, found "

@@ -1,7 +1,9 @@
 """Example inputs of a graph: as it states them, as far as the caller does not."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from onnx_texts import graph, made_of, noise, opened, require_equal
@@ -176,3 +178,21 @@ def test_an_input_of_no_examples_is_refused(tmp_path: Path) -> None:
         UsageError, match=r"'x': expected examples .* the graph states 0; export it with that axis free"
     ):
         example_of_graph(opened(model, tmp_path).session)
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"image": np.zeros((1, 3, 8, 8))}, "expected a tensor for image, found ndarray"),
+        (5, "expected 1 tensors .image., or a dictionary of them by name, found 1 of int"),
+        (torch.zeros(0, 3, 8, 8), "expected at least one example along the first axis of image, found 0x3x8x8"),
+    ],
+)
+def test_what_is_no_example_is_refused(given: Any, why: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"example input: {why}"):
+        example_of_graph(session(FREE, tmp_path), given)
+
+
+def test_an_example_may_have_a_graph_of_gradients(tmp_path: Path) -> None:
+    (image,), _ = example_of_graph(session(FREE, tmp_path), {"image": noise(1, 3, 8, 8).requires_grad_()})
+    assert not image.requires_grad
