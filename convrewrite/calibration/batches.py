@@ -8,13 +8,13 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
 
-from convrewrite.calibration.sources import MEMORY, Chunk, Request, Source, open_source
-from convrewrite.conv import Size
+from convrewrite.calibration.reading import Reading, ReadingOptions
+from convrewrite.calibration.sources import Chunk, Request, Source, open_source
 from convrewrite.errors import CalibrationError, UsageError
 from convrewrite.inputs import Inputs, moved
 from convrewrite.stored import raw_bytes
@@ -72,46 +72,6 @@ class Calibration:
     def held_out_count(self) -> int:
         """Number of examples everything is measured on."""
         return sum(len(inputs[0]) for inputs in self.held_out)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """How inputs are read.
-
-    Attributes:
-        limit: most examples; from a source of known length they are drawn at random, from any other the first are taken.
-        batch: examples in a batch; None: 32, fewer if inputs are large.
-        seed: of what is drawn, and of the split.
-        mean, std: one number, or one for each channel: they normalise the first input, uint8 scaled to [0, 1] before.
-        resize: height and width to which images of a folder are scaled before the model's size is cut from the centre.
-        memory: most bytes that are read from a file, a folder or arrays.
-
-    Raises CalibrationError for a limit or a batch below 1.
-    """
-
-    limit: int = 1024
-    batch: int | None = None
-    seed: int = 0
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
-    resize: Size | None = None
-    memory: int = MEMORY
-
-    def __post_init__(self) -> None:
-        if self.limit < 1 or (self.batch is not None and self.batch < 1):
-            raise CalibrationError(f"limit and batch: expected at least 1, found {self.limit} and {self.batch}")
-
-
-class ReadingOptions(TypedDict, total=False):
-    """The fields of :class:`Reading` as keyword arguments."""
-
-    limit: int
-    batch: int | None
-    seed: int
-    mean: Sequence[float] | None
-    std: Sequence[float] | None
-    resize: Size | None
-    memory: int
 
 
 def read_calibration(

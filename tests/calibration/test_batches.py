@@ -422,6 +422,20 @@ def test_bad_options() -> None:
     assert "mean: expected 1 or 3 numbers" in refusal(numbered(9), mean=(1.0, 2.0))
     assert "std: expected positive" in refusal(numbered(9), std=(0.0,))
     assert "limit" in refusal(numbered(9), limit=0)
+    wrong = {
+        "limit": None, "batch": 2.5, "seed": 2**70, "mean": "half", "std": {"red": 1.0}, "resize": (8,), "memory": 1e9,
+    }  # fmt: skip
+    for name, value in wrong.items():
+        with pytest.raises(UsageError, match=f"^{name}: expected "):
+            read_calibration(numbered(9), EXAMPLE, **{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "mean", [0.5, [0.5], np.float32(0.5), torch.tensor(0.5), np.full(3, 0.5), torch.full((3,), 0.5)]
+)
+def test_a_number_stands_for_all_channels_and_numbers_may_be_in_an_array(mean: object) -> None:
+    wanted = read_calibration(numbered(9), EXAMPLE, mean=(0.5, 0.5, 0.5))
+    assert byte_equal(read_calibration(numbered(9), EXAMPLE, mean=mean), wanted)  # type: ignore[arg-type]
 
 
 def test_the_keyword_arguments_are_the_fields_of_how_inputs_are_read() -> None:
