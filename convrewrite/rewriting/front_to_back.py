@@ -40,18 +40,18 @@ def rewrite(work: Work, shortlists: Sequence[Shortlist]) -> Rewritten:
     active = [shortlist.site for shortlist in shortlists if shortlist.candidates]
     if data.kind != "weights only":
         require_memory(active, work.settings.memory)
-    kept, outcomes = KeptFits(work.cache, prepared.structures), list[Outcome]()
+    kept, outcomes, done = KeptFits(work.cache, prepared.structures), list[Outcome](), 0
     batches = (*data.fit, *data.held_out)
     with closing(Propagation(prepared.model, prepared.traced, active, batches, work.memory)) as walk:
         for shortlist in shortlists:
             if not shortlist.candidates:
                 outcomes.append(Outcome(shortlist.site, None, reason=shortlist.reason))
                 continue
-            done = sum(1 for outcome in outcomes if outcome.site in active)
             work.progress("fit", done, len(active), shortlist.site.name)
             outcomes.append(_outcome_at(walk, shortlist, work, kept))
             LOG.info("%s", _summary(outcomes[-1]))
-            work.progress("fit", done + 1, len(active), _summary(outcomes[-1]))
+            done += 1
+            work.progress("fit", done, len(active), _summary(outcomes[-1]))
     return Rewritten(walk.rewritten, tuple(outcomes))
 
 
