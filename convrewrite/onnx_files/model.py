@@ -102,12 +102,15 @@ class OnnxModel:
         if batch is None or not of_examples or batch >= count or count % batch:
             return self(*inputs)
         parts = [self(*(tensor[start : start + batch] for tensor in inputs)) for start in range(0, count, batch)]
-        if alone := [name for name, tensor in parts[0].items() if not tensor.ndim]:
+        shared = {name: tensor for name, tensor in parts[0].items() if _is_shared(name, parts, batch)}
+        if alone := [name for name, tensor in parts[0].items() if not tensor.ndim and name not in shared]:
             raise VerificationError(
                 f"{self.where}: expected outputs of {batch} examples each, found that {', '.join(alone)} is one number for all; "
                 "give so many inputs"
             )
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return {
+            name: shared[name] if name in shared else torch.cat([part[name] for part in parts]) for name in parts[0]
+        }
 
     @property
     def batch(self) -> int | None:
@@ -160,6 +163,12 @@ class OnnxModel:
                 raise self._misfit(f"{self.where}: input {name!r}: {shapes}")
             if ELEMENT_TYPES.get(tensor.dtype) != kind:
                 raise self._misfit(f"{self.where}: input {name!r}: expected {kind}, found {tensor.dtype}")
+
+
+def _is_shared(name: str, parts: Sequence[Mapping[str, Tensor]], batch: int) -> bool:
+    """Whether an output has no axis of examples and is the same in all parts, as anchors are."""
+    first = parts[0][name]
+    return first.shape[:1] != (batch,) and all(torch.equal(part[name], first) for part in parts)
 
 
 class _Models(nn.Module):

@@ -190,6 +190,18 @@ def test_many_examples_go_through_a_file_of_few_in_parts(tmp_path: Path) -> None
         model.in_parts((x,))
 
 
+def test_an_output_without_examples_that_is_the_same_in_all_parts_is_given_once(tmp_path: Path) -> None:
+    text = """<ir_version: 9, opset_import: ["" : 18]> g (float[2, 3] x) => (float[2, 3] y, float[3, 1] anchors, float[6] rows)
+        <float[3, 1] a = {1, 2, 3}, int64[1] all = {-1}> { y = Neg(x) anchors = Neg(a) rows = Reshape(x, all) }"""
+    onnx.save(onnx.parser.parse_model(text), str(tmp_path / "m.onnx"))
+    found = OnnxModel(tmp_path / "m.onnx").in_parts((torch.randn(6, 3),))
+    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {
+        "y": (6, 3),
+        "anchors": (3, 1),
+        "rows": (18,),
+    }
+
+
 def test_a_file_holds_what_it_is_given_at_every_run(tmp_path: Path) -> None:
     model = OnnxModel(fixed(tmp_path / "m.onnx", "n", held=True), probe=20.0)
     holding = model.holding({"shift": torch.tensor(2.0), "stranger": torch.zeros(1)})
