@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 from convrewrite.axes import BATCH, at_least_two, axes_named, by_parameters, held_within, of_another_size
 from convrewrite.errors import ExportError, TraceError
 from convrewrite.escaping import innermost_cause
-from convrewrite.folders import Scratch, disk_full, given_path, unwritable, write_errors
+from convrewrite.folders import Scratch, disk_full, given_path, resolved, unwritable, write_errors
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, examples_in
 from convrewrite.modules import ROOT, copy_model, eval_mode, named_outputs, preserved, run
 from convrewrite.names import require_names
@@ -101,11 +101,14 @@ def export(
     free = None if free_axes is None else axes_named(example, checked_axes(free_axes))
     if not path.parent.is_dir():
         raise ExportError(f"{path}: the folder does not exist; create it first")
+    place_of_file = resolved(path)
     external = _needs_external_data(model)
-    notes = [f"weights stand in a second file, {path.name}.*.data, as one holds at most 2 GB"] if external else []
+    notes = (
+        [f"weights stand in a second file, {place_of_file.name}.*.data, as one holds at most 2 GB"] if external else []
+    )
     with ExitStack() as stack:
         with write_errors(path):
-            scratch = stack.enter_context(Scratch(path.parent))
+            scratch = stack.enter_context(Scratch(place_of_file.parent))
             folder = scratch.path / "draft"
             folder.mkdir()
         stack.enter_context(ordinary_mode())
@@ -113,14 +116,14 @@ def export(
         stack.enter_context(eval_mode(model))
         stack.enter_context(torch.no_grad())
         names = _output_names(model, example)
-        draft = _Draft(model, names, folder / path.name, external, opset)
+        draft = _Draft(model, names, folder / place_of_file.name, external, opset)
         dynamic, reason = _write(draft, example) if free is None else _write_asked(draft, example, free)
         _name_weights(draft.path)
         _stamp(draft.path, metadata)
         _check(draft.path, model, opset)
         check_free_axes(model, draft.path, example, free_axes or ())
         with write_errors(path):
-            place(draft.path, path)
+            place(draft.path, place_of_file)
     if reason is not None:
         notes.append(f"batch size fixed at {examples_in(example)}: {reason}")
     return Exported(path, dynamic, "; ".join([*notes, *_notes(opset, free_axes)]) or None)

@@ -304,6 +304,14 @@ def test_nothing_is_printed_and_logging_and_warnings_are_restored(
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path: Path) -> None:
+    (tmp_path / "real.onnx").touch()
+    (tmp_path / "link.onnx").symlink_to("real.onnx")
+    exported = export(nn.Conv2d(4, 2, 3), (images(),), tmp_path / "link.onnx")
+    assert exported.path == tmp_path / "link.onnx" and exported.path.is_symlink()
+    assert OnnxModel(tmp_path / "real.onnx").input_names == ("input",)
+
+
 def test_weights_beyond_the_limit_stand_in_a_second_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_export, "PROTOBUF_LIMIT", onnx_export.GRAPH_ALLOWANCE + 100)
     model = nn.Conv2d(4, 64, 3)
