@@ -296,7 +296,7 @@ def _torch_export(draft: _Draft, inputs: Inputs, free: tuple[dict[int, str], ...
     with exporting(NOISY_LOGGERS), BoundsOfOneKind():
         written = torch.onnx.export(
             model,
-            inputs,
+            tuple(tensor.contiguous() for tensor in inputs),  # no size is free of a view whose strides hang on it
             draft.path,
             input_names=input_names(len(inputs)),
             output_names=draft.names,

@@ -216,3 +216,8 @@ def test_a_single_number_as_first_input_has_no_axis_to_free(tmp_path: Path) -> N
     assert export(Scaled(), inputs, tmp_path / "a.onnx", free_axes=("batch",)).dynamic_batch
     note = export(Scaled(), inputs, tmp_path / "a.onnx").note
     assert note is not None and note.startswith("batch size fixed at 1: the inputs' shapes (), (1, 3, 16, 16) have no")
+
+
+def test_a_view_of_every_second_pixel_leaves_the_batch_free(tmp_path: Path) -> None:
+    exported = export(network(), torch.randn(2, 3, 32, 32)[:, :, ::2, ::2], tmp_path / "a.onnx")
+    assert (exported.dynamic_batch, exported.note) == (True, None)
