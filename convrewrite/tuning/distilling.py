@@ -157,9 +157,9 @@ class Training:
             return pace.steps >= examples.steps_of_epoch
         started = self.clock()
         with torch.no_grad():
-            results_of(self.task.original, tuple(tensor[: examples.batch] for tensor in examples.inputs))
+            results_of(self.task.original, tuple(tensor[: examples.at_once] for tensor in examples.inputs))
         each = self.processes.of_main(self.clock() - started)
-        return each * examples.steps_of_epoch <= OUTPUTS_SHARE * pace.seconds
+        return each * max(1, examples.count // examples.at_once) <= OUTPUTS_SHARE * pace.seconds
 
     def _steps(self, stepper: Stepper, started: float) -> str | None:
         """Take all steps that are left; returns why training ended early, if it did. ``started``: the clock when the training

@@ -27,7 +27,8 @@ APART = 1_000_003
 @dataclass(frozen=True, slots=True)
 class Examples:
     """``inputs`` on the device that trains, in the layout in which they run fastest; ``batch`` examples in a step of all
-    processes together; ``outputs`` are the original's, where they are kept."""
+    processes together; ``outputs`` are the original's, where they are kept; ``at_a_time``: how many examples the models take,
+    where that is not any number."""
 
     inputs: Inputs
     batch: int
@@ -35,6 +36,7 @@ class Examples:
     augment: Augment | None = None
     outputs: Mapping[str, Tensor] = field(default_factory=dict)
     labels: Tensor | None = None
+    at_a_time: int | None = None
     _order: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -46,6 +48,11 @@ class Examples:
     def steps_of_epoch(self) -> int:
         """Steps in which every example is seen once; examples left over come in another epoch."""
         return max(1, self.count // self.batch)
+
+    @property
+    def at_once(self) -> int:
+        """How many examples the original is given where it is run on all of them."""
+        return self.at_a_time or self.batch
 
     def rows(self, step: int, part: int = 0, parts: int = 1) -> Tensor:
         """The examples of a step that process ``part`` of ``parts`` sees: each process gets equally many, one after the other."""
@@ -77,8 +84,8 @@ class Examples:
         another batch."""
         parts: list[dict[str, Tensor]] = []
         with torch.no_grad():
-            for start in range(0, self.count, self.batch):
-                given = tuple(tensor[start : start + self.batch] for tensor in self.inputs)
+            for start in range(0, self.count, self.at_once):
+                given = tuple(tensor[start : start + self.at_once] for tensor in self.inputs)
                 parts.append(kept_results_of(original, given))
                 if any(values.dim() == 0 or len(values) != len(given[0]) for values in parts[-1].values()):
                     return self

@@ -88,7 +88,8 @@ def task_of(
     """Everything that a training works on, on the device of the process. ``sites``: names of rewritten sites and of the
     BatchNorms that were folded into them. The two models are moved to that device, in channels-last layout if they run in it.
 
-    Raises UsageError where no output can be trained towards, and for labels that are not classes of the model.
+    Raises UsageError where no output can be trained towards, and for labels that are not classes of the model; CalibrationError
+    where there is not a whole batch for each process, of a model that takes no other.
     """
     layout = _layout(original, tuple(tensor[: given.at_a_time or TRIED] for tensor in given.train))
     for model in (original, rewritten):
@@ -106,9 +107,22 @@ def task_of(
         pairs = [(batch, kept_results_of(original, batch)) for batch in held_out]
     parameters = every_parameter(rewritten) if asked.everything else rewritten_parameters(rewritten, list(sites))
     labels = None if given.labels is None else given.labels.to(processes.device)
-    batch = max(processes.count, min(asked.batch, len(train[0])) // processes.count * processes.count)
-    examples = Examples(train, batch, asked.seed, augment, labels=labels)
+    batch = _batch(given, asked, processes)
+    examples = Examples(train, batch, asked.seed, augment, labels=labels, at_a_time=given.at_a_time)
     return Task(original, rewritten, parameters, list(sites), names, loss, examples, pairs, meanings)
+
+
+def _batch(given: TrainingInputs, asked: Recovery, processes: Processes) -> int:
+    """Examples in a step of all processes together: the same number for each, which is all that some models take."""
+    count, each = len(given.train[0]), given.at_a_time
+    if each is None:
+        return max(processes.count, min(asked.batch, count) // processes.count * processes.count)
+    if count < each * processes.count:
+        raise CalibrationError(
+            f"data: expected at least {each * processes.count} inputs to train on, as the model takes {each} at a time and there "
+            f"are {processes.count} processes, found {count}; give more, or launch fewer"
+        )
+    return each * processes.count
 
 
 def _require_labels(labels: Tensor, outputs: Mapping[str, Tensor], meanings: Mapping[str, Meaning]) -> None:

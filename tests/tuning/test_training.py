@@ -237,6 +237,27 @@ def test_a_layout_is_tried_on_as_many_examples_as_a_model_takes_and_may_be_refus
     assert task.examples.inputs[0].is_contiguous(memory_format=torch.channels_last) is last
 
 
+class First(OneProcess):
+    """The first of two."""
+
+    count = 2
+
+
+@pytest.mark.parametrize("keep_outputs", [False, True])
+def test_each_process_gets_as_many_examples_as_a_model_takes(keep_outputs: bool) -> None:
+    def trained(count: int) -> int:
+        given = TrainingInputs.split((torch.randn(count, 3, 6, 6),), None, 0, 4)
+        asked = Recovery(batch=4, features=0.0)
+        task = task_of(Fours().eval(), Fours().eval(), {"site": None}, given, MEANING, asked, First())
+        return Training(task, Pace(0.01, steps=4), First()).train(keep_outputs=keep_outputs).steps
+
+    assert trained(20) == 4
+    with pytest.raises(
+        CalibrationError, match=r"expected at least 8 inputs to train on, .* 2 processes, found 4; give more"
+    ):
+        trained(8)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_gradients_go_between_processes_as_exactly_as_they_are(dtype: torch.dtype) -> None:
     class Two(OneProcess):
