@@ -119,7 +119,7 @@ def _calibration(
         made = synthesise(model, inputs, seed=seed, on_step=_steps(progress or silent)) if synthetic else None
         if made is not None:
             return made
-        why = "has no BatchNorm statistics to make any from, or no derivatives that lead there"
+        why = "has no BatchNorm statistics to make any from, no derivatives that lead there, or runs in half precision alone"
         if not synthetic:
             why = "takes so many examples at a time only"
         elif len(inputs) > 1 or inputs[0].dim() != 4:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from convrewrite.calibration.batches import FEW_INPUTS, Calibration, batch_size, split_inputs
 from convrewrite.conv import ConvSpec
+from convrewrite.errors import TraceError
 from convrewrite.inputs import Inputs
 from convrewrite.modules import copy_model, hooked, run
 from convrewrite.places import out_of_memory
@@ -91,7 +92,8 @@ def synthesise(
 
     ``work`` is the MACs to spend in all: for large models fewer images and steps are made (never fewer than 8 and 40).
     None when the model takes anything but one floating-point image, has no BatchNorm2d with trained running statistics,
-    or lets no gradient through to the image. The model is left as it is; the same seed gives the same images.
+    lets no gradient through to the image, or is in half precision and does not run in float32, as one that casts inside its
+    forward. The model is left as it is; the same seed gives the same images.
     Raises TraceError when the model does not run on ``example``.
     """
     if len(example) != 1 or example[0].dim() != 4 or not example[0].is_floating_point():
@@ -99,8 +101,7 @@ def synthesise(
     frozen = _frozen_copy(model)
     image = example[0][:1].to(_working_dtype(example[0].dtype))
     with _statistics_seen(frozen) as seen, torch.inference_mode(False), torch.enable_grad():
-        run(frozen, (image,))
-        if not seen.moments:
+        if not _runs(frozen, image, model, example) or not seen.moments:
             return None
         schedule = _schedule(seen, count, batch, steps or _STEPS, work)
         if not _lets_gradients_through(frozen, seen, image):
@@ -136,6 +137,16 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
         frozen = copy_model(model).requires_grad_(False)
         narrow = any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in parameters_of(frozen))
         return frozen.float() if narrow else frozen
+
+
+def _runs(frozen: nn.Module, image: Tensor, model: nn.Module, example: Inputs) -> bool:
+    """Whether the copy runs on the image; raises TraceError where the model itself does not run on its example."""
+    try:
+        run(frozen, (image,))
+    except TraceError:
+        run(copy_model(model), example)
+        return False
+    return True
 
 
 @contextmanager

@@ -1,11 +1,13 @@
 """Images synthesised from BatchNorm statistics: nearer to them than noise, repeatable, and harmless to the model."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from convrewrite.calibration.batches import Calibration
 from convrewrite.calibration.choose import calibrate
 from convrewrite.calibration.synthetic import _frozen_copy, _statistics_seen, synthesise
+from convrewrite.errors import TraceError
 from convrewrite.modules.running import run
 from convrewrite.progress import silent
 
@@ -208,6 +210,24 @@ def test_none_for_models_that_take_no_single_image() -> None:
     net = trained_net()
     for example in ((*EXAMPLE, *EXAMPLE), (torch.zeros(1, 5),), (torch.zeros(1, *SHAPE, dtype=torch.int64),)):
         assert synthesise(net, example) is None
+
+
+class HalfInside(nn.Module):
+    """Computes in half precision, between inputs and outputs in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = trained_net().to(torch.bfloat16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.net(x.to(torch.bfloat16))
+        return y.float()
+
+
+def test_none_where_a_model_does_not_run_in_the_precision_that_gradients_need() -> None:
+    assert synthesise(HalfInside().eval(), EXAMPLE) is None
+    with pytest.raises(TraceError, match="does not run on input 1x5x3x3"):
+        synthesise(HalfInside().eval(), (torch.zeros(1, 5, 3, 3),))
 
 
 def test_none_where_no_gradient_reaches_the_image() -> None:
