@@ -90,15 +90,20 @@ class Sweep:
             require_room_beside(place)
 
     def joined(self, other: "Sweep") -> "Sweep":
-        """Both as one sweep over several models; its basis is that of each where they differ. Where two models have the same
-        name, such as files of one name in two folders, the plans of the second get names of their own."""
+        """Both as one sweep over several models; its rules are those of both, and its basis is that of each where they differ.
+        Where two models have the same name, such as files of one name in two folders, the plans of the second get names of their
+        own.
+
+        Raises UsageError where the budgets are parts of another resource, or the metric is another one."""
+        _require_alike(self.report, other.report)
         plans, models = dict(self.plans), list(self.report.models)
         for model in other.report.models:
             names = _free_names(plans, model, other.plans)
             plans |= {names[name]: other.plans[name] for name in names}
             points = (p if p.plan is None else p.model_copy(update={"plan": names[p.plan]}) for p in model.points)
             models.append(model.model_copy(update={"points": tuple(points)}))
-        told = {"models": tuple(models), "basis": _basis_of((self.report, other.report))}
+        rules = tuple(dict.fromkeys((*self.report.rules, *other.report.rules)))
+        told = {"models": tuple(models), "rules": rules, "basis": _basis_of((self.report, other.report))}
         return Sweep(self.report.model_copy(update=told), plans)
 
     def __str__(self) -> str:
@@ -228,6 +233,17 @@ def _sweep_of(frontier: Frontier, beginning: Beginning, made: Sequence[Made]) ->
         models=(swept.marked(frontier.resource),),
     )
     return Sweep(report, plans)
+
+
+def _require_alike(one: SweepReport, other: SweepReport) -> None:
+    """Raise UsageError for sweeps of which one report could not say what the points of both are measured by."""
+    for name in ("resource", "metric"):
+        own, theirs = getattr(one, name), getattr(other, name)
+        if own != theirs:
+            raise UsageError(
+                f"sweep: expected another one with the {name} {own or 'none'}, found {theirs or 'none'}; keep them apart, or "
+                "make both alike"
+            )
 
 
 def _basis_of(reports: Sequence[SweepReport]) -> str:

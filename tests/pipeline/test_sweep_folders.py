@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,15 @@ def test_models_of_one_name_keep_their_own_plans(pair: tuple[Sweep, Sweep], tmp_
         assert Plan.from_json((place / "plans" / str(point.plan)).read_text(), "") == plan
     commands = [str(model.points[0].command) for model in report.models]
     assert [" -o net-0.6 " in commands[0], " -o 2-net-0.6 " in commands[1]] == [True, True]
+    assert both.report.rules == pair[0].report.rules
+    of_others = replace(pair[1], report=pair[1].report.model_copy(update={"rules": ("another",)}))
+    assert pair[0].joined(of_others).report.rules == (*pair[0].report.rules, "another")
+    for name, value in (("resource", "params"), ("metric", "accuracy")):
+        unlike = replace(pair[1], report=pair[1].report.model_copy(update={name: value}))
+        with pytest.raises(
+            UsageError, match=f"expected another one with the {name} .*, found {value}; keep them apart"
+        ):
+            pair[0].joined(unlike)
     again = both.joined(pair[1]).joined(pair[0])  # the same plan under the same name needs no other one
     assert len(again.plans) == 2 and len(again.report.models) == 4
     assert pair[0].joined(swept(1, "Net.pt")).plans.keys() == {"net-macs-0.6.json", "2-Net-macs-0.6.json"}
