@@ -1,6 +1,6 @@
 """Which inputs a model is fitted to and evaluated on."""
 
-from convrewrite.calibration.batches import Calibration, Reading, peek_example, read_calibration, read_inputs
+from convrewrite.calibration.batches import Calibration, peek_example, read_calibration, read_inputs
 from convrewrite.calibration.choose import (
     calibrate,
     channels_last,
@@ -9,6 +9,7 @@ from convrewrite.calibration.choose import (
     whole_inputs,
 )
 from convrewrite.calibration.labels import read_labels
+from convrewrite.calibration.reading import Reading
 
 __all__ = [
     "Calibration",
