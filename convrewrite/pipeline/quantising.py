@@ -13,7 +13,7 @@ from convrewrite.folders import Scratch, given_path, nearest, put, resolved, wri
 from convrewrite.inputs import ExampleInput, Inputs, in_whole_batches
 from convrewrite.meanings import Fidelity, Meaning, read
 from convrewrite.modules import private_copy, surroundings_preserved
-from convrewrite.onnx_files import OnnxModel, outputs_of, size_of
+from convrewrite.onnx_files import outputs_of, size_of
 from convrewrite.onnx_graph import exporter_of, graph_inputs, holds_halves
 from convrewrite.pipeline.at_a_time import examples_at_a_time
 from convrewrite.pipeline.keywords import settings_of
@@ -125,19 +125,19 @@ class _Four:
 
     def rows(self, macs: tuple[int, int]) -> tuple[Int8Row, ...]:
         """Quantise both models, and measure all four."""
-        first, folder = self.baseline.original.path, self.baseline.folder
+        first, folder, runner = self.baseline.original.path, self.baseline.folder, self.baseline.exporter.runner
         floats, whole = (first, self.file), (folder / "original.int8.onnx", folder / INT8)
         fit, held_out = self._batches(self.data.fit), self._batches(self.data.held_out)
         meanings, ways = self._meanings(first, held_out), []
         for index, (source, place) in enumerate(zip(floats, whole, strict=True)):
             self.progress("int8", index, 2, NAMES[2 + index])
-            made = quantise_file(source, place, fit, held_out, original=first, meanings=meanings)
+            made = quantise_file(source, place, fit, held_out, original=first, meanings=meanings, runner=runner)
             ways.append(made.way.describe())
         self.progress("int8", 2, 2, "done")
         found = []
         for index, path in enumerate((*floats, *whole)):
-            fidelity = measure_fidelity(OnnxModel(first), OnnxModel(path), held_out, meanings)
-            error = measure_fidelity(OnnxModel(floats[index % 2]), OnnxModel(path), held_out, meanings).worst_error
+            fidelity = measure_fidelity(runner(first), runner(path), held_out, meanings)
+            error = measure_fidelity(runner(floats[index % 2]), runner(path), held_out, meanings).worst_error
             way = ways[index - 2] if index > 1 else ""
             latency = self._latency(path)
             found.append(Int8Row(NAMES[index], size_of(path), macs[index % 2], latency, fidelity, error, way))
@@ -147,15 +147,14 @@ class _Four:
         """The meanings of outputs of the original's file: as in the plan; for outputs that it does not know, as they look."""
         if not held_out:
             return None
-        outputs, _ = outputs_of(OnnxModel(original), held_out[0])
+        outputs, _ = outputs_of(self.baseline.exporter.runner(original), held_out[0])
         known = {name: meaning for name, meaning in self.planned.items() if name in outputs}
         return read(outputs, {}, known=known, origins={}, representative=True)
 
     def _batches(self, batches: tuple[Inputs, ...]) -> list[Inputs]:
         """The batches with as many examples as the files take at a time."""
-        taken = OnnxModel(self.file, trust=True).batch
-        sized = batches if taken is None else in_whole_batches(batches, taken)
-        return [self.baseline.exporter.feed(batch) for batch in sized]
+        taken = self.baseline.exporter.runner(self.file).batch
+        return list(batches if taken is None else in_whole_batches(batches, taken))
 
     def _latency(self, path: Path) -> float:
         baseline, one = self.baseline, tuple(tensor[:1] for tensor in self.baseline.inputs)

@@ -1,6 +1,6 @@
 """A file quantised in a few ways, of which the one that is nearest to the original on held-out inputs is kept."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,35 +52,35 @@ def quantise_file(
     original: Path | None = None,
     meanings: Mapping[str, Meaning] | None = None,
     scales: bool = True,
+    runner: Callable[[Path], OnnxModel] = OnnxModel,
 ) -> Quantised:
     """Quantise a float32 file to static int8 (QDQ) on the inputs in ``fit`` and put it at ``place``.
 
     It is judged on ``held_out`` against ``original``, by default the file itself, according to what outputs mean: ``meanings``,
-    None: as inferred there. ``scales`` False tries none between stages. A way whose file onnxruntime does not open, as scales for
-    every channel below opset 13, is not taken. Raises ExportError where onnxruntime's quantiser cannot, or no way is left,
-    VerificationError where there are no inputs.
+    None: as inferred there. ``scales`` False tries none between stages. ``runner`` opens files with the values by which they are
+    judged, and may hold inputs, which ``fit`` and ``held_out`` leave out then. A way whose file onnxruntime does not open, as
+    scales for every channel below opset 13, is not taken. Raises ExportError where onnxruntime's quantiser cannot, or no way is
+    left, VerificationError where there are no inputs.
     """
     if not fit or not held_out:
         found = f"{sum(map(examples_in, fit))} and none; give more" if fit else "none; give real ones"
         raise VerificationError(f"int8: expected inputs to calibrate and to judge on, found {found} (--calib)")
-    reference = OnnxModel(original or path)
-    names = OnnxModel(path).input_names
-    feeds = [{n: x.detach().cpu().numpy() for n, x in zip(names, batch, strict=True)} for batch in fit]
+    reference, source_file = runner(original or path), runner(path)
+    feeds = [_feed(source_file, batch) for batch in fit]
     model = onnx.load(str(path))
     mark_form(model, "int8")
     best: Quantised | None = None
     tried: dict[str, float] = {}
     unopened: VerificationError | None = None
     with temporary() as scratch:
+        made = scratch.path / "int8.onnx"
         for power in POWERS if scales and has_pairs(model) else (None,):
             source = model if power is None else evened(model, feeds, power)
             for per_channel in (True, False):
                 way = Way(per_channel, power)
-                made = scratch.path / "int8.onnx"
                 _quantised(source, made, feeds, per_channel)
-                data = made.read_bytes()
                 try:
-                    opened = OnnxModel(data)
+                    opened = runner(made)
                 except VerificationError as error:
                     unopened = error
                     continue
@@ -88,12 +88,19 @@ def quantise_file(
                 tried[way.describe()] = fidelity.effect
                 if best is None or fidelity.effect < best.fidelity.effect:
                     best = Quantised(place, way, fidelity, tried)
-                    place.write_bytes(data)
+                    place.write_bytes(made.read_bytes())
     if best is None:
+        cause = str(unopened).replace(str(made), "the int8 file")
         raise ExportError(
-            f"int8: what onnxruntime's quantiser makes of the model cannot be used: {unopened}; do without int8"
+            f"int8: what onnxruntime's quantiser makes of the model cannot be used: {cause}; do without int8"
         )
     return best
+
+
+def _feed(model: OnnxModel, inputs: Inputs) -> dict[str, Any]:
+    """Arrays for all inputs of a file, those that it holds too."""
+    given = {**dict(zip(model.input_names, inputs, strict=True)), **model.held}
+    return {name: tensor.detach().cpu().numpy() for name, tensor in given.items()}
 
 
 def _quantised(model: onnx.ModelProto, place: Path, feeds: Feeds, per_channel: bool) -> None:

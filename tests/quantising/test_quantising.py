@@ -19,8 +19,9 @@ import convrewrite
 from convrewrite.errors import CalibrationError, ExportError, ModelLoadError, UsageError, VerificationError
 from convrewrite.inputs import Inputs
 from convrewrite.onnx_files import OnnxModel
+from convrewrite.onnx_graph import exporter_of, read_network
 from convrewrite.pipeline import quantising
-from convrewrite.quantising import choosing, evened, quantise_file
+from convrewrite.quantising import evened, quantise_file
 from convrewrite.quantising.choosing import _quantised
 from convrewrite.quantising.even import _largest, _pairs
 from convrewrite.runtime import measure_fidelity
@@ -117,7 +118,7 @@ def test_with_even_ranges_int8_loses_less_and_the_best_way_is_kept(tmp_path: Pat
     assert (tmp_path / "same.onnx").is_file()
 
 
-def test_of_an_old_graph_the_way_is_kept_whose_file_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_an_old_graph_the_way_is_kept_whose_file_opens(tmp_path: Path) -> None:
     text = """<ir_version: 7, opset_import: ["" : 12]> g (float[n, 2, 4, 4] x) => (float[n, 2, 4, 4] y)
         <float[2, 2, 1, 1] w = {1, 2, 3, 4}> { y = Conv(x, w) }"""
     onnx.save(onnx.parser.parse_model(text), tmp_path / "old.onnx")
@@ -125,14 +126,31 @@ def test_of_an_old_graph_the_way_is_kept_whose_file_opens(tmp_path: Path, monkey
     found = quantise_file(tmp_path / "old.onnx", tmp_path / "int8.onnx", [(data[:4],)], [(data[4:],)])
     assert list(found.tried) == ["per tensor, no scales"], "DequantizeLinear has no axis before opset 13"
 
-    def refuse(_source: bytes) -> None:
-        raise VerificationError("no")
+    def refuse(path: Path) -> OnnxModel:
+        if path.name == "int8.onnx":
+            raise VerificationError(f"{path}: no")
+        return OnnxModel(path)
 
-    monkeypatch.setattr(
-        choosing, "OnnxModel", lambda source: OnnxModel(source) if isinstance(source, Path) else refuse(source)
-    )
-    with pytest.raises(ExportError, match="int8: what onnxruntime's quantiser makes of the model cannot be used: no"):
-        quantise_file(tmp_path / "old.onnx", tmp_path / "int8.onnx", [(data[:4],)], [(data[4:],)])
+    with pytest.raises(
+        ExportError, match="quantiser makes of the model cannot be used: the int8 file: no; do without int8"
+    ):
+        quantise_file(tmp_path / "old.onnx", tmp_path / "b.onnx", [(data[:4],)], [(data[4:],)], runner=refuse)
+
+
+def test_detections_are_judged_by_what_they_are_chosen_from_and_examples_without_what_is_held(tmp_path: Path) -> None:
+    text = """<ir_version: 9, opset_import: ["" : 18]>
+        g (float[3, 1, 1] scale, float[n, 3, 2, 2] x) => (int64[k, 3] chosen)
+        <float[4, 3, 1, 1] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3}, float[1, 3, 1, 1] v = {1, -1, 1},
+         int64[3] rows = {1, 4, 4}, int64[3] row = {1, 1, 4}, int64[1] most = {4}>
+        { s = Mul(x, scale) a = Conv(s, w) b = Conv(s, v) boxes = Reshape(a, rows) scores = Reshape(b, row)
+          chosen = NonMaxSuppression(boxes, scores, most) }"""
+    path, held = tmp_path / "a.onnx", torch.ones(3, 1, 1)
+    onnx.save(onnx.parser.parse_model(text), path)
+    runner = exporter_of(read_network(path, {"scale": held}).module).runner
+    fit, held_out = ([(torch.randn(1, 3, 2, 2),) for _ in range(2)] for _ in range(2))
+    found = quantise_file(path, tmp_path / "b.onnx", fit, held_out, runner=runner)
+    assert [output.name for output in found.fidelity.outputs] == ["boxes", "scores"]
+    assert found.fidelity.examples == 2
 
 
 def test_inputs_are_needed(tmp_path: Path) -> None:
