@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from convrewrite.errors import ProcessLostError, UsageError
+from convrewrite.escaping import innermost_cause
 from convrewrite.places import PROCESSOR, has_float64
 
 HALF = ("no", "bf16")
@@ -70,11 +71,7 @@ class Accelerated:
         """``accelerator``: an ``accelerate.Accelerator``; ``device``: the one that is asked for; several processes have one each
         of its kind. Raises UsageError for a precision that is not accepted, and where the processes have another kind of
         device."""
-        if accelerator.mixed_precision not in HALF:
-            raise UsageError(
-                f"accelerate: expected a mixed precision of {' or '.join(HALF)}, found {accelerator.mixed_precision}; "
-                "launch with --mixed_precision bf16"
-            )
+        _require_precision(accelerator.mixed_precision)
         self._accelerator = accelerator
         self.precision_asked = accelerator.mixed_precision != "no" or PRECISION in os.environ
         self.index: int = accelerator.process_index
@@ -120,7 +117,7 @@ def accelerated(device: torch.device | None = None) -> Iterator[Accelerated]:
     """The processes as accelerate finds them in the environment; one if several were not launched. Accelerate's process-wide
     state is reset at the end, unless the caller's program had set it up before. ``device``: the one that is asked for.
 
-    Raises UsageError where accelerate is not installed.
+    Raises UsageError where accelerate is not installed, and where it cannot work with what the environment says.
     """
     try:
         from accelerate import Accelerator
@@ -135,7 +132,15 @@ def accelerated(device: torch.device | None = None) -> Iterator[Accelerated]:
         torch.distributed.is_available() and torch.distributed.is_initialized(),
     )
     try:
-        yield Accelerated(Accelerator(cpu=_on_processor(device)), device)
+        _require_precision((os.environ.get(PRECISION) or HALF[0]).lower())  # accelerate wants other packages for some
+        try:
+            accelerator = Accelerator(cpu=_on_processor(device))
+        except Exception as error:  # it raises whatever torch or another library raises
+            raise UsageError(
+                "accelerate: expected an environment of accelerate launch, of torchrun, or of neither, found that it fails: "
+                f"{innermost_cause(error)}; start it with one of these, or unset LOCAL_RANK, RANK, WORLD_SIZE and ACCELERATE_*"
+            ) from error
+        yield Accelerated(accelerator, device)
     finally:
         if ours:
             if not grouped and torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -147,6 +152,15 @@ def joins_others(device: torch.device | None = None) -> bool:
     """Whether accelerate makes this process one of those that were launched with it: on devices other than the processor only
     where the launcher numbers the processes of a machine. ``device``: the one that is asked for."""
     return _on_processor(device) or os.environ.get("LOCAL_RANK", "-1") != "-1"
+
+
+def _require_precision(precision: str) -> None:
+    """Raise UsageError for one that is not accepted."""
+    if precision not in HALF:
+        raise UsageError(
+            f"accelerate: expected a mixed precision of {' or '.join(HALF)}, found {precision}; launch with "
+            "--mixed_precision bf16"
+        )
 
 
 def _on_processor(asked: torch.device | None) -> bool:

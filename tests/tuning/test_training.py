@@ -15,7 +15,7 @@ from convrewrite import precision
 from convrewrite.errors import CalibrationError, ProcessLostError, TraceError, UsageError
 from convrewrite.meanings import Meaning
 from convrewrite.settings import Recovery
-from convrewrite.tuning import OneProcess, Pace, Training, TrainingInputs, keeps_outputs, task_of
+from convrewrite.tuning import OneProcess, Pace, Training, TrainingInputs, accelerated, keeps_outputs, task_of
 from convrewrite.tuning.distilling import LOOKS, PATIENCE
 from convrewrite.tuning.examples import Examples
 from convrewrite.tuning.pace import WARM_UP
@@ -422,6 +422,24 @@ def test_a_precision_that_needs_scaled_losses_is_refused() -> None:
     fake = SimpleNamespace(mixed_precision="fp16", process_index=0, num_processes=1, device=torch.device("cpu"))
     with pytest.raises(UsageError, match="expected a mixed precision of no or bf16, found fp16"):
         Accelerated(fake)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        (PRECISION, "fp8", "precision of no or bf16, found fp8"),
+        ("LOCAL_RANK", "0", "found that it fails: ValueError: .*unset"),
+    ],
+)
+def test_an_environment_that_accelerate_refuses_is_told_of(
+    name: str, value: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=f"^accelerate: expected .*{told}"), accelerated():
+        pass
+    monkeypatch.delenv(name)
+    with accelerated() as processes:
+        assert processes.count == 1
 
 
 def test_a_process_that_is_gone_is_told_of() -> None:
