@@ -74,7 +74,9 @@ def keep_of(value: KeepSource) -> Keep | None:
     entries = dict(value) if isinstance(value, Mapping) else {"agreement": value}
     name, limit = next(iter(entries.items()), ("", 0.0))
     if len(entries) != 1 or name not in ("agreement", "error"):
-        raise PlanError(f"keep: expected a number such as 0.98, or error=0.02, found {', '.join(entries) or 'nothing'}")
+        raise PlanError(
+            f"keep: expected a number such as 0.98, or error=0.02, found {', '.join(map(str, entries)) or 'nothing'}"
+        )
     if not 0 < limit < 1:
         raise PlanError(
             f"keep: expected {name} in (0, 1), as in {'0.98' if name == 'agreement' else 'error=0.02'}, found {limit:g}"

@@ -68,6 +68,7 @@ def test_text_becomes_the_value_of_a_field(name: str, given: object, value: obje
         ({"budget": {"watts": 0.5}}, PlanError, "budget 'watts': expected one of macs, params, latency"),
         ({"budget": {"latency": 0.5}, "measure": False}, PlanError, "budget latency: needs measured times"),
         ({"keep": 1.5}, PlanError, r"keep: expected agreement in \(0, 1\)"),
+        ({"keep": {0: 0.5}}, PlanError, "keep: expected a number such as 0.98, or error=0.02, found 0"),
         ({"outputs": {"a": "colours"}}, UsageError, "output a: expected one of"),
         ({"seed": -1}, UsageError, "^seed: expected"),
         ({"threads": 0}, UsageError, "^threads: expected"),
@@ -136,6 +137,10 @@ def test_every_field_is_held_to_its_kind() -> None:
 def test_text_is_one_name(name: str) -> None:
     assert getattr(Settings(**{name: "openvino"}), name) == ("openvino",)  # type: ignore[arg-type]
     assert getattr(Settings(**{name: ["openvino"]}), name) == ("openvino",)  # type: ignore[arg-type]
+
+
+def test_names_of_axes_may_be_read_once_only() -> None:
+    assert Settings(free_axes=iter(["batch", "width"])).free_axes == ("batch", "width")  # type: ignore[arg-type]
 
 
 def test_numbers_of_numpy_become_plain_ones() -> None:
