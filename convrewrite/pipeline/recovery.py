@@ -45,7 +45,7 @@ from convrewrite.results import (
 )
 from convrewrite.runtime import Baseline, Measured, measure_everything, measure_outputs
 from convrewrite.settings import Recovery
-from convrewrite.state import named_parameters_of
+from convrewrite.state import named_parameters_of, parameters_of
 from convrewrite.structures import Structure
 from convrewrite.targets import target_of
 from convrewrite.tuning import (
@@ -167,11 +167,14 @@ def _network(report: Report, model: ModelSource, example: ExampleInput | None, t
 
 
 def example_of(report: Report, model: ModelSource, example: ExampleInput | None) -> ExampleInput | None:
-    """The example that was given; for a module without one, random numbers of the shapes in the report."""
+    """The example that was given; for a module without one, random numbers of the shapes in the report, in double precision where
+    all its own numbers are, and in single precision otherwise."""
     if example is not None or not isinstance(model, nn.Module):
         return example
     generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(shape, generator=generator, device="cpu") for shape in report.input_shapes)
+    own = {p.dtype for p in parameters_of(model) if p.is_floating_point()}
+    dtype = torch.float64 if own == {torch.float64} else torch.float32
+    return tuple(torch.randn(shape, generator=generator, dtype=dtype, device="cpu") for shape in report.input_shapes)
 
 
 def _require_gradients(network: BoundNetwork) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import convrewrite
 from convrewrite.calibration import Calibration
 from convrewrite.errors import CalibrationError, ModelLoadError, UsageError
 from convrewrite.pipeline.identity import NOT_TOLD, identity_of
+from convrewrite.pipeline.recovery import example_of
 from convrewrite.rules import Rule
 from convrewrite.settings import Recovery
 from convrewrite.tuning import Checkpoint, TrainingInputs
@@ -152,6 +154,13 @@ def test_of_a_calibration_all_inputs_are_taken(images: Tensor) -> None:
     assert told.fidelity_basis == "measured on 8 held-out inputs of mine"
     with pytest.raises(CalibrationError, match=r"expected 1 tensors in every batch, .* found 2"):
         convrewrite.recover(result, model, Calibration(((images, images),), (), "data", "mine"), images[:1], **asked)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_example_that_is_made_has_the_precision_of_the_model(dtype: torch.dtype) -> None:
+    report: Any = SimpleNamespace(input_shapes=((1, 3, 8, 8),))
+    (found,) = example_of(report, Net().to(dtype), None)
+    assert found.dtype == dtype and found.shape == (1, 3, 8, 8)
 
 
 class Buffers(Net):
