@@ -24,6 +24,12 @@ def printable(text: str, keep: str = "") -> str:
     return "".join(c if c in keep or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def as_text(name: str) -> str:
+    """A name with its bytes that are no UTF-8 written out: Python has them as halves of surrogate pairs, which no text file can
+    hold."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def message_of(error: BaseException | None) -> str:
     """The text of an error from elsewhere; empty where its own ``__str__`` fails."""
     try:

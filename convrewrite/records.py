@@ -4,6 +4,7 @@ from typing import Any, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
+from convrewrite.escaping import as_text
 from convrewrite.json_texts import each_key_once
 
 
@@ -29,6 +30,17 @@ class Record(BaseModel):
         made = cls.model_validate_json(text)
         each_key_once(text)
         return made
+
+
+class TextRecord(Record):
+    """One whose texts may be names of files, written out by :func:`as_text`."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _can_be_written(cls, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(cls._can_be_written(entry) for entry in value)
+        return as_text(value) if isinstance(value, str) else value
 
 
 def first_fault(error: ValueError) -> str:

@@ -11,6 +11,7 @@ from typing import Unpack, cast
 
 from convrewrite import values
 from convrewrite.errors import UsageError
+from convrewrite.escaping import as_text
 from convrewrite.folders import (
     given_path,
     made_aside,
@@ -172,6 +173,10 @@ def frontier_of(
         raise UsageError(
             f"metric: expected a function from a model to a number, found {values.shown(metric)}; give one, or None"
         )
+    if given.keep is not None:
+        raise UsageError(
+            "keep: expected budgets alone, as a sweep measures what each keeps, found keep too; leave it out"
+        )
     # The smallest budget, within which most sites take part: all points share one survey.
     points = replace(given, budget={resource: parts[-1]}, keep=None, refine=bool(given.refine))
     given = replace(points, int8=False, export=(), half=False)
@@ -274,7 +279,7 @@ def _with_commands(report: SweepReport, folder: Path, words: Sequence[str]) -> S
         made = f"{point.plan.removesuffix(f'-{point.budget:g}.json').rpartition('-')[0]}-{point.budget:g}"
         place = str(folder / PLANS / point.plan)
         parts = ["convrewrite", "apply", model.name, place, "-o", made, *words, *refined]
-        return point.model_copy(update={"command": shlex.join(parts)})
+        return point.model_copy(update={"command": as_text(shlex.join(parts))})
 
     models = tuple(
         model.model_copy(update={"points": tuple(told_of(model, point) for point in model.points)})

@@ -6,11 +6,11 @@ not measured is None, never an estimate: predictions have fields of their own.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Generic, Literal, Self, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from convrewrite.records import Record
+from convrewrite.records import TextRecord
 from convrewrite.worst import Worst
 
 if TYPE_CHECKING:
@@ -27,18 +27,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 ErrorBasis = Literal["held-out inputs", "synthetic inputs", "weights"]
 
 
-class _Part(Record):
-    @field_validator("*", mode="before")
-    @classmethod
-    def _can_be_written(cls, value: Any) -> Any:
-        """Write out bytes of file names that are no UTF-8: Python has them as halves of surrogate pairs, which no text file can
-        hold."""
-        if isinstance(value, tuple):
-            return tuple(cls._can_be_written(entry) for entry in value)
-        return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
-
-
-class Change(_Part, Generic[Number]):
+class Change(TextRecord, Generic[Number]):
     """A number of the original and of the rewritten model."""
 
     before: Annotated[Number, Field(ge=0, le=LARGEST)]
@@ -56,7 +45,7 @@ WholeNumbers = Change[int]
 """Given a name here, as pickle looks a class up by its name in its module."""
 
 
-class LatencyChange(_Part):
+class LatencyChange(TextRecord):
     """Seconds for one input, each the median of its rounds, and the ratio of the two.
 
     ``ratio`` is the median of the ratios of paired, interleaved rounds and ``quartiles`` are their lower and upper
@@ -76,7 +65,7 @@ class LatencyChange(_Part):
         return self
 
 
-class Asked(_Part):
+class Asked(TextRecord):
     """What the caller asked for.
 
     ``budget`` holds parts of the original's cost, such as ``{"macs": 0.5}``; it is empty when every rule's own ratio
@@ -90,14 +79,14 @@ class Asked(_Part):
     free_axes: tuple[str, ...] | None = None
 
 
-class Reached(_Part):
+class Reached(TextRecord):
     """What came of it: for every key of the budget the measured part, or None when it was not measured."""
 
     budget: dict[str, float | None] = Field(default_factory=dict)
     keep: str | None = None
 
 
-class CalibrationSummary(_Part):
+class CalibrationSummary(TextRecord):
     """Where the inputs came from, and how many examples the factors were fitted on and how many were held out."""
 
     source: str
@@ -106,7 +95,7 @@ class CalibrationSummary(_Part):
     held_out: Count = 0
 
 
-class SiteRow(_Part):
+class SiteRow(TextRecord):
     """One site: what became of it, its costs summed over its calls (MACs of one example), and its output error.
 
     ``output_error`` is the relative error of the site's output, the root of the part of its variance that is left unexplained
@@ -155,7 +144,7 @@ class SiteRow(_Part):
         return self.macs_before - self.macs_after
 
 
-class Totals(_Part):
+class Totals(TextRecord):
     """The whole model. ``file_bytes`` is the size of the ONNX files; latencies are seconds for one input.
 
     ``predicted_in``: the runtime in which the times were measured that predict the latency, where they came from elsewhere."""
@@ -169,7 +158,7 @@ class Totals(_Part):
     predicted_in: str | None = None
 
 
-class OutputFidelityRow(_Part):
+class OutputFidelityRow(TextRecord):
     """How close one output of the rewritten model is to the original's, as what it was taken for.
 
     ``top1_agreement`` is the part of the examples, or positions, with the same class on top, of logits and probabilities.
@@ -189,7 +178,7 @@ class OutputFidelityRow(_Part):
     taken_for: str | None = None
 
 
-class OutputRow(_Part):
+class OutputRow(TextRecord):
     """What one output of the original was taken for, why, and its weight among several; a kind of ``ignore`` is not compared."""
 
     name: str
@@ -198,7 +187,7 @@ class OutputRow(_Part):
     weight: float = 1.0
 
 
-class ParityRow(_Part):
+class ParityRow(TextRecord):
     """A runtime against torch for one output of the rewritten model; ``equal_share`` as in :class:`OutputFidelityRow`."""
 
     name: str
@@ -210,7 +199,7 @@ class ParityRow(_Part):
     runtime: str = "onnxruntime"
 
 
-class RecoveredSummary(_Part):
+class RecoveredSummary(TextRecord):
     """What a recovery by distillation did. ``before`` and ``after`` are how far the outputs were from the original's on inputs
     that were ``held_out``: nats of KL for class scores, the unexplained variance of numbers; ``curve`` has that after so many
     steps. ``kept_step`` is the step whose parameters were kept, 0 where nothing was better than what came in; ``ended`` says why
@@ -240,7 +229,7 @@ class RecoveredSummary(_Part):
         return self.kept_step == 0
 
 
-class ExportRow(_Part):
+class ExportRow(TextRecord):
     """A form that the result was written in besides ONNX: its ``files`` beside the report, their ``bytes``, and the ``package``
     that wrote them, with its version.
 
@@ -294,7 +283,7 @@ class ExportRow(_Part):
         )
 
 
-class Environment(_Part):
+class Environment(TextRecord):
     """The versions and the machine that the numbers come from."""
 
     python: str
@@ -306,7 +295,7 @@ class Environment(_Part):
     cores: Positive
 
 
-class Report(_Part):
+class Report(TextRecord):
     """Everything one run did and measured. ``seconds`` is the wall time of each stage, ``refused`` why the result is no
     success though everything ran: it is slower than the original, costs more than its budget, loses more than was to be kept, or
     is ``useless``: it does not compute the same any more, as the first of the ``warnings`` says.
@@ -386,7 +375,7 @@ class Report(_Part):
         return self
 
 
-class AnalysisRow(_Part):
+class AnalysisRow(TextRecord):
     """One site of a model that nothing was done to yet; ``applies`` maps each rule to ``yes`` or to its reason."""
 
     name: str

@@ -9,7 +9,7 @@ from pydantic import Field
 from tabulate import tabulate
 
 from convrewrite.escaping import printable
-from convrewrite.records import Record
+from convrewrite.records import TextRecord
 from convrewrite.reporting import figures
 from convrewrite.tables import filled, table
 
@@ -20,7 +20,7 @@ Loss = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 HEADERS = ("", "budget", "MACs", "param.", "latency", "agreement", "KL", "error", "metric")
 
 
-class SweepPoint(Record):
+class SweepPoint(TextRecord):
     """One budget of one model, and what its plan, carried out, was measured to be.
 
     ``macs``, ``parameters`` and ``latency`` are what is left of the original's; ``agreement``, ``kl`` (nats) and ``error``, a
@@ -52,7 +52,7 @@ class SweepPoint(Record):
         return self.error if self.agreement is None else 1 - self.agreement
 
 
-class SweptModel(Record):
+class SweptModel(TextRecord):
     """One model, what it costs, the metric of the original, and its points, from the largest budget to the smallest."""
 
     name: str
@@ -67,7 +67,7 @@ class SweptModel(Record):
         return self.model_copy(update={"points": with_knee(with_beaten(self.points, resource), resource)})
 
 
-class SweepReport(Record):
+class SweepReport(TextRecord):
     """All of a sweep: ``resource`` is what the budgets are parts of, ``metric`` the name of the user's own, if there is one."""
 
     schema_version: Literal[1] = 1

@@ -18,6 +18,7 @@ from convrewrite.cli.options import Sources
 from convrewrite.cli.sweeping import _words
 from convrewrite.errors import UsageError
 from convrewrite.reporting import SweepReport
+from convrewrite.reporting.sweep_report import SweptModel
 from convrewrite.rules.schema import Protect, Rule
 
 RULE = Rule(name="r", structures=("channel",), protect=Protect(stem=False, min_channels=0, min_mac_share=0), ratio=0.5)
@@ -59,6 +60,20 @@ def test_models_of_one_name_keep_their_own_plans(pair: tuple[Sweep, Sweep], tmp_
     again = both.joined(pair[1]).joined(pair[0])  # the same plan under the same name needs no other one
     assert len(again.plans) == 2 and len(again.report.models) == 4
     assert pair[0].joined(swept(1, "Net.pt")).plans.keys() == {"net-macs-0.6.json", "2-Net-macs-0.6.json"}
+
+
+def test_a_name_whose_bytes_are_no_text_is_written_out(pair: tuple[Sweep, Sweep], tmp_path: Path) -> None:
+    (model,) = pair[0].report.models
+    named = SweptModel.model_validate({**dict(model), "name": "caf\udce9.pt"})
+    odd = replace(pair[0], report=pair[0].report.model_copy(update={"models": (named,)}))
+    place = odd.save(tmp_path / "sweep", ["--calib", "caf\udce9"])
+    (told,) = SweepReport.model_validate_json((place / "sweep.json").read_text()).models
+    assert told.name == r"caf\udce9.pt" and r"--calib 'caf\udce9'" in str(told.points[0].command)
+
+
+def test_a_fidelity_to_keep_is_refused_beside_budgets() -> None:
+    with pytest.raises(UsageError, match="keep: expected budgets alone"):
+        sweep(network(0), INPUTS[:1], [RULE], INPUTS, settings=Settings(keep=0.9, measure=False))
 
 
 def test_the_basis_of_several_models_is_that_of_each(pair: tuple[Sweep, Sweep]) -> None:
