@@ -95,7 +95,7 @@ def held_within(program: ExportedProgram, free: Sequence[Mapping[int, str]]) -> 
             if bounds is None:
                 continue
             if bounds.upper < LARGEST_SIZE:
-                return f"the forward does something else where the {axis} is more than {bounds.upper}"
+                return f"the exported graph is right only where the {axis} is at most {bounds.upper}"
             if position_of(BATCH, inputs[name].ndim) == position and bounds.lower > ANY_BATCH:
-                return f"the forward does something else where the {axis} is less than {bounds.lower}"
+                return f"the exported graph is right only where the {axis} is at least {bounds.lower}"
     return None

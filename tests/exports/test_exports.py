@@ -134,7 +134,7 @@ def test_torch_export_does_not_claim_batches_at_which_the_model_takes_another_br
             return x * 2 if x.shape[0] > 16 else x
 
     _, made = free_program(Source((images(2),), Branches()))
-    assert made.batch == 2 and "where the batch is more than 16" in made.notes[0]
+    assert made.batch == 2 and "where the batch is at most 16" in made.notes[0]
 
 
 def test_a_model_that_works_on_its_inputs_in_place_is_compared_on_those_that_were_given(tmp_path: Path) -> None:

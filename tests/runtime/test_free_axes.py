@@ -186,10 +186,10 @@ class Branches(nn.Module):
 @pytest.mark.parametrize(
     ("branches", "axis", "why"),
     [
-        (Branches(0, 16), "batch", "does something else where the batch is more than 16"),
-        (Branches(0, 3), "batch", "does something else where the batch is less than 4"),
+        (Branches(0, 16), "batch", "is right only where the batch is at most 16"),
+        (Branches(0, 3), "batch", "is right only where the batch is at least 4"),
         (Branches(0, 1), "batch", "computes another output for one example"),
-        (Branches(-1, 40), "width", "does something else where the width is more than 40"),
+        (Branches(-1, 40), "width", "is right only where the width is at most 40"),
     ],
     ids=["more", "less", "one", "width"],
 )
@@ -204,7 +204,7 @@ def test_a_file_does_not_claim_sizes_at_which_its_model_takes_another_branch(
 def test_where_no_axes_were_asked_for_such_a_file_has_a_fixed_batch(tmp_path: Path) -> None:
     exported = export(Branches(0, 16), images(4), tmp_path / "a.onnx")
     assert not exported.dynamic_batch
-    assert exported.note == "batch size fixed at 4: the forward does something else where the batch is more than 16"
+    assert exported.note == "batch size fixed at 4: the exported graph is right only where the batch is at most 16"
 
 
 def test_a_single_number_as_first_input_has_no_axis_to_free(tmp_path: Path) -> None:
