@@ -23,6 +23,9 @@ FEW_INPUTS = 64
 """With fewer calibration inputs than this a note says that fits have fewer samples than unknowns; more of them add little to
 synthetic ones."""
 
+LIMIT = 1024
+"""Most examples, unless the caller says otherwise."""
+
 LARGEST_BATCH = 32
 """Most examples in a batch, however small they are."""
 
@@ -111,11 +114,9 @@ def read_inputs(
 
     Raises CalibrationError.
     """
-    scale = _normalisation(how.mean, how.std, example[0])
-    opened = open_source(
-        source, Request(example, how.limit, how.seed, how.resize, import_object, tuple(names), how.memory)
-    )
-    inputs, notes = _collect(opened, example, how.limit)
+    scale, limit = _normalisation(how.mean, how.std, example[0]), how.limit or LIMIT
+    opened = open_source(source, Request(example, limit, how.seed, how.resize, import_object, tuple(names), how.memory))
+    inputs, notes = _collect(opened, example, limit)
     notes += [*opened.notes, *(() if opened.images else _of_arrays(how, opened.name))]
     if scale is not None:
         inputs = ((inputs[0] - scale[0]) / scale[1], *inputs[1:])

@@ -28,17 +28,18 @@ class Reading:
     """How inputs are read.
 
     Attributes:
-        limit: most examples; from a source of known length they are drawn at random, from any other the first are taken.
+        limit: most examples; None: 1,024, or all for a recovery. From a source of known length they are drawn at random, from any
+            other the first are taken.
         batch: examples in a batch; None: 32, fewer if inputs are large.
         seed: of what is drawn, and of the split.
         mean, std: one number, or one for each channel: they normalise the first input, uint8 scaled to [0, 1] before.
         resize: height and width to which images of a folder are scaled before the model's size is cut from the centre.
-        memory: most bytes that are read from a file, a folder or arrays.
+        memory: most bytes that are read, from whatever source.
 
     Raises UsageError for a value of another kind, and CalibrationError for a limit or a batch below 1.
     """
 
-    limit: int = 1024
+    limit: int | None = None
     batch: int | None = None
     seed: int = 0
     mean: Sequence[float] | None = None
@@ -53,14 +54,14 @@ class Reading:
         values.seed(self.seed, "seed")
         if not isinstance(self.memory, int) or isinstance(self.memory, bool):
             raise UsageError(f"memory: expected bytes, a whole number, found {values.shown(self.memory)}")
-        if self.limit < 1 or (self.batch is not None and self.batch < 1):
+        if any(number is not None and number < 1 for number in (self.limit, self.batch)):
             raise CalibrationError(f"limit and batch: expected at least 1, found {self.limit} and {self.batch}")
 
 
 class ReadingOptions(TypedDict, total=False):
     """The fields of :class:`Reading` as keyword arguments."""
 
-    limit: int
+    limit: int | None
     batch: int | None
     seed: int
     mean: Sequence[float] | None

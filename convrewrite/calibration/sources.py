@@ -213,11 +213,11 @@ def _read_dataset(dataset: _MapDataset, request: Request) -> Source:
     chosen = _choose(total, request, type(dataset).__name__)
     batches = (_positional(dataset[i], request) for i in chosen)
     chunks = (Chunk(tuple(t[None] for t in tensors), [i]) for tensors, i in zip(batches, chosen, strict=True))
-    return Source(type(dataset).__name__, _guarded(chunks, type(dataset).__name__), total)
+    return Source(type(dataset).__name__, _guarded(chunks, type(dataset).__name__, request.memory), total)
 
 
 def _read_stream(batches: Iterable[Any], name: str, request: Request) -> Source:
-    return Source(name, _guarded(_stream(batches, request), name))
+    return Source(name, _guarded(_stream(batches, request), name, request.memory))
 
 
 def _stream(batches: Iterable[Any], request: Request) -> Iterator[Chunk]:
@@ -237,8 +237,10 @@ def _lacks_channels(tensor: Tensor, example: Tensor) -> bool:
     return example.dim() == 4 and example.shape[1] == 1 and len(tensor) != 1 and tensor.shape[1:] == example.shape[2:]
 
 
-def _guarded(chunks: Iterator[Chunk], name: str) -> Iterator[Chunk]:
-    """The same chunks; what the caller's loader raises becomes a CalibrationError that names it."""
+def _guarded(chunks: Iterator[Chunk], name: str, memory: int) -> Iterator[Chunk]:
+    """The same chunks, while they take no more than ``memory`` bytes; what the caller's loader raises becomes a CalibrationError
+    that names it."""
+    taken = 0
     for number in itertools.count():
         try:
             chunk = next(chunks)
@@ -249,6 +251,8 @@ def _guarded(chunks: Iterator[Chunk], name: str) -> Iterator[Chunk]:
         except Exception as error:  # the caller's own code may raise anything
             reason = f"{type(error).__name__}: {message_of(error)}"
             raise CalibrationError(f"{name}: batch {number}: reading it raised {reason}") from error
+        taken += sum(tensor.numel() * tensor.element_size() for tensor in chunk.tensors)
+        require_room(name, taken, memory)
         yield chunk
 
 

@@ -116,7 +116,8 @@ def recover(
     :class:`convrewrite.settings.Recovery` as one value, instead of its fields. keywords: the fields of
     :class:`convrewrite.settings.Recovery`; ``augment``, a function that changes a batch of inputs; ``labels``, one whole number
     for each input, whose cross-entropy is added to the loss; ``checkpoint``, a file for the state of the training, from which it
-    goes on unless ``resume=False``; ``reading``, how inputs are read; ``structures``, ``progress`` and ``notes`` as in
+    goes on unless ``resume=False``; ``reading``, how inputs are read, with the
+    recovery's own seed and memory; ``structures``, ``progress`` and ``notes`` as in
     :func:`convrewrite.optimize`.
 
     Raises:
@@ -244,7 +245,8 @@ def _inputs(run: Recovering, data: object) -> tuple[Inputs, str]:
         run.notes += checked.notes[len(data.notes) :]
         return moved(whole_inputs(checked), HOME), data.source
     example, extras = run.network.inputs, run.extras
-    how = replace(extras.reading or Reading(), limit=EVERY, seed=run.asked.seed, memory=run.asked.memory)
+    reading = extras.reading or Reading()
+    how = replace(reading, limit=reading.limit or EVERY, seed=run.asked.seed, memory=run.asked.memory)
     names = parameter_names(run.network.model)[: len(example)]
     inputs, source, notes = read_inputs(data, example, how, import_object, names)
     run.notes += notes

@@ -423,7 +423,7 @@ def test_bad_options() -> None:
     assert "std: expected positive" in refusal(numbered(9), std=(0.0,))
     assert "limit" in refusal(numbered(9), limit=0)
     wrong = {
-        "limit": None, "batch": 2.5, "seed": 2**70, "mean": "half", "std": {"red": 1.0}, "resize": (8,), "memory": 1e9,
+        "limit": "all", "batch": 2.5, "seed": 2**70, "mean": "half", "std": {"red": 1.0}, "resize": (8,), "memory": 1e9,
     }  # fmt: skip
     for name, value in wrong.items():
         with pytest.raises(UsageError, match=f"^{name}: expected "):

@@ -12,7 +12,7 @@ from networks import natural, state_bytes
 from torch import Tensor, nn
 
 import convrewrite
-from convrewrite.calibration import Calibration
+from convrewrite.calibration import Calibration, Reading
 from convrewrite.errors import CalibrationError, ModelLoadError, UsageError
 from convrewrite.pipeline.identity import NOT_TOLD, identity_of
 from convrewrite.pipeline.recovery import example_of
@@ -179,6 +179,11 @@ def test_a_model_without_parameters_is_left_as_it_is(images: Tensor) -> None:
     given = model, convrewrite.optimize(model, images[:1], [HALF], "weights", measure=False)
     told = recovered(given, images).report.recovered
     assert told is not None and told.unchanged
+
+
+def test_a_limit_counts_where_one_is_given(images: Tensor) -> None:
+    told = recovered(came(images), images, epochs=1, reading=Reading(limit=20)).report.recovered
+    assert told is not None and (told.trained_on, told.held_out) == (16, 4)
 
 
 def test_the_seed_says_what_is_held_out(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
