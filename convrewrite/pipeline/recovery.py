@@ -116,9 +116,8 @@ def recover(
     :class:`convrewrite.settings.Recovery` as one value, instead of its fields. keywords: the fields of
     :class:`convrewrite.settings.Recovery`; ``augment``, a function that changes a batch of inputs; ``labels``, one whole number
     for each input, whose cross-entropy is added to the loss; ``checkpoint``, a file for the state of the training, from which it
-    goes on unless ``resume=False``; ``reading``, how inputs are read, with the
-    recovery's own seed and memory; ``structures``, ``progress`` and ``notes`` as in
-    :func:`convrewrite.optimize`.
+    goes on unless ``resume=False``; ``reading``, how inputs are read, with the recovery's own seed and memory; ``structures``,
+    ``progress`` and ``notes`` as in :func:`convrewrite.optimize`.
 
     Raises:
         UsageError, ModelError, ProcessLostError or VerificationError, each saying what to do (see :mod:`convrewrite.errors`).
