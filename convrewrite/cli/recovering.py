@@ -88,9 +88,8 @@ def with_whole_numbers(network: GivenNetwork, data: str) -> GivenNetwork:
         return network
     own = network.inputs
     named = parameter_names(network.model)[: len(own)]
-    unnamed = [
-        f"input.{place}" for place in range(len(named), len(own))
-    ]  # what *args takes, as files of inputs name it
+    # What *args takes, as files of inputs name it.
+    unnamed = [f"input.{place}" for place in range(len(named), len(own))]
     found = peek_example(data, (*named, *unnamed)) or own
     given = tuple(
         there.expand_as(noise) if is_whole(there) and there.shape[1:] == noise.shape[1:] else noise
