@@ -11,7 +11,7 @@ from convrewrite.calibration import Calibration, calibrate, channels_last, evalu
 from convrewrite.errors import CalibrationError
 from convrewrite.meanings import Evaluation, Meaning
 from convrewrite.onnx_graph import graph_inputs, require_end
-from convrewrite.pipeline.narrowing import without_asked
+from convrewrite.pipeline.narrowing import without_irreplaceable
 from convrewrite.planning import require_evaluable
 from convrewrite.progress import Progress, Stopwatch
 from convrewrite.rewriting import Prepared, Work, output_weights, run_cache_of
@@ -34,7 +34,7 @@ def gathered(
     with watch.timed("calibrate"):
         data = _calibrated(prepared, calibration, settings, progress)
         LOG.info("inputs: %s, fitted on %d, %d held out", data.source, data.fitted_on, data.held_out_count)
-        prepared = without_asked(prepared, (*data.fit, *data.held_out))
+        prepared = without_irreplaceable(prepared, (*data.fit, *data.held_out))
         evaluation = _evaluation(prepared, data, constraints, known)
     weights: dict[str, Tensor] = {}
     if settings.output_weighting and data.fit:

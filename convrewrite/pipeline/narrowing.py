@@ -33,8 +33,8 @@ def narrowed(prepared: Prepared, settings: Settings) -> Prepared:
     return replace(prepared, search_spaces=tuple(_narrowed(space, settings) for space in prepared.search_spaces))
 
 
-def without_asked(prepared: Prepared, batches: Sequence[Inputs]) -> Prepared:
-    """The same, but sites of which the model asks more than to be called, on a path that one of these batches takes, are kept. A
+def without_irreplaceable(prepared: Prepared, batches: Sequence[Inputs]) -> Prepared:
+    """The same, but sites of which the model asks more than to be called, on a path that some of these batches take, are kept. A
     model with a graph takes one path, and is not run."""
     if prepared.traced.whole is not None or not batches:
         return prepared

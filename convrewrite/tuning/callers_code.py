@@ -35,9 +35,7 @@ def code_of(function: Callable[..., object]) -> str | None:
     teller = _Teller()
     try:
         teller.tell(function)
-    except (
-        Exception
-    ):  # what is looked at is code from elsewhere; a lock refuses with a TypeError, a deep nesting by its depth
+    except Exception:  # from code from elsewhere: a lock refuses with a TypeError, a deep nesting by its depth
         return None
     return f"{named.__qualname__} {teller.digest.hexdigest()}"
 
