@@ -17,7 +17,7 @@ from convrewrite.onnx_graph import read_network
 from convrewrite.pipeline.workplace import HOME
 from convrewrite.places import place_of_model
 from convrewrite.process import ordinary_mode
-from convrewrite.state import named_parameters_of
+from convrewrite.state import named_parameters_of, unmade_part
 
 ModelSource = Any
 """A module, the path of a file, or an ``onnx.ModelProto``, which is not named here, so that onnx need not be imported."""
@@ -80,13 +80,15 @@ def _require_modes(model: nn.Module) -> None:
 
 
 def _require_numbers(model: nn.Module) -> None:
-    """Raise ModelLoadError for a module whose weights do not exist yet."""
+    """Raise ModelLoadError for a module whose weights do not exist yet, or that lacks its sizes even though they do."""
+    lazy = [name for name, tensor in named_parameters_of(model) if is_lazy(tensor)]
+    unmade = lazy[0] if lazy else unmade_part(model)
+    if unmade:
+        raise ModelLoadError(
+            f"{type(model).__name__}: expected a trained model, found {unmade}, which is made when the model is first run; run "
+            "it, and load or train its weights, or take out a part that never runs"
+        )
     for name, tensor in named_parameters_of(model):
-        if is_lazy(tensor):
-            raise ModelLoadError(
-                f"{type(model).__name__}: expected a trained model, found {name}, which is made when the model is first run; run "
-                "it, and load or train its weights, or take out a part that never runs"
-            )
         if tensor.is_meta:
             raise ModelLoadError(
                 f"{type(model).__name__}: expected weights, found {name} on the meta device, which holds no numbers; load the "

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from convrewrite.axes import BATCH, at_least_two, axes_named, by_parameters, held_within, of_another_size
-from convrewrite.errors import ExportError, TraceError
+from convrewrite.errors import ExportError, TraceError, UsageError
 from convrewrite.escaping import innermost_cause
 from convrewrite.folders import Scratch, disk_full, given_path, resolved, unwritable, write_errors
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, examples_in
@@ -89,11 +89,13 @@ def export(
 
     Raises TraceError if the model does not run on the inputs or returns no tensor, ExportError if it has no ONNX form, none with
     that opset or those axes, or one for which onnxruntime lacks an operator, and if the folder of ``path`` is missing, UsageError
-    if ``path`` cannot be written, for an opset that does not exist, and for axes that no input has.
+    if ``path`` cannot be written, for an opset that does not exist, for axes that no input has, and for metadata other than text.
     """
     require_names(model, type(model).__name__)
     if opset is not None:
         require_opset(opset)
+    if not all(isinstance(text, str) for entry in metadata.items() for text in entry):
+        raise UsageError("metadata: expected texts by texts, as ONNX keeps nothing else; write numbers as text")
     path, example = given_path(path, "the path of the file to write"), bind_inputs(model, inputs)
     _require_real(model, example)
     if any(tensor.is_inference() for tensor in (*example, *parameters_of(model), *model.buffers())):

@@ -304,6 +304,10 @@ def test_a_model_without_convolutions_is_an_error() -> None:
     [
         (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), "expected a trained model, found 0.weight, which is made when"),
         (
+            lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.LazyBatchNorm2d(affine=False)),
+            r"expected a trained model, found 1 \(LazyBatchNorm2d\), which is made when",
+        ),
+        (
             lambda: small_network().to("meta"),
             "expected weights, found .* on the meta device, which holds no numbers; load",
         ),

@@ -346,3 +346,8 @@ def test_a_file_and_its_weights_are_replaced_together(tmp_path: Path, monkeypatc
     assert check_parity(new, path, (images(),)).passed
     assert len(list(tmp_path.iterdir())) == len(before), "the earlier weights are gone"
     assert (tmp_path / "model.onnx.data").read_bytes() == b"of someone else"
+
+
+def test_metadata_other_than_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="metadata: expected texts by texts"):
+        export(nn.Conv2d(3, 2, 3), images(1), tmp_path / "net.onnx", metadata={"epochs": 3})  # type: ignore[dict-item]
