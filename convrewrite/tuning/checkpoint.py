@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from convrewrite.errors import UsageError
-from convrewrite.folders import made_aside
+from convrewrite.folders import made_aside, write_errors
 from convrewrite.records import Record, first_fault
 from convrewrite.tuning.trainable import at_least_single
 
@@ -86,8 +86,10 @@ def load_checkpoint(path: Path, run: str, parameters: Mapping[str, Tensor]) -> C
 
 
 def require_place(path: Path) -> None:
-    """Raise UsageError where the file exists and is not a checkpoint."""
-    if path.exists():
+    """Raise UsageError where the file exists and is not a checkpoint, and for a name that the file system cannot look up."""
+    with write_errors(path):
+        exists = path.exists()
+    if exists:
         _standing(path)
 
 

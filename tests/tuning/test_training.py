@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,16 @@ from convrewrite import precision
 from convrewrite.errors import CalibrationError, ProcessLostError, TraceError, UsageError
 from convrewrite.meanings import Meaning
 from convrewrite.settings import Recovery
-from convrewrite.tuning import OneProcess, Pace, Training, TrainingInputs, accelerated, keeps_outputs, task_of
+from convrewrite.tuning import (
+    OneProcess,
+    Pace,
+    Training,
+    TrainingInputs,
+    accelerated,
+    keeps_outputs,
+    require_place,
+    task_of,
+)
 from convrewrite.tuning.distilling import LOOKS, PATIENCE
 from convrewrite.tuning.examples import Examples
 from convrewrite.tuning.pace import WARM_UP
@@ -451,3 +461,8 @@ def test_a_process_that_is_gone_is_told_of() -> None:
     )
     with pytest.raises(ProcessLostError, match=r"Connection closed by peer .*; the last checkpoint stands"):
         Accelerated(fake).mean(torch.zeros(1))
+
+
+def test_a_name_too_long_for_a_file_is_refused_before_the_training(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot be written \(.*\); name another place"):
+        require_place(tmp_path / ("a" * 5000))
