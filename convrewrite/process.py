@@ -8,7 +8,6 @@ the caller's that draws some meanwhile gets other ones.
 import contextlib
 import copy
 import functools
-import io
 import logging
 import os
 import random
@@ -17,7 +16,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from torch.fx import _symbolic_trace
 
 from convrewrite.places import random_sources
+from convrewrite.thread_stream import ThreadStream
 from convrewrite.traceable import traceable
 from convrewrite.written_data import WrittenData
 
@@ -99,6 +99,27 @@ def same_random_numbers(seed: int) -> Iterator[None]:
         random.seed(seed)
         np.random.seed(seed % (1 << 32))
         yield
+
+
+def draw_from(state: Tensor) -> None:
+    """Torch draws on the processor from this state on: only inside :func:`random_states_kept`, which puts the caller's back."""
+    torch.set_rng_state(state)
+
+
+@contextlib.contextmanager
+def safe_path() -> Iterator[None]:
+    """Processes that Python starts meanwhile import nothing from the working folder, whoever's that is: by itself it is the first
+    place where they look for their modules."""
+    name = "PYTHONSAFEPATH"
+    with _LOCK:
+        before = os.environ.get(name)
+        os.environ[name] = "1"
+        try:
+            yield
+        finally:
+            os.environ.pop(name, None)
+            if before is not None:
+                os.environ[name] = before
 
 
 @contextlib.contextmanager
@@ -235,8 +256,8 @@ def quiet(loggers: Sequence[str] = ()) -> Iterator[None]:
     """Show nothing that this thread prints or warns of, and nothing of these loggers."""
     with _LOCK, contextlib.ExitStack() as stack:
         for name in ("stdout", "stderr"):
-            stack.enter_context(_patched(sys, name, _Stream(getattr(sys, name))))
-        stack.enter_context(_no_warnings())
+            stack.enter_context(_patched(sys, name, ThreadStream(getattr(sys, name))))
+        stack.enter_context(no_warnings())
         for logger in map(logging.getLogger, loggers):
             stack.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.CRITICAL)
@@ -309,40 +330,6 @@ def _calls_of_this_thread() -> Iterator[None]:
         yield
 
 
-class _Stream(io.TextIOBase):
-    """Swallows what the thread that made it writes; other threads write to the original stream."""
-
-    def __init__(self, original: IO[str] | None) -> None:
-        super().__init__()
-        self._original = original
-        self._owner = threading.get_ident()
-
-    def _target(self) -> IO[str] | None:
-        return None if threading.get_ident() == self._owner else self._original
-
-    def write(self, text: str) -> int:
-        target = self._target()
-        return len(text) if target is None else target.write(text)
-
-    def flush(self) -> None:
-        target = self._target()
-        if target is not None:
-            target.flush()
-
-    def writable(self) -> bool:
-        return True
-
-    def isatty(self) -> bool:
-        target = self._target()
-        return target is not None and target.isatty()
-
-    def fileno(self) -> int:
-        target = self._target()
-        if target is None:
-            raise io.UnsupportedOperation("fileno")
-        return target.fileno()
-
-
 class _Here:
     """A pattern for a warning filter that matches every text, but only in the thread that made it, and while it ``holds``."""
 
@@ -355,7 +342,7 @@ class _Here:
 
 
 @contextlib.contextmanager
-def _no_warnings() -> Iterator[None]:
+def no_warnings() -> Iterator[None]:
     """Warnings of this thread are ignored, by a filter, as ``catch_warnings`` would act on every thread."""
     here = _Here()
     entry = ("ignore", here, Warning, None, 0)

@@ -21,7 +21,7 @@ from convrewrite.graph.sized import trace_sized
 from convrewrite.graph.tracing import Traced, trace
 from convrewrite.inputs import Inputs, varied
 from convrewrite.modules import alike, hooked, named_outputs, run
-from convrewrite.process import FAKE_TENSORS, nothing_drawn, quiet, random_states_kept
+from convrewrite.process import FAKE_TENSORS, draw_from, nothing_drawn, quiet, random_states_kept
 
 
 def follow(model: nn.Module, inputs: Inputs) -> Traced:
@@ -123,7 +123,7 @@ def _gives(part: nn.Module, graph: fx.GraphModule, call: "_FirstCall") -> bool:
         return False
     named = named_values(part, call.args, call.kwargs)
     args, kwargs = (call.args, call.kwargs) if named is None else ((), named)
-    torch.set_rng_state(call.random)
+    draw_from(call.random)
     try:
         found = named_outputs(graph.forward(*args, **kwargs))  # called itself, it prints how it failed
     except Exception:  # a graph that was followed wrongly may fail in any way

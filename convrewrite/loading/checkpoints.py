@@ -10,7 +10,6 @@ import functools
 import importlib
 import pickle
 import re
-import warnings
 import zipfile
 from collections.abc import Mapping
 from enum import Enum
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from convrewrite.errors import ModelLoadError
 from convrewrite.escaping import message_of, printable
-from convrewrite.process import quiet
+from convrewrite.process import no_warnings, quiet
 from convrewrite.stored import (
     LEGACY_MAGIC,
     NUMPY,
@@ -213,8 +212,7 @@ def _require_legacy(path: Path) -> None:
 
 def _read_trusted(path: Path) -> tuple[object, tuple[str, ...]]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on pickle protocols and old storages: nothing the user could act upon
+        with no_warnings():  # on pickle protocols and old storages: nothing the user could act upon
             return torch.load(path, map_location="cpu", pickle_module=pickle, weights_only=False), (TRUST_NOTE,)
     except Exception as error:  # trusted code can fail in any way
         raise _unreadable(path, error) from error

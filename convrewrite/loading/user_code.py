@@ -14,6 +14,9 @@ from convrewrite.loading.checkpoints import listed, summary
 
 ZOOS = ("torchvision", "timm")
 
+IMPORTED = "__convrewrite_imported__"
+"""Attribute of a module that was imported here: the digest of its file."""
+
 
 def import_object(target: str) -> Any:
     """What ``FILE.py:NAME`` or ``pkg.mod:NAME`` names; raises ModelLoadError, listing the names that do exist."""
@@ -62,17 +65,20 @@ def named_module(where: str) -> ModuleType:
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Import a file once, under its stem if that is free, so that pickles find what they name by that stem."""
+    """Import a file, under its stem if that is free, so that pickles find what they name by that stem. A file that was imported
+    before is imported again only if it was changed since, as in a notebook."""
     if not path.is_file():
         raise ModelLoadError(f"{path}: no such file; expected FILE.py:NAME")
     name = path.stem
     if name in sys.stdlib_module_names or not _is_free(name, path):
         name = f"{name}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    if name in sys.modules:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if name in sys.modules and getattr(sys.modules[name], IMPORTED, digest) == digest:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
+    setattr(module, IMPORTED, digest)
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)

@@ -216,7 +216,7 @@ def _remade(
         names, values = zip(*function.__kwdefaults__.items(), strict=True)
         new.__kwdefaults__ = dict(zip(names, _parts(values, memo), strict=True))
     functools.update_wrapper(new, function, updated=())
-    new.__dict__.clear()  # update_wrapper has put the old one there
+    new.__dict__.clear()  # update_wrapper has put the old function there, as __wrapped__
     new.__dict__.update({key: _part(value, memo) for key, value in vars(function).items()})
     return new
 

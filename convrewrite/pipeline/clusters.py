@@ -20,7 +20,7 @@ from typing import Any
 from convrewrite.errors import ProcessLostError, UsageError
 from convrewrite.escaping import innermost_cause, message_of
 from convrewrite.folders import temporary
-from convrewrite.process import pickled_by_value, quiet
+from convrewrite.process import pickled_by_value, quiet, safe_path
 from convrewrite.version import tool_version
 
 PATIENCE = 10.0
@@ -160,7 +160,7 @@ def _here(count: int) -> Iterator[Any]:
 
     settings = {"distributed.scheduler.allowed-failures": DEATHS, "distributed.scheduler.http.routes": []}
     scratch = temporary()
-    with scratch, _working_folder_apart(), dask.config.set(settings):
+    with scratch, safe_path(), dask.config.set(settings):
         try:
             cluster = LocalCluster(
                 n_workers=count,
@@ -295,17 +295,3 @@ def _is_loss(error: Exception) -> bool:
 def _deaths(error: Any) -> str:
     count = getattr(error, "allowed_failures", DEATHS) + 1
     return f"{count} workers" if count > 1 else "a worker"
-
-
-@contextmanager
-def _working_folder_apart() -> Iterator[None]:
-    """Processes that Python starts meanwhile import nothing from the working folder, whoever's that is: by itself it is the first
-    place where they look for their modules."""
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
-    try:
-        yield
-    finally:
-        del os.environ["PYTHONSAFEPATH"]
-        if before is not None:
-            os.environ["PYTHONSAFEPATH"] = before

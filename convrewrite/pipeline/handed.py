@@ -23,7 +23,7 @@ MADE = TypeAdapter(list[Made])
 
 
 class _Failed(BaseModel):
-    """One of this package's errors as text: an exception's own pickle would leave out the arguments that it was made from."""
+    """One of this package's errors as text, in the place of a result, which is text as well."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,7 +1,7 @@
 """The report as a value: what was done to a model, what that saved, and how close the outputs stayed.
 
 A :class:`Report` is checked when it is built: kept sites give a reason, and the totals are the sums of the rows. It
-goes to JSON by ``report.model_dump_json()`` and comes back by ``Report.model_validate_json(text)``. A number that was
+goes to JSON by ``report.model_dump_json()`` and comes back by ``Report.read(text)``. A number that was
 not measured is None, never an estimate: predictions have fields of their own.
 """
 
@@ -69,7 +69,7 @@ class Asked(TextRecord):
     """What the caller asked for.
 
     ``budget`` holds parts of the original's cost, such as ``{"macs": 0.5}``; it is empty when every rule's own ratio
-    was used. ``keep`` is the least fidelity in words, such as ``top1 agreement of at least 0.98``. ``opset`` and ``free_axes``
+    was used. ``keep`` is the least fidelity in words, such as ``top-1 agreement of at least 0.98``. ``opset`` and ``free_axes``
     are those of the ONNX file, where they were given.
     """
 

@@ -52,7 +52,7 @@ class Subject:
 
     @property
     def weighed_from(self) -> float:
-        """The largest budget that the candidate would have ``LARGE_SHARE`` of, or 1."""
+        """The largest budget that the site would have ``LARGE_SHARE`` of, or 1."""
         return min(1.0, self.mac_share / LARGE_SHARE)
 
 
@@ -194,7 +194,7 @@ class Match(_Table):
     name: Pattern | None = None
 
     def refusals(self, subject: Subject) -> Iterator[Refusal]:
-        """Every key that does not agree with the candidate."""
+        """Every key that does not agree with the site."""
         spec = subject.spec
         if self.kind is not None and subject.kind not in self.kind:
             yield _not_taken("kind", subject.kind, ", ".join(self.kind))
@@ -229,7 +229,7 @@ class Protect(_Table):
     min_mac_share: Share = 0.001
 
     def refusals(self, subject: Subject) -> Iterator[Refusal]:
-        """Every protection that covers the candidate."""
+        """Every protection that covers the site."""
         channels = min(subject.spec.in_channels, subject.spec.mixed.out_channels)
         weighed = subject.left is not None and subject.left <= subject.weighed_from
         if subject.is_stem and (not weighed if self.stem is None else self.stem):
@@ -252,7 +252,7 @@ def _told_apart(less: float, more: float) -> tuple[str, str]:
 
 
 def _way_out(subject: Subject) -> str:
-    """Within which budgets a protected candidate takes part, if that is worth telling. Rounded down: what is told must do."""
+    """Within which budgets a protected site takes part, if that is worth telling. Rounded down: what is told must do."""
     if subject.weighed_from < TOLD:
         return ""
     part = math.floor(100 * subject.weighed_from) / 100
@@ -357,12 +357,12 @@ class Rule(_Table):
         return self
 
     def refusals(self, subject: Subject) -> Iterator[Refusal]:
-        """Everything that keeps the rule from taking the candidate."""
+        """Everything that keeps the rule from taking the site."""
         yield from self.match.refusals(subject)
         yield from self.protect.refusals(subject)
 
     def refuse(self, subject: Subject) -> Refusal | None:
-        """The first refusal; None when the rule takes the candidate."""
+        """The first refusal; None when the rule takes the site."""
         return next(self.refusals(subject), None)
 
 

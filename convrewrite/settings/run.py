@@ -1,5 +1,5 @@
-"""What a run is asked. An option is added here and nowhere else: as a field of :class:`Settings`, described in its docstring, and
-as a key of the keyword arguments below it. The :class:`Flag` of its field is its option on the command line.
+"""What a run is asked. An option is added here: a field of :class:`Settings`, described in its docstring, with its :class:`Flag`
+for the command line, and as a key of the keywords below; a type of its own also in ``kinds``, another name in ``spellings``.
 """
 
 from collections.abc import Mapping

@@ -13,7 +13,6 @@ import itertools
 import pickle
 import pickletools
 import tarfile
-import warnings
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -26,6 +25,7 @@ from typing import IO, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from convrewrite.process import no_warnings
 from convrewrite.stored.archives import is_script, pickle_of, stored_sizes
 from convrewrite.stored.bounds import (
     MOST_STEPS,
@@ -77,8 +77,7 @@ def read_pickle(path: Path, resolve: Resolve = nothing, vouched: Collection[Any]
     else:
         stored = None
     reader: Any = ModelPickle(resolve, vouched, Bounds(path.stat().st_size, stored))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on old storages and sources: nothing the user could act upon
+    with no_warnings():  # on old storages and sources: nothing the user could act upon
         loaded: object = torch.load(path, map_location="cpu", pickle_module=reader, weights_only=False)
     return loaded
 

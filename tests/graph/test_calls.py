@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convrewrite.conv import Cost
+from convrewrite.errors import TraceError
 from convrewrite.graph.calls import observe
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -96,6 +97,6 @@ def test_nothing_stays_behind_when_the_model_fails() -> None:
         raise RuntimeError("no")
 
     model = Calls(refuse, filter=Filter())
-    with pytest.raises(Exception, match="does not run"):
+    with pytest.raises(TraceError, match="does not run"):
         observe(model, (X,))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

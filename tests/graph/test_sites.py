@@ -148,7 +148,7 @@ def test_hooks_are_removed_when_the_model_fails() -> None:
 
     model = Calls(refuse, conv=conv())
     traced = trace(model)
-    with pytest.raises(Exception, match="does not run"):
+    with pytest.raises(TraceError, match="does not run"):
         find_sites(model, (X,), traced)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace
 
 from convrewrite import RewriteConvolutions, analyze, export, optimize, verify
-from convrewrite.errors import UsageError
+from convrewrite.errors import TraceError, UsageError
 from convrewrite.process import at_work, exporting, followed, nothing_drawn, quiet, same_random_numbers, torch_threads
 from convrewrite.runtime.onnx_export import NOISY_LOGGERS
 
@@ -80,7 +80,7 @@ def test_a_run_that_fails_changes_nothing_either() -> None:
             raise RuntimeError("no")
 
     before = process_state()
-    with pytest.raises(Exception, match="does not run"):
+    with pytest.raises(TraceError, match="does not run"):
         analyze(Failing().eval(), DATA[:1])
     after = process_state()
     before.pop("draws"), after.pop("draws")  # of making the model

@@ -168,6 +168,14 @@ def test_files_are_imported_once_beside_their_neighbours(tmp_path: Path) -> None
     assert sys.path == before
 
 
+def test_a_file_that_was_changed_since_is_imported_again(tmp_path: Path) -> None:
+    for channels in (4, 16):
+        (tmp_path / "edited.py").write_text(
+            f"from torch import nn\ndef make():\n    return nn.Conv2d(3, {channels}, 3)\n"
+        )
+        assert load_model("edited.py:make").model.get_parameter("weight").shape[0] == channels
+
+
 # models that cannot be used
 
 

@@ -280,9 +280,9 @@ def test_buffers_that_a_forward_updates_are_not_those_of_the_training(images: Te
     torch.manual_seed(1)
     model = Counting().eval()
     came = convrewrite.optimize(model, images[:1], [HALF], images, measure=False, fast=True, refine=False)
-    found = convrewrite.recover(came, model, images, epochs=1, batch=16, measure=False)
+    found = convrewrite.recover(came, model, images, epochs=4, batch=16, measure=False)
     for one in (model, came.model, found.model):
         assert torch.equal(one.get_buffer("mean"), torch.ones(12))
         assert not one.get_buffer("mean").requires_grad
     trained = [name for name, p in found.model.named_parameters() if not torch.equal(p, came.model.get_parameter(name))]
-    assert trained or found.report.recovered.kept_step == 0  # type: ignore[union-attr]
+    assert trained

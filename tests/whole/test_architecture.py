@@ -21,10 +21,19 @@ LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 400, 50, 8
 LARGEST_FACE = 20
 
 
+WRITES = re.compile(
+    r"(.*\.)?(write_text|write_bytes|mkdir|mkdtemp|unlink|save_file|save_model|open\(.*'[wax]b?'\))"
+    r"|(torch|torch\.export|onnx)\.save|shutil\.(copy\w*|rmtree)|os\.(rename|link|unlink)|.*(path|weights)\.rename"
+)
+"""What makes, moves or removes files: calls as they are written, with their arguments where it is an ``open``."""
+
 WRITERS = {
-    "folders.placing", "folders.scratch", "onnx_graph.observing", "onnx_graph.surgery", "pipeline.forms",
-    "pipeline.profiling", "pipeline.sweeping", "quantising.choosing", "results.analysis", "results.folder", "results.further",
-    "runtime.onnx_export", "runtime.profiling", "runtime.timing_cache", "stored.result_cache", "targets.profiles",
+    "cli.commands", "cli.entry", "exports.kinds.executorch", "exports.kinds.half", "exports.kinds.open_vino",
+    "exports.kinds.torch_export", "folders.placing", "folders.scratch", "onnx_files.placing", "onnx_graph.external",
+    "onnx_graph.observing", "onnx_graph.opening", "onnx_graph.surgery", "pipeline.forms", "pipeline.profiling",
+    "pipeline.sweeping", "quantising.choosing", "results.analysis", "results.folder", "results.further", "results.weights",
+    "rewriting.store", "runtime.onnx_export", "runtime.profiling", "runtime.timing_cache", "stored.result_cache",
+    "targets.profiles", "tuning.checkpoint",
 }  # fmt: skip
 
 
@@ -120,11 +129,15 @@ def test_only_the_wings_that_say_so_import_onnx() -> None:
     [
         (r"torch\.load", {"stored.unpickling", "loading.checkpoints"}),
         (r"subprocess\.\w+|os\.fork|multiprocessing\.\w+", {"onnx_files.probing"}),
-        (r"torch\.(manual_seed|set_num_threads|set_default_dtype)|random\.seed|os\.dup2|sys\.set\w+", {"process"}),
+        (
+            r"torch\.(manual_seed|set_rng_state|set_num_threads|set_default_dtype)|random\.seed|os\.dup2|sys\.set\w+"
+            r"|warnings\.(catch_warnings|simplefilter|filterwarnings)|os\.environ\.pop",
+            {"process"},
+        ),
+        (r"sys\.path\.\w+", {"__main__", "loading.user_code"}),
         (r"signal\.signal", {"interrupts"}),
         (r"resource\.setrlimit", {"machine"}),
         (r"replace_modules", {"graph.finding", "graph.lifts", "rewriting.surgery"}),
-        (r".*\.(write_text|write_bytes|mkdir|mkdtemp)", WRITERS),
     ],
 )  # fmt: skip
 def test_what_one_place_does_no_other_does(called: str, where: set[str]) -> None:
@@ -134,6 +147,19 @@ def test_what_one_place_does_no_other_does(called: str, where: set[str]) -> None
         if isinstance(node, ast.Call) and re.fullmatch(called, ast.unparse(node.func))
     }  # fmt: skip
     assert found == where
+
+
+def test_files_are_written_where_it_is_said_and_nowhere_else() -> None:
+    found = {
+        name for name, tree in TREES.items() for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and WRITES.fullmatch(as_written(node))
+    }  # fmt: skip
+    assert found == WRITERS
+
+
+def as_written(call: ast.Call) -> str:
+    function = ast.unparse(call.func)
+    return ast.unparse(call) if re.fullmatch(r"(.*\.)?open", function) else function
 
 
 def test_nothing_connects_to_a_network() -> None:
