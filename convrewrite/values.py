@@ -262,9 +262,10 @@ def example_target(entries: Sequence[str]) -> str | None:
     return targets[0]
 
 
-def free_axes(names: Sequence[str], where: str = "--free-axes") -> tuple[str, ...]:
-    """Names of axes, each once."""
-    if isinstance(names, str) or not isinstance(names, Iterable):
+def free_axes(names: str | Sequence[str], where: str = "--free-axes") -> tuple[str, ...]:
+    """Names of axes, each once; text is one name."""
+    names = (names,) if isinstance(names, str) else names
+    if not isinstance(names, Iterable):
         raise UsageError(f'{where}: expected names one by one, as ("batch", "height"), found {shown(names)}')
     strange = [name for name in names if name not in AXES]
     if strange or len(set(names)) < len(names):

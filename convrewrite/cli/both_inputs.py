@@ -5,11 +5,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 
 from convrewrite import values
-from convrewrite.calibration import peek_example, read_calibration
+from convrewrite.calibration import Reading, peek_example, read_inputs
 from convrewrite.cli.example_inputs import (
     Network,
     fitting,
@@ -70,11 +69,14 @@ def for_both(first: Network, second: Network, sources: Sources, seed: int, names
     require_calibration(sources)
     known = sizes_of(*names)
     if isinstance(first, OnnxModel) and isinstance(second, OnnxModel):
+        if sources.factory is not None:
+            raise UsageError("--factory: expected a PyTorch model that it builds, found two ONNX graphs; leave it out")
         return _for_files(first, second, sources, seed, known)
     inputs, notes = _for_modules(first, second, sources, seed, known)
     if sources.data is not None:
         module = next(network for network in (first, second) if isinstance(network, nn.Module))
-        inputs = _read(sources, inputs, seed, parameter_names(module)[: len(inputs)])
+        inputs, told = _read(sources, inputs, seed, parameter_names(module)[: len(inputs)])
+        notes = (*notes, *told)
     return Both(first, second, inputs, notes)
 
 
@@ -94,7 +96,8 @@ def _for_files(first: OnnxModel, second: OnnxModel, sources: Sources, seed: int,
     }
     both = Both(first.holding(held), second.holding(others), tuple(own.values()), notes)
     if calib is not None:
-        return replace(both, inputs=_read(sources, both.inputs, seed, tuple(own)))
+        inputs, told = _read(sources, both.inputs, seed, tuple(own))
+        return replace(both, inputs=inputs, notes=(*notes, *told))
     if given:
         return both
     count = both.batch or (1 if assumed else EXAMPLES)
@@ -163,10 +166,8 @@ def _as_stated(shapes: list[tuple[int, ...]], files: Sequence[OnnxModel]) -> lis
     return [found.get(name, shape) for name, shape in named.items()]
 
 
-def _read(sources: Sources, example: Inputs, seed: int, names: Sequence[str]) -> Inputs:
-    """All calibration inputs, those to fit on first."""
-    data = read_calibration(
-        sources.data, example, seed=seed, mean=sources.mean, std=sources.std, resize=sources.resize,
-        import_object=import_object, names=names,
-    )  # fmt: skip
-    return tuple(torch.cat(parts) for parts in zip(*data.fit, *data.held_out, strict=True))
+def _read(sources: Sources, example: Inputs, seed: int, names: Sequence[str]) -> tuple[Inputs, list[str]]:
+    """All calibration inputs, and what there is to say of how they were read."""
+    how = Reading(seed=seed, mean=sources.mean, std=sources.std, resize=sources.resize)
+    inputs, _, notes = read_inputs(sources.data, example, how, import_object, names)
+    return inputs, notes

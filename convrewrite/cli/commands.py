@@ -26,6 +26,7 @@ from convrewrite.cli.options import (
     Towards,
     Trust,
     calibration_of,
+    notes_on,
     require_agreeing,
 )
 from convrewrite.cli.progress import progress_bars, stages_of
@@ -163,7 +164,7 @@ def plan(
         say_json(made)
         return
     say(render_plan(made, width=width()))
-    for note in network.notes:
+    for note in (*network.notes, *notes_on(data)):
         say(f"Note: {note}")
     say(f"Written to {out}")
 
@@ -228,13 +229,15 @@ def sweep(
     pipeline.Sweep.check(out)
     stages = stages_of(settings, sources.calib, "sweep") if asked.cluster is None else ("survey", "points")
     with progress_bars(*stages) as progress:
-        found, words = swept(models, rule or ["balanced"], asked, sources, settings, trust, progress)
+        found, words, notes = swept(models, rule or ["balanced"], asked, sources, settings, trust, progress)
         found.save(out, words)
     if as_json:
         # What was written has the commands of its points too.
         say_json(SweepReport.read((out / "sweep.json").read_text(encoding="utf-8")))
         return
     say(str(found))
+    for note in notes:
+        say(f"Note: {note}")
     say(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
 

@@ -7,7 +7,7 @@ import typer
 
 from convrewrite.cli.expanded import Only, expanded
 from convrewrite.cli.interrupts import tells_what_stands
-from convrewrite.cli.options import AsJson, Sources, Trust, calibration_of, require_agreeing
+from convrewrite.cli.options import AsJson, Sources, Trust, calibration_of, notes_on, require_agreeing
 from convrewrite.cli.progress import progress_bars
 from convrewrite.cli.voice import say, say_json
 from convrewrite.errors import UsageError, VerificationError
@@ -55,6 +55,8 @@ def export(
         say_json(found)
     else:
         say(render_text(found, exports_only=True))
+        for note in notes_on(data):
+            say(f"Note: {note}")
         names = [name for row in found.exports if row.name in to for name in row.files]
         say(f"Written to {out}: {', '.join(names or ['the report alone'])}")
     failed = next((row for row in found.exports if row.name in to and row.refused is not None), None)

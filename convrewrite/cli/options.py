@@ -237,6 +237,12 @@ def calibration_of(sources: Sources, model: Any, inputs: "Inputs", seed: int, me
     )  # fmt: skip
 
 
+def notes_on(calibration: object) -> tuple[str, ...]:
+    """What there is to say of how calibration inputs were read, where a report does not say it."""
+    found: tuple[str, ...] = getattr(calibration, "notes", ())
+    return found
+
+
 def require_agreeing(sources: Sources, settings: Settings | None = None) -> None:
     """Raise UsageError, or PlanError, for options that contradict each other whatever the model is, and for a file of times that
     cannot be read: before a model is loaded."""

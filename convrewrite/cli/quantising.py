@@ -10,7 +10,7 @@ import typer
 from convrewrite import values
 from convrewrite.cli.expanded import Only, expanded
 from convrewrite.cli.interrupts import INT8, tells_what_stands
-from convrewrite.cli.options import AsJson, Sources, Trust, calibration_of, require_agreeing
+from convrewrite.cli.options import AsJson, Sources, Trust, calibration_of, notes_on, require_agreeing
 from convrewrite.cli.progress import progress_bars
 from convrewrite.cli.voice import say, say_json
 from convrewrite.errors import UsageError
@@ -64,6 +64,8 @@ def quantise(
         say_json(QuantisedModels.of(rows, written))
         return
     say(table(rows))
+    for note in notes_on(data):
+        say(f"Note: {note}")
     say(f"Written to {written}")
 
 

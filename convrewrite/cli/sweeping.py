@@ -5,7 +5,7 @@ from typing import Any
 
 from convrewrite import pipeline, values
 from convrewrite.cli.networks import given_network
-from convrewrite.cli.options import Sources, Sweeping, calibration_of
+from convrewrite.cli.options import Sources, Sweeping, calibration_of, notes_on
 from convrewrite.errors import UsageError
 from convrewrite.loading import import_object
 from convrewrite.machine import PROBE_SECONDS
@@ -25,8 +25,9 @@ def swept(
     settings: Settings,
     trust: bool,
     progress: Progress,
-) -> tuple[Sweep, list[str]]:
-    """The sweeps of all models side by side, and the words that a command needs to make a point again."""
+) -> tuple[Sweep, list[str], list[str]]:
+    """The sweeps of all models side by side, the words that a command needs to make a point again, and notes on the models and
+    their inputs."""
     resource: Any = asked.resource
     if resource not in BUDGETS:
         raise UsageError(f"--resource: expected {', '.join(BUDGETS)}, found {values.shown(resource)}")
@@ -35,12 +36,14 @@ def swept(
     metric = None if asked.metric is None else import_object(asked.metric)
     if metric is not None and not callable(metric):
         raise UsageError(f"--metric {asked.metric}: expected a function of a model, found {type(metric).__name__}")
-    chosen = resolve(rules)
+    chosen, notes = resolve(rules), dict[str, None]()
 
     def frontiers(names: Sequence[str]) -> Iterator[Frontier]:
         for model in names:
             network = given_network(model, sources, trust, settings.timeout)
             data = calibration_of(sources, network.model, network.inputs, settings.seed, settings.memory)
+            said = (*network.notes, *notes_on(data))
+            notes.update(dict.fromkeys(note if len(models) == 1 else f"{model}: {note}" for note in said))
             yield pipeline.frontier_of(
                 network.model, network.inputs, chosen, data, asked.budgets, resource, metric, settings=settings,
                 name=model, notes=network.notes, progress=progress,
@@ -49,7 +52,8 @@ def swept(
     if asked.cluster is None:  # which opens all of them first; here one is held at a time
         for _ in frontiers(models[1:]):
             pass  # what is wrong with a later one shows before the long work on the first
-    return pipeline.sweep_all(frontiers(models), asked.cluster, progress), _words(sources, settings, trust)
+    found = pipeline.sweep_all(frontiers(models), asked.cluster, progress)
+    return found, _words(sources, settings, trust), list(notes)
 
 
 def _words(sources: Sources, settings: Settings, trust: bool) -> list[str]:

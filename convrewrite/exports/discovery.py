@@ -25,12 +25,13 @@ def kinds_of_exports() -> dict[str, Export]:
     return {export.name: export for export in (kind() for kind in plugins(kinds, "EXPORT", ENTRY_POINTS))}
 
 
-def named_exports(names: Sequence[str]) -> tuple[Export, ...]:
-    """The forms of these names, each once; their packages are known to be usable.
+def named_exports(names: str | Sequence[str]) -> tuple[Export, ...]:
+    """The forms of these names, each once, text being one name; their packages are known to be usable.
 
     Raises UsageError for a name that is not known, and for a package that is missing or cannot be used.
     """
-    if isinstance(names, str) or not isinstance(names, Iterable):
+    names = (names,) if isinstance(names, str) else names
+    if not isinstance(names, Iterable):
         raise UsageError(f'export: expected names one by one, as ["openvino"], found {shown(names)}')
     known, found = kinds_of_exports(), list[Export]()
     for name in dict.fromkeys(names):

@@ -114,8 +114,8 @@ def apply(
     """Carry out a plan on the model it was made for: fit its options to the calibration inputs, apply, verify, report.
 
     ``plan`` may be the path of a file with one. Of ``settings``, those that decide what to choose do not count, as the plan has
-    decided: ``budget``, ``keep``, ``exclude``, ``only``, ``seed``, ``fast`` and ``int8``. Raises PlanError when the plan belongs
-    to another model, or to other weights; the other arguments and errors are those of :func:`optimize`.
+    decided: ``budget``, ``keep``, ``exclude``, ``only``, ``seed``, ``fast``, ``int8`` and ``any_speed``. Raises PlanError when
+    the plan belongs to another model, or to other weights; the other arguments and errors are those of :func:`optimize`.
     """
     given, extras = asked(settings, {}, keywords, ApplyKeywords)
     plan = _plan_of(plan)

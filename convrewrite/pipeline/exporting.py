@@ -38,7 +38,7 @@ def export_result(
     example_input: ExampleInput | None = None,
     calibration: object = None,
     *,
-    to: Sequence[str],
+    to: str | Sequence[str],
     settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -55,6 +55,7 @@ def export_result(
     measured, or another result by the end, PlanError for another original.
     """
     asked, folder, progress = settings_of(settings), given_path(result), progress or silent
+    to = (to,) if isinstance(to, str) else to
     if not named_exports(to):
         raise UsageError("--to: expected the name of a form, as openvino, found none")
     report, plan = read_report(folder), read_plan(folder / PLAN)

@@ -165,10 +165,15 @@ def asked_of(settings: Recovery | None, keywords: Mapping[str, Any]) -> tuple[Re
 
 def _sorted_out(keywords: Mapping[str, Any], known: Any, kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
     """The keywords that are fields of ``kind``, and all others. Raises TypeError for keywords that are not ``known``."""
-    for name in keywords.keys() - known.__annotations__.keys():
-        raise TypeError(f"unexpected keyword argument {name!r}; expected {', '.join(sorted(known.__annotations__))}")
+    require_known(keywords, known)
     extras = {extra.name: keywords[extra.name] for extra in fields(kind) if extra.name in keywords}
     return extras, {name: value for name, value in keywords.items() if name not in extras}
+
+
+def require_known(keywords: Mapping[str, Any], known: Any) -> None:
+    """Raise TypeError for keywords that are not ``known``, as Python does, with those that are."""
+    for name in keywords.keys() - known.__annotations__.keys():
+        raise TypeError(f"unexpected keyword argument {name!r}; expected {', '.join(sorted(known.__annotations__))}")
 
 
 def settings_of(settings: Settings | None) -> Settings:

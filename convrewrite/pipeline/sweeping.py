@@ -25,7 +25,7 @@ from convrewrite.folders import (
 from convrewrite.inputs import ExampleInput
 from convrewrite.pipeline.clusters import require_cluster, workers_of
 from convrewrite.pipeline.handed import Handed, collected
-from convrewrite.pipeline.keywords import FrontierKeywords, RuleSource, SweepKeywords, asked, signed
+from convrewrite.pipeline.keywords import FrontierKeywords, RuleSource, SweepKeywords, asked, require_known, signed
 from convrewrite.pipeline.metrics import Metric, called
 from convrewrite.pipeline.networks import ModelSource, network_of
 from convrewrite.pipeline.points import Beginning, Frontier, Made, Resource, plan_of
@@ -137,6 +137,7 @@ def sweep(
     are trusted; raises UsageError for a cluster that cannot be used, and ProcessLostError where its workers die. The other
     arguments are those of :func:`optimize`.
     """
+    require_known(keywords, SweepKeywords)
     cluster, rest = keywords.get("cluster"), {name: value for name, value in keywords.items() if name != "cluster"}
     asked = frontier_of(
         model,
@@ -176,6 +177,10 @@ def frontier_of(
     if given.keep is not None:
         raise UsageError(
             "keep: expected budgets alone, as a sweep measures what each keeps, found keep too; leave it out"
+        )
+    if given.budget:
+        raise UsageError(
+            "budget: expected budgets and a resource, as a sweep has many, found one budget too; leave it out"
         )
     # The smallest budget, within which most sites take part: all points share one survey.
     points = replace(given, budget={resource: parts[-1]}, keep=None, refine=bool(given.refine))

@@ -75,7 +75,7 @@ def export(
     path: str | Path,
     *,
     opset: int | None = None,
-    free_axes: Sequence[str] | None = None,
+    free_axes: str | Sequence[str] | None = None,
     metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> Exported:
     """Write the model, in eval mode, as ONNX to ``path``; its training flags stay as they are.
@@ -100,7 +100,8 @@ def export(
     _require_real(model, example)
     if any(tensor.is_inference() for tensor in (*example, *parameters_of(model), *model.buffers())):
         model, example = copy_model(model), ordinary(example)  # torch exports no tensors of inference mode
-    free = None if free_axes is None else axes_named(example, checked_axes(free_axes))
+    free_axes = None if free_axes is None else checked_axes(free_axes)
+    free = None if free_axes is None else axes_named(example, free_axes)
     if not path.parent.is_dir():
         raise ExportError(f"{path}: the folder does not exist; create it first")
     place_of_file = resolved(path)

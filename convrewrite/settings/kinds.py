@@ -108,9 +108,7 @@ def require_kinds(asked: Any, by_name: Mapping[str, FieldKind] = BY_NAME) -> Non
 
 def _plain(field: Field[Any], value: Any) -> Any:
     """The value as the field's type has it; a value that cannot be converted stays as it is."""
-    if field.type in (tuple[str, ...], Sequence[str]):
-        return _names(value)
-    if field.type == tuple[str, ...] | None and not isinstance(value, str):
+    if field.type in (tuple[str, ...], tuple[str, ...] | None, Sequence[str]):
         return _names(value)
     if not is_number(value) or isinstance(value, int | float):
         return value

@@ -46,7 +46,7 @@ class Settings:
         outputs: what outputs mean, by name, where that is not what the model and its values suggest: ``"logits"``,
             ``"probabilities"`` (that sum to one), ``"multilabel"`` (independent probabilities), ``"embedding"`` (only its
             direction counts), ``"values"`` or ``"ignore"``; or a pair of that and a weight among several outputs.
-        fast: measure less while planning, and refine nothing.
+        fast: measure less while planning, and refine only if ``refine`` asks for it.
         refine: train the stages of all rewritten sites together towards the original, without labels, for some minutes at most;
             the result is never further from it on held-out inputs. None: where real inputs are given, and there is something
             to gain, unless the model is so large that it would take longer than that.
@@ -114,7 +114,8 @@ class Settings:
         ),
     )
     fast: bool = field(
-        default=False, metadata=flag("--fast", kind=bool, help="Measure less while planning, and refine nothing.")
+        default=False,
+        metadata=flag("--fast", kind=bool, help="Measure less while planning, and refine only with --refine."),
     )
     any_speed: bool = field(
         default=False,

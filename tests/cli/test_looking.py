@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 import torch
 from networks import natural, settled
@@ -200,6 +201,14 @@ def test_verify_takes_what_optimize_takes_of_inputs(capsys: Any, tmp_path: Path)
     first = capsys.readouterr().out
     assert "3 calibration inputs" in first
     assert main(["verify", "small.pt", "small.pt", "--mean", "0.5,0.5,0.5"]) == 2
+
+
+def test_commands_without_a_report_say_how_inputs_were_read(capsys: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((4, 3, 8, 8), dtype=np.float32))
+    words = ["--calib", str(tmp_path / "x.npy"), "--resize", "10x10"]
+    for command in (["verify", "small.pt", "small.pt"], ["plan", "small.pt", "--rule", "separable", "-o", "plan.json"]):
+        assert main([*command, *words]) == 0
+        assert "resize counts for images of a folder alone" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [["--help"], ["optimize", "--help"]])

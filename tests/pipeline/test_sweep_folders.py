@@ -71,9 +71,11 @@ def test_a_name_whose_bytes_are_no_text_is_written_out(pair: tuple[Sweep, Sweep]
     assert told.name == r"caf\udce9.pt" and r"--calib 'caf\udce9'" in str(told.points[0].command)
 
 
-def test_a_fidelity_to_keep_is_refused_beside_budgets() -> None:
+def test_a_fidelity_to_keep_and_a_budget_are_refused_beside_budgets() -> None:
     with pytest.raises(UsageError, match="keep: expected budgets alone"):
         sweep(network(0), INPUTS[:1], [RULE], INPUTS, settings=Settings(keep=0.9, measure=False))
+    with pytest.raises(UsageError, match="budget: expected budgets and a resource"):
+        sweep(network(0), INPUTS[:1], [RULE], INPUTS, settings=Settings(budget={"params": 0.9}, measure=False))
 
 
 def test_the_basis_of_several_models_is_that_of_each(pair: tuple[Sweep, Sweep]) -> None:
