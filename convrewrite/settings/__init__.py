@@ -11,7 +11,6 @@ from convrewrite.settings.run import (
     ChoiceOptions,
     FormOptions,
     Settings,
-    SettingsOptions,
     WorkOptions,
 )
 
@@ -30,7 +29,6 @@ __all__ = [
     "Recovery",
     "RecoveryOptions",
     "Settings",
-    "SettingsOptions",
     "WorkOptions",
     "check_budget",
     "flag",

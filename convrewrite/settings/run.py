@@ -389,12 +389,3 @@ class ChoiceOptions(WorkOptions, total=False):
     any_speed: bool
     exclude: tuple[str, ...]
     only: tuple[str, ...]
-
-
-class SettingsOptions(ChoiceOptions, FormOptions, total=False):
-    """All fields of :class:`Settings` as keyword arguments."""
-
-    keep: KeepSource
-    int8: bool
-    budget: Mapping[str, float] | None
-    seed: int

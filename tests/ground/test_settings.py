@@ -12,8 +12,9 @@ from clocks import FalseTimer
 from convrewrite import Settings, runtime
 from convrewrite.errors import ConvRewriteError, PlanError, UsageError
 from convrewrite.meanings.kinds import Meaning, WantedOutputs
+from convrewrite.pipeline.keywords import OptimizeKeywords, ReportKeywords
 from convrewrite.runtime.timing import Timer
-from convrewrite.settings import FLAG, Constraints, Flag, Keep, Recovery, RecoveryOptions, SettingsOptions
+from convrewrite.settings import FLAG, Constraints, Flag, Keep, Recovery, RecoveryOptions
 
 NAMES = {"Meaning": Meaning, "WantedOutputs": WantedOutputs, "Timer": Timer}
 FLAGS: dict[str, tuple[Flag, Any]] = {
@@ -21,9 +22,16 @@ FLAGS: dict[str, tuple[Flag, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("options", "settings"), [(SettingsOptions, Settings), (RecoveryOptions, Recovery)])
-def test_the_keyword_arguments_are_the_fields(options: Any, settings: type) -> None:
-    assert get_type_hints(options, localns=NAMES) == get_type_hints(settings, localns=NAMES)
+@pytest.mark.parametrize(
+    ("options", "others", "settings"),
+    [(OptimizeKeywords, ReportKeywords, Settings), (RecoveryOptions, None, Recovery)],
+)
+def test_the_keyword_arguments_are_the_fields(options: Any, others: Any, settings: type) -> None:
+    known = dict(get_type_hints(settings, localns=NAMES))
+    if others is not None:  # the entry point names these itself
+        known = {name: kind for name, kind in known.items() if name not in ("budget", "seed")}
+        known |= get_type_hints(others)
+    assert get_type_hints(options, localns=NAMES) == known
     assert not options.__required_keys__
 
 
