@@ -50,7 +50,7 @@ def fit_of(
 
 
 def bias_of(kernels: tuple[Tensor, ...], stages: Sequence[Stage], moments: Moments) -> Tensor:
-    """:meth:`Moments.bias` of the kernel that the stage kernels of one group compose to."""
+    """``b' = E y - W' E p``, the best bias beside the kernel ``W'`` that the stage kernels of one group compose to."""
     mean = moments.mean_p.reshape(*shape_through(kernels, stages)[1:], 1)
     for stage, kernel in zip(stages, kernels, strict=True):
         mean = through(stage, kernel.to(mean), mean)
@@ -72,8 +72,9 @@ def left_unexplained(
 
 
 def unexplained(kernels: tuple[Tensor, ...], stages: Sequence[Stage], moments: Moments) -> float:
-    """The share of the variance of one group's output that stage kernels leave unexplained: :meth:`Moments.unexplained` of the
-    kernel that they compose to, but with only as many products by the covariance as the rank."""
+    """The share of the variance of one group's output that stage kernels leave unexplained: ``E |y - W' p - b'|^2`` over
+    ``E |y - E y|^2`` for the kernel ``W'`` that they compose to with its best bias ``b'``, computed in only as many products by
+    the covariance as the rank."""
     exact = tuple(kernel.double() for kernel in kernels)
     data = Second(moments.cov_p, moments.cov_yp, shape_through(exact, stages))
     return share_left(LastInput.of(exact[:-1], stages, data), exact[-1], moments)

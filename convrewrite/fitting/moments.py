@@ -54,17 +54,6 @@ class Moments:
     var_y: Tensor
     centred: bool = True
 
-    def unexplained(self, kernel: Tensor) -> float:
-        """``E |y - W' p - b'|^2 / E |y - E y|^2`` for the kernel ``W' (O, C, kh, kw)`` with its best bias ``b'``."""
-        flat = kernel.double().flatten(1)
-        total = self.var_y.sum()
-        residual = total - 2 * (flat * self.cov_yp).sum() + ((flat @ self.cov_p) * flat).sum()
-        return float(residual.clamp_min(0) / total.clamp_min(torch.finfo(total.dtype).tiny))
-
-    def bias(self, kernel: Tensor) -> Tensor:
-        """``b' = E y - W' E p``."""
-        return self.mean_y - kernel.double().flatten(1) @ self.mean_p
-
     def to(self, place: torch.device) -> "Moments":
         """The same on ``place``."""
         each = (self.mean_p, self.mean_y, self.cov_p, self.cov_yp, self.var_y)

@@ -113,11 +113,6 @@ class Ground:
         """The shape of the kernel."""
         return shape_of(self.kernel)
 
-    @property
-    def data(self) -> Second:
-        """The second moments as they were gathered."""
-        return Second(self.moments.cov_p, self.moments.cov_yp, self.shape)
-
     def target(self, ridge: float = RIDGE, shrinkage: float | None = None, *, solved: bool = True) -> FitTarget:
         """``W* = W + (B - W S)(S + lam I)^-1``, MATH: the data's answer, ridged towards the original kernel.
 

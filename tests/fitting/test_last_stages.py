@@ -1,5 +1,6 @@
 """Last stages for several trusts, against those that are fitted to a target with each."""
 
+import goals
 import pytest
 import torch
 from networks import SPECS, natural
@@ -82,7 +83,7 @@ def test_a_last_stage_in_groups_may_follow_any_other() -> None:
     given, structure = evidence_of(), Spatial()
     stages = structure.stages(SPEC, {"rank": 2})
     found = fit(structure, SPEC, {"rank": 2}, given.goals(), given.seen, given.unseen, 4)
-    assert found.unexplained == pytest.approx(given.unseen[0].unexplained(compose(found.kernels, stages)))
+    assert found.unexplained == pytest.approx(goals.unexplained(compose(found.kernels, stages), given.unseen[0]))
     start = structure.weights(given.kernel, SPEC, {"rank": 2})
     assert found.unexplained < 0.8 * unexplained(start, stages, given.unseen[0])
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from goals import unexplained
 from networks import natural, settled
 from torch import nn
 
@@ -155,8 +156,8 @@ def test_the_error_on_the_inputs_fitted_on_is_that_of_their_moments() -> None:
     option = option_of(site_fit, 6)
     found = site_fit.fit(CHANNEL, option)
     kernel = composed_kernel(found.kernels, CHANNEL.stages(site_fit.site.spec, {"rank": 6}), 1)
-    assert site_fit.fit_error(CHANNEL, option, found) == pytest.approx(site_fit.seen[0].unexplained(kernel) ** 0.5)
-    assert found.unexplained == pytest.approx(site_fit.unseen[0].unexplained(kernel))
+    assert site_fit.fit_error(CHANNEL, option, found) == pytest.approx(unexplained(kernel, site_fit.seen[0]) ** 0.5)
+    assert found.unexplained == pytest.approx(unexplained(kernel, site_fit.unseen[0]))
 
 
 def test_of_a_huge_site_trust_is_chosen_before_its_one_fit(monkeypatch: pytest.MonkeyPatch) -> None:

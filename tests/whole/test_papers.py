@@ -5,6 +5,7 @@ from functools import cache
 import papers
 import pytest
 import torch
+from goals import unexplained
 from torch import Tensor, nn
 
 from convrewrite.structures import compose, discover
@@ -57,7 +58,7 @@ def test_factors_in_the_metric_leave_no_more_than_those_of_the_weights(structure
     layer, family = layers()[1], discover()[structure]
     kernels = family.weights(layer.kernel, layer.site.spec, {"rank": 5})
     composed = compose(kernels, family.stages(layer.site.spec, {"rank": 5}))
-    assert layer.fitted(family, {"rank": 5}).unexplained < layer.moments.unexplained(composed)
+    assert layer.fitted(family, {"rank": 5}).unexplained < unexplained(composed, layer.moments)
 
 
 @pytest.mark.parametrize("name", papers.METHODS)
