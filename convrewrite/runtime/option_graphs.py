@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
@@ -14,11 +13,10 @@ from convrewrite.conv import ConvSpec, Size, within_strides
 from convrewrite.errors import UsageError
 from convrewrite.targets import Program, Target
 
+Array = NDArray[np.float32]
+
 OptionGraph = tuple[tuple[ConvSpec, ...], ...]
 """An option as convolutions: branches that are added, each a chain."""
-
-Weights = Sequence[Sequence[tuple[Tensor, Tensor | None]]]
-"""Weight as its module stores it, and bias, of every convolution of every branch."""
 
 OPSET, IR_VERSION = 20, 9
 """Versions of the operators of a graph, and of its format."""
@@ -37,35 +35,26 @@ ONNX_PAD_MODE = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
 def conv_graph(
-    branches: OptionGraph,
-    input_size: Size,
-    *,
-    channels: int | None = None,
-    dims: int = 2,
-    batch: int = 1,
-    framed: bool = True,
-    weights: Weights | None = None,
+    branches: OptionGraph, input_size: Size, *, channels: int | None = None, dims: int = 2, batch: int = 1
 ) -> bytes:
     """A serialised ONNX model that computes the sum of the branches, input ``x``, output ``y``.
 
-    ``framed`` puts it between the cheap neighbours that :mod:`convrewrite.runtime.latency` draws; otherwise x is
-    (batch, C, H, W) and y the sum itself. ``branches=()`` with ``channels`` and ``dims`` is the empty frame. Weights are random
-    with a fixed seed unless given; all is float32.
+    It lies between the cheap neighbours that :mod:`convrewrite.runtime.latency` draws; ``branches=()`` with ``channels`` and
+    ``dims`` is the empty frame. Weights are random with a fixed seed; all is float32.
     """
-    graph = _GraphBuilder(weights)
+    graph = _GraphBuilder()
     channels = branches[0][0].in_channels if branches else channels
     if channels is None:
         raise UsageError("conv_graph: expected branches, or channels for an empty frame; found neither")
     dims = branches[0][0].dims if branches else dims
-    headed = framed and channels > IMAGE_CHANNELS
+    headed = channels > IMAGE_CHANNELS
     name = graph.head(channels, input_size[2 - dims :]) if headed else "x"
     shape = [batch, 1, *[1] * dims] if headed else [batch, channels, *input_size[2 - dims :]]
     size = input_size
     if branches:
         name, size = graph.branches(branches, name, input_size)
-    if framed:
-        name = graph.node("Relu", [name]) if branches else name
-        name = graph.node("MaxPool", [name], kernel_shape=[1] * dims, strides=list(size[2 - dims :]))
+        name = graph.node("Relu", [name])
+    name = graph.node("MaxPool", [name], kernel_shape=[1] * dims, strides=list(size[2 - dims :]))
     return graph.serialised(shape, name)
 
 
@@ -104,8 +93,7 @@ class _Summed(nn.Module):
 class _GraphBuilder:
     """Nodes and initialisers of one ONNX graph in the making."""
 
-    def __init__(self, weights: Weights | None) -> None:
-        self._weights = weights
+    def __init__(self) -> None:
         self._block = np.random.default_rng(0).standard_normal(RANDOM_NUMBERS, np.float32)
         self._nodes: list[onnx.NodeProto] = []
         self._initialisers: list[onnx.TensorProto] = []
@@ -132,17 +120,17 @@ class _GraphBuilder:
 
     def branches(self, branches: OptionGraph, name: str, size: Size) -> tuple[str, Size]:
         total, out_size = "", size
-        for b, chain in enumerate(branches):
+        for chain in branches:
             end, out_size = name, size
-            for i, spec in enumerate(chain):
-                end = self.conv(spec, end, self._weights[b][i] if self._weights else None)
+            for spec in chain:
+                end = self.conv(spec, end)
                 out_size = spec.output_size(out_size)
             total = self.node("Add", [total, end]) if total else end
         return total, out_size
 
-    def conv(self, spec: ConvSpec, source: str, given: tuple[Tensor, Tensor | None] | None) -> str:
+    def conv(self, spec: ConvSpec, source: str) -> str:
         spec = spec.mixed  # the mixing itself is left out: it takes as long in the original as in its replacements
-        weight, bias = given if given is not None else self._random_weights(spec)
+        weight, bias = self._random_weights(spec)
         axes = slice(2 - spec.dims, 2)
         margins = list(spec.padding_pairs())[axes]
         before, after = [pair[0] for pair in margins], [pair[1] for pair in margins]
@@ -151,7 +139,7 @@ class _GraphBuilder:
             amounts = self.constant(np.array([0, 0, *before, 0, 0, *after], np.int64))
             source = self.node("Pad", [source, amounts], mode=ONNX_PAD_MODE[spec.padding_mode])
             pads = [0] * len(pads)
-        inputs = [source, *(self.constant(t.detach().cpu().numpy()) for t in (weight, bias) if t is not None)]
+        inputs = [source, *(self.constant(array) for array in (weight, bias) if array is not None)]
         geometry: dict[str, Any] = {
             "kernel_shape": spec.kernel_size[axes], "strides": spec.stride[axes], "dilations": spec.dilation[axes],
             "pads": pads, "group": spec.groups,
@@ -163,12 +151,12 @@ class _GraphBuilder:
             return self.node("ConvTranspose", inputs, **geometry)
         return self.node("Conv", inputs, **geometry)
 
-    def _random_weights(self, spec: ConvSpec) -> tuple[Tensor, Tensor | None]:
+    def _random_weights(self, spec: ConvSpec) -> tuple[Array, Array | None]:
         fan_in = spec.kernel_shape[1] * spec.kernel_size[0] * spec.kernel_size[1]
         block = np.roll(self._block, -APART * len(self._initialisers))
         weight = np.resize(block, spec.weight_shape) / np.float32(fan_in**0.5)
-        bias = torch.full((spec.out_channels,), 0.1) if spec.bias else None
-        return torch.from_numpy(weight), bias
+        bias = np.full(spec.out_channels, 0.1, np.float32) if spec.bias else None
+        return weight, bias
 
     def serialised(self, shape: list[int], output: str) -> bytes:
         graph = helper.make_graph(

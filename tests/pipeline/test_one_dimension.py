@@ -11,6 +11,7 @@ from model_files import forget_modules_below
 from networks import relative
 from torch import Tensor, nn
 from torch.nn import functional as F
+from unframed import chains_of, unframed
 
 from convrewrite import analyze, load, optimize
 from convrewrite.conv import ConvSpec, canonical_kernel, module_weight, planar
@@ -20,7 +21,6 @@ from convrewrite.rewriting.surgery import build_option
 from convrewrite.rules.options import allowed_variants
 from convrewrite.rules.schema import Match, Rule
 from convrewrite.runtime.latency import time_graphs
-from convrewrite.runtime.option_graphs import conv_graph
 from convrewrite.structures.algebra import initial_kernels
 from convrewrite.structures.discovery import discover
 from convrewrite.structures.lowering import lowerings, make_option
@@ -99,9 +99,10 @@ def test_the_geometry_is_that_of_a_plane_of_height_one(conv: nn.Module) -> None:
 def test_the_graph_that_is_timed_computes_the_convolution(conv: nn.Module) -> None:
     assert isinstance(conv, nn.Conv1d | nn.ConvTranspose1d)
     spec, x = ConvSpec.of(conv), torch.randn(2, 4, 11)
-    graph = conv_graph(((spec,),), (1, 11), batch=2, framed=False, weights=[[(conv.weight, conv.bias)]])
+    graph = unframed(((spec,),), (1, 11), batch=2)
+    (chain,) = chains_of(graph, ((spec,),))
     (found,) = open_session(graph).run(None, {"x": x.numpy()})
-    torch.testing.assert_close(torch.from_numpy(found), conv(x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(torch.from_numpy(found), chain(x), atol=1e-5, rtol=1e-4)
     wide = ConvSpec(8, 8, (1, 3), dims=1)
     assert time_graphs([((wide,),)], (1, 50), rounds=3, min_seconds=1e-4)[0] > 0
 

@@ -13,6 +13,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from torch import Tensor, nn
+from unframed import chains_of, unframed
 
 from convrewrite.conv import ConvSpec
 from convrewrite.errors import UsageError, VerificationError
@@ -132,8 +133,8 @@ def test_the_clock_is_that_of_the_thread_only_at_one_thread() -> None:
 
 def test_models_are_compared_in_both_runtimes_and_left_as_they_were(tmp_path: Path) -> None:
     paths = tmp_path / "a.onnx", tmp_path / "b.onnx"
-    paths[0].write_bytes(conv_graph(((SPEC,),), (8, 8), framed=False))
-    paths[1].write_bytes(conv_graph(SEPARABLE, (8, 8), framed=False))
+    paths[0].write_bytes(unframed(((SPEC,),), (8, 8)))
+    paths[1].write_bytes(unframed(SEPARABLE, (8, 8)))
     inputs = (torch.randn(1, 16, 8, 8),)
     found = compare_onnx(*paths, inputs, rounds=2)
     assert (found.runtime, found.threads, found.rounds) == ("onnxruntime", 1, 2)
@@ -152,7 +153,7 @@ def test_models_are_compared_in_both_runtimes_and_left_as_they_were(tmp_path: Pa
 
 def test_a_wrong_number_of_inputs_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.onnx"
-    path.write_bytes(conv_graph(((SPEC,),), (8, 8), framed=False))
+    path.write_bytes(conv_graph(((SPEC,),), (8, 8)))
     with pytest.raises(VerificationError, match=r"cannot run .* on 2 inputs"):
         compare_onnx(path, path, (torch.zeros(1), torch.zeros(1)))
 
@@ -183,17 +184,14 @@ def run_graph(model: bytes, x: Tensor) -> Tensor:
 )  # fmt: skip
 def test_a_graph_computes_what_torch_computes_with_the_same_weights(branches: OptionGraph) -> None:
     torch.manual_seed(0)
-    chains = [nn.Sequential(*(spec.build() for spec in chain)) for chain in branches]
-    states = [[conv.state_dict() for conv in chain] for chain in chains]
-    weights = [[(state["weight"], state.get("bias")) for state in chain] for chain in states]
-    x = torch.randn(2, 6, 9, 11)
+    framed = conv_graph(branches, (9, 11), batch=2)
+    chains, x = chains_of(framed, branches), torch.randn(2, 6, 9, 11)
     with torch.no_grad():
         expected = sum((chain(x) for chain in chains), torch.zeros(()))
-    found = run_graph(conv_graph(branches, (9, 11), batch=2, framed=False, weights=weights), x)
+    found = run_graph(unframed(branches, (9, 11), batch=2), x)
     assert found.shape == expected.shape
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
-    framed = conv_graph(branches, (9, 11), batch=2, weights=weights)
     with torch.no_grad():
         flat = sum((chain(torch.full((2, 6, 9, 11), 0.5)) for chain in chains), torch.zeros(()))
     pixel = run_graph(framed, torch.ones(2, 1, 1, 1))
@@ -328,7 +326,7 @@ class Drifting(OnnxRuntime):
 
 def test_a_machine_that_slows_down_between_two_sites_makes_none_of_them_look_slower(tmp_path: Path) -> None:
     model = tmp_path / "model.onnx"
-    model.write_bytes(conv_graph(((SPEC, SPEC),), (8, 8), framed=False))
+    model.write_bytes(conv_graph(((SPEC, SPEC),), (8, 8)))
     timer, found = RuntimeTimer(TimingCache(tmp_path / "times"), Drifting()).steady(), []
     for pace, channels in ((1.0, 16), (3.0, 32), (0.5, 64)):
         Drifting.slowdown = pace

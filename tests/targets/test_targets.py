@@ -17,6 +17,7 @@ from clocks import FalseTimer
 from commands import images, small_network
 from onnx import TensorProto, helper
 from torch import nn
+from unframed import unframed
 
 import convrewrite
 from convrewrite.conv import ConvSpec
@@ -167,7 +168,7 @@ def test_a_result_is_planned_timed_and_held_to_torch_where_it_will_run() -> None
 
 
 def test_a_runtime_that_lies_is_refused() -> None:
-    program = Program(onnx=conv_graph(((SPEC,),), (8, 8), framed=False))
+    program = Program(onnx=unframed(((SPEC,),), (8, 8)))
     x = (torch.randn(1, 16, 8, 8),)
     expected = {"y": torch.as_tensor(OnnxRuntime().compile(program, x, 1)()[0])}
     require_parity(Parity(check_target(expected, program, x, target_of("openvino")), 1))
