@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from convrewrite.calibration import Calibration
 from convrewrite.graph import Site
-from convrewrite.meanings import Meaning, effect_of, tell
+from convrewrite.meanings import Meaning, effect_of
 from convrewrite.modules import kept_outputs, named_outputs
 from convrewrite.planning.effort import ENOUGH
 from convrewrite.rewriting import Propagation
@@ -40,22 +40,21 @@ class Evaluator:
         model: nn.Module,
         walk: Propagation,
         calibration: Calibration,
+        meanings: Mapping[str, Meaning],
         sites: Sequence[Site] = (),
-        meanings: Mapping[str, Meaning] | None = None,
         least: int = FEW,
     ) -> "Evaluator":
         """Measures on held-out inputs where there are any; where they are few, also on some of the inputs that are fitted on.
 
-        ``sites``: those whose options will be evaluated, to estimate how long that takes; ``meanings`` of the outputs: if None,
-        they are found on these inputs; ``least`` examples are used, unless there are fewer or they are large."""
+        ``sites``: those whose options will be evaluated, to estimate how long that takes; ``least`` examples are used, unless
+        there are fewer or they are large."""
         all_batches = (*calibration.fit, *calibration.held_out)
         batches = _measured_on(calibration, least)
-        known = tell(model, [all_batches[index] for index in batches]) if meanings is None else meanings
         originals = tuple(kept_outputs(model, all_batches[index]) for index in batches)
         examples = sum(len(all_batches[index][0]) for index in batches)
         numbers = sum(all_batches[index][0].numel() for index in batches)
         macs = examples * len(sites) * sum(site.cost.macs for site in sites)
-        return cls(walk, tuple(batches), originals, known, numbers > ENOUGH, macs > DEAR)
+        return cls(walk, tuple(batches), originals, meanings, numbers > ENOUGH, macs > DEAR)
 
     def effect(self, site: Site, module: nn.Module) -> float:
         """The effect J of a module in the site's place."""

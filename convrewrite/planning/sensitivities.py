@@ -138,7 +138,7 @@ class _Surveys:
         """Made when it is first needed, as it runs the model: not at all where every survey was kept from an earlier run."""
         prepared, meanings = self.work.prepared, self.work.evaluation.meanings
         return Evaluator.of(
-            prepared.model, self.walk, self.chosen, self.active, meanings, min(FEW, self.effort.examples)
+            prepared.model, self.walk, self.chosen, meanings, self.active, min(FEW, self.effort.examples)
         )
 
     def _measured(self, space: SearchSpace) -> Surveyed:

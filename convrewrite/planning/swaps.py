@@ -145,7 +145,7 @@ class _Effects:
     def _evaluator(self) -> Evaluator:
         """Made when it is first needed, as it runs the model."""
         work = self.work
-        return Evaluator.of(work.prepared.model, self.walk, work.data, meanings=work.evaluation.meanings)
+        return Evaluator.of(work.prepared.model, self.walk, work.data, work.evaluation.meanings)
 
     def _known(self, asked: object, count: int) -> list[float] | None:
         """The effects that an earlier run measured: one for each of ``count`` options, or for the first alone."""

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from convrewrite.graph import Site
 from convrewrite.inputs import Inputs
 from convrewrite.layers import DynamicConv2d
-from convrewrite.meanings import Meaning, along_axis, scales_of, tell
+from convrewrite.meanings import Meaning, along_axis, scales_of
 from convrewrite.modules import copy_model, hooked, named_outputs
 from convrewrite.places import in_float64, out_of_memory
 
@@ -37,20 +37,17 @@ def output_weights(
     sites: Sequence[Site],
     batches: Sequence[Inputs],
     seed: int,
-    share: float = SHARE,
     *,
-    meanings: Mapping[str, Meaning] | None = None,
+    meanings: Mapping[str, Meaning],
     at_a_time: int | None = None,
 ) -> dict[str, Tensor]:
-    """For every site ``G = (1 - share) mean(diag F) I + share F``, ``(O, O)`` in float64, scaled to a mean diagonal of one.
+    """For every site ``G = (1 - SHARE) mean(diag F) I + SHARE F``, ``(O, O)`` in float64, scaled to a mean diagonal of one.
 
-    ``meanings`` are those of the outputs; None: they are found on the batches. ``at_a_time``: how many examples the model takes,
-    where it does not take any number. Sites that no gradient reaches have no entry; a model that cannot be differentiated has
-    none at all.
+    ``meanings`` are those of the outputs. ``at_a_time``: how many examples the model takes, where it does not take any number.
+    Sites that no gradient reaches have no entry; a model that cannot be differentiated has none at all.
     """
     if not batches:
         return {}
-    known = tell(model, batches) if meanings is None else meanings
     sums: dict[str, Tensor] = {}
     # What a forward leaves on its modules would hold on to gradients, and a model with these cannot be copied any more.
     model = copy_model(model)
@@ -61,22 +58,22 @@ def output_weights(
     with hooked(_gradient_hooks(model, sites, sums, anchor)):
         try:
             for inputs in _chunks(batches, at_a_time):
-                _backward(model, inputs, known, anchor, generator)
+                _backward(model, inputs, meanings, anchor, generator)
         except Exception as error:  # an operator without a derivative, or a forward that refuses gradients in any way
             if out_of_memory(error):
                 raise
             return {}
-    return {name: _mixed(total, share) for name, total in sums.items() if bool(total.any()) and _finite(total)}
+    return {name: _mixed(total) for name, total in sums.items() if bool(total.any()) and _finite(total)}
 
 
 def _finite(total: Tensor) -> bool:
     return bool(torch.isfinite(total).all())
 
 
-def _mixed(second_moment: Tensor, share: float) -> Tensor:
+def _mixed(second_moment: Tensor) -> Tensor:
     outputs = len(second_moment)
     normal = second_moment / second_moment.diagonal().mean()
-    return share * normal + (1 - share) * torch.eye(outputs, dtype=normal.dtype, device=normal.device)
+    return SHARE * normal + (1 - SHARE) * torch.eye(outputs, dtype=normal.dtype, device=normal.device)
 
 
 def _chunks(batches: Sequence[Inputs], at_a_time: int | None) -> Iterator[Inputs]:

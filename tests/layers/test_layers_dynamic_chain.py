@@ -1,6 +1,7 @@
 """Static first stages under a last one that stays a mixture: the same numbers, fewer of them, and onnxruntime's parity."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from convrewrite.conv import Cost, Kind
 from convrewrite.graph.sites import Site
 from convrewrite.layers.dynamic import DynamicConv2d, stack, unstack
 from convrewrite.layers.dynamic_chain import DynamicChain
+from convrewrite.meanings.kinds import tell
 from convrewrite.rewriting.output_weighting import output_weights
 from convrewrite.rewriting.surgery import build_option, folded_kernel, in_place_of
 from convrewrite.rules.options import allowed_variants
@@ -53,7 +55,7 @@ def options(structure: Structure, layer: DynamicConv2d, rank: int | None = None)
         {**v, "rank": rank or structure.full_rank(spec.per_group, v)} for v in allowed_variants(structure, spec, {})
     ]
     return [
-        make_option(structure, spec, setting, lowering)
+        replace(make_option(structure, spec, setting), lowering=lowering)
         for setting in settings
         for lowering in lowerings(structure.stages(spec.per_group, setting))
     ]
@@ -207,7 +209,7 @@ def test_kernels_that_the_attention_passes_over_count_less() -> None:
         layer.attention.score.weight.zero_()
         layer.attention.score.bias.copy_(torch.tensor([1.0, 0.0]))
     model = nn.Sequential(layer, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    site = Site("0", Kind.DYNAMIC, layer.stacked_spec, ((10, 9),))
-    weights = output_weights(model, [site], [(images(20, torch.float32),)], seed=0)["0"]
+    site, batches = Site("0", Kind.DYNAMIC, layer.stacked_spec, ((10, 9),)), [(images(20, torch.float32),)]
+    weights = output_weights(model, [site], batches, seed=0, meanings=tell(model, batches))["0"]
     assert weights.shape == (24, 24)
     assert weights.diagonal()[:12].mean() > 2 * weights.diagonal()[12:].mean()

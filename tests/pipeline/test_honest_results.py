@@ -31,6 +31,7 @@ from convrewrite.reporting.markdown import render_markdown
 from convrewrite.reporting.report import Report
 from convrewrite.reporting.text import render_text
 from convrewrite.reporting.verdict import few_positions, overfitted, useless
+from convrewrite.rewriting import output_weighting
 from convrewrite.rewriting.output_weighting import output_weights
 from convrewrite.runtime import exporting, measurement
 from convrewrite.runtime.comparison import measure_fidelity
@@ -323,12 +324,18 @@ def test_effects_are_weighted_and_what_is_ignored_may_be_of_any_size() -> None:
 # --- the weights of a site's outputs
 
 
+@pytest.fixture
+def _no_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output_weighting, "SHARE", 1.0)
+
+
 def weights_of(model: nn.Module, meaning: Meaning) -> dict[str, Tensor]:
     batches = [(images(24),)]
     sites = [site for site in find_sites(model, batches[0], trace(model)) if site.refusal is None]
-    return output_weights(model, sites, batches, 0, share=1.0, meanings={"output": meaning})
+    return output_weights(model, sites, batches, 0, meanings={"output": meaning})
 
 
+@pytest.mark.usefixtures("_no_identity")
 def test_probabilities_weigh_as_their_logits_do() -> None:
     plain = sensitive_network()
     ended = nn.Sequential(*plain, nn.Softmax(1))
@@ -351,12 +358,14 @@ class Length(nn.Module):
         return torch.stack([angle.cos(), angle.sin()], 1) * size.exp()[:, None]
 
 
+@pytest.mark.usefixtures("_no_identity")
 def test_the_length_of_an_embedding_is_not_felt() -> None:
     felt = weights_of(Length(), Meaning("embedding", ""))["conv"].diagonal()
     assert felt[0] < 1e-6 * felt[1]
     assert weights_of(Length(), Meaning("values", ""))["conv"].diagonal()[0] > 0.1
 
 
+@pytest.mark.usefixtures("_no_identity")
 def test_independent_probabilities_are_felt_where_they_are_open() -> None:
     class Two(Length):
         def forward(self, x: Tensor) -> Tensor:

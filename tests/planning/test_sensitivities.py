@@ -34,7 +34,7 @@ from convrewrite.fitting.stages import MIN_ITERATIONS
 from convrewrite.graph.sites import Site, find_sites
 from convrewrite.graph.tracing import trace
 from convrewrite.machine import channel_block
-from convrewrite.meanings import Meaning, tell
+from convrewrite.meanings import Meaning
 from convrewrite.planning import candidates, effects, sensitivities
 from convrewrite.planning.allocation import allocate
 from convrewrite.planning.costs import Timed
@@ -287,15 +287,14 @@ def test_inputs_are_cut_where_there_are_enough_and_batches_are_never_empty() -> 
 def test_effects_are_by_what_outputs_are_said_to_mean() -> None:
     model, batches = nn.Conv2d(3, 4, 3).eval(), ((torch.ones(2, 3, 4, 4),),)
     calibration, said = Calibration(batches, batches, "data", "a test"), {"output": Meaning("embedding", "it was said")}
-    assert tell(model, batches) != said
     none: Any = None
-    assert Evaluator.of(model, none, calibration, (), said).meanings == said
+    assert Evaluator.of(model, none, calibration, said).meanings == said
 
 
 def test_the_outputs_of_every_batch_are_its_own() -> None:
     batches = tuple((torch.full((2, 3), float(index)),) for index in range(2))
     none: Any = None
-    found = Evaluator.of(Refilling(nn.Identity()), none, Calibration((), batches, "data", "a test"))
+    found = Evaluator.of(Refilling(nn.Identity()), none, Calibration((), batches, "data", "a test"), {})
     assert [outputs["output"].unique().tolist() for outputs in found.originals] == [[0.0], [1.0]]
 
 

@@ -13,6 +13,7 @@ from convrewrite.conv import ConvSpec
 from convrewrite.fitting.found import Fit
 from convrewrite.graph.sites import Site, find_sites
 from convrewrite.graph.tracing import trace
+from convrewrite.inputs import Inputs
 from convrewrite.meanings.kinds import Meaning, tell
 from convrewrite.meanings.variation import scales_of
 from convrewrite.modules.outputs import named_outputs
@@ -82,6 +83,14 @@ def brute_force(model: nn.Module, site: Site, inputs: Sequence[tuple[Tensor, ...
     return total
 
 
+def weights_of(
+    model: nn.Module, sites: Sequence[Site], given: Sequence[Inputs], seed: int, at_a_time: int | None = None
+) -> dict[str, Tensor]:
+    """The weights, for outputs that mean what they are taken for."""
+    meanings = tell(model, given) if given else {}
+    return output_weights(model, sites, given, seed, meanings=meanings, at_a_time=at_a_time)
+
+
 def mixed(second_moment: Tensor, share: float = SHARE) -> Tensor:
     normal = second_moment / second_moment.diagonal().mean()
     return share * normal + (1 - share) * torch.eye(len(normal), dtype=torch.float64)
@@ -91,7 +100,7 @@ def mixed(second_moment: Tensor, share: float = SHARE) -> Tensor:
 def test_the_weights_are_those_of_gradients_taken_one_by_one(network: type[nn.Module]) -> None:
     model = settled(network().double())
     before = state_bytes(model)
-    found = output_weights(model, sites_of(model), batches(), SEED)
+    found = weights_of(model, sites_of(model), batches(), SEED)
     assert state_bytes(model) == before
     assert all(parameter.grad is None for parameter in model.parameters())
     assert set(found) == {site.name for site in sites_of(model)}
@@ -110,7 +119,7 @@ def test_a_dictionary_of_outputs_counts_whole() -> None:
             stem=nn.Conv2d(3, 6, 3), conv=nn.Conv2d(6, 5, 3),
         ).double()
     )  # fmt: skip
-    found = output_weights(model, sites_of(model), batches(), SEED)
+    found = weights_of(model, sites_of(model), batches(), SEED)
     for site in sites_of(model):
         assert torch.allclose(found[site.name], mixed(brute_force(model, site, batches())), atol=1e-5)
 
@@ -125,13 +134,13 @@ def test_a_model_that_takes_so_many_examples_at_a_time_gets_so_many() -> None:
     )
     given = batches(15, 20, side=6)
     sites = find_sites(model, given[0], trace(model))
-    assert set(output_weights(model, sites, given, SEED, at_a_time=20)) == {"stem", "conv"}
+    assert set(weights_of(model, sites, given, SEED, at_a_time=20)) == {"stem", "conv"}
 
 
 def test_frozen_parameters_change_nothing() -> None:
     model = settled(Residual().double())
-    free = output_weights(model, sites_of(model), batches(), SEED)
-    frozen = output_weights(model.requires_grad_(False), sites_of(model), batches(), SEED)
+    free = weights_of(model, sites_of(model), batches(), SEED)
+    frozen = weights_of(model.requires_grad_(False), sites_of(model), batches(), SEED)
     assert set(free) == set(frozen)
     assert all(torch.allclose(free[name], frozen[name]) for name in free)
     assert not any(parameter.requires_grad for parameter in model.parameters())
@@ -140,7 +149,7 @@ def test_frozen_parameters_change_nothing() -> None:
 def test_gradients_may_be_switched_off_around_it() -> None:
     model = settled(Residual().double())
     with torch.no_grad():
-        found = output_weights(model, sites_of(model), batches(), SEED)
+        found = weights_of(model, sites_of(model), batches(), SEED)
         assert not torch.is_grad_enabled()
     assert set(found) == {site.name for site in sites_of(model)}
 
@@ -177,18 +186,19 @@ def test_a_mean_over_the_batch_has_no_axis() -> None:
     assert abs(float(slope)) == abs(float(torch.randn((), generator=torch.Generator().manual_seed(SEED)))) / 2
 
 
-def test_the_share_of_the_identity() -> None:
+def test_the_share_of_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     model = settled(Chain().double())
     site = sites_of(model)[1]
     for share in (0.0, 0.25, 1.0):
-        found = output_weights(model, [site], batches(), SEED, share)
+        monkeypatch.setattr(output_weighting, "SHARE", share)
+        found = weights_of(model, [site], batches(), SEED)
         assert torch.allclose(found[site.name], mixed(brute_force(model, site, batches()), share), atol=1e-5)
 
 
 def test_the_seed_decides_the_labels() -> None:
     model = settled(Residual().double())
     sites = sites_of(model)
-    first, again, other = (output_weights(model, sites, batches(), seed) for seed in (1, 1, 2))
+    first, again, other = (weights_of(model, sites, batches(), seed) for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not any(torch.equal(first[name], other[name]) for name in first)
 
@@ -196,20 +206,18 @@ def test_the_seed_decides_the_labels() -> None:
 def test_the_sites_do_not_depend_on_each_other() -> None:
     model = settled(Residual().double())
     sites = sites_of(model)
-    every = output_weights(model, sites, batches(), SEED)
-    assert all(
-        torch.equal(output_weights(model, [site], batches(), SEED)[site.name], every[site.name]) for site in sites
-    )
+    every = weights_of(model, sites, batches(), SEED)
+    assert all(torch.equal(weights_of(model, [site], batches(), SEED)[site.name], every[site.name]) for site in sites)
 
 
 def test_a_limited_number_of_inputs_is_looked_at() -> None:
     model = settled(Chain(4).double())
     many = batches(3, EXAMPLES // 2 - 10, side=4)
     few = [many[0], many[1], (many[2][0][:20],)]
-    first, second = (output_weights(model, sites_of(model), chosen, SEED) for chosen in (many, few))
+    first, second = (weights_of(model, sites_of(model), chosen, SEED) for chosen in (many, few))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not any(
-        torch.equal(first[name], found) for name, found in output_weights(model, sites_of(model), few[:2], SEED).items()
+        torch.equal(first[name], found) for name, found in weights_of(model, sites_of(model), few[:2], SEED).items()
     )
 
 
@@ -229,7 +237,7 @@ def test_a_site_that_is_called_by_keyword_has_weights_too() -> None:
     layers = {"stem": nn.Conv2d(3, 6, 3), "conv": nn.Conv2d(6, 5, 3)}
     plain = settled(Calls(lambda self, x: self.conv(self.stem(x)), **layers).double())
     named = settled(Calls(lambda self, x: self.conv(input=self.stem(x)), **layers).double())
-    first, second = (output_weights(model, sites_of(plain), batches(), SEED) for model in (plain, named))
+    first, second = (weights_of(model, sites_of(plain), batches(), SEED) for model in (plain, named))
     assert all(torch.equal(first[name], second[name]) for name in ("stem", "conv"))
 
 
@@ -266,7 +274,7 @@ def test_a_model_that_cannot_be_differentiated_has_no_weights(name: str) -> None
     site = Site("first", sites_of(settled(Chain().double()))[0].kind, ConvSpec(3, 6, (3, 3)), ((12, 12),))
     with torch.no_grad():
         model(*example)
-    assert output_weights(model, [site], batches(), SEED) == {}
+    assert weights_of(model, [site], batches(), SEED) == {}
 
 
 def test_frozen_sites_behind_what_has_no_derivative_have_weights() -> None:
@@ -277,7 +285,7 @@ def test_frozen_sites_behind_what_has_no_derivative_have_weights() -> None:
         ).double()
     ).requires_grad_(False)  # fmt: skip
     [last] = [site for site in sites_of(model) if site.name == "last"]
-    found = output_weights(model, sites_of(model), batches(), SEED)
+    found = weights_of(model, sites_of(model), batches(), SEED)
     assert set(found) == {"last"}
     assert torch.allclose(found["last"], mixed(brute_force(model, last, batches())), atol=1e-5)
 
@@ -289,17 +297,17 @@ def test_a_site_that_no_gradient_reaches_is_left_out() -> None:
             first=nn.Conv2d(3, 6, 3), last=nn.Conv2d(6, 5, 3), side=nn.Conv2d(3, 5, 5),
         ).double()
     )  # fmt: skip
-    assert set(output_weights(model, sites_of(model), batches(), SEED)) == {"last", "side"}
+    assert set(weights_of(model, sites_of(model), batches(), SEED)) == {"last", "side"}
 
 
 def test_outputs_that_are_not_finite_leave_no_weights() -> None:
     model = settled(Calls(lambda self, x: self.conv(x) * float("inf"), conv=nn.Conv2d(3, 5, 3)).double())
-    assert output_weights(model, sites_of(model), batches(), SEED) == {}
+    assert weights_of(model, sites_of(model), batches(), SEED) == {}
 
 
 def test_without_inputs_there_are_no_weights() -> None:
     model = settled(Residual().double())
-    assert output_weights(model, sites_of(model), [], SEED) == {}
+    assert weights_of(model, sites_of(model), [], SEED) == {}
 
 
 # --- groups
@@ -307,7 +315,7 @@ def test_without_inputs_there_are_no_weights() -> None:
 
 def test_every_group_has_its_own_root() -> None:
     model = settled(NineKinds().double())
-    weights = output_weights(model, sites_of(model), batches(), SEED)
+    weights = weights_of(model, sites_of(model), batches(), SEED)
     for site in sites_of(model):
         roots = roots_of(weights, site)
         assert len(roots) == site.spec.groups
@@ -331,7 +339,7 @@ def pieces(name: str) -> tuple[SiteFit, SiteFit, Tensor]:
     """A site of a network with class scores, with and without weights; and the weights."""
     model = settled(Residual(12).double())
     sites = sites_of(model)
-    weights = output_weights(model, sites, batches(16), SEED)
+    weights = weights_of(model, sites, batches(16), SEED)
     calibration = Calibration(tuple(batches(6, 8)), (), "data", "a test")
     [site] = [site for site in sites if site.name == name]
     found = []
