@@ -9,12 +9,12 @@ from convrewrite.conv import ConvSpec, Cost, Size
 from convrewrite.structures.structure import Option, Setting, Stage, Structure
 
 
-def make_option(structure: Structure, spec: ConvSpec, setting: Setting, lowering: str | None = None) -> Option:
+def make_option(structure: Structure, spec: ConvSpec, setting: Setting) -> Option:
     """An option in its standard lowering: a multiplier above one becomes a sum of branches.
 
     The sum computes the same numbers, and onnxruntime runs it 2 to 3 times faster than ``groups=C, out=r*C``.
     """
-    standard = lowering or lowerings(structure.stages(spec.per_group, setting))[0]
+    standard = lowerings(structure.stages(spec.per_group, setting))[0]
     return Option(structure.name, tuple(sorted(setting.items())), standard)
 
 

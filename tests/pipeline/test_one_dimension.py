@@ -135,7 +135,7 @@ def test_at_full_rank_the_outputs_are_the_originals(conv: nn.Module, name: str) 
         setting = {**variant, "rank": structure.full_rank(spec.per_group, variant)}
         stages = structure.stages(spec.per_group, setting)
         for lowering in lowerings(stages):
-            option = make_option(structure, spec, setting, lowering)
+            option = replace(make_option(structure, spec, setting), lowering=lowering)
             kernels = initial_kernels(structure, kernel, spec, setting)
             made = build_option(spec, stages, option, kernels, conv.bias, conv.weight)
             assert relative(made(x), conv(x)) < 1e-10, option.describe()

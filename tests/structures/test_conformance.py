@@ -69,7 +69,7 @@ def check_exact(spec: ConvSpec, structure: Structure, decomposed: Decomposed, ke
     for setting, kernels in decomposed:
         stages = structure.stages(spec.per_group, setting)
         for lowering in lowerings(stages):
-            option = make_option(structure, spec, setting, lowering)
+            option = replace(make_option(structure, spec, setting), lowering=lowering)
             found = build_option(spec, stages, option, kernels, bias, x)(x)
             assert (found.shape, found.dtype) == (expected.shape, x.dtype), f"{spec.describe()}: {option.describe()}"
             error = relative(found, expected)
@@ -136,7 +136,7 @@ def test_the_cost_is_that_of_the_built_module(structure: Structure, kernel_size:
         for setting in [*full, *low] if not alternately else (full, low)[index % 2]:
             stages = structure.stages(spec.per_group, setting)
             for lowering in lowerings(stages):
-                option = make_option(structure, spec, setting, lowering)
+                option = replace(make_option(structure, spec, setting), lowering=lowering)
                 module = empty_option(spec, stages, option, x)
                 found = Cost(sum(p.numel() for p in module.parameters()), macs_by_hooks(module, x))
                 counted = option_cost(spec, stages, [INPUT], lowering)

@@ -101,7 +101,6 @@ def test_branches_are_preferred_and_only_possible_for_a_multiplier() -> None:
     assert lowerings(separable.stages(ROUND, {**DEPTHWISE_FIRST, "rank": 1})) == ("chain",)
     assert lowerings(channel.stages(ROUND, {"rank": 4})) == ("chain",)
     assert make_option(separable, ROUND, POINTWISE_FIRST).lowering == "branches"
-    assert make_option(separable, ROUND, POINTWISE_FIRST, "chain").lowering == "chain"
 
 
 def test_one_branch_has_the_bias_of_all() -> None:
