@@ -37,10 +37,6 @@ NOISY_LOGGERS = (
 )
 
 
-def _the_same(inputs: Inputs) -> Inputs:
-    return inputs
-
-
 @dataclass(frozen=True, slots=True)
 class Reference:
     """What forms are held to: the rewritten model, or its ONNX file where it has no other form; and the original, to which they
@@ -51,7 +47,7 @@ class Reference:
     original: Runner
     batches: tuple[Inputs, ...]
     meanings: Mapping[str, Meaning]
-    feed: Callable[[Inputs], Inputs] = _the_same
+    feed: Callable[[Inputs], Inputs]
 
 
 @dataclass(frozen=True, slots=True)

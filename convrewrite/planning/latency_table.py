@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from convrewrite.conv import ConvSpec, Size
 from convrewrite.graph import Site
-from convrewrite.machine import channel_block
 from convrewrite.rules import Candidate, Rule, Shortlist, cost_of
 from convrewrite.runtime import THIS_MACHINE, OptionGraph, Timer
 from convrewrite.structures import Option, Stage, Structure, branch_specs, lowerings
@@ -147,12 +146,11 @@ def _without_slow(shortlist: Shortlist, timed: Sequence[TimedCandidate], least_g
     )
 
 
-def aligned(stages: Sequence[Stage], block: int | None = None) -> bool:
-    """Whether the chain fills this processor's channel blocks: the channels between its stages are a multiple of a block, and so
-    are those of each group of a stage, unless it is depthwise."""
-    size = block or channel_block()
-    between = all(stage.out_channels % size == 0 for stage in stages[:-1])
-    return between and all(_fills(stage, size) for stage in stages)
+def aligned(stages: Sequence[Stage], block: int) -> bool:
+    """Whether the chain fills channel blocks of this size: the channels between its stages are a multiple of it, and so are those
+    of each group of a stage, unless it is depthwise."""
+    between = all(stage.out_channels % block == 0 for stage in stages[:-1])
+    return between and all(_fills(stage, block) for stage in stages)
 
 
 def _fills(stage: Stage, block: int) -> bool:

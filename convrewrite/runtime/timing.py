@@ -16,7 +16,7 @@ from convrewrite.conv import ConvSpec, Size
 from convrewrite.errors import ConvRewriteError, ExportError, PlanError, UsageError
 from convrewrite.inputs import Inputs
 from convrewrite.modules import eval_mode
-from convrewrite.runtime.exporting import Exporter, TorchExporter
+from convrewrite.runtime.exporting import Exporter
 from convrewrite.runtime.latency import (
     ONNXRUNTIME,
     PATIENCE,
@@ -163,19 +163,18 @@ class Baseline:
         folder: Path,
         timer: Timer,
         threads: int,
-        exporter: Exporter | None = None,
+        exporter: Exporter,
         target: Target = ONNXRUNTIME,
         elsewhere: bool = False,
     ) -> "Baseline":
         """The original exported into this folder. Raises ExportError for one that onnxruntime or the target cannot run, and
         UsageError for a target that takes modules where the original is an ONNX graph."""
-        how = exporter or TorchExporter()
-        if target.takes == "module" and not how.exports and not elsewhere:
+        if target.takes == "module" and not exporter.exports and not elsewhere:
             raise UsageError(
                 f"--runtime {target.name}: expected a PyTorch model, found an ONNX graph; name another runtime"
             )
-        original = how.original(model, inputs, folder / "original.onnx")
-        found = cls(original, inputs, folder, timer.on(target), threads, how, target, model, elsewhere)
+        original = exporter.original(model, inputs, folder / "original.onnx")
+        found = cls(original, inputs, folder, timer.on(target), threads, exporter, target, model, elsewhere)
         if target != ONNXRUNTIME and not elsewhere:
             found.require_runnable()
         return found

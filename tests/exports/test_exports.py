@@ -50,7 +50,7 @@ class Nested(nn.Module):
 
 
 def reference_of(model: nn.Module, batches: tuple[Inputs, ...] = HELD_OUT) -> Reference:
-    return Reference(model, model, batches, tell(model, batches, {}))
+    return Reference(model, model, batches, tell(model, batches, {}), lambda inputs: inputs)
 
 
 def written(name: str, model: nn.Module, folder: Path, **said: Any) -> Written:

@@ -45,7 +45,7 @@ def evaluation_of(model: nn.Module) -> Evaluation:
 def everything(tmp_path_factory: pytest.TempPathFactory) -> tuple[Measured, Baseline, FalseTimer, list[str]]:
     original, other = networks()
     timer, stages = FalseTimer(ratio=0.6), list[str]()
-    baseline = Baseline.of(original, (X[:2],), tmp_path_factory.mktemp("measured"), timer, 1)
+    baseline = Baseline.of(original, (X[:2],), tmp_path_factory.mktemp("measured"), timer, 1, TorchExporter())
     found = measure_everything(
         original,
         other,

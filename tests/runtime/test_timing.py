@@ -36,7 +36,7 @@ def test_one_of_a_fixed_batch_is_timed_on_all_and_told_for_one(tmp_path: Path) -
 
 def test_another_model_is_exported_beside_it_and_compared(tmp_path: Path) -> None:
     timer = FalseTimer(ratio=0.7)
-    baseline = Baseline.of(nn.Conv2d(1, 2, 3).eval(), (X,), tmp_path, timer, 1)
+    baseline = Baseline.of(nn.Conv2d(1, 2, 3).eval(), (X,), tmp_path, timer, 1, TorchExporter())
     assert baseline.ratio(nn.Conv2d(1, 2, 1).eval()) == 0.7
     [(a, b, (x,))] = timer.compared
     assert a == baseline.original.path != b
@@ -49,7 +49,7 @@ def test_another_model_is_exported_beside_it_and_compared(tmp_path: Path) -> Non
 
 def test_what_onnxruntime_cannot_run_is_refused_before_it_is_exported(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="expected float32 weights, found weight in float64"):
-        Baseline.of(nn.Conv2d(1, 2, 3).double(), (X.double(),), tmp_path, FalseTimer(), 1)
+        Baseline.of(nn.Conv2d(1, 2, 3).double(), (X.double(),), tmp_path, FalseTimer(), 1, TorchExporter())
     assert list(tmp_path.iterdir()) == []
 
 

@@ -22,6 +22,7 @@ from unframed import unframed
 import convrewrite
 from convrewrite.conv import ConvSpec
 from convrewrite.errors import ExportError, UsageError, VerificationError
+from convrewrite.runtime.exporting import TorchExporter
 from convrewrite.runtime.latency import compare_programs, time_graphs, time_options
 from convrewrite.runtime.option_graphs import OptionGraph, conv_graph, option_program
 from convrewrite.runtime.parity import Parity, check_target, require_parity
@@ -213,7 +214,7 @@ def test_openvino_keeps_to_its_threads_on_the_processor(name: str, monkeypatch: 
 def test_modules_are_compared_as_modules(tmp_path: Path) -> None:
     timer = FalseTimer(ratio=0.7, file_seconds=0.25)
     model = nn.Conv2d(3, 4, 3).eval()
-    baseline = Baseline.of(model, (torch.ones(2, 3, 8, 8),), tmp_path, timer, 1, None, target_of("torch"))
+    baseline = Baseline.of(model, (torch.ones(2, 3, 8, 8),), tmp_path, timer, 1, TorchExporter(), target_of("torch"))
     other = nn.Conv2d(3, 4, 1).eval()
     assert (baseline.ratio(other), baseline.seconds()) == (0.7, 0.25)
     [(a, b, (x,))] = timer.compared
@@ -235,7 +236,9 @@ def test_an_original_that_the_runtime_cannot_run_is_told_at_the_start(tmp_path: 
 
     target: Target = Nothing("x")
     with pytest.raises(ExportError, match="--runtime nothing: cannot run"):
-        Baseline.of(nn.Conv2d(3, 4, 3).eval(), (torch.ones(1, 3, 8, 8),), tmp_path, FalseTimer(), 1, None, target)
+        Baseline.of(
+            nn.Conv2d(3, 4, 3).eval(), (torch.ones(1, 3, 8, 8),), tmp_path, FalseTimer(), 1, TorchExporter(), target
+        )
 
 
 @pytest.mark.skipif(
