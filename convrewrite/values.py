@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Sequence
+from numbers import Real
 
 from convrewrite.errors import UsageError
 
@@ -82,6 +83,11 @@ def seed(value: int, where: str = "--seed") -> int:
     return value
 
 
+def is_number(value: object) -> bool:
+    """Whether it is a real number; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def threads(value: int, where: str = "--threads") -> int:
     """As many threads as can be of use."""
     if not 1 <= value <= MOST_THREADS:
@@ -100,7 +106,7 @@ def memory(value: float) -> float:
     return value
 
 
-def memory_bytes(value: int) -> int:
+def require_memory(value: int) -> int:
     """The same in bytes, as the Python interface takes it."""
     least, most = int(SMALLEST_MEMORY * 2**30), int(LARGEST_MEMORY * 2**30)
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from convrewrite import values
 from convrewrite.errors import PlanError
-from convrewrite.settings.kinds import is_number
+from convrewrite.values import is_number
 
 if TYPE_CHECKING:
     from convrewrite.meanings import Meaning

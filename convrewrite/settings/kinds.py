@@ -3,12 +3,14 @@ only stages later, as an error of another library."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
-from numbers import Integral, Real
+from numbers import Integral
 from os import PathLike
 from typing import Any
 
 from convrewrite import places, values
 from convrewrite.errors import UsageError
+from convrewrite.settings.constraints import Keep
+from convrewrite.values import is_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +19,6 @@ class FieldKind:
 
     words: str
     fits: Callable[[Any], bool]
-
-
-def is_number(value: object) -> bool:
-    """Whether it is a real number; True and False are none."""
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _is_whole(value: object) -> bool:
@@ -46,7 +43,7 @@ def _are_meanings(value: object) -> bool:
 def _is_fidelity(value: object) -> bool:
     if isinstance(value, Mapping):
         return all(is_number(limit) for limit in value.values())
-    return is_number(value) or type(value).__name__ == "Keep"
+    return is_number(value) or isinstance(value, Keep)
 
 
 BOOLEAN = FieldKind("True or False", lambda value: isinstance(value, bool))
@@ -89,7 +86,7 @@ def require_limits(asked: Any) -> None:
     """Raise UsageError for values of the fields that runs and recoveries share which no run can work with."""
     values.seed(asked.seed, "seed")
     values.threads(asked.threads, "threads")
-    values.memory_bytes(asked.memory)
+    values.require_memory(asked.memory)
     values.seconds(asked.timeout, "timeout")
     places.there(asked.device, "device")
 

@@ -115,7 +115,7 @@ def test_what_no_run_can_work_with_is_refused_at_once(
 
 WRONG: dict[str, tuple[object, ...]] = {
     "budget": (0.5, "macs=0.5", [0.5], {}, {"macs": "a"}, {"macs": math.nan}, {"macs": True}, {3: 0.5}),
-    "keep": ("x", True, {"error": "a"}, math.nan, [0.9]),
+    "keep": ("x", True, {"error": "a"}, math.nan, [0.9], type("Keep", (), {})()),
     "outputs": ("logits", {"a": 3}, {"a": ("logits", "b")}, {3: "logits"}),
     "seed": (1.5, "1", None, True),
     "memory": ("4", 1e9, True),
