@@ -18,6 +18,7 @@ from convrewrite.loading import import_object
 from convrewrite.meanings import Evaluation
 from convrewrite.places import out_of_memory
 from convrewrite.progress import Progress, silent
+from convrewrite.settings import MEMORY
 from convrewrite.values import shape_text
 
 NOISE_EXAMPLES = 64
@@ -33,7 +34,7 @@ def calibrate(
     source: object,
     *,
     seed: int = 0,
-    memory: int = 4 << 30,
+    memory: int = MEMORY,
     progress: Progress | None = None,
     batch: int | None = None,
     graph_inputs: Sequence[str] = (),

@@ -9,10 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from convrewrite import values
-from convrewrite.calibration.sources import MEMORY
 from convrewrite.conv import Size
 from convrewrite.errors import CalibrationError, UsageError
-from convrewrite.settings import FieldKind, require_kinds
+from convrewrite.settings import MEMORY, FieldKind, require_kinds
 
 _NUMBERS = FieldKind("a number, or one for each channel", lambda value: _are(Real, value))
 

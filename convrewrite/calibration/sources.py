@@ -22,11 +22,9 @@ from convrewrite.calibration.images import SUFFIXES, list_images, read_images
 from convrewrite.errors import CalibrationError, ConvRewriteError
 from convrewrite.escaping import TERMINAL_COLOUR, message_of
 from convrewrite.process import quiet
+from convrewrite.settings import MEMORY
 from convrewrite.stored import Archive, StoredArray, map_array, read_pickle, require_numbers, require_room
 from convrewrite.values import some_of
-
-MEMORY = 4 << 30
-"""Most bytes of inputs, unless the caller says otherwise."""
 
 MOST_EXAMPLES = 100_000_000
 """Most examples that a source may hold: which of them to take is drawn by a permutation of all."""

@@ -23,7 +23,7 @@ GIGABYTE = 1 << 30
 """Bytes of a GB, as ``--memory`` counts them."""
 
 MEMORY = 4 * GIGABYTE
-"""Bytes of activations and moments held at once, unless the caller says otherwise."""
+"""Bytes of inputs, activations and moments held at once, unless the caller says otherwise."""
 
 
 def this_machine() -> "Timer":
@@ -255,7 +255,7 @@ class Settings:
             )
         if self.runtime != DEFAULT:
             target_of(self.runtime)
-        self._require_exports()
+        self._require_forms()
         if self.timings is not None and not self.measure:
             raise UsageError(
                 "--timings: expected options to be chosen by times, found --no-onnx (in Python measure=False), with which no "
@@ -269,7 +269,7 @@ class Settings:
         if "latency" in self.constraints.budget and not self.measure:
             raise PlanError(values.NEEDS_TIMES)
 
-    def _require_exports(self) -> None:
+    def _require_forms(self) -> None:
         """Raise UsageError for what no file can be written in: before any work, and without importing torch if nothing is asked
         for."""
         if self.free_axes is not None:
