@@ -285,7 +285,6 @@ class Settings:
         if self.exports:
             from convrewrite.exports import named_exports
 
-            named_exports(self.export)
             named_exports(self.exports)
 
     def require_files_run(self) -> None:
