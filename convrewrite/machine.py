@@ -34,10 +34,6 @@ these."""
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 """mallopt's numbers for the two."""
 
-PROBE_SECONDS = 30.0
-"""Seconds that an ONNX file may take to be opened, and again to run once, unless the caller says otherwise: ordinary
-files take a few, and one that never ends is reported before the user loses patience."""
-
 
 def memory_bytes() -> int:
     """Bytes of main memory that this process may use: the machine's, or its container's where that is less."""

@@ -29,6 +29,10 @@ LONGEST_SIDE = 16_384
 LONGEST_SECONDS = 86_400
 """Most seconds of a limit: a day."""
 
+PROBE_SECONDS = 30.0
+"""Seconds that an ONNX file may take to be opened, and again to run once, unless the caller says otherwise: ordinary
+files take a few, and one that never ends is reported before the user loses patience."""
+
 AXES = ("batch", "height", "width")
 """Names of axes that an exported file may take in any size: the first one of every input, and the last two of images."""
 

@@ -10,9 +10,9 @@ import typer
 
 from convrewrite import values
 from convrewrite.errors import ModelLoadError, PlanError, UsageError, VerificationError
-from convrewrite.machine import PROBE_SECONDS
 from convrewrite.settings import FLAG, FormOptions, Settings, WorkOptions, flag
 from convrewrite.targets import DEFAULT, read_profile
+from convrewrite.values import PROBE_SECONDS
 
 if TYPE_CHECKING:
     from convrewrite.inputs import Inputs

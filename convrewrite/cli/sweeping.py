@@ -8,13 +8,12 @@ from convrewrite.cli.networks import given_network
 from convrewrite.cli.options import Sources, Sweeping, calibration_of, notes_on
 from convrewrite.errors import UsageError
 from convrewrite.loading import import_object
-from convrewrite.machine import PROBE_SECONDS
 from convrewrite.pipeline import Frontier, Sweep
 from convrewrite.progress import Progress
 from convrewrite.rules import resolve
 from convrewrite.settings import BUDGETS, GIGABYTE, MEMORY, Settings
 from convrewrite.targets import DEFAULT
-from convrewrite.values import shape_text
+from convrewrite.values import PROBE_SECONDS, shape_text
 
 
 def swept(

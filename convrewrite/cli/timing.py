@@ -11,7 +11,6 @@ from convrewrite.cli.options import AsJson, Comparing, Rules, Sources, Trust, ru
 from convrewrite.cli.progress import progress_bars
 from convrewrite.cli.voice import say, say_json
 from convrewrite.errors import UsageError
-from convrewrite.machine import PROBE_SECONDS
 from convrewrite.settings import Settings
 from convrewrite.targets import (
     Comparison,
@@ -23,7 +22,7 @@ from convrewrite.targets import (
     save_profile,
     target_of,
 )
-from convrewrite.values import shape_text
+from convrewrite.values import PROBE_SECONDS, shape_text
 
 PROFILED = (
     "A model, whose options are timed here; or a folder of graphs that --graphs wrote, which takes no torch to time."

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from convrewrite.errors import ConvRewriteError, ModelLoadError, UsageError, VerificationError
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, seed_of
-from convrewrite.machine import PROBE_SECONDS
 from convrewrite.modules import left_out, named_outputs, run
 from convrewrite.onnx_files.contents import require_self_contained, without_shape
 from convrewrite.onnx_files.probing import require_well_behaved
 from convrewrite.onnx_files.running import PATIENCE, run_within
 from convrewrite.onnx_files.sessions import open_session
 from convrewrite.process import same_random_numbers
+from convrewrite.values import PROBE_SECONDS
 
 Runner = Callable[..., object]
 """A model, an OnnxModel, or anything else that maps input tensors to outputs."""

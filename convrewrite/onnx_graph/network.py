@@ -13,7 +13,6 @@ from convrewrite.conv import NO_CONVOLUTION, Cost, classify
 from convrewrite.errors import ModelLoadError, TraceError
 from convrewrite.graph import Site
 from convrewrite.inputs import ExampleInput, Inputs
-from convrewrite.machine import PROBE_SECONDS
 from convrewrite.onnx_files import require_well_behaved, tensors
 from convrewrite.onnx_graph.examples import example_of_graph
 from convrewrite.onnx_graph.kept import KeptConv, kept_convolutions
@@ -25,6 +24,7 @@ from convrewrite.onnx_graph.translating import Translation, translate, translati
 from convrewrite.onnx_graph.views import names_used
 from convrewrite.onnx_graph.walks import uses_inside, uses_of
 from convrewrite.state import parameters_of
+from convrewrite.values import PROBE_SECONDS
 
 HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 

@@ -9,10 +9,10 @@ import onnx
 import torch
 from torch import Tensor
 
-from convrewrite.machine import PROBE_SECONDS
 from convrewrite.modules import Operator, Shared
 from convrewrite.onnx_files import PATIENCE, run_within
 from convrewrite.onnx_graph.observing import session_of
+from convrewrite.values import PROBE_SECONDS
 
 HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 """Types that a module holds in float32."""

@@ -8,11 +8,11 @@ import onnx
 
 from convrewrite.errors import ModelLoadError, VerificationError
 from convrewrite.folders import Scratch, temporary
-from convrewrite.machine import PROBE_SECONDS
 from convrewrite.onnx_files import OnnxModel, tensors
 from convrewrite.onnx_graph.file import OnnxFile
 from convrewrite.onnx_graph.ordering import put_in_order
 from convrewrite.onnx_graph.walks import graphs_of, with_inner
+from convrewrite.values import PROBE_SECONDS
 
 
 @dataclass(frozen=True, slots=True, eq=False)

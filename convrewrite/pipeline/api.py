@@ -10,7 +10,6 @@ from torch import fx
 from convrewrite.errors import UsageError
 from convrewrite.graph import find
 from convrewrite.inputs import ExampleInput
-from convrewrite.machine import PROBE_SECONDS
 from convrewrite.modules import private_copy, surroundings_preserved
 from convrewrite.onnx_graph import kept_sites, refused_sites
 from convrewrite.pipeline.keywords import (
@@ -34,6 +33,7 @@ from convrewrite.results import Analysis, Result, read_plan
 from convrewrite.rules import refusal, require_structures, resolve, subjects
 from convrewrite.settings import Settings
 from convrewrite.structures import Structure, discover
+from convrewrite.values import PROBE_SECONDS
 
 
 @signed

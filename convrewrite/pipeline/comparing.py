@@ -7,7 +7,6 @@ from torch import nn
 from convrewrite import runtime
 from convrewrite.errors import UsageError
 from convrewrite.inputs import ExampleInput, Inputs, moved
-from convrewrite.machine import PROBE_SECONDS
 from convrewrite.meanings import WantedOutputs
 from convrewrite.modules import copy_model, put_on
 from convrewrite.onnx_files import OnnxModel, Runner, inputs_of
@@ -17,6 +16,7 @@ from convrewrite.pipeline.workplace import HOME
 from convrewrite.places import place_of_model
 from convrewrite.runtime import Verification
 from convrewrite.settings import Settings
+from convrewrite.values import PROBE_SECONDS
 
 
 def verify(

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, TypedDict
 
 from convrewrite import places
 from convrewrite.errors import UsageError
-from convrewrite.machine import PROBE_SECONDS
 from convrewrite.settings.flags import flag
 from convrewrite.settings.kinds import require_kinds, require_limits
 from convrewrite.settings.run import MEMORY, Settings, this_machine
+from convrewrite.values import PROBE_SECONDS
 
 if TYPE_CHECKING:
     from convrewrite.meanings import WantedOutputs

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, TypedDict
 
 from convrewrite import places, values
 from convrewrite.errors import PlanError, UsageError
-from convrewrite.machine import PROBE_SECONDS
 from convrewrite.settings.constraints import BUDGETS, Constraints, KeepSource, check_budget, keep_of
 from convrewrite.settings.flags import flag
 from convrewrite.settings.kinds import require_kinds, require_limits
 from convrewrite.targets import DEFAULT, Profile, Target, read_profile, target_of
+from convrewrite.values import PROBE_SECONDS
 
 if TYPE_CHECKING:
     from convrewrite.meanings import Meaning, WantedOutputs
