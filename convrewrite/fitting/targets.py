@@ -220,7 +220,7 @@ def solving(site: str) -> Iterator[None]:
     """Turn failures of the linear algebra into a FitError that names the site."""
     try:
         yield
-    except (ArithmeticError, torch._C._LinAlgError) as error:  # type: ignore[attr-defined]
+    except (ArithmeticError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
         reason = message_of(error).splitlines()[0] if message_of(error) else type(error).__name__
         raise FitError(
             site,

@@ -47,7 +47,7 @@ def replacement(
         batches = None if inputs is None else _checked(owner, conv, _listed(owner, inputs))
         try:
             return _found(structure, conv, setting, batches)
-        except (ArithmeticError, torch._C._LinAlgError) as error:  # type: ignore[attr-defined]
+        except (ArithmeticError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             raise ValueError(
                 f"{owner}: expected weights and inputs of ordinary size, found numbers that nothing can be fitted to "
                 f"({message_of(error)}); normalise the inputs as for training, or leave out extreme ones"

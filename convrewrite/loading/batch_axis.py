@@ -60,10 +60,10 @@ def open_batch(program: fx.GraphModule, inputs: Inputs, batch: int) -> tuple[fx.
     # Double precision shows even the slightest mixing of examples; a program with a dtype in its graph does not run in it.
     for dtype in (torch.float64, None):
         try:
-            alike = _treats_batches_alike(program, opened, inputs, dtype)
+            same = _treats_batches_alike(program, opened, inputs, dtype)
         except Exception:  # with a batch of another size any operator may fail in any way
             continue
-        return (opened, "") if alike else (None, "gives other outputs for another")
+        return (opened, "") if same else (None, "gives other outputs for another")
     return None, "does not run on another"
 
 

@@ -243,8 +243,8 @@ def outputs_and_origins(model: nn.Module, batch: Inputs) -> tuple[dict[str, Tens
 
 
 def _together(parts: Sequence[Tensor]) -> Tensor:
-    alike = parts[0].ndim and all(part.shape[1:] == parts[0].shape[1:] for part in parts)
-    return torch.cat(list(parts)) if alike else parts[0]
+    joinable = parts[0].ndim and all(part.shape[1:] == parts[0].shape[1:] for part in parts)
+    return torch.cat(list(parts)) if joinable else parts[0]
 
 
 def _by_name(asked: Mapping[str, Meaning], names: Sequence[str]) -> dict[str, Meaning]:

@@ -51,8 +51,8 @@ def require_self_contained(path: Path) -> None:
 def without_shape(source: Path | bytes) -> set[str]:
     """The tensors among the inputs for which not even the number of axes is stated. onnxruntime has opened the file before."""
     model = onnx.load_from_string(source) if isinstance(source, bytes) else _loaded(source)
-    tensors = [entry for entry in model.graph.input if entry.type.HasField("tensor_type")]
-    return {entry.name for entry in tensors if not entry.type.tensor_type.HasField("shape")}
+    entries = [entry for entry in model.graph.input if entry.type.HasField("tensor_type")]
+    return {entry.name for entry in entries if not entry.type.tensor_type.HasField("shape")}
 
 
 def files_beside(path: Path) -> set[Path]:
