@@ -44,7 +44,7 @@ PROBE = 1 << 20
 VARIABLES = ("TMPDIR", "TEMP", "TMP")
 
 
-class _Held(weakref.ref["Scratch"]):
+class _Entry(weakref.ref["Scratch"]):
     """What is needed to clear a folder whose object is gone."""
 
     path: Path
@@ -52,7 +52,7 @@ class _Held(weakref.ref["Scratch"]):
     process: int
 
 
-_held: dict[int, _Held] = {}
+_uncleared: dict[int, _Entry] = {}
 """The folders of this process that are not cleared yet."""
 
 _later = False
@@ -88,9 +88,9 @@ class Scratch:
         with held():
             _clear_collected()
             self.path, lock = _claimed_new(folder, hidden + NAME)
-            self._held = _Held(self, None if _later else _clear_now)
-            self._held.path, self._held.lock, self._held.process = self.path, lock, os.getpid()
-            _held[id(self._held)] = self._held
+            self._entry = _Entry(self, None if _later else _clear_now)
+            self._entry.path, self._entry.lock, self._entry.process = self.path, lock, os.getpid()
+            _uncleared[id(self._entry)] = self._entry
 
     def __enter__(self) -> "Scratch":
         return self
@@ -102,13 +102,13 @@ class Scratch:
         """Remove the folder. Ctrl-C waits until that is done."""
         with held():
             _clear_collected()
-            if _held.pop(id(self._held), None) is not None:
-                _clear_own(self._held)
+            if _uncleared.pop(id(self._entry), None) is not None:
+                _clear_own(self._entry)
 
     def keep(self) -> None:
         """Leave the folder to the next run in this place, since it holds what could not be put back."""
-        if _held.pop(id(self._held), None) is not None:
-            os.close(self._held.lock)
+        if _uncleared.pop(id(self._entry), None) is not None:
+            os.close(self._entry.lock)
 
 
 def temporary_folder() -> Path:
@@ -190,13 +190,13 @@ def _sweep_one(folder: Path) -> None:
     if lock is None:
         return
     try:
-        _put_back(folder)
+        _put_earlier_back(folder)
         _clear(folder)
     finally:
         os.close(lock)
 
 
-def _put_back(folder: Path) -> None:
+def _put_earlier_back(folder: Path) -> None:
     """Put back what a process took away that was killed between the two steps of a replacement, if nothing is there since."""
     if (folder / EARLIER).exists() and (folder / PLACE).exists():
         place = folder.parent / Path((folder / PLACE).read_text(encoding="utf-8")).name
@@ -237,26 +237,26 @@ def _claim(folder: Path, *, new: bool = False) -> int | None:
 
 
 def _clear_now(_gone: weakref.ref["Scratch"]) -> None:
-    if not _held:  # as when the process ends: all is cleared, and little of what is called here may be left
+    if not _uncleared:  # as when the process ends: all is cleared, and little of what is called here may be left
         return
     with held(deliver=soon):
         _clear_collected()
 
 
 def _clear_collected() -> None:
-    for key, one in list(_held.items()):
-        if one() is None and _held.pop(key, None) is not None:
+    for key, one in list(_uncleared.items()):
+        if one() is None and _uncleared.pop(key, None) is not None:
             _clear_own(one)
 
 
 @atexit.register
 def _clear_at_exit() -> None:
     with held():
-        while _held:
-            _clear_own(_held.popitem()[1])
+        while _uncleared:
+            _clear_own(_uncleared.popitem()[1])
 
 
-def _clear_own(one: _Held) -> None:
+def _clear_own(one: _Entry) -> None:
     if os.getpid() != one.process:  # a fork has the same object, but the folder is its parent's
         return
     try:

@@ -75,7 +75,7 @@ def test_a_living_process_keeps_its_folder_and_a_killed_one_loses_it(tmp_path: P
 
 def test_a_fork_does_not_clear_what_is_its_parents(tmp_path: Path) -> None:
     made = Scratch(tmp_path)
-    made._held.process += 1
+    made._entry.process += 1
     made.close()
     assert made.path.is_dir()
 
