@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from math import inf, isfinite
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from convrewrite.planning.costs import seconds_of
 from convrewrite.planning.curves import Dropped, Scored, Surveyed
+from convrewrite.planning.effort import Effort
 from convrewrite.planning.latency_table import LatencyTable
 from convrewrite.rewriting import keepable
 from convrewrite.rules import Candidate, RankRange, SearchSpace, cost_of
@@ -77,9 +78,9 @@ class KeptSurveys:
 
     @classmethod
     def of(
-        cls, cache: RunCache, effort: Any, latency_table: LatencyTable | None, active: Sequence[str]
+        cls, cache: RunCache, effort: Effort, latency_table: LatencyTable | None, active: Sequence[str]
     ) -> "KeptSurveys":
-        """``effort`` is how much is measured, a dataclass."""
+        """``effort`` is how much is measured."""
         table = latency_table
         lasting = "" if table is None else getattr(table.timer, "lasting", "")
         times = None if table is None else (table.threads, table.rounds, table.block, lasting, table.least_gain)
@@ -94,7 +95,7 @@ class KeptSurveys:
         try:
             kept = _Kept.model_validate(entry.facts)
             return _restored(space, kept, self.timed), kept.gains
-        except (ValidationError, ValueError, LookupError):
+        except (ValueError, LookupError):  # pydantic's ValidationError is a ValueError
             return None
 
     def keep(self, space: SearchSpace, gains: Gains, found: Surveyed, behind: Gains) -> None:

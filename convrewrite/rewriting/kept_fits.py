@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, fx, nn
 
 import convrewrite
@@ -157,7 +157,7 @@ class KeptFits:
         try:
             kept = _Kept.model_validate(entry.facts)
             return self._restored(shortlist, kept, entry.tensors)
-        except (ValidationError, KeyError, IndexError, ValueError, TypeError):
+        except (ValueError, LookupError, TypeError):  # pydantic's ValidationError is a ValueError
             return None
 
     def keep(self, shortlist: Shortlist, outcome: Outcome, found: Fit | None) -> None:
