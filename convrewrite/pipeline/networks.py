@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -17,7 +18,8 @@ from convrewrite.onnx_graph import read_network
 from convrewrite.pipeline.workplace import HOME
 from convrewrite.places import place_of_model
 from convrewrite.process import ordinary_mode
-from convrewrite.state import named_parameters_of, unmade_part
+from convrewrite.reporting import Report
+from convrewrite.state import named_parameters_of, parameters_of, unmade_part
 
 ModelSource = Any
 """A module, the path of a file, or an ``onnx.ModelProto``, which is not named here, so that onnx need not be imported."""
@@ -42,6 +44,17 @@ def network_of(source: ModelSource, example: ExampleInput | None, timeout: float
     module without weights."""
     with ordinary_mode():  # examples that are made here lie on the processor
         return _network(source, example, timeout)
+
+
+def example_for(report: Report, model: ModelSource, example: ExampleInput | None) -> ExampleInput | None:
+    """The example that was given; for a module without one, random numbers of the shapes in the report, in double precision where
+    all its own numbers are, and in single precision otherwise."""
+    if example is not None or not isinstance(model, nn.Module):
+        return example
+    generator = torch.Generator().manual_seed(0)
+    own = {p.dtype for p in parameters_of(model) if p.is_floating_point()}
+    dtype = torch.float64 if own == {torch.float64} else torch.float32
+    return tuple(torch.randn(shape, generator=generator, dtype=dtype, device="cpu") for shape in report.input_shapes)
 
 
 def at_home(network: BoundNetwork) -> BoundNetwork:

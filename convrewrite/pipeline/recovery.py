@@ -22,7 +22,7 @@ from convrewrite.onnx_graph import exporter_of, graph_inputs, regions_of
 from convrewrite.pipeline.at_a_time import examples_at_a_time
 from convrewrite.pipeline.identity import augmentation_of, identity_of
 from convrewrite.pipeline.keywords import RecoverKeywords, RecoveryExtras, asked_of, signed
-from convrewrite.pipeline.networks import BoundNetwork, ModelSource, at_home, network_of
+from convrewrite.pipeline.networks import BoundNetwork, ModelSource, at_home, example_for, network_of
 from convrewrite.pipeline.notes import NOT_MEASURED, NOT_TIMED, NOT_TRIED, unmeasured
 from convrewrite.pipeline.workplace import HOME
 from convrewrite.places import described, out_of_memory, place_of, place_of_model
@@ -45,7 +45,7 @@ from convrewrite.results import (
 )
 from convrewrite.runtime import Baseline, Measured, measure_everything, measure_outputs
 from convrewrite.settings import Recovery
-from convrewrite.state import named_parameters_of, parameters_of
+from convrewrite.state import named_parameters_of
 from convrewrite.structures import Structure
 from convrewrite.targets import target_of
 from convrewrite.tuning import (
@@ -163,18 +163,7 @@ def _came(
 
 def _network(report: Report, model: ModelSource, example: ExampleInput | None, timeout: float) -> BoundNetwork:
     """The original with its inputs."""
-    return network_of(model, example_of(report, model, example), timeout)
-
-
-def example_of(report: Report, model: ModelSource, example: ExampleInput | None) -> ExampleInput | None:
-    """The example that was given; for a module without one, random numbers of the shapes in the report, in double precision where
-    all its own numbers are, and in single precision otherwise."""
-    if example is not None or not isinstance(model, nn.Module):
-        return example
-    generator = torch.Generator().manual_seed(0)
-    own = {p.dtype for p in parameters_of(model) if p.is_floating_point()}
-    dtype = torch.float64 if own == {torch.float64} else torch.float32
-    return tuple(torch.randn(shape, generator=generator, dtype=dtype, device="cpu") for shape in report.input_shapes)
+    return network_of(model, example_for(report, model, example), timeout)
 
 
 def _require_gradients(network: BoundNetwork) -> None:

@@ -15,7 +15,7 @@ import convrewrite
 from convrewrite.calibration import Calibration, Reading
 from convrewrite.errors import CalibrationError, ModelLoadError, UsageError
 from convrewrite.pipeline.identity import NOT_TOLD, identity_of
-from convrewrite.pipeline.recovery import example_of
+from convrewrite.pipeline.networks import example_for
 from convrewrite.rules import Rule
 from convrewrite.settings import Recovery
 from convrewrite.tuning import Checkpoint, TrainingInputs
@@ -159,7 +159,7 @@ def test_of_a_calibration_all_inputs_are_taken(images: Tensor) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_example_that_is_made_has_the_precision_of_the_model(dtype: torch.dtype) -> None:
     report: Any = SimpleNamespace(input_shapes=((1, 3, 8, 8),))
-    (found,) = example_of(report, Net().to(dtype), None)
+    (found,) = example_for(report, Net().to(dtype), None)
     assert found.dtype == dtype and found.shape == (1, 3, 8, 8)
 
 
