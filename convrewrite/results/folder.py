@@ -305,6 +305,11 @@ class Result:
         return path.relative_to(self._folder.path).as_posix()
 
 
+def files_held(result: Result) -> tuple[Path | None, list[Path]]:
+    """The ONNX file of a result, and its further files, where they lie until it is saved."""
+    return result._onnx, list(result._further)
+
+
 def _unpickled(
     model: nn.Module,
     plan: Plan,

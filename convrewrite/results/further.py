@@ -6,7 +6,7 @@ from pathlib import Path
 
 from convrewrite.exports import file_names, kinds_of_exports
 from convrewrite.folders import write_errors
-from convrewrite.results.folder import INT8, ONNX, Result, onnx_files
+from convrewrite.results.folder import INT8, ONNX, Result, files_held, onnx_files
 
 FOLDER = "kept"
 """The folder in the temporary files of a run where such files lie until the result is saved."""
@@ -15,7 +15,7 @@ FOLDER = "kept"
 def files_of(result: Result | Path) -> tuple[list[Path], list[Path]]:
     """The ONNX file of a result, or of a folder with one, with its weights beside it; and its further files."""
     if isinstance(result, Result):
-        onnx, further = result._onnx, list(result._further)
+        onnx, further = files_held(result)
     else:
         onnx = result / ONNX
         further = [result / name for name in sorted({INT8, *file_names()}) if (result / name).exists()]
