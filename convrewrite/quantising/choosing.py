@@ -1,5 +1,6 @@
 """A file quantised in a few ways, of which the one that is nearest to the original on held-out inputs is kept."""
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,7 @@ def quantise_file(
                 tried[way.describe()] = fidelity.effect
                 if best is None or fidelity.effect < best.fidelity.effect:
                     best = Quantised(place, way, fidelity, tried)
-                    place.write_bytes(made.read_bytes())
+                    shutil.copyfile(made, place)
     if best is None:
         cause = str(unopened).replace(str(made), "the int8 file")
         raise ExportError(
