@@ -361,7 +361,7 @@ def _commanded(result: "Result", context: typer.Context) -> "Result":
     return replace(result, report=report)
 
 
-def show_result(found: "Report", out: Path, as_json: bool = False) -> None:
+def show_result(found: "Report", out: Path, as_json: bool) -> None:
     """Show the report and where it is written. Raises VerificationError for a result that is no success."""
     from convrewrite.reporting import render_text
     from convrewrite.results import read_report

@@ -119,8 +119,8 @@ def rough_fit(
     return Fit(join_groups(kernels), bias, max(0.0, left) / max(scale, FLOOR))
 
 
-def effort_for(d: int, most: int = ITERATIONS) -> int:
-    """Iterations of L-BFGS for patches of ``d`` numbers."""
+def effort_for(d: int, most: int) -> int:
+    """Iterations of L-BFGS for patches of ``d`` numbers, ``most`` for small ones."""
     return max(MIN_ITERATIONS, min(most, round(most * (EASY / d) ** 2)))
 
 

@@ -25,12 +25,12 @@ HIGHER_ORDER = ("cond", "while_loop")
 WITHOUT_FUNCTIONS = "compute both branches and choose with torch.where, or give the part of the model that has none"
 
 
-def kept_outputs(model: nn.Module, inputs: Inputs, *, draw: int = 0, silent: bool = False) -> dict[str, Tensor]:
+def kept_outputs(model: nn.Module, inputs: Inputs, *, silent: bool = False) -> dict[str, Tensor]:
     """What :func:`run` gives, by name, to be held beyond the model's next run, which may write to the same tensors again. If it
-    draws numbers, these are the same at every run, or others for another ``draw``. ``silent``: print nothing, as a graph module
-    does where it fails. Raises TraceError when it does not run."""
+    draws numbers, these are the same at every run. ``silent``: print nothing, as a graph module does where it fails. Raises
+    TraceError when it does not run."""
     with quiet() if silent else nullcontext():
-        return {name: tensor.clone() for name, tensor in named_outputs(run(model, inputs, draw=draw)).items()}
+        return {name: tensor.clone() for name, tensor in named_outputs(run(model, inputs)).items()}
 
 
 @contextmanager

@@ -137,10 +137,8 @@ def time_graphs(
     graphs: Sequence[OptionGraph],
     input_size: Size,
     *,
-    batch: int = 1,
     threads: int = 1,
     rounds: int = 9,
-    min_seconds: float = SAMPLE,
     target: Target = ONNXRUNTIME,
     in_units: bool = False,
 ) -> list[float]:
@@ -156,7 +154,7 @@ def time_graphs(
     clock, dims = target.clock(threads), graphs[0][0][0].dims
 
     def run_of(graph: OptionGraph) -> Compiled:
-        program, shape = option_program(target, graph, input_size, channels=min(channels), dims=dims, batch=batch)
+        program, shape = option_program(target, graph, input_size, channels=min(channels), dims=dims, batch=1)
         return compiled(program, (torch.ones(shape),), target, threads)
 
     with target.at_work(threads):
@@ -164,7 +162,7 @@ def time_graphs(
         made: list[Callable[[], Compiled | None]] = [lambda: first]
         made += [partial(_run_or_none, partial(run_of, graph)) for graph in graphs[1:]]
         unit = _unit_and_frame(target, threads) if in_units else ()
-        return framed_seconds(made, run_of(()), rounds=rounds, min_seconds=min_seconds, clock=clock, unit=unit)
+        return framed_seconds(made, run_of(()), rounds=rounds, min_seconds=SAMPLE, clock=clock, unit=unit)
 
 
 def time_unit(*, threads: int = 1, target: Target = ONNXRUNTIME) -> float:
@@ -210,7 +208,7 @@ def time_options(
     runtime = runtime_of(target)
 
     def key_of(*graphs: OptionGraph) -> str:
-        return timing_key(graphs, input_size, 1, threads, runtime)
+        return timing_key(graphs, input_size, threads, runtime)
 
     keys, base_key = [key_of(baseline, option) for option in options], key_of(((UNIT,),), baseline)
     base = cache.get(base_key) if cache else None

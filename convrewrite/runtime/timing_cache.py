@@ -67,9 +67,7 @@ def runtime_of(target: Target) -> str:
     return f"{found} ({', '.join(cards)})"
 
 
-def timing_key(
-    graphs: Sequence[Sequence[Sequence[ConvSpec]]], input_size: Size, batch: int, threads: int, runtime: str
-) -> str:
+def timing_key(graphs: Sequence[Sequence[Sequence[ConvSpec]]], input_size: Size, threads: int, runtime: str) -> str:
     """All that a measured time depends on: the processor, the runtime and its threads, and the geometry."""
     name, flags = processor()
     facts = {
@@ -78,7 +76,7 @@ def timing_key(
         "avx512": "avx512f" in flags,
         "runtime": runtime,
         "threads": threads,
-        "batch": batch,
+        "batch": 1,
         "input_size": input_size,
         "graphs": [[[asdict(spec) for spec in chain] for chain in graph] for graph in graphs],
     }

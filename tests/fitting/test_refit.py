@@ -139,7 +139,7 @@ def test_large_problems_refine_only_the_best_start_and_candidate(monkeypatch: py
 
 
 def test_the_effort_falls_with_the_size_of_a_patch() -> None:
-    efforts = [module.effort_for(d) for d in (9, 600, 1200, 4608)]
+    efforts = [module.effort_for(d, module.ITERATIONS) for d in (9, 600, 1200, 4608)]
     assert efforts[0] == efforts[1] == module.ITERATIONS
     assert efforts[1] > efforts[2] > efforts[3] == module.MIN_ITERATIONS
 
@@ -150,5 +150,5 @@ def test_few_outputs_leave_large_patches_more_effort() -> None:
     assert within(8192, 16, 40_000) == 2 * module.ITERATIONS, "cheap beside the covariance"
     assert within(8192, 16, 20_000, 15) == 15
     assert within(1024, 32, 10) == 2 * module.ITERATIONS, "cheap in itself"
-    assert within(4608, 512, 500) == module.effort_for(4608) == module.MIN_ITERATIONS
+    assert within(4608, 512, 500) == module.effort_for(4608, module.ITERATIONS) == module.MIN_ITERATIONS
     assert within(4608, 512, 500, 2) <= module.MIN_ITERATIONS
