@@ -4,7 +4,7 @@ from convrewrite.stored.arrays import Archive, StoredArray, map_array, require_n
 from convrewrite.stored.bounds import ExcessiveError, ForbiddenError, ForbiddenNameError
 from convrewrite.stored.digests import raw_bytes, tensors_digest
 from convrewrite.stored.numbers import NUMPY
-from convrewrite.stored.result_cache import NOTHING_KEPT, Entry, ResultCache, RunCache
+from convrewrite.stored.result_cache import NOTHING_KEPT, ResultCache, RunCache
 from convrewrite.stored.unpickling import LEGACY_MAGIC, is_base, names_asked, read_pickle
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "NOTHING_KEPT",
     "NUMPY",
     "Archive",
-    "Entry",
     "ExcessiveError",
     "ForbiddenError",
     "ForbiddenNameError",

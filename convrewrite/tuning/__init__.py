@@ -1,7 +1,7 @@
 """Train a rewritten model towards the original, without labels. Knows no rule and no plan."""
 
 from convrewrite.tuning.callers_code import code_of
-from convrewrite.tuning.checkpoint import Checkpoint, Point, fingerprint, load_checkpoint, require_place
+from convrewrite.tuning.checkpoint import Checkpoint, fingerprint, load_checkpoint, require_place
 from convrewrite.tuning.distilling import Distilled, Training
 from convrewrite.tuning.examples import Augment
 from convrewrite.tuning.pace import Pace
@@ -15,7 +15,6 @@ __all__ = [
     "Distilled",
     "OneProcess",
     "Pace",
-    "Point",
     "Processes",
     "Refined",
     "Refinement",
