@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 from torch.export import ExportedProgram
 
 from convrewrite.errors import UsageError
@@ -58,10 +59,12 @@ def position_of(name: str, rank: int) -> int:
 def doubled(inputs: Inputs, name: str) -> Inputs:
     """The inputs at twice the size along this axis, each followed by its mirror image, so that values do not jump where they
     meet."""
-    return tuple(
-        torch.cat([x, x.flip(at)], at) if x.ndim >= LEAST_RANKS[name] and (at := position_of(name, x.ndim)) >= 0 else x
-        for x in inputs
-    )
+    return tuple(_mirrored(x, position_of(name, x.ndim)) if x.ndim >= LEAST_RANKS[name] else x for x in inputs)
+
+
+def _mirrored(tensor: Tensor, position: int) -> Tensor:
+    """The tensor, followed by its mirror image along one axis."""
+    return torch.cat([tensor, tensor.flip(position)], position)
 
 
 def of_another_size(inputs: Inputs, free: Sequence[Mapping[int, str]]) -> Inputs:
@@ -71,7 +74,7 @@ def of_another_size(inputs: Inputs, free: Sequence[Mapping[int, str]]) -> Inputs
     for tensor, axes in zip(inputs, free, strict=True):
         for position, name in axes.items():
             single = name == BATCH and tensor.shape[position] > 1
-            tensor = tensor.narrow(position, 0, 1) if single else torch.cat([tensor, tensor.flip(position)], position)
+            tensor = tensor.narrow(position, 0, 1) if single else _mirrored(tensor, position)
         others.append(tensor)
     return tuple(others)
 

@@ -70,7 +70,7 @@ class BehindRelu:
             return found, found.error
         best, least = found, float("inf")
         stages = structure.stages(self.site_fit.site.spec.per_group, option.parameters)
-        rounds = ROUNDS if self.site_fit.patch < LARGE else min(ROUNDS, 1)
+        rounds = ROUNDS if self.site_fit.patch < LARGE else 1
         effort = self.site_fit.effort(REFIT_ITERATIONS)
         own = self.site_fit.goals_of(found)
         for index in range(rounds + 1):
