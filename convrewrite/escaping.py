@@ -38,6 +38,23 @@ def message_of(error: BaseException | None) -> str:
         return ""
 
 
+def first_line(error: BaseException | None, most: int | None = None) -> str:
+    """The first line of an error from elsewhere, up to so many letters; its type where it says nothing."""
+    lines = message_of(error).strip().splitlines()
+    return lines[0][:most] if lines else type(error).__name__
+
+
+def one_line(error: BaseException | None, most: int | None = None) -> str:
+    """The whole text of an error from elsewhere in one line, up to so many letters; its type where it says nothing."""
+    return " ".join(message_of(error).split())[:most] or type(error).__name__
+
+
+def summary(error: BaseException | None, most: int = 200) -> str:
+    """The type of an error from elsewhere, and the first line of what it says, up to so many letters."""
+    kind = type(error).__name__
+    return f"{kind}: {first_line(error, most)}" if message_of(error).strip() else kind
+
+
 def led_to(error: BaseException | None, *, contexts: bool = True) -> Iterator[BaseException]:
     """An error, the one it was raised from (with ``contexts`` otherwise the one it was raised while handling), and so on. Each
     comes once, as code from elsewhere may raise an error from one that was raised from it."""

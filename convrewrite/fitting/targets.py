@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from convrewrite.errors import FitError
-from convrewrite.escaping import message_of
+from convrewrite.escaping import first_line
 from convrewrite.fitting.moments import Moments
 from convrewrite.structures import Stage
 
@@ -221,9 +221,9 @@ def solving(site: str) -> Iterator[None]:
     try:
         yield
     except (ArithmeticError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-        reason = message_of(error).splitlines()[0] if message_of(error) else type(error).__name__
         raise FitError(
             site,
-            f"expected inputs and weights of ordinary size, found numbers that it cannot be fitted to ({reason}); normalise the "
-            "inputs as for training, leave out extreme ones, or fit to the weights alone: --calib weights",
+            "expected inputs and weights of ordinary size, found numbers that it cannot be fitted to "
+            f"({first_line(error)}); normalise the inputs as for training, leave out extreme ones, or fit to the weights alone: "
+            "--calib weights",
         ) from error

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from convrewrite.conv import Conv, ConvSpec
 from convrewrite.errors import PlanError
+from convrewrite.escaping import one_line
 from convrewrite.graph.calls import ARGUMENTS, geometry_of_call, named_arguments
 from convrewrite.graph.fixed_kernels import fixed_convolution
 from convrewrite.graph.tracing import follow_forward, qualified
@@ -66,7 +67,7 @@ def apply_lifts(model: nn.Module, lifts: Sequence[Lift]) -> nn.Module:
         except Exception as error:  # following a forward of another model may fail in any way
             raise PlanError(
                 f"{one.module or type(model).__name__}: expected a forward that calls {one.convs[0].weight} as a "
-                f"convolution, found none ({error}); give the original model the plan was made from"
+                f"convolution, found none ({one_line(error)}); give the original model the plan was made from"
             ) from error
         if part is lifted:
             lifted = made

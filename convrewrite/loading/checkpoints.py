@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.errors import ModelLoadError
-from convrewrite.escaping import message_of, printable
+from convrewrite.escaping import first_line, printable, summary
 from convrewrite.process import no_warnings, quiet
 from convrewrite.stored import (
     LEGACY_MAGIC,
@@ -288,8 +288,7 @@ def _refusal(path: Path, refused: list[str]) -> ModelLoadError:
 def _unreadable(path: Path, error: Exception) -> ModelLoadError:
     if isinstance(error, ExcessiveError):
         return ModelLoadError(f"{path}: expected a model as torch.save writes it, found a file that is not: {error}")
-    reason = str(error).strip()
-    reason = reason.splitlines()[0][:200] if reason else "no reason given"
+    reason = first_line(error, 200)
     if isinstance(error, ImportError) or "Can't get attribute" in reason:
         return ModelLoadError(
             f"{path}: expected a model whose code is at hand, found that some of it is not ({reason}); pass --factory "
@@ -297,16 +296,10 @@ def _unreadable(path: Path, error: Exception) -> ModelLoadError:
         )
     return ModelLoadError(
         f"{path}: expected a complete model file, found one that is damaged, truncated or of an unknown layout "
-        f"({type(error).__name__}: {reason}); save it again with torch.save(model.state_dict(), FILE)"
+        f"({summary(error)}); save it again with torch.save(model.state_dict(), FILE)"
     )
 
 
 def listed(names: list[str]) -> str:
     """The first few names, and how many follow."""
     return some_of([printable(name) for name in names], _NAMES_SHOWN)
-
-
-def summary(error: BaseException | None) -> str:
-    """Type and first line of an error, for a message of ours."""
-    lines = message_of(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

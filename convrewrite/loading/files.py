@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 
 from convrewrite.absent import require_content
 from convrewrite.errors import ModelLoadError, UsageError
+from convrewrite.escaping import summary
 from convrewrite.loading.checkpoints import (
     fault_of,
     is_lazy,
@@ -20,7 +21,6 @@ from convrewrite.loading.checkpoints import (
     read_checkpoint,
     read_safetensors,
     runs_no_stored_code,
-    summary,
 )
 from convrewrite.loading.contents import require_suffix
 from convrewrite.loading.programs import rebuild

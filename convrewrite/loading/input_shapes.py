@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.errors import TraceError, UsageError
-from convrewrite.escaping import message_of
+from convrewrite.escaping import message_of, summary
 from convrewrite.inputs import about_types, require_room
-from convrewrite.loading.checkpoints import summary
 from convrewrite.modules import eval_mode, preserved
 from convrewrite.state import parameters_of
 from convrewrite.values import shape_text, shown

@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from convrewrite.errors import ConvRewriteError, ModelLoadError
-from convrewrite.escaping import message_of
+from convrewrite.escaping import summary
 from convrewrite.graph import lift
 from convrewrite.inputs import Inputs
 from convrewrite.loading.batch_axis import fixed_batch, open_batch
@@ -69,10 +69,9 @@ def rebuild(program: ExportedProgram, source: str = "program") -> Rebuilt:
     except ConvRewriteError:
         raise
     except Exception as error:  # a program may hold any operator
-        reason = (message_of(error).strip().splitlines() or [""])[0]
         raise ModelLoadError(
             f"{source}: expected a program that can be made a module again, found one that cannot "
-            f"({type(error).__name__}: {reason}); give the Python model it was exported from"
+            f"({summary(error)}); give the Python model it was exported from"
         ) from error
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.errors import ModelLoadError
-from convrewrite.loading.checkpoints import listed, summary
+from convrewrite.escaping import summary
+from convrewrite.loading.checkpoints import listed
 from convrewrite.state import fill_listed, listed_state, state_of, versions_of, with_versions
 from convrewrite.values import shape_text
 

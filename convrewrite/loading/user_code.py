@@ -10,7 +10,8 @@ from types import ModuleType
 from typing import Any
 
 from convrewrite.errors import ModelLoadError, UsageError
-from convrewrite.loading.checkpoints import listed, summary
+from convrewrite.escaping import summary
+from convrewrite.loading.checkpoints import listed
 
 ZOOS = ("torchvision", "timm")
 

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from convrewrite.errors import TraceError
-from convrewrite.escaping import message_of
+from convrewrite.escaping import message_of, one_line
 from convrewrite.inputs import Inputs, varied
 from convrewrite.modules.counting import Watch
 from convrewrite.modules.holders import CACHED, VIEWS, is_importable, is_plain, reachable, referent, replace_parts
@@ -56,13 +56,13 @@ def copy_model(model: nn.Module, *, as_it_is: bool = False, sharing: Iterable[Te
         raise
     except Exception as error:
         raise TraceError(
-            f"{type(model).__name__}: the model cannot be copied ({message_of(error)}); {_what_to_do(error)}"
+            f"{type(model).__name__}: the model cannot be copied ({one_line(error)}); {_what_to_do(error)}"
         ) from error
 
 
 def _what_to_do(error: Exception) -> str:
     """Advice for a model that cannot be copied."""
-    if isinstance(error, TypeError) and "pickle" in str(error):
+    if isinstance(error, TypeError) and "pickle" in message_of(error):
         return "a model that holds open files, locks or generators must let go of them first"
     return "copy.deepcopy(model).eval() has to work first"
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.errors import TraceError
-from convrewrite.escaping import message_of
+from convrewrite.escaping import first_line
 from convrewrite.inputs import Inputs, about_types, seed_of, wrapping
 from convrewrite.modules.outputs import named_outputs
 from convrewrite.process import quiet, same_random_numbers
@@ -56,7 +56,7 @@ def run(model: nn.Module, inputs: tuple[Tensor, ...], *, draw: int = 0) -> Any:
         with torch.no_grad(), same_random_numbers(seed_of(inputs) + draw):
             return model(*(tensor.clone() for tensor in inputs))  # it may work on them in place
     except Exception as error:
-        reason = message_of(error).strip().splitlines()[0] if message_of(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise TraceError(
             f"{type(model).__name__}: the model does not run on input {shapes}: {reason}; "
             f"{_advice(model, error, reason, inputs)}"

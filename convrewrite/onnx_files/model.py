@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.errors import ConvRewriteError, ModelLoadError, UsageError, VerificationError
+from convrewrite.escaping import one_line
 from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, seed_of
 from convrewrite.modules import left_out, named_outputs, run
 from convrewrite.onnx_files.contents import require_self_contained, without_shape
@@ -63,8 +64,7 @@ class OnnxModel:
             self.output_names: tuple[str, ...] = tuple(entry.name for entry in self._session.get_outputs())
             metadata = dict(self._session.get_modelmeta().custom_metadata_map)
         except Exception as error:  # onnxruntime's own exceptions share no public base class; text may be no UTF-8
-            cause = " ".join(str(error).split())
-            raise VerificationError(f"{self.where}: onnxruntime cannot open it: {cause}") from error
+            raise VerificationError(f"{self.where}: onnxruntime cannot open it: {one_line(error)}") from error
         self.metadata: dict[str, str] = metadata
         scalars = {entry.name for entry in self._session.get_inputs() if not entry.shape}
         self._without_shape = scalars & without_shape(source) if scalars else scalars
@@ -132,8 +132,9 @@ class OnnxModel:
         except ModelLoadError:
             raise
         except Exception as error:  # onnxruntime's own exceptions share no public base class
-            cause = " ".join(str(error).split())[:300]
-            raise ModelLoadError(f"{self.where}: onnxruntime cannot run it on these inputs: {cause}") from error
+            raise ModelLoadError(
+                f"{self.where}: onnxruntime cannot run it on these inputs: {one_line(error, 300)}"
+            ) from error
         return {name: self._tensor(name, array) for name, array in zip(self.output_names, arrays, strict=True)}
 
     def _tensor(self, name: str, array: object) -> Tensor:

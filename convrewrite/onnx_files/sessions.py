@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from convrewrite.escaping import one_line
 from convrewrite.machine import end_with_parent, limit_memory, limit_processor
 from convrewrite.targets import session_options
 
@@ -58,5 +59,5 @@ def _fault_of(path: str, feed: bytes, folder: str | None) -> str | None:
     except MemoryError:
         return "it ran out of memory"
     except Exception as error:  # onnxruntime's own exceptions share no public base class
-        return shortened(" ".join(str(error).split())) or type(error).__name__
+        return shortened(one_line(error))
     return None

@@ -11,6 +11,7 @@ import onnx
 from torch import Tensor, fx, nn
 
 from convrewrite.errors import ModelLoadError
+from convrewrite.escaping import one_line
 from convrewrite.modules import NamedOutputs, Operator
 from convrewrite.onnx_files import PATIENCE
 from convrewrite.onnx_graph.layers import SamePad, ZeroPad, layers_of
@@ -213,7 +214,7 @@ class Builder:
             named = ", ".join(list(dict.fromkeys(operators))[:NAMED])
             raise ModelLoadError(
                 f"{self._file.source}: expected that onnxruntime runs {named} apart from the rest of the graph, found that "
-                f"{' '.join(str(error).split())[:300]}; a value of an optional type cannot go from one part to another: export "
+                f"{one_line(error, 300)}; a value of an optional type cannot go from one part to another: export "
                 "the model without any"
             ) from error
 

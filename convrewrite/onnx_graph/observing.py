@@ -11,6 +11,7 @@ import onnxruntime as ort
 from torch import Tensor
 
 from convrewrite.errors import ModelLoadError
+from convrewrite.escaping import one_line
 from convrewrite.folders import temporary
 from convrewrite.machine import memory_bytes
 from convrewrite.onnx_files import require_well_behaved, run_within
@@ -69,7 +70,7 @@ class Observer:
             except Exception as error:
                 raise ModelLoadError(
                     f"{file.source}: expected a graph whose inner values onnxruntime can show, found that "
-                    f"{' '.join(str(error).split())[:300]}; simplify the graph, or export it again"
+                    f"{one_line(error, 300)}; simplify the graph, or export it again"
                 ) from error
 
     def _opened(self) -> ort.InferenceSession:

@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 
 from convrewrite.errors import ExportError, UsageError, VerificationError
+from convrewrite.escaping import one_line
 from convrewrite.folders import Scratch, write_errors
 from convrewrite.onnx_files import OnnxModel, new_name_of_weights, place
 from convrewrite.onnx_graph.emission import DTYPES, ConvModule, Emitter, Margin
@@ -308,6 +309,6 @@ def _fault_of(model: onnx.ModelProto | Path) -> str | None:
     try:
         onnx.checker.check_model(str(model) if isinstance(model, Path) else model)
     except Exception as error:  # protobuf and onnx raise errors of many kinds
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = one_line(error)
         return text if len(text) <= FAULT_LENGTH else text[: FAULT_LENGTH - 3] + "..."
     return None

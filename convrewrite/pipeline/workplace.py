@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from convrewrite.escaping import message_of
+from convrewrite.escaping import first_line
 from convrewrite.modules import run
 from convrewrite.places import PROCESSOR, described, let_go, out_of_memory, place_of
 from convrewrite.process import whole_float32
@@ -49,7 +49,7 @@ class Workplace:
                 run(placed.traced.whole, placed.inputs)
             torch.linalg.cholesky(torch.eye(1, device=self.device))  # its libraries must be opened by a single thread
         except Exception as error:  # a forward may fail in any way on a device for which it was not written
-            refused = "it had no room left" if out_of_memory(error) else _first_line(error)
+            refused = "it had no room left" if out_of_memory(error) else first_line(error, 300)
         if refused is not None:
             self._leave(refused)
             return prepared
@@ -74,8 +74,3 @@ class Workplace:
         let_go(left)
         self.notes.append(f"the processor took over from {described(left)}: {reason}")
         LOG.info("%s", self.notes[-1])
-
-
-def _first_line(error: Exception) -> str:
-    text = message_of(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__

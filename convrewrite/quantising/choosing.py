@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 
 from convrewrite.errors import ExportError, VerificationError
+from convrewrite.escaping import one_line
 from convrewrite.folders import disk_full, require_room, temporary, unwritable, write_errors
 from convrewrite.inputs import Inputs, examples_in
 from convrewrite.machine import adds_bytes
@@ -129,5 +130,5 @@ def _quantised(model: onnx.ModelProto, place: Path, feeds: Feeds, per_channel: b
             with write_errors(place):
                 require_room(place)
             raise unwritable(None, str(disk_full(error))) from error
-        cause = " ".join(str(error).split())[:200]
+        cause = one_line(error, 200)
         raise ExportError(f"int8: onnxruntime's quantiser cannot quantise the model: {cause}") from error

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from convrewrite.conv import ConvSpec, Kind, classify
 from convrewrite.errors import ModelLoadError, PlanError, UsageError
+from convrewrite.escaping import one_line
 from convrewrite.folders import given_path, read_text
 from convrewrite.graph import BATCH_NORMS, SITE_TYPES, Site, apply_lifts, spec_of
 from convrewrite.modules import copy_model
@@ -80,9 +81,7 @@ def load(folder: str | Path, original_model: nn.Module, structures: Sequence[Str
     try:
         left = read_weights(model, folder / WEIGHTS)
     except Exception as error:
-        raise ModelLoadError(
-            f"{folder / WEIGHTS}: does not fit the plan beside it: {' '.join(str(error).split())}"
-        ) from error
+        raise ModelLoadError(f"{folder / WEIGHTS}: does not fit the plan beside it: {one_line(error)}") from error
     warn_of(left)
     return model
 

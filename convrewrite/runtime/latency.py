@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from convrewrite.conv import ConvSpec, Size
 from convrewrite.errors import UsageError, VerificationError
+from convrewrite.escaping import one_line
 from convrewrite.modules import eval_mode
 from convrewrite.runtime.option_graphs import OptionGraph, option_program
 from convrewrite.runtime.timing_cache import TimingCache, runtime_of, timing_key
@@ -126,7 +127,7 @@ def compiled(program: Program, inputs: tuple[Tensor, ...], target: Target, threa
         return target.compile(program, inputs, threads)
     except Exception as error:  # every runtime raises its own
         missing = ", ".join(target.lacks(program)) if program.onnx is not None else ""
-        cause = f"it has no {missing}" if missing else " ".join(str(error).split())[:200]
+        cause = f"it has no {missing}" if missing else one_line(error, 200)
         what = program.onnx if isinstance(program.onnx, Path) else "the model"
         raise VerificationError(
             f"--runtime {target.name}: cannot run {what} on {len(inputs)} inputs: {cause}; choose another runtime"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from convrewrite.axes import doubled
 from convrewrite.errors import ConvRewriteError, ExportError, VerificationError
+from convrewrite.escaping import one_line
 from convrewrite.inputs import Inputs, in_batches_of
 from convrewrite.meanings import NOTHING, Meaning, require_same_outputs
 from convrewrite.modules import eval_mode
@@ -236,9 +237,9 @@ def check_free_axes(model: nn.Module, path: Path, inputs: Inputs, names: Sequenc
             with eval_mode(model):
                 expected, _ = outputs_of(model, given)
         except Exception as error:  # a model may raise anything
-            cause = " ".join(str(error).split())[:200]
             raise ExportError(
-                f"{where}: --free-axes: does not run itself at another {name}, on inputs of {shapes}: {cause}; leave {name} out"
+                f"{where}: --free-axes: does not run itself at another {name}, on inputs of {shapes}: "
+                f"{one_line(error, 200)}; leave {name} out"
             ) from error
         try:
             running.add(expected, outputs_of(file, given)[0], file.where)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from convrewrite import values
 from convrewrite.conv import ConvSpec, Size
 from convrewrite.errors import ConvRewriteError, ExportError, PlanError, UsageError
+from convrewrite.escaping import one_line
 from convrewrite.inputs import Inputs
 from convrewrite.modules import eval_mode
 from convrewrite.runtime.exporting import Exporter
@@ -188,8 +189,9 @@ class Baseline:
         except ConvRewriteError as error:
             raise ExportError(str(error)) from error
         except Exception as error:  # every runtime raises its own
-            cause = " ".join(str(error).split())[:200]
-            raise ExportError(f"--runtime {self.target.name}: cannot run the original: {cause}") from error
+            raise ExportError(
+                f"--runtime {self.target.name}: cannot run the original: {one_line(error, 200)}"
+            ) from error
 
     @property
     def result(self) -> Path:

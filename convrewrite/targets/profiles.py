@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from convrewrite.errors import UsageError
+from convrewrite.escaping import one_line
 from convrewrite.folders import made_aside, read_text, require_room_beside, resolved, write_errors
 from convrewrite.json_texts import each_key_once
 from convrewrite.machine import processor
@@ -85,7 +86,7 @@ def read_profile(path: Path) -> Profile:
         profile = Profile(**entries)
         return Profile(**{**entries, "seconds": _seconds(profile)})
     except (ValueError, TypeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:150]
+        reason = one_line(error, 150)
         raise UsageError(f"--timings {path}: expected a file written by `convrewrite profile`: {reason}") from error
 
 
@@ -230,7 +231,7 @@ class _Made:
         try:
             return self.target.compile(Program(onnx=path), self.inputs, self.threads)
         except Exception as error:  # every runtime raises its own
-            cause = " ".join(str(error).split())[:200]
+            cause = one_line(error, 200)
             raise UsageError(f"--runtime {self.target.name}: cannot run {path}: {cause}") from error
 
     def possible(self) -> Compiled | None:

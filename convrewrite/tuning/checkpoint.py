@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from convrewrite.errors import UsageError
+from convrewrite.escaping import one_line
 from convrewrite.folders import made_aside, write_errors
 from convrewrite.records import Record, first_fault
 from convrewrite.tuning.trainable import at_least_single
@@ -113,9 +114,8 @@ def _opened(path: Path) -> Any:
     try:
         return safe_open(str(path), framework="pt")
     except Exception as error:  # the library raises its own errors
-        reason = " ".join(str(error).split())
         raise UsageError(
-            f"{path}: expected a checkpoint of a training, found something else ({reason}); move it away"
+            f"{path}: expected a checkpoint of a training, found something else ({one_line(error)}); move it away"
         ) from error
 
 

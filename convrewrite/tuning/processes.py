@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from convrewrite.errors import ProcessLostError, UsageError
-from convrewrite.escaping import innermost_cause
+from convrewrite.escaping import first_line, innermost_cause
 from convrewrite.places import PROCESSOR, has_float64
 
 HALF = ("no", "bf16")
@@ -181,6 +181,6 @@ def _others_there() -> Iterator[None]:
     except RuntimeError as error:
         raise ProcessLostError(
             "recover: another process of the run has ended, so this one cannot go on "
-            f"({str(error).splitlines()[0][:120] if str(error) else type(error).__name__}); the last checkpoint stands: "
+            f"({first_line(error, 120)}); the last checkpoint stands: "
             "start the same command again and it goes on from there"
         ) from error

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.errors import ConvRewriteError, TraceError
-from convrewrite.escaping import innermost_cause, message_of
+from convrewrite.escaping import first_line, innermost_cause
 from convrewrite.inputs import Inputs
 from convrewrite.meanings import Meaning, effect_of, rounding_of
 from convrewrite.modules import copy_model, kept_outputs, named_outputs, run
@@ -223,8 +223,7 @@ def refine(task: Refinement, progress: Progress = silent) -> Refined:
         if out_of_memory(error):
             raise
         best.numbers = start
-        said = message_of(error).strip() or type(error).__name__
-        return Refined(before, before, reason=f"it cannot be trained: {said.splitlines()[0]}")
+        return Refined(before, before, reason=f"it cannot be trained: {first_line(error)}")
     finally:
         _put(task, best.numbers)
     after = task.effect()  # as the model is computed in use, stage by stage

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import convrewrite
 from convrewrite.cli.progress import progress_bars
-from convrewrite.escaping import CAUSE_LENGTH, innermost_cause
+from convrewrite.escaping import CAUSE_LENGTH, first_line, innermost_cause, one_line, summary
 from convrewrite.places import out_of_memory
 from convrewrite.reporting.html import render_html
 from convrewrite.reporting.markdown import render_markdown
@@ -132,6 +132,25 @@ def test_innermost_cause_is_one_short_line() -> None:
     assert text.startswith("ValueError: first line second more")
     assert len(text) == CAUSE_LENGTH
     assert innermost_cause(KeyError()) == "KeyError"
+
+
+class UnspeakableError(Exception):
+    """An error of somebody else's that fails when it is asked for its text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def test_what_an_error_says_in_one_line() -> None:
+    error = ValueError("\n first  line\nsecond")
+    assert first_line(error) == "first  line"
+    assert first_line(error, 5) == "first"
+    assert one_line(error) == "first line second"
+    assert one_line(error, 5) == "first"
+    assert summary(error, 5) == "ValueError: first"
+    for silent in (ValueError(), ValueError(" \n"), UnspeakableError()):
+        name = type(silent).__name__
+        assert first_line(silent) == one_line(silent) == summary(silent) == innermost_cause(silent) == name
 
 
 def test_errors_that_were_raised_from_each_other_come_to_an_end() -> None:

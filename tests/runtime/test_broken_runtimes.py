@@ -10,8 +10,16 @@ from commands import images, small_network
 
 import convrewrite
 from convrewrite.errors import VerificationError
+from convrewrite.runtime.latency import compiled
 from convrewrite.targets import Compiled, OnnxRuntime, Program, discovery, interleaving
 from convrewrite.targets.target import Clock
+
+
+class UnspeakableError(Exception):
+    """An error that fails when it is asked for its text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,8 @@ class Broken(OnnxRuntime):
         return (lambda: 1.0) if self.option == "clock" else super().clock(threads)
 
     def compile(self, program: Program, inputs: Sequence[Any], threads: int) -> Compiled:
+        if self.option == "text":
+            raise UnspeakableError
         run = OnnxRuntime().compile(program, inputs, threads)
         if self.option == "number":
             return lambda: [*run(), *run()]
@@ -54,6 +64,11 @@ def optimized(fault: str, timer: FalseTimer | None) -> None:
         refine=False,
         fast=True,
     )
+
+
+def test_an_error_that_has_no_text() -> None:
+    with pytest.raises(VerificationError, match="cannot run the model on 0 inputs: UnspeakableError; choose another"):
+        compiled(Program(), (), Broken("text"), 1)
 
 
 def test_a_clock_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
