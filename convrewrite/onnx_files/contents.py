@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 
 from convrewrite.absent import require_content
+from convrewrite.contents import OPTIMISED, PICKLE, SAFETENSORS, ZIP, content_of
 from convrewrite.errors import ModelLoadError
 
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc")
@@ -17,6 +18,14 @@ LARGEST = 2**31 - 1
 
 IN_MEMORY = "*/"
 """Beginning of locations that are no file: onnxruntime takes what follows for an address in the memory of the process."""
+
+_OTHERS = {
+    ZIP: "; a model of PyTorch is called .pt, and calibration inputs .npz",
+    PICKLE: "; call it .pt",
+    SAFETENSORS: "; call it .safetensors",
+    OPTIMISED: "",
+}
+"""Formats that are told from ONNX, and what to do with a file of each."""
 
 
 def require_self_contained(path: Path) -> None:
@@ -134,18 +143,6 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 def _require_no_other(path: Path) -> None:
     """Raise ModelLoadError for a file of another format under this name."""
-    with path.open("rb") as file:
-        start = file.read(9)
-    found = (
-        "a zip archive, as torch.save writes; a model of PyTorch is called .pt, and calibration inputs .npz"
-        if start.startswith(b"PK")
-        else "a pickle, as older versions of torch.save write; call it .pt"
-        if start[:1] == b"\x80" and start[1:2] <= b"\x05"
-        else "a safetensors file; call it .safetensors"
-        if start[8:] == b"{"
-        else "a model in onnxruntime's own format, which it made for one machine; give the ONNX file that it was made of"
-        if start[4:8] == b"ORTM"
-        else None
-    )
-    if found is not None:
-        raise ModelLoadError(f"{path}: expected an ONNX file, found {found}")
+    found = content_of(path)
+    if found in _OTHERS:
+        raise ModelLoadError(f"{path}: expected an ONNX file, found {found}{_OTHERS[found]}")

@@ -317,6 +317,11 @@ def test_models_that_take_no_image() -> None:
             "expected a safetensors file by its name, found an ONNX file; call it",
         ),
         (
+            "m.safetensors",
+            b"\x80\x04\x95 and more",
+            "expected a safetensors file by its name, found a file of torch.save; call it",
+        ),
+        (
             "m.ort",
             b"\x18\x00\x00\x00ORTM and more",
             "expected a file of torch.save by its name, found a model in onnxruntime's own format",
@@ -329,3 +334,11 @@ def test_a_file_under_the_name_of_another_kind_is_told_as_what_it_is(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ModelLoadError, match=f"{name}: {re.escape(message)}"):
         load_model(tmp_path / name)
+
+
+def test_a_safetensors_file_with_a_header_as_long_as_the_mark_of_a_pickle_says(tmp_path: Path) -> None:
+    length = int.from_bytes(SAFETENSORS[:8], "little")
+    header = SAFETENSORS[8 : 8 + length].ljust(640)
+    (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + SAFETENSORS[8 + length :])
+    with pytest.raises(ModelLoadError, match="found weights without their network"):
+        load_model(tmp_path / "m.safetensors")
