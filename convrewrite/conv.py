@@ -114,6 +114,12 @@ class ConvSpec:
         return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
     @property
+    def patch(self) -> int:
+        """Numbers in a patch of one group: the unknowns of a filter."""
+        _, channels, height, width = self.kernel_shape
+        return channels * height * width
+
+    @property
     def weight_shape(self) -> tuple[int, ...]:
         """The shape of the module's ``weight``."""
         extents = self.kernel_size[2 - self.dims :]

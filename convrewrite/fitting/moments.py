@@ -93,12 +93,12 @@ class MomentBytes:
     @property
     def squares(self) -> int:
         """The covariances of all groups' patches, ``(g, d, d)`` in float64."""
-        return 8 * self.spec.groups * self._patch**2
+        return 8 * self.spec.groups * self.spec.patch**2
 
     @property
     def row(self) -> int:
         """One position: its patch, its wanted output and its skip, float32."""
-        return 4 * self.spec.groups * self._patch + self.outputs
+        return 4 * self.spec.groups * self.spec.patch + self.outputs
 
     @property
     def outputs(self) -> int:
@@ -110,11 +110,6 @@ class MomentBytes:
         (top, bottom), (left, right) = self.spec.padding_pairs()
         pixels = sum((height + top + bottom) * (width + left + right) for height, width in sizes)
         return 4 * self.spec.in_channels * pixels
-
-    @property
-    def _patch(self) -> int:
-        _, channels, height, width = self.spec.kernel_shape
-        return channels * height * width
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +170,11 @@ class Accumulator:
         self._spec = spec
         self.kept: list[Block] | None = [] if keep else None
         self._cut = cut
-        outputs, channels, kh, kw = spec.kernel_shape
-        self._d = channels * kh * kw
-        most = position_limit(self._d, outputs // spec.groups) if limit is None else limit
+        self._d = spec.patch
+        most = position_limit(self._d, spec.out_channels // spec.groups) if limit is None else limit
         self._share = min(1.0, most / max(1, expected_positions))
         self._generator = torch.Generator().manual_seed(seed)
-        groups, size = spec.groups, (self._d, outputs // spec.groups)
+        groups, size = spec.groups, (self._d, spec.out_channels // spec.groups)
         self._count = 0
         self._shift: tuple[Tensor, Tensor] | None = None
         place = exact_place(device or torch.device(PROCESSOR))
@@ -189,7 +183,7 @@ class Accumulator:
         self._sum_yp, self._sum_yy = zeros(groups, size[1], size[0]), zeros(groups, size[1])
         correlated = self._share >= 1 and self._d >= DENSE and _steps_one_by_one(spec)
         self._products = [] if correlated else [Products(self._d, place) for _ in range(groups)]
-        planes = (channels, spec.kernel_size, spec.dilation, place)
+        planes = (spec.kernel_shape[1], spec.kernel_size, spec.dilation, place)
         self._correlations = [Correlations(*planes) for _ in range(groups)] if correlated else []
         self._waiting: list[tuple[Tensor, Tensor]] = []
 

@@ -64,8 +64,7 @@ def _needed(site: Site) -> int:
     spec = site.folded_spec
     sizes = (spec.output_size(size) for size in site.input_sizes)
     positions = sum(height * width for height, width in sizes)
-    _, channels, height, width = spec.kernel_shape
-    return math.ceil(ENOUGH_POSITIONS * channels * height * width / max(1, positions))
+    return math.ceil(ENOUGH_POSITIONS * spec.patch / max(1, positions))
 
 
 def _first(batches: Sequence[Inputs], count: int) -> tuple[Inputs, ...]:

@@ -23,6 +23,5 @@ class Outcome:
 
     @property
     def unknowns(self) -> int:
-        """Numbers in a patch of one group: the unknowns of a filter, which are to be found from the positions."""
-        _, channels, height, width = self.site.spec.kernel_shape
-        return channels * height * width
+        """The unknowns of a filter, which are to be found from the positions."""
+        return self.site.spec.patch

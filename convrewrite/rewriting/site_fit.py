@@ -287,8 +287,7 @@ def require_memory(sites: Sequence[Site], memory: int) -> None:
 def _least_memory(site: Site) -> int:
     """Bytes for the covariances of a site, and for four kept positions per unknown."""
     spec, size = site.folded_spec, MomentBytes(site.folded_spec)
-    unknowns = spec.kernel_shape[1] * spec.kernel_size[0] * spec.kernel_size[1]
-    return SQUARES * size.squares + 4 * unknowns * size.row
+    return SQUARES * size.squares + 4 * spec.patch * size.row
 
 
 def weights_only(structure: Structure, site: Site, option: Option, kernel: Tensor, bias: Tensor) -> Fit:

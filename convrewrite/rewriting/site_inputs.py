@@ -59,8 +59,7 @@ def where_solved(site: Site, device: torch.device) -> torch.device:
 
 def is_large(site: Site) -> bool:
     """Whether a fit of its options takes long, and matrices of the size of its covariance take much of the memory."""
-    _, channels, height, width = site.folded_spec.kernel_shape
-    return channels * height * width >= LARGE
+    return site.folded_spec.patch >= LARGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +103,7 @@ class Gathering:
         Activations make room for what the accumulators keep in memory."""
         spec, walk = self.site.folded_spec, self.walk
         every = self._positions(walk.examples[: self.split]), self._positions(walk.examples[self.split :])
-        outputs, channels, height, width = spec.kernel_shape
-        size = (channels * height * width, outputs // spec.groups)
+        size = (spec.patch, spec.out_channels // spec.groups)
         limits = position_limit(*size), position_limit(*size, held_out=True)
         wanted = [min(pair) for pair in zip(every, limits, strict=True)]
         taken = MomentBytes(spec)

@@ -152,9 +152,8 @@ class _GraphBuilder:
         return self.node("Conv", inputs, **geometry)
 
     def _random_weights(self, spec: ConvSpec) -> tuple[Array, Array | None]:
-        fan_in = spec.kernel_shape[1] * spec.kernel_size[0] * spec.kernel_size[1]
         block = np.roll(self._block, -APART * len(self._initialisers))
-        weight = np.resize(block, spec.weight_shape) / np.float32(fan_in**0.5)
+        weight = np.resize(block, spec.weight_shape) / np.float32(spec.patch**0.5)
         bias = np.full(spec.out_channels, 0.1, np.float32) if spec.bias else None
         return weight, bias
 

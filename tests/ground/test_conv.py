@@ -135,3 +135,8 @@ def test_output_padding_within_the_stride_cuts_less_from_the_end(stride: int, di
         assert (begin, min(end, left)) == (padding, 0) or left < stride
     assert within_strides((1, 2, 3, 4), (1, 0), (2, 1)) == ([1, 2, 3, 4], [1, 0])
     assert within_strides((1, 2, 3, 4), (2, 1), (2, 1)) == ([1, 2, 1, 3], [0, 0])
+
+
+def test_a_patch_is_what_one_filter_sees() -> None:
+    assert ConvSpec(8, 12, (3, 5), groups=2).patch == 4 * 3 * 5
+    assert ConvSpec(8, 12, (3, 5), groups=2, transposed=True).patch == 4 * 3 * 5
