@@ -46,6 +46,11 @@ def memory_bytes() -> int:
     return min(found)
 
 
+def is_ours(about: os.stat_result) -> bool:
+    """Whether a file belongs to the user in whose name this process makes files; every file where the system has no users."""
+    return not hasattr(os, "geteuid") or about.st_uid == os.geteuid()
+
+
 def processor() -> tuple[str, frozenset[str]]:
     """The processor's name, and its feature flags in lower case."""
     try:

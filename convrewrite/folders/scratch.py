@@ -18,6 +18,7 @@ from pathlib import Path
 from convrewrite.errors import ConvRewriteError, UsageError
 from convrewrite.escaping import led_to, message_of
 from convrewrite.interrupts import held, soon
+from convrewrite.machine import is_ours
 
 try:
     import fcntl
@@ -173,13 +174,13 @@ def remove_leftovers(parent: Path) -> None:
     removed."""
     with suppress(OSError), os.scandir(parent) as entries:
         for entry in entries:
-            if KNOWN.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False) and _is_ours(entry):
+            if (
+                KNOWN.fullmatch(entry.name)
+                and entry.is_dir(follow_symlinks=False)
+                and is_ours(entry.stat(follow_symlinks=False))
+            ):
                 with suppress(OSError):
                     _sweep_one(Path(entry.path))
-
-
-def _is_ours(entry: os.DirEntry[str]) -> bool:
-    return not hasattr(os, "geteuid") or entry.stat(follow_symlinks=False).st_uid == os.geteuid()
 
 
 def _sweep_one(folder: Path) -> None:

@@ -13,7 +13,6 @@ import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from convrewrite.errors import UsageError
 from convrewrite.folders import scratch_of_cache, user_cache
+from convrewrite.machine import is_ours
 from convrewrite.stored.digests import tensors_digest
 
 LOG = logging.getLogger(__name__)
@@ -166,9 +166,8 @@ def _sum(key: str, facts: str, tensors: Mapping[str, Tensor]) -> str:
 def _is_own_file(path: Path) -> bool:
     """Whether it is an ordinary file, of a size that an entry has, which nobody but this user can have written."""
     about = os.lstat(path)
-    owner = getattr(os, "getuid", partial(int, about.st_uid))()
     closed = not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return stat.S_ISREG(about.st_mode) and about.st_size <= LONGEST and about.st_uid == owner and closed
+    return stat.S_ISREG(about.st_mode) and about.st_size <= LONGEST and is_ours(about) and closed
 
 
 def _refused(text: str) -> float:

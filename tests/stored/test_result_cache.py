@@ -46,6 +46,16 @@ def test_a_umask_that_lets_the_group_write_leaves_the_cache_in_use(tmp_path: Pat
     assert path.stat().st_mode & 0o077 == 0 and cache.get("key") is not None
 
 
+def test_a_file_is_ones_own_that_the_user_in_whose_name_files_are_made_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, path = kept(tmp_path)
+    monkeypatch.setattr(os, "getuid", lambda: path.stat().st_uid + 1)  # a program that runs in another user's name
+    assert cache.get("key") is not None
+    monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+    assert cache.get("key") is None
+
+
 class Runs:
     """What leaves a mark where it is unpickled."""
 
