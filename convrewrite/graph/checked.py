@@ -19,7 +19,7 @@ from convrewrite.errors import TraceError
 from convrewrite.graph.arguments import GivenToParts, named_values
 from convrewrite.graph.sized import trace_sized
 from convrewrite.graph.tracing import Traced, trace
-from convrewrite.inputs import Inputs, varied
+from convrewrite.inputs import Inputs, enlarged, varied
 from convrewrite.modules import alike, hooked, named_outputs, run
 from convrewrite.process import FAKE_TENSORS, draw_from, nothing_drawn, quiet, random_states_kept
 
@@ -84,7 +84,7 @@ def _sized(model: nn.Module, inputs: Inputs) -> Traced | None:
         traced = trace_sized(model, inputs)
     if traced.whole is None or not _computing_the_same(model, traced.parts, inputs):
         return None
-    others = tuple(torch.cat([tensor, tensor.flip(-1)]) for tensor in inputs)
+    others = next(enlarged(inputs))
     try:
         run(model, others)
     except TraceError:  # it takes this batch alone

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from convrewrite.conv import Conv, ConvSpec
 from convrewrite.graph.calls import ARGUMENTS, geometry_of_call, named_arguments
-from convrewrite.inputs import Inputs
+from convrewrite.inputs import Inputs, varied
 from convrewrite.modules import hooked, run
 from convrewrite.state import parameters_of
 
@@ -45,7 +45,7 @@ def fixed_convolutions(model: nn.Module, names: Collection[str], inputs: Inputs)
 def _variants(x: Tensor) -> Iterator[Tensor]:
     """The input, and variants in all that a kernel could depend on: its numbers, their scale, the batch size, its extents."""
     yield x
-    yield x.flip(-1) * 0.5 + 0.25
+    yield from varied((x,))
     yield x * 1000 + 1000
     yield x * -0.001
     yield torch.cat([x, x, x])

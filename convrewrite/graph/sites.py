@@ -19,6 +19,7 @@ from convrewrite.graph.calls import SITE_TYPES, Call, observe, spec_of
 from convrewrite.graph.plain import odd_modules
 from convrewrite.graph.tracing import Traced, module_calls
 from convrewrite.graph.volumes import REFUSAL, VOLUME_TYPES, Volume, VolumeSpec
+from convrewrite.inputs import varied
 from convrewrite.state import named_parameters_of, parameters_of
 
 BATCH_NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
@@ -147,9 +148,8 @@ def _sizes(call: Call, inputs: tuple[Tensor, ...]) -> tuple[tuple[Size, ...], in
 
 def _depends_on_input(model: nn.Module, inputs: tuple[Tensor, ...], name: str, weight: Tensor) -> bool | None:
     """Whether a kernel is another one for other inputs; None where the model runs on no others."""
-    other = tuple(tensor.flip(-1) * 0.5 + 0.25 if tensor.is_floating_point() else tensor for tensor in inputs)
     try:
-        again = observe(model, other).calls.get(name)
+        again = observe(model, varied(inputs)).calls.get(name)
     except TraceError:  # it may refuse what cannot be an input of it
         return None
     return again is None or not torch.equal(again.weights[0], weight)

@@ -293,6 +293,23 @@ def test_functional_calls_are_sites_with_a_reason() -> None:
     assert reasons[2] == reasons[3] == "the kernel is computed from parameters at every call"
 
 
+class Looking(nn.Module):
+    """Its kernel is looked up, by whole numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(4, 3)
+
+    def forward(self, x: Tensor, rows: Tensor) -> Tensor:
+        return F.conv2d(x, self.table(rows[0]).reshape(3, 3, 1, 1))
+
+
+def test_a_kernel_that_whole_numbers_choose_is_computed_from_the_input() -> None:
+    model = Looking()
+    (site,) = find_sites(model, (X, torch.tensor([[0, 1, 2], [2, 1, 0]])), trace(model))
+    assert (site.kind, site.refusal) == (Kind.DYNAMIC, COMPUTED[True])
+
+
 def test_a_model_that_refuses_other_numbers_keeps_a_computed_kernel() -> None:
     def forward(model: Calls, x: Tensor) -> Tensor:
         assert torch.equal(x, x.round())
