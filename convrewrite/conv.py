@@ -120,6 +120,17 @@ class ConvSpec:
         return channels * height * width
 
     @property
+    def extents(self) -> Size:
+        """Height and width that the kernel covers with its dilation."""
+        height, width = (d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))
+        return height, width
+
+    @property
+    def is_dilated(self) -> bool:
+        """Whether the dilation moves any tap; along an extent of one it does not."""
+        return self.extents != self.kernel_size
+
+    @property
     def weight_shape(self) -> tuple[int, ...]:
         """The shape of the module's ``weight``."""
         extents = self.kernel_size[2 - self.dims :]
@@ -153,7 +164,7 @@ class ConvSpec:
         if self.padding == "valid":
             return ((0, 0), (0, 0))
         if self.padding == "same":
-            totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            totals = [extent - 1 for extent in self.extents]
             top, left = (total // 2 for total in totals)
             return ((top, totals[0] - top), (left, totals[1] - left))
         assert not isinstance(self.padding, str)
@@ -161,16 +172,18 @@ class ConvSpec:
 
     def output_size(self, input_size: Size) -> Size:
         """Height and width of the output for an input of this height and width."""
-        spans = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
         pads = [sum(pair) for pair in self.padding_pairs()]
         if self.transposed:
             sizes = [
                 (n - 1) * s - p + span + extra
-                for n, s, p, span, extra in zip(input_size, self.stride, pads, spans, self.output_padding, strict=True)
+                for n, s, p, span, extra in zip(
+                    input_size, self.stride, pads, self.extents, self.output_padding, strict=True
+                )
             ]
         else:
             sizes = [
-                (n + p - span) // s + 1 for n, p, span, s in zip(input_size, pads, spans, self.stride, strict=True)
+                (n + p - span) // s + 1
+                for n, p, span, s in zip(input_size, pads, self.extents, self.stride, strict=True)
             ]
         return (sizes[0], sizes[1])
 
@@ -245,7 +258,7 @@ def classify(spec: ConvSpec) -> Kind:
         return Kind.GROUPED
     if spec.kernel_size == (1, 1):
         return Kind.POINTWISE
-    if any(d > 1 and k > 1 for d, k in zip(spec.dilation, spec.kernel_size, strict=True)):
+    if spec.is_dilated:
         return Kind.DILATED
     if spec.dims == 2 and spec.kernel_size[0] != spec.kernel_size[1] and 1 in spec.kernel_size:
         return Kind.ASYMMETRIC

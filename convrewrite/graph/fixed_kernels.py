@@ -65,7 +65,7 @@ def _tried(module: nn.Module, x: Tensor) -> Conv | None:
 def fixed_convolution(module: nn.Module, spec: ConvSpec) -> Conv:
     """The plain convolution of this geometry that a module amounts to. Raises ValueError where it is none."""
     like = next(tensor for tensor in (*parameters_of(module), *module.buffers()) if tensor.is_floating_point())
-    extents = [(k - 1) * d + 1 for k, d in zip(spec.kernel_size, spec.dilation, strict=True)][-spec.dims :]
+    extents = spec.extents[-spec.dims :]
     conv = _only_convolution(module, like.new_zeros(1, spec.in_channels, *extents))
     if conv is None or ConvSpec.of(conv) != spec:
         raise ValueError(f"it is no {spec.describe()}")

@@ -209,8 +209,8 @@ def _lifted_part(part: nn.Module, lift: Lift) -> nn.Module:
 
 def _require_trial(spec: ConvSpec) -> None:
     """Raise ValueError for a geometry that is not tried out, as its smallest input would be of absurd size."""
-    extents = [(k - 1) * d + 1 for k, d in zip(spec.kernel_size, spec.dilation, strict=True)]
-    if min(spec.in_channels, *extents) < 1 or spec.in_channels * extents[0] * extents[1] > LARGEST_TRIAL:
+    height, width = spec.extents
+    if min(spec.in_channels, height, width) < 1 or spec.in_channels * height * width > LARGEST_TRIAL:
         raise ValueError("its geometry is none that can be tried out")
 
 

@@ -123,8 +123,3 @@ def geometry_of(conv: nn.Conv2d) -> Geometry:
         padding=spec.padding, dilation=spec.dilation, groups=spec.groups, bias=spec.bias,
         padding_mode=spec.padding_mode, device=conv.weight.device, dtype=conv.weight.dtype,
     )  # fmt: skip
-
-
-def is_dilated(spec: ConvSpec) -> bool:
-    """Whether the dilation moves any tap; along an extent of one it does not."""
-    return any(d > 1 and k > 1 for d, k in zip(spec.dilation, spec.kernel_size, strict=True))

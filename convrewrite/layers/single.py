@@ -17,7 +17,6 @@ from convrewrite.layers.geometry import (
     Pair,
     checked_spec,
     geometry_of,
-    is_dilated,
     require_conv2d,
     reversed_margins,
 )
@@ -96,7 +95,7 @@ class StandardConv2d(SingleConv2d):
             raise ValueError(f"{cls.__name__}: groups: expected 1, found {spec.groups}; use {better}")
         if spec.kernel_size == (1, 1):
             raise ValueError(f"{cls.__name__}: kernel_size: expected more than 1x1; use PointwiseConv2d")
-        if is_dilated(spec):
+        if spec.is_dilated:
             raise ValueError(f"{cls.__name__}: dilation: expected 1, found {spec.dilation}; use DilatedConv2d")
 
 
@@ -125,7 +124,7 @@ class DilatedConv2d(SingleConv2d):
     @classmethod
     def require_kind(cls, spec: ConvSpec) -> None:
         """Raise ValueError for another kind."""
-        if not is_dilated(spec):
+        if not spec.is_dilated:
             raise ValueError(
                 f"{cls.__name__}: dilation: expected more than 1 along a kernel axis longer than 1, found dilation "
                 f"{spec.dilation} with kernel_size {spec.kernel_size}; use StandardConv2d"

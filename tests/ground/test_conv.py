@@ -140,3 +140,9 @@ def test_output_padding_within_the_stride_cuts_less_from_the_end(stride: int, di
 def test_a_patch_is_what_one_filter_sees() -> None:
     assert ConvSpec(8, 12, (3, 5), groups=2).patch == 4 * 3 * 5
     assert ConvSpec(8, 12, (3, 5), groups=2, transposed=True).patch == 4 * 3 * 5
+
+
+def test_a_dilation_along_an_extent_of_one_moves_no_tap() -> None:
+    spec = ConvSpec(8, 8, (1, 3), dilation=(4, 2))
+    assert (spec.extents, spec.is_dilated) == ((1, 5), True)
+    assert not ConvSpec(8, 8, (1, 3), dilation=(4, 1)).is_dilated
