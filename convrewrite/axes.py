@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from convrewrite.errors import UsageError
-from convrewrite.inputs import Inputs
-from convrewrite.values import shape_text
+from convrewrite.inputs import Inputs, shapes_of
 
 BATCH = "batch"
 
@@ -39,9 +38,8 @@ def axes_named(inputs: Inputs, names: Sequence[str]) -> tuple[dict[int, str], ..
                 size = tensor.shape[position]
                 axes[position] = sizes.setdefault(size, f"{name}_{len(sizes)}" if sizes else name)
         if not sizes:
-            shapes = shape_text(*(tensor.shape for tensor in inputs))
             raise UsageError(
-                f"--free-axes: expected an input with an axis for {name}, found {shapes}; leave {name} out"
+                f"--free-axes: expected an input with an axis for {name}, found {shapes_of(inputs)}; leave {name} out"
             )
     return tuple(found)
 

@@ -104,17 +104,22 @@ def required_names(model: nn.Module) -> tuple[str, ...]:
     )
 
 
+def shapes_of(inputs: Inputs) -> str:
+    """The shapes of all inputs, for a message: ``1x3x8x8, 1x4``."""
+    return shape_text(*(tensor.shape for tensor in inputs))
+
+
 def require_common_batch(inputs: Inputs) -> None:
     """Raise UsageError unless every input has the batch as its first axis, of one size, with an example in it."""
     if any(tensor.ndim == 0 for tensor in inputs) or len({tensor.shape[0] for tensor in inputs}) > 1:
-        shapes = shape_text(*(tensor.shape for tensor in inputs))
         raise UsageError(
-            f"example input: expected the batch as first axis of every input, of one size, found {shapes}; "
+            f"example input: expected the batch as first axis of every input, of one size, found {shapes_of(inputs)}; "
             "give every input a batch axis, or let a wrapping module hold what is the same for all examples as a buffer"
         )
     if inputs and not len(inputs[0]):
-        shapes = shape_text(*(tensor.shape for tensor in inputs))
-        raise UsageError(f"example input: expected one example or more, found none ({shapes}); give a batch of one")
+        raise UsageError(
+            f"example input: expected one example or more, found none ({shapes_of(inputs)}); give a batch of one"
+        )
 
 
 def examples_in(inputs: Inputs) -> int:

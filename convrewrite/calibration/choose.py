@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from convrewrite.calibration.batches import Calibration, held_out_of, read_calibration
 from convrewrite.calibration.synthetic import synthesise
 from convrewrite.errors import CalibrationError
-from convrewrite.inputs import Inputs, in_batches_of, in_whole_batches, parameter_names
+from convrewrite.inputs import Inputs, in_batches_of, in_whole_batches, parameter_names, shapes_of
 from convrewrite.loading import import_object
 from convrewrite.meanings import Evaluation
 from convrewrite.places import out_of_memory
@@ -73,9 +73,8 @@ def whole_inputs(source: Calibration) -> Inputs:
         raise CalibrationError("data: expected inputs to train on, found a calibration without any; give some")
     for batch in batches:
         if any(tensor.dim() == 0 for tensor in batch) or len({len(tensor) for tensor in batch}) > 1:
-            found = shape_text(*(tensor.shape for tensor in batch))
             raise CalibrationError(
-                f"data: expected as many examples in every input of a batch, found {found}; give as many"
+                f"data: expected as many examples in every input of a batch, found {shapes_of(batch)}; give as many"
             )
     for column in zip(*batches, strict=True):
         shapes = {tuple(tensor.shape[1:]) for tensor in column}

@@ -10,7 +10,7 @@ from convrewrite import values
 from convrewrite.calibration import peek_example
 from convrewrite.cli.known_sizes import KnownSizes
 from convrewrite.errors import CalibrationError, TraceError, UsageError
-from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, example_of, parameter_names, required_names
+from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, example_of, parameter_names, required_names, shapes_of
 from convrewrite.loading import (
     MOST_NUMBERS,
     Loaded,
@@ -44,15 +44,14 @@ def for_model(
     if calib is not None and (peeked := peek_example(calib, names)) is not None:
         example = tuple(_like(tensor, model) for tensor in peeked)
         _require_running(model, example, calib)
-        return example, (f"input size {values.shape_text(*(tensor.shape for tensor in peeked))} taken from {calib}",)
+        return example, (f"input size {shapes_of(peeked)} taken from {calib}",)
     if stated := stated_input_shapes(model):
         made = tuple(noise(shape, index, model) for index, shape in enumerate(stated))
         return made, (f"input size {values.shape_text(*stated)} is that of the exported program",)
     if known is not None and runs_on(model, known.shapes):
         return tuple(noise(shape, index, model) for index, shape in enumerate(known.shapes)), (known.note,)
     if (own := _own_example(model)) is not None:
-        shapes = values.shape_text(*(tensor.shape for tensor in own))
-        return own, (f"input size {shapes} is that of the model's example_input_array",)
+        return own, (f"input size {shapes_of(own)} is that of the model's example_input_array",)
     require_one(names, loaded.source)
     shape, note = find_input_shape(model)
     return (noise(shape, 0, model),), (note,)

@@ -22,7 +22,7 @@ from convrewrite.targets import (
     save_profile,
     target_of,
 )
-from convrewrite.values import PROBE_SECONDS, shape_text
+from convrewrite.values import PROBE_SECONDS
 
 PROFILED = (
     "A model, whose options are timed here; or a folder of graphs that --graphs wrote, which takes no torch to time."
@@ -42,6 +42,7 @@ def bench(
     """Time A and B side by side, interleaved; the ratio is the median over rounds of paired ratios."""
     from convrewrite import reporting
     from convrewrite.cli.both_inputs import for_both
+    from convrewrite.inputs import shapes_of
     from convrewrite.tables import table
 
     first, second = (runner_of(source, sources.factory, trust, asked.timeout) for source in (a, b))
@@ -60,8 +61,7 @@ def bench(
         for c in comparisons
     ]  # fmt: skip
     say(table(("runtime", "A", "B", "B / A", "quartiles", "speed-up"), rows, "lrrrrr"))
-    sizes = shape_text(*(tensor.shape for tensor in inputs))
-    say(f"input {sizes}, {asked.threads} thread(s), median of {asked.rounds} interleaved rounds")
+    say(f"input {shapes_of(inputs)}, {asked.threads} thread(s), median of {asked.rounds} interleaved rounds")
     for note in notes:
         say(f"Note: {note}")
 

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from convrewrite.errors import TraceError
 from convrewrite.escaping import first_line
-from convrewrite.inputs import Inputs, about_types, seed_of, wrapping
+from convrewrite.inputs import Inputs, about_types, seed_of, shapes_of, wrapping
 from convrewrite.modules.outputs import named_outputs
 from convrewrite.process import quiet, same_random_numbers
 from convrewrite.state import parameters_of
-from convrewrite.values import shape_text
 
 _OF_DEVICES = re.compile(r"on the same device|device type|device index")
 """What they say where an input lies on another device than the weights."""
@@ -51,7 +50,7 @@ def run(model: nn.Module, inputs: tuple[Tensor, ...], *, draw: int = 0) -> Any:
     """The model's output without gradients. If it draws numbers, they are the same at every run on the same inputs, or others for
     another ``draw``; so two models differ only by what they compute. Raises TraceError that names the input shapes when the
     model cannot run."""
-    shapes = shape_text(*(tensor.shape for tensor in inputs))
+    shapes = shapes_of(inputs)
     try:
         with torch.no_grad(), same_random_numbers(seed_of(inputs) + draw):
             return model(*(tensor.clone() for tensor in inputs))  # it may work on them in place

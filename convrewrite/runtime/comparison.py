@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from convrewrite.errors import UsageError, VerificationError
-from convrewrite.inputs import ExampleInput, Inputs, examples_in
+from convrewrite.inputs import ExampleInput, Inputs, examples_in, shapes_of
 from convrewrite.meanings import (
     Fidelity,
     Meaning,
@@ -21,7 +21,6 @@ from convrewrite.modules import eval_mode, preserved
 from convrewrite.onnx_files import OnnxModel, Provenance, Runner, inputs_of, outputs_of
 from convrewrite.process import ordinary_mode
 from convrewrite.runtime.parity import Parity, output_parity
-from convrewrite.values import shape_text
 
 
 def measure_fidelity(
@@ -81,8 +80,9 @@ def verify(
     """
     batch = inputs_of((a, b), inputs)
     if any(tensor.numel() == 0 for tensor in batch):  # what holds for no example says nothing
-        shapes = shape_text(*(tensor.shape for tensor in batch))
-        raise UsageError(f"verify: expected inputs with at least one example, found inputs of {shapes}; give some")
+        raise UsageError(
+            f"verify: expected inputs with at least one example, found inputs of {shapes_of(batch)}; give some"
+        )
     with ordinary_mode(), preserved(a, b), eval_mode(a, b):
         (expected, skipped), (found, _) = outputs_of(a, batch), outputs_of(b, batch)
         origins = _origins(a, batch) or _origins(b, batch)

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from convrewrite.axes import doubled
 from convrewrite.errors import ConvRewriteError, ExportError, VerificationError
 from convrewrite.escaping import one_line
-from convrewrite.inputs import Inputs, in_batches_of
+from convrewrite.inputs import Inputs, in_batches_of, shapes_of
 from convrewrite.meanings import NOTHING, Meaning, require_same_outputs
 from convrewrite.modules import eval_mode
 from convrewrite.onnx_files import OnnxModel, outputs_of
 from convrewrite.runtime.latency import compiled
 from convrewrite.targets import Program, Target
-from convrewrite.values import shape_text
 
 UNIT_SCALE = 0.05
 """Least scale that errors of probabilities are related to: onnxruntime computes a sigmoid to so many places, however small all
@@ -232,13 +231,12 @@ def check_free_axes(model: nn.Module, path: Path, inputs: Inputs, names: Sequenc
     file.where = "the ONNX file"  # which has no place yet
     for name in names:
         running, given = RunningParity("onnxruntime"), doubled(inputs, name)
-        shapes = shape_text(*(tensor.shape for tensor in given))
         try:
             with eval_mode(model):
                 expected, _ = outputs_of(model, given)
         except Exception as error:  # a model may raise anything
             raise ExportError(
-                f"{where}: --free-axes: does not run itself at another {name}, on inputs of {shapes}: "
+                f"{where}: --free-axes: does not run itself at another {name}, on inputs of {shapes_of(given)}: "
                 f"{one_line(error, 200)}; leave {name} out"
             ) from error
         try:
