@@ -20,7 +20,7 @@ from convrewrite.axes import BATCH, at_least_two, axes_named, by_parameters, hel
 from convrewrite.errors import ExportError, TraceError, UsageError
 from convrewrite.escaping import innermost_cause
 from convrewrite.folders import Scratch, disk_full, given_path, resolved, unwritable, write_errors
-from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, examples_in
+from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, examples_in, shapes_of
 from convrewrite.modules import ROOT, copy_model, eval_mode, named_outputs, preserved, run
 from convrewrite.names import require_names
 from convrewrite.onnx_files import (
@@ -190,15 +190,8 @@ def _has_repr(model: nn.Module) -> bool:
 
 
 def _output_names(model: nn.Module, inputs: Inputs) -> list[str]:
-    try:
-        with quiet(NOISY_LOGGERS):
-            output = model(*(tensor.clone() for tensor in inputs))
-    except Exception as error:
-        raise TraceError(
-            f"{type(model).__name__}: does not run on inputs of shapes {_shapes(inputs)}: {innermost_cause(error)}; "
-            "give example inputs that its forward takes"
-        ) from error
-    return list(named_outputs(output))
+    with quiet(NOISY_LOGGERS):
+        return list(named_outputs(run(model, inputs)))
 
 
 def _write(draft: _Draft, inputs: Inputs) -> tuple[bool, str | None]:
@@ -206,7 +199,7 @@ def _write(draft: _Draft, inputs: Inputs) -> tuple[bool, str | None]:
     batches = {tensor.shape[0] if tensor.ndim else None for tensor in inputs}
     reason: str | None
     if len(batches) != 1 or None in batches:
-        reason = f"the inputs' shapes {_shapes(inputs)} have no common first axis"
+        reason = f"the inputs' shapes {shapes_of(inputs)} have no common first axis"
     else:
         try:
             reason = _export_freed(draft, at_least_two(inputs), tuple({0: BATCH} for _ in inputs))
@@ -384,16 +377,13 @@ def _needs_external_data(model: nn.Module) -> bool:
     return total > PROTOBUF_LIMIT - GRAPH_ALLOWANCE
 
 
-def _shapes(inputs: Inputs) -> str:
-    return ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
-
-
 def require_runtime_dtype(model: nn.Module) -> None:
     """Raise ExportError for what onnxruntime cannot run: before the long work, not after it."""
     for name, parameter in named_parameters_of(model):
         if parameter.dtype in (torch.float64, torch.bfloat16):
             raise ExportError(
-                f"{type(model).__name__}: expected float32 weights, found {name} in {str(parameter.dtype)[6:]}, for which "
+                f"{type(model).__name__}: expected float32 weights, found {name} in "
+                f"{str(parameter.dtype).removeprefix('torch.')}, for which "
                 "onnxruntime has no convolution; convert the model with model.float(), or leave out export and "
                 "measurement (--no-onnx, in Python measure=False)"
             )
