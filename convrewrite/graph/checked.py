@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from convrewrite.errors import TraceError
 from convrewrite.graph.arguments import GivenToParts, named_values
 from convrewrite.graph.sized import trace_sized
-from convrewrite.graph.tracing import Traced, trace
+from convrewrite.graph.tracing import Traced, joined, trace
 from convrewrite.inputs import Inputs, enlarged, varied
 from convrewrite.modules import alike, hooked, named_outputs, run
 from convrewrite.process import FAKE_TENSORS, draw_from, nothing_drawn, quiet, random_states_kept
@@ -71,10 +71,10 @@ def _inside(name: str, given: GivenToParts) -> Traced:
     for key, child in given.model.get_submodule(name).named_children():
         if next(child.children(), None) is None:
             continue
-        path = f"{name}.{key}" if name else key
+        path = joined(name, key)
         inner = trace(child, given=given)
-        lost += [f"{path}.{part}" if part else path for part in inner.lost]
-        parts |= {f"{path}.{part}" if part else path: graph for part, graph in inner.parts.items()}
+        lost += [joined(path, part) for part in inner.lost]
+        parts |= {joined(path, part): graph for part, graph in inner.parts.items()}
     return Traced(parts, tuple(lost))
 
 

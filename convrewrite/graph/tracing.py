@@ -82,15 +82,15 @@ def trace(
             child = module.get_submodule(inner)
             if graph is not None and not _convolves(child):
                 continue
-            path = _join(name, inner)
+            path = joined(name, inner)
             lost += [path] if _has_forward(child) else []
-            waiting += [(_join(path, key), sub) for key, sub in child.named_children() if _may_be_followed(sub)]
+            waiting += [(joined(path, key), sub) for key, sub in child.named_children() if _may_be_followed(sub)]
     return Traced(parts, tuple(lost))
 
 
 def qualified(part: str, target: object) -> str:
     """The name in the whole model of what a part's graph calls ``target``."""
-    return _join(part, str(target))
+    return joined(part, str(target))
 
 
 def _follow(
@@ -380,7 +380,8 @@ def _may_be_followed(module: nn.Module) -> bool:
     return next(module.children(), None) is not None and not isinstance(module, torch.jit.ScriptModule)
 
 
-def _join(first: str, second: str) -> str:
+def joined(first: str, second: str) -> str:
+    """The name of a part within a part; the model itself has none, on either side."""
     return f"{first}.{second}" if first and second else first or second
 
 
