@@ -157,6 +157,5 @@ class _Four:
         return list(batches if taken is None else in_whole_batches(batches, taken))
 
     def _latency(self, path: Path) -> float:
-        baseline, one = self.baseline, tuple(tensor[:1] for tensor in self.baseline.inputs)
-        given = baseline.exporter.feed(one if baseline.original.dynamic_batch else baseline.inputs)
+        baseline, given = self.baseline, self.baseline.exporter.feed(self.baseline.one())
         return baseline.timer.compare_onnx(baseline.original.path, path, given, baseline.threads).ratio

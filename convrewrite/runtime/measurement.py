@@ -92,7 +92,7 @@ def measure_everything(
         outputs = measure_outputs(original, rewritten, evaluation)
     else:
         outputs = measure_files(exporter, (before, after.path), evaluation, after.batch)
-    one = tuple(tensor[:1] for tensor in inputs) if baseline.original.dynamic_batch else inputs
+    one = baseline.one()
     if not baseline.elsewhere:
         progress("verify", 3, 5, f"latency in {baseline.target.name}")
     onnx_latency = None if baseline.elsewhere else _latency(original, rewritten, baseline, after)
@@ -113,14 +113,11 @@ def measure_everything(
 def _latency(original: nn.Module, rewritten: nn.Module, baseline: Baseline, after: Exported) -> Comparison:
     """Latency in the target, on one example where both files take any number."""
     timer, threads = baseline.timer, baseline.threads
-    one = tuple(tensor[:1] for tensor in baseline.inputs)
     if baseline.target.takes == "module":
-        taken = one if baseline.original.dynamic_batch else baseline.inputs
-        return _of_one(timer.compare_torch(original, rewritten, taken, threads), taken)
-    taken = one if after.dynamic_batch and baseline.original.dynamic_batch else baseline.inputs
-    return _of_one(
-        timer.compare_onnx(baseline.original.path, after.path, baseline.exporter.feed(taken), threads), taken
-    )
+        one = baseline.one()
+        return _of_one(timer.compare_torch(original, rewritten, one, threads), one)
+    one = baseline.one(after.dynamic_batch)
+    return _of_one(timer.compare_onnx(baseline.original.path, after.path, baseline.exporter.feed(one), threads), one)
 
 
 def _of_one(found: Comparison, taken: Inputs) -> Comparison:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from convrewrite import values
 from convrewrite.conv import ConvSpec, Size
@@ -182,7 +182,7 @@ class Baseline:
 
     def require_runnable(self) -> None:
         """Raise ExportError unless the target runs the original."""
-        one = self.exporter.feed(self._one(self.original.dynamic_batch))
+        one = self.exporter.feed(self.one())
         try:
             with eval_mode(self.module), self.target.at_work(self.threads):
                 compiled(Program(self.original.path, self.module), one, self.target, self.threads)()
@@ -200,7 +200,7 @@ class Baseline:
 
     def seconds(self, timer: Timer | None = None) -> float:
         """Seconds of the original for one example, by another timer for the same target if one is given."""
-        timer, one = self.timer if timer is None else timer, self._one(self.original.dynamic_batch)
+        timer, one = self.timer if timer is None else timer, self.one()
         if self.target.takes == "module" and self.module is not None:
             return timer.time_torch(self.module, one, self.threads) / len(one[0])
         return timer.time_onnx(self.original.path, self.exporter.feed(one), self.threads) / len(one[0])
@@ -208,14 +208,14 @@ class Baseline:
     def ratio(self, model: nn.Module) -> float:
         """The time of another model as a part of the original's: the median of paired ratios."""
         if self.target.takes == "module" and self.module is not None:
-            one = self._one(self.original.dynamic_batch)
-            return self.timer.compare_torch(self.module, model, one, self.threads).ratio
+            return self.timer.compare_torch(self.module, model, self.one(), self.threads).ratio
         trial = self.exporter.rewritten(model, self.inputs, self.folder / "unfitted.onnx", {})
-        one = self._one(self.original.dynamic_batch and trial.dynamic_batch)
-        return self.timer.compare_onnx(self.original.path, trial.path, self.exporter.feed(one), self.threads).ratio
+        one = self.exporter.feed(self.one(trial.dynamic_batch))
+        return self.timer.compare_onnx(self.original.path, trial.path, one, self.threads).ratio
 
-    def _one(self, dynamic: bool) -> tuple[Tensor, ...]:
-        return tuple(tensor[:1] for tensor in self.inputs) if dynamic else self.inputs
+    def one(self, dynamic: bool = True) -> Inputs:
+        """One example where the original, and with ``dynamic`` what is timed against it, take any number; else the inputs."""
+        return tuple(tensor[:1] for tensor in self.inputs) if dynamic and self.original.dynamic_batch else self.inputs
 
 
 @dataclass(frozen=True, slots=True)
