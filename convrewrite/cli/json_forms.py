@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core.core_schema import FloatSchema
 
 from convrewrite.pipeline import Int8Row
 from convrewrite.planning import Plan, PlannedSite
+from convrewrite.records import Record
 from convrewrite.reporting import AnalysisRow, Compared, Report, SweepReport
 from convrewrite.rules import RuleFile
 from convrewrite.runtime import Verification
@@ -220,3 +223,18 @@ SCHEMAS: dict[str, tuple[type[BaseModel], str]] = {
     "checked": (CheckedRules, "rules check"),
 }
 """What is printed, and by which commands."""
+
+
+class _WithInfinities(GenerateJsonSchema):
+    """A schema in which a number may be one of the texts that a record has for what JSON has no number for."""
+
+    def float_schema(self, schema: FloatSchema) -> dict[str, Any]:
+        """Numbers, or these texts unless the field excludes them."""
+        number: dict[str, Any] = super().float_schema(schema)
+        finite = schema.get("allow_inf_nan") is False
+        return number if finite else {"anyOf": [number, {"enum": ["Infinity", "-Infinity", "NaN"]}]}
+
+
+def schema_of(kind: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of what is printed."""
+    return kind.model_json_schema(schema_generator=_WithInfinities if issubclass(kind, Record) else GenerateJsonSchema)

@@ -71,7 +71,7 @@ def schema(
     """Print the JSON schema of what a command prints with --json; without NAME, which there are."""
     import json
 
-    from convrewrite.cli.json_forms import SCHEMAS
+    from convrewrite.cli.json_forms import SCHEMAS, schema_of
     from convrewrite.tables import table
 
     if name is None:
@@ -79,4 +79,4 @@ def schema(
         return
     if name not in SCHEMAS:
         raise UsageError(f"schema: expected {', '.join(SCHEMAS)}, found {shown(name)}")
-    typer.echo(json.dumps(SCHEMAS[name][0].model_json_schema(), indent=2))
+    typer.echo(json.dumps(schema_of(SCHEMAS[name][0]), indent=2))

@@ -60,6 +60,14 @@ def test_every_command_can_print_json(name: str) -> None:
     assert "--json" in {word for parameter in COMMANDS[name].params for word in parameter.opts}
 
 
+def test_a_report_of_infinities_keeps_to_its_schema(place: Path) -> None:
+    found = told("report", "report", place / "out")
+    schema = json.loads(call("schema", "report").out)
+    for text, holds in (("Infinity", True), ("NaN", True), ("much", False)):
+        found["fidelity"][0]["relative_error"] = text
+        assert jsonschema.Draft202012Validator(schema).is_valid(found) == holds
+
+
 def test_the_schemas_are_listed() -> None:
     listed = call("schema")
     assert listed.code == 0
