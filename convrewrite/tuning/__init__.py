@@ -5,7 +5,7 @@ from convrewrite.tuning.checkpoint import Checkpoint, fingerprint, load_checkpoi
 from convrewrite.tuning.distilling import Distilled, Training
 from convrewrite.tuning.examples import Augment
 from convrewrite.tuning.pace import Pace
-from convrewrite.tuning.processes import OneProcess, Processes, accelerated, joins_others
+from convrewrite.tuning.processes import Processes, accelerated, joins_others
 from convrewrite.tuning.refining import Refined, Refinement, refine
 from convrewrite.tuning.tasks import TrainingInputs, keeps_outputs, task_of
 
@@ -13,7 +13,6 @@ __all__ = [
     "Augment",
     "Checkpoint",
     "Distilled",
-    "OneProcess",
     "Pace",
     "Processes",
     "Refined",

@@ -17,7 +17,6 @@ from convrewrite.errors import CalibrationError, ProcessLostError, TraceError, U
 from convrewrite.meanings import Meaning
 from convrewrite.settings import Recovery
 from convrewrite.tuning import (
-    OneProcess,
     Pace,
     Training,
     TrainingInputs,
@@ -29,7 +28,7 @@ from convrewrite.tuning import (
 from convrewrite.tuning.distilling import LOOKS, PATIENCE
 from convrewrite.tuning.examples import Examples
 from convrewrite.tuning.pace import WARM_UP
-from convrewrite.tuning.processes import PRECISION, Accelerated
+from convrewrite.tuning.processes import PRECISION, Accelerated, OneProcess
 from convrewrite.tuning.stepping import DECAY, LEAST, Stepper, size_of
 from convrewrite.tuning.trainable import numbers_of, put_numbers
 
