@@ -10,9 +10,9 @@ from convrewrite.conv import ConvSpec, Size
 from convrewrite.runtime.option_graphs import OptionGraph, conv_graph
 
 
-def unframed(branches: OptionGraph, size: Size, batch: int = 1) -> bytes:
+def unframed(branches: OptionGraph, size: Size) -> bytes:
     """The same nodes and weights; input ``x`` is what the convolutions get, output ``y`` their sum itself."""
-    graph = onnx.load_from_string(conv_graph(branches, size, batch=batch)).graph
+    graph = onnx.load_from_string(conv_graph(branches, size)).graph
     first, dims = branches[0][0], branches[0][0].dims
     nodes = list(graph.node)
     heads = [node for node in nodes if node.op_type == "Resize"]
@@ -26,7 +26,7 @@ def unframed(branches: OptionGraph, size: Size, batch: int = 1) -> bytes:
     made = helper.make_graph(
         inner,
         "option",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, first.in_channels, *size[2 - dims :]])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, first.in_channels, *size[2 - dims :]])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [tensor for tensor in graph.initializer if tensor.name in read],
     )

@@ -18,8 +18,7 @@ How well such times add up, on a ResNet-18 at 224 x 224, one thread, AVX-512, on
 milliseconds. At batch 1: 34.4 predicted, 34.4 measured for the original; 6.5 and 6.9 separable, 10.4 and 11.0 as the
 sum of two branches, 12.9 and 13.7 asymmetric, 10.2 and 10.8 cp, 14.0 and 15.0 four groups, 15.3 and 16.4 with a
 multiplier of two; pooling, additions and the classifier are not in the sums. The prediction of the time saved was right to 5 %,
-in a run on a busier machine to 9 %. At batch 4: 137 and 136 for the original, the others within 7 %, the multiplier of two within
-11 %.
+in a run on a busier machine to 9 %.
 """
 
 import logging
@@ -155,7 +154,7 @@ def time_graphs(
     clock, dims = target.clock(threads), graphs[0][0][0].dims
 
     def run_of(graph: OptionGraph) -> Compiled:
-        program, shape = option_program(target, graph, input_size, channels=min(channels), dims=dims, batch=1)
+        program, shape = option_program(target, graph, input_size, channels=min(channels), dims=dims)
         return compiled(program, (torch.ones(shape),), target, threads)
 
     with target.at_work(threads):
@@ -176,7 +175,7 @@ def time_unit(*, threads: int = 1, target: Target = ONNXRUNTIME) -> float:
 
 def _unit_and_frame(target: Target, threads: int) -> tuple[Compiled, Compiled]:
     def run_of(graph: OptionGraph) -> Compiled:
-        program, shape = option_program(target, graph, UNIT_SIZE, channels=UNIT.in_channels, dims=UNIT.dims, batch=1)
+        program, shape = option_program(target, graph, UNIT_SIZE, channels=UNIT.in_channels, dims=UNIT.dims)
         return compiled(program, (torch.ones(shape),), target, threads)
 
     return run_of(((UNIT,),)), run_of(())

@@ -34,9 +34,7 @@ branches would be timed as one."""
 ONNX_PAD_MODE = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
-def conv_graph(
-    branches: OptionGraph, input_size: Size, *, channels: int | None = None, dims: int = 2, batch: int = 1
-) -> bytes:
+def conv_graph(branches: OptionGraph, input_size: Size, *, channels: int | None = None, dims: int = 2) -> bytes:
     """A serialised ONNX model that computes the sum of the branches, input ``x``, output ``y``.
 
     It lies between the cheap neighbours that :mod:`convrewrite.runtime.latency` draws; ``branches=()`` with ``channels`` and
@@ -49,7 +47,7 @@ def conv_graph(
     dims = branches[0][0].dims if branches else dims
     headed = channels > IMAGE_CHANNELS
     name = graph.head(channels, input_size[2 - dims :]) if headed else "x"
-    shape = [batch, 1, *[1] * dims] if headed else [batch, channels, *input_size[2 - dims :]]
+    shape = [1, 1, *[1] * dims] if headed else [1, channels, *input_size[2 - dims :]]
     size = input_size
     if branches:
         name, size = graph.branches(branches, name, input_size)
@@ -59,14 +57,14 @@ def conv_graph(
 
 
 def option_program(
-    target: Target, branches: OptionGraph, input_size: Size, *, channels: int, dims: int, batch: int
+    target: Target, branches: OptionGraph, input_size: Size, *, channels: int, dims: int
 ) -> tuple[Program, tuple[int, ...]]:
-    """An option in the form that a target takes, framed where that is ONNX, and the shape of its one input."""
-    plain = (batch, channels, *input_size[2 - dims :])
+    """An option in the form that a target takes, framed where that is ONNX, and the shape of its one input, of one example."""
+    plain = (1, channels, *input_size[2 - dims :])
     if target.takes == "module":
         return Program(module=_Summed(branches).eval()), plain
-    model = conv_graph(branches, input_size, channels=channels, dims=dims, batch=batch)
-    return Program(onnx=model), (batch, 1, *[1] * dims) if channels > IMAGE_CHANNELS else plain
+    model = conv_graph(branches, input_size, channels=channels, dims=dims)
+    return Program(onnx=model), (1, 1, *[1] * dims) if channels > IMAGE_CHANNELS else plain
 
 
 class _Summed(nn.Module):

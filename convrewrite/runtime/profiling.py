@@ -46,9 +46,7 @@ class OptionsAt:
         frame = option_key(spec, (), self.size)
         shape: tuple[int, ...] = ()
         for key, graph in {frame: (), **self._graphs()}.items():
-            program, shape = option_program(
-                ONNXRUNTIME, graph, self.size, channels=spec.in_channels, dims=spec.dims, batch=1
-            )
+            program, shape = option_program(ONNXRUNTIME, graph, self.size, channels=spec.in_channels, dims=spec.dims)
             assert isinstance(program.onnx, bytes)
             (folder / f"{key}.onnx").write_bytes(program.onnx)
         return {"graphs": [frame, *self._graphs()], "input": list(shape)}

@@ -184,26 +184,26 @@ def run_graph(model: bytes, x: Tensor) -> Tensor:
 )  # fmt: skip
 def test_a_graph_computes_what_torch_computes_with_the_same_weights(branches: OptionGraph) -> None:
     torch.manual_seed(0)
-    framed = conv_graph(branches, (9, 11), batch=2)
-    chains, x = chains_of(framed, branches), torch.randn(2, 6, 9, 11)
+    framed = conv_graph(branches, (9, 11))
+    chains, x = chains_of(framed, branches), torch.randn(1, 6, 9, 11)
     with torch.no_grad():
         expected = sum((chain(x) for chain in chains), torch.zeros(()))
-    found = run_graph(unframed(branches, (9, 11), batch=2), x)
+    found = run_graph(unframed(branches, (9, 11)), x)
     assert found.shape == expected.shape
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
     with torch.no_grad():
-        flat = sum((chain(torch.full((2, 6, 9, 11), 0.5)) for chain in chains), torch.zeros(()))
-    pixel = run_graph(framed, torch.ones(2, 1, 1, 1))
+        flat = sum((chain(torch.full((1, 6, 9, 11), 0.5)) for chain in chains), torch.zeros(()))
+    pixel = run_graph(framed, torch.ones(1, 1, 1, 1))
     torch.testing.assert_close(pixel, flat.relu()[:, :, :1, :1], rtol=1e-4, atol=1e-5)
 
 
 def test_random_weights_are_the_same_every_time_and_images_enter_plainly() -> None:
     stem: OptionGraph = ((ConvSpec(3, 8, (3, 3)),),)
-    model = conv_graph(stem, (6, 5), batch=2)
-    assert model == conv_graph(stem, (6, 5), batch=2)
+    model = conv_graph(stem, (6, 5))
+    assert model == conv_graph(stem, (6, 5))
     onnx.checker.check_model(onnx.load_from_string(model))
-    assert open_session(model).get_inputs()[0].shape == [2, 3, 6, 5]
+    assert open_session(model).get_inputs()[0].shape == [1, 3, 6, 5]
     assert open_session(conv_graph((), (6, 5), channels=32)).get_inputs()[0].shape == [1, 1, 1, 1]
     with pytest.raises(UsageError, match="found neither"):
         conv_graph((), (6, 5))

@@ -93,7 +93,7 @@ def test_a_missing_package_is_said_with_what_to_install(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("name", HERE)
 def test_every_runtime_computes_and_is_timed(name: str) -> None:
     target = target_of(name)
-    program, shape = option_program(target, ((SPEC,),), (8, 8), channels=16, dims=2, batch=1)
+    program, shape = option_program(target, ((SPEC,),), (8, 8), channels=16, dims=2)
     x = torch.ones(shape)
     with target.at_work(1):
         found = target.compile(program, (x,), 1)()
@@ -185,9 +185,7 @@ def test_openvino_computes_every_branch_of_an_option() -> None:
     import openvino
 
     depthwise, pointwise = (ConvSpec(32, 32, (3, 3), padding=(1, 1), groups=32), ConvSpec(32, 32, (1, 1)))
-    program, _ = option_program(
-        target_of("openvino"), ((depthwise, pointwise),) * 3, (8, 8), channels=32, dims=2, batch=1
-    )
+    program, _ = option_program(target_of("openvino"), ((depthwise, pointwise),) * 3, (8, 8), channels=32, dims=2)
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(program.onnx), "CPU")
     kinds = [node.get_rt_info()["layerType"].astype(str) for node in compiled.get_runtime_model().get_ops()]
@@ -206,7 +204,7 @@ def test_openvino_keeps_to_its_threads_on_the_processor(name: str, monkeypatch: 
 
     monkeypatch.setattr(openvino.Core, "compile_model", noting)
     target = target_of(name)
-    program, shape = option_program(target, ((SPEC,),), (8, 8), channels=16, dims=2, batch=1)
+    program, shape = option_program(target, ((SPEC,),), (8, 8), channels=16, dims=2)
     target.compile(program, (torch.ones(shape),), 3)
     assert [(found["INFERENCE_NUM_THREADS"], found["NUM_STREAMS"]) for found in asked] == [(3, 1)]
 
