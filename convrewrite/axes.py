@@ -1,7 +1,7 @@
 """Named axes of inputs along which an exported file takes any size, and inputs of another size to try that with."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -75,6 +75,11 @@ def of_another_size(inputs: Inputs, free: Sequence[Mapping[int, str]]) -> Inputs
             tensor = tensor.narrow(position, 0, 1) if single else _mirrored(tensor, position)
         others.append(tensor)
     return tuple(others)
+
+
+def beyond_batch(free_axes: Iterable[str] | None) -> tuple[str, ...]:
+    """Axes that are to be free besides the batch."""
+    return tuple(name for name in free_axes or () if name != BATCH)
 
 
 def at_least_two(inputs: Inputs) -> Inputs:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import nn
 
-from convrewrite.axes import BATCH
+from convrewrite.axes import beyond_batch
 from convrewrite.inputs import Inputs
 
 Opened = Callable[[Inputs], Sequence[Any]]
@@ -40,7 +40,7 @@ class Source:
     @property
     def beyond(self) -> tuple[str, ...]:
         """Axes that are to be free besides the batch."""
-        return tuple(name for name in self.free_axes or () if name != BATCH)
+        return beyond_batch(self.free_axes)
 
     @property
     def file(self) -> Path:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from torch import nn
 
-from convrewrite.axes import BATCH
+from convrewrite.axes import beyond_batch
 from convrewrite.inputs import Inputs
 from convrewrite.onnx_files import OnnxModel
 from convrewrite.runtime.onnx_export import Exported, export, require_runtime_dtype
@@ -66,7 +66,7 @@ class TorchExporter:
     @property
     def beyond(self) -> tuple[str, ...]:
         """What was asked for."""
-        return tuple(name for name in self.free_axes or () if name != BATCH)
+        return beyond_batch(self.free_axes)
 
     def original(self, model: nn.Module, inputs: Inputs, path: Path) -> Exported:
         """Raises ExportError for a model that onnxruntime cannot run."""

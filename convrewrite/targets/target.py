@@ -64,12 +64,18 @@ class OnnxTarget:
     takes: ClassVar[Literal["onnx", "module"]] = "onnx"
 
     def clock(self, threads: int) -> Clock:
-        """The time of the calling thread at one thread, which then does all the work, so that other processes do not count."""
-        return time.thread_time if threads == 1 and not self.option else time.perf_counter
+        """The time of the calling thread at one thread, where nothing else does any work."""
+        return clock_on(self.option, threads)
 
     def at_work(self, _threads: int) -> AbstractContextManager[object]:
         """Nothing: threads are an option of each session."""
         return nullcontext()
+
+
+def clock_on(device: str, threads: int) -> Clock:
+    """The time of the calling thread at one thread on the processor, which then does all the work, so that other processes do not
+    count."""
+    return time.thread_time if threads == 1 and not device else time.perf_counter
 
 
 def array_of(value: Any) -> Any:

@@ -1,7 +1,6 @@
 """Eager torch, on the processor or on another device, as ``torch:cuda``."""
 
 import copy
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from convrewrite.errors import UsageError
 from convrewrite.machine import channel_block
-from convrewrite.targets.target import Clock, Compiled, Program, name_of
+from convrewrite.targets.target import Clock, Compiled, Program, clock_on, name_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ class TorchEager:
 
     def clock(self, threads: int) -> Clock:
         """As for other runtimes, the calling thread's time at one thread on the processor."""
-        return time.thread_time if threads == 1 and not self.option else time.perf_counter
+        return clock_on(self.option, threads)
 
     def at_work(self, threads: int) -> AbstractContextManager[object]:
         """So many threads, and nothing recorded for gradients."""
