@@ -4,6 +4,7 @@ A plan may come from a file, so each of its sites is compared with the model's b
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from convrewrite.errors import PlanError
 from convrewrite.graph import Site, needed_lifts
@@ -74,7 +75,7 @@ def _planned(
 def _considered(entry: Surveyed | None, candidate: Candidate | None) -> tuple[Considered, ...]:
     """The measured options and the chosen one, from cheap to expensive, then those that were dropped."""
     if entry is None:
-        return () if candidate is None else (_unmeasured(candidate),)
+        return () if candidate is None else (_at_cost(candidate),)
     told = [(s, _is_chosen(s, candidate)) for s in entry.options]
     told = sorted((pair for pair in told if pair[0].measured or pair[1]), key=lambda p: p[0].candidate.cost.macs)
     options = (_option(scored, candidate if chosen and candidate else scored.candidate) for scored, chosen in told)
@@ -89,32 +90,17 @@ def _is_chosen(scored: Scored, candidate: Candidate | None) -> bool:
     return (option.structure, option.setting) == (chosen.structure, chosen.setting)
 
 
-def _unmeasured(candidate: Candidate) -> Considered:
-    return Considered(
-        option=PlannedOption.of(candidate.option), macs=candidate.cost.macs, parameters=candidate.cost.parameters
-    )
-
-
 def _option(scored: Scored, candidate: Candidate) -> Considered:
-    return Considered(
-        option=PlannedOption.of(candidate.option),
-        macs=candidate.cost.macs,
-        parameters=candidate.cost.parameters,
-        seconds=seconds_of(scored.costs),
-        error=scored.error,
-        effect=scored.effect,
-    )
+    return _at_cost(candidate, seconds=seconds_of(scored.costs), error=scored.error, effect=scored.effect)
 
 
 def _dropped(entry: Dropped) -> Considered:
-    return Considered(
-        option=PlannedOption.of(entry.candidate.option),
-        macs=entry.candidate.cost.macs,
-        parameters=entry.candidate.cost.parameters,
-        seconds=entry.seconds,
-        error=entry.error,
-        reason=entry.reason,
-    )
+    return _at_cost(entry.candidate, seconds=entry.seconds, error=entry.error, reason=entry.reason)
+
+
+def _at_cost(candidate: Candidate, **measured: Any) -> Considered:
+    cost = candidate.cost
+    return Considered(option=PlannedOption.of(candidate.option), macs=cost.macs, parameters=cost.parameters, **measured)
 
 
 def _predicted(allocation: Allocation) -> Predicted:
