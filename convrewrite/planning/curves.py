@@ -2,7 +2,7 @@
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from convrewrite.fitting import Fit
@@ -123,7 +123,7 @@ class Curve:
         """The logarithm of what a candidate of this rank range costs."""
         if self.seconds:
             return math.log(self.seconds[self.candidates.index(candidate)])
-        return math.log(max(1, candidate.cost.macs))
+        return _log_macs(candidate)
 
     def seconds_of(self, candidate: Candidate) -> float | None:
         """Its seconds, where time counts."""
@@ -210,7 +210,7 @@ def spread(values: Sequence[int], count: int) -> list[int]:
     if count == 1:
         return [values[len(values) // 2]]
     wanted = (values[0] * (values[-1] / values[0]) ** (i / (count - 1)) for i in range(count))
-    return list(dict.fromkeys(min(values, key=lambda value: (abs(value - w), value)) for w in wanted))
+    return _nearest(values, wanted)
 
 
 def between(values: Sequence[int], count: int) -> list[int]:
@@ -218,6 +218,11 @@ def between(values: Sequence[int], count: int) -> list[int]:
     if len(values) <= count:
         return list(values)
     wanted = (values[0] * (values[-1] / values[0]) ** ((i + 0.5) / count) for i in range(count))
+    return _nearest(values, wanted)
+
+
+def _nearest(values: Sequence[int], wanted: Iterable[float]) -> list[int]:
+    """The value nearest to each wanted number, the smaller of two; each value once."""
     return list(dict.fromkeys(min(values, key=lambda value: (abs(value - w), value)) for w in wanted))
 
 
