@@ -18,6 +18,7 @@ from convrewrite.onnx_files import require_well_behaved, run_within
 from convrewrite.onnx_graph.file import OnnxFile
 from convrewrite.onnx_graph.views import NO_TENSORS, sparse_values
 from convrewrite.values import PROBE_SECONDS
+from convrewrite.targets import session_options
 
 Values = Mapping[str, Any]
 """Values by their names: arrays, and lists of arrays for sequences."""
@@ -31,11 +32,8 @@ SHARE = 6
 
 def session_of(model: onnx.ModelProto, folder: Path) -> ort.InferenceSession:
     """A session of a model in memory, whose weights may lie in files of ``folder``. Nothing is fused in it."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
+    options = session_options(1)
     options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
