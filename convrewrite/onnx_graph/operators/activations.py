@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from convrewrite.onnx_graph.file import NodeView
 from convrewrite.onnx_graph.operators.computed import Made, Maker, made, since
+from convrewrite.onnx_graph.operators.shapes import flatten
 
 SINGLE_PRECISION = 2.0**-23
 """Relative precision of the attributes, which are stored in single precision."""
@@ -103,23 +104,17 @@ def hardmax(x: Tensor, *, axis: int) -> Tensor:
 
 def softmax_of_rows(x: Tensor, *, axis: int) -> Tensor:
     """Over all axes from ``axis`` on."""
-    return torch.softmax(_rows(x, axis), 1).reshape(x.shape)
+    return torch.softmax(flatten(x, axis=axis), 1).reshape(x.shape)
 
 
 def log_softmax_of_rows(x: Tensor, *, axis: int) -> Tensor:
     """Over all axes from ``axis`` on."""
-    return torch.log_softmax(_rows(x, axis), 1).reshape(x.shape)
+    return torch.log_softmax(flatten(x, axis=axis), 1).reshape(x.shape)
 
 
 def hardmax_of_rows(x: Tensor, *, axis: int) -> Tensor:
     """Over all axes from ``axis`` on."""
-    return hardmax(_rows(x, axis), axis=1).reshape(x.shape)
-
-
-def _rows(x: Tensor, axis: int) -> Tensor:
-    """As a matrix: the axes before ``axis`` are its rows."""
-    axis = axis % max(x.dim(), 1)
-    return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
+    return hardmax(flatten(x, axis=axis), axis=1).reshape(x.shape)
 
 
 def is_inf(x: Tensor, *, detect_negative: int, detect_positive: int) -> Tensor:
