@@ -301,7 +301,7 @@ def _finished(
         else:
             measured = measure_outputs(run.original, run.rewritten, evaluation)
             if not exporter.exports and main:
-                onnx = scratch.path / "model.onnx"
+                onnx = scratch.path / ONNX
                 exporter.rewritten(run.rewritten, network.inputs, onnx, provenance.metadata())
     unchanged, came = distilled.best.step == 0, run.came
     run.notes += [] if unchanged else left_out(came.further)

@@ -37,7 +37,7 @@ from convrewrite.planning import (
 )
 from convrewrite.progress import Progress, Stopwatch, silent
 from convrewrite.reporting import build_report
-from convrewrite.results import Result
+from convrewrite.results import ONNX, Result
 from convrewrite.rewriting import (
     Outcome,
     Prepared,
@@ -225,7 +225,7 @@ class Run:
         exporter = exporter_of(self.work.prepared.original)
         if exporter.exports:
             return None
-        path = self.scratch.path / "model.onnx"
+        path = self.scratch.path / ONNX
         exporter.rewritten(rewritten, self.work.prepared.inputs, path, self._provenance(rewritten, plan).metadata())
         return path
 

@@ -46,9 +46,10 @@ from convrewrite.results.weights import warn_of, write_weights
 
 WEIGHTS = "weights.safetensors"
 ONNX, INT8 = "model.onnx", "model.int8.onnx"
-FILES = ("model.pt", ONNX, PLAN, WEIGHTS, REPORT, "report.md", "report.html")
+MODEL, MARKDOWN, PAGE = "model.pt", "report.md", "report.html"
+FILES = (MODEL, ONNX, PLAN, WEIGHTS, REPORT, MARKDOWN, PAGE)
 
-REPORTS = frozenset({REPORT, "report.md", "report.html"})
+REPORTS = frozenset({REPORT, MARKDOWN, PAGE})
 """A folder with no other files than these, and a plan of ours, may be replaced. Any other file may be someone's only copy, and
 counts as part of a result only where a plan and a report of ours are beside it: a plan alone may lie beside the model that it was
 made of."""
@@ -142,7 +143,9 @@ def save(
         model = put_on(torch.device(PROCESSOR), copy_model(model, as_it_is=True))
     with made_aside(folder, "another folder with -o") as made:
         made.mkdir()
-        _copy((*onnx_files(onnx), *further), made)  # after a recovery without gain, the earlier ONNX file is among them
+        copy_into(
+            made, (*onnx_files(onnx), *further)
+        )  # after a recovery without gain, the earlier ONNX file is among them
         _write(made, model, plan, report)
     return folder
 
@@ -165,7 +168,7 @@ def add_exports(folder: Path, plan: Plan, report: Report, written: Sequence[Writ
         gone = [name for form, export in kinds_of_exports().items() if form in refused for name in export.files]
         for name in (*REPORTS, *gone, *(path.name for path in files)):
             remove(made / name)  # only this name: the file may have another elsewhere
-        _copy(files, made)
+        copy_into(made, files)
         _write_reports(made, plan, found)
         if os.stat(place).st_ino != before:
             raise ModelLoadError(f"{folder}: another run has changed it while files were added to it; run this again")
@@ -200,19 +203,20 @@ def _require_there(files: Sequence[Path]) -> None:
         raise UsageError(f"{gone[0]}: was removed from the temporary files since the run; run it again")
 
 
-def _copy(files: Sequence[Path], made: Path) -> None:
+def copy_into(folder: Path, files: Sequence[Path]) -> None:
+    """Copies of files, and of folders with all that is in them."""
     for file in files:
         if file.is_dir():
-            shutil.copytree(file, made / file.name)
+            shutil.copytree(file, folder / file.name)
         else:
-            shutil.copy(file, made / file.name)
+            shutil.copy(file, folder / file.name)
 
 
 def _write(made: Path, model: nn.Module, plan: Plan, report: Report) -> None:
     """Write all files that are not copied; the report gets the digests of the files that are there by then, copied ones
     included."""
     if not is_graph(model):
-        _save_module(model, made / "model.pt")
+        _save_module(model, made / MODEL)
         warn_of(write_weights(model, made / WEIGHTS))
         (made / WEIGHTS).chmod(0o644)  # safetensors writes a file that only its owner can read
     (made / PLAN).write_text(plan.to_json(), encoding="utf-8")
@@ -221,8 +225,8 @@ def _write(made: Path, model: nn.Module, plan: Plan, report: Report) -> None:
 
 def _write_reports(made: Path, plan: Plan, report: Report) -> None:
     (made / REPORT).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    (made / "report.md").write_text(render_markdown(report), encoding="utf-8")
-    (made / "report.html").write_text(render_html(report, plan), encoding="utf-8")
+    (made / MARKDOWN).write_text(render_markdown(report), encoding="utf-8")
+    (made / PAGE).write_text(render_html(report, plan), encoding="utf-8")
 
 
 def _save_module(model: nn.Module, path: Path) -> None:

@@ -1,12 +1,11 @@
 """Files of a result besides those that every result has: int8, and other forms, all made of its model as it is."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from convrewrite.exports import file_names, kinds_of_exports
 from convrewrite.folders import write_errors
-from convrewrite.results.folder import INT8, ONNX, Result, files_held, onnx_files
+from convrewrite.results.folder import INT8, ONNX, Result, copy_into, files_held, onnx_files
 
 FOLDER = "kept"
 """The folder in the temporary files of a run where such files lie until the result is saved."""
@@ -27,11 +26,7 @@ def kept(files: Sequence[Path], place: Path) -> list[Path]:
     found = [place / FOLDER / file.name for file in files]
     with write_errors():
         (place / FOLDER).mkdir()
-        for file, copy in zip(files, found, strict=True):
-            if file.is_dir():
-                shutil.copytree(file, copy)
-            else:
-                shutil.copy(file, copy)
+        copy_into(place / FOLDER, files)
     return found
 
 
