@@ -36,8 +36,7 @@ def signals_raised() -> Iterator[None]:
     other threads nothing changes.
     """
     with ExitStack() as stack:
-        numbers = (signal.SIGINT, *KILLING) if _gets_signals() else ()
-        ours = [n for n in numbers if signal.getsignal(n) in (signal.SIG_DFL, signal.default_int_handler)]
+        ours = [n for n in _ending() if signal.getsignal(n) in (signal.SIG_DFL, signal.default_int_handler)]
         for number in ours:
             stack.enter_context(_handled(number, _raise))
         if ours:
@@ -99,7 +98,7 @@ def held(deliver: Callable[[int], None] = signal.raise_signal) -> Iterator[None]
     came: list[int] = []
     try:
         with ExitStack() as stack:
-            for number in (*KILLING, signal.SIGINT) if _gets_signals() else ():
+            for number in _ending():
                 if callable(signal.getsignal(number)):
                     stack.enter_context(_handled(number, lambda number, _frame: came.append(number)))
             yield
@@ -108,9 +107,14 @@ def held(deliver: Callable[[int], None] = signal.raise_signal) -> Iterator[None]
             deliver(came[-1])
 
 
+def _ending() -> tuple[int, ...]:
+    """Ctrl-C and the signals that would kill, where this thread gets any."""
+    return (signal.SIGINT, *KILLING) if _gets_signals() else ()
+
+
 def ignored_from_here() -> None:
     """All is done: Ctrl-C and similar signals come too late to change anything, so they are ignored until the process ends."""
-    for number in (signal.SIGINT, *KILLING) if _gets_signals() else ():
+    for number in _ending():
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -118,7 +122,7 @@ def ignored_from_here() -> None:
 def put_back() -> Iterator[None]:
     """After the block signals do what they did before it."""
     with ExitStack() as stack:
-        for number in (signal.SIGINT, *KILLING) if _gets_signals() else ():
+        for number in _ending():
             if (before := signal.getsignal(number)) is not None:  # None: something outside Python handles it
                 stack.callback(signal.signal, number, before)
         yield
