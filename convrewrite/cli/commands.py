@@ -238,7 +238,7 @@ def sweep(
     say(str(found))
     for note in notes:
         say(f"Note: {note}")
-    say(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    _say_written(out)
 
 
 @command(
@@ -370,6 +370,10 @@ def show_result(found: "Report", out: Path, as_json: bool) -> None:
         say_json(read_report(out))  # which has the digests of what was written
     else:
         say(render_text(found, width=width()))
-        say(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+        _say_written(out)
     if (reason := found.refused or found.unwritten) is not None:
         raise VerificationError(reason)
+
+
+def _say_written(out: Path) -> None:
+    say(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")

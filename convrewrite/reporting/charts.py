@@ -68,7 +68,7 @@ def depth_chart(points: Sequence[ErrorPoint]) -> str:
         _whole_numbers(axes.xaxis)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
         axes.grid(axis="x", visible=False)
-        _legend(axes)
+        draw_legend(axes)
         return svg_of(figure)
 
 
@@ -86,7 +86,7 @@ def agreement_chart(points: Sequence[ErrorPoint]) -> str:
             _plain_numbers(axis, percent)
         axes.set_xlabel("expected: this site alone")
         axes.set_ylabel("measured: in the rewritten network")
-        _legend(axes)
+        draw_legend(axes)
         return svg_of(figure)
 
 
@@ -109,7 +109,7 @@ def recovery_chart(recovered: RecoveredSummary) -> str:
         _whole_numbers(axes.xaxis)
         axes.set_xlabel("steps")
         axes.set_ylabel("effect on held-out inputs")
-        _legend(axes)
+        draw_legend(axes)
         return svg_of(figure)
 
 
@@ -143,7 +143,8 @@ def _plain_numbers(axis: "Axis", text: Callable[[float], str]) -> None:
     axis.set_minor_formatter(FuncFormatter(lambda *_: ""))
 
 
-def _legend(axes: "Axes") -> None:
+def draw_legend(axes: "Axes") -> None:
+    """Above the drawing, where it covers no line."""
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from markupsafe import Markup
 
 from convrewrite.escaping import printable
-from convrewrite.reporting.charts import ACCENT, INK, MARK, SOFT, drawing, svg_of
+from convrewrite.reporting.charts import ACCENT, INK, MARK, SOFT, draw_legend, drawing, svg_of
 from convrewrite.reporting.html import rendered
 from convrewrite.reporting.sweep_report import HEADERS, SweepPoint, SweepReport, SweptModel, cost_of, sweep_rows
 
@@ -122,7 +122,7 @@ def _chart(sweep: SweepReport, measure: _Measure, resource: Resource, lines: Seq
         each = PercentFormatter(1.0, symbol=" %") if measure.part else FuncFormatter(lambda value, _: f"{value:.4g}")
         axes.yaxis.set_major_formatter(each)
         if len(sweep.models) > 1:
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+            draw_legend(axes)
         return Markup(svg_of(figure))
 
 
