@@ -22,8 +22,8 @@ from convrewrite.onnx_graph.opening import Opened
 from convrewrite.onnx_graph.operators import OPERATORS
 from convrewrite.onnx_graph.ordering import leading_to, makers_of
 from convrewrite.onnx_graph.trying import agrees, least_scale
-from convrewrite.onnx_graph.views import Constants, graphs_in, names_used, outputs_of, view_of
-from convrewrite.onnx_graph.walks import alone_uses, uses_of
+from convrewrite.onnx_graph.views import Constants, names_used, outputs_of, view_of
+from convrewrite.onnx_graph.walks import alone_uses, inner_graphs, uses_of
 
 SITES = ("Conv", "ConvTranspose", "BatchNormalization")
 """Operators whose positions are remembered."""
@@ -156,7 +156,7 @@ class Builder:
 
     def _made(self, node: onnx.NodeProto, names: Sequence[str], with_operators: bool) -> Sequence[Any] | None:
         """What a node becomes, checked to compute the same; None where onnxruntime has to run it."""
-        view = None if any(True for _ in graphs_in(node)) else view_of(node, self._file, self._constants, self._ranks)
+        view = None if inner_graphs(node) else view_of(node, self._file, self._constants, self._ranks)
         if view is None:
             return None
         view = replace(view, stands=node.op_type == "BatchNormalization" and not self._folds(node))

@@ -13,7 +13,8 @@ from convrewrite.onnx_graph.file import OnnxFile
 from convrewrite.onnx_graph.observing import Observer, with_outputs
 from convrewrite.onnx_graph.ordering import put_in_order
 from convrewrite.onnx_graph.outputs import SELECTS, judged_values
-from convrewrite.onnx_graph.views import Constants, graphs_in
+from convrewrite.onnx_graph.views import Constants
+from convrewrite.onnx_graph.walks import inner_graphs
 
 
 def comparable(runners: tuple[OnnxModel, OnnxModel], inputs: Inputs) -> tuple[OnnxModel, OnnxModel, str] | None:
@@ -47,7 +48,7 @@ def comparable(runners: tuple[OnnxModel, OnnxModel], inputs: Inputs) -> tuple[On
 
 
 def _chooses(graph: onnx.GraphProto) -> bool:
-    return any(node.op_type == SELECTS or any(map(_chooses, graphs_in(node))) for node in graph.node)
+    return any(node.op_type == SELECTS or any(map(_chooses, inner_graphs(node))) for node in graph.node)
 
 
 def _divided(runner: OnnxModel, model: onnx.ModelProto, inputs: Inputs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 
 from convrewrite.onnx_graph.observing import Values
-from convrewrite.onnx_graph.views import graphs_in, names_used
+from convrewrite.onnx_graph.views import names_used
+from convrewrite.onnx_graph.walks import inner_graphs
 
 SELECTS = "NonMaxSuppression"
 FINDS = ("NonZero", "Unique", "Compress")
@@ -64,7 +65,7 @@ def _chooses(node: onnx.NodeProto, varies: bool) -> bool:
     """Whether a node, or one inside of it, chooses."""
     if node.op_type == SELECTS or (varies and node.op_type in FINDS):
         return True
-    return any(_chooses(inner, varies) for graph in graphs_in(node) for inner in graph.node)
+    return any(_chooses(inner, varies) for graph in inner_graphs(node) for inner in graph.node)
 
 
 def _chosen_from(

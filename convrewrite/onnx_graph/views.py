@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convrewrite.onnx_graph.file import NodeView, OnnxFile
+from convrewrite.onnx_graph.walks import inner_graphs
 
 RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
@@ -41,7 +42,7 @@ ABSENT = (
 def names_used(node: onnx.NodeProto) -> Iterator[str]:
     """The values a node takes, including those that the graphs inside of it take from outside."""
     yield from filter(None, node.input)
-    for graph in graphs_in(node):
+    for graph in inner_graphs(node):
         inner = {entry.name for entry in (*graph.input, *graph.initializer)}
         inner |= {sparse.values.name for sparse in graph.sparse_initializer}
         inner |= {name for one in graph.node for name in one.output}
@@ -56,14 +57,6 @@ def outputs_of(node: onnx.NodeProto) -> list[str]:
     while len(names) > 1 and not names[-1]:
         names.pop()
     return names
-
-
-def graphs_in(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs among the attributes of a node."""
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
 
 
 class Constants:
