@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-from convrewrite.conv import CONV_TYPES, Conv, ConvSpec, Size
+from convrewrite.conv import CONV_TYPES, Conv, ConvSpec, Size, as_size
 from convrewrite.graph.volumes import VOLUME_TYPES, Volume
 from convrewrite.layers import DynamicConv2d
 from convrewrite.modules import hooked, run
@@ -284,15 +284,10 @@ def geometry_of_call(named: Mapping[str, Any]) -> ConvSpec | Volume:
         stride, dilation = numbers("stride", 1), numbers("dilation", 1)
         return Volume(inputs, outputs, extents, stride, around, dilation, groups, bias, transposed)
     return ConvSpec(
-        inputs, outputs, _size(extents, 1), _size(numbers("stride", 1), 1),
-        around if isinstance(around, str) else _size(around, 0), _size(numbers("dilation", 1), 1), groups, bias,
-        "zeros", transposed, _size(numbers("output_padding", 0), 0), dims=axes,
+        inputs, outputs, as_size(extents, 1), as_size(numbers("stride", 1), 1),
+        around if isinstance(around, str) else as_size(around, 0), as_size(numbers("dilation", 1), 1), groups, bias,
+        "zeros", transposed, as_size(numbers("output_padding", 0), 0), dims=axes,
     )  # fmt: skip
-
-
-def _size(values: Sequence[int], flat: int) -> Size:
-    """Height and width; in one dimension the height is ``flat``."""
-    return (values[0], values[1]) if len(values) == 2 else (flat, values[0])
 
 
 def spec_of(module: Conv | DynamicConv2d) -> ConvSpec:
