@@ -27,11 +27,12 @@ def work_of(
     settings: Settings | None = None,
     progress: Progress = silent,
     watch: Stopwatch | None = None,
+    batch: int | None = None,
 ) -> Work:
     """The model as it is, nothing of it lifted; its outputs evaluated on the held-out inputs, else on those to fit on."""
     prepared = Prepared(
         model, Lifted(model), (), traced or trace(model), tuple(space.site for space in search_spaces), Cost(), (), discover(),
-        tuple(search_spaces),
+        tuple(search_spaces), batch=batch,
     )  # fmt: skip
     batches = data.held_out or data.fit
     evaluation = Evaluation(batches, "a test", meanings=tell(model, batches) if batches else {})

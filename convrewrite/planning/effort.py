@@ -47,16 +47,18 @@ FAST = Effort(
 )
 
 
-def fewer(calibration: Calibration, effort: Effort, sites: Sequence[Site]) -> Calibration:
+def fewer(calibration: Calibration, effort: Effort, sites: Sequence[Site], batch: int | None = None) -> Calibration:
     """The calibration with as many inputs to fit on and to measure effects on as the effort allows; more to fit on where a site
-    needs them for enough positions per unknown, as far as there are any."""
+    needs them for enough positions per unknown, as far as there are any. ``batch``: how many examples the model takes at a time,
+    where that is not any number; both parts are whole batches of these then, and stay so."""
     fit = calibration.fit
     if effort.inputs is not None:
-        fit = _first(fit, max([effort.inputs, *(_needed(site) for site in sites)]))
+        fit = _first(fit, max([effort.inputs, *(_needed(site) for site in sites)]), batch)
     if not calibration.held_out:
         return replace(calibration, fit=fit)
     enough = max(LEAST_EXAMPLES, ENOUGH // calibration.held_out[0][0][0].numel())
-    return replace(calibration, fit=fit, held_out=_first(calibration.held_out, min(effort.examples, enough)))
+    held_out = _first(calibration.held_out, min(effort.examples, enough), batch)
+    return replace(calibration, fit=fit, held_out=held_out)
 
 
 def _needed(site: Site) -> int:
@@ -67,11 +69,12 @@ def _needed(site: Site) -> int:
     return math.ceil(ENOUGH_POSITIONS * spec.patch / max(1, positions))
 
 
-def _first(batches: Sequence[Inputs], count: int) -> tuple[Inputs, ...]:
-    """Whole batches and a part of the last one, ``count`` examples in all."""
+def _first(batches: Sequence[Inputs], count: int, whole: int | None) -> tuple[Inputs, ...]:
+    """Batches and a part of the last one, ``count`` examples in all, rounded up to a multiple of ``whole`` if that is given."""
+    left = count if whole is None else math.ceil(count / whole) * whole
     found: list[Inputs] = []
     for batch in batches:
-        if count > 0:
-            found.append(tuple(tensor[:count] for tensor in batch))
-        count -= len(batch[0])
+        if left > 0:
+            found.append(tuple(tensor[:left] for tensor in batch))
+        left -= len(batch[0])
     return tuple(found)

@@ -60,7 +60,7 @@ def survey(work: Work, *, effort: Effort, latency_table: LatencyTable | None) ->
     options are dropped."""
     prepared, settings = work.prepared, work.settings
     active = [space.site for space in prepared.search_spaces if space.rank_ranges]
-    chosen = fewer(work.data, effort, active)
+    chosen = fewer(work.data, effort, active, prepared.batch)
     if chosen.kind != "weights only":
         require_memory(active, settings.memory)
     found, done, batches = list[Surveyed](), 0, (*chosen.fit, *chosen.held_out)

@@ -67,15 +67,16 @@ def surveyed(
     *names: str,
     effort: Effort = QUICK,
     timer: FalseTimer | None = None,
+    batch: int | None = None,
     **rule: object,
 ) -> tuple[Surveyed, ...]:
-    """The survey of all sites of a model under one rule that protects none of them."""
-    example = tuple(tensor[:1] for tensor in (*calibration.fit, *calibration.held_out)[0])
+    """The survey of all sites of a model under one rule that protects none of them; ``batch``: how many examples it takes."""
+    example = tuple(tensor[: batch or 1] for tensor in (*calibration.fit, *calibration.held_out)[0])
     traced = trace(model)
     free = Protect(stem=False, min_channels=0, min_mac_share=0)
     rules = [Rule(**{"name": "r", "structures": names, "protect": free, **rule})]  # type: ignore[arg-type]
     space = search_spaces(find_sites(model, example, traced), rules, STRUCTURES)
-    work = work_of(model, calibration, traced=traced, search_spaces=space)
+    work = work_of(model, calibration, traced=traced, search_spaces=space, batch=batch)
     return survey(work, effort=effort, latency_table=LatencyTable(STRUCTURES, timer=timer) if timer else None)
 
 
@@ -282,6 +283,23 @@ def test_inputs_are_cut_where_there_are_enough_and_batches_are_never_empty() -> 
     assert [len(batch[0]) for batch in few.held_out] == [32]
     thorough = fewer(Calibration(((image,),), ((image,),) * 4, "data", "a test"), THOROUGH, ())
     assert [len(batch[0]) for batch in thorough.held_out] == [32, 2]
+
+
+class Fours(nn.Sequential):
+    """Takes four images at a time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.view(4, 3, 12, 12))
+
+
+def test_a_model_that_takes_so_many_at_a_time_gets_no_part_of_a_batch() -> None:
+    calibration, effort = data(), replace(QUICK, iterations=0, inputs=6, examples=5)
+    few = fewer(calibration, effort, (), batch=4)
+    assert [len(batch[0]) for batch in (*few.fit, *few.held_out)] == [4, 4, 4, 4]
+    assert fewer(calibration, replace(effort, inputs=4), (), batch=4).fitted_on == 4
+    model = Fours(nn.Conv2d(3, 8, 3)).double().eval()
+    [entry] = surveyed(model, calibration, "channel", effort=effort, batch=4)
+    assert entry.options and all(option.effect > 0 for option in entry.options)
 
 
 def test_effects_are_by_what_outputs_are_said_to_mean() -> None:
