@@ -29,7 +29,7 @@ TRIED = 2
 """Examples that a layout is tried on, for a model that takes any number."""
 
 SCALED_ON = 256
-"""Held-out examples on which scales of outputs and features are measured."""
+"""Held-out examples on which scales of outputs and features are measured; more where the model takes more at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def task_of(
         laid_out(model.to(device=processes.device), layout)
     train = _placed(given.train, processes, layout)
     held_out = [_placed(part, processes, layout) for part in given.held_out_batches(asked.batch)]
-    few = tuple(tensor[:SCALED_ON] for tensor in held_out[0])
+    few = tuple(tensor[: max(SCALED_ON, given.at_a_time or 0)] for tensor in held_out[0])
     names = joins(original, rewritten, sites, few) if asked.features else ()
     with eval_mode(original), torch.no_grad(), observed(original, names) as seen:
         outputs = results_of(original, few)

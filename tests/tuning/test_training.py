@@ -24,6 +24,7 @@ from convrewrite.tuning import (
     keeps_outputs,
     require_place,
     task_of,
+    tasks,
 )
 from convrewrite.tuning.distilling import LOOKS, PATIENCE
 from convrewrite.tuning.examples import Examples
@@ -244,6 +245,13 @@ def test_a_layout_is_tried_on_as_many_examples_as_a_model_takes_and_may_be_refus
     given = TrainingInputs.split((torch.randn(40, 3, 6, 6),), None, 0, 4)
     task = task_of(kind().eval(), kind().eval(), {"site": None}, given, MEANING, Recovery(batch=4), OneProcess())
     assert task.examples.inputs[0].is_contiguous(memory_format=torch.channels_last) is last
+
+
+def test_scales_are_measured_on_as_many_examples_as_a_model_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "SCALED_ON", 3)
+    given = TrainingInputs.split((torch.randn(40, 3, 6, 6),), None, 0, 4)
+    task = task_of(Fours().eval(), Fours().eval(), {"site": None}, given, MEANING, Recovery(batch=4), OneProcess())
+    assert task.loss.feature_scales
 
 
 class First(OneProcess):
