@@ -204,7 +204,10 @@ class _Sums:
         self.agreed += int(agreed.sum())
         log_p, log_q = self.meaning.log_probabilities(a), self.meaning.log_probabilities(b)
         terms = torch.where(log_p == -math.inf, 0.0, log_p.exp() * (log_p - log_q))
-        self.kl += float(terms.sum())
+        total = float(terms.sum())
+        if math.isnan(total):
+            total = float(torch.where(self.meaning.masked(a, b), 0.0, terms).sum())
+        self.kl += total
 
     def fidelity(self, name: str) -> OutputFidelity:
         kind = self.meaning.kind

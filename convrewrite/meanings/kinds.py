@@ -98,6 +98,11 @@ class Meaning:
         angle beside a distance; many are features of one unit, or the large numbers and the shares."""
         return torch.arange(entries) if entries <= QUANTITIES else self.inside(entries).long()
 
+    def masked(self, original: Tensor, other: Tensor) -> Tensor:
+        """Which rows of class scores have no distribution, but are equal: the same numbers in both outputs, the largest one
+        infinite, as where a mask leaves no class. In the shape of the outputs, with one entry along the axis."""
+        return (original == other).all(self.axis, keepdim=True) & original.amax(self.axis, keepdim=True).isinf()
+
     def log_scores(self, output: Tensor) -> Tensor:
         """``(rows, K)``: logarithms of the class probabilities."""
         return self.rows(self.log_probabilities(output))

@@ -109,7 +109,8 @@ def _loss(output: Tensor, meaning: Meaning, generator: torch.Generator) -> Tenso
     """A loss whose gradient has the second moment that F is made of, times the output's weight; per example, a mean over
     positions."""
     if meaning.scores:
-        log_scores = meaning.log_scores(output)
+        # Nothing can be drawn from a row without a distribution: it gets any class, and no gradient.
+        log_scores = meaning.log_scores(torch.where(meaning.masked(output.detach(), output.detach()), 0.0, output))
         labels = torch.multinomial(log_scores.detach().exp().cpu(), 1, generator=generator).to(output.device)
         loss = -log_scores.gather(1, labels).sum() / (len(log_scores) / len(output)) ** 0.5
     elif meaning.kind == "multilabel":

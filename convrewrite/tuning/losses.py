@@ -101,7 +101,7 @@ def output_loss(wanted: Tensor, found: Tensor, meaning: Meaning, scales: Tensor,
     independent probabilities, squared distance of unit vectors, or the part of the variance that is not explained, ``scales``
     being the variances of what is wanted, by unit."""
     if meaning.scores:
-        return _score_loss(meaning.log_scores(wanted.float()), meaning.log_scores(found.float()), temperature)
+        return _score_loss(wanted.float(), found.float(), meaning, temperature)
     if meaning.kind == "multilabel":
         return _bernoulli_loss(wanted.float(), found.float())
     if meaning.kind == "embedding":
@@ -161,7 +161,19 @@ def mean_square(values: Tensor) -> float:
     return square if square > 0 and math.isfinite(square) else 1.0
 
 
-def _score_loss(log_p: Tensor, log_q: Tensor, temperature: float) -> Tensor:
+def _score_loss(wanted: Tensor, found: Tensor, meaning: Meaning, temperature: float) -> Tensor:
+    """The mean KL of rows of class scores. Rows that are masked in both count as equal and get no gradient; as with
+    :class:`_SquaredDistance`, they are looked for on the processor only if the loss is not finite."""
+    if found.device.type == PROCESSOR:
+        loss = _divergence(meaning.log_scores(wanted), meaning.log_scores(found), temperature)
+        if loss.isfinite():
+            return loss
+    masked = meaning.masked(wanted, found)
+    wanted, found = (torch.where(masked, 0.0, scores) for scores in (wanted, found))
+    return _divergence(meaning.log_scores(wanted), meaning.log_scores(found), temperature)
+
+
+def _divergence(log_p: Tensor, log_q: Tensor, temperature: float) -> Tensor:
     """The mean KL of rows of log-probabilities, both softened by the temperature, times its square."""
     if temperature != 1:
         log_p, log_q = ((values / temperature).log_softmax(1) for values in (log_p, log_q))

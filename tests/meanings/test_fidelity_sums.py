@@ -96,6 +96,26 @@ def test_equal_infinities_are_equal_and_others_are_not() -> None:
     assert summed(a, b, "values", parts=1).relative_error == math.inf
 
 
+@pytest.mark.parametrize(("kind", "axis"), [("logits", 1), ("logits", -1), ("probabilities", 1)])
+def test_scores_that_are_masked_in_both_are_equal_and_in_one_alone_infinitely_far(kind: str, axis: int) -> None:
+    a, b = (numbers.softmax(axis) for numbers in drawn(6, 5, 5))
+
+    def kl(original: Tensor, found: Tensor) -> float | None:
+        running = RunningFidelity({"y": Meaning(kind, "", axis=axis)})  # type: ignore[arg-type]
+        running.add({"y": original.movedim(1, axis)}, {"y": found.movedim(1, axis)})
+        return running.outputs()[0].kl
+
+    known = a.clone(), b.clone()
+    known[1][:, :, 4] = known[0][:, :, 4]  # equal there: nothing is added, either
+    for infinity in (-math.inf, math.inf):
+        masked = tuple(numbers.clone().index_fill_(2, torch.tensor([4]), infinity) for numbers in (a, b))
+        assert kl(masked[0], masked[0]) == 0
+        assert kl(*masked) == pytest.approx(kl(*known), rel=1e-12)
+        if kind == "logits":
+            assert kl(masked[0], b) == kl(a, masked[1]) == math.inf
+    assert kl(a * math.nan, a * math.nan) == math.inf
+
+
 def test_nothing_is_as_far_from_zero_as_can_be_and_zero_is_not() -> None:
     zero, one = torch.zeros(2, 3).double(), torch.ones(2, 3).double()
     assert summed(zero, zero, "values", parts=1).relative_error == 0

@@ -345,6 +345,24 @@ def test_probabilities_weigh_as_their_logits_do() -> None:
         torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-4)
 
 
+class Masked(nn.Module):
+    """A map of scores, of which a strip is padding."""
+
+    def __init__(self, strip: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.mask = nn.Conv2d(3, 4, 3, padding=1), torch.zeros(16)
+        self.mask[12:] = strip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + self.mask
+
+
+def test_positions_that_are_masked_have_no_part_in_the_weights_of_others() -> None:
+    masked, whole = (weights_of(Masked(strip), Meaning("logits", ""))["conv"] for strip in (-math.inf, 0.0))
+    torch.testing.assert_close(masked, whole, rtol=0.2, atol=0.05)
+
+
 class Length(nn.Module):
     """Two channels: the first only scales the direction that the second turns."""
 

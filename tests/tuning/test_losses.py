@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from convrewrite.errors import UsageError
 from convrewrite.meanings import Meaning
+from convrewrite.tuning import losses
 from convrewrite.tuning.losses import Distillation, mean_square, output_loss, relative_loss
 
 
@@ -79,6 +80,22 @@ def test_scores_are_softened_by_the_temperature_and_their_divergence_is_multipli
     probabilities = wanted.softmax(1), found.softmax(1)
     soft = output_loss(*probabilities, Meaning("probabilities", ""), torch.ones(1), temperature)
     torch.testing.assert_close(soft, expected)
+
+
+@pytest.mark.parametrize("processor", [losses.PROCESSOR, "elsewhere"])
+def test_scores_that_are_masked_in_both_are_equal_and_get_no_gradient(
+    processor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "PROCESSOR", processor)
+    wanted, found = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
+    logits, given, none = Meaning("logits", ""), found.clone().requires_grad_(), torch.full((2, 5), -math.inf)
+    rows = torch.cat([wanted, none]), torch.cat([given, none + 0 * given[:2]])
+    loss = output_loss(*rows, logits, torch.ones(1), 2.0)
+    torch.testing.assert_close(loss, output_loss(wanted, found, logits, torch.ones(1), 2.0) * 4 / 6)
+    loss.backward()
+    assert given.grad is not None and bool(given.grad.isfinite().all()) and bool(given.grad.any())
+    assert not output_loss(none, wanted[:2], logits, torch.ones(1)).isfinite()
+    assert not output_loss(wanted[:2], none, logits, torch.ones(1)).isfinite()
 
 
 def test_outputs_count_by_their_weights_and_features_as_one() -> None:
