@@ -6,6 +6,7 @@ from all calibration inputs, whose number is several times larger. Both must hol
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -140,18 +141,27 @@ def _estimate(original: nn.Module, rewritten: nn.Module, data: Calibration, mean
 
 
 def _flips(held: Sequence[tuple[Tensor, Tensor]], others: Sequence[Tensor]) -> float:
+    """The share of pairs of a gap and a change in which the change closes the gap. Rows that a mask leaves no class have no gap;
+    where it leaves one class, the gap is infinite and stays so."""
     gaps, changes = [], []
     for before, after in held:
         top = before.topk(2, dim=1).indices
-        first, second = (before.gather(1, top), after.gather(1, top))
-        gaps.append(first[:, 0] - first[:, 1])
-        changes.append(second[:, 0] - second[:, 1] - gaps[-1])
+        gap, now = (_gaps(scores.gather(1, top)) for scores in (before, after))
+        known = ~gap.isnan()
+        gaps.append(gap[known])
+        changes.append(torch.where(now == gap, 0.0, now - gap)[known])
     for scores in others:
-        values = scores.topk(2, dim=1).values
-        gaps.append(values[:, 0] - values[:, 1])
-    falls = (-torch.cat(changes)).sort().values
+        gap = _gaps(scores.topk(2, dim=1).values)
+        gaps.append(gap[~gap.isnan()])
+    falls = torch.cat(changes).neg().nan_to_num(nan=math.inf).sort().values
+    if not len(falls):
+        return 0.0
     lost = len(falls) - torch.searchsorted(falls, torch.cat(gaps), right=True)
     return float(in_float64(lost).mean()) / len(falls)
+
+
+def _gaps(pairs: Tensor) -> Tensor:
+    return pairs[:, 0] - pairs[:, 1]
 
 
 def _scores(model: nn.Module, batch: tuple[Tensor, ...], meanings: Mapping[str, Meaning]) -> dict[str, Tensor]:

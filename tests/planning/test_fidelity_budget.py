@@ -1,5 +1,6 @@
 """The search for the most saving that keeps a fidelity, without fitting anything; and how the shortfall is measured."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -241,6 +242,16 @@ def test_flips_are_counted_as_one_by_one(spread: float) -> None:
     assert found == pytest.approx(flips_one_by_one(before, after, others))
     assert (found > 0) == (spread > 0)
     assert _flips([(before, after)], []) == pytest.approx(flips_one_by_one(before, after, scores(0)))
+
+
+def test_rows_without_a_class_do_not_count_and_those_with_one_alone_never_flip() -> None:
+    before, after = scores(12), scores(12)
+    none, one = torch.full((7, 4), math.nan), torch.tensor([[0.0, *[-math.inf] * 3]])
+    others = torch.cat([after, none])
+    found = _flips([(torch.cat([before, none]), torch.cat([after, none]))], [others])
+    assert found == _flips([(before, after)], [after])
+    assert _flips([(one, one), (none, none)], [none]) == _flips([(none, none)], []) == 0
+    assert _flips([(before, before * math.nan)], []) == 1
 
 
 def test_a_gap_that_closes_exactly_is_no_flip() -> None:
