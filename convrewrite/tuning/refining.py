@@ -226,6 +226,8 @@ def refine(task: Refinement, progress: Progress = silent) -> Refined:
         return Refined(before, before, reason=f"it cannot be trained: {first_line(error)}")
     finally:
         _put(task, best.numbers)
+    if not steps:
+        return Refined(before, before, reason="its loss is not a finite number on the inputs that are fitted on")
     after = task.effect()  # as the model is computed in use, stage by stage
     if after < before:
         return Refined(before, after, steps)

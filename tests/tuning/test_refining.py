@@ -1,5 +1,6 @@
 """Refinement: nearer to the original on inputs that no step has seen, or nothing at all."""
 
+import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -266,6 +267,13 @@ def test_a_forward_may_refuse_gradients_in_any_way() -> None:
     task = task_of(ForInference(*convolutions()).eval(), ForInference(*convolutions()).eval())
     found = refine(replace(task, sites={"0": None}))
     assert found.reason == "it cannot be trained: ValueError: for inference only"
+
+
+def test_a_loss_that_is_no_number_is_told(task: Refinement, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refining._Towards, "backward", lambda *_: math.inf)
+    found = refine(task)
+    assert found.note == "not refined: its loss is not a finite number on the inputs that are fitted on"
+    assert (found.steps, found.before) == (0, found.after)
 
 
 def test_features_are_trained_towards_where_outputs_have_no_gradient() -> None:
