@@ -1,5 +1,6 @@
 """Fits of a site whose outputs go into a ReLU alone: refitted to what the ReLU lets through, and compared by that."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,10 +35,10 @@ class BehindRelu:
 
     def best_of(self, fits: Sequence[tuple[Candidate, Fit]], structures: dict[str, Structure]) -> tuple[Candidate, Fit]:
         """The fit with the least error after the leading ones were refitted to what a ReLU lets through, where nothing else uses
-        the output."""
+        the output. ``fits`` keep the limits of their candidates, and so does what is found."""
         ahead = self._ahead(fits, structures)
         candidates = [candidate for candidate, _ in ahead]
-        tasks = [partial(self.rectify, structures[p.option.structure], p.option, f) for p, f in ahead]
+        tasks = [partial(self.rectify, structures[p.option.structure], p.option, f, p.most_error) for p, f in ahead]
         candidate, (found, _) = min(
             without_failed(candidates, self.site_fit.tried(tasks)), key=lambda entry: entry[1][1]
         )
@@ -56,7 +57,9 @@ class BehindRelu:
         errors = self.site_fit.solved([partial(self.error, stages, found) for stages, found in each])
         return [own for own, error in zip(fits, errors, strict=True) if error <= CLOSE * min(errors)]
 
-    def rectify(self, structure: Structure, option: Option, found: Fit) -> tuple[Fit, float]:
+    def rectify(
+        self, structure: Structure, option: Option, found: Fit, most_error: float = math.inf
+    ) -> tuple[Fit, float]:
         """Refit to what the ReLU lets through, where nothing else uses the output: below zero any value is as good as another.
         Also returns the error on held-out inputs, which after a refit is the absolute one behind the ReLU: it serves to compare
         the options of one site.
@@ -64,7 +67,8 @@ class BehindRelu:
         Where the original is negative, the wanted output becomes what the rewritten site gives, if that is negative too,
         otherwise zero; a fit to these targets never raises the error behind the ReLU, since its objective bounds that error from
         above and touches it at the present fit (majorisation; the relaxation of Zhang et al. 2016, section 2.2). Rounds go on
-        while the error behind the ReLU falls on the held-out inputs.
+        while the error behind the ReLU falls on the held-out inputs, and the error without the ReLU, which rises, is at most
+        ``most_error``, the rule's limit.
         """
         if not self.site_fit.fitted:
             return found, found.error
@@ -75,7 +79,7 @@ class BehindRelu:
         own = self.site_fit.goals_of(found)
         for index in range(rounds + 1):
             error = self.error(stages, found)
-            if not error < least:
+            if not error < least or found.error > most_error:
                 break
             best, least = found, error
             if index < rounds:

@@ -20,7 +20,7 @@ from convrewrite.rewriting.behind_relu import BehindRelu
 from convrewrite.rewriting.propagation import Propagation
 from convrewrite.rewriting.site_fit import SiteFit
 from convrewrite.rules.options import Candidate
-from convrewrite.rules.schema import Rule
+from convrewrite.rules.schema import Require, Rule
 from convrewrite.structures.algebra import composed_kernel
 from convrewrite.structures.discovery import discover
 from convrewrite.structures.lowering import make_option, option_cost
@@ -149,6 +149,25 @@ def test_the_refit_behind_a_relu_goes_on_with_the_same_trust() -> None:
     assert least == before, "the same every time"
     assert least <= BehindRelu(site_fit).error(CHANNEL.stages(site_fit.site.spec, {"rank": 11}), best)
     assert refitted.kernels[0].isfinite().all()
+
+
+def test_a_refit_behind_a_relu_keeps_the_limit_of_the_rule() -> None:
+    site_fit = second_site(64, rectified=True)
+    option = option_of(site_fit, 6)
+    cost = option_cost(site_fit.site.folded_spec, CHANNEL.stages(site_fit.site.spec, {"rank": 6}), [(SIZE, SIZE)])
+
+    def error(limit: float | None) -> float:
+        require = Require(max_output_error=limit)
+        candidate = Candidate(option, cost, Rule(name="r", structures=("channel",), ratio=0.5, require=require))
+        _, best = BehindRelu(site_fit).best_of([(candidate, found)], {"channel": CHANNEL})
+        return best.error
+
+    found = site_fit.fit(CHANNEL, option)
+    free = error(None)
+    assert found.error < free == error(free), "what is lost below zero counts no more"
+    limit = (found.error + free) / 2
+    assert found.error <= error(limit) <= limit
+    assert error(found.error) == found.error
 
 
 def test_the_error_on_the_inputs_fitted_on_is_that_of_their_moments() -> None:
