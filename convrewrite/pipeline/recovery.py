@@ -65,6 +65,11 @@ from convrewrite.tuning import (
 EVERY = 100_000_000
 """A limit on inputs that are read, larger than any number of them: their size is bounded by the memory."""
 
+SPLIT_ANEW = (
+    "{source}: expected {least} inputs or more both in fit and in held_out, found {fit} and {held_out}, so the recovery itself "
+    "chose what to hold out: the result before may be fitted to some of these inputs, and then looks better than it is"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Came:
@@ -111,13 +116,15 @@ def recover(
 
     Args: result: what :func:`convrewrite.optimize` returned, or a folder in which that was saved. It is not touched. model: the
     original, as :func:`convrewrite.optimize` took it, with the weights that it had. data: inputs, in any form that
-    :func:`convrewrite.calibration.read_calibration` takes. A fifth of them, 2,048 at most, is held out. example_input: as in
+    :func:`convrewrite.calibration.read_calibration` takes. A fifth of them, 2,048 at most, is held out; of a
+    :class:`convrewrite.calibration.Calibration`, what it holds out itself, 2,048 at most. example_input: as in
     :func:`convrewrite.optimize`; by default random numbers of the shapes in the report. settings: all of
     :class:`convrewrite.settings.Recovery` as one value, instead of its fields. keywords: the fields of
     :class:`convrewrite.settings.Recovery`; ``augment``, a function that changes a batch of inputs; ``labels``, one whole number
-    for each input, whose cross-entropy is added to the loss; ``checkpoint``, a file for the state of the training, from which it
-    goes on unless ``resume=False``; ``reading``, how inputs are read, with the recovery's own seed and memory; ``structures``,
-    ``progress`` and ``notes`` as in :func:`convrewrite.optimize`.
+    for each input (for a Calibration, in the order of ``fit`` and ``held_out``), whose cross-entropy is added to the loss;
+    ``checkpoint``, a file for the state of the training, from which it goes on unless ``resume=False``; ``reading``, how inputs
+    are read, with the recovery's own seed and memory; ``structures``, ``progress`` and ``notes`` as in
+    :func:`convrewrite.optimize`.
 
     Raises:
         UsageError, ModelError, ProcessLostError or VerificationError, each saying what to do (see :mod:`convrewrite.errors`).
@@ -178,12 +185,16 @@ def _require_gradients(network: BoundNetwork) -> None:
 
 def _train(run: Recovering, data: object, processes: Processes) -> tuple[Distilled, TrainingInputs, Evaluation]:
     """Read inputs, train, and leave the best in ``run.rewritten``, on the device of its original."""
-    inputs, source = _inputs(run, data)
+    inputs, source, own = _inputs(run, data)
     taken = examples_at_a_time(run.original, run.network.inputs)
+    least, others = taken or 1, len(inputs[0]) - (own or 0)
+    if own is not None and min(own, others) < least:
+        run.notes.append(SPLIT_ANEW.format(source=source, least=least, fit=own, held_out=others))
+        own = None
     if taken is not None:
         run.asked = replace(run.asked, batch=taken)
     asked, extras, plan = run.asked, run.extras, run.came.plan
-    given = TrainingInputs.split(inputs, extras.labels, asked.seed, taken)
+    given = TrainingInputs.split(inputs, extras.labels, asked.seed, taken, own)
     held_out = given.held_out_batches(min(asked.batch, len(given.held_out[0])))
     basis = f"measured on {len(given.held_out[0])} held-out inputs of {source}"
     said = asked_meanings(asked.outputs)
@@ -225,20 +236,20 @@ def _trained(run: Recovering, training: Training, keep_outputs: bool) -> Distill
         ) from error
 
 
-def _inputs(run: Recovering, data: object) -> tuple[Inputs, str]:
-    """All inputs, in their order, and where they come from."""
+def _inputs(run: Recovering, data: object) -> tuple[Inputs, str, int | None]:
+    """All inputs, in their order, and where they come from; of a Calibration also how many are in ``fit``, which come first."""
     if isinstance(data, Calibration):
         model, count = run.network.model, len(run.network.inputs)
         checked = checked_calibration(data, model, count, graph_inputs(model))
         run.notes += checked.notes[len(data.notes) :]
-        return moved(whole_inputs(checked), HOME), data.source
+        return moved(whole_inputs(checked), HOME), data.source, checked.fitted_on
     example, extras = run.network.inputs, run.extras
     reading = extras.reading or Reading()
     how = replace(reading, limit=reading.limit or EVERY, seed=run.asked.seed, memory=run.asked.memory)
     names = parameter_names(run.network.model)[: len(example)]
     inputs, source, notes = read_inputs(data, example, how, import_object, names)
     run.notes += notes
-    return inputs, source
+    return inputs, source, None
 
 
 def _pace(asked: Recovery, steps_of_epoch: int) -> Pace:

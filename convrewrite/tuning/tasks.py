@@ -43,17 +43,23 @@ class TrainingInputs:
     at_a_time: int | None = None
 
     @classmethod
-    def split(cls, inputs: Inputs, labels: Tensor | None, seed: int, batch: int | None = None) -> "TrainingInputs":
-        """A part chosen by the seed is held out. ``batch``: how many examples the model takes at a time, where it does not take
-        any number.
+    def split(
+        cls, inputs: Inputs, labels: Tensor | None, seed: int, batch: int | None = None, own: int | None = None
+    ) -> "TrainingInputs":
+        """A part chosen by the seed is held out; with ``own``, the first so many inputs are trained on, and of the others as many
+        are held out as may be. ``batch``: how many examples the model takes at a time, where it does not take any number.
 
         Raises CalibrationError for a single input, or fewer than two such batches; UsageError for labels that are not one whole
         number for each input.
         """
         count, least = len(inputs[0]), batch or 1
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
         held = max(least, min(round(count * HELD_OUT), MOST_HELD_OUT) // least * least)
-        train = (count - held) // least * least
-        if train < 1:
+        first, second = order[held:], order[:held]
+        if own is not None:
+            first, second = order[order < own], order[order >= own][: max(least, MOST_HELD_OUT)]
+        first, second = (rows[: len(rows) // least * least] for rows in (first, second))
+        if not len(first) or not len(second):
             raise CalibrationError(
                 f"data: expected at least {2 * least} inputs, to train on and to hold out, found {count}; give more"
             )
@@ -61,11 +67,9 @@ class TrainingInputs:
             raise UsageError(
                 f"labels: expected {count} whole numbers, one for each input, found {labels.dtype} {tuple(labels.shape)}"
             )
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-        first, second = order[held : held + train], order[:held]
         chosen = None if labels is None else labels[first].long()
-        own, held_out = (tuple(tensor[rows] for tensor in inputs) for rows in (first, second))
-        return cls(own, held_out, chosen, batch)
+        trained, held_out = (tuple(tensor[rows] for tensor in inputs) for rows in (first, second))
+        return cls(trained, held_out, chosen, batch)
 
     def held_out_batches(self, batch: int) -> tuple[Inputs, ...]:
         """The held-out inputs, ``batch`` examples at a time."""

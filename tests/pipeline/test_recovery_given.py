@@ -145,13 +145,25 @@ def test_a_run_is_another_where_anything_differs_that_its_steps_depend_on(images
     assert len(set(told)) == len(told)
 
 
-def test_of_a_calibration_all_inputs_are_taken(images: Tensor) -> None:
+def test_of_a_calibration_what_is_held_out_stays_held_out(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {"epochs": 1, "batch": 8, "features": 0.0, "measure": False}
     model, result = came(images)
-    data = Calibration(((images[:20],), (images[20:30],)), ((images[30:],),), "data", "mine")
+    parts, split = [], TrainingInputs.split
+    monkeypatch.setattr(TrainingInputs, "split", lambda *given: parts.append(split(*given)) or parts[-1])
+    data = Calibration(((images[:20],), (images[20:27],)), ((images[27:],),), "data", "mine")
     told = convrewrite.recover(result, model, data, images[:1], **asked).report
-    assert told.recovered is not None and (told.recovered.trained_on, told.recovered.held_out) == (32, 8)
-    assert told.fidelity_basis == "measured on 8 held-out inputs of mine"
+    assert told.recovered is not None and (told.recovered.trained_on, told.recovered.held_out) == (27, 13)
+    assert told.fidelity_basis == "measured on 13 held-out inputs of mine"
+    (own,) = parts[0].held_out
+    assert all(any(torch.equal(image, other) for other in images[27:]) for image in own)
+    assert not any("itself chose what to hold out" in note for note in told.notes)
+    undivided = Calibration(((images,),), (), "data", "mine")
+    again = convrewrite.recover(result, model, undivided, images[:1], **asked).report
+    assert again.recovered is not None and (again.recovered.trained_on, again.recovered.held_out) == (32, 8)
+    assert any(
+        "mine: expected 1 inputs or more both in fit and in held_out, found 40 and 0, so" in note
+        for note in again.notes
+    )
     with pytest.raises(CalibrationError, match=r"expected 1 tensors in every batch, .* found 2"):
         convrewrite.recover(result, model, Calibration(((images, images),), (), "data", "mine"), images[:1], **asked)
 
@@ -187,7 +199,7 @@ def test_a_limit_counts_where_one_is_given(images: Tensor) -> None:
 
 
 def test_the_seed_says_what_is_held_out(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    def split(_inputs: object, _labels: object, seed: int, _taken: object) -> None:
+    def split(_inputs: object, _labels: object, seed: int, *_rest: object) -> None:
         raise UsageError(f"seed {seed}")
 
     monkeypatch.setattr(TrainingInputs, "split", split)

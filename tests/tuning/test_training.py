@@ -435,6 +435,17 @@ def test_what_was_given_is_split_by_its_seed_and_enough_of_it_is_needed() -> Non
         TrainingInputs.split((inputs[0][:6],), None, 0, 4)
 
 
+def test_what_is_held_out_already_stays_so_with_the_labels_of_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "MOST_HELD_OUT", 5)
+    inputs = (torch.arange(30.0)[:, None],)
+    for batch, sizes in ((None, (20, 5)), (4, (20, 4)), (6, (18, 6))):
+        given = TrainingInputs.split(inputs, torch.arange(30), 0, batch, 20)
+        trained, held_out = given.train[0].flatten(), given.held_out[0].flatten()
+        assert (len(trained), len(held_out)) == sizes
+        assert float(trained.max()) < 20 <= float(held_out.min())
+        assert given.labels is not None and torch.equal(given.labels, trained.long())
+
+
 def test_a_precision_that_needs_scaled_losses_is_refused() -> None:
     fake = SimpleNamespace(mixed_precision="fp16", process_index=0, num_processes=1, device=torch.device("cpu"))
     with pytest.raises(UsageError, match="expected a mixed precision of no or bf16, found fp16"):
