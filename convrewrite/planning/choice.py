@@ -153,7 +153,9 @@ class Planner:
 
     def surveyed_by(self, facts: Sequence[object]) -> "Planner":
         """This planner with such a survey. Raises ValueError and LookupError for what its search spaces cannot have."""
-        return replace(self, surveyed=survey_of_facts(self.work.prepared.search_spaces, facts))
+        prepared = self.work.prepared
+        table = latency_table_of(prepared, self.work.settings)
+        return replace(self, surveyed=survey_of_facts(prepared.search_spaces, facts, table))
 
     def _allocated(self, surveyed: tuple[Surveyed, ...]) -> Allocation:
         """The allocation within a budget of counts; among plans of about equal effect the fastest, where time was measured.

@@ -2,7 +2,8 @@
 
 A site's survey depends on the run's context (:mod:`convrewrite.rewriting.kept_fits`), on what the rules allow there, on how much
 is measured, on which sites are surveyed, on the gains of refinement known before it, and, where speed counts, on the machine and
-on how much time an option must gain.
+on how much time an option must gain. Its seconds are those of the speed that the machine had: they are compared with others of
+another run, or of another process, and are therefore converted to the speed that it has there (:func:`_restored`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -68,12 +69,12 @@ class _Kept(_Part):
 
 @dataclass(frozen=True, slots=True)
 class KeptSurveys:
-    """The surveys of one run; ``asked``: the part of their keys that all share. ``keeps``: whether they are kept at all, as times
-    must be those of a machine that can be named."""
+    """The surveys of one run; ``asked``: the part of their keys that all share. ``table``: where speed counts, the times of this
+    run. ``keeps``: whether they are kept at all, as times must be those of a machine that can be named."""
 
     cache: RunCache
     asked: tuple[Any, ...]
-    timed: bool
+    table: LatencyTable | None
     keeps: bool
 
     @classmethod
@@ -85,7 +86,7 @@ class KeptSurveys:
         lasting = "" if table is None else getattr(table.timer, "lasting", "")
         times = None if table is None else (table.threads, table.rounds, table.block, lasting, table.least_gain)
         keeps = table is None or bool(lasting)
-        return cls(cache, (asdict(effort), times, list(active)), table is not None, keeps)
+        return cls(cache, (asdict(effort), times, list(active)), table, keeps)
 
     def find(self, space: SearchSpace, gains: Gains) -> tuple[Surveyed, Gains] | None:
         """The survey of this site and the gains known after it, if they are kept and match what the rules allow there."""
@@ -94,7 +95,7 @@ class KeptSurveys:
             return None
         try:
             kept = _Kept.model_validate(entry.facts)
-            return _restored(space, kept, self.timed), kept.gains
+            return _restored(space, kept, self.table), kept.gains
         except (ValueError, LookupError):  # pydantic's ValidationError is a ValueError
             return None
 
@@ -128,15 +129,18 @@ def survey_facts(spaces: Sequence[SearchSpace], surveyed: Sequence[Surveyed]) ->
     return [_facts(space, found) | {"gains": {}} if space.rank_ranges else None for space, found in pairs]
 
 
-def survey_of_facts(spaces: Sequence[SearchSpace], facts: Sequence[object]) -> tuple[Surveyed, ...]:
-    """The survey that such values describe. Raises ValueError and LookupError for what these search spaces cannot have."""
+def survey_of_facts(
+    spaces: Sequence[SearchSpace], facts: Sequence[object], table: LatencyTable
+) -> tuple[Surveyed, ...]:
+    """The survey that such values describe; ``table``: the times of this process, which is asked for none where the survey has
+    none. Raises ValueError and LookupError for what these search spaces cannot have."""
     found = []
     for space, told in zip(spaces, facts, strict=True):
         if told is None:
             found.append(Surveyed(space.site, (), reason=space.reason))
         else:
             kept = _Kept.model_validate(told)
-            found.append(_restored(space, kept, kept.seconds is not None))
+            found.append(_restored(space, kept, None if kept.seconds is None else table))
     return tuple(found)
 
 
@@ -162,20 +166,23 @@ def _left_out(space: SearchSpace, entry: Dropped) -> dict[str, object]:
     return {"error": entry.error, "reason": entry.reason, "runs": runs, **named}
 
 
-def _restored(space: SearchSpace, kept: _Kept, timed: bool) -> Surveyed:
-    """The survey of a site as it was kept. Raises ValueError and LookupError for what the site cannot have."""
+def _restored(space: SearchSpace, kept: _Kept, table: LatencyTable | None) -> Surveyed:
+    """The survey of a site as it was kept; its times as ratios to the site's own, which ``table`` has at the machine's speed now:
+    a machine that is busy today is slower at everything. Raises ValueError and LookupError for what the site cannot have."""
     times = [kept.seconds, *(option.seconds for option in kept.options)]
-    if any((seconds is not None) != timed for seconds in times) or bool(kept.options) == bool(kept.reason):
+    if any((seconds is None) != (table is None) for seconds in times) or bool(kept.options) == bool(kept.reason):
         raise ValueError("expected the times of all options or of none, and a reason where there is none")
-    options = []
+    options, dropped, speed, before = [], [], 1.0, kept.seconds
+    if table is not None and kept.seconds is not None:
+        before = table.original(space.site)
+        speed = before / kept.seconds
     for told in kept.options:
         scored = Scored(_candidate(space, told), told.error, told.effect, told.measured)
-        options.append(scored if told.seconds is None else scored.timed(told.seconds))
-    dropped = tuple(
-        Dropped(_candidate(space, told), told.error, told.reason, told.seconds if told.runs else inf)
-        for told in kept.dropped
-    )
-    return Surveyed(space.site, tuple(options), dropped, kept.seconds, kept.reason)
+        options.append(scored if told.seconds is None else scored.timed(speed * told.seconds))
+    for left in kept.dropped:
+        seconds = inf if not left.runs else None if left.seconds is None else speed * left.seconds
+        dropped.append(Dropped(_candidate(space, left), left.error, left.reason, seconds))
+    return Surveyed(space.site, tuple(options), tuple(dropped), before, kept.reason)
 
 
 def _named(space: SearchSpace, candidate: Candidate, seconds: float | None) -> dict[str, object]:
