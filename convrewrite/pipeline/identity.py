@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping
-from uuid import uuid4
 
 from torch import nn
 
@@ -15,8 +14,11 @@ from convrewrite.tuning import TrainingInputs, code_of, fingerprint
 
 NOT_TOLD = (
     "the augmentation holds something of which cannot be told whether it is as it was, such as a lock or an open file: no "
-    "recovery goes on from this checkpoint"
+    "recovery goes on from this one, whose state is not kept"
 )
+
+UNTOLD = "cannot be told"
+"""In place of what identifies an augmentation: it is none of an earlier run, and no later one is the same."""
 
 
 def identity_of(
@@ -53,11 +55,10 @@ def identity_of(
 
 
 def augmentation_of(extras: RecoveryExtras, notes: list[str]) -> str | None:
-    """Identifies the augmentation. One of which that cannot be told is never the same; then ``notes`` says so, where there is a
-    checkpoint."""
+    """Identifies the augmentation; UNTOLD where that cannot be done, and then ``notes`` says so, where a checkpoint was named."""
     if extras.augment is None:
         return None
     found = code_of(extras.augment)
     if found is None and extras.checkpoint is not None:
         notes.append(NOT_TOLD)
-    return found or uuid4().hex
+    return found or UNTOLD

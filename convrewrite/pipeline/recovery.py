@@ -20,7 +20,7 @@ from convrewrite.modules import Snapshot, copy_model, preserved, put_on, surroun
 from convrewrite.onnx_files import Provenance
 from convrewrite.onnx_graph import exporter_of, graph_inputs, regions_of
 from convrewrite.pipeline.at_a_time import examples_at_a_time
-from convrewrite.pipeline.identity import augmentation_of, identity_of
+from convrewrite.pipeline.identity import UNTOLD, augmentation_of, identity_of
 from convrewrite.pipeline.keywords import RecoverKeywords, RecoveryExtras, asked_of, signed
 from convrewrite.pipeline.networks import BoundNetwork, ModelSource, at_home, example_for, network_of
 from convrewrite.pipeline.notes import NOT_MEASURED, NOT_TIMED, NOT_TRIED, unmeasured
@@ -58,7 +58,9 @@ from convrewrite.tuning import (
     accelerated,
     keeps_outputs,
     load_checkpoint,
+    place_aside,
     require_place,
+    set_aside,
     task_of,
 )
 
@@ -206,7 +208,8 @@ def _train(run: Recovering, data: object, processes: Processes) -> tuple[Distill
         augment = augmentation_of(extras, run.notes)
         run_of = identity_of(plan, run.came.model, given, asked, evaluation.meanings, augment)
         training = Training(task, _pace(asked, task.examples.steps_of_epoch), processes, run_of)
-        training.keep, training.tell = _keeper(extras, processes), _teller(extras, asked)
+        training.tell = _teller(extras, asked)
+        training.keep = None if augment == UNTOLD else _keeper(extras, processes)
         distilled = _trained(run, training, keeps_outputs(task, asked.memory))
     place = place_of_model(run.network.model)
     for model in (run.original, run.rewritten):
@@ -275,6 +278,11 @@ def _resumed(run: Recovering, training: Training) -> Checkpoint | None:
     path = run.extras.checkpoint
     if path is None or not run.extras.resume:
         return None
+    if training.processes.index == 0 and (other := set_aside(Path(path), training.run)) is not None:
+        run.notes.append(
+            f"a checkpoint of another recovery, {other.step} steps in, was set aside as "
+            f"{place_aside(Path(path), other.run).name}; that recovery goes on from it, and it may be removed otherwise"
+        )
     found = load_checkpoint(Path(path), training.run, training.task.parameters)
     if found is not None:
         run.notes.append(f"recovery went on from step {found.standing.step}, where an earlier run was ended")

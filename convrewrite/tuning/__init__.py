@@ -1,7 +1,14 @@
 """Train a rewritten model towards the original, without labels. Knows no rule and no plan."""
 
 from convrewrite.tuning.callers_code import code_of
-from convrewrite.tuning.checkpoint import Checkpoint, fingerprint, load_checkpoint, require_place
+from convrewrite.tuning.checkpoint import (
+    Checkpoint,
+    fingerprint,
+    load_checkpoint,
+    place_aside,
+    require_place,
+    set_aside,
+)
 from convrewrite.tuning.distilling import Distilled, Training
 from convrewrite.tuning.examples import Augment
 from convrewrite.tuning.pace import Pace
@@ -25,7 +32,9 @@ __all__ = [
     "joins_others",
     "keeps_outputs",
     "load_checkpoint",
+    "place_aside",
     "refine",
     "require_place",
+    "set_aside",
     "task_of",
 ]

@@ -1,8 +1,10 @@
 """The state of a training in one file, which is written in one step: numbers as safetensors, the rest as JSON in the same file.
 Reading it runs no code."""
 
+import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +86,31 @@ def load_checkpoint(path: Path, run: str, parameters: Mapping[str, Tensor]) -> C
         keys = set(file.keys())
         named = {kind: _tensors(path, file, keys, kind, parameters) for kind in KINDS}
     return Checkpoint(standing, **named)
+
+
+def set_aside(path: Path, run: str) -> Standing | None:
+    """Make ``path`` the place of this ``run``: the checkpoint of another one gets a name of its own beside it, and that of this
+    run, where it was set aside in its turn, comes back. A word of a command that differs must not cost hours of training.
+
+    Returns the standing of what was set aside. Raises UsageError where that fails.
+    """
+    require_place(path)
+    other = _standing(path) if path.exists() else None
+    if other is not None and other.run == run:
+        return None
+    with write_errors(path):
+        if other is not None:
+            require_place(place_aside(path, other.run))
+            os.replace(path, place_aside(path, other.run))
+        own = place_aside(path, run)
+        if own.exists():
+            os.replace(own, path)
+    return other
+
+
+def place_aside(path: Path, run: str) -> Path:
+    """Where the checkpoint of a run lies while ``path`` has another one's: each run has a name of its own, and one only."""
+    return path.with_name(f"{path.name}.{hashlib.sha256(run.encode()).hexdigest()[:8]}")
 
 
 def require_place(path: Path) -> None:

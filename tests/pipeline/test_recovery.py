@@ -188,8 +188,12 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_with_and_other_files_are_lef
     came: tuple[Net, convrewrite.Result], images: Tensor, tmp_path: Path
 ) -> None:
     recovered(came, images, checkpoint=tmp_path / "state", epochs=2)
+    earlier = (tmp_path / "state").read_bytes()
     other = recovered(came, images, checkpoint=tmp_path / "state", epochs=2, seed=5)
     assert "went on" not in " ".join(other.report.notes)
+    [aside] = tmp_path.glob("state.*")
+    assert aside.read_bytes() == earlier != (tmp_path / "state").read_bytes()
+    assert f"was set aside as {aside.name}" in " ".join(other.report.notes)
     (tmp_path / "mine").write_text("my only copy")
     with pytest.raises(UsageError, match="expected a checkpoint of a training, found something else"):
         recovered(came, images, checkpoint=tmp_path / "mine")
