@@ -1,8 +1,8 @@
 """The one place for what belongs to the whole process: patches of torch and Python, streams, loggers, random state, threads.
 
-Everything here happens under one lock, and is as it was once the lock is free again. Meanwhile other threads go on: a patched
-function does for them what it did before, and what they print is shown. Random numbers alone are one state for all: a thread of
-the caller's that draws some meanwhile gets other ones.
+Everything here happens under one lock, and is as it was once the lock is free again, also in a process that another thread forks
+(:mod:`convrewrite.process_lock`). Meanwhile other threads go on: a patched function does for them what it did before, and what they
+print is shown. Random numbers alone are one state for all: a thread of the caller's that draws some meanwhile gets other ones.
 """
 
 import contextlib
@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch.fx import _symbolic_trace
 
 from convrewrite.places import random_sources
+from convrewrite.process_lock import ProcessLock
 from convrewrite.thread_stream import ThreadStream
 from convrewrite.traceable import traceable
 from convrewrite.written_data import WrittenData
 
-_LOCK = threading.RLock()
-"""Lock of what belongs to the process. A thread that holds it may take it again."""
+_LOCK = ProcessLock()
 
 FAKE_TENSORS = "torch._subclasses.fake_tensor"
 """torch's logger of errors while shapes are computed; a forward may catch these itself."""
@@ -61,7 +61,8 @@ MODULES_COMPILED = 1 << 20
 def compiled(stance: str) -> Iterator[None]:
     """How code under ``torch.compile`` behaves inside the block: ``"force_eager"`` runs it uncompiled, ``"default"`` as usual.
     A model that is observed, traced and taken apart would be compiled anew at every step, and parts of this package with it."""
-    with _LOCK, contextlib.ExitStack() as stack:
+    stack = contextlib.ExitStack()
+    with _LOCK.changed(stack.close):
         if "torch._dynamo" in sys.modules:  # otherwise nobody has asked for it, and importing it takes seconds
             stack.enter_context(torch.compiler.set_stance(stance))
             # Modules of one class share one forward: torch compiles it for eight of them, and runs the others uncompiled.
@@ -113,13 +114,15 @@ def safe_path() -> Iterator[None]:
     name = "PYTHONSAFEPATH"
     with _LOCK:
         before = os.environ.get(name)
-        os.environ[name] = "1"
-        try:
-            yield
-        finally:
+
+        def put_back() -> None:
             os.environ.pop(name, None)
             if before is not None:
                 os.environ[name] = before
+
+        with _LOCK.changed(put_back):
+            os.environ[name] = "1"
+            yield
 
 
 @contextlib.contextmanager
@@ -159,7 +162,8 @@ def whole_float32() -> Iterator[None]:
         asked += [(part, "fp32_precision", "ieee") for part in (products, cudnn.conv, cudnn.rnn)]
     else:
         asked += [(part, "allow_tf32", False) for part in (products, cudnn)]
-    with _LOCK, contextlib.ExitStack() as stack:
+    stack = contextlib.ExitStack()
+    with _LOCK.changed(stack.close):
         for owner, name, value in asked:
             stack.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, value)
@@ -169,13 +173,9 @@ def whole_float32() -> Iterator[None]:
 @contextlib.contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     """So many threads for torch, for one caller at a time, as the number belongs to the process."""
-    with _LOCK:
-        before = torch.get_num_threads()
+    with _LOCK, _LOCK.changed(functools.partial(torch.set_num_threads, torch.get_num_threads())):
         torch.set_num_threads(count)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+        yield
 
 
 @contextlib.contextmanager
@@ -230,10 +230,10 @@ def standard_output_closed() -> Iterator[None]:
             return
         nowhere = os.open(os.devnull, os.O_WRONLY)
         try:
-            os.dup2(nowhere, 1)
-            yield
+            with _LOCK.changed(functools.partial(os.dup2, kept, 1)):
+                os.dup2(nowhere, 1)
+                yield
         finally:
-            os.dup2(kept, 1)
             os.close(kept)
             os.close(nowhere)
 
@@ -259,7 +259,7 @@ def quiet(loggers: Sequence[str] = ()) -> Iterator[None]:
             stack.enter_context(_patched(sys, name, ThreadStream(getattr(sys, name))))
         stack.enter_context(no_warnings())
         for logger in map(logging.getLogger, loggers):
-            stack.callback(logger.setLevel, logger.level)
+            stack.enter_context(_LOCK.changed(functools.partial(logger.setLevel, logger.level)))
             logger.setLevel(logging.CRITICAL)
         yield
 
@@ -267,16 +267,18 @@ def quiet(loggers: Sequence[str] = ()) -> Iterator[None]:
 @contextlib.contextmanager
 def _patched(owner: Any, name: str, value: Any) -> Iterator[None]:
     before, inherited = getattr(owner, name), name not in vars(owner)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
+
+    def put_back() -> None:
         if getattr(owner, name) is not value:  # somebody else has replaced it meanwhile
             pass
         elif inherited:
             delattr(owner, name)
         else:
             setattr(owner, name, before)
+
+    with _LOCK.changed(put_back):
+        setattr(owner, name, value)
+        yield
 
 
 @contextlib.contextmanager
@@ -363,9 +365,8 @@ def _settings_kept() -> Iterator[None]:
     names = [name for name, logger in logging.root.manager.loggerDict.items() if isinstance(logger, logging.Logger)]
     loggers = [logging.root, *map(logging.getLogger, names)]
     states = [(logger, logger.level, logger.disabled, logger.propagate, list(logger.handlers)) for logger in loggers]
-    try:
-        yield
-    finally:
+
+    def put_back() -> None:
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         if torch.get_default_dtype() != dtype:
@@ -378,3 +379,6 @@ def _settings_kept() -> Iterator[None]:
             logger.disabled, logger.propagate = disabled, propagate
             if logger.handlers != handlers:
                 logger.handlers[:] = handlers
+
+    with _LOCK.changed(put_back):
+        yield

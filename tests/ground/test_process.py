@@ -1,8 +1,11 @@
 """What belongs to the process is given back as it was, whatever threads and modes the caller has."""
 
 import builtins
+import contextlib
 import logging
+import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -261,6 +264,30 @@ def test_what_another_thread_prints_and_warns_of_is_shown(capsys: pytest.Capture
     assert isinstance(found[0], UserWarning)  # warnings are errors here
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("another thread\n", "")
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork")
+def test_a_process_forked_meanwhile_neither_waits_nor_keeps_what_the_thread_changed() -> None:
+    inside, leave, before = threading.Event(), threading.Event(), process_state()
+    logger = logging.getLogger("of a runtime")
+
+    def work(_index: int) -> None:
+        with at_work(0), quiet([logger.name]), exporting(NOISY_LOGGERS), torch_threads(3):
+            inside.set()
+            leave.wait()
+
+    thread = threading.Thread(target=in_threads, args=(work, 1))
+    thread.start()
+    inside.wait()
+    if (child := os.fork()) == 0:
+        signal.alarm(5)  # ends it where it waits
+        with contextlib.suppress(BaseException), at_work(1):
+            now = process_state()
+            os._exit(sum(now[name] != before[name] for name in before if name != "draws") + logger.level)
+        os._exit(99)
+    leave.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_one_thread_works_at_a_time_and_may_come_again() -> None:
