@@ -256,7 +256,9 @@ def quiet(loggers: Sequence[str] = ()) -> Iterator[None]:
     """Show nothing that this thread prints or warns of, and nothing of these loggers."""
     with _LOCK, contextlib.ExitStack() as stack:
         for name in ("stdout", "stderr"):
-            stack.enter_context(_patched(sys, name, ThreadStream(getattr(sys, name))))
+            stream = ThreadStream(getattr(sys, name))
+            stack.enter_context(_LOCK.changed(stream.release))
+            stack.enter_context(_patched(sys, name, stream))
         stack.enter_context(no_warnings())
         for logger in map(logging.getLogger, loggers):
             stack.enter_context(_LOCK.changed(functools.partial(logger.setLevel, logger.level)))

@@ -6,12 +6,17 @@ from typing import IO
 
 
 class ThreadStream(io.TextIOBase):
-    """Swallows what the thread that made it writes; other threads write to the original stream."""
+    """Swallows what the thread that made it writes, until it is released; other threads write to the original stream."""
 
     def __init__(self, original: IO[str] | None) -> None:
         super().__init__()
         self._original = original
-        self._owner = threading.get_ident()
+        self._owner: int | None = threading.get_ident()
+
+    def release(self) -> None:
+        """From here on all is written to the original: another thread that took this stream for the process's own, as
+        ``redirect_stdout`` does, may put it back later."""
+        self._owner = None
 
     def _target(self) -> IO[str] | None:
         return None if threading.get_ident() == self._owner else self._original

@@ -2,6 +2,7 @@
 
 import builtins
 import contextlib
+import io
 import logging
 import os
 import random
@@ -264,6 +265,15 @@ def test_what_another_thread_prints_and_warns_of_is_shown(capsys: pytest.Capture
     assert isinstance(found[0], UserWarning)  # warnings are errors here
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("another thread\n", "")
+
+
+def test_a_stream_that_another_thread_puts_back_later_is_no_longer_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    redirected = contextlib.redirect_stdout(io.StringIO())
+    with quiet():
+        in_threads(lambda _index: redirected.__enter__(), 1)
+    in_threads(lambda _index: redirected.__exit__(None, None, None), 1)
+    print("afterwards")
+    assert capsys.readouterr().out == "afterwards\n"
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork")
