@@ -2,6 +2,7 @@
 
 from convrewrite.graph.calls import SITE_TYPES, spec_of
 from convrewrite.graph.finding import find, on_other_paths
+from convrewrite.graph.in_place import may_change, memory_of, tensors_in
 from convrewrite.graph.lifting import Lifted, lift, lift_notes, needed_lifts
 from convrewrite.graph.lifts import Lift, apply_lifts
 from convrewrite.graph.sites import BATCH_NORMS, Site
@@ -22,7 +23,10 @@ __all__ = [
     "given_to",
     "lift",
     "lift_notes",
+    "may_change",
+    "memory_of",
     "needed_lifts",
     "on_other_paths",
     "spec_of",
+    "tensors_in",
 ]

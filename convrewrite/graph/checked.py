@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from convrewrite.errors import TraceError
 from convrewrite.graph.arguments import GivenToParts, named_values
 from convrewrite.graph.sized import trace_sized
+from convrewrite.graph.stateful import keeps_state, writes_unforeseen
 from convrewrite.graph.tracing import Traced, joined, trace
 from convrewrite.inputs import Inputs, enlarged, varied
 from convrewrite.modules import alike, hooked, named_outputs, run
@@ -34,17 +35,22 @@ def follow(model: nn.Module, inputs: Inputs) -> Traced:
     found = _checked(trace(model, len(inputs), given=given), given)
     sized = _sized(model, inputs) if found.whole is None else None
     followed = found if sized is None else replace(sized, unsized=found.parts)
-    return replace(followed, draws=_draws(model, inputs))
+    if followed.whole is None:
+        return followed
+    if keeps_state(followed.whole):
+        return replace(followed, stateful=True)
+    return _told_of_its_run(followed, followed.whole, inputs)
 
 
-def _draws(model: nn.Module, inputs: Inputs) -> bool:
-    """Whether the model draws random numbers."""
+def _told_of_its_run(followed: Traced, whole: fx.GraphModule, inputs: Inputs) -> Traced:
+    """With what one more run of the whole graph shows of it."""
+    stateful = False
     try:
-        with nothing_drawn(), torch.no_grad():
-            model(*(tensor.clone() for tensor in inputs))
+        with nothing_drawn():
+            stateful = writes_unforeseen(whole, inputs)
     except RuntimeError:
-        return True
-    return False
+        return replace(followed, draws=True)
+    return replace(followed, stateful=stateful)
 
 
 def _checked(traced: Traced, given: GivenToParts) -> Traced:

@@ -36,13 +36,15 @@ class Traced:
 
     ``lost``: the parts that could not be followed and hold convolutions. ``unsized``: if the whole was followed for inputs of
     one size, the graphs of its parts that hold for any size; None: all graphs do. ``draws``: whether the model draws random
-    numbers, so that two runs are alike only from their beginning on.
+    numbers, so that two runs are alike only from their beginning on. ``stateful``: whether its nodes, or its runs, may hand on
+    something beside its graph. Neither is found out where there is no whole graph.
     """
 
     parts: dict[str, fx.GraphModule]
     lost: tuple[str, ...]
     unsized: Mapping[str, fx.GraphModule] | None = None
     draws: bool = False
+    stateful: bool = False
 
     @property
     def whole(self) -> fx.GraphModule | None:

@@ -2,7 +2,8 @@
 
 With a graph of the whole model, activations are kept from site to site, so each layer runs once per stream however many sites
 there are. Without a graph, or for a site with several calls, the model is run again for that site; so is one that draws random
-numbers, as two runs draw the same only from their beginning on. Activations beyond a memory limit wait on disk.
+numbers, as two runs draw the same only from their beginning on, and one that may hand on something beside its graph, in which
+batches would mix. Activations beyond a memory limit wait on disk.
 """
 
 from collections.abc import Iterator, Sequence
@@ -57,7 +58,7 @@ class Propagation:
         self._streams: Streams | None = None
         self._passed: list[tuple[Site, nn.Module | None]] = []
         give_back_heap()
-        if traced.whole is not None and not traced.draws:
+        if traced.whole is not None and not traced.draws and not traced.stateful:
             self._streams = Streams(traced.whole, sites, batches, self._for_activations(0))
             for site in sites:
                 if _folds(model, site):

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from convrewrite.conv import Size, planar
-from convrewrite.graph import Site, execute, given_to
+from convrewrite.graph import Site, execute, given_to, may_change, memory_of, tensors_in
 from convrewrite.inputs import Inputs
-from convrewrite.rewriting.in_place import may_change, memory_of
 from convrewrite.rewriting.samples import Sample
 from convrewrite.rewriting.store import Store, StoredValue
 from convrewrite.state import address_of
@@ -274,7 +273,7 @@ def _shared(values: dict[fx.Node, Any]) -> set[fx.Node]:
     """The nodes whose memory another node's value holds too, as a view or after work in place."""
     owners: dict[int, set[fx.Node]] = defaultdict(set)
     for node, value in values.items():
-        for tensor in _tensors(value):
+        for tensor in tensors_in(value):
             owners[address_of(tensor)].add(node)
     return {node for place, nodes in owners.items() if place and len(nodes) > 1 for node in nodes}
 
@@ -295,14 +294,7 @@ def _apart(
 
 def _places(values: Iterable[Any]) -> set[int]:
     """Where the memory of all tensors in the values begins."""
-    return {address_of(tensor) for value in values for tensor in _tensors(value)} - {0}
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    """The tensors in a value, which may be a tuple, a list or a dictionary of others."""
-    found: list[Tensor] = []
-    fx.node.map_aggregate(value, lambda part: found.append(part) if isinstance(part, Tensor) else None)
-    return found
+    return {address_of(tensor) for value in values for tensor in tensors_in(value)} - {0}
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

@@ -1,10 +1,13 @@
 """A graph that computes something else than its module is dropped, with nothing else lost."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from networks import Calls, Chain, Residual, settled
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 
 from convrewrite import optimize
 from convrewrite.errors import TraceError
@@ -181,3 +184,97 @@ def test_a_part_is_followed_with_all_that_it_is_given_but_no_constant_is_taken_f
     assert "switched" in traced.lost
     folded = {site.name: site.batch_norm for site in find_sites(model, (X,), traced) if site.batch_norm}
     assert folded == {f"{name}.conv": f"{name}.norm" for name in ("first", "second", "plain")}
+
+
+def depthwise(m: Calls, x: Tensor) -> Tensor:
+    """An inverted residual, its branch scaled by a parameter: the sum is made in place in what comes of the parameter."""
+    x = m.act(m.stem(x))
+    y = m.scale * m.project(m.act(m.spatial(x)))
+    y += x
+    return m.act(y)
+
+
+def dense(m: Calls, x: Tensor) -> Tensor:
+    x = F.relu_(m.stem(x))
+    return m.project(F.avg_pool2d(torch.cat([x, F.dropout(m.spatial(x), training=m.training)], 1)[:, :8], 2))
+
+
+def layers() -> dict[str, nn.Module]:
+    shapes = {"stem": nn.Conv2d(3, 8, 3, 2, 1), "spatial": nn.Conv2d(8, 8, 3, 1, 1, groups=8)}
+    return shapes | {"project": nn.Conv2d(8, 8, 1), "act": nn.ReLU6(inplace=True)}
+
+
+def scaled() -> Calls:
+    model = Calls(depthwise, **layers())
+    model.scale = nn.Parameter(torch.ones(8, 1, 1))
+    return model
+
+
+ORDINARY = {
+    "resnet": Residual,
+    "mobilenet": scaled,
+    "densenet": lambda: Calls(dense, **layers()),
+    "weight norm": lambda: nn.Sequential(weight_norm(nn.Conv2d(3, 4, 3)), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3)),
+    "operators": lambda: Calls(
+        lambda m, x: m.last(torch.ops.aten.relu_(m.first(x))), first=nn.Conv2d(3, 4, 3), last=nn.Conv2d(4, 4, 3)
+    ),
+}
+
+
+@pytest.mark.parametrize("make", ORDINARY.values(), ids=ORDINARY)
+def test_ordinary_networks_hand_nothing_on_beside_their_graph(make: Callable[[], nn.Module]) -> None:
+    traced = follow(settled(make()), (X,))
+    assert traced.whole is not None
+    assert not traced.draws
+    assert not traced.stateful
+
+
+class Asked(nn.Module):
+    """No graph of it can be made, as it asks for a number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if float(x.detach().mean()) > -1e9 else x * 2
+
+
+LIBRARY = torch.library.Library("convrewrite_tests", "DEF")
+LIBRARY.define("rectify(Tensor(a!) x) -> ()")
+
+
+@torch.library.impl(LIBRARY, "rectify", "CPU")  # type: ignore[untyped-decorator]
+def rectify(x: Tensor) -> None:
+    x.clamp_(min=0)
+
+
+def rectified(m: Calls, x: Tensor) -> Tensor:
+    torch.ops.convrewrite_tests.rectify(y := m.first(x))
+    return m.last(y)
+
+
+def shifted(m: Calls, x: Tensor) -> Tensor:
+    torch.add(m.first(x), 1.0, out=m.space)
+    return m.last(m.space)
+
+
+def of_its_own(**changes: object) -> nn.Module:
+    """A layer of torch with attributes of its own."""
+    layer = nn.ReLU()
+    vars(layer).update(changes)
+    return layer
+
+
+def stateful(make: Callable[[Calls, Tensor], Tensor] | nn.Module) -> nn.Module:
+    first, last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+    if isinstance(make, nn.Module):
+        return nn.Sequential(first, make, last)
+    model = Calls(make, first=first, last=last)
+    model.register_buffer("space", torch.zeros(1, 4, 10, 10))
+    return model
+
+
+@pytest.mark.parametrize("make", [rectified, shifted, Asked(), of_its_own(forward=F.silu)])
+def test_what_may_keep_something_and_what_writes_to_the_model_is_noted(
+    make: Callable[[Calls, Tensor], Tensor] | nn.Module,
+) -> None:
+    traced = follow(stateful(make).eval(), (X,))
+    assert traced.whole is not None
+    assert traced.stateful

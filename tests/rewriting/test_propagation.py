@@ -21,13 +21,14 @@ from networks import (
     relative,
     settled,
 )
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from convrewrite.conv import Kind
 from convrewrite.errors import FitError
 from convrewrite.fitting.moments import Accumulator
 from convrewrite.fitting.stages import fit
+from convrewrite.graph.checked import follow
 from convrewrite.graph.sites import Site, find_sites
 from convrewrite.graph.tracing import Traced, trace
 from convrewrite.inputs import Inputs
@@ -393,6 +394,58 @@ def test_a_convolution_in_a_skip_connection_under_two_names() -> None:
     data = batches()
     sites = active_sites(model, data[0])
     walk = Propagation(model, trace(model), sites, data, PLENTY)
+    for site in sites:
+        assert_samples_are_right(list(walk.samples(site)), walk, site, data)
+        walk.replace(site, disturbed(model, site))
+    walk.close()
+
+
+# --- what is handed on beside the graph
+
+
+def with_a_hooked_skip() -> nn.Module:
+    """Two hooks on layers of torch make a skip connection, through a dictionary."""
+    layers = (nn.Identity(), conv(3, 4), nn.ReLU(), conv(4, 4), nn.Identity(), conv(4, 4))
+    model, kept = nn.Sequential(*layers), dict[str, Tensor]()
+    model[1].register_forward_hook(lambda _module, _args, output: kept.update(skip=output))
+    model[4].register_forward_hook(lambda _module, _args, output: output + kept["skip"])
+    return model
+
+
+def with_a_workspace() -> nn.Module:
+    def forward(model: Calls, x: Tensor) -> Tensor:
+        model.space.copy_(x)
+        return model.last(torch.cat([model.stem(x), model.space], 1))
+
+    model = Calls(forward, stem=conv(3, 4), last=conv(7, 4))
+    model.register_buffer("space", torch.zeros(2, 3, 12, 12))
+    return model
+
+
+def with_a_clamping_hook() -> nn.Module:
+    model = Calls(lambda m, x: m.last(m.act(y := m.stem(x))) + y, stem=conv(3, 4), act=nn.Identity(), last=conv(4, 4))
+    model.act.register_forward_pre_hook(lambda _module, args: (args[0].clamp_(0),))
+    return model
+
+
+@fx.wrap  # type: ignore[untyped-decorator]
+def rectify(x: Tensor) -> Tensor:
+    return x.clamp_(0)
+
+
+def with_a_function_of_its_own() -> nn.Module:
+    return Calls(lambda m, x: m.last(rectify(y := m.stem(x))) + y, stem=conv(3, 4), last=conv(4, 4))
+
+
+STATEFUL = [with_a_hooked_skip, with_a_workspace, with_a_clamping_hook, with_a_function_of_its_own]
+
+
+@pytest.mark.parametrize("make", STATEFUL)
+def test_what_is_handed_on_beside_the_graph_is_of_the_same_batch_and_network(make: Callable[[], nn.Module]) -> None:
+    model, data = settled(make().double()), batches()
+    traced, sites = follow(model, data[0]), active_sites(model, data[0])
+    assert traced.whole is not None
+    walk = Propagation(model, traced, sites, data, PLENTY)
     for site in sites:
         assert_samples_are_right(list(walk.samples(site)), walk, site, data)
         walk.replace(site, disturbed(model, site))
