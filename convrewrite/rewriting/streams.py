@@ -40,7 +40,7 @@ class Streams:
         self._order = {node: i for i, node in enumerate(self._nodes)}
         self._last_use = _last_uses(self._nodes)
         self._calls = {site.name: _calls(self._nodes, self._modules, site.name) for site in sites}
-        self._stops = sorted(positions[0] for positions in self._calls.values() if len(positions) == 1)
+        self._stops = sorted(position for positions in self._calls.values() for position in positions)
         self._position = 0
         self._reached = [0] * len(batches)
         self._original: list[dict[fx.Node, StoredValue]] = [{} for _ in batches]

@@ -400,6 +400,18 @@ def test_a_convolution_in_a_skip_connection_under_two_names() -> None:
     walk.close()
 
 
+def test_a_kept_site_may_stand_before_one_that_is_called_twice() -> None:
+    model = settled(Calls(lambda m, x: m.c(m.b(torch.tanh(m.b(m.a(x))))), a=conv(), b=conv(), c=conv()).double())
+    data = batches()
+    sites = active_sites(model, data[0])
+    walk = Propagation(model, trace(model), sites, data, PLENTY)
+    for site in sites:
+        assert_samples_are_right(list(walk.samples(site)), walk, site, data)
+        if site.name != "a":
+            walk.replace(site, disturbed(model, site))
+    walk.close()
+
+
 # --- what is handed on beside the graph
 
 
