@@ -19,6 +19,7 @@ from convrewrite.layers import DynamicConv2d
 from convrewrite.meanings import Meaning, along_axis, scales_of
 from convrewrite.modules import copy_model, hooked, named_outputs
 from convrewrite.places import in_float64, out_of_memory
+from convrewrite.process import quiet
 
 SHARE = 0.4
 """The share of F in the weights; the rest is the identity."""
@@ -94,7 +95,8 @@ def _backward(
     model: nn.Module, inputs: Inputs, meanings: Mapping[str, Meaning], anchor: Tensor, generator: torch.Generator
 ) -> None:
     with torch.enable_grad():
-        outputs = named_outputs(model(*(tensor.clone() for tensor in inputs)))  # the model may change them in place
+        with quiet():  # a graph module prints where it fails
+            outputs = named_outputs(model(*(tensor.clone() for tensor in inputs)))  # the model may change them in place
         felt = {
             name: tensor
             for name, tensor in outputs.items()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 import torch
 from networks import Branching, CalledTwice, Calls, Chain, NineKinds, Residual, natural, settled, state_bytes
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from convrewrite.calibration.batches import Calibration
@@ -275,6 +275,15 @@ def test_a_model_that_cannot_be_differentiated_has_no_weights(name: str) -> None
     with torch.no_grad():
         model(*example)
     assert weights_of(model, [site], batches(), SEED) == {}
+
+
+def test_nothing_is_printed_where_a_graph_cannot_be_differentiated(capsys: pytest.CaptureFixture[str]) -> None:
+    def forward(m: Calls, x: Tensor) -> Tensor:
+        return m.last(torch.add(y := m.first(x), 1.0, out=torch.empty_like(y)))
+
+    model = fx.symbolic_trace(Calls(forward, first=nn.Conv2d(3, 6, 3), last=nn.Conv2d(6, 5, 3)).double().eval())
+    assert output_weights(model, sites_of(model), batches(), SEED) == {}
+    assert capsys.readouterr() == ("", "")
 
 
 def test_frozen_sites_behind_what_has_no_derivative_have_weights() -> None:
