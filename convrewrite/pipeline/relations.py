@@ -46,7 +46,8 @@ def relation_of(a: object, b: object, names: tuple[str, str]) -> Relation:
     ONNX model are taken for the same model, and two of one kind for different ones."""
     written = _provenance(a), _provenance(b)
     if written[0] is not None and written[1] is not None:
-        return _of_two_results(written[0], written[1], names)
+        made = _one_of_the_other((a, b), (written[0], written[1]), names)
+        return made or _of_two_results(written[0], written[1], names)
     for this, other, mine, others in ((b, a, 1, 0), (a, b, 0, 1)):
         provenance = written[mine]
         if provenance is not None and this is not other:
@@ -60,12 +61,11 @@ def _provenance(runner: object) -> Provenance | None:
 
 
 def _of_one_result(provenance: Provenance, other: object, name: str, other_name: str) -> Relation:
-    said = f"{name} is a rewritten model (convrewrite {provenance.tool_version})"
-    made = f"{said}, made from {other_name}: it approximates it, fidelity is what counts"
-    if isinstance(other, OnnxModel) and provenance.file and Path(other.where).is_file():
-        if digest_of(Path(other.where)) == provenance.file:
-            return Relation("fidelity", made)
-        return Relation("fidelity", said, _stranger(name, other_name))
+    said = _said(provenance, name)
+    made = _made(provenance, name, other_name)
+    known = _is_file_of(provenance, other)
+    if known is not None:
+        return made if known else Relation("fidelity", said, _stranger(name, other_name))
     if not isinstance(other, nn.Module) or provenance.file:  # nothing is known of a model from memory either
         return Relation("fidelity", f"{said}: it approximates its original, fidelity is what counts")
     found = str(Fingerprint.of(other))
@@ -75,8 +75,24 @@ def _of_one_result(provenance: Provenance, other: object, name: str, other_name:
     if found == provenance.result:
         return Relation("parity", f"{said}, and {other_name} holds the same weights")
     if found == provenance.original:
-        return Relation("fidelity", made)
+        return made
     return Relation("fidelity", said, _stranger(name, other_name))
+
+
+def _is_file_of(provenance: Provenance, other: object) -> bool | None:
+    """Whether a result was made from the file that ``other`` was opened from; None where that cannot be known."""
+    if not (isinstance(other, OnnxModel) and provenance.file and Path(other.where).is_file()):
+        return None
+    return digest_of(Path(other.where)) == provenance.file
+
+
+def _said(provenance: Provenance, name: str) -> str:
+    return f"{name} is a rewritten model (convrewrite {provenance.tool_version})"
+
+
+def _made(provenance: Provenance, name: str, other_name: str) -> Relation:
+    said = _said(provenance, name)
+    return Relation("fidelity", f"{said}, made from {other_name}: it approximates it, fidelity is what counts")
 
 
 def _stranger(name: str, other: str) -> str:
@@ -84,6 +100,17 @@ def _stranger(name: str, other: str) -> str:
         f"{name}: was rewritten from another model than {other}, whose tensors or weights are others; give the model it "
         "was made from, or say what to expect of the two (--expect fidelity, --expect parity)"
     )
+
+
+def _one_of_the_other(
+    runners: tuple[object, object], written: tuple[Provenance, Provenance], names: tuple[str, str]
+) -> Relation | None:
+    """The relation of a result and a result that was made from it, by its file or by its weights; None where neither was."""
+    for mine, others in ((1, 0), (0, 1)):
+        of_weights = written[mine].original == written[others].result != written[mine].result
+        if of_weights or _is_file_of(written[mine], runners[others]):
+            return _made(written[mine], names[mine], names[others])
+    return None
 
 
 def _of_two_results(first: Provenance, second: Provenance, names: tuple[str, str]) -> Relation:

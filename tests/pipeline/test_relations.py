@@ -1,6 +1,7 @@
 """How two models that are compared are related, and what is expected of them for that."""
 
 import re
+from pathlib import Path
 
 import onnx
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from convrewrite import runtime, verify
 from convrewrite.errors import UsageError
-from convrewrite.onnx_files import OnnxModel, Provenance, mark_form
+from convrewrite.onnx_files import OnnxModel, Provenance, digest_of, mark_form
 from convrewrite.pipeline import comparing
 from convrewrite.pipeline.relations import relation_of
 from convrewrite.planning import Fingerprint
@@ -21,7 +22,7 @@ OWN = str(Fingerprint.of(MODULE))
 SAID = r"^b is a rewritten model \(convrewrite 9\.9\)"
 
 
-def file(original: str = "", result: str = "", form: str = "", quantised: bool = False) -> OnnxModel:
+def serialized(original: str = "", result: str = "", form: str = "", quantised: bool = False, file: str = "") -> bytes:
     """A file that says that it was rewritten, or without arguments nothing."""
     entries = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
     made = helper.make_model(
@@ -29,12 +30,17 @@ def file(original: str = "", result: str = "", form: str = "", quantised: bool =
         opset_imports=[helper.make_opsetid("", 18)], ir_version=9,
     )  # fmt: skip
     if original or result:
-        helper.set_model_props(made, Provenance(original, result, "9.9").metadata())
+        helper.set_model_props(made, Provenance(original, result, "9.9", file=file).metadata())
     if quantised:
         made.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")
     if form:
         mark_form(made, form)
-    return OnnxModel(made.SerializeToString())
+    return bytes(made.SerializeToString())
+
+
+def file(original: str = "", result: str = "", form: str = "", quantised: bool = False) -> OnnxModel:
+    """The same, opened."""
+    return OnnxModel(serialized(original, result, form, quantised))
 
 
 PLAIN, RESULT, INT8, HALF = file(), file("o", OWN), file("o", OWN, "int8"), file("o", OWN, "half")
@@ -69,6 +75,17 @@ def test_models_that_were_rewritten_from_others_are_strangers() -> None:
         )
     two = relation_of(RESULT, file("p", "r"), NAMES)
     assert str(two.stranger).startswith("b: was rewritten from another model than a")
+
+
+def test_a_result_of_a_result_is_known_by_the_file_or_the_weights(tmp_path: Path) -> None:
+    path = tmp_path / "first.onnx"
+    path.write_bytes(serialized("o", "r"))
+    for second in (OnnxModel(serialized("s", "t", file=digest_of(path))), file("r", "t")):
+        for pair, said in (((OnnxModel(path), second), "b is"), ((second, OnnxModel(path)), "a is")):
+            relation = relation_of(*pair, NAMES)
+            assert relation.stranger is None and relation.expected == "fidelity"
+            assert str(relation.note).startswith(said) and "made from" in str(relation.note)
+    assert relation_of(OnnxModel(path), OnnxModel(serialized("s", "t", file="0" * 64)), NAMES).stranger is not None
 
 
 def test_a_form_is_said_once_and_only_of_rewritten_files() -> None:
