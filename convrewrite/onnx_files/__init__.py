@@ -5,7 +5,7 @@ from convrewrite.onnx_files.model import ELEMENT_TYPES, OnnxModel, Runner, input
 from convrewrite.onnx_files.opsets import opset_of, require_opset
 from convrewrite.onnx_files.placing import file_of_weights, is_weights_of, new_name_of_weights, place, size_of
 from convrewrite.onnx_files.probing import require_well_behaved
-from convrewrite.onnx_files.provenance import Provenance, digest_of, mark_form
+from convrewrite.onnx_files.provenance import Provenance, digest_of, mark_form, set_metadata
 from convrewrite.onnx_files.running import PATIENCE, run_within
 from convrewrite.onnx_files.sessions import open_session
 
@@ -28,6 +28,7 @@ __all__ = [
     "require_opset",
     "require_well_behaved",
     "run_within",
+    "set_metadata",
     "size_of",
     "tensors",
 ]

@@ -252,9 +252,9 @@ def test_branches_are_added_in_every_version_of_the_operators(opset: int) -> Non
     assert [n.op_type for n in after.graph.node][-2] == ("Sum" if opset < 7 else "Add")
 
 
-def test_metadata_is_added_and_entries_of_its_keys_are_replaced(tmp_path: Path) -> None:
+def test_metadata_is_added_and_entries_of_its_keys_and_our_own_are_replaced(tmp_path: Path) -> None:
     model = small()
-    for key, text in (("ours", "old"), ("theirs", "stays"), ("ours", "older")):
+    for key, text in (("ours", "old"), ("theirs", "stays"), ("convrewrite.form", "half"), ("ours", "older")):
         model.metadata_props.add(key=key, value=text)
     path = tmp_path / "result.onnx"
     assert write_rewritten(file_of(model), [], path, {"ours": "new", "more": "1"}) == ()
