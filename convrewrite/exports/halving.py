@@ -46,8 +46,7 @@ def halved(model: onnx.ModelProto, feeds: Sequence[Feed]) -> Halved:
     if not any(weight.data_type == TensorProto.FLOAT for weight in _weights(model.graph)):
         raise ExportError("expected float32 weights to halve, found none")
     _take_weights_from_inputs(model)
-    for index, node in enumerate(model.graph.node):
-        node.name = node.name or f"node_{index}"
+    _name_nodes(model.graph)
     large = _large(model, feeds)
     kept = tuple(node.name for node in model.graph.node if large & {*node.input, *node.output})
     own, nodes = {node.name for node in model.graph.node}, len(model.graph.node)
@@ -69,6 +68,17 @@ def _take_weights_from_inputs(model: onnx.ModelProto) -> None:
     del model.graph.input[:]
     model.graph.input.extend(left)
     model.ir_version = max(model.ir_version, SEPARATE)
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Name nodes without a name after their positions: those that stay float32 are given to the converter by their names."""
+    taken = {node.name for node in graph.node}
+    for index, node in enumerate(graph.node):
+        name = node.name or f"node_{index}"
+        while not node.name and name in taken:
+            name += "_"
+        node.name = name
+        taken.add(name)
 
 
 def _weights(graph: onnx.GraphProto) -> Iterator[TensorProto]:

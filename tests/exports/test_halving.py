@@ -51,6 +51,13 @@ def half_of(model: onnx.ModelProto, x: Tensor, folder: Path) -> tuple[onnx.Model
     return onnx.load(str(half)), made, expected, torch.as_tensor(found)
 
 
+def test_nodes_without_names_get_names_that_no_other_node_has(tmp_path: Path) -> None:
+    model = scaled()
+    model.graph.node[0].name = "node_3"  # the fourth node has none
+    made, _, _, _ = half_of(model, images(2), tmp_path)
+    assert {"node_3", "rectified"} <= {node.name for node in made.graph.node}
+
+
 def test_weights_are_halved_and_inputs_and_outputs_stay(tmp_path: Path) -> None:
     made, told, expected, found = half_of(scaled(), images(6), tmp_path)
     kinds = {weight.data_type for weight in made.graph.initializer}
