@@ -1,6 +1,6 @@
 """ONNX files as files: what they may ask for, opened and tried out safely, run, and put in their places."""
 
-from convrewrite.onnx_files.contents import tensors
+from convrewrite.onnx_files.contents import read_model, tensors
 from convrewrite.onnx_files.model import ELEMENT_TYPES, OnnxModel, Runner, inputs_of, outputs_of
 from convrewrite.onnx_files.opsets import opset_of, require_opset
 from convrewrite.onnx_files.placing import file_of_weights, is_weights_of, new_name_of_weights, place, size_of
@@ -25,6 +25,7 @@ __all__ = [
     "opset_of",
     "outputs_of",
     "place",
+    "read_model",
     "require_opset",
     "require_well_behaved",
     "run_within",

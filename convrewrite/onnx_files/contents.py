@@ -42,7 +42,7 @@ def require_self_contained(path: Path) -> None:
             "weights in a second file"
         )
     try:
-        model = _loaded(path)
+        model = read_model(path)
     except Exception:  # protobuf and onnx raise errors of many kinds
         _require_no_other(path)
         return
@@ -59,7 +59,7 @@ def require_self_contained(path: Path) -> None:
 
 def without_shape(source: Path | bytes) -> set[str]:
     """The tensors among the inputs for which not even the number of axes is stated. onnxruntime has opened the file before."""
-    model = onnx.load_from_string(source) if isinstance(source, bytes) else _loaded(source)
+    model = onnx.load_from_string(source) if isinstance(source, bytes) else read_model(source)
     entries = [entry for entry in model.graph.input if entry.type.HasField("tensor_type")]
     return {entry.name for entry in entries if not entry.type.tensor_type.HasField("shape")}
 
@@ -67,14 +67,14 @@ def without_shape(source: Path | bytes) -> set[str]:
 def files_beside(path: Path) -> set[Path]:
     """The other files in which an ONNX file says that numbers of it lie: of its graph, of graphs inside of nodes, and of
     attributes."""
-    outside = [tensor for tensor in tensors(_loaded(path)) if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    outside = [tensor for tensor in tensors(read_model(path)) if tensor.data_location == onnx.TensorProto.EXTERNAL]
     return {path.parent / entry.value for one in outside for entry in one.external_data if entry.key == "location"}
 
 
-def _loaded(path: Path) -> onnx.ModelProto:
+def read_model(path: str | Path, *, weights: bool = False) -> onnx.ModelProto:
     """The model as onnxruntime reads it, whatever the suffix: onnx takes files of some suffixes for text, and cannot read
-    them."""
-    return onnx.load(str(path), format="protobuf", load_external_data=False)
+    them. ``weights``: also those that lie in other files."""
+    return onnx.load(str(path), format="protobuf", load_external_data=weights)
 
 
 def _require_beside(path: Path, tensor: onnx.TensorProto) -> None:

@@ -7,7 +7,7 @@ import onnx
 from torch import Tensor
 
 from convrewrite.inputs import Inputs, varied
-from convrewrite.onnx_files import OnnxModel
+from convrewrite.onnx_files import OnnxModel, read_model
 from convrewrite.onnx_graph.example_axis import ExampleAxis
 from convrewrite.onnx_graph.file import OnnxFile
 from convrewrite.onnx_graph.observing import Observer, with_outputs
@@ -24,7 +24,7 @@ def comparable(runners: tuple[OnnxModel, OnnxModel], inputs: Inputs) -> tuple[On
     Both were opened and run on ``inputs`` before, so they are known to take these, and to end.
     """
     paths = [Path(runner.where) for runner in runners]
-    models = [onnx.load(str(path), load_external_data=False) for path in paths]
+    models = [read_model(path) for path in paths]
     put_in_order(models[0].graph)
     if not any(_chooses(model.graph) for model in models):
         return None

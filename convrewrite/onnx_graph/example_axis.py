@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import onnx
 from torch import Tensor
 
-from convrewrite.onnx_files import OnnxModel
+from convrewrite.onnx_files import OnnxModel, read_model
 from convrewrite.onnx_graph.views import names_used
 
 IMAGE_AXES = 3
@@ -54,7 +54,7 @@ class ExampleAxis:
 
 
 def _model_of(source: onnx.ModelProto | OnnxModel) -> onnx.ModelProto:
-    return source if isinstance(source, onnx.ModelProto) else onnx.load(source.where, load_external_data=False)
+    return source if isinstance(source, onnx.ModelProto) else read_model(source.where)
 
 
 def _length(tensor: Tensor) -> int:

@@ -8,7 +8,7 @@ import onnx
 
 from convrewrite.errors import ModelLoadError, VerificationError
 from convrewrite.folders import Scratch, temporary
-from convrewrite.onnx_files import OnnxModel, tensors
+from convrewrite.onnx_files import OnnxModel, read_model, tensors
 from convrewrite.onnx_graph.file import OnnxFile
 from convrewrite.onnx_graph.ordering import put_in_order
 from convrewrite.onnx_graph.walks import graphs_of, with_inner
@@ -47,7 +47,7 @@ def open_onnx(source: str | Path | onnx.ModelProto, *, trust: bool = False, seco
         )
     try:
         session = OnnxModel(path, probe=seconds, trust=trust)
-        model = onnx.load(str(path), load_external_data=False)
+        model = read_model(path)
         _require_text(model)
         reordered = put_in_order(model.graph)
     except VerificationError as error:

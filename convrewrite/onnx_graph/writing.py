@@ -4,14 +4,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 from torch import nn
 
 from convrewrite.errors import ModelLoadError, UsageError
 from convrewrite.inputs import Inputs
 from convrewrite.layers import SumOfBranches
-from convrewrite.onnx_files import OnnxModel, digest_of
+from convrewrite.onnx_files import OnnxModel, digest_of, read_model
 from convrewrite.onnx_graph.file import Replacement
 from convrewrite.onnx_graph.observing import with_outputs
 from convrewrite.onnx_graph.opening import open_onnx
@@ -49,7 +48,7 @@ class GraphExporter:
     def runner(self, path: Path) -> OnnxModel:
         """A file whose outputs are the values by which a result is judged; the file itself where these are its own outputs."""
         names = list(self._translation.judged.names)
-        model = onnx.load(str(path), load_external_data=False)
+        model = read_model(path)
         if [entry.name for entry in model.graph.output] == names:
             return OnnxModel(path, trust=True, held=self._translation.held)
         changed = with_outputs(model, names).SerializeToString()

@@ -14,7 +14,7 @@ from convrewrite.folders import disk_full, require_room, temporary, unwritable, 
 from convrewrite.inputs import Inputs, examples_in
 from convrewrite.machine import adds_bytes
 from convrewrite.meanings import Fidelity, Meaning
-from convrewrite.onnx_files import OnnxModel, mark_form
+from convrewrite.onnx_files import OnnxModel, mark_form, read_model
 from convrewrite.process import quiet
 from convrewrite.quantising.even import POWERS, Feeds, evened, has_pairs
 from convrewrite.runtime import measure_fidelity
@@ -69,7 +69,7 @@ def quantise_file(
         raise VerificationError(f"int8: expected inputs to calibrate and to judge on, found {found} (--calib)")
     reference, source_file = runner(original or path), runner(path)
     feeds = [_feed(source_file, batch) for batch in fit]
-    model = onnx.load(str(path))
+    model = read_model(path, weights=True)
     mark_form(model, "int8")
     best: Quantised | None = None
     tried: dict[str, float] = {}

@@ -12,6 +12,9 @@ from safetensors.torch import save_file
 import convrewrite
 from convrewrite.errors import ModelLoadError, UsageError, VerificationError
 from convrewrite.onnx_files.model import OnnxModel
+from convrewrite.onnx_graph import ExampleAxis, comparable
+from convrewrite.targets import Program
+from convrewrite.targets.kinds.onnx_runtime import OnnxRuntime
 
 X = torch.zeros(1, 3, 8, 8)
 
@@ -119,6 +122,17 @@ def test_a_file_is_looked_through_whatever_it_is_called(tmp_path: Path, suffix: 
     path = file(tmp_path / "m.onnx", ADD, [external("../secret")]).rename(tmp_path / f"other{suffix}")
     with pytest.raises(ModelLoadError, match="expected weights in the folder of the file"):
         OnnxModel(path)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".textproto"])
+def test_files_are_compared_whatever_they_are_called(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "w.data").write_bytes(b"\x00\x00\x80\x3f")
+    path = file(tmp_path / "m.onnx", ADD, [external("w.data")])
+    other = tmp_path / f"other{suffix}"
+    other.write_bytes(path.read_bytes())
+    assert comparable((OnnxModel(other), OnnxModel(path)), (X,)) is None, "no detections"
+    assert ExampleAxis.of(OnnxModel(other)).main == "x"
+    assert OnnxRuntime().lacks(Program(other)) == ()
 
 
 @pytest.mark.parametrize("name", ["w\0.data", "a" * 5000, "loop"])

@@ -39,7 +39,7 @@ class Half:
 
         from convrewrite.errors import ExportError
         from convrewrite.exports.halving import halved
-        from convrewrite.onnx_files import OnnxModel, mark_form, size_of
+        from convrewrite.onnx_files import OnnxModel, mark_form, read_model, size_of
 
         if size_of(source.file) > LARGEST_FILE:
             raise ExportError(f"expected an ONNX file of less than {LARGEST_FILE:,} bytes")
@@ -49,7 +49,7 @@ class Half:
             {n: x.detach().cpu().contiguous().numpy() for n, x in zip(runtime.input_names, b, strict=True)}
             for b in batches
         ]
-        found = halved(onnx.load(str(source.file)), feeds)
+        found = halved(read_model(source.file, weights=True), feeds)
         mark_form(found.model, "half")
         onnx.checker.check_model(found.model, full_check=True)
         onnx.save(found.model, str(path))

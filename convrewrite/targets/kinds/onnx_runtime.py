@@ -72,7 +72,9 @@ class OnnxRuntime(OnnxTarget):
 
         source = source_of(program)
         model = (
-            onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(source, load_external_data=False)
+            onnx.load_from_string(source)
+            if isinstance(source, bytes)
+            else onnx.load(source, format="protobuf", load_external_data=False)  # whatever the suffix
         )
         kernels = {kernel.op_name for kernel in state.get_all_opkernel_def()}
         asked = {node.op_type for node in model.graph.node if not onnx.defs.has(node.op_type, node.domain)}
