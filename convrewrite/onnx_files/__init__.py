@@ -3,9 +3,9 @@
 from convrewrite.onnx_files.contents import read_model, tensors
 from convrewrite.onnx_files.model import ELEMENT_TYPES, OnnxModel, Runner, inputs_of, outputs_of
 from convrewrite.onnx_files.opsets import opset_of, require_opset
-from convrewrite.onnx_files.placing import file_of_weights, is_weights_of, new_name_of_weights, place, size_of
+from convrewrite.onnx_files.placing import is_weights_of, new_name_of_weights, place, size_of
 from convrewrite.onnx_files.probing import require_well_behaved
-from convrewrite.onnx_files.provenance import Provenance, digest_of, mark_form, set_metadata
+from convrewrite.onnx_files.provenance import Provenance, digest_of, mark_form
 from convrewrite.onnx_files.running import PATIENCE, run_within
 from convrewrite.onnx_files.sessions import open_session
 
@@ -16,7 +16,6 @@ __all__ = [
     "Provenance",
     "Runner",
     "digest_of",
-    "file_of_weights",
     "inputs_of",
     "is_weights_of",
     "mark_form",
@@ -29,7 +28,6 @@ __all__ = [
     "require_opset",
     "require_well_behaved",
     "run_within",
-    "set_metadata",
     "size_of",
     "tensors",
 ]

@@ -16,11 +16,6 @@ WEIGHTS = re.compile(r"(?P<model>.+)\.[0-9a-f]{8}\.data")
 """Names of files of weights; ``model`` is the ONNX file that they were written with."""
 
 
-def file_of_weights(draft: Path) -> Path:
-    """Where torch's exporter writes the weights of a file that does not hold them itself."""
-    return draft.with_name(f"{draft.name}.data")
-
-
 def new_name_of_weights(draft: Path) -> str:
     """A name that no other file of weights has."""
     return f"{draft.name}.{secrets.token_hex(4)}.data"

@@ -66,16 +66,16 @@ class Provenance:
         version = version if VERSION.fullmatch(version) else "of unknown version"
         return cls(original, result, version, _meanings(outputs), file, _form(metadata))
 
-
-def set_metadata(model: "onnx.ModelProto", metadata: Mapping[str, str]) -> None:
-    """Put ``metadata`` in the place of entries of its keys, and of all that a rewritten file, if the model came from one, said of
-    itself. Numbers that a quantiser left in the model are no form of the new weights."""
-    quantised = any((entry.key, entry.value) == QUANTISED for entry in model.metadata_props)
-    said = {**metadata, PREFIX + "form": ""} if quantised and metadata else metadata
-    for entry in [one for one in model.metadata_props if one.key in said or one.key.startswith(PREFIX)]:
-        model.metadata_props.remove(entry)
-    for key, value in said.items():
-        model.metadata_props.add(key=key, value=value)
+    @staticmethod
+    def restate(model: "onnx.ModelProto", metadata: Mapping[str, str]) -> None:
+        """Put ``metadata`` in the place of entries of its keys, and of all that a rewritten file, if the model came from one,
+        said of itself. Numbers that a quantiser left in the model are no form of the new weights."""
+        quantised = any((entry.key, entry.value) == QUANTISED for entry in model.metadata_props)
+        said = {**metadata, PREFIX + "form": ""} if quantised and metadata else metadata
+        for entry in [one for one in model.metadata_props if one.key in said or one.key.startswith(PREFIX)]:
+            model.metadata_props.remove(entry)
+        for key, value in said.items():
+            model.metadata_props.add(key=key, value=value)
 
 
 def mark_form(model: "onnx.ModelProto", form: str) -> None:

@@ -16,7 +16,7 @@ import onnx
 from convrewrite.errors import ExportError, UsageError, VerificationError
 from convrewrite.escaping import one_line
 from convrewrite.folders import Scratch, write_errors
-from convrewrite.onnx_files import OnnxModel, new_name_of_weights, place, set_metadata
+from convrewrite.onnx_files import OnnxModel, Provenance, new_name_of_weights, place
 from convrewrite.onnx_graph.emission import DTYPES, ConvModule, Emitter, Margin
 from convrewrite.onnx_graph.external import locations, move_out, needs_second_file
 from convrewrite.onnx_graph.file import OnnxFile, Replacement
@@ -51,7 +51,7 @@ def write_rewritten(
     """
     _require_another_place(file, path)
     model, fresh = rewritten(file, replacements)
-    set_metadata(model, metadata)
+    Provenance.restate(model, metadata)
     notes = _lost_inputs(file.model, model)
     with write_errors(path), Scratch(path.parent) as scratch:
         folder = scratch.path / "draft"

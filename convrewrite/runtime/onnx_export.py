@@ -24,7 +24,6 @@ from convrewrite.inputs import ExampleInput, Inputs, bind_inputs, examples_in, s
 from convrewrite.modules import ROOT, copy_model, eval_mode, named_outputs, preserved, run
 from convrewrite.names import require_names
 from convrewrite.onnx_files import (
-    file_of_weights,
     new_name_of_weights,
     open_session,
     opset_of,
@@ -312,7 +311,8 @@ def input_names(count: int) -> list[str]:
 
 def _name_weights(path: Path) -> None:
     """Give the weights beside a file a name of their own, so that they never replace those of an earlier file."""
-    weights, name = file_of_weights(path), new_name_of_weights(path)
+    weights = path.with_name(f"{path.name}.data")  # where torch's exporter writes them
+    name = new_name_of_weights(path)
     if not weights.is_file():
         return
     file = onnx.load(str(path), load_external_data=False)

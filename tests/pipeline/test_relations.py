@@ -11,7 +11,7 @@ from torch import nn
 
 from convrewrite import runtime, verify
 from convrewrite.errors import UsageError
-from convrewrite.onnx_files import OnnxModel, Provenance, digest_of, mark_form, set_metadata
+from convrewrite.onnx_files import OnnxModel, Provenance, digest_of, mark_form
 from convrewrite.pipeline import comparing
 from convrewrite.pipeline.relations import relation_of
 from convrewrite.planning import Fingerprint
@@ -105,7 +105,7 @@ def test_a_form_is_said_once_and_only_of_rewritten_files() -> None:
 def test_a_result_has_not_the_form_of_the_file_that_it_is_made_of(source: dict[str, str]) -> None:
     made = onnx.ModelProto()
     helper.set_model_props(made, {"convrewrite.rewritten": "true", **source})
-    set_metadata(made, Provenance("o", "r", "9.9").metadata())
+    Provenance.restate(made, Provenance("o", "r", "9.9").metadata())
     assert Provenance.of({entry.key: entry.value for entry in made.metadata_props}) == Provenance("o", "r", "9.9")
 
 
