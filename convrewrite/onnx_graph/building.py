@@ -222,6 +222,7 @@ class Builder:
         """A model of these nodes alone, with the constants they use."""
         own = {name for node in nodes for name in node.output if name}
         used = dict.fromkeys(name for node in nodes for name in names_used(node) if name not in own)
+        with_lengths = any(True for node in nodes for _ in graphs_in(node))
         model = onnx.ModelProto()
         model.ir_version, model.graph.name = max(self._file.model.ir_version, 4), "region"
         model.opset_import.extend(self._file.model.opset_import)
@@ -231,7 +232,7 @@ class Builder:
             if name in self._constants.names:
                 model.graph.initializer.append(self._stored(name))
             else:
-                model.graph.input.append(_described(name, self._runs[0][name]))
+                model.graph.input.append(_described(name, self._runs, with_lengths))
         users = {
             name for node in self._graph.node if not any(node is one for one in nodes) for name in names_used(node)
         }
@@ -265,11 +266,15 @@ def _pads(module: nn.Module) -> tuple[tuple[int, ...], str]:
     return (*(begin for begin, _ in pairs), *(end for _, end in pairs)), ""
 
 
-def _described(name: str, value: Any) -> onnx.ValueInfoProto:
-    """A value as the input of a model: its type, and no size."""
+def _described(name: str, runs: Sequence[Values], with_lengths: bool) -> onnx.ValueInfoProto:
+    """A value as the input of a model: its type, and no size. ``with_lengths``: except for rows of whole numbers that are as long
+    in every run, which may be shapes: some graphs inside of nodes must have fixed numbers of axes."""
+    value = runs[0][name]
     if isinstance(value, list):
         element = onnx.helper.np_dtype_to_tensor_dtype(value[0].dtype) if value else onnx.TensorProto.FLOAT
         kind = onnx.helper.make_sequence_type_proto(onnx.helper.make_tensor_type_proto(element, None))
         return onnx.helper.make_value_info(name, kind)
     element = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
-    return onnx.helper.make_tensor_value_info(name, element, [None] * value.ndim)
+    row = with_lengths and value.ndim == 1 and value.dtype.kind in "iu"
+    alike = row and all(run[name].shape == value.shape for run in runs)
+    return onnx.helper.make_tensor_value_info(name, element, value.shape if alike else [None] * value.ndim)

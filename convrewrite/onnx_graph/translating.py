@@ -21,10 +21,12 @@ from convrewrite.onnx_graph.example_axis import ExampleAxis
 from convrewrite.onnx_graph.file import OnnxFile
 from convrewrite.onnx_graph.kept import COMPUTED, QUANTISED, dequantised
 from convrewrite.onnx_graph.observing import Observer, Values
+from convrewrite.onnx_graph.opaque import NAMED
 from convrewrite.onnx_graph.opening import Opened
 from convrewrite.onnx_graph.outputs import Judged, judged_values
 from convrewrite.onnx_graph.trying import close, least_scale
 from convrewrite.onnx_graph.views import Constants
+from convrewrite.values import some_of
 
 TRANSLATION = "convrewrite.translation"
 """The key of a graph module's ``meta`` under which its Translation stands."""
@@ -129,9 +131,11 @@ def translate(opened: Opened, inputs: Inputs) -> fx.GraphModule:
     # The first one again: random numbers repeat themselves from session to session, but not from call to call.
     checks = [*zip(feeds, runs, strict=False), (feeds[0], runs[0])]
     scales = {name: least_scale(node.op_type) for node in opened.file.model.graph.node for name in node.output}
+    fault: str | None = None
     for with_operators in (True, False):
         built = Builder(opened, constants, runs, tuple(own)).build(judged.names, with_operators)
-        if all(_same(built, feed, run, scales) for feed, run in checks):
+        fault = _fault(built, checks, scales)
+        if fault is None:
             takes_any = batch is None or _takes_both(built, feeds, runs)
             sizes = {name: tuple(value.shape) for name, value in runs[0].items() if hasattr(value, "shape")}
             made = Translation(
@@ -142,8 +146,7 @@ def translate(opened: Opened, inputs: Inputs) -> fx.GraphModule:
             built.module.meta |= {INPUT_NAMES: made.inputs, TRANSLATION: made}
             return built.module.eval()
     raise ModelLoadError(
-        f"{opened.file.source}: expected that its nodes one by one give what the whole graph gives in onnxruntime, found "
-        "otherwise; a node may give other values at every call: take it out, or export the graph again"
+        f"{opened.file.source}: expected that its nodes one by one give what the whole graph gives in onnxruntime, found {fault}"
     )
 
 
@@ -194,6 +197,24 @@ def _stacked(first: Any, second: Any, both: Any) -> bool:
         return False
     half = first.shape[0]
     return close(first, both[:half], loose=True) and close(second, both[half:], loose=True)
+
+
+def _fault(built: Built, checks: Sequence[tuple[Inputs, Values]], scales: Mapping[str, float]) -> str | None:
+    """What is wrong with a module, and what to do; None where it gives what the graph gave. Raises ModelLoadError for one that
+    does not end."""
+    try:
+        if all(_same(built, feed, run, scales) for feed, run in checks):
+            return None
+    except ModelLoadError:
+        raise
+    except Exception as error:  # onnxruntime's own exceptions share no public base class
+        cause = " ".join(str(error).split())[:300]
+        named = some_of(list(built.opaque), NAMED)
+        return (
+            f"that what onnxruntime runs of them ({named}) does not run apart from the rest: {cause}; graphs inside of nodes may "
+            "need sizes that are stated in the file: export it with fixed sizes"
+        )
+    return "otherwise; a node may give other values at every call: take it out, or export the graph again"
 
 
 def _same(built: Built, inputs: Inputs, run: Values, scales: Mapping[str, float]) -> bool:

@@ -127,6 +127,37 @@ def test_functions_of_the_file(tmp_path: Path) -> None:
     require_equal(module, noise(3, 4, 6, 6))
 
 
+def test_a_shape_from_outside_has_its_length_in_a_scan(tmp_path: Path) -> None:
+    text = """
+    (float[1, 4, 6, 6] x) => (float[1, 4, 6, 6] y) {
+        a = Conv<pads = [1, 1, 1, 1]>(x, w)
+        sizes = Shape(a)
+        shape = Slice(sizes, one, four)
+        sums = ReduceSum<keepdims = 0>(a, axes)
+        end, y = Scan<num_scan_inputs = 1, body = body (before, row) => (after, part) {
+            after = Identity(before)
+            moved = Add(row, before)
+            part = Reshape(moved, shape)
+        }>(sums, a)
+    }
+    """
+    rows = {"one": np.array([1]), "four": np.array([4]), "axes": np.arange(4)}
+    module = made_of(graph(text, {"w": (4, 4, 3, 3)} | rows), tmp_path, noise(1, 4, 6, 6))
+    assert told(module).opaque == {"Scan": 1}, "the number of axes of what it gives must be known to onnxruntime"
+    require_equal(module, noise(1, 4, 6, 6, seed=1))
+
+
+def test_a_region_that_does_not_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_given: object) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(Region, "forward", refused)
+    with pytest.raises(
+        ModelLoadError, match=r"found that what onnxruntime runs of them \(.*If.*\) does not run apart .*"
+    ):
+        made_of(graph(BRANCHES, WEIGHTS), tmp_path)
+
+
 def test_a_sequence_passes_from_region_to_region(tmp_path: Path) -> None:
     module = made_of(graph(SEQUENCE, WEIGHTS), tmp_path)
     assert len(regions(module)) == 2, "the second convolution stands between them"
