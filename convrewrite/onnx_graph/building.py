@@ -1,7 +1,7 @@
 """The torch.fx graph of an ONNX graph, node by node."""
 
 import operator
-from collections import Counter
+from collections import ChainMap, Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -95,6 +95,8 @@ class Builder:
         self._inputs = inputs
         self._uses = uses_of(file.model)
         self._makers = makers_of(self._graph)
+        self._users = _users_of(self._graph)
+        self._constant_names = dict.fromkeys(constants.names)
         self._ranks = {name: value.ndim for name, value in runs[0].items() if isinstance(value, np.ndarray)}
 
     def build(self, outputs: Sequence[str], with_operators: bool) -> Built:
@@ -191,25 +193,25 @@ class Builder:
         if not given & set(wanted):
             return
         # Values that onnxruntime cannot show, as those in bfloat16, go from no region to another: each makes its own.
-        known = {*self._constants.names, *draft.values}
-        nodes = [self._graph.node[index] for index in sorted(leading_to(self._graph, self._makers, given, known))]
+        known = ChainMap[str, Any](draft.values, self._constant_names)  # no copies: there may be many regions
+        positions = leading_to(self._graph, self._makers, given, known)
         draft.pending = []
-        region = self._region_of(nodes)
+        region = self._region_of(positions)
         draft.blocks_gradients |= all(
             any(self._runs[0][name].dtype.kind == "f" for name in side if isinstance(self._runs[0][name], np.ndarray))
             for side in (region.inputs, region.outputs)
         )
-        _, value = draft.add(f"runtime_{nodes[0].op_type.lower()}", region, [draft.values[n] for n in region.inputs])
+        _, value = draft.add(f"runtime_{region.operators[0].lower()}", region, [draft.values[n] for n in region.inputs])
         if len(region.outputs) == 1:
             draft.values[region.outputs[0]] = value
             return
         for position, name in enumerate(region.outputs):
             draft.values[name] = draft.graph.call_function(operator.getitem, (value, position))
 
-    def _region_of(self, nodes: Sequence[onnx.NodeProto]) -> Region:
-        operators = [node.op_type for node in nodes]
+    def _region_of(self, positions: set[int]) -> Region:
+        operators = [self._graph.node[index].op_type for index in sorted(positions)]
         try:
-            return Region(self._region(nodes), self._file.folder, operators, self._seconds)
+            return Region(self._region(positions), self._file.folder, operators, self._seconds)
         except Exception as error:  # onnxruntime's own exceptions share no public base class
             named = ", ".join(list(dict.fromkeys(operators))[:NAMED])
             raise ModelLoadError(
@@ -218,8 +220,9 @@ class Builder:
                 "the model without any"
             ) from error
 
-    def _region(self, nodes: Sequence[onnx.NodeProto]) -> onnx.ModelProto:
-        """A model of these nodes alone, with the constants they use."""
+    def _region(self, positions: set[int]) -> onnx.ModelProto:
+        """A model of the nodes at these positions alone, with the constants they use."""
+        nodes = [self._graph.node[index] for index in sorted(positions)]
         own = {name for node in nodes for name in node.output if name}
         used = dict.fromkeys(name for node in nodes for name in names_used(node) if name not in own)
         with_lengths = any(True for node in nodes for _ in graphs_in(node))
@@ -233,16 +236,23 @@ class Builder:
                 model.graph.initializer.append(self._stored(name))
             else:
                 model.graph.input.append(_described(name, self._runs, with_lengths))
-        users = {
-            name for node in self._graph.node if not any(node is one for one in nodes) for name in names_used(node)
-        }
-        given = [name for name in own if name in users or any(entry.name == name for entry in self._graph.output)]
+        ends = {entry.name for entry in self._graph.output}
+        given = [name for name in own if name in ends or not self._users.get(name, set()) <= positions]
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(given) if name in self._runs[0])
         return model
 
     def _stored(self, name: str) -> onnx.TensorProto:
         stored = self._constants.initialiser(name)
         return stored if stored is not None else onnx.numpy_helper.from_array(self._constants.array(name), name)
+
+
+def _users_of(graph: onnx.GraphProto) -> dict[str, set[int]]:
+    """The positions of the nodes that use each value, or in which a graph does."""
+    users = defaultdict[str, set[int]](set)
+    for index, node in enumerate(graph.node):
+        for name in names_used(node):
+            users[name].add(index)
+    return users
 
 
 def _chained(made: Sequence[Any]) -> Any:

@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
@@ -257,6 +258,19 @@ def test_nodes_in_a_row_are_one_region(tmp_path: Path) -> None:
     assert [region.operators for region in regions(module)] == [("Half", "Half"), ("Half",)]
     assert repr(regions(module)[0]) == "Region(Half, Half)"
     require_equal(module, noise(4, 4, 6, 6))
+
+
+def test_the_graph_is_not_gone_through_for_every_region(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[onnx.NodeProto] = []
+    names_used = building.names_used
+    monkeypatch.setattr(building, "names_used", lambda node: calls.append(node) or names_used(node))
+    steps = "".join(f"b{i} = own.Twice(a{i}) a{i + 1} = Relu(b{i}) " for i in range(8))
+    model = graph(f"(float[N, 2] x) => (float[N, 2] y) {{ a0 = Neg(x) {steps} y = Neg(a8) }}")
+    nodes, opsets = [helper.make_node("Add", ["v", "v"], ["o"])], [helper.make_opsetid("", 17)]
+    model.functions.append(helper.make_function("own", "Twice", ["v"], ["o"], nodes, opsets))
+    module = made_of(model, tmp_path, noise(1, 2))
+    assert len(regions(module)) == 8
+    assert len(calls) <= 2 * len(model.graph.node), "once for all, and once in its own region"
 
 
 def test_a_region_that_does_not_end_on_some_inputs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
