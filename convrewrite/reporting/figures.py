@@ -282,6 +282,12 @@ def asked_rows(report: Report) -> list[tuple[str, str, str]]:
     return rows
 
 
+def failures(report: Report) -> list[str]:
+    """Why the result is no success, unless its warnings say so already."""
+    reasons = (report.refused if report.refused not in report.warnings else None, report.unwritten)
+    return [f"No success: {reason}" for reason in reasons if reason]
+
+
 def headline(report: Report) -> str:
     """What was done and what it saved, in one or two sentences; only measured numbers."""
     rewritten = sum(site.action == "rewritten" for site in report.sites)

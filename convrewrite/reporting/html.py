@@ -52,11 +52,11 @@ def render_analysis(model: str, rows: Sequence[AnalysisRow], notes: Sequence[str
 
 
 def render_summary(report: Report) -> str:
-    """The report as a piece of a notebook: warnings, the headline in three figures, and the sites to unfold."""
+    """The report as a piece of a notebook: what is wrong, the headline in three figures, and the sites to unfold."""
     view = view_of(report, None)
     return rendered(
-        "summary.html.j2", title=report.model, warnings=report.warnings, tiles=view.tiles, columns=SITE_COLUMNS,
-        rows=[site.cells for site in view.sites],
+        "summary.html.j2", title=report.model, warnings=(*figures.failures(report), *report.warnings), tiles=view.tiles,
+        columns=SITE_COLUMNS, rows=[site.cells for site in view.sites],
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ def render_markdown(report: Report) -> str:
     totals = _table(figures.TOTALS_HEADERS, figures.totals_rows(report), "lrrl")
     sections = [
         f"# {_plain(report.model)}: convolutions rewritten",
+        *map(_line, figures.failures(report)),
         _section("Warnings", "\n".join(f"- {_line(warning)}" for warning in report.warnings))
         if report.warnings
         else "",

@@ -86,7 +86,10 @@ class SweepReport(TextRecord):
 
     def _repr_html_(self) -> str:
         """The same tables, as a notebook shows them."""
-        tables = [f"<strong>{html.escape(printable(model.name))}</strong>{_html(model)}" for model in self.models]
+        tables = [
+            f"<strong>{html.escape(printable(model.name))}</strong>{_html(model, self.resource)}"
+            for model in self.models
+        ]
         return "".join((*tables, f"<p>Fidelity was {html.escape(self.basis)}.</p>"))
 
 
@@ -159,11 +162,15 @@ def sweep_rows(model: SweptModel) -> list[tuple[str, ...]]:
 
 
 def _table(model: SweptModel, resource: str) -> str:
-    told = [(point, point.reason or (point.refused and f"no success: {point.refused}")) for point in model.points]
-    wrong = [f"{resource}={point.budget:g}: {why}" for point, why in told if why]
     headers, cells = _shown(model)
     drawn = table(headers, cells, "l" * headers.count("") + "r" * (len(headers) - headers.count("")))
-    return "\n".join((model.name, drawn, *map(filled, wrong)))
+    return "\n".join((model.name, drawn, *map(filled, _troubles(model, resource))))
+
+
+def _troubles(model: SweptModel, resource: str) -> list[str]:
+    """Why points are missing, and why others are no success."""
+    told = [(point, point.reason or (point.refused and f"no success: {point.refused}")) for point in model.points]
+    return [f"{resource}={point.budget:g}: {why}" for point, why in told if why]
 
 
 def _shown(model: SweptModel) -> tuple[list[str], list[list[str]]]:
@@ -173,6 +180,7 @@ def _shown(model: SweptModel) -> tuple[list[str], list[list[str]]]:
     return [HEADERS[i] for i in shown], [[row[i] for i in shown] for row in rows]
 
 
-def _html(model: SweptModel) -> str:
+def _html(model: SweptModel, resource: str) -> str:
     headers, cells = _shown(model)
-    return tabulate(cells, headers, tablefmt="html", disable_numparse=True)
+    troubles = "".join(f"<p>{html.escape(printable(trouble))}</p>" for trouble in _troubles(model, resource))
+    return tabulate(cells, headers, tablefmt="html", disable_numparse=True) + troubles

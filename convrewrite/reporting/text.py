@@ -34,6 +34,7 @@ def render_text(report: Report, *, exports_only: bool = False, width: int = WIDT
         figures.calibration_sentence(report),
     ]
     sections = [
+        "\n".join(map(filled, figures.failures(report))),
         _titled("Warnings", "\n".join(filled(f"- {warning}", "  ") for warning in report.warnings)),
         "\n".join(map(filled, intro)),
         _sites(report.sites, width),

@@ -1,12 +1,16 @@
 """Rows and sentences of the report, word for word, where the forms of it hold only parts of them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from test_reporting import bare, full, kept, rewritten, totals
 
 from convrewrite.exports import Written
 from convrewrite.meanings.fidelity import Fidelity, OutputFidelity
 from convrewrite.reporting import figures
+from convrewrite.reporting.html import render_html, render_summary
+from convrewrite.reporting.markdown import render_markdown
 from convrewrite.reporting.report import (
     CalibrationSummary,
     ExportRow,
@@ -15,7 +19,9 @@ from convrewrite.reporting.report import (
     OutputRow,
     ParityRow,
     RecoveredSummary,
+    Report,
 )
+from convrewrite.reporting.text import render_text
 
 LATENCY = LatencyChange(before=2.0, after=1.0, ratio=0.5, quartiles=(0.4, 0.6))
 OF_NUMBERS = OutputFidelityRow(name="boxes", relative_error=0.021)
@@ -32,6 +38,21 @@ def test_a_site_in_full() -> None:
     unmeasured = rewritten(macs_before=0, macs_after=0, output_error=None, error_basis=None)
     assert figures.site_cells(unmeasured)[8:] == ("", "not measured", "", ""), "without MACs there is no part of them"
     assert figures.site_cells(kept())[8:] == ("", "", "", ""), "of a site that was kept nothing is missing"
+
+
+@pytest.mark.parametrize("render", [render_text, render_markdown, render_html, render_summary])
+def test_every_form_says_once_that_a_result_is_no_success(render: Callable[[Report], str]) -> None:
+    form = ExportRow(name="executorch", package="executorch 1.0", files=(), bytes=0, refused="it cannot be written")
+
+    def told(report: Report) -> str:
+        return " ".join(render(report).split())
+
+    late = told(bare(refused="asked for macs=0.3, reached 0.498", exports=(form,)))
+    assert late.count("No success: asked for macs=0.3, reached 0.498") == 1
+    assert late.count("No success: export executorch: it cannot be written") == 1
+    useless = told(bare(refused="it computes something else", useless=True, warnings=("it computes something else",)))
+    assert useless.count("it computes something else") == 1
+    assert "No success" not in told(full())
 
 
 def test_parts_of_little_and_of_nothing() -> None:

@@ -1,8 +1,10 @@
 """Which points of a sweep others beat, and which is the knee, by hand."""
 
+import html
+
 import pytest
 
-from convrewrite.reporting.sweep_report import SweepPoint, SweptModel, sweep_rows, with_beaten, with_knee
+from convrewrite.reporting.sweep_report import SweepPoint, SweepReport, SweptModel, sweep_rows, with_beaten, with_knee
 
 
 def point(budget: float, **measured: float | str | None) -> SweepPoint:
@@ -52,6 +54,14 @@ def test_a_point_that_is_beaten_is_no_knee() -> None:
     assert [row[:2] for row in sweep_rows(found)] == [
         ("", "0.9"), ("", "0.6"), ("beaten", "0.4"), ("", "0.2"), ("knee", "0.3"),
     ]  # fmt: skip
+
+
+def test_a_notebook_says_as_the_terminal_does_what_is_wrong_with_points() -> None:
+    points = (point(0.9, refused="it is <slower>"), SweepPoint(budget=0.1, reason="it cannot be reached"))
+    model = SweptModel(name="net", macs=10, parameters=10, points=points)
+    report = SweepReport(tool_version="1", resource="macs", rules=(), basis="measured", models=(model,))
+    for shown in (report.text(), html.unescape(report._repr_html_())):
+        assert "macs=0.9: no success: it is <slower>" in shown and "macs=0.1: it cannot be reached" in shown
 
 
 def test_the_knee_is_looked_for_between_the_ends_wherever_these_are() -> None:
