@@ -13,6 +13,7 @@ from convrewrite import machine, values
 from convrewrite.cli.commands import app
 from convrewrite.cli.interrupts import INTERRUPTED, NOTHING, Interrupted, code_of
 from convrewrite.cli.unforeseen import TRACEBACK, unforeseen
+from convrewrite.cli.voice import say_aside
 from convrewrite.errors import ConvRewriteError, ModelError, UsageError
 from convrewrite.escaping import printable
 from convrewrite.folders import cleared_later, disk_full
@@ -124,7 +125,7 @@ def _complain(text: str) -> None:
         return
     line = f"convrewrite: {text}"
     with suppress(BrokenPipeError):
-        print(shortened(line) if sys.stderr.isatty() else line, file=sys.stderr)
+        say_aside(shortened(line) if sys.stderr.isatty() else line)
 
 
 def interrupted(stands: str, code: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from convrewrite.cli.voice import is_quiet
+from convrewrite.cli.voice import is_quiet, say_aside
 from convrewrite.escaping import printable
 from convrewrite.interrupts import held, raise_unheard
 from convrewrite.progress import silent
@@ -123,15 +123,11 @@ class _Lines:
         if now - self._last >= SECONDS_BETWEEN_LINES:
             self._last = now
             line = self._stages.line()
-            self._write(line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…")
+            say_aside(line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…")
 
     def end(self) -> None:
         """How long each stage took."""
-        self._write(shortened(self._stages.summary()))
-
-    def _write(self, line: str) -> None:
-        sys.stderr.write(f"{line}\n")
-        sys.stderr.flush()
+        say_aside(shortened(self._stages.summary()))
 
 
 class _Cell:

@@ -97,8 +97,7 @@ class _ToErrorStream(logging.Handler):
         where = record.name.removeprefix(f"{LIBRARY}.")
         text = printable(record.getMessage().replace("\n", " "))
         with held():  # a line that is half written would run into the message about an interrupt
-            sys.stderr.write(f"[{time.monotonic() - self._began:7.1f} s] {where}: {text}\n")
-            sys.stderr.flush()
+            say_aside(f"[{time.monotonic() - self._began:7.1f} s] {where}: {text}")
 
 
 def spoken(command: Callable[..., None]) -> Callable[..., None]:
@@ -134,6 +133,18 @@ def say(text: str, *, as_it_is: bool = False) -> None:
     if not is_quiet():
         shown = printable(text, keep="\n\t")
         typer.echo(shown if as_it_is else shortened(shown, width()))
+
+
+def say_aside(line: str) -> None:
+    """Print a line on the error stream. Where that cannot be written, as a log on a full disk, it is lost, and the work goes on.
+    Raises BrokenPipeError where the program that reads it has ended."""
+    try:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:
+        return
 
 
 def say_json(told: "BaseModel | Sequence[BaseModel]") -> None:

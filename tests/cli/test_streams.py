@@ -1,5 +1,8 @@
 """Output that nobody reads and streams that are closed: a command says nothing of it, and does what it was asked."""
 
+import errno
+import io
+import logging
 import os
 import subprocess
 import sys
@@ -9,7 +12,9 @@ import pytest
 import torch
 from commands import INPUT, small_network
 
+from convrewrite.cli import main, progress_bars
 from convrewrite.cli.entry import NOBODY_READS
+from convrewrite.cli.voice import LIBRARY, speaking
 from convrewrite.results import read_report
 
 UNREAD = 'set -o pipefail; "$@" | true'
@@ -49,6 +54,21 @@ def test_a_result_is_whole_that_was_made_with_all_streams_closed(tmp_path: Path)
     words = ("optimize", "net.pt", *INPUT, "--calib", "weights", "--no-onnx", "-o", "out")
     assert in_shell('"$@" <&- >&- 2>&-', words, tmp_path).returncode == 0
     assert read_report(tmp_path / "out").sites
+
+
+class Full(io.StringIO):
+    """A stream on a disk without room."""
+
+    def write(self, text: str, /) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_progress_log_and_errors_that_cannot_be_written_change_no_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Full())
+    with speaking(quiet=False, verbose=1), progress_bars("fit") as tell:
+        tell("fit", 0, 2, "conv1")
+        logging.getLogger(f"{LIBRARY}.planning").info("decided")
+    assert main(["analyze", "--nothing-like-it"]) == 2
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a folder that is worked in cannot be removed elsewhere")
