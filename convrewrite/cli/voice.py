@@ -1,8 +1,11 @@
 """How much a command says: nothing but errors with ``--quiet``, what the library logs with ``-v``; and the functions that
 print."""
 
+import codecs
 import inspect
+import json
 import logging
+import re
 import shutil
 import sys
 import time
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
 
 LIBRARY = "convrewrite"
 """The parent of all loggers of the library."""
+
+NOT_ASCII = re.compile(r"[^\x00-\x7f]")
+"""A character that JSON in another encoding than UTF-8 has by its number."""
 
 LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 """The levels of the log that are shown without ``-v``, with ``-v`` and with ``-vv``."""
@@ -131,7 +137,7 @@ def say(text: str, *, as_it_is: bool = False) -> None:
     """Print lines, in which names from elsewhere can do nothing to the terminal; none with ``--quiet``. Long ones are wrapped,
     unless they are of a file that is shown ``as_it_is``."""
     if not is_quiet():
-        shown = printable(text, keep="\n\t")
+        shown = _encodable(printable(text, keep="\n\t"))
         typer.echo(shown if as_it_is else shortened(shown, width()))
 
 
@@ -150,6 +156,20 @@ def say_aside(line: str) -> None:
 def say_json(told: "BaseModel | Sequence[BaseModel]") -> None:
     """Print a value as JSON, or several as a list."""
     if isinstance(told, Sequence):
-        typer.echo("[" + ",\n".join(value.model_dump_json(indent=2, by_alias=True) for value in told) + "]")
+        text = "[" + ",\n".join(value.model_dump_json(indent=2, by_alias=True) for value in told) + "]"
     else:
-        typer.echo(told.model_dump_json(indent=2, by_alias=True))
+        text = told.model_dump_json(indent=2, by_alias=True)
+    if _encoding() != "utf-8":  # JSON is read as UTF-8, of which ASCII is a part
+        text = NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)
+    typer.echo(text)
+
+
+def _encodable(text: str) -> str:
+    """The text with characters that standard output has no bytes for written out, as ``\\u73ed`` where it is in latin-1."""
+    encoding = _encoding()
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _encoding() -> str:
+    """That of standard output, by the name that Python gives it."""
+    return codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name

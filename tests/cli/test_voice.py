@@ -1,8 +1,10 @@
 """What a command says: nothing but errors with --quiet, what the library logs with -v, before its name and behind it."""
 
+import io
 import json
 import logging
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,11 @@ import pytest
 import torch
 import typer
 from commands import INPUT, call, small_network
+from pydantic import RootModel
 
 from convrewrite.cli.commands import app
 from convrewrite.cli.grouped import _all
-from convrewrite.cli.voice import LIBRARY, is_quiet, say, speaking, width
+from convrewrite.cli.voice import LIBRARY, is_quiet, say, say_json, speaking, width
 from convrewrite.errors import UsageError
 
 ROOT: Any = typer.main.get_command(app)
@@ -103,6 +106,20 @@ def test_a_line_does_nothing_to_the_terminal(capsys: pytest.CaptureFixture[str])
     [line] = said.err.splitlines()
     assert LINE.fullmatch(line)
     assert "\x1b" not in line and line.endswith("name convrewrite: forged of a layer")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"), [("latin-1", "caf\xe9\\u73ed"), ("ascii", r"caf\xe9\u73ed"), ("utf-8", "café班")]
+)
+def test_what_an_encoding_lacks_is_written_out(monkeypatch: pytest.MonkeyPatch, encoding: str, name: str) -> None:
+    bytes_ = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(bytes_, encoding=encoding, write_through=True))
+    say("café班")
+    assert bytes_.getvalue().decode(encoding) == f"{name}\n"
+    bytes_.truncate(0)
+    bytes_.seek(0)
+    say_json(RootModel("café班😀"))
+    assert json.loads(bytes_.getvalue().decode()) == "café班😀", "JSON is read as UTF-8"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
