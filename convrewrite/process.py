@@ -1,8 +1,8 @@
 """The one place for what belongs to the whole process: patches of torch and Python, streams, loggers, random state, threads.
 
 Everything here happens under one lock, and is as it was once the lock is free again, also in a process that another thread forks
-(:mod:`convrewrite.process_lock`). Meanwhile other threads go on: a patched function does for them what it did before, and what they
-print is shown. Random numbers alone are one state for all: a thread of the caller's that draws some meanwhile gets other ones.
+(:mod:`convrewrite.process_lock`). Meanwhile other threads go on: a patched function does for them what it did before, and what
+they print is shown. Random numbers alone are one state for all: a thread of the caller's that draws some gets other ones.
 """
 
 import contextlib

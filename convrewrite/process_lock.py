@@ -16,7 +16,8 @@ class ProcessLock:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._undo: list[Callable[[], object]] = []
-        os.register_at_fork(after_in_child=self._of_child)
+        if hasattr(os, "register_at_fork"):  # Windows has no fork
+            os.register_at_fork(after_in_child=self._of_child)
 
     def __enter__(self) -> None:
         """Wait for it."""

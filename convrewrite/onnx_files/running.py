@@ -119,4 +119,5 @@ class _Worker:
         return True
 
 
-os.register_at_fork(after_in_child=_Worker.idle.clear)  # threads stay in the parent
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_Worker.idle.clear)  # threads stay in the parent

@@ -225,7 +225,7 @@ class Builder:
         nodes = [self._graph.node[index] for index in sorted(positions)]
         own = {name for node in nodes for name in node.output if name}
         used = dict.fromkeys(name for node in nodes for name in names_used(node) if name not in own)
-        with_lengths = any(True for node in nodes for _ in graphs_in(node))
+        with_lengths = any(inner_graphs(node) for node in nodes)
         model = onnx.ModelProto()
         model.ir_version, model.graph.name = max(self._file.model.ir_version, 4), "region"
         model.opset_import.extend(self._file.model.opset_import)

@@ -17,8 +17,8 @@ from convrewrite.machine import memory_bytes
 from convrewrite.onnx_files import require_well_behaved, run_within
 from convrewrite.onnx_graph.file import OnnxFile
 from convrewrite.onnx_graph.views import NO_TENSORS, sparse_values
-from convrewrite.values import PROBE_SECONDS
 from convrewrite.targets import session_options
+from convrewrite.values import PROBE_SECONDS
 
 Values = Mapping[str, Any]
 """Values by their names: arrays, and lists of arrays for sequences."""

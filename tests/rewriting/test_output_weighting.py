@@ -282,7 +282,7 @@ def test_nothing_is_printed_where_a_graph_cannot_be_differentiated(capsys: pytes
         return m.last(torch.add(y := m.first(x), 1.0, out=torch.empty_like(y)))
 
     model = fx.symbolic_trace(Calls(forward, first=nn.Conv2d(3, 6, 3), last=nn.Conv2d(6, 5, 3)).double().eval())
-    assert output_weights(model, sites_of(model), batches(), SEED) == {}
+    assert weights_of(model, sites_of(model), batches(), SEED) == {}
     assert capsys.readouterr() == ("", "")
 
 
