@@ -22,7 +22,7 @@ from convrewrite.meanings.kinds import (
 )
 from convrewrite.meanings.origins import Origin
 from convrewrite.meanings.rounding import rounding_of
-from convrewrite.meanings.variation import along_axis, scales_of
+from convrewrite.meanings.variation import Variation, along_axis
 
 __all__ = [
     "MOST_UNEXPLAINED",
@@ -34,6 +34,7 @@ __all__ = [
     "OutputFidelity",
     "OutputKind",
     "RunningFidelity",
+    "Variation",
     "WantedOutputs",
     "along_axis",
     "asked_meanings",
@@ -43,6 +44,5 @@ __all__ = [
     "require_outputs",
     "require_same_outputs",
     "rounding_of",
-    "scales_of",
     "tell",
 ]

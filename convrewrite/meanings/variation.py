@@ -39,6 +39,11 @@ class Variation:
             self._sums, sums = self._sums.sum(1, keepdim=True), sums.sum(1, keepdim=True)
         self._sums = sums if self._sums is None else self._sums + sums
 
+    def see(self, output: Tensor) -> None:
+        """A batch of an output that is compared with no other."""
+        numbers = in_float64(output.detach())
+        self.add(numbers, numbers)
+
     def parts(self) -> list[tuple[float, float]]:
         """The sums of the squared differences and of the squared numbers of every part (``Meaning.parts``)."""
         _, _, squares, differences = self._of_entries
@@ -103,13 +108,6 @@ class Variation:
             return numbers.sum().reshape(1)
         axis = self.meaning.axis % numbers.ndim
         return numbers.sum([other for other in range(numbers.ndim) if other != axis])
-
-
-def scales_of(output: Tensor, meaning: Meaning) -> Tensor:
-    """:meth:`Variation.scales` of one batch."""
-    sums, numbers = Variation(meaning), in_float64(output.detach())
-    sums.add(numbers, numbers)
-    return sums.scales()
 
 
 def along_axis(scales: Tensor, output: Tensor, meaning: Meaning) -> Tensor:

@@ -16,8 +16,8 @@ from torch.utils.hooks import RemovableHandle
 from convrewrite.graph import Site
 from convrewrite.inputs import Inputs
 from convrewrite.layers import DynamicConv2d
-from convrewrite.meanings import Meaning, along_axis, scales_of
-from convrewrite.modules import copy_model, hooked, named_outputs
+from convrewrite.meanings import Meaning, Variation, along_axis
+from convrewrite.modules import copy_model, hooked, named_outputs, run
 from convrewrite.places import in_float64, out_of_memory
 from convrewrite.process import quiet
 
@@ -49,6 +49,7 @@ def output_weights(
     """
     if not batches:
         return {}
+    chunks = list(_chunks(batches, at_a_time))
     sums: dict[str, Tensor] = {}
     # What a forward leaves on its modules would hold on to gradients, and a model with these cannot be copied any more.
     model = copy_model(model)
@@ -58,8 +59,9 @@ def output_weights(
     anchor = torch.zeros((), device=batches[0][0].device, requires_grad=True)
     with hooked(_gradient_hooks(model, sites, sums, anchor)):
         try:
-            for inputs in _chunks(batches, at_a_time):
-                _backward(model, inputs, meanings, anchor, generator)
+            scales = _scales(model, chunks, meanings)
+            for inputs in chunks:
+                _backward(model, inputs, meanings, scales, anchor, generator)
         except Exception as error:  # an operator without a derivative, or a forward that refuses gradients in any way
             if out_of_memory(error):
                 raise
@@ -91,8 +93,25 @@ def _chunks(batches: Sequence[Inputs], at_a_time: int | None) -> Iterator[Inputs
             return
 
 
+def _scales(model: nn.Module, chunks: Sequence[Inputs], meanings: Mapping[str, Meaning]) -> dict[str, Tensor]:
+    """The scales of every output over all chunks, 1 where it is not of values. On a few examples they would be chance, and on one
+    alone, a number would be weighed by its own square."""
+    sums: dict[str, Variation] = {}
+    some = any(meaning.kind == "values" for meaning in meanings.values())
+    for inputs in chunks if some else ():
+        for name, output in named_outputs(run(model, inputs)).items():
+            if meanings[name].kind == "values":
+                sums.setdefault(name, Variation(meanings[name])).see(output)
+    return {name: sums[name].scales() if name in sums else torch.ones(1) for name in meanings}
+
+
 def _backward(
-    model: nn.Module, inputs: Inputs, meanings: Mapping[str, Meaning], anchor: Tensor, generator: torch.Generator
+    model: nn.Module,
+    inputs: Inputs,
+    meanings: Mapping[str, Meaning],
+    scales: Mapping[str, Tensor],
+    anchor: Tensor,
+    generator: torch.Generator,
 ) -> None:
     with torch.enable_grad():
         with quiet():  # a graph module prints where it fails
@@ -102,14 +121,14 @@ def _backward(
             for name, tensor in outputs.items()
             if tensor.requires_grad and tensor.numel() and meanings[name].counts
         }
-        losses = [_loss(tensor, meanings[name], generator) for name, tensor in felt.items()]
+        losses = [_loss(tensor, meanings[name], scales[name], generator) for name, tensor in felt.items()]
         if losses:
             torch.autograd.grad(torch.stack(losses).sum(), anchor, allow_unused=True)
 
 
-def _loss(output: Tensor, meaning: Meaning, generator: torch.Generator) -> Tensor:
+def _loss(output: Tensor, meaning: Meaning, scales: Tensor, generator: torch.Generator) -> Tensor:
     """A loss whose gradient has the second moment that F is made of, times the output's weight; per example, a mean over
-    positions."""
+    positions. ``scales`` are those of the output over all inputs."""
     if meaning.scores:
         # Nothing can be drawn from a row without a distribution: it gets any class, and no gradient.
         log_scores = meaning.log_scores(torch.where(meaning.masked(output.detach(), output.detach()), 0.0, output))
@@ -118,7 +137,7 @@ def _loss(output: Tensor, meaning: Meaning, generator: torch.Generator) -> Tenso
     elif meaning.kind == "multilabel":
         loss = _bernoulli_loss(output, generator)
     else:
-        loss = _along_a_direction(output, meaning, generator)
+        loss = _along_a_direction(output, meaning, scales, generator)
     return loss * meaning.weight**0.5
 
 
@@ -130,12 +149,12 @@ def _bernoulli_loss(output: Tensor, generator: torch.Generator) -> Tensor:
     return -losses.sum() / _size(output) ** 0.5
 
 
-def _along_a_direction(output: Tensor, meaning: Meaning, generator: torch.Generator) -> Tensor:
+def _along_a_direction(output: Tensor, meaning: Meaning, scales: Tensor, generator: torch.Generator) -> Tensor:
     if meaning.kind == "embedding":  # its length does not count: only what turns it has a gradient
         output = nn.functional.normalize(output, dim=meaning.axis)
         scale = output.detach().square().mean()
     else:
-        scale = along_axis(scales_of(output, meaning), output, meaning)
+        scale = along_axis(scales, output, meaning)
     direction = torch.randn(output.shape, generator=generator, dtype=output.dtype).to(output.device)
     weights = scale.clamp_min(torch.finfo(output.dtype).tiny).rsqrt()
     return (output * direction * weights).sum() / _size(output) ** 0.5

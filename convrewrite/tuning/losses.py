@@ -8,7 +8,7 @@ the rewritten model has the original's shapes, and relative, as scales differ fr
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,12 +16,17 @@ import torch
 from torch import Tensor
 
 from convrewrite.errors import UsageError
-from convrewrite.meanings import Meaning, along_axis, scales_of
+from convrewrite.inputs import Inputs
+from convrewrite.meanings import Meaning, Variation, along_axis
 from convrewrite.places import PROCESSOR, in_float64
 from convrewrite.tuning.trainable import at_least_single
 
 ROUNDING = 0.1
 """Steps are taken in bfloat16 only if the effect of its rounding on the outputs is at most this part of what there is to gain."""
+
+SCALED_ON = 32
+"""Scales are measured on the first batches that have so many examples together, as a batch has as a rule: the variance of a
+single number would be its own square."""
 
 Named = Mapping[str, Tensor]
 """Outputs or features of one batch, by name."""
@@ -58,15 +63,31 @@ class Distillation:
         temperature: float = 1.0,
         weight: float = 0.0,
     ) -> "Distillation":
-        """With the scales of the original's ``outputs`` and ``features`` on some inputs. Outputs that are ignored or discrete do
-        not count. Raises UsageError where nothing is left."""
-        counted = {name for name in outputs if meanings[name].counts and meanings[name].kind != "discrete"}
+        """:meth:`over` one batch."""
+        return cls.over([(outputs, features or {})], meanings, temperature, weight)
+
+    @classmethod
+    def over(
+        cls,
+        seen: Iterable[tuple[Named, Named]],
+        meanings: Mapping[str, Meaning],
+        temperature: float = 1.0,
+        weight: float = 0.0,
+    ) -> "Distillation":
+        """With the scales of the original's outputs and features, which are ``seen`` batch by batch. Outputs that are ignored or
+        discrete do not count. Raises UsageError where nothing is left."""
+        sums: dict[str, Variation] = {}
+        squares: dict[str, list[tuple[float, int]]] = {}
+        for outputs, features in seen:
+            for name, output in outputs.items():
+                if meanings[name].counts and meanings[name].kind != "discrete":
+                    sums.setdefault(name, Variation(meanings[name])).see(output)
+            for name, feature in features.items():
+                squares.setdefault(name, []).append(_squares(feature))
         scales = {
-            name: scales_of(outputs[name], meanings[name]) if meanings[name].kind == "values" else torch.ones(1)
-            for name in outputs
-            if name in counted
+            name: found.scales() if meanings[name].kind == "values" else torch.ones(1) for name, found in sums.items()
         }
-        feature_scales = {name: mean_square(value) for name, value in (features or {}).items()}
+        feature_scales = {name: _mean(parts) for name, parts in squares.items()}
         return cls(meanings, scales, feature_scales, temperature, weight)
 
     def __call__(self, wanted: Named, found: Named, wanted_features: Named, found_features: Named) -> Tensor:
@@ -89,6 +110,16 @@ class Distillation:
         if total is None:
             raise UsageError("outputs: none is trained towards, and no feature was seen; give other inputs")
         return total
+
+
+def scaled_on(batches: Iterable[Inputs]) -> Iterator[Inputs]:
+    """The first batches, of :data:`SCALED_ON` examples together where there are so many."""
+    count = 0
+    for batch in batches:
+        yield batch
+        count += len(batch[0])
+        if count >= SCALED_ON:
+            return
 
 
 def takes_labels(meaning: Meaning, output: Tensor) -> bool:
@@ -156,9 +187,19 @@ def _whole(values: Tensor) -> Tensor:
 
 def mean_square(values: Tensor) -> float:
     """The mean square of the finite numbers, or 1 where that is zero, so that errors are absolute then."""
+    return _mean([_squares(values)])
+
+
+def _squares(values: Tensor) -> tuple[float, int]:
+    """The sum of the squares of the finite numbers, and how many these are."""
     finite = in_float64(values.detach()[values.isfinite()])
-    square = float(finite.square().mean()) if finite.numel() else 0.0
-    return square if square > 0 and math.isfinite(square) else 1.0
+    return float(finite.square().sum()), finite.numel()
+
+
+def _mean(parts: Sequence[tuple[float, int]]) -> float:
+    """The mean of sums, or 1 where that is zero or too large."""
+    mean = sum(total for total, _ in parts) / max(1, sum(count for _, count in parts))
+    return mean if mean > 0 and math.isfinite(mean) else 1.0
 
 
 def _score_loss(wanted: Tensor, found: Tensor, meaning: Meaning, temperature: float) -> Tensor:

@@ -32,7 +32,7 @@ from convrewrite.tuning.blocks import observed
 from convrewrite.tuning.composition import composed
 from convrewrite.tuning.drawing import draws, mingled
 from convrewrite.tuning.examples import results_of
-from convrewrite.tuning.losses import ROUNDING, Distillation, mean_square
+from convrewrite.tuning.losses import ROUNDING, Distillation, Named, mean_square, scaled_on
 from convrewrite.tuning.pace import Pace
 from convrewrite.tuning.stepping import Stepper
 from convrewrite.tuning.trainable import laid_out, numbers_of, put_numbers, rewritten_parameters, training
@@ -343,14 +343,8 @@ class _Towards:
 
     @classmethod
     def of(cls, task: Refinement) -> "_Towards":
-        """With the scales of the first batch. Features count where both models call the same activation functions."""
-        inputs = task.fit[0]
-        with Activations() as features:
-            outputs = named_outputs(run(task.original, inputs))
-        with Activations() as others:
-            run(task.rewritten, inputs)
-        shown = features.seen if comparable(features.seen, others.seen) else {}
-        return cls(task, Distillation.of(outputs, task.meanings, shown, weight=task.recipe.features))
+        """With the scales of the first batches. Features count where both models call the same activation functions."""
+        return cls(task, Distillation.over(_seen(task), task.meanings, weight=task.recipe.features))
 
     def loss(self, inputs: Inputs) -> Tensor:
         """The loss of one batch, with its graph. Raises TraceError where no gradient leads to what is trained."""
@@ -387,3 +381,17 @@ class _Towards:
         with torch.autograd.graph.saved_tensors_hooks(noted, lambda tensor: tensor):
             self.loss(self.few)
         return max(1, memory * len(self.few[0]) // max(1, held))
+
+
+def _seen(task: Refinement) -> Iterator[tuple[Named, Named]]:
+    """What scales are measured on: the original's outputs and features, batch by batch; no features where the rewritten model has
+    not the same ones."""
+    same = None
+    for inputs in scaled_on(task.fit):
+        with Activations() as features:
+            outputs = named_outputs(run(task.original, inputs))
+        if same is None:
+            with Activations() as others:
+                run(task.rewritten, inputs)
+            same = comparable(features.seen, others.seen)
+        yield outputs, features.seen if same else {}

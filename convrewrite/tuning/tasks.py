@@ -15,7 +15,7 @@ from convrewrite.settings import Recovery
 from convrewrite.tuning.blocks import joins, observed
 from convrewrite.tuning.distilling import Task
 from convrewrite.tuning.examples import Augment, Examples, kept_results_of, results_of
-from convrewrite.tuning.losses import Distillation, takes_labels
+from convrewrite.tuning.losses import Distillation, scaled_on, takes_labels
 from convrewrite.tuning.processes import Processes
 from convrewrite.tuning.trainable import every_parameter, laid_out, rewritten_parameters
 
@@ -29,7 +29,7 @@ TRIED = 2
 """Examples that a layout is tried on, for a model that takes any number."""
 
 SCALED_ON = 256
-"""Held-out examples on which scales of outputs and features are measured; more where the model takes more at a time."""
+"""Most examples of a held-out batch on which scales of outputs and features are measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +100,15 @@ def task_of(
         laid_out(model.to(device=processes.device), layout)
     train = _placed(given.train, processes, layout)
     held_out = [_placed(part, processes, layout) for part in given.held_out_batches(asked.batch)]
-    few = tuple(tensor[: max(SCALED_ON, given.at_a_time or 0)] for tensor in held_out[0])
-    names = joins(original, rewritten, sites, few) if asked.features else ()
+    few = [tuple(tensor[: given.at_a_time or SCALED_ON] for tensor in batch) for batch in scaled_on(held_out)]
+    names = joins(original, rewritten, sites, few[0]) if asked.features else ()
     with eval_mode(original), torch.no_grad(), observed(original, names) as seen:
-        outputs = results_of(original, few)
-        loss = Distillation.of(outputs, meanings, dict(seen), asked.temperature, asked.features)
-    if given.labels is not None:
-        _require_labels(given.labels, outputs, meanings)
+        shown = ((results_of(original, batch), dict(seen)) for batch in few)
+        loss = Distillation.over(shown, meanings, asked.temperature, asked.features)
     with eval_mode(original), torch.no_grad():
         pairs = [(batch, kept_results_of(original, batch)) for batch in held_out]
+    if given.labels is not None:
+        _require_labels(given.labels, pairs[0][1], meanings)
     parameters = every_parameter(rewritten) if asked.everything else rewritten_parameters(rewritten, list(sites))
     labels = None if given.labels is None else given.labels.to(processes.device)
     batch = _batch(given, asked, processes)

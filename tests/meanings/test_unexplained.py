@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convrewrite.meanings import Fidelity, Meaning, OutputFidelity, RunningFidelity, along_axis, scales_of, tell
+from convrewrite.meanings import Fidelity, Meaning, OutputFidelity, RunningFidelity, along_axis, tell
 from convrewrite.meanings.variation import Variation
 from convrewrite.rewriting.output_weighting import _along_a_direction
 from convrewrite.runtime.parity import RunningParity
@@ -33,6 +33,12 @@ def fidelity(a: Tensor, b: Tensor, meaning: Meaning = VALUES, parts: int = 1) ->
         running.add({"y": one}, {"y": other})
     (found,) = running.outputs()
     return found
+
+
+def scales_of(output: Tensor, meaning: Meaning) -> Tensor:
+    variation = Variation(meaning)
+    variation.see(output)
+    return variation.scales()
 
 
 @pytest.mark.parametrize("shape", [(12, 3), (12, 3, 4, 5), (12,)], ids=str)
@@ -155,7 +161,9 @@ def test_training_is_towards_the_unexplained_variance() -> None:
 
 def test_boxes_and_scores_matter_alike_to_the_weights_of_sites() -> None:
     output = detections().requires_grad_()
-    (gradient,) = torch.autograd.grad(_along_a_direction(output, BOXES, torch.Generator().manual_seed(0)), output)
+    (gradient,) = torch.autograd.grad(
+        _along_a_direction(output, BOXES, scales_of(output, BOXES), torch.Generator().manual_seed(0)), output
+    )
     for part, numbers in zip(BOXES.parts(gradient), BOXES.parts(output.detach()), strict=True):
         variance = numbers.movedim(1, -1).flatten(0, -2).var(0).mean()
         assert float(part.square().sum() * variance) == pytest.approx(24 / 2, rel=0.2)

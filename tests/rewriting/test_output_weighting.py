@@ -15,7 +15,7 @@ from convrewrite.graph.sites import Site, find_sites
 from convrewrite.graph.tracing import trace
 from convrewrite.inputs import Inputs
 from convrewrite.meanings.kinds import Meaning, tell
-from convrewrite.meanings.variation import scales_of
+from convrewrite.meanings.variation import Variation
 from convrewrite.modules.outputs import named_outputs
 from convrewrite.progress import Stopwatch
 from convrewrite.rewriting import output_weighting
@@ -26,6 +26,13 @@ from convrewrite.structures.algebra import compose
 from convrewrite.structures.structure import Option, Structure
 
 SEED = 3
+ONE = torch.ones(1)
+
+
+def scales_of(output: Tensor, meaning: Meaning) -> Tensor:
+    variation = Variation(meaning)
+    variation.see(output)
+    return variation.scales()
 
 
 def batches(count: int = 2, size: int = 4, side: int = 12) -> list[tuple[Tensor, ...]]:
@@ -41,7 +48,10 @@ def sites_of(model: nn.Module) -> list[Site]:
 
 
 def losses(
-    outputs: dict[str, Tensor], meanings: Mapping[str, Meaning], generator: torch.Generator
+    outputs: dict[str, Tensor],
+    meanings: Mapping[str, Meaning],
+    scales: Mapping[str, Tensor],
+    generator: torch.Generator,
 ) -> list[Callable[[dict[str, Tensor], int], Tensor]]:
     """For every output of a batch, the loss of one of its examples, with the same labels and directions drawn."""
     found: list[Callable[[dict[str, Tensor], int], Tensor]] = []
@@ -51,21 +61,29 @@ def losses(
             found.append(lambda o, i, n=name, y=labels: F.cross_entropy(o[n], y[i : i + 1]))  # type: ignore[misc]
         else:
             direction = torch.randn(output.shape, generator=generator, dtype=output.dtype)
-            scale = (scales_of(output, meanings[name]) * output[0].numel()).sqrt()
+            scale = (scales[name] * output[0].numel()).sqrt()
             scale = scale if len(scale) == 1 else scale.view(-1, *(1,) * (output.dim() - 2))
             found.append(lambda o, i, n=name, d=direction, s=scale: (o[n] * d[i] / s).sum())  # type: ignore[misc]
     return found
 
 
-def brute_force(model: nn.Module, site: Site, inputs: Sequence[tuple[Tensor, ...]]) -> Tensor:
+def brute_force(
+    model: nn.Module,
+    site: Site,
+    inputs: Sequence[tuple[Tensor, ...]],
+    meanings: Mapping[str, Meaning] | None = None,
+) -> Tensor:
     """``sum g g^T`` over examples and positions; the gradient is that of a disturbance added to the site's output."""
     generator = torch.Generator().manual_seed(SEED)
     module = model.get_submodule(site.batch_norm or site.name)
     total = torch.zeros(site.spec.out_channels, site.spec.out_channels, dtype=torch.float64)
-    meanings = tell(model, inputs)
+    meanings = meanings or tell(model, inputs)
+    with torch.no_grad():
+        every = named_outputs(model(torch.cat([batch for (batch,) in inputs])))
+    scales = {name: scales_of(output, meanings[name]) for name, output in every.items()}
     for (batch,) in inputs:
         with torch.no_grad():
-            drawn = losses(named_outputs(model(batch.clone())), meanings, generator)
+            drawn = losses(named_outputs(model(batch.clone())), meanings, scales, generator)
         for index in range(len(batch)):
             added: list[Tensor] = []
 
@@ -110,6 +128,18 @@ def test_the_weights_are_those_of_gradients_taken_one_by_one(network: type[nn.Mo
         assert torch.allclose(found[site.name], expected, atol=1e-5)
         assert float(found[site.name].diagonal().mean()) == pytest.approx(1)
         assert (found[site.name] - torch.eye(len(expected))).abs().max() > 0.01, "they say something"
+
+
+def test_numbers_are_weighed_alike_by_a_model_that_takes_one_example_at_a_time() -> None:
+    layers = {"stem": nn.Conv2d(3, 6, 3), "conv": nn.Conv2d(6, 3, 3)}
+    model, given = (
+        settled(Calls(lambda self, x: self.conv(self.stem(x)).mean((2, 3)), **layers).double()),
+        batches(6, 1),
+    )
+    meanings = {"output": Meaning("values", "")}
+    found = output_weights(model, sites_of(model), given, SEED, meanings=meanings, at_a_time=1)
+    for site in sites_of(model):
+        assert torch.allclose(found[site.name], mixed(brute_force(model, site, given, meanings)), atol=1e-5)
 
 
 def test_a_dictionary_of_outputs_counts_whole() -> None:
@@ -158,14 +188,14 @@ def test_independent_probabilities_weigh_by_their_own_information() -> None:
     chances = torch.tensor([0.1, 0.5, 0.98], dtype=torch.float64)
     output = chances.repeat(4000, 1).requires_grad_()
     (slopes,) = torch.autograd.grad(
-        _loss(output, Meaning("multilabel", ""), torch.Generator().manual_seed(SEED)), output
+        _loss(output, Meaning("multilabel", ""), ONE, torch.Generator().manual_seed(SEED)), output
     )
     slopes = slopes * 3**0.5  # of a mean over the entries
     yes, no = torch.isclose(slopes, -1 / chances), torch.isclose(slopes, 1 / (1 - chances))
     assert bool((yes ^ no).all())
     assert torch.allclose(yes.double().mean(0), chances, atol=0.03)
     certain = torch.tensor([[0.0, 1.0]], requires_grad=True)
-    loss = _loss(certain, Meaning("multilabel", ""), torch.Generator())
+    loss = _loss(certain, Meaning("multilabel", ""), ONE, torch.Generator())
     assert all(bool(found.isfinite().all()) for found in (loss, *torch.autograd.grad(loss, certain)))
 
 
@@ -173,7 +203,7 @@ def test_only_what_turns_an_embedding_counts() -> None:
     output = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
     slopes = []
     for length in (1.0, 10.0):
-        loss = _loss(length * output, Meaning("embedding", ""), torch.Generator().manual_seed(SEED))
+        loss = _loss(length * output, Meaning("embedding", ""), ONE, torch.Generator().manual_seed(SEED))
         slopes += torch.autograd.grad(loss, output)
     assert torch.allclose((slopes[0] * output).sum(1), torch.zeros(5, dtype=torch.float64), atol=1e-12)
     assert float(slopes[0].norm()) > 0.1 and torch.allclose(slopes[0], slopes[1])
@@ -181,7 +211,7 @@ def test_only_what_turns_an_embedding_counts() -> None:
 
 def test_a_mean_over_the_batch_has_no_axis() -> None:
     mean = torch.tensor(2.0, requires_grad=True)
-    loss = _loss(mean, Meaning("values", ""), torch.Generator().manual_seed(SEED))
+    loss = _loss(mean, Meaning("values", ""), torch.tensor([4.0]), torch.Generator().manual_seed(SEED))
     (slope,) = torch.autograd.grad(loss, mean)
     assert abs(float(slope)) == abs(float(torch.randn((), generator=torch.Generator().manual_seed(SEED)))) / 2
 

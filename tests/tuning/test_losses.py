@@ -117,6 +117,17 @@ def test_outputs_count_by_their_weights_and_features_as_one() -> None:
         Distillation(meanings, {}, {"f": 4.0})({}, {}, {}, {})
 
 
+def test_scales_are_those_of_all_examples_however_few_are_in_a_batch() -> None:
+    meanings = {"y": Meaning("values", ""), "class": Meaning("logits", "")}
+    outputs, features = {"y": 3 + torch.randn(12, 2), "class": torch.randn(12, 4)}, {"f": torch.randn(12, 5)}
+    features["f"][0] = 0
+    whole = Distillation.of(outputs, meanings, features)
+    one = [tuple({name: t[i : i + 1] for name, t in named.items()} for named in (outputs, features)) for i in range(12)]
+    apart = Distillation.over(one, meanings)  # type: ignore[arg-type]
+    torch.testing.assert_close(dict(apart.scales), dict(whole.scales))
+    assert apart.feature_scales == pytest.approx(whole.feature_scales)
+
+
 def test_a_scale_is_the_mean_square_of_what_is_finite_or_one() -> None:
     assert mean_square(torch.tensor([3.0, math.inf, -1.0, math.nan])) == 5.0
     assert [mean_square(torch.tensor(values)) for values in ([0.0, 0.0], [math.inf], [])] == [1.0, 1.0, 1.0]

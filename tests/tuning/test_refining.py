@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from convrewrite import Result, optimize, precision
 from convrewrite.layers import DynamicConv2d
-from convrewrite.meanings import rounding_of, tell
+from convrewrite.meanings import Meaning, rounding_of, tell
 from convrewrite.tuning import refining
 from convrewrite.tuning.activations import Activations
 from convrewrite.tuning.refining import (
@@ -26,6 +26,7 @@ from convrewrite.tuning.refining import (
     Recipe,
     Refined,
     Refinement,
+    _Towards,
     refine,
 )
 from convrewrite.tuning.trainable import numbers_of
@@ -239,6 +240,16 @@ class Ungradable(nn.Sequential):
 class Detached(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).detach()
+
+
+def test_scales_do_not_depend_on_how_many_examples_a_model_takes() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*convolutions(), nn.Flatten(), nn.Linear(12 * 36, 3)).eval()
+    task = replace(task_of(model, model), meanings={"output": Meaning("values", "")})
+    one = replace(task, fit=[(image,) for image in task.fit[0][0].split(1)], batch=1)
+    several, single = (_Towards.of(task).distillation for task in (task, one))
+    torch.testing.assert_close(dict(single.scales), dict(several.scales))
+    assert single.feature_scales == pytest.approx(several.feature_scales)
 
 
 def test_where_no_gradient_passes_nothing_is_changed_and_it_is_said() -> None:

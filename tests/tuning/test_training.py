@@ -230,6 +230,19 @@ class Fours(Net):
         return super().forward(x)
 
 
+def test_scales_are_measured_on_whole_batches_and_on_several_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "SCALED_ON", 3)
+    images, meaning = torch.randn(80, 3, 6, 6), {"output": Meaning("values", "")}
+    told = []
+    for kind, size in ((Net, 16), (Fours, 4)):
+        given = TrainingInputs.split((images,), None, 0, size)
+        torch.manual_seed(0)
+        original, rewritten = kind().eval(), kind().eval()
+        task = task_of(original, rewritten, {"site": None}, given, meaning, Recovery(batch=size), OneProcess())
+        told.append(task.loss.scales["output"])
+    torch.testing.assert_close(*told)
+
+
 class Contiguous(Net):
     """Takes images with their channels first alone."""
 
