@@ -60,8 +60,9 @@ def environment() -> Environment:
     )
 
 
-def site_row(outcome: Outcome, error_basis: ErrorBasis) -> SiteRow:
-    """One outcome as a row."""
+def site_row(outcome: Outcome, kind: str) -> SiteRow:
+    """One outcome as a row; ``kind`` is that of the calibration."""
+    basis: ErrorBasis = ERROR_BASES[kind] if outcome.held_out or kind != "data" else "fitted inputs"
     site, candidate = outcome.site, outcome.candidate
     before = site.cost
     after = before if candidate is None else candidate.cost
@@ -78,7 +79,7 @@ def site_row(outcome: Outcome, error_basis: ErrorBasis) -> SiteRow:
         macs_before=before.macs,
         macs_after=after.macs,
         output_error=outcome.error,
-        error_basis=None if outcome.error is None else error_basis,
+        error_basis=None if outcome.error is None else basis,
         positions=outcome.positions,
         unknowns=None if outcome.positions is None else outcome.unknowns,
     )
@@ -130,7 +131,7 @@ def build_report(
             fitted_on=calibration.fitted_on,
             held_out=calibration.held_out_count,
         ),
-        sites=tuple(site_row(outcome, ERROR_BASES[calibration.kind]) for outcome in outcomes),
+        sites=tuple(site_row(outcome, calibration.kind) for outcome in outcomes),
         totals=_totals(before, after, measured),
         outputs=_output_rows(measured.fidelity),
         fidelity=_fidelity_rows(measured.fidelity),

@@ -24,7 +24,7 @@ Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Positive = Annotated[int, Field(ge=1, le=LARGEST)]
 Seconds = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-ErrorBasis = Literal["held-out inputs", "synthetic inputs", "weights"]
+ErrorBasis = Literal["held-out inputs", "fitted inputs", "synthetic inputs", "weights"]
 
 
 class Change(TextRecord, Generic[Number]):

@@ -18,6 +18,7 @@ class _Basis(NamedTuple):
 
 _BASES: dict[str, _Basis] = {
     "held-out inputs": _Basis("", "on held-out inputs"),
+    "fitted inputs": _Basis("f", "on the inputs that were fitted on"),
     "synthetic inputs": _Basis("s", "on synthetic inputs"),
     "weights": _Basis("w", "of the weights alone, without inputs"),
 }

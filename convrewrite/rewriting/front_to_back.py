@@ -113,4 +113,5 @@ def _rewrite_site(walk: Propagation, shortlist: Shortlist, work: Work) -> tuple[
     walk.replace(shortlist.site, site_fit.build(structure, option, best), stand_in)
     positions = site_fit.seen[0].count if site_fit.seen else None
     fit_error = site_fit.fit_error(structure, option, best)
-    return Outcome(shortlist.site, candidate, best.error, positions=positions, fit_error=fit_error), best
+    held_out = site_fit.unseen is not site_fit.seen
+    return Outcome(shortlist.site, candidate, best.error, None, positions, fit_error, held_out), best

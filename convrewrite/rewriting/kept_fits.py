@@ -134,6 +134,7 @@ class _Kept(BaseModel):
     reason: str | None = Field(default=None, max_length=1000, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")
     positions: int | None = Field(default=None, ge=0)
     fit_error: float | None = Field(default=None, ge=0)
+    held_out: bool = True
 
 
 @dataclass(slots=True)
@@ -171,6 +172,7 @@ class KeptFits:
             "reason": outcome.reason,
             "positions": outcome.positions,
             "fit_error": outcome.fit_error,
+            "held_out": outcome.held_out,
         }
         tensors = {} if found is None else {"bias": found.bias, **{str(i): k for i, k in enumerate(found.kernels)}}
         self.cache.put("fit", self.before, kept, tensors)
@@ -187,7 +189,7 @@ class KeptFits:
         if kept.reason is not None or not _fits(tensors, wanted):
             return None
         found = Fit(tuple(tensors[str(i)] for i in range(len(shapes))), tensors["bias"], kept.unexplained)
-        outcome = Outcome(site, candidate, found.error, positions=kept.positions, fit_error=kept.fit_error)
+        outcome = Outcome(site, candidate, found.error, None, kept.positions, kept.fit_error, kept.held_out)
         return outcome, found
 
     def _asked(self, shortlist: Shortlist) -> tuple[object, ...]:

@@ -11,7 +11,7 @@ class Outcome:
     """What became of one site: the option and its relative output error, or the reason why it is kept.
 
     ``positions``: how many of its inputs' patches the option was fitted on, and ``fit_error`` the error on these; None
-    without inputs.
+    without inputs. ``held_out``: whether ``error`` was measured on other inputs than these.
     """
 
     site: Site
@@ -20,6 +20,7 @@ class Outcome:
     reason: str | None = None
     positions: int | None = None
     fit_error: float | None = None
+    held_out: bool = True
 
     @property
     def unknowns(self) -> int:

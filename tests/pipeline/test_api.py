@@ -194,8 +194,12 @@ def test_the_original_keeps_its_modes_when_a_run_fails() -> None:
 
 @pytest.mark.parametrize(
     ("source", "kind", "basis"),
-    [(images(), "data", "held-out inputs"), ("weights", "weights only", "weights")],
-    ids=["data", "weights"],
+    [
+        (images(), "data", "held-out inputs"),
+        ("weights", "weights only", "weights"),
+        (Calibration(((images()[:64],),), (), "data", "mine"), "data", "fitted inputs"),
+    ],
+    ids=["data", "weights", "nothing held out"],
 )
 def test_the_report_states_the_kind_of_calibration(source: object, kind: str, basis: str) -> None:
     report = rewrite(small_network(), calibration=source).report

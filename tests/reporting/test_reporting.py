@@ -307,7 +307,7 @@ def reports(draw: st.DrawFn) -> Report:
     """Reports of any size, without anything optional."""
     sites = []
     for parameters, macs in draw(st.lists(st.tuples(COSTS, COSTS), max_size=4)):
-        basis = draw(st.sampled_from(["held-out inputs", "synthetic inputs", "weights", None]))
+        basis = draw(st.sampled_from(["held-out inputs", "fitted inputs", "synthetic inputs", "weights", None]))
         costs = {
             "parameters_before": parameters[0], "parameters_after": parameters[1],
             "macs_before": macs[0], "macs_after": macs[1],
