@@ -5,6 +5,7 @@ that is not torch's and a function of anybody's may keep anything, so these coun
 """
 
 import operator
+from dataclasses import is_dataclass
 from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, WrapperDescriptorType
 from typing import Any
 
@@ -52,6 +53,10 @@ def _is_plain_layer(module: nn.Module) -> bool:
 def _is_plain_function(function: Any) -> bool:
     if isinstance(function, OpOverload | OpOverloadPacket):
         return function.__module__ == OPERATORS or not written_arguments(function)
+    if isinstance(function, type) and (
+        issubclass(function, tuple) or is_dataclass(function)
+    ):  # what outputs are put in
+        return True
     owner = getattr(function, "__objclass__", function)
     return isinstance(function, FUNCTIONS) and str(owner.__module__).partition(".")[0] in PACKAGES
 

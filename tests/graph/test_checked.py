@@ -1,6 +1,7 @@
 """A graph that computes something else than its module is dropped, with nothing else lost."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -210,7 +211,12 @@ def scaled() -> Calls:
     return model
 
 
+class Outputs(NamedTuple):
+    y: Tensor
+
+
 ORDINARY = {
+    "named output": lambda: Calls(lambda m, x: Outputs(y=m.stem(x)), **layers()),
     "resnet": Residual,
     "mobilenet": scaled,
     "densenet": lambda: Calls(dense, **layers()),
