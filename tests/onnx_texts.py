@@ -15,6 +15,7 @@ from convrewrite.onnx_files.model import OnnxModel
 from convrewrite.onnx_graph.examples import example_of_graph
 from convrewrite.onnx_graph.file import OnnxFile
 from convrewrite.onnx_graph.opening import Opened
+from convrewrite.onnx_graph.source_files import SourceFiles, stamp_of
 from convrewrite.onnx_graph.translating import Translation, translate, translation_of
 
 OPSET, IR = 17, 8
@@ -72,7 +73,9 @@ def opened(model: onnx.ModelProto, folder: Path) -> Opened:
     """A file that is trusted: it is opened in this process alone."""
     path = folder / "made.onnx"
     onnx.save(model, str(path))
-    return Opened(OnnxFile(onnx.load(str(path)), folder, str(path), path), OnnxModel(path))
+    return Opened(
+        OnnxFile(onnx.load(str(path)), folder, str(path), path), OnnxModel(path), SourceFiles(path, stamp_of(path))
+    )
 
 
 def made_of(model: onnx.ModelProto, folder: Path, example: Any = None) -> fx.GraphModule:

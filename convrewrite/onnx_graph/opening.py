@@ -9,8 +9,10 @@ import onnx
 from convrewrite.errors import ModelLoadError, VerificationError
 from convrewrite.folders import Scratch, temporary
 from convrewrite.onnx_files import OnnxModel, read_model, tensors
+from convrewrite.onnx_graph.external import locations
 from convrewrite.onnx_graph.file import OnnxFile
 from convrewrite.onnx_graph.ordering import put_in_order
+from convrewrite.onnx_graph.source_files import SourceFiles, stamp_of
 from convrewrite.onnx_graph.walks import graphs_of, with_inner
 from convrewrite.values import PROBE_SECONDS
 
@@ -22,6 +24,7 @@ class Opened:
 
     file: OnnxFile
     session: OnnxModel
+    source_files: SourceFiles
     seconds: float = PROBE_SECONDS
     scratch: Scratch | None = field(default=None, repr=False)
     reordered: bool = False
@@ -45,6 +48,7 @@ def open_onnx(source: str | Path | onnx.ModelProto, *, trust: bool = False, seco
         raise ModelLoadError(
             f"{path}: {'no regular file' if os.path.exists(path) else 'no such file'}; expected an ONNX file"
         )
+    stamp = stamp_of(path)
     try:
         session = OnnxModel(path, probe=seconds, trust=trust)
         model = read_model(path)
@@ -57,7 +61,9 @@ def open_onnx(source: str | Path | onnx.ModelProto, *, trust: bool = False, seco
             raise
         raise ModelLoadError(f"{path}: expected an ONNX file, found one that cannot be read ({error})") from error
     file = OnnxFile(model, path.absolute().parent, str(source), path.absolute())
-    return Opened(file, session, seconds, reordered=reordered)
+    beside = [file.folder / name for name in locations(model)]
+    source_files = SourceFiles(path.absolute(), stamp, beside)
+    return Opened(file, session, source_files, seconds, reordered=reordered)
 
 
 def _require_text(model: onnx.ModelProto) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from convrewrite.errors import ModelLoadError, UsageError
 from convrewrite.inputs import Inputs
 from convrewrite.layers import SumOfBranches
-from convrewrite.onnx_files import OnnxModel, digest_of, read_model
+from convrewrite.onnx_files import OnnxModel, read_model
 from convrewrite.onnx_graph.file import Replacement
 from convrewrite.onnx_graph.observing import with_outputs
 from convrewrite.onnx_graph.opening import open_onnx
@@ -31,18 +31,24 @@ class GraphExporter:
 
     @property
     def source(self) -> str:
-        """The digest of the file as it came."""
-        return digest_of(self._translation.opened.path)
+        """The digest of the file as it came. Raises ModelLoadError where it is another by now."""
+        return self._translation.opened.source_files.digest()
+
+    def require_source(self) -> None:
+        """Raise ModelLoadError where the file, or one that holds weights of it, is another by now."""
+        self._translation.opened.source_files.require_unchanged()
 
     def original(self, _model: nn.Module, _inputs: Inputs, _path: Path) -> Exported:
-        """The file as it came."""
-        batch = self._translation.batch
-        return Exported(self._translation.opened.path, batch is None, None, batch)
+        """The file as it came. Raises ModelLoadError where it is another by now."""
+        batch, opened = self._translation.batch, self._translation.opened
+        opened.source_files.digest()  # so early that a file that is only touched later is known
+        return Exported(opened.path, batch is None, None, batch)
 
     def rewritten(self, model: nn.Module, _inputs: Inputs, path: Path, metadata: Mapping[str, str]) -> Exported:
         """The graph with what ``model`` has in place of its convolutions. Raises ExportError, UsageError."""
         file, batch = self._translation.opened.file, self._translation.batch
         notes = write_rewritten(file, tuple(_replacements(self._translation, model)), path, metadata)
+        self.require_source()  # weights that lie beside the file were copied just now
         return Exported(path, batch is None, "; ".join(notes) or None, batch)
 
     def runner(self, path: Path) -> OnnxModel:

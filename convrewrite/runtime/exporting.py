@@ -45,6 +45,9 @@ class Exporter(Protocol):
     def source(self) -> str:
         """The digest of the file that came in; empty where none did."""
 
+    def require_source(self) -> None:
+        """Raise ModelLoadError where that file is another by now: what is measured on it, and made of it, would be false."""
+
 
 @dataclass(frozen=True, slots=True)
 class TorchExporter:
@@ -62,6 +65,9 @@ class TorchExporter:
     def source(self) -> str:
         """Empty: no file came in."""
         return ""
+
+    def require_source(self) -> None:
+        """Nothing to require."""
 
     @property
     def beyond(self) -> tuple[str, ...]:

@@ -59,6 +59,7 @@ def measure_outputs(original: nn.Module, rewritten: nn.Module, evaluation: Evalu
 
 def measure_files(exporter: Exporter, files: tuple[Path, Path], evaluation: Evaluation, batch: int | None) -> Measured:
     """Fidelity of one file to another in onnxruntime; ``batch``: the examples they take at a time, None for any number."""
+    exporter.require_source()
     original, rewritten = (exporter.runner(file) for file in files)
     batches = evaluation.batches if batch is None else in_whole_batches(evaluation.batches, batch)
     fidelity = measure_fidelity(original, rewritten, batches, evaluation.meanings)
@@ -102,6 +103,7 @@ def measure_everything(
     torch_latency = (
         _of_one(baseline.timer.compare_torch(original, rewritten, one, baseline.threads), one) if both else None
     )
+    exporter.require_source()  # all the while its file was run
     progress("verify", 5, 5, "done")
     sizes = (size_of(before), size_of(after.path))
     notes = (after.note,) if after.note else ()

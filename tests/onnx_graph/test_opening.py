@@ -6,11 +6,13 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from onnx_texts import classifier, graph, noise
+from onnx_texts import classifier, graph, made_of, noise, told
 
 from convrewrite.errors import ModelLoadError
-from convrewrite.onnx_files import model
-from convrewrite.onnx_graph import open_onnx, read_network
+from convrewrite.meanings import Evaluation
+from convrewrite.onnx_files import digest_of, model
+from convrewrite.onnx_graph import exporter_of, open_onnx, read_network
+from convrewrite.runtime.measurement import measure_files
 
 ENDLESS = """
 (float[N, 4] x) => (float[N, 4] y) {
@@ -155,6 +157,41 @@ def test_weights_beside_the_file_are_left_there(tmp_path: Path) -> None:
     assert not stem.raw_data
     [kernel] = [tensor for tensor in classifier().graph.initializer if tensor.name == "stem_weight"]
     assert (opened.file.array(stem) == onnx.numpy_helper.to_array(kernel)).all()
+
+
+def test_a_file_that_is_changed_later_is_not_taken_for_the_one_that_was_opened(tmp_path: Path) -> None:
+    path = outside(tmp_path, "weights.bin")
+    first, second = open_onnx(path).source_files, open_onnx(path).source_files
+    assert first.digest() == digest_of(path)
+    os.utime(path, ns=(1, 1))
+    first.require_unchanged()  # touched, and the same
+    with pytest.raises(
+        ModelLoadError, match=r"model\.onnx: expected the file that was opened, found that it has been chang"
+    ):
+        second.digest()
+    with path.open("ab") as file:
+        file.write(b"\x00")
+    with pytest.raises(ModelLoadError, match=r"worked on; run this again"):
+        first.require_unchanged()
+    third = open_onnx(outside(tmp_path, "weights.bin")).source_files
+    os.utime(tmp_path / "weights.bin", ns=(1, 1))
+    with pytest.raises(ModelLoadError, match=r"weights\.bin: expected the file that was opened"):
+        third.digest()
+
+
+def test_nothing_is_measured_or_made_of_a_file_that_was_changed(tmp_path: Path) -> None:
+    module = made_of(classifier(), tmp_path)
+    path, exporter = told(module).opened.path, exporter_of(module)
+    exporter.original(module, (), tmp_path)
+    path.write_bytes(b"another")
+    for step in (
+        lambda: exporter.original(module, (), tmp_path),
+        lambda: exporter.rewritten(module, (), tmp_path / "result.onnx", {}),
+        lambda: measure_files(exporter, (path, path), Evaluation((), "no inputs"), None),
+        lambda: exporter.source,
+    ):
+        with pytest.raises(ModelLoadError, match="changed or removed while it was worked on"):
+            step()
 
 
 @pytest.mark.parametrize("up", ["../weights.bin", "absolute"])
