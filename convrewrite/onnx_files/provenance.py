@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 from convrewrite.errors import UsageError
 from convrewrite.json_texts import each_key_once
 from convrewrite.meanings import Meaning, asked_meanings
+from convrewrite.onnx_files.contents import files_beside
 
 if TYPE_CHECKING:
     import onnx
 
 PREFIX = "convrewrite."
+AND_WEIGHTS = "+"
 VERSION = re.compile(r"[0-9A-Za-z.+-]{1,40}")
 WRITTEN = "as the file's metadata has it"
 FORMS = {"int8": "int8", "half": "half precision"}
@@ -28,8 +30,8 @@ QUANTISED = ("onnx.infer", "onnxruntime.quant")
 @dataclass(frozen=True, slots=True)
 class Provenance:
     """Fingerprints of the original's and of the rewritten weights, the version of this tool, the outputs' meanings, and where the
-    original was an ONNX file the SHA-256 of that, as :func:`digest_of` gives it. ``form``: one of FORMS, where the file only
-    approximates the rewritten weights."""
+    original was an ONNX file the digest of that, as :meth:`digest_of_source` gives it. ``form``: one of FORMS, where the file
+    only approximates the rewritten weights."""
 
     original: str
     result: str
@@ -52,7 +54,9 @@ class Provenance:
             "result": self.result,
             "version": self.tool_version,
             "outputs": json.dumps(outputs),
-        } | ({"file": self.file} if self.file else {})
+        }
+        file, _, weights = self.file.partition(AND_WEIGHTS)
+        entries |= {name: text for name, text in (("file", file), ("weights", weights)) if text}
         return {PREFIX + name: value for name, value in entries.items()}
 
     @classmethod
@@ -60,11 +64,27 @@ class Provenance:
         """What a file's metadata says; None where it is no rewritten file."""
         if metadata.get(PREFIX + "rewritten") != "true":
             return None
-        original, result, version, outputs, file = (
-            metadata.get(PREFIX + name, "") for name in ("original", "result", "version", "outputs", "file")
+        original, result, version, outputs, file, weights = (
+            metadata.get(PREFIX + name, "") for name in ("original", "result", "version", "outputs", "file", "weights")
         )
+        file = AND_WEIGHTS.join(filter(None, (file, weights)))
         version = version if VERSION.fullmatch(version) else "of unknown version"
         return cls(original, result, version, _meanings(outputs), file, _form(metadata))
+
+    @staticmethod
+    def digest_of_source(path: Path, beside: Iterable[Path]) -> str:
+        """The SHA-256 of an ONNX file and, behind AND_WEIGHTS, that of the files ``beside`` it with weights, if any."""
+        weights = _digest_of_all(beside)
+        return f"{digest_of(path)}{AND_WEIGHTS}{weights}" if weights else digest_of(path)
+
+    def is_made_of(self, path: Path) -> bool:
+        """Whether this is the file that the result was made from, as far as the result says."""
+        file, _, weights = self.file.partition(AND_WEIGHTS)
+        return digest_of(path) == file and (not weights or _digest_of_all(files_beside(path)) == weights)
+
+    def leaves_open(self, path: Path) -> bool:
+        """Whether that was decided without the weights: results of earlier versions do not say what lay beside the file."""
+        return AND_WEIGHTS not in self.file and bool(files_beside(path))
 
     @staticmethod
     def restate(model: "onnx.ModelProto", metadata: Mapping[str, str]) -> None:
@@ -96,6 +116,12 @@ def digest_of(path: Path) -> str:
     """The SHA-256 of an ONNX file; weights that lie in other files are not looked at."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of_all(files: Iterable[Path]) -> str:
+    """One SHA-256 for several files, in the order of their names; empty where there are none."""
+    digests = [digest_of(file) for file in sorted(files)]
+    return hashlib.sha256("".join(digests).encode()).hexdigest() if digests else ""
 
 
 def _meanings(text: str) -> dict[str, Meaning]:

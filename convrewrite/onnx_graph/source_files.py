@@ -4,7 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from convrewrite.errors import ModelLoadError
-from convrewrite.onnx_files import digest_of
+from convrewrite.onnx_files import Provenance
 
 Stamp = tuple[int, int] | None
 """Size and time of the last change of a file; None where there is none."""
@@ -24,28 +24,30 @@ class SourceFiles:
 
     def __init__(self, path: Path, stamp: Stamp, beside: Collection[Path] = ()) -> None:
         """``stamp`` is that of ``path`` before it was read."""
-        self._path, self._stamp = path, stamp
-        self._beside = {file: stamp_of(file) for file in beside}
+        self._path, self._beside = path, tuple(beside)
+        self._stamps = {path: stamp, **{file: stamp_of(file) for file in beside}}
         self._digest: str | None = None
 
     def digest(self) -> str:
-        """The SHA-256 of the ONNX file as it was opened. Raises ModelLoadError where a file is another by now."""
+        """That of the files as they were opened, for :class:`Provenance`. Raises ModelLoadError where one is another by now."""
         self.require_unchanged()
         if self._digest is None:
-            self._digest = digest_of(self._path)
+            self._digest = self._digest_now()
         return self._digest
 
     def require_unchanged(self) -> None:
         """Raise ModelLoadError where a file is another than the one that was opened."""
-        for file, stamp in self._beside.items():
-            if stamp_of(file) != stamp:
-                raise _changed(file)
-        stamp = stamp_of(self._path)
-        if stamp == self._stamp:
+        stamps = {file: stamp_of(file) for file in self._stamps}
+        changed = [file for file, stamp in stamps.items() if stamp != self._stamps[file]]
+        if not changed:
             return
-        if stamp is None or self._digest is None or digest_of(self._path) != self._digest:
-            raise _changed(self._path)
-        self._stamp = stamp  # touched, and the same
+        lost = any(stamps[file] is None for file in changed)
+        if lost or self._digest is None or self._digest_now() != self._digest:
+            raise _changed(changed[0])
+        self._stamps = stamps  # touched, and the same
+
+    def _digest_now(self) -> str:
+        return Provenance.digest_of_source(self._path, self._beside)
 
 
 def _changed(file: Path) -> ModelLoadError:

@@ -8,7 +8,7 @@ from torch import nn
 
 from convrewrite.errors import VerificationError
 from convrewrite.meanings import Fidelity
-from convrewrite.onnx_files import OnnxModel, Provenance, digest_of
+from convrewrite.onnx_files import OnnxModel, Provenance
 from convrewrite.planning import Fingerprint
 
 
@@ -62,7 +62,7 @@ def _provenance(runner: object) -> Provenance | None:
 
 def _of_one_result(provenance: Provenance, other: object, name: str, other_name: str) -> Relation:
     said = _said(provenance, name)
-    made = _made(provenance, name, other_name)
+    made = _made(provenance, other, name, other_name)
     known = _is_file_of(provenance, other)
     if known is not None:
         return made if known else Relation("fidelity", said, _stranger(name, other_name))
@@ -83,16 +83,18 @@ def _is_file_of(provenance: Provenance, other: object) -> bool | None:
     """Whether a result was made from the file that ``other`` was opened from; None where that cannot be known."""
     if not (isinstance(other, OnnxModel) and provenance.file and Path(other.where).is_file()):
         return None
-    return digest_of(Path(other.where)) == provenance.file
+    return provenance.is_made_of(Path(other.where))
 
 
 def _said(provenance: Provenance, name: str) -> str:
     return f"{name} is a rewritten model (convrewrite {provenance.tool_version})"
 
 
-def _made(provenance: Provenance, name: str, other_name: str) -> Relation:
-    said = _said(provenance, name)
-    return Relation("fidelity", f"{said}, made from {other_name}: it approximates it, fidelity is what counts")
+def _made(provenance: Provenance, other: object, name: str, other_name: str) -> Relation:
+    made = f"{_said(provenance, name)}, made from {other_name}: it approximates it, fidelity is what counts"
+    if isinstance(other, OnnxModel) and Path(other.where).is_file() and provenance.leaves_open(Path(other.where)):
+        made += f"; the weights beside {other_name} were not compared, as a result of that version does not know them"
+    return Relation("fidelity", made)
 
 
 def _stranger(name: str, other: str) -> str:
@@ -109,7 +111,7 @@ def _one_of_the_other(
     for mine, others in ((1, 0), (0, 1)):
         of_weights = written[mine].original == written[others].result != written[mine].result
         if of_weights or _is_file_of(written[mine], runners[others]):
-            return _made(written[mine], names[mine], names[others])
+            return _made(written[mine], runners[others], names[mine], names[others])
     return None
 
 

@@ -3,10 +3,11 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from commands import images, small_network
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from convrewrite import runtime, verify
@@ -86,6 +87,24 @@ def test_a_result_of_a_result_is_known_by_the_file_or_the_weights(tmp_path: Path
             assert relation.stranger is None and relation.expected == "fidelity"
             assert str(relation.note).startswith(said) and "made from" in str(relation.note)
     assert relation_of(OnnxModel(path), OnnxModel(serialized("s", "t", file="0" * 64)), NAMES).stranger is not None
+
+
+def test_weights_beside_a_file_tell_it_from_another(tmp_path: Path) -> None:
+    path, weights = tmp_path / "net.onnx", tmp_path / "net.data"
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    add, one = helper.make_node("Add", ["x", "w"], ["y"]), numpy_helper.from_array(np.ones(1, np.float32), "w")
+    made = helper.make_model(
+        helper.make_graph([add], "g", [x], [y], [one]), opset_imports=[helper.make_opsetid("", 18)], ir_version=9
+    )
+    onnx.save(made, str(path), save_as_external_data=True, location=weights.name, size_threshold=0)
+    newer = OnnxModel(serialized("o", "r", file=Provenance.digest_of_source(path, [weights])))
+    older = OnnxModel(serialized("o", "r", file=digest_of(path)))
+    assert str(relation_of(OnnxModel(path), newer, NAMES).note).endswith("fidelity is what counts")
+    weights.write_bytes(weights.read_bytes()[::-1])
+    assert "b: was rewritten from another model than a" in str(relation_of(OnnxModel(path), newer, NAMES).stranger)
+    relation = relation_of(OnnxModel(path), older, NAMES)
+    assert relation.stranger is None and "made from a" in str(relation.note)
+    assert "the weights beside a were not compared" in str(relation.note)
 
 
 def test_a_form_is_said_once_and_only_of_rewritten_files() -> None:
