@@ -123,7 +123,7 @@ class OnnxModel:
         inputs do not fit, ModelLoadError if it cannot be run on them or gives something else than tensors."""
         self._check_inputs(inputs)
         if self._untried is not None:
-            require_well_behaved(self._untried, self._probe, self.feed(inputs))
+            require_well_behaved(self._untried, self._probe, self.feed(inputs), source=self.where)
             self._untried = None
         feed = {name: x.detach().cpu().contiguous().numpy() for name, x in zip(self.input_names, inputs, strict=True)}
         try:

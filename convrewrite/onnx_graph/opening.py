@@ -101,6 +101,10 @@ def _from_memory(model: onnx.ModelProto, trust: bool, seconds: float) -> Opened:
         raise ModelLoadError(
             f"ModelProto: expected a model that can be saved, found that {error}; give its file"
         ) from error
-    opened = open_onnx(path, trust=trust, seconds=seconds)
     name = f"ModelProto {model.graph.name}".strip()
+    try:
+        opened = open_onnx(path, trust=trust, seconds=seconds)
+    except ModelLoadError as error:  # nobody knows the file, and it is gone by then
+        raise ModelLoadError(str(error).replace(str(path), name)) from error
+    opened.session.where = name
     return replace(opened, file=OnnxFile(opened.file.model, scratch.path, name, path), scratch=scratch)

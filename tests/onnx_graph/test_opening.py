@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -193,6 +194,16 @@ def test_nothing_is_measured_or_made_of_a_file_that_was_changed(tmp_path: Path) 
     ):
         with pytest.raises(ModelLoadError, match="changed or removed while it was worked on"):
             step()
+
+
+def test_a_model_from_memory_is_called_so_where_it_is_refused() -> None:
+    model = graph("(float[N, 4] x) => (float[N, 5] y) { y = MatMul(x, nothing) }")
+    with pytest.raises(ModelLoadError, match=r"^ModelProto \w*: onnxruntime cannot open it") as refused:
+        open_onnx(model)
+    assert "given.onnx" not in str(refused.value)
+    model = graph("(float[N, 4] x) => (float[N, 5] y) { y = Reshape(x, sizes) }", {"sizes": np.array([7, 7])})
+    with pytest.raises(ModelLoadError, match=r"^ModelProto \w*: onnxruntime cannot run it on these inputs"):
+        read_network(model)
 
 
 @pytest.mark.parametrize("up", ["../weights.bin", "absolute"])
