@@ -13,7 +13,7 @@ from convrewrite.folders import disk_full, remove, require_room, temporary, unwr
 from convrewrite.inputs import Inputs, in_batches_of, in_whole_batches
 from convrewrite.meanings import Fidelity, Meaning, RunningFidelity
 from convrewrite.modules import eval_mode
-from convrewrite.onnx_files import Runner, outputs_of
+from convrewrite.onnx_files import OnnxModel, Runner, outputs_of
 from convrewrite.process import FAKE_TENSORS, exporting
 from convrewrite.progress import Progress
 from convrewrite.runtime import RunningParity
@@ -155,19 +155,20 @@ def _held(export: Export, made: Made, reference: Reference, written: Written) ->
     meanings = reference.meanings
     parity, fidelity = RunningParity(export.name, meanings, export.tolerance), RunningFidelity(meanings)
     examples, comparable = 0, True
+    listed = reference.rewritten.output_names if isinstance(reference.rewritten, OnnxModel) else ()
     with exporting(NOISY_LOGGERS), eval_mode(reference.rewritten, reference.original):
         run = export.open(written.files[0])
         for batch in _batches(reference.batches, made.batch):
             given = reference.feed(batch)
             expected, _ = outputs_of(reference.rewritten, given)
-            found = parity.add_arrays(expected, run(_copied(given)))
+            found = parity.add_arrays(expected, run(_copied(given)), listed)
             original, _ = outputs_of(reference.original, given)
             comparable = comparable and expected.keys() == original.keys() == meanings.keys()
             if comparable:
                 fidelity.add(original, found)
             examples += len(batch[0])
         for given in map(reference.feed, _other_sizes(reference.batches[0], made)):
-            parity.add_arrays(outputs_of(reference.rewritten, given)[0], run(_copied(given)))
+            parity.add_arrays(outputs_of(reference.rewritten, given)[0], run(_copied(given)), listed)
     worst = max(parity.result().outputs, key=lambda output: output.relative_error / output.tolerance)
     if not worst.passed:
         raise VerificationError(

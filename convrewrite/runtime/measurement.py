@@ -152,8 +152,9 @@ def _parity(rewritten: nn.Module, evaluation: Evaluation, baseline: Baseline, af
     with eval_mode(rewritten):
         reference = rewritten if exporter.exports else OnnxModel(after.path)
         expected, _ = outputs_of(reference, given)
+    listed = reference.output_names if isinstance(reference, OnnxModel) else ()
     program = Program(after.path, rewritten)
     others: tuple[OutputParity, ...] = check_target(
-        expected, program, given, target, threads=baseline.threads, meanings=meanings
+        expected, program, given, target, threads=baseline.threads, meanings=meanings, listed=listed
     )
     return Parity((*found.outputs, *others), found.inputs_checked)

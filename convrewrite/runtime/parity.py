@@ -106,18 +106,22 @@ class RunningParity:
         tolerance = tolerance_for(expected.dtype) if self.tolerance is None else self.tolerance
         return replace(_worst(name, parts, tolerance), runtime=self.runtime)
 
-    def add_arrays(self, expected: Mapping[str, Tensor], arrays: Sequence[Any]) -> dict[str, Tensor]:
-        """One batch, whose arrays or tensors are in the order of what is ``expected``; returns them by name. Raises
-        VerificationError where they are something else, as a runtime of another package may give."""
+    def add_arrays(
+        self, expected: Mapping[str, Tensor], arrays: Sequence[Any], listed: Sequence[str] = ()
+    ) -> dict[str, Tensor]:
+        """One batch, whose arrays or tensors are in the order of what is ``expected``, or of the outputs that are ``listed`` in
+        the file, some of them twice; returns them by name. Raises VerificationError where they are something else, as a runtime
+        of another package may give."""
         if not isinstance(arrays, Sequence) or isinstance(arrays, str | bytes):
             raise VerificationError(
                 f"{self.runtime}: expected a list of {len(expected)} outputs, found {type(arrays).__name__}; mend the runtime"
             )
-        if len(arrays) != len(expected):
+        names = listed if len(arrays) == len(listed) else tuple(expected)
+        if len(arrays) != len(names):
             raise VerificationError(
                 f"{self.runtime}: expected {len(expected)} outputs, found {len(arrays)}; mend the runtime, or name another"
             )
-        found = {name: self._tensor(name, array) for name, array in zip(expected, arrays, strict=True)}
+        found = {name: self._tensor(name, array) for name, array in zip(names, arrays, strict=True)}
         self.add(expected, found)
         return found
 
@@ -254,13 +258,15 @@ def check_target(
     *,
     threads: int = 1,
     meanings: Mapping[str, Meaning] = NOTHING,
+    listed: Sequence[str] = (),
 ) -> tuple[OutputParity, ...]:
-    """A program run by a target, against the outputs that are ``expected`` on the same inputs, in their order; the rest is as in
-    :func:`check_parity`. Raises VerificationError where the target cannot run it, or gives other outputs in number or shape."""
+    """A program run by a target, against the outputs that are ``expected`` on the same inputs, in their order, or in that of
+    those that its file has ``listed``; the rest is as in :func:`check_parity`. Raises VerificationError where the target cannot
+    run it, or gives other outputs in number or shape."""
     with eval_mode(program.module), target.at_work(threads):
         arrays = compiled(program, inputs, target, threads)()
     running = RunningParity(target.name, meanings)
-    running.add_arrays(expected, arrays)
+    running.add_arrays(expected, arrays, listed)
     return running.result().outputs
 
 

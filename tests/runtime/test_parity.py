@@ -402,3 +402,5 @@ def test_what_a_runtime_gives_is_a_list(arrays: Any) -> None:
     with pytest.raises(VerificationError, match="output 'a': expected an array of numbers, found object"):
         running.add_arrays({"a": of_numbers(1.0)}, [object()])
     assert running.add_arrays({"a": of_numbers(1.0)}, [[[1.0]]])["a"].tolist() == [[1.0]]
+    twice = running.add_arrays({"a": of_numbers(1.0)}, [[[1.0]], [[1.0]]], ("a", "a"))
+    assert list(twice) == ["a"], "a graph may list an output twice"
