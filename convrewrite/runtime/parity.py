@@ -116,7 +116,7 @@ class RunningParity:
             raise VerificationError(
                 f"{self.runtime}: expected a list of {len(expected)} outputs, found {type(arrays).__name__}; mend the runtime"
             )
-        names = listed if len(arrays) == len(listed) else tuple(expected)
+        names = listed if listed and len(arrays) == len(listed) else tuple(expected)
         if len(arrays) != len(names):
             raise VerificationError(
                 f"{self.runtime}: expected {len(expected)} outputs, found {len(arrays)}; mend the runtime, or name another"

@@ -404,3 +404,5 @@ def test_what_a_runtime_gives_is_a_list(arrays: Any) -> None:
     assert running.add_arrays({"a": of_numbers(1.0)}, [[[1.0]]])["a"].tolist() == [[1.0]]
     twice = running.add_arrays({"a": of_numbers(1.0)}, [[[1.0]], [[1.0]]], ("a", "a"))
     assert list(twice) == ["a"], "a graph may list an output twice"
+    with pytest.raises(VerificationError, match="there: expected 1 outputs, found 0"):
+        running.add_arrays({"a": of_numbers(1.0)}, [])
