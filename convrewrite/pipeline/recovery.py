@@ -57,10 +57,8 @@ from convrewrite.tuning import (
     TrainingInputs,
     accelerated,
     keeps_outputs,
-    load_checkpoint,
-    place_aside,
     require_place,
-    set_aside,
+    resumed,
     task_of,
 )
 
@@ -278,15 +276,7 @@ def _resumed(run: Recovering, training: Training) -> Checkpoint | None:
     path = run.extras.checkpoint
     if path is None or not run.extras.resume:
         return None
-    if training.processes.index == 0 and (other := set_aside(Path(path), training.run)) is not None:
-        run.notes.append(
-            f"a checkpoint of another recovery, {other.step} steps in, was set aside as "
-            f"{place_aside(Path(path), other.run).name}; that recovery goes on from it, and it may be removed otherwise"
-        )
-    found = load_checkpoint(Path(path), training.run, training.task.parameters)
-    if found is not None:
-        run.notes.append(f"recovery went on from step {found.standing.step}, where an earlier run was ended")
-    return found
+    return resumed(Path(path), training, run.notes)
 
 
 def _finished(

@@ -1,19 +1,13 @@
 """Train a rewritten model towards the original, without labels. Knows no rule and no plan."""
 
 from convrewrite.tuning.callers_code import code_of
-from convrewrite.tuning.checkpoint import (
-    Checkpoint,
-    fingerprint,
-    load_checkpoint,
-    place_aside,
-    require_place,
-    set_aside,
-)
+from convrewrite.tuning.checkpoint import Checkpoint, Point, fingerprint, require_place
 from convrewrite.tuning.distilling import Distilled, Training
 from convrewrite.tuning.examples import Augment
 from convrewrite.tuning.pace import Pace
 from convrewrite.tuning.processes import Processes, accelerated, joins_others
 from convrewrite.tuning.refining import Refined, Refinement, refine
+from convrewrite.tuning.resuming import resumed
 from convrewrite.tuning.tasks import TrainingInputs, keeps_outputs, task_of
 
 __all__ = [
@@ -31,10 +25,8 @@ __all__ = [
     "fingerprint",
     "joins_others",
     "keeps_outputs",
-    "load_checkpoint",
-    "place_aside",
     "refine",
     "require_place",
-    "set_aside",
+    "resumed",
     "task_of",
 ]
