@@ -10,7 +10,7 @@ import typer
 from convrewrite.cli import exporting, quantising, timing, verifying
 from convrewrite.cli.expanded import Only, expanded
 from convrewrite.cli.grouped import Commands, command, examples_of
-from convrewrite.cli.interrupts import tells_what_stands
+from convrewrite.cli.interrupts import checkpoint_of, tells_what_stands
 from convrewrite.cli.looking import compare, report, schema
 from convrewrite.cli.options import (
     APPLIED,
@@ -262,7 +262,7 @@ def recover(
     as_json: AsJson = False,
 ) -> None:
     """Train the result in OUT towards its original, without labels; it is never worse then on inputs held out."""
-    from convrewrite.cli.recovering import RecoverArguments, checkpoint_of, recovered
+    from convrewrite.cli.recovering import RecoverArguments, recovered
 
     place = towards.new or out
     checkpoint = checkpoint_of(place)

@@ -35,13 +35,17 @@ def tells_what_stands(command: Callable[Options, None]) -> Callable[Options, Non
         if command.__name__ in PLACED and options["out"] is None:
             options["out"] = default_out(command.__name__, options)
         put = _put(command.__name__, options)
-        before = _identity(put)
+        state = checkpoint_of(put) if put is not None and command.__name__ == "recover" else None
+        before, earlier = _identity(put), _saved(state)
         try:
             with interrupts_told():
                 command(*args, **options)
                 ignored_from_here()
         except (KeyboardInterrupt, Terminated) as error:
-            raise Interrupted(_standing(put, before), code_of(error)) from error
+            stands = _standing(put, before)
+            if state is not None and _saved(state) not in (None, earlier):
+                stands = _going_on(stands, state, bool(options.get("resume", True)))
+            raise Interrupted(stands, code_of(error)) from error
 
     return run
 
@@ -88,6 +92,26 @@ def _standing(put: Path | None, before: tuple[int, int] | None) -> str:
     if after is None:
         return NOTHING
     return f"what stood in {put} before stands" if after == before else f"{put} holds the new result, whole"
+
+
+def checkpoint_of(place: Path) -> Path:
+    """The file for the state of a training: beside its result, which is whole at every moment."""
+    return place.absolute().with_name(f"{place.absolute().name}.recovering")
+
+
+def _going_on(stands: str, state: Path, resume: bool) -> str:
+    how = "the same command" if resume else "the same command without --no-resume"
+    kept = f"the state of the training is in {state.name} beside it: {how} goes on from there"
+    return f"there is no result yet; {kept}" if stands == NOTHING else f"{stands}; {kept}"
+
+
+def _saved(state: Path | None) -> tuple[int, int] | None:
+    """What differs between one checkpoint and the next; None: there is none."""
+    try:
+        found = None if state is None else os.stat(state)
+    except (OSError, ValueError):
+        return None
+    return None if found is None else (found.st_ino, found.st_mtime_ns)
 
 
 def _identity(put: Path | None) -> tuple[int, int] | None:

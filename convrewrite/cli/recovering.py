@@ -34,11 +34,6 @@ class RecoverArguments:
     trust: bool
 
 
-def checkpoint_of(place: Path) -> Path:
-    """A file beside the result, as the result is whole at every moment."""
-    return place.absolute().with_name(f"{place.absolute().name}.recovering")
-
-
 def recovered(asked: RecoverArguments, sources: Sources, settings: Recovery, progress: Progress) -> Result | None:
     """The recovered result, not yet written; None in every process but the main one."""
     main, towards = is_main_process(), asked.towards

@@ -263,6 +263,21 @@ def test_a_killed_worker_ends_the_run_which_goes_on_from_its_checkpoint(out: Pat
     assert state.exists() and (out / "plan.json").is_file()
 
 
+@pytest.mark.parametrize(
+    ("resume", "told"), [(True, "command goes on"), (False, "command without --no-resume goes on")]
+)
+def test_an_interrupt_says_that_the_state_of_the_training_was_written(resume: bool, told: str, tmp_path: Path) -> None:
+    @tells_what_stands
+    def recover(*, out: Path, resume: bool, saves: bool) -> None:
+        if saves:
+            (tmp_path / "out.recovering").write_text("")
+        raise KeyboardInterrupt
+
+    for saves, wanted in ((False, "nothing was written"), (True, f"no result yet; .* is in out.recovering .*{told}")):
+        with pytest.raises(Interrupted, match=wanted):
+            recover(out=tmp_path / "out", resume=resume, saves=saves)
+
+
 def test_an_interrupt_behind_its_end_names_the_folder_that_was_written(tmp_path: Path) -> None:
     @tells_what_stands
     def recover(*, out: Path, new: Path) -> None:
