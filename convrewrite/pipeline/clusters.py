@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from convrewrite.errors import ProcessLostError, UsageError
-from convrewrite.escaping import innermost_cause, message_of
+from convrewrite.escaping import innermost_cause, led_to, message_of
 from convrewrite.folders import temporary
 from convrewrite.process import pickled_by_value, quiet, safe_path
 from convrewrite.version import tool_version
@@ -173,9 +173,10 @@ def _here(count: int) -> Iterator[Any]:
                 silence_logs="CRITICAL",
             )
         except (RuntimeError, OSError, TimeoutError) as error:
+            *_, first = led_to(error)  # the last one says only that a worker did not start
             raise UsageError(
-                f"cluster: {count} workers cannot be started here: {message_of(error)}; a script that sweeps has to do it under "
-                'if __name__ == "__main__":'
+                f"cluster: {count} workers cannot be started here: {message_of(first)}; sweep in a process that may start "
+                'others, and in a script under if __name__ == "__main__":'
             ) from error
         with cluster, Client(cluster, set_as_default=False) as client:
             yield client

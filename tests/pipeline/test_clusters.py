@@ -186,6 +186,20 @@ def test_what_cannot_be_sent_is_refused(model: Small, inputs: Tensor, address: s
         swept(model, inputs, metric=lambda _: float(lock.locked()), cluster=address)
 
 
+def test_why_no_worker_can_be_started_here_is_told(
+    model: Small, inputs: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(**_options: object) -> None:
+        try:
+            raise AssertionError("daemonic processes are not allowed to have children")
+        except AssertionError as error:
+            raise RuntimeError("Nanny failed to start.") from error
+
+    monkeypatch.setattr("distributed.LocalCluster", refused)
+    with pytest.raises(UsageError, match="1 workers cannot be started here: daemonic processes are not allowed"):
+        swept(model, inputs, cluster="local:1")
+
+
 @pytest.mark.parametrize("cluster", ["local:0", "local:x", "locally", "host:8786", "", 2])
 def test_a_cluster_is_local_or_an_address(model: Small, inputs: Tensor, cluster: Any) -> None:
     with pytest.raises(UsageError, match="expected local, local:N with N up to 1024, or an address"):
