@@ -1,11 +1,14 @@
-"""Tells whether a caller's function is the one of an earlier run: by its code, and by all that it holds, which decides as much of
-what it does."""
+"""Tells whether a caller's function is the one of an earlier run: by its code, and by all that it holds or reads, which decides
+as much of what it does. Of installed code, as that of packages, only what is written there counts, not what it reads.
+"""
 
 import functools
 import hashlib
 import inspect
+import sys
+import sysconfig
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from pathlib import PurePath
 from typing import Any
@@ -25,12 +28,19 @@ _PLAIN = (
 )  # fmt: skip
 """Types whose text tells all of a value."""
 
+_ATTRIBUTE = (*_PLAIN, Tensor, np.ndarray, tuple, list, dict, set, types.FunctionType)
+"""Types of the attributes of a class by which objects of it differ in what they do; others are what Python keeps there."""
+
+_PACKAGES = {"site-packages", "dist-packages"}
+"""Folders in whose subfolders code is installed."""
+
 _BUILT_IN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, np.ufunc)
 
 
 def code_of(function: Callable[..., object]) -> str | None:
-    """The name of a caller's function, and a hash of its code and of what it holds: defaults, what it encloses, the arguments of
-    a partial, the state of an object. None where something of that cannot be told, as of a generator or a lock."""
+    """The name of a caller's function, and a hash of its code and of what it holds: defaults, what it encloses, the globals that
+    it names, the arguments of a partial, the state of an object and the attributes of its class. None where something of that
+    cannot be told, as of a generator or a lock."""
     named: Any = function if hasattr(function, "__qualname__") else type(function)
     teller = _Teller()
     try:
@@ -84,8 +94,14 @@ class _Teller:
             self._tell_all((value.__func__, value.__self__))
         elif isinstance(value, functools.partial):
             self._tell_all((value.func, value.args, value.keywords))
-        elif isinstance(value, type | types.ModuleType):
-            self._add(f"{value.__name__} {_source(value)}")
+        elif isinstance(value, type):
+            self._tell_class(value)
+        elif isinstance(value, types.ModuleType):
+            self._add(value.__name__)
+        elif isinstance(value, staticmethod | classmethod):
+            self.tell(value.__func__)
+        elif isinstance(value, property):
+            self._tell_all((value.fget, value.fset))
         elif isinstance(value, _BUILT_IN):
             self._add(getattr(value, "__qualname__", value.__name__))
         else:
@@ -94,14 +110,27 @@ class _Teller:
     def _tell_function(self, function: types.FunctionType) -> None:
         self._add(f"{function.__module__} {function.__qualname__}")
         written = _source(function)
-        self._tell_all([written or function.__code__, function.__defaults__, function.__kwdefaults__])
+        self._tell_all([written, function.__code__, function.__defaults__, function.__kwdefaults__])
         self._tell_all(cell.cell_contents for cell in function.__closure__ or ())
+        if not _installed(function.__code__.co_filename):
+            self._tell_all(part for pair in _read_by(function) for part in pair)
+
+    def _tell_class(self, made: type) -> None:
+        self._add(f"{made.__name__} {_source(made)}")
+        if _installed(_file(made)):
+            return
+        self._tell_all(made.__bases__)
+        methods = (types.FunctionType, staticmethod, classmethod, property)
+        for name, value in sorted(vars(made).items()):
+            if isinstance(value, methods) or (isinstance(value, _ATTRIBUTE) and not name.startswith("__")):
+                self._tell_all((name, value))
 
     def _tell_object(self, value: object) -> None:
         """By what it would be pickled as, of which its parts are not pickled in their turn."""
         reduced = value.__reduce_ex__(4)
         if isinstance(reduced, str):
             self._add(reduced)
+            self.tell(getattr(value, "__wrapped__", None))  # of a function that remembers its results
             return
         made, given, *state = reduced
         self._add(made.__qualname__)
@@ -120,10 +149,40 @@ class _Teller:
         self.digest.update(len(encoded).to_bytes(8, "big") + encoded)
 
 
+def _read_by(function: types.FunctionType) -> Iterator[tuple[str, object]]:
+    """The globals that a function's code names, and of modules that are the caller's own, what it may read there."""
+    names = sorted(set(_named_in(function.__code__)))
+    for name in names:
+        if name not in function.__globals__:
+            continue
+        value = function.__globals__[name]
+        yield name, value
+        if isinstance(value, types.ModuleType) and not _installed(getattr(value, "__file__", None)):
+            yield from ((f"{name}.{inside}", vars(value)[inside]) for inside in names if inside in vars(value))
+
+
+def _named_in(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from _named_in(inner)
+
+
+def _installed(file: str | None) -> bool:
+    """Whether a file of code is Python's own or a package's; what is built in has none."""
+    if file is None or file.startswith(("<frozen ", sysconfig.get_path("stdlib"))):
+        return True
+    return bool(_PACKAGES & set(PurePath(file).parts))
+
+
+def _file(made: type) -> str | None:
+    """The file of the module that a class is of; empty for one that was typed in."""
+    module = sys.modules.get(made.__module__)
+    return "" if module is None or made.__module__ == "__main__" else getattr(module, "__file__", None)
+
+
 def _source(named: Any) -> str:
-    """What was written; empty where that cannot be found: typed in at a prompt, not Python's, or a whole module."""
-    if isinstance(named, types.ModuleType):
-        return ""
+    """What was written; empty where that cannot be found: typed in at a prompt, or not Python's."""
     try:
         return inspect.getsource(named)
     except (OSError, TypeError):

@@ -1,8 +1,9 @@
 """A caller's function is another one where its code differs, or anything that it holds."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from threading import Lock
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,39 @@ def typed_in(by: float) -> Callable[[Tensor], Tensor]:
     return known["typed"]  # type: ignore[no-any-return]
 
 
+def reading(known: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+    """A function that reads a constant, and a module, through another one; both functions stay as they are."""
+    known = {"BY": 1.0, "own": None, **known}
+    exec(
+        "def function(batch): return [helper(batch) for _ in (1, 2)]\ndef helper(batch): return batch * (BY or own.BY)",
+        known,
+    )
+    return known["function"]  # type: ignore[no-any-return]
+
+
+def module_of(by: float) -> ModuleType:
+    own = ModuleType("own")
+    own.BY, own.__file__ = by, "own.py"  # type: ignore[attr-defined]
+    return own
+
+
+def of_class(by: float) -> Callable[[Tensor], Tensor]:
+    class Scaled(Slotted):
+        factor = by
+
+        def __call__(self, batch: Tensor) -> Tensor:
+            return batch * self.factor
+
+    return Scaled(0.0)
+
+
+def inherited(by: float) -> Callable[[Tensor], Tensor]:
+    class Below(type(of_class(by))):  # type: ignore[misc]
+        pass
+
+    return Below(0.0)  # type: ignore[no-any-return]
+
+
 MAKERS: dict[str, Callable[[float], Callable[[Tensor], Tensor]]] = {
     "partial": lambda by: partial(scaled, by=by),
     "object": Scale,
@@ -71,6 +105,12 @@ MAKERS: dict[str, Callable[[float], Callable[[Tensor], Tensor]]] = {
     "nested": lambda by: nn.Sequential(nn.Identity(), nn.Threshold(by, 0.0)),
     "functions": lambda by: Scale({"all": [partial(scaled, by=by)]}),
     "set": lambda by: Scale({by, "a"}),
+    "constant of a helper": lambda by: reading({"BY": by}),
+    "constant of a module": lambda by: reading({"own": module_of(by)}),
+    "attribute of a class": of_class,
+    "attribute of a base": inherited,
+    "remembering": lambda by: Scale(cache(defaulted(by))),
+    "lambdas on a line": lambda by: (lambda batch: batch + 1) if by == 1.0 else (lambda batch: batch + 2),
     "generator": lambda by: Scale(np.random.default_rng(int(by))),
 }
 
