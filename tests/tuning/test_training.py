@@ -23,6 +23,7 @@ from convrewrite.tuning import (
     accelerated,
     keeps_outputs,
     require_place,
+    resumed,
     task_of,
     tasks,
 )
@@ -72,6 +73,26 @@ def test_outputs_that_have_no_row_for_each_example_are_not_kept() -> None:
 
     examples.inputs[0][0] = 10.0
     assert not examples.with_outputs(Longest()).outputs
+
+
+@pytest.mark.parametrize(("index", "there", "others"), [(1, 24.0, 0.0), (0, -1.0, 0.5)], ids=["its own", "another's"])
+def test_processes_that_find_different_checkpoints_do_not_wait_for_each_other(
+    index: int, there: float, others: float, tmp_path: Path
+) -> None:
+    class OneOfTwo(OneProcess):
+        def of_main(self, value: float) -> float:
+            return there
+
+        def mean(self, values: Tensor) -> Tensor:
+            return values / 2 + others
+
+    processes = OneOfTwo()
+    processes.index, processes.count = index, 2
+    training = SimpleNamespace(run="run", processes=processes, task=SimpleNamespace(parameters={}))
+    with pytest.raises(
+        UsageError, match=r"expected all processes to find what the main one does, .* found that they do not"
+    ):
+        resumed(tmp_path / "state", training, [])  # type: ignore[arg-type]
 
 
 def test_the_rate_rises_falls_and_ends_at_nothing() -> None:
