@@ -125,19 +125,29 @@ def require_reachable(
     reach = {name: 1 - _most_saved(search_spaces, name) / max(1, Counted(totals).of(name)) for name in counted}
     if any(reach[name] > part for name, part in counted.items()):
         stay = [(space.site, space.reason) for space in search_spaces]
-        raise PlanError(unreachable(counted, reach, rules) + _what_stays(stay, totals.macs))
+        raise PlanError(unreachable(counted, reach, rules, measured=False) + _what_stays(stay, totals.macs))
 
 
-def unreachable(budget: Mapping[str, float], reach: Mapping[str, float], rules: Collection[str] = ()) -> str:
+def unreachable(
+    budget: Mapping[str, float], reach: Mapping[str, float], rules: Collection[str] = (), *, measured: bool = True
+) -> str:
     """The message for a budget that cannot be met: the budget, what can be reached, what to do. ``rules``: names of those in
-    use."""
+    use. Not ``measured``: before it is known which options can be taken, so that no less can be reached, but maybe not as
+    much."""
     wanted = ", ".join(f"{name}={part:g}" for name, part in budget.items())
-    found = ", ".join(f"{name}={part:.3f}" for name, part in reach.items())
-    together = " each by itself" if len(reach) > 1 else ""
-    ways = ["ask for more than that"] if any(part < 1 for part in reach.values()) else []
+    rounded = {name: math.ceil(1000 * part) / 1000 for name, part in reach.items()}  # up: asked for, it can be met
+    found = ", ".join(f"{name}={part:.3f}" for name, part in rounded.items())
+    least = f"{found} at the least{' each by itself' if len(reach) > 1 else ''}"
+    saves = any(part < 1 for part in rounded.values())
+    told = (
+        f"they reach {least}"
+        if measured or not saves
+        else f"their cheapest options leave {least}, and measuring may rule some of these out"
+    )
+    ways = ["ask for more than that"] if saves else []
     ways += [] if WIDEST in rules else [f"add rules (--rule {WIDEST})"]
     return (
-        f"budget {wanted} cannot be met by these rules on this model: they reach {found} at the least{together}; "
+        f"budget {wanted} cannot be met by these rules on this model: {told}; "
         f"{', or '.join(ways) or 'leave this model as it is'}"
     )
 
