@@ -119,7 +119,8 @@ def unheld(constraints: Constraints, fidelity: Fidelity) -> tuple[str, ...]:
         return ()
     return (
         f"a {constraints.keep} was to be kept, which says nothing of outputs that are no class scores: {', '.join(lost)}; what "
-        "would help: --keep error=0.05, which counts every output, or --output NAME=ignore for one that does not matter",
+        "would help: to plan with --keep error=0.05, which counts every output, or with --output NAME=ignore for one that does "
+        "not matter",
     )
 
 
@@ -151,26 +152,27 @@ def _unexplained(outputs: Sequence[OutputFidelity], *, named: bool) -> list[str]
 def _advice(
     constraints: Constraints, fidelity: Fidelity, calibration: Calibration, fast: bool, left: float | None
 ) -> list[str]:
-    """What would help in this run."""
+    """What would help. A plan is made by another command than the one that carries it out or recovers its result."""
     real = calibration.kind == "data"
     found = ["a run without --fast"] if fast else []
     if not real:
         found.append("real inputs (--calib)")
     elif calibration.fitted_on < FEW_INPUTS:
         found.append(f"more calibration inputs than the {calibration.fitted_on} that were fitted on")
+    alone = " instead of a budget" if constraints.budget else ""  # beside one it is checked, and nothing more
     if constraints.keep is not None:
-        found.append("to keep more (--keep)")
+        found.append(f"to plan for more to be kept (--keep){alone}")
     elif calibration.kind != "weights only":
-        found.append(f"--keep {_limit(fidelity)}, which saves only as much as holds")
+        found.append(f"to plan with --keep {_limit(fidelity)}{alone}, which saves only as much as holds")
     asked = ", ".join(f"{name}={part:g}" for name, part in constraints.budget.items())
-    found.append(f"a larger budget than {asked}" if constraints.budget else _milder(left))
+    found.append(f"to plan with a larger budget than {asked}" if constraints.budget else f"to plan {_milder(left)}")
     return found
 
 
 def _milder(left: float | None) -> str:
     """What would save less than the rules' own ratios did: a budget below what they left would only save more."""
     larger = next((part for part in ADVISED_BUDGETS if left is None or part > left), None)
-    return "rules that save less" if larger is None else f"rules that save less, or a budget (--budget macs={larger:g})"
+    return "by rules that save less" + ("" if larger is None else f", or with a budget (--budget macs={larger:g})")
 
 
 def _limit(fidelity: Fidelity) -> str:
@@ -214,15 +216,16 @@ def _faster(constraints: Constraints, rules: Sequence[str]) -> str:
     if "latency" in constraints.budget:
         return "ask for less latency, or repeat the run on a quieter machine"
     rule = "" if FASTEST_RULE in rules else f"--rule {FASTEST_RULE} "
-    return f"use {rule}--budget latency=0.6, or --any-speed if time does not matter"
+    return f"plan with {rule}--budget latency=0.6, or with --any-speed if time does not matter"
 
 
 def _too_far(constraints: Constraints, fidelity: Fidelity) -> str | None:
     keep, agreement = constraints.keep, fidelity.least_agreement
     if keep is None:
         return None
+    advice = "give the budget more room" if constraints.budget else "make a new plan, with more inputs"
     if keep.measure == "agreement" and agreement is not None and not agreement >= keep.limit:
-        return f"asked to keep a {keep}, measured {agreement:.6g}; give the budget more room"
+        return f"asked to keep a {keep}, measured {agreement:.6g}; {advice}"
     if keep.measure == "error" and not fidelity.worst_error <= keep.limit:
-        return f"asked to keep a {keep}, measured {fidelity.worst_error:.6g}; give the budget more room"
+        return f"asked to keep a {keep}, measured {fidelity.worst_error:.6g}; {advice}"
     return None

@@ -237,9 +237,9 @@ def test_a_result_that_measures_slower_is_written_and_is_no_success(
     in_place_of_this_machine(monkeypatch, FalseTimer(1.3))
     ran = optimized(place, tmp_path / "out")
     assert ran.code == 1
-    assert "the rewritten model is slower than the original: 1.30 of its time in onnxruntime; use" in ran.message
+    assert "the rewritten model is slower than the original: 1.30 of its time in onnxruntime; plan with" in ran.message
     assert "--budget latency=0.6" in ran.message
-    assert "or --any-speed if time does not matter" in ran.message
+    assert "or with --any-speed if time does not matter" in ran.message
     assert listing(tmp_path / "out") == set(FILES)
     report = Report.model_validate_json((tmp_path / "out" / "report.json").read_text())
     assert report.refused == ran.message

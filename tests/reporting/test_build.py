@@ -44,7 +44,7 @@ def measured(ratio: float | None = 0.5, outputs: tuple[OutputFidelity, ...] = OU
 )
 def test_the_worst_output_is_held_to_what_was_to_be_kept(keep: Keep | None, message: str | None) -> None:
     assert refused(Constraints({"macs": 0.5}, keep), measured(), None, {}) == message
-    assert refused(Constraints({}, keep), measured(None), None, {}) == message, "time was not measured"
+    assert refused(Constraints({"params": 0.5}, keep), measured(None), None, {}) == message, "time was not measured"
 
 
 def test_what_was_kept_is_told_in_the_words_of_what_was_asked() -> None:
@@ -81,7 +81,8 @@ def test_what_options_promise_is_a_time_where_any_is_left(
 def test_the_fidelity_that_would_help_is_one_of_what_was_lost(outputs: tuple[OutputFidelity, ...], limit: str) -> None:
     data = Calibration(((torch.zeros(1, 3),),), (), "data", "a test")
     told = useless(Constraints({"macs": 0.5}), measured(0.5, outputs), data, fast=False)
-    assert told is not None and f"or --keep {limit}, which" in told
+    assert told is not None and f"or to plan with --keep {limit} instead of a budget, which" in told
+    assert told.endswith(", or to plan with a larger budget than macs=0.5")
 
 
 @pytest.mark.parametrize(("left", "advised"), [(0.34, "macs=0.7"), (0.75, "macs=0.8"), (0.97, None)])
@@ -89,7 +90,17 @@ def test_a_budget_that_would_save_more_is_not_advised(left: float, advised: str 
     data = Calibration(((torch.zeros(1, 3),),), (), "data", "a test")
     told = useless(Constraints({}), measured(0.5, (OutputFidelity("map", 0.5),)), data, fast=False, left=left)
     assert told is not None
-    assert told.endswith("rules that save less" if advised is None else f"or a budget (--budget {advised})")
+    assert told.endswith("rules that save less" if advised is None else f"or with a budget (--budget {advised})")
+
+
+def test_a_fidelity_is_advised_without_the_budget_that_kept_it_from_being_reached() -> None:
+    data = Calibration(((torch.zeros(1, 3),),), (), "data", "a test")
+    lost = measured(0.5, (OutputFidelity("map", 0.5, unexplained=0.76),))
+    for budget, advice in (({"macs": 0.15}, "(--keep) instead of a budget, or"), ({}, "(--keep), or to plan by rules")):
+        told = useless(Constraints(budget, Keep("error", 0.05)), lost, data, fast=False)
+        assert told is not None and advice in told
+    for budget, advice in (({"macs": 0.15}, "give the budget more room"), ({}, "make a new plan, with more inputs")):
+        assert str(refused(Constraints(budget, Keep("error", 0.05)), lost, None, {})).endswith(advice)
 
 
 def test_an_agreement_that_is_kept_does_not_hide_what_else_is_lost() -> None:
@@ -137,8 +148,10 @@ def test_what_is_slower_is_told_what_was_not_tried_yet() -> None:
             (Constraints({"latency": 0.5}, any_speed=True), ("balanced",)),
         )
     ]
-    assert found[0].endswith("; use --rule balanced --budget latency=0.6, or --any-speed if time does not matter")
-    assert found[1].endswith("; use --budget latency=0.6, or --any-speed if time does not matter")
+    assert found[0].endswith(
+        "; plan with --rule balanced --budget latency=0.6, or with --any-speed if time does not matter"
+    )
+    assert found[1].endswith("; plan with --budget latency=0.6, or with --any-speed if time does not matter")
     assert found[2].endswith("; ask for less latency, or repeat the run on a quieter machine")
 
 
