@@ -287,3 +287,11 @@ def free_axes(names: str | Sequence[str], where: str = "--free-axes") -> tuple[s
 def axes_of_text(text: str) -> tuple[str, ...]:
     """``batch,height`` -> ``("batch", "height")``; ``none`` means no axes."""
     return () if text == "none" else free_axes(text.split(","))
+
+
+def beside(limit: float, value: float, form: str) -> str:
+    """The value in this form, such as ``.3g``, or in as many digits more as it takes to tell on which side of the limit it is."""
+    more = (f".{int(form[1:-1]) + extra}{form[-1]}" for extra in range(17))
+    sides = (value > limit, value < limit)
+    texts = (format(value, each) for each in more)
+    return next((text for text in texts if (float(text) > limit, float(text) < limit) == sides), repr(value))

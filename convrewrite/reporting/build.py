@@ -31,6 +31,7 @@ from convrewrite.rewriting import Outcome, Work
 from convrewrite.runtime import Measured
 from convrewrite.settings import Constraints, Recovery
 from convrewrite.targets import Comparison, target_of
+from convrewrite.values import beside
 from convrewrite.version import tool_version
 
 ERROR_BASES: dict[str, ErrorBasis] = {
@@ -242,8 +243,8 @@ def _kept(constraints: Constraints, fidelity: Fidelity) -> str | None:
     if constraints.keep is None:
         return None
     if constraints.keep.measure == "agreement" and fidelity.least_agreement is not None:
-        return f"top-1 agreement of {fidelity.least_agreement:.4g}"
-    return f"relative output error of {fidelity.worst_error:.3g}"
+        return f"top-1 agreement of {beside(constraints.keep.limit, fidelity.least_agreement, '.4g')}"
+    return f"relative output error of {beside(constraints.keep.limit, fidelity.worst_error, '.3g')}"
 
 
 def _totals(before: Cost, after: Cost, measured: Measured) -> Totals:

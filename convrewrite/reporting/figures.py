@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from convrewrite.reporting.report import Change, LatencyChange, OutputFidelityRow, ParityRow, Report, SiteRow
-from convrewrite.values import shape_text
+from convrewrite.values import beside, shape_text
 from convrewrite.worst import Worst
 
 NOT_MEASURED = "not measured"
@@ -276,7 +276,11 @@ def asked_rows(report: Report) -> list[tuple[str, str, str]]:
     rows = []
     for key, asked in report.asked.budget.items():
         reached = report.reached.budget[key]
-        rows.append((key, times(asked), NOT_MEASURED if reached is None else times(reached)))
+        if reached is not None and reached > asked:
+            found = f"{beside(asked, reached, '.2f')}x"
+        else:
+            found = cell(reached, times, NOT_MEASURED)
+        rows.append((key, times(asked), found))
     if report.asked.keep is not None:
         rows.append(("keep", report.asked.keep, report.reached.keep or NOT_MEASURED))
     return rows

@@ -10,7 +10,7 @@ from convrewrite.reporting.figures import percent
 from convrewrite.rewriting import Outcome
 from convrewrite.runtime import Measured
 from convrewrite.settings import Constraints
-from convrewrite.values import some_of
+from convrewrite.values import beside, some_of
 
 MOST_ERROR, LEAST_AGREEMENT = 0.2, 0.9
 """Relative error and agreement of any output, unless the caller sets a limit: beyond them a model does not compute
@@ -189,8 +189,8 @@ def _too_dear(constraints: Constraints, reached: Mapping[str, float | None]) -> 
         wanted, part = constraints.budget.get(name), reached.get(name)
         if wanted is not None and part is not None and part > OVERSPENT * wanted:
             return (
-                f"asked for {name}={wanted:g}, reached {part:.4g} of the original's; the rows of sites that were kept say why: "
-                "ask for more, or make a new plan for this budget"
+                f"asked for {name}={wanted:g}, reached {beside(wanted, part, '.4g')} of the original's; the rows of sites that "
+                "were kept say why: ask for more, or make a new plan for this budget"
             )
     return None
 
@@ -199,14 +199,14 @@ def _too_slow(constraints: Constraints, measured: Measured, rules: Sequence[str]
     latency = measured.onnx_latency
     if constraints.for_speed and latency is not None and measured.slower:
         return (
-            f"the rewritten model is slower than the original: {latency.ratio:.2f} of its time in {latency.runtime}; "
-            f"{_faster(constraints, rules)}"
+            f"the rewritten model is slower than the original: {beside(1, latency.ratio, '.2f')} of its time in "
+            f"{latency.runtime}; {_faster(constraints, rules)}"
         )
     wanted = constraints.budget.get("latency")
     if wanted is not None and latency is not None and latency.ratio > OVERSTEP * wanted:
         return (
-            f"asked for latency={wanted:g}, measured {latency.ratio:.2f} of the original's time in {latency.runtime}; "
-            "ask for less, or repeat the run on a quieter machine"
+            f"asked for latency={wanted:g}, measured {beside(wanted, latency.ratio, '.2f')} of the original's time in "
+            f"{latency.runtime}; ask for less, or repeat the run on a quieter machine"
         )
     return None
 
@@ -225,7 +225,7 @@ def _too_far(constraints: Constraints, fidelity: Fidelity) -> str | None:
         return None
     advice = "give the budget more room" if constraints.budget else "make a new plan, with more inputs"
     if keep.measure == "agreement" and agreement is not None and not agreement >= keep.limit:
-        return f"asked to keep a {keep}, measured {agreement:.6g}; {advice}"
+        return f"asked to keep a {keep}, measured {beside(keep.limit, agreement, '.6g')}; {advice}"
     if keep.measure == "error" and not fidelity.worst_error <= keep.limit:
-        return f"asked to keep a {keep}, measured {fidelity.worst_error:.6g}; {advice}"
+        return f"asked to keep a {keep}, measured {beside(keep.limit, fidelity.worst_error, '.6g')}; {advice}"
     return None

@@ -52,6 +52,9 @@ def test_what_was_kept_is_told_in_the_words_of_what_was_asked() -> None:
     assert _kept(Constraints({}), fidelity) is None
     assert _kept(Constraints({}, Keep("agreement", 0.9)), fidelity) == "top-1 agreement of 0.95"
     assert _kept(Constraints({}, Keep("error", 0.9)), fidelity) == "relative output error of 0.3"
+    near = Fidelity((OutputFidelity("a", 0.050004, 0.97996, 0.1),), 20)
+    assert _kept(Constraints({}, Keep("agreement", 0.98)), near) == "top-1 agreement of 0.97996"
+    assert _kept(Constraints({}, Keep("error", 0.05)), near) == "relative output error of 0.050004"
 
 
 @pytest.mark.parametrize(("saving", "there", "elsewhere"), [(None, None, None), (0.25, 0.75, 1.5), (1.0, None, None)])
@@ -178,6 +181,8 @@ def test_a_budget_is_held_to_what_was_counted(reached: dict[str, float | None], 
 
 
 def test_what_was_measured_is_told_in_digits_that_show_the_miss() -> None:
+    slower = replace(measured(), onnx_latency=replace(compared(1.003)(), ratio_low=1.001))
+    assert "original: 1.003 of its time" in str(refused(Constraints({}), slower, None, {}))
     near = (OutputFidelity("a", 0.050021, 0.97996, 0.1),)
     for constraints, reached, told in (
         (Constraints({"macs": 0.25}), {"macs": 0.25031}, "asked for macs=0.25, reached 0.2503 of"),

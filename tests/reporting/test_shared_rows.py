@@ -12,12 +12,14 @@ from convrewrite.reporting import figures
 from convrewrite.reporting.html import render_html, render_summary
 from convrewrite.reporting.markdown import render_markdown
 from convrewrite.reporting.report import (
+    Asked,
     CalibrationSummary,
     ExportRow,
     LatencyChange,
     OutputFidelityRow,
     OutputRow,
     ParityRow,
+    Reached,
     RecoveredSummary,
     Report,
 )
@@ -53,6 +55,14 @@ def test_every_form_says_once_that_a_result_is_no_success(render: Callable[[Repo
     useless = told(bare(refused="it computes something else", useless=True, warnings=("it computes something else",)))
     assert useless.count("it computes something else") == 1
     assert "No success" not in told(full())
+
+
+def test_a_part_that_misses_what_was_asked_is_told_from_it() -> None:
+    def told(reached: float) -> str:
+        asked, found = Asked(budget={"macs": 0.25}), Reached(budget={"macs": reached})
+        return figures.asked_rows(bare(asked=asked, reached=found))[0][2]
+
+    assert [told(part) for part in (0.2497, 0.25, 0.2504, 0.31)] == ["0.25x", "0.25x", "0.2504x", "0.31x"]
 
 
 def test_parts_of_little_and_of_nothing() -> None:
