@@ -1,7 +1,7 @@
 """Train a rewritten model towards the original, without labels. Knows no rule and no plan."""
 
 from convrewrite.tuning.callers_code import code_of
-from convrewrite.tuning.checkpoint import Checkpoint, Point, fingerprint, require_place
+from convrewrite.tuning.checkpoint import Checkpoint, fingerprint, require_place
 from convrewrite.tuning.distilling import Distilled, Training
 from convrewrite.tuning.examples import Augment
 from convrewrite.tuning.pace import Pace
