@@ -145,12 +145,12 @@ class Seen:
         entropy = -(chances * chances.clamp_min(1e-30).log()).sum(1).mean() / math.log(self.width)
         if self.width >= WIDE and self.width % 32 == 0 and float(entropy) > EVEN:
             return f"{self.width} numbers of which none stands out: features rather than class scores"
+        if self.width == 4 and _boxes(rows):
+            return "four numbers of which the last two are always the larger ones: corners of a box"
         if self.function not in (*LINEAR, *CONVOLUTION, "add"):
             return None
         if bool(rows.min() >= 0) and (self.width > 3 or float(rows.mean()) > LARGE):
             return "a linear layer gave it, and none of its numbers is negative: measures rather than class scores"
-        if self.width == 4 and _boxes(rows):
-            return "four numbers of which the last two are always the larger ones: corners of a box"
         return None
 
     def shares(self) -> tuple[int, tuple[int, ...]] | None:

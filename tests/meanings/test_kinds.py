@@ -117,9 +117,16 @@ def test_logarithms_of_independent_probabilities_are_no_class_scores() -> None:
     assert told(20, F.logsigmoid) == "values"
 
 
+def corners(x: Tensor) -> Tensor:
+    """Left, top, right, bottom of boxes of all sizes."""
+    centre, half = x[:, :2], 0.05 + x[:, 2:].exp()
+    return torch.cat([centre - half, centre + half], 1)
+
+
 @pytest.mark.parametrize("name", ["last", "fc"])
 def test_four_coordinates_are_values(name: str) -> None:
     assert told(4, torch.sigmoid, name) == "values"
+    assert told(4, corners, name, scale=20.0) == "values"
     assert told(4, torch.sigmoid, "bbox_head") == "values"
     assert told(4, lambda x: x, "box_regressor") == "values"
 
