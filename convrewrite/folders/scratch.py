@@ -153,13 +153,22 @@ def unwritable(path: Path | None, reason: str, other: str = "another place") -> 
     return UsageError(f"{path}: cannot be written ({reason}); name {other}")
 
 
-def disk_full(error: BaseException | None) -> str | None:
-    """What the disk says, where an error anywhere in a chain is one of :data:`FULL`."""
+def disk_full(error: BaseException | None, tried: Path | None = None) -> str | None:
+    """What the disk says, where an error anywhere in a chain is one of :data:`FULL`; also where none is, but nothing can be
+    written beside ``tried``: torch imports parts of itself late, and what these run into without room says nothing of it."""
     for one in led_to(error):
         quoted = re.search(r"\(os error (\d+)\)", message_of(one))  # so the libraries written in Rust say it
         number = one.errno if isinstance(one, OSError) else int(quoted[1]) if quoted else None
         if number in FULL:
             return os.strerror(number)
+    if tried is None:
+        return None
+    probe = tried.with_name(f"{tried.name}.room")
+    try:
+        require_room(probe)
+        probe.unlink()
+    except OSError as full:
+        return disk_full(full)
     return None
 
 

@@ -271,7 +271,7 @@ def _write_asked(draft: _Draft, inputs: Inputs, free: tuple[dict[int, str], ...]
 
 
 def _refuse_full_disk(draft: _Draft, error: Exception) -> None:
-    if (reason := disk_full(error)) is not None:
+    if (reason := disk_full(error, draft.path)) is not None:
         raise unwritable(draft.path.parents[2] / draft.path.name, reason) from error
 
 

@@ -351,3 +351,13 @@ def test_a_file_and_its_weights_are_replaced_together(tmp_path: Path, monkeypatc
 def test_metadata_other_than_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="metadata: expected texts by texts"):
         export(nn.Conv2d(3, 2, 3), images(1), tmp_path / "net.onnx", metadata={"epochs": 3})  # type: ignore[dict-item]
+
+
+def test_a_disk_without_room_is_no_fault_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(draft: SimpleNamespace, *_others: object) -> None:
+        draft.path.with_name(f"{draft.path.name}.room").symlink_to("/dev/full")
+        raise AssertionError("Artifact of type=precompile already registered")
+
+    monkeypatch.setattr(onnx_export, "_torch_export", fails)
+    with pytest.raises(UsageError, match=rf"{tmp_path}.*: cannot be written \(No space left on device\)"):
+        export(nn.Conv2d(4, 4, 3), (images(),), tmp_path / "model.onnx")
