@@ -85,9 +85,7 @@ def reported(**changes: Any) -> Report:
     sites = (
         row("stem"),
         row("body.0", **done, option="cp, rank 4", macs_after=3000, output_error=0.03, positions=500, unknowns=20),
-        row(
-            "body.1", **done, option="channel, rank 2", macs_after=2000, output_error=0.015, positions=500, unknowns=20
-        ),
+        row("body.1", **done, option="channel, rank 2", macs_after=2000, output_error=0.015, positions=500, unknowns=9),
         row("head", kind="pointwise", reason=EVIL),
     )
     values: dict[str, Any] = {
@@ -303,6 +301,13 @@ def test_its_numbers_are_those_of_the_json(shown: Opened, written: Path) -> None
     assert figures == ["\N{MINUS SIGN}40 %", "\N{MINUS SIGN}30 %", "98.5 %"]
     widths = shown.page.locator("button.block").evaluate_all("all => all.map(b => b.getBoundingClientRect().width)")
     assert widths[1] / widths[2] == pytest.approx(9 / 6, rel=0.02)
+
+
+def test_all_blocks_of_a_deep_network_are_in_a_narrow_page(chromium: Any, tmp_path: Path) -> None:
+    deep = reported().model_copy(update={"sites": [row("stem")] * 180})
+    (tmp_path / "deep.html").write_text(render_html(deep), encoding="utf-8")
+    strips = opened(chromium, tmp_path / "deep.html", 400).page.locator(".blocks")
+    assert strips.evaluate_all("all => all.map(s => s.scrollWidth - s.clientWidth)") == [0, 0]
 
 
 def test_warnings_stand_before_everything_else(shown: Opened) -> None:
