@@ -63,9 +63,16 @@ def shape_text(*shapes: Iterable[int]) -> str:
     return ", ".join("x".join(map(str, shape)) or "a scalar" for shape in shapes)
 
 
-def some_of(names: Sequence[str], most: int, more: str = "more") -> str:
-    """The first names, and how many follow: ``a, b and 3 more``."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} {more}" if len(names) > most else "")
+def some_of(names: Sequence[str], most: int, what: str = "") -> str:
+    """The first names, and how many follow: ``a, b and 3 more``, or ``and 3 more sites`` where ``what`` is a site."""
+    left = len(names) - most
+    rest = counted(left, f"more {what}") if what else f"{left} more"
+    return ", ".join(names[:most]) + (f" and {rest}" if left > 0 else "")
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 site``, ``2 sites``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def check_words(words: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from convrewrite.targets import (
     save_profile,
     target_of,
 )
-from convrewrite.values import PROBE_SECONDS
+from convrewrite.values import PROBE_SECONDS, counted
 
 PROFILED = (
     "A model, whose options are timed here; or a folder of graphs that --graphs wrote, which takes no torch to time."
@@ -61,7 +61,7 @@ def bench(
         for c in comparisons
     ]  # fmt: skip
     say(table(("runtime", "A", "B", "B / A", "quartiles", "speed-up"), rows, "lrrrrr"))
-    say(f"input {shapes_of(inputs)}, {asked.threads} thread(s), median of {asked.rounds} interleaved rounds")
+    say(f"input {shapes_of(inputs)}, {counted(asked.threads, 'thread')}, median of {asked.rounds} interleaved rounds")
     for note in notes:
         say(f"Note: {note}")
 

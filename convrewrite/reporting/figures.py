@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from convrewrite.reporting.report import Change, LatencyChange, OutputFidelityRow, ParityRow, Report, SiteRow
-from convrewrite.values import beside, shape_text
+from convrewrite.values import beside, counted, shape_text
 from convrewrite.worst import Worst
 
 NOT_MEASURED = "not measured"
@@ -60,8 +60,10 @@ def duration(seconds: float) -> str:
 
 
 def times(ratio: float) -> str:
-    """A ratio, after over before: ``0.38x``."""
-    return f"{ratio:.2f}x" if ratio >= 0.095 or ratio == 0 else f"{ratio:.3f}x"
+    """A ratio, after over before: ``0.38x``; nothing alone is ``0.00x``."""
+    if ratio >= 0.095 or ratio == 0:
+        return f"{ratio:.2f}x"
+    return f"{ratio:.3f}x" if ratio >= 0.0005 else f"{ratio:.1g}x"
 
 
 def cell(value: float | None, form: str | Callable[[float], str], otherwise: str = "") -> str:
@@ -243,8 +245,7 @@ def export_sentences(report: Report) -> list[str]:
     return [
         "; ".join(
             (
-                f"{row.name}: {row.package}"
-                + (f", run on {_counted(row.examples, 'example')}" if row.examples else ""),
+                f"{row.name}: {row.package}" + (f", run on {counted(row.examples, 'example')}" if row.examples else ""),
                 *row.notes,
                 *([row.refused] if row.refused else []),
             )
@@ -296,13 +297,16 @@ def headline(report: Report) -> str:
     """What was done and what it saved, in one or two sentences; only measured numbers."""
     rewritten = sum(site.action == "rewritten" for site in report.sites)
     if not rewritten:
-        return f"{report.model} was left as it is: none of its {len(report.sites)} convolution sites was rewritten."
+        which = f"none of its {len(report.sites)} convolution sites was"
+        if len(report.sites) == 1:
+            which = "its one convolution site was not"
+        return f"{report.model} was left as it is: {which} rewritten."
     totals = report.totals
     saved = f"{times(totals.macs.ratio)} of its MACs and {times(totals.parameters.ratio)} of its parameters"
     latency = totals.onnx_latency_seconds
     name = latency_name(report)
     speed = f"{times(latency.ratio)} of its {name}" if latency else f"its {name} was {NOT_MEASURED}"
-    sites = f"{rewritten} of {len(report.sites)} convolution sites rewritten"
+    sites = f"{rewritten} of {counted(len(report.sites), 'convolution site')} rewritten"
     if report.useless:
         return f"{report.model} does not compute the same any more. {_fidelity_sentence(report)} {sites}: {saved}; {speed}."
     return f"{report.model}, {sites}: {saved}; {speed}. {_fidelity_sentence(report)}"
@@ -322,7 +326,7 @@ def _fidelity_sentence(report: Report) -> str:
 
 def fidelity_basis(report: Report) -> str:
     """What fidelity was measured on, with the number of examples."""
-    basis, number = str(report.fidelity_basis), _counted(report.fidelity_examples, "example")
+    basis, number = str(report.fidelity_basis), counted(report.fidelity_examples, "example")
     return basis if str(report.fidelity_examples) in basis.split() else f"{basis} ({number})"
 
 
@@ -341,7 +345,7 @@ def recovered_sentences(report: Report) -> list[str]:
     found = report.recovered
     if found is None:
         return []
-    on = f"on {_counted(found.held_out, 'held-out input')}"
+    on = f"on {counted(found.held_out, 'held-out input')}"
     if found.unchanged:
         what = f"Nothing was better than what came in, which is returned unchanged: held-out effect {found.before:.3g} {on}."
     else:
@@ -349,7 +353,7 @@ def recovered_sentences(report: Report) -> list[str]:
     how = ", ".join(
         f"{name} {value if isinstance(value, str) else format(value, 'g')}" for name, value in found.settings.items()
     )
-    run = f"{_counted(found.steps, 'step')} in {found.minutes:.1f} min on {_counted(found.trained_on, 'input')}: {how}."
+    run = f"{counted(found.steps, 'step')} in {found.minutes:.1f} min on {counted(found.trained_on, 'input')}: {how}."
     return [what, run, *([f"Ended early: {found.ended}."] if found.ended else [])]
 
 
@@ -364,8 +368,8 @@ def environment_sentence(report: Report) -> str:
     versions = [f"convrewrite {report.tool_version}", f"Python {environment.python}", f"torch {environment.torch}"]
     for name, version in (("onnx", environment.onnx), ("onnxruntime", environment.onnxruntime)):
         versions += [f"{name} {version}"] if version else []
-    machine = f"{environment.platform}, {environment.cpu}, {_counted(environment.cores, 'core')}"
-    return f"{', '.join(versions)}; {machine}; {_counted(report.threads, 'thread')}, seed {report.seed}"
+    machine = f"{environment.platform}, {environment.cpu}, {counted(environment.cores, 'core')}"
+    return f"{', '.join(versions)}; {machine}; {counted(report.threads, 'thread')}, seed {report.seed}"
 
 
 def latency_sentence(report: Report) -> str:
@@ -373,7 +377,7 @@ def latency_sentence(report: Report) -> str:
     if report.totals.onnx_latency_seconds is None and report.totals.torch_latency_seconds is None:
         return ""
     return (
-        f"Latencies are of one input with {_counted(report.threads, 'thread')}. Their ratio is the median over paired, "
+        f"Latencies are of one input with {counted(report.threads, 'thread')}. Their ratio is the median over paired, "
         "interleaved rounds, not the quotient of the two columns before it."
     )
 
@@ -386,7 +390,3 @@ def calls(number: int) -> str:
 def joined(names: Sequence[str]) -> str:
     """Names in a row, or ``none``."""
     return ", ".join(names) or "none"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

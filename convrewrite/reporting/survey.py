@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from convrewrite.reporting import figures
 from convrewrite.reporting.page import Cell, Tile
 from convrewrite.reporting.report import AnalysisRow
+from convrewrite.values import counted
 
 ANALYSIS_COLUMNS = (
     ("#", True), ("site", False), ("kind", False), ("geometry", False), ("parameters", True), ("MACs", True), ("share", True),
@@ -63,7 +64,7 @@ def survey_of(rows: Sequence[AnalysisRow]) -> Survey:
 
 def _survey_tiles(rows: Sequence[AnalysisRow], macs: int, parameters: int, reach: Sequence[Reach]) -> tuple[Tile, ...]:
     tiles = [
-        Tile(figures.count(macs), "MACs in convolutions", f"{len(rows)} sites, for one example"),
+        Tile(figures.count(macs), "MACs in convolutions", f"{counted(len(rows), 'site')}, for one example"),
         Tile(figures.count(parameters), "parameters in convolutions", "with their biases"),
     ]
     if reach:

@@ -85,7 +85,7 @@ def few_positions(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
     ]
     if not few:
         return ()
-    named = some_of([f"{name} ({positions} for {unknowns})" for name, positions, unknowns in few], NAMED, "more sites")
+    named = some_of([f"{name} ({positions} for {unknowns})" for name, positions, unknowns in few], NAMED, "site")
     return (
         f"fewer than {ENOUGH_POSITIONS} positions per unknown to fit on at {named}: what was fitted there may not hold "
         "for other inputs; give more calibration inputs",
@@ -101,9 +101,7 @@ def overfitted(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
     ]
     if not found:
         return ()
-    named = some_of(
-        [f"{name} ({percent(fit)} against {percent(error)})" for name, fit, error in found], NAMED, "more sites"
-    )
+    named = some_of([f"{name} ({percent(fit)} against {percent(error)})" for name, fit, error in found], NAMED, "site")
     return (
         "overfitted, which is a smaller output error on the inputs that were fitted on than on held-out ones, at "
         f"{named}: more calibration inputs would help there most",

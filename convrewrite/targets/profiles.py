@@ -19,6 +19,7 @@ from convrewrite.json_texts import each_key_once
 from convrewrite.machine import processor
 from convrewrite.targets.interleaving import framed_seconds, whole_seconds
 from convrewrite.targets.target import Compiled, Program, Target
+from convrewrite.values import counted
 
 OTHER = "another file with -o"
 
@@ -69,7 +70,7 @@ class Profile:
 
     def describe(self) -> str:
         """As in a note of a report."""
-        return f"{self.runtime} {self.version} on {self.processor}, {self.threads} thread(s)"
+        return f"{self.runtime} {self.version} on {self.processor}, {counted(self.threads, 'thread')}"
 
     def to_json(self) -> str:
         """The text of a file of timings; what cannot run is null there."""

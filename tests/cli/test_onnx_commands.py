@@ -139,7 +139,7 @@ def test_bench_times_the_files(place: Path, out: Path) -> None:
     ran = call("bench", place / "net.onnx", out, "--rounds", 3)
     assert ran.code == 0, ran.err
     assert "onnxruntime" in ran.out.split()
-    assert "input 1x3x16x16, 1 thread(s), median of 3 interleaved rounds" in ran.said
+    assert "input 1x3x16x16, 1 thread, median of 3 interleaved rounds" in ran.said
 
 
 @pytest.mark.parametrize("given", [

@@ -14,6 +14,7 @@ from convrewrite.reporting.markdown import render_markdown
 from convrewrite.reporting.report import (
     Asked,
     CalibrationSummary,
+    Change,
     ExportRow,
     LatencyChange,
     OutputFidelityRow,
@@ -22,8 +23,10 @@ from convrewrite.reporting.report import (
     Reached,
     RecoveredSummary,
     Report,
+    Totals,
 )
 from convrewrite.reporting.text import render_text
+from convrewrite.values import some_of
 
 LATENCY = LatencyChange(before=2.0, after=1.0, ratio=0.5, quartiles=(0.4, 0.6))
 OF_NUMBERS = OutputFidelityRow(name="boxes", relative_error=0.021)
@@ -65,9 +68,19 @@ def test_a_part_that_misses_what_was_asked_is_told_from_it() -> None:
     assert [told(part) for part in (0.2497, 0.25, 0.2504, 0.31)] == ["0.25x", "0.25x", "0.2504x", "0.31x"]
 
 
+def test_of_one_there_is_no_plural() -> None:
+    cost = Change(before=10, after=10)
+    alone = bare(sites=(kept(parameters_before=5, parameters_after=5),), totals=Totals(parameters=cost, macs=cost))
+    assert figures.headline(alone) == "net.pt was left as it is: its one convolution site was not rewritten."
+    assert "<summary>1 site</summary>" in render_summary(alone) and "1 of 1 site<" in render_html(alone)
+    assert (
+        some_of(["a", "b"], 1, "site") == "a and 1 more site" and some_of(["a"] * 3, 1, "site") == "a and 2 more sites"
+    )
+
+
 def test_parts_of_little_and_of_nothing() -> None:
-    assert [figures.times(ratio) for ratio in (0.0, 0.0014, 0.0949, 0.095, 1.0)] == [
-        "0.00x", "0.001x", "0.095x", "0.10x", "1.00x",
+    assert [figures.times(ratio) for ratio in (0.0, 0.0004, 0.0014, 0.0949, 0.095, 1.0)] == [
+        "0.00x", "0.0004x", "0.001x", "0.095x", "0.10x", "1.00x",
     ]  # fmt: skip
 
 

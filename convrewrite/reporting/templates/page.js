@@ -68,7 +68,7 @@
         && (!action || !action.value || row.dataset.action === action.value));
       shown += row.hidden ? 0 : 1;
     }
-    count.textContent = `${shown} of ${rows.length} sites`;
+    count.textContent = `${shown} of ${rows.length} ${rows.length === 1 ? "site" : "sites"}`;
   };
   for (const control of [find, kind, action]) if (control) control.addEventListener("input", filter);
   filter();
