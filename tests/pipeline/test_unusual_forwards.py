@@ -371,3 +371,11 @@ def test_the_wrong_type_of_numbers_is_told() -> None:
     indices = nn.Sequential(nn.Embedding(8, 4), nn.Conv1d(4, 4, 1)).eval()
     with pytest.raises(TraceError, match=r"float32 is not, as x\.long\(\) .*an example, --input FILE\.py:NAME"):
         optimize(indices, torch.zeros(1, 4), [RULE], measure=False)
+
+
+def test_a_model_that_may_hand_on_something_beside_its_graph_is_said_to_be_run_anew() -> None:
+    plain, hooked = Net(), Net()
+    seen: list[Tensor] = []
+    hooked.body.register_forward_hook(lambda _module, _given, found: seen.append(found))
+    told = [[note for note in rewritten(net).report.notes if "beside its graph" in note] for net in (plain, hooked)]
+    assert told[0] == [] and len(told[1]) == 1
