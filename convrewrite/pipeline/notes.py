@@ -36,7 +36,8 @@ def notes_on(
     MACs that a run of the result took."""
     before, after = costs
     return [
-        *work.data.notes, *_lost(work.prepared.traced), *_beside(work.prepared.traced), *measured.notes, *_beyond_its_own(before, work.prepared),
+        *work.data.notes, *_lost(work.prepared.traced), *_beside(work.prepared.traced),
+        *measured.notes, *_beyond_its_own(before, work.prepared),
         *_went_another_way(after, counted), *_nothing_done(outcomes), *_elsewhere(work.settings),
         *([] if exported else [unmeasured(work.prepared.original)]),
     ]  # fmt: skip
@@ -83,8 +84,8 @@ def _beside(traced: Traced) -> list[str]:
     if not traced.stateful:
         return []
     return [
-        "the model may hand something on beside its graph (by a hook, a buffer that it overwrites, a part or function that is not "
-        "torch's): it was run from its beginning for every site, which takes longer"
+        "the model may hand something on beside its graph (by a hook, a buffer that it overwrites, a part or function that is "
+        "not torch's): it was run from its beginning for every site, which takes longer"
     ]
 
 
