@@ -24,7 +24,7 @@ def unforeseen(error: Exception) -> str:
     if isinstance(error, MemoryError) or _NO_MEMORY.search(message_of(error)):
         return (
             f"expected to get by with the memory of this machine, but it is not enough ({text}); "
-            "give smaller inputs (--input), fewer calibration inputs, or a lower --memory"
+            "give smaller inputs (--input), fewer calibration inputs, or a lower --memory where the command has it"
         )
     if isinstance(error, RecursionError):
         return (

@@ -124,7 +124,8 @@ def require_room(where: str, wanted: int, memory: int) -> None:
     if wanted > memory:
         raise CalibrationError(
             f"{where}: the inputs would take {wanted} bytes, the limit is {memory}; "
-            "give fewer or smaller ones, save them as .npy, which is read only where it is needed, or raise --memory"
+            "give fewer or smaller ones, save them as .npy, which is read only where it is needed, or raise --memory "
+            "where the command has it"
         )
 
 

@@ -89,7 +89,10 @@ def test_a_stream_is_read_to_its_end_whether_it_has_a_length_or_not(source: Iter
     "source", [Streamed(), [LEFT[:30], LEFT[30:40]], Refilled()], ids=["stream", "list", "data set"]
 )
 def test_what_comes_bit_by_bit_has_to_fit_into_the_memory_too(source: object) -> None:
-    with pytest.raises(CalibrationError, match=r"the inputs would take .* bytes, the limit is 319; give fewer"):
+    with pytest.raises(
+        CalibrationError,
+        match=r"the inputs would take .* bytes, the limit is 319; give fewer .* or raise --memory where the command has it",
+    ):
         read_calibration(source, EXAMPLE[:1], memory=319)
     assert read_calibration(source, EXAMPLE[:1], memory=COUNT * 8).fitted_on >= 32
 

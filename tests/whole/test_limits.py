@@ -362,7 +362,7 @@ def test_a_pattern_takes_no_longer_for_a_name_that_nearly_matches(tmp_path: Path
 @pytest.mark.parametrize(
     ("error", "part"),
     [
-        (MemoryError(), "it is not enough"),
+        (MemoryError(), "or a lower --memory where the command has it"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "it is not enough"),
         (ImportError("_imaging.so: failed to map segment from shared object"), "it is not enough"),
         (RecursionError("maximum recursion depth exceeded"), "nested too deeply"),
