@@ -291,7 +291,7 @@ def test_bench_compares_all_pairs(place: Path, out: Path) -> None:
     both_torch = call("bench", place / "net.pt", out / "model.pt", *INPUT, "--rounds", 3)
     assert both_torch.code == 0, both_torch.err
     assert {"onnxruntime", "torch"} <= set(both_torch.out.split())
-    assert "input 1x3x16x16, 1 thread(s), median of 3 interleaved rounds" in both_torch.said
+    assert "input 1x3x16x16, 1 thread, median of 3 interleaved rounds" in both_torch.said
     mixed = call("bench", out / "model.onnx", out / "model.onnx", "--rounds", 3)
     assert mixed.code == 0, mixed.err
     assert "onnxruntime" in mixed.out.split()

@@ -116,7 +116,7 @@ def test_optimize_and_verify_with_an_example_and_batches_by_name(place: Path) ->
     assert "on 24 calibration inputs" in on_batches.said
     timed = call("bench", f"{place}/several_inputs.py:tagged", *files, "--rounds", 3)
     assert timed.code == 0, timed.err
-    assert "input 1x3x16x16, 1, 1 thread(s)" in timed.said
+    assert "input 1x3x16x16, 1, 1 thread" in timed.said
 
 
 KEPT = """

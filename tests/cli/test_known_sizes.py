@@ -42,7 +42,7 @@ def test_verify_and_bench_take_the_sizes_of_a_result(place: Path, pair: str) -> 
     files = [place / name for name in pair.split()]
     ran = call("bench", *files, "--rounds", 3)
     assert notes(ran) == [f"{NOTE} {place / 'out' / 'report.json'}"]
-    assert "input 1x3x16x16, 1 thread(s)" in ran.said
+    assert "input 1x3x16x16, 1 thread" in ran.said
     assert f"{NOTE} {place / 'out' / 'report.json'}" in call("verify", *files).said
 
 
