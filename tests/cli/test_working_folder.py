@@ -10,7 +10,7 @@ import torch
 from commands import INPUT, small_network
 
 from convrewrite.__main__ import leave_working_folder
-from convrewrite.pipeline.clusters import _working_folder_apart
+from convrewrite.process import safe_path
 
 LIBRARIES = (
     "accelerate", "dataclasses", "json", "numpy", "onnx", "onnxruntime", "platform", "pydantic", "re", "rich", "sympy", "tomllib",
@@ -62,7 +62,7 @@ def test_processes_that_python_starts_leave_it_alone(tmp_path: Path, monkeypatch
     called_like_libraries(tmp_path, ("json",))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
-    with _working_folder_apart():
+    with safe_path():
         assert subprocess.run([sys.executable, "-c", "import json"], check=False).returncode == 0
     assert not (tmp_path / "ran").exists()
     assert "PYTHONSAFEPATH" not in os.environ
