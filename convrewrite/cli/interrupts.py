@@ -42,8 +42,8 @@ def tells_what_stands(command: Callable[Options, None]) -> Callable[Options, Non
                 command(*args, **options)
                 ignored_from_here()
         except (KeyboardInterrupt, Terminated) as error:
-            stands = _standing(put, before)
-            if state is not None and _saved(state) not in (None, earlier):
+            stands, unfinished = _standing(put, before), _identity(put) == before
+            if unfinished and state is not None and _saved(state) not in (None, earlier):
                 stands = _going_on(stands, state, bool(options.get("resume", True)))
             raise Interrupted(stands, code_of(error)) from error
 
