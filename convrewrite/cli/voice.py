@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -59,6 +59,9 @@ class Voice:
 
 
 _VOICE: ContextVar[Voice | None] = ContextVar("voice", default=None)
+
+_OWN: ContextVar[IO[str] | None] = ContextVar("own", default=None)
+"""Standard output, while what others print goes to the error stream."""
 
 
 def is_quiet() -> bool:
@@ -120,7 +123,7 @@ def spoken(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(*, quiet: bool, verbose: int, **given: Any) -> None:
-        with speaking(quiet, verbose):
+        with speaking(quiet, verbose), apart():
             command(**given)
 
     run.__signature__ = signature.replace(parameters=taken)  # type: ignore[attr-defined]
@@ -128,9 +131,28 @@ def spoken(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+@contextmanager
+def apart() -> Iterator[None]:
+    """Inside the block standard output is the command's own: what others print there, as a model's own code does, goes to the
+    error stream."""
+    own = sys.stdout
+    token = _OWN.set(own)
+    sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout = own
+        _OWN.reset(token)
+
+
+def own_output() -> IO[str]:
+    """Standard output, for the command itself."""
+    return _OWN.get() or sys.stdout
+
+
 def width() -> int:
     """Columns of what is printed: those of a terminal, if that has more than the :data:`~convrewrite.tables.WIDTH` of a pipe."""
-    return max(WIDTH, shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDTH
+    return max(WIDTH, shutil.get_terminal_size().columns) if own_output().isatty() else WIDTH
 
 
 def say(text: str, *, as_it_is: bool = False) -> None:
@@ -138,7 +160,7 @@ def say(text: str, *, as_it_is: bool = False) -> None:
     unless they are of a file that is shown ``as_it_is``."""
     if not is_quiet():
         shown = _encodable(printable(text, keep="\n\t"))
-        typer.echo(shown if as_it_is else shortened(shown, width()))
+        typer.echo(shown if as_it_is else shortened(shown, width()), file=own_output())
 
 
 def say_aside(line: str) -> None:
@@ -161,7 +183,7 @@ def say_json(told: "BaseModel | Sequence[BaseModel]") -> None:
         text = told.model_dump_json(indent=2, by_alias=True)
     if _encoding() != "utf-8":  # JSON is read as UTF-8, of which ASCII is a part
         text = NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)
-    typer.echo(text)
+    typer.echo(text, file=own_output())
 
 
 def _encodable(text: str) -> str:
@@ -172,4 +194,4 @@ def _encodable(text: str) -> str:
 
 def _encoding() -> str:
     """That of standard output, by the name that Python gives it."""
-    return codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name
+    return codecs.lookup(getattr(own_output(), "encoding", None) or "utf-8").name

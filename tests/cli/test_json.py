@@ -68,6 +68,18 @@ def test_a_report_of_infinities_keeps_to_its_schema(place: Path) -> None:
         assert jsonschema.Draft202012Validator(schema).is_valid(found) == holds
 
 
+def test_what_a_models_code_prints_is_no_part_of_the_json(tmp_path: Path) -> None:
+    (tmp_path / "talks.py").write_text(
+        "import torch\nprint('imported')\nclass Net(torch.nn.Sequential):\n    def forward(self, x):\n"
+        "        print('run')\n        return super().forward(x)\n"
+        "def make():\n    print('made')\n    return Net(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 4, 3))\n"
+    )
+    ran = call("analyze", f"{tmp_path / 'talks.py'}:make", "--input", "1x3x8x8", "--json")
+    assert ran.code == 0 and len(json.loads(ran.out)) == 2
+    assert ran.err.splitlines()[:2] == ["imported", "made"]
+    assert call("analyze", f"{tmp_path / 'talks.py'}:make", "--input", "1x3x8x8", "-q").out == ""
+
+
 def test_the_schemas_are_listed() -> None:
     listed = call("schema")
     assert listed.code == 0
