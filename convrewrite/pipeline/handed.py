@@ -83,22 +83,22 @@ def collected(workers: Workers, handed: Sequence[Handed], progress: Progress) ->
     ProcessLostError."""
     beginnings = {one.beginning: position for position, one in enumerate(handed)}
     tasks = [*beginnings, *(task for one in handed for task in one.points)]
-    total, done, found = sum(len(one.frontier.budgets) for one in handed), 0, dict[Any, str]()
+    total, done = sum(len(one.frontier.budgets) for one in handed), 0
+    begun, made = dict[Any, Beginning](), dict[Any, list[Made]]()
     progress("survey", 0, len(handed), f"on {workers.count} workers")
     for task in workers.finished(tasks):
-        found[task] = _result_in(workers.result(task))
+        found = _result_in(workers.result(task))
         if task in beginnings:
-            progress("survey", sum(1 for one in beginnings if one in found), len(handed), "done")
+            begun[task] = Beginning.model_validate_json(found)
+            progress("survey", len(begun), len(handed), "done")
         else:
-            done += len(MADE.validate_json(found[task]))
+            made[task] = MADE.validate_json(found)
+            done += len(made[task])
             progress("points", done, total, f"{done} of {total}")
     return [
         (
-            Beginning.model_validate_json(found[one.beginning]),
-            sorted(
-                (made for task in one.points for made in MADE.validate_json(found[task])),
-                key=lambda made: -made.point.budget,
-            ),
+            begun[one.beginning],
+            sorted((point for task in one.points for point in made[task]), key=lambda point: -point.point.budget),
         )
         for one in handed
     ]

@@ -1,29 +1,16 @@
 """Results side by side."""
 
 from collections.abc import Sequence
-from html import escape
 
 from pydantic import BaseModel, ConfigDict
 
-from convrewrite.escaping import printable
 from convrewrite.reporting import figures
+from convrewrite.reporting.html import rendered
 from convrewrite.reporting.report import Report
 from convrewrite.tables import shortened, table
 from convrewrite.worst import Worst
 
 HEADERS = ("result", "model", "MACs", "param.", "latency", "agreement", "KL", "error", "")
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>Results compared</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>:root {{ color-scheme: light dark; }} body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem; }}
-td, th {{ padding: 0.2rem 0.8rem; text-align: left; border-bottom: 1px solid #8886; }}</style></head>
-<body><h1>Results compared</h1>
-<table><thead><tr>{head}</tr></thead><tbody>
-{rows}
-</tbody></table>
-{notes}</body></html>
-"""
 
 
 class ComparedResult(BaseModel):
@@ -84,10 +71,7 @@ class Compared(BaseModel):
 
     def page(self) -> str:
         """As an HTML page without outside references."""
-        head = "".join(f'<th scope="col">{header}</th>' for header in HEADERS)
-        cells = ("".join(f"<td>{escape(printable(cell))}</td>" for cell in row) for row in self._rows())
-        notes = "".join(f"<p>{escape(printable(note))}</p>\n" for note in self._notes())
-        return _PAGE.format(head=head, rows="\n".join(f"<tr>{row}</tr>" for row in cells), notes=notes)
+        return rendered("compared.html.j2", headers=HEADERS, rows=self._rows(), notes=self._notes())
 
     def _notes(self) -> list[str]:
         """Why results are no success or of no use; and on what fidelity was measured, where that was not the same for all."""

@@ -41,6 +41,7 @@ def test_a_page_has_the_reasons_that_the_terminal_has() -> None:
     compared = Compared.of([("a", result(NOISE, refused="it is slower")), ("b", result(NOISE))])
     assert "a: it is slower" in compared.text() and "<p>a: it is slower</p>" in compared.page()
     assert NOISE not in compared.page()
+    assert "Content-Security-Policy" in compared.page()
 
 
 def test_fidelity_that_was_measured_on_other_inputs_is_told_to_be() -> None:
