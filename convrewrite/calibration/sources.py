@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from convrewrite.calibration.images import SUFFIXES, list_images, read_images
 from convrewrite.errors import CalibrationError, ConvRewriteError
-from convrewrite.escaping import TERMINAL_COLOUR, first_line, message_of
+from convrewrite.escaping import TERMINAL_COLOUR, message_of
 from convrewrite.process import quiet
 from convrewrite.settings import MEMORY
 from convrewrite.stored import Archive, StoredArray, map_array, read_pickle, require_numbers, require_room
@@ -182,7 +182,8 @@ def _reading(path: Path, expected: str) -> Iterator[None]:
     except CalibrationError:
         raise
     except Exception as error:  # a foreign file can make its reader fail in any way
-        reason = TERMINAL_COLOUR.sub("", first_line(error))
+        lines = TERMINAL_COLOUR.sub("", message_of(error)).strip().splitlines()  # a line may hold nothing but colours
+        reason = lines[0] if lines else type(error).__name__
         raise CalibrationError(f"{path}: expected {expected}, but it cannot be read: {reason}") from error
 
 

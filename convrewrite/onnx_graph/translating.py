@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from convrewrite.errors import ModelLoadError, UsageError
+from convrewrite.escaping import one_line
 from convrewrite.inputs import INPUT_NAMES, Inputs, varied
 from convrewrite.modules import Shared
 from convrewrite.onnx_graph.building import Builder, Built
@@ -208,11 +209,10 @@ def _fault(built: Built, checks: Sequence[tuple[Inputs, Values]], scales: Mappin
     except ModelLoadError:
         raise
     except Exception as error:  # onnxruntime's own exceptions share no public base class
-        cause = " ".join(str(error).split())[:300]
         named = some_of(list(built.opaque), NAMED)
         return (
-            f"that what onnxruntime runs of them ({named}) does not run apart from the rest: {cause}; graphs inside of nodes may "
-            "need sizes that are stated in the file: export it with fixed sizes"
+            f"that what onnxruntime runs of them ({named}) does not run apart from the rest: {one_line(error, 300)}; graphs "
+            "inside of nodes may need sizes that are stated in the file: export it with fixed sizes"
         )
     return "otherwise; a node may give other values at every call: take it out, or export the graph again"
 
