@@ -16,7 +16,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -34,7 +34,13 @@ _LOCK = ProcessLock()
 FAKE_TENSORS = "torch._subclasses.fake_tensor"
 """torch's logger of errors while shapes are computed; a forward may catch these itself."""
 
+CALLS = 3
+"""A call draws random numbers if their states are other ones after each of so many. Threads of servers and schedulers draw some
+now and then, as how long to wait; that they do so during three calls of a few milliseconds is not to be expected."""
+
 Patched = Callable[..., Any]
+
+Found = TypeVar("Found")
 
 
 @contextlib.contextmanager
@@ -125,15 +131,16 @@ def safe_path() -> Iterator[None]:
             yield
 
 
-@contextlib.contextmanager
-def nothing_drawn() -> Iterator[None]:
-    """Raises RuntimeError at its end where torch, numpy or Python drew a random number inside; their states are given back."""
-    with random_states_kept():
-        before = _random_states()
-        yield
-        same = _random_states() == before
-    if not same:
-        raise RuntimeError("it draws random numbers")
+def without_draws(call: Callable[[], Found]) -> Found:
+    """What a call gives that draws no random numbers; the states of torch, numpy and Python are given back. Raises RuntimeError
+    for one that draws some. It is made up to ``CALLS`` times, as another thread may draw meanwhile."""
+    for _ in range(CALLS):
+        with random_states_kept():
+            before = _random_states()
+            found = call()
+            if _random_states() == before:
+                return found
+    raise RuntimeError("it draws random numbers")
 
 
 @contextlib.contextmanager

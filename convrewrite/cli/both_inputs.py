@@ -69,8 +69,6 @@ def for_both(first: Network, second: Network, sources: Sources, seed: int, names
     require_calibration(sources)
     known = sizes_of(*names)
     if isinstance(first, OnnxModel) and isinstance(second, OnnxModel):
-        if sources.factory is not None:
-            raise UsageError("--factory: expected a PyTorch model that it builds, found two ONNX graphs; leave it out")
         return _for_files(first, second, sources, seed, known)
     inputs, notes = _for_modules(first, second, sources, seed, known)
     if sources.data is not None:

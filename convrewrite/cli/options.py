@@ -201,6 +201,32 @@ def load(source: str, factory: str | None, trust: bool) -> "Loaded":
     return load_model(source, factory=factory, trust=trust)
 
 
+def runners_of(pair: tuple[str, str], factory: str | None, trust: bool, timeout: float) -> tuple[Any, Any]:
+    """Two models to compare, each a module, or an ONNX file as a callable; the factory is for those that it can build. Raises
+    UsageError where it can build neither."""
+    lacking = [factory if _may_need_factory(source) else None for source in pair]
+    if factory is not None and not any(lacking):
+        raise UsageError(
+            f"--factory: expected a PyTorch model that it builds, found none in {' and '.join(pair)}; leave it out"
+        )
+    first, second = (runner_of(source, own, trust, timeout) for source, own in zip(pair, lacking, strict=True))
+    return first, second
+
+
+def _may_need_factory(source: str) -> bool:
+    """Whether this is no ONNX graph, and no program, which builds its model itself."""
+    from convrewrite.loading import is_program
+
+    return not (Path(source).suffix.lower() == ".onnx" or _came_as_onnx(Path(source)) or is_program(source))
+
+
+def _came_as_onnx(folder: Path) -> bool:
+    """Whether this is a result whose model came as ONNX."""
+    from convrewrite import results
+
+    return (folder / results.ONNX).is_file() and not (folder / "model.pt").is_file()
+
+
 def runner_of(source: str, factory: str | None, trust: bool, timeout: float) -> Any:
     """A module, or an ONNX file as a callable. A result folder gives its model."""
     from convrewrite import results
@@ -214,7 +240,7 @@ def runner_of(source: str, factory: str | None, trust: bool, timeout: float) -> 
             return OnnxModel(path, probe=timeout, trust=trust)
         except VerificationError as error:  # exit code 1 would say that two models differ
             raise ModelLoadError(f"{error}; export it again") from error
-    if (path / results.ONNX).is_file() and not (path / "model.pt").is_file():  # a result whose model came as ONNX
+    if _came_as_onnx(path):
         return runner_of(str(path / results.ONNX), factory, trust, timeout)
     if (path / results.PLAN).is_file() and factory is not None:
         return results.load(path, load(factory, None, trust).model)

@@ -7,7 +7,7 @@ import typer
 
 from convrewrite.cli.expanded import Only, expanded
 from convrewrite.cli.interrupts import tells_what_stands
-from convrewrite.cli.options import AsJson, Comparing, Rules, Sources, Trust, runner_of
+from convrewrite.cli.options import AsJson, Comparing, Rules, Sources, Trust, runners_of
 from convrewrite.cli.progress import progress_bars
 from convrewrite.cli.voice import say, say_json
 from convrewrite.errors import UsageError
@@ -45,7 +45,7 @@ def bench(
     from convrewrite.inputs import shapes_of
     from convrewrite.tables import table
 
-    first, second = (runner_of(source, sources.factory, trust, asked.timeout) for source in (a, b))
+    first, second = runners_of((a, b), sources.factory, trust, asked.timeout)
     both = for_both(first, second, sources, 0, (a, b)).whole_batches()
     inputs, notes = tuple(tensor[: both.batch or 1] for tensor in both.inputs), both.notes
     comparisons = _compared((a, b), (both.first, both.second), inputs, asked)

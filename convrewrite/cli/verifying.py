@@ -7,7 +7,7 @@ import typer
 
 from convrewrite import values
 from convrewrite.cli.expanded import Only, expanded
-from convrewrite.cli.options import AsJson, Comparing, Sources, Trust, runner_of
+from convrewrite.cli.options import AsJson, Comparing, Sources, Trust, runners_of
 from convrewrite.cli.voice import say, say_json
 from convrewrite.errors import UsageError, VerificationError
 
@@ -35,7 +35,7 @@ def verify(
     from convrewrite.reporting import render_verification
 
     calib, limited = sources.data, asked.agreement is not None or asked.error is not None
-    first, second = (runner_of(source, sources.factory, trust, asked.timeout) for source in (a, b))
+    first, second = runners_of((a, b), sources.factory, trust, asked.timeout)
     both = for_both(first, second, sources, asked.seed, (a, b)).whole_batches()
     outcome, relation = pipeline.verify_related(
         both.first, both.second, both.inputs, (a, b), outputs=asked.outputs, representative=calib is not None

@@ -22,7 +22,7 @@ from convrewrite.graph.stateful import keeps_state, writes_unforeseen
 from convrewrite.graph.tracing import Traced, joined, trace
 from convrewrite.inputs import Inputs, enlarged, varied
 from convrewrite.modules import alike, hooked, named_outputs, run
-from convrewrite.process import FAKE_TENSORS, draw_from, nothing_drawn, quiet, random_states_kept
+from convrewrite.process import FAKE_TENSORS, draw_from, quiet, random_states_kept, without_draws
 
 
 def follow(model: nn.Module, inputs: Inputs) -> Traced:
@@ -44,10 +44,8 @@ def follow(model: nn.Module, inputs: Inputs) -> Traced:
 
 def _told_of_its_run(followed: Traced, whole: fx.GraphModule, inputs: Inputs) -> Traced:
     """With what one more run of the whole graph shows of it."""
-    stateful = False
     try:
-        with nothing_drawn():
-            stateful = writes_unforeseen(whole, inputs)
+        stateful = without_draws(partial(writes_unforeseen, whole, inputs))
     except RuntimeError:
         return replace(followed, draws=True)
     return replace(followed, stateful=stateful)

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from convrewrite.graph.arguments import GivenToParts, defaults_of, names_given
 from convrewrite.modules import Operator, Snapshot
-from convrewrite.process import followed, nothing_drawn
+from convrewrite.process import followed, without_draws
 
 FUNCTIONS_OF_EINOPS = ("rearrange", "reduce", "repeat", "einsum", "pack", "unpack", "parse_shape")
 """Those that take tensors."""
@@ -133,9 +133,13 @@ def follow_forward(module: nn.Module, given: Collection[str]) -> fx.GraphModule:
     The parameters of the forward that are not ``given`` take their defaults. What following it raises is passed on; the
     module itself stays as it is. Raises RuntimeError for a forward that draws a random number which would be a constant.
     """
+    return without_draws(functools.partial(_followed_forward, module, given))
+
+
+def _followed_forward(module: nn.Module, given: Collection[str]) -> fx.GraphModule:
     before = Snapshot(module, parameters=False)
     try:
-        with followed(), nothing_drawn():
+        with followed():
             traced, constants = _own_forward(module, given)
             graph = fx.Graph()  # a copy does not know the tracer, which a pickle would name
             graph.output(graph.graph_copy(traced, {}))

@@ -9,13 +9,14 @@ from convrewrite.loading.input_shapes import (
     stated_input_shapes,
 )
 from convrewrite.loading.programs import rebuild
-from convrewrite.loading.user_code import import_object
+from convrewrite.loading.user_code import import_object, is_program
 
 __all__ = [
     "MOST_NUMBERS",
     "Loaded",
     "find_input_shape",
     "import_object",
+    "is_program",
     "load_model",
     "parse_shape",
     "rebuild",

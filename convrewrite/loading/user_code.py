@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -40,6 +41,11 @@ def is_target(text: str) -> bool:
     """Whether a text has the form ``FILE.py:NAME`` or ``pkg.mod:NAME``."""
     where, _, name = text.rpartition(":")
     return bool(where) and name.isidentifier()
+
+
+def is_program(text: str) -> bool:
+    """Whether a text that has this form names no file of a model by it."""
+    return is_target(text) and not os.path.exists(text)
 
 
 def split_target(target: str) -> tuple[str, str]:

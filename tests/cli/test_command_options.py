@@ -79,6 +79,37 @@ def test_a_result_folder_is_its_model_or_with_a_factory_is_rebuilt(place: Path, 
         assert torch.equal(saved(images(2)), rebuilt(images(2)))
 
 
+OWN = """
+import torch
+from torch import nn
+
+class Own(nn.Sequential):
+    pass
+
+def own():
+    torch.manual_seed(0)
+    return Own(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1))
+"""
+
+
+def test_a_factory_is_for_what_is_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own_net.py").write_text(OWN)
+    made = ("own_net.py:own", "--input", "1x3x8x8")
+    said = ("--rule", "separable", "--calib", "weights", "--no-onnx")
+    assert call("optimize", *made, *said, "-o", "out").code == 0
+    for command in ("verify", "bench"):
+        lacking = call(command, *made, "out")
+        assert lacking.code == 3 and "--factory" in lacking.message
+        shown = call(command, "own_net.py:own", "out", *made[1:], "--factory", "own_net.py:own")
+        assert shown.code == 0, shown.err
+        twice = call(command, "own_net.py:own", "own_net.py:own", *made[1:], "--factory", "own_net.py:own")
+        assert twice.code == 2
+        assert twice.message.startswith(
+            "--factory: expected a PyTorch model that it builds, found none in own_net.py:own and"
+        )
+
+
 @pytest.mark.parametrize("calib", [(), ("--calib", "weights")], ids=["none", "weights"])
 @pytest.mark.parametrize("option", [("--std", "1,1,1"), ("--resize", "20x20")], ids=["std", "resize"])
 def test_without_inputs_there_is_nothing_to_normalise(

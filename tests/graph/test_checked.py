@@ -1,7 +1,8 @@
 """A graph that computes something else than its module is dropped, with nothing else lost."""
 
+import random
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from convrewrite import optimize
 from convrewrite.errors import TraceError
+from convrewrite.graph import checked
 from convrewrite.graph.checked import follow
 from convrewrite.graph.sites import find_sites
+from convrewrite.graph.stateful import writes_unforeseen
 from convrewrite.graph.tracing import trace
 
 X = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -233,6 +236,21 @@ def test_ordinary_networks_hand_nothing_on_beside_their_graph(make: Callable[[],
     assert traced.whole is not None
     assert not traced.draws
     assert not traced.stateful
+
+
+def test_another_thread_that_draws_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the threads of a scheduler's worker do, to know how long they wait."""
+    others = [random.random]
+
+    def watched(*given: Any) -> bool:
+        if others:
+            others.pop()()
+        return writes_unforeseen(*given)
+
+    monkeypatch.setattr(checked, "writes_unforeseen", watched)
+    traced = follow(settled(Residual()), (X,))
+    assert traced.whole is not None and not others
+    assert not traced.draws
 
 
 class Asked(nn.Module):

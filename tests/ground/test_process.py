@@ -13,6 +13,7 @@ import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,16 @@ from torch.fx import _symbolic_trace
 
 from convrewrite import RewriteConvolutions, analyze, export, optimize, verify
 from convrewrite.errors import TraceError, UsageError
-from convrewrite.process import at_work, exporting, followed, nothing_drawn, quiet, same_random_numbers, torch_threads
+from convrewrite.process import (
+    CALLS,
+    at_work,
+    exporting,
+    followed,
+    quiet,
+    same_random_numbers,
+    torch_threads,
+    without_draws,
+)
 from convrewrite.runtime.onnx_export import NOISY_LOGGERS
 
 DATA = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -381,7 +391,28 @@ def test_devices_in_use_draw_from_the_seed_too_and_get_their_state_back(on_devic
 
 
 def test_what_is_drawn_on_a_device_is_noticed(on_device: torch.Generator) -> None:
-    with nothing_drawn():
-        pass
-    with pytest.raises(RuntimeError, match="random"), nothing_drawn():
-        torch.rand(1, generator=on_device)
+    assert without_draws(lambda: 3) == 3
+    with pytest.raises(RuntimeError, match="random"):
+        without_draws(lambda: torch.rand(1, generator=on_device))
+
+
+@pytest.mark.parametrize(
+    "draw", [random.random, np.random.rand, partial(torch.rand, 1)], ids=["Python", "numpy", "torch"]
+)
+def test_what_another_thread_draws_is_not_taken_for_the_call_s(draw: Callable[[], object]) -> None:
+    calls = 0
+
+    def call() -> int:
+        nonlocal calls
+        calls += 1
+        if calls < CALLS:
+            thread = threading.Thread(target=draw)
+            thread.start()
+            thread.join()
+        return calls
+
+    before = random.getstate()
+    assert without_draws(call) == CALLS
+    assert random.getstate() == before
+    with pytest.raises(RuntimeError, match="random"):
+        without_draws(draw)
