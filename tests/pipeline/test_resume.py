@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -307,15 +309,28 @@ def short(model: Small, inputs: Tensor) -> dict[str, bytes]:
     return state_bytes(rewritten(model, inputs, fast=True, resume=False).model)
 
 
+@pytest.fixture(scope="module")
+def kept(model: Small, inputs: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a short run keeps."""
+    folder = tmp_path_factory.mktemp("kept")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER_VARIABLE, str(folder))
+        patch.setenv(LIMIT_VARIABLE, "1")
+        rewritten(model, inputs, fast=True)
+    return folder
+
+
 @pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
 def test_whole_entries_that_say_what_cannot_be_are_not_believed(
     model: Small,
     inputs: Tensor,
     short: dict[str, bytes],
+    kept: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     harm: Callable[[Entry], Entry],
 ) -> None:
-    rewritten(model, inputs, fast=True)
+    copytree(kept, tmp_path, dirs_exist_ok=True)
     usual, harmed = ResultCache.get, []
 
     def hostile(self: ResultCache, key: str) -> Entry | None:
