@@ -18,7 +18,7 @@ from convrewrite.loading import import_object
 from convrewrite.meanings import Evaluation, asked_meanings
 from convrewrite.modules import Snapshot, copy_model, preserved, put_on, surroundings_preserved
 from convrewrite.onnx_files import Provenance
-from convrewrite.onnx_graph import exporter_of, graph_inputs, regions_of
+from convrewrite.onnx_graph import exporter_of, graph_inputs, is_graph, regions_of
 from convrewrite.pipeline.at_a_time import examples_at_a_time
 from convrewrite.pipeline.identity import UNTOLD, augmentation_of, identity_of
 from convrewrite.pipeline.keywords import RecoverKeywords, RecoveryExtras, asked_of, signed
@@ -136,6 +136,7 @@ def recover(
     network = _network(came.report, model, example_input, asked.timeout)
     came.plan.require_model(network.model, weights=True)
     _require_gradients(network)
+    _require_written(network, asked)
     with at_work(asked.seed), surroundings_preserved(network.model):
         plan, origin, network = came.plan, place_of_model(network.model), at_home(network)
         original = apply_lifts(network.model, plan.lifted) if plan.lifted else copy_model(network.model)
@@ -180,6 +181,16 @@ def _require_gradients(network: BoundNetwork) -> None:
         raise UsageError(
             f"{network.name}: expected a graph that torch computes throughout, found parts that onnxruntime runs "
             f"({', '.join(regions[:3])}), through which no gradient passes; recover the module that it was exported from"
+        )
+
+
+def _require_written(network: BoundNetwork, asked: Recovery) -> None:
+    """Raise UsageError where weights would be trained that cannot be written: into an ONNX graph only rewritten convolutions are
+    put back."""
+    if asked.everything and is_graph(network.model):
+        raise UsageError(
+            f"{network.name}: expected to train rewritten sites alone, as all else in an ONNX graph stays as it came, found "
+            "--all; leave it out, or recover the module that the graph was exported from"
         )
 
 

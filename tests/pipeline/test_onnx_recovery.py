@@ -54,6 +54,11 @@ def test_a_graph_is_recovered_and_the_new_one_written(place: Path, tmp_path: Pat
     assert again.report.recovered.before == pytest.approx(told.after, rel=1e-3)
 
 
+def test_weights_that_would_not_be_in_the_graph_are_not_trained(place: Path) -> None:
+    with pytest.raises(UsageError, match=r"expected to train rewritten sites alone, .*found --all; leave it out"):
+        convrewrite.recover(place / "out", place / "model.onnx", images(60), epochs=1, everything=True, measure=False)
+
+
 def test_a_graph_that_onnxruntime_runs_a_part_of_is_refused_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
