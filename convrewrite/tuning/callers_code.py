@@ -38,9 +38,9 @@ _BUILT_IN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.Wrappe
 
 
 def code_of(function: Callable[..., object]) -> str | None:
-    """The name of a caller's function, and a hash of its code and of what it holds: defaults, what it encloses, the globals that
-    it names, the arguments of a partial, the state of an object and the attributes of its class. None where something of that
-    cannot be told, as of a generator or a lock."""
+    """The name of a caller's function, and a hash of its code and of what it holds: defaults, attributes, what it encloses, the
+    globals that it names, the arguments of a partial, the state of an object and the attributes of its class. None where something
+    of that cannot be told, as of a generator or a lock."""
     named: Any = function if hasattr(function, "__qualname__") else type(function)
     teller = _Teller()
     try:
@@ -102,6 +102,8 @@ class _Teller:
             self.tell(value.__func__)
         elif isinstance(value, property):
             self._tell_all((value.fget, value.fset))
+        elif isinstance(value, functools.cached_property):
+            self.tell(value.func)
         elif isinstance(value, _BUILT_IN):
             self._add(getattr(value, "__qualname__", value.__name__))
         else:
@@ -113,6 +115,7 @@ class _Teller:
         self._tell_all([written, function.__code__, function.__defaults__, function.__kwdefaults__])
         self._tell_all(cell.cell_contents for cell in function.__closure__ or ())
         if not _installed(function.__code__.co_filename):
+            self.tell(function.__dict__)
             self._tell_all(part for pair in _read_by(function) for part in pair)
 
     def _tell_class(self, made: type) -> None:
@@ -120,7 +123,7 @@ class _Teller:
         if _installed(_file(made)):
             return
         self._tell_all(made.__bases__)
-        methods = (types.FunctionType, staticmethod, classmethod, property)
+        methods = (types.FunctionType, staticmethod, classmethod, property, functools.cached_property)
         for name, value in sorted(vars(made).items()):
             if isinstance(value, methods) or (isinstance(value, _ATTRIBUTE) and not name.startswith("__")):
                 self._tell_all((name, value))

@@ -1,7 +1,7 @@
 """A caller's function is another one where its code differs, or anything that it holds."""
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from threading import Lock
 from types import ModuleType
 from typing import Any
@@ -85,6 +85,21 @@ def of_class(by: float) -> Callable[[Tensor], Tensor]:
     return Scaled(0.0)
 
 
+def attributed(by: float) -> Callable[[Tensor], Tensor]:
+    def multiplied(batch: Tensor) -> Tensor:
+        return batch * multiplied.by  # type: ignore[attr-defined,no-any-return]
+
+    multiplied.by = by  # type: ignore[attr-defined]
+    return multiplied
+
+
+def computed_once(by: float) -> Callable[[Tensor], Tensor]:
+    class Scaled(Slotted):
+        factor = cached_property(lambda _: by)
+
+    return Scaled(0.0)
+
+
 def inherited(by: float) -> Callable[[Tensor], Tensor]:
     class Below(type(of_class(by))):  # type: ignore[misc]
         pass
@@ -109,6 +124,8 @@ MAKERS: dict[str, Callable[[float], Callable[[Tensor], Tensor]]] = {
     "constant of a module": lambda by: reading({"own": module_of(by)}),
     "attribute of a class": of_class,
     "attribute of a base": inherited,
+    "attribute of a function": attributed,
+    "property that is kept": computed_once,
     "remembering": lambda by: Scale(cache(defaulted(by))),
     "lambdas on a line": lambda by: (lambda batch: batch + 1) if by == 1.0 else (lambda batch: batch + 2),
     "generator": lambda by: Scale(np.random.default_rng(int(by))),
