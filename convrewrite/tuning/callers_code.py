@@ -39,8 +39,8 @@ _BUILT_IN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.Wrappe
 
 def code_of(function: Callable[..., object]) -> str | None:
     """The name of a caller's function, and a hash of its code and of what it holds: defaults, attributes, what it encloses, the
-    globals that it names, the arguments of a partial, the state of an object and the attributes of its class. None where something
-    of that cannot be told, as of a generator or a lock."""
+    globals that it names, the arguments of a partial, the state of an object and the attributes of its class. None where some of
+    that cannot be told, as of a generator or a lock."""
     named: Any = function if hasattr(function, "__qualname__") else type(function)
     teller = _Teller()
     try:
