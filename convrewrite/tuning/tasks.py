@@ -93,7 +93,7 @@ def task_of(
     BatchNorms that were folded into them. The two models are moved to that device, in channels-last layout if they run in it.
 
     Raises UsageError where no output can be trained towards, and for labels that are not classes of the model; CalibrationError
-    where there is not a whole batch for each process, of a model that takes no other.
+    where there is not an input for each process, or a whole batch of a model that takes no other.
     """
     layout = _layout(original, tuple(tensor[: given.at_a_time or TRIED] for tensor in given.train))
     for model in (original, rewritten):
@@ -118,15 +118,15 @@ def task_of(
 
 def _batch(given: TrainingInputs, asked: Recovery, processes: Processes) -> int:
     """Examples in a step of all processes together: the same number for each, which is all that some models take."""
-    count, each = len(given.train[0]), given.at_a_time
-    if each is None:
-        return max(processes.count, min(asked.batch, count) // processes.count * processes.count)
-    if count < each * processes.count:
+    count, each = len(given.train[0]), given.at_a_time or 1
+    least = each * processes.count
+    if count < least:
+        taken = f"the model takes {each} at a time and " if each > 1 else ""
         raise CalibrationError(
-            f"data: expected at least {each * processes.count} inputs to train on, as the model takes {each} at a time and there "
-            f"are {processes.count} processes, found {count}; give more, or launch fewer"
+            f"data: expected at least {least} inputs to train on, as {taken}there are {processes.count} processes, found "
+            f"{count}; give more, or launch fewer"
         )
-    return each * processes.count
+    return least if given.at_a_time else max(least, min(asked.batch, count) // least * least)
 
 
 def _require_labels(labels: Tensor, outputs: Mapping[str, Tensor], meanings: Mapping[str, Meaning]) -> None:

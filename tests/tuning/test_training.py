@@ -309,6 +309,14 @@ def test_each_process_gets_as_many_examples_as_a_model_takes(keep_outputs: bool)
         trained(8)
 
 
+def test_each_process_gets_an_example() -> None:
+    given = TrainingInputs.split((torch.randn(2, 3, 6, 6),), None, 0)
+    with pytest.raises(
+        CalibrationError, match="at least 2 inputs to train on, as there are 2 processes, found 1; give"
+    ):
+        task_of(Net().eval(), Net().eval(), {"site": None}, given, MEANING, Recovery(features=0.0), First())
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_gradients_go_between_processes_as_exactly_as_they_are(dtype: torch.dtype) -> None:
     class Two(OneProcess):
