@@ -32,8 +32,15 @@ class ConvChain(nn.Module):
         self.in_channels, self.out_channels = specs[0].in_channels, specs[-1].out_channels
 
     @property
-    def stages(self) -> tuple[nn.Conv2d, ...]:
-        """The convolutions, first to last. Raises TypeError once another module stands in the place of one."""
+    def stages(self) -> tuple[nn.Module, ...]:
+        """The stages, first to last: convolutions, unless other modules have been put in their places."""
+        return tuple(self.children())
+
+    def _convolutions(self) -> tuple[nn.Conv2d, ...]:
+        """The stages; raises TypeError once another module stands in the place of one.
+
+        It is no property: TorchScript reads those of any module, also where it does not use them.
+        """
         found: list[nn.Conv2d] = []
         for name, stage in self.named_children():
             if not isinstance(stage, nn.Conv2d):
@@ -50,7 +57,7 @@ class ConvChain(nn.Module):
     def cost(self, input_size: Size) -> Cost:
         """Parameters, and MACs for one example of this height and width."""
         total = Cost()
-        for stage in self.stages:
+        for stage in self._convolutions():
             spec = ConvSpec.of(stage)
             total += spec.cost([input_size])
             input_size = spec.output_size(input_size)
@@ -59,9 +66,10 @@ class ConvChain(nn.Module):
     def set_numbers(self, kernels: Sequence[Tensor], bias: Tensor | None) -> None:
         """Copy stage kernels, first to last, and the last stage's bias."""
         with torch.no_grad():
-            for stage, kernel in zip(self.stages, kernels, strict=True):
+            stages = self._convolutions()
+            for stage, kernel in zip(stages, kernels, strict=True):
                 stage.weight.copy_(kernel)
-            last = self.stages[-1]
+            last = stages[-1]
             if bias is not None and last.bias is not None:
                 last.bias.copy_(bias)
 

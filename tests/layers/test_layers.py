@@ -250,3 +250,11 @@ def test_a_stage_that_was_replaced_still_takes_part() -> None:
     torch.testing.assert_close(layer(x), expected)
     with pytest.raises(TypeError, match=r"SeparableConv2d: pointwise: expected an nn\.Conv2d, found Sequential"):
         layer.cost(SIZE)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_layer_goes_through_torch_script_after_a_stage_was_replaced() -> None:
+    layer, x = build("separable"), images()
+    layer.pointwise = nn.Sequential(layer.pointwise)
+    torch.testing.assert_close(torch.jit.script(layer)(x), layer(x))
+    torch.testing.assert_close(torch.jit.trace(layer, x)(x), layer(x))
