@@ -25,6 +25,11 @@ from convrewrite.layers.dynamic import (
 )
 from convrewrite.layers.geometry import reversed_margins
 
+# For torch.fx a wrapped function is one node only under the names of files that wrap it themselves.
+torch.fx.wrap("as_batch")
+torch.fx.wrap("as_given")
+torch.fx.wrap("convolve_mixture")
+
 
 class ConcatenatedBranches(nn.ModuleList):
     """``(N, C, H, W)`` -> what every branch makes of it, side by side within each of ``groups`` groups of channels."""

@@ -187,6 +187,14 @@ def test_a_chain_takes_one_example_without_a_batch() -> None:
         torch.testing.assert_close(made(image), made(image[None])[0])
 
 
+def test_a_chain_can_be_followed_by_torch_fx() -> None:
+    layer, structure = dynamic(), discover()["separable"]
+    made = rewritten(layer, structure, options(structure, layer)[0])
+    traced = torch.fx.symbolic_trace(nn.Sequential(made, nn.ReLU()))
+    for x in (images(1), images(3), images(1)[0]):
+        assert torch.equal(traced(x), made(x).relu())
+
+
 def test_anything_but_chains_of_convolutions_is_refused() -> None:
     with pytest.raises(TypeError, match="expected chains of convolutions, found ReLU"):
         DynamicChain.of(dynamic(), nn.ReLU())
