@@ -172,9 +172,10 @@ class DynamicConv2d(nn.Module):
             if layer.bias is not None and source.bias is not None:
                 layer.bias.copy_(source.bias.expand_as(layer.bias))
             if noise > 0:
-                generator = torch.Generator().manual_seed(seed)
+                generator = torch.Generator("cpu").manual_seed(seed)
                 spread = noise * source.weight.std(correction=0)
-                layer.weight.add_(spread * torch.randn(layer.weight.shape, generator=generator).to(layer.weight))
+                drawn = torch.randn(layer.weight.shape, generator=generator, dtype=torch.float32, device="cpu")
+                layer.weight.add_(spread * drawn.to(layer.weight))
         return layer.train(source.training)
 
     def cost(self, input_size: Size) -> Cost:

@@ -235,7 +235,9 @@ def test_the_callers_mode_and_default_device_change_nothing() -> None:
     plain = AsymmetricConv2d.from_conv(source, inputs=x)
     with torch.inference_mode(), torch.device("meta"):
         found = AsymmetricConv2d.from_conv(source, inputs=x.clone())
+        noisy = layers.DynamicConv2d.from_conv(source, noise=0.1)
     assert torch.equal(found.vertical.weight, plain.vertical.weight)
+    assert torch.equal(noisy.weight, layers.DynamicConv2d.from_conv(source, noise=0.1).weight)
 
 
 def test_a_grouped_layer_has_no_more_filters_than_are_exact_unless_told() -> None:
