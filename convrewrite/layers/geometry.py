@@ -3,8 +3,7 @@
 What a constructor or ``from_conv`` refuses is a ``ValueError``, as in ``torch.nn``.
 """
 
-from collections.abc import Callable
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
 from torch import nn
@@ -101,18 +100,40 @@ def require_conv2d(owner: str, conv: nn.Module) -> nn.Conv2d:
         raise ValueError(f"{owner}: expected an nn.Conv2d, found an nn.ConvTranspose2d; TransposedConv2d takes these")
     if not isinstance(conv, nn.Conv2d):
         raise ValueError(f"{owner}: expected an nn.Conv2d, found {type(conv).__name__}")
-    require_own_forward(owner, conv, nn.Conv2d.forward, nn.Conv2d._conv_forward)
+    require_plain(owner, conv)
     return conv
 
 
-def require_own_forward(owner: str, conv: nn.Module, *originals: Callable[..., Any]) -> None:
-    """Raise ValueError for a subclass from outside this package that overrides one of torch's methods."""
-    changed = [f.__name__ for f in originals if getattr(type(conv), f.__name__) is not f]
-    if changed and not type(conv).__module__.startswith("convrewrite.layers"):
+def require_plain(owner: str, conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """Raise ValueError unless the convolution computes what torch's computes, from the numbers that it holds now."""
+    changed = [name for name in ("forward", "_conv_forward") if hasattr(conv, name) and not _is_known(conv, name)]
+    if changed:
         raise ValueError(
             f"{owner}: expected a plain convolution, found {type(conv).__name__}, which has its own {changed[0]}; "
             "build the layer with its constructor and set its weights"
         )
+    for name in ("weight", "bias"):
+        if name in vars(conv) and conv._forward_pre_hooks:  # neither a parameter nor a buffer, nor None
+            raise ValueError(
+                f"{owner}: {name}: expected numbers that stay, found some that a hook computes before every call, which may be "
+                "out of date; let torch.nn.utils.prune.remove, remove_weight_norm or remove_spectral_norm put them in place first"
+            )
+    if nn.parameter.is_lazy(conv.weight):
+        raise ValueError(
+            f"{owner}: weight: expected numbers, found none yet; call the convolution once on an input first"
+        )
+    shape = ConvSpec.of(conv).weight_shape
+    if conv.weight.shape != shape:
+        raise ValueError(
+            f"{owner}: weight: expected {shape} by its attributes, found {tuple(conv.weight.shape)}; set in_channels, "
+            "out_channels, groups and kernel_size to what it is"
+        )
+
+
+def _is_known(conv: nn.Module, name: str) -> bool:
+    """Whether this method is torch's or this package's, in a class of whatever module, and none that was put on the instance."""
+    defined_in = getattr(type(conv), name).__module__
+    return name not in vars(conv) and defined_in.startswith(("torch.nn.modules.conv", "convrewrite.layers"))
 
 
 def geometry_of(conv: nn.Conv2d) -> Geometry:

@@ -5,6 +5,7 @@ import torch
 from layer_cases import build
 from networks import natural, relative
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from convrewrite import layers
 from convrewrite.conv import ConvSpec
@@ -87,6 +88,36 @@ def test_a_subclass_with_a_forward_of_its_own_is_refused() -> None:
 
     with pytest.raises(ValueError, match="found Doubled, which has its own forward"):
         layers.StandardConv2d.from_conv(Doubled(8, 8, 3))
+    patched = conv()
+    patched.forward = patched.forward
+    with pytest.raises(ValueError, match="found Conv2d, which has its own forward"):
+        layers.StandardConv2d.from_conv(patched)
+
+
+def test_a_subclass_that_changes_nothing_is_taken() -> None:
+    class Named(layers.TransposedConv2d):
+        pass
+
+    x = images()
+    source: Any = Named(8, 8, 4, stride=1, dtype=torch.float64)
+    assert torch.equal(layers.TransposedConv2d.from_conv(source)(x), source(x))
+    normed = nn.utils.parametrizations.weight_norm(layers.StandardConv2d(8, 8, dtype=torch.float64))
+    assert torch.equal(layers.StandardConv2d.from_conv(normed)(x), normed(x))
+
+
+def test_numbers_that_may_be_out_of_date_are_refused() -> None:
+    trained, pruned, cut = conv(), conv(), conv()
+    for one in (trained, pruned):
+        prune.l1_unstructured(one, "weight", 0.3)
+    pruned.load_state_dict(trained.state_dict())  # its weight is still that of before
+    with pytest.raises(ValueError, match=r"weight: expected numbers that stay, .*prune\.remove"):
+        SeparableConv2d.from_conv(pruned)
+    cut.weight = nn.Parameter(cut.weight.detach()[:, :1])
+    with pytest.raises(ValueError, match=r"weight: expected \(12, 8, 3, 3\) by its attributes, found \(12, 1, 3, 3\)"):
+        layers.DynamicConv2d.from_conv(cut)
+    lazy: Any = nn.LazyConv2d(8, 3)
+    with pytest.raises(ValueError, match="weight: expected numbers, found none yet; call the convolution once"):
+        layers.StandardConv2d.from_conv(lazy)
 
 
 def test_a_layer_is_itself_a_convolution_to_start_from() -> None:
