@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.conv import ConvSpec, Cost, Size
-from convrewrite.layers.geometry import Device
+from convrewrite.layers.geometry import Device, checked_size
 from convrewrite.layers.single import stage_conv
 from convrewrite.structures import Setting, Structure, stage_specs
 
@@ -55,12 +55,13 @@ class ConvChain(nn.Module):
         return x
 
     def cost(self, input_size: Size) -> Cost:
-        """Parameters, and MACs for one example of this height and width."""
+        """Parameters, and MACs for one example of this height and width; raises ValueError for one too small."""
         total = Cost()
         for stage in self._convolutions():
             spec = ConvSpec.of(stage)
-            total += spec.cost([input_size])
-            input_size = spec.output_size(input_size)
+            size = checked_size(type(self).__name__, spec, input_size)
+            total += spec.cost([size])
+            input_size = spec.output_size(size)
         return total
 
     def set_numbers(self, kernels: Sequence[Tensor], bias: Tensor | None) -> None:

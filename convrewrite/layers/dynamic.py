@@ -18,6 +18,7 @@ from convrewrite.layers.geometry import (
     Device,
     Padding,
     Pair,
+    checked_size,
     checked_spec,
     geometry_of,
     require_conv2d,
@@ -184,7 +185,8 @@ class DynamicConv2d(nn.Module):
         attention = self.in_channels * hidden + hidden * self.kernels
         mixed = self.weight.numel() + (0 if self.bias is None else self.bias.numel())
         parameters = mixed + attention + hidden + self.kernels
-        return Cost(parameters, attention + mixed + self.spec.macs(input_size))
+        size = checked_size(type(self).__name__, self.spec, input_size)
+        return Cost(parameters, attention + mixed + self.spec.macs(size))
 
     def kernels_for(self, x: Tensor) -> Tensor:
         """The kernels ``(N, O, C / groups, kh, kw)`` that the examples of a batch are convolved with."""

@@ -56,7 +56,7 @@ def checked_spec(
     for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
         if channels % groups:
             raise ValueError(f"{owner}: {name}: expected a multiple of groups={groups}, found {channels}")
-    if padding_mode not in PADDING_MODES:
+    if padding_mode not in list(PADDING_MODES):  # a list takes what a dictionary cannot be asked for
         known = ", ".join(PADDING_MODES)
         raise ValueError(f"{owner}: padding_mode: expected one of {known}, found {padding_mode!r}")
     return ConvSpec(
@@ -86,6 +86,16 @@ def checked_pair(owner: str, name: str, value: Pair, smallest: int = 1) -> Size:
     if len(pair) != 2 or not all(isinstance(number, int) and number >= smallest for number in pair):
         raise ValueError(f"{owner}: {name}: expected one or two whole numbers from {smallest}, found {value!r}")
     return (pair[0], pair[1])
+
+
+def checked_size(owner: str, spec: ConvSpec, input_size: Size) -> Size:
+    """A height and width that a convolution takes; raises ValueError for anything else."""
+    size = checked_pair(owner, "input_size", input_size)
+    if min(spec.output_size(size)) < 1:
+        raise ValueError(
+            f"{owner}: input_size: expected planes that {spec.describe()} makes an output of, found {size[0]}x{size[1]}"
+        )
+    return size
 
 
 def reversed_margins(spec: ConvSpec) -> list[int]:

@@ -15,6 +15,7 @@ from convrewrite.layers.geometry import (
     Device,
     Padding,
     Pair,
+    checked_size,
     checked_spec,
     geometry_of,
     require_conv2d,
@@ -72,8 +73,9 @@ class SingleConv2d(nn.Conv2d):
         return _with_numbers_of(source, cls(**geometry_of(source)))
 
     def cost(self, input_size: Size) -> Cost:
-        """Parameters, and MACs for one example of this height and width."""
-        return ConvSpec.of(self).cost([input_size])
+        """Parameters, and MACs for one example of this height and width; raises ValueError for one too small."""
+        spec = ConvSpec.of(self)
+        return spec.cost([checked_size(type(self).__name__, spec, input_size)])
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # As torch has it, and in words that TorchScript compiles.

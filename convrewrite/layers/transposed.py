@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convrewrite.conv import ConvSpec, Cost, PaddingMode, Size
-from convrewrite.layers.geometry import Device, Padding, Pair, checked_pair, checked_spec, require_plain
+from convrewrite.layers.geometry import Device, Padding, Pair, checked_pair, checked_size, checked_spec, require_plain
 
 
 class TransposedConv2d(nn.ConvTranspose2d):
@@ -81,7 +81,8 @@ class TransposedConv2d(nn.ConvTranspose2d):
 
     def cost(self, input_size: Size) -> Cost:
         """Parameters, and MACs for one example of this height and width: one per weight and *input* position."""
-        return ConvSpec.of(self).cost([input_size])
+        spec = ConvSpec.of(self)
+        return spec.cost([checked_size(type(self).__name__, spec, input_size)])
 
     # Without the optional output_size of torch's class, which following with torch.fx would make a constant.
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]

@@ -178,6 +178,7 @@ def test_an_empty_batch_gives_an_empty_output(name: str) -> None:
         ({"padding": "full"}, "padding: expected 'same', 'valid' or numbers, found 'full'"),
         ({"padding": -1}, "padding: expected one or two whole numbers from 0, found -1"),
         ({"padding_mode": "mirror"}, "padding_mode: expected one of zeros, reflect.* found 'mirror'"),
+        ({"padding_mode": ["zeros"]}, r"padding_mode: expected one of zeros, reflect.* found \['zeros'\]"),
         ({"groups": 3}, "in_channels: expected a multiple of groups=3, found 8"),
         ({"groups": 0}, "groups: expected a whole number from 1, found 0"),
     ],
@@ -228,6 +229,16 @@ def test_asymmetric_takes_about_half_the_macs_unless_told_otherwise(order: str, 
     layer = layers.AsymmetricConv2d(64, 96, order=order, **changes)
     whole = SingleConv2d(64, 96, **changes)
     assert layer.cost((64, 64)).macs / whole.cost((64, 64)).macs == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("name", ["standard", "asymmetric", "transposed", "dynamic"])
+def test_no_cost_is_given_for_planes_that_the_layer_does_not_take(name: str) -> None:
+    layer: Any = build(name, kernel_size=5, stride=1, padding=4 if name == "transposed" else 0)
+    with pytest.raises(ValueError, match=r"Conv2d: input_size: expected planes that .* makes an output of, found 1x1"):
+        layer.cost((1, 1))  # two negative extents have a product above zero
+    with pytest.raises(ValueError, match=r"Conv2d: input_size: expected .* whole numbers from 1, found \(0, 9\)"):
+        layer.cost((0, 9))
+    assert layer.cost(11) == layer.cost((11, 11))
 
 
 def test_a_grouped_layer_mixes_only_when_told_to() -> None:
