@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from convrewrite.errors import UsageError
 from convrewrite.folders import made_aside, temporary
@@ -20,6 +23,9 @@ from convrewrite.rules import resolve
 from convrewrite.runtime import Baseline
 from convrewrite.settings import Settings
 from convrewrite.targets import ORIGINAL, Profile, list_graphs
+
+MOST_TOLD = 4096
+"""Most numbers of an input that are written into a list of graphs."""
 
 
 def profile(
@@ -70,7 +76,16 @@ def _write(prepared: Prepared, asked: Settings, folder: Path) -> None:
         exporter = exporter_of(prepared.original)
         exporter.rewritten(prepared.model, prepared.inputs, made / f"{ORIGINAL}.onnx", {})
         one = tuple(tensor[:1] for tensor in prepared.inputs)
-        given = exporter.feed(one if exporter.exports and prepared.batch is None else prepared.inputs)
+        own = one if exporter.exports and prepared.batch is None else prepared.inputs
         groups = [entry.written(made) for entry in to_time(prepared, latency_table_of(prepared, asked))]
-        inputs = [{"shape": list(x.shape), "type": str(x.dtype).removeprefix("torch.")} for x in given]
-        list_graphs(made, groups, inputs, prepared.layout)
+        inputs = [_described(tensor, any(tensor is given for given in own)) for tensor in exporter.feed(own)]
+        list_graphs(made, groups, inputs, prepared.layout, len(own[0]))
+
+
+def _described(tensor: Tensor, of_examples: bool) -> dict[str, Any]:
+    """An input by shape and type; by its numbers too where all examples share them and they are few: as a size that is resized
+    to, they may decide what is computed."""
+    described = {"shape": list(tensor.shape), "type": str(tensor.dtype).removeprefix("torch.")}
+    if of_examples or tensor.numel() > MOST_TOLD:
+        return described
+    return {**described, "values": tensor.flatten().tolist()}

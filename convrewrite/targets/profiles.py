@@ -138,12 +138,18 @@ def is_graphs(folder: Path) -> bool:
 
 
 def list_graphs(
-    folder: Path, groups: Sequence[Mapping[str, Any]], inputs: Sequence[Mapping[str, Any]], model: str
+    folder: Path,
+    groups: Sequence[Mapping[str, Any]],
+    inputs: Sequence[Mapping[str, Any]],
+    model: str,
+    examples: int,
 ) -> None:
     """Write what the graphs in a folder are: of every group the frame, the original and its options, and the shape of their
-    input; the inputs of the whole original, and ``model``, which identifies it."""
-    text = json.dumps({"format": FORMAT, "model": model, "inputs": list(inputs), "groups": list(groups)}, indent=1)
-    (folder / GRAPHS).write_text(text + "\n", encoding="utf-8")
+    input; the inputs of the whole original, the ``examples`` in these, and ``model``, which identifies it."""
+    told = {
+        "format": FORMAT, "model": model, "examples": examples, "inputs": list(inputs), "groups": list(groups),
+    }  # fmt: skip
+    (folder / GRAPHS).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
 def profile_graphs(folder: Path, target: Target, threads: int, rounds: int) -> Profile:
@@ -159,11 +165,14 @@ def profile_graphs(folder: Path, target: Target, threads: int, rounds: int) -> P
         if not _is_current(found["format"]):
             raise ValueError(f"format {found['format']}")
         groups = [(_keys(group["graphs"]), _ones(group["input"])) for group in found["groups"]]
-        inputs = [_ones(entry["shape"], str(entry["type"])) for entry in found["inputs"]]
+        inputs = [_input(entry) for entry in found["inputs"]]
+        examples = found["examples"] if "examples" in found else len(inputs[0])  # as earlier versions wrote it
+        if type(examples) is not int or not 1 <= examples <= MOST_NUMBERS:
+            raise ValueError(f"expected how many examples the inputs hold, found {examples}")
         model = found.get("model")
         if model is not None and not isinstance(model, str):
             raise ValueError("expected a text that tells the model")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, OverflowError, AttributeError, RecursionError) as error:
         raise UsageError(f"{folder / GRAPHS}: expected what `convrewrite profile --graphs` writes: {error}") from error
     parts: dict[str, float] = {}
     with target.at_work(threads):
@@ -182,7 +191,7 @@ def profile_graphs(folder: Path, target: Target, threads: int, rounds: int) -> P
         [speed] = (
             framed_seconds([lambda: unit[0]], unit[1], rounds=rounds, min_seconds=0.01, clock=clock) if unit else [1.0]
         )
-    parts[ORIGINAL] = whole / len(inputs[0])
+    parts[ORIGINAL] = whole / examples
     seconds = {key: speed * part for key, part in parts.items()}
     return Profile(target.name, target.version(), processor()[0], target.block(), threads, seconds, model)
 
@@ -198,12 +207,20 @@ def _first_of(
     return tuple(_Made(folder, key, [ones], target, threads).required() for key in (original, frame))
 
 
+def _input(entry: Mapping[str, Any]) -> Any:
+    """An input of the original: ones, or the numbers that stand there, as they do where all examples share them."""
+    import numpy as np
+
+    ones = _ones(entry["shape"], str(entry["type"]))
+    return np.array(entry["values"], ones.dtype).reshape(ones.shape) if "values" in entry else ones
+
+
 def _ones(shape: Sequence[Any], kind: str = "float32") -> Any:
     """What the graphs run on: their times do not depend on the numbers."""
     import numpy as np
 
     sizes = [size for size in shape if type(size) is int]
-    if not sizes or len(sizes) != len(shape) or min(sizes) < 1 or math.prod(sizes) > MOST_NUMBERS or kind not in TYPES:
+    if len(sizes) != len(shape) or min(sizes, default=1) < 1 or math.prod(sizes) > MOST_NUMBERS or kind not in TYPES:
         raise ValueError(f"expected the shape and type of an input, found {shape} of {kind}")
     return np.ones(sizes, kind)
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from clocks import FalseTimer
@@ -11,7 +12,8 @@ from torch import nn
 
 import convrewrite
 from convrewrite.errors import PlanError, UsageError
-from convrewrite.targets import ORIGINAL, Profile, read_profile, save_profile
+from convrewrite.runtime.latency import ONNXRUNTIME
+from convrewrite.targets import ORIGINAL, Profile, profile_graphs, profiles, read_profile, save_profile
 
 RULES = ["balanced", "separable"]
 
@@ -73,6 +75,27 @@ def test_graphs_tell_their_model(times: Path, tmp_path: Path) -> None:
     assert graphs.code == 0, graphs.err
     model = read_profile(times).model
     assert model is not None and json.loads((tmp_path / "g/graphs.json").read_text())["model"] == model
+
+
+EXPANDED = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (int64[4] s, float[n, 8, 8, 8] x) => (float[n, 8, 8, 8] y) <float[8, 8, 3, 3] w = {WEIGHTS}>
+    { a = Conv<pads = [1, 1, 1, 1]>(x, w)  b = Expand(a, s)  y = Identity(b) }
+"""
+
+
+def test_what_all_examples_share_is_not_one_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its numbers go along, as they may decide what is computed: ones would be another shape here."""
+    text = EXPANDED.replace("WEIGHTS", ", ".join(["0.1"] * 576))
+    onnx.save(onnx.parser.parse_model(text), str(tmp_path / "m.onnx"))
+    shared = torch.tensor([1, 8, 8, 8])
+    convrewrite.profile(tmp_path / "m.onnx", {"x": torch.ones(2, 8, 8, 8), "s": shared}, graphs=tmp_path / "g")
+    told = json.loads((tmp_path / "g/graphs.json").read_text())
+    assert (told["examples"], told["inputs"][0]["values"]) == (2, shared.tolist())
+    assert "values" not in told["inputs"][1]
+    monkeypatch.setattr(profiles, "whole_seconds", lambda *_, **__: 6.0)
+    monkeypatch.setattr(profiles, "framed_seconds", lambda made, *_, **__: [1.0] * len(made))
+    assert profile_graphs(tmp_path / "g", ONNXRUNTIME, 1, 1).seconds[ORIGINAL] == 3.0
 
 
 @pytest.mark.parametrize("seconds", [None, 10**400, 1e300, float("inf")])
