@@ -15,7 +15,7 @@ from convrewrite.records import Record
 from convrewrite.reporting import AnalysisRow, Compared, Report, SweepReport
 from convrewrite.rules import RuleFile
 from convrewrite.runtime import Verification
-from convrewrite.targets import Comparison, Profile
+from convrewrite.targets import Comparison
 from convrewrite.worst import Worst
 
 Number = Annotated[
@@ -124,11 +124,6 @@ class Timings(_Form):
     threads: int
     seconds: dict[str, Number]
     model: str | None = None
-
-    @classmethod
-    def of(cls, found: Profile) -> "Timings":
-        """As it is written."""
-        return cls.model_validate_json(found.to_json())
 
 
 class QuantisedModel(_Form):

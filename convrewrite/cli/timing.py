@@ -9,7 +9,7 @@ from convrewrite.cli.expanded import Only, expanded
 from convrewrite.cli.interrupts import tells_what_stands
 from convrewrite.cli.options import AsJson, Comparing, Rules, Sources, Trust, runners_of
 from convrewrite.cli.progress import progress_bars
-from convrewrite.cli.voice import say, say_json
+from convrewrite.cli.voice import say, say_json, say_json_text
 from convrewrite.errors import UsageError
 from convrewrite.settings import Settings
 from convrewrite.targets import (
@@ -169,9 +169,7 @@ def _profiled(found: Profile, out: Path, as_json: bool, notes: list[str]) -> Non
     """Write the times, and say so."""
     save_profile(found, out)
     if as_json:
-        from convrewrite.cli.json_forms import Timings
-
-        say_json(Timings.of(found))
+        say_json_text(found.to_json().rstrip())  # as ``Timings``, whose module needs torch, which a device has not
         return
     for note in notes:
         say(f"Note: {note}")

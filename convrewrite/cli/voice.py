@@ -181,6 +181,11 @@ def say_json(told: "BaseModel | Sequence[BaseModel]") -> None:
         text = "[" + ",\n".join(value.model_dump_json(indent=2, by_alias=True) for value in told) + "]"
     else:
         text = told.model_dump_json(indent=2, by_alias=True)
+    say_json_text(text)
+
+
+def say_json_text(text: str) -> None:
+    """Print a text that is JSON already."""
     if _encoding() != "utf-8":  # JSON is read as UTF-8, of which ASCII is a part
         text = NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)
     typer.echo(text, file=own_output())

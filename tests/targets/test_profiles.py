@@ -48,9 +48,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--fast",
         "-o",
         str(folder / "t.json"),
+        "--json",
     ]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout) == json.loads((folder / "t.json").read_text())
     return folder
 
 
