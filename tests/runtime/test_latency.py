@@ -125,7 +125,7 @@ def test_a_clock_that_stands_still_is_an_error() -> None:
 
 
 def test_the_clock_is_that_of_the_thread_only_at_one_thread() -> None:
-    for target in (OnnxRuntime(), TorchEager()):
+    for target in (OnnxRuntime(), TorchEager(), OnnxRuntime("cpu"), TorchEager("cpu")):
         assert target.clock(1) is time.thread_time
         assert target.clock(2) is time.perf_counter
     assert OnnxRuntime("cuda").clock(1) is time.perf_counter
