@@ -4,13 +4,13 @@ A forward may return a tensor, a tuple, a list, a dictionary, a dataclass, or an
 compares or exports outputs first makes them a flat ``name -> tensor`` dictionary in one deterministic order.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from convrewrite.errors import TraceError
+from convrewrite.leaves import as_real, leaves_of
 
 ROOT = "output"
 
@@ -44,11 +44,9 @@ def named_outputs(output: object) -> dict[str, Tensor]:
             raise TraceError(
                 f"model output: expected dense tensors, found a {kind} one as {name!r}; return it as .to_dense(), or padded"
             )
-        if tensor.is_complex():
-            tensor = torch.view_as_real(tensor.resolve_conj())
         if name in named:
             raise TraceError(f"model output: two tensors are both named {name!r}; give them distinct keys")
-        named[name] = tensor
+        named[name] = as_real(tensor)
     if not named:
         raise TraceError(
             f"model output: expected at least one tensor, found {type(output).__name__} without any; "
@@ -87,28 +85,4 @@ def _close(a: Tensor, b: Tensor, units: float) -> bool:
 
 
 def _named_leaves(output: object) -> Iterator[tuple[str, object]]:
-    return iter(output.items()) if isinstance(output, NamedOutputs) else _leaves(ROOT, output)
-
-
-def _leaves(name: str, value: object) -> Iterator[tuple[str, object]]:
-    """Everything that is no container, under its name."""
-    parts = None if isinstance(value, Tensor) else _parts(value)
-    if parts is None:
-        yield name, value
-        return
-    for key, part in parts:
-        yield from _leaves(f"{name}.{key}", part)
-
-
-def _parts(value: object) -> list[tuple[str, object]] | None:
-    """The parts of a container under their keys; None for anything else."""
-    # Mapping comes first: the ModelOutput classes of the transformers family are dictionaries and dataclasses at once.
-    if isinstance(value, Mapping):
-        return [(str(key), part) for key, part in value.items()]
-    if is_dataclass(value) and not isinstance(value, type):
-        return [(field.name, getattr(value, field.name)) for field in fields(value)]
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return [(str(key), part) for key, part in zip(value._fields, value, strict=True)]
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [(str(index), part) for index, part in enumerate(value)]
-    return None
+    return iter(output.items()) if isinstance(output, NamedOutputs) else leaves_of(output, ROOT)

@@ -22,6 +22,7 @@ from unframed import unframed
 import convrewrite
 from convrewrite.conv import ConvSpec
 from convrewrite.errors import ExportError, UsageError, VerificationError
+from convrewrite.modules.outputs import named_outputs
 from convrewrite.runtime.exporting import TorchExporter
 from convrewrite.runtime.latency import compare_programs, time_graphs, time_options
 from convrewrite.runtime.option_graphs import OptionGraph, conv_graph, option_program
@@ -327,3 +328,24 @@ def test_many_modules_of_one_class_stay_compiled_side_by_side() -> None:
         ran.clear()
         assert [run()[0].tolist() for run in runs] == [[factor, factor] for factor in range(12)]
     assert len(ran) == 12
+
+
+@dataclass
+class Heads:
+    scores: torch.Tensor
+    others: dict[str, torch.Tensor]
+
+
+class TwoHeads(nn.Module):
+    def forward(self, x: torch.Tensor) -> Heads:
+        return Heads(x + 1, {"phases": torch.complex(x, -x).conj()})
+
+
+@pytest.mark.parametrize("kind", ["torch", "torch-compile:eager"])
+def test_modules_give_the_tensors_in_dataclasses(kind: str) -> None:
+    """As outputs are named, so that these are compared with them."""
+    x, target = torch.randn(1, 4), target_of(kind)
+    with target.at_work(1):
+        found = target.compile(Program(module=TwoHeads()), (x,), 1)()
+    expected = named_outputs(TwoHeads()(x)).values()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

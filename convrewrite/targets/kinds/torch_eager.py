@@ -95,7 +95,8 @@ def placed(module: Any, inputs: Sequence[Any], device: str, made: Callable[[Any]
     """A module called on inputs, both on this device, or where they are; ``made`` turns it into what is called. One that works on
     its inputs in place, as a call of it shows, gets copies."""
     import torch
-    from torch.utils._pytree import tree_leaves
+
+    from convrewrite.leaves import as_real, leaves_of
 
     here = [x if isinstance(x, torch.Tensor) else torch.from_numpy(x) for x in inputs]
     if device:
@@ -108,7 +109,7 @@ def placed(module: Any, inputs: Sequence[Any], device: str, made: Callable[[Any]
     def run() -> Sequence[Any]:
         output = call(*(here if stay else [x.clone() for x in here]))
         wait()
-        return [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+        return [as_real(leaf) for _, leaf in leaves_of(output, "output") if isinstance(leaf, torch.Tensor)]
 
     return run
 
