@@ -43,6 +43,9 @@ PROTOBUF_LIMIT = 2**31
 GRAPH_ALLOWANCE = 2**26
 """Bytes kept free below the limit for the graph itself."""
 
+DRAFT = "model.onnx"
+"""Name of a file in the making: torch's exporter and onnx write text where another suffix, as ``.json``, seems to ask for it."""
+
 WITHOUT_CONVOLUTION = frozenset({onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16})
 """Types of numbers for which onnxruntime has no convolution."""
 
@@ -118,14 +121,14 @@ def export(
         stack.enter_context(eval_mode(model))
         stack.enter_context(torch.no_grad())
         names = _output_names(model, example)
-        draft = _Draft(model, names, folder / place_of_file.name, external, opset)
+        draft = _Draft(model, names, folder / DRAFT, place_of_file, external, opset)
         dynamic, reason = _write(draft, example) if free is None else _write_asked(draft, example, free)
-        _name_weights(draft.path)
+        _name_weights(draft.path, place_of_file)
         _stamp(draft.path, metadata)
         _check(draft.path, model, opset)
         check_free_axes(model, draft.path, example, free_axes or ())
         with write_errors(path):
-            place(draft.path, place_of_file)
+            place(draft.path.rename(folder / place_of_file.name), place_of_file)
     if reason is not None:
         notes.append(f"batch size fixed at {examples_in(example)}: {reason}")
     return Exported(path, dynamic, "; ".join([*notes, *_notes(opset, free_axes)]) or None)
@@ -160,6 +163,7 @@ class _Draft:
     model: nn.Module
     names: list[str]
     path: Path
+    place: Path
     external: bool
     opset: int | None
 
@@ -272,7 +276,7 @@ def _write_asked(draft: _Draft, inputs: Inputs, free: tuple[dict[int, str], ...]
 
 def _refuse_full_disk(draft: _Draft, error: Exception) -> None:
     if (reason := disk_full(error, draft.path)) is not None:
-        raise unwritable(draft.path.parents[2] / draft.path.name, reason) from error
+        raise unwritable(draft.place, reason) from error
 
 
 def _export_freed(draft: _Draft, inputs: Inputs, free: tuple[dict[int, str], ...]) -> str | None:
@@ -309,10 +313,10 @@ def input_names(count: int) -> list[str]:
     return ["input"] if count == 1 else [f"input.{index}" for index in range(count)]
 
 
-def _name_weights(path: Path) -> None:
+def _name_weights(path: Path, place_of_file: Path) -> None:
     """Give the weights beside a file a name of their own, so that they never replace those of an earlier file."""
     weights = path.with_name(f"{path.name}.data")  # where torch's exporter writes them
-    name = new_name_of_weights(path)
+    name = new_name_of_weights(place_of_file)
     if not weights.is_file():
         return
     file = onnx.load(str(path), load_external_data=False)

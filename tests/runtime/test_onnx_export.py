@@ -312,6 +312,14 @@ def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path: Path) -> None:
     assert OnnxModel(tmp_path / "real.onnx").input_names == ("input",)
 
 
+def test_a_file_is_onnx_whatever_its_suffix(tmp_path: Path) -> None:
+    """For this one onnx would write text."""
+    model, x = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)
+    export(model, x, tmp_path / "m.json", metadata={"made": "here"})
+    assert OnnxModel(tmp_path / "m.json").metadata["made"] == "here"
+    assert check_parity(model, tmp_path / "m.json", (x,)).passed
+
+
 def test_weights_beyond_the_limit_stand_in_a_second_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_export, "PROTOBUF_LIMIT", onnx_export.GRAPH_ALLOWANCE + 100)
     model = nn.Conv2d(4, 64, 3)
